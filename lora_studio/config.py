@@ -1,0 +1,438 @@
+"""The schema: every setting once, with type, bounds, default, title and description.
+
+The form, the flags of the command line, the check of a YAML file and the table in the documentation are made from these
+models. Names are those of transformers, peft and trl. Nothing else holds a default or a bound.
+"""
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from lora_studio.errors import StudioError
+
+
+def _setting(default: Any, title: str, description: str, *, basic: bool = False, **bounds: Any) -> Any:
+    """A field of the schema; `basic` ones stand in sight on the form, the others are folded."""
+    return Field(default=default, title=title, description=description, json_schema_extra={"basic": basic}, **bounds)
+
+
+class Section(BaseModel):
+    """What all sections share: unknown names are errors, numbers are finite, values never change after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Model(Section):
+    """The base model and how it is loaded."""
+
+    name: str = _setting(
+        "demo",
+        "Base model",
+        "The built-in `demo`, a folder on this machine, or a Hugging Face id such as Qwen/Qwen3-0.6B.",
+        basic=True,
+        min_length=1,
+    )
+    revision: str | None = _setting(
+        None, "Revision", "Branch, tag or commit of a Hub model; empty means its main branch."
+    )
+    quantization: Literal["none", "8bit", "4bit"] = _setting(
+        "none",
+        "Quantization",
+        "4bit (QLoRA, NF4 with double quantization) needs about a quarter of the memory for the base's weights.",
+        basic=True,
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = _setting(
+        "auto", "Precision", "auto takes bfloat16 where the device has it, else float16, else (CPU) float32."
+    )
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = _setting(
+        "auto", "Attention", "auto takes FlashAttention 2 where it is installed, else PyTorch's own (sdpa)."
+    )
+
+
+class Data(Section):
+    """What is trained on and how a row becomes tokens."""
+
+    train_file: str = _setting(
+        "pirate",
+        "Training data",
+        "A file (JSON, JSONL, CSV, Parquet, text) or the name of a data set that comes with the studio.",
+        basic=True,
+        min_length=1,
+    )
+    validation_file: str | None = _setting(
+        None,
+        "Validation data",
+        "A second file to measure on; empty means that a share of the training data is kept back.",
+    )
+    validation_fraction: float = _setting(
+        0.1,
+        "Validation share",
+        "Share of the rows kept back to measure on when there is no validation file.",
+        ge=0,
+        le=0.9,
+    )
+    split_seed: int = _setting(42, "Split seed", "The same seed keeps the same rows back.", ge=0)
+    max_samples: int | None = _setting(None, "Most rows", "Use at most this many training rows; empty means all.", ge=1)
+    max_eval_samples: int | None = _setting(
+        None, "Most validation rows", "Measure on at most this many rows; empty means all.", ge=1
+    )
+    prompt_style: Literal["auto", "chat", "chatml", "alpaca", "plain"] = _setting(
+        "auto", "Prompt style", "auto is the model's own chat template, or ChatML for a model that has none."
+    )
+    system_prompt: str | None = _setting(
+        None, "System prompt", "Put in front of every row that brings none of its own.", max_length=20_000
+    )
+    enable_thinking: bool | None = _setting(
+        None, "Thinking", "For templates with a thinking switch: on, off, or the template's own default."
+    )
+    max_length: int = _setting(
+        1024,
+        "Longest row",
+        "Tokens a row may have; the data tab shows what a value would cut.",
+        basic=True,
+        ge=8,
+        le=1_048_576,
+    )
+    truncation: Literal["keep_answer", "keep_start", "drop"] = _setting(
+        "keep_answer", "Rows that are too long", "Cut the prompt's start, cut the row's end, or leave the row out."
+    )
+    train_on: Literal["assistant", "last_turn", "all"] = _setting(
+        "assistant", "Trained part", "Every answer, only the last answer, or every token of the row."
+    )
+
+
+class Lora(Section):
+    """The adapter (Hu et al. 2021, arXiv:2106.09685)."""
+
+    r: int = _setting(
+        16, "LoRA rank (r)", "Size of the adapter: more learns more and needs more data.", basic=True, ge=1, le=1024
+    )
+    lora_alpha: int = _setting(
+        32, "LoRA alpha", "Strength of the adapter; its output is scaled by alpha / r.", ge=1, le=4096
+    )
+    lora_dropout: float = _setting(0.05, "LoRA dropout", "Share of the adapter's input left out at random.", ge=0, lt=1)
+    target_modules: str = _setting(
+        "all-linear",
+        "Target modules",
+        "all-linear, attention, or names separated by commas, such as q_proj, v_proj.",
+        min_length=1,
+    )
+    bias: Literal["none", "all", "lora_only"] = _setting("none", "Bias", "Which bias terms are trained as well.")
+    use_rslora: bool = _setting(False, "Rank-stabilized", "Scale by alpha / sqrt(r), which keeps high ranks stable.")
+    use_dora: bool = _setting(False, "DoRA", "Train direction and size apart: often better at low rank, and slower.")
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _join(cls, value: Any) -> Any:
+        return ", ".join(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+
+
+class Training(Section):
+    """The schedule of the run."""
+
+    num_train_epochs: float = _setting(3.0, "Epochs", "How many times every row is seen.", basic=True, gt=0, le=1000)
+    max_steps: int = _setting(
+        -1, "Most steps", "End after this many steps, whatever the epochs say; -1 means no limit.", ge=-1
+    )
+    learning_rate: float = _setting(
+        2e-4,
+        "Learning rate",
+        "Size of a step; 1e-4 to 5e-4 is usual for LoRA, more for tiny models.",
+        basic=True,
+        gt=0,
+        le=1,
+    )
+    per_device_train_batch_size: int = _setting(
+        4, "Rows at once", "Rows that are in memory together on one device.", basic=True, ge=1, le=4096
+    )
+    gradient_accumulation_steps: int = _setting(
+        4,
+        "Accumulation",
+        "Batches added up to one step: effective batch = rows at once x this.",
+        basic=True,
+        ge=1,
+        le=4096,
+    )
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = _setting(
+        "cosine", "Schedule", "How the learning rate falls after the warm-up."
+    )
+    warmup_ratio: float = _setting(
+        0.03, "Warm-up share", "Share of the steps in which the learning rate rises.", ge=0, le=1
+    )
+    weight_decay: float = _setting(0.0, "Weight decay", "Pull of the adapter's weights towards zero.", ge=0, le=1)
+    max_grad_norm: float = _setting(1.0, "Gradient clipping", "Longer gradients are shortened to this length.", gt=0)
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = _setting(
+        "adamw_torch", "Optimizer", "The 8-bit ones need less memory for their state and a CUDA GPU."
+    )
+    packing: bool = _setting(
+        False, "Packing", "Put several short rows into one sequence of the longest length; rows do not see each other."
+    )
+    train_sampling_strategy: Literal["random", "group_by_length"] = _setting(
+        "group_by_length",
+        "Order of rows",
+        "group_by_length puts rows of like length together, which wastes less padding.",
+    )
+    gradient_checkpointing: bool | Literal["auto"] = _setting(
+        "auto", "Gradient checkpointing", "Less memory for more time; auto is on with a GPU and off on the CPU."
+    )
+    seed: int = _setting(42, "Seed", "The same seed, data and machine give the same run.", ge=0)
+    save_strategy: Literal["steps", "epoch", "no"] = _setting(
+        "epoch", "Save checkpoints", "After each epoch, every n steps, or never."
+    )
+    save_steps: int = _setting(500, "Steps between checkpoints", "Only with saving by steps.", ge=1)
+    save_total_limit: int = _setting(
+        2, "Checkpoints kept", "Older ones are deleted; the best one always stays.", ge=1, le=100
+    )
+
+
+class Evaluation(Section):
+    """Measuring on the validation rows while the run goes on."""
+
+    eval_strategy: Literal["epoch", "steps", "no"] = _setting(
+        "epoch", "Evaluate", "After each epoch, every n steps, or never."
+    )
+    eval_steps: int = _setting(500, "Steps between evaluations", "Only with evaluation by steps.", ge=1)
+    per_device_eval_batch_size: int = _setting(
+        8, "Rows at once when evaluating", "Needs less memory than training.", ge=1, le=4096
+    )
+    load_best_model_at_end: bool = _setting(
+        False,
+        "Keep the best",
+        "The finished adapter is the checkpoint with the lowest validation loss, not the last one.",
+    )
+
+
+class Tracking(Section):
+    """What is written down while training."""
+
+    logging_steps: int = _setting(
+        0, "Steps between points", "0 adapts to the run's length, so that every run draws at least 20 points.", ge=0
+    )
+
+
+class Generation(Section):
+    """How answers are made in the chat and in evaluation."""
+
+    max_new_tokens: int = _setting(256, "Longest answer", "Tokens an answer may have.", ge=1, le=131_072)
+    temperature: float = _setting(
+        0.0, "Temperature", "0 always takes the likeliest token; higher is more varied.", ge=0, le=5
+    )
+    top_p: float = _setting(1.0, "Top-p", "Sample from the likeliest tokens that together have this share.", gt=0, le=1)
+    top_k: int = _setting(0, "Top-k", "Sample from this many of the likeliest tokens; 0 means all.", ge=0)
+    repetition_penalty: float = _setting(
+        1.0, "Repetition penalty", "Above 1 makes repeating less likely.", ge=0.5, le=3
+    )
+    seed: int = _setting(42, "Seed", "The same seed gives the same sampled answer.", ge=0)
+
+
+class Config(Section):
+    """A whole run. Every value has a default: an empty mapping is a config."""
+
+    title: str = _setting("", "Name", "What you want to call this run.", basic=True, max_length=120)
+    model: Model = Model()
+    data: Data = Data()
+    lora: Lora = Lora()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+    generation: Generation = Generation()
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting as form, flags and documentation need it. `kind` is int, float, bool, str or choice."""
+
+    path: str
+    kind: str
+    default: Any
+    title: str
+    description: str
+    basic: bool
+    choices: tuple[Any, ...] = ()
+    optional: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+
+    @property
+    def section(self) -> str:
+        return self.path.rpartition(".")[0]
+
+
+def settings() -> Iterator[Setting]:
+    """Every setting in the order of the schema."""
+    for name, info in Config.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            for leaf, field in info.annotation.model_fields.items():
+                yield _describe(f"{name}.{leaf}", field)
+        else:
+            yield _describe(name, info)
+
+
+def _describe(path: str, field: FieldInfo) -> Setting:
+    """Reads kind, choices and bounds off a field's annotation and constraints."""
+    annotation = field.annotation
+    union = get_origin(annotation) in (Union, types.UnionType)
+    parts = [part for part in (get_args(annotation) if union else (annotation,)) if part is not type(None)]
+    optional = union and type(None) in get_args(annotation)
+    choices: list[Any] = []
+    for part in parts:
+        if get_origin(part) is Literal:
+            choices = [*get_args(part), *choices]
+        elif part is bool and (len(parts) > 1 or optional):
+            choices = [*choices, True, False]
+    plain = {bool: "bool", int: "int", float: "float", str: "str"}
+    kind = "choice" if choices else plain[parts[0]]
+    bounds = {type(mark): mark for mark in field.metadata}
+    lowest = bounds[Ge].ge if Ge in bounds else bounds[Gt].gt if Gt in bounds else None
+    highest = bounds[Le].le if Le in bounds else bounds[Lt].lt if Lt in bounds else None
+    extra = field.json_schema_extra
+    basic = bool(extra["basic"]) if isinstance(extra, dict) else False
+    title, about = field.title or path, field.description or ""
+    return Setting(path, kind, field.default, title, about, basic, tuple(choices), optional, lowest, highest)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a config: where, what, and what was found there."""
+
+    path: str
+    message: str
+    found: Any = None
+
+    def __str__(self) -> str:
+        found = "" if self.found is None else f" (found {self.found!r})"
+        return f"{self.path}: {self.message}{found}"
+
+
+class ConfigError(StudioError):
+    """All problems of a config at once."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        noun = "setting is" if len(problems) == 1 else "settings are"
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(f"{len(problems)} {noun} not right:\n{lines}", "Mend these and try again.")
+        self.problems = problems
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """The checked config of a nested mapping. Raises `ConfigError` with every problem."""
+    try:
+        config = Config.model_validate(dict(values))
+    except ValidationError as error:
+        found: dict[str, Problem] = {}
+        for problem in map(_explain, error.errors(include_url=False)):
+            earlier = found.get(problem.path)
+            both = f"{earlier.message}, or {problem.message}" if earlier else problem.message
+            found[problem.path] = Problem(problem.path, both, problem.found)
+        raise ConfigError(list(found.values())) from None
+    problems = list(_contradictions(config))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _explain(item: Any) -> Problem:
+    """A pydantic error in plain words; unknown names get the nearest known one."""
+    known = [setting.path for setting in settings()]
+    location = [str(part) for part in item["loc"]]
+    path = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        names = [*known, *Config.model_fields]
+        near = difflib.get_close_matches(path, names, n=1, cutoff=0.75)
+        leaf = [name for name in known if name.rpartition(".")[2] == location[-1]]
+        leaf += difflib.get_close_matches(location[-1], [name.rpartition(".")[2] for name in known], n=1, cutoff=0.75)
+        guess = (near or leaf)[:1]
+        return Problem(
+            path, "there is no such setting" + (f"; did you mean `{guess[0]}`?" if guess else ""), item["input"]
+        )
+    while path not in known and len(location) > 1:
+        location.pop()
+        path = ".".join(location)
+    return Problem(path, item["msg"][0].lower() + item["msg"][1:], item["input"])
+
+
+def _contradictions(config: Config) -> Iterator[Problem]:
+    """Settings that are right alone and wrong together."""
+    training, evaluation, data = config.training, config.evaluation, config.data
+    measured = data.validation_file is not None or data.validation_fraction > 0
+    if evaluation.load_best_model_at_end and (evaluation.eval_strategy == "no" or not measured):
+        yield Problem("evaluation.load_best_model_at_end", "needs evaluation and validation rows to know the best")
+    elif evaluation.load_best_model_at_end and evaluation.eval_strategy != training.save_strategy:
+        yield Problem(
+            "evaluation.load_best_model_at_end",
+            f"needs saving and evaluating at the same moments, but training.save_strategy is {training.save_strategy}"
+            f" and evaluation.eval_strategy is {evaluation.eval_strategy}",
+        )
+    elif (
+        evaluation.load_best_model_at_end
+        and training.save_strategy == "steps"
+        and training.save_steps % evaluation.eval_steps
+    ):
+        yield Problem(
+            "training.save_steps",
+            f"must be a multiple of evaluation.eval_steps ({evaluation.eval_steps})",
+            training.save_steps,
+        )
+    if training.max_steps == 0:
+        yield Problem("training.max_steps", "must be -1 (no limit) or at least 1", 0)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` on top, section by section."""
+    merged = dict(base)
+    for name, value in over.items():
+        below = merged.get(name)
+        merged[name] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"lora.r": 8} as {"lora": {"r": 8}}."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        section, _, leaf = path.rpartition(".")
+        nested = merge(nested, {section: {leaf: value}} if section else {leaf: value})
+    return nested
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every setting's value by its path."""
+    values = config.model_dump()
+    return {
+        setting.path: values[setting.section][setting.path.rpartition(".")[2]]
+        if setting.section
+        else values[setting.path]
+        for setting in settings()
+    }
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `StudioError` for a missing file, broken YAML or anything but a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudioError(f"There is no file {path}.", "Give the path of a YAML config.") from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise StudioError(f"{path} is not a text file.", "Give the path of a YAML config.") from None
+    except yaml.YAMLError as error:
+        raise StudioError(f"{path} is not valid YAML: {error}", "Check indentation and colons.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise StudioError(
+            f"{path} holds a {type(values).__name__}, not settings.", "A config is `section:` and names below."
+        )
+    return values
+
+
+def to_yaml(config: Config) -> str:
+    """The whole config, defaults included, as YAML that `parse` reads back to the same."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,297 @@
+"""The typed things that happen in a run, their one-line form, and the fold that turns them into a state.
+
+A worker appends events to `events.jsonl`; every view of a run (page, terminal, tests) is `fold` over those lines. Only
+this module knows the line format. A torn last line, as a crash leaves it, is ignored.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+PHASES = ("start", "data", "model", "train", "evaluate", "save")
+FINAL_STATES = ("done", "stopped", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A worker took the run up; a resumed run has one of these for each start."""
+
+    time: float
+    pid: int
+    device: str
+    dtype: str
+    resumed_from_step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStarted:
+    """One of `PHASES` begins; `total` counts `unit` (rows, steps, batches), 0 where it is not known."""
+
+    time: float
+    phase: str
+    total: int = 0
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`done` of the running phase's `total` units are finished."""
+
+    time: float
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataPrepared:
+    """What the model will see: rows after the split, rows refused or dropped, tokens an epoch."""
+
+    time: float
+    train_rows: int
+    validation_rows: int
+    bad_rows: int
+    dropped_rows: int
+    tokens: int
+    trained_tokens: int
+    fingerprint: str
+    prompt_style: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoaded:
+    """The base with its fresh adapter is in memory."""
+
+    time: float
+    parameters: int
+    trainable_parameters: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepLogged:
+    """Means since the last of these; `tokens` counts real (unpadded) tokens of the whole run so far."""
+
+    time: float
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float | None = None
+    token_accuracy: float | None = None
+    tokens: int = 0
+    tokens_per_second: float = 0.0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Loss (nats a trained token) on the validation rows, and other metrics by name."""
+
+    time: float
+    step: int
+    epoch: float
+    loss: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSaved:
+    """`name` is the checkpoint's folder under `checkpoints/`."""
+
+    time: float
+    step: int
+    name: str
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something that does not end the run but that a person should know."""
+
+    time: float
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of a worker's life; `state` is one of `FINAL_STATES`."""
+
+    time: float
+    state: str
+    step: int = 0
+    message: str = ""
+    hint: str = ""
+    seconds: float = 0.0
+
+
+Event = (
+    RunStarted
+    | PhaseStarted
+    | Progress
+    | DataPrepared
+    | ModelLoaded
+    | StepLogged
+    | Evaluated
+    | CheckpointSaved
+    | Warned
+    | Finished
+)
+_TYPES: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        RunStarted,
+        PhaseStarted,
+        Progress,
+        DataPrepared,
+        ModelLoaded,
+        StepLogged,
+        Evaluated,
+        CheckpointSaved,
+        Warned,
+        Finished,
+    )
+}
+
+
+def to_line(event: Event) -> str:
+    """One JSON object and a line feed. Numbers that JSON has no word for (NaN, infinity) become strings."""
+    values = {name: _plain(value) for name, value in dataclasses.asdict(event).items()}
+    return json.dumps({"event": type(event).__name__, **values}, ensure_ascii=False) + "\n"
+
+
+def from_line(line: str) -> Event | None:
+    """The event of a line; None for a torn line or an event of a newer version."""
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(values, dict):
+        return None
+    cls = _TYPES.get(values.pop("event", ""))
+    if cls is None:
+        return None
+    known = {item.name for item in dataclasses.fields(cls)}
+    try:
+        return cls(**{name: _number(value) for name, value in values.items() if name in known})
+    except TypeError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+@dataclass
+class RunState:
+    """All that a view needs of a run. `state` is "queued", "running", "stopping" or one of `FINAL_STATES`.
+
+    "queued" is a run without events; the supervisor says "stopping" while a stop is under way, and "failed" for a
+    worker that vanished.
+    """
+
+    id: str = ""
+    title: str = ""
+    state: str = "queued"
+    created: float = 0.0
+    started: float | None = None
+    finished: float | None = None
+    pid: int | None = None
+    device: str = ""
+    dtype: str = ""
+    phase: str = ""
+    phase_started: float | None = None
+    phase_unit: str = ""
+    phase_done: int = 0
+    phase_total: int = 0
+    step: int = 0
+    total_steps: int = 0
+    epoch: float = 0.0
+    data: DataPrepared | None = None
+    model: ModelLoaded | None = None
+    steps: list[StepLogged] = field(default_factory=list)
+    evaluations: list[Evaluated] = field(default_factory=list)
+    checkpoints: list[CheckpointSaved] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    message: str = ""
+    hint: str = ""
+    seconds: float = 0.0
+    last_event: float | None = None
+    events: int = 0
+
+    @property
+    def final(self) -> bool:
+        """Whether no more events will come unless the run is resumed."""
+        return self.state in FINAL_STATES
+
+    @property
+    def best(self) -> Evaluated | None:
+        """The evaluation with the lowest loss."""
+        return min(self.evaluations, key=lambda evaluation: evaluation.loss, default=None)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time to the last step at the speed of the last twenty logged steps; None before two were logged."""
+        recent = self.steps[-20:]
+        if self.final or len(recent) < 2 or recent[-1].step <= recent[0].step:
+            return None
+        per_step = (recent[-1].time - recent[0].time) / (recent[-1].step - recent[0].step)
+        return max(0.0, (self.total_steps - self.step) * per_step)
+
+
+def fold(events: Iterable[Event], state: RunState | None = None) -> RunState:
+    """Applies events in order to `state` (changed in place) or to a new one."""
+    state = state if state is not None else RunState()
+    for event in events:
+        _apply(state, event)
+        state.events += 1
+        state.last_event = event.time
+    return state
+
+
+def _apply(state: RunState, event: Event) -> None:
+    match event:
+        case RunStarted():
+            _restart(state, event)
+        case PhaseStarted():
+            state.phase, state.phase_started, state.phase_unit = event.phase, event.time, event.unit
+            state.phase_done, state.phase_total = 0, event.total
+        case Progress():
+            state.phase_done, state.phase_total = event.done, event.total
+        case DataPrepared():
+            state.data = event
+        case ModelLoaded():
+            state.model = event
+        case StepLogged():
+            state.steps.append(event)
+            state.step, state.total_steps, state.epoch = event.step, event.total_steps, event.epoch
+            if state.phase == "train":
+                state.phase_done, state.phase_total = event.step, event.total_steps
+        case Evaluated():
+            state.evaluations.append(event)
+        case CheckpointSaved():
+            state.checkpoints = [item for item in state.checkpoints if item.name != event.name] + [event]
+        case Warned():
+            state.warnings.append(event.message)
+        case Finished():
+            state.state, state.finished, state.seconds = event.state, event.time, event.seconds
+            state.message, state.hint = event.message, event.hint
+            state.step = max(state.step, event.step)
+
+
+def _restart(state: RunState, event: RunStarted) -> None:
+    """A resumed run forgets what lies behind the checkpoint that it goes on from: those steps are made anew."""
+    state.state, state.pid, state.device, state.dtype = "running", event.pid, event.device, event.dtype
+    state.started = state.started if state.started is not None else event.time
+    state.finished, state.message, state.hint = None, "", ""
+    state.step = event.resumed_from_step
+    state.steps = [item for item in state.steps if item.step <= event.resumed_from_step]
+    state.evaluations = [item for item in state.evaluations if item.step <= event.resumed_from_step]
+    state.checkpoints = [item for item in state.checkpoints if item.step <= event.resumed_from_step]

@@ -1,0 +1,82 @@
+"""Presets: small YAML overlays on the defaults, each holding only what differs and why.
+
+The ones that come with the studio are in `presets/`; a workspace can hold the user's own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_studio.config import Config, merge, nest, parse, read_yaml, to_yaml
+from lora_studio.errors import StudioError
+from lora_studio.workspace import Workspace, safe_name, write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A named overlay; `about` is the first comment of its file."""
+
+    name: str
+    about: str
+    path: Path
+
+    def values(self) -> dict[str, Any]:
+        return read_yaml(self.path)
+
+
+def presets(workspace: Workspace | None = None) -> dict[str, Preset]:
+    """Shipped presets and, over them, those of the workspace, by name."""
+    folders = [Path(__file__).parent.parent / "presets"]
+    if workspace is not None and workspace.presets_folder.is_dir():
+        folders.append(workspace.presets_folder)
+    found = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.yaml")):
+            first = path.read_text(encoding="utf-8").partition("\n")[0]
+            found[path.stem] = Preset(path.stem, first.lstrip("# ").strip() if first.startswith("#") else "", path)
+    return found
+
+
+def resolve(
+    source: str | None, overrides: Mapping[str, Any] | None = None, workspace: Workspace | None = None
+) -> Config:
+    """The config of a preset's name or a YAML file's path (None: the defaults), with overrides by path on top.
+
+    Raises `StudioError` where there is neither, `ConfigError` with every problem of the values.
+    """
+    values: dict[str, Any] = {}
+    if source is not None:
+        known = presets(workspace)
+        if source in known:
+            values = known[source].values()
+        elif Path(source).suffix in (".yaml", ".yml") or Path(source).is_file():
+            values = read_yaml(Path(source))
+        else:
+            raise StudioError(
+                f"{source!r} is neither a preset nor a YAML file.", f"Presets are: {', '.join(sorted(known))}."
+            )
+    return parse(merge(values, nest(overrides or {})))
+
+
+def save_preset(workspace: Workspace, name: str, config: Config, about: str = "") -> Preset:
+    """Keeps what differs from the defaults under a name in the workspace."""
+    default, chosen = yaml.safe_load(to_yaml(Config())), yaml.safe_load(to_yaml(config))
+    path = workspace.presets_folder / f"{safe_name(name, 'preset')}.yaml"
+    text = yaml.safe_dump(_difference(default, chosen), sort_keys=False, allow_unicode=True)
+    write_atomically(path, f"# {' '.join(about.split()) or name}\n{text}")
+    return Preset(path.stem, about, path)
+
+
+def _difference(default: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in chosen.items():
+        if isinstance(value, Mapping):
+            inner = _difference(default[name], value)
+            if inner:
+                result[name] = inner
+        elif value != default[name]:
+            result[name] = value
+    return result

@@ -1,0 +1,32 @@
+"""What every tab is given: the workspace, the children behind it, and the few components that tabs share."""
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from lora_studio.jobs.client import Session
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Studio:
+    """The running studio. `inspector` reads data with a tokenizer, `chat` holds a model; both start on first use."""
+
+    workspace: Workspace
+    supervisor: Supervisor
+    inspector: Session
+    chat: Session
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Components through which one tab hands something to another.
+
+    `data_file` holds the training data chosen on the data tab ("" for none), `run` the id of the run looked at.
+    A tab sets one of them and `tabs` in the same event; the other tab listens to its `change`.
+    """
+
+    tabs: gr.Tabs
+    data_file: gr.State
+    run: gr.State

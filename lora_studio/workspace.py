@@ -1,0 +1,265 @@
+"""The one folder everything lives in, and the only module that knows the names of files in it.
+
+A workspace holds uploads, runs and drafts. A run is a folder; what is in it is the truth about the run. Files that
+matter are written beside their place and renamed, so that a reader never sees half a file.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_studio.errors import StudioError
+
+DEMO_MODEL = "demo"
+
+
+def demo_folder() -> Path:
+    """Where the built-in model and its data sets are."""
+    return Path(__file__).parent / "demo"
+
+
+def model_source(name: str) -> str:
+    """What a model's name loads from: the built-in model's folder for "demo", else the name (folder, Hub id) itself."""
+    return str(demo_folder() / "model") if name == DEMO_MODEL else os.path.expanduser(name)
+
+
+@dataclass(frozen=True, slots=True)
+class ShippedData:
+    """A data set that comes with the studio; `train` and `heldout` are files."""
+
+    name: str
+    title: str
+    about: str
+    train: Path
+    heldout: Path
+
+
+def shipped_data() -> dict[str, ShippedData]:
+    """The data sets that come with the studio, by the name that stands for their training file in a config."""
+    folder = demo_folder() / "data"
+    table = json.loads((folder / "datasets.json").read_text(encoding="utf-8"))
+    return {
+        name: ShippedData(name, row["title"], row["about"], folder / row["train"], folder / row["heldout"])
+        for name, row in table.items()
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes text so that the file is either the old or the new one, never half, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def safe_name(name: str, fallback: str = "file") -> str:
+    """A file name of letters, digits, dot, dash and underscore, at most 80 long, that can't leave its folder."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name.replace("\\", "/")).name).strip(".-")
+    stem, dot, suffix = plain.rpartition(".")
+    plain = f"{stem[: 79 - len(suffix)]}{dot}{suffix[:20]}" if stem else plain[:80]
+    return plain or fallback
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        """The whole resolved config, written once before the start."""
+        return self.path / "config.yaml"
+
+    @property
+    def facts(self) -> Path:
+        """Versions, seed, creation time and title, written once before the start."""
+        return self.path / "run.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "worker.log"
+
+    @property
+    def worker(self) -> Path:
+        """Process id and start time of the run's worker, written by the launcher."""
+        return self.path / "worker.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def complete(self) -> Path:
+        """Final state and numbers: the last file written."""
+        return self.path / "complete.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.md"
+
+    def checkpoint_folders(self) -> list[Path]:
+        """Checkpoints that are whole (the trainer writes its state last), oldest first."""
+        found = [path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+    def read_facts(self) -> dict[str, Any]:
+        return json.loads(self.facts.read_text(encoding="utf-8"))
+
+
+class Workspace:
+    """Uploads, runs and drafts under one root folder, made where missing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().resolve()
+        for folder in (self.runs_folder, self.uploads_folder, self.logs_folder, self.drafts_folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def find(cls, given: str | None = None) -> "Workspace":
+        """The workspace named, else that of LORA_STUDIO_HOME, else ./workspace."""
+        return cls(Path(given or os.environ.get("LORA_STUDIO_HOME") or "workspace"))
+
+    @property
+    def runs_folder(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def uploads_folder(self) -> Path:
+        return self.root / "uploads"
+
+    @property
+    def logs_folder(self) -> Path:
+        """Logs of session children, which belong to no run."""
+        return self.root / "logs"
+
+    @property
+    def drafts_folder(self) -> Path:
+        """What a person typed and did not send yet: the form, the conversation."""
+        return self.root / "drafts"
+
+    @property
+    def presets_folder(self) -> Path:
+        """Presets that the user saved."""
+        return self.root / "presets"
+
+    @property
+    def queue(self) -> Path:
+        """Ids of the runs that wait for the device, in order."""
+        return self.root / "queue.json"
+
+    def create_run(self, title: str, config_yaml: str, facts: Mapping[str, Any]) -> RunFolder:
+        """A new run folder with its config, named by time, title and four random letters."""
+        for _ in range(10):
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            name = safe_name(title, "run").lower()[:40]
+            run = RunFolder(self.runs_folder / f"{stamp}-{name}-{secrets.token_hex(2)}")
+            try:
+                run.path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            write_atomically(run.config, config_yaml)
+            write_atomically(run.facts, json.dumps({"title": title, "created": time.time(), **facts}, indent=2))
+            return run
+        raise StudioError("No new run folder could be made.", f"Look at {self.runs_folder}.")
+
+    def run(self, run_id: str) -> RunFolder:
+        """The run of that id, of the only id that begins so, or the newest for "last"; StudioError where none is."""
+        runs = self.runs()
+        if run_id == "last" and runs:
+            return runs[0]
+        matches = [run for run in runs if run.id == run_id] or [
+            run for run in runs if run_id and run.id.startswith(run_id)
+        ]
+        if len(matches) == 1:
+            return matches[0]
+        found = "several runs begin so" if matches else "there is no such run"
+        raise StudioError(f"Run {run_id!r}: {found}.", "`lora_studio runs list` shows every run's id.")
+
+    def runs(self) -> list[RunFolder]:
+        """Every run, newest first."""
+        found = [RunFolder(path) for path in self.runs_folder.iterdir() if (path / "run.json").is_file()]
+        return sorted(found, key=lambda run: run.id, reverse=True)
+
+    def delete_run(self, run_id: str) -> None:
+        """Removes a run's folder: first out of sight by a rename, so that no half run is ever listed."""
+        run = self.run(run_id)
+        hidden = run.path.with_name(f".deleted-{run.id}")
+        run.path.rename(hidden)
+        shutil.rmtree(hidden)
+
+    def save_upload(self, source: Path, name: str | None = None) -> Path:
+        """Copies a file into the workspace under a safe name; a different file of that name is never overwritten."""
+        wanted = safe_name(name or source.name)
+        for candidate in _numbered(self.uploads_folder / wanted):
+            if not candidate.exists():
+                shutil.copyfile(source, candidate)
+                return candidate
+            if _same_content(candidate, source):
+                return candidate
+        raise AssertionError("unreachable: _numbered never ends")
+
+    def uploads(self) -> list[Path]:
+        """Uploaded files, newest first."""
+        files = [path for path in self.uploads_folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+        return sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
+
+    def read_draft(self, name: str) -> Any:
+        """What `write_draft` kept under that name; None where nothing (readable) is there."""
+        try:
+            return json.loads((self.drafts_folder / f"{safe_name(name)}.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+
+    def write_draft(self, name: str, value: Any) -> None:
+        """Keeps a JSON value so that a reload or restart brings it back."""
+        write_atomically(self.drafts_folder / f"{safe_name(name)}.json", json.dumps(value, ensure_ascii=False))
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
+    number = 2
+    while True:
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+
+
+def _same_content(first: Path, second: Path, block: int = 1 << 20) -> bool:
+    if first.stat().st_size != second.stat().st_size:
+        return False
+    with first.open("rb") as one, second.open("rb") as two:
+        while chunk := one.read(block):
+            if chunk != two.read(block):
+                return False
+    return True
