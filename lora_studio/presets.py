@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from lora_studio.config import Config, merge, nest, parse, read_yaml, to_yaml
+from lora_studio.config import Config
 from lora_studio.errors import StudioError
+from lora_studio.parsing import merge, nest, parse, read_yaml, to_yaml
 from lora_studio.workspace import Workspace, safe_name, write_atomically
 
 

@@ -1,0 +1,144 @@
+"""From a mapping or a YAML file to a checked config, and back; every problem is told at once.
+
+What the settings are stands in config.py; this module only reads, explains and writes them.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from lora_studio.config import Config, settings
+from lora_studio.errors import StudioError
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a config: where, what, and what was found there."""
+
+    path: str
+    message: str
+    found: Any = None
+
+    def __str__(self) -> str:
+        found = "" if self.found is None else f" (found {self.found!r})"
+        return f"{self.path}: {self.message}{found}"
+
+
+class ConfigError(StudioError):
+    """All problems of a config at once."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        noun = "setting is" if len(problems) == 1 else "settings are"
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(f"{len(problems)} {noun} not right:\n{lines}", "Mend these and try again.")
+        self.problems = problems
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """The checked config of a nested mapping. Raises `ConfigError` with every problem."""
+    try:
+        config = Config.model_validate(dict(values))
+    except ValidationError as error:
+        found: dict[str, Problem] = {}
+        for problem in map(_explain, error.errors(include_url=False)):
+            earlier = found.get(problem.path)
+            both = f"{earlier.message}, or {problem.message}" if earlier else problem.message
+            found[problem.path] = Problem(problem.path, both, problem.found)
+        raise ConfigError(list(found.values())) from None
+    problems = list(_contradictions(config))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _explain(item: Any) -> Problem:
+    """A pydantic error in plain words; unknown names get the nearest known one."""
+    known = [setting.path for setting in settings()]
+    location = [str(part) for part in item["loc"]]
+    path = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        names = [*known, *Config.model_fields]
+        near = difflib.get_close_matches(path, names, n=1, cutoff=0.75)
+        leaf = [name for name in known if name.rpartition(".")[2] == location[-1]]
+        leaf += difflib.get_close_matches(location[-1], [name.rpartition(".")[2] for name in known], n=1, cutoff=0.75)
+        guess = (near or leaf)[:1]
+        return Problem(
+            path, "there is no such setting" + (f"; did you mean `{guess[0]}`?" if guess else ""), item["input"]
+        )
+    while path not in known and len(location) > 1:
+        location.pop()
+        path = ".".join(location)
+    return Problem(path, item["msg"][0].lower() + item["msg"][1:], item["input"])
+
+
+def _contradictions(config: Config) -> Iterator[Problem]:
+    """Settings that are right alone and wrong together."""
+    training, evaluation, data = config.training, config.evaluation, config.data
+    measured = data.validation_file is not None or data.validation_fraction > 0
+    if evaluation.load_best_model_at_end and (evaluation.eval_strategy == "no" or not measured):
+        yield Problem("evaluation.load_best_model_at_end", "needs evaluation and validation rows to know the best")
+    elif evaluation.load_best_model_at_end and evaluation.eval_strategy != training.save_strategy:
+        yield Problem(
+            "evaluation.load_best_model_at_end",
+            f"needs saving and evaluating at the same moments, but training.save_strategy is {training.save_strategy}"
+            f" and evaluation.eval_strategy is {evaluation.eval_strategy}",
+        )
+    elif (
+        evaluation.load_best_model_at_end
+        and training.save_strategy == "steps"
+        and training.save_steps % evaluation.eval_steps
+    ):
+        yield Problem(
+            "training.save_steps",
+            f"must be a multiple of evaluation.eval_steps ({evaluation.eval_steps})",
+            training.save_steps,
+        )
+    if training.max_steps == 0:
+        yield Problem("training.max_steps", "must be -1 (no limit) or at least 1", 0)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` on top, section by section."""
+    merged = dict(base)
+    for name, value in over.items():
+        below = merged.get(name)
+        merged[name] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"lora.r": 8} as {"lora": {"r": 8}}."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        section, _, leaf = path.rpartition(".")
+        nested = merge(nested, {section: {leaf: value}} if section else {leaf: value})
+    return nested
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `StudioError` for a missing file, broken YAML or anything but a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudioError(f"There is no file {path}.", "Give the path of a YAML config.") from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise StudioError(f"{path} is not a text file.", "Give the path of a YAML config.") from None
+    except yaml.YAMLError as error:
+        raise StudioError(f"{path} is not valid YAML: {error}", "Check indentation and colons.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise StudioError(
+            f"{path} holds a {type(values).__name__}, not settings.", "A config is `section:` and names below."
+        )
+    return values
+
+
+def to_yaml(config: Config) -> str:
+    """The whole config, defaults included, as YAML that `parse` reads back to the same."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True, width=120)
