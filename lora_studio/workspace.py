@@ -209,8 +209,12 @@ class Workspace:
 
     def runs(self) -> list[RunFolder]:
         """Every run, newest first."""
-        found = [RunFolder(path) for path in self.runs_folder.iterdir() if (path / "run.json").is_file()]
-        return sorted(found, key=lambda run: run.id, reverse=True)
+        found = []
+        for path in self.runs_folder.iterdir():
+            run = RunFolder(path)
+            if not path.name.startswith(".") and run.facts.is_file():
+                found.append((run.facts.stat().st_mtime_ns, run.id, run))
+        return [run for _, _, run in sorted(found, key=lambda item: item[:2], reverse=True)]
 
     def delete_run(self, run_id: str) -> None:
         """Removes a run's folder: first out of sight by a rename, so that no half run is ever listed."""

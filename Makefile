@@ -1,0 +1,48 @@
+# The ways in. Everything installs into .venv, once: a second call installs nothing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run demo test check format screenshots clean
+
+run: .venv/installed  ## the page on http://127.0.0.1:7860
+	$(BIN)/python app.py
+
+demo: .venv/installed  ## the main job without a browser: train a persona, compare base and adapter
+	$(BIN)/python -m lora_studio.demo
+
+test: .venv/installed-dev chromium  ## everything, browser tests included
+	$(BIN)/python -m pytest
+
+check: .venv/installed-dev  ## format, lint, types and the fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy lora_studio app.py
+	$(BIN)/python -m pytest -q -m "not slow and not real"
+
+format: .venv/installed-dev  ## formats and mends what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+screenshots: .venv/installed-dev chromium  ## every tab at two widths, into screenshots/
+	$(BIN)/python -m tests.screenshots
+
+chromium: .venv/installed-dev
+	@command -v chromium >/dev/null || ( [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && apt-get install -y -qq chromium >/dev/null ) || $(BIN)/playwright install chromium
+.PHONY: chromium
+
+.venv/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "LoRA Studio needs Python 3.11 or newer"'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/installed: .venv/python requirements.txt
+	$(BIN)/pip install -q -r requirements.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(BIN)/pip install -q -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache screenshots

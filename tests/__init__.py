@@ -1,0 +1,1 @@
+"""Tests: small worlds, no network, no GPU; each name is a sentence that the test proves."""

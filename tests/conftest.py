@@ -1,0 +1,30 @@
+"""What all tests share: no network, no telemetry, a workspace of their own, and which optional tests run."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lora_studio.workspace import Workspace
+
+os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False", TOKENIZERS_PARALLELISM="false")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves tests on real files out where the folder that holds them is not named."""
+    if os.environ.get("LORA_STUDIO_REAL"):
+        return
+    real = [item for item in items if item.get_closest_marker("real")]
+    config.hook.pytest_deselected(items=real)
+    items[:] = [item for item in items if not item.get_closest_marker("real")]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "workspace")
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The folder of real tokenizers and data sets (see the README's section on tests)."""
+    return Path(os.environ["LORA_STUDIO_REAL"])
