@@ -1,1 +1,7 @@
 """The page: the only place with gradio. Tabs draw and wire; plain functions think."""
+
+import os
+
+# Before gradio is imported anywhere: it reads these once, and nothing on this page counts or calls home.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000"

@@ -1,0 +1,154 @@
+"""The page as a whole: header, tabs in order, and how it is served.
+
+What a tab shows is the tab's own matter. The page keeps nothing that a reload would lose: closing it touches no run.
+"""
+
+import ipaddress
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import gradio as gr
+
+from lora_studio import hardware
+from lora_studio.errors import StudioError
+from lora_studio.jobs.client import Session
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.ui import chat_tab, data_tab, runs_tab, theme, train_tab
+from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.words import status_line
+from lora_studio.workspace import Workspace
+
+TABS = (
+    ("data", "Data", data_tab.build),
+    ("train", "Train", train_tab.build),
+    ("runs", "Runs", runs_tab.build),
+    ("chat", "Chat", chat_tab.build),
+)
+PASSWORD = "LORA_STUDIO_PASSWORD"
+
+
+def page(studio: Studio) -> gr.Blocks:
+    """The whole page, wired and ready to be served."""
+    with gr.Blocks(title="LoRA Studio", analytics_enabled=False) as demo:
+        gr.HTML(theme.header(hardware.devices()), elem_id="header")
+        status = gr.HTML(status_line(studio.supervisor.runs()), elem_id="status")
+        with gr.Tabs(elem_id="tabs") as tabs:
+            shared = Shared(tabs=tabs, data_file=gr.State(""), run=gr.State(""))
+            for name, label, build in TABS:
+                with gr.Tab(label, id=name, elem_id=f"tab-{name}") as tab:
+                    build(studio, shared)
+                _remember_in_address(tab, name)
+        _keep_status(demo, status, studio)
+        _open_tab_of_address(demo, tabs)
+    return demo
+
+
+def _keep_status(demo: gr.Blocks, status: gr.HTML, studio: Studio) -> None:
+    """The line on the running run, in sight on every tab; sent only when it changes."""
+    shown = gr.State("")
+
+    def refresh(before: str) -> tuple[object, object]:
+        line = status_line(studio.supervisor.runs())
+        return (gr.skip(), gr.skip()) if line == before else (line, line)
+
+    timer = gr.Timer(2)
+    gr.on(
+        [demo.load, timer.tick],
+        refresh,
+        shown,
+        [status, shown],
+        show_progress="hidden",
+        api_visibility="private",
+        trigger_mode="once",
+    )
+
+
+def _remember_in_address(tab: gr.Tab, name: str) -> None:
+    """A reload opens the tab that was open; the address can be kept as a bookmark."""
+    tab.select(None, js=f"() => {{ history.replaceState(null, '', '#{name}'); }}", api_visibility="private")
+
+
+def _open_tab_of_address(demo: gr.Blocks, tabs: gr.Tabs) -> None:
+    asked = gr.Textbox(visible=False)
+
+    def choose(name: str) -> object:
+        return gr.Tabs(selected=name) if name in {tab[0] for tab in TABS} else gr.skip()
+
+    demo.load(choose, asked, tabs, js="() => location.hash.slice(1)", show_progress="hidden", api_visibility="private")
+
+
+def check_exposure(host: str, password: str | None) -> None:
+    """Refuses to listen beyond this machine without a password: whoever reaches the page can run it."""
+    if password or host == "localhost":
+        return
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise StudioError(
+            f"Listening on {host} lets other machines use this one, and no password is set.",
+            f"Set {PASSWORD} in the environment, or listen on 127.0.0.1.",
+        )
+
+
+def launch(workspace: Workspace, host: str = "127.0.0.1", port: int = 7860) -> None:
+    """Serves the page until Ctrl-C or SIGTERM. Runs go on after it ends."""
+    password = os.environ.get(PASSWORD)
+    check_exposure(host, password)
+    studio = Studio(
+        workspace=workspace,
+        supervisor=Supervisor(workspace),
+        inspector=Session(workspace.logs_folder / "inspect.log"),
+        chat=Session(workspace.logs_folder / "chat.log"),
+    )
+    studio.supervisor.start()
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        _serve(page(studio), host, port, _login(password))
+    finally:
+        studio.inspector.close()
+        studio.chat.close()
+        studio.supervisor.close()
+
+
+def _serve(demo: gr.Blocks, host: str, port: int, login: Callable[[str, str], bool] | None) -> None:
+    demo.queue(default_concurrency_limit=16)
+    try:
+        demo.launch(
+            server_name=host,
+            server_port=port,
+            auth=login,
+            theme=theme.theme(),
+            css=theme.CSS,
+            ssr_mode=False,
+            run_history=False,
+            footer_links=[],
+            show_error=True,
+            state_session_capacity=100,
+            share=False,
+            enable_monitoring=False,
+            prevent_thread_lock=True,
+            quiet=True,
+        )
+    except OSError as error:
+        raise StudioError(
+            f"Port {port} on {host} can't be listened on: {error}", "Give another one with --port."
+        ) from error
+    print(f"LoRA Studio is on http://{host}:{port}", flush=True)
+    demo.block_thread()
+
+
+def _login(password: str | None) -> Callable[[str, str], bool] | None:
+    """Any user name with the right password; None where no password is asked for."""
+    if not password:
+        return None
+    return lambda _user, given: secrets.compare_digest(given.encode(), password.encode())
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(0)

@@ -1,0 +1,4 @@
+"""x"""
+import gradio as gr
+def build(studio, shared):
+    gr.Markdown("runs")

@@ -1,0 +1,190 @@
+"""How the page looks: one theme with system fonts, light and dark, and the few rules that Gradio has no setting for.
+
+Holds colours, spacing and the header's markup. Nothing here is fetched from anywhere.
+"""
+
+import gradio as gr
+
+from lora_studio.hardware import Device
+from lora_studio.ui.words import escape, tag
+
+SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
+MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
+
+TEAL = gr.themes.Color(
+    name="studio",
+    c50="#effaf8",
+    c100="#d5f2ed",
+    c200="#aee4dc",
+    c300="#79cfc5",
+    c400="#45b3a8",
+    c500="#22958b",
+    c600="#137a72",
+    c700="#12625d",
+    c800="#134e4b",
+    c900="#13413f",
+    c950="#042625",
+)
+
+
+def theme() -> gr.themes.Base:
+    """Slate and teal on plain surfaces; lines instead of shadows."""
+    return gr.themes.Base(
+        primary_hue=TEAL,
+        secondary_hue=TEAL,
+        neutral_hue=gr.themes.colors.slate,
+        text_size=gr.themes.sizes.text_md,
+        spacing_size=gr.themes.sizes.spacing_md,
+        radius_size=gr.themes.sizes.radius_md,
+        font=SANS,
+        font_mono=MONO,
+    ).set(
+        body_background_fill="#f6f8fa",
+        body_background_fill_dark="#0e141b",
+        background_fill_primary="#ffffff",
+        background_fill_primary_dark="#151d26",
+        background_fill_secondary="#f6f8fa",
+        background_fill_secondary_dark="#111821",
+        block_background_fill="#ffffff",
+        block_background_fill_dark="#151d26",
+        block_border_width="1px",
+        block_border_color="#dde3ea",
+        block_border_color_dark="#263241",
+        border_color_primary="#dde3ea",
+        border_color_primary_dark="#263241",
+        block_shadow="none",
+        block_label_background_fill="transparent",
+        block_label_background_fill_dark="transparent",
+        block_label_border_width="0px",
+        block_label_text_color="#475569",
+        block_label_text_color_dark="#a9b6c6",
+        block_title_text_color="#1e293b",
+        block_title_text_color_dark="#e2e8f0",
+        block_title_text_weight="600",
+        block_info_text_color="#5b6878",
+        block_info_text_color_dark="#93a1b3",
+        body_text_color="#1e293b",
+        body_text_color_dark="#e2e8f0",
+        body_text_color_subdued="#5b6878",
+        body_text_color_subdued_dark="#93a1b3",
+        input_background_fill="#ffffff",
+        input_background_fill_dark="#0f161e",
+        input_border_color="#cbd5e1",
+        input_border_color_dark="#344256",
+        input_border_color_focus="#137a72",
+        input_border_color_focus_dark="#45b3a8",
+        input_shadow_focus="0 0 0 3px rgba(34, 149, 139, 0.22)",
+        button_primary_background_fill="#137a72",
+        button_primary_background_fill_hover="#12625d",
+        button_primary_background_fill_dark="#137a72",
+        button_primary_background_fill_hover_dark="#22958b",
+        button_primary_text_color="#ffffff",
+        button_secondary_background_fill="#ffffff",
+        button_secondary_background_fill_hover="#eef2f6",
+        button_secondary_background_fill_dark="#1b2530",
+        button_secondary_background_fill_hover_dark="#243140",
+        button_secondary_border_color="#cbd5e1",
+        button_secondary_border_color_dark="#344256",
+        button_border_width="1px",
+        button_large_text_weight="600",
+    )
+
+
+CSS = """
+:root { --good: #15803d; --warn: #b45309; --bad: #b91c1c; --busy: #137a72; --quiet: #64748b;
+  --soft: #eef2f6; --line: #dde3ea; --curve-1: #137a72; --curve-2: #d97706; --curve-3: #64748b; --curve-4: #7c5cc4; }
+.dark { --good: #4ade80; --warn: #fbbf24; --bad: #f87171; --busy: #5cc9be; --quiet: #93a1b3;
+  --soft: #1b2530; --line: #263241; --curve-1: #5cc9be; --curve-2: #fbbf24; --curve-3: #93a1b3; --curve-4: #b9a3f0; }
+html { scrollbar-gutter: stable; }
+.gradio-container { max-width: 1360px !important; margin: 0 auto !important; padding: 0 20px 48px !important; }
+.gradio-container :focus-visible { outline: 2px solid var(--busy); outline-offset: 2px; }
+.gradio-container input:focus-visible, .gradio-container textarea:focus-visible { outline-offset: -1px; }
+button.lg { min-height: 42px; }
+footer { display: none !important; }
+
+#header { padding: 18px 0 4px; }
+.studio-head { display: flex; align-items: baseline; gap: 6px 14px; flex-wrap: wrap; }
+.studio-head h1 { font-size: 22px; font-weight: 700; margin: 0; letter-spacing: -0.01em; }
+.studio-head .what { color: var(--body-text-color-subdued); }
+.studio-head .device { margin-left: auto; color: var(--body-text-color-subdued); font-size: 13px; }
+.studio-status { display: flex; align-items: center; gap: 8px; font-size: 14px; min-height: 24px;
+  color: var(--body-text-color-subdued); }
+.dot { flex: none; display: inline-block; width: 9px; height: 9px; border-radius: 50%; background: var(--quiet); }
+.dot.running, .dot.stopping { background: var(--busy); animation: breathe 1.6s ease-in-out infinite; }
+.dot.done { background: var(--good); } .dot.failed { background: var(--bad); } .dot.stopped { background: var(--warn); }
+@keyframes breathe { 50% { opacity: 0.35; } }
+@media (prefers-reduced-motion: reduce) { .dot { animation: none !important; } }
+
+.empty { border: 1px dashed var(--line); border-radius: 8px; padding: 28px 20px; text-align: center;
+  color: var(--body-text-color-subdued); }
+.empty b { display: block; color: var(--body-text-color); font-size: 16px; margin-bottom: 4px; }
+.notice { border-left: 3px solid var(--quiet); background: var(--soft); border-radius: 4px; padding: 9px 12px;
+  overflow-wrap: anywhere; }
+.notice + .notice { margin-top: 8px; }
+.notice.bad { border-color: var(--bad); } .notice.warn { border-color: var(--warn); }
+.notice .hint { color: var(--body-text-color-subdued); white-space: pre-wrap; }
+.notice ul { margin: 4px 0 0; padding-left: 20px; }
+.field-error { color: var(--bad); font-size: 13px; padding: 4px 12px 2px; overflow-wrap: anywhere; }
+.wrong { border-color: var(--bad) !important; }
+.quiet { color: var(--body-text-color-subdued); font-size: 14px; }
+h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
+.field { gap: 0 !important; min-width: min(220px, 100%) !important; }
+
+.run-list { display: flex; flex-direction: column; gap: 8px; }
+.run-card { display: block; width: 100%; text-align: left; border: 1px solid var(--line); border-radius: 8px;
+  background: var(--block-background-fill); padding: 10px 12px; cursor: pointer; color: var(--body-text-color); }
+.run-card:hover { border-color: var(--busy); }
+.run-card[aria-current="true"] { border-color: var(--busy); box-shadow: inset 3px 0 0 var(--busy); }
+.run-card .top { display: flex; align-items: center; gap: 8px; font-weight: 600; }
+.run-card .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.run-card .when { margin-left: auto; font-weight: 400; flex: none; }
+.run-card .when, .run-card .below { color: var(--body-text-color-subdued); font-size: 13px; }
+.run-card .below { display: flex; justify-content: space-between; gap: 8px; margin-top: 3px; }
+.bar { height: 6px; border-radius: 3px; background: var(--soft); overflow: hidden; margin-top: 7px; }
+.bar > i { display: block; height: 100%; background: var(--busy); border-radius: 3px; transition: width 0.4s; }
+.bar.done > i { background: var(--good); } .bar.failed > i { background: var(--bad); }
+.bar.stopped > i { background: var(--warn); }
+.run-head h2 { font-size: 19px; font-weight: 700; margin: 0; display: flex; align-items: center; gap: 9px;
+  overflow-wrap: anywhere; }
+.run-head .now { margin-top: 2px; }
+.run-head .id { color: var(--body-text-color-subdued); font-size: 12px; font-family: var(--font-mono);
+  overflow-wrap: anywhere; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 8px; }
+.facts div { background: var(--soft); border-radius: 6px; padding: 7px 10px; min-height: 50px; }
+.facts dt, .facts small { display: block; color: var(--body-text-color-subdued); font-size: 12px; }
+.facts b { font-size: 15px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.scroll-x { overflow-x: auto; }
+table.plain { width: 100%; border-collapse: collapse; font-size: 14px; }
+table.plain th { text-align: left; font-weight: 600; color: var(--body-text-color-subdued); font-size: 13px; }
+table.plain th, table.plain td { padding: 6px 10px; border-bottom: 1px solid var(--line);
+  font-variant-numeric: tabular-nums; }
+.chart { width: 100%; min-height: 420px; }
+#log textarea { font-family: var(--font-mono); font-size: 12px; white-space: pre; overflow-x: auto; }
+
+@media (max-width: 640px) {
+  .gradio-container { padding: 0 10px 32px !important; }
+  .studio-head .device { margin-left: 0; width: 100%; }
+  #header { padding-top: 10px; }
+  .facts { grid-template-columns: repeat(2, 1fr); }
+}
+"""
+
+
+def header(devices: list[Device]) -> str:
+    """The line at the top of every tab: what this is and what it runs on."""
+    return (
+        '<div class="studio-head"><h1>LoRA Studio</h1>'
+        '<span class="what">Teach a language model your own way of answering, and compare.</span>'
+        f'<span class="device">{escape(" · ".join(map(str, devices)))}</span></div>'
+    )
+
+
+def notice(message: str, hint: str = "", kind: str = "bad") -> str:
+    """A message with its hint, as every error on the page looks."""
+    below = tag("div", hint, "hint") if hint else ""
+    return f'<div class="notice {kind}" role="status">{tag("div", message)}{below}</div>'
+
+
+def empty(title: str, how: str) -> str:
+    """What stands where nothing is yet, and how to fill it."""
+    return f'<div class="empty">{tag("b", title)}{escape(how)}</div>'
