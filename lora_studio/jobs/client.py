@@ -1,0 +1,227 @@
+"""Talks to a session child (`lora_studio.engine.session`) over its pipes: one JSON object a line, each way.
+
+The child holds what is heavy (tokenizer, model, device memory); ending it gives all of that back. It starts with the
+first request, and again with the next request after it died. What it prints goes to a log file.
+"""
+
+import itertools
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lora_studio.errors import StudioError
+from lora_studio.jobs.follow import last_lines
+from lora_studio.jobs.launcher import child_environment, python_module
+
+_CLOSE_SECONDS = 2.0
+
+
+class _Child:
+    """One process and the thread that sorts its answers by the request they belong to."""
+
+    def __init__(self, command: Sequence[str], log_path: Path, env: Mapping[str, str] | None) -> None:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                env=child_environment(env),
+                start_new_session=True,  # Ctrl-C in the terminal is the parent's to handle
+            )
+        self._writing = threading.Lock()
+        self._answers: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {}
+        self._dispatching = threading.Lock()
+        self._ended = False
+        self.closed_on_purpose = False
+        self.nonsense = ""
+        self._reader = threading.Thread(target=self._read, name="session answers", daemon=True)
+        self._reader.start()
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.poll()
+
+    def send(self, request: dict[str, Any]) -> queue.SimpleQueue[dict[str, Any] | None]:
+        """Writes a request; its answers come into the queue, and None when the child ends."""
+        answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        with self._dispatching:
+            if self._ended:
+                answers.put(None)
+                return answers
+            self._answers[request["id"]] = answers
+        self.tell(request)
+        return answers
+
+    def tell(self, request: dict[str, Any]) -> None:
+        """Writes a request whose answer nobody waits for."""
+        assert self._process.stdin is not None
+        try:
+            with self._writing:
+                self._process.stdin.write(json.dumps(request) + "\n")
+                self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            return  # the child is gone: the reader tells whoever waits
+
+    def forget(self, request_id: int) -> None:
+        """Answers to that request are thrown away from now on."""
+        with self._dispatching:
+            self._answers.pop(request_id, None)
+
+    def close(self) -> None:
+        """Ends the child and waits until it is gone: first by closing its input, then by force."""
+        self.closed_on_purpose = True
+        assert self._process.stdin is not None
+        if self._writing.acquire(timeout=_CLOSE_SECONDS):
+            try:
+                self._process.stdin.close()
+            except BrokenPipeError:
+                pass  # it died with a request half written
+            finally:
+                self._writing.release()
+        try:
+            self._process.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._reader.join(_CLOSE_SECONDS)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                try:
+                    answer = json.loads(line)
+                except json.JSONDecodeError:
+                    self.nonsense = line.strip()[:200]
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                    break
+                with self._dispatching:
+                    waiting = self._answers.get(answer["id"])
+                if waiting is not None:
+                    waiting.put(answer)
+        self._process.wait()
+        with self._dispatching:
+            self._ended = True
+            for waiting in self._answers.values():
+                waiting.put(None)
+
+
+class Session:
+    """One session child. Safe to use from many threads; requests are answered one after the other."""
+
+    def __init__(
+        self, log_path: Path, env: Mapping[str, str] | None = None, command: Sequence[str] | None = None
+    ) -> None:
+        self._log_path = log_path
+        self._env = env
+        self._command = list(command or python_module("lora_studio.engine.session"))
+        self._child: _Child | None = None
+        self._starting = threading.Lock()
+        self._one_request = threading.Lock()
+        self._ids = itertools.count(1)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def running(self) -> bool:
+        """Whether a child is alive, and with it what it loaded."""
+        child = self._child
+        return child is not None and child.running
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._one_request.locked()
+
+    def start(self) -> None:
+        """Starts the child ahead of the first request; nothing where one is alive."""
+        self._living_child()
+
+    def stream(self, method: str, **params: Any) -> Iterator[dict[str, Any]]:
+        """Yields progress and pieces as they come and the result last.
+
+        Leaving the iteration early stops the request. Raises `StudioError` for an error answer and when the child died.
+        """
+        with self._one_request:
+            child = self._living_child()
+            request_id = next(self._ids)
+            answers = child.send({"id": request_id, "method": method, "params": params})
+            done = False
+            try:
+                while not done:
+                    answer = answers.get()
+                    done = answer is None or answer["kind"] in ("result", "error")
+                    if answer is None:
+                        raise self._death(child)
+                    if answer["kind"] == "error":
+                        raise StudioError(answer["message"], answer.get("hint", ""))
+                    yield answer
+            finally:
+                child.forget(request_id)
+                if not done:
+                    child.tell({"id": next(self._ids), "method": "stop"})
+
+    def call(
+        self, method: str, on_progress: Callable[[dict[str, Any]], None] | None = None, **params: Any
+    ) -> dict[str, Any]:
+        """The result of a request; `on_progress` gets every answer before it."""
+        result: dict[str, Any] = {}
+        for answer in self.stream(method, **params):
+            if answer["kind"] == "result":
+                result = answer
+            elif on_progress is not None:
+                on_progress(answer)
+        return result
+
+    def stop(self) -> None:
+        """Ends the running request early, from any thread; what it has so far comes as its result."""
+        child = self._child
+        if child is not None and self._one_request.locked():
+            child.tell({"id": next(self._ids), "method": "stop"})
+
+    def close(self) -> None:
+        """Ends the child, and with it whatever it holds. The next request starts a new one."""
+        with self._starting:
+            child, self._child = self._child, None
+        if child is not None:
+            child.close()
+
+    def _living_child(self) -> _Child:
+        with self._starting:
+            if self._child is None or not self._child.running:
+                self._child = _Child(self._command, self._log_path, self._env)
+            return self._child
+
+    def _death(self, child: _Child) -> StudioError:
+        if child.closed_on_purpose:
+            return StudioError("The session was closed before it answered.", "Ask again to start a new one.")
+        if child.nonsense:
+            return StudioError(f"The process that answers wrote something else than an answer: {child.nonsense!r}.")
+        code = child.exit_code
+        why = ": the system ended it, most often because memory ran out" if code == -signal.SIGKILL else ""
+        tail = last_lines(self._log_path, 5)
+        return StudioError(
+            f"The process that answers ended unexpectedly{why}.",
+            "The next request starts a new one." + (f" Its log ends with:\n{tail}" if tail else ""),
+        )

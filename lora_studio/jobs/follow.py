@@ -1,0 +1,139 @@
+"""One run's state kept up to date from its folder: new lines of events.jsonl, and whether the worker lives.
+
+It only reads. What it adds to the fold of the events is what a dead worker can't say itself.
+"""
+
+import re
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from lora_studio.events import RunState, fold, from_line
+from lora_studio.jobs.launcher import Worker, find, read_worker
+from lora_studio.workspace import RunFolder
+
+# A run folder is made a moment before it stands in the queue; another process must not call it lost in between.
+_BIRTH_SECONDS = 10.0
+_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+ExitCode = Callable[[Worker], int | None]
+
+
+def last_lines(path: Path, count: int, most_bytes: int = 65_536) -> str:
+    """The last lines of a log as a terminal would show them: progress bars by their last state, colours left out."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - most_bytes))
+            text = file.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    shown = [line.rstrip("\r").rpartition("\r")[2] for line in _TERMINAL_CODES.sub("", text).split("\n")]
+    return "\n".join([line.rstrip() for line in shown if line.strip()][-count:])
+
+
+class Follower:
+    """Follows one run. `refresh` reads what is new; `state` is a snapshot that never changes once handed out."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        facts = run.read_facts()
+        self._folded = RunState(id=run.id, title=facts["title"], created=facts["created"])
+        self._offset = 0
+        self._signature: tuple[object, ...] = ()
+        self.worker: Worker | None = None
+        self.alive = False
+        self.revision = 0
+        self.state = self._folded
+
+    def refresh(self, waiting: bool, exit_code: ExitCode) -> bool:
+        """Brings `state` up to date and says whether it changed; `waiting` means that the run stands in the queue."""
+        files = (_signature(self.run.events), _signature(self.run.worker))
+        alive = self.alive
+        if self.alive or files[1:] != self._signature[1:2]:
+            self.worker = read_worker(self.run)
+            alive = find(self.run) is not None
+        unborn = self.worker is None and not self._folded.events and time.time() - self._folded.created < _BIRTH_SECONDS
+        signature = (*files, alive, waiting, unborn)
+        if self.revision and signature == self._signature:
+            return False
+        # The events are read after the look at the process: a worker seen dead has written all it ever will.
+        self.alive = alive
+        self._read_events()
+        self._signature = signature
+        self.state = self._snapshot(waiting or unborn, exit_code)
+        self.revision += 1
+        return True
+
+    def _read_events(self) -> None:
+        try:
+            with self.run.events.open("rb") as file:
+                file.seek(self._offset)
+                new = file.read()
+        except FileNotFoundError:
+            return
+        whole = new[: new.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        lines = whole.decode("utf-8", errors="replace").split("\n")
+        fold((event for event in map(from_line, lines) if event is not None), self._folded)
+
+    def _snapshot(self, waiting: bool, exit_code: ExitCode) -> RunState:
+        """The fold, corrected by what is known of the worker's process."""
+        folded = self._folded
+        state = replace(
+            folded,
+            steps=list(folded.steps),
+            evaluations=list(folded.evaluations),
+            checkpoints=list(folded.checkpoints),
+            warnings=list(folded.warnings),
+        )
+        reported = folded.last_event is not None and (self.worker is None or folded.last_event >= self.worker.launched)
+        if self.alive and self.worker is not None:
+            if not reported:
+                state.state, state.phase, state.phase_started = "running", "start", self.worker.launched
+                state.phase_done = state.phase_total = 0
+                state.finished, state.message, state.hint, state.pid = None, "", "", self.worker.pid
+            if not state.final and self.worker.stop_asked is not None:
+                state.state = "stopping"
+        elif waiting:
+            state.state, state.finished, state.message, state.hint = "queued", None, "", ""
+        elif not (folded.final and reported):
+            self._explain_end(state, exit_code)
+        return state
+
+    def _explain_end(self, state: RunState, exit_code: ExitCode) -> None:
+        """What to say of a run whose worker is gone and left no last word."""
+        state.finished = state.last_event or state.created
+        state.seconds = state.finished - (state.started or state.finished)
+        if self.worker is None:
+            state.state, state.message = "failed", "The run was never started."
+            state.hint = "Resume starts it."
+            return
+        if self.worker.killed is not None:
+            state.state, state.message = "stopped", "The worker did not stop in time and was ended by force."
+            state.hint = "Resume goes on from the last checkpoint."
+            return
+        if self.worker.stop_asked is not None:
+            state.state, state.message = "stopped", "Stopped before the worker was ready to train."
+            state.hint = "Resume starts it again."
+            return
+        code = exit_code(self.worker)
+        state.state = "failed"
+        if code == -signal.SIGKILL:
+            state.message = "The worker was killed: the system does that when memory runs out."
+        elif code is None:
+            state.message = "The worker vanished: it was killed, or the machine ran out of memory or was restarted."
+        else:
+            state.message = f"The worker ended without saying why (exit code {code})."
+        tail = last_lines(self.run.log, 12)
+        state.hint = "Resume goes on from the last checkpoint." + (f" The log ends with:\n{tail}" if tail else "")
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

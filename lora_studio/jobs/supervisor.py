@@ -1,0 +1,270 @@
+"""Starts, follows and stops runs: the parent's side of training.
+
+The truth is on disk (run folders, the queue), so that several supervisors (the page's, a terminal's) can look after
+one workspace at once and a new one finds everything again. Ending a supervisor never touches a worker.
+"""
+
+import importlib.metadata
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+from lora_studio import __version__
+from lora_studio.config import Config
+from lora_studio.errors import StudioError
+from lora_studio.events import Finished, RunState, to_line
+from lora_studio.jobs.follow import Follower, last_lines
+from lora_studio.jobs.launcher import Launcher, ask_to_stop, end_last_line, kill
+from lora_studio.jobs.waiting import Waiting, lock, read_queue, write_queue
+from lora_studio.parsing import to_yaml
+from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, shipped_data
+
+_log = logging.getLogger(__name__)
+_RECORDED_VERSIONS = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
+
+
+class Supervisor:
+    """Looks after the runs of a workspace. Safe to use from many threads.
+
+    `stop_seconds` is how long a worker may take to save and end before it is ended by force.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        launcher: Launcher | None = None,
+        stop_seconds: float = 20.0,
+        tick_seconds: float = 0.3,
+    ) -> None:
+        self._workspace = workspace
+        self._launcher = launcher or Launcher()
+        self._stop_seconds = stop_seconds
+        self._tick_seconds = tick_seconds
+        self._lock = threading.RLock()
+        self._followers: dict[str, Follower] = {}
+        self._revision = 0
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # -- life of the background thread
+
+    def start(self) -> None:
+        """Starts the background thread: it follows runs, starts queued ones and ends workers that do not stop."""
+        with self._lock:
+            if self._thread is None:
+                self._closing.clear()
+                self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        """Ends the background thread. Workers go on."""
+        self._closing.set()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+
+    def _watch(self) -> None:
+        while not self._closing.wait(self._tick_seconds):
+            try:
+                self.tick()
+            except Exception:  # a full disk or a vanished folder must not end the watch over the other runs
+                _log.exception("The supervisor could not look around")
+
+    def tick(self) -> None:
+        """One look around, as the background thread does it again and again."""
+        with self._lock:
+            self._launcher.collect()
+            self._refresh_all()
+            self._end_the_deaf()
+            if read_queue(self._workspace):
+                with lock(self._workspace):
+                    self._start_next()
+
+    # -- looking
+
+    @property
+    def revision(self) -> int:
+        """Grows whenever anything about any run changed; equal numbers mean that there is nothing new to show."""
+        with self._lock:
+            self._refresh_all()
+            return self._revision
+
+    def run_revision(self, run_id: str) -> int:
+        """The same for one run."""
+        with self._lock:
+            return self._follow(run_id).revision
+
+    def state(self, run_id: str) -> RunState:
+        """The run's state as of now: a snapshot, not to be changed. Raises `StudioError` where there is no such run."""
+        with self._lock:
+            return self._follow(run_id).state
+
+    def runs(self) -> list[RunState]:
+        """Every run's state, newest first."""
+        with self._lock:
+            self._refresh_all()
+            return [self._followers[run.id].state for run in self._workspace.runs()]
+
+    def queue(self) -> list[str]:
+        """Ids of the runs that wait for the device, the next one first."""
+        return [entry.run for entry in read_queue(self._workspace)]
+
+    def busy(self) -> str | None:
+        """Id of the run whose worker holds the device; None where none does."""
+        with self._lock:
+            self._refresh_all()
+            return next((id for id, follower in self._followers.items() if follower.alive), None)
+
+    def exit_code(self, run_id: str) -> int | None:
+        """How the run's worker ended, where this supervisor started it (negative: by that signal)."""
+        with self._lock:
+            worker = self._follow(run_id).worker
+            return self._launcher.exit_code(worker) if worker else None
+
+    def log(self, run_id: str, lines: int = 200) -> str:
+        """The end of what the run's worker printed."""
+        return last_lines(self._workspace.run(run_id).log, lines)
+
+    # -- acting
+
+    def launch(self, config: Config) -> str:
+        """Makes the run's folder and starts its worker, or queues it where another run holds the device."""
+        config = with_absolute_paths(config)
+        title = config.title or Path(config.data.train_file).stem
+        facts = {
+            "model": config.model.name,
+            "data": config.data.train_file,
+            "seed": config.training.seed,
+            "versions": {"lora_studio": __version__, **_versions()},
+        }
+        with self._lock, lock(self._workspace):
+            run = self._workspace.create_run(title, to_yaml(config), facts)
+            self._enqueue(Waiting(run.id))
+        return run.id
+
+    def resume(self, run_id: str) -> None:
+        """Goes on from the run's last checkpoint; from the beginning where there is none yet."""
+        with self._lock, lock(self._workspace):
+            follower = self._follow(run_id)
+            if follower.state.state == "done":
+                raise StudioError("This run is complete: there is nothing left to train.", "Start a new run instead.")
+            if not follower.state.final:
+                raise StudioError(f"This run is {follower.state.state} already.", "Wait for it, or stop it first.")
+            self._enqueue(Waiting(follower.run.id, resume=bool(follower.run.checkpoint_folders())))
+
+    def stop(self, run_id: str) -> None:
+        """Asks the worker to save and end, or takes a waiting run out of the queue; a run that ended stays as it is."""
+        with self._lock, lock(self._workspace):
+            run = self._workspace.run(run_id)
+            if not self._dequeue(run.id):
+                ask_to_stop(run)
+            elif not self._followers[run.id].state.events:
+                end_last_line(run.events)
+                with run.events.open("a", encoding="utf-8") as events:
+                    events.write(to_line(Finished(time.time(), "stopped", message="Taken out of the queue.")))
+            self._refresh_all()
+
+    def kill(self, run_id: str) -> None:
+        """Ends the worker and all it started at once, without saving."""
+        with self._lock:
+            kill(self._follow(run_id).run)
+
+    def delete(self, run_id: str) -> None:
+        """Removes the run's folder; a waiting run leaves the queue. Raises `StudioError` while its worker lives."""
+        with self._lock, lock(self._workspace):
+            follower = self._follow(run_id)
+            if follower.alive:
+                raise StudioError(
+                    f"This run is {'ending' if follower.state.final else follower.state.state}: it can't be deleted.",
+                    "Stop it first, and wait until its worker has ended.",
+                )
+            self._dequeue(follower.run.id)
+            kill(follower.run)
+            self._workspace.delete_run(follower.run.id)
+            self._refresh_all()
+
+    # -- inside: self._lock is held; for the queue also the workspace's lock
+
+    def _enqueue(self, entry: Waiting) -> None:
+        write_queue(self._workspace, [*read_queue(self._workspace), entry])
+        self._start_next()
+
+    def _dequeue(self, run_id: str) -> bool:
+        entries = read_queue(self._workspace)
+        left = [entry for entry in entries if entry.run != run_id]
+        self._refresh_all()
+        if len(left) == len(entries):
+            return False
+        write_queue(self._workspace, left)
+        self._refresh_all()
+        return True
+
+    def _start_next(self) -> None:
+        """Starts the head of the queue if no worker of the workspace is alive.
+
+        The run leaves the queue after its worker was started, so that whoever looks in between sees it in one of both.
+        """
+        self._refresh_all()
+        alive = {run_id for run_id, follower in self._followers.items() if follower.alive}
+        entries = [entry for entry in read_queue(self._workspace) if entry.run in self._followers.keys() - alive]
+        if entries and not alive:
+            head = entries.pop(0)
+            self._launcher.start(self._followers[head.run].run, head.resume)
+        write_queue(self._workspace, entries)
+        self._refresh_all()
+
+    def _end_the_deaf(self) -> None:
+        """Ends workers that were asked to stop long ago."""
+        for follower in self._followers.values():
+            asked = follower.worker.stop_asked if follower.worker else None
+            if follower.alive and asked is not None and time.time() - asked > self._stop_seconds:
+                kill(follower.run)
+
+    def _follow(self, run_id: str) -> Follower:
+        """The up-to-date follower of a run, by id, unique beginning or "last"."""
+        run = self._workspace.run(run_id)
+        self._refresh(run, self.queue())
+        return self._followers[run.id]
+
+    def _refresh_all(self) -> None:
+        runs, queued = self._workspace.runs(), self.queue()
+        gone = self._followers.keys() - {run.id for run in runs}
+        for run_id in gone:
+            del self._followers[run_id]
+            self._revision += 1
+        for run in runs:
+            self._refresh(run, queued)
+
+    def _refresh(self, run: RunFolder, queued: list[str]) -> None:
+        follower = self._followers.get(run.id)
+        if follower is None:
+            follower = self._followers[run.id] = Follower(run)
+        was_alive = follower.alive
+        if follower.refresh(run.id in queued, self._launcher.exit_code):
+            self._revision += 1
+            if was_alive and not follower.alive:
+                kill(run)  # a worker that crashed may have left processes behind
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Files and model folders named from the current folder, by their whole path: a worker runs in another folder."""
+    data = config.data.model_copy(
+        update={
+            "train_file": _absolute(config.data.train_file),
+            "validation_file": config.data.validation_file and _absolute(config.data.validation_file),
+        }
+    )
+    name = config.model.name
+    model = config.model.model_copy(update={"name": name if name == DEMO_MODEL else _absolute(name)})
+    return config.model_copy(update={"data": data, "model": model})
+
+
+def _absolute(name: str) -> str:
+    path = Path(os.path.expanduser(name))
+    return str(path.resolve()) if name not in shipped_data() and path.exists() else name
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _RECORDED_VERSIONS}

@@ -1,0 +1,46 @@
+"""The queue of runs that wait for the device, kept in the workspace, and the lock around it.
+
+Page and terminal may work on one workspace at once. Whoever changes the queue or starts a worker holds the lock, which
+the system takes back from a process that dies.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from lora_studio.workspace import Workspace, write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A run in the queue; `resume` goes on from its last checkpoint."""
+
+    run: str
+    resume: bool = False
+
+
+@contextmanager
+def lock(workspace: Workspace) -> Iterator[None]:
+    """Only one process (and one thread of it) at a time is inside. The runs' folder itself is what is locked."""
+    folder = os.open(workspace.runs_folder, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def read_queue(workspace: Workspace) -> list[Waiting]:
+    """The runs that wait, the next one first."""
+    try:
+        return [Waiting(**entry) for entry in json.loads(workspace.queue.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
+
+
+def write_queue(workspace: Workspace, entries: list[Waiting]) -> None:
+    """Replaces the queue. Only inside `lock`."""
+    write_atomically(workspace.queue, json.dumps([asdict(entry) for entry in entries]))
