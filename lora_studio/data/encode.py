@@ -1,0 +1,192 @@
+"""Conversations to examples: token ids and labels, cut to length. Training and preview both come through here.
+
+A token is trained when it lies in a trained span of the rendered text. Ids are those of the tokenizer's
+`apply_chat_template`; labels are the id itself, or IGNORED.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_studio.data.messages import Conversation, RowError
+from lora_studio.data.prompt_styles import Template, choose_template
+from lora_studio.data.rendering import Rendered, Renderer
+from lora_studio.data.rows import BadRow
+from lora_studio.errors import StudioError
+
+__all__ = ["IGNORED", "Encoded", "Encoder", "Example", "Template", "choose_template", "cut", "window"]
+
+IGNORED = -100
+_BATCH = 512
+_PROMPT_SHARE = 4
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A whole row as tokens; `spans` are the trained token ranges. `keep_first`: the first token is kept in any cut."""
+
+    row: int
+    ids: list[int]
+    spans: tuple[tuple[int, int], ...]
+    keep_first: bool = False
+
+
+@dataclass(slots=True)
+class Example:
+    """What the trainer gets of a row. `full_length` is in tokens before the cut."""
+
+    row: int
+    input_ids: list[int]
+    labels: list[int]
+    full_length: int
+    lost_trained_tokens: int
+    trained_tokens: int
+
+
+class Encoder:
+    """Renders, tokenises, masks and cuts conversations with one tokenizer, template and set of rules."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: Template,
+        *,
+        max_length: int,
+        truncation: str,
+        train_on: str,
+        enable_thinking: bool | None = None,
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise StudioError(
+                "The model has only a slow tokenizer, which can't tell where its tokens lie in the text.",
+                "Choose a model that brings a tokenizer.json.",
+            )
+        self.max_length = max_length
+        self.truncation = truncation
+        self._tokenizer = tokenizer
+        self._bos = tokenizer.bos_token_id
+        self.special_ids = frozenset(tokenizer.added_tokens_decoder)
+        self._renderer = Renderer(tokenizer, template, train_on, enable_thinking)
+
+    def render(self, conversation: Conversation) -> str:
+        """The text of a conversation, special tokens included. Raises RowError."""
+        return self._render_one(conversation).text
+
+    def encode(self, conversations: Sequence[Conversation]) -> tuple[list[Example], list[BadRow]]:
+        """Examples cut to length, and the rows that can't be rendered. Rows may be left without a trained token."""
+        encoded, bad_rows = self.encode_whole(conversations)
+        return [cut(row, self.max_length, self.truncation) for row in encoded], bad_rows
+
+    def encode_whole(
+        self, conversations: Sequence[Conversation], on_progress: Progress | None = None
+    ) -> tuple[list[Encoded], list[BadRow]]:
+        """Rows as tokens before any cut, and the rows that can't be rendered."""
+        encoded: list[Encoded] = []
+        bad_rows: list[BadRow] = []
+        for first in range(0, len(conversations), _BATCH):
+            batch = conversations[first : first + _BATCH]
+            rendered: list[tuple[int, Rendered]] = []
+            for conversation, result in zip(batch, self._renderer.render(batch), strict=True):
+                if isinstance(result, RowError):
+                    bad_rows.append(result.at(conversation.row))
+                else:
+                    rendered.append((conversation.row, result))
+            encodings = self._tokenise([result.text for _, result in rendered])
+            for (row, result), encoding in zip(rendered, encodings, strict=True):
+                encoded.append(self._mask(row, result, encoding))
+            if on_progress:
+                on_progress(min(first + _BATCH, len(conversations)), len(conversations))
+        return encoded, bad_rows
+
+    def tokens(self, conversation: Conversation) -> tuple[Encoded, list[str], str]:
+        """One conversation's tokens with the piece of text each stands for, and the text. Raises RowError.
+
+        The pieces joined are the text. Of several tokens that make up one character, the first bears it.
+        """
+        rendered = self._render_one(conversation)
+        (encoding,) = self._tokenise([rendered.text])
+        pieces, done = [], 0
+        for _, stop in encoding.offsets:
+            pieces.append(rendered.text[done:stop])
+            done = max(done, stop)
+        if pieces:
+            pieces[-1] += rendered.text[done:]
+        return self._mask(conversation.row, rendered, encoding), pieces, rendered.text
+
+    def _render_one(self, conversation: Conversation) -> Rendered:
+        (result,) = self._renderer.render([conversation])
+        if isinstance(result, RowError):
+            raise result
+        return result
+
+    def _tokenise(self, texts: list[str]) -> list[Any]:
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return backend.encode_batch(texts, add_special_tokens=False)
+
+    def _mask(self, row: int, rendered: Rendered, encoding: Any) -> Encoded:
+        ids = encoding.ids
+        spans = tuple(
+            span for start, stop in rendered.spans if (span := _token_range(encoding, rendered.text, start, stop))
+        )
+        keep_first = bool(ids) and ids[0] == self._bos and ids.count(self._bos) == 1
+        return Encoded(row, ids, spans, keep_first)
+
+
+def _token_range(encoding: Any, text: str, start: int, stop: int) -> tuple[int, int] | None:
+    """The tokens that lie, wholly or partly, in a character span.
+
+    Looks up the two ends only; where an end has no token of its own (white space left out of the offsets) or several
+    (bytes of one character), all offsets are searched.
+    """
+    first = encoding.char_to_token(start)
+    last = encoding.char_to_token(stop - 1)
+    if first is not None and last is not None and text[stop - 1] < "\x80":
+        return first, last + 1
+    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < stop))
+    return (int(inside[0]), int(inside[-1]) + 1) if inside.size else None
+
+
+def window(encoded: Encoded, max_length: int, truncation: str) -> tuple[int, int]:
+    """The token range that a cut keeps (the first token comes on top of it where `keep_first` says so).
+
+    keep_answer drops what follows the last trained token, then the prompt from the left. An answer that is longer than
+    `max_length` by itself keeps its start and, before it, prompt for at most a quarter of the length.
+    """
+    length = len(encoded.ids)
+    if length <= max_length:
+        return 0, length
+    if truncation == "drop":
+        return 0, 0
+    if truncation == "keep_start" or not encoded.spans:
+        return 0, max_length
+    begin, end = encoded.spans[-1]
+    if end <= max_length:
+        return 0, max_length
+    budget = max_length - 1 if encoded.keep_first else max_length
+    first = end - budget if end - begin <= budget else max(0, begin - max_length // _PROMPT_SHARE)
+    return first, min(first + budget, length)
+
+
+def cut(encoded: Encoded, max_length: int, truncation: str) -> Example:
+    """The example that a row becomes at a length; without any trained token where the cut leaves none."""
+    first, stop = window(encoded, max_length, truncation)
+    ids = encoded.ids[first:stop]
+    labels = [IGNORED] * len(ids)
+    trained = total = 0
+    for begin, end in encoded.spans:
+        total += end - begin
+        begin, end = max(begin, first), min(end, stop)
+        if begin < end:
+            labels[begin - first : end - first] = ids[begin - first : end - first]
+            trained += end - begin
+    if first > 0 and encoded.keep_first:
+        ids = [encoded.ids[0], *ids]
+        labels = [IGNORED, *labels]
+    return Example(encoded.row, ids, labels, len(encoded.ids), total - trained, trained)

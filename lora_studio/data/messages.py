@@ -1,0 +1,107 @@
+"""Message and Conversation, the one form that rows of every shape become, and the rules a conversation keeps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lora_studio.data.decoding import is_broken
+from lora_studio.data.rows import BadRow, shorten
+
+NO_ANSWER = "the row has no answer to learn from"
+EMPTY_ANSWER = "an answer is empty"
+EMPTY_TURN = "a user's turn is empty"
+SYSTEM_LATE = "a system message stands after the conversation began"
+TWO_USERS = "two user turns follow each other"
+TWO_ASSISTANTS = "two assistant turns follow each other"
+LONE_TOOL = "a tool's result follows no assistant turn"
+BROKEN_TEXT = "the text holds half a character or undecodable bytes"
+EMPTY_TEXT = "the text is empty"
+
+
+class RowError(ValueError):
+    """Why one row can't be used; `reason` is the same sentence for every row with the same fault."""
+
+    def __init__(self, reason: str, field: str = "", found: Any = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.field = field
+        self.found = shorten(found)
+
+    def at(self, row: int) -> BadRow:
+        """This fault as the report of a row."""
+        return BadRow(row, self.reason, self.found, self.field)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `instruction` and `input` are the parts of an Alpaca turn, for prompt styles that name them apart."""
+
+    role: str
+    content: str
+    reasoning_content: str | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    name: str | None = None
+    instruction: str | None = None
+    input: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as chat templates take it, without what it has not."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
+        if self.tool_calls:
+            message["tool_calls"] = list(self.tool_calls)
+        if self.name is not None:
+            message["name"] = self.name
+        if self.input is not None:
+            message["instruction"] = self.instruction
+            message["input"] = self.input
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A row as turns, or as plain text when `text` is set."""
+
+    row: int
+    messages: tuple[Message, ...] = ()
+    text: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        return [message.to_dict() for message in self.messages]
+
+
+def check(messages: Sequence[Message], field: str = "") -> None:
+    """Raises RowError for the first rule that a conversation breaks."""
+    before = ""
+    answers = 0
+    for position, message in enumerate(messages):
+        role = message.role
+        if is_broken(message.content) or is_broken(message.reasoning_content or ""):
+            raise RowError(BROKEN_TEXT, field, message.content)
+        if role == "system" and position > 0:
+            raise RowError(SYSTEM_LATE, field, f"message {position + 1}: {message.content}")
+        if role == "user" and before == "user":
+            raise RowError(TWO_USERS, field, f"message {position + 1}: {message.content}")
+        if role == "assistant" and before == "assistant":
+            raise RowError(TWO_ASSISTANTS, field, f"message {position + 1}: {message.content}")
+        if role == "tool" and before not in ("assistant", "tool"):
+            raise RowError(LONE_TOOL, field, f"message {position + 1}: {message.content}")
+        if role == "user" and not message.content.strip():
+            raise RowError(EMPTY_TURN, field, f"message {position + 1}")
+        if role == "assistant":
+            if not message.content.strip() and not message.tool_calls:
+                raise RowError(EMPTY_ANSWER, field, f"message {position + 1}")
+            answers += 1
+        before = role
+    if not answers:
+        raise RowError(NO_ANSWER, field, " → ".join(message.role for message in messages[:20]))
+
+
+def check_text(text: str, field: str = "") -> None:
+    """Raises RowError for plain text that can't be trained on."""
+    if not text.strip():
+        raise RowError(EMPTY_TEXT, field)
+    if is_broken(text):
+        raise RowError(BROKEN_TEXT, field, text)

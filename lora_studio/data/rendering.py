@@ -1,0 +1,174 @@
+"""Conversations to text, with the character spans that are trained.
+
+With a template that has generation marks, the marks are the spans. Without marks, the text before each answer is
+rendered with the generation prompt and must be what the whole text begins with. Nothing here knows tokens' ids.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from lora_studio.data.messages import Conversation, RowError
+from lora_studio.data.prompt_styles import Template, adds_bos
+from lora_studio.errors import StudioError
+
+REFUSED = "the chat template refuses the row"
+REWRITES = "the chat template changes earlier turns as the conversation goes on, so they can't be trained"
+NO_TOOLS = "the chat template has no place for tool calls and their results"
+NOTHING_MARKED = "the chat template marks nothing of the row as the model's answer"
+_TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
+_END = re.compile(r"end|eot|eos|/s", re.IGNORECASE)
+_THINK = ("<think>", "</think>")
+
+
+@dataclass(slots=True)
+class Rendered:
+    """The text of a conversation and its trained character spans, in order and apart."""
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
+class Renderer:
+    """Renders conversations with one template; `train_on` is assistant, last_turn or all."""
+
+    def __init__(self, tokenizer: Any, template: Template, train_on: str, enable_thinking: bool | None = None) -> None:
+        self._template = template
+        self._train_on = train_on
+        self._knows_tools = "tool_calls" in template.source
+        self._variables = dict(tokenizer.special_tokens_map)
+        if enable_thinking is not None:
+            self._variables["enable_thinking"] = enable_thinking
+        self._eos = tokenizer.eos_token or ""
+        self._bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
+        added = sorted({*tokenizer.get_added_vocab(), *_THINK}, key=len, reverse=True)
+        self._special = re.compile("|".join(re.escape(token) for token in added))
+        self._added = tuple(token for token in added if token not in _THINK and not token.isspace())
+        if not self._eos:
+            raise StudioError(
+                "The tokenizer has no end-of-text token, so a model could not learn to stop.",
+                "Choose a model whose tokenizer names an eos_token.",
+            )
+
+    def render(self, conversations: Sequence[Conversation]) -> list[Rendered | RowError]:
+        """One result for each conversation, in order."""
+        results: list[Rendered | RowError | None] = [None] * len(conversations)
+        groups: dict[int, list[int]] = {}
+        for position, conversation in enumerate(conversations):
+            if conversation.text is not None:
+                results[position] = self._plain_text(conversation.text)
+            elif not self._knows_tools and _uses_tools(conversation):
+                results[position] = RowError(NO_TOOLS, found=self._template.origin)
+            else:
+                key = 0 if not conversation.tools else position + 1
+                groups.setdefault(key, []).append(position)
+        for positions in groups.values():
+            batch = [conversations[position] for position in positions]
+            for position, result in zip(positions, self._render_chats(batch), strict=True):
+                results[position] = result
+        return [result for result in results if result is not None]
+
+    def _plain_text(self, text: str) -> Rendered:
+        whole = self._bos + text + self._eos
+        return Rendered(whole, [(len(self._bos), len(whole))])
+
+    def _render_chats(self, batch: list[Conversation]) -> list[Rendered | RowError]:
+        """Conversations that share their tools. One bad row breaks a batch: then each is rendered by itself."""
+        try:
+            texts, marks = self._jinja([chat.to_dicts() for chat in batch], batch[0].tools)
+        except _TEMPLATE_FAULTS as error:
+            if len(batch) == 1:
+                return [RowError(REFUSED, found=str(error))]
+            return [result for chat in batch for result in self._render_chats([chat])]
+        results: list[Rendered | RowError] = []
+        for position, (chat, text) in enumerate(zip(batch, texts, strict=True)):
+            try:
+                spans = marks[position] if self._template.has_marks else self._spans_by_prefix(chat, text)
+                results.append(self._select(text, spans))
+            except RowError as error:
+                results.append(error)
+        return results
+
+    def _jinja(
+        self, chats: list[list[dict[str, Any]]], tools: tuple[dict[str, Any], ...], prompt: bool = False
+    ) -> tuple[list[str], list[list[tuple[int, int]]]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        rendered: Any = render_jinja_template(
+            conversations=chats,
+            tools=list(tools) or None,
+            chat_template=self._template.source,
+            return_assistant_tokens_mask=self._template.has_marks and not prompt,
+            add_generation_prompt=prompt,
+            **self._variables,
+        )
+        return rendered
+
+    def _spans_by_prefix(self, chat: Conversation, text: str) -> list[tuple[int, int]]:
+        """The answers' spans in the whole text of a conversation, by what is rendered before and after each."""
+        messages = chat.to_dicts()
+        answers = [position for position, message in enumerate(messages) if message["role"] == "assistant"]
+        spans = []
+        for position in answers[-1:] if self._train_on == "last_turn" else answers:
+            try:
+                (before,), _ = self._jinja([messages[:position]], chat.tools, prompt=True)
+                (after,), _ = (
+                    ([text], [])
+                    if position + 1 == len(messages)
+                    else self._jinja([messages[: position + 1]], chat.tools)
+                )
+            except _TEMPLATE_FAULTS as error:
+                raise RowError(REFUSED, found=str(error)) from None
+            spans.append((self._common_length(before, text), self._common_length(after, text)))
+        return spans
+
+    def _common_length(self, part: str, text: str) -> int:
+        """How far `part` goes along with `text`; only closing tokens and white space of `part` may differ."""
+        if text.startswith(part):
+            return len(part)
+        shorter = min(len(part), len(text))
+        common = next((at for at in range(shorter) if part[at] != text[at]), shorter)
+        for match in self._special.finditer(text, max(0, common - 100), common + 100):
+            if match.start() < common < match.end():
+                common = match.start()
+        if self._special.sub("", part[common:]).strip():
+            raise RowError(REWRITES, found=part[common : common + 200])
+        return common
+
+    def _select(self, text: str, spans: Sequence[tuple[int, int]]) -> Rendered:
+        """The trained spans by `train_on`, each with its end-of-turn token and nothing after it."""
+        tidy: list[tuple[int, int]] = []
+        for start, stop in spans:
+            if start < stop and tidy and tidy[-1][1] >= start:
+                tidy[-1] = (tidy[-1][0], stop)
+            elif start < stop:
+                tidy.append((start, stop))
+        if not tidy:
+            raise RowError(NOTHING_MARKED, found=text)
+        if self._train_on == "last_turn":
+            tidy = tidy[-1:]
+        tidy = [(start, self._end_of_turn(text, start, stop)) for start, stop in tidy]
+        if not text[tidy[-1][1] :].strip() and not text[: tidy[-1][1]].endswith(self._added):
+            text = text[: tidy[-1][1]] + self._eos
+            tidy[-1] = (tidy[-1][0], len(text))
+        if self._train_on == "all":
+            bos = len(self._bos) if self._bos and text.startswith(self._bos) else 0
+            tidy = [(bos, tidy[-1][1] if not text[tidy[-1][1] :].strip() else len(text))]
+        return Rendered(text, tidy)
+
+    def _end_of_turn(self, text: str, start: int, stop: int) -> int:
+        """Where a trained span ends: with its end-of-turn token, though the marks take in more or less."""
+        answer = text[start:stop].rstrip()
+        if answer.endswith(self._added):
+            return start + len(answer)
+        following = self._special.match(text, stop)
+        if following and (following.group() == self._eos or _END.search(following.group())):
+            return following.end()
+        return stop
+
+
+def _uses_tools(conversation: Conversation) -> bool:
+    return any(message.role == "tool" or message.tool_calls for message in conversation.messages)

@@ -1,0 +1,46 @@
+"""What every reader yields: a record with its row number, or a bad row with the reason it can't be used.
+
+Row numbers count as a person would: the line of a JSONL or text file, the element of a JSON array, the data row of a
+table (the header is not counted).
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+FOUND_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a file as it stands there."""
+
+    row: int
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that can't be used. `reason` is the same sentence for the same kind of fault: rows are counted by it."""
+
+    row: int
+    reason: str
+    found: str = ""
+    field: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Rows as they come out of a file (`rows` may be lazy) and what had to be assumed to read them."""
+
+    rows: Iterable[Record | BadRow]
+    assumptions: list[str]
+
+
+def shorten(value: Any, length: int = FOUND_LENGTH) -> str:
+    """A value as text for a person, cut to `length` characters."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
