@@ -90,16 +90,17 @@ class Follower:
             warnings=list(folded.warnings),
         )
         reported = folded.last_event is not None and (self.worker is None or folded.last_event >= self.worker.launched)
-        if self.alive and self.worker is not None:
+        ended = folded.final and reported
+        if waiting and (ended or not self.alive):
+            state.state, state.finished, state.message, state.hint = "queued", None, "", ""
+        elif self.alive and self.worker is not None:
             if not reported:
                 state.state, state.phase, state.phase_started = "running", "start", self.worker.launched
                 state.phase_done = state.phase_total = 0
                 state.finished, state.message, state.hint, state.pid = None, "", "", self.worker.pid
             if not state.final and self.worker.stop_asked is not None:
                 state.state = "stopping"
-        elif waiting:
-            state.state, state.finished, state.message, state.hint = "queued", None, "", ""
-        elif not (folded.final and reported):
+        elif not ended:
             self._explain_end(state, exit_code)
         return state
 

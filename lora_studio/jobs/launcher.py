@@ -24,7 +24,7 @@ _SAME_START_SECONDS = 2.0
 
 
 def python_module(name: str) -> list[str]:
-    """The command that runs a module with this Python; -P keeps files of the current folder from posing as libraries."""
+    """The command that runs a module with this Python; -P keeps the current folder's files from posing as libraries."""
     return [sys.executable, "-P", "-m", name]
 
 

@@ -207,12 +207,15 @@ class Supervisor:
         The run leaves the queue after its worker was started, so that whoever looks in between sees it in one of both.
         """
         self._refresh_all()
-        alive = {run_id for run_id, follower in self._followers.items() if follower.alive}
-        entries = [entry for entry in read_queue(self._workspace) if entry.run in self._followers.keys() - alive]
+        alive = [follower for follower in self._followers.values() if follower.alive]
+        working = {follower.run.id for follower in alive if not follower.state.final}
+        queued = read_queue(self._workspace)
+        entries = [entry for entry in queued if entry.run in self._followers.keys() - working]
         if entries and not alive:
             head = entries.pop(0)
             self._launcher.start(self._followers[head.run].run, head.resume)
-        write_queue(self._workspace, entries)
+        if entries != queued:
+            write_queue(self._workspace, entries)
         self._refresh_all()
 
     def _end_the_deaf(self) -> None:

@@ -1,0 +1,78 @@
+"""A worker that trains nothing: it writes the events of a run, quickly, in the way that its first argument names.
+
+fake_worker.py steps=40 RUN_FOLDER [--resume]     40 steps, a stop is obeyed
+fake_worker.py deaf RUN_FOLDER                    never obeys a stop
+fake_worker.py crash RUN_FOLDER                   ends without a last word
+fake_worker.py wrong RUN_FOLDER                   reports wrong input and ends with exit code 2
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lora_studio.events import (
+    CheckpointSaved,
+    Event,
+    Finished,
+    PhaseStarted,
+    RunStarted,
+    StepLogged,
+    Warned,
+    to_line,
+)
+from lora_studio.workspace import RunFolder
+
+
+class FakeWorker:
+    def __init__(self, mode: str, run: RunFolder, resume: bool) -> None:
+        self.mode, self.run, self.stopping = mode, run, False
+        self.first = len(run.checkpoint_folders()) if resume else 0
+        signal.signal(signal.SIGTERM, self.obey if mode != "deaf" else signal.SIG_IGN)
+
+    def obey(self, number: int, frame: object) -> None:
+        self.stopping = True
+
+    def emit(self, event: Event) -> None:
+        with self.run.events.open("a", encoding="utf-8") as file:
+            file.write(to_line(event))
+
+    def work(self) -> int:
+        print(f"working with {sys.argv[1:]}", flush=True)
+        self.emit(RunStarted(time.time(), os.getpid(), "cpu", "float32", self.first))
+        if self.mode == "wrong":
+            self.emit(Finished(time.time(), "failed", message="The file holds no usable row.", hint="Look at it."))
+            return 2
+        if self.mode == "deaf":
+            helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            (self.run.path / "helper.pid").write_text(str(helper.pid))
+        total = int(self.mode.partition("=")[2] or 1000)
+        self.emit(PhaseStarted(time.time(), "train", total, "steps"))
+        step = self.first
+        while step < total and not self.stopping:
+            step += 1
+            time.sleep(0.02)
+            self.emit(StepLogged(time.time(), step, total, step / total, 1.0 / step, 1e-3, tokens=step * 10))
+            if self.mode == "crash" and step == 3:
+                print("something terrible", file=sys.stderr, flush=True)
+                os._exit(7)
+        return self.finish(step)
+
+    def finish(self, step: int) -> int:
+        state = "stopped" if self.stopping else "done"
+        folder = self.run.checkpoints / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text("{}")
+        self.emit(CheckpointSaved(time.time(), step, folder.name))
+        self.emit(Warned(time.time(), "This worker is a fake."))
+        numbers = {"state": state, "steps": step, "train_loss": 1.0 / step, "eval_loss": None, "adapter": "adapter"}
+        self.run.complete.write_text(json.dumps(numbers))
+        self.emit(Finished(time.time(), state, step, seconds=0.02 * step))
+        return 130 if self.stopping else 0
+
+
+if __name__ == "__main__":
+    sys.exit(FakeWorker(sys.argv[1], RunFolder(Path(sys.argv[2])), "--resume" in sys.argv).work())

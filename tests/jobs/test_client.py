@@ -1,0 +1,130 @@
+"""A session's requests, answers, stops and deaths, with a child that has no model."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lora_studio.errors import StudioError
+from lora_studio.jobs.client import Session
+
+FAKE = [sys.executable, str(Path(__file__).with_name("fake_session.py"))]
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[Session]:
+    with Session(tmp_path / "logs" / "session.log", command=FAKE) as session:
+        yield session
+
+
+def test_the_child_starts_with_the_first_request_and_stays(session: Session) -> None:
+    assert not session.running
+    first, second = session.call("echo", word="hé"), session.call("echo", word="two")
+    assert (first["word"], second["word"]) == ("hé", "two")
+    assert first["pid"] == second["pid"]
+    assert session.running
+
+
+def test_pieces_come_in_order_and_the_result_last(session: Session) -> None:
+    answers = list(session.stream("count", to=5))
+    assert [answer["kind"] for answer in answers] == ["piece"] * 5 + ["result"]
+    assert [answer["done"] for answer in answers] == [1, 2, 3, 4, 5, 5]
+
+
+def test_progress_is_handed_on_while_a_call_waits(session: Session) -> None:
+    seen: list[int] = []
+    session.call("count", on_progress=lambda answer: seen.append(answer["done"]), to=3)
+    assert seen == [1, 2, 3]
+
+
+def test_an_error_answer_becomes_a_studio_error_and_the_child_lives_on(session: Session) -> None:
+    with pytest.raises(StudioError) as raised:
+        session.call("fail")
+    assert (raised.value.message, raised.value.hint) == ("The model can't be found.", "Check its name.")
+    assert session.call("echo", word="still here")["word"] == "still here"
+
+
+def test_a_dead_child_is_told_with_its_last_words_and_replaced(session: Session) -> None:
+    before = session.call("echo")["pid"]
+    with pytest.raises(StudioError, match="ended unexpectedly") as raised:
+        session.call("die")
+    assert "out of luck" in raised.value.hint
+    assert session.call("echo")["pid"] != before
+
+
+def test_a_child_that_breaks_the_protocol_is_ended_and_quoted(session: Session) -> None:
+    with pytest.raises(StudioError, match="Loading weights: 100%"):
+        session.call("babble")
+    assert session.call("echo", word="new child")["word"] == "new child"
+
+
+def test_a_killed_child_is_said_to_have_run_out_of_memory(session: Session) -> None:
+    pid = session.call("echo")["pid"]
+    threading.Timer(0.2, os.kill, (pid, 9)).start()
+    with pytest.raises(StudioError, match="memory ran out"):
+        session.call("hang")
+
+
+def test_stop_from_another_thread_ends_the_running_request(session: Session) -> None:
+    answers = session.stream("count", to=1000)
+    next(answers)
+    threading.Thread(target=session.stop).start()
+    assert list(answers)[-1]["done"] < 1000
+
+
+def test_stop_without_a_child_or_a_request_is_no_error(session: Session) -> None:
+    session.stop()
+    session.call("echo")
+    session.stop()
+    assert session.call("count", to=3)["done"] == 3
+
+
+def test_leaving_a_stream_early_frees_the_session_for_the_next_request(session: Session) -> None:
+    answers = session.stream("count", to=1000)
+    next(answers)
+    started = time.monotonic()
+    del answers
+    assert session.call("echo", word="next")["word"] == "next"
+    assert time.monotonic() - started < 2
+
+
+def test_requests_of_many_threads_are_answered_one_after_the_other(session: Session) -> None:
+    results: list[str] = []
+    threads = [
+        threading.Thread(target=lambda n=number: results.append(session.call("echo", word=f"w{n}")["word"]))
+        for number in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [f"w{number}" for number in range(8)]
+
+
+def test_close_ends_the_child_and_can_be_called_twice(session: Session) -> None:
+    pid = session.call("echo")["pid"]
+    session.close()
+    session.close()
+    assert not psutil.pid_exists(pid)
+    assert not session.running
+    assert session.call("echo")["pid"] != pid
+
+
+def test_close_while_a_request_runs_ends_a_child_that_does_not_listen(session: Session) -> None:
+    session.start()
+    threading.Timer(0.3, session.close).start()
+    with pytest.raises(StudioError, match="was closed"):
+        session.call("hang")
+
+
+def test_a_session_is_busy_only_while_it_answers(session: Session) -> None:
+    answers = session.stream("count", to=2)
+    next(answers)
+    assert session.busy
+    list(answers)
+    assert not session.busy

@@ -1,0 +1,162 @@
+"""A run's state from its folder: lines that grow, lines that are torn, workers that are gone."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lora_studio.events import Finished, RunStarted, StepLogged, to_line
+from lora_studio.jobs.follow import Follower, last_lines
+from lora_studio.jobs.launcher import Worker, ask_to_stop, end_last_line, find, kill, read_worker
+from lora_studio.workspace import RunFolder, Workspace
+
+
+@pytest.fixture
+def run(workspace: Workspace) -> RunFolder:
+    return workspace.create_run("test", "{}", {})
+
+
+def refresh(follower: Follower, waiting: bool = False) -> bool:
+    return follower.refresh(waiting, lambda worker: None)
+
+
+def step(number: int) -> str:
+    return to_line(StepLogged(time.time(), number, 10, 0.1, 1.0, 1e-3))
+
+
+def append(run: RunFolder, text: str) -> None:
+    with run.events.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def be_the_worker(run: RunFolder, pid: int, shift: float = 0.0, **more: float) -> None:
+    started = psutil.Process(pid).create_time() + shift
+    run.worker.write_text(json.dumps({"pid": pid, "started": started, "launched": time.time(), **more}))
+
+
+def test_a_torn_last_line_is_left_until_it_is_whole(run: RunFolder) -> None:
+    be_the_worker(run, os.getpid())
+    follower = Follower(run)
+    whole = step(2)
+    append(run, step(1) + whole[:20])
+    refresh(follower)
+    assert [item.step for item in follower.state.steps] == [1]
+    append(run, whole[20:])
+    refresh(follower)
+    assert [item.step for item in follower.state.steps] == [1, 2]
+
+
+def test_a_line_separator_inside_a_message_does_not_split_the_line(run: RunFolder) -> None:
+    be_the_worker(run, os.getpid())
+    append(run, to_line(Finished(time.time(), "failed", message="one\u2028two")))
+    follower = Follower(run)
+    refresh(follower)
+    assert follower.state.message == "one\u2028two"
+
+
+def test_a_line_that_a_killed_worker_left_torn_does_not_swallow_the_next(run: RunFolder) -> None:
+    append(run, step(1) + step(2)[:20])
+    end_last_line(run.events)
+    end_last_line(run.events)
+    be_the_worker(run, os.getpid())
+    append(run, to_line(RunStarted(time.time(), 1, "cpu", "float32", 1)))
+    follower = Follower(run)
+    refresh(follower)
+    assert follower.state.state == "running"
+    assert run.events.read_text().count("\n") == 3
+
+
+def test_nothing_new_is_no_change(run: RunFolder) -> None:
+    follower = Follower(run)
+    assert refresh(follower, waiting=True)
+    assert not refresh(follower, waiting=True)
+    assert follower.state.state == "queued"
+    append(run, step(1))
+    assert refresh(follower, waiting=True)
+
+
+def test_a_fresh_folder_that_does_not_stand_in_the_queue_yet_is_queued(run: RunFolder) -> None:
+    follower = Follower(run)
+    refresh(follower)
+    assert follower.state.state == "queued"
+
+
+def test_an_old_folder_that_nobody_started_is_a_failure(run: RunFolder) -> None:
+    run.facts.write_text(json.dumps({"title": "old", "created": time.time() - 3600}))
+    follower = Follower(run)
+    refresh(follower)
+    assert (follower.state.state, follower.state.message) == ("failed", "The run was never started.")
+
+
+def test_a_resumed_run_is_running_before_its_new_worker_says_so(run: RunFolder) -> None:
+    append(run, step(1) + to_line(Finished(time.time(), "stopped", 1)))
+    time.sleep(0.01)
+    be_the_worker(run, os.getpid())
+    follower = Follower(run)
+    refresh(follower)
+    assert (follower.state.state, follower.state.phase, follower.state.finished) == ("running", "start", None)
+    assert len(follower.state.steps) == 1
+
+
+def test_a_worker_asked_to_stop_is_stopping_and_then_stopped_even_without_a_last_word(run: RunFolder) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    be_the_worker(run, child.pid)
+    follower = Follower(run)
+    assert ask_to_stop(run)
+    refresh(follower)
+    assert follower.state.state == "stopping"
+    child.wait()
+    refresh(follower)
+    assert follower.state.state == "stopped"
+    assert not ask_to_stop(run)
+
+
+def test_a_process_that_got_the_same_id_later_is_not_the_worker(run: RunFolder) -> None:
+    be_the_worker(run, os.getpid(), shift=-100)
+    assert find(run) is None
+    assert not ask_to_stop(run)
+    assert not kill(run)
+
+
+def test_an_ended_worker_that_nobody_collected_is_not_alive(run: RunFolder) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "pass"], start_new_session=True)
+    be_the_worker(run, child.pid)
+    end = time.monotonic() + 10
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < end:
+        time.sleep(0.01)
+    assert find(run) is None
+    child.wait()
+
+
+def test_a_run_without_a_worker_has_none(run: RunFolder) -> None:
+    assert read_worker(run) is None
+    assert find(run) is None
+    assert not kill(run)
+    be_the_worker(run, os.getpid(), stop_asked=5.0)
+    worker = read_worker(run)
+    assert isinstance(worker, Worker)
+    assert worker.stop_asked == 5.0
+
+
+def test_the_log_shows_progress_bars_by_their_last_state_and_no_colours(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    log.write_bytes(b"\x1b[31mred\x1b[0m\r\n\n 10%\r 50%\r100%\nlast \xff")
+    assert last_lines(log, 10) == "red\n100%\nlast \ufffd"
+    assert last_lines(log, 1) == "last \ufffd"
+    assert last_lines(tmp_path / "missing.log", 3) == ""
+
+
+def test_a_run_to_be_resumed_waits_also_while_its_last_worker_is_still_ending(run: RunFolder) -> None:
+    be_the_worker(run, os.getpid())
+    time.sleep(0.01)
+    append(run, step(1) + to_line(Finished(time.time(), "stopped", 1)))
+    follower = Follower(run)
+    refresh(follower)
+    assert follower.state.state == "stopped"
+    refresh(follower, waiting=True)
+    assert follower.state.state == "queued"

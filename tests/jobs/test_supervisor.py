@@ -1,0 +1,241 @@
+"""Runs are started one at a time, followed, stopped, queued and found again, with workers that train nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lora_studio.config import Config, Data
+from lora_studio.errors import StudioError
+from lora_studio.jobs.launcher import Launcher, find, read_worker
+from lora_studio.jobs.supervisor import Supervisor, with_absolute_paths
+from lora_studio.parsing import parse, read_yaml
+from lora_studio.workspace import Workspace
+from tests.jobs.conftest import Supervise, fake_command, wait_until
+
+
+def test_a_run_goes_from_start_to_done_and_its_worker_is_collected(supervise: Supervise, workspace: Workspace) -> None:
+    supervisor = supervise("steps=5")
+    run_id = supervisor.launch(Config(title="First run"))
+    assert supervisor.state(run_id).state == "running"
+    wait_until(lambda: supervisor.state(run_id).final and supervisor.busy() is None)
+    state = supervisor.state(run_id)
+    assert (state.state, state.step, state.total_steps, state.title) == ("done", 5, 5, "First run")
+    assert len(state.steps) == 5
+    worker = read_worker(workspace.run(run_id))
+    assert worker is not None
+    wait_until(lambda: not psutil.pid_exists(worker.pid))
+    assert supervisor.exit_code(run_id) == 0
+
+
+def test_the_run_folder_holds_the_whole_config_and_the_versions(supervise: Supervise, workspace: Workspace) -> None:
+    run = workspace.run(supervise("steps=1").launch(Config()))
+    assert parse(read_yaml(run.config)) == Config()
+    assert run.read_facts()["title"] == "pirate"
+    assert set(run.read_facts()["versions"]) >= {"torch", "trl", "peft", "lora_studio"}
+
+
+def test_a_file_named_from_the_current_folder_is_found_by_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    config = with_absolute_paths(Config(data=Data(train_file="rows.jsonl", validation_file="rows.jsonl")))
+    assert config.data.train_file == config.data.validation_file == str(tmp_path / "rows.jsonl")
+
+
+def test_the_name_of_a_shipped_set_and_the_demo_model_stay_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "pirate").mkdir()
+    assert with_absolute_paths(Config()) == Config()
+
+
+def test_a_second_run_waits_and_starts_when_the_first_ends(supervise: Supervise) -> None:
+    supervisor = supervise("steps=15")
+    first, second = supervisor.launch(Config()), supervisor.launch(Config())
+    assert supervisor.state(second).state == "queued"
+    assert supervisor.queue() == [second]
+    assert supervisor.busy() == first
+    wait_until(lambda: supervisor.state(second).state == "running")
+    assert supervisor.state(first).state == "done"
+    assert supervisor.queue() == []
+
+
+def test_many_starts_at_once_start_one_worker(supervise: Supervise, workspace: Workspace) -> None:
+    supervisors = [supervise("steps=1000"), supervise("steps=1000")]
+    threads = [threading.Thread(target=supervisors[n % 2].launch, args=(Config(),)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alive = [run for run in workspace.runs() if find(run)]
+    assert len(workspace.runs()) == 6
+    assert len(alive) == 1
+    assert len(supervisors[0].queue()) == 5
+
+
+def test_stop_ends_a_run_and_keeps_what_it_saved(supervise: Supervise, workspace: Workspace) -> None:
+    supervisor = supervise("steps=1000")
+    run_id = supervisor.launch(Config())
+    wait_until(lambda: supervisor.state(run_id).step >= 2)
+    supervisor.stop(run_id)
+    wait_until(lambda: supervisor.state(run_id).final)
+    assert supervisor.state(run_id).state == "stopped"
+    assert len(workspace.run(run_id).checkpoint_folders()) == 1
+    supervisor.stop(run_id)
+    assert supervisor.state(run_id).state == "stopped"
+
+
+def test_stopping_a_waiting_run_takes_it_out_of_the_queue(supervise: Supervise) -> None:
+    supervisor = supervise("steps=1000")
+    first, second = supervisor.launch(Config()), supervisor.launch(Config())
+    supervisor.stop(second)
+    assert supervisor.state(second).state == "stopped"
+    assert "queue" in supervisor.state(second).message
+    assert supervisor.queue() == []
+    assert supervisor.state(first).state == "running"
+
+
+def test_a_stopped_run_resumes_from_its_checkpoint_as_the_same_run(supervise: Supervise) -> None:
+    supervisor = supervise("steps=1000")
+    run_id = supervisor.launch(Config())
+    wait_until(lambda: supervisor.state(run_id).step >= 2)
+    supervisor.stop(run_id)
+    wait_until(lambda: supervisor.state(run_id).final)
+    with pytest.raises(StudioError, match="no such run"):
+        supervisor.resume("nothing")
+    supervisor.resume(run_id)
+    wait_until(lambda: supervisor.state(run_id).state == "running")
+    wait_until(lambda: "--resume" in supervisor.log(run_id))
+    with pytest.raises(StudioError, match="running already"):
+        supervisor.resume(run_id)
+
+
+def test_a_complete_run_is_not_resumed(supervise: Supervise) -> None:
+    supervisor = supervise("steps=1")
+    run_id = supervisor.launch(Config())
+    wait_until(lambda: supervisor.state(run_id).final)
+    with pytest.raises(StudioError, match="complete"):
+        supervisor.resume(run_id)
+
+
+def test_a_deaf_worker_is_ended_by_force_with_everything_it_started(supervise: Supervise, workspace: Workspace) -> None:
+    supervisor = supervise("deaf", stop_seconds=0.3)
+    run_id = supervisor.launch(Config())
+    wait_until(lambda: supervisor.state(run_id).step >= 1)
+    helper = int((workspace.run(run_id).path / "helper.pid").read_text())
+    supervisor.stop(run_id)
+    assert supervisor.state(run_id).state == "stopping"
+    wait_until(lambda: supervisor.state(run_id).final)
+    assert supervisor.state(run_id).state == "stopped"
+    assert "by force" in supervisor.state(run_id).message
+    wait_until(lambda: not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_worker_that_vanished_is_a_failure_with_its_last_words(supervise: Supervise) -> None:
+    supervisor = supervise("crash")
+    run_id = supervisor.launch(Config())
+    wait_until(lambda: supervisor.state(run_id).final)
+    state = supervisor.state(run_id)
+    assert state.state == "failed"
+    assert "exit code 7" in state.message
+    assert "something terrible" in state.hint
+    assert state.step == 3
+
+
+def test_a_worker_killed_from_outside_is_said_to_have_been_killed(supervise: Supervise, workspace: Workspace) -> None:
+    supervisor = supervise("steps=1000")
+    run_id = supervisor.launch(Config())
+    wait_until(lambda: supervisor.state(run_id).step >= 1)
+    process = find(workspace.run(run_id))
+    assert process is not None
+    process.kill()
+    wait_until(lambda: supervisor.state(run_id).final)
+    assert "memory" in supervisor.state(run_id).message
+    assert supervisor.busy() is None
+
+
+def test_a_run_that_is_alive_is_not_deleted(supervise: Supervise, workspace: Workspace) -> None:
+    supervisor = supervise("steps=1000")
+    first, second = supervisor.launch(Config()), supervisor.launch(Config())
+    with pytest.raises(StudioError, match="can't be deleted"):
+        supervisor.delete(first)
+    supervisor.delete(second)
+    assert [state.id for state in supervisor.runs()] == [first]
+    assert supervisor.queue() == []
+
+
+def test_the_revision_stands_still_while_nothing_happens(supervise: Supervise) -> None:
+    supervisor = supervise("steps=3")
+    before = supervisor.revision
+    run_id = supervisor.launch(Config())
+    assert supervisor.revision > before
+    wait_until(lambda: supervisor.state(run_id).final and supervisor.busy() is None)
+    settled, state = supervisor.revision, supervisor.state(run_id)
+    assert supervisor.revision == settled
+    assert supervisor.state(run_id) is state
+
+
+def test_a_snapshot_does_not_change_while_the_run_goes_on(supervise: Supervise) -> None:
+    supervisor = supervise("steps=1000")
+    run_id = supervisor.launch(Config())
+    wait_until(lambda: supervisor.state(run_id).step >= 1)
+    snapshot = supervisor.state(run_id)
+    count = len(snapshot.steps)
+    wait_until(lambda: supervisor.state(run_id).step > snapshot.step + 3)
+    assert len(snapshot.steps) == count
+
+
+def test_another_supervisor_sees_the_run_and_can_stop_it(supervise: Supervise) -> None:
+    page, terminal = supervise("steps=1000"), supervise("steps=1000")
+    run_id = terminal.launch(Config())
+    assert page.busy() == run_id
+    wait_until(lambda: page.state(run_id).step >= 1)
+    page.stop(run_id)
+    wait_until(lambda: terminal.state(run_id).final and page.state(run_id).final)
+    assert terminal.state(run_id).state == page.state(run_id).state == "stopped"
+
+
+def test_the_queue_survives_a_supervisor_and_is_taken_up_by_the_next(
+    workspace: Workspace, supervise: Supervise
+) -> None:
+    gone = Supervisor(workspace, Launcher(fake_command("steps=10")))
+    first, second = gone.launch(Config()), gone.launch(Config())
+    wait_until(lambda: gone.state(first).final and gone.busy() is None)
+    assert gone.state(second).state == "queued"
+    wait_until(lambda: supervise("steps=1").state(second).state == "done")
+
+
+def test_killing_the_parent_leaves_the_worker_alive_and_the_next_parent_finds_it(
+    workspace: Workspace, supervise: Supervise
+) -> None:
+    program = (
+        "import sys, time; from lora_studio.config import Config; from lora_studio.jobs.launcher import Launcher\n"
+        "from lora_studio.jobs.supervisor import Supervisor; from lora_studio.workspace import Workspace\n"
+        f"supervisor = Supervisor(Workspace.find({str(workspace.root)!r}), Launcher({fake_command('steps=1000')!r}))\n"
+        "supervisor.start(); print(supervisor.launch(Config()), flush=True); time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    run_id = parent.stdout.readline().strip()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    supervisor = supervise("steps=1000")
+    assert supervisor.busy() == run_id
+    step = supervisor.state(run_id).step
+    wait_until(lambda: supervisor.state(run_id).step > step + 3)
+    supervisor.stop(run_id)
+    wait_until(lambda: supervisor.state(run_id).final)
+    assert supervisor.state(run_id).state == "stopped"
+    worker = read_worker(workspace.run(run_id))
+    assert worker is not None
+    assert worker.pid != os.getpid()
