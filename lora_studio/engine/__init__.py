@@ -1,1 +1,8 @@
 """Training and answering: the only place with torch, transformers, peft and trl. Runs only in child processes."""
+
+import os
+
+# Read once when the libraries are imported, so it has to stand before: nothing is ever reported to anybody.
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["DO_NOT_TRACK"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

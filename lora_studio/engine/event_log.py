@@ -1,0 +1,40 @@
+"""Appends to a run's `events.jsonl`. No torch here: the worker can report before it imports anything slow."""
+
+import time
+from pathlib import Path
+
+from lora_studio.events import Event, PhaseStarted, Progress, RunState, fold, from_line, to_line
+
+PROGRESS_SECONDS = 0.5
+
+
+class EventLog:
+    """Writes one event a line; every line is handed to the system before `emit` returns."""
+
+    def __init__(self, path: Path) -> None:
+        torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        self.path = path
+        self._file = path.open("a", encoding="utf-8")
+        if torn:
+            self._file.write("\n")  # a crash left half a line: what follows must not be glued to it
+        self._shown = 0.0
+
+    def emit(self, event: Event) -> None:
+        self._file.write(to_line(event))
+        self._file.flush()
+
+    def phase(self, phase: str, total: int = 0, unit: str = "") -> None:
+        self._shown = 0.0
+        self.emit(PhaseStarted(time.time(), phase, total, unit))
+
+    def progress(self, done: int, total: int) -> None:
+        """At most two lines a second, and always the last one."""
+        now = time.time()
+        if now - self._shown >= PROGRESS_SECONDS or done == total:
+            self._shown = now
+            self.emit(Progress(now, done, total))
+
+    def state(self) -> RunState:
+        """What the events so far amount to."""
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        return fold(event for event in map(from_line, lines) if event is not None)

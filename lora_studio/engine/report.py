@@ -1,0 +1,140 @@
+"""From a running training to events: the only TrainerCallback.
+
+It also obeys a stop: in training the step is finished and saved, in every other phase the work ends at once.
+"""
+
+import time
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lora_studio.engine.event_log import EventLog
+from lora_studio.engine.load import memory_bytes
+from lora_studio.engine.stopping import Stop
+from lora_studio.events import CheckpointSaved, Evaluated, StepLogged
+
+LEAST_POINTS = 20
+
+
+def logging_interval(asked: int, total_steps: int) -> int:
+    """Steps between two points: what was asked, but never so many that a run draws fewer than 20 points.
+
+    0 leaves it to us: at least 50 points where the run has as many steps, and one at least every 10 steps.
+    """
+    if asked == 0:
+        return max(1, min(10, total_steps // 50))
+    return max(1, min(asked, total_steps // LEAST_POINTS))
+
+
+class Report(TrainerCallback):
+    """Turns what the trainer does into events. `tokens_before` are those of earlier starts of a resumed run."""
+
+    def __init__(self, log: EventLog, stop: Stop, tokens_before: int = 0) -> None:
+        self.log = log
+        self.stop = stop
+        self.tokens_before = tokens_before
+        self.tokens = tokens_before
+        self.evaluating = 0
+        self.last_evaluation: tuple[int, float] | None = None
+        self.saved_step = -1
+        self._mark = self._step_ended = time.monotonic()
+        self._pause = 0.0
+        self._paused = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.saved_step = state.global_step if state.global_step else -1
+        self.log.phase("train", state.max_steps, "steps")
+        self.log.progress(state.global_step, state.max_steps)
+        self._mark = self._step_ended = time.monotonic()
+        self.stop.finish_step_first()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._paused:
+            self._pause += time.monotonic() - self._step_ended
+            self._paused = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._step_ended = time.monotonic()
+        self.log.progress(state.global_step, state.max_steps)
+        if self.stop.asked:
+            control.should_training_stop = True
+            control.should_log = True
+            control.should_save = True
+            control.should_evaluate = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.stop.asked:
+            control.should_evaluate = False
+            control.should_save = self.saved_step != state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        now = time.monotonic()
+        tokens = self.tokens_before + int(logs["num_tokens"])
+        seconds = max(now - self._mark - self._pause, 1e-6)
+        self.log.emit(
+            StepLogged(
+                time=time.time(),
+                step=state.global_step,
+                total_steps=state.max_steps,
+                epoch=state.epoch or 0.0,
+                loss=logs["loss"],
+                learning_rate=logs["learning_rate"],
+                grad_norm=logs.get("grad_norm"),
+                token_accuracy=logs.get("mean_token_accuracy"),
+                tokens=tokens,
+                tokens_per_second=(tokens - self.tokens) / seconds,
+                memory_bytes=memory_bytes(),
+            )
+        )
+        self.tokens, self._mark, self._pause = tokens, now, 0.0
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        batches = len(kwargs["eval_dataloader"])
+        if self.evaluating == 0:
+            self.log.phase("evaluate", batches, "batches")
+        self.evaluating += 1
+        self.log.progress(self.evaluating, batches)
+        self.stop.check()
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if metrics is None:
+            return
+        self.evaluating = 0
+        self._paused = True
+        self.last_evaluation = (state.global_step, metrics["eval_loss"])
+        others = {"token_accuracy": metrics["eval_mean_token_accuracy"]}
+        self.log.emit(Evaluated(time.time(), state.global_step, state.epoch or 0.0, metrics["eval_loss"], others))
+        if not control.should_training_stop:
+            self.log.phase("train", state.max_steps, "steps")
+            self.log.progress(state.global_step, state.max_steps)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._paused = True
+        self.saved_step = state.global_step
+        measured = self.last_evaluation
+        loss = measured[1] if measured and measured[0] == state.global_step else None
+        self.log.emit(CheckpointSaved(time.time(), state.global_step, f"checkpoint-{state.global_step}", loss))

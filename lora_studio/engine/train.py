@@ -1,0 +1,257 @@
+"""The training program, to be read from top to bottom: config, data, model, adapter, training, adapter out, report.
+
+The data path is `data.dataset.prepare`, the loop is trl's; what is ours here is the order, the checks and the run's
+folder. Only this module of the engine knows the config.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+from trl import SFTConfig
+
+from lora_studio.config import Config
+from lora_studio.data.dataset import Prepared, prepare
+from lora_studio.engine.adapters import add_adapter
+from lora_studio.engine.event_log import EventLog
+from lora_studio.engine.load import choose_dtype, device, dtype_name, load_model, load_tokenizer, memory_bytes
+from lora_studio.engine.report import Report, logging_interval
+from lora_studio.engine.stopping import Stop, Stopped
+from lora_studio.engine.summary import write_report
+from lora_studio.engine.trainer import StudioTrainer, as_dataset, save_adapter
+from lora_studio.errors import StudioError
+from lora_studio.events import DataPrepared, ModelLoaded, RunStarted, StepLogged, Warned
+from lora_studio.parsing import parse, read_yaml
+from lora_studio.workspace import RunFolder
+
+
+def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[str, Any]:
+    """Trains what the run's config says and returns the numbers of complete.json. Raises `Stopped` when asked to."""
+    began = time.time()
+
+    # Config and where to start from.
+    config = parse(read_yaml(run.config))
+    dtype = choose_dtype(config.model.dtype)
+    checkpoint = last_whole_checkpoint(run) if resume else None
+    first_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    log.emit(RunStarted(began, os.getpid(), device_name(), dtype_name(dtype), first_step))
+    if resume and checkpoint is None:
+        log.emit(Warned(time.time(), "No whole checkpoint was found: the run starts from the beginning."))
+    check_optimizer(config.training.optim)
+
+    # Data: the same function that the preview uses.
+    log.phase("data")
+    tokenizer = load_tokenizer(config.model.name, config.model.revision)
+    prepared = prepare(
+        **config.data.model_dump(), tokenizer=tokenizer, on_progress=lambda _, done, total: log.progress(done, total)
+    )
+    tokenizer.chat_template = prepared.template.source  # goes with every save
+    log.emit(data_event(prepared))
+
+    # The base and a fresh adapter on it.
+    log.phase("model")
+    set_seed(config.training.seed)
+    model = load_model(
+        config.model.name,
+        revision=config.model.revision,
+        dtype=config.model.dtype,
+        quantization=config.model.quantization,
+        attn_implementation=config.model.attn_implementation,
+    )
+    lora = config.lora.model_dump(exclude={"target_modules"})
+    model = add_adapter(
+        model,
+        base=config.model.name,
+        revision=config.model.revision,
+        target=config.lora.target_modules,
+        seed=config.training.seed,
+        **lora,
+    )
+    trainable, parameters = model.get_nb_trainable_parameters()
+    log.emit(ModelLoaded(time.time(), parameters, trainable, memory_bytes()))
+
+    # The trainer. Its TensorBoard callback takes the folder from the environment only.
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)
+    card = studio_card(config, run, dtype, prepared.template.name)
+    report = Report(log, stop, tokens_before=log.state().steps[-1].tokens if log.state().steps else 0)
+    trainer = StudioTrainer(
+        model=model,
+        args=trainer_settings(config, run, dtype, measured=bool(prepared.validation)),
+        train_dataset=as_dataset(prepared.train),
+        eval_dataset=as_dataset(prepared.validation) if prepared.validation else None,
+        processing_class=tokenizer,
+        callbacks=[report],
+        card=card,
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # trl makes a quantized model's adapter bf16, whose 8 bits lose small updates
+            parameter.data = parameter.data.float()
+    total_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+    trainer.args.warmup_steps = math.ceil(config.training.warmup_ratio * total_steps)
+    trainer.args.logging_steps = logging_interval(config.tracking.logging_steps, total_steps)
+
+    # Training. A stop in the middle of an evaluation leaves the trainer by an exception: save what is there.
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        stop.check()
+    except Stopped:
+        save_where_stopped(trainer, report)
+        raise
+
+    # The adapter out, the last measurement, and the words.
+    stop.end_at_once()
+    log.phase("save")
+    shutil.rmtree(run.adapter, ignore_errors=True)
+    save_adapter(trainer.model, tokenizer, card, run.adapter)
+    eval_loss = final_evaluation(trainer, report) if prepared.validation else None
+    result = {
+        "run": run.id,
+        "state": "done",
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "train_loss": mean_loss(log.state().steps),
+        "last_loss": log.state().steps[-1].loss,
+        "eval_loss": eval_loss,
+        "adapter": str(run.adapter),
+        "seconds": time.time() - began,
+        "tokens": report.tokens,
+        "trainable_parameters": trainable,
+        "parameters": parameters,
+        "train_rows": len(prepared.train),
+        "validation_rows": len(prepared.validation),
+        "peak_memory_bytes": memory_bytes(),
+        "best_checkpoint": Path(trainer.state.best_model_checkpoint).name
+        if trainer.state.best_model_checkpoint
+        else None,
+    }
+    write_report(run, config, prepared, log.state(), result)
+    return result
+
+
+def trainer_settings(config: Config, run: RunFolder, dtype: torch.dtype, *, measured: bool) -> SFTConfig:
+    """The config in trl's words. Lengths and labels are settled already, so trl only packs."""
+    training, evaluation = config.training, config.evaluation
+    on_cpu = device().type == "cpu"
+    checkpointing = training.gradient_checkpointing
+    return SFTConfig(
+        output_dir=str(run.checkpoints),
+        num_train_epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+        learning_rate=training.learning_rate,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        per_device_eval_batch_size=evaluation.per_device_eval_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        lr_scheduler_type=training.lr_scheduler_type,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=training.optim,
+        seed=training.seed,
+        data_seed=training.seed,
+        train_sampling_strategy=training.train_sampling_strategy,
+        gradient_checkpointing=not on_cpu if checkpointing == "auto" else checkpointing,
+        packing=training.packing,
+        eval_packing=False,
+        max_length=config.data.max_length if training.packing else None,
+        dataset_kwargs=None if training.packing else {"skip_prepare_dataset": True},
+        save_strategy=training.save_strategy,
+        save_steps=training.save_steps,
+        save_total_limit=training.save_total_limit,
+        eval_strategy=evaluation.eval_strategy if measured else "no",
+        eval_steps=evaluation.eval_steps,
+        load_best_model_at_end=evaluation.load_best_model_at_end and measured,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # a loss that is not a number has to be seen
+        report_to=["tensorboard"],
+        disable_tqdm=True,
+        use_cpu=on_cpu,
+        bf16=dtype is torch.bfloat16 and not on_cpu,
+        fp16=dtype is torch.float16,
+        dataloader_pin_memory=not on_cpu,
+    )
+
+
+def studio_card(config: Config, run: RunFolder, dtype: torch.dtype, prompt_style: str) -> dict[str, Any]:
+    """studio.json: what chat, evaluation and export have to know to use the adapter as training did."""
+    return {
+        "base_model": config.model.name,
+        "revision": config.model.revision,
+        "dtype": dtype_name(dtype),
+        "quantization": config.model.quantization,
+        "prompt_style": prompt_style,
+        "system_prompt": config.data.system_prompt,
+        "enable_thinking": config.data.enable_thinking,
+        "max_length": config.data.max_length,
+        "run": run.id,
+    }
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
+def data_event(prepared: Prepared) -> DataPrepared:
+    return DataPrepared(
+        time=time.time(),
+        train_rows=len(prepared.train),
+        validation_rows=len(prepared.validation),
+        bad_rows=len(prepared.bad_rows),
+        dropped_rows=len(prepared.dropped),
+        tokens=sum(len(example.input_ids) for example in prepared.train),
+        trained_tokens=sum(example.trained_tokens for example in prepared.train),
+        fingerprint=prepared.fingerprint,
+        prompt_style=prepared.template.name,
+    )
+
+
+def check_optimizer(name: str) -> None:
+    if "8bit" in name and not torch.cuda.is_available():
+        raise StudioError(f"The optimizer {name} needs a CUDA GPU, and this machine shows none.", "Choose adamw_torch.")
+
+
+def last_whole_checkpoint(run: RunFolder) -> Path | None:
+    """The newest checkpoint that can be resumed from. Torn ones, as a crash leaves them, are removed."""
+    whole = run.checkpoint_folders()
+    for folder in run.checkpoints.glob("checkpoint-*"):
+        if folder not in whole or not state_is_readable(folder):
+            shutil.rmtree(folder)
+    return next((folder for folder in reversed(whole) if folder.is_dir()), None)
+
+
+def state_is_readable(checkpoint: Path) -> bool:
+    """The trainer writes its state last: where it is whole, everything before it is."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def save_where_stopped(trainer: StudioTrainer, report: Report) -> None:
+    """A checkpoint of the last finished step, unless there is one."""
+    step = trainer.state.global_step
+    if step > 0 and report.saved_step != step:
+        trainer._save_checkpoint(trainer.model, trial=None)
+        report.on_save(trainer.args, trainer.state, trainer.control)
+
+
+def final_evaluation(trainer: StudioTrainer, report: Report) -> float:
+    """The validation loss of the adapter that is handed out; measured only where it isn't known yet."""
+    if trainer.args.load_best_model_at_end and trainer.state.best_metric is not None:
+        return trainer.state.best_metric
+    if report.last_evaluation is not None and report.last_evaluation[0] == trainer.state.global_step:
+        return report.last_evaluation[1]
+    return trainer.evaluate()["eval_loss"]
+
+
+def mean_loss(points: list[StepLogged]) -> float:
+    """The mean over all steps, earlier starts of a resumed run included; each point stands for the steps before it."""
+    first = [0, *(point.step for point in points)]
+    return sum(point.loss * (point.step - before) for point, before in zip(points, first, strict=False)) / first[-1]

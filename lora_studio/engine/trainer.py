@@ -1,0 +1,126 @@
+"""trl's SFTTrainer as we use it: examples come ready with labels, and what it saves is what we hand out.
+
+Four things differ from trl: the order of rows depends on seed and epoch alone (so that a resumed run sees the same
+rows), evaluation leaves the random numbers of training untouched and is a mean over tokens, and every save holds the
+adapter with its tokenizer, template and `studio.json`, and nothing of the machine.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTTrainer
+
+from lora_studio.data.encode import IGNORED, Example
+from lora_studio.engine.load import CARD
+from lora_studio.workspace import write_atomically
+
+POOL_BATCHES = 50
+
+
+def as_dataset(examples: Sequence[Example]) -> Dataset:
+    """The table that the trainer takes: `input_ids` and `labels`, nothing else."""
+    return Dataset.from_dict(
+        {
+            "input_ids": [example.input_ids for example in examples],
+            "labels": [example.labels for example in examples],
+        }
+    )
+
+
+def save_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, card: Mapping[str, Any], folder: Path) -> None:
+    """Adapter weights and config, tokenizer with chat template, and studio.json into `folder`."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    tokenizer.save_pretrained(str(folder))
+    write_atomically(folder / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+
+def length_grouped(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[int]:
+    """Every index once, so that each batch holds rows of like length and the batches come in random order.
+
+    The batch with the longest row is first: too little memory shows at once and not after an hour.
+    """
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    pool = batch_size * max(1, min(POOL_BATCHES, len(order) // (4 * batch_size)))
+    batches = []
+    for start in range(0, len(order), pool):
+        rows = sorted(order[start : start + pool], key=lambda row: lengths[row])
+        batches += [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    short = [batch for batch in batches if len(batch) < batch_size]  # at most one, and it has to be the last
+    whole = [batch for batch in batches if len(batch) == batch_size]
+    whole = [whole[position] for position in torch.randperm(len(whole), generator=generator).tolist()]
+    if whole:
+        longest = max(range(len(whole)), key=lambda position: max(lengths[row] for row in whole[position]))
+        whole[0], whole[longest] = whole[longest], whole[0]
+    return [row for batch in [*whole, *short] for row in batch]
+
+
+class EpochOrder(torch.utils.data.Sampler[int]):
+    """The rows of an epoch in an order that seed and epoch alone decide; `lengths` groups rows of like length."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int, lengths: Sequence[int] | None) -> None:
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.lengths = lengths
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.lengths is None:
+            return iter(torch.randperm(self.rows, generator=generator).tolist())
+        return iter(length_grouped(self.lengths, self.batch_size, generator))
+
+
+class StudioTrainer(SFTTrainer):
+    """SFTTrainer with the differences that this module's docstring names."""
+
+    def __init__(self, *, card: Mapping[str, Any], **kwargs: Any) -> None:
+        self.card = card
+        self._eval_nats = 0.0
+        self._eval_tokens = 0
+        super().__init__(**kwargs)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochOrder:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        grouped = self.args.train_sampling_strategy == "group_by_length" and not self.args.packing
+        lengths = [len(ids) for ids in dataset["input_ids"]] if grouped else None
+        return EpochOrder(len(dataset), self.args.train_batch_size, self.args.seed, lengths)
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        trained = int((inputs["labels"][..., 1:] != IGNORED).sum())
+        if loss is not None:
+            self._eval_nats += float(loss) * trained
+            self._eval_tokens += trained
+        return loss, logits, labels
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        self._eval_nats, self._eval_tokens = 0.0, 0
+        with torch.random.fork_rng():
+            output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics[f"{prefix}_loss"] = self._eval_nats / max(self._eval_tokens, 1)
+        return output
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_adapter(self.model, self.processing_class, self.card, folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card: trl's would stand in the checkpoints with this machine's paths."""
