@@ -35,7 +35,10 @@ def last_lines(path: Path, count: int, most_bytes: int = 65_536) -> str:
 
 
 class Follower:
-    """Follows one run. `refresh` reads what is new; `state` is a snapshot that never changes once handed out."""
+    """Follows one run. `refresh` reads what is new; `state` is a snapshot that never changes once handed out.
+
+    `alive` says that the worker's process is there, `ended` that the worker said its last word: for a moment both are so.
+    """
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -45,6 +48,7 @@ class Follower:
         self._signature: tuple[object, ...] = ()
         self.worker: Worker | None = None
         self.alive = False
+        self.ended = False
         self.revision = 0
         self.state = self._folded
 
@@ -90,8 +94,8 @@ class Follower:
             warnings=list(folded.warnings),
         )
         reported = folded.last_event is not None and (self.worker is None or folded.last_event >= self.worker.launched)
-        ended = folded.final and reported
-        if waiting and (ended or not self.alive):
+        self.ended = folded.final and reported
+        if waiting and (self.ended or not self.alive):
             state.state, state.finished, state.message, state.hint = "queued", None, "", ""
         elif self.alive and self.worker is not None:
             if not reported:
@@ -100,7 +104,7 @@ class Follower:
                 state.finished, state.message, state.hint, state.pid = None, "", "", self.worker.pid
             if not state.final and self.worker.stop_asked is not None:
                 state.state = "stopping"
-        elif not ended:
+        elif not self.ended:
             self._explain_end(state, exit_code)
         return state
 

@@ -177,7 +177,7 @@ class Supervisor:
             follower = self._follow(run_id)
             if follower.alive:
                 raise StudioError(
-                    f"This run is {'ending' if follower.state.final else follower.state.state}: it can't be deleted.",
+                    f"This run is {'ending' if follower.ended else follower.state.state}: it can't be deleted.",
                     "Stop it first, and wait until its worker has ended.",
                 )
             self._dequeue(follower.run.id)
@@ -208,7 +208,7 @@ class Supervisor:
         """
         self._refresh_all()
         alive = [follower for follower in self._followers.values() if follower.alive]
-        working = {follower.run.id for follower in alive if not follower.state.final}
+        working = {follower.run.id for follower in alive if not follower.ended}
         queued = read_queue(self._workspace)
         entries = [entry for entry in queued if entry.run in self._followers.keys() - working]
         if entries and not alive:
