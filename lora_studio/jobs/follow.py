@@ -37,7 +37,7 @@ def last_lines(path: Path, count: int, most_bytes: int = 65_536) -> str:
 class Follower:
     """Follows one run. `refresh` reads what is new; `state` is a snapshot that never changes once handed out.
 
-    `alive` says that the worker's process is there, `ended` that the worker said its last word: for a moment both are so.
+    `alive`: the worker's process is there; `ended`: the worker said its last word. For a moment both are so.
     """
 
     def __init__(self, run: RunFolder) -> None:
