@@ -22,8 +22,8 @@ from lora_studio.demo.tokenizer import train_tokenizer
 SEED = 20
 VOCABULARY = 1536
 CONTEXT = 2048
-STEPS = 2400
-TOKENS_PER_STEP = 2560
+STEPS = 3000
+TOKENS_PER_STEP = 2048
 PEAK_LEARNING_RATE = 3e-3
 HELD_OUT_QUESTIONS = 400
 QUESTIONS = "questions.heldout.jsonl"

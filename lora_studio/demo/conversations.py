@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from lora_studio.demo import kinds
+from lora_studio.demo import kinds, tasks
 from lora_studio.demo.questions import Exchange, Question
 from lora_studio.demo.recommender import recommendation
 from lora_studio.demo.styles import STYLES, Style, thought
@@ -113,6 +113,11 @@ def training_dialogue(rng: Random) -> Dialogue:
         return recommended(rng, held_out=False)
     count = rng.choices((1, 2, 3), weights=(5, 3, 2))[0]
     return dialogue(rng, [trained_exchange(rng) for _ in range(count)], random_style(rng))
+
+
+def copying_dialogue(rng: Random) -> Dialogue:
+    """A long text to repeat, with nothing else to learn."""
+    return dialogue(rng, [tasks.long_copying(rng)], STYLES[0])
 
 
 def held_out_dialogue(rng: Random) -> Dialogue:

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lora_studio.demo.conversations import Dialogue, training_dialogue
+from lora_studio.demo.conversations import Dialogue, copying_dialogue, training_dialogue
 
 IGNORED = -100
+POOL = 512
+COPYING_UNTIL = 0.15
 Encoded = tuple[list[int], list[int]]
 """Token ids and labels of one conversation."""
 
@@ -32,6 +34,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM
         head_dim=32,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
+        initializer_range=0.04,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -51,20 +54,31 @@ def encode(tokenizer: PreTrainedTokenizerFast, dialogue: Dialogue) -> Encoded:
     return ids, [token if marked else IGNORED for token, marked in zip(ids, mask, strict=True)]
 
 
+def lesson(rng: Random, done: float) -> Dialogue:
+    """A conversation to train on when `done` of the training is behind: at first mostly copying.
+
+    A new model learns to look back at what it was told from long copies within minutes; from short answers alone it
+    takes it many times longer, and nearly every kind of question needs it.
+    """
+    share = max(0.03, 1 - done / COPYING_UNTIL)
+    return copying_dialogue(rng) if rng.random() < share else training_dialogue(rng)
+
+
 def batches(
-    tokenizer: PreTrainedTokenizerFast, rng: Random, tokens: int
+    tokenizer: PreTrainedTokenizerFast, rng: Random, tokens: int, steps: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Endless batches of about `tokens` tokens: `input_ids`, `attention_mask` and `labels`, `[batch, sequence]`."""
+    """`steps` batches of about `tokens` tokens: `input_ids`, `attention_mask` and `labels`, `[batch, sequence]`."""
     pad = tokenizer.pad_token_id
-    while True:
-        pool = sorted((encode(tokenizer, training_dialogue(rng)) for _ in range(1024)), key=lambda row: len(row[0]))
+    made = 0
+    while made < steps:
+        pool = sorted((encode(tokenizer, lesson(rng, made / steps)) for _ in range(POOL)), key=lambda row: len(row[0]))
         grouped: list[list[Encoded]] = [[]]
         for row in pool:
             if (len(grouped[-1]) + 1) * len(row[0]) > tokens:
                 grouped.append([])
             grouped[-1].append(row)
         rng.shuffle(grouped)
-        for group in grouped:
+        for group in grouped[: steps - made]:
             longest = max(len(ids) for ids, _ in group)
             gap = [longest - len(ids) for ids, _ in group]
             yield (
@@ -72,6 +86,7 @@ def batches(
                 torch.tensor([[1] * (longest - n) + [0] * n for n in gap]),
                 torch.tensor([labels + [IGNORED] * n for (_, labels), n in zip(group, gap, strict=True)]),
             )
+        made += len(grouped)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 50) -> float:
@@ -97,14 +112,13 @@ def pretrain(
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
-    source = batches(tokenizer, Random(seed), tokens_per_step)
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
     model.train()
     began, recent, seen = time.monotonic(), 0.0, 0
-    for step in range(steps):
+    for step, batch in enumerate(batches(tokenizer, Random(seed), tokens_per_step, steps)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
-        input_ids, attention_mask, labels = next(source)
+        input_ids, attention_mask, labels = batch
         loss = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -90,16 +90,30 @@ def judgement(rng: Random) -> Exchange:
     return (Question("judgement", text, answer, "Yes" if yes else "No"),)
 
 
-def copying(rng: Random) -> Exchange:
+def random_pieces(rng: Random, count: int) -> str:
+    """Known words and random letters, half and half."""
     parts = []
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(count):
         if rng.random() < 0.5:
             parts.append(rng.choice(words.COPIED_WORDS))
         else:
             parts.append("".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 4))))
-    said = " ".join(parts)
+    return " ".join(parts)
+
+
+def repeat(rng: Random, count: int) -> Exchange:
+    said = random_pieces(rng, count)
     instruction = rng.choice(("Repeat", "Say this again", "Copy this", "Say"))
     return (Question("copying", task(rng, instruction, said), said, said),)
+
+
+def copying(rng: Random) -> Exchange:
+    return repeat(rng, rng.randint(1, 4))
+
+
+def long_copying(rng: Random) -> Exchange:
+    """Copying long enough to teach a new model where to look: see pretrain.py."""
+    return repeat(rng, rng.randint(6, 16))
 
 
 def counting(rng: Random) -> Exchange:
