@@ -93,17 +93,16 @@ class Follower:
             checkpoints=list(folded.checkpoints),
             warnings=list(folded.warnings),
         )
-        reported = folded.last_event is not None and (self.worker is None or folded.last_event >= self.worker.launched)
-        self.ended = folded.final and reported
+        launched = self.worker.launched if self.worker else 0.0
+        self.ended = folded.final and folded.finished is not None and folded.finished >= launched
         if waiting and (self.ended or not self.alive):
             state.state, state.finished, state.message, state.hint = "queued", None, "", ""
-        elif self.alive and self.worker is not None:
-            if not reported:
-                state.state, state.phase, state.phase_started = "running", "start", self.worker.launched
+        elif self.alive and self.worker is not None and not self.ended:
+            state.state = "running" if self.worker.stop_asked is None else "stopping"
+            state.finished, state.message, state.hint, state.pid = None, "", "", self.worker.pid
+            if folded.last_event is None or folded.last_event < launched:
+                state.phase, state.phase_started = "start", launched
                 state.phase_done = state.phase_total = 0
-                state.finished, state.message, state.hint, state.pid = None, "", "", self.worker.pid
-            if not state.final and self.worker.stop_asked is not None:
-                state.state = "stopping"
         elif not self.ended:
             self._explain_end(state, exit_code)
         return state

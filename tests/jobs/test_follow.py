@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lora_studio.events import Finished, RunStarted, StepLogged, to_line
+from lora_studio.events import Finished, PhaseStarted, RunStarted, StepLogged, to_line
 from lora_studio.jobs.follow import Follower, last_lines
 from lora_studio.jobs.launcher import Worker, ask_to_stop, end_last_line, find, kill, read_worker
 from lora_studio.workspace import RunFolder, Workspace
@@ -101,6 +101,9 @@ def test_a_resumed_run_is_running_before_its_new_worker_says_so(run: RunFolder) 
     refresh(follower)
     assert (follower.state.state, follower.state.phase, follower.state.finished) == ("running", "start", None)
     assert len(follower.state.steps) == 1
+    append(run, to_line(PhaseStarted(time.time(), "data")))
+    refresh(follower)
+    assert (follower.state.state, follower.state.phase) == ("running", "data")
 
 
 def test_a_worker_asked_to_stop_is_stopping_and_then_stopped_even_without_a_last_word(run: RunFolder) -> None:
