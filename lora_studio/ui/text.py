@@ -1,0 +1,230 @@
+"""Words and HTML for the page: numbers with units, notices, progress, tables, bubbles. Pure functions, no gradio.
+
+Whatever comes from a file, a model or a person goes through `escape` and is shown as text, never run.
+"""
+
+import html
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lora_studio.errors import StudioError
+
+JOINERS = "\u200c\u200d"  # invisible, but Persian, Hindi and emoji are written with them
+TEMPLATE = str.maketrans({"$": "&#36;", "{": "&#123;", "`": "&#96;"})  # gr.HTML runs what stands in ${...}
+
+
+def escape(value: object) -> str:
+    """Text that neither HTML nor Gradio's templates read as anything else, and in which nothing hides."""
+    return html.escape(visible(str(value)), quote=True).translate(TEMPLATE)
+
+
+def visible(text: str) -> str:
+    """Control characters and marks that turn the reading direction as ⟨U+202E⟩; line feeds and tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(f"⟨U+{ord(char):04X}⟩" if _hidden(char) else char for char in text)
+
+
+def _hidden(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cf", "Cs") and char not in "\n\t" and char not in JOINERS
+
+
+def number(value: float) -> str:
+    """12345.0 as 12,345; a fraction keeps one decimal."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def count(value: int, noun: str) -> str:
+    """1 row, 12,345 rows."""
+    return f"{value:,} {noun if value == 1 else noun + 's'}"
+
+
+def percent(part: float, whole: float) -> str:
+    """A share that says 0 % and 100 % only where it is exactly that."""
+    if whole <= 0 or part <= 0:
+        return "0 %"
+    share = 100 * part / whole
+    if share < 0.1:
+        return "< 0.1 %"
+    if share > 99.9 and part < whole:
+        return "> 99.9 %"
+    return f"{share:.1f} %".replace(".0 %", " %")
+
+
+def duration(seconds: float) -> str:
+    """0.12 s, 4.1 s, 41 s, 3 min 5 s, 2 h 10 min, 3 d 4 h."""
+    if seconds < 9.95:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    for large, name, small, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= large:
+            rest = whole % large // small
+            return f"{whole // large} {name}" + (f" {rest} {below}" if rest else "")
+    return f"{whole} s"
+
+
+def size(octets: float) -> str:
+    """Bytes as kB, MB, GB or TB (powers of 1,000, as drives and downloads are counted)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if octets < 1000:
+            return f"{octets:.0f} {unit}" if octets >= 10 or unit == "B" else f"{octets:.1f} {unit}"
+        octets /= 1000
+    return f"{octets:.1f} TB"
+
+
+def shorten(text: str, longest: int) -> str:
+    """One line of at most `longest` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
+
+
+def notice(message: str, hint: str = "", kind: str = "info") -> str:
+    """A sentence in a box; `kind` is info, good, warning or error."""
+    role = "alert" if kind == "error" else "status"
+    more = f'<span class="ls-hint">{_lines(hint)}</span>' if hint else ""
+    return f'<div class="ls-notice ls-{kind}" role="{role}"><span>{_lines(message)}</span>{more}</div>'
+
+
+def problem(error: StudioError) -> str:
+    """What a person can mend, with what to do."""
+    return notice(error.message, error.hint, "error")
+
+
+def _lines(text: str) -> str:
+    return escape(text).replace("\n", "<br>")
+
+
+def empty(message: str, hint: str = "") -> str:
+    """What stands where nothing is yet: what will be here and what to do for it."""
+    more = f"<span>{escape(hint)}</span>" if hint else ""
+    return f'<div class="ls-empty"><b>{escape(message)}</b>{more}</div>'
+
+
+def progress(label: str, done: int = 0, total: int = 0) -> str:
+    """A bar with words; without a total it only moves."""
+    said = f"{label}: {done:,} of {total:,}" if total else f"{label}…"
+    share = min(100.0, 100 * done / total) if total else 0.0
+    inner = f'<i style="width:{share:.1f}%"></i>' if total else '<i class="ls-unknown"></i>'
+    values = f' aria-valuenow="{share:.0f}" aria-valuemin="0" aria-valuemax="100"' if total else ""
+    bar = f'<div class="ls-bar" role="progressbar" aria-label="{escape(label)}"{values}>{inner}</div>'
+    return f'<div class="ls-progress"><span>{escape(said)}</span>{bar}</div>'
+
+
+def tiles(facts: Sequence[tuple[str, str, str]]) -> str:
+    """Numbers to take in at a glance: (value, what it counts, remark) each."""
+    cells = "".join(
+        f"<div><b>{escape(value)}</b><span>{escape(label)}</span>{f'<small>{escape(remark)}</small>' if remark else ''}"
+        "</div>"
+        for value, label, remark in facts
+    )
+    return f'<div class="ls-tiles">{cells}</div>'
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], label: str) -> str:
+    """A table that scrolls within itself, by keyboard too."""
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<div class="ls-table" role="region" tabindex="0" aria-label="{escape(label)}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(value: object) -> str:
+    return '<span class="ls-none">none</span>' if value is None else f"<div>{escape(value)}</div>"
+
+
+def bubbles(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A conversation as it reads: one bubble a message, with its role."""
+    return f'<div class="ls-talk">{"".join(map(_bubble, messages))}</div>'
+
+
+def _bubble(message: Mapping[str, Any]) -> str:
+    role = str(message["role"])
+    side = role if role in ("user", "assistant", "system") else "other"
+    extras = "".join(
+        f"<details><summary>{escape(name)}</summary><pre>{escape(message[name])}</pre></details>"
+        for name in ("reasoning_content", "tool_calls")
+        if message.get(name)
+    )
+    content = message.get("content")
+    body = escape(content) if content else '<span class="ls-none">empty</span>'
+    said = f'<div class="ls-said">{body}</div>'
+    return f'<div class="ls-bubble ls-{side}"><small>{escape(role)}</small>{extras}{said}</div>'
+
+
+CSS = """
+:root { --ls-trained: #bfe8cd; --ls-trained-line: #15803d; --ls-special: #dfe3f7; --ls-lost: #d97706;
+  --ls-cut: #b91c1c; }
+.dark { --ls-trained: #1b4d31; --ls-trained-line: #4ade80; --ls-special: #31386a; --ls-lost: #fbbf24;
+  --ls-cut: #f87171; }
+.ls-notice { border-left: 3px solid var(--quiet); background: var(--soft); padding: 9px 12px; border-radius: 4px;
+  color: var(--body-text-color); overflow-wrap: anywhere; line-height: 1.45; }
+.ls-notice + .ls-notice { margin-top: 8px; }
+.ls-notice.ls-good { border-color: var(--good); } .ls-notice.ls-warning { border-color: var(--warn); }
+.ls-notice.ls-error { border-color: var(--bad); }
+.ls-hint { display: block; color: var(--body-text-color-subdued); margin: 0; }
+.ls-progress { font-variant-numeric: tabular-nums; color: var(--body-text-color); }
+.ls-bar { height: 6px; border-radius: 3px; background: var(--line); overflow: hidden; margin-top: 6px; }
+.ls-bar > i { display: block; height: 100%; background: var(--busy); border-radius: 3px; transition: width 0.2s; }
+.ls-bar > i.ls-unknown { width: 30%; animation: ls-move 1.4s ease-in-out infinite alternate; }
+@keyframes ls-move { from { margin-left: 0; } to { margin-left: 70%; } }
+@media (prefers-reduced-motion: reduce) { .ls-bar > i.ls-unknown { animation: none; width: 100%; opacity: 0.5; } }
+.ls-empty { border: 1px dashed var(--line); border-radius: 8px; padding: 28px 20px; text-align: center;
+  color: var(--body-text-color-subdued); }
+.ls-empty b { display: block; color: var(--body-text-color); font-size: 16px; margin-bottom: 4px; }
+.ls-tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 8px; }
+.ls-tiles > div { background: var(--soft); border-radius: 6px; padding: 8px 12px; min-width: 0; }
+.ls-tiles b { display: block; font-size: 20px; line-height: 1.25; color: var(--body-text-color);
+  font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.ls-tiles span { color: var(--body-text-color); font-size: 14px; }
+.ls-tiles small { display: block; color: var(--body-text-color-subdued); font-size: 12px; }
+.ls-table { overflow: auto; max-height: 420px; border: 1px solid var(--line); border-radius: 8px; }
+.ls-table table { border-collapse: collapse; width: 100%; margin: 0; font-size: 14px; }
+.ls-table th { position: sticky; top: 0; background: var(--soft); z-index: 1; white-space: nowrap; text-align: left;
+  font-weight: 600; color: var(--body-text-color-subdued); font-size: 13px; }
+.ls-table th, .ls-table td { padding: 6px 10px; border-bottom: 1px solid var(--line); vertical-align: top;
+  font-variant-numeric: tabular-nums; }
+.ls-table td { color: var(--body-text-color); } .ls-table tr:last-child td { border-bottom: 0; }
+.ls-table td > div { max-width: 60ch; max-height: 6.2em; overflow: auto; white-space: pre-wrap;
+  overflow-wrap: break-word; }
+.ls-none { color: var(--body-text-color-subdued); font-style: italic; }
+.ls-talk { display: flex; flex-direction: column; gap: 8px; }
+.ls-bubble { max-width: min(88%, 70ch); border-radius: 12px; padding: 6px 12px; border: 1px solid var(--line);
+  color: var(--body-text-color); align-self: flex-start; }
+.ls-bubble.ls-user { align-self: flex-end; background: var(--soft); }
+.ls-bubble.ls-system, .ls-bubble.ls-other { align-self: stretch; max-width: none; border-style: dashed; }
+.ls-bubble small { color: var(--body-text-color-subdued); }
+.ls-said, .ls-bubble pre, .ls-raw pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: 14px; }
+.ls-bubble pre, .ls-raw pre { font-size: 12px; font-family: var(--font-mono); }
+.ls-raw { margin-top: 10px; } .ls-raw summary { cursor: pointer; color: var(--body-text-color-subdued); }
+.ls-words { font-size: 16px; margin: 0 0 4px; overflow-wrap: anywhere; }
+.ls-assumed { margin: 0 0 8px; padding: 0 0 0 18px; list-style: disc; color: var(--body-text-color-subdued);
+  overflow-wrap: anywhere; }
+.ls-assumed li { margin: 0; }
+.ls-hist { margin: 0; } .ls-hist figcaption { color: var(--body-text-color-subdued); font-size: 13px; }
+.ls-plot { position: relative; height: 230px; padding-top: 76px; box-sizing: border-box;
+  border-bottom: 1px solid var(--quiet); overflow: hidden; }
+.ls-plot svg { display: block; width: 100%; height: 100%; } .ls-plot rect { fill: var(--busy); }
+.ls-plot rect.ls-over { fill: var(--ls-lost); } .ls-plot rect:hover { opacity: 0.75; }
+.ls-mark, .ls-cut { position: absolute; bottom: 0; width: 0; pointer-events: none; }
+.ls-mark { top: calc(22px + var(--row) * 17px); border-left: 1px dashed var(--quiet); }
+.ls-cut { top: 2px; border-left: 2px solid var(--ls-cut); }
+.ls-mark span, .ls-cut span { position: absolute; top: -1px; white-space: nowrap; font-size: 12px; line-height: 16px;
+  padding: 0 5px; transform: translateX(var(--side)); color: var(--body-text-color-subdued);
+  font-variant-numeric: tabular-nums; }
+.ls-cut span { color: var(--ls-cut); font-weight: 600; }
+.ls-axis { display: flex; justify-content: space-between; gap: 8px; font-size: 12px; margin-top: 2px;
+  color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
+.ls-legend { margin: 8px 0; color: var(--body-text-color-subdued); line-height: 1.9; font-size: 13px; }
+.ls-tokens { white-space: pre-wrap; overflow-wrap: anywhere; font-family: var(--font-mono); font-size: 13px;
+  line-height: 1.9; max-height: 460px; overflow-y: auto; border: 1px solid var(--line); border-radius: 8px;
+  padding: 10px 12px; }
+.ls-tok { border-radius: 3px; box-shadow: inset 0 0 0 1px var(--line); padding: 1px 0; color: var(--body-text-color); }
+.ls-tok i { opacity: 0.55; font-style: normal; }
+.ls-tok.ls-s { background: var(--ls-special); font-weight: 600; padding: 1px 3px; }
+.ls-tok.ls-t { background: var(--ls-trained); box-shadow: inset 0 -2px 0 var(--ls-trained-line); }
+.ls-where { margin: 0; text-align: center; font-variant-numeric: tabular-nums; }
+.ls-download { display: inline-block; margin-top: 8px; color: var(--busy); text-decoration: underline; }
+"""
