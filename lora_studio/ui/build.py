@@ -17,9 +17,9 @@ from lora_studio import hardware
 from lora_studio.errors import StudioError
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui import chat_tab, data_tab, runs_tab, theme, train_tab
+from lora_studio.ui import chat_tab, data_tab, runs_tab, text, theme, train_tab
+from lora_studio.ui.run_words import status_line
 from lora_studio.ui.studio import Shared, Studio
-from lora_studio.ui.words import status_line
 from lora_studio.workspace import Workspace
 
 TABS = (
@@ -124,7 +124,7 @@ def _serve(demo: gr.Blocks, host: str, port: int, login: Callable[[str, str], bo
             server_port=port,
             auth=login,
             theme=theme.theme(),
-            css=theme.CSS,
+            css=text.CSS + theme.CSS,
             ssr_mode=False,
             run_history=False,
             footer_links=[],

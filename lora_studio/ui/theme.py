@@ -6,7 +6,7 @@ Holds colours, spacing and the header's markup. Nothing here is fetched from any
 import gradio as gr
 
 from lora_studio.hardware import Device
-from lora_studio.ui.words import escape, tag
+from lora_studio.ui.text import escape
 
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
@@ -115,15 +115,6 @@ footer { display: none !important; }
 @keyframes breathe { 50% { opacity: 0.35; } }
 @media (prefers-reduced-motion: reduce) { .dot { animation: none !important; } }
 
-.empty { border: 1px dashed var(--line); border-radius: 8px; padding: 28px 20px; text-align: center;
-  color: var(--body-text-color-subdued); }
-.empty b { display: block; color: var(--body-text-color); font-size: 16px; margin-bottom: 4px; }
-.notice { border-left: 3px solid var(--quiet); background: var(--soft); border-radius: 4px; padding: 9px 12px;
-  overflow-wrap: anywhere; }
-.notice + .notice { margin-top: 8px; }
-.notice.bad { border-color: var(--bad); } .notice.warn { border-color: var(--warn); }
-.notice .hint { color: var(--body-text-color-subdued); white-space: pre-wrap; }
-.notice ul { margin: 4px 0 0; padding-left: 20px; }
 .field-error { color: var(--bad); font-size: 13px; padding: 4px 12px 2px; overflow-wrap: anywhere; }
 .wrong { border-color: var(--bad) !important; }
 .quiet { color: var(--body-text-color-subdued); font-size: 14px; }
@@ -149,15 +140,6 @@ h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 .run-head .now { margin-top: 2px; }
 .run-head .id { color: var(--body-text-color-subdued); font-size: 12px; font-family: var(--font-mono);
   overflow-wrap: anywhere; }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 8px; }
-.facts div { background: var(--soft); border-radius: 6px; padding: 7px 10px; min-height: 50px; }
-.facts dt, .facts small { display: block; color: var(--body-text-color-subdued); font-size: 12px; }
-.facts b { font-size: 15px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.scroll-x { overflow-x: auto; }
-table.plain { width: 100%; border-collapse: collapse; font-size: 14px; }
-table.plain th { text-align: left; font-weight: 600; color: var(--body-text-color-subdued); font-size: 13px; }
-table.plain th, table.plain td { padding: 6px 10px; border-bottom: 1px solid var(--line);
-  font-variant-numeric: tabular-nums; }
 .chart { width: 100%; min-height: 420px; }
 #log textarea { font-family: var(--font-mono); font-size: 12px; white-space: pre; overflow-x: auto; }
 
@@ -165,7 +147,6 @@ table.plain th, table.plain td { padding: 6px 10px; border-bottom: 1px solid var
   .gradio-container { padding: 0 10px 32px !important; }
   .studio-head .device { margin-left: 0; width: 100%; }
   #header { padding-top: 10px; }
-  .facts { grid-template-columns: repeat(2, 1fr); }
 }
 """
 
@@ -177,14 +158,3 @@ def header(devices: list[Device]) -> str:
         '<span class="what">Teach a language model your own way of answering, and compare.</span>'
         f'<span class="device">{escape(" · ".join(map(str, devices)))}</span></div>'
     )
-
-
-def notice(message: str, hint: str = "", kind: str = "bad") -> str:
-    """A message with its hint, as every error on the page looks."""
-    below = tag("div", hint, "hint") if hint else ""
-    return f'<div class="notice {kind}" role="status">{tag("div", message)}{below}</div>'
-
-
-def empty(title: str, how: str) -> str:
-    """What stands where nothing is yet, and how to fill it."""
-    return f'<div class="empty">{tag("b", title)}{escape(how)}</div>'

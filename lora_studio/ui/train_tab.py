@@ -1,4 +1,275 @@
-"""x"""
+"""Where a run is set up and started: preset, form, what it comes to, Start.
+
+The form is kept as typed in the workspace, so that a reload or restart brings it back. What runs is what the form says
+at the click, checked whole before anything starts.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import gradio as gr
-def build(studio, shared):
-    gr.Markdown("train")
+
+from lora_studio.config import Config, flatten
+from lora_studio.errors import StudioError
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.parsing import ConfigError, Problem, parse, read_yaml, to_yaml
+from lora_studio.presets import Preset, presets
+from lora_studio.ui import form as forms
+from lora_studio.ui import plan, text
+from lora_studio.ui.studio import Shared, Studio
+from lora_studio.workspace import Workspace, shipped_data
+
+DRAFT = "form"
+FIRST_PRESET = "demo"
+OWN_CHOICES = ("model.name", "model.revision", "data.train_file", "data.validation_file")
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+NOT_TAUGHT = ("preference",)  # shipped pairs that teach by comparison, which this form does not do
+
+
+class Starter:
+    """Starts a run for a click. The second click of a double click gets the first one's run."""
+
+    def __init__(self, supervisor: Supervisor, seconds: float = 3.0) -> None:
+        self._supervisor, self._seconds = supervisor, seconds
+        self._lock = threading.Lock()
+        self._last: tuple[Config, str, float] | None = None
+
+    def start(self, config: Config) -> str:
+        with self._lock:
+            if self._last and self._last[0] == config and time.monotonic() - self._last[2] < self._seconds:
+                return self._last[1]
+            run_id = self._supervisor.launch(config)
+            self._last = (config, run_id, time.monotonic())
+            return run_id
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The tab's components. `marked` holds the paths whose problems are in sight."""
+
+    form: forms.Form
+    preset: gr.Dropdown
+    about: gr.HTML
+    upload: gr.UploadButton
+    summary: gr.HTML
+    numbers: gr.HTML
+    start: gr.Button
+    yaml: gr.Code
+    marked: gr.State
+
+    @property
+    def shown(self) -> list[Any]:
+        """Everything that a change of the form may change."""
+        return [self.preset, self.about, self.summary, self.numbers, self.yaml, self.marked, *self.form.parts]
+
+
+def build(studio: Studio, shared: Shared) -> None:
+    """Draws the tab and wires it."""
+    drawn = _draw(studio.workspace)
+    _keep(drawn, studio.workspace)
+    _fill(drawn, shared, studio.workspace)
+    _start(drawn, shared, studio)
+
+
+def _draw(workspace: Workspace) -> Drawn:
+    known = list(presets(workspace))
+    with gr.Row(elem_classes="train"):
+        with gr.Column(scale=3, min_width=300):
+            with gr.Row(elem_classes="preset-row", equal_height=True):
+                info = "A starting point that sets everything but your model and data, unless it names them."
+                preset = gr.Dropdown(known, label="Preset", info=info, filterable=False, scale=3, elem_id="preset")
+                upload = gr.UploadButton("Open a config file…", file_types=[".yaml", ".yml"], scale=1, min_width=170)
+            about = gr.HTML(elem_id="preset-about")
+            form = forms.draw(data_choices(workspace))
+        with gr.Column(scale=1, min_width=280, elem_classes="beside"):
+            numbers = gr.HTML(plan.words(None), elem_id="plan")
+            summary = gr.HTML(elem_id="form-summary", visible=False)
+            start = gr.Button("Start training", variant="primary", size="lg", elem_id="start")
+            with gr.Accordion("As a config file", open=False):
+                yaml = gr.Code(language="yaml", show_label=False, interactive=False, elem_id="form-yaml")
+    return Drawn(form, preset, about, upload, summary, numbers, start, yaml, gr.State([]))
+
+
+def _keep(drawn: Drawn, workspace: Workspace) -> None:
+    """Each change is kept and shown for what it comes to; a load of the page brings the kept form back."""
+
+    def changed(preset: str | None, marked: list[str], *raws: Any) -> dict[Any, Any]:
+        save_draft(workspace, preset, raws)
+        return _look(drawn, raws, marked)
+
+    def restore() -> dict[Any, Any]:
+        preset, raws = read_draft(workspace)
+        return _show(drawn, workspace, preset, raws, [])
+
+    inputs = [widget.input for widget in drawn.form.widgets]
+    given = [drawn.preset, drawn.marked, *drawn.form.widgets]
+    gr.on(inputs, changed, given, drawn.shown, trigger_mode="always_last", **QUIET)
+    gr.on(None, restore, None, drawn.shown, **QUIET)
+
+
+def _fill(drawn: Drawn, shared: Shared, workspace: Workspace) -> None:
+    """A preset, a config file or the data tab writes into the form."""
+
+    def use_preset(name: str, *raws: Any) -> dict[Any, Any]:
+        filled = with_preset(raws, presets(workspace)[name].values())
+        save_draft(workspace, name, filled)
+        return _show(drawn, workspace, name, filled, [])
+
+    def open_file(path: str) -> dict[Any, Any]:
+        try:
+            given = read_yaml(Path(path))
+        except StudioError as error:
+            return {drawn.summary: gr.HTML(text.problem(error), visible=True)}
+        filled = forms.overlay(forms.shown(Config()), forms.known_values(given))
+        save_draft(workspace, None, filled)
+        problems = problems_of(given)
+        return _show(drawn, workspace, None, filled, [item.path for item in problems], problems)
+
+    def use_data(path: str, preset: str | None, *raws: Any) -> dict[Any, Any]:
+        if not path:
+            return {drawn.marked: gr.skip()}
+        filled = forms.overlay(raws, {"data.train_file": path})
+        save_draft(workspace, preset, filled)
+        return _show(drawn, workspace, preset, filled, [])
+
+    widgets = drawn.form.widgets
+    drawn.preset.input(use_preset, [drawn.preset, *widgets], drawn.shown, **QUIET)
+    drawn.upload.upload(open_file, drawn.upload, drawn.shown, **QUIET)
+    shared.data_file.change(use_data, [shared.data_file, drawn.preset, *widgets], drawn.shown, **QUIET)
+
+
+def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
+    starter = Starter(studio.supervisor)
+
+    def start(*raws: Any) -> dict[Any, Any]:
+        try:
+            run_id = starter.start(checked(raws))
+        except ConfigError as error:
+            return _look(drawn, raws, [item.path for item in error.problems])
+        except StudioError as error:
+            return {drawn.summary: gr.HTML(text.problem(error), visible=True)}
+        return {**_look(drawn, raws, []), shared.run: run_id, shared.tabs: gr.Tabs(selected="runs")}
+
+    drawn.start.click(
+        start,
+        drawn.form.widgets,
+        [*drawn.shown, shared.run, shared.tabs],
+        trigger_mode="once",
+        show_progress="minimal",
+        show_progress_on=drawn.start,
+        api_visibility="private",
+    )
+
+
+def _show(
+    drawn: Drawn,
+    workspace: Workspace,
+    preset: str | None,
+    raws: Sequence[Any],
+    marked: Sequence[str],
+    more: Iterable[Problem] = (),
+) -> dict[Any, Any]:
+    """The whole form filled anew, with the files that are there now."""
+    known, files = presets(workspace), data_choices(workspace)
+    updates = {
+        item.widget: gr.Dropdown(choices=files, value=raw) if item.setting.path in forms.FILES else raw
+        for item, raw in zip(drawn.form.fields, raws, strict=True)
+    }
+    return {
+        **updates,
+        drawn.preset: gr.Dropdown(choices=list(known), value=preset),
+        drawn.about: _about(known.get(preset or "")),
+        **_look(drawn, raws, marked, more),
+    }
+
+
+def _look(drawn: Drawn, raws: Sequence[Any], marked: Sequence[str], more: Iterable[Problem] = ()) -> dict[Any, Any]:
+    """What the form comes to, and its problems as far as they are `marked`: nothing is called wrong while typed."""
+    try:
+        config = checked(raws)
+        problems, numbers, yaml = [], plan.words(plan.plan(config)), to_yaml(config)
+    except ConfigError as error:
+        problems, numbers, yaml = error.problems, plan.words(None), "# Some settings are not right yet."
+    fields, _ = forms.beside_fields(problems)
+    in_sight = {path: message for path, message in fields.items() if path in marked}
+    _, others = forms.beside_fields(more)
+    words = summary(in_sight, others)
+    return {
+        drawn.numbers: numbers,
+        drawn.yaml: yaml,
+        drawn.marked: list(in_sight),
+        drawn.summary: gr.HTML(words, visible=bool(words)),
+        **forms.error_updates(drawn.form, in_sight),
+    }
+
+
+def checked(raws: Sequence[Any]) -> Config:
+    """The config of the form, with files that are there. Raises `ConfigError` with every problem."""
+    config = forms.read(raws)
+    problems = []
+    for path, name in (
+        ("data.train_file", config.data.train_file),
+        ("data.validation_file", config.data.validation_file),
+    ):
+        if name and name not in shipped_data() and not Path(name).expanduser().is_file():
+            problems.append(Problem(path, "there is no such file; choose one, or upload it on the Data tab", name))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def problems_of(given: Mapping[str, Any]) -> list[Problem]:
+    """Everything wrong with the settings of a config file."""
+    try:
+        parse(given)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def summary(fields: Mapping[str, str], others: Sequence[str]) -> str:
+    """All that is wrong in one place, by the titles of the fields."""
+    lines = [f"{forms.title_of(path)}: {message}" for path, message in fields.items()]
+    parts = []
+    if lines:
+        head = "One setting is not right:" if len(lines) == 1 else f"{len(lines)} settings are not right:"
+        parts.append(text.notice(head, "\n".join(lines), "error"))
+    if others:
+        parts.append(text.notice("Not taken from the file:", "\n".join(others), "warning"))
+    return "".join(parts)
+
+
+def with_preset(raws: Sequence[Any], overlay: Mapping[str, Any]) -> list[Any]:
+    """The form of a preset; model and data stay as they are unless the preset names them."""
+    named = forms.known_values(overlay)
+    flat = {path: value for path, value in flatten(parse(overlay)).items() if path in named or path not in OWN_CHOICES}
+    return forms.overlay(raws, flat)
+
+
+def data_choices(workspace: Workspace) -> list[tuple[str, str]]:
+    """Files that the form offers: the studio's own sets, then what was uploaded."""
+    shipped = {name: item.title for name, item in shipped_data().items() if name not in NOT_TAUGHT}
+    return forms.known_files(shipped, workspace.uploads())
+
+
+def save_draft(workspace: Workspace, preset: str | None, raws: Sequence[Any]) -> None:
+    workspace.write_draft(DRAFT, {"preset": preset, "values": forms.to_draft(raws)})
+
+
+def read_draft(workspace: Workspace) -> tuple[str | None, list[Any]]:
+    """The kept form with the preset it began from; the first preset's where nothing is kept."""
+    known = presets(workspace)
+    first = forms.shown(parse(known[FIRST_PRESET].values()))
+    draft = workspace.read_draft(DRAFT)
+    if not isinstance(draft, dict):
+        return FIRST_PRESET, first
+    preset = draft.get("preset")
+    return preset if preset in known else None, forms.from_draft(draft.get("values"), first)
+
+
+def _about(preset: Preset | None) -> str:
+    return f'<div class="quiet">{text.escape(preset.about)}</div>' if preset else ""

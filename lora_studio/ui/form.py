@@ -1,0 +1,249 @@
+"""The form: widgets made from the schema, and values carried both ways. Nothing else knows both schema and widgets.
+
+What a person typed is never bent on the way: text that is no number goes to the check as it is and comes back as a
+message beside its field.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from lora_studio.config import Config, Setting, flatten, settings
+from lora_studio.parsing import Problem, nest, parse
+from lora_studio.ui.text import escape
+
+SECTIONS = {
+    "model": "Model",
+    "data": "Data",
+    "lora": "LoRA",
+    "training": "Training",
+    "evaluation": "Evaluation",
+    "tracking": "Tracking",
+    "generation": "Generation",
+}
+SWITCH = {True: "on", False: "off"}
+NEITHER = "default"
+FILES = ("data.train_file", "data.validation_file")
+LONG_TEXT = ("data.system_prompt",)
+
+
+@dataclass(frozen=True)
+class Field:
+    """A setting's widget and the red line under it."""
+
+    setting: Setting
+    widget: Any
+    error: gr.HTML
+
+
+@dataclass
+class Form:
+    """All fields in the order of the schema, and the folded sections by name."""
+
+    fields: list[Field] = field(default_factory=list)
+    sections: dict[str, gr.Accordion] = field(default_factory=dict)
+
+    @property
+    def widgets(self) -> list[Any]:
+        return [item.widget for item in self.fields]
+
+    @property
+    def parts(self) -> list[Any]:
+        """Every component that an update of the form may touch."""
+        return [*self.widgets, *(item.error for item in self.fields), *self.sections.values()]
+
+
+def draw(files: Sequence[tuple[str, str]]) -> Form:
+    """Draws every setting: basics in sight, the rest folded by section. `files` are (label, value) of known data."""
+    form = Form()
+    drawn: dict[str, Field] = {}
+    ordered = list(settings())
+    with gr.Column(elem_classes="grid"):
+        for setting in ordered:
+            if setting.basic:
+                drawn[setting.path] = _draw_field(setting, files)
+    for section, title in SECTIONS.items():
+        folded = [setting for setting in ordered if setting.section == section and not setting.basic]
+        with gr.Accordion(f"{title}: {len(folded)} more" if folded else title, open=False) as fold:
+            form.sections[section] = fold
+            with gr.Column(elem_classes="grid"):
+                for setting in folded:
+                    drawn[setting.path] = _draw_field(setting, files)
+    form.fields = [drawn[setting.path] for setting in ordered]
+    return form
+
+
+def _draw_field(setting: Setting, files: Sequence[tuple[str, str]]) -> Field:
+    with gr.Column(elem_classes="field"):
+        widget = _widget(setting, files)
+        return Field(setting, widget, gr.HTML(visible=False, elem_classes="field-error"))
+
+
+def _widget(setting: Setting, files: Sequence[tuple[str, str]]) -> Component:
+    label, info, value = setting.title, setting.description, to_widget(setting, setting.default)
+    name = element_id(setting.path)
+    if setting.path in FILES:
+        return gr.Dropdown(list(files), value=value, label=label, info=info, elem_id=name, allow_custom_value=True)
+    if setting.kind == "choice":
+        return gr.Dropdown(options(setting), value=value, label=label, info=info, elem_id=name, filterable=False)
+    if setting.kind == "bool":
+        return gr.Checkbox(value=value, label=label, info=info, elem_id=name)
+    if setting.kind == "int":
+        return gr.Number(value=value, label=label, info=info, elem_id=name)
+    lines = 3 if setting.path in LONG_TEXT else 1
+    return gr.Textbox(value=value, label=label, info=info, elem_id=name, lines=lines, max_lines=8 if lines > 1 else 1)
+
+
+def element_id(path: str) -> str:
+    return "set-" + path.replace(".", "-")
+
+
+def options(setting: Setting) -> list[str]:
+    """What a choice offers, as text: switches are on and off, an optional one has its default as well."""
+    offered = [SWITCH[item] if isinstance(item, bool) else str(item) for item in setting.choices]
+    return [NEITHER, *offered] if setting.optional else offered
+
+
+def to_widget(setting: Setting, value: Any) -> Any:
+    """A config's value as its widget shows it."""
+    if setting.kind == "choice":
+        return NEITHER if value is None else SWITCH[value] if isinstance(value, bool) else str(value)
+    if setting.kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float_text(float(value))
+    if setting.kind == "str":
+        return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    return value
+
+
+def float_text(value: float) -> str:
+    """As people write it: 2e-4, 0.05, 3, 1e-5."""
+    short = f"{value:.10g}"
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
+        return short
+    mantissa, _, exponent = f"{value:e}".partition("e")
+    return f"{float(mantissa):.10g}e{int(exponent)}"
+
+
+def from_widget(setting: Setting, raw: Any) -> Any:
+    """What a widget holds as the config takes it; what can't be read stays as typed, for the check to name."""
+    if setting.kind == "choice":
+        if raw == NEITHER and setting.optional:
+            return None
+        switches = {text: value for value, text in SWITCH.items() if value in setting.choices}
+        return switches.get(raw, raw)
+    if isinstance(raw, str):
+        text = raw.strip()
+        if not text and (setting.optional or setting.kind in ("int", "float")):
+            return None
+        if setting.kind == "float":
+            return _as_float(text)
+        return raw if setting.path in LONG_TEXT else text
+    if isinstance(raw, float) and setting.kind == "int" and raw.is_integer():
+        return int(raw)
+    return raw
+
+
+def _as_float(text: str) -> float | str:
+    """A number with a decimal point or comma; anything else unchanged."""
+    try:
+        return float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
+    except ValueError:
+        return text
+
+
+def values(raws: Sequence[Any]) -> dict[str, Any]:
+    """The whole form as config values by path."""
+    return {setting.path: from_widget(setting, raw) for setting, raw in zip(settings(), raws, strict=True)}
+
+
+def read(raws: Sequence[Any]) -> Config:
+    """The checked config of the form; raises ConfigError with every problem."""
+    return parse(nest(values(raws)))
+
+
+def shown(config: Config) -> list[Any]:
+    """What every widget shows for a config, in order."""
+    flat = flatten(config)
+    return [to_widget(setting, flat[setting.path]) for setting in settings()]
+
+
+def overlay(raws: Sequence[Any], flat: Mapping[str, Any]) -> list[Any]:
+    """The form with some values by path replaced, right or wrong."""
+    return [
+        to_widget(setting, flat[setting.path]) if setting.path in flat else raw
+        for setting, raw in zip(settings(), raws, strict=True)
+    ]
+
+
+def to_draft(raws: Sequence[Any]) -> dict[str, Any]:
+    """The form exactly as typed, by path."""
+    return {setting.path: raw for setting, raw in zip(settings(), raws, strict=True)}
+
+
+def from_draft(draft: Any, start: Sequence[Any]) -> list[Any]:
+    """A kept form, on top of `start` for settings that it does not know; anything unreadable is `start` itself."""
+    if not isinstance(draft, dict):
+        return list(start)
+    plain = (str, int, float, bool, type(None))
+    return [
+        draft[setting.path] if isinstance(draft.get(setting.path, ...), plain) else begun
+        for setting, begun in zip(settings(), start, strict=True)
+    ]
+
+
+def beside_fields(problems: Iterable[Problem]) -> tuple[dict[str, str], list[str]]:
+    """Problems by the path of their field, and those that belong to none."""
+    known = {setting.path for setting in settings()}
+    fields: dict[str, str] = {}
+    others: list[str] = []
+    for problem in problems:
+        if problem.path in known:
+            fields[problem.path] = sentence(problem.message)
+        else:
+            others.append(str(problem))
+    return fields, others
+
+
+def sentence(message: str) -> str:
+    """Begins with a capital and ends with a stop."""
+    text = message.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def error_updates(form: Form, errors: Mapping[str, str]) -> dict[Any, Any]:
+    """The red lines of all fields, shown where something is wrong; folded sections that hold one open."""
+    updates: dict[Any, Any] = {}
+    for item in form.fields:
+        message = errors.get(item.setting.path, "")
+        updates[item.error] = gr.HTML(escape(message), visible=bool(message))
+        if message and not item.setting.basic:
+            updates[form.sections[item.setting.section]] = gr.Accordion(open=True)
+    return updates
+
+
+def known_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a nested mapping names, by path, right or wrong; names that are no settings are left out."""
+    found = {}
+    for setting in settings():
+        section, _, leaf = setting.path.rpartition(".")
+        holder = given.get(section) if section else given
+        if isinstance(holder, Mapping) and leaf in holder:
+            found[setting.path] = holder[leaf]
+    return found
+
+
+def title_of(path: str) -> str:
+    """A setting's title, for a list of what is wrong."""
+    return next((setting.title for setting in settings() if setting.path == path), path)
+
+
+def known_files(shipped: Mapping[str, str], uploads: Iterable[Path]) -> list[tuple[str, str]]:
+    """What a data field offers: the sets that come with the studio (name -> title), then uploaded files."""
+    return [
+        *((f"{title} ({name})", name) for name, title in shipped.items()),
+        *((path.name, str(path)) for path in uploads),
+    ]

@@ -1,0 +1,188 @@
+"""Runs in words and markup: states, phases, times, cards. Plain functions of a run's state; no gradio.
+
+General words (sizes, tables, notices) are in text.py.
+"""
+
+import math
+import time
+
+from lora_studio.events import RunState
+from lora_studio.ui.text import duration, escape
+
+STATES = {
+    "queued": "Waiting for its turn",
+    "running": "Running",
+    "stopping": "Stopping: the step ends, then it saves",
+    "done": "Finished",
+    "stopped": "Stopped",
+    "failed": "Failed",
+}
+PHASES = {
+    "start": "starting",
+    "data": "preparing the data",
+    "model": "loading the model",
+    "train": "training",
+    "evaluate": "measuring on the validation rows",
+    "save": "saving",
+}
+
+
+def clock(seconds: float | None) -> str:
+    """A time that is read while it passes: whole seconds; a dash where it is not known."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    return f"{round(seconds)} s" if seconds < 59.5 else duration(seconds)
+
+
+def figure(value: float | None) -> str:
+    """A measured number with four digits: 0.01234, 2.5e-05, 12,345."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return {"nan": "not a number"}.get(str(value), "infinite")
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.2e}"
+
+
+def ago(then: float, now: float) -> str:
+    """How long ago, roughly enough that it does not change every second."""
+    passed = now - then
+    if passed < 60:
+        return "just now"
+    if passed < 3600:
+        return f"{int(passed // 60)} min ago"
+    if passed < 86400:
+        return f"{int(passed // 3600)} h ago"
+    return time.strftime("%d %b %H:%M", time.localtime(then))
+
+
+def name_of(run: RunState) -> str:
+    return run.title or run.id
+
+
+def share_done(run: RunState) -> float:
+    """Share of the run's steps that are done, 0 to 1."""
+    if run.state == "done":
+        return 1.0
+    return min(1.0, run.step / run.total_steps) if run.total_steps else 0.0
+
+
+def now_doing(run: RunState) -> str:
+    """The run's state in one sentence: phase with counts while it runs, the outcome afterwards."""
+    if run.state == "running":
+        return sentence_case(phase_words(run))
+    if run.state == "done":
+        steps = f"{run.step:,} step{'' if run.step == 1 else 's'}"
+        return f"Finished after {steps} in {clock(elapsed(run, 0.0))}."
+    if run.state == "stopped":
+        at = f" at step {run.step:,} of {run.total_steps:,}" if run.total_steps else " before the first step"
+        return f"Stopped{at}."
+    if run.state == "failed":
+        return f"Failed while {PHASES.get(run.phase, 'starting')}."
+    return STATES.get(run.state, run.state) + "."
+
+
+def sentence_case(words: str) -> str:
+    return words[:1].upper() + words[1:] + "."
+
+
+def phase_words(run: RunState) -> str:
+    """training: step 30 of 120; loading the model; preparing the data: 300 of 1,000 rows."""
+    words = PHASES.get(run.phase, run.phase or "starting")
+    if run.phase == "train" and run.total_steps:
+        return f"{words}: step {run.step:,} of {run.total_steps:,}"
+    if run.phase_total:
+        return f"{words}: {run.phase_done:,} of {run.phase_total:,} {run.phase_unit}".rstrip()
+    return words
+
+
+def elapsed(run: RunState, now: float) -> float | None:
+    """Seconds from the first start to the end, or to now."""
+    if run.started is None:
+        return None
+    if run.final:
+        return run.seconds or (run.finished or run.last_event or run.started) - run.started
+    return now - run.started
+
+
+def status_line(runs: list[RunState]) -> str:
+    """One line on what this machine is doing, for the top of every tab."""
+    active = next((run for run in runs if run.state in ("running", "stopping")), None)
+    waiting = sum(run.state == "queued" for run in runs)
+    queue = f"{waiting} run{'' if waiting == 1 else 's'} waiting" if waiting else ""
+    if active is None:
+        return _status("", queue + " to start." if queue else "No run is going on.")
+    what = phase_words(active) if active.state == "running" else "stopping"
+    left = active.seconds_left if active.state == "running" else None
+    parts = [f"{name_of(active)}: {what}", f"{clock(left)} left" if left is not None else "", queue]
+    return _status(active.state, ", ".join(part for part in parts if part))
+
+
+def _status(state: str, words: str) -> str:
+    return f'<div class="studio-status"><span class="dot {state}"></span><span>{escape(words)}</span></div>'
+
+
+def cards(runs: list[RunState], selected: str, now: float) -> str:
+    """The list of runs, newest first; each is a button that names its run."""
+    return f'<div class="run-list">{"".join(_card(run, run.id == selected, now) for run in runs)}</div>'
+
+
+def _card(run: RunState, selected: bool, now: float) -> str:
+    loss = run.steps[-1].loss if run.steps else None
+    share = 100 * share_done(run)
+    words = STATES.get(run.state, run.state).partition(":")[0]
+    if run.state in ("running", "stopping"):
+        words = f"{words}, {share:.0f} %"
+    below = f"<span>{escape(words)}</span>" + (f"<span>loss {escape(figure(loss))}</span>" if loss is not None else "")
+    return (
+        f'<button type="button" class="run-card" data-run="{escape(run.id)}" aria-current="{str(selected).lower()}">'
+        f'<span class="top"><span class="dot {escape(run.state)}"></span>'
+        f'<span class="name">{escape(name_of(run))}</span>'
+        f'<span class="when">{escape(ago(run.created, now))}</span></span>'
+        f'<span class="below">{below}</span>{bar(run)}</button>'
+    )
+
+
+def bar(run: RunState) -> str:
+    """How far the run is, as a bar in the colour of its state."""
+    share = 100 * share_done(run)
+    return (
+        f'<span class="bar {escape(run.state)}" role="progressbar" aria-label="Steps done" aria-valuemin="0" '
+        f'aria-valuemax="100" aria-valuenow="{share:.0f}"><i style="width:{share:.1f}%"></i></span>'
+    )
+
+
+def headline(run: RunState) -> str:
+    """Name, state and progress of the run that is looked at."""
+    return (
+        f'<div class="run-head"><h2><span class="dot {escape(run.state)}"></span>{escape(name_of(run))}</h2>'
+        f'<div class="now">{escape(now_doing(run))}</div>{bar(run)}<div class="id">{escape(run.id)}</div></div>'
+    )
+
+
+def numbers(run: RunState, now: float) -> list[tuple[str, str, str]]:
+    """What a run comes to so far: (value, what it is, remark) each."""
+    last = run.steps[-1] if run.steps else None
+    evaluated = run.evaluations[-1] if run.evaluations else None
+    best = run.best
+    step = f"{run.step:,} / {run.total_steps:,}" if run.total_steps else "–"
+    tiles = [
+        (step, "Step", f"epoch {run.epoch:.2f}" if run.total_steps else ""),
+        (figure(last.loss if last else None), "Training loss", ""),
+        (
+            figure(evaluated.loss if evaluated else None),
+            "Validation loss",
+            f"best {figure(best.loss)} at step {best.step:,}" if best else "",
+        ),
+        (f"{last.tokens_per_second:,.0f}" if last else "–", "Tokens a second", ""),
+        (clock(elapsed(run, now)), "Elapsed", ""),
+    ]
+    if not run.final:
+        tiles.append((clock(run.seconds_left), "Left", ""))
+    if run.model:
+        share = 100 * run.model.trainable_parameters / max(1, run.model.parameters)
+        tiles.append((f"{run.model.trainable_parameters:,}", "Trained parameters", f"{share:.2f} % of the model"))
+    if run.data:
+        tiles.append((f"{run.data.train_rows:,}", "Training rows", f"{run.data.validation_rows:,} to measure on"))
+    return tiles
