@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -79,7 +80,7 @@ class _Source:
 def resolve_source(name_or_path: str) -> Path:
     """The training file that a name of a shipped data set or a path stands for."""
     path = Path(name_or_path).expanduser()
-    if path.exists() or path.suffix or len(path.parts) > 1:
+    if os.path.exists(path) or path.suffix or len(path.parts) > 1:
         return path
     shipped = shipped_data()
     if name_or_path in shipped:

@@ -175,7 +175,7 @@ def _refuse_preference(columns: _Columns, turns: Format | None) -> None:
     chosen, rejected = columns.find(("chosen",)), columns.find(("rejected",))
     if chosen and rejected and not _answers_beside(columns, turns):
         raise StudioError(
-            f"These are preference pairs (`{chosen}` and `{rejected}`), for learning by comparison (DPO), not by example.",
+            f"These are preference pairs (`{chosen}` and `{rejected}`), for learning by comparison (DPO), not example.",
             f"To learn from the better answers, leave `{rejected}` out and rename `{chosen}` to `completion`.",
         )
     label = columns.find(("label",))

@@ -38,9 +38,9 @@ def read_json(text: str) -> Reading:
 
 def read_jsonl(text: str) -> Reading:
     """One JSON value a line; broken lines are bad rows."""
-    if text.lstrip()[:1] == "[" and not _is_line_by_line(text):
+    if not _is_line_by_line(text) and _is_json(text):
         reading = read_json(text)
-        return Reading(reading.rows, ["The file is one JSON array, not one object a line.", *reading.assumptions])
+        return Reading(reading.rows, ["The file is one JSON value, not one object a line.", *reading.assumptions])
     first = next((line for line in text.split("\n") if line.strip()), "")
     bare = [BARE_LIST] if first.lstrip()[:1] == "[" else []
     return Reading(_lines(text), bare)
@@ -66,12 +66,14 @@ def _lines(text: str) -> Iterator[Record | BadRow]:
 def _row(number: int, value: Any) -> Record | BadRow:
     if isinstance(value, dict):
         return Record(number, value)
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+    if _is_conversation(value):
         return Record(number, {"messages": value})
     return BadRow(number, NOT_AN_OBJECT, shorten(value))
 
 
 def _from_list(values: list[Any]) -> Reading:
+    if _is_conversation(values):
+        return Reading([Record(1, {"messages": values})], ["The file holds a single conversation: it is one row."])
     bare = [BARE_LIST] if any(isinstance(value, list) for value in values[:1]) else []
     return Reading((_row(number, value) for number, value in enumerate(values, 1)), bare)
 
@@ -101,16 +103,33 @@ def _is_message(item: dict[str, Any]) -> bool:
     return bool(item.keys() & {"role", "from"}) or item.keys() == {"human", "assistant"}
 
 
+def _is_conversation(value: Any) -> bool:
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(item, dict) and _is_message(item) for item in value)
+    )
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _is_line_by_line(text: str) -> bool:
-    """Whether at least one of the first lines is a whole JSON object or list of its own."""
-    for line in text.lstrip("\ufeff").split("\n", 50)[:50]:
-        if line.strip()[:1] in ("{", "[") and line.strip()[-1:] in ("}", "]"):
+    """Whether one of the first lines is a whole row by itself, and the text is not an array of such."""
+    lines = [line.strip() for line in text.lstrip().split("\n", 50)[:50]]
+    for line in lines:
+        if line[:1] in ("{", "[") and line[-1:] in ("}", "]"):
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(value, (dict, list)) and value:
+            if (isinstance(value, dict) and value) or _is_conversation(value):
                 return True
+        if lines[0][:1] == "[":
+            return False
     return False
 
 
