@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 import torch
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -23,13 +23,12 @@ from transformers import (
 )
 from transformers.utils import is_flash_attn_2_available
 
+from lora_studio.data.encode import choose_template
+from lora_studio.engine.tokenizer import checked_source, first_line, load_tokenizer, not_loadable
 from lora_studio.errors import StudioError
-from lora_studio.workspace import model_source
 
 CARD = "studio.json"
 TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-# Tokens that models bring for padding or that never stand in a text, best first.
-PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 
 
 def device() -> torch.device:
@@ -60,31 +59,6 @@ def memory_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's name, with a padding token that exists in its vocabulary."""
-    source = _checked_source(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise _not_loadable(name, revision, error) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = _padding(tokenizer)
-    return tokenizer
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A token to pad with. Labels are made by us, so that even the end token is never unlearned by padding with it."""
-    vocabulary = tokenizer.get_vocab()
-    for token in PAD_TOKENS:
-        if token in vocabulary and token != tokenizer.eos_token:
-            return token
-    if tokenizer.eos_token is None:
-        raise StudioError(
-            "The tokenizer has neither a padding nor an end token.", "Choose another model, or mend its tokenizer."
-        )
-    return tokenizer.eos_token
-
-
 def load_model(
     name: str,
     *,
@@ -94,7 +68,7 @@ def load_model(
     attn_implementation: str = "auto",
 ) -> PreTrainedModel:
     """The base model on this machine's device, in eval mode. Raises `StudioError` where it can't be had."""
-    source = _checked_source(name)
+    source = checked_source(name)
     config = _read_config(name, source, revision)
     chosen = choose_dtype(dtype)
     flash = is_flash_attn_2_available() and chosen is not torch.float32 and torch.cuda.is_available()
@@ -119,10 +93,10 @@ def load_model(
     except (OSError, ValueError, ImportError) as error:
         if quantization != "none":
             raise StudioError(
-                f"{name} can't be loaded in {quantization} here: {_first_line(error)}",
+                f"{name} can't be loaded in {quantization} here: {first_line(error)}",
                 "Choose quantization none, or a machine with a CUDA GPU.",
             ) from error
-        raise _not_loadable(name, revision, error) from error
+        raise not_loadable(name, revision, error) from error
 
 
 def _quantization(name: str, compute: torch.dtype) -> BitsAndBytesConfig | None:
@@ -137,58 +111,18 @@ def _quantization(name: str, compute: torch.dtype) -> BitsAndBytesConfig | None:
     return BitsAndBytesConfig(load_in_8bit=True) if name == "8bit" else None
 
 
-def _checked_source(name: str) -> str:
-    """A folder or a Hub id; a name that can only be a folder must be one that holds a model."""
-    source = model_source(name)
-    path = Path(source)
-    looks_local = source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or path.is_dir()
-    if not looks_local:
-        return source
-    if not path.is_dir():
-        raise StudioError(f"There is no model folder {source}.", "Give a folder with a config.json, or a Hub id.")
-    if not (path / "config.json").is_file():
-        adapter = (path / "adapter_config.json").is_file()
-        found = "an adapter, not a model" if adapter else "no config.json, so no model"
-        raise StudioError(f"The folder {source} holds {found}.", "Give the folder of a base model, or a Hub id.")
-    return source
-
-
 def _read_config(name: str, source: str, revision: str | None) -> PretrainedConfig:
     """The model's own config, refused early where the model is not one that writes text."""
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise _not_loadable(name, revision, error) from error
+        raise not_loadable(name, revision, error) from error
     named = config.architectures or []
     if named and not any(entry.endswith(TEXT_MODELS) for entry in named):
         raise StudioError(
             f"{name} is a {named[0]}, which does not write text.", "Choose a causal language model (…ForCausalLM)."
         )
     return config
-
-
-def _not_loadable(name: str, revision: str | None, error: Exception) -> StudioError:
-    """The library's many words for "it isn't there" in ours."""
-    text, at = str(error), f" at revision {revision}" if revision else ""
-    if "trust_remote_code" in text or "custom code" in text:
-        return StudioError(
-            f"{name} brings program code of its own, which LoRA Studio does not run.",
-            "Choose a model whose architecture transformers knows.",
-        )
-    if "does not recognize this architecture" in text or "Unrecognized model" in text:
-        return StudioError(f"transformers does not know the architecture of {name}.", _first_line(error))
-    if "gated" in text or "401" in text:
-        return StudioError(f"{name} is gated on the Hub.", "Accept its terms there and set HF_TOKEN before the start.")
-    if Path(model_source(name)).is_dir():
-        return StudioError(f"The model in {name} can't be read: {_first_line(error)}", "Is the folder whole?")
-    return StudioError(
-        f"The model {name!r}{at} is neither a folder here nor to be had from the Hub.",
-        "Check the spelling and the network; without network only folders, models loaded before and `demo` work.",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300]
 
 
 @dataclass
@@ -211,28 +145,56 @@ class LoadedModel:
         """Whether base and adapters can answer in one batch; peft can't mix DoRA adapters."""
         return not any(self.model.peft_config[inner].use_dora for inner in self.adapters.values())
 
+    @property
+    def longest_text(self) -> int | None:
+        """Tokens that the model can read, prompt and answer together, where its config says so."""
+        limit = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
+        return int(limit) if limit else None
 
-def load_with_adapters(
-    name: str, adapters: Mapping[str, Path], *, revision: str | None = None, dtype: str, quantization: str
+    def template(self, column: str | None) -> str:
+        """The chat template of an adapter or of the base (None).
+
+        A base without one is asked as its adapters are; without adapters as ChatML, like training would.
+        """
+        if column in self.templates:
+            return self.templates[column]
+        for known in (*self.adapters, None):
+            if known in self.templates:
+                return self.templates[known]
+        return choose_template(self.tokenizer, "auto").source
+
+    def without_adapters(self) -> "LoadedModel":
+        """The same base in the same memory; this value must not be used any more."""
+        bare = self.model.unload() if self.adapters else self.model
+        templates = {name: text for name, text in self.templates.items() if name is None}
+        return LoadedModel(self.name, bare, self.tokenizer, templates=templates)
+
+
+def load_base(
+    name: str, *, revision: str | None = None, dtype: str = "auto", quantization: str = "none"
 ) -> LoadedModel:
-    """The base and, on top of it, one adapter per column name."""
-    from peft import PeftModel
-
-    folders = {column: _adapter_folder(folder) for column, folder in adapters.items()}
+    """Base and tokenizer, without any adapter."""
     tokenizer = load_tokenizer(name, revision)
     loaded = LoadedModel(name, load_model(name, revision=revision, dtype=dtype, quantization=quantization), tokenizer)
     if isinstance(tokenizer.chat_template, str):
         loaded.templates[None] = tokenizer.chat_template
-    for number, (column, folder) in enumerate(folders.items()):
-        inner = f"adapter{number}"  # peft allows no dots in names, people do
+    return loaded
+
+
+def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
+    """Puts one trained adapter per column name onto the base. Raises `StudioError` before anything changes."""
+    for folder in folders.values():
+        check_adapter(folder)
+    for column, folder in folders.items():
+        inner = f"adapter{len(loaded.adapters)}"  # peft allows no dots in names, people do
         try:
-            if number == 0:
+            if not loaded.adapters:
                 loaded.model = PeftModel.from_pretrained(loaded.model, str(folder), adapter_name=inner)
             else:
                 loaded.model.load_adapter(str(folder), adapter_name=inner)
         except (RuntimeError, ValueError, KeyError) as error:
             raise StudioError(
-                f"The adapter {folder.name} does not fit {name}: {_first_line(error)}",
+                f"The adapter {folder.name} does not fit {loaded.name}: {first_line(error)}",
                 "Load the base that it was trained on.",
             ) from error
         loaded.adapters[column] = inner
@@ -241,11 +203,10 @@ def load_with_adapters(
         if template.is_file():
             loaded.templates[column] = template.read_text(encoding="utf-8")
     loaded.model.eval()
-    return loaded
 
 
-def _adapter_folder(folder: Path) -> Path:
-    """The folder, checked to hold an adapter that can be read without pickles."""
+def check_adapter(folder: Path) -> None:
+    """Raises `StudioError` unless the folder holds an adapter that can be read without pickles."""
     if not (folder / "adapter_config.json").is_file():
         raise StudioError(f"There is no adapter in {folder}.", "Choose a finished run or a checkpoint.")
     if not (folder / "adapter_model.safetensors").is_file():
@@ -253,12 +214,13 @@ def _adapter_folder(folder: Path) -> Path:
             f"The adapter in {folder} is not stored as safetensors.",
             "Other formats can run code when read; convert it.",
         )
-    return folder
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """What training noted beside an adapter; empty for an adapter from elsewhere."""
+    """What training noted beside an adapter; for an adapter from elsewhere only the base that peft names."""
     try:
-        return json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        card = {"base_model": config.get("base_model_name_or_path"), "revision": config.get("revision")}
+    return card

@@ -20,10 +20,11 @@ from lora_studio.config import Config
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.engine.adapters import add_adapter
 from lora_studio.engine.event_log import EventLog
-from lora_studio.engine.load import choose_dtype, device, dtype_name, load_model, load_tokenizer, memory_bytes
+from lora_studio.engine.load import choose_dtype, device, dtype_name, load_model, memory_bytes
 from lora_studio.engine.report import Report, logging_interval
 from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.engine.summary import write_report
+from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.engine.trainer import StudioTrainer, as_dataset, save_adapter
 from lora_studio.errors import StudioError
 from lora_studio.events import DataPrepared, ModelLoaded, RunStarted, StepLogged, Warned
@@ -57,7 +58,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     # The base and a fresh adapter on it.
     log.phase("model")
     set_seed(config.training.seed)
-    model = load_model(
+    base = load_model(
         config.model.name,
         revision=config.model.revision,
         dtype=config.model.dtype,
@@ -66,7 +67,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     )
     lora = config.lora.model_dump(exclude={"target_modules"})
     model = add_adapter(
-        model,
+        base,
         base=config.model.name,
         revision=config.model.revision,
         target=config.lora.target_modules,

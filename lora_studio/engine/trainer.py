@@ -89,13 +89,14 @@ class StudioTrainer(SFTTrainer):
 
     def __init__(self, *, card: Mapping[str, Any], **kwargs: Any) -> None:
         self.card = card
+        self.packing: bool = kwargs["args"].packing
         self._eval_nats = 0.0
         self._eval_tokens = 0
         super().__init__(**kwargs)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochOrder:
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
-        grouped = self.args.train_sampling_strategy == "group_by_length" and not self.args.packing
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
+        grouped = self.args.train_sampling_strategy == "group_by_length" and not self.packing
         lengths = [len(ids) for ids in dataset["input_ids"]] if grouped else None
         return EpochOrder(len(dataset), self.args.train_batch_size, self.args.seed, lengths)
 
@@ -113,14 +114,15 @@ class StudioTrainer(SFTTrainer):
         self._eval_nats, self._eval_tokens = 0.0, 0
         with torch.random.fork_rng():
             output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics[f"{prefix}_loss"] = self._eval_nats / max(self._eval_tokens, 1)
-        return output
+        metrics = dict(output.metrics or {})
+        metrics["eval_loss"] = self._eval_nats / max(self._eval_tokens, 1)
+        return output._replace(metrics=metrics)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_adapter(self.model, self.processing_class, self.card, folder)
+        tokenizer: Any = self.processing_class
+        save_adapter(self.model, tokenizer, self.card, folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: trl's would stand in the checkpoints with this machine's paths."""

@@ -1,0 +1,244 @@
+"""The child behind pipes that looks at data and answers chats: one JSON object a line on stdin, answers on stdout.
+
+`METHODS` are what can be asked. A thread reads the requests, so that "stop" is heard while an answer is being made; the
+process ends when stdin closes, for then the parent is gone. What libraries print goes to stderr.
+"""
+
+import gc
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from lora_studio.config import Generation
+from lora_studio.data.dataset import Prepared, prepare, recut, resolve_source
+from lora_studio.data.views import describe, preview
+from lora_studio.errors import StudioError
+
+if TYPE_CHECKING:
+    from lora_studio.engine.load import LoadedModel
+
+PROGRESS_SECONDS = 0.2
+
+
+class Request:
+    """One request: its parameters, a flag that "stop" sets, and the way to answer."""
+
+    def __init__(self, number: int, method: str, params: dict[str, Any], write: Callable[[dict[str, Any]], None]):
+        self.number = number
+        self.method = method
+        self.params = params
+        self.stopped = threading.Event()
+        self._write = write
+        self._shown = 0.0
+
+    def answer(self, kind: str, /, **values: Any) -> None:
+        self._write({**values, "id": self.number, "kind": kind})
+
+    def progress(self, phase: str, done: int = 0, total: int = 0) -> None:
+        """At most five a second, and always the first and last of a phase."""
+        now = time.monotonic()
+        if done in (0, total) or now - self._shown >= PROGRESS_SECONDS:
+            self._shown = now
+            self.answer("progress", phase=phase, done=done, total=total)
+
+
+class Session:
+    """What the child holds between requests: the last data looked at, and the model in memory."""
+
+    def __init__(self) -> None:
+        self._tokenizers: dict[tuple[str, str | None], Any] = {}
+        self._prepared: Prepared | None = None
+        self._prepared_for: tuple[Any, ...] = ()
+        self._loaded: LoadedModel | None = None
+        self._loaded_for: tuple[Any, ...] = ()
+
+    def inspect(self, request: Request) -> dict[str, Any]:
+        """Looks at a data file as training would. Parameters: model, revision, show_examples and those of prepare()."""
+        params = dict(request.params)
+        model, revision = params.pop("model", "demo"), params.pop("revision", None)
+        show = params.pop("show_examples", 2)
+        length, cut = params.pop("max_length", 1024), params.pop("truncation", "keep_answer")
+        files = [resolve_source(name) for name in (params["train_file"], params.get("validation_file")) if name]
+        stamps = [(path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file()]
+        key = (model, revision, json.dumps(params, sort_keys=True), stamps)
+        if self._prepared is None or key != self._prepared_for:
+            request.progress("tokenizer")
+            tokenizer = self._tokenizer(model, revision)
+            self._prepared = prepare(
+                tokenizer=tokenizer, max_length=length, truncation=cut, on_progress=request.progress, **params
+            )
+            self._prepared_for = key
+        elif (length, cut) != (self._prepared.settings.max_length, self._prepared.settings.truncation):
+            self._prepared = recut(self._prepared, max_length=length, truncation=cut)
+        result = describe(self._prepared, show)
+        return {**result, "file_kind": result["kind"]}
+
+    def preview(self, request: Request) -> dict[str, Any]:
+        """One row of the data last inspected, from record to trained tokens. Parameter: row_index."""
+        if self._prepared is None:
+            raise StudioError("No data has been looked at yet.", "Choose a file first.")
+        return preview(self._prepared, int(request.params["row_index"]))
+
+    def load(self, request: Request) -> dict[str, Any]:
+        """Base and adapters into memory; a base that is there already is kept."""
+        from lora_studio.engine import load  # seconds: torch, transformers, peft
+
+        params = request.params
+        folders = {name: Path(folder) for name, folder in params.get("adapters", {}).items()}
+        for folder in folders.values():
+            load.check_adapter(folder)
+        card = load.read_card(next(iter(folders.values()))) if folders else {}
+        base = params.get("base") or card.get("base_model") or "demo"
+        revision = params.get("revision") or (card.get("revision") if base == card.get("base_model") else None)
+        quantization = params.get("quantization") or card.get("quantization") or "none"
+        dtype = params.get("dtype") or "auto"
+        key = (base, revision, quantization, dtype)
+        if self._loaded is not None and key == self._loaded_for:
+            self._loaded = self._loaded.without_adapters()
+        else:
+            self.unload(request)
+            request.progress("base", 0, 1)
+            self._loaded = load.load_base(base, revision=revision, dtype=dtype, quantization=quantization)
+            self._loaded_for = key
+        request.progress("adapters", 0, len(folders))
+        load.add_adapters(self._loaded, folders)
+        request.progress("adapters", len(folders), len(folders))
+        return {
+            "base": base,
+            "adapters": list(folders),
+            "cards": self._loaded.cards,
+            "device": self._loaded.model.device.type,
+            "dtype": load.dtype_name(self._loaded.model.dtype),
+            "quantization": quantization,
+            "memory_bytes": load.memory_bytes(),
+            "template_name": card.get("prompt_style", "chat"),
+            "system_prompt": card.get("system_prompt"),
+            "enable_thinking": card.get("enable_thinking"),
+            "max_length": card.get("max_length"),
+            "longest_text": self._loaded.longest_text,
+            "mixes": self._loaded.mixes,
+        }
+
+    def generate(self, request: Request) -> dict[str, Any]:
+        """All columns answer at once; pieces of text come while they do."""
+        from lora_studio.engine import generate
+
+        if self._loaded is None:
+            raise StudioError("No model is loaded.", "Load one first.")
+        settings = dict(request.params.get("settings", {}))
+        thinking = settings.pop("enable_thinking", None)
+        chosen = Generation.model_validate(settings).model_dump()
+        seed = chosen.pop("seed")
+        answers = generate.generate(
+            self._loaded,
+            [generate.Column(column.get("adapter"), column["messages"]) for column in request.params["columns"]],
+            generate.generation_config(self._loaded, **chosen),
+            seed=seed,
+            enable_thinking=thinking,
+            on_pieces=lambda texts, tokens: request.answer("piece", texts=texts, tokens=tokens),
+            stop=request.stopped.is_set,
+        )
+        together = self._loaded.mixes or len(answers) == 1
+        note = "" if together else "DoRA adapters can't share a batch: the columns answered one after the other."
+        return {"columns": [answer.to_dict() for answer in answers], "note": note}
+
+    def unload(self, request: Request) -> dict[str, Any]:
+        """Forgets the model. Certain to give all memory back is only the end of this process."""
+        if self._loaded is not None:
+            import torch
+
+            self._loaded, self._loaded_for = None, ()
+            gc.collect()
+            torch.cuda.empty_cache()
+        return {}
+
+    def _tokenizer(self, model: str, revision: str | None) -> Any:
+        from lora_studio.engine.tokenizer import load_tokenizer
+
+        if (model, revision) not in self._tokenizers:
+            self._tokenizers = {(model, revision): load_tokenizer(model, revision)}
+        return self._tokenizers[model, revision]
+
+
+METHODS: dict[str, Callable[[Session, Request], dict[str, Any]]] = {
+    "inspect": Session.inspect,
+    "preview": Session.preview,
+    "load": Session.load,
+    "generate": Session.generate,
+    "unload": Session.unload,
+}
+
+
+class Inbox(threading.Thread):
+    """Reads requests. "stop" is obeyed here and now, everything else waits its turn in `requests`."""
+
+    def __init__(self, lines: TextIO, write: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(name="requests", daemon=True)
+        self.requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._lines = lines
+        self._write = write
+        self._latest: Request | None = None
+
+    def run(self) -> None:
+        for line in self._lines:
+            message = json.loads(line)
+            request = Request(message["id"], message["method"], message.get("params", {}), self._write)
+            if request.method == "stop":
+                if self._latest is not None:
+                    self._latest.stopped.set()
+                request.answer("result")
+            else:
+                self._latest = request
+                self.requests.put(request)
+        os._exit(0)  # the parent is gone: nobody waits for an answer, and the memory is wanted
+
+
+def serve(session: Session, request: Request) -> None:
+    """Answers one request with a result or an error."""
+    try:
+        if request.method not in METHODS:
+            raise StudioError(f"There is no method {request.method!r}.", f"There are: {', '.join(METHODS)}.")
+        request.answer("result", **METHODS[request.method](session, request))
+    except StudioError as error:
+        request.answer("error", message=error.message, hint=error.hint)
+    except Exception as error:  # the child's edge: one failed request must not take the loaded model with it
+        traceback.print_exc()
+        memory = "out of memory" in str(error)
+        message = "The memory is not enough for this." if memory else f"{type(error).__name__}: {error}"
+        hint = "Take a smaller model, 4bit, or fewer adapters." if memory else "The session's log has the details."
+        request.answer("error", message=message, hint=hint)
+
+
+def main() -> None:
+    """Serves until stdin closes."""
+    if "LOCAL_RANK" not in os.environ:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    lock = threading.Lock()
+
+    def write(message: dict[str, Any]) -> None:
+        line = json.dumps(message, ensure_ascii=False) + "\n"
+        try:
+            with lock:
+                answers.write(line)
+                answers.flush()
+        except BrokenPipeError:
+            os._exit(0)  # nobody reads any more
+
+    inbox = Inbox(os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8"), write)
+    inbox.start()
+    session = Session()
+    while True:
+        serve(session, inbox.requests.get())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The tokenizer of a model's name, and errors that say what is wrong with the name. No weights are read here.
+
+Code that comes with a model is never run, and nothing is fetched but the model that was named.
+"""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lora_studio.errors import StudioError
+from lora_studio.workspace import model_source
+
+# Tokens that models bring for padding or that never stand in a text, best first.
+PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's name, with a padding token that exists in its vocabulary."""
+    source = checked_source(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise not_loadable(name, revision, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = _padding(tokenizer)
+    return tokenizer
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A token to pad with. Labels are made by us, so that even the end token is never unlearned by padding with it."""
+    vocabulary = tokenizer.get_vocab()
+    for token in PAD_TOKENS:
+        if token in vocabulary and token != tokenizer.eos_token:
+            return token
+    if tokenizer.eos_token is None:
+        raise StudioError(
+            "The tokenizer has neither a padding nor an end token.", "Choose another model, or mend its tokenizer."
+        )
+    return tokenizer.eos_token
+
+
+def checked_source(name: str) -> str:
+    """A folder or a Hub id; a name that can only be a folder must be one that holds a model."""
+    source = model_source(name)
+    path = Path(source)
+    looks_local = source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or path.is_dir()
+    if not looks_local:
+        return source
+    if not path.is_dir():
+        raise StudioError(f"There is no model folder {source}.", "Give a folder with a config.json, or a Hub id.")
+    if not (path / "config.json").is_file():
+        adapter = (path / "adapter_config.json").is_file()
+        found = "an adapter, not a model" if adapter else "no config.json, so no model"
+        raise StudioError(f"The folder {source} holds {found}.", "Give the folder of a base model, or a Hub id.")
+    return source
+
+
+def not_loadable(name: str, revision: str | None, error: Exception) -> StudioError:
+    """The library's many words for "it isn't there" in ours."""
+    text, at = str(error), f" at revision {revision}" if revision else ""
+    if "trust_remote_code" in text or "custom code" in text:
+        return StudioError(
+            f"{name} brings program code of its own, which LoRA Studio does not run.",
+            "Choose a model whose architecture transformers knows.",
+        )
+    if "does not recognize this architecture" in text or "Unrecognized model" in text:
+        return StudioError(f"transformers does not know the architecture of {name}.", first_line(error))
+    if "gated" in text or "401" in text:
+        return StudioError(f"{name} is gated on the Hub.", "Accept its terms there and set HF_TOKEN before the start.")
+    if Path(model_source(name)).is_dir():
+        return StudioError(f"The model in {name} can't be read: {first_line(error)}", "Is the folder whole?")
+    return StudioError(
+        f"The model {name!r}{at} is neither a folder here nor to be had from the Hub.",
+        "Check the spelling and the network; without network only folders, models loaded before and `demo` work.",
+    )
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]
