@@ -14,7 +14,7 @@ from gradio.components import Component
 
 from lora_studio.config import Config, Setting, flatten, settings
 from lora_studio.parsing import Problem, nest, parse
-from lora_studio.ui.text import escape
+from lora_studio.ui.text import count, escape
 
 SECTIONS = {
     "model": "Model",
@@ -68,7 +68,7 @@ def draw(files: Sequence[tuple[str, str]]) -> Form:
                 drawn[setting.path] = _draw_field(setting, files)
     for section, title in SECTIONS.items():
         folded = [setting for setting in ordered if setting.section == section and not setting.basic]
-        with gr.Accordion(f"{title}: {len(folded)} more" if folded else title, open=False) as fold:
+        with gr.Accordion(f"{title}: {count(len(folded), 'more setting')}", open=False) as fold:
             form.sections[section] = fold
             with gr.Column(elem_classes="grid"):
                 for setting in folded:

@@ -69,6 +69,7 @@ def theme() -> gr.themes.Base:
         body_text_color_subdued_dark="#93a1b3",
         input_background_fill="#ffffff",
         input_background_fill_dark="#0f161e",
+        input_border_width="1px",
         input_border_color="#cbd5e1",
         input_border_color_dark="#344256",
         input_border_color_focus="#137a72",
@@ -96,13 +97,15 @@ CSS = """
 .dark { --good: #4ade80; --warn: #fbbf24; --bad: #f87171; --busy: #5cc9be; --quiet: #93a1b3;
   --soft: #1b2530; --line: #263241; --curve-1: #5cc9be; --curve-2: #fbbf24; --curve-3: #93a1b3; --curve-4: #b9a3f0; }
 html { scrollbar-gutter: stable; }
-.gradio-container { max-width: 1360px !important; margin: 0 auto !important; padding: 0 20px 48px !important; }
+.gradio-container { width: 100%; max-width: 1320px !important; margin: 0 auto !important; padding: 0 20px 40px !important; }
+.gradio-container > .main { max-width: none !important; padding: 0 !important; }
+.gradio-container .hide-container.padded { padding: 0; }
 .gradio-container :focus-visible { outline: 2px solid var(--busy); outline-offset: 2px; }
 .gradio-container input:focus-visible, .gradio-container textarea:focus-visible { outline-offset: -1px; }
 button.lg { min-height: 42px; }
 footer { display: none !important; }
 
-#header { padding: 18px 0 4px; }
+#header { margin: 18px 0 -10px; }
 .studio-head { display: flex; align-items: baseline; gap: 6px 14px; flex-wrap: wrap; }
 .studio-head h1 { font-size: 22px; font-weight: 700; margin: 0; letter-spacing: -0.01em; }
 .studio-head .what { color: var(--body-text-color-subdued); }
@@ -119,7 +122,12 @@ footer { display: none !important; }
 .wrong { border-color: var(--bad) !important; }
 .quiet { color: var(--body-text-color-subdued); font-size: 14px; }
 h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
-.field { gap: 0 !important; min-width: min(220px, 100%) !important; }
+.grid { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(min(250px, 100%), 1fr)); gap: 12px; }
+.field { gap: 0 !important; min-width: 0 !important; }
+.field > .form, .field > .block { flex: 1 !important; }
+.field .form > .block, .field > .block { display: flex; flex-direction: column; height: 100%; }
+.field .block > label, .field .block > .container { display: flex; flex-direction: column; flex: 1; }
+.field .block > label > :last-child, .field .block > .container > :last-child { margin-top: auto; }
 
 .run-list { display: flex; flex-direction: column; gap: 8px; }
 .run-card { display: block; width: 100%; text-align: left; border: 1px solid var(--line); border-radius: 8px;
@@ -143,8 +151,13 @@ h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 .chart { width: 100%; min-height: 420px; }
 #log textarea { font-family: var(--font-mono); font-size: 12px; white-space: pre; overflow-x: auto; }
 
+#plan .ls-tiles { grid-template-columns: repeat(3, 1fr); }
+#plan .ls-tiles > div { padding: 8px 10px; }
+#plan .ls-tiles span { font-size: 13px; }
+.beside { position: sticky; top: 12px; align-self: flex-start; }
+@media (min-width: 1100px) { .field:has(#set-title), .field:has(#set-data-train_file) { grid-column: span 2; } }
 @media (max-width: 640px) {
-  .gradio-container { padding: 0 10px 32px !important; }
+  .gradio-container { padding: 0 12px 32px !important; }
   .studio-head .device { margin-left: 0; width: 100%; }
   #header { padding-top: 10px; }
 }

@@ -79,10 +79,8 @@ def _draw(workspace: Workspace) -> Drawn:
     known = list(presets(workspace))
     with gr.Row(elem_classes="train"):
         with gr.Column(scale=3, min_width=300):
-            with gr.Row(elem_classes="preset-row", equal_height=True):
-                info = "A starting point that sets everything but your model and data, unless it names them."
-                preset = gr.Dropdown(known, label="Preset", info=info, filterable=False, scale=3, elem_id="preset")
-                upload = gr.UploadButton("Open a config file…", file_types=[".yaml", ".yml"], scale=1, min_width=170)
+            info = "A starting point that sets everything but your model and data, unless it names them."
+            preset = gr.Dropdown(known, label="Preset", info=info, filterable=False, elem_id="preset")
             about = gr.HTML(elem_id="preset-about")
             form = forms.draw(data_choices(workspace))
         with gr.Column(scale=1, min_width=280, elem_classes="beside"):
@@ -90,6 +88,7 @@ def _draw(workspace: Workspace) -> Drawn:
             summary = gr.HTML(elem_id="form-summary", visible=False)
             start = gr.Button("Start training", variant="primary", size="lg", elem_id="start")
             with gr.Accordion("As a config file", open=False):
+                upload = gr.UploadButton("Open a config file…", file_types=[".yaml", ".yml"], size="sm")
                 yaml = gr.Code(language="yaml", show_label=False, interactive=False, elem_id="form-yaml")
     return Drawn(form, preset, about, upload, summary, numbers, start, yaml, gr.State([]))
 
