@@ -1,0 +1,145 @@
+"""The commands of the terminal: `python -m lora_studio train | inspect | chat | runs | presets | check | ui`.
+
+Here are the flags and the exit codes; what a command does stands in its own module, imported only when it is called, so
+that `--help` is there at once. Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+
+from lora_studio import __version__
+from lora_studio.errors import StudioError
+from lora_studio.workspace import Workspace
+
+FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
+# Commands whose flags are made from the schema, which takes a moment to import.
+WITH_SETTINGS = ("train", "check", "inspect", "chat")
+
+
+def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands. Flags of settings are added only to commands named in `arguments` (None: to all)."""
+    parser = argparse.ArgumentParser(
+        prog="lora_studio",
+        description="Fine-tune language models with LoRA and compare base and adapter side by side.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--workspace", metavar="DIR", help="folder of runs (else LORA_STUDIO_HOME, else ./workspace)")
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--json", action="store_true", help="print one JSON object last on stdout")
+
+    def add(name: str, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=about, description=about, parents=[place, *parents], allow_abbrev=False)
+
+    train = add("train", "train an adapter and follow the run; Ctrl-C stops and saves it", output)
+    train.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file or a preset; the defaults without")
+    train.add_argument("--resume", metavar="RUN", help="go on with a stopped or failed run")
+    inspect = add("inspect", "show how a data file is read, cut and trained on", output)
+    inspect.add_argument("data", metavar="DATA", help="a file or the name of a shipped data set")
+    inspect.add_argument("--model", metavar="M", default="demo", help="whose tokenizer and template (default: demo)")
+    inspect.add_argument("--show-examples", type=int, metavar="N", default=1, help="rows shown step by step")
+    inspect.add_argument("--char-only", action="store_true", help="count characters; needs no tokenizer")
+    chat = add("chat", "talk to a trained adapter, or compare it with its base", output)
+    chat.add_argument("adapter", metavar="RUN", help='a run ("last", RUN/checkpoint-N) or an adapter\'s folder')
+    chat.add_argument("--compare", action="store_true", help="let the base answer as well")
+    chat.add_argument("--prompt", metavar="TEXT", help="ask this one thing and end")
+    chat.add_argument("--system", metavar="TEXT", help="system prompt (default: the one trained with)")
+    runs = add("runs", "list, show, stop, resume or delete runs", output)
+    runs.add_argument("action", nargs="?", choices=("list", "show", "stop", "resume", "delete"), default="list")
+    runs.add_argument("run", nargs="?", metavar="RUN", help='an id, its beginning, or "last"')
+    presets = add("presets", "list the presets or show one", output)
+    presets.add_argument("action", nargs="?", choices=("list", "show"), default="list")
+    presets.add_argument("preset", nargs="?", metavar="PRESET")
+    check = add("check", "print a config with every default filled in, or everything that is wrong with it", output)
+    check.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file or a preset; the defaults without")
+    ui = add("ui", "serve the page")
+    ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    ui.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
+    ui.add_argument("--open", action="store_true", help="open the page in the browser")
+    _add_settings({"train": train, "check": check, "inspect": inspect, "chat": chat}, arguments)
+    return parser
+
+
+def _add_settings(parsers: dict[str, argparse.ArgumentParser], arguments: Sequence[str] | None) -> None:
+    wanted = [name for name in WITH_SETTINGS if arguments is None or name in arguments]
+    if not wanted:
+        return
+    from lora_studio.cli.flags import add_all, add_section
+
+    for name in wanted:
+        if name in ("train", "check"):
+            add_all(parsers[name])
+        else:
+            add_section(parsers[name], "data" if name == "inspect" else "generation")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = make_parser(arguments)
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown and given.command not in ("train", "check"):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    try:
+        return _run(given, unknown)
+    except StudioError as error:
+        print(error, file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        return STOPPED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _run(given: argparse.Namespace, unknown: list[str]) -> int:
+    workspace = Workspace.find(given.workspace)
+    _log_defects(workspace)
+    match given.command:
+        case "train":
+            from lora_studio.cli.train_command import train
+
+            return train(workspace, given, unknown)
+        case "inspect":
+            from lora_studio.cli.inspect_command import inspect
+
+            return inspect(workspace, given)
+        case "chat":
+            from lora_studio.cli.chat_command import chat
+
+            return chat(workspace, given)
+        case "runs":
+            from lora_studio.cli.runs_command import runs
+
+            return runs(workspace, given)
+        case "presets":
+            from lora_studio.cli.config_commands import show_presets
+
+            return show_presets(workspace, given)
+        case "check":
+            from lora_studio.cli.config_commands import check
+
+            return check(workspace, given, unknown)
+        case _:
+            from lora_studio.cli.ui_command import serve
+
+            return serve(workspace, given)
+
+
+def _log_defects(workspace: Workspace) -> None:
+    """From here on an error of the program itself is one sentence in the terminal and a traceback in a log file."""
+    log = workspace.logs_folder / "cli.log"
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        import traceback
+
+        with log.open("a", encoding="utf-8") as file:
+            traceback.print_exception(kind, error, trace, file=file)
+        print(f"An error of the program itself: {kind.__name__}: {error}. Details are in {log}.", file=sys.stderr)
+
+    sys.excepthook = tell

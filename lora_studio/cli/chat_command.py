@@ -1,0 +1,132 @@
+"""`chat`: talks to an adapter in the terminal, alone or beside its base, once or in turns."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from lora_studio.cli.flags import overrides
+from lora_studio.cli.terminal import print_json, say
+from lora_studio.errors import StudioError
+from lora_studio.jobs.client import Session
+from lora_studio.parsing import nest, parse
+from lora_studio.workspace import Workspace
+
+_ADAPTER_FILE = "adapter_config.json"  # peft's
+BASE, ADAPTER = "base", "adapter"
+
+Message = dict[str, str]
+
+
+def chat(workspace: Workspace, given: argparse.Namespace) -> int:
+    """Answers one prompt, or everything typed until the input ends."""
+    settings = parse(nest(overrides(given))).generation.model_dump()
+    folder = adapter_folder(workspace, given.adapter)
+    with Session(workspace.logs_folder / "cli-chat.log") as session:
+        say("Loading the model ...")
+        loaded = session.call("load", adapters={ADAPTER: str(folder)})
+        settings["enable_thinking"] = loaded["enable_thinking"]
+        talk = Talk(session, settings, given.system or loaded["system_prompt"], given.compare)
+        if given.prompt is not None:
+            answers = talk.ask(given.prompt, quiet=given.json)
+            if given.json:
+                print_json(_result(folder, loaded, given.prompt, answers))
+            return 0
+        if given.json:
+            raise StudioError("With --json one question is asked and answered.", "Give it with --prompt.")
+        say(f"{folder} on {loaded['base']}. End with Ctrl-D; /clear begins anew.")
+        _take_turns(talk)
+    return 0
+
+
+def adapter_folder(workspace: Workspace, name: str) -> Path:
+    """The folder of an adapter named by itself, by its run, or by a run's checkpoint."""
+    path = Path(name).expanduser()
+    if (path / _ADAPTER_FILE).is_file():
+        return path.resolve()
+    if path.is_dir() and not (path / "run.json").is_file():
+        raise StudioError(
+            f"{path} holds no adapter: there is no {_ADAPTER_FILE}.", "Give an adapter's folder or a run."
+        )
+    run_name, _, checkpoint = name.rstrip("/").rpartition("/")
+    if checkpoint.startswith("checkpoint-") and run_name:
+        run = workspace.run(Path(run_name).name)
+        names = [folder.name for folder in run.checkpoint_folders()]
+        if checkpoint not in names:
+            raise StudioError(
+                f"Run {run.id} has no {checkpoint}.", f"It has: {', '.join(names) or 'no checkpoint yet'}."
+            )
+        return run.checkpoints / checkpoint
+    run = workspace.run(path.name)
+    if (run.adapter / _ADAPTER_FILE).is_file():
+        return run.adapter
+    checkpoints = run.checkpoint_folders()
+    if not checkpoints:
+        raise StudioError(f"Run {run.id} has no adapter yet.", "It is there when the run is done, or has a checkpoint.")
+    return checkpoints[-1]
+
+
+class Talk:
+    """A conversation with one or two columns, each with its own history."""
+
+    def __init__(self, session: Session, settings: dict[str, Any], system: str | None, compare: bool) -> None:
+        self._session = session
+        self._settings = settings
+        self._system: list[Message] = [{"role": "system", "content": system}] if system else []
+        self._columns = [BASE, ADAPTER] if compare else [ADAPTER]
+        self._histories: dict[str, list[Message]] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets what was said."""
+        self._histories = {column: list(self._system) for column in self._columns}
+
+    def ask(self, prompt: str, quiet: bool = False) -> dict[str, dict[str, Any]]:
+        """Each column's answer with its numbers; unless `quiet` it is shown, a single one while it is made."""
+        question = {"role": "user", "content": prompt}
+        columns = [
+            {"adapter": None if column == BASE else ADAPTER, "messages": [*history, question]}
+            for column, history in self._histories.items()
+        ]
+        alone = len(columns) == 1
+        answers: dict[str, dict[str, Any]] = {}
+        for answer in self._session.stream("generate", columns=columns, settings=self._settings):
+            if answer["kind"] == "piece" and alone and not quiet:
+                print(answer["texts"][0], end="", flush=True)
+            elif answer["kind"] == "result":
+                answers = dict(zip(self._columns, answer["columns"], strict=True))
+        for column, answer in answers.items():
+            self._histories[column] += [question, {"role": "assistant", "content": answer["text"]}]
+            if not quiet and not alone:
+                print(f"{column + ':':<9}{answer['text']}", flush=True)
+        if alone and not quiet:
+            print(flush=True)
+        return answers
+
+
+def _take_turns(talk: Talk) -> None:
+    while True:
+        try:
+            prompt = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if prompt == "/clear":
+            talk.clear()
+        elif prompt:
+            try:
+                talk.ask(prompt)
+            except KeyboardInterrupt:
+                say("\n(stopped)")
+
+
+def _result(folder: Path, loaded: dict[str, Any], prompt: str, answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    stats = {name: {key: value for key, value in answer.items() if key != "text"} for name, answer in answers.items()}
+    return {
+        "prompt": prompt,
+        **{name: answer["text"] for name, answer in answers.items()},
+        "stats": stats,
+        "model": loaded["base"],
+        "adapter_folder": str(folder),
+        "device": loaded["device"],
+        "dtype": loaded["dtype"],
+    }

@@ -1,0 +1,161 @@
+"""`inspect`: how a data file is read, rendered, cut and trained on, in numbers and row by row."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from lora_studio.cli.flags import overrides
+from lora_studio.cli.terminal import print_json, say, table
+from lora_studio.errors import StudioError
+from lora_studio.jobs.client import Session
+from lora_studio.parsing import nest, parse
+from lora_studio.workspace import Workspace
+
+_PHASE_WORDS = {
+    "read": "reading",
+    "convert": "recognising rows",
+    "encode": "tokenizing",
+    "tokenizer": "loading the tokenizer",
+}
+_LISTED_BAD_ROWS = 10
+
+
+def inspect(workspace: Workspace, given: argparse.Namespace) -> int:
+    """Prints a report of the file, or the whole of what is known as JSON."""
+    if given.show_examples < 0:
+        raise StudioError(f"--show-examples can't be {given.show_examples}.", "Give 0 or more.")
+    if given.char_only:
+        found = count_characters(given.data)
+        if given.json:
+            print_json(found)
+        else:
+            print(_reading(found))
+            print(table(("characters a row", *found["characters"]), [("", *found["characters"].values())]))
+        return 0
+    settings = parse(nest(overrides(given))).data.model_dump(exclude={"train_file", "validation_file"})
+    with Session(workspace.logs_folder / "cli-inspect.log") as session:
+        found = session.call(
+            "inspect",
+            on_progress=Phases().tell,
+            model=given.model,
+            train_file=given.data,
+            show_examples=given.show_examples,
+            **settings,
+        )
+    if given.json:
+        print_json({name: value for name, value in found.items() if name not in ("id", "kind")})
+    else:
+        print(report(found))
+    return 0
+
+
+class Phases:
+    """Names each phase of the work once."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def tell(self, progress: dict[str, Any]) -> None:
+        if progress["phase"] != self._last:
+            self._last = progress["phase"]
+            say(f"{_PHASE_WORDS.get(self._last, self._last)} ...")
+
+
+def count_characters(name: str) -> dict[str, Any]:
+    """Reading, faults and lengths in characters, with no tokenizer."""
+    import numpy as np
+
+    from lora_studio.data.dataset import resolve_source
+    from lora_studio.data.formats import convert, recognise
+    from lora_studio.data.messages import RowError
+    from lora_studio.data.records import read_records
+    from lora_studio.data.statistics import lengths
+
+    path = resolve_source(name)
+    file = read_records(path)
+    shape = recognise(file.records)
+    bad_rows = list(file.bad_rows)
+    counts = []
+    for record in file.records:
+        try:
+            row = convert(record, shape)
+        except RowError as error:
+            bad_rows.append(error.at(record.row))
+        else:
+            counts.append(len(row.text or "") + sum(len(message.content) for message in row.messages))
+    return {
+        "file": str(path),
+        "file_kind": file.kind,
+        "format": shape.name,
+        "words": shape.words,
+        "columns": shape.columns,
+        "assumptions": file.assumptions,
+        "rows": len(counts),
+        "bad_rows": len(bad_rows),
+        "bad_row_list": [bad.to_dict() for bad in bad_rows],
+        "characters": lengths(np.array(counts, dtype=np.int64)),
+        "total_characters": sum(counts),
+    }
+
+
+def report(found: dict[str, Any]) -> str:
+    """The result of an inspection as text: reading, lengths, what the cut costs, and rows step by step."""
+    lines = [
+        _reading(found),
+        f"Prompt style: {found['prompt_style']}, {found['template_origin']}",
+        "",
+        table(("tokens a row", *found["tokens"]), [("", *found["tokens"].values())]),
+        "",
+        f"At most {found['max_length']} tokens a row ({found['truncation']}): {found['truncated_rows']} rows are cut, "
+        f"{found['dropped_rows']} left out, {found['lost_trained_tokens']} trained tokens lost.",
+        f"Trained are {found['trained_tokens']:,} of {found['total_tokens']:,} tokens.",
+    ]
+    for example in found["examples"]:
+        lines += ["", *steps_of(example, found)]
+    return "\n".join(lines)
+
+
+def _reading(found: dict[str, Any]) -> str:
+    lines = [
+        f"{found['file']}: {found['file_kind']}, {found['format']}",
+        found["words"],
+        *found["assumptions"],
+        f"{found['rows']:,} usable rows, {found['bad_rows']:,} bad rows",
+    ]
+    for bad in found["bad_row_list"][:_LISTED_BAD_ROWS]:
+        where = f" ({bad['field']})" if bad.get("field") else ""
+        lines.append(f"  row {bad['row']}: {bad['reason']}{where}" + (f": {bad['found']}" if bad.get("found") else ""))
+    if found["bad_rows"] > _LISTED_BAD_ROWS:
+        lines.append(f"  ... and {found['bad_rows'] - _LISTED_BAD_ROWS:,} more (--json lists them)")
+    return "\n".join(lines)
+
+
+def steps_of(example: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """One row's way from the file to the labels, in six steps."""
+    tokens = example["tokens"]
+    return [
+        f"--- {Path(found['file']).name}, row {example['row']} ---",
+        "1 record",
+        "  " + json.dumps(example["record"], ensure_ascii=False),
+        "2 messages",
+        *(f"  {message['role']}: {message.get('content') or ''}" for message in example["messages"]),
+        "3 text",
+        *(f"  {line}" for line in example["text"].splitlines()),
+        f"4 tokens: {len(tokens) + example['removed_tokens']}",
+        "  " + " ".join(f"{token['id']}:{token['text']!r}" for token in tokens),
+        f"5 truncation: {example['removed_tokens']} tokens removed, {len(tokens)} kept",
+        f"6 trained mask: {example['trained_tokens']} of {len(tokens)} tokens are trained",
+        *_mask(tokens),
+    ]
+
+
+def _mask(tokens: list[dict[str, Any]]) -> list[str]:
+    """Stretches of tokens that are trained (+) or not (-), each on its line."""
+    stretches: list[tuple[bool, str]] = []
+    for token in tokens:
+        if stretches and stretches[-1][0] == token["trained"]:
+            stretches[-1] = (token["trained"], stretches[-1][1] + token["text"])
+        else:
+            stretches.append((token["trained"], token["text"]))
+    return [f"  {'+' if trained else '-'} {text!r}" for trained, text in stretches]

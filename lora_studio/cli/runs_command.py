@@ -1,0 +1,115 @@
+"""`runs`: lists, shows, stops, resumes and deletes runs, also those that the page started."""
+
+import argparse
+import dataclasses
+import time
+from typing import Any
+
+from lora_studio.cli.terminal import age, duration, print_json, say, table
+from lora_studio.cli.train_command import result_of, step_line
+from lora_studio.errors import StudioError
+from lora_studio.events import RunState
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.workspace import Workspace
+
+
+def runs(workspace: Workspace, given: argparse.Namespace) -> int:
+    """One of the actions on one run, or the list of all."""
+    supervisor = Supervisor(workspace)
+    if given.action == "list":
+        return _list(supervisor, given.json)
+    if given.run is None:
+        raise StudioError(f"Which run is to be used for `runs {given.action}`?", "Give its id, or `last`.")
+    run = workspace.run(given.run)
+    if given.action == "stop":
+        _stop(supervisor, run.id)
+    elif given.action == "resume":
+        supervisor.resume(run.id)
+        say("Resumed. It goes on in the background: `lora_studio runs list` shows how far it is.")
+    elif given.action == "delete":
+        supervisor.delete(run.id)
+        say(f"Deleted run {run.id}.")
+        if given.json:
+            print_json({"run": run.id, "state": "deleted"})
+        return 0
+    state = supervisor.state(run.id)
+    if given.json:
+        print_json(result_of(run, state) if given.action != "show" else _facts(state))
+    else:
+        print(_describe(state))
+    return 0
+
+
+def _list(supervisor: Supervisor, as_json: bool) -> int:
+    found = supervisor.runs()
+    if as_json:
+        print_json({"runs": [_row(state) for state in found]})
+    elif not found:
+        say("There are no runs yet. `lora_studio train demo` makes one.")
+    else:
+        rows = [
+            (
+                state.id,
+                state.state,
+                f"{state.step}/{state.total_steps}" if state.total_steps else "-",
+                f"{state.steps[-1].loss:.4f}" if state.steps else "-",
+                age(state.created),
+            )
+            for state in found
+        ]
+        print(table(("run", "state", "step", "loss", "made"), rows))
+    return 0
+
+
+def _row(state: RunState) -> dict[str, Any]:
+    return {
+        "run": state.id,
+        "title": state.title,
+        "state": state.state,
+        "step": state.step,
+        "total_steps": state.total_steps,
+        "loss": state.steps[-1].loss if state.steps else None,
+        "eval_loss": state.evaluations[-1].loss if state.evaluations else None,
+        "created": state.created,
+        "message": state.message,
+    }
+
+
+def _facts(state: RunState) -> dict[str, Any]:
+    """Everything known of a run but its many logged steps, of which the last stands for all."""
+    facts = dataclasses.asdict(state)
+    facts["steps"] = [dataclasses.asdict(step) for step in state.steps[-1:]]
+    return {"run": facts.pop("id"), **facts}
+
+
+def _describe(state: RunState) -> str:
+    lines = [f"{state.id}  {state.title}", f"state       {state.state}, phase {state.phase or '-'}"]
+    if state.device:
+        lines.append(f"device      {state.device}, {state.dtype}")
+    if state.data is not None:
+        lines.append(f"data        {state.data.train_rows} training rows, {state.data.validation_rows} validation rows")
+    if state.model is not None:
+        lines.append(f"parameters  {state.model.trainable_parameters:,} trained of {state.model.parameters:,}")
+    if state.steps:
+        lines.append(f"progress    {step_line(state)}")
+    lines += [f"measured    step {item.step}: validation loss {item.loss:.4f}" for item in state.evaluations]
+    if state.checkpoints:
+        lines.append(f"checkpoints {', '.join(item.name for item in state.checkpoints)}")
+    if state.final:
+        lines.append(f"took        {duration(state.seconds)}")
+    lines += [text for text in (state.message, state.hint) if text]
+    return "\n".join(lines)
+
+
+def _stop(supervisor: Supervisor, run_id: str) -> None:
+    """Asks the run to stop and stays until it has, so that a worker that does not listen is ended."""
+    if supervisor.state(run_id).final:
+        say(f"Run {run_id} has ended already.")
+        return
+    supervisor.stop(run_id)
+    supervisor.start()
+    try:
+        while not supervisor.state(run_id).final:
+            time.sleep(0.1)
+    finally:
+        supervisor.close()

@@ -1,0 +1,155 @@
+"""`train`: starts a run as the page does, follows it, and hands Ctrl-C on as a stop."""
+
+import argparse
+import json
+import time
+from typing import Any
+
+from lora_studio.cli.flags import overrides
+from lora_studio.cli.terminal import duration, print_json, say
+from lora_studio.errors import StudioError
+from lora_studio.events import RunState
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.presets import resolve
+from lora_studio.workspace import RunFolder, Workspace
+
+_LOOK_SECONDS = 0.2
+_SAY_SECONDS = 3.0
+_PHASE_WORDS = {
+    "start": "starting",
+    "data": "preparing the data",
+    "model": "loading the model",
+    "train": "training",
+    "evaluate": "measuring on the validation rows",
+    "save": "saving",
+}
+
+
+def train(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -> int:
+    """Trains or resumes a run; 0 done, 1 failed, 2 wrong input, 130 stopped."""
+    supervisor = Supervisor(workspace)
+    settings = overrides(given, unknown)
+    if given.resume is None:
+        run_id = supervisor.launch(resolve(given.config, settings, workspace))
+    elif given.config is None and not settings:
+        run_id = workspace.run(given.resume).id
+        supervisor.resume(run_id)
+    else:
+        raise StudioError("A resumed run keeps its settings.", "Leave the config and the settings out.")
+    return follow_to_end(supervisor, workspace.run(run_id), given.json)
+
+
+def follow_to_end(supervisor: Supervisor, run: RunFolder, as_json: bool) -> int:
+    """Tells of a run until it ends. Ctrl-C stops it, a second Ctrl-C ends it without saving."""
+    say(f"Run {run.id}")
+    narrator = Narrator(supervisor)
+    supervisor.start()
+    try:
+        state = _wait(supervisor, run, narrator)
+    finally:
+        supervisor.close()
+    if as_json:
+        print_json(result_of(run, state))
+    narrator.tell_end(state, run)
+    if state.state == "done":
+        return 0
+    return 130 if state.state == "stopped" else 2 if supervisor.exit_code(run.id) == 2 else 1
+
+
+def _wait(supervisor: Supervisor, run: RunFolder, narrator: "Narrator") -> RunState:
+    asked = 0
+    while True:
+        try:
+            while not (state := supervisor.state(run.id)).final:
+                narrator.tell(state)
+                time.sleep(_LOOK_SECONDS)
+            narrator.tell(state)
+            return state
+        except KeyboardInterrupt:
+            asked += 1
+            if asked == 1:
+                say("Stopping: the step ends, then the run is saved. Ctrl-C again ends it at once.")
+                supervisor.stop(run.id)
+            else:
+                supervisor.kill(run.id)
+
+
+def result_of(run: RunFolder, state: RunState) -> dict[str, Any]:
+    """The run's final numbers: those of complete.json, or what is known of a run that has none."""
+    last = state.steps[-1].loss if state.steps else None
+    evaluated = state.evaluations[-1].loss if state.evaluations else None
+    numbers = {
+        "run": run.id,
+        "state": state.state,
+        "steps": state.step,
+        "train_loss": last,
+        "eval_loss": evaluated,
+        "adapter": None,
+        "message": state.message,
+        "hint": state.hint,
+        "seconds": state.seconds,
+        "folder": str(run.path),
+    }
+    try:
+        return numbers | json.loads(run.complete.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return numbers
+
+
+class Narrator:
+    """Turns a run's growing state into calm lines: each phase once, steps every few seconds, each measurement."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._phase: tuple[str, float | None] = ("", None)
+        self._evaluations = self._warnings = 0
+        self._step = 0
+        self._said = 0.0
+        self._waits_for: str | None = None
+
+    def tell(self, state: RunState) -> None:
+        """Says what is new since the last call."""
+        if state.state == "queued":
+            self._tell_waiting()
+            return
+        if state.phase and (state.phase, state.phase_started) != self._phase:
+            self._phase = (state.phase, state.phase_started)
+            if state.phase != "evaluate":
+                say(_PHASE_WORDS.get(state.phase, state.phase))
+        for warning in state.warnings[self._warnings :]:
+            say(f"  note: {warning}")
+        for evaluation in state.evaluations[self._evaluations :]:
+            say(f"  step {evaluation.step}: validation loss {evaluation.loss:.4f}")
+        self._warnings, self._evaluations = len(state.warnings), len(state.evaluations)
+        if state.step != self._step and time.monotonic() - self._said >= _SAY_SECONDS:
+            self._step, self._said = state.step, time.monotonic()
+            say(f"  {step_line(state)}")
+
+    def _tell_waiting(self) -> None:
+        other = self._supervisor.busy()
+        if other is not None and other != self._waits_for:
+            self._waits_for = other
+            say(f"Waits in the queue: run {other} holds the device.")
+
+    def tell_end(self, state: RunState, run: RunFolder) -> None:
+        """The outcome in a few lines."""
+        if state.steps:
+            say(f"  {step_line(state)}")
+        if state.state == "done":
+            say(f"Done in {duration(state.seconds)}: {run.adapter}")
+            say(f"Try it: python -m lora_studio chat {run.id} --compare")
+            return
+        say(f"{state.state.capitalize()}: {state.message}".rstrip(": "))
+        if state.hint:
+            say(state.hint)
+
+
+def step_line(state: RunState) -> str:
+    """step 30/120, epoch 1.5, loss 0.4321, 1,200 tokens/s, 40 s left."""
+    last = state.steps[-1]
+    parts = [f"step {last.step}/{last.total_steps}", f"epoch {last.epoch:.2f}", f"loss {last.loss:.4f}"]
+    if last.tokens_per_second:
+        parts.append(f"{last.tokens_per_second:,.0f} tokens/s")
+    if state.seconds_left is not None:
+        parts.append(f"{duration(state.seconds_left)} left")
+    return ", ".join(parts)

@@ -1,0 +1,37 @@
+"""`ui`: serves the page. The only place outside the page itself that imports it."""
+
+import argparse
+import socket
+import threading
+import time
+import webbrowser
+
+from lora_studio.cli.terminal import say
+from lora_studio.workspace import Workspace
+
+_OPEN_WITHIN_SECONDS = 30.0
+
+
+def serve(workspace: Workspace, given: argparse.Namespace) -> int:
+    """Serves the page until Ctrl-C."""
+    from lora_studio.ui.build import launch
+
+    if given.open:
+        threading.Thread(target=_open_when_up, args=(given.host, given.port), daemon=True).start()
+    say(f"Workspace: {workspace.root}")
+    launch(workspace, host=given.host, port=given.port)
+    return 0
+
+
+def _open_when_up(host: str, port: int) -> None:
+    """Opens the browser as soon as the page's port answers."""
+    reachable = "127.0.0.1" if host == "0.0.0.0" else host
+    end = time.monotonic() + _OPEN_WITHIN_SECONDS
+    while time.monotonic() < end:
+        try:
+            socket.create_connection((reachable, port), timeout=1).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            webbrowser.open(f"http://{reachable}:{port}")
+            return
