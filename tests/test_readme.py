@@ -1,0 +1,41 @@
+"""What the README says of the code is what the code is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import readme
+
+TEXT = (readme.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("part", readme.PARTS)
+def test_the_readme_describes_the_code_as_it_is(part: str) -> None:
+    written = TEXT.partition(f"<!-- {part} -->")[2].partition(f"<!-- /{part} -->")[0].strip()
+    assert written == readme.PARTS[part]().strip(), "run `python -m tests.readme`"
+
+
+def test_every_make_target_that_the_readme_names_exists() -> None:
+    makefile = (readme.ROOT / "Makefile").read_text(encoding="utf-8")
+    named = set(re.findall(r"make ([a-z]+)", TEXT))
+    assert {"run", "test", "demo", "check"} <= named
+    assert not [target for target in named if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
+
+
+def test_every_file_that_the_readme_links_exists() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in link]
+    assert links
+    assert not [link for link in links if not (readme.ROOT / link).exists()]
+
+
+def test_documents_name_no_path_of_one_machine() -> None:
+    documents = [readme.ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile", "requirements.txt")]
+    assert not [path.name for path in documents if re.search(r"/(work|root|home|tmp)/", path.read_text())]
+
+
+def test_every_requirement_is_pinned_and_says_why() -> None:
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        for line in (readme.ROOT / name).read_text().splitlines():
+            if line and not line.startswith(("#", "-r")):
+                assert re.fullmatch(r"[A-Za-z0-9_-]+==[0-9.]+ +# .+", line), f"{Path(name).name}: {line}"
