@@ -20,6 +20,7 @@ from lora_studio.workspace import shipped_data
 
 _CODE_VERSION = 1
 _REPORT_EVERY = 2000
+_REASONING_WORDS = ("reasoning", "thinking", "thought")
 NOTHING_LEFT = "the cut to the longest length leaves no trained token"
 
 Progress = Callable[[str, int, int], None]
@@ -27,7 +28,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting that decides what examples come out; names and defaults are those of the config's data section."""
+    """Every setting beside the files that decides what examples come out.
+
+    Names and defaults are those of the config's data section; a test holds the two together.
+    """
 
     validation_fraction: float = 0.1
     split_seed: int = 42
@@ -94,46 +98,27 @@ def prepare(
     tokenizer: Any,
     *,
     validation_file: str | None = None,
-    validation_fraction: float = 0.1,
-    split_seed: int = 42,
-    prompt_style: str = "auto",
-    system_prompt: str | None = None,
-    enable_thinking: bool | None = None,
-    max_length: int = 1024,
-    truncation: str = "keep_answer",
-    train_on: str = "assistant",
-    max_samples: int | None = None,
-    max_eval_samples: int | None = None,
     on_progress: Progress | None = None,
+    **settings: Any,
 ) -> Prepared:
-    """Examples of a file, split into training and validation. Raises StudioError where nothing can be trained.
+    """Examples of a file, split into training and validation; `settings` are the fields of `Settings`.
 
-    `on_progress(phase, done, total)` is called in the phases read, convert and encode, counted in rows.
+    `on_progress(phase, done, total)` is called in the phases read, convert and encode, counted in rows; what it raises
+    ends the work. Raises StudioError where nothing can be trained.
     """
-    settings = Settings(
-        validation_fraction,
-        split_seed,
-        prompt_style,
-        system_prompt,
-        enable_thinking,
-        max_length,
-        truncation,
-        train_on,
-        max_samples,
-        max_eval_samples,
-    )
+    wanted = Settings(**settings)
     report = on_progress or (lambda phase, done, total: None)
-    template = choose_template(tokenizer, prompt_style)
-    source = _read(resolve_source(train_file), system_prompt, report)
-    kept_back = _read(resolve_source(validation_file), system_prompt, report) if validation_file else None
-    train, validation = _split(source.conversations, settings, kept_back)
+    template = choose_template(tokenizer, wanted.prompt_style)
+    source = _read(resolve_source(train_file), wanted.system_prompt, report)
+    kept_back = _read(resolve_source(validation_file), wanted.system_prompt, report) if validation_file else None
+    train, validation = _split(source.conversations, wanted, kept_back)
     encoder = Encoder(
         tokenizer,
         template,
-        max_length=max_length,
-        truncation=truncation,
-        train_on=train_on,
-        enable_thinking=enable_thinking,
+        max_length=wanted.max_length,
+        truncation=wanted.truncation,
+        train_on=wanted.train_on,
+        enable_thinking=wanted.enable_thinking,
     )
     total = len(train) + len(validation)
     encoded, bad = encoder.encode_whole(train, lambda done, _: report("encode", done, total))
@@ -153,9 +138,9 @@ def prepare(
         validation=[],
         bad_rows=bad_rows,
         dropped=[],
-        assumptions=_assumptions(source, kept_back, bad_validation),
+        assumptions=_assumptions(source, template, kept_back, bad_validation),
         fingerprint="",
-        settings=settings,
+        settings=wanted,
         file=source.file,
         conversations=[chat for chat in source.conversations if chat.row not in refused],
         encoded=encoded,
@@ -164,7 +149,7 @@ def prepare(
         validation_rows=frozenset() if kept_back else frozenset(chat.row for chat in validation),
         source_fingerprint=_source_fingerprint(files, tokenizer, template),
     )
-    return recut(shell, max_length=max_length, truncation=truncation)
+    return recut(shell, max_length=wanted.max_length, truncation=wanted.truncation)
 
 
 def recut(prepared: Prepared, *, max_length: int, truncation: str) -> Prepared:
@@ -238,8 +223,16 @@ def _split(
     return [rows[position] for position in train], validation
 
 
-def _assumptions(source: _Source, kept_back: _Source | None, bad_validation: list[BadRow]) -> list[str]:
+def _assumptions(
+    source: _Source, template: Template, kept_back: _Source | None, bad_validation: list[BadRow]
+) -> list[str]:
     found = list(source.file.assumptions)
+    thoughtful = sum(any(message.reasoning_content for message in chat.messages) for chat in source.conversations)
+    if thoughtful and not any(word in template.source for word in _REASONING_WORDS):
+        found.append(f"{thoughtful} rows bring reasoning, for which the chat template has no place: it is left out.")
+    resting = sum(not all(message.trained for message in chat.messages) for chat in source.conversations)
+    if resting:
+        found.append(f"{resting} rows hold answers that the file marks as not to be trained.")
     if kept_back:
         bad = len(kept_back.bad_rows) + len(bad_validation)
         rows = f"{len(kept_back.conversations)} rows" + (f", {bad} bad rows left out" if bad else "")

@@ -34,7 +34,10 @@ class RowError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `instruction` and `input` are the parts of an Alpaca turn, for prompt styles that name them apart."""
+    """One turn. `instruction` and `input` are the parts of an Alpaca turn, for prompt styles that name them apart.
+
+    An answer with `trained` unset is context only, as a weight of 0 in the file asks for.
+    """
 
     role: str
     content: str
@@ -43,6 +46,7 @@ class Message:
     name: str | None = None
     instruction: str | None = None
     input: str | None = None
+    trained: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The message as chat templates take it, without what it has not."""
@@ -93,7 +97,7 @@ def check(messages: Sequence[Message], field: str = "") -> None:
         if role == "assistant":
             if not message.content.strip() and not message.tool_calls:
                 raise RowError(EMPTY_ANSWER, field, f"message {position + 1}")
-            answers += 1
+            answers += message.trained
         before = role
     if not answers:
         raise RowError(NO_ANSWER, field, " → ".join(message.role for message in messages[:20]))

@@ -18,6 +18,7 @@ from lora_studio.errors import StudioError
 REFUSED = "the chat template refuses the row"
 REWRITES = "the chat template changes earlier turns as the conversation goes on, so they can't be trained"
 NO_TOOLS = "the chat template has no place for tool calls and their results"
+WEIGHTS = "the row leaves single answers out of training, but the chat template does not mark answer by answer"
 NOTHING_MARKED = "the chat template marks nothing of the row as the model's answer"
 _TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 _END = re.compile(r"end|eot|eos|/s", re.IGNORECASE)
@@ -87,7 +88,7 @@ class Renderer:
         for position, (chat, text) in enumerate(zip(batch, texts, strict=True)):
             try:
                 spans = marks[position] if self._template.has_marks else self._spans_by_prefix(chat, text)
-                results.append(self._select(text, spans))
+                results.append(self._select(text, self._without_untrained(chat, spans)))
             except RowError as error:
                 results.append(error)
         return results
@@ -137,6 +138,17 @@ class Renderer:
         if self._special.sub("", part[common:]).strip():
             raise RowError(REWRITES, found=part[common : common + 200])
         return common
+
+    def _without_untrained(self, chat: Conversation, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The spans of the answers that the file wants trained."""
+        wanted = [message.trained for message in chat.messages if message.role == "assistant"]
+        if all(wanted):
+            return spans
+        if self._train_on == "last_turn":
+            return spans[-1:] if wanted[-1] else []
+        if len(spans) != len(wanted):
+            raise RowError(WEIGHTS, found=f"{len(spans)} marked parts for {len(wanted)} answers")
+        return [span for span, keep in zip(spans, wanted, strict=True) if keep]
 
     def _select(self, text: str, spans: Sequence[tuple[int, int]]) -> Rendered:
         """The trained spans by `train_on`, each with its end-of-turn token and nothing after it."""

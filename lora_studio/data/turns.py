@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lora_studio.data.messages import Message, RowError
@@ -40,6 +41,7 @@ ROLES = {
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("reasoning", "thinking", "reasoning_content")
 _CALL_PARTS = ("tool_call", "tool_use", "function_call")
+_WEIGHT_KEYS = ("weight", "loss", "loss_weight")
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -74,7 +76,7 @@ def _append(messages: list[Message], new: Iterable[Message]) -> None:
         last = messages[-1] if messages else None
         if last and last.role == message.role == "assistant" and message.tool_calls and not message.content:
             calls = last.tool_calls + message.tool_calls
-            messages[-1] = Message("assistant", last.content, last.reasoning_content, calls, last.name)
+            messages[-1] = replace(last, tool_calls=calls)
         else:
             messages.append(message)
 
@@ -107,7 +109,8 @@ def _parse_message(item: dict[str, Any], field: str) -> Message:
     elif item.get("function_call"):
         calls += parse_calls(item["function_call"], f"{field}.function_call")
     name = item.get("name")
-    return Message(role, text, thought or None, calls, name if isinstance(name, str) else None)
+    trained = all(item.get(key, 1) not in (0, False) for key in _WEIGHT_KEYS)
+    return Message(role, text, thought or None, calls, name if isinstance(name, str) else None, trained=trained)
 
 
 def _parse_content(content: Any, field: str) -> tuple[str, str, tuple[dict[str, Any], ...]]:

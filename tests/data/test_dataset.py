@@ -2,8 +2,9 @@
 
 import pytest
 
+from lora_studio.config import Data
 from lora_studio.data import dataset
-from lora_studio.data.dataset import prepare, recut
+from lora_studio.data.dataset import Settings, prepare, recut
 from lora_studio.data.messages import EMPTY_ANSWER
 from lora_studio.errors import StudioError
 
@@ -31,6 +32,13 @@ def test_the_split_is_decided_by_rows_and_seed_alone(file, tokenizer):
     assert _rows(one.validation) == _rows(two.validation) != _rows(other.validation)
     assert sorted(_rows(one.train) + _rows(one.validation)) == list(range(1, 51))
     assert _rows(one.train) == sorted(_rows(one.train))
+
+
+def test_settings_are_those_of_the_config_with_its_defaults():
+    config = Data().model_dump()
+    assert config.pop("train_file") == "pirate"
+    assert config.pop("validation_file") is None
+    assert vars(Settings()) == config
 
 
 def test_a_share_of_nothing_keeps_nothing_back_and_a_tiny_one_keeps_a_row(file, tokenizer):

@@ -164,6 +164,14 @@ def test_tool_calls_are_not_dropped_by_a_template_without_a_place_for_them(token
     assert [bad.reason for bad in bad_rows] == [rendering.NO_TOOLS]
 
 
+@pytest.mark.parametrize("template", [MARKED, UNMARKED])
+def test_an_answer_that_the_file_leaves_out_is_context_only(template):
+    tokenizer = build_tokenizer(template)
+    turns = [*TWO.messages[:2], Message("assistant", "rest", trained=False), *TWO.messages[3:]]
+    examples, _ = _encoder(tokenizer).encode([Conversation(1, tuple(turns))])
+    assert _trained(tokenizer, examples[0]) == f"日本語 ok\n{END}"
+
+
 def test_plain_text_is_trained_whole_with_an_end():
     tokenizer = build_tokenizer(None)
     examples, _ = _encoder(tokenizer).encode([Conversation(1, text="Once upon a time")])

@@ -141,6 +141,15 @@ def test_typed_parts_reasoning_and_tool_calls_of_messages_are_kept():
     assert chat.tools == ({"type": "function", "function": {"name": "look", "parameters": {}}},)
 
 
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"loss": False}, {"loss_weight": 0.0}])
+def test_an_answer_of_weight_nothing_is_not_trained(mark):
+    rest = [{**OPENAI[1], **mark}, *OPENAI]
+    _, (chat,) = _read({"messages": [OPENAI[0], *rest]})
+    assert [message.trained for message in chat.messages] == [True, False, True, True]
+    with pytest.raises(RowError, match=messages.NO_ANSWER):
+        _read({"messages": [OPENAI[0], {**OPENAI[1], **mark}]})
+
+
 def test_sharegpt_calls_join_the_turn_of_the_assistant():
     call = {"from": "function_call", "value": '{"name": "look", "arguments": {}}'}
     conversation = [SHAREGPT[0], call, call, {"from": "observation", "value": "rain"}, SHAREGPT[1]]
