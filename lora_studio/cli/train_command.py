@@ -15,12 +15,12 @@ from lora_studio.workspace import RunFolder, Workspace
 
 _LOOK_SECONDS = 0.2
 _SAY_SECONDS = 3.0
+# Measuring comes again and again between steps; its results are told, its beginning is not.
 _PHASE_WORDS = {
     "start": "starting",
     "data": "preparing the data",
     "model": "loading the model",
     "train": "training",
-    "evaluate": "measuring on the validation rows",
     "save": "saving",
 }
 
@@ -101,7 +101,7 @@ class Narrator:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._phase: tuple[str, float | None] = ("", None)
+        self._phase = ""
         self._evaluations = self._warnings = 0
         self._step = 0
         self._said = 0.0
@@ -112,10 +112,9 @@ class Narrator:
         if state.state == "queued":
             self._tell_waiting()
             return
-        if state.phase and (state.phase, state.phase_started) != self._phase:
-            self._phase = (state.phase, state.phase_started)
-            if state.phase != "evaluate":
-                say(_PHASE_WORDS.get(state.phase, state.phase))
+        if state.phase in _PHASE_WORDS and state.phase != self._phase:
+            self._phase = state.phase
+            say(_PHASE_WORDS[state.phase])
         for warning in state.warnings[self._warnings :]:
             say(f"  note: {warning}")
         for evaluation in state.evaluations[self._evaluations :]:
