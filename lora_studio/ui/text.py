@@ -159,6 +159,7 @@ CSS = """
   --ls-cut: #b91c1c; }
 .dark { --ls-trained: #1b4d31; --ls-trained-line: #4ade80; --ls-special: #31386a; --ls-lost: #fbbf24;
   --ls-cut: #f87171; }
+.html-container { padding: 0 !important; }
 .ls-notice { border-left: 3px solid var(--quiet); background: var(--soft); padding: 9px 12px; border-radius: 4px;
   color: var(--body-text-color); overflow-wrap: anywhere; line-height: 1.45; }
 .ls-notice + .ls-notice { margin-top: 8px; }
@@ -200,6 +201,8 @@ CSS = """
 .ls-bubble pre, .ls-raw pre { font-size: 12px; font-family: var(--font-mono); }
 .ls-raw { margin-top: 10px; } .ls-raw summary { cursor: pointer; color: var(--body-text-color-subdued); }
 .ls-words { font-size: 16px; margin: 0 0 4px; overflow-wrap: anywhere; }
+.ls-words code, .ls-assumed code { background: var(--soft); border-radius: 3px; padding: 1px 4px; }
+p.ls-hint { margin-bottom: 12px; }
 .ls-assumed { margin: 0 0 8px; padding: 0 0 0 18px; list-style: disc; color: var(--body-text-color-subdued);
   overflow-wrap: anywhere; }
 .ls-assumed li { margin: 0; }
@@ -221,10 +224,12 @@ CSS = """
 .ls-tokens { white-space: pre-wrap; overflow-wrap: anywhere; font-family: var(--font-mono); font-size: 13px;
   line-height: 1.9; max-height: 460px; overflow-y: auto; border: 1px solid var(--line); border-radius: 8px;
   padding: 10px 12px; }
-.ls-tok { border-radius: 3px; box-shadow: inset 0 0 0 1px var(--line); padding: 1px 0; color: var(--body-text-color); }
+.ls-tok { border-radius: 3px; box-shadow: inset 0 0 0 1px var(--line); padding: 1px 0; margin-right: 1px;
+  color: var(--body-text-color); }
 .ls-tok i { opacity: 0.55; font-style: normal; }
 .ls-tok.ls-s { background: var(--ls-special); font-weight: 600; padding: 1px 3px; }
 .ls-tok.ls-t { background: var(--ls-trained); box-shadow: inset 0 -2px 0 var(--ls-trained-line); }
-.ls-where { margin: 0; text-align: center; font-variant-numeric: tabular-nums; }
+.ls-pager { align-items: flex-end !important; } .ls-pager .block { border: 0 !important; padding: 0 !important; }
+.ls-where { margin: 0; font-variant-numeric: tabular-nums; }
 .ls-download { display: inline-block; margin-top: 8px; color: var(--busy); text-decoration: underline; }
 """
