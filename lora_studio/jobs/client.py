@@ -11,7 +11,7 @@ import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -158,7 +158,7 @@ class Session:
         """Starts the child ahead of the first request; nothing where one is alive."""
         self._living_child()
 
-    def stream(self, method: str, **params: Any) -> Iterator[dict[str, Any]]:
+    def stream(self, method: str, **params: Any) -> Generator[dict[str, Any], None, None]:
         """Yields progress and pieces as they come and the result last.
 
         Leaving the iteration early stops the request. Raises `StudioError` for an error answer and when the child died.
