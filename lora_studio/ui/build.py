@@ -28,6 +28,9 @@ TABS = (
     ("runs", "Runs", runs_tab.build),
     ("chat", "Chat", chat_tab.build),
 )
+HEAD = (
+    "<script>window.askedTab = location.hash.slice(1)</script>"  # read before the first tab writes its own name there
+)
 PASSWORD = "LORA_STUDIO_PASSWORD"
 
 
@@ -70,7 +73,8 @@ def _keep_status(demo: gr.Blocks, status: gr.HTML, studio: Studio) -> None:
 
 def _remember_in_address(tab: gr.Tab, name: str) -> None:
     """A reload opens the tab that was open; the address can be kept as a bookmark."""
-    tab.select(None, js=f"() => {{ history.replaceState(null, '', '#{name}'); }}", api_visibility="private")
+    write = f"history.replaceState(null, '', location.pathname + location.search + '#{name}');"
+    tab.select(None, js=f"() => {{ {write} }}", api_visibility="private")
 
 
 def _open_tab_of_address(demo: gr.Blocks, tabs: gr.Tabs) -> None:
@@ -79,7 +83,7 @@ def _open_tab_of_address(demo: gr.Blocks, tabs: gr.Tabs) -> None:
     def choose(name: str) -> object:
         return gr.Tabs(selected=name) if name in {tab[0] for tab in TABS} else gr.skip()
 
-    demo.load(choose, asked, tabs, js="() => location.hash.slice(1)", show_progress="hidden", api_visibility="private")
+    demo.load(choose, asked, tabs, js="() => window.askedTab", show_progress="hidden", api_visibility="private")
 
 
 def check_exposure(host: str, password: str | None) -> None:
@@ -126,6 +130,7 @@ def _serve(demo: gr.Blocks, host: str, port: int, login: Callable[[str, str], bo
             auth=login,
             theme=theme.theme(),
             css=text.CSS + theme.CSS,
+            head=HEAD,
             ssr_mode=False,
             run_history=False,
             footer_links=[],

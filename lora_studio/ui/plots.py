@@ -53,7 +53,9 @@ function draw() {
     xaxis3: axis({domain: places.x3, anchor: 'y3', matches: 'x', title: {text: 'step', font: {size: 12}}}),
     yaxis3: axis({domain: places.y3, anchor: 'x3', rangemode: 'tozero', nticks: 4}),
     annotations: [caption(narrow ? '' : 'loss', 0, places.y[1]), caption('learning rate', places.x2[0], places.y2[1]),
-      caption('gradient norm', places.x3[0], places.y3[1])],
+      caption('gradient norm', places.x3[0], places.y3[1]),
+      ...(data.loss.x.length ? [] : [Object.assign(caption('The curve begins with the first step.', 0.5, 0.7),
+        {xanchor: 'center'})])],
   };
   window.Plotly.react(box, traces, layout, {responsive: false, displaylogo: false, displayModeBar: false,
     doubleClick: 'reset+autosize'});

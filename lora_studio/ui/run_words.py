@@ -100,7 +100,7 @@ def phase_words(run: RunState) -> str:
 def elapsed(run: RunState, now: float) -> float | None:
     """Seconds from the first start to the end, or to now."""
     if run.started is None:
-        return None
+        return now - run.phase_started if run.phase_started and not run.final else None
     if run.final:
         return run.seconds or (run.finished or run.last_event or run.started) - run.started
     return now - run.started
@@ -115,7 +115,7 @@ def status_line(runs: list[RunState]) -> str:
         return _status("", queue + " to start." if queue else "No run is going on.")
     what = phase_words(active) if active.state == "running" else "stopping"
     left = active.seconds_left if active.state == "running" else None
-    parts = [f"{name_of(active)}: {what}", f"{clock(left)} left" if left is not None else "", queue]
+    parts = [f"{name_of(active)} is {what}", f"{clock(left)} left" if left is not None else "", queue]
     return _status(active.state, ", ".join(part for part in parts if part))
 
 

@@ -6,7 +6,7 @@ A timer looks for news once a second; what did not change is not sent. Acting on
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -26,6 +26,13 @@ element.addEventListener('click', event => {
 watch('value', () => { if (focused) element.querySelector(`[data-run="${CSS.escape(focused)}"]`)?.focus(); });
 """
 SELECTION = "selected-run"
+MAY_BE_EMPTY = ("notices", "numbers", "chart")
+BUTTONS: tuple[tuple[str, str, Literal["primary", "secondary"]], ...] = (
+    ("stop", "Stop", "secondary"),
+    ("resume", "Resume", "secondary"),
+    ("delete", "Delete…", "secondary"),
+    ("chat", "Chat with it", "primary"),
+)
 
 
 def build(studio: Studio, shared: Shared) -> None:
@@ -35,12 +42,13 @@ def build(studio: Studio, shared: Shared) -> None:
         with gr.Column(scale=1, min_width=260):
             parts["list"] = gr.HTML(js_on_load=_CHOOSE, elem_id="run-list")
         with gr.Column(scale=3, min_width=320):
-            parts["headline"] = gr.HTML(elem_id="run-headline")
-            with gr.Row(elem_classes="actions"):
-                parts["stop"] = gr.Button("Stop", visible=False, elem_id="run-stop")
-                parts["resume"] = gr.Button("Resume", visible=False, elem_id="run-resume")
-                parts["chat"] = gr.Button("Chat with it", variant="primary", visible=False, elem_id="run-chat")
-                parts["delete"] = gr.Button("Delete…", visible=False, elem_id="run-delete")
+            with gr.Row(elem_classes="run-top"):
+                parts["headline"] = gr.HTML(elem_id="run-headline", min_width=260)
+                with gr.Row(elem_classes="actions", scale=0):
+                    for name, label, kind in BUTTONS:
+                        parts[name] = gr.Button(
+                            label, variant=kind, size="md", visible=False, scale=0, min_width=92, elem_id=f"run-{name}"
+                        )
             with gr.Row(visible=False, elem_classes="confirm") as confirm:
                 question = gr.HTML()
                 yes = gr.Button("Delete for good", variant="stop", elem_id="run-delete-yes")
@@ -132,7 +140,9 @@ def _acting(action: Callable[[str], None]) -> Callable[[str], Any]:
 
 
 def _update(name: str, value: Any) -> Any:
-    return gr.Button(visible=value) if isinstance(value, bool) else gr.HTML(value) if name == "chart" else value
+    if isinstance(value, bool):
+        return gr.Button(visible=value)
+    return gr.HTML(value, visible=bool(value)) if name in MAY_BE_EMPTY else value
 
 
 def opening_run(studio: Studio) -> str:

@@ -97,7 +97,8 @@ CSS = """
 .dark { --good: #4ade80; --warn: #fbbf24; --bad: #f87171; --busy: #5cc9be; --quiet: #93a1b3;
   --soft: #1b2530; --line: #263241; --curve-1: #5cc9be; --curve-2: #fbbf24; --curve-3: #93a1b3; --curve-4: #b9a3f0; }
 html { scrollbar-gutter: stable; }
-.gradio-container { width: 100%; max-width: 1320px !important; margin: 0 auto !important; padding: 0 20px 40px !important; }
+.gradio-container { width: 100%; max-width: 1320px !important; margin: 0 auto !important;
+  padding: 0 20px 40px !important; }
 .gradio-container > .main { max-width: none !important; padding: 0 !important; }
 .gradio-container .hide-container.padded { padding: 0; }
 .gradio-container :focus-visible { outline: 2px solid var(--busy); outline-offset: 2px; }
@@ -139,18 +140,23 @@ h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 .run-card .when { margin-left: auto; font-weight: 400; flex: none; }
 .run-card .when, .run-card .below { color: var(--body-text-color-subdued); font-size: 13px; }
 .run-card .below { display: flex; justify-content: space-between; gap: 8px; margin-top: 3px; }
-.bar { height: 6px; border-radius: 3px; background: var(--soft); overflow: hidden; margin-top: 7px; }
+.bar { display: block; height: 6px; border-radius: 3px; background: var(--soft); overflow: hidden; margin-top: 7px; }
 .bar > i { display: block; height: 100%; background: var(--busy); border-radius: 3px; transition: width 0.4s; }
 .bar.done > i { background: var(--good); } .bar.failed > i { background: var(--bad); }
 .bar.stopped > i { background: var(--warn); }
 .run-head h2 { font-size: 19px; font-weight: 700; margin: 0; display: flex; align-items: center; gap: 9px;
   overflow-wrap: anywhere; }
-.run-head .now { margin-top: 2px; }
+.run-head .now { margin: 2px 0; } .run-head .bar + .id { margin-top: 6px; }
 .run-head .id { color: var(--body-text-color-subdued); font-size: 12px; font-family: var(--font-mono);
   overflow-wrap: anywhere; }
 .chart { width: 100%; min-height: 420px; }
 #log textarea { font-family: var(--font-mono); font-size: 12px; white-space: pre; overflow-x: auto; }
 
+#run-numbers .ls-tiles { grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); }
+#run-numbers b { font-size: 17px; } #run-numbers span { font-size: 13px; }
+.run-top { align-items: flex-start !important; }
+.actions { flex-wrap: nowrap !important; width: auto !important; gap: 8px !important; }
+.actions button { flex: 0 0 auto; white-space: nowrap; }
 #plan .ls-tiles { grid-template-columns: repeat(3, 1fr); }
 #plan .ls-tiles > div { padding: 8px 10px; }
 #plan .ls-tiles span { font-size: 13px; }
@@ -159,7 +165,10 @@ h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 @media (max-width: 640px) {
   .gradio-container { padding: 0 12px 32px !important; }
   .studio-head .device { margin-left: 0; width: 100%; }
-  #header { padding-top: 10px; }
+  #header { margin-top: 10px; }
+  .run-top > #run-headline { flex-basis: 100% !important; }
+  .actions { flex-wrap: wrap !important; }
+  .field { grid-column: auto !important; }
 }
 """
 
