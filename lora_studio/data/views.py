@@ -53,9 +53,15 @@ def describe(prepared: Prepared, show_examples: int = 2) -> dict[str, Any]:
         "histogram": histogram(measures.length),
         "cut_curve": cut_curve(measures, settings.truncation, settings.max_length),
         "table": _table(prepared),
-        "examples": [preview(prepared, index) for index in range(min(show_examples, len(prepared.conversations)))],
+        "examples": [preview(prepared, index) for index in _shown(prepared)[:show_examples]],
         "fingerprint": prepared.fingerprint,
     }
+
+
+def _shown(prepared: Prepared) -> list[int]:
+    """The rows that were rendered: all, unless the settings ask for fewer."""
+    rendered = {row.row for row in prepared.encoded} | prepared.validation_rows
+    return [index for index, chat in enumerate(prepared.conversations) if chat.row in rendered]
 
 
 def preview(prepared: Prepared, row_index: int) -> dict[str, Any]:
@@ -68,7 +74,8 @@ def preview(prepared: Prepared, row_index: int) -> dict[str, Any]:
     try:
         encoded, pieces, text = prepared.encoder.tokens(conversation)
     except RowError as error:
-        raise StudioError(f"Row {conversation.row} can't be shown: {error.reason} ({error.found}).") from None
+        reason = f"Row {conversation.row} can't be shown: {error.reason} ({error.found})."
+        raise StudioError(reason, "Choose another row, or another prompt style.") from None
     settings = prepared.settings
     first, stop = window(encoded, settings.max_length, settings.truncation)
     kept = [0, *range(first, stop)] if first > 0 and encoded.keep_first else range(first, stop)
