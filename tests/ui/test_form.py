@@ -1,0 +1,106 @@
+"""The form's plain half: values to widgets and back, what is typed wrongly, problems beside their fields."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_studio.config import Config, settings
+from lora_studio.parsing import ConfigError, Problem, parse
+from lora_studio.ui import form
+
+BY_PATH = {setting.path: setting for setting in settings()}
+
+
+def typed(**changes: Any) -> list[Any]:
+    """The form's widgets at the defaults, with some of them changed (`lora__r=8`)."""
+    named = {path.replace("__", "."): value for path, value in changes.items()}
+    return [named.get(path, raw) for path, raw in zip(BY_PATH, form.shown(Config()), strict=True)]
+
+
+def test_the_untouched_form_is_the_default_config() -> None:
+    assert form.read(form.shown(Config())) == Config()
+
+
+def test_a_config_comes_back_the_same_through_the_widgets() -> None:
+    config = parse(
+        {
+            "title": "Mine",
+            "model": {"name": "demo", "quantization": "4bit", "revision": "main"},
+            "data": {"enable_thinking": False, "system_prompt": "Be brief.\n", "max_samples": 7},
+            "lora": {"use_dora": True, "target_modules": ["q_proj", "v_proj"]},
+            "training": {"learning_rate": 3e-5, "gradient_checkpointing": True, "max_steps": 10},
+        }
+    )
+    assert form.read(form.shown(config)) == config
+
+
+def test_at_most_twelve_inputs_are_in_sight() -> None:
+    assert 6 <= sum(setting.basic for setting in BY_PATH.values()) <= 12
+
+
+@pytest.mark.parametrize("text", ["2e-4", "0.0002", "0,0002", " 2E-4 "])
+def test_a_learning_rate_may_be_written_in_any_usual_way(text: str) -> None:
+    assert form.read(typed(training__learning_rate=text)).training.learning_rate == pytest.approx(2e-4)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(2e-4, "2e-4"), (1e-5, "1e-5"), (0.05, "0.05"), (3.0, "3"), (0.0, "0"), (2.5e-4, "2.5e-4")]
+)
+def test_a_number_is_shown_as_people_write_it(value: float, text: str) -> None:
+    assert form.float_text(value) == text
+    assert float(text) == value
+
+
+def test_an_optional_number_may_be_left_empty_and_another_may_not() -> None:
+    assert form.read(typed(data__max_samples=None)).data.max_samples is None
+    with pytest.raises(ConfigError) as caught:
+        form.read(typed(lora__r=None))
+    assert [problem.path for problem in caught.value.problems] == ["lora.r"]
+
+
+def test_what_is_no_number_is_named_with_what_was_typed() -> None:
+    with pytest.raises(ConfigError) as caught:
+        form.read(typed(training__learning_rate="fast", lora__r=2.5))
+    assert {problem.path: problem.found for problem in caught.value.problems} == {
+        "training.learning_rate": "fast",
+        "lora.r": 2.5,
+    }
+
+
+def test_switches_with_a_third_state_offer_it() -> None:
+    assert form.options(BY_PATH["training.gradient_checkpointing"]) == ["auto", "on", "off"]
+    assert form.options(BY_PATH["data.enable_thinking"]) == ["default", "on", "off"]
+    assert form.read(typed(data__enable_thinking="on")).data.enable_thinking is True
+    assert form.read(typed(data__enable_thinking="default")).data.enable_thinking is None
+
+
+def test_a_draft_brings_back_every_letter_also_what_is_wrong() -> None:
+    raws = typed(training__learning_rate="2e-", lora__r=None, title="half a na")
+    assert form.from_draft(form.to_draft(raws), form.shown(Config())) == raws
+
+
+@pytest.mark.parametrize("draft", [None, [], "text", {"lora.r": {"no": "number"}, "gone.setting": 3}])
+def test_a_draft_that_can_not_be_read_changes_nothing(draft: Any) -> None:
+    start = form.shown(Config())
+    assert form.from_draft(draft, start) == start
+
+
+def test_problems_stand_beside_their_fields_and_the_rest_is_told_apart() -> None:
+    fields, others = form.beside_fields(
+        [Problem("lora.r", "input should be greater than or equal to 1", 0), Problem("lora.rank", "no such setting", 4)]
+    )
+    assert fields == {"lora.r": "Input should be greater than or equal to 1."}
+    assert others == ["lora.rank: no such setting (found 4)"]
+
+
+def test_known_settings_are_taken_from_a_mapping_right_or_wrong() -> None:
+    given = {"title": "x", "lora": {"r": "many", "rank": 3}, "training": "nonsense"}
+    assert form.known_values(given) == {"title": "x", "lora.r": "many"}
+
+
+def test_data_fields_offer_shipped_sets_and_uploads(tmp_path: Path) -> None:
+    assert form.known_files({"pirate": "Pirate persona"}, [tmp_path / "mine.csv"]) == [
+        ("Pirate persona (pirate)", "pirate"),
+        ("mine.csv", str(tmp_path / "mine.csv")),
+    ]

@@ -1,0 +1,133 @@
+"""Runs in words: durations, states, phases, cards; nothing from a run is ever markup."""
+
+import math
+
+import pytest
+
+from lora_studio.events import (
+    DataPrepared,
+    Evaluated,
+    Finished,
+    ModelLoaded,
+    PhaseStarted,
+    Progress,
+    RunStarted,
+    RunState,
+    StepLogged,
+    fold,
+)
+from lora_studio.ui import run_words
+
+STARTED = RunStarted(100.0, 1, "cpu", "float32")
+TRAINING = [
+    STARTED,
+    PhaseStarted(101.0, "train", 120, "steps"),
+    StepLogged(110.0, 20, 120, 0.5, loss=1.5, learning_rate=1e-3, tokens_per_second=1234.4),
+    StepLogged(120.0, 30, 120, 0.75, loss=1.25, learning_rate=1e-3, tokens_per_second=1000.4),
+]
+
+
+def run_of(*events: object, title: str = "Pirate") -> RunState:
+    state = fold(events)
+    state.id, state.title, state.created = "20260101-pirate-ab12", title, 90.0
+    return state
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, "–"),
+        (math.nan, "–"),
+        (0.2, "0 s"),
+        (42.4, "42 s"),
+        (59.7, "1 min"),
+        (185, "3 min 5 s"),
+        (7800, "2 h 10 min"),
+    ],
+)
+def test_times_that_pass_are_whole_seconds(seconds: float | None, words: str) -> None:
+    assert run_words.clock(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "–"),
+        (0.0, "0"),
+        (0.123456, "0.1235"),
+        (2.5e-5, "2.50e-05"),
+        (12345.6, "12,346"),
+        (math.nan, "not a number"),
+    ],
+)
+def test_measured_numbers_are_short(value: float | None, words: str) -> None:
+    assert run_words.figure(value) == words
+
+
+def test_a_running_run_says_phase_and_counts() -> None:
+    assert run_words.now_doing(run_of(*TRAINING)) == "Training: step 30 of 120."
+    data = run_of(STARTED, PhaseStarted(101.0, "data", 0, "rows"), Progress(102.0, 300, 1000))
+    assert run_words.now_doing(data) == "Preparing the data: 300 of 1,000 rows."
+    assert run_words.now_doing(run_of(STARTED, PhaseStarted(101.0, "model"))) == "Loading the model."
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (Finished(200.0, "done", 120, seconds=95.0), "Finished after 120 steps in 1 min 35 s."),
+        (Finished(200.0, "stopped", 30), "Stopped at step 30 of 120."),
+        (Finished(200.0, "failed", 30, "Out of memory."), "Failed while training."),
+    ],
+)
+def test_an_ended_run_says_how_it_ended(end: Finished, words: str) -> None:
+    assert run_words.now_doing(run_of(*TRAINING, end)) == words
+
+
+def test_a_queued_run_waits_for_its_turn() -> None:
+    assert run_words.now_doing(run_of()) == "Waiting for its turn."
+
+
+def test_the_status_line_tells_of_the_running_run_on_every_tab() -> None:
+    line = run_words.status_line([run_of(*TRAINING), run_of()])
+    assert "Pirate is training: step 30 of 120, 1 min 30 s left, 1 run waiting" in line
+    assert "No run is going on." in run_words.status_line([])
+    assert "2 runs waiting to start." in run_words.status_line([run_of(), run_of()])
+
+
+def test_the_numbers_of_a_run_hold_steps_losses_speed_and_times() -> None:
+    run = run_of(
+        *TRAINING,
+        DataPrepared(101.0, 225, 25, 0, 0, 9000, 4000, "f", "chat"),
+        ModelLoaded(102.0, 3_000_000, 300_000, 0),
+        Evaluated(120.0, 30, 0.75, loss=1.125),
+    )
+    tiles = {label: (value, remark) for value, label, remark in run_words.numbers(run, now=130.0)}
+    assert tiles["Step"] == ("30 / 120", "epoch 0.75")
+    assert tiles["Training loss"][0] == "1.25"
+    assert tiles["Validation loss"] == ("1.125", "best 1.125 at step 30")
+    assert tiles["Tokens a second"][0] == "1,000"
+    assert tiles["Elapsed"][0] == "30 s"
+    assert tiles["Left"][0] == "1 min 30 s"
+    assert tiles["Trained parameters"] == ("300,000", "10.00 % of the model")
+    assert tiles["Training rows"] == ("225", "25 to measure on")
+
+
+def test_progress_is_whole_only_when_the_run_is_done() -> None:
+    assert run_words.share_done(run_of(*TRAINING)) == 0.25
+    assert run_words.share_done(run_of()) == 0.0
+    assert run_words.share_done(run_of(STARTED, Finished(200.0, "done", 1))) == 1.0
+
+
+def test_a_title_is_shown_as_text_and_never_run() -> None:
+    run = run_of(title="<img src=x onerror=alert(1)> ${1+1}")
+    for markup in (run_words.cards([run], "", 100.0), run_words.headline(run), run_words.status_line([run])):
+        assert "<img" not in markup
+        assert "${" not in markup
+
+
+def test_the_chosen_run_is_marked_in_the_list() -> None:
+    first, second = run_of(), run_of()
+    second.id = "other"
+    markup = run_words.cards([first, second], "other", 100.0)
+    assert markup.count('aria-current="true"') == 1
+    assert markup.index('data-run="other"') < markup.index('aria-current="true"')

@@ -1,0 +1,129 @@
+"""What the runs tab shows of run folders, without a page."""
+
+import time
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+from lora_studio.config import Config
+from lora_studio.events import CheckpointSaved, Event, Finished, PhaseStarted, RunStarted, StepLogged, Warned, to_line
+from lora_studio.jobs.client import Session
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.parsing import parse, to_yaml
+from lora_studio.ui import runs_tab
+from lora_studio.ui.studio import Studio
+from lora_studio.workspace import RunFolder, Workspace
+
+
+@pytest.fixture
+def studio(workspace: Workspace) -> Studio:
+    """A studio whose supervisor looks at folders and starts nothing, as its thread does not run."""
+    log = workspace.logs_folder / "log"
+    return Studio(workspace, Supervisor(workspace), Session(log), Session(log))
+
+
+def finished(workspace: Workspace, title: str, *more: Event, config: Config | None = None) -> RunFolder:
+    """A run that trained two steps and ended."""
+    run = workspace.create_run(title, to_yaml(config or Config()), {})
+    now = time.time()
+    events = [
+        RunStarted(now, 1, "cpu", "float32"),
+        PhaseStarted(now, "train", 2, "steps"),
+        StepLogged(now, 1, 2, 0.5, loss=2.0, learning_rate=1e-3),
+        StepLogged(now + 1, 2, 2, 1.0, loss=1.0, learning_rate=1e-3),
+        *more,
+        *([] if any(isinstance(event, Finished) for event in more) else [Finished(now + 2, "done", 2, seconds=2)]),
+    ]
+    run.events.write_text("".join(map(to_line, events)))
+    run.log.write_text("one\ntwo\n")
+    return run
+
+
+def test_an_empty_workspace_says_how_the_list_is_filled(studio: Studio) -> None:
+    shown = runs_tab.view(studio, "", {})
+    assert "No run yet" in shown["headline"]
+    assert "Train tab" in shown["headline"]
+    assert not any(shown[name] for name in ("stop", "resume", "chat", "delete", "chart"))
+
+
+def test_a_run_that_is_gone_asks_for_another(studio: Studio) -> None:
+    finished(studio.workspace, "here")
+    shown = runs_tab.view(studio, "gone", {})
+    assert "No run is chosen" in shown["headline"]
+    assert "here" in shown["list"]
+
+
+def test_the_settings_shown_are_those_of_the_run_and_not_of_the_form(studio: Studio) -> None:
+    run = finished(studio.workspace, "small", config=parse({"lora": {"r": 3}}))
+    studio.workspace.write_draft("form", {"preset": None, "values": {"lora.r": 64}})
+    assert "r: 3" in runs_tab.view(studio, run.id, {})["settings"]
+
+
+def test_a_finished_run_can_be_chatted_with_and_deleted_but_not_stopped(studio: Studio) -> None:
+    run = finished(studio.workspace, "done")
+    run.adapter.mkdir()
+    (run.adapter / "adapter_model.safetensors").write_bytes(b"")
+    shown = runs_tab.view(studio, run.id, {})
+    assert (shown["stop"], shown["resume"], shown["chat"], shown["delete"]) == (False, False, True, True)
+    assert shown["log"].endswith("two")
+    assert shown["chart"]["loss"]["y"] == [2.0, 1.0]
+
+
+def test_a_failed_run_says_why_and_offers_to_resume(studio: Studio) -> None:
+    run = finished(studio.workspace, "bad", Finished(time.time(), "failed", 2, "Out of memory.", "Use 4bit."))
+    shown = runs_tab.view(studio, run.id, {})
+    assert shown["resume"]
+    assert "Out of memory." in shown["notices"]
+    assert "Use 4bit." in shown["notices"]
+
+
+def test_a_warning_is_told_once(studio: Studio) -> None:
+    run = finished(
+        studio.workspace, "warned", Warned(1.0, "The <eos> is missing."), Warned(2.0, "The <eos> is missing.")
+    )
+    assert runs_tab.view(studio, run.id, {})["notices"].count("The &lt;eos&gt; is missing.") == 1
+
+
+def test_nothing_new_means_nothing_to_send(studio: Studio) -> None:
+    run = finished(studio.workspace, "still")
+    first = runs_tab.view(studio, run.id, {})
+    assert runs_tab.view(studio, run.id, first) == first
+
+
+def test_checkpoints_that_are_on_disk_are_listed_newest_first_with_the_best_named(studio: Studio) -> None:
+    saved = [CheckpointSaved(1.0, step, f"checkpoint-{step}", loss) for step, loss in ((1, 0.5), (2, 0.75), (3, 0.1))]
+    run = finished(studio.workspace, "saved", *saved)
+    for step in (1, 2):  # the third was cleared away, as the limit of kept checkpoints does
+        folder = run.checkpoints / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(b"x" * 2000)
+    table = runs_tab.view(studio, run.id, {})["checkpoints"]
+    assert table.index("checkpoint-2") < table.index("checkpoint-1")
+    assert "checkpoint-3" not in table
+    assert "0.5 (best)" in table
+    assert "2.0 kB" in table
+
+
+def test_the_page_opens_on_the_run_last_looked_at_else_the_newest(studio: Studio) -> None:
+    assert runs_tab.opening_run(studio) == ""
+    older = finished(studio.workspace, "older")
+    newer = finished(studio.workspace, "newer")
+    assert runs_tab.opening_run(studio) == newer.id
+    studio.workspace.write_draft(runs_tab.SELECTION, older.id)
+    assert runs_tab.opening_run(studio) == older.id
+
+
+def test_what_can_not_be_done_is_said_in_words(studio: Studio) -> None:
+    run = finished(studio.workspace, "complete")
+    update = runs_tab._acting(studio.supervisor.resume)(run.id)
+    assert isinstance(update, (dict, gr.HTML))
+    assert "nothing left to train" in str(update["value"] if isinstance(update, dict) else update.value)
+
+
+def test_a_log_that_grows_is_shown_again(studio: Studio, tmp_path: Path) -> None:
+    run = finished(studio.workspace, "loud")
+    first = runs_tab.view(studio, run.id, {})
+    with run.log.open("a") as log:
+        log.write("three\n")
+    assert runs_tab.view(studio, run.id, first)["log"].endswith("three")

@@ -1,0 +1,127 @@
+"""Presets, drafts, checks and the start of a run, without a page."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_studio.config import Config
+from lora_studio.parsing import ConfigError, parse
+from lora_studio.ui import form, train_tab
+from lora_studio.ui.plan import Plan, count_rows, plan
+from lora_studio.workspace import Workspace
+
+
+class Launches:
+    """Stands in for the supervisor: remembers what it was to launch."""
+
+    def __init__(self) -> None:
+        self.configs: list[Config] = []
+
+    def launch(self, config: Config) -> str:
+        self.configs.append(config)
+        return f"run-{len(self.configs)}"
+
+
+def overlaid(**changes: Any) -> list[Any]:
+    return form.overlay(form.shown(Config()), {path.replace("__", "."): value for path, value in changes.items()})
+
+
+def test_a_double_click_starts_once() -> None:
+    launches = Launches()
+    starter = train_tab.Starter(launches)
+    assert starter.start(Config()) == starter.start(Config()) == "run-1"
+    assert len(launches.configs) == 1
+
+
+def test_the_same_settings_can_be_started_again_later_and_others_at_once() -> None:
+    launches = Launches()
+    starter = train_tab.Starter(launches, seconds=0)
+    assert [starter.start(Config()), starter.start(Config())] == ["run-1", "run-2"]
+    other = train_tab.Starter(launches)
+    assert other.start(Config()) != other.start(parse({"title": "other"}))
+
+
+def test_the_first_visit_finds_a_form_that_can_be_started(workspace: Workspace) -> None:
+    preset, raws = train_tab.read_draft(workspace)
+    config = train_tab.checked(raws)
+    assert preset == train_tab.FIRST_PRESET
+    assert (config.model.name, config.data.train_file) == ("demo", "pirate")
+
+
+def test_a_reload_finds_the_form_as_it_was_typed(workspace: Workspace) -> None:
+    raws = overlaid(title="Mine", training__learning_rate="2e-")
+    raws[list(form.to_draft(raws)).index("training.learning_rate")] = "2e-"
+    train_tab.save_draft(workspace, "demo", raws)
+    assert train_tab.read_draft(workspace) == ("demo", raws)
+
+
+def test_a_draft_of_a_preset_that_is_gone_keeps_its_values(workspace: Workspace) -> None:
+    raws = overlaid(title="Mine")
+    train_tab.save_draft(workspace, "no such preset", raws)
+    assert train_tab.read_draft(workspace) == (None, raws)
+
+
+def test_a_preset_sets_all_but_the_model_and_data_that_it_does_not_name() -> None:
+    raws = overlaid(model__name="my/model", data__train_file="technical", lora__r=99)
+    config = form.read(train_tab.with_preset(raws, {"lora": {"lora_alpha": 7}, "model": {"name": "demo"}}))
+    assert (config.model.name, config.data.train_file) == ("demo", "technical")
+    assert (config.lora.r, config.lora.lora_alpha) == (Config().lora.r, 7)
+
+
+def test_a_file_that_is_not_there_is_named_before_anything_starts(workspace: Workspace) -> None:
+    with pytest.raises(ConfigError) as caught:
+        train_tab.checked(overlaid(data__train_file="gone.jsonl", data__validation_file="gone too.jsonl"))
+    assert [problem.path for problem in caught.value.problems] == ["data.train_file", "data.validation_file"]
+
+
+def test_preference_pairs_are_not_offered_for_training_by_example(workspace: Workspace) -> None:
+    values = [value for _, value in train_tab.data_choices(workspace)]
+    assert "pirate" in values
+    assert "preference" not in values
+
+
+def test_an_upload_is_offered_as_training_data(workspace: Workspace, tmp_path: Path) -> None:
+    source = tmp_path / "mine.jsonl"
+    source.write_text("{}\n")
+    saved = workspace.save_upload(source)
+    assert ("mine.jsonl", str(saved)) in train_tab.data_choices(workspace)
+
+
+def test_the_summary_names_fields_by_title_and_escapes_what_was_found() -> None:
+    words = train_tab.summary({"lora.r": "Too <big>."}, ["x: ${1+1}"])
+    assert "LoRA rank (r): Too &lt;big&gt;." in words
+    assert "${" not in words
+    assert train_tab.summary({}, []) == ""
+
+
+def rows_file(tmp_path: Path, count: int) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"instruction": "a{i}", "output": "b"}}\n' for i in range(count)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "steps"),
+    [
+        ({}, 90, 18),
+        ({"data": {"validation_fraction": 0}}, 100, 21),
+        ({"data": {"max_samples": 10}}, 10, 3),
+        ({"training": {"max_steps": 5}}, 90, 5),
+        ({"training": {"packing": True}}, 90, None),
+    ],
+)
+def test_rows_and_steps_are_known_before_the_start(
+    tmp_path: Path, changes: dict[str, Any], rows: int, steps: int | None
+) -> None:
+    data = {"train_file": str(rows_file(tmp_path, 100)), **changes.get("data", {})}
+    config = parse({**changes, "data": data})
+    assert plan(config) == Plan(16, rows, steps)
+
+
+def test_a_file_that_can_not_be_counted_leaves_the_steps_open(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    assert count_rows(empty) is None
+    assert count_rows(tmp_path / "gone.jsonl") is None
+    assert plan(parse({"data": {"train_file": str(empty)}})) == Plan(16, None, None)
