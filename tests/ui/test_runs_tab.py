@@ -25,7 +25,7 @@ def studio(workspace: Workspace) -> Studio:
 
 def finished(workspace: Workspace, title: str, *more: Event, config: Config | None = None) -> RunFolder:
     """A run that trained two steps and ended."""
-    run = workspace.create_run(title, to_yaml(config or Config()), {})
+    run = workspace.create_run(title, to_yaml(config or Config()), {"created": time.time() - 600})
     now = time.time()
     events = [
         RunStarted(now, 1, "cpu", "float32"),
