@@ -44,9 +44,11 @@ class Answer:
     first_token_seconds: float
     tokens_per_second: float
     finish: str
+    ids: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """What the page needs: everything but the ids."""
+        return {name: value for name, value in asdict(self).items() if name != "ids"}
 
 
 class ColumnText:
@@ -143,6 +145,13 @@ def generation_config(
         eos_token_id=sorted(end_ids(loaded)),
         pad_token_id=loaded.tokenizer.pad_token_id,
         **sampling,
+    )
+
+
+def greedy(loaded: LoadedModel, max_new_tokens: int) -> GenerationConfig:
+    """Always the likeliest token: the same answer each time."""
+    return generation_config(
+        loaded, max_new_tokens=max_new_tokens, temperature=0, top_p=1, top_k=0, repetition_penalty=1
     )
 
 
@@ -269,4 +278,5 @@ def _answer(text: ColumnText, began: float, *, stopped: bool) -> Answer:
         first_token_seconds=text.first_token - began,
         tokens_per_second=len(text.ids) / seconds,
         finish="eos" if text.ended else "stopped" if stopped else "length",
+        ids=tuple(text.ids),
     )

@@ -166,8 +166,7 @@ class LoadedModel:
     def without_adapters(self) -> "LoadedModel":
         """The same base in the same memory; this value must not be used any more."""
         bare = self.model.unload() if self.adapters else self.model
-        templates = {name: text for name, text in self.templates.items() if name is None}
-        return LoadedModel(self.name, bare, self.tokenizer, templates=templates)
+        return LoadedModel(self.name, bare, self.tokenizer, templates=own_template(self.tokenizer))
 
 
 def load_base(
@@ -175,10 +174,13 @@ def load_base(
 ) -> LoadedModel:
     """Base and tokenizer, without any adapter."""
     tokenizer = load_tokenizer(name, revision)
-    loaded = LoadedModel(name, load_model(name, revision=revision, dtype=dtype, quantization=quantization), tokenizer)
-    if isinstance(tokenizer.chat_template, str):
-        loaded.templates[None] = tokenizer.chat_template
-    return loaded
+    model = load_model(name, revision=revision, dtype=dtype, quantization=quantization)
+    return LoadedModel(name, model, tokenizer, templates=own_template(tokenizer))
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase) -> dict[str | None, str]:
+    """The chat template that the base brings, if it brings one."""
+    return {None: tokenizer.chat_template} if isinstance(tokenizer.chat_template, str) else {}
 
 
 def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:

@@ -1,0 +1,86 @@
+"""`python -m lora_studio.demo`: the main job without a browser. Trains the persona and compares base and adapter.
+
+Nothing is downloaded. The run lands in the workspace like any other and can be looked at in the page afterwards.
+"""
+
+import subprocess
+import sys
+import time
+
+from lora_studio.config import Config
+from lora_studio.errors import StudioError
+from lora_studio.events import RunState, fold, from_line
+from lora_studio.parsing import to_yaml
+from lora_studio.presets import resolve
+from lora_studio.workspace import RunFolder, Workspace, shipped_data
+
+SHOWN = 5
+
+
+def main() -> int:
+    """Trains, evaluates on the held-out file, prints five questions with both answers, and both scores."""
+    began = time.monotonic()
+    config = resolve("demo")
+    workspace = Workspace.find()
+    run = workspace.create_run(config.title, to_yaml(config), {"seed": config.training.seed})
+    print(f"Training {config.model.name} on {config.data.train_file} in {run.path}", flush=True)
+    try:
+        train(run)
+        compare(config, run)
+    except StudioError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"\nDone in {time.monotonic() - began:.0f} s. Look at it in the page: python app.py")
+    return 0
+
+
+def train(run: RunFolder) -> None:
+    """The run's worker as a child process, with a line of progress every five seconds."""
+    with run.log.open("ab") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "lora_studio.engine.worker", str(run.path)], stdout=log, stderr=log
+        )
+        said = 0.0
+        while worker.poll() is None:
+            time.sleep(0.2)
+            if time.monotonic() - said > 5:
+                said = time.monotonic()
+                print(f"  {progress(read(run))}", flush=True)
+    state = read(run)
+    if state.state != "done":
+        raise StudioError(state.message or "The training ended without a word.", state.hint or f"See {run.log}.")
+    print(f"  {progress(state)}; finished after {state.seconds:.0f} s", flush=True)
+
+
+def read(run: RunFolder) -> RunState:
+    """What the run's events amount to so far."""
+    lines = run.events.read_text(encoding="utf-8").splitlines() if run.events.is_file() else []
+    return fold(event for event in map(from_line, lines) if event is not None)
+
+
+def progress(state: RunState) -> str:
+    """One line on where a run is."""
+    if not state.steps:
+        return state.phase or "starting"
+    last = state.steps[-1]
+    return f"step {state.step}/{state.total_steps}, loss {last.loss:.3f}, {last.tokens_per_second:,.0f} tokens/s"
+
+
+def compare(config: Config, run: RunFolder) -> None:
+    """Base and adapter on the held-out file, in one model."""
+    from lora_studio.engine.evaluate import exact_match, read_questions, scores
+    from lora_studio.engine.load import add_adapters, load_base
+
+    loaded = load_base(config.model.name, quantization=config.model.quantization, dtype=config.model.dtype)
+    add_adapters(loaded, {"adapter": run.adapter})
+    questions = read_questions(str(shipped_data()[config.data.train_file].heldout), config.data.system_prompt)
+    judged = exact_match(loaded, questions, [None, "adapter"], enable_thinking=config.data.enable_thinking)
+    for row in judged[:SHOWN]:
+        base, adapter = row.answers
+        print(f"\n  Question  {row.messages[-1]['content']}\n  Base      {base}\n  Adapter   {adapter}")
+    base_score, adapter_score = scores(judged)
+    print(f"\nExactly right on {len(judged)} held-out questions: base {base_score:.0%}, adapter {adapter_score:.0%}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
