@@ -42,7 +42,7 @@ def train(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -
 def follow_to_end(supervisor: Supervisor, run: RunFolder, as_json: bool) -> int:
     """Tells of a run until it ends. Ctrl-C stops it, a second Ctrl-C ends it without saving."""
     say(f"Run {run.id}")
-    narrator = Narrator(supervisor)
+    narrator = Narrator(supervisor, supervisor.state(run.id))
     supervisor.start()
     try:
         state = _wait(supervisor, run, narrator)
@@ -97,13 +97,16 @@ def result_of(run: RunFolder, state: RunState) -> dict[str, Any]:
 
 
 class Narrator:
-    """Turns a run's growing state into calm lines: each phase once, steps every few seconds, each measurement."""
+    """Turns a run's growing state into calm lines: each phase once, steps every few seconds, each measurement.
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    What a resumed run did before is not told again.
+    """
+
+    def __init__(self, supervisor: Supervisor, before: RunState) -> None:
         self._supervisor = supervisor
         self._phase = ""
-        self._evaluations = self._warnings = 0
-        self._step = 0
+        self._warnings, self._evaluations = len(before.warnings), len(before.evaluations)
+        self._step = before.step
         self._said = 0.0
         self._waits_for: str | None = None
 
@@ -112,14 +115,14 @@ class Narrator:
         if state.state == "queued":
             self._tell_waiting()
             return
-        if state.phase in _PHASE_WORDS and state.phase != self._phase:
-            self._phase = state.phase
-            say(_PHASE_WORDS[state.phase])
         for warning in state.warnings[self._warnings :]:
             say(f"  note: {warning}")
         for evaluation in state.evaluations[self._evaluations :]:
             say(f"  step {evaluation.step}: validation loss {evaluation.loss:.4f}")
         self._warnings, self._evaluations = len(state.warnings), len(state.evaluations)
+        if state.phase in _PHASE_WORDS and state.phase != self._phase:
+            self._phase = state.phase
+            say(_PHASE_WORDS[state.phase])
         if state.step != self._step and time.monotonic() - self._said >= _SAY_SECONDS:
             self._step, self._said = state.step, time.monotonic()
             say(f"  {step_line(state)}")
@@ -138,9 +141,11 @@ class Narrator:
             say(f"Done in {duration(state.seconds)}: {run.adapter}")
             say(f"Try it: python -m lora_studio chat {run.id} --compare")
             return
-        say(f"{state.state.capitalize()}: {state.message}".rstrip(": "))
+        say(f"Failed: {state.message}" if state.state == "failed" else state.message or "Stopped.")
         if state.hint:
             say(state.hint)
+        if state.state == "stopped":
+            say(f"Go on with: python -m lora_studio train --resume {run.id}")
 
 
 def step_line(state: RunState) -> str:

@@ -107,13 +107,20 @@ def test_a_resumed_run_is_running_before_its_new_worker_says_so(run: RunFolder) 
 
 
 def test_a_worker_asked_to_stop_is_stopping_and_then_stopped_even_without_a_last_word(run: RunFolder) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    slow_to_stop = (
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), os._exit(0)))\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", slow_to_stop], start_new_session=True, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
     be_the_worker(run, child.pid)
     follower = Follower(run)
     assert ask_to_stop(run)
     refresh(follower)
     assert follower.state.state == "stopping"
-    child.wait()
+    child.communicate()
     refresh(follower)
     assert follower.state.state == "stopped"
     assert not ask_to_stop(run)
