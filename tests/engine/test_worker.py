@@ -1,0 +1,246 @@
+"""A whole training, seen from outside: what a run folder holds afterwards, stops, crashes, resumes and failures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lora_studio.engine import train as program
+from lora_studio.engine.event_log import EventLog
+from lora_studio.events import (
+    CheckpointSaved,
+    DataPrepared,
+    Evaluated,
+    Event,
+    Finished,
+    ModelLoaded,
+    PhaseStarted,
+    RunStarted,
+    StepLogged,
+    Warned,
+    fold,
+)
+from lora_studio.workspace import RunFolder
+from tests.engine.conftest import MakeRun, events
+
+pytestmark = pytest.mark.slow
+Train = Callable[..., int]
+
+
+def losses(run: RunFolder) -> list[tuple[int, float]]:
+    """Step and loss as the run's state has them, resumed or not."""
+    return [(point.step, point.loss) for point in fold(events(run)).steps]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, moment: Callable[[Event], bool]) -> None:
+    """Sends this process the signal that a stop is, as soon as such an event is written."""
+    emit = EventLog.emit
+    sent = []
+
+    def emit_and_signal(self: EventLog, event: Event) -> None:
+        emit(self, event)
+        if not sent and moment(event):
+            sent.append(event)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(EventLog, "emit", emit_and_signal)
+
+
+def test_a_finished_run_holds_adapter_checkpoints_report_and_numbers(trained: RunFolder) -> None:
+    numbers = json.loads(trained.complete.read_text(encoding="utf-8"))
+    assert numbers["state"] == "done"
+    assert numbers["run"] == trained.id
+    assert numbers["steps"] == 8
+    assert numbers["train_loss"] > numbers["last_loss"] > 0
+    assert numbers["eval_loss"] > 0
+    assert Path(numbers["adapter"]) == trained.adapter
+    names = {path.name for path in trained.adapter.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "chat_template.jinja"} <= names
+    assert "training_args.bin" not in {path.name for path in trained.path.rglob("*")}
+    assert [path.name for path in trained.checkpoint_folders()] == ["checkpoint-4", "checkpoint-8"]
+    assert list(trained.tensorboard.glob("events.out.tfevents.*"))
+    assert "| validation loss |" in trained.report.read_text(encoding="utf-8")
+
+
+def test_phases_and_numbers_come_as_events_in_order(trained: RunFolder) -> None:
+    phases = [event.phase for event in events(trained, PhaseStarted)]
+    assert phases == ["start", "data", "model", "train", "evaluate", "train", "evaluate", "save"]
+    (data,) = events(trained, DataPrepared)
+    assert (data.train_rows, data.validation_rows, data.bad_rows) == (32, 8, 0)
+    (model,) = events(trained, ModelLoaded)
+    assert 0 < model.trainable_parameters < model.parameters
+    points = events(trained, StepLogged)
+    assert [point.step for point in points] == list(range(1, 9))
+    assert points[-1].tokens == 2 * data.tokens
+    assert all(point.tokens_per_second > 0 and point.token_accuracy is not None for point in points)
+    assert [event.step for event in events(trained, Evaluated)] == [4, 8]
+    assert isinstance(events(trained)[-1], Finished)
+
+
+def test_every_checkpoint_can_be_chatted_with(trained: RunFolder) -> None:
+    for checkpoint in trained.checkpoint_folders():
+        card = json.loads((checkpoint / "studio.json").read_text(encoding="utf-8"))
+        assert card == json.loads((trained.adapter / "studio.json").read_text(encoding="utf-8"))
+        assert (checkpoint / "chat_template.jinja").read_text(encoding="utf-8")
+        assert (checkpoint / "tokenizer.json").is_file()
+
+
+def test_the_adapter_names_its_base_as_the_config_does(trained: RunFolder, base: Path) -> None:
+    config = json.loads((trained.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == str(base)
+    assert not (trained.adapter / "README.md").exists()
+
+
+def test_the_same_seed_gives_the_same_losses(trained: RunFolder, make_run: MakeRun, train: Train) -> None:
+    again = make_run()
+    assert train(again) == 0
+    assert losses(again) == losses(trained)
+
+
+def test_a_stop_saves_the_step_and_resuming_equals_never_having_stopped(
+    trained: RunFolder, make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    with monkeypatch.context() as patch:
+        stop_at(patch, lambda event: isinstance(event, StepLogged) and event.step == 3)
+        assert train(run) == 130
+    assert events(run, Finished)[-1].state == "stopped"
+    assert json.loads(run.complete.read_text(encoding="utf-8"))["state"] == "stopped"
+    (saved,) = events(run, CheckpointSaved)
+    assert saved.step in (3, 4)
+    assert train(run, "--resume") == 0
+    assert events(run, RunStarted)[-1].resumed_from_step == saved.step
+    assert losses(run) == losses(trained)
+    assert fold(events(run)).steps[-1].tokens == events(trained, StepLogged)[-1].tokens
+    whole, resumed = (load_file(each.adapter / "adapter_model.safetensors") for each in (trained, run))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_resuming_also_equals_with_packing_and_steps_of_its_own(
+    make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"training__packing": True, "training__save_strategy": "steps", "training__save_steps": 2}
+    whole, run = make_run(**settings), make_run(**settings)
+    assert train(whole) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, lambda event: isinstance(event, StepLogged) and event.step == 2)
+        assert train(run) == 130
+    assert train(run, "--resume") == 0
+    assert losses(run) == losses(whole)
+
+
+@pytest.mark.parametrize("phase", ["start", "data", "model", "evaluate"])
+def test_a_stop_ends_every_phase(phase: str, make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run()
+    stop_at(monkeypatch, lambda event: isinstance(event, PhaseStarted) and event.phase == phase)
+    assert train(run) == 130
+    assert events(run)[-1].state == "stopped"
+    assert events(run, PhaseStarted)[-1].phase == phase
+    assert [path.name for path in run.checkpoint_folders()] == (["checkpoint-4"] if phase == "evaluate" else [])
+
+
+def test_a_killed_worker_resumes_from_its_last_whole_checkpoint(
+    trained: RunFolder, make_run: MakeRun, train: Train
+) -> None:
+    run = make_run(training__save_strategy="steps", training__save_steps=3, training__save_total_limit=5)
+    assert train(run) == 0
+    torn = run.checkpoints / "checkpoint-8"
+    (torn / "trainer_state.json").write_text('{"global_st', encoding="utf-8")
+    (run.checkpoints / "checkpoint-7").mkdir()
+    with run.events.open("a", encoding="utf-8") as file:
+        file.write('{"event": "StepLogged", "ti')
+    assert train(run, "--resume") == 0
+    assert events(run, RunStarted)[-1].resumed_from_step == 6
+    assert not (run.checkpoints / "checkpoint-7").exists()
+    assert losses(run) == losses(trained)
+
+
+def test_resuming_without_a_checkpoint_starts_anew_and_says_so(make_run: MakeRun, train: Train) -> None:
+    run = make_run(training__max_steps=2)
+    assert train(run, "--resume") == 0
+    assert "starts from the beginning" in events(run, Warned)[0].message
+
+
+def test_a_wrong_target_module_is_told_before_training_with_those_there_are(make_run: MakeRun, train: Train) -> None:
+    run = make_run(lora__target_modules="q_proj, query")
+    assert train(run) == 2
+    last = events(run)[-1]
+    assert last.state == "failed"
+    assert "query" in last.message
+    assert "q_proj, k_proj, v_proj, o_proj, gate_proj" in last.hint
+    assert "train" not in [event.phase for event in events(run, PhaseStarted)]
+
+
+def test_a_missing_model_is_a_plain_sentence(make_run: MakeRun, train: Train) -> None:
+    run = make_run(model__name="/nowhere/at/all")
+    assert train(run) == 2
+    assert events(run)[-1].message == "There is no model folder /nowhere/at/all."
+
+
+def test_running_out_of_memory_says_what_helps(
+    make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(program, "load_model", too_much)
+    run = make_run()
+    assert train(run) == 1
+    last = events(run)[-1]
+    assert last.message == "The memory is not enough for these settings."
+    assert "per_device_train_batch_size" in last.hint
+
+
+def test_the_best_checkpoint_is_handed_out_when_asked_for(make_run: MakeRun, train: Train) -> None:
+    run = make_run(evaluation__load_best_model_at_end=True, training__learning_rate=0.5, training__num_train_epochs=4)
+    assert train(run) == 0
+    numbers = json.loads(run.complete.read_text(encoding="utf-8"))
+    best = fold(events(run)).best
+    assert best is not None
+    assert numbers["best_checkpoint"] == f"checkpoint-{best.step}"
+    assert numbers["eval_loss"] == pytest.approx(best.loss)
+    handed_out = load_file(run.adapter / "adapter_model.safetensors")
+    checkpoint = load_file(run.checkpoints / numbers["best_checkpoint"] / "adapter_model.safetensors")
+    assert all(torch.equal(handed_out[name], checkpoint[name]) for name in handed_out)
+
+
+def test_without_validation_rows_nothing_is_measured(make_run: MakeRun, train: Train) -> None:
+    run = make_run(data__validation_fraction=0, training__max_steps=2, training__save_strategy="no")
+    assert train(run) == 0
+    assert json.loads(run.complete.read_text(encoding="utf-8"))["eval_loss"] is None
+    assert not events(run, Evaluated)
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_a_quantized_base_trains_on_the_cpu(quantization: str, make_run: MakeRun, train: Train) -> None:
+    run = make_run(model__quantization=quantization)
+    assert train(run) == 0
+    points = losses(run)
+    assert points[-1][1] < points[0][1]
+    weights = load_file(run.adapter / "adapter_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_the_process_obeys_a_signal_within_ten_seconds(make_run: MakeRun) -> None:
+    run = make_run(training__num_train_epochs=500, evaluation__eval_strategy="no")
+    with run.log.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lora_studio.engine.worker", str(run.path)], stdout=log, stderr=log
+        )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (run.events.is_file() and events(run, StepLogged)):
+        time.sleep(0.1)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130
+    assert time.monotonic() - asked < 10
+    assert events(run)[-1].state == "stopped"
+    assert run.checkpoint_folders()
