@@ -15,6 +15,7 @@ from lora_studio.workspace import RunFolder, Workspace
 
 _LOOK_SECONDS = 0.2
 _SAY_SECONDS = 3.0
+_EXIT_SECONDS = 10.0
 # Measuring comes again and again between steps; its results are told, its beginning is not.
 _PHASE_WORDS = {
     "start": "starting",
@@ -64,6 +65,7 @@ def _wait(supervisor: Supervisor, run: RunFolder, narrator: "Narrator") -> RunSt
                 narrator.tell(state)
                 time.sleep(_LOOK_SECONDS)
             narrator.tell(state)
+            _wait_for_exit(supervisor, run)
             return state
         except KeyboardInterrupt:
             asked += 1
@@ -72,6 +74,13 @@ def _wait(supervisor: Supervisor, run: RunFolder, narrator: "Narrator") -> RunSt
                 supervisor.stop(run.id)
             else:
                 supervisor.kill(run.id)
+
+
+def _wait_for_exit(supervisor: Supervisor, run: RunFolder) -> None:
+    """A worker is there for a moment after its last word; its exit code is known when it is gone."""
+    end = time.monotonic() + _EXIT_SECONDS
+    while supervisor.busy() == run.id and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 def result_of(run: RunFolder, state: RunState) -> dict[str, Any]:
