@@ -9,7 +9,7 @@ import gradio as gr
 
 from lora_studio.ui import text
 from lora_studio.ui.chatting import SAMPLING, Chat, Parts, Updates
-from lora_studio.ui.dialogue import EXAMPLES
+from lora_studio.ui.dialogue import COLUMNS, EXAMPLES
 from lora_studio.ui.studio import Shared, Studio
 
 NO_RUNS = text.empty("No adapter yet", "Train one on the Train tab; its first checkpoint can be tried here at once.")
@@ -30,10 +30,9 @@ def _draw() -> Parts:
             unload = gr.Button("Unload", scale=0, min_width=110, interactive=False)
         status = gr.HTML()
         with gr.Row():
-            base, base_note = _draw_column("Base")
-            adapter, adapter_note = _draw_column("Adapter")
+            columns = [_draw_column(name) for name in COLUMNS]
         with gr.Row(elem_classes="ls-examples"):
-            examples = [gr.Button("", visible=False, size="sm", min_width=160) for _ in range(EXAMPLES)]
+            examples = [gr.Button("", visible=False, size="sm", min_width=130) for _ in range(EXAMPLES)]
         with gr.Row(equal_height=True, elem_classes="ls-pager"):
             question = gr.Textbox(
                 label="Your question",
@@ -65,43 +64,16 @@ def _draw() -> Parts:
                     )
                     for setting in SAMPLING
                 ]
-    bots, notes = [base, adapter], [base_note, adapter_note]
-    return Parts(
-        nothing,
-        body,
-        choice,
-        load,
-        unload,
-        status,
-        bots,
-        notes,
-        examples,
-        question,
-        send,
-        stop,
-        clear,
-        system,
-        sampling,
-    )
+    titles, talks, notes = (list(parts) for parts in zip(*columns, strict=True))
+    said = (titles, talks, notes, examples, question)
+    return Parts(nothing, body, choice, load, unload, status, *said, send, stop, clear, system, sampling)
 
 
-def _draw_column(label: str) -> tuple[gr.Chatbot, gr.HTML]:
-    with gr.Column(min_width=300):
-        bot = gr.Chatbot(
-            label=label,
-            height="46vh",
-            min_height=260,
-            layout="bubble",
-            buttons=["copy"],
-            sanitize_html=True,
-            render_markdown=False,
-            latex_delimiters=[],
-            feedback_options=None,
-            elem_classes="ls-chat",
-            reasoning_tags=[("<think>", "</think>")],
-            placeholder="The answers will stand here.",
-        )
-        return bot, gr.HTML()
+def _draw_column(name: str) -> tuple[gr.HTML, gr.HTML, gr.HTML]:
+    with gr.Column(min_width=280):
+        title = gr.HTML()
+        talk = gr.HTML(elem_id=f"chat-{name}", elem_classes="ls-chat")
+        return title, talk, gr.HTML()
 
 
 def _wire(act: Chat, shared: Shared) -> None:

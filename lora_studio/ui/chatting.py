@@ -38,7 +38,8 @@ class Parts:
     load: gr.Button
     unload: gr.Button
     status: gr.HTML
-    bots: list[gr.Chatbot]
+    titles: list[gr.HTML]
+    talks: list[gr.HTML]
     notes: list[gr.HTML]
     examples: list[gr.Button]
     question: gr.Textbox
@@ -63,6 +64,7 @@ class Chat:
         self.studio, self.parts = studio, parts
         self._loaded: dict[str, Any] | None = None
         self._loaded_choice = ""
+        self._followed = ""  # the run that was looked at when the tab was opened last
 
     def choices(self) -> list[Choice]:
         return dialogue.choices(self.studio.workspace, self.studio.supervisor.runs())
@@ -73,12 +75,14 @@ class Chat:
         return self._loaded if self.studio.chat.running else None
 
     def arrive(self, run_id: str, value: str | None) -> Updates:
-        """The tab is opened: new runs and checkpoints, and the run that was looked at where nothing is in memory."""
+        """The tab is opened: new runs and checkpoints are offered, and a run just looked at is chosen."""
         found = self.choices()
-        wanted = next((choice for choice in found if choice.value == value), None)
-        if self.loaded is None and run_id and (wanted is None or wanted.run.id != run_id):
-            wanted = None
-        return self._paint(found, wanted or dialogue.preferred(found, run_id))
+        same = next((choice for choice in found if choice.value == value), None)
+        if same is not None and run_id in ("", same.run.id, self._followed):
+            offered = [(each.label, each.value) for each in found]
+            return {self.parts.choice: gr.Dropdown(choices=offered, value=value), self.parts.status: self._status(same)}
+        self._followed = run_id
+        return self._paint(found, dialogue.preferred(found, run_id))
 
     def repaint(self) -> Updates:
         """After a reload: the adapter chosen last, its conversation, and what is in memory."""
@@ -122,9 +126,8 @@ class Chat:
         except StudioError as error:
             return updates | {p.status: text.problem(error)}
         titles = (f"Base: {config.model.name}", f"Adapter: {choice.name}")
-        for bot, title, messages in zip(p.bots, titles, talk.shown(), strict=True):
-            updates[bot] = gr.update(value=messages, label=title)
-        updates |= {p.system: talk.system} | self._notes(talk)
+        updates |= {box: dialogue.heading(title) for box, title in zip(p.titles, titles, strict=True)}
+        updates |= {p.system: talk.system} | self._columns(talk)
         for position, button in enumerate(p.examples):
             there = position < len(asked)
             label = text.shorten(asked[position].question, 70) if there else ""
@@ -138,12 +141,6 @@ class Chat:
         if held is None and self.loaded is not None:
             return text.notice("Another adapter is in memory. This one is loaded with the next question.")
         return dialogue.memory_line(held, choice.name, training)
-
-    def _notes(self, talk: Talk) -> Updates:
-        return {
-            box: f'<p class="ls-note">{text.escape(note)}&nbsp;</p>'
-            for box, note in zip(self.parts.notes, talk.notes, strict=True)
-        }
 
     def load(self, value: str | None) -> Iterator[Updates]:
         """Brings base and adapter into memory, with progress."""
@@ -243,7 +240,12 @@ class Chat:
                 yield self._columns(talk)
 
     def _columns(self, talk: Talk) -> Updates:
-        return {**dict(zip(self.parts.bots, talk.shown(), strict=True)), **self._notes(talk)}
+        """Both columns and the words below them."""
+        talks = zip(self.parts.talks, talk.columns, strict=True)
+        notes = zip(self.parts.notes, talk.notes, strict=True)
+        return {box: dialogue.column(messages) for box, messages in talks} | {
+            box: dialogue.note(words) for box, words in notes
+        }
 
     def _sampling(self, values: Sequence[Any]) -> dict[str, Any]:
         """The sampling settings by path, checked; an emptied box is its default."""

@@ -61,14 +61,14 @@ def _number(path: str, values: dict[str, Any]) -> gr.Number:
         precision=0,
         minimum=setting.minimum,
         maximum=setting.maximum,
-        min_width=140,
+        min_width=180,
     )
 
 
 def _dropdown(path: str, values: dict[str, Any]) -> gr.Dropdown:
     setting = SETTINGS[path]
     return gr.Dropdown(
-        list(setting.choices), value=values[path], label=setting.title, info=setting.description, min_width=140
+        list(setting.choices), value=values[path], label=setting.title, info=setting.description, min_width=180
     )
 
 
@@ -86,9 +86,9 @@ def _draw_view() -> View:
         use = gr.Button("Use as the longest row", size="sm", scale=0, min_width=220)
         gr.HTML('<h3 class="part">One conversation, and what the model learns of it</h3>')
         with gr.Row(elem_classes="ls-pager"):
-            previous = gr.Button("Previous", size="sm", min_width=90)
-            row = gr.Number(1, label="Conversation", precision=0, minimum=1, min_width=90)
-            following = gr.Button("Next", size="sm", min_width=90)
+            previous = gr.Button("Previous", scale=0, min_width=90)
+            row = gr.Number(1, label="Conversation", precision=0, minimum=1, scale=0, min_width=140)
+            following = gr.Button("Next", scale=0, min_width=90)
         position = gr.HTML()
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):

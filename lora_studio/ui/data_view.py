@@ -133,7 +133,7 @@ def histogram(result: Result, length: float) -> str:
         f'<figure class="ls-hist"><figcaption>Rows by number of tokens</figcaption>'
         f'<div class="ls-plot"><svg viewBox="0 0 1000 100" preserveAspectRatio="none" role="img" aria-label="{words}">'
         f'{_bars(edges, counts, cut)}</svg>{marks}<div class="ls-cut" style="{_at(cut, edges)}">'
-        f"<span>cut at {text.number(cut)}{' →' if cut > last else ''}</span></div></div>"
+        f"<span>{'← ' if cut < first else ''}cut at {text.number(cut)}{' →' if cut > last else ''}</span></div></div>"
         f'<div class="ls-axis"><span>{text.number(first)}</span><span>tokens a row (highest bar: '
         f"{text.count(most, 'row')})</span><span>{text.number(last)}</span></div></figure>"
     )
@@ -201,7 +201,7 @@ def _token(token: Mapping[str, Any]) -> str:
         shown = "<i>∅</i>"
     elif raw.isspace() and "\n" not in raw:
         shown = f"<i>{'·' * len(raw)}</i>"
-    state = "trained" if token["trained"] else "only read"
+    state = ("trained" if token["trained"] else "only read") + ("" if raw else ", part of a character beside it")
     return f'<span class="{classes}" title="id {token["id"]}, {state}">{shown}</span>'
 
 
@@ -215,4 +215,5 @@ def conversation(preview: Result) -> str:
     """The row as it was read, and as the file holds it."""
     record = text.escape(json.dumps(preview["record"], ensure_ascii=False, indent=2))
     body = text.bubbles(preview["messages"]) if preview["messages"] else f"<pre>{text.escape(preview['text'])}</pre>"
+    body = f'<div class="ls-reading" role="region" tabindex="0" aria-label="Conversation">{body}</div>'
     return f'{body}<details class="ls-raw"><summary>As it stands in the file</summary><pre>{record}</pre></details>'

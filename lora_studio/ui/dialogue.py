@@ -20,6 +20,7 @@ from lora_studio.workspace import RunFolder, Workspace, shipped_data
 
 COLUMNS = ("base", "adapter")
 EXAMPLES = 4
+NOTHING_SAID = "The answers will stand here."
 FINISH = {"eos": "", "length": "cut at the longest answer", "stopped": "stopped"}
 
 Message = dict[str, str]
@@ -110,10 +111,6 @@ class Talk:
         opening = [{"role": "system", "content": self.system}] if self.system.strip() else []
         return [opening + _answered(column) for column in self.columns]
 
-    def shown(self) -> list[list[Message]]:
-        """The columns as the page shows them: an answer that has not begun is left out."""
-        return [column[:-1] if column and not column[-1]["content"] else list(column) for column in self.columns]
-
 
 def _answered(column: Sequence[Message]) -> list[Message]:
     turns = list(zip(column[::2], column[1::2], strict=True))
@@ -134,6 +131,24 @@ def write_talk(workspace: Workspace, choice: Choice, talk: Talk) -> None:
 
 def _draft_name(choice: Choice) -> str:
     return "chat-" + choice.value.replace("/", "-")
+
+
+def heading(title: str) -> str:
+    """Who answers in a column."""
+    return f'<h3 class="ls-column">{text.escape(title)}</h3>'
+
+
+def column(messages: Sequence[Message]) -> str:
+    """A column's messages, exactly as they are: markup in an answer is shown, not obeyed."""
+    begun = [message for message in messages if message["content"] or message["role"] == "user"]
+    if not begun:
+        return f'<p class="ls-none">{NOTHING_SAID}</p>'
+    waiting = '<p class="ls-none" role="status">…</p>' if not messages[-1]["content"] else ""
+    return text.bubbles(begun) + waiting
+
+
+def note(words: str) -> str:
+    return f'<p class="ls-note">{text.escape(words)}</p>'
 
 
 def column_note(answer: Mapping[str, Any]) -> str:

@@ -208,7 +208,7 @@ class Inspection:
         return {
             self.view.histogram: data_view.histogram(result, length),
             self.view.sentence: data_view.cut_sentence(result, length),
-            self.view.use: gr.Button(f"Use {at:,} as the longest row", interactive=at != result["max_length"]),
+            self.view.use: gr.Button(f"Use {at:,} as the longest row", visible=at != result["max_length"]),
         }
 
     def use_cut(self, result: dict[str, Any] | None, length: float) -> Any:

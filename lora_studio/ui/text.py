@@ -143,15 +143,25 @@ def bubbles(messages: Sequence[Mapping[str, Any]]) -> str:
 def _bubble(message: Mapping[str, Any]) -> str:
     role = str(message["role"])
     side = role if role in ("user", "assistant", "system") else "other"
+    content = str(message.get("content") or "")
+    thought, content = thoughts(content) if role == "assistant" else ("", content)
+    folded = {"thoughts": message.get("reasoning_content") or thought, "tool calls": message.get("tool_calls")}
     extras = "".join(
-        f"<details><summary>{escape(name)}</summary><pre>{escape(message[name])}</pre></details>"
-        for name in ("reasoning_content", "tool_calls")
-        if message.get(name)
+        f"<details><summary>{name}</summary><pre>{escape(inside)}</pre></details>"
+        for name, inside in folded.items()
+        if inside
     )
-    content = message.get("content")
     body = escape(content) if content else '<span class="ls-none">empty</span>'
     said = f'<div class="ls-said">{body}</div>'
     return f'<div class="ls-bubble ls-{side}"><small>{escape(role)}</small>{extras}{said}</div>'
+
+
+def thoughts(answer: str) -> tuple[str, str]:
+    """An answer's reasoning between <think> and </think> (still open while it streams), and the rest."""
+    if not answer.lstrip().startswith("<think>"):
+        return "", answer
+    inside, _, rest = answer.lstrip().removeprefix("<think>").partition("</think>")
+    return inside.strip(), rest.lstrip()
 
 
 CSS = """
@@ -185,9 +195,9 @@ CSS = """
 .ls-table table { border-collapse: collapse; width: 100%; margin: 0; font-size: 14px; }
 .ls-table th { position: sticky; top: 0; background: var(--soft); z-index: 1; white-space: nowrap; text-align: left;
   font-weight: 600; color: var(--body-text-color-subdued); font-size: 13px; }
-.ls-table th, .ls-table td { padding: 6px 10px; border-bottom: 1px solid var(--line); vertical-align: top;
-  font-variant-numeric: tabular-nums; }
-.ls-table td { color: var(--body-text-color); } .ls-table tr:last-child td { border-bottom: 0; }
+.ls-table th, .ls-table td { padding: 6px 10px; border: 0 !important; vertical-align: top;
+  border-bottom: 1px solid var(--line) !important; font-variant-numeric: tabular-nums; }
+.ls-table td { color: var(--body-text-color); }
 .ls-table td > div { max-width: 60ch; max-height: 6.2em; overflow: auto; white-space: pre-wrap;
   overflow-wrap: break-word; }
 .ls-none { color: var(--body-text-color-subdued); font-style: italic; }
@@ -199,6 +209,7 @@ CSS = """
 .ls-bubble small { color: var(--body-text-color-subdued); }
 .ls-said, .ls-bubble pre, .ls-raw pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: 14px; }
 .ls-bubble pre, .ls-raw pre { font-size: 12px; font-family: var(--font-mono); }
+.ls-reading { max-height: 560px; overflow-y: auto; }
 .ls-raw { margin-top: 10px; } .ls-raw summary { cursor: pointer; color: var(--body-text-color-subdued); }
 .ls-words { font-size: 16px; margin: 0 0 4px; overflow-wrap: anywhere; }
 .ls-words code, .ls-assumed code { background: var(--soft); border-radius: 3px; padding: 1px 4px; }
@@ -229,7 +240,15 @@ p.ls-hint { margin-bottom: 12px; }
 .ls-tok i { opacity: 0.55; font-style: normal; }
 .ls-tok.ls-s { background: var(--ls-special); font-weight: 600; padding: 1px 3px; }
 .ls-tok.ls-t { background: var(--ls-trained); box-shadow: inset 0 -2px 0 var(--ls-trained-line); }
-.ls-pager { align-items: flex-end !important; } .ls-pager .block { border: 0 !important; padding: 0 !important; }
+.ls-pager { align-items: flex-end !important; }
+.block.ls-chat { height: 46vh; min-height: 240px; overflow-y: auto !important; display: flex;
+  border: 1px solid var(--line);
+  flex-direction: column-reverse; background: var(--block-background-fill); border-radius: 8px; padding: 12px; }
+.block.ls-chat > * { margin-bottom: auto; width: 100%; }
+h3.ls-column { font-size: 15px; font-weight: 600; margin: 0; overflow-wrap: anywhere; }
+.ls-note { margin: 0; color: var(--body-text-color-subdued); font-size: 13px; min-height: 20px;
+  font-variant-numeric: tabular-nums; }
+@media (max-width: 640px) { .block.ls-chat { height: auto; min-height: 150px; max-height: 46vh; } }
 .ls-where { margin: 0; font-variant-numeric: tabular-nums; }
 .ls-download { display: inline-block; margin-top: 8px; color: var(--busy); text-decoration: underline; }
 """
