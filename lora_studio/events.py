@@ -202,6 +202,7 @@ class RunState:
     state: str = "queued"
     created: float = 0.0
     started: float | None = None
+    resumed: float | None = None
     finished: float | None = None
     pid: int | None = None
     device: str = ""
@@ -238,8 +239,8 @@ class RunState:
 
     @property
     def seconds_left(self) -> float | None:
-        """Time to the last step at the speed of the last twenty logged steps; None before two were logged."""
-        recent = self.steps[-20:]
+        """Time to the last step at the speed of the last twenty steps logged since the start; None before two were."""
+        recent = [item for item in self.steps[-20:] if item.time >= (self.resumed or 0.0)]
         if self.final or len(recent) < 2 or recent[-1].step <= recent[0].step:
             return None
         per_step = (recent[-1].time - recent[0].time) / (recent[-1].step - recent[0].step)
@@ -290,6 +291,7 @@ def _restart(state: RunState, event: RunStarted) -> None:
     """A resumed run forgets what lies behind the checkpoint that it goes on from: those steps are made anew."""
     state.state, state.pid, state.device, state.dtype = "running", event.pid, event.device, event.dtype
     state.started = state.started if state.started is not None else event.time
+    state.resumed = event.time
     state.finished, state.message, state.hint = None, "", ""
     state.step = event.resumed_from_step
     state.steps = [item for item in state.steps if item.step <= event.resumed_from_step]

@@ -64,6 +64,13 @@ def test_time_left_follows_the_speed_of_recent_steps() -> None:
     assert state.seconds_left == 12.0
 
 
+def test_the_pause_before_a_resume_does_not_count_as_slowness() -> None:
+    before = [RunStarted(0.0, 1, "cpu", "float32"), step(1, time=1.0), step(2, time=2.0), Finished(3.0, "stopped", 2)]
+    resumed = RunStarted(1000.0, 2, "cpu", "float32", resumed_from_step=2)
+    assert fold([*before, resumed, step(3, time=1001.0)]).seconds_left is None
+    assert fold([*before, resumed, step(3, time=1001.0), step(4, time=1002.0)]).seconds_left == 6.0
+
+
 def test_a_resumed_run_forgets_what_lies_behind_its_checkpoint() -> None:
     first = [RunStarted(0.0, 1, "cpu", "float32"), step(1), step(2), step(3), Finished(4.0, "stopped", 3)]
     state = fold([*first, RunStarted(5.0, 2, "cpu", "float32", resumed_from_step=2), step(3, loss=0.5)])

@@ -82,13 +82,13 @@ class _Source:
 
 
 def resolve_source(name_or_path: str) -> Path:
-    """The training file that a name of a shipped data set or a path stands for."""
-    path = Path(name_or_path).expanduser()
-    if os.path.exists(path) or path.suffix or len(path.parts) > 1:
-        return path
+    """The training file that a name of a shipped data set, or a path, stands for."""
     shipped = shipped_data()
     if name_or_path in shipped:
         return shipped[name_or_path].train
+    path = Path(name_or_path).expanduser()
+    if os.path.exists(path) or path.suffix or len(path.parts) > 1:
+        return path
     names = ", ".join(shipped)
     raise StudioError(f"There is no file or data set {name_or_path!r}.", f"Give a file's path, or one of: {names}.")
 

@@ -135,3 +135,9 @@ def test_an_endless_name_is_an_error_and_no_traceback(tokenizer):
         prepare("x" * 5000, tokenizer)
     with pytest.raises(StudioError):
         prepare("nul\0byte.json", tokenizer)
+
+
+def test_a_shipped_name_means_the_shipped_set_also_beside_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pirate").mkdir()
+    assert dataset.resolve_source("pirate").name == "pirate.train.jsonl"
