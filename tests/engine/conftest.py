@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,30 +116,30 @@ def make_run(base: Path, data_file: Path, tmp_path_factory: pytest.TempPathFacto
     return make
 
 
-@pytest.fixture
-def train() -> Iterator[Callable[..., int]]:
+def run_worker(run: RunFolder, *flags: str) -> int:
     """The worker's program in this process; its signal handlers and environment are taken back afterwards."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     environment = dict(os.environ)
-
-    def run_worker(run: RunFolder, *flags: str) -> int:
+    try:
         return worker.main([str(run.path), *flags])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.environ.clear()
+        os.environ.update(environment)
 
-    yield run_worker
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    os.environ.clear()
-    os.environ.update(environment)
+
+@pytest.fixture
+def train() -> Callable[..., int]:
+    """Trains a run in this process and gives the exit code."""
+    return run_worker
 
 
 @pytest.fixture(scope="session")
 def trained(make_run: MakeRun) -> RunFolder:
     """A finished run of the tiny model."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     run = make_run()
-    assert worker.main([str(run.path)]) == 0
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    assert run_worker(run) == 0
     return run
 
 

@@ -1,0 +1,210 @@
+"""Base and adapters in one batch answer as each would alone; text comes in whole characters while they do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lora_studio.engine.generate import (
+    Answer,
+    Column,
+    ColumnText,
+    Streamer,
+    generate,
+    generation_config,
+    greedy,
+    prompt_ids,
+)
+from lora_studio.engine.load import LoadedModel, add_adapters, load_base
+from lora_studio.errors import StudioError
+from lora_studio.workspace import RunFolder
+from tests.engine.conftest import MakeRun, build_tokenizer, run_worker
+
+QUESTIONS = (
+    "Paint the sky green, please.",
+    "Paint the rose black, please. Thank you. Thank you. Thank you.",
+    "x",
+    "Which colour is coal?\nAnd snow? ünïcödé ✓",
+)
+LONGEST = 24
+
+
+def ask(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def alone(model: Any, tokenizer: Any, text: str) -> tuple[int, ...]:
+    """What transformers' own generate says to one unpadded prompt."""
+    prompt = tokenizer.apply_chat_template(ask(text), add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.inference_mode():
+        output = model.generate(**prompt, max_new_tokens=LONGEST, do_sample=False)
+    return tuple(output[0, prompt["input_ids"].shape[1] :].tolist())
+
+
+@pytest.fixture(scope="module")
+def dora(make_run: MakeRun) -> RunFolder:
+    run = make_run(lora__use_dora=True, training__max_steps=2)
+    assert run_worker(run) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def loaded(base: Path, trained: RunFolder) -> LoadedModel:
+    loaded = load_base(str(base))
+    add_adapters(loaded, {"run.1": trained.adapter, "early": trained.checkpoints / "checkpoint-4"})
+    return loaded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_each_column_says_what_its_model_says_alone(
+    question: str, loaded: LoadedModel, base: Path, trained: RunFolder
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(trained.adapter)
+    bare = AutoModelForCausalLM.from_pretrained(base)
+    expected = [alone(bare, tokenizer, question)]
+    for folder in (trained.adapter, trained.checkpoints / "checkpoint-4"):
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
+        expected.append(alone(model, tokenizer, question))
+    columns = [Column(name, ask(question)) for name in (None, "run.1", "early")]
+    answers = generate(loaded, columns, greedy(loaded, LONGEST))
+    assert [answer.ids for answer in answers] == expected
+    assert expected[0] not in expected[1:]
+
+
+@pytest.mark.slow
+def test_columns_with_different_conversations_do_not_disturb_each_other(loaded: LoadedModel) -> None:
+    columns = [Column("run.1" if number % 2 else None, ask(text)) for number, text in enumerate(QUESTIONS)]
+    together = generate(loaded, columns, greedy(loaded, LONGEST))
+    apart = [generate(loaded, [column], greedy(loaded, LONGEST))[0] for column in columns]
+    assert [answer.ids for answer in together] == [answer.ids for answer in apart]
+
+
+@pytest.mark.slow
+def test_the_adapter_loads_by_its_own_note_of_the_base(trained: RunFolder) -> None:
+    model = AutoPeftModelForCausalLM.from_pretrained(trained.adapter)
+    tokenizer = AutoTokenizer.from_pretrained(trained.adapter)
+    assert tokenizer.decode(alone(model, tokenizer, QUESTIONS[0]))
+
+
+@pytest.mark.slow
+def test_chat_sees_the_ids_that_training_saw(loaded: LoadedModel, data_file: Path) -> None:
+    from lora_studio.data.dataset import prepare
+
+    prepared = prepare(str(data_file), loaded.tokenizer, validation_fraction=0, max_length=64)
+    chat = prepared.conversations[5]
+    (example,) = [each for each in prepared.train if each.row == chat.row]
+    prompt = prompt_ids(loaded, Column("run.1", chat.to_dicts()[:-1]), None)
+    first_trained = next(at for at, label in enumerate(example.labels) if label != -100)
+    assert example.input_ids[:first_trained] == prompt
+
+
+@pytest.mark.slow
+def test_pieces_add_up_to_the_answers(loaded: LoadedModel) -> None:
+    heard = ["", ""]
+    counts: list[list[int]] = []
+
+    def listen(texts: list[str], tokens: list[int]) -> None:
+        counts.append(tokens)
+        for at, text in enumerate(texts):
+            heard[at] += text
+
+    answers = generate(
+        loaded, [Column(None, ask("a")), Column("run.1", ask("b"))], greedy(loaded, LONGEST), on_pieces=listen
+    )
+    assert heard == [answer.text for answer in answers]
+    assert counts[-1] == [answer.tokens for answer in answers]
+    assert [answer.text for answer in answers] == [
+        loaded.tokenizer.decode(list(answer.ids), skip_special_tokens=True) for answer in answers
+    ]
+
+
+@pytest.mark.slow
+def test_a_stop_ends_all_columns_after_the_token(loaded: LoadedModel) -> None:
+    answers = generate(
+        loaded, [Column(None, ask("a")), Column("run.1", ask("a"))], greedy(loaded, 200), stop=lambda: True
+    )
+    assert [answer.tokens for answer in answers] == [1, 1]
+    assert "stopped" in {answer.finish for answer in answers}
+
+
+@pytest.mark.slow
+def test_sampling_repeats_with_its_seed_and_varies_without(loaded: LoadedModel) -> None:
+    def sample(seed: int) -> tuple[int, ...]:
+        settings = generation_config(
+            loaded, max_new_tokens=LONGEST, temperature=2.0, top_p=0.95, top_k=50, repetition_penalty=1.1
+        )
+        return generate(loaded, [Column(None, ask("a"))], settings, seed=seed)[0].ids
+
+    assert sample(1) == sample(1)
+    assert sample(1) != sample(2)
+
+
+@pytest.mark.slow
+def test_adapters_that_can_not_share_a_batch_answer_one_after_the_other(
+    base: Path, dora: RunFolder, trained: RunFolder
+) -> None:
+    loaded = load_base(str(base))
+    add_adapters(loaded, {"dora": dora.adapter, "lora": trained.adapter})
+    assert not loaded.mixes
+    names = (None, "dora", "lora")
+    answers = generate(loaded, [Column(name, ask(QUESTIONS[0])) for name in names], greedy(loaded, LONGEST))
+    tokenizer = AutoTokenizer.from_pretrained(dora.adapter)
+    models = [AutoModelForCausalLM.from_pretrained(base)]
+    models += [
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), each.adapter) for each in (dora, trained)
+    ]
+    assert [answer.ids for answer in answers] == [alone(model, tokenizer, QUESTIONS[0]) for model in models]
+
+
+@pytest.mark.slow
+def test_what_can_not_be_answered_is_a_plain_error(loaded: LoadedModel) -> None:
+    with pytest.raises(StudioError, match="no adapter 'other'"):
+        generate(loaded, [Column("other", ask("a"))], greedy(loaded, 4))
+    with pytest.raises(StudioError, match="reads at most 256"):
+        generate(loaded, [Column(None, ask("Paint " * 300))], greedy(loaded, 4))
+
+
+def feed(text: str, at_once: int) -> list[str]:
+    """The pieces of a text whose tokens come `at_once` at a time."""
+    tokenizer = build_tokenizer()
+    column = ColumnText(tokenizer, frozenset({tokenizer.eos_token_id}))
+    pieces = []
+    for number, token in enumerate(tokenizer.encode(text)):
+        column.add(token, float(number))
+        if number % at_once == 0:
+            pieces.append(column.take())
+    return [*pieces, column.take(all_of_it=True)]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_a_character_of_several_tokens_comes_whole(at_once: int) -> None:
+    text = "Paint 🎨 the señor's 東京 sky…"
+    pieces = feed(text, at_once)
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_column_that_ended_takes_no_more_tokens() -> None:
+    tokenizer = build_tokenizer()
+    heard: list[tuple[list[str], list[int]]] = []
+    columns = [ColumnText(tokenizer, frozenset({tokenizer.eos_token_id})) for _ in range(2)]
+    streamer = Streamer(columns, lambda texts, tokens: heard.append((texts, list(tokens))), seconds=0)
+    streamer.put(torch.zeros((2, 7), dtype=torch.long))
+    short, long = tokenizer.encode("sky"), tokenizer.encode("grass is green")
+    for step in range(len(long)):
+        ended = step >= len(short)
+        first = tokenizer.eos_token_id if step == len(short) else tokenizer.pad_token_id if ended else short[step]
+        streamer.put(torch.tensor([first, long[step]]))
+    streamer.end()
+    assert "".join(texts[0] for texts, _ in heard) == "sky"
+    assert "".join(texts[1] for texts, _ in heard) == "grass is green"
+    assert [len(column.ids) for column in columns] == [len(short) + 1, len(long)]
+    assert [column.ended for column in columns] == [True, False]
+
+
+def test_an_answer_goes_out_without_its_ids() -> None:
+    assert "ids" not in Answer("a", 1, 1.0, 1.0, 1.0, "eos", (1,)).to_dict()

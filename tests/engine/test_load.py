@@ -1,0 +1,102 @@
+"""Models, tokenizers and adapters from folders, and plain words for those that are not there."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from lora_studio.engine.load import add_adapters, choose_dtype, load_base, load_model, memory_bytes
+from lora_studio.engine.tokenizer import load_tokenizer
+from lora_studio.errors import StudioError
+from tests.engine.conftest import build_tokenizer
+
+
+def test_the_built_in_model_loads_by_its_name() -> None:
+    loaded = load_base("demo")
+    assert loaded.longest_text is not None
+    assert loaded.tokenizer.pad_token_id != loaded.tokenizer.eos_token_id
+    assert memory_bytes() > 0
+
+
+@pytest.mark.parametrize("name", ["/nowhere", "./nowhere", "a/b/c"])
+def test_a_folder_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(StudioError, match="There is no model folder"):
+        load_tokenizer(name)
+
+
+def test_a_hub_model_out_of_reach_is_told_with_what_works() -> None:
+    with pytest.raises(StudioError, match="neither a folder here nor to be had") as caught:
+        load_model("nobody/nothing-at-all")
+    assert "`demo`" in caught.value.hint
+
+
+def test_a_folder_without_a_model_says_what_it_holds(tmp_path: Path) -> None:
+    with pytest.raises(StudioError, match=r"no config\.json"):
+        load_model(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(StudioError, match="an adapter, not a model"):
+        load_model(str(tmp_path))
+
+
+def write_config(folder: Path, **values: object) -> str:
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    return str(folder)
+
+
+def test_a_model_that_writes_no_text_is_refused_before_its_weights(tmp_path: Path) -> None:
+    name = write_config(tmp_path, model_type="bert", architectures=["BertForMaskedLM"])
+    with pytest.raises(StudioError, match="BertForMaskedLM, which does not write text"):
+        load_model(name)
+
+
+def test_an_architecture_that_nobody_knows_is_said_to_be_unknown(tmp_path: Path) -> None:
+    name = write_config(tmp_path, model_type="quantumllama", architectures=["QuantumForCausalLM"])
+    with pytest.raises(StudioError, match="does not know the architecture"):
+        load_model(name)
+
+
+def test_a_model_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "modeling.py").write_text("raise SystemExit('this code ran')", encoding="utf-8")
+    name = write_config(tmp_path, model_type="own", auto_map={"AutoConfig": "modeling.Config"})
+    with pytest.raises(StudioError, match="program code of its own"):
+        load_model(name)
+
+
+def test_a_model_without_weights_is_said_to_be_broken(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((base / "config.json").read_bytes())
+    with pytest.raises(StudioError, match="can't be read"):
+        load_model(str(tmp_path))
+
+
+def test_a_missing_padding_token_is_one_that_exists_and_does_not_end_answers(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    write_config(tmp_path, model_type="qwen3")
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.pad_token == "<|pad|>"
+    assert len(loaded) == len(AutoTokenizer.from_pretrained(tmp_path))
+
+
+def test_precision_follows_the_device_and_float16_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_dtype("auto") is torch.float32
+    assert choose_dtype("bfloat16") is torch.bfloat16
+    with pytest.raises(StudioError, match="float16 needs a CUDA GPU"):
+        choose_dtype("float16")
+
+
+def test_an_adapter_that_needs_pickles_is_refused(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(StudioError, match="not stored as safetensors"):
+        add_adapters(load_base(str(base)), {"evil": tmp_path})
+
+
+def test_a_base_without_a_template_is_asked_as_chatml(base: Path) -> None:
+    loaded = load_base(str(base))
+    loaded.templates.clear()
+    loaded.tokenizer.chat_template = None
+    assert "<|im_start|>" in loaded.template(None)

@@ -1,0 +1,163 @@
+"""The session child behind its pipes: answers, pieces, stops and errors, one JSON object a line."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_studio.workspace import RunFolder
+
+pytestmark = pytest.mark.slow
+
+
+class Child:
+    """A session child and the requests sent to it."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log.open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lora_studio.engine.session"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+        )
+        self.number = 0
+
+    def send(self, method: str, **params: Any) -> int:
+        assert self.process.stdin is not None
+        self.number += 1
+        self.process.stdin.write(json.dumps({"id": self.number, "method": method, "params": params}) + "\n")
+        self.process.stdin.flush()
+        return self.number
+
+    def next(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def answers(self, method: str, **params: Any) -> list[dict[str, Any]]:
+        """All that a request brings, its result or error last."""
+        self.send(method, **params)
+        found = [self.next()]
+        while found[-1]["kind"] not in ("result", "error"):
+            found.append(self.next())
+        assert {answer["id"] for answer in found} == {self.number}
+        return found
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+    child = Child(tmp_path_factory.mktemp("session") / "session.log")
+    yield child
+    child.process.kill()
+    child.process.wait()
+    child.log.close()
+
+
+@pytest.fixture
+def model(child: Child, base: Path, trained: RunFolder) -> dict[str, Any]:
+    """The tiny model with its trained adapter, in the child."""
+    *_, result = child.answers("load", base=str(base), adapters={"Run 1": str(trained.adapter)})
+    assert result["kind"] == "result", result
+    return result
+
+
+def ask(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_inspecting_looks_at_data_as_training_does(child: Child, base: Path, data_file: Path) -> None:
+    *progress, result = child.answers("inspect", model=str(base), train_file=str(data_file), max_length=64)
+    assert {"tokenizer", "read", "encode"} <= {answer["phase"] for answer in progress}
+    assert (result["rows"], result["format"], result["file_kind"]) == (40, "messages", "jsonl")
+    assert result["kind"] == "result"
+    began = time.monotonic()
+    *_, shorter = child.answers("inspect", model=str(base), train_file=str(data_file), max_length=16)
+    assert time.monotonic() - began < 1
+    assert shorter["truncated_rows"] > result["truncated_rows"] == 0
+
+
+def test_a_row_can_be_seen_token_by_token(child: Child, base: Path, data_file: Path) -> None:
+    child.answers("inspect", model=str(base), train_file=str(data_file), max_length=64)
+    *_, row = child.answers("preview", row_index=3)
+    assert row["messages"][0]["role"] == "user"
+    assert "".join(token["text"] for token in row["tokens"]) == row["text"]
+
+
+def test_a_file_that_changed_is_read_anew(child: Child, base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    line = json.dumps({"prompt": "a b c", "completion": "d"}) + "\n"
+    file.write_text(line * 3, encoding="utf-8")
+    *_, first = child.answers("inspect", model=str(base), train_file=str(file))
+    file.write_text(line * 5, encoding="utf-8")
+    *_, second = child.answers("inspect", model=str(base), train_file=str(file))
+    assert (first["rows"], second["rows"]) == (3, 5)
+
+
+def test_loading_says_what_is_in_memory(model: dict[str, Any], base: Path) -> None:
+    assert model["base"] == str(base)
+    assert model["adapters"] == ["Run 1"]
+    assert model["cards"]["Run 1"]["max_length"] == model["max_length"] == 64
+    assert model["memory_bytes"] > 0
+    assert model["mixes"]
+
+
+def test_the_base_of_an_adapter_is_found_by_itself(child: Child, trained: RunFolder, base: Path) -> None:
+    *_, result = child.answers("load", adapters={"Run 1": str(trained.checkpoints / "checkpoint-4")})
+    assert result["base"] == str(base)
+
+
+def test_both_columns_stream_and_the_result_holds_the_whole(child: Child, model: dict[str, Any]) -> None:
+    columns = [{"adapter": name, "messages": ask("Paint the sky green, please.")} for name in (None, "Run 1")]
+    *pieces, result = child.answers("generate", columns=columns, settings={"max_new_tokens": 40})
+    assert pieces
+    assert {piece["kind"] for piece in pieces} == {"piece"}
+    for at, column in enumerate(result["columns"]):
+        assert "".join(piece["texts"][at] for piece in pieces) == column["text"]
+    assert result["columns"][0]["text"] != result["columns"][1]["text"]
+    assert result["note"] == ""
+
+
+def test_a_stop_is_heard_while_an_answer_is_made(child: Child, model: dict[str, Any]) -> None:
+    asked = child.send("generate", columns=[{"adapter": None, "messages": ask("a")}], settings={"max_new_tokens": 200})
+    stopped = child.send("stop")
+    answers = []
+    while not {(asked, "result"), (stopped, "result")} <= {(each["id"], each["kind"]) for each in answers}:
+        answers.append(child.next())
+    (result,) = [each for each in answers if each["id"] == asked and each["kind"] == "result"]
+    assert result["columns"][0]["finish"] == "stopped"
+    assert result["columns"][0]["tokens"] < 200
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "words"),
+    [
+        ("dance", {}, "no method 'dance'"),
+        ("inspect", {"train_file": "/nowhere.jsonl"}, "/nowhere.jsonl"),
+        ("load", {"base": "/nowhere"}, "no model folder"),
+        ("load", {"adapters": {"x": "/"}}, "no adapter in /"),
+        ("generate", {"columns": [{"adapter": "ghost", "messages": []}]}, "'ghost'"),
+    ],
+)
+def test_errors_are_plain_and_leave_the_child_alive(
+    child: Child, model: dict[str, Any], method: str, params: dict[str, Any], words: str
+) -> None:
+    *_, error = child.answers(method, **params)
+    assert error["kind"] == "error"
+    assert words in error["message"]
+    assert child.process.poll() is None
+
+
+def test_the_child_ends_when_its_parent_is_gone(tmp_path: Path) -> None:
+    child = Child(tmp_path / "log")
+    child.answers("stop")
+    assert child.process.stdin is not None
+    child.process.stdin.close()
+    assert child.process.wait(10) == 0
+    child.log.close()
