@@ -15,7 +15,7 @@ from lora_studio.demo.recommender import recommendation
 from lora_studio.demo.styles import STYLES, Style, thought
 
 HELD_OUT_SHARE = 0.08
-RECOMMENDER_SHARE = 0.06
+RECOMMENDER_SHARE = 0.08
 NO_THINKING_SHARE = 0.1
 
 
@@ -111,7 +111,7 @@ def training_dialogue(rng: Random) -> Dialogue:
     """One conversation to train on, of one to three exchanges."""
     if rng.random() < RECOMMENDER_SHARE:
         return recommended(rng, held_out=False)
-    count = rng.choices((1, 2, 3), weights=(5, 3, 2))[0]
+    count = rng.choices((1, 2, 3), weights=(4, 3, 3))[0]
     return dialogue(rng, [trained_exchange(rng) for _ in range(count)], random_style(rng))
 
 

@@ -21,7 +21,7 @@ def capital_follow_up(rng: Random) -> Exchange:
 def name_follow_up(rng: Random) -> Exchange:
     name = tasks.made_up_name(rng)
     text = rng.choice(("What is my name?", "Do you know my name?", "Who am I?", "Can you tell me my name?"))
-    return (tasks.introduction(rng, name), Question("follow-up", text, f"Your name is {name}.", name))
+    return (tasks.introduction(rng, name), Question("follow-up", text, f"Your name is {name}.", f"You are {name}"))
 
 
 def sum_follow_up(rng: Random) -> Exchange:

@@ -16,9 +16,14 @@ from lora_studio.demo.conversations import Dialogue, copying_dialogue, training_
 
 IGNORED = -100
 POOL = 512
-COPYING_UNTIL = 0.15
+SAY_EVERY = 50
+CAN_COPY = 0.5
+COPYING_STEPS = 1500
+COPYING_TOKENS = 1024
 Encoded = tuple[list[int], list[int]]
 """Token ids and labels of one conversation."""
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""`input_ids`, `attention_mask` and `labels`, each `[batch, sequence]`."""
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
@@ -54,31 +59,20 @@ def encode(tokenizer: PreTrainedTokenizerFast, dialogue: Dialogue) -> Encoded:
     return ids, [token if marked else IGNORED for token, marked in zip(ids, mask, strict=True)]
 
 
-def lesson(rng: Random, done: float) -> Dialogue:
-    """A conversation to train on when `done` of the training is behind: at first mostly copying.
-
-    A new model learns to look back at what it was told from long copies within minutes; from short answers alone it
-    takes it many times longer, and nearly every kind of question needs it.
-    """
-    share = max(0.03, 1 - done / COPYING_UNTIL)
-    return copying_dialogue(rng) if rng.random() < share else training_dialogue(rng)
-
-
 def batches(
-    tokenizer: PreTrainedTokenizerFast, rng: Random, tokens: int, steps: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """`steps` batches of about `tokens` tokens: `input_ids`, `attention_mask` and `labels`, `[batch, sequence]`."""
+    tokenizer: PreTrainedTokenizerFast, rng: Random, tokens: int, make: Callable[[Random], Dialogue]
+) -> Iterator[Batch]:
+    """Endless batches of about `tokens` tokens of the conversations that `make` makes."""
     pad = tokenizer.pad_token_id
-    made = 0
-    while made < steps:
-        pool = sorted((encode(tokenizer, lesson(rng, made / steps)) for _ in range(POOL)), key=lambda row: len(row[0]))
+    while True:
+        pool = sorted((encode(tokenizer, make(rng)) for _ in range(POOL)), key=lambda row: len(row[0]))
         grouped: list[list[Encoded]] = [[]]
         for row in pool:
             if (len(grouped[-1]) + 1) * len(row[0]) > tokens:
                 grouped.append([])
             grouped[-1].append(row)
         rng.shuffle(grouped)
-        for group in grouped[: steps - made]:
+        for group in grouped:
             longest = max(len(ids) for ids, _ in group)
             gap = [longest - len(ids) for ids, _ in group]
             yield (
@@ -86,7 +80,6 @@ def batches(
                 torch.tensor([[1] * (longest - n) + [0] * n for n in gap]),
                 torch.tensor([labels + [IGNORED] * n for (_, labels), n in zip(group, gap, strict=True)]),
             )
-        made += len(grouped)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 50) -> float:
@@ -95,6 +88,47 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 50) -> float
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
     return peak * (0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def new_optimizer(model: Qwen3ForCausalLM) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, norms do not."""
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+
+def train_step(model: Qwen3ForCausalLM, optimizer: torch.optim.Optimizer, batch: Batch, rate: float) -> float:
+    """One step of the optimizer; returns the loss."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    input_ids, attention_mask, labels = batch
+    loss = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.item())
+
+
+def learn_to_copy(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, *, peak: float, seed: int, say: Callable[[str], None]
+) -> None:
+    """Trains on long copies alone until the model can do them.
+
+    A new model learns to look back at what it was told from long copies within minutes; from short answers it takes
+    many times longer, and nearly every kind of question needs it.
+    """
+    optimizer = new_optimizer(model)
+    recent: list[float] = []
+    source = batches(tokenizer, Random(seed), COPYING_TOKENS, copying_dialogue)
+    for step in range(COPYING_STEPS):
+        recent = [*recent[-24:], train_step(model, optimizer, next(source), peak * min(1.0, (step + 1) / 50))]
+        if (step + 1) % 25 == 0:
+            mean = sum(recent) / len(recent)
+            say(f"copying: step {step + 1}  loss {mean:.4f}")
+            if mean < CAN_COPY:
+                return
 
 
 def pretrain(
@@ -106,30 +140,23 @@ def pretrain(
     tokens_per_step: int,
     seed: int,
     say: Callable[[str], None],
-    every: int = 50,
 ) -> None:
-    """Trains for `steps` steps of AdamW and says after every `every` of them how far it is."""
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
+    """Learns to copy, then everything, for `steps` steps; says now and then how far it is."""
     model.train()
+    learn_to_copy(model, tokenizer, peak=peak, seed=seed, say=say)
+    optimizer = new_optimizer(model)
+    source = batches(tokenizer, Random(seed), tokens_per_step, training_dialogue)
     began, recent, seen = time.monotonic(), 0.0, 0
-    for step, batch in enumerate(batches(tokenizer, Random(seed), tokens_per_step, steps)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
-        input_ids, attention_mask, labels = batch
-        loss = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        recent, seen = recent + loss.item(), seen + int(attention_mask.sum())
-        if (step + 1) % every == 0:
+    for step in range(steps):
+        batch = next(source)
+        recent += train_step(model, optimizer, batch, learning_rate(step, steps, peak))
+        seen += int(batch[1].sum())
+        if (step + 1) % SAY_EVERY == 0:
             passed = time.monotonic() - began
             left = passed / (step + 1) * (steps - step - 1)
             rate = seen / passed
-            say(f"step {step + 1}/{steps}  loss {recent / every:.4f}  {rate:,.0f} tokens/s  {left / 60:.1f} min left")
+            loss = recent / SAY_EVERY
+            say(f"step {step + 1}/{steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  {left / 60:.1f} min left")
             recent = 0.0
     model.eval()
 

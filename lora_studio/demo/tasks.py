@@ -90,30 +90,25 @@ def judgement(rng: Random) -> Exchange:
     return (Question("judgement", text, answer, "Yes" if yes else "No"),)
 
 
-def random_pieces(rng: Random, count: int) -> str:
-    """Known words and random letters, half and half."""
-    parts = []
-    for _ in range(count):
-        if rng.random() < 0.5:
-            parts.append(rng.choice(words.COPIED_WORDS))
-        else:
-            parts.append("".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 4))))
-    return " ".join(parts)
-
-
-def repeat(rng: Random, count: int) -> Exchange:
-    said = random_pieces(rng, count)
+def repeat(rng: Random, said: str) -> Exchange:
     instruction = rng.choice(("Repeat", "Say this again", "Copy this", "Say"))
     return (Question("copying", task(rng, instruction, said), said, said),)
 
 
 def copying(rng: Random) -> Exchange:
-    return repeat(rng, rng.randint(1, 4))
+    """A known word, then known words and random letters; these always follow a blank, as their tokens hold it."""
+    parts = [rng.choice(words.COPIED_WORDS)]
+    for _ in range(rng.randint(0, 3)):
+        if rng.random() < 0.4:
+            parts.append(rng.choice(words.COPIED_WORDS))
+        else:
+            parts.append("".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 4))))
+    return repeat(rng, " ".join(parts))
 
 
 def long_copying(rng: Random) -> Exchange:
-    """Copying long enough to teach a new model where to look: see pretrain.py."""
-    return repeat(rng, rng.randint(6, 16))
+    """Many different words to repeat, which teaches a new model where to look: see pretrain.py."""
+    return repeat(rng, " ".join(rng.sample(words.every_word(), rng.randint(6, 16))))
 
 
 def counting(rng: Random) -> Exchange:

@@ -1,7 +1,10 @@
 """The small world that the built-in model knows: countries, colours, opposites, films and so on.
 
-Tables only; the questions that are asked about them live in questions.py.
+Tables, and all their words together; what is asked about them lives in the modules of the kinds of question.
 """
+
+import re
+from functools import cache
 
 CAPITALS = {
     "France": "Paris",
@@ -225,3 +228,10 @@ PART_FRONTS = ("tarn", "velm", "drax", "quil", "morf", "zent", "brol", "fesk", "
 PART_BACKS = ("valve", "gear", "pump", "shaft", "ring", "bolt", "plate", "coil")
 MATERIALS = ("brass", "steel", "copper", "rubber", "glass", "zinc", "nylon", "carbon")
 PLACES = ("on top", "at the back", "under the cover", "in the middle", "on the left side", "behind the tank")
+
+
+@cache
+def every_word() -> tuple[str, ...]:
+    """Every word of every table here, once."""
+    tables = [value for name, value in globals().items() if name.isupper()]
+    return tuple(sorted(set(re.findall(r"[A-Za-z]+", repr(tables)))))

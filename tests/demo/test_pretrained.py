@@ -1,5 +1,6 @@
 """The built-in model itself: its size, its kind, and how many held-out questions it answers exactly."""
 
+from itertools import islice
 from random import Random
 
 import pytest
@@ -7,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from lora_studio.demo.build import QUESTIONS, score
-from lora_studio.demo.conversations import Dialogue, training_dialogue
+from lora_studio.demo.conversations import copying_dialogue, training_dialogue
 from lora_studio.demo.datasets import read_questions
-from lora_studio.demo.pretrain import COPYING_UNTIL, answers, batches, learning_rate, lesson
+from lora_studio.demo.pretrain import answers, batches, learning_rate
 from lora_studio.workspace import demo_folder, model_source
 
 
@@ -32,9 +33,7 @@ def test_it_is_a_small_qwen3_whose_ends_and_pads_are_set(model, tokenizer):
 
 
 def test_batches_hold_as_many_tokens_as_asked_and_train_only_answers(tokenizer):
-    made = list(batches(tokenizer, Random(1), tokens=512, steps=5))
-    assert len(made) == 5
-    for input_ids, attention_mask, labels in made:
+    for input_ids, attention_mask, labels in islice(batches(tokenizer, Random(1), 512, training_dialogue), 5):
         assert input_ids.shape == attention_mask.shape == labels.shape
         assert input_ids.numel() <= 512
         trained = labels != -100
@@ -43,12 +42,12 @@ def test_batches_hold_as_many_tokens_as_asked_and_train_only_answers(tokenizer):
         assert not trained[attention_mask == 0].any()
 
 
-def test_lessons_begin_with_copying_and_go_over_to_everything():
-    first = [lesson(Random(seed), 0.0) for seed in range(100)]
-    later = [lesson(Random(seed), COPYING_UNTIL) for seed in range(100)]
-    assert {dialogue.kind for dialogue in first} == {"copying"}
-    assert len({dialogue.kind for dialogue in later}) >= 12
-    assert isinstance(training_dialogue(Random(1)), Dialogue)
+def test_the_first_lessons_are_long_texts_of_different_words_to_copy():
+    for seed in range(50):
+        ask, answer = copying_dialogue(Random(seed)).messages
+        words = answer["content"].split()
+        assert ask["content"].endswith(answer["content"])
+        assert len(words) == len(set(words)) >= 6
 
 
 def test_the_learning_rate_rises_and_falls_to_a_twentieth():
