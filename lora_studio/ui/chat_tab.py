@@ -17,11 +17,11 @@ NO_RUNS = text.empty("No adapter yet", "Train one on the Train tab; its first ch
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
-    parts = _draw()
+    parts = draw()
     _wire(Chat(studio, parts), shared)
 
 
-def _draw() -> Parts:
+def draw() -> Parts:
     nothing = gr.HTML(NO_RUNS)
     with gr.Column(visible=False) as body:
         with gr.Row(equal_height=True, elem_classes="ls-pager"):

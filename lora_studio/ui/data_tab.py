@@ -14,12 +14,12 @@ from lora_studio.ui.studio import Shared, Studio
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
-    controls = _draw_controls(studio)
-    view = _draw_view()
+    controls = draw_controls(studio)
+    view = draw_view()
     _wire(Inspection(studio, controls, view), shared)
 
 
-def _draw_controls(studio: Studio) -> Controls:
+def draw_controls(studio: Studio) -> Controls:
     values = remembered(studio.workspace)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300):
@@ -72,7 +72,7 @@ def _dropdown(path: str, values: dict[str, Any]) -> gr.Dropdown:
     )
 
 
-def _draw_view() -> View:
+def draw_view() -> View:
     status = gr.HTML(
         text.empty("Nothing looked at yet", "Choose a set or drop a file, then press “Look at this data”.")
     )

@@ -1,0 +1,171 @@
+"""What is said about a file: exact numbers of the cut line, tokens with their marks, bad rows."""
+
+import base64
+import json
+import re
+from typing import Any
+
+import pytest
+
+from lora_studio.ui import data_view
+
+
+@pytest.fixture
+def result() -> dict[str, Any]:
+    """An inspector's answer for a file of ten rows, one of them bad."""
+    curve = [(8, 10, 40, 2), (16, 4, 12, 0), (30, 0, 0, 0), (1024, 0, 0, 0)]
+    return {
+        "format": "prompt_completion",
+        "words": "`question` is the user's turn, `<b>` the assistant's.",
+        "assumptions": ["Read as `UTF-8`."],
+        "template_origin": "The model's own template.",
+        "rows": 10,
+        "usable_rows": 10,
+        "train_rows": 9,
+        "validation_rows": 1,
+        "bad_rows": 3,
+        "bad_row_list": [{"row": 7, "reason": "the answer is empty", "field": "answer", "found": "<script>"}],
+        "bad_rows_by_reason": {"the answer is empty": 3},
+        "tokens": {"min": 6, "mean": 14.5, "p50": 12, "p90": 28, "p95": 29, "p99": 30, "max": 30},
+        "max_length": 1024,
+        "trained_tokens": 100,
+        "lost_trained_tokens": 0,
+        "total_tokens": 145,
+        "histogram": {"edges": [6, 12, 18, 24, 31], "counts": [5, 3, 0, 2]},
+        "cut_curve": [
+            {"max_length": at, "rows": rows, "lost_trained_tokens": lost, "dropped_rows": out}
+            for at, rows, lost, out in curve
+        ],
+        "table": {"columns": ["row", "question"], "rows": [[1, "${7*7}"]]},
+    }
+
+
+@pytest.fixture
+def preview() -> dict[str, Any]:
+    tokens = [
+        {"id": 1, "text": "<|im_start|>", "trained": False, "special": True},
+        {"id": 5, "text": "Hi\n", "trained": False, "special": False},
+        {"id": 9, "text": " ", "trained": True, "special": False},
+        {"id": 7, "text": "<b>${1}", "trained": True, "special": False},
+        {"id": 8, "text": "", "trained": True, "special": False},
+        {"id": 2, "text": "<|im_end|>", "trained": True, "special": True},
+    ]
+    return {
+        "row": 4,
+        "record": {"question": "<script>"},
+        "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<b>${1}"}],
+        "text": "",
+        "tokens": tokens,
+        "removed_tokens": 0,
+        "trained_tokens": 4,
+        "ends_with_eos": True,
+    }
+
+
+def test_the_cut_line_gives_exact_numbers_in_one_sentence(result: dict[str, Any]) -> None:
+    said = data_view.cut_sentence(result, 8)
+    assert "At 8 tokens: 10 rows (100 %) are cut, 40 trained tokens (40 %) lost, 2 rows left out." in said
+    assert "ls-warning" in said
+
+
+def test_between_two_counted_lengths_the_nearest_one_is_named(result: dict[str, Any]) -> None:
+    assert "At 16 tokens: 4 rows (40 %) are cut, 12 trained tokens (12 %) lost" in data_view.cut_sentence(result, 19)
+
+
+def test_a_limit_beyond_every_row_says_that_nothing_is_cut(result: dict[str, Any]) -> None:
+    said = data_view.cut_sentence(result, 1024)
+    assert "At 1,024 tokens: nothing is cut. The longest row has 30 tokens." in said
+    assert "ls-good" in said
+
+
+def test_lost_tokens_are_a_share_of_all_that_could_be_trained(result: dict[str, Any]) -> None:
+    cut = {**result, "trained_tokens": 88, "lost_trained_tokens": 12}
+    assert "12 trained tokens (12 %) lost" in data_view.cut_sentence(cut, 16)
+
+
+def test_the_cut_line_moves_between_the_shortest_and_the_longest_row(result: dict[str, Any]) -> None:
+    assert data_view.cut_bounds(result) == (8, 30)
+
+
+def test_the_histogram_has_a_bar_for_each_filled_bin_and_marks_what_lies_beyond_the_cut(result: dict[str, Any]) -> None:
+    drawn = data_view.histogram(result, 16)
+    bars = re.findall(r"<rect[^>]*height=\"([\d.]+)\"", drawn)
+    assert bars == ["100.0", "60.0", "0.0", "40.0"]
+    assert drawn.count("ls-over") == 2
+    assert "cut at 16</span>" in drawn
+    assert "6 to 11 tokens: 5 rows" in drawn
+
+
+def test_a_cut_outside_the_drawn_lengths_stands_at_the_edge_with_an_arrow(result: dict[str, Any]) -> None:
+    assert "cut at 1,024 →" in data_view.histogram(result, 1024)
+    long = {**result, "histogram": {"edges": [600, 601], "counts": [3]}}
+    drawn = data_view.histogram(long, 8)
+    assert "← cut at 8" in drawn
+    assert "600 tokens: 3 rows" in drawn
+
+
+def test_the_summary_says_the_shape_in_words_and_shows_column_names_as_text(result: dict[str, Any]) -> None:
+    said = data_view.summary(result)
+    assert "<code>question</code> is the user&#x27;s turn, <code>&lt;b&gt;</code>" in said
+    assert "Read as <code>UTF-8</code>." in said
+    assert "9 to train on, 1 kept back" in said
+
+
+def test_bad_rows_are_counted_by_reason_listed_and_saved_as_json_lines(result: dict[str, Any]) -> None:
+    assert "3 rows can&#x27;t be used" in data_view.bad_rows_line(result)
+    table = data_view.bad_rows_table(result)
+    assert "&lt;script&gt;" in table
+    assert "(the first 1 of 3)" in table
+    data = re.search(r"base64,([^\"]+)", table)
+    assert data is not None
+    assert json.loads(base64.b64decode(data[1])) == result["bad_row_list"][0]
+
+
+def test_a_file_without_faults_says_so(result: dict[str, Any]) -> None:
+    assert "Every row of the file can be used." in data_view.bad_rows_line({**result, "bad_rows": 0})
+    assert data_view.bad_rows_table({**result, "bad_row_list": []}) == ""
+
+
+def test_the_first_rows_are_shown_as_text(result: dict[str, Any]) -> None:
+    assert "&#36;&#123;7*7}" in data_view.rows_table(result)
+
+
+def test_trained_and_special_tokens_are_marked_and_carry_their_ids(preview: dict[str, Any]) -> None:
+    drawn = data_view.tokens(preview).partition('class="ls-tokens"')[2]
+    spans = re.findall(r'<span class="([^"]+)" title="([^"]+)">', drawn)
+    assert [classes for classes, _ in spans] == [
+        "ls-tok ls-s",
+        "ls-tok",
+        *["ls-tok ls-t"] * 3,
+        "ls-tok ls-t ls-s",
+    ]
+    assert spans[3][1] == "id 7, trained"
+    assert "&lt;|im_start|&gt;" in drawn
+    assert "&lt;b&gt;&#36;&#123;1}" in drawn
+    assert "Hi<i>↵</i>\n" in drawn
+    assert "part of a character beside it" in spans[4][1]
+
+
+def test_a_row_that_does_not_end_its_turn_is_a_warning(preview: dict[str, Any]) -> None:
+    assert "learns when to stop" in data_view.token_line(preview)
+    line = data_view.token_line({**preview, "ends_with_eos": False, "removed_tokens": 9})
+    assert "not taught to stop" in line
+    assert "9 tokens cut off" in line
+
+
+def test_a_conversation_shows_bubbles_and_the_row_as_it_stands_in_the_file(preview: dict[str, Any]) -> None:
+    drawn = data_view.conversation(preview)
+    assert "ls-bubble ls-assistant" in drawn
+    assert "&lt;script&gt;" in drawn
+    assert "<script" not in drawn
+
+
+def test_plain_text_without_messages_is_shown_as_it_is(preview: dict[str, Any]) -> None:
+    assert "<pre>once &lt;upon&gt;</pre>" in data_view.conversation({**preview, "messages": [], "text": "once <upon>"})
+
+
+def test_two_thousand_tokens_make_a_page_that_stays_light() -> None:
+    tokens = [{"id": 1, "text": " word", "trained": True, "special": False}] * 2000
+    drawn = data_view.tokens({"tokens": tokens, "trained_tokens": 2000, "removed_tokens": 0, "ends_with_eos": True})
+    assert drawn.count("<span") < 2020
+    assert len(drawn) < 200_000

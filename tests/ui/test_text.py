@@ -1,0 +1,105 @@
+"""Words and markup: numbers as people read them, and hostile text that stays text."""
+
+import re
+
+import pytest
+
+from lora_studio.errors import StudioError
+from lora_studio.ui import text
+
+HOSTILE = "${1+1} <script>alert('x')</script> [link](http://e.vil) `code` \u202egnp.exe"
+
+
+def test_text_is_escaped_for_html_and_for_gradios_templates() -> None:
+    safe = text.escape(HOSTILE)
+    assert "<" not in safe
+    assert "${" not in safe
+    assert "`" not in safe
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in safe
+
+
+def test_marks_that_turn_the_reading_direction_are_spelled_out() -> None:
+    assert text.visible("a\u202eb\x00") == "a⟨U+202E⟩b⟨U+0000⟩"
+
+
+def test_line_feeds_emoji_and_joiners_stay_as_they_are() -> None:
+    family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
+    assert text.visible(f"one\n\ttwo {family}") == f"one\n\ttwo {family}"
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "words"),
+    [
+        *[(0, 10, "0 %"), (3, 0, "0 %"), (12, 1000, "1.2 %"), (1, 100_000, "< 0.1 %"), (99_999, 100_000, "> 99.9 %")],
+        *[(5, 5, "100 %"), (1, 2, "50 %")],
+    ],
+)
+def test_a_share_says_nothing_and_all_only_where_it_is_so(part: int, whole: int, words: str) -> None:
+    assert text.percent(part, whole) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        *[(0.123, "0.12 s"), (4.14, "4.1 s"), (9.99, "10 s"), (41, "41 s"), (185, "3 min 5 s"), (180, "3 min")],
+        *[(7800, "2 h 10 min"), (90_000, "1 d 1 h")],
+    ],
+)
+def test_durations_are_read_in_the_unit_that_matters(seconds: float, words: str) -> None:
+    assert text.duration(seconds) == words
+
+
+def test_sizes_counts_and_numbers_have_units_and_separators() -> None:
+    assert [text.size(value) for value in (12, 1500, 10_635_568, 2.5e9)] == ["12 B", "1.5 kB", "11 MB", "2.5 GB"]
+    assert text.count(1, "row") == "1 row"
+    assert text.count(12345, "row") == "12,345 rows"
+    assert text.number(12345.0) == "12,345"
+    assert text.number(31.12) == "31.1"
+
+
+def test_a_long_text_becomes_one_short_line() -> None:
+    assert text.shorten("one\n two   three", 20) == "one two three"
+    assert text.shorten("one two three", 8) == "one two…"
+
+
+def test_an_error_is_its_sentence_and_its_hint_and_no_markup() -> None:
+    shown = text.problem(StudioError("<b>bad</b>", "Line 1\nLine 2"))
+    assert "&lt;b&gt;bad&lt;/b&gt;" in shown
+    assert "Line 1<br>Line 2" in shown
+    assert 'role="alert"' in shown
+
+
+def test_progress_tells_its_share_to_screen_readers() -> None:
+    assert 'aria-valuenow="25"' in text.progress("Reading", 5, 20)
+    assert "Reading: 5 of 20" in text.progress("Reading", 5, 20)
+    assert "aria-valuenow" not in text.progress("Starting")
+
+
+def test_a_table_shows_hostile_cells_as_text() -> None:
+    table = text.table(("a", "<i>"), [(HOSTILE, None), (1, "")], "Rows")
+    assert "<script" not in table
+    assert "&lt;i&gt;" in table
+    assert "none" in table
+    assert 'tabindex="0"' in table
+
+
+def test_every_message_is_a_bubble_with_its_role() -> None:
+    talk = text.bubbles(
+        [
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": HOSTILE},
+            {"role": "assistant", "content": "", "tool_calls": [{"name": "<x>"}]},
+            {"role": "tool", "content": "42"},
+        ]
+    )
+    assert re.findall(r"ls-bubble ls-(\w+)", talk) == ["system", "user", "assistant", "other"]
+    assert "<script" not in talk
+    assert "&lt;x&gt;" in talk
+    assert "empty" in talk
+
+
+def test_thoughts_are_folded_also_while_they_are_still_coming() -> None:
+    assert text.thoughts("<think>\nwell\n</think>\n\nYes.") == ("well", "Yes.")
+    assert text.thoughts("<think>we") == ("we", "")
+    assert text.thoughts("Use <think> as a tag.") == ("", "Use <think> as a tag.")
+    assert "<summary>thoughts</summary>" in text.bubbles([{"role": "assistant", "content": "<think>a</think>b"}])
