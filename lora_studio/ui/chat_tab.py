@@ -81,11 +81,7 @@ def _wire(act: Chat, shared: Shared) -> None:
     everything = p.all()
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(fn=act.repaint, outputs=everything, **quiet)
-
-    def opened(event: gr.SelectData, run_id: str, value: str | None) -> Any:
-        return act.arrive(run_id, value) if event.value == "Chat" else {p.status: gr.skip()}
-
-    shared.tabs.select(opened, [shared.run, p.choice], everything, **quiet)
+    shared.tabs.select(act.arrive, p.choice, everything, **quiet)
     p.choice.input(act.pick, p.choice, everything, **quiet)
     p.load.click(act.load, p.choice, everything, concurrency_id="chat", concurrency_limit=1, **quiet)
     p.unload.click(act.unload, p.choice, everything, **quiet)

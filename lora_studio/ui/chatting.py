@@ -20,7 +20,6 @@ from lora_studio.ui import dialogue, text
 from lora_studio.ui.dialogue import COLUMNS, Choice, Talk
 from lora_studio.ui.studio import Studio
 
-DRAFT = "chat"
 SAMPLING = tuple(setting for setting in settings() if setting.section == "generation")
 KEEP_SECONDS = 1.0  # how often a growing answer is written down
 LOADING = {"base": "Loading the base model", "adapters": "Loading the adapter"}
@@ -64,7 +63,6 @@ class Chat:
         self.studio, self.parts = studio, parts
         self._loaded: dict[str, Any] | None = None
         self._loaded_choice = ""
-        self._followed = ""  # the run that was looked at when the tab was opened last
 
     def choices(self) -> list[Choice]:
         return dialogue.choices(self.studio.workspace, self.studio.supervisor.runs())
@@ -74,38 +72,30 @@ class Chat:
         """What is in memory; nothing once the child has ended."""
         return self._loaded if self.studio.chat.running else None
 
-    def arrive(self, run_id: str, value: str | None) -> Updates:
-        """The tab is opened: new runs and checkpoints are offered, and a run just looked at is chosen."""
+    def arrive(self, value: str | None) -> Updates:
+        """A tab is opened: new runs and checkpoints are offered, and an adapter chosen elsewhere is shown."""
         found = self.choices()
-        same = next((choice for choice in found if choice.value == value), None)
-        if same is not None and run_id in ("", same.run.id, self._followed):
-            offered = [(each.label, each.value) for each in found]
-            return {self.parts.choice: gr.Dropdown(choices=offered, value=value), self.parts.status: self._status(same)}
-        self._followed = run_id
-        return self._paint(found, dialogue.preferred(found, run_id))
+        wanted = dialogue.preferred(found, dialogue.read_settings(self.studio.workspace)["choice"] or value or "")
+        if wanted is None or wanted.value != value:
+            return self._paint(found, wanted)
+        offered = [(each.label, each.value) for each in found]
+        return {self.parts.choice: gr.Dropdown(choices=offered, value=value), self.parts.status: self._status(wanted)}
 
     def repaint(self) -> Updates:
         """After a reload: the adapter chosen last, its conversation, and what is in memory."""
-        draft = self.studio.workspace.read_draft(DRAFT)
-        kept = draft if isinstance(draft, dict) else {}
+        kept = dialogue.read_settings(self.studio.workspace)
         found = self.choices()
-        wanted = next((choice for choice in found if choice.value == kept.get("choice")), None)
-        values = kept.get("sampling", {})
         sampling = {
-            box: values.get(setting.path, setting.default)
+            box: kept["sampling"].get(setting.path, setting.default)
             for box, setting in zip(self.parts.sampling, SAMPLING, strict=True)
         }
-        return self._paint(found, wanted or dialogue.preferred(found, "")) | sampling
+        return self._paint(found, dialogue.preferred(found, kept["choice"])) | sampling
 
     def pick(self, value: str | None) -> Updates:
         """Another adapter: its conversation comes back."""
         found = self.choices()
-        self.studio.workspace.write_draft(DRAFT, self._kept() | {"choice": value})
-        return self._paint(found, next((choice for choice in found if choice.value == value), None))
-
-    def _kept(self) -> dict[str, Any]:
-        draft = self.studio.workspace.read_draft(DRAFT)
-        return draft if isinstance(draft, dict) else {}
+        dialogue.choose(self.studio.workspace, value or "")
+        return self._paint(found, dialogue.preferred(found, value or ""))
 
     def _paint(self, found: Sequence[Choice], choice: Choice | None) -> Updates:
         p = self.parts
@@ -195,7 +185,7 @@ class Chat:
         try:
             choice = dialogue.require(self.choices(), value)
             chosen = self._sampling(sampling)
-            workspace.write_draft(DRAFT, {"choice": value, "sampling": chosen})
+            workspace.write_draft(dialogue.DRAFT, {"choice": value, "sampling": chosen})
             talk = dialogue.read_talk(workspace, choice)
             talk.system = system
             yield from self._ready(choice)

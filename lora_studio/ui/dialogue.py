@@ -19,6 +19,7 @@ from lora_studio.ui import text
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
 
 COLUMNS = ("base", "adapter")
+DRAFT = "chat"
 EXAMPLES = 4
 NOTHING_SAID = "The answers will stand here."
 FINISH = {"eos": "", "length": "cut at the longest answer", "stopped": "stopped"}
@@ -69,10 +70,22 @@ def _when(run_id: str) -> str:
     return f"{day[:4]}-{day[4:6]}-{day[6:]} {rest[:2]}:{rest[2:4]}"
 
 
-def preferred(found: Sequence[Choice], run_id: str) -> Choice | None:
-    """The adapter of a run, its newest checkpoint where it is not finished; without either the newest of all."""
-    of_run = [choice for choice in found if choice.run.id == run_id]
-    return next(iter([*of_run, *found]), None)
+def preferred(found: Sequence[Choice], wanted: str) -> Choice | None:
+    """The adapter of that value, else the first of its run (finished, or newest checkpoint), else the newest of all."""
+    exact = [choice for choice in found if choice.value == wanted]
+    of_run = [choice for choice in found if choice.run.id == wanted.partition("/")[0]]
+    return next(iter([*exact, *of_run, *found]), None)
+
+
+def read_settings(workspace: Workspace) -> dict[str, Any]:
+    """What was chosen on the chat tab last: the adapter ("choice") and the sampling settings by path ("sampling")."""
+    draft = workspace.read_draft(DRAFT)
+    return {"choice": "", "sampling": {}, **(draft if isinstance(draft, dict) else {})}
+
+
+def choose(workspace: Workspace, value: str) -> None:
+    """Makes an adapter, or whatever a run offers first, the one that the chat tab shows next."""
+    workspace.write_draft(DRAFT, read_settings(workspace) | {"choice": value})
 
 
 @dataclass

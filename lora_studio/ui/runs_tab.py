@@ -12,7 +12,7 @@ import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
-from lora_studio.ui import plots, run_words, text
+from lora_studio.ui import dialogue, plots, run_words, text
 from lora_studio.ui.studio import Shared, Studio
 
 _CHOOSE = """
@@ -118,9 +118,13 @@ def _act_wiring(
             return gr.skip(), gr.Row(visible=False), gr.HTML(text.problem(error), visible=True)
         return opening_run(studio), gr.Row(visible=False), gr.HTML(visible=False)
 
+    def chat(run_id: str) -> gr.Tabs:
+        dialogue.choose(studio.workspace, run_id)
+        return gr.Tabs(selected="chat")
+
     parts["stop"].click(_acting(studio.supervisor.stop), shared.run, said, **quiet)
     parts["resume"].click(_acting(studio.supervisor.resume), shared.run, said, **quiet)
-    parts["chat"].click(lambda: gr.Tabs(selected="chat"), None, shared.tabs, **quiet)
+    parts["chat"].click(chat, shared.run, shared.tabs, **quiet)
     parts["delete"].click(ask, shared.run, [confirm, question], **quiet)
     no.click(lambda: gr.Row(visible=False), None, confirm, **quiet)
     yes.click(delete, shared.run, [shared.run, confirm, said], **quiet)

@@ -174,12 +174,15 @@ def test_without_any_adapter_the_tab_says_what_to_do(act: Chat) -> None:
     assert "Train tab" in str(chat_tab.NO_RUNS)
 
 
-def test_opening_the_tab_chooses_the_run_just_looked_at_once(act: Chat, run: RunFolder) -> None:
+def test_opening_the_tab_shows_the_adapter_that_another_tab_chose(act: Chat, run: RunFolder) -> None:
     other = make_run(act.studio.workspace, "Other", adapter=True)
     act.studio.supervisor.found.insert(0, RunState(other.id, "Other", "done"))
-    assert act.arrive(run.id, other.id)[act.parts.choice].value == run.id
-    assert act.arrive(run.id, other.id)[act.parts.choice].value == other.id
-    assert act.parts.system not in act.arrive("", other.id)
+    dialogue.choose(act.studio.workspace, run.id)
+    assert act.arrive(other.id)[act.parts.choice].value == run.id
+    act.pick(other.id)
+    unchanged = act.arrive(other.id)
+    assert unchanged[act.parts.choice].value == other.id
+    assert act.parts.system not in unchanged
 
 
 def test_an_example_brings_its_question_and_system_prompt(act: Chat, run: RunFolder) -> None:

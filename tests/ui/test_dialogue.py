@@ -45,11 +45,12 @@ def test_a_run_deleted_meanwhile_is_not_offered(workspace: Workspace) -> None:
     assert dialogue.choices(workspace, [RunState("20260101-000000-gone-ab12", "Gone", "done")]) == []
 
 
-def test_the_run_looked_at_is_preferred_else_the_newest(workspace: Workspace) -> None:
-    runs = [make_run(workspace, title, adapter=True) for title in ("One", "Two")]
+def test_what_was_chosen_is_preferred_then_its_run_then_the_newest(workspace: Workspace) -> None:
+    runs = [make_run(workspace, title, adapter=True, steps=(8,)) for title in ("One", "Two")]
     found = dialogue.choices(workspace, [RunState(run.id, "", "done") for run in runs])
-    assert dialogue.preferred(found, runs[1].id) == found[1]
-    assert dialogue.preferred(found, "") == found[0]
+    assert dialogue.preferred(found, f"{runs[1].id}/checkpoint-8") == found[3]
+    assert dialogue.preferred(found, f"{runs[1].id}/checkpoint-2") == found[2]
+    assert dialogue.preferred(found, "gone") == found[0]
     assert dialogue.preferred([], "") is None
 
 
