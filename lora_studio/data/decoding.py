@@ -1,10 +1,9 @@
 """Bytes to text: finds the encoding of a file, says what it assumed, and opens the file as a stream of characters."""
 
-import codecs
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from lora_studio.data.opening import KNOWN, open_bytes
 from lora_studio.errors import StudioError
@@ -18,39 +17,50 @@ _MARKS = (
     (b"\xfe\xff", "utf-16"),
 )
 _SAMPLE = 4096
-_SEARCHED = 1 << 25
-
-
-def find_encoding(data: bytes, whole: bool = True) -> tuple[str, list[str]]:
-    """The encoding of a text file's bytes (its beginning, unless `whole`), and sentences on what was assumed.
-
-    A byte order mark decides. Without one it is UTF-8, also where single lines are broken; only a file in which no
-    line with non-ASCII bytes is valid UTF-8 is read as Windows-1252.
-    """
-    for mark, encoding in _MARKS:
-        if data.startswith(mark):
-            name = encoding.removesuffix("-sig").upper()
-            return encoding, [f"The file begins with a byte order mark and is read as {name}."]
-    sample = data[:_SAMPLE]
-    if sample[1::2].count(0) > len(sample) // 4:
-        return "utf-16-le", ["Every second byte is zero: the file is read as UTF-16 (little endian)."]
-    if sample[::2].count(0) > len(sample) // 4:
-        return "utf-16-be", ["Every second byte is zero: the file is read as UTF-16 (big endian)."]
-    if _is_valid(data, whole):
-        return "utf-8", []
-    if any(not line.isascii() and _is_valid(line) for line in data.split(b"\n")):
-        return "utf-8", ["Some bytes are not valid UTF-8; the rows that hold them are reported."]
-    return "cp1252", ["The file is not UTF-8 and is read as Windows-1252."]
+_SEARCHED = 1 << 26
+_BLOCK = 1 << 20
 
 
 def search_encoding(path: Path) -> tuple[str, list[str]]:
-    """The encoding of a file by its first 32 MiB. Raises StudioError where it is not text."""
+    """The encoding of a text file, and sentences on what was assumed. Raises StudioError where it is not text.
+
+    A byte order mark decides. Without one it is UTF-8, also where single lines are broken; only a file in which no
+    line with non-ASCII bytes is valid UTF-8 is read as Windows-1252. Looks at the first 64 MiB.
+    """
     with open_bytes(path) as file:
-        data = file.read(_SEARCHED)
-    encoding, assumptions = find_encoding(data, whole=len(data) < _SEARCHED)
-    if _looks_binary(data[:_SAMPLE].decode(encoding, _errors(encoding))):
+        head = file.read(_SAMPLE)
+        encoding, assumptions = _by_marks(head) or _by_validity(head, file)
+    if _looks_binary(head.decode(encoding, _errors(encoding))):
         raise StudioError("The file holds binary data, not text.", f"{KNOWN} Unpack archives first.")
     return encoding, assumptions
+
+
+def _by_marks(head: bytes) -> tuple[str, list[str]] | None:
+    for mark, encoding in _MARKS:
+        if head.startswith(mark):
+            name = encoding.removesuffix("-sig").upper()
+            return encoding, [f"The file begins with a byte order mark and is read as {name}."]
+    if head[1::2].count(0) > len(head) // 4:
+        return "utf-16-le", ["Every second byte is zero: the file is read as UTF-16 (little endian)."]
+    if head[::2].count(0) > len(head) // 4:
+        return "utf-16-be", ["Every second byte is zero: the file is read as UTF-16 (big endian)."]
+    return None
+
+
+def _by_validity(head: bytes, rest: BinaryIO) -> tuple[str, list[str]]:
+    """UTF-8 or Windows-1252, by the lines that hold more than ASCII."""
+    block, read, valid, broken = head, 0, False, False
+    while block and not (valid and broken) and read < _SEARCHED:
+        block += rest.readline(_SEARCHED) if not block.endswith(b"\n") else b""
+        read += len(block)
+        if not block.isascii():
+            lines = [line for line in block.split(b"\n") if not line.isascii()]
+            good = [_is_valid(line) for line in lines]
+            valid, broken = valid or any(good), broken or not all(good)
+        block = rest.read(_BLOCK)
+    if broken and not valid:
+        return "cp1252", ["The file is not UTF-8 and is read as Windows-1252."]
+    return "utf-8", ["Some bytes are not valid UTF-8; the rows that hold them are reported."] if broken else []
 
 
 def open_text(path: Path, encoding: str, newline: str | None = None) -> TextIO:
@@ -85,9 +95,9 @@ def _errors(encoding: str) -> str:
     return "surrogateescape" if encoding.startswith("utf-8") else "replace"
 
 
-def _is_valid(data: bytes, whole: bool = True) -> bool:
+def _is_valid(data: bytes) -> bool:
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(data, final=whole)
+        data.decode("utf-8")
     except UnicodeDecodeError:
         return False
     return True
