@@ -4,7 +4,8 @@ A token is trained when it lies in a trained span of the rendered text. Ids are 
 `apply_chat_template`; labels are the id itself, or IGNORED.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +21,22 @@ __all__ = ["IGNORED", "Encoded", "Encoder", "Example", "Template", "choose_templ
 
 IGNORED = -100
 _BATCH = 512
-_PROMPT_SHARE = 4
-
-Progress = Callable[[int, int], None]
+_BATCH_CHARACTERS = 1 << 21
+PROMPT_SHARE = 4
 
 
 @dataclass(slots=True)
 class Encoded:
-    """A whole row as tokens; `spans` are the trained token ranges. `keep_first`: the first token is kept in any cut."""
+    """A whole row as tokens; `spans` are the trained token ranges. `keep_first`: the first token is kept in any cut.
+
+    `is_text`: plain text, which is split into windows where other rows would be cut.
+    """
 
     row: int
     ids: list[int]
     spans: tuple[tuple[int, int], ...]
     keep_first: bool = False
+    is_text: bool = False
 
 
 @dataclass(slots=True)
@@ -81,26 +85,45 @@ class Encoder:
         encoded, bad_rows = self.encode_whole(conversations)
         return [cut(row, self.max_length, self.truncation) for row in encoded], bad_rows
 
-    def encode_whole(
-        self, conversations: Sequence[Conversation], on_progress: Progress | None = None
-    ) -> tuple[list[Encoded], list[BadRow]]:
+    def encode_whole(self, conversations: Sequence[Conversation]) -> tuple[list[Encoded], list[BadRow]]:
         """Rows as tokens before any cut, and the rows that can't be rendered."""
         encoded: list[Encoded] = []
         bad_rows: list[BadRow] = []
-        for first in range(0, len(conversations), _BATCH):
-            batch = conversations[first : first + _BATCH]
-            rendered: list[tuple[int, Rendered]] = []
-            for conversation, result in zip(batch, self._renderer.render(batch), strict=True):
-                if isinstance(result, RowError):
-                    bad_rows.append(result.at(conversation.row))
-                else:
-                    rendered.append((conversation.row, result))
-            encodings = self._tokenise([result.text for _, result in rendered])
-            for (row, result), encoding in zip(rendered, encodings, strict=True):
-                encoded.append(self._mask(row, result, encoding))
-            if on_progress:
-                on_progress(min(first + _BATCH, len(conversations)), len(conversations))
+        for rows, bad in self.encode_batches(batches(conversations)):
+            encoded += rows
+            bad_rows += bad
         return encoded, bad_rows
+
+    def encode_batches(self, given: Iterable[Sequence[Conversation]]) -> Iterator[tuple[list[Encoded], list[BadRow]]]:
+        """For each batch the rows as tokens and those that can't be rendered.
+
+        The next batch is rendered while the tokenizer, which needs no Python meanwhile, works in a thread.
+        """
+        waiting: tuple[list[tuple[Conversation, Rendered]], list[BadRow], Future[list[Any]]] | None = None
+        with ThreadPoolExecutor(1, "tokenizer") as thread:
+            for batch in given:
+                rendered, bad_rows = self._render(batch)
+                future = thread.submit(self._tokenise, [result.text for _, result in rendered])
+                if waiting:
+                    yield self._masked(*waiting)
+                waiting = rendered, bad_rows, future
+            if waiting:
+                yield self._masked(*waiting)
+
+    def _render(self, batch: Sequence[Conversation]) -> tuple[list[tuple[Conversation, Rendered]], list[BadRow]]:
+        rendered, bad_rows = [], []
+        for conversation, result in zip(batch, self._renderer.render(batch), strict=True):
+            if isinstance(result, RowError):
+                bad_rows.append(result.at(conversation.row))
+            else:
+                rendered.append((conversation, result))
+        return rendered, bad_rows
+
+    def _masked(
+        self, rendered: list[tuple[Conversation, Rendered]], bad_rows: list[BadRow], encodings: "Future[list[Any]]"
+    ) -> tuple[list[Encoded], list[BadRow]]:
+        pairs = zip(rendered, encodings.result(), strict=True)
+        return [self._mask(chat, result, encoding) for (chat, result), encoding in pairs], bad_rows
 
     def tokens(self, conversation: Conversation) -> tuple[Encoded, list[str], str]:
         """One conversation's tokens with the piece of text each stands for, and the text. Raises RowError.
@@ -115,7 +138,7 @@ class Encoder:
             done = max(done, stop)
         if pieces:
             pieces[-1] += rendered.text[done:]
-        return self._mask(conversation.row, rendered, encoding), pieces, rendered.text
+        return self._mask(conversation, rendered, encoding), pieces, rendered.text
 
     def _render_one(self, conversation: Conversation) -> Rendered:
         (result,) = self._renderer.render([conversation])
@@ -129,13 +152,27 @@ class Encoder:
         backend.no_padding()
         return backend.encode_batch(texts, add_special_tokens=False)
 
-    def _mask(self, row: int, rendered: Rendered, encoding: Any) -> Encoded:
+    def _mask(self, conversation: Conversation, rendered: Rendered, encoding: Any) -> Encoded:
         ids = encoding.ids
         spans = tuple(
             span for start, stop in rendered.spans if (span := _token_range(encoding, rendered.text, start, stop))
         )
         keep_first = bool(ids) and ids[0] == self._bos and ids.count(self._bos) == 1
-        return Encoded(row, ids, spans, keep_first)
+        return Encoded(conversation.row, ids, spans, keep_first, conversation.text is not None)
+
+
+def batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    """Conversations in pieces of bounded size, by number and by text."""
+    batch: list[Conversation] = []
+    size = 0
+    for conversation in conversations:
+        batch.append(conversation)
+        size += len(conversation.text or "") + sum(len(message.content) for message in conversation.messages)
+        if len(batch) == _BATCH or size > _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _token_range(encoding: Any, text: str, start: int, stop: int) -> tuple[int, int] | None:
@@ -170,7 +207,7 @@ def window(encoded: Encoded, max_length: int, truncation: str) -> tuple[int, int
     if end <= max_length:
         return 0, max_length
     budget = max_length - 1 if encoded.keep_first else max_length
-    first = end - budget if end - begin <= budget else max(0, begin - max_length // _PROMPT_SHARE)
+    first = end - budget if end - begin <= budget else max(0, begin - max_length // PROMPT_SHARE)
     return first, min(first + budget, length)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lora_studio.data.encode import Encoded, cut
-from lora_studio.data.statistics import Measures, count_reasons, cut_curve, histogram, lengths
+from lora_studio.data.measures import Measures
+from lora_studio.data.statistics import count_reasons, cut_curve, histogram, lengths
 
 
 def _rows(count=200):

@@ -8,7 +8,7 @@ import pytest
 
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
-from lora_studio.data.views import describe, inspect, plain, preview
+from lora_studio.data.views import Look, describe, inspect, plain, preview
 from lora_studio.errors import StudioError
 
 ROWS = [
@@ -39,7 +39,7 @@ def test_the_numbers_of_an_inspection_agree_with_the_examples(file, tokenizer):
 
 
 def test_an_inspection_is_json_and_names_what_was_read(file, tokenizer):
-    found = inspect(file, tokenizer, show_examples=3)
+    found = inspect(file, tokenizer, look=Look(show_examples=3))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["format"], found["kind"], found["prompt_style"]) == ("alpaca", "jsonl", "chat")
     assert found["words"].startswith("`instruction` followed by `input` is the user's turn")

@@ -73,7 +73,7 @@ def run(make_run: MakeRun) -> RunFolder:
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_the_model_gets_the_labels_that_the_preview_shows(
-    packing: bool, run: RunFolder, base: Path, data_file: Path
+    packing: bool, run: RunFolder, base: Path, tmp_path: Path
 ) -> None:
     from lora_studio.engine.load import load_model
 
@@ -85,7 +85,7 @@ def test_the_model_gets_the_labels_that_the_preview_shows(
     trainer = StudioTrainer(
         model=load_model(str(base)),
         args=trainer_settings(config, run, torch.float32, measured=False),
-        train_dataset=as_dataset(prepared.train),
+        train_dataset=as_dataset(prepared.train, tmp_path),
         processing_class=tokenizer,
         card={},
     )
