@@ -44,7 +44,8 @@ class Columns:
 
     def __init__(self, sample: Sequence[Record]) -> None:
         self.sample = sample
-        self.names = list(dict.fromkeys(name for record in sample for name in record.fields))
+        every = dict.fromkeys(name for record in sample for name in record.fields)
+        self.names = [name for name in every if str(name).strip()]
         self._by_plain: dict[str, str] = {}
         for name in self.names:
             plain = re.sub(r"[\s\-]+", "_", str(name).strip().lower())

@@ -55,7 +55,7 @@ def _turns(fields: dict[str, Any], fmt: Format, roles: Names[str, str]) -> tuple
         return parse_dialogue(as_text(_needed(fields, place), place), place), place
     whole = columns.get("messages")
     beside = "completion" in columns or "output" in columns
-    if whole and (fields.get(whole) or not beside):
+    if whole is not None and (fields.get(whole) or not beside):
         messages = parse_turns(_needed(fields, whole), whole, roles)
         if not (beside and fmt.mapping):
             return messages, whole
