@@ -26,9 +26,21 @@ def data_files(paths: list[Path], endings: Mapping[str, str]) -> tuple[list[Path
             found, sentences = _in_folder(path, endings)
             files += found
             said += sentences
+        elif set("*?[") & set(path.name) and not os.path.exists(path):
+            files += _by_pattern(path)
         else:
             files.append(path)
     return list(dict.fromkeys(files)), said
+
+
+def _by_pattern(pattern: Path) -> list[Path]:
+    """The files beside each other whose names fit a pattern such as part-*.jsonl."""
+    found = [path for path in sorted(pattern.parent.glob(pattern.name)) if path.is_file()][: _MOST_FILES + 1]
+    if not found:
+        raise StudioError(f"No file fits {pattern}.", "Look at the folder and the pattern.")
+    if len(found) > _MOST_FILES:
+        raise StudioError(f"More than {_MOST_FILES} files fit {pattern}.", "Use a narrower pattern, or join the files.")
+    return found
 
 
 def _in_folder(folder: Path, endings: Mapping[str, str]) -> tuple[list[Path], list[str]]:

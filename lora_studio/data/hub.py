@@ -17,6 +17,7 @@ _WAY_OUT = (
     "Check the name, config, split and revision, and that this machine reaches the Hub (a private or gated set needs "
     "HF_TOKEN in the environment). Without a network, download the set's files and give their folder."
 )
+_PATIENCE = 10.0  # seconds
 _MEDIA_FEATURES = ("Image", "Audio", "Video", "Pdf")
 
 
@@ -72,7 +73,7 @@ def _rows(rows: Any, name: str) -> Iterator[Record | BadRow]:
             fields = next(iterator)
         except StopIteration:
             return
-        except (OSError, ValueError, RuntimeError) as error:
+        except _faults() as error:
             reason = f"Reading {name} from the Hub ended after row {number}: {shorten(str(error))}."
             raise StudioError(reason, "Try again, or download the set's files and give their folder.") from None
         number += 1
@@ -85,7 +86,7 @@ def _load(name: str, config: str | None, split: str, revision: str | None, *, st
 
     try:
         rows = datasets.load_dataset(name, config, split=split, revision=revision, streaming=streaming)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except _faults() as error:
         raise StudioError(f"The Hub's data set {name} can't be read: {shorten(str(error), 300)}", _WAY_OUT) from None
     for column, feature in (rows.features or {}).items():
         if type(feature).__name__ in _MEDIA_FEATURES:
@@ -98,9 +99,16 @@ def _resolve(name: str, revision: str | None) -> str | None:
     import huggingface_hub
 
     try:
-        return huggingface_hub.dataset_info(name, revision=revision).sha
-    except (OSError, ValueError, RuntimeError) as error:
+        return huggingface_hub.dataset_info(name, revision=revision, timeout=_PATIENCE).sha
+    except _faults() as error:
         raise StudioError(f"The Hub's data set {name} can't be found: {shorten(str(error), 300)}", _WAY_OUT) from None
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What the Hub's libraries raise for a wrong name, config or split, a missing network, and a damaged file."""
+    from huggingface_hub.utils import httpx
+
+    return (OSError, ValueError, RuntimeError, ImportError, httpx.HTTPError)
 
 
 def _is_offline() -> bool:

@@ -108,6 +108,14 @@ def test_rows_of_several_files_go_on_counting_and_know_their_place(write):
     assert [row.row for row in source.rows()] == [1, 2, 3, 4]
 
 
+def test_a_pattern_means_the_files_that_fit_it(write, tmp_path):
+    for name in ("part-2.jsonl", "part-1.jsonl", "other.jsonl"):
+        write(name, ROWS)
+    assert [path.name for path in open_source(tmp_path / "part-*.jsonl").files] == ["part-1.jsonl", "part-2.jsonl"]
+    with pytest.raises(StudioError, match="No file fits"):
+        open_source(str(tmp_path / "none-*.jsonl"))
+
+
 def test_a_folder_is_its_training_files_and_says_what_is_left_aside(tmp_path):
     (tmp_path / "data").mkdir()
     for name, rows in (("train-0.jsonl", ROWS[:3]), ("train-1.jsonl", [{"text": "else"}]), ("test-0.jsonl", ROWS[3:])):
@@ -180,7 +188,7 @@ def fake_hub(monkeypatch):
     module = types.SimpleNamespace(load_dataset=load_dataset)
     monkeypatch.setitem(sys.modules, "datasets", module)
     monkeypatch.setattr(hub, "_is_offline", lambda: False)
-    monkeypatch.setattr("huggingface_hub.dataset_info", lambda name, revision: types.SimpleNamespace(sha="abc123"))
+    monkeypatch.setattr("huggingface_hub.dataset_info", lambda name, **_: types.SimpleNamespace(sha="abc123"))
     return asked
 
 
@@ -212,6 +220,18 @@ def test_offline_the_hub_has_a_way_out(monkeypatch):
     with pytest.raises(StudioError, match="can't be read") as error:
         open_source("hub:own/set")
     assert "give their folder" in error.value.hint
+
+
+def test_a_hub_out_of_reach_is_said_with_a_way_out(monkeypatch):
+    from huggingface_hub.utils import httpx
+
+    def refuse(*_, **__):
+        raise httpx.ConnectError("Connection refused")
+
+    monkeypatch.setattr(hub, "_is_offline", lambda: False)
+    monkeypatch.setattr("huggingface_hub.dataset_info", refuse)
+    with pytest.raises(StudioError, match="can't be found: Connection refused"):
+        open_source("own/set")
 
 
 def test_a_path_is_never_taken_for_a_name_of_the_hub(tmp_path, monkeypatch):
