@@ -64,7 +64,7 @@ def _by_validity(head: bytes, rest: BinaryIO) -> tuple[str, list[str]]:
 
 
 def open_text(path: Path, encoding: str, newline: str | None = None) -> TextIO:
-    """A file as characters; bytes that are not UTF-8 stay in it as marks that `is_broken` finds row by row."""
+    """A file as characters; bytes that have no meaning stay in it as marks that `is_broken` finds row by row."""
     return io.TextIOWrapper(open_bytes(path), encoding, _errors(encoding), newline)
 
 
@@ -92,7 +92,7 @@ def is_broken(text: str) -> bool:
 
 
 def _errors(encoding: str) -> str:
-    return "surrogateescape" if encoding.startswith("utf-8") else "replace"
+    return "replace" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
 
 
 def _is_valid(data: bytes) -> bool:

@@ -140,7 +140,9 @@ def _turns(columns: Columns) -> Format | None:
     named = columns.find(names.TURNS)
     name = named if named and any(map(may_be_turns, columns.values(named))) else None
     if name is None:
-        pair = {columns.find(names.USER), columns.find(names.ASSISTANT), *_compared_columns(columns)}
+        user = columns.find(names.USER)
+        earlier = columns.find(names.HISTORY) if user else None
+        pair = {user, columns.find(names.ASSISTANT), earlier, *_compared_columns(columns)}
         others = [other for other in columns.names if other not in pair]
         name = next((other for other in others if any(map(is_turns, columns.values(other)))), None)
     if name is None:

@@ -49,6 +49,7 @@ class Message:
     name: str | None = None
     instruction: str | None = None
     input: str | None = None
+    tool_call_id: str | None = None
     trained: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,6 +61,8 @@ class Message:
             message["tool_calls"] = list(self.tool_calls)
         if self.name is not None:
             message["name"] = self.name
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
         if self.input is not None:
             message["instruction"] = self.instruction
             message["input"] = self.input

@@ -109,9 +109,17 @@ def _parse_message(item: dict[str, Any], field: str, roles: Mapping[str, str]) -
         calls += parse_calls(item["tool_calls"], f"{field}.tool_calls")
     elif item.get("function_call"):
         calls += parse_calls(item["function_call"], f"{field}.function_call")
-    name = item.get("name")
+    name, answered = item.get("name"), item.get("tool_call_id")
     trained = all(item.get(key, 1) not in (0, False) for key in _WEIGHT_KEYS)
-    return Message(role, text, thought or None, calls, name if isinstance(name, str) else None, trained=trained)
+    return Message(
+        role,
+        text,
+        thought or None,
+        calls,
+        name if isinstance(name, str) else None,
+        tool_call_id=answered if isinstance(answered, str) else None,
+        trained=trained,
+    )
 
 
 def _parse_content(content: Any, field: str) -> tuple[str, str, tuple[dict[str, Any], ...]]:
@@ -167,11 +175,13 @@ def parse_tools(value: Any, field: str) -> tuple[dict[str, Any], ...]:
 
 
 def parse_history(value: Any, field: str) -> list[Message]:
-    """Earlier turns as a list of [question, answer] pairs."""
+    """Earlier turns, as a list of [question, answer] pairs or of turns."""
     if isinstance(value, str) and value.strip():
         value = _load(value, NOT_A_LIST, field)
     if not value:
         return []
+    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+        return parse_turns(value, field)
     if not isinstance(value, Sequence) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
         raise RowError(NOT_A_LIST, field, value)
     turns = []

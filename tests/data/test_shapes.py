@@ -185,6 +185,24 @@ def test_control_characters_are_reported_with_their_place(letter):
     assert convert(Record(1, {"prompt": "a\tb\r\n", "completion": "tell"}), shape).messages[0].content == "a\tb\r\n"
 
 
+def test_a_tools_result_keeps_the_id_of_its_call():
+    call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    told = {"role": "tool", "tool_call_id": "call_1", "content": "rain"}
+    row = {"messages": [ASK, {"role": "assistant", "content": None, "tool_calls": [call]}, told, TELL]}
+    chat = convert(Record(1, row), recognise(_records(row)))
+    assert chat.messages[1].tool_calls[0]["id"] == "call_1"
+    assert chat.messages[2].to_dict() == told
+
+
+@pytest.mark.parametrize(
+    "history", [[["one", "two"]], '[["one", "two"]]', [ASK, TELL], [{"human": "x", "assistant": "y"}]]
+)
+def test_earlier_turns_are_pairs_or_turns(history):
+    row = {"history": history, "query": "ask", "response": "tell"}
+    chat = convert(Record(1, row), recognise(_records(row)))
+    assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
+
+
 def test_a_picture_in_a_cell_is_refused():
     shape = recognise(_records({"prompt": "ask", "completion": "tell"}))
     with pytest.raises(RowError, match="images, audio and video"):
