@@ -21,7 +21,7 @@ from lora_studio.errors import StudioError
 
 __all__ = ["Format", "Mapping", "apply_mapping", "convert", "mapping_of", "recognise", "recognise_all"]
 
-NOT_BY_EXAMPLE = ("preference", "kto", "tokenised")
+NOT_BY_EXAMPLE = ("preference", "kto")
 _SHAPES = (
     "Known shapes: `messages` or `conversations` with a list of turns; `instruction`, `input`, `output`; pairs such as "
     "`prompt` and `completion` or `question` and `answer`; `text`. Or say which column plays which part."
@@ -290,11 +290,6 @@ def _present(parts: dict[str, str | None]) -> dict[str, str]:
 
 def _not_by_example(shape: Format) -> StudioError:
     columns: dict[str, Any] = shape.columns
-    if shape.name == "tokenised":
-        return StudioError(
-            f"The rows are already tokenised (`{columns['input_ids']}`).",
-            "Use the file with the text that the tokens were made from.",
-        )
     if shape.name == "preference":
         pair = f"`{columns['chosen']}` and `{columns['rejected']}`"
         return StudioError(
