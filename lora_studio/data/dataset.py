@@ -26,7 +26,7 @@ from lora_studio.workspace import shipped_data
 _CODE_VERSION = 2
 _REASONING_WORDS = ("reasoning", "thinking", "thought")
 _SAMPLE_ROWS = 400
-_HUGE_BYTES = 1 << 28
+_LARGE_BYTES, _HUGE_BYTES = 1 << 22, 1 << 28
 NOTHING_LEFT = "the cut to the longest length leaves no trained token"
 
 
@@ -111,7 +111,7 @@ def prepare(
 
     `on_progress(phase, done, total)` is called in the phases read, convert and encode, counted in rows (`total` is 0 or
     a guess while a file is read); what it raises ends the work. Before anything that takes long, `on_sample` gets what
-    the first rows alone come to. What was read and encoded is kept in `cache_folder` and found there again. Raises
+    the first rows of a large file come to. What was read and encoded is kept in `cache_folder` and found there again. Raises
     StudioError where nothing can be trained.
     """
     wanted = Settings(**settings)
@@ -143,7 +143,10 @@ def prepare(
             give(replace(seen, sampled=len(seen.conversations)))
 
     work = Preparation(encoder, key, wanted.system_prompt, mapping, Cache(cache_folder), report, before_slow=first_look)
-    if sum(path.stat().st_size for source in sources for path in source.files) > _HUGE_BYTES:
+    size = sum(path.stat().st_size for source in sources for path in source.files)
+    if size < _LARGE_BYTES and all(source.files for source in sources):
+        on_sample = None  # the whole is there as soon as a part of it
+    elif size > _HUGE_BYTES:
         first_look()  # the fingerprint of so large a file takes seconds by itself
     return _prepared(work, sources, template, wanted)
 

@@ -1,5 +1,6 @@
 """Numbers about encoded rows: lengths, histogram, what every possible `max_length` would cut, and which to choose."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,8 +27,9 @@ def lengths(values: np.ndarray, percentiles: Sequence[float] = PERCENTILES) -> d
     names = [f"p{share:g}" for share in shares]
     if not len(values):
         return {"min": 0, "mean": 0.0, **dict.fromkeys(names, 0), "max": 0}
-    ranked = np.percentile(values, shares, method="inverted_cdf")
-    named = {name: int(value) for name, value in zip(names, ranked, strict=True)}
+    ranked = np.sort(values)
+    ranks = [max(math.ceil(share * len(values) / 100 - 1e-9), 1) for share in shares]
+    named = {name: int(ranked[rank - 1]) for name, rank in zip(names, ranks, strict=True)}
     return {"min": int(values.min()), "mean": round(float(values.mean()), 2), **named, "max": int(values.max())}
 
 
