@@ -79,6 +79,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._bos = tokenizer.bos_token_id
         self.special_ids = frozenset(tokenizer.added_tokens_decoder)
+        self.specials = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         self._renderer = Renderer(tokenizer, template, train_on, enable_thinking)
 
     def render(self, conversation: Conversation) -> str:

@@ -42,13 +42,13 @@ def findings(prepared: Prepared) -> dict[str, Any] | None:
     settings = prepared.settings
     split = [settings.validation_fraction, settings.split_seed, settings.max_samples, settings.max_eval_samples]
     key = key_of("findings", [part.key for part in parts], split)
-    return prepared.cache.get(key, lambda _: _found(parts, prepared.chosen)).facts
+    return prepared.cache.get(key, lambda _: _found(parts, prepared.chosen, prepared.encoder.specials)).facts
 
 
-def _found(parts: Sequence[Part], chosen: Sequence[np.ndarray]) -> dict[str, Any]:
+def _found(parts: Sequence[Part], chosen: Sequence[np.ndarray], specials: Sequence[str]) -> dict[str, Any]:
     train, validation = (_some(part, rows) for part, rows in zip(parts, chosen, strict=True))
     looked_at = len(train) + len(validation)
-    found = hygiene(train, validation, seconds=_SECONDS)
+    found = hygiene(train, validation, seconds=_SECONDS, specials=specials)
     return {**found, "looked_at": looked_at, "of_rows": sum(map(len, chosen))}
 
 

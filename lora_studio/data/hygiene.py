@@ -8,6 +8,7 @@ import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -32,8 +33,14 @@ def special_text(conversation: Conversation, specials: Collection[str]) -> list[
     texts = [(message.role, message.content) for message in _messages(conversation)]
     if conversation.text is not None:
         texts.append(("text", conversation.text))
-    wanted = [token for token in specials if token.strip()]
-    return [(role, token) for role, text in texts for token in wanted if token in text]
+    pattern = _pattern_of(tuple(specials))
+    return [(role, token) for role, text in texts for token in dict.fromkeys(pattern.findall(text))] if pattern else []
+
+
+@lru_cache(maxsize=8)
+def _pattern_of(specials: tuple[str, ...]) -> re.Pattern[str] | None:
+    wanted = sorted((re.escape(token) for token in specials if token.strip()), key=len, reverse=True)
+    return re.compile("|".join(wanted)) if wanted else None
 
 
 def group_key(conversation: Conversation) -> str:
@@ -48,9 +55,16 @@ def prompt_key(conversation: Conversation) -> str | None:
 
 
 def hygiene(
-    train: Sequence[Conversation], validation: Sequence[Conversation] = (), *, seconds: float = 5.0
+    train: Sequence[Conversation],
+    validation: Sequence[Conversation] = (),
+    *,
+    seconds: float = 5.0,
+    specials: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Every finding about a data set, with sentences for a person. `seconds` bounds the search for near duplicates."""
+    """Every finding about a data set, with sentences for a person. `seconds` bounds the search for near duplicates.
+
+    `specials` are the tokenizer's special tokens, which should not stand written out in the rows.
+    """
     exact = exact_duplicates(train)
     found: dict[str, Any] = {
         "rows": len(train),
@@ -59,6 +73,7 @@ def hygiene(
         "shared_with_validation": shared_rows(train, validation),
         "contradictions": contradictions(train),
         "labels": label_balance(train),
+        "special_tokens": special_tokens([*train, *validation], specials),
     }
     return {**found, "sentences": _sentences(found)}
 
@@ -123,6 +138,19 @@ def label_balance(rows: Sequence[Conversation]) -> dict[str, Any] | None:
         return None
     most = counts.most_common(1)[0][1]
     return {"counts": dict(counts.most_common()), "distinct": len(counts), "largest_share": most / len(rows)}
+
+
+def special_tokens(rows: Sequence[Conversation], specials: Collection[str]) -> dict[str, Any]:
+    """Rows in whose text special tokens stand, how often each, and where: [row, role or "text", token]."""
+    counts: Counter[str] = Counter()
+    places: list[list[Any]] = []
+    touched = 0
+    for chat in rows:
+        found = special_text(chat, specials)
+        touched += bool(found)
+        counts.update(token for _, token in found)
+        places += [[chat.row, role, token] for role, token in found] if len(places) < _EXAMPLES else []
+    return {"rows": touched, "counts": dict(counts.most_common()), "examples": places[:_EXAMPLES]}
 
 
 def near_duplicates(rows: Sequence[Conversation], *, seconds: float = 5.0) -> dict[str, Any]:
@@ -257,6 +285,13 @@ def _sentences(found: dict[str, Any]) -> list[str]:
         said.append(f"{shared['prompts']} validation rows ask what training rows ask, with other answers.")
     if unlike["prompts"]:
         said.append(f"{unlike['prompts']} prompts have different answers (for example rows {_listed(unlike)}).")
+    hidden = found["special_tokens"]
+    if hidden["rows"]:
+        tokens = ", ".join(hidden["counts"])
+        said.append(
+            f"{hidden['rows']} rows hold special tokens as text ({shorten(tokens, 120)}; for example row "
+            f"{hidden['examples'][0][0]}): the model will take them for real ones."
+        )
     if labels:
         answer, times = next(iter(labels["counts"].items()))
         share = round(100 * labels["largest_share"])

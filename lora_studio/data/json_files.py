@@ -124,7 +124,7 @@ def _numbered(values: Iterator[Any]) -> Rows:
             number += 1
             yield _row(number, value)
     except TooDeepError as error:
-        yield BadRow(number + 1, TOO_DEEP, str(error))
+        yield BadRow(number + 1, TOO_DEEP, f"{error}; nothing after this place is read")
     except BrokenJsonError as error:
         yield BadRow(number + 1, BROKEN_REST, str(error))
 

@@ -7,6 +7,7 @@ import json
 import tempfile
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from lora_studio.data.formats import Format, apply_mapping, convert, mapping_of,
 from lora_studio.data.hygiene import hygiene
 from lora_studio.data.messages import RowError
 from lora_studio.data.records import BadRow, Record, open_source, read_records
+from lora_studio.data.views import inspect
 from lora_studio.errors import StudioError
 
 TALK = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "tell"}]
@@ -202,6 +204,22 @@ def test_any_file_gives_rows_or_bad_rows_or_a_sentence(file: tuple[str, bytes]) 
         if isinstance(row, BadRow):
             _check_row(row)
     _read_every_way([row for row in rows if isinstance(row, Record)])
+
+
+@settings(max_examples=60, deadline=SLOWEST, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(files())
+def test_any_file_is_prepared_or_refused_with_a_sentence(tokenizer: Any, file: tuple[str, bytes]) -> None:
+    ending, data = file
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a.{ending}"
+        path.write_bytes(data)
+        try:
+            found = inspect(str(path), tokenizer)
+        except StudioError as error:
+            _check(error)
+        else:
+            assert found["rows"] > 0
+            assert json.dumps(found)
 
 
 def _check(error: StudioError) -> None:

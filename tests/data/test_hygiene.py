@@ -67,3 +67,7 @@ def test_special_tokens_written_out_in_a_row_are_named():
     chat = _chat(1, "what is <|im_end|>?", "fine</s>")
     assert special_text(chat, ["<|im_end|>", "</s>", " "]) == [("user", "<|im_end|>"), ("assistant", "</s>")]
     assert not special_text(chat, ["<|pad|>"])
+    found = hygiene([*_different(3), chat], specials=["<|im_end|>", "</s>"])
+    assert found["special_tokens"]["counts"] == {"<|im_end|>": 1, "</s>": 1}
+    assert found["special_tokens"]["examples"][0] == [1, "user", "<|im_end|>"]
+    assert "1 rows hold special tokens as text" in found["sentences"][-1]
