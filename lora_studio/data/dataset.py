@@ -111,8 +111,8 @@ def prepare(
 
     `on_progress(phase, done, total)` is called in the phases read, convert and encode, counted in rows (`total` is 0 or
     a guess while a file is read); what it raises ends the work. Before anything that takes long, `on_sample` gets what
-    the first rows of a large file come to. What was read and encoded is kept in `cache_folder` and found there again. Raises
-    StudioError where nothing can be trained.
+    the first rows of a large file come to. What was read and encoded is kept in `cache_folder` and found there again.
+    Raises StudioError where nothing can be trained.
     """
     wanted = Settings(**settings)
     template = choose_template(tokenizer, wanted.prompt_style)

@@ -81,6 +81,11 @@ class Session:
             rows = len(sample.conversations)
             request.answer("progress", phase="sample", done=rows, total=0, sample=_named(describe(sample, look)))
 
+        def progress(phase: str, done: int, total: int) -> None:
+            if request.stopped.is_set():
+                raise StudioError("The look at the data was stopped.", "Look again to start anew.")
+            request.progress(phase, done, total)
+
         if self._prepared is None or key != self._prepared_for:
             request.progress("tokenizer")
             tokenizer = self._tokenizer(model, revision)
@@ -89,7 +94,7 @@ class Session:
                 max_length=length,
                 truncation=cut,
                 cache_folder=Path(folder) if folder else None,
-                on_progress=request.progress,
+                on_progress=progress,
                 on_sample=first_look,
                 **params,
             )
