@@ -82,7 +82,9 @@ def _rows(batch: Any, before: int) -> list[Record | BadRow]:
     import pyarrow as pa
 
     faults = (pa.ArrowException, ValueError, OverflowError)
+    batch.validate()  # a damaged file may point anywhere in memory: what does not prove sound is not touched
     try:
+        batch.validate(full=True)
         return [Record(number, fields) for number, fields in enumerate(batch.to_pylist(), before + 1)]
     except faults:
         pass
@@ -90,9 +92,11 @@ def _rows(batch: Any, before: int) -> list[Record | BadRow]:
     for position in range(batch.num_rows):
         number = before + position + 1
         try:
-            (fields,) = batch.slice(position, 1).to_pylist()
+            single = batch.slice(position, 1)
+            single.validate(full=True)
+            (fields,) = single.to_pylist()
         except faults as error:
-            reason = BROKEN_BYTES if isinstance(error, UnicodeDecodeError) else BROKEN_CELL
+            reason = BROKEN_BYTES if "UTF8" in str(error) or isinstance(error, UnicodeDecodeError) else BROKEN_CELL
             rows.append(BadRow(number, reason, shorten(str(error))))
         else:
             rows.append(Record(number, fields))

@@ -5,7 +5,9 @@ import json
 import sys
 import tracemalloc
 import types
+from contextlib import nullcontext
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -90,6 +92,22 @@ def test_a_cell_that_is_no_text_spoils_its_row_only(tmp_path):
     rows = list(open_source(tmp_path / "a.parquet").rows())
     assert [row.fields["text"] for row in rows if isinstance(row, Record)] == ["a", "b"]
     assert [(row.row, row.reason) for row in rows if isinstance(row, BadRow)] == [(2, json_files.BROKEN_BYTES)]
+
+
+@pytest.mark.parametrize("offset", [2, 3])
+def test_an_arrow_file_that_points_outside_itself_is_not_followed(tmp_path, offset):
+    table = pa.table({"text": ["a", "b", "c"]})
+    path = tmp_path / "a.arrow"
+    with path.open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    sound = np.arange(4, dtype=np.int32)
+    wild = sound.copy()
+    wild[offset] = 0x7FFF0000
+    assert sound.tobytes() in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(sound.tobytes(), wild.tobytes()))
+    with pytest.raises(StudioError, match="Arrow file is damaged") if offset == 3 else nullcontext():
+        rows = list(open_source(path).rows())
+        assert [row.row for row in rows if isinstance(row, BadRow)] == [2, 3]
 
 
 def test_two_columns_of_one_name_in_a_table_are_an_error(tmp_path):
