@@ -51,7 +51,7 @@ def read_arrow(path: Path) -> Reading:
 def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[list[str], Batches]]) -> Reading:
     import pyarrow as pa
 
-    faults = (pa.ArrowException, OSError, ValueError)
+    faults = (pa.ArrowException, OSError, ValueError, MemoryError)  # a damaged length may ask for any amount
     with _seekable(path) as file:
         try:
             names, _ = batches(file)
@@ -81,7 +81,7 @@ def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[list[st
 def _rows(batch: Any, before: int) -> list[Record | BadRow]:
     import pyarrow as pa
 
-    faults = (pa.ArrowException, ValueError, OverflowError)
+    faults = (pa.ArrowException, ValueError, OverflowError, MemoryError)
     batch.validate()  # a damaged file may point anywhere in memory: what does not prove sound is not touched
     try:
         batch.validate(full=True)
