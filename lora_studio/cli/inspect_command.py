@@ -35,7 +35,7 @@ def inspect(workspace: Workspace, given: argparse.Namespace) -> int:
             print(_reading(found))
             print(table(("characters a row", *found["characters"]), [("", *found["characters"].values())]))
         return 0
-    settings = parse(nest(overrides(given))).data.model_dump(exclude={"train_file", "validation_file"})
+    settings = parse(nest(overrides(given))).data.model_dump(exclude={"train_file"})
     with Session(workspace.logs_folder / "cli-inspect.log") as session:
         found = session.call(
             "inspect",

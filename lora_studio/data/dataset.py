@@ -26,7 +26,7 @@ from lora_studio.workspace import shipped_data
 _CODE_VERSION = 2
 _REASONING_WORDS = ("reasoning", "thinking", "thought")
 _SAMPLE_ROWS = 400
-_LARGE_BYTES, _HUGE_BYTES = 1 << 22, 1 << 28
+_LARGE_BYTES, _HUGE_BYTES = 1 << 22, 1 << 25
 NOTHING_LEFT = "the cut to the longest length leaves no trained token"
 
 

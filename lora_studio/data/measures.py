@@ -57,6 +57,21 @@ class Measures:
         length, begin, end = (np.concatenate(pair) for pair in pairs)
         return Measures(length, begin, end, np.concatenate([self.owner, other.owner + len(self.length)]), *flags)
 
+    def longest_first(self) -> "Measures":
+        """The same rows by length, so that the rows that a cut touches come first."""
+        order = np.argsort(-self.length, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        spans = np.argsort(place[self.owner], kind="stable")
+        flags = self.keep_first[order], self.is_text[order]
+        return Measures(self.length[order], self.begin[spans], self.end[spans], place[self.owner[spans]], *flags)
+
+    def first(self, count: int) -> "Measures":
+        """The first rows; owners must be rising."""
+        spans = slice(0, int(np.searchsorted(self.owner, count)))
+        flags = self.keep_first[:count], self.is_text[:count]
+        return Measures(self.length[:count], self.begin[spans], self.end[spans], self.owner[spans], *flags)
+
     @property
     def trained_tokens(self) -> int:
         return int((self.end - self.begin).sum())

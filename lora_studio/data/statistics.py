@@ -12,6 +12,7 @@ from lora_studio.errors import StudioError
 PERCENTILES = (50, 90, 95, 99)
 _MULTIPLE = 64
 _CANDIDATES = 200
+_MANY_ROWS = 200_000  # from here on fewer candidates, so that the curve is there in a second or two
 _BINS = 60
 _SHORTEST = 8
 
@@ -62,16 +63,18 @@ def histogram(values: np.ndarray, bins: int = _BINS) -> dict[str, list[int]]:
 
 def cut_curve(measures: Measures, truncation: str, current: int) -> list[dict[str, int]]:
     """For each candidate `max_length`: rows cut, trained tokens lost, rows left with nothing to train. Exact."""
-    total = measures.trained_tokens
+    ranked = measures.longest_first()
+    never_trained = np.concatenate([[0], np.cumsum(ranked.trained == 0)])
     curve = []
     for candidate in _candidates(measures.length, current):
-        kept = measures.kept(candidate, truncation)
+        over = ranked.first(int(np.searchsorted(-ranked.length, -candidate)))
+        kept = over.kept(candidate, truncation)
         curve.append(
             {
                 "max_length": candidate,
-                "rows": int(measures.cut_rows(candidate, truncation).sum()),
-                "lost_trained_tokens": total - int(kept.sum()),
-                "dropped_rows": int((kept == 0).sum()),
+                "rows": int(over.cut_rows(candidate, truncation).sum()),
+                "lost_trained_tokens": over.trained_tokens - int(kept.sum()),
+                "dropped_rows": int((kept == 0).sum() + never_trained[-1] - never_trained[len(kept)]),
             }
         )
     return curve
@@ -82,14 +85,16 @@ def _candidates(values: np.ndarray, current: int) -> list[int]:
     if not len(values):
         return [current]
     longest = int(values.max())
+    most = _CANDIDATES if len(values) < _MANY_ROWS else _CANDIDATES // 3
     wanted: set[int] = {current, longest}
-    wanted.update(int(value) for value in np.percentile(values, range(50, 100), method="inverted_cdf"))
+    shares = range(50, 100, 1 if most == _CANDIDATES else 3)
+    wanted.update(int(value) for value in np.percentile(values, shares, method="inverted_cdf"))
     power = _SHORTEST
     while power < 2 * longest:
         wanted.add(power)
         power *= 2
-    for value in np.unique(np.linspace(_SHORTEST, max(longest, _SHORTEST), _CANDIDATES // 2).astype(int)):
-        if len(wanted) < _CANDIDATES:
+    for value in np.unique(np.linspace(_SHORTEST, max(longest, _SHORTEST), most // 2).astype(int)):
+        if len(wanted) < most:
             wanted.add(int(value))
     return sorted(wanted)
 
