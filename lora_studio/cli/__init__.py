@@ -42,6 +42,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     inspect = add("inspect", "show how a data file is read, cut and trained on", output)
     inspect.add_argument("data", metavar="DATA", help="a file or the name of a shipped data set")
     inspect.add_argument("--model", metavar="M", default="demo", help="whose tokenizer and template (default: demo)")
+    inspect.add_argument("--validation-file", metavar="DATA", help="a file to measure on, instead of a share of DATA")
     inspect.add_argument("--show-examples", type=int, metavar="N", default=1, help="rows shown step by step")
     inspect.add_argument("--char-only", action="store_true", help="count characters; needs no tokenizer")
     inspect.add_argument(

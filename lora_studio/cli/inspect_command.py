@@ -35,13 +35,14 @@ def inspect(workspace: Workspace, given: argparse.Namespace) -> int:
             print(_reading(found))
             print(table(("characters a row", *found["characters"]), [("", *found["characters"].values())]))
         return 0
-    settings = parse(nest(overrides(given))).data.model_dump(exclude={"train_file"})
+    settings = parse(nest(overrides(given))).data.model_dump(exclude={"train_file", "validation_file"})
     with Session(workspace.logs_folder / "cli-inspect.log") as session:
         found = session.call(
             "inspect",
             on_progress=Phases().tell,
             model=given.model,
             train_file=given.data,
+            validation_file=given.validation_file,
             show_examples=given.show_examples,
             percentiles=_percentiles(given.percentiles),
             cache_folder=str(workspace.cache_folder),
