@@ -52,6 +52,12 @@ class Form:
         return [item.widget for item in self.fields]
 
     @property
+    def edits(self) -> list[Any]:
+        """The events of somebody changing something. A text's `input` misses what is pasted or deleted."""
+        typed = (gr.Textbox, gr.Number)
+        return [widget.change if isinstance(widget, typed) else widget.input for widget in self.widgets]
+
+    @property
     def parts(self) -> list[Any]:
         """Every component that an update of the form may touch."""
         return [*self.widgets, *(item.error for item in self.fields), *self.sections.values()]

@@ -119,7 +119,7 @@ footer { display: none !important; }
 @keyframes breathe { 50% { opacity: 0.35; } }
 @media (prefers-reduced-motion: reduce) { .dot { animation: none !important; } }
 
-.field-error { color: var(--bad); font-size: 13px; padding: 4px 12px 2px; overflow-wrap: anywhere; }
+.prose.field-error { color: var(--bad); font-size: 13px; padding: 4px 12px 2px; overflow-wrap: anywhere; }
 .wrong { border-color: var(--bad) !important; }
 .quiet { color: var(--body-text-color-subdued); font-size: 14px; }
 h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
