@@ -94,6 +94,7 @@ def test_the_main_job_from_upload_to_two_different_answers(
     expect(page.locator(".block.field-error")).to_contain_text("number", timeout=PATIENCE)
     assert not workspace.runs()
     rate.fill("1e-3")
+    set_epochs(page, 4)
     expect(page.locator(".block.field-error")).to_have_count(0, timeout=PATIENCE)
     page.locator("#start").dblclick()
 
@@ -105,17 +106,16 @@ def test_the_main_job_from_upload_to_two_different_answers(
     page.reload()
     expect(page.locator("#run-headline")).to_contain_text("my-pirates", timeout=PATIENCE)
     wait_for_points(page, wait_for_points(page, seen - 1))
-    expect(page.locator("#run-headline")).to_contain_text("Finished", timeout=4 * PATIENCE)
+    expect(page.locator("#run-headline")).to_contain_text("Finished", timeout=10 * PATIENCE)
     assert len(workspace.runs()) == 1
 
     page.locator("#run-chat").click()
     page.get_by_label("Your question", exact=True).fill("What is the capital of France?")
     page.get_by_role("button", name="Send", exact=True).click()
-    answers = page.locator(".ls-chat .bot .message, .ls-chat .message.bot")
-    expect(answers).to_have_count(2, timeout=2 * PATIENCE)
-    page.wait_for_function("document.querySelectorAll('.ls-chat .message.bot').length >= 2")
-    page.wait_for_timeout(4000)
-    base, adapter = (text.strip() for text in answers.all_inner_texts())
+    said = [page.locator(f"#chat-{column} .ls-assistant .ls-said") for column in ("base", "adapter")]
+    expect(said[0]).to_have_text(re.compile("."), timeout=3 * PATIENCE)
+    expect(page.locator("#tab-chat").get_by_role("button", name="Stop", exact=True)).to_be_disabled(timeout=PATIENCE)
+    base, adapter = (answer.inner_text().strip() for answer in said)
     assert base
     assert adapter
     assert base != adapter
