@@ -96,7 +96,9 @@ CSS = """
   --soft: #eef2f6; --line: #dde3ea; --curve-1: #137a72; --curve-2: #d97706; --curve-3: #64748b; --curve-4: #7c5cc4; }
 .dark { --good: #4ade80; --warn: #fbbf24; --bad: #f87171; --busy: #5cc9be; --quiet: #93a1b3;
   --soft: #1b2530; --line: #263241; --curve-1: #5cc9be; --curve-2: #fbbf24; --curve-3: #93a1b3; --curve-4: #b9a3f0; }
-html { scrollbar-gutter: stable; }
+html { scrollbar-gutter: stable; background: #f6f8fa; }
+html:has(body.dark) { background: #0e141b; }
+.gradio-container button[role="tab"].selected { color: var(--busy); }
 .gradio-container { width: 100%; max-width: 1320px !important; margin: 0 auto !important;
   padding: 0 20px 40px !important; }
 .gradio-container > .main { max-width: none !important; padding: 0 !important; }
@@ -121,6 +123,7 @@ footer { display: none !important; }
 
 .prose.field-error { color: var(--bad); font-size: 13px; padding: 4px 12px 2px; overflow-wrap: anywhere; }
 .wrong { border-color: var(--bad) !important; }
+.nothing { display: none !important; }
 .quiet { color: var(--body-text-color-subdued); font-size: 14px; }
 h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 .grid { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(min(250px, 100%), 1fr)); gap: 12px; }
@@ -155,7 +158,8 @@ h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 #run-numbers .ls-tiles { grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); }
 #run-numbers b { font-size: 17px; } #run-numbers span { font-size: 13px; }
 .run-top { align-items: flex-start !important; }
-.actions { flex-wrap: nowrap !important; width: auto !important; gap: 8px !important; }
+.run-top > .actions { flex: 0 0 auto !important; width: auto !important; flex-wrap: nowrap !important;
+  gap: 8px !important; }
 .actions button { flex: 0 0 auto; white-space: nowrap; }
 #plan .ls-tiles { grid-template-columns: repeat(3, 1fr); }
 #plan .ls-tiles > div { padding: 8px 10px; }

@@ -91,7 +91,7 @@ def _draw(workspace: Workspace) -> Drawn:
     known = list(presets(workspace))
     # Hidden until the kept form is there: what is typed before that would be overwritten.
     with gr.Row(elem_classes="train", visible=False) as whole:
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(scale=3, min_width=300, elem_id="form"):
             info = "A starting point that sets everything but your model and data, unless it names them."
             preset = gr.Dropdown(known, label="Preset", info=info, filterable=False, elem_id="preset")
             about = gr.HTML(elem_id="preset-about")
