@@ -66,7 +66,7 @@ def start_long_run(page: Page) -> None:
     """Starts a run that goes on until it is stopped."""
     open_tab(page, "Train")
     set_epochs(page, 400)
-    expect(page.locator("#plan")).to_contain_text("11600", timeout=PATIENCE)
+    expect(page.locator("#plan")).to_contain_text("11,600", timeout=PATIENCE)
     page.locator("#start").click()
     expect(page.locator("#run-headline")).to_contain_text("pirate", timeout=PATIENCE)
 
