@@ -30,7 +30,12 @@ PATHS = (
     "data.prompt_style",
     "data.system_prompt",
 )
-PHASES = {"read": "Reading rows", "convert": "Converting rows", "encode": "Making tokens", "start": "Starting"}
+PHASES = {
+    "tokenizer": "Loading the tokenizer",
+    "read": "Reading rows",
+    "convert": "Converting rows",
+    "encode": "Making tokens",
+}
 
 
 @dataclass(frozen=True)
