@@ -87,7 +87,6 @@ def theme() -> gr.themes.Base:
         button_secondary_border_color="#cbd5e1",
         button_secondary_border_color_dark="#344256",
         button_border_width="1px",
-        button_large_text_weight="600",
     )
 
 
@@ -122,16 +121,19 @@ footer { display: none !important; }
 @media (prefers-reduced-motion: reduce) { .dot { animation: none !important; } }
 
 .prose.field-error { color: var(--bad); font-size: 13px; padding: 4px 12px 2px; overflow-wrap: anywhere; }
-.wrong { border-color: var(--bad) !important; }
 .nothing { display: none !important; }
 .quiet { color: var(--body-text-color-subdued); font-size: 14px; }
 h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 .grid { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(min(250px, 100%), 1fr)); gap: 12px; }
 .field { gap: 0 !important; min-width: 0 !important; }
-.field > .form, .field > .block { flex: 1 !important; }
-.field .form > .block, .field > .block { display: flex; flex-direction: column; height: 100%; }
-.field .block > label, .field .block > .container { display: flex; flex-direction: column; flex: 1; }
-.field .block > label > :last-child, .field .block > .container > :last-child { margin-top: auto; }
+.field > .form, .field > .block:not(.field-error) { flex: 1 0 auto !important; }
+.field > .field-error { flex: 0 0 auto !important; }
+.field:has(> .field-error) input { border-color: var(--bad) !important; }
+.field .form > .block, .field > .block:not(.field-error) { display: flex; flex-direction: column; height: 100%; }
+.field .block > label:not(:has(input[type="checkbox"])), .field .block > .container { display: flex;
+  flex-direction: column; flex: 1; }
+.field .block > label:not(:has(input[type="checkbox"])) > :last-child, .field .block > .container > :last-child {
+  margin-top: auto; }
 
 .run-list { display: flex; flex-direction: column; gap: 8px; }
 .run-card { display: block; width: 100%; text-align: left; border: 1px solid var(--line); border-radius: 8px;
