@@ -15,7 +15,7 @@ from lora_studio.demo.recommender import recommendation
 from lora_studio.demo.styles import STYLES, Style, thought
 
 HELD_OUT_SHARE = 0.08
-RECOMMENDER_SHARE = 0.12
+RECOMMENDER_SHARE = 0.1
 RECOMMENDER_HELD_OUT_SHARE = 0.06
 NO_THINKING_SHARE = 0.1
 
