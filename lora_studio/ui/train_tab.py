@@ -102,7 +102,7 @@ def _draw(workspace: Workspace) -> Drawn:
             start = gr.Button("Start training", variant="primary", size="lg", elem_id="start")
             with gr.Accordion("As a config file", open=False):
                 upload = gr.UploadButton("Open a config file…", file_types=[".yaml", ".yml"], size="sm")
-                yaml = gr.Code(language="yaml", show_label=False, interactive=False, elem_id="form-yaml")
+                yaml = gr.Code(language="yaml", show_label=False, interactive=False, max_lines=24, elem_id="form-yaml")
     return Drawn(whole, form, preset, about, upload, summary, numbers, start, yaml, gr.State(Told()))
 
 
