@@ -140,17 +140,15 @@ def _fill(drawn: Drawn, shared: Shared, workspace: Workspace) -> None:
         fields, others = forms.beside_fields(problems_of(given))
         return _show(drawn, workspace, None, filled, Told(tuple(fields), tuple(others)))
 
-    def use_data(path: str, preset: str | None, *raws: Any) -> dict[Any, Any]:
-        if not path:
-            return {drawn.told: gr.skip()}
-        filled = forms.overlay(raws, {"data.train_file": path})
+    def use_data(chosen: tuple[float, dict[str, Any]], preset: str | None, *raws: Any) -> dict[Any, Any]:
+        filled = forms.overlay(raws, chosen[1])
         save_draft(workspace, preset, filled)
         return _show(drawn, workspace, preset, filled)
 
     widgets = drawn.form.widgets
     drawn.preset.input(use_preset, [drawn.preset, *widgets], drawn.shown, **QUIET)
     drawn.upload.upload(open_file, drawn.upload, drawn.shown, **QUIET)
-    shared.data_file.change(use_data, [shared.data_file, drawn.preset, *widgets], drawn.shown, **QUIET)
+    shared.data.change(use_data, [shared.data, drawn.preset, *widgets], drawn.shown, **QUIET)
 
 
 def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
