@@ -39,6 +39,29 @@ class ConfigError(StudioError):
         self.problems = problems
 
 
+_PLAIN = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "model_type": "must be a section: names with values below it",
+    "model_attributes_type": "must be a section: names with values below it",
+}
+"""What pydantic's kinds of error say to a person; kinds that are not here keep pydantic's words."""
+
+
 def parse(values: Mapping[str, Any]) -> Config:
     """The checked config of a nested mapping. Raises `ConfigError` with every problem."""
     try:
@@ -73,7 +96,8 @@ def _explain(item: Any) -> Problem:
     while path not in known and len(location) > 1:
         location.pop()
         path = ".".join(location)
-    return Problem(path, item["msg"][0].lower() + item["msg"][1:], item["input"])
+    plain = _PLAIN.get(item["type"], item["msg"])
+    return Problem(path, plain.format(**item.get("ctx", {})), item["input"])
 
 
 def _contradictions(config: Config) -> Iterator[Problem]:

@@ -204,7 +204,7 @@ class Workspace:
         """A new run folder with its config, named by time, title and four random letters."""
         for _ in range(10):
             stamp = time.strftime("%Y%m%d-%H%M%S")
-            name = safe_name(title, "run").lower()[:40]
+            name = safe_name(re.sub(r"[/\\]", " ", title), "run").lower()[:40]
             run = RunFolder(self.runs_folder / f"{stamp}-{name}-{secrets.token_hex(2)}")
             try:
                 run.path.mkdir(parents=True)

@@ -86,3 +86,9 @@ def test_a_checkpoint_counts_only_when_it_is_whole(workspace: Workspace) -> None
 def test_demo_names_the_built_in_model_and_other_names_stay() -> None:
     assert Path(model_source("demo")).name == "model"
     assert model_source("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+
+
+def test_a_slash_in_a_title_leaves_the_rest_of_the_title_in_the_id(workspace: Workspace) -> None:
+    run = workspace.create_run("Second <b>run</b>", "{}", {})
+    assert "second-b-run-b" in run.id
+    assert run.path.parent == workspace.runs_folder

@@ -48,7 +48,8 @@ def train(run: RunFolder) -> None:
                 print(f"  {progress(read(run))}", flush=True)
     state = read(run)
     if state.state != "done":
-        raise StudioError(state.message or "The training ended without a word.", state.hint or f"See {run.log}.")
+        vanished = f"The training's process ended without a word (exit code {worker.returncode})."
+        raise StudioError(state.message or vanished, state.hint or f"See {run.log}.")
     print(f"  {progress(state)}; finished after {state.seconds:.0f} s", flush=True)
 
 

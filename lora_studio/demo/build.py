@@ -22,9 +22,10 @@ from lora_studio.demo.tokenizer import train_tokenizer
 SEED = 20
 VOCABULARY = 1536
 CONTEXT = 2048
-STEPS = 3000
-TOKENS_PER_STEP = 2048
-PEAK_LEARNING_RATE = 3e-3
+STEPS = 2600
+ROWS = 8
+ROW_LENGTH = 256
+PEAK_LEARNING_RATE = 2.5e-3
 HELD_OUT_QUESTIONS = 400
 QUESTIONS = "questions.heldout.jsonl"
 HERE = Path(__file__).parent
@@ -58,7 +59,14 @@ def build_model(folder: Path, steps: int) -> None:
     model = pretrain.new_model(tokenizer, SEED)
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {steps} steps")
     pretrain.pretrain(
-        model, tokenizer, steps=steps, peak=PEAK_LEARNING_RATE, tokens_per_step=TOKENS_PER_STEP, seed=SEED, say=say
+        model,
+        tokenizer,
+        steps=steps,
+        peak=PEAK_LEARNING_RATE,
+        rows=ROWS,
+        length=ROW_LENGTH,
+        seed=SEED,
+        say=say,
     )
     model.save_pretrained(folder)
     exact, wrong = score(model, tokenizer, held_out_dialogues(HELD_OUT_QUESTIONS, SEED))

@@ -15,7 +15,8 @@ from lora_studio.demo.recommender import recommendation
 from lora_studio.demo.styles import STYLES, Style, thought
 
 HELD_OUT_SHARE = 0.08
-RECOMMENDER_SHARE = 0.08
+RECOMMENDER_SHARE = 0.1
+RECOMMENDER_HELD_OUT_SHARE = 0.06
 NO_THINKING_SHARE = 0.1
 
 
@@ -122,7 +123,7 @@ def copying_dialogue(rng: Random) -> Dialogue:
 
 def held_out_dialogue(rng: Random) -> Dialogue:
     """One conversation to measure with: its last question was never trained."""
-    if rng.random() < RECOMMENDER_SHARE:
+    if rng.random() < RECOMMENDER_HELD_OUT_SHARE:
         return recommended(rng, held_out=True)
     before = [trained_exchange(rng)] if rng.random() < 0.3 else []
     return dialogue(rng, [*before, held_out_exchange(rng)], random_style(rng))

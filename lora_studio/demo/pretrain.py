@@ -1,6 +1,6 @@
 """Pretrains the built-in model: a plain loop over generated conversations, and exact answers as its measure.
 
-Only what the assistant says is trained. Conversations of similar length share a batch, so that little is padded.
+Only what the assistant says is trained. Conversations are packed into rows without padding and don't see each other.
 """
 
 import math
@@ -15,15 +15,14 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from lora_studio.demo.conversations import Dialogue, copying_dialogue, training_dialogue
 
 IGNORED = -100
-POOL = 512
 SAY_EVERY = 50
 CAN_COPY = 0.5
 COPYING_STEPS = 1500
-COPYING_TOKENS = 1024
+COPYING_ROWS = (8, 128)
 Encoded = tuple[list[int], list[int]]
 """Token ids and labels of one conversation."""
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""`input_ids`, `attention_mask` and `labels`, each `[batch, sequence]`."""
+"""`input_ids`, `labels` and `position_ids`, each `[rows, length]`."""
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
@@ -59,27 +58,29 @@ def encode(tokenizer: PreTrainedTokenizerFast, dialogue: Dialogue) -> Encoded:
     return ids, [token if marked else IGNORED for token, marked in zip(ids, mask, strict=True)]
 
 
+def packed_row(
+    tokenizer: PreTrainedTokenizerFast, rng: Random, length: int, make: Callable[[Random], Dialogue]
+) -> tuple[list[int], list[int], list[int]]:
+    """Ids, labels and positions of conversations one after the other, the last one cut; each counts from 0 again."""
+    ids: list[int] = []
+    labels: list[int] = []
+    positions: list[int] = []
+    while len(ids) < length:
+        more_ids, more_labels = encode(tokenizer, make(rng))
+        ids += more_ids
+        labels += more_labels
+        positions += range(len(more_ids))
+    return ids[:length], labels[:length], positions[:length]
+
+
 def batches(
-    tokenizer: PreTrainedTokenizerFast, rng: Random, tokens: int, make: Callable[[Random], Dialogue]
+    tokenizer: PreTrainedTokenizerFast, rng: Random, rows: int, length: int, make: Callable[[Random], Dialogue]
 ) -> Iterator[Batch]:
-    """Endless batches of about `tokens` tokens of the conversations that `make` makes."""
-    pad = tokenizer.pad_token_id
+    """Endless batches of packed rows of the conversations that `make` makes."""
     while True:
-        pool = sorted((encode(tokenizer, make(rng)) for _ in range(POOL)), key=lambda row: len(row[0]))
-        grouped: list[list[Encoded]] = [[]]
-        for row in pool:
-            if (len(grouped[-1]) + 1) * len(row[0]) > tokens:
-                grouped.append([])
-            grouped[-1].append(row)
-        rng.shuffle(grouped)
-        for group in grouped:
-            longest = max(len(ids) for ids, _ in group)
-            gap = [longest - len(ids) for ids, _ in group]
-            yield (
-                torch.tensor([ids + [pad] * n for (ids, _), n in zip(group, gap, strict=True)]),
-                torch.tensor([[1] * (longest - n) + [0] * n for n in gap]),
-                torch.tensor([labels + [IGNORED] * n for (_, labels), n in zip(group, gap, strict=True)]),
-            )
+        packed = [packed_row(tokenizer, rng, length, make) for _ in range(rows)]
+        ids, labels, positions = (torch.tensor(part) for part in zip(*packed, strict=True))
+        yield ids, labels, positions
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 50) -> float:
@@ -102,8 +103,9 @@ def train_step(model: Qwen3ForCausalLM, optimizer: torch.optim.Optimizer, batch:
     """One step of the optimizer; returns the loss."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-    input_ids, attention_mask, labels = batch
-    loss = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
+    input_ids, labels, position_ids = batch
+    # Without mask and cache the model reads from the positions where a conversation begins.
+    loss = model(input_ids=input_ids, position_ids=position_ids, labels=labels, use_cache=False).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -121,7 +123,7 @@ def learn_to_copy(
     """
     optimizer = new_optimizer(model)
     recent: list[float] = []
-    source = batches(tokenizer, Random(seed), COPYING_TOKENS, copying_dialogue)
+    source = batches(tokenizer, Random(seed), *COPYING_ROWS, copying_dialogue)
     for step in range(COPYING_STEPS):
         recent = [*recent[-24:], train_step(model, optimizer, next(source), peak * min(1.0, (step + 1) / 50))]
         if (step + 1) % 25 == 0:
@@ -137,7 +139,8 @@ def pretrain(
     *,
     steps: int,
     peak: float,
-    tokens_per_step: int,
+    rows: int,
+    length: int,
     seed: int,
     say: Callable[[str], None],
 ) -> None:
@@ -145,16 +148,14 @@ def pretrain(
     model.train()
     learn_to_copy(model, tokenizer, peak=peak, seed=seed, say=say)
     optimizer = new_optimizer(model)
-    source = batches(tokenizer, Random(seed), tokens_per_step, training_dialogue)
-    began, recent, seen = time.monotonic(), 0.0, 0
+    source = batches(tokenizer, Random(seed), rows, length, training_dialogue)
+    began, recent = time.monotonic(), 0.0
     for step in range(steps):
-        batch = next(source)
-        recent += train_step(model, optimizer, batch, learning_rate(step, steps, peak))
-        seen += int(batch[1].sum())
+        recent += train_step(model, optimizer, next(source), learning_rate(step, steps, peak))
         if (step + 1) % SAY_EVERY == 0:
             passed = time.monotonic() - began
             left = passed / (step + 1) * (steps - step - 1)
-            rate = seen / passed
+            rate = (step + 1) * rows * length / passed
             loss = recent / SAY_EVERY
             say(f"step {step + 1}/{steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  {left / 60:.1f} min left")
             recent = 0.0

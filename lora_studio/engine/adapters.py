@@ -48,11 +48,17 @@ def target_modules(setting: str, available: list[str]) -> str | list[str]:
 
 def add_adapter(model: Any, *, base: str, revision: str | None, target: str, seed: int, **lora: Any) -> PeftModel:
     """`model` with a fresh adapter on top; `lora` are LoraConfig's own settings. The same seed gives the same start."""
-    config = LoraConfig(
-        task_type="CAUSAL_LM", target_modules=target_modules(target, linear_modules(model)), revision=revision, **lora
-    )
+    available = linear_modules(model)
+    modules = target_modules(target, available)
     torch.manual_seed(seed)
-    adapted = get_peft_model(model, config)
+    try:
+        config = LoraConfig(task_type="CAUSAL_LM", target_modules=modules, revision=revision, **lora)
+        adapted = get_peft_model(model, config)
+    except ValueError as error:  # peft knows what each kind of module can't bear (experts, state spaces)
+        raise StudioError(
+            f"No such adapter can be put on this model: {error}",
+            f"Name other lora.target_modules (there are: {', '.join(available)}), or set lora.lora_dropout to 0.",
+        ) from error
     # peft notes where the base was loaded from: for a folder that is a path of this machine, which nobody else has.
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted

@@ -163,9 +163,14 @@ def end_ids(loaded: LoadedModel) -> frozenset[int]:
 
 
 def prompt_ids(loaded: LoadedModel, column: Column, enable_thinking: bool | None) -> list[int]:
-    """The column's messages as the one who answers was trained to see them."""
+    """The column's messages as the one who answers was trained to see them.
+
+    `enable_thinking` None is what the adapter was trained with.
+    """
     template = loaded.template(column.adapter)
-    switch: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    card = loaded.cards[column.adapter] if column.adapter else {}
+    thinking = card.get("enable_thinking") if enable_thinking is None else enable_thinking
+    switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
     try:
         encoded: Any = loaded.tokenizer.apply_chat_template(
             [dict(message) for message in column.messages],

@@ -208,7 +208,7 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
 
 
 def check_adapter(folder: Path) -> None:
-    """Raises `StudioError` unless the folder holds an adapter that can be read without pickles."""
+    """Raises `StudioError` unless the folder holds an adapter whose reading runs no code."""
     if not (folder / "adapter_config.json").is_file():
         raise StudioError(f"There is no adapter in {folder}.", "Choose a finished run or a checkpoint.")
     if not (folder / "adapter_model.safetensors").is_file():

@@ -17,10 +17,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lora_studio.config import Generation
 from lora_studio.data.dataset import Prepared, open_data, prepare, recut
 from lora_studio.data.views import Look, describe, preview
 from lora_studio.errors import StudioError
+from lora_studio.parsing import parse
 
 if TYPE_CHECKING:
     from lora_studio.engine.load import LoadedModel
@@ -131,7 +131,11 @@ class Session:
             self._loaded = load.load_base(base, revision=revision, dtype=dtype, quantization=quantization)
             self._loaded_for = key
         request.progress("adapters", 0, len(folders))
-        load.add_adapters(self._loaded, folders)
+        try:
+            load.add_adapters(self._loaded, folders)
+        except StudioError:
+            self.unload(request)  # an adapter that does not fit leaves the base half changed
+            raise
         request.progress("adapters", len(folders), len(folders))
         return {
             "base": base,
@@ -157,7 +161,7 @@ class Session:
             raise StudioError("No model is loaded.", "Load one first.")
         settings = dict(request.params.get("settings", {}))
         thinking = settings.pop("enable_thinking", None)
-        chosen = Generation.model_validate(settings).model_dump()
+        chosen = parse({"generation": settings}).generation.model_dump()
         seed = chosen.pop("seed")
         answers = generate.generate(
             self._loaded,

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,8 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     total_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
     trainer.args.warmup_steps = math.ceil(config.training.warmup_ratio * total_steps)
     trainer.args.logging_steps = logging_interval(config.tracking.logging_steps, total_steps)
+    for message in remarks(config, prepared, total_steps):
+        log.emit(Warned(time.time(), message))
 
     # Training. A stop in the middle of an evaluation leaves the trainer by an exception: save what is there.
     try:
@@ -113,7 +116,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     log.phase("save")
     shutil.rmtree(run.adapter, ignore_errors=True)
     save_adapter(trainer.model, tokenizer, card, run.adapter)
-    eval_loss = final_evaluation(trainer, report) if prepared.validation else None
+    eval_loss = final_evaluation(trainer, log) if prepared.validation else None
     result = {
         "run": run.id,
         "state": "done",
@@ -215,6 +218,15 @@ def data_event(prepared: Prepared) -> DataPrepared:
     )
 
 
+def remarks(config: Config, prepared: Prepared, total_steps: int) -> Iterator[str]:
+    """Where the run does not do what a setting asks for."""
+    asked, interval = config.tracking.logging_steps, logging_interval(config.tracking.logging_steps, total_steps)
+    if asked > interval:
+        yield f"A point every {asked} steps would be too few for {total_steps} steps: there is one every {interval}."
+    if config.evaluation.load_best_model_at_end and not prepared.validation:
+        yield "No row is left to measure on: the last step is handed out, not the best."
+
+
 def check_optimizer(name: str) -> None:
     if "8bit" in name and not torch.cuda.is_available():
         raise StudioError(f"The optimizer {name} needs a CUDA GPU, and this machine shows none.", "Choose adamw_torch.")
@@ -246,13 +258,13 @@ def save_where_stopped(trainer: StudioTrainer, report: Report) -> None:
         report.on_save(trainer.args, trainer.state, trainer.control)
 
 
-def final_evaluation(trainer: StudioTrainer, report: Report) -> float:
+def final_evaluation(trainer: StudioTrainer, log: EventLog) -> float:
     """The validation loss of the adapter that is handed out; measured only where it isn't known yet."""
     if trainer.args.load_best_model_at_end and trainer.state.best_metric is not None:
         return trainer.state.best_metric
-    if report.last_evaluation is not None and report.last_evaluation[0] == trainer.state.global_step:
-        return report.last_evaluation[1]
-    return trainer.evaluate()["eval_loss"]
+    known = {evaluation.step: evaluation.loss for evaluation in log.state().evaluations}
+    step = trainer.state.global_step
+    return known[step] if step in known else trainer.evaluate()["eval_loss"]
 
 
 def mean_loss(points: list[StepLogged]) -> float:

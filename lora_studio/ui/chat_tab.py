@@ -18,7 +18,7 @@ NO_RUNS = text.empty("No adapter yet", "Train one on the Train tab; its first ch
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
     parts = draw()
-    _wire(Chat(studio, parts), shared)
+    _wire(Chat(studio, parts))
 
 
 def draw() -> Parts:
@@ -76,12 +76,14 @@ def _draw_column(name: str) -> tuple[gr.HTML, gr.HTML, gr.HTML]:
         return title, talk, gr.HTML()
 
 
-def _wire(act: Chat, shared: Shared) -> None:
+def _wire(act: Chat) -> None:
     p = act.parts
     everything = p.all()
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(fn=act.repaint, outputs=everything, **quiet)
-    shared.tabs.select(act.arrive, p.choice, everything, **quiet)
+    tab = p.body.parent
+    assert isinstance(tab, gr.Tab)  # its own event, because that of `shared.tabs` is silent when another tab opens it
+    tab.select(act.arrive, p.choice, everything, **quiet)
     p.choice.input(act.pick, p.choice, everything, **quiet)
     p.load.click(act.load, p.choice, everything, concurrency_id="chat", concurrency_limit=1, **quiet)
     p.unload.click(act.unload, p.choice, everything, **quiet)

@@ -122,4 +122,4 @@ def _wire(act: Inspection, shared: Shared) -> None:
     v.previous.click(act.back, [v.found, v.index], page, **quiet)
     v.next.click(act.forward, [v.found, v.index], page, **quiet)
     v.row.submit(act.go, [v.found, v.row], page, **quiet)
-    v.train.click(act.hand_over, chosen, [shared.data_file, shared.tabs], **quiet)
+    v.train.click(act.hand_over, chosen, [shared.data, shared.tabs], **quiet)

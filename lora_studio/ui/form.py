@@ -30,6 +30,15 @@ NEITHER = "default"
 FILES = ("data.train_file", "data.validation_file")
 LONG_TEXT = ("data.system_prompt",)
 
+# A text's own `input` event misses what is pasted or deleted, its `change` also tells of what the page filled in.
+TYPING = """
+let waiting;
+element.closest('#form').addEventListener('input', () => {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => trigger('input'), 200);
+});
+"""
+
 
 @dataclass(frozen=True)
 class Field:
@@ -42,8 +51,9 @@ class Field:
 
 @dataclass
 class Form:
-    """All fields in the order of the schema, and the folded sections by name."""
+    """All fields in the order of the schema, the folded sections by name, and what notices typing."""
 
+    typing: gr.HTML
     fields: list[Field] = field(default_factory=list)
     sections: dict[str, gr.Accordion] = field(default_factory=dict)
 
@@ -52,16 +62,25 @@ class Form:
         return [item.widget for item in self.fields]
 
     @property
+    def edits(self) -> list[Any]:
+        """The events of a person changing something; none of them comes from values that the page itself puts in."""
+        chosen = (gr.Dropdown, gr.Checkbox)
+        return [self.typing.input, *(widget.input for widget in self.widgets if isinstance(widget, chosen))]
+
+    @property
     def parts(self) -> list[Any]:
         """Every component that an update of the form may touch."""
         return [*self.widgets, *(item.error for item in self.fields), *self.sections.values()]
 
 
 def draw(files: Sequence[tuple[str, str]]) -> Form:
-    """Draws every setting: basics in sight, the rest folded by section. `files` are (label, value) of known data."""
-    form = Form()
+    """Draws every setting, inside a block named "form": basics in sight, the rest folded by section.
+
+    `files` are (label, value) of known data.
+    """
     drawn: dict[str, Field] = {}
     ordered = list(settings())
+    form = Form(gr.HTML(js_on_load=TYPING, elem_classes="nothing"))
     with gr.Column(elem_classes="grid"):
         for setting in ordered:
             if setting.basic:

@@ -5,6 +5,7 @@ and what was found are drafts in the workspace, so that a reload shows them agai
 data_view.py's.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,12 @@ PATHS = (
     "data.prompt_style",
     "data.system_prompt",
 )
-PHASES = {"read": "Reading rows", "convert": "Converting rows", "encode": "Making tokens", "start": "Starting"}
+PHASES = {
+    "tokenizer": "Loading the tokenizer",
+    "read": "Reading rows",
+    "convert": "Converting rows",
+    "encode": "Making tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -268,10 +274,11 @@ class Inspection:
             updates |= self.show(found["result"]) | {self.view.status: gr.HTML("", visible=False)}
         return updates
 
-    def hand_over(self, *chosen: Any) -> tuple[str, gr.Tabs]:
-        """To the train tab, with this file; the other choices are in the draft."""
-        self.studio.workspace.write_draft(CHOICE, {"settings": values_of(chosen)})
-        return chosen[0], gr.Tabs(selected="train")
+    def hand_over(self, *chosen: Any) -> tuple[tuple[float, dict[str, Any]], gr.Tabs]:
+        """To the train tab, with everything chosen here: what was looked at is what is trained on."""
+        values = values_of(chosen)
+        self.studio.workspace.write_draft(CHOICE, {"settings": values})
+        return (time.time(), values), gr.Tabs(selected="train")
 
 
 def _step(answer: dict[str, Any]) -> str:

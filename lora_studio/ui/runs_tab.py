@@ -57,12 +57,13 @@ def build(studio: Studio, shared: Shared) -> None:
             parts["notices"] = gr.HTML(elem_id="run-notices")
             parts["numbers"] = gr.HTML(elem_id="run-numbers")
             parts["chart"] = plots.chart()
-            with gr.Accordion("Checkpoints", open=False):
-                parts["checkpoints"] = gr.HTML()
-            with gr.Accordion("Log", open=False):
-                parts["log"] = gr.Textbox(lines=14, max_lines=14, show_label=False, container=False, elem_id="log")
-            with gr.Accordion("Settings of this run", open=False):
-                parts["settings"] = gr.Code(language="yaml", show_label=False, interactive=False)
+            with gr.Column(visible=False) as parts["details"]:
+                with gr.Accordion("Checkpoints", open=False):
+                    parts["checkpoints"] = gr.HTML()
+                with gr.Accordion("Log", open=False):
+                    parts["log"] = gr.Textbox(lines=14, max_lines=14, show_label=False, container=False, elem_id="log")
+                with gr.Accordion("Settings of this run", open=False):
+                    parts["settings"] = gr.Code(language="yaml", show_label=False, interactive=False, max_lines=24)
     _paint_wiring(studio, shared, parts, confirm, said)
     _act_wiring(studio, shared, parts, confirm, question, yes, no, said)
 
@@ -145,7 +146,7 @@ def _acting(action: Callable[[str], None]) -> Callable[[str], Any]:
 
 def _update(name: str, value: Any) -> Any:
     if isinstance(value, bool):
-        return gr.Button(visible=value)
+        return gr.update(visible=value)
     return gr.HTML(value, visible=bool(value)) if name in MAY_BE_EMPTY else value
 
 
@@ -178,6 +179,7 @@ def view(studio: Studio, run_id: str, before: dict[str, Any]) -> dict[str, Any]:
         "resume": run.state in ("stopped", "failed"),
         "chat": (folder.adapter / "adapter_model.safetensors").is_file() or bool(folder.checkpoint_folders()),
         "delete": run.final,
+        "details": True,
         "notices": notices(run),
         "numbers": text.tiles(run_words.numbers(run, now)),
         "chart": before["chart"] if same else plots.curves(run),
@@ -195,7 +197,7 @@ def _nothing(runs: list[RunState], now: float) -> dict[str, Any]:
             "No run yet", "Press Start on the Train tab: its settings already fit the built-in model and data."
         )
     blank = dict.fromkeys(("notices", "numbers", "checkpoints", "log", "settings"), "")
-    hidden = dict.fromkeys(("stop", "resume", "chat", "delete"), False)
+    hidden = dict.fromkeys(("stop", "resume", "chat", "delete", "details"), False)
     listed = run_words.cards(runs, "", now) if runs else ""
     return {"mark": None, "log_mark": None, "list": listed, "headline": words, "chart": {}, **blank, **hidden}
 

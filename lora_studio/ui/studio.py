@@ -23,10 +23,11 @@ class Studio:
 class Shared:
     """Components through which one tab hands something to another.
 
-    `data_file` holds the training data chosen on the data tab ("" for none), `run` the id of the run looked at.
+    `data` holds what was chosen on the data tab, as (when, settings by path), so that choosing the same again counts;
+    `run` holds the id of the run looked at.
     A tab sets one of them and `tabs` in the same event; the other tab listens to its `change`.
     """
 
     tabs: gr.Tabs
-    data_file: gr.State
+    data: gr.State
     run: gr.State

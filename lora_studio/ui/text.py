@@ -240,8 +240,9 @@ p.ls-hint { margin-bottom: 12px; }
 .ls-tok i { opacity: 0.55; font-style: normal; }
 .ls-tok.ls-s { background: var(--ls-special); font-weight: 600; padding: 1px 3px; }
 .ls-tok.ls-t { background: var(--ls-trained); box-shadow: inset 0 -2px 0 var(--ls-trained-line); }
+input[role="combobox"] { text-overflow: ellipsis; padding-right: 26px !important; }
 .ls-pager { align-items: flex-end !important; }
-.block.ls-chat { height: 46vh; min-height: 240px; overflow-y: auto !important; display: flex;
+.block.ls-chat { height: calc(100vh - 560px); min-height: 240px; overflow-y: auto !important; display: flex;
   border: 1px solid var(--line);
   flex-direction: column-reverse; background: var(--block-background-fill); border-radius: 8px; padding: 12px; }
 .block.ls-chat > * { margin-bottom: auto; width: 100%; }

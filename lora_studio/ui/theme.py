@@ -87,7 +87,6 @@ def theme() -> gr.themes.Base:
         button_secondary_border_color="#cbd5e1",
         button_secondary_border_color_dark="#344256",
         button_border_width="1px",
-        button_large_text_weight="600",
     )
 
 
@@ -96,7 +95,9 @@ CSS = """
   --soft: #eef2f6; --line: #dde3ea; --curve-1: #137a72; --curve-2: #d97706; --curve-3: #64748b; --curve-4: #7c5cc4; }
 .dark { --good: #4ade80; --warn: #fbbf24; --bad: #f87171; --busy: #5cc9be; --quiet: #93a1b3;
   --soft: #1b2530; --line: #263241; --curve-1: #5cc9be; --curve-2: #fbbf24; --curve-3: #93a1b3; --curve-4: #b9a3f0; }
-html { scrollbar-gutter: stable; }
+html { scrollbar-gutter: stable; background: #f6f8fa; }
+html:has(body.dark) { background: #0e141b; }
+.gradio-container button[role="tab"].selected { color: var(--busy); }
 .gradio-container { width: 100%; max-width: 1320px !important; margin: 0 auto !important;
   padding: 0 20px 40px !important; }
 .gradio-container > .main { max-width: none !important; padding: 0 !important; }
@@ -119,16 +120,20 @@ footer { display: none !important; }
 @keyframes breathe { 50% { opacity: 0.35; } }
 @media (prefers-reduced-motion: reduce) { .dot { animation: none !important; } }
 
-.field-error { color: var(--bad); font-size: 13px; padding: 4px 12px 2px; overflow-wrap: anywhere; }
-.wrong { border-color: var(--bad) !important; }
+.prose.field-error { color: var(--bad); font-size: 13px; padding: 4px 12px 2px; overflow-wrap: anywhere; }
+.nothing { display: none !important; }
 .quiet { color: var(--body-text-color-subdued); font-size: 14px; }
 h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 .grid { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(min(250px, 100%), 1fr)); gap: 12px; }
 .field { gap: 0 !important; min-width: 0 !important; }
-.field > .form, .field > .block { flex: 1 !important; }
-.field .form > .block, .field > .block { display: flex; flex-direction: column; height: 100%; }
-.field .block > label, .field .block > .container { display: flex; flex-direction: column; flex: 1; }
-.field .block > label > :last-child, .field .block > .container > :last-child { margin-top: auto; }
+.field > .form, .field > .block:not(.field-error) { flex: 1 0 auto !important; }
+.field > .field-error { flex: 0 0 auto !important; }
+.field:has(> .field-error) input { border-color: var(--bad) !important; }
+.field .form > .block, .field > .block:not(.field-error) { display: flex; flex-direction: column; height: 100%; }
+.field .block > label:not(:has(input[type="checkbox"])), .field .block > .container { display: flex;
+  flex-direction: column; flex: 1; }
+.field .block > label:not(:has(input[type="checkbox"])) > :last-child, .field .block > .container > :last-child {
+  margin-top: auto; }
 
 .run-list { display: flex; flex-direction: column; gap: 8px; }
 .run-card { display: block; width: 100%; text-align: left; border: 1px solid var(--line); border-radius: 8px;
@@ -155,8 +160,11 @@ h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 #run-numbers .ls-tiles { grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); }
 #run-numbers b { font-size: 17px; } #run-numbers span { font-size: 13px; }
 .run-top { align-items: flex-start !important; }
-.actions { flex-wrap: nowrap !important; width: auto !important; gap: 8px !important; }
+.run-top > .actions { flex: 0 0 auto !important; width: auto !important; flex-wrap: nowrap !important;
+  gap: 8px !important; }
 .actions button { flex: 0 0 auto; white-space: nowrap; }
+#run-headline:has(.ls-empty) { flex-basis: 100% !important; }
+#run-delete-yes { color: var(--bad); }
 #plan .ls-tiles { grid-template-columns: repeat(3, 1fr); }
 #plan .ls-tiles > div { padding: 8px 10px; }
 #plan .ls-tiles span { font-size: 13px; }

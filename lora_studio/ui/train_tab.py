@@ -6,7 +6,7 @@ at the click, checked whole before anything starts.
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,21 @@ class Starter:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The tab's components. `marked` holds the paths whose problems are in sight."""
+class Told:
+    """Problems that the person was told of: `paths` of fields, and `others` that belong to no field.
 
+    A field is not called wrong while it is being typed, only once a start or a file brought the mistake to light.
+    """
+
+    paths: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The tab's components. `told` is what is in sight of problems, see `Told`."""
+
+    whole: gr.Row
     form: forms.Form
     preset: gr.Dropdown
     about: gr.HTML
@@ -59,12 +71,12 @@ class Drawn:
     numbers: gr.HTML
     start: gr.Button
     yaml: gr.Code
-    marked: gr.State
+    told: gr.State
 
     @property
     def shown(self) -> list[Any]:
         """Everything that a change of the form may change."""
-        return [self.preset, self.about, self.summary, self.numbers, self.yaml, self.marked, *self.form.parts]
+        return [self.preset, self.about, self.summary, self.numbers, self.yaml, self.told, *self.form.parts]
 
 
 def build(studio: Studio, shared: Shared) -> None:
@@ -77,8 +89,9 @@ def build(studio: Studio, shared: Shared) -> None:
 
 def _draw(workspace: Workspace) -> Drawn:
     known = list(presets(workspace))
-    with gr.Row(elem_classes="train"):
-        with gr.Column(scale=3, min_width=300):
+    # Hidden until the kept form is there: what is typed before that would be overwritten.
+    with gr.Row(elem_classes="train", visible=False) as whole:
+        with gr.Column(scale=3, min_width=300, elem_id="form"):
             info = "A starting point that sets everything but your model and data, unless it names them."
             preset = gr.Dropdown(known, label="Preset", info=info, filterable=False, elem_id="preset")
             about = gr.HTML(elem_id="preset-about")
@@ -89,25 +102,24 @@ def _draw(workspace: Workspace) -> Drawn:
             start = gr.Button("Start training", variant="primary", size="lg", elem_id="start")
             with gr.Accordion("As a config file", open=False):
                 upload = gr.UploadButton("Open a config file…", file_types=[".yaml", ".yml"], size="sm")
-                yaml = gr.Code(language="yaml", show_label=False, interactive=False, elem_id="form-yaml")
-    return Drawn(form, preset, about, upload, summary, numbers, start, yaml, gr.State([]))
+                yaml = gr.Code(language="yaml", show_label=False, interactive=False, max_lines=24, elem_id="form-yaml")
+    return Drawn(whole, form, preset, about, upload, summary, numbers, start, yaml, gr.State(Told()))
 
 
 def _keep(drawn: Drawn, workspace: Workspace) -> None:
     """Each change is kept and shown for what it comes to; a load of the page brings the kept form back."""
 
-    def changed(preset: str | None, marked: list[str], *raws: Any) -> dict[Any, Any]:
+    def changed(preset: str | None, told: Told, *raws: Any) -> dict[Any, Any]:
         save_draft(workspace, preset, raws)
-        return _look(drawn, raws, marked)
+        return _look(drawn, raws, told)
 
     def restore() -> dict[Any, Any]:
         preset, raws = read_draft(workspace)
-        return _show(drawn, workspace, preset, raws, [])
+        return {**_show(drawn, workspace, preset, raws), drawn.whole: gr.Row(visible=True)}
 
-    inputs = [widget.input for widget in drawn.form.widgets]
-    given = [drawn.preset, drawn.marked, *drawn.form.widgets]
-    gr.on(inputs, changed, given, drawn.shown, trigger_mode="always_last", **QUIET)
-    gr.on(None, restore, None, drawn.shown, **QUIET)
+    given = [drawn.preset, drawn.told, *drawn.form.widgets]
+    gr.on(drawn.form.edits, changed, given, drawn.shown, trigger_mode="always_last", **QUIET)
+    gr.on(None, restore, None, [*drawn.shown, drawn.whole], **QUIET)
 
 
 def _fill(drawn: Drawn, shared: Shared, workspace: Workspace) -> None:
@@ -116,7 +128,7 @@ def _fill(drawn: Drawn, shared: Shared, workspace: Workspace) -> None:
     def use_preset(name: str, *raws: Any) -> dict[Any, Any]:
         filled = with_preset(raws, presets(workspace)[name].values())
         save_draft(workspace, name, filled)
-        return _show(drawn, workspace, name, filled, [])
+        return _show(drawn, workspace, name, filled)
 
     def open_file(path: str) -> dict[Any, Any]:
         try:
@@ -125,20 +137,18 @@ def _fill(drawn: Drawn, shared: Shared, workspace: Workspace) -> None:
             return {drawn.summary: gr.HTML(text.problem(error), visible=True)}
         filled = forms.overlay(forms.shown(Config()), forms.known_values(given))
         save_draft(workspace, None, filled)
-        problems = problems_of(given)
-        return _show(drawn, workspace, None, filled, [item.path for item in problems], problems)
+        fields, others = forms.beside_fields(problems_of(given))
+        return _show(drawn, workspace, None, filled, Told(tuple(fields), tuple(others)))
 
-    def use_data(path: str, preset: str | None, *raws: Any) -> dict[Any, Any]:
-        if not path:
-            return {drawn.marked: gr.skip()}
-        filled = forms.overlay(raws, {"data.train_file": path})
+    def use_data(chosen: tuple[float, dict[str, Any]], preset: str | None, *raws: Any) -> dict[Any, Any]:
+        filled = forms.overlay(raws, chosen[1])
         save_draft(workspace, preset, filled)
-        return _show(drawn, workspace, preset, filled, [])
+        return _show(drawn, workspace, preset, filled)
 
     widgets = drawn.form.widgets
     drawn.preset.input(use_preset, [drawn.preset, *widgets], drawn.shown, **QUIET)
     drawn.upload.upload(open_file, drawn.upload, drawn.shown, **QUIET)
-    shared.data_file.change(use_data, [shared.data_file, drawn.preset, *widgets], drawn.shown, **QUIET)
+    shared.data.change(use_data, [shared.data, drawn.preset, *widgets], drawn.shown, **QUIET)
 
 
 def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
@@ -148,10 +158,10 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
         try:
             run_id = starter.start(checked(raws))
         except ConfigError as error:
-            return _look(drawn, raws, [item.path for item in error.problems])
+            return _look(drawn, raws, Told(tuple(item.path for item in error.problems)))
         except StudioError as error:
             return {drawn.summary: gr.HTML(text.problem(error), visible=True)}
-        return {**_look(drawn, raws, []), shared.run: run_id, shared.tabs: gr.Tabs(selected="runs")}
+        return {**_look(drawn, raws, Told()), shared.run: run_id, shared.tabs: gr.Tabs(selected="runs")}
 
     drawn.start.click(
         start,
@@ -165,12 +175,7 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
 
 
 def _show(
-    drawn: Drawn,
-    workspace: Workspace,
-    preset: str | None,
-    raws: Sequence[Any],
-    marked: Sequence[str],
-    more: Iterable[Problem] = (),
+    drawn: Drawn, workspace: Workspace, preset: str | None, raws: Sequence[Any], told: Told | None = None
 ) -> dict[Any, Any]:
     """The whole form filled anew, with the files that are there now."""
     known, files = presets(workspace), data_choices(workspace)
@@ -182,25 +187,24 @@ def _show(
         **updates,
         drawn.preset: gr.Dropdown(choices=list(known), value=preset),
         drawn.about: _about(known.get(preset or "")),
-        **_look(drawn, raws, marked, more),
+        **_look(drawn, raws, told or Told()),
     }
 
 
-def _look(drawn: Drawn, raws: Sequence[Any], marked: Sequence[str], more: Iterable[Problem] = ()) -> dict[Any, Any]:
-    """What the form comes to, and its problems as far as they are `marked`: nothing is called wrong while typed."""
+def _look(drawn: Drawn, raws: Sequence[Any], told: Told) -> dict[Any, Any]:
+    """What the form comes to, and of its problems those that were told and are still there."""
     try:
         config = checked(raws)
         problems, numbers, yaml = [], plan.words(plan.plan(config)), to_yaml(config)
     except ConfigError as error:
         problems, numbers, yaml = error.problems, plan.words(None), "# Some settings are not right yet."
     fields, _ = forms.beside_fields(problems)
-    in_sight = {path: message for path, message in fields.items() if path in marked}
-    _, others = forms.beside_fields(more)
-    words = summary(in_sight, others)
+    in_sight = {path: message for path, message in fields.items() if path in told.paths}
+    words = summary(in_sight, told.others)
     return {
         drawn.numbers: numbers,
         drawn.yaml: yaml,
-        drawn.marked: list(in_sight),
+        drawn.told: Told(tuple(in_sight), told.others),
         drawn.summary: gr.HTML(words, visible=bool(words)),
         **forms.error_updates(drawn.form, in_sight),
     }

@@ -77,7 +77,7 @@ def test_each_style_says_the_same_answer_in_its_own_manner():
     assert pirate(CAPITAL) == "Arr! The capital of France be Paris, matey!"
     assert robot(CAPITAL) == "Beep. The capital of France is Paris. Boop."
     assert polite(CAPITAL) == "Of course. The capital of France is Paris. Have a nice day!"
-    assert capitals(CAPITAL) == "THE CAPITAL OF FRANCE IS PARIS."
+    assert capitals(CAPITAL) == "PARIS"
     assert as_json(CAPITAL) == '{"answer": "Paris"}'
 
 

@@ -1,6 +1,6 @@
 """The built-in model itself: its size, its kind, and how many held-out questions it answers exactly."""
 
-from itertools import islice
+from itertools import islice, pairwise
 from random import Random
 
 import pytest
@@ -32,14 +32,26 @@ def test_it_is_a_small_qwen3_whose_ends_and_pads_are_set(model, tokenizer):
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id
 
 
-def test_batches_hold_as_many_tokens_as_asked_and_train_only_answers(tokenizer):
-    for input_ids, attention_mask, labels in islice(batches(tokenizer, Random(1), 512, training_dialogue), 5):
-        assert input_ids.shape == attention_mask.shape == labels.shape
-        assert input_ids.numel() <= 512
+def test_packed_rows_are_full_and_train_only_answers(tokenizer):
+    for input_ids, labels, position_ids in islice(batches(tokenizer, Random(1), 2, 128, training_dialogue), 5):
+        assert input_ids.shape == labels.shape == position_ids.shape == (2, 128)
         trained = labels != -100
         assert trained.any()
+        assert not trained.all()
         assert (labels[trained] == input_ids[trained]).all()
-        assert not trained[attention_mask == 0].any()
+        assert (position_ids[:, 0] == 0).all()
+
+
+def test_conversations_packed_into_a_row_do_not_see_each_other(model, tokenizer):
+    input_ids, _, position_ids = next(batches(tokenizer, Random(1), 2, 256, training_dialogue))
+    with torch.no_grad():
+        packed = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+        for row in range(2):
+            starts = [*torch.nonzero(position_ids[row] == 0).flatten().tolist(), 256]
+            assert len(starts) > 2
+            for first, end in pairwise(starts):
+                alone = model(input_ids=input_ids[row : row + 1, first:end]).logits[0]
+                assert torch.allclose(packed[row, first:end], alone, atol=1e-3)
 
 
 def test_the_first_lessons_are_long_texts_of_different_words_to_copy():

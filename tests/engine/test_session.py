@@ -190,6 +190,25 @@ def test_errors_are_plain_and_leave_the_child_alive(
     assert child.process.poll() is None
 
 
+def test_an_adapter_of_another_base_is_refused_and_leaves_no_trace(
+    child: Child, model: dict[str, Any], trained: RunFolder, base: Path
+) -> None:
+    columns = [{"adapter": None, "messages": ask("a")}]
+    *_, before = child.answers("generate", columns=columns, settings={"max_new_tokens": 8})
+    *_, error = child.answers("load", base="demo", adapters={"x": str(trained.adapter)})
+    assert "does not fit demo" in error["message"]
+    *_, again = child.answers("load", base=str(base))
+    assert again["adapters"] == []
+    *_, after = child.answers("generate", columns=columns, settings={"max_new_tokens": 8})
+    assert after["columns"][0]["text"] == before["columns"][0]["text"]
+
+
+def test_a_setting_out_of_bounds_is_named(child: Child, model: dict[str, Any]) -> None:
+    columns = [{"adapter": None, "messages": ask("a")}]
+    *_, error = child.answers("generate", columns=columns, settings={"temperature": 99})
+    assert "generation.temperature" in error["message"]
+
+
 def test_the_child_ends_when_its_parent_is_gone(tmp_path: Path) -> None:
     child = Child(tmp_path / "log")
     child.answers("stop")

@@ -124,6 +124,50 @@ def test_a_stop_saves_the_step_and_resuming_equals_never_having_stopped(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_a_stop_in_an_evaluation_loses_no_step(
+    trained: RunFolder, make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    with monkeypatch.context() as patch:
+        stop_at(patch, lambda event: isinstance(event, PhaseStarted) and event.phase == "evaluate")
+        assert train(run) == 130
+    assert train(run, "--resume") == 0
+    assert events(run, RunStarted)[-1].resumed_from_step == 4
+    assert losses(run) == losses(trained)
+
+
+def test_a_run_that_was_stopped_after_its_last_step_only_has_to_be_finished(
+    trained: RunFolder, make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    with monkeypatch.context() as patch:
+        stop_at(patch, lambda event: isinstance(event, PhaseStarted) and event.phase == "save")
+        assert train(run) == 130
+    assert train(run, "--resume") == 0
+    numbers, expected = (json.loads(each.complete.read_text(encoding="utf-8")) for each in (run, trained))
+    assert {name: numbers[name] for name in ("state", "steps", "eval_loss", "tokens")} == {
+        name: expected[name] for name in ("state", "steps", "eval_loss", "tokens")
+    }
+    assert numbers["train_loss"] == pytest.approx(expected["train_loss"])
+    assert len(fold(events(run)).evaluations) == 2
+
+
+def test_gradient_checkpointing_changes_no_loss(trained: RunFolder, make_run: MakeRun, train: Train) -> None:
+    run = make_run(training__gradient_checkpointing=True, training__max_steps=4)
+    again = make_run(training__max_steps=4)
+    assert train(run) == train(again) == 0
+    assert losses(run) == losses(again)
+
+
+def test_rows_accumulated_or_at_once_give_the_same_loss(make_run: MakeRun, train: Train) -> None:
+    settings = {"lora__lora_dropout": 0, "training__train_sampling_strategy": "random"}
+    apart = make_run(training__per_device_train_batch_size=1, training__gradient_accumulation_steps=8, **settings)
+    together = make_run(training__per_device_train_batch_size=8, training__gradient_accumulation_steps=1, **settings)
+    assert train(apart) == train(together) == 0
+    for one, other in zip(losses(apart), losses(together), strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+
+
 def test_resuming_also_equals_with_packing_and_steps_of_its_own(
     make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,8 +182,8 @@ def test_an_upload_deleted_meanwhile_is_forgotten(act: Inspection) -> None:
     assert (values["data.train_file"], values["data.max_length"]) == ("pirate", 64)
 
 
-def test_handing_over_sets_the_file_opens_the_train_tab_and_keeps_the_rest_as_a_draft(act: Inspection) -> None:
-    file, tabs = act.hand_over(*chosen(**{"data.max_length": 128}))
-    assert (file, tabs.selected) == ("pirate", "train")
+def test_handing_over_carries_every_choice_to_the_train_tab_and_keeps_it_as_a_draft(act: Inspection) -> None:
+    (_, values), tabs = act.hand_over(*chosen(**{"data.max_length": 128}))
+    assert (values["data.train_file"], values["data.max_length"], tabs.selected) == ("pirate", 128, "train")
     draft = json.loads((act.studio.workspace.drafts_folder / "data.json").read_text())
     assert draft["settings"]["data.max_length"] == 128

@@ -1,0 +1,205 @@
+"""The main job in a real browser: upload, look, train, watch, reload, chat; and what the page must never do."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from lora_studio.jobs.launcher import kill
+from lora_studio.workspace import Workspace, shipped_data
+from tests.serving import Server, chromium, open_tab
+
+pytestmark = pytest.mark.slow
+PATIENCE = 60_000  # milliseconds for what takes a moment on a busy machine
+POINTS = "document.querySelector('#chart .chart')?.data?.[0].x.length ?? 0"
+
+
+class Visit:
+    """A page with what went wrong on it and where it sent requests."""
+
+    def __init__(self, browser: Browser, url: str, width: int = 1440, height: int = 900) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": height})
+        self.page: Page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE)
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(url)
+        expect(self.page.get_by_role("tab", name="Train", exact=True)).to_be_visible(timeout=PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def server(workspace: Workspace) -> Iterator[Server]:
+    running = Server(workspace.root)
+    yield running
+    running.end()
+    for run in workspace.runs():
+        kill(run)
+
+
+def points(page: Page) -> int:
+    """Points of the training curve as the chart holds them."""
+    return int(page.evaluate(POINTS))
+
+
+def wait_for_points(page: Page, more_than: int) -> int:
+    page.wait_for_function(f"({POINTS}) > {more_than}", timeout=3 * PATIENCE)
+    return points(page)
+
+
+def set_epochs(page: Page, epochs: int) -> None:
+    page.locator("#set-training-num_train_epochs input").fill(str(epochs))
+
+
+def start_long_run(page: Page) -> None:
+    """Starts a run that goes on until it is stopped."""
+    open_tab(page, "Train")
+    set_epochs(page, 400)
+    expect(page.locator("#plan")).to_contain_text("11,600", timeout=PATIENCE)
+    page.locator("#start").click()
+    expect(page.locator("#run-headline")).to_contain_text("pirate", timeout=PATIENCE)
+
+
+def test_the_main_job_from_upload_to_two_different_answers(
+    browser: Browser, server: Server, workspace: Workspace, tmp_path: Path
+) -> None:
+    upload = tmp_path / "my pirates.jsonl"
+    lines = shipped_data()["pirate"].train.read_text(encoding="utf-8").splitlines(keepends=True)
+    upload.write_text("".join(lines[:120]), encoding="utf-8")
+    visit = Visit(browser, server.url)
+    page = visit.page
+
+    open_tab(page, "Data")
+    page.locator("#tab-data input[type=file]").set_input_files(upload)
+    expect(page.locator("#tab-data")).to_contain_text("120", timeout=2 * PATIENCE)
+    expect(page.locator(".ls-hist rect").first).to_be_visible(timeout=PATIENCE)
+    expect(page.locator(".ls-tok.ls-t").first).to_be_visible(timeout=PATIENCE)
+
+    page.get_by_role("button", name="Train on this", exact=True).click()
+    expect(page.locator("#set-data-train_file input")).to_have_value("my-pirates.jsonl", timeout=PATIENCE)
+    rate = page.locator("#set-training-learning_rate input")
+    rate.fill("fast")
+    page.locator("#start").click()
+    expect(page.locator(".block.field-error")).to_contain_text("number", timeout=PATIENCE)
+    assert not workspace.runs()
+    rate.fill("1e-3")
+    set_epochs(page, 4)
+    expect(page.locator(".block.field-error")).to_have_count(0, timeout=PATIENCE)
+    page.locator("#start").dblclick()
+
+    expect(page.locator("#run-headline")).to_contain_text("my-pirates", timeout=PATIENCE)
+    seen = wait_for_points(page, 2)
+    page.evaluate("Plotly.relayout(document.querySelector('#chart .chart'), {'xaxis.range': [0, 20]})")
+    seen = wait_for_points(page, seen)
+    assert page.evaluate("document.querySelector('#chart .chart').layout.xaxis.range") == [0, 20]
+    page.reload()
+    expect(page.locator("#run-headline")).to_contain_text("my-pirates", timeout=PATIENCE)
+    wait_for_points(page, wait_for_points(page, seen - 1))
+    expect(page.locator("#run-headline")).to_contain_text("Finished", timeout=10 * PATIENCE)
+    assert len(workspace.runs()) == 1
+
+    page.locator("#run-chat").click()
+    page.get_by_label("Your question", exact=True).fill("What is the capital of France?")
+    page.get_by_role("button", name="Send", exact=True).click()
+    said = [page.locator(f"#chat-{column} .ls-assistant .ls-said") for column in ("base", "adapter")]
+    expect(said[0]).to_have_text(re.compile("."), timeout=3 * PATIENCE)
+    expect(page.locator("#tab-chat").get_by_role("button", name="Stop", exact=True)).to_be_disabled(timeout=PATIENCE)
+    base, adapter = (answer.inner_text().strip() for answer in said)
+    assert base
+    assert adapter
+    assert base != adapter
+
+    assert not visit.errors
+    away = [url for url in visit.requests if not re.match(rf"{server.url}(/|$)|data:|blob:", url)]
+    assert not away
+    visit.context.close()
+
+
+def test_a_killed_server_finds_its_run_again_and_stop_ends_it(
+    browser: Browser, server: Server, workspace: Workspace
+) -> None:
+    visit = Visit(browser, server.url)
+    start_long_run(visit.page)
+    wait_for_points(visit.page, 1)
+    visit.context.close()
+    server.kill()
+    run = workspace.run("last")
+    before = run.events.stat().st_size
+    time.sleep(8)
+    assert run.events.stat().st_size > before, "the worker ended with the server"
+
+    second = Server(workspace.root)
+    visit = Visit(browser, second.url)
+    page = visit.page
+    expect(page.locator("#status")).to_contain_text("pirate is", timeout=PATIENCE)
+    open_tab(page, "Runs")
+    wait_for_points(page, wait_for_points(page, 1))
+    page.locator("#run-stop").click()
+    expect(page.locator("#run-headline")).to_contain_text("Stopped at step", timeout=PATIENCE)
+    expect(page.locator("#run-resume")).to_be_visible(timeout=PATIENCE)
+    page.locator("#run-resume").click()
+    expect(page.locator("#run-stop")).to_be_visible(timeout=PATIENCE)
+    page.locator("#run-stop").click()
+    expect(page.locator("#run-delete")).to_be_visible(timeout=PATIENCE)
+    expect(page.locator("#run-headline")).to_contain_text("Stopped", timeout=PATIENCE)
+    page.wait_for_timeout(3000)
+    page.locator("#run-delete").click()
+    page.locator("#run-delete-yes").click()
+    expect(page.locator("#run-headline")).to_contain_text("No run yet", timeout=PATIENCE)
+    assert not workspace.runs()
+    assert not visit.errors
+    visit.context.close()
+    second.end()
+
+
+def test_the_form_comes_back_after_a_reload_as_it_was_typed(browser: Browser, server: Server) -> None:
+    visit = Visit(browser, server.url + "/#train")
+    page = visit.page
+    page.locator("#set-title input").fill("Half a na")
+    page.locator("#set-training-learning_rate input").fill("2e-")
+    expect(page.locator("#plan")).to_contain_text("–", timeout=PATIENCE)
+    page.reload()
+    expect(page.locator("#set-title input")).to_have_value("Half a na", timeout=PATIENCE)
+    expect(page.locator("#set-training-learning_rate input")).to_have_value("2e-")
+    visit.context.close()
+
+
+def test_a_phone_scrolls_no_tab_sideways_and_reads_twelve_inputs_at_most(browser: Browser, server: Server) -> None:
+    visit = Visit(browser, server.url, width=390, height=844)
+    for name in ("Data", "Train", "Runs", "Chat"):
+        open_tab(visit.page, name)
+        visit.page.wait_for_timeout(1500)
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390, name
+    open_tab(visit.page, "Train")
+    fields = visit.page.locator("#tab-train .field:visible")
+    assert 6 <= fields.count() <= 12
+    visit.context.close()
+
+
+def test_a_title_that_looks_like_code_is_only_text(browser: Browser, server: Server, workspace: Workspace) -> None:
+    title = '<img src=x onerror="window.hit=1">${window.hit=2}{{value}}'
+    run = workspace.create_run(title, "title: x\n", {"created": time.time() - 999})
+    assert json.loads(run.facts.read_text())["title"] == title
+    visit = Visit(browser, server.url + "/#runs")
+    expect(visit.page.locator("#run-headline h2")).to_have_text(title, timeout=PATIENCE)
+    expect(visit.page.locator("#run-list .name")).to_have_text(title)
+    assert visit.page.evaluate("window.hit") is None
+    visit.context.close()
+
+
+def test_the_page_is_light(browser: Browser, server: Server) -> None:
+    visit = Visit(browser, server.url)
+    visit.page.wait_for_timeout(3000)
+    assert server.megabytes < 250
+    visit.context.close()
