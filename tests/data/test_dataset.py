@@ -38,6 +38,7 @@ def test_settings_are_those_of_the_config_with_its_defaults():
     config = Data().model_dump()
     assert config.pop("train_file") == "pirate"
     assert config.pop("validation_file") is None
+    assert config.pop("mapping") is None
     assert vars(Settings()) == config
 
 
