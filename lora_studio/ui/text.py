@@ -101,9 +101,13 @@ def empty(message: str, hint: str = "") -> str:
     return f'<div class="ls-empty"><b>{escape(message)}</b>{more}</div>'
 
 
-def progress(label: str, done: int = 0, total: int = 0) -> str:
-    """A bar with words; without a total it only moves."""
-    said = f"{label}: {done:,} of {total:,}" if total else f"{label}…"
+def progress(label: str, done: int = 0, total: int = 0, *, remark: str = "", guessed: bool = False) -> str:
+    """A bar with words; without a total it only moves. `guessed` says that the total is not certain."""
+    if total:
+        said = f"{label}: {done:,} of {'about ' if guessed else ''}{total:,}"
+    else:
+        said = f"{label}: {done:,}…" if done else f"{label}…"
+    said += f" ({remark})" if remark else ""
     share = min(100.0, 100 * done / total) if total else 0.0
     inner = f'<i style="width:{share:.1f}%"></i>' if total else '<i class="ls-unknown"></i>'
     values = f' aria-valuenow="{share:.0f}" aria-valuemin="0" aria-valuemax="100"' if total else ""
@@ -217,6 +221,12 @@ p.ls-hint { margin-bottom: 12px; }
 .ls-assumed { margin: 0 0 8px; padding: 0 0 0 18px; list-style: disc; color: var(--body-text-color-subdued);
   overflow-wrap: anywhere; }
 .ls-assumed li { margin: 0; }
+.ls-findings { margin: 0; padding: 0; list-style: none; overflow-wrap: anywhere; }
+.ls-findings li { border-left: 3px solid var(--warn); background: var(--soft); padding: 9px 12px; border-radius: 4px;
+  color: var(--body-text-color); margin: 0 0 8px; line-height: 1.45; }
+.ls-findings.ls-calm li { border-color: var(--quiet); }
+.ls-findings summary { cursor: pointer; color: var(--body-text-color-subdued); font-size: 13px; }
+.ls-findings details { color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
 .ls-hist { margin: 0; } .ls-hist figcaption { color: var(--body-text-color-subdued); font-size: 13px; }
 .ls-plot { position: relative; height: 230px; padding-top: 76px; box-sizing: border-box;
   border-bottom: 1px solid var(--quiet); overflow: hidden; }

@@ -1,0 +1,209 @@
+"""What follows from an inspected file, in words: its faults as a whole, a length that fits, packing, steps, progress.
+
+Pure functions from the inspector's answers to HTML; no gradio. The file's shape and its single rows are data_view.py's.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_studio.ui import text
+
+Result = Mapping[str, Any]
+
+PHASES = {
+    "tokenizer": "Loading the tokenizer",
+    "read": "Reading rows",
+    "convert": "Converting rows",
+    "encode": "Making tokens",
+    "sample": "Reading the whole file",
+}
+GROUPS = 5  # examples of a finding that are named
+
+
+def step(answer: Mapping[str, Any]) -> str:
+    """How far the reader is; while a file is read its number of rows is a guess."""
+    phase = str(answer.get("phase", ""))
+    remarks = []
+    if answer.get("rows_per_second") and answer.get("done"):
+        remarks.append(f"{answer['rows_per_second']:,.0f} rows a second")
+    if answer.get("seconds_left"):
+        remarks.append(f"about {text.duration(max(1, round(answer['seconds_left'])))} left")
+    label = PHASES.get(phase, phase.capitalize() or "Working")
+    done = 0 if phase == "sample" else answer.get("done", 0)
+    return text.progress(label, done, answer.get("total", 0), remark=", ".join(remarks), guessed=phase == "read")
+
+
+def first_look(result: Result) -> str:
+    """That what is shown comes from the first rows only; nothing when it is the whole file."""
+    rows = result.get("sampled")
+    if rows is None:
+        return ""
+    return text.notice(
+        f"First look: {text.count(rows, 'row')} from the start of the file.",
+        "Every number on this page is of these rows. It is replaced as soon as the whole file is read.",
+        "warning",
+    )
+
+
+def hygiene(result: Result) -> str:
+    """Duplicates, leaks, contradictions and lopsided answers: a line each where there are any."""
+    found = result["hygiene"]
+    if found is None:
+        return text.notice("Duplicates and contradictions are looked for once the whole file is read.")
+    lines = [line for line in (*_repeats(found), *_leaks(found), *_unlike(found), *_specials(found)) if line]
+    body = f'<ul class="ls-findings">{"".join(lines)}</ul>' if lines else text.notice(CLEAN, kind="good")
+    return body + _labels(found["labels"]) + _looked_at(found)
+
+
+CLEAN = "No duplicates, no row in both parts, no contradictory answers, no special tokens in the texts."
+
+
+def _finding(title: str, words: str, examples: Sequence[str]) -> str:
+    """One line with its examples folded under it."""
+    rows = " · ".join(map(text.escape, examples[:GROUPS]))
+    more = f"<details><summary>Examples</summary>{rows}</details>" if rows else ""
+    return f"<li><b>{text.escape(title)}</b> <span>{text.escape(words)}</span>{more}</li>"
+
+
+def _groups(examples: Sequence[Sequence[int]]) -> list[str]:
+    return ["rows " + ", ".join(f"{row:,}" for row in group) for group in examples]
+
+
+def _pairs(examples: Sequence[Sequence[int]]) -> list[str]:
+    return [f"row {train:,} and validation row {held:,}" for train, held in examples]
+
+
+def _repeats(found: Result) -> list[str]:
+    exact, near = found["exact_duplicates"], found["near_duplicates"]
+    lines = []
+    if exact["rows"]:
+        verb = "repeats" if exact["rows"] == 1 else "repeat"
+        words = f"{text.count(exact['rows'], 'row')} {verb} an earlier row, in {text.count(exact['groups'], 'group')}."
+        lines.append(_finding("Duplicates", words, _groups(exact["examples"])))
+    if near["rows"]:
+        verb = "says" if near["rows"] == 1 else "say"
+        among = f" Looked for among {near['sampled']:,} rows." if near["sampled"] else ""
+        words = f"{text.count(near['rows'], 'row')} {verb} almost what an earlier row says.{among}"
+        lines.append(_finding("Near duplicates", words, _groups(near["examples"])))
+    return lines
+
+
+def _leaks(found: Result) -> list[str]:
+    shared = found["shared_with_validation"]
+    lines = []
+    if shared["rows"]:
+        verb = "is" if shared["rows"] == 1 else "are"
+        words = (
+            f"{text.count(shared['rows'], 'validation row')} {verb} trained on too: the validation loss will flatter."
+        )
+        lines.append(_finding("In both parts", words, _pairs(shared["examples"])))
+    if shared["prompts"]:
+        verb = "asks" if shared["prompts"] == 1 else "ask"
+        words = (
+            f"{text.count(shared['prompts'], 'validation row')} {verb} what a training row asks, answered otherwise."
+        )
+        lines.append(_finding("Same question in both parts", words, _pairs(shared["prompt_examples"])))
+    return lines
+
+
+def _unlike(found: Result) -> list[str]:
+    unlike = found["contradictions"]
+    if not unlike["prompts"]:
+        return []
+    verb = "has" if unlike["prompts"] == 1 else "have"
+    words = (
+        f"{text.count(unlike['prompts'], 'prompt')} {verb} different answers, in {text.count(unlike['rows'], 'row')}."
+    )
+    return [_finding("Contradictory answers", words, _groups(unlike["examples"]))]
+
+
+def _specials(found: Result) -> list[str]:
+    hidden = found["special_tokens"]
+    if not hidden["rows"]:
+        return []
+    verb = "holds" if hidden["rows"] == 1 else "hold"
+    tokens = text.shorten(", ".join(hidden["counts"]), 120)
+    words = f"{text.count(hidden['rows'], 'row')} {verb} {tokens} as text: the model takes them for real ones."
+    places = [f"row {row:,} ({role}): {token}" for row, role, token in hidden["examples"]]
+    return [_finding("Special tokens in the texts", words, places)]
+
+
+def _labels(labels: Result | None) -> str:
+    """How the answers are spread, where there are only a few."""
+    if not labels:
+        return ""
+    total, (most, times) = sum(labels["counts"].values()), next(iter(labels["counts"].items()))
+    words = (
+        f"{text.count(labels['distinct'], 'different answer')}; “{text.shorten(most, 40)}” is given most: "
+        f"{times:,} times ({text.percent(times, total)})."
+    )
+    rows = [(answer, f"{count:,}", text.percent(count, total)) for answer, count in labels["counts"].items()]
+    table = text.table(("Answer", "Rows", "Share"), rows, "Answers")
+    return (
+        f'<ul class="ls-findings ls-calm"><li><b>Answers</b> <span>{text.escape(words)}</span>'
+        f"<details><summary>All answers</summary>{table}</details></li></ul>"
+    )
+
+
+def _looked_at(found: Result) -> str:
+    if found["looked_at"] >= found["of_rows"]:
+        return ""
+    words = f"Looked at {found['looked_at']:,} of {found['of_rows']:,} rows, taken evenly from the whole."
+    return f'<p class="ls-hint">{text.escape(words)}</p>'
+
+
+def suggestion(result: Result) -> str:
+    """The longest row that suits the data, and why."""
+    wanted = result["suggested"]
+    words = f"Suggested longest row: {text.count(wanted['max_length'], 'token')}"
+    words += ", the one in use." if wanted["max_length"] == result["max_length"] else "."
+    return text.notice(words, wanted["reason"])
+
+
+def percentiles(result: Result) -> str:
+    """Shortest, mean, every percentile asked for, longest."""
+    names = {"min": "shortest", "mean": "mean", "max": "longest"}
+    cells = [
+        (text.number(value), names.get(name) or f"{name.removeprefix('p')} % at most", "")
+        for name, value in result["tokens"].items()
+    ]
+    return text.tiles(cells)
+
+
+def forecast(result: Result) -> str:
+    """What packing and windows would do to the training rows, and how many steps an epoch has."""
+    pack, steps = result["packing"], result["steps"]
+    lines = []
+    if pack["rows"]:
+        verb = "fits" if pack["rows"] == 1 else "fit"
+        lines.append(
+            f"Packing: {text.count(pack['rows'], 'row')} {verb} into {text.count(pack['packs'], 'pack')} of "
+            f"{text.count(pack['max_length'], 'token')}; padding falls from {_share(pack['padding_alone'])} "
+            f"to {_share(pack['padding_packed'])}, with every one filled up to that length."
+        )
+    batch, accumulation = steps["per_device_train_batch_size"], steps["gradient_accumulation_steps"]
+    rows = text.count(batch * accumulation, "row")
+    lines.append(
+        f"An epoch has {text.count(steps['per_epoch'], 'step')} of {rows} ({batch} × {accumulation}); "
+        f"packed {text.number(steps['per_epoch_packed'])}."
+    )
+    if result["split_rows"]:
+        verb = "is" if result["split_rows"] == 1 else "are"
+        lines.append(
+            f"{text.count(result['split_rows'], 'long text')} {verb} split into windows of at most "
+            f"{text.count(result['max_length'], 'token')}, so that nothing is lost: "
+            f"{text.count(result['windows'], 'example')} in all."
+        )
+    return f'<ul class="ls-assumed">{"".join(f"<li>{text.escape(line)}</li>" for line in lines)}</ul>'
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"
+
+
+def cache(octets: int) -> str:
+    """What prepared data takes on the disk."""
+    if not octets:
+        return '<p class="ls-hint">Nothing is kept at the moment.</p>'
+    words = f"{text.size(octets)} of prepared rows are kept, so that the next start of the same data takes no time."
+    return f'<p class="ls-hint">{text.escape(words)} Clearing them loses no file of yours.</p>'
