@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,9 +255,21 @@ class Workspace:
                 return candidate
         raise AssertionError("unreachable: _numbered never ends")
 
+    def save_uploads(self, sources: Sequence[Path]) -> Path:
+        """Copies files that belong together into a new folder of the workspace; a single file stands by itself."""
+        if len(sources) == 1:
+            return self.save_upload(sources[0])
+        name = f"{safe_name(sources[0].stem)}-and-{len(sources) - 1}-more"
+        folder = next(path for path in _numbered(self.uploads_folder / name) if not path.exists())
+        folder.mkdir()
+        for source in sources:
+            wanted = folder / safe_name(source.name)
+            shutil.copyfile(source, next(path for path in _numbered(wanted) if not path.exists()))
+        return folder
+
     def uploads(self) -> list[Path]:
-        """Uploaded files, newest first."""
-        files = [path for path in self.uploads_folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+        """Uploaded files, and folders of files uploaded together, newest first."""
+        files = [path for path in self.uploads_folder.iterdir() if not path.name.startswith(".")]
         return sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
 
     def read_draft(self, name: str) -> Any:

@@ -7,8 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.ui import text
-from lora_studio.ui.inspection import SETTINGS, Controls, Inspection, View, remembered, sources
+from lora_studio.ui import reading_form, text
+from lora_studio.ui.data_choice import PERCENTILES, SETTINGS, remembered, sources
+from lora_studio.ui.inspection import KEPT_BACK, Controls, Inspection, View
 from lora_studio.ui.studio import Shared, Studio
 
 
@@ -21,16 +22,23 @@ def build(studio: Studio, shared: Shared) -> None:
 
 def draw_controls(studio: Studio) -> Controls:
     values = remembered(studio.workspace)
+    offered = sources(studio.workspace)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300):
             source = gr.Dropdown(
-                sources(studio.workspace),
+                offered,
                 value=values["data.train_file"],
                 label="Data",
                 filterable=True,
-                info="A set that comes with the studio, or a file of yours.",
+                allow_custom_value=True,
+                info="A set that comes with the studio or a file of yours; or type a path, a folder, hub:owner/name.",
             )
-            upload = gr.File(label="Your own file: JSON, JSONL, CSV, Parquet, text", height=150, type="filepath")
+            upload = gr.File(
+                label="Your own files: JSON, JSONL, CSV, Parquet, Arrow, text",
+                height=150,
+                type="filepath",
+                file_count="multiple",
+            )
         with gr.Column(scale=2, min_width=300):
             model = gr.Textbox(values["model.name"], label="Base model", info="Its tokenizer counts the tokens.")
             with gr.Row():
@@ -46,10 +54,33 @@ def draw_controls(studio: Studio) -> Controls:
                     info=SETTINGS["data.system_prompt"].description,
                     placeholder="none",
                 )
+            validation, second, percentiles = _draw_folded(values, offered)
     with gr.Row():
         look = gr.Button("Look at this data", variant="primary", scale=0, min_width=220)
         stop = gr.Button("Stop", visible=False, scale=0, min_width=120)
-    return Controls(source, model, length, truncation, train_on, style, system, upload, look, stop)
+    mapping = gr.State(values["data.mapping"])
+    settings = (source, model, length, truncation, train_on, style, system, validation, percentiles, mapping)
+    return Controls(*settings, upload, second, look, stop)
+
+
+def _draw_folded(
+    values: dict[str, Any], offered: list[tuple[str, str]]
+) -> tuple[gr.Dropdown, gr.UploadButton, gr.Textbox]:
+    """What few need: a second file to measure on, other percentiles."""
+    with gr.Accordion("Validation file, percentiles", open=False):
+        validation = gr.Dropdown(
+            [KEPT_BACK, *offered],
+            value=values["data.validation_file"] or "",
+            label=SETTINGS["data.validation_file"].title,
+            info="A second file to measure on, or a share of the training rows.",
+            filterable=True,
+            allow_custom_value=True,
+        )
+        second = gr.UploadButton("Upload a validation file…", size="sm")
+        percentiles = gr.Textbox(
+            values[PERCENTILES], label="Percentiles", info="Of the tokens a row, from 0 to 100.", max_lines=1
+        )
+    return validation, second, percentiles
 
 
 def _number(path: str, values: dict[str, Any]) -> gr.Number:
@@ -78,31 +109,67 @@ def draw_view() -> View:
     )
     with gr.Column(visible=False) as body:
         summary = gr.HTML()
+        reading = reading_form.draw()
         train = gr.Button("Train on this", variant="primary", scale=0, min_width=220)
-        gr.HTML('<h3 class="part">How long the rows are, and what a limit would cut</h3>')
-        histogram = gr.HTML()
-        cut = gr.Slider(8, 1024, step=1, label="Cut line (tokens)", buttons=[])
-        sentence = gr.HTML()
-        use = gr.Button("Use as the longest row", size="sm", scale=0, min_width=220)
-        gr.HTML('<h3 class="part">One conversation, and what the model learns of it</h3>')
-        with gr.Row(elem_classes="ls-pager"):
-            previous = gr.Button("Previous", scale=0, min_width=90)
-            row = gr.Number(1, label="Conversation", precision=0, minimum=1, scale=0, min_width=140)
-            following = gr.Button("Next", scale=0, min_width=90)
-        position = gr.HTML()
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=2, min_width=300):
-                conversation = gr.HTML()
-            with gr.Column(scale=3, min_width=300):
-                tokens = gr.HTML()
+        lengths = _draw_lengths()
+        conversation = _draw_conversation()
         gr.HTML('<h3 class="part">Rows that can’t be used</h3>')
         bad_line = gr.HTML()
         bad_rows = gr.HTML()
+        gr.HTML('<h3 class="part">Duplicates, leaks and contradictions</h3>')
+        hygiene = gr.HTML()
         with gr.Accordion("Rows as they stand in the file", open=False):
             table = gr.HTML()
-    found, index = gr.State(None), gr.State(0)
-    parts = (status, body, summary, train, histogram, cut, sentence, use, position, previous, following, row)
-    return View(*parts, conversation, tokens, bad_line, bad_rows, table, found, index)
+    with gr.Accordion("Prepared data on this disk", open=False):
+        cache = gr.HTML()
+        clear = gr.Button("Clear", size="sm", scale=0, min_width=120)
+    return View(
+        status=status,
+        body=body,
+        summary=summary,
+        reading=reading,
+        train=train,
+        **lengths,
+        **conversation,
+        bad_line=bad_line,
+        bad_rows=bad_rows,
+        hygiene=hygiene,
+        table=table,
+        cache=cache,
+        clear=clear,
+        found=gr.State(None),
+        index=gr.State(0),
+    )
+
+
+def _draw_lengths() -> dict[str, Any]:
+    gr.HTML('<h3 class="part">How long the rows are, and what a limit would cut</h3>')
+    histogram = gr.HTML()
+    cut = gr.Slider(8, 1024, step=1, label="Cut line (tokens)", buttons=[])
+    sentence = gr.HTML()
+    use = gr.Button("Use as the longest row", size="sm", scale=0, min_width=220)
+    percentiles = gr.HTML()
+    suggestion = gr.HTML()
+    take = gr.Button("Take the suggestion", size="sm", scale=0, min_width=220)
+    forecast = gr.HTML()
+    drawn = {"histogram": histogram, "cut": cut, "sentence": sentence, "use": use, "percentiles": percentiles}
+    return {**drawn, "suggestion": suggestion, "take": take, "forecast": forecast}
+
+
+def _draw_conversation() -> dict[str, Any]:
+    gr.HTML('<h3 class="part">One conversation, and what the model learns of it</h3>')
+    with gr.Row(elem_classes="ls-pager"):
+        previous = gr.Button("Previous", scale=0, min_width=90)
+        row = gr.Number(1, label="Conversation", precision=0, minimum=1, scale=0, min_width=140)
+        following = gr.Button("Next", scale=0, min_width=90)
+    position = gr.HTML()
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            conversation = gr.HTML()
+        with gr.Column(scale=3, min_width=300):
+            tokens = gr.HTML()
+    pager = {"position": position, "previous": previous, "next": following, "row": row}
+    return {**pager, "conversation": conversation, "tokens": tokens}
 
 
 def _wire(act: Inspection, shared: Shared) -> None:
@@ -111,15 +178,29 @@ def _wire(act: Inspection, shared: Shared) -> None:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     inspect: dict[str, Any] = {"concurrency_id": "inspect", "concurrency_limit": 1, **quiet}
     gr.on(fn=act.repaint, outputs=shown, **quiet)
-    kept = c.upload.upload(act.keep_upload, c.upload, [c.source, c.upload], **quiet)
-    kept.then(act.look, chosen, shown, **inspect)
-    gr.on([c.look.click, c.source.input], act.look, chosen, shown, **inspect)
+    kept = c.upload.upload(act.keep_upload, c.upload, [c.source, c.validation, c.upload], **quiet)
+    kept.then(act.look_anew, chosen, shown, **inspect)
+    second = c.upload_validation.upload(act.keep_validation, c.upload_validation, [c.source, c.validation], **quiet)
+    second.then(act.look, chosen, shown, **inspect)
+    c.source.input(act.look_anew, chosen, shown, **inspect)
+    gr.on([c.look.click, c.validation.input, c.percentiles.submit], act.look, chosen, shown, **inspect)
     c.stop.click(act.stop, queue=False, **quiet)
     cut = [v.histogram, v.sentence, v.use]
     v.cut.input(act.move_cut, [v.found, v.cut], cut, trigger_mode="always_last", **quiet)
     v.use.click(act.use_cut, [v.found, v.cut], [c.max_length], **quiet).then(act.look, chosen, shown, **inspect)
+    taken = v.take.click(act.take_suggestion, v.found, c.max_length, **quiet)
+    taken.then(act.look, chosen, shown, **inspect)
     page = [v.position, v.row, v.index, v.conversation, v.tokens, v.previous, v.next]
     v.previous.click(act.back, [v.found, v.index], page, **quiet)
     v.next.click(act.forward, [v.found, v.index], page, **quiet)
     v.row.submit(act.go, [v.found, v.row], page, **quiet)
     v.train.click(act.hand_over, chosen, [shared.data, shared.tabs], **quiet)
+    v.clear.click(act.clear_cache, None, [v.cache, v.clear], **quiet)
+    _wire_reading(act, shown, inspect)
+
+
+def _wire_reading(act: Inspection, shown: list[Any], inspect: dict[str, Any]) -> None:
+    chosen, v, form = act.controls.chosen(), act.view, act.view.reading
+    form.choice.input(act.take_reading, [v.found, form.choice, *chosen], shown, **inspect)
+    form.use.click(act.use_reading, [v.found, *form.fields(), *chosen], shown, **inspect)
+    form.undo.click(act.look_anew, chosen, shown, **inspect)

@@ -20,6 +20,10 @@ FORMATS = {
     "instruction": "Instructions with answers",
     "prompt_completion": "Prompts with completions",
     "text": "Plain text",
+    "dialogue": "Dialogues written as one text",
+    "problem": "Problems in several fields",
+    "tokenised": "Rows that are tokens already",
+    "mapped": "Read as you said",
 }
 PERCENTILES = (("p50", "50 %"), ("p95", "95 %"), ("p99", "99 %"))
 
@@ -208,6 +212,8 @@ def _token(token: Mapping[str, Any]) -> str:
 def position(preview: Result, index: int, rows: int) -> str:
     """Which row is looked at."""
     words = f"Conversation {index + 1:,} of {rows:,} (row {preview['row']:,} of the file)"
+    if preview["windows"] > 1:
+        words += f"; the first of its {preview['windows']:,} windows"
     return f'<p class="ls-where" role="status">{words}</p>'
 
 

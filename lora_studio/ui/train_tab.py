@@ -20,6 +20,7 @@ from lora_studio.parsing import ConfigError, Problem, parse, read_yaml, to_yaml
 from lora_studio.presets import Preset, presets
 from lora_studio.ui import form as forms
 from lora_studio.ui import plan, text
+from lora_studio.ui.data_choice import is_there
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import Workspace, shipped_data
 
@@ -218,7 +219,7 @@ def checked(raws: Sequence[Any]) -> Config:
         ("data.train_file", config.data.train_file),
         ("data.validation_file", config.data.validation_file),
     ):
-        if name and name not in shipped_data() and not Path(name).expanduser().is_file():
+        if name and not is_there(name):
             problems.append(Problem(path, "there is no such file; choose one, or upload it on the Data tab", name))
     if problems:
         raise ConfigError(problems)

@@ -52,6 +52,7 @@ def preview() -> dict[str, Any]:
     ]
     return {
         "row": 4,
+        "windows": 1,
         "record": {"question": "<script>"},
         "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<b>${1}"}],
         "text": "",

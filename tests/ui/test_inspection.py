@@ -9,14 +9,16 @@ import pytest
 
 from lora_studio.errors import StudioError
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui import data_tab, inspection
-from lora_studio.ui.inspection import PATHS, Inspection
+from lora_studio.ui import data_choice, data_tab
+from lora_studio.ui.data_choice import PATHS
+from lora_studio.ui.inspection import Inspection
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 from tests.ui.fake_session import FakeSession
 
 PREVIEW = {
     "row": 3,
+    "windows": 1,
     "record": {"q": "Hi"},
     "messages": [{"role": "user", "content": "Hi"}],
     "text": "Hi",
@@ -25,10 +27,30 @@ PREVIEW = {
     "trained_tokens": 1,
     "ends_with_eos": True,
 }
-RESULT = {
+READINGS: list[dict[str, Any]] = [
+    {"name": "prompt_completion", "words": f"`q` asks, `{name}` answers.", "mapping": {"user": "q", "assistant": name}}
+    for name in ("a", "b")
+]
+RESULT: dict[str, Any] = {
     "kind": "result",
+    "sampled": None,
     "format": "text",
     "words": "Text.",
+    "suggested": {"max_length": 64, "reason": "95 of 100 rows have at most 3 tokens."},
+    "packing": {"max_length": 1024, "rows": 2, "packs": 1, "padding_alone": 0.99, "padding_packed": 0.98},
+    "steps": {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 4,
+        "per_epoch": 1,
+        "per_epoch_packed": 1,
+    },
+    "split_rows": 0,
+    "windows": 3,
+    "readings": READINGS,
+    "ambiguous": True,
+    "question": "Learn from `a`, or from `b`?",
+    "mapping": READINGS[0]["mapping"],
+    "hygiene": None,
     "assumptions": [],
     "template_origin": "",
     "rows": 3,
@@ -48,7 +70,7 @@ RESULT = {
         {"max_length": 8, "rows": 1, "lost_trained_tokens": 2, "dropped_rows": 0},
         {"max_length": 1024, "rows": 0, "lost_trained_tokens": 0, "dropped_rows": 0},
     ],
-    "table": {"columns": ["row", "q"], "rows": [[1, "Hi"]]},
+    "table": {"columns": ["row", "q", "a", "b"], "rows": [[1, "Hi", "A", "B"]]},
     "examples": [PREVIEW],
 }
 
@@ -58,6 +80,10 @@ def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
         return [{"kind": "result", **PREVIEW, "row": params["row_index"] + 10}]
     if params["model"] == "gone":
         return [StudioError("There is no model 'gone'.", "Name another one.")]
+    if (params["mapping"] or {}).get("text"):
+        return [StudioError("The mapping does not fit: leave the other parts empty.")]
+    if params["mapping"]:
+        return [{**RESULT, "format": "mapped", "mapping": params["mapping"]}]
     return [{"kind": "progress", "phase": "encode", "done": 1, "total": 3}, RESULT]
 
 
@@ -72,7 +98,8 @@ def act(workspace: Workspace) -> Inspection:
 def chosen(**changed: Any) -> list[Any]:
     values = {"data.train_file": "pirate", "model.name": " demo ", "data.max_length": 1024}
     rest = {"data.truncation": "keep_answer", "data.train_on": "assistant", "data.prompt_style": "auto"}
-    return [({**values, **rest, "data.system_prompt": ""} | changed)[path] for path in PATHS]
+    last = {"data.system_prompt": "", "data.validation_file": "", "look.percentiles": "", "data.mapping": None}
+    return [({**values, **rest, **last} | changed)[path] for path in PATHS]
 
 
 def test_looking_shows_progress_then_everything_that_was_found(act: Inspection) -> None:
@@ -95,16 +122,18 @@ def test_a_failure_is_a_sentence_and_keeps_the_choice(act: Inspection) -> None:
     assert "There is no model &#x27;gone&#x27;." in str(last[act.view.status].value)
     assert "Name another one." in str(last[act.view.status].value)
     assert act.controls.source not in last
-    assert inspection.remembered(act.studio.workspace)["model.name"] == "gone"
+    assert data_choice.remembered(act.studio.workspace)["model.name"] == "gone"
 
 
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("data.train_file", "/etc/passwd", "No data is chosen"),
+        ("data.train_file", " ", "No data is chosen"),
         ("model.name", " ", "No model is named"),
         ("data.max_length", None, "can&#x27;t be None"),
         ("data.max_length", 3, "Give 8 to 1,048,576 tokens"),
+        ("look.percentiles", "50, most", "are not all percentiles"),
+        ("look.percentiles", "101", "are not all percentiles"),
     ],
 )
 def test_a_choice_that_can_not_be_is_told_before_anything_starts(
@@ -127,7 +156,7 @@ def test_a_stop_says_so_and_leaves_what_was_shown(act: Inspection) -> None:
 
 def test_an_upload_is_copied_chosen_and_offered(act: Inspection, tmp_path: Path) -> None:
     (tmp_path / "my <data>.jsonl").write_text("{}")
-    updates = act.keep_upload(str(tmp_path / "my <data>.jsonl"))
+    updates = act.keep_upload([str(tmp_path / "my <data>.jsonl")])
     kept = updates[act.controls.source].value
     assert Path(kept).parent == act.studio.workspace.uploads_folder
     assert (Path(kept).name, kept) in updates[act.controls.source].choices
@@ -178,12 +207,126 @@ def test_a_choice_changed_after_looking_hides_what_no_longer_fits(act: Inspectio
 
 def test_an_upload_deleted_meanwhile_is_forgotten(act: Inspection) -> None:
     act.studio.workspace.write_draft("data", {"settings": {"data.train_file": "/gone.jsonl", "data.max_length": 64}})
-    values = inspection.remembered(act.studio.workspace)
+    values = data_choice.remembered(act.studio.workspace)
     assert (values["data.train_file"], values["data.max_length"]) == ("pirate", 64)
 
 
 def test_handing_over_carries_every_choice_to_the_train_tab_and_keeps_it_as_a_draft(act: Inspection) -> None:
     (_, values), tabs = act.hand_over(*chosen(**{"data.max_length": 128}))
     assert (values["data.train_file"], values["data.max_length"], tabs.selected) == ("pirate", 128, "train")
+    assert "look.percentiles" not in values
     draft = json.loads((act.studio.workspace.drafts_folder / "data.json").read_text())
     assert draft["settings"]["data.max_length"] == 128
+
+
+def test_files_uploaded_together_become_one_choice(act: Inspection, tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.jsonl").write_text(folder)
+    updates = act.keep_upload([str(tmp_path / "first" / "rows.jsonl"), str(tmp_path / "second" / "rows.jsonl")])
+    kept = Path(updates[act.controls.source].value)
+    assert kept.name == "rows-and-1-more"
+    assert sorted(path.read_text() for path in kept.iterdir()) == ["first", "second"]
+
+
+def test_a_second_file_is_kept_to_measure_on(act: Inspection, tmp_path: Path) -> None:
+    (tmp_path / "held.jsonl").write_text("{}")
+    updates = act.keep_validation(str(tmp_path / "held.jsonl"))
+    kept = updates[act.controls.validation].value
+    list(act.look(*chosen(**{"data.validation_file": kept})))
+    assert act.studio.inspector.asked[0][1]["validation_file"] == kept
+    assert act.repaint()[act.controls.validation].value == kept
+
+
+def test_the_reader_is_told_of_the_cache_the_percentiles_and_the_rows_of_a_step(act: Inspection) -> None:
+    workspace = act.studio.workspace
+    workspace.write_draft("form", {"values": {"training.per_device_train_batch_size": 7}})
+    list(act.look(*chosen(**{"look.percentiles": "75, 99.9"})))
+    asked = act.studio.inspector.asked[0][1]
+    assert (asked["percentiles"], asked["per_device_train_batch_size"]) == ([75.0, 99.9], 7)
+    assert asked["cache_folder"] == str(workspace.cache_folder)
+    assert "look.percentiles" not in asked
+
+
+def test_a_first_look_is_shown_at_once_and_replaced_by_the_whole(act: Inspection) -> None:
+    sample = {**RESULT, "sampled": 2}
+    progress = {"kind": "progress", "phase": "sample", "done": 2, "total": 0, "sample": sample}
+    act.studio.inspector.script = lambda method, **params: [progress, RESULT]
+    _, first, whole = list(act.look(*chosen()))
+    assert "First look: 2 rows" in first[act.view.summary]
+    assert first[act.view.next].interactive is False
+    assert act.forward(sample, 0) == {}
+    assert "First look" not in whole[act.view.summary]
+    assert whole[act.view.next].interactive is True
+
+
+def test_an_ambiguous_file_asks_and_the_other_reading_is_taken_with_a_click(act: Inspection) -> None:
+    form = act.view.reading
+    shown = list(act.look(*chosen()))[-1]
+    assert "Learn from &#96;a&#96;" in shown[form.question].value
+    assert (shown[form.choice].value, shown[form.choice].visible) == (0, True)
+    assert shown[form.choice].choices == [("q asks, a answers.", 0), ("q asks, b answers.", 1)]
+    taken = list(act.take_reading(RESULT, 1, *chosen()))[-1]
+    assert taken[act.controls.mapping] == {"user": "q", "assistant": "b"}
+    assert (taken[form.choice].value, taken[form.question].visible) == (1, False)
+
+
+def test_a_corrected_reading_is_read_kept_and_handed_to_the_train_tab(act: Inspection) -> None:
+    form = act.view.reading
+    fields = ["q", "b", "", "", "", "", ""]
+    taken = list(act.use_reading(RESULT, *fields, *chosen()))[-1]
+    mapping = {"user": "q", "assistant": "b"}
+    assert taken[act.controls.mapping] == mapping
+    assert taken[form.undo].visible is True
+    assert taken[form.parts[1]].value == "b"
+    assert data_choice.remembered(act.studio.workspace)["data.mapping"] == mapping
+    (_, values), _ = act.hand_over(*chosen(**{"data.mapping": mapping}))
+    assert values["data.mapping"] == mapping
+
+
+def test_a_reading_that_does_not_fit_is_told_beside_its_form_and_not_kept(act: Inspection) -> None:
+    list(act.look(*chosen()))
+    last = list(act.use_reading(RESULT, "q", "a", "", "", "", "b", "", *chosen()))[-1]
+    assert "leave the other parts empty" in last[act.view.reading.said].value
+    assert act.view.body not in last
+    assert act.controls.mapping not in last
+    assert data_choice.remembered(act.studio.workspace)["data.mapping"] is None
+
+
+def test_another_file_is_read_as_it_is_recognised(act: Inspection) -> None:
+    last = list(act.look_anew(*chosen(**{"data.mapping": {"text": "gone"}})))[-1]
+    assert last[act.controls.mapping] is None
+    assert act.studio.inspector.asked[0][1]["mapping"] is None
+
+
+def test_the_suggested_length_is_taken_with_a_click(act: Inspection) -> None:
+    shown = list(act.look(*chosen()))[-1]
+    assert shown[act.view.take].value == "Take the suggestion: 64 tokens"
+    assert act.take_suggestion(RESULT) == 64
+
+
+def test_the_cache_is_measured_and_cleared(act: Inspection) -> None:
+    folder = act.studio.workspace.cache_folder
+    folder.mkdir(parents=True)
+    (folder / "rows.bin").write_bytes(bytes(2500))
+    assert "2.5 kB of prepared rows" in act.measure_cache()[act.view.cache]
+    assert "Nothing is kept" in act.clear_cache()[act.view.cache]
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [("pirate", True), ("hub:owner/name?split=test", True), ("part-*.jsonl", True), ("gone-*.jsonl", False)],
+)
+def test_a_typed_name_may_be_a_set_a_pattern_or_a_set_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, there: bool
+) -> None:
+    (tmp_path / "part-1.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert data_choice.is_there(name) is there
+
+
+def test_a_folder_can_be_chosen_and_a_name_no_file_can_bear_can_not(tmp_path: Path) -> None:
+    assert data_choice.is_there(str(tmp_path))
+    assert not data_choice.is_there("a" * 5000)
+    assert not data_choice.is_there("null\0byte")

@@ -1,0 +1,130 @@
+"""What a person chooses on the data tab, and what of it goes to the reader and to the train tab.
+
+Choices are settings by their path in the config, kept as a draft. Plain values: the widgets are data_tab.py's.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_studio.config import settings
+from lora_studio.data.hub import is_hub_name
+from lora_studio.errors import StudioError
+from lora_studio.workspace import Workspace, shipped_data
+
+CHOICE = "data"  # the draft of what was chosen
+FORM = "form"  # the train tab's draft, which says how many rows a step has
+MAPPING = "data.mapping"
+PERCENTILES = "look.percentiles"
+SETTINGS = {setting.path: setting for setting in settings()}
+PATHS = (
+    "data.train_file",
+    "model.name",
+    "data.max_length",
+    "data.truncation",
+    "data.train_on",
+    "data.prompt_style",
+    "data.system_prompt",
+    "data.validation_file",
+    PERCENTILES,
+    MAPPING,
+)
+DEFAULTS = {path: setting.default for path, setting in SETTINGS.items()} | {
+    MAPPING: None,
+    PERCENTILES: "50, 90, 95, 99",
+}
+STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
+
+def sources(workspace: Workspace) -> list[tuple[str, str]]:
+    """What is offered: uploads, newest first, then the sets that come with the studio, as (label, value)."""
+    uploads = [(path.name, str(path)) for path in workspace.uploads()]
+    shipped = [(f"{data.title} (built in)", name) for name, data in shipped_data().items()]
+    return uploads + shipped
+
+
+def is_there(name: str) -> bool:
+    """Whether a name can mean data: a set that comes with the studio, files, a folder, a pattern, a set of the Hub."""
+    if name in shipped_data() or is_hub_name(name):
+        return True
+    path = Path(name).expanduser()
+    try:
+        return path.exists() or (set("*?[") & set(path.name) != set() and any(path.parent.glob(path.name)))
+    except (OSError, ValueError):  # a name that no file can bear
+        return False
+
+
+def remembered(workspace: Workspace) -> dict[str, Any]:
+    """The last choice by path; the defaults where there is none, or where its file is gone."""
+    values = {path: DEFAULTS[path] for path in PATHS}
+    draft = workspace.read_draft(CHOICE)
+    if isinstance(draft, dict) and isinstance(draft.get("settings"), dict):
+        values |= {path: value for path, value in draft["settings"].items() if path in values}
+    if not is_there(str(values["data.train_file"])):
+        values["data.train_file"], values[MAPPING] = DEFAULTS["data.train_file"], None
+    if values["data.validation_file"] and not is_there(str(values["data.validation_file"])):
+        values["data.validation_file"] = None
+    return values
+
+
+def values_of(chosen: Sequence[Any]) -> dict[str, Any]:
+    """The widgets' values by path, as the config takes them."""
+    values = dict(zip(PATHS, chosen, strict=True))
+    for path in ("data.train_file", "model.name", "data.validation_file"):
+        values[path] = str(values[path] or "").strip()
+    values["data.validation_file"] = values["data.validation_file"] or None
+    values["data.system_prompt"] = values["data.system_prompt"] or None
+    values[PERCENTILES] = str(values[PERCENTILES] or "").strip() or DEFAULTS[PERCENTILES]
+    return values
+
+
+def check(values: dict[str, Any]) -> None:
+    """Refuses what can't be read before a child is started for it."""
+    if not values["data.train_file"]:
+        raise StudioError("No data is chosen.", "Choose a set that comes with the studio, or drop a file.")
+    if not values["model.name"]:
+        about = SETTINGS["model.name"].description
+        raise StudioError("No model is named.", f"Its tokenizer counts the tokens. {about}")
+    setting, length = SETTINGS["data.max_length"], values["data.max_length"]
+    if length is None or not (setting.minimum or 0) <= length <= (setting.maximum or length):
+        raise StudioError(
+            f"The longest row can't be {length}.", f"Give {setting.minimum:,.0f} to {setting.maximum:,.0f} tokens."
+        )
+    values["data.max_length"] = int(length)
+    percentiles(values[PERCENTILES])
+
+
+def percentiles(typed: str) -> list[float]:
+    """Numbers from 0 to 100, with commas or spaces between them."""
+    try:
+        found = [float(part.rstrip("%")) for part in typed.replace(",", " ").replace(";", " ").split() if part != "%"]
+    except ValueError:
+        found = [-1.0]
+    if not all(0 <= share <= 100 for share in found):
+        raise StudioError(f"{typed!r} are not all percentiles.", "Give numbers from 0 to 100, such as 50, 90, 99.9.")
+    return found
+
+
+def request_of(values: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
+    """The reader's parameters: settings by their last name, the model as `model`, how many rows a step has."""
+    named = {path.removeprefix("data."): value for path, value in values.items() if path.startswith("data.")}
+    shown = {"show_examples": 1, "percentiles": percentiles(values[PERCENTILES])}
+    cache = str(workspace.cache_folder)
+    return {**named, **shown, **_rows_a_step(workspace), "model": values["model.name"], "cache_folder": cache}
+
+
+def _rows_a_step(workspace: Workspace) -> dict[str, int]:
+    """Batch size and accumulation as the train tab's form has them; the schema's where it says nothing usable."""
+    draft = workspace.read_draft(FORM)
+    typed = draft.get("values") if isinstance(draft, dict) else None
+    found = {}
+    for name in STEP:
+        path = f"training.{name}"
+        value = typed.get(path) if isinstance(typed, dict) else None
+        found[name] = value if type(value) is int and value > 0 else DEFAULTS[path]
+    return found
+
+
+def handed_over(values: dict[str, Any]) -> dict[str, Any]:
+    """What the train tab takes: settings of a run, and nothing that only this tab shows."""
+    return {path: value for path, value in values.items() if path != PERCENTILES}
