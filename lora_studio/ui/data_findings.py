@@ -162,9 +162,11 @@ def suggestion(result: Result) -> str:
 
 def percentiles(result: Result) -> str:
     """Shortest, mean, every percentile asked for, longest."""
-    names = {"min": "shortest", "mean": "mean", "max": "longest"}
+    names = {"min": "shortest", "mean": "on average", "max": "longest"}
     cells = [
-        (text.number(value), names.get(name) or f"{name.removeprefix('p')} % at most", "")
+        (text.number(value), names[name], "")
+        if name in names
+        else (f"≤ {text.number(value)}", f"{name.removeprefix('p')} % of the rows", "")
         for name, value in result["tokens"].items()
     ]
     return text.tiles(cells)

@@ -5,7 +5,6 @@ Pure functions from the inspector's answers (see data/dataset.py) to HTML; no gr
 
 import base64
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,16 +30,11 @@ PERCENTILES = (("p50", "50 %"), ("p95", "95 %"), ("p99", "99 %"))
 def summary(result: Result) -> str:
     """The shape in words, what was assumed, and the numbers."""
     shape = FORMATS.get(result["format"], result["format"])
-    assumed = "".join(f"<li>{_code(item)}</li>" for item in result["assumptions"])
-    words = f'<p class="ls-words"><b>{text.escape(shape)}.</b> {_code(result["words"])}</p>'
+    assumed = "".join(f"<li>{text.marked(item)}</li>" for item in result["assumptions"])
+    words = f'<p class="ls-words"><b>{text.escape(shape)}.</b> {text.marked(result["words"])}</p>'
     more = f'<ul class="ls-assumed">{assumed}</ul>' if assumed else ""
     origin = f'<p class="ls-hint">{text.escape(result["template_origin"])}</p>' if result["template_origin"] else ""
     return f"{words}{more}{origin}{text.tiles(_facts(result))}"
-
-
-def _code(words: str) -> str:
-    """Escaped words in which `names` stand out; names come from the file, so they are escaped first."""
-    return re.sub("&#96;(.*?)&#96;", r"<code>\1</code>", text.escape(words))
 
 
 def _facts(result: Result) -> list[tuple[str, str, str]]:

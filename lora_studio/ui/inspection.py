@@ -141,15 +141,16 @@ class Inspection:
         fields = len(self.view.reading.fields())
         if result:
             mapping = reading_form.mapping_from(given[:fields], result["mapping"])
-            yield from self._inspect({**values_of(given[fields:]), MAPPING: mapping}, correcting=True)
+            yield from self._inspect({**values_of(given[fields:]), MAPPING: mapping}, correcting=result)
 
     def take_reading(self, result: dict[str, Any] | None, index: int | None, *chosen: Any) -> Iterator[Updates]:
         """Reads the file in another of the ways that it can be read."""
         if result and index is not None:
             mapping = result["readings"][index]["mapping"] or None
-            yield from self._inspect({**values_of(chosen), MAPPING: mapping}, correcting=True)
+            yield from self._inspect({**values_of(chosen), MAPPING: mapping}, correcting=result)
 
-    def _inspect(self, values: dict[str, Any], *, correcting: bool = False) -> Iterator[Updates]:
+    def _inspect(self, values: dict[str, Any], *, correcting: dict[str, Any] | None = None) -> Iterator[Updates]:
+        """`correcting` is what was found with the reading that is to be changed: it stays where the new one fails."""
         c, v, workspace = self.controls, self.view, self.studio.workspace
         self._stopping = False
         yield {
@@ -157,12 +158,12 @@ class Inspection:
             v.reading.said: gr.HTML("", visible=False),
             c.look: gr.Button(interactive=False),
             c.stop: gr.Button(visible=True),
-            **({} if correcting else {c.mapping: values[MAPPING]}),
+            **({} if correcting is not None else {c.mapping: values[MAPPING]}),
         }
         idle = {c.look: gr.Button(interactive=True), c.stop: gr.Button(visible=False)}
         try:
             check(values)
-            if not correcting:
+            if correcting is None:
                 workspace.write_draft(CHOICE, {"settings": values})
             result: dict[str, Any] = {}
             for answer in self.studio.inspector.stream("inspect", **request_of(values, workspace)):
@@ -178,14 +179,15 @@ class Inspection:
         except StudioError as error:
             yield idle | self._failed(error, correcting)
 
-    def _failed(self, error: StudioError, correcting: bool) -> Updates:
+    def _failed(self, error: StudioError, correcting: dict[str, Any] | None) -> Updates:
         """A stop leaves what is in sight; a reading that does not fit is told beside its form."""
         v = self.view
+        before = {} if correcting is None else {v.reading.choice: reading_form.chosen(correcting)}
         if self._stopping:
-            return {v.status: gr.HTML(text.notice("Stopped. The file is still chosen."), visible=True)}
+            return before | {v.status: gr.HTML(text.notice("Stopped. The file is still chosen."), visible=True)}
         said = gr.HTML(text.problem(error), visible=True)
-        if correcting:
-            return {v.reading.said: said, v.status: gr.HTML("", visible=False)}
+        if correcting is not None:
+            return before | {v.reading.said: said, v.status: gr.HTML("", visible=False)}
         return {v.status: said, v.body: gr.Column(visible=False)}
 
     def stop(self) -> None:

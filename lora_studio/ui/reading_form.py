@@ -3,6 +3,7 @@
 The form starts with the reading in use. What it says is a mapping (see data/mapping.py), checked by the reader itself.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,12 +49,10 @@ class ReadingForm:
 def draw() -> ReadingForm:
     question = gr.HTML(visible=False)
     choice = gr.Radio([], label="Read it as", visible=False)
+    said = gr.HTML(visible=False)
     with gr.Accordion("Correct the reading", open=False):
         with gr.Column(elem_classes="grid"):
-            parts = tuple(
-                gr.Dropdown([("none", NONE)], value=NONE, label=label, info=info, elem_id=f"reading-{part}")
-                for part, (label, info) in PARTS.items()
-            )
+            parts = tuple(_draw_part(part) for part in PARTS)
         template = gr.Textbox(
             lines=2,
             label="User's turn from several columns",
@@ -61,11 +60,16 @@ def draw() -> ReadingForm:
             placeholder="none",
             elem_id="reading-template",
         )
-        said = gr.HTML(visible=False)
         with gr.Row():
-            use = gr.Button("Use this reading", scale=0, min_width=180)
-            undo = gr.Button("Back to what was recognised", scale=0, min_width=220, visible=False)
+            use = gr.Button("Use this reading", size="md", scale=0, min_width=220)
+            undo = gr.Button("Back to what was recognised", size="md", scale=0, min_width=280, visible=False)
     return ReadingForm(question, choice, parts, template, said, use, undo)
+
+
+def _draw_part(part: str) -> gr.Dropdown:
+    label, info = PARTS[part]
+    with gr.Column(elem_classes="field"):
+        return gr.Dropdown([("none", NONE)], value=NONE, label=label, info=info, elem_id=f"reading-{part}")
 
 
 def fill(form: ReadingForm, result: Result, *, corrected: bool) -> dict[Any, Any]:
@@ -95,7 +99,12 @@ def columns_of(result: Result) -> list[str]:
 
 def choices(result: Result) -> list[tuple[str, int]]:
     """Every reading in words. A radio shows words as they are, so what hides is made visible."""
-    return [(text.visible(one["words"]).replace("`", ""), index) for index, one in enumerate(result["readings"])]
+    return [(_quoted(text.visible(one["words"])), index) for index, one in enumerate(result["readings"])]
+
+
+def _quoted(words: str) -> str:
+    """Names of columns in quotation marks, for where there is no other type to set them in."""
+    return re.sub("`(.*?)`", r"“\1”", words)
 
 
 def chosen(result: Result) -> int | None:

@@ -4,6 +4,7 @@ Whatever comes from a file, a model or a person goes through `escape` and is sho
 """
 
 import html
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -92,7 +93,12 @@ def problem(error: StudioError) -> str:
 
 
 def _lines(text: str) -> str:
-    return escape(text).replace("\n", "<br>")
+    return marked(text).replace("\n", "<br>")
+
+
+def marked(words: object) -> str:
+    """Escaped words in which `names` stand out; they may come from a file, so they are escaped first."""
+    return re.sub("&#96;(.*?)&#96;", r"<code>\1</code>", escape(words))
 
 
 def empty(message: str, hint: str = "") -> str:
@@ -216,7 +222,7 @@ CSS = """
 .ls-reading { max-height: 560px; overflow-y: auto; }
 .ls-raw { margin-top: 10px; } .ls-raw summary { cursor: pointer; color: var(--body-text-color-subdued); }
 .ls-words { font-size: 16px; margin: 0 0 4px; overflow-wrap: anywhere; }
-.ls-words code, .ls-assumed code { background: var(--soft); border-radius: 3px; padding: 1px 4px; }
+.ls-words code, .ls-assumed code, .ls-notice code { background: var(--soft); border-radius: 3px; padding: 1px 4px; }
 p.ls-hint { margin-bottom: 12px; }
 .ls-assumed { margin: 0 0 8px; padding: 0 0 0 18px; list-style: disc; color: var(--body-text-color-subdued);
   overflow-wrap: anywhere; }

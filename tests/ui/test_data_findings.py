@@ -92,8 +92,8 @@ def test_packing_steps_and_windows_are_told_in_words(result: dict[str, Any]) -> 
 
 def test_the_percentiles_asked_for_are_shown(result: dict[str, Any]) -> None:
     said = data_findings.percentiles(result)
-    assert "99.9 % at most" in said
-    assert said.index("shortest") < said.index("75 % at most") < said.index("longest")
+    assert "<b>≤ 29</b><span>99.9 % of the rows</span>" in said
+    assert said.index("shortest") < said.index("75 % of the rows") < said.index("longest")
 
 
 def test_a_first_look_says_how_much_was_looked_at(result: dict[str, Any]) -> None:

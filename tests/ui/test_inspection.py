@@ -263,9 +263,9 @@ def test_a_first_look_is_shown_at_once_and_replaced_by_the_whole(act: Inspection
 def test_an_ambiguous_file_asks_and_the_other_reading_is_taken_with_a_click(act: Inspection) -> None:
     form = act.view.reading
     shown = list(act.look(*chosen()))[-1]
-    assert "Learn from &#96;a&#96;" in shown[form.question].value
+    assert "Learn from <code>a</code>" in shown[form.question].value
     assert (shown[form.choice].value, shown[form.choice].visible) == (0, True)
-    assert shown[form.choice].choices == [("q asks, a answers.", 0), ("q asks, b answers.", 1)]
+    assert shown[form.choice].choices == [("“q” asks, “a” answers.", 0), ("“q” asks, “b” answers.", 1)]
     taken = list(act.take_reading(RESULT, 1, *chosen()))[-1]
     assert taken[act.controls.mapping] == {"user": "q", "assistant": "b"}
     assert (taken[form.choice].value, taken[form.question].visible) == (1, False)
@@ -290,6 +290,7 @@ def test_a_reading_that_does_not_fit_is_told_beside_its_form_and_not_kept(act: I
     assert "leave the other parts empty" in last[act.view.reading.said].value
     assert act.view.body not in last
     assert act.controls.mapping not in last
+    assert last[act.view.reading.choice] == 0
     assert data_choice.remembered(act.studio.workspace)["data.mapping"] is None
 
 

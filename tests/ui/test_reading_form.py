@@ -42,7 +42,7 @@ def test_the_form_starts_with_the_reading_in_use(form: ReadingForm, result: dict
 
 
 def test_a_reading_in_words_hides_nothing(result: dict[str, Any]) -> None:
-    assert reading_form.choices(result) == [("<b> asks⟨U+202E⟩.", 0)]
+    assert reading_form.choices(result) == [("“<b>” asks⟨U+202E⟩.", 0)]
     assert reading_form.chosen({**result, "mapping": {}}) is None
 
 
