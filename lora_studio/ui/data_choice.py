@@ -10,10 +10,11 @@ from typing import Any
 from lora_studio.config import settings
 from lora_studio.data.hub import is_hub_name
 from lora_studio.errors import StudioError
+from lora_studio.ui import form as forms
+from lora_studio.ui.form_draft import read_draft
 from lora_studio.workspace import Workspace, shipped_data
 
 CHOICE = "data"  # the draft of what was chosen
-FORM = "form"  # the train tab's draft, which says how many rows a step has
 MAPPING = "data.mapping"
 PERCENTILES = "look.percentiles"
 SETTINGS = {setting.path: setting for setting in settings()}
@@ -115,13 +116,11 @@ def request_of(values: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
 
 def _rows_a_step(workspace: Workspace) -> dict[str, int]:
     """Batch size and accumulation as the train tab's form has them; the schema's where it says nothing usable."""
-    draft = workspace.read_draft(FORM)
-    typed = draft.get("values") if isinstance(draft, dict) else None
+    typed = forms.values(read_draft(workspace)[1])
     found = {}
     for name in STEP:
-        path = f"training.{name}"
-        value = typed.get(path) if isinstance(typed, dict) else None
-        found[name] = value if type(value) is int and value > 0 else DEFAULTS[path]
+        value = typed[f"training.{name}"]
+        found[name] = value if type(value) is int and value > 0 else DEFAULTS[f"training.{name}"]
     return found
 
 

@@ -27,7 +27,8 @@ def step(answer: Mapping[str, Any]) -> str:
     if answer.get("rows_per_second") and answer.get("done"):
         remarks.append(f"{answer['rows_per_second']:,.0f} rows a second")
     if answer.get("seconds_left"):
-        remarks.append(f"about {text.duration(max(1, round(answer['seconds_left'])))} left")
+        left = round(answer["seconds_left"])
+        remarks.append(f"about {text.duration(left) if left > 9 else f'{max(1, left)} s'} left")
     label = PHASES.get(phase, phase.capitalize() or "Working")
     done = 0 if phase == "sample" else answer.get("done", 0)
     return text.progress(label, done, answer.get("total", 0), remark=", ".join(remarks), guessed=phase == "read")
@@ -40,7 +41,7 @@ def first_look(result: Result) -> str:
         return ""
     return text.notice(
         f"First look: {text.count(rows, 'row')} from the start of the file.",
-        "Every number on this page is of these rows. It is replaced as soon as the whole file is read.",
+        "Every number here is of these rows alone, until the whole file is read.",
         "warning",
     )
 

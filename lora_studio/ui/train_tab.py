@@ -21,11 +21,10 @@ from lora_studio.presets import Preset, presets
 from lora_studio.ui import form as forms
 from lora_studio.ui import plan, text
 from lora_studio.ui.data_choice import is_there
+from lora_studio.ui.form_draft import read_draft, save_draft
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import Workspace, shipped_data
 
-DRAFT = "form"
-FIRST_PRESET = "demo"
 OWN_CHOICES = ("model.name", "model.revision", "data.train_file", "data.validation_file")
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 NOT_TAUGHT = ("preference",)  # shipped pairs that teach by comparison, which this form does not do
@@ -258,21 +257,6 @@ def data_choices(workspace: Workspace) -> list[tuple[str, str]]:
     """Files that the form offers: the studio's own sets, then what was uploaded."""
     shipped = {name: item.title for name, item in shipped_data().items() if name not in NOT_TAUGHT}
     return forms.known_files(shipped, workspace.uploads())
-
-
-def save_draft(workspace: Workspace, preset: str | None, raws: Sequence[Any]) -> None:
-    workspace.write_draft(DRAFT, {"preset": preset, "values": forms.to_draft(raws)})
-
-
-def read_draft(workspace: Workspace) -> tuple[str | None, list[Any]]:
-    """The kept form with the preset it began from; the first preset's where nothing is kept."""
-    known = presets(workspace)
-    first = forms.shown(parse(known[FIRST_PRESET].values()))
-    draft = workspace.read_draft(DRAFT)
-    if not isinstance(draft, dict):
-        return FIRST_PRESET, first
-    preset = draft.get("preset")
-    return preset if preset in known else None, forms.from_draft(draft.get("values"), first)
 
 
 def _about(preset: Preset | None) -> str:

@@ -105,5 +105,6 @@ def test_progress_has_rows_a_second_and_time_left_and_says_that_a_total_is_a_gue
     answer = {"phase": "read", "done": 120_000, "total": 1_000_000, "rows_per_second": 45_000.0, "seconds_left": 19.6}
     said = data_findings.step(answer)
     assert "Reading rows: 120,000 of about 1,000,000 (45,000 rows a second, about 20 s left)" in said
+    assert "about 4 s left" in data_findings.step({**answer, "seconds_left": 4.2})
     assert "about" not in data_findings.step({"phase": "encode", "done": 1, "total": 3, "seconds_left": None})
     assert "Reading rows: 5,000…" in data_findings.step({"phase": "read", "done": 5000, "total": 0})

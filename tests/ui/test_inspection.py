@@ -244,6 +244,9 @@ def test_the_reader_is_told_of_the_cache_the_percentiles_and_the_rows_of_a_step(
     list(act.look(*chosen(**{"look.percentiles": "75, 99.9"})))
     asked = act.studio.inspector.asked[0][1]
     assert (asked["percentiles"], asked["per_device_train_batch_size"]) == ([75.0, 99.9], 7)
+    workspace.write_draft("form", {"values": {"training.per_device_train_batch_size": "many"}})
+    list(act.look(*chosen()))
+    assert act.studio.inspector.asked[1][1]["per_device_train_batch_size"] == 4
     assert asked["cache_folder"] == str(workspace.cache_folder)
     assert "look.percentiles" not in asked
 

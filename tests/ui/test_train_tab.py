@@ -7,7 +7,7 @@ import pytest
 
 from lora_studio.config import Config
 from lora_studio.parsing import ConfigError, parse
-from lora_studio.ui import form, train_tab
+from lora_studio.ui import form, form_draft, train_tab
 from lora_studio.ui.plan import Plan, count_rows, plan
 from lora_studio.workspace import Workspace
 
@@ -43,23 +43,23 @@ def test_the_same_settings_can_be_started_again_later_and_others_at_once() -> No
 
 
 def test_the_first_visit_finds_a_form_that_can_be_started(workspace: Workspace) -> None:
-    preset, raws = train_tab.read_draft(workspace)
+    preset, raws = form_draft.read_draft(workspace)
     config = train_tab.checked(raws)
-    assert preset == train_tab.FIRST_PRESET
+    assert preset == form_draft.FIRST_PRESET
     assert (config.model.name, config.data.train_file) == ("demo", "pirate")
 
 
 def test_a_reload_finds_the_form_as_it_was_typed(workspace: Workspace) -> None:
     raws = overlaid(title="Mine", training__learning_rate="2e-")
     raws[list(form.to_draft(raws)).index("training.learning_rate")] = "2e-"
-    train_tab.save_draft(workspace, "demo", raws)
-    assert train_tab.read_draft(workspace) == ("demo", raws)
+    form_draft.save_draft(workspace, "demo", raws)
+    assert form_draft.read_draft(workspace) == ("demo", raws)
 
 
 def test_a_draft_of_a_preset_that_is_gone_keeps_its_values(workspace: Workspace) -> None:
     raws = overlaid(title="Mine")
-    train_tab.save_draft(workspace, "no such preset", raws)
-    assert train_tab.read_draft(workspace) == (None, raws)
+    form_draft.save_draft(workspace, "no such preset", raws)
+    assert form_draft.read_draft(workspace) == (None, raws)
 
 
 def test_a_preset_sets_all_but_the_model_and_data_that_it_does_not_name() -> None:
