@@ -72,7 +72,7 @@ def settled(page: Page, words: Locator) -> str:
 
 
 def upload(page: Page, path: Path) -> None:
-    page.locator("#tab-data input[type=file]").set_input_files(str(path))
+    page.locator("#tab-data input[type=file]").first.set_input_files(str(path))
 
 
 def test_a_hostile_file_is_shown_as_text_and_its_cuts_are_counted(page: Page, tmp_path: Path) -> None:
@@ -125,6 +125,78 @@ def test_a_file_that_can_not_be_read_is_a_sentence_and_the_next_one_works(page: 
     page.get_by_role("option", name="Machine manual (built in)").click()
     expect(tab.get_by_text("Every row of the file can be used.")).to_be_visible(timeout=PATIENCE)
     expect(tab.get_by_text("empty.csv is empty")).to_be_hidden()
+
+
+def test_a_reading_is_asked_for_corrected_by_hand_and_seen_in_what_is_trained(page: Page, tmp_path: Path) -> None:
+    rows = [{"question": f"{i}?", "output": f"out {i}", "chosen": f"good {i}", "rejected": "bad"} for i in range(40)]
+    path = tmp_path / "both.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    upload(page, path)
+    tab = page.locator("#tab-data")
+    expect(tab.get_by_text("The rows hold answers and comparisons")).to_be_visible(timeout=PATIENCE)
+    tab.get_by_label("“chosen” the better answer").click()
+    expect(tab.get_by_text("for learning by comparison")).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_label("“output” the assistant's")).to_be_checked()
+
+    tab.get_by_text("Correct the reading").click()
+    choose(page, "#reading-assistant", "chosen")
+    tab.get_by_label("User's turn from several columns").fill("Say {question}")
+    tab.get_by_role("button", name="Use this reading").click()
+    expect(tab.locator(".ls-bubble.ls-user .ls-said")).to_have_text("Say 0?", timeout=PATIENCE)
+    assert "".join(tab.locator(".ls-tokens .ls-tok.ls-t").all_inner_texts()).replace("·", " ") == "good 0<|im_end|>"
+    expect(tab.get_by_text("for learning by comparison")).to_be_hidden()
+    assert fits(page, 390)
+
+    page.reload()
+    expect(tab.locator(".ls-words")).to_contain_text("Read as you said", timeout=PATIENCE)
+    tab.get_by_role("button", name="Train on this").click()
+    page.locator("#tab-train").get_by_text("As a config file").click()
+    expect(page.locator("#form-yaml")).to_contain_text("user_template: Say {question}", timeout=PATIENCE)
+    open_tab(page, "Data")
+    tab.get_by_text("Correct the reading").click()
+    tab.get_by_role("button", name="Back to what was recognised").click()
+    expect(tab.locator(".ls-words")).to_contain_text("output the assistant's", timeout=PATIENCE)
+
+
+def test_a_large_file_is_first_looked_at_then_whole_and_a_folder_can_be_typed(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "large.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(40_000):
+            file.write(
+                json.dumps({"question": f"What is {i}?", "answer": f"It is {i}. " + "so it goes on " * 8}) + "\n"
+            )
+    tab = page.locator("#tab-data")
+    type_source(page, str(path))
+    expect(tab.get_by_text("First look: ")).to_be_visible(timeout=PATIENCE)
+    tab.get_by_role("button", name="Stop", exact=True).click()
+    expect(tab.get_by_text("Stopped. The file is still chosen.")).to_be_visible(timeout=PATIENCE)
+    tab.get_by_role("button", name="Look at this data").click()
+    expect(tab.locator(".ls-where")).to_contain_text("of 40,000", timeout=2 * PATIENCE)
+    expect(tab.get_by_text("First look: ")).to_be_hidden()
+    expect(tab.get_by_text("An epoch has")).to_be_visible()
+
+    (tmp_path / "parts").mkdir()
+    for name in ("a", "b"):
+        row = json.dumps({"question": name, "answer": "yes"})
+        (tmp_path / "parts" / f"{name}.jsonl").write_text(f"{row}\n{row}\n")
+    type_source(page, str(tmp_path / "parts"))
+    expect(tab.get_by_text("The folder's data files are read: a.jsonl, b.jsonl.")).to_be_visible(timeout=PATIENCE)
+    expect(tab.locator(".ls-findings")).to_contain_text("1 row repeats an earlier row")
+    tab.get_by_text("Prepared data on this disk").click()
+    tab.get_by_role("button", name="Clear", exact=True).click()
+    expect(tab.get_by_text("Nothing is kept at the moment.")).to_be_visible(timeout=PATIENCE)
+
+
+def choose(page: Page, dropdown: str, option: str) -> None:
+    page.locator(f"{dropdown} input").click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def type_source(page: Page, name: str) -> None:
+    box = page.locator("#tab-data").get_by_label("Data", exact=True)
+    box.click()
+    box.fill(name)
+    box.press("Enter")
 
 
 def test_both_columns_answer_stop_and_come_back_after_a_reload(page: Page) -> None:

@@ -222,6 +222,7 @@ CSS = """
 .ls-reading { max-height: 560px; overflow-y: auto; }
 .ls-raw { margin-top: 10px; } .ls-raw summary { cursor: pointer; color: var(--body-text-color-subdued); }
 .ls-words { font-size: 16px; margin: 0 0 4px; overflow-wrap: anywhere; }
+.ls-notice + .ls-words { margin-top: 10px; }
 .ls-words code, .ls-assumed code, .ls-notice code { background: var(--soft); border-radius: 3px; padding: 1px 4px; }
 p.ls-hint { margin-bottom: 12px; }
 .ls-assumed { margin: 0 0 8px; padding: 0 0 0 18px; list-style: disc; color: var(--body-text-color-subdued);
