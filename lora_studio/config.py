@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
+import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
@@ -102,6 +103,20 @@ class Data(Section):
     train_on: Literal["assistant", "last_turn", "all"] = _setting(
         "assistant", "Trained part", "Every answer, only the last answer, or every token of the row."
     )
+    mapping: dict[str, Any] | None = _setting(
+        None, "Reading", "Which column is what, where the recognised reading is not the right one; empty recognises it."
+    )
+
+    @field_validator("mapping", mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        """A mapping typed as text, as form and flags give it."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value
 
 
 class Lora(Section):
@@ -243,7 +258,7 @@ class Config(Section):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting as form, flags and documentation need it. `kind` is int, float, bool, str or choice."""
+    """One setting as form, flags and documentation need it. `kind` is int, float, bool, str, choice or mapping."""
 
     path: str
     kind: str
@@ -283,8 +298,8 @@ def _describe(path: str, field: FieldInfo) -> Setting:
             choices = [*get_args(part), *choices]
         elif part is bool and (len(parts) > 1 or optional):
             choices = [*choices, True, False]
-    plain = {bool: "bool", int: "int", float: "float", str: "str"}
-    kind = "choice" if choices else plain[parts[0]]
+    plain = {bool: "bool", int: "int", float: "float", str: "str", dict: "mapping"}
+    kind = "choice" if choices else plain[get_origin(parts[0]) or parts[0]]
     bounds = {type(mark): mark for mark in field.metadata}
     lowest = bounds[Ge].ge if Ge in bounds else bounds[Gt].gt if Gt in bounds else None
     highest = bounds[Le].le if Le in bounds else bounds[Lt].lt if Lt in bounds else None

@@ -19,6 +19,7 @@ from typing import Any
 from lora_studio.errors import StudioError
 
 DEMO_MODEL = "demo"
+_CACHE = "cache"
 
 
 def demo_folder() -> Path:
@@ -129,6 +130,11 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.md"
 
+    @property
+    def cache(self) -> Path:
+        """The workspace's folder of prepared data."""
+        return self.path.parent.parent / _CACHE
+
     def checkpoint_folders(self) -> list[Path]:
         """Checkpoints that are whole (the trainer writes its state last), oldest first."""
         found = [path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
@@ -168,6 +174,21 @@ class Workspace:
     def drafts_folder(self) -> Path:
         """What a person typed and did not send yet: the form, the conversation."""
         return self.root / "drafts"
+
+    @property
+    def cache_folder(self) -> Path:
+        """Prepared data, kept between starts; may be deleted at any time."""
+        return self.root / _CACHE
+
+    def cache_size(self) -> int:
+        """Bytes that prepared data takes."""
+        return sum(path.stat().st_size for path in self.cache_folder.rglob("*") if path.is_file())
+
+    def clear_cache(self) -> int:
+        """Removes all prepared data and returns the bytes freed. What is in use stays readable until it is let go."""
+        freed = self.cache_size()
+        shutil.rmtree(self.cache_folder, ignore_errors=True)
+        return freed
 
     @property
     def presets_folder(self) -> Path:

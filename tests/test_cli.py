@@ -317,6 +317,7 @@ def test_an_example_is_shown_in_six_steps_with_trained_stretches_marked() -> Non
         "text": "ask answer",
         "tokens": tokens,
         "removed_tokens": 2,
+        "full_length": 5,
         "trained_tokens": 2,
     }
     lines = steps_of(example, {"file": "rows.jsonl"})
@@ -384,3 +385,13 @@ def test_train_inspect_and_chat_work_end_to_end_and_print_json(workspace: Worksp
     assert set(found["tokens"]) == {"min", "mean", "p50", "p90", "p95", "p99", "max"}
     assert found["truncated_rows"] > 0
     assert [run.id for run in workspace.runs()] == [trained["run"]]
+
+
+def test_the_cache_is_shown_and_cleared(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace.cache_folder.mkdir()
+    (workspace.cache_folder / "entry").write_bytes(b"x" * 2_000_000)
+    assert main(["cache", "--workspace", str(workspace.root)]) == 0
+    assert "2.0 MB" in capsys.readouterr().out
+    assert main(["cache", "clear", "--json", "--workspace", str(workspace.root)]) == 0
+    assert json.loads(capsys.readouterr().out)["freed_bytes"] == 2_000_000
+    assert workspace.cache_size() == 0

@@ -67,6 +67,14 @@ def test_a_list_of_target_modules_is_read_as_names_with_commas() -> None:
     assert parse({"lora": {"target_modules": ["q_proj", "v_proj"]}}).lora.target_modules == "q_proj, v_proj"
 
 
+def test_a_mapping_may_be_given_as_text_and_anything_else_is_refused() -> None:
+    given = '{"user": "q", "assistant": "a"}'
+    assert parse({"data": {"mapping": given}}).data.mapping == {"user": "q", "assistant": "a"}
+    for wrong in ("just words", "{", 3, ["q"]):
+        with pytest.raises(ConfigError, match=r"data\.mapping"):
+            parse({"data": {"mapping": wrong}})
+
+
 def test_merging_keeps_what_the_overlay_does_not_name() -> None:
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}}) == {"a": {"b": 1, "c": 3}}
 

@@ -1,4 +1,4 @@
-"""The commands of the terminal: `python -m lora_studio train | inspect | chat | runs | presets | check | ui`.
+"""The commands of the terminal: `python -m lora_studio train | inspect | cache | chat | runs | presets | check | ui`.
 
 Here are the flags and the exit codes; what a command does stands in its own module, imported only when it is called, so
 that `--help` is there at once. Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
@@ -42,8 +42,14 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     inspect = add("inspect", "show how a data file is read, cut and trained on", output)
     inspect.add_argument("data", metavar="DATA", help="a file or the name of a shipped data set")
     inspect.add_argument("--model", metavar="M", default="demo", help="whose tokenizer and template (default: demo)")
+    inspect.add_argument("--validation-file", metavar="DATA", help="a file to measure on, instead of a share of DATA")
     inspect.add_argument("--show-examples", type=int, metavar="N", default=1, help="rows shown step by step")
     inspect.add_argument("--char-only", action="store_true", help="count characters; needs no tokenizer")
+    inspect.add_argument(
+        "--percentiles", metavar="LIST", default="", help="more percentiles of lengths, such as 75,99.9"
+    )
+    cache = add("cache", "show or clear the prepared data that are kept between starts", output)
+    cache.add_argument("action", nargs="?", choices=("show", "clear"), default="show")
     chat = add("chat", "talk to a trained adapter, or compare it with its base", output)
     chat.add_argument("adapter", metavar="RUN", help='a run ("last", RUN/checkpoint-N) or an adapter\'s folder')
     chat.add_argument("--compare", action="store_true", help="let the base answer as well")
@@ -117,6 +123,10 @@ def _run(given: argparse.Namespace, unknown: list[str]) -> int:
             from lora_studio.cli.runs_command import runs
 
             return runs(workspace, given)
+        case "cache":
+            from lora_studio.cli.cache_command import cache
+
+            return cache(workspace, given)
         case "presets":
             from lora_studio.cli.config_commands import show_presets
 

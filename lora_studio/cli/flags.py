@@ -30,7 +30,8 @@ def _add(group: argparse._ArgumentGroup, setting: Setting, flag: str) -> None:
     group.add_argument(
         flag,
         dest=_PREFIX + setting.path,
-        metavar=metavar or {"int": "N", "float": "X", "bool": "true|false", "str": "TEXT"}[setting.kind],
+        metavar=metavar
+        or {"int": "N", "float": "X", "bool": "true|false", "str": "TEXT", "mapping": "JSON"}[setting.kind],
         help=f"{setting.description}{default}".replace("%", "%%"),
     )
 

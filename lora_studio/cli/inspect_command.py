@@ -26,7 +26,9 @@ def inspect(workspace: Workspace, given: argparse.Namespace) -> int:
     if given.show_examples < 0:
         raise StudioError(f"--show-examples can't be {given.show_examples}.", "Give 0 or more.")
     if given.char_only:
-        found = count_characters(given.data)
+        from lora_studio.data.characters import inspect_characters
+
+        found = inspect_characters(given.data, percentiles=_percentiles(given.percentiles))
         if given.json:
             print_json(found)
         else:
@@ -40,7 +42,10 @@ def inspect(workspace: Workspace, given: argparse.Namespace) -> int:
             on_progress=Phases().tell,
             model=given.model,
             train_file=given.data,
+            validation_file=given.validation_file,
             show_examples=given.show_examples,
+            percentiles=_percentiles(given.percentiles),
+            cache_folder=str(workspace.cache_folder),
             **settings,
         )
     if given.json:
@@ -50,53 +55,30 @@ def inspect(workspace: Workspace, given: argparse.Namespace) -> int:
     return 0
 
 
+def _percentiles(text: str) -> list[float]:
+    """Numbers separated by commas."""
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise StudioError(
+            f"--percentiles can't be {text!r}.", "Give numbers from 0 to 100, such as 50,90,99.9."
+        ) from None
+
+
 class Phases:
-    """Names each phase of the work once."""
+    """Names each phase of the work once, and what a first look at a large file shows."""
 
     def __init__(self) -> None:
         self._last = ""
 
     def tell(self, progress: dict[str, Any]) -> None:
-        if progress["phase"] != self._last:
+        if "sample" in progress:
+            sample = progress["sample"]
+            tokens, about = sample["tokens"], f"The first {sample['sampled']:,} rows"
+            say(f"{about}: {sample['words']} {tokens['mean']:g} tokens a row, at most {tokens['max']:,}.")
+        elif progress["phase"] != self._last:
             self._last = progress["phase"]
             say(f"{_PHASE_WORDS.get(self._last, self._last)} ...")
-
-
-def count_characters(name: str) -> dict[str, Any]:
-    """Reading, faults and lengths in characters, with no tokenizer."""
-    import numpy as np
-
-    from lora_studio.data.dataset import resolve_source
-    from lora_studio.data.formats import convert, recognise
-    from lora_studio.data.messages import RowError
-    from lora_studio.data.records import read_records
-    from lora_studio.data.statistics import lengths
-
-    path = resolve_source(name)
-    file = read_records(path)
-    shape = recognise(file.records)
-    bad_rows = list(file.bad_rows)
-    counts = []
-    for record in file.records:
-        try:
-            row = convert(record, shape)
-        except RowError as error:
-            bad_rows.append(error.at(record.row))
-        else:
-            counts.append(len(row.text or "") + sum(len(message.content) for message in row.messages))
-    return {
-        "file": str(path),
-        "file_kind": file.kind,
-        "format": shape.name,
-        "words": shape.words,
-        "columns": shape.columns,
-        "assumptions": file.assumptions,
-        "rows": len(counts),
-        "bad_rows": len(bad_rows),
-        "bad_row_list": [bad.to_dict() for bad in bad_rows],
-        "characters": lengths(np.array(counts, dtype=np.int64)),
-        "total_characters": sum(counts),
-    }
 
 
 def report(found: dict[str, Any]) -> str:
@@ -110,10 +92,26 @@ def report(found: dict[str, Any]) -> str:
         f"At most {found['max_length']} tokens a row ({found['truncation']}): {found['truncated_rows']} rows are cut, "
         f"{found['dropped_rows']} left out, {found['lost_trained_tokens']} trained tokens lost.",
         f"Trained are {found['trained_tokens']:,} of {found['total_tokens']:,} tokens.",
+        *_advice(found),
     ]
     for example in found["examples"]:
         lines += ["", *steps_of(example, found)]
     return "\n".join(lines)
+
+
+def _advice(found: dict[str, Any]) -> list[str]:
+    """A better length, and what packing would do."""
+    suggested, packing, steps = found["suggested"], found["packing"], found["steps"]
+    batch = f"{steps['per_device_train_batch_size']} x {steps['gradient_accumulation_steps']} rows a step"
+    lines = [f"Suggested max_length: {suggested['max_length']}. {suggested['reason']}"]
+    if found["split_rows"]:
+        lines.append(f"{found['split_rows']:,} long texts are split into windows; none of their tokens is lost.")
+    lines.append(
+        f"Packing would make {packing['packs']:,} sequences of {packing['rows']:,} rows and lower the share of padding "
+        f"from {packing['padding_alone']:.0%} to {packing['padding_packed']:.0%}."
+    )
+    lines.append(f"An epoch has {steps['per_epoch']:,} steps, {steps['per_epoch_packed']:,} packed ({batch}).")
+    return lines
 
 
 def _reading(found: dict[str, Any]) -> str:
@@ -142,7 +140,7 @@ def steps_of(example: dict[str, Any], found: dict[str, Any]) -> list[str]:
         *(f"  {message['role']}: {message.get('content') or ''}" for message in example["messages"]),
         "3 text",
         *(f"  {line}" for line in example["text"].splitlines()),
-        f"4 tokens: {len(tokens) + example['removed_tokens']}",
+        f"4 tokens: {example['full_length']}",
         "  " + " ".join(f"{token['id']}:{token['text']!r}" for token in tokens),
         f"5 truncation: {example['removed_tokens']} tokens removed, {len(tokens)} kept",
         f"6 trained mask: {example['trained_tokens']} of {len(tokens)} tokens are trained",

@@ -3,27 +3,31 @@
 import hashlib
 import json
 import os
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_studio.data.encode import Encoded, Encoder, Example, cut
-from lora_studio.data.formats import Format, convert, recognise
-from lora_studio.data.messages import Conversation, RowError
+import numpy as np
+
+from lora_studio.data.cache import Cache
+from lora_studio.data.encode import Encoder
+from lora_studio.data.examples import Examples
+from lora_studio.data.hub import is_hub_name
+from lora_studio.data.mapping import Format
+from lora_studio.data.parts import Conversations, Part, Preparation, Progress, tokenizer_key
 from lora_studio.data.prompt_styles import Template, choose_template
-from lora_studio.data.records import BadRow, RecordFile, read_records
-from lora_studio.data.rows import Record
+from lora_studio.data.records import Source, open_source
+from lora_studio.data.rows import BadRow
+from lora_studio.data.splits import some, split
 from lora_studio.errors import StudioError
 from lora_studio.workspace import shipped_data
 
-_CODE_VERSION = 1
-_REPORT_EVERY = 2000
+_CODE_VERSION = 2
 _REASONING_WORDS = ("reasoning", "thinking", "thought")
+_SAMPLE_ROWS = 400
+_LARGE_BYTES, _HUGE_BYTES = 1 << 22, 1 << 25
 NOTHING_LEFT = "the cut to the longest length leaves no trained token"
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -47,38 +51,32 @@ class Settings:
 
 @dataclass
 class Prepared:
-    """A data set ready for training, with all that a view of it needs.
+    """A data set ready for training, with all that a view of it needs. Nothing of its size is held in memory.
 
-    `conversations` are the training file's usable rows in the file's order, those kept back included; `encoded` and
-    `encoded_validation` are the rows of the two parts before the cut. `dropped` rows keep no trained token.
+    `conversations` are the training file's usable rows in the file's order, those kept back included. `dropped` rows
+    keep no trained token. `sampled` is the number of rows looked at, where it was not the whole file.
     """
 
     format: Format
     template: Template
-    train: list[Example]
-    validation: list[Example]
+    train: Examples
+    validation: Examples
     bad_rows: list[BadRow]
     dropped: list[BadRow]
     assumptions: list[str]
     fingerprint: str
     settings: Settings
-    file: RecordFile
-    conversations: list[Conversation]
-    encoded: list[Encoded]
-    encoded_validation: list[Encoded]
     encoder: Encoder
-    validation_rows: frozenset[int]
+    part: Part
+    kept_back: Part | None
+    chosen: tuple[np.ndarray, np.ndarray]
     source_fingerprint: str
+    cache: Cache
+    sampled: int | None = None
 
-
-@dataclass
-class _Source:
-    """One file read and converted."""
-
-    file: RecordFile
-    format: Format
-    conversations: list[Conversation]
-    bad_rows: list[BadRow]
+    @property
+    def conversations(self) -> Conversations:
+        return self.part.conversations
 
 
 def resolve_source(name_or_path: str) -> Path:
@@ -93,25 +91,31 @@ def resolve_source(name_or_path: str) -> Path:
     raise StudioError(f"There is no file or data set {name_or_path!r}.", f"Give a file's path, or one of: {names}.")
 
 
+def open_data(name: str) -> Source:
+    """The rows that a name stands for: a shipped data set, a path, or a data set of the Hub."""
+    return open_source(name if is_hub_name(name) else resolve_source(name))
+
+
 def prepare(
     train_file: str,
     tokenizer: Any,
     *,
     validation_file: str | None = None,
+    mapping: dict[str, Any] | None = None,
+    cache_folder: Path | None = None,
     on_progress: Progress | None = None,
+    on_sample: Callable[[Prepared], None] | None = None,
     **settings: Any,
 ) -> Prepared:
     """Examples of a file, split into training and validation; `settings` are the fields of `Settings`.
 
-    `on_progress(phase, done, total)` is called in the phases read, convert and encode, counted in rows; what it raises
-    ends the work. Raises StudioError where nothing can be trained.
+    `on_progress(phase, done, total)` is called in the phases read, convert and encode, counted in rows (`total` is 0 or
+    a guess while a file is read); what it raises ends the work. Before anything that takes long, `on_sample` gets what
+    the first rows of a large file come to. What was read and encoded is kept in `cache_folder` and found there again.
+    Raises StudioError where nothing can be trained.
     """
     wanted = Settings(**settings)
-    report = on_progress or (lambda phase, done, total: None)
     template = choose_template(tokenizer, wanted.prompt_style)
-    source = _read(resolve_source(train_file), wanted.system_prompt, report)
-    kept_back = _read(resolve_source(validation_file), wanted.system_prompt, report) if validation_file else None
-    train, validation = _split(source.conversations, wanted, kept_back)
     encoder = Encoder(
         tokenizer,
         template,
@@ -120,149 +124,127 @@ def prepare(
         train_on=wanted.train_on,
         enable_thinking=wanted.enable_thinking,
     )
-    total = len(train) + len(validation)
-    encoded, bad = encoder.encode_whole(train, lambda done, _: report("encode", done, total))
-    encoded_validation, bad_validation = encoder.encode_whole(
-        validation, lambda done, _: report("encode", len(train) + done, total)
-    )
-    unrendered = [*bad, *([] if kept_back else bad_validation)]
-    refused = {row.row for row in unrendered}
-    bad_rows = sorted([*source.bad_rows, *unrendered], key=lambda row: row.row)
-    if not encoded:
-        raise _nothing_to_train(source, bad_rows)
-    files = [source.file.path, *([kept_back.file.path] if kept_back else [])]
+    key = [tokenizer_key(tokenizer), template.source, wanted.train_on, wanted.enable_thinking]
+    names = [train_file, *([validation_file] if validation_file else [])]
+    sources = [open_data(name) for name in names]
+    report = on_progress or (lambda phase, done, total: None)
+
+    def first_look() -> None:
+        nonlocal on_sample
+        if on_sample:
+            give, on_sample = on_sample, None
+            with_few = replace(
+                work, cache=Cache(None), report=lambda *_: None, before_slow=lambda: None, most=_SAMPLE_ROWS
+            )
+            try:
+                seen = _prepared(with_few, sources, template, wanted)
+            except StudioError:
+                return  # the first rows may be bad where later ones are not
+            give(replace(seen, sampled=len(seen.conversations)))
+
+    work = Preparation(encoder, key, wanted.system_prompt, mapping, Cache(cache_folder), report, before_slow=first_look)
+    size = sum(path.stat().st_size for source in sources for path in source.files)
+    if size < _LARGE_BYTES and all(source.files for source in sources):
+        on_sample = None  # the whole is there as soon as a part of it
+    elif size > _HUGE_BYTES:
+        first_look()  # the fingerprint of so large a file takes seconds by itself
+    return _prepared(work, sources, template, wanted)
+
+
+def _prepared(work: Preparation, sources: list[Source], template: Template, wanted: Settings) -> Prepared:
+    rules = (wanted.validation_fraction, wanted.split_seed, wanted.max_samples, wanted.max_eval_samples)
+    kept_back = None
+    if len(sources) > 1:
+        limit = wanted.max_eval_samples
+        kept_back = work.part(
+            sources[1],
+            lambda group: some(len(group), wanted.split_seed, limit),
+            [wanted.split_seed, limit] if limit else None,
+        )
+        rules = (0.0, wanted.split_seed, wanted.max_samples, None)
+    limited = wanted.max_samples is not None
+
+    def choose(group: np.ndarray) -> np.ndarray:
+        return np.sort(np.concatenate(split(group, *rules))) if limited else np.arange(len(group))
+
+    part = work.part(sources[0], choose, rules if limited else None)
     shell = Prepared(
-        format=source.format,
+        format=part.format,
         template=template,
-        train=[],
-        validation=[],
-        bad_rows=bad_rows,
+        train=Examples.none(part.rows),
+        validation=Examples.none(part.rows),
+        bad_rows=part.bad_rows,
         dropped=[],
-        assumptions=_assumptions(source, template, kept_back, bad_validation),
+        assumptions=_assumptions(part, template, kept_back),
         fingerprint="",
         settings=wanted,
-        file=source.file,
-        conversations=[chat for chat in source.conversations if chat.row not in refused],
-        encoded=encoded,
-        encoded_validation=encoded_validation,
-        encoder=encoder,
-        validation_rows=frozenset() if kept_back else frozenset(chat.row for chat in validation),
-        source_fingerprint=_source_fingerprint(files, tokenizer, template),
+        encoder=work.encoder,
+        part=part,
+        kept_back=kept_back,
+        chosen=_chosen(part, kept_back, rules),
+        source_fingerprint=_source_fingerprint(part, kept_back, work),
+        cache=work.cache,
     )
     return recut(shell, max_length=wanted.max_length, truncation=wanted.truncation)
+
+
+def _chosen(
+    part: Part, kept_back: Part | None, rules: tuple[float, int, int | None, int | None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into the rows of the part to train on, and into those of the part to measure on."""
+    place = np.full(len(part.all_groups), -1, np.int64)
+    place[np.searchsorted(part.all_positions, part.rows.position)] = np.arange(len(part.rows))
+    train, validation = (place[side][place[side] >= 0] for side in split(part.all_groups, *rules))
+    return train, np.arange(len(kept_back.rows)) if kept_back else validation
 
 
 def recut(prepared: Prepared, *, max_length: int, truncation: str) -> Prepared:
     """The same data at another length or way of cutting, without reading or tokenising again."""
     settings = replace(prepared.settings, max_length=max_length, truncation=truncation)
-    dropped: list[BadRow] = []
-    parts = []
-    for rows in (prepared.encoded, prepared.encoded_validation):
-        examples = [cut(row, max_length, truncation) for row in rows]
-        parts.append([example for example in examples if example.trained_tokens])
-        dropped += [
-            BadRow(example.row, NOTHING_LEFT, f"{example.full_length} tokens")
-            for example in examples
-            if not example.trained_tokens
-        ]
-    if not parts[0]:
+    stores = (prepared.part.rows, (prepared.kept_back or prepared.part).rows)
+    train, validation = (
+        Examples(store, chosen, max_length, truncation) for store, chosen in zip(stores, prepared.chosen, strict=True)
+    )
+    if not len(train):
         raise StudioError(
             f"No row keeps a trained token at a longest length of {max_length} ({truncation}).",
             "Choose a greater max_length, or keep the answer when cutting.",
         )
+    dropped = [
+        BadRow(row, NOTHING_LEFT, f"{length} tokens")
+        for examples in (train, validation)
+        for row, length in examples.dropped
+    ]
     whole = json.dumps([prepared.source_fingerprint, _CODE_VERSION, vars(settings)], sort_keys=True)
     return replace(
         prepared,
-        train=parts[0],
-        validation=parts[1],
+        train=train,
+        validation=validation,
         dropped=dropped,
         settings=settings,
         fingerprint=hashlib.sha256(whole.encode()).hexdigest(),
     )
 
 
-def _read(path: Path, system_prompt: str | None, report: Progress) -> _Source:
-    report("read", 0, 0)
-    file = read_records(path)
-    rows = len(file.records)
-    report("read", rows, rows)
-    shape = recognise(file.records)
-    conversations: list[Conversation] = []
-    bad_rows = list(file.bad_rows)
-    for position, record in enumerate(file.records):
-        try:
-            conversations.append(convert(record, shape, system_prompt))
-        except RowError as error:
-            bad_rows.append(error.at(record.row))
-        if position % _REPORT_EVERY == 0:
-            report("convert", position, rows)
-    report("convert", rows, rows)
-    source = _Source(file, shape, conversations, bad_rows)
-    if not conversations:
-        raise _nothing_to_train(source, bad_rows)
-    return source
-
-
-def _split(
-    rows: Sequence[Conversation], settings: Settings, kept_back: _Source | None
-) -> tuple[list[Conversation], list[Conversation]]:
-    """Training and validation rows, each in the file's order; decided by the number of rows and the seed alone."""
-    order = list(range(len(rows)))
-    random.Random(settings.split_seed).shuffle(order)
-    share = 0 if kept_back else round(len(rows) * settings.validation_fraction)
-    if settings.validation_fraction > 0 and not kept_back and len(rows) > 1:
-        share = min(max(share, 1), len(rows) - 1)
-    train = sorted(order[share:][: settings.max_samples])
-    if kept_back:
-        most = settings.max_eval_samples
-        chosen = list(range(len(kept_back.conversations)))
-        random.Random(settings.split_seed).shuffle(chosen)
-        validation = [kept_back.conversations[position] for position in sorted(chosen[:most])]
-    else:
-        validation = [rows[position] for position in sorted(order[:share][: settings.max_eval_samples])]
-    return [rows[position] for position in train], validation
-
-
-def _assumptions(
-    source: _Source, template: Template, kept_back: _Source | None, bad_validation: list[BadRow]
-) -> list[str]:
-    found = list(source.file.assumptions)
-    thoughtful = sum(any(message.reasoning_content for message in chat.messages) for chat in source.conversations)
+def _assumptions(part: Part, template: Template, kept_back: Part | None) -> list[str]:
+    found = list(part.records.assumptions)
+    thoughtful, resting = part.facts["thoughtful"], part.facts["resting"]
     if thoughtful and not any(word in template.source for word in _REASONING_WORDS):
         found.append(f"{thoughtful} rows bring reasoning, for which the chat template has no place: it is left out.")
-    resting = sum(not all(message.trained for message in chat.messages) for chat in source.conversations)
     if resting:
         found.append(f"{resting} rows hold answers that the file marks as not to be trained.")
     if kept_back:
-        bad = len(kept_back.bad_rows) + len(bad_validation)
+        bad = len(kept_back.bad_rows)
         rows = f"{len(kept_back.conversations)} rows" + (f", {bad} bad rows left out" if bad else "")
-        found.append(f"The validation file {kept_back.file.path.name} has {rows}: {kept_back.format.words}")
-        found += [f"Validation file: {sentence}" for sentence in kept_back.file.assumptions]
+        found.append(f"The validation file {Path(kept_back.name).name} has {rows}: {kept_back.format.words}")
+        found += [f"Validation file: {sentence}" for sentence in kept_back.records.assumptions]
     return found
 
 
-def _nothing_to_train(source: _Source, bad_rows: list[BadRow]) -> StudioError:
-    first = bad_rows[0]
-    where = f" ({first.field})" if first.field else ""
-    found = f"; found: {first.found[:120]}" if first.found else ""
-    return StudioError(
-        f"No row of {source.file.path.name} can be trained on. It was read so: {source.format.words} "
-        f"Row {first.row}: {first.reason}{where}{found}.",
-        "Mend the rows, or choose a prompt style that has a place for them.",
-    )
-
-
-def _source_fingerprint(files: Sequence[Path], tokenizer: Any, template: Template) -> str:
-    """What the examples come from: the files' bytes, the tokenizer and the template."""
-    whole = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    whole.update(hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).digest())
-    whole.update(json.dumps([tokenizer.special_tokens_map, template.source], sort_keys=True, default=str).encode())
-    return whole.hexdigest()
-
-
-def record_of(prepared: Prepared, row: int) -> Record:
-    """The record of the training file with that row number."""
-    return next(record for record in prepared.file.records if record.row == row)
+def _source_fingerprint(part: Part, kept_back: Part | None, work: Preparation) -> str:
+    """What the examples come from: the files' bytes, how they are read, the tokenizer and the template."""
+    parts = [part, *([kept_back] if kept_back else [])]
+    contents = [one.digests or one.name for one in parts]
+    return hashlib.sha256(
+        json.dumps([contents, work.mapping, work.encoder_key[:2]], sort_keys=True).encode()
+    ).hexdigest()

@@ -4,7 +4,10 @@ A token is trained when it lies in a trained span of the rendered text. Ids are 
 `apply_chat_template`; labels are the id itself, or IGNORED.
 """
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +23,25 @@ __all__ = ["IGNORED", "Encoded", "Encoder", "Example", "Template", "choose_templ
 
 IGNORED = -100
 _BATCH = 512
-_PROMPT_SHARE = 4
-
-Progress = Callable[[int, int], None]
+_BATCH_CHARACTERS = 1 << 21
+PROMPT_SHARE = 4
+FOREIGN_TOKEN = "a token is not one of this model's tokenizer"
+NOTHING_TRAINED = "the row's labels leave nothing to learn from"
+OTHER_LABELS = "the row's labels are not its own tokens, so they were made for another way of training"
 
 
 @dataclass(slots=True)
 class Encoded:
-    """A whole row as tokens; `spans` are the trained token ranges. `keep_first`: the first token is kept in any cut."""
+    """A whole row as tokens; `spans` are the trained token ranges. `keep_first`: the first token is kept in any cut.
+
+    `is_text`: plain text, which is split into windows where other rows would be cut.
+    """
 
     row: int
     ids: list[int]
     spans: tuple[tuple[int, int], ...]
     keep_first: bool = False
+    is_text: bool = False
 
 
 @dataclass(slots=True)
@@ -70,6 +79,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._bos = tokenizer.bos_token_id
         self.special_ids = frozenset(tokenizer.added_tokens_decoder)
+        self.specials = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         self._renderer = Renderer(tokenizer, template, train_on, enable_thinking)
 
     def render(self, conversation: Conversation) -> str:
@@ -81,32 +91,83 @@ class Encoder:
         encoded, bad_rows = self.encode_whole(conversations)
         return [cut(row, self.max_length, self.truncation) for row in encoded], bad_rows
 
-    def encode_whole(
-        self, conversations: Sequence[Conversation], on_progress: Progress | None = None
-    ) -> tuple[list[Encoded], list[BadRow]]:
+    def encode_whole(self, conversations: Sequence[Conversation]) -> tuple[list[Encoded], list[BadRow]]:
         """Rows as tokens before any cut, and the rows that can't be rendered."""
         encoded: list[Encoded] = []
         bad_rows: list[BadRow] = []
-        for first in range(0, len(conversations), _BATCH):
-            batch = conversations[first : first + _BATCH]
-            rendered: list[tuple[int, Rendered]] = []
-            for conversation, result in zip(batch, self._renderer.render(batch), strict=True):
-                if isinstance(result, RowError):
-                    bad_rows.append(result.at(conversation.row))
-                else:
-                    rendered.append((conversation.row, result))
-            encodings = self._tokenise([result.text for _, result in rendered])
-            for (row, result), encoding in zip(rendered, encodings, strict=True):
-                encoded.append(self._mask(row, result, encoding))
-            if on_progress:
-                on_progress(min(first + _BATCH, len(conversations)), len(conversations))
+        for rows, bad in self.encode_batches(batches(conversations)):
+            encoded += rows
+            bad_rows += bad
         return encoded, bad_rows
+
+    def encode_batches(self, given: Iterable[Sequence[Conversation]]) -> Iterator[tuple[list[Encoded], list[BadRow]]]:
+        """For each batch the rows as tokens and those that can't be rendered.
+
+        The next batch is rendered while the tokenizer, which needs no Python meanwhile, works in a thread.
+        """
+        waiting: tuple[list[tuple[Conversation, Rendered]], list[BadRow], Future[list[Any]]] | None = None
+        with _no_garbage_collection(), ThreadPoolExecutor(1, "tokenizer") as thread:
+            for batch in given:
+                if any(chat.input_ids is not None for chat in batch):
+                    yield self._take_over(batch)
+                    continue
+                rendered, bad_rows = self._render(batch)
+                future = thread.submit(self._tokenise, [result.text for _, result in rendered])
+                if waiting:
+                    yield self._masked(*waiting)
+                waiting = rendered, bad_rows, future
+            if waiting:
+                yield self._masked(*waiting)
+
+    def _take_over(self, batch: Sequence[Conversation]) -> tuple[list[Encoded], list[BadRow]]:
+        """Rows that come as tokens."""
+        encoded, bad_rows = [], []
+        for chat in batch:
+            try:
+                encoded.append(self._from_ids(chat))
+            except RowError as error:
+                bad_rows.append(error.at(chat.row))
+        return encoded, bad_rows
+
+    def _from_ids(self, chat: Conversation) -> Encoded:
+        """A row's own tokens, trained where its labels say so, or all of them. Raises RowError."""
+        ids = list(chat.input_ids or ())
+        labels = ids if chat.labels is None else list(chat.labels)
+        foreign = next((token for token in ids if token >= len(self._tokenizer)), None)
+        if foreign is not None:
+            raise RowError(FOREIGN_TOKEN, "input_ids", f"{foreign}, of {len(self._tokenizer)} tokens")
+        edges = np.flatnonzero(np.diff(np.array([IGNORED, *labels, IGNORED]) != IGNORED)).tolist()
+        spans = tuple(zip(edges[::2], edges[1::2], strict=True))
+        if not spans:
+            raise RowError(NOTHING_TRAINED, "labels", labels[:20])
+        if any(ids[start:stop] != labels[start:stop] for start, stop in spans):
+            raise RowError(OTHER_LABELS, "labels", labels[:20])
+        return Encoded(chat.row, ids, spans, ids[0] == self._bos and ids.count(ids[0]) == 1)
+
+    def _render(self, batch: Sequence[Conversation]) -> tuple[list[tuple[Conversation, Rendered]], list[BadRow]]:
+        rendered, bad_rows = [], []
+        for conversation, result in zip(batch, self._renderer.render(batch), strict=True):
+            if isinstance(result, RowError):
+                bad_rows.append(result.at(conversation.row))
+            else:
+                rendered.append((conversation, result))
+        return rendered, bad_rows
+
+    def _masked(
+        self, rendered: list[tuple[Conversation, Rendered]], bad_rows: list[BadRow], encodings: "Future[list[Any]]"
+    ) -> tuple[list[Encoded], list[BadRow]]:
+        pairs = zip(rendered, encodings.result(), strict=True)
+        return [self._mask(chat, result, encoding) for (chat, result), encoding in pairs], bad_rows
 
     def tokens(self, conversation: Conversation) -> tuple[Encoded, list[str], str]:
         """One conversation's tokens with the piece of text each stands for, and the text. Raises RowError.
 
         The pieces joined are the text. Of several tokens that make up one character, the first bears it.
         """
+        if conversation.input_ids is not None:
+            encoded = self._from_ids(conversation)
+            parts = [self._tokenizer.decode([token]) for token in encoded.ids]
+            return encoded, parts, "".join(parts)
         rendered = self._render_one(conversation)
         (encoding,) = self._tokenise([rendered.text])
         pieces, done = [], 0
@@ -115,7 +176,7 @@ class Encoder:
             done = max(done, stop)
         if pieces:
             pieces[-1] += rendered.text[done:]
-        return self._mask(conversation.row, rendered, encoding), pieces, rendered.text
+        return self._mask(conversation, rendered, encoding), pieces, rendered.text
 
     def _render_one(self, conversation: Conversation) -> Rendered:
         (result,) = self._renderer.render([conversation])
@@ -129,13 +190,39 @@ class Encoder:
         backend.no_padding()
         return backend.encode_batch(texts, add_special_tokens=False)
 
-    def _mask(self, row: int, rendered: Rendered, encoding: Any) -> Encoded:
+    def _mask(self, conversation: Conversation, rendered: Rendered, encoding: Any) -> Encoded:
         ids = encoding.ids
         spans = tuple(
             span for start, stop in rendered.spans if (span := _token_range(encoding, rendered.text, start, stop))
         )
         keep_first = bool(ids) and ids[0] == self._bos and ids.count(self._bos) == 1
-        return Encoded(row, ids, spans, keep_first)
+        return Encoded(conversation.row, ids, spans, keep_first, conversation.text is not None)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Rows hold no circles, and looking for some among a million objects takes a tenth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    """Conversations in pieces of bounded size, by number and by text."""
+    batch: list[Conversation] = []
+    size = 0
+    for conversation in conversations:
+        batch.append(conversation)
+        size += len(conversation.text or "") + sum(len(message.content) for message in conversation.messages)
+        if len(batch) == _BATCH or size > _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _token_range(encoding: Any, text: str, start: int, stop: int) -> tuple[int, int] | None:
@@ -170,7 +257,7 @@ def window(encoded: Encoded, max_length: int, truncation: str) -> tuple[int, int
     if end <= max_length:
         return 0, max_length
     budget = max_length - 1 if encoded.keep_first else max_length
-    first = end - budget if end - begin <= budget else max(0, begin - max_length // _PROMPT_SHARE)
+    first = end - budget if end - begin <= budget else max(0, begin - max_length // PROMPT_SHARE)
     return first, min(first + budget, length)
 
 

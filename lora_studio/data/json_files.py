@@ -1,66 +1,132 @@
-"""JSON and JSONL to rows: an array, columns of equal length, one object a line, or a list of rows under one name."""
+"""JSON and JSONL to rows: an array, columns of equal length, one object a line, or a list of rows under one name.
+
+The content decides which of these a file is, whatever its ending says.
+"""
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, TextIO
 
-from lora_studio.data.decoding import is_broken
+from lora_studio.data.decoding import is_broken, lines_of
+from lora_studio.data.json_values import BrokenJsonError, TooDeepError, Values
 from lora_studio.data.rows import BadRow, Reading, Record, shorten
 from lora_studio.errors import StudioError
 
 BROKEN_LINE = "the line is not valid JSON"
+BROKEN_REST = "the JSON is broken from here on; nothing after this place is read"
 BROKEN_BYTES = "the row holds bytes that are not valid text"
 NOT_AN_OBJECT = "the row is not an object with named fields"
 TOO_DEEP = "the row is nested too deeply"
+TOO_LONG = "the row is longer than 32 million characters"
 BARE_LIST = "Rows that are bare lists of messages are read as `messages`."
 _SHAPES = "Known are an array of objects, one object a line, and an object of equally long arrays (columns)."
+_LONGEST_OBJECT = 1 << 28
+_LONGEST_CONVERSATION = 10_000
+
+Open = Callable[[], TextIO]
+Rows = Iterator[Record | BadRow]
 
 
-def read_json(text: str) -> Reading:
-    """The rows of a .json file, whichever of the known forms it has."""
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise StudioError("The JSON is nested too deeply to be read.", _SHAPES) from None
-    except ValueError as error:
-        if _is_line_by_line(text):
-            reading = read_jsonl(text)
-            return Reading(reading.rows, ["The .json file holds one object a line.", *reading.assumptions])
-        raise StudioError(
-            f"The JSON is broken: {_where(error)}.", "Mend that place, or save the rows as JSONL."
-        ) from None
-    if isinstance(value, list):
-        return _from_list(value)
-    if isinstance(value, dict):
-        return _from_object(value)
-    raise StudioError(f"The file holds one {type(value).__name__}, not rows.", _SHAPES)
-
-
-def read_jsonl(text: str) -> Reading:
-    """One JSON value a line; broken lines are bad rows."""
-    if not _is_line_by_line(text) and _is_json(text):
-        reading = read_json(text)
-        return Reading(reading.rows, ["The file is one JSON value, not one object a line.", *reading.assumptions])
-    first = next((line for line in text.split("\n") if line.strip()), "")
-    bare = [BARE_LIST] if first.lstrip()[:1] == "[" else []
-    return Reading(_lines(text), bare)
-
-
-def _lines(text: str) -> Iterator[Record | BadRow]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        if is_broken(line):
-            yield BadRow(number, BROKEN_BYTES, shorten(line.strip()))
-            continue
+def read_json(open_text: Open, kind: str) -> Reading:
+    """The rows of a file, whose ending says that it is of that kind (json or jsonl)."""
+    with open_text() as stream:
+        sample = stream.read(1 << 20)
+    if sample.lstrip("\ufeff \t\r\n")[:1] == "[":
+        if _is_lines_of_lists(sample):
+            return Reading(lambda: _lines(open_text), [BARE_LIST])
+        return _array(open_text, kind)
+    with open_text() as stream:
+        values = Values(stream, _LONGEST_OBJECT)
         try:
-            value = json.loads(line)
-        except RecursionError:
-            yield BadRow(number, TOO_DEEP, shorten(line.strip()))
-        except ValueError as error:
-            yield BadRow(number, BROKEN_LINE, f"{_where(error, in_line=True)}: {shorten(line.strip())}")
-        else:
+            value = values.value()
+            one_line = values.lines_passed == 0
+            more = values.peek()
+        except BrokenJsonError as error:
+            if kind == "jsonl" or _is_line_by_line(sample):
+                return Reading(lambda: _lines(open_text), _by_line(kind))
+            said = "is nested too deeply to be read" if isinstance(error, TooDeepError) else f"is broken: {error}"
+            raise StudioError(f"The JSON {said}.", "Mend that place, or save the rows as JSONL.") from None
+    if more and (one_line or more != "{"):
+        return Reading(lambda: _lines(open_text), _by_line(kind))
+    if more:
+        return Reading(lambda: _one_after_another(open_text), ["The file holds objects one after another."])
+    return _single(open_text, value, kind)
+
+
+def _by_line(kind: str) -> list[str]:
+    return ["The .json file holds one object a line."] if kind == "json" else []
+
+
+def _lines(open_text: Open) -> Rows:
+    with open_text() as stream:
+        for number, line, whole in lines_of(stream):
+            if not line.strip():
+                continue
+            if not whole:
+                yield BadRow(number, TOO_LONG, shorten(line))
+                continue
+            if is_broken(line):
+                yield BadRow(number, BROKEN_BYTES, shorten(line.strip()))
+                continue
+            try:
+                value = json.loads(line.rstrip("\n"))
+            except RecursionError:
+                yield BadRow(number, TOO_DEEP, shorten(line.strip()))
+            except ValueError as error:
+                yield BadRow(number, BROKEN_LINE, f"{_in_line(error)}: {shorten(line.strip())}")
+            else:
+                yield _row(number, value)
+
+
+def _one_after_another(open_text: Open) -> Rows:
+    with open_text() as stream:
+        yield from _numbered(Values(stream).rest())
+
+
+def _array(open_text: Open, kind: str) -> Reading:
+    assumptions = ["The file is one JSON value, not one object a line."] if kind == "jsonl" else []
+    with open_text() as stream:
+        elements = Values(stream).array()
+        start = _first_elements(elements)
+    if start and all(_is_turn(element) for element in start):
+        with open_text() as stream:
+            conversation = [
+                row for row in islice(_numbered(Values(stream).array()), _LONGEST_CONVERSATION) if _is_turn_row(row)
+            ]
+        single = Record(1, {"messages": [row.fields for row in conversation if isinstance(row, Record)]})
+        return Reading(lambda: iter([single]), [*assumptions, "The file holds a single conversation: it is one row."])
+    if start and isinstance(start[0], list):
+        assumptions.append(BARE_LIST)
+
+    def rows() -> Rows:
+        with open_text() as stream:
+            yield from _numbered(Values(stream).array())
+
+    return Reading(rows, assumptions)
+
+
+def _first_elements(elements: Iterator[Any], most: int = 20) -> list[Any]:
+    found = []
+    try:
+        for element in islice(elements, most):
+            found.append(element)
+    except BrokenJsonError:
+        return found
+    return found
+
+
+def _numbered(values: Iterator[Any]) -> Rows:
+    """Rows of values; where the JSON breaks, what came before is kept and the break is the last row."""
+    number = 0
+    try:
+        for value in values:
+            number += 1
             yield _row(number, value)
+    except TooDeepError as error:
+        yield BadRow(number + 1, TOO_DEEP, f"{error}; nothing after this place is read")
+    except BrokenJsonError as error:
+        yield BadRow(number + 1, BROKEN_REST, str(error))
 
 
 def _row(number: int, value: Any) -> Record | BadRow:
@@ -71,71 +137,92 @@ def _row(number: int, value: Any) -> Record | BadRow:
     return BadRow(number, NOT_AN_OBJECT, shorten(value))
 
 
-def _from_list(values: list[Any]) -> Reading:
-    if _is_conversation(values):
-        return Reading([Record(1, {"messages": values})], ["The file holds a single conversation: it is one row."])
-    bare = [BARE_LIST] if any(isinstance(value, list) for value in values[:1]) else []
-    return Reading((_row(number, value) for number, value in enumerate(values, 1)), bare)
+def _single(open_text: Open, value: Any, kind: str) -> Reading:
+    """A file that is one object: it is held only while its rows are read."""
+    if not isinstance(value, dict):
+        raise StudioError(f"The file holds one {type(value).__name__}, not rows.", _SHAPES)
+    _, assumptions = _from_object(value)
+
+    def rows() -> Rows:
+        with open_text() as stream:
+            found, _ = _from_object(Values(stream, _LONGEST_OBJECT).value())
+        yield from found
+
+    whole = ["The file is one JSON value, not one object a line."] if kind == "jsonl" else []
+    return Reading(rows, [*whole, *assumptions])
 
 
-def _from_object(value: dict[str, Any]) -> Reading:
+def _from_object(value: dict[str, Any]) -> tuple[Rows, list[str]]:
     """Columns, rows under one name, or a single row."""
     lists = {name: column for name, column in value.items() if isinstance(column, list)}
-    for name, column in lists.items():
-        rows = [item for item in column if isinstance(item, dict)]
-        if len(rows) == len(column) > 0 and len(lists) == 1 and not _is_message(rows[0]):
-            reading = _from_list(column)
-            return Reading(reading.rows, [f"The rows are those under `{name}`.", *reading.assumptions])
-    lengths = {len(column) for column in lists.values()}
-    columns = len(lists) == len(value) > 0 and len(lengths) == 1
-    if columns and not any(
-        column and isinstance(column[0], dict) and _is_message(column[0]) for column in lists.values()
-    ):
-        rows_of_columns = (
-            Record(number, dict(zip(lists, cells, strict=True)))
-            for number, cells in enumerate(zip(*lists.values(), strict=True), 1)
-        )
-        return Reading(rows_of_columns, ["The file is an object of arrays: each array is a column."])
-    return Reading([Record(1, value)] if value else [], ["The file holds a single object: it is one row."])
+    tables = [name for name, column in lists.items() if _is_table(column)]
+    if len(tables) == len(lists) == 1 or "train" in tables:
+        name = "train" if "train" in tables else tables[0]
+        aside = [f"`{other}`" for other in tables if other != name]
+        said = f"The rows are those under `{name}`" + (f"; left aside: {', '.join(aside)}." if aside else ".")
+        return _numbered(iter(lists[name])), [said]
+    if len(lists) == len(value) > 0 and not any(map(_is_conversation, lists.values())):
+        if len({len(column) for column in lists.values()}) == 1:
+            return _from_columns(lists), ["The file is an object of arrays: each array is a column."]
+        if len(lists) > 1 and not any(column and isinstance(column[0], dict) for column in lists.values()):
+            sizes = ", ".join(f"`{shorten(name, 40)}` {len(column)}" for name, column in list(lists.items())[:6])
+            raise StudioError(f"The file's columns are not equally long: {sizes}.", _SHAPES)
+    inner = [column.keys() if isinstance(column, dict) else None for column in value.values()]
+    if len(value) > 1 and inner[0] and "0" in inner[0] and all(keys == inner[0] for keys in inner):
+        columns = {name: list(column.values()) for name, column in value.items()}
+        return _from_columns(columns), ["The file is an object of columns, each with its rows by number."]
+    return iter([Record(1, value)] if value else []), ["The file holds a single object: it is one row."]
 
 
-def _is_message(item: dict[str, Any]) -> bool:
-    return bool(item.keys() & {"role", "from"}) or item.keys() == {"human", "assistant"}
+def _from_columns(columns: dict[str, list[Any]]) -> Rows:
+    for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
+        yield Record(number, dict(zip(columns, cells, strict=True)))
+
+
+def _is_table(column: list[Any]) -> bool:
+    return bool(column) and all(isinstance(item, dict) for item in column) and not _is_turn(column[0])
+
+
+def _is_turn(value: Any) -> bool:
+    """Whether a value is a message of a conversation, and not a row that happens to have a `role`."""
+    if not isinstance(value, dict):
+        return False
+    spoken = value.keys() & {"content", "value", "text", "tool_calls"} and value.keys() & {"role", "from"}
+    return bool(spoken) or value.keys() == {"human", "assistant"}
+
+
+def _is_turn_row(row: Record | BadRow) -> bool:
+    return isinstance(row, Record) and _is_turn(row.fields)
 
 
 def _is_conversation(value: Any) -> bool:
-    return (
-        isinstance(value, list) and bool(value) and all(isinstance(item, dict) and _is_message(item) for item in value)
-    )
+    return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
 
 
-def _is_json(text: str) -> bool:
+def _is_lines_of_lists(sample: str) -> bool:
+    """Whether each line is a list by itself: the first line is whole, and the next begins a list too."""
+    lines = [line.strip() for line in sample.lstrip("\ufeff \t\r\n").split("\n")]
+    following = next((line for line in lines[1:] if line), "")
+    if not following.startswith("["):
+        return False
     try:
-        json.loads(text)
+        return isinstance(json.loads(lines[0]), list)
     except (ValueError, RecursionError):
         return False
-    return True
 
 
-def _is_line_by_line(text: str) -> bool:
-    """Whether one of the first lines is a whole row by itself, and the text is not an array of such."""
-    lines = [line.strip() for line in text.lstrip().split("\n", 50)[:50]]
-    for line in lines:
-        if line[:1] in ("{", "[") and line[-1:] in ("}", "]"):
+def _is_line_by_line(sample: str) -> bool:
+    """Whether one of the first lines is a whole row by itself."""
+    for line in sample.lstrip("\ufeff \t\r\n").split("\n", 50)[:50]:
+        if line.strip()[:1] in ("{", "[") and line.strip()[-1:] in ("}", "]"):
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError):
                 continue
             if (isinstance(value, dict) and value) or _is_conversation(value):
                 return True
-        if lines[0][:1] == "[":
-            return False
     return False
 
 
-def _where(error: ValueError, in_line: bool = False) -> str:
-    if not isinstance(error, json.JSONDecodeError):
-        return str(error).split(";")[0]
-    return (
-        f"column {error.colno}: {error.msg}" if in_line else f"line {error.lineno}, column {error.colno}: {error.msg}"
-    )
+def _in_line(error: ValueError) -> str:
+    return f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]

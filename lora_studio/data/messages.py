@@ -1,5 +1,6 @@
 """Message and Conversation, the one form that rows of every shape become, and the rules a conversation keeps."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,10 @@ SYSTEM_LATE = "a system message stands after the conversation began"
 TWO_USERS = "two user turns follow each other"
 TWO_ASSISTANTS = "two assistant turns follow each other"
 LONE_TOOL = "a tool's result follows no assistant turn"
+CONTROL = "the text holds control characters"
 BROKEN_TEXT = "the text holds half a character or undecodable bytes"
 EMPTY_TEXT = "the text is empty"
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
 class RowError(ValueError):
@@ -46,6 +49,7 @@ class Message:
     name: str | None = None
     instruction: str | None = None
     input: str | None = None
+    tool_call_id: str | None = None
     trained: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,6 +61,8 @@ class Message:
             message["tool_calls"] = list(self.tool_calls)
         if self.name is not None:
             message["name"] = self.name
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
         if self.input is not None:
             message["instruction"] = self.instruction
             message["input"] = self.input
@@ -65,12 +71,21 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A row as turns, or as plain text when `text` is set."""
+    """A row as turns, or as plain text when `text` is set.
+
+    For learning by comparison `messages` is the prompt of the answers `chosen` and `rejected`; or `label` says whether
+    the last answer is a good one. An already tokenised row has `input_ids`, perhaps `labels`, and no messages.
+    """
 
     row: int
     messages: tuple[Message, ...] = ()
     text: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
+    chosen: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
+    label: bool | None = None
+    input_ids: tuple[int, ...] | None = None
+    labels: tuple[int, ...] | None = None
 
     def to_dicts(self) -> list[dict[str, Any]]:
         return [message.to_dict() for message in self.messages]
@@ -82,8 +97,8 @@ def check(messages: Sequence[Message], field: str = "") -> None:
     answers = 0
     for position, message in enumerate(messages):
         role = message.role
-        if is_broken(message.content) or is_broken(message.reasoning_content or ""):
-            raise RowError(BROKEN_TEXT, field, message.content)
+        _check_letters(message.content, field)
+        _check_letters(message.reasoning_content or "", field)
         if role == "system" and position > 0:
             raise RowError(SYSTEM_LATE, field, f"message {position + 1}: {message.content}")
         if role == "user" and before == "user":
@@ -107,5 +122,14 @@ def check_text(text: str, field: str = "") -> None:
     """Raises RowError for plain text that can't be trained on."""
     if not text.strip():
         raise RowError(EMPTY_TEXT, field)
+    _check_letters(text, field)
+
+
+def _check_letters(text: str, field: str) -> None:
+    """Raises RowError for what is no text: undecodable bytes, control characters other than tab and line ends."""
     if is_broken(text):
         raise RowError(BROKEN_TEXT, field, text)
+    control = _CONTROLS.search(text)
+    if control:
+        around = text[max(0, control.start() - 40) : control.end() + 40]
+        raise RowError(CONTROL, field, f"U+{ord(control.group()):04X} at character {control.start() + 1}: {around!r}")

@@ -1,22 +1,28 @@
-"""A file to records with row numbers. Which form a file has is told by its content; the ending only helps.
+"""Files to records with row numbers: one file, several, a folder, or a data set of the Hub, read row by row.
 
-Rows that can't be read are reported and do not stop the others. What columns mean is not decided here but in formats.
+Which form a file has is told by its content; the ending only helps. Rows that can't be read are reported and do not
+stop the others. What columns mean is not decided here but in formats.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_studio.data.decoding import decode
-from lora_studio.data.json_files import read_json, read_jsonl
+from lora_studio.data.arrow_files import read_arrow, read_parquet
+from lora_studio.data.decoding import open_text, search_encoding
+from lora_studio.data.folders import data_files
+from lora_studio.data.hub import is_hub_name, read_hub
+from lora_studio.data.json_files import read_json
+from lora_studio.data.opening import KNOWN, is_torn, kind_ending, open_bytes
 from lora_studio.data.rows import BadRow, Reading, Record, shorten
-from lora_studio.data.table_files import read_csv, read_parquet
+from lora_studio.data.table_files import read_csv
 from lora_studio.data.text_files import read_text
 from lora_studio.errors import StudioError
 
-__all__ = ["BadRow", "Record", "RecordFile", "read_records"]
+__all__ = ["BadRow", "Record", "RecordFile", "Source", "open_source", "read_records"]
 
-_ENDINGS = {
+TORN = "the packed file is damaged or ends too early; what came before is read"
+ENDINGS = {
     ".json": "json",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -24,13 +30,15 @@ _ENDINGS = {
     ".tsv": "csv",
     ".tab": "csv",
     ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
     ".txt": "text",
     ".text": "text",
     ".md": "text",
     ".markdown": "text",
 }
-_KNOWN = "Known are JSON, JSONL, CSV, TSV, Parquet, TXT and Markdown files."
-_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+_ARROW_STREAM = b"\xff\xff\xff\xff"
 
 
 @dataclass
@@ -44,56 +52,135 @@ class RecordFile:
     assumptions: list[str]
 
 
+@dataclass
+class Source:
+    """Where rows come from. `starts` says for each file, in order of reading, how many rows were counted before it."""
+
+    name: str
+    files: list[Path]
+    kind: str
+    assumptions: list[str]
+    readings: list[Reading] = field(repr=False)
+    starts: list[tuple[str, int]] = field(default_factory=list)
+
+    def rows(self) -> Iterator[Record | BadRow]:
+        """Every row, lazily and each time anew; over several files the row numbers go on counting."""
+        before = 0
+        self.starts = []
+        for position, reading in enumerate(self.readings):
+            self.starts.append((self.files[position].name if self.files else self.name, before))
+            last = before
+            for row in reading.rows():
+                last = before + row.row
+                yield row if not before else _moved(row, before)
+            before = last
+
+    def place(self, row: int) -> tuple[str, int]:
+        """The file of a row that has been read, and the row's number in that file."""
+        name, before = next((start for start in reversed(self.starts) if start[1] < row), (self.name, 0))
+        return name, row - before
+
+
+def open_source(name: str | Path | Sequence[str | Path]) -> Source:
+    """The rows of a file, of several files, of a folder, or of a Hub data set.
+
+    A Hub data set is named "owner/name" or "hub:owner/name?config=C&split=S&revision=R". Raises StudioError where
+    nothing can be read.
+    """
+    names = [name] if isinstance(name, str | Path) else list(name)
+    if not names:
+        raise StudioError("No data file is given.", "Give the path of a data file.")
+    if len(names) == 1 and is_hub_name(str(names[0])):
+        reading, resolved = read_hub(str(names[0]))
+        return Source(resolved, [], "hub", reading.assumptions, [reading])
+    files, assumptions = data_files([Path(one).expanduser() for one in names], ENDINGS)
+    if len(files) == 1:
+        kind, reading = open_file(files[0])
+        return Source(str(names[0]), files, kind, [*assumptions, *reading.assumptions], [reading])
+    opened = [open_file(path) for path in files]
+    kinds = {kind for kind, _ in opened}
+    for path, (_, reading) in zip(files, opened, strict=True):
+        assumptions += [f"{path.name}: {sentence}" for sentence in reading.assumptions]
+    assumptions += _unlike_columns(files, [reading for _, reading in opened])
+    shown = ", ".join(map(str, names))
+    return Source(shown, files, kinds.pop() if len(kinds) == 1 else "mixed", assumptions, [one for _, one in opened])
+
+
 def read_records(path: Path, max_rows: int | None = None) -> RecordFile:
-    """Reads a file's rows, at most `max_rows` of them.
+    """Reads a source's rows into memory, at most `max_rows` of them.
 
     Raises StudioError for a file that is missing, empty or unreadable, and for one without any usable row.
     """
-    kind, data = _open(path)
-    if kind == "parquet":
-        reading = read_parquet(path)
-    else:
-        text, assumed = decode(data)
-        text = text.replace("\r\n", "\n") if kind != "csv" else text
-        reading = _read(kind, text.lstrip("\ufeff"), path.suffix.lower())
-        reading = Reading(reading.rows, [*assumed, *reading.assumptions])
+    source = open_source(path)
     records: list[Record] = []
     bad_rows: list[BadRow] = []
-    for row in _first(reading, max_rows):
+    for position, row in enumerate(source.rows()):
+        if max_rows is not None and position >= max_rows:
+            break
         if isinstance(row, Record):
             records.append(row)
         else:
             bad_rows.append(row)
     if not records:
-        raise _nothing_usable(path, bad_rows)
-    return RecordFile(path, kind, records, bad_rows, reading.assumptions)
+        raise nothing_usable(path.name, bad_rows)
+    return RecordFile(path, source.kind, records, bad_rows, source.assumptions)
 
 
-def _open(path: Path) -> tuple[str, bytes]:
-    """The kind of a file and, unless it is Parquet, its bytes."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-            for mark, name in _PACKED.items():
-                if head.startswith(mark):
-                    raise StudioError(f"{path.name} is packed with {name}.", "Unpack it and use the file inside.")
-            if head.startswith(b"PAR1"):
-                return "parquet", b""
-            data = head + file.read()
-    except FileNotFoundError:
-        raise StudioError(f"There is no file {path}.", "Give the path of a data file.") from None
-    except IsADirectoryError:
-        raise StudioError(f"{path} is a folder, not a file.", "Give the path of one data file.") from None
-    except (OSError, ValueError) as error:
-        raise StudioError(f"{path} can't be read: {error}.", "Check its name and permissions.") from None
-    if not data.strip():
-        raise StudioError(f"{path.name} is empty.", _KNOWN)
-    kind = _ENDINGS.get(path.suffix.lower()) or _guess(data)
+def open_file(path: Path) -> tuple[str, Reading]:
+    """The kind of one file, and how to read it."""
+    with open_bytes(path) as file:
+        head = file.read(1 << 16)
+        while head and not head.strip() and (more := file.read(1 << 16)):
+            head = more
+        torn = is_torn(file)
+    if torn and not head.strip():
+        raise StudioError(f"{path.name} is packed with gzip and damaged: nothing can be unpacked.", "Pack it again.")
+    if not head.strip():
+        raise StudioError(f"{path.name} is empty.", KNOWN)
+    if head.startswith(b"PAR1"):
+        return "parquet", read_parquet(path)
+    if head.startswith((b"ARROW1", _ARROW_STREAM)):
+        return "arrow", read_arrow(path)
+    ending = kind_ending(path)
+    kind = ENDINGS.get(ending) or _guess(head)
     if kind is None:
-        raise StudioError(f"{path.name} is not of a known kind (ending {path.suffix or 'missing'}).", _KNOWN)
-    if kind == "parquet":
-        raise StudioError(f"{path.name} is not a Parquet file, though its ending says so.", _KNOWN)
-    return kind, data
+        raise StudioError(f"{path.name} is not of a known kind (ending {ending or 'missing'}).", KNOWN)
+    if kind in ("parquet", "arrow"):
+        raise StudioError(
+            f"{path.name} is not {'a Parquet' if kind == 'parquet' else 'an Arrow'} file, though its ending says so.",
+            KNOWN,
+        )
+    encoding, assumptions = search_encoding(path)
+    reading = _read_text_kind(path, kind, ending, encoding)
+    return kind, Reading(_until_torn(path, reading.rows), [*assumptions, *reading.assumptions])
+
+
+def _read_text_kind(path: Path, kind: str, ending: str, encoding: str) -> Reading:
+    if kind == "csv":
+        return read_csv(lambda: open_text(path, encoding, newline=""), ending)
+    if kind == "text":
+        return read_text(lambda: open_text(path, encoding))
+    return read_json(lambda: open_text(path, encoding), kind)
+
+
+def _until_torn(path: Path, rows: Callable[[], Iterator[Record | BadRow]]) -> Callable[[], Iterator[Record | BadRow]]:
+    """The rows, and after the last the report of a packed file that is not whole."""
+    with open_bytes(path) as file:
+        if file.seekable():
+            return rows
+
+    def reported() -> Iterator[Record | BadRow]:
+        last = 0
+        for row in rows():
+            last = row.row
+            yield row
+        with open_bytes(path) as file:
+            while file.read(1 << 20):
+                pass
+            if is_torn(file):
+                yield BadRow(last + 1, TORN)
+
+    return reported
 
 
 def _guess(data: bytes) -> str | None:
@@ -102,30 +189,36 @@ def _guess(data: bytes) -> str | None:
     return "json" if start in (b"{", b"[") else None
 
 
-def _read(kind: str, text: str, suffix: str) -> Reading:
-    if kind == "json":
-        return read_json(text)
-    if kind == "jsonl":
-        return read_jsonl(text)
-    if kind == "csv":
-        return read_csv(text, suffix)
-    return read_text(text)
+def _moved(row: Record | BadRow, before: int) -> Record | BadRow:
+    if isinstance(row, Record):
+        return Record(row.row + before, row.fields)
+    return BadRow(row.row + before, row.reason, row.found, row.field)
 
 
-def _first(reading: Reading, max_rows: int | None) -> Iterator[Record | BadRow]:
-    for position, row in enumerate(reading.rows):
-        if max_rows is not None and position >= max_rows:
-            return
-        yield row
+def _unlike_columns(files: list[Path], readings: list[Reading]) -> list[str]:
+    """A sentence where files do not share their columns, told by the first row of each."""
+    columns: dict[tuple[str, ...], str] = {}
+    for path, reading in zip(files, readings, strict=True):
+        first = next((row for row in reading.rows() if isinstance(row, Record)), None)
+        if first is not None:
+            columns.setdefault(tuple(sorted(map(str, first.fields))), path.name)
+    if len(columns) < 2:
+        return []
+    said = "; ".join(
+        f"{name} has " + ", ".join(f"`{shorten(one, 40)}`" for one in names[:8])
+        for names, name in list(columns.items())[:4]
+    )
+    return [f"The files do not have the same columns: {said}."]
 
 
-def _nothing_usable(path: Path, bad_rows: list[BadRow]) -> StudioError:
+def nothing_usable(name: str, bad_rows: list[BadRow]) -> StudioError:
+    """What to say of a source whose every row is bad, or that has none."""
     if not bad_rows:
-        return StudioError(f"{path.name} holds no rows.", _KNOWN)
+        return StudioError(f"{name} holds no rows.", KNOWN)
     first = bad_rows[0]
     found = f" ({shorten(first.found, 120)})" if first.found else ""
     count = f"None of the {len(bad_rows)} rows" if len(bad_rows) > 1 else "The only row"
     return StudioError(
-        f"{count} of {path.name} can be read. Row {first.row}: {first.reason}{found}.",
+        f"{count} of {name} can be read. Row {first.row}: {first.reason}{found}.",
         "A row is an object with named fields: messages, instruction and output, prompt and completion, or text.",
     )

@@ -4,8 +4,8 @@ Row numbers count as a person would: the line of a JSONL or text file, the eleme
 table (the header is not counted).
 """
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 FOUND_LENGTH = 200
@@ -34,10 +34,10 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Rows as they come out of a file (`rows` may be lazy) and what had to be assumed to read them."""
+    """How to read a file: `rows()` begins anew at each call and is lazy; `assumptions` are known before."""
 
-    rows: Iterable[Record | BadRow]
-    assumptions: list[str]
+    rows: Callable[[], Iterator[Record | BadRow]]
+    assumptions: list[str] = field(default_factory=list)
 
 
 def shorten(value: Any, length: int = FOUND_LENGTH) -> str:

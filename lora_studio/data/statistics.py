@@ -1,74 +1,53 @@
-"""Numbers about encoded rows: lengths, histogram, and what every possible `max_length` would cut. Arrays only."""
+"""Numbers about encoded rows: lengths, histogram, what every possible `max_length` would cut, and which to choose."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lora_studio.data.encode import Encoded
+from lora_studio.data.measures import Measures
+from lora_studio.errors import StudioError
 
-_PERCENTILES = (50, 90, 95, 99)
+PERCENTILES = (50, 90, 95, 99)
+_MULTIPLE = 64
 _CANDIDATES = 200
+_MANY_ROWS = 200_000  # from here on fewer candidates, so that the curve is there in a second or two
 _BINS = 60
 _SHORTEST = 8
 
 
-@dataclass(frozen=True)
-class Measures:
-    """Length and trained token ranges of many rows, flat: range i belongs to row `owner[i]`."""
+def lengths(values: np.ndarray, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float]:
+    """Minimum, mean, percentiles (nearest rank) and maximum of lengths; zeros for no rows.
 
-    length: np.ndarray
-    begin: np.ndarray
-    end: np.ndarray
-    owner: np.ndarray
-    keep_first: np.ndarray
-
-    @classmethod
-    def of(cls, rows: Sequence[Encoded]) -> "Measures":
-        """The measures of rows before any cut."""
-        spans = [(begin, end, owner) for owner, row in enumerate(rows) for begin, end in row.spans]
-        flat = np.array(spans, dtype=np.int64).reshape(-1, 3)
-        length = np.fromiter((len(row.ids) for row in rows), np.int64, len(rows))
-        keep_first = np.fromiter((row.keep_first for row in rows), np.int64, len(rows))
-        return cls(length, flat[:, 0], flat[:, 1], flat[:, 2], keep_first)
-
-    @property
-    def trained_tokens(self) -> int:
-        return int((self.end - self.begin).sum())
-
-    def kept(self, max_length: int, truncation: str) -> np.ndarray:
-        """Trained tokens of each row that a cut keeps: `encode.window` for all rows at once."""
-        first, stop = self._windows(max_length, truncation)
-        inside = np.minimum(self.end, stop[self.owner]) - np.maximum(self.begin, first[self.owner])
-        return np.bincount(self.owner, np.maximum(inside, 0), minlength=len(self.length)).astype(np.int64)
-
-    def _windows(self, max_length: int, truncation: str) -> tuple[np.ndarray, np.ndarray]:
-        first = np.zeros_like(self.length)
-        stop = np.minimum(self.length, max_length)
-        over = self.length > max_length
-        if truncation == "drop":
-            stop[over] = 0
-        if truncation != "keep_answer":
-            return first, stop
-        begin, end = np.zeros_like(self.length), np.zeros_like(self.length)
-        begin[self.owner], end[self.owner] = self.begin, self.end
-        budget = max_length - self.keep_first
-        fits = end - begin <= budget
-        left = np.where(fits, end - budget, np.maximum(0, begin - max_length // 4))
-        moved = over & (end > max_length)
-        first = np.where(moved, left, first)
-        stop = np.where(moved, np.minimum(left + budget, self.length), stop)
-        return first, stop
-
-
-def lengths(values: np.ndarray) -> dict[str, float]:
-    """Minimum, mean, percentiles (nearest rank) and maximum of token lengths; zeros for no rows."""
+    The percentiles are those asked for and always 50, 90, 95 and 99; "p99.9" is the name of 99.9.
+    """
+    if not all(0 <= share <= 100 for share in percentiles):
+        raise StudioError(f"{list(percentiles)} are not all percentiles.", "A percentile is a number from 0 to 100.")
+    shares = sorted({*map(float, percentiles), *map(float, PERCENTILES)})
+    names = [f"p{share:g}" for share in shares]
     if not len(values):
-        return {"min": 0, "mean": 0.0, **{f"p{share}": 0 for share in _PERCENTILES}, "max": 0}
-    ranked = np.percentile(values, _PERCENTILES, method="inverted_cdf")
-    named = {f"p{share}": int(value) for share, value in zip(_PERCENTILES, ranked, strict=True)}
+        return {"min": 0, "mean": 0.0, **dict.fromkeys(names, 0), "max": 0}
+    ranked = np.sort(values)
+    ranks = [max(math.ceil(share * len(values) / 100 - 1e-9), 1) for share in shares]
+    named = {name: int(ranked[rank - 1]) for name, rank in zip(names, ranks, strict=True)}
     return {"min": int(values.min()), "mean": round(float(values.mean()), 2), **named, "max": int(values.max())}
+
+
+def suggest(values: np.ndarray) -> dict[str, Any]:
+    """A `max_length` for rows of these lengths, with its reason: 1.1 to 1.2 times the 95th percentile."""
+    found = lengths(values)
+    p95, longest = int(found["p95"]), int(found["max"])
+    low, high = -(-11 * p95 // 10), 12 * p95 // 10
+    rounded = max(_MULTIPLE, -(-low // _MULTIPLE) * _MULTIPLE)
+    if longest <= rounded:
+        return {"max_length": max(longest, _SHORTEST), "reason": f"No row is longer than {longest:,} tokens."}
+    over = int((values > rounded).sum())
+    return {
+        "max_length": rounded,
+        "reason": f"95 of 100 rows have at most {p95:,} tokens; 1.1 to 1.2 times that is {low:,} to {high:,}, "
+        f"rounded up to a multiple of {_MULTIPLE}. {over:,} {'row is' if over == 1 else 'rows are'} longer.",
+    }
 
 
 def histogram(values: np.ndarray, bins: int = _BINS) -> dict[str, list[int]]:
@@ -84,16 +63,18 @@ def histogram(values: np.ndarray, bins: int = _BINS) -> dict[str, list[int]]:
 
 def cut_curve(measures: Measures, truncation: str, current: int) -> list[dict[str, int]]:
     """For each candidate `max_length`: rows cut, trained tokens lost, rows left with nothing to train. Exact."""
-    total = measures.trained_tokens
+    ranked = measures.longest_first()
+    never_trained = np.concatenate([[0], np.cumsum(ranked.trained == 0)])
     curve = []
     for candidate in _candidates(measures.length, current):
-        kept = measures.kept(candidate, truncation)
+        over = ranked.first(int(np.searchsorted(-ranked.length, -candidate)))
+        kept = over.kept(candidate, truncation)
         curve.append(
             {
                 "max_length": candidate,
-                "rows": int((measures.length > candidate).sum()),
-                "lost_trained_tokens": total - int(kept.sum()),
-                "dropped_rows": int((kept == 0).sum()),
+                "rows": int(over.cut_rows(candidate, truncation).sum()),
+                "lost_trained_tokens": over.trained_tokens - int(kept.sum()),
+                "dropped_rows": int((kept == 0).sum() + never_trained[-1] - never_trained[len(kept)]),
             }
         )
     return curve
@@ -104,14 +85,16 @@ def _candidates(values: np.ndarray, current: int) -> list[int]:
     if not len(values):
         return [current]
     longest = int(values.max())
+    most = _CANDIDATES if len(values) < _MANY_ROWS else _CANDIDATES // 3
     wanted: set[int] = {current, longest}
-    wanted.update(int(value) for value in np.percentile(values, range(50, 100), method="inverted_cdf"))
+    shares = range(50, 100, 1 if most == _CANDIDATES else 3)
+    wanted.update(int(value) for value in np.percentile(values, shares, method="inverted_cdf"))
     power = _SHORTEST
     while power < 2 * longest:
         wanted.add(power)
         power *= 2
-    for value in np.unique(np.linspace(_SHORTEST, max(longest, _SHORTEST), _CANDIDATES // 2).astype(int)):
-        if len(wanted) < _CANDIDATES:
+    for value in np.unique(np.linspace(_SHORTEST, max(longest, _SHORTEST), most // 2).astype(int)):
+        if len(wanted) < most:
             wanted.add(int(value))
     return sorted(wanted)
 

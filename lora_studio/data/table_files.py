@@ -1,12 +1,13 @@
-"""CSV, TSV and Parquet to rows. The first line of a CSV names its columns."""
+"""CSV and TSV to rows. The first line names the columns, unless it looks like data: then they are numbered."""
 
 import csv
 import io
+import re
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import TextIO
 
-from lora_studio.data.decoding import is_broken
+from lora_studio.data.decoding import LONGEST, is_broken
 from lora_studio.data.json_files import BROKEN_BYTES
 from lora_studio.data.rows import BadRow, Reading, Record, shorten
 from lora_studio.errors import StudioError
@@ -16,38 +17,53 @@ WRONG_WIDTH = "the row has another number of cells than the header"
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _SAMPLE_LENGTH = 1 << 16
 _SAMPLE_ROWS = 50
-_LONGEST_CELL = 1 << 30
-_BATCH_ROWS = 1024
+_LONGEST_NAME = 60
+_NUMBER = re.compile(r"[-+]?[\d.,]+%?")
+_SENTENCE = re.compile(r"[.!?。？！]\s*$|\n|[?!。？！]\s")
 
 
-def read_csv(text: str, suffix: str) -> Reading:
-    """The data rows of a CSV or TSV; delimiter found by which one gives the most even rows."""
-    csv.field_size_limit(_LONGEST_CELL)
-    text = text.replace("\x00", "")
-    delimiter = _find_delimiter(text)
+def read_csv(open_text: Callable[[], TextIO], ending: str) -> Reading:
+    """The data rows of a CSV or TSV; delimiter found by which one gives the most even rows.
+
+    `open_text` must leave line ends as they are (newline="").
+    """
+    csv.field_size_limit(LONGEST)
+    with open_text() as stream:
+        sample = stream.read(_SAMPLE_LENGTH).lstrip("\ufeff")
+    delimiter = _find_delimiter(sample)
     assumptions = []
-    if delimiter != {".tsv": "\t", ".tab": "\t"}.get(suffix, ","):
+    if delimiter != {".tsv": "\t", ".tab": "\t"}.get(ending, ","):
         assumptions.append(f"Cells are separated by a {_NAMES[delimiter]}.")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    header: list[str] = []
-    for line in reader:
-        if any(cell.strip() for cell in line):
-            header = [cell.strip() for cell in line]
-            break
-    if not header:
+    with open_text() as stream:
+        first = next((line for _, line in _cells_of(stream, delimiter) if isinstance(line, list)), None)
+    if first is None:
         raise StudioError("The table holds no header line.", "The first line of a CSV names its columns.")
-    blank = [name for name, times in Counter(header).items() if times > 1 and name]
-    if blank:
-        raise StudioError(f"Two columns are named {blank[0]!r}.", "Give every column a name of its own.")
-    names = [name or f"column {position}" for position, name in enumerate(header, 1)]
-    assumptions.append(
-        "The first line names the columns: " + ", ".join(f"`{shorten(name, 60)}`" for name in names[:12]) + "."
-    )
-    return Reading(_cells(reader, names), assumptions)
+    cells = [cell.strip() for cell in first]
+    if _is_data(cells):
+        names = [f"column {position}" for position in range(1, len(cells) + 1)]
+        said = "The first line looks like data and not like names: the columns are called "
+        assumptions.append(said + ", ".join(f"`{name}`" for name in names[:12]) + ".")
+        return Reading(lambda: _rows(open_text, delimiter, names, header=False), assumptions)
+    twice = [name for name, times in Counter(cells).items() if times > 1 and name]
+    if twice:
+        raise StudioError(f"Two columns are named {twice[0]!r}.", "Give every column a name of its own.")
+    names = [name or f"column {position}" for position, name in enumerate(cells, 1)]
+    said = "The first line names the columns: "
+    assumptions.append(said + ", ".join(f"`{shorten(name, _LONGEST_NAME)}`" for name in names[:12]) + ".")
+    return Reading(lambda: _rows(open_text, delimiter, names, header=True), assumptions)
 
 
-def _cells(reader: Iterator[list[str]], names: list[str]) -> Iterator[Record | BadRow]:
-    """Lines without any content are not rows; they are neither counted nor reported."""
+def _is_data(cells: list[str]) -> bool:
+    """Whether a first line holds values: a number, a sentence, or a text too long for a name."""
+    values = [
+        bool(_NUMBER.fullmatch(cell)) or len(cell) > _LONGEST_NAME or bool(_SENTENCE.search(cell)) for cell in cells
+    ]
+    return any(values) and sum(values) * 2 >= len([cell for cell in cells if cell])
+
+
+def _cells_of(stream: TextIO, delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Numbered lines of cells; lines without any content are not rows, they are neither counted nor reported."""
+    reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
     number = 0
     while True:
         try:
@@ -56,26 +72,40 @@ def _cells(reader: Iterator[list[str]], names: list[str]) -> Iterator[Record | B
             return
         except csv.Error as error:
             number += 1
-            yield BadRow(number, BROKEN_CELLS, str(error))
+            yield number, error
             continue
-        if not any(cell.strip() for cell in line):
-            continue
-        number += 1
-        if any(is_broken(cell) for cell in line):
-            yield BadRow(number, BROKEN_BYTES, shorten(" | ".join(line)))
-        elif len(line) != len(names):
-            yield BadRow(
-                number, WRONG_WIDTH, f"{len(line)} cells for {len(names)} columns: {shorten(' | '.join(line))}"
-            )
-        else:
-            yield Record(number, dict(zip(names, line, strict=True)))
+        if any(cell.strip() for cell in line):
+            number += 1
+            if number == 1:
+                line[0] = (
+                    line[0].lstrip("\ufeff").removeprefix('"').removesuffix('"') if "\ufeff" in line[0] else line[0]
+                )
+            yield number, line
 
 
-def _find_delimiter(text: str) -> str:
-    sample = text[:_SAMPLE_LENGTH]
+def _rows(open_text: Callable[[], TextIO], delimiter: str, names: list[str], header: bool) -> Iterator[Record | BadRow]:
+    named = not header
+    with open_text() as stream:
+        for counted, line in _cells_of(stream, delimiter):
+            if isinstance(line, csv.Error):
+                yield BadRow(counted - header, BROKEN_CELLS, str(line))
+            elif not named:
+                named = True
+            elif any(is_broken(cell) for cell in line):
+                yield BadRow(counted - header, BROKEN_BYTES, shorten(" | ".join(line)))
+            elif len(line) != len(names):
+                found = f"{len(line)} cells for {len(names)} columns: {shorten(' | '.join(line))}"
+                yield BadRow(counted - header, WRONG_WIDTH, found)
+            else:
+                yield Record(counted - header, dict(zip(names, line, strict=True)))
 
+
+def _find_delimiter(sample: str) -> str:
     def evenness(delimiter: str) -> tuple[float, int]:
-        rows = [row for row in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter) if any(row)]
+        try:
+            rows = [row for row in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter) if any(row)]
+        except csv.Error:
+            return 0.0, 0
         widths = Counter(len(row) for row in rows[:_SAMPLE_ROWS])
         width, times = widths.most_common(1)[0] if widths else (1, 0)
         if width < 2 or not rows or len(rows[0]) != width:
@@ -84,27 +114,3 @@ def _find_delimiter(text: str) -> str:
 
     best = max(_NAMES, key=evenness)
     return best if evenness(best)[0] > 0 else ","
-
-
-def read_parquet(path: Path) -> Reading:
-    """The rows of a Parquet file, read in batches."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise StudioError(f"The Parquet file can't be read: {shorten(str(error))}.", "Write the file again.") from None
-
-    def rows() -> Iterator[Record]:
-        number = 0
-        try:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield Record(number, fields)
-        except (pa.ArrowException, OSError) as error:
-            reason = f"The Parquet file is damaged after row {number}: {shorten(str(error))}."
-            raise StudioError(reason, "Write the file again.") from None
-
-    return Reading(rows(), [])

@@ -1,7 +1,7 @@
 """Lists of turns as files write them (OpenAI, ShareGPT, pairs) to messages. What a column means is told by formats."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,8 +56,8 @@ def as_text(value: Any, field: str) -> str:
     raise RowError(NOT_TEXT, field, value)
 
 
-def parse_turns(value: Any, field: str) -> list[Message]:
-    """The messages of a list of turns, or of a JSON text that holds one."""
+def parse_turns(value: Any, field: str, roles: Mapping[str, str] = ROLES) -> list[Message]:
+    """The messages of a list of turns, or of a JSON text that holds one; `roles` says what role names mean."""
     if isinstance(value, str):
         value = _load(value, NOT_A_LIST, field)
     if not isinstance(value, list) or not value:
@@ -66,7 +66,7 @@ def parse_turns(value: Any, field: str) -> list[Message]:
     for item in value:
         if not isinstance(item, dict):
             raise RowError(NOT_A_MESSAGE, field, item)
-        _append(messages, _parse_item(item, field))
+        _append(messages, parse_item(item, field, roles))
     return messages
 
 
@@ -81,10 +81,11 @@ def _append(messages: list[Message], new: Iterable[Message]) -> None:
             messages.append(message)
 
 
-def _parse_item(item: dict[str, Any], field: str) -> list[Message]:
+def parse_item(item: dict[str, Any], field: str, roles: Mapping[str, str] = ROLES) -> list[Message]:
+    """The message, or the question and answer, that one element of a list of turns holds."""
     if "role" in item or "from" in item:
-        return [_parse_message(item, field)]
-    pairs = [(ROLES[key], as_text(value, f"{field}.{key}")) for key, value in item.items() if ROLES.get(key) in _SPOKEN]
+        return [_parse_message(item, field, roles)]
+    pairs = [(roles[key], as_text(value, f"{field}.{key}")) for key, value in item.items() if roles.get(key) in _SPOKEN]
     if not pairs:
         raise RowError(NOT_A_MESSAGE, field, item)
     return [Message(role, text) for role, text in pairs]
@@ -93,9 +94,9 @@ def _parse_item(item: dict[str, Any], field: str) -> list[Message]:
 _SPOKEN = ("system", "user", "assistant")
 
 
-def _parse_message(item: dict[str, Any], field: str) -> Message:
+def _parse_message(item: dict[str, Any], field: str, roles: Mapping[str, str]) -> Message:
     written = item["role"] if "role" in item else item["from"]
-    role = ROLES.get(written.strip().lower()) if isinstance(written, str) else None
+    role = (roles.get(written) or roles.get(written.strip().lower())) if isinstance(written, str) else None
     if role is None:
         raise RowError(UNKNOWN_ROLE, f"{field}.{'role' if 'role' in item else 'from'}", written)
     key = next((key for key in ("content", "value", "text") if key in item), "content")
@@ -108,9 +109,17 @@ def _parse_message(item: dict[str, Any], field: str) -> Message:
         calls += parse_calls(item["tool_calls"], f"{field}.tool_calls")
     elif item.get("function_call"):
         calls += parse_calls(item["function_call"], f"{field}.function_call")
-    name = item.get("name")
+    name, answered = item.get("name"), item.get("tool_call_id")
     trained = all(item.get(key, 1) not in (0, False) for key in _WEIGHT_KEYS)
-    return Message(role, text, thought or None, calls, name if isinstance(name, str) else None, trained=trained)
+    return Message(
+        role,
+        text,
+        thought or None,
+        calls,
+        name if isinstance(name, str) else None,
+        tool_call_id=answered if isinstance(answered, str) else None,
+        trained=trained,
+    )
 
 
 def _parse_content(content: Any, field: str) -> tuple[str, str, tuple[dict[str, Any], ...]]:
@@ -166,11 +175,13 @@ def parse_tools(value: Any, field: str) -> tuple[dict[str, Any], ...]:
 
 
 def parse_history(value: Any, field: str) -> list[Message]:
-    """Earlier turns as a list of [question, answer] pairs."""
+    """Earlier turns, as a list of [question, answer] pairs or of turns."""
     if isinstance(value, str) and value.strip():
         value = _load(value, NOT_A_LIST, field)
     if not value:
         return []
+    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+        return parse_turns(value, field)
     if not isinstance(value, Sequence) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
         raise RowError(NOT_A_LIST, field, value)
     turns = []

@@ -1,13 +1,20 @@
 """What a person sees of prepared data: the whole as numbers, and one row step by step. All of it is JSON-able."""
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from lora_studio.data.dataset import Prepared, prepare, record_of
-from lora_studio.data.encode import window
+import numpy as np
+
+from lora_studio.data.dataset import Prepared, prepare
+from lora_studio.data.encode import Encoded
+from lora_studio.data.findings import findings, readings
+from lora_studio.data.measures import Measures
 from lora_studio.data.messages import RowError
+from lora_studio.data.packing import forecast, steps
 from lora_studio.data.rows import shorten
-from lora_studio.data.statistics import Measures, count_reasons, cut_curve, histogram, lengths
+from lora_studio.data.statistics import PERCENTILES, count_reasons, cut_curve, histogram, lengths, suggest
 from lora_studio.errors import StudioError
 
 _LISTED_BAD_ROWS = 200
@@ -15,70 +22,123 @@ _TABLE_ROWS = 100
 _CELL_LENGTH = 300
 
 
-def inspect(train_file: str, tokenizer: Any, *, show_examples: int = 2, **settings: Any) -> dict[str, Any]:
-    """Prepares a file (see `dataset.prepare` for the settings) and describes what came out."""
-    return describe(prepare(train_file, tokenizer, **settings), show_examples)
+@dataclass(frozen=True)
+class Look:
+    """What a description shows and counts with; none of it changes the data."""
+
+    show_examples: int = 2
+    percentiles: Sequence[float] = PERCENTILES
+    per_device_train_batch_size: int = 4
+    gradient_accumulation_steps: int = 4
 
 
-def describe(prepared: Prepared, show_examples: int = 2) -> dict[str, Any]:
+def inspect(
+    train_file: str,
+    tokenizer: Any,
+    *,
+    look: Look | None = None,
+    on_sample: Callable[[dict[str, Any]], None] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Prepares a file (see `dataset.prepare` for the settings) and describes what came out.
+
+    `on_sample` gets the description of the first rows before a large file is looked at whole.
+    """
+    give = (lambda prepared: on_sample(describe(prepared, look))) if on_sample else None
+    return describe(prepare(train_file, tokenizer, on_sample=give, **settings), look)
+
+
+def describe(prepared: Prepared, look: Look | None = None) -> dict[str, Any]:
     """Reading, faults, lengths and cuts of a prepared data set; training and validation rows together."""
-    settings = prepared.settings
-    measures = Measures.of([*prepared.encoded, *prepared.encoded_validation])
-    kept = measures.kept(settings.max_length, settings.truncation)
-    examples = [*prepared.train, *prepared.validation]
+    look = look or Look()
+    part, settings = prepared.part, prepared.settings
     return {
-        "file": str(prepared.file.path),
-        "kind": prepared.file.kind,
+        "file": str(part.name),
+        "kind": part.records.kind,
+        "sampled": prepared.sampled,
         "assumptions": prepared.assumptions,
         "format": prepared.format.name,
         "words": prepared.format.words,
         "columns": prepared.format.columns,
         "prompt_style": prepared.template.name,
         "template_origin": prepared.template.origin,
-        "rows": len(prepared.encoded) + len(prepared.encoded_validation),
+        "rows": len(prepared.chosen[0]) + len(prepared.chosen[1]),
         "usable_rows": len(prepared.conversations),
         "train_rows": len(prepared.train),
         "validation_rows": len(prepared.validation),
         "bad_rows": len(prepared.bad_rows),
         "bad_row_list": [bad.to_dict() for bad in prepared.bad_rows[:_LISTED_BAD_ROWS]],
         "bad_rows_by_reason": count_reasons(prepared.bad_rows),
-        "tokens": lengths(measures.length),
-        "max_length": settings.max_length,
-        "truncation": settings.truncation,
-        "truncated_rows": int((measures.length > settings.max_length).sum()),
-        "lost_trained_tokens": measures.trained_tokens - int(kept.sum()),
-        "dropped_rows": len(prepared.dropped),
-        "trained_tokens": int(kept.sum()),
-        "total_tokens": sum(len(example.input_ids) for example in examples),
-        "histogram": histogram(measures.length),
-        "cut_curve": cut_curve(measures, settings.truncation, settings.max_length),
+        **_counts(prepared, look),
+        "packing": forecast(prepared.train.length, settings.max_length),
+        "steps": _steps(prepared, look),
+        **readings(prepared),
+        "hygiene": findings(prepared),
         "table": _table(prepared),
-        "examples": [preview(prepared, index) for index in _shown(prepared)[:show_examples]],
+        "examples": [preview(prepared, index) for index in _shown(prepared, look.show_examples)],
         "fingerprint": prepared.fingerprint,
     }
 
 
-def _shown(prepared: Prepared) -> list[int]:
-    """The rows that were rendered: all, unless the settings ask for fewer."""
-    rendered = {row.row for row in prepared.encoded} | prepared.validation_rows
-    return [index for index, chat in enumerate(prepared.conversations) if chat.row in rendered]
+def _counts(prepared: Prepared, look: Look) -> dict[str, Any]:
+    """Lengths, and what the cut costs."""
+    settings = prepared.settings
+    length, how = settings.max_length, settings.truncation
+    measures = prepared.train.measures.joined(prepared.validation.measures)
+    kept = int(measures.kept(length, how).sum())
+    return {
+        "tokens": lengths(measures.length, look.percentiles),
+        "suggested": suggest(measures.length),
+        "max_length": length,
+        "truncation": how,
+        "truncated_rows": int(measures.cut_rows(length, how).sum()),
+        "lost_trained_tokens": measures.trained_tokens - kept,
+        "dropped_rows": len(prepared.dropped),
+        "split_rows": prepared.train.split_rows + prepared.validation.split_rows,
+        "windows": len(prepared.train) + len(prepared.validation),
+        "trained_tokens": kept,
+        "total_tokens": int(prepared.train.length.sum() + prepared.validation.length.sum()),
+        "histogram": histogram(measures.length),
+        "cut_curve": cut_curve(measures, how, length),
+    }
 
 
-def preview(prepared: Prepared, row_index: int) -> dict[str, Any]:
-    """One usable row of the training file (counted from 0, in the file's order), from record to trained tokens."""
+def _steps(prepared: Prepared, look: Look) -> dict[str, int]:
+    """Optimizer steps in an epoch, with the rows one by one and packed."""
+    batch, accumulation = look.per_device_train_batch_size, look.gradient_accumulation_steps
+    packs = forecast(prepared.train.length, prepared.settings.max_length)["packs"]
+    return {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "per_epoch": steps(len(prepared.train), batch, accumulation),
+        "per_epoch_packed": steps(packs, batch, accumulation),
+    }
+
+
+def _shown(prepared: Prepared, count: int) -> list[int]:
+    """The first rows that were rendered: all are, unless the settings ask for fewer."""
+    positions = prepared.part.rows.position[: max(count, 0)]
+    return np.searchsorted(prepared.conversations.positions, positions).tolist()
+
+
+def preview(prepared: Prepared, row_index: int, part: int = 0) -> dict[str, Any]:
+    """One usable row of the training file (counted from 0, in the file's order), from record to trained tokens.
+
+    `part` chooses the window of a long plain text.
+    """
     if not 0 <= row_index < len(prepared.conversations):
         raise StudioError(
             f"There is no usable row {row_index + 1}.", f"Choose a row from 1 to {len(prepared.conversations)}."
         )
     conversation = prepared.conversations[row_index]
+    position = int(prepared.conversations.positions[row_index])
     try:
         encoded, pieces, text = prepared.encoder.tokens(conversation)
     except RowError as error:
         reason = f"Row {conversation.row} can't be shown: {error.reason} ({error.found})."
         raise StudioError(reason, "Choose another row, or another prompt style.") from None
-    settings = prepared.settings
-    first, stop = window(encoded, settings.max_length, settings.truncation)
-    kept = [0, *range(first, stop)] if first > 0 and encoded.keep_first else range(first, stop)
+    windows = _windows(prepared, encoded)
+    kept = windows[min(max(part, 0), len(windows) - 1)]
     trained = [False] * len(encoded.ids)
     for begin, end in encoded.spans:
         trained[begin:end] = [True] * (end - begin)
@@ -87,20 +147,42 @@ def preview(prepared: Prepared, row_index: int) -> dict[str, Any]:
         {"id": encoded.ids[at], "text": pieces[at], "trained": trained[at], "special": encoded.ids[at] in special}
         for at in kept
     ]
+    shown = sum(token["trained"] for token in tokens)
     return {
         "index": row_index,
         "row": conversation.row,
-        "split": "validation" if conversation.row in prepared.validation_rows else "train",
-        "record": plain(record_of(prepared, conversation.row).fields),
+        "split": _side(prepared, position),
+        "record": plain(prepared.part.records[position].fields),
         "messages": [message.to_dict() for message in conversation.messages],
         "text": text,
         "tokens": tokens,
         "full_length": len(encoded.ids),
-        "removed_tokens": len(encoded.ids) - len(tokens),
-        "trained_tokens": sum(token["trained"] for token in tokens),
-        "lost_trained_tokens": sum(trained) - sum(token["trained"] for token in tokens),
+        "windows": len(windows),
+        "window": min(max(part, 0), len(windows) - 1),
+        "removed_tokens": 0 if len(windows) > 1 else len(encoded.ids) - len(tokens),
+        "trained_tokens": shown,
+        "lost_trained_tokens": 0 if len(windows) > 1 else sum(trained) - shown,
         "ends_with_eos": _ends_a_turn(tokens),
     }
+
+
+def _windows(prepared: Prepared, encoded: Encoded) -> list[Sequence[int]]:
+    """The places of the tokens that each example of the row has: one example, or the windows of a long text."""
+    settings = prepared.settings
+    cuts = Measures.of([encoded]).cuts(settings.max_length, settings.truncation)
+    return [
+        [0, *range(first, stop)] if head else range(first, stop)
+        for first, stop, head in zip(cuts.first.tolist(), cuts.stop.tolist(), cuts.head.tolist(), strict=True)
+    ]
+
+
+def _side(prepared: Prepared, position: int) -> str:
+    """Where a row goes: train, validation, or unused where the settings ask for fewer rows."""
+    stores = (prepared.part, prepared.kept_back or prepared.part)
+    for name, store, chosen in zip(("train", "validation"), stores, prepared.chosen, strict=True):
+        if store is prepared.part and position in store.rows.position[chosen]:
+            return name
+    return "unused"
 
 
 def _ends_a_turn(tokens: list[dict[str, Any]]) -> bool:
@@ -111,7 +193,8 @@ def _ends_a_turn(tokens: list[dict[str, Any]]) -> bool:
 
 def _table(prepared: Prepared) -> dict[str, list[Any]]:
     """The file's first rows as a table of short texts."""
-    records = prepared.file.records[:_TABLE_ROWS]
+    store = prepared.part.records
+    records = list(store.records(range(min(_TABLE_ROWS, len(store)))))
     columns = list(dict.fromkeys(name for record in records for name in record.fields))
     rows = [[record.row, *(_cell(record.fields.get(name)) for name in columns)] for record in records]
     return {"columns": ["row", *columns], "rows": rows}

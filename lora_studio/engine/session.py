@@ -13,11 +13,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lora_studio.data.dataset import Prepared, prepare, recut, resolve_source
-from lora_studio.data.views import describe, preview
+from lora_studio.data.dataset import Prepared, open_data, prepare, recut
+from lora_studio.data.views import Look, describe, preview
 from lora_studio.errors import StudioError
 from lora_studio.parsing import parse
 
@@ -37,16 +38,21 @@ class Request:
         self.stopped = threading.Event()
         self._write = write
         self._shown = 0.0
+        self._phase, self._began = "", 0.0
 
     def answer(self, kind: str, /, **values: Any) -> None:
         self._write({**values, "id": self.number, "kind": kind})
 
     def progress(self, phase: str, done: int = 0, total: int = 0) -> None:
-        """At most five a second, and always the first and last of a phase."""
+        """At most five a second, and always the first and last of a phase; with the phase's speed and time left."""
         now = time.monotonic()
+        if phase != self._phase:
+            self._phase, self._began = phase, now
         if done in (0, total) or now - self._shown >= PROGRESS_SECONDS:
             self._shown = now
-            self.answer("progress", phase=phase, done=done, total=total)
+            speed = done / (now - self._began) if done and now > self._began else 0.0
+            left = (total - done) / speed if speed and total else None
+            self.answer("progress", phase=phase, done=done, total=total, rows_per_second=speed, seconds_left=left)
 
 
 class Session:
@@ -60,31 +66,48 @@ class Session:
         self._loaded_for: tuple[Any, ...] = ()
 
     def inspect(self, request: Request) -> dict[str, Any]:
-        """Looks at a data file as training would. Parameters: model, revision, show_examples and those of prepare()."""
+        """Looks at a data file as training would. Parameters: model, revision, cache_folder, those of `Look`
+        and those of prepare()."""
         params = dict(request.params)
         model, revision = params.pop("model", "demo"), params.pop("revision", None)
-        show = params.pop("show_examples", 2)
+        look = Look(**{field.name: params.pop(field.name) for field in fields(Look) if field.name in params})
         length, cut = params.pop("max_length", 1024), params.pop("truncation", "keep_answer")
-        files = [resolve_source(name) for name in (params["train_file"], params.get("validation_file")) if name]
-        stamps = [(path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file()]
+        folder = params.pop("cache_folder", None)
+        sources = [open_data(name) for name in (params["train_file"], params.get("validation_file")) if name]
+        stamps = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for one in sources for path in one.files]
         key = (model, revision, json.dumps(params, sort_keys=True), stamps)
+
+        def first_look(sample: Prepared) -> None:
+            rows = len(sample.conversations)
+            request.answer("progress", phase="sample", done=rows, total=0, sample=_named(describe(sample, look)))
+
+        def progress(phase: str, done: int, total: int) -> None:
+            if request.stopped.is_set():
+                raise StudioError("The look at the data was stopped.", "Look again to start anew.")
+            request.progress(phase, done, total)
+
         if self._prepared is None or key != self._prepared_for:
             request.progress("tokenizer")
             tokenizer = self._tokenizer(model, revision)
             self._prepared = prepare(
-                tokenizer=tokenizer, max_length=length, truncation=cut, on_progress=request.progress, **params
+                tokenizer=tokenizer,
+                max_length=length,
+                truncation=cut,
+                cache_folder=Path(folder) if folder else None,
+                on_progress=progress,
+                on_sample=first_look,
+                **params,
             )
             self._prepared_for = key
         elif (length, cut) != (self._prepared.settings.max_length, self._prepared.settings.truncation):
             self._prepared = recut(self._prepared, max_length=length, truncation=cut)
-        result = describe(self._prepared, show)
-        return {**result, "file_kind": result["kind"]}
+        return _named(describe(self._prepared, look))
 
     def preview(self, request: Request) -> dict[str, Any]:
-        """One row of the data last inspected, from record to trained tokens. Parameter: row_index."""
+        """One row of the data last inspected, from record to trained tokens. Parameters: row_index, window."""
         if self._prepared is None:
             raise StudioError("No data has been looked at yet.", "Choose a file first.")
-        return preview(self._prepared, int(request.params["row_index"]))
+        return preview(self._prepared, int(request.params["row_index"]), int(request.params.get("window", 0)))
 
     def load(self, request: Request) -> dict[str, Any]:
         """Base and adapters into memory; a base that is there already is kept."""
@@ -169,6 +192,11 @@ class Session:
         if (model, revision) not in self._tokenizers:
             self._tokenizers = {(model, revision): load_tokenizer(model, revision)}
         return self._tokenizers[model, revision]
+
+
+def _named(found: dict[str, Any]) -> dict[str, Any]:
+    """A description with its `kind` under a name that an answer has not taken yet."""
+    return {**found, "file_kind": found["kind"]}
 
 
 METHODS: dict[str, Callable[[Session, Request], dict[str, Any]]] = {

@@ -51,7 +51,10 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     log.phase("data")
     tokenizer = load_tokenizer(config.model.name, config.model.revision)
     prepared = prepare(
-        **config.data.model_dump(), tokenizer=tokenizer, on_progress=lambda _, done, total: log.progress(done, total)
+        **config.data.model_dump(),
+        tokenizer=tokenizer,
+        cache_folder=run.cache,
+        on_progress=lambda _, done, total: log.progress(done, total),
     )
     tokenizer.chat_template = prepared.template.source  # goes with every save
     log.emit(data_event(prepared))
@@ -85,8 +88,8 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     trainer = StudioTrainer(
         model=model,
         args=trainer_settings(config, run, dtype, measured=bool(prepared.validation)),
-        train_dataset=as_dataset(prepared.train),
-        eval_dataset=as_dataset(prepared.validation) if prepared.validation else None,
+        train_dataset=as_dataset(prepared.train, run.cache),
+        eval_dataset=as_dataset(prepared.validation, run.cache) if prepared.validation else None,
         processing_class=tokenizer,
         callbacks=[report],
         card=card,
@@ -208,8 +211,8 @@ def data_event(prepared: Prepared) -> DataPrepared:
         validation_rows=len(prepared.validation),
         bad_rows=len(prepared.bad_rows),
         dropped_rows=len(prepared.dropped),
-        tokens=sum(len(example.input_ids) for example in prepared.train),
-        trained_tokens=sum(example.trained_tokens for example in prepared.train),
+        tokens=int(prepared.train.length.sum()),
+        trained_tokens=int(prepared.train.trained.sum()),
         fingerprint=prepared.fingerprint,
         prompt_style=prepared.template.name,
     )

@@ -6,31 +6,44 @@ adapter with its tokenizer, template and `studio.json`, and nothing of the machi
 """
 
 import json
+import mmap
+import secrets
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from datasets.table import InMemoryTable
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from lora_studio.data.encode import IGNORED, Example
+from lora_studio.data.encode import IGNORED
+from lora_studio.data.examples import Examples
 from lora_studio.engine.load import CARD
 from lora_studio.workspace import write_atomically
 
 POOL_BATCHES = 50
 
 
-def as_dataset(examples: Sequence[Example]) -> Dataset:
-    """The table that the trainer takes: `input_ids` and `labels`, nothing else."""
-    return Dataset.from_dict(
-        {
-            "input_ids": [example.input_ids for example in examples],
-            "labels": [example.labels for example in examples],
-        }
-    )
+def as_dataset(examples: Examples, folder: Path) -> Dataset:
+    """The table that the trainer takes, `input_ids` and `labels`, memory-mapped from a nameless file in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = examples.tables()
+    first = next(tables)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        with pa.ipc.new_stream(file, first.schema) as stream:
+            for table in chain([first], tables):
+                stream.write_batch(table)
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    rows = pa.ipc.open_stream(pa.BufferReader(pa.py_buffer(mapped))).read_all()
+    return Dataset(InMemoryTable(rows), fingerprint=secrets.token_hex(8))
 
 
 def save_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, card: Mapping[str, Any], folder: Path) -> None:
@@ -97,7 +110,7 @@ class StudioTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
         grouped = self.args.train_sampling_strategy == "group_by_length" and not self.packing
-        lengths = [len(ids) for ids in dataset["input_ids"]] if grouped else None
+        lengths = pc.list_value_length(dataset.data.column("input_ids")).to_pylist() if grouped else None
         return EpochOrder(len(dataset), self.args.train_batch_size, self.args.seed, lengths)
 
     def prediction_step(

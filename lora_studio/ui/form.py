@@ -4,6 +4,7 @@ What a person typed is never bent on the way: text that is no number goes to the
 message beside its field.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,6 +134,8 @@ def to_widget(setting: Setting, value: Any) -> Any:
         return NEITHER if value is None else SWITCH[value] if isinstance(value, bool) else str(value)
     if setting.kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float_text(float(value))
+    if setting.kind == "mapping":
+        return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
     if setting.kind == "str":
         return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
     return value

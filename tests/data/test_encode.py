@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lora_studio.data import rendering
+from lora_studio.data import encode, rendering
 from lora_studio.data.encode import IGNORED, Encoded, Encoder, choose_template, cut, window
 from lora_studio.data.messages import Conversation, Message
 from lora_studio.errors import StudioError
@@ -243,3 +243,31 @@ def test_no_cut_is_ever_longer_than_asked_for():
         assert example.trained_tokens == sum(label != IGNORED for label in example.labels)
         if how == "keep_answer":
             assert example.trained_tokens > 0
+
+
+def test_rows_that_come_as_tokens_are_taken_as_they_are(tokenizer):
+    ids = tokenizer("What is the capital?").input_ids
+    labels = [IGNORED, IGNORED, *ids[2:]]
+    rows = [Conversation(1, input_ids=tuple(ids), labels=tuple(labels)), Conversation(2, input_ids=tuple(ids))]
+    encoder = Encoder(
+        tokenizer, choose_template(tokenizer, "auto"), max_length=99, truncation="drop", train_on="assistant"
+    )
+    examples, bad = encoder.encode(rows)
+    assert not bad
+    assert [(example.input_ids, example.labels) for example in examples] == [(ids, labels), (ids, ids)]
+    encoded, pieces, text = encoder.tokens(rows[0])
+    assert (encoded.ids, "".join(pieces)) == (ids, text)
+
+
+@pytest.mark.parametrize(
+    ("reason", "ids", "labels"),
+    [
+        (encode.FOREIGN_TOKEN, (1, 999_999), None),
+        (encode.NOTHING_TRAINED, (1, 2), (IGNORED, IGNORED)),
+        (encode.OTHER_LABELS, (1, 2), (2, 3)),
+    ],
+)
+def test_tokens_that_can_not_be_trained_on_are_bad_rows(tokenizer, reason, ids, labels):
+    encoder = Encoder(tokenizer, choose_template(tokenizer, "auto"), max_length=99, truncation="drop", train_on="all")
+    _, (bad,) = encoder.encode([Conversation(1, input_ids=ids, labels=labels)])
+    assert bad.reason == reason

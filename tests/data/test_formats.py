@@ -209,7 +209,6 @@ def test_rows_with_media_are_refused(row):
         ("comparison", {"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}),
         ("comparison", {"conversations": [*SHAREGPT, SHAREGPT[0]], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}),
         ("good or bad", {"messages": OPENAI, "label": True}),
-        ("already tokenised", {"input_ids": [1, 2], "labels": [1, 2]}),
         ("not known", {"temperature": 3, "pressure": 4}),
         ("not known", {}),
     ],

@@ -54,9 +54,15 @@ def test_a_single_conversation_in_a_json_file_is_one_row(write):
     assert _fields(write("a.json", conversation)) == [conversation]
 
 
-def test_a_broken_json_array_is_an_error_with_line_and_column(write):
-    with pytest.raises(StudioError, match="line 2, column 1"):
-        read_records(write("a.json", '[{"a": 1},\n]'))
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [('[{"a": 1},\n]', "line 2, column 1"), ('[{"a": 1},\n {"a": ', "line 2, column 8"), ('[{"a": 1} {', "column 11")],
+)
+def test_a_broken_json_array_keeps_what_stands_before_the_break(write, text, place):
+    file = read_records(write("a.json", text))
+    assert [record.fields for record in file.records] == [{"a": 1}]
+    assert [(bad.row, bad.reason) for bad in file.bad_rows] == [(2, json_files.BROKEN_REST)]
+    assert place in file.bad_rows[0].found
 
 
 @pytest.mark.parametrize(
@@ -148,7 +154,8 @@ def test_a_replacement_character_that_stands_in_the_file_is_no_fault(write):
         ("a.json", b"[" + b"9" * 5000 + b"]", "broken"),
         ("a.txt", bytes(range(32)) * 100, "binary"),
         ("a.json", b"\x1f\x8b\x08 packed", "gzip"),
-        ("a.xlsx", b"PK\x03\x04 packed", "zip"),
+        ("a.zip", b"PK\x03\x04 packed", "zip"),
+        ("a.xlsx", b"PK\x03\x04 packed", "Excel"),
         ("a.exe", b"MZ something", "known kind"),
         ("a.csv", b"\x00\x00\x00\x00", "binary"),
     ],
@@ -162,7 +169,7 @@ def test_a_file_without_usable_rows_is_one_clear_error(write, name, content, sai
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(StudioError, match="no file"):
         read_records(tmp_path / "absent.json")
-    with pytest.raises(StudioError, match="a folder"):
+    with pytest.raises(StudioError, match="holds no data files"):
         read_records(tmp_path)
     with pytest.raises(StudioError, match="can't be read"):
         read_records(tmp_path / ("long" * 100))

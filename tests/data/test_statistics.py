@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from lora_studio.data.encode import Encoded, cut
-from lora_studio.data.statistics import Measures, count_reasons, cut_curve, histogram, lengths
+from lora_studio.data.measures import Measures
+from lora_studio.data.statistics import count_reasons, cut_curve, histogram, lengths, suggest
+from lora_studio.errors import StudioError
 
 
 def _rows(count=200):
@@ -71,3 +73,32 @@ def test_reasons_are_counted_the_most_frequent_first():
             self.reason = reason
 
     assert list(count_reasons([Bad("a"), Bad("b"), Bad("b")]).items()) == [("b", 2), ("a", 1)]
+
+
+def test_percentiles_can_be_chosen_and_the_usual_ones_are_always_there():
+    found = lengths(np.arange(1, 1001), [75, 99.9])
+    assert (found["p75"], found["p99.9"]) == (750, 999)
+    assert list(found) == ["min", "mean", "p50", "p75", "p90", "p95", "p99", "p99.9", "max"]
+    with pytest.raises(StudioError, match="percentiles"):
+        lengths(np.arange(9), [101])
+
+
+def test_the_suggested_length_is_a_little_more_than_most_rows_need():
+    values = np.concatenate([np.full(96, 468), np.full(4, 875)])
+    found = suggest(values)
+    assert found["max_length"] == 576
+    assert "468" in found["reason"]
+    assert "515 to 561" in found["reason"]
+    assert "4 rows are longer" in found["reason"]
+
+
+def test_the_suggested_length_is_never_more_than_the_longest_row_needs():
+    assert suggest(np.array([90, 100]))["max_length"] == 100
+    assert suggest(np.array([]))["max_length"] == 8
+
+
+def test_windows_of_long_text_are_neither_cut_nor_lost_in_the_curve():
+    text = [Encoded(1, list(range(100)), ((0, 100),), is_text=True), Encoded(2, list(range(50)), ((10, 50),))]
+    for point in cut_curve(Measures.of(text), "keep_start", 20):
+        assert point["rows"] == (point["max_length"] < 50)
+        assert point["lost_trained_tokens"] == max(0, 50 - max(10, point["max_length"]))

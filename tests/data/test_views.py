@@ -6,9 +6,10 @@ from decimal import Decimal
 
 import pytest
 
+from lora_studio.data import dataset
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
-from lora_studio.data.views import describe, inspect, plain, preview
+from lora_studio.data.views import Look, describe, inspect, plain, preview
 from lora_studio.errors import StudioError
 
 ROWS = [
@@ -39,7 +40,7 @@ def test_the_numbers_of_an_inspection_agree_with_the_examples(file, tokenizer):
 
 
 def test_an_inspection_is_json_and_names_what_was_read(file, tokenizer):
-    found = inspect(file, tokenizer, show_examples=3)
+    found = inspect(file, tokenizer, look=Look(show_examples=3))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["format"], found["kind"], found["prompt_style"]) == ("alpaca", "jsonl", "chat")
     assert found["words"].startswith("`instruction` followed by `input` is the user's turn")
@@ -89,3 +90,72 @@ def test_a_row_that_is_not_there_is_an_error(file, tokenizer):
 def test_values_that_json_has_no_form_for_become_text():
     value = {1: [datetime(2026, 1, 2), Decimal("1.5"), float("inf"), b"x", None, True]}
     assert plain(value) == {"1": ["2026-01-02 00:00:00", "1.5", "inf", "b'x'", None, True]}
+
+
+def test_what_packing_and_an_epoch_would_be_is_told(file, tokenizer):
+    found = inspect(file, tokenizer, look=Look(per_device_train_batch_size=2, gradient_accumulation_steps=3))
+    assert found["packing"]["rows"] == found["train_rows"] == 36
+    assert 1 <= found["packing"]["packs"] < 36
+    assert found["steps"]["per_epoch"] == 6
+    assert found["steps"]["per_epoch_packed"] <= 6
+    assert found["suggested"]["max_length"] == found["tokens"]["max"]
+    assert found["sampled"] is None
+
+
+def test_a_reading_stands_beside_the_others_and_can_be_given_back_as_a_mapping(file, tokenizer):
+    found = inspect(file, tokenizer)
+    assert found["readings"][0]["name"] == "alpaca"
+    again = inspect(file, tokenizer, mapping=found["mapping"])
+    assert (again["format"], again["rows"], again["tokens"]) == ("mapped", found["rows"], found["tokens"])
+    other = inspect(file, tokenizer, mapping={"user": "output", "assistant": "instruction"})
+    assert other["examples"][0]["messages"][1]["content"] == "Say 1 🙂"
+    with pytest.raises(StudioError, match="absent"):
+        inspect(file, tokenizer, mapping={"user": "absent", "assistant": "output"})
+
+
+def test_repeats_and_leaks_are_told_beside_the_numbers(write, tokenizer):
+    rows = [{"prompt": f"q {n % 30}", "completion": f"a {n % 30}"} for n in range(60)]
+    found = inspect(str(write("twice.jsonl", rows)), tokenizer)["hygiene"]
+    assert found["exact_duplicates"]["rows"] > 0
+    assert found["shared_with_validation"]["rows"] == 0
+    assert found["looked_at"] == found["of_rows"] == 60
+
+
+def test_a_large_file_is_described_by_its_first_rows_before_the_rest_is_read(write, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "_LARGE_BYTES", 0)
+    path = str(write("many.jsonl", [{"prompt": f"q {n:04}", "completion": "a " * 9} for n in range(1000)]))
+    samples, order = [], []
+
+    def keep(found):
+        order.append("sample")
+        samples.append(found)
+
+    def phase(name, *_):
+        order.append(name)
+
+    settings = {"cache_folder": tmp_path / "cache", "on_sample": keep, "on_progress": phase}
+    whole = inspect(path, tokenizer, **settings)
+    assert [found["sampled"] for found in samples] == [400]
+    assert order.index("sample") < order.index("read")
+    assert samples[0]["tokens"]["p50"] == whole["tokens"]["p50"]
+    assert (samples[0]["hygiene"], whole["sampled"], whole["rows"]) == (None, None, 1000)
+    inspect(path, tokenizer, **settings)
+    assert len(samples) == 1
+
+
+def test_a_long_text_is_shown_window_by_window(write, tokenizer):
+    prepared = prepare(str(write("a.txt", "one two three " * 60 + "\nshort line\n")), tokenizer, max_length=64)
+    seen = [preview(prepared, 0, part) for part in range(99)][: preview(prepared, 0)["windows"]]
+    assert len(seen) > 2
+    assert [one["window"] for one in seen] == list(range(len(seen)))
+    assert "".join(token["text"] for one in seen for token in one["tokens"]) == seen[0]["text"]
+    assert {(one["removed_tokens"], one["lost_trained_tokens"]) for one in seen} == {(0, 0)}
+    found = describe(prepared)
+    assert (found["split_rows"], found["truncated_rows"], found["windows"]) == (1, 0, len(seen) + 1)
+
+
+def test_a_row_that_a_limit_leaves_out_is_shown_as_unused(file, tokenizer):
+    prepared = prepare(file, tokenizer, max_samples=3, max_eval_samples=1)
+    sides = [preview(prepared, index)["split"] for index in range(40)]
+    assert (sides.count("train"), sides.count("validation"), sides.count("unused")) == (3, 1, 36)
+    assert all(example["split"] != "unused" for example in describe(prepared)["examples"])

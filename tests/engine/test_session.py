@@ -100,6 +100,42 @@ def test_a_file_that_changed_is_read_anew(child: Child, base: Path, tmp_path: Pa
     assert (first["rows"], second["rows"]) == (3, 5)
 
 
+def test_a_large_file_shows_its_first_rows_soon_and_the_whole_is_kept_for_the_next_child(
+    child: Child, base: Path, tmp_path: Path
+) -> None:
+    file, cache = tmp_path / "data.jsonl", tmp_path / "cache"
+    row = {"prompt": "Paint the sky green, please. " * 40, "completion": "Now the sky is green."}
+    file.write_text((json.dumps(row) + "\n") * 3600, encoding="utf-8")
+    params = {"model": str(base), "train_file": str(file), "cache_folder": str(cache)}
+    *progress, result = child.answers("inspect", **params)
+    phases = [answer["phase"] for answer in progress]
+    (sample,) = [answer["sample"] for answer in progress if "sample" in answer]
+    assert phases.index("sample") < phases.index("read")
+    assert (sample["sampled"], sample["file_kind"], result["rows"]) == (400, "jsonl", 3600)
+    assert all(answer["rows_per_second"] > 0 for answer in progress if answer["phase"] == "encode" and answer["done"])
+    other = Child(tmp_path / "other.log")
+    *progress, again = other.answers("inspect", **params)
+    other.process.kill()
+    other.log.close()
+    assert [answer["phase"] for answer in progress] == ["tokenizer"]
+    assert again["fingerprint"] == result["fingerprint"]
+
+
+def test_a_look_at_data_can_be_stopped_and_begun_again(child: Child, base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"prompt": "a b c", "completion": "d"}\n' * 30_000, encoding="utf-8")
+    child.send("inspect", model=str(base), train_file=str(file))
+    while child.next().get("phase") != "read":
+        pass
+    child.send("stop")
+    answers = [child.next(), child.next()]
+    while answers[-1]["kind"] == "progress" or answers[-2]["kind"] == "progress":
+        answers.append(child.next())
+    assert "stopped" in next(answer["message"] for answer in answers if answer["kind"] == "error")
+    *_, result = child.answers("inspect", model=str(base), train_file=str(file), max_samples=10)
+    assert result["train_rows"] == 10
+
+
 def test_loading_says_what_is_in_memory(model: dict[str, Any], base: Path) -> None:
     assert model["base"] == str(base)
     assert model["adapters"] == ["Run 1"]

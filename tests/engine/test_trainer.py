@@ -73,7 +73,7 @@ def run(make_run: MakeRun) -> RunFolder:
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_the_model_gets_the_labels_that_the_preview_shows(
-    packing: bool, run: RunFolder, base: Path, data_file: Path
+    packing: bool, run: RunFolder, base: Path, tmp_path: Path
 ) -> None:
     from lora_studio.engine.load import load_model
 
@@ -85,7 +85,7 @@ def test_the_model_gets_the_labels_that_the_preview_shows(
     trainer = StudioTrainer(
         model=load_model(str(base)),
         args=trainer_settings(config, run, torch.float32, measured=False),
-        train_dataset=as_dataset(prepared.train),
+        train_dataset=as_dataset(prepared.train, tmp_path),
         processing_class=tokenizer,
         card={},
     )
@@ -144,3 +144,14 @@ def test_a_torn_line_does_not_swallow_what_follows(tmp_path: Path) -> None:
     assert found[0] == Warned(2.0, "after")
     assert [event.done for event in found[2:]] == [1, 3]
     assert log.state().phase == "train"
+
+
+def test_the_trainers_table_is_a_file_in_no_folder_and_holds_what_the_examples_hold(
+    run: RunFolder, base: Path, tmp_path: Path
+) -> None:
+    config = parse(read_yaml(run.config))
+    prepared = prepare(tokenizer=load_tokenizer(str(base)), **config.data.model_dump())
+    table = as_dataset(prepared.train, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert not table.cache_files
+    assert table.to_list() == [{"input_ids": one.input_ids, "labels": one.labels} for one in prepared.train]

@@ -1,0 +1,95 @@
+"""How long a large file takes to be looked at, and how much memory: as the page does it, in a child of its own.
+
+    python -m benchmarks.big_file [--rows 1000000] [--tokenizer FOLDER] [--bytes-per-row 1000]
+
+Makes a JSONL file in a temporary folder, inspects it twice (the second time from the cache) and prints the time to the
+first statistics, the whole time, the peak memory of the child, and one JSON object last.
+"""
+
+import argparse
+import json
+import multiprocessing
+import random
+import resource
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from lora_studio.workspace import model_source
+
+MOST_MEMORY_GB, FIRST_SECONDS = 1.5, 3.0
+WORDS = ("the", "of", "model", "train", "row", "token", "quick", "brown", "42", "nothing", "because", "however")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--bytes-per-row", type=int, default=1000)
+    parser.add_argument("--tokenizer", default=model_source("demo"), help="a folder with a tokenizer")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "big.jsonl"
+        write_file(path, given.rows, given.bytes_per_row)
+        runs = {name: look(path, given.tokenizer, Path(folder) / "cache") for name in ("first", "again")}
+        megabytes = path.stat().st_size / 1e6
+    for name, run in runs.items():
+        first = run["sample_seconds"] or run["seconds"]
+        memory = f"{run['peak_gb']:.2f} GB at most, of which the libraries {run['base_gb']:.2f}"
+        print(f"{name}: first statistics {first:.1f} s, {run['rows']:,} rows {run['seconds']:.1f} s, {memory}")
+    wanted = {"peak_gb": MOST_MEMORY_GB, "sample_seconds": FIRST_SECONDS}
+    print(json.dumps({"rows": given.rows, "megabytes": round(megabytes, 1), **runs, "wanted": wanted}))
+
+
+def write_file(path: Path, rows: int, size: int) -> None:
+    """Questions and answers of changing length."""
+    draw = random.Random(0)
+    text = " ".join(draw.choice(WORDS) for _ in range(100_000))
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            at, length = draw.randrange(len(text) - 4 * size), draw.randrange(size // 2, 3 * size // 2) - 60
+            row = {
+                "question": f"{number}: {text[at : at + length // 3]}",
+                "answer": text[at + length // 3 : at + length],
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def look(path: Path, tokenizer: str, cache: Path) -> dict[str, Any]:
+    """One look in a fresh process."""
+    receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    child = multiprocessing.get_context("spawn").Process(target=_look, args=(path, tokenizer, cache, sender))
+    child.start()
+    result: dict[str, Any] = receiver.recv()
+    child.join()
+    return result
+
+
+def _look(path: Path, tokenizer: str, cache: Path, answer: Connection) -> None:
+    from transformers import AutoTokenizer
+
+    from lora_studio.data.views import inspect
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    base, began, samples = _peak_gb(), time.perf_counter(), list[float]()
+    found = inspect(
+        str(path), loaded, cache_folder=cache, on_sample=lambda _: samples.append(time.perf_counter() - began)
+    )
+    answer.send(
+        {
+            "rows": found["rows"],
+            "sample_seconds": round(samples[0], 2) if samples else None,
+            "seconds": round(time.perf_counter() - began, 2),
+            "peak_gb": round(_peak_gb(), 3),
+            "base_gb": round(base, 3),
+        }
+    )
+
+
+def _peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""How fast files become examples: ours, trl's own preparation and the tokenizer alone, on the same rows in one run.
+
+    python -m benchmarks.prepare [--data FILE] [--tokenizer FOLDER] [--rows N] [--rounds N]
+
+Ours is the whole way of `prepare()`: file, conversations, text, tokens, mask, stored rows; nothing comes from a cache.
+trl gets the messages in memory and its training template. The tokenizer alone gets the finished texts. The three take
+turns, and the best of the rounds counts. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, disable_caching, disable_progress_bars
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from lora_studio.data.dataset import Prepared, prepare
+from lora_studio.data.record_store import RecordStore
+from lora_studio.workspace import model_source
+
+WANTED = {"trl": 3.5, "tokenizer": 0.5}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="alpaca", help="a file or the name of a shipped data set")
+    parser.add_argument("--tokenizer", default=model_source("demo"), help="a folder with a tokenizer")
+    parser.add_argument("--rows", type=int, default=8000, help="the file's rows are repeated to so many")
+    parser.add_argument("--rounds", type=int, default=2)
+    given = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        write_rows(prepare(given.data, tokenizer).part.records, path, given.rows)
+        prepared = ours(path, tokenizer)
+        texts = [prepared.encoder.render(chat) for chat in prepared.conversations]
+        trl = trl_preparation(prepared, tokenizer)
+        backend = tokenizer.backend_tokenizer
+        contenders: dict[str, Callable[[], Any]] = {
+            "ours": lambda: ours(path, tokenizer),
+            "trl": trl,
+            "tokenizer": lambda: backend.encode_batch_fast(texts, add_special_tokens=False),
+        }
+        best = dict.fromkeys(contenders, float("inf"))
+        for round_ in range(given.rounds):
+            for name, work in contenders.items():
+                began = time.perf_counter()
+                work()
+                seconds = time.perf_counter() - began
+                best[name] = min(best[name], seconds)
+                print(f"round {round_ + 1}: {name:9} {len(texts) / seconds:8,.0f} rows/s", flush=True)
+    speed = {name: round(len(texts) / seconds, 1) for name, seconds in best.items()}
+    ratios = {name: round(best[name] / best["ours"], 3) for name in WANTED}
+    print(
+        f"ours is {ratios['trl']:.2f} x trl (wanted {WANTED['trl']}), {ratios['tokenizer']:.2f} x the tokenizer alone"
+    )
+    result = {"rows": len(texts), "tokens": int(prepared.train.length.sum()), "rows_per_second": speed}
+    print(json.dumps({**result, "ours_to": ratios, "wanted": WANTED}))
+
+
+def write_rows(records: RecordStore, path: Path, rows: int) -> None:
+    """The records over and over, as JSONL."""
+    fields = [record.fields for record in records.records(range(len(records)))]
+    with path.open("w", encoding="utf-8") as file:
+        for one in islice(cycle(fields), rows):
+            file.write(json.dumps(one, ensure_ascii=False, default=str) + "\n")
+
+
+def ours(path: Path, tokenizer: Any) -> Prepared:
+    """Nothing is cached: without a folder everything is made anew."""
+    return prepare(str(path), tokenizer, validation_fraction=0, max_length=1 << 20)
+
+
+def trl_preparation(prepared: Prepared, tokenizer: Any) -> Callable[[], Any]:
+    """What SFTTrainer does with conversations before it trains: template, tokens, assistant mask."""
+    disable_caching()
+    disable_progress_bars()
+    tokenizer.chat_template = prepared.template.source
+    messages = [{"messages": chat.to_dicts()} for chat in prepared.conversations]
+    tiny = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 8}
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=1, **tiny))
+    with tempfile.TemporaryDirectory() as folder:
+        settings = SFTConfig(
+            output_dir=folder, assistant_only_loss=True, max_length=None, report_to=[], use_cpu=True, bf16=False
+        )
+        trainer = SFTTrainer(
+            model=model, args=settings, train_dataset=Dataset.from_list(messages[:2]), processing_class=tokenizer
+        )
+    rows = Dataset.from_list(messages)
+    return lambda: trainer._prepare_dataset(rows, tokenizer, settings, False, None, "train")
+
+
+if __name__ == "__main__":
+    main()

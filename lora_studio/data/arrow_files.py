@@ -1,0 +1,118 @@
+"""Parquet and Arrow (file and stream) to rows, read in batches. A cell that can't be read spoils its row only."""
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from lora_studio.data.json_files import BROKEN_BYTES
+from lora_studio.data.opening import is_torn, open_bytes
+from lora_studio.data.rows import BadRow, Reading, Record, shorten
+from lora_studio.errors import StudioError
+
+BROKEN_CELL = "a cell of the row can't be read"
+_BATCH_ROWS = 1024
+
+Batches = Iterator[Any]
+
+
+def read_parquet(path: Path) -> Reading:
+    """The rows of a Parquet file."""
+
+    def batches(file: IO[bytes]) -> tuple[list[str], Batches]:
+        import pyarrow.parquet as pq
+
+        table = pq.ParquetFile(file)
+        return table.schema_arrow.names, table.iter_batches(batch_size=_BATCH_ROWS)
+
+    return _reading(path, "Parquet", batches)
+
+
+def read_arrow(path: Path) -> Reading:
+    """The rows of an Arrow file, whether it was written as a file or as a stream."""
+
+    def batches(file: IO[bytes]) -> tuple[list[str], Batches]:
+        import pyarrow as pa
+
+        is_file = file.read(6) == b"ARROW1"
+        file.seek(0)
+        if is_file:
+            whole = pa.ipc.open_file(file)
+            return whole.schema.names, (whole.get_batch(index) for index in range(whole.num_record_batches))
+        stream = pa.ipc.open_stream(file)
+        return stream.schema.names, iter(stream)
+
+    return _reading(path, "Arrow", batches)
+
+
+def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[list[str], Batches]]) -> Reading:
+    import pyarrow as pa
+
+    faults = (pa.ArrowException, OSError, ValueError, MemoryError)  # a damaged length may ask for any amount
+    with _seekable(path) as file:
+        try:
+            names, _ = batches(file)
+        except faults as error:
+            said = f"The {kind} file can't be read: {shorten(str(error))}."
+            raise StudioError(said, "Write the file again.") from None
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise StudioError(f"Two columns are named {twice[0]!r}.", "Give every column a name of its own.")
+
+    def rows() -> Iterator[Record | BadRow]:
+        number = 0
+        with _seekable(path) as file:
+            try:
+                for batch in batches(file)[1]:
+                    for start in range(0, batch.num_rows, _BATCH_ROWS):
+                        for row in _rows(batch.slice(start, _BATCH_ROWS), number):
+                            number += 1
+                            yield row
+            except faults as error:
+                reason = f"The {kind} file is damaged after row {number}: {shorten(str(error))}."
+                raise StudioError(reason, "Write the file again.") from None
+
+    return Reading(rows)
+
+
+def _rows(batch: Any, before: int) -> list[Record | BadRow]:
+    import pyarrow as pa
+
+    faults = (pa.ArrowException, ValueError, OverflowError, MemoryError)
+    batch.validate()  # a damaged file may point anywhere in memory: what does not prove sound is not touched
+    try:
+        batch.validate(full=True)
+        return [Record(number, fields) for number, fields in enumerate(batch.to_pylist(), before + 1)]
+    except faults:
+        pass
+    rows: list[Record | BadRow] = []
+    for position in range(batch.num_rows):
+        number = before + position + 1
+        try:
+            single = batch.slice(position, 1)
+            single.validate(full=True)
+            (fields,) = single.to_pylist()
+        except faults as error:
+            reason = BROKEN_BYTES if "UTF8" in str(error) or isinstance(error, UnicodeDecodeError) else BROKEN_CELL
+            rows.append(BadRow(number, reason, shorten(str(error))))
+        else:
+            rows.append(Record(number, fields))
+    return rows
+
+
+@contextmanager
+def _seekable(path: Path) -> Iterator[IO[bytes]]:
+    """The file itself, or, where it is packed, a copy of what is inside that vanishes when closed."""
+    with open_bytes(path) as file:
+        if file.seekable():
+            yield file
+            return
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(file, copy, 1 << 20)
+            if is_torn(file):
+                raise StudioError(f"The packed file {path.name} is damaged or ends too early.", "Pack it again.")
+            copy.seek(0)
+            yield copy

@@ -1,0 +1,107 @@
+"""Keeps prepared data on the disk between starts, found by a fingerprint of all that it was made from.
+
+An entry is a folder of arrays under its key. It is made beside its place and renamed, so that a reader sees a whole
+entry or none; a damaged one is removed and made anew. When the folder outgrows its limit, the entries that were used
+longest ago go first. Without a folder, everything is made in a temporary place that goes with the data.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lora_studio.data.arrays import Arrays, ArrayWriter, DamagedError, check
+
+CACHE_LIMIT = 10 * 1024**3  # bytes
+_STALE_SECONDS = 24 * 3600  # what a crash left behind is removed after a day
+
+Build = Callable[[ArrayWriter], dict[str, Any]]
+
+
+def key_of(*parts: Any) -> str:
+    """A fingerprint of JSON-able parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class Cache:
+    """The entries of one folder; `None` keeps nothing beyond the life of what was made."""
+
+    def __init__(self, folder: Path | None, limit: int = CACHE_LIMIT) -> None:
+        self.folder = folder
+        self.limit = limit
+        self._in_use: set[str] = set()
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def has(self, key: str) -> bool:
+        """Whether there is an entry, whole by the look of it."""
+        return self.folder is not None and (self.folder / key / "entry.json").is_file()
+
+    def get(self, key: str, build: Build) -> Arrays:
+        """The entry of a key; `build` writes its arrays and returns its facts where there is none."""
+        if self.folder is None:
+            place = tempfile.TemporaryDirectory(prefix="lora-studio-")
+            arrays = self._make(Path(place.name), build)
+            arrays.place = place
+            return arrays
+        self._in_use.add(key)
+        found = self._find(self.folder / key)
+        if found is None:
+            making = Path(tempfile.mkdtemp(prefix=".making-", dir=self.folder))
+            try:
+                self._make(making, build)
+                self._put(making, self.folder / key)
+            finally:
+                shutil.rmtree(making, ignore_errors=True)
+            self.shrink()
+            found = Arrays(self.folder / key)
+        return found
+
+    def _make(self, folder: Path, build: Build) -> Arrays:
+        writer = ArrayWriter(folder)
+        try:
+            writer.finish(build(writer))
+        finally:
+            writer.close()
+        return Arrays(folder)
+
+    def _find(self, entry: Path) -> Arrays | None:
+        if not entry.is_dir():
+            return None
+        try:
+            check(entry)
+            arrays = Arrays(entry)
+        except DamagedError:
+            shutil.rmtree(entry, ignore_errors=True)
+            return None
+        os.utime(entry)
+        return arrays
+
+    def _put(self, made: Path, entry: Path) -> None:
+        """Another process may have made the same entry meanwhile: then that one stays."""
+        try:
+            made.rename(entry)
+        except OSError:
+            if not (entry / "entry.json").is_file():
+                raise
+
+    def shrink(self) -> None:
+        """Removes entries, the longest unused first, until the rest fits the limit; those in use here stay."""
+        assert self.folder
+        entries = []
+        for path in self.folder.iterdir():
+            age = time.time() - path.stat().st_mtime
+            if path.name.startswith(".making-") and age > _STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.is_dir() and not path.name.startswith("."):
+                entries.append((path.stat().st_mtime_ns, sum(file.stat().st_size for file in path.iterdir()), path))
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total > self.limit and path.name not in self._in_use:
+                shutil.rmtree(path, ignore_errors=True)
+                total -= size

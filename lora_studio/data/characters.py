@@ -1,0 +1,56 @@
+"""A look at a file without any tokenizer: how it is read, its faults, and its rows' lengths in characters."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lora_studio.data.cache import Cache
+from lora_studio.data.conversion import convert
+from lora_studio.data.dataset import open_data
+from lora_studio.data.formats import recognise
+from lora_studio.data.messages import RowError
+from lora_studio.data.parts import Progress
+from lora_studio.data.record_store import RecordStore, write_records
+from lora_studio.data.statistics import PERCENTILES, count_reasons, histogram, lengths
+
+_SAMPLE = 500
+_LISTED_BAD_ROWS = 200
+
+
+def inspect_characters(
+    name: str, *, percentiles: Sequence[float] = PERCENTILES, on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """Reading, faults and lengths in characters of a file, a shipped data set or a data set of the Hub."""
+    report = on_progress or (lambda phase, done, total: None)
+    source = open_data(name)
+    records = RecordStore(Cache(None).get("records", lambda writer: write_records(writer, source, report)))
+    shape = recognise(records.spread(_SAMPLE))
+    bad_rows = list(records.bad_rows)
+    counts = []
+    for position, record in enumerate(records.records(range(len(records)))):
+        try:
+            row = convert(record, shape)
+        except RowError as error:
+            bad_rows.append(error.at(record.row))
+        else:
+            counts.append(len(row.text or "") + sum(len(message.content) for message in row.messages))
+        if position % 2000 == 0:
+            report("convert", position, len(records))
+    values = np.array(counts, dtype=np.int64)
+    bad_rows.sort(key=lambda bad: bad.row)
+    return {
+        "file": str(source.files[0]) if len(source.files) == 1 else source.name,
+        "file_kind": source.kind,
+        "format": shape.name,
+        "words": shape.words,
+        "columns": shape.columns,
+        "assumptions": source.assumptions,
+        "rows": len(counts),
+        "bad_rows": len(bad_rows),
+        "bad_row_list": [bad.to_dict() for bad in bad_rows[:_LISTED_BAD_ROWS]],
+        "bad_rows_by_reason": count_reasons(bad_rows),
+        "characters": lengths(values, percentiles),
+        "histogram": histogram(values),
+        "total_characters": int(values.sum()),
+    }

@@ -1,0 +1,59 @@
+"""What is said of a data set beside its numbers: other ways to read it, and what is wrong with it as a whole."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lora_studio.data.cache import key_of
+from lora_studio.data.dataset import Prepared
+from lora_studio.data.formats import mapping_of, recognise_all
+from lora_studio.data.hygiene import hygiene
+from lora_studio.data.messages import Conversation
+from lora_studio.data.parts import Part
+
+_SAMPLE = 500
+_MOST_ROWS = 20_000
+_SECONDS = 2.0
+
+
+def readings(prepared: Prepared) -> dict[str, Any]:
+    """Every way to read the rows, the likeliest first, each with the mapping that stands for it."""
+    found = recognise_all(prepared.part.records.spread(_SAMPLE))
+    return {
+        "readings": [
+            {"name": one.name, "words": one.words, "columns": one.columns, "mapping": mapping_of(one).to_dict()}
+            for one in found
+        ],
+        "ambiguous": any(one.ambiguous for one in found),
+        "question": next((one.question for one in found if one.question), ""),
+        "mapping": mapping_of(prepared.format).to_dict(),
+    }
+
+
+def findings(prepared: Prepared) -> dict[str, Any] | None:
+    """Duplicates, leaks, contradictions and lopsided answers; None for a first look at a few rows.
+
+    Of a large file a part is looked at, evenly over the whole: `looked_at` of `of_rows` rows.
+    """
+    if prepared.sampled is not None:
+        return None
+    parts = (prepared.part, prepared.kept_back or prepared.part)
+    settings = prepared.settings
+    split = [settings.validation_fraction, settings.split_seed, settings.max_samples, settings.max_eval_samples]
+    key = key_of("findings", [part.key for part in parts], split)
+    return prepared.cache.get(key, lambda _: _found(parts, prepared.chosen, prepared.encoder.specials)).facts
+
+
+def _found(parts: Sequence[Part], chosen: Sequence[np.ndarray], specials: Sequence[str]) -> dict[str, Any]:
+    train, validation = (_some(part, rows) for part, rows in zip(parts, chosen, strict=True))
+    looked_at = len(train) + len(validation)
+    found = hygiene(train, validation, seconds=_SECONDS, specials=specials)
+    return {**found, "looked_at": looked_at, "of_rows": sum(map(len, chosen))}
+
+
+def _some(part: Part, chosen: np.ndarray) -> list[Conversation]:
+    """At most so many of a part's rows, evenly from the whole."""
+    if len(chosen) > _MOST_ROWS:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, _MOST_ROWS).astype(int)]
+    return part.conversations.at(part.rows.position[chosen])

@@ -1,0 +1,306 @@
+"""What is wrong with a data set as a whole: duplicates, leaks between its parts, contradictions, lopsided answers.
+
+Pure functions over conversations; results are JSON-able, with counts and example row numbers. Changes no row.
+"""
+
+import re
+import time
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from lora_studio.data.messages import Conversation, Message
+from lora_studio.data.rows import shorten
+
+_WORD = re.compile(r"\w+")
+_EXAMPLES = 20
+_GROUP = 8
+_FEW_ANSWERS = 30
+_HASHES, _BANDS = 32, 8
+_SHINGLE = 4
+_NEAR = 0.8
+_LONGEST = 4000
+_PRIME = (1 << 31) - 1
+
+
+def special_text(conversation: Conversation, specials: Collection[str]) -> list[tuple[str, str]]:
+    """Special tokens that stand written out in a row's texts: (role of the turn or "text", token)."""
+    texts = [(message.role, message.content) for message in _messages(conversation)]
+    if conversation.text is not None:
+        texts.append(("text", conversation.text))
+    pattern = _pattern_of(tuple(specials))
+    return [(role, token) for role, text in texts for token in dict.fromkeys(pattern.findall(text))] if pattern else []
+
+
+@lru_cache(maxsize=8)
+def _pattern_of(specials: tuple[str, ...]) -> re.Pattern[str] | None:
+    wanted = sorted((re.escape(token) for token in specials if token.strip()), key=len, reverse=True)
+    return re.compile("|".join(wanted)) if wanted else None
+
+
+def group_key(conversation: Conversation) -> str:
+    """Equal for rows that say the same but for case and white space: a split keeps them on one side."""
+    return _digest("\x1e".join(f"{role}\x1f{_plain(text)}" for role, text in _spoken(conversation)))
+
+
+def prompt_key(conversation: Conversation) -> str | None:
+    """Equal for rows that ask the same; None for rows that ask nothing."""
+    asked = _asked(conversation)
+    return _digest("\x1e".join(f"{role}\x1f{_plain(text)}" for role, text in asked)) if asked else None
+
+
+def hygiene(
+    train: Sequence[Conversation],
+    validation: Sequence[Conversation] = (),
+    *,
+    seconds: float = 5.0,
+    specials: Collection[str] = (),
+) -> dict[str, Any]:
+    """Every finding about a data set, with sentences for a person. `seconds` bounds the search for near duplicates.
+
+    `specials` are the tokenizer's special tokens, which should not stand written out in the rows.
+    """
+    exact = exact_duplicates(train)
+    found: dict[str, Any] = {
+        "rows": len(train),
+        "exact_duplicates": exact,
+        "near_duplicates": near_duplicates(train, seconds=seconds),
+        "shared_with_validation": shared_rows(train, validation),
+        "contradictions": contradictions(train),
+        "labels": label_balance(train),
+        "special_tokens": special_tokens([*train, *validation], specials),
+    }
+    return {**found, "sentences": _sentences(found)}
+
+
+def exact_duplicates(rows: Sequence[Conversation]) -> dict[str, Any]:
+    """Rows that repeat an earlier one word by word (case and white space aside)."""
+    groups = defaultdict(list)
+    for chat in rows:
+        groups[group_key(chat)].append(chat.row)
+    return _grouped([group for group in groups.values() if len(group) > 1])
+
+
+def shared_rows(train: Sequence[Conversation], validation: Sequence[Conversation]) -> dict[str, Any]:
+    """Rows of the validation part that the training part holds too, and those whose prompt it holds."""
+    keys: dict[str, int] = {}
+    prompts: dict[str, int] = {}
+    for chat in train:
+        keys.setdefault(group_key(chat), chat.row)
+        prompt = prompt_key(chat)
+        if prompt:
+            prompts.setdefault(prompt, chat.row)
+    same, asked = [], []
+    for chat in validation:
+        prompt = prompt_key(chat)
+        if (key := group_key(chat)) in keys:
+            same.append([keys[key], chat.row])
+        elif prompt in prompts:
+            asked.append([prompts[prompt], chat.row])
+    return {
+        "rows": len(same),
+        "examples": same[:_EXAMPLES],
+        "prompts": len(asked),
+        "prompt_examples": asked[:_EXAMPLES],
+    }
+
+
+def contradictions(rows: Sequence[Conversation]) -> dict[str, Any]:
+    """Prompts that are asked more than once and answered differently."""
+    answers: dict[str, dict[str, int]] = defaultdict(dict)
+    times: Counter[str] = Counter()
+    for chat in rows:
+        prompt, told = prompt_key(chat), _answer(chat)
+        if prompt and told is not None:
+            answers[prompt].setdefault(_plain(told), chat.row)
+            times[prompt] += 1
+    unlike = {prompt: sorted(told.values()) for prompt, told in answers.items() if len(told) > 1}
+    examples = [group[:_GROUP] for group in list(unlike.values())[:_EXAMPLES]]
+    return {"prompts": len(unlike), "rows": sum(times[prompt] for prompt in unlike), "examples": examples}
+
+
+def label_balance(rows: Sequence[Conversation]) -> dict[str, Any] | None:
+    """How often each answer is given, where there are few short ones, as in classification; None elsewhere."""
+    counts: Counter[str] = Counter()
+    for chat in rows:
+        told = _answer(chat)
+        if told is None or len(told) > 80:
+            return None
+        counts[told.strip()] += 1
+        if len(counts) > _FEW_ANSWERS:
+            return None
+    if len(rows) < 10 or not 1 <= len(counts) <= max(2, len(rows) // 5):
+        return None
+    most = counts.most_common(1)[0][1]
+    return {"counts": dict(counts.most_common()), "distinct": len(counts), "largest_share": most / len(rows)}
+
+
+def special_tokens(rows: Sequence[Conversation], specials: Collection[str]) -> dict[str, Any]:
+    """Rows in whose text special tokens stand, how often each, and where: [row, role or "text", token]."""
+    counts: Counter[str] = Counter()
+    places: list[list[Any]] = []
+    touched = 0
+    for chat in rows:
+        found = special_text(chat, specials)
+        touched += bool(found)
+        counts.update(token for _, token in found)
+        places += [[chat.row, role, token] for role, token in found] if len(places) < _EXAMPLES else []
+    return {"rows": touched, "counts": dict(counts.most_common()), "examples": places[:_EXAMPLES]}
+
+
+def near_duplicates(rows: Sequence[Conversation], *, seconds: float = 5.0) -> dict[str, Any]:
+    """Rows that share most runs of four words with an earlier one, by MinHash; exact duplicates are not counted again.
+
+    Rows are taken evenly over the file for as long as `seconds` lasts: `sampled` says how many, None when all.
+    """
+    end = time.monotonic() + seconds
+    numbers = np.random.default_rng(0).integers(1, _PRIME, size=(2, _HASHES), dtype=np.int64)
+    seen: set[str] = set()
+    sketches: list[np.ndarray] = []
+    taken: list[int] = []
+    looked_at = 0
+    for position in _evenly(len(rows)):
+        if time.monotonic() > end:
+            break
+        looked_at += 1
+        key = group_key(rows[position])
+        sketch = None if key in seen else _sketch(rows[position], numbers)
+        seen.add(key)
+        if sketch is not None:
+            sketches.append(sketch)
+            taken.append(rows[position].row)
+    groups = _alike(np.array(sketches), taken) if sketches else []
+    return {**_grouped(groups), "sampled": looked_at if looked_at < len(rows) else None}
+
+
+def _evenly(count: int) -> list[int]:
+    """Positions in an order in which every beginning is spread over the whole."""
+    step = next((step for step in (64, 16, 4) if count > 1000 * step), 1)
+    return [position for start in range(step) for position in range(start, count, step)]
+
+
+def _sketch(chat: Conversation, numbers: np.ndarray) -> np.ndarray | None:
+    """The least hash values of a row's runs of words; None for a row too short to tell."""
+    text = " ".join(text for _, text in _spoken(chat))[:_LONGEST].casefold()
+    words = np.array([zlib.crc32(word.encode()) for word in _WORD.findall(text)], dtype=np.int64)
+    if len(words) < 2 * _SHINGLE:
+        return None
+    runs = np.zeros(len(words) - _SHINGLE + 1, dtype=np.int64)
+    for offset in range(_SHINGLE):
+        runs = (runs * 31 + words[offset : offset + len(runs)]) % _PRIME
+    hashed = (runs[:, None] * numbers[0] + numbers[1]) % _PRIME
+    least: np.ndarray = hashed.min(axis=0)
+    return least
+
+
+def _alike(sketches: np.ndarray, rows: list[int]) -> list[list[int]]:
+    """Groups of rows whose sketches agree in one band and, looked at closer, in most values."""
+    leader = list(range(len(rows)))
+
+    def head(position: int) -> int:
+        while leader[position] != position:
+            leader[position] = leader[leader[position]]
+            position = leader[position]
+        return position
+
+    width = _HASHES // _BANDS
+    for band in range(_BANDS):
+        first: dict[bytes, int] = {}
+        part = np.ascontiguousarray(sketches[:, band * width : (band + 1) * width])
+        for position in range(len(rows)):
+            other = first.setdefault(part[position].tobytes(), position)
+            if other != position and (sketches[position] == sketches[other]).mean() >= _NEAR:
+                leader[head(position)] = head(other)
+    groups = defaultdict(list)
+    for position, row in enumerate(rows):
+        groups[head(position)].append(row)
+    return [sorted(group) for group in groups.values() if len(group) > 1]
+
+
+def _grouped(groups: list[list[int]]) -> dict[str, Any]:
+    groups = sorted(groups)
+    return {
+        "rows": sum(len(group) - 1 for group in groups),
+        "groups": len(groups),
+        "examples": [group[:_GROUP] for group in groups[:_EXAMPLES]],
+    }
+
+
+def _messages(chat: Conversation) -> tuple[Message, ...]:
+    return (*chat.messages, *chat.chosen, *chat.rejected)
+
+
+def _spoken(chat: Conversation) -> list[tuple[str, str]]:
+    """All that a row says, turn by turn."""
+    if chat.text is not None:
+        return [("text", chat.text)]
+    if chat.input_ids is not None:
+        return [("ids", str(chat.input_ids))]
+    return [(message.role, _said(message)) for message in _messages(chat)]
+
+
+def _said(message: Message) -> str:
+    calls = str(message.tool_calls) if message.tool_calls else ""
+    return "\n".join(part for part in (message.reasoning_content, message.content, calls) if part)
+
+
+def _asked(chat: Conversation) -> list[tuple[str, str]]:
+    """All that stands before the last answer."""
+    turns = chat.messages if chat.chosen else chat.messages[:-1]
+    return [(message.role, _said(message)) for message in turns]
+
+
+def _answer(chat: Conversation) -> str | None:
+    """The last answer of a row; None for rows that have none, or two to compare."""
+    last = chat.messages[-1] if chat.messages and not chat.chosen else None
+    return last.content or str(last.tool_calls) if last is not None and last.role == "assistant" else None
+
+
+def _plain(text: str) -> str:
+    """A text without case and with single spaces. Punctuation stays: 3 + 4 and 3 - 4 are not the same question."""
+    return " ".join(text.casefold().split())
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
+def _sentences(found: dict[str, Any]) -> list[str]:
+    said = []
+    exact, near = found["exact_duplicates"], found["near_duplicates"]
+    shared, unlike, labels = found["shared_with_validation"], found["contradictions"], found["labels"]
+    if exact["rows"]:
+        said.append(f"{exact['rows']} rows repeat an earlier row (for example rows {_listed(exact)}).")
+    if near["rows"]:
+        among = f" among the {near['sampled']} rows looked at" if near["sampled"] else ""
+        said.append(f"{near['rows']} rows{among} nearly repeat an earlier row (for example rows {_listed(near)}).")
+    if shared["rows"]:
+        said.append(f"{shared['rows']} validation rows are in the training rows too: the validation loss will flatter.")
+    if shared["prompts"]:
+        said.append(f"{shared['prompts']} validation rows ask what training rows ask, with other answers.")
+    if unlike["prompts"]:
+        said.append(f"{unlike['prompts']} prompts have different answers (for example rows {_listed(unlike)}).")
+    hidden = found["special_tokens"]
+    if hidden["rows"]:
+        tokens = ", ".join(hidden["counts"])
+        said.append(
+            f"{hidden['rows']} rows hold special tokens as text ({shorten(tokens, 120)}; for example row "
+            f"{hidden['examples'][0][0]}): the model will take them for real ones."
+        )
+    if labels:
+        answer, times = next(iter(labels["counts"].items()))
+        share = round(100 * labels["largest_share"])
+        said.append(
+            f"There are {labels['distinct']} different answers; {shorten(answer, 40)!r} is given most, "
+            f"{times} times ({share} %)."
+        )
+    return said
+
+
+def _listed(finding: dict[str, Any]) -> str:
+    return ", ".join(map(str, finding["examples"][0]))

@@ -1,0 +1,167 @@
+"""What plays which part: `Format`, as recognised, and `Mapping`, by which a person says or corrects it. JSON-able.
+
+Nothing here looks at a file's content; formats recognises and applies, conversion converts.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from lora_studio.errors import StudioError
+
+PARTS = (
+    *("messages", "user", "assistant", "system", "reasoning", "tools", "history", "text", "dialogue"),
+    *("chosen", "rejected", "label"),
+)
+SPEAKERS = ("system", "user", "assistant", "tool")
+_PLACE = re.compile(r"\{\{|\}\}|\{([^{}\n]*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """Column names for the parts they play; whatever is None has no column.
+
+    `roles` maps role names of the file to system, user, assistant or tool. `user_template` makes the user's turn out of
+    columns: "{title}\\n\\n{description}"; {{ and }} stand for braces. `system_prompt` is used where a row has none.
+    """
+
+    messages: str | None = None
+    user: str | None = None
+    assistant: str | None = None
+    system: str | None = None
+    reasoning: str | None = None
+    tools: str | None = None
+    history: str | None = None
+    text: str | None = None
+    dialogue: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    label: str | None = None
+    roles: dict[str, str] = field(default_factory=dict)
+    user_template: str | None = None
+    system_prompt: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is set."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+    @classmethod
+    def from_dict(cls, value: Any) -> "Mapping":
+        """Reads a mapping; StudioError names all that is wrong with it."""
+        if not isinstance(value, dict):
+            raise StudioError(f"A mapping is an object of names, not a {type(value).__name__}.", _HINT)
+        known = [one.name for one in fields(cls)]
+        problems = []
+        for key, item in value.items():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1)
+                problems.append(f"`{key}` is not a part" + (f"; did you mean `{near[0]}`?" if near else "."))
+            elif key == "roles":
+                problems += _role_problems(item)
+            elif item is not None and not isinstance(item, str):
+                problems.append(f"`{key}` names a column by its text, not by {item!r}.")
+        if problems:
+            raise _problems(problems)
+        return cls(**{key: item for key, item in value.items() if item})
+
+    def columns(self) -> dict[str, str]:
+        """The parts that a column plays."""
+        return {part: name for part, name in self.to_dict().items() if part in PARTS}
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raises StudioError with all that does not fit a file of these columns."""
+        known = list(map(str, names))
+        wanted = {**self.columns(), **{f"user_template {{{name}}}": name for name in places(self.user_template or "")}}
+        problems = []
+        for part, name in wanted.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"; did you mean `{near[0]}`?" if near else f"; the columns are {', '.join(known[:12])}."
+                problems.append(f"{part}: there is no column `{name}`{hint}")
+        asked, pair = self.user or self.user_template, (self.chosen, self.rejected)
+        if any(pair) and not all(pair):
+            problems.append("A comparison needs both `chosen` and `rejected`.")
+        if self.user_template and not places(self.user_template):
+            problems.append("The user's template names no column, so that each turn would be the same.")
+        ways = [bool(self.messages), bool(self.assistant), bool(self.text), bool(self.dialogue), all(pair)]
+        if not any(ways):
+            problems.append("No part says what is to be learned: `messages`, `assistant`, `text` or `chosen`.")
+        elif (self.text or self.dialogue) and sum(ways) > 1:
+            problems.append("`text` and `dialogue` are whole rows: leave the other parts empty.")
+        elif self.assistant and not (asked or self.messages):
+            problems.append("`assistant` has no turn to answer: name `user`, or write a `user_template`.")
+        if problems:
+            raise _problems(problems)
+
+
+_HINT = "Known parts: " + ", ".join((*PARTS, "roles", "user_template", "system_prompt")) + "."
+
+
+def _role_problems(roles: Any) -> list[str]:
+    if not isinstance(roles, dict):
+        return ["`roles` is an object of the file's role names."]
+    return [
+        f"roles: `{name}` is to be one of {', '.join(SPEAKERS)}, not {role!r}."
+        for name, role in roles.items()
+        if role not in SPEAKERS
+    ]
+
+
+def _problems(problems: list[str]) -> StudioError:
+    count = "The mapping does not fit: " if len(problems) == 1 else f"The mapping has {len(problems)} faults: "
+    return StudioError(count + " ".join(problems), _HINT)
+
+
+def places(template: str) -> list[str]:
+    """The columns that a template names."""
+    return list(dict.fromkeys(found.group(1) for found in _PLACE.finditer(template) if found.group(1) is not None))
+
+
+def fill(template: str, cells: dict[str, str]) -> str:
+    """The template with cells put in. Where a cell is empty, the blank lines around it close up."""
+
+    def put(found: re.Match[str]) -> str:
+        return found.group()[0] if found.group(1) is None else cells[found.group(1)]
+
+    if all(cells[name].strip() for name in places(template)):
+        return _PLACE.sub(put, template)
+    blocks = [block for block in template.split("\n\n") if not _is_idle(block, cells)]
+    return _PLACE.sub(put, "\n\n".join(blocks)).strip()
+
+
+def _is_idle(block: str, cells: dict[str, str]) -> bool:
+    """Whether a block of a template names columns, all of them empty in this row."""
+    named = places(block)
+    return bool(named) and not any(cells[name].strip() for name in named)
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A reading of a file: `columns` says which column plays which part, `words` says it to a person.
+
+    `ambiguous` readings stand beside others that fit as well; `question` asks which is meant.
+    """
+
+    name: str
+    columns: dict[str, str] = field(default_factory=dict)
+    words: str = ""
+    mapping: Mapping | None = None
+    ambiguous: bool = False
+    question: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "columns": dict(self.columns),
+            "words": self.words,
+            "mapping": self.mapping.to_dict() if self.mapping else None,
+            "ambiguous": self.ambiguous,
+            "question": self.question,
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "Format":
+        mapping = value.get("mapping")
+        return cls(**{**value, "mapping": Mapping.from_dict(mapping) if mapping else None})

@@ -1,0 +1,103 @@
+"""Opens the bytes of a data file, unpacking gzip on the way, and refuses other packers. Interprets nothing."""
+
+import io
+import zlib
+from pathlib import Path
+from typing import Any
+
+from lora_studio.errors import StudioError
+
+KNOWN = "Known are JSON, JSONL, CSV, TSV, Parquet, Arrow, TXT and Markdown files, each also packed with gzip."
+BOMB_SIZE, BOMB_RATIO = 1 << 28, 200
+_GZIP = b"\x1f\x8b"
+_PACKED = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"7z\xbc\xaf": "7-Zip"}
+_OFFICE = {".xlsx": "an Excel workbook", ".docx": "a Word document", ".ods": "a spreadsheet", ".odt": "a text document"}
+_PIECE = 1 << 14
+
+
+class Gunzip(io.RawIOBase):
+    """The unpacked bytes of a gzip file, whole or in several members; `torn` once it proves to end too early."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._name = path.name
+        self._most = max(BOMB_SIZE, path.stat().st_size * BOMB_RATIO)
+        self._inflate = zlib.decompressobj(wbits=31)
+        self._pending = b""
+        self._given = 0
+        self._ended = False
+        self.torn = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._pending and not self._ended:
+            self._fill()
+        size = min(len(buffer), len(self._pending))
+        buffer[:size] = self._pending[:size]
+        self._pending = self._pending[size:]
+        self._given += size
+        if self._given > self._most:
+            raise StudioError(
+                f"{self._name} unpacks to more than {BOMB_RATIO} times its size and {BOMB_SIZE >> 20} MiB.",
+                "Unpack it yourself if you trust it, and use the file inside.",
+            )
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def _fill(self) -> None:
+        packed = self._inflate.unused_data or self._file.read(_PIECE)
+        if self._inflate.eof and packed.startswith(_GZIP):
+            self._inflate = zlib.decompressobj(wbits=31)
+        elif self._inflate.eof:
+            self._ended = True
+            return
+        try:
+            self._pending = self._inflate.decompress(packed)
+        except zlib.error:
+            packed = b""
+        if not packed:
+            self._ended = self.torn = True
+
+
+def open_bytes(path: Path) -> io.BufferedReader:
+    """A file's bytes, unpacked where it is gzip. Raises StudioError for a file that is absent, packed or unreadable."""
+    try:
+        file = path.open("rb")
+        head = file.read(8)
+        if head.startswith(_GZIP):
+            file.close()
+            return io.BufferedReader(Gunzip(path), 1 << 16)
+        file.seek(0)
+    except FileNotFoundError:
+        raise StudioError(f"There is no file {path}.", "Give the path of a data file.") from None
+    except IsADirectoryError:
+        raise StudioError(f"{path} is a folder, not a file.", "Give the path of one data file.") from None
+    except (OSError, ValueError) as error:
+        raise StudioError(f"{path} can't be read: {error}.", "Check its name and permissions.") from None
+    for mark, name in _PACKED.items():
+        if head.startswith(mark):
+            file.close()
+            raise _packed(path, name)
+    return file
+
+
+def _packed(path: Path, name: str) -> StudioError:
+    if name == "zip" and path.suffix.lower() in _OFFICE:
+        return StudioError(f"{path.name} is {_OFFICE[path.suffix.lower()]}.", "Save the table as CSV and use that.")
+    return StudioError(f"{path.name} is packed with {name}.", "Unpack it and use the file inside.")
+
+
+def is_torn(file: io.IOBase) -> bool:
+    """Whether what was read from the file came to an end before the packed data should have."""
+    raw = file.raw if isinstance(file, io.BufferedReader) else None
+    return isinstance(raw, Gunzip) and raw.torn
+
+
+def kind_ending(path: Path) -> str:
+    """The ending that tells a file's kind: that before .gz where there is one."""
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in (".gz", ".gzip") else path.suffix.lower()

@@ -1,0 +1,234 @@
+"""One source on its way to rows of tokens: read, recognised, converted, encoded; each step kept where a cache is.
+
+`dataset.prepare` puts the parts of a run (training file, validation file) together.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache as once
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from lora_studio.data.arrays import Arrays, ArrayWriter
+from lora_studio.data.cache import Cache, key_of
+from lora_studio.data.conversion import convert
+from lora_studio.data.encode import Encoder, batches
+from lora_studio.data.formats import apply_mapping, recognise
+from lora_studio.data.mapping import Format, Mapping
+from lora_studio.data.messages import Conversation, RowError
+from lora_studio.data.record_store import RecordStore, write_records
+from lora_studio.data.records import Source
+from lora_studio.data.row_store import RowStore, write_rows
+from lora_studio.data.rows import BadRow
+from lora_studio.data.splits import group_of
+from lora_studio.errors import StudioError
+
+_SAMPLE = 500
+_REPORT_EVERY = 2000
+_HELD_CHARACTERS = 1 << 25
+
+Progress = Callable[[str, int, int], None]
+Choose = Callable[[np.ndarray], np.ndarray]
+
+
+class Conversations(Sequence[Conversation]):
+    """The usable rows of a part as conversations, made from the records when asked for."""
+
+    def __init__(self, records: RecordStore, positions: np.ndarray, shape: Format, system_prompt: str | None) -> None:
+        self._records = records
+        self.positions = positions
+        self._shape = shape
+        self._system_prompt = system_prompt
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Conversation]: ...
+
+    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
+        if isinstance(index, slice):
+            return list(self._made(self.positions[index]))
+        (conversation,) = self._made(self.positions[[index]])
+        return conversation
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return self._made(self.positions)
+
+    def at(self, positions: np.ndarray) -> list[Conversation]:
+        """Those at these places among the records."""
+        return list(self._made(positions))
+
+    def _made(self, positions: np.ndarray) -> Iterator[Conversation]:
+        for record in self._records.records(positions.tolist()):
+            yield convert(record, self._shape, self._system_prompt)
+
+
+@dataclass
+class Part:
+    """A source read and encoded. `conversations` are its usable rows; `key` is its place in the cache.
+
+    `rows` are those of the usable rows that were wanted. `all_positions` and `all_groups` are of all rows that could
+    be converted, also those that could not be rendered: the split goes by them.
+    """
+
+    name: str
+    key: str
+    digests: list[str]
+    records: RecordStore
+    format: Format
+    conversations: Conversations
+    all_positions: np.ndarray
+    all_groups: np.ndarray
+    rows: RowStore
+    bad_rows: list[BadRow]
+    facts: dict[str, Any]
+
+
+@dataclass
+class Preparation:
+    """What all parts of a data set share while they are made. `before_slow` is called before anything that takes long.
+
+    `most`: only the first rows are read, for a first look.
+    """
+
+    encoder: Encoder
+    encoder_key: list[Any]
+    system_prompt: str | None
+    mapping: dict[str, Any] | None
+    cache: Cache
+    report: Progress
+    before_slow: Callable[[], None]
+    most: int | None = None
+
+    def part(self, source: Source, choose: Choose, choice: Any) -> Part:
+        """Reads, recognises and encodes a source. `choose` picks from the groups of all usable rows the indices of
+        those to encode; `choice` is that in a JSON-able form, None for all."""
+        digests = [_digest(path) for path in source.files] if self.most is None else []
+        names = (
+            [path.name for path in source.files] if len(source.files) > 1 else [path.suffix for path in source.files]
+        )
+        cache = self.cache if source.files or "revision=" in source.name else Cache(None)
+        read_key = key_of("records", code_version(), names, digests or source.name)
+        records = RecordStore(cache.get(read_key, lambda writer: self._read(writer, source)))
+        sample = records.spread(_SAMPLE)
+        shape = apply_mapping(Mapping.from_dict(self.mapping), sample) if self.mapping else recognise(sample)
+        key = key_of("rows", read_key, shape.to_dict(), self.system_prompt, self.encoder_key, choice)
+        arrays = cache.get(key, lambda writer: self._encode(writer, records, shape, choose))
+        return self._loaded(source, key, digests, records, shape, arrays)
+
+    def _loaded(
+        self, source: Source, key: str, digests: list[str], records: RecordStore, shape: Format, arrays: Arrays
+    ) -> Part:
+        rows = RowStore(arrays)
+        bad = [BadRow(**row) for row in arrays.facts["bad_rows"]]
+        positions, groups = np.asarray(arrays["usable"]), np.asarray(arrays["group"])
+        usable = positions[~np.isin(positions, arrays.facts["refused"])]
+        bad_rows = sorted([*records.bad_rows, *bad], key=lambda row: row.row)
+        if not len(usable) or not len(rows):
+            raise nothing_to_train(source.name, shape, bad_rows)
+        chats = Conversations(records, usable, shape, self.system_prompt)
+        return Part(source.name, key, digests, records, shape, chats, positions, groups, rows, bad_rows, arrays.facts)
+
+    def _read(self, writer: ArrayWriter, source: Source) -> dict[str, Any]:
+        self.before_slow()
+        return write_records(writer, source, self.report, self.most)
+
+    def _encode(self, writer: ArrayWriter, records: RecordStore, shape: Format, choose: Choose) -> dict[str, Any]:
+        self.before_slow()
+        facts, held = self._convert(writer, records, shape)
+        usable, group = facts.pop("usable"), facts.pop("group")
+        writer.add("usable", usable)
+        writer.add("group", group)
+        chosen = choose(group)
+        conversations: Iterable[Conversation]
+        if held is not None:
+            conversations = (held[at] for at in chosen)
+        else:
+            conversations = Conversations(records, usable[chosen], shape, self.system_prompt)
+        write_rows(writer, [], [])
+        done, total, refused = 0, len(chosen), list[int]()
+        self.report("encode", 0, total)
+        for rows, bad in self.encoder.encode_batches(batches(conversations)):
+            taken = len(rows) + len(bad)
+            positions = usable[chosen[done : done + taken]]
+            by_row = dict(zip(np.asarray(records.row)[positions].tolist(), positions.tolist(), strict=True))
+            write_rows(writer, rows, [by_row[row.row] for row in rows])
+            facts["bad_rows"] += [row.to_dict() for row in bad]
+            refused += [by_row[row.row] for row in bad]
+            done += taken
+            self.report("encode", done, total)
+        return {**facts, "refused": refused}
+
+    def _convert(
+        self, writer: ArrayWriter, records: RecordStore, shape: Format
+    ) -> tuple[dict[str, Any], list[Conversation] | None]:
+        """Usable positions, groups and faults; and the conversations themselves while they are few."""
+        usable, group, bad_rows = list[int](), list[int](), list[dict[str, Any]]()
+        thoughtful = resting = size = 0
+        held: list[Conversation] | None = []
+        for position, record in enumerate(records.records(range(len(records)))):
+            if position % _REPORT_EVERY == 0:
+                self.report("convert", position, len(records))
+            try:
+                chat = convert(record, shape, self.system_prompt)
+            except RowError as error:
+                bad_rows.append(error.at(record.row).to_dict())
+                continue
+            usable.append(position)
+            group.append(group_of(chat))
+            thoughtful += any(message.reasoning_content for message in chat.messages)
+            resting += not all(message.trained for message in chat.messages)
+            if held is not None:
+                held.append(chat)
+                size += len(chat.text or "") + sum(len(message.content) for message in chat.messages)
+                held = held if size < _HELD_CHARACTERS else None
+        self.report("convert", len(records), len(records))
+        facts = {"thoughtful": thoughtful, "resting": resting, "bad_rows": bad_rows}
+        return {**facts, "usable": np.array(usable, np.int64), "group": np.array(group, np.uint64)}, held
+
+
+def nothing_to_train(name: str, shape: Format, bad_rows: list[BadRow]) -> StudioError:
+    """What to say of a file that was read, but of which no row can be trained on."""
+    first = bad_rows[0]
+    where = f" ({first.field})" if first.field else ""
+    found = f"; found: {first.found[:120]}" if first.found else ""
+    return StudioError(
+        f"No row of {Path(name).name} can be trained on. It was read so: {shape.words} "
+        f"Row {first.row}: {first.reason}{where}{found}.",
+        "Mend the rows, or choose a prompt style that has a place for them.",
+    )
+
+
+def tokenizer_key(tokenizer: Any) -> str:
+    """A fingerprint of a tokenizer: everything that decides which tokens a text becomes."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    names = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    return hashlib.sha256((backend.to_str() + names).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@once
+def code_version() -> str:
+    """A fingerprint of this package's code and of the libraries that render and tokenise."""
+    whole = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*")):
+        if path.suffix in (".py", ".jinja"):
+            whole.update(path.name.encode() + path.read_bytes())
+    for library in ("tokenizers", "transformers", "jinja2"):
+        whole.update(importlib.metadata.version(library).encode())
+    return whole.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

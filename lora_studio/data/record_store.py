@@ -1,0 +1,122 @@
+"""A source's records on the disk: read once, then any row is at hand without holding the others in memory.
+
+Records are kept as JSON. What JSON has no form for (a date of a Parquet file) is kept as its text, as a preview shows
+it; a column that is learned from holds none of these, or its row is bad.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from lora_studio.data.arrays import Arrays, ArrayWriter
+from lora_studio.data.json_files import TOO_DEEP
+from lora_studio.data.records import Source, nothing_usable
+from lora_studio.data.rows import BadRow, Record
+
+_PIECE = 1000
+_PIECE_BYTES = 1 << 22
+
+Progress = Callable[[str, int, int], None]
+
+
+class RecordStore:
+    """The records of one source by position (from 0, bad rows not counted), and its bad rows."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self._arrays = arrays  # keeps a temporary place alive
+        self._ends = arrays["ends"]
+        self._bytes = arrays.path("records").open("rb") if len(self._ends) else None
+        self.row = arrays["row"]
+        self.bad_rows = [BadRow(**bad) for bad in arrays.facts["bad_rows"]]
+        self.kind: str = arrays.facts["kind"]
+        self.assumptions: list[str] = arrays.facts["assumptions"]
+        self.starts: list[tuple[str, int]] = [(name, before) for name, before in arrays.facts["starts"]]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, position: int) -> Record:
+        (record,) = self.records(range(position, position + 1))
+        return record
+
+    def records(self, positions: Sequence[int]) -> Iterator[Record]:
+        """The records at these rising positions, one after another."""
+        for start in range(0, len(positions), _PIECE):
+            piece = positions[start : start + _PIECE]
+            for position in piece:
+                begin = int(self._ends[position - 1]) if position else 0
+                assert self._bytes
+                self._bytes.seek(begin)
+                text = self._bytes.read(int(self._ends[position]) - begin).decode("utf-8", "surrogatepass")
+                yield Record(int(self.row[position]), json.loads(text))
+
+    def place(self, row: int) -> tuple[str, int]:
+        """The file of a row, and the row's number in it, where several files were read."""
+        name, before = next(start for start in reversed(self.starts) if start[1] < row)
+        return name, row - before
+
+    def spread(self, count: int) -> list[Record]:
+        """At most that many records, evenly from the whole."""
+        places = sorted({at * (len(self) - 1) // max(count - 1, 1) for at in range(count)}) if len(self) else []
+        return list(self.records(places))
+
+
+def write_records(writer: ArrayWriter, source: Source, report: Progress, most: int | None = None) -> dict[str, Any]:
+    """Reads a source, at most its first `most` rows, into a store; returns the store's facts.
+
+    Raises StudioError for a source without a usable row.
+    """
+    bad_rows: list[BadRow] = []
+    numbers, ends, size, done = list[int](), list[int](), 0, 0
+    pieces: list[bytes] = []
+    pending = 0
+    expected = _expected_bytes(source) if most is None else 0
+
+    def flush() -> None:
+        nonlocal pending
+        writer.add("records", np.frombuffer(b"".join(pieces), np.uint8))
+        writer.add("ends", np.array(ends, np.int64))
+        writer.add("row", np.array(numbers, np.int64))
+        for batch in (pieces, ends, numbers):
+            batch.clear()
+        pending = 0
+        if done:
+            report("read", done, max(done + 1, expected * done // max(size, 1)) if expected else 0)
+
+    report("read", 0, 0)
+    for row in islice(source.rows(), most):
+        done += 1
+        if isinstance(row, BadRow):
+            bad_rows.append(row)
+            continue
+        try:
+            text = json.dumps(row.fields, ensure_ascii=False, default=str)
+        except RecursionError:
+            bad_rows.append(BadRow(row.row, TOO_DEEP))
+            continue
+        data = text.encode("utf-8", "surrogatepass")
+        pieces.append(data)
+        size, pending = size + len(data), pending + len(data)
+        ends.append(size)
+        numbers.append(row.row)
+        if len(pieces) == _PIECE or pending > _PIECE_BYTES:
+            flush()
+    flush()
+    if done == len(bad_rows):
+        raise nothing_usable(source.name, bad_rows)
+    report("read", done, done)
+    return {
+        "kind": source.kind,
+        "assumptions": source.assumptions,
+        "bad_rows": [bad.to_dict() for bad in bad_rows],
+        "starts": source.starts,
+    }
+
+
+def _expected_bytes(source: Source) -> int:
+    """About how many bytes the records will have, to tell how far the reading is; 0 where it can't be known."""
+    plain = source.kind in ("jsonl", "json", "csv", "text") and all(file.suffix != ".gz" for file in source.files)
+    return sum(file.stat().st_size for file in source.files) if plain else 0

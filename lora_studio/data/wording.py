@@ -1,0 +1,70 @@
+"""A reading of a file in one sentence, in the file's own column names."""
+
+from dataclasses import replace
+
+from lora_studio.data.columns import Columns, quoted
+from lora_studio.data.mapping import Format, places
+
+_EXTRAS = {
+    "system": "the system prompt",
+    "history": "the earlier turns",
+    "tools": "the tools on offer",
+    "reasoning": "the reasoning before the answer",
+    "label": "whether the answer is a good one",
+}
+_SECTIONS = ("title", "description", "input", "output", "constraints", "examples", "note")
+_THOUGHT = "<think>"
+
+
+def in_words(shape: Format, columns: Columns) -> Format:
+    """The format with its sentence, and with what is left aside."""
+    part = {key: quoted([name]) for key, name in shape.columns.items()}
+    words = _main(shape, part)
+    extras = _EXTRAS if "messages" in part or "dialogue" not in part else {"system": _EXTRAS["system"]}
+    words += "".join(f"; {part[key]} is {meaning}" for key, meaning in extras.items() if key in part)
+    mapping = shape.mapping
+    used = {*shape.columns.values(), *places(mapping.user_template or "" if mapping else "")}
+    if mapping and mapping.system_prompt:
+        words += "; a system prompt is put in front of rows without one"
+    aside = quoted(name for name in columns.names if name not in used)
+    words += "." + (f" Left aside: {aside}." if aside else "")
+    answers = shape.columns.get("completion") or shape.columns.get("output")
+    if answers and any(isinstance(value, str) and _THOUGHT in value for value in columns.values(answers)[:50]):
+        words += f" Some answers hold reasoning in {_THOUGHT} marks, which is learned with them."
+    return replace(shape, words=words)
+
+
+def _main(shape: Format, part: dict[str, str]) -> str:
+    if "input_ids" in part:
+        beside = f", {part['labels']} what of them is learned" if "labels" in part else ", all of which are learned"
+        return f"{part['input_ids']} holds tokens{beside}"
+    if "text" in part:
+        return f"{part['text']} is plain text, learned as it stands"
+    if "dialogue" in part:
+        return f"{part['dialogue']} is a conversation written as one text, whose marks say who speaks"
+    if "chosen" in part:
+        prompt = _user(shape, part) or "What both begin with"
+        return f"{prompt} is the prompt, {part['chosen']} the better answer, {part['rejected']} the worse"
+    asked = _user(shape, part)
+    if "description" in part:
+        answer = f"{asked} make the user's turn, {part['completion']} is the assistant's"
+        turns = f"; rows that have {part['messages']} bring their turns there" if "messages" in part else ""
+        return answer + turns
+    if "messages" in part and "completion" not in part:
+        how = "who speaks and what is said" if shape.name == "sharegpt" else "a role and content"
+        return f"{part['messages']} holds the conversation, a list of turns, each with {how}"
+    answered = part.get("output") if "instruction" in part else part["completion"]
+    return f"{asked} is the user's turn, {answered} the assistant's"
+
+
+def _user(shape: Format, part: dict[str, str]) -> str:
+    """What the user's turn is made of."""
+    template = shape.mapping.user_template if shape.mapping else None
+    if template:
+        return "A template of " + quoted(places(template))
+    if "description" in part:
+        return ", ".join(part[name] for name in _SECTIONS if name in part)
+    if "messages" in part:
+        return part["messages"]
+    asked = part.get("instruction") or part.get("prompt") or ""
+    return f"{asked} followed by {part['input']}" if asked and "input" in part else asked

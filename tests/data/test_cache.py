@@ -1,0 +1,145 @@
+"""The cache of prepared data: found again, made anew where anything changed or broke, and never larger than allowed."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lora_studio.data import parts
+from lora_studio.data.cache import Cache, key_of
+from lora_studio.data.dataset import prepare, recut
+from lora_studio.workspace import Workspace
+
+
+@pytest.fixture
+def file(write):
+    rows = [{"prompt": f"What is {number}?", "completion": "It is. " * (number % 7 + 1)} for number in range(60)]
+    return str(write("pairs.jsonl", rows))
+
+
+def _work(file, tokenizer, folder, **settings):
+    """Prepared data, and the phases that it took."""
+    phases = []
+    prepared = prepare(
+        file, tokenizer, cache_folder=folder, on_progress=lambda phase, *_: phases.append(phase), **settings
+    )
+    return prepared, set(phases)
+
+
+def test_a_second_start_reads_and_encodes_nothing(file, tokenizer, tmp_path):
+    first, phases = _work(file, tokenizer, tmp_path)
+    assert phases == {"read", "convert", "encode"}
+    again, phases = _work(file, tokenizer, tmp_path)
+    assert not phases
+    assert [*again.train, *again.validation] == [*first.train, *first.validation]
+    assert (again.bad_rows, again.assumptions, again.fingerprint, again.format) == (
+        first.bad_rows,
+        first.assumptions,
+        first.fingerprint,
+        first.format,
+    )
+    assert list(again.conversations) == list(first.conversations)
+
+
+def test_another_cut_or_split_needs_no_new_encoding(file, tokenizer, tmp_path):
+    _work(file, tokenizer, tmp_path)
+    changed, phases = _work(file, tokenizer, tmp_path, max_length=20, truncation="keep_start", validation_fraction=0.5)
+    assert not phases
+    fresh = prepare(file, tokenizer, max_length=20, truncation="keep_start", validation_fraction=0.5)
+    assert list(changed.train) == list(fresh.train)
+
+
+def test_whatever_changes_the_tokens_makes_a_new_entry(file, tokenizer, unmarked_tokenizer, tmp_path, monkeypatch):
+    _work(file, tokenizer, tmp_path)
+    for changed in ({"train_on": "all"}, {"system_prompt": "Be kind."}, {"prompt_style": "plain"}):
+        assert "encode" in _work(file, tokenizer, tmp_path, **changed)[1]
+    assert "encode" in _work(file, unmarked_tokenizer, tmp_path)[1]
+    monkeypatch.setattr(parts, "code_version", lambda: "other")
+    assert _work(file, tokenizer, tmp_path)[1] == {"read", "convert", "encode"}
+
+
+def test_a_changed_file_is_never_answered_from_the_cache(file, tokenizer, tmp_path):
+    _work(file, tokenizer, tmp_path)
+    stamp = os.stat(file)
+    text = Path(file).read_text().replace("What is 7?", "What is 8?")
+    Path(file).write_text(text)
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert "read" in _work(file, tokenizer, tmp_path)[1]
+
+
+@pytest.mark.parametrize("name", ["ids.bin", "records.bin", "entry.json", "sizes.bin"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_a_damaged_entry_is_made_anew(file, tokenizer, tmp_path, name, harm):
+    first = list(_work(file, tokenizer, tmp_path)[0].train)
+    for path in tmp_path.glob(f"*/{name}"):
+        data = path.read_bytes()
+        if harm == "remove":
+            path.unlink()
+        else:
+            path.write_bytes(data[:-7] if harm == "cut" else data[:9] + bytes([data[9] ^ 1]) + data[10:])
+    again, phases = _work(file, tokenizer, tmp_path)
+    assert phases
+    assert list(again.train) == first
+    assert not _work(file, tokenizer, tmp_path)[1]
+
+
+def test_work_that_is_cancelled_leaves_no_entry(file, tokenizer, tmp_path):
+    def stop(phase, done, total):
+        if phase == "encode":
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        prepare(file, tokenizer, cache_folder=tmp_path, on_progress=stop)
+    assert not list(tmp_path.glob(".making-*"))
+    assert _work(file, tokenizer, tmp_path)[1] == {"convert", "encode"}
+
+
+def _fill(cache, key, size):
+    def build(writer):
+        writer.add("values", np.zeros(size, np.uint8))
+        return {}
+
+    cache.get(key, build)
+
+
+def test_the_entries_used_longest_ago_go_when_there_is_no_room(tmp_path):
+    for number in range(4):
+        _fill(Cache(tmp_path, limit=5000), str(number), 1000)
+        os.utime(tmp_path / str(number), (number + 1, number + 1))
+    _fill(Cache(tmp_path, limit=5000), "0", 1000)  # used again: now the newest
+    _fill(Cache(tmp_path, limit=5000), "new", 3500)
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "new"}
+
+
+def test_what_is_in_use_stays_though_it_is_larger_than_the_limit(tmp_path):
+    cache = Cache(tmp_path, limit=100)
+    _fill(cache, "a", 1000)
+    _fill(cache, "b", 1000)
+    assert cache.has("a")
+    assert cache.has("b")
+
+
+def test_a_limit_on_rows_encodes_only_these_and_is_kept_apart(file, tokenizer, tmp_path):
+    few, _ = _work(file, tokenizer, tmp_path, max_samples=5, max_eval_samples=2)
+    assert len(few.part.rows) == 7
+    assert len(few.conversations) == 60
+    whole, _ = _work(file, tokenizer, tmp_path)
+    assert len(whole.part.rows) == 60
+    assert set(few.train.row_numbers) < set(whole.train.row_numbers)
+
+
+def test_keys_tell_every_part_apart():
+    assert len({key_of("a"), key_of("a", None), key_of(["a"]), key_of("a", 1), key_of("a", "1")}) == 5
+
+
+def test_the_workspace_says_how_large_its_cache_is_and_clears_it(file, tokenizer, tmp_path):
+    workspace = Workspace(tmp_path)
+    assert workspace.cache_size() == 0
+    prepared, _ = _work(file, tokenizer, workspace.cache_folder)
+    size = workspace.cache_size()
+    assert size > 1000
+    assert workspace.clear_cache() == size
+    assert workspace.cache_size() == 0
+    assert len(list(recut(prepared, max_length=20, truncation="keep_start").train)) > 0
+    assert prepared.conversations[3].messages

@@ -1,0 +1,12 @@
+"""A look without a tokenizer."""
+
+from lora_studio.data.characters import inspect_characters
+
+
+def test_characters_are_counted_without_a_tokenizer(write):
+    path = write("a.jsonl", [{"prompt": "abc", "completion": "de"}, {"prompt": "a", "completion": ""}] * 2)
+    found = inspect_characters(str(path), percentiles=[75])
+    assert (found["rows"], found["bad_rows"], found["total_characters"]) == (2, 2, 10)
+    assert found["characters"]["p75"] == 5
+    assert [bad["row"] for bad in found["bad_row_list"]] == [2, 4]
+    assert sum(found["histogram"]["counts"]) == 2
