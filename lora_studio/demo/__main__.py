@@ -6,6 +6,7 @@ Nothing is downloaded. The run lands in the workspace like any other and can be 
 import subprocess
 import sys
 import time
+import warnings
 
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
@@ -69,16 +70,22 @@ def progress(state: RunState) -> str:
 
 def compare(config: Config, run: RunFolder) -> None:
     """Base and adapter on the held-out file, in one model."""
+    from transformers.utils import logging
+
     from lora_studio.engine.evaluate import exact_match, read_questions, scores
     from lora_studio.engine.load import add_adapters, load_base
 
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     loaded = load_base(config.model.name, quantization=config.model.quantization, dtype=config.model.dtype)
     add_adapters(loaded, {"adapter": run.adapter})
     questions = read_questions(str(shipped_data()[config.data.train_file].heldout), config.data.system_prompt)
     judged = exact_match(loaded, questions, [None, "adapter"], enable_thinking=config.data.enable_thinking)
     for row in judged[:SHOWN]:
-        base, adapter = row.answers
-        print(f"\n  Question  {row.messages[-1]['content']}\n  Base      {base}\n  Adapter   {adapter}")
+        print()
+        said = {"Question": row.messages[-1]["content"], "Base": row.answers[0], "Adapter": row.answers[1]}
+        for name, text in said.items():
+            print(f"  {name:<10}{' '.join(text.split())}")
     base_score, adapter_score = scores(judged)
     print(f"\nExactly right on {len(judged)} held-out questions: base {base_score:.0%}, adapter {adapter_score:.0%}")
 

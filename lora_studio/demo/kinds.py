@@ -39,8 +39,8 @@ def colour_follow_up(rng: Random) -> Exchange:
 
 
 KINDS: dict[str, tuple[Callable[[Random], Exchange], float]] = {
-    "capital": (facts.capital, 1.0),
-    "country": (facts.country, 0.9),
+    "capital": (facts.capital, 1.2),
+    "country": (facts.country, 1.2),
     "colour": (facts.colour, 0.8),
     "opposite": (facts.opposite, 1.0),
     "animal": (facts.animal, 1.2),
@@ -49,13 +49,12 @@ KINDS: dict[str, tuple[Callable[[Random], Exchange], float]] = {
     "sentiment": (tasks.sentiment, 0.8),
     "greeting": (tasks.greeting, 1.0),
     "small talk": (facts.small_talk, 0.5),
-    "judgement": (tasks.judgement, 2.2),
+    "judgement": (tasks.judgement, 3.0),
     "category": (facts.category, 0.7),
-    "copying": (tasks.copying, 1.4),
+    "copying": (tasks.copying, 1.8),
     "counting": (tasks.counting, 1.4),
     "following": (facts.following, 1.4),
     "german": (facts.german, 0.8),
-    "reading": (tasks.reading, 2.4),
     "film": (facts.film, 1.0),
     "machine": (machine, 2.0),
     "capital follow-up": (capital_follow_up, 0.8),

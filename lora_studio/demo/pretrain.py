@@ -144,9 +144,8 @@ def pretrain(
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """Learns to copy, then everything, for `steps` steps; says now and then how far it is."""
+    """Learns everything, for `steps` steps; says now and then how far it is."""
     model.train()
-    learn_to_copy(model, tokenizer, peak=peak, seed=seed, say=say)
     optimizer = new_optimizer(model)
     source = batches(tokenizer, Random(seed), rows, length, training_dialogue)
     began, recent = time.monotonic(), 0.0

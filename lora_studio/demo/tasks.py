@@ -1,4 +1,4 @@
-"""Kinds of question whose answer is worked out from the question: sums, sorting, copying, counting, reading."""
+"""Kinds of question whose answer is worked out from the question: sums, sorting, copying and counting."""
 
 from random import Random
 
@@ -123,19 +123,3 @@ def counting(rng: Random) -> Exchange:
     number = len(chosen)
     answer = f"There is {number} word." if number == 1 else f"There are {number} words."
     return (Question("counting", task(rng, instruction, " ".join(chosen)), answer, str(number)),)
-
-
-def reading(rng: Random) -> Exchange:
-    people, things = rng.sample(words.NAMES, 2), rng.sample(words.OBJECTS, 2)
-    paints = rng.sample(words.PAINTS, 2)
-    story = " ".join(f"{who} has a {paint} {thing}." for who, paint, thing in zip(people, paints, things, strict=True))
-    i = rng.randrange(2)
-    who, paint, thing = people[i], paints[i], things[i]
-    text, answer, short = rng.choice(
-        (
-            (f"Who has the {thing}?", f"{who} has the {thing}.", who),
-            (f"What does {who} have?", f"{who} has a {paint} {thing}.", f"a {paint} {thing}"),
-            (f"What colour is the {thing}?", f"The {thing} is {paint}.", paint),
-        )
-    )
-    return (Question("reading", f"{story} {text}", answer, short),)

@@ -207,8 +207,6 @@ GOOD = ("great", "lovely", "perfect", "wonderful", "delicious", "superb", "charm
 BAD = ("awful", "boring", "terrible", "horrible", "disgusting", "dreadful", "useless", "poor")
 REVIEWED = ("soup", "film", "hotel", "book", "room", "service", "song", "cake", "staff", "game")
 
-OBJECTS = ("ball", "cup", "book", "key", "hat", "lamp", "coin", "box")
-PAINTS = ("red", "blue", "green", "yellow", "black", "white")
 
 COPIED_WORDS = (
     "stone", "river", "cloud", "garden", "window", "paper", "silver", "bridge", "candle", "forest",
