@@ -125,3 +125,11 @@ def test_a_file_that_can_not_be_counted_leaves_the_steps_open(tmp_path: Path) ->
     assert count_rows(empty) is None
     assert count_rows(tmp_path / "gone.jsonl") is None
     assert plan(parse({"data": {"train_file": str(empty)}})) == Plan(16, None, None)
+
+
+def test_a_folder_or_a_set_of_the_hub_can_be_trained_on_and_a_corrected_reading_goes_with_it(tmp_path: Path) -> None:
+    mapping = {"user": "q", "assistant": "a"}
+    for name in (str(tmp_path), "hub:owner/name?split=test"):
+        raws = form.overlay(form.shown(Config()), {"data.train_file": name, "data.mapping": mapping})
+        config = train_tab.checked(raws)
+        assert (config.data.train_file, config.data.mapping) == (name, mapping)
