@@ -204,8 +204,12 @@ def test_a_run_that_waits_says_for_whom(
 
 
 def follower(workspace: Workspace, mode: str) -> subprocess.Popen[str]:
-    """A terminal that follows a run of a fake worker, as `train` does."""
+    """A terminal that follows a run of a fake worker, as `train` does.
+
+    It listens to Ctrl-C also where the tests themselves run in the background, which hands an ignored SIGINT down.
+    """
     program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from lora_studio.cli.train_command import follow_to_end; from lora_studio.config import Config\n"
         "from lora_studio.jobs.launcher import Launcher; from lora_studio.jobs.supervisor import Supervisor\n"
         "from lora_studio.workspace import Workspace\n"
