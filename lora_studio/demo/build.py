@@ -23,7 +23,7 @@ SEED = 20
 VOCABULARY = 1536
 CONTEXT = 2048
 STAGES = ((2400, 2.5e-3), (1600, 2e-3), (2000, 1.2e-3))
-"""Steps and highest learning rate of each stage; each falls to a twentieth, and rising again gets it out of a rut."""
+"""Steps and highest learning rate of each stage, at whose end it has fallen to a twentieth."""
 COPYING_LEARNING_RATE = 2.5e-3
 ROWS = 8
 ROW_LENGTH = 256
