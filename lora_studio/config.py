@@ -1,18 +1,14 @@
 """The schema: every setting once, with type, bounds, default, title and description.
 
 The form, the flags of the command line, the check of a YAML file and the table in the documentation are made from these
-models. Names are those of transformers, peft and trl. Nothing else holds a default or a bound.
+models, which `settings.py` describes one by one. Names are those of transformers, peft and trl. Nothing else holds a
+default or a bound.
 """
 
-import types
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 
 import yaml
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic.fields import FieldInfo
 
 
 def _setting(default: Any, title: str, description: str, *, basic: bool = False, **bounds: Any) -> Any:
@@ -254,67 +250,3 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     generation: Generation = Generation()
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting as form, flags and documentation need it. `kind` is int, float, bool, str, choice or mapping."""
-
-    path: str
-    kind: str
-    default: Any
-    title: str
-    description: str
-    basic: bool
-    choices: tuple[Any, ...] = ()
-    optional: bool = False
-    minimum: float | None = None
-    maximum: float | None = None
-
-    @property
-    def section(self) -> str:
-        return self.path.rpartition(".")[0]
-
-
-def settings() -> Iterator[Setting]:
-    """Every setting in the order of the schema."""
-    for name, info in Config.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-            for leaf, field in info.annotation.model_fields.items():
-                yield _describe(f"{name}.{leaf}", field)
-        else:
-            yield _describe(name, info)
-
-
-def _describe(path: str, field: FieldInfo) -> Setting:
-    """Reads kind, choices and bounds off a field's annotation and constraints."""
-    annotation = field.annotation
-    union = get_origin(annotation) in (Union, types.UnionType)
-    parts = [part for part in (get_args(annotation) if union else (annotation,)) if part is not type(None)]
-    optional = union and type(None) in get_args(annotation)
-    choices: list[Any] = []
-    for part in parts:
-        if get_origin(part) is Literal:
-            choices = [*get_args(part), *choices]
-        elif part is bool and (len(parts) > 1 or optional):
-            choices = [*choices, True, False]
-    plain = {bool: "bool", int: "int", float: "float", str: "str", dict: "mapping"}
-    kind = "choice" if choices else plain[get_origin(parts[0]) or parts[0]]
-    bounds = {type(mark): mark for mark in field.metadata}
-    lowest = bounds[Ge].ge if Ge in bounds else bounds[Gt].gt if Gt in bounds else None
-    highest = bounds[Le].le if Le in bounds else bounds[Lt].lt if Lt in bounds else None
-    extra = field.json_schema_extra
-    basic = bool(extra["basic"]) if isinstance(extra, dict) else False
-    title, about = field.title or path, field.description or ""
-    return Setting(path, kind, field.default, title, about, basic, tuple(choices), optional, lowest, highest)
-
-
-def flatten(config: Config) -> dict[str, Any]:
-    """Every setting's value by its path."""
-    values = config.model_dump()
-    return {
-        setting.path: values[setting.section][setting.path.rpartition(".")[2]]
-        if setting.section
-        else values[setting.path]
-        for setting in settings()
-    }

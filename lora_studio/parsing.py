@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from lora_studio.config import Config, settings
+from lora_studio.config import Config
 from lora_studio.errors import StudioError
+from lora_studio.settings import settings
 
 
 @dataclass(frozen=True, slots=True)

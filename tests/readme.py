@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from lora_studio.cli import make_parser
-from lora_studio.config import settings
 from lora_studio.presets import presets
+from lora_studio.settings import settings
 
 ROOT = Path(__file__).parent.parent
 OTHER_FILES = {

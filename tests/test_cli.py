@@ -17,10 +17,11 @@ from lora_studio.cli.chat_command import adapter_folder
 from lora_studio.cli.inspect_command import steps_of
 from lora_studio.cli.terminal import age, duration, table
 from lora_studio.cli.train_command import follow_to_end
-from lora_studio.config import Config, settings
+from lora_studio.config import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.launcher import find, kill
 from lora_studio.parsing import parse
+from lora_studio.settings import settings
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import fake_command, supervise, wait_until
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lora_studio.config import Config, flatten, settings
+from lora_studio.config import Config
 from lora_studio.errors import StudioError
 from lora_studio.parsing import ConfigError, merge, nest, parse, read_yaml, to_yaml
 from lora_studio.presets import presets, resolve, save_preset
+from lora_studio.settings import flatten, settings
 from lora_studio.workspace import Workspace
 
 

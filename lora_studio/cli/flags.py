@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from lora_studio.config import Setting, settings
 from lora_studio.errors import StudioError
+from lora_studio.settings import Setting, settings
 
 _PREFIX = "setting:"
 

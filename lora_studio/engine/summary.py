@@ -4,9 +4,10 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lora_studio.config import Config, flatten
+from lora_studio.config import Config
 from lora_studio.data.dataset import Prepared
 from lora_studio.events import RunState
+from lora_studio.settings import flatten
 from lora_studio.workspace import RunFolder, write_atomically
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from lora_studio.config import settings
 from lora_studio.errors import StudioError
 from lora_studio.parsing import nest, parse
+from lora_studio.settings import settings
 from lora_studio.ui import dialogue, text
 from lora_studio.ui.dialogue import COLUMNS, Choice, Talk
 from lora_studio.ui.studio import Studio

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_studio.config import settings
 from lora_studio.data.hub import is_hub_name
 from lora_studio.errors import StudioError
+from lora_studio.settings import settings
 from lora_studio.ui import form as forms
 from lora_studio.ui.form_draft import read_draft
 from lora_studio.workspace import Workspace, shipped_data

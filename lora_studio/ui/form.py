@@ -13,8 +13,9 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from lora_studio.config import Config, Setting, flatten, settings
+from lora_studio.config import Config
 from lora_studio.parsing import Problem, nest, parse
+from lora_studio.settings import Setting, flatten, settings
 from lora_studio.ui.text import count, escape
 
 SECTIONS = {

@@ -13,11 +13,12 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.config import Config, flatten
+from lora_studio.config import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.parsing import ConfigError, Problem, parse, read_yaml, to_yaml
 from lora_studio.presets import Preset, presets
+from lora_studio.settings import flatten
 from lora_studio.ui import form as forms
 from lora_studio.ui import plan, text
 from lora_studio.ui.data_choice import is_there

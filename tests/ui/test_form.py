@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config import Config, settings
+from lora_studio.config import Config
 from lora_studio.parsing import ConfigError, Problem, parse
+from lora_studio.settings import settings
 from lora_studio.ui import form
 
 BY_PATH = {setting.path: setting for setting in settings()}
