@@ -156,7 +156,7 @@ def test_a_killed_server_finds_its_run_again_and_stop_ends_it(
     page.wait_for_timeout(3000)
     page.locator("#run-delete").click()
     page.locator("#run-delete-yes").click()
-    expect(page.locator("#run-headline")).to_contain_text("No run yet", timeout=PATIENCE)
+    expect(page.locator("#run-list")).to_contain_text("No run yet", timeout=PATIENCE)
     assert not workspace.runs()
     assert not visit.errors
     visit.context.close()

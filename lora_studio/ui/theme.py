@@ -163,7 +163,6 @@ h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 .run-top > .actions { flex: 0 0 auto !important; width: auto !important; flex-wrap: nowrap !important;
   gap: 8px !important; }
 .actions button { flex: 0 0 auto; white-space: nowrap; }
-#run-headline:has(.ls-empty) { flex-basis: 100% !important; }
 #run-delete-yes { color: var(--bad); }
 #plan .ls-tiles { grid-template-columns: repeat(3, 1fr); }
 #plan .ls-tiles > div { padding: 8px 10px; }

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -11,7 +12,8 @@ from lora_studio.events import CheckpointSaved, Event, Finished, PhaseStarted, R
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.parsing import parse, to_yaml
-from lora_studio.ui import runs_tab
+from lora_studio.ui import run_head, runs_list, runs_tab
+from lora_studio.ui.runs_tab import Shown
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace
 
@@ -40,31 +42,38 @@ def finished(workspace: Workspace, title: str, *more: Event, config: Config | No
     return run
 
 
+def shown_of(studio: Studio, run_id: str, before: Shown | None = None) -> dict[str, Any]:
+    """What the parts of all sections show, by name."""
+    now = runs_tab.look(studio, run_id, before or Shown())
+    return now.board | {name: value for _, parts in now.detail.values() for name, value in parts.items()}
+
+
 def test_an_empty_workspace_says_how_the_list_is_filled(studio: Studio) -> None:
-    shown = runs_tab.view(studio, "", {})
-    assert "No run yet" in shown["headline"]
-    assert "Train tab" in shown["headline"]
-    assert not any(shown[name] for name in ("stop", "resume", "chat", "delete", "chart"))
+    shown = runs_tab.look(studio, "", Shown())
+    assert "No run yet" in shown.board["list"]
+    assert "Train tab" in shown.board["list"]
+    assert not shown.detail
 
 
-def test_a_run_that_is_gone_asks_for_another(studio: Studio) -> None:
+def test_of_a_run_that_is_gone_nothing_stays_in_sight(studio: Studio) -> None:
     finished(studio.workspace, "here")
-    shown = runs_tab.view(studio, "gone", {})
-    assert "No run is chosen" in shown["headline"]
-    assert "here" in shown["list"]
+    shown = runs_tab.look(studio, "gone", Shown("gone"))
+    assert not shown.run
+    assert not shown.detail
+    assert "here" in shown.board["list"]
 
 
 def test_the_settings_shown_are_those_of_the_run_and_not_of_the_form(studio: Studio) -> None:
     run = finished(studio.workspace, "small", config=parse({"lora": {"r": 3}}))
     studio.workspace.write_draft("form", {"preset": None, "values": {"lora.r": 64}})
-    assert "r: 3" in runs_tab.view(studio, run.id, {})["settings"]
+    assert "r: 3" in shown_of(studio, run.id)["settings"]
 
 
 def test_a_finished_run_can_be_chatted_with_and_deleted_but_not_stopped(studio: Studio) -> None:
     run = finished(studio.workspace, "done")
     run.adapter.mkdir()
     (run.adapter / "adapter_model.safetensors").write_bytes(b"")
-    shown = runs_tab.view(studio, run.id, {})
+    shown = shown_of(studio, run.id)
     assert (shown["stop"], shown["resume"], shown["chat"], shown["delete"]) == (False, False, True, True)
     assert shown["log"].endswith("two")
     assert shown["chart"]["loss"]["y"] == [2.0, 1.0]
@@ -72,7 +81,7 @@ def test_a_finished_run_can_be_chatted_with_and_deleted_but_not_stopped(studio: 
 
 def test_a_failed_run_says_why_and_offers_to_resume(studio: Studio) -> None:
     run = finished(studio.workspace, "bad", Finished(time.time(), "failed", 2, "Out of memory.", "Use 4bit."))
-    shown = runs_tab.view(studio, run.id, {})
+    shown = shown_of(studio, run.id)
     assert shown["resume"]
     assert "Out of memory." in shown["notices"]
     assert "Use 4bit." in shown["notices"]
@@ -82,13 +91,13 @@ def test_a_warning_is_told_once(studio: Studio) -> None:
     run = finished(
         studio.workspace, "warned", Warned(1.0, "The <eos> is missing."), Warned(2.0, "The <eos> is missing.")
     )
-    assert runs_tab.view(studio, run.id, {})["notices"].count("The &lt;eos&gt; is missing.") == 1
+    assert shown_of(studio, run.id)["notices"].count("The &lt;eos&gt; is missing.") == 1
 
 
 def test_nothing_new_means_nothing_to_send(studio: Studio) -> None:
     run = finished(studio.workspace, "still")
-    first = runs_tab.view(studio, run.id, {})
-    assert runs_tab.view(studio, run.id, first) == first
+    first = runs_tab.look(studio, run.id, Shown())
+    assert runs_tab.look(studio, run.id, first) == first
 
 
 def test_checkpoints_that_are_on_disk_are_listed_newest_first_with_the_best_named(studio: Studio) -> None:
@@ -98,7 +107,7 @@ def test_checkpoints_that_are_on_disk_are_listed_newest_first_with_the_best_name
         folder = run.checkpoints / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         (folder / "weights").write_bytes(b"x" * 2000)
-    table = runs_tab.view(studio, run.id, {})["checkpoints"]
+    table = shown_of(studio, run.id)["table"]
     assert table.index("checkpoint-2") < table.index("checkpoint-1")
     assert "checkpoint-3" not in table
     assert "0.5 (best)" in table
@@ -106,24 +115,24 @@ def test_checkpoints_that_are_on_disk_are_listed_newest_first_with_the_best_name
 
 
 def test_the_page_opens_on_the_run_last_looked_at_else_the_newest(studio: Studio) -> None:
-    assert runs_tab.opening_run(studio) == ""
+    assert runs_list.opening_run(studio) == ""
     older = finished(studio.workspace, "older")
     newer = finished(studio.workspace, "newer")
-    assert runs_tab.opening_run(studio) == newer.id
-    studio.workspace.write_draft(runs_tab.SELECTION, older.id)
-    assert runs_tab.opening_run(studio) == older.id
+    assert runs_list.opening_run(studio) == newer.id
+    studio.workspace.write_draft(runs_list.SELECTION, older.id)
+    assert runs_list.opening_run(studio) == older.id
 
 
 def test_what_can_not_be_done_is_said_in_words(studio: Studio) -> None:
     run = finished(studio.workspace, "complete")
-    update = runs_tab._acting(studio.supervisor.resume)(run.id)
+    update = run_head.acting(studio.supervisor.resume)(run.id)
     assert isinstance(update, (dict, gr.HTML))
     assert "nothing left to train" in str(update["value"] if isinstance(update, dict) else update.value)
 
 
 def test_a_log_that_grows_is_shown_again(studio: Studio, tmp_path: Path) -> None:
     run = finished(studio.workspace, "loud")
-    first = runs_tab.view(studio, run.id, {})
+    first = runs_tab.look(studio, run.id, Shown())
     with run.log.open("a") as log:
         log.write("three\n")
-    assert runs_tab.view(studio, run.id, first)["log"].endswith("three")
+    assert shown_of(studio, run.id, first)["log"].endswith("three")

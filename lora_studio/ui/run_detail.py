@@ -1,0 +1,29 @@
+"""All about one run: the sections of the runs tab that are painted from its folder, in the order of the page."""
+
+from typing import Any
+
+from lora_studio.ui import run_chart, run_checkpoints, run_files, run_head, run_progress
+from lora_studio.ui.run_section import Look, Section, Seen, look_again
+from lora_studio.ui.studio import Shared, Studio
+
+SECTIONS: dict[str, Section] = {
+    "head": run_head,
+    "progress": run_progress,
+    "chart": run_chart,
+    "checkpoints": run_checkpoints,
+    "files": run_files,
+}
+
+
+def build(studio: Studio, shared: Shared) -> dict[tuple[str, str], Any]:
+    """Draws every section; its components by (section, name)."""
+    return {
+        (name, part): component
+        for name, section in SECTIONS.items()
+        for part, component in section.build(studio, shared).items()
+    }
+
+
+def view(look: Look, seen: Seen) -> Seen:
+    """What every section shows."""
+    return look_again(SECTIONS, look, seen)

@@ -1,0 +1,87 @@
+"""The top of a run on the runs tab: name, state and progress, and the buttons that act on it."""
+
+from collections.abc import Callable, Hashable
+from typing import Any, Literal
+
+import gradio as gr
+
+from lora_studio.errors import StudioError
+from lora_studio.ui import dialogue, run_words, text
+from lora_studio.ui.run_section import QUIET, Look, stat_of
+from lora_studio.ui.studio import Shared, Studio
+
+BUTTONS: tuple[tuple[str, str, Literal["primary", "secondary"]], ...] = (
+    ("stop", "Stop", "secondary"),
+    ("resume", "Resume", "secondary"),
+    ("delete", "Delete…", "secondary"),
+    ("chat", "Chat with it", "primary"),
+)
+
+
+def build(studio: Studio, shared: Shared) -> dict[str, Any]:
+    """Headline, buttons, the question before a deletion, and what went wrong with an action."""
+    parts: dict[str, Any] = {}
+    with gr.Row(elem_classes="run-top"):
+        parts["headline"] = gr.HTML(elem_id="run-headline", min_width=260)
+        with gr.Row(elem_classes="actions", scale=0):
+            for name, label, kind in BUTTONS:
+                parts[name] = gr.Button(
+                    label, variant=kind, size="md", visible=False, scale=0, min_width=92, elem_id=f"run-{name}"
+                )
+    with gr.Row(visible=False, elem_classes="confirm") as confirm:
+        question = gr.HTML()
+        yes = gr.Button("Delete for good", variant="stop", elem_id="run-delete-yes")
+        no = gr.Button("Keep it", elem_id="run-delete-no")
+    said = gr.HTML(visible=False)
+
+    def ask(run_id: str) -> tuple[Any, Any]:
+        name = run_words.name_of(studio.supervisor.state(run_id))
+        return gr.Row(visible=True), f"<span>{text.escape(f'Delete “{name}” with its adapter and checkpoints?')}</span>"
+
+    def delete(run_id: str) -> tuple[Any, Any, Any]:
+        try:
+            studio.supervisor.delete(run_id)
+        except StudioError as error:
+            return gr.skip(), gr.Row(visible=False), gr.HTML(text.problem(error), visible=True)
+        return "", gr.Row(visible=False), gr.HTML(visible=False)
+
+    def chat(run_id: str) -> gr.Tabs:
+        dialogue.choose(studio.workspace, run_id)
+        return gr.Tabs(selected="chat")
+
+    parts["stop"].click(acting(studio.supervisor.stop), shared.run, said, **QUIET)
+    parts["resume"].click(acting(studio.supervisor.resume), shared.run, said, **QUIET)
+    parts["chat"].click(chat, shared.run, shared.tabs, **QUIET)
+    parts["delete"].click(ask, shared.run, [confirm, question], **QUIET)
+    no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
+    yes.click(delete, shared.run, [shared.run, confirm, said], **QUIET)
+    shared.run.change(lambda: (gr.Row(visible=False), gr.HTML(visible=False)), None, [confirm, said], **QUIET)
+    return parts
+
+
+def acting(action: Callable[[str], None]) -> Callable[[str], Any]:
+    """An action on a run as a handler that shows what went wrong."""
+
+    def handler(run_id: str) -> Any:
+        try:
+            action(run_id)
+        except StudioError as error:
+            return gr.HTML(text.problem(error), visible=True)
+        return gr.HTML(visible=False)
+
+    return handler
+
+
+def stamp(look: Look) -> Hashable:
+    return look.mark, stat_of(look.folder.checkpoints), stat_of(look.folder.adapter)
+
+
+def view(look: Look) -> dict[str, Any]:
+    run, folder = look.run, look.folder
+    return {
+        "headline": run_words.headline(run),
+        "stop": run.state in ("running", "queued"),
+        "resume": run.state in ("stopped", "failed"),
+        "chat": (folder.adapter / "adapter_model.safetensors").is_file() or bool(folder.checkpoint_folders()),
+        "delete": run.final,
+    }

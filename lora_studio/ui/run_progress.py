@@ -1,0 +1,37 @@
+"""A run in numbers on the runs tab: what a person should know of it, and what it comes to so far."""
+
+from collections.abc import Hashable
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.events import RunState
+from lora_studio.ui import run_words, text
+from lora_studio.ui.run_section import Look
+from lora_studio.ui.studio import Shared, Studio
+
+
+def build(studio: Studio, shared: Shared) -> dict[str, Any]:
+    """Notices and tiles."""
+    return {"notices": gr.HTML(elem_id="run-notices"), "numbers": gr.HTML(elem_id="run-numbers")}
+
+
+def stamp(look: Look) -> Hashable:
+    """Times pass while the run goes on."""
+    return look.mark, None if look.run.final else int(look.now)
+
+
+def view(look: Look) -> dict[str, Any]:
+    return {
+        "notices": notices(look.run) or None,
+        "numbers": text.tiles(run_words.numbers(look.run, look.now)),
+    }
+
+
+def notices(run: RunState) -> str:
+    """What a person should know of a run: how it ended where that needs words, and its warnings."""
+    parts = []
+    if run.state in ("failed", "stopped") and (run.message or run.hint):
+        parts.append(text.notice(run.message, run.hint, "error" if run.state == "failed" else "info"))
+    parts += [text.notice(message, kind="warning") for message in dict.fromkeys(run.warnings)]
+    return "".join(parts)
