@@ -1,12 +1,14 @@
 """Conversations to text, with the character spans that are trained.
 
-With a template that has generation marks, the marks are the spans. Without marks, the text before each answer is
-rendered with the generation prompt and must be what the whole text begins with. Nothing here knows tokens' ids.
+With a template that has generation marks, the marks are the spans, less what a generation prompt brings by itself.
+Without marks, the text before each answer is rendered with the generation prompt and must be what the whole text begins
+with. Nothing here knows tokens' ids.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
@@ -87,7 +89,11 @@ class Renderer:
         results: list[Rendered | RowError] = []
         for position, (chat, text) in enumerate(zip(batch, texts, strict=True)):
             try:
-                spans = marks[position] if self._template.has_marks else self._spans_by_prefix(chat, text)
+                spans = (
+                    self._spans_by_marks(text, marks[position])
+                    if self._template.has_marks
+                    else self._spans_by_prefix(chat, text)
+                )
                 results.append(self._select(text, self._without_untrained(chat, spans)))
             except RowError as error:
                 results.append(error)
@@ -107,6 +113,28 @@ class Renderer:
             **self._variables,
         )
         return rendered
+
+    @cached_property
+    def _cue(self) -> str:
+        """What a generation prompt adds to a question; empty for a template that takes no lone question."""
+        question = [{"role": "user", "content": "a"}]
+        try:
+            asked, told = (self._jinja([question], (), prompt)[0][0] for prompt in (True, False))
+        except _TEMPLATE_FAULTS:
+            return ""
+        return asked[_common_start(asked, told) :]
+
+    def _spans_by_marks(self, text: str, marks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The marked spans, those that touch as one, each from the end of its cue where a mark begins within it."""
+        spans: list[tuple[int, int]] = []
+        for start, stop in marks:
+            if start < stop and spans and spans[-1][1] >= start:
+                spans[-1] = (spans[-1][0], stop)
+            elif start < stop:
+                cue = len(self._cue)
+                at = text.find(self._cue, max(0, start - cue + 1), start + cue - 1) if cue else -1
+                spans.append((start if at < 0 else at + cue, stop))
+        return spans
 
     def _spans_by_prefix(self, chat: Conversation, text: str) -> list[tuple[int, int]]:
         """The answers' spans in the whole text of a conversation, by what is rendered before and after each."""
@@ -130,8 +158,7 @@ class Renderer:
         """How far `part` goes along with `text`; only closing tokens and white space of `part` may differ."""
         if text.startswith(part):
             return len(part)
-        shorter = min(len(part), len(text))
-        common = next((at for at in range(shorter) if part[at] != text[at]), shorter)
+        common = _common_start(part, text)
         for match in self._special.finditer(text, max(0, common - 100), common + 100):
             if match.start() < common < match.end():
                 common = match.start()
@@ -152,12 +179,7 @@ class Renderer:
 
     def _select(self, text: str, spans: Sequence[tuple[int, int]]) -> Rendered:
         """The trained spans by `train_on`, each with its end-of-turn token and nothing after it."""
-        tidy: list[tuple[int, int]] = []
-        for start, stop in spans:
-            if start < stop and tidy and tidy[-1][1] >= start:
-                tidy[-1] = (tidy[-1][0], stop)
-            elif start < stop:
-                tidy.append((start, stop))
+        tidy = [(start, stop) for start, stop in spans if start < stop]
         if not tidy:
             raise RowError(NOTHING_MARKED, found=text)
         if self._train_on == "last_turn":
@@ -173,13 +195,17 @@ class Renderer:
 
     def _end_of_turn(self, text: str, start: int, stop: int) -> int:
         """Where a trained span ends: with its end-of-turn token, though the marks take in more or less."""
-        answer = text[start:stop].rstrip()
-        if answer.endswith(self._added):
-            return start + len(answer)
         following = self._special.match(text, stop)
         if following and (following.group() == self._eos or _END.search(following.group())):
             return following.end()
-        return stop
+        answer = text[start:stop].rstrip()
+        return start + len(answer) if answer.endswith(self._added) else stop
+
+
+def _common_start(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    shorter = min(len(one), len(other))
+    return next((at for at in range(shorter) if one[at] != other[at]), shorter)
 
 
 def _uses_tools(conversation: Conversation) -> bool:
