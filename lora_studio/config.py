@@ -209,11 +209,47 @@ class Evaluation(Section):
     per_device_eval_batch_size: int = _setting(
         8, "Rows at once when evaluating", "Needs less memory than training.", ge=1, le=4096
     )
-    load_best_model_at_end: bool = _setting(
-        False,
-        "Keep the best",
-        "The finished adapter is the checkpoint with the lowest validation loss, not the last one.",
+    labels: str = _setting(
+        "",
+        "Labels",
+        "For answers that are one of a few, such as Yes, No: accuracy and F1 are measured; empty measures neither.",
+        max_length=2000,
     )
+    metric_for_best_model: Literal["loss", "accuracy", "f1"] = _setting(
+        "loss", "Best by", "What decides which checkpoint is best and when to end early; accuracy and f1 need labels."
+    )
+    load_best_model_at_end: bool = _setting(
+        False, "Keep the best", "The finished adapter is the best checkpoint by the measure above, not the last one."
+    )
+    early_stopping_patience: int = _setting(
+        0, "Patience", "End the run after this many evaluations in a row without a gain; 0 never does.", ge=0, le=1000
+    )
+    early_stopping_threshold: float = _setting(
+        0.0, "Least gain", "How much better than the best so far an evaluation must be to count as a gain.", ge=0
+    )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _label_text(cls, value: Any) -> Any:
+        """A list of labels as text; YAML reads the words Yes and No in a list as true and false."""
+        if not isinstance(value, list):
+            return value
+        if any(isinstance(item, bool) for item in value):
+            raise ValueError('YAML reads Yes and No in a list as true and false: write "Yes, No" as one text')
+        return ", ".join(str(item) for item in value)
+
+    @field_validator("labels")
+    @classmethod
+    def _several(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",")] if value.strip() else []
+        if names and (len(names) < 2 or "" in names or len({name.casefold() for name in names}) < len(names)):
+            raise ValueError("must be at least two different labels separated by commas, such as Yes, No")
+        return ", ".join(names)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels one by one."""
+        return tuple(self.labels.split(", ")) if self.labels else ()
 
 
 class Tracking(Section):

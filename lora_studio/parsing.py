@@ -124,8 +124,25 @@ def _contradictions(config: Config) -> Iterator[Problem]:
             f"must be a multiple of evaluation.eval_steps ({evaluation.eval_steps})",
             training.save_steps,
         )
+    yield from _unmeasured(config, measured=measured and evaluation.eval_strategy != "no")
     if training.max_steps == 0:
         yield Problem("training.max_steps", "must be -1 (no limit) or at least 1", 0)
+
+
+def _unmeasured(config: Config, *, measured: bool) -> Iterator[Problem]:
+    """What is asked of measures that are not taken."""
+    evaluation = config.evaluation
+    if evaluation.early_stopping_patience and not measured:
+        yield Problem("evaluation.early_stopping_patience", "needs evaluation and validation rows to see a gain")
+    if evaluation.labels and not measured:
+        yield Problem("evaluation.labels", "needs evaluation and validation rows to measure accuracy and F1 on")
+    if evaluation.labels and config.data.train_on == "all":
+        yield Problem("evaluation.labels", "needs data.train_on assistant or last_turn, to tell the answer's place")
+    if evaluation.metric_for_best_model != "loss" and not evaluation.labels:
+        yield Problem(
+            "evaluation.metric_for_best_model",
+            f"can't be {evaluation.metric_for_best_model} while evaluation.labels names no labels",
+        )
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

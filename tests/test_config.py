@@ -64,6 +64,28 @@ def test_keeping_the_best_without_evaluation_is_a_contradiction() -> None:
         parse({"evaluation": {"load_best_model_at_end": True}, "training": {"save_strategy": "steps"}})
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "said"),
+    [
+        ({"metric_for_best_model": "f1"}, "labels names no labels"),
+        ({"early_stopping_patience": 3, "eval_strategy": "no"}, "early_stopping_patience: needs evaluation"),
+        ({"labels": "Yes, No", "eval_strategy": "no"}, "labels: needs evaluation"),
+        ({"labels": "Yes"}, "at least two different labels"),
+        ({"labels": "Yes, yes"}, "at least two different labels"),
+        ({"labels": [True, False]}, "YAML reads Yes and No"),
+    ],
+)
+def test_measures_that_are_not_taken_are_refused(evaluation: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse({"evaluation": evaluation})
+
+
+def test_labels_are_a_text_or_a_list_and_keep_their_order() -> None:
+    assert parse({"evaluation": {"labels": ["good ", "bad"]}}).evaluation.label_names == ("good", "bad")
+    assert parse({"evaluation": {"labels": "Yes,No"}}).evaluation.label_names == ("Yes", "No")
+    assert parse({}).evaluation.label_names == ()
+
+
 def test_a_list_of_target_modules_is_read_as_names_with_commas() -> None:
     assert parse({"lora": {"target_modules": ["q_proj", "v_proj"]}}).lora.target_modules == "q_proj, v_proj"
 

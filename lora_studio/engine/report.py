@@ -1,4 +1,4 @@
-"""From a running training to events: the only TrainerCallback.
+"""From a running training to events.
 
 It also obeys a stop: in training the step is finished and saved, in every other phase the work ends at once.
 """
@@ -14,6 +14,13 @@ from lora_studio.engine.stopping import Stop
 from lora_studio.events import CheckpointSaved, Evaluated, StepLogged
 
 LEAST_POINTS = 20
+# What an evaluation measures beside the loss: the trainer's name, and ours.
+MEASURED = {
+    "eval_mean_token_accuracy": "token_accuracy",
+    "eval_accuracy": "accuracy",
+    "eval_f1": "f1",
+    "eval_unanswered": "unanswered",
+}
 
 
 def logging_interval(asked: int, total_steps: int) -> int:
@@ -126,7 +133,7 @@ class Report(TrainerCallback):
         self.evaluating = 0
         self._paused = True
         self.last_evaluation = (state.global_step, metrics["eval_loss"])
-        others = {"token_accuracy": metrics["eval_mean_token_accuracy"]}
+        others = {ours: metrics[theirs] for theirs, ours in MEASURED.items() if theirs in metrics}
         self.log.emit(Evaluated(time.time(), state.global_step, state.epoch or 0.0, metrics["eval_loss"], others))
         if not control.should_training_stop:
             self.log.phase("train", state.max_steps, "steps")

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from trl import SFTConfig
 from lora_studio.config import Config
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.engine.adapters import add_adapter
+from lora_studio.engine.best import RISING, EarlyStopping, value_of
 from lora_studio.engine.event_log import EventLog
+from lora_studio.engine.label_metrics import LabelMeter, labelled_rows
 from lora_studio.engine.load import choose_dtype, device, dtype_name, load_model, memory_bytes
 from lora_studio.engine.report import Report, logging_interval
 from lora_studio.engine.stopping import Stop, Stopped
@@ -28,7 +30,7 @@ from lora_studio.engine.summary import write_report
 from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.engine.trainer import StudioTrainer, as_dataset, save_adapter
 from lora_studio.errors import StudioError
-from lora_studio.events import DataPrepared, ModelLoaded, RunStarted, StepLogged, Warned
+from lora_studio.events import DataPrepared, Evaluated, ModelLoaded, RunStarted, StepLogged, Warned
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import RunFolder
 
@@ -58,6 +60,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     )
     tokenizer.chat_template = prepared.template.source  # goes with every save
     log.emit(data_event(prepared))
+    meter = label_meter(config, prepared, tokenizer, log)
 
     # The base and a fresh adapter on it.
     log.phase("model")
@@ -85,14 +88,16 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)
     card = studio_card(config, run, dtype, prepared.template.name)
     report = Report(log, stop, tokens_before=log.state().steps[-1].tokens if log.state().steps else 0)
+    ending = early_stopping(config, prepared, log.state().evaluations)
     trainer = StudioTrainer(
         model=model,
         args=trainer_settings(config, run, dtype, measured=bool(prepared.validation)),
         train_dataset=as_dataset(prepared.train, run.cache),
         eval_dataset=as_dataset(prepared.validation, run.cache) if prepared.validation else None,
         processing_class=tokenizer,
-        callbacks=[report],
+        callbacks=[*([ending] if ending else []), report],
         card=card,
+        meter=meter,
     )
     for parameter in model.parameters():
         if parameter.requires_grad:  # trl makes a quantized model's adapter bf16, whose 8 bits lose small updates
@@ -116,7 +121,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     log.phase("save")
     shutil.rmtree(run.adapter, ignore_errors=True)
     save_adapter(trainer.model, tokenizer, card, run.adapter)
-    eval_loss = final_evaluation(trainer, log) if prepared.validation else None
+    evaluation = final_evaluation(trainer, log) if prepared.validation else None
     result = {
         "run": run.id,
         "state": "done",
@@ -124,7 +129,9 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         "epochs": trainer.state.epoch,
         "train_loss": mean_loss(log.state().steps),
         "last_loss": log.state().steps[-1].loss,
-        "eval_loss": eval_loss,
+        "eval_loss": evaluation.loss if evaluation else None,
+        "eval_metrics": evaluation.metrics if evaluation else {},
+        "message": ending.words if ending else "",
         "adapter": str(run.adapter),
         "seconds": time.time() - began,
         "tokens": report.tokens,
@@ -172,8 +179,8 @@ def trainer_settings(config: Config, run: RunFolder, dtype: torch.dtype, *, meas
         eval_strategy=evaluation.eval_strategy if measured else "no",
         eval_steps=evaluation.eval_steps,
         load_best_model_at_end=evaluation.load_best_model_at_end and measured,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
+        metric_for_best_model=f"eval_{evaluation.metric_for_best_model}",
+        greater_is_better=evaluation.metric_for_best_model in RISING,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # a loss that is not a number has to be seen
         report_to=["tensorboard"],
@@ -227,6 +234,41 @@ def remarks(config: Config, prepared: Prepared, total_steps: int) -> Iterator[st
         yield "No row is left to measure on: the last step is handed out, not the best."
 
 
+def label_meter(config: Config, prepared: Prepared, tokenizer: Any, log: EventLog) -> LabelMeter | None:
+    """Measures accuracy and F1 where labels are named. Raises `StudioError` where no validation row has one."""
+    labels, rows = config.evaluation.label_names, prepared.validation
+    if not labels:
+        return None
+    check_rows_to_measure(prepared, "accuracy and F1 of evaluation.labels")
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    found = labelled_rows(rows, labels, decode)
+    if found < len(rows):
+        words = f"{len(rows) - found:,} of {len(rows):,} validation rows have an answer that is none of the labels"
+        log.emit(Warned(time.time(), f"{words} {', '.join(labels)}: accuracy and F1 leave them out."))
+    return LabelMeter(labels, decode)
+
+
+def early_stopping(config: Config, prepared: Prepared, before: Sequence[Evaluated]) -> EarlyStopping | None:
+    """The callback that ends a run without gain, where one is asked for. `before`: evaluations of earlier starts."""
+    evaluation = config.evaluation
+    metric, patience = evaluation.metric_for_best_model, evaluation.early_stopping_patience
+    if not patience:
+        return None
+    check_rows_to_measure(prepared, "a gain (evaluation.early_stopping_patience)")
+    values = [value_of(one, metric) for one in before]
+    return EarlyStopping(metric, patience, evaluation.early_stopping_threshold, values)
+
+
+def check_rows_to_measure(prepared: Prepared, what: str) -> None:
+    if not prepared.validation:
+        raise StudioError(
+            f"No row is left to measure {what} on.", "Raise data.validation_fraction, or name a data.validation_file."
+        )
+
+
 def check_optimizer(name: str) -> None:
     if "8bit" in name and not torch.cuda.is_available():
         raise StudioError(f"The optimizer {name} needs a CUDA GPU, and this machine shows none.", "Choose adamw_torch.")
@@ -258,13 +300,16 @@ def save_where_stopped(trainer: StudioTrainer, report: Report) -> None:
         report.on_save(trainer.args, trainer.state, trainer.control)
 
 
-def final_evaluation(trainer: StudioTrainer, log: EventLog) -> float:
-    """The validation loss of the adapter that is handed out; measured only where it isn't known yet."""
-    if trainer.args.load_best_model_at_end and trainer.state.best_metric is not None:
-        return trainer.state.best_metric
-    known = {evaluation.step: evaluation.loss for evaluation in log.state().evaluations}
-    step = trainer.state.global_step
-    return known[step] if step in known else trainer.evaluate()["eval_loss"]
+def final_evaluation(trainer: StudioTrainer, log: EventLog) -> Evaluated:
+    """What the adapter that is handed out measures; measured only where it isn't known yet."""
+    state = trainer.state
+    best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
+    step = int(str(best).rpartition("-")[2]) if best else state.global_step
+    known = {evaluation.step: evaluation for evaluation in log.state().evaluations}
+    if step not in known:
+        trainer.evaluate()
+        return log.state().evaluations[-1]
+    return known[step]
 
 
 def mean_loss(points: list[StepLogged]) -> float:

@@ -25,6 +25,7 @@ from trl import SFTTrainer
 
 from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Examples
+from lora_studio.engine.label_metrics import LabelMeter
 from lora_studio.engine.load import CARD
 from lora_studio.workspace import write_atomically
 
@@ -100,12 +101,16 @@ class EpochOrder(torch.utils.data.Sampler[int]):
 class StudioTrainer(SFTTrainer):
     """SFTTrainer with the differences that this module's docstring names."""
 
-    def __init__(self, *, card: Mapping[str, Any], **kwargs: Any) -> None:
+    def __init__(self, *, card: Mapping[str, Any], meter: LabelMeter | None = None, **kwargs: Any) -> None:
         self.card = card
+        self.meter = meter
         self.packing: bool = kwargs["args"].packing
         self._eval_nats = 0.0
         self._eval_tokens = 0
         super().__init__(**kwargs)
+        if meter:
+            adapted: Any = self.model
+            meter.watch(adapted.get_base_model())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
@@ -121,14 +126,20 @@ class StudioTrainer(SFTTrainer):
         if loss is not None:
             self._eval_nats += float(loss) * trained
             self._eval_tokens += trained
+        if self.meter:
+            self.meter.add(inputs)
         return loss, logits, labels
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         self._eval_nats, self._eval_tokens = 0.0, 0
+        if self.meter:
+            self.meter.begin()
         with torch.random.fork_rng():
             output = super().evaluation_loop(*args, **kwargs)
         metrics = dict(output.metrics or {})
         metrics["eval_loss"] = self._eval_nats / max(self._eval_tokens, 1)
+        if self.meter:
+            metrics |= {f"eval_{name}": value for name, value in self.meter.scores().items()}
         return output._replace(metrics=metrics)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
