@@ -228,6 +228,14 @@ class Evaluation(Section):
         0.0, "Least gain", "How much better than the best so far an evaluation must be to count as a gain.", ge=0
     )
 
+    gen_eval_samples: int = _setting(
+        0,
+        "Answers to read",
+        "Validation questions that are answered after each evaluation, shown on the runs tab; 0 asks none.",
+        ge=0,
+        le=256,
+    )
+
     @field_validator("labels", mode="before")
     @classmethod
     def _label_text(cls, value: Any) -> Any:

@@ -99,6 +99,31 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
+class QuestionsAsked:
+    """The questions answered after each evaluation, what the rows answer, and what the base does.
+
+    `right` says where that is the same answer.
+    """
+
+    time: float
+    questions: list[str]
+    references: list[str]
+    answers: list[str]
+    right: list[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionsAnswered:
+    """What the adapter answers to these questions after `step` steps."""
+
+    time: float
+    step: int
+    epoch: float
+    answers: list[str]
+    right: list[bool]
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointSaved:
     """`name` is the checkpoint's folder under `checkpoints/`."""
 
@@ -136,6 +161,8 @@ Event = (
     | ModelLoaded
     | StepLogged
     | Evaluated
+    | QuestionsAsked
+    | QuestionsAnswered
     | CheckpointSaved
     | Warned
     | Finished
@@ -150,6 +177,8 @@ _TYPES: dict[str, type] = {
         ModelLoaded,
         StepLogged,
         Evaluated,
+        QuestionsAsked,
+        QuestionsAnswered,
         CheckpointSaved,
         Warned,
         Finished,
@@ -219,6 +248,8 @@ class RunState:
     model: ModelLoaded | None = None
     steps: list[StepLogged] = field(default_factory=list)
     evaluations: list[Evaluated] = field(default_factory=list)
+    questions: QuestionsAsked | None = None
+    answers: list[QuestionsAnswered] = field(default_factory=list)
     checkpoints: list[CheckpointSaved] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     message: str = ""
@@ -277,6 +308,10 @@ def _apply(state: RunState, event: Event) -> None:
                 state.phase_done, state.phase_total = event.step, event.total_steps
         case Evaluated():
             state.evaluations.append(event)
+        case QuestionsAsked():
+            state.questions = event
+        case QuestionsAnswered():
+            state.answers.append(event)
         case CheckpointSaved():
             state.checkpoints = [item for item in state.checkpoints if item.name != event.name] + [event]
         case Warned():
@@ -296,4 +331,5 @@ def _restart(state: RunState, event: RunStarted) -> None:
     state.step = event.resumed_from_step
     state.steps = [item for item in state.steps if item.step <= event.resumed_from_step]
     state.evaluations = [item for item in state.evaluations if item.step <= event.resumed_from_step]
+    state.answers = [item for item in state.answers if item.step <= event.resumed_from_step]
     state.checkpoints = [item for item in state.checkpoints if item.step <= event.resumed_from_step]

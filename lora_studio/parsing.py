@@ -136,6 +136,8 @@ def _unmeasured(config: Config, *, measured: bool) -> Iterator[Problem]:
         yield Problem("evaluation.early_stopping_patience", "needs evaluation and validation rows to see a gain")
     if evaluation.labels and not measured:
         yield Problem("evaluation.labels", "needs evaluation and validation rows to measure accuracy and F1 on")
+    if evaluation.gen_eval_samples and not measured:
+        yield Problem("evaluation.gen_eval_samples", "needs evaluation and validation rows to take the questions from")
     if evaluation.labels and config.data.train_on == "all":
         yield Problem("evaluation.labels", "needs data.train_on assistant or last_turn, to tell the answer's place")
     if evaluation.metric_for_best_model != "loss" and not evaluation.labels:

@@ -8,6 +8,8 @@ from lora_studio.events import (
     Finished,
     PhaseStarted,
     Progress,
+    QuestionsAnswered,
+    QuestionsAsked,
     RunStarted,
     StepLogged,
     fold,
@@ -27,6 +29,8 @@ def test_every_event_comes_back_from_its_line() -> None:
         Progress(2.5, 3, 10),
         step(1),
         Evaluated(4.0, 1, 0.1, 0.9, {"token_accuracy": 0.5}),
+        QuestionsAsked(4.1, ["Who?"], ["Ahab"], ["nan"], [False]),
+        QuestionsAnswered(4.2, 1, 0.1, ["Ahab"], [True]),
         CheckpointSaved(5.0, 1, "checkpoint-1", 0.9),
         Finished(6.0, "done", 10),
     ]

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from trl import SFTConfig
 
 from lora_studio.config import Config
 from lora_studio.data.dataset import Prepared, prepare
+from lora_studio.data.questions import Question, questions
 from lora_studio.engine.adapters import add_adapter
 from lora_studio.engine.best import RISING, EarlyStopping, value_of
 from lora_studio.engine.event_log import EventLog
+from lora_studio.engine.gen_eval import GenEval
 from lora_studio.engine.label_metrics import LabelMeter, labelled_rows
-from lora_studio.engine.load import choose_dtype, device, dtype_name, load_model, memory_bytes
+from lora_studio.engine.load import LoadedModel, choose_dtype, device, dtype_name, load_model, memory_bytes
 from lora_studio.engine.report import Report, logging_interval
 from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.engine.summary import write_report
@@ -61,6 +63,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     tokenizer.chat_template = prepared.template.source  # goes with every save
     log.emit(data_event(prepared))
     meter = label_meter(config, prepared, tokenizer, log)
+    asked = questions_to_ask(config, prepared)
 
     # The base and a fresh adapter on it.
     log.phase("model")
@@ -89,13 +92,27 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     card = studio_card(config, run, dtype, prepared.template.name)
     report = Report(log, stop, tokens_before=log.state().steps[-1].tokens if log.state().steps else 0)
     ending = early_stopping(config, prepared, log.state().evaluations)
+    callbacks: list[TrainerCallback] = [ending] if ending else []
+    if asked:
+        template: dict[str | None, str] = {None: prepared.template.source}
+        callbacks.append(
+            GenEval(
+                LoadedModel(config.model.name, model, tokenizer, templates=template),
+                asked,
+                at_once=config.evaluation.per_device_eval_batch_size,
+                max_new_tokens=config.generation.max_new_tokens,
+                enable_thinking=config.data.enable_thinking,
+                log=log,
+                stop=stop,
+            )
+        )
     trainer = StudioTrainer(
         model=model,
         args=trainer_settings(config, run, dtype, measured=bool(prepared.validation)),
         train_dataset=as_dataset(prepared.train, run.cache),
         eval_dataset=as_dataset(prepared.validation, run.cache) if prepared.validation else None,
         processing_class=tokenizer,
-        callbacks=[*([ending] if ending else []), report],
+        callbacks=[*callbacks, report],
         card=card,
         meter=meter,
     )
@@ -260,6 +277,15 @@ def early_stopping(config: Config, prepared: Prepared, before: Sequence[Evaluate
     check_rows_to_measure(prepared, "a gain (evaluation.early_stopping_patience)")
     values = [value_of(one, metric) for one in before]
     return EarlyStopping(metric, patience, evaluation.early_stopping_threshold, values)
+
+
+def questions_to_ask(config: Config, prepared: Prepared) -> list[Question]:
+    """The validation questions that base and adapter answer; none where none were asked for."""
+    count = config.evaluation.gen_eval_samples
+    if not count:
+        return []
+    check_rows_to_measure(prepared, "answers (evaluation.gen_eval_samples)")
+    return questions(prepared, count, seed=config.data.split_seed, longest=config.data.max_length)
 
 
 def check_rows_to_measure(prepared: Prepared, what: str) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lora_studio.ui import run_chart, run_checkpoints, run_files, run_head, run_progress
+from lora_studio.ui import run_answers, run_chart, run_checkpoints, run_files, run_head, run_progress
 from lora_studio.ui.run_section import Look, Section, Seen, look_again
 from lora_studio.ui.studio import Shared, Studio
 
@@ -10,6 +10,7 @@ SECTIONS: dict[str, Section] = {
     "head": run_head,
     "progress": run_progress,
     "chart": run_chart,
+    "answers": run_answers,
     "checkpoints": run_checkpoints,
     "files": run_files,
 }
