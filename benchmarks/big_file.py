@@ -1,36 +1,41 @@
 """How long a large file takes to be looked at, and how much memory: as the page does it, in a child of its own.
 
-    python -m benchmarks.big_file [--rows 1000000] [--tokenizer FOLDER] [--bytes-per-row 1000]
+    python -m benchmarks.big_file [--rows 1000000] [--kind jsonl|csv|parquet] [--tokenizer FOLDER]
 
-Makes a JSONL file in a temporary folder, inspects it twice (the second time from the cache) and prints the time to the
-first statistics, the whole time, the peak memory of the child, and one JSON object last.
+Makes a file in a temporary folder, inspects it twice (the second time from the cache) and prints the time to the first
+statistics, the whole time, the peak memory of the child, the longest time without a word of progress (which is how long
+a cancel may take to be heard), and one JSON object last.
 """
 
 import argparse
+import csv
 import json
 import multiprocessing
 import random
 import resource
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from lora_studio.workspace import model_source
 
-MOST_MEMORY_GB, FIRST_SECONDS = 1.5, 3.0
+MOST_MEMORY_GB, FIRST_SECONDS, SILENT_SECONDS = 1.5, 3.0, 2.0
 WORDS = ("the", "of", "model", "train", "row", "token", "quick", "brown", "42", "nothing", "because", "however")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--kind", choices=["jsonl", "csv", "parquet"], default="jsonl")
     parser.add_argument("--bytes-per-row", type=int, default=1000)
     parser.add_argument("--tokenizer", default=model_source("demo"), help="a folder with a tokenizer")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "big.jsonl"
+        path = Path(folder) / f"big.{given.kind}"
         write_file(path, given.rows, given.bytes_per_row)
         runs = {name: look(path, given.tokenizer, Path(folder) / "cache") for name in ("first", "again")}
         megabytes = path.stat().st_size / 1e6
@@ -38,22 +43,42 @@ def main() -> None:
         first = run["sample_seconds"] or run["seconds"]
         memory = f"{run['peak_gb']:.2f} GB at most, of which the libraries {run['base_gb']:.2f}"
         print(f"{name}: first statistics {first:.1f} s, {run['rows']:,} rows {run['seconds']:.1f} s, {memory}")
-    wanted = {"peak_gb": MOST_MEMORY_GB, "sample_seconds": FIRST_SECONDS}
-    print(json.dumps({"rows": given.rows, "megabytes": round(megabytes, 1), **runs, "wanted": wanted}))
+        print(f"  silent for {run['silent_seconds']:.1f} s at most ({run['silent_where']}), {run['reports']} reports")
+    wanted = {"peak_gb": MOST_MEMORY_GB, "sample_seconds": FIRST_SECONDS, "silent_seconds": SILENT_SECONDS}
+    print(
+        json.dumps({"kind": given.kind, "rows": given.rows, "megabytes": round(megabytes, 1), **runs, "wanted": wanted})
+    )
 
 
 def write_file(path: Path, rows: int, size: int) -> None:
-    """Questions and answers of changing length."""
+    """Questions and answers of changing length, in the form that the file's ending says."""
+    if path.suffix == ".parquet":
+        _write_parquet(path, rows, size)
+        return
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".csv":
+            writer = csv.DictWriter(file, ["question", "answer"])
+            writer.writeheader()
+            writer.writerows(_rows(rows, size))
+        else:
+            file.writelines(json.dumps(row) + "\n" for row in _rows(rows, size))
+
+
+def _write_parquet(path: Path, rows: int, size: int) -> None:
+    """One row group, as the usual writers make of a million rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(list(_rows(rows, size))), path, compression="none", use_dictionary=False)
+
+
+def _rows(rows: int, size: int) -> Iterator[dict[str, str]]:
     draw = random.Random(0)
     text = " ".join(draw.choice(WORDS) for _ in range(100_000))
-    with path.open("w", encoding="utf-8") as file:
-        for number in range(rows):
-            at, length = draw.randrange(len(text) - 4 * size), draw.randrange(size // 2, 3 * size // 2) - 60
-            row = {
-                "question": f"{number}: {text[at : at + length // 3]}",
-                "answer": text[at + length // 3 : at + length],
-            }
-            file.write(json.dumps(row) + "\n")
+    for number in range(rows):
+        at, length = draw.randrange(len(text) - 4 * size), draw.randrange(size // 2, 3 * size // 2) - 60
+        middle = at + length // 3
+        yield {"question": f"{number}: {text[at:middle]}", "answer": text[middle : at + length]}
 
 
 def look(path: Path, tokenizer: str, cache: Path) -> dict[str, Any]:
@@ -73,14 +98,24 @@ def _look(path: Path, tokenizer: str, cache: Path, answer: Connection) -> None:
 
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     base, began, samples = _peak_gb(), time.perf_counter(), list[float]()
+    reports = [(0.0, "start")]
     found = inspect(
-        str(path), loaded, cache_folder=cache, on_sample=lambda _: samples.append(time.perf_counter() - began)
+        str(path),
+        loaded,
+        cache_folder=cache,
+        on_progress=lambda phase, done, total: reports.append((time.perf_counter() - began, f"{phase} {done}")),
+        on_sample=lambda _: samples.append(time.perf_counter() - began),
     )
+    reports.append((time.perf_counter() - began, "end"))
+    silent, where = max((after[0] - before[0], f"{before[1]} to {after[1]}") for before, after in pairwise(reports))
     answer.send(
         {
             "rows": found["rows"],
             "sample_seconds": round(samples[0], 2) if samples else None,
             "seconds": round(time.perf_counter() - began, 2),
+            "silent_seconds": round(silent, 2),
+            "silent_where": where,
+            "reports": len(reports),
             "peak_gb": round(_peak_gb(), 3),
             "base_gb": round(base, 3),
         }

@@ -16,6 +16,7 @@ _PHASE_WORDS = {
     "read": "reading",
     "convert": "recognising rows",
     "encode": "tokenizing",
+    "check": "looking for repeated and contradictory rows",
     "tokenizer": "loading the tokenizer",
 }
 _LISTED_BAD_ROWS = 10

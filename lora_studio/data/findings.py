@@ -10,7 +10,7 @@ from lora_studio.data.dataset import Prepared
 from lora_studio.data.formats import mapping_of, recognise_all
 from lora_studio.data.hygiene import hygiene
 from lora_studio.data.messages import Conversation
-from lora_studio.data.parts import Part
+from lora_studio.data.parts import Part, Progress
 
 _SAMPLE = 500
 _MOST_ROWS = 20_000
@@ -31,10 +31,11 @@ def readings(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def findings(prepared: Prepared) -> dict[str, Any] | None:
+def findings(prepared: Prepared, report: Progress) -> dict[str, Any] | None:
     """Duplicates, leaks, contradictions and lopsided answers; None for a first look at a few rows.
 
-    Of a large file a part is looked at, evenly over the whole: `looked_at` of `of_rows` rows.
+    Of a large file a part is looked at, evenly over the whole: `looked_at` of `of_rows` rows. `report` is called in the
+    phase check, counted in searches.
     """
     if prepared.sampled is not None:
         return None
@@ -42,13 +43,18 @@ def findings(prepared: Prepared) -> dict[str, Any] | None:
     settings = prepared.settings
     split = [settings.validation_fraction, settings.split_seed, settings.max_samples, settings.max_eval_samples]
     key = key_of("findings", [part.key for part in parts], split)
-    return prepared.cache.get(key, lambda _: _found(parts, prepared.chosen, prepared.encoder.specials)).facts
+    return prepared.cache.get(key, lambda _: _found(parts, prepared.chosen, prepared.encoder.specials, report)).facts
 
 
-def _found(parts: Sequence[Part], chosen: Sequence[np.ndarray], specials: Sequence[str]) -> dict[str, Any]:
+def _found(
+    parts: Sequence[Part], chosen: Sequence[np.ndarray], specials: Sequence[str], report: Progress
+) -> dict[str, Any]:
+    report("check", 0, 0)
     train, validation = (_some(part, rows) for part, rows in zip(parts, chosen, strict=True))
     looked_at = len(train) + len(validation)
-    found = hygiene(train, validation, seconds=_SECONDS, specials=specials)
+    found = hygiene(
+        train, validation, seconds=_SECONDS, specials=specials, report=lambda done, of: report("check", done, of)
+    )
     return {**found, "looked_at": looked_at, "of_rows": sum(map(len, chosen))}
 
 

@@ -7,7 +7,7 @@ import re
 import time
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -60,21 +60,26 @@ def hygiene(
     *,
     seconds: float = 5.0,
     specials: Collection[str] = (),
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Every finding about a data set, with sentences for a person. `seconds` bounds the search for near duplicates.
 
-    `specials` are the tokenizer's special tokens, which should not stand written out in the rows.
+    `specials` are the tokenizer's special tokens, which should not stand written out in the rows. `report` is told
+    which of how many searches are done; what it raises ends the work.
     """
-    exact = exact_duplicates(train)
-    found: dict[str, Any] = {
-        "rows": len(train),
-        "exact_duplicates": exact,
-        "near_duplicates": near_duplicates(train, seconds=seconds),
-        "shared_with_validation": shared_rows(train, validation),
-        "contradictions": contradictions(train),
-        "labels": label_balance(train),
-        "special_tokens": special_tokens([*train, *validation], specials),
+    searches: dict[str, Callable[[], Any]] = {
+        "exact_duplicates": lambda: exact_duplicates(train),
+        "near_duplicates": lambda: near_duplicates(train, seconds=seconds),
+        "shared_with_validation": lambda: shared_rows(train, validation),
+        "contradictions": lambda: contradictions(train),
+        "labels": lambda: label_balance(train),
+        "special_tokens": lambda: special_tokens([*train, *validation], specials),
     }
+    found: dict[str, Any] = {"rows": len(train)}
+    for done, (name, search) in enumerate(searches.items()):
+        report(done, len(searches))
+        found[name] = search()
+    report(len(searches), len(searches))
     return {**found, "sentences": _sentences(found)}
 
 

@@ -47,6 +47,7 @@ class Renderer:
             self._variables["enable_thinking"] = enable_thinking
         self._eos = tokenizer.eos_token or ""
         self._bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
+        self._start = _text_start(tokenizer, self._bos)
         added = sorted({*tokenizer.get_added_vocab(), *_THINK}, key=len, reverse=True)
         self._special = re.compile("|".join(re.escape(token) for token in added))
         self._added = tuple(token for token in added if token not in _THINK and not token.isspace())
@@ -75,7 +76,7 @@ class Renderer:
         return [result for result in results if result is not None]
 
     def _plain_text(self, text: str) -> Rendered:
-        whole = self._bos + text + self._eos
+        whole = self._start + text + self._eos
         return Rendered(whole, [(len(self._bos), len(whole))])
 
     def _render_chats(self, batch: list[Conversation]) -> list[Rendered | RowError]:
@@ -200,6 +201,18 @@ class Renderer:
             return following.end()
         answer = text[start:stop].rstrip()
         return start + len(answer) if answer.endswith(self._added) else stop
+
+
+def _text_start(tokenizer: Any, bos: str) -> str:
+    """What stands before a plain text so that it gets the tokenizer's own ids.
+
+    A tokenizer that writes a space before a text leaves it out behind a token that is written out.
+    """
+    alone = tokenizer("a")["input_ids"]
+    return next(
+        (start for start in (bos, bos + " ") if tokenizer(start + "a", add_special_tokens=False)["input_ids"] == alone),
+        bos,
+    )
 
 
 def _common_start(one: str, other: str) -> int:

@@ -13,6 +13,7 @@ from lora_studio.data.findings import findings, readings
 from lora_studio.data.measures import Measures
 from lora_studio.data.messages import RowError
 from lora_studio.data.packing import forecast, steps
+from lora_studio.data.parts import Progress
 from lora_studio.data.rows import shorten
 from lora_studio.data.statistics import PERCENTILES, count_reasons, cut_curve, histogram, lengths, suggest
 from lora_studio.errors import StudioError
@@ -38,6 +39,7 @@ def inspect(
     *,
     look: Look | None = None,
     on_sample: Callable[[dict[str, Any]], None] | None = None,
+    on_progress: Progress | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Prepares a file (see `dataset.prepare` for the settings) and describes what came out.
@@ -45,11 +47,15 @@ def inspect(
     `on_sample` gets the description of the first rows before a large file is looked at whole.
     """
     give = (lambda prepared: on_sample(describe(prepared, look))) if on_sample else None
-    return describe(prepare(train_file, tokenizer, on_sample=give, **settings), look)
+    prepared = prepare(train_file, tokenizer, on_sample=give, on_progress=on_progress, **settings)
+    return describe(prepared, look, on_progress)
 
 
-def describe(prepared: Prepared, look: Look | None = None) -> dict[str, Any]:
-    """Reading, faults, lengths and cuts of a prepared data set; training and validation rows together."""
+def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Reading, faults, lengths and cuts of a prepared data set; training and validation rows together.
+
+    `on_progress` is called in the phase check, while faults of the whole are looked for.
+    """
     look = look or Look()
     part, settings = prepared.part, prepared.settings
     return {
@@ -73,7 +79,7 @@ def describe(prepared: Prepared, look: Look | None = None) -> dict[str, Any]:
         "packing": forecast(prepared.train.length, settings.max_length),
         "steps": _steps(prepared, look),
         **readings(prepared),
-        "hygiene": findings(prepared),
+        "hygiene": findings(prepared, on_progress or (lambda phase, done, total: None)),
         "table": _table(prepared),
         "examples": [preview(prepared, index) for index in _shown(prepared, look.show_examples)],
         "fingerprint": prepared.fingerprint,

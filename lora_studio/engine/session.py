@@ -101,7 +101,7 @@ class Session:
             self._prepared_for = key
         elif (length, cut) != (self._prepared.settings.max_length, self._prepared.settings.truncation):
             self._prepared = recut(self._prepared, max_length=length, truncation=cut)
-        return _named(describe(self._prepared, look))
+        return _named(describe(self._prepared, look, progress))
 
     def preview(self, request: Request) -> dict[str, Any]:
         """One row of the data last inspected, from record to trained tokens. Parameters: row_index, window."""

@@ -15,6 +15,7 @@ PHASES = {
     "read": "Reading rows",
     "convert": "Converting rows",
     "encode": "Making tokens",
+    "check": "Looking for repeated and contradictory rows",
     "sample": "Reading the whole file",
 }
 GROUPS = 5  # examples of a finding that are named
@@ -24,7 +25,7 @@ def step(answer: Mapping[str, Any]) -> str:
     """How far the reader is; while a file is read its number of rows is a guess."""
     phase = str(answer.get("phase", ""))
     remarks = []
-    if answer.get("rows_per_second") and answer.get("done"):
+    if answer.get("rows_per_second") and answer.get("done") and phase != "check":
         remarks.append(f"{answer['rows_per_second']:,.0f} rows a second")
     if answer.get("seconds_left"):
         left = round(answer["seconds_left"])

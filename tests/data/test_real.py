@@ -8,11 +8,13 @@ from transformers import AutoTokenizer
 
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
+from lora_studio.data.messages import Conversation, Message
 from lora_studio.data.views import inspect
 from lora_studio.errors import StudioError
 
 pytestmark = pytest.mark.real
 
+END_TOKENS = ("<|im_end|>", "<|end|>", "</s>")
 TOKENIZERS = ("qwen3", "minimind", "phi-3-mini", "mistral-7b-instruct-v3")
 FILES = {
     "llama-factory/alpaca_en_demo.json": ("alpaca", 999, 0),
@@ -60,28 +62,127 @@ def test_real_preference_files_are_refused_with_a_way_out(real, name):
     assert error.value.hint
 
 
+def _confirmed(tokenizer: Any, chat: Conversation, source: str) -> tuple[list[int], list[int]]:
+    """A row's ids and labels by `apply_chat_template` and the text's offsets alone.
+
+    An answer begins where the prompt for it ends, and ends with the next end-of-turn token, the last one with the text.
+    """
+    messages, more = chat.to_dicts(), {"tools": list(chat.tools) or None, "chat_template": source}
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **more)
+    spans = []
+    for at, message in enumerate(messages):
+        if message["role"] == "assistant":
+            prompt = tokenizer.apply_chat_template(messages[:at], tokenize=False, add_generation_prompt=True, **more)
+            start = next(
+                (place for place, pair in enumerate(zip(prompt, text, strict=False)) if len(set(pair)) > 1), len(prompt)
+            )
+            end = next(end for end in END_TOKENS if end in text[len(prompt) :])
+            last = at + 1 == len(messages)
+            stop = len(text.rstrip()) if last else text.index(end, len(prompt)) + len(end)
+            if chat.messages[at].trained:
+                spans.append((start, stop))
+    places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    ids = tokenizer.apply_chat_template(messages, return_dict=False, **more)
+    trained = [any(begin < stop and end > start for start, stop in spans) for begin, end in places]
+    return ids, [token if learned else IGNORED for token, learned in zip(ids, trained, strict=True)]
+
+
 @pytest.mark.parametrize("name", [name for name, (shape, _, _) in FILES.items() if shape != "text"])
-def test_ids_are_those_of_apply_chat_template_and_labels_are_the_answers(real, real_tokenizer, name):
+def test_real_files_are_confirmed_token_by_token(real, real_tokenizer, name):
     prepared = prepare(
         str(real / "datasets" / name), real_tokenizer, max_length=1_000_000, validation_fraction=0, max_samples=100
     )
     chats = {chat.row: chat for chat in prepared.conversations}
     assert prepared.train
     for example in prepared.train:
-        chat = chats[example.row]
-        expected = real_tokenizer.apply_chat_template(
-            chat.to_dicts(), tools=list(chat.tools) or None, chat_template=prepared.template.source, return_dict=False
-        )
-        assert example.input_ids == expected
-        trained = real_tokenizer.decode([label for label in example.labels if label != IGNORED])
+        ids, labels = _confirmed(real_tokenizer, chats[example.row], prepared.template.source)
+        assert example.input_ids == ids
+        assert example.labels == labels
+        trained = real_tokenizer.decode([label for label in labels if label != IGNORED])
         at = 0
-        for message in chat.messages:
+        for message in chats[example.row].messages:
             if message.role == "assistant" and message.trained:
                 place = trained.find(message.content.strip(), at)
                 assert place >= at
                 at = place + len(message.content.strip())
-        last = max(position for position, label in enumerate(example.labels) if label != IGNORED)
-        assert example.labels[last] in real_tokenizer.added_tokens_decoder
+
+
+USER, ANSWER = (
+    {"role": "user", "content": "Wie heißt du? 🙂"},
+    {"role": "assistant", "content": "Jörg.\n\n- naïve\n- 日本"},
+)
+MORE, END_OF_IT = {"role": "user", "content": "And 12 + 30?"}, {"role": "assistant", "content": "42"}
+TALK = [USER, ANSWER, MORE, END_OF_IT]
+PROBLEM = {"title": "Sum", "description": "Add two numbers.", "examples": [{"input": "1 2", "output": "3"}]}
+# shape -> a row as people write it, and the conversation that it is
+SHAPES: dict[str, tuple[dict[str, Any], list[dict[str, str]]]] = {
+    "messages": ({"messages": TALK}, TALK),
+    "system": (
+        {"messages": [{"role": "system", "content": "Be kind."}, *TALK[:2]]},
+        [{"role": "system", "content": "Be kind."}, *TALK[:2]],
+    ),
+    "typed parts": (
+        {"messages": [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in TALK]},
+        TALK,
+    ),
+    "sharegpt": (
+        {
+            "conversations": [
+                {"from": "human" if turn["role"] == "user" else "gpt", "value": turn["content"]} for turn in TALK
+            ]
+        },
+        TALK,
+    ),
+    "alpaca": (
+        {"instruction": "Add.", "input": "12 and 30", "output": "42"},
+        [{"role": "user", "content": "Add.\n\n12 and 30"}, END_OF_IT],
+    ),
+    "instruction": ({"instruction": MORE["content"], "output": "42"}, TALK[2:]),
+    "prompt_completion": ({"prompt": MORE["content"], "completion": "42"}, TALK[2:]),
+    "question and answer": ({"question": MORE["content"], "answer": "42"}, TALK[2:]),
+    "query and response": ({"query": MORE["content"], "response": "42"}, TALK[2:]),
+    "history": (
+        {"history": [[USER["content"], ANSWER["content"]]], "query": MORE["content"], "response": "42"},
+        TALK,
+    ),
+    "problem": (
+        {**PROBLEM, "solution": "print(a + b)"},
+        [
+            {"role": "user", "content": "Sum\n\nAdd two numbers.\n\nExamples:\nInput: 1 2\nOutput: 3"},
+            {"role": "assistant", "content": "print(a + b)"},
+        ],
+    ),
+    "dialogue": ({"text": "Human: And 12 + 30?\n\nAssistant: 42"}, TALK[2:]),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_is_confirmed_token_by_token(real_tokenizer, shape, write):
+    row, turns = SHAPES[shape]
+    prepared = prepare(str(write("rows.jsonl", [row] * 3)), real_tokenizer, max_length=10_000, validation_fraction=0)
+    chat = Conversation(1, tuple(Message(**turn) for turn in turns))
+    ids, labels = _confirmed(real_tokenizer, chat, prepared.template.source)
+    for example in prepared.train:
+        assert (example.input_ids, example.labels) == (ids, labels)
+
+
+def test_text_is_trained_whole_and_ends(real_tokenizer, write):
+    text = "Once upon a time, naïve 🙂.\n\nThe end."
+    file = write("rows.jsonl", [{"text": text}])
+    prepared = prepare(str(file), real_tokenizer, max_length=10_000, validation_fraction=0)
+    (example,) = prepared.train
+    ids = real_tokenizer(text)["input_ids"] + [real_tokenizer.eos_token_id]
+    begins = ids[0] == real_tokenizer.bos_token_id
+    assert example.input_ids == ids
+    assert example.labels == ([IGNORED, *ids[1:]] if begins else ids)
+
+
+def test_rows_of_tokens_stay_as_they_are(real_tokenizer, write):
+    ids = real_tokenizer("What is it? It is 42.")["input_ids"]
+    labels = [IGNORED] * 4 + ids[4:]
+    file = write("rows.jsonl", [{"input_ids": ids, "labels": labels}] * 2)
+    prepared = prepare(str(file), real_tokenizer, max_length=10_000, validation_fraction=0)
+    assert [(example.input_ids, example.labels) for example in prepared.train] == [(ids, labels)] * 2
 
 
 def test_what_is_not_the_answers_is_not_trained(real, real_tokenizer):
