@@ -68,6 +68,22 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def bytes_in(folder: Path) -> int:
+    """Bytes of all files below a folder; what is deleted while it is counted does not count."""
+    total, folders = 0, [str(folder)]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
 def safe_name(name: str, fallback: str = "file") -> str:
     """A file name of letters, digits, dot, dash and underscore, at most 80 long, that can't leave its folder."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name.replace("\\", "/")).name).strip(".-")
@@ -103,6 +119,11 @@ class RunFolder:
     @property
     def log(self) -> Path:
         return self.path / "worker.log"
+
+    @property
+    def labels(self) -> Path:
+        """Tags and the note that a person gave the run; the run itself never reads them."""
+        return self.path / "labels.json"
 
     @property
     def worker(self) -> Path:
@@ -143,6 +164,13 @@ class RunFolder:
     def read_facts(self) -> dict[str, Any]:
         return json.loads(self.facts.read_text(encoding="utf-8"))
 
+    def read_result(self) -> dict[str, Any]:
+        """The final numbers; empty while the run has none."""
+        try:
+            return json.loads(self.complete.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+
 
 class Workspace:
     """Uploads, runs and drafts under one root folder, made where missing."""
@@ -174,6 +202,11 @@ class Workspace:
     def drafts_folder(self) -> Path:
         """What a person typed and did not send yet: the form, the conversation."""
         return self.root / "drafts"
+
+    @property
+    def downloads_folder(self) -> Path:
+        """Files made for a download, such as a zipped checkpoint; they go when newer ones are made."""
+        return self.root / "downloads"
 
     @property
     def cache_folder(self) -> Path:

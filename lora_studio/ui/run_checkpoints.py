@@ -1,40 +1,118 @@
-"""The checkpoints of a run that are on disk, on the runs tab."""
+"""The checkpoints of a run that are on disk, on the runs tab: what each measured, and what can be done with it."""
 
 from collections.abc import Hashable
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from lora_studio.events import RunState
-from lora_studio.ui import run_words, text
-from lora_studio.ui.run_section import Look, stat_of
+from lora_studio import checkpoints
+from lora_studio.checkpoints import Checkpoint
+from lora_studio.errors import StudioError
+from lora_studio.ui import dialogue, downloads, run_words, text
+from lora_studio.ui.run_section import QUIET, Look, stat_of
 from lora_studio.ui.studio import Shared, Studio
+
+_CLICKS = """
+element.addEventListener('click', event => {
+  const node = event.target.closest('[data-act]');
+  if (node) trigger('click', {act: node.dataset.act, value: node.dataset.value});
+});
+"""
+ACTIONS = (("chat", "Chat"), ("download", "Download"), ("delete", "Delete…"))
 
 
 def build(studio: Studio, shared: Shared) -> dict[str, Any]:
-    """A fold with the table."""
-    with gr.Accordion("Checkpoints", open=False):
-        return {"table": gr.HTML()}
+    """A fold with the table; a deletion is asked about first."""
+    doomed = gr.State("")
+    with gr.Accordion("Checkpoints", open=False, elem_id="run-checkpoints") as fold:
+        table = gr.HTML(js_on_load=_CLICKS)
+        with gr.Row(visible=False, elem_classes="confirm") as confirm:
+            question = gr.HTML(min_width=260)
+            yes = gr.Button("Delete for good", variant="stop", elem_id="checkpoint-delete-yes", scale=0, min_width=150)
+            no = gr.Button("Keep it", scale=0, min_width=100)
+        said = downloads.place(studio.workspace)
+
+    def act(event: gr.EventData) -> dict[Any, Any]:
+        run_id, _, name = str(event.value).rpartition("/")
+        try:
+            run = studio.workspace.run(run_id)
+            folder = checkpoints.folder_of(run, name)
+            if event.act == "chat":
+                dialogue.choose(studio.workspace, f"{run.id}/{name}")
+                return {shared.tabs: gr.Tabs(selected="chat")}
+            if event.act == "download":
+                target = downloads.new_file(studio.workspace, f"{run.id}-{name}.zip")
+                checkpoints.write_zip(folder, target)
+                return {said: downloads.link(target)}
+        except StudioError as error:
+            return {said: text.problem(error)}
+        words = f"Delete {name}? Neither resuming nor chatting with this step is possible afterwards."
+        return {confirm: gr.Row(visible=True), question: text.notice(words, kind="warning"), doomed: str(event.value)}
+
+    def delete(value: str) -> dict[Any, Any]:
+        run_id, _, name = value.rpartition("/")
+        try:
+            checkpoints.delete(studio.workspace.run(run_id), studio.supervisor.state(run_id), name)
+        except StudioError as error:
+            return {confirm: gr.Row(visible=False), said: text.problem(error)}
+        return {confirm: gr.Row(visible=False), said: ""}
+
+    touched = [confirm, said, question, doomed, shared.tabs]
+    table.click(act, None, touched, show_progress_on=table, api_visibility="private")
+    yes.click(delete, doomed, touched, **QUIET)
+    no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
+    shared.run.change(lambda: (gr.Row(visible=False), ""), None, [confirm, said], **QUIET)
+    return {"fold": fold, "table": table}
 
 
 def stamp(look: Look) -> Hashable:
-    return look.run.id, tuple(look.run.checkpoints), stat_of(look.folder.checkpoints)
+    run = look.run
+    return run.id, run.final, len(run.evaluations), tuple(run.checkpoints), stat_of(look.folder.checkpoints)
 
 
 def view(look: Look) -> dict[str, Any]:
-    return {"table": checkpoints(look.run, look.folder.checkpoints)}
+    found = checkpoints.checkpoints(look.folder, look.run)
+    words = f"Checkpoints: {len(found)}, {text.size(sum(item.bytes for item in found))}" if found else "Checkpoints"
+    return {"fold": gr.update(label=words), "table": table(look.run.id, found, look.run.final)}
 
 
-def checkpoints(run: RunState, folder: Path) -> str:
-    """The checkpoints that are still on disk, with step, validation loss and size; the best one is named."""
-    rows = []
-    present = [item for item in run.checkpoints if (folder / item.name).is_dir()]
-    best = min((item for item in present if item.loss is not None), key=lambda item: item.loss or 0.0, default=None)
-    for item in reversed(present):
-        octets = sum(path.stat().st_size for path in (folder / item.name).rglob("*") if path.is_file())
-        loss = run_words.figure(item.loss) + (" (best)" if item is best and len(present) > 1 else "")
-        rows.append((item.name, f"{item.step:,}", loss, text.size(octets)))
-    if not rows:
+def table(run_id: str, found: list[Checkpoint], final: bool) -> str:
+    """The checkpoints with step, epoch, what was measured there, and buttons; those of a run that goes on stay."""
+    if not found:
         return text.empty("No checkpoint yet", "One is saved after each epoch, unless the settings say otherwise.")
-    return text.table(("Checkpoint", "Step", "Validation loss", "Size"), rows, "Checkpoints of this run")
+    metrics = list(dict.fromkeys(name for item in found for name in item.metrics))
+    titles = [
+        "Step",
+        "Epoch",
+        "Validation loss",
+        *(run_words.sentence_case(_plain(name))[:-1] for name in metrics),
+        "Size",
+    ]
+    head = "".join(f'<th scope="col">{text.escape(title)}</th>' for title in titles)
+    body = "".join(_row(run_id, item, metrics, final) for item in found)
+    return (
+        '<div class="ls-table checkpoint-table" role="region" tabindex="0" aria-label="Checkpoints of this run"><table>'
+        f"<thead><tr>{head}<td></td></tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _row(run_id: str, item: Checkpoint, metrics: list[str], final: bool) -> str:
+    best = ' <span class="tag">best</span>' if item.best else ""
+    numbers = [
+        f"{item.step:,}{best}",
+        "–" if item.epoch is None else f"{item.epoch:.2f}",
+        run_words.figure(item.loss),
+        *(run_words.figure(item.metrics.get(name)) for name in metrics),
+        text.size(item.bytes),
+    ]
+    buttons = "".join(
+        f'<button type="button" data-act="{act}" data-value="{text.escape(run_id)}/{text.escape(item.name)}" '
+        f'aria-label="{label} {text.escape(item.name)}">{label}</button>'
+        for act, label in ACTIONS
+        if final or act != "delete"
+    )
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in numbers) + f'<td class="acts">{buttons}</td></tr>'

@@ -2,16 +2,29 @@
 
 from typing import Any
 
-from lora_studio.ui import run_answers, run_chart, run_checkpoints, run_files, run_head, run_progress
+from lora_studio.ui import (
+    run_answers,
+    run_chart,
+    run_checkpoints,
+    run_files,
+    run_head,
+    run_labels,
+    run_outcome,
+    run_progress,
+    run_report,
+)
 from lora_studio.ui.run_section import Look, Section, Seen, look_again
 from lora_studio.ui.studio import Shared, Studio
 
 SECTIONS: dict[str, Section] = {
     "head": run_head,
+    "outcome": run_outcome,
     "progress": run_progress,
     "chart": run_chart,
     "answers": run_answers,
+    "labels": run_labels,
     "checkpoints": run_checkpoints,
+    "report": run_report,
     "files": run_files,
 }
 

@@ -1,4 +1,4 @@
-"""Runs in words and markup: states, phases, times, cards. Plain functions of a run's state; no gradio.
+"""Runs in words and markup: states, phases, times. Plain functions of a run's state; no gradio.
 
 General words (sizes, tables, notices) are in text.py.
 """
@@ -121,27 +121,6 @@ def status_line(runs: list[RunState]) -> str:
 
 def _status(state: str, words: str) -> str:
     return f'<div class="studio-status"><span class="dot {state}"></span><span>{escape(words)}</span></div>'
-
-
-def cards(runs: list[RunState], selected: str, now: float) -> str:
-    """The list of runs, newest first; each is a button that names its run."""
-    return f'<div class="run-list">{"".join(_card(run, run.id == selected, now) for run in runs)}</div>'
-
-
-def _card(run: RunState, selected: bool, now: float) -> str:
-    loss = run.steps[-1].loss if run.steps else None
-    share = 100 * share_done(run)
-    words = STATES.get(run.state, run.state).partition(":")[0]
-    if run.state in ("running", "stopping"):
-        words = f"{words}, {share:.0f} %"
-    below = f"<span>{escape(words)}</span>" + (f"<span>loss {escape(figure(loss))}</span>" if loss is not None else "")
-    return (
-        f'<button type="button" class="run-card" data-run="{escape(run.id)}" aria-current="{str(selected).lower()}">'
-        f'<span class="top"><span class="dot {escape(run.state)}"></span>'
-        f'<span class="name">{escape(name_of(run))}</span>'
-        f'<span class="when">{escape(ago(run.created, now))}</span></span>'
-        f'<span class="below">{below}</span>{bar(run)}</button>'
-    )
 
 
 def bar(run: RunState) -> str:

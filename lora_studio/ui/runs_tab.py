@@ -1,7 +1,8 @@
-"""The runs: a list, and all about the one that is looked at, painted from its folder and from nothing else.
+"""The runs: a table, and all about the one that is looked at, painted from its folder and from nothing else.
 
-A timer looks for news once a second; what did not change is not sent. The list is in runs_list.py, a run's sections in
-run_detail.py; how a section is added stands in run_section.py. Acting on a run is the supervisor's matter.
+A timer looks for news once a second; what did not change is not sent. The table is in runs_list.py, a run's sections in
+run_detail.py, several runs beside each other in run_compare.py; how a section is added stands in run_section.py. Acting
+on a run is the supervisor's matter.
 """
 
 import time
@@ -10,59 +11,88 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.ui import run_detail, runs_list
+from lora_studio.events import RunState
+from lora_studio.ui import run_compare, run_detail, runs_list
+from lora_studio.ui.run_board import Board
 from lora_studio.ui.run_section import QUIET, Look, Seen, updates
+from lora_studio.ui.run_table import Choice
 from lora_studio.ui.studio import Shared, Studio
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page shows: the parts of the list by name, the sections of the run that is looked at."""
+    """What the page shows: the table's parts by name, the run that is looked at with its sections, or several runs."""
 
     run: str = ""
-    board: dict[str, Any] = field(default_factory=dict)
+    listed: dict[str, Any] = field(default_factory=dict)
     detail: Seen = field(default_factory=dict)
+    compare: Seen = field(default_factory=dict)
+
+    @property
+    def places(self) -> tuple[bool, bool]:
+        """Whether one run, and whether several are in sight."""
+        return bool(self.run), bool(self.compare)
 
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
-    with gr.Row(elem_classes="runs"):
-        with gr.Column(scale=1, min_width=260):
-            board = runs_list.build(studio, shared)
-        with gr.Column(scale=3, min_width=320, visible=False) as whole:
-            parts = run_detail.build(studio, shared)
+    board = Board(studio.workspace)
+    listed, choice = runs_list.build(studio, shared)
+    with gr.Column(visible=False, elem_classes="runs-compared") as several:
+        compared = run_compare.build(studio)
+    with gr.Column(visible=False, elem_classes="run-looked-at") as one:
+        parts = run_detail.build(studio, shared)
     seen = gr.State(Shown())
+    outputs = [*listed.values(), *parts.values(), *compared.values(), one, several, seen]
 
-    def paint(run_id: str, before: Shown) -> list[Any]:
-        now = look(studio, run_id, before)
+    def paint(run_id: str, chosen: Choice, before: Shown) -> list[Any]:
+        now = look(studio, board, run_id, chosen, before)
         if now == before:
-            return [gr.skip()] * (len(board) + len(parts) + 2)
-        top = updates([("list", name) for name in board], {"list": (0, now.board)}, {"list": (0, before.board)})
-        there = gr.Column(visible=bool(now.run)) if bool(now.run) != bool(before.run) else gr.skip()
-        return [*top, *updates(list(parts), now.detail, before.detail), there, now]
+            return [gr.skip()] * len(outputs)
+        top = updates([("list", name) for name in listed], {"list": (0, now.listed)}, {"list": (0, before.listed)})
+        beside = updates([("compare", name) for name in compared], now.compare, before.compare)
+        places = [
+            gr.Column(visible=place) if place != shown else gr.skip()
+            for place, shown in zip(now.places, before.places, strict=True)
+        ]
+        detail = before.detail if before.run == now.run else {}  # another run: what was typed for this one goes, too
+        return [*top, *updates(list(parts), now.detail, detail), *beside, *places, now]
 
-    def repaint(run_id: str) -> list[Any]:
-        return paint(run_id, Shown())
+    def begin() -> tuple[str, Choice]:
+        return runs_list.opening_run(studio), runs_list.opening_choice(studio)
 
     def follow(run_id: str) -> Any:
         """The run that is looked at is gone: another takes its place."""
         return gr.skip() if run_id else runs_list.opening_run(studio)
 
-    outputs = [*board.values(), *parts.values(), whole, seen]
-    gr.on(None, lambda: runs_list.opening_run(studio), None, shared.run, **QUIET).then(
-        repaint, shared.run, outputs, **QUIET
-    )
-    shared.run.change(follow, shared.run, shared.run, **QUIET).then(repaint, shared.run, outputs, **QUIET)
-    gr.Timer(1).tick(paint, [shared.run, seen], outputs, trigger_mode="once", **QUIET)
+    def repaint(run_id: str, chosen: Choice) -> list[Any]:
+        return paint(run_id, chosen, Shown())
+
+    anew = [shared.run, choice]
+    gr.on(None, begin, None, anew, **QUIET).then(repaint, anew, outputs, **QUIET)
+    shared.run.change(follow, shared.run, shared.run, **QUIET).then(paint, [*anew, seen], outputs, **QUIET)
+    choice.change(paint, [*anew, seen], outputs, **QUIET)
+    gr.Timer(1).tick(paint, [*anew, seen], outputs, trigger_mode="once", **QUIET)
 
 
-def look(studio: Studio, run_id: str, before: Shown) -> Shown:
+def look(studio: Studio, board: Board, run_id: str, choice: Choice, before: Shown) -> Shown:
     """What every part of the tab shows now. Costly parts are taken from `before` where nothing happened."""
     now = time.time()
     runs = studio.supervisor.runs()
-    board = runs_list.view(runs, run_id, now)
+    several = run_compare.chosen(runs, choice.ticked) if choice.comparing else []
+    listed = runs_list.view(board, runs, choice, "" if len(several) > 1 else run_id, now)
+    if len(several) > 1:
+        return Shown("", listed, {}, _compared(studio, several, choice, before))
     run = next((item for item in runs if item.id == run_id), None)
     if run is None:
-        return Shown("", board)
+        return Shown("", listed)
     chosen = Look(studio, run, studio.workspace.run(run.id), now)
-    return Shown(run.id, board, run_detail.view(chosen, before.detail if before.run == run.id else {}))
+    return Shown(run.id, listed, run_detail.view(chosen, before.detail if before.run == run.id else {}))
+
+
+def _compared(studio: Studio, runs: list[RunState], choice: Choice, before: Shown) -> Seen:
+    stamp = tuple((run.id, run.events, run.state) for run in runs)
+    kept = before.compare.get("compare")
+    if kept is not None and kept[0] == stamp:
+        return before.compare
+    return {"compare": (stamp, run_compare.view(studio, runs, len(choice.ticked)))}

@@ -135,16 +135,6 @@ h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 .field .block > label:not(:has(input[type="checkbox"])) > :last-child, .field .block > .container > :last-child {
   margin-top: auto; }
 
-.run-list { display: flex; flex-direction: column; gap: 8px; }
-.run-card { display: block; width: 100%; text-align: left; border: 1px solid var(--line); border-radius: 8px;
-  background: var(--block-background-fill); padding: 10px 12px; cursor: pointer; color: var(--body-text-color); }
-.run-card:hover { border-color: var(--busy); }
-.run-card[aria-current="true"] { border-color: var(--busy); box-shadow: inset 3px 0 0 var(--busy); }
-.run-card .top { display: flex; align-items: center; gap: 8px; font-weight: 600; }
-.run-card .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.run-card .when { margin-left: auto; font-weight: 400; flex: none; }
-.run-card .when, .run-card .below { color: var(--body-text-color-subdued); font-size: 13px; }
-.run-card .below { display: flex; justify-content: space-between; gap: 8px; margin-top: 3px; }
 .bar { display: block; height: 6px; border-radius: 3px; background: var(--soft); overflow: hidden; margin-top: 7px; }
 .bar > i { display: block; height: 100%; background: var(--busy); border-radius: 3px; transition: width 0.4s; }
 .bar.done > i { background: var(--good); } .bar.failed > i { background: var(--bad); }

@@ -1,4 +1,4 @@
-"""Runs in words: durations, states, phases, cards; nothing from a run is ever markup."""
+"""Runs in words: durations, states, phases; nothing from a run is ever markup."""
 
 import math
 
@@ -120,14 +120,6 @@ def test_progress_is_whole_only_when_the_run_is_done() -> None:
 
 def test_a_title_is_shown_as_text_and_never_run() -> None:
     run = run_of(title="<img src=x onerror=alert(1)> ${1+1}")
-    for markup in (run_words.cards([run], "", 100.0), run_words.headline(run), run_words.status_line([run])):
+    for markup in (run_words.headline(run), run_words.status_line([run])):
         assert "<img" not in markup
         assert "${" not in markup
-
-
-def test_the_chosen_run_is_marked_in_the_list() -> None:
-    first, second = run_of(), run_of()
-    second.id = "other"
-    markup = run_words.cards([first, second], "other", 100.0)
-    assert markup.count('aria-current="true"') == 1
-    assert markup.index('data-run="other"') < markup.index('aria-current="true"')

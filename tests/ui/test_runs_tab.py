@@ -13,6 +13,8 @@ from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.parsing import parse, to_yaml
 from lora_studio.ui import run_head, runs_list, runs_tab
+from lora_studio.ui.run_board import Board
+from lora_studio.ui.run_table import Choice
 from lora_studio.ui.runs_tab import Shown
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace
@@ -42,25 +44,42 @@ def finished(workspace: Workspace, title: str, *more: Event, config: Config | No
     return run
 
 
+def with_checkpoints(workspace: Workspace, losses: dict[int, float], on_disk: tuple[int, ...]) -> RunFolder:
+    """A finished run that saved checkpoints, of which some are still there."""
+    run = finished(
+        workspace, "saved", *[CheckpointSaved(1.0, step, f"checkpoint-{step}", loss) for step, loss in losses.items()]
+    )
+    for step in on_disk:
+        folder = run.checkpoints / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text("{}")
+        (folder / "adapter_model.safetensors").write_bytes(b"x" * 1998)
+    return run
+
+
+def look(studio: Studio, run_id: str, before: Shown | None = None, choice: Choice | None = None) -> Shown:
+    return runs_tab.look(studio, Board(studio.workspace), run_id, choice or Choice(), before or Shown())
+
+
 def shown_of(studio: Studio, run_id: str, before: Shown | None = None) -> dict[str, Any]:
     """What the parts of all sections show, by name."""
-    now = runs_tab.look(studio, run_id, before or Shown())
-    return now.board | {name: value for _, parts in now.detail.values() for name, value in parts.items()}
+    now = look(studio, run_id, before)
+    return now.listed | {name: value for _, parts in now.detail.values() for name, value in parts.items()}
 
 
 def test_an_empty_workspace_says_how_the_list_is_filled(studio: Studio) -> None:
-    shown = runs_tab.look(studio, "", Shown())
-    assert "No run yet" in shown.board["list"]
-    assert "Train tab" in shown.board["list"]
+    shown = look(studio, "")
+    assert "No run yet" in shown.listed["list"]
+    assert "Train tab" in shown.listed["list"]
     assert not shown.detail
 
 
 def test_of_a_run_that_is_gone_nothing_stays_in_sight(studio: Studio) -> None:
     finished(studio.workspace, "here")
-    shown = runs_tab.look(studio, "gone", Shown("gone"))
+    shown = look(studio, "gone", Shown("gone"))
     assert not shown.run
     assert not shown.detail
-    assert "here" in shown.board["list"]
+    assert "here" in shown.listed["list"]
 
 
 def test_the_settings_shown_are_those_of_the_run_and_not_of_the_form(studio: Studio) -> None:
@@ -96,21 +115,16 @@ def test_a_warning_is_told_once(studio: Studio) -> None:
 
 def test_nothing_new_means_nothing_to_send(studio: Studio) -> None:
     run = finished(studio.workspace, "still")
-    first = runs_tab.look(studio, run.id, Shown())
-    assert runs_tab.look(studio, run.id, first) == first
+    first = look(studio, run.id)
+    assert look(studio, run.id, first) == first
 
 
 def test_checkpoints_that_are_on_disk_are_listed_newest_first_with_the_best_named(studio: Studio) -> None:
-    saved = [CheckpointSaved(1.0, step, f"checkpoint-{step}", loss) for step, loss in ((1, 0.5), (2, 0.75), (3, 0.1))]
-    run = finished(studio.workspace, "saved", *saved)
-    for step in (1, 2):  # the third was cleared away, as the limit of kept checkpoints does
-        folder = run.checkpoints / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        (folder / "weights").write_bytes(b"x" * 2000)
+    run = with_checkpoints(studio.workspace, {1: 0.5, 2: 0.75, 3: 0.1}, on_disk=(1, 2))
     table = shown_of(studio, run.id)["table"]
-    assert table.index("checkpoint-2") < table.index("checkpoint-1")
-    assert "checkpoint-3" not in table
-    assert "0.5 (best)" in table
+    assert table.index("Chat checkpoint-2") < table.index("Chat checkpoint-1")
+    assert "checkpoint-3" not in table  # cleared away, as the limit of kept checkpoints does
+    assert table.index(">0.75<") < table.index('<span class="tag">best</span>') < table.index(">0.5<")
     assert "2.0 kB" in table
 
 
@@ -132,7 +146,7 @@ def test_what_can_not_be_done_is_said_in_words(studio: Studio) -> None:
 
 def test_a_log_that_grows_is_shown_again(studio: Studio, tmp_path: Path) -> None:
     run = finished(studio.workspace, "loud")
-    first = runs_tab.look(studio, run.id, Shown())
+    first = look(studio, run.id)
     with run.log.open("a") as log:
         log.write("three\n")
     assert shown_of(studio, run.id, first)["log"].endswith("three")

@@ -1,0 +1,173 @@
+"""Base and adapter on the same rows: how well each predicts the answers, and how far apart they are.
+
+Both are asked for the next token at every trained position of a row, given the row as it is up to there. Nothing is
+generated, nothing is trained, and the model is left as it was found.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from lora_studio.data.encode import IGNORED, Example
+
+MOST_ROWS, MOST_SECONDS, ROWS_AT_ONCE = 200, 20.0, 8
+MOST_SCORES = 1 << 26
+"""Scores (positions times vocabulary) that are in memory at once, for base and adapter each: 256 MiB as float32."""
+
+NOTHING, HARDLY = 1e-4, 1e-2
+"""Nats a token below which base and adapter say the same, and below which hardly anything differs. Rounding of half
+precision moves scores that a zero adapter leaves alone by nothing at all: adding zero is exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Means over the trained tokens of `rows` rows, of `asked` that were to be measured.
+
+    Losses in nats a token; `divergence` is KL(adapter || base) in nats a token; accuracies and `changed_tokens`, the
+    positions whose likeliest next token is another than the base's, are shares from 0 to 1.
+    """
+
+    rows: int
+    asked: int
+    tokens: int
+    base_loss: float
+    adapter_loss: float
+    base_token_accuracy: float
+    adapter_token_accuracy: float
+    divergence: float
+    changed_tokens: float
+    seconds: float
+
+    @property
+    def finite(self) -> bool:
+        return all(map(math.isfinite, (self.base_loss, self.adapter_loss, self.divergence)))
+
+    @property
+    def moves(self) -> bool:
+        """Whether the adapter changes what the model would say."""
+        return self.finite and (self.divergence >= HARDLY or self.changed_tokens >= HARDLY)
+
+    def sentence(self) -> str:
+        """Is the adapter doing anything? In words and numbers."""
+        if not self.finite:
+            return "The scores of base or adapter are not numbers: this adapter can't be used."
+        losses = f"Loss: base {self.base_loss:.4g}, adapter {self.adapter_loss:.4g}."
+        apart = f"divergence {self.divergence:.2g} nats a token"
+        if self.divergence < NOTHING and self.changed_tokens == 0:
+            return f"The adapter does nothing: it answers as the base does ({apart}). {losses}"
+        others = f"{100 * self.changed_tokens:.1f} % of the likeliest next tokens are others than the base's"
+        if not self.moves:
+            return f"The adapter hardly does anything: {others} ({apart}). {losses}"
+        worse = " It predicts these answers worse than the base does." if self.adapter_loss > self.base_loss else ""
+        return f"The adapter changes what the model says: {others} ({apart}). {losses}{worse}"
+
+    def to_dict(self, rows: str) -> dict[str, Any]:
+        """As complete.json holds it; `rows` says which rows were measured. What is no number is left empty."""
+        numbers = {
+            name: None if value != value or abs(value) == math.inf else value for name, value in asdict(self).items()
+        }
+        return {**numbers, "moves": self.moves, "sentence": self.sentence(), "rows_sentence": rows}
+
+
+def spread(rows: Sequence[Example], most: int = MOST_ROWS) -> list[Example]:
+    """At most so many of the rows, evenly over all of them."""
+    return [rows[index * len(rows) // min(most, len(rows))] for index in range(min(most, len(rows)))]
+
+
+@torch.no_grad()
+def difference(
+    model: Any,
+    rows: Sequence[Example],
+    *,
+    base: Callable[[], AbstractContextManager[Any]],
+    most_seconds: float = MOST_SECONDS,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    check: Callable[[], None] = lambda: None,
+) -> Difference:
+    """Measures the rows in their order until the time is over, one batch at least.
+
+    Inside `base()` the model has to be the bare base; outside of it, base and adapter. `check` may raise to end it.
+    """
+    began, was_training = time.monotonic(), model.training
+    vocabulary = model.config.get_text_config().vocab_size
+    sums = torch.zeros(6, dtype=torch.float64)
+    measured = tokens = 0
+    model.eval()
+    try:
+        for group in _groups(rows, vocabulary):
+            check()
+            for found in _measure(model, group, base, max(1, MOST_SCORES // vocabulary)):
+                sums += found[1]
+                tokens += found[0]
+            measured += len(group)
+            on_progress(measured, len(rows))
+            if time.monotonic() - began > most_seconds:
+                break
+    finally:
+        model.train(was_training)
+    base_loss, loss, base_right, right, divergence, changed = (sums / max(tokens, 1)).tolist()
+    seconds = time.monotonic() - began
+    return Difference(measured, len(rows), tokens, base_loss, loss, base_right, right, divergence, changed, seconds)
+
+
+def _groups(rows: Sequence[Example], vocabulary: int) -> Iterator[list[Example]]:
+    """Rows that are measured together: so few that their scores stay within bounds."""
+    group: list[Example] = []
+    for row in rows:
+        longest = max(len(each.input_ids) for each in [*group, row])
+        if group and (len(group) == ROWS_AT_ONCE or (len(group) + 1) * longest * vocabulary > MOST_SCORES):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _measure(
+    model: Any, group: Sequence[Example], base: Callable[[], AbstractContextManager[Any]], most: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Number of trained tokens and sums over them, for so many positions at a time as may be in memory."""
+    longest = max(len(row.input_ids) for row in group)
+    ids = torch.tensor([[*row.input_ids, *[0] * (longest - len(row.input_ids))] for row in group])
+    labels = torch.tensor([[*row.labels, *[IGNORED] * (longest - len(row.labels))] for row in group])
+    mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in group])
+    places = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
+    for some in places.split(max(1, most // len(group))):
+        end = int(some[-1]) + 1  # what comes after can't be seen from here: it is left out
+        wanted = labels[:, some + 1]
+        inputs = {"input_ids": ids[:, :end], "attention_mask": mask[:, :end]}
+        with base():
+            before = _scores(model, inputs, some)
+        after = _scores(model, inputs, some)
+        trained = (wanted != IGNORED).to(after.device)
+        yield int(trained.sum()), _sums(before[trained], after[trained], wanted.to(after.device)[trained])
+
+
+def _scores(model: Any, inputs: dict[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the next token at some places, [rows, places, vocabulary]."""
+    given = {name: value.to(model.device) for name, value in inputs.items()}
+    logits = model(**given, logits_to_keep=places.to(model.device), use_cache=False).logits
+    if logits.shape[1] != len(places):  # a few architectures do not know the argument
+        logits = logits[:, places]
+    return logits.float().log_softmax(dim=-1)
+
+
+def _sums(before: torch.Tensor, after: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Sums over tokens in the order of `Difference`: losses, right tokens, divergence, changed tokens."""
+    place = wanted[:, None]
+    said, says = before.argmax(dim=-1), after.argmax(dim=-1)
+    return torch.stack(
+        [
+            -before.gather(1, place).double().sum(),
+            -after.gather(1, place).double().sum(),
+            (said == wanted).double().sum(),
+            (says == wanted).double().sum(),
+            (after.exp() * (after - before)).double().sum().clamp(min=0),
+            (said != says).double().sum(),
+        ]
+    ).cpu()

@@ -1,0 +1,38 @@
+"""Files made for a download: written when asked for, linked without a copy, cleared away when newer ones are made."""
+
+import secrets
+import shutil
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import gradio as gr
+
+from lora_studio.ui.text import escape, size
+from lora_studio.workspace import Workspace, safe_name
+
+KEPT_SECONDS = 3600.0
+_FETCH = "watch('value', () => element.querySelector('a[download]')?.click());"
+
+
+def place(workspace: Workspace) -> gr.HTML:
+    """Where a link appears that the browser follows by itself; it stays for those whose browser asks first."""
+    gr.set_static_paths([str(workspace.downloads_folder)])
+    return gr.HTML(visible=True, js_on_load=_FETCH, elem_classes="download-place")
+
+
+def new_file(workspace: Workspace, name: str) -> Path:
+    """A path for a file of that name; what was made for downloads long ago is removed."""
+    workspace.downloads_folder.mkdir(parents=True, exist_ok=True)
+    for old in workspace.downloads_folder.iterdir():
+        if time.time() - old.stat().st_mtime > KEPT_SECONDS:
+            shutil.rmtree(old)
+    folder = workspace.downloads_folder / secrets.token_hex(8)
+    folder.mkdir()
+    return folder / safe_name(name)
+
+
+def link(path: Path) -> str:
+    """The link to a file that was made."""
+    words = f"{path.name} ({size(path.stat().st_size)})"
+    return f'<a class="ls-download" download href="gradio_api/file={quote(str(path))}">{escape(words)}</a>'

@@ -1,0 +1,121 @@
+"""Two or more runs beside each other on the runs tab: their settings where they differ, and what came out of each."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.comparison import Difference, Result, differences, results
+from lora_studio.errors import StudioError
+from lora_studio.events import RunState
+from lora_studio.overview import overview
+from lora_studio.parsing import parse, read_yaml
+from lora_studio.ui import run_words, text
+from lora_studio.ui.form import float_text
+from lora_studio.ui.studio import Studio
+
+MOST = 8
+
+
+def build(studio: Studio) -> dict[str, Any]:
+    """Words, curves over each other, two tables."""
+    return {
+        "words": gr.HTML(elem_id="compare-words"),
+        "results": gr.HTML(elem_id="compare-results"),
+        "settings": gr.HTML(elem_id="compare-settings"),
+    }
+
+
+def chosen(runs: Sequence[RunState], ticked: Sequence[str]) -> list[RunState]:
+    """The ticked runs that are still there, in the order of ticking; not more than fit beside each other."""
+    known = {run.id: run for run in runs}
+    return [known[run_id] for run_id in ticked if run_id in known][:MOST]
+
+
+def view(studio: Studio, runs: Sequence[RunState], ticked: int) -> dict[str, Any]:
+    """What the comparison shows."""
+    folders = [studio.workspace.run(run.id) for run in runs]
+    names = named(runs)
+    left_out = f" The first {MOST} of {ticked} are shown." if ticked > MOST else ""
+    found = results([(overview(folder, run), run) for folder, run in zip(folders, runs, strict=True)])
+    try:
+        settings = settings_table(differences([parse(read_yaml(folder.config)) for folder in folders]), names)
+    except StudioError as error:
+        settings = text.problem(error)
+    return {
+        "words": f'<div class="run-head"><h2>{text.count(len(runs), "run")} compared</h2>{left_out}</div>',
+        "results": results_table(found, names),
+        "settings": settings,
+    }
+
+
+def named(runs: Sequence[RunState]) -> list[str]:
+    """The runs' names; those that share one are told apart by the end of their id."""
+    titles = [run_words.name_of(run) for run in runs]
+    return [
+        f"{title} ({run.id[-4:]})" if titles.count(title) > 1 else title
+        for title, run in zip(titles, runs, strict=True)
+    ]
+
+
+def settings_table(found: Sequence[Difference], names: Sequence[str]) -> str:
+    """Only the settings that differ, each by its title and its name in a config."""
+    if not found:
+        return text.notice(
+            "These runs have the same settings.", "Only their names, data files' contents or machines can differ."
+        )
+    rows = [
+        (f"{text.escape(item.title)}<small><code>{text.escape(item.path)}</code></small>", [*map(setting, item.values)])
+        for item in found
+    ]
+    return beside("Settings that differ", names, rows)
+
+
+def setting(value: Any) -> str:
+    """A setting's value as a config file writes it."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return float_text(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def results_table(found: Sequence[Result], names: Sequence[str]) -> str:
+    rows = [
+        (text.escape(run_words.sentence_case(item.name)[:-1]), [shown(value, item.unit) for value in item.values])
+        for item in found
+    ]
+    return beside("Results", names, rows)
+
+
+def shown(value: Any, unit: str) -> str:
+    """A result with its unit."""
+    if value is None:
+        return "–"
+    match unit:
+        case "share":
+            return text.percent(value, 1)
+        case "count":
+            return f"{value:,.0f}"
+        case "bytes":
+            return text.size(value)
+        case "seconds":
+            return run_words.clock(value)
+        case "words":
+            return run_words.STATES.get(value, value).partition(":")[0]
+        case _:
+            return run_words.figure(value)
+
+
+def beside(title: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """A table with a column for each run; the first cell of a row is markup already, the others are texts."""
+    head = "".join(f'<th scope="col">{text.escape(name)}</th>' for name in names)
+    body = "".join(
+        f'<tr><th scope="row">{what}</th>{"".join(f"<td>{text.escape(value)}</td>" for value in values)}</tr>'
+        for what, values in rows
+    )
+    return (
+        f'<h3 class="part">{text.escape(title)}</h3><div class="ls-table beside-table" role="region" tabindex="0" '
+        f'aria-label="{text.escape(title)}"><table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )

@@ -1,0 +1,139 @@
+"""The table of runs: what is shown in which order, what clicks choose, what a thousand runs cost."""
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from lora_studio.config import Config
+from lora_studio.deletion import Deletion
+from lora_studio.events import Evaluated, Finished, RunStarted, RunState, StepLogged, to_line
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.labels import Labels, write_labels
+from lora_studio.overview import Overview
+from lora_studio.parsing import to_yaml
+from lora_studio.ui import run_deletion, runs_list
+from lora_studio.ui.run_board import Board
+from lora_studio.ui.run_table import ROWS, Choice, Row, chosen_rows, table
+from lora_studio.workspace import RunFolder, Workspace
+
+
+def row_of(title: str, created: float = 0.0, loss: float | None = None, octets: int | None = None) -> Row:
+    run = Overview(title, title, "done", "demo", "pirate", Labels(), created, eval_loss=loss)
+    return Row(run, RunState(id=title, title=title, state="done"), octets)
+
+
+ROWS_OF_FOUR = [row_of("b", 4, 0.5), row_of("a", 3), row_of("d", 2, float("nan")), row_of("c", 1, 0.1)]
+
+
+def order(choice: Choice) -> str:
+    return "".join(row.run.title for row in chosen_rows(ROWS_OF_FOUR, choice))
+
+
+def test_the_newest_is_first_until_a_column_is_chosen() -> None:
+    first = Choice()
+    assert order(first) == "badc"
+    by_loss = first.act("sort", "eval_loss", [])
+    assert order(by_loss) == "cbad"  # the smallest first; what has no number last
+    assert order(by_loss.act("sort", "eval_loss", [])) == "bcad"
+    assert order(first.act("sort", "title", [])) == "abcd"
+    assert order(first.act("sort", "created", [])) == "cdab"
+
+
+def test_ticks_are_kept_over_pages_and_all_means_those_in_sight() -> None:
+    choice = Choice().act("tick", "x", ["x", "y"]).act("page", "1", [])
+    assert (choice.ticked, choice.page) == (("x",), 1)
+    choice = choice.act("all", "", ["y", "z"])
+    assert choice.ticked == ("x", "y", "z")
+    assert choice.act("all", "", ["y", "z"]).ticked == ("x",)
+    assert choice.act("tick", "y", []).ticked == ("x", "z")
+
+
+def test_an_empty_table_says_how_it_is_filled_and_an_empty_search_how_it_is_mended() -> None:
+    assert "Train tab" in table([], 0, Choice(), "", 0.0)
+    assert "Empty the search" in table([], 3, Choice(query="x"), "", 0.0)
+
+
+def test_what_comes_from_people_is_text_and_never_markup() -> None:
+    evil = '<img src=x onerror="x()">${1+1}'
+    run = replace(row_of("x").run, title=evil, model=evil, data=evil, labels=Labels((evil,), evil))
+    markup = table([Row(run, RunState(id="x"))], 1, Choice(), "", 0.0)
+    assert "<img" not in markup
+    assert "${" not in markup
+
+
+def test_the_chosen_run_the_ticks_and_the_order_are_told_to_every_reader() -> None:
+    markup = table(ROWS_OF_FOUR, 4, Choice(sort="eval_loss", down=False, ticked=("a",)), "b", 0.0)
+    assert markup.count('aria-current="true"') == 1
+    assert markup.count(" checked") == 1
+    assert markup.count('aria-sort="ascending"') == 1
+    assert 'aria-label="Choose a" checked' in markup
+
+
+def test_long_lists_come_in_pages_and_the_last_page_is_never_empty() -> None:
+    rows = [row_of(str(number)) for number in range(2 * ROWS + 1)]
+    last = table(rows, len(rows), Choice(page=9), "", 0.0)
+    assert last.count("data-open=") == 1
+    assert f"{2 * ROWS + 1} to {2 * ROWS + 1} of {2 * ROWS + 1} runs" in last
+    assert '" disabled>Next page' in last
+
+
+def make(workspace: Workspace, number: int) -> RunFolder:
+    run = workspace.create_run(f"run {number}", to_yaml(Config()), {"model": "demo", "data": "pirate", "created": 1.0})
+    steps = [StepLogged(1.0, step, 5, 1.0, loss=1.0 / step, learning_rate=1e-3) for step in range(1, 6)]
+    measured = Evaluated(2.0, 5, 1.0, number / 1000)
+    events = [RunStarted(1.0, 1, "cpu", "float32"), *steps, measured, Finished(3.0, "done", 5, seconds=2)]
+    run.events.write_text("".join(map(to_line, events)))
+    return run
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_cost_a_glance_a_second(workspace: Workspace) -> None:
+    text = to_yaml(Config())
+    for number in range(1000):
+        folder = RunFolder(workspace.runs_folder / f"run-{number:04}")
+        folder.path.mkdir()
+        folder.config.write_text(text)
+        folder.facts.write_text(f'{{"title": "run {number}", "created": {number}, "model": "demo", "data": "pirate"}}')
+        folder.events.write_text(to_line(Evaluated(2.0, 5, 1.0, number / 1000)) + to_line(Finished(3.0, "done", 5)))
+    supervisor, board, choice = Supervisor(workspace), Board(workspace), Choice(sort="eval_loss", down=False)
+    first = runs_list.view(board, supervisor.runs(), choice, "", 0.0)
+    assert first["list"].count("data-open=") == ROWS
+    assert "run 0<" in first["list"]
+    assert "1,000 runs" in first["list"]
+    assert len(first["list"]) < 50_000
+    states = supervisor.runs()
+    taken = []
+    for _ in range(5):
+        began = time.process_time()
+        assert runs_list.view(board, states, choice, "", 0.0) == first
+        taken.append(time.process_time() - began)
+    assert min(taken) < 0.1
+    searched = runs_list.view(board, states, Choice(query="run 77"), "", 0.0)
+    assert "19 of 1,000 runs" in searched["list"]
+
+
+def test_labels_written_elsewhere_show_at_the_next_look(workspace: Workspace) -> None:
+    run = make(workspace, 1)
+    supervisor, board = Supervisor(workspace), Board(workspace)
+    assert "later" not in runs_list.view(board, supervisor.runs(), Choice(), "", 0.0)["list"]
+    write_labels(run, Labels(("later",)))
+    assert "later" in runs_list.view(board, supervisor.runs(), Choice(), "", 0.0)["list"]
+
+
+def test_ticked_runs_offer_what_can_be_done_with_them(workspace: Workspace) -> None:
+    runs = [make(workspace, number) for number in range(2)]
+    supervisor, board = Supervisor(workspace), Board(workspace)
+    shown = runs_list.view(board, supervisor.runs(), Choice(ticked=(runs[0].id,)), "", 0.0)
+    assert (shown["compare"]["visible"], shown["delete"]["visible"]) == (False, True)
+    shown = runs_list.view(board, supervisor.runs(), Choice(ticked=(runs[0].id, runs[1].id, "gone")), "", 0.0)
+    assert (shown["compare"]["value"], shown["compare"]["visible"]) == ("Compare 2 runs", True)
+
+
+def test_the_question_before_a_deletion_tells_size_and_what_stays() -> None:
+    one = run_deletion.words([Deletion("a", "first", 1_500_000, ("second",))])
+    assert "“first” with its adapter and checkpoints, 1.5 MB" in one
+    assert "“second” began with" in one
+    both = run_deletion.words([Deletion("a", "first", 1000, ()), Deletion("b", "live", 5, (), "It is running.")])
+    assert "“live” stays. It is running." in both
+    assert "None of these" in run_deletion.words([Deletion("b", "live", 5, (), "It is running.")])
