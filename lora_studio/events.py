@@ -72,7 +72,11 @@ class ModelLoaded:
 
 @dataclass(frozen=True, slots=True)
 class StepLogged:
-    """Means since the last of these; `tokens` counts real (unpadded) tokens of the whole run so far."""
+    """Means since the last of these; `tokens` counts real (unpadded) tokens of the whole run so far.
+
+    Entropy in nats a token; memory held now, by tensors alone (GPU), at most so far, and what could be held; load of
+    the device in percent. `metrics` is what a method brings beyond that, by the trainer's names, as rewards/margins.
+    """
 
     time: float
     step: int
@@ -85,6 +89,13 @@ class StepLogged:
     tokens: int = 0
     tokens_per_second: float = 0.0
     memory_bytes: int = 0
+    entropy: float | None = None
+    memory_allocated_bytes: int = 0
+    memory_peak_bytes: int = 0
+    memory_available_bytes: int = 0
+    device_load: float | None = None
+    device_celsius: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +222,14 @@ def from_line(line: str) -> Event | None:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _number(inner) for name, inner in value.items()}
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 
@@ -232,6 +247,7 @@ class RunState:
     created: float = 0.0
     started: float | None = None
     resumed: float | None = None
+    pauses: list[tuple[float, float]] = field(default_factory=list)
     finished: float | None = None
     pid: int | None = None
     device: str = ""
@@ -268,6 +284,11 @@ class RunState:
         """The evaluation with the lowest loss."""
         return min(self.evaluations, key=lambda evaluation: evaluation.loss, default=None)
 
+    def seconds_at(self, time: float) -> float:
+        """Seconds that the run had worked at a time; the pause before a resume is no work."""
+        idle = sum(min(end, time) - begin for begin, end in self.pauses if begin < time)
+        return max(0.0, time - self.started - idle) if self.started is not None else 0.0
+
     @property
     def seconds_left(self) -> float | None:
         """Time to the last step at the speed of the last twenty steps logged since the start; None before two were."""
@@ -293,6 +314,8 @@ def _apply(state: RunState, event: Event) -> None:
         case RunStarted():
             _restart(state, event)
         case PhaseStarted():
+            if event.phase == "start" and state.started is not None and state.last_event is not None:
+                state.pauses.append((state.last_event, event.time))
             state.phase, state.phase_started, state.phase_unit = event.phase, event.time, event.unit
             state.phase_done, state.phase_total = 0, event.total
         case Progress():

@@ -92,6 +92,7 @@ class Follower:
             evaluations=list(folded.evaluations),
             checkpoints=list(folded.checkpoints),
             warnings=list(folded.warnings),
+            pauses=list(folded.pauses),
         )
         launched = self.worker.launched if self.worker else 0.0
         self.ended = folded.final and folded.finished is not None and folded.finished >= launched

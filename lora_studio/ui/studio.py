@@ -1,22 +1,27 @@
 """What every tab is given: the workspace, the children behind it, and the few components that tabs share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import gradio as gr
 
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.ui.curves import Curves
 from lora_studio.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Studio:
-    """The running studio. `inspector` reads data with a tokenizer, `chat` holds a model; both start on first use."""
+    """The running studio. `inspector` reads data with a tokenizer, `chat` holds a model; both start on first use.
+
+    `curves` keeps what the charts took up of the runs.
+    """
 
     workspace: Workspace
     supervisor: Supervisor
     inspector: Session
     chat: Session
+    curves: Curves = field(default_factory=Curves)
 
 
 @dataclass(frozen=True)

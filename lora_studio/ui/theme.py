@@ -92,9 +92,11 @@ def theme() -> gr.themes.Base:
 
 CSS = """
 :root { --good: #15803d; --warn: #b45309; --bad: #b91c1c; --busy: #137a72; --quiet: #64748b;
-  --soft: #eef2f6; --line: #dde3ea; --curve-1: #137a72; --curve-2: #d97706; --curve-3: #64748b; --curve-4: #7c5cc4; }
+  --soft: #eef2f6; --line: #dde3ea; --curve-1: #137a72; --curve-2: #d97706; --curve-3: #7c5cc4; --curve-4: #64748b;
+  --curve-5: #be3a73; --curve-6: #2f6fc4; --curve-7: #6b8e23; --curve-8: #8d5a3c; }
 .dark { --good: #4ade80; --warn: #fbbf24; --bad: #f87171; --busy: #5cc9be; --quiet: #93a1b3;
-  --soft: #1b2530; --line: #263241; --curve-1: #5cc9be; --curve-2: #fbbf24; --curve-3: #93a1b3; --curve-4: #b9a3f0; }
+  --soft: #1b2530; --line: #263241; --curve-1: #5cc9be; --curve-2: #fbbf24; --curve-3: #b9a3f0; --curve-4: #93a1b3;
+  --curve-5: #f28bb4; --curve-6: #82b4f5; --curve-7: #b5d16a; --curve-8: #d3a587; }
 html { scrollbar-gutter: stable; background: #f6f8fa; }
 html:has(body.dark) { background: #0e141b; }
 .gradio-container button[role="tab"].selected { color: var(--busy); }
@@ -145,6 +147,10 @@ h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 .run-head .id { color: var(--body-text-color-subdued); font-size: 12px; font-family: var(--font-mono);
   overflow-wrap: anywhere; }
 .chart { width: 100%; min-height: 420px; }
+.chart-controls { align-items: stretch !important; gap: 0 16px !important; font-size: 13px; }
+.chart-controls .block { border: 0 !important; background: transparent !important; padding: 4px 0 !important; }
+.chart-controls .form { border: 0 !important; background: transparent !important; gap: 0 !important; }
+.chart-controls label:has(input[type="radio"]) { padding: 3px 9px !important; }
 #log textarea { font-family: var(--font-mono); font-size: 12px; white-space: pre; overflow-x: auto; }
 
 #run-numbers .ls-tiles { grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); }

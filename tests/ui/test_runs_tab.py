@@ -95,7 +95,7 @@ def test_a_finished_run_can_be_chatted_with_and_deleted_but_not_stopped(studio: 
     shown = shown_of(studio, run.id)
     assert (shown["stop"], shown["resume"], shown["chat"], shown["delete"]) == (False, False, True, True)
     assert shown["log"].endswith("two")
-    assert shown["chart"]["loss"]["y"] == [2.0, 1.0]
+    assert shown["chart"]["panels"][0]["lines"][0]["y"] == [2.0, 1.0]
 
 
 def test_a_failed_run_says_why_and_offers_to_resume(studio: Studio) -> None:

@@ -1,0 +1,293 @@
+"""Curves of runs as a chart takes them: what a run measured, in panels, thinned and smoothed. No gradio.
+
+`Curves` keeps what it took up of each run, so that a style costs what is new and not what there is.
+"""
+
+import math
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lora_studio.events import Evaluated, RunState, StepLogged
+from lora_studio.ui.thinning import MOST_A_LINE, Smoothed, Thinned, short
+
+GIB = 1024**3
+MOST_POINTS = 2000  # in one drawing, shared by all its lines: about 18 bytes each stays under 50 kB
+FEWEST_A_LINE = 12
+RUNS_KEPT = 12
+LOSS = "Loss"
+AXES = ("step", "epoch", "time")
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How curves are to be drawn: the horizontal axis (one of `AXES`), smoothing, logarithmic values, more curves."""
+
+    axis: str = "step"
+    smoothing: float = 0.6
+    logarithmic: bool = False
+    everything: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line as the browser draws it; `ink` numbers the colour from 1; `kind` is line, pale, marks or best.
+
+    Lines of the same `group` are hidden together by a click in the legend.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    ink: int = 1
+    kind: str = "line"
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Lines that share an axis; `logarithmic` says whether a logarithmic one makes sense, `main` is the large panel."""
+
+    title: str
+    lines: Sequence[Line]
+    logarithmic: bool = False
+    main: bool = False
+
+
+def drawing(key: str, panels: Sequence[Panel], style: Style | None = None, across: str = "step") -> dict[str, Any]:
+    """What the chart on the page takes. Zoom is kept as long as `key` stays; `across` is written under the axis."""
+    style = style or Style()
+    return {
+        "key": f"{key} {across} {style.logarithmic}",
+        "across": across,
+        "panels": [
+            {
+                "title": panel.title,
+                "log": style.logarithmic and panel.logarithmic,
+                "main": panel.main,
+                "lines": [
+                    {
+                        "name": line.name,
+                        "group": line.group or line.name,
+                        "x": list(line.x),
+                        "y": list(line.y),
+                        "ink": line.ink,
+                        "kind": line.kind,
+                    }
+                    for line in panel.lines
+                ],
+            }
+            for panel in panels
+        ],
+    }
+
+
+Value = Callable[[StepLogged], float | None]
+# What a logged step tells, as (panel, whether a logarithmic axis makes sense, whether it is in sight at first, value).
+_OF_A_STEP: tuple[tuple[str, bool, bool, Value], ...] = (
+    (LOSS, True, True, lambda point: point.loss),
+    ("Token accuracy", False, True, lambda point: point.token_accuracy),
+    ("Learning rate", True, True, lambda point: point.learning_rate),
+    ("Gradient norm", True, True, lambda point: point.grad_norm),
+    ("Entropy, nats a token", False, False, lambda point: point.entropy),
+    ("Tokens a second", False, False, lambda point: point.tokens_per_second or None),
+    ("Memory, GiB", False, False, lambda point: point.memory_bytes / GIB or None),
+)
+_LOGARITHMIC = {title for title, logarithmic, _, _ in _OF_A_STEP if logarithmic}
+_FOLDED = {title for title, _, first, _ in _OF_A_STEP if not first}
+_EACH_POINT = ", each point"
+_SMOOTHED_LENGTH = 128  # points for which the weight of the moving average is what the control says
+_UNSMOOTHED = ("Learning rate", "Memory, GiB")
+_OF_A_METRIC = {"token_accuracy": "Token accuracy", "entropy": "Entropy, nats a token", "f1": "F1"}
+
+
+def title_of(metric: str) -> str:
+    """A metric's name as a heading: accuracy -> Accuracy, rewards/margins -> Rewards: margins."""
+    words = metric.replace("_", " ").replace("/", ": ")
+    return _OF_A_METRIC.get(metric, words[:1].upper() + words[1:])
+
+
+def _by_title(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {title_of(name): number for name, number in metrics.items()}
+
+
+class _Measured:
+    """One quantity of a run at some of its points; `places` says at which."""
+
+    def __init__(self) -> None:
+        self.curve = Thinned()
+        self.places = array("q")
+        self.present = False
+        self._smoothed: Smoothed | None = None
+
+    def add(self, place: int, value: float | None) -> None:
+        self.places.append(place)
+        self.curve.add(value)
+        self.present = self.present or (value is not None and math.isfinite(value))
+
+    def smoothed(self, weight: float) -> Thinned:
+        """The moving average. Its reach is a share of the line, so that the same weight looks the same on any length.
+
+        The length counts in powers of two: only when it doubles is the average made anew.
+        """
+        doubled = max(_SMOOTHED_LENGTH, 1 << (len(self.curve.values) - 1).bit_length())
+        reaching = weight ** (_SMOOTHED_LENGTH / doubled)
+        if self._smoothed is None or self._smoothed.weight != reaching:
+            self._smoothed = Smoothed(reaching)
+        self._smoothed.follow(self.curve.values)
+        return self._smoothed.curve
+
+
+class _Points:
+    """Points of a run, logged steps or evaluations, on the three axes, with what was measured there by panel."""
+
+    def __init__(self) -> None:
+        self.axes = {axis: array("d") for axis in AXES}
+        self.measured: dict[str, _Measured] = {}
+        self.last: StepLogged | Evaluated | None = None
+
+    def fits(self, points: Sequence[StepLogged | Evaluated]) -> bool:
+        """Whether `points` go on from those that were taken up; a resumed run forgets some."""
+        taken = len(self.axes["step"])
+        return taken == 0 or (len(points) >= taken and points[taken - 1] is self.last)
+
+    def add(self, point: StepLogged | Evaluated, seconds: float, values: Mapping[str, float | None]) -> None:
+        place = len(self.axes["step"])
+        for axis, value in (("step", point.step), ("epoch", point.epoch), ("time", seconds)):
+            self.axes[axis].append(value)
+        for title, number in values.items():
+            self.measured.setdefault(title, _Measured()).add(place, number)
+        self.last = point
+
+
+class _RunCurves:
+    """All curves of one run, grown as the run grows."""
+
+    def __init__(self) -> None:
+        self.steps, self.evaluations = _Points(), _Points()
+
+    def follow(self, run: RunState) -> None:
+        if not (self.steps.fits(run.steps) and self.evaluations.fits(run.evaluations)):
+            self.steps, self.evaluations = _Points(), _Points()
+        for point in run.steps[len(self.steps.axes["step"]) :]:
+            values = {title: value(point) for title, _, _, value in _OF_A_STEP}
+            self.steps.add(point, run.seconds_at(point.time), values | _by_title(point.metrics))
+        for measured in run.evaluations[len(self.evaluations.axes["step"]) :]:
+            values = {LOSS: measured.loss, **_by_title(measured.metrics)}
+            self.evaluations.add(measured, run.seconds_at(measured.time), values)
+
+    def titles(self) -> list[str]:
+        """The panels that have anything to show, those of a step first."""
+        every = {**self.steps.measured, **self.evaluations.measured}
+        return [title for title in every if any(title in of and of[title].present for of in self._both())]
+
+    def _both(self) -> tuple[dict[str, _Measured], dict[str, _Measured]]:
+        return self.steps.measured, self.evaluations.measured
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A line before it is known how many points it may have; `share` is its part of them."""
+
+    panel: str
+    name: str
+    points: _Points
+    measured: _Measured
+    curve: Thinned
+    ink: int
+    kind: str
+    share: int = 1
+
+    def line(self, most: int, axis: str, divisor: float) -> Line:
+        kept = self.curve.kept(most)
+        across = self.points.axes[axis]
+        xs = [across[self.measured.places[index]] / divisor for index in kept]
+        ys = [short(self.curve.values[index]) for index in kept]
+        group = self.name.removesuffix(_EACH_POINT)
+        return Line(self.name, [_place(x, axis) for x in xs], ys, self.ink, self.kind, group)
+
+
+class Curves:
+    """The curves of the runs that were looked at last. Safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: OrderedDict[str, _RunCurves] = OrderedDict()
+
+    def draw(self, runs: Mapping[str, RunState], style: Style | None = None) -> dict[str, Any]:
+        """A drawing of one run, or of several over each other, each under the name that it is given here."""
+        style = style or Style()
+        with self._lock:
+            followed = {name: self._follow(run) for name, run in runs.items()}
+            ends = [of.steps.axes["time"][-1] for of in followed.values() if of.steps.axes["time"]]
+            divisor, across = _unit(max(ends, default=0.0)) if style.axis == "time" else (1.0, style.axis)
+            alone = len(followed) == 1
+            drafts = [
+                draft
+                for number, (name, curves) in enumerate(followed.items(), start=1)
+                for draft in _drafts(curves, "" if alone else name, (1, 2) if alone else (number, number), style)
+            ]
+            point = MOST_POINTS / max(1, sum(draft.share for draft in drafts))
+            most = {
+                share: max(FEWEST_A_LINE, min(MOST_A_LINE, int(point * share))) for share in {d.share for d in drafts}
+            }
+            lines: dict[str, list[Line]] = {LOSS: []}
+            for draft in drafts:
+                lines.setdefault(draft.panel, []).append(draft.line(most[draft.share], style.axis, divisor))
+            for number, (name, run) in enumerate(runs.items(), start=1):
+                lines[LOSS] += _best(run, "" if alone else name, 2 if alone else number, style.axis, divisor)
+        panels = [Panel(title, of, title in _LOGARITHMIC, title == LOSS) for title, of in lines.items()]
+        return drawing(" ".join(run.id for run in runs.values()), panels, style, across)
+
+    def _follow(self, run: RunState) -> _RunCurves:
+        curves = self._runs.setdefault(run.id, _RunCurves())
+        self._runs.move_to_end(run.id)
+        while len(self._runs) > RUNS_KEPT:
+            self._runs.popitem(last=False)
+        curves.follow(run)
+        return curves
+
+
+def _drafts(curves: _RunCurves, name: str, inks: tuple[int, int], style: Style) -> Iterator[_Draft]:
+    """The lines of a run: of the steps in the first ink, of the evaluations in the second."""
+    for title in curves.titles():
+        if title in _FOLDED and not style.everything:
+            continue
+        weight = 3 if title == LOSS else 1
+        of_steps, measured = curves.steps.measured.get(title), curves.evaluations.measured.get(title)
+        if of_steps is not None and of_steps.present:
+            smooth = style.smoothing > 0 and title not in _UNSMOOTHED
+            label = name or "training"
+            kind = "pale" if smooth else "line"
+            raw = label + _EACH_POINT if smooth else label
+            yield _Draft(title, raw, curves.steps, of_steps, of_steps.curve, inks[0], kind, weight)
+            if smooth:
+                curve = of_steps.smoothed(style.smoothing)
+                yield _Draft(title, label, curves.steps, of_steps, curve, inks[0], "line", weight)
+        if measured is not None and measured.present:
+            label = f"{name}, validation" if name else "validation"
+            yield _Draft(title, label, curves.evaluations, measured, measured.curve, inks[1], "marks", weight)
+
+
+def _best(run: RunState, name: str, ink: int, axis: str, divisor: float) -> list[Line]:
+    """The evaluation that is the best so far, marked."""
+    best = run.best
+    if best is None or not math.isfinite(best.loss):
+        return []
+    across = {"step": best.step, "epoch": best.epoch, "time": run.seconds_at(best.time)}[axis] / divisor
+    label = f"{name}, best" if name else f"best (step {best.step:,})"
+    return [Line(label, [_place(across, axis)], [short(best.loss)], ink, "best")]
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    """The unit that suits a time, as what to divide seconds by and its words."""
+    if seconds < 180:
+        return 1.0, "seconds"
+    return (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")
+
+
+def _place(value: float, axis: str) -> float:
+    return int(value) if axis == "step" else round(value, 4)
