@@ -71,6 +71,20 @@ class ModelLoaded:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryEstimated:
+    """What the run is expected to need, by part, before it takes it; `measurable_bytes` is what PyTorch's own counter
+    would see of that. `reason` says why checkpointing is on or off, where the run chose."""
+
+    time: float
+    total_bytes: int
+    measurable_bytes: int
+    available_bytes: int
+    parts: dict[str, int] = field(default_factory=dict)
+    gradient_checkpointing: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StepLogged:
     """Means since the last of these; `tokens` counts real (unpadded) tokens of the whole run so far.
 
@@ -170,6 +184,7 @@ Event = (
     | Progress
     | DataPrepared
     | ModelLoaded
+    | MemoryEstimated
     | StepLogged
     | Evaluated
     | QuestionsAsked
@@ -186,6 +201,7 @@ _TYPES: dict[str, type] = {
         Progress,
         DataPrepared,
         ModelLoaded,
+        MemoryEstimated,
         StepLogged,
         Evaluated,
         QuestionsAsked,
@@ -262,6 +278,7 @@ class RunState:
     epoch: float = 0.0
     data: DataPrepared | None = None
     model: ModelLoaded | None = None
+    memory: MemoryEstimated | None = None
     steps: list[StepLogged] = field(default_factory=list)
     evaluations: list[Evaluated] = field(default_factory=list)
     questions: QuestionsAsked | None = None
@@ -324,6 +341,8 @@ def _apply(state: RunState, event: Event) -> None:
             state.data = event
         case ModelLoaded():
             state.model = event
+        case MemoryEstimated():
+            state.memory = event
         case StepLogged():
             state.steps.append(event)
             state.step, state.total_steps, state.epoch = event.step, event.total_steps, event.epoch

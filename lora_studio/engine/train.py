@@ -25,7 +25,16 @@ from lora_studio.engine.best import RISING, EarlyStopping, value_of
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.gen_eval import GenEval
 from lora_studio.engine.label_metrics import LabelMeter, labelled_rows
-from lora_studio.engine.load import LoadedModel, choose_dtype, device, dtype_name, load_model, memory_bytes
+from lora_studio.engine.load import (
+    LoadedModel,
+    choose_dtype,
+    device,
+    dtype_name,
+    load_model,
+    memory_bytes,
+    peak_memory_bytes,
+)
+from lora_studio.engine.memory_plan import foresee
 from lora_studio.engine.report import Report, logging_interval
 from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.engine.summary import write_report
@@ -86,6 +95,9 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     )
     trainable, parameters = model.get_nb_trainable_parameters()
     log.emit(ModelLoaded(time.time(), parameters, trainable, memory_bytes()))
+    checkpointing, foreseen = foresee(config, base.config.to_dict(), int(prepared.train.length.max()))
+    if foreseen:
+        log.emit(foreseen)
 
     # The trainer. Its TensorBoard callback takes the folder from the environment only.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)
@@ -108,7 +120,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         )
     trainer = StudioTrainer(
         model=model,
-        args=trainer_settings(config, run, dtype, measured=bool(prepared.validation)),
+        args=trainer_settings(config, run, dtype, measured=bool(prepared.validation), checkpointing=checkpointing),
         train_dataset=as_dataset(prepared.train, run.cache),
         eval_dataset=as_dataset(prepared.validation, run.cache) if prepared.validation else None,
         processing_class=tokenizer,
@@ -156,7 +168,11 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         "parameters": parameters,
         "train_rows": len(prepared.train),
         "validation_rows": len(prepared.validation),
-        "peak_memory_bytes": memory_bytes(),
+        "tokens_per_second": training_speed(log.state().steps),
+        "device_kind": device().type,
+        "quantization": config.model.quantization,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "estimated_memory_bytes": foreseen.measurable_bytes if foreseen else None,
         "best_checkpoint": Path(trainer.state.best_model_checkpoint).name
         if trainer.state.best_model_checkpoint
         else None,
@@ -165,11 +181,12 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     return result
 
 
-def trainer_settings(config: Config, run: RunFolder, dtype: torch.dtype, *, measured: bool) -> SFTConfig:
+def trainer_settings(
+    config: Config, run: RunFolder, dtype: torch.dtype, *, measured: bool, checkpointing: bool
+) -> SFTConfig:
     """The config in trl's words. Lengths and labels are settled already, so trl only packs."""
     training, evaluation = config.training, config.evaluation
     on_cpu = device().type == "cpu"
-    checkpointing = training.gradient_checkpointing
     return SFTConfig(
         output_dir=str(run.checkpoints),
         num_train_epochs=training.num_train_epochs,
@@ -185,7 +202,7 @@ def trainer_settings(config: Config, run: RunFolder, dtype: torch.dtype, *, meas
         seed=training.seed,
         data_seed=training.seed,
         train_sampling_strategy=training.train_sampling_strategy,
-        gradient_checkpointing=not on_cpu if checkpointing == "auto" else checkpointing,
+        gradient_checkpointing=checkpointing,
         packing=training.packing,
         eval_packing=False,
         max_length=config.data.max_length if training.packing else None,
@@ -336,6 +353,20 @@ def final_evaluation(trainer: StudioTrainer, log: EventLog) -> Evaluated:
         trainer.evaluate()
         return log.state().evaluations[-1]
     return known[step]
+
+
+def training_speed(points: list[StepLogged]) -> float:
+    """Real tokens a second over all points, evaluation and saving left out; 0 where there is no point."""
+    seconds = sum(tokens / point.tokens_per_second for tokens, point in _tokens_of(points) if point.tokens_per_second)
+    return sum(tokens for tokens, _ in _tokens_of(points)) / seconds if seconds else 0.0
+
+
+def _tokens_of(points: list[StepLogged]) -> Iterator[tuple[int, StepLogged]]:
+    """Tokens since the point before, with each point."""
+    before = 0
+    for point in points:
+        yield point.tokens - before, point
+        before = point.tokens
 
 
 def mean_loss(points: list[StepLogged]) -> float:

@@ -18,14 +18,10 @@ from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.errors import StudioError
 from lora_studio.events import Finished
+from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import RunFolder, write_atomically
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
-MEMORY_HINT = (
-    "Halve training.per_device_train_batch_size and double training.gradient_accumulation_steps; then turn "
-    "training.gradient_checkpointing on, lower data.max_length, or set model.quantization to 4bit."
-)
-MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,15 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _finish(run, log, began, WRONG_INPUT, _failure(error.message, error.hint))
     except Exception as error:  # the end of the process: nothing else can say what happened
         traceback.print_exc()
-        return _finish(run, log, began, FAILED, _explain(error))
+        return _finish(run, log, began, FAILED, _explain(error, run, log))
 
 
-def _explain(error: Exception) -> dict[str, Any]:
-    """An unexpected error in one sentence; running out of memory with what helps."""
-    text = str(error)
-    if isinstance(error, MemoryError) or any(sign in text for sign in MEMORY_SIGNS):
-        return _failure("The memory is not enough for these settings.", MEMORY_HINT)
-    first = text.strip().partition("\n")[0][:300]
+def _explain(error: Exception, run: RunFolder, log: EventLog) -> dict[str, Any]:
+    """An unexpected error in one sentence; running out of memory with the numbers and the change that fits."""
+    from lora_studio.engine import memory_plan  # torch: an error before it was loaded is no question of memory
+
+    if memory_plan.is_out_of_memory(error):
+        return memory_plan.explain(error, parse(read_yaml(run.config)), log.state())
+    first = str(error).strip().partition("\n")[0][:300]
     return _failure(f"Training ended with an error: {type(error).__name__}: {first}", "The run's log has the details.")
 
 

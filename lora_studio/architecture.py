@@ -1,0 +1,304 @@
+"""What a model is made of, from the numbers of its config.json alone: its linear modules, experts and parameters.
+
+Arithmetic only: no weights, no torch, no network. Families whose layout is known here are counted exactly (a test
+compares them with the models themselves); others are counted as Llama would be, and `exact` says so.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_studio.workspace import model_source
+
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo2")
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
+EXPERTS_TAKE_LORA = ("qwen3_moe", "mixtral")
+"""Families whose experts peft's all-linear reaches (peft 0.21, `_convert_peft_config_moe`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear module that stands in several layers; `{}` in its name is the layer's number."""
+
+    name: str
+    inputs: int
+    outputs: int
+    bias: bool
+    layers: tuple[int, ...]
+
+    @property
+    def leaf(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    @property
+    def paths(self) -> list[str]:
+        """The whole name in every layer."""
+        return [self.name.format(layer) for layer in self.layers]
+
+    @property
+    def weights(self) -> int:
+        """Numbers in one layer's matrix."""
+        return self.inputs * self.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The same matrix of every expert of a layer, kept as one tensor, which is no linear module."""
+
+    name: str
+    experts: int
+    inputs: int
+    outputs: int
+    layers: tuple[int, ...]
+
+    @property
+    def weights(self) -> int:
+        return self.experts * self.inputs * self.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A causal language model in numbers. `small` counts norms and the like, `longest` the tokens it can read."""
+
+    family: str
+    hidden: int
+    layers: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    linears: tuple[Linear, ...]
+    stacks: tuple[Stack, ...] = ()
+    small: int = 0
+    tied: bool = False
+    head_bias: bool = False
+    head_norms: bool = False
+    norms_a_layer: int = 2
+    active_experts: int = 0
+    sliding_window: int | None = None
+    longest: int | None = None
+    exact: bool = True
+
+    @property
+    def embeddings(self) -> int:
+        """Parameters that turn tokens into vectors."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def output_layer(self) -> int:
+        """Parameters of the output layer, where it is not the embeddings themselves."""
+        return (0 if self.tied else self.embeddings) + (self.vocabulary if self.head_bias else 0)
+
+    @property
+    def linear_weights(self) -> int:
+        return sum(item.weights * len(item.layers) for item in self.linears)
+
+    @property
+    def stacked_weights(self) -> int:
+        return sum(item.weights * len(item.layers) for item in self.stacks)
+
+    @property
+    def parameters(self) -> int:
+        biases = sum(item.outputs * len(item.layers) for item in self.linears if item.bias)
+        return self.embeddings + self.output_layer + self.linear_weights + self.stacked_weights + biases + self.small
+
+
+def read_config(name: str, revision: str | None = None) -> dict[str, Any] | None:
+    """The config.json of a model's folder, or of a Hub model that is in this machine's cache; None where neither is.
+
+    Nothing is fetched: a Hub model that was never loaded here has no numbers yet.
+    """
+    source = Path(model_source(name))
+    path: Path | None = source / "config.json" if source.is_dir() else _cached(name, revision)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path else None
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def hub_cache() -> Path:
+    """Where the Hugging Face libraries keep what they fetched, by their own environment variables."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    folder = hub_cache() / f"models--{name.replace('/', '--')}"
+    wanted = revision or "main"
+    reference = folder / "refs" / wanted
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else wanted
+    path = folder / "snapshots" / commit / "config.json"
+    return path if path.is_file() else None
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture | None:
+    """The model that a config.json describes; None where it lacks the numbers of a language model."""
+    text = config.get("text_config")
+    numbers = dict(text) if isinstance(text, Mapping) else dict(config)
+    try:
+        family = str(numbers.get("model_type", ""))
+        build: Callable[[str, dict[str, Any]], Architecture]
+        build = {"phi3": _phi3, "phi": _phi}.get(family, _mixture if family in MIXTURES else _llama)
+        return build(family, numbers)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+HEAD_SIZES = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
+"""What transformers takes for a config.json without `head_dim`; elsewhere it is hidden / heads."""
+
+
+def _sizes(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """What all families have, under their common names."""
+    hidden, heads = int(numbers["hidden_size"]), int(numbers["num_attention_heads"])
+    window = numbers.get("sliding_window") if numbers.get("use_sliding_window", True) else None
+    return {
+        "hidden": hidden,
+        "layers": int(numbers["num_hidden_layers"]),
+        "vocabulary": int(numbers["vocab_size"]),
+        "heads": heads,
+        "kv_heads": int(numbers.get("num_key_value_heads") or heads),
+        "head_size": int(numbers.get("head_dim") or HEAD_SIZES.get(str(numbers.get("model_type"))) or hidden // heads),
+        "sliding_window": window,
+        "longest": numbers.get("max_position_embeddings"),
+    }
+
+
+def _attention(numbers: Mapping[str, Any], sizes: Mapping[str, Any], bias: bool, output_bias: bool) -> list[Linear]:
+    every = tuple(range(sizes["layers"]))
+    queries, keys = sizes["heads"] * sizes["head_size"], sizes["kv_heads"] * sizes["head_size"]
+    place = "model.layers.{}.self_attn."
+    return [
+        Linear(place + "q_proj", sizes["hidden"], queries, bias, every),
+        Linear(place + "k_proj", sizes["hidden"], keys, bias, every),
+        Linear(place + "v_proj", sizes["hidden"], keys, bias, every),
+        Linear(place + "o_proj", queries, sizes["hidden"], output_bias, every),
+    ]
+
+
+def _mlp(place: str, hidden: int, inner: int, bias: bool, layers: tuple[int, ...]) -> list[Linear]:
+    return [
+        Linear(place + "gate_proj", hidden, inner, bias, layers),
+        Linear(place + "up_proj", hidden, inner, bias, layers),
+        Linear(place + "down_proj", inner, hidden, bias, layers),
+    ]
+
+
+def _attention_biases(family: str, numbers: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether queries, keys and values have biases, and whether the output projection has."""
+    if family in ("qwen2", "qwen2_moe"):
+        return True if family == "qwen2" else bool(numbers.get("qkv_bias", True)), False
+    both = bool(numbers.get("attention_bias", False))
+    return both, both
+
+
+def _llama(family: str, numbers: dict[str, Any]) -> Architecture:
+    """Llama and the families that differ from it by biases and norms only."""
+    sizes = _sizes(numbers)
+    every = tuple(range(sizes["layers"]))
+    hidden, size = sizes["hidden"], sizes["head_size"]
+    linears = _attention(numbers, sizes, *_attention_biases(family, numbers))
+    linears += _mlp("model.layers.{}.mlp.", hidden, int(numbers["intermediate_size"]), _mlp_bias(numbers), every)
+    norms = 4 if family in ("gemma2", "gemma3_text") else 2
+    head_norms = {"qwen3": 2 * size, "gemma3_text": 2 * size}.get(family, 0)
+    if family == "olmo2":
+        head_norms = (sizes["heads"] + sizes["kv_heads"]) * size
+    return Architecture(
+        family=family,
+        **sizes,
+        linears=tuple(linears),
+        small=sizes["layers"] * (norms * hidden + head_norms) + hidden,
+        tied=bool(numbers.get("tie_word_embeddings", family.startswith("gemma"))),
+        head_norms=bool(head_norms),
+        norms_a_layer=norms,
+        exact=family in LLAMA_LIKE,
+    )
+
+
+def _mlp_bias(numbers: Mapping[str, Any]) -> bool:
+    return bool(numbers.get("mlp_bias", False))
+
+
+def _phi3(family: str, numbers: dict[str, Any]) -> Architecture:
+    """Phi-3 and 4: Llama with queries, keys and values in one matrix, and gate and up in one."""
+    sizes = _sizes(numbers)
+    every = tuple(range(sizes["layers"]))
+    hidden, size, inner = sizes["hidden"], sizes["head_size"], int(numbers["intermediate_size"])
+    queries = sizes["heads"] * size
+    linears = (
+        Linear("model.layers.{}.self_attn.qkv_proj", hidden, queries + 2 * sizes["kv_heads"] * size, False, every),
+        Linear("model.layers.{}.self_attn.o_proj", queries, hidden, False, every),
+        Linear("model.layers.{}.mlp.gate_up_proj", hidden, 2 * inner, False, every),
+        Linear("model.layers.{}.mlp.down_proj", inner, hidden, False, every),
+    )
+    small = sizes["layers"] * 2 * hidden + hidden
+    tied = bool(numbers.get("tie_word_embeddings", False))
+    return Architecture(family=family, **sizes, linears=linears, small=small, tied=tied)
+
+
+def _phi(family: str, numbers: dict[str, Any]) -> Architecture:
+    """Phi-1 to 2: biases everywhere, one norm a layer (scale and shift), two matrices in the feed-forward part."""
+    sizes = _sizes(numbers)
+    every = tuple(range(sizes["layers"]))
+    hidden, inner = sizes["hidden"], int(numbers["intermediate_size"])
+    linears = _attention(numbers, sizes, True, True)
+    output = linears.pop()
+    linears += [
+        Linear("model.layers.{}.self_attn.dense", output.inputs, hidden, True, every),
+        Linear("model.layers.{}.mlp.fc1", hidden, inner, True, every),
+        Linear("model.layers.{}.mlp.fc2", inner, hidden, True, every),
+    ]
+    norms = 4 * sizes["head_size"] if numbers.get("qk_layernorm") else 0
+    return Architecture(
+        family=family,
+        **sizes,
+        linears=tuple(linears),
+        small=sizes["layers"] * (2 * hidden + norms) + 2 * hidden,
+        tied=bool(numbers.get("tie_word_embeddings", False)),
+        head_bias=True,
+        norms_a_layer=1,
+    )
+
+
+def _mixture(family: str, numbers: dict[str, Any]) -> Architecture:
+    """Mixtures of experts, as transformers 5 keeps them: a router, and the experts' matrices stacked."""
+    sizes = _sizes(numbers)
+    hidden, size = sizes["hidden"], sizes["head_size"]
+    dense, sparse = _dense_and_sparse(numbers, sizes["layers"])
+    experts = int(numbers.get("num_local_experts") or numbers["num_experts"])
+    inner = int(numbers.get("moe_intermediate_size") or numbers["intermediate_size"])
+    linears = _attention(numbers, sizes, *_attention_biases(family, numbers))
+    if dense:
+        linears += _mlp("model.layers.{}.mlp.", hidden, int(numbers["intermediate_size"]), False, dense)
+    if family == "qwen2_moe":
+        shared = int(numbers["shared_expert_intermediate_size"])
+        linears += _mlp("model.layers.{}.mlp.shared_expert.", hidden, shared, False, sparse)
+        linears.append(Linear("model.layers.{}.mlp.shared_expert_gate", hidden, 1, False, sparse))
+    place = "model.layers.{}.mlp.experts."
+    stacks = (
+        Stack("model.layers.{}.mlp.gate.weight", 1, hidden, experts, sparse),
+        Stack(place + "gate_up_proj", experts, hidden, 2 * inner, sparse),
+        Stack(place + "down_proj", experts, inner, hidden, sparse),
+    )
+    head_norms = 2 * size if family == "qwen3_moe" else 0
+    return Architecture(
+        family=family,
+        **sizes,
+        linears=tuple(linears),
+        stacks=stacks,
+        small=sizes["layers"] * (2 * hidden + head_norms) + hidden,
+        tied=bool(numbers.get("tie_word_embeddings", False)),
+        head_norms=bool(head_norms),
+        active_experts=int(numbers["num_experts_per_tok"]),
+    )
+
+
+def _dense_and_sparse(numbers: Mapping[str, Any], layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Numbers of the layers without and with experts (`mlp_only_layers`, `decoder_sparse_step`)."""
+    only, step = numbers.get("mlp_only_layers") or [], int(numbers.get("decoder_sparse_step") or 1)
+    sparse = tuple(layer for layer in range(layers) if layer not in only and (layer + 1) % step == 0)
+    return tuple(layer for layer in range(layers) if layer not in sparse), sparse

@@ -1,0 +1,242 @@
+"""Memory that a run will need, part by part, from its config and the numbers of the model's config.json.
+
+Plain arithmetic, so that it can follow every change of the form. The formulas stand at the functions, with where they
+come from; measured peaks are stored with each run, beside what was estimated.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lora_studio.activations import Arithmetic, fixed_bytes, layer_bytes, working_bytes
+from lora_studio.architecture import Architecture
+from lora_studio.config import Config
+from lora_studio.lora_size import Adapter, adapter
+from lora_studio.parsing import merge, nest, parse
+
+MIB = 1024**2
+PARTS = {
+    "weights": ("Base model", "The base's weights, as they are loaded."),
+    "adapter": ("Adapter", "The trained weights, in 32 bits, and what is copied of them for computing."),
+    "gradients": ("Gradients", "One 32-bit number for each trained weight."),
+    "optimizer": ("Optimizer", "What the optimizer remembers of each trained weight."),
+    "activations": ("Activations", "What a step keeps between its forward and its backward pass."),
+    "logits": ("Loss", "Scores of the tokens of the vocabulary; computed tile by tile where the loss allows it."),
+    "overhead": ("System", "The driver's and the libraries' own memory, and what the allocator can't use."),
+}
+"""The parts by their keys: title, and what they are in a sentence."""
+
+CUDA_CONTEXT = 512 * MIB  # context and kernels of PyTorch and cuBLAS; 300 to 600 MiB, by driver and GPU
+CUBLAS_WORKSPACE = 32 * MIB  # PyTorch's default from Hopper on; 8 MiB before
+CPU_LIBRARIES = 900 * MIB  # resident memory of a worker that has imported its libraries
+CUDA_RESERVE = 0.06  # of what changes in size from batch to batch: blocks that the allocator can't use again
+CPU_RESERVE = 0.15
+TILE_TOKENS, TILE_WORDS = 4096, 32_768  # trl 1.16: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
+COMFORTABLE = 0.9  # of the memory there is; above it a run may or may not fit
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes by part, what learns, and how the step computes. `exact` is False for a family that is counted by guess."""
+
+    parts: dict[str, int]
+    parameters: int
+    trainable: int
+    gradient_checkpointing: bool
+    tokens_at_once: int
+    device: str
+    exact: bool
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def measurable(self) -> int:
+        """The part that PyTorch's own counter sees on a GPU: all but the driver's memory. On the CPU all of it."""
+        return self.total - (CUDA_CONTEXT if self.device == "cuda" else 0)
+
+    @property
+    def share(self) -> float:
+        """Trained share of all parameters, adapter included, as peft counts it."""
+        return self.trainable / self.parameters
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "total": self.total, "measurable": self.measurable, "share": self.share}
+
+
+def estimate(config: Config, model: Architecture, device: str, longest: int | None = None) -> Estimate:
+    """What a run of `config` needs on a device of that kind ("cuda" or "cpu").
+
+    `longest` is the longest row in tokens where it is known; else every row is taken to fill `data.max_length`.
+    Checkpointing left to "auto" is counted as off: `choose_checkpointing` settles it.
+    """
+    how = arithmetic(config, device)
+    trained = trained_adapter(config, model)
+    sequence = min(config.data.max_length, longest or config.data.max_length)
+    checkpointing = config.training.gradient_checkpointing is True
+    activations, logits = _step(config, model, trained, how, sequence, checkpointing)
+    on_gpu = device == "cuda"
+    fixed, spare = (CUDA_CONTEXT + CUBLAS_WORKSPACE, CUDA_RESERVE) if on_gpu else (CPU_LIBRARIES, CPU_RESERVE)
+    parts = {
+        "weights": weight_bytes(model, config.model.quantization, weight_width(config, device)),
+        "adapter": trained.added * 4 + (trained.trainable * 2 if how.mixed else 0),
+        "gradients": trained.trainable * 4,
+        "optimizer": optimizer_bytes(config.training.optim, model, trained, config.lora.r),
+        "activations": activations,
+        "logits": logits,
+        "overhead": fixed + round(spare * (activations + logits)),
+    }
+    return Estimate(
+        parts=parts,
+        parameters=model.parameters + trained.added,
+        trainable=trained.trainable,
+        gradient_checkpointing=checkpointing,
+        tokens_at_once=config.training.per_device_train_batch_size * sequence,
+        device=device,
+        exact=model.exact and not model.stacks,
+    )
+
+
+def trained_adapter(config: Config, model: Architecture) -> Adapter:
+    """The adapter that a config asks for, on this model."""
+    lora = config.lora
+    return adapter(model, r=lora.r, target_modules=lora.target_modules, bias=lora.bias, use_dora=lora.use_dora)
+
+
+def weight_width(config: Config, device: str) -> int:
+    """Bytes of an unquantized weight: auto is 16 bits on a GPU and 32 on the CPU (see engine/load.py)."""
+    chosen = config.model.dtype
+    return (2 if device == "cuda" else 4) if chosen == "auto" else 4 if chosen == "float32" else 2
+
+
+def arithmetic(config: Config, device: str) -> Arithmetic:
+    """How the step computes: 16-bit bases train under mixed precision on a GPU; the CPU computes as the weights are."""
+    width = weight_width(config, device)
+    training = config.training
+    return Arithmetic(
+        width=width,
+        mixed=width == 2 and device == "cuda",
+        quantization=config.model.quantization,
+        dropout=config.lora.lora_dropout > 0,
+        mask_bytes=1 if device == "cuda" else 4,
+        eager=config.model.attn_implementation == "eager",
+        masked=config.model.attn_implementation != "flash_attention_2"
+        and (training.packing or training.per_device_train_batch_size > 1),
+    )
+
+
+def weight_bytes(model: Architecture, quantization: str, width: int) -> int:
+    """The base's weights. bitsandbytes quantizes the linear modules in the layers and nothing else: embeddings, output
+    layer, norms, biases and stacked experts stay `width` bytes a number.
+
+    8-bit: one byte a weight and a 32-bit scale a row (Dettmers et al. 2022, arXiv:2208.07339). 4-bit: half a byte, an
+    8-bit scale for each 64 weights and a 32-bit one for each 256 of these scales (Dettmers et al. 2023,
+    arXiv:2305.14314, section 3), and the tables of the two kinds of numbers.
+    """
+    if quantization == "none":
+        return model.parameters * width
+    rest = (model.parameters - model.linear_weights) * width
+    total = 0
+    for item in model.linears:
+        if quantization == "8bit":
+            each = item.weights + 4 * item.outputs
+        else:
+            scales = math.ceil(item.weights / 64)
+            each = math.ceil(item.weights / 2) + scales + 4 * math.ceil(scales / 256) + 4 * (16 + 256 + 1)
+        total += each * len(item.layers)
+    return rest + total
+
+
+def optimizer_bytes(optim: str, model: Architecture, trained: Adapter, r: int) -> int:
+    """What the optimizer remembers. Adam: two numbers a weight (Kingma and Ba 2015); Lion, Adagrad, RMSprop: one; plain
+    SGD none; AdEMAMix three. 8-bit: one byte a number and a 32-bit scale for each 256 (Dettmers et al. 2022,
+    arXiv:2110.02861). Adafactor: one number a row and one a column (Shazeer and Stern 2018).
+    """
+    if optim == "adafactor":
+        rows = sum((2 * r + item.inputs + item.outputs) * layers for item, layers in trained.targets)
+        return 4 * (rows + trained.magnitudes + trained.biases)
+    name = optim.removeprefix("paged_")
+    moments = {"sgd": 0, "lion": 1, "adagrad": 1, "rmsprop": 1, "ademamix": 3}.get(name.partition("_")[0], 2)
+    width = 1 + 4 / 256 if name.endswith("8bit") else 4
+    return round(trained.trainable * moments * width)
+
+
+def _step(
+    config: Config, model: Architecture, trained: Adapter, how: Arithmetic, sequence: int, checkpointing: bool
+) -> tuple[int, int]:
+    """Bytes of activations, and of the loss, at the moment when both together are largest.
+
+    With checkpointing a layer keeps its input only and is computed again when its turn comes (Chen et al. 2016,
+    arXiv:1604.06174): the inputs of all layers and the whole of one. The loss has its peak before any layer's backward,
+    so that the two are not added but the larger counts.
+    """
+    training = config.training
+    tokens = training.per_device_train_batch_size * sequence
+    span = tokens if training.packing else sequence
+    layers = [layer_bytes(model, trained, how, span, layer) for layer in range(model.layers)]
+    fixed = [fixed_bytes(model, trained, how, layer) for layer in range(model.layers)]
+    inputs = how.width * model.hidden * tokens * model.layers
+    kept = inputs if checkpointing else sum(layers) * tokens + sum(fixed)
+    kept += (4 + how.width) * model.hidden * tokens
+    working = working_bytes(model, how) * tokens + _dequantized(model, config.model.quantization)
+    working += max(layers) * tokens + max(fixed) if checkpointing else 0
+    loss = loss_bytes(config, model, how, tokens)
+    return kept + working, max(0, loss - working)
+
+
+def _dequantized(model: Architecture, quantization: str) -> int:
+    """The largest matrix in 16 bits: a quantized one is unpacked to be multiplied."""
+    return 0 if quantization == "none" else 2 * max(item.weights for item in model.linears)
+
+
+def loss_bytes(config: Config, model: Architecture, how: Arithmetic, tokens: int) -> int:
+    """The loss and what it hands to the backward pass: the gradient of the last layer's output, in 32 bits.
+
+    trl 1.16 scores at most 4,096 tokens against 32,768 words at a time, on a GPU in one buffer, elsewhere in about six
+    32-bit copies of it.
+    """
+    hidden = (4 + 2 * how.width) * model.hidden * tokens
+    if how.mask_bytes == 1:
+        tile = min(tokens, TILE_TOKENS) * min(model.vocabulary, TILE_WORDS) * how.width
+    else:
+        tile = min(tokens, TILE_TOKENS) * min(model.vocabulary, TILE_WORDS) * (how.width + 5 * 4)
+    return hidden + tile
+
+
+def checkpoint_bytes(config: Config, model: Architecture) -> int:
+    """A checkpoint on the disk: adapter and optimizer state, and the tokenizer with the small files."""
+    trained = trained_adapter(config, model)
+    state = optimizer_bytes(config.training.optim, model, trained, config.lora.r)
+    return trained.trainable * 4 + state + 16 * MIB
+
+
+def verdict(total: float, available: int) -> str:
+    """ "fits", "tight" or "does not fit"."""
+    return "fits" if total <= COMFORTABLE * available else "tight" if total <= available else "does not fit"
+
+
+def choose_checkpointing(
+    config: Config, model: Architecture, device: str, available: int, longest: int | None = None
+) -> bool:
+    """Whether to checkpoint: as the config says, and left to "auto" only where a GPU would not comfortably do without.
+
+    On the CPU the memory is rarely short and the time always is.
+    """
+    asked = config.training.gradient_checkpointing
+    if asked != "auto":
+        return asked
+    without = estimate(with_settings(config, {"training.gradient_checkpointing": False}), model, device, longest)
+    return device == "cuda" and verdict(without.total, available) != "fits"
+
+
+def settled(config: Config, model: Architecture, device: str, available: int, longest: int | None = None) -> Config:
+    """The config with checkpointing decided."""
+    chosen = choose_checkpointing(config, model, device, available, longest)
+    return with_settings(config, {"training.gradient_checkpointing": chosen})
+
+
+def with_settings(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The config with some settings, by path, replaced by values that are known to be right."""
+    return parse(merge(config.model_dump(), nest(changes)))

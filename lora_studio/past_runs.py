@@ -1,0 +1,63 @@
+"""How fast earlier runs of this workspace went, so that the time of the next one can be told beforehand.
+
+Reads what finished runs left in complete.json. A model that never ran here has no speed: then nothing is guessed.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_studio.workspace import RunFolder, Workspace
+
+LOOKED_AT = 100  # of the newest runs: older ones were made with other versions
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Real tokens a second while training, the mean tokens of a training row, and the run that they come from."""
+
+    tokens_per_second: float
+    tokens_per_row: float
+    data: str
+    run: str
+
+
+def speed(workspace: Workspace, *, model: str, quantization: str, device: str, data: str) -> Speed | None:
+    """What the newest finished run with this model on this kind of device did; one on the same data goes before."""
+    found = [
+        known
+        for known in _speeds(workspace, model=model, quantization=quantization, device=device)
+        if known is not None
+    ]
+    return next((known for known in found if known.data == data), found[0] if found else None)
+
+
+def _speeds(workspace: Workspace, *, model: str, quantization: str, device: str) -> Iterator[Speed | None]:
+    for run in workspace.runs()[:LOOKED_AT]:
+        facts, numbers = run.read_facts(), final_numbers(run)
+        if numbers is None or numbers.get("state") != "done" or facts.get("model") != model:
+            continue
+        if (numbers.get("device_kind"), numbers.get("quantization")) == (device, quantization):
+            yield _speed(run, facts, numbers)
+
+
+def _speed(run: RunFolder, facts: dict[str, Any], numbers: dict[str, Any]) -> Speed | None:
+    seen = numbers["train_rows"] * numbers["epochs"]
+    if not numbers["tokens_per_second"] or not seen:
+        return None
+    return Speed(numbers["tokens_per_second"], numbers["tokens"] / seen, str(facts.get("data")), run.id)
+
+
+def final_numbers(run: RunFolder) -> dict[str, Any] | None:
+    """complete.json of a run that ended; None where there is none."""
+    return _read(run.complete)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return found

@@ -1,0 +1,96 @@
+"""A run foresees its memory, chooses checkpointing by it, and says what fits when the memory was not enough."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lora_studio.engine import memory_plan, trainer
+from lora_studio.events import Finished, MemoryEstimated, RunState
+from lora_studio.hardware import GIB
+from lora_studio.parsing import parse, read_yaml
+from lora_studio.workspace import RunFolder
+from tests.engine.conftest import MakeRun, events
+
+CUDA_MESSAGE = (
+    "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 23.64 GiB of which 800.06 MiB is free."
+)
+
+
+def test_a_run_keeps_its_estimate_beside_the_measured_peak(trained: RunFolder) -> None:
+    foreseen = events(trained, MemoryEstimated)[0]
+    numbers = json.loads(trained.complete.read_text())
+    assert foreseen.total_bytes == sum(foreseen.parts.values()) == numbers["estimated_memory_bytes"]
+    assert numbers["peak_memory_bytes"] > 0
+    assert "off: on the CPU" in foreseen.reason
+    assert not foreseen.gradient_checkpointing
+    assert (numbers["device_kind"], numbers["quantization"]) == ("cpu", "none")
+    assert numbers["tokens_per_second"] > 0
+
+
+def test_checkpointing_left_to_the_run_is_on_only_where_a_gpu_needs_it(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse(read_yaml(make_run().config))
+    numbers = {
+        "model_type": "qwen3",
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+    }
+    monkeypatch.setattr(memory_plan, "device_kind", lambda: "cuda")
+    monkeypatch.setattr(memory_plan, "available_bytes", lambda: 17 * GIB)
+    tight, event = memory_plan.foresee(config, numbers, 64)
+    assert tight
+    assert event is not None
+    assert "would not fit comfortably" in event.reason
+    monkeypatch.setattr(memory_plan, "available_bytes", lambda: 80 * GIB)
+    roomy, event = memory_plan.foresee(config, numbers, 64)
+    assert not roomy
+    assert event is not None
+    assert "fits without it" in event.reason
+    assert memory_plan.foresee(config, {"model_type": "vit"}, 64) == (False, None)
+
+
+def test_the_bytes_asked_for_are_read_from_the_message() -> None:
+    assert memory_plan.asked_bytes(CUDA_MESSAGE) == round(1.5 * GIB)
+    assert memory_plan.asked_bytes("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.") == 4096
+    assert memory_plan.asked_bytes("no numbers here") == 0
+
+
+@pytest.mark.slow
+def test_a_run_out_of_memory_ends_with_the_numbers_and_the_change_that_fits(
+    make_run: MakeRun, train: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*args: Any, **kwargs: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError(CUDA_MESSAGE)
+
+    held = 980 * 1024**2
+    monkeypatch.setattr(memory_plan, "device_numbers", lambda: (held, 0, held))
+    monkeypatch.setattr(trainer.StudioTrainer, "training_step", step)
+    run = make_run(training__per_device_train_batch_size=64, training__num_train_epochs=1)
+    assert train(run) == 1
+    numbers = json.loads(run.complete.read_text())
+    last = events(run, Finished)[0]
+    assert (last.state, last.message, last.hint) == ("failed", numbers["message"], numbers["hint"])
+    assert "ran out of memory; asked for 1.50 GiB more" in last.message
+    assert "GiB estimated" in last.message
+    assert numbers["memory"] == {"asked": round(1.5 * GIB), "free": 0, "total": held, "held": held}
+    assert (numbers["retry"] is None) == ("smaller model" in last.hint)
+
+
+def test_the_correction_takes_what_was_held_as_what_is_needed(make_run: MakeRun) -> None:
+    run = make_run(training__per_device_train_batch_size=512, data__max_length=4096)
+    config = parse(read_yaml(run.config))
+    foreseen = memory_plan.foresee(config, memory_plan.read_config(config.model.name) or {}, 4096)[1]
+    assert foreseen is not None
+    room = foreseen.total_bytes
+    change = memory_plan.correction(config, RunState(memory=foreseen), needed=round(1.3 * room), available=room)
+    assert change is not None
+    assert change.settings

@@ -1,0 +1,85 @@
+"""The parameters that config.json promises are those of the models themselves, built on the meta device."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lora_studio.architecture import architecture
+from lora_studio.lora_size import adapter
+
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+EXPERTS = {"num_experts": 4, "moe_intermediate_size": 32}
+FAMILIES: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("mistral", {"head_dim": 24}),
+    ("qwen2", {}),
+    ("qwen3", {"tie_word_embeddings": False}),
+    ("gemma", {}),
+    ("gemma2", {"head_dim": 16}),
+    ("gemma3_text", {"head_dim": 16}),
+    ("granite", {}),
+    ("smollm3", {}),
+    ("olmo2", {}),
+    ("phi3", {}),
+    ("phi", {"qk_layernorm": True}),
+    ("mixtral", {"num_local_experts": 4}),
+    ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 48, "mlp_only_layers": [0]}),
+    ("qwen3_moe", {**EXPERTS, "head_dim": 16, "decoder_sparse_step": 2}),
+]
+
+
+def counts(family: str, numbers: dict[str, Any], target: str = "all-linear", **lora: Any) -> tuple[int, int]:
+    """Parameters of the model, and those that its adapter trains."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **numbers))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        config = LoraConfig(r=16, target_modules=target, task_type="CAUSAL_LM", **lora)
+        adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
+    return parameters, adapted.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.parametrize(("family", "more"), FAMILIES, ids=[family for family, _ in FAMILIES])
+def test_a_known_family_is_counted_exactly(family: str, more: dict[str, Any]) -> None:
+    numbers = {**TINY, **more}
+    model = architecture({"model_type": family, **AutoConfig.for_model(family, **numbers).to_dict()})
+    assert model is not None
+    assert (model.parameters, adapter(model, r=16).trainable) == counts(family, numbers)
+    assert model.exact
+
+
+@pytest.mark.parametrize("setting", ["bias", "use_dora", "modules_to_save"])
+def test_what_is_trained_beside_the_matrices_is_counted_exactly(setting: str) -> None:
+    lora: dict[str, Any] = {"bias": "lora_only", "use_dora": True, "modules_to_save": ["lm_head"]}
+    numbers = {**TINY, "attention_bias": True, "tie_word_embeddings": False}
+    model = architecture({"model_type": "llama", **numbers})
+    assert model is not None
+    chosen = {setting: lora[setting]}
+    assert adapter(model, r=16, **chosen).trainable == counts("llama", numbers, **chosen)[1]
+
+
+@pytest.mark.real
+def test_seven_real_models_are_counted_exactly() -> None:
+    files = sorted(Path(os.environ["LORA_STUDIO_REAL"], "configs").glob("*.json"))
+    assert len(files) == 7
+    for file in files:
+        numbers = json.loads(file.read_text(encoding="utf-8"))
+        model = architecture(numbers)
+        assert model is not None, file.name
+        family = numbers.pop("model_type")
+        assert (model.parameters, adapter(model, r=16).trainable) == counts(family, numbers), file.name
