@@ -15,7 +15,8 @@ from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, events
 
 CUDA_MESSAGE = (
-    "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 23.64 GiB of which 800.06 MiB is free."
+    "CUDA out of memory. Tried to allocate 1.50 GiB. "
+    "GPU 0 has a total capacity of 23.64 GiB of which 800.06 MiB is free."
 )
 
 
@@ -60,7 +61,8 @@ def test_checkpointing_left_to_the_run_is_on_only_where_a_gpu_needs_it(
 
 def test_the_bytes_asked_for_are_read_from_the_message() -> None:
     assert memory_plan.asked_bytes(CUDA_MESSAGE) == round(1.5 * GIB)
-    assert memory_plan.asked_bytes("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.") == 4096
+    on_the_cpu = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
+    assert memory_plan.asked_bytes(on_the_cpu) == 4096
     assert memory_plan.asked_bytes("no numbers here") == 0
 
 
