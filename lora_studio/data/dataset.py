@@ -158,16 +158,16 @@ def _prepared(work: Preparation, sources: list[Source], template: Template, want
         limit = wanted.max_eval_samples
         kept_back = work.part(
             sources[1],
-            lambda group: some(len(group), wanted.split_seed, limit),
+            (lambda group: some(len(group), wanted.split_seed, limit)) if limit else None,
             [wanted.split_seed, limit] if limit else None,
         )
         rules = (0.0, wanted.split_seed, wanted.max_samples, None)
     limited = wanted.max_samples is not None
 
     def choose(group: np.ndarray) -> np.ndarray:
-        return np.sort(np.concatenate(split(group, *rules))) if limited else np.arange(len(group))
+        return np.sort(np.concatenate(split(group, *rules)))
 
-    part = work.part(sources[0], choose, rules if limited else None)
+    part = work.part(sources[0], choose if limited else None, rules if limited else None)
     shell = Prepared(
         format=part.format,
         template=template,

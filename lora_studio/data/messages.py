@@ -18,7 +18,8 @@ LONE_TOOL = "a tool's result follows no assistant turn"
 CONTROL = "the text holds control characters"
 BROKEN_TEXT = "the text holds half a character or undecodable bytes"
 EMPTY_TEXT = "the text is empty"
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+# Unicode's noncharacters U+FDD0 to U+FDEF are for inner use: the chat template's marks are two of them.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufdd0-\ufdef]")
 
 
 class RowError(ValueError):

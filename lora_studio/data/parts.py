@@ -6,6 +6,7 @@
 import hashlib
 import importlib.metadata
 import json
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache as once
@@ -30,7 +31,6 @@ from lora_studio.errors import StudioError
 
 _SAMPLE = 500
 _REPORT_EVERY = 2000
-_HELD_CHARACTERS = 1 << 25
 
 Progress = Callable[[str, int, int], None]
 Choose = Callable[[np.ndarray], np.ndarray]
@@ -109,9 +109,9 @@ class Preparation:
     before_slow: Callable[[], None]
     most: int | None = None
 
-    def part(self, source: Source, choose: Choose, choice: Any) -> Part:
+    def part(self, source: Source, choose: Choose | None, choice: Any) -> Part:
         """Reads, recognises and encodes a source. `choose` picks from the groups of all usable rows the indices of
-        those to encode; `choice` is that in a JSON-able form, None for all."""
+        those to encode, None all of them; `choice` is that in a JSON-able form."""
         digests = [_digest(path) for path in source.files] if self.most is None else []
         names = (
             [path.name for path in source.files] if len(source.files) > 1 else [path.suffix for path in source.files]
@@ -142,58 +142,71 @@ class Preparation:
         self.before_slow()
         return write_records(writer, source, self.report, self.most)
 
-    def _encode(self, writer: ArrayWriter, records: RecordStore, shape: Format, choose: Choose) -> dict[str, Any]:
+    def _encode(
+        self, writer: ArrayWriter, records: RecordStore, shape: Format, choose: Choose | None
+    ) -> dict[str, Any]:
         self.before_slow()
-        facts, held = self._convert(writer, records, shape)
-        usable, group = facts.pop("usable"), facts.pop("group")
-        writer.add("usable", usable)
-        writer.add("group", group)
-        chosen = choose(group)
-        conversations: Iterable[Conversation]
-        if held is not None:
-            conversations = (held[at] for at in chosen)
-        else:
-            conversations = Conversations(records, usable[chosen], shape, self.system_prompt)
+        made = Converted()
+        conversations: Iterable[Conversation] = self._convert(records, shape, made)
+        total = len(records)
+        if choose is not None:
+            for done, _ in enumerate(conversations):
+                if done % _REPORT_EVERY == 0:
+                    self.report("convert", done, total)
+            self.report("convert", total, total)
+            chosen = choose(made.groups())
+            conversations = Conversations(records, made.usable()[chosen], shape, self.system_prompt)
+            total = len(chosen)
         write_rows(writer, [], [])
-        done, total, refused = 0, len(chosen), list[int]()
+        done, refused = 0, list[int]()
         self.report("encode", 0, total)
         for rows, bad in self.encoder.encode_batches(batches(conversations)):
-            taken = len(rows) + len(bad)
-            positions = usable[chosen[done : done + taken]]
-            by_row = dict(zip(np.asarray(records.row)[positions].tolist(), positions.tolist(), strict=True))
-            write_rows(writer, rows, [by_row[row.row] for row in rows])
-            facts["bad_rows"] += [row.to_dict() for row in bad]
-            refused += [by_row[row.row] for row in bad]
-            done += taken
+            write_rows(writer, rows, np.searchsorted(records.row, [row.row for row in rows]))
+            made.bad_rows += [row.to_dict() for row in bad]
+            refused += np.searchsorted(records.row, [row.row for row in bad]).tolist()
+            done += len(rows) + len(bad)
             self.report("encode", done, total)
-        return {**facts, "refused": refused}
+        self.report("encode", total, total)
+        writer.add("usable", made.usable())
+        writer.add("group", made.groups())
+        return {**made.facts(), "refused": refused}
 
-    def _convert(
-        self, writer: ArrayWriter, records: RecordStore, shape: Format
-    ) -> tuple[dict[str, Any], list[Conversation] | None]:
-        """Usable positions, groups and faults; and the conversations themselves while they are few."""
-        usable, group, bad_rows = list[int](), list[int](), list[dict[str, Any]]()
-        thoughtful = resting = size = 0
-        held: list[Conversation] | None = []
+    def _convert(self, records: RecordStore, shape: Format, made: "Converted") -> Iterator[Conversation]:
+        """The usable rows one after another; what is found out on the way is left in `made`."""
         for position, record in enumerate(records.records(range(len(records)))):
-            if position % _REPORT_EVERY == 0:
-                self.report("convert", position, len(records))
             try:
                 chat = convert(record, shape, self.system_prompt)
             except RowError as error:
-                bad_rows.append(error.at(record.row).to_dict())
-                continue
-            usable.append(position)
-            group.append(group_of(chat))
-            thoughtful += any(message.reasoning_content for message in chat.messages)
-            resting += not all(message.trained for message in chat.messages)
-            if held is not None:
-                held.append(chat)
-                size += len(chat.text or "") + sum(len(message.content) for message in chat.messages)
-                held = held if size < _HELD_CHARACTERS else None
-        self.report("convert", len(records), len(records))
-        facts = {"thoughtful": thoughtful, "resting": resting, "bad_rows": bad_rows}
-        return {**facts, "usable": np.array(usable, np.int64), "group": np.array(group, np.uint64)}, held
+                made.bad_rows.append(error.at(record.row).to_dict())
+            else:
+                made.add(position, chat)
+                yield chat
+
+
+class Converted:
+    """What converting a source's rows found: the usable ones' places and groups, and the faults."""
+
+    def __init__(self) -> None:
+        self.bad_rows: list[dict[str, Any]] = []
+        self._usable, self._groups = array("q"), array("Q")
+        self._thoughtful = self._resting = 0
+
+    def add(self, position: int, chat: Conversation) -> None:
+        self._usable.append(position)
+        self._groups.append(group_of(chat))
+        self._thoughtful += any(message.reasoning_content for message in chat.messages)
+        self._resting += not all(message.trained for message in chat.messages)
+
+    def usable(self) -> np.ndarray:
+        """Places among the records, rising."""
+        return np.array(self._usable, np.int64)
+
+    def groups(self) -> np.ndarray:
+        """The same number for rows that say the same, one for each usable row."""
+        return np.array(self._groups, np.uint64)
+
+    def facts(self) -> dict[str, Any]:
+        return {"thoughtful": self._thoughtful, "resting": self._resting, "bad_rows": self.bad_rows}
 
 
 def nothing_to_train(name: str, shape: Format, bad_rows: list[BadRow]) -> StudioError:

@@ -45,13 +45,25 @@ class RecordStore:
     def records(self, positions: Sequence[int]) -> Iterator[Record]:
         """The records at these rising positions, one after another."""
         for start in range(0, len(positions), _PIECE):
-            piece = positions[start : start + _PIECE]
-            for position in piece:
-                begin = int(self._ends[position - 1]) if position else 0
-                assert self._bytes
-                self._bytes.seek(begin)
-                text = self._bytes.read(int(self._ends[position]) - begin).decode("utf-8", "surrogatepass")
-                yield Record(int(self.row[position]), json.loads(text))
+            piece = np.asarray(positions[start : start + _PIECE], np.int64)
+            begins = np.where(piece > 0, self._ends[piece - 1], 0).tolist()
+            for number, data in zip(
+                self.row[piece].tolist(), self._texts(begins, self._ends[piece].tolist()), strict=True
+            ):
+                yield Record(number, json.loads(data.decode("utf-8", "surrogatepass")))
+
+    def _texts(self, begins: list[int], ends: list[int]) -> Iterator[bytes]:
+        """The bytes between, read at once where they lie close together."""
+        assert self._bytes
+        first, size = begins[0], ends[-1] - begins[0]
+        if size <= _PIECE_BYTES:
+            self._bytes.seek(first)
+            block = self._bytes.read(size)
+            yield from (block[begin - first : end - first] for begin, end in zip(begins, ends, strict=True))
+            return
+        for begin, end in zip(begins, ends, strict=True):
+            self._bytes.seek(begin)
+            yield self._bytes.read(end - begin)
 
     def place(self, row: int) -> tuple[str, int]:
         """The file of a row, and the row's number in it, where several files were read."""

@@ -5,6 +5,7 @@ Without marks, the text before each answer is rendered with the generation promp
 with. Nothing here knows tokens' ids.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from lora_studio.data.messages import Conversation, RowError
+from lora_studio.data.chat_jinja import MARKS, ChatTemplate
+from lora_studio.data.messages import CONTROL, Conversation, RowError
 from lora_studio.data.prompt_styles import Template, adds_bos
 from lora_studio.errors import StudioError
 
@@ -42,9 +44,8 @@ class Renderer:
         self._template = template
         self._train_on = train_on
         self._knows_tools = "tool_calls" in template.source
-        self._variables = dict(tokenizer.special_tokens_map)
-        if enable_thinking is not None:
-            self._variables["enable_thinking"] = enable_thinking
+        thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        self._jinja = ChatTemplate(template.source, {**tokenizer.special_tokens_map, **thinking})
         self._eos = tokenizer.eos_token or ""
         self._bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
         self._start = _text_start(tokenizer, self._bos)
@@ -59,68 +60,39 @@ class Renderer:
 
     def render(self, conversations: Sequence[Conversation]) -> list[Rendered | RowError]:
         """One result for each conversation, in order."""
-        results: list[Rendered | RowError | None] = [None] * len(conversations)
-        groups: dict[int, list[int]] = {}
-        for position, conversation in enumerate(conversations):
-            if conversation.text is not None:
-                results[position] = self._plain_text(conversation.text)
-            elif not self._knows_tools and _uses_tools(conversation):
-                results[position] = RowError(NO_TOOLS, found=self._template.origin)
-            else:
-                key = 0 if not conversation.tools else position + 1
-                groups.setdefault(key, []).append(position)
-        for positions in groups.values():
-            batch = [conversations[position] for position in positions]
-            for position, result in zip(positions, self._render_chats(batch), strict=True):
-                results[position] = result
-        return [result for result in results if result is not None]
+        return [self._render(conversation) for conversation in conversations]
+
+    def _render(self, conversation: Conversation) -> Rendered | RowError:
+        if conversation.text is not None:
+            return self._plain_text(conversation.text)
+        if not self._knows_tools and _uses_tools(conversation):
+            return RowError(NO_TOOLS, found=self._template.origin)
+        return self._render_chat(conversation)
 
     def _plain_text(self, text: str) -> Rendered:
         whole = self._start + text + self._eos
         return Rendered(whole, [(len(self._bos), len(whole))])
 
-    def _render_chats(self, batch: list[Conversation]) -> list[Rendered | RowError]:
-        """Conversations that share their tools. One bad row breaks a batch: then each is rendered by itself."""
+    def _render_chat(self, chat: Conversation) -> Rendered | RowError:
+        messages = chat.to_dicts()
+        if (chat.tools or _uses_tools(chat)) and MARKS.search(json.dumps([chat.tools, messages], ensure_ascii=False)):
+            return RowError(CONTROL, found="U+FDD0 or U+FDD1 in tools or tool calls")
         try:
-            texts, marks = self._jinja([chat.to_dicts() for chat in batch], batch[0].tools)
+            text, spans = self._jinja.render(messages, chat.tools)
+            by_marks = self._template.has_marks
+            spans = self._spans_by_marks(text, spans) if by_marks else self._spans_by_prefix(chat, text)
+            return self._select(text, self._without_untrained(chat, spans))
+        except RowError as error:
+            return error
         except _TEMPLATE_FAULTS as error:
-            if len(batch) == 1:
-                return [RowError(REFUSED, found=str(error))]
-            return [result for chat in batch for result in self._render_chats([chat])]
-        results: list[Rendered | RowError] = []
-        for position, (chat, text) in enumerate(zip(batch, texts, strict=True)):
-            try:
-                spans = (
-                    self._spans_by_marks(text, marks[position])
-                    if self._template.has_marks
-                    else self._spans_by_prefix(chat, text)
-                )
-                results.append(self._select(text, self._without_untrained(chat, spans)))
-            except RowError as error:
-                results.append(error)
-        return results
-
-    def _jinja(
-        self, chats: list[list[dict[str, Any]]], tools: tuple[dict[str, Any], ...], prompt: bool = False
-    ) -> tuple[list[str], list[list[tuple[int, int]]]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        rendered: Any = render_jinja_template(
-            conversations=chats,
-            tools=list(tools) or None,
-            chat_template=self._template.source,
-            return_assistant_tokens_mask=self._template.has_marks and not prompt,
-            add_generation_prompt=prompt,
-            **self._variables,
-        )
-        return rendered
+            return RowError(REFUSED, found=str(error))
 
     @cached_property
     def _cue(self) -> str:
         """What a generation prompt adds to a question; empty for a template that takes no lone question."""
         question = [{"role": "user", "content": "a"}]
         try:
-            asked, told = (self._jinja([question], (), prompt)[0][0] for prompt in (True, False))
+            asked, told = (self._jinja.render(question, prompt=prompt)[0] for prompt in (True, False))
         except _TEMPLATE_FAULTS:
             return ""
         return asked[_common_start(asked, told) :]
@@ -143,15 +115,10 @@ class Renderer:
         answers = [position for position, message in enumerate(messages) if message["role"] == "assistant"]
         spans = []
         for position in answers[-1:] if self._train_on == "last_turn" else answers:
-            try:
-                (before,), _ = self._jinja([messages[:position]], chat.tools, prompt=True)
-                (after,), _ = (
-                    ([text], [])
-                    if position + 1 == len(messages)
-                    else self._jinja([messages[: position + 1]], chat.tools)
-                )
-            except _TEMPLATE_FAULTS as error:
-                raise RowError(REFUSED, found=str(error)) from None
+            before, _ = self._jinja.render(messages[:position], chat.tools, prompt=True)
+            after = text
+            if position + 1 < len(messages):
+                after, _ = self._jinja.render(messages[: position + 1], chat.tools)
             spans.append((self._common_length(before, text), self._common_length(after, text)))
         return spans
 

@@ -11,7 +11,7 @@ from lora_studio.data.encode import Encoded
 from lora_studio.data.measures import Measures
 
 
-def write_rows(writer: ArrayWriter, rows: Sequence[Encoded], positions: Sequence[int]) -> None:
+def write_rows(writer: ArrayWriter, rows: Sequence[Encoded], positions: Sequence[int] | np.ndarray) -> None:
     """Appends rows; `positions` are their places among the records."""
     count = len(rows)
     sizes = np.fromiter((len(row.ids) for row in rows), np.int64, count)

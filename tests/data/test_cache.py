@@ -29,7 +29,7 @@ def _work(file, tokenizer, folder, **settings):
 
 def test_a_second_start_reads_and_encodes_nothing(file, tokenizer, tmp_path):
     first, phases = _work(file, tokenizer, tmp_path)
-    assert phases == {"read", "convert", "encode"}
+    assert phases == {"read", "encode"}
     again, phases = _work(file, tokenizer, tmp_path)
     assert not phases
     assert [*again.train, *again.validation] == [*first.train, *first.validation]
@@ -56,7 +56,7 @@ def test_whatever_changes_the_tokens_makes_a_new_entry(file, tokenizer, unmarked
         assert "encode" in _work(file, tokenizer, tmp_path, **changed)[1]
     assert "encode" in _work(file, unmarked_tokenizer, tmp_path)[1]
     monkeypatch.setattr(parts, "code_version", lambda: "other")
-    assert _work(file, tokenizer, tmp_path)[1] == {"read", "convert", "encode"}
+    assert _work(file, tokenizer, tmp_path)[1] == {"read", "encode"}
 
 
 def test_a_changed_file_is_never_answered_from_the_cache(file, tokenizer, tmp_path):
@@ -92,7 +92,7 @@ def test_work_that_is_cancelled_leaves_no_entry(file, tokenizer, tmp_path):
     with pytest.raises(InterruptedError):
         prepare(file, tokenizer, cache_folder=tmp_path, on_progress=stop)
     assert not list(tmp_path.glob(".making-*"))
-    assert _work(file, tokenizer, tmp_path)[1] == {"convert", "encode"}
+    assert _work(file, tokenizer, tmp_path)[1] == {"encode"}
 
 
 def _fill(cache, key, size):
