@@ -159,6 +159,14 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True, slots=True)
+class Extended:
+    """The run is to make `epochs` more than its config says; written between two of its workers, by who starts it."""
+
+    time: float
+    epochs: float
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """Something that does not end the run but that a person should know."""
 
@@ -190,6 +198,7 @@ Event = (
     | QuestionsAsked
     | QuestionsAnswered
     | CheckpointSaved
+    | Extended
     | Warned
     | Finished
 )
@@ -207,6 +216,7 @@ _TYPES: dict[str, type] = {
         QuestionsAsked,
         QuestionsAnswered,
         CheckpointSaved,
+        Extended,
         Warned,
         Finished,
     )
@@ -276,6 +286,7 @@ class RunState:
     step: int = 0
     total_steps: int = 0
     epoch: float = 0.0
+    extra_epochs: float = 0.0
     data: DataPrepared | None = None
     model: ModelLoaded | None = None
     memory: MemoryEstimated | None = None
@@ -335,6 +346,8 @@ def _apply(state: RunState, event: Event) -> None:
                 state.pauses.append((state.last_event, event.time))
             state.phase, state.phase_started, state.phase_unit = event.phase, event.time, event.unit
             state.phase_done, state.phase_total = 0, event.total
+            if event.phase == "train" and event.total:
+                state.total_steps = event.total
         case Progress():
             state.phase_done, state.phase_total = event.done, event.total
         case DataPrepared():
@@ -356,6 +369,8 @@ def _apply(state: RunState, event: Event) -> None:
             state.answers.append(event)
         case CheckpointSaved():
             state.checkpoints = [item for item in state.checkpoints if item.name != event.name] + [event]
+        case Extended():
+            state.extra_epochs += event.epochs
         case Warned():
             state.warnings.append(event.message)
         case Finished():

@@ -177,6 +177,7 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
+        self._known: dict[str, tuple[int, str, RunFolder]] = {}
         for folder in (self.runs_folder, self.uploads_folder, self.logs_folder, self.drafts_folder):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -250,25 +251,32 @@ class Workspace:
 
     def run(self, run_id: str) -> RunFolder:
         """The run of that id, of the only id that begins so, or the newest for "last"; StudioError where none is."""
+        if self._dated(run_id) is not None:
+            return RunFolder(self.runs_folder / run_id)
         runs = self.runs()
         if run_id == "last" and runs:
             return runs[0]
-        matches = [run for run in runs if run.id == run_id] or [
-            run for run in runs if run_id and run.id.startswith(run_id)
-        ]
+        matches = [run for run in runs if run_id and run.id.startswith(run_id)]
         if len(matches) == 1:
             return matches[0]
         found = "several runs begin so" if matches else "there is no such run"
         raise StudioError(f"Run {run_id!r}: {found}.", "`lora_studio runs list` shows every run's id.")
 
     def runs(self) -> list[RunFolder]:
-        """Every run, newest first."""
-        found = []
-        for path in self.runs_folder.iterdir():
-            run = RunFolder(path)
-            if not path.name.startswith(".") and run.facts.is_file():
-                found.append((run.facts.stat().st_mtime_ns, run.id, run))
-        return [run for _, _, run in sorted(found, key=lambda item: item[:2], reverse=True)]
+        """Every run, newest first. Only folders not seen before are looked into: what dates a run is written once."""
+        names = {name: self._known.get(name) or self._dated(name) for name in os.listdir(self.runs_folder)}
+        self._known = {name: dated for name, dated in names.items() if dated is not None}
+        return [run for _, _, run in sorted(self._known.values(), key=lambda item: item[:2], reverse=True)]
+
+    def _dated(self, name: str) -> tuple[int, str, RunFolder] | None:
+        """When the run of that very name was made, its id and its folder; None where it is no run."""
+        run = RunFolder(self.runs_folder / name)
+        if run.id != name or name.startswith("."):
+            return None
+        try:
+            return run.facts.stat().st_mtime_ns, name, run
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def delete_run(self, run_id: str) -> None:
         """Removes a run's folder: first out of sight by a rename, so that no half run is ever listed."""

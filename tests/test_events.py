@@ -5,6 +5,7 @@ import math
 from lora_studio.events import (
     CheckpointSaved,
     Evaluated,
+    Extended,
     Finished,
     PhaseStarted,
     Progress,
@@ -32,6 +33,7 @@ def test_every_event_comes_back_from_its_line() -> None:
         QuestionsAsked(4.1, ["Who?"], ["Ahab"], ["nan"], [False]),
         QuestionsAnswered(4.2, 1, 0.1, ["Ahab"], [True]),
         CheckpointSaved(5.0, 1, "checkpoint-1", 0.9),
+        Extended(5.5, 2.0),
         Finished(6.0, "done", 10),
     ]
     assert [from_line(to_line(event)) for event in events] == events
@@ -80,6 +82,12 @@ def test_a_resumed_run_forgets_what_lies_behind_its_checkpoint() -> None:
     state = fold([*first, RunStarted(5.0, 2, "cpu", "float32", resumed_from_step=2), step(3, loss=0.5)])
     assert [(item.step, item.loss) for item in state.steps] == [(1, 1.0), (2, 1.0), (3, 0.5)]
     assert state.state == "running"
+
+
+def test_more_epochs_add_up_over_resumes() -> None:
+    more = [Extended(5.0, 2.0), RunStarted(6.0, 2, "cpu", "float32", 3), PhaseStarted(7.0, "train", 20, "steps")]
+    state = fold([RunStarted(0.0, 1, "cpu", "float32"), step(3), Finished(4.0, "done", 3), *more, Extended(8.0, 0.5)])
+    assert (state.extra_epochs, state.total_steps, state.state) == (2.5, 20, "running")
 
 
 def test_the_best_evaluation_is_the_one_with_the_lowest_loss() -> None:

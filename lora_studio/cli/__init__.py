@@ -16,6 +16,11 @@ from lora_studio.workspace import Workspace
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
 # Commands whose flags are made from the schema, which takes a moment to import.
+RUN_ACTIONS = ("list", "show", "stop", "cancel", "resume", "delete", "queue", "up", "down")
+ABOUT_ACTIONS = (
+    "stop saves a checkpoint and ends; cancel ends at once and keeps only the checkpoints that are there; resume goes "
+    "on after either; queue lists the runs that wait, up and down move one of them"
+)
 WITH_SETTINGS = ("train", "check", "inspect", "chat")
 
 
@@ -39,6 +44,8 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     train = add("train", "train an adapter and follow the run; Ctrl-C stops and saves it", output)
     train.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file or a preset; the defaults without")
     train.add_argument("--resume", metavar="RUN", help="go on with a stopped or failed run")
+    extra = "with --resume: train so many epochs more, also when the run is done"
+    train.add_argument("--extra-epochs", type=float, metavar="N", default=0.0, help=extra)
     inspect = add("inspect", "show how a data file is read, cut and trained on", output)
     inspect.add_argument("data", metavar="DATA", help="a file or the name of a shipped data set")
     inspect.add_argument("--model", metavar="M", default="demo", help="whose tokenizer and template (default: demo)")
@@ -55,8 +62,8 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     chat.add_argument("--compare", action="store_true", help="let the base answer as well")
     chat.add_argument("--prompt", metavar="TEXT", help="ask this one thing and end")
     chat.add_argument("--system", metavar="TEXT", help="system prompt (default: the one trained with)")
-    runs = add("runs", "list, show, stop, resume or delete runs", output)
-    runs.add_argument("action", nargs="?", choices=("list", "show", "stop", "resume", "delete"), default="list")
+    runs = add("runs", "list, show, stop, cancel, resume or delete runs, and move them in the queue", output)
+    runs.add_argument("action", nargs="?", choices=RUN_ACTIONS, default="list", help=ABOUT_ACTIONS)
     runs.add_argument("run", nargs="?", metavar="RUN", help='an id, its beginning, or "last"')
     presets = add("presets", "list the presets or show one", output)
     presets.add_argument("action", nargs="?", choices=("list", "show"), default="list")

@@ -1,4 +1,4 @@
-"""`runs`: lists, shows, stops, resumes and deletes runs, also those that the page started."""
+"""`runs`: lists, shows, stops, cancels, resumes and deletes runs, also those that the page started, and the queue."""
 
 import argparse
 import dataclasses
@@ -18,11 +18,18 @@ def runs(workspace: Workspace, given: argparse.Namespace) -> int:
     supervisor = Supervisor(workspace)
     if given.action == "list":
         return _list(supervisor, given.json)
+    if given.action == "queue":
+        return _queue(supervisor, given.json)
     if given.run is None:
         raise StudioError(f"Which run is to be used for `runs {given.action}`?", "Give its id, or `last`.")
     run = workspace.run(given.run)
     if given.action == "stop":
         _stop(supervisor, run.id)
+    elif given.action == "cancel":
+        _cancel(supervisor, run.id)
+    elif given.action in ("up", "down"):
+        supervisor.move(run.id, -1 if given.action == "up" else 1)
+        return _queue(supervisor, given.json)
     elif given.action == "resume":
         supervisor.resume(run.id)
         say("Resumed. It goes on in the background: `lora_studio runs list` shows how far it is.")
@@ -61,6 +68,23 @@ def _list(supervisor: Supervisor, as_json: bool) -> int:
     return 0
 
 
+def _queue(supervisor: Supervisor, as_json: bool) -> int:
+    """The runs that wait, the next one first."""
+    titles = {state.id: state.title for state in supervisor.runs()}
+    waiting = [(entry, titles.get(entry.run, "")) for entry in supervisor.waiting()]
+    if as_json:
+        print_json({"running": supervisor.busy(), "queue": [entry.run for entry, _ in waiting]})
+    elif not waiting:
+        say("No run waits. One that is started while another trains is put into the queue.")
+    else:
+        rows = [
+            (place, entry.run, title, "goes on" if entry.resume else "begins")
+            for place, (entry, title) in enumerate(waiting, start=1)
+        ]
+        print(table(("place", "run", "name", "what it does"), rows))
+    return 0
+
+
 def _row(state: RunState) -> dict[str, Any]:
     return {
         "run": state.id,
@@ -77,8 +101,7 @@ def _row(state: RunState) -> dict[str, Any]:
 
 def _facts(state: RunState) -> dict[str, Any]:
     """Everything known of a run but its many logged steps, of which the last stands for all."""
-    facts = dataclasses.asdict(state)
-    facts["steps"] = [dataclasses.asdict(step) for step in state.steps[-1:]]
+    facts = dataclasses.asdict(dataclasses.replace(state, steps=state.steps[-1:]))
     return {"run": facts.pop("id"), **facts}
 
 
@@ -99,6 +122,18 @@ def _describe(state: RunState) -> str:
         lines.append(f"took        {duration(state.seconds)}")
     lines += [text for text in (state.message, state.hint) if text]
     return "\n".join(lines)
+
+
+def _cancel(supervisor: Supervisor, run_id: str) -> None:
+    """Ends the run at once and says what is left of it."""
+    if supervisor.state(run_id).final:
+        say(f"Run {run_id} has ended already.")
+        return
+    supervisor.cancel(run_id)
+    while not (state := supervisor.state(run_id)).final:
+        time.sleep(0.05)
+    kept = f"{state.checkpoints[-1].name} is the last that is kept." if state.checkpoints else "It has no checkpoint."
+    say(f"Cancelled run {run_id}: nothing more was saved. {kept}")
 
 
 def _stop(supervisor: Supervisor, run_id: str) -> None:

@@ -31,12 +31,17 @@ def train(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -
     supervisor = Supervisor(workspace)
     settings = overrides(given, unknown)
     if given.resume is None:
+        if given.extra_epochs:
+            raise StudioError("Extra epochs are for a run that goes on.", "Name it with --resume RUN.")
         run_id = supervisor.launch(resolve(given.config, settings, workspace))
     elif given.config is None and not settings:
         run_id = workspace.run(given.resume).id
-        supervisor.resume(run_id)
+        supervisor.resume(run_id, given.extra_epochs)
     else:
-        raise StudioError("A resumed run keeps its settings.", "Leave the config and the settings out.")
+        raise StudioError(
+            "A resumed run keeps its settings.",
+            "Leave the config and the settings out; for new ones start a run with --model.adapter_name_or_path RUN.",
+        )
     return follow_to_end(supervisor, workspace.run(run_id), given.json)
 
 
@@ -73,7 +78,7 @@ def _wait(supervisor: Supervisor, run: RunFolder, narrator: "Narrator") -> RunSt
                 say("Stopping: the step ends, then the run is saved. Ctrl-C again ends it at once.")
                 supervisor.stop(run.id)
             else:
-                supervisor.kill(run.id)
+                supervisor.cancel(run.id)
 
 
 def _wait_for_exit(supervisor: Supervisor, run: RunFolder) -> None:

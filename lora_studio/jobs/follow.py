@@ -3,7 +3,9 @@
 It only reads. What it adds to the fold of the events is what a dead worker can't say itself.
 """
 
+import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from lora_studio.workspace import RunFolder
 
 # A run folder is made a moment before it stands in the queue; another process must not call it lost in between.
 _BIRTH_SECONDS = 10.0
+_FULL_BYTES = 1 << 20
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 ExitCode = Callable[[Worker], int | None]
@@ -45,18 +48,21 @@ class Follower:
         facts = run.read_facts()
         self._folded = RunState(id=run.id, title=facts["title"], created=facts["created"])
         self._offset = 0
+        self._watched = (str(run.worker), str(run.events), str(run.checkpoints))
         self._signature: tuple[object, ...] = ()
+        self._waiting = False
+        self._exit_code: ExitCode = lambda _: None
+        self._state: RunState | None = None
         self.worker: Worker | None = None
         self.alive = False
         self.ended = False
         self.revision = 0
-        self.state = self._folded
 
     def refresh(self, waiting: bool, exit_code: ExitCode) -> bool:
-        """Brings `state` up to date and says whether it changed; `waiting` means that the run stands in the queue."""
-        files = (_signature(self.run.events), _signature(self.run.worker))
+        """Reads what is new and says whether anything is; `waiting` means that the run stands in the queue."""
+        files = tuple(map(_signature, self._watched))
         alive = self.alive
-        if self.alive or files[1:] != self._signature[1:2]:
+        if self.alive or files[:1] != self._signature[:1]:
             self.worker = read_worker(self.run)
             alive = find(self.run) is not None
         unborn = self.worker is None and not self._folded.events and time.time() - self._folded.created < _BIRTH_SECONDS
@@ -67,9 +73,18 @@ class Follower:
         self.alive = alive
         self._read_events()
         self._signature = signature
-        self.state = self._snapshot(waiting or unborn, exit_code)
+        launched = self.worker.launched if self.worker else 0.0
+        self.ended = self._folded.final and (self._folded.finished or 0.0) >= launched
+        self._waiting, self._exit_code, self._state = waiting or unborn, exit_code, None
         self.revision += 1
         return True
+
+    @property
+    def state(self) -> RunState:
+        """The run as of the last `refresh`. Made when it is asked for: most of what changes is never looked at."""
+        if self._state is None:
+            self._state = self._snapshot()
+        return self._state
 
     def _read_events(self) -> None:
         try:
@@ -83,20 +98,20 @@ class Follower:
         lines = whole.decode("utf-8", errors="replace").split("\n")
         fold((event for event in map(from_line, lines) if event is not None), self._folded)
 
-    def _snapshot(self, waiting: bool, exit_code: ExitCode) -> RunState:
-        """The fold, corrected by what is known of the worker's process."""
+    def _snapshot(self) -> RunState:
+        """The fold, corrected by what is known of the worker's process and of checkpoints that were deleted since."""
         folded = self._folded
+        kept = {folder.name for folder in self.run.checkpoint_folders()} if folded.checkpoints else set()
         state = replace(
             folded,
             steps=list(folded.steps),
             evaluations=list(folded.evaluations),
-            checkpoints=list(folded.checkpoints),
+            checkpoints=[item for item in folded.checkpoints if item.name in kept],
             warnings=list(folded.warnings),
             pauses=list(folded.pauses),
         )
         launched = self.worker.launched if self.worker else 0.0
-        self.ended = folded.final and folded.finished is not None and folded.finished >= launched
-        if waiting and (self.ended or not self.alive):
+        if self._waiting and (self.ended or not self.alive):
             state.state, state.finished, state.message, state.hint = "queued", None, "", ""
         elif self.alive and self.worker is not None and not self.ended:
             state.state = "running" if self.worker.stop_asked is None else "stopping"
@@ -105,40 +120,46 @@ class Follower:
                 state.phase, state.phase_started = "start", launched
                 state.phase_done = state.phase_total = 0
         elif not self.ended:
-            self._explain_end(state, exit_code)
+            self._explain_end(state)
         return state
 
-    def _explain_end(self, state: RunState, exit_code: ExitCode) -> None:
+    def _explain_end(self, state: RunState) -> None:
         """What to say of a run whose worker is gone and left no last word."""
         state.finished = state.last_event or state.created
         state.seconds = state.finished - (state.started or state.finished)
+        state.state = "stopped"
+        state.hint = "Resume goes on from the last checkpoint."
+        if not self.run.checkpoint_folders():
+            state.hint = "No checkpoint was saved yet: Resume begins again."
         if self.worker is None:
-            state.state, state.message = "failed", "The run was never started."
-            state.hint = "Resume starts it."
-            return
-        if self.worker.killed is not None:
-            state.state, state.message = "stopped", "The worker did not stop in time and was ended by force."
-            state.hint = "Resume goes on from the last checkpoint."
-            return
-        if self.worker.stop_asked is not None:
-            state.state, state.message = "stopped", "Stopped before the worker was ready to train."
-            state.hint = "Resume starts it again."
-            return
-        code = exit_code(self.worker)
-        state.state = "failed"
-        if code == -signal.SIGKILL:
-            state.message = "The worker was killed: the system does that when memory runs out."
-        elif code is None:
-            state.message = "The worker vanished: it was killed, or the machine ran out of memory or was restarted."
+            state.state, state.message, state.hint = "failed", "The run was never started.", "Resume starts it."
+        elif self.worker.cancelled:
+            state.message = "Cancelled: it was ended at once, and nothing more was saved."
+        elif self.worker.killed is not None:
+            state.message = "The worker did not stop in time and was ended by force."
+        elif self.worker.stop_asked is not None:
+            state.message = "Stopped before the worker was ready to train."
+            if state.steps:
+                state.message = "The worker ended while it was asked to stop."
         else:
-            state.message = f"The worker ended without saying why (exit code {code})."
-        tail = last_lines(self.run.log, 12)
-        state.hint = "Resume goes on from the last checkpoint." + (f" The log ends with:\n{tail}" if tail else "")
+            state.state, state.message = "failed", self._last_word(self._exit_code(self.worker))
+            tail = last_lines(self.run.log, 12)
+            state.hint += f" The log ends with:\n{tail}" if tail else ""
+
+    def _last_word(self, code: int | None) -> str:
+        """Why a worker that said nothing has ended, as far as can be seen from outside."""
+        if shutil.disk_usage(self.run.path).free < _FULL_BYTES:
+            return "The disk is full: the worker could not even write down that it ended."
+        if code == -signal.SIGKILL:
+            return "The worker was killed: the system does that when memory runs out."
+        if code is None:
+            return "The worker vanished: it was killed, or the machine ran out of memory or was restarted."
+        return f"The worker ended without saying why (exit code {code})."
 
 
-def _signature(path: Path) -> tuple[int, int, int] | None:
+def _signature(path: str) -> tuple[int, int, int] | None:
     try:
-        found = path.stat()
+        found = os.stat(path)
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns

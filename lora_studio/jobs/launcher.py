@@ -44,6 +44,7 @@ class Worker:
     launched: float
     stop_asked: float | None = None
     killed: float | None = None
+    cancelled: bool = False
 
 
 def read_worker(run: RunFolder) -> Worker | None:
@@ -86,13 +87,16 @@ def ask_to_stop(run: RunFolder) -> bool:
     return True
 
 
-def kill(run: RunFolder) -> bool:
-    """SIGKILL to the worker and everything it started; False where nothing was left."""
+def kill(run: RunFolder, cancelled: bool = False) -> bool:
+    """SIGKILL to the worker and everything it started; False where nothing was left.
+
+    `cancelled` notes that a person wanted this, and not only an end.
+    """
     worker = read_worker(run)
     if worker is None or not sweepable(worker):
         return False
     if _process(worker):
-        _write(run, replace(worker, killed=time.time()))
+        _write(run, replace(worker, killed=time.time(), cancelled=cancelled))
     try:
         os.killpg(worker.pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -9,38 +9,43 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from lora_studio import __version__
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
-from lora_studio.events import Finished, RunState, to_line
+from lora_studio.events import Event, Extended, Finished, RunState, to_line
 from lora_studio.jobs.follow import Follower, last_lines
 from lora_studio.jobs.launcher import Launcher, ask_to_stop, end_last_line, kill
-from lora_studio.jobs.waiting import Waiting, lock, read_queue, write_queue
+from lora_studio.jobs.waiting import Waiting, lock, moved, read_queue, write_queue
 from lora_studio.parsing import to_yaml
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, shipped_data
 
 _log = logging.getLogger(__name__)
+# In these a worker has nothing to save yet: one that does not hear may be ended without loss.
+_EMPTY_HANDED = ("", "start", "data", "download", "model")
 _RECORDED_VERSIONS = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
 
 
 class Supervisor:
     """Looks after the runs of a workspace. Safe to use from many threads.
 
-    `stop_seconds` is how long a worker may take to save and end before it is ended by force.
+    A worker that was asked to stop is ended by force after `stop_seconds` where it has nothing to save yet, and after
+    `save_seconds` where it trains: a step and a checkpoint of a large model take their time.
     """
 
     def __init__(
         self,
         workspace: Workspace,
         launcher: Launcher | None = None,
-        stop_seconds: float = 20.0,
+        stop_seconds: float = 10.0,
+        save_seconds: float = 120.0,
         tick_seconds: float = 0.3,
     ) -> None:
         self._workspace = workspace
         self._launcher = launcher or Launcher()
-        self._stop_seconds = stop_seconds
+        self._stop_seconds, self._save_seconds = stop_seconds, save_seconds
         self._tick_seconds = tick_seconds
         self._lock = threading.RLock()
         self._followers: dict[str, Follower] = {}
@@ -104,12 +109,15 @@ class Supervisor:
     def runs(self) -> list[RunState]:
         """Every run's state, newest first."""
         with self._lock:
-            self._refresh_all()
-            return [self._followers[run.id].state for run in self._workspace.runs()]
+            return [self._followers[run.id].state for run in self._refresh_all()]
 
     def queue(self) -> list[str]:
         """Ids of the runs that wait for the device, the next one first."""
-        return [entry.run for entry in read_queue(self._workspace)]
+        return [entry.run for entry in self.waiting()]
+
+    def waiting(self) -> list[Waiting]:
+        """The same with what each is to do: begin, or go on, and for how many epochs more."""
+        return read_queue(self._workspace)
 
     def busy(self) -> str | None:
         """Id of the run whose worker holds the device; None where none does."""
@@ -144,32 +152,56 @@ class Supervisor:
             self._enqueue(Waiting(run.id))
         return run.id
 
-    def resume(self, run_id: str) -> None:
-        """Goes on from the run's last checkpoint; from the beginning where there is none yet."""
+    def resume(self, run_id: str, extra_epochs: float = 0.0) -> None:
+        """Goes on from the run's last checkpoint; from the beginning where there is none yet.
+
+        `extra_epochs` are added to those of the run's config, which stays as it was written; a run that is done needs
+        them, for without it has nothing left to do.
+        """
+        if not 0 <= extra_epochs <= 1000:
+            raise StudioError(f"{extra_epochs:g} extra epochs can't be trained.", "Give a number from 0 to 1000.")
         with self._lock, lock(self._workspace):
             follower = self._follow(run_id)
-            if follower.state.state == "done":
-                raise StudioError("This run is complete: there is nothing left to train.", "Start a new run instead.")
-            if not follower.state.final:
-                raise StudioError(f"This run is {follower.state.state} already.", "Wait for it, or stop it first.")
-            self._enqueue(Waiting(follower.run.id, resume=bool(follower.run.checkpoint_folders())))
+            state, saved = follower.state, bool(follower.run.checkpoint_folders())
+            if not state.final:
+                raise StudioError(f"This run is {state.state} already.", "Wait for it, or stop it first.")
+            if state.state == "done" and not extra_epochs:
+                raise StudioError(
+                    "This run is complete: there is nothing left to train.",
+                    "Give it extra epochs, or continue from its adapter in a new run.",
+                )
+            if state.state == "done" and not saved:
+                raise StudioError(
+                    "This run kept no checkpoint, so it can't go on where it ended.",
+                    "Continue from its adapter in a new run instead.",
+                )
+            self._enqueue(Waiting(follower.run.id, saved, extra_epochs))
 
     def stop(self, run_id: str) -> None:
         """Asks the worker to save and end, or takes a waiting run out of the queue; a run that ended stays as it is."""
         with self._lock, lock(self._workspace):
             run = self._workspace.run(run_id)
-            if not self._dequeue(run.id):
+            if not self._take_out(run):
                 ask_to_stop(run)
-            elif not self._followers[run.id].state.events:
-                end_last_line(run.events)
-                with run.events.open("a", encoding="utf-8") as events:
-                    events.write(to_line(Finished(time.time(), "stopped", message="Taken out of the queue.")))
             self._refresh_all()
 
-    def kill(self, run_id: str) -> None:
-        """Ends the worker and all it started at once, without saving."""
-        with self._lock:
-            kill(self._follow(run_id).run)
+    def cancel(self, run_id: str) -> None:
+        """Ends the worker and all it started at once, without saving; checkpoints stay. A waiting run won't start."""
+        with self._lock, lock(self._workspace):
+            run = self._workspace.run(run_id)
+            if not self._take_out(run):
+                kill(run, cancelled=True)
+            self._refresh_all()
+
+    def move(self, run_id: str, places: int) -> None:
+        """Moves a waiting run towards the front of the queue (negative) or its end."""
+        with self._lock, lock(self._workspace):
+            run = self._workspace.run(run_id)
+            entries = read_queue(self._workspace)
+            if run.id not in [entry.run for entry in entries]:
+                raise StudioError(f"Run {run.id} does not wait in the queue.", "Only waiting runs have a place there.")
+            write_queue(self._workspace, moved(entries, run.id, places))
+            self._revision += 1
 
     def delete(self, run_id: str) -> None:
         """Removes the run's folder; a waiting run leaves the queue. Raises `StudioError` while its worker lives."""
@@ -190,6 +222,14 @@ class Supervisor:
     def _enqueue(self, entry: Waiting) -> None:
         write_queue(self._workspace, [*read_queue(self._workspace), entry])
         self._start_next()
+
+    def _take_out(self, run: RunFolder) -> bool:
+        """Takes a waiting run out of the queue; one that was never started says so from now on."""
+        if not self._dequeue(run.id):
+            return False
+        if not self._followers[run.id].state.events:
+            _append(run, Finished(time.time(), "stopped", message="Taken out of the queue."))
+        return True
 
     def _dequeue(self, run_id: str) -> bool:
         entries = read_queue(self._workspace)
@@ -213,7 +253,10 @@ class Supervisor:
         entries = [entry for entry in queued if entry.run in self._followers.keys() - working]
         if entries and not alive:
             head = entries.pop(0)
-            self._launcher.start(self._followers[head.run].run, head.resume)
+            run = self._followers[head.run].run
+            if head.extra_epochs:
+                _append(run, Extended(time.time(), head.extra_epochs))
+            self._launcher.start(run, head.resume)
         if entries != queued:
             write_queue(self._workspace, entries)
         self._refresh_all()
@@ -222,8 +265,10 @@ class Supervisor:
         """Ends workers that were asked to stop long ago."""
         for follower in self._followers.values():
             asked = follower.worker.stop_asked if follower.worker else None
-            if follower.alive and asked is not None and time.time() - asked > self._stop_seconds:
-                kill(follower.run)
+            if follower.alive and asked is not None:
+                patience = self._stop_seconds if follower.state.phase in _EMPTY_HANDED else self._save_seconds
+                if time.time() - asked > patience:
+                    kill(follower.run)
 
     def _follow(self, run_id: str) -> Follower:
         """The up-to-date follower of a run, by id, unique beginning or "last"."""
@@ -231,16 +276,18 @@ class Supervisor:
         self._refresh(run, self.queue())
         return self._followers[run.id]
 
-    def _refresh_all(self) -> None:
-        runs, queued = self._workspace.runs(), self.queue()
+    def _refresh_all(self) -> list[RunFolder]:
+        """Brings every follower up to date and gives the runs, newest first."""
+        runs, queued = self._workspace.runs(), set(self.queue())
         gone = self._followers.keys() - {run.id for run in runs}
         for run_id in gone:
             del self._followers[run_id]
             self._revision += 1
         for run in runs:
             self._refresh(run, queued)
+        return runs
 
-    def _refresh(self, run: RunFolder, queued: list[str]) -> None:
+    def _refresh(self, run: RunFolder, queued: Collection[str]) -> None:
         follower = self._followers.get(run.id)
         if follower is None:
             follower = self._followers[run.id] = Follower(run)
@@ -249,6 +296,13 @@ class Supervisor:
             self._revision += 1
             if was_alive and not follower.alive:
                 kill(run)  # a worker that crashed may have left processes behind
+
+
+def _append(run: RunFolder, event: Event) -> None:
+    """An event that the supervisor adds while the run has no worker."""
+    end_last_line(run.events)
+    with run.events.open("a", encoding="utf-8") as events:
+        events.write(to_line(event))
 
 
 def with_absolute_paths(config: Config) -> Config:

@@ -16,10 +16,11 @@ from lora_studio.workspace import Workspace, write_atomically
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A run in the queue; `resume` goes on from its last checkpoint."""
+    """A run in the queue; `resume` goes on from its last checkpoint, with `extra_epochs` more than it had."""
 
     run: str
     resume: bool = False
+    extra_epochs: float = 0.0
 
 
 @contextmanager
@@ -44,3 +45,11 @@ def read_queue(workspace: Workspace) -> list[Waiting]:
 def write_queue(workspace: Workspace, entries: list[Waiting]) -> None:
     """Replaces the queue. Only inside `lock`."""
     write_atomically(workspace.queue, json.dumps([asdict(entry) for entry in entries]))
+
+
+def moved(entries: list[Waiting], run_id: str, places: int) -> list[Waiting]:
+    """The queue with one run moved towards the front (negative) or the end; at either end it stays."""
+    at = next(place for place, entry in enumerate(entries) if entry.run == run_id)
+    others = [entry for entry in entries if entry.run != run_id]
+    others.insert(max(0, at + places), entries[at])
+    return others

@@ -23,8 +23,8 @@ def supervise(workspace: Workspace) -> Iterator[Supervise]:
     """supervise("steps=40") starts a supervisor whose workers make 40 steps."""
     started: list[Supervisor] = []
 
-    def make(mode: str, stop_seconds: float = 20.0) -> Supervisor:
-        supervisor = Supervisor(workspace, Launcher(fake_command(mode)), stop_seconds, tick_seconds=0.05)
+    def make(mode: str, stop_seconds: float = 20.0, save_seconds: float = 20.0) -> Supervisor:
+        supervisor = Supervisor(workspace, Launcher(fake_command(mode)), stop_seconds, save_seconds, tick_seconds=0.05)
         supervisor.start()
         started.append(supervisor)
         return supervisor

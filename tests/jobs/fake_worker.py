@@ -1,7 +1,8 @@
 """A worker that trains nothing: it writes the events of a run, quickly, in the way that its first argument names.
 
 fake_worker.py steps=40 RUN_FOLDER [--resume]     40 steps, a stop is obeyed
-fake_worker.py deaf RUN_FOLDER                    never obeys a stop
+fake_worker.py deaf RUN_FOLDER                    never obeys a stop, while it trains
+fake_worker.py deaf-early RUN_FOLDER              never obeys a stop, while it prepares data
 fake_worker.py crash RUN_FOLDER                   ends without a last word
 fake_worker.py wrong RUN_FOLDER                   reports wrong input and ends with exit code 2
 """
@@ -31,7 +32,7 @@ class FakeWorker:
     def __init__(self, mode: str, run: RunFolder, resume: bool) -> None:
         self.mode, self.run, self.stopping = mode, run, False
         self.first = len(run.checkpoint_folders()) if resume else 0
-        signal.signal(signal.SIGTERM, self.obey if mode != "deaf" else signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self.obey if not mode.startswith("deaf") else signal.SIG_IGN)
 
     def obey(self, number: int, frame: object) -> None:
         self.stopping = True
@@ -49,6 +50,9 @@ class FakeWorker:
         if self.mode == "deaf":
             helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
             (self.run.path / "helper.pid").write_text(str(helper.pid))
+        if self.mode == "deaf-early":
+            self.emit(PhaseStarted(time.time(), "data"))
+            time.sleep(60)
         total = int(self.mode.partition("=")[2] or 1000)
         self.emit(PhaseStarted(time.time(), "train", total, "steps"))
         step = self.first

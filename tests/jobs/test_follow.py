@@ -2,15 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from lora_studio.events import Finished, PhaseStarted, RunStarted, StepLogged, to_line
+from lora_studio.events import CheckpointSaved, Finished, PhaseStarted, RunStarted, StepLogged, to_line
 from lora_studio.jobs.follow import Follower, last_lines
 from lora_studio.jobs.launcher import Worker, ask_to_stop, end_last_line, find, kill, read_worker
 from lora_studio.workspace import RunFolder, Workspace
@@ -170,3 +172,37 @@ def test_a_run_to_be_resumed_waits_also_while_its_last_worker_is_still_ending(ru
     assert follower.state.state == "stopped"
     refresh(follower, waiting=True)
     assert follower.state.state == "queued"
+
+
+def test_a_checkpoint_that_was_deleted_is_no_longer_offered(run: RunFolder) -> None:
+    be_the_worker(run, os.getpid())
+    for number in (1, 2):
+        folder = run.checkpoints / f"checkpoint-{number}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text("{}")
+        append(run, to_line(CheckpointSaved(time.time(), number, folder.name)))
+    follower = Follower(run)
+    refresh(follower)
+    assert [item.step for item in follower.state.checkpoints] == [1, 2]
+    shutil.rmtree(run.checkpoints / "checkpoint-1")
+    assert refresh(follower)
+    assert [item.step for item in follower.state.checkpoints] == [2]
+
+
+def test_a_worker_that_died_on_a_full_disk_is_said_to_have(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    run.worker.write_text(json.dumps({"pid": 2**22 + 1, "started": 1.0, "launched": 2.0}))
+    follower = Follower(run)
+    refresh(follower)
+    assert (follower.state.state, follower.state.message[:17]) == ("failed", "The disk is full:")
+
+
+def test_a_settled_run_is_not_read_again(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.worker.write_text(json.dumps({"pid": 2**22 + 1, "started": 1.0, "launched": 2.0}))
+    append(run, to_line(Finished(time.time(), "done", 1)))
+    follower = Follower(run)
+    refresh(follower)
+    monkeypatch.setattr("lora_studio.jobs.follow.read_worker", lambda run: pytest.fail("read again"))
+    monkeypatch.setattr(Follower, "_read_events", lambda self: pytest.fail("read again"))
+    assert not refresh(follower)
+    assert follower.state is follower.state

@@ -1,6 +1,7 @@
 """Runs are started one at a time, followed, stopped, queued and found again, with workers that train nothing."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,27 @@ def test_many_starts_at_once_start_one_worker(supervise: Supervise, workspace: W
     assert len(supervisors[0].queue()) == 5
 
 
+def test_starts_from_several_processes_at_once_start_one_worker(supervise: Supervise, workspace: Workspace) -> None:
+    program = (
+        "import sys; from lora_studio.config import Config; from lora_studio.jobs.launcher import Launcher\n"
+        "from lora_studio.jobs.supervisor import Supervisor; from lora_studio.workspace import Workspace\n"
+        f"supervisor = Supervisor(Workspace.find({str(workspace.root)!r}), Launcher({fake_command('steps=1000')!r}))\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "for _ in range(4): supervisor.launch(Config())\n"
+    )
+    command = [sys.executable, "-c", program]
+    parents = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for parent in parents:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+    for parent in parents:
+        parent.communicate("go\n", timeout=30)
+    assert [parent.returncode for parent in parents] == [0, 0, 0]
+    alive = [run.id for run in workspace.runs() if find(run)]
+    assert (len(workspace.runs()), len(alive)) == (12, 1)
+    assert sorted([*supervise("steps=1000").queue(), *alive]) == sorted(run.id for run in workspace.runs())
+
+
 def test_stop_ends_a_run_and_keeps_what_it_saved(supervise: Supervise, workspace: Workspace) -> None:
     supervisor = supervise("steps=1000")
     run_id = supervisor.launch(Config())
@@ -119,16 +141,96 @@ def test_a_stopped_run_resumes_from_its_checkpoint_as_the_same_run(supervise: Su
         supervisor.resume(run_id)
 
 
-def test_a_complete_run_is_not_resumed(supervise: Supervise) -> None:
-    supervisor = supervise("steps=1")
+def test_a_complete_run_is_resumed_only_for_more_epochs(supervise: Supervise) -> None:
+    supervisor = supervise("steps=2")
     run_id = supervisor.launch(Config())
-    wait_until(lambda: supervisor.state(run_id).final)
+    wait_until(lambda: supervisor.state(run_id).final and supervisor.busy() is None)
     with pytest.raises(StudioError, match="complete"):
         supervisor.resume(run_id)
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(StudioError, match="extra epochs"):
+            supervisor.resume(run_id, wrong)
+    supervisor.resume(run_id, extra_epochs=2)
+    wait_until(lambda: "--resume" in supervisor.log(run_id) and supervisor.state(run_id).final)
+    assert supervisor.state(run_id).extra_epochs == 2
+
+
+def test_a_complete_run_without_a_checkpoint_can_not_go_on_and_says_what_can(
+    supervise: Supervise, workspace: Workspace
+) -> None:
+    supervisor = supervise("steps=1")
+    run_id = supervisor.launch(Config())
+    wait_until(lambda: supervisor.state(run_id).final and supervisor.busy() is None)
+    shutil.rmtree(workspace.run(run_id).checkpoints)
+    with pytest.raises(StudioError, match="kept no checkpoint") as raised:
+        supervisor.resume(run_id, extra_epochs=1)
+    assert "Continue from its adapter" in raised.value.hint
+
+
+def test_extra_epochs_count_from_the_start_on_and_stay_with_the_run(supervise: Supervise) -> None:
+    supervisor = supervise("steps=1000")
+    going, run_id = supervisor.launch(Config()), supervisor.launch(Config())
+    supervisor.stop(run_id)
+    supervisor.resume(run_id, extra_epochs=2)
+    assert supervisor.waiting()[0].extra_epochs == 2
+    supervisor.stop(run_id)
+    assert (supervisor.state(run_id).state, supervisor.state(run_id).extra_epochs) == ("stopped", 0)
+    supervisor.resume(run_id, extra_epochs=2)
+    supervisor.cancel(going)
+    wait_until(lambda: supervisor.state(run_id).step >= 1)
+    supervisor.cancel(run_id)
+    wait_until(lambda: supervisor.state(run_id).final)
+    supervisor.resume(run_id)
+    wait_until(lambda: supervisor.log(run_id).count("working with") == 2)
+    assert supervisor.state(run_id).extra_epochs == 2
+
+
+def test_cancel_ends_a_run_at_once_and_says_what_is_left(supervise: Supervise, workspace: Workspace) -> None:
+    supervisor = supervise("deaf")
+    run_id = supervisor.launch(Config())
+    run = workspace.run(run_id)
+    wait_until(lambda: supervisor.state(run_id).step >= 1)
+    helper = int((run.path / "helper.pid").read_text())
+    supervisor.cancel(run_id)
+    wait_until(lambda: supervisor.state(run_id).final, seconds=2)
+    state = supervisor.state(run_id)
+    assert (state.state, state.message) == ("stopped", "Cancelled: it was ended at once, and nothing more was saved.")
+    assert state.hint == "No checkpoint was saved yet: Resume begins again."
+    wait_until(lambda: not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE)
+    supervisor.cancel(run_id)
+    assert supervisor.state(run_id).state == "stopped"
+    supervisor.resume(run_id)
+    wait_until(lambda: supervisor.state(run_id).state == "running")
+
+
+def test_cancelling_a_waiting_run_takes_it_out_of_the_queue(supervise: Supervise) -> None:
+    supervisor = supervise("steps=1000")
+    first, second = supervisor.launch(Config()), supervisor.launch(Config())
+    supervisor.cancel(second)
+    assert (supervisor.queue(), supervisor.state(second).state) == ([], "stopped")
+    assert supervisor.state(first).state == "running"
+
+
+def test_waiting_runs_change_places_and_keep_them_over_a_restart(supervise: Supervise, workspace: Workspace) -> None:
+    supervisor = supervise("steps=1000")
+    first, *waiting = [supervisor.launch(Config()) for _ in range(4)]
+    a, b, c = waiting
+    supervisor.move(c, -1)
+    assert supervisor.queue() == [a, c, b]
+    supervisor.move(c, -5)
+    assert supervisor.queue() == [c, a, b]
+    supervisor.move(c, 1)
+    supervisor.move(b, 1)
+    assert Supervisor(workspace).queue() == [a, c, b]
+    with pytest.raises(StudioError, match="does not wait"):
+        supervisor.move(first, -1)
+    supervisor.cancel(first)
+    wait_until(lambda: supervisor.busy() == a)
+    assert supervisor.queue() == [c, b]
 
 
 def test_a_deaf_worker_is_ended_by_force_with_everything_it_started(supervise: Supervise, workspace: Workspace) -> None:
-    supervisor = supervise("deaf", stop_seconds=0.3)
+    supervisor = supervise("deaf", save_seconds=0.3)
     run_id = supervisor.launch(Config())
     wait_until(lambda: supervisor.state(run_id).step >= 1)
     helper = int((workspace.run(run_id).path / "helper.pid").read_text())
@@ -138,6 +240,25 @@ def test_a_deaf_worker_is_ended_by_force_with_everything_it_started(supervise: S
     assert supervisor.state(run_id).state == "stopped"
     assert "by force" in supervisor.state(run_id).message
     wait_until(lambda: not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_worker_without_anything_to_save_is_given_less_time_to_hear(supervise: Supervise) -> None:
+    supervisor = supervise("deaf-early", stop_seconds=0.3, save_seconds=60)
+    run_id = supervisor.launch(Config())
+    wait_until(lambda: supervisor.state(run_id).phase == "data")
+    supervisor.stop(run_id)
+    wait_until(lambda: supervisor.state(run_id).final)
+    assert "by force" in supervisor.state(run_id).message
+
+
+def test_a_worker_that_trains_is_given_time_to_save(supervise: Supervise) -> None:
+    supervisor = supervise("deaf", stop_seconds=0.1, save_seconds=60)
+    run_id = supervisor.launch(Config())
+    wait_until(lambda: supervisor.state(run_id).step >= 1)
+    supervisor.stop(run_id)
+    step = supervisor.state(run_id).step
+    wait_until(lambda: supervisor.state(run_id).step > step + 20)
+    assert supervisor.state(run_id).state == "stopping"
 
 
 def test_a_worker_that_vanished_is_a_failure_with_its_last_words(supervise: Supervise) -> None:
