@@ -233,7 +233,7 @@ def test_ctrl_c_stops_the_run_and_waits_until_it_is_saved(workspace: Workspace) 
     watching = follower(workspace, "steps=1000")
     until_training(workspace)
     watching.send_signal(signal.SIGINT)
-    out, err = watching.communicate(timeout=10)
+    out, err = watching.communicate(timeout=60)
     assert watching.returncode == 130
     assert last_json(out)["state"] == "stopped"
     assert "Stopping" in err
@@ -247,7 +247,7 @@ def test_a_second_ctrl_c_ends_a_worker_that_does_not_listen(workspace: Workspace
     time.sleep(0.5)
     assert watching.poll() is None
     watching.send_signal(signal.SIGINT)
-    out, _ = watching.communicate(timeout=10)
+    out, _ = watching.communicate(timeout=60)
     assert (watching.returncode, last_json(out)["state"]) == (130, "stopped")
     assert find(workspace.runs()[0]) is None
 
@@ -256,7 +256,7 @@ def test_closing_the_terminal_leaves_the_run_going(workspace: Workspace) -> None
     watching = follower(workspace, "steps=1000")
     until_training(workspace)
     watching.kill()
-    watching.communicate(timeout=10)
+    watching.communicate(timeout=60)
     assert find(workspace.runs()[0]) is not None
 
 

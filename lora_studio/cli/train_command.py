@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lora_studio.cli.flags import overrides
@@ -63,22 +66,36 @@ def follow_to_end(supervisor: Supervisor, run: RunFolder, as_json: bool) -> int:
 
 
 def _wait(supervisor: Supervisor, run: RunFolder, narrator: "Narrator") -> RunState:
-    asked = 0
-    while True:
-        try:
-            while not (state := supervisor.state(run.id)).final:
-                narrator.tell(state)
-                time.sleep(_LOOK_SECONDS)
+    heeded = 0
+    with _interrupts() as asked:
+        while not (state := supervisor.state(run.id)).final:
             narrator.tell(state)
-            _wait_for_exit(supervisor, run)
-            return state
-        except KeyboardInterrupt:
-            asked += 1
-            if asked == 1:
+            if heeded == 0 and asked:
                 say("Stopping: the step ends, then the run is saved. Ctrl-C again ends it at once.")
                 supervisor.stop(run.id)
-            else:
+            elif len(asked) > heeded:
                 supervisor.cancel(run.id)
+            heeded = min(len(asked), heeded + 1)
+            time.sleep(_LOOK_SECONDS)
+        narrator.tell(state)
+        _wait_for_exit(supervisor, run)
+    return state
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that grows with each Ctrl-C, which meanwhile interrupts nothing: the run is to be left in good order.
+
+    Where the shell wants Ctrl-C ignored, as for a command in the background, it stays so.
+    """
+    heard: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _wait_for_exit(supervisor: Supervisor, run: RunFolder) -> None:

@@ -36,7 +36,7 @@ def supervise(workspace: Workspace) -> Iterator[Supervise]:
         kill(run)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Waits for something another process does; fails the test when it takes too long."""
     end = time.monotonic() + seconds
     while not condition():

@@ -192,7 +192,7 @@ def test_cancel_ends_a_run_at_once_and_says_what_is_left(supervise: Supervise, w
     wait_until(lambda: supervisor.state(run_id).step >= 1)
     helper = int((run.path / "helper.pid").read_text())
     supervisor.cancel(run_id)
-    wait_until(lambda: supervisor.state(run_id).final, seconds=2)
+    wait_until(lambda: supervisor.state(run_id).final)
     state = supervisor.state(run_id)
     assert (state.state, state.message) == ("stopped", "Cancelled: it was ended at once, and nothing more was saved.")
     assert state.hint == "No checkpoint was saved yet: Resume begins again."
