@@ -101,12 +101,11 @@ class Follower:
     def _snapshot(self) -> RunState:
         """The fold, corrected by what is known of the worker's process and of checkpoints that were deleted since."""
         folded = self._folded
-        kept = {folder.name for folder in self.run.checkpoint_folders()} if folded.checkpoints else set()
         state = replace(
             folded,
             steps=list(folded.steps),
             evaluations=list(folded.evaluations),
-            checkpoints=[item for item in folded.checkpoints if item.name in kept],
+            checkpoints=[item for item in folded.checkpoints if (self.run.checkpoints / item.name).is_dir()],
             warnings=list(folded.warnings),
             pauses=list(folded.pauses),
         )
