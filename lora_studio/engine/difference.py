@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from lora_studio.data.encode import IGNORED, Example
+from lora_studio.engine.event_log import EventLog
+from lora_studio.events import Warned
 
 MOST_ROWS, MOST_SECONDS, ROWS_AT_ONCE = 200, 20.0, 8
 MOST_SCORES = 1 << 26
@@ -72,6 +74,39 @@ class Difference:
             name: None if value != value or abs(value) == math.inf else value for name, value in asdict(self).items()
         }
         return {**numbers, "moves": self.moves, "sentence": self.sentence(), "rows_sentence": rows}
+
+
+def against_base(
+    model: Any,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    *,
+    log: EventLog,
+    check: Callable[[], None],
+) -> dict[str, Any] | None:
+    """The difference of a model whose training is over, as complete.json holds it; None where it can't be measured.
+
+    Rows that were held out, else a sample of those trained on.
+    """
+    if any(config.bias != "none" for config in model.peft_config.values()):
+        log.emit(
+            Warned(time.time(), "Base and adapter are not measured side by side: the base's own biases were trained.")
+        )
+        return None
+    rows = spread(validation or train)
+    log.phase("compare", len(rows), "rows")
+    try:
+        found = difference(model, rows, base=model.disable_adapter, on_progress=log.progress, check=check)
+    except torch.OutOfMemoryError:
+        log.emit(Warned(time.time(), "Base and adapter are not measured side by side: memory is too little for both."))
+        return None
+    of = (
+        f"{found.rows:,} of {len(validation or train):,}"
+        if found.rows < len(validation or train)
+        else f"all {found.rows:,}"
+    )
+    where = "held-out rows" if validation else "rows that were trained on, as none are held out"
+    return found.to_dict(f"Measured at the {found.tokens:,} trained tokens of {of} {where}.")
 
 
 def spread(rows: Sequence[Example], most: int = MOST_ROWS) -> list[Example]:

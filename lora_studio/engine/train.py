@@ -22,6 +22,7 @@ from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.questions import Question, questions
 from lora_studio.engine.adapters import add_adapter
 from lora_studio.engine.best import RISING, EarlyStopping, value_of
+from lora_studio.engine.difference import against_base
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.gen_eval import GenEval
 from lora_studio.engine.label_metrics import LabelMeter, labelled_rows
@@ -145,7 +146,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         save_where_stopped(trainer, report)
         raise
 
-    # The adapter out, the last measurement, and the words.
+    # The adapter out, the last measurements (base and adapter side by side among them), and the words.
     stop.end_at_once()
     log.phase("save")
     shutil.rmtree(run.adapter, ignore_errors=True)
@@ -177,7 +178,11 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         if trainer.state.best_model_checkpoint
         else None,
     }
-    write_report(run, config, prepared, log.state(), result)
+    with trainer.accelerator.autocast():
+        result["difference"] = against_base(
+            trainer.model, prepared.train, prepared.validation, log=log, check=stop.check
+        )
+    write_report(run, config, prepared, tokenizer, log.state(), result)
     return result
 
 

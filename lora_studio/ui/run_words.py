@@ -24,6 +24,7 @@ PHASES = {
     "train": "training",
     "evaluate": "measuring on the validation rows",
     "save": "saving",
+    "compare": "measuring base and adapter side by side",
 }
 
 
