@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-PHASES = ("start", "data", "model", "train", "evaluate", "save", "compare")
+PHASES = ("start", "data", "download", "model", "train", "evaluate", "save", "compare")
 FINAL_STATES = ("done", "stopped", "failed")
 
 

@@ -74,8 +74,12 @@ def load_model(
     dtype: str = "auto",
     quantization: str = "none",
     attn_implementation: str = "auto",
+    tqdm_class: type | None = None,
 ) -> PreTrainedModel:
-    """The base model on this machine's device, in eval mode. Raises `StudioError` where it can't be had."""
+    """The base model on this machine's device, in eval mode. Raises `StudioError` where it can't be had.
+
+    `tqdm_class` is the progress bar of a download from the Hub.
+    """
     source = checked_source(name)
     config = _read_config(name, source, revision)
     chosen = choose_dtype(dtype)
@@ -97,6 +101,7 @@ def load_model(
             attn_implementation=attention,
             trust_remote_code=False,
             use_safetensors=True,
+            tqdm_class=tqdm_class,
         ).eval()
     except (OSError, ValueError, ImportError) as error:
         if quantization != "none":

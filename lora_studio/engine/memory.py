@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import torch
 
+GIB = 1024**3
 STATUS = Path("/proc/self/status")
 
 
@@ -40,3 +41,8 @@ def _high_water() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def gpu_id() -> str | None:
+    """The driver's id of the GPU that is computed on, by which its tool knows it; None on the CPU."""
+    return f"GPU-{torch.cuda.get_device_properties(0).uuid}" if torch.cuda.is_available() else None

@@ -6,12 +6,14 @@ It also obeys a stop: in training the step is finished and saved, in every other
 import time
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from lora_studio.engine.event_log import EventLog
-from lora_studio.engine.load import memory_bytes
+from lora_studio.engine.memory import GIB, read_memory
 from lora_studio.engine.stopping import Stop
 from lora_studio.events import CheckpointSaved, Evaluated, StepLogged
+from lora_studio.sensors import Sensors
 
 LEAST_POINTS = 20
 # What an evaluation measures beside the loss: the trainer's name, and ours.
@@ -21,6 +23,15 @@ MEASURED = {
     "eval_f1": "f1",
     "eval_unanswered": "unanswered",
 }
+
+# What the trainer's log holds that has a place of its own in the event, or none.
+PLACED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy", "num_tokens", "epoch")
+
+
+def put_trackers_last(trainer: Trainer) -> None:
+    """TensorBoard and the like are told after `Report`, which adds its own numbers to what they are told."""
+    trackers = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
+    trainer.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, trackers))
 
 
 def logging_interval(asked: int, total_steps: int) -> int:
@@ -36,8 +47,9 @@ def logging_interval(asked: int, total_steps: int) -> int:
 class Report(TrainerCallback):
     """Turns what the trainer does into events. `tokens_before` are those of earlier starts of a resumed run."""
 
-    def __init__(self, log: EventLog, stop: Stop, tokens_before: int = 0) -> None:
+    def __init__(self, log: EventLog, stop: Stop, tokens_before: int = 0, sensors: Sensors | None = None) -> None:
         self.log = log
+        self.sensors = sensors or Sensors()
         self.stop = stop
         self.tokens_before = tokens_before
         self.tokens = tokens_before
@@ -92,22 +104,29 @@ class Report(TrainerCallback):
             return
         now = time.monotonic()
         tokens = self.tokens_before + int(logs["num_tokens"])
-        seconds = max(now - self._mark - self._pause, 1e-6)
-        self.log.emit(
-            StepLogged(
-                time=time.time(),
-                step=state.global_step,
-                total_steps=state.max_steps,
-                epoch=state.epoch or 0.0,
-                loss=logs["loss"],
-                learning_rate=logs["learning_rate"],
-                grad_norm=logs.get("grad_norm"),
-                token_accuracy=logs.get("mean_token_accuracy"),
-                tokens=tokens,
-                tokens_per_second=(tokens - self.tokens) / seconds,
-                memory_bytes=memory_bytes(),
-            )
+        memory, device = read_memory(), self.sensors.last
+        point = StepLogged(
+            time=time.time(),
+            step=state.global_step,
+            total_steps=state.max_steps,
+            epoch=state.epoch or 0.0,
+            loss=logs["loss"],
+            learning_rate=logs["learning_rate"],
+            grad_norm=logs.get("grad_norm"),
+            token_accuracy=logs.get("mean_token_accuracy"),
+            tokens=tokens,
+            tokens_per_second=(tokens - self.tokens) / max(now - self._mark - self._pause, 1e-6),
+            memory_bytes=memory.now,
+            entropy=logs.get("entropy"),
+            memory_allocated_bytes=memory.allocated,
+            memory_peak_bytes=memory.peak,
+            memory_available_bytes=memory.available,
+            device_load=device.load,
+            device_celsius=device.celsius,
+            metrics={name: float(value) for name, value in logs.items() if name not in PLACED},
         )
+        self.log.emit(point)
+        logs.update(for_trackers(point))
         self.tokens, self._mark, self._pause = tokens, now, 0.0
 
     def on_prediction_step(
@@ -145,3 +164,15 @@ class Report(TrainerCallback):
         measured = self.last_evaluation
         loss = measured[1] if measured and measured[0] == state.global_step else None
         self.log.emit(CheckpointSaved(time.time(), state.global_step, f"checkpoint-{state.global_step}", loss))
+
+
+def for_trackers(point: StepLogged) -> dict[str, float]:
+    """What we measured of a step beyond the trainer's own numbers, by the names that TensorBoard shows."""
+    numbers = {
+        "tokens_per_second": point.tokens_per_second,
+        "memory_gib": point.memory_bytes / GIB,
+        "memory_peak_gib": point.memory_peak_bytes / GIB,
+        "device_load_percent": point.device_load,
+        "device_celsius": point.device_celsius,
+    }
+    return {name: value for name, value in numbers.items() if value is not None}

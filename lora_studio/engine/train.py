@@ -23,6 +23,7 @@ from lora_studio.data.questions import Question, questions
 from lora_studio.engine.adapters import add_adapter
 from lora_studio.engine.best import RISING, EarlyStopping, value_of
 from lora_studio.engine.difference import against_base
+from lora_studio.engine.download import Download
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.gen_eval import GenEval
 from lora_studio.engine.label_metrics import LabelMeter, labelled_rows
@@ -35,8 +36,9 @@ from lora_studio.engine.load import (
     memory_bytes,
     peak_memory_bytes,
 )
+from lora_studio.engine.memory import gpu_id
 from lora_studio.engine.memory_plan import foresee
-from lora_studio.engine.report import Report, logging_interval
+from lora_studio.engine.report import Report, logging_interval, put_trackers_last
 from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.engine.summary import write_report
 from lora_studio.engine.tokenizer import load_tokenizer
@@ -44,6 +46,7 @@ from lora_studio.engine.trainer import StudioTrainer, as_dataset, save_adapter
 from lora_studio.errors import StudioError
 from lora_studio.events import DataPrepared, Evaluated, ModelLoaded, RunStarted, StepLogged, Warned
 from lora_studio.parsing import parse, read_yaml
+from lora_studio.sensors import Sensors
 from lora_studio.workspace import RunFolder
 
 
@@ -84,6 +87,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         dtype=config.model.dtype,
         quantization=config.model.quantization,
         attn_implementation=config.model.attn_implementation,
+        tqdm_class=Download(log).bar_class(),
     )
     lora = config.lora.model_dump(exclude={"target_modules"})
     model = add_adapter(
@@ -103,7 +107,8 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     # The trainer. Its TensorBoard callback takes the folder from the environment only.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)
     card = studio_card(config, run, dtype, prepared.template.name)
-    report = Report(log, stop, tokens_before=log.state().steps[-1].tokens if log.state().steps else 0)
+    sensors = Sensors(gpu_id())
+    report = Report(log, stop, tokens_before=log.state().steps[-1].tokens if log.state().steps else 0, sensors=sensors)
     ending = early_stopping(config, prepared, log.state().evaluations)
     callbacks: list[TrainerCallback] = [ending] if ending else []
     if asked:
@@ -129,6 +134,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         card=card,
         meter=meter,
     )
+    put_trackers_last(trainer)
     for parameter in model.parameters():
         if parameter.requires_grad:  # trl makes a quantized model's adapter bf16, whose 8 bits lose small updates
             parameter.data = parameter.data.float()
@@ -139,12 +145,15 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         log.emit(Warned(time.time(), message))
 
     # Training. A stop in the middle of an evaluation leaves the trainer by an exception: save what is there.
+    sensors.start()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stop.check()
     except Stopped:
         save_where_stopped(trainer, report)
         raise
+    finally:
+        sensors.close()
 
     # The adapter out, the last measurements (base and adapter side by side among them), and the words.
     stop.end_at_once()
