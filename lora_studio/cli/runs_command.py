@@ -9,6 +9,7 @@ from lora_studio.cli.terminal import age, duration, print_json, say, table
 from lora_studio.cli.train_command import result_of, step_line
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
+from lora_studio.health import Diagnosis, in_words, of_folder
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import Workspace
 
@@ -40,10 +41,11 @@ def runs(workspace: Workspace, given: argparse.Namespace) -> int:
             print_json({"run": run.id, "state": "deleted"})
         return 0
     state = supervisor.state(run.id)
+    health = of_folder(state, run.config, time.time())
     if given.json:
-        print_json(result_of(run, state) if given.action != "show" else _facts(state))
+        print_json(result_of(run, state) if given.action != "show" else _facts(state, health))
     else:
-        print(_describe(state))
+        print(_describe(state, health))
     return 0
 
 
@@ -99,13 +101,13 @@ def _row(state: RunState) -> dict[str, Any]:
     }
 
 
-def _facts(state: RunState) -> dict[str, Any]:
+def _facts(state: RunState, health: list[Diagnosis]) -> dict[str, Any]:
     """Everything known of a run but its many logged steps, of which the last stands for all."""
     facts = dataclasses.asdict(dataclasses.replace(state, steps=state.steps[-1:]))
-    return {"run": facts.pop("id"), **facts}
+    return {"run": facts.pop("id"), **facts, "health": [dataclasses.asdict(found) for found in health]}
 
 
-def _describe(state: RunState) -> str:
+def _describe(state: RunState, health: list[Diagnosis]) -> str:
     lines = [f"{state.id}  {state.title}", f"state       {state.state}, phase {state.phase or '-'}"]
     if state.device:
         lines.append(f"device      {state.device}, {state.dtype}")
@@ -120,6 +122,7 @@ def _describe(state: RunState) -> str:
         lines.append(f"checkpoints {', '.join(item.name for item in state.checkpoints)}")
     if state.final:
         lines.append(f"took        {duration(state.seconds)}")
+    lines += [f"health      {in_words(found)}" for found in health]
     lines += [text for text in (state.message, state.hint) if text]
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from lora_studio.config import Config
 from lora_studio.data.dataset import Prepared
 from lora_studio.events import RunState
+from lora_studio.health import diagnose, in_words
 from lora_studio.settings import flatten
 from lora_studio.workspace import RunFolder, bytes_in, write_atomically
 
@@ -60,6 +61,7 @@ def write_report(
         *_tokenizer(config, prepared, tokenizer),
         *_training(config),
         *_results(state, result),
+        *_health(state, config),
         *_cost(state, result, facts),
         *_files(run),
         *_settings(config),
@@ -165,6 +167,12 @@ def _results(state: RunState, result: Mapping[str, Any]) -> list[str]:
         points = [(f"{item.step:,}", f"{item.epoch:.2f}", number(item.loss)) for item in state.evaluations]
         lines += ["### Evaluations", "", *table(("step", "epoch", "validation loss"), points), ""]
     return lines
+
+
+def _health(state: RunState, config: Config) -> list[str]:
+    """What was wrong with the run, and what helps; no section where nothing was."""
+    found = diagnose(state, config, time.time())
+    return ["## Health", "", *(f"- {prose(in_words(item))}" for item in found), ""] if found else []
 
 
 def _cost(state: RunState, result: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:

@@ -28,7 +28,8 @@ class Studio:
 class Shared:
     """Components through which one tab hands something to another.
 
-    `data` holds what was chosen on the data tab, as (when, settings by path), so that choosing the same again counts;
+    `data` holds settings that another tab puts into the train tab's form, as (when, settings by path), so that choosing
+    the same again counts;
     `run` holds the id of the run looked at.
     A tab sets one of them and `tabs` in the same event; the other tab listens to its `change`.
     """

@@ -146,6 +146,14 @@ h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 .run-head .now { margin: 2px 0; } .run-head .bar + .id { margin-top: 6px; }
 .run-head .id { color: var(--body-text-color-subdued); font-size: 12px; font-family: var(--font-mono);
   overflow-wrap: anywhere; }
+ul.health { list-style: none; margin: 0; padding: 0; display: grid; gap: 8px; }
+.health li { border-left: 3px solid var(--warn); background: var(--soft); border-radius: 4px; padding: 9px 12px;
+  color: var(--body-text-color); display: grid; gap: 3px; margin: 0; overflow-wrap: anywhere; }
+.health li.error { border-color: var(--bad); }
+.health small { color: var(--body-text-color-subdued); font-size: 12px; }
+.health button { justify-self: start; border: 1px solid var(--line); border-radius: 6px; padding: 4px 12px;
+  background: var(--block-background-fill); color: var(--body-text-color); cursor: pointer; margin-top: 4px; }
+.health button:hover { border-color: var(--busy); }
 .chart { width: 100%; min-height: 420px; }
 .chart-controls { align-items: stretch !important; gap: 0 16px !important; font-size: 13px; }
 .chart-controls .block { border: 0 !important; background: transparent !important; padding: 4px 0 !important; }

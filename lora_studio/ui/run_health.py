@@ -1,0 +1,88 @@
+"""What is wrong with a run, on the runs tab: a short list, each entry with what mends it and a button that applies it.
+
+The button fills the train tab's form with the run's own settings and the change; nothing starts by itself.
+"""
+
+import time
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.errors import StudioError
+from lora_studio.health import Diagnosis, of_folder
+from lora_studio.parsing import parse, read_yaml
+from lora_studio.settings import flatten
+from lora_studio.ui import form, text
+from lora_studio.ui.run_section import QUIET, Look
+from lora_studio.ui.studio import Shared, Studio
+
+_CLICK = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-apply]');
+  if (button) trigger('click', {name: button.dataset.apply});
+});
+"""
+_LOOK_SECONDS = 5  # a silence grows without any event
+WORDS = {"error": "Serious", "warning": "Look at this"}
+
+
+def build(studio: Studio, shared: Shared) -> dict[str, Any]:
+    """The list; a click on a button goes to the train tab."""
+    found = gr.HTML(js_on_load=_CLICK, elem_id="run-health", visible=False)
+
+    def apply(event: gr.EventData, run_id: str) -> tuple[Any, Any]:
+        values = changed(studio, run_id, event.name)
+        if values is None:
+            return gr.skip(), gr.skip()
+        return (time.time(), values), gr.Tabs(selected="train")
+
+    found.click(apply, shared.run, [shared.data, shared.tabs], **QUIET)
+    return {"found": found}
+
+
+def stamp(look: Look) -> Hashable:
+    return look.mark, int(look.now / _LOOK_SECONDS) if look.run.state == "running" else None
+
+
+def view(look: Look) -> dict[str, Any]:
+    found = of_folder(look.run, look.folder.config, look.now)
+    return {"found": listed(found) if found else None}
+
+
+def changed(studio: Studio, run_id: str, name: str) -> dict[str, Any] | None:
+    """The run's settings with the change of a diagnosis, by path; None where the run or the trouble is gone."""
+    try:
+        run, folder = studio.supervisor.state(run_id), studio.workspace.run(run_id)
+    except StudioError:
+        return None
+    for found in of_folder(run, folder.config, time.time()):
+        if found.name == name:
+            return {**flatten(parse(read_yaml(folder.config))), **found.settings}
+    return None
+
+
+def listed(found: Sequence[Diagnosis]) -> str:
+    """The list as markup."""
+    return f'<ul class="health" aria-label="Health of the run">{"".join(map(_entry, found))}</ul>'
+
+
+def _entry(found: Diagnosis) -> str:
+    changes = ", ".join(f"{form.title_of(path)}: {_shown(value)}" for path, value in found.settings.items())
+    button = (
+        f'<button type="button" data-apply="{text.escape(found.name)}" title="{text.escape(changes)}">'
+        "Apply to a new run</button>"
+        if changes
+        else ""
+    )
+    detail = f'<small class="changes">{text.escape(changes)}</small>' if changes else ""
+    return (
+        f'<li class="{text.escape(found.severity)}"><b>{WORDS[found.severity]}: {text.escape(found.finding)}</b>'
+        f"<span>{text.escape(found.cause)} {text.escape(found.cure)}</span>{detail}{button}</li>"
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
