@@ -12,7 +12,7 @@ from typing import Any
 from lora_studio.activations import Arithmetic, fixed_bytes, layer_bytes, working_bytes
 from lora_studio.architecture import Architecture
 from lora_studio.config import Config
-from lora_studio.lora_size import Adapter, adapter
+from lora_studio.lora_size import Adapter, adapter, names
 from lora_studio.parsing import merge, nest, parse
 
 MIB = 1024**2
@@ -102,7 +102,14 @@ def estimate(config: Config, model: Architecture, device: str, longest: int | No
 def trained_adapter(config: Config, model: Architecture) -> Adapter:
     """The adapter that a config asks for, on this model."""
     lora = config.lora
-    return adapter(model, r=lora.r, target_modules=lora.target_modules, bias=lora.bias, use_dora=lora.use_dora)
+    return adapter(
+        model,
+        r=lora.r,
+        target_modules=lora.target_modules,
+        bias=lora.bias,
+        use_dora=lora.use_dora,
+        modules_to_save=names(lora.modules_to_save or ""),
+    )
 
 
 def weight_width(config: Config, device: str) -> int:

@@ -62,12 +62,13 @@ class DataPrepared:
 
 @dataclass(frozen=True, slots=True)
 class ModelLoaded:
-    """The base with its fresh adapter is in memory."""
+    """The base with its fresh adapter is in memory; `attention` says which one was taken, and why."""
 
     time: float
     parameters: int
     trainable_parameters: int
     memory_bytes: int
+    attention: str = ""
 
 
 @dataclass(frozen=True, slots=True)

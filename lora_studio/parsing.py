@@ -1,11 +1,11 @@
 """From a mapping or a YAML file to a checked config, and back; every problem is told at once.
 
-What the settings are stands in config.py; this module only reads, explains and writes them.
+What the settings are stands in config.py, which of them can't go together in conflicts.py; this module only reads,
+explains and writes them.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,9 @@ import yaml
 from pydantic import ValidationError
 
 from lora_studio.config import Config
+from lora_studio.conflicts import Problem, contradictions
 from lora_studio.errors import StudioError
 from lora_studio.settings import settings
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong with a config: where, what, and what was found there."""
-
-    path: str
-    message: str
-    found: Any = None
-
-    def __str__(self) -> str:
-        found = "" if self.found is None else f" (found {self.found!r})"
-        return f"{self.path}: {self.message}{found}"
 
 
 class ConfigError(StudioError):
@@ -75,7 +63,7 @@ def parse(values: Mapping[str, Any]) -> Config:
             both = f"{earlier.message}, or {problem.message}" if earlier else problem.message
             found[problem.path] = Problem(problem.path, both, problem.found)
         raise ConfigError(list(found.values())) from None
-    problems = list(_contradictions(config))
+    problems = list(contradictions(config))
     if problems:
         raise ConfigError(problems)
     return config
@@ -100,51 +88,6 @@ def _explain(item: Any) -> Problem:
         path = ".".join(location)
     plain = _PLAIN.get(item["type"], item["msg"])
     return Problem(path, plain.format(**item.get("ctx", {})), item["input"])
-
-
-def _contradictions(config: Config) -> Iterator[Problem]:
-    """Settings that are right alone and wrong together."""
-    training, evaluation, data = config.training, config.evaluation, config.data
-    measured = data.validation_file is not None or data.validation_fraction > 0
-    if evaluation.load_best_model_at_end and (evaluation.eval_strategy == "no" or not measured):
-        yield Problem("evaluation.load_best_model_at_end", "needs evaluation and validation rows to know the best")
-    elif evaluation.load_best_model_at_end and evaluation.eval_strategy != training.save_strategy:
-        yield Problem(
-            "evaluation.load_best_model_at_end",
-            f"needs saving and evaluating at the same moments, but training.save_strategy is {training.save_strategy}"
-            f" and evaluation.eval_strategy is {evaluation.eval_strategy}",
-        )
-    elif (
-        evaluation.load_best_model_at_end
-        and training.save_strategy == "steps"
-        and training.save_steps % evaluation.eval_steps
-    ):
-        yield Problem(
-            "training.save_steps",
-            f"must be a multiple of evaluation.eval_steps ({evaluation.eval_steps})",
-            training.save_steps,
-        )
-    yield from _unmeasured(config, measured=measured and evaluation.eval_strategy != "no")
-    if training.max_steps == 0:
-        yield Problem("training.max_steps", "must be -1 (no limit) or at least 1", 0)
-
-
-def _unmeasured(config: Config, *, measured: bool) -> Iterator[Problem]:
-    """What is asked of measures that are not taken."""
-    evaluation = config.evaluation
-    if evaluation.early_stopping_patience and not measured:
-        yield Problem("evaluation.early_stopping_patience", "needs evaluation and validation rows to see a gain")
-    if evaluation.labels and not measured:
-        yield Problem("evaluation.labels", "needs evaluation and validation rows to measure accuracy and F1 on")
-    if evaluation.gen_eval_samples and not measured:
-        yield Problem("evaluation.gen_eval_samples", "needs evaluation and validation rows to take the questions from")
-    if evaluation.labels and config.data.train_on == "all":
-        yield Problem("evaluation.labels", "needs data.train_on assistant or last_turn, to tell the answer's place")
-    if evaluation.metric_for_best_model != "loss" and not evaluation.labels:
-        yield Problem(
-            "evaluation.metric_for_best_model",
-            f"can't be {evaluation.metric_for_best_model} while evaluation.labels names no labels",
-        )
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from lora_studio.config import Config, Section
+from lora_studio.config import Config
+from lora_studio.schema import Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Setting:
     title: str
     description: str
     basic: bool
+    group: str = ""
     choices: tuple[Any, ...] = ()
     optional: bool = False
     minimum: float | None = None
@@ -59,9 +61,9 @@ def _describe(path: str, field: FieldInfo) -> Setting:
     lowest = bounds[Ge].ge if Ge in bounds else bounds[Gt].gt if Gt in bounds else None
     highest = bounds[Le].le if Le in bounds else bounds[Lt].lt if Lt in bounds else None
     extra = field.json_schema_extra
-    basic = bool(extra["basic"]) if isinstance(extra, dict) else False
+    basic, group = (bool(extra["basic"]), str(extra["group"])) if isinstance(extra, dict) else (False, "")
     title, about = field.title or path, field.description or ""
-    return Setting(path, kind, field.default, title, about, basic, tuple(choices), optional, lowest, highest)
+    return Setting(path, kind, field.default, title, about, basic, group, tuple(choices), optional, lowest, highest)
 
 
 def flatten(config: Config) -> dict[str, Any]:

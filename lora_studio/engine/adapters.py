@@ -1,42 +1,64 @@
 """A fresh LoRA adapter on a base: which modules it sits on, checked against the modules that the model has."""
 
+import re
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from lora_studio.conflicts import is_regular_expression
+from lora_studio.engine.first_weights import peft_settings
 from lora_studio.errors import StudioError
 
 ALL_LINEAR = "all-linear"
 # The projections of attention under the names that the known families use.
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "out_proj")
+QUERY_AND_VALUE = ("q_proj", "v_proj", "query", "value", "q_lin", "v_lin", "wq", "wv")
+NAMED = {"attention": ATTENTION, "q_v": QUERY_AND_VALUE}
 
 
 def linear_modules(model: Any) -> list[str]:
-    """Last names of the model's linear modules, without the output layer, in the order of the model."""
+    """Paths of the model's linear modules, without the output layer, in the order of the model."""
     head = model.get_output_embeddings()
-    found: dict[str, None] = {}
-    for name, module in model.named_modules():
+    return [
+        path
+        for path, module in model.named_modules()
         # Quantized layers are linear too; GPT-2's Conv1D is the same with its weight turned.
-        if (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D") and module is not head:
-            found[name.rpartition(".")[2]] = None
-    return list(found)
+        if (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D") and module is not head
+    ]
 
 
-def target_modules(setting: str, available: list[str]) -> str | list[str]:
-    """What peft takes for a `lora.target_modules` setting. Raises `StudioError` for modules the model has not."""
-    if setting.strip() == ALL_LINEAR:
+def last_names(paths: list[str]) -> list[str]:
+    """The last names of module paths, each once: layers.0.mlp.up_proj and layers.1.mlp.up_proj are one up_proj."""
+    return list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+
+
+def target_modules(setting: str, paths: list[str]) -> str | list[str]:
+    """What peft takes for a `lora.target_modules` setting, given the paths of the model's linear modules.
+
+    Raises `StudioError` for modules the model has not.
+    """
+    available = last_names(paths)
+    setting = setting.strip()
+    if setting == ALL_LINEAR:
         return ALL_LINEAR
-    if setting.strip() == "attention":
-        names = [name for name in available if name in ATTENTION]
+    if setting in NAMED:
+        names = [name for name in available if name in NAMED[setting]]
         if not names:
             raise StudioError(
-                "None of this model's modules bears a name known for attention.",
+                f"None of this model's modules bears a name known for {setting}.",
                 f"Name them: the model has {', '.join(available)}.",
             )
         return names
+    if is_regular_expression(setting):
+        if not any(re.fullmatch(setting, path) for path in paths):
+            raise StudioError(
+                f"The regular expression {setting} matches no linear module of the model.",
+                f"It has to match whole paths, such as {paths[0]} or {paths[-1]}.",
+            )
+        return setting
     names = list(dict.fromkeys(name.strip() for name in setting.split(",") if name.strip()))
-    unknown = [name for name in names if name not in available]
+    unknown = [name for name in names if not any(path == name or path.endswith(f".{name}") for path in paths)]
     if unknown or not names:
         noun = "module" if len(unknown) == 1 else "modules"
         raise StudioError(
@@ -46,18 +68,52 @@ def target_modules(setting: str, available: list[str]) -> str | list[str]:
     return names
 
 
-def add_adapter(model: Any, *, base: str, revision: str | None, target: str, seed: int, **lora: Any) -> PeftModel:
+def whole_modules(setting: str | None, model: Any) -> list[str] | None:
+    """The names of a `lora.modules_to_save` setting. Raises `StudioError` for modules that can't be trained whole."""
+    names = list(dict.fromkeys(name.strip() for name in (setting or "").split(",") if name.strip()))
+    for name in names:
+        found = [module for path, module in model.named_modules() if path == name or path.endswith(f".{name}")]
+        if not found:
+            bearing = {path.rpartition(".")[2] for path, part in model.named_modules() if list(part.parameters(False))}
+            raise StudioError(
+                f"The model has no module {name} to train whole.", f"Its modules are: {', '.join(sorted(bearing))}."
+            )
+        if not all(weight.is_floating_point() for module in found for weight in module.parameters()):
+            raise StudioError(
+                f"{name} is quantized: it can't be trained whole.",
+                "Leave it out of lora.modules_to_save, or set model.quantization to none.",
+            )
+    return names or None
+
+
+def add_adapter(
+    model: Any,
+    *,
+    base: str,
+    revision: str | None,
+    target: str,
+    seed: int,
+    init_lora_weights: str = "default",
+    modules_to_save: str | None = None,
+    **lora: Any,
+) -> PeftModel:
     """`model` with a fresh adapter on top; `lora` are LoraConfig's own settings. The same seed gives the same start."""
-    available = linear_modules(model)
-    modules = target_modules(target, available)
+    paths = linear_modules(model)
     torch.manual_seed(seed)
     try:
-        config = LoraConfig(task_type="CAUSAL_LM", target_modules=modules, revision=revision, **lora)
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            target_modules=target_modules(target, paths),
+            modules_to_save=whole_modules(modules_to_save, model),
+            revision=revision,
+            **peft_settings(init_lora_weights),
+            **lora,
+        )
         adapted = get_peft_model(model, config)
     except ValueError as error:  # peft knows what each kind of module can't bear (experts, state spaces)
         raise StudioError(
             f"No such adapter can be put on this model: {error}",
-            f"Name other lora.target_modules (there are: {', '.join(available)}), or set lora.lora_dropout to 0.",
+            f"Name other lora.target_modules (of {', '.join(last_names(paths))}), or set lora.lora_dropout to 0.",
         ) from error
     # peft notes where the base was loaded from: for a folder that is a path of this machine, which nobody else has.
     adapted.peft_config["default"].base_model_name_or_path = base

@@ -29,6 +29,7 @@ from lora_studio.engine.tokenizer import checked_source, first_line, load_tokeni
 from lora_studio.errors import StudioError
 
 CARD = "studio.json"
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -40,7 +41,7 @@ def device() -> torch.device:
 def choose_dtype(name: str) -> torch.dtype:
     """The number format of a `model.dtype` setting; auto is bf16 where the GPU has it, else fp16, else (CPU) fp32."""
     if name != "auto":
-        chosen: torch.dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
+        chosen = DTYPES[name]
         if chosen is torch.float16 and not torch.cuda.is_available():
             raise StudioError("float16 needs a CUDA GPU, and this machine shows none.", "Choose auto or float32.")
         return chosen
@@ -74,22 +75,21 @@ def load_model(
     dtype: str = "auto",
     quantization: str = "none",
     attn_implementation: str = "auto",
+    four_bit: Mapping[str, Any] | None = None,
     tqdm_class: type | None = None,
 ) -> PreTrainedModel:
     """The base model on this machine's device, in eval mode. Raises `StudioError` where it can't be had.
 
-    `tqdm_class` is the progress bar of a download from the Hub.
+    `four_bit` holds the settings of 4-bit weights by their names in the config (`bnb_4bit_…`); `tqdm_class` is the
+    progress bar of a download from the Hub.
     """
     source = checked_source(name)
-    config = _read_config(name, source, revision)
+    config = read_config(name, source, revision)
     chosen = choose_dtype(dtype)
-    flash = is_flash_attn_2_available() and chosen is not torch.float32 and torch.cuda.is_available()
-    attention = ("flash_attention_2" if flash else None) if attn_implementation == "auto" else attn_implementation
-    if attention == "flash_attention_2" and not flash:
-        raise StudioError(
-            "flash_attention_2 needs a CUDA GPU, 16-bit precision and the package flash-attn; not all are here.",
-            "Choose auto or sdpa.",
-        )
+    lacking = why_no_flash_attention(chosen)
+    attention = (None if lacking else "flash_attention_2") if attn_implementation == "auto" else attn_implementation
+    if attention == "flash_attention_2" and lacking:
+        raise StudioError(f"flash_attention_2 can't run here: {lacking}.", "Choose auto or sdpa.")
     try:
         return AutoModelForCausalLM.from_pretrained(
             source,
@@ -97,7 +97,7 @@ def load_model(
             revision=revision,
             dtype=chosen,
             device_map={"": device()},
-            quantization_config=_quantization(quantization, chosen),
+            quantization_config=_quantization(quantization, chosen, **(four_bit or {})),
             attn_implementation=attention,
             trust_remote_code=False,
             use_safetensors=True,
@@ -112,19 +112,44 @@ def load_model(
         raise not_loadable(name, revision, error) from error
 
 
-def _quantization(name: str, compute: torch.dtype) -> BitsAndBytesConfig | None:
+def why_no_flash_attention(dtype: torch.dtype) -> str:
+    """What FlashAttention 2 lacks here; empty where it can run."""
+    if not torch.cuda.is_available():
+        return "it needs a CUDA GPU"
+    if dtype is torch.float32:
+        return "it needs 16-bit precision"
+    return "" if is_flash_attn_2_available() else "the package flash-attn is not installed"
+
+
+def attention_words(model: PreTrainedModel, asked: str, dtype: torch.dtype) -> str:
+    """Which attention a loaded model computes with, and why that one."""
+    taken = model.config._attn_implementation
+    if asked != "auto":
+        return f"{taken}, as chosen"
+    lacking = why_no_flash_attention(dtype)
+    return f"{taken}: no FlashAttention 2, for {lacking}" if lacking else taken
+
+
+def _quantization(
+    name: str,
+    dtype: torch.dtype,
+    *,
+    bnb_4bit_quant_type: str = "nf4",
+    bnb_4bit_use_double_quant: bool = True,
+    bnb_4bit_compute_dtype: str = "auto",
+) -> BitsAndBytesConfig | None:
+    """QLoRA (Dettmers et al. 2023, arXiv:2305.14314) is nf4 whose quantization constants are quantized again."""
     if name == "4bit":
-        # QLoRA (Dettmers et al. 2023, arXiv:2305.14314): NF4, the quantization constants quantized again.
         return BitsAndBytesConfig(
             load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute,
+            bnb_4bit_quant_type=bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=bnb_4bit_use_double_quant,
+            bnb_4bit_compute_dtype=dtype if bnb_4bit_compute_dtype == "auto" else DTYPES[bnb_4bit_compute_dtype],
         )
     return BitsAndBytesConfig(load_in_8bit=True) if name == "8bit" else None
 
 
-def _read_config(name: str, source: str, revision: str | None) -> PretrainedConfig:
+def read_config(name: str, source: str, revision: str | None) -> PretrainedConfig:
     """The model's own config, refused early where the model is not one that writes text."""
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
@@ -183,11 +208,16 @@ class LoadedModel:
 
 
 def load_base(
-    name: str, *, revision: str | None = None, dtype: str = "auto", quantization: str = "none"
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    quantization: str = "none",
+    four_bit: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Base and tokenizer, without any adapter."""
     tokenizer = load_tokenizer(name, revision)
-    model = load_model(name, revision=revision, dtype=dtype, quantization=quantization)
+    model = load_model(name, revision=revision, dtype=dtype, quantization=quantization, four_bit=four_bit)
     return LoadedModel(name, model, tokenizer, templates=own_template(tokenizer))
 
 

@@ -122,13 +122,16 @@ class Session:
         revision = params.get("revision") or (card.get("revision") if base == card.get("base_model") else None)
         quantization = params.get("quantization") or card.get("quantization") or "none"
         dtype = params.get("dtype") or "auto"
-        key = (base, revision, quantization, dtype)
+        four_bit = card.get("four_bit") or {}
+        key = (base, revision, quantization, dtype, *four_bit.items())
         if self._loaded is not None and key == self._loaded_for:
             self._loaded = self._loaded.without_adapters()
         else:
             self.unload(request)
             request.progress("base", 0, 1)
-            self._loaded = load.load_base(base, revision=revision, dtype=dtype, quantization=quantization)
+            self._loaded = load.load_base(
+                base, revision=revision, dtype=dtype, quantization=quantization, four_bit=four_bit
+            )
             self._loaded_for = key
         request.progress("adapters", 0, len(folders))
         try:

@@ -5,7 +5,6 @@ folder. Only this module of the engine knows the config.
 """
 
 import json
-import math
 import os
 import shutil
 import time
@@ -18,6 +17,7 @@ from transformers import TrainerCallback, set_seed
 from trl import SFTConfig
 
 from lora_studio.config import Config
+from lora_studio.conflicts import machine_conflicts
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.questions import Question, questions
 from lora_studio.engine.adapters import add_adapter
@@ -25,10 +25,12 @@ from lora_studio.engine.best import RISING, EarlyStopping, value_of
 from lora_studio.engine.difference import against_base
 from lora_studio.engine.download import Download
 from lora_studio.engine.event_log import EventLog
+from lora_studio.engine.first_weights import as_base, beginning, fill
 from lora_studio.engine.gen_eval import GenEval
 from lora_studio.engine.label_metrics import LabelMeter, labelled_rows
 from lora_studio.engine.load import (
     LoadedModel,
+    attention_words,
     choose_dtype,
     device,
     dtype_name,
@@ -39,15 +41,19 @@ from lora_studio.engine.load import (
 from lora_studio.engine.memory import gpu_id
 from lora_studio.engine.memory_plan import foresee
 from lora_studio.engine.report import Report, logging_interval, put_trackers_last
+from lora_studio.engine.resuming import last_whole_checkpoint, save_where_stopped
+from lora_studio.engine.schedule import SCHEDULE, scheduler_settings
 from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.engine.summary import write_report
 from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.engine.trainer import StudioTrainer, as_dataset, save_adapter
 from lora_studio.errors import StudioError
 from lora_studio.events import DataPrepared, Evaluated, ModelLoaded, RunStarted, StepLogged, Warned
-from lora_studio.parsing import parse, read_yaml
+from lora_studio.parsing import ConfigError, parse, read_yaml
 from lora_studio.sensors import Sensors
 from lora_studio.workspace import RunFolder
+
+PROJECT = "lora-studio"
 
 
 def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[str, Any]:
@@ -56,13 +62,14 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
 
     # Config and where to start from.
     config = parse(read_yaml(run.config))
+    if problems := list(machine_conflicts(config, cuda=torch.cuda.is_available())):
+        raise ConfigError(problems)
     dtype = choose_dtype(config.model.dtype)
     checkpoint = last_whole_checkpoint(run) if resume else None
     first_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     log.emit(RunStarted(began, os.getpid(), device_name(), dtype_name(dtype), first_step))
     if resume and checkpoint is None:
         log.emit(Warned(time.time(), "No whole checkpoint was found: the run starts from the beginning."))
-    check_optimizer(config.training.optim)
 
     # Data: the same function that the preview uses.
     log.phase("data")
@@ -87,9 +94,11 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         dtype=config.model.dtype,
         quantization=config.model.quantization,
         attn_implementation=config.model.attn_implementation,
+        four_bit=four_bit(config),
         tqdm_class=Download(log).bar_class(),
     )
-    lora = config.lora.model_dump(exclude={"target_modules"})
+    attention = attention_words(base, config.model.attn_implementation, dtype)
+    lora = config.lora.model_dump(exclude={"target_modules", "loraplus_lr_ratio"})
     model = add_adapter(
         base,
         base=config.model.name,
@@ -98,14 +107,26 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         seed=config.training.seed,
         **lora,
     )
+    if checkpoint is None:
+        fill(
+            model,
+            config.lora.init_lora_weights,
+            base=(config.model.name, config.model.revision),
+            rows=prepared.train,
+            pad=tokenizer.pad_token_id,
+            seed=config.training.seed,
+        )
+    taken_out = beginning(model, config.lora.init_lora_weights)
     trainable, parameters = model.get_nb_trainable_parameters()
-    log.emit(ModelLoaded(time.time(), parameters, trainable, memory_bytes()))
+    log.emit(ModelLoaded(time.time(), parameters, trainable, memory_bytes(), attention))
     checkpointing, foreseen = foresee(config, base.config.to_dict(), int(prepared.train.length.max()))
     if foreseen:
         log.emit(foreseen)
 
-    # The trainer. Its TensorBoard callback takes the folder from the environment only.
+    # The trainer. Its trackers' callbacks take folder and project from the environment only.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)
+    os.environ.setdefault("WANDB_DIR", str(run.path))
+    os.environ.setdefault("WANDB_PROJECT", PROJECT)
     card = studio_card(config, run, dtype, prepared.template.name)
     sensors = Sensors(gpu_id())
     report = Report(log, stop, tokens_before=log.state().steps[-1].tokens if log.state().steps else 0, sensors=sensors)
@@ -133,13 +154,16 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         callbacks=[*callbacks, report],
         card=card,
         meter=meter,
+        taken_out=taken_out,
+        loraplus_lr_ratio=config.lora.loraplus_lr_ratio,
     )
     put_trackers_last(trainer)
     for parameter in model.parameters():
         if parameter.requires_grad:  # trl makes a quantized model's adapter bf16, whose 8 bits lose small updates
             parameter.data = parameter.data.float()
     total_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
-    trainer.args.warmup_steps = math.ceil(config.training.warmup_ratio * total_steps)
+    rising, shape = scheduler_settings(total_steps, **config.training.model_dump(include=SCHEDULE))
+    trainer.args.warmup_steps, trainer.args.lr_scheduler_kwargs = rising, shape
     trainer.args.logging_steps = logging_interval(config.tracking.logging_steps, total_steps)
     for message in remarks(config, prepared, total_steps):
         log.emit(Warned(time.time(), message))
@@ -159,7 +183,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     stop.end_at_once()
     log.phase("save")
     shutil.rmtree(run.adapter, ignore_errors=True)
-    save_adapter(trainer.model, tokenizer, card, run.adapter)
+    save_adapter(trainer.model, tokenizer, card, run.adapter, taken_out)
     evaluation = final_evaluation(trainer, log) if prepared.validation else None
     result = {
         "run": run.id,
@@ -189,7 +213,12 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     }
     with trainer.accelerator.autocast():
         result["difference"] = against_base(
-            trainer.model, prepared.train, prepared.validation, log=log, check=stop.check
+            trainer.model,
+            prepared.train,
+            prepared.validation,
+            base=lambda: as_base(model, taken_out),
+            log=log,
+            check=stop.check,
         )
     write_report(run, config, prepared, tokenizer, log.state(), result)
     return result
@@ -210,6 +239,11 @@ def trainer_settings(
         per_device_eval_batch_size=evaluation.per_device_eval_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         lr_scheduler_type=training.lr_scheduler_type,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        adam_epsilon=training.adam_epsilon,
+        neftune_noise_alpha=training.neftune_noise_alpha,
+        label_smoothing_factor=training.label_smoothing_factor,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim=training.optim,
@@ -231,7 +265,9 @@ def trainer_settings(
         greater_is_better=evaluation.metric_for_best_model in RISING,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # a loss that is not a number has to be seen
-        report_to=["tensorboard"],
+        report_to=list(dict.fromkeys(["tensorboard", config.tracking.report_to])),
+        run_name=config.title or run.id,
+        project=PROJECT,
         disable_tqdm=True,
         use_cpu=on_cpu,
         bf16=dtype is torch.bfloat16 and not on_cpu,
@@ -247,12 +283,20 @@ def studio_card(config: Config, run: RunFolder, dtype: torch.dtype, prompt_style
         "revision": config.model.revision,
         "dtype": dtype_name(dtype),
         "quantization": config.model.quantization,
+        "four_bit": four_bit(config),
         "prompt_style": prompt_style,
         "system_prompt": config.data.system_prompt,
         "enable_thinking": config.data.enable_thinking,
         "max_length": config.data.max_length,
         "run": run.id,
     }
+
+
+def four_bit(config: Config) -> dict[str, Any] | None:
+    """The settings of 4-bit weights by name; None for a base that has none."""
+    if config.model.quantization != "4bit":
+        return None
+    return {name: value for name, value in config.model.model_dump().items() if name.startswith("bnb_4bit_")}
 
 
 def device_name() -> str:
@@ -280,6 +324,10 @@ def remarks(config: Config, prepared: Prepared, total_steps: int) -> Iterator[st
         yield f"A point every {asked} steps would be too few for {total_steps} steps: there is one every {interval}."
     if config.evaluation.load_best_model_at_end and not prepared.validation:
         yield "No row is left to measure on: the last step is handed out, not the best."
+    if config.training.label_smoothing_factor:
+        yield "Label smoothing needs all scores of each token: steps take longer and more memory. Measuring has none."
+    if (warm := config.training.warmup_steps) is not None and warm >= total_steps:
+        yield f"The warm-up takes {warm} steps and the run has {total_steps}: the rate never reaches its full value."
 
 
 def label_meter(config: Config, prepared: Prepared, tokenizer: Any, log: EventLog) -> LabelMeter | None:
@@ -324,37 +372,6 @@ def check_rows_to_measure(prepared: Prepared, what: str) -> None:
         raise StudioError(
             f"No row is left to measure {what} on.", "Raise data.validation_fraction, or name a data.validation_file."
         )
-
-
-def check_optimizer(name: str) -> None:
-    if "8bit" in name and not torch.cuda.is_available():
-        raise StudioError(f"The optimizer {name} needs a CUDA GPU, and this machine shows none.", "Choose adamw_torch.")
-
-
-def last_whole_checkpoint(run: RunFolder) -> Path | None:
-    """The newest checkpoint that can be resumed from. Torn ones, as a crash leaves them, are removed."""
-    whole = run.checkpoint_folders()
-    for folder in run.checkpoints.glob("checkpoint-*"):
-        if folder not in whole or not state_is_readable(folder):
-            shutil.rmtree(folder)
-    return next((folder for folder in reversed(whole) if folder.is_dir()), None)
-
-
-def state_is_readable(checkpoint: Path) -> bool:
-    """The trainer writes its state last: where it is whole, everything before it is."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return False
-    return True
-
-
-def save_where_stopped(trainer: StudioTrainer, report: Report) -> None:
-    """A checkpoint of the last finished step, unless there is one."""
-    step = trainer.state.global_step
-    if step > 0 and report.saved_step != step:
-        trainer._save_checkpoint(trainer.model, trial=None)
-        report.on_save(trainer.args, trainer.state, trainer.control)
 
 
 def final_evaluation(trainer: StudioTrainer, log: EventLog) -> Evaluated:

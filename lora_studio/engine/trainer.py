@@ -1,8 +1,8 @@
 """trl's SFTTrainer as we use it: examples come ready with labels, and what it saves is what we hand out.
 
-Four things differ from trl: the order of rows depends on seed and epoch alone (so that a resumed run sees the same
-rows), evaluation leaves the random numbers of training untouched and is a mean over tokens, and every save holds the
-adapter with its tokenizer, template and `studio.json`, and nothing of the machine.
+What differs from trl: the order of rows depends on seed and epoch alone (so that a resumed run sees the same rows),
+evaluation leaves the random numbers of training untouched and is a plain mean over tokens, LoRA+ has its optimizer, and
+every save holds the adapter with its tokenizer, template and `studio.json`, and nothing of the machine.
 """
 
 import json
@@ -19,17 +19,21 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from datasets.table import InMemoryTable
+from peft.optimizers import create_loraplus_optimizer
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Examples
+from lora_studio.engine.first_weights import save_as_difference
 from lora_studio.engine.label_metrics import LabelMeter
 from lora_studio.engine.load import CARD
 from lora_studio.workspace import write_atomically
 
 POOL_BATCHES = 50
+AS_TRAINED = "as_trained"
+"""Folder of a checkpoint with the weights to resume from, where those that are handed out differ from them."""
 
 
 def as_dataset(examples: Examples, folder: Path) -> Dataset:
@@ -47,10 +51,21 @@ def as_dataset(examples: Examples, folder: Path) -> Dataset:
     return Dataset(InMemoryTable(rows), fingerprint=secrets.token_hex(8))
 
 
-def save_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, card: Mapping[str, Any], folder: Path) -> None:
-    """Adapter weights and config, tokenizer with chat template, and studio.json into `folder`."""
+def save_adapter(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    card: Mapping[str, Any],
+    folder: Path,
+    taken_out: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Adapter weights and config, tokenizer with chat template, and studio.json into `folder`.
+
+    `taken_out` are the first weights of an adapter that took them out of the base, see `first_weights.beginning`.
+    """
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    if taken_out is not None:
+        save_as_difference(folder, taken_out)
     tokenizer.save_pretrained(str(folder))
     write_atomically(folder / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
 
@@ -101,9 +116,19 @@ class EpochOrder(torch.utils.data.Sampler[int]):
 class StudioTrainer(SFTTrainer):
     """SFTTrainer with the differences that this module's docstring names."""
 
-    def __init__(self, *, card: Mapping[str, Any], meter: LabelMeter | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        card: Mapping[str, Any],
+        meter: LabelMeter | None = None,
+        taken_out: Mapping[str, torch.Tensor] | None = None,
+        loraplus_lr_ratio: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.card = card
         self.meter = meter
+        self.taken_out = taken_out
+        self.loraplus_lr_ratio = loraplus_lr_ratio
         self.packing: bool = kwargs["args"].packing
         self._eval_nats = 0.0
         self._eval_tokens = 0
@@ -117,6 +142,20 @@ class StudioTrainer(SFTTrainer):
         grouped = self.args.train_sampling_strategy == "group_by_length" and not self.packing
         lengths = pc.list_value_length(dataset.data.column("input_ids")).to_pylist() if grouped else None
         return EpochOrder(len(dataset), self.args.train_batch_size, self.args.seed, lengths)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.loraplus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        adapted: Any = self.model
+        cls, settings = self.get_optimizer_cls_and_kwargs(self.args, adapted)
+        self.optimizer = create_loraplus_optimizer(
+            adapted,
+            cls,
+            loraplus_lr_ratio=self.loraplus_lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **settings,
+        )
+        return self.optimizer
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -134,8 +173,10 @@ class StudioTrainer(SFTTrainer):
         self._eval_nats, self._eval_tokens = 0.0, 0
         if self.meter:
             self.meter.begin()
+        smoother, self.label_smoother = self.label_smoother, None  # smoothing is for learning, not for measuring
         with torch.random.fork_rng():
             output = super().evaluation_loop(*args, **kwargs)
+        self.label_smoother = smoother
         metrics = dict(output.metrics or {})
         metrics["eval_loss"] = self._eval_nats / max(self._eval_tokens, 1)
         if self.meter:
@@ -146,7 +187,24 @@ class StudioTrainer(SFTTrainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer: Any = self.processing_class
-        save_adapter(self.model, tokenizer, self.card, folder)
+        adapted: Any = self.model
+        save_adapter(adapted, tokenizer, self.card, folder, self.taken_out)
+        if self.taken_out is not None:
+            adapted.save_pretrained(str(folder / AS_TRAINED), save_embedding_layers=False)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(str(self._as_trained(resume_from_checkpoint)), model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        self.state.best_model_checkpoint = str(self._as_trained(best))
+        super()._load_best_model()
+        self.state.best_model_checkpoint = best
+
+    def _as_trained(self, checkpoint: str | None) -> Path:
+        """Where a checkpoint holds the weights that this model had."""
+        folder = Path(str(checkpoint))
+        return folder / AS_TRAINED if self.taken_out is not None else folder
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: trl's would stand in the checkpoints with this machine's paths."""

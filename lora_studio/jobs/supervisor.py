@@ -14,12 +14,14 @@ from pathlib import Path
 
 from lora_studio import __version__
 from lora_studio.config import Config
+from lora_studio.conflicts import machine_conflicts
 from lora_studio.errors import StudioError
 from lora_studio.events import Event, Extended, Finished, RunState, to_line
+from lora_studio.hardware import devices
 from lora_studio.jobs.follow import Follower, last_lines
 from lora_studio.jobs.launcher import Launcher, ask_to_stop, end_last_line, kill
 from lora_studio.jobs.waiting import Waiting, lock, moved, read_queue, write_queue
-from lora_studio.parsing import to_yaml
+from lora_studio.parsing import ConfigError, to_yaml
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, shipped_data
 
 _log = logging.getLogger(__name__)
@@ -138,7 +140,12 @@ class Supervisor:
     # -- acting
 
     def launch(self, config: Config) -> str:
-        """Makes the run's folder and starts its worker, or queues it where another run holds the device."""
+        """Makes the run's folder and starts its worker, or queues it where another run holds the device.
+
+        Raises `ConfigError` for settings that this machine can't do.
+        """
+        if problems := list(machine_conflicts(config, cuda=any(device.kind == "cuda" for device in devices()))):
+            raise ConfigError(problems)
         config = with_absolute_paths(config)
         title = config.title or Path(config.data.train_file).stem
         facts = {

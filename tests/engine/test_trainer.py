@@ -12,9 +12,8 @@ from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.report import logging_interval
 from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.engine.tokenizer import load_tokenizer
-from lora_studio.engine.train import check_optimizer, mean_loss, trainer_settings
+from lora_studio.engine.train import mean_loss, trainer_settings
 from lora_studio.engine.trainer import EpochOrder, StudioTrainer, as_dataset, length_grouped
-from lora_studio.errors import StudioError
 from lora_studio.events import StepLogged, Warned
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import RunFolder
@@ -104,13 +103,6 @@ def test_the_model_gets_the_labels_that_the_preview_shows(
         seen += [(ids.tolist(), labels.tolist()) for ids, labels in rows]
     assert sorted(seen) == sorted((example.input_ids, example.labels) for example in prepared.train)
     assert any(example.full_length > 24 for example in prepared.train)
-
-
-def test_an_optimizer_for_gpus_is_refused_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    check_optimizer("adamw_torch")
-    with pytest.raises(StudioError, match="paged_adamw_8bit needs a CUDA GPU"):
-        check_optimizer("paged_adamw_8bit")
 
 
 def test_the_mean_loss_weighs_points_by_the_steps_they_stand_for() -> None:
