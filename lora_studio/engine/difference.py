@@ -81,13 +81,14 @@ def against_base(
     train: Sequence[Example],
     validation: Sequence[Example],
     *,
-    base: Callable[[], AbstractContextManager[Any]],
     log: EventLog,
     check: Callable[[], None],
+    base: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> dict[str, Any] | None:
     """The difference of a model whose training is over, as complete.json holds it; None where it can't be measured.
 
-    Rows that were held out, else a sample of those trained on. Inside `base()` the model is the bare base.
+    Rows that were held out, else a sample of those trained on. Inside `base()` the model is the bare base;
+    where that is nothing but the adapter left out, nothing has to be given.
     """
     if any(config.bias != "none" for config in model.peft_config.values()):
         log.emit(
@@ -97,7 +98,7 @@ def against_base(
     rows = spread(validation or train)
     log.phase("compare", len(rows), "rows")
     try:
-        found = difference(model, rows, base=base, on_progress=log.progress, check=check)
+        found = difference(model, rows, base=base or model.disable_adapter, on_progress=log.progress, check=check)
     except torch.OutOfMemoryError:
         log.emit(Warned(time.time(), "Base and adapter are not measured side by side: memory is too little for both."))
         return None

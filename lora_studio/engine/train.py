@@ -4,7 +4,6 @@ The data path is `data.dataset.prepare`, the loop is trl's; what is ours here is
 folder. Only this module of the engine knows the config.
 """
 
-import json
 import os
 import shutil
 import time

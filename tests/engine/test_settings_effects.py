@@ -70,7 +70,7 @@ def make_trainer(
     model = add_adapter(load_model(str(base)), base="b", revision=None, target="q_v", seed=1, r=32, lora_alpha=64)
     trainer = StudioTrainer(
         model=model,
-        args=trainer_settings(config, run, torch.float32, measured=False),
+        args=trainer_settings(config, run, torch.float32, measured=False, checkpointing=False),
         train_dataset=as_dataset(prepared.train, run.cache),
         processing_class=tokenizer,
         card={},
@@ -106,7 +106,7 @@ def test_lora_plus_lets_b_learn_faster(make_run: MakeRun, base: Path) -> None:
 def stepped(make_run: MakeRun, gradient: float, **settings: Any) -> tuple[float, torch.optim.Optimizer]:
     """How far a step of the chosen optimizer moves a matrix with that gradient everywhere."""
     run = make_run(training__learning_rate=1e-3, **settings)
-    args = trainer_settings(parse(read_yaml(run.config)), run, torch.float32, measured=False)
+    args = trainer_settings(parse(read_yaml(run.config)), run, torch.float32, measured=False, checkpointing=False)
     cls, kwargs = StudioTrainer.get_optimizer_cls_and_kwargs(args)
     weight = torch.nn.Parameter(torch.ones(128, 128))
     optimizer = cls([weight], **kwargs)
