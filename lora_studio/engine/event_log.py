@@ -2,8 +2,12 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lora_studio.events import Event, PhaseStarted, Progress, RunState, fold, from_line, to_line
+from lora_studio.events import DataPrepared, Event, PhaseStarted, Progress, RunState, fold, from_line, to_line
+
+if TYPE_CHECKING:
+    from lora_studio.data.dataset import Prepared
 
 PROGRESS_SECONDS = 0.5
 
@@ -38,3 +42,18 @@ class EventLog:
         """What the events so far amount to."""
         lines = self.path.read_text(encoding="utf-8").splitlines()
         return fold(event for event in map(from_line, lines) if event is not None)
+
+
+def data_event(prepared: "Prepared") -> DataPrepared:
+    """What became of the data, in numbers."""
+    return DataPrepared(
+        time=time.time(),
+        train_rows=len(prepared.train),
+        validation_rows=len(prepared.validation),
+        bad_rows=len(prepared.bad_rows),
+        dropped_rows=len(prepared.dropped),
+        tokens=int(prepared.train.length.sum()),
+        trained_tokens=int(prepared.train.trained.sum()),
+        fingerprint=prepared.fingerprint,
+        prompt_style=prepared.template.name,
+    )

@@ -23,7 +23,7 @@ from lora_studio.engine.adapters import add_adapter
 from lora_studio.engine.best import RISING, EarlyStopping, value_of
 from lora_studio.engine.difference import against_base
 from lora_studio.engine.download import Download
-from lora_studio.engine.event_log import EventLog
+from lora_studio.engine.event_log import EventLog, data_event
 from lora_studio.engine.first_weights import as_base, beginning, fill
 from lora_studio.engine.gen_eval import GenEval
 from lora_studio.engine.label_metrics import LabelMeter, labelled_rows
@@ -47,7 +47,7 @@ from lora_studio.engine.summary import write_report
 from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.engine.trainer import StudioTrainer, as_dataset, save_adapter
 from lora_studio.errors import StudioError
-from lora_studio.events import DataPrepared, Evaluated, ModelLoaded, RunStarted, StepLogged, Warned
+from lora_studio.events import Evaluated, ModelLoaded, RunStarted, StepLogged, Warned
 from lora_studio.parsing import ConfigError, parse, read_yaml
 from lora_studio.sensors import Sensors
 from lora_studio.workspace import RunFolder
@@ -300,20 +300,6 @@ def four_bit(config: Config) -> dict[str, Any] | None:
 
 def device_name() -> str:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-
-
-def data_event(prepared: Prepared) -> DataPrepared:
-    return DataPrepared(
-        time=time.time(),
-        train_rows=len(prepared.train),
-        validation_rows=len(prepared.validation),
-        bad_rows=len(prepared.bad_rows),
-        dropped_rows=len(prepared.dropped),
-        tokens=int(prepared.train.length.sum()),
-        trained_tokens=int(prepared.train.trained.sum()),
-        fingerprint=prepared.fingerprint,
-        prompt_style=prepared.template.name,
-    )
 
 
 def remarks(config: Config, prepared: Prepared, total_steps: int) -> Iterator[str]:
