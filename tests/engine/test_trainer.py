@@ -83,7 +83,7 @@ def test_the_model_gets_the_labels_that_the_preview_shows(
     prepared = prepare(tokenizer=tokenizer, **config.data.model_dump())
     trainer = StudioTrainer(
         model=load_model(str(base)),
-        args=trainer_settings(config, run, torch.float32, measured=False),
+        args=trainer_settings(config, run, torch.float32, measured=False, checkpointing=False),
         train_dataset=as_dataset(prepared.train, tmp_path),
         processing_class=tokenizer,
         card={},
