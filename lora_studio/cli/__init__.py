@@ -16,10 +16,25 @@ from lora_studio.workspace import Workspace
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
 # Commands whose flags are made from the schema, which takes a moment to import.
-RUN_ACTIONS = ("list", "show", "stop", "cancel", "resume", "delete", "queue", "up", "down")
+RUN_ACTIONS = (
+    "list",
+    "show",
+    "stop",
+    "cancel",
+    "resume",
+    "delete",
+    "queue",
+    "up",
+    "down",
+    "tag",
+    "note",
+    "compare",
+    "csv",
+)
 ABOUT_ACTIONS = (
     "stop saves a checkpoint and ends; cancel ends at once and keeps only the checkpoints that are there; resume goes "
-    "on after either; queue lists the runs that wait, up and down move one of them"
+    "on after either; queue lists the runs that wait, up and down move one of them; tag "
+    "and note print or replace what you wrote on a run; compare sets runs beside each other; csv prints measurements"
 )
 WITH_SETTINGS = ("train", "check", "inspect", "chat")
 
@@ -62,9 +77,10 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     chat.add_argument("--compare", action="store_true", help="let the base answer as well")
     chat.add_argument("--prompt", metavar="TEXT", help="ask this one thing and end")
     chat.add_argument("--system", metavar="TEXT", help="system prompt (default: the one trained with)")
-    runs = add("runs", "list, show, stop, cancel, resume or delete runs, and move them in the queue", output)
+    runs = add("runs", "list, show, compare, tag, stop, resume or delete runs, and move them in the queue", output)
     runs.add_argument("action", nargs="?", choices=RUN_ACTIONS, default="list", help=ABOUT_ACTIONS)
     runs.add_argument("run", nargs="?", metavar="RUN", help='an id, its beginning, or "last"')
+    runs.add_argument("more", nargs="*", metavar="MORE", help="the other runs to compare, the tags, or the note")
     presets = add("presets", "list the presets or show one", output)
     presets.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     presets.add_argument("preset", nargs="?", metavar="PRESET")

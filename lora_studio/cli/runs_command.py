@@ -5,7 +5,8 @@ import dataclasses
 import time
 from typing import Any
 
-from lora_studio.cli.terminal import age, duration, print_json, say, table
+from lora_studio.cli.run_results import ACTIONS, act, facts_of, list_runs, what_came_out
+from lora_studio.cli.terminal import duration, print_json, say, table
 from lora_studio.cli.train_command import result_of, step_line
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
@@ -18,11 +19,17 @@ def runs(workspace: Workspace, given: argparse.Namespace) -> int:
     """One of the actions on one run, or the list of all."""
     supervisor = Supervisor(workspace)
     if given.action == "list":
-        return _list(supervisor, given.json)
+        list_runs(workspace, supervisor, given.json)
+        return 0
     if given.action == "queue":
         return _queue(supervisor, given.json)
     if given.run is None:
         raise StudioError(f"Which run is to be used for `runs {given.action}`?", "Give its id, or `last`.")
+    if given.more and given.action not in ACTIONS:
+        raise StudioError(f"`runs {given.action}` takes one run.", f"Leave {' '.join(given.more)} out.")
+    if given.action in ACTIONS:
+        act(workspace, supervisor, given.action, given.run, given.more, given.json)
+        return 0
     run = workspace.run(given.run)
     if given.action == "stop":
         _stop(supervisor, run.id)
@@ -43,30 +50,12 @@ def runs(workspace: Workspace, given: argparse.Namespace) -> int:
     state = supervisor.state(run.id)
     health = of_folder(state, run.config, time.time())
     if given.json:
-        print_json(result_of(run, state) if given.action != "show" else _facts(state, health))
+        facts = _facts(state, health) | facts_of(run, state) if given.action == "show" else result_of(run, state)
+        print_json(facts)
+    elif given.action == "show":
+        print("\n".join([_describe(state, health), *what_came_out(run, state)]))
     else:
         print(_describe(state, health))
-    return 0
-
-
-def _list(supervisor: Supervisor, as_json: bool) -> int:
-    found = supervisor.runs()
-    if as_json:
-        print_json({"runs": [_row(state) for state in found]})
-    elif not found:
-        say("There are no runs yet. `lora_studio train demo` makes one.")
-    else:
-        rows = [
-            (
-                state.id,
-                state.state,
-                f"{state.step}/{state.total_steps}" if state.total_steps else "-",
-                f"{state.steps[-1].loss:.4f}" if state.steps else "-",
-                age(state.created),
-            )
-            for state in found
-        ]
-        print(table(("run", "state", "step", "loss", "made"), rows))
     return 0
 
 
@@ -87,20 +76,6 @@ def _queue(supervisor: Supervisor, as_json: bool) -> int:
     return 0
 
 
-def _row(state: RunState) -> dict[str, Any]:
-    return {
-        "run": state.id,
-        "title": state.title,
-        "state": state.state,
-        "step": state.step,
-        "total_steps": state.total_steps,
-        "loss": state.steps[-1].loss if state.steps else None,
-        "eval_loss": state.evaluations[-1].loss if state.evaluations else None,
-        "created": state.created,
-        "message": state.message,
-    }
-
-
 def _facts(state: RunState, health: list[Diagnosis]) -> dict[str, Any]:
     """Everything known of a run but its many logged steps, of which the last stands for all."""
     facts = dataclasses.asdict(dataclasses.replace(state, steps=state.steps[-1:]))
@@ -118,8 +93,6 @@ def _describe(state: RunState, health: list[Diagnosis]) -> str:
     if state.steps:
         lines.append(f"progress    {step_line(state)}")
     lines += [f"measured    step {item.step}: validation loss {item.loss:.4f}" for item in state.evaluations]
-    if state.checkpoints:
-        lines.append(f"checkpoints {', '.join(item.name for item in state.checkpoints)}")
     if state.final:
         lines.append(f"took        {duration(state.seconds)}")
     lines += [f"health      {in_words(found)}" for found in health]

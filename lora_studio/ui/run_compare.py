@@ -11,7 +11,8 @@ from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.overview import overview
 from lora_studio.parsing import parse, read_yaml
-from lora_studio.ui import run_words, text
+from lora_studio.ui import plots, run_words, text
+from lora_studio.ui.curves import Style
 from lora_studio.ui.form import float_text
 from lora_studio.ui.studio import Studio
 
@@ -22,6 +23,7 @@ def build(studio: Studio) -> dict[str, Any]:
     """Words, curves over each other, two tables."""
     return {
         "words": gr.HTML(elem_id="compare-words"),
+        "chart": plots.chart("compare-chart", "Curves of the compared runs over each other"),
         "results": gr.HTML(elem_id="compare-results"),
         "settings": gr.HTML(elem_id="compare-settings"),
     }
@@ -33,8 +35,8 @@ def chosen(runs: Sequence[RunState], ticked: Sequence[str]) -> list[RunState]:
     return [known[run_id] for run_id in ticked if run_id in known][:MOST]
 
 
-def view(studio: Studio, runs: Sequence[RunState], ticked: int) -> dict[str, Any]:
-    """What the comparison shows."""
+def view(studio: Studio, runs: Sequence[RunState], ticked: int, style: Style) -> dict[str, Any]:
+    """What the comparison shows; curves in the style that a single run's are drawn in."""
     folders = [studio.workspace.run(run.id) for run in runs]
     names = named(runs)
     left_out = f" The first {MOST} of {ticked} are shown." if ticked > MOST else ""
@@ -45,6 +47,7 @@ def view(studio: Studio, runs: Sequence[RunState], ticked: int) -> dict[str, Any
         settings = text.problem(error)
     return {
         "words": f'<div class="run-head"><h2>{text.count(len(runs), "run")} compared</h2>{left_out}</div>',
+        "chart": studio.curves.draw(dict(zip(names, runs, strict=True)), style),
         "results": results_table(found, names),
         "settings": settings,
     }

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.events import RunState
-from lora_studio.ui import run_compare, run_detail, runs_list
+from lora_studio.ui import run_chart, run_compare, run_detail, runs_list
 from lora_studio.ui.run_board import Board
 from lora_studio.ui.run_section import QUIET, Look, Seen, updates
 from lora_studio.ui.run_table import Choice
@@ -91,8 +91,9 @@ def look(studio: Studio, board: Board, run_id: str, choice: Choice, before: Show
 
 
 def _compared(studio: Studio, runs: list[RunState], choice: Choice, before: Shown) -> Seen:
-    stamp = tuple((run.id, run.events, run.state) for run in runs)
+    style = run_chart.kept_style(studio.workspace)
+    stamp = (style, *((run.id, run.events, run.state) for run in runs))
     kept = before.compare.get("compare")
     if kept is not None and kept[0] == stamp:
         return before.compare
-    return {"compare": (stamp, run_compare.view(studio, runs, len(choice.ticked)))}
+    return {"compare": (stamp, run_compare.view(studio, runs, len(choice.ticked), style))}
