@@ -1,18 +1,22 @@
 """The top of a run on the runs tab: name, state and progress, and the buttons that act on it."""
 
+import time
 from collections.abc import Callable, Hashable
 from typing import Any, Literal
 
 import gradio as gr
 
 from lora_studio.errors import StudioError
-from lora_studio.ui import dialogue, run_words, text
+from lora_studio.parsing import parse, read_yaml
+from lora_studio.settings import flatten
+from lora_studio.ui import dialogue, run_deletion, run_words, text
 from lora_studio.ui.run_section import QUIET, Look, stat_of
 from lora_studio.ui.studio import Shared, Studio
 
 BUTTONS: tuple[tuple[str, str, Literal["primary", "secondary"]], ...] = (
     ("stop", "Stop", "secondary"),
     ("resume", "Resume", "secondary"),
+    ("again", "Duplicate and edit", "secondary"),
     ("delete", "Delete…", "secondary"),
     ("chat", "Chat with it", "primary"),
 )
@@ -29,21 +33,24 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
                     label, variant=kind, size="md", visible=False, scale=0, min_width=92, elem_id=f"run-{name}"
                 )
     with gr.Row(visible=False, elem_classes="confirm") as confirm:
-        question = gr.HTML()
-        yes = gr.Button("Delete for good", variant="stop", elem_id="run-delete-yes")
-        no = gr.Button("Keep it", elem_id="run-delete-no")
+        question = gr.HTML(min_width=260)
+        yes = gr.Button("Delete for good", variant="stop", elem_id="run-delete-yes", size="md", scale=0, min_width=150)
+        no = gr.Button("Keep it", elem_id="run-delete-no", size="md", scale=0, min_width=100)
     said = gr.HTML(visible=False)
 
     def ask(run_id: str) -> tuple[Any, Any]:
-        name = run_words.name_of(studio.supervisor.state(run_id))
-        return gr.Row(visible=True), f"<span>{text.escape(f'Delete “{name}” with its adapter and checkpoints?')}</span>"
+        return gr.Row(visible=True), run_deletion.question(studio, [run_id])
 
     def delete(run_id: str) -> tuple[Any, Any, Any]:
+        problems = run_deletion.delete(studio, [run_id])
+        return gr.skip() if problems else "", gr.Row(visible=False), gr.HTML(problems, visible=bool(problems))
+
+    def again(run_id: str) -> tuple[Any, Any, Any]:
         try:
-            studio.supervisor.delete(run_id)
+            config = parse(read_yaml(studio.workspace.run(run_id).config))
         except StudioError as error:
-            return gr.skip(), gr.Row(visible=False), gr.HTML(text.problem(error), visible=True)
-        return "", gr.Row(visible=False), gr.HTML(visible=False)
+            return gr.skip(), gr.skip(), gr.HTML(text.problem(error), visible=True)
+        return (time.time(), flatten(config)), gr.Tabs(selected="train"), gr.HTML(visible=False)
 
     def chat(run_id: str) -> gr.Tabs:
         dialogue.choose(studio.workspace, run_id)
@@ -52,6 +59,7 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
     parts["stop"].click(acting(studio.supervisor.stop), shared.run, said, **QUIET)
     parts["resume"].click(acting(studio.supervisor.resume), shared.run, said, **QUIET)
     parts["chat"].click(chat, shared.run, shared.tabs, **QUIET)
+    parts["again"].click(again, shared.run, [shared.form, shared.tabs, said], **QUIET)
     parts["delete"].click(ask, shared.run, [confirm, question], **QUIET)
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
     yes.click(delete, shared.run, [shared.run, confirm, said], **QUIET)
@@ -83,5 +91,6 @@ def view(look: Look) -> dict[str, Any]:
         "stop": run.state in ("running", "queued"),
         "resume": run.state in ("stopped", "failed"),
         "chat": (folder.adapter / "adapter_model.safetensors").is_file() or bool(folder.checkpoint_folders()),
+        "again": True,
         "delete": run.final,
     }

@@ -6,7 +6,7 @@ CSS = """
 .run-table { overflow: auto; max-height: min(44vh, 430px); border: 1px solid var(--line); border-radius: 8px;
   background: var(--block-background-fill); }
 .run-table table { border-collapse: collapse; width: 100%; margin: 0; font-size: 14px; }
-.run-table table, .ls-table table { border: 0 !important; }
+.run-table table, .ls-table table, .run-table tr, .ls-table tr { border: 0 !important; }
 #run-list .run-table button { border: 0; background: none; box-shadow: none; margin: 0; border-radius: 4px; }
 .run-table thead th { position: sticky; top: 0; z-index: 1; background: var(--soft); text-align: left; padding: 0;
   white-space: nowrap; border: 0 !important; border-bottom: 1px solid var(--line) !important; }
@@ -42,12 +42,14 @@ CSS = """
 .run-pager button:hover:enabled, .acts button:hover { border-color: var(--busy); }
 .ls-table td.acts { white-space: nowrap; text-align: right; } .acts button + button { margin-left: 6px; }
 .checkpoint-table td { white-space: nowrap; }
+.beside-table { max-height: 640px; }
 .beside-table th[scope="row"] { position: static; background: none; font-weight: 400; color: var(--body-text-color);
   font-size: 14px; white-space: normal; min-width: 150px; }
 .beside-table th small { display: block; }
 .beside-table th[scope="col"] { white-space: normal; min-width: 110px; max-width: 220px; overflow-wrap: anywhere; }
 .beside-table td { min-width: 110px; overflow-wrap: anywhere; }
 .runs-compared h3.part { margin: 10px 0 6px; }
+.run-top { flex-wrap: wrap !important; }
 .confirm { align-items: center !important; }
 .confirm button, .runs-top button { white-space: nowrap; }
 .report-text { color: var(--body-text-color); line-height: 1.5; overflow-wrap: anywhere; max-width: 90ch; }
@@ -62,6 +64,9 @@ CSS = """
   font-family: var(--font-mono); white-space: pre-wrap; }
 .report-text pre { padding: 8px 10px; } .report-text pre code { padding: 0; }
 @media (max-width: 640px) {
+  .confirm { flex-wrap: wrap !important; }
+  .confirm > :first-child { flex-basis: 100% !important; }
+  .run-top > .actions { flex-wrap: wrap !important; }
   .run-labels { flex-direction: column !important; }
   .run-table { max-height: 52vh; }
   .run-table .wide { display: none; }

@@ -30,10 +30,12 @@ class Shared:
 
     `data` holds settings that another tab puts into the train tab's form, as (when, settings by path), so that choosing
     the same again counts;
+    `form` holds a whole config's settings, which take the place of all that the form held, in the same way;
     `run` holds the id of the run looked at.
     A tab sets one of them and `tabs` in the same event; the other tab listens to its `change`.
     """
 
     tabs: gr.Tabs
     data: gr.State
+    form: gr.State
     run: gr.State

@@ -124,7 +124,7 @@ def _keep(drawn: Drawn, workspace: Workspace) -> None:
 
 
 def _fill(drawn: Drawn, shared: Shared, workspace: Workspace) -> None:
-    """A preset, a config file or the data tab writes into the form."""
+    """A preset, a config file, the data tab or an earlier run writes into the form."""
 
     def use_preset(name: str, *raws: Any) -> dict[Any, Any]:
         filled = with_preset(raws, presets(workspace)[name].values())
@@ -146,7 +146,13 @@ def _fill(drawn: Drawn, shared: Shared, workspace: Workspace) -> None:
         save_draft(workspace, preset, filled)
         return _show(drawn, workspace, preset, filled)
 
+    def use_config(chosen: tuple[float, dict[str, Any]]) -> dict[Any, Any]:
+        filled = forms.overlay(forms.shown(Config()), chosen[1])
+        save_draft(workspace, None, filled)
+        return _show(drawn, workspace, None, filled)
+
     widgets = drawn.form.widgets
+    shared.form.change(use_config, shared.form, drawn.shown, **QUIET)
     drawn.preset.input(use_preset, [drawn.preset, *widgets], drawn.shown, **QUIET)
     drawn.upload.upload(open_file, drawn.upload, drawn.shown, **QUIET)
     shared.data.change(use_data, [shared.data, drawn.preset, *widgets], drawn.shown, **QUIET)

@@ -1,5 +1,7 @@
 """What the runs tab shows of run folders, without a page."""
 
+import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from lora_studio.config import Config
 from lora_studio.events import CheckpointSaved, Event, Finished, PhaseStarted, RunStarted, StepLogged, Warned, to_line
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.labels import Labels, write_labels
 from lora_studio.parsing import parse, to_yaml
-from lora_studio.ui import run_head, runs_list, runs_tab
+from lora_studio.ui import downloads, run_head, run_report, runs_list, runs_tab
 from lora_studio.ui.run_board import Board
 from lora_studio.ui.run_table import Choice
 from lora_studio.ui.runs_tab import Shown
@@ -150,3 +153,83 @@ def test_a_log_that_grows_is_shown_again(studio: Studio, tmp_path: Path) -> None
     with run.log.open("a") as log:
         log.write("three\n")
     assert shown_of(studio, run.id, first)["log"].endswith("three")
+
+
+def test_two_ticked_runs_are_laid_over_each_other_with_what_differs(studio: Studio) -> None:
+    first = finished(studio.workspace, "same name", config=parse({"lora": {"r": 4}}))
+    second = finished(studio.workspace, "same name", config=parse({"lora": {"r": 8}}))
+    shown = look(studio, first.id, choice=Choice(ticked=(first.id, second.id), comparing=True))
+    assert not shown.run
+    assert not shown.detail
+    compared = shown.compare["compare"][1]
+    assert compared["settings"].count('scope="row"') == 1
+    assert "LoRA rank (r)" in compared["settings"]
+    assert f"same name ({first.id[-4:]})" in compared["results"]
+    names = {line["name"] for panel in compared["chart"]["panels"] for line in panel["lines"]}
+    assert any(first.id[-4:] in name for name in names)
+    assert any(second.id[-4:] in name for name in names)
+    again = look(studio, first.id, shown, Choice(ticked=(first.id, second.id), comparing=True))
+    assert again.compare is shown.compare
+
+
+def test_one_ticked_run_is_no_comparison(studio: Studio) -> None:
+    run = finished(studio.workspace, "alone")
+    assert look(studio, run.id, choice=Choice(ticked=(run.id, "gone"), comparing=True)).run == run.id
+
+
+def test_what_the_adapter_does_stands_at_the_top(studio: Studio) -> None:
+    run = finished(studio.workspace, "idle")
+    assert shown_of(studio, run.id)["outcome"] is None
+    words = {"sentence": "The adapter does nothing.", "rows_sentence": "All 3 <rows>.", "moves": False}
+    run.complete.write_text(json.dumps({"state": "done", "difference": words}))
+    notice = shown_of(studio, run.id)["outcome"]
+    assert "The adapter does nothing." in notice
+    assert "ls-warning" in notice
+    assert "&lt;rows&gt;" in notice
+
+
+def test_tags_and_note_are_those_of_the_run_and_a_damaged_file_is_told(studio: Studio) -> None:
+    run = finished(studio.workspace, "noted")
+    write_labels(run, Labels(("a", "b"), "first try"))
+    shown = shown_of(studio, run.id)
+    assert (shown["tags"]["value"], shown["note"]["value"], shown["owner"]["value"]) == ("a, b", "first try", run.id)
+    run.labels.write_text("{")
+    assert "can't be read" in shown_of(studio, run.id)["note"]["value"]
+
+
+HOSTILE = """# <script>hit()</script> ${1+1}
+
+[x](javascript:hit()) ![y](http://elsewhere/z.png) <http://elsewhere> <img src=x onerror=hit()>
+
+| a | b |
+|---|---|
+| `${2+2}` | **bold** <b>raw</b> |
+
+```html
+<iframe src=//elsewhere></iframe>
+```
+
+[r]: http://elsewhere
+"""
+
+
+def test_a_report_is_shown_as_markdown_in_which_nothing_runs_and_nothing_is_fetched() -> None:
+    shown = run_report.rendered(HOSTILE)
+    assert "<h1>" in shown
+    assert "<table>" in shown
+    assert "<strong>bold</strong>" in shown
+    for bad in ("<script", "<img", "<a ", "<iframe", "<b>", "href=", "src=x onerror=hit()>\n<", "${", "{"):
+        assert bad not in shown, bad
+
+
+def test_files_made_for_a_download_go_when_they_are_old(workspace: Workspace) -> None:
+    old = downloads.new_file(workspace, "../../a name.csv")
+    old.write_text("1")
+    assert old.parent.parent == workspace.downloads_folder
+    hour_ago = time.time() - 2 * downloads.KEPT_SECONDS
+    os.utime(old.parent, (hour_ago, hour_ago))
+    new = downloads.new_file(workspace, "b.csv")
+    new.write_text("12")
+    assert not old.exists()
+    assert new.parent.is_dir()
+    assert "b.csv (2 B)" in downloads.link(new)
