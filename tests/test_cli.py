@@ -122,6 +122,34 @@ def test_check_lists_the_problems_as_json_too(capsys: pytest.CaptureFixture[str]
     assert [problem["path"] for problem in found["problems"]] == ["lora.r"]
 
 
+def test_estimate_tells_memory_by_part_and_the_trained_share(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "demo", "--device", "cuda", "--memory", "24", "--json"]) == 0
+    found = last_json(capsys.readouterr().out)
+    assert (found["verdict"], found["device"], found["available"]) == ("fits", "cuda", 24 * 1024**3)
+    assert found["total"] == sum(found["parts"].values())
+    assert main(["estimate", "demo"]) == 0
+    words = capsys.readouterr().out
+    assert "Trained: " in words
+    assert "saves" in words
+    assert "--training.gradient_checkpointing true" in words
+    assert main(["estimate", "--model.name", "nobody/has-this-model"]) == 2
+    assert "config.json" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_checks_before_a_start_stop_a_run_that_would_not_get_far(
+    tmp_path: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    start = ["train", "demo", "--workspace", str(workspace.root), "--data.train_file", str(empty)]
+    assert main(start) == 2
+    told = capsys.readouterr().err
+    assert "2. Data: FAILED." in told
+    assert "--skip-preflight" in told
+    assert workspace.runs() == []
+
+
 def test_a_word_too_many_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "demo", "demo2"]) == 2
     assert "'demo2' is one argument too many" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The commands of the terminal: `python -m lora_studio train | inspect | cache | chat | runs | presets | check | ui`.
+"""The commands of the terminal: `python -m lora_studio COMMAND`; `make_parser` lists them.
 
 Here are the flags and the exit codes; what a command does stands in its own module, imported only when it is called, so
 that `--help` is there at once. Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
@@ -36,7 +36,7 @@ ABOUT_ACTIONS = (
     "on after either; queue lists the runs that wait, up and down move one of them; tag "
     "and note print or replace what you wrote on a run; compare sets runs beside each other; csv prints measurements"
 )
-WITH_SETTINGS = ("train", "check", "inspect", "chat")
+WITH_SETTINGS = ("train", "check", "estimate", "inspect", "chat")
 
 
 def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
@@ -58,20 +58,20 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
 
     train = add("train", "train an adapter and follow the run; Ctrl-C stops and saves it", output)
     train.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file or a preset; the defaults without")
+    train.add_argument("--skip-preflight", action="store_true", help="start without the checks before a start")
     train.add_argument("--resume", metavar="RUN", help="go on with a stopped or failed run")
     extra = "with --resume: train so many epochs more, also when the run is done"
     train.add_argument("--extra-epochs", type=float, metavar="N", default=0.0, help=extra)
     inspect = add("inspect", "show how a data file is read, cut and trained on", output)
-    inspect.add_argument("data", metavar="DATA", help="a file or the name of a shipped data set")
-    inspect.add_argument("--model", metavar="M", default="demo", help="whose tokenizer and template (default: demo)")
-    inspect.add_argument("--validation-file", metavar="DATA", help="a file to measure on, instead of a share of DATA")
-    inspect.add_argument("--show-examples", type=int, metavar="N", default=1, help="rows shown step by step")
-    inspect.add_argument("--char-only", action="store_true", help="count characters; needs no tokenizer")
-    inspect.add_argument(
-        "--percentiles", metavar="LIST", default="", help="more percentiles of lengths, such as 75,99.9"
-    )
+    _add_inspect_flags(inspect)
     cache = add("cache", "show or clear the prepared data that are kept between starts", output)
     cache.add_argument("action", nargs="?", choices=("show", "clear"), default="show")
+    estimate = add(
+        "estimate", "what a run would need: memory by part, trained parameters, what would save most", output
+    )
+    estimate.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file or a preset; the defaults without")
+    estimate.add_argument("--device", choices=("cuda", "cpu"), help="for another machine than this one")
+    estimate.add_argument("--memory", type=float, metavar="GIB", help="memory of that device (default: what is free)")
     chat = add("chat", "talk to a trained adapter, or compare it with its base", output)
     chat.add_argument("adapter", metavar="RUN", help='a run ("last", RUN/checkpoint-N) or an adapter\'s folder')
     chat.add_argument("--compare", action="store_true", help="let the base answer as well")
@@ -86,12 +86,26 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     presets.add_argument("preset", nargs="?", metavar="PRESET")
     check = add("check", "print a config with every default filled in, or everything that is wrong with it", output)
     check.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file or a preset; the defaults without")
+    check.add_argument(
+        "--preflight", action="store_true", help="also check data, model, memory and disk, as a start does"
+    )
     ui = add("ui", "serve the page")
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     ui.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
     ui.add_argument("--open", action="store_true", help="open the page in the browser")
-    _add_settings({"train": train, "check": check, "inspect": inspect, "chat": chat}, arguments)
+    _add_settings({"train": train, "check": check, "estimate": estimate, "inspect": inspect, "chat": chat}, arguments)
     return parser
+
+
+def _add_inspect_flags(inspect: argparse.ArgumentParser) -> None:
+    inspect.add_argument("data", metavar="DATA", help="a file or the name of a shipped data set")
+    inspect.add_argument("--model", metavar="M", default="demo", help="whose tokenizer and template (default: demo)")
+    inspect.add_argument("--validation-file", metavar="DATA", help="a file to measure on, instead of a share of DATA")
+    inspect.add_argument("--show-examples", type=int, metavar="N", default=1, help="rows shown step by step")
+    inspect.add_argument("--char-only", action="store_true", help="count characters; needs no tokenizer")
+    inspect.add_argument(
+        "--percentiles", metavar="LIST", default="", help="more percentiles of lengths, such as 75,99.9"
+    )
 
 
 def _add_settings(parsers: dict[str, argparse.ArgumentParser], arguments: Sequence[str] | None) -> None:
@@ -101,7 +115,7 @@ def _add_settings(parsers: dict[str, argparse.ArgumentParser], arguments: Sequen
     from lora_studio.cli.flags import add_all, add_section
 
     for name in wanted:
-        if name in ("train", "check"):
+        if name in ("train", "check", "estimate"):
             add_all(parsers[name])
         else:
             add_section(parsers[name], "data" if name == "inspect" else "generation")
@@ -112,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser(arguments)
     given, unknown = parser.parse_known_args(arguments)
-    if unknown and given.command not in ("train", "check"):
+    if unknown and given.command not in ("train", "check", "estimate"):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return _run(given, unknown)
@@ -134,6 +148,10 @@ def _run(given: argparse.Namespace, unknown: list[str]) -> int:
             from lora_studio.cli.train_command import train
 
             return train(workspace, given, unknown)
+        case "estimate":
+            from lora_studio.cli.estimate_command import estimate
+
+            return estimate(workspace, given, unknown)
         case "inspect":
             from lora_studio.cli.inspect_command import inspect
 

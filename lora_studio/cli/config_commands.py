@@ -2,6 +2,7 @@
 
 import argparse
 
+from lora_studio.cli.estimate_command import as_json, check_first
 from lora_studio.cli.flags import overrides
 from lora_studio.cli.terminal import print_json, say, table
 from lora_studio.errors import StudioError
@@ -41,6 +42,11 @@ def check(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -
             problems = [{"path": p.path, "message": p.message, "found": p.found} for p in error.problems]
             print_json({"ok": False, "problems": problems})
         raise
+    if given.preflight:
+        report = check_first(config, workspace, busy=False)
+        if given.json:
+            print_json({"ok": True, "config": config.model_dump(), "preflight": as_json(report)})
+        return 0
     if given.json:
         print_json({"ok": True, "config": config.model_dump()})
     else:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lora_studio.cli.estimate_command import agree, check_first
 from lora_studio.cli.flags import overrides
 from lora_studio.cli.terminal import duration, print_json, say
 from lora_studio.errors import StudioError
@@ -36,7 +37,10 @@ def train(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -
     if given.resume is None:
         if given.extra_epochs:
             raise StudioError("Extra epochs are for a run that goes on.", "Name it with --resume RUN.")
-        run_id = supervisor.launch(resolve(given.config, settings, workspace))
+        config = resolve(given.config, settings, workspace)
+        if not given.skip_preflight:
+            agree(check_first(config, workspace, busy=bool(supervisor.busy())))
+        run_id = supervisor.launch(config)
     elif given.config is None and not settings:
         run_id = workspace.run(given.resume).id
         supervisor.resume(run_id, given.extra_epochs)
@@ -175,6 +179,10 @@ class Narrator:
         say(f"Failed: {state.message}" if state.state == "failed" else state.message or "Stopped.")
         if state.hint:
             say(state.hint)
+        retry = run.read_result().get("retry")
+        if retry:
+            flags = " ".join(f"--{path} {str(value).lower()}" for path, value in retry["settings"].items())
+            say(f"Start it so: python -m lora_studio train {run.config} {flags}")
         if state.state == "stopped":
             say(f"Go on with: python -m lora_studio train --resume {run.id}")
 

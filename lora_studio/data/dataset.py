@@ -151,6 +151,35 @@ def prepare(
     return _prepared(work, sources, template, wanted)
 
 
+def look_at_first(
+    train_file: str,
+    tokenizer: Any,
+    *,
+    validation_file: str | None = None,
+    mapping: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Prepared:
+    """What the first rows of a file come to, in a moment whatever its size. `sampled` is None where that was all.
+
+    Takes and raises what `prepare` does. A file whose first rows are all bad is read whole.
+    """
+    given: list[Prepared] = []
+
+    class EnoughError(Exception):
+        """The look is taken: the rest of the file is left alone."""
+
+    def take(prepared: Prepared) -> None:
+        given.append(prepared)
+        raise EnoughError
+
+    try:
+        return prepare(
+            train_file, tokenizer, validation_file=validation_file, mapping=mapping, on_sample=take, **settings
+        )
+    except EnoughError:
+        return given[0]
+
+
 def _prepared(work: Preparation, sources: list[Source], template: Template, wanted: Settings) -> Prepared:
     rules = (wanted.validation_fraction, wanted.split_seed, wanted.max_samples, wanted.max_eval_samples)
     kept_back = None

@@ -84,7 +84,7 @@ def load_model(
     progress bar of a download from the Hub.
     """
     source = checked_source(name)
-    config = read_config(name, source, revision)
+    config = read_config(name, revision)
     chosen = choose_dtype(dtype)
     lacking = why_no_flash_attention(chosen)
     attention = (None if lacking else "flash_attention_2") if attn_implementation == "auto" else attn_implementation
@@ -149,10 +149,10 @@ def _quantization(
     return BitsAndBytesConfig(load_in_8bit=True) if name == "8bit" else None
 
 
-def read_config(name: str, source: str, revision: str | None) -> PretrainedConfig:
+def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
     """The model's own config, refused early where the model is not one that writes text."""
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(checked_source(name), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise not_loadable(name, revision, error) from error
     named = config.architectures or []

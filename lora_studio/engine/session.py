@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lora_studio.data.dataset import Prepared, open_data, prepare, recut
+from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
 from lora_studio.data.views import Look, describe, preview
 from lora_studio.errors import StudioError
 from lora_studio.parsing import parse
@@ -108,6 +108,19 @@ class Session:
         if self._prepared is None:
             raise StudioError("No data has been looked at yet.", "Choose a file first.")
         return preview(self._prepared, int(request.params["row_index"]), int(request.params.get("window", 0)))
+
+    def look_at_first(self, request: Request) -> dict[str, Any]:
+        """The first rows as training would see them. Parameters: model, revision, and those of prepare()."""
+        params = dict(request.params)
+        tokenizer = self._tokenizer(params.pop("model", "demo"), params.pop("revision", None))
+        return _named(describe(look_at_first(tokenizer=tokenizer, **params), Look(show_examples=1)))
+
+    def fetch_config(self, request: Request) -> dict[str, Any]:
+        """The model's config.json into this machine's cache, and nothing else of it. Parameters: model, revision."""
+        from lora_studio.engine.load import read_config  # seconds: torch, transformers
+
+        model, revision = request.params["model"], request.params.get("revision")
+        return {"numbers": read_config(model, revision).to_dict()}
 
     def load(self, request: Request) -> dict[str, Any]:
         """Base and adapters into memory; a base that is there already is kept."""
@@ -205,6 +218,8 @@ def _named(found: dict[str, Any]) -> dict[str, Any]:
 METHODS: dict[str, Callable[[Session, Request], dict[str, Any]]] = {
     "inspect": Session.inspect,
     "preview": Session.preview,
+    "look_at_first": Session.look_at_first,
+    "fetch_config": Session.fetch_config,
     "load": Session.load,
     "generate": Session.generate,
     "unload": Session.unload,

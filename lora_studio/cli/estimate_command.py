@@ -1,0 +1,87 @@
+"""`estimate` and the checks before a start: what a run would need, and whether it would get far."""
+
+import argparse
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from lora_studio.advice import best_changes
+from lora_studio.architecture import architecture, read_config
+from lora_studio.cli.flags import overrides
+from lora_studio.cli.terminal import print_json, say, table
+from lora_studio.config import Config
+from lora_studio.errors import StudioError
+from lora_studio.estimate import PARTS, settled, verdict
+from lora_studio.estimate import estimate as estimate_of
+from lora_studio.hardware import GIB, devices
+from lora_studio.jobs.checking import check_before_start
+from lora_studio.preflight import ASK, FAILED, Report
+from lora_studio.presets import resolve
+from lora_studio.workspace import Workspace
+
+SIGNS = {"ok": "ok", "note": "note", "ask": "to decide", "failed": "FAILED"}
+
+
+def estimate(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -> int:
+    """Memory by part against the machine's, the trained share, and the changes that would save most."""
+    config = resolve(given.config, overrides(given, unknown), workspace)
+    numbers = read_config(config.model.name, config.model.revision)
+    model = architecture(numbers) if numbers else None
+    if model is None:
+        raise StudioError(
+            f"The size of {config.model.name} is not known: its config.json is not on this machine, or not readable.",
+            "Name a model's folder, or load the model once.",
+        )
+    here = devices()[0]
+    device = given.device or here.kind
+    available = round(given.memory * GIB) if given.memory else here.memory_free
+    chosen = settled(config, model, device, available)
+    found, changes = estimate_of(chosen, model, device), best_changes(chosen, model, device)
+    said = verdict(found.total, available)
+    if given.json:
+        listed = [{**asdict(change), "settings": dict(change.settings)} for change in changes]
+        print_json({**found.to_dict(), "available": available, "verdict": said, "changes": listed})
+        return 0
+    rows = [(PARTS[key][0], f"{octets / GIB:.2f}") for key, octets in found.parts.items()]
+    print(table(("part", "GiB"), [*rows, ("all", f"{found.total / GIB:.2f}")]))
+    print(f"\n{said[:1].upper() + said[1:]}: {found.total / GIB:.2f} GiB of {available / GIB:.2f} GiB ({device}).")
+    print(f"Trained: {found.trainable:,} of {found.parameters:,} parameters, {100 * found.share:.2f} %.")
+    print(f"Gradient checkpointing is {'on' if found.gradient_checkpointing else 'off'}.")
+    if not found.exact:
+        print("A rough estimate: the layout of this kind of model is not known in full.")
+    for change in changes:
+        print(f"{change.title} saves {change.saves / GIB:.2f} GiB: {change.flags}")
+    return 0
+
+
+def check_first(config: Config, workspace: Workspace, *, busy: bool) -> Report:
+    """The checks before a start, told one by one. Raises `StudioError` where the run would not get far."""
+    report = check_before_start(config, workspace, busy=busy)
+    for number, check in enumerate(report.checks, 1):
+        say(f"{number}. {check.title}: {SIGNS[check.state]}. {check.found}")
+        if check.advice:
+            say(f"   {check.advice}")
+    say(report.words)
+    if report.state == FAILED:
+        raise StudioError(
+            "The run was not started: it would not get far.", "See the checks above; --skip-preflight skips them."
+        )
+    return report
+
+
+def agree(report: Report) -> None:
+    """Asks a person about what needs a decision. Raises `StudioError` where nobody says yes."""
+    if report.state != ASK:
+        return
+    if not sys.stdin.isatty() or not _yes(input("Start anyway? [y/N] ")):
+        raise StudioError(
+            "The run was not started: the memory will hardly do.", "Change the settings, or add --skip-preflight."
+        )
+
+
+def _yes(answer: str) -> bool:
+    return answer.strip().lower() in ("y", "yes")
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    return {"state": report.state, "words": report.words, "checks": [asdict(check) for check in report.checks]}

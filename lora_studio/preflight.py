@@ -1,0 +1,214 @@
+"""Numbered checks before a run starts: what would make it fail, found in a second instead of after an hour.
+
+The checks are plain functions of the config and of what others found: `machine` is this machine, `data` what the
+session child said of the first rows (`data.dataset.look_at_first`). Nothing is read, loaded or started here.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_studio.advice import changes_that_fit
+from lora_studio.architecture import Architecture, architecture, read_config
+from lora_studio.config import Config
+from lora_studio.errors import StudioError
+from lora_studio.estimate import checkpoint_bytes, estimate, settled, verdict
+from lora_studio.hardware import GIB, Device
+from lora_studio.lora_size import adapter
+from lora_studio.workspace import Workspace, model_source
+
+OK, NOTE, ASK, FAILED = "ok", "note", "ask", "failed"
+"""What a check can say: all right; worth knowing; start only if the person insists; can't work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check: what was looked at, how it went, what was found, and what to do about it."""
+
+    title: str
+    state: str
+    found: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All checks in their order, and one verdict over them."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def state(self) -> str:
+        """The worst that a check says: "failed", "ask" or "ok"."""
+        states = {check.state for check in self.checks}
+        return FAILED if FAILED in states else ASK if ASK in states else OK
+
+    @property
+    def words(self) -> str:
+        """The verdict in a sentence."""
+        wrong = sum(check.state == FAILED for check in self.checks)
+        if wrong:
+            return f"{wrong} of {len(self.checks)} checks failed: this run would not get far."
+        return "The memory will hardly do. Start anyway?" if self.state == ASK else "Ready to start."
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a run is weighed against. `memory` is what it may take of the device, in bytes."""
+
+    device: Device
+    memory: int
+    disk_free: int
+
+
+def this_machine(device: Device, workspace: Workspace, *, busy: bool = False) -> Machine:
+    """`busy` says that a run of ours holds the device: the next one begins when it has gone."""
+    free = device.memory_total if busy else device.memory_free
+    return Machine(device, free, shutil.disk_usage(workspace.root).free)
+
+
+def preflight(config: Config, machine: Machine, data: Mapping[str, Any] | StudioError) -> Report:
+    """Every check, in the order in which a run would meet them."""
+    numbers = read_config(config.model.name, config.model.revision)
+    model = architecture(numbers) if numbers else None
+    longest = None if isinstance(data, StudioError) else int(data["tokens"]["max"])
+    checks = [
+        _model(config, numbers),
+        _data(config, data),
+        _template(data),
+        _modules(config, model),
+        _batch(config, data),
+        _evaluation(config, data),
+        _disk(config, model, machine),
+        _memory(config, model, machine, longest),
+    ]
+    return Report(tuple(checks))
+
+
+def _model(config: Config, numbers: Mapping[str, Any] | None) -> Check:
+    name, title = config.model.name, "Model"
+    if Path(model_source(name)).is_dir():
+        if numbers is None:
+            return Check(title, FAILED, f"{name} holds no config.json that can be read.", "Give a model's folder.")
+        return Check(title, OK, f"{name} is on this machine.")
+    if numbers is not None:
+        return Check(title, OK, f"{name} is in this machine's cache.")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return Check(title, FAILED, f"There is no model {name}.", "Give a folder with a config.json, or a Hub id.")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        advice = "Unset HF_HUB_OFFLINE, or name a folder."
+        return Check(title, FAILED, f"{name} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it.", advice)
+    return Check(title, NOTE, f"{name} is not on this machine yet: the run begins by fetching it.")
+
+
+def _data(config: Config, data: Mapping[str, Any] | StudioError) -> Check:
+    title = "Data"
+    if isinstance(data, StudioError):
+        return Check(title, FAILED, data.message, data.hint)
+    seen = f"the first {data['sampled']:,} rows" if data["sampled"] else "all rows"
+    usable, bad, dropped = data["train_rows"] + data["validation_rows"], data["bad_rows"], data["dropped_rows"]
+    found = f"Looked at {seen}: {usable:,} can be used"
+    found += f", {bad:,} can't be read" if bad else ""
+    found += f", {dropped:,} keep no trained token at {config.data.max_length:,} tokens" if dropped else ""
+    if bad + dropped > usable:
+        return Check(title, NOTE, found + ".", "Look at the Data tab: most rows are lost.")
+    return Check(title, OK, found + ".")
+
+
+def _template(data: Mapping[str, Any] | StudioError) -> Check:
+    title = "Template"
+    if isinstance(data, StudioError):
+        return Check(title, NOTE, "Not looked at: the data could not be read.")
+    style, ends = data["prompt_style"], [shown["ends_with_eos"] for shown in data["examples"]]
+    if not any(ends):
+        advice = "A model that never sees its end token goes on talking; a longer data.max_length may keep it."
+        return Check(title, NOTE, f"{style}: the example's answer does not end with the end token.", advice)
+    return Check(title, OK, f"{style}: answers end with the model's end token, which is trained.")
+
+
+def _modules(config: Config, model: Architecture | None) -> Check:
+    title = "Adapter"
+    if model is None:
+        return Check(title, NOTE, "The model's modules are not known before it is fetched.")
+    lora = config.lora
+    trained = adapter(model, r=lora.r, target_modules=lora.target_modules, bias=lora.bias, use_dora=lora.use_dora)
+    known = ", ".join(dict.fromkeys(item.leaf for item in model.linears))
+    missing = ", ".join(trained.missing)
+    if missing and not model.exact:
+        return Check(title, NOTE, f"{missing}: not among the modules that such a model is expected to have ({known}).")
+    if missing:
+        return Check(title, FAILED, f"The model has no module {missing}.", f"Its modules are: {known}.")
+    if trained.stacks and lora.lora_dropout:
+        advice = "Set lora.lora_dropout to 0, or lora.target_modules to attention."
+        return Check(title, FAILED, "Adapters on stacked experts can't have dropout.", advice)
+    share = 100 * trained.trainable / (model.parameters + trained.added)
+    return Check(title, OK, f"{trained.trainable:,} parameters are trained, {share:.2f} % of the model.")
+
+
+def _batch(config: Config, data: Mapping[str, Any] | StudioError) -> Check:
+    title = "Batch"
+    training = config.training
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    if isinstance(data, StudioError) or data["sampled"] or training.packing:
+        return Check(title, OK, f"{rows:,} rows a step.")
+    there = data["train_rows"]
+    if there < rows:
+        advice = "Lower training.gradient_accumulation_steps or training.per_device_train_batch_size."
+        return Check(title, NOTE, f"{rows:,} rows a step, and only {there:,} rows: an epoch is one step.", advice)
+    return Check(title, OK, f"{rows:,} rows a step of {there:,} rows.")
+
+
+def _evaluation(config: Config, data: Mapping[str, Any] | StudioError) -> Check:
+    title, evaluation = "Validation", config.evaluation
+    if isinstance(data, StudioError):
+        return Check(title, NOTE, "Not looked at: the data could not be read.")
+    rows, wanted = data["validation_rows"], evaluation.eval_strategy != "no"
+    uses = {
+        "evaluation.load_best_model_at_end": evaluation.load_best_model_at_end,
+        "evaluation.early_stopping_patience": evaluation.early_stopping_patience,
+        "evaluation.labels": evaluation.labels,
+        "evaluation.gen_eval_samples": evaluation.gen_eval_samples,
+    }
+    needed = [name for name, on in uses.items() if on]
+    if rows or not wanted:
+        return Check(
+            title, OK, f"{rows:,} rows to measure on." if rows else "Nothing is measured, as the settings say."
+        )
+    advice = "Raise data.validation_fraction, or name a data.validation_file."
+    if needed:
+        return Check(title, FAILED, f"No row is left to measure on, which {needed[0]} needs.", advice)
+    return Check(title, NOTE, "No row is left to measure on: there will be no validation loss.", advice)
+
+
+def _disk(config: Config, model: Architecture | None, machine: Machine) -> Check:
+    title, free = "Disk", f"{machine.disk_free / GIB:,.1f} GiB free"
+    if model is None:
+        return Check(title, NOTE, f"{free}; what a checkpoint needs is not known before the model is fetched.")
+    each = checkpoint_bytes(config, model)
+    kept = 1 if config.training.save_strategy == "no" else config.training.save_total_limit + 2
+    needed = each * kept  # one more while it is written, and the adapter itself
+    found = f"{free}; checkpoints and adapter need up to {needed / GIB:,.2f} GiB."
+    if needed > machine.disk_free:
+        advice = "Free some room, or lower training.save_total_limit."
+        return Check(title, FAILED, found, advice)
+    return Check(title, OK, found)
+
+
+def _memory(config: Config, model: Architecture | None, machine: Machine, longest: int | None) -> Check:
+    title, device = "Memory", machine.device
+    if model is None:
+        return Check(title, NOTE, "What the run needs is not known before the model is fetched.")
+    chosen = settled(config, model, device.kind, machine.memory, longest)
+    needed = estimate(chosen, model, device.kind, longest).total
+    found = f"About {needed / GIB:,.1f} GiB of {machine.memory / GIB:,.1f} GiB that are free on {device.name}."
+    said = verdict(needed, machine.memory)
+    if said == "fits":
+        return Check(title, OK, found)
+    change = changes_that_fit(config, model, device.kind, machine.memory, longest=longest)
+    advice = (
+        f"{change.title} would make it fit." if change else "No single change would make it fit: take a smaller model."
+    )
+    return Check(title, NOTE if said == "tight" else ASK, found, advice)
