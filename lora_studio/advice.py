@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_studio.architecture import Architecture
+from lora_studio.architecture import Architecture, architecture, read_config
 from lora_studio.config import Config
 from lora_studio.estimate import Estimate, estimate, settled, with_settings
 
@@ -108,6 +108,27 @@ def changes_that_fit(
             words = Change("several", "; ".join(titles.values()), "the mildest changes first", together)
             return _measured(start, words, model, device, longest)
     return None
+
+
+def correction(
+    config: Config, checkpointing: bool | None, device: str, *, needed: int, available: int
+) -> Change | None:
+    """The mildest change that fits after a run of `config` ran out of memory; None where nothing does.
+
+    The run needed at least `needed`, and in any case more than there is; that the estimate was lower is laid to what
+    grows with the batch. `checkpointing` is what the run chose.
+    """
+    numbers = read_config(config.model.name, config.model.revision)
+    model = architecture(numbers) if numbers else None
+    if model is None:
+        return None
+    if checkpointing is not None:
+        config = with_settings(config, {"training.gradient_checkpointing": checkpointing})
+    config = settled(config, model, device, available)
+    now = estimate(config, model, device)
+    moving = max(1, now.parts["activations"] + now.parts["logits"])
+    short = max(needed, round(1.05 * available)) - now.total
+    return changes_that_fit(config, model, device, available, factor=max(1.0, 1 + short / moving))
 
 
 def _useful(config: Config, model: Architecture, device: str, longest: int | None) -> Iterator[Change]:

@@ -29,7 +29,7 @@ PARTS = {
 
 CUDA_CONTEXT = 512 * MIB  # context and kernels of PyTorch and cuBLAS; 300 to 600 MiB, by driver and GPU
 CUBLAS_WORKSPACE = 32 * MIB  # PyTorch's default from Hopper on; 8 MiB before
-CPU_LIBRARIES = 900 * MIB  # resident memory of a worker that has imported its libraries
+CPU_LIBRARIES = 600 * MIB  # resident memory of a worker that has imported its libraries (torch 2.13 for the CPU)
 CUDA_RESERVE = 0.06  # of what changes in size from batch to batch: blocks that the allocator can't use again
 CPU_RESERVE = 0.15
 TILE_TOKENS, TILE_WORDS = 4096, 32_768  # trl 1.16: trl/kernels/chunked_logprob.py, trl/trainer/utils.py

@@ -3,10 +3,8 @@
 Reads what finished runs left in complete.json. A model that never ran here has no speed: then nothing is guessed.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lora_studio.workspace import RunFolder, Workspace
@@ -36,8 +34,8 @@ def speed(workspace: Workspace, *, model: str, quantization: str, device: str, d
 
 def _speeds(workspace: Workspace, *, model: str, quantization: str, device: str) -> Iterator[Speed | None]:
     for run in workspace.runs()[:LOOKED_AT]:
-        facts, numbers = run.read_facts(), final_numbers(run)
-        if numbers is None or numbers.get("state") != "done" or facts.get("model") != model:
+        facts, numbers = run.read_facts(), run.read_result()
+        if numbers.get("state") != "done" or facts.get("model") != model:
             continue
         if (numbers.get("device_kind"), numbers.get("quantization")) == (device, quantization):
             yield _speed(run, facts, numbers)
@@ -48,16 +46,3 @@ def _speed(run: RunFolder, facts: dict[str, Any], numbers: dict[str, Any]) -> Sp
     if not numbers["tokens_per_second"] or not seen:
         return None
     return Speed(numbers["tokens_per_second"], numbers["tokens"] / seen, str(facts.get("data")), run.id)
-
-
-def final_numbers(run: RunFolder) -> dict[str, Any] | None:
-    """complete.json of a run that ended; None where there is none."""
-    return _read(run.complete)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return found

@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 import torch
 
-from lora_studio.advice import Change, changes_that_fit
-from lora_studio.architecture import architecture, read_config
+from lora_studio.advice import correction
+from lora_studio.architecture import architecture
 from lora_studio.config import Config
 from lora_studio.estimate import Estimate, estimate, settled
 from lora_studio.events import MemoryEstimated, RunState
@@ -83,7 +83,8 @@ def explain(error: BaseException, config: Config, state: RunState) -> dict[str, 
         f"{held / GIB:.2f} GiB held, {free / GIB:.2f} GiB free of {total / GIB:.2f} GiB",
         f"{foreseen.total_bytes / GIB:.2f} GiB estimated" if foreseen else "",
     ]
-    change = correction(config, state, needed=held + asked, available=free + held)
+    checkpointing = foreseen.gradient_checkpointing if foreseen else None
+    change = correction(config, checkpointing, device_kind(), needed=held + asked, available=free + held)
     return {
         "state": "failed",
         "message": "; ".join(word for word in words if word) + ".",
@@ -93,29 +94,6 @@ def explain(error: BaseException, config: Config, state: RunState) -> dict[str, 
         "memory": {"asked": asked, "free": free, "total": total, "held": held},
         "retry": {"title": change.title, "cost": change.cost, "settings": dict(change.settings)} if change else None,
     }
-
-
-def correction(config: Config, state: RunState, *, needed: int, available: int) -> Change | None:
-    """The mildest change that fits, with the estimate corrected by what the run held when it failed.
-
-    The run needed at least `needed`; that the estimate was lower is laid to what grows with the batch.
-    """
-    numbers = read_config(config.model.name, config.model.revision)
-    model = architecture(numbers) if numbers else None
-    if model is None:
-        return None
-    foreseen, device = state.memory, device_kind()
-    if foreseen is not None:
-        config = settled(config, model, device, available)
-        settings = {
-            "training": config.training.model_copy(update={"gradient_checkpointing": foreseen.gradient_checkpointing})
-        }
-        config = config.model_copy(update=settings)
-    now = estimate(config, model, device)
-    moving = max(1, now.parts["activations"] + now.parts["logits"])
-    # A run that failed needs more than there is, whatever the counters say.
-    short = max(needed, round(1.05 * available)) - now.total
-    return changes_that_fit(config, model, device, available, factor=max(1.0, 1 + short / moving))
 
 
 def asked_bytes(text: str) -> int:

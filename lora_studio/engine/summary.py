@@ -182,7 +182,7 @@ def _cost(state: RunState, result: Mapping[str, Any], facts: Mapping[str, Any]) 
     rows = [
         ("time", f"{result['seconds']:.0f} s"),
         ("device", plain(state.device)),
-        ("most memory", f"{result['peak_memory_bytes'] / GIB:.2f} GiB"),
+        ("most memory", _memory(result)),
         ("tokens seen", f"{result['tokens']:,}"),
         ("real tokens a second", f"{state.steps[-1].tokens_per_second:,.0f}" if state.steps else "not measured"),
         *((plain(name), code(str(version))) for name, version in facts.get("versions", {}).items()),
@@ -256,3 +256,9 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> list[str]:
         return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", str(cell)) for cell in cells) + " |"
 
     return [line(head), "|" + "---|" * len(head), *(line(row) for row in rows)]
+
+
+def _memory(result: Mapping[str, Any]) -> str:
+    measured, foreseen = result["peak_memory_bytes"], result.get("estimated_memory_bytes")
+    before = f"estimated {foreseen / GIB:.2f} GiB, " if foreseen else ""
+    return f"{before}measured {measured / GIB:.2f} GiB"

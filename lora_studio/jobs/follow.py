@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lora_studio.events import RunState, fold, from_line
 from lora_studio.jobs.launcher import Worker, find, read_worker
+from lora_studio.jobs.oom import oom_kills
 from lora_studio.workspace import RunFolder
 
 # A run folder is made a moment before it stands in the queue; another process must not call it lost in between.
@@ -149,6 +150,9 @@ class Follower:
         """Why a worker that said nothing has ended, as far as can be seen from outside."""
         if shutil.disk_usage(self.run.path).free < _FULL_BYTES:
             return "The disk is full: the worker could not even write down that it ended."
+        before = self.worker.oom_kills if self.worker else None
+        if before is not None and (oom_kills() or 0) > before:
+            return "The memory ran out: the system killed the worker, as its count of such kills shows."
         if code == -signal.SIGKILL:
             return "The worker was killed: the system does that when memory runs out."
         if code is None:

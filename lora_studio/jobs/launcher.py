@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from lora_studio.jobs.oom import oom_kills
 from lora_studio.workspace import RunFolder, write_atomically
 
 # Start times come from the clock ticks since boot; setting the machine's clock moves them by fractions of a second.
@@ -45,6 +46,7 @@ class Worker:
     stop_asked: float | None = None
     killed: float | None = None
     cancelled: bool = False
+    oom_kills: int | None = None
 
 
 def read_worker(run: RunFolder) -> Worker | None:
@@ -139,7 +141,7 @@ class Launcher:
                 env=child_environment(self._env),
                 start_new_session=True,
             )
-        worker = Worker(child.pid, psutil.Process(child.pid).create_time(), launched)
+        worker = Worker(child.pid, psutil.Process(child.pid).create_time(), launched, oom_kills=oom_kills())
         _write(run, worker)
         self._children[child.pid] = child
         return worker

@@ -1,45 +1,155 @@
-"""What the form's settings come to before anything starts: rows, steps and the effective batch. Plain arithmetic."""
+"""What the form's settings come to before anything starts: rows, steps, time, memory. Plain arithmetic, no drawing.
+
+What is not known is None: the rows of a large file, the speed of a model that never ran here, the memory of a model
+whose config.json is not on this machine.
+"""
 
 import functools
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from lora_studio.advice import Change, best_changes
+from lora_studio.architecture import architecture, read_config
 from lora_studio.config import Config
 from lora_studio.data.records import read_records
 from lora_studio.errors import StudioError
-from lora_studio.ui.run_words import figure
-from lora_studio.ui.text import tiles
-from lora_studio.workspace import shipped_data
+from lora_studio.estimate import Estimate, estimate, settled, verdict
+from lora_studio.hardware import Device, devices
+from lora_studio.past_runs import Speed, speed
+from lora_studio.ui.inspection import FOUND
+from lora_studio.workspace import Workspace, shipped_data
 
 LARGEST_COUNTED = 64_000_000  # bytes; larger files are counted by the run itself, the form stays quick
+DEVICE_SECONDS = 5.0  # how long a look at the device's free memory is good for
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The estimate against the device: "fits", "tight" or "does not fit", and the changes that would save most."""
+
+    estimate: Estimate
+    device: Device
+    available: int
+    verdict: str
+    changes: tuple[Change, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`rows` are training rows; rows and steps are None where they are not known before the data is read."""
+    """`rows` are training rows; `seconds` is the time of training alone. None is what is not known beforehand."""
 
     effective_batch: int
     rows: int | None = None
     steps: int | None = None
+    seconds: float | None = None
+    memory: Memory | None = None
 
 
-def plan(config: Config) -> Plan:
-    """The run that a config describes, as far as its numbers alone tell."""
-    training, data = config.training, config.data
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the data tab found of the same data with the same tokenizer: tokens of the longest and of the mean row."""
+
+    longest: int
+    mean: float
+    packs: int
+
+
+def plan(config: Config, workspace: Workspace, *, busy: bool = False) -> Plan:
+    """The run that a config describes. `busy` says that a run of ours holds the device until this one begins."""
+    training = config.training
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    seen, rows = seen_data(config, workspace), training_rows(config)
+    steps = total_steps(config, rows, seen)
+    device = first_device(int(time.monotonic() / DEVICE_SECONDS))
+    known = speed(
+        workspace,
+        model=config.model.name,
+        quantization=config.model.quantization,
+        device=device.kind,
+        data=config.data.train_file,
+    )
+    memory = needed_memory(config, device, seen.longest if seen else None, busy=busy)
+    return Plan(batch, rows, steps, seconds(config, steps, known, seen), memory)
+
+
+@functools.lru_cache(maxsize=1)
+def first_device(_moment: int) -> Device:
+    """The device that a run takes; asking the driver costs too much for every key that is pressed."""
+    return devices()[0]
+
+
+def needed_memory(config: Config, device: Device, longest: int | None, *, busy: bool) -> Memory | None:
+    """The estimate for the config; None for a model whose numbers are not here."""
+    numbers = read_config(config.model.name, config.model.revision)
+    model = architecture(numbers) if numbers else None
+    if model is None:
+        return None
+    available = device.memory_total if busy else device.memory_free
+    chosen = settled(config, model, device.kind, available, longest)
+    found = estimate(chosen, model, device.kind, longest)
+    changes = best_changes(chosen, model, device.kind, longest)
+    return Memory(found, device, available, verdict(found.total, available), tuple(changes))
+
+
+def seen_data(config: Config, workspace: Workspace) -> Seen | None:
+    """What the data tab last found, where it looked at this data with this model's tokenizer."""
+    draft = workspace.read_draft(FOUND)
+    if not isinstance(draft, dict):
+        return None
+    settings, result = draft["settings"], draft["result"]
+    if any(settings.get(path) != value for path, value in _looked_at(config).items()):
+        return None
+    tokens, limit = result["tokens"], config.data.max_length
+    return Seen(min(limit, int(tokens["max"])), min(limit, float(tokens["mean"])), int(result["packing"]["packs"]))
+
+
+def _looked_at(config: Config) -> dict[str, Any]:
+    return {
+        "model.name": config.model.name,
+        "data.train_file": config.data.train_file,
+        "data.max_length": config.data.max_length,
+        "data.train_on": config.data.train_on,
+    }
+
+
+def training_rows(config: Config) -> int | None:
+    """Rows that are left to train on after the split, where the file is quick to count."""
+    data = config.data
     found = count_rows(data_path(data.train_file))
     if found is None:
-        return Plan(batch, None, training.max_steps if training.max_steps > 0 else None)
+        return None
     kept = 0 if data.validation_file else round(found * data.validation_fraction)
-    rows = min(found - kept, data.max_samples or found)
+    return min(found - kept, data.max_samples or found)
+
+
+def total_steps(config: Config, rows: int | None, seen: Seen | None) -> int | None:
+    """Optimizer steps of the whole run; packed rows can only be counted after a look at the data."""
+    training = config.training
     if training.max_steps > 0:
-        return Plan(batch, rows, training.max_steps)
-    if training.packing:
-        return Plan(batch, rows, None)
-    batches = math.ceil(rows / training.per_device_train_batch_size)
+        return training.max_steps
+    units = seen.packs if training.packing and seen else None if training.packing else rows
+    if units is None:
+        return None
+    batches = math.ceil(units / training.per_device_train_batch_size)
     per_epoch = max(1, math.ceil(batches / training.gradient_accumulation_steps))
-    return Plan(batch, rows, math.ceil(per_epoch * training.num_train_epochs))
+    return math.ceil(per_epoch * training.num_train_epochs)
+
+
+def seconds(config: Config, steps: int | None, known: Speed | None, seen: Seen | None) -> float | None:
+    """Time of training at the speed of an earlier run, by real tokens."""
+    if steps is None or known is None:
+        return None
+    training = config.training
+    mean = seen.mean if seen else known.tokens_per_row if known.data == config.data.train_file else None
+    if training.packing:
+        mean = float(config.data.max_length)
+    if mean is None:
+        return None
+    rows = steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
+    return rows * mean / known.tokens_per_second
 
 
 def data_path(name: str) -> Path:
@@ -62,16 +172,3 @@ def _count(path: Path, _changed: int, _size: int) -> int | None:
         return len(read_records(path).records)
     except StudioError:
         return None
-
-
-def words(found: Plan | None) -> str:
-    """The plan as tiles; `None` stands for settings that are not right yet."""
-    if found is None:
-        return tiles([("–", "Effective batch", ""), ("–", "Training rows", ""), ("–", "Steps", "")])
-    return tiles(
-        [
-            (f"{found.effective_batch:,}", "Effective batch", "rows a step"),
-            ("–" if found.rows is None else f"{found.rows:,}", "Training rows", ""),
-            ("–" if found.steps is None else f"{figure(found.steps)}", "Steps", "about"),
-        ]
-    )

@@ -168,9 +168,30 @@ ul.health { list-style: none; margin: 0; padding: 0; display: grid; gap: 8px; }
   gap: 8px !important; }
 .actions button { flex: 0 0 auto; white-space: nowrap; }
 #run-delete-yes { color: var(--bad); }
-#plan .ls-tiles { grid-template-columns: repeat(3, 1fr); }
+#plan .ls-tiles { grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)); }
 #plan .ls-tiles > div { padding: 8px 10px; }
 #plan .ls-tiles span { font-size: 13px; }
+.plan-memory p { margin: 4px 0 6px; } .plan-memory h3.part { margin: 8px 0 2px; }
+.verdict { font-size: 13px; margin-left: 6px; } .verdict.good { color: var(--good); }
+.verdict.warn { color: var(--warn); } .verdict.bad { color: var(--bad); }
+.memory-bar { display: flex; height: 14px; border-radius: 7px; background: var(--soft); overflow: hidden; }
+.memory-bar > i { display: block; height: 100%; }
+table.memory-parts { width: 100%; border-collapse: collapse; font-size: 13px; margin: 8px 0 4px; }
+.memory-parts, .memory-parts tr, .memory-parts th, .memory-parts td { border: 0 !important; padding: 2px 0 !important; }
+.memory-parts th { text-align: left; font-weight: 400 !important; }
+.memory-parts td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.memory-parts th i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 7px; }
+.memory-parts caption.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.part-weights { background: var(--curve-1); } .part-adapter { background: #5b8def; }
+.part-gradients { background: #c05c9b; } .part-optimizer { background: var(--curve-4); }
+.part-activations { background: var(--curve-2); } .part-logits { background: #a3a14e; }
+.part-overhead { background: var(--curve-3); }
+.plan-change { white-space: normal !important; text-align: left !important; justify-content: flex-start !important; }
+ol.checks { list-style: none; margin: 8px 0 0; padding: 0; font-size: 14px; }
+ol.checks li { display: flex; gap: 8px; padding: 4px 0; overflow-wrap: anywhere; }
+.checks .sign { flex: none; width: 1em; font-weight: 700; text-align: center; }
+.checks .good .sign { color: var(--good); } .checks .warn .sign { color: var(--warn); }
+.checks .bad .sign { color: var(--bad); } .checks .do { display: block; color: var(--body-text-color-subdued); }
 .beside { position: sticky; top: 12px; align-self: flex-start; }
 @media (min-width: 1100px) { .field:has(#set-title), .field:has(#set-data-train_file) { grid-column: span 2; } }
 @media (max-width: 640px) {

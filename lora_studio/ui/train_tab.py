@@ -6,7 +6,7 @@ at the click, checked whole before anything starts.
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,17 @@ import gradio as gr
 
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
+from lora_studio.jobs.checking import check_before_start, fetch_numbers
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.parsing import ConfigError, Problem, parse, read_yaml, to_yaml
+from lora_studio.preflight import ASK, FAILED
 from lora_studio.presets import Preset, presets
 from lora_studio.settings import flatten
 from lora_studio.ui import form as forms
-from lora_studio.ui import plan, text
+from lora_studio.ui import plan_card, plan_words, text
 from lora_studio.ui.data_choice import is_there
 from lora_studio.ui.form_draft import read_draft, save_draft
+from lora_studio.ui.plan import plan
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import Workspace, shipped_data
 
@@ -69,22 +72,25 @@ class Drawn:
     about: gr.HTML
     upload: gr.UploadButton
     summary: gr.HTML
-    numbers: gr.HTML
+    card: plan_card.Card
+    checks: gr.HTML
     start: gr.Button
+    anyway: gr.Button
     yaml: gr.Code
     told: gr.State
 
     @property
     def shown(self) -> list[Any]:
         """Everything that a change of the form may change."""
-        return [self.preset, self.about, self.summary, self.numbers, self.yaml, self.told, *self.form.parts]
+        shown = [self.preset, self.about, self.summary, self.checks, self.anyway, self.yaml, self.told]
+        return [*shown, *self.card.shown, *self.form.parts]
 
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
     drawn = _draw(studio.workspace)
-    _keep(drawn, studio.workspace)
-    _fill(drawn, shared, studio.workspace)
+    _keep(drawn, studio)
+    _fill(drawn, shared, studio)
     _start(drawn, shared, studio)
 
 
@@ -98,38 +104,42 @@ def _draw(workspace: Workspace) -> Drawn:
             about = gr.HTML(elem_id="preset-about")
             form = forms.draw(data_choices(workspace))
         with gr.Column(scale=1, min_width=280, elem_classes="beside"):
-            numbers = gr.HTML(plan.words(None), elem_id="plan")
             summary = gr.HTML(elem_id="form-summary", visible=False)
+            checks = gr.HTML(elem_id="checks", visible=False)
             start = gr.Button("Start training", variant="primary", size="lg", elem_id="start")
+            anyway = gr.Button("Start anyway", size="lg", visible=False, elem_id="start-anyway")
+            card = plan_card.draw()
             with gr.Accordion("As a config file", open=False):
                 upload = gr.UploadButton("Open a config file…", file_types=[".yaml", ".yml"], size="sm")
                 yaml = gr.Code(language="yaml", show_label=False, interactive=False, max_lines=24, elem_id="form-yaml")
-    return Drawn(whole, form, preset, about, upload, summary, numbers, start, yaml, gr.State(Told()))
+    return Drawn(whole, form, preset, about, upload, summary, card, checks, start, anyway, yaml, gr.State(Told()))
 
 
-def _keep(drawn: Drawn, workspace: Workspace) -> None:
+def _keep(drawn: Drawn, studio: Studio) -> None:
     """Each change is kept and shown for what it comes to; a load of the page brings the kept form back."""
+    workspace = studio.workspace
 
     def changed(preset: str | None, told: Told, *raws: Any) -> dict[Any, Any]:
         save_draft(workspace, preset, raws)
-        return _look(drawn, raws, told)
+        return _look(drawn, studio, raws, told)
 
     def restore() -> dict[Any, Any]:
         preset, raws = read_draft(workspace)
-        return {**_show(drawn, workspace, preset, raws), drawn.whole: gr.Row(visible=True)}
+        return {**_show(drawn, studio, preset, raws), drawn.whole: gr.Row(visible=True)}
 
     given = [drawn.preset, drawn.told, *drawn.form.widgets]
     gr.on(drawn.form.edits, changed, given, drawn.shown, trigger_mode="always_last", **QUIET)
     gr.on(None, restore, None, [*drawn.shown, drawn.whole], **QUIET)
 
 
-def _fill(drawn: Drawn, shared: Shared, workspace: Workspace) -> None:
-    """A preset, a config file, the data tab or an earlier run writes into the form."""
+def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
+    """A preset, a config file, the data tab, an earlier run or a change that saves memory writes into the form."""
+    workspace = studio.workspace
 
     def use_preset(name: str, *raws: Any) -> dict[Any, Any]:
         filled = with_preset(raws, presets(workspace)[name].values())
         save_draft(workspace, name, filled)
-        return _show(drawn, workspace, name, filled)
+        return _show(drawn, studio, name, filled)
 
     def open_file(path: str) -> dict[Any, Any]:
         try:
@@ -139,52 +149,86 @@ def _fill(drawn: Drawn, shared: Shared, workspace: Workspace) -> None:
         filled = forms.overlay(forms.shown(Config()), forms.known_values(given))
         save_draft(workspace, None, filled)
         fields, others = forms.beside_fields(problems_of(given))
-        return _show(drawn, workspace, None, filled, Told(tuple(fields), tuple(others)))
+        return _show(drawn, studio, None, filled, Told(tuple(fields), tuple(others)))
 
     def use_data(chosen: tuple[float, dict[str, Any]], preset: str | None, *raws: Any) -> dict[Any, Any]:
         filled = forms.overlay(raws, chosen[1])
         save_draft(workspace, preset, filled)
-        return _show(drawn, workspace, preset, filled)
+        return _show(drawn, studio, preset, filled)
+
+    def change(settings: Mapping[str, Any], values: list[Any]) -> dict[Any, Any]:
+        preset, *raws = values
+        filled = forms.overlay(raws, settings)
+        save_draft(workspace, preset, filled)
+        return _show(drawn, studio, preset, filled)
+
+    def fetch(told: Told, *raws: Any) -> dict[Any, Any]:
+        try:
+            fetch_numbers(checked(raws), studio.inspector)
+        except ConfigError:
+            return _look(drawn, studio, raws, told)
+        except StudioError as error:
+            return {drawn.card.said: gr.HTML(text.problem(error), visible=True)}
+        return _look(drawn, studio, raws, told)
 
     def use_config(chosen: tuple[float, dict[str, Any]]) -> dict[Any, Any]:
         filled = forms.overlay(forms.shown(Config()), chosen[1])
         save_draft(workspace, None, filled)
-        return _show(drawn, workspace, None, filled)
+        return _show(drawn, studio, None, filled)
 
     widgets = drawn.form.widgets
     shared.form.change(use_config, shared.form, drawn.shown, **QUIET)
+    plan_card.wire(drawn.card, [drawn.preset, *widgets], drawn.shown, change, QUIET)
+    drawn.card.fetch.click(fetch, [drawn.told, *widgets], drawn.shown, trigger_mode="once", api_visibility="private")
     drawn.preset.input(use_preset, [drawn.preset, *widgets], drawn.shown, **QUIET)
     drawn.upload.upload(open_file, drawn.upload, drawn.shown, **QUIET)
     shared.data.change(use_data, [shared.data, drawn.preset, *widgets], drawn.shown, **QUIET)
 
 
 def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
+    """Start checks first what would make the run fail; a run whose memory will hardly do asks once more."""
     starter = Starter(studio.supervisor)
 
-    def start(*raws: Any) -> dict[Any, Any]:
+    def start(*raws: Any) -> Iterator[dict[Any, Any]]:
+        yield {drawn.checks: gr.HTML(text.progress("Checking data, model, memory and disk"), visible=True)}
+        try:
+            config = checked(raws)
+            report = check_before_start(config, studio.workspace, studio.inspector, busy=bool(studio.supervisor.busy()))
+        except ConfigError as error:
+            yield _look(drawn, studio, raws, Told(tuple(item.path for item in error.problems)))
+            return
+        if report.state in (FAILED, ASK):
+            shown = {drawn.checks: gr.HTML(plan_words.checks(report), visible=True)}
+            yield {**shown, drawn.anyway: gr.Button(visible=report.state == ASK)}
+            return
+        yield begin(*raws)
+
+    def begin(*raws: Any) -> dict[Any, Any]:
         try:
             run_id = starter.start(checked(raws))
         except ConfigError as error:
-            return _look(drawn, raws, Told(tuple(item.path for item in error.problems)))
+            return _look(drawn, studio, raws, Told(tuple(item.path for item in error.problems)))
         except StudioError as error:
-            return {drawn.summary: gr.HTML(text.problem(error), visible=True)}
-        return {**_look(drawn, raws, Told()), shared.run: run_id, shared.tabs: gr.Tabs(selected="runs")}
+            return {drawn.summary: gr.HTML(text.problem(error), visible=True), drawn.checks: gr.HTML(visible=False)}
+        return {**_look(drawn, studio, raws, Told()), shared.run: run_id, shared.tabs: gr.Tabs(selected="runs")}
 
-    drawn.start.click(
-        start,
-        drawn.form.widgets,
-        [*drawn.shown, shared.run, shared.tabs],
-        trigger_mode="once",
-        show_progress="minimal",
-        show_progress_on=drawn.start,
-        api_visibility="private",
-    )
+    for button, handler in ((drawn.start, start), (drawn.anyway, begin)):
+        button.click(
+            handler,
+            drawn.form.widgets,
+            [*drawn.shown, shared.run, shared.tabs],
+            trigger_mode="once",
+            show_progress="minimal",
+            show_progress_on=button,
+            api_visibility="private",
+        )
 
 
 def _show(
-    drawn: Drawn, workspace: Workspace, preset: str | None, raws: Sequence[Any], told: Told | None = None
+    drawn: Drawn, studio: Studio, preset: str | None, raws: Sequence[Any], told: Told | None = None
 ) -> dict[Any, Any]:
     """The whole form filled anew, with the files that are there now."""
+    workspace = studio.workspace
     known, files = presets(workspace), data_choices(workspace)
     updates = {
         item.widget: gr.Dropdown(choices=files, value=raw) if item.setting.path in forms.FILES else raw
@@ -194,22 +238,25 @@ def _show(
         **updates,
         drawn.preset: gr.Dropdown(choices=list(known), value=preset),
         drawn.about: _about(known.get(preset or "")),
-        **_look(drawn, raws, told or Told()),
+        **_look(drawn, studio, raws, told or Told()),
     }
 
 
-def _look(drawn: Drawn, raws: Sequence[Any], told: Told) -> dict[Any, Any]:
+def _look(drawn: Drawn, studio: Studio, raws: Sequence[Any], told: Told) -> dict[Any, Any]:
     """What the form comes to, and of its problems those that were told and are still there."""
     try:
         config = checked(raws)
-        problems, numbers, yaml = [], plan.words(plan.plan(config)), to_yaml(config)
+        found = plan(config, studio.workspace, busy=bool(studio.supervisor.busy()))
+        problems, yaml = [], to_yaml(config)
     except ConfigError as error:
-        problems, numbers, yaml = error.problems, plan.words(None), "# Some settings are not right yet."
+        found, problems, yaml = None, error.problems, "# Some settings are not right yet."
     fields, _ = forms.beside_fields(problems)
     in_sight = {path: message for path, message in fields.items() if path in told.paths}
     words = summary(in_sight, told.others)
     return {
-        drawn.numbers: numbers,
+        **plan_card.updates(drawn.card, found),
+        drawn.checks: gr.HTML(visible=False),
+        drawn.anyway: gr.Button(visible=False),
         drawn.yaml: yaml,
         drawn.told: Told(tuple(in_sight), told.others),
         drawn.summary: gr.HTML(words, visible=bool(words)),

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from lora_studio.advice import correction
+from lora_studio.architecture import read_config
 from lora_studio.engine import memory_plan, trainer
-from lora_studio.events import Finished, MemoryEstimated, RunState
+from lora_studio.events import Finished, MemoryEstimated
 from lora_studio.hardware import GIB
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import RunFolder
@@ -90,9 +92,9 @@ def test_a_run_out_of_memory_ends_with_the_numbers_and_the_change_that_fits(
 def test_the_correction_takes_what_was_held_as_what_is_needed(make_run: MakeRun) -> None:
     run = make_run(training__per_device_train_batch_size=512, data__max_length=4096)
     config = parse(read_yaml(run.config))
-    foreseen = memory_plan.foresee(config, memory_plan.read_config(config.model.name) or {}, 4096)[1]
+    foreseen = memory_plan.foresee(config, read_config(config.model.name) or {}, 4096)[1]
     assert foreseen is not None
     room = foreseen.total_bytes
-    change = memory_plan.correction(config, RunState(memory=foreseen), needed=round(1.3 * room), available=room)
+    change = correction(config, False, "cpu", needed=round(1.3 * room), available=room)
     assert change is not None
     assert change.settings

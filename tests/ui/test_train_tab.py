@@ -8,7 +8,7 @@ import pytest
 from lora_studio.config import Config
 from lora_studio.parsing import ConfigError, parse
 from lora_studio.ui import form, form_draft, train_tab
-from lora_studio.ui.plan import Plan, count_rows, plan
+from lora_studio.ui.plan import count_rows, plan
 from lora_studio.workspace import Workspace
 
 
@@ -112,19 +112,21 @@ def rows_file(tmp_path: Path, count: int) -> Path:
     ],
 )
 def test_rows_and_steps_are_known_before_the_start(
-    tmp_path: Path, changes: dict[str, Any], rows: int, steps: int | None
+    workspace: Workspace, tmp_path: Path, changes: dict[str, Any], rows: int, steps: int | None
 ) -> None:
     data = {"train_file": str(rows_file(tmp_path, 100)), **changes.get("data", {})}
     config = parse({**changes, "data": data})
-    assert plan(config) == Plan(16, rows, steps)
+    found = plan(config, workspace)
+    assert (found.effective_batch, found.rows, found.steps, found.seconds) == (16, rows, steps, None)
 
 
-def test_a_file_that_can_not_be_counted_leaves_the_steps_open(tmp_path: Path) -> None:
+def test_a_file_that_can_not_be_counted_leaves_the_steps_open(workspace: Workspace, tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     assert count_rows(empty) is None
     assert count_rows(tmp_path / "gone.jsonl") is None
-    assert plan(parse({"data": {"train_file": str(empty)}})) == Plan(16, None, None)
+    found = plan(parse({"data": {"train_file": str(empty)}}), workspace)
+    assert (found.rows, found.steps) == (None, None)
 
 
 def test_a_folder_or_a_set_of_the_hub_can_be_trained_on_and_a_corrected_reading_goes_with_it(tmp_path: Path) -> None:
