@@ -80,7 +80,12 @@ def estimate(config: Config, model: Architecture, device: str, longest: int | No
     on_gpu = device == "cuda"
     fixed, spare = (CUDA_CONTEXT + CUBLAS_WORKSPACE, CUDA_RESERVE) if on_gpu else (CPU_LIBRARIES, CPU_RESERVE)
     parts = {
-        "weights": weight_bytes(model, config.model.quantization, weight_width(config, device)),
+        "weights": weight_bytes(
+            model,
+            config.model.quantization,
+            weight_width(config, device),
+            doubly=config.model.bnb_4bit_use_double_quant,
+        ),
         "adapter": trained.added * 4 + (trained.trainable * 2 if how.mixed else 0),
         "gradients": trained.trainable * 4,
         "optimizer": optimizer_bytes(config.training.optim, model, trained, config.lora.r),
@@ -134,13 +139,14 @@ def arithmetic(config: Config, device: str) -> Arithmetic:
     )
 
 
-def weight_bytes(model: Architecture, quantization: str, width: int) -> int:
+def weight_bytes(model: Architecture, quantization: str, width: int, *, doubly: bool = True) -> int:
     """The base's weights. bitsandbytes quantizes the linear modules in the layers and nothing else: embeddings, output
     layer, norms, biases and stacked experts stay `width` bytes a number.
 
     8-bit: one byte a weight and a 32-bit scale a row (Dettmers et al. 2022, arXiv:2208.07339). 4-bit: half a byte, an
     8-bit scale for each 64 weights and a 32-bit one for each 256 of these scales (Dettmers et al. 2023,
-    arXiv:2305.14314, section 3), and the tables of the two kinds of numbers.
+    arXiv:2305.14314, section 3), and the tables of the two kinds of numbers; without double quantization (`doubly`)
+    the first scales have 32 bits.
     """
     if quantization == "none":
         return model.parameters * width
@@ -151,7 +157,8 @@ def weight_bytes(model: Architecture, quantization: str, width: int) -> int:
             each = item.weights + 4 * item.outputs
         else:
             scales = math.ceil(item.weights / 64)
-            each = math.ceil(item.weights / 2) + scales + 4 * math.ceil(scales / 256) + 4 * (16 + 256 + 1)
+            kept = scales + 4 * math.ceil(scales / 256) + 4 * (256 + 1) if doubly else 4 * scales
+            each = math.ceil(item.weights / 2) + kept + 4 * 16
         total += each * len(item.layers)
     return rest + total
 
@@ -202,9 +209,11 @@ def loss_bytes(config: Config, model: Architecture, how: Arithmetic, tokens: int
     """The loss and what it hands to the backward pass: the gradient of the last layer's output, in 32 bits.
 
     trl 1.16 scores at most 4,096 tokens against 32,768 words at a time, on a GPU in one buffer, elsewhere in about six
-    32-bit copies of it.
+    32-bit copies of it. Label smoothing takes the scores of all words: as they come, in 32 bits, and their gradient.
     """
     hidden = (4 + 2 * how.width) * model.hidden * tokens
+    if config.training.label_smoothing_factor > 0:
+        return hidden + tokens * model.vocabulary * (how.width + 4 + 4)
     if how.mask_bytes == 1:
         tile = min(tokens, TILE_TOKENS) * min(model.vocabulary, TILE_WORDS) * how.width
     else:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_studio.architecture import EXPERTS_TAKE_LORA, Architecture, Linear, Stack
+from lora_studio.conflicts import is_regular_expression
 
 NAMED = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"), "q_v": ("q_proj", "v_proj")}
 
@@ -90,11 +91,6 @@ def names(setting: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in setting.split(",") if name.strip()))
 
 
-def is_pattern(setting: str) -> bool:
-    """Whether a `lora.target_modules` setting is a regular expression: it has signs that no module's name has."""
-    return bool(re.search(r"[\\*+?()\[\]|^$]", setting))
-
-
 def _targets(model: Architecture, setting: str) -> tuple[list[tuple[Linear, int]], list[str]]:
     """The linear modules that a `lora.target_modules` setting names, and the names that fit none."""
     setting = setting.strip()
@@ -102,7 +98,7 @@ def _targets(model: Architecture, setting: str) -> tuple[list[tuple[Linear, int]
         # peft turns these names into those of the experts, and then leaves layers without experts out.
         lost = EXPERT_NAMES if _reaches_experts(model, setting) else ()
         return [(item, len(item.layers)) for item in model.linears if item.leaf not in lost], []
-    if is_pattern(setting):
+    if is_regular_expression(setting):
         matched = [(item, _matching(item, setting)) for item in model.linears]
         found = [(item, layers) for item, layers in matched if layers]
         return found, [] if found else [setting]

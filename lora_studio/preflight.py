@@ -15,9 +15,8 @@ from lora_studio.advice import changes_that_fit
 from lora_studio.architecture import Architecture, architecture, read_config
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
-from lora_studio.estimate import checkpoint_bytes, estimate, settled, verdict
+from lora_studio.estimate import checkpoint_bytes, estimate, settled, trained_adapter, verdict
 from lora_studio.hardware import GIB, Device
-from lora_studio.lora_size import adapter
 from lora_studio.workspace import Workspace, model_source
 
 OK, NOTE, ASK, FAILED = "ok", "note", "ask", "failed"
@@ -134,7 +133,7 @@ def _modules(config: Config, model: Architecture | None) -> Check:
     if model is None:
         return Check(title, NOTE, "The model's modules are not known before it is fetched.")
     lora = config.lora
-    trained = adapter(model, r=lora.r, target_modules=lora.target_modules, bias=lora.bias, use_dora=lora.use_dora)
+    trained = trained_adapter(config, model)
     known = ", ".join(dict.fromkeys(item.leaf for item in model.linears))
     missing = ", ".join(trained.missing)
     if missing and not model.exact:

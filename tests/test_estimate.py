@@ -72,6 +72,21 @@ def test_a_published_table_of_qwen3_8b_is_met_where_it_is_right_and_left_where_i
     assert gib(found.total) < 9.2
 
 
+def test_label_smoothing_takes_the_scores_that_the_fused_loss_saves() -> None:
+    plain = estimate(config(), model(), "cuda")
+    smoothed = estimate(config(training__label_smoothing_factor=0.1), model(), "cuda")
+    assert gib(smoothed.total - plain.total) > 2
+
+
+def test_modules_trained_whole_and_single_quantization_are_counted() -> None:
+    plain = estimate(config(), model(), "cuda")
+    whole = estimate(config(lora__modules_to_save="lm_head"), model(), "cuda")
+    assert whole.trainable - plain.trainable == 151936 * 4096
+    single = estimate(config(model__bnb_4bit_use_double_quant=False), model(), "cuda")
+    saved = (single.parts["weights"] - plain.parts["weights"]) * 8 / model().linear_weights
+    assert round(saved, 1) == 0.4  # bits a weight, as the QLoRA paper says
+
+
 def test_the_parts_add_up_and_the_shares_are_peft_s() -> None:
     found = estimate(config(), model(), "cuda")
     assert found.total == sum(found.parts.values())
