@@ -133,7 +133,7 @@ class _Measured:
 
         The length counts in powers of two: only when it doubles is the average made anew.
         """
-        doubled = max(_SMOOTHED_LENGTH, 1 << (len(self.curve.values) - 1).bit_length())
+        doubled = 1 << (len(self.curve.values) - 1).bit_length()
         reaching = weight ** (_SMOOTHED_LENGTH / doubled)
         if self._smoothed is None or self._smoothed.weight != reaching:
             self._smoothed = Smoothed(reaching)

@@ -6,14 +6,18 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.events import RunState
-from lora_studio.ui import run_words, text
+from lora_studio.ui import live, text
 from lora_studio.ui.run_section import Look
 from lora_studio.ui.studio import Shared, Studio
 
 
 def build(studio: Studio, shared: Shared) -> dict[str, Any]:
-    """Notices and tiles."""
-    return {"notices": gr.HTML(elem_id="run-notices"), "numbers": gr.HTML(elem_id="run-numbers")}
+    """Notices, phases and tiles."""
+    return {
+        "notices": gr.HTML(elem_id="run-notices"),
+        "phases": gr.HTML(elem_id="run-phases"),
+        "numbers": gr.HTML(elem_id="run-numbers"),
+    }
 
 
 def stamp(look: Look) -> Hashable:
@@ -24,7 +28,8 @@ def stamp(look: Look) -> Hashable:
 def view(look: Look) -> dict[str, Any]:
     return {
         "notices": notices(look.run) or None,
-        "numbers": text.tiles(run_words.numbers(look.run, look.now)),
+        "phases": live.phases(look.run),
+        "numbers": text.tiles(live.numbers(look.run, look.now)),
     }
 
 

@@ -7,7 +7,7 @@ import math
 import time
 
 from lora_studio.events import RunState
-from lora_studio.ui.text import duration, escape
+from lora_studio.ui.text import duration, escape, size
 
 STATES = {
     "queued": "Waiting for its turn",
@@ -20,6 +20,7 @@ STATES = {
 PHASES = {
     "start": "starting",
     "data": "preparing the data",
+    "download": "downloading the model",
     "model": "loading the model",
     "train": "training",
     "evaluate": "measuring on the validation rows",
@@ -93,6 +94,10 @@ def phase_words(run: RunState) -> str:
     words = PHASES.get(run.phase, run.phase or "starting")
     if run.phase == "train" and run.total_steps:
         return f"{words}: step {run.step:,} of {run.total_steps:,}"
+    if run.phase_total and run.phase_unit == "bytes":
+        seconds = (run.last_event or 0.0) - (run.phase_started or 0.0)
+        speed = f", {size(run.phase_done / seconds)} a second" if seconds > 1 else ""
+        return f"{words}: {size(run.phase_done)} of {size(run.phase_total)}{speed}"
     if run.phase_total:
         return f"{words}: {run.phase_done:,} of {run.phase_total:,} {run.phase_unit}".rstrip()
     return words
@@ -139,30 +144,3 @@ def headline(run: RunState) -> str:
         f'<div class="run-head"><h2><span class="dot {escape(run.state)}"></span>{escape(name_of(run))}</h2>'
         f'<div class="now">{escape(now_doing(run))}</div>{bar(run)}<div class="id">{escape(run.id)}</div></div>'
     )
-
-
-def numbers(run: RunState, now: float) -> list[tuple[str, str, str]]:
-    """What a run comes to so far: (value, what it is, remark) each."""
-    last = run.steps[-1] if run.steps else None
-    evaluated = run.evaluations[-1] if run.evaluations else None
-    best = run.best
-    step = f"{run.step:,} / {run.total_steps:,}" if run.total_steps else "–"
-    tiles = [
-        (step, "Step", f"epoch {run.epoch:.2f}" if run.total_steps else ""),
-        (figure(last.loss if last else None), "Training loss", ""),
-        (
-            figure(evaluated.loss if evaluated else None),
-            "Validation loss",
-            f"best {figure(best.loss)} at step {best.step:,}" if best else "",
-        ),
-        (f"{last.tokens_per_second:,.0f}" if last else "–", "Tokens a second", ""),
-        (clock(elapsed(run, now)), "Elapsed", ""),
-    ]
-    if not run.final:
-        tiles.append((clock(run.seconds_left), "Left", ""))
-    if run.model:
-        share = 100 * run.model.trainable_parameters / max(1, run.model.parameters)
-        tiles.append((f"{run.model.trainable_parameters:,}", "Trained parameters", f"{share:.2f} % of the model"))
-    if run.data:
-        tiles.append((f"{run.data.train_rows:,}", "Training rows", f"{run.data.validation_rows:,} to measure on"))
-    return tiles

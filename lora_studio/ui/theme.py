@@ -146,6 +146,11 @@ h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 .run-head .now { margin: 2px 0; } .run-head .bar + .id { margin-top: 6px; }
 .run-head .id { color: var(--body-text-color-subdued); font-size: 12px; font-family: var(--font-mono);
   overflow-wrap: anywhere; }
+ol.phases { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px;
+  color: var(--body-text-color-subdued); }
+.phases li { margin: 0; white-space: nowrap; } .phases i { font-style: normal; margin-right: 5px; }
+.phases li.now { color: var(--busy); font-weight: 600; } .phases li.done i { color: var(--good); }
+.phases li.ended i { color: var(--bad); }
 ul.health { list-style: none; margin: 0; padding: 0; display: grid; gap: 8px; }
 .health li { border-left: 3px solid var(--warn); background: var(--soft); border-radius: 4px; padding: 9px 12px;
   color: var(--body-text-color); display: grid; gap: 3px; margin: 0; overflow-wrap: anywhere; }
@@ -161,7 +166,9 @@ ul.health { list-style: none; margin: 0; padding: 0; display: grid; gap: 8px; }
 .chart-controls label:has(input[type="radio"]) { padding: 3px 9px !important; }
 #log textarea { font-family: var(--font-mono); font-size: 12px; white-space: pre; overflow-x: auto; }
 
-#run-numbers .ls-tiles { grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); }
+#run-numbers .ls-tiles { grid-template-columns: repeat(auto-fill, minmax(134px, 1fr)); }
+#run-numbers .ls-tiles > div { min-height: 82px; padding: 6px 10px; }
+#run-numbers b { white-space: nowrap; }
 #run-numbers b { font-size: 17px; } #run-numbers span { font-size: 13px; }
 .run-top { align-items: flex-start !important; }
 .run-top > .actions { flex: 0 0 auto !important; width: auto !important; flex-wrap: nowrap !important;

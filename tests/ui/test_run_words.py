@@ -5,10 +5,7 @@ import math
 import pytest
 
 from lora_studio.events import (
-    DataPrepared,
-    Evaluated,
     Finished,
-    ModelLoaded,
     PhaseStarted,
     Progress,
     RunStarted,
@@ -69,6 +66,10 @@ def test_a_running_run_says_phase_and_counts() -> None:
     data = run_of(STARTED, PhaseStarted(101.0, "data", 0, "rows"), Progress(102.0, 300, 1000))
     assert run_words.now_doing(data) == "Preparing the data: 300 of 1,000 rows."
     assert run_words.now_doing(run_of(STARTED, PhaseStarted(101.0, "model"))) == "Loading the model."
+    fetched = run_of(
+        STARTED, PhaseStarted(101.0, "download", 2 * 10**9, "bytes"), Progress(111.0, 5 * 10**8, 2 * 10**9)
+    )
+    assert run_words.now_doing(fetched) == "Downloading the model: 500 MB of 2.0 GB, 50 MB a second."
 
 
 @pytest.mark.parametrize(
@@ -92,24 +93,6 @@ def test_the_status_line_tells_of_the_running_run_on_every_tab() -> None:
     assert "Pirate is training: step 30 of 120, 1 min 30 s left, 1 run waiting" in line
     assert "No run is going on." in run_words.status_line([])
     assert "2 runs waiting to start." in run_words.status_line([run_of(), run_of()])
-
-
-def test_the_numbers_of_a_run_hold_steps_losses_speed_and_times() -> None:
-    run = run_of(
-        *TRAINING,
-        DataPrepared(101.0, 225, 25, 0, 0, 9000, 4000, "f", "chat"),
-        ModelLoaded(102.0, 3_000_000, 300_000, 0),
-        Evaluated(120.0, 30, 0.75, loss=1.125),
-    )
-    tiles = {label: (value, remark) for value, label, remark in run_words.numbers(run, now=130.0)}
-    assert tiles["Step"] == ("30 / 120", "epoch 0.75")
-    assert tiles["Training loss"][0] == "1.25"
-    assert tiles["Validation loss"] == ("1.125", "best 1.125 at step 30")
-    assert tiles["Tokens a second"][0] == "1,000"
-    assert tiles["Elapsed"][0] == "30 s"
-    assert tiles["Left"][0] == "1 min 30 s"
-    assert tiles["Trained parameters"] == ("300,000", "10.00 % of the model")
-    assert tiles["Training rows"] == ("225", "25 to measure on")
 
 
 def test_progress_is_whole_only_when_the_run_is_done() -> None:

@@ -1,0 +1,113 @@
+"""What our events and charts cost beside a training: seconds of each, and their share of the training's time.
+
+One run of the demo preset is trained with a clock around everything that we do at a step (the report callback and the
+line it writes); then its events are read, folded, diagnosed and drawn as the page does it, once a second of the run.
+
+python -m benchmarks.overhead [--json FILE]
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lora_studio.config import Config
+from lora_studio.engine import train as program
+from lora_studio.engine.event_log import EventLog
+from lora_studio.engine.report import Report
+from lora_studio.engine.stopping import Stop
+from lora_studio.events import PhaseStarted, RunState, fold, from_line
+from lora_studio.health import diagnose
+from lora_studio.parsing import parse, to_yaml
+from lora_studio.presets import presets
+from lora_studio.ui.curves import Curves
+from lora_studio.workspace import RunFolder, Workspace
+
+
+class Clock:
+    """Adds up the time inside the methods that it is put around; what one of them calls of another counts once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._inside = False
+
+    def around(self, owner: type, name: str) -> None:
+        method: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return method(*args, **kwargs)
+            self._inside, begun = True, time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - begun
+                self._inside = False
+
+        setattr(owner, name, timed)
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """Trains once and draws what it left, second by second."""
+    workspace = Workspace(folder)
+    config = parse(presets(workspace)["demo"].values())
+    run = workspace.create_run("overhead", to_yaml(config), {"created": time.time()})
+    clock = Clock()
+    for name in ("on_step_begin", "on_step_end", "on_log", "on_prediction_step", "on_evaluate", "on_save"):
+        clock.around(Report, name)
+    program.train(run, resume=False, log=EventLog(run.events), stop=Stop())
+    training = training_seconds(run)
+    drawing, ticks = draw_second_by_second(run, config)
+    return {
+        "training_seconds": training,
+        "events_seconds": clock.seconds,
+        "events_percent": 100 * clock.seconds / training,
+        "looks": ticks,
+        "charts_seconds": drawing,
+        "charts_percent": 100 * drawing / training,
+        "together_percent": 100 * (clock.seconds + drawing) / training,
+    }
+
+
+def training_seconds(run: RunFolder) -> float:
+    """From the first step to the beginning of the save, measurements included."""
+    events = [event for event in map(from_line, run.events.read_text(encoding="utf-8").splitlines()) if event]
+    begins = next(item.time for item in events if isinstance(item, PhaseStarted) and item.phase == "train")
+    ends = next(item.time for item in events if isinstance(item, PhaseStarted) and item.phase == "save")
+    return ends - begins
+
+
+def draw_second_by_second(run: RunFolder, config: Config) -> tuple[float, int]:
+    """Seconds for reading, folding, diagnosing and drawing (as JSON) once for each second of the run."""
+    lines = run.events.read_text(encoding="utf-8").splitlines()
+    state, curves, spent, ticks, new, last = RunState(id=run.id), Curves(), 0.0, 0, list[str](), 0.0
+    for line in lines:
+        new.append(line)
+        at = json.loads(line)["time"]
+        if at - last < 1 and line is not lines[-1]:
+            continue
+        begun = time.perf_counter()
+        fold((event for event in map(from_line, new) if event is not None), state)
+        diagnose(state, config, at)
+        json.dumps(curves.draw({run.id: state}))
+        spent += time.perf_counter() - begun
+        ticks, new, last = ticks + 1, [], at
+    return spent, ticks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = {name: round(value, 3) for name, value in measure(Path(folder)).items()}
+    if given.json:
+        given.json.write_text(json.dumps(numbers) + "\n", encoding="utf-8")
+    print(json.dumps(numbers))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The numbers and phases of a run while it goes on: with units, and each in its place from the start."""
+
+from lora_studio.events import (
+    DataPrepared,
+    Evaluated,
+    Event,
+    Finished,
+    ModelLoaded,
+    PhaseStarted,
+    RunStarted,
+    StepLogged,
+    fold,
+)
+from lora_studio.ui import live
+
+STARTED = RunStarted(100.0, 1, "cpu", "float32")
+TRAINING: list[Event] = [
+    STARTED,
+    PhaseStarted(101.0, "train", 120, "steps"),
+    StepLogged(110.0, 20, 120, 0.5, loss=1.5, learning_rate=1e-3, tokens_per_second=1234.4),
+    StepLogged(
+        120.0,
+        30,
+        120,
+        0.75,
+        loss=1.25,
+        learning_rate=1e-3,
+        token_accuracy=0.51234,
+        tokens_per_second=1000.4,
+        memory_bytes=2 * 1024**3,
+        memory_peak_bytes=3 * 1024**3,
+        memory_available_bytes=8 * 1024**3,
+        device_load=57.2,
+        device_celsius=61.0,
+    ),
+]
+
+
+def tiles(events: list[Event], now: float = 130.0) -> dict[str, tuple[str, str]]:
+    return {label: (value, remark.strip()) for value, label, remark in live.numbers(fold(events), now)}
+
+
+def test_the_numbers_of_a_run_hold_steps_losses_speed_and_times() -> None:
+    more: list[Event] = [
+        DataPrepared(101.0, 225, 25, 0, 0, 9000, 4000, "f", "chat"),
+        ModelLoaded(102.0, 3_000_000, 300_000, 0),
+        Evaluated(120.0, 30, 0.75, loss=1.125),
+    ]
+    found = tiles([*TRAINING, *more])
+    assert found["Step"] == ("30", "of 120")
+    assert found["Epoch"][0] == "0.75"
+    assert found["Training loss"] == ("1.25", "nats a token")
+    assert found["Validation loss"] == ("1.125", "best 1.125 at step 30")
+    assert found["Right tokens"][0] == "51.2 %"
+    assert found["Tokens a second"][0] == "1,000"
+    assert found["Memory"] == ("2.00 GiB", "at most 3.00 of 8.0")
+    assert found["Load"] == ("57 %", "61 °C")
+    assert found["Elapsed"][0] == "30 s"
+    assert found["Left"][0] == "1 min 30 s"
+    assert found["Trained parameters"] == ("300,000", "10.00 % of the model")
+    assert found["Training rows"] == ("225", "25 to measure on")
+
+
+def test_every_number_has_its_place_before_the_first_step() -> None:
+    assert list(tiles([STARTED])) == list(tiles(TRAINING))
+    assert tiles([STARTED])["Training loss"][0] == "–"
+
+
+def test_phases_are_done_now_or_next() -> None:
+    marks = [state for _, state in live.stations(fold(TRAINING))]
+    assert marks == ["done", "done", "done", "now", "next", "next"]
+    assert '<li class="now" aria-current=step>' in live.phases(fold(TRAINING))
+
+
+def test_a_download_belongs_to_the_model_and_a_measurement_to_training() -> None:
+    for phase, place in (("download", 2), ("evaluate", 3)):
+        found = live.stations(fold([STARTED, PhaseStarted(101.0, phase, 10, "batches")]))
+        assert found[place][1] == "now"
+
+
+def test_an_ended_run_says_how_far_it_came() -> None:
+    failed = live.stations(fold([*TRAINING, Finished(200.0, "failed", 30)]))
+    assert [state for _, state in failed] == ["done", "done", "done", "ended", "next", "next"]
+    done = live.stations(fold([*TRAINING, Finished(200.0, "done", 120)]))
+    assert {state for _, state in done} == {"done"}
