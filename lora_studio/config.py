@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import field_validator
 
-from lora_studio.config_training import Lora, Training
+from lora_studio.config_training import Lora, Preference, Training
 from lora_studio.schema import Section, setting
 
 
@@ -213,6 +213,7 @@ class Config(Section):
     data: Data = Data()
     lora: Lora = Lora()
     training: Training = Training()
+    preference: Preference = Preference()
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     generation: Generation = Generation()

@@ -82,6 +82,9 @@ class Lora(Section):
 class Training(Section):
     """The schedule of the run."""
 
+    method: Literal["sft", "dpo"] = setting(
+        "sft", "Method", "sft learns from answers; dpo from pairs of a better and a worse answer, without dropout."
+    )
     num_train_epochs: float = setting(3.0, "Epochs", "How many times every row is seen.", basic=True, gt=0, le=1000)
     max_steps: int = setting(
         -1,
@@ -230,4 +233,18 @@ class Training(Section):
     save_steps: int = setting(500, "Steps between checkpoints", "Only with saving by steps.", group="Checkpoints", ge=1)
     save_total_limit: int = setting(
         2, "Checkpoints kept", "Older ones are deleted; the best one always stays.", group="Checkpoints", ge=1, le=100
+    )
+
+
+class Preference(Section):
+    """Learning by comparison (DPO, Rafailov et al. 2023, arXiv:2305.18290), against the base without its adapter."""
+
+    beta: float = setting(
+        0.1, "Beta", "How dearly leaving the base is paid for: more stays closer to it.", gt=0, le=100
+    )
+    loss_type: Literal["sigmoid", "hinge", "ipo", "robust"] = setting(
+        "sigmoid", "Loss", "sigmoid is DPO's own; hinge and ipo stop at a margin; robust allows for swapped pairs."
+    )
+    label_smoothing: float = setting(
+        0.0, "Swapped pairs", "Share of pairs that may be the wrong way round; for the loss robust alone.", ge=0, lt=0.5
     )

@@ -34,6 +34,7 @@ def contradictions(config: Config) -> Iterator[Problem]:
     yield from _schedule(config)
     yield from _best(config)
     yield from _unmeasured(config)
+    yield from _preference(config)
 
 
 def machine_conflicts(config: Config, *, cuda: bool) -> Iterator[Problem]:
@@ -150,3 +151,29 @@ def _unmeasured(config: Config) -> Iterator[Problem]:
             "evaluation.metric_for_best_model",
             f"can't be {evaluation.metric_for_best_model} while evaluation.labels names no labels",
         )
+
+
+def _preference(config: Config) -> Iterator[Problem]:
+    """What does not go with learning by comparison, and what goes with nothing else."""
+    training, preference = config.training, config.preference
+    if preference.label_smoothing and preference.loss_type != "robust":
+        yield Problem("preference.label_smoothing", "is used by preference.loss_type robust alone")
+    if training.method != "dpo":
+        return
+    if training.packing:
+        yield Problem("training.packing", "can't be on with training.method dpo: pairs are not packed")
+    if training.label_smoothing_factor:
+        yield Problem(
+            "training.label_smoothing_factor", "is for training.method sft; dpo has preference.label_smoothing"
+        )
+    if training.neftune_noise_alpha:
+        yield Problem("training.neftune_noise_alpha", "is for training.method sft: noise would blur the comparison")
+    if config.data.train_on == "all":
+        yield Problem("data.train_on", "can't be all with training.method dpo: answers are compared with each other")
+    if config.lora.init_lora_weights in NEED_FULL_WEIGHTS:
+        yield Problem(
+            "lora.init_lora_weights",
+            f"can't be {config.lora.init_lora_weights} with training.method dpo, which compares with the whole base",
+        )
+    if config.evaluation.labels:
+        yield Problem("evaluation.labels", "goes with training.method sft; dpo measures which answer is preferred")

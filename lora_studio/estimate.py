@@ -98,7 +98,7 @@ def estimate(config: Config, model: Architecture, device: str, longest: int | No
         parameters=model.parameters + trained.added,
         trainable=trained.trainable,
         gradient_checkpointing=checkpointing,
-        tokens_at_once=config.training.per_device_train_batch_size * sequence,
+        tokens_at_once=sequences_at_once(config) * sequence,
         device=device,
         exact=model.exact and not model.stacks,
     )
@@ -135,7 +135,7 @@ def arithmetic(config: Config, device: str) -> Arithmetic:
         mask_bytes=1 if device == "cuda" else 4,
         eager=config.model.attn_implementation == "eager",
         masked=config.model.attn_implementation != "flash_attention_2"
-        and (training.packing or training.per_device_train_batch_size > 1),
+        and (training.packing or sequences_at_once(config) > 1),
     )
 
 
@@ -187,7 +187,7 @@ def _step(
     so that the two are not added but the larger counts.
     """
     training = config.training
-    tokens = training.per_device_train_batch_size * sequence
+    tokens = sequences_at_once(config) * sequence
     span = tokens if training.packing else sequence
     layers = [layer_bytes(model, trained, how, span, layer) for layer in range(model.layers)]
     fixed = [fixed_bytes(model, trained, how, layer) for layer in range(model.layers)]
@@ -245,6 +245,11 @@ def choose_checkpointing(
         return asked
     without = estimate(with_settings(config, {"training.gradient_checkpointing": False}), model, device, longest)
     return device == "cuda" and verdict(without.total, available) != "fits"
+
+
+def sequences_at_once(config: Config) -> int:
+    """Sequences that are in memory together: rows, of which a pair to compare has two."""
+    return config.training.per_device_train_batch_size * (2 if config.training.method == "dpo" else 1)
 
 
 def settled(config: Config, model: Architecture, device: str, available: int, longest: int | None = None) -> Config:

@@ -90,7 +90,7 @@ class StepLogged:
     """Means since the last of these; `tokens` counts real (unpadded) tokens of the whole run so far.
 
     Entropy in nats a token; memory held now, by tensors alone (GPU), at most so far, and what could be held; load of
-    the device in percent. `metrics` is what a method brings beyond that, by the trainer's names, as rewards/margins.
+    the device in percent. `metrics` is what a method brings beyond that, such as DPO's reward_margin.
     """
 
     time: float

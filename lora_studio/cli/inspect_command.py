@@ -20,6 +20,7 @@ _PHASE_WORDS = {
     "tokenizer": "loading the tokenizer",
 }
 _LISTED_BAD_ROWS = 10
+PAIRS = "Each row is a pair (training.method dpo): lengths are those of its longer side."
 
 
 def inspect(workspace: Workspace, given: argparse.Namespace) -> int:
@@ -107,6 +108,8 @@ def _advice(found: dict[str, Any]) -> list[str]:
     lines = [f"Suggested max_length: {suggested['max_length']}. {suggested['reason']}"]
     if found["split_rows"]:
         lines.append(f"{found['split_rows']:,} long texts are split into windows; none of their tokens is lost.")
+    if found["format"] == "preference":
+        return [*lines, PAIRS, f"An epoch has {steps['per_epoch']:,} steps ({batch})."]
     lines.append(
         f"Packing would make {packing['packs']:,} sequences of {packing['rows']:,} rows and lower the share of padding "
         f"from {packing['padding_alone']:.0%} to {packing['padding_packed']:.0%}."
@@ -131,14 +134,26 @@ def _reading(found: dict[str, Any]) -> str:
 
 
 def steps_of(example: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """One row's way from the file to the labels, in six steps."""
-    tokens = example["tokens"]
-    return [
+    """One row's way from the file to the labels, in six steps; of a pair, the better side, then the worse one's."""
+    lines = [
         f"--- {Path(found['file']).name}, row {example['row']} ---",
         "1 record",
         "  " + json.dumps(example["record"], ensure_ascii=False),
         "2 messages",
         *(f"  {message['role']}: {message.get('content') or ''}" for message in example["messages"]),
+        *(f"  better {turn['role']}: {turn.get('content') or ''}" for turn in example.get("chosen", [])),
+        *(f"  worse {turn['role']}: {turn.get('content') or ''}" for turn in example.get("worse", [])),
+        *_encoding(example),
+    ]
+    if "rejected" in example:
+        lines += ["--- the worse side ---", *_encoding(example["rejected"])]
+    return lines
+
+
+def _encoding(example: dict[str, Any]) -> list[str]:
+    """From a conversation's text to its labels."""
+    tokens = example["tokens"]
+    return [
         "3 text",
         *(f"  {line}" for line in example["text"].splitlines()),
         f"4 tokens: {example['full_length']}",

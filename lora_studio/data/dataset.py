@@ -15,6 +15,7 @@ from lora_studio.data.encode import Encoder
 from lora_studio.data.examples import Examples
 from lora_studio.data.hub import is_hub_name
 from lora_studio.data.mapping import Format
+from lora_studio.data.pairs import Pairs, examples_of
 from lora_studio.data.parts import Conversations, Part, Preparation, Progress, tokenizer_key
 from lora_studio.data.prompt_styles import Template, choose_template
 from lora_studio.data.records import Source, open_source
@@ -28,6 +29,7 @@ _REASONING_WORDS = ("reasoning", "thinking", "thought")
 _SAMPLE_ROWS = 400
 _LARGE_BYTES, _HUGE_BYTES = 1 << 22, 1 << 25
 NOTHING_LEFT = "the cut to the longest length leaves no trained token"
+NOTHING_TO_COMPARE = "the cut to the longest length leaves no two answers to compare"
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,14 @@ class Prepared:
     """A data set ready for training, with all that a view of it needs. Nothing of its size is held in memory.
 
     `conversations` are the training file's usable rows in the file's order, those kept back included. `dropped` rows
-    keep no trained token. `sampled` is the number of rows looked at, where it was not the whole file.
+    keep no trained token. Rows to learn from by comparison are `Pairs`. `sampled` is the number of rows looked at,
+    where it was not the whole file.
     """
 
     format: Format
     template: Template
-    train: Examples
-    validation: Examples
+    train: Examples | Pairs
+    validation: Examples | Pairs
     bad_rows: list[BadRow]
     dropped: list[BadRow]
     assumptions: list[str]
@@ -102,6 +105,7 @@ def prepare(
     *,
     validation_file: str | None = None,
     mapping: dict[str, Any] | None = None,
+    goal: str = "answers",
     cache_folder: Path | None = None,
     on_progress: Progress | None = None,
     on_sample: Callable[[Prepared], None] | None = None,
@@ -109,6 +113,7 @@ def prepare(
 ) -> Prepared:
     """Examples of a file, split into training and validation; `settings` are the fields of `Settings`.
 
+    `goal` is what is to be learned from: "answers", comparisons ("preference"), or "any" of the two, as the rows are.
     `on_progress(phase, done, total)` is called in the phases read, convert and encode, counted in rows (`total` is 0 or
     a guess while a file is read); what it raises ends the work. Before anything that takes long, `on_sample` gets what
     the first rows of a large file come to. What was read and encoded is kept in `cache_folder` and found there again.
@@ -142,7 +147,9 @@ def prepare(
                 return  # the first rows may be bad where later ones are not
             give(replace(seen, sampled=len(seen.conversations)))
 
-    work = Preparation(encoder, key, wanted.system_prompt, mapping, Cache(cache_folder), report, before_slow=first_look)
+    work = Preparation(
+        encoder, key, wanted.system_prompt, mapping, Cache(cache_folder), report, before_slow=first_look, goal=goal
+    )
     size = sum(path.stat().st_size for source in sources for path in source.files)
     if size < _LARGE_BYTES and all(source.files for source in sources):
         on_sample = None  # the whole is there as soon as a part of it
@@ -197,11 +204,16 @@ def _prepared(work: Preparation, sources: list[Source], template: Template, want
         return np.sort(np.concatenate(split(group, *rules)))
 
     part = work.part(sources[0], choose if limited else None, rules if limited else None)
+    if kept_back and (part.format.name == "preference") != (kept_back.format.name == "preference"):
+        raise StudioError(
+            "Of the training and the validation file one holds comparisons, the other does not.",
+            "Choose two files of one kind.",
+        )
     shell = Prepared(
         format=part.format,
         template=template,
-        train=Examples.none(part.rows),
-        validation=Examples.none(part.rows),
+        train=examples_of(part.rows, np.empty(0, np.int64), 1, "drop"),
+        validation=examples_of(part.rows, np.empty(0, np.int64), 1, "drop"),
         bad_rows=part.bad_rows,
         dropped=[],
         assumptions=_assumptions(part, template, kept_back),
@@ -232,7 +244,8 @@ def recut(prepared: Prepared, *, max_length: int, truncation: str) -> Prepared:
     settings = replace(prepared.settings, max_length=max_length, truncation=truncation)
     stores = (prepared.part.rows, (prepared.kept_back or prepared.part).rows)
     train, validation = (
-        Examples(store, chosen, max_length, truncation) for store, chosen in zip(stores, prepared.chosen, strict=True)
+        examples_of(store, chosen, max_length, truncation)
+        for store, chosen in zip(stores, prepared.chosen, strict=True)
     )
     if not len(train):
         raise StudioError(
@@ -240,7 +253,7 @@ def recut(prepared: Prepared, *, max_length: int, truncation: str) -> Prepared:
             "Choose a greater max_length, or keep the answer when cutting.",
         )
     dropped = [
-        BadRow(row, NOTHING_LEFT, f"{length} tokens")
+        BadRow(row, NOTHING_TO_COMPARE if isinstance(examples, Pairs) else NOTHING_LEFT, f"{length} tokens")
         for examples in (train, validation)
         for row, length in examples.dropped
     ]

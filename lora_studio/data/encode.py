@@ -76,6 +76,7 @@ class Encoder:
             )
         self.max_length = max_length
         self.truncation = truncation
+        self.train_on = train_on
         self._tokenizer = tokenizer
         self._bos = tokenizer.bos_token_id
         self.special_ids = frozenset(tokenizer.added_tokens_decoder)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from lora_studio.data.encode import IGNORED, Example
-from lora_studio.data.measures import Cuts
+from lora_studio.data.measures import Cuts, Measures
 from lora_studio.data.row_store import RowStore
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ class Examples(Sequence[Example]):
 
     def __init__(self, store: RowStore, chosen: np.ndarray, max_length: int, truncation: str) -> None:
         measures = store.measures(chosen)
-        cuts = measures.cuts(max_length, truncation)
+        self._take(store, chosen, measures, measures.cuts(max_length, truncation))
+        self.split_rows = int(measures.split(max_length, truncation).sum())
+
+    def _take(self, store: RowStore, chosen: np.ndarray, measures: Measures, cuts: Cuts) -> None:
         keep = cuts.trained > 0
         self.measures = measures
         left = cuts.owner[~keep]
@@ -34,12 +37,14 @@ class Examples(Sequence[Example]):
         self.length = self._cuts.length
         self.trained = self._cuts.trained
         self.full_length = measures.length[self._cuts.owner]
-        self.split_rows = int(measures.split(max_length, truncation).sum())
 
     @classmethod
-    def none(cls, store: RowStore) -> "Examples":
-        """No example."""
-        return cls(store, np.empty(0, np.int64), 1, "drop")
+    def of_cuts(cls, store: RowStore, chosen: np.ndarray, cuts: Cuts) -> "Examples":
+        """Rows as they are cut already."""
+        made = cls.__new__(cls)
+        made._take(store, chosen, store.measures(chosen), cuts)
+        made.split_rows = 0
+        return made
 
     def __len__(self) -> int:
         return len(self._index)
@@ -63,6 +68,16 @@ class Examples(Sequence[Example]):
             int(self._cuts.lost[index]),
             int(self.trained[index]),
         )
+
+    @property
+    def answers(self) -> "Examples":
+        """The examples whose answers the model is to give: these."""
+        return self
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return int(self.length.max())
 
     @property
     def row_numbers(self) -> np.ndarray:

@@ -32,12 +32,14 @@ _OPTIONAL = {
 
 
 def recognise(records: Sequence[Record], goal: str = "answers") -> Format:
-    """The reading that fits the rows best for a goal: to learn from "answers", or by "preference".
+    """The reading that fits the rows best for a goal: to learn from "answers", by "preference", or "any" of the two.
 
     Raises StudioError for unknown shapes and for those that the goal can't use.
     """
     columns = Columns(spread(records))
     readings = _readings(columns)
+    if goal == "any" and readings and readings[0].name == "preference":
+        return readings[0]
     if goal == "preference":
         fitting = [one for one in readings if one.name in ("preference", "kto")]
         if not fitting:
@@ -294,11 +296,28 @@ def _not_by_example(shape: Format) -> StudioError:
         pair = f"`{columns['chosen']}` and `{columns['rejected']}`"
         return StudioError(
             f"These are preference pairs ({pair}), for learning by comparison (DPO), not example.",
-            f"To learn from the better answers, leave `{columns['rejected']}` out and rename `{columns['chosen']}` to "
-            "`completion`, or map it to the assistant's part.",
+            "Set training.method to dpo. Or, to learn from the better answers alone, leave "
+            f"`{columns['rejected']}` out and map `{columns['chosen']}` to the assistant's part.",
         )
     return StudioError(
         f"The rows are marked good or bad (`{columns['label']}`), which is preference data (KTO): learning from every "
         "row would also teach the bad answers.",
         f"Keep the rows whose `{columns['label']}` is true and leave the column out.",
     )
+
+
+def check_goal(shape: Format, goal: str) -> None:
+    """Raises StudioError for a reading that training can't use for the goal."""
+    if shape.name == "kto" and goal == "preference":
+        raise StudioError(
+            f"The rows are marked good or bad (`{shape.columns['label']}`), which is for KTO; DPO compares two answers "
+            "to one prompt.",
+            "Give `chosen` and `rejected` beside a `prompt`, or learn from the good rows alone (training.method sft).",
+        )
+    if shape.name == "kto":
+        raise _not_by_example(shape)
+    if goal == "preference" and shape.name != "preference":
+        raise StudioError(
+            f"DPO compares two answers to one prompt, and the rows are read as something else: {shape.words}",
+            "Say in data.mapping which columns are `chosen` and `rejected`, or set training.method to sft.",
+        )

@@ -19,9 +19,10 @@ from lora_studio.data.arrays import Arrays, ArrayWriter
 from lora_studio.data.cache import Cache, key_of
 from lora_studio.data.conversion import convert
 from lora_studio.data.encode import Encoder, batches
-from lora_studio.data.formats import apply_mapping, recognise
+from lora_studio.data.formats import apply_mapping, check_goal, recognise
 from lora_studio.data.mapping import Format, Mapping
 from lora_studio.data.messages import Conversation, RowError
+from lora_studio.data.pairs import PairStore, matched, sides
 from lora_studio.data.record_store import RecordStore, write_records
 from lora_studio.data.records import Source
 from lora_studio.data.row_store import RowStore, write_rows
@@ -31,6 +32,7 @@ from lora_studio.errors import StudioError
 
 _SAMPLE = 500
 _REPORT_EVERY = 2000
+ANSWERS_ONLY = "Answers are compared with each other, so that only answers can be trained on."
 
 Progress = Callable[[str, int, int], None]
 Choose = Callable[[np.ndarray], np.ndarray]
@@ -88,7 +90,7 @@ class Part:
     conversations: Conversations
     all_positions: np.ndarray
     all_groups: np.ndarray
-    rows: RowStore
+    rows: RowStore | PairStore
     bad_rows: list[BadRow]
     facts: dict[str, Any]
 
@@ -97,7 +99,7 @@ class Part:
 class Preparation:
     """What all parts of a data set share while they are made. `before_slow` is called before anything that takes long.
 
-    `most`: only the first rows are read, for a first look.
+    `most`: only the first rows are read, for a first look. `goal`: see `formats.recognise`.
     """
 
     encoder: Encoder
@@ -108,6 +110,7 @@ class Preparation:
     report: Progress
     before_slow: Callable[[], None]
     most: int | None = None
+    goal: str = "answers"
 
     def part(self, source: Source, choose: Choose | None, choice: Any) -> Part:
         """Reads, recognises and encodes a source. `choose` picks from the groups of all usable rows the indices of
@@ -120,7 +123,11 @@ class Preparation:
         read_key = key_of("records", code_version(), names, digests or source.name)
         records = RecordStore(cache.get(read_key, lambda writer: self._read(writer, source)))
         sample = records.spread(_SAMPLE)
-        shape = apply_mapping(Mapping.from_dict(self.mapping), sample) if self.mapping else recognise(sample)
+        mapping = Mapping.from_dict(self.mapping) if self.mapping else None
+        shape = apply_mapping(mapping, sample, self.goal) if mapping else recognise(sample, self.goal)
+        check_goal(shape, self.goal)
+        if shape.name == "preference" and self.encoder.train_on == "all":
+            raise StudioError(ANSWERS_ONLY, "Set data.train_on to assistant or last_turn.")
         key = key_of("rows", read_key, shape.to_dict(), self.system_prompt, self.encoder_key, choice)
         arrays = cache.get(key, lambda writer: self._encode(writer, records, shape, choose))
         return self._loaded(source, key, digests, records, shape, arrays)
@@ -128,7 +135,7 @@ class Preparation:
     def _loaded(
         self, source: Source, key: str, digests: list[str], records: RecordStore, shape: Format, arrays: Arrays
     ) -> Part:
-        rows = RowStore(arrays)
+        rows = PairStore(arrays) if shape.name == "preference" else RowStore(arrays)
         bad = [BadRow(**row) for row in arrays.facts["bad_rows"]]
         positions, groups = np.asarray(arrays["usable"]), np.asarray(arrays["group"])
         usable = positions[~np.isin(positions, arrays.facts["refused"])]
@@ -160,11 +167,15 @@ class Preparation:
         write_rows(writer, [], [])
         done, refused = 0, list[int]()
         self.report("encode", 0, total)
-        for rows, bad in self.encoder.encode_batches(batches(conversations)):
+        compared = shape.name == "preference"
+        if compared:
+            conversations = (side for chat in conversations for side in sides(chat))
+        encoded = self.encoder.encode_batches(batches(conversations))
+        for rows, bad in matched(encoded) if compared else encoded:
             write_rows(writer, rows, np.searchsorted(records.row, [row.row for row in rows]))
             made.bad_rows += [row.to_dict() for row in bad]
             refused += np.searchsorted(records.row, [row.row for row in bad]).tolist()
-            done += len(rows) + len(bad)
+            done += len(rows) // (2 if compared else 1) + len(bad)
             self.report("encode", done, total)
         self.report("encode", total, total)
         writer.add("usable", made.usable())

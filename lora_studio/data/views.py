@@ -10,9 +10,10 @@ import numpy as np
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.encode import Encoded
 from lora_studio.data.findings import findings, readings
-from lora_studio.data.measures import Measures
-from lora_studio.data.messages import RowError
+from lora_studio.data.measures import Cuts, Measures
+from lora_studio.data.messages import Conversation, RowError
 from lora_studio.data.packing import forecast, steps
+from lora_studio.data.pairs import cut_pairs, sides
 from lora_studio.data.parts import Progress
 from lora_studio.data.rows import shorten
 from lora_studio.data.statistics import PERCENTILES, count_reasons, cut_curve, histogram, lengths, suggest
@@ -138,13 +139,50 @@ def preview(prepared: Prepared, row_index: int, part: int = 0) -> dict[str, Any]
         )
     conversation = prepared.conversations[row_index]
     position = int(prepared.conversations.positions[row_index])
+    compared = prepared.format.name == "preference"
     try:
-        encoded, pieces, text = prepared.encoder.tokens(conversation)
+        shown = _compared(prepared, conversation) if compared else _tokens(prepared, conversation, part)
     except RowError as error:
         reason = f"Row {conversation.row} can't be shown: {error.reason} ({error.found})."
         raise StudioError(reason, "Choose another row, or another prompt style.") from None
+    return {
+        "index": row_index,
+        "row": conversation.row,
+        "split": _side(prepared, position),
+        "record": plain(prepared.part.records[position].fields),
+        "messages": [message.to_dict() for message in conversation.messages],
+        **shown,
+    }
+
+
+def _tokens(prepared: Prepared, conversation: Conversation, part: int) -> dict[str, Any]:
+    """Text, tokens and labels of a row, or of one window of it."""
+    encoded, pieces, text = prepared.encoder.tokens(conversation)
     windows = _windows(prepared, encoded)
-    kept = windows[min(max(part, 0), len(windows) - 1)]
+    part = min(max(part, 0), len(windows) - 1)
+    found = _labelled(prepared, encoded, pieces, text, windows[part])
+    found |= {"windows": len(windows), "window": part}
+    return found | ({"removed_tokens": 0, "lost_trained_tokens": 0} if len(windows) > 1 else {})
+
+
+def _compared(prepared: Prepared, conversation: Conversation) -> dict[str, Any]:
+    """The better side like any row, and the worse one under "rejected"; "chosen" and "worse" hold their turns."""
+    settings = prepared.settings
+    whole = [prepared.encoder.tokens(side) for side in sides(conversation)]
+    better, worse = (Measures.of([encoded]) for encoded, _, _ in whole)
+    cuts = cut_pairs(better, worse, settings.max_length, settings.truncation)
+    found = [_labelled(prepared, *side, _places(cut)[0]) for side, cut in zip(whole, cuts, strict=True)]
+    turns = {
+        "chosen": [message.to_dict() for message in conversation.chosen],
+        "worse": [message.to_dict() for message in conversation.rejected],
+    }
+    return {**found[0], **turns, "rejected": found[1], "windows": 1, "window": 0}
+
+
+def _labelled(
+    prepared: Prepared, encoded: Encoded, pieces: list[str], text: str, kept: Sequence[int]
+) -> dict[str, Any]:
+    """A row's tokens that are kept, each with whether it is trained."""
     trained = [False] * len(encoded.ids)
     for begin, end in encoded.spans:
         trained[begin:end] = [True] * (end - begin)
@@ -155,19 +193,12 @@ def preview(prepared: Prepared, row_index: int, part: int = 0) -> dict[str, Any]
     ]
     shown = sum(token["trained"] for token in tokens)
     return {
-        "index": row_index,
-        "row": conversation.row,
-        "split": _side(prepared, position),
-        "record": plain(prepared.part.records[position].fields),
-        "messages": [message.to_dict() for message in conversation.messages],
         "text": text,
         "tokens": tokens,
         "full_length": len(encoded.ids),
-        "windows": len(windows),
-        "window": min(max(part, 0), len(windows) - 1),
-        "removed_tokens": 0 if len(windows) > 1 else len(encoded.ids) - len(tokens),
+        "removed_tokens": len(encoded.ids) - len(tokens),
         "trained_tokens": shown,
-        "lost_trained_tokens": 0 if len(windows) > 1 else sum(trained) - shown,
+        "lost_trained_tokens": sum(trained) - shown,
         "ends_with_eos": _ends_a_turn(tokens),
     }
 
@@ -175,7 +206,10 @@ def preview(prepared: Prepared, row_index: int, part: int = 0) -> dict[str, Any]
 def _windows(prepared: Prepared, encoded: Encoded) -> list[Sequence[int]]:
     """The places of the tokens that each example of the row has: one example, or the windows of a long text."""
     settings = prepared.settings
-    cuts = Measures.of([encoded]).cuts(settings.max_length, settings.truncation)
+    return _places(Measures.of([encoded]).cuts(settings.max_length, settings.truncation))
+
+
+def _places(cuts: Cuts) -> list[Sequence[int]]:
     return [
         [0, *range(first, stop)] if head else range(first, stop)
         for first, stop, head in zip(cuts.first.tolist(), cuts.stop.tolist(), cuts.head.tolist(), strict=True)

@@ -16,12 +16,21 @@ from lora_studio.events import CheckpointSaved, Evaluated, StepLogged
 from lora_studio.sensors import Sensors
 
 LEAST_POINTS = 20
-# What an evaluation measures beside the loss: the trainer's name, and ours.
+# What learning by comparison measures: the trainer's name, and ours. A reward is beta times how much likelier an answer
+# is than to the base.
+COMPARED = {
+    "rewards/margins": "reward_margin",
+    "rewards/accuracies": "reward_accuracy",
+    "rewards/chosen": "chosen_reward",
+    "rewards/rejected": "rejected_reward",
+}
+# What an evaluation measures beside the loss.
 MEASURED = {
     "eval_mean_token_accuracy": "token_accuracy",
     "eval_accuracy": "accuracy",
     "eval_f1": "f1",
     "eval_unanswered": "unanswered",
+    **{f"eval_{name}": name for name in COMPARED.values()},
 }
 
 # What the trainer's log holds that has a place of its own in the event, or none.
@@ -123,7 +132,7 @@ class Report(TrainerCallback):
             memory_available_bytes=memory.available,
             device_load=device.load,
             device_celsius=device.celsius,
-            metrics={name: float(value) for name, value in logs.items() if name not in PLACED},
+            metrics={COMPARED.get(name, name): float(value) for name, value in logs.items() if name not in PLACED},
         )
         self.log.emit(point)
         logs.update(for_trackers(point))

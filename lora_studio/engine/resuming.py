@@ -3,9 +3,10 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from lora_studio.engine.report import Report
-from lora_studio.engine.trainer import StudioTrainer
+from lora_studio.engine.trainer import Ways
 from lora_studio.workspace import RunFolder
 
 
@@ -27,9 +28,10 @@ def state_is_readable(checkpoint: Path) -> bool:
     return True
 
 
-def save_where_stopped(trainer: StudioTrainer, report: Report) -> None:
+def save_where_stopped(trainer: Ways, report: Report) -> None:
     """A checkpoint of the last finished step, unless there is one."""
     step = trainer.state.global_step
     if step > 0 and report.saved_step != step:
-        trainer._save_checkpoint(trainer.model, trial=None)
+        model: Any = trainer.model
+        trainer._save_checkpoint(model, trial=None)
         report.on_save(trainer.args, trainer.state, trainer.control)

@@ -93,6 +93,7 @@ class Session:
                 tokenizer=tokenizer,
                 max_length=length,
                 truncation=cut,
+                goal="any",
                 cache_folder=Path(folder) if folder else None,
                 on_progress=progress,
                 on_sample=first_look,

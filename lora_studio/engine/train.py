@@ -7,26 +7,25 @@ folder. Only this module of the engine knows the config.
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, set_seed
-from trl import SFTConfig
+from trl import DPOConfig, SFTConfig
 
 from lora_studio.config import Config
 from lora_studio.conflicts import machine_conflicts
 from lora_studio.data.dataset import Prepared, prepare
-from lora_studio.data.questions import Question, questions
 from lora_studio.engine.adapters import add_adapter
-from lora_studio.engine.best import RISING, EarlyStopping, value_of
+from lora_studio.engine.best import RISING
 from lora_studio.engine.difference import against_base
 from lora_studio.engine.download import Download
 from lora_studio.engine.event_log import EventLog, data_event
 from lora_studio.engine.first_weights import as_base, beginning, fill
 from lora_studio.engine.gen_eval import GenEval
-from lora_studio.engine.label_metrics import LabelMeter, labelled_rows
 from lora_studio.engine.load import (
     LoadedModel,
     attention_words,
@@ -37,16 +36,17 @@ from lora_studio.engine.load import (
     memory_bytes,
     peak_memory_bytes,
 )
+from lora_studio.engine.measuring import early_stopping, label_meter, questions_to_ask
 from lora_studio.engine.memory import gpu_id
 from lora_studio.engine.memory_plan import foresee
+from lora_studio.engine.preference import PreferenceTrainer
 from lora_studio.engine.report import Report, logging_interval, put_trackers_last
 from lora_studio.engine.resuming import last_whole_checkpoint, save_where_stopped
 from lora_studio.engine.schedule import SCHEDULE, scheduler_settings
 from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.engine.summary import write_report
 from lora_studio.engine.tokenizer import load_tokenizer
-from lora_studio.engine.trainer import StudioTrainer, as_dataset, save_adapter
-from lora_studio.errors import StudioError
+from lora_studio.engine.trainer import StudioTrainer, Ways, as_dataset, save_adapter
 from lora_studio.events import Evaluated, ModelLoaded, RunStarted, StepLogged, Warned
 from lora_studio.parsing import ConfigError, parse, read_yaml
 from lora_studio.sensors import Sensors
@@ -76,6 +76,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     prepared = prepare(
         **config.data.model_dump(),
         tokenizer=tokenizer,
+        goal="preference" if config.training.method == "dpo" else "answers",
         cache_folder=run.cache,
         on_progress=lambda _, done, total: log.progress(done, total),
     )
@@ -111,14 +112,14 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
             model,
             config.lora.init_lora_weights,
             base=(config.model.name, config.model.revision),
-            rows=prepared.train,
+            rows=prepared.train.answers,
             pad=tokenizer.pad_token_id,
             seed=config.training.seed,
         )
     taken_out = beginning(model, config.lora.init_lora_weights)
     trainable, parameters = model.get_nb_trainable_parameters()
     log.emit(ModelLoaded(time.time(), parameters, trainable, memory_bytes(), attention))
-    checkpointing, foreseen = foresee(config, base.config.to_dict(), int(prepared.train.length.max()))
+    checkpointing, foreseen = foresee(config, base.config.to_dict(), prepared.train.longest)
     if foreseen:
         log.emit(foreseen)
 
@@ -144,7 +145,8 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
                 stop=stop,
             )
         )
-    trainer = StudioTrainer(
+    make_trainer = PreferenceTrainer if config.training.method == "dpo" else partial(StudioTrainer, meter=meter)
+    trainer = make_trainer(
         model=model,
         args=trainer_settings(config, run, dtype, measured=bool(prepared.validation), checkpointing=checkpointing),
         train_dataset=as_dataset(prepared.train, run.cache),
@@ -152,7 +154,6 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         processing_class=tokenizer,
         callbacks=[*callbacks, report],
         card=card,
-        meter=meter,
         taken_out=taken_out,
         loraplus_lr_ratio=config.lora.loraplus_lr_ratio,
     )
@@ -213,8 +214,8 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     with trainer.accelerator.autocast():
         result["difference"] = against_base(
             trainer.model,
-            prepared.train,
-            prepared.validation,
+            prepared.train.answers,
+            prepared.validation.answers,
             base=lambda: as_base(model, taken_out),
             log=log,
             check=stop.check,
@@ -225,11 +226,16 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
 
 def trainer_settings(
     config: Config, run: RunFolder, dtype: torch.dtype, *, measured: bool, checkpointing: bool
-) -> SFTConfig:
+) -> SFTConfig | DPOConfig:
     """The config in trl's words. Lengths and labels are settled already, so trl only packs."""
     training, evaluation = config.training, config.evaluation
     on_cpu = device().type == "cpu"
-    return SFTConfig(
+    packed = config.data.max_length if training.packing else None
+    ready = None if training.packing else {"skip_prepare_dataset": True}
+    sft = partial(SFTConfig, packing=training.packing, eval_packing=False, max_length=packed, dataset_kwargs=ready)
+    dpo = partial(DPOConfig, **config.preference.model_dump(), max_length=None, remove_unused_columns=False)
+    method: Callable[..., SFTConfig | DPOConfig] = dpo if training.method == "dpo" else sft
+    return method(
         output_dir=str(run.checkpoints),
         num_train_epochs=training.num_train_epochs,
         max_steps=training.max_steps,
@@ -250,10 +256,6 @@ def trainer_settings(
         data_seed=training.seed,
         train_sampling_strategy=training.train_sampling_strategy,
         gradient_checkpointing=checkpointing,
-        packing=training.packing,
-        eval_packing=False,
-        max_length=config.data.max_length if training.packing else None,
-        dataset_kwargs=None if training.packing else {"skip_prepare_dataset": True},
         save_strategy=training.save_strategy,
         save_steps=training.save_steps,
         save_total_limit=training.save_total_limit,
@@ -315,51 +317,7 @@ def remarks(config: Config, prepared: Prepared, total_steps: int) -> Iterator[st
         yield f"The warm-up takes {warm} steps and the run has {total_steps}: the rate never reaches its full value."
 
 
-def label_meter(config: Config, prepared: Prepared, tokenizer: Any, log: EventLog) -> LabelMeter | None:
-    """Measures accuracy and F1 where labels are named. Raises `StudioError` where no validation row has one."""
-    labels, rows = config.evaluation.label_names, prepared.validation
-    if not labels:
-        return None
-    check_rows_to_measure(prepared, "accuracy and F1 of evaluation.labels")
-
-    def decode(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=True))
-
-    found = labelled_rows(rows, labels, decode)
-    if found < len(rows):
-        words = f"{len(rows) - found:,} of {len(rows):,} validation rows have an answer that is none of the labels"
-        log.emit(Warned(time.time(), f"{words} {', '.join(labels)}: accuracy and F1 leave them out."))
-    return LabelMeter(labels, decode)
-
-
-def early_stopping(config: Config, prepared: Prepared, before: Sequence[Evaluated]) -> EarlyStopping | None:
-    """The callback that ends a run without gain, where one is asked for. `before`: evaluations of earlier starts."""
-    evaluation = config.evaluation
-    metric, patience = evaluation.metric_for_best_model, evaluation.early_stopping_patience
-    if not patience:
-        return None
-    check_rows_to_measure(prepared, "a gain (evaluation.early_stopping_patience)")
-    values = [value_of(one, metric) for one in before]
-    return EarlyStopping(metric, patience, evaluation.early_stopping_threshold, values)
-
-
-def questions_to_ask(config: Config, prepared: Prepared) -> list[Question]:
-    """The validation questions that base and adapter answer; none where none were asked for."""
-    count = config.evaluation.gen_eval_samples
-    if not count:
-        return []
-    check_rows_to_measure(prepared, "answers (evaluation.gen_eval_samples)")
-    return questions(prepared, count, seed=config.data.split_seed, longest=config.data.max_length)
-
-
-def check_rows_to_measure(prepared: Prepared, what: str) -> None:
-    if not prepared.validation:
-        raise StudioError(
-            f"No row is left to measure {what} on.", "Raise data.validation_fraction, or name a data.validation_file."
-        )
-
-
-def final_evaluation(trainer: StudioTrainer, log: EventLog) -> Evaluated:
+def final_evaluation(trainer: Ways, log: EventLog) -> Evaluated:
     """What the adapter that is handed out measures; measured only where it isn't known yet."""
     state = trainer.state
     best = trainer.args.load_best_model_at_end and state.best_model_checkpoint

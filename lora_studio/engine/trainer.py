@@ -1,4 +1,4 @@
-"""trl's SFTTrainer as we use it: examples come ready with labels, and what it saves is what we hand out.
+"""trl's trainers as we use them: examples come ready with labels, and what they save is what we hand out.
 
 What differs from trl: the order of rows depends on seed and epoch alone (so that a resumed run sees the same rows),
 evaluation leaves the random numbers of training untouched and is a plain mean over tokens, LoRA+ has its optimizer, and
@@ -20,12 +20,13 @@ import torch
 from datasets import Dataset
 from datasets.table import InMemoryTable
 from peft.optimizers import create_loraplus_optimizer
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Examples
+from lora_studio.data.pairs import Pairs
 from lora_studio.engine.first_weights import save_as_difference
 from lora_studio.engine.label_metrics import LabelMeter
 from lora_studio.engine.load import CARD
@@ -36,8 +37,8 @@ AS_TRAINED = "as_trained"
 """Folder of a checkpoint with the weights to resume from, where those that are handed out differ from them."""
 
 
-def as_dataset(examples: Examples, folder: Path) -> Dataset:
-    """The table that the trainer takes, `input_ids` and `labels`, memory-mapped from a nameless file in `folder`."""
+def as_dataset(examples: Examples | Pairs, folder: Path) -> Dataset:
+    """The table that the trainer takes, memory-mapped from a nameless file in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = examples.tables()
     first = next(tables)
@@ -62,7 +63,7 @@ def save_adapter(
 
     `taken_out` are the first weights of an adapter that took them out of the base, see `first_weights.beginning`.
     """
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     if taken_out is not None:
         save_as_difference(folder, taken_out)
@@ -113,34 +114,30 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         return iter(length_grouped(self.lengths, self.batch_size, generator))
 
 
-class StudioTrainer(SFTTrainer):
-    """SFTTrainer with the differences that this module's docstring names."""
+class Ways(Trainer):
+    """What the trainers of both methods do our way; stands before trl's class among the bases."""
 
     def __init__(
         self,
         *,
         card: Mapping[str, Any],
-        meter: LabelMeter | None = None,
         taken_out: Mapping[str, torch.Tensor] | None = None,
         loraplus_lr_ratio: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.card = card
-        self.meter = meter
         self.taken_out = taken_out
         self.loraplus_lr_ratio = loraplus_lr_ratio
-        self.packing: bool = kwargs["args"].packing
-        self._eval_nats = 0.0
-        self._eval_tokens = 0
         super().__init__(**kwargs)
-        if meter:
-            adapted: Any = self.model
-            meter.watch(adapted.get_base_model())
+
+    def row_lengths(self, dataset: Dataset) -> list[int] | None:
+        """What a row's length is, for batches of rows of like length; None for rows that are not to be grouped."""
+        raise NotImplementedError
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
-        grouped = self.args.train_sampling_strategy == "group_by_length" and not self.packing
-        lengths = pc.list_value_length(dataset.data.column("input_ids")).to_pylist() if grouped else None
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        lengths = self.row_lengths(dataset) if grouped else None
         return EpochOrder(len(dataset), self.args.train_batch_size, self.args.seed, lengths)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -157,31 +154,9 @@ class StudioTrainer(SFTTrainer):
         )
         return self.optimizer
 
-    def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        trained = int((inputs["labels"][..., 1:] != IGNORED).sum())
-        if loss is not None:
-            self._eval_nats += float(loss) * trained
-            self._eval_tokens += trained
-        if self.meter:
-            self.meter.add(inputs)
-        return loss, logits, labels
-
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        self._eval_nats, self._eval_tokens = 0.0, 0
-        if self.meter:
-            self.meter.begin()
-        smoother, self.label_smoother = self.label_smoother, None  # smoothing is for learning, not for measuring
         with torch.random.fork_rng():
-            output = super().evaluation_loop(*args, **kwargs)
-        self.label_smoother = smoother
-        metrics = dict(output.metrics or {})
-        metrics["eval_loss"] = self._eval_nats / max(self._eval_tokens, 1)
-        if self.meter:
-            metrics |= {f"eval_{name}": value for name, value in self.meter.scores().items()}
-        return output._replace(metrics=metrics)
+            return super().evaluation_loop(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -208,3 +183,45 @@ class StudioTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: trl's would stand in the checkpoints with this machine's paths."""
+
+
+class StudioTrainer(Ways, SFTTrainer):
+    """SFTTrainer with the differences that this module's docstring names."""
+
+    def __init__(self, *, meter: LabelMeter | None = None, **kwargs: Any) -> None:
+        self.meter = meter
+        self.packing: bool = kwargs["args"].packing
+        self._eval_nats = 0.0
+        self._eval_tokens = 0
+        super().__init__(**kwargs)
+        if meter:
+            adapted: Any = self.model
+            meter.watch(adapted.get_base_model())
+
+    def row_lengths(self, dataset: Dataset) -> list[int] | None:
+        return None if self.packing else pc.list_value_length(dataset.data.column("input_ids")).to_pylist()
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        trained = int((inputs["labels"][..., 1:] != IGNORED).sum())
+        if loss is not None:
+            self._eval_nats += float(loss) * trained
+            self._eval_tokens += trained
+        if self.meter:
+            self.meter.add(inputs)
+        return loss, logits, labels
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        self._eval_nats, self._eval_tokens = 0.0, 0
+        if self.meter:
+            self.meter.begin()
+        smoother, self.label_smoother = self.label_smoother, None  # smoothing is for learning, not for measuring
+        output = super().evaluation_loop(*args, **kwargs)
+        self.label_smoother = smoother
+        metrics = dict(output.metrics or {})
+        metrics["eval_loss"] = self._eval_nats / max(self._eval_tokens, 1)
+        if self.meter:
+            metrics |= {f"eval_{name}": value for name, value in self.meter.scores().items()}
+        return output._replace(metrics=metrics)

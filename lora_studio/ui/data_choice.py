@@ -124,6 +124,10 @@ def _rows_a_step(workspace: Workspace) -> dict[str, int]:
     return found
 
 
-def handed_over(values: dict[str, Any]) -> dict[str, Any]:
-    """What the train tab takes: settings of a run, and nothing that only this tab shows."""
-    return {path: value for path, value in values.items() if path != PERCENTILES}
+def handed_over(values: dict[str, Any], shape: str) -> dict[str, Any]:
+    """What the train tab takes: settings of a run, and nothing that only this tab shows.
+
+    The method of training is the one that rows of this shape are for; an unknown shape ("") leaves it as it is.
+    """
+    settings = {path: value for path, value in values.items() if path != PERCENTILES}
+    return settings | ({"training.method": "dpo" if shape == "preference" else "sft"} if shape else {})

@@ -178,7 +178,8 @@ def forecast(result: Result) -> str:
     """What packing and windows would do to the training rows, and how many steps an epoch has."""
     pack, steps = result["packing"], result["steps"]
     lines = []
-    if pack["rows"]:
+    compared = result["format"] == "preference"
+    if pack["rows"] and not compared:
         verb = "fits" if pack["rows"] == 1 else "fit"
         lines.append(
             f"Packing: {text.count(pack['rows'], 'row')} {verb} into {text.count(pack['packs'], 'pack')} of "
@@ -188,8 +189,8 @@ def forecast(result: Result) -> str:
     batch, accumulation = steps["per_device_train_batch_size"], steps["gradient_accumulation_steps"]
     rows = text.count(batch * accumulation, "row")
     lines.append(
-        f"An epoch has {text.count(steps['per_epoch'], 'step')} of {rows} ({batch} × {accumulation}); "
-        f"packed {text.number(steps['per_epoch_packed'])}."
+        f"An epoch has {text.count(steps['per_epoch'], 'step')} of {rows} ({batch} × {accumulation})"
+        + ("; pairs are not packed." if compared else f"; packed {text.number(steps['per_epoch_packed'])}.")
     )
     if result["split_rows"]:
         verb = "is" if result["split_rows"] == 1 else "are"

@@ -23,7 +23,12 @@ FORMATS = {
     "problem": "Problems in several fields",
     "tokenised": "Rows that are tokens already",
     "mapped": "Read as you said",
+    "preference": "Pairs of a better and a worse answer",
 }
+PAIRS = (
+    "Learned by comparison (training.method dpo): the better answer is made likelier than the worse one. Each row is a "
+    "pair; lengths are those of its longer side."
+)
 PERCENTILES = (("p50", "50 %"), ("p95", "95 %"), ("p99", "99 %"))
 
 
@@ -33,6 +38,8 @@ def summary(result: Result) -> str:
     assumed = "".join(f"<li>{text.marked(item)}</li>" for item in result["assumptions"])
     words = f'<p class="ls-words"><b>{text.escape(shape)}.</b> {text.marked(result["words"])}</p>'
     more = f'<ul class="ls-assumed">{assumed}</ul>' if assumed else ""
+    if result["format"] == "preference":
+        more += text.notice(PAIRS)
     origin = f'<p class="ls-hint">{text.escape(result["template_origin"])}</p>' if result["template_origin"] else ""
     return f"{words}{more}{origin}{text.tiles(_facts(result))}"
 
@@ -167,9 +174,19 @@ def _bars(edges: Sequence[float], counts: Sequence[int], cut: float) -> str:
 
 def tokens(preview: Result) -> str:
     """Every token of a row in its place; trained ones marked, special ones framed, ids on hover."""
-    spans = "".join(map(_token, preview["tokens"]))
-    box = f'<div class="ls-tokens" role="region" tabindex="0" aria-label="Tokens">{spans}</div>'
-    return f"{token_line(preview)}{LEGEND}{box}"
+    if "rejected" in preview:
+        better, worse = (_token_box(side, f"Tokens of the {name} answer") for side, name in _named_sides(preview))
+        return f"{LEGEND}<h4>Better answer</h4>{better}<h4>Worse answer</h4>{worse}"
+    return f"{LEGEND}{_token_box(preview, 'Tokens')}"
+
+
+def _named_sides(preview: Result) -> list[tuple[Result, str]]:
+    return [(preview, "better"), (preview["rejected"], "worse")]
+
+
+def _token_box(side: Result, label: str) -> str:
+    spans = "".join(map(_token, side["tokens"]))
+    return f'{token_line(side)}<div class="ls-tokens" role="region" tabindex="0" aria-label="{label}">{spans}</div>'
 
 
 def token_line(preview: Result) -> str:
@@ -215,5 +232,8 @@ def conversation(preview: Result) -> str:
     """The row as it was read, and as the file holds it."""
     record = text.escape(json.dumps(preview["record"], ensure_ascii=False, indent=2))
     body = text.bubbles(preview["messages"]) if preview["messages"] else f"<pre>{text.escape(preview['text'])}</pre>"
+    if "rejected" in preview:
+        body += f"<h4>Better answer</h4>{text.bubbles(preview['chosen'])}"
+        body += f"<h4>Worse answer</h4>{text.bubbles(preview['worse'])}"
     body = f'<div class="ls-reading" role="region" tabindex="0" aria-label="Conversation">{body}</div>'
     return f'{body}<details class="ls-raw"><summary>As it stands in the file</summary><pre>{record}</pre></details>'

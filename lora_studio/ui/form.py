@@ -23,6 +23,7 @@ SECTIONS = {
     "data": "Data",
     "lora": "LoRA",
     "training": "Training",
+    "preference": "Learning by comparison (DPO)",
     "evaluation": "Evaluation",
     "tracking": "Tracking",
     "generation": "Generation",

@@ -308,5 +308,9 @@ class Inspection:
     def hand_over(self, *chosen: Any) -> tuple[tuple[float, dict[str, Any]], gr.Tabs]:
         """To the train tab, with everything chosen here: what was looked at is what is trained on."""
         values = values_of(chosen)
-        self.studio.workspace.write_draft(CHOICE, {"settings": values})
-        return (time.time(), handed_over(values)), gr.Tabs(selected="train")
+        workspace = self.studio.workspace
+        workspace.write_draft(CHOICE, {"settings": values})
+        found = workspace.read_draft(FOUND)
+        known = isinstance(found, dict) and found["settings"] == values
+        shape = found["result"]["format"] if known else ""
+        return (time.time(), handed_over(values, shape)), gr.Tabs(selected="train")

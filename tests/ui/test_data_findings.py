@@ -23,6 +23,7 @@ def result() -> dict[str, Any]:
     """An inspector's answer for 250 short rows and three long texts."""
     return {
         "sampled": None,
+        "format": "messages",
         "max_length": 1024,
         "suggested": {"max_length": 320, "reason": "95 of 100 rows have at most <280> tokens."},
         "tokens": {"min": 6, "mean": 14.5, "p75": 20, "p99.9": 29, "max": 30},
