@@ -51,7 +51,7 @@ def write_report(
     seconds = f"{result['seconds']:.0f} s"
     method = "QLoRA" if config.model.quantization != "none" else "LoRA"
     lines = [
-        f"# {plain(config.title or run.id)}",
+        f"# {plain(facts['title'])}",
         "",
         f"{method} of {code(config.model.name)} on {code(config.data.train_file)}, {result['steps']:,} steps in "
         f"{seconds} on {plain(state.device)}, finished on {time.strftime('%Y-%m-%d at %H:%M')}. Run {code(run.id)}.",

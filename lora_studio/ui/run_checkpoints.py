@@ -111,7 +111,7 @@ def _row(run_id: str, item: Checkpoint, metrics: list[str], final: bool) -> str:
     ]
     buttons = "".join(
         f'<button type="button" data-act="{act}" data-value="{text.escape(run_id)}/{text.escape(item.name)}" '
-        f'aria-label="{label} {text.escape(item.name)}">{label}</button>'
+        f'aria-label="{label.rstrip("…")} {text.escape(item.name)}">{label}</button>'
         for act, label in ACTIONS
         if final or act != "delete"
     )

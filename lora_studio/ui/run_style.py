@@ -56,7 +56,8 @@ CSS = """
 .report-text h1 { font-size: 19px; font-weight: 700; margin: 4px 0 8px; }
 .report-text h2 { font-size: 16px; font-weight: 600; margin: 18px 0 6px; }
 .report-text p, .report-text ul { margin: 6px 0; } .report-text ul { padding-left: 20px; list-style: disc; }
-.report-text table { border-collapse: collapse; margin: 8px 0; font-size: 14px; display: block; overflow-x: auto;
+.report-text table { border-collapse: collapse; border: 0 !important; margin: 8px 0; font-size: 14px;
+  display: block; overflow-x: auto;
   max-width: 100%; }
 .report-text th, .report-text td { border: 1px solid var(--line) !important; padding: 4px 10px; text-align: left;
   font-variant-numeric: tabular-nums; }

@@ -13,10 +13,11 @@ from lora_studio.config import Config
 from lora_studio.events import CheckpointSaved, Event, Finished, PhaseStarted, RunStarted, StepLogged, Warned, to_line
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.labels import Labels, write_labels
+from lora_studio.labels import Labels, read_labels, write_labels
 from lora_studio.parsing import parse, to_yaml
 from lora_studio.ui import downloads, run_head, run_report, runs_list, runs_tab
 from lora_studio.ui.run_board import Board
+from lora_studio.ui.run_labels import saved
 from lora_studio.ui.run_table import Choice
 from lora_studio.ui.runs_tab import Shown
 from lora_studio.ui.studio import Studio
@@ -192,9 +193,22 @@ def test_tags_and_note_are_those_of_the_run_and_a_damaged_file_is_told(studio: S
     run = finished(studio.workspace, "noted")
     write_labels(run, Labels(("a", "b"), "first try"))
     shown = shown_of(studio, run.id)
-    assert (shown["tags"]["value"], shown["note"]["value"], shown["owner"]["value"]) == ("a, b", "first try", run.id)
+    assert (shown["tags"]["value"], shown["note"]["value"]) == ("a, b", "first try")
+    assert json.loads(shown["filled"]["value"])["run"] == run.id
     run.labels.write_text("{")
     assert "can't be read" in shown_of(studio, run.id)["note"]["value"]
+
+
+def test_only_the_field_that_was_changed_is_written_and_the_other_keeps_what_the_terminal_wrote(studio: Studio) -> None:
+    run = finished(studio.workspace, "noted")
+    filled = json.loads(shown_of(studio, run.id)["filled"]["value"])
+    write_labels(run, Labels(("from elsewhere",), ""))
+    assert saved(studio.workspace, filled, "tags", "") == gr.skip()
+    now = json.loads(saved(studio.workspace, filled, "note", "seen "))
+    assert read_labels(run) == Labels(("from elsewhere",), "seen")
+    assert saved(studio.workspace, now, "note", "seen ") == gr.skip()
+    saved(studio.workspace, now, "tags", "mine")
+    assert read_labels(run) == Labels(("mine",), "seen")
 
 
 HOSTILE = """# <script>hit()</script> ${1+1}
