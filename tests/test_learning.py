@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 
+from lora_studio.data.dataset import prepare
 from lora_studio.demo.conversations import Dialogue
 from lora_studio.demo.pretrain import answers
+from lora_studio.engine.evaluate import exact_match, read_questions
 from lora_studio.engine.load import LoadedModel, add_adapters, load_base
-from lora_studio.parsing import to_yaml
+from lora_studio.engine.metrics import label_of, label_scores
+from lora_studio.events import fold, from_line
+from lora_studio.parsing import parse, read_yaml, to_yaml
 from lora_studio.presets import resolve
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
 
@@ -32,6 +36,20 @@ def exact(loaded: LoadedModel) -> float:
     said = answers(loaded.model, loaded.tokenizer, dialogues)
     right = [text.strip() == d.messages[-1]["content"] for text, d in zip(said, dialogues, strict=True)]
     return sum(right) / len(right)
+
+
+YES_OR_NO = {
+    "data.train_file": "recommender",
+    "data.validation_file": str(shipped_data()["recommender"].heldout),
+    "data.max_eval_samples": 60,
+    "training.num_train_epochs": 4,
+    "training.learning_rate": 2e-3,
+    "training.save_strategy": "no",
+    "evaluation.eval_strategy": "steps",
+    "evaluation.eval_steps": 76,
+    "evaluation.labels": "Yes, No",
+    "evaluation.gen_eval_samples": 2,
+}
 
 
 def train(workspace: Workspace, overrides: Mapping[str, Any]) -> RunFolder:
@@ -55,3 +73,30 @@ def test_an_adapter_learns_the_persona_that_the_base_does_not_have(workspace, qu
     add_adapters(loaded, {"pirate": run.adapter})
     assert exact(loaded) >= 0.95
     assert seconds <= LONGEST_SECONDS
+
+
+@pytest.mark.slow
+def test_accuracy_and_f1_rise_in_training_and_are_those_of_the_answers_given_afterwards(workspace):
+    run = train(workspace, YES_OR_NO)
+    state = fold(event for event in map(from_line, run.events.read_text(encoding="utf-8").splitlines()) if event)
+    first, last = state.evaluations[0].metrics, state.evaluations[-1].metrics
+    assert last["accuracy"] > first["accuracy"]
+    assert last["f1"] > first["f1"]
+    assert last["accuracy"] >= 0.85
+
+    loaded = load_base("demo")
+    add_adapters(loaded, {"films": run.adapter})
+    settings = parse(read_yaml(run.config)).data.model_dump()
+    prepared = prepare(tokenizer=loaded.tokenizer, **settings)
+    rows = set(prepared.validation.row_numbers.tolist())
+    asked = [chat for chat in read_questions(YES_OR_NO["data.validation_file"]) if chat.row in rows]
+    judged = exact_match(loaded, asked, ["films"], max_new_tokens=8)
+    labels = ("Yes", "No")
+    expected = [label_of(row.expected, labels) for row in judged]
+    given = [label_of(row.answers[0], labels) for row in judged]
+    assert len(judged) == 60
+    assert label_scores(expected, given) == pytest.approx(
+        {name: last[name] for name in ("accuracy", "f1", "unanswered")}
+    )
+    assert state.questions is not None
+    assert len(state.answers) == len(state.evaluations)
