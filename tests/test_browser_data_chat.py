@@ -1,5 +1,6 @@
 """The data and the chat tab in a real browser: hostile files, the cut line by keyboard, answers, stop, reload."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -235,3 +236,18 @@ def test_both_columns_answer_stop_and_come_back_after_a_reload(page: Page) -> No
     expect(adapter.locator(".ls-bubble")).to_have_count(0, timeout=PATIENCE)
     page.get_by_role("button", name="Unload").click()
     expect(page.get_by_text("No model is in memory")).to_be_visible(timeout=PATIENCE)
+
+
+def test_hostile_column_names_and_formulas_in_a_table_are_text(page: Page, tmp_path: Path) -> None:
+    formula = '=HYPERLINK("http://e.vil","${document.title=\'hacked\'}")'
+    path = tmp_path / "names.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["question", "answer", HOSTILE, "=1+1", "{{value}}", "@SUM(A1)"])
+        writer.writerows([f"{formula} {number}", f"answer {number}", formula, "+1", "-2", "@x"] for number in range(20))
+    upload(page, path)
+    tab = page.locator("#tab-data")
+    expect(tab.locator(".ls-words")).to_contain_text("question is the user's turn", timeout=PATIENCE)
+    expect(tab.locator(".ls-bubble.ls-user")).to_contain_text(f"{formula} 0")
+    expect(tab.get_by_text(HOSTILE).first).to_be_attached()
+    assert tab.locator("script, a[href*='e.vil']").count() == 0

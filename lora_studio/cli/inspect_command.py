@@ -13,9 +13,11 @@ from lora_studio.parsing import nest, parse
 from lora_studio.workspace import Workspace
 
 _PHASE_WORDS = {
+    "lookup": "looking for what is kept of the file",
     "read": "reading",
     "convert": "recognising rows",
     "encode": "tokenizing",
+    "measure": "counting what each length would cut",
     "check": "looking for repeated and contradictory rows",
     "tokenizer": "loading the tokenizer",
 }
@@ -93,8 +95,11 @@ def report(found: dict[str, Any]) -> str:
         "",
         f"At most {found['max_length']} tokens a row ({found['truncation']}): {found['truncated_rows']} rows are cut, "
         f"{found['dropped_rows']} left out, {found['lost_trained_tokens']} trained tokens lost.",
-        f"Trained are {found['trained_tokens']:,} of {found['total_tokens']:,} tokens.",
+        f"Trained are {found['trained_tokens']:,} of {found['total_tokens']:,} tokens "
+        f"({found['trained_tokens'] / max(found['total_tokens'], 1):.0%}).",
+        f"{found['train_rows']:,} rows are trained on, {found['validation_rows']:,} kept back to measure on.",
         *_advice(found),
+        *found["hygiene"]["sentences"],
     ]
     for example in found["examples"]:
         lines += ["", *steps_of(example, found)]
@@ -159,7 +164,8 @@ def _encoding(example: dict[str, Any]) -> list[str]:
         f"4 tokens: {example['full_length']}",
         "  " + " ".join(f"{token['id']}:{token['text']!r}" for token in tokens),
         f"5 truncation: {example['removed_tokens']} tokens removed, {len(tokens)} kept",
-        f"6 trained mask: {example['trained_tokens']} of {len(tokens)} tokens are trained",
+        f"6 trained mask: {example['trained_tokens']} of {len(tokens)} tokens are trained "
+        f"({example['trained_tokens'] / max(len(tokens), 1):.0%})",
         *_mask(tokens),
     ]
 

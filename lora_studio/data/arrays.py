@@ -6,6 +6,7 @@ A folder without its `entry.json`, which is written last, was never finished and
 import json
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ import numpy as np
 
 _ENTRY = "entry.json"
 _PIECE = 1 << 22
+_TELL = 1 << 25  # bytes, a multiple of the piece
 
 
 class DamagedError(Exception):
@@ -76,14 +78,16 @@ class Arrays:
         return self._folder / f"{name}.bin"
 
 
-def check(folder: Path) -> None:
-    """Reads every byte; raises DamagedError where one is not as it was written."""
+def check(folder: Path, tell: Callable[[], None] = lambda: None) -> None:
+    """Reads every byte; raises DamagedError where one is not as it was written. `tell` is called now and then."""
     for name, array in _read_entry(folder)[0].items():
         crc = size = 0
         try:
             with (folder / f"{name}.bin").open("rb") as file:
                 while piece := file.read(_PIECE):
                     crc, size = zlib.crc32(piece, crc), size + len(piece)
+                    if size % _TELL == 0:
+                        tell()
         except OSError as error:
             raise DamagedError(str(error)) from None
         if (crc, size) != (array["crc"], array["bytes"]):

@@ -15,6 +15,7 @@ from lora_studio.errors import StudioError
 
 BROKEN_CELL = "a cell of the row can't be read"
 _BATCH_ROWS = 1024
+_BUFFER = 1 << 20
 
 Batches = Iterator[Any]
 
@@ -25,7 +26,7 @@ def read_parquet(path: Path) -> Reading:
     def batches(file: IO[bytes]) -> tuple[list[str], Batches]:
         import pyarrow.parquet as pq
 
-        table = pq.ParquetFile(file)
+        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)  # else a row group is held whole
         return table.schema_arrow.names, table.iter_batches(batch_size=_BATCH_ROWS)
 
     return _reading(path, "Parquet", batches)

@@ -18,6 +18,8 @@ from typing import Any
 from lora_studio.data.arrays import Arrays, ArrayWriter, DamagedError, check
 
 CACHE_LIMIT = 10 * 1024**3  # bytes
+_PIECE = 1 << 24
+_SETTLED_SECONDS = 2.0
 _STALE_SECONDS = 24 * 3600  # what a crash left behind is removed after a day
 
 Build = Callable[[ArrayWriter], dict[str, Any]]
@@ -26,6 +28,28 @@ Build = Callable[[ArrayWriter], dict[str, Any]]
 def key_of(*parts: Any) -> str:
     """A fingerprint of JSON-able parts."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def digest(path: Path, cache: "Cache", tell: Callable[[], None] = lambda: None) -> str:
+    """A fingerprint of a file's content, remembered for as long as the file is not touched.
+
+    A file touched just now may be written again within the same tick of the file system's clock: it is not remembered.
+    """
+    about = path.stat()
+    settled = time.time() - max(about.st_mtime, about.st_ctime) > _SETTLED_SECONDS
+    stamp = (str(path.resolve()), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
+    kept = (cache if settled else Cache(None)).get(key_of("digest", *stamp), lambda _: {"sha256": _sha256(path, tell)})
+    return str(kept.facts["sha256"])
+
+
+def _sha256(path: Path, tell: Callable[[], None]) -> str:
+    whole = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            whole.update(piece)
+            if len(piece) == _PIECE:
+                tell()
+    return whole.hexdigest()
 
 
 class Cache:
@@ -42,15 +66,18 @@ class Cache:
         """Whether there is an entry, whole by the look of it."""
         return self.folder is not None and (self.folder / key / "entry.json").is_file()
 
-    def get(self, key: str, build: Build) -> Arrays:
-        """The entry of a key; `build` writes its arrays and returns its facts where there is none."""
+    def get(self, key: str, build: Build, tell: Callable[[], None] = lambda: None) -> Arrays:
+        """The entry of a key; `build` writes its arrays and returns its facts where there is none.
+
+        `tell` is called now and then while a large entry is read for damage; what it raises ends the work.
+        """
         if self.folder is None:
             place = tempfile.TemporaryDirectory(prefix="lora-studio-")
             arrays = self._make(Path(place.name), build)
             arrays.place = place
             return arrays
         self._in_use.add(key)
-        found = self._find(self.folder / key)
+        found = self._find(self.folder / key, tell)
         if found is None:
             making = Path(tempfile.mkdtemp(prefix=".making-", dir=self.folder))
             try:
@@ -70,11 +97,11 @@ class Cache:
             writer.close()
         return Arrays(folder)
 
-    def _find(self, entry: Path) -> Arrays | None:
+    def _find(self, entry: Path, tell: Callable[[], None]) -> Arrays | None:
         if not entry.is_dir():
             return None
         try:
-            check(entry)
+            check(entry, tell)
             arrays = Arrays(entry)
         except DamagedError:
             shutil.rmtree(entry, ignore_errors=True)

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lora_studio.data.encode import Encoder
 from lora_studio.data.examples import Examples
 from lora_studio.data.hub import is_hub_name
 from lora_studio.data.mapping import Format
+from lora_studio.data.omissions import sentences
 from lora_studio.data.pairs import Pairs, examples_of
 from lora_studio.data.parts import Conversations, Part, Preparation, Progress, tokenizer_key
 from lora_studio.data.prompt_styles import Template, choose_template
@@ -25,9 +27,8 @@ from lora_studio.errors import StudioError
 from lora_studio.workspace import shipped_data
 
 _CODE_VERSION = 2
-_REASONING_WORDS = ("reasoning", "thinking", "thought")
 _SAMPLE_ROWS = 400
-_LARGE_BYTES, _HUGE_BYTES = 1 << 22, 1 << 25
+_LARGE_BYTES = 1 << 22
 NOTHING_LEFT = "the cut to the longest length leaves no trained token"
 NOTHING_TO_COMPARE = "the cut to the longest length leaves no two answers to compare"
 
@@ -114,9 +115,10 @@ def prepare(
     """Examples of a file, split into training and validation; `settings` are the fields of `Settings`.
 
     `goal` is what is to be learned from: "answers", comparisons ("preference"), or "any" of the two, as the rows are.
-    `on_progress(phase, done, total)` is called in the phases read, convert and encode, counted in rows (`total` is 0 or
-    a guess while a file is read); what it raises ends the work. Before anything that takes long, `on_sample` gets what
-    the first rows of a large file come to. What was read and encoded is kept in `cache_folder` and found there again.
+    `on_progress(phase, done, total)` is called in the phases lookup, read, convert and encode, counted in rows (`total`
+    is 0 or a guess while a file is read); what it raises ends the work. Before anything that takes long, `on_sample`
+    gets what the first rows of a large file come to. What was read and encoded is kept in `cache_folder` and found
+    there again.
     Raises StudioError where nothing can be trained.
     """
     wanted = Settings(**settings)
@@ -129,7 +131,8 @@ def prepare(
         train_on=wanted.train_on,
         enable_thinking=wanted.enable_thinking,
     )
-    key = [tokenizer_key(tokenizer), template.source, wanted.train_on, wanted.enable_thinking]
+    day = date.today().isoformat() if template.writes_date else None
+    key = [tokenizer_key(tokenizer), [template.source, day], wanted.train_on, wanted.enable_thinking]
     names = [train_file, *([validation_file] if validation_file else [])]
     sources = [open_data(name) for name in names]
     report = on_progress or (lambda phase, done, total: None)
@@ -148,13 +151,19 @@ def prepare(
             give(replace(seen, sampled=len(seen.conversations)))
 
     work = Preparation(
-        encoder, key, wanted.system_prompt, mapping, Cache(cache_folder), report, before_slow=first_look, goal=goal
+        encoder,
+        key,
+        template.origin,
+        wanted.system_prompt,
+        mapping,
+        Cache(cache_folder),
+        report,
+        before_slow=first_look,
+        goal=goal,
     )
     size = sum(path.stat().st_size for source in sources for path in source.files)
     if size < _LARGE_BYTES and all(source.files for source in sources):
         on_sample = None  # the whole is there as soon as a part of it
-    elif size > _HUGE_BYTES:
-        first_look()  # the fingerprint of so large a file takes seconds by itself
     return _prepared(work, sources, template, wanted)
 
 
@@ -270,11 +279,12 @@ def recut(prepared: Prepared, *, max_length: int, truncation: str) -> Prepared:
 
 def _assumptions(part: Part, template: Template, kept_back: Part | None) -> list[str]:
     found = list(part.records.assumptions)
-    thoughtful, resting = part.facts["thoughtful"], part.facts["resting"]
-    if thoughtful and not any(word in template.source for word in _REASONING_WORDS):
-        found.append(f"{thoughtful} rows bring reasoning, for which the chat template has no place: it is left out.")
+    found += sentences(part.facts["omitted"])
+    resting = part.facts["resting"]
     if resting:
         found.append(f"{resting} rows hold answers that the file marks as not to be trained.")
+    if template.writes_date:
+        found.append(f"The chat template writes the day's date into every row ({date.today().isoformat()}).")
     if kept_back:
         bad = len(kept_back.bad_rows)
         rows = f"{len(kept_back.conversations)} rows" + (f", {bad} bad rows left out" if bad else "")

@@ -1,6 +1,6 @@
 """What is said of a data set beside its numbers: other ways to read it, and what is wrong with it as a whole."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,13 +8,15 @@ import numpy as np
 from lora_studio.data.cache import key_of
 from lora_studio.data.dataset import Prepared
 from lora_studio.data.formats import mapping_of, recognise_all
-from lora_studio.data.hygiene import hygiene
+from lora_studio.data.hygiene import grouped, hygiene
 from lora_studio.data.messages import Conversation
 from lora_studio.data.parts import Part, Progress
 
 _SAMPLE = 500
 _MOST_ROWS = 20_000
 _SECONDS = 2.0
+_PIECE = 2000
+_SHOWN = 20
 
 
 def readings(prepared: Prepared) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def findings(prepared: Prepared, report: Progress) -> dict[str, Any] | None:
     """Duplicates, leaks, contradictions and lopsided answers; None for a first look at a few rows.
 
     Of a large file a part is looked at, evenly over the whole: `looked_at` of `of_rows` rows. `report` is called in the
-    phase check, counted in searches.
+    phase check, counted in rows. Exact duplicates are those of the whole in any case.
     """
     if prepared.sampled is not None:
         return None
@@ -50,16 +52,33 @@ def _found(
     parts: Sequence[Part], chosen: Sequence[np.ndarray], specials: Sequence[str], report: Progress
 ) -> dict[str, Any]:
     report("check", 0, 0)
-    train, validation = (_some(part, rows) for part, rows in zip(parts, chosen, strict=True))
-    looked_at = len(train) + len(validation)
-    found = hygiene(
-        train, validation, seconds=_SECONDS, specials=specials, report=lambda done, of: report("check", done, of)
-    )
-    return {**found, "looked_at": looked_at, "of_rows": sum(map(len, chosen))}
+
+    def tell(done: int, total: int) -> None:
+        report("check", done, total)
+
+    train, validation = (_some(part, rows, tell) for part, rows in zip(parts, chosen, strict=True))
+    repeated = _repeated(parts[0], chosen[0]) if len(train) < len(chosen[0]) else None
+    found = hygiene(train, validation, seconds=_SECONDS, specials=specials, repeated=repeated, report=tell)
+    return {**found, "looked_at": len(train) + len(validation), "of_rows": sum(map(len, chosen))}
 
 
-def _some(part: Part, chosen: np.ndarray) -> list[Conversation]:
+def _repeated(part: Part, chosen: np.ndarray) -> dict[str, Any]:
+    """The exact duplicates of a large file, all of them: each row's group is known since it was converted."""
+    groups = part.all_groups[np.searchsorted(part.all_positions, part.rows.position[chosen])]
+    numbers = part.rows.row[chosen]
+    _, first, member, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    like = np.flatnonzero(sizes > 1)
+    shown = like[np.argsort(first[like])][:_SHOWN]
+    examples = [numbers[member == group].tolist() for group in shown]
+    return {**grouped(examples), "rows": int((sizes[like] - 1).sum()), "groups": len(like)}
+
+
+def _some(part: Part, chosen: np.ndarray, tell: Callable[[int, int], None]) -> list[Conversation]:
     """At most so many of a part's rows, evenly from the whole."""
     if len(chosen) > _MOST_ROWS:
         chosen = chosen[np.linspace(0, len(chosen) - 1, _MOST_ROWS).astype(int)]
-    return part.conversations.at(part.rows.position[chosen])
+    rows: list[Conversation] = []
+    for start in range(0, len(chosen), _PIECE):
+        tell(0, 0)
+        rows += part.conversations.at(part.rows.position[chosen[start : start + _PIECE]])
+    return rows

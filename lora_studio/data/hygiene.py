@@ -7,9 +7,11 @@ import re
 import time
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,8 @@ _HASHES, _BANDS = 32, 8
 _SHINGLE = 4
 _NEAR = 0.8
 _LONGEST = 4000
-_PRIME = (1 << 31) - 1
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_REPORT_EVERY = 500
 
 
 def special_text(conversation: Conversation, specials: Collection[str]) -> list[tuple[str, str]]:
@@ -60,53 +63,67 @@ def hygiene(
     *,
     seconds: float = 5.0,
     specials: Collection[str] = (),
+    repeated: dict[str, Any] | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Every finding about a data set, with sentences for a person. `seconds` bounds the search for near duplicates.
 
-    `specials` are the tokenizer's special tokens, which should not stand written out in the rows. `report` is told
-    which of how many searches are done; what it raises ends the work.
+    `specials` are the tokenizer's special tokens, which should not stand written out in the rows. `repeated` are exact
+    duplicates counted elsewhere. `report` is told how many rows of how many are done; what it raises ends the work.
     """
-    searches: dict[str, Callable[[], Any]] = {
-        "exact_duplicates": lambda: exact_duplicates(train),
-        "near_duplicates": lambda: near_duplicates(train, seconds=seconds),
-        "shared_with_validation": lambda: shared_rows(train, validation),
-        "contradictions": lambda: contradictions(train),
-        "labels": lambda: label_balance(train),
-        "special_tokens": lambda: special_tokens([*train, *validation], specials),
+    total, done = 2 * len(train) + len(validation), 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if done % _REPORT_EVERY == 0:
+            report(done, total)
+
+    report(0, total)
+    ours, theirs = ([_look(chat, step) for chat in rows] for rows in (train, validation))
+    found: dict[str, Any] = {
+        "rows": len(train),
+        "exact_duplicates": repeated if repeated is not None else exact_duplicates(ours),
+        "near_duplicates": near_duplicates(train, seconds=seconds, keys=[one.key for one in ours], step=step),
+        "shared_with_validation": shared_rows(ours, theirs),
+        "contradictions": contradictions(ours),
+        "labels": label_balance(train),
+        "special_tokens": special_tokens(chain(train, validation), specials),
     }
-    found: dict[str, Any] = {"rows": len(train)}
-    for done, (name, search) in enumerate(searches.items()):
-        report(done, len(searches))
-        found[name] = search()
-    report(len(searches), len(searches))
+    report(total, total)
     return {**found, "sentences": _sentences(found)}
 
 
-def exact_duplicates(rows: Sequence[Conversation]) -> dict[str, Any]:
+@dataclass(slots=True)
+class Look:
+    """What of a row is compared with other rows: all that it says, what it asks, and its answer."""
+
+    row: int
+    key: str
+    prompt: str | None
+    answer: str | None
+
+
+def _look(chat: Conversation, step: Callable[[], None]) -> Look:
+    step()
+    told = _answer(chat)
+    return Look(chat.row, group_key(chat), prompt_key(chat), None if told is None else _digest(_plain(told)))
+
+
+def exact_duplicates(rows: Sequence[Look]) -> dict[str, Any]:
     """Rows that repeat an earlier one word by word (case and white space aside)."""
     groups = defaultdict(list)
-    for chat in rows:
-        groups[group_key(chat)].append(chat.row)
-    return _grouped([group for group in groups.values() if len(group) > 1])
+    for look in rows:
+        groups[look.key].append(look.row)
+    return grouped([group for group in groups.values() if len(group) > 1])
 
 
-def shared_rows(train: Sequence[Conversation], validation: Sequence[Conversation]) -> dict[str, Any]:
+def shared_rows(train: Sequence[Look], validation: Sequence[Look]) -> dict[str, Any]:
     """Rows of the validation part that the training part holds too, and those whose prompt it holds."""
-    keys: dict[str, int] = {}
-    prompts: dict[str, int] = {}
-    for chat in train:
-        keys.setdefault(group_key(chat), chat.row)
-        prompt = prompt_key(chat)
-        if prompt:
-            prompts.setdefault(prompt, chat.row)
-    same, asked = [], []
-    for chat in validation:
-        prompt = prompt_key(chat)
-        if (key := group_key(chat)) in keys:
-            same.append([keys[key], chat.row])
-        elif prompt in prompts:
-            asked.append([prompts[prompt], chat.row])
+    keys = {look.key: look.row for look in reversed(train)}
+    prompts = {look.prompt: look.row for look in reversed(train) if look.prompt}
+    same = [[keys[look.key], look.row] for look in validation if look.key in keys]
+    asked = [[prompts[look.prompt], look.row] for look in validation if look.key not in keys and look.prompt in prompts]
     return {
         "rows": len(same),
         "examples": same[:_EXAMPLES],
@@ -115,15 +132,14 @@ def shared_rows(train: Sequence[Conversation], validation: Sequence[Conversation
     }
 
 
-def contradictions(rows: Sequence[Conversation]) -> dict[str, Any]:
+def contradictions(rows: Sequence[Look]) -> dict[str, Any]:
     """Prompts that are asked more than once and answered differently."""
     answers: dict[str, dict[str, int]] = defaultdict(dict)
     times: Counter[str] = Counter()
-    for chat in rows:
-        prompt, told = prompt_key(chat), _answer(chat)
-        if prompt and told is not None:
-            answers[prompt].setdefault(_plain(told), chat.row)
-            times[prompt] += 1
+    for look in rows:
+        if look.prompt and look.answer is not None:
+            answers[look.prompt].setdefault(look.answer, look.row)
+            times[look.prompt] += 1
     unlike = {prompt: sorted(told.values()) for prompt, told in answers.items() if len(told) > 1}
     examples = [group[:_GROUP] for group in list(unlike.values())[:_EXAMPLES]]
     return {"prompts": len(unlike), "rows": sum(times[prompt] for prompt in unlike), "examples": examples}
@@ -145,7 +161,7 @@ def label_balance(rows: Sequence[Conversation]) -> dict[str, Any] | None:
     return {"counts": dict(counts.most_common()), "distinct": len(counts), "largest_share": most / len(rows)}
 
 
-def special_tokens(rows: Sequence[Conversation], specials: Collection[str]) -> dict[str, Any]:
+def special_tokens(rows: Iterable[Conversation], specials: Collection[str]) -> dict[str, Any]:
     """Rows in whose text special tokens stand, how often each, and where: [row, role or "text", token]."""
     counts: Counter[str] = Counter()
     places: list[list[Any]] = []
@@ -158,13 +174,20 @@ def special_tokens(rows: Sequence[Conversation], specials: Collection[str]) -> d
     return {"rows": touched, "counts": dict(counts.most_common()), "examples": places[:_EXAMPLES]}
 
 
-def near_duplicates(rows: Sequence[Conversation], *, seconds: float = 5.0) -> dict[str, Any]:
+def near_duplicates(
+    rows: Sequence[Conversation],
+    *,
+    seconds: float = 5.0,
+    keys: Sequence[str] = (),
+    step: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Rows that share most runs of four words with an earlier one, by MinHash; exact duplicates are not counted again.
 
-    Rows are taken evenly over the file for as long as `seconds` lasts: `sampled` says how many, None when all.
+    Rows are taken evenly over the file for as long as `seconds` lasts: `sampled` says how many, None when all. `keys`
+    are the rows' group keys, where they are known; `step` is called for each row.
     """
     end = time.monotonic() + seconds
-    numbers = np.random.default_rng(0).integers(1, _PRIME, size=(2, _HASHES), dtype=np.int64)
+    numbers = np.random.default_rng(0).integers(1, 1 << 63, size=_HASHES, dtype=np.uint64) | np.uint64(1)
     seen: set[str] = set()
     sketches: list[np.ndarray] = []
     taken: list[int] = []
@@ -172,15 +195,16 @@ def near_duplicates(rows: Sequence[Conversation], *, seconds: float = 5.0) -> di
     for position in _evenly(len(rows)):
         if time.monotonic() > end:
             break
+        step()
         looked_at += 1
-        key = group_key(rows[position])
+        key = keys[position] if keys else group_key(rows[position])
         sketch = None if key in seen else _sketch(rows[position], numbers)
         seen.add(key)
         if sketch is not None:
             sketches.append(sketch)
             taken.append(rows[position].row)
     groups = _alike(np.array(sketches), taken) if sketches else []
-    return {**_grouped(groups), "sampled": looked_at if looked_at < len(rows) else None}
+    return {**grouped(groups), "sampled": looked_at if looked_at < len(rows) else None}
 
 
 def _evenly(count: int) -> list[int]:
@@ -190,16 +214,19 @@ def _evenly(count: int) -> list[int]:
 
 
 def _sketch(chat: Conversation, numbers: np.ndarray) -> np.ndarray | None:
-    """The least hash values of a row's runs of words; None for a row too short to tell."""
+    """The least hash values of a row's runs of words; None for a row too short to tell.
+
+    Arithmetic is modulo 2 ** 64, so a hash's upper half is the good one.
+    """
     text = " ".join(text for _, text in _spoken(chat))[:_LONGEST].casefold()
-    words = np.array([zlib.crc32(word.encode()) for word in _WORD.findall(text)], dtype=np.int64)
+    words = np.array([zlib.crc32(word.encode()) for word in _WORD.findall(text)], dtype=np.uint64)
     if len(words) < 2 * _SHINGLE:
         return None
-    runs = np.zeros(len(words) - _SHINGLE + 1, dtype=np.int64)
+    runs = np.zeros(len(words) - _SHINGLE + 1, dtype=np.uint64)
     for offset in range(_SHINGLE):
-        runs = (runs * 31 + words[offset : offset + len(runs)]) % _PRIME
-    hashed = (runs[:, None] * numbers[0] + numbers[1]) % _PRIME
-    least: np.ndarray = hashed.min(axis=0)
+        runs = (runs + words[offset : offset + len(runs)]) * _FACTOR
+    runs ^= runs >> np.uint64(32)
+    least: np.ndarray = ((runs[:, None] * numbers) >> np.uint64(32)).min(axis=0)
     return least
 
 
@@ -227,7 +254,8 @@ def _alike(sketches: np.ndarray, rows: list[int]) -> list[list[int]]:
     return [sorted(group) for group in groups.values() if len(group) > 1]
 
 
-def _grouped(groups: list[list[int]]) -> dict[str, Any]:
+def grouped(groups: list[list[int]]) -> dict[str, Any]:
+    """How many rows repeat another, with some of the groups of like rows."""
     groups = sorted(groups)
     return {
         "rows": sum(len(group) - 1 for group in groups),

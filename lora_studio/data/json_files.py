@@ -20,9 +20,11 @@ NOT_AN_OBJECT = "the row is not an object with named fields"
 TOO_DEEP = "the row is nested too deeply"
 TOO_LONG = "the row is longer than 32 million characters"
 BARE_LIST = "Rows that are bare lists of messages are read as `messages`."
+BARE_IDS = "Rows that are bare lists of whole numbers are read as `input_ids`."
 _SHAPES = "Known are an array of objects, one object a line, and an object of equally long arrays (columns)."
 _LONGEST_OBJECT = 1 << 28
 _LONGEST_CONVERSATION = 10_000
+_FIRST_LINES = 50
 
 Open = Callable[[], TextIO]
 Rows = Iterator[Record | BadRow]
@@ -33,8 +35,9 @@ def read_json(open_text: Open, kind: str) -> Reading:
     with open_text() as stream:
         sample = stream.read(1 << 20)
     if sample.lstrip("\ufeff \t\r\n")[:1] == "[":
-        if _is_lines_of_lists(sample):
-            return Reading(lambda: _lines(open_text), [BARE_LIST])
+        first = _first_of_lists(sample)
+        if first is not None:
+            return Reading(lambda: _lines(open_text), [BARE_IDS if _is_ids(first) else BARE_LIST])
         return _array(open_text, kind)
     with open_text() as stream:
         values = Values(stream, _LONGEST_OBJECT)
@@ -52,6 +55,31 @@ def read_json(open_text: Open, kind: str) -> Reading:
     if more:
         return Reading(lambda: _one_after_another(open_text), ["The file holds objects one after another."])
     return _single(open_text, value, kind)
+
+
+def read_lines(open_text: Open, assumptions: list[str]) -> Reading:
+    """The rows of a file that is known to hold one JSON object a line."""
+    return Reading(lambda: _lines(open_text), assumptions)
+
+
+def holds_json_lines(open_text: Open) -> bool:
+    """Whether a file begins with an object on a line by itself, and most of its first lines are such."""
+    with open_text() as stream:
+        lines = islice((line.strip() for _, line, _ in lines_of(stream) if line.strip()), _FIRST_LINES)
+        first = next(lines, "")
+        if not _is_object(first):
+            return False
+        following = [_is_object(line) for line in lines]
+    return 2 * sum(following) >= len(following)
+
+
+def _is_object(line: str) -> bool:
+    if line[:1] != "{" or line[-1:] != "}":
+        return False
+    try:
+        return bool(json.loads(line))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _by_line(kind: str) -> list[str]:
@@ -96,14 +124,25 @@ def _array(open_text: Open, kind: str) -> Reading:
             ]
         single = Record(1, {"messages": [row.fields for row in conversation if isinstance(row, Record)]})
         return Reading(lambda: iter([single]), [*assumptions, "The file holds a single conversation: it is one row."])
+    if start and _is_ids(start):
+        return Reading(lambda: _single_list(open_text), [*assumptions, f"The file is a single row. {BARE_IDS}"])
     if start and isinstance(start[0], list):
-        assumptions.append(BARE_LIST)
+        assumptions.append(BARE_IDS if _is_ids(start[0]) else BARE_LIST)
 
     def rows() -> Rows:
         with open_text() as stream:
             yield from _numbered(Values(stream).array())
 
     return Reading(rows, assumptions)
+
+
+def _single_list(open_text: Open) -> Rows:
+    """The row that a file is which holds one list of token ids."""
+    with open_text() as stream:
+        try:
+            yield _row(1, Values(stream, _LONGEST_OBJECT).value())
+        except BrokenJsonError as error:
+            yield BadRow(1, BROKEN_REST, str(error))
 
 
 def _first_elements(elements: Iterator[Any], most: int = 20) -> list[Any]:
@@ -134,6 +173,8 @@ def _row(number: int, value: Any) -> Record | BadRow:
         return Record(number, value)
     if _is_conversation(value):
         return Record(number, {"messages": value})
+    if _is_ids(value):
+        return Record(number, {"input_ids": value})
     return BadRow(number, NOT_AN_OBJECT, shorten(value))
 
 
@@ -199,16 +240,22 @@ def _is_conversation(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
 
 
-def _is_lines_of_lists(sample: str) -> bool:
-    """Whether each line is a list by itself: the first line is whole, and the next begins a list too."""
+def _is_ids(value: Any) -> bool:
+    """Whether a value is a list of token ids."""
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def _first_of_lists(sample: str) -> list[Any] | None:
+    """The first line's list where each line is a list by itself: it is whole, and the next begins a list too."""
     lines = [line.strip() for line in sample.lstrip("\ufeff \t\r\n").split("\n")]
     following = next((line for line in lines[1:] if line), "")
     if not following.startswith("["):
-        return False
+        return None
     try:
-        return isinstance(json.loads(lines[0]), list)
+        first = json.loads(lines[0])
     except (ValueError, RecursionError):
-        return False
+        return None
+    return first if isinstance(first, list) else None
 
 
 def _is_line_by_line(sample: str) -> bool:

@@ -6,9 +6,10 @@
 import hashlib
 import importlib.metadata
 import json
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache as once
 from pathlib import Path
 from typing import Any, overload
@@ -16,23 +17,34 @@ from typing import Any, overload
 import numpy as np
 
 from lora_studio.data.arrays import Arrays, ArrayWriter
-from lora_studio.data.cache import Cache, key_of
+from lora_studio.data.cache import Cache, digest, key_of
 from lora_studio.data.conversion import convert
 from lora_studio.data.encode import Encoder, batches
 from lora_studio.data.formats import apply_mapping, check_goal, recognise
 from lora_studio.data.mapping import Format, Mapping
 from lora_studio.data.messages import Conversation, RowError
+from lora_studio.data.omissions import (
+    MOST_ROWS,
+    Omits,
+    changed_answers,
+    count_omissions,
+    omits_beside_calls,
+    omits_reasoning,
+    speaks_beside_call,
+)
 from lora_studio.data.pairs import PairStore, matched, sides
 from lora_studio.data.record_store import RecordStore, write_records
 from lora_studio.data.records import Source
 from lora_studio.data.row_store import RowStore, write_rows
-from lora_studio.data.rows import BadRow
+from lora_studio.data.rows import BadRow, Record
 from lora_studio.data.splits import group_of
 from lora_studio.errors import StudioError
 
 _SAMPLE = 500
+_FEW = 50
 _REPORT_EVERY = 2000
 ANSWERS_ONLY = "Answers are compared with each other, so that only answers can be trained on."
+_SLOW_SECONDS = 0.5
 
 Progress = Callable[[str, int, int], None]
 Choose = Callable[[np.ndarray], np.ndarray]
@@ -104,6 +116,7 @@ class Preparation:
 
     encoder: Encoder
     encoder_key: list[Any]
+    template_origin: str
     system_prompt: str | None
     mapping: dict[str, Any] | None
     cache: Cache
@@ -111,17 +124,18 @@ class Preparation:
     before_slow: Callable[[], None]
     most: int | None = None
     goal: str = "answers"
+    began: float = field(default_factory=time.monotonic)
 
     def part(self, source: Source, choose: Choose | None, choice: Any) -> Part:
         """Reads, recognises and encodes a source. `choose` picks from the groups of all usable rows the indices of
         those to encode, None all of them; `choice` is that in a JSON-able form."""
-        digests = [_digest(path) for path in source.files] if self.most is None else []
+        digests = [digest(path, self.cache, self._tell) for path in source.files] if self.most is None else []
         names = (
             [path.name for path in source.files] if len(source.files) > 1 else [path.suffix for path in source.files]
         )
         cache = self.cache if source.files or "revision=" in source.name else Cache(None)
         read_key = key_of("records", code_version(), names, digests or source.name)
-        records = RecordStore(cache.get(read_key, lambda writer: self._read(writer, source)))
+        records = RecordStore(cache.get(read_key, lambda writer: self._read(writer, source), self._tell))
         sample = records.spread(_SAMPLE)
         mapping = Mapping.from_dict(self.mapping) if self.mapping else None
         shape = apply_mapping(mapping, sample, self.goal) if mapping else recognise(sample, self.goal)
@@ -129,8 +143,14 @@ class Preparation:
         if shape.name == "preference" and self.encoder.train_on == "all":
             raise StudioError(ANSWERS_ONLY, "Set data.train_on to assistant or last_turn.")
         key = key_of("rows", read_key, shape.to_dict(), self.system_prompt, self.encoder_key, choice)
-        arrays = cache.get(key, lambda writer: self._encode(writer, records, shape, choose))
+        arrays = cache.get(key, lambda writer: self._encode(writer, records, shape, sample, choose), self._tell)
         return self._loaded(source, key, digests, records, shape, arrays)
+
+    def _tell(self) -> None:
+        """A sign of life while files are looked up in the cache, which takes seconds where they are large."""
+        if time.monotonic() - self.began > _SLOW_SECONDS:
+            self.before_slow()
+        self.report("lookup", 0, 0)
 
     def _loaded(
         self, source: Source, key: str, digests: list[str], records: RecordStore, shape: Format, arrays: Arrays
@@ -150,11 +170,21 @@ class Preparation:
         return write_records(writer, source, self.report, self.most)
 
     def _encode(
-        self, writer: ArrayWriter, records: RecordStore, shape: Format, choose: Choose | None
+        self,
+        writer: ArrayWriter,
+        records: RecordStore,
+        shape: Format,
+        sample: Sequence[Record],
+        choose: Choose | None,
     ) -> dict[str, Any]:
         self.before_slow()
         made = Converted()
-        conversations: Iterable[Conversation] = self._convert(records, shape, made)
+        few = list(self._convert(sample[:: max(1, len(sample) // _FEW)], shape, Converted()))
+        compared = shape.name == "preference"
+        if compared:
+            few = [side for chat in few for side in sides(chat)]
+        answers = changed_answers(few, self.encoder, self.template_origin)
+        conversations: Iterable[Conversation] = self._convert(records.records(range(len(records))), shape, made)
         total = len(records)
         if choose is not None:
             for done, _ in enumerate(conversations):
@@ -167,7 +197,6 @@ class Preparation:
         write_rows(writer, [], [])
         done, refused = 0, list[int]()
         self.report("encode", 0, total)
-        compared = shape.name == "preference"
         if compared:
             conversations = (side for chat in conversations for side in sides(chat))
         encoded = self.encoder.encode_batches(batches(conversations))
@@ -180,11 +209,25 @@ class Preparation:
         self.report("encode", total, total)
         writer.add("usable", made.usable())
         writer.add("group", made.groups())
-        return {**made.facts(), "refused": refused}
+        whole = Conversations(records, made.usable(), shape, self.system_prompt)
+        omitted = {
+            "thoughts": self._omitted(whole, made.thoughtful, omits_reasoning),
+            "beside": self._omitted(whole, made.spoken_calls, omits_beside_calls),
+            "answers": answers,
+        }
+        return {**made.facts(), "refused": refused, "omitted": omitted}
 
-    def _convert(self, records: RecordStore, shape: Format, made: "Converted") -> Iterator[Conversation]:
+    def _omitted(self, conversations: Conversations, positions: Sequence[int], omits: Omits) -> dict[str, int]:
+        """How many of the rows at these positions miss something; of very many a part is looked at."""
+        chosen = np.array(positions, np.int64)
+        if len(chosen) > MOST_ROWS:
+            chosen = chosen[np.linspace(0, len(chosen) - 1, MOST_ROWS).astype(int)]
+        rows = count_omissions(conversations.at(chosen), self.encoder, omits)
+        return {"rows": rows, "looked_at": len(chosen), "of_rows": len(positions)}
+
+    def _convert(self, records: Iterable[Record], shape: Format, made: "Converted") -> Iterator[Conversation]:
         """The usable rows one after another; what is found out on the way is left in `made`."""
-        for position, record in enumerate(records.records(range(len(records)))):
+        for position, record in enumerate(records):
             try:
                 chat = convert(record, shape, self.system_prompt)
             except RowError as error:
@@ -200,12 +243,16 @@ class Converted:
     def __init__(self) -> None:
         self.bad_rows: list[dict[str, Any]] = []
         self._usable, self._groups = array("q"), array("Q")
-        self._thoughtful = self._resting = 0
+        self.thoughtful, self.spoken_calls = array("q"), array("q")
+        self._resting = 0
 
     def add(self, position: int, chat: Conversation) -> None:
         self._usable.append(position)
         self._groups.append(group_of(chat))
-        self._thoughtful += any(message.reasoning_content for message in chat.messages)
+        if any(message.reasoning_content for message in chat.messages):
+            self.thoughtful.append(position)
+        if any(map(speaks_beside_call, chat.messages)):
+            self.spoken_calls.append(position)
         self._resting += not all(message.trained for message in chat.messages)
 
     def usable(self) -> np.ndarray:
@@ -217,7 +264,7 @@ class Converted:
         return np.array(self._groups, np.uint64)
 
     def facts(self) -> dict[str, Any]:
-        return {"thoughtful": self._thoughtful, "resting": self._resting, "bad_rows": self.bad_rows}
+        return {"resting": self._resting, "bad_rows": self.bad_rows}
 
 
 def nothing_to_train(name: str, shape: Format, bad_rows: list[BadRow]) -> StudioError:
@@ -251,8 +298,3 @@ def code_version() -> str:
     for library in ("tokenizers", "transformers", "jinja2"):
         whole.update(importlib.metadata.version(library).encode())
     return whole.hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

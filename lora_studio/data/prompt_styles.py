@@ -28,6 +28,11 @@ class Template:
         """Whether `{% generation %}` marks say what the model writes."""
         return _MARK.search(self.source) is not None
 
+    @property
+    def writes_date(self) -> bool:
+        """Whether each row gets the day on which it is rendered."""
+        return "strftime_now" in self.source
+
 
 def choose_template(tokenizer: Any, prompt_style: str) -> Template:
     """The template for a prompt style: auto, chat (the tokenizer's own), chatml, alpaca or plain.

@@ -12,7 +12,7 @@ from lora_studio.data.arrow_files import read_arrow, read_parquet
 from lora_studio.data.decoding import open_text, search_encoding
 from lora_studio.data.folders import data_files
 from lora_studio.data.hub import is_hub_name, read_hub
-from lora_studio.data.json_files import read_json
+from lora_studio.data.json_files import holds_json_lines, read_json, read_lines
 from lora_studio.data.opening import KNOWN, is_torn, kind_ending, open_bytes
 from lora_studio.data.rows import BadRow, Reading, Record, shorten
 from lora_studio.data.table_files import read_csv
@@ -151,7 +151,11 @@ def open_file(path: Path) -> tuple[str, Reading]:
             KNOWN,
         )
     encoding, assumptions = search_encoding(path)
-    reading = _read_text_kind(path, kind, ending, encoding)
+    if kind in ("text", "csv") and holds_json_lines(lambda: open_text(path, encoding)):
+        kind = "jsonl"
+        reading = read_lines(lambda: open_text(path, encoding), [f"The {ending} file holds one JSON object a line."])
+    else:
+        reading = _read_text_kind(path, kind, ending, encoding)
     return kind, Reading(_until_torn(path, reading.rows), [*assumptions, *reading.assumptions])
 
 

@@ -1,7 +1,6 @@
 """Which rows are trained on and which are kept back. Rows that say the same stay on the same side."""
 
 import hashlib
-import random
 
 import numpy as np
 
@@ -27,35 +26,31 @@ def split(
     rank[np.argsort(first, kind="stable")] = np.arange(len(first))  # groups in order of appearance
     member = rank[member]
     sizes = np.bincount(member)
-    order = list(range(len(sizes)))
-    random.Random(seed).shuffle(order)
+    order = np.random.default_rng(seed).permutation(len(sizes))
     share = 0 if fraction <= 0 else min(max(round(len(groups) * fraction), 1), len(groups) - 1)
     kept_back = _fill(order, sizes, share)
-    if share and not kept_back and len(sizes) > 1:
-        kept_back = [order[int(np.argmin(sizes[order]))]]
-    back = set(kept_back)
-    ranked = [*kept_back, *(group for group in order if group not in back)]
+    if share and not len(kept_back) and len(sizes) > 1:
+        kept_back = order[[int(np.argmin(sizes[order]))]]
+    ranked = np.concatenate([kept_back, order[~np.isin(order, kept_back)]])
     place = np.empty(len(ranked), np.int64)
     place[ranked] = np.arange(len(ranked))
     rows = np.argsort(place[member], kind="stable")
-    share = int(sizes[kept_back].sum()) if kept_back else 0
+    share = int(sizes[kept_back].sum())
     return np.sort(rows[share:][:max_samples]), np.sort(rows[:share][:max_eval_samples])
 
 
 def some(count: int, seed: int, most: int | None) -> np.ndarray:
     """At most `most` of that many rows, by the seed."""
-    order = list(range(count))
-    random.Random(seed).shuffle(order)
-    return np.sort(np.array(order[:most], np.int64))
+    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 
-def _fill(order: list[int], sizes: np.ndarray, share: int) -> list[int]:
+def _fill(order: np.ndarray, sizes: np.ndarray, share: int) -> np.ndarray:
     """Groups, in order, that together have at most `share` rows."""
     chosen, left = [], share
-    for group in order:
+    for group, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
         if left <= 0:
             break
-        if sizes[group] <= left:
+        if size <= left:
             chosen.append(group)
-            left -= int(sizes[group])
-    return chosen
+            left -= size
+    return np.array(chosen, np.int64)

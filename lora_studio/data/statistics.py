@@ -1,7 +1,7 @@
 """Numbers about encoded rows: lengths, histogram, what every possible `max_length` would cut, and which to choose."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,12 +61,19 @@ def histogram(values: np.ndarray, bins: int = _BINS) -> dict[str, list[int]]:
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def cut_curve(measures: Measures, truncation: str, current: int) -> list[dict[str, int]]:
-    """For each candidate `max_length`: rows cut, trained tokens lost, rows left with nothing to train. Exact."""
+def cut_curve(
+    measures: Measures, truncation: str, current: int, tell: Callable[[int, int], None] = lambda done, total: None
+) -> list[dict[str, int]]:
+    """For each candidate `max_length`: rows cut, trained tokens lost, rows left with nothing to train. Exact.
+
+    `tell` is called with how many of how many candidates are done.
+    """
     ranked = measures.longest_first()
     never_trained = np.concatenate([[0], np.cumsum(ranked.trained == 0)])
     curve = []
-    for candidate in _candidates(measures.length, current):
+    candidates = _candidates(measures.length, current)
+    for done, candidate in enumerate(candidates):
+        tell(done, len(candidates))
         over = ranked.first(int(np.searchsorted(-ranked.length, -candidate)))
         kept = over.kept(candidate, truncation)
         curve.append(

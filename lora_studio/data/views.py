@@ -55,9 +55,10 @@ def inspect(
 def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress | None = None) -> dict[str, Any]:
     """Reading, faults, lengths and cuts of a prepared data set; training and validation rows together.
 
-    `on_progress` is called in the phase check, while faults of the whole are looked for.
+    `on_progress` is called in the phases measure, for every length looked at, and check, while faults of the whole are
+    looked for.
     """
-    look = look or Look()
+    look, report = look or Look(), on_progress or (lambda phase, done, total: None)
     part, settings = prepared.part, prepared.settings
     return {
         "file": str(part.name),
@@ -76,18 +77,18 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
         "bad_rows": len(prepared.bad_rows),
         "bad_row_list": [bad.to_dict() for bad in prepared.bad_rows[:_LISTED_BAD_ROWS]],
         "bad_rows_by_reason": count_reasons(prepared.bad_rows),
-        **_counts(prepared, look),
+        **_counts(prepared, look, report),
         "packing": forecast(prepared.train.length, settings.max_length),
         "steps": _steps(prepared, look),
         **readings(prepared),
-        "hygiene": findings(prepared, on_progress or (lambda phase, done, total: None)),
+        "hygiene": findings(prepared, report),
         "table": _table(prepared),
         "examples": [preview(prepared, index) for index in _shown(prepared, look.show_examples)],
         "fingerprint": prepared.fingerprint,
     }
 
 
-def _counts(prepared: Prepared, look: Look) -> dict[str, Any]:
+def _counts(prepared: Prepared, look: Look, report: Progress) -> dict[str, Any]:
     """Lengths, and what the cut costs."""
     settings = prepared.settings
     length, how = settings.max_length, settings.truncation
@@ -106,7 +107,7 @@ def _counts(prepared: Prepared, look: Look) -> dict[str, Any]:
         "trained_tokens": kept,
         "total_tokens": int(prepared.train.length.sum() + prepared.validation.length.sum()),
         "histogram": histogram(measures.length),
-        "cut_curve": cut_curve(measures, how, length),
+        "cut_curve": cut_curve(measures, how, length, lambda done, total: report("measure", done, total)),
     }
 
 

@@ -12,9 +12,11 @@ Result = Mapping[str, Any]
 
 PHASES = {
     "tokenizer": "Loading the tokenizer",
+    "lookup": "Looking for what is kept of this file",
     "read": "Reading rows",
     "convert": "Converting rows",
     "encode": "Making tokens",
+    "measure": "Counting what each length would cut",
     "check": "Looking for repeated and contradictory rows",
     "sample": "Reading the whole file",
 }

@@ -1,14 +1,19 @@
 """The cache of prepared data: found again, made anew where anything changed or broke, and never larger than allowed."""
 
 import os
+import time
+import types
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import MARKED, build_tokenizer
 
-from lora_studio.data import parts
-from lora_studio.data.cache import Cache, key_of
+from lora_studio.data import arrays, cache, dataset, parts, records
+from lora_studio.data.cache import Cache, digest, key_of
 from lora_studio.data.dataset import prepare, recut
+from lora_studio.errors import StudioError
 from lora_studio.workspace import Workspace
 
 
@@ -57,6 +62,66 @@ def test_whatever_changes_the_tokens_makes_a_new_entry(file, tokenizer, unmarked
     assert "encode" in _work(file, unmarked_tokenizer, tmp_path)[1]
     monkeypatch.setattr(parts, "code_version", lambda: "other")
     assert _work(file, tokenizer, tmp_path)[1] == {"read", "encode"}
+
+
+def test_a_template_that_writes_the_date_makes_a_new_entry_each_day(file, tmp_path, monkeypatch):
+    dated = build_tokenizer("{{- strftime_now('%d %b %Y') }}" + MARKED)
+    first, _ = _work(file, dated, tmp_path)
+    assert f"The chat template writes the day's date into every row ({date.today()})." in first.assumptions
+    assert not _work(file, dated, tmp_path)[1]
+    tomorrow = date.today() + timedelta(days=1)
+    monkeypatch.setattr(dataset, "date", types.SimpleNamespace(today=lambda: tomorrow))
+    later, phases = _work(file, dated, tmp_path)
+    assert phases == {"encode"}
+    assert later.fingerprint != first.fingerprint
+
+
+def test_a_second_start_takes_a_small_part_of_the_first(write, tokenizer, tmp_path, monkeypatch):
+    rows = [{"prompt": f"What is {number}?", "completion": f"It is {number * 7}. " * 8} for number in range(5000)]
+    file = str(write("many.jsonl", rows))
+    began = time.perf_counter()
+    first = prepare(file, tokenizer, cache_folder=tmp_path / "cache")
+    took = time.perf_counter() - began
+    read = []
+    monkeypatch.setattr(records.Source, "rows", lambda self: read.append(self))
+    began = time.perf_counter()
+    again = prepare(file, tokenizer, cache_folder=tmp_path / "cache")
+    assert time.perf_counter() - began < took / 10
+    assert not read
+    assert again.fingerprint == first.fingerprint
+
+
+def test_a_files_fingerprint_is_remembered_until_it_is_touched(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_PIECE", 3)
+    path, folder, told = write("a.txt", "one"), Cache(tmp_path / "cache"), []
+    first = digest(path, folder, lambda: told.append("fresh"))
+    assert digest(path, folder, lambda: told.append("fresh")) == first
+    assert told == ["fresh"] * 2  # touched just now: it might change within the same tick of the clock
+    monkeypatch.setattr(cache, "_SETTLED_SECONDS", -60)
+    assert [digest(path, folder, lambda: told.append("kept")) for _ in range(3)] == [first] * 3
+    assert told[2:] == ["kept"]
+    stamp = path.stat()
+    path.write_text("two")
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert digest(path, folder) != first
+
+
+def test_looking_up_a_large_file_tells_of_itself_and_can_be_ended(file, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_PIECE", 1000)
+    monkeypatch.setattr(arrays, "_TELL", 1)
+    _work(file, tokenizer, tmp_path)
+    assert _work(file, tokenizer, tmp_path)[1] == {"lookup"}
+    for most in (0, 5):
+        calls = []
+
+        def stop(*call, calls=calls, most=most):
+            calls.append(call)
+            if len(calls) > most:
+                raise StudioError("stopped", "")
+
+        with pytest.raises(StudioError, match="stopped"):
+            prepare(file, tokenizer, cache_folder=tmp_path, on_progress=stop)
+    assert not _work(file, tokenizer, tmp_path)[1] - {"lookup"}
 
 
 def test_a_changed_file_is_never_answered_from_the_cache(file, tokenizer, tmp_path):

@@ -1,5 +1,7 @@
 """Files of every kind to records, and what is said of files and rows that can't be read."""
 
+import gzip
+
 import pytest
 
 from lora_studio.data import json_files, records, table_files
@@ -19,7 +21,7 @@ def test_jsonl_rows_bear_the_number_of_their_line(write):
 
 
 def test_a_broken_line_is_reported_and_does_not_stop_the_rest(write):
-    file = read_records(write("a.jsonl", '{"a": 1}\n{"a": \n[1, 2]\n"word"\n{"a": 5}\n'))
+    file = read_records(write("a.jsonl", '{"a": 1}\n{"a": \n[1, "2"]\n"word"\n{"a": 5}\n'))
     assert [record.row for record in file.records] == [1, 5]
     assert [(bad.row, bad.reason) for bad in file.bad_rows] == [
         (2, json_files.BROKEN_LINE),
@@ -47,6 +49,42 @@ def test_json_is_read_by_its_content_and_not_by_its_ending(write, name, text):
 def test_a_line_that_is_a_bare_list_of_turns_becomes_messages(write):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     assert _fields(write("a.jsonl", [turns])) == [{"messages": turns}]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.csv", "a.tsv", "a.txt.gz"])
+def test_objects_line_by_line_are_read_as_such_under_any_ending(write, name):
+    text = '{"a": "x, y"}\n\n{"a": \n{"a": "z"}\n'
+    file = read_records(write(name, gzip.compress(text.encode()) if name.endswith("gz") else text))
+    assert [(record.row, record.fields) for record in file.records] == [(1, {"a": "x, y"}), (4, {"a": "z"})]
+    assert file.kind == "jsonl"
+    assert "one JSON object a line" in file.assumptions[0]
+    assert [bad.row for bad in file.bad_rows] == [3]
+
+
+@pytest.mark.parametrize("text", ["{a}\n{b}\n", '{"a": 1}\nand\nso\non\n', "{}\n{}\n", '# {"a": 1}\n{"a": 2}\n'])
+def test_a_text_that_only_resembles_objects_stays_text(write, text):
+    assert read_records(write("a.txt", text)).kind == "text"
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("[1, 2, 3]", [[1, 2, 3]]),
+        ("[1, 2, 3]\n[4, 5]\n", [[1, 2, 3], [4, 5]]),
+        ("[[1, 2],\n [3]]", [[1, 2], [3]]),
+    ],
+)
+def test_bare_lists_of_whole_numbers_are_token_ids(write, name, text, rows):
+    file = read_records(write(name, text))
+    assert [record.fields for record in file.records] == [{"input_ids": row} for row in rows]
+    assert json_files.BARE_IDS in file.assumptions[-1]
+
+
+@pytest.mark.parametrize("text", ["[true, false]\n", "[1.5]\n", '["a", "b"]\n["c"]\n', "[1, null]\n"])
+def test_bare_lists_of_anything_else_are_no_rows(write, text):
+    with pytest.raises(StudioError, match="can be read"):
+        read_records(write("a.jsonl", text))
 
 
 def test_a_single_conversation_in_a_json_file_is_one_row(write):

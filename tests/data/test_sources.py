@@ -1,6 +1,7 @@
 """Sources beside the single file: packed files, several files, folders, Arrow, and data sets of the Hub."""
 
 import gzip
+import io
 import json
 import sys
 import tracemalloc
@@ -47,6 +48,25 @@ def test_a_packed_table_is_read_too(tmp_path):
     packed.write_bytes(packed.read_bytes()[:-100])
     with pytest.raises(StudioError, match="damaged or ends too early"):
         open_source(packed)
+
+
+def test_a_table_in_one_row_group_is_never_held_whole(tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    texts = [bytes(draw.integers(97, 123, 1000, dtype=np.uint8)).decode() for _ in range(16_000)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"prompt": texts, "completion": texts}), path, compression="none", use_dictionary=False)
+    read = []
+
+    class Counted(io.FileIO):
+        def read(self, size=-1):
+            data = super().read(size)
+            read.append(len(data))
+            return data
+
+    monkeypatch.setattr(arrow_files, "open_bytes", lambda path: Counted(path))
+    rows = open_source(path).rows()
+    assert next(rows).fields == {"prompt": texts[0], "completion": texts[0]}
+    assert sum(read) < path.stat().st_size / 4
 
 
 def test_members_joined_in_one_packed_file_are_all_read(write):
