@@ -12,7 +12,7 @@ import yaml
 
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
-from lora_studio.parsing import merge, nest, parse, read_yaml, to_yaml
+from lora_studio.parsing import merge, nest, parse, read_yaml
 from lora_studio.workspace import Workspace, safe_name, write_atomically
 
 
@@ -26,6 +26,10 @@ class Preset:
 
     def values(self) -> dict[str, Any]:
         return read_yaml(self.path)
+
+
+class NameTakenError(StudioError):
+    """A name that another preset of the workspace bears."""
 
 
 def presets(workspace: Workspace | None = None) -> dict[str, Preset]:
@@ -62,13 +66,35 @@ def resolve(
     return parse(merge(values, nest(overrides or {})))
 
 
-def save_preset(workspace: Workspace, name: str, config: Config, about: str = "") -> Preset:
-    """Keeps what differs from the defaults under a name in the workspace."""
-    default, chosen = yaml.safe_load(to_yaml(Config())), yaml.safe_load(to_yaml(config))
-    path = workspace.presets_folder / f"{safe_name(name, 'preset')}.yaml"
+def own_presets(workspace: Workspace) -> dict[str, Preset]:
+    """The presets that were saved in the workspace, by name."""
+    return {name: one for name, one in presets(workspace).items() if one.path.parent == workspace.presets_folder}
+
+
+def save_preset(workspace: Workspace, name: str, config: Config, about: str = "", *, replace: bool = False) -> Preset:
+    """Keeps what differs from the defaults under a name in the workspace; a run's title stays out.
+
+    Raises `StudioError` for a name that can't be, one that comes with the studio, or one taken unless `replace`.
+    """
+    if not name.strip():
+        raise StudioError("The preset has no name.", "Give it a short one, such as my-support-bot.")
+    default, chosen = Config().model_dump(), config.model_copy(update={"title": ""}).model_dump()
+    path = workspace.presets_folder / f"{safe_name(f'{name.strip()}.yaml', 'preset.yaml')}"
+    if path.stem in presets():
+        raise StudioError(f"A preset {path.stem} comes with the studio.", "Choose another name.")
+    if path.exists() and not replace:
+        raise NameTakenError(f"There is a preset {path.stem} already.", "Replace it, or choose another name.")
     text = yaml.safe_dump(_difference(default, chosen), sort_keys=False, allow_unicode=True)
     write_atomically(path, f"# {' '.join(about.split()) or name}\n{text}")
     return Preset(path.stem, about, path)
+
+
+def delete_preset(workspace: Workspace, name: str) -> None:
+    """Removes a preset of the workspace. Raises `StudioError` where there is none of that name."""
+    own = own_presets(workspace)
+    if name not in own:
+        raise StudioError(f"There is no preset {name!r} of your own.", "Those that come with the studio stay.")
+    own[name].path.unlink()
 
 
 def _difference(default: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:

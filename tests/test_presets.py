@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 
-from lora_studio.presets import presets, resolve
+from lora_studio.errors import StudioError
+from lora_studio.parsing import parse
+from lora_studio.presets import NameTakenError, delete_preset, own_presets, presets, resolve, save_preset
 from lora_studio.settings import flatten
+from lora_studio.workspace import Workspace
 
 ALL_LINEAR = {"lora.target_modules": "all-linear", "lora.r": 16, "lora.lora_dropout": 0.05}
 # What each setup is to be, the defaults that it relies on included: a default that changes must not change these.
@@ -150,3 +153,28 @@ def test_presets_for_a_machine_leave_model_and_data_alone_and_share_the_effectiv
         assert "train_file" not in values.get("data", {}), name
         training = resolve(name).training
         assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 16, name
+
+
+def test_a_name_that_is_taken_is_asked_about_and_one_of_the_studios_own_refused(workspace: Workspace) -> None:
+    first, second = parse({"lora": {"r": 4}}), parse({"lora": {"r": 8}, "title": "a run's name"})
+    save_preset(workspace, "mine", first)
+    with pytest.raises(NameTakenError):
+        save_preset(workspace, "mine", second)
+    assert resolve("mine", workspace=workspace).lora.r == 4
+    save_preset(workspace, "mine", second, "Twice as large.", replace=True)
+    assert presets(workspace)["mine"].about == "Twice as large."
+    assert presets(workspace)["mine"].values() == {"lora": {"r": 8}}
+    with pytest.raises(StudioError, match="comes with the studio"):
+        save_preset(workspace, "demo", first)
+    with pytest.raises(StudioError, match="no name"):
+        save_preset(workspace, "  ", first)
+
+
+def test_only_presets_of_ones_own_can_be_deleted(workspace: Workspace) -> None:
+    save_preset(workspace, "mine", parse({"lora": {"r": 4}}))
+    assert list(own_presets(workspace)) == ["mine"]
+    delete_preset(workspace, "mine")
+    assert own_presets(workspace) == {}
+    for name in ("mine", "demo", "../runs"):
+        with pytest.raises(StudioError):
+            delete_preset(workspace, name)

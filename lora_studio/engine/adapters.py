@@ -68,15 +68,20 @@ def target_modules(setting: str, paths: list[str]) -> str | list[str]:
     return names
 
 
+def bearing_names(model: Any) -> list[str]:
+    """Last names of the modules that hold weights themselves."""
+    return last_names([path for path, part in model.named_modules() if list(part.parameters(recurse=False))])
+
+
 def whole_modules(setting: str | None, model: Any) -> list[str] | None:
     """The names of a `lora.modules_to_save` setting. Raises `StudioError` for modules that can't be trained whole."""
     names = list(dict.fromkeys(name.strip() for name in (setting or "").split(",") if name.strip()))
     for name in names:
         found = [module for path, module in model.named_modules() if path == name or path.endswith(f".{name}")]
         if not found:
-            bearing = {path.rpartition(".")[2] for path, part in model.named_modules() if list(part.parameters(False))}
             raise StudioError(
-                f"The model has no module {name} to train whole.", f"Its modules are: {', '.join(sorted(bearing))}."
+                f"The model has no module {name} to train whole.",
+                f"Its modules are: {', '.join(bearing_names(model))}.",
             )
         if not all(weight.is_floating_point() for module in found for weight in module.parameters()):
             raise StudioError(

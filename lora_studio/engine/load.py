@@ -112,6 +112,16 @@ def load_model(
         raise not_loadable(name, revision, error) from error
 
 
+def without_weights(name: str, revision: str | None = None) -> PreTrainedModel:
+    """The model as its config describes it, without memory for its weights."""
+    config = read_config(name, revision)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, ImportError) as error:
+        raise not_loadable(name, revision, error) from error
+
+
 def why_no_flash_attention(dtype: torch.dtype) -> str:
     """What FlashAttention 2 lacks here; empty where it can run."""
     if not torch.cuda.is_available():

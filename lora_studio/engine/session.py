@@ -193,6 +193,13 @@ class Session:
         note = "" if together else "DoRA adapters can't share a batch: the columns answered one after the other."
         return {"columns": [answer.to_dict() for answer in answers], "note": note}
 
+    def modules(self, request: Request) -> dict[str, Any]:
+        """Names of a model's modules, from its config alone. Parameters: model, revision."""
+        from lora_studio.engine import adapters, load
+
+        model = load.without_weights(request.params.get("model") or "demo", request.params.get("revision"))
+        return {"linear": adapters.last_names(adapters.linear_modules(model)), "whole": adapters.bearing_names(model)}
+
     def unload(self, request: Request) -> dict[str, Any]:
         """Forgets the model. Certain to give all memory back is only the end of this process."""
         if self._loaded is not None:
@@ -223,6 +230,7 @@ METHODS: dict[str, Callable[[Session, Request], dict[str, Any]]] = {
     "fetch_config": Session.fetch_config,
     "load": Session.load,
     "generate": Session.generate,
+    "modules": Session.modules,
     "unload": Session.unload,
 }
 

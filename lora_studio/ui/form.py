@@ -15,6 +15,7 @@ from gradio.components import Component
 
 from lora_studio.config import Config
 from lora_studio.parsing import Problem, nest, parse
+from lora_studio.schema import GROUPS
 from lora_studio.settings import Setting, flatten, settings
 from lora_studio.ui.text import count, escape
 
@@ -54,15 +55,23 @@ class Field:
 
 @dataclass
 class Form:
-    """All fields in the order of the schema, the folded sections by name, and what notices typing."""
+    """All fields in the order of the schema, the folds by name (see `fold_of`), and what notices typing."""
 
     typing: gr.HTML
     fields: list[Field] = field(default_factory=list)
-    sections: dict[str, gr.Accordion] = field(default_factory=dict)
+    folds: dict[str, gr.Accordion] = field(default_factory=dict)
 
     @property
     def widgets(self) -> list[Any]:
         return [item.widget for item in self.fields]
+
+    def widget(self, path: str) -> Any:
+        """The widget of one setting."""
+        return next(item.widget for item in self.fields if item.setting.path == path)
+
+    def fold_with(self, path: str) -> gr.Accordion:
+        """The fold that holds a setting, to be entered for drawing more into it."""
+        return self.folds[next(fold_of(item.setting) for item in self.fields if item.setting.path == path)]
 
     @property
     def edits(self) -> list[Any]:
@@ -73,11 +82,11 @@ class Form:
     @property
     def parts(self) -> list[Any]:
         """Every component that an update of the form may touch."""
-        return [*self.widgets, *(item.error for item in self.fields), *self.sections.values()]
+        return [*self.widgets, *(item.error for item in self.fields), *self.folds.values()]
 
 
 def draw(files: Sequence[tuple[str, str]]) -> Form:
-    """Draws every setting, inside a block named "form": basics in sight, the rest folded by section.
+    """Draws every setting, inside a block named "form": basics in sight, the rest folded by section and group.
 
     `files` are (label, value) of known data.
     """
@@ -88,15 +97,24 @@ def draw(files: Sequence[tuple[str, str]]) -> Form:
         for setting in ordered:
             if setting.basic:
                 drawn[setting.path] = _draw_field(setting, files)
-    for section, title in SECTIONS.items():
-        folded = [setting for setting in ordered if setting.section == section and not setting.basic]
-        with gr.Accordion(f"{title}: {count(len(folded), 'more setting')}", open=False) as fold:
-            form.sections[section] = fold
+    for fold in dict.fromkeys(fold_of(setting) for setting in ordered if not setting.basic):
+        folded = [setting for setting in ordered if fold_of(setting) == fold and not setting.basic]
+        with gr.Accordion(f"{fold}: {count(len(folded), 'more setting')}", open=False) as accordion:
+            form.folds[fold] = accordion
+            if folded[0].group:
+                gr.HTML(f'<div class="quiet">{escape(GROUPS[folded[0].group])}</div>')
             with gr.Column(elem_classes="grid"):
                 for setting in folded:
                     drawn[setting.path] = _draw_field(setting, files)
     form.fields = [drawn[setting.path] for setting in ordered]
     return form
+
+
+def fold_of(setting: Setting) -> str:
+    """The title of the fold that a setting lies in, when it is not in sight."""
+    return (
+        SECTIONS[setting.section] + (f", {setting.group.lower()}" if setting.group else "") if setting.section else ""
+    )
 
 
 def _draw_field(setting: Setting, files: Sequence[tuple[str, str]]) -> Field:
@@ -245,7 +263,7 @@ def error_updates(form: Form, errors: Mapping[str, str]) -> dict[Any, Any]:
         message = errors.get(item.setting.path, "")
         updates[item.error] = gr.HTML(escape(message), visible=bool(message))
         if message and not item.setting.basic:
-            updates[form.sections[item.setting.section]] = gr.Accordion(open=True)
+            updates[form.folds[fold_of(item.setting)]] = gr.Accordion(open=True)
     return updates
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.config import Config
+from lora_studio.conflicts import machine_conflicts
 from lora_studio.errors import StudioError
 from lora_studio.jobs.checking import check_before_start, fetch_numbers
 from lora_studio.jobs.supervisor import Supervisor
@@ -22,10 +23,10 @@ from lora_studio.preflight import ASK, FAILED
 from lora_studio.presets import Preset, presets
 from lora_studio.settings import flatten
 from lora_studio.ui import form as forms
-from lora_studio.ui import plan_card, plan_words, text
+from lora_studio.ui import module_choice, plan_card, plan_words, preset_keeper, text
 from lora_studio.ui.data_choice import is_there
 from lora_studio.ui.form_draft import read_draft, save_draft
-from lora_studio.ui.plan import plan
+from lora_studio.ui.plan import DEVICE_SECONDS, first_device, plan
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import Workspace, shipped_data
 
@@ -78,12 +79,14 @@ class Drawn:
     anyway: gr.Button
     yaml: gr.Code
     told: gr.State
+    keeper: preset_keeper.Keeper
+    modules: module_choice.ModuleChoice
 
     @property
     def shown(self) -> list[Any]:
         """Everything that a change of the form may change."""
         shown = [self.preset, self.about, self.summary, self.checks, self.anyway, self.yaml, self.told]
-        return [*shown, *self.card.shown, *self.form.parts]
+        return [*shown, self.keeper.delete, self.keeper.replace, *self.card.shown, *self.form.parts]
 
 
 def build(studio: Studio, shared: Shared) -> None:
@@ -102,7 +105,10 @@ def _draw(workspace: Workspace) -> Drawn:
             info = "A starting point that sets everything but your model and data, unless it names them."
             preset = gr.Dropdown(known, label="Preset", info=info, filterable=False, elem_id="preset")
             about = gr.HTML(elem_id="preset-about")
+            keeper = preset_keeper.draw()
             form = forms.draw(data_choices(workspace))
+            with form.fold_with("lora.target_modules"):
+                modules = module_choice.draw()
         with gr.Column(scale=1, min_width=280, elem_classes="beside"):
             summary = gr.HTML(elem_id="form-summary", visible=False)
             checks = gr.HTML(elem_id="checks", visible=False)
@@ -112,7 +118,8 @@ def _draw(workspace: Workspace) -> Drawn:
             with gr.Accordion("As a config file", open=False):
                 upload = gr.UploadButton("Open a config file…", file_types=[".yaml", ".yml"], size="sm")
                 yaml = gr.Code(language="yaml", show_label=False, interactive=False, max_lines=24, elem_id="form-yaml")
-    return Drawn(whole, form, preset, about, upload, summary, card, checks, start, anyway, yaml, gr.State(Told()))
+    told = gr.State(Told())
+    return Drawn(whole, form, preset, about, upload, summary, card, checks, start, anyway, yaml, told, keeper, modules)
 
 
 def _keep(drawn: Drawn, studio: Studio) -> None:
@@ -156,7 +163,7 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
         save_draft(workspace, preset, filled)
         return _show(drawn, studio, preset, filled)
 
-    def change(settings: Mapping[str, Any], values: list[Any]) -> dict[Any, Any]:
+    def change(settings: Mapping[str, Any], values: Sequence[Any]) -> dict[Any, Any]:
         preset, *raws = values
         filled = forms.overlay(raws, settings)
         save_draft(workspace, preset, filled)
@@ -176,7 +183,15 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
         save_draft(workspace, None, filled)
         return _show(drawn, studio, None, filled)
 
+    def show(preset: str | None, raws: Sequence[Any]) -> dict[Any, Any]:
+        save_draft(workspace, preset, raws)
+        return _show(drawn, studio, preset, raws)
+
     widgets = drawn.form.widgets
+    whole = [drawn.preset, *widgets]
+    of_model = [drawn.form.widget("model.name"), drawn.form.widget("model.revision")]
+    module_choice.wire(drawn.modules, studio.inspector, of_model, whole, drawn.shown, change, QUIET)
+    preset_keeper.wire(drawn.keeper, workspace, drawn.preset, widgets, drawn.shown, forms.read, show, QUIET)
     shared.form.change(use_config, shared.form, drawn.shown, **QUIET)
     plan_card.wire(drawn.card, [drawn.preset, *widgets], drawn.shown, change, QUIET)
     drawn.card.fetch.click(fetch, [drawn.told, *widgets], drawn.shown, trigger_mode="once", api_visibility="private")
@@ -238,6 +253,7 @@ def _show(
         **updates,
         drawn.preset: gr.Dropdown(choices=list(known), value=preset),
         drawn.about: _about(known.get(preset or "")),
+        **preset_keeper.updates(drawn.keeper, workspace, preset),
         **_look(drawn, studio, raws, told or Told()),
     }
 
@@ -247,7 +263,8 @@ def _look(drawn: Drawn, studio: Studio, raws: Sequence[Any], told: Told) -> dict
     try:
         config = checked(raws)
         found = plan(config, studio.workspace, busy=bool(studio.supervisor.busy()))
-        problems, yaml = [], to_yaml(config)
+        cuda = first_device(int(time.monotonic() / DEVICE_SECONDS)).kind == "cuda"
+        problems, yaml = list(machine_conflicts(config, cuda=cuda)), to_yaml(config)
     except ConfigError as error:
         found, problems, yaml = None, error.problems, "# Some settings are not right yet."
     fields, _ = forms.beside_fields(problems)

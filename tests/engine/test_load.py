@@ -7,7 +7,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lora_studio.engine.load import add_adapters, choose_dtype, load_base, load_model, memory_bytes
+from lora_studio.engine.adapters import bearing_names, linear_modules
+from lora_studio.engine.load import (
+    add_adapters,
+    choose_dtype,
+    load_base,
+    load_model,
+    memory_bytes,
+    without_weights,
+)
 from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.errors import StudioError
 from tests.engine.conftest import build_tokenizer
@@ -100,3 +108,12 @@ def test_a_base_without_a_template_is_asked_as_chatml(base: Path) -> None:
     loaded.templates.clear()
     loaded.tokenizer.chat_template = None
     assert "<|im_start|>" in loaded.template(None)
+
+
+def test_a_model_without_weights_bears_the_names_of_the_real_one(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((base / "config.json").read_bytes())
+    described = without_weights(str(tmp_path))
+    assert linear_modules(described) == linear_modules(load_model(str(base)))
+    assert bearing_names(described) == bearing_names(load_model(str(base)))
+    assert "embed_tokens" in bearing_names(described)
+    assert next(described.parameters()).device.type == "meta"

@@ -7,6 +7,7 @@ import pytest
 
 from lora_studio.config import Config
 from lora_studio.parsing import ConfigError, Problem, parse
+from lora_studio.schema import GROUPS
 from lora_studio.settings import settings
 from lora_studio.ui import form
 
@@ -105,3 +106,11 @@ def test_data_fields_offer_shipped_sets_and_uploads(tmp_path: Path) -> None:
         ("Pirate persona (pirate)", "pirate"),
         ("mine.csv", str(tmp_path / "mine.csv")),
     ]
+
+
+def test_every_folded_setting_lies_in_a_fold_whose_group_is_explained() -> None:
+    folds = {form.fold_of(setting) for setting in BY_PATH.values() if not setting.basic}
+    assert {"Model", "LoRA, variants", "Training, schedule", "Tracking"} <= folds
+    assert {setting.group for setting in BY_PATH.values()} - {""} == set(GROUPS)
+    sizes = [sum(form.fold_of(setting) == fold and not setting.basic for setting in BY_PATH.values()) for fold in folds]
+    assert max(sizes) <= 14
