@@ -107,6 +107,7 @@ html:has(body.dark) { background: #0e141b; }
 .gradio-container :focus-visible { outline: 2px solid var(--busy); outline-offset: 2px; }
 .gradio-container input:focus-visible, .gradio-container textarea:focus-visible { outline-offset: -1px; }
 button.lg { min-height: 42px; }
+.label-wrap > span { text-align: left; }
 footer { display: none !important; }
 
 #header { margin: 18px 0 -10px; }
