@@ -255,8 +255,10 @@ def collapsed_entropy(run: RunState, config: Config) -> Diagnosis | None:
     """After a quarter of the steps the loss is over 0.2 and over five times the entropy, in the mean of ten points.
 
     A model that is as sure as it is right has a loss equal to its entropy (both in nats a token); five times as much
-    means that it is sure of what is wrong.
+    means that it is sure of what is wrong. A loss of comparisons is counted in pairs and says nothing of that.
     """
+    if config.training.method == "dpo":
+        return None
     points = [item for item in run.steps[-10:] if item.entropy is not None]
     if len(points) < 10 or run.step < 0.25 * run.total_steps:
         return None

@@ -164,3 +164,9 @@ def test_a_run_without_any_events_has_nothing_wrong() -> None:
     assert health.diagnose(RunState(), CONFIG, 1e9) == []
     empty = RunState(data=DataPrepared(0.0, 0, 0, 0, 0, 0, 0, "", ""))
     assert health.diagnose(empty, CONFIG, 1e9) == []
+
+
+def test_a_loss_of_comparisons_is_not_held_against_the_entropy_of_tokens() -> None:
+    check, run = ILL["collapsed-entropy"]
+    assert check(run, CONFIG)
+    assert check(run, parse({"training": {"method": "dpo"}})) is None

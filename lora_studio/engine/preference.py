@@ -5,9 +5,7 @@ Everything else is as in trainer.py: order of rows, random numbers, what is save
 
 from typing import Any
 
-import pyarrow.compute as pc
 import torch
-from datasets import Dataset
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 from trl import DPOTrainer
@@ -39,6 +37,8 @@ class Collator:
 class PreferenceTrainer(Ways, DPOTrainer):
     """DPOTrainer with the differences that the module's docstring names."""
 
+    sequences = ("chosen_ids", "rejected_ids")
+
     def __init__(self, **kwargs: Any) -> None:
         self._pairs: list[int] = []
         super().__init__(data_collator=Collator(kwargs["processing_class"].pad_token_id), **kwargs)
@@ -48,10 +48,6 @@ class PreferenceTrainer(Ways, DPOTrainer):
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
-
-    def row_lengths(self, dataset: Dataset) -> list[int]:
-        sides = [pc.list_value_length(dataset.data.column(name)) for name in ("chosen_ids", "rejected_ids")]
-        return pc.max_element_wise(*sides).to_pylist()
 
     def _get_eval_sampler(self, eval_dataset: Any) -> LengthGroupedSampler:
         generator = torch.Generator().manual_seed(self.args.seed)

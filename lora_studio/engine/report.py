@@ -132,7 +132,11 @@ class Report(TrainerCallback):
             memory_available_bytes=memory.available,
             device_load=device.load,
             device_celsius=device.celsius,
-            metrics={COMPARED.get(name, name): float(value) for name, value in logs.items() if name not in PLACED},
+            metrics={
+                COMPARED.get(name, name): float(value)
+                for name, value in logs.items()
+                if name not in PLACED and not name.startswith("logits/")  # means over the vocabulary: nobody's question
+            },
         )
         self.log.emit(point)
         logs.update(for_trackers(point))

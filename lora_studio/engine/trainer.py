@@ -115,7 +115,13 @@ class EpochOrder(torch.utils.data.Sampler[int]):
 
 
 class Ways(Trainer):
-    """What the trainers of both methods do our way; stands before trl's class among the bases."""
+    """What the trainers of both methods do our way; stands before trl's class among the bases.
+
+    `sequences` are the columns of a row that the model reads.
+    """
+
+    sequences: tuple[str, ...] = ("input_ids",)
+    packing = False
 
     def __init__(
         self,
@@ -130,13 +136,14 @@ class Ways(Trainer):
         self.loraplus_lr_ratio = loraplus_lr_ratio
         super().__init__(**kwargs)
 
-    def row_lengths(self, dataset: Dataset) -> list[int] | None:
-        """What a row's length is, for batches of rows of like length; None for rows that are not to be grouped."""
-        raise NotImplementedError
+    def row_lengths(self, dataset: Dataset) -> list[int]:
+        """The length of each row: that of its longest sequence."""
+        columns = [pc.list_value_length(dataset.data.column(name)) for name in self.sequences]
+        return pc.max_element_wise(*columns).to_pylist()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
-        grouped = self.args.train_sampling_strategy == "group_by_length"
+        grouped = self.args.train_sampling_strategy == "group_by_length" and not self.packing
         lengths = self.row_lengths(dataset) if grouped else None
         return EpochOrder(len(dataset), self.args.train_batch_size, self.args.seed, lengths)
 
@@ -190,16 +197,13 @@ class StudioTrainer(Ways, SFTTrainer):
 
     def __init__(self, *, meter: LabelMeter | None = None, **kwargs: Any) -> None:
         self.meter = meter
-        self.packing: bool = kwargs["args"].packing
+        self.packing = kwargs["args"].packing
         self._eval_nats = 0.0
         self._eval_tokens = 0
         super().__init__(**kwargs)
         if meter:
             adapted: Any = self.model
             meter.watch(adapted.get_base_model())
-
-    def row_lengths(self, dataset: Dataset) -> list[int] | None:
-        return None if self.packing else pc.list_value_length(dataset.data.column("input_ids")).to_pylist()
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None

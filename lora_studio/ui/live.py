@@ -27,14 +27,15 @@ def numbers(run: RunState, now: float) -> list[tuple[str, str, str]]:
     last = run.steps[-1] if run.steps else None
     evaluated = run.evaluations[-1] if run.evaluations else None
     best = run.best
+    unit = "of a pair" if last and "reward_margin" in last.metrics else "nats a token"
     tiles = [
         (f"{run.step:,}" if run.total_steps else "–", "Step", f"of {run.total_steps:,}" if run.total_steps else ""),
         (f"{run.epoch:.2f}" if run.total_steps else "–", "Epoch", ""),
-        (figure(last.loss if last else None), "Training loss", "nats a token"),
+        (figure(last.loss if last else None), "Training loss", unit),
         (
             figure(evaluated.loss if evaluated else None),
             "Validation loss",
-            f"best {figure(best.loss)} at step {best.step:,}" if best else "nats a token",
+            f"best {figure(best.loss)} at step {best.step:,}" if best else unit,
         ),
         (_percent(last.token_accuracy if last else None), "Right tokens", "of the answers"),
         (figure(last.learning_rate if last else None), "Learning rate", ""),
