@@ -27,6 +27,12 @@ class Model(Section):
     revision: str | None = setting(
         None, "Revision", "Branch, tag or commit of a Hub model; empty means its main branch."
     )
+    adapter_name_or_path: str | None = setting(
+        None,
+        "Continue from adapter",
+        "A run, RUN/checkpoint-N or an adapter's folder to train further, with its own rank and modules; empty begins "
+        "a fresh adapter.",
+    )
     quantization: Literal["none", "8bit", "4bit"] = setting(
         "none",
         "Quantization",

@@ -139,6 +139,11 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def unfinished_adapter(self) -> Path:
+        """Where the adapter is written before it takes its place."""
+        return self.path / ".adapter"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 

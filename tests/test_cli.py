@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from lora_studio.adapter_source import adapter_folder
 from lora_studio.cli import main, make_parser
-from lora_studio.cli.chat_command import adapter_folder
 from lora_studio.cli.inspect_command import steps_of
 from lora_studio.cli.terminal import age, duration, table
 from lora_studio.cli.train_command import follow_to_end

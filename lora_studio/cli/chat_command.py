@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lora_studio.adapter_source import adapter_folder
 from lora_studio.cli.flags import overrides
 from lora_studio.cli.terminal import print_json, say
 from lora_studio.errors import StudioError
@@ -12,7 +13,6 @@ from lora_studio.jobs.client import Session
 from lora_studio.parsing import nest, parse
 from lora_studio.workspace import Workspace
 
-_ADAPTER_FILE = "adapter_config.json"  # peft's
 BASE, ADAPTER = "base", "adapter"
 
 Message = dict[str, str]
@@ -37,33 +37,6 @@ def chat(workspace: Workspace, given: argparse.Namespace) -> int:
         say(f"{folder} on {loaded['base']}. End with Ctrl-D; /clear begins anew.")
         _take_turns(talk)
     return 0
-
-
-def adapter_folder(workspace: Workspace, name: str) -> Path:
-    """The folder of an adapter named by itself, by its run, or by a run's checkpoint."""
-    path = Path(name).expanduser()
-    if (path / _ADAPTER_FILE).is_file():
-        return path.resolve()
-    if path.is_dir() and not (path / "run.json").is_file():
-        raise StudioError(
-            f"{path} holds no adapter: there is no {_ADAPTER_FILE}.", "Give an adapter's folder or a run."
-        )
-    run_name, _, checkpoint = name.rstrip("/").rpartition("/")
-    if checkpoint.startswith("checkpoint-") and run_name:
-        run = workspace.run(Path(run_name).name)
-        names = [folder.name for folder in run.checkpoint_folders()]
-        if checkpoint not in names:
-            raise StudioError(
-                f"Run {run.id} has no {checkpoint}.", f"It has: {', '.join(names) or 'no checkpoint yet'}."
-            )
-        return run.checkpoints / checkpoint
-    run = workspace.run(path.name)
-    if (run.adapter / _ADAPTER_FILE).is_file():
-        return run.adapter
-    checkpoints = run.checkpoint_folders()
-    if not checkpoints:
-        raise StudioError(f"Run {run.id} has no adapter yet.", "It is there when the run is done, or has a checkpoint.")
-    return checkpoints[-1]
 
 
 class Talk:

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations import get_reporting_integration_callbacks
 
 from lora_studio.engine.event_log import EventLog
+from lora_studio.engine.lengthening import RandomNumbers
 from lora_studio.engine.memory import GIB, read_memory
 from lora_studio.engine.stopping import Stop
 from lora_studio.events import CheckpointSaved, Evaluated, StepLogged
@@ -65,6 +66,7 @@ class Report(TrainerCallback):
         self.evaluating = 0
         self.last_evaluation: tuple[int, float] | None = None
         self.saved_step = -1
+        self.after_step: RandomNumbers | None = None
         self._mark = self._step_ended = time.monotonic()
         self._pause = 0.0
         self._paused = False
@@ -87,12 +89,19 @@ class Report(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._step_ended = time.monotonic()
+        if args.gradient_accumulation_steps > 1:
+            self.after_step = RandomNumbers()
         self.log.progress(state.global_step, state.max_steps)
         if self.stop.asked:
             control.should_training_stop = True
             control.should_log = True
             control.should_save = True
             control.should_evaluate = False
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.stop.check_long_step()
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

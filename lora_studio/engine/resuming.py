@@ -32,6 +32,8 @@ def save_where_stopped(trainer: Ways, report: Report) -> None:
     """A checkpoint of the last finished step, unless there is one."""
     step = trainer.state.global_step
     if step > 0 and report.saved_step != step:
+        if report.after_step is not None:
+            report.after_step.restore()  # as a save between two steps would have found them
         model: Any = trainer.model
         trainer._save_checkpoint(model, trial=None)
         report.on_save(trainer.args, trainer.state, trainer.control)

@@ -4,7 +4,11 @@ No torch here: the worker listens before it imports anything slow.
 """
 
 import signal
+import time
 from types import FrameType
+
+# A stop waits so long for the end of a step; after that the batches added up for it so far are given away.
+STEP_SECONDS = 3.0
 
 
 class Stopped(BaseException):
@@ -16,6 +20,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
+        self._asked_at = 0.0
         self._at_once = True
 
     def listen(self) -> None:
@@ -25,6 +30,7 @@ class Stop:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+        self._asked_at = self._asked_at or time.monotonic()
         if self._at_once:
             self._at_once = False  # a second signal must not interrupt the tidying up
             raise Stopped
@@ -32,6 +38,11 @@ class Stop:
     def check(self) -> None:
         """Raises `Stopped` if a stop was asked for."""
         if self.asked:
+            raise Stopped
+
+    def check_long_step(self) -> None:
+        """Between two batches of one step: raises `Stopped` where the whole step would take too long to wait for."""
+        if self.asked and time.monotonic() - self._asked_at > STEP_SECONDS:
             raise Stopped
 
     def finish_step_first(self) -> None:

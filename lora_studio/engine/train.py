@@ -5,7 +5,6 @@ folder. Only this module of the engine knows the config.
 """
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,11 +20,13 @@ from lora_studio.conflicts import machine_conflicts
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.engine.adapters import add_adapter
 from lora_studio.engine.best import RISING
+from lora_studio.engine.continuing import continue_adapter
 from lora_studio.engine.difference import against_base
 from lora_studio.engine.download import Download
 from lora_studio.engine.event_log import EventLog, data_event
 from lora_studio.engine.first_weights import as_base, beginning, fill
 from lora_studio.engine.gen_eval import GenEval
+from lora_studio.engine.lengthening import planned_steps
 from lora_studio.engine.load import (
     LoadedModel,
     attention_words,
@@ -46,7 +47,7 @@ from lora_studio.engine.schedule import SCHEDULE, scheduler_settings
 from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.engine.summary import write_report
 from lora_studio.engine.tokenizer import load_tokenizer
-from lora_studio.engine.trainer import StudioTrainer, Ways, as_dataset, save_adapter
+from lora_studio.engine.trainer import StudioTrainer, Ways, as_dataset, hand_out
 from lora_studio.events import Evaluated, ModelLoaded, RunStarted, StepLogged, Warned
 from lora_studio.parsing import ConfigError, parse, read_yaml
 from lora_studio.sensors import Sensors
@@ -85,7 +86,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     meter = label_meter(config, prepared, tokenizer, log)
     asked = questions_to_ask(config, prepared)
 
-    # The base and a fresh adapter on it.
+    # The base, and on it a fresh adapter or the one to continue from; a checkpoint has the latter's shape as well.
     log.phase("model")
     set_seed(config.training.seed)
     base = load_model(
@@ -98,24 +99,32 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         tqdm_class=Download(log).bar_class(),
     )
     attention = attention_words(base, config.model.attn_implementation, dtype)
-    lora = config.lora.model_dump(exclude={"target_modules", "loraplus_lr_ratio"})
-    model = add_adapter(
-        base,
-        base=config.model.name,
-        revision=config.model.revision,
-        target=config.lora.target_modules,
-        seed=config.training.seed,
-        **lora,
-    )
-    if checkpoint is None:
-        fill(
-            model,
-            config.lora.init_lora_weights,
-            base=(config.model.name, config.model.revision),
-            rows=prepared.train.answers,
-            pad=tokenizer.pad_token_id,
-            seed=config.training.seed,
+    if config.model.adapter_name_or_path:
+        model = continue_adapter(
+            base,
+            checkpoint or Path(config.model.adapter_name_or_path),
+            base=config.model.name,
+            revision=config.model.revision,
+            dropout=config.lora.lora_dropout,
         )
+    else:
+        model = add_adapter(
+            base,
+            base=config.model.name,
+            revision=config.model.revision,
+            target=config.lora.target_modules,
+            seed=config.training.seed,
+            **config.lora.model_dump(exclude={"target_modules", "loraplus_lr_ratio"}),
+        )
+        if checkpoint is None:
+            fill(
+                model,
+                config.lora.init_lora_weights,
+                base=(config.model.name, config.model.revision),
+                rows=prepared.train.answers,
+                pad=tokenizer.pad_token_id,
+                seed=config.training.seed,
+            )
     taken_out = beginning(model, config.lora.init_lora_weights)
     trainable, parameters = model.get_nb_trainable_parameters()
     log.emit(ModelLoaded(time.time(), parameters, trainable, memory_bytes(), attention))
@@ -161,7 +170,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     for parameter in model.parameters():
         if parameter.requires_grad:  # trl makes a quantized model's adapter bf16, whose 8 bits lose small updates
             parameter.data = parameter.data.float()
-    total_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+    total_steps = planned_steps(trainer, log.state().extra_epochs)
     rising, shape = scheduler_settings(total_steps, **config.training.model_dump(include=SCHEDULE))
     trainer.args.warmup_steps, trainer.args.lr_scheduler_kwargs = rising, shape
     trainer.args.logging_steps = logging_interval(config.tracking.logging_steps, total_steps)
@@ -182,8 +191,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     # The adapter out, the last measurements (base and adapter side by side among them), and the words.
     stop.end_at_once()
     log.phase("save")
-    shutil.rmtree(run.adapter, ignore_errors=True)
-    save_adapter(trainer.model, tokenizer, card, run.adapter, taken_out)
+    hand_out(trainer.model, tokenizer, card, run, taken_out)
     evaluation = final_evaluation(trainer, log) if prepared.validation else None
     result = {
         "run": run.id,
@@ -290,6 +298,7 @@ def studio_card(config: Config, run: RunFolder, dtype: torch.dtype, prompt_style
         "enable_thinking": config.data.enable_thinking,
         "max_length": config.data.max_length,
         "run": run.id,
+        "continued_from": config.model.adapter_name_or_path,
     }
 
 

@@ -8,6 +8,7 @@ every save holds the adapter with its tokenizer, template and `studio.json`, and
 import json
 import mmap
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -29,8 +30,9 @@ from lora_studio.data.examples import Examples
 from lora_studio.data.pairs import Pairs
 from lora_studio.engine.first_weights import save_as_difference
 from lora_studio.engine.label_metrics import LabelMeter
+from lora_studio.engine.lengthening import follow_schedule
 from lora_studio.engine.load import CARD
-from lora_studio.workspace import write_atomically
+from lora_studio.workspace import RunFolder, write_atomically
 
 POOL_BATCHES = 50
 AS_TRAINED = "as_trained"
@@ -69,6 +71,20 @@ def save_adapter(
         save_as_difference(folder, taken_out)
     tokenizer.save_pretrained(str(folder))
     write_atomically(folder / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+
+def hand_out(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    card: Mapping[str, Any],
+    run: RunFolder,
+    taken_out: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """The run's finished adapter: written beside its place, so that there is the old one or the new one, never half."""
+    shutil.rmtree(run.unfinished_adapter, ignore_errors=True)
+    save_adapter(model, tokenizer, card, run.unfinished_adapter, taken_out)
+    shutil.rmtree(run.adapter, ignore_errors=True)
+    run.unfinished_adapter.rename(run.adapter)
 
 
 def length_grouped(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[int]:
@@ -187,6 +203,11 @@ class Ways(Trainer):
         """Where a checkpoint holds the weights that this model had."""
         folder = Path(str(checkpoint))
         return folder / AS_TRAINED if self.taken_out is not None else folder
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.optimizer is not None:
+            follow_schedule(self.optimizer, self.lr_scheduler)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: trl's would stand in the checkpoints with this machine's paths."""

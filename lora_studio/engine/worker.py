@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_studio.engine import full_disk
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.errors import StudioError
@@ -52,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StudioError as error:
         return _finish(run, log, began, WRONG_INPUT, _failure(error.message, error.hint))
     except Exception as error:  # the end of the process: nothing else can say what happened
+        if full_disk.is_full(error, run.path):
+            full_disk.make_room(run)  # first: nothing can be said before
+            traceback.print_exc()
+            return _finish(run, log, began, FAILED, _failure(*full_disk.words(run)))
         traceback.print_exc()
         return _finish(run, log, began, FAILED, _explain(error, run, log))
 

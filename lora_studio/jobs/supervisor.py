@@ -13,6 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from lora_studio import __version__
+from lora_studio.adapter_source import continued
 from lora_studio.config import Config
 from lora_studio.conflicts import machine_conflicts
 from lora_studio.errors import StudioError
@@ -146,7 +147,7 @@ class Supervisor:
         """
         if problems := list(machine_conflicts(config, cuda=any(device.kind == "cuda" for device in devices()))):
             raise ConfigError(problems)
-        config = with_absolute_paths(config)
+        config = continued(with_absolute_paths(config), self._workspace)
         title = config.title or Path(config.data.train_file).stem
         facts = {
             "model": config.model.name,

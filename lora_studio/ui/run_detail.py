@@ -3,6 +3,7 @@
 from typing import Any
 
 from lora_studio.ui import (
+    queue_view,
     run_answers,
     run_chart,
     run_checkpoints,
@@ -10,6 +11,7 @@ from lora_studio.ui import (
     run_head,
     run_health,
     run_labels,
+    run_life,
     run_memory,
     run_outcome,
     run_progress,
@@ -19,7 +21,9 @@ from lora_studio.ui.run_section import Look, Section, Seen, look_again
 from lora_studio.ui.studio import Shared, Studio
 
 SECTIONS: dict[str, Section] = {
+    "queue": queue_view,
     "head": run_head,
+    "life": run_life,
     "outcome": run_outcome,
     "progress": run_progress,
     "memory": run_memory,

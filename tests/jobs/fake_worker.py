@@ -3,6 +3,7 @@
 fake_worker.py steps=40 RUN_FOLDER [--resume]     40 steps, a stop is obeyed
 fake_worker.py deaf RUN_FOLDER                    never obeys a stop, while it trains
 fake_worker.py deaf-early RUN_FOLDER              never obeys a stop, while it prepares data
+fake_worker.py phase=data RUN_FOLDER              stays in that phase until it is stopped
 fake_worker.py crash RUN_FOLDER                   ends without a last word
 fake_worker.py wrong RUN_FOLDER                   reports wrong input and ends with exit code 2
 """
@@ -50,6 +51,8 @@ class FakeWorker:
         if self.mode == "deaf":
             helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
             (self.run.path / "helper.pid").write_text(str(helper.pid))
+        if self.mode.startswith("phase="):
+            return self.stay_in(self.mode.partition("=")[2])
         if self.mode == "deaf-early":
             self.emit(PhaseStarted(time.time(), "data"))
             time.sleep(60)
@@ -64,6 +67,13 @@ class FakeWorker:
                 print("something terrible", file=sys.stderr, flush=True)
                 os._exit(7)
         return self.finish(step)
+
+    def stay_in(self, phase: str) -> int:
+        self.emit(PhaseStarted(time.time(), phase))
+        while not self.stopping:
+            time.sleep(0.02)
+        self.emit(Finished(time.time(), "stopped"))
+        return 130
 
     def finish(self, step: int) -> int:
         state = "stopped" if self.stopping else "done"

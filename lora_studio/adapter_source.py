@@ -1,0 +1,114 @@
+"""Adapters that exist already: found by run, checkpoint or folder, and what a run that continues one takes from it.
+
+Rank, strength and modules belong to the weights: a run that starts from an adapter has them from there, and its config
+says so. No torch: only the small JSON files beside the weights are read.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lora_studio.config import Config, Lora
+from lora_studio.errors import StudioError
+from lora_studio.parsing import parse
+from lora_studio.workspace import Workspace, model_source
+
+SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "studio.json"
+# Of the adapter's settings these are no part of its weights: a new run may choose them anew.
+FREE = ("lora_dropout", "init_lora_weights")
+
+
+def adapter_folder(workspace: Workspace, name: str) -> Path:
+    """The folder of an adapter named by itself, by its run, or by a run's checkpoint."""
+    path = Path(name).expanduser()
+    if (path / SETTINGS_FILE).is_file():
+        return path.resolve()
+    if path.is_dir() and not (path / "run.json").is_file():
+        raise StudioError(
+            f"{path} holds no adapter: there is no {SETTINGS_FILE}.", "Give an adapter's folder or a run."
+        )
+    run_name, _, checkpoint = name.rstrip("/").rpartition("/")
+    if checkpoint.startswith("checkpoint-") and run_name:
+        run = workspace.run(Path(run_name).name)
+        names = [folder.name for folder in run.checkpoint_folders()]
+        if checkpoint not in names:
+            raise StudioError(
+                f"Run {run.id} has no {checkpoint}.", f"It has: {', '.join(names) or 'no checkpoint yet'}."
+            )
+        return run.checkpoints / checkpoint
+    run = workspace.run(path.name)
+    if (run.adapter / SETTINGS_FILE).is_file():
+        return run.adapter
+    checkpoints = run.checkpoint_folders()
+    if not checkpoints:
+        raise StudioError(f"Run {run.id} has no adapter yet.", "It is there when the run is done, or has a checkpoint.")
+    return checkpoints[-1]
+
+
+def continued(config: Config, workspace: Workspace) -> Config:
+    """The config with its adapter by its whole path and the adapter's own LoRA settings; unchanged where it names none.
+
+    Raises `StudioError` where the adapter is not there, can't be read safely, or belongs to another base.
+    """
+    name = config.model.adapter_name_or_path
+    if name is None:
+        return config
+    folder = adapter_folder(workspace, name)
+    settings = read_settings(folder)
+    check_base(config, folder, settings)
+    values = config.model_dump()
+    values["model"]["adapter_name_or_path"] = str(folder)
+    kept = {key: value for key in Lora.model_fields if (value := _kept(key, settings)) is not None}
+    values["lora"] |= {"init_lora_weights": "default", **kept}
+    return parse(values)
+
+
+def _kept(key: str, settings: dict[str, Any]) -> Any:
+    """The adapter's own value of a LoRA setting; None where it has none or a run may choose it."""
+    value = None if key in FREE else settings.get(key)
+    if isinstance(value, float):
+        return round(value)  # an alpha that grew by the root of 2; what is computed with is the adapter's own
+    return ", ".join(sorted(value)) if isinstance(value, list) else value
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The adapter's `adapter_config.json`. Raises `StudioError` unless it is LoRA in safetensors, which run no code."""
+    if not (folder / SETTINGS_FILE).is_file():
+        raise StudioError(f"There is no adapter in {folder}.", "Choose a finished run or a checkpoint.")
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise StudioError(
+            f"The adapter in {folder} is not stored as safetensors.",
+            "Other formats can run code when read; convert it.",
+        )
+    settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    if settings.get("peft_type") != "LORA":
+        raise StudioError(
+            f"The adapter in {folder} is of the kind {settings.get('peft_type')}, not LoRA.",
+            "Only LoRA adapters can be trained further here.",
+        )
+    return settings
+
+
+def check_base(config: Config, folder: Path, settings: dict[str, Any]) -> None:
+    """Raises `StudioError` where the adapter says that it was trained on another base than the config's."""
+    card: dict[str, Any] = {}
+    if (folder / CARD_FILE).is_file():
+        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+    base = card.get("base_model") or settings.get("base_model_name_or_path")
+    revision = card.get("revision") or settings.get("revision")
+    if base and not _same_model(base, config.model.name):
+        raise StudioError(
+            f"This adapter was trained on {base}, not on {config.model.name}: its weights mean nothing there.",
+            f"Set model.name to {base}, or leave model.adapter_name_or_path empty for a fresh adapter.",
+        )
+    if revision and config.model.revision and revision != config.model.revision:
+        raise StudioError(
+            f"This adapter was trained on revision {revision} of {base}, not on {config.model.revision}.",
+            f"Set model.revision to {revision}.",
+        )
+
+
+def _same_model(first: str, second: str) -> bool:
+    """The same name or folder, or a copy under the same last name, such as models/Qwen3-0.6B of Qwen/Qwen3-0.6B."""
+    one, other = Path(model_source(first)), Path(model_source(second))
+    return one == other or one.name.lower() == other.name.lower() or (one.exists() and one.resolve() == other.resolve())

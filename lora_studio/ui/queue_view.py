@@ -1,0 +1,117 @@
+"""The queue on the runs tab: the runs that wait for the device, in order, each with what can be done with it.
+
+A run that was never started can be edited: it leaves the queue, and its settings stand in the train form.
+"""
+
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.errors import StudioError
+from lora_studio.jobs.waiting import Waiting
+from lora_studio.parsing import parse, read_yaml
+from lora_studio.settings import flatten
+from lora_studio.ui import text
+from lora_studio.ui.run_section import QUIET, Look
+from lora_studio.ui.studio import Shared, Studio
+
+_PRESS = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-act]');
+  if (button) trigger('click', {act: button.dataset.act, run: button.dataset.run});
+});
+"""
+EXPLAINED = "One run trains at a time. These start one after the other, from the top, also after a restart."
+
+
+def build(studio: Studio, shared: Shared) -> dict[str, Any]:
+    """The list, hidden while nothing waits, and what went wrong with an action."""
+    listed = gr.HTML(js_on_load=_PRESS, visible=False, elem_id="run-queue")
+    said = gr.HTML(visible=False)
+
+    def act(event: gr.EventData) -> dict[Any, Any]:
+        try:
+            if event.act == "edit":
+                return {shared.form: edit(studio, event.run), shared.tabs: gr.Tabs(selected="train")}
+            if event.act == "out":
+                studio.supervisor.stop(event.run)
+            else:
+                studio.supervisor.move(event.run, -1 if event.act == "up" else 1)
+        except StudioError as error:
+            return {said: gr.HTML(text.problem(error), visible=True)}
+        return {said: gr.HTML(visible=False)}
+
+    listed.click(act, None, [said, shared.form, shared.tabs], **QUIET)
+    return {"queue": listed}
+
+
+def edit(studio: Studio, run_id: str) -> tuple[float, dict[str, Any]]:
+    """Takes a waiting run away and gives its settings. Raises `StudioError` for one that trained before."""
+    run = studio.workspace.run(run_id)
+    if studio.supervisor.state(run.id).state != "queued" or run.worker.exists():
+        raise StudioError(
+            "Only a run that was never started can be edited.", "Take it out, or continue from its adapter."
+        )
+    values = flatten(parse(read_yaml(run.config)))
+    studio.supervisor.delete(run.id)
+    return time.time(), values
+
+
+def stamp(look: Look) -> Hashable:
+    return tuple(look.studio.supervisor.waiting())
+
+
+def view(look: Look) -> dict[str, Any]:
+    waiting = look.studio.supervisor.waiting()
+    titles = {state.id: state.title for state in look.studio.supervisor.runs()}
+    return {"queue": rows(waiting, titles) if waiting else None}
+
+
+def rows(waiting: Sequence[Waiting], titles: Mapping[str, str]) -> str:
+    """The waiting runs, the next one first, each with its buttons."""
+    items = []
+    for place, entry in enumerate(waiting):
+        name = titles.get(entry.run) or entry.run
+        buttons = [
+            _button("up", entry.run, "↑", f"Move {name} up", place == 0),
+            _button("down", entry.run, "↓", f"Move {name} down", place == len(waiting) - 1),
+            "" if entry.resume else _button("edit", entry.run, "Edit", f"Edit {name}"),
+            _button("out", entry.run, "Take out", f"Take {name} out of the queue"),
+        ]
+        items.append(
+            f'<li><span class="place">{place + 1}</span><span class="name">{text.escape(name)}</span>'
+            f'<span class="what">{text.escape(purpose(entry))}</span><span class="acts">{"".join(buttons)}</span></li>'
+        )
+    head = f"<h3>Waiting for their turn</h3><p>{EXPLAINED}</p>"
+    return f'<div class="run-queue">{head}<ol>{"".join(items)}</ol></div>'
+
+
+def purpose(entry: Waiting) -> str:
+    """What a waiting run is to do."""
+    if entry.extra_epochs:
+        return f"goes on for {entry.extra_epochs:g} more epoch{'' if entry.extra_epochs == 1 else 's'}"
+    return "goes on from its last checkpoint" if entry.resume else "begins"
+
+
+def _button(act: str, run_id: str, label: str, about: str, off: bool = False) -> str:
+    disabled = " disabled" if off else ""
+    return (
+        f'<button type="button" data-act="{act}" data-run="{text.escape(run_id)}" aria-label="{text.escape(about)}"'
+        f"{disabled}>{label}</button>"
+    )
+
+
+CSS = """
+.run-queue { border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
+.run-queue h3 { margin: 0; font-size: 1em; } .run-queue p { margin: 2px 0 8px; color: var(--body-text-color-subdued); }
+.run-queue ol { list-style: none; margin: 0; padding: 0; }
+.run-queue li { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 12px; padding: 4px 0; }
+.run-queue .place { min-width: 1.5em; text-align: right; }
+.run-queue .name { font-weight: 600; overflow-wrap: anywhere; }
+.run-queue .what { flex: 1; min-width: 8em; color: var(--body-text-color-subdued); }
+.run-queue button { border: 1px solid var(--line); border-radius: 6px; padding: 2px 10px; min-height: 30px; }
+.run-queue button { color: var(--body-text-color); background: transparent; cursor: pointer; margin-left: 4px; }
+.run-queue button:disabled { opacity: 0.35; cursor: default; }
+"""

@@ -1,0 +1,166 @@
+"""Runs that go on: after a stop inside a step, for more epochs than planned, after a kill, and after a full disk."""
+
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainingArguments, get_cosine_schedule_with_warmup
+
+from lora_studio.engine import stopping
+from lora_studio.engine.event_log import EventLog
+from lora_studio.engine.lengthening import RandomNumbers, follow_schedule, lengthen
+from lora_studio.engine.report import Report
+from lora_studio.events import CheckpointSaved, Event, Extended, Finished, RunStarted, StepLogged, fold, to_line
+from lora_studio.workspace import RunFolder
+from tests.engine.conftest import MakeRun, events
+
+Train = Callable[..., int]
+
+
+def losses(run: RunFolder) -> list[tuple[int, float]]:
+    return [(point.step, point.loss) for point in fold(events(run)).steps]
+
+
+def test_more_epochs_are_added_to_epochs_or_to_steps(tmp_path: Any) -> None:
+    by_epochs = TrainingArguments(output_dir=str(tmp_path), num_train_epochs=2.5)
+    lengthen(by_epochs, 1.5, steps_an_epoch=10)
+    assert (by_epochs.num_train_epochs, by_epochs.max_steps) == (4.0, -1)
+    by_steps = TrainingArguments(output_dir=str(tmp_path), max_steps=12)
+    lengthen(by_steps, 0.25, steps_an_epoch=10)
+    assert by_steps.max_steps == 15
+
+
+def test_a_rate_that_had_fallen_to_zero_steps_up_to_the_longer_schedule() -> None:
+    def begin(total: int) -> tuple[torch.optim.Optimizer, Any]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        return optimizer, get_cosine_schedule_with_warmup(optimizer, 2, total)
+
+    optimizer, schedule = begin(10)
+    for _ in range(10):
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
+    longer, goes_on = begin(20)
+    longer.load_state_dict(optimizer.state_dict())
+    goes_on.load_state_dict(schedule.state_dict())
+    follow_schedule(longer, goes_on)
+    assert longer.param_groups[0]["lr"] == pytest.approx(0.05 * (1 + math.cos(math.pi * 8 / 18)))
+    assert goes_on.get_last_lr() == [longer.param_groups[0]["lr"]]
+
+
+def test_random_numbers_come_again_after_they_were_set_back() -> None:
+    kept = RandomNumbers()
+    first = torch.rand(3)
+    kept.restore()
+    assert torch.equal(torch.rand(3), first)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_done_goes_on_for_more_epochs_and_learns_on(make_run: MakeRun, train: Train) -> None:
+    run = make_run(training__num_train_epochs=1)
+    assert train(run) == 0
+    before = losses(run)
+    with run.events.open("a", encoding="utf-8") as file:
+        file.write(to_line(Extended(time.time(), 2)))
+    assert train(run, "--resume") == 0
+    state = fold(events(run))
+    assert (state.state, state.step, state.total_steps, state.steps[-1].epoch) == ("done", 12, 12, 3.0)
+    assert losses(run)[:4] == before
+    rates = {point.step: point.learning_rate for point in state.steps}
+    for step in range(5, 13):  # one step of warm-up, then a half cosine over the other eleven
+        assert rates[step] == pytest.approx(0.005 * (1 + math.cos(math.pi * (step - 2) / 11)), abs=1e-9)
+    assert state.steps[-1].loss < before[-1][1]
+
+
+@pytest.mark.slow
+def test_a_stop_inside_a_long_step_saves_the_step_before_and_loses_no_random_number(
+    trained: RunFolder, make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    asked = Report.on_substep_end
+
+    def stop_inside_step_three(self: Report, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        asked(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "on_substep_end", stop_inside_step_three)
+        patch.setattr(stopping, "STEP_SECONDS", -1.0)
+        assert train(run) == 130
+    assert [item.step for item in events(run, CheckpointSaved)] == [2]
+    assert train(run, "--resume") == 0
+    assert losses(run) == losses(trained)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_in_a_sentence_and_leaves_the_last_checkpoint_whole(
+    trained: RunFolder, make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(training__save_strategy="steps", training__save_steps=2, training__save_total_limit=5)
+    emit, limits = EventLog.emit, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def emit_and_fill(self: EventLog, event: Event) -> None:
+        emit(self, event)
+        if isinstance(event, CheckpointSaved) and event.step == 4:
+            largest = (run.checkpoints / event.name / "optimizer.pt").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1000, limits[1]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventLog, "emit", emit_and_fill)
+        try:
+            assert train(run) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    last = events(run, Finished)[-1]
+    assert (last.state, "is full" in last.message, "checkpoint-4 is whole" in last.hint) == ("failed", True, True)
+    assert [folder.name for folder in run.checkpoints.iterdir()] == ["checkpoint-2", "checkpoint-4"]
+    assert train(run, "--resume") == 0
+    assert events(run, RunStarted)[-1].resumed_from_step == 4
+    assert losses(run) == losses(trained)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_loses_at_most_the_steps_since_its_last_checkpoint(
+    trained: RunFolder, make_run: MakeRun, train: Train
+) -> None:
+    run = make_run(training__save_strategy="steps", training__save_steps=2)
+    with run.log.open("wb") as log:
+        command = [sys.executable, "-m", "lora_studio.engine.worker", str(run.path)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 300
+        while not (run.events.is_file() and fold(events(run)).step >= 5) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+    reached = max(point.step for point in events(run, StepLogged))
+    assert train(run, "--resume") == 0
+    again = events(run, RunStarted)[-1].resumed_from_step
+    assert reached - 2 <= again <= reached
+    for (step, loss), (expected_step, expected) in zip(losses(run), losses(trained), strict=True):
+        assert (step, loss) == (expected_step, pytest.approx(expected, abs=1e-6))
+
+
+@pytest.mark.slow
+def test_a_new_run_continues_from_an_adapter(trained: RunFolder, make_run: MakeRun, train: Train) -> None:
+    run = make_run(
+        model__adapter_name_or_path=str(trained.adapter), training__learning_rate=1e-6, training__num_train_epochs=1
+    )
+    assert train(run) == 0
+    before, after = fold(events(trained)).evaluations[-1].loss, fold(events(run)).evaluations[-1].loss
+    assert after == pytest.approx(before, rel=1e-3)  # so small a rate moves nothing: it began where the other ended
+    card = json.loads((run.adapter / "studio.json").read_text(encoding="utf-8"))
+    assert card["continued_from"] == str(trained.adapter)
+    assert json.loads((run.adapter / "adapter_config.json").read_text())["r"] == 4

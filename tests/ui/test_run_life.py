@@ -1,0 +1,85 @@
+"""What the runs tab offers of a run's life, and the queue, without a page."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_studio.config import Config
+from lora_studio.errors import StudioError
+from lora_studio.jobs.client import Session
+from lora_studio.jobs.launcher import Launcher, kill
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.jobs.waiting import Waiting
+from lora_studio.ui import queue_view, run_life
+from lora_studio.ui.run_section import Look
+from lora_studio.ui.studio import Studio
+from lora_studio.workspace import Workspace
+from tests.jobs.conftest import fake_command, wait_until
+
+
+@pytest.fixture
+def studio(workspace: Workspace) -> Iterator[Studio]:
+    supervisor = Supervisor(workspace, Launcher(fake_command("steps=1000")), tick_seconds=0.05)
+    sessions = [Session(workspace.logs_folder / f"{name}.log", command=[sys.executable]) for name in ("a", "b")]
+    yield Studio(workspace, supervisor, *sessions)
+    supervisor.close()
+    for run in workspace.runs():
+        kill(run)
+
+
+def look(studio: Studio, run_id: str) -> Look:
+    return Look(studio, studio.supervisor.state(run_id), studio.workspace.run(run_id), 0.0)
+
+
+def test_each_state_offers_what_it_can_and_says_what_is_kept(studio: Studio) -> None:
+    run_id = studio.supervisor.launch(Config())
+    wait_until(lambda: studio.supervisor.state(run_id).step >= 1)
+    going = run_life.view(look(studio, run_id))
+    assert [name for name in ("cancel", "epochs", "extend", "continue") if going[name]] == ["cancel"]
+    assert "ends at once" in going["words"]
+    studio.supervisor.stop(run_id)
+    wait_until(lambda: studio.supervisor.state(run_id).final)
+    ended = run_life.view(look(studio, run_id))
+    assert [name for name in ("cancel", "epochs", "extend", "continue") if ended[name]] == [
+        "epochs",
+        "extend",
+        "continue",
+    ]
+    assert "new run" in ended["words"]
+
+
+def test_continuing_fills_the_form_with_the_runs_settings_and_its_adapter(studio: Studio) -> None:
+    run_id = studio.supervisor.launch(Config(title="first"))
+    values = run_life.continuation(studio, run_id)
+    assert (values["title"], values["model.adapter_name_or_path"]) == ("first, continued", run_id)
+    assert values["lora.r"] == Config().lora.r
+
+
+@pytest.mark.parametrize("typed", [None, 0, -1.0])
+def test_no_epochs_are_asked_for_again(typed: float | None) -> None:
+    with pytest.raises(StudioError, match="How many epochs"):
+        run_life.checked(typed)
+
+
+def test_the_queue_is_out_of_sight_while_nothing_waits(studio: Studio) -> None:
+    run_id = studio.supervisor.launch(Config())
+    assert queue_view.view(look(studio, run_id)) == {"queue": None}
+
+
+def test_waiting_runs_stand_in_order_with_their_buttons() -> None:
+    waiting = [Waiting("a"), Waiting("b", True), Waiting("c", True, 2.0)]
+    html = queue_view.rows(waiting, {"a": "<b>first</b>"})
+    assert html.index("&lt;b&gt;first") < html.index(">b<") < html.index("goes on for 2 more epochs")
+    assert html.count('data-act="edit"') == 1
+    assert html.count("disabled") == 2
+
+
+def test_editing_takes_a_waiting_run_away_and_gives_its_settings(studio: Studio, tmp_path: Path) -> None:
+    going, waiting = studio.supervisor.launch(Config()), studio.supervisor.launch(Config(title="second"))
+    _, values = queue_view.edit(studio, waiting)
+    assert values["title"] == "second"
+    assert (studio.supervisor.queue(), [run.id for run in studio.workspace.runs()]) == ([], [going])
+    with pytest.raises(StudioError, match="never started"):
+        queue_view.edit(studio, going)
