@@ -105,6 +105,9 @@ class Data(Section):
     truncation: Literal["keep_answer", "keep_start", "drop"] = setting(
         "keep_answer", "Rows that are too long", "Cut the prompt's start, cut the row's end, or leave the row out."
     )
+    bad_rows: Literal["skip", "stop"] = setting(
+        "skip", "Bad rows", "Rows that can't be used: leave them out and count them, or stop before training starts."
+    )
     train_on: Literal["assistant", "last_turn", "all"] = setting(
         "assistant", "Trained part", "Every answer, only the last answer, or every token of the row."
     )

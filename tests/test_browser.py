@@ -83,7 +83,7 @@ def test_the_main_job_from_upload_to_two_different_answers(
     open_tab(page, "Data")
     page.locator("#tab-data input[type=file]").set_input_files(upload)
     expect(page.locator("#tab-data")).to_contain_text("120", timeout=2 * PATIENCE)
-    expect(page.locator(".ls-hist rect").first).to_be_visible(timeout=PATIENCE)
+    expect(page.locator("#lengths .bars .point").first).to_be_visible(timeout=PATIENCE)
     expect(page.locator(".ls-tok.ls-t").first).to_be_visible(timeout=PATIENCE)
 
     page.get_by_role("button", name="Train on this", exact=True).click()

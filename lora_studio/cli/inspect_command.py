@@ -20,6 +20,7 @@ _PHASE_WORDS = {
     "measure": "counting what each length would cut",
     "check": "looking for repeated and contradictory rows",
     "tokenizer": "loading the tokenizer",
+    "rows": "looking at the rows as they stand",
 }
 _LISTED_BAD_ROWS = 10
 PAIRS = "Each row is a pair (training.method dpo): lengths are those of its longer side."

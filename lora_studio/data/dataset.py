@@ -23,12 +23,14 @@ from lora_studio.data.prompt_styles import Template, choose_template
 from lora_studio.data.records import Source, open_source
 from lora_studio.data.rows import BadRow
 from lora_studio.data.splits import some, split
+from lora_studio.data.statistics import count_reasons
 from lora_studio.errors import StudioError
 from lora_studio.workspace import shipped_data
 
 _CODE_VERSION = 2
 _SAMPLE_ROWS = 400
 _LARGE_BYTES = 1 << 22
+_NAMED_ROWS = 5
 NOTHING_LEFT = "the cut to the longest length leaves no trained token"
 NOTHING_TO_COMPARE = "the cut to the longest length leaves no two answers to compare"
 
@@ -107,6 +109,7 @@ def prepare(
     validation_file: str | None = None,
     mapping: dict[str, Any] | None = None,
     goal: str = "answers",
+    bad_rows: str = "skip",
     cache_folder: Path | None = None,
     on_progress: Progress | None = None,
     on_sample: Callable[[Prepared], None] | None = None,
@@ -119,7 +122,7 @@ def prepare(
     is 0 or a guess while a file is read); what it raises ends the work. Before anything that takes long, `on_sample`
     gets what the first rows of a large file come to. What was read and encoded is kept in `cache_folder` and found
     there again.
-    Raises StudioError where nothing can be trained.
+    Raises StudioError where nothing can be trained, and for a single bad row where `bad_rows` is "stop".
     """
     wanted = Settings(**settings)
     template = choose_template(tokenizer, wanted.prompt_style)
@@ -164,7 +167,34 @@ def prepare(
     size = sum(path.stat().st_size for source in sources for path in source.files)
     if size < _LARGE_BYTES and all(source.files for source in sources):
         on_sample = None  # the whole is there as soon as a part of it
-    return _prepared(work, sources, template, wanted)
+    return _accepted(_prepared(work, sources, template, wanted), bad_rows)
+
+
+def _accepted(prepared: Prepared, bad_rows: str) -> Prepared:
+    refused = refusal(prepared)
+    if bad_rows == "stop" and refused:
+        raise refused
+    return prepared
+
+
+def refusal(prepared: Prepared) -> StudioError | None:
+    """What to say where bad rows are to stop the work: how many by reason, and the first; None without bad rows."""
+    parts = [prepared.part, *([prepared.kept_back] if prepared.kept_back else [])]
+    bad = [(part, row) for part in parts for row in part.bad_rows]
+    if not bad:
+        return None
+    reasons = count_reasons([row for _, row in bad])
+    counted = "; ".join(f"{reason}: {times:,}" for reason, times in reasons.items())
+    first = [
+        f"{Path(part.name).name}, row {row.row:,}: {row.reason}" + (f" ({row.field})" if row.field else "")
+        for part, row in bad[:_NAMED_ROWS]
+    ]
+    more = f"\n… and {len(bad) - len(first):,} more" if len(bad) > len(first) else ""
+    return StudioError(
+        f"{len(bad):,} {'row' if len(bad) == 1 else 'rows'} can't be used ({counted}), and bad rows are to stop "
+        "the work:\n" + "\n".join(first) + more,
+        "Mend these rows or take them out of the file; or let bad_rows be skip, which leaves them out of the training.",
+    )
 
 
 def look_at_first(
@@ -173,6 +203,7 @@ def look_at_first(
     *,
     validation_file: str | None = None,
     mapping: dict[str, Any] | None = None,
+    bad_rows: str = "skip",
     **settings: Any,
 ) -> Prepared:
     """What the first rows of a file come to, in a moment whatever its size. `sampled` is None where that was all.
@@ -189,11 +220,12 @@ def look_at_first(
         raise EnoughError
 
     try:
-        return prepare(
+        seen = prepare(
             train_file, tokenizer, validation_file=validation_file, mapping=mapping, on_sample=take, **settings
         )
     except EnoughError:
-        return given[0]
+        seen = given[0]
+    return _accepted(seen, bad_rows)
 
 
 def _prepared(work: Preparation, sources: list[Source], template: Template, wanted: Settings) -> Prepared:

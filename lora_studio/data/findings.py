@@ -1,4 +1,4 @@
-"""What is said of a data set beside its numbers: other ways to read it, and what is wrong with it as a whole."""
+"""What is wrong with a prepared data set as a whole, looked for once and kept in the cache."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,30 +7,14 @@ import numpy as np
 
 from lora_studio.data.cache import key_of
 from lora_studio.data.dataset import Prepared
-from lora_studio.data.formats import mapping_of, recognise_all
 from lora_studio.data.hygiene import grouped, hygiene
 from lora_studio.data.messages import Conversation
 from lora_studio.data.parts import Part, Progress
 
-_SAMPLE = 500
 _MOST_ROWS = 20_000
 _SECONDS = 2.0
 _PIECE = 2000
 _SHOWN = 20
-
-
-def readings(prepared: Prepared) -> dict[str, Any]:
-    """Every way to read the rows, the likeliest first, each with the mapping that stands for it."""
-    found = recognise_all(prepared.part.records.spread(_SAMPLE))
-    return {
-        "readings": [
-            {"name": one.name, "words": one.words, "columns": one.columns, "mapping": mapping_of(one).to_dict()}
-            for one in found
-        ],
-        "ambiguous": any(one.ambiguous for one in found),
-        "question": next((one.question for one in found if one.question), ""),
-        "mapping": mapping_of(prepared.format).to_dict(),
-    }
 
 
 def findings(prepared: Prepared, report: Progress) -> dict[str, Any] | None:

@@ -12,12 +12,11 @@ from lora_studio.data import columns as names
 from lora_studio.data.columns import Columns, is_turns, may_be_turns, quoted, spread
 from lora_studio.data.conversion import convert
 from lora_studio.data.dialogues import style_of
-from lora_studio.data.mapping import Format, Mapping
+from lora_studio.data.mapping import Format, Mapping, ReadingError
 from lora_studio.data.problems import find_problem
 from lora_studio.data.rows import Record
 from lora_studio.data.turns import ROLES
 from lora_studio.data.wording import in_words
-from lora_studio.errors import StudioError
 
 __all__ = ["Format", "Mapping", "apply_mapping", "convert", "mapping_of", "recognise", "recognise_all"]
 
@@ -44,7 +43,7 @@ def recognise(records: Sequence[Record], goal: str = "answers") -> Format:
         fitting = [one for one in readings if one.name in ("preference", "kto")]
         if not fitting:
             said = f" They were read so: {readings[0].words}" if readings else ""
-            raise StudioError(
+            raise ReadingError(
                 f"The rows hold no comparison.{said}",
                 "Learning by comparison needs `chosen` and `rejected` beside a `prompt`, or a `label` true or false.",
             )
@@ -54,7 +53,7 @@ def recognise(records: Sequence[Record], goal: str = "answers") -> Format:
         return fitting[0]
     if readings:
         raise _not_by_example(readings[0])
-    raise StudioError(
+    raise ReadingError(
         f"The shape of the rows is not known. Their fields are: {quoted(columns.names, 12) or 'none'}.", _SHAPES
     )
 
@@ -290,16 +289,16 @@ def _present(parts: dict[str, str | None]) -> dict[str, str]:
     return {part: name for part, name in parts.items() if name is not None}
 
 
-def _not_by_example(shape: Format) -> StudioError:
+def _not_by_example(shape: Format) -> ReadingError:
     columns: dict[str, Any] = shape.columns
     if shape.name == "preference":
         pair = f"`{columns['chosen']}` and `{columns['rejected']}`"
-        return StudioError(
+        return ReadingError(
             f"These are preference pairs ({pair}), for learning by comparison (DPO), not example.",
             "Set training.method to dpo. Or, to learn from the better answers alone, leave "
             f"`{columns['rejected']}` out and map `{columns['chosen']}` to the assistant's part.",
         )
-    return StudioError(
+    return ReadingError(
         f"The rows are marked good or bad (`{columns['label']}`), which is preference data (KTO): learning from every "
         "row would also teach the bad answers.",
         f"Keep the rows whose `{columns['label']}` is true and leave the column out.",
@@ -309,7 +308,7 @@ def _not_by_example(shape: Format) -> StudioError:
 def check_goal(shape: Format, goal: str) -> None:
     """Raises StudioError for a reading that training can't use for the goal."""
     if shape.name == "kto" and goal == "preference":
-        raise StudioError(
+        raise ReadingError(
             f"The rows are marked good or bad (`{shape.columns['label']}`), which is for KTO; DPO compares two answers "
             "to one prompt.",
             "Give `chosen` and `rejected` beside a `prompt`, or learn from the good rows alone (training.method sft).",
@@ -317,7 +316,7 @@ def check_goal(shape: Format, goal: str) -> None:
     if shape.name == "kto":
         raise _not_by_example(shape)
     if goal == "preference" and shape.name != "preference":
-        raise StudioError(
+        raise ReadingError(
             f"DPO compares two answers to one prompt, and the rows are read as something else: {shape.words}",
             "Say in data.mapping which columns are `chosen` and `rejected`, or set training.method to sft.",
         )

@@ -19,6 +19,10 @@ SPEAKERS = ("system", "user", "assistant", "tool")
 _PLACE = re.compile(r"\{\{|\}\}|\{([^{}\n]*)\}")
 
 
+class ReadingError(StudioError):
+    """The rows are there, but can't be learned from as they are read: a person may say which column is what."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mapping:
     """Column names for the parts they play; whatever is None has no column.
@@ -51,7 +55,7 @@ class Mapping:
     def from_dict(cls, value: Any) -> "Mapping":
         """Reads a mapping; StudioError names all that is wrong with it."""
         if not isinstance(value, dict):
-            raise StudioError(f"A mapping is an object of names, not a {type(value).__name__}.", _HINT)
+            raise ReadingError(f"A mapping is an object of names, not a {type(value).__name__}.", _HINT)
         known = [one.name for one in fields(cls)]
         problems = []
         for key, item in value.items():
@@ -109,9 +113,9 @@ def _role_problems(roles: Any) -> list[str]:
     ]
 
 
-def _problems(problems: list[str]) -> StudioError:
+def _problems(problems: list[str]) -> ReadingError:
     count = "The mapping does not fit: " if len(problems) == 1 else f"The mapping has {len(problems)} faults: "
-    return StudioError(count + " ".join(problems), _HINT)
+    return ReadingError(count + " ".join(problems), _HINT)
 
 
 def places(template: str) -> list[str]:

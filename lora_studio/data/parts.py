@@ -21,7 +21,7 @@ from lora_studio.data.cache import Cache, digest, key_of
 from lora_studio.data.conversion import convert
 from lora_studio.data.encode import Encoder, batches
 from lora_studio.data.formats import apply_mapping, check_goal, recognise
-from lora_studio.data.mapping import Format, Mapping
+from lora_studio.data.mapping import Format, Mapping, ReadingError
 from lora_studio.data.messages import Conversation, RowError
 from lora_studio.data.omissions import (
     MOST_ROWS,
@@ -77,9 +77,9 @@ class Conversations(Sequence[Conversation]):
     def __iter__(self) -> Iterator[Conversation]:
         return self._made(self.positions)
 
-    def at(self, positions: np.ndarray) -> list[Conversation]:
-        """Those at these places among the records."""
-        return list(self._made(positions))
+    def at(self, positions: np.ndarray) -> Iterator[Conversation]:
+        """Those at these places among the records, one after another."""
+        return self._made(positions)
 
     def _made(self, positions: np.ndarray) -> Iterator[Conversation]:
         for record in self._records.records(positions.tolist()):
@@ -267,12 +267,12 @@ class Converted:
         return {"resting": self._resting, "bad_rows": self.bad_rows}
 
 
-def nothing_to_train(name: str, shape: Format, bad_rows: list[BadRow]) -> StudioError:
+def nothing_to_train(name: str, shape: Format, bad_rows: list[BadRow]) -> ReadingError:
     """What to say of a file that was read, but of which no row can be trained on."""
     first = bad_rows[0]
     where = f" ({first.field})" if first.field else ""
     found = f"; found: {first.found[:120]}" if first.found else ""
-    return StudioError(
+    return ReadingError(
         f"No row of {Path(name).name} can be trained on. It was read so: {shape.words} "
         f"Row {first.row}: {first.reason}{where}{found}.",
         "Mend the rows, or choose a prompt style that has a place for them.",

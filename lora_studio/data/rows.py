@@ -4,6 +4,7 @@ Row numbers count as a person would: the line of a JSONL or text file, the eleme
 table (the header is not counted).
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -44,3 +45,16 @@ def shorten(value: Any, length: int = FOUND_LENGTH) -> str:
     """A value as text for a person, cut to `length` characters."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: what JSON has no form for becomes its text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value)

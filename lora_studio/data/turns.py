@@ -70,6 +70,23 @@ def parse_turns(value: Any, field: str, roles: Mapping[str, str] = ROLES) -> lis
     return messages
 
 
+def role_of(written: Any) -> str | None:
+    """What a role name of a file means by itself; None for a name that is not known."""
+    return (ROLES.get(written) or ROLES.get(written.strip().lower())) if isinstance(written, str) else None
+
+
+def role_names(value: Any) -> list[str]:
+    """The role names that a list of turns (or the JSON text of one) bears; none for other values."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.lstrip().startswith("[") else None
+        except (ValueError, RecursionError):
+            value = None
+    turns = [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    written = [item.get("role", item.get("from")) for item in turns if item.keys() & {"role", "from"}]
+    return list(dict.fromkeys(name for name in written if isinstance(name, str)))
+
+
 def _append(messages: list[Message], new: Iterable[Message]) -> None:
     """Adds turns; tool calls written as turns of their own join the assistant's turn that they belong to."""
     for message in new:

@@ -1,27 +1,25 @@
 """What a person sees of prepared data: the whole as numbers, and one row step by step. All of it is JSON-able."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lora_studio.data.dataset import Prepared, prepare
+from lora_studio.data.dataset import Prepared, prepare, refusal
 from lora_studio.data.encode import Encoded
-from lora_studio.data.findings import findings, readings
+from lora_studio.data.findings import findings
 from lora_studio.data.measures import Cuts, Measures
 from lora_studio.data.messages import Conversation, RowError
 from lora_studio.data.packing import forecast, steps
 from lora_studio.data.pairs import cut_pairs, sides
 from lora_studio.data.parts import Progress
-from lora_studio.data.rows import shorten
+from lora_studio.data.readings import TABLE_ROWS, readings_of, table
+from lora_studio.data.rows import plain
 from lora_studio.data.statistics import PERCENTILES, count_reasons, cut_curve, histogram, lengths, suggest
 from lora_studio.errors import StudioError
 
 _LISTED_BAD_ROWS = 200
-_TABLE_ROWS = 100
-_CELL_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,12 @@ def inspect(
 def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress | None = None) -> dict[str, Any]:
     """Reading, faults, lengths and cuts of a prepared data set; training and validation rows together.
 
-    `on_progress` is called in the phases measure, for every length looked at, and check, while faults of the whole are
-    looked for.
+    `refusal` is what stops the work where bad rows are not skipped. `on_progress` is called in the phases measure, for
+    every length looked at, and check, while faults of the whole are looked for.
     """
     look, report = look or Look(), on_progress or (lambda phase, done, total: None)
-    part, settings = prepared.part, prepared.settings
+    part, settings, refused = prepared.part, prepared.settings, refusal(prepared)
+    store = part.records
     return {
         "file": str(part.name),
         "kind": part.records.kind,
@@ -77,12 +76,13 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
         "bad_rows": len(prepared.bad_rows),
         "bad_row_list": [bad.to_dict() for bad in prepared.bad_rows[:_LISTED_BAD_ROWS]],
         "bad_rows_by_reason": count_reasons(prepared.bad_rows),
+        "refusal": {"message": refused.message, "hint": refused.hint} if refused else None,
         **_counts(prepared, look, report),
         "packing": forecast(prepared.train.length, settings.max_length),
         "steps": _steps(prepared, look),
-        **readings(prepared),
+        **readings_of(prepared),
         "hygiene": findings(prepared, report),
-        "table": _table(prepared),
+        "table": table(list(store.records(range(min(TABLE_ROWS, len(store)))))),
         "examples": [preview(prepared, index) for index in _shown(prepared, look.show_examples)],
         "fingerprint": prepared.fingerprint,
     }
@@ -230,31 +230,3 @@ def _ends_a_turn(tokens: list[dict[str, Any]]) -> bool:
     """Whether the last trained token is an end-of-turn token (any special token: families name theirs differently)."""
     last = next((token for token in reversed(tokens) if token["trained"]), None)
     return last is not None and last["special"]
-
-
-def _table(prepared: Prepared) -> dict[str, list[Any]]:
-    """The file's first rows as a table of short texts."""
-    store = prepared.part.records
-    records = list(store.records(range(min(_TABLE_ROWS, len(store)))))
-    columns = list(dict.fromkeys(name for record in records for name in record.fields))
-    rows = [[record.row, *(_cell(record.fields.get(name)) for name in columns)] for record in records]
-    return {"columns": ["row", *columns], "rows": rows}
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return shorten(value if isinstance(value, str) else str(plain(value)), _CELL_LENGTH)
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON can hold it: what JSON has no form for becomes its text."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if value is None or isinstance(value, (str, int)):
-        return value
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return str(value)

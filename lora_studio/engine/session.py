@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
+from lora_studio.data.mapping import ReadingError
+from lora_studio.data.readings import first_records, tried, unread
+from lora_studio.data.rows import Record
 from lora_studio.data.views import Look, describe, preview
 from lora_studio.errors import StudioError
 from lora_studio.parsing import parse
@@ -62,6 +65,8 @@ class Session:
         self._tokenizers: dict[tuple[str, str | None], Any] = {}
         self._prepared: Prepared | None = None
         self._prepared_for: tuple[Any, ...] = ()
+        self._first: list[Record] = []
+        self._first_for: tuple[Any, ...] = ()
         self._loaded: LoadedModel | None = None
         self._loaded_for: tuple[Any, ...] = ()
 
@@ -73,8 +78,7 @@ class Session:
         look = Look(**{field.name: params.pop(field.name) for field in fields(Look) if field.name in params})
         length, cut = params.pop("max_length", 1024), params.pop("truncation", "keep_answer")
         folder = params.pop("cache_folder", None)
-        sources = [open_data(name) for name in (params["train_file"], params.get("validation_file")) if name]
-        stamps = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for one in sources for path in one.files]
+        stamps = [_stamps(name) for name in (params["train_file"], params.get("validation_file")) if name]
         key = (model, revision, json.dumps(params, sort_keys=True), stamps)
 
         def first_look(sample: Prepared) -> None:
@@ -89,20 +93,32 @@ class Session:
         if self._prepared is None or key != self._prepared_for:
             request.progress("tokenizer")
             tokenizer = self._tokenizer(model, revision)
-            self._prepared = prepare(
-                tokenizer=tokenizer,
-                max_length=length,
-                truncation=cut,
-                goal="any",
-                cache_folder=Path(folder) if folder else None,
-                on_progress=progress,
-                on_sample=first_look,
-                **params,
-            )
+            try:
+                self._prepared = prepare(
+                    tokenizer=tokenizer,
+                    max_length=length,
+                    truncation=cut,
+                    goal="any",
+                    cache_folder=Path(folder) if folder else None,
+                    on_progress=progress,
+                    on_sample=first_look,
+                    **params,
+                )
+            except ReadingError:
+                request.answer("progress", phase="rows", done=0, total=0, unread=unread(params["train_file"]))
+                raise
             self._prepared_for = key
         elif (length, cut) != (self._prepared.settings.max_length, self._prepared.settings.truncation):
             self._prepared = recut(self._prepared, max_length=length, truncation=cut)
         return _named(describe(self._prepared, look, progress))
+
+    def try_reading(self, request: Request) -> dict[str, Any]:
+        """What a mapping makes of the first rows, before the file is read by it. Parameters: train_file, mapping."""
+        name = request.params["train_file"]
+        key = (name, _stamps(name))
+        if key != self._first_for:
+            self._first, self._first_for = first_records(name), key
+        return tried(self._first, request.params.get("mapping"))
 
     def preview(self, request: Request) -> dict[str, Any]:
         """One row of the data last inspected, from record to trained tokens. Parameters: row_index, window."""
@@ -218,6 +234,11 @@ class Session:
         return self._tokenizers[model, revision]
 
 
+def _stamps(name: str) -> list[tuple[str, int, int]]:
+    """What tells whether the files of a source are still the same."""
+    return [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in open_data(name).files]
+
+
 def _named(found: dict[str, Any]) -> dict[str, Any]:
     """A description with its `kind` under a name that an answer has not taken yet."""
     return {**found, "file_kind": found["kind"]}
@@ -228,6 +249,7 @@ METHODS: dict[str, Callable[[Session, Request], dict[str, Any]]] = {
     "preview": Session.preview,
     "look_at_first": Session.look_at_first,
     "fetch_config": Session.fetch_config,
+    "try_reading": Session.try_reading,
     "load": Session.load,
     "generate": Session.generate,
     "modules": Session.modules,

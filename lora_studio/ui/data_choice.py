@@ -15,6 +15,8 @@ from lora_studio.ui.form_draft import read_draft
 from lora_studio.workspace import Workspace, shipped_data
 
 CHOICE = "data"  # the draft of what was chosen
+FOUND = "data-found"  # the draft of what the inspector said of the choice
+BAD_ROWS = "data.bad_rows"
 MAPPING = "data.mapping"
 PERCENTILES = "look.percentiles"
 SETTINGS = {setting.path: setting for setting in settings()}
@@ -28,6 +30,7 @@ PATHS = (
     "data.system_prompt",
     "data.validation_file",
     PERCENTILES,
+    BAD_ROWS,
     MAPPING,
 )
 DEFAULTS = {path: setting.default for path, setting in SETTINGS.items()} | {
@@ -107,8 +110,12 @@ def percentiles(typed: str) -> list[float]:
 
 
 def request_of(values: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
-    """The reader's parameters: settings by their last name, the model as `model`, how many rows a step has."""
+    """The reader's parameters: settings by their last name, the model as `model`, how many rows a step has.
+
+    Bad rows never stop a look: what is wrong with them is what a person wants to see.
+    """
     named = {path.removeprefix("data."): value for path, value in values.items() if path.startswith("data.")}
+    named |= {"bad_rows": "skip"}
     shown = {"show_examples": 1, "percentiles": percentiles(values[PERCENTILES])}
     cache = str(workspace.cache_folder)
     return {**named, **shown, **_rows_a_step(workspace), "model": values["model.name"], "cache_folder": cache}

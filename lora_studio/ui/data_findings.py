@@ -18,6 +18,7 @@ PHASES = {
     "encode": "Making tokens",
     "measure": "Counting what each length would cut",
     "check": "Looking for repeated and contradictory rows",
+    "rows": "Looking at the rows",
     "sample": "Reading the whole file",
 }
 GROUPS = 5  # examples of a finding that are named
@@ -27,7 +28,7 @@ def step(answer: Mapping[str, Any]) -> str:
     """How far the reader is; while a file is read its number of rows is a guess."""
     phase = str(answer.get("phase", ""))
     remarks = []
-    if answer.get("rows_per_second") and answer.get("done") and phase != "check":
+    if answer.get("rows_per_second") and answer.get("done"):
         remarks.append(f"{answer['rows_per_second']:,.0f} rows a second")
     if answer.get("seconds_left"):
         left = round(answer["seconds_left"])

@@ -7,8 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.ui import reading_form, text
-from lora_studio.ui.data_choice import PERCENTILES, SETTINGS, remembered, sources
+from lora_studio.ui import length_chart, pager, reading_form, text
+from lora_studio.ui.data_choice import BAD_ROWS, PERCENTILES, SETTINGS, remembered, sources
 from lora_studio.ui.inspection import KEPT_BACK, Controls, Inspection, View
 from lora_studio.ui.studio import Shared, Studio
 
@@ -16,13 +16,18 @@ from lora_studio.ui.studio import Shared, Studio
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
     controls = draw_controls(studio)
-    view = draw_view()
+    view = draw_view(controls)
     _wire(Inspection(studio, controls, view), shared)
 
 
 def draw_controls(studio: Studio) -> Controls:
     values = remembered(studio.workspace)
-    offered = sources(studio.workspace)
+    # Hidden until the last choice is there: a file dropped before that would be overwritten by it.
+    with gr.Column(visible=False) as whole:
+        return _draw_choices(values, sources(studio.workspace), whole)
+
+
+def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole: gr.Column) -> Controls:
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300):
             source = gr.Dropdown(
@@ -58,9 +63,9 @@ def draw_controls(studio: Studio) -> Controls:
     with gr.Row():
         look = gr.Button("Look at this data", variant="primary", scale=0, min_width=220)
         stop = gr.Button("Stop", visible=False, scale=0, min_width=120)
+    settings = (source, model, length, truncation, train_on, style, system, validation, percentiles)
     mapping = gr.State(values["data.mapping"])
-    settings = (source, model, length, truncation, train_on, style, system, validation, percentiles, mapping)
-    return Controls(*settings, upload, second, look, stop)
+    return Controls(*settings, _draw_bad_rows(values), mapping, upload, second, whole, look, stop)
 
 
 def _draw_folded(
@@ -103,23 +108,38 @@ def _dropdown(path: str, values: dict[str, Any]) -> gr.Dropdown:
     )
 
 
-def draw_view() -> View:
+def _draw_bad_rows(values: dict[str, Any]) -> gr.Radio:
+    """Drawn beside the list of bad rows."""
+    setting = SETTINGS[BAD_ROWS]
+    return gr.Radio(
+        list(setting.choices),
+        value=values[BAD_ROWS],
+        label=setting.title,
+        info=setting.description,
+        render=False,
+        elem_id="bad-rows",
+    )
+
+
+def draw_view(controls: Controls) -> View:
     status = gr.HTML(
         text.empty("Nothing looked at yet", "Choose a set or drop a file, then press “Look at this data”.")
     )
+    summary = gr.HTML()
+    reading = reading_form.draw()
     with gr.Column(visible=False) as body:
-        summary = gr.HTML()
-        reading = reading_form.draw()
         train = gr.Button("Train on this", variant="primary", scale=0, min_width=220)
         lengths = _draw_lengths()
-        conversation = _draw_conversation()
+        gr.HTML('<h3 class="part">One conversation, and what the model learns of it</h3>')
+        pages = pager.draw()
         gr.HTML('<h3 class="part">Rows that can’t be used</h3>')
+        controls.bad_rows.render()
         bad_line = gr.HTML()
         bad_rows = gr.HTML()
         gr.HTML('<h3 class="part">Duplicates, leaks and contradictions</h3>')
         hygiene = gr.HTML()
-        with gr.Accordion("Rows as they stand in the file", open=False):
-            table = gr.HTML()
+    with gr.Accordion("Rows as they stand in the file", open=False, visible=False) as rows:
+        table = gr.HTML()
     with gr.Accordion("Prepared data on this disk", open=False):
         cache = gr.HTML()
         clear = gr.Button("Clear", size="sm", scale=0, min_width=120)
@@ -130,21 +150,22 @@ def draw_view() -> View:
         reading=reading,
         train=train,
         **lengths,
-        **conversation,
+        pager=pages,
         bad_line=bad_line,
         bad_rows=bad_rows,
         hygiene=hygiene,
+        rows=rows,
         table=table,
         cache=cache,
         clear=clear,
         found=gr.State(None),
-        index=gr.State(0),
     )
 
 
 def _draw_lengths() -> dict[str, Any]:
     gr.HTML('<h3 class="part">How long the rows are, and what a limit would cut</h3>')
-    histogram = gr.HTML()
+    gr.HTML('<p class="ls-hint">Drag across a part of the chart to look closer, double-click to see all of it.</p>')
+    histogram = length_chart.chart()
     cut = gr.Slider(8, 1024, step=1, label="Cut line (tokens)", buttons=[])
     sentence = gr.HTML()
     use = gr.Button("Use as the longest row", size="sm", scale=0, min_width=220)
@@ -154,22 +175,6 @@ def _draw_lengths() -> dict[str, Any]:
     forecast = gr.HTML()
     drawn = {"histogram": histogram, "cut": cut, "sentence": sentence, "use": use, "percentiles": percentiles}
     return {**drawn, "suggestion": suggestion, "take": take, "forecast": forecast}
-
-
-def _draw_conversation() -> dict[str, Any]:
-    gr.HTML('<h3 class="part">One conversation, and what the model learns of it</h3>')
-    with gr.Row(elem_classes="ls-pager"):
-        previous = gr.Button("Previous", scale=0, min_width=90)
-        row = gr.Number(1, label="Conversation", precision=0, minimum=1, scale=0, min_width=140)
-        following = gr.Button("Next", scale=0, min_width=90)
-    position = gr.HTML()
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=300):
-            conversation = gr.HTML()
-        with gr.Column(scale=3, min_width=300):
-            tokens = gr.HTML()
-    pager = {"position": position, "previous": previous, "next": following, "row": row}
-    return {**pager, "conversation": conversation, "tokens": tokens}
 
 
 def _wire(act: Inspection, shared: Shared) -> None:
@@ -187,20 +192,38 @@ def _wire(act: Inspection, shared: Shared) -> None:
     c.stop.click(act.stop, queue=False, **quiet)
     cut = [v.histogram, v.sentence, v.use]
     v.cut.input(act.move_cut, [v.found, v.cut], cut, trigger_mode="always_last", **quiet)
+    v.cut.release(act.settle_cut, [v.found, v.cut], v.cut, **quiet)
     v.use.click(act.use_cut, [v.found, v.cut], [c.max_length], **quiet).then(act.look, chosen, shown, **inspect)
     taken = v.take.click(act.take_suggestion, v.found, c.max_length, **quiet)
     taken.then(act.look, chosen, shown, **inspect)
-    page = [v.position, v.row, v.index, v.conversation, v.tokens, v.previous, v.next]
-    v.previous.click(act.back, [v.found, v.index], page, **quiet)
-    v.next.click(act.forward, [v.found, v.index], page, **quiet)
-    v.row.submit(act.go, [v.found, v.row], page, **quiet)
+    c.bad_rows.input(act.choose_bad_rows, [v.found, *chosen], [v.summary, v.bad_line, v.train], **quiet)
     v.train.click(act.hand_over, chosen, [shared.data, shared.tabs], **quiet)
     v.clear.click(act.clear_cache, None, [v.cache, v.clear], **quiet)
+    _wire_pager(act, quiet)
     _wire_reading(act, shown, inspect)
 
 
+def _wire_pager(act: Inspection, quiet: dict[str, Any]) -> None:
+    p, found = act.view.pager, act.view.found
+    p.previous.click(act.pages.back, [found, p.index], p.all(), **quiet)
+    p.next.click(act.pages.forward, [found, p.index], p.all(), **quiet)
+    p.row.submit(act.pages.go, [found, p.row], p.all(), **quiet)
+    p.earlier.click(act.pages.earlier, [found, p.index, p.window], p.all(), **quiet)
+    p.later.click(act.pages.later, [found, p.index, p.window], p.all(), **quiet)
+
+
 def _wire_reading(act: Inspection, shown: list[Any], inspect: dict[str, Any]) -> None:
-    chosen, v, form = act.controls.chosen(), act.view, act.view.reading
-    form.choice.input(act.take_reading, [v.found, form.choice, *chosen], shown, **inspect)
-    form.use.click(act.use_reading, [v.found, *form.fields(), *chosen], shown, **inspect)
+    chosen, form = act.controls.chosen(), act.view.reading
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    source = act.controls.source
+    gr.on(
+        [*(field.input for field in form.fields()), form.template.blur],
+        act.try_reading,
+        [form.rows, source, *form.fields()],
+        form.tried,
+        trigger_mode="always_last",
+        **quiet,
+    )
+    form.choice.input(act.take_reading, [form.rows, form.choice, *chosen], shown, **inspect)
+    form.use.click(act.use_reading, [form.rows, *form.fields(), *chosen], shown, **inspect)
     form.undo.click(act.look_anew, chosen, shown, **inspect)

@@ -1,4 +1,4 @@
-"""What an inspected file looks like on the page: summary, histogram with its cut line, conversation, tokens, bad rows.
+"""What an inspected file looks like on the page: summary, the cut line in words, conversation, tokens, bad rows.
 
 Pure functions from the inspector's answers (see data/dataset.py) to HTML; no gradio.
 """
@@ -29,11 +29,10 @@ PAIRS = (
     "Learned by comparison (training.method dpo): the better answer is made likelier than the worse one. Each row is a "
     "pair; lengths are those of its longer side."
 )
-PERCENTILES = (("p50", "50 %"), ("p95", "95 %"), ("p99", "99 %"))
 
 
-def summary(result: Result) -> str:
-    """The shape in words, what was assumed, and the numbers."""
+def summary(result: Result, *, stop: bool = False) -> str:
+    """The shape in words, what was assumed, and the numbers; `stop` where bad rows are to stop the work."""
     shape = FORMATS.get(result["format"], result["format"])
     assumed = "".join(f"<li>{text.marked(item)}</li>" for item in result["assumptions"])
     words = f'<p class="ls-words"><b>{text.escape(shape)}.</b> {text.marked(result["words"])}</p>'
@@ -41,23 +40,26 @@ def summary(result: Result) -> str:
     if result["format"] == "preference":
         more += text.notice(PAIRS)
     origin = f'<p class="ls-hint">{text.escape(result["template_origin"])}</p>' if result["template_origin"] else ""
-    return f"{words}{more}{origin}{text.tiles(_facts(result))}"
+    return f"{words}{more}{origin}{text.tiles(_facts(result, stop))}"
 
 
-def _facts(result: Result) -> list[tuple[str, str, str]]:
+def _facts(result: Result, stop: bool) -> list[tuple[str, str, str]]:
     bad, total, trained, tokens = (result[name] for name in ("bad_rows", "total_tokens", "trained_tokens", "tokens"))
+    fate = "listed below; they stop a run" if stop else "left out, listed below"
     split = f"{text.number(result['train_rows'])} to train on, {text.number(result['validation_rows'])} kept back"
     return [
         (text.number(result["usable_rows"]), "usable rows", split),
-        (text.number(bad), "bad rows", "left out, listed below" if bad else "every row can be read"),
+        (text.number(bad), "bad rows", fate if bad else "every row can be read"),
         (text.number(total), "tokens", f"{text.number(tokens['mean'])} a row on average"),
         (text.number(trained), "trained tokens", f"{text.percent(trained, total)} of all: the answers"),
         (text.number(tokens["max"]), "tokens in the longest row", f"half have at most {text.number(tokens['p50'])}"),
     ]
 
 
-def bad_rows_line(result: Result) -> str:
-    """How many rows are bad, by reason."""
+def bad_rows_line(result: Result, *, stop: bool) -> str:
+    """How many rows are bad, by reason; where bad rows are to stop the work, that nothing can be trained."""
+    if stop and result["refusal"]:
+        return text.notice(result["refusal"]["message"], result["refusal"]["hint"], "error")
     if not result["bad_rows"]:
         return text.notice("Every row of the file can be used.", kind="good")
     reasons = "; ".join(f"{reason}: {times:,}" for reason, times in result["bad_rows_by_reason"].items())
@@ -89,9 +91,8 @@ def bad_rows_jsonl(bad: Sequence[Mapping[str, Any]]) -> str:
 def rows_table(result: Result) -> str:
     """The first rows as they stand in the file."""
     rows = result["table"]["rows"]
-    shown = (
-        f"The first {len(rows):,} rows of the file" if len(rows) < result["rows"] + result["bad_rows"] else "All rows"
-    )
+    whole = "rows" in result and len(rows) >= result["rows"] + result["bad_rows"]
+    shown = "All rows" if whole else f"The first {text.count(len(rows), 'row')} of the file"
     return text.table(result["table"]["columns"], rows, shown)
 
 
@@ -107,69 +108,35 @@ def cut_bounds(result: Result) -> tuple[int, int]:
     return low, max(high, low + 1)
 
 
+def cut_place(result: Result, length: float) -> int:
+    """Where the cut line stands for a length: at the nearest one that is counted, at most at the longest row."""
+    _, high = cut_bounds(result)
+    return int(nearest_cut(result["cut_curve"], min(length, high))["max_length"])
+
+
 def cut_sentence(result: Result, length: float) -> str:
     """What is lost when rows may have that many tokens, in one sentence with exact numbers."""
     point = nearest_cut(result["cut_curve"], length)
+    lossy = point["lost_trained_tokens"] or point["dropped_rows"]
+    kind = "warning" if lossy else "info" if point["rows"] else "good"
+    return text.notice(cut_words(result, length), kind=kind)
+
+
+def cut_words(result: Result, length: float) -> str:
+    point = nearest_cut(result["cut_curve"], length)
     at, rows, lost, out = point["max_length"], point["rows"], point["lost_trained_tokens"], point["dropped_rows"]
     if not rows and not lost and not out:
-        longest = text.count(int(result["tokens"]["max"]), "token")
-        return text.notice(f"At {text.count(at, 'token')}: nothing is cut. The longest row has {longest}.", kind="good")
+        longest, allowed = int(result["tokens"]["max"]), result["max_length"]
+        spare = f"; {allowed:,} are allowed now" if allowed > longest else ""
+        return (
+            f"At {text.count(at, 'token')}: nothing is cut. The longest row has {text.count(longest, 'token')}{spare}."
+        )
     trained = result["trained_tokens"] + result["lost_trained_tokens"]
-    words = (
+    return (
         f"At {text.count(at, 'token')}: {text.count(rows, 'row')} ({text.percent(rows, result['rows'])}) "
         f"{'is' if rows == 1 else 'are'} cut, {text.count(lost, 'trained token')} "
         f"({text.percent(lost, trained)}) lost, {text.count(out, 'row')} left out."
     )
-    return text.notice(words, kind="warning" if lost or out else "info")
-
-
-def histogram(result: Result, length: float) -> str:
-    """Rows by their number of tokens, with percentiles, and the cut line at the point nearest to `length`."""
-    edges, counts = result["histogram"]["edges"], result["histogram"]["counts"]
-    cut = nearest_cut(result["cut_curve"], length)["max_length"]
-    most, first, last = max(counts, default=0), edges[0], edges[-1] - 1
-    marks = "".join(
-        f'<div class="ls-mark" style="{_at(result["tokens"][key], edges)};--row:{row}">'
-        f"<span>{label} ≤ {text.number(result['tokens'][key])}</span></div>"
-        for row, (key, label) in enumerate(PERCENTILES)
-    )
-    words = f"Histogram of tokens a row, {text.number(first)} to {text.number(last)}, cut line at {text.number(cut)}."
-    return (
-        f'<figure class="ls-hist"><figcaption>Rows by number of tokens</figcaption>'
-        f'<div class="ls-plot"><svg viewBox="0 0 1000 100" preserveAspectRatio="none" role="img" aria-label="{words}">'
-        f'{_bars(edges, counts, cut)}</svg>{marks}<div class="ls-cut" style="{_at(cut, edges)}">'
-        f"<span>{'← ' if cut < first else ''}cut at {text.number(cut)}{' →' if cut > last else ''}</span></div></div>"
-        f'<div class="ls-axis"><span>{text.number(first)}</span><span>tokens a row (highest bar: '
-        f"{text.count(most, 'row')})</span><span>{text.number(last)}</span></div></figure>"
-    )
-
-
-def _share(value: float, edges: Sequence[float]) -> float:
-    """Where a number of tokens stands on the axis, 0 to 1."""
-    width = edges[-1] - edges[0]
-    return min(1.0, max(0.0, (value - edges[0]) / width)) if width > 0 else 0.5
-
-
-def _at(value: float, edges: Sequence[float]) -> str:
-    """Place on the axis; labels right of the middle hang to the left of their line, so that none is cut off."""
-    share = _share(value, edges)
-    return f"left:{100 * share:.2f}%;--side:{'-100%' if share > 0.5 else '0%'}"
-
-
-def _bars(edges: Sequence[float], counts: Sequence[int], cut: float) -> str:
-    most = max(counts, default=0) or 1
-    bars = []
-    for low, high, rows in zip(edges, edges[1:], counts, strict=False):
-        left, right = 1000 * _share(low, edges), 1000 * _share(high, edges)
-        height = max(1.0, 100 * rows / most) if rows else 0.0
-        lost = ' class="ls-over"' if low >= cut else ""
-        lengths = text.number(low) if high - low == 1 else f"{text.number(low)} to {text.number(high - 1)}"
-        title = f"{lengths} tokens: {text.count(rows, 'row')}"
-        bars.append(
-            f'<rect{lost} x="{left:.1f}" y="{100 - height:.1f}" width="{max(1.0, 0.92 * (right - left)):.1f}" '
-            f'height="{height:.1f}"><title>{title}</title></rect>'
-        )
-    return "".join(bars)
 
 
 def tokens(preview: Result) -> str:
@@ -224,7 +191,7 @@ def position(preview: Result, index: int, rows: int) -> str:
     """Which row is looked at."""
     words = f"Conversation {index + 1:,} of {rows:,} (row {preview['row']:,} of the file)"
     if preview["windows"] > 1:
-        words += f"; the first of its {preview['windows']:,} windows"
+        words += f"; window {preview['window'] + 1:,} of {preview['windows']:,}"
     return f'<p class="ls-where" role="status">{words}</p>'
 
 

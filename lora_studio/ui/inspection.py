@@ -1,8 +1,8 @@
-"""What the data tab's events do: keep an upload, inspect a file, correct its reading, move the cut line, turn pages.
+"""What the data tab's events do: keep an upload, inspect a file, correct its reading, move the cut line.
 
 Reading and tokenizing happen in the inspector, a child process that runs the code that training runs. What was chosen
 and what was found are drafts in the workspace, so that a reload shows them again. Drawing is data_tab.py's, words are
-data_view.py's and data_findings.py's.
+data_view.py's and data_findings.py's, and pager.py turns the pages.
 """
 
 import time
@@ -14,9 +14,11 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.errors import StudioError
-from lora_studio.ui import data_findings, data_view, reading_form, text
+from lora_studio.ui import data_findings, data_view, length_chart, reading_form, text
 from lora_studio.ui.data_choice import (
+    BAD_ROWS,
     CHOICE,
+    FOUND,
     MAPPING,
     PATHS,
     check,
@@ -26,10 +28,10 @@ from lora_studio.ui.data_choice import (
     sources,
     values_of,
 )
+from lora_studio.ui.pager import Pager, Pages
 from lora_studio.ui.reading_form import ReadingForm
 from lora_studio.ui.studio import Studio
 
-FOUND = "data-found"  # the draft of what the inspector said of the choice
 KEPT_BACK = ("A share of the training rows", "")
 
 
@@ -46,9 +48,11 @@ class Controls:
     system_prompt: gr.Textbox
     validation: gr.Dropdown
     percentiles: gr.Textbox
+    bad_rows: gr.Radio
     mapping: gr.State
     upload: gr.File
     upload_validation: gr.UploadButton
+    whole: gr.Column
     look: gr.Button
     stop: gr.Button
 
@@ -62,7 +66,7 @@ class Controls:
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of an inspected file. `found` is the inspector's result, `index` the conversation looked at."""
+    """What is shown of an inspected file. `found` is the inspector's result."""
 
     status: gr.HTML
     body: gr.Column
@@ -77,24 +81,20 @@ class View:
     take: gr.Button
     forecast: gr.HTML
     percentiles: gr.HTML
-    position: gr.HTML
-    previous: gr.Button
-    next: gr.Button
-    row: gr.Number
-    conversation: gr.HTML
-    tokens: gr.HTML
+    pager: Pager
     bad_line: gr.HTML
     bad_rows: gr.HTML
     hygiene: gr.HTML
+    rows: gr.Accordion
     table: gr.HTML
     cache: gr.HTML
     clear: gr.Button
     found: gr.State
-    index: gr.State
 
     def all(self) -> list[Any]:
-        """Every component, those of the reading's form among them."""
-        return [*(part for part in vars(self).values() if part is not self.reading), *self.reading.all()]
+        """Every component, those of the reading's form and of the pager among them."""
+        own = [part for part in vars(self).values() if part not in (self.reading, self.pager)]
+        return [*own, *self.reading.all(), *self.pager.all()]
 
 
 Updates = dict[Any, Any]
@@ -105,6 +105,7 @@ class Inspection:
 
     def __init__(self, studio: Studio, controls: Controls, view: View) -> None:
         self.studio, self.controls, self.view = studio, controls, view
+        self.pages = Pages(view.pager, self._preview)
         self._stopping = False
 
     def keep_upload(self, paths: list[str] | None) -> Updates:
@@ -136,18 +137,33 @@ class Inspection:
         """Another file is read as it is recognised, not as the one before was corrected to be."""
         yield from self._inspect({**values_of(chosen), MAPPING: None})
 
-    def use_reading(self, result: dict[str, Any] | None, *given: Any) -> Iterator[Updates]:
+    def use_reading(self, rows: dict[str, Any] | None, *given: Any) -> Iterator[Updates]:
         """Reads the file as the form says. `given` are the form's fields, then what is chosen."""
         fields = len(self.view.reading.fields())
-        if result:
-            mapping = reading_form.mapping_from(given[:fields], result["mapping"])
-            yield from self._inspect({**values_of(given[fields:]), MAPPING: mapping}, correcting=result)
+        if rows:
+            try:
+                mapping = reading_form.mapping_from(given[:fields], rows["mapping"])
+            except StudioError as error:
+                yield {self.view.reading.said: gr.HTML(text.problem(error), visible=True)}
+                return
+            yield from self._inspect({**values_of(given[fields:]), MAPPING: mapping}, correcting=rows)
 
-    def take_reading(self, result: dict[str, Any] | None, index: int | None, *chosen: Any) -> Iterator[Updates]:
+    def take_reading(self, rows: dict[str, Any] | None, index: int | None, *chosen: Any) -> Iterator[Updates]:
         """Reads the file in another of the ways that it can be read."""
-        if result and index is not None:
-            mapping = result["readings"][index]["mapping"] or None
-            yield from self._inspect({**values_of(chosen), MAPPING: mapping}, correcting=result)
+        if rows and index is not None:
+            mapping = rows["readings"][index]["mapping"] or None
+            yield from self._inspect({**values_of(chosen), MAPPING: mapping}, correcting=rows)
+
+    def try_reading(self, rows: dict[str, Any] | None, source: str, *fields: Any) -> Any:
+        """Shows what the form would make of the first rows, while it is filled in."""
+        if not rows or self.studio.inspector.busy:
+            return gr.skip()
+        try:
+            mapping = reading_form.mapping_from(fields, rows["mapping"])
+            found = self.studio.inspector.call("try_reading", train_file=source, mapping=mapping)
+        except StudioError as error:
+            return gr.HTML(text.problem(error), visible=True)
+        return gr.HTML(reading_form.trial(found), visible=True)
 
     def _inspect(self, values: dict[str, Any], *, correcting: dict[str, Any] | None = None) -> Iterator[Updates]:
         """`correcting` is what was found with the reading that is to be changed: it stays where the new one fails."""
@@ -161,6 +177,7 @@ class Inspection:
             **({} if correcting is not None else {c.mapping: values[MAPPING]}),
         }
         idle = {c.look: gr.Button(interactive=True), c.stop: gr.Button(visible=False)}
+        unread: dict[str, Any] = {}
         try:
             check(values)
             if correcting is None:
@@ -170,6 +187,7 @@ class Inspection:
                 if answer["kind"] == "result":
                     result = answer
                 else:
+                    unread = answer.get("unread", {})
                     first = self.show(answer["sample"], values) if answer.get("sample") else {}
                     yield first | {v.status: data_findings.step(answer)}
             workspace.write_draft(CHOICE, {"settings": values})
@@ -177,10 +195,13 @@ class Inspection:
             shown = self.show(result, values) | self.measure_cache()
             yield idle | shown | {c.mapping: values[MAPPING], v.status: gr.HTML("", visible=False)}
         except StudioError as error:
-            yield idle | self._failed(error, correcting)
+            yield idle | self._failed(error, correcting, unread)
 
-    def _failed(self, error: StudioError, correcting: dict[str, Any] | None) -> Updates:
-        """A stop leaves what is in sight; a reading that does not fit is told beside its form."""
+    def _failed(self, error: StudioError, correcting: dict[str, Any] | None, unread: dict[str, Any]) -> Updates:
+        """A stop leaves what is in sight; a reading that does not fit is told beside its form.
+
+        Rows that can't be used as they are read are shown all the same, with the form to say how to read them.
+        """
         v = self.view
         before = {} if correcting is None else {v.reading.choice: reading_form.chosen(correcting)}
         if self._stopping:
@@ -188,7 +209,11 @@ class Inspection:
         said = gr.HTML(text.problem(error), visible=True)
         if correcting is not None:
             return before | {v.reading.said: said, v.status: gr.HTML("", visible=False)}
-        return {v.status: said, v.body: gr.Column(visible=False)}
+        nothing = {v.status: said, v.body: gr.Column(visible=False), v.summary: "", v.found: None}
+        if not unread:
+            return nothing | {v.reading.box: gr.Column(visible=False), v.rows: gr.Accordion(visible=False)}
+        form = reading_form.fill(v.reading, unread, corrected=False, unread=True)
+        return nothing | form | {v.rows: gr.Accordion(visible=True, open=True), v.table: data_view.rows_table(unread)}
 
     def stop(self) -> None:
         """Ends the inspector's child: certain in every phase, and the next look starts a new one."""
@@ -201,38 +226,62 @@ class Inspection:
         low, high = data_view.cut_bounds(result)
         length, wanted = result["max_length"], result["suggested"]["max_length"]
         bad = bool(result["bad_row_list"])
+        place = data_view.cut_place(result, length)
         return {
             v.body: gr.Column(visible=True),
-            v.summary: data_findings.first_look(result) + data_view.summary(result),
+            **self._judge(result, values),
             **reading_form.fill(v.reading, result, corrected=values[MAPPING] is not None),
             v.suggestion: data_findings.suggestion(result),
             v.take: gr.Button(f"Take the suggestion: {text.count(wanted, 'token')}", visible=wanted != length),
             v.forecast: data_findings.forecast(result),
             v.percentiles: data_findings.percentiles(result),
             v.hygiene: data_findings.hygiene(result),
-            v.cut: gr.Slider(minimum=low, maximum=high, value=min(max(length, low), high)),
-            **self.move_cut(result, length),
-            v.bad_line: data_view.bad_rows_line(result),
+            v.cut: gr.Slider(minimum=low, maximum=high, value=place),
+            **self.move_cut(result, place),
             v.bad_rows: gr.HTML(data_view.bad_rows_table(result), visible=bad),
+            v.rows: gr.Accordion(visible=True),
             v.table: data_view.rows_table(result),
             v.found: result,
-            **self._paint(result["examples"][0] if result["examples"] else None, 0, result),
+            **self.pages.paint(result["examples"][0] if result["examples"] else None, 0, result),
         }
+
+    def _judge(self, result: dict[str, Any], values: dict[str, Any]) -> Updates:
+        """What depends on whether bad rows are skipped: where they are to stop the work, nothing can be trained."""
+        v, stop = self.view, values[BAD_ROWS] == "stop"
+        return {
+            v.summary: data_findings.first_look(result) + data_view.summary(result, stop=stop),
+            v.bad_line: data_view.bad_rows_line(result, stop=stop),
+            v.train: gr.Button(interactive=not (stop and result["refusal"])),
+        }
+
+    def choose_bad_rows(self, result: dict[str, Any] | None, *chosen: Any) -> Updates:
+        """Skip or stop: both are known already, so nothing is read again."""
+        if not result:
+            return {}
+        values = values_of(chosen)
+        self.studio.workspace.write_draft(CHOICE, {"settings": values})
+        self.studio.workspace.write_draft(FOUND, {"settings": values, "result": result})
+        return self._judge(result, values)
 
     def move_cut(self, result: dict[str, Any] | None, length: float) -> Updates:
         """The line and its sentence, from numbers that are already counted."""
         if not result:
             return {}
-        at = data_view.nearest_cut(result["cut_curve"], length)["max_length"]
+        at, longest, used = data_view.cut_place(result, length), result["tokens"]["max"], result["max_length"]
+        new = at != used and min(at, used) < longest  # from the longest row on, all lengths are the same
         return {
-            self.view.histogram: data_view.histogram(result, length),
-            self.view.sentence: data_view.cut_sentence(result, length),
-            self.view.use: gr.Button(f"Use {at:,} as the longest row", visible=at != result["max_length"]),
+            self.view.histogram: length_chart.lengths(result, at),
+            self.view.sentence: data_view.cut_sentence(result, at),
+            self.view.use: gr.Button(f"Use {at:,} as the longest row", visible=new),
         }
+
+    def settle_cut(self, result: dict[str, Any] | None, length: float) -> Any:
+        """The slider comes to rest where numbers are counted, so that it says what the sentence says."""
+        return data_view.cut_place(result, length) if result else gr.skip()
 
     def use_cut(self, result: dict[str, Any] | None, length: float) -> Any:
         """The cut line's place becomes the longest row."""
-        return data_view.nearest_cut(result["cut_curve"], length)["max_length"] if result else gr.skip()
+        return self.settle_cut(result, length)
 
     def take_suggestion(self, result: dict[str, Any] | None) -> Any:
         """The length that suits the data becomes the longest row."""
@@ -247,47 +296,13 @@ class Inspection:
         self.studio.workspace.clear_cache()
         return self.measure_cache()
 
-    def back(self, result: dict[str, Any] | None, index: int) -> Updates:
-        return self.go(result, index)
-
-    def forward(self, result: dict[str, Any] | None, index: int) -> Updates:
-        return self.go(result, index + 2)
-
-    def go(self, result: dict[str, Any] | None, number: float | None) -> Updates:
-        """Shows one conversation, counted from 1; beyond an end stands the end."""
-        if not result or number is None or result["sampled"] is not None:
-            return {}
-        index = min(max(int(number) - 1, 0), result["usable_rows"] - 1)
-        try:
-            return self._paint(self._preview(index), index, result)
-        except StudioError as error:
-            return {self.view.conversation: text.problem(error), self.view.tokens: ""}
-
-    def _preview(self, index: int) -> dict[str, Any]:
+    def _preview(self, index: int, window: int) -> dict[str, Any]:
         """The inspector keeps the last file in memory; one that was closed since has to read it again."""
         inspector = self.studio.inspector
         if not inspector.running:
             draft = self.studio.workspace.read_draft(FOUND)
             inspector.call("inspect", **request_of(draft["settings"], self.studio.workspace))
-        return inspector.call("preview", row_index=index)
-
-    def _paint(self, preview: dict[str, Any] | None, index: int, result: dict[str, Any]) -> Updates:
-        v, rows = self.view, result["usable_rows"]
-        idle = result["sampled"] is None  # at a first look the reader is busy with the whole file
-        if preview is None:
-            return {
-                v.conversation: text.empty("No conversation to show", "Every row is bad or left out."),
-                v.tokens: "",
-            }
-        return {
-            v.position: data_view.position(preview, index, rows),
-            v.row: gr.Number(value=index + 1, maximum=rows),
-            v.index: index,
-            v.conversation: data_view.conversation(preview),
-            v.tokens: data_view.tokens(preview),
-            v.previous: gr.Button(interactive=idle and index > 0),
-            v.next: gr.Button(interactive=idle and index < rows - 1),
-        }
+        return inspector.call("preview", row_index=index, window=window)
 
     def repaint(self) -> Updates:
         """After a reload: the last choice, and what was found for it."""
@@ -299,7 +314,7 @@ class Inspection:
         second = gr.Dropdown(choices=[KEPT_BACK, *offered], value=values["data.validation_file"] or "")
         updates[self.controls.validation] = second
         updates[self.controls.system_prompt] = values["data.system_prompt"] or ""
-        updates |= self.measure_cache()
+        updates |= self.measure_cache() | {self.controls.whole: gr.Column(visible=True)}
         found = workspace.read_draft(FOUND)
         if isinstance(found, dict) and found["settings"] == values:
             updates |= self.show(found["result"], values) | {self.view.status: gr.HTML("", visible=False)}

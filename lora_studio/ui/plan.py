@@ -19,7 +19,7 @@ from lora_studio.errors import StudioError
 from lora_studio.estimate import Estimate, estimate, settled, verdict
 from lora_studio.hardware import Device, devices
 from lora_studio.past_runs import Speed, speed
-from lora_studio.ui.inspection import FOUND
+from lora_studio.ui.data_choice import FOUND, MAPPING
 from lora_studio.workspace import Workspace, shipped_data
 
 LARGEST_COUNTED = 64_000_000  # bytes; larger files are counted by the run itself, the form stays quick
@@ -61,7 +61,7 @@ def plan(config: Config, workspace: Workspace, *, busy: bool = False) -> Plan:
     """The run that a config describes. `busy` says that a run of ours holds the device until this one begins."""
     training = config.training
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    seen, rows = seen_data(config, workspace), training_rows(config)
+    seen, rows = seen_data(config, workspace), training_rows(config, workspace)
     steps = total_steps(config, rows, seen)
     device = first_device(int(time.monotonic() / DEVICE_SECONDS))
     known = speed(
@@ -115,14 +115,24 @@ def _looked_at(config: Config) -> dict[str, Any]:
     }
 
 
-def training_rows(config: Config) -> int | None:
-    """Rows that are left to train on after the split, where the file is quick to count."""
+def training_rows(config: Config, workspace: Workspace) -> int | None:
+    """Rows that are left to train on after the split, where the data was looked at or is quick to count."""
     data = config.data
-    found = count_rows(data_path(data.train_file))
+    found = usable_rows(config, workspace) or count_rows(data_path(data.train_file))
     if found is None:
         return None
     kept = 0 if data.validation_file else round(found * data.validation_fraction)
     return min(found - kept, data.max_samples or found)
+
+
+def usable_rows(config: Config, workspace: Workspace) -> int | None:
+    """Usable rows as the data tab counted them, where it looked at this data, read as the run will read it."""
+    draft = workspace.read_draft(FOUND)
+    if not isinstance(draft, dict):
+        return None
+    asked = {"data.train_file": config.data.train_file, MAPPING: config.data.mapping}
+    same = all(draft["settings"].get(path) == value for path, value in asked.items())
+    return int(draft["result"]["usable_rows"]) if same else None
 
 
 def total_steps(config: Config, rows: int | None, seen: Seen | None) -> int | None:

@@ -15,6 +15,9 @@ VERDICTS = {
     "tight": ("warn", "Tight: it may or may not fit"),
     "does not fit": ("bad", "Does not fit"),
 }
+LOOK = "press “Look at this data” on the Data tab"
+NO_ROWS = f"The rows of this data are not counted yet: {LOOK}, then they stand here."
+NO_PACKS = f"How many steps there are depends on how the rows fill the packs: with these settings, {LOOK}."
 SIGNS = {OK: ("good", "✓"), NOTE: ("warn", "!"), ASK: ("warn", "?"), FAILED: ("bad", "✗")}
 SPOKEN = {OK: "all right", NOTE: "worth knowing", ASK: "to decide", FAILED: "failed"}
 
@@ -42,7 +45,13 @@ def numbers(found: Plan | None) -> str:
     if trained:
         share = f"{100 * trained.share:.2f} % of {_short(trained.parameters)}"
         shown += [(_short(trained.trainable), "Trained parameters", share)]
-    return tiles(shown)
+    return _missing(found) + tiles(shown)
+
+
+def _missing(found: Plan) -> str:
+    """What is not known yet, and how to get it."""
+    words = NO_ROWS if found.rows is None else NO_PACKS if found.steps is None else ""
+    return f'<p class="ls-hint">{escape(words)}</p>' if words else ""
 
 
 def _short(value: int) -> str:

@@ -122,14 +122,19 @@ def controls(start: Style | None = None) -> Controls:
     return Controls(axis, smoothing, logarithmic, everything)
 
 
-def chart(elem_id: str = "chart", label: str = "Curves of the run: loss, learning rate, gradient norm") -> gr.HTML:
-    """The chart's place on the page; its value is a `curves.drawing`. plotly's script comes from its own package."""
+def plotly_script() -> str:
+    """The tag that brings plotly's script out of its own package; a page that has it twice loads it once."""
     script = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
     gr.set_static_paths([str(script)])
+    return f'<script src="gradio_api/file={script}"></script>'
+
+
+def chart(elem_id: str = "chart", label: str = "Curves of the run: loss, learning rate, gradient norm") -> gr.HTML:
+    """The chart's place on the page; its value is a `curves.drawing`."""
     return gr.HTML(
         value={},
         html_template=f'<div class="chart" role="img" aria-label="{label}"></div>',
         js_on_load=_SCRIPT,
-        head=f'<script src="gradio_api/file={script}"></script>',
+        head=plotly_script(),
         elem_id=elem_id,
     )

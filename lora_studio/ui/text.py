@@ -234,20 +234,8 @@ p.ls-hint { margin-bottom: 12px; }
 .ls-findings.ls-calm li { border-color: var(--quiet); }
 .ls-findings summary { cursor: pointer; color: var(--body-text-color-subdued); font-size: 13px; }
 .ls-findings details { color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
-.ls-hist { margin: 0; } .ls-hist figcaption { color: var(--body-text-color-subdued); font-size: 13px; }
-.ls-plot { position: relative; height: 230px; padding-top: 76px; box-sizing: border-box;
-  border-bottom: 1px solid var(--quiet); overflow: hidden; }
-.ls-plot svg { display: block; width: 100%; height: 100%; } .ls-plot rect { fill: var(--busy); }
-.ls-plot rect.ls-over { fill: var(--ls-lost); } .ls-plot rect:hover { opacity: 0.75; }
-.ls-mark, .ls-cut { position: absolute; bottom: 0; width: 0; pointer-events: none; }
-.ls-mark { top: calc(22px + var(--row) * 17px); border-left: 1px dashed var(--quiet); }
-.ls-cut { top: 2px; border-left: 2px solid var(--ls-cut); }
-.ls-mark span, .ls-cut span { position: absolute; top: -1px; white-space: nowrap; font-size: 12px; line-height: 16px;
-  padding: 0 5px; transform: translateX(var(--side)); color: var(--body-text-color-subdued);
-  font-variant-numeric: tabular-nums; }
-.ls-cut span { color: var(--ls-cut); font-weight: 600; }
-.ls-axis { display: flex; justify-content: space-between; gap: 8px; font-size: 12px; margin-top: 2px;
-  color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
+#lengths .chart { min-height: 310px; }
+[id^="reading-role-"] input:focus-visible { outline: none !important; }
 .ls-legend { margin: 8px 0; color: var(--body-text-color-subdued); line-height: 1.9; font-size: 13px; }
 .ls-tokens { white-space: pre-wrap; overflow-wrap: anywhere; font-family: var(--font-mono); font-size: 13px;
   line-height: 1.9; max-height: 460px; overflow-y: auto; border: 1px solid var(--line); border-radius: 8px;

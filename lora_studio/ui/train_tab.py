@@ -26,7 +26,7 @@ from lora_studio.ui import form as forms
 from lora_studio.ui import module_choice, plan_card, plan_words, preset_keeper, text
 from lora_studio.ui.data_choice import is_there
 from lora_studio.ui.form_draft import read_draft, save_draft
-from lora_studio.ui.plan import DEVICE_SECONDS, first_device, plan
+from lora_studio.ui.plan import DEVICE_SECONDS, Plan, first_device, plan
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import Workspace, shipped_data
 
@@ -134,9 +134,15 @@ def _keep(drawn: Drawn, studio: Studio) -> None:
         preset, raws = read_draft(workspace)
         return {**_show(drawn, studio, preset, raws), drawn.whole: gr.Row(visible=True)}
 
+    def recount(*raws: Any) -> dict[Any, Any]:
+        return plan_card.updates(drawn.card, _planned(studio, raws))
+
     given = [drawn.preset, drawn.told, *drawn.form.widgets]
     gr.on(drawn.form.edits, changed, given, drawn.shown, trigger_mode="always_last", **QUIET)
     gr.on(None, restore, None, [*drawn.shown, drawn.whole], **QUIET)
+    tab = drawn.whole.parent
+    assert isinstance(tab, gr.Tab)  # what the data tab counted since is known when this one is opened again
+    tab.select(recount, drawn.form.widgets, drawn.card.shown, **QUIET)
 
 
 def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
@@ -258,20 +264,27 @@ def _show(
     }
 
 
+def _planned(studio: Studio, raws: Sequence[Any]) -> Plan | None:
+    """What the form comes to; None while some settings are not right."""
+    try:
+        return plan(checked(raws), studio.workspace, busy=bool(studio.supervisor.busy()))
+    except ConfigError:
+        return None
+
+
 def _look(drawn: Drawn, studio: Studio, raws: Sequence[Any], told: Told) -> dict[Any, Any]:
     """What the form comes to, and of its problems those that were told and are still there."""
     try:
         config = checked(raws)
-        found = plan(config, studio.workspace, busy=bool(studio.supervisor.busy()))
         cuda = first_device(int(time.monotonic() / DEVICE_SECONDS)).kind == "cuda"
         problems, yaml = list(machine_conflicts(config, cuda=cuda)), to_yaml(config)
     except ConfigError as error:
-        found, problems, yaml = None, error.problems, "# Some settings are not right yet."
+        problems, yaml = error.problems, "# Some settings are not right yet."
     fields, _ = forms.beside_fields(problems)
     in_sight = {path: message for path, message in fields.items() if path in told.paths}
     words = summary(in_sight, told.others)
     return {
-        **plan_card.updates(drawn.card, found),
+        **plan_card.updates(drawn.card, _planned(studio, raws)),
         drawn.checks: gr.HTML(visible=False),
         drawn.anyway: gr.Button(visible=False),
         drawn.yaml: yaml,

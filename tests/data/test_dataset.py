@@ -39,6 +39,7 @@ def test_settings_are_those_of_the_config_with_its_defaults():
     assert config.pop("train_file") == "pirate"
     assert config.pop("validation_file") is None
     assert config.pop("mapping") is None
+    assert config.pop("bad_rows") == "skip"
     assert vars(Settings()) == config
 
 
@@ -73,6 +74,29 @@ def test_bad_rows_are_reported_with_their_number_and_do_not_stop_the_rest(write,
     prepared = prepare(str(write("a.jsonl", rows)), tokenizer, validation_fraction=0)
     assert _rows(prepared.train) == [1, 3]
     assert [(bad.row, bad.reason, bad.field) for bad in prepared.bad_rows] == [(2, EMPTY_ANSWER, "completion")]
+
+
+def test_bad_rows_stop_the_work_where_that_is_asked_for_and_are_named(write, tokenizer, tmp_path):
+    rows = _pairs(9)
+    rows[1]["completion"] = rows[4]["completion"] = " "
+    del rows[6]["completion"]
+    path, cache = str(write("a.jsonl", rows)), tmp_path / "cache"
+    skipped = prepare(path, tokenizer, cache_folder=cache)
+    entries = sorted(entry.name for entry in cache.iterdir())
+    with pytest.raises(StudioError) as error:
+        prepare(path, tokenizer, cache_folder=cache, bad_rows="stop")
+    assert "3 rows can't be used (an answer is empty: 2; the row lacks a needed field: 1)" in error.value.message
+    assert "a.jsonl, row 2: an answer is empty (completion)" in error.value.message
+    assert sorted(entry.name for entry in cache.iterdir()) == entries
+    good = prepare(str(write("b.jsonl", _pairs(9))), tokenizer, bad_rows="stop")
+    assert len(good.train) + len(good.validation) == len(skipped.train) + len(skipped.validation) + 3
+
+
+def test_bad_rows_of_the_validation_file_stop_the_work_too(file, write, tokenizer):
+    held = write("held.jsonl", [{"prompt": "a", "completion": text} for text in ("b", *[""] * 7)])
+    with pytest.raises(StudioError, match=r"held\.jsonl, row 2") as error:
+        prepare(file, tokenizer, validation_file=str(held), bad_rows="stop")
+    assert "and 2 more" in error.value.message
 
 
 def test_a_file_without_a_usable_row_says_how_it_was_read(write, tokenizer):

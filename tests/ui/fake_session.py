@@ -15,6 +15,7 @@ class FakeSession:
         self.script = script
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.running = False
+        self.busy = False
         self.left_early = 0
         self.stops = 0
 

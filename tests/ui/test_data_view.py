@@ -53,6 +53,7 @@ def preview() -> dict[str, Any]:
     return {
         "row": 4,
         "windows": 1,
+        "window": 0,
         "record": {"question": "<script>"},
         "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<b>${1}"}],
         "text": "",
@@ -75,7 +76,7 @@ def test_between_two_counted_lengths_the_nearest_one_is_named(result: dict[str, 
 
 def test_a_limit_beyond_every_row_says_that_nothing_is_cut(result: dict[str, Any]) -> None:
     said = data_view.cut_sentence(result, 1024)
-    assert "At 1,024 tokens: nothing is cut. The longest row has 30 tokens." in said
+    assert "At 1,024 tokens: nothing is cut. The longest row has 30 tokens; 1,024 are allowed now." in said
     assert "ls-good" in said
 
 
@@ -88,21 +89,8 @@ def test_the_cut_line_moves_between_the_shortest_and_the_longest_row(result: dic
     assert data_view.cut_bounds(result) == (8, 30)
 
 
-def test_the_histogram_has_a_bar_for_each_filled_bin_and_marks_what_lies_beyond_the_cut(result: dict[str, Any]) -> None:
-    drawn = data_view.histogram(result, 16)
-    bars = re.findall(r"<rect[^>]*height=\"([\d.]+)\"", drawn)
-    assert bars == ["100.0", "60.0", "0.0", "40.0"]
-    assert drawn.count("ls-over") == 2
-    assert "cut at 16</span>" in drawn
-    assert "6 to 11 tokens: 5 rows" in drawn
-
-
-def test_a_cut_outside_the_drawn_lengths_stands_at_the_edge_with_an_arrow(result: dict[str, Any]) -> None:
-    assert "cut at 1,024 →" in data_view.histogram(result, 1024)
-    long = {**result, "histogram": {"edges": [600, 601], "counts": [3]}}
-    drawn = data_view.histogram(long, 8)
-    assert "← cut at 8" in drawn
-    assert "600 tokens: 3 rows" in drawn
+def test_from_the_longest_row_on_the_line_stands_at_the_longest_row(result: dict[str, Any]) -> None:
+    assert [data_view.cut_place(result, at) for at in (1024, 31, 29, 15, 3)] == [30, 30, 30, 16, 8]
 
 
 def test_the_summary_says_the_shape_in_words_and_shows_column_names_as_text(result: dict[str, Any]) -> None:
@@ -113,7 +101,7 @@ def test_the_summary_says_the_shape_in_words_and_shows_column_names_as_text(resu
 
 
 def test_bad_rows_are_counted_by_reason_listed_and_saved_as_json_lines(result: dict[str, Any]) -> None:
-    assert "3 rows can&#x27;t be used" in data_view.bad_rows_line(result)
+    assert "3 rows can&#x27;t be used" in data_view.bad_rows_line(result, stop=False)
     table = data_view.bad_rows_table(result)
     assert "&lt;script&gt;" in table
     assert "(the first 1 of 3)" in table
@@ -123,7 +111,9 @@ def test_bad_rows_are_counted_by_reason_listed_and_saved_as_json_lines(result: d
 
 
 def test_a_file_without_faults_says_so(result: dict[str, Any]) -> None:
-    assert "Every row of the file can be used." in data_view.bad_rows_line({**result, "bad_rows": 0})
+    assert "Every row of the file can be used." in data_view.bad_rows_line(
+        {**result, "bad_rows": 0, "refusal": None}, stop=True
+    )
     assert data_view.bad_rows_table({**result, "bad_row_list": []}) == ""
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lora_studio.errors import StudioError
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui import data_choice, data_tab
+from lora_studio.ui import data_choice, data_tab, reading_form
 from lora_studio.ui.data_choice import PATHS
 from lora_studio.ui.inspection import Inspection
 from lora_studio.ui.studio import Studio
@@ -19,6 +19,7 @@ from tests.ui.fake_session import FakeSession
 PREVIEW = {
     "row": 3,
     "windows": 1,
+    "window": 0,
     "record": {"q": "Hi"},
     "messages": [{"role": "user", "content": "Hi"}],
     "text": "Hi",
@@ -50,6 +51,8 @@ RESULT: dict[str, Any] = {
     "ambiguous": True,
     "question": "Learn from `a`, or from `b`?",
     "mapping": READINGS[0]["mapping"],
+    "speakers": {},
+    "refusal": None,
     "hygiene": None,
     "assumptions": [],
     "template_origin": "",
@@ -75,9 +78,24 @@ RESULT: dict[str, Any] = {
 }
 
 
+UNREAD = {
+    "kind": "progress",
+    "phase": "rows",
+    "unread": {
+        **{key: RESULT[key] for key in ("table", "ambiguous", "question", "readings")},
+        "mapping": {},
+        "speakers": {"customer": "", "bot": "assistant"},
+    },
+}
+
+
 def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
     if method == "preview":
-        return [{"kind": "result", **PREVIEW, "row": params["row_index"] + 10}]
+        return [{"kind": "result", **PREVIEW, **params, "row": params["row_index"] + 10, "windows": 3}]
+    if method == "try_reading":
+        return [{"kind": "result", "words": str(params["mapping"]), "failed": 0, "of": 3, "rows": []}]
+    if params["train_file"] == "nobody":
+        return [UNREAD, StudioError("The shape of the rows is not known.")]
     if params["model"] == "gone":
         return [StudioError("There is no model 'gone'.", "Name another one.")]
     if (params["mapping"] or {}).get("text"):
@@ -92,21 +110,27 @@ def act(workspace: Workspace) -> Inspection:
     session: Any = FakeSession(script)
     studio = Studio(workspace, Supervisor(workspace), session, session)
     with gr.Blocks():
-        return Inspection(studio, data_tab.draw_controls(studio), data_tab.draw_view())
+        controls = data_tab.draw_controls(studio)
+        return Inspection(studio, controls, data_tab.draw_view(controls))
 
 
 def chosen(**changed: Any) -> list[Any]:
     values = {"data.train_file": "pirate", "model.name": " demo ", "data.max_length": 1024}
     rest = {"data.truncation": "keep_answer", "data.train_on": "assistant", "data.prompt_style": "auto"}
-    last = {"data.system_prompt": "", "data.validation_file": "", "look.percentiles": "", "data.mapping": None}
-    return [({**values, **rest, **last} | changed)[path] for path in PATHS]
+    last = {"data.system_prompt": "", "data.validation_file": "", "look.percentiles": "", "data.bad_rows": "skip"}
+    return [({**values, **rest, **last, "data.mapping": None} | changed)[path] for path in PATHS]
+
+
+def form_fields(*, roles: list[list[str]] | None = None, **parts: str) -> list[Any]:
+    columns = [parts.get(part, "") for part in reading_form.PARTS]
+    return [*columns, *(roles or [[], [], [], []]), parts.get("template", "")]
 
 
 def test_looking_shows_progress_then_everything_that_was_found(act: Inspection) -> None:
     updates = list(act.look(*chosen()))
     assert "Making tokens: 1 of 3" in str(updates[1][act.view.status])
     assert "Plain text." in updates[-1][act.view.summary]
-    assert "Conversation 1 of 3 (row 3 of the file)" in updates[-1][act.view.position]
+    assert "Conversation 1 of 3 (row 3 of the file)" in updates[-1][act.view.pager.position]
     assert updates[-1][act.view.found] == RESULT
     method, params = act.studio.inspector.asked[0]
     assert (method, params["train_file"], params["model"], params["system_prompt"]) == (
@@ -166,26 +190,65 @@ def test_an_upload_is_copied_chosen_and_offered(act: Inspection, tmp_path: Path)
 def test_the_cut_line_moves_without_asking_the_inspector(act: Inspection) -> None:
     updates = act.move_cut(RESULT, 10)
     assert "At 8 tokens: 1 row" in updates[act.view.sentence]
-    assert "cut at 8" in updates[act.view.histogram]
+    assert updates[act.view.histogram]["cut"] == {"at": 8.5, "label": "cut at 8"}
     assert act.use_cut(RESULT, 10) == 8
     assert act.studio.inspector.asked == []
     assert act.move_cut(None, 10) == {}
 
 
+def test_slider_line_and_sentence_name_one_length_also_beyond_the_longest_row(act: Inspection) -> None:
+    curve = [*RESULT["cut_curve"], {"max_length": 30, "rows": 0, "lost_trained_tokens": 0, "dropped_rows": 0}]
+    shown = act.show({**RESULT, "cut_curve": curve}, dict(zip(PATHS, chosen(), strict=True)))
+    assert (shown[act.view.cut].value, shown[act.view.cut].maximum) == (30, 30)
+    assert "At 30 tokens: nothing is cut." in shown[act.view.sentence]
+    assert "1,024 are allowed now" in shown[act.view.sentence]
+    assert shown[act.view.histogram]["cut"]["label"] == "cut at 30"
+    assert shown[act.view.use].visible is False
+    assert act.settle_cut({**RESULT, "cut_curve": curve}, 12) == 8
+
+
+def test_windows_of_a_long_text_turn_and_the_next_row_begins_with_its_first(act: Inspection) -> None:
+    pager = act.view.pager
+    first = list(act.look(*chosen()))[-1]
+    assert first[pager.windows].visible is False
+    second = act.pages.later(RESULT, 1, 0)
+    assert "row 11 of the file); window 2 of 3" in second[pager.position]
+    assert (second[pager.window], second[pager.windows].visible) == (1, True)
+    last = act.pages.later(RESULT, 1, 1)
+    assert (last[pager.later].interactive, last[pager.earlier].interactive) == (False, True)
+    assert act.pages.earlier(RESULT, 1, 0)[pager.window] == 0
+    assert act.pages.forward(RESULT, 1)[pager.window] == 0
+
+
+def test_bad_rows_that_stop_a_run_are_told_and_shown_without_reading_again(act: Inspection) -> None:
+    result = {**RESULT, "bad_rows": 1, "refusal": {"message": "1 row can't be used.", "hint": "Mend it."}}
+    values = chosen(**{"data.bad_rows": "stop"})
+    updates = act.choose_bad_rows(result, *values)
+    assert "Mend it." in updates[act.view.bad_line]
+    assert updates[act.view.train].interactive is False
+    assert "left out and" not in updates[act.view.bad_line]
+    assert act.studio.inspector.asked == []
+    assert act.view.summary in act.repaint()
+    assert act.choose_bad_rows(result, *chosen())[act.view.train].interactive is True
+    list(act.look(*values))
+    assert act.studio.inspector.asked[0][1]["bad_rows"] == "skip"
+    assert act.hand_over(*values)[0][1]["data.bad_rows"] == "stop"
+
+
 def test_pages_turn_and_stop_at_the_ends(act: Inspection) -> None:
     list(act.look(*chosen()))
-    assert act.forward(RESULT, 0)[act.view.index] == 1
-    assert "row 11 of the file" in act.forward(RESULT, 0)[act.view.position]
-    assert act.forward(RESULT, 2)[act.view.index] == 2
-    assert act.back(RESULT, 0)[act.view.index] == 0
-    assert act.go(RESULT, 99)[act.view.index] == 2
-    assert act.go(None, 1) == {}
+    assert act.pages.forward(RESULT, 0)[act.view.pager.index] == 1
+    assert "row 11 of the file" in act.pages.forward(RESULT, 0)[act.view.pager.position]
+    assert act.pages.forward(RESULT, 2)[act.view.pager.index] == 2
+    assert act.pages.back(RESULT, 0)[act.view.pager.index] == 0
+    assert act.pages.go(RESULT, 99)[act.view.pager.index] == 2
+    assert act.pages.go(None, 1) == {}
 
 
 def test_a_reader_that_was_closed_reads_the_file_again_for_the_next_page(act: Inspection) -> None:
     list(act.look(*chosen()))
     act.stop()
-    act.forward(RESULT, 0)
+    act.pages.forward(RESULT, 0)
     assert [method for method, _ in act.studio.inspector.asked] == ["inspect", "inspect", "preview"]
 
 
@@ -257,10 +320,10 @@ def test_a_first_look_is_shown_at_once_and_replaced_by_the_whole(act: Inspection
     act.studio.inspector.script = lambda method, **params: [progress, RESULT]
     _, first, whole = list(act.look(*chosen()))
     assert "First look: 2 rows" in first[act.view.summary]
-    assert first[act.view.next].interactive is False
-    assert act.forward(sample, 0) == {}
+    assert first[act.view.pager.next].interactive is False
+    assert act.pages.forward(sample, 0) == {}
     assert "First look" not in whole[act.view.summary]
-    assert whole[act.view.next].interactive is True
+    assert whole[act.view.pager.next].interactive is True
 
 
 def test_an_ambiguous_file_asks_and_the_other_reading_is_taken_with_a_click(act: Inspection) -> None:
@@ -276,7 +339,7 @@ def test_an_ambiguous_file_asks_and_the_other_reading_is_taken_with_a_click(act:
 
 def test_a_corrected_reading_is_read_kept_and_handed_to_the_train_tab(act: Inspection) -> None:
     form = act.view.reading
-    fields = ["q", "b", "", "", "", "", ""]
+    fields = form_fields(user="q", assistant="b")
     taken = list(act.use_reading(RESULT, *fields, *chosen()))[-1]
     mapping = {"user": "q", "assistant": "b"}
     assert taken[act.controls.mapping] == mapping
@@ -289,12 +352,37 @@ def test_a_corrected_reading_is_read_kept_and_handed_to_the_train_tab(act: Inspe
 
 def test_a_reading_that_does_not_fit_is_told_beside_its_form_and_not_kept(act: Inspection) -> None:
     list(act.look(*chosen()))
-    last = list(act.use_reading(RESULT, "q", "a", "", "", "", "b", "", *chosen()))[-1]
+    last = list(act.use_reading(RESULT, *form_fields(user="q", assistant="a", text="b"), *chosen()))[-1]
     assert "leave the other parts empty" in last[act.view.reading.said].value
     assert act.view.body not in last
     assert act.controls.mapping not in last
     assert last[act.view.reading.choice] == 0
     assert data_choice.remembered(act.studio.workspace)["data.mapping"] is None
+
+
+def test_rows_that_nobody_could_read_are_shown_with_the_form_and_read_as_it_says(act: Inspection) -> None:
+    form = act.view.reading
+    failed = list(act.look(*chosen(**{"data.train_file": "nobody"})))[-1]
+    assert "shape of the rows is not known" in failed[act.view.status].value
+    assert (failed[form.box].visible, failed[form.fold].open) == (True, True)
+    assert failed[form.roles[2]].value == ["bot"]
+    assert failed[form.roles[1]].choices == [("customer", "customer"), ("bot", "bot")]
+    assert "The first 1 row of the file" in failed[act.view.table]
+    assert failed[act.view.found] is None
+    fields = form_fields(messages="q", roles=[[], ["customer"], ["bot"], []])
+    taken = list(act.use_reading(failed[form.rows], *fields, *chosen()))[-1]
+    assert taken[act.controls.mapping] == {"messages": "q", "roles": {"customer": "user"}}
+    assert taken[act.view.body].visible is True
+
+
+def test_a_reading_is_tried_while_the_form_is_filled_in(act: Inspection) -> None:
+    tried = act.try_reading(RESULT, "pirate", *form_fields(user="q", assistant="b"))
+    assert "&#x27;assistant&#x27;: &#x27;b&#x27;" in tried.value
+    assert act.studio.inspector.asked[0][1]["train_file"] == "pirate"
+    clash = form_fields(messages="q", roles=[["x"], ["x"], [], []])
+    assert "can&#x27;t be both system and user" in act.try_reading(RESULT, "pirate", *clash).value
+    said = list(act.use_reading(RESULT, *clash, *chosen()))[-1]
+    assert "can&#x27;t be both" in said[act.view.reading.said].value
 
 
 def test_another_file_is_read_as_it_is_recognised(act: Inspection) -> None:

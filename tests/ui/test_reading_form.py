@@ -1,11 +1,13 @@
 """How the form of a reading is filled and what it says: columns to parts, a template, what stays as it was."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 import pytest
 
 from lora_studio.data.mapping import PARTS, Mapping
+from lora_studio.errors import StudioError
 from lora_studio.ui import reading_form
 from lora_studio.ui.reading_form import ReadingForm
 
@@ -18,18 +20,19 @@ def form() -> ReadingForm:
 
 @pytest.fixture
 def result() -> dict[str, Any]:
-    reading = {"user": "<b>", "assistant": "late", "history": "before"}
+    reading = {"user": "<b>", "assistant": "late", "label": "mark"}
     return {
         "table": {"columns": ["row", "row", "<b>", "title"], "rows": []},
         "mapping": reading,
         "readings": [{"words": "`<b>` asks\u202e.", "mapping": reading}],
+        "speakers": {"human": "user", "critic": "", "bot": "assistant", "call": "call"},
         "ambiguous": False,
         "question": "",
     }
 
 
-def fields(**given: str) -> tuple[str, ...]:
-    return tuple(given.get(name, "") for name in (*reading_form.PARTS, "template"))
+def fields(roles: Sequence[Sequence[str]] = ((), (), (), ()), **given: str) -> tuple[Any, ...]:
+    return (*(given.get(name, "") for name in reading_form.PARTS), *roles, given.get("template", ""))
 
 
 def test_the_form_starts_with_the_reading_in_use(form: ReadingForm, result: dict[str, Any]) -> None:
@@ -46,10 +49,10 @@ def test_a_reading_in_words_hides_nothing(result: dict[str, Any]) -> None:
     assert reading_form.chosen({**result, "mapping": {}}) is None
 
 
-def test_parts_without_a_dropdown_stay_while_the_kind_of_row_does(result: dict[str, Any]) -> None:
+def test_parts_without_a_field_stay_while_the_kind_of_row_does(result: dict[str, Any]) -> None:
     before = result["mapping"]
     changed = reading_form.mapping_from(fields(user="title", assistant="late"), before)
-    assert changed == {"user": "title", "assistant": "late", "history": "before"}
+    assert changed == {"user": "title", "assistant": "late", "label": "mark"}
     assert reading_form.mapping_from(fields(text="title"), before) == {"text": "title"}
 
 
@@ -63,3 +66,37 @@ def test_every_part_of_the_form_is_one_that_the_reader_knows() -> None:
     assert set(reading_form.PARTS) <= set(PARTS)
     said = reading_form.mapping_from(fields(user="a", assistant="b", system="c", reasoning="d"), {})
     assert Mapping.from_dict(said).to_dict() == said
+
+
+def test_role_names_start_with_what_they_mean_and_only_what_differs_is_kept(
+    form: ReadingForm, result: dict[str, Any]
+) -> None:
+    filled = reading_form.fill(form, result, corrected=False)
+    assert [filled[dropdown].value for dropdown in form.roles] == [[], ["human"], ["bot"], []]
+    roles = [["critic"], ["human"], ["bot"], ["call"]]
+    said = reading_form.mapping_from(fields(roles, messages="talk"), {})
+    assert said == {"messages": "talk", "roles": {"critic": "system", "call": "tool"}}
+    assert "roles" not in reading_form.mapping_from(fields(roles, user="a", assistant="b"), {})
+    with pytest.raises(StudioError, match="both system and user"):
+        reading_form.mapping_from(fields([["bot"], ["bot"], [], []], messages="talk"), {})
+
+
+def test_a_reading_on_trial_shows_the_first_rows_and_what_fails() -> None:
+    rows = [
+        {
+            "row": 1,
+            "messages": [{"role": "user", "content": "<i>"}],
+            "text": "",
+            "worse": [{"role": "assistant", "content": "no"}],
+        }
+    ]
+    bad = {"row": 7, "reason": "the answer is empty", "field": "a"}
+    found = {"words": "`q` asks.", "rows": rows, "failed": 2, "of": 50, "first_failure": [bad]}
+    drawn = reading_form.trial(found)
+    assert "&lt;i&gt;" in drawn
+    assert "The worse answer" in drawn
+    assert "2 of the 50 rows looked at" in drawn
+    assert "Row 7: the answer is empty (a)." in drawn
+    assert "<pre>a ${</pre>".replace("${", "&#36;&#123;") in reading_form.trial(
+        {**found, "failed": 0, "rows": [{"row": 1, "messages": [], "text": "a ${", "worse": []}]}
+    )

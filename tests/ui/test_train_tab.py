@@ -7,7 +7,7 @@ import pytest
 
 from lora_studio.config import Config
 from lora_studio.parsing import ConfigError, parse
-from lora_studio.ui import form, form_draft, train_tab
+from lora_studio.ui import form, form_draft, plan_words, train_tab
 from lora_studio.ui.plan import count_rows, plan
 from lora_studio.workspace import Workspace
 
@@ -127,6 +127,32 @@ def test_a_file_that_can_not_be_counted_leaves_the_steps_open(workspace: Workspa
     assert count_rows(tmp_path / "gone.jsonl") is None
     found = plan(parse({"data": {"train_file": str(empty)}}), workspace)
     assert (found.rows, found.steps) == (None, None)
+
+
+def look_at(workspace: Workspace, **changed: Any) -> None:
+    """As the data tab leaves it once a folder was looked at."""
+    settings = {"data.train_file": str(workspace.root), "model.name": "demo", "data.mapping": None, **changed}
+    settings |= {"data.max_length": 1024, "data.train_on": "assistant"}
+    result = {"usable_rows": 1000, "packing": {"rows": 890, "packs": 100}, "tokens": {"max": 30, "mean": 12.5}}
+    workspace.write_draft("data-found", {"settings": settings, "result": result})
+
+
+def test_rows_and_steps_of_a_folder_are_known_once_the_data_tab_looked_at_it(workspace: Workspace) -> None:
+    config = parse({"data": {"train_file": str(workspace.root), "bad_rows": "stop"}})
+    unknown = plan(config, workspace)
+    assert (unknown.rows, unknown.steps) == (None, None)
+    assert "Look at this data" in plan_words.numbers(unknown)
+    look_at(workspace)
+    known = plan(config, workspace)
+    assert (known.rows, known.steps) == (900, 171)
+    assert "Look at this data" not in plan_words.numbers(known)
+    packed = {"data": {"train_file": str(workspace.root)}, "training": {"packing": True}}
+    assert plan(parse(packed), workspace).steps == 21
+    other = plan(parse({**packed, "data": {**packed["data"], "max_length": 64}}), workspace)
+    assert (other.rows, other.steps) == (900, None)
+    assert "how the rows fill the packs" in plan_words.numbers(other)
+    look_at(workspace, **{"data.mapping": {"text": "a"}})
+    assert plan(config, workspace).rows is None
 
 
 def test_a_folder_or_a_set_of_the_hub_can_be_trained_on_and_a_corrected_reading_goes_with_it(tmp_path: Path) -> None:

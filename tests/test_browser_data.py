@@ -1,21 +1,25 @@
-"""The data and the chat tab in a real browser: hostile files, the cut line by keyboard, answers, stop, reload."""
+"""The data tab in a real browser: hostile and large files, a reading corrected, the cut line, windows, bad rows."""
 
 import csv
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from lora_studio.workspace import Workspace
-from tests.serving import ROOT, Server, chromium, open_tab
+from tests.serving import Server, chromium, open_tab
 
 pytestmark = pytest.mark.slow
 PATIENCE = 60_000  # milliseconds for what takes a moment on a busy machine
 HOSTILE = "${document.title='hacked'} <script>document.title='hacked'</script> [link](http://e.vil) <b>bold</b>"
+CHART = "document.querySelector('#lengths .chart')"
+DROP = """(zone, [name, content]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([content], name));
+  for (const kind of ['dragenter', 'dragover', 'drop'])
+    zone.dispatchEvent(new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true}));
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +29,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace with one run of four steps: an adapter that answers, well or not."""
-    root = tmp_path_factory.mktemp("studio") / "workspace"
-    options = ["--workspace", str(root), "--title", HOSTILE, "--training.max_steps", "4"]
-    command = [sys.executable, "-m", "lora_studio", "train", "demo", *options]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    return Workspace(root)
-
-
-@pytest.fixture(scope="module")
-def server(workspace: Workspace) -> Iterator[Server]:
-    running = Server(workspace.root)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("studio") / "workspace")
     yield running
     running.end()
 
@@ -49,7 +43,7 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
     errors: list[str] = []
     opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.goto(server.url)
-    expect(opened.get_by_role("tab", name="Data", exact=True)).to_be_visible(timeout=PATIENCE)
+    expect(opened.get_by_role("button", name="Look at this data")).to_be_visible(timeout=PATIENCE)
     yield opened
     assert opened.title() == "LoRA Studio"
     assert errors == []
@@ -68,7 +62,7 @@ def settled(page: Page, words: Locator) -> str:
     before = ""
     while before != (now := words.inner_text()):
         before = now
-        page.wait_for_timeout(1500)
+        page.wait_for_timeout(1000)
     return now
 
 
@@ -76,28 +70,53 @@ def upload(page: Page, path: Path) -> None:
     page.locator("#tab-data input[type=file]").first.set_input_files(str(path))
 
 
-def test_a_hostile_file_is_shown_as_text_and_its_cuts_are_counted(page: Page, tmp_path: Path) -> None:
+def choose(page: Page, dropdown: str, option: str) -> None:
+    page.locator(f"{dropdown} input").click()
+    page.get_by_role("option", name=option, exact=True).click()
+    page.keyboard.press("Tab")
+
+
+def type_source(page: Page, name: str) -> None:
+    box = page.locator("#tab-data").get_by_label("Data", exact=True)
+    box.click()
+    box.fill(name)
+    box.press("Enter")
+
+
+def test_a_hostile_file_is_dropped_shown_as_text_and_its_cuts_are_counted(page: Page) -> None:
     rows = [json.dumps({"question": f"{HOSTILE} {i}?", "answer": "word " * (i + 1)}) for i in range(60)]
     rows[3] = '{"question": "cut off'
     rows[7] = json.dumps({"question": HOSTILE, "answer": ""})
-    path = tmp_path / "evil <b>.jsonl"
-    path.write_text("\n".join(rows), encoding="utf-8")
-    upload(page, path)
     tab = page.locator("#tab-data")
+    zone = tab.locator("button:has(input[type=file])").first
+    zone.evaluate(DROP, ["evil <b>.jsonl", "\n".join(rows)])
     expect(tab.get_by_text("2 rows can't be used")).to_be_visible(timeout=PATIENCE)
-    expect(tab.locator(".ls-words")).to_contain_text("question is the user's turn, answer the assistant's")
+    expect(tab.locator(".ls-words").first).to_contain_text("question is the user's turn, answer the assistant's")
     expect(tab.locator(".ls-bubble.ls-user")).to_contain_text(f"{HOSTILE} 0?")
     trained = tab.locator(".ls-tokens .ls-tok.ls-t").all_inner_texts()
     assert "".join(trained).replace("↵", "") == "word·<|im_end|>"
+    expect(tab.locator(".ls-tokens .ls-tok.ls-s").first).to_have_text("<|im_start|>")
 
     cut = tab.get_by_label("range slider for Cut line (tokens)")
+    expect(tab.get_by_text("nothing is cut.")).to_contain_text(f"At {int(cut.input_value()):,} tokens")
+    drawn = page.evaluate_handle(CHART)
+    box = tab.locator("#lengths .nsewdrag").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 60, steps=4)
+    page.mouse.up()
+    closer = page.evaluate(f"{CHART}.layout.xaxis.range")
     cut.focus()
     for _ in range(20):
         page.keyboard.press("ArrowLeft")
     expect(tab.get_by_text("are cut,")).to_contain_text("trained token", timeout=PATIENCE)
-    expect(tab.locator(".ls-hist rect.ls-over").first).to_be_visible()
     use = tab.get_by_role("button", name="as the longest row")
     length = "".join(filter(str.isdigit, settled(page, use)))
+    assert page.evaluate(f"{CHART}.layout.annotations.at(-1).text") == f"cut at {length}"
+    assert f"At {length} tokens" in str(tab.locator("#lengths .chart").get_attribute("aria-label"))
+    assert page.evaluate(f"{CHART}.layout.xaxis.range") == closer
+    assert drawn.evaluate(f"chart => chart === {CHART}")
     use.click()
     expect(tab.get_by_label("Longest row")).to_have_value(length, timeout=PATIENCE)
     expect(use).to_be_hidden(timeout=PATIENCE)
@@ -109,23 +128,44 @@ def test_a_hostile_file_is_shown_as_text_and_its_cuts_are_counted(page: Page, tm
     bad = [json.loads(line) for line in Path(saved.value.path()).read_text(encoding="utf-8").splitlines()]
     assert [row["row"] for row in bad] == [4, 8]
 
+    train = tab.get_by_role("button", name="Train on this")
+    page.locator("#bad-rows").get_by_label("stop").click()
+    expect(tab.get_by_text("bad rows are to stop the work")).to_be_visible(timeout=PATIENCE)
+    expect(train).to_be_disabled()
     page.reload()
-    expect(tab.get_by_text("2 rows can't be used")).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_text("bad rows are to stop the work")).to_be_visible(timeout=PATIENCE)
     expect(tab.get_by_label("Longest row")).to_have_value(length)
     assert fits(page, 390)
-    tab.get_by_role("button", name="Train on this").click()
+    page.locator("#bad-rows").get_by_label("skip").click()
+    train.click()
     expect(page.locator("#tab-train")).to_be_visible(timeout=PATIENCE)
 
 
-def test_a_file_that_can_not_be_read_is_a_sentence_and_the_next_one_works(page: Page, tmp_path: Path) -> None:
+def test_a_file_that_nobody_can_read_is_a_sentence_and_read_as_a_person_says(page: Page, tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("")
     upload(page, tmp_path / "empty.csv")
     tab = page.locator("#tab-data")
     expect(tab.get_by_text("empty.csv is empty")).to_be_visible(timeout=PATIENCE)
+    turns = [
+        [{"role": "customer", "content": f"Where is {i}?"}, {"role": "agent", "content": f"{i} is here."}]
+        for i in range(9)
+    ]
+    (tmp_path / "desk.jsonl").write_text("\n".join(json.dumps({"talk": talk, "id": 1}) for talk in turns))
+    upload(page, tmp_path / "desk.jsonl")
+    expect(tab.get_by_text("a message has an unknown role")).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_text("empty.csv is empty")).to_be_hidden()
+    expect(tab.get_by_role("button", name="Train on this")).to_be_hidden()
+    choose(page, "#reading-role-user", "customer")
+    choose(page, "#reading-role-assistant", "agent")
+    expect(page.locator("#reading-tried .ls-bubble.ls-assistant").first).to_contain_text("0 is here.", timeout=PATIENCE)
+    tab.get_by_role("button", name="Use this reading").click()
+    expect(tab.get_by_text("Every row of the file can be used.")).to_be_visible(timeout=PATIENCE)
+    expect(tab.locator(".ls-reading .ls-bubble.ls-assistant .ls-said").last).to_have_text("0 is here.")
     tab.get_by_label("Data", exact=True).click()
     page.get_by_role("option", name="Machine manual (built in)").click()
-    expect(tab.get_by_text("Every row of the file can be used.")).to_be_visible(timeout=PATIENCE)
-    expect(tab.get_by_text("empty.csv is empty")).to_be_hidden()
+    expect(tab.locator(".ls-reading .ls-bubble.ls-assistant .ls-said").last).not_to_have_text(
+        "0 is here.", timeout=PATIENCE
+    )
 
 
 def test_a_reading_is_asked_for_corrected_by_hand_and_seen_in_what_is_trained(page: Page, tmp_path: Path) -> None:
@@ -136,106 +176,81 @@ def test_a_reading_is_asked_for_corrected_by_hand_and_seen_in_what_is_trained(pa
     tab = page.locator("#tab-data")
     expect(tab.get_by_text("The rows hold answers and comparisons")).to_be_visible(timeout=PATIENCE)
     tab.get_by_label("“chosen” the better answer").click()
-    expect(tab.get_by_text("for learning by comparison")).to_be_visible(timeout=PATIENCE)
-    expect(tab.get_by_label("“output” the assistant's")).to_be_checked()
+    expect(tab.get_by_text("Pairs of a better and a worse answer")).to_be_visible(timeout=PATIENCE)
+    tab.get_by_label("“output” the assistant's").click()
+    expect(tab.locator(".ls-words").first).to_contain_text("output the assistant's", timeout=PATIENCE)
 
     tab.get_by_text("Correct the reading").click()
     choose(page, "#reading-assistant", "chosen")
     tab.get_by_label("User's turn from several columns").fill("Say {question}")
+    page.keyboard.press("Tab")
+    expect(page.locator("#reading-tried .ls-bubble.ls-user").first).to_contain_text("Say 0?", timeout=PATIENCE)
     tab.get_by_role("button", name="Use this reading").click()
-    expect(tab.locator(".ls-bubble.ls-user .ls-said")).to_have_text("Say 0?", timeout=PATIENCE)
+    expect(tab.locator(".ls-reading .ls-bubble.ls-user .ls-said").last).to_have_text("Say 0?", timeout=PATIENCE)
     assert "".join(tab.locator(".ls-tokens .ls-tok.ls-t").all_inner_texts()).replace("·", " ") == "good 0<|im_end|>"
-    expect(tab.get_by_text("for learning by comparison")).to_be_hidden()
     assert fits(page, 390)
 
     page.reload()
-    expect(tab.locator(".ls-words")).to_contain_text("Read as you said", timeout=PATIENCE)
+    expect(tab.locator(".ls-words").first).to_contain_text("Read as you said", timeout=PATIENCE)
     tab.get_by_role("button", name="Train on this").click()
     page.locator("#tab-train").get_by_text("As a config file").click()
     expect(page.locator("#form-yaml")).to_contain_text("user_template: Say {question}", timeout=PATIENCE)
     open_tab(page, "Data")
     tab.get_by_text("Correct the reading").click()
     tab.get_by_role("button", name="Back to what was recognised").click()
-    expect(tab.locator(".ls-words")).to_contain_text("output the assistant's", timeout=PATIENCE)
+    expect(tab.locator(".ls-words").first).to_contain_text("output the assistant's", timeout=PATIENCE)
 
 
-def test_a_large_file_is_first_looked_at_then_whole_and_a_folder_can_be_typed(page: Page, tmp_path: Path) -> None:
+def test_the_windows_of_a_long_text_are_turned_like_pages(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "book.jsonl").write_text(json.dumps({"text": " ".join(f"word {i}" for i in range(900))}))
+    upload(page, tmp_path / "book.jsonl")
+    tab = page.locator("#tab-data")
+    where = tab.locator(".ls-where")
+    expect(where).to_contain_text("window 1 of ", timeout=PATIENCE)
+    first = tab.locator(".ls-tokens").inner_text()
+    tab.get_by_role("button", name="Next window").click()
+    expect(where).to_contain_text("window 2 of ", timeout=PATIENCE)
+    assert tab.locator(".ls-tokens").inner_text() != first
+    tab.get_by_role("button", name="Previous window").click()
+    expect(where).to_contain_text("window 1 of ", timeout=PATIENCE)
+    expect(tab.get_by_role("button", name="Previous window")).to_be_disabled()
+
+
+def test_a_large_file_is_first_looked_at_then_whole_while_the_page_answers(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "large.jsonl"
     with path.open("w", encoding="utf-8") as file:
-        for i in range(40_000):
-            file.write(
-                json.dumps({"question": f"What is {i}?", "answer": f"It is {i}. " + "so it goes on " * 8}) + "\n"
-            )
+        file.writelines(json.dumps({"question": f"Is it {i}?", "answer": f"It is {i}."}) + "\n" for i in range(100_000))
     tab = page.locator("#tab-data")
     type_source(page, str(path))
     expect(tab.get_by_text("First look: ")).to_be_visible(timeout=PATIENCE)
     tab.get_by_role("button", name="Stop", exact=True).click()
     expect(tab.get_by_text("Stopped. The file is still chosen.")).to_be_visible(timeout=PATIENCE)
     tab.get_by_role("button", name="Look at this data").click()
-    expect(tab.locator(".ls-where")).to_contain_text("of 40,000", timeout=2 * PATIENCE)
+    expect(tab.get_by_text("rows a second")).to_be_visible(timeout=PATIENCE)
+    open_tab(page, "Train")
+    expect(page.locator("#start")).to_be_visible()
+    open_tab(page, "Data")
+    expect(tab.get_by_text("rows a second")).to_be_visible()
+    expect(tab.locator(".ls-where")).to_contain_text("of 100,000", timeout=2 * PATIENCE)
     expect(tab.get_by_text("First look: ")).to_be_hidden()
     expect(tab.get_by_text("An epoch has")).to_be_visible()
 
+
+def test_a_folder_is_typed_and_what_the_train_tab_lacked_is_known_then(page: Page, tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     for name in ("a", "b"):
         row = json.dumps({"question": name, "answer": "yes"})
         (tmp_path / "parts" / f"{name}.jsonl").write_text(f"{row}\n{row}\n")
+    tab = page.locator("#tab-data")
     type_source(page, str(tmp_path / "parts"))
     expect(tab.get_by_text("The folder's data files are read: a.jsonl, b.jsonl.")).to_be_visible(timeout=PATIENCE)
     expect(tab.locator(".ls-findings")).to_contain_text("1 row repeats an earlier row")
+    tab.get_by_role("button", name="Train on this").click()
+    expect(page.locator("#plan")).to_contain_text("3Training rows", timeout=PATIENCE, use_inner_text=False)
+    open_tab(page, "Data")
     tab.get_by_text("Prepared data on this disk").click()
     tab.get_by_role("button", name="Clear", exact=True).click()
     expect(tab.get_by_text("Nothing is kept at the moment.")).to_be_visible(timeout=PATIENCE)
-
-
-def choose(page: Page, dropdown: str, option: str) -> None:
-    page.locator(f"{dropdown} input").click()
-    page.get_by_role("option", name=option, exact=True).click()
-
-
-def type_source(page: Page, name: str) -> None:
-    box = page.locator("#tab-data").get_by_label("Data", exact=True)
-    box.click()
-    box.fill(name)
-    box.press("Enter")
-
-
-def test_both_columns_answer_stop_and_come_back_after_a_reload(page: Page) -> None:
-    open_tab(page, "Chat")
-    base, adapter = page.locator("#chat-base"), page.locator("#chat-adapter")
-    expect(page.get_by_text(f"Adapter: {HOSTILE}", exact=True)).to_be_visible(timeout=PATIENCE)
-    page.get_by_text("System prompt and sampling").click()
-    page.get_by_label("Longest answer").fill("20")
-    example = page.locator(".ls-examples button").first
-    question = example.inner_text()
-    example.click()
-    for column in (base, adapter):
-        expect(column.locator(".ls-user .ls-said")).to_have_text(question, timeout=PATIENCE)
-        expect(column.locator(".ls-assistant .ls-said")).not_to_be_empty(timeout=PATIENCE)
-    expect(page.locator(".ls-note").first).to_contain_text("tokens/s", timeout=PATIENCE)
-    expect(page.locator("#tab-chat").get_by_text("In memory: demo with")).to_be_visible()
-
-    box = page.get_by_label("Your question")
-    box.fill(HOSTILE)
-    box.press("Enter")
-    expect(adapter.locator(".ls-user .ls-said").nth(1)).to_have_text(HOSTILE, timeout=PATIENCE)
-    expect(page.get_by_role("button", name="Send")).to_be_enabled(timeout=PATIENCE)
-    answers = adapter.locator(".ls-assistant .ls-said").all_inner_texts()
-    page.reload()
-    expect(adapter.locator(".ls-user .ls-said").nth(1)).to_have_text(HOSTILE, timeout=PATIENCE)
-    assert adapter.locator(".ls-assistant .ls-said").all_inner_texts() == answers
-    page.get_by_text("System prompt and sampling").click()
-    expect(page.get_by_label("Longest answer")).to_have_value("20")
-    assert fits(page, 390)
-    first, second = base.bounding_box(), adapter.bounding_box()
-    assert first is not None
-    assert second is not None
-    assert second["y"] >= first["y"] + first["height"]
-
-    page.get_by_role("button", name="Clear").click()
-    expect(adapter.locator(".ls-bubble")).to_have_count(0, timeout=PATIENCE)
-    page.get_by_role("button", name="Unload").click()
-    expect(page.get_by_text("No model is in memory")).to_be_visible(timeout=PATIENCE)
 
 
 def test_hostile_column_names_and_formulas_in_a_table_are_text(page: Page, tmp_path: Path) -> None:
@@ -247,7 +262,7 @@ def test_hostile_column_names_and_formulas_in_a_table_are_text(page: Page, tmp_p
         writer.writerows([f"{formula} {number}", f"answer {number}", formula, "+1", "-2", "@x"] for number in range(20))
     upload(page, path)
     tab = page.locator("#tab-data")
-    expect(tab.locator(".ls-words")).to_contain_text("question is the user's turn", timeout=PATIENCE)
+    expect(tab.locator(".ls-words").first).to_contain_text("question is the user's turn", timeout=PATIENCE)
     expect(tab.locator(".ls-bubble.ls-user")).to_contain_text(f"{formula} 0")
     expect(tab.get_by_text(HOSTILE).first).to_be_attached()
     assert tab.locator("script, a[href*='e.vil']").count() == 0
