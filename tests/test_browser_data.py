@@ -245,8 +245,9 @@ def test_a_folder_is_typed_and_what_the_train_tab_lacked_is_known_then(page: Pag
     type_source(page, str(tmp_path / "parts"))
     expect(tab.get_by_text("The folder's data files are read: a.jsonl, b.jsonl.")).to_be_visible(timeout=PATIENCE)
     expect(tab.locator(".ls-findings")).to_contain_text("1 row repeats an earlier row")
+    rows = tab.get_by_text(" to train on, ").inner_text().split()[0]
     tab.get_by_role("button", name="Train on this").click()
-    expect(page.locator("#plan")).to_contain_text("3Training rows", timeout=PATIENCE, use_inner_text=False)
+    expect(page.locator("#plan")).to_contain_text(f"{rows}Training rows", timeout=PATIENCE)
     open_tab(page, "Data")
     tab.get_by_text("Prepared data on this disk").click()
     tab.get_by_role("button", name="Clear", exact=True).click()
@@ -263,6 +264,6 @@ def test_hostile_column_names_and_formulas_in_a_table_are_text(page: Page, tmp_p
     upload(page, path)
     tab = page.locator("#tab-data")
     expect(tab.locator(".ls-words").first).to_contain_text("question is the user's turn", timeout=PATIENCE)
-    expect(tab.locator(".ls-bubble.ls-user")).to_contain_text(f"{formula} 0")
+    expect(tab.locator(".ls-bubble.ls-user")).to_contain_text(f"{formula} 0", timeout=PATIENCE)
     expect(tab.get_by_text(HOSTILE).first).to_be_attached()
     assert tab.locator("script, a[href*='e.vil']").count() == 0

@@ -13,13 +13,13 @@ from typing import Any
 
 from lora_studio.advice import Change, best_changes
 from lora_studio.architecture import architecture, read_config
-from lora_studio.config import Config
+from lora_studio.config import Config, Data
 from lora_studio.data.records import read_records
 from lora_studio.errors import StudioError
 from lora_studio.estimate import Estimate, estimate, settled, verdict
 from lora_studio.hardware import Device, devices
 from lora_studio.past_runs import Speed, speed
-from lora_studio.ui.data_choice import FOUND, MAPPING
+from lora_studio.ui.data_choice import FOUND
 from lora_studio.workspace import Workspace, shipped_data
 
 LARGEST_COUNTED = 64_000_000  # bytes; larger files are counted by the run itself, the form stays quick
@@ -117,22 +117,37 @@ def _looked_at(config: Config) -> dict[str, Any]:
 
 def training_rows(config: Config, workspace: Workspace) -> int | None:
     """Rows that are left to train on after the split, where the data was looked at or is quick to count."""
-    data = config.data
-    found = usable_rows(config, workspace) or count_rows(data_path(data.train_file))
+    data, known = config.data, counted(config, workspace)
+    if known and known.exact:
+        return known.train_rows
+    found = known.usable_rows if known else count_rows(data_path(data.train_file))
     if found is None:
         return None
     kept = 0 if data.validation_file else round(found * data.validation_fraction)
     return min(found - kept, data.max_samples or found)
 
 
-def usable_rows(config: Config, workspace: Workspace) -> int | None:
-    """Usable rows as the data tab counted them, where it looked at this data, read as the run will read it."""
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Rows as the data tab counted them; `exact` where it did so under the very settings of the form."""
+
+    usable_rows: int
+    train_rows: int
+    exact: bool
+
+
+def counted(config: Config, workspace: Workspace) -> Counted | None:
+    """What the data tab counted, where it looked at this data, read as the run will read it."""
     draft = workspace.read_draft(FOUND)
     if not isinstance(draft, dict):
         return None
-    asked = {"data.train_file": config.data.train_file, MAPPING: config.data.mapping}
-    same = all(draft["settings"].get(path) == value for path, value in asked.items())
-    return int(draft["result"]["usable_rows"]) if same else None
+    settings, result = draft["settings"], draft["result"]
+    given = {path.removeprefix("data."): value for path, value in settings.items() if path.startswith("data.")}
+    then, now = ({**one, "bad_rows": None} for one in ({**Data().model_dump(), **given}, config.data.model_dump()))
+    if any(then[name] != now[name] for name in ("train_file", "mapping")):
+        return None
+    exact = then == now and settings["model.name"] == config.model.name
+    return Counted(int(result["usable_rows"]), int(result["train_rows"]), exact)
 
 
 def total_steps(config: Config, rows: int | None, seen: Seen | None) -> int | None:

@@ -31,6 +31,7 @@ from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import Workspace, shipped_data
 
 OWN_CHOICES = ("model.name", "model.revision", "data.train_file", "data.validation_file")
+IN_TURN: dict[str, Any] = {"concurrency_id": "form", "concurrency_limit": 1}  # of two that fill it, the last one tells
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 NOT_TAUGHT = ("preference",)  # shipped pairs that teach by comparison, which this form does not do
 
@@ -134,15 +135,15 @@ def _keep(drawn: Drawn, studio: Studio) -> None:
         preset, raws = read_draft(workspace)
         return {**_show(drawn, studio, preset, raws), drawn.whole: gr.Row(visible=True)}
 
-    def recount(*raws: Any) -> dict[Any, Any]:
-        return plan_card.updates(drawn.card, _planned(studio, raws))
+    def recount() -> dict[Any, Any]:
+        return plan_card.updates(drawn.card, _planned(studio, read_draft(workspace)[1]))
 
     given = [drawn.preset, drawn.told, *drawn.form.widgets]
     gr.on(drawn.form.edits, changed, given, drawn.shown, trigger_mode="always_last", **QUIET)
     gr.on(None, restore, None, [*drawn.shown, drawn.whole], **QUIET)
     tab = drawn.whole.parent
     assert isinstance(tab, gr.Tab)  # what the data tab counted since is known when this one is opened again
-    tab.select(recount, drawn.form.widgets, drawn.card.shown, **QUIET)
+    tab.select(recount, None, drawn.card.shown, **IN_TURN, **QUIET)
 
 
 def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
@@ -203,7 +204,7 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
     drawn.card.fetch.click(fetch, [drawn.told, *widgets], drawn.shown, trigger_mode="once", api_visibility="private")
     drawn.preset.input(use_preset, [drawn.preset, *widgets], drawn.shown, **QUIET)
     drawn.upload.upload(open_file, drawn.upload, drawn.shown, **QUIET)
-    shared.data.change(use_data, [shared.data, drawn.preset, *widgets], drawn.shown, **QUIET)
+    shared.data.change(use_data, [shared.data, drawn.preset, *widgets], drawn.shown, **IN_TURN, **QUIET)
 
 
 def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:

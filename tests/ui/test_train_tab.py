@@ -133,7 +133,12 @@ def look_at(workspace: Workspace, **changed: Any) -> None:
     """As the data tab leaves it once a folder was looked at."""
     settings = {"data.train_file": str(workspace.root), "model.name": "demo", "data.mapping": None, **changed}
     settings |= {"data.max_length": 1024, "data.train_on": "assistant"}
-    result = {"usable_rows": 1000, "packing": {"rows": 890, "packs": 100}, "tokens": {"max": 30, "mean": 12.5}}
+    result = {
+        "usable_rows": 1000,
+        "train_rows": 890,
+        "packing": {"rows": 890, "packs": 100},
+        "tokens": {"max": 30, "mean": 12.5},
+    }
     workspace.write_draft("data-found", {"settings": settings, "result": result})
 
 
@@ -144,7 +149,9 @@ def test_rows_and_steps_of_a_folder_are_known_once_the_data_tab_looked_at_it(wor
     assert "Look at this data" in plan_words.numbers(unknown)
     look_at(workspace)
     known = plan(config, workspace)
-    assert (known.rows, known.steps) == (900, 171)
+    assert (known.rows, known.steps) == (890, 168)
+    half = plan(parse({"data": {"train_file": str(workspace.root), "validation_fraction": 0.5}}), workspace)
+    assert (half.rows, half.steps) == (500, 96)
     assert "Look at this data" not in plan_words.numbers(known)
     packed = {"data": {"train_file": str(workspace.root)}, "training": {"packing": True}}
     assert plan(parse(packed), workspace).steps == 21
