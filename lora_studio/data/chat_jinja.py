@@ -14,12 +14,14 @@ from functools import lru_cache
 from types import BuiltinMethodType
 from typing import Any, NoReturn
 
-from jinja2 import Environment, Template, TemplateError, nodes
+from jinja2 import Environment, Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
+
+from lora_studio.errors import StudioError
 
 # Two of Unicode's noncharacters, which no text may hold: rows that do are refused before they come here.
 BEGIN, END = "\ufdd0", "\ufdd1"
@@ -32,10 +34,16 @@ _HARMLESS: dict[type, frozenset[str]] = {str: _STRING_METHODS, LoopContext: froz
 
 
 class ChatTemplate:
-    """A compiled chat template; `variables` are plain values. Raises jinja2's TemplateError where it is no Jinja."""
+    """A compiled chat template; `variables` are plain values. Raises `StudioError` for a text that is no template."""
 
     def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
-        self._template = _compile(source)
+        try:
+            self._template = _compile(source)
+        except TemplateSyntaxError as error:
+            raise StudioError(
+                f"The chat template can't be read: {error.message} (line {error.lineno}).",
+                "Choose a prompt style such as chatml, or a model whose tokenizer brings a whole template.",
+            ) from error
         self._variables = dict(variables)
 
     def render(
