@@ -105,7 +105,7 @@ def test_the_main_job_from_upload_to_two_different_answers(
     assert page.evaluate("document.querySelector('#chart .chart').layout.xaxis.range") == [0, 20]
     page.reload()
     expect(page.locator("#run-headline")).to_contain_text("my-pirates", timeout=PATIENCE)
-    wait_for_points(page, wait_for_points(page, seen - 1))
+    wait_for_points(page, seen - 1)
     expect(page.locator("#run-headline")).to_contain_text("Finished", timeout=10 * PATIENCE)
     assert len(workspace.runs()) == 1
 

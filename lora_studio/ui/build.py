@@ -59,7 +59,7 @@ def _keep_status(demo: gr.Blocks, status: gr.HTML, studio: Studio) -> None:
         line = status_line(studio.supervisor.runs())
         return (gr.skip(), gr.skip()) if line == before else (line, line)
 
-    timer = gr.Timer(2)
+    timer = gr.Timer(5)
     gr.on(
         [demo.load, timer.tick],
         refresh,

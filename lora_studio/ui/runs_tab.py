@@ -72,7 +72,8 @@ def build(studio: Studio, shared: Shared) -> None:
     gr.on(None, begin, None, anew, **QUIET).then(repaint, anew, outputs, **QUIET)
     shared.run.change(follow, shared.run, shared.run, **QUIET).then(paint, [*anew, seen], outputs, **QUIET)
     choice.change(paint, [*anew, seen], outputs, **QUIET)
-    gr.Timer(1).tick(paint, [*anew, seen], outputs, trigger_mode="once", **QUIET)
+    # Not oftener: for each answer Gradio's page looks at every component, which takes a slow browser half a second.
+    gr.Timer(2).tick(paint, [*anew, seen], outputs, trigger_mode="once", **QUIET)
 
 
 def look(studio: Studio, board: Board, run_id: str, choice: Choice, before: Shown) -> Shown:
