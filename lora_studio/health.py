@@ -1,7 +1,7 @@
 """How a run is doing: each function looks for one trouble and names its cause and the change that mends it.
 
-Pure functions of a run's state and its config. The troubles are those of the source documents' troubleshooting tables
-(S2 above all); each docstring says where its threshold comes from.
+Pure functions of a run's state and its config. The troubles are those that users of such tools report most;
+each docstring says where its threshold comes from.
 """
 
 import itertools
@@ -71,7 +71,7 @@ def not_a_number(run: RunState, config: Config) -> Diagnosis | None:
 
 
 def no_gradient(run: RunState, config: Config) -> Diagnosis | None:
-    """Gradient norm exactly 0 at three points in a row (S2's first trouble): no weight can change."""
+    """Gradient norm exactly 0 at three points in a row: no weight can change."""
     last = [item for item in run.steps[-3:] if item.grad_norm == 0]
     if len(last) < 3:
         return None
@@ -88,7 +88,7 @@ def no_gradient(run: RunState, config: Config) -> Diagnosis | None:
 
 
 def exploding_gradient(run: RunState, config: Config) -> Diagnosis | None:
-    """The median of the last five gradient norms above 10 (S2's bad sign) and not falling: half of the first five's.
+    """The median of the last five gradient norms above 10 and not falling: half of the first five's.
 
     Many runs begin with a large gradient that falls at once; one that stays large makes every step a jump.
     """
@@ -227,7 +227,7 @@ def no_learning_rate(run: RunState, config: Config) -> Diagnosis | None:
 def little_memory(run: RunState, config: Config) -> Diagnosis | None:
     """The most memory held is over 95 % of what there is: one longer batch may be too much.
 
-    S4's table keeps a tenth as a margin; half of it is left here for what the allocator holds without need.
+    A tenth is the usual margin; half of it is left here for what the allocator holds without need.
     """
     last = run.steps[-1] if run.steps else None
     if last is None or not last.memory_available_bytes or last.memory_peak_bytes < 0.95 * last.memory_available_bytes:

@@ -47,26 +47,26 @@ def gib(octets: float) -> float:
 
 
 def test_a_published_table_of_qwen3_8b_is_met_where_it_is_right_and_left_where_it_is_not() -> None:
-    """S4 estimates QLoRA of Qwen3-8B, 2 rows of 1,024 tokens, queries and values, with checkpointing: 9.2 GiB."""
+    """It tells for QLoRA of Qwen3-8B, 2 rows of 1,024 tokens, queries and values, with checkpointing: 9.2 GiB."""
     found = estimate(config(), model(), "cuda")
     parts = {name: gib(octets) for name, octets in found.parts.items()}
-    # S4: 4.5 GiB, all 8 B parameters at 4 bits and 0.5 GiB of scales. bitsandbytes leaves embeddings and output layer
+    # Told: 4.5 GiB, all 8 B parameters at 4 bits and 0.5 GiB of scales. bitsandbytes leaves embeddings and output layer
     # at 16 bits, 2.3 GiB of the 1.2 B parameters there, and the doubly quantized scales take 0.1 GiB.
     quantized = 6.945e9 * (0.5 + 1 / 64 + 4 / (64 * 256))
     assert parts["weights"] == pytest.approx(gib(quantized + 2 * 2 * 151936 * 4096), rel=0.01)
     assert parts["weights"] == pytest.approx(4.5 + 1.2, abs=0.2)
-    # S4: 0.017 GiB in 16 bits, for 32 layers and square matrices. It has 36 layers, values have 1,024 outputs, and we
+    # Told: 0.017 GiB in 16 bits, for 32 layers and square matrices. It has 36 layers, values have 1,024 outputs, and we
     # train in 32 bits with a 16-bit copy: 7.7 M parameters of 6 bytes.
     assert found.trainable == 36 * 16 * ((4096 + 4096) + (4096 + 1024)) == 7_667_712
     assert parts["adapter"] == pytest.approx(0.043, abs=0.001)
-    # S4: 0.10 GiB for gradients and both moments, of 8.4 M parameters in 32 bits. Ours: the same three of 7.7 M.
+    # Told: 0.10 GiB for gradients and both moments, of 8.4 M parameters in 32 bits. Ours: the same three of 7.7 M.
     assert parts["gradients"] + parts["optimizer"] == pytest.approx(0.10 * 7.67 / 8.39, rel=0.1)
-    # S4: 0.6 GiB. Its own sum counts every sixth layer's input; transformers keeps each layer's, 36 x 16.8 MB = 0.56
+    # Told: 0.6 GiB. Its own sum counts every sixth layer's input; transformers keeps each layer's, 36 x 16.8 MB = 0.56
     # GiB, and the layer that is computed anew with its gradients beside it.
     assert 0.6 < parts["activations"] < 1.6
-    # S4: 2.5 GiB for the scores of the whole vocabulary, twice in 32 bits. The fused loss never has them.
+    # Told: 2.5 GiB for the scores of the whole vocabulary, twice in 32 bits. The fused loss never has them.
     assert parts["logits"] < 0.2
-    # S4: 1.5 GiB of context, workspaces and fragmentation, and 10 % on top of everything. Ours: context and workspace
+    # Told: 1.5 GiB of context, workspaces and fragmentation, and 10 % on top of everything. Ours: context and workspace
     # 0.53 GiB, and a share of what moves.
     assert 0.5 < parts["overhead"] < 0.8
     assert gib(found.total) < 9.2

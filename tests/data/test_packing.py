@@ -1,4 +1,4 @@
-"""The packing forecast: against trl's own packing, and S4's arithmetic."""
+"""The packing forecast: against trl's own packing, and a published example's arithmetic."""
 
 import numpy as np
 import pytest
@@ -19,16 +19,16 @@ def test_the_forecast_is_what_trl_packs(max_length):
         assert count_packs(lengths, max_length) == len(pack_dataset(table, max_length, "bfd"))
 
 
-def _like_s4():
-    """78,271 lengths with S4's figures: 393 to 875, mean 435, p95 468."""
+def _like_the_example():
+    """78,271 lengths with the example's figures: 393 to 875, mean 435, p95 468."""
     draw = np.random.default_rng(0)
     lengths = np.clip(np.rint(draw.normal(434, 20, 78_271)), 393, 560).astype(int)
     lengths[0] = 875
     return lengths
 
 
-def test_rows_like_those_of_s4_pack_to_about_the_number_it_tells():
-    lengths = _like_s4()
+def test_rows_like_those_of_a_published_example_pack_to_about_the_number_it_tells():
+    lengths = _like_the_example()
     assert abs(lengths.mean() - 435) < 1
     assert abs(np.percentile(lengths, 95) - 468) < 3
     found = forecast(lengths, 4736)
@@ -36,8 +36,8 @@ def test_rows_like_those_of_s4_pack_to_about_the_number_it_tells():
     assert abs(found["rows_per_pack"] - 10.7) < 0.2
 
 
-def test_at_s4s_own_length_only_two_rows_share_a_sequence():
-    found = forecast(_like_s4(), 1024)
+def test_at_the_examples_own_length_only_two_rows_share_a_sequence():
+    found = forecast(_like_the_example(), 1024)
     assert abs(found["packs"] - 78_271 / 2) < 2
     assert found["rows_per_pack"] == 2.0
     assert 0.5 < found["padding_alone"] < 0.6
