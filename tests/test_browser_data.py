@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.serving import Server, chromium, open_tab
 
@@ -14,6 +14,11 @@ pytestmark = pytest.mark.slow
 PATIENCE = 60_000  # milliseconds for what takes a moment on a busy machine
 HOSTILE = "${document.title='hacked'} <script>document.title='hacked'</script> [link](http://e.vil) <b>bold</b>"
 CHART = "document.querySelector('#lengths .chart')"
+AT_REST = f"""asked => {{
+  const drawn = Number({CHART}.layout.annotations.at(-1).text.replace('cut at ', ''));
+  const used = [...document.querySelectorAll('#tab-data button')].find(one => /as the longest row/.test(one.innerText));
+  return Math.abs(drawn - asked) <= 2 && used && used.innerText === `Use ${{drawn}} as the longest row`;
+}}"""
 DROP = """(zone, [name, content]) => {
   const data = new DataTransfer();
   data.items.add(new File([content], name));
@@ -57,23 +62,16 @@ def fits(page: Page, width: int) -> bool:
     return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
 
-def settled(page: Page, words: Locator) -> str:
-    """The words once they have stopped changing."""
-    before = ""
-    while before != (now := words.inner_text()):
-        before = now
-        page.wait_for_timeout(1000)
-    return now
-
-
 def upload(page: Page, path: Path) -> None:
     page.locator("#tab-data input[type=file]").first.set_input_files(str(path))
 
 
 def choose(page: Page, dropdown: str, option: str) -> None:
-    page.locator(f"{dropdown} input").click()
+    box = page.locator(f"{dropdown} input")
+    box.click()
     page.get_by_role("option", name=option, exact=True).click()
-    page.keyboard.press("Tab")
+    box.blur()
+    expect(page.get_by_role("option")).to_have_count(0)
 
 
 def type_source(page: Page, name: str) -> None:
@@ -108,12 +106,12 @@ def test_a_hostile_file_is_dropped_shown_as_text_and_its_cuts_are_counted(page: 
     page.mouse.up()
     closer = page.evaluate(f"{CHART}.layout.xaxis.range")
     cut.focus()
-    for _ in range(20):
+    for _ in range(10):
         page.keyboard.press("ArrowLeft")
     expect(tab.get_by_text("are cut,")).to_contain_text("trained token", timeout=PATIENCE)
     use = tab.get_by_role("button", name="as the longest row")
-    length = "".join(filter(str.isdigit, settled(page, use)))
-    assert page.evaluate(f"{CHART}.layout.annotations.at(-1).text") == f"cut at {length}"
+    page.wait_for_function(AT_REST, arg=int(cut.input_value()), timeout=PATIENCE)
+    length = "".join(filter(str.isdigit, use.inner_text()))
     assert f"At {length} tokens" in str(tab.locator("#lengths .chart").get_attribute("aria-label"))
     assert page.evaluate(f"{CHART}.layout.xaxis.range") == closer
     assert drawn.evaluate(f"chart => chart === {CHART}")
