@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from lora_studio.jobs.launcher import kill
+from lora_studio.ui.form_draft import DRAFT
 from lora_studio.workspace import Workspace, shipped_data
 from tests.serving import Server, chromium, open_tab
 
@@ -163,12 +164,17 @@ def test_a_killed_server_finds_its_run_again_and_stop_ends_it(
     second.end()
 
 
-def test_the_form_comes_back_after_a_reload_as_it_was_typed(browser: Browser, server: Server) -> None:
+def test_the_form_comes_back_after_a_reload_as_it_was_typed(
+    browser: Browser, server: Server, workspace: Workspace
+) -> None:
     visit = Visit(browser, server.url + "/#train")
     page = visit.page
     page.locator("#set-title input").fill("Half a na")
     page.locator("#set-training-learning_rate input").fill("2e-")
-    expect(page.locator("#plan")).to_contain_text("–", timeout=PATIENCE)
+    for _ in range(100):
+        if "2e-" in str(workspace.read_draft(DRAFT)):
+            break
+        page.wait_for_timeout(200)
     page.reload()
     expect(page.locator("#set-title input")).to_have_value("Half a na", timeout=PATIENCE)
     expect(page.locator("#set-training-learning_rate input")).to_have_value("2e-")
