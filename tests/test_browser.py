@@ -199,7 +199,7 @@ def test_a_title_that_looks_like_code_is_only_text(browser: Browser, server: Ser
     assert json.loads(run.facts.read_text())["title"] == title
     visit = Visit(browser, server.url + "/#runs")
     expect(visit.page.locator("#run-headline h2")).to_have_text(title, timeout=PATIENCE)
-    expect(visit.page.locator("#run-list td.name")).to_have_text(title)
+    expect(visit.page.locator("#run-list td.name button")).to_have_text(title)
     assert visit.page.evaluate("window.hit") is None
     visit.context.close()
 
