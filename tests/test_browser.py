@@ -3,6 +3,7 @@
 import json
 import re
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,4 +209,9 @@ def test_the_page_is_light(browser: Browser, server: Server) -> None:
     visit = Visit(browser, server.url)
     visit.page.wait_for_timeout(3000)
     assert server.megabytes < 250
+    with urllib.request.urlopen(server.url + "/config") as answer:
+        events = json.load(answer)["dependencies"]
+    silent = [event for event in events if event["show_progress"] == "hidden" and event["backend_fn"]]
+    assert silent
+    assert {tuple(event["show_progress_on"]) for event in silent} == {tuple(silent[0]["show_progress_on"])}
     visit.context.close()

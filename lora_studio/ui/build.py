@@ -48,7 +48,19 @@ def page(studio: Studio) -> gr.Blocks:
                 _remember_in_address(tab, name)
         _keep_status(demo, status, studio)
         _open_tab_of_address(demo, tabs)
+    _tell_progress_to_one(demo, status)
     return demo
+
+
+def _tell_progress_to_one(demo: gr.Blocks, teller: gr.HTML) -> None:
+    """Spares the browser the news of an event that shows no progress anyway.
+
+    Gradio's page sets a loading status on every component that any event ever wrote to, whenever any event moves, and
+    searches the whole page for each: with the form's outputs half a second of a core. One component is told instead.
+    """
+    for event in demo.fns.values():
+        if event.show_progress == "hidden":
+            event.show_progress_on = [teller]
 
 
 def _keep_status(demo: gr.Blocks, status: gr.HTML, studio: Studio) -> None:
@@ -59,7 +71,7 @@ def _keep_status(demo: gr.Blocks, status: gr.HTML, studio: Studio) -> None:
         line = status_line(studio.supervisor.runs())
         return (gr.skip(), gr.skip()) if line == before else (line, line)
 
-    timer = gr.Timer(5)
+    timer = gr.Timer(2)
     gr.on(
         [demo.load, timer.tick],
         refresh,

@@ -73,7 +73,7 @@ def build(studio: Studio, shared: Shared) -> None:
     shared.run.change(follow, shared.run, shared.run, **QUIET).then(paint, [*anew, seen], outputs, **QUIET)
     choice.change(paint, [*anew, seen], outputs, **QUIET)
     # Not oftener: for each answer Gradio's page looks at every component, which takes a slow browser half a second.
-    gr.Timer(2).tick(paint, [*anew, seen], outputs, trigger_mode="once", **QUIET)
+    gr.Timer(1).tick(paint, [*anew, seen], outputs, trigger_mode="once", **QUIET)
 
 
 def look(studio: Studio, board: Board, run_id: str, choice: Choice, before: Shown) -> Shown:
