@@ -159,13 +159,31 @@ def test_gradient_checkpointing_changes_no_loss(trained: RunFolder, make_run: Ma
     assert losses(run) == losses(again)
 
 
-def test_rows_accumulated_or_at_once_give_the_same_loss(make_run: MakeRun, train: Train) -> None:
-    settings = {"lora__lora_dropout": 0, "training__train_sampling_strategy": "random"}
+def test_rows_accumulated_or_at_once_give_the_same_loss(make_run: MakeRun, train: Train, tmp_path: Path) -> None:
+    """Answers are of very different lengths: a mean over rows, instead of over trained tokens, would show at once."""
+    colours = ("red", "green", "blue", "white", "black")
+    talk = [
+        [
+            {"role": "user", "content": f"Paint it {colours[number % 5]}."},
+            {"role": "assistant", "content": f"It is {colours[number % 3]}." * (1 + number % 7)},
+        ]
+        for number in range(32)
+    ]
+    file = tmp_path / "uneven.jsonl"
+    file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in talk), encoding="utf-8")
+    settings = {
+        "data__train_file": str(file),
+        "data__validation_fraction": 0,
+        "lora__lora_dropout": 0,
+        "training__train_sampling_strategy": "random",
+    }
     apart = make_run(training__per_device_train_batch_size=1, training__gradient_accumulation_steps=8, **settings)
     together = make_run(training__per_device_train_batch_size=8, training__gradient_accumulation_steps=1, **settings)
     assert train(apart) == train(together) == 0
-    for one, other in zip(losses(apart), losses(together), strict=True):
-        assert one == pytest.approx(other, rel=1e-3)
+    one, other = (fold(events(run)).steps for run in (apart, together))
+    assert [point.step for point in one] == list(range(1, 9))
+    assert [point.loss for point in one] == pytest.approx([point.loss for point in other], rel=1e-5)
+    assert [point.grad_norm for point in one] == pytest.approx([point.grad_norm for point in other], rel=1e-5)
 
 
 def test_resuming_also_equals_with_packing_and_steps_of_its_own(
