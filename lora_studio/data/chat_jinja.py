@@ -44,7 +44,9 @@ class ChatTemplate:
                 f"The chat template can't be read: {error.message} (line {error.lineno}).",
                 "Choose a prompt style such as chatml, or a model whose tokenizer brings a whole template.",
             ) from error
-        self._variables = dict(variables)
+        # One context for all conversations: making it anew, as `Template.render` does, takes a sixth of the time.
+        self._names: dict[str, Any] = {**self._template.globals, "documents": None, **variables}
+        self._context = self._template.new_context(self._names, shared=True)
 
     def render(
         self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), *, prompt: bool = False
@@ -56,31 +58,29 @@ class ChatTemplate:
         for message in messages:
             if "reasoning_content" in message:  # some templates read the thought under its older name
                 message["thinking"] = message["reasoning_content"]
-        marked = self._template.render(
-            messages=messages,
-            tools=list(tools) or None,
-            documents=None,
-            add_generation_prompt=prompt,
-            **self._variables,
-        )
-        return _spans_of(marked)
+        self._names |= {"messages": messages, "tools": list(tools) or None, "add_generation_prompt": prompt}
+        context = self._context
+        context.vars.clear()  # what the last conversation left
+        context.exported_vars.clear()
+        return _spans_of("".join(self._template.root_render_func(context)))
 
 
 def _spans_of(marked: str) -> tuple[str, list[tuple[int, int]]]:
     """The text without its marks, and what they enclose: the outer parts where they nest."""
-    pieces, spans = list[str](), list[tuple[int, int]]()
-    length = begin = depth = last = 0
-    for match in MARKS.finditer(marked):
-        piece = marked[last : match.start()]
-        pieces.append(piece)
-        length, last = length + len(piece), match.end()
-        if match.group() == BEGIN:
-            begin, depth = (length if depth == 0 else begin), depth + 1
-        else:
+    before, *parts = marked.split(BEGIN)
+    pieces, spans = [before], list[tuple[int, int]]()
+    length, begin, depth = len(before), 0, 0
+    for part in parts:
+        begin, depth = (length if depth == 0 else begin), depth + 1
+        inside, *after = part.split(END)
+        pieces.append(inside)
+        length += len(inside)
+        for piece in after:
             depth -= 1
             if depth == 0:
                 spans.append((begin, length))
-    pieces.append(marked[last:])
+            pieces.append(piece)
+            length += len(piece)
     return "".join(pieces), spans
 
 
