@@ -322,7 +322,8 @@ class RunState:
     def seconds_left(self) -> float | None:
         """Time to the last step at the speed of the last twenty steps logged since the start; None before two were."""
         recent = [item for item in self.steps[-20:] if item.time >= (self.resumed or 0.0)]
-        if self.final or len(recent) < 2 or recent[-1].step <= recent[0].step:
+        begins = self.phase in ("start", "data", "download", "model")  # again, after a resume
+        if self.final or begins or len(recent) < 2 or recent[-1].step <= recent[0].step:
             return None
         per_step = (recent[-1].time - recent[0].time) / (recent[-1].step - recent[0].step)
         return max(0.0, (self.total_steps - self.step) * per_step)

@@ -40,7 +40,7 @@ def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole:
             )
             upload = gr.File(
                 label="Your own files: JSON, JSONL, CSV, Parquet, Arrow, text",
-                height=150,
+                height=236,
                 type="filepath",
                 file_count="multiple",
             )

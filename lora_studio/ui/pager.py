@@ -34,10 +34,10 @@ class Pager:
 
 
 def draw() -> Pager:
-    with gr.Row(elem_classes="ls-pager"):
-        previous = gr.Button("Previous", scale=0, min_width=90)
-        row = gr.Number(1, label="Conversation", precision=0, minimum=1, scale=0, min_width=140)
-        following = gr.Button("Next", scale=0, min_width=90)
+    with gr.Row(elem_classes="ls-turn"):
+        previous = gr.Button("Previous", size="md", scale=0, min_width=90)
+        row = gr.Number(1, label="Conversation", precision=0, minimum=1, scale=0, min_width=90)
+        following = gr.Button("Next", size="md", scale=0, min_width=90)
     position = gr.HTML()
     with gr.Row(visible=False, elem_classes="ls-pager") as windows:
         earlier = gr.Button("Previous window", size="sm", scale=0, min_width=160)

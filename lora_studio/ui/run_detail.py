@@ -23,8 +23,8 @@ from lora_studio.ui.studio import Shared, Studio
 SECTIONS: dict[str, Section] = {
     "queue": queue_view,
     "head": run_head,
-    "life": run_life,
     "outcome": run_outcome,
+    "life": run_life,
     "progress": run_progress,
     "memory": run_memory,
     "health": run_health,

@@ -15,6 +15,7 @@ from lora_studio.ui.studio import Shared, Studio
 
 BUTTONS: tuple[tuple[str, str, Literal["primary", "secondary"]], ...] = (
     ("stop", "Stop", "secondary"),
+    ("cancel", "Cancel", "secondary"),
     ("resume", "Resume", "secondary"),
     ("again", "Duplicate and edit", "secondary"),
     ("delete", "Delete…", "secondary"),
@@ -30,7 +31,7 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
         with gr.Row(elem_classes="actions", scale=0):
             for name, label, kind in BUTTONS:
                 parts[name] = gr.Button(
-                    label, variant=kind, size="md", visible=False, scale=0, min_width=92, elem_id=f"run-{name}"
+                    label, variant=kind, size="md", visible=False, scale=0, min_width=0, elem_id=f"run-{name}"
                 )
     with gr.Row(visible=False, elem_classes="confirm") as confirm:
         question = gr.HTML(min_width=260)
@@ -57,6 +58,7 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
         return gr.Tabs(selected="chat")
 
     parts["stop"].click(acting(studio.supervisor.stop), shared.run, said, **QUIET)
+    parts["cancel"].click(acting(studio.supervisor.cancel), shared.run, said, **QUIET)
     parts["resume"].click(acting(studio.supervisor.resume), shared.run, said, **QUIET)
     parts["chat"].click(chat, shared.run, shared.tabs, **QUIET)
     parts["again"].click(again, shared.run, [shared.form, shared.tabs, said], **QUIET)
@@ -89,6 +91,7 @@ def view(look: Look) -> dict[str, Any]:
     return {
         "headline": run_words.headline(run),
         "stop": run.state in ("running", "queued"),
+        "cancel": run.state in ("running", "stopping"),
         "resume": run.state in ("stopped", "failed"),
         "chat": (folder.adapter / "adapter_model.safetensors").is_file() or bool(folder.checkpoint_folders()),
         "again": True,

@@ -1,4 +1,4 @@
-"""What can be done with a run's life beside Stop and Resume: cancel it, give it more epochs, continue from its adapter.
+"""How a run's life goes on beyond Stop and Resume: more epochs, or a new run that continues from its adapter.
 
 Each has a sentence on what is kept, because the difference is not plain from the words on the buttons.
 """
@@ -20,28 +20,23 @@ GOING = (
     "<b>Stop</b> ends after the step and saves a checkpoint. <b>Cancel</b> ends at once: what came after the last "
     "checkpoint is lost, the checkpoints stay. Resume goes on after either."
 )
-ENDED = (
-    "<b>Resume</b> goes on with the same settings, exactly as if the run had not ended. <b>More epochs</b> does so "
-    "beyond the planned end, with the learning rate of a run that was so long from the start."
-)
+RESUME = "<b>Resume</b> goes on with the same settings, exactly as if the run had not ended."
+LONGER = "<b>More epochs</b> goes on beyond the planned end, with the learning rate of a run planned so long at first."
 ADAPTER = "<b>Continue from its adapter</b> begins a new run that starts with what this one learnt, with new settings."
 
 
 def build(studio: Studio, shared: Shared) -> dict[str, Any]:
-    """A sentence and the controls that fit the run's state."""
-    parts: dict[str, Any] = {}
-    parts["words"] = gr.HTML(visible=False, elem_id="run-life")
-    with gr.Row(elem_classes="run-life-row"):
-        parts["cancel"] = gr.Button("Cancel", variant="stop", visible=False, size="sm", scale=0, elem_id="run-cancel")
-        parts["epochs"] = gr.Number(1, label="Epochs more", minimum=0, visible=False, scale=0, elem_id="run-epochs")
-        parts["extend"] = gr.Button("Train more epochs", visible=False, size="sm", scale=0, elem_id="run-extend")
-        parts["continue"] = gr.Button(
-            "Continue from its adapter…", visible=False, size="sm", scale=0, elem_id="run-continue"
-        )
+    """Sentences, and for a run that ended a fold with the controls that fit its state."""
+    parts: dict[str, Any] = {"words": gr.HTML(visible=False, elem_id="run-life")}
+    with gr.Accordion("Train it further", open=False, visible=False, elem_id="run-further") as parts["further"]:
+        parts["ways"] = gr.HTML()
+        with gr.Row(elem_classes="run-life-row"):
+            parts["epochs"] = gr.Number(1, label="Epochs more", minimum=0, scale=0, min_width=150, elem_id="run-epochs")
+            parts["extend"] = gr.Button("Train more epochs", size="md", scale=0, min_width=0, elem_id="run-extend")
+            parts["continue"] = gr.Button(
+                "Continue from its adapter…", size="md", scale=0, min_width=0, elem_id="run-continue"
+            )
     said = gr.HTML(visible=False)
-
-    def cancel(run_id: str) -> Any:
-        return told(lambda: studio.supervisor.cancel(run_id))
 
     def extend(run_id: str, epochs: float | None) -> Any:
         return told(lambda: studio.supervisor.resume(run_id, checked(epochs)))
@@ -49,7 +44,6 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
     def go_on(run_id: str) -> tuple[Any, Any]:
         return (time.time(), continuation(studio, run_id)), gr.Tabs(selected="train")
 
-    parts["cancel"].click(cancel, shared.run, said, **QUIET)
     parts["extend"].click(extend, [shared.run, parts["epochs"]], said, **QUIET)
     parts["continue"].click(go_on, shared.run, [shared.form, shared.tabs], **QUIET)
     shared.run.change(lambda: gr.HTML(visible=False), None, said, **QUIET)
@@ -85,15 +79,21 @@ def stamp(look: Look) -> Hashable:
 
 
 def view(look: Look) -> dict[str, Any]:
-    going = look.run.state in ("running", "stopping")
+    state = look.run.state
     saved = bool(look.folder.checkpoint_folders())
     usable = look.run.final and (saved or look.folder.adapter.is_dir())
-    longer = look.run.final and (saved or look.run.state != "done")
-    sentences = [GOING if going else "", ENDED if longer else "", ADAPTER if usable else ""]
+    longer = look.run.final and (saved or state != "done")
+    words = GOING if state in ("running", "stopping") else RESUME if state in ("stopped", "failed") else ""
+    ways = " ".join([LONGER] * longer + [ADAPTER] * usable)
     return {
-        "words": f'<p class="quiet">{" ".join(filter(None, sentences))}</p>' if any(sentences) else None,
-        "cancel": going,
+        "words": _quiet(words) if words else None,
+        "further": longer or usable,
+        "ways": _quiet(ways),
         "epochs": longer,
         "extend": longer,
         "continue": usable,
     }
+
+
+def _quiet(words: str) -> str:
+    return f'<p class="quiet">{words}</p>'

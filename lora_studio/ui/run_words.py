@@ -42,7 +42,7 @@ def figure(value: float | None) -> str:
         return "–"
     if not math.isfinite(value):
         return {"nan": "not a number"}.get(str(value), "infinite")
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
+    if value == 0 or 1e-4 <= abs(value) < 1e4:
         return f"{value:.4g}"
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.2e}"
 
@@ -92,6 +92,8 @@ def sentence_case(words: str) -> str:
 def phase_words(run: RunState) -> str:
     """training: step 30 of 120; loading the model; preparing the data: 300 of 1,000 rows."""
     words = PHASES.get(run.phase, run.phase or "starting")
+    if run.phase in ("", "start"):
+        return f"{words}: PyTorch and its libraries are loading"
     if run.phase == "train" and run.total_steps:
         return f"{words}: step {run.step:,} of {run.total_steps:,}"
     if run.phase_total and run.phase_unit == "bytes":
@@ -104,12 +106,14 @@ def phase_words(run: RunState) -> str:
 
 
 def elapsed(run: RunState, now: float) -> float | None:
-    """Seconds from the first start to the end, or to now."""
+    """Seconds of work from the first start to the end, or to now; the pause before a resume is none."""
     if run.started is None:
         return now - run.phase_started if run.phase_started and not run.final else None
     if run.final:
         return run.seconds or (run.finished or run.last_event or run.started) - run.started
-    return now - run.started
+    if run.phase == "start" and run.phase_started and run.phase_started > (run.last_event or now):
+        return run.seconds_at(run.last_event or now) + now - run.phase_started  # begun again, and no word of it yet
+    return run.seconds_at(now)
 
 
 def status_line(runs: list[RunState]) -> str:

@@ -107,7 +107,7 @@ html:has(body.dark) { background: #0e141b; }
 .gradio-container :focus-visible { outline: 2px solid var(--busy); outline-offset: 2px; }
 .gradio-container input:focus-visible, .gradio-container textarea:focus-visible { outline-offset: -1px; }
 button.lg { min-height: 42px; }
-.label-wrap > span { text-align: left; }
+.label-wrap > span { text-align: left; } .label-wrap > .icon { align-self: center; }
 footer { display: none !important; }
 
 #header { margin: 18px 0 -10px; }
@@ -174,8 +174,10 @@ ul.health { list-style: none; margin: 0; padding: 0; display: grid; gap: 8px; }
 .run-top { align-items: flex-start !important; }
 .run-top > .actions { flex: 0 0 auto !important; width: auto !important; flex-wrap: nowrap !important;
   gap: 8px !important; }
-.actions button { flex: 0 0 auto; white-space: nowrap; }
-#run-delete-yes { color: var(--bad); }
+.actions button, .run-life-row > button { flex: 0 0 auto !important; white-space: nowrap; min-width: auto !important; }
+.run-life-row { align-items: flex-end !important; }
+#run-delete-yes, #run-cancel { color: var(--bad); }
+#form { gap: 10px !important; }
 #plan .ls-tiles { grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)); }
 #plan .ls-tiles > div { padding: 8px 10px; }
 #plan .ls-tiles span { font-size: 13px; }
@@ -206,8 +208,12 @@ ol.checks li { display: flex; gap: 8px; padding: 4px 0; overflow-wrap: anywhere;
   .gradio-container { padding: 0 12px 32px !important; }
   .studio-head .device { margin-left: 0; width: 100%; }
   #header { margin-top: 10px; }
-  .run-top > #run-headline { flex-basis: 100% !important; }
-  .actions { flex-wrap: wrap !important; }
+  .run-top > #run-headline, .run-top > .actions { flex: 1 1 100% !important; max-width: 100%; }
+  .actions, .run-top > .actions { flex-wrap: wrap !important; }
+  #run-chat { order: -1; }
+  #start { position: fixed; left: 20px; right: 20px; bottom: 12px; z-index: 20; width: auto; }
+  #form-summary .ls-notice, #checks .checks { scroll-margin-bottom: 72px; }
+  .train { padding-bottom: 56px; }
   .field { grid-column: auto !important; }
 }
 """

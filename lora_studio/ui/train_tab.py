@@ -33,6 +33,9 @@ from lora_studio.workspace import Workspace, shipped_data
 OWN_CHOICES = ("model.name", "model.revision", "data.train_file", "data.validation_file")
 IN_TURN: dict[str, Any] = {"concurrency_id": "form", "concurrency_limit": 1}  # of two that fill it, the last one tells
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+SHOW_WRONG = (
+    "() => document.querySelector('#form-summary .ls-notice, #checks .checks')?.scrollIntoView({block: 'nearest'})"
+)
 NOT_TAUGHT = ("preference",)  # shipped pairs that teach by comparison, which this form does not do
 
 
@@ -111,9 +114,10 @@ def _draw(workspace: Workspace) -> Drawn:
             with form.fold_with("lora.target_modules"):
                 modules = module_choice.draw()
         with gr.Column(scale=1, min_width=280, elem_classes="beside"):
+            # What is wrong stands under the button, which must not move away from the pointer that pressed it.
+            start = gr.Button("Start training", variant="primary", size="lg", elem_id="start")
             summary = gr.HTML(elem_id="form-summary", visible=False)
             checks = gr.HTML(elem_id="checks", visible=False)
-            start = gr.Button("Start training", variant="primary", size="lg", elem_id="start")
             anyway = gr.Button("Start anyway", size="lg", visible=False, elem_id="start-anyway")
             card = plan_card.draw()
             with gr.Accordion("As a config file", open=False):
@@ -235,7 +239,7 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
         return {**_look(drawn, studio, raws, Told()), shared.run: run_id, shared.tabs: gr.Tabs(selected="runs")}
 
     for button, handler in ((drawn.start, start), (drawn.anyway, begin)):
-        button.click(
+        clicked = button.click(
             handler,
             drawn.form.widgets,
             [*drawn.shown, shared.run, shared.tabs],
@@ -244,6 +248,7 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
             show_progress_on=button,
             api_visibility="private",
         )
+        clicked.then(None, js=SHOW_WRONG, api_visibility="private")
 
 
 def _show(

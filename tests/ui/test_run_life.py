@@ -12,7 +12,7 @@ from lora_studio.jobs.client import Session
 from lora_studio.jobs.launcher import Launcher, kill
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.jobs.waiting import Waiting
-from lora_studio.ui import queue_view, run_life
+from lora_studio.ui import queue_view, run_head, run_life
 from lora_studio.ui.run_section import Look
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
@@ -37,17 +37,21 @@ def test_each_state_offers_what_it_can_and_says_what_is_kept(studio: Studio) -> 
     run_id = studio.supervisor.launch(Config())
     wait_until(lambda: studio.supervisor.state(run_id).step >= 1)
     going = run_life.view(look(studio, run_id))
-    assert [name for name in ("cancel", "epochs", "extend", "continue") if going[name]] == ["cancel"]
+    assert [name for name in ("further", "epochs", "extend", "continue") if going[name]] == []
+    assert run_head.view(look(studio, run_id))["cancel"]
     assert "ends at once" in going["words"]
     studio.supervisor.stop(run_id)
     wait_until(lambda: studio.supervisor.state(run_id).final)
     ended = run_life.view(look(studio, run_id))
-    assert [name for name in ("cancel", "epochs", "extend", "continue") if ended[name]] == [
+    assert not run_head.view(look(studio, run_id))["cancel"]
+    assert [name for name in ("further", "epochs", "extend", "continue") if ended[name]] == [
+        "further",
         "epochs",
         "extend",
         "continue",
     ]
-    assert "new run" in ended["words"]
+    assert "as if the run had not ended" in ended["words"]
+    assert "new run" in ended["ways"]
 
 
 def test_continuing_fills_the_form_with_the_runs_settings_and_its_adapter(studio: Studio) -> None:

@@ -52,6 +52,7 @@ def test_times_that_pass_are_whole_seconds(seconds: float | None, words: str) ->
         (None, "–"),
         (0.0, "0"),
         (0.123456, "0.1235"),
+        (0.00057031, "0.0005703"),
         (2.5e-5, "2.50e-05"),
         (12345.6, "12,346"),
         (math.nan, "not a number"),
@@ -106,3 +107,13 @@ def test_a_title_is_shown_as_text_and_never_run() -> None:
     for markup in (run_words.headline(run), run_words.status_line([run])):
         assert "<img" not in markup
         assert "${" not in markup
+
+
+def test_a_run_begun_again_counts_no_pause_and_promises_no_end_before_it_trains() -> None:
+    ended = [*TRAINING, Finished(130.0, "stopped", 30)]
+    again = run_of(*ended, PhaseStarted(500.0, "start"), RunStarted(505.0, 2, "cpu", "float32", 30))
+    assert run_words.elapsed(again, 510.0) == 40.0
+    assert "left" not in run_words.status_line([again])
+    unheard = run_of(*ended)
+    unheard.state, unheard.phase, unheard.phase_started = "running", "start", 500.0
+    assert run_words.elapsed(unheard, 502.0) == 32.0
