@@ -96,7 +96,7 @@ def check_base(config: Config, folder: Path, settings: dict[str, Any]) -> None:
         card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
     base = card.get("base_model") or settings.get("base_model_name_or_path")
     revision = card.get("revision") or settings.get("revision")
-    if base and not _same_model(base, config.model.name):
+    if base and not same_model(base, config.model.name):
         raise StudioError(
             f"This adapter was trained on {base}, not on {config.model.name}: its weights mean nothing there.",
             f"Set model.name to {base}, or leave model.adapter_name_or_path empty for a fresh adapter.",
@@ -108,7 +108,7 @@ def check_base(config: Config, folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _same_model(first: str, second: str) -> bool:
+def same_model(first: str, second: str) -> bool:
     """The same name or folder, or a copy under the same last name, such as models/Qwen3-0.6B of Qwen/Qwen3-0.6B."""
     one, other = Path(model_source(first)), Path(model_source(second))
     return one == other or one.name.lower() == other.name.lower() or (one.exists() and one.resolve() == other.resolve())

@@ -210,8 +210,20 @@ class Generation(Section):
     )
     top_p: float = setting(1.0, "Top-p", "Sample from the likeliest tokens that together have this share.", gt=0, le=1)
     top_k: int = setting(0, "Top-k", "Sample from this many of the likeliest tokens; 0 means all.", ge=0)
+    min_p: float = setting(
+        0.0, "Min-p", "Sample from tokens at least this share as likely as the likeliest; 0 means all.", ge=0, le=1
+    )
     repetition_penalty: float = setting(1.0, "Repetition penalty", "Above 1 makes repeating less likely.", ge=0.5, le=3)
     seed: int = setting(42, "Seed", "The same seed gives the same sampled answer.", ge=0)
+    stop_strings: str = setting("", "Stop texts", "An answer ends before any of these texts, one a line.")
+    enable_thinking: bool | None = setting(
+        None, "Thinking", "For templates with a thinking switch: on, off, or as the adapter was trained."
+    )
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The stop texts one by one."""
+        return tuple(line for line in self.stop_strings.splitlines() if line)
 
 
 class Config(Section):

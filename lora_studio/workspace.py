@@ -200,6 +200,21 @@ class Workspace:
         return self.root / "uploads"
 
     @property
+    def adapters_folder(self) -> Path:
+        """Adapters from elsewhere: uploaded, or fetched from the Hub."""
+        return self.root / "adapters"
+
+    @property
+    def prompt_sets_folder(self) -> Path:
+        """Prompts that a person keeps to ask again and again."""
+        return self.root / "prompts"
+
+    @property
+    def votes(self) -> Path:
+        """What a person found better without knowing whose answer it was, one vote a line."""
+        return self.root / "votes.jsonl"
+
+    @property
     def logs_folder(self) -> Path:
         """Logs of session children, which belong to no run."""
         return self.root / "logs"

@@ -25,7 +25,6 @@ def chat(workspace: Workspace, given: argparse.Namespace) -> int:
     with Session(workspace.logs_folder / "cli-chat.log") as session:
         say("Loading the model ...")
         loaded = session.call("load", adapters={ADAPTER: str(folder)})
-        settings["enable_thinking"] = loaded["enable_thinking"]
         talk = Talk(session, settings, given.system or loaded["system_prompt"], given.compare)
         if given.prompt is not None:
             answers = talk.ask(given.prompt, quiet=given.json)

@@ -1,7 +1,7 @@
 """Streams answers of base and adapters out of one model, all columns in one batch.
 
-peft chooses the adapter row by row, so that every column answers at the same time and the base is held once. DoRA
-adapters can't share a batch; their columns are answered one after the other.
+peft chooses the adapter row by row, so that every column answers at the same time and the base is held once. Adapters
+that can't share a batch (DoRA, trained biases) answer after the others, each by itself.
 """
 
 import time
@@ -12,18 +12,14 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig
 
 from lora_studio.engine.load import LoadedModel
+from lora_studio.engine.streaming import ColumnText, Ending, Pieces, Streamer
 from lora_studio.errors import StudioError
 
 BASE = "__base__"  # peft's own word for "no adapter"
-PIECE_SECONDS = 0.075
-HALF_CHARACTER = "\ufffd"
-
-Pieces = Callable[[list[str], list[int]], None]
-"""Gets the text added to each column since the last call, and each column's tokens so far."""
+THINK = "<think>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +32,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a column said. `finish` is "eos", "length" or "stopped"; `tokens` counts the end token, too."""
+    """What a column said. `finish` is "eos", "stop_string", "length" or "stopped"; `tokens` counts the end token."""
 
     text: str
     tokens: int
@@ -51,82 +47,6 @@ class Answer:
         return {name: value for name, value in asdict(self).items() if name != "ids"}
 
 
-class ColumnText:
-    """The growing text of one column. A character whose bytes are not all there yet is held back."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> None:
-        self._tokenizer = tokenizer
-        self._end_ids = end_ids
-        self._window = 0  # decoding starts here: a token's text can depend on the one before it
-        self._shown = 0
-        self.ids: list[int] = []
-        self.text = ""
-        self.ended = False
-        self.first_token = 0.0
-        self.last_token = 0.0
-
-    def add(self, token: int, now: float) -> None:
-        """Takes the next token; after the end token the batch only pads this column."""
-        if self.ended:
-            return
-        if not self.ids:
-            self.first_token = now
-        self.last_token = now
-        self.ids.append(token)
-        self.ended = token in self._end_ids
-
-    def take(self, *, all_of_it: bool = False) -> str:
-        """The text that came since the last call."""
-        before, now = self._decode(self._window, self._shown), self._decode(self._window, len(self.ids))
-        if now.endswith(HALF_CHARACTER) and not all_of_it:
-            return ""
-        piece = now[len(before) :]
-        self._window, self._shown = self._shown, len(self.ids)
-        self.text += piece
-        return piece
-
-    def _decode(self, start: int, stop: int) -> str:
-        return str(self._tokenizer.decode(self.ids[start:stop], skip_special_tokens=True))
-
-
-class Streamer(BaseStreamer):
-    """Gets one token per column and step from `generate` and hands text on 10 to 15 times a second."""
-
-    def __init__(self, columns: Sequence[ColumnText], on_pieces: Pieces, seconds: float = PIECE_SECONDS) -> None:
-        self.columns = columns
-        self._on_pieces = on_pieces
-        self._seconds = seconds
-        self._prompts_seen = False
-        self._handed_on = time.monotonic()
-
-    def put(self, value: torch.Tensor) -> None:
-        if not self._prompts_seen:  # the first value holds the prompts, [columns, tokens]
-            self._prompts_seen = True
-            return
-        now = time.monotonic()
-        for column, token in zip(self.columns, value.tolist(), strict=True):
-            column.add(token, now)
-        if now - self._handed_on >= self._seconds:
-            self._hand_on(all_of_it=False)
-
-    def end(self) -> None:
-        self._hand_on(all_of_it=True)
-
-    def _hand_on(self, *, all_of_it: bool) -> None:
-        self._handed_on = time.monotonic()
-        texts = [column.take(all_of_it=all_of_it or column.ended) for column in self.columns]
-        if any(texts):
-            self._on_pieces(texts, [len(column.ids) for column in self.columns])
-
-
-class _AskedToStop(StoppingCriteria):
-    def __init__(self, asked: Callable[[], bool]) -> None:
-        self._asked = asked
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self._asked(), dtype=torch.bool, device=input_ids.device)
-
-
 def generation_config(
     loaded: LoadedModel,
     *,
@@ -135,9 +55,12 @@ def generation_config(
     top_p: float,
     top_k: int,
     repetition_penalty: float,
+    min_p: float = 0.0,
 ) -> GenerationConfig:
     """Sampling settings in transformers' words. Temperature 0 always takes the likeliest token."""
-    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {}
+    sampling: dict[str, Any] = {}
+    if temperature > 0:
+        sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p or None}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
@@ -197,10 +120,14 @@ def generate(
     *,
     seed: int = 0,
     enable_thinking: bool | None = None,
+    stop_strings: Sequence[str] = (),
     on_pieces: Pieces = lambda texts, tokens: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Answer]:
-    """Answers of all columns. `stop` is asked after each token; what was said until then is the answer."""
+    """Answers of all columns; a text of `stop_strings` ends one and is left out.
+
+    `stop` is asked after each token; what was said until then is the answer.
+    """
     unknown = [column.adapter for column in columns if column.adapter not in (None, *loaded.adapters)]
     if unknown or not columns:
         raise StudioError(
@@ -209,12 +136,10 @@ def generate(
         )
     prompts = [prompt_ids(loaded, column, enable_thinking) for column in columns]
     ends = end_ids(loaded)
-    texts = [ColumnText(loaded.tokenizer, ends) for _ in columns]
+    texts = [ColumnText(loaded.tokenizer, ends, stop_strings, _opening(loaded, prompt)) for prompt in prompts]
     torch.manual_seed(seed)
-    everybody = range(len(columns))
-    groups = [list(everybody)] if loaded.mixes else [[position] for position in everybody]
     answers: dict[int, Answer] = {}
-    for group in groups:
+    for group in loaded.groups([column.adapter for column in columns]):
         began = time.monotonic()
         _generate_group(
             loaded,
@@ -227,6 +152,11 @@ def generate(
         for position in group:
             answers[position] = _answer(texts[position], began, stopped=stop())
     return [answers[position] for position in range(len(columns))]
+
+
+def _opening(loaded: LoadedModel, prompt: list[int]) -> str:
+    """Some templates write the beginning of the reasoning themselves: it belongs to the answer."""
+    return f"{THINK}\n" if str(loaded.tokenizer.decode(prompt[-8:])).rstrip().endswith(THINK) else ""
 
 
 def _spread(on_pieces: Pieces, texts: Sequence[ColumnText], group: Sequence[int]) -> Pieces:
@@ -257,19 +187,17 @@ def _generate_group(
         settings.max_new_tokens = min(settings.max_new_tokens, loaded.longest_text - longest)
     names: dict[str, Any] = {}
     context: Any = nullcontext()
-    if loaded.adapters and loaded.mixes:
+    if loaded.adapters and loaded.shares(adapters):
         names = {"adapter_names": [BASE if adapter is None else loaded.adapters[adapter] for adapter in adapters]}
-    elif loaded.adapters and adapters[0] is None:
-        context = loaded.model.disable_adapter()
     elif loaded.adapters:
-        loaded.model.set_adapter(loaded.adapters[str(adapters[0])], inference_mode=True)
+        context = loaded.answering_as(adapters[0])
     with context:
         loaded.model.generate(
             input_ids=input_ids,
             attention_mask=mask,
             generation_config=settings,
             streamer=streamer,
-            stopping_criteria=[_AskedToStop(stop)],
+            stopping_criteria=[Ending(streamer.columns, stop)],
             **names,
         )
 
@@ -282,6 +210,6 @@ def _answer(text: ColumnText, began: float, *, stopped: bool) -> Answer:
         seconds=seconds,
         first_token_seconds=text.first_token - began,
         tokens_per_second=len(text.ids) / seconds,
-        finish="eos" if text.ended else "stopped" if stopped else "length",
+        finish=text.finish or ("stopped" if stopped else "length"),
         ids=tuple(text.ids),
     )

@@ -4,9 +4,11 @@ Code that comes with a model is never run, adapters are read from safetensors on
 that was named.
 """
 
+import itertools
 import json
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from lora_studio.errors import StudioError
 
 CARD = "studio.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_NUMBERS = itertools.count()
 TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -178,7 +181,8 @@ class LoadedModel:
     """A base with any number of adapters on top. `adapters` maps a column's name to peft's name for the adapter.
 
     `templates` holds the chat template (Jinja text) that each adapter was trained with, by column name; None stands for
-    the base. `cards` are the adapters' studio.json.
+    the base. `cards` are the adapters' studio.json. `biases` are the base's biases with what an adapter puts in their
+    place.
     """
 
     name: str
@@ -187,11 +191,39 @@ class LoadedModel:
     adapters: dict[str, str] = field(default_factory=dict)
     templates: dict[str | None, str] = field(default_factory=dict)
     cards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    biases: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
 
     @property
     def mixes(self) -> bool:
-        """Whether base and adapters can answer in one batch; peft can't mix DoRA adapters."""
-        return not any(self.model.peft_config[inner].use_dora for inner in self.adapters.values())
+        """Whether base and all adapters can answer in one batch."""
+        return self.shares(self.adapters)
+
+    def shares(self, columns: Iterable[str | None]) -> bool:
+        """Whether these can answer in one batch: peft can't mix DoRA adapters, nor those that brought biases."""
+        inner = [self.model.peft_config[self.adapters[name]] for name in columns if name is not None]
+        return not any(config.use_dora or config.bias != "none" for config in inner)
+
+    def groups(self, columns: Sequence[str | None]) -> list[list[int]]:
+        """Positions of the columns that answer together; those that share no batch come last, each by itself."""
+        together = [position for position, name in enumerate(columns) if self.shares([name])]
+        return [*([together] if together else []), *([at] for at in range(len(columns)) if at not in together)]
+
+    @contextmanager
+    def answering_as(self, column: str | None) -> Iterator[None]:
+        """Inside, the model is the base with that one adapter, or the bare base (None)."""
+        if not self.adapters:
+            yield
+        elif column is None:
+            with self.model.disable_adapter():
+                yield
+        else:
+            own = [(bias, bias.detach().clone()) for bias, _ in self.biases.get(column, ())]
+            self.model.set_adapter(self.adapters[column], inference_mode=True)
+            try:
+                _put(self.biases.get(column, ()))
+                yield
+            finally:
+                _put(own)
 
     @property
     def longest_text(self) -> int | None:
@@ -241,7 +273,8 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
     for folder in folders.values():
         check_adapter(folder)
     for column, folder in folders.items():
-        inner = f"adapter{len(loaded.adapters)}"  # peft allows no dots in names, people do
+        own = [(bias, bias.detach().clone()) for name, bias in loaded.model.named_parameters() if _is_bias(name)]
+        inner = f"adapter{next(_NUMBERS)}"  # peft allows no dots in names, people do
         try:
             if not loaded.adapters:
                 loaded.model = PeftModel.from_pretrained(loaded.model, str(folder), adapter_name=inner)
@@ -253,11 +286,36 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
                 "Load the base that it was trained on.",
             ) from error
         loaded.adapters[column] = inner
+        if loaded.model.peft_config[inner].bias != "none":
+            loaded.biases[column] = [(bias, bias.detach().clone()) for bias, _ in own]
+            _put(own)  # peft keeps one set of biases for all: the base's stay in place
         loaded.cards[column] = read_card(folder)
         template = folder / "chat_template.jinja"
         if template.is_file():
             loaded.templates[column] = template.read_text(encoding="utf-8")
     loaded.model.eval()
+
+
+def _is_bias(name: str) -> bool:
+    return name.endswith(".bias") and ".lora_" not in name
+
+
+def _put(biases: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Values into the places that belong to them."""
+    with torch.no_grad():
+        for place, value in biases:
+            place.copy_(value)
+
+
+def remove_adapters(loaded: LoadedModel, columns: Sequence[str]) -> LoadedModel:
+    """The model without these adapters, in the same memory; the value given must not be used any more."""
+    if len(columns) == len(loaded.adapters):
+        return loaded.without_adapters()
+    for column in columns:
+        loaded.model.delete_adapter(loaded.adapters.pop(column))
+        for kept in (loaded.templates, loaded.cards, loaded.biases):
+            kept.pop(column, None)
+    return loaded
 
 
 def check_adapter(folder: Path) -> None:

@@ -17,6 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from lora_studio.adapter_source import WEIGHTS_FILE
 from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
 from lora_studio.data.mapping import ReadingError
 from lora_studio.data.readings import first_records, tried, unread
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from lora_studio.engine.load import LoadedModel
 
 PROGRESS_SECONDS = 0.2
+MOST_ADAPTERS = 8
+APART = "DoRA and trained biases can't share a batch: these columns answer one after the other."
 
 
 class Request:
@@ -69,6 +72,7 @@ class Session:
         self._first_for: tuple[Any, ...] = ()
         self._loaded: LoadedModel | None = None
         self._loaded_for: tuple[Any, ...] = ()
+        self._adapters: dict[str, tuple[str, int]] = {}
 
     def inspect(self, request: Request) -> dict[str, Any]:
         """Looks at a data file as training would. Parameters: model, revision, cache_folder, those of `Look`
@@ -140,7 +144,7 @@ class Session:
         return {"numbers": read_config(model, revision).to_dict()}
 
     def load(self, request: Request) -> dict[str, Any]:
-        """Base and adapters into memory; a base that is there already is kept."""
+        """Base and adapters into memory; what is there already is kept, and of adapters not asked for the last few."""
         from lora_studio.engine import load  # seconds: torch, transformers, peft
 
         params = request.params
@@ -154,60 +158,85 @@ class Session:
         dtype = params.get("dtype") or "auto"
         four_bit = card.get("four_bit") or {}
         key = (base, revision, quantization, dtype, *four_bit.items())
-        if self._loaded is not None and key == self._loaded_for:
-            self._loaded = self._loaded.without_adapters()
-        else:
+        if self._loaded is None or key != self._loaded_for:
             self.unload(request)
             request.progress("base", 0, 1)
             self._loaded = load.load_base(
                 base, revision=revision, dtype=dtype, quantization=quantization, four_bit=four_bit
             )
             self._loaded_for = key
-        request.progress("adapters", 0, len(folders))
-        try:
-            load.add_adapters(self._loaded, folders)
-        except StudioError:
-            self.unload(request)  # an adapter that does not fit leaves the base half changed
-            raise
-        request.progress("adapters", len(folders), len(folders))
+        self._have_adapters(request, folders)
         return {
             "base": base,
             "adapters": list(folders),
-            "cards": self._loaded.cards,
+            "cards": {name: self._loaded.cards[name] for name in folders},
             "device": self._loaded.model.device.type,
             "dtype": load.dtype_name(self._loaded.model.dtype),
             "quantization": quantization,
             "memory_bytes": load.memory_bytes(),
             "template_name": card.get("prompt_style", "chat"),
+            "templates": {name: self._loaded.template(name) for name in folders},
             "system_prompt": card.get("system_prompt"),
             "enable_thinking": card.get("enable_thinking"),
             "max_length": card.get("max_length"),
             "longest_text": self._loaded.longest_text,
-            "mixes": self._loaded.mixes,
+            "mixes": self._loaded.shares(folders),
         }
+
+    def _have_adapters(self, request: Request, folders: dict[str, Path]) -> None:
+        """Adds the adapters that are not in memory; those used longest ago go where there are too many."""
+        from lora_studio.engine import load
+
+        assert self._loaded is not None
+        stamps = {name: (str(folder), (folder / WEIGHTS_FILE).stat().st_mtime_ns) for name, folder in folders.items()}
+        gone = [name for name in folders if name in self._adapters and self._adapters[name] != stamps[name]]
+        others = [name for name in self._adapters if name not in folders]
+        gone += others[: max(0, len(others) + len(folders) - MOST_ADAPTERS)]
+        new = {name: folder for name, folder in folders.items() if name in gone or name not in self._adapters}
+        request.progress("adapters", 0, len(new))
+        try:
+            if gone:
+                self._loaded = load.remove_adapters(self._loaded, gone)
+            load.add_adapters(self._loaded, new)
+        except StudioError:
+            self.unload(request)  # an adapter that does not fit leaves the base half changed
+            raise
+        kept = {name: stamp for name, stamp in self._adapters.items() if name not in gone and name not in folders}
+        self._adapters = kept | stamps  # the last used stand last
+        request.progress("adapters", len(new), len(new))
 
     def generate(self, request: Request) -> dict[str, Any]:
         """All columns answer at once; pieces of text come while they do."""
         from lora_studio.engine import generate
 
-        if self._loaded is None:
-            raise StudioError("No model is loaded.", "Load one first.")
-        settings = dict(request.params.get("settings", {}))
-        thinking = settings.pop("enable_thinking", None)
-        chosen = parse({"generation": settings}).generation.model_dump()
-        seed = chosen.pop("seed")
+        loaded = self._model()
+        chosen = parse({"generation": dict(request.params.get("settings", {}))}).generation
+        values = chosen.model_dump(exclude={"seed", "stop_strings", "enable_thinking"})
+        columns = [generate.Column(column.get("adapter"), column["messages"]) for column in request.params["columns"]]
         answers = generate.generate(
-            self._loaded,
-            [generate.Column(column.get("adapter"), column["messages"]) for column in request.params["columns"]],
-            generate.generation_config(self._loaded, **chosen),
-            seed=seed,
-            enable_thinking=thinking,
+            loaded,
+            columns,
+            generate.generation_config(loaded, **values),
+            seed=chosen.seed,
+            enable_thinking=chosen.enable_thinking,
+            stop_strings=chosen.stop_texts,
             on_pieces=lambda texts, tokens: request.answer("piece", texts=texts, tokens=tokens),
             stop=request.stopped.is_set,
         )
-        together = self._loaded.mixes or len(answers) == 1
-        note = "" if together else "DoRA adapters can't share a batch: the columns answered one after the other."
-        return {"columns": [answer.to_dict() for answer in answers], "note": note}
+        together = len(loaded.groups([column.adapter for column in columns])) == 1
+        return {"columns": [answer.to_dict() for answer in answers], "note": "" if together else APART}
+
+    def score(self, request: Request) -> dict[str, Any]:
+        """How base and adapters predict one forced answer, token by token. Parameters: adapters, messages, answer."""
+        from lora_studio.engine import score
+
+        params = request.params
+        return score.score(self._model(), params["adapters"], params["messages"], params["answer"])
+
+    def _model(self) -> "LoadedModel":
+        if self._loaded is None:
+            raise StudioError("No model is loaded.", "Load one first.")
+        return self._loaded
 
     def modules(self, request: Request) -> dict[str, Any]:
         """Names of a model's modules, from its config alone. Parameters: model, revision."""
@@ -221,7 +250,7 @@ class Session:
         if self._loaded is not None:
             import torch
 
-            self._loaded, self._loaded_for = None, ()
+            self._loaded, self._loaded_for, self._adapters = None, (), {}
             gc.collect()
             torch.cuda.empty_cache()
         return {}
@@ -252,6 +281,7 @@ METHODS: dict[str, Callable[[Session, Request], dict[str, Any]]] = {
     "try_reading": Session.try_reading,
     "load": Session.load,
     "generate": Session.generate,
+    "score": Session.score,
     "modules": Session.modules,
     "unload": Session.unload,
 }

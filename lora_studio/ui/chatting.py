@@ -20,7 +20,9 @@ from lora_studio.ui import dialogue, text
 from lora_studio.ui.dialogue import COLUMNS, Choice, Talk
 from lora_studio.ui.studio import Studio
 
-SAMPLING = tuple(setting for setting in settings() if setting.section == "generation")
+SAMPLING = tuple(
+    setting for setting in settings() if setting.section == "generation" and setting.kind in ("int", "float")
+)
 KEEP_SECONDS = 1.0  # how often a growing answer is written down
 LOADING = {"base": "Loading the base model", "adapters": "Loading the adapter"}
 
@@ -212,11 +214,8 @@ class Chat:
         prompts = zip((None, COLUMNS[1]), talk.prompts(), strict=True)
         columns = [{"adapter": adapter, "messages": messages} for adapter, messages in prompts]
         plain = {path.rpartition(".")[2]: setting for path, setting in chosen.items()}
-        thinking = (self._loaded or {})["enable_thinking"]
         kept = time.monotonic()
-        with contextlib.closing(
-            self.studio.chat.stream("generate", columns=columns, settings={**plain, "enable_thinking": thinking})
-        ) as answers:
+        with contextlib.closing(self.studio.chat.stream("generate", columns=columns, settings=plain)) as answers:
             for answer in answers:
                 if answer["kind"] == "piece":
                     talk.add(answer["texts"])

@@ -32,7 +32,7 @@ SECTIONS = {
 SWITCH = {True: "on", False: "off"}
 NEITHER = "default"
 FILES = ("data.train_file", "data.validation_file")
-LONG_TEXT = ("data.system_prompt",)
+LONG_TEXT = ("data.system_prompt", "generation.stop_strings")
 
 # A text's own `input` event misses what is pasted or deleted, its `change` also tells of what the page filled in.
 TYPING = """

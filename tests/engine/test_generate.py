@@ -11,17 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lora_studio.engine.generate import (
     Answer,
     Column,
-    ColumnText,
-    Streamer,
     generate,
     generation_config,
     greedy,
-    prompt_ids,
 )
 from lora_studio.engine.load import LoadedModel, add_adapters, load_base
 from lora_studio.errors import StudioError
 from lora_studio.workspace import RunFolder
-from tests.engine.conftest import MakeRun, build_tokenizer, run_worker
+from tests.engine.conftest import MakeRun, run_worker
 
 QUESTIONS = (
     "Paint the sky green, please.",
@@ -59,47 +56,10 @@ def loaded(base: Path, trained: RunFolder) -> LoadedModel:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_each_column_says_what_its_model_says_alone(
-    question: str, loaded: LoadedModel, base: Path, trained: RunFolder
-) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(trained.adapter)
-    bare = AutoModelForCausalLM.from_pretrained(base)
-    expected = [alone(bare, tokenizer, question)]
-    for folder in (trained.adapter, trained.checkpoints / "checkpoint-4"):
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
-        expected.append(alone(model, tokenizer, question))
-    columns = [Column(name, ask(question)) for name in (None, "run.1", "early")]
-    answers = generate(loaded, columns, greedy(loaded, LONGEST))
-    assert [answer.ids for answer in answers] == expected
-    assert expected[0] not in expected[1:]
-
-
-@pytest.mark.slow
-def test_columns_with_different_conversations_do_not_disturb_each_other(loaded: LoadedModel) -> None:
-    columns = [Column("run.1" if number % 2 else None, ask(text)) for number, text in enumerate(QUESTIONS)]
-    together = generate(loaded, columns, greedy(loaded, LONGEST))
-    apart = [generate(loaded, [column], greedy(loaded, LONGEST))[0] for column in columns]
-    assert [answer.ids for answer in together] == [answer.ids for answer in apart]
-
-
-@pytest.mark.slow
 def test_the_adapter_loads_by_its_own_note_of_the_base(trained: RunFolder) -> None:
     model = AutoPeftModelForCausalLM.from_pretrained(trained.adapter)
     tokenizer = AutoTokenizer.from_pretrained(trained.adapter)
     assert tokenizer.decode(alone(model, tokenizer, QUESTIONS[0]))
-
-
-@pytest.mark.slow
-def test_chat_sees_the_ids_that_training_saw(loaded: LoadedModel, data_file: Path) -> None:
-    from lora_studio.data.dataset import prepare
-
-    prepared = prepare(str(data_file), loaded.tokenizer, validation_fraction=0, max_length=64)
-    chat = prepared.conversations[5]
-    (example,) = [each for each in prepared.train if each.row == chat.row]
-    prompt = prompt_ids(loaded, Column("run.1", chat.to_dicts()[:-1]), None)
-    first_trained = next(at for at, label in enumerate(example.labels) if label != -100)
-    assert example.input_ids[:first_trained] == prompt
 
 
 @pytest.mark.slow
@@ -166,44 +126,6 @@ def test_what_can_not_be_answered_is_a_plain_error(loaded: LoadedModel) -> None:
         generate(loaded, [Column("other", ask("a"))], greedy(loaded, 4))
     with pytest.raises(StudioError, match="reads at most 256"):
         generate(loaded, [Column(None, ask("Paint " * 300))], greedy(loaded, 4))
-
-
-def feed(text: str, at_once: int) -> list[str]:
-    """The pieces of a text whose tokens come `at_once` at a time."""
-    tokenizer = build_tokenizer()
-    column = ColumnText(tokenizer, frozenset({tokenizer.eos_token_id}))
-    pieces = []
-    for number, token in enumerate(tokenizer.encode(text)):
-        column.add(token, float(number))
-        if number % at_once == 0:
-            pieces.append(column.take())
-    return [*pieces, column.take(all_of_it=True)]
-
-
-@pytest.mark.parametrize("at_once", [1, 2, 5])
-def test_a_character_of_several_tokens_comes_whole(at_once: int) -> None:
-    text = "Paint 🎨 the señor's 東京 sky…"
-    pieces = feed(text, at_once)
-    assert "".join(pieces) == text
-    assert not any("\ufffd" in piece for piece in pieces)
-
-
-def test_a_column_that_ended_takes_no_more_tokens() -> None:
-    tokenizer = build_tokenizer()
-    heard: list[tuple[list[str], list[int]]] = []
-    columns = [ColumnText(tokenizer, frozenset({tokenizer.eos_token_id})) for _ in range(2)]
-    streamer = Streamer(columns, lambda texts, tokens: heard.append((texts, list(tokens))), seconds=0)
-    streamer.put(torch.zeros((2, 7), dtype=torch.long))
-    short, long = tokenizer.encode("sky"), tokenizer.encode("grass is green")
-    for step in range(len(long)):
-        ended = step >= len(short)
-        first = tokenizer.eos_token_id if step == len(short) else tokenizer.pad_token_id if ended else short[step]
-        streamer.put(torch.tensor([first, long[step]]))
-    streamer.end()
-    assert "".join(texts[0] for texts, _ in heard) == "sky"
-    assert "".join(texts[1] for texts, _ in heard) == "grass is green"
-    assert [len(column.ids) for column in columns] == [len(short) + 1, len(long)]
-    assert [column.ended for column in columns] == [True, False]
 
 
 def test_an_answer_goes_out_without_its_ids() -> None:

@@ -135,10 +135,7 @@ def test_sampling_out_of_bounds_is_told_before_the_engine_is_asked(act: Chat, ru
 def test_an_emptied_sampling_box_is_its_default(act: Chat, run: RunFolder) -> None:
     list(act.send("Hi", run.id, "", *[None for _ in SAMPLING]))
     settings = act.studio.chat.asked[-1][1]["settings"]
-    assert settings == {
-        **{setting.path.rpartition(".")[2]: setting.default for setting in SAMPLING},
-        "enable_thinking": None,
-    }
+    assert settings == {setting.path.rpartition(".")[2]: setting.default for setting in SAMPLING}
 
 
 def test_load_says_what_is_in_memory_and_unload_ends_the_child(act: Chat, run: RunFolder) -> None:

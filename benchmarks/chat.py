@@ -1,0 +1,155 @@
+"""Base and adapter in one batch against one after the other: seconds, first tokens, memory.
+
+    python -m benchmarks.chat [--shape CONFIG_JSON | --model FOLDER] [--prompt N] [--tokens N] [--rounds N]
+
+Random weights of the shape of Qwen3-0.6B unless told otherwise, in bfloat16, with a random LoRA adapter on all linear
+modules; greedy, and no end token: every column writes all its tokens. Both ways take turns in one process, after
+a warm-up that does not count; the best of the rounds counts. Memory of one and of two columns is the peak of two
+processes of their own. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from lora_studio.engine.generate import Answer, Column, generate, generation_config
+from lora_studio.engine.load import LoadedModel, add_adapters, load_base, peak_memory_bytes
+from lora_studio.workspace import model_source
+
+QWEN3_06B = {
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 151936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 40960,
+}
+ADAPTER, BOTH = "adapter", (None, "adapter")
+GPU = torch.cuda.is_available()
+WANTED = {"together": 0.6 if GPU else 0.85, "last_first_token": 0.3, "further_column_memory": 0.05}
+
+
+def main() -> None:
+    given = arguments()
+    if given.columns:
+        print(json.dumps(memory(given, Path(given.world))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        world = Path(folder)
+        make_world(given, world)
+        print(json.dumps(compare(given, world)))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=Path, help="a config.json; its model gets random weights")
+    parser.add_argument("--model", help="a folder with a model, instead of random weights")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt (default: 64)")
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens of each column (default: 64)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--columns", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--world", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def make_world(given: argparse.Namespace, world: Path) -> None:
+    """A base (unless one is given) and a random adapter on it."""
+    torch.manual_seed(0)
+    if given.model:
+        model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.bfloat16)
+    else:
+        config = AutoConfig.from_pretrained(given.shape) if given.shape else AutoConfig.for_model(**QWEN3_06B)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model.save_pretrained(world / "base")
+        AutoTokenizer.from_pretrained(model_source("demo")).save_pretrained(world / "base")
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(model, lora).save_pretrained(world / ADAPTER)
+
+
+def load(given: argparse.Namespace, world: Path, columns: int) -> LoadedModel:
+    loaded = load_base(given.model or str(world / "base"), dtype="bfloat16")
+    if columns > 1:
+        add_adapters(loaded, {ADAPTER: world / ADAPTER})
+    return loaded
+
+
+def ask(loaded: LoadedModel, given: argparse.Namespace, names: Sequence[str | None]) -> list[Answer]:
+    """Answers of so many tokens to a prompt of so many tokens; a column can't end before."""
+    settings = generation_config(
+        loaded, max_new_tokens=given.tokens, temperature=0, top_p=1, top_k=0, repetition_penalty=1
+    )
+    settings.min_new_tokens = given.tokens
+    loaded.templates[None] = "{{ messages[0].content }}"
+    loaded.templates |= dict.fromkeys(loaded.adapters, "{{ messages[0].content }}")
+    piece = str(loaded.tokenizer.decode(loaded.tokenizer.encode(" the", add_special_tokens=False)[:1]))
+    columns = [Column(name, [{"role": "user", "content": piece * given.prompt}]) for name in names]
+    return generate(loaded, columns, settings)
+
+
+def compare(given: argparse.Namespace, world: Path) -> dict[str, Any]:
+    loaded = load(given, world, 2)
+    ask(loaded, given, BOTH)
+    best: dict[str, float] = {}
+    for round_ in range(given.rounds):
+        found: dict[str, float] = {}
+        began = time.perf_counter()
+        first, second = (ask(loaded, given, [name])[0] for name in BOTH)
+        found["apart_seconds"] = time.perf_counter() - began
+        found["apart_last_first_token"] = first.seconds + second.first_token_seconds
+        began = time.perf_counter()
+        answers = ask(loaded, given, BOTH)
+        found["together_seconds"] = time.perf_counter() - began
+        found["together_last_first_token"] = max(answer.first_token_seconds for answer in answers)
+        assert {answer.tokens for answer in (first, second, *answers)} == {given.tokens}
+        print(f"round {round_ + 1}: " + ", ".join(f"{name} {value:.3f} s" for name, value in found.items()), flush=True)
+        best = {name: min(value, best.get(name, value)) for name, value in found.items()}
+    one, two = (in_a_process(given, world, columns) for columns in (1, 2))
+    ratios = {
+        "together": best["together_seconds"] / best["apart_seconds"],
+        "last_first_token": best["together_last_first_token"] / best["apart_last_first_token"],
+        "further_column_memory": (two["peak_bytes"] - one["peak_bytes"]) / one["base_bytes"],
+    }
+    for name, value in ratios.items():
+        print(f"{name}: {value:.3f} (wanted at most {WANTED[name]})")
+    told = {"device": torch.cuda.get_device_name(0) if GPU else f"CPU, {torch.get_num_threads()} threads"}
+    sizes = {"prompt": given.prompt, "tokens": given.tokens, "parameters": loaded.model.num_parameters()}
+    return {**told, **sizes, **best, "one_column": one, "two_columns": two, "ratios": ratios, "wanted": WANTED}
+
+
+def in_a_process(given: argparse.Namespace, world: Path, columns: int) -> dict[str, int]:
+    """Peak memory of a process that loads and answers with so many columns."""
+    command = [sys.executable, "-m", "benchmarks.chat", "--columns", str(columns), "--world", str(world)]
+    command += ["--prompt", str(given.prompt), "--tokens", str(given.tokens)]
+    command += ["--model", given.model] if given.model else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ.copy())
+    if done.returncode:
+        sys.exit(f"{columns} columns failed:\n{done.stderr[-3000:]}")
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def memory(given: argparse.Namespace, world: Path) -> dict[str, int]:
+    loaded = load(given, world, given.columns)
+    base = sum(each.nbytes for name, each in loaded.model.named_parameters() if ".lora_" not in name)
+    ask(loaded, given, BOTH[: given.columns])
+    return {"peak_bytes": peak_memory_bytes(), "base_bytes": base}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Whether an adapter from anywhere may be put on a base: its kind, its task, its base, and the shape of every matrix.
+
+No torch: adapter_config.json, the header of adapter_model.safetensors and the base's config.json are all that is read.
+"""
+
+import json
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE, read_settings, same_model
+from lora_studio.architecture import architecture, read_config
+from lora_studio.errors import StudioError
+
+TEMPLATE_FILE = "chat_template.jinja"
+MOST_HEADER = 64 * 1024**2
+_MATRIX = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.(?:\w+\.)?weight")
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What is known of an adapter without loading it. `template` is the chat template it was trained with."""
+
+    base: str
+    revision: str | None
+    quantization: str
+    system_prompt: str
+    prompt_style: str
+    enable_thinking: bool | None
+    template: str
+    r: int
+    use_dora: bool
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the template has a thinking switch."""
+        return "enable_thinking" in self.template
+
+
+def read_card(folder: Path) -> Card:
+    """The adapter's card, from studio.json where there is one, else from what peft wrote."""
+    settings = read_settings(folder)
+    card = read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}
+    template = folder / TEMPLATE_FILE
+    return Card(
+        base=str(card.get("base_model") or settings.get("base_model_name_or_path") or ""),
+        revision=card.get("revision") or settings.get("revision"),
+        quantization=str(card.get("quantization") or "none"),
+        system_prompt=str(card.get("system_prompt") or ""),
+        prompt_style=str(card.get("prompt_style") or "chat"),
+        enable_thinking=card.get("enable_thinking"),
+        template=template.read_text(encoding="utf-8") if template.is_file() else "",
+        r=int(settings.get("r") or 0),
+        use_dora=bool(settings.get("use_dora")),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object out of a file that may come from anywhere."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StudioError(f"{path.name} can't be read: {error}", "It has to be a JSON file.") from None
+    if not isinstance(found, dict):
+        raise StudioError(f"{path.name} holds no settings.", "It has to be a JSON object.")
+    return found
+
+
+def check_fit(folder: Path, base: str | None = None) -> str:
+    """The base that an adapter belongs on: `base` where it is the same model, else the one that the adapter names.
+
+    Raises `StudioError` with the reason where task, base or shapes are wrong. A Hub model that was never fetched has
+    no numbers to compare with: it is checked when it is loaded.
+    """
+    if (folder / SETTINGS_FILE).is_file():
+        read_json(folder / SETTINGS_FILE)
+    settings = read_settings(folder)
+    task = settings.get("task_type")
+    if task not in ("CAUSAL_LM", None):
+        raise StudioError(
+            f"This adapter was trained for {task}, not to write text.", "Only CAUSAL_LM adapters can chat."
+        )
+    named = read_card(folder).base
+    if base and named and not same_model(named, base):
+        raise StudioError(
+            f"This adapter was trained on {named}; the columns here are on {base}.",
+            "All columns share one base: choose adapters of the same base, or take the others out first.",
+        )
+    found = base or named
+    if not found:
+        raise StudioError(
+            "This adapter does not say which base it was trained on.", "Choose a column of its base first."
+        )
+    numbers = read_config(found)
+    if numbers is None:
+        if found.startswith((".", "/", "~")) or found.count("/") != 1:
+            raise StudioError(f"The adapter's base {found} is not on this machine.", "Copy the model to that place.")
+        return found
+    _check_shapes(read_header(folder / WEIGHTS_FILE), numbers, found, int(settings.get("r") or 0))
+    return found
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Names, types and shapes of a safetensors file's tensors, without the numbers."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(MOST_HEADER, size - 8):
+            raise StudioError(f"{path.name} is no safetensors file: its header is damaged.", "Save the adapter again.")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
+            shapes = [[int(number) for number in tensor["shape"]] for tensor in header.values()]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise StudioError(f"The header of {path.name} can't be read.", "Save the adapter again.") from None
+    if end != size - 8 - length or not shapes:
+        raise StudioError(f"{path.name} is not whole: it should hold {end:,} bytes of numbers.", "Copy it again.")
+    return dict(header)
+
+
+def _check_shapes(header: Mapping[str, Any], numbers: dict[str, Any], base: str, r: int) -> None:
+    model = architecture(numbers)
+    known = {path: linear for linear in model.linears for path in linear.paths}
+    for name, tensor in header.items():
+        match = _MATRIX.fullmatch(name)
+        if match is None:
+            continue
+        module, shape = match["module"], tuple(tensor["shape"])
+        layer = _LAYER.search(module)
+        if layer and int(layer[1]) >= model.layers:
+            raise StudioError(
+                f"The adapter has weights for layer {int(layer[1]) + 1}, and {base} has {model.layers} layers.",
+                "It was trained on another model.",
+            )
+        if module in known:
+            wanted = known[module].inputs if match["side"] == "A" else known[module].outputs
+            found = shape[-1] if match["side"] == "A" else shape[0]
+            if found != wanted:
+                side = "columns" if match["side"] == "A" else "rows"
+                raise StudioError(
+                    f"The adapter's matrix for {module} has {found:,} {side}; on {base} it needs {wanted:,}.",
+                    "It was trained on another model.",
+                )
