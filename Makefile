@@ -1,6 +1,8 @@
 # The ways in. Everything installs into .venv, once: a second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes of tests; tests/conftest.py says which tests stay together.
+TWO := -n 2 --dist loadgroup
 
 .PHONY: run demo test check format screenshots clean
 
@@ -11,13 +13,13 @@ demo: .venv/installed  ## the main job without a browser: train a persona, compa
 	$(BIN)/python -m lora_studio.demo
 
 test: .venv/installed-dev chromium  ## everything, browser tests included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 check: .venv/installed-dev  ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy lora_studio app.py
-	$(BIN)/python -m pytest -q -m "not slow and not real"
+	$(BIN)/python -m pytest -q -m "not slow and not real" $(TWO)
 
 format: .venv/installed-dev  ## formats and mends what ruff can mend
 	$(BIN)/ruff format .

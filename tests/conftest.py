@@ -7,11 +7,20 @@ import pytest
 
 from lora_studio.workspace import Workspace
 
+HERE = Path(__file__).parent
+TRAINING = ("engine", "demo", "test_learning.py", "test_cli.py")  # one training at a time: these stay in one process
+
 os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False", TOKENIZERS_PARALLELISM="false")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves tests on real files out where the folder that holds them is not named."""
+    """Leaves tests on real files out where the folder that holds them is not named.
+
+    Of several processes of tests (`-n 2 --dist loadgroup`) one gets all that trains, and no file of tests is torn apart.
+    """
+    for item in items:
+        place = item.path.relative_to(HERE)
+        item.add_marker(pytest.mark.xdist_group("training" if place.parts[0] in TRAINING else str(place)))
     if os.environ.get("LORA_STUDIO_REAL"):
         return
     real = [item for item in items if item.get_closest_marker("real")]
