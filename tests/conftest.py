@@ -16,7 +16,7 @@ os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False", TOKENIZE
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves tests on real files out where the folder that holds them is not named.
 
-    Of several processes of tests (`-n 2 --dist loadgroup`) one gets all that trains, and no file of tests is torn apart.
+    Of several processes of tests (`-n 2 --dist loadgroup`) one gets all that trains, and no file is torn apart.
     """
     for item in items:
         place = item.path.relative_to(HERE)
