@@ -93,11 +93,11 @@ def test_the_main_job_from_upload_to_two_different_answers(
     rate = page.locator("#set-training-learning_rate input")
     rate.fill("fast")
     page.locator("#start").click()
-    expect(page.locator(".block.field-error")).to_contain_text("number", timeout=PATIENCE)
+    expect(page.locator("#set-training-learning_rate .field-error")).to_contain_text("number", timeout=PATIENCE)
     assert not workspace.runs()
     rate.fill("1e-3")
     set_epochs(page, 4)
-    expect(page.locator(".block.field-error")).to_have_count(0, timeout=PATIENCE)
+    expect(page.locator("#set-training-learning_rate .field-error")).to_have_count(0, timeout=PATIENCE)
     page.locator("#start").dblclick()
 
     expect(page.locator("#run-headline")).to_contain_text("my-pirates", timeout=PATIENCE)
@@ -189,7 +189,7 @@ def test_a_phone_scrolls_no_tab_sideways_and_reads_twelve_inputs_at_most(browser
         visit.page.wait_for_timeout(1500)
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390, name
     open_tab(visit.page, "Train")
-    fields = visit.page.locator("#tab-train .field:visible")
+    fields = visit.page.locator("#form .form > .block:visible")
     assert 6 <= fields.count() <= 12
     visit.context.close()
 

@@ -17,7 +17,7 @@ from lora_studio.config import Config
 from lora_studio.parsing import Problem, nest, parse
 from lora_studio.schema import GROUPS
 from lora_studio.settings import Setting, flatten, settings
-from lora_studio.ui.text import count, escape
+from lora_studio.ui.text import count, escape, visible
 
 SECTIONS = {
     "model": "Model",
@@ -34,30 +34,62 @@ NEITHER = "default"
 FILES = ("data.train_file", "data.validation_file")
 LONG_TEXT = ("data.system_prompt", "generation.stop_strings")
 
-# A text's own `input` event misses what is pasted or deleted, its `change` also tells of what the page filled in.
-TYPING = """
+# What the browser does for the whole form, so that no field needs a component of its own for it.
+# It tells of typing: a text's own `input` event misses what is pasted or deleted, its `change` also tells of what the
+# page filled in. And it puts messages (its value, by element id) under their fields; one that is not drawn yet, because
+# its fold was never open, gets its message when it is.
+_SERVICE = """
+const form = element.closest('#form');
 let waiting;
-element.closest('#form').addEventListener('input', () => {
+form.addEventListener('input', () => {
   clearTimeout(waiting);
   waiting = setTimeout(() => trigger('input'), 200);
 });
+const drawing = new MutationObserver(show);
+function show() {
+  drawing.disconnect();
+  const messages = new Map(Object.entries(props.value || {}));
+  for (const line of form.querySelectorAll('.field-error')) {
+    const field = line.parentElement;
+    if (messages.has(field.id)) continue;
+    field.querySelectorAll('[aria-invalid]').forEach(input => input.removeAttribute('aria-invalid'));
+    line.remove();
+  }
+  let absent = false;
+  for (const [id, message] of messages) {
+    const field = document.getElementById(id);
+    absent ||= !field;
+    if (!field) continue;
+    let line = field.querySelector(':scope > .field-error');
+    if (!line) {
+      line = document.createElement('div');
+      line.className = 'field-error';
+      line.setAttribute('role', 'alert');
+      field.append(line);
+    }
+    line.textContent = message;
+    field.querySelectorAll('input, textarea').forEach(input => input.setAttribute('aria-invalid', 'true'));
+  }
+  if (absent) drawing.observe(form, {childList: true, subtree: true});
+}
+watch('value', show);
+show();
 """
 
 
 @dataclass(frozen=True)
 class Field:
-    """A setting's widget and the red line under it."""
+    """A setting and its widget."""
 
     setting: Setting
     widget: Any
-    error: gr.HTML
 
 
 @dataclass
 class Form:
-    """All fields in the order of the schema, the folds by name (see `fold_of`), and what notices typing."""
+    """All fields in the order of the schema, the folds by name (see `fold_of`), and what serves them in the browser."""
 
-    typing: gr.HTML
+    service: gr.HTML
     fields: list[Field] = field(default_factory=list)
     folds: dict[str, gr.Accordion] = field(default_factory=dict)
 
@@ -77,12 +109,12 @@ class Form:
     def edits(self) -> list[Any]:
         """The events of a person changing something; none of them comes from values that the page itself puts in."""
         chosen = (gr.Dropdown, gr.Checkbox)
-        return [self.typing.input, *(widget.input for widget in self.widgets if isinstance(widget, chosen))]
+        return [self.service.input, *(widget.input for widget in self.widgets if isinstance(widget, chosen))]
 
     @property
     def parts(self) -> list[Any]:
         """Every component that an update of the form may touch."""
-        return [*self.widgets, *(item.error for item in self.fields), *self.folds.values()]
+        return [*self.widgets, self.service, *self.folds.values()]
 
 
 def draw(files: Sequence[tuple[str, str]]) -> Form:
@@ -92,20 +124,21 @@ def draw(files: Sequence[tuple[str, str]]) -> Form:
     """
     drawn: dict[str, Field] = {}
     ordered = list(settings())
-    form = Form(gr.HTML(js_on_load=TYPING, elem_classes="nothing"))
+    form = Form(gr.HTML({}, html_template="<i></i>", js_on_load=_SERVICE, elem_classes="nothing"))
     with gr.Column(elem_classes="grid"):
         for setting in ordered:
             if setting.basic:
-                drawn[setting.path] = _draw_field(setting, files)
+                drawn[setting.path] = Field(setting, _widget(setting, files))
     for fold in dict.fromkeys(fold_of(setting) for setting in ordered if not setting.basic):
         folded = [setting for setting in ordered if fold_of(setting) == fold and not setting.basic]
-        with gr.Accordion(f"{fold}: {count(len(folded), 'more setting')}", open=False) as accordion:
+        with gr.Accordion(
+            f"{fold}: {count(len(folded), 'more setting')}", open=False, elem_classes="grid"
+        ) as accordion:
             form.folds[fold] = accordion
             if folded[0].group:
                 gr.HTML(f'<div class="quiet">{escape(GROUPS[folded[0].group])}</div>')
-            with gr.Column(elem_classes="grid"):
-                for setting in folded:
-                    drawn[setting.path] = _draw_field(setting, files)
+            for setting in folded:
+                drawn[setting.path] = Field(setting, _widget(setting, files))
     form.fields = [drawn[setting.path] for setting in ordered]
     return form
 
@@ -115,12 +148,6 @@ def fold_of(setting: Setting) -> str:
     return (
         SECTIONS[setting.section] + (f", {setting.group.lower()}" if setting.group else "") if setting.section else ""
     )
-
-
-def _draw_field(setting: Setting, files: Sequence[tuple[str, str]]) -> Field:
-    with gr.Column(elem_classes="field"):
-        widget = _widget(setting, files)
-        return Field(setting, widget, gr.HTML(visible=False, elem_classes="field-error"))
 
 
 def _widget(setting: Setting, files: Sequence[tuple[str, str]]) -> Component:
@@ -257,12 +284,10 @@ def sentence(message: str) -> str:
 
 
 def error_updates(form: Form, errors: Mapping[str, str]) -> dict[Any, Any]:
-    """The red lines of all fields, shown where something is wrong; folded sections that hold one open."""
-    updates: dict[Any, Any] = {}
+    """The messages under the fields that are wrong; folded sections that hold one open."""
+    updates: dict[Any, Any] = {form.service: {element_id(path): visible(words) for path, words in errors.items()}}
     for item in form.fields:
-        message = errors.get(item.setting.path, "")
-        updates[item.error] = gr.HTML(escape(message), visible=bool(message))
-        if message and not item.setting.basic:
+        if item.setting.path in errors and not item.setting.basic:
             updates[form.folds[fold_of(item.setting)]] = gr.Accordion(open=True)
     return updates
 

@@ -99,13 +99,11 @@ def draw() -> ReadingForm:
 
 def _draw_part(part: str) -> gr.Dropdown:
     label, info = PARTS[part]
-    with gr.Column(elem_classes="field"):
-        return gr.Dropdown([("none", NONE)], value=NONE, label=label, info=info, elem_id=f"reading-{part}")
+    return gr.Dropdown([("none", NONE)], value=NONE, label=label, info=info, elem_id=f"reading-{part}")
 
 
 def _draw_role(role: str) -> gr.Dropdown:
-    with gr.Column(elem_classes="field"):
-        return gr.Dropdown([], value=[], multiselect=True, label=ROLES[role], elem_id=f"reading-role-{role}")
+    return gr.Dropdown([], value=[], multiselect=True, label=ROLES[role], elem_id=f"reading-role-{role}")
 
 
 def fill(form: ReadingForm, result: Result, *, corrected: bool, unread: bool = False) -> dict[Any, Any]:

@@ -107,7 +107,7 @@ html:has(body.dark) { background: #0e141b; }
 .gradio-container :focus-visible { outline: 2px solid var(--busy); outline-offset: 2px; }
 .gradio-container input:focus-visible, .gradio-container textarea:focus-visible { outline-offset: -1px; }
 button.lg { min-height: 42px; }
-.label-wrap > span { text-align: left; } .label-wrap > .icon { align-self: center; }
+.label-wrap > span { text-align: left; } .label-wrap { gap: 8px; } .label-wrap > .icon { align-self: center; }
 footer { display: none !important; }
 
 #header { margin: 18px 0 -10px; }
@@ -123,19 +123,18 @@ footer { display: none !important; }
 @keyframes breathe { 50% { opacity: 0.35; } }
 @media (prefers-reduced-motion: reduce) { .dot { animation: none !important; } }
 
-.prose.field-error { color: var(--bad); font-size: 13px; padding: 4px 12px 2px; overflow-wrap: anywhere; }
+.field-error { color: var(--bad); font-size: 13px; padding-top: 6px; overflow-wrap: anywhere; }
+[aria-invalid="true"] { border-color: var(--bad) !important; }
 .nothing { display: none !important; }
 .quiet { color: var(--body-text-color-subdued); font-size: 14px; }
 h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
-.grid { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(min(250px, 100%), 1fr)); gap: 12px; }
-.field { gap: 0 !important; min-width: 0 !important; }
-.field > .form, .field > .block:not(.field-error) { flex: 1 0 auto !important; }
-.field > .field-error { flex: 0 0 auto !important; }
-.field:has(> .field-error) input { border-color: var(--bad) !important; }
-.field .form > .block, .field > .block:not(.field-error) { display: flex; flex-direction: column; height: 100%; }
-.field .block > label:not(:has(input[type="checkbox"])), .field .block > .container { display: flex;
+.grid .form { display: grid !important; gap: 12px !important; border: 0 !important; overflow: visible !important;
+  grid-template-columns: repeat(auto-fill, minmax(min(250px, 100%), 1fr)); background: none !important; }
+.grid .form > .block { display: flex; flex-direction: column; min-width: 0 !important;
+  border: 1px solid var(--block-border-color) !important; border-radius: var(--block-radius) !important; }
+.grid .block > label:not(:has(input[type="checkbox"])), .grid .block > .container { display: flex;
   flex-direction: column; flex: 1; }
-.field .block > label:not(:has(input[type="checkbox"])) > :last-child, .field .block > .container > :last-child {
+.grid .block > label:not(:has(input[type="checkbox"])) > :last-child, .grid .block > .container > :last-child {
   margin-top: auto; }
 
 .bar { display: block; height: 6px; border-radius: 3px; background: var(--soft); overflow: hidden; margin-top: 7px; }
@@ -203,7 +202,7 @@ ol.checks li { display: flex; gap: 8px; padding: 4px 0; overflow-wrap: anywhere;
 .checks .good .sign { color: var(--good); } .checks .warn .sign { color: var(--warn); }
 .checks .bad .sign { color: var(--bad); } .checks .do { display: block; color: var(--body-text-color-subdued); }
 .beside { position: sticky; top: 12px; align-self: flex-start; }
-@media (min-width: 1100px) { .field:has(#set-title), .field:has(#set-data-train_file) { grid-column: span 2; } }
+@media (min-width: 1100px) { #set-title, #set-data-train_file { grid-column: span 2; } }
 @media (max-width: 640px) {
   .gradio-container { padding: 0 12px 32px !important; }
   .studio-head .device { margin-left: 0; width: 100%; }
@@ -214,7 +213,6 @@ ol.checks li { display: flex; gap: 8px; padding: 4px 0; overflow-wrap: anywhere;
   #start { position: fixed; left: 20px; right: 20px; bottom: 12px; z-index: 20; width: auto; }
   #form-summary .ls-notice, #checks .checks { scroll-margin-bottom: 72px; }
   .train { padding-bottom: 56px; }
-  .field { grid-column: auto !important; }
 }
 """
 
