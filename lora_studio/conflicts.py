@@ -175,5 +175,7 @@ def _preference(config: Config) -> Iterator[Problem]:
             "lora.init_lora_weights",
             f"can't be {config.lora.init_lora_weights} with training.method dpo, which compares with the whole base",
         )
+    if config.lora.bias != "none":
+        yield Problem("lora.bias", "must be none with training.method dpo, which compares with the base's own biases")
     if config.evaluation.labels:
         yield Problem("evaluation.labels", "goes with training.method sft; dpo measures which answer is preferred")

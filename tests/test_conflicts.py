@@ -91,3 +91,8 @@ def test_a_tracker_that_is_not_installed_is_refused_and_one_that_is_there_is_not
     monkeypatch.syspath_prepend(str(tmp_path))
     assert here(False, tracking__report_to="wandb") == {}
     assert here(False) == {}
+
+
+def test_a_comparison_needs_the_bases_own_biases() -> None:
+    assert wrong(lora__bias="all") == set()
+    assert wrong(lora__bias="all", training__method="dpo", data__train_file="preference") == {"lora.bias"}

@@ -83,22 +83,16 @@ def against_base(
     *,
     log: EventLog,
     check: Callable[[], None],
-    base: Callable[[], AbstractContextManager[Any]] | None = None,
+    base: Callable[[], AbstractContextManager[Any]],
 ) -> dict[str, Any] | None:
     """The difference of a model whose training is over, as complete.json holds it; None where it can't be measured.
 
-    Rows that were held out, else a sample of those trained on. Inside `base()` the model is the bare base;
-    where that is nothing but the adapter left out, nothing has to be given.
+    Rows that were held out, else a sample of those trained on. Inside `base()` the model is the bare base.
     """
-    if any(config.bias != "none" for config in model.peft_config.values()):
-        log.emit(
-            Warned(time.time(), "Base and adapter are not measured side by side: the base's own biases were trained.")
-        )
-        return None
     rows = spread(validation or train)
     log.phase("compare", len(rows), "rows")
     try:
-        found = difference(model, rows, base=base or model.disable_adapter, on_progress=log.progress, check=check)
+        found = difference(model, rows, base=base, on_progress=log.progress, check=check)
     except torch.OutOfMemoryError:
         log.emit(Warned(time.time(), "Base and adapter are not measured side by side: memory is too little for both."))
         return None

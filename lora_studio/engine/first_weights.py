@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_studio.conflicts import NEED_FULL_WEIGHTS
 from lora_studio.data.encode import Example
+from lora_studio.engine.biases import Biases, with_biases
 from lora_studio.engine.tokenizer import checked_source
 from lora_studio.errors import StudioError
 
@@ -86,12 +87,14 @@ def beginning(model: PeftModel, first_weights: str) -> dict[str, torch.Tensor] |
 
 
 @contextmanager
-def as_base(model: PeftModel, taken_out: Mapping[str, torch.Tensor] | None) -> Iterator[None]:
-    """The bare base within: the adapter is left out, or gives back what it took out of the base."""
-    if taken_out is None:
-        with model.disable_adapter():
-            yield
-        return
+def as_base(model: PeftModel, taken_out: Mapping[str, torch.Tensor] | None, own_biases: Biases) -> Iterator[None]:
+    """The bare base within: its own biases, the adapter left out or giving back what it took out of the base."""
+    with with_biases(own_biases), model.disable_adapter() if taken_out is None else _given_back(model, taken_out):
+        yield
+
+
+@contextmanager
+def _given_back(model: PeftModel, taken_out: Mapping[str, torch.Tensor]) -> Iterator[None]:
     trained = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items() if name in taken_out}
     set_peft_model_state_dict(model, dict(taken_out))
     try:

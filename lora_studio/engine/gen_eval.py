@@ -4,7 +4,8 @@ The base answers once, before training. Neither the random numbers of training n
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -21,13 +22,17 @@ LONGEST_TEXT = 2000
 
 
 class GenEval(TrainerCallback):
-    """`loaded` is the model that is trained, its adapter on it, with the template of training as the base's own."""
+    """`loaded` is the model that is trained, its adapter on it, with the template of training as the base's own.
+
+    Inside `base()` that model is the bare base.
+    """
 
     def __init__(
         self,
         loaded: LoadedModel,
         questions: Sequence[Question],
         *,
+        base: Callable[[], AbstractContextManager[None]],
         at_once: int,
         max_new_tokens: int,
         enable_thinking: bool | None,
@@ -36,6 +41,7 @@ class GenEval(TrainerCallback):
     ) -> None:
         self.loaded = loaded
         self.questions = questions
+        self.base = base
         self.at_once = at_once
         self.max_new_tokens = max_new_tokens
         self.enable_thinking = enable_thinking
@@ -47,7 +53,7 @@ class GenEval(TrainerCallback):
     ) -> None:
         if self.log.state().questions is not None:
             return  # an earlier start of the run asked the base
-        with self.loaded.model.disable_adapter():
+        with self.base():
             answers = self.ask()
         self.log.emit(
             QuestionsAsked(

@@ -1,7 +1,7 @@
 """Streams answers of base and adapters out of one model, all columns in one batch.
 
 peft chooses the adapter row by row, so that every column answers at the same time and the base is held once. Adapters
-that can't share a batch (DoRA, trained biases) answer after the others, each by itself.
+that can't share a batch (DoRA, trained biases, whole modules) answer after the others, each by itself.
 """
 
 import time

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 
 from lora_studio.data.encode import choose_template
+from lora_studio.engine.biases import Biases, biases_of, put_in, with_biases
 from lora_studio.engine.tokenizer import checked_source, first_line, load_tokenizer, not_loadable
 from lora_studio.errors import StudioError
 
@@ -191,7 +192,7 @@ class LoadedModel:
     adapters: dict[str, str] = field(default_factory=dict)
     templates: dict[str | None, str] = field(default_factory=dict)
     cards: dict[str, dict[str, Any]] = field(default_factory=dict)
-    biases: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
+    biases: dict[str, Biases] = field(default_factory=dict)
 
     @property
     def mixes(self) -> bool:
@@ -199,7 +200,12 @@ class LoadedModel:
         return self.shares(self.adapters)
 
     def shares(self, columns: Iterable[str | None]) -> bool:
-        """Whether these can answer in one batch: peft can't mix DoRA adapters, nor those that brought biases."""
+        """Whether these can answer in one batch.
+
+        peft can't mix DoRA adapters, nor those that brought biases; and none where one of them holds whole modules.
+        """
+        if any(self.model.peft_config[name].modules_to_save for name in self.adapters.values()):
+            return False
         inner = [self.model.peft_config[self.adapters[name]] for name in columns if name is not None]
         return not any(config.use_dora or config.bias != "none" for config in inner)
 
@@ -217,13 +223,9 @@ class LoadedModel:
             with self.model.disable_adapter():
                 yield
         else:
-            own = [(bias, bias.detach().clone()) for bias, _ in self.biases.get(column, ())]
             self.model.set_adapter(self.adapters[column], inference_mode=True)
-            try:
-                _put(self.biases.get(column, ()))
+            with with_biases(self.biases.get(column, [])):
                 yield
-            finally:
-                _put(own)
 
     @property
     def longest_text(self) -> int | None:
@@ -273,7 +275,7 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
     for folder in folders.values():
         check_adapter(folder)
     for column, folder in folders.items():
-        own = [(bias, bias.detach().clone()) for name, bias in loaded.model.named_parameters() if _is_bias(name)]
+        own = biases_of(loaded.model)
         inner = f"adapter{next(_NUMBERS)}"  # peft allows no dots in names, people do
         try:
             if not loaded.adapters:
@@ -287,24 +289,13 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
             ) from error
         loaded.adapters[column] = inner
         if loaded.model.peft_config[inner].bias != "none":
-            loaded.biases[column] = [(bias, bias.detach().clone()) for bias, _ in own]
-            _put(own)  # peft keeps one set of biases for all: the base's stay in place
+            loaded.biases[column] = biases_of(loaded.model)
+            put_in(own)  # peft keeps one set of biases for all: the base's stay in place
         loaded.cards[column] = read_card(folder)
         template = folder / "chat_template.jinja"
         if template.is_file():
             loaded.templates[column] = template.read_text(encoding="utf-8")
     loaded.model.eval()
-
-
-def _is_bias(name: str) -> bool:
-    return name.endswith(".bias") and ".lora_" not in name
-
-
-def _put(biases: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Values into the places that belong to them."""
-    with torch.no_grad():
-        for place, value in biases:
-            place.copy_(value)
 
 
 def remove_adapters(loaded: LoadedModel, columns: Sequence[str]) -> LoadedModel:

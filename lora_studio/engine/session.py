@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.2
 MOST_ADAPTERS = 8
-APART = "DoRA and trained biases can't share a batch: these columns answer one after the other."
+APART = "DoRA, trained biases and whole modules can't share a batch: these columns answer one after the other."
 
 
 class Request:

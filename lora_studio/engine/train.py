@@ -20,6 +20,7 @@ from lora_studio.conflicts import machine_conflicts
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.engine.adapters import add_adapter
 from lora_studio.engine.best import RISING
+from lora_studio.engine.biases import biases_of
 from lora_studio.engine.continuing import continue_adapter
 from lora_studio.engine.difference import against_base
 from lora_studio.engine.download import Download
@@ -98,6 +99,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         four_bit=four_bit(config),
         tqdm_class=Download(log).bar_class(),
     )
+    own_biases = biases_of(base)
     attention = attention_words(base, config.model.attn_implementation, dtype)
     if config.model.adapter_name_or_path:
         model = continue_adapter(
@@ -126,6 +128,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
                 seed=config.training.seed,
             )
     taken_out = beginning(model, config.lora.init_lora_weights)
+    bare = partial(as_base, model, taken_out, own_biases)
     trainable, parameters = model.get_nb_trainable_parameters()
     log.emit(ModelLoaded(time.time(), parameters, trainable, memory_bytes(), attention))
     checkpointing, foreseen = foresee(config, base.config.to_dict(), prepared.train.longest)
@@ -147,6 +150,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
             GenEval(
                 LoadedModel(config.model.name, model, tokenizer, templates=template),
                 asked,
+                base=bare,
                 at_once=config.evaluation.per_device_eval_batch_size,
                 max_new_tokens=config.generation.max_new_tokens,
                 enable_thinking=config.data.enable_thinking,
@@ -224,7 +228,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
             trainer.model,
             prepared.train.answers,
             prepared.validation.answers,
-            base=lambda: as_base(model, taken_out),
+            base=bare,
             log=log,
             check=stop.check,
         )

@@ -16,17 +16,17 @@ from lora_studio.engine.difference import Difference, against_base, difference, 
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.load import load_model
 from lora_studio.engine.tokenizer import load_tokenizer
-from lora_studio.events import PhaseStarted, Progress, Warned
+from lora_studio.events import PhaseStarted, Progress
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, events
 
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "use_rslora": False, "use_dora": False}
 
 
-def fresh(base: Path, bias: str = "none") -> Any:
+def fresh(base: Path) -> Any:
     """The tiny model with an adapter that was never trained."""
     model = load_model(str(base))
-    return add_adapter(model, base=str(base), revision=None, target="all-linear", seed=1, bias=bias, **LORA)
+    return add_adapter(model, base=str(base), revision=None, target="all-linear", seed=1, **LORA)
 
 
 def moved(model: Any) -> Any:
@@ -141,22 +141,15 @@ def test_rows_that_were_trained_on_stand_in_where_none_are_held_out(
 ) -> None:
     run = RunFolder(tmp_path)
     model = fresh(base)
-    found = against_base(model, examples, [], log=EventLog(run.events), check=lambda: None)
+    here: dict[str, Any] = {"log": EventLog(run.events), "check": lambda: None, "base": model.disable_adapter}
+    found = against_base(model, examples, [], **here)
     assert found is not None
     assert "rows that were trained on" in found["rows_sentence"]
-    held = against_base(model, examples, examples[:3], log=EventLog(run.events), check=lambda: None)
+    held = against_base(model, examples, examples[:3], **here)
     assert held is not None
     assert held["rows_sentence"].endswith("of all 3 held-out rows.")
     assert events(run, PhaseStarted)[-1].phase == "compare"
     assert events(run, Progress)[-1].done == 3
-
-
-def test_a_base_whose_own_biases_were_trained_is_not_measured_wrongly(
-    base: Path, examples: list[Example], tmp_path: Path
-) -> None:
-    run = RunFolder(tmp_path)
-    assert against_base(fresh(base, "all"), examples, [], log=EventLog(run.events), check=lambda: None) is None
-    assert "biases" in events(run, Warned)[0].message
 
 
 @pytest.mark.slow

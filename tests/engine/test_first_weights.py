@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from lora_studio.data.dataset import prepare
 from lora_studio.engine.adapters import add_adapter
+from lora_studio.engine.biases import biases_of
 from lora_studio.engine.first_weights import (
     as_base,
     beginning,
@@ -82,7 +83,7 @@ def test_weights_taken_out_of_the_base_come_back_as_an_adapter_for_the_base_as_i
     model.save_pretrained(str(tmp_path))
     save_as_difference(tmp_path, taken_out)
     moved = scores(model)
-    with as_base(model, taken_out):
+    with as_base(model, taken_out, biases_of(model)):
         assert torch.allclose(scores(model), scores(bare), atol=1e-3)
     assert torch.equal(scores(model), moved)
     assert not torch.allclose(moved, scores(bare), atol=1e-2)
