@@ -14,10 +14,10 @@ pytestmark = pytest.mark.slow
 PATIENCE = 60_000  # milliseconds for what takes a moment on a busy machine
 HOSTILE = "${document.title='hacked'} <script>document.title='hacked'</script> [link](http://e.vil) <b>bold</b>"
 CHART = "document.querySelector('#lengths .chart')"
-AT_REST = f"""asked => {{
-  const drawn = Number({CHART}.layout.annotations.at(-1).text.replace('cut at ', ''));
+CUT_PLACES = f"""() => {{
   const used = [...document.querySelectorAll('#tab-data button')].find(one => /as the longest row/.test(one.innerText));
-  return Math.abs(drawn - asked) <= 2 && used && used.innerText === `Use ${{drawn}} as the longest row`;
+  return [{CHART}.layout.annotations.at(-1).text, used ? used.innerText : '', {CHART}.getAttribute('aria-label')]
+    .map(words => (words.match(/(?:cut at |Use |At )([0-9]+)/) || ['', ''])[1]);
 }}"""
 DROP = """(zone, [name, content]) => {
   const data = new DataTransfer();
@@ -53,6 +53,18 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
     assert opened.title() == "LoRA Studio"
     assert errors == []
     context.close()
+
+
+def at_rest(page: Page) -> str:
+    """The length that chart, button and sentence all name, once the cut line has stopped moving."""
+    before: list[str] = []
+    for _ in range(PATIENCE // 1000):
+        places = page.evaluate(CUT_PLACES)
+        if places == before and places[0] and len(set(places)) == 1:
+            return str(places[0])
+        before = places
+        page.wait_for_timeout(1000)
+    raise AssertionError(f"chart, button and sentence go on to name {before}")
 
 
 def fits(page: Page, width: int) -> bool:
@@ -110,9 +122,7 @@ def test_a_hostile_file_is_dropped_shown_as_text_and_its_cuts_are_counted(page: 
         page.keyboard.press("ArrowLeft")
     expect(tab.get_by_text("are cut,")).to_contain_text("trained token", timeout=PATIENCE)
     use = tab.get_by_role("button", name="as the longest row")
-    page.wait_for_function(AT_REST, arg=int(cut.input_value()), timeout=PATIENCE)
-    length = "".join(filter(str.isdigit, use.inner_text()))
-    assert f"At {length} tokens" in str(tab.locator("#lengths .chart").get_attribute("aria-label"))
+    length = at_rest(page)
     assert page.evaluate(f"{CHART}.layout.xaxis.range") == closer
     assert drawn.evaluate(f"chart => chart === {CHART}")
     use.click()
@@ -121,6 +131,11 @@ def test_a_hostile_file_is_dropped_shown_as_text_and_its_cuts_are_counted(page: 
 
     tab.get_by_role("button", name="Next", exact=True).click()
     expect(tab.locator(".ls-where")).to_contain_text("Conversation 2 of 58 (row 2 of the file)", timeout=PATIENCE)
+    tab.get_by_role("spinbutton", name="Conversation").fill("58")
+    tab.get_by_role("spinbutton", name="Conversation").press("Enter")
+    expect(tab.locator(".ls-tokens .ls-tok.ls-x").first).to_be_visible(timeout=PATIENCE)
+    expect(tab.locator(".ls-legend .ls-x")).to_have_text("cut off")
+    expect(tab.get_by_text("what is kept")).to_be_visible()
     with page.expect_download() as saved:
         tab.get_by_text("Download bad rows").click()
     bad = [json.loads(line) for line in Path(saved.value.path()).read_text(encoding="utf-8").splitlines()]
@@ -204,14 +219,14 @@ def test_the_windows_of_a_long_text_are_turned_like_pages(page: Page, tmp_path: 
     upload(page, tmp_path / "book.jsonl")
     tab = page.locator("#tab-data")
     where = tab.locator(".ls-where")
-    expect(where).to_contain_text("window 1 of ", timeout=PATIENCE)
+    expect(where).to_contain_text("part 1 of ", timeout=PATIENCE)
     first = tab.locator(".ls-tokens").inner_text()
-    tab.get_by_role("button", name="Next window").click()
-    expect(where).to_contain_text("window 2 of ", timeout=PATIENCE)
+    tab.get_by_role("button", name="Next part").click()
+    expect(where).to_contain_text("part 2 of ", timeout=PATIENCE)
     assert tab.locator(".ls-tokens").inner_text() != first
-    tab.get_by_role("button", name="Previous window").click()
-    expect(where).to_contain_text("window 1 of ", timeout=PATIENCE)
-    expect(tab.get_by_role("button", name="Previous window")).to_be_disabled()
+    tab.get_by_role("button", name="Previous part").click()
+    expect(where).to_contain_text("part 1 of ", timeout=PATIENCE)
+    expect(tab.get_by_role("button", name="Previous part")).to_be_disabled()
 
 
 def many_questions(path: Path, rows: int) -> Path:

@@ -339,9 +339,11 @@ def test_characters_are_counted_without_a_tokenizer(tmp_path: Path, capsys: pyte
 
 def test_an_example_is_shown_in_six_steps_with_trained_stretches_marked() -> None:
     tokens = [
-        {"id": 1, "text": "ask ", "trained": False, "special": False},
-        {"id": 2, "text": "an", "trained": True, "special": False},
-        {"id": 3, "text": "swer", "trained": True, "special": False},
+        {"id": 8, "text": "Please ", "trained": False, "special": False, "kept": False},
+        {"id": 9, "text": "do ", "trained": False, "special": False, "kept": False},
+        {"id": 1, "text": "ask ", "trained": False, "special": False, "kept": True},
+        {"id": 2, "text": "an", "trained": True, "special": False, "kept": True},
+        {"id": 3, "text": "swer", "trained": True, "special": False, "kept": True},
     ]
     example = {
         "row": 4,
@@ -350,13 +352,19 @@ def test_an_example_is_shown_in_six_steps_with_trained_stretches_marked() -> Non
         "text": "ask answer",
         "tokens": tokens,
         "removed_tokens": 2,
+        "kept_tokens": 3,
+        "lost_trained_tokens": 0,
+        "left_out": "",
         "full_length": 5,
         "trained_tokens": 2,
+        "windows": 1,
+        "window": 0,
     }
     lines = steps_of(example, {"file": "rows.jsonl"})
     assert [line[0] for line in lines if line[0].isdigit()] == list("123456")
     assert lines[-2:] == ["  - 'ask '", "  + 'answer'"]
-    assert "2 tokens removed, 3 kept" in "\n".join(lines)
+    at = lines.index("5 truncation: 2 tokens removed, 3 kept")
+    assert lines[at + 1] == "  x 'Please do '"
 
 
 def test_an_adapter_is_found_by_folder_run_and_checkpoint(workspace: Workspace, tmp_path: Path) -> None:

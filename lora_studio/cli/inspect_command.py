@@ -158,25 +158,29 @@ def steps_of(example: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 def _encoding(example: dict[str, Any]) -> list[str]:
     """From a conversation's text to its labels."""
-    tokens = example["tokens"]
+    tokens, kept = example["tokens"], example["kept_tokens"]
+    part = f" (here part {example['window'] + 1} of {example['windows']})" if example["windows"] > 1 else ""
+    cut = f"5 truncation: {example['removed_tokens']} tokens removed, {kept} kept"
+    if example["lost_trained_tokens"]:
+        cut += f"; {example['lost_trained_tokens']} of the removed would have been trained"
     return [
-        "3 text",
+        f"3 text{part}",
         *(f"  {line}" for line in example["text"].splitlines()),
-        f"4 tokens: {example['full_length']}",
+        f"4 tokens: {example['full_length']}{part}",
         "  " + " ".join(f"{token['id']}:{token['text']!r}" for token in tokens),
-        f"5 truncation: {example['removed_tokens']} tokens removed, {len(tokens)} kept",
-        f"6 trained mask: {example['trained_tokens']} of {len(tokens)} tokens are trained "
-        f"({example['trained_tokens'] / max(len(tokens), 1):.0%})",
-        *_mask(tokens),
+        cut + (f"; the row is left out: {example['left_out']}" if example["left_out"] else ""),
+        *(f"  x {text!r}" for kind, text in _stretches(tokens) if kind == "x"),
+        f"6 trained mask: {example['trained_tokens']} of {kept} tokens are trained "
+        f"({example['trained_tokens'] / max(kept, 1):.0%})",
+        *(f"  {kind} {text!r}" for kind, text in _stretches(tokens) if kind != "x"),
     ]
 
 
-def _mask(tokens: list[dict[str, Any]]) -> list[str]:
-    """Stretches of tokens that are trained (+) or not (-), each on its line."""
-    stretches: list[tuple[bool, str]] = []
+def _stretches(tokens: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Stretches of tokens that are trained (+), only read (-) or removed (x)."""
+    stretches: list[tuple[str, str]] = []
     for token in tokens:
-        if stretches and stretches[-1][0] == token["trained"]:
-            stretches[-1] = (token["trained"], stretches[-1][1] + token["text"])
-        else:
-            stretches.append((token["trained"], token["text"]))
-    return [f"  {'+' if trained else '-'} {text!r}" for trained, text in stretches]
+        kind = "x" if not token["kept"] else "+" if token["trained"] else "-"
+        before = stretches.pop()[1] if stretches and stretches[-1][0] == kind else ""
+        stretches.append((kind, before + token["text"]))
+    return stretches

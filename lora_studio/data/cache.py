@@ -6,12 +6,14 @@ longest ago go first. Without a folder, everything is made in a temporary place 
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache as once
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,18 @@ Build = Callable[[ArrayWriter], dict[str, Any]]
 def key_of(*parts: Any) -> str:
     """A fingerprint of JSON-able parts."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@once
+def code_version() -> str:
+    """A fingerprint of this package's code and of the libraries that render and tokenise."""
+    whole = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*")):
+        if path.suffix in (".py", ".jinja"):
+            whole.update(path.name.encode() + path.read_bytes())
+    for library in ("tokenizers", "transformers", "jinja2"):
+        whole.update(importlib.metadata.version(library).encode())
+    return whole.hexdigest()
 
 
 def digest(path: Path, cache: "Cache", tell: Callable[[], None] = lambda: None) -> str:

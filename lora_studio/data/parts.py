@@ -4,20 +4,18 @@
 """
 
 import hashlib
-import importlib.metadata
 import json
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache as once
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
 from lora_studio.data.arrays import Arrays, ArrayWriter
-from lora_studio.data.cache import Cache, digest, key_of
+from lora_studio.data.cache import Cache, code_version, digest, key_of
 from lora_studio.data.conversion import convert
 from lora_studio.data.encode import Encoder, batches
 from lora_studio.data.formats import apply_mapping, check_goal, recognise
@@ -286,15 +284,3 @@ def tokenizer_key(tokenizer: Any) -> str:
     backend.no_padding()
     names = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
     return hashlib.sha256((backend.to_str() + names).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-@once
-def code_version() -> str:
-    """A fingerprint of this package's code and of the libraries that render and tokenise."""
-    whole = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*")):
-        if path.suffix in (".py", ".jinja"):
-            whole.update(path.name.encode() + path.read_bytes())
-    for library in ("tokenizers", "transformers", "jinja2"):
-        whole.update(importlib.metadata.version(library).encode())
-    return whole.hexdigest()

@@ -21,8 +21,9 @@ from lora_studio.adapter_source import WEIGHTS_FILE
 from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
 from lora_studio.data.mapping import ReadingError
 from lora_studio.data.readings import first_records, tried, unread
+from lora_studio.data.row_view import preview
 from lora_studio.data.rows import Record
-from lora_studio.data.views import Look, describe, preview
+from lora_studio.data.views import Look, describe
 from lora_studio.errors import StudioError
 from lora_studio.parsing import parse
 
@@ -128,7 +129,7 @@ class Session:
         """One row of the data last inspected, from record to trained tokens. Parameters: row_index, window."""
         if self._prepared is None:
             raise StudioError("No data has been looked at yet.", "Choose a file first.")
-        return preview(self._prepared, int(request.params["row_index"]), int(request.params.get("window", 0)))
+        return preview(self._prepared, int(request.params["row_index"]), request.params.get("window"))
 
     def look_at_first(self, request: Request) -> dict[str, Any]:
         """The first rows as training would see them. Parameters: model, revision, and those of prepare()."""

@@ -140,15 +140,19 @@ def cut_words(result: Result, length: float) -> str:
 
 
 def tokens(preview: Result) -> str:
-    """Every token of a row in its place; trained ones marked, special ones framed, ids on hover."""
-    if "rejected" in preview:
-        better, worse = (_token_box(side, f"Tokens of the {name} answer") for side, name in _named_sides(preview))
-        return f"{LEGEND}<h4>Better answer</h4>{better}<h4>Worse answer</h4>{worse}"
-    return f"{LEGEND}{_token_box(preview, 'Tokens')}"
+    """Every token of a row in its place; trained ones marked, special ones framed, those cut off struck through."""
+    sides = _named_sides(preview)
+    boxes = [_token_box(side, f"Tokens of the {name} answer" if name else "Tokens") for name, side in sides]
+    named = (
+        f"<h4>{name.capitalize()} answer</h4>{box}" if name else box
+        for (name, _), box in zip(sides, boxes, strict=True)
+    )
+    removed = any(side["removed_tokens"] for _, side in sides)
+    return f'<div class="ls-marked">{legend(removed=removed)}{"".join(named)}</div>'
 
 
-def _named_sides(preview: Result) -> list[tuple[Result, str]]:
-    return [(preview, "better"), (preview["rejected"], "worse")]
+def _named_sides(preview: Result) -> list[tuple[str, Result]]:
+    return [("better", preview), ("worse", preview["rejected"])] if "rejected" in preview else [("", preview)]
 
 
 def _token_box(side: Result, label: str) -> str:
@@ -157,41 +161,67 @@ def _token_box(side: Result, label: str) -> str:
 
 
 def token_line(preview: Result) -> str:
-    """How many tokens the row has, how many are trained, and whether its end is taught."""
-    total, trained, removed = len(preview["tokens"]), preview["trained_tokens"], preview["removed_tokens"]
+    """How many tokens the row has, how many are trained, what is cut off and where, and whether its end is taught."""
+    total, trained, removed = (preview[f"{name}_tokens"] for name in ("kept", "trained", "removed"))
+    if preview["left_out"]:
+        words = f"Left out: all {text.count(preview['full_length'], 'token')} of this row. No token of it is trained."
+        return text.notice(words, f"{preview['left_out'].capitalize()}.", "warning")
     words = f"{text.count(total, 'token')}, {trained:,} trained ({text.percent(trained, total)})."
+    lost = preview["lost_trained_tokens"]
     if removed:
-        words += f" {text.count(removed, 'token')} cut off, because the row is longer than allowed."
+        words += f" {_cut_off(removed, preview['removed_after'])}, because the row is longer than allowed"
+        words += f"; {lost:,} of them would have been trained." if lost else "."
     if preview["ends_with_eos"]:
         return text.notice(words + " The end of the answer is trained: the model learns when to stop.")
+    if preview["examples"] > 1 and preview["window"] < preview["windows"] - 1:
+        return text.notice(words + " The text goes on in the next part.")
     return text.notice(words, "The row does not end with the end token: the model is not taught to stop.", "warning")
 
 
-LEGEND = (
-    '<p class="ls-legend"><span class="ls-tok ls-t">trained</span> the model learns to write this '
-    '<span class="ls-tok">read</span> only read '
-    '<span class="ls-tok ls-s">special</span> a control token of the template '
-    '<span class="ls-tok"><i>↵</i></span> a line break. Hover over a token for its id.</p>'
-)
+def _cut_off(removed: int, after: int) -> str:
+    before = removed - after
+    if before and after:
+        return f"{text.count(before, 'token')} before and {after:,} after what is kept are cut off"
+    verb, side = "is" if removed == 1 else "are", "after" if after else "before"
+    return f"{text.count(removed, 'token')} {verb} cut off {side} what is kept"
+
+
+def legend(*, removed: bool) -> str:
+    """What the marks mean, and the switch that shows ids; `removed`: some token is cut off."""
+    cut = '<span class="ls-tok ls-x">cut off</span> the model never sees this ' if removed else ""
+    return (
+        '<p class="ls-legend"><span class="ls-tok ls-t">trained</span> the model learns to write this '
+        '<span class="ls-tok">read</span> only read '
+        f'<span class="ls-tok ls-s">special</span> a control token of the template {cut}'
+        '<span class="ls-tok"><i>↵</i></span> a line break. '
+        '<label><input type="checkbox" class="ls-ids"> Show each token’s id</label></p>'
+    )
 
 
 def _token(token: Mapping[str, Any]) -> str:
-    classes = "ls-tok" + (" ls-t" if token["trained"] else "") + (" ls-s" if token["special"] else "")
-    raw = token["text"]
+    marks = (("ls-t", token["trained"] and token["kept"]), ("ls-s", token["special"]), ("ls-x", not token["kept"]))
+    classes = " ".join(["ls-tok", *(name for name, is_so in marks if is_so)])
+    raw, number = token["text"], token["id"]
     shown = text.escape(raw).replace("\n", "<i>↵</i>\n").replace("\t", "<i>→</i>\t")
     if not raw:
         shown = "<i>∅</i>"
     elif raw.isspace() and "\n" not in raw:
         shown = f"<i>{'·' * len(raw)}</i>"
-    state = ("trained" if token["trained"] else "only read") + ("" if raw else ", part of a character beside it")
-    return f'<span class="{classes}" title="id {token["id"]}, {state}">{shown}</span>'
+    state = "trained" if token["trained"] else "only read"
+    if not token["kept"]:
+        state = "cut off" + (", would have been trained" if token["trained"] else "")
+    state += "" if raw else ", part of a character beside it"
+    return f'<span class="{classes}" data-id="{number}" title="id {number}, {state}">{shown}</span>'
+
+
+FATES = {"train": "trained on", "validation": "kept back to measure on", "unused": "not used at these settings"}
 
 
 def position(preview: Result, index: int, rows: int) -> str:
     """Which row is looked at."""
-    words = f"Conversation {index + 1:,} of {rows:,} (row {preview['row']:,} of the file)"
+    words = f"Conversation {index + 1:,} of {rows:,} (row {preview['row']:,} of the file), {FATES[preview['split']]}"
     if preview["windows"] > 1:
-        words += f"; window {preview['window'] + 1:,} of {preview['windows']:,}"
+        words += f"; part {preview['window'] + 1:,} of {preview['windows']:,}"
     return f'<p class="ls-where" role="status">{words}</p>'
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import gradio as gr
 
+from lora_studio.data.cache import code_version
 from lora_studio.errors import StudioError
 from lora_studio.ui import data_findings, data_view, length_chart, reading_form, text
 from lora_studio.ui.data_choice import (
@@ -191,7 +192,7 @@ class Inspection:
                     first = self.show(answer["sample"], values) if answer.get("sample") else {}
                     yield first | {v.status: data_findings.step(answer)}
             workspace.write_draft(CHOICE, {"settings": values})
-            workspace.write_draft(FOUND, {"settings": values, "result": result})
+            self._keep_found(values, result)
             shown = self.show(result, values) | self.measure_cache()
             yield idle | shown | {c.mapping: values[MAPPING], v.status: gr.HTML("", visible=False)}
         except StudioError as error:
@@ -260,7 +261,7 @@ class Inspection:
             return {}
         values = values_of(chosen)
         self.studio.workspace.write_draft(CHOICE, {"settings": values})
-        self.studio.workspace.write_draft(FOUND, {"settings": values, "result": result})
+        self._keep_found(values, result)
         return self._judge(result, values)
 
     def move_cut(self, result: dict[str, Any] | None, length: float) -> Updates:
@@ -296,7 +297,7 @@ class Inspection:
         self.studio.workspace.clear_cache()
         return self.measure_cache()
 
-    def _preview(self, index: int, window: int) -> dict[str, Any]:
+    def _preview(self, index: int, window: int | None) -> dict[str, Any]:
         """The inspector keeps the last file in memory; one that was closed since has to read it again."""
         inspector = self.studio.inspector
         if not inspector.running:
@@ -316,9 +317,13 @@ class Inspection:
         updates[self.controls.system_prompt] = values["data.system_prompt"] or ""
         updates |= self.measure_cache() | {self.controls.whole: gr.Column(visible=True)}
         found = workspace.read_draft(FOUND)
-        if isinstance(found, dict) and found["settings"] == values:
+        if isinstance(found, dict) and (found["settings"], found.get("code")) == (values, code_version()):
             updates |= self.show(found["result"], values) | {self.view.status: gr.HTML("", visible=False)}
         return updates
+
+    def _keep_found(self, values: dict[str, Any], result: dict[str, Any]) -> None:
+        """For the next reload; another version of the code might draw it otherwise, so that it does not count there."""
+        self.studio.workspace.write_draft(FOUND, {"settings": values, "result": result, "code": code_version()})
 
     def hand_over(self, *chosen: Any) -> tuple[tuple[float, dict[str, Any]], gr.Tabs]:
         """To the train tab, with everything chosen here: what was looked at is what is trained on."""

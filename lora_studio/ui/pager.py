@@ -1,4 +1,4 @@
-"""The conversations of an inspected file one by one, and the windows of a long text: buttons, and what they show."""
+"""The conversations of an inspected file one by one, and the parts of long ones: buttons, and what they show."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from lora_studio.errors import StudioError
 from lora_studio.ui import data_view, text
 
 Updates = dict[Any, Any]
-Preview = Callable[[int, int], dict[str, Any]]
+Preview = Callable[[int, int | None], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def draw() -> Pager:
         following = gr.Button("Next", size="md", scale=0, min_width=90)
     position = gr.HTML()
     with gr.Row(visible=False, elem_classes="ls-pager") as windows:
-        earlier = gr.Button("Previous window", size="sm", scale=0, min_width=160)
-        later = gr.Button("Next window", size="sm", scale=0, min_width=160)
+        earlier = gr.Button("Previous part", size="sm", scale=0, min_width=160)
+        later = gr.Button("Next part", size="sm", scale=0, min_width=160)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             conversation = gr.HTML()
@@ -52,7 +52,10 @@ def draw() -> Pager:
 
 
 class Pages:
-    """What the pager's buttons do. `preview(index, window)` asks the reader for one conversation."""
+    """What the pager's buttons do. `preview(index, window)` asks the reader for one conversation.
+
+    A window of None is the one in which training begins.
+    """
 
     def __init__(self, view: Pager, preview: Preview) -> None:
         self.view, self._preview = view, preview
@@ -65,20 +68,20 @@ class Pages:
 
     def go(self, result: dict[str, Any] | None, number: float | None) -> Updates:
         """Shows one conversation, counted from 1; beyond an end stands the end."""
-        return self._open(result, int(number) - 1, 0) if number is not None else {}
+        return self._open(result, int(number) - 1, None) if number is not None else {}
 
     def earlier(self, result: dict[str, Any] | None, index: int, window: int) -> Updates:
-        return self._open(result, index, window - 1)
+        return self._open(result, index, max(window - 1, 0))
 
     def later(self, result: dict[str, Any] | None, index: int, window: int) -> Updates:
         return self._open(result, index, window + 1)
 
-    def _open(self, result: dict[str, Any] | None, index: int, window: int) -> Updates:
+    def _open(self, result: dict[str, Any] | None, index: int, window: int | None) -> Updates:
         if not result or result["sampled"] is not None:
             return {}
         index = min(max(index, 0), result["usable_rows"] - 1)
         try:
-            return self.paint(self._preview(index, max(window, 0)), index, result)
+            return self.paint(self._preview(index, window), index, result)
         except StudioError as error:
             return {self.view.conversation: text.problem(error), self.view.tokens: ""}
 

@@ -8,9 +8,9 @@ import pytest
 
 from lora_studio.data import dataset
 from lora_studio.data.dataset import prepare
-from lora_studio.data.encode import IGNORED
+from lora_studio.data.row_view import preview
 from lora_studio.data.rows import plain
-from lora_studio.data.views import Look, describe, inspect, preview
+from lora_studio.data.views import Look, describe, inspect
 from lora_studio.errors import StudioError
 
 ROWS = [
@@ -48,44 +48,6 @@ def test_an_inspection_is_json_and_names_what_was_read(file, tokenizer):
     assert len(found["examples"]) == 3
     assert found["table"]["columns"] == ["row", "instruction", "input", "output", "note"]
     assert found["table"]["rows"][0][:2] == [1, "Say 1 🙂"]
-
-
-def test_a_preview_shows_exactly_the_tokens_that_are_trained_on(file, tokenizer):
-    prepared = prepare(file, tokenizer, max_length=40)
-    by_row = {example.row: example for example in [*prepared.train, *prepared.validation]}
-    for index in (0, 39):
-        seen = preview(prepared, index)
-        example = by_row[seen["row"]]
-        assert [token["id"] for token in seen["tokens"]] == example.input_ids
-        assert [token["trained"] for token in seen["tokens"]] == [label != IGNORED for label in example.labels]
-        assert seen["removed_tokens"] == example.full_length - len(example.input_ids)
-        assert seen["lost_trained_tokens"] == example.lost_trained_tokens
-        assert seen["split"] == ("train" if seen["row"] in {row.row for row in prepared.train} else "validation")
-
-
-def test_the_pieces_of_an_uncut_row_joined_are_its_text(file, tokenizer):
-    seen = preview(prepare(file, tokenizer), 4)
-    assert "".join(token["text"] for token in seen["tokens"]) == seen["text"]
-    assert seen["ends_with_eos"]
-    assert [message["role"] for message in seen["messages"]] == ["user", "assistant"]
-    assert seen["record"]["note"] == "nan"
-    assert seen["tokens"][0] == {
-        "id": seen["tokens"][0]["id"],
-        "text": "<|im_start|>",
-        "trained": False,
-        "special": True,
-    }
-
-
-def test_a_cut_that_takes_the_end_token_is_seen_in_the_preview(file, tokenizer):
-    assert not preview(prepare(file, tokenizer, max_length=40, truncation="keep_start"), 39)["ends_with_eos"]
-
-
-def test_a_row_that_is_not_there_is_an_error(file, tokenizer):
-    prepared = prepare(file, tokenizer)
-    for index in (-1, 40):
-        with pytest.raises(StudioError, match="no usable row"):
-            preview(prepared, index)
 
 
 def test_values_that_json_has_no_form_for_become_text():
@@ -142,17 +104,6 @@ def test_a_large_file_is_described_by_its_first_rows_before_the_rest_is_read(wri
     assert (samples[0]["hygiene"], whole["sampled"], whole["rows"]) == (None, None, 1000)
     inspect(path, tokenizer, **settings)
     assert len(samples) == 1
-
-
-def test_a_long_text_is_shown_window_by_window(write, tokenizer):
-    prepared = prepare(str(write("a.txt", "one two three " * 60 + "\nshort line\n")), tokenizer, max_length=64)
-    seen = [preview(prepared, 0, part) for part in range(99)][: preview(prepared, 0)["windows"]]
-    assert len(seen) > 2
-    assert [one["window"] for one in seen] == list(range(len(seen)))
-    assert "".join(token["text"] for one in seen for token in one["tokens"]) == seen[0]["text"]
-    assert {(one["removed_tokens"], one["lost_trained_tokens"]) for one in seen} == {(0, 0)}
-    found = describe(prepared)
-    assert (found["split_rows"], found["truncated_rows"], found["windows"]) == (1, 0, len(seen) + 1)
 
 
 def test_a_row_that_a_limit_leaves_out_is_shown_as_unused(file, tokenizer):

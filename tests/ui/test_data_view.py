@@ -43,22 +43,29 @@ def result() -> dict[str, Any]:
 @pytest.fixture
 def preview() -> dict[str, Any]:
     tokens = [
-        {"id": 1, "text": "<|im_start|>", "trained": False, "special": True},
-        {"id": 5, "text": "Hi\n", "trained": False, "special": False},
-        {"id": 9, "text": " ", "trained": True, "special": False},
-        {"id": 7, "text": "<b>${1}", "trained": True, "special": False},
-        {"id": 8, "text": "", "trained": True, "special": False},
-        {"id": 2, "text": "<|im_end|>", "trained": True, "special": True},
+        {"id": 1, "text": "<|im_start|>", "trained": False, "special": True, "kept": True},
+        {"id": 5, "text": "Hi\n", "trained": False, "special": False, "kept": True},
+        {"id": 9, "text": " ", "trained": True, "special": False, "kept": True},
+        {"id": 7, "text": "<b>${1}", "trained": True, "special": False, "kept": True},
+        {"id": 8, "text": "", "trained": True, "special": False, "kept": True},
+        {"id": 2, "text": "<|im_end|>", "trained": True, "special": True, "kept": True},
     ]
     return {
         "row": 4,
+        "split": "train",
+        "examples": 1,
         "windows": 1,
         "window": 0,
         "record": {"question": "<script>"},
         "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<b>${1}"}],
         "text": "",
         "tokens": tokens,
+        "full_length": 6,
+        "kept_tokens": 6,
         "removed_tokens": 0,
+        "removed_after": 0,
+        "lost_trained_tokens": 0,
+        "left_out": "",
         "trained_tokens": 4,
         "ends_with_eos": True,
     }
@@ -123,7 +130,7 @@ def test_the_first_rows_are_shown_as_text(result: dict[str, Any]) -> None:
 
 def test_trained_and_special_tokens_are_marked_and_carry_their_ids(preview: dict[str, Any]) -> None:
     drawn = data_view.tokens(preview).partition('class="ls-tokens"')[2]
-    spans = re.findall(r'<span class="([^"]+)" title="([^"]+)">', drawn)
+    spans = re.findall(r'<span class="([^"]+)" data-id="\d+" title="([^"]+)">', drawn)
     assert [classes for classes, _ in spans] == [
         "ls-tok ls-s",
         "ls-tok",
@@ -139,9 +146,34 @@ def test_trained_and_special_tokens_are_marked_and_carry_their_ids(preview: dict
 
 def test_a_row_that_does_not_end_its_turn_is_a_warning(preview: dict[str, Any]) -> None:
     assert "learns when to stop" in data_view.token_line(preview)
-    line = data_view.token_line({**preview, "ends_with_eos": False, "removed_tokens": 9})
+    line = data_view.token_line({**preview, "ends_with_eos": False})
     assert "not taught to stop" in line
-    assert "9 tokens cut off" in line
+
+
+def test_tokens_that_are_cut_off_stand_struck_through_in_their_place_and_are_named(preview: dict[str, Any]) -> None:
+    tokens = [{**token, "kept": at not in (1, 4)} for at, token in enumerate(preview["tokens"])]
+    cut = {**preview, "tokens": tokens, "kept_tokens": 4, "removed_tokens": 2, "removed_after": 1}
+    drawn = data_view.tokens({**cut, "trained_tokens": 3, "lost_trained_tokens": 1})
+    classes = re.findall(r'<span class="([^"]+)" data-id', drawn)
+    assert [at for at, name in enumerate(classes) if "ls-x" in name] == [1, 4]
+    assert classes[4] == "ls-tok ls-x"
+    assert "1 token before and 1 after what is kept are cut off" in drawn
+    assert "1 of them would have been trained" in drawn
+    assert 'title="id 8, cut off, would have been trained' in drawn
+    assert "the model never sees this" in drawn
+    assert "the model never sees this" not in data_view.tokens(preview)
+
+
+def test_a_row_that_is_left_out_says_so_and_why(preview: dict[str, Any]) -> None:
+    line = data_view.token_line({**preview, "kept_tokens": 0, "trained_tokens": 0, "left_out": "too long"})
+    assert "Left out: all 6 tokens of this row." in line
+    assert "Too long." in line
+
+
+def test_the_place_of_a_row_says_what_becomes_of_it_and_which_part_is_shown(preview: dict[str, Any]) -> None:
+    assert "Conversation 3 of 9 (row 4 of the file), trained on</p>" in data_view.position(preview, 2, 9)
+    long = {**preview, "split": "validation", "windows": 4, "window": 1}
+    assert "kept back to measure on; part 2 of 4" in data_view.position(long, 2, 9)
 
 
 def test_a_conversation_shows_bubbles_and_the_row_as_it_stands_in_the_file(preview: dict[str, Any]) -> None:
@@ -155,8 +187,8 @@ def test_plain_text_without_messages_is_shown_as_it_is(preview: dict[str, Any]) 
     assert "<pre>once &lt;upon&gt;</pre>" in data_view.conversation({**preview, "messages": [], "text": "once <upon>"})
 
 
-def test_two_thousand_tokens_make_a_page_that_stays_light() -> None:
-    tokens = [{"id": 1, "text": " word", "trained": True, "special": False}] * 2000
-    drawn = data_view.tokens({"tokens": tokens, "trained_tokens": 2000, "removed_tokens": 0, "ends_with_eos": True})
+def test_two_thousand_tokens_make_a_page_that_stays_light(preview: dict[str, Any]) -> None:
+    tokens = [{"id": 1, "text": " word", "trained": True, "special": False, "kept": True}] * 2000
+    drawn = data_view.tokens({**preview, "tokens": tokens, "trained_tokens": 2000})
     assert drawn.count("<span") < 2020
     assert len(drawn) < 200_000

@@ -18,13 +18,20 @@ from tests.ui.fake_session import FakeSession
 
 PREVIEW = {
     "row": 3,
+    "split": "train",
+    "examples": 1,
     "windows": 1,
     "window": 0,
     "record": {"q": "Hi"},
     "messages": [{"role": "user", "content": "Hi"}],
     "text": "Hi",
-    "tokens": [{"id": 1, "text": "Hi", "trained": True, "special": False}],
+    "tokens": [{"id": 1, "text": "Hi", "trained": True, "special": False, "kept": True}],
+    "full_length": 1,
+    "kept_tokens": 1,
     "removed_tokens": 0,
+    "removed_after": 0,
+    "lost_trained_tokens": 0,
+    "left_out": "",
     "trained_tokens": 1,
     "ends_with_eos": True,
 }
@@ -91,7 +98,8 @@ UNREAD = {
 
 def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
     if method == "preview":
-        return [{"kind": "result", **PREVIEW, **params, "row": params["row_index"] + 10, "windows": 3}]
+        window = params["window"] or 0
+        return [{"kind": "result", **PREVIEW, "row": params["row_index"] + 10, "windows": 3, "window": window}]
     if method == "try_reading":
         return [{"kind": "result", "words": str(params["mapping"]), "failed": 0, "of": 3, "rows": []}]
     if params["train_file"] == "nobody":
@@ -212,12 +220,14 @@ def test_windows_of_a_long_text_turn_and_the_next_row_begins_with_its_first(act:
     first = list(act.look(*chosen()))[-1]
     assert first[pager.windows].visible is False
     second = act.pages.later(RESULT, 1, 0)
-    assert "row 11 of the file); window 2 of 3" in second[pager.position]
+    assert "row 11 of the file), trained on; part 2 of 3" in second[pager.position]
     assert (second[pager.window], second[pager.windows].visible) == (1, True)
     last = act.pages.later(RESULT, 1, 1)
     assert (last[pager.later].interactive, last[pager.earlier].interactive) == (False, True)
     assert act.pages.earlier(RESULT, 1, 0)[pager.window] == 0
+    assert act.studio.inspector.asked[-1][1] == {"row_index": 1, "window": 0}
     assert act.pages.forward(RESULT, 1)[pager.window] == 0
+    assert act.studio.inspector.asked[-1][1] == {"row_index": 2, "window": None}
 
 
 def test_bad_rows_that_stop_a_run_are_told_and_shown_without_reading_again(act: Inspection) -> None:
