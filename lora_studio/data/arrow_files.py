@@ -1,5 +1,9 @@
-"""Parquet and Arrow (file and stream) to rows, read in batches. A cell that can't be read spoils its row only."""
+"""Parquet and Arrow (file and stream) to rows, read in batches. A cell that can't be read spoils its row only.
 
+An Arrow file may be one batch of any size: it is mapped, and what has been read of the map is given back.
+"""
+
+import mmap
 import shutil
 import tempfile
 from collections import Counter
@@ -16,6 +20,7 @@ from lora_studio.errors import StudioError
 BROKEN_CELL = "a cell of the row can't be read"
 _BATCH_ROWS = 1024
 _BUFFER = 1 << 20
+_MOST_UNPACKED = 1 << 30  # bytes of a compressed batch, which memory has to hold whole
 
 Batches = Iterator[Any]
 
@@ -38,15 +43,31 @@ def read_arrow(path: Path) -> Reading:
     def batches(file: IO[bytes]) -> tuple[list[str], Batches]:
         import pyarrow as pa
 
-        is_file = file.read(6) == b"ARROW1"
-        file.seek(0)
-        if is_file:
-            whole = pa.ipc.open_file(file)
-            return whole.schema.names, (whole.get_batch(index) for index in range(whole.num_record_batches))
-        stream = pa.ipc.open_stream(file)
-        return stream.schema.names, iter(stream)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        source = pa.BufferReader(pa.py_buffer(mapped))
+        if mapped[:6] == b"ARROW1":
+            whole = pa.ipc.open_file(source)
+            found = (whole.get_batch(index) for index in range(whole.num_record_batches))
+            return whole.schema.names, _slices(path, found, mapped)
+        stream = pa.ipc.open_stream(source)
+        return stream.schema.names, _slices(path, iter(stream), mapped)
 
     return _reading(path, "Arrow", batches)
+
+
+def _slices(path: Path, batches: Batches, mapped: mmap.mmap) -> Batches:
+    """Batches in small slices; the memory that a slice took of the map is given back after it."""
+    import pyarrow as pa
+
+    for batch in batches:
+        if pa.total_allocated_bytes() > _MOST_UNPACKED:
+            raise StudioError(
+                f"{path.name} holds {batch.nbytes / 2**30:.1f} GiB of rows compressed in one piece.",
+                "Write it again with smaller record batches (max_chunksize), without compression, or as Parquet.",
+            )
+        for start in range(0, batch.num_rows, _BATCH_ROWS):
+            yield batch.slice(start, _BATCH_ROWS)
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[list[str], Batches]]) -> Reading:
@@ -68,10 +89,9 @@ def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[list[st
         with _seekable(path) as file:
             try:
                 for batch in batches(file)[1]:
-                    for start in range(0, batch.num_rows, _BATCH_ROWS):
-                        for row in _rows(batch.slice(start, _BATCH_ROWS), number):
-                            number += 1
-                            yield row
+                    for row in _rows(batch, number):
+                        number += 1
+                        yield row
             except faults as error:
                 reason = f"The {kind} file is damaged after row {number}: {shorten(str(error))}."
                 raise StudioError(reason, "Write the file again.") from None

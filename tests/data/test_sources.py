@@ -104,6 +104,25 @@ def test_arrow_is_read_as_file_and_as_stream(tmp_path, stream):
         list(open_source(path).rows())
 
 
+def test_an_arrow_file_of_one_large_batch_is_read_in_slices_and_a_compressed_one_within_bounds(tmp_path, monkeypatch):
+    texts = [f"{number} " + "word " * 100 for number in range(40_000)]
+    table = pa.table({"text": texts})
+    for name, compression in (("plain", None), ("packed", "lz4")):
+        options = pa.ipc.IpcWriteOptions(compression=compression)
+        with pa.ipc.new_file(str(tmp_path / f"{name}.arrow"), table.schema, options=options) as writer:
+            writer.write_table(table)
+    before = pa.total_allocated_bytes()
+    rows = open_source(tmp_path / "plain.arrow").rows()
+    assert next(rows).fields == {"text": texts[0]}
+    assert pa.total_allocated_bytes() - before < 1_000_000
+    assert sum(1 for _ in rows) == len(texts) - 1
+    assert sum(1 for _ in open_source(tmp_path / "packed.arrow").rows()) == len(texts)
+    monkeypatch.setattr(arrow_files, "_MOST_UNPACKED", before + 10_000_000)
+    with pytest.raises(StudioError, match="GiB of rows compressed in one piece"):
+        next(open_source(tmp_path / "packed.arrow").rows())
+    assert next(open_source(tmp_path / "plain.arrow").rows()).row == 1
+
+
 def test_a_cell_that_is_no_text_spoils_its_row_only(tmp_path):
     bad = pa.Array.from_buffers(
         pa.string(), 3, [None, pa.py_buffer(b"\0\0\0\0\x01\0\0\0\x02\0\0\0\x03\0\0\0"), pa.py_buffer(b"a\xffb")]
