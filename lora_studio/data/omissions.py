@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_studio.data.encode import Encoder
 from lora_studio.data.messages import Conversation, Message, RowError
+from lora_studio.data.pairs import sides
 from lora_studio.errors import StudioError
 
 MOST_ROWS = 2000
@@ -31,11 +32,14 @@ def speaks_beside_call(message: Message) -> bool:
 
 
 def count_omissions(chats: Iterable[Conversation], encoder: Encoder, omits: Omits) -> int:
-    """How many of the rows miss something in their text; rows that can't be rendered are faults of another kind."""
+    """How many of the rows miss something in their text, pairs on either side of theirs.
+
+    Rows that can't be rendered are faults of another kind.
+    """
     found = 0
     for chat in chats:
         try:
-            found += omits(chat, encoder.render(chat))
+            found += any(omits(side, encoder.render(side)) for side in (sides(chat) if chat.chosen else (chat,)))
         except RowError:
             continue
     return found

@@ -63,6 +63,24 @@ def test_reasoning_is_counted_where_the_template_drops_it(write):
     assert not _assumptions(write, thinking, [THOUGHT, PLAIN])
 
 
+@pytest.mark.parametrize("better", [True, False])
+def test_what_is_left_out_of_either_answer_of_a_pair_is_counted(write, better):
+    def pair(first, second):
+        answers = ([first], [second]) if better else ([second], [first])
+        return {"prompt": [PLAIN[0]], **dict(zip(("chosen", "rejected"), answers, strict=True))}
+
+    rows = [pair(THOUGHT[1], PLAIN[1]), pair(CALLED[1], PLAIN[1]), pair(PLAIN[1], CALLED[3])]
+    path = str(write("pairs.jsonl", rows * 3))
+    found = prepare(path, build_tokenizer(CALL_ALONE), goal="preference").assumptions
+    assert "3 rows bring reasoning that the chat template leaves out, in whole or in part." in found
+    assert "3 rows say something beside a tool call that the chat template leaves out." in found
+    both = CALL_ALONE.replace(
+        "(message.tool_calls | string or message.content)",
+        "(message.reasoning_content or '') + message.content + message.tool_calls | string",
+    )
+    assert not prepare(path, build_tokenizer(both), goal="preference").assumptions
+
+
 def test_of_very_many_rows_a_part_is_looked_at_and_said_so(write, monkeypatch):
     monkeypatch.setattr(parts, "MOST_ROWS", 4)
     found = _assumptions(write, MARKED, [THOUGHT] * 10)
