@@ -102,6 +102,7 @@ def _add_inspect_flags(inspect: argparse.ArgumentParser) -> None:
     inspect.add_argument("--model", metavar="M", default="demo", help="whose tokenizer and template (default: demo)")
     inspect.add_argument("--validation-file", metavar="DATA", help="a file to measure on, instead of a share of DATA")
     inspect.add_argument("--show-examples", type=int, metavar="N", default=1, help="rows shown step by step")
+    inspect.add_argument("--save-bad-rows", metavar="FILE", help="write every bad row to a new file, as JSON lines")
     inspect.add_argument("--char-only", action="store_true", help="count characters; needs no tokenizer")
     inspect.add_argument(
         "--percentiles", metavar="LIST", default="", help="more percentiles of lengths, such as 75,99.9"

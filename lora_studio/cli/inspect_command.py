@@ -53,11 +53,22 @@ def inspect(workspace: Workspace, given: argparse.Namespace) -> int:
             cache_folder=str(workspace.cache_folder),
             **settings,
         )
+        if given.save_bad_rows:
+            saved = session.call("save_bad_rows", path=str(_new_file(given.save_bad_rows)))
+            say(f"{saved['rows']:,} bad rows are written to {given.save_bad_rows}.")
     if given.json:
         print_json({name: value for name, value in found.items() if name not in ("id", "kind")})
     else:
         print(report(found))
     return 0
+
+
+def _new_file(name: str) -> Path:
+    path = Path(name).expanduser().resolve()
+    if path.exists() or not path.parent.is_dir():
+        why = "is there already" if path.exists() else "lies in a folder that does not exist"
+        raise StudioError(f"{name} {why}.", "Name a new file in an existing folder with --save-bad-rows.")
+    return path
 
 
 def _percentiles(text: str) -> list[float]:
@@ -133,9 +144,10 @@ def _reading(found: dict[str, Any]) -> str:
     ]
     for bad in found["bad_row_list"][:_LISTED_BAD_ROWS]:
         where = f" ({bad['field']})" if bad.get("field") else ""
-        lines.append(f"  row {bad['row']}: {bad['reason']}{where}" + (f": {bad['found']}" if bad.get("found") else ""))
+        row = f"{bad['file']}, row {bad['row']}" if "file" in bad else f"row {bad['row']}"
+        lines.append(f"  {row}: {bad['reason']}{where}" + (f": {bad['found']}" if bad.get("found") else ""))
     if found["bad_rows"] > _LISTED_BAD_ROWS:
-        lines.append(f"  ... and {found['bad_rows'] - _LISTED_BAD_ROWS:,} more (--json lists them)")
+        lines.append(f"  ... and {found['bad_rows'] - _LISTED_BAD_ROWS:,} more (--save-bad-rows FILE writes all)")
     return "\n".join(lines)
 
 

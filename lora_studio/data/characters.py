@@ -1,10 +1,13 @@
 """A look at a file without any tokenizer: how it is read, its faults, and its rows' lengths in characters."""
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from lora_studio.data.arrays import ArrayWriter
+from lora_studio.data.bad_rows import BadRows, BadRowWriter
 from lora_studio.data.cache import Cache
 from lora_studio.data.conversion import convert
 from lora_studio.data.dataset import open_data
@@ -12,7 +15,7 @@ from lora_studio.data.formats import recognise
 from lora_studio.data.messages import RowError
 from lora_studio.data.parts import Progress
 from lora_studio.data.record_store import RecordStore, write_records
-from lora_studio.data.statistics import PERCENTILES, count_reasons, histogram, lengths
+from lora_studio.data.statistics import PERCENTILES, histogram, lengths
 
 _SAMPLE = 500
 _LISTED_BAD_ROWS = 200
@@ -26,19 +29,23 @@ def inspect_characters(
     source = open_data(name)
     records = RecordStore(Cache(None).get("records", lambda writer: write_records(writer, source, report)))
     shape = recognise(records.spread(_SAMPLE))
-    bad_rows = list(records.bad_rows)
-    counts = []
-    for position, record in enumerate(records.records(range(len(records)))):
-        try:
-            row = convert(record, shape)
-        except RowError as error:
-            bad_rows.append(error.at(record.row))
-        else:
-            counts.append(len(row.text or "") + sum(len(message.content) for message in row.messages))
-        if position % 2000 == 0:
-            report("convert", position, len(records))
+    counts = array("q")
+
+    def convert_all(writer: ArrayWriter) -> dict[str, Any]:
+        faults = BadRowWriter(writer)
+        for position, record in enumerate(records.records(range(len(records)))):
+            try:
+                row = convert(record, shape)
+            except RowError as error:
+                faults.add(error.at(record.row))
+            else:
+                counts.append(len(row.text or "") + sum(len(message.content) for message in row.messages))
+            if position % 2000 == 0:
+                report("convert", position, len(records))
+        return {"bad_reasons": faults.finish()}
+
+    bad_rows = BadRows(records.arrays, Cache(None).get("faults", convert_all))
     values = np.array(counts, dtype=np.int64)
-    bad_rows.sort(key=lambda bad: bad.row)
     return {
         "file": str(source.files[0]) if len(source.files) == 1 else source.name,
         "file_kind": source.kind,
@@ -49,7 +56,7 @@ def inspect_characters(
         "rows": len(counts),
         "bad_rows": len(bad_rows),
         "bad_row_list": [bad.to_dict() for bad in bad_rows[:_LISTED_BAD_ROWS]],
-        "bad_rows_by_reason": count_reasons(bad_rows),
+        "bad_rows_by_reason": bad_rows.reasons(),
         "characters": lengths(values, percentiles),
         "histogram": histogram(values),
         "total_characters": int(values.sum()),

@@ -3,14 +3,17 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lora_studio.data.bad_rows import BadRows
 from lora_studio.data.cache import Cache
 from lora_studio.data.encode import Encoder
 from lora_studio.data.examples import Examples
@@ -23,7 +26,6 @@ from lora_studio.data.prompt_styles import Template, choose_template
 from lora_studio.data.records import Source, open_source
 from lora_studio.data.rows import BadRow
 from lora_studio.data.splits import some, split
-from lora_studio.data.statistics import count_reasons
 from lora_studio.errors import StudioError
 from lora_studio.workspace import shipped_data
 
@@ -67,7 +69,7 @@ class Prepared:
     template: Template
     train: Examples | Pairs
     validation: Examples | Pairs
-    bad_rows: list[BadRow]
+    bad_rows: BadRows
     dropped: list[BadRow]
     assumptions: list[str]
     fingerprint: str
@@ -179,19 +181,21 @@ def _accepted(prepared: Prepared, bad_rows: str) -> Prepared:
 
 def refusal(prepared: Prepared) -> StudioError | None:
     """What to say where bad rows are to stop the work: how many by reason, and the first; None without bad rows."""
-    parts = [prepared.part, *([prepared.kept_back] if prepared.kept_back else [])]
-    bad = [(part, row) for part in parts for row in part.bad_rows]
+    parts = [part for part in (prepared.part, prepared.kept_back) if part]
+    bad = sum(len(part.bad_rows) for part in parts)
     if not bad:
         return None
-    reasons = count_reasons([row for _, row in bad])
-    counted = "; ".join(f"{reason}: {times:,}" for reason, times in reasons.items())
+    reasons: Counter[str] = Counter()
+    for part in parts:
+        reasons.update(part.bad_rows.reasons())
+    counted = "; ".join(f"{reason}: {times:,}" for reason, times in reasons.most_common())
     first = [
         f"{Path(part.name).name}, row {row.row:,}: {row.reason}" + (f" ({row.field})" if row.field else "")
-        for part, row in bad[:_NAMED_ROWS]
+        for part, row in islice(((part, row) for part in parts for row in part.bad_rows), _NAMED_ROWS)
     ]
-    more = f"\n… and {len(bad) - len(first):,} more" if len(bad) > len(first) else ""
+    more = f"\n… and {bad - len(first):,} more" if bad > len(first) else ""
     return StudioError(
-        f"{len(bad):,} {'row' if len(bad) == 1 else 'rows'} can't be used ({counted}), and bad rows are to stop "
+        f"{bad:,} {'row' if bad == 1 else 'rows'} can't be used ({counted}), and bad rows are to stop "
         "the work:\n" + "\n".join(first) + more,
         "Mend these rows or take them out of the file; or let bad_rows be skip, which leaves them out of the training.",
     )

@@ -15,6 +15,7 @@ from typing import Any, overload
 import numpy as np
 
 from lora_studio.data.arrays import Arrays, ArrayWriter
+from lora_studio.data.bad_rows import BadRows, BadRowWriter
 from lora_studio.data.cache import Cache, code_version, digest, key_of
 from lora_studio.data.conversion import convert
 from lora_studio.data.encode import Encoder, batches
@@ -101,7 +102,7 @@ class Part:
     all_positions: np.ndarray
     all_groups: np.ndarray
     rows: RowStore | PairStore
-    bad_rows: list[BadRow]
+    bad_rows: BadRows
     facts: dict[str, Any]
 
 
@@ -154,12 +155,11 @@ class Preparation:
         self, source: Source, key: str, digests: list[str], records: RecordStore, shape: Format, arrays: Arrays
     ) -> Part:
         rows = PairStore(arrays) if shape.name == "preference" else RowStore(arrays)
-        bad = [BadRow(**row) for row in arrays.facts["bad_rows"]]
         positions, groups = np.asarray(arrays["usable"]), np.asarray(arrays["group"])
-        usable = positions[~np.isin(positions, arrays.facts["refused"])]
-        bad_rows = sorted([*records.bad_rows, *bad], key=lambda row: row.row)
+        usable = positions[~np.isin(positions, arrays["refused"])]
+        bad_rows = BadRows(records.arrays, arrays)
         if not len(usable) or not len(rows):
-            raise nothing_to_train(source.name, shape, bad_rows)
+            raise nothing_to_train(source.name, shape, bad_rows[0])
         chats = Conversations(records, usable, shape, self.system_prompt)
         return Part(source.name, key, digests, records, shape, chats, positions, groups, rows, bad_rows, arrays.facts)
 
@@ -176,8 +176,9 @@ class Preparation:
         choose: Choose | None,
     ) -> dict[str, Any]:
         self.before_slow()
-        made = Converted()
-        few = list(self._convert(sample[:: max(1, len(sample) // _FEW)], shape, Converted()))
+        bad_rows = BadRowWriter(writer)
+        made = Converted(bad_rows.add)
+        few = list(self._convert(sample[:: max(1, len(sample) // _FEW)], shape, Converted(lambda bad: None)))
         compared = shape.name == "preference"
         if compared:
             few = [side for chat in few for side in sides(chat)]
@@ -193,15 +194,17 @@ class Preparation:
             conversations = Conversations(records, made.usable()[chosen], shape, self.system_prompt)
             total = len(chosen)
         write_rows(writer, [], [])
-        done, refused = 0, list[int]()
+        writer.add("refused", np.empty(0, np.int64))
+        done = 0
         self.report("encode", 0, total)
         if compared:
             conversations = (side for chat in conversations for side in sides(chat))
         encoded = self.encoder.encode_batches(batches(conversations))
         for rows, bad in matched(encoded) if compared else encoded:
             write_rows(writer, rows, np.searchsorted(records.row, [row.row for row in rows]))
-            made.bad_rows += [row.to_dict() for row in bad]
-            refused += np.searchsorted(records.row, [row.row for row in bad]).tolist()
+            for row in bad:
+                bad_rows.add(row)
+            writer.add("refused", np.searchsorted(records.row, np.array([row.row for row in bad], np.int64)))
             done += len(rows) // (2 if compared else 1) + len(bad)
             self.report("encode", done, total)
         self.report("encode", total, total)
@@ -213,7 +216,7 @@ class Preparation:
             "beside": self._omitted(whole, made.spoken_calls, omits_beside_calls),
             "answers": answers,
         }
-        return {**made.facts(), "refused": refused, "omitted": omitted}
+        return {"resting": made.resting, "bad_reasons": bad_rows.finish(), "omitted": omitted}
 
     def _omitted(self, conversations: Conversations, positions: Sequence[int], omits: Omits) -> dict[str, int]:
         """How many of the rows at these positions miss something; of very many a part is looked at."""
@@ -229,29 +232,30 @@ class Preparation:
             try:
                 chat = convert(record, shape, self.system_prompt)
             except RowError as error:
-                made.bad_rows.append(error.at(record.row).to_dict())
+                made.refuse(error.at(record.row))
             else:
                 made.add(position, chat)
                 yield chat
 
 
 class Converted:
-    """What converting a source's rows found: the usable ones' places and groups, and the faults."""
+    """What converting a source's rows found: the usable ones' places and groups. `refuse` takes the bad ones."""
 
-    def __init__(self) -> None:
-        self.bad_rows: list[dict[str, Any]] = []
+    def __init__(self, refuse: Callable[[BadRow], None]) -> None:
+        self.refuse = refuse
         self._usable, self._groups = array("q"), array("Q")
         self.thoughtful, self.spoken_calls = array("q"), array("q")
-        self._resting = 0
+        self.resting = 0
 
     def add(self, position: int, chat: Conversation) -> None:
         self._usable.append(position)
         self._groups.append(group_of(chat))
-        if any(message.reasoning_content for message in chat.messages):
+        turns = (*chat.messages, *chat.chosen, *chat.rejected)
+        if any(message.reasoning_content for message in turns):
             self.thoughtful.append(position)
-        if any(map(speaks_beside_call, chat.messages)):
+        if any(map(speaks_beside_call, turns)):
             self.spoken_calls.append(position)
-        self._resting += not all(message.trained for message in chat.messages)
+        self.resting += not all(message.trained for message in chat.messages)
 
     def usable(self) -> np.ndarray:
         """Places among the records, rising."""
@@ -261,13 +265,9 @@ class Converted:
         """The same number for rows that say the same, one for each usable row."""
         return np.array(self._groups, np.uint64)
 
-    def facts(self) -> dict[str, Any]:
-        return {"resting": self._resting, "bad_rows": self.bad_rows}
 
-
-def nothing_to_train(name: str, shape: Format, bad_rows: list[BadRow]) -> ReadingError:
-    """What to say of a file that was read, but of which no row can be trained on."""
-    first = bad_rows[0]
+def nothing_to_train(name: str, shape: Format, first: BadRow) -> ReadingError:
+    """What to say of a file that was read, but of which no row can be trained on; `first` is its first bad row."""
     where = f" ({first.field})" if first.field else ""
     found = f"; found: {first.found[:120]}" if first.found else ""
     return ReadingError(

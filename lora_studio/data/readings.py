@@ -29,7 +29,7 @@ def first_records(name: str, most: int = SAMPLE) -> list[Record]:
 
 def readings_of(prepared: Prepared) -> dict[str, Any]:
     """Every way to read prepared data, and the one in use."""
-    unknown = [bad.found for bad in prepared.bad_rows if bad.reason == UNKNOWN_ROLE]
+    unknown = prepared.bad_rows.found_with(UNKNOWN_ROLE, SAMPLE)
     return readings(prepared.part.records.spread(SAMPLE), prepared.format, unknown)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lora_studio.data.arrays import Arrays, ArrayWriter
+from lora_studio.data.bad_rows import BadRowWriter
 from lora_studio.data.json_files import TOO_DEEP
 from lora_studio.data.records import Source, nothing_usable
 from lora_studio.data.rows import BadRow, Record
@@ -23,14 +24,13 @@ Progress = Callable[[str, int, int], None]
 
 
 class RecordStore:
-    """The records of one source by position (from 0, bad rows not counted), and its bad rows."""
+    """The records of one source by position (from 0, bad rows not counted); its bad rows lie in the same `arrays`."""
 
     def __init__(self, arrays: Arrays) -> None:
-        self._arrays = arrays  # keeps a temporary place alive
+        self.arrays = arrays
         self._ends = arrays["ends"]
         self._bytes = arrays.path("records").open("rb") if len(self._ends) else None
         self.row = arrays["row"]
-        self.bad_rows = [BadRow(**bad) for bad in arrays.facts["bad_rows"]]
         self.kind: str = arrays.facts["kind"]
         self.assumptions: list[str] = arrays.facts["assumptions"]
         self.starts: list[tuple[str, int]] = [(name, before) for name, before in arrays.facts["starts"]]
@@ -81,7 +81,7 @@ def write_records(writer: ArrayWriter, source: Source, report: Progress, most: i
 
     Raises StudioError for a source without a usable row.
     """
-    bad_rows: list[BadRow] = []
+    bad_rows = BadRowWriter(writer)
     numbers, ends, size, done = list[int](), list[int](), 0, 0
     pieces: list[bytes] = []
     pending = 0
@@ -102,12 +102,12 @@ def write_records(writer: ArrayWriter, source: Source, report: Progress, most: i
     for row in islice(source.rows(), most):
         done += 1
         if isinstance(row, BadRow):
-            bad_rows.append(row)
+            bad_rows.add(row)
             continue
         try:
             text = json.dumps(row.fields, ensure_ascii=False, default=str)
         except RecursionError:
-            bad_rows.append(BadRow(row.row, TOO_DEEP))
+            bad_rows.add(BadRow(row.row, TOO_DEEP))
             continue
         data = text.encode("utf-8", "surrogatepass")
         pieces.append(data)
@@ -117,13 +117,13 @@ def write_records(writer: ArrayWriter, source: Source, report: Progress, most: i
         if len(pieces) == _PIECE or pending > _PIECE_BYTES:
             flush()
     flush()
-    if done == len(bad_rows):
-        raise nothing_usable(source.name, bad_rows)
+    if done == bad_rows.count:
+        raise nothing_usable(source.name, bad_rows.first, bad_rows.count)
     report("read", done, done)
     return {
         "kind": source.kind,
         "assumptions": source.assumptions,
-        "bad_rows": [bad.to_dict() for bad in bad_rows],
+        "bad_reasons": bad_rows.finish(),
         "starts": source.starts,
     }
 

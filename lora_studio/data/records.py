@@ -122,7 +122,7 @@ def read_records(path: Path, max_rows: int | None = None) -> RecordFile:
         else:
             bad_rows.append(row)
     if not records:
-        raise nothing_usable(path.name, bad_rows)
+        raise nothing_usable(path.name, next(iter(bad_rows), None), len(bad_rows))
     return RecordFile(path, source.kind, records, bad_rows, source.assumptions)
 
 
@@ -215,13 +215,12 @@ def _unlike_columns(files: list[Path], readings: list[Reading]) -> list[str]:
     return [f"The files do not have the same columns: {said}."]
 
 
-def nothing_usable(name: str, bad_rows: list[BadRow]) -> StudioError:
-    """What to say of a source whose every row is bad, or that has none."""
-    if not bad_rows:
+def nothing_usable(name: str, first: BadRow | None, bad: int) -> StudioError:
+    """What to say of a source whose every row is bad (the `first` of so many), or that has none."""
+    if first is None:
         return StudioError(f"{name} holds no rows.", KNOWN)
-    first = bad_rows[0]
     found = f" ({shorten(first.found, 120)})" if first.found else ""
-    count = f"None of the {len(bad_rows)} rows" if len(bad_rows) > 1 else "The only row"
+    count = f"None of the {bad:,} rows" if bad > 1 else "The only row"
     return StudioError(
         f"{count} of {name} can be read. Row {first.row}: {first.reason}{found}.",
         "A row is an object with named fields: messages, instruction and output, prompt and completion, or text.",

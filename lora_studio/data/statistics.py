@@ -104,11 +104,3 @@ def _candidates(values: np.ndarray, current: int) -> list[int]:
         if len(wanted) < most:
             wanted.add(int(value))
     return sorted(wanted)
-
-
-def count_reasons(bad_rows: Sequence[Any]) -> dict[str, int]:
-    """How many rows have each fault, the most frequent first."""
-    counts: dict[str, int] = {}
-    for bad in bad_rows:
-        counts[bad.reason] = counts.get(bad.reason, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))

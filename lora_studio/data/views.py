@@ -1,7 +1,9 @@
 """What a person sees of prepared data as a whole, in numbers and sentences. All of it is JSON-able."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,11 @@ import numpy as np
 from lora_studio.data.dataset import Prepared, prepare, refusal
 from lora_studio.data.findings import findings
 from lora_studio.data.packing import forecast, steps
-from lora_studio.data.parts import Progress
+from lora_studio.data.parts import Part, Progress
 from lora_studio.data.readings import TABLE_ROWS, readings_of, table
 from lora_studio.data.row_view import preview
-from lora_studio.data.statistics import PERCENTILES, count_reasons, cut_curve, histogram, lengths, suggest
+from lora_studio.data.rows import BadRow
+from lora_studio.data.statistics import PERCENTILES, cut_curve, histogram, lengths, suggest
 
 _LISTED_BAD_ROWS = 200
 
@@ -69,8 +72,8 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
         "train_rows": len(prepared.train),
         "validation_rows": len(prepared.validation),
         "bad_rows": len(prepared.bad_rows),
-        "bad_row_list": [bad.to_dict() for bad in prepared.bad_rows[:_LISTED_BAD_ROWS]],
-        "bad_rows_by_reason": count_reasons(prepared.bad_rows),
+        "bad_row_list": [located(part, bad) for bad in prepared.bad_rows[:_LISTED_BAD_ROWS]],
+        "bad_rows_by_reason": prepared.bad_rows.reasons(),
         "refusal": {"message": refused.message, "hint": refused.hint} if refused else None,
         **_counts(prepared, look, report),
         "packing": forecast(prepared.train.length, settings.max_length),
@@ -81,6 +84,25 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
         "examples": [preview(prepared, index) for index in _shown(prepared, look.show_examples)],
         "fingerprint": prepared.fingerprint,
     }
+
+
+def located(part: Part, bad: BadRow) -> dict[str, Any]:
+    """A bad row with its file and its number there, where the part is read from several files."""
+    if len(part.records.starts) < 2:
+        return bad.to_dict()
+    name, row = part.records.place(bad.row)
+    return {**bad.to_dict(), "row": row, "file": name}
+
+
+def save_bad_rows(prepared: Prepared, path: Path) -> int:
+    """Writes every bad row, those of a validation file among them, as one JSON object a line; returns how many."""
+    parts = [part for part in (prepared.part, prepared.kept_back) if part]
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for part in parts:
+            for bad in part.bad_rows:
+                row = {"file": Path(part.name).name, **located(part, bad)}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return sum(len(part.bad_rows) for part in parts)
 
 
 def _counts(prepared: Prepared, look: Look, report: Progress) -> dict[str, Any]:

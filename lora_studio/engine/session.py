@@ -23,7 +23,7 @@ from lora_studio.data.mapping import ReadingError
 from lora_studio.data.readings import first_records, tried, unread
 from lora_studio.data.row_view import preview
 from lora_studio.data.rows import Record
-from lora_studio.data.views import Look, describe
+from lora_studio.data.views import Look, describe, save_bad_rows
 from lora_studio.errors import StudioError
 from lora_studio.parsing import parse
 
@@ -130,6 +130,12 @@ class Session:
         if self._prepared is None:
             raise StudioError("No data has been looked at yet.", "Choose a file first.")
         return preview(self._prepared, int(request.params["row_index"]), request.params.get("window"))
+
+    def save_bad_rows(self, request: Request) -> dict[str, Any]:
+        """Writes all bad rows of the data last inspected into a file. Parameters: path."""
+        if self._prepared is None:
+            raise StudioError("No data has been looked at yet.", "Choose a file first.")
+        return {"rows": save_bad_rows(self._prepared, Path(request.params["path"]))}
 
     def look_at_first(self, request: Request) -> dict[str, Any]:
         """The first rows as training would see them. Parameters: model, revision, and those of prepare()."""
@@ -277,6 +283,7 @@ def _named(found: dict[str, Any]) -> dict[str, Any]:
 METHODS: dict[str, Callable[[Session, Request], dict[str, Any]]] = {
     "inspect": Session.inspect,
     "preview": Session.preview,
+    "save_bad_rows": Session.save_bad_rows,
     "look_at_first": Session.look_at_first,
     "fetch_config": Session.fetch_config,
     "try_reading": Session.try_reading,

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.ui import length_chart, pager, reading_form, text
+from lora_studio.ui import downloads, length_chart, pager, reading_form, text
 from lora_studio.ui.data_choice import BAD_ROWS, PERCENTILES, SETTINGS, remembered, sources
 from lora_studio.ui.inspection import KEPT_BACK, Controls, Inspection, View
 from lora_studio.ui.studio import Shared, Studio
@@ -16,7 +16,7 @@ from lora_studio.ui.studio import Shared, Studio
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
     controls = draw_controls(studio)
-    view = draw_view(controls)
+    view = draw_view(studio, controls)
     _wire(Inspection(studio, controls, view), shared)
 
 
@@ -121,7 +121,7 @@ def _draw_bad_rows(values: dict[str, Any]) -> gr.Radio:
     )
 
 
-def draw_view(controls: Controls) -> View:
+def draw_view(studio: Studio, controls: Controls) -> View:
     status = gr.HTML(
         text.empty("Nothing looked at yet", "Choose a set or drop a file, then press “Look at this data”.")
     )
@@ -136,6 +136,8 @@ def draw_view(controls: Controls) -> View:
         controls.bad_rows.render()
         bad_line = gr.HTML()
         bad_rows = gr.HTML()
+        save_bad = gr.Button("Download all bad rows (JSONL)", size="sm", scale=0, min_width=240)
+        saved_bad = downloads.place(studio.workspace)
         gr.HTML('<h3 class="part">Duplicates, leaks and contradictions</h3>')
         hygiene = gr.HTML()
     with gr.Accordion("Rows as they stand in the file", open=False, visible=False) as rows:
@@ -153,6 +155,8 @@ def draw_view(controls: Controls) -> View:
         pager=pages,
         bad_line=bad_line,
         bad_rows=bad_rows,
+        save_bad=save_bad,
+        saved_bad=saved_bad,
         hygiene=hygiene,
         rows=rows,
         table=table,
@@ -197,6 +201,7 @@ def _wire(act: Inspection, shared: Shared) -> None:
     taken = v.take.click(act.take_suggestion, v.found, c.max_length, **quiet)
     taken.then(act.look, chosen, shown, **inspect)
     c.bad_rows.input(act.choose_bad_rows, [v.found, *chosen], [v.summary, v.bad_line, v.train], **quiet)
+    v.save_bad.click(act.save_bad_rows, None, v.saved_bad, **quiet)
     v.train.click(act.hand_over, chosen, [shared.data, shared.tabs], **quiet)
     v.clear.click(act.clear_cache, None, [v.cache, v.clear], **quiet)
     _wire_pager(act, quiet)

@@ -3,7 +3,6 @@
 Pure functions from the inspector's answers (see data/dataset.py) to HTML; no gradio.
 """
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -69,23 +68,15 @@ def bad_rows_line(result: Result, *, stop: bool) -> str:
 
 
 def bad_rows_table(result: Result) -> str:
-    """The bad rows with number, reason and what was found, and a link that saves them."""
+    """The first bad rows with number, reason and what was found."""
     bad = result["bad_row_list"]
     if not bad:
         return ""
-    rows = [(row["row"], row["reason"], row.get("field", ""), row.get("found", "")) for row in bad]
-    shown = "" if len(bad) >= result["bad_rows"] else f" (the first {len(bad):,} of {result['bad_rows']:,})"
-    data = base64.b64encode(bad_rows_jsonl(bad).encode()).decode()
-    link = (
-        f'<a class="ls-download" download="bad-rows.jsonl" href="data:application/x-ndjson;base64,{data}">'
-        f"Download bad rows as JSONL{text.escape(shown)}</a>"
-    )
-    return text.table(("Row", "Reason", "Field", "Found"), rows, "Bad rows") + link
-
-
-def bad_rows_jsonl(bad: Sequence[Mapping[str, Any]]) -> str:
-    """One JSON object a line."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in bad)
+    names = [name for name in ("file", "row", "reason", "field", "found") if name != "file" or "file" in bad[0]]
+    rows = [[row[name] for name in names] for row in bad]
+    more = result["bad_rows"] - len(bad)
+    shown = f'<p class="ls-hint">The first {len(bad):,}; the file to download has all.</p>' if more > 0 else ""
+    return shown + text.table([name.capitalize() for name in names], rows, "Bad rows")
 
 
 def rows_table(result: Result) -> str:

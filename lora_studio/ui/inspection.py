@@ -15,7 +15,7 @@ import gradio as gr
 
 from lora_studio.data.cache import code_version
 from lora_studio.errors import StudioError
-from lora_studio.ui import data_findings, data_view, length_chart, reading_form, text
+from lora_studio.ui import data_findings, data_view, downloads, length_chart, reading_form, text
 from lora_studio.ui.data_choice import (
     BAD_ROWS,
     CHOICE,
@@ -85,6 +85,8 @@ class View:
     pager: Pager
     bad_line: gr.HTML
     bad_rows: gr.HTML
+    save_bad: gr.Button
+    saved_bad: gr.HTML
     hygiene: gr.HTML
     rows: gr.Accordion
     table: gr.HTML
@@ -240,6 +242,8 @@ class Inspection:
             v.cut: gr.Slider(minimum=low, maximum=high, value=place),
             **self.move_cut(result, place),
             v.bad_rows: gr.HTML(data_view.bad_rows_table(result), visible=bad),
+            v.save_bad: gr.Button(visible=bad and result["sampled"] is None),
+            v.saved_bad: "",
             v.rows: gr.Accordion(visible=True),
             v.table: data_view.rows_table(result),
             v.found: result,
@@ -298,12 +302,25 @@ class Inspection:
         return self.measure_cache()
 
     def _preview(self, index: int, window: int | None) -> dict[str, Any]:
+        return self._ask("preview", row_index=index, window=window)
+
+    def save_bad_rows(self) -> str:
+        """All bad rows into a file, and the link to it."""
+        source = Path(self.studio.workspace.read_draft(FOUND)["settings"]["data.train_file"])
+        target = downloads.new_file(self.studio.workspace, f"{source.stem}-bad-rows.jsonl")
+        try:
+            self._ask("save_bad_rows", path=str(target))
+        except StudioError as error:
+            return text.problem(error)
+        return downloads.link(target)
+
+    def _ask(self, method: str, **params: Any) -> dict[str, Any]:
         """The inspector keeps the last file in memory; one that was closed since has to read it again."""
         inspector = self.studio.inspector
         if not inspector.running:
             draft = self.studio.workspace.read_draft(FOUND)
             inspector.call("inspect", **request_of(draft["settings"], self.studio.workspace))
-        return inspector.call("preview", row_index=index, window=window)
+        return inspector.call(method, **params)
 
     def repaint(self) -> Updates:
         """After a reload: the last choice, and what was found for it."""

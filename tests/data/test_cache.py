@@ -38,8 +38,8 @@ def test_a_second_start_reads_and_encodes_nothing(file, tokenizer, tmp_path):
     again, phases = _work(file, tokenizer, tmp_path)
     assert not phases
     assert [*again.train, *again.validation] == [*first.train, *first.validation]
-    assert (again.bad_rows, again.assumptions, again.fingerprint, again.format) == (
-        first.bad_rows,
+    assert (list(again.bad_rows), again.assumptions, again.fingerprint, again.format) == (
+        list(first.bad_rows),
         first.assumptions,
         first.fingerprint,
         first.format,

@@ -7,7 +7,7 @@ import pytest
 
 from lora_studio.data.encode import Encoded, cut
 from lora_studio.data.measures import Measures
-from lora_studio.data.statistics import count_reasons, cut_curve, histogram, lengths, suggest
+from lora_studio.data.statistics import cut_curve, histogram, lengths, suggest
 from lora_studio.errors import StudioError
 
 
@@ -65,14 +65,6 @@ def test_no_rows_make_an_empty_histogram_and_a_curve_of_one_point():
     assert cut_curve(Measures.of([]), "keep_answer", 64) == [
         {"max_length": 64, "rows": 0, "lost_trained_tokens": 0, "dropped_rows": 0}
     ]
-
-
-def test_reasons_are_counted_the_most_frequent_first():
-    class Bad:
-        def __init__(self, reason):
-            self.reason = reason
-
-    assert list(count_reasons([Bad("a"), Bad("b"), Bad("b")]).items()) == [("b", 2), ("a", 1)]
 
 
 def test_percentiles_can_be_chosen_and_the_usual_ones_are_always_there():

@@ -1,7 +1,5 @@
 """What is said about a file: exact numbers of the cut line, tokens with their marks, bad rows."""
 
-import base64
-import json
 import re
 from typing import Any
 
@@ -107,14 +105,16 @@ def test_the_summary_says_the_shape_in_words_and_shows_column_names_as_text(resu
     assert "9 to train on, 1 kept back" in said
 
 
-def test_bad_rows_are_counted_by_reason_listed_and_saved_as_json_lines(result: dict[str, Any]) -> None:
+def test_bad_rows_are_counted_by_reason_and_the_first_are_listed(result: dict[str, Any]) -> None:
     assert "3 rows can&#x27;t be used" in data_view.bad_rows_line(result, stop=False)
     table = data_view.bad_rows_table(result)
     assert "&lt;script&gt;" in table
-    assert "(the first 1 of 3)" in table
-    data = re.search(r"base64,([^\"]+)", table)
-    assert data is not None
-    assert json.loads(base64.b64decode(data[1])) == result["bad_row_list"][0]
+    assert "The first 1; the file to download has all." in table
+    assert ">Row<" in table
+    assert ">File<" not in table
+    several = {**result, "bad_row_list": [{**result["bad_row_list"][0], "file": "b.csv"}], "bad_rows": 1}
+    assert "<div>b.csv</div>" in data_view.bad_rows_table(several)
+    assert "The first" not in data_view.bad_rows_table(several)
 
 
 def test_a_file_without_faults_says_so(result: dict[str, Any]) -> None:

@@ -100,6 +100,9 @@ def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
     if method == "preview":
         window = params["window"] or 0
         return [{"kind": "result", **PREVIEW, "row": params["row_index"] + 10, "windows": 3, "window": window}]
+    if method == "save_bad_rows":
+        Path(params["path"]).write_text("{}")
+        return [{"kind": "result", "rows": 1}]
     if method == "try_reading":
         return [{"kind": "result", "words": str(params["mapping"]), "failed": 0, "of": 3, "rows": []}]
     if params["train_file"] == "nobody":
@@ -119,7 +122,7 @@ def act(workspace: Workspace) -> Inspection:
     studio = Studio(workspace, Supervisor(workspace), session, session)
     with gr.Blocks():
         controls = data_tab.draw_controls(studio)
-        return Inspection(studio, controls, data_tab.draw_view(controls))
+        return Inspection(studio, controls, data_tab.draw_view(studio, controls))
 
 
 def chosen(**changed: Any) -> list[Any]:
@@ -228,6 +231,15 @@ def test_windows_of_a_long_text_turn_and_the_next_row_begins_with_its_first(act:
     assert act.studio.inspector.asked[-1][1] == {"row_index": 1, "window": 0}
     assert act.pages.forward(RESULT, 1)[pager.window] == 0
     assert act.studio.inspector.asked[-1][1] == {"row_index": 2, "window": None}
+
+
+def test_all_bad_rows_are_written_where_the_page_can_link_to_them(act: Inspection) -> None:
+    list(act.look(*chosen()))
+    link = act.save_bad_rows()
+    method, params = act.studio.inspector.asked[-1]
+    assert method == "save_bad_rows"
+    assert params["path"] in link
+    assert Path(params["path"]).is_relative_to(act.studio.workspace.downloads_folder)
 
 
 def test_bad_rows_that_stop_a_run_are_told_and_shown_without_reading_again(act: Inspection) -> None:
