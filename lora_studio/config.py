@@ -143,8 +143,10 @@ class Evaluation(Section):
         "For answers that are one of a few, such as Yes, No: accuracy and F1 are measured; empty measures neither.",
         max_length=2000,
     )
-    metric_for_best_model: Literal["loss", "accuracy", "f1"] = setting(
-        "loss", "Best by", "What decides which checkpoint is best and when to end early; accuracy and f1 need labels."
+    metric_for_best_model: Literal["loss", "accuracy", "f1", "reward_accuracy", "reward_margin"] = setting(
+        "loss",
+        "Best by",
+        "What decides which checkpoint is best and when to end early; accuracy and f1 need labels, rewards dpo.",
     )
     load_best_model_at_end: bool = setting(
         False, "Keep the best", "The finished adapter is the best checkpoint by the measure above, not the last one."

@@ -146,7 +146,7 @@ def _unmeasured(config: Config) -> Iterator[Problem]:
         )
     if evaluation.labels and config.data.train_on == "all":
         yield Problem("evaluation.labels", "needs data.train_on assistant or last_turn, to tell the answer's place")
-    if evaluation.metric_for_best_model != "loss" and not evaluation.labels:
+    if evaluation.metric_for_best_model in ("accuracy", "f1") and not evaluation.labels:
         yield Problem(
             "evaluation.metric_for_best_model",
             f"can't be {evaluation.metric_for_best_model} while evaluation.labels names no labels",
@@ -155,10 +155,12 @@ def _unmeasured(config: Config) -> Iterator[Problem]:
 
 def _preference(config: Config) -> Iterator[Problem]:
     """What does not go with learning by comparison, and what goes with nothing else."""
-    training, preference = config.training, config.preference
+    training, preference, best = config.training, config.preference, config.evaluation.metric_for_best_model
     if preference.label_smoothing and preference.loss_type != "robust":
         yield Problem("preference.label_smoothing", "is used by preference.loss_type robust alone")
     if training.method != "dpo":
+        if best.startswith("reward_"):
+            yield Problem("evaluation.metric_for_best_model", f"can't be {best}: only training.method dpo measures it")
         return
     if training.packing:
         yield Problem("training.packing", "can't be on with training.method dpo: pairs are not packed")

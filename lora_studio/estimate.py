@@ -86,7 +86,7 @@ def estimate(config: Config, model: Architecture, device: str, longest: int | No
             weight_width(config, device),
             doubly=config.model.bnb_4bit_use_double_quant,
         ),
-        "adapter": trained.added * 4 + (trained.trainable * 2 if how.mixed else 0),
+        "adapter": (1 + _has_reference(config)) * trained.added * 4 + (trained.trainable * 2 if how.mixed else 0),
         "gradients": trained.trainable * 4,
         "optimizer": optimizer_bytes(config.training.optim, model, trained, config.lora.r),
         "activations": activations,
@@ -115,6 +115,16 @@ def trained_adapter(config: Config, model: Architecture) -> Adapter:
         use_dora=lora.use_dora,
         modules_to_save=names(lora.modules_to_save or ""),
     )
+
+
+def _has_reference(config: Config) -> bool:
+    """Whether a second adapter stands beside the trained one: a comparison with an adapter that is not the bare base.
+
+    The reference's own pass needs no more than what stands there already: it keeps nothing, and computes its layers and
+    scores one after the other, as the loss and the backward pass of the trained model do at another moment.
+    """
+    begun = config.model.adapter_name_or_path is not None or config.lora.init_lora_weights in ("loftq", "orthogonal")
+    return config.training.method == "dpo" and begun
 
 
 def weight_width(config: Config, device: str) -> int:

@@ -93,6 +93,13 @@ def test_a_tracker_that_is_not_installed_is_refused_and_one_that_is_there_is_not
     assert here(False) == {}
 
 
+def test_rewards_decide_what_is_best_only_where_they_are_measured() -> None:
+    assert wrong(evaluation__metric_for_best_model="reward_margin") == {"evaluation.metric_for_best_model"}
+    compared = {"training__method": "dpo", "data__train_file": "preference"}
+    assert wrong(evaluation__metric_for_best_model="reward_margin", **compared) == set()
+    assert wrong(evaluation__metric_for_best_model="f1", **compared) == {"evaluation.metric_for_best_model"}
+
+
 def test_a_comparison_needs_the_bases_own_biases() -> None:
     assert wrong(lora__bias="all") == set()
     assert wrong(lora__bias="all", training__method="dpo", data__train_file="preference") == {"lora.bias"}

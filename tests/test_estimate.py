@@ -78,6 +78,25 @@ def test_label_smoothing_takes_the_scores_that_the_fused_loss_saves() -> None:
     assert gib(smoothed.total - plain.total) > 2
 
 
+def test_comparing_costs_two_sequences_a_row_and_a_copy_of_the_adapter_it_began_with() -> None:
+    plain = {"lora.r": 16, "data.max_length": 512}
+    compared = {**plain, "training.method": "dpo", "data.train_file": "preference"}
+    rows = (4, 2)
+    one, pairs, begun = (
+        estimate(parse(nest({**settings, "training.per_device_train_batch_size": each})), model(), "cuda")
+        for settings, each in (
+            (plain, rows[0]),
+            (compared, rows[1]),
+            ({**compared, "model.adapter_name_or_path": "earlier"}, rows[1]),
+        )
+    )
+    assert pairs.parts == one.parts
+    assert begun.parts["adapter"] - pairs.parts["adapter"] == 4 * pairs.trainable
+    assert {key: begun.parts[key] for key in begun.parts if key != "adapter"} == {
+        key: pairs.parts[key] for key in pairs.parts if key != "adapter"
+    }
+
+
 def test_modules_trained_whole_and_single_quantization_are_counted() -> None:
     plain = estimate(config(), model(), "cuda")
     whole = estimate(config(lora__modules_to_save="lm_head"), model(), "cuda")

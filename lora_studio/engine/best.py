@@ -6,8 +6,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lora_studio.events import Evaluated
 
-RISING = ("accuracy", "f1")
-WORDS = {"loss": "the validation loss has not fallen", "accuracy": "accuracy has not risen", "f1": "F1 has not risen"}
+RISING = ("accuracy", "f1", "reward_accuracy", "reward_margin")
+WORDS = {
+    "loss": "the validation loss has not fallen",
+    "accuracy": "accuracy has not risen",
+    "f1": "F1 has not risen",
+    "reward_accuracy": "the share of pairs told apart has not risen",
+    "reward_margin": "the reward margin has not risen",
+}
 
 
 def value_of(evaluation: Evaluated, metric: str) -> float:

@@ -87,8 +87,10 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     meter = label_meter(config, prepared, tokenizer, log)
     asked = questions_to_ask(config, prepared)
 
-    # The base, and on it a fresh adapter or the one to continue from; a checkpoint has the latter's shape as well.
+    # The base, and on it a fresh adapter or the one to continue from; a checkpoint has the latter's shape as well. A
+    # comparison is with where the run began, resumed or not: the trainer puts a checkpoint's weights in afterwards.
     log.phase("model")
+    compares = config.training.method == "dpo"
     set_seed(config.training.seed)
     base = load_model(
         config.model.name,
@@ -104,7 +106,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     if config.model.adapter_name_or_path:
         model = continue_adapter(
             base,
-            checkpoint or Path(config.model.adapter_name_or_path),
+            Path(config.model.adapter_name_or_path) if compares or not checkpoint else checkpoint,
             base=config.model.name,
             revision=config.model.revision,
             dropout=config.lora.lora_dropout,
@@ -118,7 +120,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
             seed=config.training.seed,
             **config.lora.model_dump(exclude={"target_modules", "loraplus_lr_ratio"}),
         )
-        if checkpoint is None:
+        if checkpoint is None or compares:
             fill(
                 model,
                 config.lora.init_lora_weights,
@@ -158,7 +160,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
                 stop=stop,
             )
         )
-    make_trainer = PreferenceTrainer if config.training.method == "dpo" else partial(StudioTrainer, meter=meter)
+    make_trainer = PreferenceTrainer if compares else partial(StudioTrainer, meter=meter)
     trainer = make_trainer(
         model=model,
         args=trainer_settings(config, run, dtype, measured=bool(prepared.validation), checkpointing=checkpointing),

@@ -1,6 +1,7 @@
 """Learning by comparison: what the trainer gets, what the reference is, resuming, and that it teaches."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
+from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.load import add_adapters, load_base
 from lora_studio.engine.preference import Collator
 from lora_studio.engine.tokenizer import load_tokenizer
-from lora_studio.events import Evaluated, Finished, StepLogged, fold
+from lora_studio.events import Evaluated, Extended, Finished, StepLogged, fold
 from lora_studio.parsing import to_yaml
 from lora_studio.presets import resolve
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
@@ -80,6 +82,33 @@ def test_a_stopped_comparison_resumes_as_if_it_had_never_stopped(
     config = json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["r"] == 4
     assert sorted(path.name for path in run.adapter.iterdir() if path.is_dir()) == []
+
+
+@pytest.mark.slow
+def test_a_comparison_from_an_adapter_goes_on_for_more_epochs_as_if_planned_so_and_keeps_its_best(
+    make_dpo: MakeRun, train: Train
+) -> None:
+    """The reference stays where the run began: taken from the checkpoint, rewards would begin anew at 0."""
+    first = make_dpo(training__max_steps=2, training__save_strategy="no")
+    assert train(first) == 0
+    settings = {
+        "model__adapter_name_or_path": str(first.adapter),
+        "training__lr_scheduler_type": "constant",
+        "evaluation__metric_for_best_model": "reward_margin",
+        "evaluation__load_best_model_at_end": True,
+    }
+    whole, longer = make_dpo(**settings), make_dpo(training__num_train_epochs=1, **settings)
+    assert train(whole) == train(longer) == 0
+    EventLog(longer.events).emit(Extended(time.time(), 1.0))
+    longer.complete.unlink()
+    assert train(longer, "--resume") == 0
+    one, other = (fold(events(each)) for each in (whole, longer))
+    assert [point.step for point in other.steps] == list(range(1, 9))
+    assert [point.loss for point in one.steps] == [point.loss for point in other.steps]
+    assert [point.metrics for point in one.steps] == [point.metrics for point in other.steps]
+    assert one.steps[0].metrics["chosen_reward"] == pytest.approx(0, abs=1e-5)
+    best = max(one.evaluations, key=lambda evaluation: evaluation.metrics["reward_margin"])
+    assert json.loads(longer.complete.read_text(encoding="utf-8"))["best_checkpoint"] == f"checkpoint-{best.step}"
 
 
 @pytest.mark.slow
