@@ -146,6 +146,12 @@ def overfitting(run: RunState, config: Config) -> Diagnosis | None:
     if len(losses) - 1 - best < 2 or losses[-1] < 1.05 * losses[best] or losses[-1] - losses[best] < 0.01:
         return None
     point = run.evaluations[best]
+    measured = config.evaluation
+    strategy = "epoch" if measured.eval_strategy == "no" else measured.eval_strategy
+    epochs = float(max(1, math.ceil(point.epoch)))
+    ended = config.training.max_steps > 0
+    shorter = {"training.max_steps": point.step} if ended else {"training.num_train_epochs": epochs}
+    together = {"training.save_steps": measured.eval_steps} if strategy == "steps" else {}
     return Diagnosis(
         "overfitting",
         "warning",
@@ -154,9 +160,10 @@ def overfitting(run: RunState, config: Config) -> Diagnosis | None:
         f"Keep the best step, and end at epoch {math.ceil(point.epoch)}.",
         {
             "evaluation.load_best_model_at_end": True,
-            "evaluation.eval_strategy": config.evaluation.eval_strategy,
-            "training.save_strategy": config.evaluation.eval_strategy,
-            "training.num_train_epochs": float(max(1, math.ceil(point.epoch))),
+            "evaluation.eval_strategy": strategy,
+            "training.save_strategy": strategy,
+            **together,
+            **shorter,
         },
     )
 

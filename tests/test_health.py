@@ -120,6 +120,17 @@ def test_an_overfitting_run_is_told_its_best_step() -> None:
     assert health.overfitting(evaluated(1.0, 0.6, 0.61, 0.605), CONFIG) is None
 
 
+@pytest.mark.parametrize("strategy", ["no", "epoch", "steps"])
+def test_the_cure_of_overfitting_is_a_config_that_measures_and_keeps_the_best(strategy: str) -> None:
+    config = parse({"evaluation": {"eval_strategy": strategy, "eval_steps": 10}, "training": {"max_steps": 40}})
+    found = health.overfitting(evaluated(1.0, 0.6, 0.7, 0.9), config)
+    assert found is not None
+    cured = parse(merge(config.model_dump(), nest(found.settings)))
+    assert cured.evaluation.eval_strategy == cured.training.save_strategy != "no"
+    assert cured.evaluation.load_best_model_at_end
+    assert cured.training.max_steps == 20
+
+
 def test_a_quantized_model_without_gradient_is_taken_whole() -> None:
     config = parse({"model": {"quantization": "4bit"}})
     found = health.no_gradient(ILL["no-gradient"][1], config)

@@ -36,8 +36,8 @@ LONG_TEXT = ("data.system_prompt", "generation.stop_strings")
 
 # What the browser does for the whole form, so that no field needs a component of its own for it.
 # It tells of typing: a text's own `input` event misses what is pasted or deleted, its `change` also tells of what the
-# page filled in. And it puts messages (its value, by element id) under their fields; one that is not drawn yet, because
-# its fold was never open, gets its message when it is.
+# page filled in. And it puts lines (its value, by element id) under their fields, errors and others; a field that is
+# not drawn yet, because its fold was never open, gets its line when it is.
 _SERVICE = """
 const form = element.closest('#form');
 let waiting;
@@ -48,27 +48,23 @@ form.addEventListener('input', () => {
 const drawing = new MutationObserver(show);
 function show() {
   drawing.disconnect();
-  const messages = new Map(Object.entries(props.value || {}));
-  for (const line of form.querySelectorAll('.field-error')) {
+  const lines = new Map(Object.entries(props.value || {}));
+  for (const line of form.querySelectorAll('.field-error, .field-note')) {
     const field = line.parentElement;
-    if (messages.has(field.id)) continue;
     field.querySelectorAll('[aria-invalid]').forEach(input => input.removeAttribute('aria-invalid'));
-    line.remove();
+    if (!lines.has(field.id)) line.remove();
   }
   let absent = false;
-  for (const [id, message] of messages) {
+  for (const [id, {words, wrong}] of lines) {
     const field = document.getElementById(id);
     absent ||= !field;
     if (!field) continue;
-    let line = field.querySelector(':scope > .field-error');
-    if (!line) {
-      line = document.createElement('div');
-      line.className = 'field-error';
-      line.setAttribute('role', 'alert');
-      field.append(line);
-    }
-    line.textContent = message;
-    field.querySelectorAll('input, textarea').forEach(input => input.setAttribute('aria-invalid', 'true'));
+    let line = field.querySelector(':scope > .field-error, :scope > .field-note');
+    if (!line) field.append(line = document.createElement('div'));
+    line.className = wrong ? 'field-error' : 'field-note';
+    wrong ? line.setAttribute('role', 'alert') : line.removeAttribute('role');
+    line.textContent = words;
+    if (wrong) field.querySelectorAll('input, textarea').forEach(input => input.setAttribute('aria-invalid', 'true'));
   }
   if (absent) drawing.observe(form, {childList: true, subtree: true});
 }
@@ -283,9 +279,19 @@ def sentence(message: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def error_updates(form: Form, errors: Mapping[str, str]) -> dict[Any, Any]:
-    """The messages under the fields that are wrong; folded sections that hold one open."""
-    updates: dict[Any, Any] = {form.service: {element_id(path): visible(words) for path, words in errors.items()}}
+def notes(config: Config) -> dict[str, str]:
+    """What settings come to together, by the path of the field that it is said under."""
+    training = config.training
+    rows, times = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    what = "pairs" if training.method == "dpo" else "rows"
+    return {"training.gradient_accumulation_steps": f"Effective batch: {rows:,} × {times:,} = {rows * times:,} {what}."}
+
+
+def line_updates(form: Form, errors: Mapping[str, str], noted: Mapping[str, str]) -> dict[Any, Any]:
+    """The lines under the fields, errors before notes; folded sections that hold an error open."""
+    lines = {path: {"words": words, "wrong": False} for path, words in noted.items()}
+    lines |= {path: {"words": visible(words), "wrong": True} for path, words in errors.items()}
+    updates: dict[Any, Any] = {form.service: {element_id(path): line for path, line in lines.items()}}
     for item in form.fields:
         if item.setting.path in errors and not item.setting.basic:
             updates[form.folds[fold_of(item.setting)]] = gr.Accordion(open=True)

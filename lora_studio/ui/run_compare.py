@@ -9,8 +9,8 @@ import gradio as gr
 from lora_studio.comparison import Difference, Result, differences, results
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
+from lora_studio.lengthened import settings_of
 from lora_studio.overview import overview
-from lora_studio.parsing import parse, read_yaml
 from lora_studio.ui import plots, run_words, text
 from lora_studio.ui.curves import Style
 from lora_studio.ui.form import float_text
@@ -42,7 +42,8 @@ def view(studio: Studio, runs: Sequence[RunState], ticked: int, style: Style) ->
     left_out = f" The first {MOST} of {ticked} are shown." if ticked > MOST else ""
     found = results([(overview(folder, run), run) for folder, run in zip(folders, runs, strict=True)])
     try:
-        settings = settings_table(differences([parse(read_yaml(folder.config)) for folder in folders]), names)
+        trained = [settings_of(folder, run) for folder, run in zip(folders, runs, strict=True)]
+        settings = settings_table(differences(trained), names)
     except StudioError as error:
         settings = text.problem(error)
     return {

@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from lora_studio import lengthened
 from lora_studio.ui.run_section import Look, stat_of
 from lora_studio.ui.studio import Shared, Studio
 
@@ -20,11 +21,12 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
 
 
 def stamp(look: Look) -> Hashable:
-    return look.run.id, stat_of(look.folder.log)
+    return look.run.id, stat_of(look.folder.log), lengthened.words(look.run)
 
 
 def view(look: Look) -> dict[str, Any]:
+    longer = lengthened.words(look.run)
     return {
         "log": look.studio.supervisor.log(look.run.id),
-        "settings": look.folder.config.read_text(encoding="utf-8"),
+        "settings": (f"# {longer}\n" if longer else "") + look.folder.config.read_text(encoding="utf-8"),
     }

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import gradio as gr
 
 from lora_studio.errors import StudioError
-from lora_studio.parsing import parse, read_yaml
+from lora_studio.lengthened import settings_of
 from lora_studio.settings import flatten
 from lora_studio.ui import dialogue, run_deletion, run_words, text
 from lora_studio.ui.run_section import QUIET, Look, stat_of
@@ -48,7 +48,7 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
 
     def again(run_id: str) -> tuple[Any, Any, Any]:
         try:
-            config = parse(read_yaml(studio.workspace.run(run_id).config))
+            config = settings_of(studio.workspace.run(run_id), studio.supervisor.state(run_id))
         except StudioError as error:
             return gr.skip(), gr.skip(), gr.HTML(text.problem(error), visible=True)
         return (time.time(), flatten(config)), gr.Tabs(selected="train"), gr.HTML(visible=False)

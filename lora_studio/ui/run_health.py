@@ -11,7 +11,7 @@ import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.health import Diagnosis, of_folder
-from lora_studio.parsing import parse, read_yaml
+from lora_studio.lengthened import settings_of
 from lora_studio.settings import flatten
 from lora_studio.ui import form, text
 from lora_studio.ui.run_section import QUIET, Look
@@ -58,7 +58,7 @@ def changed(studio: Studio, run_id: str, name: str) -> dict[str, Any] | None:
         return None
     for found in of_folder(run, folder.config, time.time()):
         if found.name == name:
-            return {**flatten(parse(read_yaml(folder.config))), **found.settings}
+            return {**flatten(settings_of(folder, run)), **found.settings}
     return None
 
 

@@ -123,6 +123,7 @@ footer { display: none !important; }
 @keyframes breathe { 50% { opacity: 0.35; } }
 @media (prefers-reduced-motion: reduce) { .dot { animation: none !important; } }
 
+.field-note { color: var(--body-text-color-subdued); font-size: 13px; padding-top: 6px; }
 .field-error { color: var(--bad); font-size: 13px; padding-top: 6px; overflow-wrap: anywhere; }
 [aria-invalid="true"] { border-color: var(--bad) !important; }
 .nothing { display: none !important; }

@@ -283,9 +283,9 @@ def _look(drawn: Drawn, studio: Studio, raws: Sequence[Any], told: Told) -> dict
     try:
         config = checked(raws)
         cuda = first_device(int(time.monotonic() / DEVICE_SECONDS)).kind == "cuda"
-        problems, yaml = list(machine_conflicts(config, cuda=cuda)), to_yaml(config)
+        problems, yaml, noted = list(machine_conflicts(config, cuda=cuda)), to_yaml(config), forms.notes(config)
     except ConfigError as error:
-        problems, yaml = error.problems, "# Some settings are not right yet."
+        problems, yaml, noted = error.problems, "# Some settings are not right yet.", {}
     fields, _ = forms.beside_fields(problems)
     in_sight = {path: message for path, message in fields.items() if path in told.paths}
     words = summary(in_sight, told.others)
@@ -296,7 +296,7 @@ def _look(drawn: Drawn, studio: Studio, raws: Sequence[Any], told: Told) -> dict
         drawn.yaml: yaml,
         drawn.told: Told(tuple(in_sight), told.others),
         drawn.summary: gr.HTML(words, visible=bool(words)),
-        **forms.error_updates(drawn.form, in_sight),
+        **forms.line_updates(drawn.form, in_sight, noted),
     }
 
 

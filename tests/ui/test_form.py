@@ -96,6 +96,15 @@ def test_problems_stand_beside_their_fields_and_the_rest_is_told_apart() -> None
     assert others == ["lora.rank: no such setting (found 4)"]
 
 
+def test_the_effective_batch_is_said_under_the_fields_that_make_it() -> None:
+    noted = form.notes(
+        form.read(typed(training__per_device_train_batch_size=4, training__gradient_accumulation_steps=8))
+    )
+    assert noted == {"training.gradient_accumulation_steps": "Effective batch: 4 × 8 = 32 rows."}
+    compared = form.notes(form.read(typed(training__method="dpo", data__train_file="preference")))
+    assert compared["training.gradient_accumulation_steps"].endswith("pairs.")
+
+
 def test_known_settings_are_taken_from_a_mapping_right_or_wrong() -> None:
     given = {"title": "x", "lora": {"r": "many", "rank": 3}, "training": "nonsense"}
     assert form.known_values(given) == {"title": "x", "lora.r": "many"}

@@ -10,10 +10,21 @@ import gradio as gr
 import pytest
 
 from lora_studio.config import Config
-from lora_studio.events import CheckpointSaved, Event, Finished, PhaseStarted, RunStarted, StepLogged, Warned, to_line
+from lora_studio.events import (
+    CheckpointSaved,
+    Event,
+    Extended,
+    Finished,
+    PhaseStarted,
+    RunStarted,
+    StepLogged,
+    Warned,
+    to_line,
+)
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.labels import Labels, read_labels, write_labels
+from lora_studio.lengthened import settings_of
 from lora_studio.parsing import parse, to_yaml
 from lora_studio.ui import downloads, run_head, run_report, runs_list, runs_tab
 from lora_studio.ui.run_board import Board
@@ -90,6 +101,18 @@ def test_the_settings_shown_are_those_of_the_run_and_not_of_the_form(studio: Stu
     run = finished(studio.workspace, "small", config=parse({"lora": {"r": 3}}))
     studio.workspace.write_draft("form", {"preset": None, "values": {"lora.r": 64}})
     assert "r: 3" in shown_of(studio, run.id)["settings"]
+
+
+def test_epochs_that_were_added_are_told_and_taken_into_a_duplicate(studio: Studio) -> None:
+    run = finished(studio.workspace, "longer", Extended(time.time(), 2.0))
+    assert "2 epochs were added" in shown_of(studio, run.id)["settings"]
+    assert settings_of(run, studio.supervisor.state(run.id)).training.num_train_epochs == 5.0
+    plain = finished(studio.workspace, "plain")
+    assert "added" not in shown_of(studio, plain.id)["settings"]
+    stepped = finished(
+        studio.workspace, "steps", Extended(time.time(), 2.0), config=parse({"training": {"max_steps": 1}})
+    )
+    assert settings_of(stepped, studio.supervisor.state(stepped.id)).training.max_steps == 2
 
 
 def test_a_finished_run_can_be_chatted_with_and_deleted_but_not_stopped(studio: Studio) -> None:
