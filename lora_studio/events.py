@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-PHASES = ("start", "data", "download", "model", "train", "evaluate", "save", "compare")
+PHASES = ("start", "data", "download", "model", "train", "evaluate", "save", "compare", "answer", "measure")
 FINAL_STATES = ("done", "stopped", "failed")
 
 

@@ -196,6 +196,11 @@ class Workspace:
         return self.root / "runs"
 
     @property
+    def evaluations_folder(self) -> Path:
+        """Evaluations of adapters on test files; a run's own measurements are in its folder."""
+        return self.root / "evaluations"
+
+    @property
     def uploads_folder(self) -> Path:
         return self.root / "uploads"
 

@@ -14,9 +14,10 @@ import pytest
 from lora_studio.data.dataset import prepare
 from lora_studio.demo.conversations import Dialogue
 from lora_studio.demo.pretrain import answers
-from lora_studio.engine.evaluate import exact_match, read_questions
+from lora_studio.engine.evaluate import Voice, answer_in_batches, read_asked_file
 from lora_studio.engine.load import LoadedModel, add_adapters, load_base
-from lora_studio.engine.metrics import label_of, label_scores
+from lora_studio.engine.measure import summary
+from lora_studio.engine.tasks import choose_task
 from lora_studio.events import fold, from_line
 from lora_studio.parsing import parse, read_yaml, to_yaml
 from lora_studio.presets import resolve
@@ -89,14 +90,19 @@ def test_accuracy_and_f1_rise_in_training_and_are_those_of_the_answers_given_aft
     settings = parse(read_yaml(run.config)).data.model_dump()
     prepared = prepare(tokenizer=loaded.tokenizer, **settings)
     rows = set(prepared.validation.row_numbers.tolist())
-    asked = [chat for chat in read_questions(YES_OR_NO["data.validation_file"]) if chat.row in rows]
-    judged = exact_match(loaded, asked, ["films"], max_new_tokens=8)
-    labels = ("Yes", "No")
-    expected = [label_of(row.expected, labels) for row in judged]
-    given = [label_of(row.answers[0], labels) for row in judged]
-    assert len(judged) == 60
-    assert label_scores(expected, given) == pytest.approx(
-        {name: last[name] for name in ("accuracy", "f1", "unanswered")}
-    )
+    file = read_asked_file(YES_OR_NO["data.validation_file"], loaded.tokenizer, {"films": Voice.of(run.adapter)})
+    asked = [row for row in file.rows if row.row in rows]
+    task = choose_task([row.reference for row in asked])
+    settings = parse({"generation": {"max_new_tokens": 8}}).generation
+    batches = answer_in_batches(loaded, asked, {"films": "films"}, task, settings, batch_size=20)
+    answered = [row for batch in batches for row in batch]
+    measured = summary(task, answered, ["films"])["metrics"]
+    assert (len(answered), set(task.labels)) == (60, {"Yes", "No"})
+    assert measured["accuracy"]["films"]["value"] == pytest.approx(last["accuracy"])
+    assert measured["f1"]["films"]["value"] == pytest.approx(last["f1"])
+    unanswered = sum(row["films"]["given"] is None for row in answered) / len(answered)
+    assert unanswered == pytest.approx(last["unanswered"])
+    losses = [sum(row["films"][name] for row in answered) for name in ("loss", "expected_tokens")]
+    assert losses[0] / losses[1] == pytest.approx(state.evaluations[-1].loss, rel=1e-3)
     assert state.questions is not None
     assert len(state.answers) == len(state.evaluations)

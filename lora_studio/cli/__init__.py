@@ -36,7 +36,7 @@ ABOUT_ACTIONS = (
     "on after either; queue lists the runs that wait, up and down move one of them; tag "
     "and note print or replace what you wrote on a run; compare sets runs beside each other; csv prints measurements"
 )
-WITH_SETTINGS = ("train", "check", "estimate", "inspect", "chat")
+WITH_SETTINGS = ("train", "check", "estimate", "inspect", "chat", "evaluate")
 
 
 def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
@@ -77,6 +77,8 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     chat.add_argument("--compare", action="store_true", help="let the base answer as well")
     chat.add_argument("--prompt", metavar="TEXT", help="ask this one thing and end")
     chat.add_argument("--system", metavar="TEXT", help="system prompt (default: the one trained with)")
+    evaluate = add("evaluate", "answer a test file with an adapter and its base, and measure the answers", output)
+    _add_evaluate_flags(evaluate)
     runs = add("runs", "list, show, compare, tag, stop, resume or delete runs, and move them in the queue", output)
     runs.add_argument("action", nargs="?", choices=RUN_ACTIONS, default="list", help=ABOUT_ACTIONS)
     runs.add_argument("run", nargs="?", metavar="RUN", help='an id, its beginning, or "last"')
@@ -93,8 +95,23 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     ui.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
     ui.add_argument("--open", action="store_true", help="open the page in the browser")
-    _add_settings({"train": train, "check": check, "estimate": estimate, "inspect": inspect, "chat": chat}, arguments)
+    with_settings = (train, check, estimate, inspect, chat, evaluate)
+    _add_settings(dict(zip(WITH_SETTINGS, with_settings, strict=True)), arguments)
     return parser
+
+
+def _add_evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("adapter", metavar="RUN", help='a run ("last", RUN/checkpoint-N) or an adapter\'s folder')
+    evaluate.add_argument("data", metavar="DATA", help="a file of questions with answers, or a shipped data set")
+    evaluate.add_argument("--compare", action="store_true", help="let the base answer as well")
+    evaluate.add_argument(
+        "--beside", action="append", metavar="RUN", help="another adapter of the same base (twice at most)"
+    )
+    evaluate.add_argument("--max-samples", type=int, metavar="N", help="only so many rows from the file's start")
+    evaluate.add_argument("--batch-size", type=int, metavar="N", help="rows at once (default: 16)")
+    evaluate.add_argument("--labels", metavar="LIST", default="", help="the answers' labels, such as Yes,No")
+    evaluate.add_argument("--out", metavar="DIR", help="also put both files into this folder")
+    evaluate.add_argument("--resume", action="store_true", help="go on with the same evaluation that ended early")
 
 
 def _add_inspect_flags(inspect: argparse.ArgumentParser) -> None:
@@ -161,6 +178,10 @@ def _run(given: argparse.Namespace, unknown: list[str]) -> int:
             from lora_studio.cli.chat_command import chat
 
             return chat(workspace, given)
+        case "evaluate":
+            from lora_studio.cli.evaluate_command import evaluate
+
+            return evaluate(workspace, given)
         case "runs":
             from lora_studio.cli.runs_command import runs
 

@@ -30,7 +30,7 @@ def questions(prepared: Prepared, count: int, *, seed: int, longest: int) -> lis
     found: list[Question] = []
     for start in range(0, len(positions), count):
         taken = part.conversations.at(np.sort(positions[start : start + count]))
-        found += [question for chat in taken for question in _question(chat)]
+        found += [question for chat in taken for question in question_of(chat)]
         if len(found) >= count:
             break
     if not found:
@@ -41,7 +41,7 @@ def questions(prepared: Prepared, count: int, *, seed: int, longest: int) -> lis
     return found[:count]
 
 
-def _question(chat: Conversation) -> Iterator[Question]:
+def question_of(chat: Conversation) -> Iterator[Question]:
     """The last answer of a conversation and what stands before it."""
     messages: tuple[Message, ...] = (*chat.messages, *chat.chosen[:1])
     if len(messages) > 1 and messages[-1].role == "assistant":

@@ -10,12 +10,14 @@ import warnings
 
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
+from lora_studio.evaluations import ADAPTER, BASE
 from lora_studio.events import RunState, fold, from_line
 from lora_studio.parsing import to_yaml
 from lora_studio.presets import resolve
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
 
 SHOWN = 5
+LONGEST_ANSWER = 128
 
 
 def main() -> int:
@@ -72,22 +74,29 @@ def compare(config: Config, run: RunFolder) -> None:
     """Base and adapter on the held-out file, in one model."""
     from transformers.utils import logging
 
-    from lora_studio.engine.evaluate import exact_match, read_questions, scores
+    from lora_studio.engine.evaluate import Voice, answer_in_batches, read_asked_file
     from lora_studio.engine.load import add_adapters, load_base
+    from lora_studio.engine.tasks import Task
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     loaded = load_base(config.model.name, quantization=config.model.quantization, dtype=config.model.dtype)
-    add_adapters(loaded, {"adapter": run.adapter})
-    questions = read_questions(str(shipped_data()[config.data.train_file].heldout), config.data.system_prompt)
-    judged = exact_match(loaded, questions, [None, "adapter"], enable_thinking=config.data.enable_thinking)
-    for row in judged[:SHOWN]:
+    add_adapters(loaded, {ADAPTER: run.adapter})
+    voice = Voice.of(run.adapter)
+    heldout = str(shipped_data()[config.data.train_file].heldout)
+    file = read_asked_file(heldout, loaded.tokenizer, {BASE: voice, ADAPTER: voice})
+    columns = {BASE: None, ADAPTER: ADAPTER}
+    task = Task("text", "The persona's answers are free text.")
+    settings = config.generation.model_copy(update={"max_new_tokens": LONGEST_ANSWER})
+    batches = answer_in_batches(loaded, file.rows, columns, task, settings, batch_size=16)
+    answered = sorted((row for batch in batches for row in batch), key=lambda row: row["row"])
+    for row in answered[:SHOWN]:
         print()
-        said = {"Question": row.messages[-1]["content"], "Base": row.answers[0], "Adapter": row.answers[1]}
+        said = {"Question": row["prompt"][-1]["content"], **{name: row[name]["answer"] for name in columns}}
         for name, text in said.items():
-            print(f"  {name:<10}{' '.join(text.split())}")
-    base_score, adapter_score = scores(judged)
-    print(f"\nExactly right on {len(judged)} held-out questions: base {base_score:.0%}, adapter {adapter_score:.0%}")
+            print(f"  {name.capitalize():<10}{' '.join(text.split())}")
+    base_score, adapter_score = (sum(row[name]["right"] for row in answered) / len(answered) for name in columns)
+    print(f"\nExactly right on {len(answered)} held-out questions: base {base_score:.0%}, adapter {adapter_score:.0%}")
 
 
 if __name__ == "__main__":

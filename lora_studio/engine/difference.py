@@ -130,7 +130,7 @@ def difference(
     measured = tokens = 0
     model.eval()
     try:
-        for group in _groups(rows, vocabulary):
+        for group in groups_of(rows, vocabulary):
             check()
             for found in _measure(model, group, base, max(1, MOST_SCORES // vocabulary)):
                 sums += found[1]
@@ -146,7 +146,7 @@ def difference(
     return Difference(measured, len(rows), tokens, base_loss, loss, base_right, right, divergence, changed, seconds)
 
 
-def _groups(rows: Sequence[Example], vocabulary: int) -> Iterator[list[Example]]:
+def groups_of(rows: Sequence[Example], vocabulary: int) -> Iterator[list[Example]]:
     """Rows that are measured together: so few that their scores stay within bounds."""
     group: list[Example] = []
     for row in rows:
@@ -163,23 +163,29 @@ def _measure(
     model: Any, group: Sequence[Example], base: Callable[[], AbstractContextManager[Any]], most: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Number of trained tokens and sums over them, for so many positions at a time as may be in memory."""
-    longest = max(len(row.input_ids) for row in group)
-    ids = torch.tensor([[*row.input_ids, *[0] * (longest - len(row.input_ids))] for row in group])
-    labels = torch.tensor([[*row.labels, *[IGNORED] * (longest - len(row.labels))] for row in group])
-    mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in group])
+    ids, labels, mask = tensors_of(group)
     places = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
     for some in places.split(max(1, most // len(group))):
         end = int(some[-1]) + 1  # what comes after can't be seen from here: it is left out
         wanted = labels[:, some + 1]
         inputs = {"input_ids": ids[:, :end], "attention_mask": mask[:, :end]}
         with base():
-            before = _scores(model, inputs, some)
-        after = _scores(model, inputs, some)
+            before = log_probabilities(model, inputs, some)
+        after = log_probabilities(model, inputs, some)
         trained = (wanted != IGNORED).to(after.device)
         yield int(trained.sum()), _sums(before[trained], after[trained], wanted.to(after.device)[trained])
 
 
-def _scores(model: Any, inputs: dict[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
+def tensors_of(group: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, labels and attention mask of rows padded on the right, [rows, tokens] each."""
+    longest = max(len(row.input_ids) for row in group)
+    ids = torch.tensor([[*row.input_ids, *[0] * (longest - len(row.input_ids))] for row in group])
+    labels = torch.tensor([[*row.labels, *[IGNORED] * (longest - len(row.labels))] for row in group])
+    mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in group])
+    return ids, labels, mask
+
+
+def log_probabilities(model: Any, inputs: dict[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of the next token at some places, [rows, places, vocabulary]."""
     given = {name: value.to(model.device) for name, value in inputs.items()}
     logits = model(**given, logits_to_keep=places.to(model.device), use_cache=False).logits

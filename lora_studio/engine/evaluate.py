@@ -1,84 +1,212 @@
-"""Answers of base and adapters to the questions of a file, beside the answers that the file expects."""
+"""Answers of base and adapters to the rows of a test file, in batches, each beside the answer that the file expects.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+A row is asked up to its last answer, which is the reference. Each adapter is asked and scored as it was trained: with
+its own template, system prompt and thinking; the base as the first adapter is, but with a template of its own where it
+has one. Reading goes through `data.dataset.prepare`, so every shape that can be trained on can be tested on.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from lora_studio.data.dataset import resolve_source
-from lora_studio.data.formats import convert, recognise
-from lora_studio.data.messages import Conversation, RowError
-from lora_studio.data.records import read_records
-from lora_studio.engine.generate import Column, generate, greedy
-from lora_studio.engine.load import LoadedModel
-from lora_studio.engine.metrics import is_exact, share
+from transformers import PreTrainedTokenizerBase
+
+from lora_studio.config import Generation
+from lora_studio.data.dataset import Prepared, prepare
+from lora_studio.data.encode import Example
+from lora_studio.data.questions import Question, question_of
+from lora_studio.engine.forced import forced_scores
+from lora_studio.engine.generate import Column, generate, generation_config
+from lora_studio.engine.load import LoadedModel, read_card
+from lora_studio.engine.tasks import Task, judge
 from lora_studio.errors import StudioError
 
-AT_ONCE = 32
+NO_LIMIT = 1 << 20
+TOO_LONG = "the prompt leaves the model no room for an answer"
+NO_QUESTION = "the row asks nothing that a text answers"
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """One question with what was expected and what each column said, in the columns' order."""
+class Voice:
+    """How one who answers is asked: the chat template, and what goes with it."""
+
+    template: str | None
+    system_prompt: str | None
+    enable_thinking: bool | None
+
+    @classmethod
+    def of(cls, folder: Path) -> "Voice":
+        """The voice of an adapter, as training left it beside the weights."""
+        card, template = read_card(folder), folder / "chat_template.jinja"
+        return cls(
+            template.read_text(encoding="utf-8") if template.is_file() else None,
+            card.get("system_prompt"),
+            card.get("enable_thinking"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AskedRow:
+    """A row by its number in the file: what each column is asked, its tokens with the answer, and the reference."""
 
     row: int
-    messages: list[dict[str, Any]]
-    expected: str
-    answers: list[str]
-    right: list[bool]
+    asked: Mapping[str, Question]
+    examples: Mapping[str, Example | None]
+
+    @property
+    def reference(self) -> str:
+        return next(iter(self.asked.values())).reference
 
 
-def read_questions(name_or_path: str, system_prompt: str | None = None) -> list[Conversation]:
-    """The conversations of a file that end with an answer to compare with; rows that can't be read are left out."""
-    file = read_records(resolve_source(name_or_path))
-    shape = recognise(file.records)
-    found = []
-    for record in file.records:
-        try:
-            conversation = convert(record, shape, system_prompt)
-        except RowError:
-            continue
-        if conversation.messages and conversation.messages[-1].role == "assistant":
-            found.append(conversation)
-    if not found:
-        raise StudioError(f"{file.path.name} has no question with an answer.", f"It was read so: {shape.words}")
-    return found
+@dataclass(frozen=True)
+class AskedFile:
+    """The rows to answer, and how many were left out, by reason."""
+
+    rows: list[AskedRow]
+    left_out: dict[str, int]
+    prepared: Prepared
 
 
-def exact_match(
-    loaded: LoadedModel,
-    conversations: Sequence[Conversation],
-    columns: Sequence[str | None],
+def read_asked_file(
+    data: str,
+    tokenizer: PreTrainedTokenizerBase,
+    voices: Mapping[str, Voice],
     *,
-    max_new_tokens: int = 128,
+    most: int | None = None,
+    longest: int | None = None,
+    cache_folder: Path | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> AskedFile:
+    """The first `most` rows of a file that every column can be asked. `longest` is what the model can read, in tokens.
+
+    Raises `StudioError` where no row is left.
+    """
+    own = tokenizer.chat_template
+    read: dict[Voice, tuple[Prepared, dict[int, Question], dict[int, Example]]] = {}
+    for voice in dict.fromkeys(voices.values()):
+        tokenizer.chat_template = voice.template or own
+        prepared = prepare(
+            data,
+            tokenizer,
+            goal="any",
+            cache_folder=cache_folder,
+            on_progress=on_progress,
+            validation_fraction=0.0,
+            system_prompt=voice.system_prompt,
+            enable_thinking=voice.enable_thinking,
+            max_length=NO_LIMIT,
+            train_on="last_turn",
+        )
+        read[voice] = prepared, _questions(prepared), _examples(prepared)
+    tokenizer.chat_template = own
+    prepared, questions, _ = read[next(iter(voices.values()))]
+    shared = [row for row in questions if all(row in found for _, found, _ in read.values())]
+    rows = [
+        AskedRow(
+            row,
+            {name: read[voice][1][row] for name, voice in voices.items()},
+            {name: read[voice][2].get(row) for name, voice in voices.items()},
+        )
+        for row in shared[:most]
+    ]
+    fitting = [row for row in rows if longest is None or _prompt_tokens(row) < longest]
+    left_out = {
+        "the row can't be used": len(prepared.bad_rows),
+        NO_QUESTION: len(prepared.conversations) - len(shared),
+        TOO_LONG: len(rows) - len(fitting),
+    }
+    if not fitting:
+        raise StudioError(
+            f"{Path(data).name} has no row to answer.",
+            f"It was read so: {prepared.format.words} Choose a file of questions with answers.",
+        )
+    return AskedFile(fitting, {reason: count for reason, count in left_out.items() if count}, prepared)
+
+
+def _questions(prepared: Prepared) -> dict[int, Question]:
+    found = ((chat.row, question) for chat in prepared.conversations for question in question_of(chat))
+    return {row: question for row, question in found if question.reference.strip()}
+
+
+def _examples(prepared: Prepared) -> dict[int, Example]:
+    """Each row's tokens with its last answer as the trained part; rows that say the same twice have the same."""
+    answers = prepared.train.answers
+    return {answers[at].row: answers[at] for at in range(len(answers))}
+
+
+def _prompt_tokens(row: AskedRow) -> int:
+    """The longest prompt of a row's columns: tokens before the answer."""
+    return max((len(one.input_ids) - one.trained_tokens for one in row.examples.values() if one), default=0)
+
+
+def answer_in_batches(
+    loaded: LoadedModel,
+    rows: Sequence[AskedRow],
+    columns: Mapping[str, str | None],
+    task: Task,
+    settings: Generation,
+    *,
+    batch_size: int,
     enable_thinking: bool | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
-) -> list[Judged]:
-    """Greedy answers of each column (None is the base) to each conversation's last turn, in the given order."""
-    questions = [conversation.to_dicts()[:-1] for conversation in conversations]
-    order = sorted(range(len(questions)), key=lambda at: sum(len(turn["content"]) for turn in questions[at]))
-    rows_at_once = max(1, AT_ONCE // len(columns))
-    judged: dict[int, Judged] = {}
-    for first in range(0, len(order), rows_at_once):
-        chosen = order[first : first + rows_at_once]
+) -> Iterator[list[dict[str, Any]]]:
+    """The answered rows of one batch after another, as `predictions.jsonl` holds them; ends where `stop` says so.
+
+    `columns` maps the name of each column to its adapter, None for the base. Rows of like length share a batch, the
+    longest first: memory that is too little shows at once.
+    """
+    longest_first = sorted(rows, key=lambda row: (-_prompt_tokens(row), row.row))
+    chosen = settings.model_dump()
+    seed = chosen.pop("seed")
+    for first in range(0, len(longest_first), batch_size):
+        batch = longest_first[first : first + batch_size]
         answers = generate(
             loaded,
-            [Column(column, questions[at]) for at in chosen for column in columns],
-            greedy(loaded, max_new_tokens),
+            [Column(adapter, row.asked[name].messages) for row in batch for name, adapter in columns.items()],
+            generation_config(loaded, **chosen),
+            seed=seed + first,
             enable_thinking=enable_thinking,
             stop=stop,
         )
         if stop():
-            break
-        for place, at in enumerate(chosen):
-            expected = conversations[at].messages[-1].content
-            texts = [answer.text for answer in answers[place * len(columns) : (place + 1) * len(columns)]]
-            right = [is_exact(text, expected) for text in texts]
-            judged[at] = Judged(conversations[at].row, questions[at], expected, texts, right)
-        on_progress(len(judged), len(order))
-    return [judged[at] for at in sorted(judged)]
+            return
+        forced = {name: _forced(loaded, adapter, name, batch) for name, adapter in columns.items()}
+        given = iter(answers)
+        done = []
+        for place, row in enumerate(batch):
+            said: dict[str, Any] = {}
+            for name in columns:
+                answer = next(given)
+                verdict = judge(task, answer.text, row.reference)
+                said[name] = {
+                    "answer": answer.text,
+                    "right": verdict.right,
+                    "score": round(verdict.score, 4),
+                    "given": verdict.given,
+                    "tokens": answer.tokens,
+                    "finish": answer.finish,
+                    **forced[name][place],
+                }
+            prompt = next(iter(row.asked.values())).messages
+            done.append({"row": row.row, "prompt": prompt, "reference": row.reference, **said})
+        yield done
 
 
-def scores(judged: Sequence[Judged]) -> list[float]:
-    """The share of exact answers of each column."""
-    return [share([row.right[column] for row in judged]) for column in range(len(judged[0].right))] if judged else []
+def _forced(loaded: LoadedModel, adapter: str | None, name: str, batch: Sequence[AskedRow]) -> list[dict[str, Any]]:
+    """The scores of a column for the expected answers of a batch; none for rows that can't be scored."""
+    scored = [(place, row.examples[name]) for place, row in enumerate(batch)]
+    there = [(place, example) for place, example in scored if example is not None and example.trained_tokens]
+    limit = loaded.longest_text
+    there = [(place, example) for place, example in there if limit is None or len(example.input_ids) <= limit]
+    found: list[dict[str, Any]] = [{"loss": None, "right_tokens": None, "expected_tokens": None} for _ in batch]
+    scores = forced_scores(loaded, adapter, [example for _, example in there])
+    for (place, _), score in zip(there, scores, strict=True):
+        found[place] = asdict(score)
+    return found
+
+
+def thinking_of(voices: Sequence[Voice]) -> bool | None:
+    """Whether all columns think: as the adapters were trained, where they agree; None leaves it to each."""
+    said = {voice.enable_thinking for voice in voices}
+    return said.pop() if len(said) == 1 else None

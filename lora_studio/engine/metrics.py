@@ -1,11 +1,17 @@
 """What counts as the same answer, which label an answer gives, and how many are right. Pure functions on texts."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
 
 _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _END_OF_THINKING = "</think>"
+_FINAL_NUMBER = re.compile(r"####\s*(\S+)")
+_NUMBER = re.compile(r"(?:(?<![\w)])[-−])?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)")
+_FENCE = re.compile(r"\A```(?:json)?\s*\n(.*)\n\s*```\Z", re.DOTALL | re.IGNORECASE)
 _PIECE = re.compile(r"[^\W_]+|_|[^\w\s]")
 
 
@@ -30,6 +36,33 @@ def is_exact(answer: str, expected: str) -> bool:
 def share(right: list[bool]) -> float:
     """Part of a whole, 0 to 1; 0 for nothing at all."""
     return sum(right) / len(right) if right else 0.0
+
+
+def number_of(answer: str) -> Decimal | None:
+    """The number that a worked answer ends in: what follows the last `####` (GSM8K's mark), else its last number."""
+    text = normalise(answer)
+    marked = _FINAL_NUMBER.findall(text)
+    found = _NUMBER.findall(marked[-1] if marked else text)
+    if not found:
+        return None
+    return Decimal((found[0] if marked else found[-1]).replace(",", "").replace("−", "-"))
+
+
+def same_number(answer: str, expected: str) -> bool:
+    """Whether both end in the same number: 1,000 is 1000.0."""
+    wanted = number_of(expected)
+    return wanted is not None and number_of(answer) == wanted
+
+
+def json_of(answer: str) -> tuple[bool, Any]:
+    """Whether an answer is JSON, also inside a code fence, and its value. Bare words and numbers don't count."""
+    text = without_thinking(answer).strip()
+    fenced = _FENCE.match(text)
+    try:
+        value = json.loads(fenced[1] if fenced else text)
+    except (json.JSONDecodeError, RecursionError):
+        return False, None
+    return isinstance(value, dict | list), value
 
 
 def label_of(answer: str, labels: Sequence[str], *, whole: bool = True) -> str | None:

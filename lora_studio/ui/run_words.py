@@ -26,6 +26,8 @@ PHASES = {
     "evaluate": "measuring on the validation rows",
     "save": "saving",
     "compare": "measuring base and adapter side by side",
+    "answer": "answering",
+    "measure": "measuring the answers",
 }
 
 

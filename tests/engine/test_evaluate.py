@@ -1,44 +1,115 @@
-"""Answers of base and adapter to the questions of a file, each beside the expected one."""
+"""Answers of base and adapter to the rows of a test file, each beside the expected one, and their scores."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_studio.engine.evaluate import exact_match, read_questions, scores
-from lora_studio.engine.generate import Column, generate, greedy
+from lora_studio.engine.evaluate import NO_QUESTION, Voice, answer_in_batches, read_asked_file, thinking_of
 from lora_studio.engine.load import add_adapters, load_base
+from lora_studio.engine.tasks import Task
+from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.errors import StudioError
+from lora_studio.parsing import parse
 from lora_studio.workspace import RunFolder
 
-
-def test_questions_are_the_rows_that_end_with_an_answer(data_file: Path) -> None:
-    questions = read_questions(str(data_file))
-    assert len(questions) == 40
-    assert all(each.messages[-1].role == "assistant" for each in questions)
+PLAIN = Voice(None, None, None)
+SETTINGS = parse({"generation": {"max_new_tokens": 12}}).generation
 
 
-def test_a_file_of_plain_text_has_no_questions(tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
-    path.write_text("Only words.\n\nAnd more words.\n", encoding="utf-8")
-    with pytest.raises(StudioError, match="no question with an answer"):
-        read_questions(str(path))
+def test_rows_are_asked_up_to_their_last_answer_in_the_files_order(base: Path, data_file: Path) -> None:
+    file = read_asked_file(str(data_file), load_tokenizer(str(base)), {"base": PLAIN}, most=5)
+    assert [row.row for row in file.rows] == [1, 2, 3, 4, 5]
+    first = file.rows[0]
+    assert [message["role"] for message in first.asked["base"].messages] == ["user"]
+    assert first.reference == "Now the sky is red."
+    assert file.left_out == {}
+
+
+def test_each_column_gets_its_own_system_prompt_and_template(base: Path, data_file: Path) -> None:
+    tokenizer = load_tokenizer(str(base))
+    own = tokenizer.chat_template
+    other = Voice(own.replace("<|im_start|>", "<|im_start|>!"), "Be brief.", None)
+    file = read_asked_file(str(data_file), tokenizer, {"base": PLAIN, "adapter": other}, most=1)
+    (row,) = file.rows
+    assert [message["role"] for message in row.asked["adapter"].messages] == ["system", "user"]
+    assert [message["role"] for message in row.asked["base"].messages] == ["user"]
+    examples = [row.examples["base"], row.examples["adapter"]]
+    texts = [tokenizer.decode(example.input_ids) for example in examples if example]
+    assert "!" not in texts[0]
+    assert texts[1].startswith("<|im_start|>!system")
+    assert tokenizer.chat_template == own
+
+
+def test_rows_without_a_question_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(base))
+    text = tmp_path / "text.txt"
+    text.write_text("Only words.\n\nAnd more words.\n", encoding="utf-8")
+    with pytest.raises(StudioError, match="no row to answer"):
+        read_asked_file(str(text), tokenizer, {"base": PLAIN})
+    rows = [{"messages": [{"role": "user", "content": "Go."}, {"role": "assistant", "content": "Gone."}]}]
+    rows.append({"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "I begin."}]})
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    file = read_asked_file(str(mixed), tokenizer, {"base": PLAIN}, longest=4096)
+    assert len(file.rows) + sum(file.left_out.values()) == 2
+    assert set(file.left_out) <= {NO_QUESTION, "the row can't be used"}
+
+
+def test_columns_think_as_they_were_trained_where_they_agree() -> None:
+    assert thinking_of([Voice(None, None, False), Voice("x", None, False)]) is False
+    assert thinking_of([Voice(None, None, False), PLAIN]) is None
 
 
 @pytest.mark.slow
-def test_rows_come_in_the_files_order_with_each_columns_own_answer(
-    base: Path, trained: RunFolder, data_file: Path
-) -> None:
+def test_answers_and_losses_are_those_of_each_model_alone(base: Path, trained: RunFolder, data_file: Path) -> None:
+    """Against transformers and peft alone, one row at a time and without a batch."""
+    from peft import PeftModel
+
     loaded = load_base(str(base))
     add_adapters(loaded, {"run": trained.adapter})
-    questions = read_questions(str(data_file))[:20]
-    done: list[int] = []
-    judged = exact_match(
-        loaded, questions, [None, "run"], max_new_tokens=12, on_progress=lambda count, total: done.append(count)
+    voice = Voice.of(trained.adapter)
+    file = read_asked_file(str(data_file), loaded.tokenizer, {"base": voice, "adapter": voice}, most=6)
+    columns = {"base": None, "adapter": "run"}
+    batches = answer_in_batches(loaded, file.rows, columns, Task("text", ""), SETTINGS, batch_size=4)
+    answered = [row for batch in batches for row in batch]
+    assert sorted(row["row"] for row in answered) == [1, 2, 3, 4, 5, 6]
+
+    tokenizer = AutoTokenizer.from_pretrained(str(trained.adapter))
+    alone = {"base": AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()}
+    fresh = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    alone["adapter"] = PeftModel.from_pretrained(fresh, str(trained.adapter)).eval()
+    for row in answered:
+        prompt = tokenizer.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        start = prompt["input_ids"].shape[1]
+        ending = tokenizer.encode(row["reference"] + tokenizer.eos_token, return_tensors="pt")
+        whole = torch.cat([prompt["input_ids"], ending], dim=1)
+        for name, model in alone.items():
+            ids = model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, start:]
+            assert row[name]["answer"] == tokenizer.decode(ids, skip_special_tokens=True)
+            with torch.no_grad():
+                scores = model(whole).logits[0, start - 1 : -1].log_softmax(-1)
+            assert row[name]["expected_tokens"] == ending.shape[1]
+            assert row[name]["loss"] == pytest.approx(-scores.gather(1, ending[0][:, None]).sum().item(), rel=1e-4)
+            assert row[name]["right_tokens"] == int((scores.argmax(-1) == ending[0]).sum())
+
+
+@pytest.mark.slow
+def test_a_stop_ends_within_a_token_and_gives_the_batch_up(base: Path, data_file: Path) -> None:
+    loaded = load_base(str(base))
+    file = read_asked_file(str(data_file), loaded.tokenizer, {"base": PLAIN}, most=4)
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 3
+
+    found = list(
+        answer_in_batches(loaded, file.rows, {"base": None}, Task("text", ""), SETTINGS, batch_size=2, stop=stop)
     )
-    assert [row.row for row in judged] == [question.row for question in questions]
-    assert done[-1] == 20
-    for row in (judged[0], judged[7]):
-        alone = generate(loaded, [Column("run", row.messages)], greedy(loaded, 12))[0]
-        assert row.answers[1] == alone.text
-    base_score, adapter_score = scores(judged)
-    assert 0 <= base_score <= adapter_score <= 1
+    assert found == []
+    assert len(asked) <= 8  # four tokens, then once for each of the two answers and for the batch

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lora_studio.data.encode import IGNORED, Example
-from lora_studio.engine.evaluate import read_questions
+from lora_studio.engine.evaluate import Voice, read_asked_file
 from lora_studio.engine.generate import Column, generate, greedy
 from lora_studio.engine.label_metrics import answer_spans, given_label, labelled_rows, thinking_tokens
 from lora_studio.engine.load import add_adapters, load_base
@@ -104,10 +104,11 @@ def test_accuracy_and_f1_are_measured_and_decide_the_best_checkpoint(
     loaded = load_base(str(base))
     add_adapters(loaded, {"adapter": run.adapter})
     expected, given = [], []
-    for question in read_questions(str(questions)):
-        wanted = label_of(question.messages[-1].content, ("red", "Green"))
+    voices = {"adapter": Voice.of(run.adapter)}
+    for row in read_asked_file(str(questions), loaded.tokenizer, voices).rows:
+        wanted = label_of(row.reference, ("red", "Green"))
         if wanted:
-            asked = Column("adapter", question.to_dicts()[:-1])
+            asked = Column("adapter", row.asked["adapter"].messages)
             (answer,) = generate(loaded, [asked], greedy(loaded, 8))
             expected.append(wanted)
             given.append(label_of(answer.text, ("red", "Green")))

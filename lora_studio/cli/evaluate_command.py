@@ -1,0 +1,166 @@
+"""`evaluate`: answers a test file with an adapter, alone or beside its base, and says how good the answers are."""
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from lora_studio.cli.flags import overrides
+from lora_studio.cli.terminal import duration, print_json, say, table
+from lora_studio.errors import StudioError
+from lora_studio.evaluations import EvaluationFolder, Request, evaluation, evaluations, make_request
+from lora_studio.events import RunState
+from lora_studio.jobs.evaluating import Evaluations, speed_of
+from lora_studio.jobs.launcher import kill
+from lora_studio.parsing import nest, parse
+from lora_studio.workspace import Workspace
+
+_LOOK_SECONDS, _SAY_SECONDS = 0.2, 3.0
+_PHASE_WORDS = {"data": "reading the file", "model": "loading the model", "measure": "measuring"}
+
+
+def evaluate(workspace: Workspace, given: argparse.Namespace) -> int:
+    """Starts or resumes an evaluation and follows it; 0 done, 1 failed, 2 wrong input, 130 stopped."""
+    request = make_request(
+        workspace,
+        [given.adapter, *(given.beside or [])],
+        given.data,
+        compare=given.compare,
+        labels=given.labels,
+        measuring={"batch_size": given.batch_size, "max_samples": given.max_samples},
+        generation=parse(nest(overrides(given))).generation.model_dump(),
+    )
+    jobs = Evaluations(workspace)
+    if given.resume:
+        name = _unfinished(workspace, jobs, request).id
+        jobs.resume(name)
+    else:
+        name = jobs.start(request)
+    folder = evaluation(workspace, name)
+    say(f"Evaluation {name}: {request.title}")
+    state = _follow(jobs, folder)
+    files = _files(folder, given.out)
+    if given.json:
+        print_json(_result(folder, state, files))
+    _tell(folder, state, files, show=not given.json)
+    if state.state == "done":
+        return 0
+    return 130 if state.state == "stopped" else 2 if jobs.exit_code(name) == 2 else 1
+
+
+def _unfinished(workspace: Workspace, jobs: Evaluations, request: Request) -> EvaluationFolder:
+    """The newest evaluation that was asked for in the same words and ended early."""
+    for folder in evaluations(workspace):
+        state = jobs.state(folder.id)
+        if folder.request() == request and state.final and state.state != "done":
+            return folder
+    raise StudioError(
+        "There is no such evaluation to go on with.", "Give the same adapter, data and settings as at its start."
+    )
+
+
+def _follow(jobs: Evaluations, folder: EvaluationFolder) -> RunState:
+    """Tells of an evaluation until it ends. Ctrl-C stops it, a second one ends it at once."""
+    said, phase, interrupted = 0.0, "", 0
+    while True:
+        try:
+            state = jobs.state(folder.id)
+            if state.final and jobs.busy() is None:
+                return state
+            for words in state.warnings if state.phase == "answer" and phase != "answer" else ():
+                say(f"  note: {words}")
+            if state.phase != phase:
+                phase = state.phase
+                if phase in _PHASE_WORDS:
+                    say(_PHASE_WORDS[phase])
+            speed = speed_of(state)
+            if speed and time.monotonic() - said >= _SAY_SECONDS:
+                said = time.monotonic()
+                say(f"  {progress_line(state)}")
+            time.sleep(_LOOK_SECONDS)
+        except KeyboardInterrupt:
+            interrupted += 1
+            if interrupted == 1:
+                say("Stopping; what is answered is kept. Ctrl-C again ends it at once.")
+                jobs.stop(folder.id)
+            else:
+                kill(folder)
+
+
+def progress_line(state: RunState) -> str:
+    """120 of 400 rows, 8.1 rows/s, 35 s left."""
+    speed = speed_of(state)
+    parts = [f"{state.phase_done:,} of {state.phase_total:,} rows"]
+    if speed:
+        parts += [f"{speed.rows_per_second:.3g} rows/s", f"{duration(speed.seconds_left)} left"]
+    return ", ".join(parts)
+
+
+def _files(folder: EvaluationFolder, out: str | None) -> dict[str, str]:
+    """Paths of both files, copied to a folder of the person's own where one is named."""
+    files = {"predictions": folder.predictions, "summary": folder.complete}
+    if out is not None:
+        place = Path(out).expanduser()
+        place.mkdir(parents=True, exist_ok=True)
+        for name, path in files.items():
+            if path.is_file():
+                files[name] = Path(shutil.copyfile(path, place / path.name))
+    return {name: str(path.resolve()) for name, path in files.items() if path.is_file()}
+
+
+def _result(folder: EvaluationFolder, state: RunState, files: dict[str, str]) -> dict[str, Any]:
+    summary = _summary(folder)
+    told = {
+        name: summary[name] for name in ("rows", "of_rows", "task", "metrics", "confusion", "disagreements") if summary
+    }
+    words = {"message": state.message, "hint": state.hint} if state.state != "done" else {}
+    columns = [
+        {"name": column.name, "title": column.title, "folder": column.folder} for column in folder.request().columns
+    ]
+    return {"evaluation": folder.id, "state": state.state, **words, "columns": columns, **told, **files}
+
+
+def _summary(folder: EvaluationFolder) -> dict[str, Any]:
+    return json.loads(folder.complete.read_text(encoding="utf-8")) if folder.complete.is_file() else {}
+
+
+def _tell(folder: EvaluationFolder, state: RunState, files: dict[str, str], *, show: bool) -> None:
+    summary = _summary(folder)
+    if summary and show:
+        print_metrics(summary)
+    if state.state == "failed":
+        say(f"Failed: {state.message}")
+    if state.state != "done":
+        say(state.hint)
+    for path in files.values():
+        say(path)
+
+
+def print_metrics(summary: dict[str, Any]) -> None:
+    """The metrics as a table: each column, and the difference with its verdict."""
+    print(f"{summary['rows']:,} of {summary['of_rows']:,} rows. {summary['task']['why']}\n")
+    names = [column["name"] for column in summary["columns"]]
+    apart = ["difference" + ("" if number == 1 else str(number)) for number in range(1, len(names))]
+    rows = []
+    for metric in summary["metrics"].values():
+        values = [_value(metric[name], metric["unit"]) for name in names]
+        for name in apart:
+            values += [_value(metric[name], metric["unit"], signed=True), metric[name]["words"]]
+        rows.append([metric["title"], *values])
+    heads = [head for name in apart for head in (name, "more than chance?")]
+    print(table(["metric", *names, *heads], rows))
+
+
+def _value(measured: dict[str, Any], unit: str, *, signed: bool = False) -> str:
+    """A value with its interval: 83.3 % [71.0, 91.2]."""
+
+    def number(value: float | None, sign: str = "") -> str:
+        if value is None:
+            return "–"
+        return f"{100 * value:{sign}.1f}" if unit == "share" else f"{value:{sign}.4g}"
+
+    bounds = "" if measured["low"] is None else f" [{number(measured['low'])}, {number(measured['high'])}]"
+    percent = " %" if unit == "share" else ""
+    return f"{number(measured['value'], '+' if signed else '')}{percent}{bounds}"

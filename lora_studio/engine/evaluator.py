@@ -1,0 +1,242 @@
+"""The child that evaluates: `python -m lora_studio.engine.evaluator FOLDER [--resume]`.
+
+Answers are appended to predictions.jsonl batch by batch; a resumed evaluation keeps them and answers the rest. Whatever
+happens, the events end with one `Finished` in plain words, and metrics_summary.json is written last, also over the rows
+that were answered until a stop. Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lora_studio.engine.event_log import EventLog
+from lora_studio.engine.stopping import Stop, Stopped
+from lora_studio.errors import StudioError
+from lora_studio.evaluations import EvaluationFolder, Request
+from lora_studio.events import DataPrepared, Finished, RunStarted, Warned, fold, from_line
+from lora_studio.workspace import write_atomically
+
+DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluates and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="lora_studio.engine.evaluator")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    options = parser.parse_args(arguments)
+    stop = Stop()
+    stop.listen()
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    folder = EvaluationFolder(options.folder.resolve())
+    if not folder.facts.is_file():
+        print(f"{folder.path} is no evaluation: it has no {folder.facts.name}.", file=sys.stderr)
+        return WRONG_INPUT
+    folder.complete.unlink(missing_ok=True)
+    if not options.resume:
+        folder.predictions.unlink(missing_ok=True)
+    log = EventLog(folder.events)
+    began = time.time()
+    try:
+        log.phase("start")
+        evaluate(folder, log, stop)
+        return _finish(folder, log, began, DONE, "done")
+    except Stopped:
+        return _finish(folder, log, began, STOPPED, "stopped", "Stopped when asked to.", "Resume answers the rest.")
+    except StudioError as error:
+        return _finish(folder, log, began, WRONG_INPUT, "failed", error.message, error.hint)
+    except Exception as error:  # the end of the process: nothing else can say what happened
+        traceback.print_exc()
+        return _finish(folder, log, began, FAILED, "failed", *_explain(error))
+
+
+def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
+    """The program: read, load, answer, measure."""
+    from lora_studio.engine import evaluate as answering  # seconds: the libraries
+    from lora_studio.engine import load
+    from lora_studio.engine.tasks import choose_task
+    from lora_studio.engine.tokenizer import load_tokenizer
+
+    request = folder.request()
+    folders = {column.name: Path(column.folder) for column in request.adapters}
+    card = _same_base(request)
+    base, revision = card["base_model"], card.get("revision")
+    answered = sum(1 for _ in folder.rows())
+    device, dtype = load.device(), load.choose_dtype("auto")
+    log.emit(RunStarted(time.time(), os.getpid(), device.type, load.dtype_name(dtype), answered))
+
+    log.phase("data")
+    config = load.read_config(base, revision).get_text_config().to_dict()
+    adapters = {name: answering.Voice.of(place) for name, place in folders.items()}
+    voices = {column.name: adapters.get(column.name, next(iter(adapters.values()))) for column in request.columns}
+    file = answering.read_asked_file(
+        request.data,
+        load_tokenizer(base, revision),
+        voices,
+        most=request.measuring.max_samples,
+        longest=config.get("max_position_embeddings"),
+        cache_folder=folder.cache,
+        on_progress=lambda phase, done, total: log.progress(done, total),
+    )
+    _check_same_rows(folder, file.prepared.fingerprint, resumed=bool(answered))
+    _tell_data(log, file, answered=answered)
+    task = choose_task([row.reference for row in file.rows], request.labels, request.labels_from)
+    write_atomically(folder.task, json.dumps(asdict(task)))
+
+    known = {row["row"] for row in folder.rows()}
+    rest = [row for row in file.rows if row.row not in known]
+    if rest:
+        log.phase("model")
+        loaded = load.load_base(
+            base,
+            revision=revision,
+            quantization=card.get("quantization") or "none",
+            four_bit=card.get("four_bit"),
+        )
+        load.add_adapters(loaded, folders)
+        log.phase("answer", len(file.rows), "rows")
+        log.progress(len(known), len(file.rows))
+        batches = answering.answer_in_batches(
+            loaded,
+            rest,
+            {column.name: column.name if column.folder else None for column in request.columns},
+            task,
+            request.generation,
+            batch_size=request.measuring.batch_size,
+            enable_thinking=answering.thinking_of(list(voices.values())),
+            stop=lambda: stop.asked,
+        )
+        with Predictions(folder) as predictions:
+            done = len(known)
+            for batch in batches:
+                predictions.add(batch)
+                done += len(batch)
+                log.progress(done, len(file.rows))
+    stop.check()
+    log.phase("measure")
+    write_summary(folder, request, "done", len(file.rows))
+
+
+class Predictions:
+    """Appends answered rows; each batch is with the system before `add` returns. A torn last line is ended first."""
+
+    def __init__(self, folder: EvaluationFolder) -> None:
+        self._path = folder.predictions
+
+    def __enter__(self) -> "Predictions":
+        if self._path.is_file():
+            whole = self._path.read_bytes()
+            if not whole.endswith(b"\n"):
+                os.truncate(self._path, whole.rfind(b"\n") + 1)
+        self._file = self._path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        self._file.flush()
+
+
+def write_summary(folder: EvaluationFolder, request: Request, state: str, of: int) -> None:
+    """What the answered rows amount to; nothing where there are none."""
+    from lora_studio.engine.measure import summary
+    from lora_studio.engine.tasks import Task
+
+    rows = sorted(folder.rows(), key=lambda row: row["row"])
+    if not rows:
+        return
+    task = Task(**json.loads(folder.task.read_text(encoding="utf-8")))
+    found = summary(task, rows, [column.name for column in request.columns])
+    whole = {"evaluation": folder.id, "state": state, "of_rows": of, **request.to_dict(), **found}
+    write_atomically(folder.complete, json.dumps(_finite(whole), indent=2, ensure_ascii=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """A value as JSON can hold it: what is no number is left empty."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
+
+
+def _same_base(request: Request) -> dict[str, Any]:
+    """The first adapter's card. Raises `StudioError` where the others sit on another base."""
+    from lora_studio.engine.load import check_adapter, read_card
+
+    cards = []
+    for column in request.adapters:
+        check_adapter(Path(column.folder))
+        cards.append(read_card(Path(column.folder)))
+    bases = {str(card.get("base_model")) for card in cards}
+    if len(bases) > 1 or "None" in bases:
+        raise StudioError(
+            f"These adapters have not one base in common: {', '.join(sorted(bases))}.",
+            "Evaluate adapters of one base together, others one after the other.",
+        )
+    return cards[0]
+
+
+def _check_same_rows(folder: EvaluationFolder, fingerprint: str, *, resumed: bool) -> None:
+    lines = folder.events.read_text(encoding="utf-8").splitlines()
+    before = fold(event for event in map(from_line, lines) if event is not None).data
+    if resumed and before is not None and before.fingerprint != fingerprint:
+        raise StudioError(
+            "The test file or the way it is read changed since this evaluation began.",
+            "Start a new one: answers to the old rows can't stand beside answers to the new ones.",
+        )
+
+
+def _tell_data(log: EventLog, file: Any, *, answered: int) -> None:
+    prepared = file.prepared
+    log.emit(
+        DataPrepared(
+            time.time(),
+            train_rows=len(file.rows),
+            validation_rows=0,
+            bad_rows=len(prepared.bad_rows),
+            dropped_rows=sum(file.left_out.values()),
+            tokens=0,
+            trained_tokens=0,
+            fingerprint=prepared.fingerprint,
+            prompt_style=prepared.template.name,
+        )
+    )
+    for reason, count in file.left_out.items() if not answered else ():
+        log.emit(Warned(time.time(), f"{count:,} {'row is' if count == 1 else 'rows are'} left out: {reason}."))
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    from lora_studio.engine.memory_plan import is_out_of_memory  # torch: it is loaded, or the error was another
+
+    if is_out_of_memory(error):
+        return "The memory is not enough for this many answers at once.", "Take fewer rows at once; then resume."
+    first = str(error).strip().partition("\n")[0][:300]
+    return f"The evaluation ended with an error: {type(error).__name__}: {first}", "Its log has the details."
+
+
+def _finish(
+    folder: EvaluationFolder, log: EventLog, began: float, code: int, state: str, message: str = "", hint: str = ""
+) -> int:
+    """What was answered until an early end is measured too; then the last event."""
+    if code != DONE:
+        write_summary(folder, folder.request(), state, log.state().phase_total)
+    log.emit(Finished(time.time(), state, 0, message, hint, time.time() - began))
+    print(f"{state}: {message} {hint}".strip(": "), flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread of a library that is still loading must not hold a stopped evaluation

@@ -1,0 +1,229 @@
+"""Evaluations: a test file answered by a base and adapters, each in a folder of the workspace like a run's.
+
+The folder holds what was asked for, the answers row by row as they come, and, written last, what they amount to. It has
+a run's life (events, worker, log), so that whatever follows and stops runs follows and stops evaluations.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_studio.adapter_source import adapter_folder, read_settings
+from lora_studio.config import Generation
+from lora_studio.errors import StudioError
+from lora_studio.parsing import parse, read_yaml
+from lora_studio.schema import Section, setting
+from lora_studio.workspace import RunFolder, Workspace, shipped_data, write_atomically
+
+MOST_ADAPTERS = 3
+BASE, ADAPTER = "base", "adapter"
+
+
+class Measuring(Section):
+    """How a test file is gone through; how answers are made is the section `generation` of a config."""
+
+    batch_size: int = setting(
+        16, "Rows at once", "Each row is answered by base and adapters together; fewer need less memory.", ge=1, le=4096
+    )
+    max_samples: int | None = setting(
+        None, "Most rows", "Only this many rows from the file's start are answered; empty means all.", ge=1
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Who answers: `name` is what the files call it, `folder` the adapter's ("" for the base), `run` whose it is."""
+
+    name: str
+    title: str
+    folder: str = ""
+    run: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be evaluated. The base stands first among the columns, where it is one of them."""
+
+    title: str
+    data: str
+    columns: tuple[Column, ...]
+    labels: tuple[str, ...]
+    labels_from: str
+    measuring: Measuring
+    generation: Generation
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the folder keeps it."""
+        return {
+            "title": self.title,
+            "data": self.data,
+            "columns": [asdict(column) for column in self.columns],
+            "labels": list(self.labels),
+            "labels_from": self.labels_from,
+            "measuring": self.measuring.model_dump(),
+            "generation": self.generation.model_dump(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Request":
+        return cls(
+            values["title"],
+            values["data"],
+            tuple(Column(**column) for column in values["columns"]),
+            tuple(values["labels"]),
+            values["labels_from"],
+            Measuring(**values["measuring"]),
+            Generation(**values["generation"]),
+        )
+
+    @property
+    def adapters(self) -> tuple[Column, ...]:
+        return tuple(column for column in self.columns if column.folder)
+
+
+class EvaluationFolder(RunFolder):
+    """The files of one evaluation; events, log and worker are those of a run."""
+
+    @property
+    def facts(self) -> Path:
+        """What was asked for, written once before the start."""
+        return self.path / "request.json"
+
+    @property
+    def predictions(self) -> Path:
+        """One line a row, appended as answers come."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def task(self) -> Path:
+        """Which kind of task the test file sets, told from all its rows before the first is answered."""
+        return self.path / "task.json"
+
+    @property
+    def complete(self) -> Path:
+        """What the answers amount to: the last file written."""
+        return self.path / "metrics_summary.json"
+
+    def request(self) -> Request:
+        return Request.from_dict(self.read_facts())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The answered rows; a line that a killed process left torn is no row."""
+        try:
+            with self.predictions.open(encoding="utf-8") as file:
+                for line in file:
+                    if line.endswith("\n"):
+                        yield json.loads(line)
+        except FileNotFoundError:
+            return
+
+
+def make_request(
+    workspace: Workspace,
+    adapters: Sequence[str],
+    data: str,
+    *,
+    compare: bool = True,
+    labels: str = "",
+    measuring: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> Request:
+    """What a person asked for, checked. Adapters are named by run, RUN/checkpoint-N or folder.
+
+    A shipped data set's name stands for its held-out file. Raises `StudioError` for what can't be evaluated.
+    """
+    names = list(dict.fromkeys(adapters))
+    if not 1 <= len(names) <= MOST_ADAPTERS:
+        raise StudioError(
+            f"{len(names)} adapters are chosen.", f"Choose one to {MOST_ADAPTERS}: they answer together with the base."
+        )
+    columns = [_column(workspace, name, number) for number, name in enumerate(names, 1)]
+    chosen, origin = parse({"evaluation": {"labels": labels}}).evaluation.label_names, "they were named"
+    if not chosen:
+        chosen, origin = _labels_of(workspace, columns), "the run was measured with them (evaluation.labels)"
+    path = Path(data).expanduser()
+    shipped = shipped_data().get(data)
+    where = str(shipped.heldout) if shipped else str(path.resolve()) if path.exists() else data
+    return Request(
+        title=f"{columns[0].title} on {shipped.title if shipped else path.name}",
+        data=where,
+        columns=tuple([Column(BASE, "Base")] * compare + columns),
+        labels=chosen,
+        labels_from=origin if chosen else "",
+        measuring=checked(measuring or {}),
+        generation=parse({"generation": dict(generation or {})}).generation,
+    )
+
+
+def checked(values: Mapping[str, Any]) -> Measuring:
+    """The settings of a measurement. Raises `StudioError` for values out of bounds."""
+    for name, field in Measuring.model_fields.items():
+        value = values.get(name)
+        if value is not None and (type(value) is not int or value < 1 or (name == "batch_size" and value > 4096)):
+            raise StudioError(f"{field.title} can't be {value}.", f"Give a whole number from 1. {field.description}")
+    return Measuring(**{name: value for name, value in values.items() if value is not None})
+
+
+def _column(workspace: Workspace, name: str, number: int) -> Column:
+    folder = adapter_folder(workspace, name)
+    read_settings(folder)
+    run = folder.parent if folder.parent.parent == workspace.runs_folder else folder.parent.parent
+    inside = run.parent == workspace.runs_folder
+    title = str(RunFolder(run).read_facts()["title"]) if inside else folder.name
+    if inside and folder.name.startswith("checkpoint-"):
+        title += f", step {folder.name.rpartition('-')[2]}"
+    return Column(ADAPTER if number == 1 else f"{ADAPTER}{number}", title, str(folder), run.name if inside else "")
+
+
+def _labels_of(workspace: Workspace, columns: Sequence[Column]) -> tuple[str, ...]:
+    """The labels that the first adapter's run was measured with."""
+    if not columns[0].run:
+        return ()
+    return parse(read_yaml(RunFolder(workspace.runs_folder / columns[0].run).config)).evaluation.label_names
+
+
+def create(workspace: Workspace, request: Request) -> EvaluationFolder:
+    """A new evaluation's folder, named by time and four random letters."""
+    folder = EvaluationFolder(workspace.evaluations_folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+    folder.path.mkdir(parents=True)
+    write_atomically(folder.facts, json.dumps({"created": time.time(), **request.to_dict()}, indent=2))
+    return folder
+
+
+def evaluations(workspace: Workspace) -> list[EvaluationFolder]:
+    """Every evaluation, newest first."""
+    if not workspace.evaluations_folder.is_dir():
+        return []
+    names = sorted(os.listdir(workspace.evaluations_folder), reverse=True)
+    found = [EvaluationFolder(workspace.evaluations_folder / name) for name in names if not name.startswith(".")]
+    return [folder for folder in found if folder.facts.is_file()]
+
+
+def evaluation(workspace: Workspace, name: str) -> EvaluationFolder:
+    """The evaluation of that id. Raises `StudioError` where there is none."""
+    found = next((folder for folder in evaluations(workspace) if folder.id == name), None)
+    if found is None:
+        raise StudioError(f"There is no evaluation {name!r}.", "It may have been deleted: choose another one.")
+    return found
+
+
+def delete(folder: EvaluationFolder) -> None:
+    """Removes an evaluation's folder: first out of sight by a rename, so that no half one is ever listed."""
+    hidden = folder.path.with_name(f".deleted-{folder.id}")
+    folder.path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def of_run(workspace: Workspace, run_id: str) -> list[EvaluationFolder]:
+    """The evaluations in which an adapter of that run answers, newest first."""
+    return [
+        folder
+        for folder in evaluations(workspace)
+        if any(column["run"] == run_id for column in folder.read_facts()["columns"])
+    ]
