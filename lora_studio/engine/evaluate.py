@@ -157,16 +157,17 @@ def answer_in_batches(
     longest first: memory that is too little shows at once.
     """
     longest_first = sorted(rows, key=lambda row: (-_prompt_tokens(row), row.row))
-    chosen = settings.model_dump()
-    seed = chosen.pop("seed")
+    values = settings.model_dump(exclude={"seed", "stop_strings", "enable_thinking"})
+    thinking = enable_thinking if settings.enable_thinking is None else settings.enable_thinking
     for first in range(0, len(longest_first), batch_size):
         batch = longest_first[first : first + batch_size]
         answers = generate(
             loaded,
             [Column(adapter, row.asked[name].messages) for row in batch for name, adapter in columns.items()],
-            generation_config(loaded, **chosen),
-            seed=seed + first,
-            enable_thinking=enable_thinking,
+            generation_config(loaded, **values),
+            seed=settings.seed + first,
+            enable_thinking=thinking,
+            stop_strings=settings.stop_texts,
             stop=stop,
         )
         if stop():

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.stopping import Stop, Stopped
@@ -22,6 +22,11 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluations import EvaluationFolder, Request
 from lora_studio.events import DataPrepared, Finished, RunStarted, Warned, fold, from_line
 from lora_studio.workspace import write_atomically
+
+if TYPE_CHECKING:
+    from lora_studio.engine.evaluate import AskedFile, AskedRow, Voice
+    from lora_studio.engine.load import LoadedModel
+    from lora_studio.engine.tasks import Task
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -59,69 +64,98 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     """The program: read, load, answer, measure."""
-    from lora_studio.engine import evaluate as answering  # seconds: the libraries
-    from lora_studio.engine import load
+    from lora_studio.engine import load  # seconds: the libraries
     from lora_studio.engine.tasks import choose_task
-    from lora_studio.engine.tokenizer import load_tokenizer
 
     request = folder.request()
-    folders = {column.name: Path(column.folder) for column in request.adapters}
     card = _same_base(request)
-    base, revision = card["base_model"], card.get("revision")
-    answered = sum(1 for _ in folder.rows())
-    device, dtype = load.device(), load.choose_dtype("auto")
-    log.emit(RunStarted(time.time(), os.getpid(), device.type, load.dtype_name(dtype), answered))
-
+    known = {row["row"] for row in folder.rows()}
+    dtype = load.dtype_name(load.choose_dtype("auto"))
+    log.emit(RunStarted(time.time(), os.getpid(), load.device().type, dtype, len(known)))
     log.phase("data")
-    config = load.read_config(base, revision).get_text_config().to_dict()
-    adapters = {name: answering.Voice.of(place) for name, place in folders.items()}
-    voices = {column.name: adapters.get(column.name, next(iter(adapters.values()))) for column in request.columns}
-    file = answering.read_asked_file(
-        request.data,
-        load_tokenizer(base, revision),
-        voices,
-        most=request.measuring.max_samples,
-        longest=config.get("max_position_embeddings"),
-        cache_folder=folder.cache,
-        on_progress=lambda phase, done, total: log.progress(done, total),
-    )
-    _check_same_rows(folder, file.prepared.fingerprint, resumed=bool(answered))
-    _tell_data(log, file, answered=answered)
+    voices = _voices(request)
+    file = _read(folder, request, card, voices, log)
+    _check_same_rows(folder, file.prepared.fingerprint, resumed=bool(known))
+    _tell_data(log, file, resumed=bool(known))
     task = choose_task([row.reference for row in file.rows], request.labels, request.labels_from)
     write_atomically(folder.task, json.dumps(asdict(task)))
-
-    known = {row["row"] for row in folder.rows()}
     rest = [row for row in file.rows if row.row not in known]
     if rest:
         log.phase("model")
         loaded = load.load_base(
-            base,
-            revision=revision,
+            card["base_model"],
+            revision=card.get("revision"),
             quantization=card.get("quantization") or "none",
             four_bit=card.get("four_bit"),
         )
-        load.add_adapters(loaded, folders)
-        log.phase("answer", len(file.rows), "rows")
-        log.progress(len(known), len(file.rows))
-        batches = answering.answer_in_batches(
-            loaded,
-            rest,
-            {column.name: column.name if column.folder else None for column in request.columns},
-            task,
-            request.generation,
-            batch_size=request.measuring.batch_size,
-            enable_thinking=answering.thinking_of(list(voices.values())),
-            stop=lambda: stop.asked,
-        )
-        with Predictions(folder) as predictions:
-            done = len(known)
-            for batch in batches:
-                predictions.add(batch)
-                done += len(batch)
-                log.progress(done, len(file.rows))
+        load.add_adapters(loaded, {column.name: Path(column.folder) for column in request.adapters})
+        _answer(folder, request, loaded, rest, task, voices, log, stop)
     stop.check()
     log.phase("measure")
     write_summary(folder, request, "done", len(file.rows))
+
+
+def _voices(request: Request) -> "dict[str, Voice]":
+    """How each column is asked; the base as the first adapter is."""
+    from lora_studio.engine.evaluate import Voice
+
+    adapters = {column.name: Voice.of(Path(column.folder)) for column in request.adapters}
+    first = next(iter(adapters.values()))
+    return {column.name: adapters.get(column.name, first) for column in request.columns}
+
+
+def _read(
+    folder: EvaluationFolder, request: Request, card: dict[str, Any], voices: "dict[str, Voice]", log: EventLog
+) -> "AskedFile":
+    from lora_studio.engine.evaluate import read_asked_file
+    from lora_studio.engine.load import read_config
+    from lora_studio.engine.tokenizer import load_tokenizer
+
+    base, revision = card["base_model"], card.get("revision")
+    numbers = read_config(base, revision).get_text_config().to_dict()
+    return read_asked_file(
+        request.data,
+        load_tokenizer(base, revision),
+        voices,
+        most=request.measuring.max_samples,
+        longest=numbers.get("max_position_embeddings"),
+        cache_folder=folder.cache,
+        on_progress=lambda phase, done, total: log.progress(done, total),
+    )
+
+
+def _answer(
+    folder: EvaluationFolder,
+    request: Request,
+    loaded: "LoadedModel",
+    rest: "Sequence[AskedRow]",
+    task: "Task",
+    voices: "dict[str, Voice]",
+    log: EventLog,
+    stop: Stop,
+) -> None:
+    """Answers the rows that are left, batch by batch."""
+    from lora_studio.engine.evaluate import answer_in_batches, thinking_of
+
+    done = sum(1 for _ in folder.rows())
+    total = done + len(rest)
+    log.phase("answer", total, "rows")
+    log.progress(done, total)
+    batches = answer_in_batches(
+        loaded,
+        rest,
+        {column.name: column.name if column.folder else None for column in request.columns},
+        task,
+        request.generation,
+        batch_size=request.measuring.batch_size,
+        enable_thinking=thinking_of(list(voices.values())),
+        stop=lambda: stop.asked,
+    )
+    with Predictions(folder) as predictions:
+        for batch in batches:
+            predictions.add(batch)
+            done += len(batch)
+            log.progress(done, total)
 
 
 class Predictions:
@@ -196,7 +230,7 @@ def _check_same_rows(folder: EvaluationFolder, fingerprint: str, *, resumed: boo
         )
 
 
-def _tell_data(log: EventLog, file: Any, *, answered: int) -> None:
+def _tell_data(log: EventLog, file: "AskedFile", *, resumed: bool) -> None:
     prepared = file.prepared
     log.emit(
         DataPrepared(
@@ -211,7 +245,7 @@ def _tell_data(log: EventLog, file: Any, *, answered: int) -> None:
             prompt_style=prepared.template.name,
         )
     )
-    for reason, count in file.left_out.items() if not answered else ():
+    for reason, count in file.left_out.items() if not resumed else ():
         log.emit(Warned(time.time(), f"{count:,} {'row is' if count == 1 else 'rows are'} left out: {reason}."))
 
 

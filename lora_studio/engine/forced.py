@@ -4,7 +4,6 @@ The rows' tokens are those of training, from the one data path; a row's sums are
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,25 +28,13 @@ def forced_scores(loaded: LoadedModel, column: str | None, rows: Sequence[Exampl
     """Scores of one column (None is the base) for each row, in their order."""
     vocabulary = loaded.model.config.get_text_config().vocab_size
     found: list[Forced] = []
-    with answering_alone(loaded, column):
+    with loaded.answering_as(column):
         for group in groups_of(rows, vocabulary):
             sums = torch.zeros(len(group), 3, dtype=torch.float64)
             for part in _measure(loaded.model, group, max(1, MOST_SCORES // vocabulary)):
                 sums += part
             found += [Forced(loss, int(right), int(tokens)) for loss, right, tokens in sums.tolist()]
     return found
-
-
-@contextmanager
-def answering_alone(loaded: LoadedModel, column: str | None) -> Iterator[None]:
-    """Inside, the model is this column alone."""
-    context: AbstractContextManager[Any] = nullcontext()
-    if loaded.adapters and column is None:
-        context = loaded.model.disable_adapter()
-    elif column is not None:
-        loaded.model.set_adapter(loaded.adapters[column], inference_mode=True)
-    with context:
-        yield
 
 
 def _measure(model: Any, group: Sequence[Example], most: int) -> Iterator[torch.Tensor]:

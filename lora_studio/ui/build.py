@@ -17,7 +17,18 @@ from lora_studio import hardware
 from lora_studio.errors import StudioError
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui import chat_tab, data_tab, queue_view, run_style, runs_tab, text, theme, train_tab
+from lora_studio.ui import (
+    chat_tab,
+    data_tab,
+    evaluate_style,
+    evaluate_tab,
+    queue_view,
+    run_style,
+    runs_tab,
+    text,
+    theme,
+    train_tab,
+)
 from lora_studio.ui.run_words import status_line
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import Workspace
@@ -27,6 +38,7 @@ TABS = (
     ("train", "Train", train_tab.build),
     ("runs", "Runs", runs_tab.build),
     ("chat", "Chat", chat_tab.build),
+    ("evaluate", "Evaluate", evaluate_tab.build),
 )
 HEAD = (
     "<script>window.askedTab = location.hash.slice(1)</script>"  # read before the first tab writes its own name there
@@ -141,7 +153,7 @@ def _serve(demo: gr.Blocks, host: str, port: int, login: Callable[[str, str], bo
             server_port=port,
             auth=login,
             theme=theme.theme(),
-            css=text.CSS + theme.CSS + run_style.CSS + queue_view.CSS,
+            css=text.CSS + theme.CSS + run_style.CSS + queue_view.CSS + evaluate_style.CSS,
             head=HEAD,
             ssr_mode=False,
             run_history=False,

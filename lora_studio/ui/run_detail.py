@@ -7,6 +7,7 @@ from lora_studio.ui import (
     run_answers,
     run_chart,
     run_checkpoints,
+    run_evaluations,
     run_files,
     run_head,
     run_health,
@@ -32,6 +33,7 @@ SECTIONS: dict[str, Section] = {
     "answers": run_answers,
     "labels": run_labels,
     "checkpoints": run_checkpoints,
+    "evaluations": run_evaluations,
     "report": run_report,
     "files": run_files,
 }

@@ -131,7 +131,7 @@ def test_ctrl_c_in_the_terminal_stops_with_130_and_resume_ends_with_both_files(
     command = [sys.executable, "-m", "lora_studio", "evaluate", str(trained.adapter), str(labelled), *asked]
     command += ["--workspace", str(workspace.root), "--labels", ", ".join(COLOURS)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 400
     found = workspace.root.glob
     while not any(path.stat().st_size for path in found("evaluations/*/predictions.jsonl")) and time.monotonic() < end:
         assert process.poll() is None, process.communicate()

@@ -1,0 +1,158 @@
+"""What the evaluate tab shows at one moment, painted from the evaluations' folders and from nothing else. No gradio."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_studio.adapter_source import CARD_FILE, read_settings
+from lora_studio.errors import StudioError
+from lora_studio.evaluations import EvaluationFolder, evaluation
+from lora_studio.events import RunState
+from lora_studio.jobs.evaluating import Evaluations
+from lora_studio.ui import evaluate_rows, evaluate_words
+from lora_studio.ui.run_section import stat_of
+from lora_studio.ui.text import empty, escape
+from lora_studio.workspace import Workspace, model_source, shipped_data
+
+LOOKED_AT, FORM = "evaluation-looked-at", "evaluate"
+PARTS = ("list", "head", "results", "rows")
+
+
+@dataclass(frozen=True)
+class View:
+    """The evaluation that is looked at, and what was chosen in its table."""
+
+    evaluation: str = ""
+    rows: evaluate_rows.Choice = field(default_factory=evaluate_rows.Choice)
+
+
+class Board:
+    """Reads evaluations for the tab. What did not change on disk is not read again."""
+
+    def __init__(self, workspace: Workspace, jobs: Evaluations) -> None:
+        self.workspace, self.jobs = workspace, jobs
+        self._summaries: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+        self._rows: tuple[str, tuple[int, int], list[dict[str, Any]]] = ("", (0, 0), [])
+
+    def summary(self, folder: EvaluationFolder) -> dict[str, Any]:
+        """What the answers amount to; empty before they were measured."""
+        stamp = stat_of(folder.complete)
+        kept = self._summaries.get(folder.id)
+        if kept is None or kept[0] != stamp:
+            found = json.loads(folder.complete.read_text(encoding="utf-8")) if stamp[1] else {}
+            kept = self._summaries[folder.id] = (stamp, found)
+        return kept[1]
+
+    def rows(self, folder: EvaluationFolder) -> list[dict[str, Any]]:
+        """The answered rows of the one evaluation that is looked at."""
+        stamp = stat_of(folder.predictions)
+        if self._rows[:2] != (folder.id, stamp):
+            self._rows = folder.id, stamp, list(folder.rows())
+        return self._rows[2]
+
+    def look(self, view: View, now: float) -> dict[str, str]:
+        """The markup of every part."""
+        states = self.jobs.all()
+        folders = {state.id: EvaluationFolder(self.workspace.evaluations_folder / state.id) for state in states}
+        shown = states[: evaluate_words.LISTED]
+        headlines = {
+            state.id: evaluate_words.headline(found) for state in shown if (found := self.summary(folders[state.id]))
+        }
+        listed = evaluate_words.listing(states, view.evaluation, now, headlines)
+        state = next((one for one in states if one.id == view.evaluation), None)
+        if state is None:
+            return {"list": listed, "head": "", "results": "", "rows": ""}
+        return {"list": listed, **self._looked_at(state, folders[state.id], view)}
+
+    def _looked_at(self, state: RunState, folder: EvaluationFolder, view: View) -> dict[str, str]:
+        request, summary = folder.request(), self.summary(folder)
+        titles = {column.name: column.title for column in request.columns}
+        rows = self.rows(folder)
+        waiting = (
+            "" if state.final else empty("The numbers come when all rows are answered", "The answers so far are below.")
+        )
+        title = '<h3 class="part">Answers</h3>'
+        return {
+            "head": evaluate_words.head(state, request),
+            "results": evaluate_words.results(summary) if summary else waiting,
+            "rows": title + evaluate_rows.table(rows, titles, view.rows) if rows or not state.final else "",
+        }
+
+    def opening(self) -> str:
+        """The evaluation to look at first: the one looked at last, else the newest."""
+        last = self.workspace.read_draft(LOOKED_AT)
+        known = [state.id for state in self.jobs.all()]
+        return str(last) if last in known else next(iter(known), "")
+
+
+def adapter_choices(workspace: Workspace, runs: Sequence[RunState]) -> list[tuple[str, str]]:
+    """Every adapter there is as (label, what `make_request` takes), newest run first, then its checkpoints."""
+    known = {run.id: run for run in workspace.runs()}
+    found = []
+    for state in runs:
+        run = known.get(state.id)
+        if run is None:
+            continue
+        title = state.title or state.id
+        if state.final and run.adapter.is_dir():
+            found.append((f"{title} ({state.id[:13]})", run.id))
+        for folder in reversed(run.checkpoint_folders()):
+            found.append(
+                (f"{title} ({state.id[:13]}), step {folder.name.rpartition('-')[2]}", f"{run.id}/{folder.name}")
+            )
+    return found
+
+
+def data_choices(workspace: Workspace) -> list[tuple[str, str]]:
+    """Held-out files that come with the studio, and uploads, as (label, value)."""
+    shipped = [(f"{data.title}: held-out questions (built in)", name) for name, data in shipped_data().items()]
+    return shipped + [(path.name, str(path)) for path in workspace.uploads()]
+
+
+def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """What was asked for last, as far as it is still there."""
+    draft = workspace.read_draft(FORM)
+    kept: Mapping[str, Any] = draft if isinstance(draft, dict) else {}
+    there = [value for _, value in adapters]
+    chosen = [value for value in kept.get("adapters", []) if value in there]
+    data = str(kept.get("data") or "pirate")
+    known = [value for _, value in data_choices(workspace)]
+    return {**kept, "adapters": chosen or there[:1], "data": data if data in known or Path(data).exists() else "pirate"}
+
+
+def file_of(workspace: Workspace, name: str, which: str) -> Path:
+    """One of the two files of an evaluation. Raises `StudioError` where it is not there."""
+    folder = evaluation(workspace, name)
+    path = folder.predictions if which == "predictions" else folder.complete
+    if not path.is_file():
+        raise StudioError(f"There is no {path.name} yet.", "It is written as rows are answered and measured.")
+    return path
+
+
+def base_of(adapter: Path) -> tuple[str, str]:
+    """The base that an adapter was trained on, and how it was quantized."""
+    card = adapter / CARD_FILE
+    said = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    base = said.get("base_model") or read_settings(adapter).get("base_model_name_or_path") or ""
+    return model_source(base), said.get("quantization") or "none"
+
+
+def harness_command(adapter: Path, base: str, quantization: str) -> str:
+    """The command with which lm-evaluation-harness measures an adapter on public benchmarks."""
+    quantized = {"4bit": ",load_in_4bit=True", "8bit": ",load_in_8bit=True"}.get(quantization, "")
+    model = f"pretrained={base},peft={adapter},tokenizer={adapter}{quantized}"
+    return (
+        f"lm_eval --model hf --model_args '{model}' --tasks hellaswag,arc_easy --apply_chat_template "
+        "--batch_size auto --output_path results"
+    )
+
+
+def harness_words(command: str) -> str:
+    """That command with what it is."""
+    about = (
+        "lm-evaluation-harness asks the public benchmarks that papers report. It is a package of its own "
+        "(pip install lm_eval) and fetches its questions from the Hugging Face Hub."
+    )
+    return f'<p class="ls-hint">{about}</p><div class="ls-raw"><pre>{escape(command)}</pre></div>'

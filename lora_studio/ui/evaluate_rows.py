@@ -1,0 +1,184 @@
+"""The answered rows of an evaluation as a table: which of them are shown, in what order, and the markup. No gradio."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lora_studio.ui.text import bubbles, count, empty, escape, shorten
+
+ROWS = 20
+BASE = "base"
+Row = dict[str, Any]
+
+FILTERS: dict[str, tuple[str, Callable[[bool, bool], bool]]] = {
+    "all": ("All rows", lambda first, other: True),
+    "lost": ("{first} right, {other} wrong", lambda first, other: first and not other),
+    "gained": ("{first} wrong, {other} right", lambda first, other: other and not first),
+    "wrong": ("Both wrong", lambda first, other: not first and not other),
+    "right": ("Both right", lambda first, other: first and other),
+}
+ORDERS = {
+    "row": "in the file's order",
+    "worst": "worst answers first",
+    "best": "best answers first",
+    "gained": "what the adapter gained most first",
+    "lost": "what the adapter lost most first",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a person chose in the table. `other` is the column that is held against the first."""
+
+    filter: str = "all"
+    order: str = "row"
+    query: str = ""
+    other: str = "adapter"
+    page: int = 0
+
+    def act(self, action: str, value: str) -> "Choice":
+        """The choice after a click or typed words."""
+        match action:
+            case "filter" if value in FILTERS:
+                return replace(self, filter=value, page=0)
+            case "order" if value in ORDERS:
+                return replace(self, order=value, page=0)
+            case "query":
+                return replace(self, query=value[:200], page=0)
+            case "other":
+                return replace(self, other=value, page=0)
+            case "page":
+                return replace(self, page=max(0, self.page + int(value)))
+            case _:
+                return self
+
+
+def chosen_rows(rows: Sequence[Row], columns: Sequence[str], choice: Choice) -> list[Row]:
+    """The rows that filter and words leave, in the order asked for."""
+    first, other = pair(columns, choice)
+    fits = FILTERS[choice.filter][1]
+    words = choice.query.casefold().split()
+    kept = [
+        row
+        for row in rows
+        if fits(row[first]["right"], row[other]["right"]) and all(word in _text(row, columns) for word in words)
+    ]
+    keys: dict[str, Callable[[Row], Any]] = {
+        "row": lambda row: row["row"],
+        "worst": lambda row: (row[other]["score"], row["row"]),
+        "best": lambda row: (-row[other]["score"], row["row"]),
+        "gained": lambda row: (row[first]["score"] - row[other]["score"], row["row"]),
+        "lost": lambda row: (row[other]["score"] - row[first]["score"], row["row"]),
+    }
+    return sorted(kept, key=keys[choice.order])
+
+
+def pair(columns: Sequence[str], choice: Choice) -> tuple[str, str]:
+    """The two columns that are held against each other; a single one against itself."""
+    other = choice.other if choice.other in columns[1:] else columns[-1] if len(columns) < 2 else columns[1]
+    return columns[0], other
+
+
+def _text(row: Row, columns: Sequence[str]) -> str:
+    said = [row[column]["answer"] for column in columns]
+    return " ".join([*(str(message.get("content")) for message in row["prompt"]), row["reference"], *said]).casefold()
+
+
+def table(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> str:
+    """The rows of the page asked for, with what filters, orders and turns pages. `titles` are the columns'."""
+    if not rows:
+        return empty("No row is answered yet", "Rows appear here batch by batch.")
+    columns = list(titles)
+    found = chosen_rows(rows, columns, choice)
+    page = min(choice.page, max(0, (len(found) - 1) // ROWS))
+    shown = found[page * ROWS : (page + 1) * ROWS]
+    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in ("Row", "Asked", "Expected", *titles.values()))
+    body = "".join(_row(row, titles) for row in shown)
+    if not shown:
+        none = empty("No such row", "Choose another filter, or empty the search.")
+        return controls(rows, titles, choice) + none
+    return (
+        controls(rows, titles, choice)
+        + '<div class="ls-table eval-rows" role="region" tabindex="0" aria-label="Answered rows"><table>'
+        + f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{_pager(len(found), len(rows), page)}"
+    )
+
+
+def controls(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> str:
+    """Filters with how many rows each leaves, the order, a search, and with which column the first is compared."""
+    columns = list(titles)
+    first, other = pair(columns, choice)
+    names = {"first": titles[first], "other": titles[other]}
+    chips = []
+    for name, (words, fits) in FILTERS.items():
+        if len(columns) < 2 and name in ("lost", "gained"):
+            continue
+        left = sum(fits(row[first]["right"], row[other]["right"]) for row in rows)
+        said = words.format(**names) if len(columns) > 1 else words.replace("Both wrong", "Wrong").replace("Both", "")
+        chips.append(
+            _button(
+                "filter",
+                name,
+                f"{said.strip().capitalize() if len(columns) < 2 else said} ({left:,})",
+                choice.filter == name,
+            )
+        )
+    options = "".join(
+        f'<option value="{name}"{" selected" if name == choice.order else ""}>{words}</option>'
+        for name, words in ORDERS.items()
+        if len(columns) > 1 or name not in ("gained", "lost")
+    )
+    order = f'<label>Order <select data-change="order">{options}</select></label>'
+    search = (
+        f'<label>Search <input type="search" data-change="query" value="{escape(choice.query)}" '
+        'placeholder="words, then Enter"></label>'
+    )
+    others = ""
+    if len(columns) > 2:
+        named = "".join(
+            f'<option value="{name}"{" selected" if name == other else ""}>{escape(titles[name])}</option>'
+            for name in columns[1:]
+        )
+        others = f'<label>Compared with {escape(titles[first])} <select data-change="other">{named}</select></label>'
+    return f'<div class="eval-chips">{"".join(chips)}</div><div class="eval-controls">{others}{order}{search}</div>'
+
+
+def _button(act: str, value: str, words: str, pressed: bool) -> str:
+    return (
+        f'<button type="button" data-act="{act}" data-value="{escape(value)}" '
+        f'aria-pressed="{"true" if pressed else "false"}">{escape(words)}</button>'
+    )
+
+
+def _row(row: Row, titles: Mapping[str, str]) -> str:
+    asked = next((message for message in reversed(row["prompt"]) if message["role"] == "user"), row["prompt"][-1])
+    line = shorten(str(asked.get("content") or ""), 160)
+    more = f"<details><summary>{escape(line)}</summary>{bubbles(row['prompt'])}</details>"
+    said = "".join(_answer(row[column], title) for column, title in titles.items())
+    return (
+        f'<tr><td data-label="Row">{row["row"]:,}</td><td class="asked" data-label="Asked">{more}</td>'
+        f'<td class="said" data-label="Expected"><div>{escape(row["reference"])}</div></td>{said}</tr>'
+    )
+
+
+def _answer(said: Mapping[str, Any], title: str) -> str:
+    kind, mark, words = ("good", "✓", "right") if said["right"] else ("bad", "✗", "wrong")
+    notes = [] if said["right"] or not 0 < said["score"] < 1 else [f"score {said['score']:.2f}"]
+    notes += ["cut at the longest answer"] if said["finish"] == "length" else []
+    note = f"<small>{escape(', '.join(notes))}</small>" if notes else ""
+    text = escape(said["answer"]) if said["answer"].strip() else '<span class="ls-none">nothing</span>'
+    shown = f'<div><i title="{words}" aria-label="{words}">{mark}</i> {text}</div>{note}'
+    return f'<td class="said {kind}" data-label="{escape(title)}">{shown}</td>'
+
+
+def _pager(found: int, of: int, page: int) -> str:
+    said = count(found, "row") if found == of else f"{found:,} of {count(of, 'row')}"
+    last = (found - 1) // ROWS
+    if last <= 0:
+        return f'<div class="run-pager"><span>{said}</span></div>'
+    said = f"{page * ROWS + 1:,} to {min(found, (page + 1) * ROWS):,} of {said}"
+    buttons = "".join(
+        f'<button type="button" data-act="page" data-value="{step}"{"" if able else " disabled"}>{word}</button>'
+        for step, word, able in ((-1, "Previous page", page > 0), (1, "Next page", page < last))
+    )
+    return f'<div class="run-pager"><span>{said}</span>{buttons}</div>'

@@ -1,0 +1,220 @@
+"""The evaluate tab: a test file answered by base and adapters, measured, and every answer to be read.
+
+A child of its own answers; the tab paints its folder once a second, so that a reload or another server shows the same.
+Draws and wires; what is shown comes from evaluate_board.py.
+"""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.adapter_source import adapter_folder
+from lora_studio.errors import StudioError
+from lora_studio.evaluations import MOST_ADAPTERS, Measuring, make_request
+from lora_studio.jobs.evaluating import Evaluations
+from lora_studio.settings import settings
+from lora_studio.ui import downloads, text
+from lora_studio.ui import evaluate_board as board
+from lora_studio.ui.data_choice import is_there
+from lora_studio.ui.evaluate_board import PARTS, Board, View
+from lora_studio.ui.studio import Shared, Studio
+
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+LONGEST = next(setting for setting in settings() if setting.path == "generation.max_new_tokens")
+LABELS = next(setting for setting in settings() if setting.path == "evaluation.labels")
+FIELDS = ("adapters", "data", "base", *Measuring.model_fields, "max_new_tokens", "labels")
+BESIDE_A_RUN = (
+    "A run is training: both would be slower, and the memory may not be enough for both.",
+    "Press Evaluate again to start all the same, or wait for the run.",
+)
+CLICKS = """
+let focused = null;
+const keep = node => {
+  const {act, value, change} = node.dataset;
+  focused = act ? `[data-act="${act}"][data-value="${CSS.escape(value)}"]` : `[data-change="${change}"]`;
+};
+element.addEventListener('click', event => {
+  const node = event.target.closest('[data-act]');
+  if (!node) return;
+  if (node.dataset.act === 'delete' && !confirm('Delete this evaluation with all its answers?')) return;
+  keep(node);
+  trigger('click', {act: node.dataset.act, value: node.dataset.value});
+});
+element.addEventListener('change', event => {
+  const node = event.target.closest('[data-change]');
+  if (!node) return;
+  keep(node);
+  trigger('click', {act: node.dataset.change, value: node.value});
+});
+watch('value', () => { if (focused) element.querySelector(focused)?.focus({preventScroll: true}); focused = null; });
+"""
+
+
+def build(studio: Studio, shared: Shared) -> None:
+    """Draws the tab and wires it."""
+    watching = Board(studio.workspace, Evaluations(studio.workspace))
+    form, start, harness = _draw_form()
+    said = gr.HTML(elem_id="evaluation-said")
+    parts = {name: gr.HTML(js_on_load=CLICKS, elem_id=f"evaluation-{name}") for name in PARTS}
+    downloaded = downloads.place(studio.workspace)
+    view, shown, warned = gr.State(View()), gr.State({}), gr.State("")
+    painted = [*parts.values(), shown]
+
+    def paint(now: View, before: dict[str, str]) -> list[Any]:
+        seen = watching.look(now, time.time())
+        if seen == before:
+            return [gr.skip()] * len(painted)
+        return [*(gr.skip() if seen[name] == before.get(name) else seen[name] for name in parts), seen]
+
+    def repaint(now: View) -> list[Any]:
+        return paint(now, {})
+
+    def begin(now: View, warned_of: str, *values: Any) -> tuple[Any, Any, Any]:
+        busy = studio.supervisor.busy()
+        if busy and busy != warned_of:
+            return now, busy, text.notice(*BESIDE_A_RUN, "warning")
+        try:
+            return start_one(studio, watching, dict(zip(FIELDS, values, strict=True))), "", ""
+        except StudioError as error:
+            return now, "", text.problem(error)
+
+    def act(event: gr.EventData, now: View) -> tuple[Any, Any, Any]:
+        try:
+            return after_click(studio, watching, now, str(event.act), str(event.value))
+        except StudioError as error:
+            return now, text.problem(error), gr.skip()
+
+    def opening() -> list[Any]:
+        return [*fill(studio), View(watching.opening())]
+
+    anew = gr.on(None, opening, None, [*form, view], **QUIET)
+    anew.then(repaint, view, painted, **QUIET)
+    start.click(begin, [view, warned, *form], [view, warned, said], **QUIET)
+    for part in parts.values():
+        part.click(act, view, [view, said, downloaded], **QUIET)
+    view.change(paint, [view, shown], painted, **QUIET)
+    gr.Timer(1).tick(paint, [view, shown], painted, trigger_mode="once", **QUIET)
+    form[0].change(lambda names: _harness(studio, names), form[0], harness, **QUIET)
+    tab = start.parent
+    while tab is not None and not isinstance(tab, gr.Tab):
+        tab = tab.parent
+    assert tab is not None
+    tab.select(opening, None, [*form, view], **QUIET)  # new runs and uploads, and what another tab asks to look at
+    gr.on([part.input for part in form], lambda *chosen: keep(studio, *chosen), form, None, **QUIET)
+
+
+def _draw_form() -> tuple[list[Any], gr.Button, gr.HTML]:
+    """The fields in the order of `FIELDS`, the start button, and the place of the harness's command."""
+    with gr.Row(equal_height=True, elem_classes="ls-pager"):
+        adapters = gr.Dropdown(
+            [],
+            label="Adapters",
+            multiselect=True,
+            max_choices=MOST_ADAPTERS,
+            info="One to three runs or checkpoints of one base.",
+            scale=4,
+            min_width=280,
+            elem_id="evaluate-adapters",
+        )
+        data = gr.Dropdown(
+            [],
+            label="Test data",
+            allow_custom_value=True,
+            info="Questions with answers that training did not see; a path can be typed.",
+            scale=4,
+            min_width=280,
+            elem_id="evaluate-data",
+        )
+        start = gr.Button("Evaluate", variant="primary", scale=0, min_width=120, elem_id="evaluate-start")
+    with gr.Accordion("Settings", open=False), gr.Column(elem_classes="grid"):
+        base = gr.Checkbox(True, label="The base answers too", info="Needed to see what the adapter changed.")
+        numbers = [
+            gr.Number(field.default, label=field.title, info=field.description, precision=0, minimum=1)
+            for field in Measuring.model_fields.values()
+        ]
+        longest = gr.Number(LONGEST.default, label=LONGEST.title, info=LONGEST.description, precision=0, minimum=1)
+        labels = gr.Textbox(
+            label=LABELS.title,
+            info="Such as Yes, No; empty takes the run's own, or finds them in the expected answers.",
+            max_lines=1,
+        )
+    with gr.Accordion("Public benchmarks (lm-evaluation-harness)", open=False):
+        harness = gr.HTML()
+    return [adapters, data, base, *numbers, longest, labels], start, harness
+
+
+def fill(studio: Studio) -> list[Any]:
+    """The form as it was sent last; the newest adapter at first."""
+    adapters = board.adapter_choices(studio.workspace, studio.supervisor.runs())
+    kept = board.remembered(studio.workspace, adapters)
+    first = [
+        gr.Dropdown(choices=adapters, value=kept["adapters"]),
+        gr.Dropdown(choices=board.data_choices(studio.workspace), value=kept["data"]),
+    ]
+    return first + [kept[name] if name in kept else gr.skip() for name in FIELDS[2:]]
+
+
+def keep(studio: Studio, *chosen: Any) -> None:
+    """Keeps what is chosen, so that a reload brings it back."""
+    studio.workspace.write_draft(board.FORM, dict(zip(FIELDS, chosen, strict=True)))
+
+
+def start_one(studio: Studio, watching: Board, chosen: dict[str, Any]) -> View:
+    """Starts what the form says. Raises `StudioError` for what can't be evaluated."""
+    if not chosen["adapters"]:
+        raise StudioError("No adapter is chosen.", "Train one on the Train tab; its first checkpoint can be evaluated.")
+    data = str(chosen["data"] or "").strip()
+    if not is_there(data):
+        raise StudioError(f"There is no test data {data!r}.", "Choose a file from the list, or type a file's path.")
+    request = make_request(
+        studio.workspace,
+        chosen["adapters"],
+        data,
+        compare=bool(chosen["base"]),
+        labels=str(chosen["labels"] or ""),
+        measuring={name: chosen[name] for name in Measuring.model_fields},
+        generation={"max_new_tokens": chosen["max_new_tokens"] or LONGEST.default},
+    )
+    name = watching.jobs.start(request)
+    return _look_at(studio, name)
+
+
+def _look_at(studio: Studio, name: str) -> View:
+    studio.workspace.write_draft(board.LOOKED_AT, name)
+    return View(name)
+
+
+def after_click(studio: Studio, watching: Board, now: View, act: str, value: str) -> tuple[Any, Any, Any]:
+    """View, message and download link after a click: choose, stop, resume, delete, download, filter, turn pages."""
+    jobs = watching.jobs
+    match act:
+        case "open":
+            return _look_at(studio, value), "", gr.skip()
+        case "delete":
+            jobs.delete(value)
+            return (_look_at(studio, watching.opening()) if now.evaluation == value else now), "", gr.skip()
+        case "stop":
+            jobs.stop(now.evaluation)
+        case "resume":
+            jobs.resume(now.evaluation)
+        case "download":
+            path = board.file_of(studio.workspace, now.evaluation, value)
+            target = downloads.new_file(studio.workspace, f"{now.evaluation}-{path.name}")
+            target.write_bytes(path.read_bytes())
+            return now, "", downloads.link(target)
+        case _:
+            return replace(now, rows=now.rows.act(act, value)), gr.skip(), gr.skip()
+    return now, "", gr.skip()
+
+
+def _harness(studio: Studio, names: list[str] | None) -> str:
+    """The command for the first adapter that is chosen."""
+    if not names:
+        return text.empty("No adapter is chosen", "Choose one above: its command appears here.")
+    try:
+        folder = adapter_folder(studio.workspace, names[0])
+        return board.harness_words(board.harness_command(folder, *board.base_of(folder)))
+    except StudioError as error:
+        return text.problem(error)

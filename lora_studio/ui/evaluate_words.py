@@ -1,0 +1,203 @@
+"""Evaluations in words and markup: the list, how far one is, its metrics and confusion matrix. No gradio."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_studio.evaluations import Request
+from lora_studio.events import RunState
+from lora_studio.jobs.evaluating import speed_of
+from lora_studio.ui import run_words
+from lora_studio.ui.text import count, duration, empty, escape, notice, progress, shorten
+
+LISTED = 30
+STATES = {
+    "queued": "Starting",
+    "running": "Running",
+    "stopping": "Stopping",
+    "done": "Finished",
+    "stopped": "Stopped",
+    "failed": "Failed",
+}
+PHASES = {
+    "start": "Starting",
+    "data": "Reading the test file",
+    "model": "Loading base and adapters",
+    "answer": "Answering",
+    "measure": "Measuring the answers",
+}
+
+
+def listing(states: Sequence[RunState], looked_at: str, now: float, headlines: Mapping[str, str]) -> str:
+    """The earlier evaluations to choose from; `headlines` say what each came to."""
+    if not states:
+        return empty(
+            "No evaluation yet",
+            "Choose an adapter and a test file above and press Evaluate: the file's answers stay hidden.",
+        )
+    rows = "".join(_listed(state, state.id == looked_at, now, headlines.get(state.id, "")) for state in states[:LISTED])
+    left = (
+        f'<p class="ls-hint">{count(len(states) - LISTED, "older evaluation")} not shown.</p>'
+        if len(states) > LISTED
+        else ""
+    )
+    return f'<ul class="eval-list" aria-label="Evaluations">{rows}</ul>{left}'
+
+
+def _listed(state: RunState, current: bool, now: float, headline: str) -> str:
+    said = STATES.get(state.state, state.state)
+    if state.state == "running" and state.phase_total and state.phase == "answer":
+        said += f", {100 * state.phase_done / state.phase_total:.0f} %"
+    name, title = escape(state.id), escape(state.title)
+    delete = f'<button type="button" data-act="delete" data-value="{name}" aria-label="Delete {title}">Delete…</button>'
+    about = " · ".join(filter(None, (said, run_words.ago(state.created, now), headline)))
+    return (
+        f'<li aria-current="{"true" if current else "false"}"><span class="dot {escape(state.state)}"></span>'
+        f'<button type="button" class="open" data-act="open" data-value="{name}">{title}</button>'
+        f"<small>{escape(about)}</small>{delete if state.final else ''}</li>"
+    )
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """The most telling metric of a summary: Accuracy 52.5 % → 95 %."""
+    metric = next(iter(summary["metrics"].values()))
+    names = [column["name"] for column in summary["columns"]]
+    values = " → ".join(value(metric[name]["value"], metric["unit"]) for name in names)
+    return f"{metric['title']} {values}"
+
+
+def head(state: RunState, request: Request) -> str:
+    """What is evaluated, how far it is, and what can be done with it."""
+    columns = ", ".join(column.title for column in request.columns)
+    about = f"{columns} on {request.data}"
+    return (
+        f'<div class="run-head"><h2><span class="dot {escape(state.state)}"></span>{escape(state.title)}</h2>'
+        f'{_progress(state)}<div class="id">{escape(about)}</div></div>{_buttons(state)}{_notes(state)}'
+    )
+
+
+def _progress(state: RunState) -> str:
+    if state.final:
+        words = f"{STATES[state.state]} after {run_words.clock(run_words.elapsed(state, 0.0))}."
+        return f'<div class="now">{escape(words)}</div>'
+    label = "Stopping" if state.state == "stopping" else PHASES.get(state.phase, "Starting")
+    speed = speed_of(state)
+    remark = f"{speed.rows_per_second:.3g} rows/s, {duration(speed.seconds_left)} left" if speed else ""
+    total = state.phase_total if state.phase in ("answer", "data") else 0
+    return progress(f"{label}, rows" if total else label, state.phase_done, total, remark=remark)
+
+
+def _buttons(state: RunState) -> str:
+    acts = []
+    if not state.final:
+        acts.append(("stop", "Stop"))
+    elif state.state != "done":
+        acts.append(("resume", "Resume"))
+    buttons = "".join(f'<button type="button" data-act="{act}" data-value="">{words}</button>' for act, words in acts)
+    return f'<div class="acts eval-acts">{buttons}</div>' if buttons else ""
+
+
+def _notes(state: RunState) -> str:
+    notes = "".join(notice(words, kind="warning") for words in state.warnings)
+    if state.state == "failed":
+        notes = notice(state.message, state.hint, "error") + notes
+    elif state.state == "stopped":
+        notes = notice(state.message, state.hint) + notes
+    return notes
+
+
+def value(number: float | None, unit: str, *, signed: bool = False) -> str:
+    """A metric's value: 95 % for a share, four digits for others."""
+    if number is None:
+        return "–"
+    sign = "+" if signed and number > 0 else "−" if number < 0 else ""
+    if unit == "share":
+        return f"{sign}{100 * abs(number):.1f}".removesuffix(".0") + " %"
+    return f"{sign}{run_words.figure(abs(number))}"
+
+
+def results(summary: Mapping[str, Any]) -> str:
+    """Metrics, where columns disagree, and confusion, of a summary."""
+    part = ""
+    if summary["rows"] < summary["of_rows"]:
+        part = notice(
+            f"These are the numbers of {summary['rows']:,} of {count(summary['of_rows'], 'row')}.",
+            "The longest rows are answered first: the rest may be easier or harder.",
+        )
+    brackets = "In brackets: where the true value lies in 95 of 100 cases."
+    why = f'<p class="ls-hint">{escape(summary["task"]["why"])} {brackets}</p>'
+    files = "".join(
+        f'<button type="button" data-act="download" data-value="{name}">Download {words}</button>'
+        for name, words in (("predictions", "all answers (JSONL)"), ("summary", "the metrics (JSON)"))
+    )
+    return (
+        f'{part}<h3 class="part">Metrics over {count(summary["rows"], "row")}</h3>{why}{metrics_table(summary)}'
+        f'<div class="acts eval-acts">{files}</div>{confusions(summary)}'
+    )
+
+
+def metrics_table(summary: Mapping[str, Any]) -> str:
+    """Base, adapters and the difference with its verdict, a row a metric."""
+    columns = summary["columns"]
+    apart = [
+        ("difference" + ("" if number == 1 else str(number)), column) for number, column in enumerate(columns[1:], 1)
+    ]
+    titles = [column["title"] for column in columns]
+    several = len(apart) > 1
+    for _, column in apart:
+        name = f"{column['title']} against {titles[0]}" if several else "Difference"
+        titles += [name, "More than chance?"]
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in ("Metric", *titles))
+    body = ""
+    for metric in summary["metrics"].values():
+        cells = "".join(_measured(metric[column["name"]], metric["unit"]) for column in columns)
+        for name, _ in apart:
+            found = metric[name]
+            certain = found["more_than_chance"] and found["words"] != "the same"
+            kind = "" if not certain else "good" if found["words"].startswith("better") else "bad"
+            verdict = escape(found["words"][:1].upper() + found["words"][1:])
+            cells += _measured(found, metric["unit"], signed=True)
+            cells += f'<td class="verdict {kind}" title="{escape(found["test"])}">{verdict}</td>'
+        body += (
+            f'<tr><th scope="row">{escape(metric["title"])}<small>{escape(metric["about"])}</small></th>{cells}</tr>'
+        )
+    return (
+        '<div class="ls-table beside-table eval-metrics" role="region" tabindex="0" aria-label="Metrics"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _measured(found: Mapping[str, Any], unit: str, *, signed: bool = False) -> str:
+    def short(number: float) -> str:
+        return value(number, unit, signed=signed).removesuffix(" %")
+
+    between = "" if found["low"] is None else f"<small>[{short(found['low'])}, {short(found['high'])}]</small>"
+    return f"<td><b>{value(found['value'], unit, signed=signed)}</b>{between}</td>"
+
+
+def confusions(summary: Mapping[str, Any]) -> str:
+    """A confusion matrix for each column: rows are what was expected, columns what was answered."""
+    if not summary["confusion"]:
+        return ""
+    titles = {column["name"]: column["title"] for column in summary["columns"]}
+    parts = "".join(_confusion(titles[name], matrix) for name, matrix in summary["confusion"].items())
+    about = "Each line is an expected label, each column what was answered; the diagonal is right."
+    title = f'<h3 class="part">Confusion matrix</h3><p class="ls-hint">{about}</p>'
+    return f'{title}<div class="eval-confusions">{parts}</div>'
+
+
+def _confusion(title: str, matrix: Mapping[str, Any]) -> str:
+    most = max((number for line in matrix["counts"] for number in line), default=0) or 1
+    head = "".join(f'<th scope="col">{escape(shorten(label, 24))}</th>' for label in matrix["given"])
+    body = ""
+    for label, line in zip(matrix["expected"], matrix["counts"], strict=True):
+        cells = "".join(
+            f'<td class="{"good" if given == label else "bad"}" style="--share:{100 * number / most:.0f}%">'
+            f"{number:,}</td>"
+            for given, number in zip(matrix["given"], line, strict=True)
+        )
+        body += f'<tr><th scope="row">{escape(shorten(label, 24))}</th>{cells}</tr>'
+    return (
+        f'<div class="ls-table"><table class="eval-confusion" aria-label="Confusion matrix of {escape(title)}">'
+        f"<caption>{escape(title)}</caption><thead><tr><td>expected \\ answered</td>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )

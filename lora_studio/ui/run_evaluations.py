@@ -1,0 +1,78 @@
+"""The evaluations in which a run's adapter or one of its checkpoints answered, on the runs tab."""
+
+import json
+from collections.abc import Hashable
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.evaluations import EvaluationFolder, of_run
+from lora_studio.ui import text
+from lora_studio.ui.evaluate_board import FORM, LOOKED_AT
+from lora_studio.ui.evaluate_words import headline
+from lora_studio.ui.run_section import QUIET, Look, stat_of
+from lora_studio.ui.studio import Shared, Studio
+
+_CLICKS = """
+element.addEventListener('click', event => {
+  const node = event.target.closest('[data-act]');
+  if (node) trigger('click', {act: node.dataset.act, value: node.dataset.value});
+});
+"""
+
+
+def build(studio: Studio, shared: Shared) -> dict[str, Any]:
+    """A fold with the list and the way to the evaluate tab."""
+    with gr.Accordion("Evaluations", open=False, elem_id="run-evaluations") as fold:
+        listed = gr.HTML(js_on_load=_CLICKS)
+
+    def act(event: gr.EventData) -> Any:
+        if event.act == "open":
+            studio.workspace.write_draft(LOOKED_AT, str(event.value))
+        else:
+            draft = studio.workspace.read_draft(FORM)
+            kept = draft if isinstance(draft, dict) else {}
+            studio.workspace.write_draft(FORM, {**kept, "adapters": [str(event.value)]})
+        return gr.Tabs(selected="evaluate")
+
+    listed.click(act, None, shared.tabs, **QUIET)
+    return {"fold": fold, "listed": listed}
+
+
+def stamp(look: Look) -> Hashable:
+    folder = look.studio.workspace.evaluations_folder
+    return look.run.id, look.run.final, len(look.run.checkpoints), stat_of(folder), _measured(look)
+
+
+def _measured(look: Look) -> int:
+    return sum(folder.complete.is_file() for folder in of_run(look.studio.workspace, look.run.id))
+
+
+def view(look: Look) -> dict[str, Any]:
+    found = of_run(look.studio.workspace, look.run.id)
+    words = f"Evaluations: {len(found)}" if found else "Evaluations"
+    return {"fold": gr.update(label=words), "listed": listing(found, look.run.id, bool(look.run.checkpoints))}
+
+
+def listing(found: list[EvaluationFolder], run_id: str, there: bool) -> str:
+    """Each evaluation with what it came to, and a button to make another; `there` says whether an adapter is."""
+    another = (
+        f'<div class="acts eval-acts"><button type="button" data-act="new" data-value="{text.escape(run_id)}">'
+        "Evaluate this run…</button></div>"
+        if there
+        else ""
+    )
+    if not found:
+        return text.empty("No evaluation yet", "A test file shows what the adapter learned, beside its base.") + another
+    rows = "".join(_listed(folder) for folder in found)
+    return f'<ul class="eval-list" aria-label="Evaluations of this run">{rows}</ul>{another}'
+
+
+def _listed(folder: EvaluationFolder) -> str:
+    said = "not measured yet"
+    if folder.complete.is_file():
+        said = headline(json.loads(folder.complete.read_text(encoding="utf-8")))
+    return (
+        f'<li><button type="button" class="open" data-act="open" data-value="{text.escape(folder.id)}">'
+        f"{text.escape(folder.request().title)}</button><small>{text.escape(said)}</small></li>"
+    )

@@ -1,0 +1,79 @@
+"""The parent's side of evaluations: started, followed, stopped, resumed, found again, with a fake child."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_studio.config import Generation
+from lora_studio.errors import StudioError
+from lora_studio.evaluations import Column, Measuring, Request, evaluations
+from lora_studio.events import RunState
+from lora_studio.jobs.evaluating import Evaluations, speed_of
+from lora_studio.jobs.launcher import Launcher, kill
+from lora_studio.workspace import Workspace
+
+from .conftest import wait_until
+
+REQUEST = Request("title", "data", (Column("adapter", "A", "/a"),), (), "", Measuring(), Generation())
+Jobs = Callable[[str], Evaluations]
+
+
+@pytest.fixture
+def jobs(workspace: Workspace) -> Iterator[Jobs]:
+    """Evaluations whose children are fakes of a mode, and of which none is left behind."""
+    program = str(Path(__file__).with_name("fake_evaluator.py"))
+    yield lambda mode: Evaluations(workspace, Launcher([sys.executable, program, mode]))
+    for folder in evaluations(workspace):
+        kill(folder)
+
+
+def test_one_that_is_done_says_so_and_can_be_deleted(jobs: Jobs, workspace: Workspace) -> None:
+    mine = jobs("rows=2")
+    name = mine.start(REQUEST)
+    wait_until(lambda: mine.state(name).state == "done")
+    assert [state.title for state in mine.all()] == ["title"]
+    with pytest.raises(StudioError, match="is done"):
+        mine.resume(name)
+    mine.delete(name)
+    assert mine.all() == []
+    with pytest.raises(StudioError, match="no evaluation"):
+        mine.state(name)
+
+
+def test_a_stopped_one_goes_on_where_it_was_and_another_waits_for_its_end(jobs: Jobs, workspace: Workspace) -> None:
+    mine = jobs("slow")
+    name = mine.start(REQUEST)
+    wait_until(lambda: speed_of(mine.state(name)) is not None)
+    with pytest.raises(StudioError, match="going on"):
+        mine.start(REQUEST)
+    with pytest.raises(StudioError, match="not over"):
+        mine.delete(name)
+    mine.stop(name)
+    wait_until(lambda: mine.state(name).final and mine.busy() is None)
+    (folder,) = evaluations(workspace)
+    there = len(list(folder.rows()))
+    jobs(f"rows={there + 2}").resume(name)
+    wait_until(lambda: mine.state(name).state == "done")
+    assert [row["row"] for row in folder.rows()] == list(range(there + 2))
+
+
+def test_another_server_finds_it_and_a_killed_one_says_what_to_do(jobs: Jobs, workspace: Workspace) -> None:
+    name = jobs("slow").start(REQUEST)
+    other = jobs("slow")
+    wait_until(lambda: other.state(name).state == "running")
+    assert other.busy() == name
+    (folder,) = evaluations(workspace)
+    kill(folder)
+    wait_until(lambda: other.state(name).final)
+    assert "Resume answers the rows that are left." in other.state(name).hint
+
+
+def test_speed_counts_the_rows_of_this_start_alone() -> None:
+    state = RunState(phase="answer", phase_started=10.0, last_event=14.0, phase_done=30, phase_total=50, step=10)
+    speed = speed_of(state)
+    assert speed is not None
+    assert (speed.rows_per_second, speed.seconds_left) == (5.0, 4.0)
+    assert speed_of(RunState(phase="answer", phase_started=10.0, last_event=14.0, phase_total=50)) is None
+    assert speed_of(RunState(phase="model")) is None
