@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def independent_numbers(predictions: Path) -> dict[str, dict[str, float]]:
         pairs = []
         for row in rows:
             wanted = next(colour for colour in COLOURS if colour in row["reference"])
-            words = row[column]["answer"].lower().replace(".", " ").replace(",", " ").split()
+            words = re.findall(r"[^\W_]+", row[column]["answer"].lower())
             said = {word for word in words if word in COLOURS}
             first = words[0] if words and words[0] in COLOURS else None
             pairs.append((wanted, first or (said.pop() if len(said) == 1 else None)))
