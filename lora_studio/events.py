@@ -223,6 +223,8 @@ _TYPES: dict[str, type] = {
     )
 }
 
+_NAMES = {cls: {item.name for item in dataclasses.fields(cls)} for cls in _TYPES.values()}
+
 
 def to_line(event: Event) -> str:
     """One JSON object and a line feed. Numbers that JSON has no word for (NaN, infinity) become strings."""
@@ -241,7 +243,7 @@ def from_line(line: str) -> Event | None:
     cls = _TYPES.get(values.pop("event", ""))
     if cls is None:
         return None
-    known = {item.name for item in dataclasses.fields(cls)}
+    known = _NAMES[cls]
     try:
         return cls(**{name: _number(value) for name, value in values.items() if name in known})
     except TypeError:
@@ -265,7 +267,7 @@ class RunState:
     """All that a view needs of a run. `state` is "queued", "running", "stopping" or one of `FINAL_STATES`.
 
     "queued" is a run without events; the supervisor says "stopping" while a stop is under way, and "failed" for a
-    worker that vanished.
+    worker that vanished. Where a state is told to be in short, it has only the last of the steps and no answers.
     """
 
     id: str = ""

@@ -117,6 +117,11 @@ class RunFolder:
         return self.path / "events.jsonl"
 
     @property
+    def folded(self) -> Path:
+        """What the events come to, in short; made from them and may be deleted at any time."""
+        return self.path / "folded.json"
+
+    @property
     def log(self) -> Path:
         return self.path / "worker.log"
 

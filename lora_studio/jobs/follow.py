@@ -1,6 +1,7 @@
 """One run's state kept up to date from its folder: new lines of events.jsonl, and whether the worker lives.
 
-It only reads. What it adds to the fold of the events is what a dead worker can't say itself.
+What it adds to the fold of the events is what a dead worker can't say itself. It writes nothing but what the events of
+a run without a worker come to in short, so that the next look at a thousand runs need not read them.
 """
 
 import os
@@ -11,8 +12,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lora_studio.events import RunState, fold, from_line
+from lora_studio.folded import brief, keep_folded, read_folded
 from lora_studio.jobs.launcher import Worker, find, read_worker
 from lora_studio.jobs.oom import oom_kills
 from lora_studio.workspace import RunFolder
@@ -39,25 +42,31 @@ def last_lines(path: Path, count: int, most_bytes: int = 65_536) -> str:
 
 
 class Follower:
-    """Follows one run. `refresh` reads what is new; `state` is a snapshot that never changes once handed out.
+    """Follows one run. `refresh` sees what is new; `state` is a snapshot that never changes once handed out.
 
     `alive`: the worker's process is there; `ended`: the worker said its last word. For a moment both are so.
+    `known`: its events were read, at least in short; of a run without a worker that waits until somebody asks.
     """
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
         facts = run.read_facts()
-        self._folded = RunState(id=run.id, title=facts["title"], created=facts["created"])
-        self._offset = 0
+        self._facts: dict[str, Any] = {"id": run.id, "title": facts["title"], "created": facts["created"]}
+        self._begin_anew()
         self._watched = (str(run.worker), str(run.events), str(run.checkpoints))
         self._signature: tuple[object, ...] = ()
         self._waiting = False
         self._exit_code: ExitCode = lambda _: None
         self._state: RunState | None = None
+        self._unread = False
+        self._wanted_whole = False
         self.worker: Worker | None = None
         self.alive = False
-        self.ended = False
+        self.known = False
         self.revision = 0
+
+    def _begin_anew(self) -> None:
+        self._folded, self._offset, self._in_short = RunState(**self._facts), 0, False
 
     def refresh(self, waiting: bool, exit_code: ExitCode) -> bool:
         """Reads what is new and says whether anything is; `waiting` means that the run stands in the queue."""
@@ -66,34 +75,71 @@ class Follower:
         if self.alive or files[:1] != self._signature[:1]:
             self.worker = read_worker(self.run)
             alive = find(self.run) is not None
-        unborn = self.worker is None and not self._folded.events and time.time() - self._folded.created < _BIRTH_SECONDS
+        unborn = self.worker is None and files[1] is None and time.time() - self._facts["created"] < _BIRTH_SECONDS
         signature = (*files, alive, waiting, unborn)
         if self.revision and signature == self._signature:
             return False
         # The events are read after the look at the process: a worker seen dead has written all it ever will.
         self.alive = alive
-        self._read_events()
         self._signature = signature
-        launched = self.worker.launched if self.worker else 0.0
-        self.ended = self._folded.final and (self._folded.finished or 0.0) >= launched
-        self._waiting, self._exit_code, self._state = waiting or unborn, exit_code, None
+        self._waiting, self._exit_code, self._state, self._unread = waiting or unborn, exit_code, None, True
+        if alive or files[1] is None:
+            self.read()
         self.revision += 1
         return True
 
     @property
+    def ended(self) -> bool:
+        self.read()
+        launched = self.worker.launched if self.worker else 0.0
+        return self._folded.final and (self._folded.finished or 0.0) >= launched
+
+    @property
     def state(self) -> RunState:
         """The run as of the last `refresh`. Made when it is asked for: most of what changes is never looked at."""
+        self._wanted_whole = True
+        if self._in_short:
+            self._begin_anew()
+            self._unread, self._state = True, None
+        return self.in_short
+
+    @property
+    def in_short(self) -> RunState:
+        """The same, or less: of a run without a worker only the last step and no answers."""
+        self.read()
         if self._state is None:
             self._state = self._snapshot()
         return self._state
 
+    def read(self) -> None:
+        """Reads what the run has said since it was last read."""
+        if self._unread:
+            self._unread, self.known = False, True
+            self._read_events()
+
     def _read_events(self) -> None:
         try:
-            with self.run.events.open("rb") as file:
-                file.seek(self._offset)
-                new = file.read()
+            file = self.run.events.open("rb")
         except FileNotFoundError:
             return
+        with file:
+            found = os.fstat(file.fileno())
+            key = (found.st_size, found.st_mtime_ns)
+            short = not self.alive and not self._wanted_whole
+            if short and (self._in_short or not self._offset) and (kept := read_folded(self.run, key)) is not None:
+                self._folded, self._in_short = replace(kept, **self._facts), True
+                return
+            if self._in_short:
+                self._begin_anew()
+            file.seek(self._offset)
+            new = file.read()
+        self._fold_lines(new)
+        if not self.alive and self._folded.events:
+            keep_folded(self.run, self._folded, key)
+            if short:
+                self._folded, self._in_short = brief(self._folded), True
+
+    def _fold_lines(self, new: bytes) -> None:
         whole = new[: new.rfind(b"\n") + 1]
         self._offset += len(whole)
         lines = whole.decode("utf-8", errors="replace").split("\n")

@@ -77,8 +77,24 @@ class Supervisor:
         while not self._closing.wait(self._tick_seconds):
             try:
                 self.tick()
+                self._read_on()
             except Exception:  # a full disk or a vanished folder must not end the watch over the other runs
                 _log.exception("The supervisor could not look around")
+
+    def _read_on(self, seconds: float = 0.3, at_once: float = 0.02) -> None:
+        """Reads runs that nobody has read yet, newest first and a few at once, so that others come in between."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self._closing.wait(0.001):
+            with self._lock:
+                unread = (follower for follower in self._followers.values() if not follower.known)
+                pause = time.monotonic() + at_once
+                for follower in unread:
+                    follower.read()
+                    self._revision += 1
+                    if time.monotonic() > pause:
+                        break
+                else:
+                    return
 
     def tick(self) -> None:
         """One look around, as the background thread does it again and again."""
@@ -110,9 +126,19 @@ class Supervisor:
             return self._follow(run_id).state
 
     def runs(self) -> list[RunState]:
-        """Every run's state, newest first."""
+        """Every run's state in short (see `RunState`), newest first.
+
+        While the background thread reads a workspace for the first time, those that it has read: `unread` are to come.
+        """
         with self._lock:
-            return [self._followers[run.id].state for run in self._refresh_all()]
+            followers = [self._followers[run.id] for run in self._refresh_all()]
+            return [follower.in_short for follower in followers if follower.known or self._thread is None]
+
+    @property
+    def unread(self) -> int:
+        """How many runs `runs` does not tell of yet."""
+        with self._lock:
+            return sum(not follower.known for follower in self._followers.values()) if self._thread else 0
 
     def queue(self) -> list[str]:
         """Ids of the runs that wait for the device, the next one first."""

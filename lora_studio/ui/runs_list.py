@@ -130,5 +130,5 @@ def opening_run(studio: Studio) -> str:
     runs = studio.supervisor.runs()
     active = next((run.id for run in runs if run.state in ("running", "stopping")), None)
     last = studio.workspace.read_draft(SELECTION)
-    known = {run.id for run in runs}
+    known = {run.id for run in studio.workspace.runs()}
     return active or (last if last in known else None) or (runs[0].id if runs else "")

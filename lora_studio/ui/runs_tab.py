@@ -11,8 +11,9 @@ from typing import Any
 
 import gradio as gr
 
+from lora_studio.errors import StudioError
 from lora_studio.events import RunState
-from lora_studio.ui import run_chart, run_compare, run_detail, runs_list
+from lora_studio.ui import run_chart, run_compare, run_detail, runs_list, text
 from lora_studio.ui.run_board import Board
 from lora_studio.ui.run_section import QUIET, Look, Seen, updates
 from lora_studio.ui.run_table import Choice
@@ -82,10 +83,16 @@ def look(studio: Studio, board: Board, run_id: str, choice: Choice, before: Show
     runs = studio.supervisor.runs()
     several = run_compare.chosen(runs, choice.ticked) if choice.comparing else []
     listed = runs_list.view(board, runs, choice, "" if len(several) > 1 else run_id, now)
-    if len(several) > 1:
-        return Shown("", listed, {}, _compared(studio, several, choice, before))
-    run = next((item for item in runs if item.id == run_id), None)
-    if run is None:
+    if studio.supervisor.unread:
+        listed["list"] += text.notice(f"{text.count(studio.supervisor.unread, 'older run')} are being read.")
+    try:
+        if len(several) > 1:
+            whole = [studio.supervisor.state(run.id) for run in several]
+            return Shown("", listed, {}, _compared(studio, whole, choice, before))
+        if not run_id:
+            return Shown("", listed)
+        run = studio.supervisor.state(run_id)
+    except StudioError:  # deleted meanwhile
         return Shown("", listed)
     chosen = Look(studio, run, studio.workspace.run(run.id), now)
     return Shown(run.id, listed, run_detail.view(chosen, before.detail if before.run == run.id else {}))

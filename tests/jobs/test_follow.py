@@ -202,7 +202,54 @@ def test_a_settled_run_is_not_read_again(run: RunFolder, monkeypatch: pytest.Mon
     append(run, to_line(Finished(time.time(), "done", 1)))
     follower = Follower(run)
     refresh(follower)
+    before = follower.state
     monkeypatch.setattr("lora_studio.jobs.follow.read_worker", lambda run: pytest.fail("read again"))
     monkeypatch.setattr(Follower, "_read_events", lambda self: pytest.fail("read again"))
     assert not refresh(follower)
-    assert follower.state is follower.state
+    assert follower.state is before
+
+
+def over(run: RunFolder, steps: int = 3) -> None:
+    """A run whose worker is gone and said its last word."""
+    run.worker.write_text(json.dumps({"pid": 2**22 + 1, "started": 1.0, "launched": 2.0}))
+    append(run, "".join(map(step, range(1, steps + 1))) + to_line(Finished(time.time(), "done", steps)))
+
+
+def test_a_run_that_is_over_is_read_once_and_told_in_short_without_its_events_afterwards(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over(run)
+    first = Follower(run)
+    refresh(first)
+    assert not first.known
+    assert (first.in_short.state, len(first.in_short.steps), first.known) == ("done", 1, True)
+    second = Follower(run)
+    refresh(second)
+    with monkeypatch.context() as patch:
+        patch.setattr("lora_studio.jobs.follow.from_line", lambda line: pytest.fail("read again"))
+        assert second.in_short == first.in_short
+        assert second.ended
+    assert [item.step for item in second.state.steps] == [1, 2, 3]
+    assert second.in_short is second.state
+
+
+def test_a_run_told_in_short_that_goes_on_is_whole_again(run: RunFolder) -> None:
+    over(run)
+    follower = Follower(run)
+    refresh(follower)
+    assert follower.in_short.step == 3
+    be_the_worker(run, os.getpid())
+    append(run, to_line(RunStarted(time.time(), 1, "cpu", "float32", 2)) + step(3) + step(4))
+    refresh(follower)
+    assert [item.step for item in follower.in_short.steps] == [1, 2, 3, 4]
+
+
+def test_events_that_changed_since_are_read_again(run: RunFolder) -> None:
+    over(run)
+    follower = Follower(run)
+    refresh(follower)
+    follower.read()
+    append(run, step(4))
+    again = Follower(run)
+    refresh(again)
+    assert again.in_short.step == 4

@@ -13,6 +13,7 @@ import pytest
 
 from lora_studio.config import Config, Data
 from lora_studio.errors import StudioError
+from lora_studio.events import Finished, StepLogged, to_line
 from lora_studio.jobs.launcher import Launcher, find, read_worker
 from lora_studio.jobs.supervisor import Supervisor, with_absolute_paths
 from lora_studio.parsing import parse, read_yaml
@@ -360,3 +361,24 @@ def test_killing_the_parent_leaves_the_worker_alive_and_the_next_parent_finds_it
     worker = read_worker(workspace.run(run_id))
     assert worker is not None
     assert worker.pid != os.getpid()
+
+
+def test_runs_of_earlier_days_are_told_of_as_they_are_read_and_each_at_once_when_asked_for(
+    workspace: Workspace,
+) -> None:
+    runs = [workspace.create_run(f"run {number}", "{}", {}) for number in range(4)]
+    for run in runs:
+        run.worker.write_text('{"pid": 4194305, "started": 1.0, "launched": 2.0}')
+        run.events.write_text(to_line(StepLogged(3.0, 1, 2, 0.5, 1.0, 1e-3)) * 2 + to_line(Finished(4.0, "done", 2)))
+    slow = Supervisor(workspace, tick_seconds=60)
+    slow.start()
+    assert (slow.runs(), slow.unread) == ([], 4)
+    assert len(slow.state(runs[0].id).steps) == 2
+    assert [state.id for state in slow.runs()] == [runs[0].id]
+    slow.close()
+    assert [state.id for state in slow.runs()] == [run.id for run in workspace.runs()]
+    quick = Supervisor(workspace, tick_seconds=0.01)
+    quick.start()
+    wait_until(lambda: len(quick.runs()) == 4 and not quick.unread)
+    assert {state.state for state in quick.runs()} == {"done"}
+    quick.close()
