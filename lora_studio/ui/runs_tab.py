@@ -83,8 +83,9 @@ def look(studio: Studio, board: Board, run_id: str, choice: Choice, before: Show
     runs = studio.supervisor.runs()
     several = run_compare.chosen(runs, choice.ticked) if choice.comparing else []
     listed = runs_list.view(board, runs, choice, "" if len(several) > 1 else run_id, now)
-    if studio.supervisor.unread:
-        listed["list"] += text.notice(f"{text.count(studio.supervisor.unread, 'older run')} are being read.")
+    if unread := studio.supervisor.unread:
+        reading = text.progress(f"Reading {text.count(unread, 'older run')}")
+        listed["list"] = listed["list"] + reading if runs else reading
     try:
         if len(several) > 1:
             whole = [studio.supervisor.state(run.id) for run in several]

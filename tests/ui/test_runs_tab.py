@@ -82,6 +82,24 @@ def shown_of(studio: Studio, run_id: str, before: Shown | None = None) -> dict[s
     return now.listed | {name: value for _, parts in now.detail.values() for name, value in parts.items()}
 
 
+def test_runs_that_are_still_to_be_read_are_counted_and_the_one_looked_at_is_whole(studio: Studio) -> None:
+    older, run = finished(studio.workspace, "older"), finished(studio.workspace, "newer")
+    studio.supervisor.runs()
+    reading = Supervisor(studio.workspace, tick_seconds=60)
+    later = Studio(studio.workspace, reading, studio.inspector, studio.chat)
+    reading.start()
+    words = look(later, "").listed["list"]
+    assert "Reading 2 older runs" in words
+    assert "No run yet" not in words
+    shown = look(later, run.id)
+    assert len(shown.detail["chart"][1]["chart"]["panels"][0]["lines"][0]["x"]) == 2
+    words = look(later, run.id).listed["list"]
+    assert "newer" in words
+    assert "Reading 1 older run…" in words
+    assert older.folded.exists()
+    reading.close()
+
+
 def test_an_empty_workspace_says_how_the_list_is_filled(studio: Studio) -> None:
     shown = look(studio, "")
     assert "No run yet" in shown.listed["list"]
