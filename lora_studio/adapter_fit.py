@@ -100,7 +100,7 @@ def check_fit(folder: Path, base: str | None = None) -> str:
         if found.startswith((".", "/", "~")) or found.count("/") != 1:
             raise StudioError(f"The adapter's base {found} is not on this machine.", "Copy the model to that place.")
         return found
-    _check_shapes(read_header(folder / WEIGHTS_FILE), numbers, found, int(settings.get("r") or 0))
+    _check_shapes(read_header(folder / WEIGHTS_FILE), numbers, found)
     return found
 
 
@@ -124,7 +124,7 @@ def read_header(path: Path) -> dict[str, Any]:
     return dict(header)
 
 
-def _check_shapes(header: Mapping[str, Any], numbers: dict[str, Any], base: str, r: int) -> None:
+def _check_shapes(header: Mapping[str, Any], numbers: dict[str, Any], base: str) -> None:
     model = architecture(numbers)
     if model is None:
         return  # built in a way that is not counted here: checked when it is loaded

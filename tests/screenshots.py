@@ -69,7 +69,7 @@ def look_at_data(page: Page) -> None:
 
 
 def ask(page: Page) -> None:
-    answer = page.locator("#chat-adapter .ls-assistant .ls-said")
+    answer = page.locator("#chat-board .ls-assistant .ls-said")
     if answer.count() == 0:
         page.get_by_label("Your question", exact=True).fill("What is the capital of France?")
         page.get_by_role("button", name="Send", exact=True).click()

@@ -18,6 +18,7 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import (
+    chat_style,
     chat_tab,
     data_tab,
     evaluate_style,
@@ -80,7 +81,7 @@ def _keep_status(demo: gr.Blocks, status: gr.HTML, studio: Studio) -> None:
     shown = gr.State("")
 
     def refresh(before: str) -> tuple[object, object]:
-        line = status_line(studio.supervisor.runs())
+        line = status_line(studio.supervisor.runs(), studio.chat.running)
         return (gr.skip(), gr.skip()) if line == before else (line, line)
 
     timer = gr.Timer(2)
@@ -153,7 +154,7 @@ def _serve(demo: gr.Blocks, host: str, port: int, login: Callable[[str, str], bo
             server_port=port,
             auth=login,
             theme=theme.theme(),
-            css=text.CSS + theme.CSS + run_style.CSS + queue_view.CSS + evaluate_style.CSS,
+            css=text.CSS + theme.CSS + run_style.CSS + queue_view.CSS + evaluate_style.CSS + chat_style.CSS,
             head=HEAD,
             ssr_mode=False,
             run_history=False,

@@ -1,42 +1,72 @@
-"""The chat tab: one question, two answers side by side, of the base and of the base with an adapter.
+"""The chat tab: one question, the answers of the base and of up to three adapters side by side.
 
 Draws and wires; what the events do stands in chatting.py.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from lora_studio.ui import text
-from lora_studio.ui.chatting import SAMPLING, Chat, Parts, Updates
-from lora_studio.ui.dialogue import COLUMNS, EXAMPLES
+from lora_studio.ui import chat_blind, chat_board, chat_prompts, chat_sources, downloads, form, text
+from lora_studio.ui.chat_choices import MOST
+from lora_studio.ui.chatting import OWN_SAMPLING, SAMPLING, Chat, Parts, Updates
 from lora_studio.ui.studio import Shared, Studio
 
 NO_RUNS = text.empty("No adapter yet", "Train one on the Train tab; its first checkpoint can be tried here at once.")
+WHO = """() => {
+  const hex = byte => byte.toString(16).padStart(2, '0');
+  const fresh = () => [...crypto.getRandomValues(new Uint8Array(12))].map(hex).join('');
+  try {
+    let who = localStorage.getItem('lora-studio-chat') || '';
+    if (!/^[0-9a-f]{24}$/.test(who)) localStorage.setItem('lora-studio-chat', who = fresh());
+    return who;
+  } catch { return window.chatWho ??= fresh(); }
+}"""
+"""A name that this browser's chat is kept under; a browser that keeps nothing has one until it is reloaded."""
+CLICKED = """
+element.addEventListener('click', event => {
+  const node = event.target.closest('[data-act]');
+  if (node) trigger('click', {act: node.dataset.act, value: node.dataset.value || ''});
+});
+"""
 
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
-    parts = draw()
-    _wire(Chat(studio, parts))
+    who = gr.State("")
+    parts = draw(OWN_SAMPLING)
+    place = downloads.place(studio.workspace)
+    act = Chat(studio, parts)
+    parts.like.choices = [(name, name) for name in (OWN_SAMPLING, *act.offers())]
+    _wire(act, who, place)
+    chat_sources.build(act, who)
+    with parts.body:
+        chat_prompts.build(act, who)
+        chat_blind.build(act, who)
 
 
-def draw() -> Parts:
+def draw(like: str = OWN_SAMPLING) -> Parts:
     nothing = gr.HTML(NO_RUNS)
     with gr.Column(visible=False) as body:
         with gr.Row(equal_height=True, elem_classes="ls-pager"):
-            choice = gr.Dropdown([], label="Adapter", scale=4, min_width=260)
+            choice = gr.Dropdown(
+                [],
+                label=f"Adapters beside the base, up to {MOST}",
+                multiselect=True,
+                max_choices=MOST,
+                scale=4,
+                min_width=260,
+                elem_id="chat-choice",
+            )
             load = gr.Button("Load", scale=0, min_width=110)
             unload = gr.Button("Unload", scale=0, min_width=110, interactive=False)
-        status = gr.HTML()
-        with gr.Row():
-            columns = [_draw_column(name) for name in COLUMNS]
-        with gr.Row(elem_classes="ls-examples"):
-            examples = [gr.Button("", visible=False, size="sm", min_width=130) for _ in range(EXAMPLES)]
+        status = gr.HTML(js_on_load=CLICKED, elem_id="chat-status")
+        board = gr.HTML(js_on_load=chat_board.CLICKS, elem_id="chat-board")
         with gr.Row(equal_height=True, elem_classes="ls-pager"):
             question = gr.Textbox(
                 label="Your question",
-                placeholder="Both columns are asked; Enter sends",
+                placeholder="All columns are asked; Enter sends",
                 lines=1,
                 max_lines=8,
                 scale=6,
@@ -44,58 +74,57 @@ def draw() -> Parts:
             )
             send = gr.Button("Send", variant="primary", scale=0, min_width=100)
             stop = gr.Button("Stop", scale=0, min_width=80, interactive=False)
-            clear = gr.Button("Clear", scale=0, min_width=80)
+        extra = gr.HTML(elem_id="chat-extra")
         with gr.Accordion("System prompt and sampling", open=False):
             system = gr.Textbox(
                 label="System prompt",
-                info="Given to both columns; at first the one that the adapter was trained with.",
+                info="Given to all columns; at first the one that the first adapter was trained with.",
                 lines=2,
                 max_lines=8,
                 placeholder="none",
             )
-            with gr.Row():
+            like_box = gr.Dropdown(
+                [like],
+                value=like,
+                label="Sample as a preset does",
+                info="Fills in the settings below; they can be changed afterwards.",
+                filterable=False,
+            )
+            with gr.Column(elem_classes="grid"):
                 sampling = [
-                    gr.Number(
-                        setting.default,
-                        label=setting.title,
-                        info=setting.description,
-                        min_width=180,
-                        precision=0 if setting.kind == "int" else None,
-                    )
-                    for setting in SAMPLING
+                    form.draw_widget(setting, f"chat-{setting.path.rpartition('.')[2]}") for setting in SAMPLING
                 ]
-    titles, talks, notes = (list(parts) for parts in zip(*columns, strict=True))
-    said = (titles, talks, notes, examples, question)
-    return Parts(nothing, body, choice, load, unload, status, *said, send, stop, clear, system, sampling)
+    said = (question, send, stop, extra, system, like_box)
+    return Parts(nothing, body, choice, load, unload, status, board, *said, sampling)
 
 
-def _draw_column(name: str) -> tuple[gr.HTML, gr.HTML, gr.HTML]:
-    with gr.Column(min_width=280):
-        title = gr.HTML()
-        talk = gr.HTML(elem_id=f"chat-{name}", elem_classes="ls-chat")
-        return title, talk, gr.HTML()
-
-
-def _wire(act: Chat) -> None:
+def _wire(act: Chat, who: gr.State, place: gr.HTML) -> None:
     p = act.parts
     everything = p.all()
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on(fn=act.repaint, outputs=everything, **quiet)
+    answer: dict[str, Any] = {"concurrency_id": "chat", "concurrency_limit": 8, **quiet}
+
+    def open_page(given: str) -> Updates:
+        return {who: given} | act.arrive(given)
+
+    name = gr.Textbox(visible=False)
+    gr.on(fn=open_page, inputs=name, outputs=[who, *everything], js=WHO, **quiet)
     tab = p.body.parent
     assert isinstance(tab, gr.Tab)  # its own event, because that of `shared.tabs` is silent when another tab opens it
-    tab.select(act.arrive, p.choice, everything, **quiet)
-    p.choice.input(act.pick, p.choice, everything, **quiet)
-    p.load.click(act.load, p.choice, everything, concurrency_id="chat", concurrency_limit=1, **quiet)
-    p.unload.click(act.unload, p.choice, everything, **quiet)
-    answer: dict[str, Any] = {"concurrency_id": "chat", "concurrency_limit": 1, **quiet}
-    asked = [p.question, p.choice, p.system, *p.sampling]
-    gr.on([p.send.click, p.question.submit], act.send, asked, everything, **answer)
-    for position, button in enumerate(p.examples):
+    tab.select(act.arrive, who, everything, **quiet)
+    p.choice.input(act.pick, [who, p.choice], everything, **quiet)
+    p.load.click(act.load, who, everything, **answer)
+    p.unload.click(act.unload, who, everything, **quiet)
+    gr.on([p.send.click, p.question.submit], act.send, [who, p.question, p.system, *p.sampling], everything, **answer)
+    p.stop.click(act.stop, who, queue=False, **quiet)
+    p.like.input(act.sampling_like, p.like, p.sampling, **quiet)
 
-        def put(value: str | None, system: str, position: int = position) -> Updates:
-            return act.ask_example(position, value, system)
+    def click(event: gr.EventData, person: str, system: str, *sampling: Any) -> Iterator[Updates]:
+        given = {"act": str(event.act), "column": str(event.column), "value": str(event.value), "text": str(event.text)}
+        yield from act.act(given, person, system, place, sampling)
 
-        filled = button.click(put, [p.choice, p.system], [p.question, p.system], **quiet)
-        filled.then(act.send, asked, everything, **answer)
-    p.stop.click(act.stop, queue=False, **quiet)
-    p.clear.click(act.clear, [p.choice, p.system], everything, **quiet)
+    def insist(event: gr.EventData, person: str) -> Iterator[Updates]:
+        yield from act.load(person, insist=event.act == "insist")
+
+    p.board.click(click, [who, p.system, *p.sampling], [*everything, place], **answer)
+    p.status.click(insist, who, everything, **answer)

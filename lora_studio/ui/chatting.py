@@ -1,12 +1,12 @@
-"""What the chat tab's events do: load, ask, stop, clear, and carry pieces of text from the engine to the page.
+"""What the chat tab's events do: choose columns, load, ask, edit, undo, stop, and carry pieces of text to the page.
 
-What is said and kept stands in dialogue.py, what is drawn in chat_tab.py. Conversations are kept in the workspace, one
-for each adapter, so that a reload or a stopped answer loses nothing.
+What is said and kept stands in dialogue.py, who can answer in chat_choices.py, what is drawn in chat_board.py, the way
+to the engine in chat_engine.py. Each browser has its own chat, kept in the workspace: a reload loses nothing.
 """
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,17 @@ from gradio.components import Component
 
 from lora_studio.errors import StudioError
 from lora_studio.parsing import nest, parse
+from lora_studio.presets import presets
 from lora_studio.settings import settings
-from lora_studio.ui import dialogue, text
-from lora_studio.ui.dialogue import COLUMNS, Choice, Talk
+from lora_studio.ui import chat_board, chat_choices, chat_device, chat_words, dialogue, downloads, form, text
+from lora_studio.ui.chat_choices import Choice, Example
+from lora_studio.ui.chat_engine import ConsentError, Engine
+from lora_studio.ui.dialogue import BASE, Talk
 from lora_studio.ui.studio import Studio
 
-SAMPLING = tuple(
-    setting for setting in settings() if setting.section == "generation" and setting.kind in ("int", "float")
-)
+SAMPLING = tuple(setting for setting in settings() if setting.section == "generation")
 KEEP_SECONDS = 1.0  # how often a growing answer is written down
-LOADING = {"base": "Loading the base model", "adapters": "Loading the adapter"}
+OWN_SAMPLING = "as set below"
 
 Updates = dict[Any, Any]
 
@@ -39,16 +40,14 @@ class Parts:
     load: gr.Button
     unload: gr.Button
     status: gr.HTML
-    titles: list[gr.HTML]
-    talks: list[gr.HTML]
-    notes: list[gr.HTML]
-    examples: list[gr.Button]
+    board: gr.HTML
     question: gr.Textbox
     send: gr.Button
     stop: gr.Button
-    clear: gr.Button
+    extra: gr.HTML
     system: gr.Textbox
-    sampling: list[gr.Number]
+    like: gr.Dropdown
+    sampling: list[Any]
 
     def all(self) -> list[Component | gr.Column]:
         """Every component, for events that may change any of them."""
@@ -59,203 +58,315 @@ class Parts:
 
 
 class Chat:
-    """What the tab's events do. `loaded` is what the engine said it holds."""
+    """What the tab's events do; `who` is the browser that asks."""
 
     def __init__(self, studio: Studio, parts: Parts) -> None:
         self.studio, self.parts = studio, parts
-        self._loaded: dict[str, Any] | None = None
-        self._loaded_choice = ""
+        self.engine = Engine(studio)
 
-    def choices(self) -> list[Choice]:
-        return dialogue.choices(self.studio.workspace, self.studio.supervisor.runs())
+    # -- who can answer, and what was said
 
-    @property
-    def loaded(self) -> dict[str, Any] | None:
-        """What is in memory; nothing once the child has ended."""
-        return self._loaded if self.studio.chat.running else None
+    def talk(self, who: str) -> Talk:
+        return dialogue.read_talk(self.studio.workspace, who)
 
-    def arrive(self, value: str | None) -> Updates:
-        """A tab is opened: new runs and checkpoints are offered, and an adapter chosen elsewhere is shown."""
-        found = self.choices()
-        wanted = dialogue.preferred(found, dialogue.read_settings(self.studio.workspace)["choice"] or value or "")
-        if wanted is None or wanted.value != value:
-            return self._paint(found, wanted)
-        offered = [(each.label, each.value) for each in found]
-        return {self.parts.choice: gr.Dropdown(choices=offered, value=value), self.parts.status: self._status(wanted)}
+    def keep(self, who: str, talk: Talk) -> None:
+        dialogue.write_talk(self.studio.workspace, who, talk)
 
-    def repaint(self) -> Updates:
-        """After a reload: the adapter chosen last, its conversation, and what is in memory."""
-        kept = dialogue.read_settings(self.studio.workspace)
-        found = self.choices()
-        sampling = {
-            box: kept["sampling"].get(setting.path, setting.default)
-            for box, setting in zip(self.parts.sampling, SAMPLING, strict=True)
-        }
-        return self._paint(found, dialogue.preferred(found, kept["choice"])) | sampling
+    def choices(self, talk: Talk) -> list[Choice]:
+        return chat_choices.choices(self.studio.workspace, self.studio.supervisor.runs(), talk.folders)
 
-    def pick(self, value: str | None) -> Updates:
-        """Another adapter: its conversation comes back."""
-        found = self.choices()
-        dialogue.choose(self.studio.workspace, value or "")
-        return self._paint(found, dialogue.preferred(found, value or ""))
+    def chosen(self, talk: Talk) -> list[Choice]:
+        """The adapters of the columns. Raises `StudioError` where they can't answer together."""
+        return chat_choices.require(self.choices(talk), talk.adapters)
 
-    def _paint(self, found: Sequence[Choice], choice: Choice | None) -> Updates:
+    # -- painting
+
+    def arrive(self, who: str) -> Updates:
+        """The page or the tab is opened: what there is now, and what another tab chose."""
+        talk = self.talk(who)
+        found = self.choices(talk)
+        there = {choice.value for choice in found}
+        kept = [value for value in talk.adapters if value in there]
+        asked = chat_choices.chosen_elsewhere(self.studio.workspace)
+        if asked or not kept:
+            wanted = chat_choices.preferred(found, asked)
+            kept = kept if wanted and wanted.value in kept else [wanted.value] if wanted else []
+        if kept != talk.adapters:
+            talk.adapters, talk.system = kept, None
+            self.keep(who, talk)
+        return self._paint(talk, found) | self._sampling_shown(talk)
+
+    def pick(self, who: str, values: list[str]) -> Updates:
+        """Other columns: those that were shown before bring their conversations back."""
+        talk = self.talk(who)
+        first = talk.adapters[:1]
+        talk.adapters = list(values or [])
+        if talk.adapters[:1] != first:
+            talk.system = None
+        self.keep(who, talk)
+        return self.paint(talk)
+
+    def paint(self, talk: Talk) -> Updates:
+        """Everything as it is now."""
+        return self._paint(talk, self.choices(talk))
+
+    def _paint(self, talk: Talk, found: Sequence[Choice]) -> Updates:
         p = self.parts
-        if choice is None:
+        if not found:
             return {p.nothing: gr.HTML(visible=True), p.body: gr.Column(visible=False)}
-        offered = [(each.label, each.value) for each in found]
         updates: Updates = {
             p.nothing: gr.HTML(visible=False),
             p.body: gr.Column(visible=True),
-            p.choice: gr.Dropdown(choices=offered, value=choice.value),
-            p.status: self._status(choice),
-            p.unload: gr.Button(interactive=self.loaded is not None),
+            p.choice: gr.Dropdown([(each.label, each.value) for each in found], value=talk.adapters, multiselect=True),
+            p.unload: gr.Button(interactive=self.engine.loaded is not None),
+            p.extra: "",
         }
         try:
-            config = choice.config()
-            talk = dialogue.read_talk(self.studio.workspace, choice)
-            asked = dialogue.examples(config)
+            chosen = self.chosen(talk)
+            updates |= {p.status: self.status(chosen), p.system: self.system(talk, chosen), p.board: self.board(talk)}
         except StudioError as error:
-            return updates | {p.status: text.problem(error)}
-        titles = (f"Base: {config.model.name}", f"Adapter: {choice.name}")
-        updates |= {box: dialogue.heading(title) for box, title in zip(p.titles, titles, strict=True)}
-        updates |= {p.system: talk.system} | self._columns(talk)
-        for position, button in enumerate(p.examples):
-            there = position < len(asked)
-            label = text.shorten(asked[position].question, 70) if there else ""
-            updates[button] = gr.Button(label, visible=there)
+            updates |= {p.status: text.problem(error), p.board: self.board(talk)}
         return updates
 
-    def _status(self, choice: Choice) -> str:
-        runs = self.studio.supervisor.runs()
-        training = any(run.state in ("running", "stopping") for run in runs)
-        held = self.loaded if self._loaded_choice == choice.value else None
-        if held is None and self.loaded is not None:
-            return text.notice("Another adapter is in memory. This one is loaded with the next question.")
-        return dialogue.memory_line(held, choice.name, training)
+    def status(self, chosen: Sequence[Choice]) -> str:
+        held = self.engine.loaded if self.engine.holds(chosen) else None
+        holder = f"the chat ({self.engine.loaded['base']})" if self.engine.loaded else None
+        who = chat_device.holders(self.engine.run, holder)
+        return chat_words.memory(held, chosen, who, self.engine.loaded is not None) + chat_words.cards(chosen)
 
-    def load(self, value: str | None) -> Iterator[Updates]:
-        """Brings base and adapter into memory, with progress."""
+    def system(self, talk: Talk, chosen: Sequence[Choice]) -> str:
+        """The system prompt that the columns are given."""
+        return chosen[0].card().system_prompt if talk.system is None else talk.system
+
+    def board(self, talk: Talk) -> str:
+        """All columns of a person's chat."""
+        by_value = {choice.value: choice for choice in self.choices(talk)}
+        shown = [by_value[value] for value in talk.adapters if value in by_value]
+        titles = {choice.value: choice.name for choice in shown}
+        titles[BASE] = f"Base: {shown[0].card().base}" if shown else "Base"
+        names = [name for name in talk.names if name in titles]
+        columns = [(name, titles[name], talk.column(name), talk.notes.get(name, "")) for name in names]
+        return chat_board.board(columns, marks=talk.marks, examples=self._examples(shown))
+
+    def _examples(self, shown: Sequence[Choice]) -> list[Example]:
+        try:
+            return chat_choices.examples(shown[0].config()) if shown else []
+        except StudioError:
+            return []  # the run's config is of another version: it can answer all the same
+
+    def _sampling_shown(self, talk: Talk) -> Updates:
+        boxes = zip(self.parts.sampling, SAMPLING, strict=True)
+        return {box: form.to_widget(item, talk.sampling.get(item.path, item.default)) for box, item in boxes}
+
+    # -- memory
+
+    def load(self, who: str, insist: bool = False) -> Iterator[Updates]:
+        """Brings base and adapters into memory, with progress."""
         p = self.parts
         again = {p.load: gr.Button(interactive=True)}
         yield {p.load: gr.Button(interactive=False)}
         try:
-            choice = dialogue.require(self.choices(), value)
-            yield from self._ready(choice)
-            yield again | {p.status: self._status(choice), p.unload: gr.Button(interactive=True)}
+            chosen = self.chosen(self.talk(who))
+            with contextlib.closing(self.engine.load(who, chosen, insist=insist)) as answers:
+                for answer in answers:
+                    if answer["kind"] == "status":
+                        yield {p.status: answer["words"]}
+            yield again | {p.status: self.status(chosen), p.unload: gr.Button(interactive=True)}
         except StudioError as error:
-            yield again | {p.status: text.problem(error)}
+            yield again | {p.status: said(error)}
 
-    def _ready(self, choice: Choice) -> Iterator[Updates]:
-        """Loads the choice unless it is what is in memory."""
-        if self.loaded is not None and self._loaded_choice == choice.value:
-            return
-        p, model = self.parts, choice.config().model
-        yield {p.status: text.progress("Starting the engine")}
-        self._loaded, self._loaded_choice = None, ""
-        request = {"base": model.name, "revision": model.revision, "quantization": model.quantization}
-        with contextlib.closing(
-            self.studio.chat.stream("load", **request, dtype=model.dtype, adapters={COLUMNS[1]: str(choice.folder)})
-        ) as answers:
-            for answer in answers:
-                if answer["kind"] == "result":
-                    self._loaded, self._loaded_choice = answer, choice.value
-                else:
-                    yield {p.status: text.progress(LOADING.get(answer["phase"], "Loading"))}
-
-    def unload(self, value: str | None) -> Updates:
+    def unload(self, who: str) -> Updates:
         """Ends the engine's child: its memory is free for certain."""
-        self.studio.chat.close()
-        self._loaded, self._loaded_choice = None, ""
-        return {self.parts.unload: gr.Button(interactive=False)} | self._said(value)
+        self.engine.unload()
+        return self.paint(self.talk(who))
 
-    def _said(self, value: str | None) -> Updates:
-        try:
-            return {self.parts.status: self._status(dialogue.require(self.choices(), value))}
-        except StudioError as error:
-            return {self.parts.status: text.problem(error)}
+    # -- asking
 
-    def send(self, question: str, value: str | None, system: str, *sampling: Any) -> Iterator[Updates]:
-        """Asks both columns and shows their answers as they grow. A failed or stopped answer keeps the question."""
-        p, workspace = self.parts, self.studio.workspace
+    def send(self, who: str, question: str, system: str, *sampling: Any) -> Iterator[Updates]:
+        """Asks all columns and shows their answers as they grow."""
         question = question.strip()
         if not question:
-            yield {p.status: text.notice("There is no question yet.", "Type one below, or press one of the examples.")}
+            hint = "Type one below, or press one of the examples."
+            yield {self.parts.status: text.notice("There is no question yet.", hint)}
             return
-        idle = {p.send: gr.Button(interactive=True), p.stop: gr.Button(interactive=False)}
-        yield {p.send: gr.Button(interactive=False)}
+        talk = self.talk(who)
         try:
-            choice = dialogue.require(self.choices(), value)
-            chosen = self._sampling(sampling)
-            workspace.write_draft(dialogue.DRAFT, {"choice": value, "sampling": chosen})
-            talk = dialogue.read_talk(workspace, choice)
-            talk.system = system
-            yield from self._ready(choice)
+            yield from self.ask(who, talk, dict.fromkeys(talk.names, question), system, sampling)
         except StudioError as error:
-            yield idle | {p.status: text.problem(error), p.question: question}
-            return
-        yield {p.status: self._status(choice), p.unload: gr.Button(interactive=True)}
-        yield {p.question: "", p.stop: gr.Button(interactive=True)}
+            yield self._idle() | {self.parts.status: said(error), self.parts.question: question}
+
+    def ask(
+        self,
+        who: str,
+        talk: Talk,
+        questions: Mapping[str, str],
+        system: str,
+        sampling: Sequence[Any],
+        before: Mapping[str, list[dict[str, str]]] | None = None,
+    ) -> Iterator[Updates]:
+        """Asks each column its question. A failed or stopped answer keeps what was said; without any, the column is as
+        it was `before`, and a new question comes back."""
+        p, names = self.parts, list(questions)
+        chosen = self.chosen(talk)
+        own = chosen[0].card().system_prompt
+        talk.sampling, talk.system = self.checked(sampling), None if system == own else system
+        for name, question in questions.items():
+            talk.ask(question, [name])
+        self.keep(who, talk)
+        begun = {p.send: gr.Button(interactive=False), p.stop: gr.Button(interactive=True), p.question: ""}
+        yield begun | {p.board: self.board(talk), p.extra: ""}
+        columns = [{"adapter": None if name == BASE else name, "messages": talk.prompt(name, system)} for name in names]
         try:
-            yield from self._answer(choice, talk, question, chosen)
-            yield idle
+            with contextlib.closing(self.engine.answer(who, chosen, columns, plain(talk.sampling))) as answers:
+                yield from self._carry(who, talk, names, chosen, answers)
+            yield self._idle()
         except StudioError as error:
-            back = {p.question: question} if talk.take_back() else {}
-            yield idle | back | self._columns(talk) | {p.status: text.problem(error)}
+            back = {p.question: questions[names[0]]} if _take_back(talk, names, before) and not before else {}
+            yield self._idle() | back | {p.board: self.board(talk), p.status: said(error)}
         finally:
-            talk.take_back()
-            dialogue.write_talk(workspace, choice, talk)
+            _take_back(talk, names, before)
+            self.keep(who, talk)
 
-    def _answer(self, choice: Choice, talk: Talk, question: str, chosen: dict[str, Any]) -> Iterator[Updates]:
-        """Carries pieces from the engine to the page; leaving early stops the engine."""
-        talk.ask(question)
-        dialogue.write_talk(self.studio.workspace, choice, talk)
-        yield self._columns(talk)
-        prompts = zip((None, COLUMNS[1]), talk.prompts(), strict=True)
-        columns = [{"adapter": adapter, "messages": messages} for adapter, messages in prompts]
-        plain = {path.rpartition(".")[2]: setting for path, setting in chosen.items()}
-        kept = time.monotonic()
-        with contextlib.closing(self.studio.chat.stream("generate", columns=columns, settings=plain)) as answers:
+    def _carry(
+        self, who: str, talk: Talk, names: Sequence[str], chosen: Sequence[Choice], answers: Iterator[dict[str, Any]]
+    ) -> Iterator[Updates]:
+        """Pieces from the engine to the page; leaving early stops the engine."""
+        p, kept = self.parts, time.monotonic()
+        for answer in answers:
+            if answer["kind"] == "status":
+                yield {p.status: answer["words"]}
+                continue
+            if answer["kind"] == "loaded":
+                yield {p.status: self.status(chosen), p.unload: gr.Button(interactive=True)}
+                continue
+            if answer["kind"] == "piece":
+                talk.add(dict(zip(names, answer["texts"], strict=True)))
+                words = [text.count(tokens, "token") for tokens in answer["tokens"]]
+                talk.notes |= dict(zip(names, words, strict=True))
+            elif answer["kind"] == "result":
+                talk.finish({name: column["text"] for name, column in zip(names, answer["columns"], strict=True)})
+                notes = [dialogue.column_note(column) for column in answer["columns"]]
+                talk.notes |= dict(zip(names, notes, strict=True))
+                if answer["note"]:
+                    yield {p.status: self.status(chosen) + text.notice(answer["note"])}
+            if time.monotonic() - kept > KEEP_SECONDS:
+                self.keep(who, talk)
+                kept = time.monotonic()
+            yield {p.board: self.board(talk)}
+
+    def _idle(self) -> Updates:
+        p = self.parts
+        return {p.send: gr.Button(interactive=True), p.stop: gr.Button(interactive=False)}
+
+    def stop(self, who: str) -> None:
+        self.engine.stop(who)
+
+    # -- clicks in the columns
+
+    def act(
+        self, event: Mapping[str, str], who: str, system: str, place: gr.HTML, sampling: Sequence[Any]
+    ) -> Iterator[Updates]:
+        """A click in the columns: ask again, change a question, undo, clear, mark, score, or take away."""
+        talk = self.talk(who)
+        names = [event["column"]] if event["column"] in talk.names else talk.names
+        try:
+            match event["act"]:
+                case "example":
+                    example = self._examples(self.chosen(talk))[int(event["value"])]
+                    system = example.system or system
+                    yield {self.parts.system: system}
+                    questions = dict.fromkeys(talk.names, example.question)
+                    yield from self.ask(who, talk, questions, system, sampling)
+                case "again" | "edit":
+                    yield from self._again(who, talk, names, event, system, sampling)
+                case "tokens":
+                    yield from self._score(who, talk, system)
+                case "export":
+                    path = downloads.new_file(self.studio.workspace, "conversations.jsonl")
+                    path.write_text(talk.jsonl(system), encoding="utf-8")
+                    yield {place: downloads.link(path)}
+                case "undo" | "clear" | "marks":
+                    if event["act"] == "undo":
+                        talk.undo(names)
+                    elif event["act"] == "clear":
+                        talk.clear()
+                    else:
+                        talk.marks = not talk.marks
+                    self.keep(who, talk)
+                    yield {self.parts.board: self.board(talk), self.parts.extra: ""}
+        except StudioError as error:
+            yield self._idle() | {self.parts.status: said(error)}
+
+    def _again(
+        self,
+        who: str,
+        talk: Talk,
+        names: Sequence[str],
+        event: Mapping[str, str],
+        system: str,
+        sampling: Sequence[Any],
+    ) -> Iterator[Updates]:
+        """Each column's last question asked anew, or an earlier one changed; what came after it is taken out."""
+        before = {name: list(talk.column(name)) for name in names}
+        turn = int(event["value"]) if event["act"] == "edit" else None
+        asked = {name: talk.again(name) if turn is None else talk.edit(name, turn) for name in names}
+        questions = {name: event["text"].strip() or question for name, question in asked.items() if question}
+        if questions:
+            yield from self.ask(who, talk, questions, system, sampling, before)
+
+    def _score(self, who: str, talk: Talk, system: str) -> Iterator[Updates]:
+        """The first adapter's last answer as forced text: how likely base and adapters find each token."""
+        chosen = self.chosen(talk)
+        name = next((value for value in talk.adapters if talk.column(value)), "")
+        if not name or not talk.column(name)[-1]["content"]:
+            raise StudioError("There is no answer to look at yet.", "Ask something first.")
+        with contextlib.closing(
+            self.engine.score(who, chosen, talk.prompt(name, system), talk.column(name)[-1]["content"])
+        ) as answers:
             for answer in answers:
-                if answer["kind"] == "piece":
-                    talk.add(answer["texts"])
-                    talk.notes = [text.count(tokens, "token") for tokens in answer["tokens"]]
+                if answer["kind"] == "status":
+                    yield {self.parts.status: answer["words"]}
+                elif answer["kind"] == "loaded":
+                    yield {self.parts.status: self.status(chosen)}
                 elif answer["kind"] == "result":
-                    talk.finish([column["text"] for column in answer["columns"]])
-                    talk.notes = [dialogue.column_note(column) for column in answer["columns"]]
-                if time.monotonic() - kept > KEEP_SECONDS:
-                    dialogue.write_talk(self.studio.workspace, choice, talk)
-                    kept = time.monotonic()
-                yield self._columns(talk)
+                    titles = {choice.value: choice.name for choice in chosen}
+                    yield {self.parts.extra: chat_words.tokens(answer, titles)}
 
-    def _columns(self, talk: Talk) -> Updates:
-        """Both columns and the words below them."""
-        talks = zip(self.parts.talks, talk.columns, strict=True)
-        notes = zip(self.parts.notes, talk.notes, strict=True)
-        return {box: dialogue.column(messages) for box, messages in talks} | {
-            box: dialogue.note(words) for box, words in notes
-        }
+    # -- sampling
 
-    def _sampling(self, values: Sequence[Any]) -> dict[str, Any]:
+    def checked(self, raws: Sequence[Any]) -> dict[str, Any]:
         """The sampling settings by path, checked; an emptied box is its default."""
-        pairs = zip(SAMPLING, values, strict=True)
-        chosen = {setting.path: setting.default if value is None else value for setting, value in pairs}
+        chosen = {}
+        for setting, raw in zip(SAMPLING, raws, strict=True):
+            value = form.from_widget(setting, raw)
+            chosen[setting.path] = setting.default if value is None else value
         checked = parse(nest(chosen)).generation.model_dump()
         return {setting.path: checked[setting.path.rpartition(".")[2]] for setting in SAMPLING}
 
-    def ask_example(self, position: int, value: str | None, system: str) -> Updates:
-        """Puts an example into the question box, with the system prompt that it has in its data."""
-        example = dialogue.examples(dialogue.require(self.choices(), value).config())[position]
-        return {self.parts.question: example.question, self.parts.system: example.system or system}
+    def sampling_like(self, name: str) -> list[Any]:
+        """The widgets' values as a preset has them."""
+        given = parse(presets(self.studio.workspace)[name].values() if name in self.offers() else {})
+        values = given.generation.model_dump()
+        return [form.to_widget(setting, values[setting.path.rpartition(".")[2]]) for setting in SAMPLING]
 
-    def stop(self) -> None:
-        self.studio.chat.stop()
+    def offers(self) -> list[str]:
+        """Presets that say how to sample."""
+        return [name for name, one in presets(self.studio.workspace).items() if "generation" in one.values()]
 
-    def clear(self, value: str | None, system: str) -> Updates:
-        """A new conversation with the same adapter."""
-        talk = Talk(system=system)
-        try:
-            dialogue.write_talk(self.studio.workspace, dialogue.require(self.choices(), value), talk)
-        except StudioError as error:
-            return {self.parts.status: text.problem(error)}
-        return self._columns(talk)
+
+def _take_back(talk: Talk, names: Sequence[str], before: Mapping[str, list[dict[str, str]]] | None) -> bool:
+    """Puts columns that got no answer back as they were; whether it did."""
+    taken = talk.take_back(names)
+    if taken and before:
+        talk.columns |= before
+    return taken
+
+
+def plain(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their last names, as the engine takes them."""
+    return {path.rpartition(".")[2]: value for path, value in sampling.items()}
+
+
+def said(error: StudioError) -> str:
+    """An error, or the question whether to go on."""
+    return error.words if isinstance(error, ConsentError) else text.problem(error)

@@ -1,167 +1,136 @@
-"""What is said in the chat: two columns of messages, what each is asked, what is kept, and what could be asked.
+"""What is said in the chat: a conversation for each column, what each is asked, and what is kept between visits.
 
-Pure functions and values; no gradio, no model. The chat tab wires them to the page and to the engine.
+Pure functions and values; no gradio, no model. Columns are named by who answers: "base", or an adapter's value.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from lora_studio.config import Config
-from lora_studio.data.formats import convert, recognise
-from lora_studio.data.messages import RowError
-from lora_studio.data.records import read_records
-from lora_studio.errors import StudioError
-from lora_studio.events import RunState
-from lora_studio.parsing import parse, read_yaml
 from lora_studio.ui import text
-from lora_studio.workspace import RunFolder, Workspace, shipped_data
+from lora_studio.workspace import Workspace
 
-COLUMNS = ("base", "adapter")
-DRAFT = "chat"
-EXAMPLES = 4
-NOTHING_SAID = "The answers will stand here."
-FINISH = {"eos": "", "length": "cut at the longest answer", "stopped": "stopped"}
+BASE = "base"
+FINISH = {"eos": "", "stop_string": "ended by a stop text", "length": "cut at the longest answer", "stopped": "stopped"}
+_WHO = re.compile(r"[0-9a-f]{8,40}")
 
 Message = dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """An adapter that can be talked to: a run's finished one, or one of its checkpoints."""
-
-    value: str
-    label: str
-    name: str
-    run: RunFolder
-    folder: Path
-
-    def config(self) -> Config:
-        """What the run was trained with."""
-        return parse(read_yaml(self.run.config))
-
-
-def choices(workspace: Workspace, runs: Sequence[RunState]) -> list[Choice]:
-    """Every adapter there is, newest run first; within a run the finished one, then its checkpoints from the last."""
-    known = {run.id: run for run in workspace.runs()}
-    found = []
-    for state in runs:
-        run = known.get(state.id)
-        if run is None:
-            continue
-        title = state.title or state.id
-        if state.final and run.adapter.is_dir():
-            ended = "finished" if state.state == "done" else state.state
-            found.append(Choice(run.id, f"{title} ({ended}, {_when(state.id)})", title, run, run.adapter))
-        losses = {saved.name: saved.loss for saved in state.checkpoints}
-        for folder in reversed(run.checkpoint_folders()):
-            step = folder.name.rpartition("-")[2]
-            loss = losses.get(folder.name)
-            measured = "" if loss is None else f", validation loss {loss:.3g}"
-            label = f"{title}, checkpoint at step {step}{measured}"
-            found.append(Choice(f"{run.id}/{folder.name}", label, f"{title}, step {step}", run, folder))
-    return found
-
-
-def _when(run_id: str) -> str:
-    """Day and time out of a run's id, which begins with them."""
-    day, _, rest = run_id.partition("-")
-    return f"{day[:4]}-{day[4:6]}-{day[6:]} {rest[:2]}:{rest[2:4]}"
-
-
-def preferred(found: Sequence[Choice], wanted: str) -> Choice | None:
-    """The adapter of that value, else the first of its run (finished, or newest checkpoint), else the newest of all."""
-    exact = [choice for choice in found if choice.value == wanted]
-    of_run = [choice for choice in found if choice.run.id == wanted.partition("/")[0]]
-    return next(iter([*exact, *of_run, *found]), None)
-
-
-def read_settings(workspace: Workspace) -> dict[str, Any]:
-    """What was chosen on the chat tab last: the adapter ("choice") and the sampling settings by path ("sampling")."""
-    draft = workspace.read_draft(DRAFT)
-    return {"choice": "", "sampling": {}, **(draft if isinstance(draft, dict) else {})}
-
-
-def choose(workspace: Workspace, value: str) -> None:
-    """Makes an adapter, or whatever a run offers first, the one that the chat tab shows next."""
-    workspace.write_draft(DRAFT, read_settings(workspace) | {"choice": value})
-
-
 @dataclass
 class Talk:
-    """A conversation in columns, with the last words about each column, as it is kept between reloads."""
+    """One person's chat as it is kept: which adapters answer, what was said in each column, and how it is shown.
 
-    system: str = ""
-    columns: list[list[Message]] = field(default_factory=lambda: [[] for _ in COLUMNS])
-    notes: list[str] = field(default_factory=lambda: ["" for _ in COLUMNS])
+    `system` None is each adapter's own; `columns` keeps columns that are not shown now, so that they can come back.
+    """
 
-    def ask(self, question: str) -> None:
-        """A new turn in every column, with an answer that is still empty."""
-        self.notes = ["" for _ in COLUMNS]
-        for column in self.columns:
-            column += [{"role": "user", "content": question}, {"role": "assistant", "content": ""}]
+    adapters: list[str] = field(default_factory=list)
+    system: str | None = None
+    columns: dict[str, list[Message]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+    marks: bool = False
+    blind: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, pieces: Sequence[str]) -> None:
+    @property
+    def names(self) -> list[str]:
+        """The columns that are shown."""
+        return [BASE, *self.adapters]
+
+    def column(self, name: str) -> list[Message]:
+        return self.columns.setdefault(name, [])
+
+    def ask(self, question: str, names: Iterable[str]) -> None:
+        """A new turn in these columns, with an answer that is still empty."""
+        for name in names:
+            self.notes[name] = ""
+            self.column(name).extend([{"role": "user", "content": question}, {"role": "assistant", "content": ""}])
+
+    def add(self, pieces: Mapping[str, str]) -> None:
         """Text that came for each column since the last."""
-        for column, piece in zip(self.columns, pieces, strict=True):
-            column[-1]["content"] += piece
+        for name, piece in pieces.items():
+            self.column(name)[-1]["content"] += piece
 
-    def finish(self, texts: Sequence[str]) -> None:
+    def finish(self, answers: Mapping[str, str]) -> None:
         """The whole answers, as they ended."""
-        for column, whole in zip(self.columns, texts, strict=True):
-            column[-1]["content"] = whole
+        for name, whole in answers.items():
+            self.column(name)[-1]["content"] = whole
 
-    def take_back(self) -> bool:
-        """Removes the last turn where no column answered anything; whether it did."""
-        if any(column and column[-1]["content"] for column in self.columns):
+    def take_back(self, names: Sequence[str]) -> bool:
+        """Removes the last turn of these columns where none of them answered anything; whether it did."""
+        if any(self.column(name) and self.column(name)[-1]["content"] for name in names):
             return False
-        self.columns = [column[:-2] for column in self.columns]
+        self.undo(names)
         return True
 
-    def prompts(self) -> list[list[Message]]:
-        """What each column is asked: system prompt, the turns that were answered, and the open question."""
-        opening = [{"role": "system", "content": self.system}] if self.system.strip() else []
-        return [opening + _answered(column) for column in self.columns]
+    def undo(self, names: Iterable[str]) -> None:
+        """Removes the last turn of these columns."""
+        for name in names:
+            self.columns[name] = self.column(name)[:-2]
+            self.notes[name] = ""
+
+    def again(self, name: str) -> str:
+        """The last question of a column, taken out to be asked anew; empty where there is none."""
+        return self.edit(name, len(self.column(name)) // 2 - 1)
+
+    def edit(self, name: str, turn: int) -> str:
+        """The question of a turn, with it and all that came after taken out; empty where there is none."""
+        messages = self.column(name)
+        if not 0 <= turn < len(messages) // 2:
+            return ""
+        self.columns[name] = messages[: 2 * turn]
+        return messages[2 * turn]["content"]
+
+    def clear(self) -> None:
+        """Begins new conversations in the columns that are shown."""
+        for name in self.names:
+            self.columns[name], self.notes[name] = [], ""
+
+    def prompt(self, name: str, system: str) -> list[Message]:
+        """What a column is asked: system prompt, the turns that were answered, and the open question."""
+        opening = [{"role": "system", "content": system}] if system.strip() else []
+        return opening + _answered(self.column(name))
+
+    def jsonl(self, system: str) -> str:
+        """The conversations shown, a line each, in the messages form that the data tab reads."""
+        rows = []
+        for name in self.names:
+            said = _complete(self.column(name))
+            if said:
+                opening = [{"role": "system", "content": system}] if system.strip() else []
+                rows.append(json.dumps({"messages": opening + said, "answered_by": name}, ensure_ascii=False))
+        return "".join(row + "\n" for row in rows)
 
 
 def _answered(column: Sequence[Message]) -> list[Message]:
-    turns = list(zip(column[::2], column[1::2], strict=True))
-    return [message for turn in turns[:-1] if turn[1]["content"] for message in turn] + [turns[-1][0]]
+    return [*_complete(column[:-2]), column[-2]]
 
 
-def read_talk(workspace: Workspace, choice: Choice) -> Talk:
-    """The conversation kept for an adapter; a new one, with the adapter's own system prompt, where none is."""
-    draft = workspace.read_draft(_draft_name(choice))
-    if isinstance(draft, dict) and len(draft["columns"]) == len(COLUMNS):
-        return Talk(**draft)
-    return Talk(system=choice.config().data.system_prompt or "")
+def _complete(column: Sequence[Message]) -> list[Message]:
+    """The turns that got an answer."""
+    turns = zip(column[::2], column[1::2], strict=True)
+    return [message for turn in turns if turn[1]["content"] for message in turn]
 
 
-def write_talk(workspace: Workspace, choice: Choice, talk: Talk) -> None:
-    workspace.write_draft(_draft_name(choice), {"system": talk.system, "columns": talk.columns, "notes": talk.notes})
+def known(who: str) -> str:
+    """The name under which a browser's chat is kept: its own random one, or "guest"."""
+    return who if _WHO.fullmatch(who) else "guest"
 
 
-def _draft_name(choice: Choice) -> str:
-    return "chat-" + choice.value.replace("/", "-")
+def read_talk(workspace: Workspace, who: str) -> Talk:
+    """What this browser's chat was when it was left."""
+    draft = workspace.read_draft(f"chat-{known(who)}")
+    if not isinstance(draft, dict):
+        return Talk()
+    names = {item.name for item in fields(Talk)}
+    return Talk(**{name: value for name, value in draft.items() if name in names})
 
 
-def heading(title: str) -> str:
-    """Who answers in a column."""
-    return f'<h3 class="ls-column">{text.escape(title)}</h3>'
-
-
-def column(messages: Sequence[Message]) -> str:
-    """A column's messages, exactly as they are: markup in an answer is shown, not obeyed."""
-    begun = [message for message in messages if message["content"] or message["role"] == "user"]
-    if not begun:
-        return f'<p class="ls-none">{NOTHING_SAID}</p>'
-    waiting = '<p class="ls-none" role="status">…</p>' if not messages[-1]["content"] else ""
-    return text.bubbles(begun) + waiting
-
-
-def note(words: str) -> str:
-    return f'<p class="ls-note">{text.escape(words)}</p>'
+def write_talk(workspace: Workspace, who: str, talk: Talk) -> None:
+    workspace.write_draft(f"chat-{known(who)}", asdict(talk))
 
 
 def column_note(answer: Mapping[str, Any]) -> str:
@@ -174,49 +143,3 @@ def column_note(answer: Mapping[str, Any]) -> str:
         f"first after {text.duration(answer['first_token_seconds'])}"
     )
     return f"{words}, {ended}" if ended else words
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A question that the training did not see, with the system prompt that it was asked with in the data."""
-
-    question: str
-    system: str
-
-
-def examples(config: Config) -> list[Example]:
-    """Questions out of the held-out file of a data set that comes with the studio; none for other data."""
-    shipped = shipped_data().get(config.data.train_file)
-    if shipped is None:
-        return []
-    records = read_records(shipped.heldout).records
-    shape = recognise(records)
-    found: dict[str, Example] = {}
-    for record in records[:: max(1, len(records) // (3 * EXAMPLES))]:
-        try:
-            messages = convert(record, shape, config.data.system_prompt).messages
-        except RowError:
-            continue  # a bad row makes no question
-        said = {message.role: message.content for message in reversed(messages)}
-        if "user" in said:
-            found.setdefault(said["user"], Example(said["user"], said.get("system", "")))
-    return list(found.values())[:EXAMPLES]
-
-
-def memory_line(loaded: Mapping[str, Any] | None, name: str, training: bool) -> str:
-    """What is in memory, and whether a run uses the same machine."""
-    busy = "A run is training at the same time: both share this machine's memory and speed." if training else ""
-    if loaded is None:
-        return text.notice("No model is in memory. It is loaded with the first question.", busy)
-    where = f"{loaded['device']}, {loaded['dtype']}, {text.size(loaded['memory_bytes'])}"
-    return text.notice(f"In memory: {loaded['base']} with {name} ({where}).", busy, "good")
-
-
-def require(found: Sequence[Choice], value: str | None) -> Choice:
-    """The choice of that value; a StudioError where it is gone."""
-    for choice in found:
-        if choice.value == value:
-            return choice
-    raise StudioError(
-        "This adapter is not there any more." if value else "No adapter is chosen.", "Choose another one."
-    )

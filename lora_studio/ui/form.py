@@ -124,7 +124,7 @@ def draw(files: Sequence[tuple[str, str]]) -> Form:
     with gr.Column(elem_classes="grid"):
         for setting in ordered:
             if setting.basic:
-                drawn[setting.path] = Field(setting, _widget(setting, files))
+                drawn[setting.path] = Field(setting, draw_widget(setting, element_id(setting.path), files))
     for fold in dict.fromkeys(fold_of(setting) for setting in ordered if not setting.basic):
         folded = [setting for setting in ordered if fold_of(setting) == fold and not setting.basic]
         with gr.Accordion(
@@ -134,7 +134,7 @@ def draw(files: Sequence[tuple[str, str]]) -> Form:
             if folded[0].group:
                 gr.HTML(f'<div class="quiet">{escape(GROUPS[folded[0].group])}</div>')
             for setting in folded:
-                drawn[setting.path] = Field(setting, _widget(setting, files))
+                drawn[setting.path] = Field(setting, draw_widget(setting, element_id(setting.path), files))
     form.fields = [drawn[setting.path] for setting in ordered]
     return form
 
@@ -146,9 +146,9 @@ def fold_of(setting: Setting) -> str:
     )
 
 
-def _widget(setting: Setting, files: Sequence[tuple[str, str]]) -> Component:
+def draw_widget(setting: Setting, name: str, files: Sequence[tuple[str, str]] = ()) -> Component:
+    """The widget of one setting; `name` is its element's id."""
     label, info, value = setting.title, setting.description, to_widget(setting, setting.default)
-    name = element_id(setting.path)
     if setting.path in FILES:
         return gr.Dropdown(list(files), value=value, label=label, info=info, elem_id=name, allow_custom_value=True)
     if setting.kind == "choice":

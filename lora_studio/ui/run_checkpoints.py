@@ -8,7 +8,7 @@ import gradio as gr
 from lora_studio import checkpoints
 from lora_studio.checkpoints import Checkpoint
 from lora_studio.errors import StudioError
-from lora_studio.ui import dialogue, downloads, run_words, text
+from lora_studio.ui import chat_choices, downloads, run_words, text
 from lora_studio.ui.run_section import QUIET, Look, stat_of
 from lora_studio.ui.studio import Shared, Studio
 
@@ -38,7 +38,7 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
             run = studio.workspace.run(run_id)
             folder = checkpoints.folder_of(run, name)
             if event.act == "chat":
-                dialogue.choose(studio.workspace, f"{run.id}/{name}")
+                chat_choices.choose(studio.workspace, f"{run.id}/{name}")
                 return {shared.tabs: gr.Tabs(selected="chat")}
             if event.act == "download":
                 target = downloads.new_file(studio.workspace, f"{run.id}-{name}.zip")

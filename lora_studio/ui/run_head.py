@@ -9,7 +9,7 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.lengthened import settings_of
 from lora_studio.settings import flatten
-from lora_studio.ui import dialogue, run_deletion, run_words, text
+from lora_studio.ui import chat_choices, run_deletion, run_words, text
 from lora_studio.ui.run_section import QUIET, Look, stat_of
 from lora_studio.ui.studio import Shared, Studio
 
@@ -54,7 +54,7 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
         return (time.time(), flatten(config)), gr.Tabs(selected="train"), gr.HTML(visible=False)
 
     def chat(run_id: str) -> gr.Tabs:
-        dialogue.choose(studio.workspace, run_id)
+        chat_choices.choose(studio.workspace, run_id)
         return gr.Tabs(selected="chat")
 
     parts["stop"].click(acting(studio.supervisor.stop), shared.run, said, **QUIET)

@@ -118,16 +118,18 @@ def elapsed(run: RunState, now: float) -> float | None:
     return run.seconds_at(now)
 
 
-def status_line(runs: list[RunState]) -> str:
-    """One line on what this machine is doing, for the top of every tab."""
+def status_line(runs: list[RunState], chat: bool = False) -> str:
+    """One line on what this machine is doing, for the top of every tab; `chat` says that the chat holds a model."""
+    held = "the chat holds a model in memory" if chat else ""
     active = next((run for run in runs if run.state in ("running", "stopping")), None)
     waiting = sum(run.state == "queued" for run in runs)
     queue = f"{waiting} run{'' if waiting == 1 else 's'} waiting" if waiting else ""
     if active is None:
-        return _status("", queue + " to start." if queue else "No run is going on.")
+        idle = queue + " to start" if queue else "No run is going on"
+        return _status("", f"{idle}; {held}." if held else f"{idle}.")
     what = phase_words(active) if active.state == "running" else "stopping"
     left = active.seconds_left if active.state == "running" else None
-    parts = [f"{name_of(active)} is {what}", f"{clock(left)} left" if left is not None else "", queue]
+    parts = [f"{name_of(active)} is {what}", f"{clock(left)} left" if left is not None else "", queue, held]
     return _status(active.state, ", ".join(part for part in parts if part))
 
 

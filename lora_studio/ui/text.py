@@ -257,16 +257,10 @@ input[role="combobox"] { text-overflow: ellipsis; padding-right: 26px !important
   min-width: max-content !important; overflow: visible !important; }
 .ls-turn label { display: flex; align-items: center; gap: 8px; }
 .ls-turn label > span { margin: 0 !important; } .ls-turn input { width: 84px !important; }
-.block.ls-chat { height: calc(100vh - 560px); min-height: 240px; overflow-y: auto !important; display: flex;
-  border: 1px solid var(--line);
-  flex-direction: column-reverse; background: var(--block-background-fill); border-radius: 8px; padding: 12px; }
-.block.ls-chat > * { margin-bottom: auto; width: 100%; }
-h3.ls-column { font-size: 15px; font-weight: 600; margin: 0; overflow-wrap: anywhere; }
 .ls-note { margin: 0; color: var(--body-text-color-subdued); font-size: 13px; min-height: 20px;
   font-variant-numeric: tabular-nums; }
 @media (max-width: 640px) { .ls-turn > button { padding: 5px 10px; min-width: 0 !important; }
   .ls-turn input { width: 62px !important; } }
-@media (max-width: 640px) { .block.ls-chat { height: auto; min-height: 150px; max-height: 46vh; } }
 .ls-where { margin: 0; font-variant-numeric: tabular-nums; }
 .ls-download { display: inline-block; margin-top: 8px; color: var(--busy); text-decoration: underline; }
 """

@@ -36,6 +36,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 SHOW_WRONG = (
     "() => document.querySelector('#form-summary .ls-notice, #checks .checks')?.scrollIntoView({block: 'nearest'})"
 )
+CHAT_HELD = text.notice("The chat holds a model in memory as well.", "Unload it on the Chat tab, and start again.")
 NOT_TAUGHT = ("preference",)  # shipped pairs that teach by comparison, which this form does not do
 
 
@@ -224,7 +225,8 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
             yield _look(drawn, studio, raws, Told(tuple(item.path for item in error.problems)))
             return
         if report.state in (FAILED, ASK):
-            shown = {drawn.checks: gr.HTML(plan_words.checks(report), visible=True)}
+            held = CHAT_HELD if report.state == ASK and studio.chat.running else ""
+            shown = {drawn.checks: gr.HTML(plan_words.checks(report) + held, visible=True)}
             yield {**shown, drawn.anyway: gr.Button(visible=report.state == ASK)}
             return
         yield begin(*raws)

@@ -1,5 +1,7 @@
 """What the chat tab's events do, with a session that only plays answers back."""
 
+import threading
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -7,16 +9,21 @@ import pytest
 
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
-from lora_studio.ui import chat_tab, dialogue
-from lora_studio.ui.chatting import SAMPLING, Chat
+from lora_studio.hardware import Device
+from lora_studio.ui import chat_choices, chat_sources, chat_tab, dialogue
+from lora_studio.ui.chatting import SAMPLING, Chat, Updates
+from lora_studio.ui.dialogue import BASE, Talk
+from lora_studio.ui.form import to_widget
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace
+from tests.adapters import files, write, zipped
 from tests.ui.fake_session import FakeSession
-from tests.ui.test_dialogue import make_run
+from tests.ui.test_chat_choices import make_run
 
-LOADED = {"kind": "result", "base": "demo", "device": "cpu", "dtype": "float32", "memory_bytes": 1000}
+WHO, OTHER = "a" * 24, "b" * 24
+LOADED = {"kind": "result", "base": "demo", "device": "cpu", "dtype": "float32", "memory_bytes": 1000, "mixes": True}
 ANSWER = {"tokens": 3, "tokens_per_second": 9.0, "first_token_seconds": 0.1, "finish": "eos"}
-DEFAULTS = [setting.default for setting in SAMPLING]
+DEFAULTS = [to_widget(setting, setting.default) for setting in SAMPLING]
 
 
 class FakeSupervisor:
@@ -31,14 +38,21 @@ class FakeSupervisor:
 
 def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
     if method == "load":
-        return [{"kind": "progress", "phase": "base", "done": 0, "total": 1}, {**LOADED, "enable_thinking": None}]
-    question = params["columns"][0]["messages"][-1]["content"]
-    piece = {"kind": "piece", "texts": ["Rome", "Arr"], "tokens": [1, 1]}
+        return [{"kind": "progress", "phase": "base", "done": 0, "total": 1}, LOADED]
+    if method == "score":
+        names = params["adapters"]
+        numbers = {"adapters": {name: [-0.1, -0.2] for name in names}, "divergence": {name: [1.5, 0] for name in names}}
+        means = {"mean_divergence": dict.fromkeys(names, 0.75)}
+        return [{"kind": "result", "texts": ["Arr", "<b>"], "base": [-3.0, -0.2], **numbers, **means}]
+    asked = params["columns"]
+    question = asked[0]["messages"][-1]["content"]
+    said = ["Rome" if column["adapter"] is None else "Arr" for column in asked]
+    piece = {"kind": "piece", "texts": said, "tokens": [1] * len(asked)}
     if question == "fail at once":
         return [StudioError("No memory is left.", "Take a smaller model.")]
     if question == "fail later":
         return [piece, StudioError("No memory is left.", "Take a smaller model.")]
-    columns = [{"text": text, **ANSWER} for text in ("Rome.", "Arr, Rome!")]
+    columns = [{"text": f"{word}, {question}", **ANSWER} for word in said]
     return [piece, {"kind": "result", "columns": columns, "note": ""}]
 
 
@@ -52,150 +66,275 @@ def act(workspace: Workspace, run: RunFolder) -> Chat:
     session: Any = FakeSession(script)
     supervisor: Any = FakeSupervisor([RunState(run.id, "Pirate", "done")])
     with gr.Blocks():
-        return Chat(Studio(workspace, supervisor, session, session), chat_tab.draw())
+        chat = Chat(Studio(workspace, supervisor, session, session), chat_tab.draw())
+    chat.keep(WHO, Talk(adapters=[run.id]))
+    return chat
 
 
-def talk_of(act: Chat) -> dialogue.Talk:
-    return dialogue.read_talk(act.studio.workspace, act.choices()[0])
+def send(act: Chat, question: str, who: str = WHO, system: str = "Be a pirate.") -> list[Updates]:
+    return list(act.send(who, question, system, *DEFAULTS))
 
 
-def send(act: Chat, question: str, run: RunFolder) -> list[dict[Any, Any]]:
-    return list(act.send(question, run.id, "Be a pirate.", *DEFAULTS))
+def click(act: Chat, action: str, column: str = "", value: str = "", text: str = "") -> list[Updates]:
+    event = {"act": action, "column": column, "value": value, "text": text}
+    return list(act.act(event, WHO, "Be a pirate.", act.parts.extra, DEFAULTS))
 
 
-def test_a_question_loads_the_adapter_and_both_columns_answer(act: Chat, run: RunFolder) -> None:
-    updates = send(act, " Capital of Italy? ", run)
+def answers(act: Chat, name: str, who: str = WHO) -> list[str]:
+    return [message["content"] for message in act.talk(who).column(name)[1::2]]
+
+
+def test_a_question_loads_the_adapters_and_all_columns_answer(act: Chat, run: RunFolder) -> None:
+    act.pick(WHO, [run.id, f"{run.id}/checkpoint-8"])
+    updates = send(act, " Capital of Italy? ")
     assert [method for method, _ in act.studio.chat.asked] == ["load", "generate"]
-    assert act.studio.chat.asked[0][1]["adapters"] == {"adapter": str(run.adapter)}
+    loaded = act.studio.chat.asked[0][1]
+    assert loaded["base"] == "demo"
+    assert loaded["adapters"][run.id] == str(run.adapter)
     columns = act.studio.chat.asked[1][1]["columns"]
-    assert [column["adapter"] for column in columns] == [None, "adapter"]
+    assert [column["adapter"] for column in columns] == [None, run.id, f"{run.id}/checkpoint-8"]
     assert columns[0]["messages"][0] == {"role": "system", "content": "Be a pirate."}
-    shown = [update[act.parts.talks[1]] for update in updates if act.parts.talks[1] in update]
-    assert "Arr" in shown[1]
-    assert "Arr, Rome!" in shown[-1]
-    assert [column[-1]["content"] for column in talk_of(act).columns] == ["Rome.", "Arr, Rome!"]
-    assert talk_of(act).notes[0].startswith("3 tokens, 9 tokens/s")
+    shown = [update[act.parts.board] for update in updates if act.parts.board in update]
+    assert shown[-1].count('class="chat-column"') == 3
+    assert "Arr, Capital of Italy?" in shown[-1]
+    assert answers(act, BASE) == ["Rome, Capital of Italy?"]
+    assert act.talk(WHO).notes[run.id].startswith("3 tokens, 9 tokens/s")
 
 
 def test_what_is_in_memory_is_not_loaded_again_and_the_talk_goes_on(act: Chat, run: RunFolder) -> None:
-    send(act, "One?", run)
-    send(act, "Two?", run)
+    send(act, "One?")
+    send(act, "Two?")
     assert [method for method, _ in act.studio.chat.asked] == ["load", "generate", "generate"]
     asked = act.studio.chat.asked[-1][1]["columns"][1]["messages"]
-    assert [message["content"] for message in asked] == ["Be a pirate.", "One?", "Arr, Rome!", "Two?"]
+    assert [message["content"] for message in asked] == ["Be a pirate.", "One?", "Arr, One?", "Two?"]
 
 
-def test_another_adapter_is_loaded_and_has_a_conversation_of_its_own(act: Chat, run: RunFolder) -> None:
-    send(act, "One?", run)
-    list(act.send("Two?", f"{run.id}/checkpoint-8", "", *DEFAULTS))
-    assert [method for method, _ in act.studio.chat.asked] == ["load", "generate"] * 2
-    assert len(talk_of(act).columns[0]) == 2
+def test_two_people_have_columns_and_conversations_of_their_own(act: Chat, run: RunFolder) -> None:
+    act.keep(OTHER, Talk(adapters=[f"{run.id}/checkpoint-8"]))
+    send(act, "One?")
+    send(act, "Two?", OTHER)
+    assert answers(act, run.id) == ["Arr, One?"]
+    assert answers(act, f"{run.id}/checkpoint-8", OTHER) == ["Arr, Two?"]
+    assert answers(act, BASE, OTHER) == ["Rome, Two?"]
 
 
-def test_a_failure_before_the_first_word_gives_the_question_back(act: Chat, run: RunFolder) -> None:
-    last = send(act, "fail at once", run)[-1]
+def test_the_second_person_waits_for_the_first_and_may_give_up(act: Chat) -> None:
+    act.keep(OTHER, act.talk(WHO))
+    first = act.send(WHO, "One?", "", *DEFAULTS)
+    for update in first:
+        if "Arr" in str(update.get(act.parts.board, "")):
+            break
+    second = act.send(OTHER, "Two?", "", *DEFAULTS)
+    waiting = [next(second), next(second)]
+    assert "Somebody else is being answered" in waiting[1][act.parts.status]
+    act.stop(OTHER)
+    assert act.studio.chat.stops == 0
+    assert "Stopped before it began" in list(second)[-1][act.parts.status]
+    act.stop(WHO)
+    assert act.studio.chat.stops == 1
+    list(first)
+    done = threading.Event()
+
+    def third() -> None:
+        send(act, "Three?", OTHER)
+        done.set()
+
+    threading.Thread(target=third).start()
+    assert done.wait(10)
+    assert answers(act, BASE, OTHER) == ["Rome, Three?"]
+
+
+def test_one_column_is_asked_again_changed_and_undone(act: Chat, run: RunFolder) -> None:
+    send(act, "One?")
+    send(act, "Two?")
+    click(act, "again", run.id)
+    assert [column["adapter"] for column in act.studio.chat.asked[-1][1]["columns"]] == [run.id]
+    click(act, "edit", run.id, "0", "Uno?")
+    assert answers(act, run.id) == ["Arr, Uno?"]
+    assert answers(act, BASE) == ["Rome, One?", "Rome, Two?"]
+    click(act, "undo", run.id)
+    assert answers(act, run.id) == []
+    click(act, "undo")
+    assert answers(act, BASE) == ["Rome, One?"]
+    click(act, "again")
+    assert answers(act, BASE) == ["Rome, One?"]
+    click(act, "clear")
+    assert answers(act, BASE) == []
+
+
+def test_an_answer_that_could_not_be_had_again_leaves_the_old_one(act: Chat, run: RunFolder) -> None:
+    send(act, "One?")
+    last = click(act, "edit", run.id, "0", "fail at once")[-1]
+    assert "No memory is left." in last[act.parts.status]
+    assert act.parts.question not in last
+    assert answers(act, run.id) == ["Arr, One?"]
+
+
+def test_all_columns_are_asked_again_each_its_own_last_question(act: Chat, run: RunFolder) -> None:
+    send(act, "One?")
+    click(act, "edit", run.id, "0", "Uno?")
+    click(act, "again")
+    columns = act.studio.chat.asked[-1][1]["columns"]
+    assert [column["messages"][-1]["content"] for column in columns] == ["One?", "Uno?"]
+
+
+def test_words_that_differ_are_marked_on_demand(act: Chat) -> None:
+    send(act, "One?")
+    (shown,) = click(act, "marks")
+    assert "<mark>Arr</mark>, One?" in shown[act.parts.board]
+    assert act.talk(WHO).marks
+    (hidden,) = click(act, "marks")
+    assert "<mark>" not in hidden[act.parts.board]
+
+
+def test_an_answer_is_compared_token_by_token(act: Chat, run: RunFolder) -> None:
+    assert "no answer to look at" in str(click(act, "tokens")[-1][act.parts.status])
+    send(act, "One?")
+    shown = click(act, "tokens")[-1][act.parts.extra]
+    assert act.studio.chat.asked[-1][1]["answer"] == "Arr, One?"
+    assert "Pirate: 0.75 nats apart" in shown
+    assert "&lt;b&gt;" in shown
+    assert "base 5.0 %, adapter 90.5 %" in shown
+
+
+def test_an_example_is_asked_with_the_system_prompt_of_its_data(act: Chat) -> None:
+    offered = chat_choices.examples(act.chosen(act.talk(WHO))[0].config())
+    click(act, "example", value="1")
+    assert act.studio.chat.asked[-1][1]["columns"][0]["messages"][-1]["content"] == offered[1].question
+
+
+def test_a_failure_before_the_first_word_gives_the_question_back(act: Chat) -> None:
+    last = send(act, "fail at once")[-1]
     assert "No memory is left." in last[act.parts.status]
     assert last[act.parts.question] == "fail at once"
-    assert talk_of(act).columns == [[], []]
+    assert answers(act, BASE) == []
 
 
 def test_a_failure_later_keeps_the_question_and_what_was_said(act: Chat, run: RunFolder) -> None:
-    last = send(act, "fail later", run)[-1]
+    last = send(act, "fail later")[-1]
     assert "Take a smaller model." in last[act.parts.status]
-    assert talk_of(act).columns[1] == [
-        {"role": "user", "content": "fail later"},
-        {"role": "assistant", "content": "Arr"},
-    ]
+    assert answers(act, run.id) == ["Arr"]
 
 
-def test_a_page_that_goes_away_stops_the_engine_and_keeps_what_was_said(act: Chat, run: RunFolder) -> None:
-    answering = act.send("Capital?", run.id, "", *DEFAULTS)
+def test_a_page_that_goes_away_stops_the_engine_and_keeps_what_was_said(act: Chat) -> None:
+    answering = act.send(WHO, "Capital?", "", *DEFAULTS)
     for update in answering:
-        if "Arr" in update.get(act.parts.talks[1], ""):
+        if "Arr" in str(update.get(act.parts.board, "")):
             break
     answering.close()
     assert act.studio.chat.left_early == 1
-    assert talk_of(act).columns[0][-1]["content"] == "Rome"
+    assert answers(act, BASE) == ["Rome"]
+    assert send(act, "Next?")
 
 
-def test_no_question_and_no_adapter_are_sentences(act: Chat, run: RunFolder) -> None:
-    assert "There is no question yet." in send(act, "  ", run)[-1][act.parts.status]
-    last = list(act.send("Hi", "../../etc", "", *DEFAULTS))[-1]
+def test_no_question_and_no_adapter_are_sentences(act: Chat) -> None:
+    assert "There is no question yet." in send(act, "  ")[-1][act.parts.status]
+    act.keep(WHO, Talk(adapters=["../../etc"]))
+    last = send(act, "Hi")[-1]
     assert "not there any more" in last[act.parts.status]
     assert last[act.parts.question] == "Hi"
     assert act.studio.chat.asked == []
 
 
-def test_sampling_out_of_bounds_is_told_before_the_engine_is_asked(act: Chat, run: RunFolder) -> None:
-    last = list(act.send("Hi", run.id, "", *[-1 for _ in SAMPLING]))[-1]
+def test_sampling_is_checked_and_an_emptied_box_is_its_default(act: Chat) -> None:
+    last = list(act.send(WHO, "Hi", "", *[-1, *DEFAULTS[1:]]))[-1]
     assert "generation.max_new_tokens" in last[act.parts.status]
     assert act.studio.chat.asked == []
-
-
-def test_an_emptied_sampling_box_is_its_default(act: Chat, run: RunFolder) -> None:
-    list(act.send("Hi", run.id, "", *[None for _ in SAMPLING]))
+    emptied = [None if value == "" or not isinstance(value, str) else value for value in DEFAULTS]
+    list(act.send(WHO, "Hi", "", *emptied))
     settings = act.studio.chat.asked[-1][1]["settings"]
     assert settings == {setting.path.rpartition(".")[2]: setting.default for setting in SAMPLING}
 
 
-def test_load_says_what_is_in_memory_and_unload_ends_the_child(act: Chat, run: RunFolder) -> None:
-    updates = list(act.load(run.id))
+def test_sampling_can_be_taken_from_a_preset(act: Chat) -> None:
+    assert {"problem-solver", "technical-assistant", "yes-no-recommender"} <= set(act.offers())
+    values = dict(zip([setting.path for setting in SAMPLING], act.sampling_like("problem-solver"), strict=True))
+    assert values["generation.max_new_tokens"] == 4096
+    assert (values["generation.temperature"], values["generation.top_p"]) == ("0.7", "0.9")
+    assert act.sampling_like("as set below") == DEFAULTS
+
+
+def test_load_says_what_is_in_memory_and_unload_ends_the_child(act: Chat) -> None:
+    updates = list(act.load(WHO))
     assert any("Loading the base model" in str(update.get(act.parts.status)) for update in updates)
     assert "In memory: demo with Pirate" in updates[-1][act.parts.status]
-    assert "No model is in memory" in act.unload(run.id)[act.parts.status]
-    assert act.loaded is None
+    assert "held by the chat (demo)" in updates[-1][act.parts.status]
+    assert "No model is in memory" in act.unload(WHO)[act.parts.status]
+    assert act.engine.loaded is None
 
 
-def test_a_child_that_died_has_nothing_in_memory(act: Chat, run: RunFolder) -> None:
-    list(act.load(run.id))
+def test_a_chat_that_will_hardly_fit_is_asked_about_first(act: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_studio.ui.chat_device.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
+    act.studio.supervisor.found.append(RunState("20260101-000000-x-ab12", "Long one", "running"))
+    last = list(act.load(WHO))[-1]
+    assert "1.0 MB are free while Long one trains" in last[act.parts.status]
+    assert 'data-act="insist"' in last[act.parts.status]
+    assert act.studio.chat.asked == []
+    assert "are free while" in send(act, "Hi")[-1][act.parts.status]
+    last = list(act.load(WHO, insist=True))[-1]
+    assert "held by the run Long one and the chat (demo)" in last[act.parts.status]
+    assert answers(act, BASE) == []
+    send(act, "Hi")
+    assert answers(act, BASE) == ["Rome, Hi"]
+
+
+def test_a_child_that_died_has_nothing_in_memory(act: Chat) -> None:
+    list(act.load(WHO))
     act.studio.chat.running = False
-    assert act.loaded is None
+    assert act.engine.loaded is None
 
 
-def test_a_reload_brings_adapter_conversation_and_sampling_back(act: Chat, run: RunFolder) -> None:
+def test_a_reload_brings_columns_conversation_and_sampling_back(act: Chat, run: RunFolder) -> None:
     checkpoint = f"{run.id}/checkpoint-8"
-    list(act.send("One?", checkpoint, "Be brief.", 99, *DEFAULTS[1:]))
-    updates = act.repaint()
-    assert updates[act.parts.choice].value == checkpoint
-    assert "Arr, Rome!" in updates[act.parts.talks[1]]
-    assert updates[act.parts.titles[1]] == '<h3 class="ls-column">Adapter: Pirate, step 8</h3>'
+    act.pick(WHO, [checkpoint])
+    list(act.send(WHO, "One?", "Be brief.", 99, *DEFAULTS[1:]))
+    updates = act.arrive(WHO)
+    assert updates[act.parts.choice].value == [checkpoint]
+    assert "Arr, One?" in updates[act.parts.board]
+    assert "<h3>Pirate, step 8</h3>" in updates[act.parts.board]
     assert updates[act.parts.system] == "Be brief."
     assert updates[act.parts.sampling[0]] == 99
+    assert act.arrive(OTHER)[act.parts.choice].value == [run.id]
 
 
 def test_without_any_adapter_the_tab_says_what_to_do(act: Chat) -> None:
     act.studio.supervisor.found = []
-    updates = act.repaint()
+    updates = act.arrive(WHO)
     assert updates[act.parts.nothing].visible is True
     assert updates[act.parts.body].visible is False
     assert "Train tab" in str(chat_tab.NO_RUNS)
 
 
-def test_opening_the_tab_shows_the_adapter_that_another_tab_chose(act: Chat, run: RunFolder) -> None:
+def test_the_tab_shows_the_adapter_that_another_tab_chose(act: Chat) -> None:
     other = make_run(act.studio.workspace, "Other", adapter=True)
     act.studio.supervisor.found.insert(0, RunState(other.id, "Other", "done"))
-    dialogue.choose(act.studio.workspace, run.id)
-    assert act.arrive(other.id)[act.parts.choice].value == run.id
-    act.pick(other.id)
-    unchanged = act.arrive(other.id)
-    assert unchanged[act.parts.choice].value == other.id
-    assert act.parts.system not in unchanged
+    chat_choices.choose(act.studio.workspace, other.id)
+    assert act.arrive(WHO)[act.parts.choice].value == [other.id]
+    assert act.arrive(WHO)[act.parts.choice].value == [other.id]
 
 
-def test_an_example_brings_its_question_and_system_prompt(act: Chat, run: RunFolder) -> None:
-    updates = act.ask_example(1, run.id, "mine")
-    assert updates[act.parts.question] == dialogue.examples(act.choices()[0].config())[1].question
-    assert updates[act.parts.system] == "Be a pirate."
+def test_an_adapter_from_elsewhere_gets_a_column_or_a_reason(act: Chat, run: RunFolder, tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "brought.zip", files())
+    updates = chat_sources.added(act, WHO, str(archive), zipped=True)
+    assert "rank 2 on demo" in updates["said"]
+    assert len(act.talk(WHO).adapters) == 2
+    chat_sources.added(act, WHO, str(write(tmp_path / "mine", files())))
+    assert "brought" in send(act, "One?")[-2][act.parts.board]
+    assert len(act.studio.chat.asked[-1][1]["columns"]) == 4
+    other = write(tmp_path / "other", files(base_model_name_or_path="Qwen/Qwen3-8B"))
+    for given, words in (("", "Nothing is named"), (str(other), "trained on Qwen/Qwen3-8B"), ("/nowhere", "no folder")):
+        assert words in chat_sources.added(act, WHO, given)["said"]
+    assert len(act.talk(WHO).adapters) == 3
 
 
-def test_clear_begins_a_new_conversation_with_the_same_system_prompt(act: Chat, run: RunFolder) -> None:
-    send(act, "One?", run)
-    updates = act.clear(run.id, "Be brief.")
-    assert dialogue.NOTHING_SAID in updates[act.parts.talks[0]]
-    assert talk_of(act) == dialogue.Talk(system="Be brief.")
-    assert "No adapter is chosen" in act.clear(None, "")[act.parts.status]
+def test_conversations_are_downloaded_as_training_data(act: Chat) -> None:
+    send(act, "One?")
+    (updates,) = click(act, "export")
+    assert "conversations.jsonl" in updates[act.parts.extra]
+    (path,) = act.studio.workspace.downloads_folder.glob("*/conversations.jsonl")
+    assert path.read_text() == dialogue.Talk(**vars(act.talk(WHO))).jsonl("Be a pirate.")
 
 
-def test_stop_reaches_the_engine(act: Chat) -> None:
-    act.stop()
-    assert act.studio.chat.stops == 1
+def test_stop_ends_only_ones_own_answer(act: Chat) -> None:
+    act.stop(WHO)
+    assert act.studio.chat.stops == 0

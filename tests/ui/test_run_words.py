@@ -93,6 +93,7 @@ def test_the_status_line_tells_of_the_running_run_on_every_tab() -> None:
     line = run_words.status_line([run_of(*TRAINING), run_of()])
     assert "Pirate is training: step 30 of 120, 1 min 30 s left, 1 run waiting" in line
     assert "No run is going on." in run_words.status_line([])
+    assert "No run is going on; the chat holds a model in memory." in run_words.status_line([], chat=True)
     assert "2 runs waiting to start." in run_words.status_line([run_of(), run_of()])
 
 

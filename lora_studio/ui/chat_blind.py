@@ -1,0 +1,164 @@
+"""The fold of the chat tab that compares without names: columns shuffled and unnamed, a vote, and what came of all."""
+
+import contextlib
+import random
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+
+from lora_studio import votes
+from lora_studio.errors import StudioError
+from lora_studio.ui import chat_board, downloads, text
+from lora_studio.ui.chat_prompts import CLICKED, QUIET
+from lora_studio.ui.chatting import Chat, plain, said
+from lora_studio.ui.dialogue import BASE, Talk
+from lora_studio.ui.text import escape
+
+LETTERS = "ABCD"
+ABOUT = (
+    "The columns chosen above answer in a new order each time and without their names, each question by itself. Say "
+    "which answer is better; then you see whose it was. Votes are kept and can train a model with DPO."
+)
+
+
+def build(act: Chat, who: gr.State) -> None:
+    """Draws the fold and wires it."""
+    with gr.Accordion("Blind comparison", open=False, elem_id="chat-blind"):
+        gr.HTML(f'<p class="ls-hint">{ABOUT}</p>')
+        with gr.Row(equal_height=True, elem_classes="ls-pager"):
+            question = gr.Textbox(label="Question", placeholder="Enter asks", scale=6, min_width=260, max_lines=8)
+            ask = gr.Button("Ask blindly", variant="primary", scale=0, min_width=120)
+            stop = gr.Button("Stop", scale=0, min_width=80)
+        told = gr.HTML()
+        panel = gr.HTML(js_on_load=CLICKED, elem_id="chat-blind-panel")
+        place = downloads.place(act.studio.workspace)
+
+    def asked(person: str, wanted: str, system: str, *sampling: Any) -> Iterator[dict[Any, Any]]:
+        try:
+            for words, shown in answered(act, person, wanted.strip(), system, sampling):
+                yield {told: words, panel: shown}
+            yield {told: "", question: ""}
+        except StudioError as error:
+            yield {told: said(error)}
+
+    def click(event: gr.EventData, person: str) -> dict[Any, Any]:
+        if event.act == "download":
+            path = downloads.new_file(act.studio.workspace, "preferences.jsonl")
+            path.write_text(votes.as_jsonl(votes.read(act.studio.workspace)), encoding="utf-8")
+            return {place: downloads.link(path)}
+        return {panel: vote(act, person, int(str(event.act)))}
+
+    parts = act.parts
+    gr.on(
+        [ask.click, question.submit],
+        asked,
+        [who, question, parts.system, *parts.sampling],
+        [told, panel, question],
+        concurrency_id="chat",
+        concurrency_limit=8,
+        **QUIET,
+    )
+    stop.click(act.stop, who, queue=False, **QUIET)
+    panel.click(click, who, [panel, place], **QUIET)
+    who.change(lambda person: drawn(act, act.talk(person)), who, panel, **QUIET)
+
+
+def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    """Asks all columns in a new order; yields words on how far it is, and the panel."""
+    if not question:
+        raise StudioError("There is no question yet.", "Type one.")
+    talk = act.talk(who)
+    chosen = act.chosen(talk)
+    titles = {BASE: f"Base: {chosen[0].card().base}"} | {choice.value: choice.name for choice in chosen}
+    order = random.SystemRandom().sample(list(titles), len(titles))
+    opening = [{"role": "system", "content": system}] if system.strip() else []
+    messages = [*opening, {"role": "user", "content": question}]
+    columns = [{"adapter": None if name == BASE else name, "messages": messages} for name in order]
+    blind: dict[str, Any] = {
+        "base": chosen[0].card().base,
+        "messages": messages,
+        "names": [titles[name] for name in order],
+        "answers": [""] * len(order),
+        "done": False,
+        "best": None,
+    }
+    talk.blind = blind
+    with contextlib.closing(act.engine.answer(who, chosen, columns, plain(act.checked(sampling)))) as answers:
+        for answer in answers:
+            if answer["kind"] == "status":
+                yield answer["words"], drawn(act, talk)
+            elif answer["kind"] == "piece":
+                blind["answers"] = [a + b for a, b in zip(blind["answers"], answer["texts"], strict=True)]
+                yield "", drawn(act, talk)
+            elif answer["kind"] == "result":
+                blind["answers"] = [column["text"] for column in answer["columns"]]
+                blind["done"] = True
+    kept = act.talk(who)  # the chat may have gone on meanwhile
+    kept.blind = blind
+    act.keep(who, kept)
+    yield "", drawn(act, kept)
+
+
+def vote(act: Chat, who: str, best: int) -> str:
+    """Keeps a vote, once for each question, and shows whose answers they were."""
+    talk = act.talk(who)
+    blind = talk.blind
+    if blind and blind["done"] and blind["best"] is None and best < len(blind["names"]):
+        blind["best"] = best
+        given = {name: blind[name] for name in ("base", "messages", "names", "answers", "best")}
+        votes.keep(act.studio.workspace, votes.Vote(time=time.time(), **given))
+        act.keep(who, talk)
+    return drawn(act, talk)
+
+
+def drawn(act: Chat, talk: Talk) -> str:
+    """Question, unnamed answers, the vote or what it revealed, and the tally of all votes."""
+    return _question(talk.blind) + tally(votes.read(act.studio.workspace))
+
+
+def _question(blind: dict[str, Any]) -> str:
+    if not blind:
+        return ""
+    best = blind["best"]
+    columns = ""
+    for at, answer in enumerate(blind["answers"]):
+        name = f"Answer {LETTERS[at]}" + (f": {blind['names'][at]}" if best is not None else "")
+        better = " ✓ better" if best == at else ""
+        button = (
+            f'<div class="chat-bar"><button type="button" data-act="{at}">{LETTERS[at]} is better</button></div>'
+            if blind["done"] and best is None
+            else ""
+        )
+        columns += (
+            f'<section class="chat-column" aria-label="Answer {LETTERS[at]}"><h3>{escape(name)}{better}</h3>'
+            f'<div class="ls-talk">{chat_board.answer(answer)}</div>{button}</section>'
+        )
+    none = f'<button type="button" data-act="{votes.TIE}">None is better</button>'
+    below = f'<div class="chat-bar">{none}</div>' if blind["done"] and best is None else ""
+    asked = escape(blind["messages"][-1]["content"])
+    return f'<p class="ls-words"><b>{asked}</b></p><div class="chat-columns" tabindex="0">{columns}</div>{below}'
+
+
+def tally(given: Sequence[votes.Vote]) -> str:
+    """What came of all votes, as a table."""
+    if not given:
+        return text.empty("No vote yet", "Ask something, and say which answer is better.")
+    rows = []
+    for pair in votes.tallies(given):
+        low, high = pair.interval
+        share = f"{100 * pair.wins / pair.decided:.0f} % (95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
+        rows.append(
+            (pair.first, pair.second, pair.wins, pair.losses, pair.ties, share if pair.decided else "nothing decided")
+        )
+    head = ("First", "Second", "First better", "Second better", "Neither", "First better, of those decided")
+    table = text.table(head, rows, "Votes")
+    pairs = sum(1 for _ in votes.pairs(given))
+    button = (
+        '<div class="chat-bar"><button type="button" data-act="download">'
+        f"Download {text.count(pairs, 'preference pair')}</button></div>"
+        if pairs
+        else ""
+    )
+    return f'<p class="ls-words">{text.count(len(given), "vote")} so far</p>{table}{button}'

@@ -1,0 +1,161 @@
+"""Who can answer in the chat: finished adapters, checkpoints and adapters from elsewhere; and which go together.
+
+Pure functions and values; no gradio, no model.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_studio import foreign_adapters
+from lora_studio.adapter_fit import Card, read_card
+from lora_studio.adapter_source import same_model
+from lora_studio.config import Config
+from lora_studio.data.formats import convert, recognise
+from lora_studio.data.messages import RowError
+from lora_studio.data.records import read_records
+from lora_studio.errors import StudioError
+from lora_studio.events import RunState
+from lora_studio.parsing import parse, read_yaml
+from lora_studio.workspace import RunFolder, Workspace, shipped_data
+
+MOST = 3
+"""Adapters beside the base."""
+EXAMPLES = 4
+ASKED, ASKED_SECONDS = "chat-asked", 10.0
+FOLDER = "folder:"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An adapter that can be talked to; `run` is the run it comes from, None for one from elsewhere."""
+
+    value: str
+    label: str
+    name: str
+    folder: Path
+    run: RunFolder | None = None
+
+    def card(self) -> Card:
+        return read_card(self.folder)
+
+    def config(self) -> Config | None:
+        """What its run was trained with."""
+        return parse(read_yaml(self.run.config)) if self.run else None
+
+
+def choices(workspace: Workspace, runs: Sequence[RunState], folders: Sequence[str] = ()) -> list[Choice]:
+    """Every adapter there is, newest run first; within a run the finished one, then its checkpoints from the last.
+
+    After them those from elsewhere; `folders` are folders of this machine that a person named.
+    """
+    known = {run.id: run for run in workspace.runs()}
+    found = []
+    for state in runs:
+        run = known.get(state.id)
+        if run is None:
+            continue
+        title = state.title or state.id
+        if state.final and run.adapter.is_dir():
+            ended = "finished" if state.state == "done" else state.state
+            found.append(Choice(run.id, f"{title} ({ended}, {_when(state.id)})", title, run.adapter, run))
+        losses = {saved.name: saved.loss for saved in state.checkpoints}
+        for folder in reversed(run.checkpoint_folders()):
+            step = folder.name.rpartition("-")[2]
+            loss = losses.get(folder.name)
+            measured = "" if loss is None else f", validation loss {loss:.3g}"
+            label = f"{title}, checkpoint at step {step}{measured}"
+            found.append(Choice(f"{run.id}/{folder.name}", label, f"{title}, step {step}", folder, run))
+    brought = [*foreign_adapters.brought(workspace), *map(Path, folders)]
+    for folder in dict.fromkeys(brought):
+        if folder.is_dir():
+            found.append(Choice(f"{FOLDER}{folder}", f"{folder.name} (from elsewhere)", folder.name, folder))
+    return found
+
+
+def _when(run_id: str) -> str:
+    """Day and time out of a run's id, which begins with them."""
+    day, _, rest = run_id.partition("-")
+    return f"{day[:4]}-{day[4:6]}-{day[6:]} {rest[:2]}:{rest[2:4]}"
+
+
+def preferred(found: Sequence[Choice], wanted: str) -> Choice | None:
+    """The adapter of that value, else the first of its run (finished, or newest checkpoint), else the newest of all."""
+    exact = [choice for choice in found if choice.value == wanted]
+    of_run = [choice for choice in found if choice.run and choice.run.id == wanted.partition("/")[0]]
+    return next(iter([*exact, *of_run, *found]), None)
+
+
+def require(found: Sequence[Choice], values: Sequence[str]) -> list[Choice]:
+    """The choices of these values, all of one base. Raises `StudioError` where one is gone or does not go with them."""
+    if not values:
+        raise StudioError("No adapter is chosen.", "Choose one to three above; the base always answers beside them.")
+    if len(values) > MOST:
+        raise StudioError(f"{len(values)} adapters are chosen; at most {MOST} answer beside the base.", "Take one out.")
+    by_value = {choice.value: choice for choice in found}
+    if any(value not in by_value for value in values):
+        raise StudioError("An adapter that was chosen is not there any more.", "Choose another one.")
+    chosen = [by_value[value] for value in values]
+    first = chosen[0].card()
+    for other in chosen[1:]:
+        card = other.card()
+        if not same_model(card.base, first.base) or card.revision != first.revision:
+            raise StudioError(
+                f"{other.name} was trained on {card.base}, and {chosen[0].name} on {first.base}.",
+                "All columns share one base: choose adapters of the same base.",
+            )
+    return chosen
+
+
+def choose(workspace: Workspace, value: str) -> None:
+    """Makes an adapter, or whatever a run offers first, the one that the chat tab shows when it opens now."""
+    workspace.write_draft(ASKED, {"choice": value, "time": time.time()})
+
+
+def chosen_elsewhere(workspace: Workspace) -> str:
+    """What another tab chose a moment ago, once; empty where none did."""
+    asked = workspace.read_draft(ASKED)
+    if not isinstance(asked, dict) or not asked["choice"] or time.time() - asked["time"] > ASKED_SECONDS:
+        return ""
+    workspace.write_draft(ASKED, {"choice": "", "time": 0.0})
+    return str(asked["choice"])
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question that the training did not see, with the system prompt that it was asked with in the data."""
+
+    question: str
+    system: str
+
+
+def examples(config: Config | None) -> list[Example]:
+    """Questions out of the held-out file of a data set that comes with the studio; none for other data."""
+    shipped = shipped_data().get(config.data.train_file) if config else None
+    if shipped is None or config is None:
+        return []
+    records = read_records(shipped.heldout).records
+    shape = recognise(records)
+    found: dict[str, Example] = {}
+    for record in records[:: max(1, len(records) // (3 * EXAMPLES))]:
+        try:
+            messages = convert(record, shape, config.data.system_prompt).messages
+        except RowError:
+            continue  # a bad row makes no question
+        said = {message.role: message.content for message in reversed(messages)}
+        if "user" in said:
+            found.setdefault(said["user"], Example(said["user"], said.get("system", "")))
+    return list(found.values())[:EXAMPLES]
+
+
+def load_request(chosen: Sequence[Choice]) -> dict[str, Any]:
+    """What the engine is asked to hold for these columns."""
+    card = chosen[0].card()
+    return {
+        "base": card.base or None,
+        "revision": card.revision,
+        "quantization": card.quantization,
+        "adapters": {choice.value: str(choice.folder) for choice in chosen},
+    }

@@ -1,0 +1,155 @@
+"""The fold of the chat tab that asks a kept set of prompts of all columns and shows the answers as a table."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+
+from lora_studio import prompt_sets
+from lora_studio.errors import StudioError
+from lora_studio.prompt_sets import Answered
+from lora_studio.ui import downloads, text
+from lora_studio.ui.chatting import Chat, plain, said
+from lora_studio.ui.dialogue import BASE, known
+
+CLICKED = """
+element.addEventListener('click', event => {
+  const node = event.target.closest('[data-act]');
+  if (node) trigger('click', {act: node.dataset.act});
+});
+"""
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+def build(act: Chat, who: gr.State) -> None:
+    """Draws the fold and wires it."""
+    with gr.Accordion("Prompt sets", open=False, elem_id="chat-prompts"):
+        with gr.Row(equal_height=True, elem_classes="ls-pager"):
+            saved = gr.Dropdown(
+                prompt_sets.names(act.studio.workspace), label="Kept set", value=None, scale=3, min_width=180
+            )
+            name = gr.Textbox(
+                label="Name", placeholder="such as first-impressions", scale=3, min_width=180, max_lines=1
+            )
+            keep = gr.Button("Keep", scale=0, min_width=80)
+            delete = gr.Button("Delete", scale=0, min_width=80)
+        prompts = gr.Textbox(
+            label="Prompts, one a line",
+            info="Each is asked of all columns as a new conversation, with the system prompt and sampling above.",
+            lines=4,
+            max_lines=12,
+        )
+        with gr.Row(elem_classes="actions"):
+            run = gr.Button("Ask them all", variant="primary", scale=0, min_width=130)
+            stop = gr.Button("Stop", scale=0, min_width=80, interactive=False)
+        told = gr.HTML()
+        table = gr.HTML(js_on_load=CLICKED, elem_id="chat-prompts-table")
+        place = downloads.place(act.studio.workspace)
+    workspace = act.studio.workspace
+
+    def choose(chosen: str | None) -> tuple[Any, Any, Any]:
+        try:
+            return (chosen or "", "\n".join(prompt_sets.read(workspace, chosen or "")), "")
+        except StudioError as error:
+            return gr.skip(), gr.skip(), text.problem(error)
+
+    def keep_set(wanted: str, lines: str) -> tuple[Any, Any]:
+        try:
+            kept = prompt_sets.save(workspace, wanted, prompt_sets.prompts_of(lines))
+        except StudioError as error:
+            return gr.skip(), text.problem(error)
+        return gr.Dropdown(choices=prompt_sets.names(workspace), value=kept), text.notice(
+            f"Kept as {kept}.", kind="good"
+        )
+
+    def delete_set(chosen: str | None) -> tuple[Any, Any]:
+        prompt_sets.delete(workspace, chosen or "")
+        return gr.Dropdown(choices=prompt_sets.names(workspace), value=None), ""
+
+    def ask(person: str, lines: str, system: str, *sampling: Any) -> Iterator[dict[Any, Any]]:
+        yield {run: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
+        idle = {run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
+        try:
+            for words, shown in asked(act, person, prompt_sets.prompts_of(lines), system, sampling):
+                yield {told: words, table: shown}
+            yield idle
+        except StudioError as error:
+            yield idle | {told: said(error)}
+
+    def download(event: gr.EventData, person: str) -> str:
+        columns, rows = kept_rows(act, person)
+        write = prompt_sets.as_csv if event.act == "csv" else prompt_sets.as_jsonl
+        path = downloads.new_file(workspace, f"answers.{event.act}")
+        path.write_text(write(columns, rows), encoding="utf-8")
+        return downloads.link(path)
+
+    saved.input(choose, saved, [name, prompts, told], **QUIET)
+    keep.click(keep_set, [name, prompts], [saved, told], **QUIET)
+    delete.click(delete_set, saved, [saved, told], **QUIET)
+    parts = act.parts
+    run.click(
+        ask,
+        [who, prompts, parts.system, *parts.sampling],
+        [run, stop, told, table],
+        concurrency_id="chat",
+        concurrency_limit=8,
+        **QUIET,
+    )
+    stop.click(act.stop, who, queue=False, **QUIET)
+    table.click(download, who, place, **QUIET)
+    who.change(lambda person: drawn(*kept_rows(act, person)), who, table, **QUIET)
+
+
+def asked(
+    act: Chat, who: str, prompts: Sequence[str], system: str, sampling: Sequence[Any]
+) -> Iterator[tuple[str, str]]:
+    """Asks one prompt after the other; yields words on how far it is, and the table so far."""
+    talk = act.talk(who)
+    chosen = act.chosen(talk)
+    names = [BASE, *(choice.value for choice in chosen)]
+    titles = [f"Base: {chosen[0].card().base}", *(choice.name for choice in chosen)]
+    settings = plain(act.checked(sampling))
+    opening = [{"role": "system", "content": system}] if system.strip() else []
+    rows: list[Answered] = []
+    stopped = False
+    for prompt in prompts:
+        yield text.progress("Asking", len(rows), len(prompts)), drawn(titles, rows)
+        messages = [*opening, {"role": "user", "content": prompt}]
+        columns = [{"adapter": None if name == BASE else name, "messages": messages} for name in names]
+        with contextlib.closing(act.engine.answer(who, chosen, columns, settings)) as answers:
+            for answer in answers:
+                if answer["kind"] == "status":
+                    yield answer["words"], drawn(titles, rows)
+                elif answer["kind"] == "result":
+                    rows.append(Answered(prompt, tuple(column["text"] for column in answer["columns"])))
+                    stopped = any(column["finish"] == "stopped" for column in answer["columns"])
+        act.studio.workspace.write_draft(
+            f"chat-prompts-{known(who)}", {"columns": titles, "rows": [[row.prompt, *row.answers] for row in rows]}
+        )
+        if stopped:
+            break
+    words = f"{text.count(len(rows), 'prompt')} asked of {text.count(len(names), 'column')}."
+    yield (
+        text.notice("Stopped. " + words if stopped else words, kind="info" if stopped else "good"),
+        drawn(titles, rows),
+    )
+
+
+def kept_rows(act: Chat, who: str) -> tuple[list[str], list[Answered]]:
+    """The answers of the last time, by this browser."""
+    draft = act.studio.workspace.read_draft(f"chat-prompts-{known(who)}")
+    if not isinstance(draft, dict):
+        return [], []
+    return list(draft["columns"]), [Answered(row[0], tuple(row[1:])) for row in draft["rows"]]
+
+
+def drawn(columns: Sequence[str], rows: Sequence[Answered]) -> str:
+    """The answers as a table, with the buttons that take it away."""
+    if not rows:
+        return ""
+    table = text.table(["Prompt", *columns], [[row.prompt, *row.answers] for row in rows], "Answers to the prompts")
+    buttons = "".join(
+        f'<button type="button" data-act="{kind}">Download as {kind.upper()}</button>' for kind in ("csv", "jsonl")
+    )
+    return f'{table}<div class="chat-bar">{buttons}</div>'

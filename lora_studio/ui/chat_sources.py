@@ -1,0 +1,74 @@
+"""The fold of the chat tab that brings in adapters from elsewhere: a folder, a zip, or one of the Hub."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lora_studio import foreign_adapters
+from lora_studio.errors import StudioError
+from lora_studio.ui import text
+from lora_studio.ui.chat_choices import FOLDER, MOST
+from lora_studio.ui.chatting import Chat, Updates
+
+ABOUT = (
+    "LoRA adapters of the same base, stored as safetensors. Task, base and the shape of every matrix are checked "
+    "before anything is loaded; files that could run code are never read."
+)
+
+
+def build(act: Chat, who: gr.State) -> None:
+    """Draws the fold and wires it."""
+    with gr.Accordion("An adapter from elsewhere", open=False, elem_id="chat-elsewhere"):
+        with gr.Row(equal_height=True, elem_classes="ls-pager"):
+            name = gr.Textbox(
+                label="Folder or Hub name",
+                info=ABOUT,
+                placeholder="/path/to/adapter or hub:owner/name",
+                scale=4,
+                min_width=260,
+            )
+            add = gr.Button("Add", scale=0, min_width=100)
+            zipped = gr.UploadButton("Upload a zip", file_types=[".zip"], scale=0, min_width=140)
+        said = gr.HTML(elem_id="chat-elsewhere-said")
+    outputs = [*act.parts.all(), said, name]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+    def named(given: str, person: str) -> Updates:
+        return added(act, person, given.strip())
+
+    def upload(path: str, person: str) -> Updates:
+        return added(act, person, path, zipped=True)
+
+    def told(updates: Updates) -> Updates:
+        return {said if key == "said" else name if key == "name" else key: value for key, value in updates.items()}
+
+    gr.on([add.click, name.submit], lambda given, person: told(named(given, person)), [name, who], outputs, **quiet)
+    zipped.upload(lambda path, person: told(upload(path, person)), [zipped, who], outputs, **quiet)
+
+
+def added(act: Chat, who: str, given: str, *, zipped: bool = False) -> Updates:
+    """Takes an adapter in and gives it a column; "said" and "name" stand for the fold's own components."""
+    talk = act.talk(who)
+    workspace = act.studio.workspace
+    try:
+        if not given:
+            raise StudioError("Nothing is named yet.", "Type a folder or hub:owner/name, or upload a zip.")
+        base = act.chosen(talk)[0].card().base if talk.adapters else None
+        if zipped:
+            folder = foreign_adapters.from_zip(Path(given), workspace, Path(given).name, base)
+        elif foreign_adapters.is_hub_name(given):
+            folder = foreign_adapters.from_hub(given, workspace, base)
+        else:
+            folder = foreign_adapters.from_folder(given, base)
+            talk.folders = list(dict.fromkeys([*talk.folders, str(folder)]))
+        value = f"{FOLDER}{folder}"
+        full = len(talk.adapters) >= MOST and value not in talk.adapters
+        if not full:
+            talk.adapters = list(dict.fromkeys([*talk.adapters, value]))
+        act.keep(who, talk)
+        where = "It can be chosen above once a column is free." if full else "It has a column now."
+        words = text.notice(f"{folder.name}: {foreign_adapters.about(folder)}. {where}", kind="good")
+        return act.paint(talk) | {"said": words, "name": ""}
+    except StudioError as error:
+        return {"said": text.problem(error)}

@@ -1,0 +1,87 @@
+"""The chat's state in words and markup: memory, what the adapters bring with them, and an answer token by token."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_studio.ui import text
+from lora_studio.ui.chat_choices import Choice
+from lora_studio.ui.text import escape
+
+MOST_TOKENS = 400
+APART = 2.0
+"""Nats between base and adapter at which a token's colour is full: 7 times as likely, or a seventh."""
+
+
+def memory(loaded: Mapping[str, Any] | None, chosen: Sequence[Choice], holders: str, other: bool) -> str:
+    """What is in memory, and who holds the device."""
+    if loaded is None:
+        words = "Other columns are in memory; these" if other else "No model is in memory. It"
+        verb = "are" if other else "is"
+        return text.notice(f"{words} {verb} loaded with the next question.", holders)
+    names = ", ".join(choice.name for choice in chosen)
+    where = f"{loaded['device']}, {loaded['dtype']}, {text.size(loaded['memory_bytes'])}"
+    apart = "" if loaded["mixes"] else " DoRA and trained biases share no batch: those columns answer one by one."
+    return text.notice(f"In memory: {loaded['base']} with {names} ({where}).", holders + apart, "good")
+
+
+def cards(chosen: Sequence[Choice]) -> str:
+    """System prompt, template and thinking of each adapter, folded."""
+    rows = []
+    for choice in chosen:
+        card = choice.card()
+        thinking = {None: "as the template has it", True: "on", False: "off"}[card.enable_thinking]
+        rows.append(
+            (
+                choice.name,
+                card.base,
+                card.prompt_style,
+                card.system_prompt or None,
+                thinking if card.thinks else "the template has no switch",
+                card.template or "the base's own",
+            )
+        )
+    columns = ("Adapter", "Base", "Prompt style", "System prompt", "Thinking", "Chat template")
+    table = text.table(columns, rows, "What the adapters bring with them")
+    return f'<details class="ls-raw"><summary>What the adapters bring with them</summary>{table}</details>'
+
+
+def tokens(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    """A forced answer for each adapter: green where it finds a token likelier than the base does, red where less."""
+    drawn = []
+    for name, values in found["adapters"].items():
+        mean = found["mean_divergence"][name]
+        spans = "".join(
+            _token(*each)
+            for each in zip(
+                found["texts"][:MOST_TOKENS], found["base"], values, found["divergence"][name], strict=False
+            )
+        )
+        more = len(found["texts"]) - MOST_TOKENS
+        rest = f'<p class="ls-none">and {text.count(more, "more token")}</p>' if more > 0 else ""
+        drawn.append(
+            f"<h3>{escape(titles[name])}: {mean:.3g} nats apart from the base at each token</h3>"
+            f'<div class="ls-tokens">{spans}</div>{rest}'
+        )
+    legend = (
+        "The first adapter's last answer, as all columns score it. Green: training made the token likelier; red: less "
+        "likely. Point at a token for its probabilities; dotted lines mark where the two disagree most. The number is "
+        "the divergence KL(adapter || base): 0 means that training changed nothing here."
+    )
+    return f'<section class="chat-tokens" aria-label="Token by token"><p>{legend}</p>{"".join(drawn)}</section>'
+
+
+def _token(piece: str, base: float, adapter: float, divergence: float) -> str:
+    gain = max(-1.0, min(1.0, (adapter - base) / APART))
+    colour = "var(--good)" if gain > 0 else "var(--bad)"
+    title = f"base {_percent(base)}, adapter {_percent(adapter)}, divergence {divergence:.2g} nats"
+    strong = " chat-turn" if divergence >= 1 else ""
+    return (
+        f'<span class="ls-tok{strong}" title="{title}" style="background: color-mix(in srgb, {colour} '
+        f'{abs(gain) * 55:.0f}%, transparent)">{escape(piece)}</span>'
+    )
+
+
+def _percent(log: float) -> str:
+    """e to the power of it as a percentage that is never a false 0."""
+    share = 100 * 2.718281828459045**log
+    return f"{share:.1f} %" if share >= 0.1 else "< 0.1 %"

@@ -1,0 +1,112 @@
+"""Votes of a blind comparison: which of several answers was better, kept one a line; tallies and preference pairs."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lora_studio.workspace import Workspace
+
+TIE = -1
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """Answers to one prompt in the order in which they were shown, and the better one's place; `TIE` for none.
+
+    `names` says who gave each answer, `messages` what was asked.
+    """
+
+    time: float
+    base: str
+    messages: list[dict[str, str]]
+    names: list[str]
+    answers: list[str]
+    best: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How often `first` was better than `second`, and the reverse, in votes in which both answered."""
+
+    first: str
+    second: str
+    wins: int
+    losses: int
+    ties: int
+
+    @property
+    def decided(self) -> int:
+        return self.wins + self.losses
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the share of decided votes that `first` won."""
+        return wilson(self.wins, self.decided)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's score interval of 95 % for a share (Wilson 1927, J. Am. Stat. Assoc. 22, 209); 0 to 1 for no trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    share, weight = successes / trials, Z95**2 / trials
+    centre = share + weight / 2
+    spread = Z95 * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
+    return max(0.0, (centre - spread) / (1 + weight)), min(1.0, (centre + spread) / (1 + weight))
+
+
+def keep(workspace: Workspace, vote: Vote) -> None:
+    """Adds a vote to those of the workspace."""
+    with workspace.votes.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(vote), ensure_ascii=False) + "\n")
+
+
+def read(workspace: Workspace) -> list[Vote]:
+    """All votes, oldest first; a torn last line is left out."""
+    found = []
+    try:
+        lines = workspace.votes.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            found.append(Vote(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError):
+            continue
+    return found
+
+
+def tallies(votes: Sequence[Vote]) -> list[Tally]:
+    """Every pair that was compared, in the order of its names; an adapter comes before the base."""
+    counts: dict[tuple[str, str], list[int]] = {}
+    for vote in votes:
+        for one, other in itertools.combinations(range(len(vote.names)), 2):
+            first, second = sorted((one, other), key=lambda at: (vote.names[at].startswith("Base"), vote.names[at]))
+            place = counts.setdefault((vote.names[first], vote.names[second]), [0, 0, 0])
+            if vote.best in (TIE, first, second):
+                place[2 if vote.best == TIE else 0 if vote.best == first else 1] += 1
+    return [Tally(first, second, *found) for (first, second), found in sorted(counts.items())]
+
+
+def pairs(votes: Sequence[Vote]) -> Iterator[dict[str, Any]]:
+    """Preference pairs for DPO: the better answer against each other one; ties and equal answers teach nothing."""
+    for vote in votes:
+        if vote.best == TIE:
+            continue
+        for at, answer in enumerate(vote.answers):
+            if at != vote.best and answer != vote.answers[vote.best]:
+                yield {
+                    "prompt": vote.messages,
+                    "chosen": [{"role": "assistant", "content": vote.answers[vote.best]}],
+                    "rejected": [{"role": "assistant", "content": answer}],
+                    "chosen_by": vote.names[vote.best],
+                    "rejected_by": vote.names[at],
+                }
+
+
+def as_jsonl(votes: Sequence[Vote]) -> str:
+    """The preference pairs as a file that the data tab reads."""
+    return "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs(votes))

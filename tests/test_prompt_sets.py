@@ -1,0 +1,45 @@
+"""Prompts that are kept to be asked again, and the answers to them as files."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from lora_studio import prompt_sets
+from lora_studio.errors import StudioError
+from lora_studio.prompt_sets import Answered
+from lora_studio.workspace import Workspace
+
+ROWS = [Answered("Why?", ('Yes,\n"so"', "Arr, ünï")), Answered("Who?", ("", "Me"))]
+
+
+def test_a_set_is_kept_replaced_and_deleted(workspace: Workspace) -> None:
+    assert prompt_sets.names(workspace) == []
+    assert prompt_sets.save(workspace, "../my set", ["Why?"]) == "my-set"
+    prompt_sets.save(workspace, "my-set", ["Why?", "Who?"])
+    assert prompt_sets.names(workspace) == ["my-set"]
+    assert prompt_sets.read(workspace, "my-set") == ["Why?", "Who?"]
+    prompt_sets.delete(workspace, "../../etc")
+    prompt_sets.delete(workspace, "my-set")
+    for name in ("my-set", "../workspace"):
+        with pytest.raises(StudioError, match="no set of prompts"):
+            prompt_sets.read(workspace, name)
+    with pytest.raises(StudioError, match="has no name"):
+        prompt_sets.save(workspace, " ", [])
+
+
+def test_prompts_stand_one_a_line() -> None:
+    assert prompt_sets.prompts_of(" Why?\n\n Who? ") == ["Why?", "Who?"]
+    with pytest.raises(StudioError, match="no prompt yet"):
+        prompt_sets.prompts_of("\n ")
+    with pytest.raises(StudioError, match="at most 1,000"):
+        prompt_sets.prompts_of("x\n" * 1001)
+
+
+def test_answers_come_back_out_of_both_files() -> None:
+    columns = ["Base: demo", "Pirate"]
+    table = list(csv.DictReader(io.StringIO(prompt_sets.as_csv(columns, ROWS), newline="")))
+    assert table[0] == {"prompt": "Why?", "Base: demo": 'Yes,\n"so"', "Pirate": "Arr, ünï"}
+    lines = [json.loads(line) for line in prompt_sets.as_jsonl(columns, ROWS).splitlines()]
+    assert lines[1] == {"prompt": "Who?", "answers": {"Base: demo": "", "Pirate": "Me"}}
