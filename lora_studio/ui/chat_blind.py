@@ -147,11 +147,11 @@ def tally(given: Sequence[votes.Vote]) -> str:
         return text.empty("No vote yet", "Ask something, and say which answer is better.")
     rows = []
     for pair in votes.tallies(given):
-        low, high = pair.interval
-        share = f"{100 * pair.wins / pair.decided:.0f} % (95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
-        rows.append(
-            (pair.first, pair.second, pair.wins, pair.losses, pair.ties, share if pair.decided else "nothing decided")
-        )
+        share = "nothing decided"
+        if pair.decided:
+            low, high = pair.interval
+            share = f"{100 * pair.wins / pair.decided:.0f} % (95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
+        rows.append((pair.first, pair.second, pair.wins, pair.losses, pair.ties, share))
     head = ("First", "Second", "First better", "Second better", "Neither", "First better, of those decided")
     table = text.table(head, rows, "Votes")
     pairs = sum(1 for _ in votes.pairs(given))

@@ -20,6 +20,8 @@ CSS = """
 .chat-column button { padding: 1px 8px; margin-left: 4px; font-size: 12px; }
 .chat-bar button:hover, .chat-column button:hover { border-color: var(--busy); }
 .chat-bar button[aria-pressed="true"] { border-color: var(--busy); background: var(--soft); font-weight: 600; }
+.chat-bar button, .chat-column button, .chat-edit button { font-weight: 400 !important; margin-bottom: 0 !important;
+  margin-top: 0 !important; }
 .chat-edit { display: flex; gap: 4px; margin-top: 4px; }
 .chat-column textarea { width: 100%; min-width: 200px; background: var(--block-background-fill);
   color: var(--body-text-color); border: 1px solid var(--busy); border-radius: 6px; padding: 6px; font-size: 14px; }

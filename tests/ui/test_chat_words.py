@@ -1,0 +1,55 @@
+"""The chat's state in words: memory, who holds the device, what adapters bring, and what a chat needs."""
+
+from pathlib import Path
+
+import pytest
+
+from lora_studio.ui import chat_device, chat_words
+from lora_studio.ui.chat_choices import Choice
+from tests.adapters import files, write
+
+LOADED = {"base": "demo", "device": "cpu", "dtype": "float32", "memory_bytes": 11_000_000, "mixes": True}
+
+
+@pytest.fixture
+def choice(tmp_path: Path) -> Choice:
+    folder = write(tmp_path / "a", files() | {"chat_template.jinja": b"{{ enable_thinking }}<b>"})
+    return Choice("a", "A (finished)", "A", folder)
+
+
+def test_the_page_says_what_is_in_memory_and_who_holds_the_device(choice: Choice) -> None:
+    holders = chat_device.holders("Long one", "the chat (demo)")
+    shown = chat_words.memory(LOADED, [choice], holders, other=True)
+    assert "In memory: demo with A (cpu, float32, 11 MB)." in shown
+    assert "held by the run Long one and the chat (demo): they share memory and speed." in shown
+    assert "No model is in memory" in chat_words.memory(None, [choice], chat_device.holders(None, None), other=False)
+    assert chat_device.holders(None, None) == "Nothing holds the device."
+    apart = chat_words.memory(LOADED | {"mixes": False}, [choice], "", other=True)
+    assert "those columns answer one by one" in apart
+
+
+def test_what_an_adapter_brings_is_shown_as_text(choice: Choice) -> None:
+    shown = chat_words.cards([choice])
+    assert "as the template has it" in shown
+    assert "enable_thinking }}&lt;b&gt;" in shown
+
+
+def test_a_chat_needs_base_cache_and_each_adapter(choice: Choice, tmp_path: Path) -> None:
+    one, two = chat_device.chat_bytes([choice], "cpu"), chat_device.chat_bytes([choice, choice], "cpu")
+    assert one is not None
+    assert two is not None
+    assert 0 < two - one < one
+    unknown = write(tmp_path / "b", files(base_model_name_or_path="owner/never-fetched"))
+    elsewhere = Choice("b", "B", "B", unknown)
+    assert chat_device.chat_bytes([elsewhere], "cuda") is None
+    assert chat_device.verdict([elsewhere]).fits
+
+
+def test_tokens_that_training_made_likelier_are_green() -> None:
+    numbers = {"adapters": {"a": [-0.1, -3.0]}, "divergence": {"a": [2.0, 0.1]}, "mean_divergence": {"a": 1.05}}
+    shown = chat_words.tokens({"texts": ["Arr", "${x}"], "base": [-5.0, -0.1], **numbers}, {"a": "<A>"})
+    assert "&lt;A&gt;: 1.05 nats apart" in shown
+    assert "var(--good)" in shown.split("Arr")[0]
+    assert "var(--bad)" in shown.split("Arr")[1]
+    assert "${" not in shown
+    assert shown.count("chat-turn") == 1
