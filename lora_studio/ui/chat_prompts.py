@@ -12,6 +12,7 @@ from lora_studio.prompt_sets import Answered
 from lora_studio.ui import downloads, text
 from lora_studio.ui.chatting import Chat, plain, said
 from lora_studio.ui.dialogue import BASE, known
+from lora_studio.workspace import Workspace
 
 CLICKED = """
 element.addEventListener('click', event => {
@@ -25,47 +26,12 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 def build(act: Chat, who: gr.State) -> None:
     """Draws the fold and wires it."""
     with gr.Accordion("Prompt sets", open=False, elem_id="chat-prompts"):
-        with gr.Row(equal_height=True, elem_classes="ls-pager"):
-            saved = gr.Dropdown(
-                prompt_sets.names(act.studio.workspace), label="Kept set", value=None, scale=3, min_width=180
-            )
-            name = gr.Textbox(
-                label="Name", placeholder="such as first-impressions", scale=3, min_width=180, max_lines=1
-            )
-            keep = gr.Button("Keep", scale=0, min_width=80)
-            delete = gr.Button("Delete", scale=0, min_width=80)
-        prompts = gr.Textbox(
-            label="Prompts, one a line",
-            info="Each is asked of all columns as a new conversation, with the system prompt and sampling above.",
-            lines=4,
-            max_lines=12,
-        )
+        prompts, told = _kept_sets(act.studio.workspace)
         with gr.Row(elem_classes="actions"):
             run = gr.Button("Ask them all", variant="primary", scale=0, min_width=130)
             stop = gr.Button("Stop", scale=0, min_width=80, interactive=False)
-        told = gr.HTML()
         table = gr.HTML(js_on_load=CLICKED, elem_id="chat-prompts-table")
         place = downloads.place(act.studio.workspace)
-    workspace = act.studio.workspace
-
-    def choose(chosen: str | None) -> tuple[Any, Any, Any]:
-        try:
-            return (chosen or "", "\n".join(prompt_sets.read(workspace, chosen or "")), "")
-        except StudioError as error:
-            return gr.skip(), gr.skip(), text.problem(error)
-
-    def keep_set(wanted: str, lines: str) -> tuple[Any, Any]:
-        try:
-            kept = prompt_sets.save(workspace, wanted, prompt_sets.prompts_of(lines))
-        except StudioError as error:
-            return gr.skip(), text.problem(error)
-        return gr.Dropdown(choices=prompt_sets.names(workspace), value=kept), text.notice(
-            f"Kept as {kept}.", kind="good"
-        )
-
-    def delete_set(chosen: str | None) -> tuple[Any, Any]:
-        prompt_sets.delete(workspace, chosen or "")
-        return gr.Dropdown(choices=prompt_sets.names(workspace), value=None), ""
 
     def ask(person: str, lines: str, system: str, *sampling: Any) -> Iterator[dict[Any, Any]]:
         yield {run: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
@@ -80,25 +46,55 @@ def build(act: Chat, who: gr.State) -> None:
     def download(event: gr.EventData, person: str) -> str:
         columns, rows = kept_rows(act, person)
         write = prompt_sets.as_csv if event.act == "csv" else prompt_sets.as_jsonl
-        path = downloads.new_file(workspace, f"answers.{event.act}")
+        path = downloads.new_file(act.studio.workspace, f"answers.{event.act}")
         path.write_text(write(columns, rows), encoding="utf-8")
         return downloads.link(path)
+
+    given = [who, prompts, act.parts.system, *act.parts.sampling]
+    run.click(ask, given, [run, stop, told, table], concurrency_id="chat", concurrency_limit=8, **QUIET)
+    stop.click(act.stop, who, queue=False, **QUIET)
+    table.click(download, who, place, **QUIET)
+    who.change(lambda person: drawn(*kept_rows(act, person)), who, table, **QUIET)
+
+
+def _kept_sets(workspace: Workspace) -> tuple[gr.Textbox, gr.HTML]:
+    """Draws and wires what keeps prompts; gives the box with the prompts, and where things are told."""
+    with gr.Row(equal_height=True, elem_classes="ls-pager"):
+        sets = prompt_sets.names(workspace)
+        saved = gr.Dropdown(sets, label="Kept set", value=None, scale=3, min_width=180)
+        name = gr.Textbox(label="Name", placeholder="such as first-impressions", scale=3, min_width=180, max_lines=1)
+        keep = gr.Button("Keep", scale=0, min_width=80)
+        delete = gr.Button("Delete", scale=0, min_width=80)
+    prompts = gr.Textbox(
+        label="Prompts, one a line",
+        info="Each is asked of all columns as a new conversation, with the system prompt and sampling above.",
+        lines=4,
+        max_lines=12,
+    )
+    told = gr.HTML()
+
+    def choose(chosen: str | None) -> tuple[Any, Any, Any]:
+        try:
+            return chosen or "", "\n".join(prompt_sets.read(workspace, chosen or "")), ""
+        except StudioError as error:
+            return gr.skip(), gr.skip(), text.problem(error)
+
+    def keep_set(wanted: str, lines: str) -> tuple[Any, Any]:
+        try:
+            kept = prompt_sets.save(workspace, wanted, prompt_sets.prompts_of(lines))
+        except StudioError as error:
+            return gr.skip(), text.problem(error)
+        words = text.notice(f"Kept as {kept}.", kind="good")
+        return gr.Dropdown(choices=prompt_sets.names(workspace), value=kept), words
+
+    def delete_set(chosen: str | None) -> tuple[Any, Any]:
+        prompt_sets.delete(workspace, chosen or "")
+        return gr.Dropdown(choices=prompt_sets.names(workspace), value=None), ""
 
     saved.input(choose, saved, [name, prompts, told], **QUIET)
     keep.click(keep_set, [name, prompts], [saved, told], **QUIET)
     delete.click(delete_set, saved, [saved, told], **QUIET)
-    parts = act.parts
-    run.click(
-        ask,
-        [who, prompts, parts.system, *parts.sampling],
-        [run, stop, told, table],
-        concurrency_id="chat",
-        concurrency_limit=8,
-        **QUIET,
-    )
-    stop.click(act.stop, who, queue=False, **QUIET)
-    table.click(download, who, place, **QUIET)
-    who.change(lambda person: drawn(*kept_rows(act, person)), who, table, **QUIET)
+    return prompts, told
 
 
 def asked(
