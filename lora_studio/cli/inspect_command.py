@@ -17,6 +17,8 @@ _PHASE_WORDS = {
     "read": "reading",
     "convert": "recognising rows",
     "encode": "tokenizing",
+    "first": "looking at the first rows",
+    "split": "setting rows apart to measure on, and cutting long ones",
     "measure": "counting what each length would cut",
     "check": "looking for repeated and contradictory rows",
     "tokenizer": "loading the tokenizer",

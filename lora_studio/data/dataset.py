@@ -120,10 +120,10 @@ def prepare(
     """Examples of a file, split into training and validation; `settings` are the fields of `Settings`.
 
     `goal` is what is to be learned from: "answers", comparisons ("preference"), or "any" of the two, as the rows are.
-    `on_progress(phase, done, total)` is called in the phases lookup, read, convert and encode, counted in rows (`total`
-    is 0 or a guess while a file is read); what it raises ends the work. Before anything that takes long, `on_sample`
-    gets what the first rows of a large file come to. What was read and encoded is kept in `cache_folder` and found
-    there again.
+    `on_progress(phase, done, total)` is called in the phases lookup, read, convert, encode and split, counted in rows
+    (`total` is 0 or a guess while a file is read); what it raises ends the work. Before anything that takes long,
+    `on_sample` gets what the first rows of a large file come to (phase first). What was read and encoded is kept in
+    `cache_folder` and found there again.
     Raises StudioError where nothing can be trained, and for a single bad row where `bad_rows` is "stop".
     """
     wanted = Settings(**settings)
@@ -146,11 +146,8 @@ def prepare(
         nonlocal on_sample
         if on_sample:
             give, on_sample = on_sample, None
-            with_few = replace(
-                work, cache=Cache(None), report=lambda *_: None, before_slow=lambda: None, most=_SAMPLE_ROWS
-            )
             try:
-                seen = _prepared(with_few, sources, template, wanted)
+                seen = _prepared(work.first_rows(_SAMPLE_ROWS), sources, template, wanted)
             except StudioError:
                 return  # the first rows may be bad where later ones are not
             give(replace(seen, sampled=len(seen.conversations)))
@@ -254,6 +251,7 @@ def _prepared(work: Preparation, sources: list[Source], template: Template, want
             "Of the training and the validation file one holds comparisons, the other does not.",
             "Choose two files of one kind.",
         )
+    work.report("split", 0, 0)
     shell = Prepared(
         format=part.format,
         template=template,
@@ -271,7 +269,7 @@ def _prepared(work: Preparation, sources: list[Source], template: Template, want
         source_fingerprint=_source_fingerprint(part, kept_back, work),
         cache=work.cache,
     )
-    return recut(shell, max_length=wanted.max_length, truncation=wanted.truncation)
+    return recut(shell, max_length=wanted.max_length, truncation=wanted.truncation, report=work.report)
 
 
 def _chosen(
@@ -284,14 +282,18 @@ def _chosen(
     return train, np.arange(len(kept_back.rows)) if kept_back else validation
 
 
-def recut(prepared: Prepared, *, max_length: int, truncation: str) -> Prepared:
+def recut(
+    prepared: Prepared, *, max_length: int, truncation: str, report: Progress = lambda phase, done, total: None
+) -> Prepared:
     """The same data at another length or way of cutting, without reading or tokenising again."""
     settings = replace(prepared.settings, max_length=max_length, truncation=truncation)
     stores = (prepared.part.rows, (prepared.kept_back or prepared.part).rows)
-    train, validation = (
-        examples_of(store, chosen, max_length, truncation)
-        for store, chosen in zip(stores, prepared.chosen, strict=True)
-    )
+    made = []
+    for store, chosen in zip(stores, prepared.chosen, strict=True):
+        report("split", 0, 0)
+        made.append(examples_of(store, chosen, max_length, truncation))
+    train, validation = made
+    report("split", 0, 0)
     if not len(train):
         raise StudioError(
             f"No row keeps a trained token at a longest length of {max_length} ({truncation}).",

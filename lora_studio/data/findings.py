@@ -13,7 +13,7 @@ from lora_studio.data.parts import Part, Progress
 
 _MOST_ROWS = 20_000
 _SECONDS = 2.0
-_PIECE = 2000
+_PIECE = 500
 _SHOWN = 20
 
 
@@ -41,6 +41,7 @@ def _found(
         report("check", done, total)
 
     train, validation = (_some(part, rows, tell) for part, rows in zip(parts, chosen, strict=True))
+    tell(0, 0)
     repeated = _repeated(parts[0], chosen[0]) if len(train) < len(chosen[0]) else None
     found = hygiene(train, validation, seconds=_SECONDS, specials=specials, repeated=repeated, report=tell)
     return {**found, "looked_at": len(train) + len(validation), "of_rows": sum(map(len, chosen))}

@@ -28,7 +28,8 @@ _SHINGLE = 4
 _NEAR = 0.8
 _LONGEST = 4000
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
-_REPORT_EVERY = 500
+_REPORT_SECONDS = 0.1
+_TELL_EVERY = 1000
 
 
 def special_text(conversation: Conversation, specials: Collection[str]) -> list[tuple[str, str]]:
@@ -71,13 +72,14 @@ def hygiene(
     `specials` are the tokenizer's special tokens, which should not stand written out in the rows. `repeated` are exact
     duplicates counted elsewhere. `report` is told how many rows of how many are done; what it raises ends the work.
     """
-    total, done = 2 * len(train) + len(validation), 0
+    total, done, told = 3 * len(train) + 2 * len(validation), 0, time.monotonic()
 
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if done % _REPORT_EVERY == 0:
-            report(done, total)
+    def step(rows: int = 1) -> None:
+        nonlocal done, told
+        done += rows
+        if time.monotonic() - told > _REPORT_SECONDS:
+            told = time.monotonic()
+            report(min(done, total), total)
 
     report(0, total)
     ours, theirs = ([_look(chat, step) for chat in rows] for rows in (train, validation))
@@ -88,7 +90,7 @@ def hygiene(
         "shared_with_validation": shared_rows(ours, theirs),
         "contradictions": contradictions(ours),
         "labels": label_balance(train),
-        "special_tokens": special_tokens(chain(train, validation), specials),
+        "special_tokens": special_tokens(chain(train, validation), specials, step),
     }
     report(total, total)
     return {**found, "sentences": _sentences(found)}
@@ -161,12 +163,15 @@ def label_balance(rows: Sequence[Conversation]) -> dict[str, Any] | None:
     return {"counts": dict(counts.most_common()), "distinct": len(counts), "largest_share": most / len(rows)}
 
 
-def special_tokens(rows: Iterable[Conversation], specials: Collection[str]) -> dict[str, Any]:
+def special_tokens(
+    rows: Iterable[Conversation], specials: Collection[str], step: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Rows in whose text special tokens stand, how often each, and where: [row, role or "text", token]."""
     counts: Counter[str] = Counter()
     places: list[list[Any]] = []
     touched = 0
     for chat in rows:
+        step()
         found = special_text(chat, specials)
         touched += bool(found)
         counts.update(token for _, token in found)
@@ -179,12 +184,12 @@ def near_duplicates(
     *,
     seconds: float = 5.0,
     keys: Sequence[str] = (),
-    step: Callable[[], None] = lambda: None,
+    step: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, Any]:
     """Rows that share most runs of four words with an earlier one, by MinHash; exact duplicates are not counted again.
 
     Rows are taken evenly over the file for as long as `seconds` lasts: `sampled` says how many, None when all. `keys`
-    are the rows' group keys, where they are known; `step` is called for each row.
+    are the rows' group keys, where they are known; `step` is called now and then with the rows done since.
     """
     end = time.monotonic() + seconds
     numbers = np.random.default_rng(0).integers(1, 1 << 63, size=_HASHES, dtype=np.uint64) | np.uint64(1)
@@ -195,7 +200,7 @@ def near_duplicates(
     for position in _evenly(len(rows)):
         if time.monotonic() > end:
             break
-        step()
+        step(1)
         looked_at += 1
         key = keys[position] if keys else group_key(rows[position])
         sketch = None if key in seen else _sketch(rows[position], numbers)
@@ -203,7 +208,7 @@ def near_duplicates(
         if sketch is not None:
             sketches.append(sketch)
             taken.append(rows[position].row)
-    groups = _alike(np.array(sketches), taken) if sketches else []
+    groups = _alike(np.array(sketches), taken, lambda: step(0)) if sketches else []
     return {**grouped(groups), "sampled": looked_at if looked_at < len(rows) else None}
 
 
@@ -230,7 +235,7 @@ def _sketch(chat: Conversation, numbers: np.ndarray) -> np.ndarray | None:
     return least
 
 
-def _alike(sketches: np.ndarray, rows: list[int]) -> list[list[int]]:
+def _alike(sketches: np.ndarray, rows: list[int], tell: Callable[[], None]) -> list[list[int]]:
     """Groups of rows whose sketches agree in one band and, looked at closer, in most values."""
     leader = list(range(len(rows)))
 
@@ -245,6 +250,8 @@ def _alike(sketches: np.ndarray, rows: list[int]) -> list[list[int]]:
         first: dict[bytes, int] = {}
         part = np.ascontiguousarray(sketches[:, band * width : (band + 1) * width])
         for position in range(len(rows)):
+            if position % _TELL_EVERY == 0:
+                tell()
             other = first.setdefault(part[position].tobytes(), position)
             if other != position and (sketches[position] == sketches[other]).mean() >= _NEAR:
                 leader[head(position)] = head(other)

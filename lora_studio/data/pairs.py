@@ -151,13 +151,26 @@ def _alike(rows: RowStore, index: tuple[np.ndarray, np.ndarray], cuts: tuple[Cut
     found = np.zeros(len(index[0]), bool)
     length = np.diff(rows.starts)
     ended = [cut.stop < length[side] for side, cut in zip(index, cuts, strict=True)]
-    for at in np.flatnonzero(ended[0] | ended[1]):
+    for at in np.flatnonzero((ended[0] | ended[1]) & _maybe_alike(rows, index, cuts)):
         kept = [
             np.asarray(rows.ids[rows.starts[side[at]] + cut.first[at] : rows.starts[side[at]] + cut.stop[at]])
             for side, cut in zip(index, cuts, strict=True)
         ]
         found[at] = np.array_equal(kept[0], kept[1])
     return found
+
+
+def _maybe_alike(rows: RowStore, index: tuple[np.ndarray, np.ndarray], cuts: tuple[Cuts, Cuts]) -> np.ndarray:
+    """Pairs that keep as many tokens and agree in two near their ends: few are left to be compared whole."""
+    kept = [cut.stop - cut.first for cut in cuts]
+    maybe = (kept[0] == kept[1]) & (kept[0] > 0)
+    for before in (np.zeros_like(kept[0]), kept[0] // 4):
+        one, other = (
+            rows.ids[rows.starts[side] + np.maximum(cut.stop - 1 - before, 0)]
+            for side, cut in zip(index, cuts, strict=True)
+        )
+        maybe &= one == other
+    return maybe
 
 
 def _of(cuts: Cuts, keep: np.ndarray) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import json
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -41,7 +41,8 @@ from lora_studio.errors import StudioError
 
 _SAMPLE = 500
 _FEW = 50
-_REPORT_EVERY = 2000
+_REPORT_EVERY = 500
+_REPORT_OMITTED = 100
 ANSWERS_ONLY = "Answers are compared with each other, so that only answers can be trained on."
 _SLOW_SECONDS = 0.5
 
@@ -124,6 +125,16 @@ class Preparation:
     most: int | None = None
     goal: str = "answers"
     began: float = field(default_factory=time.monotonic)
+
+    def first_rows(self, most: int) -> "Preparation":
+        """The same for the first rows only, kept nowhere and told as one phase."""
+        return replace(
+            self,
+            cache=Cache(None),
+            report=lambda *_: self.report("first", 0, 0),
+            before_slow=lambda: None,
+            most=most,
+        )
 
     def part(self, source: Source, choose: Choose | None, choice: Any) -> Part:
         """Reads, recognises and encodes a source. `choose` picks from the groups of all usable rows the indices of
@@ -223,8 +234,15 @@ class Preparation:
         chosen = np.array(positions, np.int64)
         if len(chosen) > MOST_ROWS:
             chosen = chosen[np.linspace(0, len(chosen) - 1, MOST_ROWS).astype(int)]
-        rows = count_omissions(conversations.at(chosen), self.encoder, omits)
+        rows = count_omissions(self._alive(conversations.at(chosen)), self.encoder, omits)
         return {"rows": rows, "looked_at": len(chosen), "of_rows": len(positions)}
+
+    def _alive(self, rows: Iterable[Conversation]) -> Iterator[Conversation]:
+        """The same rows, with a sign of life now and then."""
+        for done, row in enumerate(rows):
+            if done % _REPORT_OMITTED == 0:
+                self.report("encode", 0, 0)
+            yield row
 
     def _convert(self, records: Iterable[Record], shape: Format, made: "Converted") -> Iterator[Conversation]:
         """The usable rows one after another; what is found out on the way is left in `made`."""

@@ -68,6 +68,7 @@ def cut_curve(
 
     `tell` is called with how many of how many candidates are done.
     """
+    tell(0, 0)
     ranked = measures.longest_first()
     never_trained = np.concatenate([[0], np.cumsum(ranked.trained == 0)])
     curve = []

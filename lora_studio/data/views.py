@@ -109,6 +109,7 @@ def _counts(prepared: Prepared, look: Look, report: Progress) -> dict[str, Any]:
     """Lengths, and what the cut costs."""
     settings = prepared.settings
     length, how = settings.max_length, settings.truncation
+    report("measure", 0, 0)
     measures = prepared.train.measures.joined(prepared.validation.measures)
     kept = int(measures.kept(length, how).sum())
     return {

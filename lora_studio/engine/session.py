@@ -114,7 +114,7 @@ class Session:
                 raise
             self._prepared_for = key
         elif (length, cut) != (self._prepared.settings.max_length, self._prepared.settings.truncation):
-            self._prepared = recut(self._prepared, max_length=length, truncation=cut)
+            self._prepared = recut(self._prepared, max_length=length, truncation=cut, report=progress)
         return _named(describe(self._prepared, look, progress))
 
     def try_reading(self, request: Request) -> dict[str, Any]:

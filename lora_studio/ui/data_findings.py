@@ -16,6 +16,8 @@ PHASES = {
     "read": "Reading rows",
     "convert": "Converting rows",
     "encode": "Making tokens",
+    "first": "Looking at the first rows",
+    "split": "Setting rows apart to measure on, and cutting long ones",
     "measure": "Counting what each length would cut",
     "check": "Looking for repeated and contradictory rows",
     "rows": "Looking at the rows",

@@ -86,4 +86,4 @@ def test_of_a_large_file_all_exact_duplicates_are_counted(write, tokenizer, monk
     assert found["exact_duplicates"]["examples"] == [[row, row + 190] for row in range(1, 11)]
     assert "10 rows repeat an earlier row (for example rows 1, 191)." in found["sentences"]
     assert reports[0] == ("check", 0, 0)
-    assert reports[-1] == ("check", 20, 20)
+    assert reports[-1] == ("check", 30, 30)

@@ -106,6 +106,18 @@ def test_a_large_file_is_described_by_its_first_rows_before_the_rest_is_read(wri
     assert len(samples) == 1
 
 
+@pytest.mark.parametrize("phase", ["first", "read", "convert", "encode", "split", "measure", "check"])
+def test_a_stop_is_heard_in_every_phase(file, tokenizer, monkeypatch, phase):
+    monkeypatch.setattr(dataset, "_LARGE_BYTES", 0)
+
+    def stop(now, *_):
+        if now == phase:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inspect(file, tokenizer, max_samples=20, on_sample=lambda _: None, on_progress=stop)
+
+
 def test_a_row_that_a_limit_leaves_out_is_shown_as_unused(file, tokenizer):
     prepared = prepare(file, tokenizer, max_samples=3, max_eval_samples=1)
     sides = [preview(prepared, index)["split"] for index in range(40)]
