@@ -9,7 +9,18 @@ from lora_studio.data.columns import MEDIA as MEDIA_COLUMNS
 from lora_studio.data.columns import is_turns
 from lora_studio.data.dialogues import parse_dialogue
 from lora_studio.data.mapping import Format, fill, places
-from lora_studio.data.messages import Conversation, Message, RowError, check, check_text
+from lora_studio.data.messages import (
+    BROKEN_TEXT,
+    CONTROL,
+    EMPTY_ANSWER,
+    EMPTY_TURN,
+    Conversation,
+    Message,
+    RowError,
+    check,
+    check_text,
+    is_odd,
+)
 from lora_studio.data.preferences import answers_of, mark_of
 from lora_studio.data.problems import problem_text
 from lora_studio.data.rows import Record
@@ -41,7 +52,7 @@ def convert(record: Record, fmt: Format, system_prompt: str | None = None) -> Co
     messages = _with_system(messages, fields, columns, given)
     if "reasoning" in columns:
         messages = _with_reasoning(messages, as_text(fields.get(columns["reasoning"]), columns["reasoning"]))
-    check(messages, place)
+    _check(messages, place, fields, columns)
     _refuse_tags(messages, place)
     label = mark_of(_needed(fields, columns["label"]), columns["label"]) if "label" in columns else None
     return Conversation(record.row, tuple(messages), tools=_tools(fields, columns), label=label)
@@ -113,8 +124,8 @@ def _compared(record: Record, fmt: Format, roles: Names[str, str], system: str |
         _needed(fields, columns[side])
     prompt, chosen, rejected = answers_of(fields, columns, prompt, roles)
     prompt = _with_system(prompt, fields, columns, system)
-    check([*prompt, *chosen], place)
-    check([*prompt, *rejected], columns["rejected"])
+    _check([*prompt, *chosen], place, fields, columns)
+    _check([*prompt, *rejected], columns["rejected"], fields, columns)
     _refuse_tags([*prompt, *chosen, *rejected], place)
     return Conversation(
         record.row, tuple(prompt), tools=_tools(fields, columns), chosen=tuple(chosen), rejected=tuple(rejected)
@@ -168,6 +179,21 @@ def _needed(fields: dict[str, Any], name: str) -> Any:
     if fields.get(name) is None:
         raise RowError(MISSING, name, "fields: " + ", ".join(map(str, fields)))
     return fields[name]
+
+
+def _check(messages: list[Message], place: str, fields: dict[str, Any], columns: dict[str, str]) -> None:
+    """Raises RowError for the first rule that the turns break, with the column that the fault lies in."""
+    try:
+        check(messages, place)
+    except RowError as error:
+        if error.reason in (CONTROL, BROKEN_TEXT):
+            held = (name for name in columns.values() if isinstance(value := fields.get(name), str) and is_odd(value))
+            raise RowError(error.reason, next(held, place), error.found) from None
+        asked = columns.get("instruction") or columns.get("prompt", place)
+        column = {EMPTY_TURN: asked, EMPTY_ANSWER: place}.get(error.reason)
+        if column is None or not isinstance(fields.get(column), str):
+            raise
+        raise RowError(error.reason, column, repr(fields[column])) from None
 
 
 def _refuse_media(fields: dict[str, Any]) -> None:

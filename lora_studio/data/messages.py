@@ -126,6 +126,11 @@ def check_text(text: str, field: str = "") -> None:
     _check_letters(text, field)
 
 
+def is_odd(text: str) -> bool:
+    """Whether it holds letters that are no text."""
+    return is_broken(text) or _CONTROLS.search(text) is not None
+
+
 def _check_letters(text: str, field: str) -> None:
     """Raises RowError for what is no text: undecodable bytes, control characters other than tab and line ends."""
     if is_broken(text):

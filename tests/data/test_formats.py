@@ -217,3 +217,22 @@ def test_what_can_not_be_learned_by_example_is_refused_with_a_way_out(said, row)
     with pytest.raises(StudioError, match=said) as error:
         recognise(_records(row, row))
     assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("reason", "field", "row"),
+    [
+        (messages.CONTROL, "question", {"question": "a\x07", "answer": "b\x00"}),
+        (messages.CONTROL, "answer", {"question": "a", "answer": "b\x00"}),
+        (messages.BROKEN_TEXT, "question", {"question": "a\udc80", "answer": "b"}),
+        (messages.EMPTY_TURN, "question", {"question": " ", "answer": "b"}),
+        (messages.EMPTY_ANSWER, "answer", {"question": "a", "answer": " "}),
+    ],
+)
+def test_a_fault_is_told_of_the_column_that_it_lies_in(reason, field, row):
+    shape = recognise(_records(*[{"question": "ask", "answer": "tell"}] * 3))
+    with pytest.raises(RowError) as error:
+        convert(Record(1, row), shape)
+    assert (error.value.reason, error.value.field) == (reason, field)
+    if reason in (messages.EMPTY_TURN, messages.EMPTY_ANSWER):
+        assert error.value.found == "' '"
