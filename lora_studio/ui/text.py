@@ -246,7 +246,7 @@ p.ls-hint { margin-bottom: 12px; }
 .ls-tok.ls-s { background: var(--ls-special); font-weight: 600; padding: 1px 3px; }
 .ls-tok.ls-t { background: var(--ls-trained); box-shadow: inset 0 -2px 0 var(--ls-trained-line); }
 .ls-tok.ls-x { background: none; color: var(--body-text-color-subdued); text-decoration: line-through; opacity: 0.75; }
-.ls-marked:has(.ls-ids:checked) .ls-tok[data-id]::after { content: attr(data-id); margin-left: 2px; font-size: 10px;
+.ls-marked:has(.ls-ids:checked) .ls-tok[data-id]::before { content: attr(data-id); margin-right: 2px; font-size: 10px;
   font-weight: 400; color: var(--body-text-color-subdued); vertical-align: sub; display: inline-block; }
 .ls-legend label { white-space: nowrap; cursor: pointer; }
 input[role="combobox"] { text-overflow: ellipsis; padding-right: 26px !important; }
