@@ -1,11 +1,16 @@
 """What all tests share: no network, no telemetry, a workspace of their own, and which optional tests run."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from lora_studio.workspace import Workspace
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 HERE = Path(__file__).parent
 TRAINING = ("engine", "demo", "test_learning.py", "test_cli.py")  # one training at a time: these stay in one process
@@ -31,6 +36,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "workspace")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    from tests.serving import chromium  # Playwright, which only tests of the page need
+
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"]
 START_SECONDS = 60.0  # generous: test machines are busy
+PATIENCE = 60_000  # milliseconds for what takes a moment on a busy machine
+HOSTILE = "${document.title='hacked'} <script>document.title='hacked'</script> [link](http://e.vil) <b>bold</b>"
 
 
 def free_port() -> int:
@@ -74,5 +76,28 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+@contextmanager
+def visited(browser: Browser, url: str) -> Iterator[Page]:
+    """The page in a wide window; when it is left, no script has failed and none of the data has been run."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(url)
+    expect(page.get_by_role("tab", name="Data", exact=True)).to_be_visible(timeout=PATIENCE)
+    yield page
+    assert page.title() == "LoRA Studio"
+    assert errors == []
+    context.close()
+
+
 def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
+
+
+def fits(page: Page, width: int) -> bool:
+    """Whether nothing hangs over the side of a window that wide."""
+    page.set_viewport_size({"width": width, "height": 844})
+    page.wait_for_timeout(500)
+    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))

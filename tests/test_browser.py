@@ -13,10 +13,9 @@ from playwright.sync_api import Browser, Page, expect
 from lora_studio.jobs.launcher import kill
 from lora_studio.ui.form_draft import DRAFT
 from lora_studio.workspace import Workspace, shipped_data
-from tests.serving import Server, chromium, open_tab
+from tests.serving import PATIENCE, Server, open_tab
 
 pytestmark = pytest.mark.slow
-PATIENCE = 60_000  # milliseconds for what takes a moment on a busy machine
 POINTS = "document.querySelector('#chart .chart')?.data?.[0].x.length ?? 0"
 
 
@@ -33,12 +32,6 @@ class Visit:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
         expect(self.page.get_by_role("tab", name="Train", exact=True)).to_be_visible(timeout=PATIENCE)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture

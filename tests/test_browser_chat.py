@@ -11,17 +11,10 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from lora_studio.workspace import Workspace
-from tests.serving import ROOT, Server, chromium, open_tab
+from tests.serving import HOSTILE, ROOT, Server, open_tab
 
 pytestmark = pytest.mark.slow
 PATIENCE = 90_000  # milliseconds for what takes a moment on a busy machine
-HOSTILE = "${document.title='hacked'} <script>document.title='hacked'</script> [link](http://e.vil) <b>bold</b>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.serving import Server, chromium, open_tab
+from tests.serving import HOSTILE, PATIENCE, Server, fits, open_tab, visited
 
 pytestmark = pytest.mark.slow
-PATIENCE = 60_000  # milliseconds for what takes a moment on a busy machine
-HOSTILE = "${document.title='hacked'} <script>document.title='hacked'</script> [link](http://e.vil) <b>bold</b>"
 CHART = "document.querySelector('#lengths .chart')"
 CUT_PLACES = f"""() => {{
   const used = [...document.querySelectorAll('#tab-data button')].find(one => /as the longest row/.test(one.innerText));
@@ -28,12 +26,6 @@ DROP = """(zone, [name, content]) => {
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = Server(tmp_path_factory.mktemp("studio") / "workspace")
     yield running
@@ -42,17 +34,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def page(browser: Browser, server: Server) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    opened = context.new_page()
-    opened.set_default_timeout(PATIENCE)
-    errors: list[str] = []
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    opened.goto(server.url)
-    expect(opened.get_by_role("button", name="Look at this data")).to_be_visible(timeout=PATIENCE)
-    yield opened
-    assert opened.title() == "LoRA Studio"
-    assert errors == []
-    context.close()
+    with visited(browser, server.url) as opened:
+        expect(opened.get_by_role("button", name="Look at this data")).to_be_visible(timeout=PATIENCE)
+        yield opened
 
 
 def at_rest(page: Page) -> str:
@@ -65,13 +49,6 @@ def at_rest(page: Page) -> str:
         before = places
         page.wait_for_timeout(1000)
     raise AssertionError(f"chart, button and sentence go on to name {before}")
-
-
-def fits(page: Page, width: int) -> bool:
-    """Whether nothing hangs over the side of a window that wide."""
-    page.set_viewport_size({"width": width, "height": 844})
-    page.wait_for_timeout(500)
-    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
 
 def upload(page: Page, path: Path) -> None:
