@@ -33,6 +33,7 @@ from lora_studio.ui.pager import Pager, Pages
 from lora_studio.ui.reading_form import ReadingForm
 from lora_studio.ui.studio import Studio
 
+STEP_SECONDS = 0.3  # between two signs of progress: a slow browser must not have a heap of old ones to draw
 KEPT_BACK = ("A share of the training rows", "")
 
 
@@ -186,13 +187,18 @@ class Inspection:
             if correcting is None:
                 workspace.write_draft(CHOICE, {"settings": values})
             result: dict[str, Any] = {}
+            told = 0.0
             for answer in self.studio.inspector.stream("inspect", **request_of(values, workspace)):
+                if self._stopping:
+                    raise StudioError("The look at the data was stopped.")
                 if answer["kind"] == "result":
                     result = answer
-                else:
-                    unread = answer.get("unread", {})
-                    first = self.show(answer["sample"], values) if answer.get("sample") else {}
+                    continue
+                unread = answer.get("unread", {})
+                first = self.show(answer["sample"], values) if answer.get("sample") else {}
+                if first or time.monotonic() - told >= STEP_SECONDS:
                     yield first | {v.status: data_findings.step(answer)}
+                    told = time.monotonic()
             workspace.write_draft(CHOICE, {"settings": values})
             self._keep_found(values, result)
             shown = self.show(result, values) | self.measure_cache()

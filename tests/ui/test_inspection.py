@@ -233,6 +233,19 @@ def test_windows_of_a_long_text_turn_and_the_next_row_begins_with_its_first(act:
     assert act.studio.inspector.asked[-1][1] == {"row_index": 2, "window": None}
 
 
+def test_a_slow_page_is_not_sent_every_step_and_a_stop_does_not_wait_for_those_left(act: Inspection) -> None:
+    session: Any = act.studio.inspector
+    steps = [{"kind": "progress", "phase": "encode", "done": done, "total": 500} for done in range(500)]
+    session.script = lambda method, **params: [*steps, RESULT]
+    assert len(list(act.look(*chosen()))) < 20
+    looking = act.look(*chosen())
+    next(looking)
+    next(looking)
+    act.stop()
+    (last,) = looking
+    assert "Stopped. The file is still chosen." in last[act.view.status].value
+
+
 def test_all_bad_rows_are_written_where_the_page_can_link_to_them(act: Inspection) -> None:
     list(act.look(*chosen()))
     link = act.save_bad_rows()
