@@ -230,7 +230,7 @@ def test_a_large_file_is_first_looked_at_then_whole_while_the_page_answers(page:
     open_tab(page, "Data")
     whole = tab.locator(".ls-where", has_text="of 100,000")
     expect(tab.get_by_text("rows a second").or_(whole)).to_be_visible()
-    expect(whole).to_be_visible(timeout=2 * PATIENCE)
+    expect(whole).to_be_visible(timeout=4 * PATIENCE)
     expect(tab.get_by_text("First look: ")).to_be_hidden()
     expect(tab.get_by_text("An epoch has")).to_be_visible()
 
