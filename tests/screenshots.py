@@ -10,11 +10,11 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, expect
 
 from lora_studio.jobs.launcher import kill
+from lora_studio.ui.build import TABS
 from lora_studio.workspace import Workspace
 from tests.serving import ROOT, Server, chromium, open_tab
 
 SIZES = ((1440, 900), (390, 844))
-TABS = ("Data", "Train", "Runs", "Chat")
 PATIENCE = 120_000
 
 
@@ -44,7 +44,7 @@ def shoot_all(browser: Browser, url: str, folder: Path, name: str) -> None:
         page.set_default_timeout(PATIENCE)
         page.goto(f"{url}/?__theme={theme}")
         expect(page.get_by_role("tab", name="Train", exact=True)).to_be_visible(timeout=PATIENCE)
-        for tab in TABS:
+        for _, tab, _ in TABS:
             open_tab(page, tab)
             page.wait_for_timeout(2500)
             if name != "empty":

@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from lora_studio.jobs.launcher import kill
+from lora_studio.ui.build import TABS
 from lora_studio.ui.form_draft import DRAFT
 from lora_studio.workspace import Workspace, shipped_data
 from tests.serving import PATIENCE, Server, open_tab
@@ -179,7 +180,7 @@ def test_the_form_comes_back_after_a_reload_as_it_was_typed(
 
 def test_a_phone_scrolls_no_tab_sideways_and_reads_twelve_inputs_at_most(browser: Browser, server: Server) -> None:
     visit = Visit(browser, server.url, width=390, height=844)
-    for name in ("Data", "Train", "Runs", "Chat"):
+    for _, name, _ in TABS:
         open_tab(visit.page, name)
         visit.page.wait_for_timeout(1500)
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390, name

@@ -41,6 +41,7 @@ def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole:
             upload = gr.File(
                 label="Your own files: JSON, JSONL, CSV, Parquet, Arrow, text",
                 height=236,
+                elem_id="data-upload",
                 type="filepath",
                 file_count="multiple",
             )

@@ -205,9 +205,10 @@ ol.checks li { display: flex; gap: 8px; padding: 4px 0; overflow-wrap: anywhere;
 .beside { position: sticky; top: 12px; align-self: flex-start; }
 @media (min-width: 1100px) { #set-title, #set-data-train_file { grid-column: span 2; } }
 @media (max-width: 640px) {
-  .gradio-container { padding: 0 12px 32px !important; }
   .studio-head .device { margin-left: 0; width: 100%; }
   #header { margin-top: 10px; }
+  button[role="tab"] { padding: 0 7px !important; }
+  #data-upload, #data-upload button { height: 140px !important; }
   .run-top > #run-headline, .run-top > .actions { flex: 1 1 100% !important; max-width: 100%; }
   .actions, .run-top > .actions { flex-wrap: wrap !important; }
   #run-chat { order: -1; }
