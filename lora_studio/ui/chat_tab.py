@@ -47,7 +47,7 @@ def build(studio: Studio, shared: Shared) -> None:
 
 
 def draw(like: str = OWN_SAMPLING) -> Parts:
-    nothing = gr.HTML(NO_RUNS)
+    nothing = gr.HTML(NO_RUNS, visible=False)  # until it is known whether there is one
     with gr.Column(visible=False) as body:
         with gr.Row(equal_height=True, elem_classes="ls-pager"):
             choice = gr.Dropdown(
