@@ -77,7 +77,17 @@ def ask(page: Page) -> None:
     page.wait_for_timeout(2000)
 
 
-FILL = {"Data": look_at_data, "Chat": ask}
+def evaluate(page: Page) -> None:
+    results = page.locator("#evaluation-results .eval-metrics")
+    if results.count() == 0:
+        page.get_by_role("button", name="Settings", exact=True).click()
+        page.get_by_label("Most rows", exact=True).fill("24")
+        page.locator("#evaluate-start").click()
+    expect(results).to_be_visible(timeout=10 * PATIENCE)
+    page.wait_for_timeout(2000)
+
+
+FILL = {"Data": look_at_data, "Chat": ask, "Evaluate": evaluate}
 
 if __name__ == "__main__":
     main()

@@ -81,7 +81,7 @@ def _keep_status(demo: gr.Blocks, status: gr.HTML, studio: Studio) -> None:
     shown = gr.State("")
 
     def refresh(before: str) -> tuple[object, object]:
-        line = status_line(studio.supervisor.runs(), studio.chat.running)
+        line = status_line(studio.supervisor.runs(), studio.chat.running, studio.evaluations.busy() is not None)
         return (gr.skip(), gr.skip()) if line == before else (line, line)
 
     timer = gr.Timer(2)

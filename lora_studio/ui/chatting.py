@@ -131,7 +131,7 @@ class Chat:
     def status(self, chosen: Sequence[Choice]) -> str:
         held = self.engine.loaded if self.engine.holds(chosen) else None
         holder = f"the chat ({self.engine.loaded['base']})" if self.engine.loaded else None
-        who = chat_device.holders(self.engine.run, holder)
+        who = chat_device.holders(self.engine.run, holder, self.studio.evaluations.busy() is not None)
         return chat_words.memory(held, chosen, who, self.engine.loaded is not None) + chat_words.cards(chosen)
 
     def system(self, talk: Talk, chosen: Sequence[Choice]) -> str:

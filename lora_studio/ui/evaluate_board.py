@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_studio.adapter_source import CARD_FILE, read_settings
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import EvaluationFolder, evaluation
 from lora_studio.events import RunState
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.ui import evaluate_rows, evaluate_words
 from lora_studio.ui.run_section import stat_of
-from lora_studio.ui.text import empty, escape
-from lora_studio.workspace import Workspace, model_source, shipped_data
+from lora_studio.ui.text import empty
+from lora_studio.workspace import Workspace, shipped_data
 
 LOOKED_AT, FORM = "evaluation-looked-at", "evaluate"
 PARTS = ("list", "head", "results", "rows")
@@ -129,30 +128,3 @@ def file_of(workspace: Workspace, name: str, which: str) -> Path:
     if not path.is_file():
         raise StudioError(f"There is no {path.name} yet.", "It is written as rows are answered and measured.")
     return path
-
-
-def base_of(adapter: Path) -> tuple[str, str]:
-    """The base that an adapter was trained on, and how it was quantized."""
-    card = adapter / CARD_FILE
-    said = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
-    base = said.get("base_model") or read_settings(adapter).get("base_model_name_or_path") or ""
-    return model_source(base), said.get("quantization") or "none"
-
-
-def harness_command(adapter: Path, base: str, quantization: str) -> str:
-    """The command with which lm-evaluation-harness measures an adapter on public benchmarks."""
-    quantized = {"4bit": ",load_in_4bit=True", "8bit": ",load_in_8bit=True"}.get(quantization, "")
-    model = f"pretrained={base},peft={adapter},tokenizer={adapter}{quantized}"
-    return (
-        f"lm_eval --model hf --model_args '{model}' --tasks hellaswag,arc_easy --apply_chat_template "
-        "--batch_size auto --output_path results"
-    )
-
-
-def harness_words(command: str) -> str:
-    """That command with what it is."""
-    about = (
-        "lm-evaluation-harness asks the public benchmarks that papers report. It is a package of its own "
-        "(pip install lm_eval) and fetches its questions from the Hugging Face Hub."
-    )
-    return f'<p class="ls-hint">{about}</p><div class="ls-raw"><pre>{escape(command)}</pre></div>'

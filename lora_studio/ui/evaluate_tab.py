@@ -10,18 +10,16 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.adapter_source import adapter_folder
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import MOST_ADAPTERS, Measuring, make_request
-from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.settings import settings
-from lora_studio.ui import downloads, text
+from lora_studio.ui import downloads, evaluate_harness, text
 from lora_studio.ui import evaluate_board as board
 from lora_studio.ui.data_choice import is_there
 from lora_studio.ui.evaluate_board import PARTS, Board, View
+from lora_studio.ui.run_section import QUIET
 from lora_studio.ui.studio import Shared, Studio
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LONGEST = next(setting for setting in settings() if setting.path == "generation.max_new_tokens")
 LABELS = next(setting for setting in settings() if setting.path == "evaluation.labels")
 FIELDS = ("adapters", "data", "base", *Measuring.model_fields, "max_new_tokens", "labels")
@@ -54,8 +52,9 @@ watch('value', () => { if (focused) element.querySelector(focused)?.focus({preve
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
-    watching = Board(studio.workspace, Evaluations(studio.workspace))
-    form, start, harness = _draw_form()
+    watching = Board(studio.workspace, studio.evaluations)
+    form, start = _draw_form()
+    evaluate_harness.build(studio, form[0])
     said = gr.HTML(elem_id="evaluation-said")
     parts = {name: gr.HTML(js_on_load=CLICKS, elem_id=f"evaluation-{name}") for name in PARTS}
     downloaded = downloads.place(studio.workspace)
@@ -96,7 +95,6 @@ def build(studio: Studio, shared: Shared) -> None:
         part.click(act, view, [view, said, downloaded], **QUIET)
     view.change(paint, [view, shown], painted, **QUIET)
     gr.Timer(1).tick(paint, [view, shown], painted, trigger_mode="once", **QUIET)
-    form[0].change(lambda names: _harness(studio, names), form[0], harness, **QUIET)
     tab = start.parent
     while tab is not None and not isinstance(tab, gr.Tab):
         tab = tab.parent
@@ -105,8 +103,8 @@ def build(studio: Studio, shared: Shared) -> None:
     gr.on([part.input for part in form], lambda *chosen: keep(studio, *chosen), form, None, **QUIET)
 
 
-def _draw_form() -> tuple[list[Any], gr.Button, gr.HTML]:
-    """The fields in the order of `FIELDS`, the start button, and the place of the harness's command."""
+def _draw_form() -> tuple[list[Any], gr.Button]:
+    """The fields in the order of `FIELDS`, and the start button."""
     with gr.Row(equal_height=True, elem_classes="ls-pager"):
         adapters = gr.Dropdown(
             [],
@@ -140,9 +138,7 @@ def _draw_form() -> tuple[list[Any], gr.Button, gr.HTML]:
             info="Such as Yes, No; empty takes the run's own, or finds them in the expected answers.",
             max_lines=1,
         )
-    with gr.Accordion("Public benchmarks (lm-evaluation-harness)", open=False):
-        harness = gr.HTML()
-    return [adapters, data, base, *numbers, longest, labels], start, harness
+    return [adapters, data, base, *numbers, longest, labels], start
 
 
 def fill(studio: Studio) -> list[Any]:
@@ -207,14 +203,3 @@ def after_click(studio: Studio, watching: Board, now: View, act: str, value: str
         case _:
             return replace(now, rows=now.rows.act(act, value)), gr.skip(), gr.skip()
     return now, "", gr.skip()
-
-
-def _harness(studio: Studio, names: list[str] | None) -> str:
-    """The command for the first adapter that is chosen."""
-    if not names:
-        return text.empty("No adapter is chosen", "Choose one above: its command appears here.")
-    try:
-        folder = adapter_folder(studio.workspace, names[0])
-        return board.harness_words(board.harness_command(folder, *board.base_of(folder)))
-    except StudioError as error:
-        return text.problem(error)

@@ -1,7 +1,9 @@
 """The evaluations in which a run's adapter or one of its checkpoints answered, on the runs tab."""
 
 import json
+import os
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -40,12 +42,14 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
 
 
 def stamp(look: Look) -> Hashable:
-    folder = look.studio.workspace.evaluations_folder
-    return look.run.id, look.run.final, len(look.run.checkpoints), stat_of(folder), _measured(look)
+    return look.run.id, look.run.final, len(look.run.checkpoints), _touched(look.studio.workspace.evaluations_folder)
 
 
-def _measured(look: Look) -> int:
-    return sum(folder.complete.is_file() for folder in of_run(look.studio.workspace, look.run.id))
+def _touched(folder: Path) -> tuple[tuple[str, int], ...]:
+    """When each evaluation's folder last got a file: its numbers come as one."""
+    if not folder.is_dir():
+        return ()
+    return tuple((name, stat_of(folder / name)[1]) for name in sorted(os.listdir(folder)))
 
 
 def view(look: Look) -> dict[str, Any]:

@@ -118,9 +118,10 @@ def elapsed(run: RunState, now: float) -> float | None:
     return run.seconds_at(now)
 
 
-def status_line(runs: list[RunState], chat: bool = False) -> str:
+def status_line(runs: list[RunState], chat: bool = False, evaluating: bool = False) -> str:
     """One line on what this machine is doing, for the top of every tab; `chat` says that the chat holds a model."""
-    held = "the chat holds a model in memory" if chat else ""
+    others = ["the chat holds a model in memory"] * chat + ["an evaluation is going on"] * evaluating
+    held = ", ".join(others)
     active = next((run for run in runs if run.state in ("running", "stopping")), None)
     waiting = sum(run.state == "queued" for run in runs)
     queue = f"{waiting} run{'' if waiting == 1 else 's'} waiting" if waiting else ""

@@ -1,10 +1,12 @@
 """What every tab is given: the workspace, the children behind it, and the few components that tabs share."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import gradio as gr
 
 from lora_studio.jobs.client import Session
+from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.curves import Curves
 from lora_studio.workspace import Workspace
@@ -22,6 +24,11 @@ class Studio:
     inspector: Session
     chat: Session
     curves: Curves = field(default_factory=Curves)
+
+    @cached_property
+    def evaluations(self) -> Evaluations:
+        """Starts and follows evaluations; a server that begins anew finds them all on disk."""
+        return Evaluations(self.workspace)
 
 
 @dataclass(frozen=True)
