@@ -5,7 +5,8 @@
 Random weights of the shape of Qwen3-0.6B unless told otherwise, in bfloat16, with a random LoRA adapter on all linear
 modules; greedy, and no end token: every column writes all its tokens. Both ways take turns in one process, after
 a warm-up that does not count; the best of the rounds counts. Memory of one and of two columns is the peak of two
-processes of their own. The last line is one JSON object.
+processes of their own while they answer, adapter included; how the weights were read before does not count. The last
+line is one JSON object.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lora_studio.engine.generate import Answer, Column, generate, generation_config
-from lora_studio.engine.load import LoadedModel, add_adapters, load_base, peak_memory_bytes
+from lora_studio.engine.load import LoadedModel, add_adapters, load_base
 from lora_studio.workspace import model_source
 
 QWEN3_06B = {
@@ -59,7 +60,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=Path, help="a config.json; its model gets random weights")
-    parser.add_argument("--model", help="a folder with a model, instead of random weights")
+    parser.add_argument("--model", type=model_source, help="a folder with a model, instead of random weights")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt (default: 64)")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens of each column (default: 64)")
     parser.add_argument("--rounds", type=int, default=3)
@@ -147,8 +148,25 @@ def in_a_process(given: argparse.Namespace, world: Path, columns: int) -> dict[s
 def memory(given: argparse.Namespace, world: Path) -> dict[str, int]:
     loaded = load(given, world, given.columns)
     base = sum(each.nbytes for name, each in loaded.model.named_parameters() if ".lora_" not in name)
+    forget_peak()
     ask(loaded, given, BOTH[: given.columns])
-    return {"peak_bytes": peak_memory_bytes(), "base_bytes": base}
+    return {"peak_bytes": peak_bytes(), "base_bytes": base}
+
+
+def forget_peak() -> None:
+    if GPU:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: begins VmHWM anew
+
+
+def peak_bytes() -> int:
+    """Since `forget_peak`. Not `ru_maxrss`, in which a process begins with the size of the one that started it."""
+    if GPU:
+        return torch.cuda.max_memory_reserved()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

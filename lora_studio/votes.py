@@ -85,8 +85,8 @@ def tallies(votes: Sequence[Vote]) -> list[Tally]:
     for vote in votes:
         for one, other in itertools.combinations(range(len(vote.names)), 2):
             first, second = sorted((one, other), key=lambda at: (vote.names[at].startswith("Base"), vote.names[at]))
-            place = counts.setdefault((vote.names[first], vote.names[second]), [0, 0, 0])
-            if vote.best in (TIE, first, second):
+            if vote.best in (TIE, first, second):  # two that both lost to a third were not compared
+                place = counts.setdefault((vote.names[first], vote.names[second]), [0, 0, 0])
                 place[2 if vote.best == TIE else 0 if vote.best == first else 1] += 1
     return [Tally(first, second, *found) for (first, second), found in sorted(counts.items())]
 

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from lora_studio.workspace import Workspace
-from tests.serving import HOSTILE, ROOT, Server, open_tab
+from tests.serving import HOSTILE, ROOT, Server
 
 pytestmark = pytest.mark.slow
 PATIENCE = 90_000  # milliseconds for what takes a moment on a busy machine
@@ -107,7 +107,7 @@ def test_three_columns_stream_together_and_come_back_after_a_reload(browser: Bro
         columns.nth(1).get_by_role("button", name="Edit").first.click()
         columns.nth(1).locator("textarea").fill("What colour is snow?")
         columns.nth(1).get_by_role("button", name="Ask this instead").click()
-        expect(columns.nth(1).locator(".ls-user .ls-said")).to_have_text("What colour is snow?", timeout=PATIENCE)
+        expect(columns.nth(1).locator(".ls-user .ls-said")).to_have_text(["What colour is snow?"], timeout=PATIENCE)
         answered(page)
         expect(page.get_by_role("button", name="Send")).to_be_enabled(timeout=PATIENCE)
         page.get_by_role("button", name="Mark words that differ").click()
@@ -124,7 +124,7 @@ def test_three_columns_stream_together_and_come_back_after_a_reload(browser: Bro
         page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.evaluate("(n => n.scrollWidth > n.clientWidth)(document.querySelector('.chat-columns'))")
-        page.get_by_role("button", name="Clear").click()
+        page.locator("#chat-board [data-act=clear]").click()
         expect(page.locator("#chat-board .ls-bubble")).to_have_count(0, timeout=PATIENCE)
 
 
@@ -186,8 +186,7 @@ def test_a_stop_an_engine_that_is_killed_and_an_unload(browser: Browser, server:
             child.kill()
         expect(page.locator("#chat-status")).to_contain_text("ended unexpectedly", timeout=PATIENCE)
         assert len(answers(page, 1)) == 2
-        sample_off = page.locator("#chat-max_new_tokens input")
-        sample_off.fill("10")
+        page.locator("#chat-max_new_tokens input").fill("10")
         ask(page, "Are you there?")
         expect(answer.nth(2)).not_to_be_empty(timeout=PATIENCE)
         answered(page)
@@ -195,11 +194,3 @@ def test_a_stop_an_engine_that_is_killed_and_an_unload(browser: Browser, server:
         page.get_by_role("button", name="Unload").click()
         expect(page.locator("#chat-status")).to_contain_text("No model is in memory", timeout=PATIENCE)
         assert children(server) == []
-
-
-def test_another_tab_sends_a_checkpoint_to_the_chat(browser: Browser, server: Server) -> None:
-    with visit(browser, server) as page:
-        open_tab(page, "Runs")
-        page.locator("#run-checkpoints").click()
-        page.locator("#run-checkpoints [data-act=chat]").last.click()
-        expect(page.locator(".chat-column").nth(1).locator("h3")).to_contain_text("step 2", timeout=PATIENCE)

@@ -29,7 +29,7 @@ def build(act: Chat, who: gr.State) -> None:
         gr.HTML(f'<p class="ls-hint">{ABOUT}</p>')
         with gr.Row(equal_height=True, elem_classes="ls-pager"):
             question = gr.Textbox(label="Question", placeholder="Enter asks", scale=6, min_width=260, max_lines=8)
-            ask = gr.Button("Ask blindly", variant="primary", scale=0, min_width=120)
+            ask = gr.Button("Ask blindly", variant="primary", scale=0, min_width=150)
             stop = gr.Button("Stop", scale=0, min_width=80)
         told = gr.HTML()
         panel = gr.HTML(js_on_load=CLICKED, elem_id="chat-blind-panel")

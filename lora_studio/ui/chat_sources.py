@@ -29,7 +29,7 @@ def build(act: Chat, who: gr.State) -> None:
                 min_width=260,
             )
             add = gr.Button("Add", scale=0, min_width=100)
-            zipped = gr.UploadButton("Upload a zip", file_types=[".zip"], scale=0, min_width=140)
+            zipped = gr.UploadButton("Upload a zip", file_types=[".zip"], scale=0, min_width=170)
         said = gr.HTML(elem_id="chat-elsewhere-said")
     outputs = [*act.parts.all(), said, name]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

@@ -7,7 +7,7 @@ CSS = """
 .chat-column header { display: flex; align-items: baseline; justify-content: space-between; gap: 8px; flex-wrap: wrap; }
 .chat-column h3, .chat-tokens h3 { font-size: 15px; font-weight: 600; margin: 0; overflow-wrap: anywhere; }
 .chat-column header span { white-space: nowrap; }
-.chat-talk { height: calc(100vh - 520px); min-height: 260px; overflow-y: auto; display: flex;
+.chat-talk { height: calc(100vh - 610px); min-height: 240px; overflow-y: auto; display: flex;
   flex-direction: column-reverse; border: 1px solid var(--line); border-radius: 8px; padding: 12px;
   background: var(--block-background-fill); }
 .chat-talk > * { margin-bottom: auto !important; width: 100%; }
