@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
-from lora_studio.workspace import RunFolder, bytes_in
+from lora_studio.workspace import RunFolder, bytes_in, step_of
 
 # Loading a pickle runs what is in it, and who only uses an adapter needs none of these.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -46,10 +46,6 @@ def checkpoints(run: RunFolder, state: RunState) -> list[Checkpoint]:
         name, size = folder.name, bytes_in(folder)
         found.append(Checkpoint(name, step, size, epochs.get(step), losses[name], metrics, name == best))
     return found
-
-
-def step_of(name: str) -> int:
-    return int(name.rpartition("-")[2])
 
 
 def folder_of(run: RunFolder, name: str) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from lora_studio.adapter_fit import check_fit, read_card, read_header
 from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
+from lora_studio.checkpoints import PICKLES
 from lora_studio.errors import StudioError
 from lora_studio.workspace import Workspace, safe_name
 
@@ -23,7 +24,6 @@ TAKEN = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "generation_config.json"),
 )
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 MOST_FILES, MOST_BYTES, MOST_TEXT = 500, 8 * 1000**3, 200 * 1000**2
 MOST_RATIO = 200
 """How much smaller an archive may make a large file; weights hardly shrink at all."""

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from lora_studio.architecture import EXPERTS_TAKE_LORA, Architecture, Linear, Stack
 from lora_studio.conflicts import is_regular_expression
 
-NAMED = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"), "q_v": ("q_proj", "v_proj")}
+# The projections of attention, and of queries and values alone, under the names that the known families use.
+NAMED = {
+    "attention": (
+        "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "out_proj",
+    ),
+    "q_v": ("q_proj", "v_proj", "query", "value", "q_lin", "v_lin", "wq", "wv"),
+}  # fmt: skip
 
 EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj")
 

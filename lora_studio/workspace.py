@@ -92,6 +92,11 @@ def safe_name(name: str, fallback: str = "file") -> str:
     return plain or fallback
 
 
+def step_of(checkpoint: str) -> int:
+    """The step at which a checkpoint was saved, from its name or path."""
+    return int(checkpoint.rpartition("-")[2])
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run."""
@@ -169,7 +174,7 @@ class RunFolder:
     def checkpoint_folders(self) -> list[Path]:
         """Checkpoints that are whole (the trainer writes its state last), oldest first."""
         found = [path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+        return sorted(found, key=lambda path: step_of(path.name))
 
     def read_facts(self) -> dict[str, Any]:
         return json.loads(self.facts.read_text(encoding="utf-8"))

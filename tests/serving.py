@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"]
-START_SECONDS = 60.0  # generous: test machines are busy
+START_SECONDS = 180.0  # generous: test machines are busy
 PATIENCE = 60_000  # milliseconds for what takes a moment on a busy machine
 HOSTILE = "${document.title='hacked'} <script>document.title='hacked'</script> [link](http://e.vil) <b>bold</b>"
 
@@ -38,7 +38,11 @@ class Server:
         begun = time.monotonic()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        self._wait()
+        try:
+            self._wait()
+        except AssertionError:
+            self.kill()
+            raise
         self.start_seconds = time.monotonic() - begun
 
     def _wait(self) -> None:

@@ -9,12 +9,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from lora_studio.conflicts import is_regular_expression
 from lora_studio.engine.first_weights import peft_settings
 from lora_studio.errors import StudioError
+from lora_studio.lora_size import NAMED, names
 
 ALL_LINEAR = "all-linear"
-# The projections of attention under the names that the known families use.
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "out_proj")
-QUERY_AND_VALUE = ("q_proj", "v_proj", "query", "value", "q_lin", "v_lin", "wq", "wv")
-NAMED = {"attention": ATTENTION, "q_v": QUERY_AND_VALUE}
 
 
 def linear_modules(model: Any) -> list[str]:
@@ -43,13 +40,13 @@ def target_modules(setting: str, paths: list[str]) -> str | list[str]:
     if setting == ALL_LINEAR:
         return ALL_LINEAR
     if setting in NAMED:
-        names = [name for name in available if name in NAMED[setting]]
-        if not names:
+        known = [name for name in available if name in NAMED[setting]]
+        if not known:
             raise StudioError(
                 f"None of this model's modules bears a name known for {setting}.",
                 f"Name them: the model has {', '.join(available)}.",
             )
-        return names
+        return known
     if is_regular_expression(setting):
         if not any(re.fullmatch(setting, path) for path in paths):
             raise StudioError(
@@ -57,15 +54,15 @@ def target_modules(setting: str, paths: list[str]) -> str | list[str]:
                 f"It has to match whole paths, such as {paths[0]} or {paths[-1]}.",
             )
         return setting
-    names = list(dict.fromkeys(name.strip() for name in setting.split(",") if name.strip()))
-    unknown = [name for name in names if not any(path == name or path.endswith(f".{name}") for path in paths)]
-    if unknown or not names:
+    wanted = names(setting)
+    unknown = [name for name in wanted if not any(path == name or path.endswith(f".{name}") for path in paths)]
+    if unknown or not wanted:
         noun = "module" if len(unknown) == 1 else "modules"
         raise StudioError(
             f"The model has no linear {noun} {', '.join(unknown)}." if unknown else "No target module is named.",
             f"Its linear modules are: {', '.join(available)}. `all-linear` takes all of them.",
         )
-    return names
+    return wanted
 
 
 def bearing_names(model: Any) -> list[str]:
@@ -75,8 +72,8 @@ def bearing_names(model: Any) -> list[str]:
 
 def whole_modules(setting: str | None, model: Any) -> list[str] | None:
     """The names of a `lora.modules_to_save` setting. Raises `StudioError` for modules that can't be trained whole."""
-    names = list(dict.fromkeys(name.strip() for name in (setting or "").split(",") if name.strip()))
-    for name in names:
+    wanted = names(setting or "")
+    for name in wanted:
         found = [module for path, module in model.named_modules() if path == name or path.endswith(f".{name}")]
         if not found:
             raise StudioError(
@@ -88,7 +85,7 @@ def whole_modules(setting: str | None, model: Any) -> list[str] | None:
                 f"{name} is quantized: it can't be trained whole.",
                 "Leave it out of lora.modules_to_save, or set model.quantization to none.",
             )
-    return names or None
+    return wanted or None
 
 
 def add_adapter(

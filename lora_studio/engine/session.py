@@ -5,6 +5,7 @@ process ends when stdin closes, for then the parent is gone. What libraries prin
 """
 
 import gc
+import importlib
 import json
 import os
 import queue
@@ -142,6 +143,11 @@ class Session:
         params = dict(request.params)
         tokenizer = self._tokenizer(params.pop("model", "demo"), params.pop("revision", None))
         return _named(describe(look_at_first(tokenizer=tokenizer, **params), Look(show_examples=1)))
+
+    def warm_up(self, request: Request) -> dict[str, Any]:
+        """Imports what reads a tokenizer, which takes seconds."""
+        importlib.import_module("lora_studio.engine.tokenizer")
+        return {}
 
     def fetch_config(self, request: Request) -> dict[str, Any]:
         """The model's config.json into this machine's cache, and nothing else of it. Parameters: model, revision."""
@@ -292,6 +298,7 @@ METHODS: dict[str, Callable[[Session, Request], dict[str, Any]]] = {
     "score": Session.score,
     "modules": Session.modules,
     "unload": Session.unload,
+    "warm_up": Session.warm_up,
 }
 
 

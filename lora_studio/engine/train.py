@@ -52,7 +52,7 @@ from lora_studio.engine.trainer import StudioTrainer, Ways, as_dataset, hand_out
 from lora_studio.events import Evaluated, ModelLoaded, RunStarted, StepLogged, Warned
 from lora_studio.parsing import ConfigError, parse, read_yaml
 from lora_studio.sensors import Sensors
-from lora_studio.workspace import RunFolder
+from lora_studio.workspace import RunFolder, step_of
 
 PROJECT = "lora-studio"
 
@@ -67,7 +67,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         raise ConfigError(problems)
     dtype = choose_dtype(config.model.dtype)
     checkpoint = last_whole_checkpoint(run) if resume else None
-    first_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    first_step = step_of(checkpoint.name) if checkpoint else 0
     log.emit(RunStarted(began, os.getpid(), device_name(), dtype_name(dtype), first_step))
     if resume and checkpoint is None:
         log.emit(Warned(time.time(), "No whole checkpoint was found: the run starts from the beginning."))
@@ -336,7 +336,7 @@ def final_evaluation(trainer: Ways, log: EventLog) -> Evaluated:
     """What the adapter that is handed out measures; measured only where it isn't known yet."""
     state = trainer.state
     best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
-    step = int(str(best).rpartition("-")[2]) if best else state.global_step
+    step = step_of(str(best)) if best else state.global_step
     known = {evaluation.step: evaluation for evaluation in log.state().evaluations}
     if step not in known:
         trainer.evaluate()

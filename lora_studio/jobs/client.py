@@ -154,9 +154,10 @@ class Session:
         """Whether a request is being answered."""
         return self._one_request.locked()
 
-    def start(self) -> None:
-        """Starts the child ahead of the first request; nothing where one is alive."""
-        self._living_child()
+    def warm_up(self) -> None:
+        """Starts the child, and lets it import what its first request would wait for."""
+        if not self.running:
+            self._living_child().tell({"id": next(self._ids), "method": "warm_up"})
 
     def stream(self, method: str, **params: Any) -> Generator[dict[str, Any], None, None]:
         """Yields progress and pieces as they come and the result last.

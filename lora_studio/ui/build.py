@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 
@@ -45,6 +46,7 @@ HEAD = (
     "<script>window.askedTab = location.hash.slice(1)</script>"  # read before the first tab writes its own name there
 )
 PASSWORD = "LORA_STUDIO_PASSWORD"
+WARM_UP_SECONDS = 3.0  # after the page asked for its contents
 
 
 def page(studio: Studio) -> gr.Blocks:
@@ -61,8 +63,16 @@ def page(studio: Studio) -> gr.Blocks:
                 _remember_in_address(tab, name)
         _keep_status(demo, status, studio)
         _open_tab_of_address(demo, tabs)
+        demo.load(lambda: _warm_up_soon(studio), show_progress="hidden", api_visibility="private")
     _tell_progress_to_one(demo, status)
     return demo
+
+
+def _warm_up_soon(studio: Studio) -> None:
+    """The first look at data and the first checks find a child that has its libraries; the page is drawn first."""
+    timer = threading.Timer(WARM_UP_SECONDS, studio.inspector.warm_up)
+    timer.daemon = True
+    timer.start()
 
 
 def _tell_progress_to_one(demo: gr.Blocks, teller: gr.HTML) -> None:

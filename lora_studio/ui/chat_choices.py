@@ -19,7 +19,7 @@ from lora_studio.data.records import read_records
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.parsing import parse, read_yaml
-from lora_studio.workspace import RunFolder, Workspace, shipped_data
+from lora_studio.workspace import RunFolder, Workspace, shipped_data, step_of
 
 MOST = 3
 """Adapters beside the base."""
@@ -63,7 +63,7 @@ def choices(workspace: Workspace, runs: Sequence[RunState], folders: Sequence[st
             found.append(Choice(run.id, f"{title} ({ended}, {_when(state.id)})", title, run.adapter, run))
         losses = {saved.name: saved.loss for saved in state.checkpoints}
         for folder in reversed(run.checkpoint_folders()):
-            step = folder.name.rpartition("-")[2]
+            step = step_of(folder.name)
             loss = losses.get(folder.name)
             measured = "" if loss is None else f", validation loss {loss:.3g}"
             label = f"{title}, checkpoint at step {step}{measured}"

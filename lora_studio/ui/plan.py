@@ -28,13 +28,17 @@ DEVICE_SECONDS = 5.0  # how long a look at the device's free memory is good for
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The estimate against the device: "fits", "tight" or "does not fit", and the changes that would save most."""
+    """The estimate against the device: "fits", "tight" or "does not fit", and the changes that would save most.
+
+    `assumed_tokens` is the length that every row is taken to have while nobody has looked at the data.
+    """
 
     estimate: Estimate
     device: Device
     available: int
     verdict: str
     changes: tuple[Change, ...]
+    assumed_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,8 @@ def needed_memory(config: Config, device: Device, longest: int | None, *, busy: 
     chosen = settled(config, model, device.kind, available, longest)
     found = estimate(chosen, model, device.kind, longest)
     changes = best_changes(chosen, model, device.kind, longest)
-    return Memory(found, device, available, verdict(found.total, available), tuple(changes))
+    assumed = config.data.max_length if longest is None else None
+    return Memory(found, device, available, verdict(found.total, available), tuple(changes), assumed)
 
 
 def seen_data(config: Config, workspace: Workspace) -> Seen | None:

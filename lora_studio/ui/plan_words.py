@@ -75,6 +75,10 @@ def memory(found: Memory | None) -> str:
     )
     label = f"{gib(total)} estimated of {gib(found.available)}"
     notes = [] if found.estimate.exact else ["A rough estimate: the layout of this kind of model is not known in full."]
+    if found.assumed_tokens is not None:
+        notes.append(
+            f"Counted for rows of {found.assumed_tokens:,} tokens, the most allowed. For the real ones, {LOOK}."
+        )
     if found.estimate.gradient_checkpointing:
         notes.append("With gradient checkpointing.")
     return (

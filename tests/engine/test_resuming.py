@@ -4,11 +4,14 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,28 +105,57 @@ def test_a_stop_inside_a_long_step_saves_the_step_before_and_loses_no_random_num
     assert losses(run) == losses(trained)
 
 
-@pytest.mark.slow
-def test_a_full_disk_ends_in_a_sentence_and_leaves_the_last_checkpoint_whole(
-    trained: RunFolder, make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = make_run(training__save_strategy="steps", training__save_steps=2, training__save_total_limit=5)
-    emit, limits = EventLog.emit, resource.getrlimit(resource.RLIMIT_FSIZE)
+@contextmanager
+def small_disk(run: RunFolder, aside: Path) -> Iterator[Callable[[int], None]]:
+    """The run's folder on a disk of its own; what it gives fills that disk but for so many bytes.
 
-    def emit_and_fill(self: EventLog, event: Event) -> None:
-        emit(self, event)
-        if isinstance(event, CheckpointSaved) and event.step == 4:
-            largest = (run.checkpoints / event.name / "optimizer.pt").stat().st_size
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1000, limits[1]))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EventLog, "emit", emit_and_fill)
+    Without the right to mount one, no file may grow beyond that size instead. Afterwards the folder is where it was,
+    with what was written in it, which is kept `aside` in between.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept = {file.name: file.read_bytes() for file in run.path.iterdir() if file.is_file()}
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "lora-studio-test", str(run.path)]
+    if subprocess.run(command, capture_output=True).returncode:
         try:
-            assert train(run) == 1
+            yield lambda room: resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    last = events(run, Finished)[-1]
-    assert (last.state, "is full" in last.message, "checkpoint-4 is whole" in last.hint) == ("failed", True, True)
-    assert [folder.name for folder in run.checkpoints.iterdir()] == ["checkpoint-2", "checkpoint-4"]
+        return
+    try:
+        for name, content in kept.items():
+            (run.path / name).write_bytes(content)
+        filler = run.path / "filler"
+        yield lambda room: fill(filler, shutil.disk_usage(run.path).free - room)
+        filler.unlink(missing_ok=True)
+        shutil.copytree(run.path, aside)
+    finally:
+        subprocess.run(["umount", "--lazy", str(run.path)], check=True)
+    shutil.copytree(aside, run.path, dirs_exist_ok=True)
+
+
+def fill(file: Path, octets: int) -> None:
+    file.write_bytes(bytes(octets))
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_in_a_sentence_and_leaves_the_last_checkpoint_whole(
+    trained: RunFolder, make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = make_run(training__save_strategy="steps", training__save_steps=2, training__save_total_limit=5)
+    emit = EventLog.emit
+
+    with monkeypatch.context() as patch, small_disk(run, tmp_path / "aside") as leave:
+
+        def emit_and_fill(self: EventLog, event: Event) -> None:
+            emit(self, event)
+            if isinstance(event, CheckpointSaved) and event.step == 4:
+                leave((run.checkpoints / event.name / "optimizer.pt").stat().st_size - 1000)
+
+        patch.setattr(EventLog, "emit", emit_and_fill)
+        assert train(run) == 1
+        last = events(run, Finished)[-1]
+        assert (last.state, "is full" in last.message, "checkpoint-4 is whole" in last.hint) == ("failed", True, True)
+        assert sorted(folder.name for folder in run.checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     assert train(run, "--resume") == 0
     assert events(run, RunStarted)[-1].resumed_from_step == 4
     assert losses(run) == losses(trained)

@@ -50,6 +50,8 @@ def test_the_card_shows_every_part_the_verdict_and_the_share() -> None:
     words = plan_words.memory(memory)
     assert all(title in words for title in ("Base model", "Optimizer", "Activations", "Loss", "System", "A GPU"))
     assert "of 23.0 GiB free" in words
+    assert "rows of 1,024 tokens, the most allowed" in words
+    assert "most allowed" not in plan_words.memory(plans.needed_memory(config(), GPU, 300, busy=False))
     waiting = plans.needed_memory(config(), GPU, None, busy=True)
     assert waiting is not None
     assert waiting.available == 24 * GIB

@@ -1,0 +1,168 @@
+"""The buttons of the runs tab in a real browser, on run folders written by hand: each is pressed and its effect looked
+at. A process that only waits holds the device: whatever a button starts stands in the queue and trains nothing.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import psutil
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from lora_studio.config import Config
+from lora_studio.events import Evaluated, Event, Finished, PhaseStarted, RunStarted, StepLogged, to_line
+from lora_studio.jobs.launcher import Worker
+from lora_studio.jobs.waiting import Waiting, read_queue
+from lora_studio.parsing import parse, read_yaml, to_yaml
+from lora_studio.ui.form_draft import DRAFT
+from lora_studio.workspace import RunFolder, Workspace
+from tests.serving import PATIENCE, Server, open_tab, visited
+
+pytestmark = pytest.mark.slow
+RETRY = {"title": "2 rows at once", "cost": "", "settings": {"training.per_device_train_batch_size": 2}}
+
+
+def written(workspace: Workspace, title: str, age: float, config: Config, *end: Event) -> RunFolder:
+    """A run of six steps, begun so many seconds ago."""
+    run = workspace.create_run(title, to_yaml(config), {"created": time.time() - age})
+    began = time.time() - age
+    points = [StepLogged(began + step, step, 6, step / 2, loss=2.0 / step, learning_rate=1e-3) for step in range(1, 7)]
+    events = [RunStarted(began, 1, "cpu", "float32"), PhaseStarted(began, "train", 6, "steps"), *points, *end]
+    run.events.write_text("".join(map(to_line, events)))
+    return run
+
+
+def with_adapter(run: RunFolder, config: Config) -> None:
+    """What stands for an adapter and a checkpoint; nothing here loads them."""
+    settings = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "demo",
+        "r": config.lora.r,
+        "target_modules": ["q_proj"],
+    }
+    for folder in (run.adapter, run.checkpoints / "checkpoint-6"):
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        (folder / "adapter_model.safetensors").write_bytes(b"x")
+    (run.checkpoints / "checkpoint-6" / "trainer_state.json").write_text("{}")
+
+
+@pytest.fixture
+def holder(workspace: Workspace) -> Iterator[RunFolder]:
+    """A run that goes on for as long as the test: its worker sleeps."""
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    run = written(workspace, "holder", 60.0, Config())
+    began = psutil.Process(process.pid).create_time()
+    run.worker.write_text(json.dumps(asdict(Worker(process.pid, began, began))))
+    yield run
+    process.kill()
+    process.wait(10)
+
+
+@pytest.fixture
+def runs(workspace: Workspace, holder: RunFolder) -> dict[str, RunFolder]:
+    """One run that ran out of memory, and one that is done and learnt its rows by heart."""
+    small, long = (parse({"title": name, "training": {"num_train_epochs": 3}, "lora": {"r": r}}) for name, r in NAMED)
+    short = written(workspace, "short", 3600.0, small, Finished(time.time() - 3500, "failed", 6, "Out of memory."))
+    short.complete.write_text(json.dumps({"state": "failed", "retry": RETRY}))
+    rising = [Evaluated(1.0, step, step / 2, loss) for step, loss in ((2, 0.6), (4, 0.9), (6, 1.2))]
+    heart = written(workspace, "heart", 1800.0, long, *rising, Finished(time.time() - 1700, "done", 6, seconds=9.0))
+    with_adapter(heart, long)
+    return {"short": short, "heart": heart, "holder": holder}
+
+
+NAMED = (("short", 4), ("heart", 8))
+
+
+@pytest.fixture
+def server(workspace: Workspace, runs: dict[str, RunFolder]) -> Iterator[Server]:
+    """The page on these runs, ended before the device is free."""
+    running = Server(workspace.root)
+    yield running
+    running.end()
+
+
+def choose(page: Page, run: RunFolder, title: str) -> None:
+    open_tab(page, "Runs")
+    page.locator(f'#run-list [data-act="open"][data-value="{run.id}"]').click()
+    expect(page.locator("#run-headline h2")).to_have_text(title, timeout=PATIENCE)
+
+
+def waiting(page: Page, workspace: Workspace, number: int) -> list[Waiting]:
+    """The queue once so many runs wait in it, on the page and on the disk."""
+    expect(page.locator("#run-queue li")).to_have_count(number, timeout=PATIENCE)
+    return read_queue(workspace)
+
+
+def test_every_button_of_a_run_does_what_it_says(
+    browser: Browser, server: Server, workspace: Workspace, runs: dict[str, RunFolder]
+) -> None:
+    with visited(browser, server.url + "/#runs") as page:
+        press_every_button(page, server, workspace, runs["short"], runs["heart"])
+
+
+def press_every_button(page: Page, server: Server, workspace: Workspace, short: RunFolder, heart: RunFolder) -> None:
+    """The whole visit."""
+    expect(page.locator("#run-headline h2")).to_have_text("holder", timeout=PATIENCE)
+
+    # Out of memory: the button starts the same run, smaller.
+    choose(page, short, "short")
+    page.get_by_role("button", name="Start it again so: 2 rows at once", exact=True).click()
+    (retry,) = waiting(page, workspace, 1)
+    changed = parse(read_yaml(workspace.run(retry.run).config))
+    assert changed.training.per_device_train_batch_size == 2
+    assert changed.lora.r == 4
+
+    # Health: its change stands in the form, with the run's own settings.
+    choose(page, heart, "heart")
+    page.locator('#run-health [data-apply="overfitting"]').click()
+    epochs = page.locator("#set-training-num_train_epochs input")
+    expect(epochs).to_have_value("1", timeout=PATIENCE)
+    expect(page.locator("#set-lora-r input")).to_have_value("8")
+    note = page.locator("#set-training-gradient_accumulation_steps .field-note")
+    expect(note).to_have_text("Effective batch: 4 × 4 = 16 rows.", timeout=PATIENCE)
+
+    # Duplicate and edit: all of the run's settings, and nothing of what stood in the form.
+    choose(page, heart, "heart")
+    page.locator("#run-again").click()
+    expect(epochs).to_have_value("3", timeout=PATIENCE)
+    expect(page.locator("#set-title input")).to_have_value("heart")
+    page.locator("#set-training-per_device_train_batch_size input").fill("8")
+    expect(note).to_have_text("Effective batch: 8 × 4 = 32 rows.", timeout=PATIENCE)
+
+    # Further: more epochs of the same run, or a new run from its adapter.
+    choose(page, heart, "heart")
+    page.get_by_role("button", name="Train it further").click()
+    page.locator("#run-continue").click()
+    expect(page.locator("#set-title input")).to_have_value("heart, continued", timeout=PATIENCE)
+    assert workspace.read_draft(DRAFT)["values"]["model.adapter_name_or_path"] == heart.id
+    open_tab(page, "Runs")
+    page.locator("#run-epochs input").fill("2")
+    page.locator("#run-extend").click()
+    assert waiting(page, workspace, 2) == [retry, Waiting(heart.id, resume=True, extra_epochs=2.0)]
+    expect(page.locator("#run-queue li").last).to_contain_text("goes on for 2 more epochs")
+
+    # The queue: up, down, out.
+    page.locator(f'#run-queue [data-act="up"][data-run="{heart.id}"]').click()
+    expect(page.locator("#run-queue li").first).to_contain_text("heart", timeout=PATIENCE)
+    assert [entry.run for entry in read_queue(workspace)] == [heart.id, retry.run]
+    page.locator(f'#run-queue [data-act="down"][data-run="{heart.id}"]').click()
+    expect(page.locator("#run-queue li").last).to_contain_text("heart", timeout=PATIENCE)
+    assert [entry.run for entry in read_queue(workspace)] == [retry.run, heart.id]
+    page.locator(f'#run-queue [data-act="out"][data-run="{retry.run}"]').click()
+    assert [entry.run for entry in waiting(page, workspace, 1)] == [heart.id]
+
+    # Two runs beside each other.
+    for run in (short, heart):
+        page.locator(f'#run-list [data-act="tick"][data-value="{run.id}"]').click()
+    page.get_by_role("button", name="Compare 2 runs", exact=True).click()
+    expect(page.locator("#compare-words")).to_contain_text("2 runs compared", timeout=PATIENCE)
+    expect(page.locator("#compare-settings")).to_contain_text("LoRA rank")
+    expect(page.locator("#compare-results")).to_contain_text("lowest validation loss")
+
+    # By now the child that looks at data is there, without anyone having asked for anything.
+    children = [" ".join(child.cmdline()) for child in psutil.Process(server.process.pid).children()]
+    assert any("lora_studio.engine.session" in words for words in children)
