@@ -161,7 +161,7 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
     page.get_by_role("button", name="Compare 2 runs", exact=True).click()
     expect(page.locator("#compare-words")).to_contain_text("2 runs compared", timeout=PATIENCE)
     expect(page.locator("#compare-settings")).to_contain_text("LoRA rank")
-    expect(page.locator("#compare-results")).to_contain_text("lowest validation loss")
+    expect(page.locator("#compare-results")).to_contain_text("Lowest validation loss")
 
     # By now the child that looks at data is there, without anyone having asked for anything.
     children = [" ".join(child.cmdline()) for child in psutil.Process(server.process.pid).children()]

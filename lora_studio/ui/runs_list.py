@@ -14,6 +14,8 @@ from lora_studio.ui.studio import Shared, Studio
 from lora_studio.ui.text import count
 
 SELECTION, ORDER = "selected-run", "runs-order"
+# Of two boxes ticked one right after the other neither click is left out, and the second knows of the first.
+IN_TURN: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_id": "runs-list", "concurrency_limit": 1}
 _CLICKS = """
 const named = node => `[data-act="${node.dataset.act}"][data-value="${CSS.escape(node.dataset.value)}"]`;
 let focused = '', top = 0;
@@ -78,9 +80,7 @@ def build(studio: Studio, shared: Shared) -> tuple[dict[str, Any], gr.State]:
         now = replace(before, ticked=ticked, comparing=False)
         return now, looked_at if looked_at in left else "", gr.Row(visible=False), seen
 
-    # Two boxes ticked one right after the other: neither click is left out, and the second knows of the first.
-    in_turn: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_id": "runs-list", "concurrency_limit": 1}
-    listed.click(act, choice, [shared.run, choice], **in_turn, **QUIET)
+    listed.click(act, choice, [shared.run, choice], **IN_TURN, **QUIET)
     search.input(
         lambda query, before: replace(before, query=query, page=0),
         [search, choice],
