@@ -45,11 +45,12 @@ def summary(result: Result, *, stop: bool = False) -> str:
 def _facts(result: Result, stop: bool) -> list[tuple[str, str, str]]:
     bad, total, trained, tokens = (result[name] for name in ("bad_rows", "total_tokens", "trained_tokens", "tokens"))
     fate = "listed below; they stop a run" if stop else "left out, listed below"
+    before = ", before the cut" if result["truncated_rows"] or result["dropped_rows"] else ""
     split = f"{text.number(result['train_rows'])} to train on, {text.number(result['validation_rows'])} kept back"
     return [
         (text.number(result["usable_rows"]), "usable rows", split),
         (text.number(bad), "bad rows", fate if bad else "every row can be read"),
-        (text.number(total), "tokens", f"{text.number(tokens['mean'])} a row on average"),
+        (text.number(total), "tokens", f"{text.number(tokens['mean'])} a row on average{before}"),
         (text.number(trained), "trained tokens", f"{text.percent(trained, total)} of all: the answers"),
         (text.number(tokens["max"]), "tokens in the longest row", f"half have at most {text.number(tokens['p50'])}"),
     ]
@@ -138,8 +139,7 @@ def tokens(preview: Result) -> str:
         f"<h4>{name.capitalize()} answer</h4>{box}" if name else box
         for (name, _), box in zip(sides, boxes, strict=True)
     )
-    removed = any(side["removed_tokens"] for _, side in sides)
-    return f'<div class="ls-marked">{legend(removed=removed)}{"".join(named)}</div>'
+    return "".join(named)
 
 
 def _named_sides(preview: Result) -> list[tuple[str, Result]]:
@@ -177,16 +177,14 @@ def _cut_off(removed: int, after: int) -> str:
     return f"{text.count(removed, 'token')} {verb} cut off {side} what is kept"
 
 
-def legend(*, removed: bool) -> str:
-    """What the marks mean, and the switch that shows ids; `removed`: some token is cut off."""
-    cut = '<span class="ls-tok ls-x">cut off</span> the model never sees this ' if removed else ""
-    return (
-        '<p class="ls-legend"><span class="ls-tok ls-t">trained</span> the model learns to write this '
-        '<span class="ls-tok">read</span> only read '
-        f'<span class="ls-tok ls-s">special</span> a control token of the template {cut}'
-        '<span class="ls-tok"><i>↵</i></span> a line break. '
-        '<label><input type="checkbox" class="ls-ids"> Show each token’s id</label></p>'
-    )
+LEGEND = (
+    '<p class="ls-legend"><span class="ls-tok ls-t">trained</span> the model learns to write this '
+    '<span class="ls-tok">read</span> only read '
+    '<span class="ls-tok ls-s">special</span> a control token of the template '
+    '<span class="ls-tok ls-x">cut off</span> the model never sees this '
+    '<span class="ls-tok"><i>↵</i></span> a line break. '
+    '<label><input type="checkbox" class="ls-ids"> Show each token’s id</label></p>'
+)
 
 
 def _token(token: Mapping[str, Any]) -> str:

@@ -45,7 +45,8 @@ def draw() -> Pager:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             conversation = gr.HTML()
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(scale=3, min_width=300, elem_classes="ls-marked"):
+            gr.HTML(data_view.LEGEND)
             tokens = gr.HTML()
     shown = (position, previous, row, following, windows, earlier, later, conversation, tokens)
     return Pager(*shown, gr.State(0), gr.State(0))

@@ -26,6 +26,8 @@ def result() -> dict[str, Any]:
         "bad_rows_by_reason": {"the answer is empty": 3},
         "tokens": {"min": 6, "mean": 14.5, "p50": 12, "p90": 28, "p95": 29, "p99": 30, "max": 30},
         "max_length": 1024,
+        "truncated_rows": 0,
+        "dropped_rows": 0,
         "trained_tokens": 100,
         "lost_trained_tokens": 0,
         "total_tokens": 145,
@@ -103,6 +105,8 @@ def test_the_summary_says_the_shape_in_words_and_shows_column_names_as_text(resu
     assert "<code>question</code> is the user&#x27;s turn, <code>&lt;b&gt;</code>" in said
     assert "Read as <code>UTF-8</code>." in said
     assert "9 to train on, 1 kept back" in said
+    assert "14.5 a row on average<" in said
+    assert "14.5 a row on average, before the cut<" in data_view.summary({**result, "truncated_rows": 2})
 
 
 def test_bad_rows_are_counted_by_reason_and_the_first_are_listed(result: dict[str, Any]) -> None:
@@ -160,8 +164,7 @@ def test_tokens_that_are_cut_off_stand_struck_through_in_their_place_and_are_nam
     assert "1 token before and 1 after what is kept are cut off" in drawn
     assert "1 of them would have been trained" in drawn
     assert 'title="id 8, cut off, would have been trained' in drawn
-    assert "the model never sees this" in drawn
-    assert "the model never sees this" not in data_view.tokens(preview)
+    assert "cut off</span> the model never sees this" in data_view.LEGEND
 
 
 def test_a_row_that_is_left_out_says_so_and_why(preview: dict[str, Any]) -> None:

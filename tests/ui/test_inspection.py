@@ -53,6 +53,8 @@ RESULT: dict[str, Any] = {
         "per_epoch_packed": 1,
     },
     "split_rows": 0,
+    "truncated_rows": 0,
+    "dropped_rows": 0,
     "windows": 3,
     "readings": READINGS,
     "ambiguous": True,
