@@ -19,6 +19,7 @@ FOUND = "data-found"  # the draft of what the inspector said of the choice
 BAD_ROWS = "data.bad_rows"
 MAPPING = "data.mapping"
 PERCENTILES = "look.percentiles"
+SPLIT = ("data.validation_fraction", "data.split_seed", "data.max_samples")
 SETTINGS = {setting.path: setting for setting in settings()}
 PATHS = (
     "data.train_file",
@@ -29,6 +30,7 @@ PATHS = (
     "data.prompt_style",
     "data.system_prompt",
     "data.validation_file",
+    *SPLIT,
     PERCENTILES,
     BAD_ROWS,
     MAPPING,
@@ -95,7 +97,21 @@ def check(values: dict[str, Any]) -> None:
             f"The longest row can't be {length}.", f"Give {setting.minimum:,.0f} to {setting.maximum:,.0f} tokens."
         )
     values["data.max_length"] = int(length)
+    for path in SPLIT:
+        values[path] = _number(path, values[path])
     percentiles(values[PERCENTILES])
+
+
+def _number(path: str, given: float | None) -> float | int | None:
+    """A number within the setting's bounds, whole where its default is; empty where that means something."""
+    setting = SETTINGS[path]
+    if given is None and setting.default is None:
+        return None
+    low, high = setting.minimum or 0, setting.maximum
+    if given is None or given < low or (high is not None and given > high):
+        bounds = f"{low:g} to {high:g}" if high is not None else f"{low:g} or more"
+        raise StudioError(f"{setting.title} can't be {'empty' if given is None else given}.", f"Give {bounds}.")
+    return given if isinstance(setting.default, float) else int(given)
 
 
 def percentiles(typed: str) -> list[float]:

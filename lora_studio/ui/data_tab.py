@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.ui import downloads, length_chart, pager, reading_form, text
-from lora_studio.ui.data_choice import BAD_ROWS, PERCENTILES, SETTINGS, remembered, sources
+from lora_studio.ui.data_choice import BAD_ROWS, PERCENTILES, SETTINGS, SPLIT, remembered, sources
 from lora_studio.ui.inspection import KEPT_BACK, Controls, Inspection, View
 from lora_studio.ui.studio import Shared, Studio
 
@@ -48,7 +48,7 @@ def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole:
         with gr.Column(scale=2, min_width=300):
             model = gr.Textbox(values["model.name"], label="Base model", info="Its tokenizer counts the tokens.")
             with gr.Row():
-                length = _number("data.max_length", values)
+                length = _number("data.max_length", values, "Tokens a row may have.")
                 truncation = _dropdown("data.truncation", values)
             with gr.Accordion("Prompt style, system prompt, trained part", open=False):
                 train_on = _dropdown("data.train_on", values)
@@ -60,20 +60,20 @@ def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole:
                     info=SETTINGS["data.system_prompt"].description,
                     placeholder="none",
                 )
-            validation, second, percentiles = _draw_folded(values, offered)
+            validation, second, parts, percentiles = _draw_folded(values, offered)
     with gr.Row():
         look = gr.Button("Look at this data", variant="primary", scale=0, min_width=220)
         stop = gr.Button("Stop", visible=False, scale=0, min_width=120)
-    settings = (source, model, length, truncation, train_on, style, system, validation, percentiles)
+    settings = (source, model, length, truncation, train_on, style, system, validation, *parts, percentiles)
     mapping = gr.State(values["data.mapping"])
     return Controls(*settings, _draw_bad_rows(values), mapping, upload, second, whole, look, stop)
 
 
 def _draw_folded(
     values: dict[str, Any], offered: list[tuple[str, str]]
-) -> tuple[gr.Dropdown, gr.UploadButton, gr.Textbox]:
-    """What few need: a second file to measure on, other percentiles."""
-    with gr.Accordion("Validation file, percentiles", open=False):
+) -> tuple[gr.Dropdown, gr.UploadButton, tuple[gr.Number, gr.Number, gr.Number], gr.Textbox]:
+    """What few need: a second file to measure on or another share, fewer rows, other percentiles."""
+    with gr.Accordion("Validation rows, number of rows, percentiles", open=False):
         validation = gr.Dropdown(
             [KEPT_BACK, *offered],
             value=values["data.validation_file"] or "",
@@ -83,19 +83,22 @@ def _draw_folded(
             allow_custom_value=True,
         )
         second = gr.UploadButton("Upload a validation file…", size="sm")
+        with gr.Row():
+            fraction, seed, most = (_number(path, values, SETTINGS[path].description) for path in SPLIT)
         percentiles = gr.Textbox(
             values[PERCENTILES], label="Percentiles", info="Of the tokens a row, from 0 to 100.", max_lines=1
         )
-    return validation, second, percentiles
+    return validation, second, (fraction, seed, most), percentiles
 
 
-def _number(path: str, values: dict[str, Any]) -> gr.Number:
+def _number(path: str, values: dict[str, Any], about: str) -> gr.Number:
     setting = SETTINGS[path]
     return gr.Number(
         values[path],
         label=setting.title,
-        info="Tokens a row may have.",
-        precision=0,
+        info=about,
+        precision=None if isinstance(setting.default, float) else 0,
+        step=0.05 if isinstance(setting.default, float) else 1,
         minimum=setting.minimum,
         maximum=setting.maximum,
         min_width=180,

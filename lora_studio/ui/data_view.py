@@ -178,11 +178,11 @@ def _cut_off(removed: int, after: int) -> str:
 
 
 LEGEND = (
-    '<p class="ls-legend"><span class="ls-tok ls-t">trained</span> the model learns to write this '
-    '<span class="ls-tok">read</span> only read '
-    '<span class="ls-tok ls-s">special</span> a control token of the template '
-    '<span class="ls-tok ls-x">cut off</span> the model never sees this '
-    '<span class="ls-tok"><i>↵</i></span> a line break. '
+    '<p class="ls-legend"><span><b class="ls-tok ls-t">trained</b> the model learns to write this</span> '
+    '<span><b class="ls-tok">read</b> only read</span> '
+    '<span><b class="ls-tok ls-s">special</b> a control token of the template</span> '
+    '<span><b class="ls-tok ls-x">cut off</b> the model never sees this</span> '
+    '<span><b class="ls-tok"><i>↵</i></b> a line break</span> '
     '<label><input type="checkbox" class="ls-ids"> Show each token’s id</label></p>'
 )
 

@@ -49,6 +49,9 @@ class Controls:
     prompt_style: gr.Dropdown
     system_prompt: gr.Textbox
     validation: gr.Dropdown
+    validation_fraction: gr.Number
+    split_seed: gr.Number
+    max_samples: gr.Number
     percentiles: gr.Textbox
     bad_rows: gr.Radio
     mapping: gr.State

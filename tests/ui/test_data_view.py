@@ -164,7 +164,7 @@ def test_tokens_that_are_cut_off_stand_struck_through_in_their_place_and_are_nam
     assert "1 token before and 1 after what is kept are cut off" in drawn
     assert "1 of them would have been trained" in drawn
     assert 'title="id 8, cut off, would have been trained' in drawn
-    assert "cut off</span> the model never sees this" in data_view.LEGEND
+    assert "cut off</b> the model never sees this" in data_view.LEGEND
 
 
 def test_a_row_that_is_left_out_says_so_and_why(preview: dict[str, Any]) -> None:

@@ -131,7 +131,8 @@ def chosen(**changed: Any) -> list[Any]:
     values = {"data.train_file": "pirate", "model.name": " demo ", "data.max_length": 1024}
     rest = {"data.truncation": "keep_answer", "data.train_on": "assistant", "data.prompt_style": "auto"}
     last = {"data.system_prompt": "", "data.validation_file": "", "look.percentiles": "", "data.bad_rows": "skip"}
-    return [({**values, **rest, **last, "data.mapping": None} | changed)[path] for path in PATHS]
+    split = {"data.validation_fraction": 0.1, "data.split_seed": 42, "data.max_samples": None}
+    return [({**values, **rest, **last, **split, "data.mapping": None} | changed)[path] for path in PATHS]
 
 
 def form_fields(*, roles: list[list[str]] | None = None, **parts: str) -> list[Any]:
@@ -152,6 +153,18 @@ def test_looking_shows_progress_then_everything_that_was_found(act: Inspection) 
         "demo",
         None,
     )
+
+
+def test_the_share_kept_back_and_the_number_of_rows_go_to_the_reader_and_to_the_train_tab(act: Inspection) -> None:
+    split = {"data.validation_fraction": 0.2, "data.split_seed": 7.0, "data.max_samples": 100.0}
+    list(act.look(*chosen(**split)))
+    params = act.studio.inspector.asked[0][1]
+    assert [params[path.removeprefix("data.")] for path in split] == list(split.values())
+    assert type(params["max_samples"]) is int
+    assert {**act.hand_over(*chosen(**split))[0][1], **split} == act.hand_over(*chosen(**split))[0][1]
+    for wrong in ({"data.validation_fraction": 0.95}, {"data.split_seed": None}, {"data.max_samples": 0}):
+        (*_, last) = act.look(*chosen(**wrong))
+        assert "can&#x27;t be" in str(last[act.view.status].value)
 
 
 def test_a_failure_is_a_sentence_and_keeps_the_choice(act: Inspection) -> None:
