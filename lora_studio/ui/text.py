@@ -248,6 +248,10 @@ p.ls-hint { margin-bottom: 12px; }
 .ls-tok.ls-x { background: none; color: var(--body-text-color-subdued); text-decoration: line-through; opacity: 0.75; }
 .ls-marked:has(.ls-ids:checked) .ls-tok[data-id]::before { content: attr(data-id); margin-right: 2px; font-size: 10px;
   font-weight: 400; color: var(--body-text-color-subdued); vertical-align: sub; display: inline-block; }
+.ls-legend > span { display: inline-block; margin-right: 12px; }
+.ls-legend b { font-weight: 400; white-space: nowrap; }
+.ls-table[aria-label="Bad rows"] td:nth-last-child(3) > div, .ls-table[aria-label="Bad rows"] td:last-child > div {
+  min-width: 22ch; }
 .ls-legend label { white-space: nowrap; cursor: pointer; }
 input[role="combobox"] { text-overflow: ellipsis; padding-right: 26px !important; }
 .ls-pager { align-items: flex-end !important; }
