@@ -80,7 +80,7 @@ def ask(page: Page) -> None:
 def evaluate(page: Page) -> None:
     results = page.locator("#evaluation-results .eval-metrics")
     if results.count() == 0:
-        page.get_by_role("button", name="Settings", exact=True).click()
+        page.locator("#tab-evaluate").get_by_role("button", name="Settings").click()
         page.get_by_label("Most rows", exact=True).fill("24")
         page.locator("#evaluate-start").click()
     expect(results).to_be_visible(timeout=10 * PATIENCE)

@@ -30,6 +30,7 @@ table.eval-confusion { width: auto !important; }
 .eval-confusion tbody td { text-align: right; min-width: 64px; }
 .eval-confusion td.good { background: color-mix(in srgb, var(--good) calc(var(--share) * 0.35), transparent); }
 .eval-confusion td.bad { background: color-mix(in srgb, var(--bad) calc(var(--share) * 0.35), transparent); }
+#evaluation-results h3.part, #evaluation-rows h3.part { margin-top: 14px; }
 .eval-chips { display: flex; flex-wrap: wrap; gap: 6px; margin: 6px 0; }
 .eval-chips button { border: 1px solid var(--line); border-radius: 14px; padding: 3px 12px; font-size: 13px;
   background: var(--block-background-fill); color: var(--body-text-color); cursor: pointer; }
@@ -53,9 +54,10 @@ table.eval-confusion { width: auto !important; }
   .eval-controls label, .eval-controls select, .eval-controls input { width: 100%; max-width: none; }
   .eval-rows thead { display: none; }
   .eval-rows tr { display: block; border-bottom: 1px solid var(--line) !important; padding: 6px 0; }
-  .eval-rows td { display: block; border: 0 !important; padding: 2px 10px !important; max-width: none !important; }
-  .eval-rows td::before { content: attr(data-label); display: block; font-size: 12px;
-    color: var(--body-text-color-subdued); }
+  .eval-rows td { display: flex; gap: 10px; border: 0 !important; padding: 2px 10px !important;
+    max-width: none !important; }
+  .eval-rows td::before { content: attr(data-label); flex: 0 0 76px; font-size: 12px; line-height: 21px;
+    overflow-wrap: anywhere; color: var(--body-text-color-subdued); }
 }
 .eval-rows td small { color: var(--body-text-color-subdued); font-size: 12px; }
 """
