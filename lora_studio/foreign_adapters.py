@@ -9,6 +9,7 @@ import re
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -27,6 +28,8 @@ TAKEN = (
 MOST_FILES, MOST_BYTES, MOST_TEXT = 500, 8 * 1000**3, 200 * 1000**2
 MOST_RATIO = 200
 """How much smaller an archive may make a large file; weights hardly shrink at all."""
+DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError)
+"""What reading a damaged archive raises."""
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -48,10 +51,10 @@ def from_zip(archive: Path, workspace: Workspace, name: str, base: str | None = 
                         _copy(opened, member, target / path.name)
                 check_fit(target, base)
                 read_header(target / WEIGHTS_FILE)
-            except BaseException:
+            except (StudioError, *DAMAGE):
                 shutil.rmtree(target)
                 raise
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError) as error:
+    except DAMAGE as error:
         raise StudioError(f"{name} can't be read as a zip: {error}", "Zip the adapter's folder again.") from None
     return target
 
