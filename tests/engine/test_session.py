@@ -117,7 +117,7 @@ def test_a_large_file_shows_its_first_rows_soon_and_the_whole_is_kept_for_the_ne
     *progress, again = other.answers("inspect", **params)
     other.process.kill()
     other.log.close()
-    assert {answer["phase"] for answer in progress} == {"tokenizer", "measure"}  # nothing is read or encoded
+    assert {answer["phase"] for answer in progress} <= {"tokenizer", "split", "measure"}  # nothing is read or encoded
     assert again["fingerprint"] == result["fingerprint"]
 
 
