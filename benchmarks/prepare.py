@@ -2,7 +2,8 @@
 
     python -m benchmarks.prepare [--data FILE] [--tokenizer FOLDER] [--rows N] [--rounds N]
 
-Ours is the whole way of `prepare()`: file, conversations, text, tokens, mask, stored rows; nothing comes from a cache.
+Ours is the whole way of `prepare()`: file, conversations, text, tokens, mask, stored rows; nothing comes from a cache
+but the tokenizer's own fingerprint, which is made once for a tokenizer in memory.
 trl gets the messages in memory and its training template. The tokenizer alone gets the finished texts. The three take
 turns, and the best of the rounds counts. The last line is one JSON object.
 """

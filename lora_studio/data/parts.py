@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -45,6 +46,8 @@ _REPORT_EVERY = 500
 _REPORT_OMITTED = 100
 ANSWERS_ONLY = "Answers are compared with each other, so that only answers can be trained on."
 _SLOW_SECONDS = 0.5
+
+_KEYS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()  # see tokenizer_key
 
 Progress = Callable[[str, int, int], None]
 Choose = Callable[[np.ndarray], np.ndarray]
@@ -296,9 +299,17 @@ def nothing_to_train(name: str, shape: Format, first: BadRow) -> ReadingError:
 
 
 def tokenizer_key(tokenizer: Any) -> str:
-    """A fingerprint of a tokenizer: everything that decides which tokens a text becomes."""
+    """A fingerprint of a tokenizer: everything that decides which tokens a text becomes.
+
+    Writing out a vocabulary takes a tenth of a second, so it is done once for a tokenizer, and again when tokens were
+    added to it or changed.
+    """
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    names = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
-    return hashlib.sha256((backend.to_str() + names).encode("utf-8", "surrogatepass")).hexdigest()
+    added = json.dumps([tokenizer.special_tokens_map, str(tokenizer.added_tokens_decoder)], sort_keys=True, default=str)
+    known = _KEYS.get(tokenizer)
+    if known is None or known[0] != added:
+        whole = hashlib.sha256((backend.to_str() + added).encode("utf-8", "surrogatepass")).hexdigest()
+        known = _KEYS[tokenizer] = (added, whole)
+    return known[1]

@@ -208,3 +208,11 @@ def test_the_workspace_says_how_large_its_cache_is_and_clears_it(file, tokenizer
     assert workspace.cache_size() == 0
     assert len(list(recut(prepared, max_length=20, truncation="keep_start").train)) > 0
     assert prepared.conversations[3].messages
+
+
+def test_a_token_added_to_a_tokenizer_makes_another_fingerprint():
+    tokenizer = build_tokenizer(MARKED)
+    before = parts.tokenizer_key(tokenizer)
+    assert parts.tokenizer_key(tokenizer) == before == parts.tokenizer_key(build_tokenizer(MARKED))
+    tokenizer.add_tokens(["<new>"])
+    assert parts.tokenizer_key(tokenizer) != before
