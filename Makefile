@@ -1,7 +1,7 @@
 # The ways in. Everything installs into .venv, once: a second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two processes of tests; tests/conftest.py says which tests stay together.
+# Two processes of tests; tests/conftest.py says which tests stay together. With a thread each they do not wait for a core.
 TWO := -n 2 --dist loadgroup
 
 .PHONY: run demo test check format screenshots clean
@@ -19,7 +19,7 @@ check: .venv/installed-dev  ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy lora_studio app.py
-	$(BIN)/python -m pytest -q -m "not slow and not real" $(TWO)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not real" $(TWO)
 
 format: .venv/installed-dev  ## formats and mends what ruff can mend
 	$(BIN)/ruff format .

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _finish(folder, log, began, STOPPED, "stopped", "Stopped when asked to.", "Resume answers the rest.")
     except StudioError as error:
         return _finish(folder, log, began, WRONG_INPUT, "failed", error.message, error.hint)
-    except (RuntimeError, OSError) as error:  # memory, device, disk; of anything else the log's end is shown
+    except Exception as error:  # the end of the process: nothing else can say what happened
         traceback.print_exc()
         return _finish(folder, log, began, FAILED, "failed", *_explain(error))
 
