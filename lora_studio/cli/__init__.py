@@ -12,6 +12,7 @@ from types import TracebackType
 
 from lora_studio import __version__
 from lora_studio.errors import StudioError
+from lora_studio.serving import add_flags as add_serving_flags
 from lora_studio.workspace import Workspace
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
@@ -92,8 +93,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
         "--preflight", action="store_true", help="also check data, model, memory and disk, as a start does"
     )
     ui = add("ui", "serve the page")
-    ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    ui.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
+    add_serving_flags(ui)
     ui.add_argument("--open", action="store_true", help="open the page in the browser")
     with_settings = (train, check, estimate, inspect, chat, evaluate)
     _add_settings(dict(zip(WITH_SETTINGS, with_settings, strict=True)), arguments)

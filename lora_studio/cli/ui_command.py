@@ -7,6 +7,7 @@ import time
 import webbrowser
 
 from lora_studio.cli.terminal import say
+from lora_studio.serving import from_flags
 from lora_studio.workspace import Workspace
 
 _OPEN_WITHIN_SECONDS = 30.0
@@ -14,12 +15,13 @@ _OPEN_WITHIN_SECONDS = 30.0
 
 def serve(workspace: Workspace, given: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C."""
+    how = from_flags(given)
     from lora_studio.ui.build import launch
 
     if given.open:
-        threading.Thread(target=_open_when_up, args=(given.host, given.port), daemon=True).start()
+        threading.Thread(target=_open_when_up, args=(how.host, how.port), daemon=True).start()
     say(f"Workspace: {workspace.root}")
-    launch(workspace, host=given.host, port=given.port)
+    launch(workspace, how)
     return 0
 
 

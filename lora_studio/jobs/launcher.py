@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from lora_studio.accounts import SECRETS
 from lora_studio.jobs.oom import oom_kills
 from lora_studio.workspace import RunFolder, write_atomically
 
@@ -30,10 +31,14 @@ def python_module(name: str) -> list[str]:
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process' environment for a child that finds the package from any folder and prints without delay."""
+    """This process' environment for a child that finds the package from any folder and prints without delay.
+
+    The passwords of the page's visitors are not for children.
+    """
+    own = {name: value for name, value in os.environ.items() if name not in SECRETS}
     package_parent = str(Path(__file__).resolve().parents[2])
     paths = [package_parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONUNBUFFERED": "1", **(extra or {})}
+    return {**own, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONUNBUFFERED": "1", **(extra or {})}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,21 +3,21 @@
 What a tab shows is the tab's own matter. The page keeps nothing that a reload would lose: closing it touches no run.
 """
 
-import ipaddress
-import os
-import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from types import FrameType
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.requests import Request
 
 from lora_studio import hardware
 from lora_studio.errors import StudioError
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.logins import Attempts, Sessions
+from lora_studio.serving import Serving, check_exposure
 from lora_studio.ui import (
     chat_style,
     chat_tab,
@@ -31,6 +31,7 @@ from lora_studio.ui import (
     theme,
     train_tab,
 )
+from lora_studio.ui.door import RELOAD_WHEN_LOGGED_OUT, USER, Door
 from lora_studio.ui.run_words import status_line
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import Workspace
@@ -45,14 +46,14 @@ TABS = (
 HEAD = (
     "<script>window.askedTab = location.hash.slice(1)</script>"  # read before the first tab writes its own name there
 )
-PASSWORD = "LORA_STUDIO_PASSWORD"
 WARM_UP_SECONDS = 3.0  # after the page asked for its contents
 
 
 def page(studio: Studio) -> gr.Blocks:
     """The whole page, wired and ready to be served."""
     with gr.Blocks(title="LoRA Studio", analytics_enabled=False, fill_width=True) as demo:
-        gr.HTML(theme.header(hardware.devices()), elem_id="header")
+        logins = studio.serving.accounts is not None
+        gr.HTML(theme.header(hardware.devices(), logins), elem_id="header")
         status = gr.HTML(status_line(studio.supervisor.runs()), elem_id="status")
         data, form, run = gr.State(), gr.State(), gr.State("")  # not inside the tabs: gradio would count them as tabs
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
@@ -121,51 +122,39 @@ def _open_tab_of_address(demo: gr.Blocks, tabs: gr.Tabs) -> None:
     demo.load(choose, asked, tabs, js="() => window.askedTab", show_progress="hidden", api_visibility="private")
 
 
-def check_exposure(host: str, password: str | None) -> None:
-    """Refuses to listen beyond this machine without a password: whoever reaches the page can run it."""
-    if password or host == "localhost":
-        return
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise StudioError(
-            f"Listening on {host} lets other machines use this one, and no password is set.",
-            f"Set {PASSWORD} in the environment, or listen on 127.0.0.1.",
-        )
-
-
-def launch(workspace: Workspace, host: str = "127.0.0.1", port: int = 7860) -> None:
+def launch(workspace: Workspace, serving: Serving) -> None:
     """Serves the page until Ctrl-C or SIGTERM. Runs go on after it ends."""
-    password = os.environ.get(PASSWORD)
-    check_exposure(host, password)
+    check_exposure(serving)
     studio = Studio(
         workspace=workspace,
         supervisor=Supervisor(workspace),
         inspector=Session(workspace.logs_folder / "inspect.log"),
         chat=Session(workspace.logs_folder / "chat.log"),
+        serving=serving,
     )
     studio.supervisor.start()
     signal.signal(signal.SIGTERM, _leave)
     try:
-        _serve(page(studio), host, port, _login(password))
+        _serve(page(studio), serving)
     finally:
         studio.inspector.close()
         studio.chat.close()
         studio.supervisor.close()
 
 
-def _serve(demo: gr.Blocks, host: str, port: int, login: Callable[[str, str], bool] | None) -> None:
+def _serve(demo: gr.Blocks, serving: Serving) -> None:
+    host, port = serving.host, serving.port
     demo.queue(default_concurrency_limit=16)
     try:
         demo.launch(
             server_name=host,
             server_port=port,
-            auth=login,
+            auth_dependency=_visitor if serving.accounts else None,
+            app_kwargs={"middleware": [Middleware(Door, serving, Sessions(), Attempts())]},
+            max_file_size=int(serving.max_upload_gb * 1e9),
             theme=theme.theme(),
             css=text.CSS + theme.CSS + run_style.CSS + queue_view.CSS + evaluate_style.CSS + chat_style.CSS,
-            head=HEAD,
+            head=HEAD + (RELOAD_WHEN_LOGGED_OUT if serving.accounts else ""),
             ssr_mode=False,
             run_history=False,
             footer_links=[],
@@ -184,11 +173,9 @@ def _serve(demo: gr.Blocks, host: str, port: int, login: Callable[[str, str], bo
     demo.block_thread()
 
 
-def _login(password: str | None) -> Callable[[str, str], bool] | None:
-    """Any user name with the right password; None where no password is asked for."""
-    if not password:
-        return None
-    return lambda _user, given: secrets.compare_digest(given.encode(), password.encode())
+def _visitor(request: Request) -> str | None:
+    """Who the door let in."""
+    return request.scope.get(USER)
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:

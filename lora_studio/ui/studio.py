@@ -8,6 +8,7 @@ import gradio as gr
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.serving import Serving
 from lora_studio.ui.curves import Curves
 from lora_studio.workspace import Workspace
 
@@ -16,7 +17,7 @@ from lora_studio.workspace import Workspace
 class Studio:
     """The running studio. `inspector` reads data with a tokenizer, `chat` holds a model; both start on first use.
 
-    `curves` keeps what the charts took up of the runs.
+    `curves` keeps what the charts took up of the runs. `serving` says who may do what.
     """
 
     workspace: Workspace
@@ -24,6 +25,7 @@ class Studio:
     inspector: Session
     chat: Session
     curves: Curves = field(default_factory=Curves)
+    serving: Serving = field(default_factory=Serving)
 
     @cached_property
     def evaluations(self) -> Evaluations:

@@ -219,10 +219,11 @@ ol.checks li { display: flex; gap: 8px; padding: 4px 0; overflow-wrap: anywhere;
 """
 
 
-def header(devices: list[Device]) -> str:
-    """The line at the top of every tab: what this is and what it runs on."""
+def header(devices: list[Device], logins: bool = False) -> str:
+    """The line at the top of every tab: what this is, what it runs on, and the way out where one logged in."""
+    out = ' · <a href="logout">Log out</a>' if logins else ""
     return (
         '<div class="studio-head"><h1>LoRA Studio</h1>'
         '<span class="what">Teach a language model your own way of answering, and compare.</span>'
-        f'<span class="device">{escape(" · ".join(map(str, devices)))}</span></div>'
+        f'<span class="device">{escape(" · ".join(map(str, devices)))}{out}</span></div>'
     )

@@ -1,0 +1,101 @@
+"""Who may log in to the page: names and passwords out of the environment or a file, and whose name owns the studio.
+
+Passwords are compared in constant time and held by this process alone: no child inherits them.
+"""
+
+import hashlib
+import hmac
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lora_studio.errors import StudioError
+
+PASSWORD = "LORA_STUDIO_PASSWORD"
+USERS = "LORA_STUDIO_USERS"
+USERS_FILE = "LORA_STUDIO_USERS_FILE"
+SECRETS = (PASSWORD, USERS)
+OWNER = "owner"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")  # a name is also the name of the visitor's folder
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """Passwords by name. The owner sees what all made; with `one`, any name with the one password is the owner's."""
+
+    passwords: Mapping[str, str] = field(repr=False)
+    owner: str
+    one: bool = False
+
+    @property
+    def several(self) -> bool:
+        """Whether visitors are told apart."""
+        return len(self.passwords) > 1
+
+    def user(self, name: str, password: str) -> str | None:
+        """Who that is; None where name and password do not belong together. An unknown name takes as long."""
+        name = self.owner if self.one else name.strip()
+        known = self.passwords.get(name)
+        same = hmac.compare_digest(_digest(password), _digest(known if known is not None else ""))
+        return name if same and known is not None else None
+
+
+def _digest(password: str) -> bytes:
+    """Of one length whatever the password's, so that a comparison tells nothing of it."""
+    return hashlib.sha256(password.encode()).digest()
+
+
+def read_accounts(users_file: str | None = None, environment: Mapping[str, str] = os.environ) -> Accounts | None:
+    """The accounts that the environment or a file names; None where neither does."""
+    path = users_file or environment.get(USERS_FILE)
+    given = {PASSWORD: environment.get(PASSWORD), USERS: environment.get(USERS), "a users file": path}
+    named = [name for name, value in given.items() if value]
+    if len(named) > 1:
+        raise StudioError(f"Logins are given twice: by {' and by '.join(named)}.", "Give them in one place.")
+    if path:
+        return _parsed(_read(Path(path).expanduser()).splitlines(), path)
+    if users := given[USERS]:
+        return _parsed(re.split(r"[\n,]", users), USERS)
+    if password := given[PASSWORD]:
+        return Accounts({OWNER: password}, OWNER, one=True)
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudioError(
+            f"The users file {path} can't be read: {error}", "Give a text file with name:password lines."
+        ) from None
+    if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise StudioError(
+            f"The users file {path} holds passwords, and others on this machine may read or change it.",
+            f"Make it yours alone: chmod 600 {path}",
+        )
+    return text
+
+
+def _parsed(lines: list[str], place: str) -> Accounts:
+    """`name:password` each; the first is the owner. An error never repeats what stands in a line."""
+    passwords: dict[str, str] = {}
+    for number, line in enumerate((line.strip() for line in lines), 1):
+        if not line or line.startswith("#"):
+            continue
+        name, colon, password = line.partition(":")
+        name = name.strip()
+        if not colon or not password.strip() or not _NAME.fullmatch(name):
+            raise StudioError(
+                f"Entry {number} of {place} is no name:password.",
+                "A name has up to 40 letters, digits, dots, dashes and underscores; a password is not empty.",
+            )
+        if name.lower() in (known.lower() for known in passwords):
+            raise StudioError(f"{place} names {name} twice.", "Give every visitor a name of their own.")
+        passwords[name] = password.strip()
+    if not passwords:
+        raise StudioError(f"{place} names nobody.", "Write name:password, the owner's first.")
+    return Accounts(passwords, next(iter(passwords)))

@@ -1,0 +1,115 @@
+"""How the page is served, for `app.py` and the `ui` command alike: address, logins, folders, and the flags for them.
+
+Every flag has a variable of the environment, which a container sets; a flag wins.
+"""
+
+import argparse
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_studio.accounts import PASSWORD, USERS, USERS_FILE, Accounts, read_accounts
+from lora_studio.errors import StudioError
+
+HOST, PORT, FOLDERS, MAX_UPLOAD = (
+    "LORA_STUDIO_HOST",
+    "LORA_STUDIO_PORT",
+    "LORA_STUDIO_FOLDERS",
+    "LORA_STUDIO_MAX_UPLOAD_GB",
+)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How the page is served. `folders` may be read by visitors beside the workspace; sizes in GB of 10^9 bytes."""
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    accounts: Accounts | None = None
+    insecure: bool = False
+    folders: tuple[Path, ...] = ()
+    max_upload_gb: float = 2.0
+
+    @property
+    def local(self) -> bool:
+        """Whether only programs of this machine reach the page."""
+        return is_loopback(self.host)
+
+    @property
+    def trusts_visitors(self) -> bool:
+        """Whether whoever has the page open is at this machine and may name any of its files."""
+        return self.local and self.accounts is None and not self.insecure
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own and no other machine's."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a server, the same wherever one is started. Whoever starts it adds `--workspace`."""
+    parser.add_argument("--host", help=f"address to listen on (else {HOST}, else 127.0.0.1: this machine only)")
+    parser.add_argument("--port", type=int, help=f"port to listen on (else {PORT}, else 7860)")
+    parser.add_argument(
+        "--users-file", metavar="FILE", help=f"name:password lines, the owner's first (else {USERS_FILE})"
+    )
+    parser.add_argument("--insecure", action="store_true", help="listen for other machines without any login")
+    parser.add_argument(
+        "--folder",
+        action="append",
+        metavar="DIR",
+        help=f"data and models that visitors may use where they lie, more than once (else {FOLDERS})",
+    )
+    parser.add_argument(
+        "--max-upload-gb", type=float, metavar="GB", help=f"largest file to upload (else {MAX_UPLOAD}, else 2)"
+    )
+
+
+def from_flags(given: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Serving:
+    """What flags and environment say, checked. Raises `StudioError` for what would be open to everybody."""
+    folders = given.folder or [part for part in environment.get(FOLDERS, "").split(os.pathsep) if part]
+    serving = Serving(
+        host=given.host or environment.get(HOST) or "127.0.0.1",
+        port=given.port if given.port is not None else int(_number(PORT, 7860, environment)),
+        accounts=read_accounts(given.users_file, environment),
+        insecure=given.insecure,
+        folders=tuple(_folder(folder) for folder in folders),
+        max_upload_gb=given.max_upload_gb or _number(MAX_UPLOAD, 2.0, environment),
+    )
+    check_exposure(serving)
+    return serving
+
+
+def _number(name: str, default: float, environment: Mapping[str, str]) -> float:
+    try:
+        number = float(environment.get(name) or default)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < 1e6:
+        raise StudioError(f"{name} is {environment[name]!r}, which is no usable number.", f"The default is {default}.")
+    return number
+
+
+def _folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise StudioError(f"There is no folder {name} to share with visitors.", "Name one that is there.")
+    return folder.resolve()
+
+
+def check_exposure(serving: Serving) -> None:
+    """Refuses to listen beyond this machine without a login: whoever reaches the page can use the machine."""
+    if serving.local or serving.accounts or serving.insecure:
+        return
+    raise StudioError(
+        f"Listening on {serving.host} lets other machines use this one, and there is no login.",
+        f"Set {PASSWORD} or {USERS} in the environment, give --users-file, or listen on 127.0.0.1; --insecure lets "
+        "everybody in.",
+    )

@@ -1,0 +1,155 @@
+"""The door of the server: which requests get in, and who they are from. Everything served stands behind it.
+
+Without logins it lets in what comes from this machine's own pages. With logins it asks for a name and a password, keeps
+a cookie that no script can read, and hands the name on as `scope["user"]`.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+
+from lora_studio.errors import StudioError
+from lora_studio.logins import Attempts, Sessions
+from lora_studio.serving import Serving, is_loopback
+from lora_studio.ui.text import escape
+
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Any, Any], Awaitable[None]]
+USER = "user"
+LONGEST_LOGIN = 10_000  # bytes of a name and a password
+# The server calls the first itself, once, when it starts; it does nothing after that.
+OPEN_PATHS = ("/gradio_api/startup-events",)
+# A page whose session ended asks for the login again as soon as it hears so.
+RELOAD_WHEN_LOGGED_OUT = (
+    "<script>(() => { const ask = window.fetch; window.fetch = async (...what) => { const got = await ask(...what);"
+    " if (got.status === 401) location.reload(); return got; } })()</script>"
+)
+
+
+class Door:
+    """ASGI middleware around the whole server."""
+
+    def __init__(self, app: App, serving: Serving, sessions: Sessions, attempts: Attempts) -> None:
+        self._app, self._serving = app, serving
+        self._sessions, self._attempts = sessions, attempts
+        self._cookie = f"lora-studio-{secrets.token_hex(4)}"  # two studios of one machine share a host's cookies
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # the page uses no web sockets
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        answer = await self._answer(Request(scope, receive))
+        await (answer or self._app)(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response | None:
+        """What the door itself answers; None for a request that may pass."""
+        if refused := self._foreign(request):
+            return JSONResponse({"error": refused}, 403)
+        if self._serving.accounts is None:
+            return None
+        path = request.scope["path"].rstrip("/")
+        if path == "/login":
+            return await self._login(request) if request.method == "POST" else RedirectResponse("./", 303)
+        token = request.cookies.get(self._cookie, "")
+        if path == "/logout":
+            self._sessions.end(token)
+            gone = RedirectResponse("./", 303)
+            gone.delete_cookie(self._cookie)
+            return gone
+        user = self._sessions.user(token)
+        if user is None and path not in OPEN_PATHS:
+            if request.method in ("GET", "HEAD") and path == "":
+                return HTMLResponse(login_page(), headers={"Cache-Control": "no-store"})
+            return JSONResponse({"error": "Not logged in."}, 401)
+        request.scope[USER] = user
+        return None
+
+    def _foreign(self, request: Request) -> str:
+        """Why a request is turned away before anything else: a page of another site sent it; "" where none did."""
+        host = request.headers.get("host", "")
+        origin = request.headers.get("origin")
+        # A proxy may put its own name into Host; no page can set the other header for another site.
+        ours = (host, request.headers.get("x-forwarded-host"))
+        if origin and request.method not in ("GET", "HEAD", "OPTIONS") and _place(origin) not in ours:
+            return "This request comes from the page of another site."
+        if self._serving.trusts_visitors and not is_loopback(_hostname(host)):
+            return f"This page is for this machine alone, and was asked for as {_hostname(host)}; it needs a login."
+        return ""
+
+    async def _login(self, request: Request) -> Response:
+        """A session for the right password. A browser is sent to the page, a program told so."""
+        assert self._serving.accounts is not None
+        address = request.client.host if request.client else ""
+        by_browser = "text/html" in request.headers.get("accept", "")
+        given = parse_qs(await _body(request), keep_blank_values=True)
+        try:
+            self._attempts.check(address)
+            user = self._serving.accounts.user(given.get("username", [""])[0], given.get("password", [""])[0])
+            if user is None:
+                self._attempts.failed(address)
+                raise StudioError("Name and password do not belong together.")
+        except StudioError as error:
+            status = 429 if error.hint else 401
+            if by_browser:
+                return HTMLResponse(login_page(str(error)), status)
+            return JSONResponse({"error": str(error)}, status)
+        answer = RedirectResponse("./", 303) if by_browser else JSONResponse({"success": True})
+        https = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
+        # In a frame of another site, as a Space is shown, a cookie comes back only where it allows so.
+        answer.set_cookie(
+            self._cookie, self._sessions.begin(user), httponly=True, secure=https, samesite="none" if https else "lax"
+        )
+        return answer
+
+
+def _place(origin: str) -> str:
+    """Host and port of an Origin header; of one that names none, such as "null", what no Host header is."""
+    return origin.partition("://")[2] or origin
+
+
+def _hostname(host: str) -> str:
+    """The name in a Host header, without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+async def _body(request: Request) -> str:
+    """The form's text, as far as a name and a password go."""
+    found = b""
+    async for chunk in request.stream():
+        found += chunk
+        if len(found) > LONGEST_LOGIN:
+            return ""
+    return found.decode("utf-8", "replace")
+
+
+def login_page(said: str = "") -> str:
+    """The page that asks who one is. Whole in itself: nothing else is served before."""
+    told = f'<p role="alert">{escape(said)}</p>' if said else ""
+    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>LoRA Studio</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }}
+body {{ margin: 0; min-height: 100vh; display: grid; place-items: center; background: light-dark(#f6f8fa, #0e141b); }}
+form {{ width: min(20rem, 80vw); display: grid; gap: .6rem; padding: 2rem; border-radius: 8px;
+  background: light-dark(#fff, #151d26); border: 1px solid light-dark(#dde3ea, #263241); }}
+h1 {{ font-size: 1.25rem; margin: 0; }}
+p {{ margin: 0; color: light-dark(#475569, #a9b6c6); }}
+p[role] {{ color: light-dark(#b42318, #fda29b); white-space: pre-line; }}
+input, button {{ font: inherit; padding: .5rem .7rem; border-radius: 6px;
+  border: 1px solid light-dark(#cbd5e1, #344256); }}
+button {{ background: #137a72; color: #fff; border-color: #137a72; cursor: pointer; margin-top: .4rem; }}
+</style></head><body><form method="post" action="login">
+<h1>LoRA Studio</h1><p>This studio asks who you are.</p>{told}
+<label for="username">Name</label><input id="username" name="username" autocomplete="username" autofocus>
+<label for="password">Password</label>
+<input id="password" name="password" type="password" autocomplete="current-password" required>
+<button>Log in</button></form></body></html>"""

@@ -1,0 +1,67 @@
+"""Who may log in: from the environment or a file, told apart by nothing but the right password."""
+
+from pathlib import Path
+
+import pytest
+
+from lora_studio.accounts import PASSWORD, USERS, USERS_FILE, read_accounts
+from lora_studio.errors import StudioError
+from lora_studio.jobs.launcher import child_environment
+
+
+def test_nobody_logs_in_where_nobody_is_named() -> None:
+    assert read_accounts(environment={}) is None
+    assert read_accounts(environment={PASSWORD: "", USERS: ""}) is None
+
+
+def test_one_password_opens_the_page_under_any_name_and_makes_an_owner() -> None:
+    accounts = read_accounts(environment={PASSWORD: "geheim ü"})
+    assert accounts is not None
+    assert accounts.user("anyone", "geheim ü") == accounts.owner
+    assert accounts.user("anyone", "geheim") is None
+    assert accounts.user("anyone", "") is None
+    assert not accounts.several
+
+
+@pytest.mark.parametrize("text", ["anna:one,bert:t:w o", "anna:one\n\n# the other\n bert:t:w o \n"])
+def test_users_have_names_and_the_first_is_the_owner(text: str) -> None:
+    accounts = read_accounts(environment={USERS: text.replace("\n# the other", "")})
+    assert accounts is not None
+    assert accounts.owner == "anna"
+    assert accounts.several
+    assert accounts.user("bert", "t:w o") == "bert"
+    for name, password in (("bert", "one"), ("anna", "t:w o"), ("carl", ""), ("", ""), ("Anna", "one")):
+        assert accounts.user(name, password) is None
+
+
+def test_a_file_of_users_must_be_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "users"
+    path.write_text("# owner first\nanna:one\nbert:two\n")
+    path.chmod(0o640)
+    with pytest.raises(StudioError, match="others on this machine"):
+        read_accounts(str(path))
+    path.chmod(0o600)
+    accounts = read_accounts(environment={USERS_FILE: str(path)})
+    assert accounts is not None
+    assert accounts.user("bert", "two") == "bert"
+    with pytest.raises(StudioError, match="can't be read"):
+        read_accounts(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("text", ["anna", "anna:", ":secret", "../x:secret", "a/b:secret", "anna:1,Anna:2", "#"])
+def test_what_names_nobody_is_refused_without_being_repeated(text: str) -> None:
+    with pytest.raises(StudioError) as error:
+        read_accounts(environment={USERS: text})
+    assert "secret" not in str(error.value)
+
+
+def test_logins_in_two_places_are_refused() -> None:
+    with pytest.raises(StudioError, match="given twice"):
+        read_accounts(environment={USERS: "a:b", PASSWORD: "c"})
+
+
+def test_passwords_show_in_no_print_and_no_child_inherits_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "t0p" not in repr(read_accounts(environment={USERS: "anna:t0p"}))
+    monkeypatch.setenv(PASSWORD, "t0p")
+    monkeypatch.setenv(USERS, "anna:t0p")
+    assert "t0p" not in str(child_environment())

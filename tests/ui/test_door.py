@@ -1,0 +1,127 @@
+"""The door of the server, asked over HTTP: who gets in, who is turned away, and when a session ends."""
+
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from lora_studio import logins
+from lora_studio.accounts import Accounts
+from lora_studio.logins import Attempts, Sessions
+from lora_studio.serving import Serving
+from lora_studio.ui.door import LONGEST_LOGIN, USER, Door, login_page
+
+ANNA = {"username": "anna", "password": "one"}
+BROWSER = {"accept": "text/html,*/*"}
+TWO = Accounts({"anna": "one", "bert": "two"}, "anna")
+
+
+def visitor(serving: Serving, sessions: Sessions | None = None, address: str = "10.0.0.1") -> TestClient:
+    async def inside(request: Request) -> JSONResponse:
+        return JSONResponse({"user": request.scope.get(USER)})
+
+    routes = [Route("/{path:path}", inside, methods=["GET", "POST", "HEAD"])]
+    door: Any = Door(Starlette(routes=routes), serving, sessions or Sessions(), Attempts())
+    return TestClient(door, "http://studio:7860", client=(address, 1), follow_redirects=False)
+
+
+def test_without_a_login_nothing_is_served_but_the_question() -> None:
+    guest = visitor(Serving(accounts=TWO))
+    page = guest.get("/", headers=BROWSER)
+    assert (page.status_code, page.headers["cache-control"]) == (200, "no-store")
+    assert "Password" in page.text
+    for path in (
+        "/config",
+        "/gradio_api/info",
+        "/gradio_api/file=/etc/passwd",
+        "/assets/x.js",
+        "//",
+        "/x/login",
+        "/v1",
+    ):
+        assert guest.get(path).status_code == 401 or guest.get(path).text == page.text
+    assert guest.post("/gradio_api/queue/join", json={}).status_code == 401
+    assert guest.post("/gradio_api/upload", files={"files": b"x"}).status_code == 401
+    assert guest.post("/").status_code == 401
+
+
+def test_a_browser_logs_in_and_out_again() -> None:
+    guest = visitor(Serving(accounts=TWO))
+    wrong = guest.post("/login", data=ANNA | {"password": "two"}, headers=BROWSER)
+    assert wrong.status_code == 401
+    assert "do not belong together" in wrong.text
+    entered = guest.post("/login", data=ANNA, headers=BROWSER)
+    assert (entered.status_code, entered.headers["location"]) == (303, "./")
+    cookie = entered.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=lax" in cookie
+    assert "secure" not in cookie
+    assert guest.get("/anything").json() == {"user": "anna"}
+    kept = dict(guest.cookies)
+    assert guest.get("/logout").status_code == 303
+    assert guest.get("/anything").status_code == 401
+    guest.cookies.update(kept)
+    assert guest.get("/anything").status_code == 401
+
+
+def test_a_program_logs_in_and_is_told_so() -> None:
+    guest = visitor(Serving(accounts=TWO))
+    assert guest.post("/login", data={"username": "bert", "password": "two"}).json() == {"success": True}
+    assert guest.get("/anything").json() == {"user": "bert"}
+
+
+def test_a_restart_ends_sessions_and_so_does_idleness(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = Sessions()
+    guest = visitor(Serving(accounts=TWO), sessions)
+    guest.post("/login", data=ANNA)
+    restarted = visitor(Serving(accounts=TWO))
+    restarted.cookies.update(guest.cookies)
+    assert restarted.get("/anything").status_code == 401
+    monkeypatch.setattr(logins, "IDLE_SECONDS", 0)
+    assert guest.get("/anything").status_code == 401
+
+
+def test_guessing_is_slowed_down_also_for_the_right_password() -> None:
+    guest = visitor(Serving(accounts=TWO))
+    for _ in range(logins.MOST_OF_ONE):
+        assert guest.post("/login", data=ANNA | {"password": "x"}).status_code == 401
+    refused = guest.post("/login", data=ANNA, headers=BROWSER)
+    assert refused.status_code == 429
+    assert "Try again in" in refused.text
+
+
+def test_what_a_login_holds_is_no_markup_and_no_flood() -> None:
+    assert "<script" not in login_page("<script>alert(1)</script>")
+    guest = visitor(Serving(accounts=TWO))
+    assert guest.post("/login", content=b"x" * (LONGEST_LOGIN + 1)).status_code == 401
+
+
+def test_over_https_the_cookie_is_sent_over_nothing_else() -> None:
+    guest = visitor(Serving(accounts=TWO))
+    cookie = guest.post("/login", data=ANNA, headers={"x-forwarded-proto": "https"}).headers["set-cookie"].lower()
+    assert "secure" in cookie
+    assert "samesite=none" in cookie
+
+
+def test_the_page_of_another_site_can_not_act_through_a_visitors_browser() -> None:
+    for serving in (Serving(accounts=TWO), Serving(insecure=True)):
+        guest = visitor(serving)
+        guest.post("/login", data=ANNA)
+        for origin in ("http://evil.org", "null", "http://studio", "http://studio:7860.evil.org"):
+            assert guest.post("/gradio_api/queue/join", headers={"origin": origin}).status_code == 403
+        assert guest.post("/gradio_api/queue/join", headers={"origin": "http://studio:7860"}).status_code == 200
+        proxied = {"origin": "https://me.org", "x-forwarded-host": "me.org"}
+        assert guest.post("/gradio_api/queue/join", headers=proxied).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:7860", 200), ("127.0.0.1", 200), ("[::1]:7860", 200), ("evil.org:7860", 403), ("", 403), ("[", 403)],
+)
+def test_a_page_for_this_machine_answers_to_this_machines_names_alone(host: str, status: int) -> None:
+    assert visitor(Serving()).get("/", headers={"host": host}).status_code == status
+    assert visitor(Serving(insecure=True)).get("/", headers={"host": host}).status_code == 200
