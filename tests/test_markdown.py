@@ -2,7 +2,7 @@
 
 from markdown_it import MarkdownIt
 
-from lora_studio.engine.summary import code, plain, prose, table
+from lora_studio.markdown import code, plain, prose, table
 
 EVIL = "a|b `c` *d* _e_ [f](g) <h> ![i](j) # k \\ ~l~ $m$ &amp;"
 
