@@ -5,13 +5,14 @@ says so. No torch: only the small JSON files beside the weights are read.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_studio.config import Config, Lora
 from lora_studio.errors import StudioError
 from lora_studio.parsing import parse
-from lora_studio.workspace import Workspace, model_source
+from lora_studio.workspace import RunFolder, Workspace, model_source
 
 SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "studio.json"
 # Of the adapter's settings these are no part of its weights: a new run may choose them anew.
@@ -43,6 +44,27 @@ def adapter_folder(workspace: Workspace, name: str) -> Path:
     if not checkpoints:
         raise StudioError(f"Run {run.id} has no adapter yet.", "It is there when the run is done, or has a checkpoint.")
     return checkpoints[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAdapter:
+    """An adapter as a person knows it; `run` is the id of the run that trained it, "" for one from elsewhere."""
+
+    title: str
+    folder: Path
+    run: str
+
+
+def named_adapter(workspace: Workspace, name: str) -> NamedAdapter:
+    """The adapter of a run, RUN/checkpoint-N or folder, with its title. Raises `StudioError` unless it is safe LoRA."""
+    folder = adapter_folder(workspace, name)
+    read_settings(folder)
+    run = folder.parent if folder.parent.parent == workspace.runs_folder else folder.parent.parent
+    inside = run.parent == workspace.runs_folder
+    title = str(RunFolder(run).read_facts()["title"]) if inside else folder.name
+    if inside and folder.name.startswith("checkpoint-"):
+        title += f", step {folder.name.rpartition('-')[2]}"
+    return NamedAdapter(title, folder, run.name if inside else "")
 
 
 def continued(config: Config, workspace: Workspace) -> Config:

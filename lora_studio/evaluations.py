@@ -1,25 +1,21 @@
 """Evaluations: a test file answered by a base and adapters, each in a folder of the workspace like a run's.
 
-The folder holds what was asked for, the answers row by row as they come, and, written last, what they amount to. It has
-a run's life (events, worker, log), so that whatever follows and stops runs follows and stops evaluations.
+The folder holds what was asked for, the answers row by row as they come, and, written last, what they amount to.
 """
 
 import json
-import os
-import secrets
-import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_studio.adapter_source import adapter_folder, read_settings
+from lora_studio.adapter_source import named_adapter
 from lora_studio.config import Generation
 from lora_studio.errors import StudioError
+from lora_studio.job_folders import JobFolders
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.schema import Section, setting
-from lora_studio.workspace import RunFolder, Workspace, shipped_data, write_atomically
+from lora_studio.workspace import RunFolder, Workspace, shipped_data
 
 MOST_ADAPTERS = 3
 BASE, ADAPTER = "base", "adapter"
@@ -171,14 +167,8 @@ def checked(values: Mapping[str, Any]) -> Measuring:
 
 
 def _column(workspace: Workspace, name: str, number: int) -> Column:
-    folder = adapter_folder(workspace, name)
-    read_settings(folder)
-    run = folder.parent if folder.parent.parent == workspace.runs_folder else folder.parent.parent
-    inside = run.parent == workspace.runs_folder
-    title = str(RunFolder(run).read_facts()["title"]) if inside else folder.name
-    if inside and folder.name.startswith("checkpoint-"):
-        title += f", step {folder.name.rpartition('-')[2]}"
-    return Column(ADAPTER if number == 1 else f"{ADAPTER}{number}", title, str(folder), run.name if inside else "")
+    found = named_adapter(workspace, name)
+    return Column(ADAPTER if number == 1 else f"{ADAPTER}{number}", found.title, str(found.folder), found.run)
 
 
 def _labels_of(workspace: Workspace, columns: Sequence[Column]) -> tuple[str, ...]:
@@ -188,36 +178,24 @@ def _labels_of(workspace: Workspace, columns: Sequence[Column]) -> tuple[str, ..
     return parse(read_yaml(RunFolder(workspace.runs_folder / columns[0].run).config)).evaluation.label_names
 
 
+def folders(workspace: Workspace) -> JobFolders[EvaluationFolder]:
+    """Where evaluations are kept."""
+    return JobFolders(workspace.evaluations_folder, EvaluationFolder, "evaluation")
+
+
 def create(workspace: Workspace, request: Request) -> EvaluationFolder:
-    """A new evaluation's folder, named by time and four random letters."""
-    folder = EvaluationFolder(workspace.evaluations_folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
-    folder.path.mkdir(parents=True)
-    write_atomically(folder.facts, json.dumps({"created": time.time(), **request.to_dict()}, indent=2))
-    return folder
+    """A new evaluation's folder."""
+    return folders(workspace).create(request.to_dict())
 
 
 def evaluations(workspace: Workspace) -> list[EvaluationFolder]:
     """Every evaluation, newest first."""
-    if not workspace.evaluations_folder.is_dir():
-        return []
-    names = sorted(os.listdir(workspace.evaluations_folder), reverse=True)
-    found = [EvaluationFolder(workspace.evaluations_folder / name) for name in names if not name.startswith(".")]
-    return [folder for folder in found if folder.facts.is_file()]
+    return folders(workspace).all()
 
 
 def evaluation(workspace: Workspace, name: str) -> EvaluationFolder:
     """The evaluation of that id. Raises `StudioError` where there is none."""
-    found = next((folder for folder in evaluations(workspace) if folder.id == name), None)
-    if found is None:
-        raise StudioError(f"There is no evaluation {name!r}.", "It may have been deleted: choose another one.")
-    return found
-
-
-def delete(folder: EvaluationFolder) -> None:
-    """Removes an evaluation's folder: first out of sight by a rename, so that no half one is ever listed."""
-    hidden = folder.path.with_name(f".deleted-{folder.id}")
-    folder.path.rename(hidden)
-    shutil.rmtree(hidden)
+    return folders(workspace).find(name)
 
 
 def of_run(workspace: Workspace, run_id: str) -> list[EvaluationFolder]:

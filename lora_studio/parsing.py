@@ -86,8 +86,12 @@ def _explain(item: Any) -> Problem:
     while path not in known and len(location) > 1:
         location.pop()
         path = ".".join(location)
-    plain = _PLAIN.get(item["type"], item["msg"])
-    return Problem(path, plain.format(**item.get("ctx", {})), item["input"])
+    return Problem(path, plain_words(item), item["input"])
+
+
+def plain_words(item: Any) -> str:
+    """What pydantic found wrong with a value, as a person would say it."""
+    return _PLAIN.get(item["type"], str(item["msg"])).format(**item.get("ctx", {}))
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,10 +37,15 @@ def settings() -> Iterator[Setting]:
     """Every setting in the order of the schema."""
     for name, info in Config.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-            for leaf, field in info.annotation.model_fields.items():
-                yield _describe(f"{name}.{leaf}", field)
+            yield from described(info.annotation, f"{name}.")
         else:
             yield _describe(name, info)
+
+
+def described(section: type[Section], prefix: str = "") -> Iterator[Setting]:
+    """The settings of one section; `prefix` stands before their names in a path."""
+    for leaf, field in section.model_fields.items():
+        yield _describe(f"{prefix}{leaf}", field)
 
 
 def _describe(path: str, field: FieldInfo) -> Setting:

@@ -211,6 +211,11 @@ class Workspace:
         return self.root / "evaluations"
 
     @property
+    def exports_folder(self) -> Path:
+        """Adapters taken away: each in the form that another program reads."""
+        return self.root / "exports"
+
+    @property
     def uploads_folder(self) -> Path:
         return self.root / "uploads"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import Request, create, delete, evaluation, evaluations, make_request, of_run
+from lora_studio.evaluations import Request, create, evaluation, evaluations, folders, make_request, of_run
 from lora_studio.parsing import parse, to_yaml
 from lora_studio.workspace import Workspace, shipped_data
 
@@ -64,7 +64,7 @@ def test_what_was_asked_is_kept_and_found_again(workspace: Workspace, run: str) 
     assert folder.request() == request == Request.from_dict(request.to_dict())
     assert [one.id for one in evaluations(workspace)] == [one.id for one in of_run(workspace, run)] == [folder.id]
     assert of_run(workspace, "another") == []
-    delete(evaluation(workspace, folder.id))
+    folders(workspace).delete(evaluation(workspace, folder.id))
     assert evaluations(workspace) == []
     with pytest.raises(StudioError, match="no evaluation"):
         evaluation(workspace, folder.id)

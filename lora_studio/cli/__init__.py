@@ -37,7 +37,7 @@ ABOUT_ACTIONS = (
     "on after either; queue lists the runs that wait, up and down move one of them; tag "
     "and note print or replace what you wrote on a run; compare sets runs beside each other; csv prints measurements"
 )
-WITH_SETTINGS = ("train", "check", "estimate", "inspect", "chat", "evaluate")
+WITH_SETTINGS = ("train", "check", "estimate", "inspect", "chat", "evaluate", "export")
 
 
 def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
@@ -80,6 +80,8 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     chat.add_argument("--system", metavar="TEXT", help="system prompt (default: the one trained with)")
     evaluate = add("evaluate", "answer a test file with an adapter and its base, and measure the answers", output)
     _add_evaluate_flags(evaluate)
+    export = add("export", "take an adapter away in a form that another program reads", output)
+    _add_export_flags(export)
     runs = add("runs", "list, show, compare, tag, stop, resume or delete runs, and move them in the queue", output)
     runs.add_argument("action", nargs="?", choices=RUN_ACTIONS, default="list", help=ABOUT_ACTIONS)
     runs.add_argument("run", nargs="?", metavar="RUN", help='an id, its beginning, or "last"')
@@ -95,7 +97,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     ui = add("ui", "serve the page")
     add_serving_flags(ui)
     ui.add_argument("--open", action="store_true", help="open the page in the browser")
-    with_settings = (train, check, estimate, inspect, chat, evaluate)
+    with_settings = (train, check, estimate, inspect, chat, evaluate, export)
     _add_settings(dict(zip(WITH_SETTINGS, with_settings, strict=True)), arguments)
     return parser
 
@@ -114,6 +116,13 @@ def _add_evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--resume", action="store_true", help="go on with the same evaluation that ended early")
 
 
+def _add_export_flags(export: argparse.ArgumentParser) -> None:
+    export.add_argument("adapter", metavar="RUN", help='a run ("last", RUN/checkpoint-N) or an adapter\'s folder')
+    export.add_argument("--to", metavar="TARGET", required=True, help="the form; `list` says what there is")
+    export.add_argument("--out", metavar="PATH", help="where the result goes (default: the workspace's exports)")
+    export.add_argument("--no-trial", action="store_true", help="do not load the result and ask it something")
+
+
 def _add_inspect_flags(inspect: argparse.ArgumentParser) -> None:
     inspect.add_argument("data", metavar="DATA", help="a file or the name of a shipped data set")
     inspect.add_argument("--model", metavar="M", default="demo", help="whose tokenizer and template (default: demo)")
@@ -130,11 +139,15 @@ def _add_settings(parsers: dict[str, argparse.ArgumentParser], arguments: Sequen
     wanted = [name for name in WITH_SETTINGS if arguments is None or name in arguments]
     if not wanted:
         return
-    from lora_studio.cli.flags import add_all, add_section
+    from lora_studio.cli.flags import add_all, add_section, add_sections
 
     for name in wanted:
         if name in ("train", "check", "estimate"):
             add_all(parsers[name])
+        elif name == "export":
+            from lora_studio.export_targets import TARGETS
+
+            add_sections(parsers[name], {target.name: target.settings for target in TARGETS.values()})
         else:
             add_section(parsers[name], "data" if name == "inspect" else "generation")
 
@@ -182,6 +195,10 @@ def _run(given: argparse.Namespace, unknown: list[str]) -> int:
             from lora_studio.cli.evaluate_command import evaluate
 
             return evaluate(workspace, given)
+        case "export":
+            from lora_studio.cli.export_command import export
+
+            return export(workspace, given)
         case "runs":
             from lora_studio.cli.runs_command import runs
 

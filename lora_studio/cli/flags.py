@@ -1,10 +1,13 @@
 """Flags made from the schema, and their values on the way back to it. The schema, not argparse, checks values."""
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lora_studio.errors import StudioError
-from lora_studio.settings import Setting, settings
+from lora_studio.schema import Section
+from lora_studio.settings import Setting, described, settings
 
 _PREFIX = "setting:"
 
@@ -22,6 +25,18 @@ def add_section(parser: argparse.ArgumentParser, section: str) -> None:
     for setting in settings():
         if setting.section == section and not setting.path.endswith("_file"):
             _add(group, setting, "--" + setting.path.rpartition(".")[2].replace("_", "-"))
+
+
+def add_sections(parser: argparse.ArgumentParser, sections: Mapping[str, type[Section]]) -> None:
+    """A flag for each setting of several sections, by its name: --max-shard-size 2GB; one that several have is one."""
+    group = parser.add_argument_group("settings")
+    known: dict[str, tuple[Setting, list[str]]] = {}
+    for name, section in sections.items():
+        for setting in described(section):
+            known.setdefault(setting.path, (setting, []))[1].append(name)
+    for setting, names in known.values():
+        about = replace(setting, description=f"{', '.join(names)}: {setting.description}")
+        _add(group, about, "--" + setting.path.replace("_", "-"))
 
 
 def _add(group: argparse._ArgumentGroup, setting: Setting, flag: str) -> None:

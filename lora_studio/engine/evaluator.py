@@ -10,25 +10,23 @@ import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_studio.engine.ending import DONE, WRONG_INPUT, ending_of, last_word
 from lora_studio.engine.event_log import EventLog
-from lora_studio.engine.stopping import Stop, Stopped
+from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import EvaluationFolder, Request
-from lora_studio.events import DataPrepared, Finished, RunStarted, Warned, fold, from_line
+from lora_studio.events import DataPrepared, RunStarted, Warned, fold, from_line
 from lora_studio.workspace import write_atomically
 
 if TYPE_CHECKING:
     from lora_studio.engine.evaluate import AskedFile, AskedRow, Voice
     from lora_studio.engine.load import LoadedModel
     from lora_studio.engine.tasks import Task
-
-DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,17 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder.predictions.unlink(missing_ok=True)
     log = EventLog(folder.events)
     began = time.time()
-    try:
+
+    def work() -> None:
         log.phase("start")
         evaluate(folder, log, stop)
-        return _finish(folder, log, began, DONE, "done")
-    except Stopped:
-        return _finish(folder, log, began, STOPPED, "stopped", "Stopped when asked to.", "Resume answers the rest.")
-    except StudioError as error:
-        return _finish(folder, log, began, WRONG_INPUT, "failed", error.message, error.hint)
-    except Exception as error:  # the end of the process: nothing else can say what happened
-        traceback.print_exc()
-        return _finish(folder, log, began, FAILED, "failed", *_explain(error))
+
+    ending = ending_of(work, stopped="Resume answers the rest.", explain=_explain)
+    if ending.code != DONE:  # what was answered until an early end is measured too
+        write_summary(folder, folder.request(), ending.state, log.state().phase_total)
+    return last_word(log, ending, began)
 
 
 def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
@@ -256,17 +252,6 @@ def _explain(error: Exception) -> tuple[str, str]:
         return "The memory is not enough for this many answers at once.", "Take fewer rows at once; then resume."
     first = str(error).strip().partition("\n")[0][:300]
     return f"The evaluation ended with an error: {type(error).__name__}: {first}", "Its log has the details."
-
-
-def _finish(
-    folder: EvaluationFolder, log: EventLog, began: float, code: int, state: str, message: str = "", hint: str = ""
-) -> int:
-    """What was answered until an early end is measured too; then the last event."""
-    if code != DONE:
-        write_summary(folder, folder.request(), state, log.state().phase_total)
-    log.emit(Finished(time.time(), state, 0, message, hint, time.time() - began))
-    print(f"{state}: {message} {hint}".strip(": "), flush=True)
-    return code
 
 
 if __name__ == "__main__":

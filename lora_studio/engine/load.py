@@ -76,7 +76,7 @@ def load_model(
     name: str,
     *,
     revision: str | None = None,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     quantization: str = "none",
     attn_implementation: str = "auto",
     four_bit: Mapping[str, Any] | None = None,
@@ -84,12 +84,12 @@ def load_model(
 ) -> PreTrainedModel:
     """The base model on this machine's device, in eval mode. Raises `StudioError` where it can't be had.
 
-    `four_bit` holds the settings of 4-bit weights by their names in the config (`bnb_4bit_…`); `tqdm_class` is the
-    progress bar of a download from the Hub.
+    A `dtype` of PyTorch is taken as it is, also where this machine is slow with it. `four_bit` holds the settings of
+    4-bit weights by their names in the config (`bnb_4bit_…`); `tqdm_class` is the progress bar of a download.
     """
     source = checked_source(name)
     config = read_config(name, revision)
-    chosen = choose_dtype(dtype)
+    chosen = dtype if isinstance(dtype, torch.dtype) else choose_dtype(dtype)
     lacking = why_no_flash_attention(chosen)
     attention = (None if lacking else "flash_attention_2") if attn_implementation == "auto" else attn_implementation
     if attention == "flash_attention_2" and lacking:
@@ -255,7 +255,7 @@ def load_base(
     name: str,
     *,
     revision: str | None = None,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     quantization: str = "none",
     four_bit: Mapping[str, Any] | None = None,
 ) -> LoadedModel:

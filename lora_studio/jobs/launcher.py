@@ -131,8 +131,8 @@ class Launcher:
         self._env = env
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, run: RunFolder, resume: bool = False) -> Worker:
-        """A new worker for the run. The caller makes sure that the run has none alive."""
+    def start(self, run: RunFolder, resume: bool = False, env: Mapping[str, str] | None = None) -> Worker:
+        """A new worker for the run. The caller makes sure that the run has none alive. `env` is for this one alone."""
         run.complete.unlink(missing_ok=True)
         end_last_line(run.events)
         launched = time.time()
@@ -143,7 +143,7 @@ class Launcher:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=run.path,
-                env=child_environment(self._env),
+                env=child_environment({**(self._env or {}), **(env or {})}),
                 start_new_session=True,
             )
         worker = Worker(child.pid, psutil.Process(child.pid).create_time(), launched, oom_kills=oom_kills())

@@ -1,0 +1,107 @@
+"""`export`: takes an adapter away in a form that another program reads, and says what came out."""
+
+import argparse
+import time
+from typing import Any
+
+from lora_studio.adapter_source import named_adapter
+from lora_studio.cli.flags import overrides
+from lora_studio.cli.terminal import duration, print_json, say, table
+from lora_studio.events import RunState
+from lora_studio.export_targets import TARGETS
+from lora_studio.exports import PHASES, ExportFolder, folders, make_request, needed_bytes, sizes_of
+from lora_studio.jobs.exporting import Exports
+from lora_studio.jobs.launcher import kill
+from lora_studio.workspace import Workspace
+
+_LOOK_SECONDS, _SAY_SECONDS = 0.2, 3.0
+
+
+def export(workspace: Workspace, given: argparse.Namespace) -> int:
+    """Starts an export and follows it; 0 done, 1 failed, 2 wrong input, 130 stopped."""
+    if given.to == "list":
+        return _list(workspace, given)
+    request = make_request(
+        workspace,
+        given.adapter,
+        given.to,
+        settings={name: value for name, value in overrides(given).items() if value is not None},
+        out=given.out,
+        trial=not given.no_trial,
+    )
+    jobs = Exports(workspace)
+    folder = folders(workspace).find(jobs.start(request))
+    needed = needed_bytes(request)
+    say(f"Export {folder.id}: {request.title}" + (f", about {needed / 1e6:,.1f} MB" if needed else ""))
+    state = _follow(jobs, folder)
+    result = folder.read_result()
+    if given.json:
+        words = {"message": state.message, "hint": state.hint} if state.state != "done" else {}
+        print_json({"export": folder.id, "state": state.state, **words, **result})
+    _tell(state, result, show=not given.json)
+    if state.state == "done":
+        return 0
+    return 130 if state.state == "stopped" else 2 if jobs.exit_code(folder.id) == 2 else 1
+
+
+def _list(workspace: Workspace, given: argparse.Namespace) -> int:
+    """The forms that an adapter can take, with their sizes."""
+    rows, sizes = [], sizes_of(named_adapter(workspace, given.adapter).folder)
+    for target in TARGETS.values():
+        needed = target.size(sizes, target.settings())
+        rows.append([target.name, f"{needed / 1e6:,.1f} MB" if needed else "not known", target.what])
+    if given.json:
+        print_json({name: {"size": size, "what": what} for name, size, what in rows})
+    else:
+        print(table(["form", "size", "what for"], rows))
+    return 0
+
+
+def _follow(jobs: Exports, folder: ExportFolder) -> RunState:
+    """Tells of an export until it ends. Ctrl-C stops it, a second one ends it at once."""
+    said, phase, interrupted = 0.0, "", 0
+    while True:
+        try:
+            state = jobs.state(folder.id)
+            if state.final and jobs.busy() is None:
+                return state
+            if state.phase != phase:
+                phase, said = state.phase, time.monotonic()
+                say(PHASES.get(phase, phase))
+            elif state.phase_total and time.monotonic() - said >= _SAY_SECONDS:
+                said = time.monotonic()
+                say(f"  {_progress(state)}")
+            time.sleep(_LOOK_SECONDS)
+        except KeyboardInterrupt:
+            interrupted += 1
+            if interrupted == 1:
+                say("Stopping; what is half-written is removed. Ctrl-C again ends it at once.")
+                jobs.stop(folder.id)
+            else:
+                kill(folder)
+
+
+def _progress(state: RunState) -> str:
+    """120.0 of 400.0 MB, or 3 of 42 matrices."""
+    if state.phase_unit == "bytes":
+        return f"{state.phase_done / 1e6:,.1f} of {state.phase_total / 1e6:,.1f} MB"
+    return f"{state.phase_done:,} of {state.phase_total:,} {state.phase_unit}".rstrip()
+
+
+def _tell(state: RunState, result: dict[str, Any], *, show: bool) -> None:
+    for words in state.warnings:
+        say(f"note: {words}")
+    if state.state != "done":
+        say(f"Failed: {state.message}" if state.state == "failed" else state.message)
+        say(state.hint)
+        return
+    for words in result["notes"]:
+        say(f"note: {words}")
+    say(f"{result['bytes'] / 1e6:,.1f} MB in {duration(result['seconds'])}. {result['tried']}".rstrip())
+    say(result["words"])
+    if not show:
+        return
+    print(result["place"])
+    for text in (result["link"], result["command"]):
+        if text:
+            print(text)

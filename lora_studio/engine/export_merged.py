@@ -1,0 +1,99 @@
+"""Base and adapter as one model in safetensors, with tokenizer, chat template and generation config.
+
+The base is read anew in the chosen precision: what 4 or 8 bits lost would stay lost. The adapter's share of each matrix
+is computed in float32.
+"""
+
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedTokenizerBase
+
+from lora_studio.engine.biases import put_in
+from lora_studio.engine.export_trial import Spoken, ask, load_adapters, verdict, why_not
+from lora_studio.engine.export_work import Outcome, Work
+from lora_studio.engine.generate import end_ids
+from lora_studio.engine.load import DTYPES, LoadedModel, load_base
+from lora_studio.errors import StudioError
+from lora_studio.export_targets import BYTES_A_WEIGHT
+
+COLUMN = "adapter"
+
+
+def export(work: Work, *, dtype: str, max_shard_size: str) -> Outcome:
+    """A model's folder."""
+    reason = why_not(work, BYTES_A_WEIGHT[dtype])
+    loaded = load_adapters(work, {COLUMN: work.adapter}, DTYPES[dtype])
+    own = None if reason else ask(loaded, COLUMN, work.card)
+    merge(work, loaded)
+    write(work, loaded, max_shard_size)
+    del loaded  # one model in memory is enough
+    tried, same = (reason, None) if own is None else try_merged(work, own, dtype)
+    words = "A model of its own: any program that reads Hugging Face models loads the folder."
+    return Outcome(words, tried=tried, same=same)
+
+
+def merge(work: Work, loaded: LoadedModel) -> None:
+    """Puts the adapter into the base's weights; afterwards `loaded` is a plain model."""
+    untie(loaded.model)
+    put_in(loaded.biases.get(COLUMN, []))
+    layers = [module for module in loaded.model.modules() if isinstance(module, BaseTunerLayer)]
+    work.log.phase("merge", len(layers), "matrices")
+    for number, layer in enumerate(layers, 1):
+        layer.merge(safe_merge=True)
+        work.log.progress(number, len(layers))
+        work.stop.check()
+    template, card = loaded.template(COLUMN), loaded.cards[COLUMN]
+    loaded.model = loaded.model.merge_and_unload()  # also notes where embeddings and output layer are no longer one
+    loaded.adapters, loaded.biases, loaded.cards = {}, {}, {COLUMN: card}
+    loaded.templates = {None: template}
+    if not all(torch.isfinite(weight).all() for weight in loaded.model.parameters()):
+        raise StudioError(
+            f"In {str(loaded.model.dtype).removeprefix('torch.')} some of the merged weights are no numbers.",
+            "Choose bfloat16 or float32.",
+        )
+
+
+def untie(model: Any) -> None:
+    """Gives the output layer weights of its own where it shares the embeddings' and only one of them is adapted."""
+    inner = model.get_base_model()
+    entry, output = inner.get_input_embeddings(), inner.get_output_embeddings()
+    adapted = isinstance(entry, BaseTunerLayer) or isinstance(output, BaseTunerLayer)
+    if output is None or not adapted:
+        return
+    first, last = _plain(entry), _plain(output)
+    if first.weight is last.weight:
+        last.weight = torch.nn.Parameter(last.weight.detach().clone(), requires_grad=False)
+
+
+def _plain(module: Any) -> Any:
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def write(work: Work, loaded: LoadedModel, max_shard_size: str) -> None:
+    """Weights, configs, tokenizer and template."""
+    total = sum(weight.nbytes for weight in loaded.model.parameters())
+    with work.growing("write", total):
+        ends = sorted(end_ids(loaded))
+        settings = loaded.model.generation_config
+        settings.eos_token_id = ends[0] if len(ends) == 1 else ends
+        settings.pad_token_id = loaded.tokenizer.pad_token_id
+        try:
+            loaded.model.save_pretrained(str(work.out), max_shard_size=max_shard_size)
+        except ValueError as error:
+            raise StudioError(f"{max_shard_size!r} is no size of a file: {error}", "Write it like 5GB.") from error
+        write_tokenizer(loaded.tokenizer, loaded.template(None), work)
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, template: str, work: Work) -> None:
+    """The tokenizer with the template that the adapter was trained with."""
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(str(work.out))
+
+
+def try_merged(work: Work, own: Spoken, dtype: str) -> tuple[str, bool]:
+    """Loads what was written and asks it what base and adapter were asked."""
+    work.log.phase("try")
+    made = load_base(str(work.out), dtype=DTYPES[dtype])
+    return verdict(own, ask(made, None, work.card), exact=dtype == "float32")

@@ -1,0 +1,109 @@
+"""Tries what was exported: one greedy answer of the result, beside what base and adapter answer together.
+
+The question is of no matter, the agreement is: of the prompt's tokens (the template travelled), of the scores of its
+last token, and of the answer.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from lora_studio.engine.export_work import Work
+from lora_studio.engine.generate import Column, generate, greedy, prompt_ids
+from lora_studio.engine.load import LoadedModel, add_adapters, load_base
+from lora_studio.errors import StudioError
+from lora_studio.exports import sizes_of
+
+QUESTION = "Hello! What can you do?"
+TOKENS = 24
+EXACT = 1e-3
+"""Scores of two float32 models that are to be one and the same differ by less: different orders of adding."""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """The tokens of the prompt, the scores of the token after it (`[vocabulary]`), and the answer."""
+
+    prompt: tuple[int, ...]
+    scores: torch.Tensor
+    text: str
+
+    def difference(self, other: "Spoken") -> float:
+        """The largest difference between two scores; infinite where the prompts differ or a score is no number."""
+        if self.prompt != other.prompt or self.scores.shape != other.scores.shape:
+            return math.inf
+        found = float((self.scores - other.scores).abs().max())
+        return found if math.isfinite(found) else math.inf
+
+
+def ask(loaded: LoadedModel, adapter: str | None, card: Mapping[str, Any]) -> Spoken:
+    """Asks one who answers, as the adapter was trained to be asked."""
+    system = [{"role": "system", "content": card["system_prompt"]}] if card.get("system_prompt") else []
+    column = Column(adapter, [*system, {"role": "user", "content": QUESTION}])
+    thinking = card.get("enable_thinking")
+    prompt = prompt_ids(loaded, column, thinking)
+    with torch.no_grad(), loaded.answering_as(adapter):
+        ids = torch.tensor([prompt], device=loaded.model.device)
+        scores = loaded.model(input_ids=ids).logits[0, -1].float()
+    (answer,) = generate(loaded, [column], greedy(loaded, TOKENS), enable_thinking=thinking)
+    return Spoken(tuple(prompt), scores, answer.text.strip())
+
+
+def why_not(work: Work, bytes_a_weight: int) -> str:
+    """Why nothing can be tried here; "" where it can. A model has to be in memory for it."""
+    if not work.trial:
+        return "Not tried, as you wished."
+    parameters = sizes_of(work.adapter).parameters or 0
+    needed, free = parameters * bytes_a_weight * 1.2, psutil.virtual_memory().available
+    if needed > free:
+        return f"Not tried: that needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free."
+    return ""
+
+
+def load_adapters(work: Work, folders: Mapping[str, Path], dtype: torch.dtype) -> LoadedModel:
+    """The base in that precision with these adapters on top, by column name."""
+    work.log.phase("model")
+    card = work.card
+    loaded = load_base(str(card["base_model"]), revision=card.get("revision"), dtype=dtype)
+    add_adapters(loaded, folders)
+    return loaded
+
+
+def try_adapter(work: Work, made: Path) -> tuple[str, bool | None]:
+    """Whether the adapter in `made` answers as the one that it was made from, in words."""
+    if reason := why_not(work, 4):
+        return reason, None
+    try:
+        loaded = load_adapters(work, {"own": work.adapter, "made": made}, torch.float32)
+    except StudioError as error:
+        return f"Not tried: {error.message}", None
+    work.log.phase("try")
+    own, other = ask(loaded, "own", work.card), ask(loaded, "made", work.card)
+    return verdict(own, other, exact=True)
+
+
+def verdict(own: Spoken, other: Spoken, *, exact: bool) -> tuple[str, bool]:
+    """What a trial came to. Raises `StudioError` where the result had to be the same and is not.
+
+    `exact` says that both compute in the same numbers; otherwise rounding may move scores, and at a near-tie the words.
+    """
+    if own.prompt != other.prompt:
+        raise StudioError(
+            "The result does not ask as the adapter was trained: the prompt has other tokens.",
+            "This is a defect of LoRA Studio: please report it.",
+        )
+    difference = own.difference(other)
+    if exact and difference > EXACT:
+        raise StudioError(
+            f"The result does not compute what base and adapter compute: scores differ by {difference:.3g}.",
+            "This is a defect of LoRA Studio: please report it.",
+        )
+    scores = f"scores at most {difference:.2g} apart" if difference else "the very same scores"
+    if own.text == other.text:
+        return f"Loaded and asked: it gives the same answer as base and adapter, {scores}.", True
+    return f"Loaded and asked: its words differ from those of base and adapter by rounding, {scores}.", False

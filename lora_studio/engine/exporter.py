@@ -1,0 +1,155 @@
+"""The child that takes an adapter away: `python -m lora_studio.engine.exporter FOLDER`.
+
+The result is written beside its place and moved there when it is whole and was tried; result.json is written last. What
+a stop, a full disk or an error leaves half-written is removed, and the events end with one `Finished` in plain words.
+Everything is done on the CPU: an export never takes the GPU from a run. Exit codes: 0 done, 1 failed, 2 wrong input,
+130 stopped.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_studio.engine import full_disk
+from lora_studio.engine.ending import DONE, WRONG_INPUT, ending_of, last_word
+from lora_studio.engine.event_log import EventLog
+from lora_studio.engine.stopping import Stop
+from lora_studio.errors import StudioError
+from lora_studio.events import RunStarted
+from lora_studio.exports import ExportFolder, Request, check_space, target_of
+from lora_studio.workspace import RunFolder, bytes_in, write_atomically
+
+if TYPE_CHECKING:
+    from lora_studio.engine.export_work import Outcome
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exports and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="lora_studio.engine.exporter")
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args(arguments)
+    stop = Stop()
+    stop.listen()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    folder = ExportFolder(options.folder.resolve())
+    if not folder.facts.is_file():
+        print(f"{folder.path} is no export: it has no {folder.facts.name}.", file=sys.stderr)
+        return WRONG_INPUT
+    folder.complete.unlink(missing_ok=True)
+    log = EventLog(folder.events)
+    began = time.time()
+
+    def work() -> None:
+        log.phase("start")
+        export(folder, log, stop)
+
+    def explain(error: Exception) -> tuple[str, str]:
+        return _explain(error, folder)
+
+    ending = ending_of(work, stopped="Nothing half-finished is kept. Start it again when you like.", explain=explain)
+    if ending.code != DONE:
+        shutil.rmtree(folder.unfinished, ignore_errors=True)
+    return last_word(log, ending, began)
+
+
+def export(folder: ExportFolder, log: EventLog, stop: Stop) -> None:
+    """The program: look for room, make the result, try it, put it in its place."""
+    request = folder.request()
+    log.emit(RunStarted(time.time(), os.getpid(), "cpu", ""))
+    check_space(request, folder.unfinished.parent)
+    if not (Path(request.folder) / "adapter_config.json").is_file():
+        raise StudioError(f"The adapter in {request.folder} is not there any more.", "Choose another one.")
+    shutil.rmtree(folder.unfinished, ignore_errors=True)
+    folder.unfinished.mkdir()
+    began = time.time()
+    outcome = _make(folder, request, log, stop)
+    stop.check()
+    result, files = folder.result, _files(folder.unfinished)
+    size = bytes_in(folder.unfinished)
+    put_in_place(folder)
+    write_atomically(
+        folder.complete,
+        json.dumps(
+            {
+                "export": folder.id,
+                "state": "done",
+                **asdict(request),
+                "place": str(result),
+                "bytes": size,
+                "files": files,
+                "seconds": time.time() - began,
+                **asdict(outcome),
+            },
+            indent=2,
+            ensure_ascii=False,
+        )
+        + "\n",
+    )
+
+
+def _make(folder: ExportFolder, request: Request, log: EventLog, stop: Stop) -> "Outcome":
+    from lora_studio.engine.export_work import Work, plain_name  # seconds: the libraries
+    from lora_studio.engine.load import check_adapter
+
+    check_adapter(Path(request.folder))
+    run = RunFolder(folder.path.parent.parent / "runs" / request.run) if request.run else None
+    name = plain_name(request.title.rpartition(":")[0])
+    work = Work(Path(request.folder), run, folder.unfinished, folder.result, name, request.trial, log=log, stop=stop)
+    return program(request.target)(work, **request.settings)
+
+
+def program(target: str) -> "Callable[..., Outcome]":
+    """The function that makes a target's result."""
+    from lora_studio.engine import export_merged, export_zip
+
+    programs: dict[str, Callable[..., Outcome]] = {
+        "zip": export_zip.export,
+        "merged": export_merged.export,
+    }
+    return programs[target_of(target).name]
+
+
+def _files(folder: Path) -> list[dict[str, object]]:
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [{"name": str(path.relative_to(folder)), "bytes": path.stat().st_size} for path in found]
+
+
+def put_in_place(folder: ExportFolder) -> None:
+    """Moves the finished result to its place; a single file takes the place itself where that is named like one."""
+    result, made = folder.result, folder.unfinished
+    suffix = target_of(folder.request().target).suffix
+    if result.exists() and not (result.is_dir() and not any(result.iterdir())):
+        raise StudioError(f"{result} is there already.", "Name a new place: an export writes over nothing.")
+    if suffix and result.suffix == suffix:
+        (only,) = made.iterdir()
+        only.rename(result)
+        made.rmdir()
+        return
+    if result.is_dir():
+        result.rmdir()
+    made.rename(result)
+
+
+def _explain(error: Exception, folder: ExportFolder) -> tuple[str, str]:
+    from lora_studio.engine.memory_plan import is_out_of_memory  # torch: it is loaded, or the error was another
+
+    if full_disk.is_full(error, folder.unfinished.parent):
+        return f"The disk that holds {folder.unfinished.parent} is full.", "Make room, then start it again."
+    if is_out_of_memory(error):
+        return "The memory is not enough for this model.", "Close other programs, or take a smaller precision."
+    first = str(error).strip().partition("\n")[0][:300]
+    return f"The export ended with an error: {type(error).__name__}: {first}", "Its log has the details."
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread of a library that is still loading must not hold a stopped export

@@ -1,0 +1,222 @@
+"""Exports: an adapter taken away in a form that another program reads, each in a folder of the workspace like a run's.
+
+The folder holds what was asked for, the result, and, written last, what it is and whether it was tried. What forms
+there are stands in export_targets.py.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, named_adapter
+from lora_studio.architecture import architecture, read_config
+from lora_studio.errors import StudioError
+from lora_studio.export_targets import TARGETS, Sizes, Target
+from lora_studio.job_folders import JobFolders
+from lora_studio.parsing import plain_words
+from lora_studio.schema import Section
+from lora_studio.workspace import RunFolder, Workspace
+
+SPARE_BYTES = 20_000_000
+"""Room left on the disk beside what an export takes: for its log, and for whatever else is written meanwhile."""
+
+
+CARRIED = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "studio.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""Files of an adapter's folder that are the adapter: no pickle, which runs when read, and nothing of the training."""
+
+PHASES = {
+    "start": "starting",
+    "model": "loading the model",
+    "copy": "copying",
+    "merge": "adding the adapter to the base's weights",
+    "write": "writing",
+    "pack": "packing",
+    "convert": "converting",
+    "upload": "uploading",
+    "try": "trying the result",
+}
+"""The phases of an export's life, by what a person calls them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be taken away, and how.
+
+    `folder` is the adapter's, `run` the id of the run that trained it ("" for an adapter from elsewhere), `out` where
+    the result goes ("" for the export's own folder); `trial` asks for a try of the result.
+    """
+
+    title: str
+    target: str
+    adapter: str
+    folder: str
+    run: str
+    settings: dict[str, Any]
+    out: str = ""
+    trial: bool = True
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Request":
+        return cls(**{name: value for name, value in values.items() if name != "created"})
+
+
+class ExportFolder(RunFolder):
+    """The files of one export; events, log and worker are those of a run."""
+
+    @property
+    def facts(self) -> Path:
+        """What was asked for, written once before the start."""
+        return self.path / "request.json"
+
+    @property
+    def complete(self) -> Path:
+        """What came out: the last file written."""
+        return self.path / "result.json"
+
+    @property
+    def result(self) -> Path:
+        """The folder that was made, or the one file where a person named one for it."""
+        out = self.request().out
+        return Path(out) if out else self.path / "result"
+
+    @property
+    def unfinished(self) -> Path:
+        """Where the result is written before it takes its place: on the same disk."""
+        return self.result.with_name(f".{self.result.name}.{self.id}")
+
+    def request(self) -> Request:
+        return Request.from_dict(self.read_facts())
+
+
+def folders(workspace: Workspace) -> JobFolders[ExportFolder]:
+    """Where exports are kept."""
+    return JobFolders(workspace.exports_folder, ExportFolder, "export")
+
+
+def target_of(name: str) -> Target:
+    """The target of that name. Raises `StudioError` where there is none."""
+    if name not in TARGETS:
+        raise StudioError(f"There is no form {name!r} to take an adapter away in.", f"There is: {', '.join(TARGETS)}.")
+    return TARGETS[name]
+
+
+def checked(target: Target, values: Mapping[str, Any]) -> Section:
+    """The settings of a target. Raises `StudioError` with all that is wrong with them."""
+    try:
+        return target.settings(**values)
+    except ValidationError as error:
+        known = target.settings.model_fields
+        problems = []
+        for item in error.errors(include_url=False):
+            name = str(item["loc"][0])
+            if name not in known:
+                problems.append(f"{target.title} has no setting {name}.")
+            else:
+                problems.append(f"{known[name].title or name} {plain_words(item)} (found {item['input']!r}).")
+        names = ", ".join(known) or "no settings"
+        raise StudioError(" ".join(problems), f"{target.title} takes: {names}.") from None
+
+
+def make_request(
+    workspace: Workspace,
+    adapter: str,
+    target_name: str,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    out: str | None = None,
+    trial: bool = True,
+) -> Request:
+    """What a person asked for, checked. The adapter is named by run, RUN/checkpoint-N or folder.
+
+    Raises `StudioError` for what can't be taken away so.
+    """
+    target, found = target_of(target_name), named_adapter(workspace, adapter)
+    if target.needs_run and not found.run:
+        raise StudioError(
+            f"{target.title} is made from a run, and {found.folder} belongs to none here.",
+            "Name a run, or choose another form.",
+        )
+    chosen = checked(target, settings or {})
+    place = str(_free_place(Path(out).expanduser().absolute())) if out else ""
+    title = f"{found.title}: {target.title}"
+    return Request(title, target.name, adapter, str(found.folder), found.run, chosen.model_dump(), place, trial)
+
+
+def _free_place(out: Path) -> Path:
+    """Where a result may go: a new place, or a folder with nothing in it. Nothing that is there is written over."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StudioError(f"{out} is there already.", "Name a new place: an export writes over nothing.")
+    if not out.parent.is_dir():
+        raise StudioError(f"There is no folder {out.parent}.", "Name a place in a folder that is there.")
+    return out
+
+
+def sizes_of(folder: Path) -> Sizes:
+    """What the sizes of an adapter's exports follow from."""
+    adapter = sum(path.stat().st_size for path in carried(folder))
+    base, revision = base_of(folder)
+    numbers = read_config(base, revision) if base else None
+    model = architecture(numbers) if numbers else None
+    return Sizes(adapter, model.parameters if model else None)
+
+
+def carried(folder: Path) -> list[Path]:
+    """The files of an adapter's folder that go with it."""
+    return [folder / name for name in CARRIED if (folder / name).is_file() and not (folder / name).is_symlink()]
+
+
+def base_of(folder: Path) -> tuple[str, str | None]:
+    """Name and revision of the base that an adapter was trained on; "" where nothing says so."""
+    for file, name in ((CARD_FILE, "base_model"), (SETTINGS_FILE, "base_model_name_or_path")):
+        if (folder / file).is_file():
+            values = json.loads((folder / file).read_text(encoding="utf-8"))
+            if values.get(name):
+                return str(values[name]), values.get("revision")
+    return "", None
+
+
+def needed_bytes(request: Request) -> int | None:
+    """What the result will take; None where that can't be known before."""
+    target = target_of(request.target)
+    return target.size(sizes_of(Path(request.folder)), checked(target, request.settings))
+
+
+def check_space(request: Request, place: Path) -> None:
+    """Raises `StudioError` where the disk of `place` has not enough room for the result."""
+    needed, free = needed_bytes(request) or 0, shutil.disk_usage(place).free
+    if needed + SPARE_BYTES > free:
+        raise StudioError(
+            f"The result takes about {needed / 1e9:.2f} GB, and {place} has {free / 1e9:.2f} GB free.",
+            "Make room, or name another disk with --out.",
+        )
+
+
+def create(workspace: Workspace, request: Request) -> ExportFolder:
+    """A new export's folder. Raises `StudioError` where the disk has no room for the result."""
+    check_space(request, Path(request.out).parent if request.out else workspace.root)
+    return folders(workspace).create(asdict(request))
+
+
+def exports(workspace: Workspace) -> list[ExportFolder]:
+    """Every export, newest first."""
+    return folders(workspace).all()

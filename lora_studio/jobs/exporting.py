@@ -1,0 +1,54 @@
+"""Starts, follows, stops and deletes exports: the parent's side."""
+
+import shutil
+from collections.abc import Mapping
+
+from lora_studio.exports import ExportFolder, Request, create, folders
+from lora_studio.jobs.folder_jobs import FolderJobs
+from lora_studio.jobs.launcher import Launcher, python_module
+from lora_studio.workspace import Workspace
+
+RUN_WORDS = {
+    "The run was never started.": "The export was never started.",
+    "Resume starts it.": "Start it again.",
+    "Resume goes on from the last checkpoint.": "Start it again.",
+    "No checkpoint was saved yet: Resume begins again.": "Start it again: nothing half-finished is kept.",
+    "Stopped before the worker was ready to train.": "Stopped when asked to.",
+    "Cancelled: it was ended at once, and nothing more was saved.": "Ended at once.",
+    "The worker": "The export's process",
+    "killed the worker": "killed the export's process",
+    "the worker": "the export's process",
+}
+
+
+class Exports(FolderJobs[ExportFolder]):
+    """Looks after the exports of a workspace."""
+
+    def __init__(self, workspace: Workspace, launcher: Launcher | None = None) -> None:
+        launcher = launcher or Launcher(python_module("lora_studio.engine.exporter"))
+        super().__init__(folders(workspace), launcher, RUN_WORDS)
+        self._workspace = workspace
+
+    def start(self, request: Request, secrets: Mapping[str, str] | None = None) -> str:
+        """Makes the export's folder and starts its child. Raises `StudioError` while another one works.
+
+        `secrets` go into the child's environment and nowhere else.
+        """
+        with self._lock:
+            self._check_free()
+            self._clear_unfinished()
+            folder = create(self._workspace, request)
+            self._launcher.start(folder, env=secrets)
+        return folder.id
+
+    def delete(self, name: str) -> None:
+        """Removes an export with its result, but not a result that a person put elsewhere."""
+        with self._lock:
+            unfinished = self._folders.find(name).unfinished
+            super().delete(name)
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _clear_unfinished(self) -> None:
+        """Removes what killed exports left half-written; called while none works."""
+        for folder in self._folders.all():
+            shutil.rmtree(folder.unfinished, ignore_errors=True)

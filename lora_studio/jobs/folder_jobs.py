@@ -1,0 +1,84 @@
+"""Starts, follows, stops and deletes jobs that have a folder each: what evaluations and exports have in common.
+
+Each is a child of its own session that writes to its folder, as a run's worker is; the truth is on disk, so that a
+reload, a new server or a terminal finds it again. One of a kind works at a time.
+"""
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Generic
+
+from lora_studio.errors import StudioError
+from lora_studio.events import RunState
+from lora_studio.job_folders import Folder, JobFolders
+from lora_studio.jobs.follow import Follower
+from lora_studio.jobs.launcher import Launcher, ask_to_stop, kill
+
+STOP_SECONDS = 20.0
+
+
+class FolderJobs(Generic[Folder]):
+    """Looks after the jobs of one kind. Safe to use from many threads.
+
+    `words` turns what is said of a run whose worker vanished into what is true of this kind of job.
+    """
+
+    def __init__(self, folders: JobFolders[Folder], launcher: Launcher, words: Mapping[str, str]) -> None:
+        self._folders, self._launcher, self._words = folders, launcher, words
+        self._lock = threading.RLock()
+        self._followers: dict[str, Follower] = {}
+
+    def stop(self, name: str) -> None:
+        """Asks the child to end. One that does not hear is ended by the next look."""
+        ask_to_stop(self._folders.find(name))
+
+    def delete(self, name: str) -> None:
+        """Removes the folder. Raises `StudioError` while its child lives."""
+        with self._lock:
+            if not self.state(name).final:
+                raise StudioError(f"This {self._folders.noun} is not over.", "Stop it first.")
+            self._folders.delete(self._folders.find(name))
+            self._followers.pop(name, None)
+
+    def state(self, name: str) -> RunState:
+        """The job as of now. Raises `StudioError` where there is none."""
+        with self._lock:
+            return self._look(self._folders.find(name))
+
+    def all(self) -> list[RunState]:
+        """Every one, newest first."""
+        with self._lock:
+            return [self._look(folder) for folder in self._folders.all()]
+
+    def busy(self) -> str | None:
+        """Id of the one whose child is alive; None where none is."""
+        with self._lock:
+            return next((state.id for state in self.all() if self._followers[state.id].alive), None)
+
+    def exit_code(self, name: str) -> int | None:
+        """How the child ended, where this process started it."""
+        worker = self._followers[name].worker
+        return self._launcher.exit_code(worker) if worker else None
+
+    def _check_free(self) -> None:
+        other = self.busy()
+        if other is not None:
+            title = self._followers[other].state.title
+            raise StudioError(f"The {self._folders.noun} {title} is going on.", "Wait for it, or stop it first.")
+
+    def _look(self, folder: Folder) -> RunState:
+        self._launcher.collect()
+        follower = self._followers.get(folder.id)
+        if follower is None:
+            follower = self._followers[folder.id] = Follower(folder)
+        follower.refresh(False, self._launcher.exit_code)
+        worker = follower.worker
+        if follower.alive and worker and worker.stop_asked and time.time() - worker.stop_asked > STOP_SECONDS:
+            kill(folder)
+        return self._in_words(follower.state)
+
+    def _in_words(self, state: RunState) -> RunState:
+        for said, meant in self._words.items():
+            state.message, state.hint = state.message.replace(said, meant), state.hint.replace(said, meant)
+        return state

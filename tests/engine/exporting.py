@@ -1,0 +1,56 @@
+"""How tests of exports run the child: in this process, with its signal handlers and environment taken back."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from lora_studio.engine import exporter
+from lora_studio.events import Finished, from_line
+from lora_studio.exports import ExportFolder, create, make_request
+from lora_studio.workspace import RunFolder, Workspace
+
+
+def workspace_of(run: RunFolder) -> Workspace:
+    return Workspace(run.path.parent.parent)
+
+
+def take_away(run: RunFolder, target: str, **settings: Any) -> ExportFolder:
+    """An export of a run after its child ended."""
+    return build_export(workspace_of(run), run.id, target, **settings)
+
+
+def build_export(
+    workspace: Workspace, adapter: str, target: str, *, out: str | None = None, trial: bool = True, **settings: Any
+) -> ExportFolder:
+    """The same of any adapter."""
+    folder = create(workspace, make_request(workspace, adapter, target, settings=settings, out=out, trial=trial))
+    run_exporter(folder)
+    return folder
+
+
+def run_exporter(folder: ExportFolder) -> int:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    environment = dict(os.environ)
+    try:
+        return exporter.main([str(folder.path)])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def last_event(folder: ExportFolder) -> Finished:
+    event = from_line(folder.events.read_text(encoding="utf-8").splitlines()[-1])
+    assert isinstance(event, Finished)
+    return event
+
+
+def texts_in(folder: Path) -> dict[str, str]:
+    """All text files below a folder by their path in it."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix not in (".safetensors", ".zip"):
+            found[str(path.relative_to(folder))] = path.read_text(encoding="utf-8")
+    return found

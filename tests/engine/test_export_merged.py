@@ -1,0 +1,83 @@
+"""The merged model computes what base and adapter compute, whatever kind of adapter it is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from lora_studio.engine.load import add_adapters, load_base
+from lora_studio.workspace import RunFolder, Workspace
+
+from .conftest import MakeRun
+from .exporting import build_export, last_event, take_away, texts_in
+
+IDS = torch.tensor([[5, 9, 33, 71, 12, 40, 8]])
+
+
+def scores_of_adapter(run: RunFolder, base: Path) -> torch.Tensor:
+    loaded = load_base(str(base), dtype="float32")
+    add_adapters(loaded, {"it": run.adapter})
+    with torch.no_grad(), loaded.answering_as("it"):
+        return loaded.model(input_ids=IDS).logits
+
+
+def scores_of_merged(folder: Path) -> torch.Tensor:
+    """Read with nothing of the studio."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def test_merged_in_float32_computes_the_same_and_travels_whole(trained: RunFolder, base: Path) -> None:
+    folder = take_away(trained, "merged", dtype="float32", max_shard_size="100KB")
+    result = folder.read_result()
+    assert (last_event(folder).state, result["same"]) == ("done", True)
+    assert (scores_of_merged(folder.result) - scores_of_adapter(trained, base)).abs().max() < 1e-4
+    assert len(list(folder.result.glob("*.safetensors"))) > 1
+    tokenizer = AutoTokenizer.from_pretrained(folder.result)
+    assert tokenizer.chat_template == (trained.adapter / "chat_template.jinja").read_text(encoding="utf-8")
+    settings = json.loads((folder.result / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == tokenizer.eos_token_id
+    assert not [name for name, text in texts_in(folder.result).items() if str(base.parent) in text]
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"lora__use_dora": True},
+    {"lora__use_rslora": True, "lora__r": 9},
+    {"lora__modules_to_save": "lm_head"},
+    {"lora__modules_to_save": "embed_tokens"},
+]
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_every_kind_of_adapter_is_merged_exactly(settings: dict[str, Any], make_run: MakeRun, train: Any) -> None:
+    run = make_run(training__max_steps=2, evaluation__eval_strategy="no", **settings)
+    assert train(run) == 0
+    folder = take_away(run, "merged", dtype="float32")
+    assert last_event(folder).state == "done", last_event(folder).message
+
+
+@pytest.mark.parametrize("settings", [{"target_modules": ["q_proj", "lm_head"]}, {"bias": "all"}], ids=str)
+def test_adapters_of_the_output_layer_and_of_biases_are_merged_exactly(
+    settings: dict[str, Any], base: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, tie_word_embeddings=True, **shape)
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "qwen2")
+    tokenizer.save_pretrained(tmp_path / "qwen2")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "qwen2")
+    adapted = get_peft_model(plain, LoraConfig(task_type="CAUSAL_LM", r=4, **settings))
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name or (settings.get("bias") and name.endswith("bias")):
+            weight.data.normal_()
+    adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    wanted = adapted.eval()(input_ids=IDS).logits.detach()
+    folder = build_export(workspace, str(tmp_path / "adapter"), "merged", dtype="float32")
+    assert last_event(folder).state == "done", last_event(folder).message
+    assert (scores_of_merged(folder.result) - wanted).abs().max() < 1e-4

@@ -1,0 +1,84 @@
+"""The parent's side of exports: started, followed, stopped, deleted, found again, with a fake child."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_studio.errors import StudioError
+from lora_studio.exports import Request, exports
+from lora_studio.jobs.exporting import Exports
+from lora_studio.jobs.launcher import Launcher, kill
+from lora_studio.workspace import Workspace
+from tests.adapters import files, write
+
+from .conftest import wait_until
+
+Jobs = Callable[[str], Exports]
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    folder = write(tmp_path / "adapter", files())
+    return Request("A: zip", "zip", str(folder), str(folder), "", {"base_name": "", "keep_local_base": True})
+
+
+@pytest.fixture
+def jobs(workspace: Workspace) -> Iterator[Jobs]:
+    """Exports whose children are fakes of a mode, and of which none is left behind."""
+    program = str(Path(__file__).with_name("fake_exporter.py"))
+    yield lambda mode: Exports(workspace, Launcher([sys.executable, program, mode]))
+    for folder in exports(workspace):
+        kill(folder)
+
+
+def test_one_that_is_done_has_a_result_and_goes_with_it(jobs: Jobs, workspace: Workspace, request_: Request) -> None:
+    mine = jobs("quick")
+    name = mine.start(request_)
+    wait_until(lambda: mine.state(name).state == "done")
+    (folder,) = exports(workspace)
+    assert [path.name for path in folder.result.iterdir()] == ["half"]
+    mine.delete(name)
+    assert mine.all() == []
+    assert not folder.path.exists()
+
+
+def test_a_second_one_waits_and_a_stopped_one_says_so(jobs: Jobs, request_: Request) -> None:
+    mine = jobs("slow")
+    name = mine.start(request_)
+    wait_until(lambda: mine.state(name).phase == "write")
+    with pytest.raises(StudioError, match="is going on"):
+        mine.start(request_)
+    with pytest.raises(StudioError, match="not over"):
+        mine.delete(name)
+    mine.stop(name)
+    wait_until(lambda: mine.state(name).final and mine.busy() is None)
+    assert mine.state(name).state == "stopped"
+
+
+def test_a_killed_one_is_found_to_be_over_and_the_next_clears_what_it_left(
+    jobs: Jobs, workspace: Workspace, request_: Request
+) -> None:
+    name = jobs("slow").start(request_)
+    other = jobs("quick")
+    wait_until(lambda: other.state(name).phase == "write")
+    (folder,) = exports(workspace)
+    wait_until(folder.unfinished.exists)
+    kill(folder)
+    wait_until(lambda: other.state(name).final)
+    assert "nothing half-finished is kept" in other.state(name).hint
+    next_one = other.start(request_)
+    assert not folder.unfinished.exists()
+    wait_until(lambda: other.state(next_one).state == "done")
+
+
+def test_a_secret_reaches_the_child_and_no_file(jobs: Jobs, workspace: Workspace, request_: Request) -> None:
+    mine = jobs("secret")
+    name = mine.start(request_, {"HF_TOKEN": "hf_sesame"})
+    wait_until(lambda: mine.state(name).state == "done")
+    (folder,) = exports(workspace)
+    assert folder.read_result()["bytes"] == len("hf_sesame")
+    files = [path for path in workspace.root.rglob("*") if path.is_file()]
+    assert files
+    assert not any(b"hf_sesame" in path.read_bytes() for path in files)

@@ -1,0 +1,79 @@
+"""What can be asked of an export, how large it will be, and what its folder keeps."""
+
+from pathlib import Path
+
+import pytest
+
+from lora_studio.errors import StudioError
+from lora_studio.export_targets import TARGETS
+from lora_studio.exports import (
+    base_of,
+    carried,
+    create,
+    exports,
+    folders,
+    make_request,
+    needed_bytes,
+    sizes_of,
+)
+from lora_studio.workspace import Workspace
+from tests.adapters import files, write
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    return write(tmp_path / "adapter", {**files(), "training_args.bin": b"pickle", ".env": b"secret"})
+
+
+def test_only_the_files_of_an_adapter_go_with_it(adapter: Path) -> None:
+    (adapter / "chat_template.jinja").symlink_to("/etc/hostname")
+    assert [path.name for path in carried(adapter)] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert base_of(adapter) == ("demo", None)
+
+
+def test_sizes_follow_from_adapter_base_and_precision(workspace: Workspace, adapter: Path) -> None:
+    sizes = sizes_of(adapter)
+    assert sizes.parameters is not None
+    merged = make_request(workspace, str(adapter), "merged", settings={"dtype": "float32"})
+    assert needed_bytes(merged) == 4 * sizes.parameters + sizes.adapter
+    assert sizes.adapter < (needed_bytes(make_request(workspace, str(adapter), "zip")) or 0) < sizes.adapter + 200_000
+
+
+def test_what_was_asked_for_is_read_back(workspace: Workspace, adapter: Path, tmp_path: Path) -> None:
+    request = make_request(workspace, str(adapter), "merged", out=str(tmp_path / "out"), trial=False)
+    folder = create(workspace, request)
+    assert folder.request() == request
+    assert (folder.result, folder.unfinished.parent) == (tmp_path / "out", tmp_path)
+    assert [found.id for found in exports(workspace)] == [folder.id]
+    folders(workspace).delete(folder)
+    assert exports(workspace) == []
+
+
+def test_what_cannot_be_made_is_refused_with_all_that_is_wrong(
+    workspace: Workspace, adapter: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StudioError, match="no form 'cake'"):
+        make_request(workspace, str(adapter), "cake")
+    with pytest.raises(StudioError, match=r"Precision must be .* no setting colour"):
+        make_request(workspace, str(adapter), "merged", settings={"dtype": "int3", "colour": "red"})
+    with pytest.raises(StudioError, match="is there already"):
+        make_request(workspace, str(adapter), "zip", out=str(adapter))
+    with pytest.raises(StudioError, match="no folder"):
+        make_request(workspace, str(adapter), "zip", out=str(tmp_path / "no" / "where"))
+
+
+def test_too_little_room_on_the_disk_is_said_before_anything_starts(
+    workspace: Workspace, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = make_request(workspace, str(adapter), "merged")
+    monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 15_000_000}))
+    with pytest.raises(StudioError, match=r"takes about 0\.\d\d GB, and .* has 0\.0\d GB free"):
+        create(workspace, request)
+    assert exports(workspace) == []
+
+
+def test_every_form_says_what_it_is_for(adapter: Path) -> None:
+    for name, target in TARGETS.items():
+        assert name == target.name
+        assert target.what.endswith(".")
+        assert target.size(sizes_of(adapter), target.settings())
