@@ -1,8 +1,8 @@
 # The ways in. Everything installs into .venv, once: a second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two processes of tests; tests/conftest.py says which tests stay together. With a thread each they do not wait for a core.
-TWO := -n 2 --dist loadgroup
+# Two processes of tests with a thread each, so that none waits for a core; tests/conftest.py says which stay together.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: run demo test check format screenshots clean
 
@@ -13,13 +13,13 @@ demo: .venv/installed  ## the main job without a browser: train a persona, compa
 	$(BIN)/python -m lora_studio.demo
 
 test: .venv/installed-dev chromium  ## everything, browser tests included
-	$(BIN)/python -m pytest $(TWO)
+	$(PYTEST)
 
 check: .venv/installed-dev  ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy lora_studio app.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not real" $(TWO)
+	$(PYTEST) -q -m "not slow and not real"
 
 format: .venv/installed-dev  ## formats and mends what ruff can mend
 	$(BIN)/ruff format .
