@@ -1,8 +1,10 @@
 """Real tokens a second of a training run: ours, trl with its defaults, trl with our settings, and a bare loop.
 
-    python -m benchmarks.train [--data FILE] [--model FOLDER | --shape CONFIG_JSON] [--steps N] [--rounds N]
+    python -m benchmarks.train [--data FILE] [--model FOLDER | --shape CONFIG_JSON] [--steps N]
 
-All train the same adapter on the same rows, each in a process of its own, taking turns; the best of the rounds counts.
+All train the same adapter on the same rows, each in a process of its own. On a CPU, whose speed drifts within minutes,
+they take turns of a few seconds, the others held meanwhile, so that all meet the same machine; only the time in which
+one runs counts for it. On a GPU, whose memory they would share, each runs to its end before the next starts.
 Ours is the whole program: worker, events, TensorBoard. The bare loop runs model and LoRA over the very batches that
 ours sees. Padding is not counted, nor is the first step, in which memory is still being claimed. `--shape` makes a
 model with random weights of that shape. The last line is one JSON object; `share_of_matrix_rate` sets the arithmetic of
@@ -12,6 +14,7 @@ a token (four operations a weight: forward, and back to the inputs) against what
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +38,7 @@ from lora_studio.events import StepLogged, from_line
 from lora_studio.parsing import merge, parse, to_yaml
 from lora_studio.workspace import RunFolder, Workspace, model_source
 
+TURN_SECONDS = 5.0
 WANTED = {"trl_defaults": 2.0, "bare_loop": 0.75}
 
 
@@ -46,18 +50,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if given.shape:
             given.model = random_model(given.shape, Path(folder))
-        compare(given)
+        compare(given, Path(folder))
 
 
-def compare(given: argparse.Namespace) -> None:
-    best: dict[str, dict[str, float]] = {}
-    for round_ in range(given.rounds):
-        for name in CONTENDERS:
-            result = in_a_process(name, given)
-            print(f"round {round_ + 1}: {name:22} {result['tokens_per_second']:9,.0f} tokens/s", flush=True)
-            if name not in best or result["tokens_per_second"] > best[name]["tokens_per_second"]:
-                best[name] = result
-    speed = {name: round(result["tokens_per_second"], 1) for name, result in best.items()}
+def compare(given: argparse.Namespace, folder: Path) -> None:
+    found = one_by_one(given, folder) if torch.cuda.is_available() else in_turns(given, folder)
+    for name, result in found.items():
+        print(f"{name:22} {result['tokens_per_second']:9,.0f} tokens/s")
+    speed = {name: round(result["tokens_per_second"], 1) for name, result in found.items()}
     ratios = {name: round(speed["ours"] / speed[name], 3) for name in WANTED}
     print(
         f"ours is {ratios['trl_defaults']:.2f} x trl's defaults (wanted {WANTED['trl_defaults']}), "
@@ -65,8 +65,8 @@ def compare(given: argparse.Namespace) -> None:
     )
     parameters = AutoModelForCausalLM.from_pretrained(given.model).num_parameters()
     share = speed["ours"] * 4 * parameters / matrix_rate()
-    told = {"device": device_name(), "parameters": parameters, "contenders": best, "share_of_matrix_rate": share}
-    print(json.dumps({**told, "ours_to": ratios, "wanted": WANTED}))
+    machine = {"device": device_name(), "parameters": parameters, "share_of_matrix_rate": share}
+    print(json.dumps({**machine, "contenders": found, "ours_to": ratios, "wanted": WANTED}))
 
 
 def arguments() -> argparse.Namespace:
@@ -75,22 +75,75 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=model_source("demo"), help="a folder with a model")
     parser.add_argument("--shape", type=Path, help="a config.json; its model gets random weights")
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--contender", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def in_a_process(name: str, given: argparse.Namespace) -> dict[str, float]:
-    """One contender's result. All wait for their threads in the same way, which on few cores decides the speed."""
-    command = [sys.executable, "-m", "benchmarks.train", "--contender", name, "--data", given.data]
-    command += ["--model", str(given.model), "--steps", str(given.steps), "--max-length", str(given.max_length)]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
+class Contender:
+    """One contender in a process group of its own, which can be held and let go on."""
+
+    def __init__(self, name: str, given: argparse.Namespace, folder: Path) -> None:
+        self.name = name
+        self.turns: list[tuple[float, float]] = []
+        self._told = folder / f"{name}.txt"
+        command = [sys.executable, "-m", "benchmarks.train", "--contender", name, "--data", given.data]
+        command += ["--model", str(given.model), "--steps", str(given.steps), "--max-length", str(given.max_length)]
+        # All wait for their threads in the same way, which on few cores decides the speed.
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+        with self._told.open("w", encoding="utf-8") as output:
+            self._process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+
+    def run(self, seconds: float | None) -> bool:
+        """Runs for so long, or to its end; False once it has ended."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+        began = time.time()
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGSTOP)
+        self.turns.append((began, time.time()))
+        return self._process.returncode is None
+
+    def result(self) -> dict[str, float]:
+        said = self._told.read_text(encoding="utf-8")
+        if self._process.returncode:
+            sys.exit(f"{self.name} failed:\n{said[-3000:]}")
+        found: dict[str, Any] = json.loads(said.splitlines()[-1])
+        (began, before), (ended, after) = found.pop("marks")
+        seconds = sum(max(0.0, min(stop, ended) - max(start, began)) for start, stop in self.turns)
+        return {"tokens_per_second": (after - before) / seconds, **found}
+
+    def end(self) -> None:
+        if self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+def one_by_one(given: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    found = {}
+    for name in CONTENDERS:
+        contender = Contender(name, given, folder)
+        contender.run(None)
+        found[name] = contender.result()
+    return found
+
+
+def in_turns(given: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    contenders = list[Contender]()
+    try:
+        for name in CONTENDERS:
+            contenders.append(Contender(name, given, folder))
+            contenders[-1].run(TURN_SECONDS)
+        waiting = contenders
+        while waiting:
+            waiting = [each for each in waiting if each.run(TURN_SECONDS)]
+        return {each.name: each.result() for each in contenders}
+    finally:
+        for each in contenders:
+            each.end()
 
 
 def random_model(shape: Path, folder: Path) -> str:
@@ -131,7 +184,7 @@ def our_config(given: argparse.Namespace, **training: Any) -> Config:
     )
 
 
-def ours(given: argparse.Namespace, **training: Any) -> dict[str, float]:
+def ours(given: argparse.Namespace, **training: Any) -> dict[str, Any]:
     """The worker on a run folder, as page and terminal start it; its own events tell the time."""
     with tempfile.TemporaryDirectory() as folder:
         run = Workspace(Path(folder)).create_run("speed", to_yaml(our_config(given, **training)), {})
@@ -139,7 +192,7 @@ def ours(given: argparse.Namespace, **training: Any) -> dict[str, float]:
             [sys.executable, "-m", "lora_studio.engine.worker", str(run.path)], check=True, stdout=subprocess.DEVNULL
         )
         steps = list(logged(run))
-        return rate([(step.time, step.tokens) for step in steps], steps[-1].grad_norm, steps[-1].memory_bytes)
+        return told([(step.time, step.tokens) for step in steps], steps[-1].grad_norm, steps[-1].memory_bytes)
 
 
 def logged(run: RunFolder) -> Iterator[StepLogged]:
@@ -147,10 +200,9 @@ def logged(run: RunFolder) -> Iterator[StepLogged]:
         yield from (event for event in map(from_line, lines) if isinstance(event, StepLogged))
 
 
-def rate(marks: list[tuple[float, int]], grad_norm: float | None, peak: int) -> dict[str, float]:
-    """Tokens a second between the first mark and the last."""
-    (began, before), (ended, after) = marks[0], marks[-1]
-    return {"tokens_per_second": (after - before) / (ended - began), "grad_norm": grad_norm or 0.0, "peak_bytes": peak}
+def told(marks: list[tuple[float, int]], grad_norm: float | None, peak: int) -> dict[str, Any]:
+    """What a contender says of itself: time and tokens at its first mark and its last."""
+    return {"marks": (marks[0], marks[-1]), "grad_norm": grad_norm or 0.0, "peak_bytes": peak}
 
 
 class Clock(TrainerCallback):
@@ -168,7 +220,7 @@ class Clock(TrainerCallback):
         self.grad_norm = (logs or {}).get("grad_norm", self.grad_norm)
 
 
-def trl(given: argparse.Namespace, **settings: Any) -> dict[str, float]:
+def trl(given: argparse.Namespace, **settings: Any) -> dict[str, Any]:
     """trl's trainer on our rows; `settings` are what differs from its defaults."""
     model, tokenizer, rows = world(given)
     clock = Clock()
@@ -201,10 +253,10 @@ def trl(given: argparse.Namespace, **settings: Any) -> dict[str, float]:
 
         trainer.data_collator = counted
         trainer.train()
-    return rate(clock.marks, clock.grad_norm, memory_bytes())
+    return told(clock.marks, clock.grad_norm, memory_bytes())
 
 
-def trl_with_ours(given: argparse.Namespace) -> dict[str, float]:
+def trl_with_ours(given: argparse.Namespace) -> dict[str, Any]:
     return trl(
         given,
         gradient_checkpointing=torch.cuda.is_available(),
@@ -212,7 +264,7 @@ def trl_with_ours(given: argparse.Namespace) -> dict[str, float]:
     )
 
 
-def bare_loop(given: argparse.Namespace) -> dict[str, float]:
+def bare_loop(given: argparse.Namespace) -> dict[str, Any]:
     """Model, LoRA and AdamW over the batches of our order, nothing else."""
     gpu = torch.cuda.is_available()
     model, tokenizer, rows = world(given)
@@ -233,7 +285,7 @@ def bare_loop(given: argparse.Namespace) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
         marks.append((time.time(), tokens))
-    return rate(marks, norm, memory_bytes())
+    return told(marks, norm, memory_bytes())
 
 
 def endless_batches(lengths: list[int], size: int, seed: int) -> Iterator[list[int]]:
@@ -270,7 +322,7 @@ def device_name() -> str:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
-CONTENDERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
+CONTENDERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "ours": ours,
     "ours_packed": lambda given: ours(
         given, packing=True, per_device_train_batch_size=1, gradient_accumulation_steps=16
