@@ -17,8 +17,10 @@ from lora_studio.errors import StudioError
 PASSWORD = "LORA_STUDIO_PASSWORD"
 USERS = "LORA_STUDIO_USERS"
 USERS_FILE = "LORA_STUDIO_USERS_FILE"
-SECRETS = (PASSWORD, USERS)
+API_KEY = "LORA_STUDIO_API_KEY"
+SECRETS = (PASSWORD, USERS, API_KEY)
 OWNER = "owner"
+SHORTEST_KEY = 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")  # a name is also the name of the visitor's folder
 
 
@@ -62,6 +64,22 @@ def read_accounts(users_file: str | None = None, environment: Mapping[str, str] 
     if password := given[PASSWORD]:
         return Accounts({OWNER: password}, OWNER, one=True)
     return None
+
+
+def read_api_key(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The key that programs give instead of a login, and that opens what is the owner's; None where there is none."""
+    key = environment.get(API_KEY) or None
+    if key is not None and len(key) < SHORTEST_KEY:
+        raise StudioError(
+            f"{API_KEY} has {len(key)} characters and could be guessed.",
+            f"Give it {SHORTEST_KEY} or more, for instance what `openssl rand -hex 24` prints.",
+        )
+    return key
+
+
+def same_secret(given: str, secret: str) -> bool:
+    """Whether both are equal, in a time that tells nothing of the secret."""
+    return hmac.compare_digest(_digest(given), _digest(secret))
 
 
 def _read(path: Path) -> str:

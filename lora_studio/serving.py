@@ -7,10 +7,10 @@ import argparse
 import ipaddress
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_studio.accounts import PASSWORD, USERS, USERS_FILE, Accounts, read_accounts
+from lora_studio.accounts import PASSWORD, USERS, USERS_FILE, Accounts, read_accounts, read_api_key
 from lora_studio.errors import StudioError
 
 HOST, PORT, FOLDERS, MAX_UPLOAD = (
@@ -31,6 +31,7 @@ class Serving:
     insecure: bool = False
     folders: tuple[Path, ...] = ()
     max_upload_gb: float = 2.0
+    api_key: str | None = field(default=None, repr=False)
 
     @property
     def local(self) -> bool:
@@ -80,6 +81,7 @@ def from_flags(given: argparse.Namespace, environment: Mapping[str, str] = os.en
         port=given.port if given.port is not None else int(_number(PORT, 7860, environment)),
         accounts=read_accounts(given.users_file, environment),
         insecure=given.insecure,
+        api_key=read_api_key(environment),
         folders=tuple(_folder(folder) for folder in folders),
         max_upload_gb=given.max_upload_gb or _number(MAX_UPLOAD, 2.0, environment),
     )

@@ -41,6 +41,7 @@ class Answer:
     tokens_per_second: float
     finish: str
     ids: tuple[int, ...] = ()
+    prompt_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """What the page needs: everything but the ids."""
@@ -150,7 +151,7 @@ def generate(
             stop,
         )
         for position in group:
-            answers[position] = _answer(texts[position], began, stopped=stop())
+            answers[position] = _answer(texts[position], len(prompts[position]), began, stopped=stop())
     return [answers[position] for position in range(len(columns))]
 
 
@@ -202,7 +203,7 @@ def _generate_group(
         )
 
 
-def _answer(text: ColumnText, began: float, *, stopped: bool) -> Answer:
+def _answer(text: ColumnText, prompt_tokens: int, began: float, *, stopped: bool) -> Answer:
     seconds = max(text.last_token - began, 1e-6)
     return Answer(
         text=text.text,
@@ -212,4 +213,5 @@ def _answer(text: ColumnText, began: float, *, stopped: bool) -> Answer:
         tokens_per_second=len(text.ids) / seconds,
         finish=text.finish or ("stopped" if stopped else "length"),
         ids=tuple(text.ids),
+        prompt_tokens=prompt_tokens,
     )

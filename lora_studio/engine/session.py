@@ -219,7 +219,8 @@ class Session:
         request.progress("adapters", len(new), len(new))
 
     def generate(self, request: Request) -> dict[str, Any]:
-        """All columns answer at once; pieces of text come while they do."""
+        """All columns answer at once; pieces of text come while they do. Parameters: columns, settings, and in `stop`
+        texts that end an answer, which other than those of the settings may have several lines."""
         from lora_studio.engine import generate
 
         loaded = self._model()
@@ -232,7 +233,7 @@ class Session:
             generate.generation_config(loaded, **values),
             seed=chosen.seed,
             enable_thinking=chosen.enable_thinking,
-            stop_strings=chosen.stop_texts,
+            stop_strings=(*chosen.stop_texts, *request.params.get("stop", ())),
             on_pieces=lambda texts, tokens: request.answer("piece", texts=texts, tokens=tokens),
             stop=request.stopped.is_set,
         )
@@ -339,7 +340,7 @@ def serve(session: Session, request: Request) -> None:
         memory = "out of memory" in str(error)
         message = "The memory is not enough for this." if memory else f"{type(error).__name__}: {error}"
         hint = "Take a smaller model, 4bit, or fewer adapters." if memory else "The session's log has the details."
-        request.answer("error", message=message, hint=hint)
+        request.answer("error", message=message, hint=hint, internal=True)
 
 
 def main() -> None:

@@ -23,6 +23,10 @@ from lora_studio.jobs.launcher import child_environment, python_module
 _CLOSE_SECONDS = 2.0
 
 
+class EngineError(StudioError):
+    """The child failed or ended, through no fault of what was asked."""
+
+
 class _Child:
     """One process and the thread that sorts its answers by the request they belong to."""
 
@@ -176,7 +180,8 @@ class Session:
                     if answer is None:
                         raise self._death(child)
                     if answer["kind"] == "error":
-                        raise StudioError(answer["message"], answer.get("hint", ""))
+                        kind = EngineError if answer.get("internal") else StudioError
+                        raise kind(answer["message"], answer.get("hint", ""))
                     yield answer
             finally:
                 child.forget(request_id)
@@ -214,15 +219,15 @@ class Session:
                 self._child = _Child(self._command, self._log_path, self._env)
             return self._child
 
-    def _death(self, child: _Child) -> StudioError:
+    def _death(self, child: _Child) -> EngineError:
         if child.closed_on_purpose:
-            return StudioError("The session was closed before it answered.", "Ask again to start a new one.")
+            return EngineError("The session was closed before it answered.", "Ask again to start a new one.")
         if child.nonsense:
-            return StudioError(f"The process that answers wrote something else than an answer: {child.nonsense!r}.")
+            return EngineError(f"The process that answers wrote something else than an answer: {child.nonsense!r}.")
         code = child.exit_code
         why = ": the system ended it, most often because memory ran out" if code == -signal.SIGKILL else ""
         tail = last_lines(self._log_path, 5)
-        return StudioError(
+        return EngineError(
             f"The process that answers ended unexpectedly{why}.",
             "The next request starts a new one." + (f" Its log ends with:\n{tail}" if tail else ""),
         )

@@ -24,6 +24,7 @@ from lora_studio.ui import (
     data_tab,
     evaluate_style,
     evaluate_tab,
+    openai_api,
     queue_view,
     run_style,
     runs_tab,
@@ -135,14 +136,15 @@ def launch(workspace: Workspace, serving: Serving) -> None:
     studio.supervisor.start()
     signal.signal(signal.SIGTERM, _leave)
     try:
-        _serve(page(studio), serving)
+        _serve(page(studio), studio)
     finally:
         studio.inspector.close()
         studio.chat.close()
         studio.supervisor.close()
 
 
-def _serve(demo: gr.Blocks, serving: Serving) -> None:
+def _serve(demo: gr.Blocks, studio: Studio) -> None:
+    serving = studio.serving
     host, port = serving.host, serving.port
     demo.queue(default_concurrency_limit=16)
     try:
@@ -150,7 +152,10 @@ def _serve(demo: gr.Blocks, serving: Serving) -> None:
             server_name=host,
             server_port=port,
             auth_dependency=_visitor if serving.accounts else None,
-            app_kwargs={"middleware": [Middleware(Door, serving, Sessions(), Attempts())]},
+            app_kwargs={
+                "middleware": [Middleware(Door, serving, Sessions(), Attempts())],
+                "routes": openai_api.routes(studio),
+            },
             max_file_size=int(serving.max_upload_gb * 1e9),
             theme=theme.theme(),
             css=text.CSS + theme.CSS + run_style.CSS + queue_view.CSS + evaluate_style.CSS + chat_style.CSS,

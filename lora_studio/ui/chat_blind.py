@@ -11,6 +11,7 @@ import gradio as gr
 from lora_studio import votes
 from lora_studio.errors import StudioError
 from lora_studio.ui import chat_board, downloads, text
+from lora_studio.ui.chat_choices import wanted
 from lora_studio.ui.chat_prompts import CLICKED, QUIET
 from lora_studio.ui.chatting import Chat, plain, said
 from lora_studio.ui.dialogue import BASE, Talk
@@ -85,7 +86,8 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
         "best": None,
     }
     talk.blind = blind
-    with contextlib.closing(act.engine.answer(who, chosen, columns, plain(act.checked(sampling)))) as answers:
+    settings = plain(act.checked(sampling))
+    with contextlib.closing(act.engine.answer(who, wanted(chosen), columns, settings)) as answers:
         for answer in answers:
             if answer["kind"] == "status":
                 yield answer["words"], drawn(act, talk)

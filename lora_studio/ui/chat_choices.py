@@ -150,12 +150,32 @@ def examples(config: Config | None) -> list[Example]:
     return list(found.values())[:EXAMPLES]
 
 
-def load_request(chosen: Sequence[Choice]) -> dict[str, Any]:
-    """What the engine is asked to hold for these columns."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the engine is to hold: a base, and on it the folders of adapters by the names that columns call them."""
+
+    base: str
+    revision: str | None = None
+    quantization: str = "none"
+    adapters: tuple[tuple[str, Path], ...] = ()
+
+    @property
+    def of_base(self) -> tuple[str, str | None, str]:
+        """What two of them share that need no other base."""
+        return self.base, self.revision, self.quantization
+
+    def request(self) -> dict[str, Any]:
+        """The same as the engine is asked for it."""
+        return {
+            "base": self.base or None,
+            "revision": self.revision,
+            "quantization": self.quantization,
+            "adapters": {name: str(folder) for name, folder in self.adapters},
+        }
+
+
+def wanted(chosen: Sequence[Choice]) -> Wanted:
+    """What the engine has to hold so that these columns, and the base, can answer."""
     card = chosen[0].card()
-    return {
-        "base": card.base or None,
-        "revision": card.revision,
-        "quantization": card.quantization,
-        "adapters": {choice.value: str(choice.folder) for choice in chosen},
-    }
+    adapters = tuple((choice.value, choice.folder) for choice in chosen)
+    return Wanted(card.base, card.revision, card.quantization, adapters)

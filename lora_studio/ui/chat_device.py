@@ -2,14 +2,13 @@
 free. Plain functions; no gradio.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_studio.architecture import architecture, read_config
 from lora_studio.estimate import CPU_LIBRARIES, CUDA_CONTEXT, weight_bytes
 from lora_studio.hardware import Device, devices
 from lora_studio.ui import text
-from lora_studio.ui.chat_choices import Choice
+from lora_studio.ui.chat_choices import Wanted
 
 TOKENS = 2048
 """Tokens of a conversation whose keys and values are reckoned with."""
@@ -29,33 +28,37 @@ class Verdict:
         return self.need is None or self.need <= self.free
 
 
-def chat_bytes(chosen: Sequence[Choice], device: str) -> int | None:
+def chat_bytes(wanted: Wanted, device: str) -> int | None:
     """Memory of a base with these adapters and a conversation in each column."""
-    card = chosen[0].card()
-    numbers = read_config(card.base, card.revision)
+    numbers = read_config(wanted.base, wanted.revision)
     model = architecture(numbers) if numbers else None
     if model is None:
         return None
     width = 2 if device == "cuda" else 4
-    weights = weight_bytes(model, card.quantization, width)
-    adapters = sum((choice.folder / "adapter_model.safetensors").stat().st_size for choice in chosen)
-    cache = 2 * model.layers * model.kv_heads * model.head_size * width * TOKENS * (1 + len(chosen))
+    weights = weight_bytes(model, wanted.quantization, width)
+    adapters = sum((folder / "adapter_model.safetensors").stat().st_size for _, folder in wanted.adapters)
+    cache = 2 * model.layers * model.kv_heads * model.head_size * width * TOKENS * (1 + len(wanted.adapters))
     fixed = CUDA_CONTEXT if device == "cuda" else CPU_LIBRARIES
     return round(SPARE * (weights + cache)) + adapters + fixed
 
 
-def verdict(chosen: Sequence[Choice], held: int = 0) -> Verdict:
+def verdict(wanted: Wanted, held: int = 0) -> Verdict:
     """`held` is what a chat holds now that goes when this one is loaded."""
     device = devices()[0]
-    return Verdict(chat_bytes(chosen, device.kind), device.memory_free + held, device)
+    return Verdict(chat_bytes(wanted, device.kind), device.memory_free + held, device)
+
+
+def shortage(found: Verdict, run: str | None) -> str:
+    """What a chat needs that the memory will hardly do for, and what there is."""
+    beside = f" while {run} trains on the same device" if run else ""
+    return f"Loading this needs about {text.size(found.need or 0)}, and {text.size(found.free)} are free{beside}."
 
 
 def question(found: Verdict, run: str | None) -> str:
-    """What a person is asked before a chat is loaded that the memory will hardly do for."""
-    beside = f" while {run} trains on the same device" if run else ""
+    """What a person is asked before such a chat is loaded."""
     return (
         text.notice(
-            f"Loading this needs about {text.size(found.need or 0)}, and {text.size(found.free)} are free{beside}.",
+            shortage(found, run),
             "It may end the chat or slow everything down. Wait, choose a smaller base, or load it anyway.",
             "warning",
         )

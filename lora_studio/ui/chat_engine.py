@@ -1,19 +1,23 @@
-"""The chat's way to the engine, for everybody who has the page open: one at a time, loaded when needed, asked before it
-is loaded where memory is short.
+"""The way to the engine, for everybody who has the page open and every program that asks: one at a time, loaded when
+needed, asked before it is loaded where memory is short.
 """
 
 import contextlib
 import threading
+import time
 from collections.abc import Generator, Sequence
 from typing import Any
 
 from lora_studio.errors import StudioError
+from lora_studio.jobs.client import Session
+from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import chat_device, text
-from lora_studio.ui.chat_choices import Choice, load_request
-from lora_studio.ui.studio import Studio
+from lora_studio.ui.chat_choices import Wanted
 
 LOADING = {"base": "Loading the base model", "adapters": "Loading the adapters"}
 WAIT_SECONDS = 0.4
+KEPT_SECONDS = 600.0
+"""How long a base that was used on the page is not put out of memory for a program's request."""
 
 Answer = dict[str, Any]
 Answers = Generator[Answer, None, None]
@@ -22,61 +26,82 @@ Answers = Generator[Answer, None, None]
 class ConsentError(StudioError):
     """The memory will hardly do: a person has to say whether to go on. `words` is the question as markup."""
 
-    def __init__(self, words: str) -> None:
-        super().__init__("The memory will hardly do.", "Load it anyway, or choose a smaller base.")
-        self.words = words
+    def __init__(self, found: chat_device.Verdict, run: str | None) -> None:
+        super().__init__(chat_device.shortage(found, run), "Load it on the page anyway, or choose a smaller base.")
+        self.words = chat_device.question(found, run)
+
+
+class HeldError(StudioError):
+    """Another base is in memory, and a person on the page talks to it."""
 
 
 class Engine:
-    """Shared by all visitors. `loaded` is what the child said it holds."""
+    """Shared by all. `loaded` is what the child said it holds."""
 
-    def __init__(self, studio: Studio) -> None:
-        self._studio = studio
+    def __init__(self, session: Session, supervisor: Supervisor) -> None:
+        self._session, self._supervisor = session, supervisor
         self._turn = threading.Lock()
+        self._naming = threading.Lock()
         self._holder = ""
         self._waiting: set[str] = set()
         self._loaded: Answer | None = None
-        self._loaded_for: tuple[Any, ...] = ()
+        self._loaded_for: Wanted | None = None
+        self._page: tuple[object, float] = (None, 0.0)  # the base that a person used last, and when
 
     @property
     def loaded(self) -> Answer | None:
         """What is in memory; nothing once the child has ended."""
-        return self._loaded if self._studio.chat.running else None
+        return self._loaded if self._session.running else None
 
-    def holds(self, chosen: Sequence[Choice]) -> bool:
-        """Whether these columns can answer at once."""
-        return self.loaded is not None and self._loaded_for == _key(chosen)
+    def holds(self, wanted: Wanted) -> bool:
+        """Whether this base and these adapters can answer at once."""
+        held = self._loaded_for
+        if self.loaded is None or held is None:
+            return False
+        return held.of_base == wanted.of_base and set(wanted.adapters) <= set(held.adapters)
 
     @property
     def run(self) -> str | None:
         """Title of the run that trains now."""
-        busy = [run for run in self._studio.supervisor.runs() if run.state in ("running", "stopping")]
+        busy = [run for run in self._supervisor.runs() if run.state in ("running", "stopping")]
         return (busy[0].title or busy[0].id) if busy else None
 
-    def load(self, who: str, chosen: Sequence[Choice], *, insist: bool = False) -> Answers:
+    def load(self, who: str, wanted: Wanted, *, insist: bool = False) -> Answers:
         """Brings base and adapters into memory; yields {"kind": "status", "words": markup} meanwhile."""
-        yield from self._in_turn(who, self._ready(chosen, insist))
+        yield from self._in_turn(who, self._on_page(wanted, self._ready(wanted, insist=insist)))
 
-    def answer(self, who: str, chosen: Sequence[Choice], columns: Sequence[Answer], settings: Answer) -> Answers:
+    def answer(self, who: str, wanted: Wanted, columns: Sequence[Answer], settings: Answer) -> Answers:
         """Pieces and the result of all columns, after whatever has to be waited for and loaded."""
-        yield from self._in_turn(who, self._answered(chosen, "generate", columns=list(columns), settings=settings))
+        asked = {"columns": list(columns), "settings": settings}
+        yield from self._in_turn(who, self._on_page(wanted, self._answered(wanted, "generate", **asked)))
 
-    def score(self, who: str, chosen: Sequence[Choice], messages: Sequence[Answer], said: str) -> Answers:
+    def answer_program(
+        self, who: str, wanted: Wanted, column: Answer, settings: Answer, stop: Sequence[str] = ()
+    ) -> Answers:
+        """One column's answer to a program. Raises `HeldError` where that would take the base from a person's chat.
+
+        `stop` are texts that end the answer, beside those of the settings.
+        """
+        asked = {"columns": [column], "settings": settings, "stop": list(stop)}
+        yield from self._in_turn(who, self._behind_the_page(wanted, self._answered(wanted, "generate", **asked)))
+
+    def score(self, who: str, wanted: Wanted, messages: Sequence[Answer], said: str) -> Answers:
         """How likely base and adapters find each token of a text."""
-        asked = {"adapters": [choice.value for choice in chosen], "messages": list(messages), "answer": said}
-        yield from self._in_turn(who, self._answered(chosen, "score", **asked))
+        asked = {"adapters": [name for name, _ in wanted.adapters], "messages": list(messages), "answer": said}
+        yield from self._in_turn(who, self._on_page(wanted, self._answered(wanted, "score", **asked)))
 
     def stop(self, who: str) -> None:
-        """Ends this person's answer or waiting, nobody else's."""
-        if self._holder == who:
-            self._studio.chat.stop()
-        else:
-            self._waiting.discard(who)
+        """Ends this one's answer or waiting, nobody else's."""
+        with self._naming:
+            if self._holder == who:
+                self._session.stop()
+            else:
+                self._waiting.discard(who)
 
     def unload(self) -> None:
         """Ends the engine's child: its memory is free for certain."""
-        self._studio.chat.close()
-        self._loaded, self._loaded_for = None, ()
+        self._session.close()
+        self._loaded, self._loaded_for = None, None
 
     def _in_turn(self, who: str, work: Answers) -> Answers:
         self._waiting.add(who)
@@ -84,45 +109,59 @@ class Engine:
             while not self._turn.acquire(timeout=WAIT_SECONDS):
                 if who not in self._waiting:
                     raise StudioError("Stopped before it began.", "Somebody else was being answered. Ask again.")
-                yield _status(text.progress("Somebody else is being answered; yours comes next"))
+                yield _status(text.progress("Somebody else is being answered; yours comes next")) | {"waiting": True}
             try:
-                self._waiting.discard(who)
-                self._holder = who
+                with self._naming:
+                    self._waiting.discard(who)
+                    self._holder = who
                 yield from work
             finally:
-                self._holder = ""
+                with self._naming:
+                    self._holder = ""
                 self._turn.release()
 
-    def _answered(self, chosen: Sequence[Choice], method: str, **params: Any) -> Answers:
-        yield from self._ready(chosen, insist=False)
-        with contextlib.closing(self._studio.chat.stream(method, **params)) as answers:
+    def _on_page(self, wanted: Wanted, work: Answers) -> Answers:
+        """What a person asks for: the base is kept for them from now on."""
+        try:
+            yield from work
+        finally:
+            self._page = wanted.of_base, time.monotonic()
+
+    def _behind_the_page(self, wanted: Wanted, work: Answers) -> Answers:
+        held, (theirs, used) = self._loaded_for if self.loaded else None, self._page
+        recent = time.monotonic() - used < KEPT_SECONDS
+        if held is not None and held.of_base == theirs and recent and held.of_base != wanted.of_base:
+            raise HeldError(
+                f"The chat on the page holds {held.base}, and {wanted.base} would have to take its place.",
+                f"Ask for a model on {held.base}, or unload it on the Chat tab; after "
+                f"{KEPT_SECONDS / 60:.0f} minutes without a question there it makes room.",
+            )
+        yield from work
+
+    def _answered(self, wanted: Wanted, method: str, **params: Any) -> Answers:
+        yield from self._ready(wanted)
+        with contextlib.closing(self._session.stream(method, **params)) as answers:
             yield from answers
 
-    def _ready(self, chosen: Sequence[Choice], insist: bool) -> Answers:
-        """Loads the choice unless it is what is in memory."""
-        if self.holds(chosen):
+    def _ready(self, wanted: Wanted, *, insist: bool = False) -> Answers:
+        """Loads what is wanted unless it is what is in memory."""
+        if self.holds(wanted):
             return
-        request = load_request(chosen)
         held = self.loaded
-        same_base = held is not None and self._loaded_for[:3] == _key(chosen)[:3]
+        same_base = held is not None and self._loaded_for is not None and self._loaded_for.of_base == wanted.of_base
         if not insist and not same_base:
-            found = chat_device.verdict(chosen, int(held["memory_bytes"]) if held else 0)
+            found = chat_device.verdict(wanted, int(held["memory_bytes"]) if held else 0)
             if not found.fits:
-                raise ConsentError(chat_device.question(found, self.run))
+                raise ConsentError(found, self.run)
         yield _status(text.progress("Starting the engine" if held is None else "Loading"))
-        self._loaded, self._loaded_for = None, ()
-        with contextlib.closing(self._studio.chat.stream("load", **request)) as answers:
+        self._loaded, self._loaded_for = None, None
+        with contextlib.closing(self._session.stream("load", **wanted.request())) as answers:
             for answer in answers:
                 if answer["kind"] == "result":
-                    self._loaded, self._loaded_for = answer, _key(chosen)
+                    self._loaded, self._loaded_for = answer, wanted
                     yield {"kind": "loaded"}
                 else:
                     yield _status(text.progress(LOADING.get(answer["phase"], "Loading")))
-
-
-def _key(chosen: Sequence[Choice]) -> tuple[Any, ...]:
-    request = load_request(chosen)
-    return request["base"], request["revision"], request["quantization"], *request["adapters"]
 
 
 def _status(words: str) -> Answer:

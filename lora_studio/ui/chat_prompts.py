@@ -10,6 +10,7 @@ from lora_studio import prompt_sets
 from lora_studio.errors import StudioError
 from lora_studio.prompt_sets import Answered
 from lora_studio.ui import downloads, text
+from lora_studio.ui.chat_choices import wanted
 from lora_studio.ui.chatting import Chat, plain, said
 from lora_studio.ui.dialogue import BASE, known
 from lora_studio.workspace import Workspace
@@ -113,7 +114,7 @@ def asked(
         yield text.progress("Asking", len(rows), len(prompts)), drawn(titles, rows)
         messages = [*opening, {"role": "user", "content": prompt}]
         columns = [{"adapter": None if name == BASE else name, "messages": messages} for name in names]
-        with contextlib.closing(act.engine.answer(who, chosen, columns, settings)) as answers:
+        with contextlib.closing(act.engine.answer(who, wanted(chosen), columns, settings)) as answers:
             for answer in answers:
                 if answer["kind"] == "status":
                     yield answer["words"], drawn(titles, rows)

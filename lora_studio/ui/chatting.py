@@ -18,8 +18,8 @@ from lora_studio.parsing import nest, parse
 from lora_studio.presets import presets
 from lora_studio.settings import settings
 from lora_studio.ui import chat_board, chat_choices, chat_device, chat_words, dialogue, downloads, form, text
-from lora_studio.ui.chat_choices import Choice, Example
-from lora_studio.ui.chat_engine import ConsentError, Engine
+from lora_studio.ui.chat_choices import Choice, Example, wanted
+from lora_studio.ui.chat_engine import ConsentError
 from lora_studio.ui.dialogue import BASE, Talk
 from lora_studio.ui.studio import Studio
 
@@ -62,7 +62,7 @@ class Chat:
 
     def __init__(self, studio: Studio, parts: Parts) -> None:
         self.studio, self.parts = studio, parts
-        self.engine = Engine(studio)
+        self.engine = studio.engine
 
     # -- who can answer, and what was said
 
@@ -129,7 +129,7 @@ class Chat:
         return updates
 
     def status(self, chosen: Sequence[Choice]) -> str:
-        held = self.engine.loaded if self.engine.holds(chosen) else None
+        held = self.engine.loaded if self.engine.holds(wanted(chosen)) else None
         holder = f"the chat ({self.engine.loaded['base']})" if self.engine.loaded else None
         who = chat_device.holders(self.engine.run, holder, self.studio.evaluations.busy() is not None)
         return chat_words.memory(held, chosen, who, self.engine.loaded is not None) + chat_words.cards(chosen)
@@ -167,7 +167,7 @@ class Chat:
         yield {p.load: gr.Button(interactive=False)}
         try:
             chosen = self.chosen(self.talk(who))
-            with contextlib.closing(self.engine.load(who, chosen, insist=insist)) as answers:
+            with contextlib.closing(self.engine.load(who, wanted(chosen), insist=insist)) as answers:
                 for answer in answers:
                     if answer["kind"] == "status":
                         yield {p.status: answer["words"]}
@@ -217,7 +217,7 @@ class Chat:
         yield begun | {p.board: self.board(talk), p.extra: ""}
         columns = [{"adapter": None if name == BASE else name, "messages": talk.prompt(name, system)} for name in names]
         try:
-            with contextlib.closing(self.engine.answer(who, chosen, columns, plain(talk.sampling))) as answers:
+            with contextlib.closing(self.engine.answer(who, wanted(chosen), columns, plain(talk.sampling))) as answers:
                 yield from self._carry(who, talk, names, chosen, answers)
             yield self._idle()
         except StudioError as error:
@@ -321,7 +321,7 @@ class Chat:
         if not name or not talk.column(name)[-1]["content"]:
             raise StudioError("There is no answer to look at yet.", "Ask something first.")
         with contextlib.closing(
-            self.engine.score(who, chosen, talk.prompt(name, system), talk.column(name)[-1]["content"])
+            self.engine.score(who, wanted(chosen), talk.prompt(name, system), talk.column(name)[-1]["content"])
         ) as answers:
             for answer in answers:
                 if answer["kind"] == "status":

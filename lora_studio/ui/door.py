@@ -1,7 +1,7 @@
 """The door of the server: which requests get in, and who they are from. Everything served stands behind it.
 
 Without logins it lets in what comes from this machine's own pages. With logins it asks for a name and a password, keeps
-a cookie that no script can read, and hands the name on as `scope["user"]`.
+a cookie that no script can read, and hands the name on as `scope["user"]`. Programs may give a key instead.
 """
 
 import secrets
@@ -12,9 +12,11 @@ from urllib.parse import parse_qs, urlsplit
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from lora_studio.accounts import API_KEY, same_secret
 from lora_studio.errors import StudioError
 from lora_studio.logins import Attempts, Sessions
 from lora_studio.serving import Serving, is_loopback
+from lora_studio.ui.openai_format import ApiError
 from lora_studio.ui.text import escape
 
 Scope = MutableMapping[str, Any]
@@ -23,6 +25,7 @@ USER = "user"
 LONGEST_LOGIN = 10_000  # bytes of a name and a password
 # The server calls the first itself, once, when it starts; it does nothing after that.
 OPEN_PATHS = ("/gradio_api/startup-events",)
+PROGRAMS = "/v1/"
 # A page whose session ended asks for the login again as soon as it hears so.
 RELOAD_WHEN_LOGGED_OUT = (
     "<script>(() => { const ask = window.fetch; window.fetch = async (...what) => { const got = await ask(...what);"
@@ -52,9 +55,11 @@ class Door:
         """What the door itself answers; None for a request that may pass."""
         if refused := self._foreign(request):
             return JSONResponse({"error": refused}, 403)
+        path = request.scope["path"].rstrip("/")
+        if path.startswith(PROGRAMS):
+            return self._program(request)
         if self._serving.accounts is None:
             return None
-        path = request.scope["path"].rstrip("/")
         if path == "/login":
             return await self._login(request) if request.method == "POST" else RedirectResponse("./", 303)
         token = request.cookies.get(self._cookie, "")
@@ -70,6 +75,26 @@ class Door:
             return JSONResponse({"error": "Not logged in."}, 401)
         request.scope[USER] = user
         return None
+
+    def _program(self, request: Request) -> Response | None:
+        """The endpoint for programs: a key opens it as the owner, a visitor's cookie as that visitor."""
+        accounts, key = self._serving.accounts, self._serving.api_key
+        if accounts is None and key is None:
+            return None
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if key is not None and scheme.lower() == "bearer" and same_secret(given.strip(), key):
+            request.scope[USER] = accounts.owner if accounts else None
+            return None
+        request.scope[USER] = self._sessions.user(request.cookies.get(self._cookie, ""))
+        if request.scope[USER] is not None:
+            return None
+        words = (
+            f"Give the key that {API_KEY} holds as a bearer token."
+            if key
+            else f"{API_KEY} is not set, so no key opens this."
+        )
+        refused = ApiError(401, words, "invalid_api_key")
+        return JSONResponse(refused.body(), refused.status)
 
     def _foreign(self, request: Request) -> str:
         """Why a request is turned away before anything else: a page of another site sent it; "" where none did."""

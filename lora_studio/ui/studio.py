@@ -9,6 +9,7 @@ from lora_studio.jobs.client import Session
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.serving import Serving
+from lora_studio.ui.chat_engine import Engine
 from lora_studio.ui.curves import Curves
 from lora_studio.workspace import Workspace
 
@@ -26,6 +27,11 @@ class Studio:
     chat: Session
     curves: Curves = field(default_factory=Curves)
     serving: Serving = field(default_factory=Serving)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Answers in turn, whoever asks: the chat tab, a program, an endpoint."""
+        return Engine(self.chat, self.supervisor)
 
     @cached_property
     def evaluations(self) -> Evaluations:

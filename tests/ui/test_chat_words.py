@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio.ui import chat_device, chat_words
-from lora_studio.ui.chat_choices import Choice
+from lora_studio.ui.chat_choices import Choice, wanted
 from tests.adapters import files, write
 
 LOADED = {"base": "demo", "device": "cpu", "dtype": "float32", "memory_bytes": 11_000_000, "mixes": True}
@@ -35,14 +35,14 @@ def test_what_an_adapter_brings_is_shown_as_text(choice: Choice) -> None:
 
 
 def test_a_chat_needs_base_cache_and_each_adapter(choice: Choice, tmp_path: Path) -> None:
-    one, two = chat_device.chat_bytes([choice], "cpu"), chat_device.chat_bytes([choice, choice], "cpu")
+    one, two = chat_device.chat_bytes(wanted([choice]), "cpu"), chat_device.chat_bytes(wanted([choice, choice]), "cpu")
     assert one is not None
     assert two is not None
     assert 0 < two - one < one
     unknown = write(tmp_path / "b", files(base_model_name_or_path="owner/never-fetched"))
     elsewhere = Choice("b", "B", "B", unknown)
-    assert chat_device.chat_bytes([elsewhere], "cuda") is None
-    assert chat_device.verdict([elsewhere]).fits
+    assert chat_device.chat_bytes(wanted([elsewhere]), "cuda") is None
+    assert chat_device.verdict(wanted([elsewhere])).fits
 
 
 def test_tokens_that_training_made_likelier_are_green() -> None:
