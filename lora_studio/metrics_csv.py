@@ -1,4 +1,4 @@
-"""What a run measured, as CSV: a row for each logged step and each evaluation, in the order of steps."""
+"""What a run measured, as rows and as CSV: one for each logged step and each evaluation, in the order of steps."""
 
 import csv
 import dataclasses
@@ -10,10 +10,15 @@ from lora_studio.events import Evaluated, RunState, StepLogged
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def to_csv(run: RunState) -> str:
-    """The columns are those of the events; what a row does not have is empty. `kind` is step or evaluation."""
+def rows_of(run: RunState) -> list[dict[str, Any]]:
+    """What was measured, by the names of the events; `kind` is step or evaluation."""
     rows = [_row("step", item) for item in run.steps] + [_row("evaluation", item) for item in run.evaluations]
-    rows.sort(key=lambda row: (row["step"], row["kind"] != "step"))
+    return sorted(rows, key=lambda row: (row["step"], row["kind"] != "step"))
+
+
+def to_csv(run: RunState) -> str:
+    """The columns are those of the events; what a row does not have is empty."""
+    rows = rows_of(run)
     first = ["kind", "step", "epoch", "loss"]
     columns = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
     out = io.StringIO()

@@ -1,5 +1,6 @@
 """The page as a user gets it: `app.py` in a process of its own, and a Chromium to look at it."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -30,14 +31,16 @@ def free_port() -> int:
 class Server:
     """One start of `app.py` on a workspace."""
 
-    def __init__(self, workspace: Path) -> None:
+    def __init__(self, workspace: Path, **environment: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = workspace.with_name(f"{workspace.name}-{self.port}.log")
         command = [sys.executable, "app.py", "--port", str(self.port), "--workspace", str(workspace)]
         begun = time.monotonic()
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT
+            )
         try:
             self._wait()
         except AssertionError:

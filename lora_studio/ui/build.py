@@ -22,6 +22,7 @@ from lora_studio.ui import (
     chat_style,
     chat_tab,
     data_tab,
+    endpoints,
     evaluate_style,
     evaluate_tab,
     openai_api,
@@ -53,6 +54,7 @@ WARM_UP_SECONDS = 3.0  # after the page asked for its contents
 def page(studio: Studio) -> gr.Blocks:
     """The whole page, wired and ready to be served."""
     with gr.Blocks(title="LoRA Studio", analytics_enabled=False, fill_width=True) as demo:
+        endpoints.build(studio)  # first: private events of the same name get another one
         logins = studio.serving.accounts is not None
         gr.HTML(theme.header(hardware.devices(), logins), elem_id="header")
         status = gr.HTML(status_line(studio.supervisor.runs()), elem_id="status")
