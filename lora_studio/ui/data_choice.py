@@ -19,7 +19,8 @@ FOUND = "data-found"  # the draft of what the inspector said of the choice
 BAD_ROWS = "data.bad_rows"
 MAPPING = "data.mapping"
 PERCENTILES = "look.percentiles"
-SPLIT = ("data.validation_fraction", "data.split_seed", "data.max_samples")
+THINKING = "data.enable_thinking"
+SPLIT = ("data.validation_fraction", "data.split_seed", "data.max_samples", "data.max_eval_samples")
 SETTINGS = {setting.path: setting for setting in settings()}
 PATHS = (
     "data.train_file",
@@ -29,6 +30,7 @@ PATHS = (
     "data.train_on",
     "data.prompt_style",
     "data.system_prompt",
+    THINKING,
     "data.validation_file",
     *SPLIT,
     PERCENTILES,
@@ -80,6 +82,7 @@ def values_of(chosen: Sequence[Any]) -> dict[str, Any]:
         values[path] = str(values[path] or "").strip()
     values["data.validation_file"] = values["data.validation_file"] or None
     values["data.system_prompt"] = values["data.system_prompt"] or None
+    values[THINKING] = forms.from_widget(SETTINGS[THINKING], values[THINKING])
     values[PERCENTILES] = str(values[PERCENTILES] or "").strip() or DEFAULTS[PERCENTILES]
     return values
 

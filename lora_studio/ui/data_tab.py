@@ -7,8 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.ui import downloads, length_chart, pager, reading_form, text
-from lora_studio.ui.data_choice import BAD_ROWS, PERCENTILES, SETTINGS, SPLIT, remembered, sources
+from lora_studio.ui import downloads, form, length_chart, pager, reading_form, text
+from lora_studio.ui.data_choice import BAD_ROWS, PERCENTILES, SETTINGS, SPLIT, THINKING, remembered, sources
 from lora_studio.ui.inspection import KEPT_BACK, Controls, Inspection, View
 from lora_studio.ui.studio import Shared, Studio
 
@@ -60,18 +60,19 @@ def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole:
                     info=SETTINGS["data.system_prompt"].description,
                     placeholder="none",
                 )
+                thinking = _dropdown(THINKING, values)
             validation, second, parts, percentiles = _draw_folded(values, offered)
     with gr.Row():
         look = gr.Button("Look at this data", variant="primary", scale=0, min_width=220)
         stop = gr.Button("Stop", visible=False, scale=0, min_width=120)
-    settings = (source, model, length, truncation, train_on, style, system, validation, *parts, percentiles)
+    settings = (source, model, length, truncation, train_on, style, system, thinking, validation, *parts, percentiles)
     mapping = gr.State(values["data.mapping"])
     return Controls(*settings, _draw_bad_rows(values), mapping, upload, second, whole, look, stop)
 
 
 def _draw_folded(
     values: dict[str, Any], offered: list[tuple[str, str]]
-) -> tuple[gr.Dropdown, gr.UploadButton, tuple[gr.Number, gr.Number, gr.Number], gr.Textbox]:
+) -> tuple[gr.Dropdown, gr.UploadButton, list[gr.Number], gr.Textbox]:
     """What few need: a second file to measure on or another share, fewer rows, other percentiles."""
     with gr.Accordion("Validation rows, number of rows, percentiles", open=False):
         validation = gr.Dropdown(
@@ -84,11 +85,11 @@ def _draw_folded(
         )
         second = gr.UploadButton("Upload a validation file…", size="sm")
         with gr.Row():
-            fraction, seed, most = (_number(path, values, SETTINGS[path].description) for path in SPLIT)
+            parts = [_number(path, values, SETTINGS[path].description) for path in SPLIT]
         percentiles = gr.Textbox(
             values[PERCENTILES], label="Percentiles", info="Of the tokens a row, from 0 to 100.", max_lines=1
         )
-    return validation, second, (fraction, seed, most), percentiles
+    return validation, second, parts, percentiles
 
 
 def _number(path: str, values: dict[str, Any], about: str) -> gr.Number:
@@ -108,7 +109,11 @@ def _number(path: str, values: dict[str, Any], about: str) -> gr.Number:
 def _dropdown(path: str, values: dict[str, Any]) -> gr.Dropdown:
     setting = SETTINGS[path]
     return gr.Dropdown(
-        list(setting.choices), value=values[path], label=setting.title, info=setting.description, min_width=180
+        form.options(setting),
+        value=form.to_widget(setting, values[path]),
+        label=setting.title,
+        info=setting.description,
+        min_width=180,
     )
 
 

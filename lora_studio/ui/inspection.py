@@ -15,13 +15,15 @@ import gradio as gr
 
 from lora_studio.data.cache import code_version
 from lora_studio.errors import StudioError
-from lora_studio.ui import data_findings, data_view, downloads, length_chart, reading_form, text
+from lora_studio.ui import data_findings, data_view, downloads, form, length_chart, reading_form, text
 from lora_studio.ui.data_choice import (
     BAD_ROWS,
     CHOICE,
     FOUND,
     MAPPING,
     PATHS,
+    SETTINGS,
+    THINKING,
     check,
     handed_over,
     remembered,
@@ -48,10 +50,12 @@ class Controls:
     train_on: gr.Dropdown
     prompt_style: gr.Dropdown
     system_prompt: gr.Textbox
+    enable_thinking: gr.Dropdown
     validation: gr.Dropdown
     validation_fraction: gr.Number
     split_seed: gr.Number
     max_samples: gr.Number
+    max_eval_samples: gr.Number
     percentiles: gr.Textbox
     bad_rows: gr.Radio
     mapping: gr.State
@@ -341,6 +345,7 @@ class Inspection:
         second = gr.Dropdown(choices=[KEPT_BACK, *offered], value=values["data.validation_file"] or "")
         updates[self.controls.validation] = second
         updates[self.controls.system_prompt] = values["data.system_prompt"] or ""
+        updates[self.controls.enable_thinking] = form.to_widget(SETTINGS[THINKING], values[THINKING])
         updates |= self.measure_cache() | {self.controls.whole: gr.Column(visible=True)}
         found = workspace.read_draft(FOUND)
         if isinstance(found, dict) and (found["settings"], found.get("code")) == (values, code_version()):

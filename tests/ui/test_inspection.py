@@ -132,7 +132,8 @@ def chosen(**changed: Any) -> list[Any]:
     rest = {"data.truncation": "keep_answer", "data.train_on": "assistant", "data.prompt_style": "auto"}
     last = {"data.system_prompt": "", "data.validation_file": "", "look.percentiles": "", "data.bad_rows": "skip"}
     split = {"data.validation_fraction": 0.1, "data.split_seed": 42, "data.max_samples": None}
-    return [({**values, **rest, **last, **split, "data.mapping": None} | changed)[path] for path in PATHS]
+    more = {"data.max_eval_samples": None, "data.enable_thinking": "default"}
+    return [({**values, **rest, **last, **split, **more, "data.mapping": None} | changed)[path] for path in PATHS]
 
 
 def form_fields(*, roles: list[list[str]] | None = None, **parts: str) -> list[Any]:
@@ -157,6 +158,7 @@ def test_looking_shows_progress_then_everything_that_was_found(act: Inspection) 
 
 def test_the_share_kept_back_and_the_number_of_rows_go_to_the_reader_and_to_the_train_tab(act: Inspection) -> None:
     split = {"data.validation_fraction": 0.2, "data.split_seed": 7.0, "data.max_samples": 100.0}
+    split["data.max_eval_samples"] = 9.0
     list(act.look(*chosen(**split)))
     params = act.studio.inspector.asked[0][1]
     assert [params[path.removeprefix("data.")] for path in split] == list(split.values())
@@ -165,6 +167,14 @@ def test_the_share_kept_back_and_the_number_of_rows_go_to_the_reader_and_to_the_
     for wrong in ({"data.validation_fraction": 0.95}, {"data.split_seed": None}, {"data.max_samples": 0}):
         (*_, last) = act.look(*chosen(**wrong))
         assert "can&#x27;t be" in str(last[act.view.status].value)
+
+
+def test_the_thinking_switch_goes_to_the_reader_and_comes_back_after_a_reload(act: Inspection) -> None:
+    for shown, meant in (("default", None), ("off", False), ("on", True)):
+        list(act.look(*chosen(**{"data.enable_thinking": shown})))
+        assert act.studio.inspector.asked[-1][1]["enable_thinking"] is meant
+        assert act.repaint()[act.controls.enable_thinking] == shown
+        assert act.hand_over(*chosen(**{"data.enable_thinking": shown}))[0][1]["data.enable_thinking"] is meant
 
 
 def test_a_failure_is_a_sentence_and_keeps_the_choice(act: Inspection) -> None:
