@@ -204,6 +204,14 @@ def test_the_windows_of_a_long_text_are_turned_like_pages(page: Page, tmp_path: 
     tab.get_by_role("button", name="Previous part").click()
     expect(where).to_contain_text("part 1 of ", timeout=PATIENCE)
     expect(tab.get_by_role("button", name="Previous part")).to_be_disabled()
+    row = {"question": "word " * 1500, "answer": "Here it ends."}
+    (tmp_path / "long.jsonl").write_text(json.dumps(row))
+    upload(page, tmp_path / "long.jsonl")
+    expect(tab.get_by_text("what is kept")).to_be_visible(timeout=PATIENCE)
+    tokens = tab.locator(".ls-tokens")
+    expect(tokens).not_to_have_js_property("scrollTop", 0)  # the kept part is in sight, after many that are cut off
+    tokens.scroll_into_view_if_needed()
+    expect(tokens.locator(".ls-tok:not(.ls-x)").first).to_be_in_viewport()
 
 
 def many_questions(path: Path, rows: int) -> Path:

@@ -238,8 +238,8 @@ p.ls-hint { margin-bottom: 12px; }
 [id^="reading-role-"] input:focus-visible { outline: none !important; }
 .ls-legend { margin: 8px 0; color: var(--body-text-color-subdued); line-height: 1.9; font-size: 13px; }
 .ls-tokens { white-space: pre-wrap; overflow-wrap: anywhere; font-family: var(--font-mono); font-size: 13px;
-  line-height: 1.9; max-height: 460px; overflow-y: auto; border: 1px solid var(--line); border-radius: 8px;
-  padding: 10px 12px; }
+  line-height: 1.9; max-height: 460px; overflow-y: auto; position: relative; border: 1px solid var(--line);
+  border-radius: 8px; padding: 10px 12px; }
 .ls-tok { border-radius: 3px; box-shadow: inset 0 0 0 1px var(--line); padding: 1px 0; margin-right: 1px;
   color: var(--body-text-color); }
 .ls-tok i { opacity: 0.55; font-style: normal; }
