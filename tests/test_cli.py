@@ -334,7 +334,7 @@ def test_characters_are_counted_without_a_tokenizer(tmp_path: Path, capsys: pyte
     found = last_json(capsys.readouterr().out)
     assert (found["rows"], found["bad_rows"], found["characters"]["max"]) == (1, 1, 5)
     assert main(["inspect", str(file), "--char-only"]) == 0
-    assert "1 usable rows, 1 bad rows" in capsys.readouterr().out
+    assert "1 usable row, 1 bad row" in capsys.readouterr().out
 
 
 def test_an_example_is_shown_in_six_steps_with_trained_stretches_marked() -> None:

@@ -10,6 +10,7 @@ from lora_studio.cli.terminal import print_json, say, table
 from lora_studio.errors import StudioError
 from lora_studio.jobs.client import Session
 from lora_studio.parsing import nest, parse
+from lora_studio.plural import count
 from lora_studio.workspace import Workspace
 
 _PHASE_WORDS = {
@@ -57,7 +58,8 @@ def inspect(workspace: Workspace, given: argparse.Namespace) -> int:
         )
         if given.save_bad_rows:
             saved = session.call("save_bad_rows", path=str(_new_file(given.save_bad_rows)))
-            say(f"{saved['rows']:,} bad rows are written to {given.save_bad_rows}.")
+            verb = "is" if saved["rows"] == 1 else "are"
+            say(f"{count(saved['rows'], 'bad row')} {verb} written to {given.save_bad_rows}.")
     if given.json:
         print_json({name: value for name, value in found.items() if name not in ("id", "kind")})
     else:
@@ -92,7 +94,7 @@ class Phases:
     def tell(self, progress: dict[str, Any]) -> None:
         if "sample" in progress:
             sample = progress["sample"]
-            tokens, about = sample["tokens"], f"The first {sample['sampled']:,} rows"
+            tokens, about = sample["tokens"], f"The first {count(sample['sampled'], 'row')}"
             say(f"{about}: {sample['words']} {tokens['mean']:g} tokens a row, at most {tokens['max']:,}.")
         elif progress["phase"] != self._last:
             self._last = progress["phase"]
@@ -101,17 +103,20 @@ class Phases:
 
 def report(found: dict[str, Any]) -> str:
     """The result of an inspection as text: reading, lengths, what the cut costs, and rows step by step."""
+    rows, cut = found["train_rows"], found["truncated_rows"]
     lines = [
         _reading(found),
         f"Prompt style: {found['prompt_style']}, {found['template_origin']}",
         "",
         table(("tokens a row", *found["tokens"]), [("", *found["tokens"].values())]),
         "",
-        f"At most {found['max_length']} tokens a row ({found['truncation']}): {found['truncated_rows']} rows are cut, "
-        f"{found['dropped_rows']} left out, {found['lost_trained_tokens']} trained tokens lost.",
+        f"At most {found['max_length']:,} tokens a row ({found['truncation']}): {count(cut, 'row')} "
+        f"{'is' if cut == 1 else 'are'} cut, {found['dropped_rows']:,} left out, "
+        f"{count(found['lost_trained_tokens'], 'trained token')} lost.",
         f"Trained are {found['trained_tokens']:,} of {found['total_tokens']:,} tokens "
         f"({found['trained_tokens'] / max(found['total_tokens'], 1):.0%}).",
-        f"{found['train_rows']:,} rows are trained on, {found['validation_rows']:,} kept back to measure on.",
+        f"{count(rows, 'row')} {'is' if rows == 1 else 'are'} trained on, "
+        f"{found['validation_rows']:,} kept back to measure on.",
         *_advice(found),
         *found["hygiene"]["sentences"],
     ]
@@ -126,14 +131,15 @@ def _advice(found: dict[str, Any]) -> list[str]:
     batch = f"{steps['per_device_train_batch_size']} x {steps['gradient_accumulation_steps']} rows a step"
     lines = [f"Suggested max_length: {suggested['max_length']}. {suggested['reason']}"]
     if found["split_rows"]:
-        lines.append(f"{found['split_rows']:,} long texts are split into windows; none of their tokens is lost.")
+        verb = "is" if found["split_rows"] == 1 else "are"
+        lines.append(f"{count(found['split_rows'], 'long text')} {verb} split into windows; no token of it is lost.")
     if found["format"] == "preference":
-        return [*lines, PAIRS, f"An epoch has {steps['per_epoch']:,} steps ({batch})."]
+        return [*lines, PAIRS, f"An epoch has {count(steps['per_epoch'], 'step')} ({batch})."]
     lines.append(
-        f"Packing would make {packing['packs']:,} sequences of {packing['rows']:,} rows and lower the share of padding "
-        f"from {packing['padding_alone']:.0%} to {packing['padding_packed']:.0%}."
+        f"Packing would make {count(packing['packs'], 'sequence')} of {count(packing['rows'], 'row')} and lower the "
+        f"share of padding from {packing['padding_alone']:.0%} to {packing['padding_packed']:.0%}."
     )
-    lines.append(f"An epoch has {steps['per_epoch']:,} steps, {steps['per_epoch_packed']:,} packed ({batch}).")
+    lines.append(f"An epoch has {count(steps['per_epoch'], 'step')}, {steps['per_epoch_packed']:,} packed ({batch}).")
     return lines
 
 
@@ -142,7 +148,7 @@ def _reading(found: dict[str, Any]) -> str:
         f"{found['file']}: {found['file_kind']}, {found['format']}",
         found["words"],
         *found["assumptions"],
-        f"{found['rows']:,} usable rows, {found['bad_rows']:,} bad rows",
+        f"{count(found['rows'], 'usable row')}, {count(found['bad_rows'], 'bad row')}",
     ]
     for bad in found["bad_row_list"][:_LISTED_BAD_ROWS]:
         where = f" ({bad['field']})" if bad.get("field") else ""
@@ -174,7 +180,7 @@ def _encoding(example: dict[str, Any]) -> list[str]:
     """From a conversation's text to its labels."""
     tokens, kept = example["tokens"], example["kept_tokens"]
     part = f" (here part {example['window'] + 1} of {example['windows']})" if example["windows"] > 1 else ""
-    cut = f"5 truncation: {example['removed_tokens']} tokens removed, {kept} kept"
+    cut = f"5 truncation: {count(example['removed_tokens'], 'token')} removed, {kept} kept"
     if example["lost_trained_tokens"]:
         cut += f"; {example['lost_trained_tokens']} of the removed would have been trained"
     return [

@@ -12,6 +12,7 @@ from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.health import Diagnosis, in_words, of_folder
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.plural import count
 from lora_studio.workspace import Workspace
 
 
@@ -87,7 +88,8 @@ def _describe(state: RunState, health: list[Diagnosis]) -> str:
     if state.device:
         lines.append(f"device      {state.device}, {state.dtype}")
     if state.data is not None:
-        lines.append(f"data        {state.data.train_rows} training rows, {state.data.validation_rows} validation rows")
+        measured = count(state.data.validation_rows, "validation row")
+        lines.append(f"data        {count(state.data.train_rows, 'training row')}, {measured}")
     if state.model is not None:
         lines.append(f"parameters  {state.model.trainable_parameters:,} trained of {state.model.parameters:,}")
     if state.steps:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lora_studio.errors import StudioError
+from lora_studio.plural import count as count
 
 JOINERS = "\u200c\u200d"  # invisible, but Persian, Hindi and emoji are written with them
 TEMPLATE = str.maketrans({"$": "&#36;", "{": "&#123;", "`": "&#96;"})  # gr.HTML runs what stands in ${...}
@@ -34,11 +35,6 @@ def _hidden(char: str) -> bool:
 def number(value: float) -> str:
     """12345.0 as 12,345; a fraction keeps one decimal."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
-
-
-def count(value: int, noun: str) -> str:
-    """1 row, 12,345 rows."""
-    return f"{value:,} {noun if value == 1 else noun + 's'}"
 
 
 def percent(part: float, whole: float) -> str:
