@@ -72,7 +72,7 @@ def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole:
 
 def _draw_folded(
     values: dict[str, Any], offered: list[tuple[str, str]]
-) -> tuple[gr.Dropdown, gr.UploadButton, list[gr.Number], gr.Textbox]:
+) -> tuple[gr.Dropdown, gr.UploadButton, tuple[gr.Number, gr.Number, gr.Number, gr.Number], gr.Textbox]:
     """What few need: a second file to measure on or another share, fewer rows, other percentiles."""
     with gr.Accordion("Validation rows, number of rows, percentiles", open=False):
         validation = gr.Dropdown(
@@ -85,11 +85,11 @@ def _draw_folded(
         )
         second = gr.UploadButton("Upload a validation file…", size="sm")
         with gr.Row():
-            parts = [_number(path, values, SETTINGS[path].description) for path in SPLIT]
+            fraction, seed, most, measured = (_number(path, values, SETTINGS[path].description) for path in SPLIT)
         percentiles = gr.Textbox(
             values[PERCENTILES], label="Percentiles", info="Of the tokens a row, from 0 to 100.", max_lines=1
         )
-    return validation, second, parts, percentiles
+    return validation, second, (fraction, seed, most, measured), percentiles
 
 
 def _number(path: str, values: dict[str, Any], about: str) -> gr.Number:
