@@ -6,7 +6,6 @@ that was named.
 
 import itertools
 import json
-import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,13 +62,6 @@ def memory_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
     return psutil.Process().memory_info().rss
-
-
-def peak_memory_bytes() -> int:
-    """The most that was ever held: what PyTorch reserved on the GPU, or the peak of resident memory on the CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def load_model(

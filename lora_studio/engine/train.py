@@ -36,10 +36,9 @@ from lora_studio.engine.load import (
     dtype_name,
     load_model,
     memory_bytes,
-    peak_memory_bytes,
 )
 from lora_studio.engine.measuring import early_stopping, label_meter, questions_to_ask
-from lora_studio.engine.memory import gpu_id
+from lora_studio.engine.memory import gpu_id, read_memory
 from lora_studio.engine.memory_plan import foresee
 from lora_studio.engine.preference import PreferenceTrainer
 from lora_studio.engine.report import Report, logging_interval, put_trackers_last
@@ -219,7 +218,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         "tokens_per_second": training_speed(log.state().steps),
         "device_kind": device().type,
         "quantization": config.model.quantization,
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": read_memory().peak,
         "estimated_memory_bytes": foreseen.measurable_bytes if foreseen else None,
         "best_checkpoint": Path(trainer.state.best_model_checkpoint).name
         if trainer.state.best_model_checkpoint
