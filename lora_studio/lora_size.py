@@ -127,11 +127,23 @@ def _matching(item: Linear, pattern: str) -> int:
 
 
 def _saved(model: Architecture, modules: Sequence[str]) -> tuple[int, int, list[str]]:
-    """Parameters of modules trained whole, those that their copies add, and unknown names."""
-    sizes = {"embed_tokens": model.embeddings, "lm_head": model.embeddings + (model.vocabulary * model.head_bias)}
+    """Parameters of modules trained whole, those that their copies add, and unknown names.
+
+    peft takes a name for every module whose path ends with it, and with a module all that is inside. Norms are told by
+    their name: `norm` means all of them, another one is taken for a vector a layer.
+    """
+    sizes = {"model.embed_tokens": model.embeddings, "lm_head": model.vocabulary * (model.hidden + model.head_bias)}
     for item in model.linears:
-        each = item.weights + (item.outputs if item.bias else 0)
-        sizes[item.leaf] = sizes.get(item.leaf, 0) + each * len(item.layers)
-    known = [name for name in modules if name in sizes]
-    total = sum(sizes[name] for name in known)
-    return total, total, [name for name in modules if name not in sizes]
+        sizes |= dict.fromkeys(item.paths, item.weights + (item.outputs if item.bias else 0))
+    whole = {path for path in sizes if any(_inside(path, name) for name in modules)}
+    total = sum(sizes[path] for path in whole)
+    unknown = [name for name in modules if not any(_inside(path, name) for path in sizes)]
+    norms = [name for name in unknown if name.endswith("norm")]
+    total += model.small if "norm" in norms else len(norms) * model.hidden * model.layers
+    return total, total, [name for name in unknown if name not in norms]
+
+
+def _inside(path: str, name: str) -> bool:
+    """Whether a module or one that it stands in has a path that ends with that name."""
+    parts = path.split(".")
+    return any(".".join(parts[:depth]).endswith(name) for depth in range(1, len(parts) + 1))

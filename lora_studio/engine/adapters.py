@@ -74,7 +74,7 @@ def whole_modules(setting: str | None, model: Any) -> list[str] | None:
     """The names of a `lora.modules_to_save` setting. Raises `StudioError` for modules that can't be trained whole."""
     wanted = names(setting or "")
     for name in wanted:
-        found = [module for path, module in model.named_modules() if path == name or path.endswith(f".{name}")]
+        found = [module for path, module in model.named_modules() if path.endswith(name)]  # as peft looks for it
         if not found:
             raise StudioError(
                 f"The model has no module {name} to train whole.",

@@ -73,6 +73,16 @@ def test_what_is_trained_beside_the_matrices_is_counted_exactly(setting: str) ->
     assert adapter(model, r=16, **chosen).trainable == counts("llama", numbers, **chosen)[1]
 
 
+@pytest.mark.parametrize("name", ["norm", "embed_tokens", "head", "up_proj", "layers.1.mlp.up_proj", "mlp"])
+def test_modules_trained_whole_are_all_whose_path_ends_with_the_name(name: str) -> None:
+    numbers = {**TINY, "tie_word_embeddings": False}
+    model = architecture({"model_type": "qwen3", **numbers})
+    assert model is not None
+    found = adapter(model, r=16, target_modules="q_v", modules_to_save=[name])
+    _, trained = counts("qwen3", numbers, r".*\.[qv]_proj", modules_to_save=[name])
+    assert (found.trainable, found.missing) == (trained, ())
+
+
 @pytest.mark.real
 def test_seven_real_models_are_counted_exactly() -> None:
     files = sorted(Path(os.environ["LORA_STUDIO_REAL"], "configs").glob("*.json"))
