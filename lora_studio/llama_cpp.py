@@ -1,0 +1,99 @@
+"""An installed llama.cpp: where its programs are, what they are called with, and what their output says of progress.
+
+Nothing is started here.
+"""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER_VARIABLE = "LLAMA_CPP_DIR"
+CONVERTER, QUANTIZER = "convert_hf_to_gguf.py", "llama-quantize"
+_PROGRAM_FOLDERS = (".", "bin", "build/bin", "build/bin/Release")
+_PERCENT = re.compile(r"(\d{1,3})%\|")
+_TENSOR = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
+
+MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """A form of the weights: its name, bits a weight with what goes with it, and a sentence; `direct` ones come
+    straight out of the converter."""
+
+    name: str
+    bits: float
+    what: str
+    direct: bool = False
+
+
+QUANTIZATIONS = {
+    kind.name: kind
+    for kind in (
+        Quantization("f16", 16.0, "16 bits a weight, nothing to speak of lost; for further conversion.", True),
+        Quantization("bf16", 16.0, "16 bits with the range of the training's numbers; slow on older processors.", True),
+        Quantization("q8_0", 8.5, "8 bits: half the size of f16, and the difference is hardly measurable.", True),
+        Quantization("q6_k", 6.6, "6 bits: very close to f16."),
+        Quantization("q5_k_m", 5.7, "5 bits: a little smaller than q6_k, a little loss."),
+        Quantization("q4_k_m", 4.9, "4 bits: a third of f16's size, and what most people use on a laptop."),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaCpp:
+    """The programs: the converter is run by `python`; the quantizer is None where it was not built."""
+
+    python: str
+    converter: Path
+    quantizer: Path | None
+
+
+def find_llama_cpp(environment: Mapping[str, str] = os.environ) -> LlamaCpp | None:
+    """The llama.cpp that LLAMA_CPP_DIR names, else that on the PATH; None where there is none."""
+    named = environment.get(FOLDER_VARIABLE, "").strip()
+    folder = Path(named).expanduser() if named else None
+    on_path = environment.get("PATH", "")
+    converter = _first([folder / CONVERTER] if folder else []) or _which(CONVERTER, on_path, os.F_OK)
+    if converter is None:
+        return None
+    places = [folder / place / QUANTIZER for place in _PROGRAM_FOLDERS] if folder else []
+    own = _first([converter.parent / ".venv" / "bin" / "python"])
+    return LlamaCpp(str(own or sys.executable), converter, _first(places) or _which(QUANTIZER, on_path, os.X_OK))
+
+
+def _first(paths: Sequence[Path]) -> Path | None:
+    return next((path.absolute() for path in paths if path.is_file()), None)
+
+
+def _which(name: str, path: str, mode: int) -> Path | None:
+    found = shutil.which(name, mode, path)
+    return Path(found).absolute() if found else None
+
+
+def commands(quantization: str, model: str, out: str, between: str, tools: LlamaCpp | None = None) -> list[list[str]]:
+    """The one or two commands that make `out` of the merged model's folder; `between` is a 16-bit file on the way.
+
+    Without `tools` they are what a person types in llama.cpp's folder.
+    """
+    kind = QUANTIZATIONS[quantization]
+    convert = [tools.python, str(tools.converter)] if tools else ["python", CONVERTER]
+    quantize = str(tools.quantizer) if tools and tools.quantizer else QUANTIZER
+    if kind.direct:
+        return [[*convert, model, "--outfile", out, "--outtype", kind.name]]
+    return [
+        [*convert, model, "--outfile", between, "--outtype", "bf16"],
+        [quantize, between, out, kind.name.upper()],
+    ]
+
+
+def progress_of(line: str) -> tuple[int, int] | None:
+    """How far a line of the programs' output says that they are: done and total; None for any other line."""
+    if (tensor := _TENSOR.search(line)) is not None:
+        return int(tensor[1]), int(tensor[2])
+    percent = _PERCENT.search(line)
+    return (min(100, int(percent[1])), 100) if percent else None
