@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two processes of tests with a thread each, so that none waits for a core; tests/conftest.py says which stay together.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: run demo test check format screenshots clean
+.PHONY: run demo test check docker-check format screenshots clean
 
 run: .venv/installed  ## the page on http://127.0.0.1:7860
 	$(BIN)/python app.py
@@ -20,6 +20,9 @@ check: .venv/installed-dev  ## format, lint, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy lora_studio app.py
 	$(PYTEST) -q -m "not slow and not real"
+
+docker-check: .venv/installed-dev  ## what can be checked of the image without Docker: lint, its steps, its page; minutes
+	$(BIN)/python -m tests.docker_check
 
 format: .venv/installed-dev  ## formats and mends what ruff can mend
 	$(BIN)/ruff format .

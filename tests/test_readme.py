@@ -18,7 +18,7 @@ def test_the_readme_describes_the_code_as_it_is(part: str) -> None:
 
 def test_every_make_target_that_the_readme_names_exists() -> None:
     makefile = (readme.ROOT / "Makefile").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", TEXT, re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", TEXT, re.MULTILINE))
     assert {"run", "test", "demo", "check"} <= named
     assert not [target for target in named if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
 

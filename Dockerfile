@@ -1,0 +1,30 @@
+# LoRA Studio in a container, and the image of a Hugging Face Space. `make docker-check` follows these steps without Docker.
+FROM python:3.11-slim
+
+# Which torch: the CPU build, or a CUDA one, for instance --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128.
+# The CUDA wheels bring all of CUDA but the driver, which `docker run --gpus all` lends the container.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+# Spaces run as this user. A volume that is mounted on /data for the first time takes its owner from here.
+RUN useradd --uid 1000 --create-home studio && install -d -o 1000 -g 1000 /data
+
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+WORKDIR /app
+COPY requirements.txt ./
+RUN pip install --index-url "$TORCH_INDEX" "$(grep -o '^torch==[0-9.]*' requirements.txt)" \
+ && pip install -r requirements.txt
+
+COPY app.py container.sh LICENSE ./
+COPY lora_studio lora_studio
+COPY presets presets
+RUN python -m compileall -q lora_studio
+
+# The program's own files belong to root: the studio writes below its home and /data, and nowhere else.
+USER 1000
+ENV HOME=/home/studio HF_HUB_DISABLE_TELEMETRY=1 LORA_STUDIO_HOST=0.0.0.0 LORA_STUDIO_PORT=7860
+VOLUME /data
+EXPOSE 7860
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
+  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['LORA_STUDIO_PORT'])"]
+CMD ["sh", "container.sh"]
