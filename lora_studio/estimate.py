@@ -33,6 +33,7 @@ CPU_LIBRARIES = 600 * MIB  # resident memory of a worker that has imported its l
 CUDA_RESERVE = 0.06  # of what changes in size from batch to batch: blocks that the allocator can't use again
 CPU_RESERVE = 0.15
 TILE_TOKENS, TILE_WORDS = 4096, 32_768  # trl 1.16: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
+PAGE = 4096  # bytes that Linux gives at once: of each row of the buffer, up to one more than its words need
 COMFORTABLE = 0.9  # of the memory there is; above it a run may or may not fit
 
 
@@ -219,16 +220,17 @@ def loss_bytes(config: Config, model: Architecture, how: Arithmetic, tokens: int
     """The loss and what it hands to the backward pass: the gradient of the last layer's output, in 32 bits.
 
     trl 1.16 scores at most 4,096 tokens against 32,768 words at a time, on a GPU in one buffer, elsewhere in about six
-    32-bit copies of it. Label smoothing takes the scores of all words: as they come, in 32 bits, and their gradient.
+    32-bit copies of it. The buffer is as wide for a small vocabulary; on the CPU its untouched pages cost nothing.
+    Label smoothing takes the scores of all words: as they come, in 32 bits, and their gradient.
     """
     hidden = (4 + 2 * how.width) * model.hidden * tokens
     if config.training.label_smoothing_factor > 0:
         return hidden + tokens * model.vocabulary * (how.width + 4 + 4)
+    rows, words = min(tokens, TILE_TOKENS), min(model.vocabulary, TILE_WORDS)
     if how.mask_bytes == 1:
-        tile = min(tokens, TILE_TOKENS) * min(model.vocabulary, TILE_WORDS) * how.width
-    else:
-        tile = min(tokens, TILE_TOKENS) * min(model.vocabulary, TILE_WORDS) * (how.width + 5 * 4)
-    return hidden + tile
+        return hidden + rows * TILE_WORDS * how.width
+    touched = min(words * how.width + PAGE, TILE_WORDS * how.width)
+    return hidden + rows * (touched + words * 5 * 4)
 
 
 def checkpoint_bytes(config: Config, model: Architecture) -> int:

@@ -1,5 +1,6 @@
 """The memory estimate: its parts, its verdicts, and a published table of the same kind beside it."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from lora_studio.advice import best_changes, changes_that_fit, corrected
 from lora_studio.architecture import Architecture, architecture
 from lora_studio.config import Config
-from lora_studio.estimate import choose_checkpointing, estimate, settled, verdict, with_settings
+from lora_studio.estimate import arithmetic, choose_checkpointing, estimate, loss_bytes, settled, verdict, with_settings
 from lora_studio.hardware import GIB
 from lora_studio.parsing import nest, parse
 
@@ -70,6 +71,15 @@ def test_a_published_table_of_qwen3_8b_is_met_where_it_is_right_and_left_where_i
     # 0.53 GiB, and a share of what moves.
     assert 0.5 < parts["overhead"] < 0.8
     assert gib(found.total) < 9.2
+
+
+def test_a_small_vocabulary_has_the_loss_s_whole_buffer_on_a_gpu_and_its_touched_pages_on_the_cpu() -> None:
+    small = dataclasses.replace(model(), vocabulary=750)
+    scores = {
+        device: loss_bytes(config(), small, arithmetic(config(), device), 4096) - 4096 * hidden * small.hidden
+        for device, hidden in (("cuda", 4 + 2 * 2), ("cpu", 4 + 2 * 4))
+    }
+    assert scores == {"cuda": 4096 * 32_768 * 2, "cpu": 4096 * (6 * 750 * 4 + 4096)}
 
 
 def test_label_smoothing_takes_the_scores_that_the_fused_loss_saves() -> None:
