@@ -5,6 +5,7 @@ An Arrow file may be one batch of any size: it is mapped, and what has been read
 
 import mmap
 import shutil
+import struct
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from lora_studio.data.arrow_sizes import most_unpacked
 from lora_studio.data.json_files import BROKEN_BYTES
 from lora_studio.data.opening import is_torn, open_bytes
 from lora_studio.data.rows import BadRow, Reading, Record, shorten
@@ -44,27 +46,25 @@ def read_arrow(path: Path) -> Reading:
         import pyarrow as pa
 
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        source = pa.BufferReader(pa.py_buffer(mapped))
-        if mapped[:6] == b"ARROW1":
-            whole = pa.ipc.open_file(source)
-            found = (whole.get_batch(index) for index in range(whole.num_record_batches))
-            return whole.schema.names, _slices(path, found, mapped)
-        stream = pa.ipc.open_stream(source)
-        return stream.schema.names, _slices(path, iter(stream), mapped)
+        buffer = pa.py_buffer(mapped)
+        source = pa.BufferReader(buffer)
+        as_file = mapped[:6] == b"ARROW1"
+        opened = pa.ipc.open_file(source) if as_file else pa.ipc.open_stream(source)
+        size = most_unpacked(buffer, stream=not as_file)
+        if size > _MOST_UNPACKED:
+            raise StudioError(
+                f"{path.name} holds {size / 2**30:.1f} GiB of rows compressed in one piece.",
+                "Write it again with smaller record batches (max_chunksize), without compression, or as Parquet.",
+            )
+        found = (opened.get_batch(index) for index in range(opened.num_record_batches)) if as_file else iter(opened)
+        return opened.schema.names, _slices(found, mapped)
 
     return _reading(path, "Arrow", batches)
 
 
-def _slices(path: Path, batches: Batches, mapped: mmap.mmap) -> Batches:
+def _slices(batches: Batches, mapped: mmap.mmap) -> Batches:
     """Batches in small slices; the memory that a slice took of the map is given back after it."""
-    import pyarrow as pa
-
     for batch in batches:
-        if pa.total_allocated_bytes() > _MOST_UNPACKED:
-            raise StudioError(
-                f"{path.name} holds {batch.nbytes / 2**30:.1f} GiB of rows compressed in one piece.",
-                "Write it again with smaller record batches (max_chunksize), without compression, or as Parquet.",
-            )
         for start in range(0, batch.num_rows, _BATCH_ROWS):
             yield batch.slice(start, _BATCH_ROWS)
             mapped.madvise(mmap.MADV_DONTNEED)
@@ -73,7 +73,13 @@ def _slices(path: Path, batches: Batches, mapped: mmap.mmap) -> Batches:
 def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[list[str], Batches]]) -> Reading:
     import pyarrow as pa
 
-    faults = (pa.ArrowException, OSError, ValueError, MemoryError)  # a damaged length may ask for any amount
+    faults = (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        MemoryError,
+        struct.error,
+    )  # a damaged length may ask for any amount
     with _seekable(path) as file:
         try:
             names, _ = batches(file)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lora_studio.data import arrow_files, hub, json_files, opening, records
+from lora_studio.data.arrow_sizes import most_unpacked
 from lora_studio.data.formats import convert, recognise
 from lora_studio.data.messages import RowError
 from lora_studio.data.records import BadRow, Record, open_source, read_records
@@ -107,9 +108,10 @@ def test_arrow_is_read_as_file_and_as_stream(tmp_path, stream):
 def test_an_arrow_file_of_one_large_batch_is_read_in_slices_and_a_compressed_one_within_bounds(tmp_path, monkeypatch):
     texts = [f"{number} " + "word " * 100 for number in range(40_000)]
     table = pa.table({"text": texts})
-    for name, compression in (("plain", None), ("packed", "lz4")):
+    for name, compression in (("plain", None), ("packed", "lz4"), ("stream", "zstd")):
         options = pa.ipc.IpcWriteOptions(compression=compression)
-        with pa.ipc.new_file(str(tmp_path / f"{name}.arrow"), table.schema, options=options) as writer:
+        new = pa.ipc.new_stream if name == "stream" else pa.ipc.new_file
+        with new(str(tmp_path / f"{name}.arrow"), table.schema, options=options) as writer:
             writer.write_table(table)
     before = pa.total_allocated_bytes()
     rows = open_source(tmp_path / "plain.arrow").rows()
@@ -117,10 +119,34 @@ def test_an_arrow_file_of_one_large_batch_is_read_in_slices_and_a_compressed_one
     assert pa.total_allocated_bytes() - before < 1_000_000
     assert sum(1 for _ in rows) == len(texts) - 1
     assert sum(1 for _ in open_source(tmp_path / "packed.arrow").rows()) == len(texts)
-    monkeypatch.setattr(arrow_files, "_MOST_UNPACKED", before + 10_000_000)
-    with pytest.raises(StudioError, match="GiB of rows compressed in one piece"):
-        next(open_source(tmp_path / "packed.arrow").rows())
+    monkeypatch.setattr(arrow_files, "_MOST_UNPACKED", 10_000_000)
+    pool = pa.default_memory_pool()
+    watched = pa.proxy_memory_pool(pool)
+    pa.set_memory_pool(watched)
+    try:
+        for name in ("packed", "stream"):
+            with pytest.raises(StudioError, match="GiB of rows compressed in one piece"):
+                next(open_source(tmp_path / f"{name}.arrow").rows())
+    finally:
+        pa.set_memory_pool(pool)
+    assert watched.max_memory() < 1_000_000  # refused by what its headers say, before anything is unpacked
     assert next(open_source(tmp_path / "plain.arrow").rows()).row == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_batches_and_dictionaries_take_unpacked_is_told_by_their_headers(stream):
+    words = pa.array([f"word {number % 900} " * 20 for number in range(3000)])
+    table = pa.table({"text": words, "kind": words.dictionary_encode(), "number": list(range(3000))})
+    dictionary, sizes = table["kind"].chunk(0).dictionary.nbytes, []
+    for compression in (None, "zstd"):
+        sink = pa.BufferOutputStream()
+        options = pa.ipc.IpcWriteOptions(compression=compression)
+        with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema, options=options) as writer:
+            writer.write_table(table, max_chunksize=2000)
+        sizes.append(most_unpacked(sink.getvalue(), stream=stream))
+    largest = table.slice(0, 2000)
+    batch = largest["text"].nbytes + largest["number"].nbytes + 4 * 2000
+    assert sizes == [0, pytest.approx(batch + dictionary, rel=0.01)]
 
 
 def test_a_cell_that_is_no_text_spoils_its_row_only(tmp_path):
