@@ -139,11 +139,6 @@ def _unmeasured(config: Config) -> Iterator[Problem]:
         yield Problem("evaluation.labels", "needs evaluation and validation rows to measure accuracy and F1 on")
     if evaluation.gen_eval_samples and not measured:
         yield Problem("evaluation.gen_eval_samples", "needs evaluation and validation rows to take the questions from")
-    if evaluation.gen_eval_samples and config.lora.init_lora_weights in NEED_FULL_WEIGHTS:
-        yield Problem(
-            "evaluation.gen_eval_samples",
-            f"asks the base as well, which {config.lora.init_lora_weights} takes apart while it trains; set it to 0",
-        )
     if evaluation.labels and config.data.train_on == "all":
         yield Problem("evaluation.labels", "needs data.train_on assistant or last_turn, to tell the answer's place")
     if evaluation.metric_for_best_model in ("accuracy", "f1") and not evaluation.labels:

@@ -20,10 +20,11 @@ from lora_studio.engine.first_weights import (
     save_as_difference,
     token_batches,
 )
-from lora_studio.engine.load import load_model
+from lora_studio.engine.generate import Column, generate, greedy
+from lora_studio.engine.load import load_base, load_model
 from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.errors import StudioError
-from lora_studio.events import StepLogged
+from lora_studio.events import QuestionsAsked, StepLogged
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, events
 
@@ -142,7 +143,12 @@ def test_batches_hold_enough_tokens_and_every_row_once() -> None:
 def test_a_run_from_the_bases_own_weights_resumes_as_if_it_had_not_stopped(
     make_run: MakeRun, train: Callable[..., int], base: Path
 ) -> None:
-    settings = {"lora__init_lora_weights": "pissa", "training__learning_rate": 1e-3, "training__max_steps": 4}
+    settings: dict[str, Any] = {
+        "lora__init_lora_weights": "pissa",
+        "training__learning_rate": 1e-3,
+        "training__max_steps": 4,
+    }
+    settings |= {"evaluation__gen_eval_samples": 2, "generation__max_new_tokens": 6}
     saving = {"training__save_strategy": "steps", "training__save_steps": 2}
     whole, cut = make_run(**settings, **saving), make_run(**settings, **saving)
     assert train(whole) == 0
@@ -155,6 +161,10 @@ def test_a_run_from_the_bases_own_weights_resumes_as_if_it_had_not_stopped(
         return {point.step: point.loss for point in events(run, StepLogged)}
 
     assert losses(cut) == pytest.approx(losses(whole), abs=1e-5)
+    (asked,), untouched = events(whole, QuestionsAsked), load_base(str(base))
+    columns = [Column(None, [{"role": "user", "content": question}]) for question in asked.questions]
+    alone = [answer.text for answer in generate(untouched, columns, greedy(untouched, 6))]
+    assert asked.answers == alone  # asked of the base as it is, not of what the adapter left of it
     bare = load_model(str(base))
     answers = [
         scores(PeftModel.from_pretrained(load_model(str(base)), str(folder)))
