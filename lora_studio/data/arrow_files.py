@@ -73,13 +73,8 @@ def _slices(batches: Batches, mapped: mmap.mmap) -> Batches:
 def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[list[str], Batches]]) -> Reading:
     import pyarrow as pa
 
-    faults = (
-        pa.ArrowException,
-        OSError,
-        ValueError,
-        MemoryError,
-        struct.error,
-    )  # a damaged length may ask for any amount
+    # A damaged length may ask for any amount.
+    faults = (pa.ArrowException, OSError, ValueError, MemoryError, IndexError, EOFError, struct.error)
     with _seekable(path) as file:
         try:
             names, _ = batches(file)

@@ -19,8 +19,8 @@ _DICTIONARY, _ROWS = 2, 3  # kinds of header
 def most_unpacked(source: Any, *, stream: bool) -> int:
     """Bytes of the largest compressed batch and of all dictionaries, which stay; 0 without compression.
 
-    `source` is the buffer of a whole file or stream. Raises `struct.error` or `pyarrow.ArrowException` where it is not
-    sound.
+    `source` is the buffer of a whole file or stream. Raises `struct.error`, `IndexError`, `EOFError` or
+    `pyarrow.ArrowException` where it is not sound.
     """
     dictionaries, largest = 0, 0
     for message in _of_stream(source) if stream else _of_file(source):
