@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lora_studio.llama_cpp import QUANTIZATIONS
 from lora_studio.schema import Section, setting
 
 BYTES_A_WEIGHT = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -73,6 +74,83 @@ class Merged(Section):
     )
 
 
+def _quantization() -> Any:
+    kinds = " ".join(f"{kind.name}: {kind.what}" for kind in QUANTIZATIONS.values())
+    return setting("q8_0", "Quantization", f"How the weights are stored. {kinds}")
+
+
+class Gguf(Section):
+    """One file for llama.cpp."""
+
+    quantization: Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = _quantization()
+
+
+class Ollama(Section):
+    """A Modelfile with its weights."""
+
+    weights: Literal["auto", "safetensors", "gguf"] = setting(
+        "auto",
+        "Weights",
+        "auto is the merged model for families that Ollama reads by itself, and GGUF, made by llama.cpp, for others.",
+    )
+    quantization: Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = _quantization()
+    base_in_ollama: str = setting(
+        "",
+        "Base in Ollama",
+        "For Llama, Mistral and Gemma: the name of the very same base in Ollama; then only the adapter goes along. "
+        "Empty makes one model of both.",
+        max_length=200,
+    )
+
+
+class Hub(Section):
+    """A repository of the Hugging Face Hub."""
+
+    repo: str = setting(
+        "",
+        "Repository",
+        "OWNER/NAME, or a name alone for your own account; empty takes the run's title.",
+        max_length=200,
+    )
+    content: Literal["adapter", "merged"] = setting(
+        "adapter",
+        "What to publish",
+        "The adapter alone, or base and adapter as one model, which is as large as the base.",
+    )
+    private: bool = setting(True, "Private", "Only you and those you let in see it. Off: everybody does.")
+    update: bool = setting(
+        False, "Update", "Allow a repository that is there already: its files of the same names are replaced."
+    )
+    base_name: str = _base_name()
+    license: str = setting(
+        "unknown",
+        "Licence",
+        "As the Hub names it, such as apache-2.0; the base's own licence applies as well.",
+        max_length=60,
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = setting(
+        "bfloat16", "Precision of a merged model", "Only where the merged model is published."
+    )
+
+
+def _gguf_size(sizes: Sizes, chosen: Any) -> int | None:
+    """The merged model, and beside it what llama.cpp makes of it."""
+    bits = QUANTIZATIONS[chosen.quantization].bits
+    return _whole(
+        sizes, BYTES_A_WEIGHT["bfloat16"] * (1 if QUANTIZATIONS[chosen.quantization].direct else 2) + bits / 8
+    )
+
+
+def _ollama_size(sizes: Sizes, chosen: Any) -> int | None:
+    if chosen.base_in_ollama:
+        return sizes.adapter + TEXT_BYTES
+    return _whole(sizes, BYTES_A_WEIGHT["bfloat16"]) if chosen.weights == "safetensors" else _gguf_size(sizes, chosen)
+
+
+def _hub_size(sizes: Sizes, chosen: Any) -> int | None:
+    return sizes.adapter + TEXT_BYTES if chosen.content == "adapter" else _whole(sizes, BYTES_A_WEIGHT[chosen.dtype])
+
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
@@ -90,6 +168,27 @@ TARGETS: dict[str, Target] = {
             "One whole model that any program reads as it reads the base; needs no knowledge of LoRA.",
             Merged,
             lambda sizes, chosen: _whole(sizes, BYTES_A_WEIGHT[chosen.dtype]),
+        ),
+        Target(
+            "ollama",
+            "Ollama",
+            "To chat on your own machine: a folder from which one command makes a model of Ollama, asked as trained.",
+            Ollama,
+            _ollama_size,
+        ),
+        Target(
+            "gguf",
+            "GGUF file",
+            "One file for llama.cpp, LM Studio and Jan, small enough for a laptop; made by an installed llama.cpp.",
+            Gguf,
+            _gguf_size,
+        ),
+        Target(
+            "hub",
+            "Hugging Face Hub",
+            "To share: a repository on the Hub, private at first, with a model card; needs a token that may write.",
+            Hub,
+            _hub_size,
         ),
     )
 }

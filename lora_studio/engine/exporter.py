@@ -107,11 +107,14 @@ def _make(folder: ExportFolder, request: Request, log: EventLog, stop: Stop) -> 
 
 def program(target: str) -> "Callable[..., Outcome]":
     """The function that makes a target's result."""
-    from lora_studio.engine import export_merged, export_zip
+    from lora_studio.engine import export_gguf, export_hub, export_merged, export_ollama, export_zip
 
     programs: dict[str, Callable[..., Outcome]] = {
         "zip": export_zip.export,
         "merged": export_merged.export,
+        "ollama": export_ollama.export,
+        "gguf": export_gguf.export,
+        "hub": export_hub.export,
     }
     return programs[target_of(target).name]
 

@@ -91,21 +91,22 @@ def publish(
     """
     api = HfApi(endpoint=endpoint, token=token)
     with _in_words(repo):
-        _make_repository(api, repo, private=private, update=update)
+        hidden = _make_repository(api, repo, private=private, update=update)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         with _operations(folder, paths, on_progress, check) as operations:
             api.preupload_lfs_files(repo, operations, num_threads=1, free_memory=False)
             check()
             api.create_commit(repo, operations, commit_message=message, num_threads=1)
-    return Published(repo, f"{api.endpoint}/{repo}", private)
+    return Published(repo, f"{api.endpoint}/{repo}", hidden)
 
 
-def _make_repository(api: HfApi, repo: str, *, private: bool, update: bool) -> None:
+def _make_repository(api: HfApi, repo: str, *, private: bool, update: bool) -> bool:
+    """Makes the repository where it is not there yet, and tells whether it is private."""
     try:
         found = api.model_info(repo)
     except RepositoryNotFoundError:
         api.create_repo(repo, private=private)
-        return
+        return private
     if not update:
         raise StudioError(
             f"{repo} is on the Hub already.", "Choose another name, or allow an update: its files are then replaced."
@@ -115,6 +116,7 @@ def _make_repository(api: HfApi, repo: str, *, private: bool, update: bool) -> N
             f"{repo} is on the Hub already, and everybody can see it.",
             "Choose another name, or say that it may be public.",
         )
+    return bool(found.private)
 
 
 class _Counted(io.BufferedReader):
