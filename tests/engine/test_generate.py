@@ -55,6 +55,26 @@ def loaded(base: Path, trained: RunFolder) -> LoadedModel:
     return loaded
 
 
+def test_no_column_makes_a_copy_of_the_output_layer(loaded: LoadedModel) -> None:
+    strides = set[bool]()
+
+    def look(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        strides.add(inputs[0].stride() == torch.empty(inputs[0].shape).stride())
+
+    watch = loaded.model.get_output_embeddings().register_forward_pre_hook(look)
+    for names in ((None,), (None, "run.1")):
+        generate(loaded, [Column(name, ask(QUESTIONS[1])) for name in names], greedy(loaded, 4))
+    watch.remove()
+    assert strides == {True}, "PyTorch copies a matrix that it multiplies a slice with"
+
+
+def test_adapters_are_kept_in_the_precision_of_their_base(base: Path, trained: RunFolder) -> None:
+    loaded = load_base(str(base), dtype="bfloat16")
+    add_adapters(loaded, {"adapter": trained.adapter})
+    kept = {weight.dtype for name, weight in loaded.model.named_parameters() if ".lora_" in name}
+    assert kept == {torch.bfloat16}
+
+
 @pytest.mark.slow
 def test_the_adapter_loads_by_its_own_note_of_the_base(trained: RunFolder) -> None:
     model = AutoPeftModelForCausalLM.from_pretrained(trained.adapter)
