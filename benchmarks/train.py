@@ -33,7 +33,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from lora_studio.config import Config
 from lora_studio.data.dataset import prepare
 from lora_studio.engine.load import memory_bytes
-from lora_studio.engine.trainer import EpochOrder
+from lora_studio.engine.standalone import EpochOrder
 from lora_studio.events import StepLogged, from_line
 from lora_studio.parsing import merge, parse, to_yaml
 from lora_studio.workspace import RunFolder, Workspace, model_source

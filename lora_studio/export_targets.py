@@ -19,11 +19,13 @@ TEXT_BYTES = 100_000
 class Sizes:
     """What the size of an export follows from.
 
-    `adapter` is what goes with an adapter, in bytes; `parameters` counts the base's, None where its config is not here.
+    `adapter` is what goes with an adapter, in bytes; `parameters` counts the base's, None where its config is not here;
+    `rows` is what the run's prepared rows take, in bytes.
     """
 
     adapter: int
     parameters: int | None
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +54,17 @@ def _base_name() -> Any:
     )
 
 
+def _keep_local() -> Any:
+    return setting(
+        False, "Keep the folder's name", "Leave the base as a folder of this machine, which others do not have."
+    )
+
+
 class Zip(Section):
     """The adapter to pass on."""
 
     base_name: str = _base_name()
-    keep_local_base: bool = setting(
-        False, "Keep the folder's name", "Leave the base as a folder of this machine, which others do not have."
-    )
+    keep_local_base: bool = _keep_local()
 
 
 class Merged(Section):
@@ -151,6 +157,32 @@ def _hub_size(sizes: Sizes, chosen: Any) -> int | None:
     return sizes.adapter + TEXT_BYTES if chosen.content == "adapter" else _whole(sizes, BYTES_A_WEIGHT[chosen.dtype])
 
 
+class Vllm(Section):
+    """The adapter served by vLLM, beside others of the same base."""
+
+    base_name: str = _base_name()
+    keep_local_base: bool = _keep_local()
+    served_name: str = setting(
+        "", "Name of the model", "What clients ask for; empty takes the run's title.", max_length=80
+    )
+    max_model_len: int | None = setting(
+        None, "Longest text", "Tokens of prompt and answer together; empty takes what the base can read.", ge=8
+    )
+
+
+class Script(Section):
+    """A program that trains the run again."""
+
+    base_name: str = _base_name()
+    keep_local_base: bool = _keep_local()
+
+
+class Settings(Section):
+    """The run's settings."""
+
+    base_name: str = _base_name()
+
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
@@ -189,6 +221,30 @@ TARGETS: dict[str, Target] = {
             "To share: a repository on the Hub, private at first, with a model card; needs a token that may write.",
             Hub,
             _hub_size,
+        ),
+        Target(
+            "vllm",
+            "vLLM server",
+            "The adapter with the exact command that serves it to many at once on a GPU, beside its base.",
+            Vllm,
+            lambda sizes, _: sizes.adapter + TEXT_BYTES,
+        ),
+        Target(
+            "script",
+            "Training script",
+            "A program of 200 lines with its rows: trains the run again without LoRA Studio, step by step the same.",
+            Script,
+            lambda sizes, _: sizes.rows + sizes.adapter + TEXT_BYTES,
+            needs_run=True,
+        ),
+        Target(
+            "config",
+            "Settings (YAML)",
+            "Every setting of the run in one file, which another LoRA Studio starts as it is.",
+            Settings,
+            lambda sizes, _: TEXT_BYTES,
+            suffix=".yaml",
+            needs_run=True,
         ),
     )
 }

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, named_adapter
 from lora_studio.architecture import architecture, read_config
 from lora_studio.errors import StudioError
+from lora_studio.events import DataPrepared, from_line
 from lora_studio.export_targets import TARGETS, Sizes, Target
 from lora_studio.job_folders import JobFolders
 from lora_studio.parsing import plain_words
@@ -171,13 +172,24 @@ def _free_place(out: Path) -> Path:
     return out
 
 
-def sizes_of(folder: Path) -> Sizes:
-    """What the sizes of an adapter's exports follow from."""
+def sizes_of(folder: Path, run: RunFolder | None = None) -> Sizes:
+    """What the sizes of an adapter's exports follow from; `run` is the one that trained it."""
     adapter = sum(path.stat().st_size for path in carried(folder))
     base, revision = base_of(folder)
     numbers = read_config(base, revision) if base else None
     model = architecture(numbers) if numbers else None
-    return Sizes(adapter, model.parameters if model else None)
+    return Sizes(adapter, model.parameters if model else None, _bytes_of_rows(run) if run else 0)
+
+
+def _bytes_of_rows(run: RunFolder) -> int:
+    """What ids and labels of a run's training rows take, 32 bits each; 0 where the run did not get so far."""
+    try:
+        with run.events.open(encoding="utf-8") as lines:
+            found = (event for event in map(from_line, lines) if isinstance(event, DataPrepared))
+            prepared = next(found, None)
+    except FileNotFoundError:
+        return 0
+    return 8 * prepared.tokens if prepared else 0
 
 
 def carried(folder: Path) -> list[Path]:
@@ -195,15 +207,16 @@ def base_of(folder: Path) -> tuple[str, str | None]:
     return "", None
 
 
-def needed_bytes(request: Request) -> int | None:
+def needed_bytes(workspace: Workspace, request: Request) -> int | None:
     """What the result will take; None where that can't be known before."""
     target = target_of(request.target)
-    return target.size(sizes_of(Path(request.folder)), checked(target, request.settings))
+    run = RunFolder(workspace.runs_folder / request.run) if request.run else None
+    return target.size(sizes_of(Path(request.folder), run), checked(target, request.settings))
 
 
-def check_space(request: Request, place: Path) -> None:
+def check_space(workspace: Workspace, request: Request, place: Path) -> None:
     """Raises `StudioError` where the disk of `place` has not enough room for the result."""
-    needed, free = needed_bytes(request) or 0, shutil.disk_usage(place).free
+    needed, free = needed_bytes(workspace, request) or 0, shutil.disk_usage(place).free
     if needed + SPARE_BYTES > free:
         raise StudioError(
             f"The result takes about {needed / 1e9:.2f} GB, and {place} has {free / 1e9:.2f} GB free.",
@@ -213,7 +226,7 @@ def check_space(request: Request, place: Path) -> None:
 
 def create(workspace: Workspace, request: Request) -> ExportFolder:
     """A new export's folder. Raises `StudioError` where the disk has no room for the result."""
-    check_space(request, Path(request.out).parent if request.out else workspace.root)
+    check_space(workspace, request, Path(request.out).parent if request.out else workspace.root)
     return folders(workspace).create(asdict(request))
 
 

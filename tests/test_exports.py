@@ -35,8 +35,12 @@ def test_sizes_follow_from_adapter_base_and_precision(workspace: Workspace, adap
     sizes = sizes_of(adapter)
     assert sizes.parameters is not None
     merged = make_request(workspace, str(adapter), "merged", settings={"dtype": "float32"})
-    assert needed_bytes(merged) == 4 * sizes.parameters + sizes.adapter
-    assert sizes.adapter < (needed_bytes(make_request(workspace, str(adapter), "zip")) or 0) < sizes.adapter + 200_000
+    assert needed_bytes(workspace, merged) == 4 * sizes.parameters + sizes.adapter
+    assert (
+        sizes.adapter
+        < (needed_bytes(workspace, make_request(workspace, str(adapter), "zip")) or 0)
+        < sizes.adapter + 200_000
+    )
 
 
 def test_what_was_asked_for_is_read_back(workspace: Workspace, adapter: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def export(workspace: Workspace, given: argparse.Namespace) -> int:
     )
     jobs = Exports(workspace)
     folder = folders(workspace).find(jobs.start(request))
-    needed = needed_bytes(request)
+    needed = needed_bytes(workspace, request)
     say(f"Export {folder.id}: {request.title}" + (f", about {needed / 1e6:,.1f} MB" if needed else ""))
     state = _follow(jobs, folder)
     result = folder.read_result()
@@ -46,7 +46,8 @@ def export(workspace: Workspace, given: argparse.Namespace) -> int:
 
 def _list(workspace: Workspace, given: argparse.Namespace) -> int:
     """The forms that an adapter can take, with their sizes."""
-    rows, sizes = [], sizes_of(named_adapter(workspace, given.adapter).folder)
+    found = named_adapter(workspace, given.adapter)
+    rows, sizes = [], sizes_of(found.folder, workspace.run(found.run) if found.run else None)
     for target in TARGETS.values():
         needed = target.size(sizes, target.settings())
         rows.append([target.name, f"{needed / 1e6:,.1f} MB" if needed else "not known", target.what])

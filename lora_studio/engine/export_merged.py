@@ -4,6 +4,7 @@ The base is read anew in the chosen precision: what 4 or 8 bits lost would stay 
 is computed in float32.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_studio.engine.biases import put_in
 from lora_studio.engine.export_trial import Spoken, ask, load_adapters, verdict, why_not
-from lora_studio.engine.export_work import Outcome, Work
+from lora_studio.engine.export_work import Outcome, Work, is_local
 from lora_studio.engine.generate import end_ids
 from lora_studio.engine.load import DTYPES, LoadedModel, load_base
 from lora_studio.errors import StudioError
 from lora_studio.export_targets import BYTES_A_WEIGHT
+from lora_studio.model_card import CARD_NAME, Subject, model_card
 
 COLUMN = "adapter"
 
@@ -28,6 +30,7 @@ def export(work: Work, *, dtype: str, max_shard_size: str) -> Outcome:
     own = None if reason else ask(loaded, COLUMN, work.card)
     merge(work, loaded)
     write(work, loaded, max_shard_size)
+    write_card(work, dtype)
     del loaded  # one model in memory is enough
     tried, same = (reason, None) if own is None else try_merged(work, own, dtype)
     words = "A model of its own: any program that reads Hugging Face models loads the folder."
@@ -90,6 +93,13 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, template: str, work: Wor
     """The tokenizer with the template that the adapter was trained with."""
     tokenizer.chat_template = template
     tokenizer.save_pretrained(str(work.out))
+
+
+def write_card(work: Work, dtype: str) -> None:
+    """The model card; a base that is a folder of this machine is called by its last name."""
+    base = str(work.card["base_model"])
+    subject = Subject(work.title, Path(base).name if is_local(base) else base, merged=True, precision=dtype)
+    (work.out / CARD_NAME).write_text(model_card(work.adapter, work.run, subject), encoding="utf-8")
 
 
 def try_merged(work: Work, own: Spoken, dtype: str) -> tuple[str, bool]:

@@ -16,7 +16,7 @@ from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.load import read_card
 from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
-from lora_studio.events import Warned
+from lora_studio.events import RunState, Warned, fold, from_line
 from lora_studio.workspace import RunFolder, bytes_in, model_source, safe_name
 
 BLOCK, LOOK_SECONDS = 1 << 22, 0.5
@@ -26,18 +26,23 @@ BLOCK, LOOK_SECONDS = 1 << 22, 0.5
 class Work:
     """An adapter to take away: its folder, its run where it has one, and `out`, the empty folder for the result.
 
-    `name` is the adapter's title as a file name; `final` is where `out` will be moved to when all is done; `trial` says
-    whether the result is to be tried.
+    `title` is the adapter's, `name` the same as a file name; `final` is where `out` will be moved to when all is done;
+    `trial` says whether the result is to be tried.
     """
 
     adapter: Path
     run: RunFolder | None
     out: Path
     final: Path
-    name: str
+    title: str
     trial: bool
     log: EventLog
     stop: Stop
+
+    @property
+    def name(self) -> str:
+        """The title as a file name."""
+        return plain_name(self.title)
 
     @property
     def card(self) -> dict[str, Any]:
@@ -49,6 +54,11 @@ class Work:
         if self.run is None or not self.run.config.is_file():
             raise StudioError("The run of this adapter is not there any more.", "Choose another one.")
         return self.run
+
+    def state(self) -> RunState:
+        """What the run's events come to."""
+        lines = self.of_run().events.read_text(encoding="utf-8").splitlines()
+        return fold(event for event in map(from_line, lines) if event is not None)
 
     def warn(self, words: str) -> None:
         """Something that a person should know and that does not end the export."""

@@ -1,4 +1,4 @@
-"""The adapter as one zip: weights, settings, tokenizer, template, studio.json and report; nothing that runs when read.
+"""The adapter as one zip: weights, settings, tokenizer, template, studio.json, model card and report; no pickles.
 
 Nothing of this machine goes with it: the base and the data are called by names that others know, or by no path at all.
 """
@@ -13,6 +13,7 @@ from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from lora_studio.engine.export_trial import try_adapter
 from lora_studio.engine.export_work import Outcome, Work, base_to_name, blocks, is_local
 from lora_studio.exports import carried
+from lora_studio.model_card import CARD_NAME, Subject, model_card
 from lora_studio.parsing import read_yaml
 from lora_studio.workspace import DEMO_MODEL
 
@@ -44,6 +45,7 @@ def rewritten(work: Work, base: str) -> dict[str, str]:
     texts = {SETTINGS_FILE: _json(settings), CARD_FILE: _json(card)}
     if work.run is not None and work.run.report.is_file():
         texts["report.md"] = without_paths(work, work.run.report.read_text(encoding="utf-8"), base)
+    texts[CARD_NAME] = model_card(work.adapter, work.run, Subject(work.title, base))
     return texts
 
 

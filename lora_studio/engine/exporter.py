@@ -24,7 +24,7 @@ from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
 from lora_studio.events import RunStarted
 from lora_studio.exports import ExportFolder, Request, check_space, target_of
-from lora_studio.workspace import RunFolder, bytes_in, write_atomically
+from lora_studio.workspace import RunFolder, Workspace, bytes_in, write_atomically
 
 if TYPE_CHECKING:
     from lora_studio.engine.export_work import Outcome
@@ -63,7 +63,7 @@ def export(folder: ExportFolder, log: EventLog, stop: Stop) -> None:
     """The program: look for room, make the result, try it, put it in its place."""
     request = folder.request()
     log.emit(RunStarted(time.time(), os.getpid(), "cpu", ""))
-    check_space(request, folder.unfinished.parent)
+    check_space(Workspace(folder.path.parent.parent), request, folder.unfinished.parent)
     if not (Path(request.folder) / "adapter_config.json").is_file():
         raise StudioError(f"The adapter in {request.folder} is not there any more.", "Choose another one.")
     shutil.rmtree(folder.unfinished, ignore_errors=True)
@@ -95,19 +95,28 @@ def export(folder: ExportFolder, log: EventLog, stop: Stop) -> None:
 
 
 def _make(folder: ExportFolder, request: Request, log: EventLog, stop: Stop) -> "Outcome":
-    from lora_studio.engine.export_work import Work, plain_name  # seconds: the libraries
+    from lora_studio.engine.export_work import Work  # seconds: the libraries
     from lora_studio.engine.load import check_adapter
 
     check_adapter(Path(request.folder))
-    run = RunFolder(folder.path.parent.parent / "runs" / request.run) if request.run else None
-    name = plain_name(request.title.rpartition(":")[0])
-    work = Work(Path(request.folder), run, folder.unfinished, folder.result, name, request.trial, log=log, stop=stop)
+    run = RunFolder(Workspace(folder.path.parent.parent).runs_folder / request.run) if request.run else None
+    title = request.title.rpartition(":")[0]
+    work = Work(Path(request.folder), run, folder.unfinished, folder.result, title, request.trial, log=log, stop=stop)
     return program(request.target)(work, **request.settings)
 
 
 def program(target: str) -> "Callable[..., Outcome]":
     """The function that makes a target's result."""
-    from lora_studio.engine import export_gguf, export_hub, export_merged, export_ollama, export_zip
+    from lora_studio.engine import (
+        export_config,
+        export_gguf,
+        export_hub,
+        export_merged,
+        export_ollama,
+        export_script,
+        export_vllm,
+        export_zip,
+    )
 
     programs: dict[str, Callable[..., Outcome]] = {
         "zip": export_zip.export,
@@ -115,6 +124,9 @@ def program(target: str) -> "Callable[..., Outcome]":
         "ollama": export_ollama.export,
         "gguf": export_gguf.export,
         "hub": export_hub.export,
+        "vllm": export_vllm.export,
+        "script": export_script.export,
+        "config": export_config.export,
     }
     return programs[target_of(target).name]
 

@@ -54,6 +54,28 @@ from lora_studio.sensors import Sensors
 from lora_studio.workspace import RunFolder, step_of
 
 PROJECT = "lora-studio"
+SAME_NAME = {
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "neftune_noise_alpha",
+    "label_smoothing_factor",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "seed",
+    "train_sampling_strategy",
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+}
+"""Settings of training that the trainers take as they are."""
 
 
 def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[str, Any]:
@@ -241,53 +263,52 @@ def trainer_settings(
     config: Config, run: RunFolder, dtype: torch.dtype, *, measured: bool, checkpointing: bool
 ) -> SFTConfig | DPOConfig:
     """The config in trl's words. Lengths and labels are settled already, so trl only packs."""
-    training, evaluation = config.training, config.evaluation
-    on_cpu = device().type == "cpu"
-    packed = config.data.max_length if training.packing else None
-    ready = None if training.packing else {"skip_prepare_dataset": True}
-    sft = partial(SFTConfig, packing=training.packing, eval_packing=False, max_length=packed, dataset_kwargs=ready)
     dpo = partial(DPOConfig, **config.preference.model_dump(), max_length=None, remove_unused_columns=False)
-    method: Callable[..., SFTConfig | DPOConfig] = dpo if training.method == "dpo" else sft
+    sft = partial(SFTConfig, **packing_values(config))
+    method: Callable[..., SFTConfig | DPOConfig] = dpo if config.training.method == "dpo" else sft
+    on_cpu = device().type == "cpu"
+    values = trainer_values(config, dtype_name(dtype), on_cpu=on_cpu, measured=measured, checkpointing=checkpointing)
     return method(
         output_dir=str(run.checkpoints),
-        num_train_epochs=training.num_train_epochs,
-        max_steps=training.max_steps,
-        learning_rate=training.learning_rate,
-        per_device_train_batch_size=training.per_device_train_batch_size,
-        per_device_eval_batch_size=evaluation.per_device_eval_batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        lr_scheduler_type=training.lr_scheduler_type,
-        adam_beta1=training.adam_beta1,
-        adam_beta2=training.adam_beta2,
-        adam_epsilon=training.adam_epsilon,
-        neftune_noise_alpha=training.neftune_noise_alpha,
-        label_smoothing_factor=training.label_smoothing_factor,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        optim=training.optim,
-        seed=training.seed,
-        data_seed=training.seed,
-        train_sampling_strategy=training.train_sampling_strategy,
-        gradient_checkpointing=checkpointing,
-        save_strategy=training.save_strategy,
-        save_steps=training.save_steps,
-        save_total_limit=training.save_total_limit,
-        eval_strategy=evaluation.eval_strategy if measured else "no",
-        eval_steps=evaluation.eval_steps,
-        load_best_model_at_end=evaluation.load_best_model_at_end and measured,
-        metric_for_best_model=f"eval_{evaluation.metric_for_best_model}",
-        greater_is_better=evaluation.metric_for_best_model in RISING,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # a loss that is not a number has to be seen
         report_to=list(dict.fromkeys(["tensorboard", config.tracking.report_to])),
         run_name=config.title or run.id,
         project=PROJECT,
-        disable_tqdm=True,
-        use_cpu=on_cpu,
-        bf16=dtype is torch.bfloat16 and not on_cpu,
-        fp16=dtype is torch.float16,
-        dataloader_pin_memory=not on_cpu,
+        **values,
     )
+
+
+def packing_values(config: Config) -> dict[str, Any]:
+    """What only SFTConfig takes."""
+    packing = config.training.packing
+    return {
+        "packing": packing,
+        "eval_packing": False,
+        "max_length": config.data.max_length if packing else None,
+        "dataset_kwargs": None if packing else {"skip_prepare_dataset": True},
+    }
+
+
+def trainer_values(config: Config, dtype: str, *, on_cpu: bool, measured: bool, checkpointing: bool) -> dict[str, Any]:
+    """What the configs of both methods take, as plain values: a run's script is made from the same."""
+    training, evaluation = config.training, config.evaluation
+    return {
+        **training.model_dump(include=SAME_NAME),
+        "data_seed": training.seed,
+        "gradient_checkpointing": checkpointing,
+        "per_device_eval_batch_size": evaluation.per_device_eval_batch_size,
+        "eval_strategy": evaluation.eval_strategy if measured else "no",
+        "eval_steps": evaluation.eval_steps,
+        "load_best_model_at_end": evaluation.load_best_model_at_end and measured,
+        "metric_for_best_model": f"eval_{evaluation.metric_for_best_model}",
+        "greater_is_better": evaluation.metric_for_best_model in RISING,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a loss that is not a number has to be seen
+        "disable_tqdm": True,
+        "use_cpu": on_cpu,
+        "bf16": dtype == "bfloat16" and not on_cpu,
+        "fp16": dtype == "float16",
+        "dataloader_pin_memory": not on_cpu,
+    }
 
 
 def studio_card(config: Config, run: RunFolder, dtype: torch.dtype, prompt_style: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import mmap
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from datasets.table import InMemoryTable
-from peft.optimizers import create_loraplus_optimizer
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
@@ -32,9 +31,9 @@ from lora_studio.engine.first_weights import save_as_difference
 from lora_studio.engine.label_metrics import LabelMeter
 from lora_studio.engine.lengthening import follow_schedule
 from lora_studio.engine.load import CARD
+from lora_studio.engine.standalone import EpochOrder, loraplus_optimizer
 from lora_studio.workspace import RunFolder, write_atomically
 
-POOL_BATCHES = 50
 AS_TRAINED = "as_trained"
 """Folder of a checkpoint with the weights to resume from, where those that are handed out differ from them."""
 
@@ -87,49 +86,6 @@ def hand_out(
     run.unfinished_adapter.rename(run.adapter)
 
 
-def length_grouped(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[int]:
-    """Every index once, so that each batch holds rows of like length and the batches come in random order.
-
-    The batch with the longest row is first: too little memory shows at once and not after an hour.
-    """
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    pool = batch_size * max(1, min(POOL_BATCHES, len(order) // (4 * batch_size)))
-    batches = []
-    for start in range(0, len(order), pool):
-        rows = sorted(order[start : start + pool], key=lambda row: lengths[row])
-        batches += [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
-    short = [batch for batch in batches if len(batch) < batch_size]  # at most one, and it has to be the last
-    whole = [batch for batch in batches if len(batch) == batch_size]
-    whole = [whole[position] for position in torch.randperm(len(whole), generator=generator).tolist()]
-    if whole:
-        longest = max(range(len(whole)), key=lambda position: max(lengths[row] for row in whole[position]))
-        whole[0], whole[longest] = whole[longest], whole[0]
-    return [row for batch in [*whole, *short] for row in batch]
-
-
-class EpochOrder(torch.utils.data.Sampler[int]):
-    """The rows of an epoch in an order that seed and epoch alone decide; `lengths` groups rows of like length."""
-
-    def __init__(self, rows: int, batch_size: int, seed: int, lengths: Sequence[int] | None) -> None:
-        self.rows = rows
-        self.batch_size = batch_size
-        self.seed = seed
-        self.lengths = lengths
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.lengths is None:
-            return iter(torch.randperm(self.rows, generator=generator).tolist())
-        return iter(length_grouped(self.lengths, self.batch_size, generator))
-
-
 class Ways(Trainer):
     """What the trainers of both methods do our way; stands before trl's class among the bases.
 
@@ -166,15 +122,7 @@ class Ways(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.loraplus_lr_ratio is None or self.optimizer is not None:
             return super().create_optimizer(model)
-        adapted: Any = self.model
-        cls, settings = self.get_optimizer_cls_and_kwargs(self.args, adapted)
-        self.optimizer = create_loraplus_optimizer(
-            adapted,
-            cls,
-            loraplus_lr_ratio=self.loraplus_lr_ratio,
-            loraplus_weight_decay=self.args.weight_decay,
-            **settings,
-        )
+        self.optimizer = loraplus_optimizer(self, self.loraplus_lr_ratio)
         return self.optimizer
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:

@@ -51,6 +51,6 @@ def texts_in(folder: Path) -> dict[str, str]:
     """All text files below a folder by their path in it."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix not in (".safetensors", ".zip"):
+        if path.is_file() and path.suffix not in (".safetensors", ".zip", ".parquet"):
             found[str(path.relative_to(folder))] = path.read_text(encoding="utf-8")
     return found

@@ -10,10 +10,11 @@ from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.report import logging_interval
+from lora_studio.engine.standalone import EpochOrder, length_grouped
 from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.engine.train import mean_loss, trainer_settings
-from lora_studio.engine.trainer import EpochOrder, StudioTrainer, as_dataset, length_grouped
+from lora_studio.engine.trainer import StudioTrainer, as_dataset
 from lora_studio.events import StepLogged, Warned
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import RunFolder

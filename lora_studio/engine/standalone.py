@@ -1,0 +1,203 @@
+"""Trains the adapter of one LoRA Studio run again, with nothing but transformers, peft, trl and datasets.
+
+`python train.py` reads what lies beside it: settings.json (every setting, by the names of those libraries), rows in
+train.parquet (the tokens and labels of each row, in the order of the run), the tokenizer, and the losses of the run,
+which it compares its own with. On the same kind of machine with the same versions (requirements.txt) they are equal.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    EarlyStoppingCallback,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTConfig, SFTTrainer
+
+HERE = Path(__file__).resolve().parent
+IGNORED, POOL_BATCHES = -100, 50
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def length_grouped(lengths: list[int], batch_size: int, generator: torch.Generator) -> list[int]:
+    """Every row once: rows of like length share a batch, batches come in random order, the longest row is in the first.
+
+    A batch that is not full can only be the last.
+    """
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    pool = batch_size * max(1, min(POOL_BATCHES, len(order) // (4 * batch_size)))
+    batches = []
+    for start in range(0, len(order), pool):
+        rows = sorted(order[start : start + pool], key=lambda row: lengths[row])
+        batches += [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    short = [batch for batch in batches if len(batch) < batch_size]
+    whole = [batch for batch in batches if len(batch) == batch_size]
+    whole = [whole[position] for position in torch.randperm(len(whole), generator=generator).tolist()]
+    if whole:
+        longest = max(range(len(whole)), key=lambda position: max(lengths[row] for row in whole[position]))
+        whole[0], whole[longest] = whole[longest], whole[0]
+    return [row for batch in [*whole, *short] for row in batch]
+
+
+class EpochOrder(torch.utils.data.Sampler[int]):
+    """The rows of an epoch in an order that seed and epoch alone decide."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int, lengths: list[int] | None) -> None:
+        self.rows, self.batch_size, self.seed, self.lengths, self.epoch = rows, batch_size, seed, lengths, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.lengths is None:
+            return iter(torch.randperm(self.rows, generator=generator).tolist())
+        return iter(length_grouped(self.lengths, self.batch_size, generator))
+
+
+def loraplus_optimizer(trainer: Any, ratio: float) -> torch.optim.Optimizer:
+    """LoRA+ (arXiv:2402.12354): the B matrices learn `ratio` times faster than the A matrices."""
+    kind, settings = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+    decay = trainer.args.weight_decay
+    return create_loraplus_optimizer(
+        trainer.model, kind, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay, **settings
+    )
+
+
+class Trainer(SFTTrainer):
+    """trl's trainer with the run's order of rows; a validation loss is the mean over trained tokens."""
+
+    def __init__(self, *, loraplus_lr_ratio: float | None, **kwargs: Any) -> None:
+        self.loraplus_lr_ratio = loraplus_lr_ratio
+        self.packing = kwargs["args"].packing
+        self._nats, self._tokens = 0.0, 0
+        super().__init__(**kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
+        grouped = self.args.train_sampling_strategy == "group_by_length" and not self.packing
+        lengths = [len(ids) for ids in rows["input_ids"]] if grouped else None
+        return EpochOrder(len(rows), self.args.train_batch_size, self.args.seed, lengths)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.loraplus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        self.optimizer = loraplus_optimizer(self, self.loraplus_lr_ratio)
+        return self.optimizer
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        found = super().prediction_step(model, inputs, *args, **kwargs)
+        trained = int((inputs["labels"][..., 1:] != IGNORED).sum())
+        self._nats += float(found[0]) * trained
+        self._tokens += trained
+        return found
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        self._nats, self._tokens = 0.0, 0
+        smoother, self.label_smoother = self.label_smoother, None
+        with torch.random.fork_rng():  # measuring leaves the random numbers of training alone
+            output = super().evaluation_loop(*args, **kwargs)
+        self.label_smoother = smoother
+        measured = {**(output.metrics or {}), "eval_loss": self._nats / max(self._tokens, 1)}
+        return output._replace(metrics=measured)
+
+
+def load_model(settings: dict[str, Any], base: str) -> Any:
+    """The base as the run loaded it, with the run's adapter at its beginning."""
+    how = settings["base"]
+    quantized = dict(how["quantization"] or {})
+    if "bnb_4bit_compute_dtype" in quantized:
+        quantized["bnb_4bit_compute_dtype"] = DTYPES[quantized["bnb_4bit_compute_dtype"]]
+    device = "cpu" if settings["training"]["use_cpu"] else 0
+    set_seed(settings["training"]["seed"])
+    model = AutoModelForCausalLM.from_pretrained(
+        base,
+        revision=how["revision"],
+        dtype=DTYPES[how["dtype"]],
+        device_map={"": device},
+        quantization_config=BitsAndBytesConfig(**quantized) if quantized else None,
+        attn_implementation=how["attn_implementation"],
+        use_safetensors=True,
+    )
+    torch.manual_seed(settings["training"]["seed"])
+    lora = LoraConfig(task_type="CAUSAL_LM", **settings["lora"])
+    if (HERE / "start").is_dir():  # the run went on from this adapter
+        return PeftModel.from_pretrained(model, str(HERE / "start"), config=lora, is_trainable=True)
+    return get_peft_model(model, lora)
+
+
+def rows(name: str) -> Dataset | None:
+    path = HERE / f"{name}.parquet"
+    return Dataset.from_parquet(str(path)) if path.is_file() else None
+
+
+def compared(history: list[dict[str, Any]]) -> str:
+    """How far the losses are from those of the run."""
+    own = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+    known = json.loads((HERE / "losses.json").read_text(encoding="utf-8"))
+    both = [(own[int(step)], loss) for step, loss in known.items() if int(step) in own]
+    if not both:
+        return "No step has a loss in both, this and the run."
+    furthest = max(abs(one - other) for one, other in both)
+    return f"Compared at {len(both)} steps: losses differ from the run's by at most {furthest:.3g}."
+
+
+class StopAt(TrainerCallback):
+    """Ends the training after a step; the schedule stays that of the whole run."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.last and state.global_step >= self.last:
+            control.should_training_stop = True
+
+
+def main() -> None:
+    settings = json.loads((HERE / "settings.json").read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", default=settings["base"]["name"], help="the base model: a Hub id or a folder")
+    parser.add_argument("--out", default=str(HERE / "out"), help="where checkpoints and the adapter go")
+    parser.add_argument("--steps", type=int, default=0, help="end after so many steps; 0 goes through to the end")
+    given = parser.parse_args()
+    base = str(HERE / "base") if given.base == "base" and (HERE / "base").is_dir() else given.base
+    model, patience = load_model(settings, base), settings["patience"]
+    callbacks: list[TrainerCallback] = [StopAt(given.steps)]
+    if patience["early_stopping_patience"]:
+        callbacks.append(EarlyStoppingCallback(**patience))
+    trainer = Trainer(
+        model=model,
+        args=SFTConfig(output_dir=given.out, report_to="none", **settings["training"]),
+        train_dataset=rows("train"),
+        eval_dataset=rows("validation"),
+        processing_class=AutoTokenizer.from_pretrained(HERE / "tokenizer"),
+        callbacks=callbacks,
+        loraplus_lr_ratio=settings["loraplus_lr_ratio"],
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # trl makes a quantized model's adapter bf16, whose 8 bits lose small updates
+            parameter.data = parameter.data.float()
+    trainer.train()
+    trainer.save_model(f"{given.out}/adapter")
+    history = trainer.state.log_history
+    (Path(given.out) / "history.json").write_text(json.dumps(history, indent=2), encoding="utf-8")
+    print(compared(history))
+
+
+if __name__ == "__main__":
+    main()

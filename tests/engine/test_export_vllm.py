@@ -1,0 +1,54 @@
+"""The command for vLLM is right, quotes what comes from people, and adapters that vLLM can't serve are refused."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_studio.engine.export_vllm import max_rank, serve_arguments
+from lora_studio.errors import StudioError
+from lora_studio.workspace import RunFolder
+
+from .exporting import last_event, take_away
+
+
+@pytest.mark.parametrize(("rank", "allowed"), [(1, 1), (4, 8), (16, 16), (24, 32), (129, 256), (300, 320), (512, 512)])
+def test_the_rank_is_the_least_that_vllm_takes(rank: int, allowed: int) -> None:
+    assert max_rank({"r": rank}) == allowed
+
+
+@pytest.mark.parametrize(
+    "settings", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"r": 600}], ids=str
+)
+def test_what_vllm_cannot_serve_is_refused_with_a_way_out(settings: dict[str, Any]) -> None:
+    with pytest.raises(StudioError, match=r"merged model instead"):
+        max_rank({"r": 8, **settings})
+
+
+def test_names_are_quoted_for_the_shell() -> None:
+    evil = "/models/$(touch x); rm -rf ~ 'q"
+    command = serve_arguments(evil, "a", rank=8, revision="`x`", max_model_len=None, template=False)
+    assert shlex.split(command)[:5] == ["vllm", "serve", evil, "--revision", "`x`"]
+
+
+def test_the_folder_serves_itself_wherever_it_is_put(trained: RunFolder) -> None:
+    folder = take_away(
+        trained, "vllm", base_name="Owner/Tiny", served_name="$(whoami) paint", max_model_len=128, trial=False
+    )
+    assert last_event(folder).state == "done", last_event(folder).message
+    script = (folder.result / "serve.sh").read_text(encoding="utf-8")
+    command = shlex.split(script.splitlines()[-1])
+    assert command == [
+        *("exec", "vllm", "serve", "Owner/Tiny", "--enable-lora", "--max-lora-rank", "8"),
+        *("--lora-modules", "whoami-paint=./adapter", "--max-model-len", "128"),
+        *("--chat-template", "./adapter/chat_template.jinja"),
+    ]
+    adapter = folder.result / "adapter"
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "Owner/Tiny"
+    assert (adapter / "adapter_model.safetensors").read_bytes() == (
+        trained.adapter / "adapter_model.safetensors"
+    ).read_bytes()
+    assert shlex.split(folder.read_result()["command"]) == ["sh", str(folder.result / "serve.sh")]
+    assert Path(folder.result / "serve.sh").stat().st_mode & 0o100
