@@ -21,6 +21,7 @@ FREE = ("lora_dropout", "init_lora_weights")
 
 def adapter_folder(workspace: Workspace, name: str) -> Path:
     """The folder of an adapter named by itself, by its run, or by a run's checkpoint."""
+    workspace.check_path(name)
     path = Path(name).expanduser()
     if (path / SETTINGS_FILE).is_file():
         return path.resolve()
@@ -58,13 +59,22 @@ class NamedAdapter:
 def named_adapter(workspace: Workspace, name: str) -> NamedAdapter:
     """The adapter of a run, RUN/checkpoint-N or folder, with its title. Raises `StudioError` unless it is safe LoRA."""
     folder = adapter_folder(workspace, name)
-    read_settings(folder)
+    for base in bases_of(folder):
+        workspace.check_path(base)
     run = folder.parent if folder.parent.parent == workspace.runs_folder else folder.parent.parent
     inside = run.parent == workspace.runs_folder
     title = str(RunFolder(run).read_facts()["title"]) if inside else folder.name
     if inside and folder.name.startswith("checkpoint-"):
         title += f", step {folder.name.rpartition('-')[2]}"
     return NamedAdapter(title, folder, run.name if inside else "")
+
+
+def bases_of(folder: Path) -> list[str]:
+    """What an adapter's own files say of the base that it belongs on. Raises `StudioError` unless it is safe LoRA."""
+    settings = read_settings(folder)
+    card = folder / CARD_FILE
+    said = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    return [str(found) for found in (said.get("base_model"), settings.get("base_model_name_or_path")) if found]
 
 
 def continued(config: Config, workspace: Workspace) -> Config:

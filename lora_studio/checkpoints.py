@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
-from lora_studio.workspace import RunFolder, bytes_in, step_of
+from lora_studio.files import bytes_in
+from lora_studio.workspace import RunFolder, step_of
 
 # Loading a pickle runs what is in it, and who only uses an adapter needs none of these.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")

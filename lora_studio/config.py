@@ -240,3 +240,14 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     generation: Generation = Generation()
+
+
+def files_of(config: Config) -> dict[str, str | None]:
+    """What a config names of files, folders and the Hub, by the names that requests to a child process use."""
+    return {
+        "train_file": config.data.train_file,
+        "validation_file": config.data.validation_file,
+        "model": config.model.name,
+        "revision": config.model.revision,
+        "adapter": config.model.adapter_name_or_path,
+    }

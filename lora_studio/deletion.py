@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_studio.events import RunState
-from lora_studio.workspace import Workspace, bytes_in
+from lora_studio.files import bytes_in
+from lora_studio.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,7 @@ def make_request(
         raise StudioError(
             f"{len(names)} adapters are chosen.", f"Choose one to {MOST_ADAPTERS}: they answer together with the base."
         )
+    workspace.check_path(data)
     columns = [_column(workspace, name, number) for number, name in enumerate(names, 1)]
     chosen, origin = parse({"evaluation": {"labels": labels}}).evaluation.label_names, "they were named"
     if not chosen:
@@ -180,7 +181,7 @@ def _labels_of(workspace: Workspace, columns: Sequence[Column]) -> tuple[str, ..
 
 def folders(workspace: Workspace) -> JobFolders[EvaluationFolder]:
     """Where evaluations are kept."""
-    return JobFolders(workspace.evaluations_folder, EvaluationFolder, "evaluation")
+    return JobFolders(workspace, workspace.evaluations_folder, EvaluationFolder, "evaluation")
 
 
 def create(workspace: Workspace, request: Request) -> EvaluationFolder:

@@ -78,7 +78,7 @@ class Request:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Request":
-        return cls(**{name: value for name, value in values.items() if name != "created"})
+        return cls(**{name: value for name, value in values.items() if name not in ("created", "maker")})
 
 
 class ExportFolder(RunFolder):
@@ -111,7 +111,7 @@ class ExportFolder(RunFolder):
 
 def folders(workspace: Workspace) -> JobFolders[ExportFolder]:
     """Where exports are kept."""
-    return JobFolders(workspace.exports_folder, ExportFolder, "export")
+    return JobFolders(workspace, workspace.exports_folder, ExportFolder, "export")
 
 
 def target_of(name: str) -> Target:
@@ -158,6 +158,7 @@ def make_request(
             "Name a run, or choose another form.",
         )
     chosen = checked(target, settings or {})
+    workspace.check_path(out or "")
     place = str(_free_place(Path(out).expanduser().absolute())) if out else ""
     title = f"{found.title}: {target.title}"
     return Request(title, target.name, adapter, str(found.folder), found.run, chosen.model_dump(), place, trial)

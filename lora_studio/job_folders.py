@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lora_studio.errors import StudioError
-from lora_studio.workspace import RunFolder, write_atomically
+from lora_studio.workspace import RunFolder, Workspace, write_atomically
 
 Folder = TypeVar("Folder", bound=RunFolder)
 
 
 @dataclass(frozen=True)
 class JobFolders(Generic[Folder]):
-    """The folders of one kind of job under `parent`; `noun` is what a person calls one."""
+    """The folders of one kind of job under `parent`; `noun` is what a person calls one.
 
+    Of those of `workspace` only what it shows is found.
+    """
+
+    workspace: Workspace
     parent: Path
     kind: Callable[[Path], Folder]
     noun: str
@@ -31,11 +35,16 @@ class JobFolders(Generic[Folder]):
         """A new folder, named by time and four random letters, with what was asked for."""
         folder = self.kind(self.parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
         folder.path.mkdir(parents=True)
-        write_atomically(folder.facts, json.dumps({"created": time.time(), **facts}, indent=2))
+        made = {"created": time.time(), "maker": self.workspace.maker}
+        write_atomically(folder.facts, json.dumps({**made, **facts}, indent=2))
         return folder
 
     def all(self) -> list[Folder]:
-        """Every one, newest first."""
+        """Every one that is shown, newest first."""
+        return [folder for folder in self.everybodys() if self.workspace.shows(folder)]
+
+    def everybodys(self) -> list[Folder]:
+        """Every one, whoever made it, newest first."""
         if not self.parent.is_dir():
             return []
         names = sorted(os.listdir(self.parent), reverse=True)

@@ -11,12 +11,13 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import StudioError
+from lora_studio.files import numbered, same_content
 
 DEMO_MODEL = "demo"
 _CACHE = "cache"
@@ -66,22 +67,6 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def bytes_in(folder: Path) -> int:
-    """Bytes of all files below a folder; what is deleted while it is counted does not count."""
-    total, folders = 0, [str(folder)]
-    while folders:
-        try:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    else:
-                        total += entry.stat(follow_symlinks=False).st_size
-        except FileNotFoundError:
-            continue
-    return total
 
 
 def safe_name(name: str, fallback: str = "file") -> str:
@@ -188,7 +173,11 @@ class RunFolder:
 
 
 class Workspace:
-    """Uploads, runs and drafts under one root folder, made where missing."""
+    """Uploads, runs and drafts under one root folder, made where missing.
+
+    Whoever has it sees all of it and may name any file of the machine; what a visitor with a login of their own sees of
+    it is a `VisitedWorkspace`.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
@@ -200,6 +189,40 @@ class Workspace:
     def find(cls, given: str | None = None) -> "Workspace":
         """The workspace named, else that of LORA_STUDIO_HOME, else ./workspace."""
         return cls(Path(given or os.environ.get("LORA_STUDIO_HOME") or "workspace"))
+
+    @property
+    def whole(self) -> "Workspace":
+        """The workspace with nothing hidden, for those who look after the machine."""
+        return self
+
+    def as_now(self) -> "Workspace":
+        """The same, for the one who is answered now, also after the answer was given."""
+        return self
+
+    @property
+    def own(self) -> Path:
+        """The folder of what is one person's: uploads, drafts, presets, prompts, votes."""
+        return self.root
+
+    @property
+    def maker(self) -> str:
+        """Who makes what is made now; empty where nobody is told apart."""
+        return ""
+
+    @property
+    def owned(self) -> bool:
+        """Whether it is the owner who is answered now."""
+        return True
+
+    def shows(self, folder: RunFolder) -> bool:
+        """Whether a run or an evaluation is for whoever is answered now."""
+        return True
+
+    def check_path(self, name: str) -> None:
+        """Raises `StudioError` where a name leads to files that may not be read by whoever is answered now."""
+
+    def check_request(self, params: Mapping[str, Any]) -> None:
+        """The same for all names among the parameters of a request to a child process."""
 
     @property
     def runs_folder(self) -> Path:
@@ -217,22 +240,22 @@ class Workspace:
 
     @property
     def uploads_folder(self) -> Path:
-        return self.root / "uploads"
+        return self.own / "uploads"
 
     @property
     def adapters_folder(self) -> Path:
         """Adapters from elsewhere: uploaded, or fetched from the Hub."""
-        return self.root / "adapters"
+        return self.own / "adapters"
 
     @property
     def prompt_sets_folder(self) -> Path:
         """Prompts that a person keeps to ask again and again."""
-        return self.root / "prompts"
+        return self.own / "prompts"
 
     @property
     def votes(self) -> Path:
         """What a person found better without knowing whose answer it was, one vote a line."""
-        return self.root / "votes.jsonl"
+        return self.own / "votes.jsonl"
 
     @property
     def logs_folder(self) -> Path:
@@ -242,7 +265,7 @@ class Workspace:
     @property
     def drafts_folder(self) -> Path:
         """What a person typed and did not send yet: the form, the conversation."""
-        return self.root / "drafts"
+        return self.own / "drafts"
 
     @property
     def downloads_folder(self) -> Path:
@@ -267,7 +290,7 @@ class Workspace:
     @property
     def presets_folder(self) -> Path:
         """Presets that the user saved."""
-        return self.root / "presets"
+        return self.own / "presets"
 
     @property
     def queue(self) -> Path:
@@ -285,7 +308,8 @@ class Workspace:
             except FileExistsError:
                 continue
             write_atomically(run.config, config_yaml)
-            write_atomically(run.facts, json.dumps({"title": title, "created": time.time(), **facts}, indent=2))
+            made = {"title": title, "created": time.time(), "maker": self.maker}
+            write_atomically(run.facts, json.dumps({**made, **facts}, indent=2))
             return run
         raise StudioError("No new run folder could be made.", f"Look at {self.runs_folder}.")
 
@@ -328,24 +352,24 @@ class Workspace:
     def save_upload(self, source: Path, name: str | None = None) -> Path:
         """Copies a file into the workspace under a safe name; a different file of that name is never overwritten."""
         wanted = safe_name(name or source.name)
-        for candidate in _numbered(self.uploads_folder / wanted):
+        for candidate in numbered(self.uploads_folder / wanted):
             if not candidate.exists():
                 shutil.copyfile(source, candidate)
                 return candidate
-            if _same_content(candidate, source):
+            if same_content(candidate, source):
                 return candidate
-        raise AssertionError("unreachable: _numbered never ends")
+        raise AssertionError("unreachable: numbered never ends")
 
     def save_uploads(self, sources: Sequence[Path]) -> Path:
         """Copies files that belong together into a new folder of the workspace; a single file stands by itself."""
         if len(sources) == 1:
             return self.save_upload(sources[0])
         name = f"{safe_name(sources[0].stem)}-and-{len(sources) - 1}-more"
-        folder = next(path for path in _numbered(self.uploads_folder / name) if not path.exists())
+        folder = next(path for path in numbered(self.uploads_folder / name) if not path.exists())
         folder.mkdir()
         for source in sources:
             wanted = folder / safe_name(source.name)
-            shutil.copyfile(source, next(path for path in _numbered(wanted) if not path.exists()))
+            shutil.copyfile(source, next(path for path in numbered(wanted) if not path.exists()))
         return folder
 
     def uploads(self) -> list[Path]:
@@ -363,21 +387,3 @@ class Workspace:
     def write_draft(self, name: str, value: Any) -> None:
         """Keeps a JSON value so that a reload or restart brings it back."""
         write_atomically(self.drafts_folder / f"{safe_name(name)}.json", json.dumps(value, ensure_ascii=False))
-
-
-def _numbered(path: Path) -> Iterator[Path]:
-    yield path
-    number = 2
-    while True:
-        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
-        number += 1
-
-
-def _same_content(first: Path, second: Path, block: int = 1 << 20) -> bool:
-    if first.stat().st_size != second.stat().st_size:
-        return False
-    with first.open("rb") as one, second.open("rb") as two:
-        while chunk := one.read(block):
-            if chunk != two.read(block):
-                return False
-    return True

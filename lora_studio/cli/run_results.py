@@ -10,12 +10,13 @@ from lora_studio.cli.terminal import age, duration, print_json, say, table
 from lora_studio.comparison import differences, results
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
+from lora_studio.files import bytes_in
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.labels import Labels, read_labels, tags_of, write_labels
 from lora_studio.metrics_csv import to_csv
 from lora_studio.overview import overview
 from lora_studio.parsing import parse, read_yaml
-from lora_studio.workspace import RunFolder, Workspace, bytes_in
+from lora_studio.workspace import RunFolder, Workspace
 
 ACTIONS = ("tag", "note", "compare", "csv")
 HEAD = ("run", "state", "step", "loss", "eval loss", "best", "time", "MB", "made", "tags")

@@ -17,7 +17,8 @@ from lora_studio.engine.load import read_card
 from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState, Warned, fold, from_line
-from lora_studio.workspace import RunFolder, bytes_in, model_source, safe_name
+from lora_studio.files import bytes_in
+from lora_studio.workspace import RunFolder, model_source, safe_name
 
 BLOCK, LOOK_SECONDS = 1 << 22, 0.5
 

@@ -24,7 +24,8 @@ from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
 from lora_studio.events import RunStarted
 from lora_studio.exports import ExportFolder, Request, check_space, target_of
-from lora_studio.workspace import RunFolder, Workspace, bytes_in, write_atomically
+from lora_studio.files import bytes_in
+from lora_studio.workspace import RunFolder, Workspace, write_atomically
 
 if TYPE_CHECKING:
     from lora_studio.engine.export_work import Outcome

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -79,7 +79,12 @@ class Session:
     def inspect(self, request: Request) -> dict[str, Any]:
         """Looks at a data file as training would. Parameters: model, revision, cache_folder, those of `Look`
         and those of prepare()."""
-        params = dict(request.params)
+        prepared, look = self._have(request, request.params)
+        return _named(describe(prepared, look, _progress(request)))
+
+    def _have(self, request: Request, wanted: Mapping[str, Any]) -> tuple[Prepared, Look]:
+        """The data of these parameters of `inspect`, prepared now unless they are what was prepared last."""
+        params = dict(wanted)
         model, revision = params.pop("model", "demo"), params.pop("revision", None)
         look = Look(**{field.name: params.pop(field.name) for field in fields(Look) if field.name in params})
         length, cut = params.pop("max_length", 1024), params.pop("truncation", "keep_answer")
@@ -91,11 +96,7 @@ class Session:
             rows = len(sample.conversations)
             request.answer("progress", phase="sample", done=rows, total=0, sample=_named(describe(sample, look)))
 
-        def progress(phase: str, done: int, total: int) -> None:
-            if request.stopped.is_set():
-                raise StudioError("The look at the data was stopped.", "Look again to start anew.")
-            request.progress(phase, done, total)
-
+        progress = _progress(request)
         if self._prepared is None or key != self._prepared_for:
             request.progress("tokenizer")
             tokenizer = self._tokenizer(model, revision)
@@ -116,7 +117,15 @@ class Session:
             self._prepared_for = key
         elif (length, cut) != (self._prepared.settings.max_length, self._prepared.settings.truncation):
             self._prepared = recut(self._prepared, max_length=length, truncation=cut, report=progress)
-        return _named(describe(self._prepared, look, progress))
+        return self._prepared, look
+
+    def _meant(self, request: Request) -> Prepared:
+        """The data that a request is about: those of its parameter `of`, else those last inspected."""
+        if request.params.get("of"):
+            return self._have(request, request.params["of"])[0]
+        if self._prepared is None:
+            raise StudioError("No data has been looked at yet.", "Choose a file first.")
+        return self._prepared
 
     def try_reading(self, request: Request) -> dict[str, Any]:
         """What a mapping makes of the first rows, before the file is read by it. Parameters: train_file, mapping."""
@@ -127,16 +136,12 @@ class Session:
         return tried(self._first, request.params.get("mapping"))
 
     def preview(self, request: Request) -> dict[str, Any]:
-        """One row of the data last inspected, from record to trained tokens. Parameters: row_index, window."""
-        if self._prepared is None:
-            raise StudioError("No data has been looked at yet.", "Choose a file first.")
-        return preview(self._prepared, int(request.params["row_index"]), request.params.get("window"))
+        """One row of inspected data, from record to trained tokens. Parameters: row_index, window, and `of`."""
+        return preview(self._meant(request), int(request.params["row_index"]), request.params.get("window"))
 
     def save_bad_rows(self, request: Request) -> dict[str, Any]:
-        """Writes all bad rows of the data last inspected into a file. Parameters: path."""
-        if self._prepared is None:
-            raise StudioError("No data has been looked at yet.", "Choose a file first.")
-        return {"rows": save_bad_rows(self._prepared, Path(request.params["path"]))}
+        """Writes all bad rows of inspected data into a file. Parameters: path, and `of`."""
+        return {"rows": save_bad_rows(self._meant(request), Path(request.params["path"]))}
 
     def look_at_first(self, request: Request) -> dict[str, Any]:
         """The first rows as training would see them. Parameters: model, revision, and those of prepare()."""
@@ -275,6 +280,17 @@ class Session:
         if (model, revision) not in self._tokenizers:
             self._tokenizers = {(model, revision): load_tokenizer(model, revision)}
         return self._tokenizers[model, revision]
+
+
+def _progress(request: Request) -> Callable[[str, int, int], None]:
+    """Tells how far a look at data is, until a stop is asked for."""
+
+    def progress(phase: str, done: int, total: int) -> None:
+        if request.stopped.is_set():
+            raise StudioError("The look at the data was stopped.", "Look again to start anew.")
+        request.progress(phase, done, total)
+
+    return progress
 
 
 def _stamps(name: str) -> list[tuple[str, int, int]]:

@@ -10,10 +10,11 @@ from transformers import PreTrainedTokenizerBase
 from lora_studio.config import Config
 from lora_studio.data.dataset import Prepared
 from lora_studio.events import RunState
+from lora_studio.files import bytes_in
 from lora_studio.health import diagnose, in_words
 from lora_studio.markdown import code, number, plain, prose, share, table
 from lora_studio.settings import flatten
-from lora_studio.workspace import RunFolder, bytes_in, write_atomically
+from lora_studio.workspace import RunFolder, write_atomically
 
 GIB = 1024**3
 HYPERPARAMETERS = (

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lora_studio.config import Config
+from lora_studio.config import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.hardware import devices
 from lora_studio.jobs.client import Session
@@ -18,6 +18,7 @@ def check_before_start(config: Config, workspace: Workspace, session: Session | 
 
     `busy` says that a run of ours holds the device until this one begins.
     """
+    workspace.check_request(files_of(config))
     machine = this_machine(devices()[0], workspace, busy=busy)
     if session is not None and not session.busy:
         return preflight(config, machine, _look(config, session))

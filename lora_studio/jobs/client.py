@@ -126,13 +126,21 @@ class _Child:
 
 
 class Session:
-    """One session child. Safe to use from many threads; requests are answered one after the other."""
+    """One session child. Safe to use from many threads; requests are answered one after the other.
+
+    `check` sees the parameters of every request before it is sent, and raises `StudioError` for what may not be asked.
+    """
 
     def __init__(
-        self, log_path: Path, env: Mapping[str, str] | None = None, command: Sequence[str] | None = None
+        self,
+        log_path: Path,
+        env: Mapping[str, str] | None = None,
+        command: Sequence[str] | None = None,
+        check: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self._log_path = log_path
         self._env = env
+        self._check = check
         self._command = list(command or python_module("lora_studio.engine.session"))
         self._child: _Child | None = None
         self._starting = threading.Lock()
@@ -168,6 +176,8 @@ class Session:
 
         Leaving the iteration early stops the request. Raises `StudioError` for an error answer and when the child died.
         """
+        if self._check is not None:
+            self._check(params)
         with self._one_request:
             child = self._living_child()
             request_id = next(self._ids)

@@ -52,9 +52,10 @@ class FolderJobs(Generic[Folder]):
             return [self._look(folder) for folder in self._folders.all()]
 
     def busy(self) -> str | None:
-        """Id of the one whose child is alive; None where none is."""
+        """Id of the one whose child is alive, whoever asked for it; None where none is."""
         with self._lock:
-            return next((state.id for state in self.all() if self._followers[state.id].alive), None)
+            states = [self._look(folder) for folder in self._folders.everybodys()]
+            return next((state.id for state in states if self._followers[state.id].alive), None)
 
     def exit_code(self, name: str) -> int | None:
         """How the child ended, where this process started it."""
@@ -63,9 +64,12 @@ class FolderJobs(Generic[Folder]):
 
     def _check_free(self) -> None:
         other = self.busy()
-        if other is not None:
-            title = self._followers[other].state.title
-            raise StudioError(f"The {self._folders.noun} {title} is going on.", "Wait for it, or stop it first.")
+        if other is None:
+            return
+        if other not in (folder.id for folder in self._folders.all()):
+            raise StudioError(f"Another visitor's {self._folders.noun} is going on.", "Wait for it.")
+        title = self._followers[other].state.title
+        raise StudioError(f"The {self._folders.noun} {title} is going on.", "Wait for it, or stop it first.")
 
     def _look(self, folder: Folder) -> RunState:
         self._launcher.collect()

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from lora_studio import __version__
 from lora_studio.adapter_source import continued
-from lora_studio.config import Config
+from lora_studio.config import Config, files_of
 from lora_studio.conflicts import machine_conflicts
 from lora_studio.errors import StudioError
 from lora_studio.events import Event, Extended, Finished, RunState, to_line
 from lora_studio.hardware import devices
 from lora_studio.jobs.follow import Follower, last_lines
 from lora_studio.jobs.launcher import Launcher, ask_to_stop, end_last_line, kill
-from lora_studio.jobs.waiting import Waiting, lock, moved, read_queue, write_queue
+from lora_studio.jobs.waiting import Waiting, lock, moved, passed, read_queue, write_queue
 from lora_studio.parsing import ConfigError, to_yaml
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, shipped_data
 
@@ -33,6 +33,8 @@ _RECORDED_VERSIONS = ("torch", "transformers", "peft", "trl", "datasets", "accel
 
 class Supervisor:
     """Looks after the runs of a workspace. Safe to use from many threads.
+
+    Whoever asks for a run that the workspace does not show them is told that there is none; the device is everybody's.
 
     A worker that was asked to stop is ended by force after `stop_seconds` where it has nothing to save yet, and after
     `save_seconds` where it trains: a step and a checkpoint of a large model take their time.
@@ -131,7 +133,8 @@ class Supervisor:
         While the background thread reads a workspace for the first time, those that it has read: `unread` are to come.
         """
         with self._lock:
-            followers = [self._followers[run.id] for run in self._refresh_all()]
+            shown = [run for run in self._refresh_all() if self._workspace.shows(run)]
+            followers = [self._followers[run.id] for run in shown]
             return [follower.in_short for follower in followers if follower.known or self._thread is None]
 
     @property
@@ -173,6 +176,7 @@ class Supervisor:
         """
         if problems := list(machine_conflicts(config, cuda=any(device.kind == "cuda" for device in devices()))):
             raise ConfigError(problems)
+        self._workspace.check_request(files_of(config))
         config = continued(with_absolute_paths(config), self._workspace)
         title = config.title or Path(config.data.train_file).stem
         facts = {
@@ -234,7 +238,10 @@ class Supervisor:
             entries = read_queue(self._workspace)
             if run.id not in [entry.run for entry in entries]:
                 raise StudioError(f"Run {run.id} does not wait in the queue.", "Only waiting runs have a place there.")
-            write_queue(self._workspace, moved(entries, run.id, places))
+            after = moved(entries, run.id, places)
+            if not all(self._workspace.shows(RunFolder(run.path.with_name(one.run))) for one in passed(entries, after)):
+                raise StudioError("The run beside it is another visitor's.", "Only the owner moves runs past others'.")
+            write_queue(self._workspace, after)
             self._revision += 1
 
     def delete(self, run_id: str) -> None:
@@ -312,7 +319,7 @@ class Supervisor:
 
     def _refresh_all(self) -> list[RunFolder]:
         """Brings every follower up to date and gives the runs, newest first."""
-        runs, queued = self._workspace.runs(), set(self.queue())
+        runs, queued = self._workspace.whole.runs(), set(self.queue())
         gone = self._followers.keys() - {run.id for run in runs}
         for run_id in gone:
             del self._followers[run_id]

@@ -53,3 +53,8 @@ def moved(entries: list[Waiting], run_id: str, places: int) -> list[Waiting]:
     others = [entry for entry in entries if entry.run != run_id]
     others.insert(max(0, at + places), entries[at])
     return others
+
+
+def passed(before: list[Waiting], after: list[Waiting]) -> list[Waiting]:
+    """The entries whose place a move changed."""
+    return [entry for entry, other in zip(before, after, strict=True) if entry != other]

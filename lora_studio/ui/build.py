@@ -9,10 +9,12 @@ import threading
 from types import FrameType
 
 import gradio as gr
+from gradio.context import LocalContext
 from starlette.middleware import Middleware
 from starlette.requests import Request
 
 from lora_studio import hardware
+from lora_studio.accounts import OWNER
 from lora_studio.errors import StudioError
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
@@ -33,9 +35,10 @@ from lora_studio.ui import (
     theme,
     train_tab,
 )
-from lora_studio.ui.door import RELOAD_WHEN_LOGGED_OUT, USER, Door
+from lora_studio.ui.door import PROGRAM_OF, RELOAD_WHEN_LOGGED_OUT, USER, Door
 from lora_studio.ui.run_words import status_line
 from lora_studio.ui.studio import Shared, Studio
+from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import Workspace
 
 TABS = (
@@ -95,7 +98,9 @@ def _keep_status(demo: gr.Blocks, status: gr.HTML, studio: Studio) -> None:
     shown = gr.State("")
 
     def refresh(before: str) -> tuple[object, object]:
-        line = status_line(studio.supervisor.runs(), studio.chat.running, studio.evaluations.busy() is not None)
+        runs, busy = studio.supervisor.runs(), studio.supervisor.busy()
+        elses = busy is not None and busy not in {run.id for run in runs}
+        line = status_line(runs, studio.chat.running, studio.evaluations.busy() is not None, elses)
         return (gr.skip(), gr.skip()) if line == before else (line, line)
 
     timer = gr.Timer(2)
@@ -125,16 +130,32 @@ def _open_tab_of_address(demo: gr.Blocks, tabs: gr.Tabs) -> None:
     demo.load(choose, asked, tabs, js="() => window.askedTab", show_progress="hidden", api_visibility="private")
 
 
+def make_studio(workspace: Workspace, serving: Serving) -> Studio:
+    """The studio behind the page: whole for whoever sits at this machine, else what each visitor may see of it."""
+    if not serving.trusts_visitors:
+        owner = serving.accounts.owner if serving.accounts else OWNER
+        several = serving.accounts is not None and serving.accounts.several
+        asking = visitor if several else lambda: owner
+        workspace = VisitedWorkspace(workspace, asking, owner, serving.folders)
+    return Studio(
+        workspace=workspace,
+        supervisor=Supervisor(workspace),
+        inspector=Session(workspace.logs_folder / "inspect.log", check=workspace.check_request),
+        chat=Session(workspace.logs_folder / "chat.log", check=workspace.check_request),
+        serving=serving,
+    )
+
+
+def visitor() -> str:
+    """The name of the visitor whose event, or whose program, is being answered; empty outside of both."""
+    request = LocalContext.request.get(None)
+    return (request.username or "") if request is not None else PROGRAM_OF.get()
+
+
 def launch(workspace: Workspace, serving: Serving) -> None:
     """Serves the page until Ctrl-C or SIGTERM. Runs go on after it ends."""
     check_exposure(serving)
-    studio = Studio(
-        workspace=workspace,
-        supervisor=Supervisor(workspace),
-        inspector=Session(workspace.logs_folder / "inspect.log"),
-        chat=Session(workspace.logs_folder / "chat.log"),
-        serving=serving,
-    )
+    studio = make_studio(workspace, serving)
     studio.supervisor.start()
     signal.signal(signal.SIGTERM, _leave)
     try:

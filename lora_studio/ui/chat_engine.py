@@ -64,7 +64,9 @@ class Engine:
     def run(self) -> str | None:
         """Title of the run that trains now."""
         busy = [run for run in self._supervisor.runs() if run.state in ("running", "stopping")]
-        return (busy[0].title or busy[0].id) if busy else None
+        if busy:
+            return busy[0].title or busy[0].id
+        return "another visitor's run" if self._supervisor.busy() else None
 
     def load(self, who: str, wanted: Wanted, *, insist: bool = False) -> Answers:
         """Brings base and adapters into memory; yields {"kind": "status", "words": markup} meanwhile."""

@@ -207,6 +207,7 @@ class Chat:
         """Asks each column its question. A failed or stopped answer keeps what was said; without any, the column is as
         it was `before`, and a new question comes back."""
         p, names = self.parts, list(questions)
+        workspace = self.studio.workspace.as_now()  # what is kept at the end is kept for whoever asked
         chosen = self.chosen(talk)
         own = chosen[0].card().system_prompt
         talk.sampling, talk.system = self.checked(sampling), None if system == own else system
@@ -225,7 +226,7 @@ class Chat:
             yield self._idle() | back | {p.board: self.board(talk), p.status: said(error)}
         finally:
             _take_back(talk, names, before)
-            self.keep(who, talk)
+            dialogue.write_talk(workspace, who, talk)
 
     def _carry(
         self, who: str, talk: Talk, names: Sequence[str], chosen: Sequence[Choice], answers: Iterator[dict[str, Any]]

@@ -51,8 +51,15 @@ def sources(workspace: Workspace) -> list[tuple[str, str]]:
     return uploads + shipped
 
 
-def is_there(name: str) -> bool:
-    """Whether a name can mean data: a set that comes with the studio, files, a folder, a pattern, a set of the Hub."""
+def is_there(name: str, workspace: Workspace) -> bool:
+    """Whether a name can mean data: a set that comes with the studio, files, a folder, a pattern, a set of the Hub.
+
+    Of files that may not be read it is not told whether they are there.
+    """
+    try:
+        workspace.check_path(name)
+    except StudioError:
+        return False
     if name in shipped_data() or is_hub_name(name):
         return True
     path = Path(name).expanduser()
@@ -68,9 +75,9 @@ def remembered(workspace: Workspace) -> dict[str, Any]:
     draft = workspace.read_draft(CHOICE)
     if isinstance(draft, dict) and isinstance(draft.get("settings"), dict):
         values |= {path: value for path, value in draft["settings"].items() if path in values}
-    if not is_there(str(values["data.train_file"])):
+    if not is_there(str(values["data.train_file"]), workspace):
         values["data.train_file"], values[MAPPING] = DEFAULTS["data.train_file"], None
-    if values["data.validation_file"] and not is_there(str(values["data.validation_file"])):
+    if values["data.validation_file"] and not is_there(str(values["data.validation_file"]), workspace):
         values["data.validation_file"] = None
     return values
 

@@ -6,6 +6,7 @@ a cookie that no script can read, and hands the name on as `scope["user"]`. Prog
 
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -33,6 +34,10 @@ RELOAD_WHEN_LOGGED_OUT = (
 )
 
 
+PROGRAM_OF: ContextVar[str] = ContextVar("program_of", default="")
+"""The visitor for whom the program asks whose request is being answered."""
+
+
 class Door:
     """ASGI middleware around the whole server."""
 
@@ -49,6 +54,8 @@ class Door:
             await send({"type": "websocket.close", "code": 1008})
             return
         answer = await self._answer(Request(scope, receive))
+        if scope["path"].startswith(PROGRAMS):
+            PROGRAM_OF.set(scope.get(USER) or "")
         await (answer or self._app)(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response | None:

@@ -57,6 +57,8 @@ def build(studio: Studio, adapters: gr.Dropdown) -> None:
 
 def words_for(studio: Studio, names: list[str] | None, tasks: str) -> list[str]:
     """The command's words for the first adapter that is chosen. Raises `StudioError` where there is none."""
+    if not studio.workspace.owned:
+        raise StudioError("Public benchmarks are the owner's to run.", "They fetch from the Hub and run for hours.")
     if not names:
         raise StudioError("No adapter is chosen.", "Choose one above: its command appears here.")
     folder = adapter_folder(studio.workspace, names[0])

@@ -162,7 +162,8 @@ def start_one(studio: Studio, watching: Board, chosen: dict[str, Any]) -> View:
     if not chosen["adapters"]:
         raise StudioError("No adapter is chosen.", "Train one on the Train tab; its first checkpoint can be evaluated.")
     data = str(chosen["data"] or "").strip()
-    if not is_there(data):
+    studio.workspace.check_path(data)
+    if not is_there(data, studio.workspace):
         raise StudioError(f"There is no test data {data!r}.", "Choose a file from the list, or type a file's path.")
     request = make_request(
         studio.workspace,

@@ -112,12 +112,13 @@ Updates = dict[Any, Any]
 
 
 class Inspection:
-    """What the tab's events do. Keeps no state but whether a stop was asked for."""
+    """What the tab's events do. Keeps no state but who looks now, and whether a stop was asked for."""
 
     def __init__(self, studio: Studio, controls: Controls, view: View) -> None:
         self.studio, self.controls, self.view = studio, controls, view
         self.pages = Pages(view.pager, self._preview)
         self._stopping = False
+        self._looking = ""  # the visitor whose file is being read
 
     def keep_upload(self, paths: list[str] | None) -> Updates:
         """Copies an upload into the workspace and chooses it; several files become a folder of their own."""
@@ -179,7 +180,7 @@ class Inspection:
     def _inspect(self, values: dict[str, Any], *, correcting: dict[str, Any] | None = None) -> Iterator[Updates]:
         """`correcting` is what was found with the reading that is to be changed: it stays where the new one fails."""
         c, v, workspace = self.controls, self.view, self.studio.workspace
-        self._stopping = False
+        self._stopping, self._looking = False, workspace.maker
         yield {
             v.status: gr.HTML(text.progress("Starting the reader"), visible=True),
             v.reading.said: gr.HTML("", visible=False),
@@ -233,8 +234,9 @@ class Inspection:
 
     def stop(self) -> None:
         """Ends the inspector's child: certain in every phase, and the next look starts a new one."""
-        self._stopping = True
-        self.studio.inspector.close()
+        if self._looking == self.studio.workspace.maker:
+            self._stopping = True
+            self.studio.inspector.close()
 
     def show(self, result: dict[str, Any], values: dict[str, Any]) -> Updates:
         """Everything that is known of a file."""
@@ -328,12 +330,10 @@ class Inspection:
         return downloads.link(target)
 
     def _ask(self, method: str, **params: Any) -> dict[str, Any]:
-        """The inspector keeps the last file in memory; one that was closed since has to read it again."""
-        inspector = self.studio.inspector
-        if not inspector.running:
-            draft = self.studio.workspace.read_draft(FOUND)
-            inspector.call("inspect", **request_of(draft["settings"], self.studio.workspace))
-        return inspector.call(method, **params)
+        """The inspector has a file in memory, which may be another visitor's by now: it is told which is meant."""
+        draft = self.studio.workspace.read_draft(FOUND)
+        wanted = request_of(draft["settings"], self.studio.workspace)
+        return self.studio.inspector.call(method, of=wanted, **params)
 
     def repaint(self) -> Updates:
         """After a reload: the last choice, and what was found for it."""

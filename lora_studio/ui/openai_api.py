@@ -6,6 +6,7 @@ Who may ask at all is the door's matter.
 
 import asyncio
 import contextlib
+import contextvars
 import itertools
 import json
 import threading
@@ -139,7 +140,8 @@ async def carried(engine: Engine, who: str, answers: Answers, request: Request) 
             pass
         handed.put_nowait(None)
 
-    threading.Thread(target=work, name=who, daemon=True).start()
+    whose = contextvars.copy_context()  # the thread asks for the same visitor
+    threading.Thread(target=whose.run, args=(work,), name=who, daemon=True).start()
     watching = asyncio.create_task(watch())
     try:
         while (answer := await handed.get()) is not None:

@@ -4,7 +4,7 @@ A run that was never started can be edited: it leaves the queue, and its setting
 """
 
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -16,6 +16,7 @@ from lora_studio.settings import flatten
 from lora_studio.ui import text
 from lora_studio.ui.run_section import QUIET, Look
 from lora_studio.ui.studio import Shared, Studio
+from lora_studio.workspace import RunFolder
 
 _PRESS = """
 element.addEventListener('click', event => {
@@ -66,13 +67,19 @@ def stamp(look: Look) -> Hashable:
 def view(look: Look) -> dict[str, Any]:
     waiting = look.studio.supervisor.waiting()
     titles = {state.id: state.title for state in look.studio.supervisor.runs()}
-    return {"queue": rows(waiting, titles) if waiting else None}
+    workspace = look.studio.workspace
+    hidden = {entry.run for entry in waiting if not workspace.shows(RunFolder(workspace.runs_folder / entry.run))}
+    return {"queue": rows(waiting, titles, hidden) if waiting else None}
 
 
-def rows(waiting: Sequence[Waiting], titles: Mapping[str, str]) -> str:
-    """The waiting runs, the next one first, each with its buttons."""
+def rows(waiting: Sequence[Waiting], titles: Mapping[str, str], hidden: Collection[str] = ()) -> str:
+    """The waiting runs, the next one first, each with its buttons; of those hidden no more than that they wait."""
     items = []
     for place, entry in enumerate(waiting):
+        if entry.run in hidden:
+            what = '<span class="name">Another visitor\'s run</span>'
+            items.append(f'<li><span class="place">{place + 1}</span>{what}</li>')
+            continue
         name = titles.get(entry.run) or entry.run
         buttons = [
             _button("up", entry.run, "↑", f"Move {name} up", place == 0),

@@ -3,9 +3,12 @@
 import os
 
 from lora_studio.events import RunState
+from lora_studio.files import bytes_in
 from lora_studio.overview import overview
 from lora_studio.ui.run_table import Row
-from lora_studio.workspace import RunFolder, Workspace, bytes_in
+from lora_studio.workspace import RunFolder, Workspace
+
+MOST_KEPT = 5000
 
 
 class Board:
@@ -18,17 +21,19 @@ class Board:
 
     def rows(self, states: list[RunState]) -> list[Row]:
         """A row for each run, without its size."""
-        kept, self._rows = self._rows, {}
+        kept, found = self._rows, {}
         for state in states:
             run = RunFolder(self._workspace.runs_folder / state.id)
             touched = _touched(str(run.labels))
             before = kept.get(state.id)
             if before is not None and before[0] == touched and before[1].state is state:
-                self._rows[state.id] = before
+                found[state.id] = before
             else:
-                self._rows[state.id] = (touched, Row(overview(run, state), state))
+                found[state.id] = (touched, Row(overview(run, state), state))
+        # Visitors see different runs: rows of others are kept, until they are very many.
+        self._rows = {**kept, **found} if len(kept) < MOST_KEPT else found
         self._sizes = {run_id: size for run_id, size in self._sizes.items() if run_id in self._rows}
-        return [row for _, row in self._rows.values()]
+        return [row for _, row in found.values()]
 
     def size(self, state: RunState) -> int:
         """Bytes of the run's folder; of one that goes on, as of its last checkpoint."""

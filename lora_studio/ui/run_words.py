@@ -118,8 +118,11 @@ def elapsed(run: RunState, now: float) -> float | None:
     return run.seconds_at(now)
 
 
-def status_line(runs: list[RunState], chat: bool = False, evaluating: bool = False) -> str:
-    """One line on what this machine is doing, for the top of every tab; `chat` says that the chat holds a model."""
+def status_line(runs: list[RunState], chat: bool = False, evaluating: bool = False, elses: bool = False) -> str:
+    """One line on what this machine is doing, for the top of every tab; `chat` says that the chat holds a model.
+
+    `elses` says that a run trains which is another visitor's.
+    """
     others = ["the chat holds a model in memory"] * chat + ["an evaluation is going on"] * evaluating
     held = ", ".join(others)
     active = next((run for run in runs if run.state in ("running", "stopping")), None)
@@ -127,6 +130,8 @@ def status_line(runs: list[RunState], chat: bool = False, evaluating: bool = Fal
     queue = f"{waiting} run{'' if waiting == 1 else 's'} waiting" if waiting else ""
     if active is None:
         idle = queue + " to start" if queue else "No run is going on"
+        if elses:
+            idle = "Another visitor's run is going on" + (f", {queue}" if queue else "")
         return _status("", f"{idle}; {held}." if held else f"{idle}.")
     what = phase_words(active) if active.state == "running" else "stopping"
     left = active.seconds_left if active.state == "running" else None

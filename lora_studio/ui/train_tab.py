@@ -46,14 +46,15 @@ class Starter:
     def __init__(self, supervisor: Supervisor, seconds: float = 3.0) -> None:
         self._supervisor, self._seconds = supervisor, seconds
         self._lock = threading.Lock()
-        self._last: tuple[Config, str, float] | None = None
+        self._last: tuple[tuple[Config, str], str, float] | None = None
 
-    def start(self, config: Config) -> str:
+    def start(self, config: Config, visitor: str = "") -> str:
+        asked = (config, visitor)
         with self._lock:
-            if self._last and self._last[0] == config and time.monotonic() - self._last[2] < self._seconds:
+            if self._last and self._last[0] == asked and time.monotonic() - self._last[2] < self._seconds:
                 return self._last[1]
             run_id = self._supervisor.launch(config)
-            self._last = (config, run_id, time.monotonic())
+            self._last = (asked, run_id, time.monotonic())
             return run_id
 
 
@@ -183,7 +184,7 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
 
     def fetch(told: Told, *raws: Any) -> dict[Any, Any]:
         try:
-            fetch_numbers(checked(raws), studio.inspector)
+            fetch_numbers(checked(raws, studio.workspace), studio.inspector)
         except ConfigError:
             return _look(drawn, studio, raws, told)
         except StudioError as error:
@@ -219,7 +220,7 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
     def start(*raws: Any) -> Iterator[dict[Any, Any]]:
         yield {drawn.checks: gr.HTML(text.progress("Checking data, model, memory and disk"), visible=True)}
         try:
-            config = checked(raws)
+            config = checked(raws, studio.workspace)
             report = check_before_start(config, studio.workspace, studio.inspector, busy=bool(studio.supervisor.busy()))
         except ConfigError as error:
             yield _look(drawn, studio, raws, Told(tuple(item.path for item in error.problems)))
@@ -233,7 +234,7 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
 
     def begin(*raws: Any) -> dict[Any, Any]:
         try:
-            run_id = starter.start(checked(raws))
+            run_id = starter.start(checked(raws, studio.workspace), studio.workspace.maker)
         except ConfigError as error:
             return _look(drawn, studio, raws, Told(tuple(item.path for item in error.problems)))
         except StudioError as error:
@@ -275,7 +276,7 @@ def _show(
 def _planned(studio: Studio, raws: Sequence[Any]) -> Plan | None:
     """What the form comes to; None while some settings are not right."""
     try:
-        return plan(checked(raws), studio.workspace, busy=bool(studio.supervisor.busy()))
+        return plan(checked(raws, studio.workspace), studio.workspace, busy=bool(studio.supervisor.busy()))
     except ConfigError:
         return None
 
@@ -283,7 +284,7 @@ def _planned(studio: Studio, raws: Sequence[Any]) -> Plan | None:
 def _look(drawn: Drawn, studio: Studio, raws: Sequence[Any], told: Told) -> dict[Any, Any]:
     """What the form comes to, and of its problems those that were told and are still there."""
     try:
-        config = checked(raws)
+        config = checked(raws, studio.workspace)
         cuda = first_device(int(time.monotonic() / DEVICE_SECONDS)).kind == "cuda"
         problems, yaml, noted = list(machine_conflicts(config, cuda=cuda)), to_yaml(config), forms.notes(config)
     except ConfigError as error:
@@ -302,15 +303,19 @@ def _look(drawn: Drawn, studio: Studio, raws: Sequence[Any], told: Told) -> dict
     }
 
 
-def checked(raws: Sequence[Any]) -> Config:
-    """The config of the form, with files that are there. Raises `ConfigError` with every problem."""
+def checked(raws: Sequence[Any], workspace: Workspace) -> Config:
+    """The config of the form, with files that are there and may be read. Raises `ConfigError` with every problem."""
     config = forms.read(raws)
     problems = []
+    try:
+        workspace.check_request({"model": config.model.name, "revision": config.model.revision})
+    except StudioError as error:
+        problems.append(Problem("model.name", error.message, config.model.name))
     for path, name in (
         ("data.train_file", config.data.train_file),
         ("data.validation_file", config.data.validation_file),
     ):
-        if name and not is_there(name):
+        if name and not is_there(name, workspace):
             problems.append(Problem(path, "there is no such file; choose one, or upload it on the Data tab", name))
     if problems:
         raise ConfigError(problems)

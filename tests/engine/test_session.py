@@ -90,6 +90,20 @@ def test_a_row_can_be_seen_token_by_token(child: Child, base: Path, data_file: P
     assert "".join(token["text"] for token in row["tokens"]) == row["text"]
 
 
+def test_a_row_is_of_the_file_that_is_meant_whatever_another_visitor_looked_at_since(
+    child: Child, base: Path, data_file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"prompt": "theirs", "completion": "d"}) + "\n", encoding="utf-8")
+    mine = {"model": str(base), "train_file": str(data_file), "max_length": 64}
+    child.answers("inspect", **mine)
+    *_, before = child.answers("preview", row_index=0)
+    child.answers("inspect", model=str(base), train_file=str(other), max_length=64)
+    *_, row = child.answers("preview", row_index=0, of=mine)
+    assert row["text"] == before["text"]
+    assert "theirs" not in row["text"]
+
+
 def test_a_file_that_changed_is_read_anew(child: Child, base: Path, tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl"
     line = json.dumps({"prompt": "a b c", "completion": "d"}) + "\n"

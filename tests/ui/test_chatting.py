@@ -35,6 +35,9 @@ class FakeSupervisor:
     def runs(self) -> list[RunState]:
         return self.found
 
+    def busy(self) -> str | None:
+        return None
+
 
 def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
     if method == "load":

@@ -78,6 +78,10 @@ def test_waiting_runs_stand_in_order_with_their_buttons() -> None:
     assert html.index("&lt;b&gt;first") < html.index(">b<") < html.index("goes on for 2 more epochs")
     assert html.count('data-act="edit"') == 1
     assert html.count("disabled") == 2
+    others = queue_view.rows(waiting, {"a": "<b>first</b>"}, hidden={"b", "c"})
+    assert others.count("Another visitor") == 2
+    assert ">b<" not in others
+    assert others.count("<button") == html.count("<button") // 3 + 1
 
 
 def test_editing_takes_a_waiting_run_away_and_gives_its_settings(studio: Studio, tmp_path: Path) -> None:

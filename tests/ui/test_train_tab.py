@@ -44,7 +44,7 @@ def test_the_same_settings_can_be_started_again_later_and_others_at_once() -> No
 
 def test_the_first_visit_finds_a_form_that_can_be_started(workspace: Workspace) -> None:
     preset, raws = form_draft.read_draft(workspace)
-    config = train_tab.checked(raws)
+    config = train_tab.checked(raws, workspace)
     assert preset == form_draft.FIRST_PRESET
     assert (config.model.name, config.data.train_file) == ("demo", "pirate")
 
@@ -71,7 +71,7 @@ def test_a_preset_sets_all_but_the_model_and_data_that_it_does_not_name() -> Non
 
 def test_a_file_that_is_not_there_is_named_before_anything_starts(workspace: Workspace) -> None:
     with pytest.raises(ConfigError) as caught:
-        train_tab.checked(overlaid(data__train_file="gone.jsonl", data__validation_file="gone too.jsonl"))
+        train_tab.checked(overlaid(data__train_file="gone.jsonl", data__validation_file="gone too.jsonl"), workspace)
     assert [problem.path for problem in caught.value.problems] == ["data.train_file", "data.validation_file"]
 
 
@@ -162,9 +162,11 @@ def test_rows_and_steps_of_a_folder_are_known_once_the_data_tab_looked_at_it(wor
     assert plan(config, workspace).rows is None
 
 
-def test_a_folder_or_a_set_of_the_hub_can_be_trained_on_and_a_corrected_reading_goes_with_it(tmp_path: Path) -> None:
+def test_a_folder_or_a_set_of_the_hub_can_be_trained_on_and_a_corrected_reading_goes_with_it(
+    tmp_path: Path, workspace: Workspace
+) -> None:
     mapping = {"user": "q", "assistant": "a"}
     for name in (str(tmp_path), "hub:owner/name?split=test"):
         raws = form.overlay(form.shown(Config()), {"data.train_file": name, "data.mapping": mapping})
-        config = train_tab.checked(raws)
+        config = train_tab.checked(raws, workspace)
         assert (config.data.train_file, config.data.mapping) == (name, mapping)
