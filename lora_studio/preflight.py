@@ -17,6 +17,7 @@ from lora_studio.config import Config
 from lora_studio.errors import StudioError
 from lora_studio.estimate import checkpoint_bytes, estimate, settled, trained_adapter, verdict
 from lora_studio.hardware import GIB, Device
+from lora_studio.remote_code import may_run_code_of, warning
 from lora_studio.workspace import Workspace, model_source
 
 OK, NOTE, ASK, FAILED = "ok", "note", "ask", "failed"
@@ -76,6 +77,7 @@ def preflight(config: Config, machine: Machine, data: Mapping[str, Any] | Studio
     longest = None if isinstance(data, StudioError) else int(data["tokens"]["max"])
     checks = [
         _model(config, numbers),
+        *_code(config),
         _data(config, data),
         _template(data),
         _modules(config, model),
@@ -101,6 +103,13 @@ def _model(config: Config, numbers: Mapping[str, Any] | None) -> Check:
         advice = "Unset HF_HUB_OFFLINE, or name a folder."
         return Check(title, FAILED, f"{name} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it.", advice)
     return Check(title, NOTE, f"{name} is not on this machine yet: the run begins by fetching it.")
+
+
+def _code(config: Config) -> list[Check]:
+    """That a model's own program code runs, where it was allowed to; nothing where it was not."""
+    if not may_run_code_of(config.model.name):
+        return []
+    return [Check("Code", NOTE, warning(config.model.name), "Go on only if you know what that code does.")]
 
 
 def _data(config: Config, data: Mapping[str, Any] | StudioError) -> Check:

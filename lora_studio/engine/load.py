@@ -29,6 +29,7 @@ from lora_studio.data.encode import choose_template
 from lora_studio.engine.biases import Biases, biases_of, put_in, with_biases
 from lora_studio.engine.tokenizer import checked_source, first_line, load_tokenizer, not_loadable
 from lora_studio.errors import StudioError
+from lora_studio.remote_code import may_run_code_of
 
 CARD = "studio.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -95,7 +96,7 @@ def load_model(
             device_map={"": device()},
             quantization_config=_quantization(quantization, chosen, **(four_bit or {})),
             attn_implementation=attention,
-            trust_remote_code=False,
+            trust_remote_code=may_run_code_of(name),
             use_safetensors=True,
             tqdm_class=tqdm_class,
         ).eval()
@@ -113,7 +114,7 @@ def without_weights(name: str, revision: str | None = None) -> PreTrainedModel:
     config = read_config(name, revision)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=may_run_code_of(name))
     except (ValueError, ImportError) as error:
         raise not_loadable(name, revision, error) from error
 
@@ -158,7 +159,9 @@ def _quantization(
 def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
     """The model's own config, refused early where the model is not one that writes text."""
     try:
-        config = AutoConfig.from_pretrained(checked_source(name), revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            checked_source(name), revision=revision, trust_remote_code=may_run_code_of(name)
+        )
     except (OSError, ValueError, KeyError) as error:
         raise not_loadable(name, revision, error) from error
     named = config.architectures or []

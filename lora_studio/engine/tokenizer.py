@@ -1,6 +1,6 @@
 """The tokenizer of a model's name, and errors that say what is wrong with the name. No weights are read here.
 
-Code that comes with a model is never run, and nothing is fetched but the model that was named.
+Code that comes with a model is not run unless remote_code.py says so; nothing is fetched but the model that was named.
 """
 
 from pathlib import Path
@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lora_studio.errors import StudioError
+from lora_studio.remote_code import may_run_code_of, way_to_allow
 from lora_studio.workspace import model_source
 
 # Tokens that models bring for padding or that never stand in a text, best first.
@@ -18,7 +19,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     """The tokenizer of a model's name, with a padding token that exists in its vocabulary."""
     source = checked_source(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=may_run_code_of(name))
     except (OSError, ValueError, KeyError) as error:
         raise not_loadable(name, revision, error) from error
     if tokenizer.pad_token_id is None:
@@ -61,7 +62,7 @@ def not_loadable(name: str, revision: str | None, error: Exception) -> StudioErr
     if "trust_remote_code" in text or "custom code" in text:
         return StudioError(
             f"{name} brings program code of its own, which LoRA Studio does not run.",
-            "Choose a model whose architecture transformers knows.",
+            way_to_allow(name),
         )
     if "does not recognize this architecture" in text or "Unrecognized model" in text:
         return StudioError(f"transformers does not know the architecture of {name}.", first_line(error))

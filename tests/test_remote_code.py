@@ -1,0 +1,73 @@
+"""No program code of a model runs here unless the person who starts the studio named that very model; and no shell."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from lora_studio import remote_code
+from lora_studio.config import Config
+from lora_studio.errors import StudioError
+from lora_studio.hardware import Device
+from lora_studio.parsing import ConfigError, parse
+from lora_studio.preflight import NOTE, Machine, preflight
+
+PACKAGE = Path(__file__).parent.parent / "lora_studio"
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+OWN = "evil/model"
+
+
+def calls(*names: str) -> list[ast.Call]:
+    """Calls anywhere in the package of functions whose names, as they are written, end with these."""
+    nodes = (node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return [node for node in nodes if f".{ast.unparse(node.func)}".endswith(tuple(f".{name}" for name in names))]
+
+
+def test_no_model_may_run_code_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(remote_code.TRUSTED, raising=False)
+    assert not remote_code.may_run_code_of(OWN)
+    monkeypatch.setenv(remote_code.TRUSTED, "other/model, evil/model2")
+    assert not remote_code.may_run_code_of(OWN)
+    assert not remote_code.may_run_code_of("")
+    monkeypatch.setenv(remote_code.TRUSTED, f"other/model, {OWN}")
+    assert remote_code.may_run_code_of(OWN)
+
+
+def test_a_config_can_not_allow_it() -> None:
+    with pytest.raises(ConfigError):
+        parse({"model": {"name": OWN, "trust_remote_code": True}})
+
+
+def test_the_checks_name_the_repository_whose_code_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(remote_code.TRUSTED, OWN)
+    machine = Machine(Device("cpu", "CPU", 10**10, 10**10), 10**10, 10**12)
+    checks = preflight(parse({"model": {"name": OWN}}), machine, StudioError("none")).checks
+    assert [check.state for check in checks if check.title == "Code" and OWN in check.found] == [NOTE]
+    assert "Code" not in [check.title for check in preflight(Config(), machine, StudioError("none")).checks]
+
+
+def test_every_model_and_tokenizer_is_loaded_with_that_answer_and_without_pickles() -> None:
+    given = [
+        keyword.value
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "trust_remote_code"
+    ]
+    assert len(given) == 4
+    assert {ast.unparse(value) for value in given} == {"may_run_code_of(name)"}
+    models = [call for call in calls("from_pretrained") if "AutoModel" in ast.unparse(call.func)]
+    assert models
+    for call in models:
+        safe = [keyword.value for keyword in call.keywords if keyword.arg == "use_safetensors"]
+        assert [ast.unparse(value) for value in safe] == ["True"]
+
+
+def test_nothing_is_given_to_a_shell_and_no_text_is_run_as_a_program() -> None:
+    started = calls("run", "Popen", "call", "check_output", "check_call")
+    assert [call for call in started if "subprocess" in ast.unparse(call.func)]
+    assert not [call for call in started for keyword in call.keywords if keyword.arg == "shell"]
+    assert not calls("os.system", "os.popen", "getoutput", "getstatusoutput", "create_subprocess_shell", "startfile")
+    assert not [call for call in calls("eval", "exec") if isinstance(call.func, ast.Name)]
+    assert not calls("pickle.load", "pickle.loads", "torch.load", "joblib.load", "yaml.load", "yaml.unsafe_load")
