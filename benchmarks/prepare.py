@@ -5,7 +5,8 @@
 Ours is the whole way of `prepare()`: file, conversations, text, tokens, mask, stored rows; nothing comes from a cache
 but the tokenizer's own fingerprint, which is made once for a tokenizer in memory.
 trl gets the messages in memory and its training template. The tokenizer alone gets the finished texts. The three take
-turns, and the best of the rounds counts. The last line is one JSON object.
+turns, and the best of the rounds counts. Then a file of 78,000 rows is prepared twice in new processes; the second time
+it comes from the cache. The last line is one JSON object.
 """
 
 import argparse
@@ -13,7 +14,9 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,8 @@ from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.record_store import RecordStore
 from lora_studio.workspace import model_source
 
-WANTED = {"trl": 3.5, "tokenizer": 0.5}
+WANTED = {"trl": 3.5, "tokenizer": 0.5, "second_start_seconds": 1.0}
+MANY_ROWS = 78_000
 
 
 def main() -> None:
@@ -48,6 +52,10 @@ def main() -> None:
             "trl": trl,
             "tokenizer": lambda: backend.encode_batch_fast(texts, add_special_tokens=False),
         }
+        path_of_many = Path(folder) / "many.jsonl"
+        write_rows(prepared.part.records, path_of_many, MANY_ROWS)
+        starts = [start(path_of_many, given.tokenizer, Path(folder) / "cache") for _ in range(2)]
+        print(f"{MANY_ROWS:,} rows: first start {starts[0]:.1f} s, second {starts[1]:.2f} s (wanted 1)", flush=True)
         best = dict.fromkeys(contenders, float("inf"))
         for round_ in range(given.rounds):
             for name, work in contenders.items():
@@ -57,12 +65,12 @@ def main() -> None:
                 best[name] = min(best[name], seconds)
                 print(f"round {round_ + 1}: {name:9} {len(texts) / seconds:8,.0f} rows/s", flush=True)
     speed = {name: round(len(texts) / seconds, 1) for name, seconds in best.items()}
-    ratios = {name: round(best[name] / best["ours"], 3) for name in WANTED}
+    ratios = {name: round(best[name] / best["ours"], 3) for name in ("trl", "tokenizer")}
     print(
         f"ours is {ratios['trl']:.2f} x trl (wanted {WANTED['trl']}), {ratios['tokenizer']:.2f} x the tokenizer alone"
     )
     result = {"rows": len(texts), "tokens": int(prepared.train.length.sum()), "rows_per_second": speed}
-    print(json.dumps({**result, "ours_to": ratios, "wanted": WANTED}))
+    print(json.dumps({**result, "ours_to": ratios, "start_seconds": starts, "wanted": WANTED}))
 
 
 def write_rows(records: RecordStore, path: Path, rows: int) -> None:
@@ -76,6 +84,20 @@ def write_rows(records: RecordStore, path: Path, rows: int) -> None:
 def ours(path: Path, tokenizer: Any) -> Prepared:
     """Nothing is cached: without a folder everything is made anew."""
     return prepare(str(path), tokenizer, validation_fraction=0, max_length=1 << 20)
+
+
+def start(path: Path, tokenizer: str, cache: Path) -> float:
+    """Seconds until a new process has the examples in hand, libraries and tokenizer loaded beforehand."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as child:
+        return child.submit(_start, str(path), tokenizer, cache).result()
+
+
+def _start(path: str, name: str, cache: Path) -> float:
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    began = time.perf_counter()
+    prepared = prepare(path, tokenizer, cache_folder=cache, max_length=2048)
+    assert len(prepared.train[0].input_ids) > 0
+    return time.perf_counter() - began
 
 
 def trl_preparation(prepared: Prepared, tokenizer: Any) -> Callable[[], Any]:
