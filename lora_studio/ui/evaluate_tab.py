@@ -4,6 +4,7 @@ A child of its own answers; the tab paints its folder once a second, so that a r
 Draws and wires; what is shown comes from evaluate_board.py.
 """
 
+import json
 import time
 from dataclasses import replace
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import MOST_ADAPTERS, Measuring, make_request
+from lora_studio.evaluations import MOST_ADAPTERS, Measuring, Request, make_request
+from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.settings import settings
-from lora_studio.ui import downloads, evaluate_harness, text
+from lora_studio.ui import chat_device, downloads, evaluate_harness, text
 from lora_studio.ui import evaluate_board as board
 from lora_studio.ui.data_choice import is_there
 from lora_studio.ui.evaluate_board import PARTS, Board, View
@@ -23,10 +25,7 @@ from lora_studio.ui.studio import Shared, Studio
 LONGEST = next(setting for setting in settings() if setting.path == "generation.max_new_tokens")
 LABELS = next(setting for setting in settings() if setting.path == "evaluation.labels")
 FIELDS = ("adapters", "data", "base", *Measuring.model_fields, "max_new_tokens", "labels")
-BESIDE_A_RUN = (
-    "A run is training: both would be slower, and the memory may not be enough for both.",
-    "Press Evaluate again to start all the same, or wait for the run.",
-)
+BESIDE_A_RUN = text.notice("A run is training on the same device: both are slower until one of them is done.")
 CLICKS = """
 let focused = null;
 const keep = node => {
@@ -71,13 +70,11 @@ def build(studio: Studio, shared: Shared) -> None:
         return paint(now, {})
 
     def begin(now: View, warned_of: str, *values: Any) -> tuple[Any, Any, Any]:
-        busy = studio.supervisor.busy()
-        if busy and busy != warned_of:
-            return now, busy, text.notice(*BESIDE_A_RUN, "warning")
         try:
-            return start_one(studio, watching, dict(zip(FIELDS, values, strict=True))), "", ""
+            name, warned, words = start_one(studio, watching.jobs, dict(zip(FIELDS, values, strict=True)), warned_of)
         except StudioError as error:
             return now, "", text.problem(error)
+        return _look_at(studio, name) if name else now, warned, words
 
     def act(event: gr.EventData, now: View) -> tuple[Any, Any, Any]:
         try:
@@ -157,15 +154,27 @@ def keep(studio: Studio, *chosen: Any) -> None:
     studio.workspace.write_draft(board.FORM, dict(zip(FIELDS, chosen, strict=True)))
 
 
-def start_one(studio: Studio, watching: Board, chosen: dict[str, Any]) -> View:
-    """Starts what the form says. Raises `StudioError` for what can't be evaluated."""
+def start_one(studio: Studio, jobs: Evaluations, chosen: dict[str, Any], warned_of: str) -> tuple[str, str, str]:
+    """Starts what the form says; its id, what a person was warned of, and words. No id: the memory will hardly do.
+
+    Who presses again after that warning starts it anyway. Raises `StudioError` for what can't be evaluated.
+    """
+    request = asked_for(studio, chosen)
+    found, run, this = chat_device.evaluating(request), studio.engine.run, json.dumps(request.to_dict())
+    if not found.fits and this != warned_of:
+        return "", this, chat_device.evaluation_question(found, run)
+    return jobs.start(request), "", BESIDE_A_RUN if run else ""
+
+
+def asked_for(studio: Studio, chosen: dict[str, Any]) -> Request:
+    """What the form says. Raises `StudioError` for what can't be evaluated."""
     if not chosen["adapters"]:
         raise StudioError("No adapter is chosen.", "Train one on the Train tab; its first checkpoint can be evaluated.")
     data = str(chosen["data"] or "").strip()
     studio.workspace.check_path(data)
     if not is_there(data, studio.workspace):
         raise StudioError(f"There is no test data {data!r}.", "Choose a file from the list, or type a file's path.")
-    request = make_request(
+    return make_request(
         studio.workspace,
         chosen["adapters"],
         data,
@@ -174,8 +183,6 @@ def start_one(studio: Studio, watching: Board, chosen: dict[str, Any]) -> View:
         measuring={name: chosen[name] for name in Measuring.model_fields},
         generation={"max_new_tokens": chosen["max_new_tokens"] or LONGEST.default},
     )
-    name = watching.jobs.start(request)
-    return _look_at(studio, name)
 
 
 def _look_at(studio: Studio, name: str) -> View:

@@ -37,6 +37,7 @@ SHOW_WRONG = (
     "() => document.querySelector('#form-summary .ls-notice, #checks .checks')?.scrollIntoView({block: 'nearest'})"
 )
 CHAT_HELD = text.notice("The chat holds a model in memory as well.", "Unload it on the Chat tab, and start again.")
+EVALUATION_HELD = text.notice("An evaluation holds a model in memory as well.", "Wait for it, or stop it on its tab.")
 NOT_TAUGHT = ("preference",)  # shipped pairs that teach by comparison, which this form does not do
 
 
@@ -226,7 +227,7 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
             yield _look(drawn, studio, raws, Told(tuple(item.path for item in error.problems)))
             return
         if report.state in (FAILED, ASK):
-            held = CHAT_HELD if report.state == ASK and studio.chat.running else ""
+            held = beside(studio) if report.state == ASK else ""
             shown = {drawn.checks: gr.HTML(plan_words.checks(report) + held, visible=True)}
             yield {**shown, drawn.anyway: gr.Button(visible=report.state == ASK)}
             return
@@ -252,6 +253,12 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
             api_visibility="private",
         )
         clicked.then(None, js=SHOW_WRONG, api_visibility="private")
+
+
+def beside(studio: Studio) -> str:
+    """What else holds memory that a run could have, and how it is given back."""
+    evaluating = studio.evaluations.busy() is not None
+    return (CHAT_HELD if studio.chat.running else "") + (EVALUATION_HELD if evaluating else "")
 
 
 def _show(

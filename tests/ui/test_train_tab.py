@@ -1,6 +1,7 @@
 """Presets, drafts, checks and the start of a run, without a page."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,18 @@ def test_the_same_settings_can_be_started_again_later_and_others_at_once() -> No
     assert [starter.start(Config()), starter.start(Config())] == ["run-1", "run-2"]
     other = train_tab.Starter(launches)
     assert other.start(Config()) != other.start(parse({"title": "other"}))
+
+
+def test_a_run_that_asks_for_memory_is_told_what_else_holds_some() -> None:
+    def studio(chat: bool, evaluation: str | None) -> Any:
+        jobs, session = SimpleNamespace(busy=lambda: evaluation), SimpleNamespace(running=chat)
+        return SimpleNamespace(chat=session, evaluations=jobs)
+
+    assert train_tab.beside(studio(False, None)) == ""
+    assert "Unload it on the Chat tab" in train_tab.beside(studio(True, None))
+    both = train_tab.beside(studio(True, "an evaluation"))
+    assert "The chat holds a model" in both
+    assert "An evaluation holds a model" in both
 
 
 def test_the_first_visit_finds_a_form_that_can_be_started(workspace: Workspace) -> None:

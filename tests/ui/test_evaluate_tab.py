@@ -1,0 +1,48 @@
+"""The start of an evaluation from the page: weighed against the memory that is free, and asked where it is short."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_studio.evaluations import Measuring, Request
+from lora_studio.hardware import Device
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.ui import evaluate_tab
+from lora_studio.ui.studio import Studio
+from lora_studio.workspace import Workspace
+from tests.adapters import files, write
+from tests.ui.fake_session import FakeSession
+
+
+class Started:
+    """Stands in for the evaluations: remembers what was to be started."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    def start(self, request: Request) -> str:
+        self.requests.append(request)
+        return f"evaluation-{len(self.requests)}"
+
+
+def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session: Any = FakeSession(lambda method, **params: [])
+    studio, jobs = Studio(workspace, Supervisor(workspace), session, session), Started()
+    adapter = write(tmp_path / "adapter", files())
+    chosen = {**Measuring().model_dump(), "adapters": [str(adapter)], "data": "pirate", "base": True}
+    chosen |= {"max_new_tokens": 8, "labels": ""}
+
+    def begin(warned: str, **changed: Any) -> tuple[str, str, str]:
+        return evaluate_tab.start_one(studio, jobs, {**chosen, **changed}, warned)
+
+    monkeypatch.setattr("lora_studio.ui.chat_device.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
+    name, warned, words = begin("")
+    assert (name, jobs.requests) == ("", [])
+    assert "and 1.0 MB are free." in words
+    assert begin(warned, max_new_tokens=9)[0] == ""  # another one is asked about anew
+    assert begin(warned) == ("evaluation-1", "", "")
+    monkeypatch.setattr("lora_studio.ui.chat_device.devices", lambda: [Device("CPU", "cpu", 10**11, 10**11)])
+    assert begin("")[0] == "evaluation-2"
