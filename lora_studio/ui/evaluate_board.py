@@ -11,6 +11,7 @@ from lora_studio.evaluations import EvaluationFolder, evaluation
 from lora_studio.events import RunState
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.ui import evaluate_rows, evaluate_words
+from lora_studio.ui.chat_choices import choices
 from lora_studio.ui.run_section import stat_of
 from lora_studio.ui.text import empty
 from lora_studio.workspace import Workspace, shipped_data
@@ -87,21 +88,8 @@ class Board:
 
 
 def adapter_choices(workspace: Workspace, runs: Sequence[RunState]) -> list[tuple[str, str]]:
-    """Every adapter there is as (label, what `make_request` takes), newest run first, then its checkpoints."""
-    known = {run.id: run for run in workspace.runs()}
-    found = []
-    for state in runs:
-        run = known.get(state.id)
-        if run is None:
-            continue
-        title = state.title or state.id
-        if state.final and run.adapter.is_dir():
-            found.append((f"{title} ({state.id[:13]})", run.id))
-        for folder in reversed(run.checkpoint_folders()):
-            found.append(
-                (f"{title} ({state.id[:13]}), step {folder.name.rpartition('-')[2]}", f"{run.id}/{folder.name}")
-            )
-    return found
+    """Every adapter of a run as (label, what `make_request` takes), newest run first, then its checkpoints."""
+    return [(choice.label, choice.value) for choice in choices(workspace, runs) if choice.run]
 
 
 def data_choices(workspace: Workspace) -> list[tuple[str, str]]:
