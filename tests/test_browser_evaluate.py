@@ -75,9 +75,14 @@ def test_an_evaluation_shows_where_base_and_adapter_disagree_and_survives_a_relo
             (folder,) = evaluations(workspace)
             answered = list(folder.rows())
             assert count == sum(row["base"]["right"] and not row["adapter"]["right"] for row in answered) > 0
+            prompt = rows.locator("tbody tr").first.locator("details")
+            prompt.locator("summary").click()
             lost.click()
             expect(rows.locator("tbody tr")).to_have_count(count, timeout=PATIENCE)
             expect(rows.locator("tbody td.bad")).to_have_count(count)
+            rows.get_by_role("button", name="All rows").click()
+            expect(rows.locator("tbody tr")).to_have_count(ROWS, timeout=PATIENCE)
+            expect(prompt).to_have_attribute("open", "")  # what was opened stays so when the table is drawn anew
 
             page.reload()
             expect(head).to_contain_text("Finished", timeout=PATIENCE)

@@ -88,8 +88,8 @@ class Board:
 
 
 def adapter_choices(workspace: Workspace, runs: Sequence[RunState]) -> list[tuple[str, str]]:
-    """Every adapter of a run as (label, what `make_request` takes), newest run first, then its checkpoints."""
-    return [(choice.label, choice.value) for choice in choices(workspace, runs) if choice.run]
+    """Every adapter as (label, what `make_request` takes), newest run first; those from elsewhere come last."""
+    return [(one.label, one.value if one.run else str(one.folder)) for one in choices(workspace, runs)]
 
 
 def data_choices(workspace: Workspace) -> list[tuple[str, str]]:

@@ -153,7 +153,7 @@ def _button(act: str, value: str, words: str, pressed: bool) -> str:
 def _row(row: Row, titles: Mapping[str, str]) -> str:
     asked = next((message for message in reversed(row["prompt"]) if message["role"] == "user"), row["prompt"][-1])
     line = shorten(str(asked.get("content") or ""), 160)
-    more = f"<details><summary>{escape(line)}</summary>{bubbles(row['prompt'])}</details>"
+    more = f'<details data-row="{row["row"]}"><summary>{escape(line)}</summary>{bubbles(row["prompt"])}</details>'
     said = "".join(_answer(row[column], title) for column, title in titles.items())
     return (
         f'<tr><td data-label="Row">{row["row"]:,}</td><td class="asked" data-label="Asked">{more}</td>'

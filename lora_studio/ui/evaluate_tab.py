@@ -45,7 +45,15 @@ element.addEventListener('change', event => {
   keep(node);
   trigger('click', {act: node.dataset.change, value: node.value});
 });
-watch('value', () => { if (focused) element.querySelector(focused)?.focus({preventScroll: true}); focused = null; });
+const opened = new Set(), key = node => node.dataset.row + node.firstElementChild.textContent;
+element.addEventListener('toggle', ({target}) => {
+  if (target.dataset.row) opened[target.open ? 'add' : 'delete'](key(target));
+}, true);
+watch('value', () => {
+  if (focused) element.querySelector(focused)?.focus({preventScroll: true});
+  focused = null;
+  for (const node of element.querySelectorAll('details[data-row]')) node.open = opened.has(key(node));
+});
 """
 
 

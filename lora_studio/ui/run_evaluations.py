@@ -42,10 +42,10 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
 
 
 def stamp(look: Look) -> Hashable:
-    return look.run.id, look.run.final, len(look.run.checkpoints), _touched(look.studio.workspace.evaluations_folder)
+    return look.run.id, look.run.final, len(look.run.checkpoints), touched(look.studio.workspace.evaluations_folder)
 
 
-def _touched(folder: Path) -> tuple[tuple[str, int], ...]:
+def touched(folder: Path) -> tuple[tuple[str, int], ...]:
     """When each evaluation's folder last got a file: its numbers come as one."""
     if not folder.is_dir():
         return ()
