@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from lora_studio.workspace import Workspace
-from tests.serving import HOSTILE, ROOT, Server
+from tests.serving import HOSTILE, ROOT, Server, visited
 
 pytestmark = pytest.mark.slow
 PATIENCE = 180_000  # milliseconds: an engine starts slowly on a busy machine
@@ -38,17 +38,10 @@ def server(workspace: Workspace) -> Iterator[Server]:
 @contextmanager
 def visit(browser: Browser, server: Server) -> Iterator[Page]:
     """A browser of its own on the chat tab; nothing may go wrong in it."""
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE)
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(f"{server.url}/#chat")
-    expect(page.locator(".chat-column").nth(1)).to_be_visible(timeout=PATIENCE)
-    yield page
-    assert page.title() == "LoRA Studio"
-    assert errors == []
-    context.close()
+    with visited(browser, f"{server.url}/#chat") as page:
+        page.set_default_timeout(PATIENCE)
+        expect(page.locator(".chat-column").nth(1)).to_be_visible(timeout=PATIENCE)
+        yield page
 
 
 def add_column(page: Page, words: str) -> None:

@@ -415,10 +415,12 @@ def test_train_inspect_and_chat_work_end_to_end_and_print_json(workspace: Worksp
     assert set(trained) >= {"run", "state", "steps", "train_loss", "eval_loss", "adapter"}
     assert Path(trained["adapter"], "adapter_model.safetensors").is_file()
     asked = ("chat", trained["run"], "--prompt", "What is the capital of France?", "--json")
+    asked += ("--beside", f"{trained['run']}/checkpoint-4")
     compared = last_json(terminal(*asked, "--compare", "--max-new-tokens", "8", check=True).stdout)
     assert compared["base"]
     assert compared["adapter"]
-    assert set(compared["stats"]) == {"base", "adapter"}
+    assert set(compared["stats"]) == {"base", "adapter", "adapter2"}
+    assert compared["adapter2"] == compared["adapter"]  # the last checkpoint is what the run handed out
     found = last_json(
         terminal("inspect", "pirate", "--model", "demo", "--max-length", "30", "--json", check=True).stdout
     )

@@ -76,6 +76,9 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     chat = add("chat", "talk to a trained adapter, or compare it with its base", output)
     chat.add_argument("adapter", metavar="RUN", help='a run ("last", RUN/checkpoint-N) or an adapter\'s folder')
     chat.add_argument("--compare", action="store_true", help="let the base answer as well")
+    chat.add_argument(
+        "--beside", action="append", metavar="RUN", help="another adapter of the same base (twice at most)"
+    )
     chat.add_argument("--prompt", metavar="TEXT", help="ask this one thing and end")
     chat.add_argument("--system", metavar="TEXT", help="system prompt (default: the one trained with)")
     evaluate = add("evaluate", "answer a test file with an adapter and its base, and measure the answers", output)

@@ -1,19 +1,18 @@
-"""`chat`: talks to an adapter in the terminal, alone or beside its base, once or in turns."""
+"""`chat`: talks to adapters in the terminal, one alone or up to three beside each other and their base."""
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
+from lora_studio.adapter_fit import check_fit, read_card
 from lora_studio.adapter_source import adapter_folder
 from lora_studio.cli.flags import overrides
 from lora_studio.cli.terminal import print_json, say
 from lora_studio.errors import StudioError
+from lora_studio.evaluations import ADAPTER, BASE, MOST_ADAPTERS
 from lora_studio.jobs.client import Session
 from lora_studio.parsing import nest, parse
 from lora_studio.workspace import Workspace
-
-BASE, ADAPTER = "base", "adapter"
 
 Message = dict[str, str]
 
@@ -21,31 +20,44 @@ Message = dict[str, str]
 def chat(workspace: Workspace, given: argparse.Namespace) -> int:
     """Answers one prompt, or everything typed until the input ends."""
     settings = parse(nest(overrides(given))).generation.model_dump()
-    folder = adapter_folder(workspace, given.adapter)
+    folders = _folders(workspace, [given.adapter, *(given.beside or [])])
     with Session(workspace.logs_folder / "cli-chat.log") as session:
         say("Loading the model ...")
-        loaded = session.call("load", adapters={ADAPTER: str(folder)})
-        talk = Talk(session, settings, given.system or loaded["system_prompt"], given.compare)
+        loaded = session.call("load", adapters=folders)
+        columns = [BASE] * given.compare + list(folders)
+        talk = Talk(session, settings, given.system or loaded["system_prompt"], columns)
         if given.prompt is not None:
             answers = talk.ask(given.prompt, quiet=given.json)
             if given.json:
-                print_json(_result(folder, loaded, given.prompt, answers))
+                print_json(_result(folders, loaded, given.prompt, answers))
             return 0
         if given.json:
             raise StudioError("With --json one question is asked and answered.", "Give it with --prompt.")
-        say(f"{folder} on {loaded['base']}. End with Ctrl-D; /clear begins anew.")
+        named = ", ".join(f"{name} is {folder}" for name, folder in folders.items())
+        say(f"{named}, on {loaded['base']}. End with Ctrl-D; /clear begins anew.")
         _take_turns(talk)
     return 0
 
 
-class Talk:
-    """A conversation with one or two columns, each with its own history."""
+def _folders(workspace: Workspace, names: list[str]) -> dict[str, str]:
+    """The folders of the adapters by the names of their columns. Raises `StudioError` unless all are of one base."""
+    names = list(dict.fromkeys(names))
+    if len(names) > MOST_ADAPTERS:
+        raise StudioError(f"{len(names)} adapters are named.", f"At most {MOST_ADAPTERS} answer beside the base.")
+    folders = [adapter_folder(workspace, name) for name in names]
+    for folder in folders[1:]:
+        check_fit(folder, read_card(folders[0]).base or None)
+    return {ADAPTER if number == 1 else f"{ADAPTER}{number}": str(folder) for number, folder in enumerate(folders, 1)}
 
-    def __init__(self, session: Session, settings: dict[str, Any], system: str | None, compare: bool) -> None:
+
+class Talk:
+    """A conversation with one or several columns, each with its own history."""
+
+    def __init__(self, session: Session, settings: dict[str, Any], system: str | None, columns: list[str]) -> None:
         self._session = session
         self._settings = settings
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
-        self._columns = [BASE, ADAPTER] if compare else [ADAPTER]
+        self._columns = columns
         self._histories: dict[str, list[Message]] = {}
         self.clear()
 
@@ -57,7 +69,7 @@ class Talk:
         """Each column's answer with its numbers; unless `quiet` it is shown, a single one while it is made."""
         question = {"role": "user", "content": prompt}
         columns = [
-            {"adapter": None if column == BASE else ADAPTER, "messages": [*history, question]}
+            {"adapter": None if column == BASE else column, "messages": [*history, question]}
             for column, history in self._histories.items()
         ]
         alone = len(columns) == 1
@@ -70,7 +82,7 @@ class Talk:
         for column, answer in answers.items():
             self._histories[column] += [question, {"role": "assistant", "content": answer["text"]}]
             if not quiet and not alone:
-                print(f"{column + ':':<9}{answer['text']}", flush=True)
+                print(f"{column + ':':<10}{answer['text']}", flush=True)
         if alone and not quiet:
             print(flush=True)
         return answers
@@ -91,14 +103,17 @@ def _take_turns(talk: Talk) -> None:
                 say("\n(stopped)")
 
 
-def _result(folder: Path, loaded: dict[str, Any], prompt: str, answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _result(
+    folders: dict[str, str], loaded: dict[str, Any], prompt: str, answers: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     stats = {name: {key: value for key, value in answer.items() if key != "text"} for name, answer in answers.items()}
     return {
         "prompt": prompt,
         **{name: answer["text"] for name, answer in answers.items()},
         "stats": stats,
         "model": loaded["base"],
-        "adapter_folder": str(folder),
+        "adapter_folder": folders[ADAPTER],
+        "adapter_folders": folders,
         "device": loaded["device"],
         "dtype": loaded["dtype"],
     }
