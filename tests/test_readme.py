@@ -29,6 +29,12 @@ def test_every_file_that_the_readme_links_exists() -> None:
     assert not [link for link in links if not (readme.ROOT / link).exists()]
 
 
+def test_every_test_that_the_readme_names_is_in_the_file_that_it_links() -> None:
+    named = re.findall(r"`(test_\w+)`\]\(([^)]+)\)", TEXT)
+    assert named
+    assert not [name for name, file in named if f"def {name}(" not in (readme.ROOT / file).read_text(encoding="utf-8")]
+
+
 def test_documents_name_no_path_of_one_machine() -> None:
     documents = [readme.ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile", "requirements.txt")]
     assert not [path.name for path in documents if re.search(r"/(work|root|home|tmp)/", path.read_text())]
