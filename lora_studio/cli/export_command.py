@@ -1,6 +1,8 @@
 """`export`: takes an adapter away in a form that another program reads, and says what came out."""
 
 import argparse
+import getpass
+import sys
 import time
 from typing import Any
 
@@ -10,6 +12,7 @@ from lora_studio.cli.terminal import duration, print_json, say, table
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS
 from lora_studio.exports import PHASES, ExportFolder, folders, make_request, needed_bytes, sizes_of
+from lora_studio.hub_token import hub_secrets, knows_token
 from lora_studio.jobs.exporting import Exports
 from lora_studio.jobs.launcher import kill
 from lora_studio.workspace import Workspace
@@ -30,7 +33,7 @@ def export(workspace: Workspace, given: argparse.Namespace) -> int:
         trial=not given.no_trial,
     )
     jobs = Exports(workspace)
-    folder = folders(workspace).find(jobs.start(request))
+    folder = folders(workspace).find(jobs.start(request, _secrets(request.target)))
     needed = needed_bytes(workspace, request)
     say(f"Export {folder.id}: {request.title}" + (f", about {needed / 1e6:,.1f} MB" if needed else ""))
     state = _follow(jobs, folder)
@@ -42,6 +45,13 @@ def export(workspace: Workspace, given: argparse.Namespace) -> int:
     if state.state == "done":
         return 0
     return 130 if state.state == "stopped" else 2 if jobs.exit_code(folder.id) == 2 else 1
+
+
+def _secrets(target: str) -> dict[str, str]:
+    """A token for the Hub, asked for where a person sits before the terminal and none is known; never an argument."""
+    if target != "hub" or knows_token() or not sys.stdin.isatty():
+        return {}
+    return hub_secrets(getpass.getpass("Token for the Hub (not shown while you type, and kept nowhere): "))
 
 
 def _list(workspace: Workspace, given: argparse.Namespace) -> int:

@@ -60,6 +60,20 @@ def run_program(command: Sequence[str], log: EventLog, *, phase: str, what: str)
         )
 
 
+def _hint(said: str) -> str:
+    """What helps against the failures of the converter that are known."""
+    if "No module named" in said:
+        return (
+            "llama.cpp's converter lacks what it needs: install the requirements.txt of its folder into a .venv there "
+            "(it is used where it is there), or into the Python that runs LoRA Studio."
+        )
+    if "pre-tokenizer was not recognized" in said:
+        return (
+            "llama.cpp does not know this model's tokenizer: a newer llama.cpp may, else the model can't become a GGUF."
+        )
+    return "The export's log has the details."
+
+
 def _lines(output: IO[bytes]) -> Iterator[str]:
     """The lines of a program's output, those that it writes over (carriage return) one by one as well.
 

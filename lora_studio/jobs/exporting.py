@@ -3,7 +3,9 @@
 import shutil
 from collections.abc import Mapping
 
+from lora_studio.errors import StudioError
 from lora_studio.exports import ExportFolder, Request, create, folders
+from lora_studio.hub_token import VARIABLE
 from lora_studio.jobs.folder_jobs import FolderJobs
 from lora_studio.jobs.launcher import Launcher, python_module
 from lora_studio.workspace import Workspace
@@ -32,8 +34,13 @@ class Exports(FolderJobs[ExportFolder]):
     def start(self, request: Request, secrets: Mapping[str, str] | None = None) -> str:
         """Makes the export's folder and starts its child. Raises `StudioError` while another one works.
 
-        `secrets` go into the child's environment and nowhere else.
+        `secrets` go into the child's environment and nowhere else. A visitor never publishes with the owner's token.
         """
+        if request.target == "hub" and not self._workspace.owned and not (secrets or {}).get(VARIABLE):
+            raise StudioError(
+                "Publishing needs a token of your own: that of this machine is its owner's.",
+                "Put one that may write into the field Token; it is used once and kept nowhere.",
+            )
         with self._lock:
             self._check_free()
             self._clear_unfinished()

@@ -80,6 +80,8 @@ def test_a_half_built_llama_cpp_and_one_that_fails_are_told(
     folder = take_away(trained, "gguf", quantization="f16")
     assert "The conversion failed (exit code 1): a full disk, say" in last_event(folder).message
     assert not folder.unfinished.exists()
+    (half / "convert_hf_to_gguf.py").write_text("import a_package_that_is_not_there", encoding="utf-8")
+    assert "requirements.txt" in last_event(take_away(trained, "gguf", quantization="f16")).hint
 
 
 def test_an_adapter_alone_goes_only_where_ollama_takes_one(trained: RunFolder) -> None:

@@ -2,14 +2,17 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lora_studio.errors import StudioError
 from lora_studio.exports import Request, exports
+from lora_studio.hub_token import hub_secrets
 from lora_studio.jobs.exporting import Exports
 from lora_studio.jobs.launcher import Launcher, kill
+from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 
@@ -82,3 +85,19 @@ def test_a_secret_reaches_the_child_and_no_file(jobs: Jobs, workspace: Workspace
     files = [path for path in workspace.root.rglob("*") if path.is_file()]
     assert files
     assert not any(b"hf_sesame" in path.read_bytes() for path in files)
+
+
+def test_a_visitor_publishes_with_a_token_of_their_own_or_not_at_all(
+    workspace: Workspace, request_: Request, tmp_path: Path
+) -> None:
+    visited = VisitedWorkspace(workspace, lambda: "ben", "anna", [tmp_path])
+    program = str(Path(__file__).with_name("fake_exporter.py"))
+    mine = Exports(visited, Launcher([sys.executable, program, "secret"], env={"HF_TOKEN": "hf_of_the_owner"}))
+    published = replace(request_, target="hub", settings={"repo": "pirate"})
+    for none in (None, {}, hub_secrets(" ")):
+        with pytest.raises(StudioError, match="token of your own"):
+            mine.start(published, none)
+    name = mine.start(published, hub_secrets(" hf_mine "))
+    wait_until(lambda: mine.state(name).final)
+    (folder,) = exports(visited)
+    assert folder.read_result()["bytes"] == len("hf_mine")
