@@ -74,13 +74,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     estimate.add_argument("--device", choices=("cuda", "cpu"), help="for another machine than this one")
     estimate.add_argument("--memory", type=float, metavar="GIB", help="memory of that device (default: what is free)")
     chat = add("chat", "talk to a trained adapter, or compare it with its base", output)
-    chat.add_argument("adapter", metavar="RUN", help='a run ("last", RUN/checkpoint-N) or an adapter\'s folder')
-    chat.add_argument("--compare", action="store_true", help="let the base answer as well")
-    chat.add_argument(
-        "--beside", action="append", metavar="RUN", help="another adapter of the same base (twice at most)"
-    )
-    chat.add_argument("--prompt", metavar="TEXT", help="ask this one thing and end")
-    chat.add_argument("--system", metavar="TEXT", help="system prompt (default: the one trained with)")
+    _add_chat_flags(chat)
     evaluate = add("evaluate", "answer a test file with an adapter and its base, and measure the answers", output)
     _add_evaluate_flags(evaluate)
     export = add("export", "take an adapter away in a form that another program reads", output)
@@ -103,6 +97,16 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     with_settings = (train, check, estimate, inspect, chat, evaluate, export)
     _add_settings(dict(zip(WITH_SETTINGS, with_settings, strict=True)), arguments)
     return parser
+
+
+def _add_chat_flags(chat: argparse.ArgumentParser) -> None:
+    chat.add_argument("adapter", metavar="RUN", help='a run ("last", RUN/checkpoint-N) or an adapter\'s folder')
+    chat.add_argument("--compare", action="store_true", help="let the base answer as well")
+    chat.add_argument(
+        "--beside", action="append", metavar="RUN", help="another adapter of the same base (twice at most)"
+    )
+    chat.add_argument("--prompt", metavar="TEXT", help="ask this one thing and end")
+    chat.add_argument("--system", metavar="TEXT", help="system prompt (default: the one trained with)")
 
 
 def _add_evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
