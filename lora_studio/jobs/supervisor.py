@@ -20,7 +20,7 @@ from lora_studio.errors import StudioError
 from lora_studio.events import Event, Extended, Finished, RunState, to_line
 from lora_studio.hardware import devices
 from lora_studio.jobs.follow import Follower, last_lines
-from lora_studio.jobs.launcher import Launcher, ask_to_stop, end_last_line, kill
+from lora_studio.jobs.launcher import Launcher, ask_to_stop, end_last_line, find, kill
 from lora_studio.jobs.waiting import Waiting, lock, moved, passed, read_queue, write_queue
 from lora_studio.parsing import ConfigError, to_yaml
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, shipped_data
@@ -74,6 +74,22 @@ class Supervisor:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join()
+
+    def go_to_sleep(self, seconds: float) -> None:
+        """For a container that is about to end, and every process in it: the run that works saves, and stands first in
+        the queue, so that the next start goes on with it."""
+        self.close()
+        with self._lock, lock(self._workspace):
+            self._refresh_all()
+            at_work = [each.run for each in self._followers.values() if each.alive and not each.ended]
+            others = [entry for entry in read_queue(self._workspace) if entry.run not in {run.id for run in at_work}]
+            write_queue(self._workspace, [*(Waiting(run.id, resume=True) for run in at_work), *others])
+        for run in at_work:
+            ask_to_stop(run)
+        end = time.monotonic() + seconds
+        while any(find(run) for run in at_work) and time.monotonic() < end:
+            self._launcher.collect()
+            time.sleep(0.05)
 
     def _watch(self) -> None:
         while not self._closing.wait(self._tick_seconds):
@@ -297,7 +313,7 @@ class Supervisor:
             run = self._followers[head.run].run
             if head.extra_epochs:
                 _append(run, Extended(time.time(), head.extra_epochs))
-            self._launcher.start(run, head.resume)
+            self._launcher.start(run, head.resume and bool(run.checkpoint_folders()))
         if entries != queued:
             write_queue(self._workspace, entries)
         self._refresh_all()
