@@ -144,11 +144,13 @@ def _running(image: Image) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = image.environment | {"LORA_STUDIO_PORT": str(port), "LORA_STUDIO_PASSWORD": PASSWORD}
+    built = {name: value for name, value in image.environment.items() if not name.startswith(KEPT)}
+    environment = built | {"LORA_STUDIO_PORT": str(port), "LORA_STUDIO_PASSWORD": PASSWORD}
     page = subprocess.Popen(image.as_user(image.command), cwd=image.folder, env=environment, start_new_session=True)
     try:
         begun = time.monotonic()
-        while subprocess.run(image.as_user(image.health), cwd=image.folder, env=environment, stderr=-3).returncode:
+        asking = ["timeout", "10", *image.as_user(image.health)]
+        while subprocess.run(asking, cwd=image.folder, env=environment, stderr=subprocess.DEVNULL).returncode:
             assert page.poll() is None, f"the page ended with {page.returncode}"
             assert time.monotonic() - begun < PATIENCE, "the page does not answer its health check"
             time.sleep(0.5)
