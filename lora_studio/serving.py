@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_studio.accounts import PASSWORD, USERS, USERS_FILE, Accounts, read_accounts, read_api_key
+from lora_studio.accounts import OWNER, PASSWORD, USERS, USERS_FILE, Accounts, read_accounts, read_api_key
 from lora_studio.errors import StudioError
+from lora_studio.space import HubApp, hub_app, in_space
 
 HOST, PORT, FOLDERS, MAX_UPLOAD = (
     "LORA_STUDIO_HOST",
@@ -21,9 +22,16 @@ HOST, PORT, FOLDERS, MAX_UPLOAD = (
 )
 
 
+GUEST_GB = 0.005  # largest file that a guest may upload
+
+
 @dataclass(frozen=True)
 class Serving:
-    """How the page is served. `folders` may be read by visitors beside the workspace; sizes in GB of 10^9 bytes."""
+    """How the page is served. `folders` may be read by visitors beside the workspace; sizes in GB of 10^9 bytes.
+
+    With `guests` everybody gets in, and may do what guests.py says; whoever owns the Hub account that `hub_app` names
+    logs in there and may do everything.
+    """
 
     host: str = "127.0.0.1"
     port: int = 7860
@@ -32,6 +40,8 @@ class Serving:
     folders: tuple[Path, ...] = ()
     max_upload_gb: float = 2.0
     api_key: str | None = field(default=None, repr=False)
+    guests: bool = False
+    hub_app: HubApp | None = None
 
     @property
     def local(self) -> bool:
@@ -39,9 +49,19 @@ class Serving:
         return is_loopback(self.host)
 
     @property
+    def owner(self) -> str:
+        """The name of whoever sees and may do everything."""
+        return self.accounts.owner if self.accounts else OWNER
+
+    @property
+    def several(self) -> bool:
+        """Whether visitors are told apart."""
+        return self.guests or (self.accounts is not None and self.accounts.several)
+
+    @property
     def trusts_visitors(self) -> bool:
         """Whether whoever has the page open is at this machine and may name any of its files."""
-        return self.local and self.accounts is None and not self.insecure
+        return self.local and self.accounts is None and not self.insecure and not self.guests
 
 
 def is_loopback(host: str) -> bool:
@@ -61,6 +81,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--users-file", metavar="FILE", help=f"name:password lines, the owner's first (else {USERS_FILE})"
     )
+    parser.add_argument(
+        "--guests",
+        action="store_true",
+        help="let everybody in to try the built-in model within limits, as a Space does",
+    )
     parser.add_argument("--insecure", action="store_true", help="listen for other machines without any login")
     parser.add_argument(
         "--folder",
@@ -75,27 +100,36 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def from_flags(given: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Serving:
     """What flags and environment say, checked. Raises `StudioError` for what would be open to everybody."""
+    accounts = read_accounts(given.users_file, environment)
+    guests = given.guests or (in_space(environment) and accounts is None and not given.insecure)
+    if guests and accounts:
+        raise StudioError("Guests are let in, and a login is asked for.", "Choose one of both.")
+    host = given.host or environment.get(HOST) or environment.get("GRADIO_SERVER_NAME")
+    port = environment.get(PORT) or environment.get("GRADIO_SERVER_PORT")
     folders = given.folder or [part for part in environment.get(FOLDERS, "").split(os.pathsep) if part]
     serving = Serving(
-        host=given.host or environment.get(HOST) or "127.0.0.1",
-        port=given.port if given.port is not None else int(_number(PORT, 7860, environment)),
-        accounts=read_accounts(given.users_file, environment),
+        host=host or ("0.0.0.0" if in_space(environment) else "127.0.0.1"),
+        port=given.port if given.port is not None else int(_number(PORT, port, 7860)),
+        accounts=accounts,
         insecure=given.insecure,
         api_key=read_api_key(environment),
         folders=tuple(_folder(folder) for folder in folders),
-        max_upload_gb=given.max_upload_gb or _number(MAX_UPLOAD, 2.0, environment),
+        max_upload_gb=given.max_upload_gb
+        or _number(MAX_UPLOAD, environment.get(MAX_UPLOAD), GUEST_GB if guests else 2.0),
+        guests=guests,
+        hub_app=hub_app(environment) if guests else None,
     )
     check_exposure(serving)
     return serving
 
 
-def _number(name: str, default: float, environment: Mapping[str, str]) -> float:
+def _number(name: str, given: str | None, default: float) -> float:
     try:
-        number = float(environment.get(name) or default)
+        number = float(given or default)
     except ValueError:
         number = -1.0
     if not 0 < number < 1e6:
-        raise StudioError(f"{name} is {environment[name]!r}, which is no usable number.", f"The default is {default}.")
+        raise StudioError(f"{name} is {given!r}, which is no usable number.", f"The default is {default}.")
     return number
 
 
@@ -108,7 +142,7 @@ def _folder(name: str) -> Path:
 
 def check_exposure(serving: Serving) -> None:
     """Refuses to listen beyond this machine without a login: whoever reaches the page can use the machine."""
-    if serving.local or serving.accounts or serving.insecure:
+    if serving.local or serving.accounts or serving.insecure or serving.guests:
         return
     raise StudioError(
         f"Listening on {serving.host} lets other machines use this one, and there is no login.",

@@ -18,6 +18,7 @@ from typing import Any
 
 from lora_studio.errors import StudioError
 from lora_studio.files import numbered, same_content
+from lora_studio.permissions import Permissions
 
 DEMO_MODEL = "demo"
 _CACHE = "cache"
@@ -172,7 +173,7 @@ class RunFolder:
             return {}
 
 
-class Workspace:
+class Workspace(Permissions):
     """Uploads, runs and drafts under one root folder, made where missing.
 
     Whoever has it sees all of it and may name any file of the machine; what a visitor with a login of their own sees of

@@ -1,6 +1,6 @@
 """Starts, follows, stops and resumes evaluations: the parent's side."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import EvaluationFolder, Request, create, folders
@@ -46,6 +46,8 @@ class Evaluations(FolderJobs[EvaluationFolder]):
 
     def start(self, request: Request) -> str:
         """Makes the evaluation's folder and starts its child. Raises `StudioError` while another one answers."""
+        most = self._workspace.test_rows(request.measuring.max_samples)
+        request = replace(request, measuring=request.measuring.model_copy(update={"max_samples": most}))
         with self._lock:
             self._check_free()
             folder = create(self._workspace, request)

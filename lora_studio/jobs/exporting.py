@@ -36,6 +36,7 @@ class Exports(FolderJobs[ExportFolder]):
 
         `secrets` go into the child's environment and nowhere else. A visitor never publishes with the owner's token.
         """
+        self._workspace.check_may("take adapters away")
         if request.target == "hub" and not self._workspace.owned and not (secrets or {}).get(VARIABLE):
             raise StudioError(
                 "Publishing needs a token of your own: that of this machine is its owner's.",

@@ -61,6 +61,7 @@ class Harness:
 
     def start(self, words: Sequence[str]) -> None:
         """Runs the command with this Python. Raises `StudioError` where it can't."""
+        self.workspace.check_may("run benchmarks")
         if not installed():
             raise StudioError("lm-evaluation-harness is not installed.", "Install it: pip install lm_eval")
         if self.running:

@@ -193,6 +193,7 @@ class Supervisor:
         if problems := list(machine_conflicts(config, cuda=any(device.kind == "cuda" for device in devices()))):
             raise ConfigError(problems)
         self._workspace.check_request(files_of(config))
+        config = self._workspace.admit(config)
         config = continued(with_absolute_paths(config), self._workspace)
         title = config.title or Path(config.data.train_file).stem
         facts = {
@@ -214,6 +215,8 @@ class Supervisor:
         """
         if not 0 <= extra_epochs <= 1000:
             raise StudioError(f"{extra_epochs:g} extra epochs can't be trained.", "Give a number from 0 to 1000.")
+        if extra_epochs:
+            self._workspace.check_may("train a run longer")
         with self._lock, lock(self._workspace):
             follower = self._follow(run_id)
             state, saved = follower.state, bool(follower.run.checkpoint_folders())

@@ -3,6 +3,7 @@
 What a tab shows is the tab's own matter. The page keeps nothing that a reload would lose: closing it touches no run.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -14,8 +15,8 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 
 from lora_studio import hardware
-from lora_studio.accounts import OWNER
 from lora_studio.errors import StudioError
+from lora_studio.guests import GuestWorkspace
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.logins import Attempts, Sessions
@@ -27,6 +28,7 @@ from lora_studio.ui import (
     endpoints,
     evaluate_style,
     evaluate_tab,
+    guest_banner,
     openai_api,
     queue_view,
     run_style,
@@ -51,6 +53,8 @@ TABS = (
 HEAD = (
     "<script>window.askedTab = location.hash.slice(1)</script>"  # read before the first tab writes its own name there
 )
+FIRST = 1  # the first process of a container, with which all others end
+SAVE_SECONDS = 8.0  # Docker gives ten
 WARM_UP_SECONDS = 3.0  # after the page asked for its contents
 
 
@@ -60,6 +64,8 @@ def page(studio: Studio) -> gr.Blocks:
         endpoints.build(studio)  # first: private events of the same name get another one
         logins = studio.serving.accounts is not None
         gr.HTML(theme.header(hardware.devices(), logins), elem_id="header")
+        if studio.serving.guests:
+            guest_banner.build(studio)
         status = gr.HTML(status_line(studio.supervisor.runs()), elem_id="status")
         data, form, run = gr.State(), gr.State(), gr.State("")  # not inside the tabs: gradio would count them as tabs
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
@@ -133,10 +139,9 @@ def _open_tab_of_address(demo: gr.Blocks, tabs: gr.Tabs) -> None:
 def make_studio(workspace: Workspace, serving: Serving) -> Studio:
     """The studio behind the page: whole for whoever sits at this machine, else what each visitor may see of it."""
     if not serving.trusts_visitors:
-        owner = serving.accounts.owner if serving.accounts else OWNER
-        several = serving.accounts is not None and serving.accounts.several
-        asking = visitor if several else lambda: owner
-        workspace = VisitedWorkspace(workspace, asking, owner, serving.folders)
+        owner, seen_by = serving.owner, GuestWorkspace if serving.guests else VisitedWorkspace
+        asking = visitor if serving.several else lambda: owner
+        workspace = seen_by(workspace, asking, owner, serving.folders)
     return Studio(
         workspace=workspace,
         supervisor=Supervisor(workspace),
@@ -153,7 +158,7 @@ def visitor() -> str:
 
 
 def launch(workspace: Workspace, serving: Serving) -> None:
-    """Serves the page until Ctrl-C or SIGTERM. Runs go on after it ends."""
+    """Serves the page until Ctrl-C or SIGTERM. Runs go on after it ends, but in a container, which ends whole."""
     check_exposure(serving)
     studio = make_studio(workspace, serving)
     studio.supervisor.start()
@@ -164,6 +169,18 @@ def launch(workspace: Workspace, serving: Serving) -> None:
         studio.inspector.close()
         studio.chat.close()
         studio.supervisor.close()
+        if os.getpid() == FIRST:
+            studio.supervisor.go_to_sleep(SAVE_SECONDS)
+
+
+def _middleware(serving: Serving) -> list[Middleware]:
+    """The door around everything, and around it what a login at the Hub needs."""
+    if serving.hub_app is None:
+        return [Middleware(Door, serving, Sessions(), Attempts())]
+    from lora_studio.ui.hub_login import HubLogin  # a third of a second that only a Space has to wait for
+
+    hub = HubLogin(serving.hub_app)
+    return [hub.middleware(), Middleware(Door, serving, Sessions(), Attempts(), hub)]
 
 
 def _serve(demo: gr.Blocks, studio: Studio) -> None:
@@ -174,11 +191,8 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
         demo.launch(
             server_name=host,
             server_port=port,
-            auth_dependency=_visitor if serving.accounts else None,
-            app_kwargs={
-                "middleware": [Middleware(Door, serving, Sessions(), Attempts())],
-                "routes": openai_api.routes(studio),
-            },
+            auth_dependency=_visitor if serving.accounts or serving.guests else None,
+            app_kwargs={"middleware": _middleware(serving), "routes": openai_api.routes(studio)},
             max_file_size=int(serving.max_upload_gb * 1e9),
             theme=theme.theme(),
             css=text.CSS + theme.CSS + run_style.CSS + queue_view.CSS + evaluate_style.CSS + chat_style.CSS,

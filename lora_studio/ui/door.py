@@ -1,13 +1,15 @@
 """The door of the server: which requests get in, and who they are from. Everything served stands behind it.
 
 Without logins it lets in what comes from this machine's own pages. With logins it asks for a name and a password, keeps
-a cookie that no script can read, and hands the name on as `scope["user"]`. Programs may give a key instead.
+a cookie that no script can read, and hands the name on as `scope["user"]`. Programs may give a key instead. Guests are
+let in and told apart, where they are let in at all.
 """
 
+import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.requests import Request
@@ -20,9 +22,12 @@ from lora_studio.serving import Serving, is_loopback
 from lora_studio.ui.openai_format import ApiError
 from lora_studio.ui.text import escape
 
+if TYPE_CHECKING:
+    from lora_studio.ui.hub_login import HubLogin
+
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
-USER = "user"
+USER, COOKIE = "user", "lora-studio-cookie"
 LONGEST_LOGIN = 10_000  # bytes of a name and a password
 # The server calls the first itself, once, when it starts; it does nothing after that.
 OPEN_PATHS = ("/gradio_api/startup-events",)
@@ -41,8 +46,10 @@ PROGRAM_OF: ContextVar[str] = ContextVar("program_of", default="")
 class Door:
     """ASGI middleware around the whole server."""
 
-    def __init__(self, app: App, serving: Serving, sessions: Sessions, attempts: Attempts) -> None:
-        self._app, self._serving = app, serving
+    def __init__(
+        self, app: App, serving: Serving, sessions: Sessions, attempts: Attempts, hub: "HubLogin | None" = None
+    ) -> None:
+        self._app, self._serving, self._hub = app, serving, hub
         self._sessions, self._attempts = sessions, attempts
         self._cookie = f"lora-studio-{secrets.token_hex(4)}"  # two studios of one machine share a host's cookies
 
@@ -56,7 +63,7 @@ class Door:
         answer = await self._answer(Request(scope, receive))
         if scope["path"].startswith(PROGRAMS):
             PROGRAM_OF.set(scope.get(USER) or "")
-        await (answer or self._app)(scope, receive, send)
+        await (answer or self._app)(scope, receive, _with_cookie(scope, send))
 
     async def _answer(self, request: Request) -> Response | None:
         """What the door itself answers; None for a request that may pass."""
@@ -65,6 +72,8 @@ class Door:
         path = request.scope["path"].rstrip("/")
         if path.startswith(PROGRAMS):
             return self._program(request)
+        if self._serving.guests:
+            return await self._guest(request, path)
         if self._serving.accounts is None:
             return None
         if path == "/login":
@@ -85,14 +94,15 @@ class Door:
 
     def _program(self, request: Request) -> Response | None:
         """The endpoint for programs: a key opens it as the owner, a visitor's cookie as that visitor."""
-        accounts, key = self._serving.accounts, self._serving.api_key
-        if accounts is None and key is None:
+        key = self._serving.api_key
+        if not self._serving.accounts and not self._serving.guests and key is None:
             return None
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if key is not None and scheme.lower() == "bearer" and same_secret(given.strip(), key):
-            request.scope[USER] = accounts.owner if accounts else None
+            request.scope[USER] = self._serving.owner
             return None
-        request.scope[USER] = self._sessions.user(request.cookies.get(self._cookie, ""))
+        user = self._sessions.user(request.cookies.get(self._cookie, ""))
+        request.scope[USER] = user or (self._by_address(request) if self._serving.guests else None)
         if request.scope[USER] is not None:
             return None
         words = (
@@ -102,6 +112,40 @@ class Door:
         )
         refused = ApiError(401, words, "invalid_api_key")
         return JSONResponse(refused.body(), refused.status)
+
+    async def _guest(self, request: Request, path: str) -> Response | None:
+        """Where everybody gets in: a guest is known by a cookie, or by the address where cookies are refused; the
+        owner logs in at the Hub."""
+        token = request.cookies.get(self._cookie, "")
+        if path == "/logout":
+            self._sessions.end(token)
+            return RedirectResponse("./", 303)
+        if self._hub is not None and path == "/login/hub":
+            return await self._hub.away(request)
+        if self._hub is not None and path == "/login/callback":
+            return await self._from_hub(self._hub, request)
+        user = self._sessions.user(token)
+        if user is None and path == "" and request.method == "GET":
+            user = f"guest-{secrets.token_hex(6)}"
+            request.scope[COOKIE] = self._cookie_for(request, user)
+        request.scope[USER] = user or self._by_address(request)
+        return None
+
+    async def _from_hub(self, hub: "HubLogin", request: Request) -> Response:
+        """A session for whoever the Hub says it is: the owner, or a guest with a name."""
+        try:
+            name = await hub.back(request)
+        except StudioError as error:
+            return HTMLResponse(login_page(str(error)), 403)
+        owner = name.casefold() == hub.owner.casefold()
+        answer = RedirectResponse("/", 303)
+        answer.headers["set-cookie"] = self._cookie_for(request, self._serving.owner if owner else f"hub-{name}")
+        return answer
+
+    def _by_address(self, request: Request) -> str:
+        """A name for a guest who keeps no cookie. The last address is the one that the proxy in front saw."""
+        seen = request.headers.get("x-forwarded-for", request.client.host if request.client else "")
+        return f"guest-{_hash(self._cookie + seen.rpartition(',')[2].strip())}"
 
     def _foreign(self, request: Request) -> str:
         """Why a request is turned away before anything else: a page of another site sent it; "" where none did."""
@@ -133,12 +177,35 @@ class Door:
                 return HTMLResponse(login_page(str(error)), status)
             return JSONResponse({"error": str(error)}, status)
         answer = RedirectResponse("./", 303) if by_browser else JSONResponse({"success": True})
+        answer.headers["set-cookie"] = self._cookie_for(request, user)
+        return answer
+
+    def _cookie_for(self, request: Request, user: str) -> str:
+        """A new session, as a header."""
         https = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
+        carrier = Response()
         # In a frame of another site, as a Space is shown, a cookie comes back only where it allows so.
-        answer.set_cookie(
+        carrier.set_cookie(
             self._cookie, self._sessions.begin(user), httponly=True, secure=https, samesite="none" if https else "lax"
         )
-        return answer
+        return carrier.headers["set-cookie"]
+
+
+def _with_cookie(scope: Scope, send: Any) -> Any:
+    """Sends what the app answers, with the cookie that the door has for a new guest."""
+    if COOKIE not in scope:
+        return send
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"set-cookie", scope[COOKIE].encode())]
+        await send(message)
+
+    return sending
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _place(origin: str) -> str:

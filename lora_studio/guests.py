@@ -1,0 +1,127 @@
+"""What guests of a public demonstration may do: try the built-in model on small data, one run each.
+
+The limits are kept here, where everything that starts something asks, whichever way a guest came.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lora_studio.config import Config
+from lora_studio.errors import StudioError
+from lora_studio.parsing import ConfigError, Problem
+from lora_studio.visitors import VisitedWorkspace
+from lora_studio.workspace import DEMO_MODEL, shipped_data
+
+ELSEWHERE = "Install the studio, or duplicate the Space, to do this with models and data of your own."
+HOUR = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """For each guest, but for `runs_an_hour`, which all guests share."""
+
+    rows: int = 500
+    steps: int = 600
+    max_length: int = 512
+    answer_tokens: int = 512
+    test_rows: int = 50
+    checkpoints: int = 3
+    runs_an_hour: int = 12
+
+
+LIMITS = Limits()
+ABOUT = (
+    f"Guests train the built-in model: up to {LIMITS.rows} rows, {LIMITS.steps} steps, one run each. Other models, "
+    "exports and the Hub are the owner's."
+)
+
+
+class GuestWorkspace(VisitedWorkspace):
+    """The workspace of a public demonstration: the owner may do everything, everybody else what the limits leave."""
+
+    def check_may(self, what: str) -> None:
+        if not self.owned:
+            raise StudioError(f"Guests can't {what} here.", ELSEWHERE)
+
+    def check_request(self, params: Mapping[str, Any]) -> None:
+        super().check_request(params)
+        if self.owned:
+            return
+        for name in ("model", "base"):
+            if params.get(name) not in (None, "", DEMO_MODEL):
+                raise self._refusal(str(params[name]))
+        tokens = (params.get("settings") or {}).get("max_new_tokens") or 0
+        if tokens > LIMITS.answer_tokens:
+            raise StudioError(
+                f"Answers to guests have at most {LIMITS.answer_tokens} tokens, and {tokens} are asked for.",
+                "Choose a shorter longest answer.",
+            )
+
+    def admit(self, config: Config) -> Config:
+        if self.owned:
+            return config
+        if problems := _beyond(config):
+            raise ConfigError(problems)
+        if self.runs():
+            raise StudioError("Guests have one run each, and you have yours.", "Delete it to start another one.")
+        if self._recent() >= LIMITS.runs_an_hour:
+            raise StudioError(f"Guests started {LIMITS.runs_an_hour} runs in this hour.", "Come back a little later.")
+        data = config.data.model_copy(
+            update={
+                "max_samples": min(config.data.max_samples or LIMITS.rows, LIMITS.rows),
+                "max_eval_samples": min(config.data.max_eval_samples or LIMITS.test_rows, LIMITS.test_rows),
+            }
+        )
+        return config.model_copy(update={"data": data})
+
+    def test_rows(self, wanted: int | None) -> int | None:
+        return wanted if self.owned else min(wanted or LIMITS.test_rows, LIMITS.test_rows)
+
+    def _recent(self) -> int:
+        """Runs that guests made within the last hour."""
+        facts = (run.read_facts() for run in self.whole.runs())
+        return sum(
+            one.get("maker", "") not in ("", self._owner) and time.time() - one["created"] < HOUR for one in facts
+        )
+
+    def _is_hub_name(self, name: str) -> bool:
+        return super()._is_hub_name(name) if self.owned else name == DEMO_MODEL or name in shipped_data()
+
+    def _refusal(self, name: str) -> StudioError:
+        if self.owned:
+            return super()._refusal(name)
+        return StudioError(
+            f"{name!r} is not for guests: they use the built-in model, the data that come with the studio, and what "
+            "they upload.",
+            ELSEWHERE,
+        )
+
+
+def _beyond(config: Config) -> list[Problem]:
+    """What a guest asks for beyond the limits."""
+    training = config.training
+    rows = min(config.data.max_samples or LIMITS.rows, LIMITS.rows)
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(rows / batch * training.num_train_epochs)
+    shorter = "training.max_steps" if training.max_steps > 0 else "training.num_train_epochs"
+    asked = (
+        ("model.name", config.model.name, config.model.name == DEMO_MODEL, "is the built-in model for guests"),
+        (shorter, steps, steps <= LIMITS.steps, f"comes to {steps} steps, and guests have {LIMITS.steps}"),
+        (
+            "data.max_length",
+            config.data.max_length,
+            config.data.max_length <= LIMITS.max_length,
+            f"is at most {LIMITS.max_length} for guests",
+        ),
+        (
+            "training.save_total_limit",
+            training.save_total_limit,
+            0 < training.save_total_limit <= LIMITS.checkpoints,
+            f"is at most {LIMITS.checkpoints} for guests",
+        ),
+        ("tracking.report_to", config.tracking.report_to, config.tracking.report_to == "tensorboard", "stays here"),
+    )
+    return [Problem(path, words, found) for path, found, fits, words in asked if not fits]

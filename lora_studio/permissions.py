@@ -1,0 +1,18 @@
+"""What whoever is answered now may start: everything, unless a workspace says less, as that of guests does."""
+
+from lora_studio.config import Config
+
+
+class Permissions:
+    """Asked by all that starts something. Which files one may read is the workspace's own matter."""
+
+    def check_may(self, what: str) -> None:
+        """Raises `StudioError` where one may not do it; `what` is a verb with its object."""
+
+    def admit(self, config: Config) -> Config:
+        """The config of a run as it may be started. Raises `StudioError` where it may not."""
+        return config
+
+    def test_rows(self, wanted: int | None) -> int | None:
+        """How many rows of a test file may be answered; None for all."""
+        return wanted

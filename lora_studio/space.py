@@ -1,0 +1,40 @@
+"""What a Hugging Face Space tells of itself in its environment: that it is one, whose, and how its visitors log in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+SPACE, AUTHOR = "SPACE_ID", "SPACE_AUTHOR_NAME"
+OWNER = "LORA_STUDIO_OWNER"
+CLIENT_SECRET = "OAUTH_CLIENT_SECRET"
+
+
+@dataclass(frozen=True)
+class HubApp:
+    """An application of the Hub that people log in to: its names, and the account that owns the studio."""
+
+    client_id: str
+    client_secret: str = field(repr=False)
+    provider: str
+    address: str
+    owner: str
+
+    @property
+    def callback(self) -> str:
+        """Where the Hub sends people back to."""
+        return f"{self.address}/login/callback"
+
+
+def in_space(environment: Mapping[str, str]) -> bool:
+    return bool(environment.get(SPACE))
+
+
+def hub_app(environment: Mapping[str, str]) -> HubApp | None:
+    """The login that `hf_oauth: true` gives a Space; None without it, or where nobody is named as the owner."""
+    owner = environment.get(OWNER) or environment.get(AUTHOR)
+    given = [environment.get(name) for name in ("OAUTH_CLIENT_ID", CLIENT_SECRET, "OPENID_PROVIDER_URL", "SPACE_HOST")]
+    if not owner or not all(given):
+        return None
+    client_id, secret, provider, host = (value or "" for value in given)
+    first = host.split(",")[0].strip()  # with a domain of its own a Space has several
+    address = first if "://" in first else f"https://{first}"
+    return HubApp(client_id, secret, provider.rstrip("/"), address.rstrip("/"), owner)
