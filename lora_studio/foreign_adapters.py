@@ -134,6 +134,7 @@ def from_folder(name: str, base: str | None = None) -> Path:
 
 def from_hub(name: str, workspace: Workspace, base: str | None = None) -> Path:
     """Fetches an adapter of the Hub (hub:owner/name) into the workspace; nothing but safetensors, JSON and text."""
+    workspace.check_may("fetch adapters from the Hub")
     plain = name.removeprefix(HUB)
     if not _NAME.fullmatch(plain):
         raise StudioError(f"{name} is no name of an adapter on the Hub.", f"Write it as {HUB}owner/name.")

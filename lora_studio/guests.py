@@ -4,6 +4,7 @@ The limits are kept here, where everything that starts something asks, whichever
 """
 
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from lora_studio.workspace import DEMO_MODEL, shipped_data
 
 ELSEWHERE = "Install the studio, or duplicate the Space, to do this with models and data of your own."
 HOUR = 3600.0
+_CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,11 @@ class GuestWorkspace(VisitedWorkspace):
         )
 
     def _is_hub_name(self, name: str) -> bool:
-        return super()._is_hub_name(name) if self.owned else name == DEMO_MODEL or name in shipped_data()
+        if self.owned:
+            return super()._is_hub_name(name)
+        run, _, checkpoint = name.partition("/")
+        own = self._dated(run) is not None and (not checkpoint or _CHECKPOINT.fullmatch(checkpoint) is not None)
+        return own or name == DEMO_MODEL or name in shipped_data()
 
     def _refusal(self, name: str) -> StudioError:
         if self.owned:
@@ -122,6 +128,11 @@ def _beyond(config: Config) -> list[Problem]:
             0 < training.save_total_limit <= LIMITS.checkpoints,
             f"is at most {LIMITS.checkpoints} for guests",
         ),
-        ("tracking.report_to", config.tracking.report_to, config.tracking.report_to == "tensorboard", "stays here"),
+        (
+            "tracking.report_to",
+            config.tracking.report_to,
+            config.tracking.report_to == "tensorboard",
+            "stays here for guests",
+        ),
     )
     return [Problem(path, words, found) for path, found, fits, words in asked if not fits]

@@ -1,6 +1,7 @@
 """How the page is served: this machine alone unless told, never for others without a login unless told twice."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,46 @@ def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
     for wrong in ("many", "-1", "0", "nan"):
         with pytest.raises(StudioError, match=serving.MAX_UPLOAD):
             flags(**{serving.MAX_UPLOAD: wrong})
+
+
+SPACE = {"SPACE_ID": "anna/studio", "SPACE_HOST": "anna-studio.hf.space", "SPACE_AUTHOR_NAME": "anna"}
+HUB = {
+    "OAUTH_CLIENT_ID": "app",
+    "OAUTH_CLIENT_SECRET": "s" * 32,
+    "OPENID_PROVIDER_URL": "https://hub.example/",
+}
+
+
+def test_a_space_without_a_login_lets_guests_in_on_all_addresses() -> None:
+    found = flags(**SPACE)
+    assert (found.host, found.guests, found.hub_app) == ("0.0.0.0", True, None)
+    assert not found.trusts_visitors
+    assert found.several
+    assert found.max_upload_gb == serving.GUEST_GB
+    assert flags(**SPACE, GRADIO_SERVER_NAME="127.0.0.1", GRADIO_SERVER_PORT="99") == replace(
+        found, host="127.0.0.1", port=99
+    )
+
+
+def test_a_space_with_a_password_lets_nobody_else_in() -> None:
+    found = flags(**SPACE, **HUB, **{PASSWORD: "secret"})
+    assert (found.guests, found.hub_app) == (False, None)
+    with pytest.raises(StudioError, match="Choose one"):
+        flags("--guests", **{PASSWORD: "secret"})
+
+
+def test_the_owner_of_a_space_logs_in_at_the_hub_where_it_offers_that() -> None:
+    app = flags(**SPACE, **HUB).hub_app
+    assert app is not None
+    assert (app.owner, app.callback) == ("anna", "https://anna-studio.hf.space/login/callback")
+    assert app.provider == "https://hub.example"
+    assert "s" * 32 not in repr(app)
+    other = flags(**SPACE, **HUB, LORA_STUDIO_OWNER="bert").hub_app
+    assert other is not None
+    assert other.owner == "bert"
+    assert flags(**HUB).hub_app is None
+
+
+def test_guests_are_let_in_elsewhere_only_when_told_so() -> None:
+    assert flags("--guests", "--host", "0.0.0.0").guests
+    assert not flags().guests

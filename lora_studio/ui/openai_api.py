@@ -89,6 +89,7 @@ class OpenAi:
     def _answers(self, request: Request, asked: wire.ChatRequest) -> tuple[str, Answers]:
         """The engine's answers to a request, and the name that it is asked under."""
         settings = wire.settings_of(asked)
+        self._studio.workspace.check_request({"settings": settings})  # also before anything is loaded for it
         model = wire.model(self.found(request), asked.model)
         column = {"adapter": model.adapter, "messages": wire.messages_of(asked, model.system_prompt)}
         who = f"program {next(self._names)}"

@@ -1,0 +1,164 @@
+"""A public demonstration: what guests may start, wherever it is started, and what the owner still may."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_studio import guests
+from lora_studio.config import Config
+from lora_studio.errors import StudioError
+from lora_studio.evaluations import create, make_request
+from lora_studio.foreign_adapters import from_hub
+from lora_studio.guests import ELSEWHERE, LIMITS, GuestWorkspace
+from lora_studio.jobs.evaluating import Evaluations
+from lora_studio.jobs.exporting import Exports
+from lora_studio.jobs.harness import Harness
+from lora_studio.jobs.launcher import Launcher
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.parsing import ConfigError, nest, parse, read_yaml, to_yaml
+from lora_studio.presets import resolve
+from lora_studio.workspace import RunFolder, Workspace
+from tests.jobs.conftest import fake_command
+from tests.ui.test_chat_choices import make_run
+
+OWNER, GUEST = "owner", "guest-1"
+
+
+class Visit:
+    """A demonstration, of whose visitors one is answered at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self.now = GUEST
+        self.workspace = GuestWorkspace(Workspace(root / "workspace"), lambda: self.now, OWNER)
+        self.supervisor = Supervisor(self.workspace, Launcher(fake_command("steps=1")))
+
+    def run(self, name: str) -> RunFolder:
+        self.now = name
+        return self.workspace.create_run("run", to_yaml(Config()), {"model": "demo", "data": "pirate"})
+
+
+@pytest.fixture
+def visit(tmp_path: Path) -> Visit:
+    return Visit(tmp_path)
+
+
+def demo(**settings: Any) -> Config:
+    return resolve("demo", settings)
+
+
+def test_a_guest_trains_the_demo_once_on_few_rows(visit: Visit) -> None:
+    run = visit.workspace.run(visit.supervisor.launch(demo()))
+    assert run.read_facts()["maker"] == GUEST
+    config = parse(read_yaml(run.config))
+    assert config.data.max_samples == LIMITS.rows
+    assert config.data.max_eval_samples == LIMITS.test_rows
+    with pytest.raises(StudioError, match="one run each"):
+        visit.supervisor.launch(demo())
+    visit.now = "guest-2"
+    assert visit.workspace.runs() == []
+    visit.supervisor.launch(demo())
+    visit.now = OWNER
+    assert visit.workspace.admit(demo()) == demo()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("training.max_steps", LIMITS.steps + 1),
+        ("training.num_train_epochs", 100),
+        ("training.per_device_train_batch_size", 1),
+        ("data.max_length", LIMITS.max_length + 1),
+        ("training.save_total_limit", 50),
+        ("tracking.report_to", "wandb"),
+        ("model.name", "owner/other-model"),
+    ],
+)
+def test_what_is_beyond_the_limits_is_refused_to_guests_and_left_to_the_owner(
+    visit: Visit, path: str, value: object
+) -> None:
+    config = parse(nest({**{"training.num_train_epochs": 8, "training.per_device_train_batch_size": 8}, path: value}))
+    with pytest.raises(ConfigError, match="guests"):
+        visit.workspace.admit(config)
+    with pytest.raises(StudioError):
+        visit.supervisor.launch(config)
+    assert visit.workspace.whole.runs() == []
+    visit.now = OWNER
+    assert visit.workspace.admit(config) == config
+
+
+def test_all_guests_together_start_so_many_runs_an_hour(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(LIMITS.runs_an_hour):
+        visit.run(f"guest-{number + 10}")
+    visit.run(OWNER)
+    visit.now = GUEST
+    with pytest.raises(StudioError, match="Come back"):
+        visit.workspace.admit(demo())
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + guests.HOUR)
+    visit.workspace.admit(demo())
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"model": "owner/other-model"},
+        {"base": "/etc"},
+        {"train_file": "hub:owner/data"},
+        {"settings": {"max_new_tokens": LIMITS.answer_tokens + 1}},
+        {"adapters": {"a": "hub:owner/adapter"}},
+    ],
+)
+def test_the_engine_is_asked_nothing_that_guests_may_not(visit: Visit, params: dict[str, Any]) -> None:
+    with pytest.raises(StudioError, match="guests"):
+        visit.workspace.check_request(params)
+    if params.get("base") != "/etc":
+        visit.now = OWNER
+        visit.workspace.check_request(params)
+
+
+def test_the_demo_and_a_guests_own_upload_may_be_asked_for(visit: Visit, tmp_path: Path) -> None:
+    source = tmp_path / "mine.jsonl"
+    source.write_text("{}")
+    mine = visit.workspace.save_upload(source)
+    visit.workspace.check_request({"model": "demo", "train_file": str(mine), "settings": {"max_new_tokens": 50}})
+    visit.workspace.check_request({"base": "demo", "train_file": "pirate"})
+    visit.now = "guest-2"
+    with pytest.raises(StudioError, match="guests"):
+        visit.workspace.check_request({"train_file": str(mine)})
+
+
+def test_exports_benchmarks_and_longer_runs_are_the_owners(visit: Visit) -> None:
+    request: Any = None
+    with pytest.raises(StudioError, match="take adapters away") as refused:
+        Exports(visit.workspace).start(request)
+    assert refused.value.hint == ELSEWHERE
+    with pytest.raises(StudioError, match="fetch adapters"):
+        from_hub("hub:owner/adapter", visit.workspace)
+    with pytest.raises(StudioError, match="run benchmarks"):
+        Harness(visit.workspace).start(["lm_eval"])
+    run = visit.run(GUEST)
+    with pytest.raises(StudioError, match="train a run longer"):
+        visit.supervisor.resume(run.id, extra_epochs=1)
+
+
+def test_a_guests_evaluation_answers_few_rows(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(visit.workspace, "Mine", adapter=True)
+    kept: list[int | None] = []
+
+    def keep(workspace: Workspace, request: Any) -> Any:
+        kept.append(request.measuring.max_samples)
+        return create(workspace, request)
+
+    monkeypatch.setattr("lora_studio.jobs.evaluating.create", keep)
+    evaluations = Evaluations(visit.workspace, Launcher(fake_command("steps=1")))
+    request = make_request(visit.workspace, [run.id], "pirate")
+    evaluations.start(request)
+    assert kept == [LIMITS.test_rows]
+    make_request(visit.workspace, [run.id], str(visit.workspace.uploads_folder))
+    for wrong in (f"{run.id}/../../x", f"{run.id}/worker.log", "hub:owner/adapter"):
+        with pytest.raises(StudioError, match="guests"):
+            make_request(visit.workspace, [wrong], "pirate")
+    assert visit.workspace.test_rows(3) == 3
+    visit.now = OWNER
+    assert visit.workspace.test_rows(None) is None
