@@ -27,7 +27,7 @@ class Limits:
 
     rows: int = 500
     steps: int = 600
-    max_length: int = 512
+    max_length: int = 1024
     answer_tokens: int = 512
     test_rows: int = 50
     checkpoints: int = 3
