@@ -30,6 +30,7 @@ def run_program(command: Sequence[str], log: EventLog, *, phase: str, what: str)
     """
     log.phase(phase)
     environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name.upper())}
+    environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # all they need lies before them
     words: deque[str] = deque(maxlen=_LAST_LINES)
     try:
         child = subprocess.Popen(
