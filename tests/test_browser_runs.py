@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from lora_studio.config import Config
 from lora_studio.events import Evaluated, Event, Finished, PhaseStarted, RunStarted, StepLogged, to_line
-from lora_studio.jobs.launcher import Worker
+from lora_studio.jobs.launcher import Worker, find
 from lora_studio.jobs.waiting import Waiting, read_queue
 from lora_studio.parsing import parse, read_yaml, to_yaml
 from lora_studio.ui.form_draft import DRAFT
@@ -102,6 +102,7 @@ def test_every_button_of_a_run_does_what_it_says(
 ) -> None:
     with visited(browser, server.url + "/#runs") as page:
         press_every_button(page, server, workspace, runs["short"], runs["heart"])
+        cancel_what_goes_on(page, workspace, runs["holder"], runs["heart"])
 
 
 def press_every_button(page: Page, server: Server, workspace: Workspace, short: RunFolder, heart: RunFolder) -> None:
@@ -166,3 +167,15 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
     # By now the child that looks at data is there, without anyone having asked for anything.
     children = [" ".join(child.cmdline()) for child in psutil.Process(server.process.pid).children()]
     assert any("lora_studio.engine.session" in words for words in children)
+
+
+def cancel_what_goes_on(page: Page, workspace: Workspace, holder: RunFolder, heart: RunFolder) -> None:
+    """Last, for then the device is free: a run that goes on ends at once, without a step more."""
+    page.locator(f'#run-queue [data-act="out"][data-run="{heart.id}"]').click()
+    assert waiting(page, workspace, 0) == []
+    choose(page, holder, "holder")
+    page.locator("#run-cancel").click()
+    expect(page.locator("#run-headline")).to_contain_text("Cancelled", timeout=PATIENCE)
+    expect(page.locator("#run-cancel")).to_be_hidden()
+    expect(page.get_by_role("button", name="Resume", exact=True)).to_be_visible()
+    assert find(holder) is None

@@ -1,4 +1,7 @@
-"""A look at a file without any tokenizer: how it is read, its faults, and its rows' lengths in characters."""
+"""A look at a file without any tokenizer: how it is read, its faults, and its rows' lengths in characters.
+
+Of a pair to compare the longer side counts.
+"""
 
 from array import array
 from collections.abc import Sequence
@@ -12,7 +15,7 @@ from lora_studio.data.cache import Cache
 from lora_studio.data.conversion import convert
 from lora_studio.data.dataset import open_data
 from lora_studio.data.formats import recognise
-from lora_studio.data.messages import RowError
+from lora_studio.data.messages import Message, RowError
 from lora_studio.data.parts import Progress
 from lora_studio.data.record_store import RecordStore, write_records
 from lora_studio.data.statistics import PERCENTILES, histogram, lengths
@@ -28,7 +31,7 @@ def inspect_characters(
     report = on_progress or (lambda phase, done, total: None)
     source = open_data(name)
     records = RecordStore(Cache(None).get("records", lambda writer: write_records(writer, source, report)))
-    shape = recognise(records.spread(_SAMPLE))
+    shape = recognise(records.spread(_SAMPLE), "any")
     counts = array("q")
 
     def convert_all(writer: ArrayWriter) -> dict[str, Any]:
@@ -39,7 +42,8 @@ def inspect_characters(
             except RowError as error:
                 faults.add(error.at(record.row))
             else:
-                counts.append(len(row.text or "") + sum(len(message.content) for message in row.messages))
+                said = len(row.text or "") + _characters(row.messages)
+                counts.append(said + max(_characters(row.chosen), _characters(row.rejected)))
             if position % 2000 == 0:
                 report("convert", position, len(records))
         return {"bad_reasons": faults.finish()}
@@ -61,3 +65,7 @@ def inspect_characters(
         "histogram": histogram(values),
         "total_characters": int(values.sum()),
     }
+
+
+def _characters(messages: Sequence[Message]) -> int:
+    return sum(len(message.content) for message in messages)

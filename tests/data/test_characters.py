@@ -10,3 +10,10 @@ def test_characters_are_counted_without_a_tokenizer(write):
     assert found["characters"]["p75"] == 5
     assert [bad["row"] for bad in found["bad_row_list"]] == [2, 4]
     assert sum(found["histogram"]["counts"]) == 2
+
+
+def test_of_a_pair_the_longer_side_counts(write):
+    path = write("a.jsonl", [{"prompt": "abc", "chosen": "de", "rejected": "fghi"}, {"prompt": "a", "chosen": "b"}])
+    found = inspect_characters(str(path))
+    assert (found["format"], found["rows"], found["bad_rows"]) == ("preference", 1, 1)
+    assert found["total_characters"] == 7

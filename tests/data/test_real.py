@@ -193,6 +193,7 @@ def test_what_is_not_the_answers_is_not_trained(real, real_tokenizer):
         max_length=4096,
     )
     chats = {chat.row: chat for chat in prepared.conversations}
+    assert len(prepared.train)
     for example in prepared.train:
         pairs = zip(example.input_ids, example.labels, strict=True)
         untrained = real_tokenizer.decode([token for token, label in pairs if label == IGNORED])
