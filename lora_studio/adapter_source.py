@@ -116,7 +116,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if settings.get("peft_type") != "LORA":
         raise StudioError(
             f"The adapter in {folder} is of the kind {settings.get('peft_type')}, not LoRA.",
-            "Only LoRA adapters can be trained further here.",
+            "Only LoRA adapters can be used here.",
         )
     return settings
 

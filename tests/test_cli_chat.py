@@ -19,3 +19,11 @@ def test_adapters_of_another_base_and_too_many_are_refused(
     many = [word for name in "abc" for word in ("--beside", str(write(workspace.root / name, files())))]
     assert main(["chat", ours, *many, "--workspace", str(workspace.root)]) == 2
     assert "4 adapters are named." in capsys.readouterr().err
+
+
+def test_an_adapter_that_is_no_lora_is_refused_in_a_sentence(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(write(workspace.root / "prompt", files(peft_type="PROMPT_TUNING")))
+    assert main(["chat", folder, "--workspace", str(workspace.root)]) == 2
+    assert "is of the kind PROMPT_TUNING, not LoRA." in capsys.readouterr().err

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from lora_studio.adapter_fit import check_fit, read_card
-from lora_studio.adapter_source import adapter_folder
+from lora_studio.adapter_source import adapter_folder, read_settings
 from lora_studio.cli.flags import overrides
 from lora_studio.cli.terminal import print_json, say
 from lora_studio.errors import StudioError
@@ -45,6 +45,7 @@ def _folders(workspace: Workspace, names: list[str]) -> dict[str, str]:
     if len(names) > MOST_ADAPTERS:
         raise StudioError(f"{len(names)} adapters are named.", f"At most {MOST_ADAPTERS} answer beside the base.")
     folders = [adapter_folder(workspace, name) for name in names]
+    read_settings(folders[0])
     for folder in folders[1:]:
         check_fit(folder, read_card(folders[0]).base or None)
     return {ADAPTER if number == 1 else f"{ADAPTER}{number}": str(folder) for number, folder in enumerate(folders, 1)}

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_studio.adapter_source import read_settings
 from lora_studio.engine.ending import DONE, WRONG_INPUT, ending_of, last_word
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.stopping import Stop
@@ -201,11 +202,11 @@ def _finite(value: Any) -> Any:
 
 def _same_base(request: Request) -> dict[str, Any]:
     """The first adapter's card. Raises `StudioError` where the others sit on another base."""
-    from lora_studio.engine.load import check_adapter, read_card
+    from lora_studio.engine.load import read_card
 
     cards = []
     for column in request.adapters:
-        check_adapter(Path(column.folder))
+        read_settings(Path(column.folder))
         cards.append(read_card(Path(column.folder)))
     bases = {str(card.get("base_model")) for card in cards}
     if len(bases) > 1 or "None" in bases:

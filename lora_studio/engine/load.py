@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import is_flash_attn_2_available
 
+from lora_studio.adapter_source import read_settings
 from lora_studio.data.encode import choose_template
 from lora_studio.engine.biases import Biases, biases_of, put_in, with_biases
 from lora_studio.engine.tokenizer import checked_source, first_line, load_tokenizer, not_loadable
@@ -281,7 +282,7 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
     Raises `StudioError` before anything changes.
     """
     for folder in folders.values():
-        check_adapter(folder)
+        read_settings(folder)
     for column, folder in folders.items():
         own = biases_of(loaded.model)
         inner = f"adapter{next(_NUMBERS)}"  # peft allows no dots in names, people do
@@ -317,17 +318,6 @@ def remove_adapters(loaded: LoadedModel, columns: Sequence[str]) -> LoadedModel:
         for kept in (loaded.templates, loaded.cards, loaded.biases):
             kept.pop(column, None)
     return loaded
-
-
-def check_adapter(folder: Path) -> None:
-    """Raises `StudioError` unless the folder holds an adapter whose reading runs no code."""
-    if not (folder / "adapter_config.json").is_file():
-        raise StudioError(f"There is no adapter in {folder}.", "Choose a finished run or a checkpoint.")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise StudioError(
-            f"The adapter in {folder} is not stored as safetensors.",
-            "Other formats can run code when read; convert it.",
-        )
 
 
 def read_card(folder: Path) -> dict[str, Any]:

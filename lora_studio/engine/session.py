@@ -18,7 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lora_studio.adapter_source import WEIGHTS_FILE
+from lora_studio.adapter_source import WEIGHTS_FILE, read_settings
 from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
 from lora_studio.data.mapping import ReadingError
 from lora_studio.data.readings import first_records, tried, unread
@@ -168,7 +168,7 @@ class Session:
         params = request.params
         folders = {name: Path(folder) for name, folder in params.get("adapters", {}).items()}
         for folder in folders.values():
-            load.check_adapter(folder)
+            read_settings(folder)
         card = load.read_card(next(iter(folders.values()))) if folders else {}
         base = params.get("base") or card.get("base_model") or "demo"
         revision = params.get("revision") or (card.get("revision") if base == card.get("base_model") else None)
