@@ -135,7 +135,7 @@ def main() -> None:
             _use(url)
         strangers = list(_written_elsewhere(image, began))
         assert not strangers, f"written outside the home folder: {strangers}"
-    print("The page started, answered, chatted and trained, and wrote below its home folder alone.")
+        print("The page started, chatted and trained, and wrote below its home folder alone.", flush=True)
 
 
 @contextmanager

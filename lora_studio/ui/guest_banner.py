@@ -22,7 +22,5 @@ def build(studio: Studio) -> None:
 
 def words(*, owned: bool, login: bool) -> str:
     """The banner as markup."""
-    if owned:
-        return text.notice("This is a public demonstration, and you own it: no limits are kept for you.") + OUT
-    about = text.notice("This is a public demonstration.", ABOUT)
-    return about.replace("</span></div>", f"{LOGIN}</span></div>") if login else about
+    about, link = ("You own it: no limits are kept for you.", OUT) if owned else (ABOUT, LOGIN if login else "")
+    return text.notice("This is a public demonstration.", about).replace("</span></div>", f"{link}</span></div>")

@@ -64,7 +64,9 @@ def test_a_body_that_is_no_object_is_refused() -> None:
 
 
 def test_what_bears_on_no_answer_is_let_pass() -> None:
-    understood(user="me", store=False, n=1, presence_penalty=0, frequency_penalty=0.0, tools=[], logprobs=False)
+    plain = wire.settings_of(asked(seed=1))
+    beside = {"user": "me", "store": False, "n": 1, "presence_penalty": 0, "tools": [], "logprobs": False}
+    assert wire.settings_of(asked(seed=1, frequency_penalty=0.0, **beside)) == plain
 
 
 def test_an_adapter_gets_the_system_prompt_it_was_trained_with_unless_the_request_has_one() -> None:

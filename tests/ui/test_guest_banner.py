@@ -1,0 +1,18 @@
+"""What a public demonstration says at its top."""
+
+from lora_studio.guests import LIMITS
+from lora_studio.ui.guest_banner import words
+
+
+def test_guests_are_told_their_limits_and_the_owner_how_to_come_in() -> None:
+    told = words(owned=False, login=True)
+    assert str(LIMITS.rows) in told
+    assert str(LIMITS.steps) in told
+    assert 'href="login/hub"' in told
+    assert "login" not in words(owned=False, login=False)
+
+
+def test_the_owner_is_told_that_there_are_no_limits() -> None:
+    told = words(owned=True, login=True)
+    assert "no limits" in told
+    assert 'href="logout"' in told
