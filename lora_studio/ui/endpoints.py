@@ -135,6 +135,7 @@ class Programs:
         """
         studio = self._studio
         sampling = parse({"generation": settings or {}}).generation.model_dump()
+        studio.workspace.check_request({"settings": sampling})  # also before anything is loaded for it
         system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         messages = [*system, *(history or []), {"role": "user", "content": message}]
         asked = openai_format.read({"model": model, "messages": messages})
