@@ -28,6 +28,8 @@ from lora_studio.ui import (
     endpoints,
     evaluate_style,
     evaluate_tab,
+    export_style,
+    export_tab,
     guest_banner,
     openai_api,
     queue_view,
@@ -49,6 +51,7 @@ TABS = (
     ("runs", "Runs", runs_tab.build),
     ("chat", "Chat", chat_tab.build),
     ("evaluate", "Evaluate", evaluate_tab.build),
+    ("export", "Export", export_tab.build),
 )
 HEAD = (
     "<script>window.askedTab = location.hash.slice(1)</script>"  # read before the first tab writes its own name there
@@ -195,7 +198,13 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             app_kwargs={"middleware": _middleware(serving), "routes": openai_api.routes(studio)},
             max_file_size=int(serving.max_upload_gb * 1e9),
             theme=theme.theme(),
-            css=text.CSS + theme.CSS + run_style.CSS + queue_view.CSS + evaluate_style.CSS + chat_style.CSS,
+            css=text.CSS
+            + theme.CSS
+            + run_style.CSS
+            + queue_view.CSS
+            + evaluate_style.CSS
+            + export_style.CSS
+            + chat_style.CSS,
             head=HEAD + (RELOAD_WHEN_LOGGED_OUT if serving.accounts else ""),
             ssr_mode=False,
             run_history=False,

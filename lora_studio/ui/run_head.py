@@ -9,7 +9,7 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.lengthened import settings_of
 from lora_studio.settings import flatten
-from lora_studio.ui import chat_choices, run_deletion, run_words, text
+from lora_studio.ui import chat_choices, export_board, run_deletion, run_words, text
 from lora_studio.ui.run_section import QUIET, Look, stat_of
 from lora_studio.ui.studio import Shared, Studio
 
@@ -19,6 +19,7 @@ BUTTONS: tuple[tuple[str, str, Literal["primary", "secondary"]], ...] = (
     ("resume", "Resume", "secondary"),
     ("again", "Duplicate and edit", "secondary"),
     ("delete", "Delete…", "secondary"),
+    ("export", "Take it away", "secondary"),
     ("chat", "Chat with it", "primary"),
 )
 
@@ -57,10 +58,15 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
         chat_choices.choose(studio.workspace, run_id)
         return gr.Tabs(selected="chat")
 
+    def take_away(run_id: str) -> gr.Tabs:
+        export_board.ask_for(studio.workspace, run_id)
+        return gr.Tabs(selected="export")
+
     parts["stop"].click(acting(studio.supervisor.stop), shared.run, said, **QUIET)
     parts["cancel"].click(acting(studio.supervisor.cancel), shared.run, said, **QUIET)
     parts["resume"].click(acting(studio.supervisor.resume), shared.run, said, **QUIET)
     parts["chat"].click(chat, shared.run, shared.tabs, **QUIET)
+    parts["export"].click(take_away, shared.run, shared.tabs, **QUIET)
     parts["again"].click(again, shared.run, [shared.form, shared.tabs, said], **QUIET)
     parts["delete"].click(ask, shared.run, [confirm, question], **QUIET)
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
@@ -88,12 +94,14 @@ def stamp(look: Look) -> Hashable:
 
 def view(look: Look) -> dict[str, Any]:
     run, folder = look.run, look.folder
+    usable = (folder.adapter / "adapter_model.safetensors").is_file() or bool(folder.checkpoint_folders())
     return {
         "headline": run_words.headline(run),
         "stop": run.state in ("running", "queued"),
         "cancel": run.state in ("running", "stopping"),
         "resume": run.state in ("stopped", "failed"),
-        "chat": (folder.adapter / "adapter_model.safetensors").is_file() or bool(folder.checkpoint_folders()),
+        "chat": usable,
+        "export": usable,
         "again": True,
         "delete": run.final,
     }

@@ -7,6 +7,7 @@ import gradio as gr
 
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.evaluating import Evaluations
+from lora_studio.jobs.exporting import Exports
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.serving import Serving
 from lora_studio.ui.chat_engine import Engine
@@ -37,6 +38,11 @@ class Studio:
     def evaluations(self) -> Evaluations:
         """Starts and follows evaluations; a server that begins anew finds them all on disk."""
         return Evaluations(self.workspace)
+
+    @cached_property
+    def exports(self) -> Exports:
+        """Starts and follows exports, in the same way."""
+        return Exports(self.workspace)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,164 @@
+"""What the export tab shows at one moment, painted from the exports' folders and from nothing else. No gradio."""
+
+import os
+import shutil
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_studio.adapter_source import adapter_folder
+from lora_studio.errors import StudioError
+from lora_studio.events import RunState
+from lora_studio.export_targets import TARGETS, Sizes
+from lora_studio.exports import ExportFolder, checked, sizes_of, target_of
+from lora_studio.jobs.exporting import Exports
+from lora_studio.settings import described
+from lora_studio.ui import downloads, export_words
+from lora_studio.workspace import Workspace
+
+FORM, LOOKED_AT, ASKED = "export", "export-looked-at", "export-asked"
+PARTS = ("cards", "form", "head", "list")
+ASKED_SECONDS = 30.0
+STEP = 10**8
+"""Free disk is told in steps of 100 MB, so that it does not change all the time."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What is chosen: the adapter, the form, the values that its fields were painted with, the export looked at."""
+
+    adapter: str = ""
+    target: str = "zip"
+    values: Mapping[str, Any] = field(default_factory=dict)
+    export: str = ""
+
+
+class Board:
+    """Reads exports for the tab. What did not change on disk is not read again."""
+
+    def __init__(self, workspace: Workspace, jobs: Exports) -> None:
+        self.workspace, self.jobs = workspace, jobs
+        self._results: dict[str, dict[str, Any]] = {}
+        self._sizes: dict[str, Sizes] = {}
+
+    def look(self, view: View, now: float) -> dict[str, str]:
+        """The markup of every part."""
+        states = self.jobs.all()
+        results = {state.id: self.result(state) for state in states}
+        sizes = {name: int(result["bytes"]) for name, result in results.items() if result}
+        state = next((one for one in states if one.id == view.export), None)
+        listed = export_words.listing(states, view.export, now, sizes)
+        cards, form, head = "", "", ""
+        if view.adapter:
+            free = shutil.disk_usage(self.workspace.root).free
+            cards = export_words.cards(view.target, self.sizes(view), free // STEP * STEP or free)
+            form = export_words.form(target_of(view.target), view.values)
+        if state is not None:
+            request = ExportFolder(self.workspace.exports_folder / state.id).request()
+            head = export_words.head(state, request, results[state.id])
+        return {"cards": cards, "form": form, "head": head, "list": listed}
+
+    def result(self, state: RunState) -> dict[str, Any]:
+        """What came out of an export; empty where nothing did (yet)."""
+        if state.state != "done":
+            return {}
+        if state.id not in self._results:
+            self._results[state.id] = ExportFolder(self.workspace.exports_folder / state.id).read_result()
+        return self._results[state.id]
+
+    def sizes(self, view: View) -> dict[str, int | None]:
+        """How large each form of the chosen adapter will be; the chosen one with the settings typed for it."""
+        if view.adapter not in self._sizes:
+            try:
+                folder = adapter_folder(self.workspace, view.adapter)
+            except StudioError:  # deleted meanwhile
+                return dict.fromkeys(TARGETS)
+            inside = [run for run in self.workspace.runs() if run.path in folder.parents]
+            self._sizes[view.adapter] = sizes_of(folder, inside[0] if inside else None)
+        known = self._sizes[view.adapter]
+        found = {}
+        for name, target in TARGETS.items():
+            try:
+                settings = checked(target, typed(name, view.values) if name == view.target else {})
+            except StudioError:
+                settings = target.settings()
+            found[name] = target.size(known, settings)
+        return found
+
+    def opening(self) -> str:
+        """The export to look at first: the one looked at last, else the newest."""
+        last = self.workspace.read_draft(LOOKED_AT)
+        known = [state.id for state in self.jobs.all()]
+        return str(last) if last in known else next(iter(known), "")
+
+
+def typed(target: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a form as typed: a number's empty field is none."""
+    settings = {setting.path: setting for setting in described(target_of(target).settings)}
+    return {
+        name: value
+        for name, value in values.items()
+        if name in settings and not (value == "" and settings[name].kind != "str")
+    }
+
+
+def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]]) -> View:
+    """What was chosen last, as far as it is still there; what another tab asked for a moment ago goes first."""
+    kept = workspace.read_draft(FORM)
+    draft: dict[str, Any] = kept if isinstance(kept, dict) else {}
+    there = [value for _, value in adapters]
+    asked = workspace.read_draft(ASKED)
+    if isinstance(asked, dict) and asked["adapter"] in there and time.time() - asked["time"] < ASKED_SECONDS:
+        draft = {**draft, "adapter": asked["adapter"]}
+    adapter = draft.get("adapter") if draft.get("adapter") in there else next(iter(there), "")
+    target = str(draft.get("target")) if draft.get("target") in TARGETS else "zip"
+    return View(str(adapter), target, values_of(workspace, target))
+
+
+def values_of(workspace: Workspace, target: str) -> dict[str, Any]:
+    """What was typed for a form last."""
+    kept = workspace.read_draft(FORM)
+    values = kept.get("values") if isinstance(kept, dict) else None
+    found = values.get(target) if isinstance(values, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def keep(workspace: Workspace, view: View, values: Mapping[str, Any] | None = None) -> None:
+    """Keeps what is chosen and typed, so that a reload brings it back."""
+    kept = workspace.read_draft(FORM)
+    before = kept.get("values") if isinstance(kept, dict) else None
+    after: dict[str, Any] = dict(before) if isinstance(before, dict) else {}
+    if values is not None:
+        after[view.target] = dict(values)
+    workspace.write_draft(FORM, {"adapter": view.adapter, "target": view.target, "values": after})
+
+
+def ask_for(workspace: Workspace, run: str) -> None:
+    """Makes a run's adapter the one that the export tab shows when it opens now."""
+    workspace.write_draft(ASKED, {"adapter": run, "time": time.time()})
+
+
+def download(workspace: Workspace, folder: ExportFolder, result: Mapping[str, Any], which: str) -> Path:
+    """A file of a result, or all as a zip, where the browser can fetch it. Raises `StudioError` where it is gone."""
+    place, files = folder.result, result["files"]
+    names = [str(file["name"]) for file in files]
+    found = {name: place if place.is_file() else place / name for name in names}
+    if not all(path.is_file() for path in found.values()):
+        raise StudioError("The result is not there any more.", "It was moved or deleted: make it again.")
+    if which == "all":
+        title = f"{folder.request().title.rpartition(':')[0]}-{folder.request().target}"
+        target = downloads.new_file(workspace, f"{title}.zip")
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+            for name, path in found.items():
+                archive.write(path, f"{target.stem}/{name}")
+        return target
+    name = names[int(which)]
+    target = downloads.new_file(workspace, Path(name).name)
+    try:
+        os.link(found[name], target)  # the same file under a second name: nothing is copied
+    except OSError:  # another disk
+        shutil.copyfile(found[name], target)
+    return target

@@ -1,0 +1,150 @@
+"""The export tab: an adapter taken away in a form that another program reads.
+
+A child of its own makes it; the tab paints its folder once a second, so that a reload or another server shows the same.
+Draws and wires; what is shown comes from export_board.py.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.errors import StudioError
+from lora_studio.exports import folders, make_request
+from lora_studio.ui import downloads, text
+from lora_studio.ui import export_board as board
+from lora_studio.ui.evaluate_board import adapter_choices
+from lora_studio.ui.export_board import PARTS, Board, View
+from lora_studio.ui.run_section import QUIET
+from lora_studio.ui.studio import Shared, Studio
+
+CLICKS = """
+let focused = null;
+const typed = () => Object.fromEntries([...element.querySelectorAll('[data-setting]')].map(
+  node => [node.dataset.setting, node.type === 'checkbox' ? node.checked : node.value]));
+const copy = async node => {
+  try { await navigator.clipboard.writeText(node.dataset.copy); }
+  catch { const range = document.createRange(); range.selectNodeContents(node.previousElementSibling);
+    getSelection().removeAllRanges(); getSelection().addRange(range); document.execCommand('copy'); }
+  node.textContent = 'Copied';
+};
+element.addEventListener('click', event => {
+  const node = event.target.closest('[data-act], [data-copy]');
+  if (!node) return;
+  if (node.dataset.copy !== undefined) { copy(node); return; }
+  const {act, value} = node.dataset;
+  if (act === 'delete' && !confirm('Delete this export with its result?')) return;
+  focused = `[data-act="${act}"][data-value="${CSS.escape(value)}"]`;
+  const secret = element.querySelector('[data-secret]');
+  const begins = act === 'start';
+  trigger('click', {act, value, values: begins ? typed() : {}, secret: begins && secret ? secret.value : ''});
+  if (begins && secret) secret.value = '';
+});
+element.addEventListener('change', event => {
+  if (event.target.matches('[data-setting]')) trigger('click', {act: 'keep', value: '', values: typed(), secret: ''});
+});
+watch('value', () => { if (focused) element.querySelector(focused)?.focus({preventScroll: true}); focused = null; });
+"""
+NOTHING = (
+    "There is no adapter yet",
+    "Train one on the Train tab: its first checkpoint can be taken away while the run goes on.",
+)
+
+
+def build(studio: Studio, shared: Shared) -> None:
+    """Draws the tab and wires it."""
+    watching = Board(studio.workspace, studio.exports)
+    adapter = gr.Dropdown(
+        [], label="Adapter", info="A finished run, or one of its checkpoints.", elem_id="export-adapter"
+    )
+    nothing = gr.HTML(text.empty(*NOTHING), visible=False)
+    parts = {name: gr.HTML(js_on_load=CLICKS, elem_id=f"export-{name}") for name in PARTS[:2]}
+    said = gr.HTML(elem_id="export-said")
+    parts |= {name: gr.HTML(js_on_load=CLICKS, elem_id=f"export-{name}") for name in PARTS[2:]}
+    downloaded = downloads.place(studio.workspace)
+    view, shown = gr.State(View()), gr.State({})
+    painted = [*parts.values(), shown]
+
+    def paint(now: View, before: dict[str, str]) -> list[Any]:
+        seen = watching.look(now, time.time())
+        if seen == before:
+            return [gr.skip()] * len(painted)
+        return [*(gr.skip() if seen[name] == before.get(name) else seen[name] for name in parts), seen]
+
+    def repaint(now: View) -> list[Any]:
+        return paint(now, {})
+
+    def opening() -> list[Any]:
+        choices = adapter_choices(studio.workspace, studio.supervisor.runs())
+        now = replace(board.remembered(studio.workspace, choices), export=watching.opening())
+        there = bool(choices)
+        chosen = gr.Dropdown(choices=choices, value=now.adapter or None, visible=there)
+        return [chosen, now, gr.HTML(visible=not there)]
+
+    def change(chosen: str | None, now: View) -> View:
+        found = replace(now, adapter=chosen or "")
+        board.keep(studio.workspace, found)
+        return found
+
+    def act(event: gr.EventData, now: View) -> tuple[Any, Any, Any]:
+        try:
+            return after_click(studio, watching, now, str(event.act), str(event.value), event.values, str(event.secret))
+        except StudioError as error:
+            return now, text.problem(error), gr.skip()
+
+    opened = [adapter, view, nothing]
+    gr.on(None, opening, None, opened, **QUIET).then(repaint, view, painted, **QUIET)
+    adapter.input(change, [adapter, view], view, **QUIET)
+    for part in parts.values():
+        part.click(act, view, [view, said, downloaded], **QUIET)
+    view.change(paint, [view, shown], painted, **QUIET)
+    gr.Timer(1).tick(paint, [view, shown], painted, trigger_mode="once", **QUIET)
+    tab = adapter.parent
+    while tab is not None and not isinstance(tab, gr.Tab):
+        tab = tab.parent
+    assert tab is not None
+    tab.select(opening, None, opened, **QUIET)  # new runs, and what another tab asks for
+
+
+def after_click(
+    studio: Studio, watching: Board, now: View, act: str, value: str, values: Mapping[str, Any], secret: str
+) -> tuple[Any, Any, Any]:
+    """View, message and download link after a click: choose a form, start, stop, open, delete, download."""
+    match act:
+        case "choose":
+            now = replace(now, target=value, values=board.values_of(studio.workspace, value))
+            board.keep(studio.workspace, now)
+        case "keep":  # the page shows already what was typed
+            board.keep(studio.workspace, now, values)
+            return gr.skip(), gr.skip(), gr.skip()
+        case "start":
+            board.keep(studio.workspace, now, values)
+            now = replace(now, export=start(studio, now, values, secret))
+            studio.workspace.write_draft(board.LOOKED_AT, now.export)
+        case "open":
+            studio.workspace.write_draft(board.LOOKED_AT, value)
+            now = replace(now, export=value)
+        case "delete":
+            watching.jobs.delete(value)
+            now = replace(now, export=watching.opening()) if now.export == value else now
+        case "stop":
+            watching.jobs.stop(now.export)
+        case _:
+            folder = folders(studio.workspace).find(now.export)
+            made = board.download(studio.workspace, folder, watching.result(watching.jobs.state(now.export)), value)
+            return now, "", downloads.link(made)
+    return now, "", gr.skip()
+
+
+def start(studio: Studio, now: View, values: Mapping[str, Any], secret: str) -> str:
+    """Starts what is chosen and gives the export's id. Raises `StudioError` for what can't be made."""
+    request = make_request(
+        studio.workspace,
+        now.adapter,
+        now.target,
+        settings=board.typed(now.target, values),
+        trial=bool(values.get("trial", True)),
+    )
+    return studio.exports.start(request, {"HF_TOKEN": secret} if secret else None)

@@ -1,0 +1,161 @@
+"""Exports in words and markup: the forms to choose from, a form's settings, how far an export is, and what came out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_studio.events import RunState
+from lora_studio.export_targets import TARGETS, Target
+from lora_studio.exports import PHASES, Request
+from lora_studio.settings import Setting, described
+from lora_studio.ui import run_words
+from lora_studio.ui.text import count, empty, escape, notice, progress, size
+
+LISTED, WHOLE_BYTES = 30, 500_000_000
+STATES = {
+    "queued": "Starting",
+    "running": "Running",
+    "stopping": "Stopping",
+    "done": "Finished",
+    "stopped": "Stopped",
+    "failed": "Failed",
+}
+TRIAL = "Load the result and ask it something; its answer is compared with that of base and adapter."
+
+
+def cards(chosen: str, sizes: Mapping[str, int | None], free: int) -> str:
+    """The forms, each with what it is for and how large it will be."""
+    return (
+        f'<div class="export-cards" role="radiogroup" aria-label="Form">'
+        f"{''.join(_card(target, target.name == chosen, sizes[target.name]) for target in TARGETS.values())}</div>"
+        f'<p class="ls-hint">{escape(size(free))} free on the disk.</p>'
+    )
+
+
+def _card(target: Target, chosen: bool, octets: int | None) -> str:
+    large = f"about {size(octets)}" if octets else "size known when the base is here"
+    return (
+        f'<button type="button" role="radio" aria-checked="{"true" if chosen else "false"}" data-act="choose" '
+        f'data-value="{target.name}"><b>{escape(target.title)}</b><span>{escape(target.what)}</span>'
+        f"<small>{escape(large)}</small></button>"
+    )
+
+
+def form(target: Target, values: Mapping[str, Any]) -> str:
+    """The settings of a form and the button that starts; `values` are those that were typed before."""
+    fields = [_field(setting, values.get(setting.path, setting.default)) for setting in described(target.settings)]
+    if target.name == "hub":
+        about = "One that may write, from the Hub's settings page; used once and kept nowhere. Empty takes HF_TOKEN."
+        fields.append(
+            _label("Token", about, '<input type="password" data-secret autocomplete="off" aria-label="Token">')
+        )
+    if target.name != "config":
+        tried = " checked" if values.get("trial", True) else ""
+        fields.append(_check("Try the result", TRIAL, f'<input type="checkbox" data-setting="trial"{tried}>'))
+    return (
+        f'<div class="export-fields">{"".join(fields)}</div>'
+        '<div class="acts export-acts"><button type="button" class="export-start" data-act="start" data-value="">'
+        f"Make it: {escape(target.title)}</button></div>"
+    )
+
+
+def _field(setting: Setting, value: Any) -> str:
+    name, title = escape(setting.path), escape(setting.title)
+    if setting.kind == "bool":
+        on = " checked" if value else ""
+        return _check(setting.title, setting.description, f'<input type="checkbox" data-setting="{name}"{on}>')
+    if setting.kind == "choice":
+        options = "".join(
+            f'<option value="{escape(choice)}"{" selected" if choice == value else ""}>{escape(choice)}</option>'
+            for choice in setting.choices
+        )
+        box = f'<select data-setting="{name}" aria-label="{title}">{options}</select>'
+    else:
+        kind = "number" if setting.kind in ("int", "float") else "text"
+        text = "" if value is None else escape(value)
+        box = f'<input type="{kind}" data-setting="{name}" aria-label="{title}" value="{text}">'
+    return _label(setting.title, setting.description, box)
+
+
+def _label(title: str, about: str, box: str) -> str:
+    return f"<label><b>{escape(title)}</b><small>{escape(about)}</small>{box}</label>"
+
+
+def _check(title: str, about: str, box: str) -> str:
+    return f'<label class="check"><b>{box}{escape(title)}</b><small>{escape(about)}</small></label>'
+
+
+def listing(states: Sequence[RunState], looked_at: str, now: float, sizes: Mapping[str, int]) -> str:
+    """The earlier exports to choose from; `sizes` are those of results that are there."""
+    if not states:
+        return empty("Nothing taken away yet", "Choose an adapter and a form above, and press the button below it.")
+    rows = "".join(_listed(state, state.id == looked_at, now, sizes.get(state.id)) for state in states[:LISTED])
+    left = len(states) - LISTED
+    more = f'<p class="ls-hint">{count(left, "older export")} not shown.</p>' if left > 0 else ""
+    return f'<h3 class="part">Exports</h3><ul class="eval-list" aria-label="Exports">{rows}</ul>{more}'
+
+
+def _listed(state: RunState, current: bool, now: float, octets: int | None) -> str:
+    name, title = escape(state.id), escape(state.title)
+    delete = f'<button type="button" data-act="delete" data-value="{name}" aria-label="Delete {title}">Delete…</button>'
+    about = [STATES.get(state.state, state.state), run_words.ago(state.created, now), size(octets) if octets else ""]
+    return (
+        f'<li aria-current="{"true" if current else "false"}"><span class="dot {escape(state.state)}"></span>'
+        f'<button type="button" class="open" data-act="open" data-value="{name}">{title}</button>'
+        f"<small>{escape(' · '.join(filter(None, about)))}</small>{delete if state.final else ''}</li>"
+    )
+
+
+def head(state: RunState, request: Request, result: Mapping[str, Any]) -> str:
+    """One export: how far it is, or what came out."""
+    top = f'<h2><span class="dot {escape(state.state)}"></span>{escape(state.title)}</h2>'
+    notes = "".join(notice(words, kind="warning") for words in state.warnings)
+    if not state.final:
+        stop = '<div class="acts eval-acts"><button type="button" data-act="stop" data-value="">Stop</button></div>'
+        return f'<div class="run-head">{top}{_progress(state)}</div>{stop}{notes}'
+    after = f"{STATES[state.state]} after {run_words.clock(run_words.elapsed(state, 0.0))}."
+    if state.state != "done" or not result:
+        what = notice(state.message, state.hint, "error" if state.state == "failed" else "info")
+        return f'<div class="run-head">{top}<div class="now">{escape(after)}</div></div>{what}{notes}'
+    return f'<div class="run-head">{top}<div class="now">{escape(after)}</div></div>{_outcome(result)}{notes}'
+
+
+def _progress(state: RunState) -> str:
+    words = "stopping" if state.state == "stopping" else PHASES.get(state.phase, state.phase or "starting")
+    label = words[:1].upper() + words[1:]
+    if state.phase_unit != "bytes":
+        unit = f", {state.phase_unit}" if state.phase_total else ""
+        return progress(label + unit, state.phase_done, state.phase_total)
+    done = f"{size(state.phase_done)} of {size(state.phase_total)}"
+    return progress(f"{label}, percent", 100 * state.phase_done // max(1, state.phase_total), 100, remark=done)
+
+
+def _outcome(result: Mapping[str, Any]) -> str:
+    """What came out: how it is used, whether it was tried, and the files."""
+    good = {True: "good", False: "warning", None: "info"}[result["same"]]
+    parts = [f"<p>{escape(result['words'])}</p>", notice(result["tried"], kind=good) if result["tried"] else ""]
+    parts += [notice(words) for words in result["notes"]]
+    link = str(result["link"])
+    if link.startswith(("https://", "http://")):
+        parts.append(
+            f'<p><a class="ls-download" href="{escape(link)}" rel="noopener" target="_blank">{escape(link)}</a></p>'
+        )
+    if result["command"]:
+        command = escape(result["command"])
+        parts.append(
+            f'<div class="export-command"><pre>{command}</pre>'
+            f'<button type="button" data-copy="{command}">Copy</button></div>'
+        )
+    files = result["files"]
+    rows = "".join(
+        f'<li><span>{escape(file["name"])}</span><small>{escape(size(file["bytes"]))}</small><button type="button" '
+        f'data-act="download" data-value="{number}" aria-label="Download {escape(file["name"])}">Download</button></li>'
+        for number, file in enumerate(files)
+    )
+    whole = ""
+    if len(files) > 1 and result["bytes"] <= WHOLE_BYTES:
+        whole = (
+            '<div class="acts eval-acts"><button type="button" data-act="download" data-value="all">'
+            f"Download all as a zip ({escape(size(result['bytes']))})</button></div>"
+        )
+    place = f'<p class="id">On this machine: {escape(result["place"])}</p>'
+    return "".join(parts) + f'{whole}<ul class="export-files" aria-label="Files">{rows}</ul>{place}'

@@ -1,0 +1,127 @@
+"""The export tab without a page: what is shown, what is kept, and that names are text."""
+
+import json
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lora_studio.errors import StudioError
+from lora_studio.events import Finished, PhaseStarted, Progress, RunStarted, to_line
+from lora_studio.export_targets import TARGETS
+from lora_studio.exports import ExportFolder, create, make_request
+from lora_studio.jobs.exporting import Exports
+from lora_studio.parsing import parse, to_yaml
+from lora_studio.ui.export_board import Board, View, ask_for, download, keep, remembered, typed, values_of
+from lora_studio.ui.export_words import form, head
+from lora_studio.workspace import Workspace
+from tests.adapters import files, write
+
+HOSTILE = "<b>${1+1}</b>"
+
+
+@pytest.fixture
+def run(workspace: Workspace) -> str:
+    made = workspace.create_run(HOSTILE, to_yaml(parse({})), {})
+    write(made.adapter, files())
+    return made.id
+
+
+@pytest.fixture
+def board(workspace: Workspace) -> Board:
+    return Board(workspace, Exports(workspace))
+
+
+def finished(workspace: Workspace, run: str, names: tuple[str, ...] = ("a.txt", "b/c.txt")) -> ExportFolder:
+    """An export that is done, as its child leaves it."""
+    folder = create(workspace, make_request(workspace, run, "merged"))
+    for name in names:
+        (folder.result / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.result / name).write_text(name, encoding="utf-8")
+    now = time.time()
+    events = [RunStarted(now, 1, "cpu", ""), Finished(now, "done", seconds=2)]
+    folder.events.write_text("".join(map(to_line, events)), encoding="utf-8")
+    result = {
+        "words": "A model.",
+        "command": "sh 'a b'",
+        "link": "javascript:alert(1)",
+        "tried": "Loaded.",
+        "same": True,
+        "notes": [HOSTILE],
+        "bytes": 12,
+        "files": [{"name": name, "bytes": 6} for name in names],
+        "place": str(folder.result),
+    }
+    folder.complete.write_text(json.dumps(result), encoding="utf-8")
+    return folder
+
+
+def test_every_form_is_a_card_with_its_size_and_a_set_of_fields(board: Board, run: str) -> None:
+    seen = board.look(View(run), time.time())
+    assert seen["cards"].count('role="radio"') == len(TARGETS)
+    assert seen["cards"].count('aria-checked="true"') == 1
+    assert "about" in seen["cards"]
+    assert "Nothing taken away yet" in seen["list"]
+    for target in TARGETS.values():
+        fields = form(target, {})
+        assert all(f'data-setting="{name}"' in fields for name in target.settings.model_fields)
+    assert "data-secret" in form(TARGETS["hub"], {})
+
+
+def test_the_size_follows_what_is_typed(board: Board, run: str) -> None:
+    small = board.sizes(View(run, "merged", {"dtype": "float16"}))["merged"]
+    large = board.sizes(View(run, "merged", {"dtype": "float32"}))["merged"]
+    assert small is not None
+    assert large is not None
+    assert small < large
+    assert board.sizes(View(run, "merged", {"dtype": "nonsense"}))["merged"] == small
+
+
+def test_a_finished_export_shows_its_files_and_names_are_text(board: Board, workspace: Workspace, run: str) -> None:
+    folder = finished(workspace, run)
+    seen = board.look(View(run, export=folder.id), time.time())
+    assert "Finished" in seen["list"]
+    assert seen["head"].count('data-act="download"') == 3
+    assert "Loaded." in seen["head"]
+    assert "javascript:" not in seen["head"]
+    whole = "".join(seen.values())
+    assert "<b>$" not in whole
+    assert "${" not in whole
+
+
+def test_one_that_goes_on_says_how_far_it_is(board: Board, workspace: Workspace, run: str) -> None:
+    folder = create(workspace, make_request(workspace, run, "merged"))
+    now = time.time()
+    events = [RunStarted(now, 1, "cpu", ""), PhaseStarted(now, "write", 2_000_000, "bytes"), Progress(now, 500_000, 2)]
+    folder.events.write_text("".join(map(to_line, events)), encoding="utf-8")
+    state = board.jobs.state(folder.id)
+    assert (state.state, "process" in state.message) == ("failed", False)
+    words = head(replace(state, state="running", phase_total=2_000_000), folder.request(), {})
+    assert "Writing, percent: 25 of 100 (500 kB of 2.0 MB)" in words
+    assert 'data-act="stop"' in words
+
+
+def test_results_are_downloaded_one_by_one_or_as_a_zip(workspace: Workspace, board: Board, run: str) -> None:
+    folder = finished(workspace, run)
+    result = folder.read_result()
+    one = download(workspace, folder, result, "1")
+    assert (one.name, one.read_text()) == ("c.txt", "b/c.txt")
+    with zipfile.ZipFile(download(workspace, folder, result, "all")) as archive:
+        assert [Path(name).name for name in archive.namelist()] == ["a.txt", "c.txt"]
+    (folder.result / "a.txt").unlink()
+    with pytest.raises(StudioError, match="not there any more"):
+        download(workspace, folder, result, "0")
+
+
+def test_what_is_chosen_and_typed_comes_back_and_another_tab_can_choose(workspace: Workspace) -> None:
+    adapters = [("One", "one"), ("Two", "two")]
+    assert remembered(workspace, []) == View()
+    assert remembered(workspace, adapters) == View("one")
+    keep(workspace, View("two", "vllm"), {"served_name": "x", "max_model_len": ""})
+    keep(workspace, View("two", "zip"), {"base_name": "O/N"})
+    assert remembered(workspace, adapters) == View("two", "zip", {"base_name": "O/N"})
+    assert typed("vllm", values_of(workspace, "vllm")) == {"served_name": "x"}
+    ask_for(workspace, "one")
+    assert remembered(workspace, adapters).adapter == "one"
