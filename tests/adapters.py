@@ -2,11 +2,18 @@
 
 import json
 import struct
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import save_file
+
 from lora_studio.architecture import architecture, read_config
+from lora_studio.events import Finished, RunStarted, to_line
+from lora_studio.parsing import parse, to_yaml
+from lora_studio.workspace import RunFolder, Workspace
 
 SETTINGS = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "demo", "r": 2}
 
@@ -58,3 +65,18 @@ def zipped(path: Path, given: dict[str, bytes], compression: int = zipfile.ZIP_D
         for name, content in given.items():
             archive.writestr(name, content)
     return path
+
+
+def noise_run(workspace: Workspace) -> RunFolder:
+    """A finished run whose adapter is noise: it often spoils what the base would say."""
+    run = workspace.create_run("Noise", to_yaml(parse({"title": "Noise"})), {"model": "demo", "data": "recommender"})
+    now = time.time()
+    events = [RunStarted(now, 1, "cpu", "float32"), Finished(now, "done", 4, seconds=2)]
+    run.events.write_text("".join(map(to_line, events)), encoding="utf-8")
+    run.adapter.mkdir()
+    numbers = np.random.default_rng(3)
+    weights = {name: numbers.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes_on().items()}
+    save_file(weights, run.adapter / "adapter_model.safetensors")
+    settings = {**SETTINGS, "target_modules": ["q_proj", "down_proj"], "lora_alpha": 2}
+    (run.adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return run

@@ -1,21 +1,15 @@
 """The evaluate tab in a real browser: an evaluation with disagreements, which come back after a reload."""
 
-import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from playwright.sync_api import expect
-from safetensors.numpy import save_file
 
 from lora_studio.evaluations import evaluations
-from lora_studio.events import Finished, RunStarted, to_line
 from lora_studio.jobs.launcher import kill
-from lora_studio.parsing import parse, to_yaml
 from lora_studio.workspace import Workspace
-from tests.adapters import SETTINGS, shapes_on
+from tests.adapters import noise_run
 from tests.serving import Server, chromium, open_tab
 
 pytestmark = pytest.mark.slow
@@ -27,16 +21,7 @@ ROWS = 12
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
     """A workspace with one finished run, whose adapter is noise: it often spoils what the base would say."""
     made = Workspace(tmp_path / "workspace")
-    run = made.create_run("Noise", to_yaml(parse({"title": "Noise"})), {"model": "demo", "data": "recommender"})
-    now = time.time()
-    events = [RunStarted(now, 1, "cpu", "float32"), Finished(now, "done", 4, seconds=2)]
-    run.events.write_text("".join(map(to_line, events)), encoding="utf-8")
-    run.adapter.mkdir()
-    numbers = np.random.default_rng(3)
-    weights = {name: numbers.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes_on().items()}
-    save_file(weights, run.adapter / "adapter_model.safetensors")
-    settings = {**SETTINGS, "target_modules": ["q_proj", "down_proj"], "lora_alpha": 2}
-    (run.adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    noise_run(made)
     yield made
     for folder in evaluations(made):
         kill(folder)

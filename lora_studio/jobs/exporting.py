@@ -58,5 +58,5 @@ class Exports(FolderJobs[ExportFolder]):
 
     def _clear_unfinished(self) -> None:
         """Removes what killed exports left half-written; called while none works."""
-        for folder in self._folders.all():
+        for folder in self._folders.everybodys():
             shutil.rmtree(folder.unfinished, ignore_errors=True)

@@ -5,7 +5,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,17 @@ STEP = 10**8
 """Free disk is told in steps of 100 MB, so that it does not change all the time."""
 
 
+Values = tuple[tuple[str, Any], ...]
+"""Settings by name, as a state of the page can hold them: it has to be hashable."""
+
+
 @dataclass(frozen=True)
 class View:
     """What is chosen: the adapter, the form, the values that its fields were painted with, the export looked at."""
 
     adapter: str = ""
     target: str = "zip"
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Values = ()
     export: str = ""
 
 
@@ -55,7 +59,7 @@ class Board:
         if view.adapter:
             free = shutil.disk_usage(self.workspace.root).free
             cards = export_words.cards(view.target, self.sizes(view), free // STEP * STEP or free)
-            form = export_words.form(target_of(view.target), view.values)
+            form = export_words.form(target_of(view.target), dict(view.values))
         if state is not None:
             request = ExportFolder(self.workspace.exports_folder / state.id).request()
             head = export_words.head(state, request, results[state.id])
@@ -82,7 +86,7 @@ class Board:
         found = {}
         for name, target in TARGETS.items():
             try:
-                settings = checked(target, typed(name, view.values) if name == view.target else {})
+                settings = checked(target, typed(name, dict(view.values)) if name == view.target else {})
             except StudioError:
                 settings = target.settings()
             found[name] = target.size(known, settings)
@@ -111,19 +115,20 @@ def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]]) -> Vie
     draft: dict[str, Any] = kept if isinstance(kept, dict) else {}
     there = [value for _, value in adapters]
     asked = workspace.read_draft(ASKED)
-    if isinstance(asked, dict) and asked["adapter"] in there and time.time() - asked["time"] < ASKED_SECONDS:
-        draft = {**draft, "adapter": asked["adapter"]}
+    if isinstance(asked, dict) and time.time() - asked["time"] < ASKED_SECONDS:
+        of_run = [value for value in there if value.partition("/")[0] == asked["run"]]
+        draft = {**draft, "adapter": next(iter(of_run), draft.get("adapter"))}
     adapter = draft.get("adapter") if draft.get("adapter") in there else next(iter(there), "")
     target = str(draft.get("target")) if draft.get("target") in TARGETS else "zip"
     return View(str(adapter), target, values_of(workspace, target))
 
 
-def values_of(workspace: Workspace, target: str) -> dict[str, Any]:
+def values_of(workspace: Workspace, target: str) -> Values:
     """What was typed for a form last."""
     kept = workspace.read_draft(FORM)
     values = kept.get("values") if isinstance(kept, dict) else None
     found = values.get(target) if isinstance(values, dict) else None
-    return found if isinstance(found, dict) else {}
+    return tuple(found.items()) if isinstance(found, dict) else ()
 
 
 def keep(workspace: Workspace, view: View, values: Mapping[str, Any] | None = None) -> None:
@@ -138,7 +143,7 @@ def keep(workspace: Workspace, view: View, values: Mapping[str, Any] | None = No
 
 def ask_for(workspace: Workspace, run: str) -> None:
     """Makes a run's adapter the one that the export tab shows when it opens now."""
-    workspace.write_draft(ASKED, {"adapter": run, "time": time.time()})
+    workspace.write_draft(ASKED, {"run": run, "time": time.time()})
 
 
 def download(workspace: Workspace, folder: ExportFolder, result: Mapping[str, Any], which: str) -> Path:

@@ -3,7 +3,7 @@
 CSS = """
 .export-cards { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(min(240px, 100%), 1fr)); }
 .export-cards button { display: flex; flex-direction: column; gap: 4px; text-align: left; cursor: pointer;
-  border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; margin: 0 !important;
+  border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; margin: 0 !important; font-weight: 400;
   background: var(--block-background-fill); color: var(--body-text-color); }
 .export-cards button:hover { border-color: var(--busy); }
 .export-cards button[aria-checked="true"] { border-color: var(--busy); box-shadow: inset 0 0 0 1px var(--busy);
@@ -19,6 +19,7 @@ CSS = """
 .export-fields input:not([type="checkbox"]), .export-fields select { width: 100%; border: 1px solid
   var(--input-border-color); border-radius: 6px; padding: 6px 10px; background: var(--input-background-fill);
   color: var(--body-text-color); font-size: 14px; }
+.export-fields select { appearance: auto; }
 .export-fields input[type="checkbox"] { width: 16px; height: 16px; accent-color: var(--busy); margin: 0; }
 .export-acts { margin-top: 12px; }
 .export-acts button.export-start { background: #137a72; color: #fff; border: 1px solid #137a72; border-radius: 6px;
@@ -29,7 +30,8 @@ CSS = """
 .export-command { display: flex; gap: 8px; align-items: flex-start; margin: 8px 0; }
 .export-command pre { flex: 1; min-width: 0; margin: 0; padding: 9px 12px; border-radius: 6px; background: var(--soft);
   color: var(--body-text-color); font-size: 13px; white-space: pre-wrap; overflow-wrap: anywhere; }
-.export-command button, .export-files button { border: 1px solid var(--line); border-radius: 6px; padding: 4px 12px;
+.export-command button, .export-files button { font-weight: 400; padding: 4px 12px;
+  border: 1px solid var(--line); border-radius: 6px;
   font-size: 13px; background: var(--block-background-fill); color: var(--body-text-color); cursor: pointer;
   margin: 0; }
 ul.export-files { list-style: none; margin: 10px 0 0; padding: 0; border: 1px solid var(--line); border-radius: 8px;

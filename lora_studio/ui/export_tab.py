@@ -98,7 +98,8 @@ def build(studio: Studio, shared: Shared) -> None:
     gr.on(None, opening, None, opened, **QUIET).then(repaint, view, painted, **QUIET)
     adapter.input(change, [adapter, view], view, **QUIET)
     for part in parts.values():
-        part.click(act, view, [view, said, downloaded], **QUIET)
+        # Many at once: a field that is left by a click on the button is kept and the export begun in one moment.
+        part.click(act, view, [view, said, downloaded], trigger_mode="multiple", **QUIET)
     view.change(paint, [view, shown], painted, **QUIET)
     gr.Timer(1).tick(paint, [view, shown], painted, trigger_mode="once", **QUIET)
     tab = adapter.parent

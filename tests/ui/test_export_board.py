@@ -62,6 +62,7 @@ def test_every_form_is_a_card_with_its_size_and_a_set_of_fields(board: Board, ru
     seen = board.look(View(run), time.time())
     assert seen["cards"].count('role="radio"') == len(TARGETS)
     assert seen["cards"].count('aria-checked="true"') == 1
+    assert hash(View(run))
     assert "about" in seen["cards"]
     assert "Nothing taken away yet" in seen["list"]
     for target in TARGETS.values():
@@ -71,12 +72,12 @@ def test_every_form_is_a_card_with_its_size_and_a_set_of_fields(board: Board, ru
 
 
 def test_the_size_follows_what_is_typed(board: Board, run: str) -> None:
-    small = board.sizes(View(run, "merged", {"dtype": "float16"}))["merged"]
-    large = board.sizes(View(run, "merged", {"dtype": "float32"}))["merged"]
+    small = board.sizes(View(run, "merged", (("dtype", "float16"),)))["merged"]
+    large = board.sizes(View(run, "merged", (("dtype", "float32"),)))["merged"]
     assert small is not None
     assert large is not None
     assert small < large
-    assert board.sizes(View(run, "merged", {"dtype": "nonsense"}))["merged"] == small
+    assert board.sizes(View(run, "merged", (("dtype", "nonsense"),)))["merged"] == small
 
 
 def test_a_finished_export_shows_its_files_and_names_are_text(board: Board, workspace: Workspace, run: str) -> None:
@@ -121,7 +122,7 @@ def test_what_is_chosen_and_typed_comes_back_and_another_tab_can_choose(workspac
     assert remembered(workspace, adapters) == View("one")
     keep(workspace, View("two", "vllm"), {"served_name": "x", "max_model_len": ""})
     keep(workspace, View("two", "zip"), {"base_name": "O/N"})
-    assert remembered(workspace, adapters) == View("two", "zip", {"base_name": "O/N"})
-    assert typed("vllm", values_of(workspace, "vllm")) == {"served_name": "x"}
+    assert remembered(workspace, adapters) == View("two", "zip", (("base_name", "O/N"),))
+    assert typed("vllm", dict(values_of(workspace, "vllm"))) == {"served_name": "x"}
     ask_for(workspace, "one")
     assert remembered(workspace, adapters).adapter == "one"
