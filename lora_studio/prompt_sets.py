@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_studio.errors import StudioError
+from lora_studio.metrics_csv import cell
 from lora_studio.workspace import Workspace, safe_name, write_atomically
 
 MOST = 1000
@@ -59,11 +60,11 @@ def delete(workspace: Workspace, name: str) -> None:
 
 
 def as_csv(columns: Sequence[str], rows: Sequence[Answered]) -> str:
-    """A table with a column for the prompt and one for each who answered."""
+    """A table with a column for the prompt and one for each who answered; no text in it is taken for a formula."""
     target = io.StringIO()
     writer = csv.writer(target)
-    writer.writerow(["prompt", *columns])
-    writer.writerows([row.prompt, *row.answers] for row in rows)
+    writer.writerow(["prompt", *map(cell, columns)])
+    writer.writerows(map(cell, [row.prompt, *row.answers]) for row in rows)
     return target.getvalue()
 
 

@@ -43,3 +43,10 @@ def test_answers_come_back_out_of_both_files() -> None:
     assert table[0] == {"prompt": "Why?", "Base: demo": 'Yes,\n"so"', "Pirate": "Arr, ünï"}
     lines = [json.loads(line) for line in prompt_sets.as_jsonl(columns, ROWS).splitlines()]
     assert lines[1] == {"prompt": "Who?", "answers": {"Base: demo": "", "Pirate": "Me"}}
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_answer_is_a_formula_in_a_spreadsheet(text: str) -> None:
+    table = prompt_sets.as_csv([text], [Answered(text, (text,))])
+    rows = list(csv.reader(io.StringIO(table, newline="")))
+    assert rows == [["prompt", f"'{text}"], [f"'{text}", f"'{text}"]]

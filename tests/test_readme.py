@@ -45,3 +45,9 @@ def test_every_requirement_is_pinned_and_says_why() -> None:
         for line in (readme.ROOT / name).read_text().splitlines():
             if line and not line.startswith(("#", "-r")):
                 assert re.fullmatch(r"[A-Za-z0-9_-]+==[0-9.]+ +# .+", line), f"{Path(name).name}: {line}"
+
+
+def test_every_test_file_that_the_readme_names_exists() -> None:
+    named = re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)`", TEXT)
+    assert named
+    assert not [file for file in named if not (readme.ROOT / file).exists()]

@@ -27,7 +27,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 def build(act: Chat, who: gr.State) -> None:
     """Draws the fold and wires it."""
     with gr.Accordion("Prompt sets", open=False, elem_id="chat-prompts"):
-        prompts, told = _kept_sets(act.studio.workspace)
+        prompts, told = _kept_sets(act.studio.workspace, who)
         with gr.Row(elem_classes="actions"):
             run = gr.Button("Ask them all", variant="primary", scale=0, min_width=130)
             stop = gr.Button("Stop", scale=0, min_width=80, interactive=False)
@@ -58,7 +58,7 @@ def build(act: Chat, who: gr.State) -> None:
     who.change(lambda person: drawn(*kept_rows(act, person)), who, table, **QUIET)
 
 
-def _kept_sets(workspace: Workspace) -> tuple[gr.Textbox, gr.HTML]:
+def _kept_sets(workspace: Workspace, who: gr.State) -> tuple[gr.Textbox, gr.HTML]:
     """Draws and wires what keeps prompts; gives the box with the prompts, and where things are told."""
     with gr.Row(equal_height=True, elem_classes="ls-pager"):
         sets = prompt_sets.names(workspace)
@@ -92,6 +92,7 @@ def _kept_sets(workspace: Workspace) -> tuple[gr.Textbox, gr.HTML]:
         prompt_sets.delete(workspace, chosen or "")
         return gr.Dropdown(choices=prompt_sets.names(workspace), value=None), ""
 
+    who.change(lambda: gr.Dropdown(choices=prompt_sets.names(workspace)), None, saved, **QUIET)
     saved.input(choose, saved, [name, prompts, told], **QUIET)
     keep.click(keep_set, [name, prompts], [saved, told], **QUIET)
     delete.click(delete_set, saved, [saved, told], **QUIET)

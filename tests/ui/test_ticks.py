@@ -1,0 +1,52 @@
+"""What a page costs that is left open: its timers tick all day, and nothing may pile up behind them."""
+
+import gc
+from pathlib import Path
+
+from lora_studio.accounts import OWNER
+from lora_studio.evaluations import create, make_request
+from lora_studio.jobs.client import Session
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.ui import evaluate_board, runs_tab
+from lora_studio.ui.run_board import Board
+from lora_studio.ui.run_table import Choice
+from lora_studio.ui.run_words import status_line
+from lora_studio.ui.runs_tab import Shown
+from lora_studio.ui.studio import Studio
+from lora_studio.visitors import VisitedWorkspace
+from lora_studio.workspace import Workspace
+from tests.adapters import files, write
+from tests.ui.test_runs_tab import finished
+
+TICKS = 300
+DAY = 24 * 3600
+MOST_OBJECTS_A_DAY = 50_000  # some megabytes, and less than one object a tick
+
+
+def test_a_day_of_ticks_leaves_nothing_behind(tmp_path: Path) -> None:
+    whole = Workspace(tmp_path / "workspace")
+    runs = [finished(whole, f"run {number}") for number in range(3)]
+    write(runs[0].adapter, files())
+    create(whole, make_request(whole, [runs[0].id], "pirate"))
+    workspace = VisitedWorkspace(whole, lambda: OWNER, OWNER)
+    log = whole.logs_folder / "log"
+    studio = Studio(workspace, Supervisor(workspace), Session(log), Session(log))
+    board, evaluated = Board(workspace), evaluate_board.Board(workspace, studio.evaluations)
+    (shown,) = studio.evaluations.all()
+    before = Shown()
+
+    def tick(number: int) -> None:
+        nonlocal before
+        studio.supervisor.tick()
+        status_line(studio.supervisor.runs(), False, studio.evaluations.busy() is not None)
+        before = runs_tab.look(studio, board, runs[number % 3].id, Choice(), before)
+        evaluated.look(evaluate_board.View(shown.id), 0.0)
+
+    for number in range(30):
+        tick(number)
+    gc.collect()
+    first = len(gc.get_objects())
+    for number in range(TICKS):
+        tick(number)
+    gc.collect()
+    assert (len(gc.get_objects()) - first) * DAY / TICKS < MOST_OBJECTS_A_DAY
