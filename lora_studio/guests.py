@@ -12,7 +12,6 @@ from typing import Any
 
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
-from lora_studio.parsing import ConfigError, Problem
 from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import DEMO_MODEL, shipped_data
 
@@ -65,8 +64,8 @@ class GuestWorkspace(VisitedWorkspace):
     def admit(self, config: Config) -> Config:
         if self.owned:
             return config
-        if problems := _beyond(config):
-            raise ConfigError(problems)
+        if beyond := _beyond(config):
+            raise StudioError("\n".join(["This is more than guests may start.", *beyond]), ELSEWHERE)
         if self.runs():
             raise StudioError("Guests have one run each, and you have yours.", "Delete it to start another one.")
         if self._recent() >= LIMITS.runs_an_hour:
@@ -106,33 +105,21 @@ class GuestWorkspace(VisitedWorkspace):
         )
 
 
-def _beyond(config: Config) -> list[Problem]:
+def _beyond(config: Config) -> list[str]:
     """What a guest asks for beyond the limits."""
     training = config.training
     rows = min(config.data.max_samples or LIMITS.rows, LIMITS.rows)
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
     steps = training.max_steps if training.max_steps > 0 else math.ceil(rows / batch * training.num_train_epochs)
-    shorter = "training.max_steps" if training.max_steps > 0 else "training.num_train_epochs"
+    data, tracking = config.data, config.tracking
     asked = (
-        ("model.name", config.model.name, config.model.name == DEMO_MODEL, "is the built-in model for guests"),
-        (shorter, steps, steps <= LIMITS.steps, f"comes to {steps} steps, and guests have {LIMITS.steps}"),
+        (config.model.name == DEMO_MODEL, f"{config.model.name} is not the built-in model."),
+        (steps <= LIMITS.steps, f"It would be up to {steps} steps; guests have {LIMITS.steps}."),
+        (data.max_length <= LIMITS.max_length, f"Rows of {data.max_length} tokens; guests' have {LIMITS.max_length}."),
         (
-            "data.max_length",
-            config.data.max_length,
-            config.data.max_length <= LIMITS.max_length,
-            f"is at most {LIMITS.max_length} for guests",
-        ),
-        (
-            "training.save_total_limit",
-            training.save_total_limit,
             0 < training.save_total_limit <= LIMITS.checkpoints,
-            f"is at most {LIMITS.checkpoints} for guests",
+            f"{training.save_total_limit} checkpoints are kept; of guests {LIMITS.checkpoints} at most.",
         ),
-        (
-            "tracking.report_to",
-            config.tracking.report_to,
-            config.tracking.report_to == "tensorboard",
-            "stays here for guests",
-        ),
+        (tracking.report_to == "tensorboard", f"Figures go to {tracking.report_to}; those of guests stay here."),
     )
-    return [Problem(path, words, found) for path, found, fits, words in asked if not fits]
+    return [words for fits, words in asked if not fits]

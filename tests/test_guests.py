@@ -17,7 +17,7 @@ from lora_studio.jobs.exporting import Exports
 from lora_studio.jobs.harness import Harness
 from lora_studio.jobs.launcher import Launcher
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.parsing import ConfigError, nest, parse, read_yaml, to_yaml
+from lora_studio.parsing import nest, parse, read_yaml, to_yaml
 from lora_studio.presets import resolve
 from lora_studio.workspace import RunFolder, Workspace
 from tests.jobs.conftest import fake_command
@@ -79,7 +79,7 @@ def test_what_is_beyond_the_limits_is_refused_to_guests_and_left_to_the_owner(
     visit: Visit, path: str, value: object
 ) -> None:
     config = parse(nest({**{"training.num_train_epochs": 8, "training.per_device_train_batch_size": 8}, path: value}))
-    with pytest.raises(ConfigError, match="guests"):
+    with pytest.raises(StudioError, match="more than guests may start"):
         visit.workspace.admit(config)
     with pytest.raises(StudioError):
         visit.supervisor.launch(config)

@@ -19,6 +19,7 @@ def check_before_start(config: Config, workspace: Workspace, session: Session | 
     `busy` says that a run of ours holds the device until this one begins.
     """
     workspace.check_request(files_of(config))
+    config = workspace.admit(config)
     machine = this_machine(devices()[0], workspace, busy=busy)
     if session is not None and not session.busy:
         return preflight(config, machine, _look(config, session))

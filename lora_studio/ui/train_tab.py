@@ -223,8 +223,8 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
         try:
             config = checked(raws, studio.workspace)
             report = check_before_start(config, studio.workspace, studio.inspector, busy=bool(studio.supervisor.busy()))
-        except ConfigError as error:
-            yield _look(drawn, studio, raws, Told(tuple(item.path for item in error.problems)))
+        except StudioError as error:
+            yield refused(error, raws)
             return
         if report.state in (FAILED, ASK):
             held = beside(studio) if report.state == ASK else ""
@@ -233,13 +233,16 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
             return
         yield begin(*raws)
 
+    def refused(error: StudioError, raws: Sequence[Any]) -> dict[Any, Any]:
+        if isinstance(error, ConfigError):
+            return _look(drawn, studio, raws, Told(tuple(item.path for item in error.problems)))
+        return {drawn.summary: gr.HTML(text.problem(error), visible=True), drawn.checks: gr.HTML(visible=False)}
+
     def begin(*raws: Any) -> dict[Any, Any]:
         try:
             run_id = starter.start(checked(raws, studio.workspace), studio.workspace.maker)
-        except ConfigError as error:
-            return _look(drawn, studio, raws, Told(tuple(item.path for item in error.problems)))
         except StudioError as error:
-            return {drawn.summary: gr.HTML(text.problem(error), visible=True), drawn.checks: gr.HTML(visible=False)}
+            return refused(error, raws)
         return {**_look(drawn, studio, raws, Told()), shared.run: run_id, shared.tabs: gr.Tabs(selected="runs")}
 
     for button, handler in ((drawn.start, start), (drawn.anyway, begin)):
