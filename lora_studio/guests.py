@@ -114,7 +114,10 @@ def _beyond(config: Config) -> list[str]:
     data, tracking = config.data, config.tracking
     asked = (
         (config.model.name == DEMO_MODEL, f"{config.model.name} is not the built-in model."),
-        (steps <= LIMITS.steps, f"It would be up to {steps} steps; guests have {LIMITS.steps}."),
+        (
+            steps <= LIMITS.steps,
+            f"With {rows} rows it is {steps:,} steps; guests have {LIMITS.steps}. Take fewer epochs.",
+        ),
         (data.max_length <= LIMITS.max_length, f"Rows of {data.max_length} tokens; guests' have {LIMITS.max_length}."),
         (
             0 < training.save_total_limit <= LIMITS.checkpoints,
