@@ -82,7 +82,7 @@ class Merged(Section):
 
 def _quantization() -> Any:
     kinds = " ".join(f"{kind.name}: {kind.what}" for kind in QUANTIZATIONS.values())
-    return setting("q8_0", "Quantization", f"How the weights are stored. {kinds}")
+    return setting("q8_0", "Quantization", kinds)
 
 
 class Gguf(Section):

@@ -34,12 +34,12 @@ class Quantization:
 QUANTIZATIONS = {
     kind.name: kind
     for kind in (
-        Quantization("f16", 16.0, "16 bits a weight, nothing to speak of lost; for further conversion.", True),
-        Quantization("bf16", 16.0, "16 bits with the range of the training's numbers; slow on older processors.", True),
-        Quantization("q8_0", 8.5, "8 bits: half the size of f16, and the difference is hardly measurable.", True),
-        Quantization("q6_k", 6.6, "6 bits: very close to f16."),
-        Quantization("q5_k_m", 5.7, "5 bits: a little smaller than q6_k, a little loss."),
-        Quantization("q4_k_m", 4.9, "4 bits: a third of f16's size, and what most people use on a laptop."),
+        Quantization("f16", 16.0, "16 bits a weight, nothing to speak of is lost.", True),
+        Quantization("bf16", 16.0, "16 bits as in training, slow on older processors.", True),
+        Quantization("q8_0", 8.5, "half of f16, hardly a difference.", True),
+        Quantization("q6_k", 6.6, "6 bits, very close to f16."),
+        Quantization("q5_k_m", 5.7, "5 bits, a little loss."),
+        Quantization("q4_k_m", 4.9, "4 bits, a third of f16: what most use on a laptop."),
     )
 }
 

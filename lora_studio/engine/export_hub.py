@@ -36,8 +36,7 @@ def export(
         tried, same = made.tried, made.same
     else:
         tried, same = _adapter(work, base)
-    title = work.name if work.run is None else str(work.run.read_facts()["title"])
-    subject = Subject(title, base, name, hub_data(work), license, merged, dtype if merged else "")
+    subject = Subject(work.title, base, name, hub_data(work), license, merged, dtype if merged else "")
     (work.out / CARD_NAME).write_text(model_card(work.adapter, work.run, subject), encoding="utf-8")
     work.log.phase("upload", sum(path.stat().st_size for path in work.out.rglob("*") if path.is_file()), "bytes")
     found = publish(

@@ -56,9 +56,7 @@ def run_program(command: Sequence[str], log: EventLog, *, phase: str, what: str)
         _end(child)
     if code:
         said = next((line for line in reversed(words) if line.strip()), "it said nothing")
-        raise StudioError(
-            f"{what} failed (exit code {code}): {said.strip()[:300]}", "The export's log has the details."
-        )
+        raise StudioError(f"{what} failed (exit code {code}): {said.strip()[:300]}", _hint(said))
 
 
 def _hint(said: str) -> str:
