@@ -4,9 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.accounts import PASSWORD, USERS, USERS_FILE, read_accounts
+from lora_studio.accounts import (
+    API_KEY,
+    PASSWORD,
+    SECRETS,
+    SHORTEST_KEY,
+    USERS,
+    USERS_FILE,
+    read_accounts,
+    read_api_key,
+    same_secret,
+)
 from lora_studio.errors import StudioError
 from lora_studio.jobs.launcher import child_environment
+from lora_studio.space import CLIENT_SECRET
 
 
 def test_nobody_logs_in_where_nobody_is_named() -> None:
@@ -65,3 +76,17 @@ def test_passwords_show_in_no_print_and_no_child_inherits_them(monkeypatch: pyte
     monkeypatch.setenv(PASSWORD, "t0p")
     monkeypatch.setenv(USERS, "anna:t0p")
     assert "t0p" not in str(child_environment())
+
+
+def test_a_key_that_could_be_guessed_is_refused_and_others_are_compared_whole() -> None:
+    assert read_api_key({}) is None
+    assert read_api_key({API_KEY: ""}) is None
+    key = "k" * SHORTEST_KEY
+    assert read_api_key({API_KEY: key}) == key
+    with pytest.raises(StudioError, match="could be guessed") as refused:
+        read_api_key({API_KEY: key[1:]})
+    assert key[1:] not in str(refused.value)
+    assert same_secret(key, key)
+    assert not same_secret(key[1:], key)
+    assert not same_secret("ü", key)
+    assert {API_KEY, CLIENT_SECRET} <= set(SECRETS)
