@@ -5,6 +5,7 @@ The limits are kept here, where everything that starts something asks, whichever
 
 import math
 import re
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
-from lora_studio.visitors import VisitedWorkspace
+from lora_studio.visitors import USERS, VisitedWorkspace
 from lora_studio.workspace import DEMO_MODEL, shipped_data
 
 ELSEWHERE = "Install the studio, or duplicate the Space, to do this with models and data of your own."
@@ -42,6 +43,11 @@ ABOUT = (
 
 class GuestWorkspace(VisitedWorkspace):
     """The workspace of a public demonstration: the owner may do everything, everybody else what the limits leave."""
+
+    def forget_guests(self) -> None:
+        """Removes what guests of an earlier server uploaded and typed: nobody can come back as one of them."""
+        for folder in (self.root / USERS).glob("guest-*"):
+            shutil.rmtree(folder)
 
     def check_may(self, what: str) -> None:
         if not self.owned:

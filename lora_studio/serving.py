@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lora_studio.accounts import OWNER, PASSWORD, USERS, USERS_FILE, Accounts, read_accounts, read_api_key
 from lora_studio.errors import StudioError
-from lora_studio.space import HubApp, hub_app, in_space
+from lora_studio.space import HubApp, hosts, hub_app, in_space
 
 HOST, PORT, FOLDERS, MAX_UPLOAD = (
     "LORA_STUDIO_HOST",
@@ -30,7 +30,7 @@ class Serving:
     """How the page is served. `folders` may be read by visitors beside the workspace; sizes in GB of 10^9 bytes.
 
     With `guests` everybody gets in, and may do what guests.py says; whoever owns the Hub account that `hub_app` names
-    logs in there and may do everything.
+    logs in there and may do everything. `names` are hosts that a page of ours may have, whatever a proxy says.
     """
 
     host: str = "127.0.0.1"
@@ -42,6 +42,7 @@ class Serving:
     api_key: str | None = field(default=None, repr=False)
     guests: bool = False
     hub_app: HubApp | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def local(self) -> bool:
@@ -118,6 +119,7 @@ def from_flags(given: argparse.Namespace, environment: Mapping[str, str] = os.en
         or _number(MAX_UPLOAD, environment.get(MAX_UPLOAD), GUEST_GB if guests else 2.0),
         guests=guests,
         hub_app=hub_app(environment) if guests else None,
+        names=hosts(environment),
     )
     check_exposure(serving)
     return serving

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-SPACE, AUTHOR = "SPACE_ID", "SPACE_AUTHOR_NAME"
+SPACE, AUTHOR, HOSTS = "SPACE_ID", "SPACE_AUTHOR_NAME", "SPACE_HOST"
 OWNER = "LORA_STUDIO_OWNER"
 CLIENT_SECRET = "OAUTH_CLIENT_SECRET"
 
@@ -28,13 +28,17 @@ def in_space(environment: Mapping[str, str]) -> bool:
     return bool(environment.get(SPACE))
 
 
+def hosts(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The names under which the Space is reached; with a domain of its own there are several."""
+    return tuple(name.strip() for name in environment.get(HOSTS, "").split(",") if name.strip())
+
+
 def hub_app(environment: Mapping[str, str]) -> HubApp | None:
     """The login that `hf_oauth: true` gives a Space; None without it, or where nobody is named as the owner."""
     owner = environment.get(OWNER) or environment.get(AUTHOR)
-    given = [environment.get(name) for name in ("OAUTH_CLIENT_ID", CLIENT_SECRET, "OPENID_PROVIDER_URL", "SPACE_HOST")]
-    if not owner or not all(given):
+    given = [environment.get(name) for name in ("OAUTH_CLIENT_ID", CLIENT_SECRET, "OPENID_PROVIDER_URL")]
+    names = hosts(environment)
+    if not owner or not names or not all(given):
         return None
-    client_id, secret, provider, host = (value or "" for value in given)
-    first = host.split(",")[0].strip()  # with a domain of its own a Space has several
-    address = first if "://" in first else f"https://{first}"
-    return HubApp(client_id, secret, provider.rstrip("/"), address.rstrip("/"), owner)
+    client_id, secret, provider = (value or "" for value in given)
+    return HubApp(client_id, secret, provider.rstrip("/"), f"https://{names[0]}", owner)

@@ -128,6 +128,16 @@ def test_the_demo_and_a_guests_own_upload_may_be_asked_for(visit: Visit, tmp_pat
         visit.workspace.check_request({"train_file": str(mine)})
 
 
+def test_a_new_server_forgets_what_guests_of_the_last_one_typed(visit: Visit, tmp_path: Path) -> None:
+    visit.workspace.write_draft("form", {"a": 1})
+    visit.now = OWNER
+    visit.workspace.write_draft("form", {"b": 2})
+    visit.workspace.forget_guests()
+    assert visit.workspace.read_draft("form") == {"b": 2}
+    visit.now = GUEST
+    assert visit.workspace.read_draft("form") is None
+
+
 def test_exports_benchmarks_and_longer_runs_are_the_owners(visit: Visit) -> None:
     request: Any = None
     with pytest.raises(StudioError, match="take adapters away") as refused:

@@ -90,6 +90,7 @@ def test_the_owner_of_a_space_logs_in_at_the_hub_where_it_offers_that() -> None:
     assert app is not None
     assert (app.owner, app.callback) == ("anna", "https://anna-studio.hf.space/login/callback")
     assert app.provider == "https://hub.example"
+    assert flags(**SPACE).names == ("anna-studio.hf.space",)
     assert "s" * 32 not in repr(app)
     other = flags(**SPACE, **HUB, LORA_STUDIO_OWNER="bert").hub_app
     assert other is not None

@@ -145,6 +145,8 @@ def make_studio(workspace: Workspace, serving: Serving) -> Studio:
         owner, seen_by = serving.owner, GuestWorkspace if serving.guests else VisitedWorkspace
         asking = visitor if serving.several else lambda: owner
         workspace = seen_by(workspace, asking, owner, serving.folders)
+        if isinstance(workspace, GuestWorkspace):
+            workspace.forget_guests()
     return Studio(
         workspace=workspace,
         supervisor=Supervisor(workspace),

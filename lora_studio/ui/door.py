@@ -152,7 +152,7 @@ class Door:
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
         # A proxy may put its own name into Host; no page can set the other header for another site.
-        ours = (host, request.headers.get("x-forwarded-host"))
+        ours = (host, request.headers.get("x-forwarded-host"), *self._serving.names)
         if origin and request.method not in ("GET", "HEAD", "OPTIONS") and _place(origin) not in ours:
             return "This request comes from the page of another site."
         if self._serving.trusts_visitors and not is_loopback(_hostname(host)):
@@ -182,7 +182,7 @@ class Door:
 
     def _cookie_for(self, request: Request, user: str) -> str:
         """A new session, as a header."""
-        https = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
+        https = bool(self._serving.names) or "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
         carrier = Response()
         # In a frame of another site, as a Space is shown, a cookie comes back only where it allows so.
         carrier.set_cookie(

@@ -67,6 +67,15 @@ def test_the_key_opens_the_endpoint_as_the_owner_and_guests_may_ask_too() -> Non
     assert program.get("/config", headers={"Authorization": f"Bearer {KEY}"}).json()["user"].startswith("guest-")
 
 
+def test_a_space_knows_its_own_page_whatever_the_proxy_calls_it() -> None:
+    browser = guest(serving=Serving(guests=True, names=("anna-studio.hf.space",)))
+    assert browser.post("/x", headers={"Origin": "https://anna-studio.hf.space"}).status_code == 200
+    assert browser.post("/x", headers={"Origin": "https://bert-studio.hf.space"}).status_code == 403
+    cookie = browser.get("/").headers["set-cookie"].lower()  # the page stands in a frame of the Hub's
+    assert "samesite=none" in cookie
+    assert "secure" in cookie
+
+
 class FakeHub:
     """The Hub's part of a login: it asks nobody, and says that it was `name`."""
 
