@@ -106,7 +106,20 @@ def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]]) -> dic
     chosen = [value for value in kept.get("adapters", []) if value in there]
     data = str(kept.get("data") or "pirate")
     known = [value for _, value in data_choices(workspace)]
-    return {**kept, "adapters": chosen or there[:1], "data": data if data in known or Path(data).exists() else "pirate"}
+    return {
+        **kept,
+        "adapters": chosen or there[:1],
+        "data": data if data in known or _there(workspace, data) else "pirate",
+    }
+
+
+def _there(workspace: Workspace, name: str) -> bool:
+    """Whether a path is one that may be read, and is there."""
+    try:
+        workspace.check_path(name)
+    except StudioError:
+        return False
+    return Path(name).exists()
 
 
 def file_of(workspace: Workspace, name: str, which: str) -> Path:
