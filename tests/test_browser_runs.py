@@ -102,7 +102,7 @@ def test_every_button_of_a_run_does_what_it_says(
 ) -> None:
     with visited(browser, server.url + "/#runs") as page:
         press_every_button(page, server, workspace, runs["short"], runs["heart"])
-        cancel_what_goes_on(page, workspace, runs["holder"], runs["heart"])
+        cancel_what_goes_on(page, runs["holder"])
 
 
 def press_every_button(page: Page, server: Server, workspace: Workspace, short: RunFolder, heart: RunFolder) -> None:
@@ -155,6 +155,9 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
     assert [entry.run for entry in read_queue(workspace)] == [retry.run, heart.id]
     page.locator(f'#run-queue [data-act="out"][data-run="{retry.run}"]').click()
     assert [entry.run for entry in waiting(page, workspace, 1)] == [heart.id]
+    page.locator(f'#run-queue [data-act="out"][data-run="{heart.id}"]').click()
+    expect(page.locator("#run-queue li")).to_have_count(0, timeout=PATIENCE)
+    assert read_queue(workspace) == []
 
     # Two runs beside each other.
     for run in (short, heart):
@@ -169,13 +172,12 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
     assert any("lora_studio.engine.session" in words for words in children)
 
 
-def cancel_what_goes_on(page: Page, workspace: Workspace, holder: RunFolder, heart: RunFolder) -> None:
+def cancel_what_goes_on(page: Page, holder: RunFolder) -> None:
     """Last, for then the device is free: a run that goes on ends at once, without a step more."""
-    page.locator(f'#run-queue [data-act="out"][data-run="{heart.id}"]').click()
-    assert waiting(page, workspace, 0) == []
     choose(page, holder, "holder")
     page.locator("#run-cancel").click()
-    expect(page.locator("#run-headline")).to_contain_text("Cancelled", timeout=PATIENCE)
+    expect(page.locator("#run-headline")).to_contain_text("Stopped", timeout=PATIENCE)
+    expect(page.get_by_text("Cancelled: it was ended at once")).to_be_visible(timeout=PATIENCE)
     expect(page.locator("#run-cancel")).to_be_hidden()
     expect(page.get_by_role("button", name="Resume", exact=True)).to_be_visible()
     assert find(holder) is None
