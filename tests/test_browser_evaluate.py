@@ -41,6 +41,7 @@ def test_an_evaluation_shows_where_base_and_adapter_disagree_and_survives_a_relo
             page.get_by_label("Test data").click()
             page.get_by_role("option", name="Film recommender").click()
             page.get_by_role("button", name="Settings").click()
+            expect(page.get_by_label("Most rows", exact=True)).to_have_value("")
             page.get_by_label("Most rows", exact=True).fill(str(ROWS))
             page.get_by_label("Longest answer", exact=True).fill("6")
             page.locator("#evaluate-start").click()

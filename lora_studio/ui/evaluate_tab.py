@@ -24,7 +24,9 @@ from lora_studio.ui.studio import Shared, Studio
 
 LONGEST = next(setting for setting in settings() if setting.path == "generation.max_new_tokens")
 LABELS = next(setting for setting in settings() if setting.path == "evaluation.labels")
-FIELDS = ("adapters", "data", "base", *Measuring.model_fields, "max_new_tokens", "labels")
+FIRST = {"base": True, **Measuring().model_dump(), "max_new_tokens": LONGEST.default, "labels": ""}
+"""What the settings of an evaluation are at first."""
+FIELDS = ("adapters", "data", *FIRST)
 BESIDE_A_RUN = text.notice("A run is training on the same device: both are slower until one of them is done.")
 CLICKS = """
 let focused = null;
@@ -154,7 +156,7 @@ def fill(studio: Studio) -> list[Any]:
         gr.Dropdown(choices=adapters, value=kept["adapters"]),
         gr.Dropdown(choices=board.data_choices(studio.workspace), value=kept["data"]),
     ]
-    return first + [kept[name] if name in kept else gr.skip() for name in FIELDS[2:]]
+    return first + [kept.get(name, FIRST[name]) for name in FIELDS[2:]]  # an empty number that is not said shows as 0
 
 
 def keep(studio: Studio, *chosen: Any) -> None:
