@@ -135,7 +135,10 @@ def _training(config: Config) -> list[str]:
     flat, training = flatten(config), config.training
     at_once, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
     rows: list[tuple[str, Any]] = [("effective batch", f"{at_once * accumulated} rows ({at_once} × {accumulated})")]
-    rows += [(name, plain(str(flat[path]))) for name, path in HYPERPARAMETERS if path in flat]
+    given = [(name, flat[path]) for name, path in HYPERPARAMETERS if flat.get(path) is not None]
+    rows += [
+        (name, ("on" if value else "off") if isinstance(value, bool) else plain(str(value))) for name, value in given
+    ]
     return ["## Hyperparameters", "", *table(("", ""), rows), ""]
 
 

@@ -60,7 +60,7 @@ CSS = """
   display: block; overflow-x: auto;
   max-width: 100%; }
 .report-text th, .report-text td { border: 1px solid var(--line) !important; padding: 4px 10px; text-align: left;
-  font-variant-numeric: tabular-nums; }
+  font-variant-numeric: tabular-nums; overflow-wrap: break-word; }
 .report-text code, .report-text pre { background: var(--soft); border-radius: 3px; padding: 1px 4px; font-size: 12px;
   font-family: var(--font-mono); white-space: pre-wrap; }
 .report-text pre { padding: 8px 10px; } .report-text pre code { padding: 0; }
