@@ -43,7 +43,10 @@ def export(work: Work, *, weights: str, quantization: str, base_in_ollama: str) 
     place = shlex.quote(str(work.final))
     words = f"Type the command where Ollama is: it makes the model {name} and starts a conversation."
     if commands:
-        words = f"llama.cpp was not found: first type what is in {COMMANDS}, in llama.cpp's folder. {words}"
+        words = (
+            f"llama.cpp was not found: type the commands of {COMMANDS} in its folder first, and the last one where "
+            f"Ollama is: it makes the model {name} and starts a conversation."
+        )
     made = f"cd {place} && ollama create {name} && ollama run {name}"
     proof = f"The template gives the prompts of the training in {template.compared} of {template.compared} dialogues."
     notes = (*template.notes, *_missing(work))
