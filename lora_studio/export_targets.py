@@ -20,12 +20,13 @@ class Sizes:
     """What the size of an export follows from.
 
     `adapter` is what goes with an adapter, in bytes; `parameters` counts the base's, None where its config is not here;
-    `rows` is what the run's prepared rows take, in bytes.
+    `rows` is what the run's prepared rows take, in bytes, and `built_in` the base where it comes with the studio.
     """
 
     adapter: int
     parameters: int | None
     rows: int = 0
+    built_in: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +235,7 @@ TARGETS: dict[str, Target] = {
             "Training script",
             "A program of 200 lines with its rows: trains the run again without LoRA Studio, step by step the same.",
             Script,
-            lambda sizes, _: sizes.rows + sizes.adapter + TEXT_BYTES,
+            lambda sizes, _: sizes.rows + sizes.adapter + sizes.built_in + TEXT_BYTES,
             needs_run=True,
         ),
         Target(

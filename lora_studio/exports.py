@@ -18,10 +18,11 @@ from lora_studio.architecture import architecture, read_config
 from lora_studio.errors import StudioError
 from lora_studio.events import DataPrepared, from_line
 from lora_studio.export_targets import TARGETS, Sizes, Target
+from lora_studio.files import bytes_in
 from lora_studio.job_folders import JobFolders
 from lora_studio.parsing import plain_words
 from lora_studio.schema import Section
-from lora_studio.workspace import RunFolder, Workspace
+from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, model_source
 
 SPARE_BYTES = 20_000_000
 """Room left on the disk beside what an export takes: for its log, and for whatever else is written meanwhile."""
@@ -47,6 +48,7 @@ CARRIED = (
 
 PHASES = {
     "start": "starting",
+    "data": "preparing the rows",
     "model": "loading the model",
     "copy": "copying",
     "merge": "adding the adapter to the base's weights",
@@ -179,7 +181,8 @@ def sizes_of(folder: Path, run: RunFolder | None = None) -> Sizes:
     base, revision = base_of(folder)
     numbers = read_config(base, revision) if base else None
     model = architecture(numbers) if numbers else None
-    return Sizes(adapter, model.parameters if model else None, _bytes_of_rows(run) if run else 0)
+    built_in = bytes_in(Path(model_source(base))) if base == DEMO_MODEL else 0
+    return Sizes(adapter, model.parameters if model else None, _bytes_of_rows(run) if run else 0, built_in)
 
 
 def _bytes_of_rows(run: RunFolder) -> int:
@@ -220,8 +223,9 @@ def check_space(workspace: Workspace, request: Request, place: Path) -> None:
     needed, free = needed_bytes(workspace, request) or 0, shutil.disk_usage(place).free
     if needed + SPARE_BYTES > free:
         raise StudioError(
-            f"The result takes about {needed / 1e9:.2f} GB, and {place} has {free / 1e9:.2f} GB free.",
-            "Make room, or name another disk with --out.",
+            f"The result takes about {needed / 1e6:,.0f} MB, with {SPARE_BYTES // 10**6} MB of room beside it, and "
+            f"{place} has {free / 1e6:,.0f} MB free.",
+            "Make room, or, in a terminal, name another disk with --out.",
         )
 
 

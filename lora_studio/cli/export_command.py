@@ -81,7 +81,7 @@ def _follow(jobs: Exports, folder: ExportFolder) -> RunState:
                 say(PHASES.get(phase, phase))
             elif state.phase_total and time.monotonic() - said >= _SAY_SECONDS:
                 said = time.monotonic()
-                say(f"  {_progress(state)}")
+                say(f"  {progress_line(state)}")
             time.sleep(_LOOK_SECONDS)
         except KeyboardInterrupt:
             interrupted += 1
@@ -92,7 +92,7 @@ def _follow(jobs: Exports, folder: ExportFolder) -> RunState:
                 kill(folder)
 
 
-def _progress(state: RunState) -> str:
+def progress_line(state: RunState) -> str:
     """120.0 of 400.0 MB, or 3 of 42 matrices."""
     if state.phase_unit == "bytes":
         return f"{state.phase_done / 1e6:,.1f} of {state.phase_total / 1e6:,.1f} MB"
