@@ -43,7 +43,10 @@ element.addEventListener('click', event => {
   if (begins && secret) secret.value = '';
 });
 element.addEventListener('change', event => {
-  if (event.target.matches('[data-setting]')) trigger('click', {act: 'keep', value: '', values: typed(), secret: ''});
+  if (event.target.matches('[data-setting]')) {
+    const value = element.querySelector('[data-form]').dataset.form;
+    trigger('click', {act: 'keep', value, values: typed(), secret: ''});
+  }
 });
 watch('value', () => { if (focused) element.querySelector(focused)?.focus({preventScroll: true}); focused = null; });
 """
@@ -118,9 +121,10 @@ def after_click(
             now = replace(now, target=value, values=board.values_of(studio.workspace, value))
             board.keep(studio.workspace, now)
         case "keep":  # the page shows already what was typed
-            board.keep(studio.workspace, now, values)
+            board.keep(studio.workspace, replace(now, target=value), values)
             return gr.skip(), gr.skip(), gr.skip()
-        case "start":
+        case "start":  # what the button says, also where another card was clicked a moment ago
+            now = replace(now, target=value)
             board.keep(studio.workspace, now, values)
             now = replace(now, export=start(studio, now, values, secret))
             studio.workspace.write_draft(board.LOOKED_AT, now.export)

@@ -52,9 +52,9 @@ def form(target: Target, values: Mapping[str, Any]) -> str:
         tried = " checked" if values.get("trial", True) else ""
         fields.append(_check("Try the result", TRIAL, f'<input type="checkbox" data-setting="trial"{tried}>'))
     return (
-        f'<div class="export-fields">{"".join(fields)}</div>'
-        '<div class="acts export-acts"><button type="button" class="export-start" data-act="start" data-value="">'
-        f"Make it: {escape(target.title)}</button></div>"
+        f'<div class="export-fields" data-form="{target.name}">{"".join(fields)}</div>'
+        '<div class="acts export-acts"><button type="button" class="export-start" data-act="start" '
+        f'data-value="{target.name}">Make it: {escape(target.title)}</button></div>'
     )
 
 
