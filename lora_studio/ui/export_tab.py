@@ -124,8 +124,9 @@ def after_click(
             board.keep(studio.workspace, replace(now, target=value), values)
             return gr.skip(), gr.skip(), gr.skip()
         case "start":  # what the button says, also where another card was clicked a moment ago
-            now = replace(now, target=value)
-            board.keep(studio.workspace, now, values)
+            board.keep(studio.workspace, replace(now, target=value), values)
+            if value != now.target:
+                now = replace(now, target=value, values=board.values_of(studio.workspace, value))
             now = replace(now, export=start(studio, now, values, secret))
             studio.workspace.write_draft(board.LOOKED_AT, now.export)
         case "open":
