@@ -15,6 +15,7 @@ from lora_studio.engine.export_trial import try_adapter
 from lora_studio.engine.export_work import Outcome, Work, base_to_name, copy_files
 from lora_studio.engine.export_zip import rewritten
 from lora_studio.engine.hub_upload import check_name, full_name, no_token, publish
+from lora_studio.engine.stopping import Stopped
 from lora_studio.exports import carried
 from lora_studio.model_card import CARD_NAME, Subject, model_card
 from lora_studio.parsing import read_yaml
@@ -39,16 +40,22 @@ def export(
     subject = Subject(work.title, base, name, hub_data(work), license, merged, dtype if merged else "")
     (work.out / CARD_NAME).write_text(model_card(work.adapter, work.run, subject), encoding="utf-8")
     work.log.phase("upload", sum(path.stat().st_size for path in work.out.rglob("*") if path.is_file()), "bytes")
-    found = publish(
-        work.out,
-        name,
-        token,
-        private=private,
-        update=update,
-        message=f"{'Merged model' if merged else 'Adapter'} trained with LoRA Studio",
-        on_progress=work.log.progress,
-        check=work.stop.check,
-    )
+    try:
+        found = publish(
+            work.out,
+            name,
+            token,
+            private=private,
+            update=update,
+            message=f"{'Merged model' if merged else 'Adapter'} trained with LoRA Studio",
+            on_progress=work.log.progress,
+            check=work.stop.check,
+        )
+    except Stopped:
+        work.warn(
+            f"The repository {name} may be on the Hub by now, without files: delete it there, or allow an update."
+        )
+        raise
     seen = "only you and those you let in see it" if found.private else "everybody can see it"
     return Outcome(f"It is on the Hub as {found.repo}; {seen}.", link=found.link, tried=tried, same=same)
 

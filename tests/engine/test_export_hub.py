@@ -8,6 +8,7 @@ import huggingface_hub.constants
 import pytest
 import yaml
 
+from lora_studio.engine.stopping import Stopped
 from lora_studio.exports import folders, make_request
 from lora_studio.jobs.exporting import Exports
 from lora_studio.jobs.launcher import Launcher, python_module
@@ -50,12 +51,12 @@ def test_an_adapter_arrives_with_its_card_and_the_token_is_nowhere_else(trained:
         outside = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
         jobs = Exports(workspace, Launcher(python_module("lora_studio.engine.exporter"), env=outside))
         settings = {"base_name": "tiny/base"}
-        request = make_request(workspace, trained.id, "hub", settings=settings)
+        request = make_request(workspace, trained.id, "hub", settings=settings, trial=False)
         folder = folders(workspace).find(jobs.start(request, {"HF_TOKEN": TOKEN}))
         until = time.monotonic() + 120
         while not (state := jobs.state(folder.id)).final and time.monotonic() < until:
             seen += command_lines()
-            time.sleep(0.1)
+            time.sleep(0.3)
         assert (state.state, state.message) == ("done", "")
         link = folder.read_result()["link"]
     assert link == f"{hub.url}/me/test"
@@ -115,3 +116,17 @@ def test_a_merged_model_can_be_published(trained: RunFolder, hub: FakeHub, monke
     assert hub.repos == {"crew/whole": False}
     assert ("crew/whole", "model.safetensors") in hub.files
     assert "everybody can see it" in folder.read_result()["words"]
+
+
+def test_a_stop_while_uploading_names_the_repository_that_is_left(
+    trained: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*given: object, **named: object) -> None:
+        raise Stopped
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("lora_studio.engine.export_hub.publish", stopped)
+    folder = take_away(trained, "hub", base_name="tiny/base")
+    assert last_event(folder).state == "stopped"
+    assert "me/test may be on the Hub" in folder.events.read_text()
+    assert not folder.result.exists()
