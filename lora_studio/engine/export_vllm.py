@@ -47,8 +47,11 @@ def export(
     script.chmod(0o755)
     tried, same = try_adapter(work, work.out / "adapter")
     notes = ["The command itself was not run: it needs vLLM and a GPU. The adapter's folder was tried with peft."]
-    words = f"Run serve.sh where vLLM is; clients ask for the model {name}, or for the base by its own name."
-    return Outcome(words, f"sh {shlex.quote(str(work.final / 'serve.sh'))}", tried=tried, same=same, notes=notes)
+    words = (
+        f"Run this, or serve.sh in a copy of the folder, where vLLM is; clients ask for the model {name}, or for the "
+        "base by its own name."
+    )
+    return Outcome(words, f"cd {shlex.quote(str(work.final))} && {arguments}", tried=tried, same=same, notes=notes)
 
 
 def max_rank(settings: dict[str, Any]) -> int:

@@ -50,5 +50,5 @@ def test_the_folder_serves_itself_wherever_it_is_put(trained: RunFolder) -> None
     assert (adapter / "adapter_model.safetensors").read_bytes() == (
         trained.adapter / "adapter_model.safetensors"
     ).read_bytes()
-    assert shlex.split(folder.read_result()["command"]) == ["sh", str(folder.result / "serve.sh")]
+    assert shlex.split(folder.read_result()["command"]) == ["cd", str(folder.result), "&&", *command[1:]]
     assert Path(folder.result / "serve.sh").stat().st_mode & 0o100
