@@ -53,7 +53,7 @@ def test_an_adapter_arrives_with_its_card_and_the_token_is_nowhere_else(trained:
         settings = {"base_name": "tiny/base"}
         request = make_request(workspace, trained.id, "hub", settings=settings, trial=False)
         folder = folders(workspace).find(jobs.start(request, {"HF_TOKEN": TOKEN}))
-        until = time.monotonic() + 120
+        until = time.monotonic() + 400
         while not (state := jobs.state(folder.id)).final and time.monotonic() < until:
             seen += command_lines()
             time.sleep(0.3)
