@@ -35,20 +35,20 @@ def test_a_run_is_taken_away_as_a_merged_model(workspace: Workspace) -> None:
             page.locator("#run-export").click()
             cards = page.locator("#export-cards")
             expect(cards.get_by_role("radio", name="Merged model")).to_contain_text("about", timeout=PATIENCE)
-            expect(page.get_by_text("Nothing taken away yet")).to_be_visible()
+            expect(page.get_by_text("Nothing taken away yet")).to_be_visible(timeout=PATIENCE)
             cards.get_by_role("radio", name="Merged model").click()
             page.get_by_label("Precision").select_option("float32")
             page.locator(".export-start").click()
             head = page.locator("#export-head")
             expect(head).to_contain_text("Noise: Merged model", timeout=PATIENCE)
             expect(head).to_contain_text("Finished after", timeout=PATIENCE)
-            expect(head).to_contain_text("the same answer as base and adapter")
+            expect(head).to_contain_text("the same answer as base and adapter", timeout=PATIENCE)
             (folder,) = exports(workspace)
             assert folder.request().settings["dtype"] == "float32"
 
             page.reload()
             expect(head).to_contain_text("Finished after", timeout=PATIENCE)
-            expect(page.get_by_label("Precision")).to_have_value("float32")
+            expect(page.get_by_label("Precision")).to_have_value("float32", timeout=PATIENCE)
             with page.expect_download() as download:
                 page.get_by_label("Download config.json", exact=True).click()
             assert json.loads(download.value.path().read_text()) == json.loads(
