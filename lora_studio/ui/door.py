@@ -51,6 +51,7 @@ class Door:
     ) -> None:
         self._app, self._serving, self._hub = app, serving, hub
         self._sessions, self._attempts = sessions, attempts
+        self._any_name = serving.accounts is not None and serving.accounts.one
         self._cookie = f"lora-studio-{secrets.token_hex(4)}"  # two studios of one machine share a host's cookies
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -87,7 +88,7 @@ class Door:
         user = self._sessions.user(token)
         if user is None and path not in OPEN_PATHS:
             if request.method in ("GET", "HEAD") and path == "":
-                return HTMLResponse(login_page(), headers={"Cache-Control": "no-store"})
+                return HTMLResponse(login_page(any_name=self._any_name), headers={"Cache-Control": "no-store"})
             return JSONResponse({"error": "Not logged in."}, 401)
         request.scope[USER] = user
         return None
@@ -170,11 +171,12 @@ class Door:
             user = self._serving.accounts.user(given.get("username", [""])[0], given.get("password", [""])[0])
             if user is None:
                 self._attempts.failed(address)
-                raise StudioError("Name and password do not belong together.")
+                together = "Name and password do not belong together."
+                raise StudioError("That is not the password." if self._any_name else together)
         except StudioError as error:
             status = 429 if error.hint else 401
             if by_browser:
-                return HTMLResponse(login_page(str(error)), status)
+                return HTMLResponse(login_page(str(error), self._any_name), status)
             return JSONResponse({"error": str(error)}, status)
         answer = RedirectResponse("./", 303) if by_browser else JSONResponse({"success": True})
         answer.headers["set-cookie"] = self._cookie_for(request, user)
@@ -231,8 +233,10 @@ async def _body(request: Request) -> str:
     return found.decode("utf-8", "replace")
 
 
-def login_page(said: str = "") -> str:
-    """The page that asks who one is. Whole in itself: nothing else is served before."""
+def login_page(said: str = "", any_name: bool = False) -> str:
+    """The page that asks who one is. Whole in itself: nothing else is served before. Where one password is all that
+    counts, it says so: who was told a password alone would look for a name to go with it."""
+    asked = "This studio has one password; any name will do." if any_name else "This studio asks who you are."
     told = f'<p role="alert">{escape(said)}</p>' if said else ""
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>LoRA Studio</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
@@ -247,7 +251,7 @@ input, button {{ font: inherit; padding: .5rem .7rem; border-radius: 6px;
   border: 1px solid light-dark(#cbd5e1, #344256); }}
 button {{ background: #137a72; color: #fff; border-color: #137a72; cursor: pointer; margin-top: .4rem; }}
 </style></head><body><form method="post" action="login">
-<h1>LoRA Studio</h1><p>This studio asks who you are.</p>{told}
+<h1>LoRA Studio</h1><p>{asked}</p>{told}
 <label for="username">Name</label><input id="username" name="username" autocomplete="username" autofocus>
 <label for="password">Password</label>
 <input id="password" name="password" type="password" autocomplete="current-password" required>

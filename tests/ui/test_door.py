@@ -68,6 +68,14 @@ def test_a_browser_logs_in_and_out_again() -> None:
     assert guest.get("/anything").status_code == 401
 
 
+def test_who_has_one_password_is_told_that_any_name_will_do() -> None:
+    guest = visitor(Serving(accounts=Accounts({"owner": "one"}, "owner", one=True)))
+    assert "any name will do" in guest.get("/").text
+    wrong = guest.post("/login", data={"username": "", "password": "two"}, headers=BROWSER)
+    assert (wrong.status_code, "That is not the password." in wrong.text) == (401, True)
+    assert "any name" not in visitor(Serving(accounts=TWO)).get("/").text
+
+
 def test_a_program_logs_in_and_is_told_so() -> None:
     guest = visitor(Serving(accounts=TWO))
     assert guest.post("/login", data={"username": "bert", "password": "two"}).json() == {"success": True}
