@@ -79,6 +79,6 @@ def test_metrics_are_a_table_with_intervals_and_verdicts(capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     assert "8 of 9 rows. They are labels." in shown
     assert "50.0 % [25.0, 100.0]" in shown
-    assert "+25.0 % [+12.5, +100.0]" not in shown
-    assert "+25.0 %" in shown
+    assert "+25.0 points [+12.5, +100.0]" not in shown
+    assert "+25.0 points" in shown
     assert "better, more than chance (p = 0.010)" in shown

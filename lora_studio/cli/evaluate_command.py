@@ -154,7 +154,7 @@ def print_metrics(summary: dict[str, Any]) -> None:
 
 
 def _value(measured: dict[str, Any], unit: str, *, signed: bool = False) -> str:
-    """A value with its interval: 83.3 % [71.0, 91.2]."""
+    """A value with its interval: 83.3 % [71.0, 91.2]; shares differ by points."""
 
     def number(value: float | None, sign: str = "") -> str:
         if value is None:
@@ -162,5 +162,5 @@ def _value(measured: dict[str, Any], unit: str, *, signed: bool = False) -> str:
         return f"{100 * value:{sign}.1f}" if unit == "share" else f"{value:{sign}.4g}"
 
     bounds = "" if measured["low"] is None else f" [{number(measured['low'])}, {number(measured['high'])}]"
-    percent = " %" if unit == "share" else ""
+    percent = "" if unit != "share" else " points" if signed else " %"
     return f"{number(measured['value'], '+' if signed else '')}{percent}{bounds}"

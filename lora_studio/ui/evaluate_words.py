@@ -106,12 +106,12 @@ def _notes(state: RunState) -> str:
 
 
 def value(number: float | None, unit: str, *, signed: bool = False) -> str:
-    """A metric's value: 95 % for a share, four digits for others."""
+    """A metric's value: 95 % for a share, four digits for others. Shares differ by points: 2 % more of 50 % are 51."""
     if number is None:
         return "–"
     sign = "+" if signed and number > 0 else "−" if number < 0 else ""
     if unit == "share":
-        return f"{sign}{100 * abs(number):.1f}".removesuffix(".0") + " %"
+        return f"{sign}{100 * abs(number):.1f}".removesuffix(".0") + (" points" if signed else " %")
     return f"{sign}{run_words.figure(abs(number))}"
 
 
@@ -168,7 +168,7 @@ def metrics_table(summary: Mapping[str, Any]) -> str:
 
 def _measured(found: Mapping[str, Any], unit: str, *, signed: bool = False) -> str:
     def short(number: float) -> str:
-        return value(number, unit, signed=signed).removesuffix(" %")
+        return value(number, unit, signed=signed).removesuffix(" %").removesuffix(" points")
 
     between = "" if found["low"] is None else f"<small>[{short(found['low'])}, {short(found['high'])}]</small>"
     return f"<td><b>{value(found['value'], unit, signed=signed)}</b>{between}</td>"

@@ -50,7 +50,7 @@ def test_the_list_names_each_with_its_state_and_outcome() -> None:
 def test_a_metric_stands_with_interval_difference_and_verdict() -> None:
     shown = metrics_table(SUMMARY)
     assert "<b>95 %</b><small>[85, 105]</small>" in shown
-    assert "<b>+45 %</b>" in shown
+    assert "<b>+45 points</b>" in shown
     assert 'class="verdict good" title="a test">Better, more than chance (p = 0.010)' in shown
     assert 'class="verdict " title="a test">Worse, but that may be chance' in shown
     assert headline(SUMMARY) == "Accuracy 50 % → 95 %"
@@ -59,7 +59,7 @@ def test_a_metric_stands_with_interval_difference_and_verdict() -> None:
 
 def test_values_have_units_and_signs() -> None:
     assert value(0.525, "share") == "52.5 %"
-    assert value(-0.1, "share", signed=True) == "−10 %"
+    assert value(-0.1, "share", signed=True) == "−10 points"
     assert value(4.5918, "plain") == "4.592"
     assert value(None, "share") == "–"
 
