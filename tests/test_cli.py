@@ -15,7 +15,7 @@ import pytest
 from lora_studio.adapter_source import adapter_folder
 from lora_studio.cli import main, make_parser
 from lora_studio.cli.inspect_command import steps_of
-from lora_studio.cli.terminal import age, duration, table
+from lora_studio.cli.terminal import age, duration, size, table
 from lora_studio.cli.train_command import follow_to_end
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
@@ -394,6 +394,7 @@ def test_an_adapter_is_found_by_folder_run_and_checkpoint(workspace: Workspace, 
 
 def test_times_and_tables_read_well() -> None:
     assert [duration(value) for value in (0.4, 59.4, 200, 7500)] == ["0 s", "59 s", "3 min 20 s", "2 h 05 min"]
+    assert [size(value) for value in (95, 1908, 6_700_000)] == ["95 bytes", "1.9 kB", "6.7 MB"]
     assert [age(time.time() - value) for value in (1, 90, 7300, 200_000)] == [
         "just now",
         "1 min ago",

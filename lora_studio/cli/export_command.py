@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_studio.adapter_source import named_adapter
 from lora_studio.cli.flags import overrides
-from lora_studio.cli.terminal import duration, print_json, say, table
+from lora_studio.cli.terminal import duration, print_json, say, size, table
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS
 from lora_studio.exports import PHASES, ExportFolder, folders, make_request, needed_bytes, sizes_of
@@ -35,7 +35,7 @@ def export(workspace: Workspace, given: argparse.Namespace) -> int:
     jobs = Exports(workspace)
     folder = folders(workspace).find(jobs.start(request, _secrets(request.target)))
     needed = needed_bytes(workspace, request)
-    say(f"Export {folder.id}: {request.title}" + (f", about {needed / 1e6:,.1f} MB" if needed else ""))
+    say(f"Export {folder.id}: {request.title}" + (f", about {size(needed)}" if needed else ""))
     state = _follow(jobs, folder)
     result = folder.read_result()
     if given.json:
@@ -60,9 +60,9 @@ def _list(workspace: Workspace, given: argparse.Namespace) -> int:
     rows, sizes = [], sizes_of(found.folder, workspace.run(found.run) if found.run else None)
     for target in TARGETS.values():
         needed = target.size(sizes, target.settings())
-        rows.append([target.name, f"{needed / 1e6:,.1f} MB" if needed else "not known", target.what])
+        rows.append([target.name, size(needed) if needed else "not known", target.what])
     if given.json:
-        print_json({name: {"size": size, "what": what} for name, size, what in rows})
+        print_json({name: {"size": large, "what": what} for name, large, what in rows})
     else:
         print(table(["form", "size", "what for"], rows))
     return 0
@@ -108,7 +108,7 @@ def _tell(state: RunState, result: dict[str, Any], *, show: bool) -> None:
         return
     for words in result["notes"]:
         say(f"note: {words}")
-    say(f"{result['bytes'] / 1e6:,.1f} MB in {duration(result['seconds'])}. {result['tried']}".rstrip())
+    say(f"{size(result['bytes'])} in {duration(result['seconds'])}. {result['tried']}".rstrip())
     say(result["words"])
     if not show:
         return

@@ -46,6 +46,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def size(octets: float) -> str:
+    """812 bytes, 1.9 kB, 6.7 MB, 1,204.5 MB: never a nought for something that is there."""
+    if octets < 1000:
+        return f"{octets:.0f} bytes"
+    return f"{octets / 1e3:.1f} kB" if octets < 1e5 else f"{octets / 1e6:,.1f} MB"
+
+
 def age(then: float) -> str:
     """How long ago, in the largest unit that fits."""
     seconds = max(0.0, time.time() - then)
