@@ -325,7 +325,7 @@ class Workspace(Permissions):
         if len(matches) == 1:
             return matches[0]
         found = "several runs begin so" if matches else "there is no such run"
-        raise StudioError(f"Run {run_id!r}: {found}.", "`lora_studio runs list` shows every run's id.")
+        raise StudioError(f"Run {run_id!r}: {found}.", "`python -m lora_studio runs list` shows every run's id.")
 
     def runs(self) -> list[RunFolder]:
         """Every run, newest first. Only folders not seen before are looked into: what dates a run is written once."""

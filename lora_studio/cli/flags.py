@@ -73,7 +73,9 @@ def _unknown_flags(words: list[str]) -> dict[str, str]:
         word = words.pop(0)
         name, equals, value = word.partition("=")
         if not name.startswith("--"):
-            raise StudioError(f"{word!r} is one argument too many.", "`lora_studio train --help` lists what there is.")
+            raise StudioError(
+                f"{word!r} is one argument too many.", "`python -m lora_studio train --help` lists what there is."
+            )
         if not equals:
             value = words.pop(0) if words and not words[0].startswith("--") else ""
         found[name.removeprefix("--")] = value

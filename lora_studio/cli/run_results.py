@@ -52,7 +52,7 @@ def list_runs(workspace: Workspace, supervisor: Supervisor, as_json: bool) -> No
         print_json({"runs": [run.row() | {"bytes": sizes[run.id]} for run, _ in found]})
         return
     if not found:
-        say("There are no runs yet. `lora_studio train demo` makes one.")
+        say("There are no runs yet. `python -m lora_studio train demo` makes one.")
         return
     rows = [
         (
@@ -99,7 +99,7 @@ def facts_of(run: RunFolder, state: RunState) -> dict[str, Any]:
 def _compare(workspace: Workspace, supervisor: Supervisor, wanted: Sequence[str], as_json: bool) -> None:
     runs = [workspace.run(name) for name in wanted]
     if len({run.id for run in runs}) < 2:
-        raise StudioError("Two runs at least are compared.", "Name them: `lora_studio runs compare RUN RUN`.")
+        raise StudioError("Two runs at least are compared.", "Name them: `python -m lora_studio runs compare RUN RUN`.")
     seen = [(overview(run, state), state) for run in runs for state in [supervisor.state(run.id)]]
     settings, outcome = differences([parse(read_yaml(run.config)) for run in runs]), results(seen)
     if as_json:

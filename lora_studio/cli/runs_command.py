@@ -41,7 +41,7 @@ def runs(workspace: Workspace, given: argparse.Namespace) -> int:
         return _queue(supervisor, given.json)
     elif given.action == "resume":
         supervisor.resume(run.id)
-        say("Resumed. It goes on in the background: `lora_studio runs list` shows how far it is.")
+        say("Resumed. It goes on in the background: `python -m lora_studio runs list` shows how far it is.")
     elif given.action == "delete":
         supervisor.delete(run.id)
         say(f"Deleted run {run.id}.")
