@@ -104,7 +104,7 @@ def _front_matter(known: _Known, subject: Subject) -> str:
 
 def _opening(known: _Known, subject: Subject) -> list[str]:
     what = "Base and adapter as one model" if subject.merged else "A LoRA adapter"
-    base = "the small model that comes with LoRA Studio" if subject.base == DEMO_MODEL else code(subject.base)
+    base = "the small model that comes with it" if subject.base == DEMO_MODEL else code(subject.base)
     revision = known.card.get("revision")
     at = f" at revision {code(str(revision))}" if revision else ""
     of = f" It is the checkpoint of step {known.step:,}." if known.step is not None else ""
@@ -112,7 +112,7 @@ def _opening(known: _Known, subject: Subject) -> list[str]:
     return [
         f"# {plain(subject.title) or 'Adapter'}",
         "",
-        f"{what}, trained on {base}{at} with LoRA Studio.{of}{further} The base's licence applies to it as well.",
+        f"{what}, trained with LoRA Studio on {base}{at}.{of}{further} The base's licence applies to it as well.",
         "",
     ]
 
