@@ -76,7 +76,7 @@ class Attempts:
         self._failures: deque[tuple[float, str]] = deque()
 
     def check(self, address: str) -> None:
-        """Raises `StudioError` with the seconds to wait where that address, or all together, failed too often."""
+        """Raises `StudioError` with the minutes to wait where that address, or all together, failed too often."""
         now = self._clock()
         with self._lock:
             while self._failures and now - self._failures[0][0] >= WINDOW_SECONDS:
@@ -85,8 +85,10 @@ class Attempts:
             everybody = [when for when, _ in self._failures]
         for times, most in ((own, MOST_OF_ONE), (everybody, MOST_OF_ALL)):
             if len(times) >= most:
-                wait = math.ceil(times[-most] + WINDOW_SECONDS - now)
-                raise StudioError("There were too many wrong passwords.", f"Try again in {wait} seconds.")
+                wait = math.ceil((times[-most] + WINDOW_SECONDS - now) / 60)
+                raise StudioError(
+                    "There were too many wrong passwords.", f"Try again in {wait} minute{'s' * (wait > 1)}."
+                )
 
     def failed(self, address: str) -> None:
         with self._lock:

@@ -1,6 +1,9 @@
 """What whoever is answered now may start: everything, unless a workspace says less, as that of guests does."""
 
-from lora_studio.config import Config
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the schema takes a moment to import, which `--help` need not wait for
+    from lora_studio.config import Config
 
 
 class Permissions:
@@ -9,7 +12,7 @@ class Permissions:
     def check_may(self, what: str) -> None:
         """Raises `StudioError` where one may not do it; `what` is a verb with its object."""
 
-    def admit(self, config: Config) -> Config:
+    def admit(self, config: "Config") -> "Config":
         """The config of a run as it may be started. Raises `StudioError` where it may not."""
         return config
 

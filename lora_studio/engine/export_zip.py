@@ -27,14 +27,16 @@ def export(work: Work, *, base_name: str, keep_local_base: bool) -> Outcome:
     with tempfile.TemporaryDirectory(dir=work.out) as place, zipfile.ZipFile(target) as archive:
         archive.extractall(place)
         tried, same = try_adapter(work, Path(place) / work.name)
-    notes = []
     if base == DEMO_MODEL:
-        notes.append("Its base is the model that comes with LoRA Studio: other programs do not have it.")
-    elif is_local(base):
+        words = (
+            "Unpack it anywhere: LoRA Studio chats with the folder. Its base comes with the studio and nothing else."
+        )
+        return Outcome(words, f"python -m lora_studio chat {work.name}", tried=tried, same=same)
+    notes = []
+    if is_local(base):
         notes.append(f"It calls its base {base}, a folder of this machine: change it in {SETTINGS_FILE} elsewhere.")
-    command = f"python -m lora_studio chat {work.name}" if base == DEMO_MODEL else ""
     words = f"Unpack it anywhere: the folder loads on {base} with peft, vLLM, or LoRA Studio's chat tab."
-    return Outcome(words, command, tried=tried, same=same, notes=notes)
+    return Outcome(words, tried=tried, same=same, notes=notes)
 
 
 def rewritten(work: Work, base: str) -> dict[str, str]:
