@@ -20,7 +20,8 @@ USERS = "users"
 FILES = ("train_file", "validation_file", "model", "base", "adapter")  # parameters of requests that name files
 _VISITOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DRIVE = re.compile(r"[A-Za-z]:|\\\\|[A-Za-z][A-Za-z0-9+.-]*://")  # of Windows, or of another machine
-_HUB = re.compile(r"(hub:)?[\w-][\w.-]*(/[\w-][\w.-]*)?(\?[\w.=&%/-]*)?")
+# Options only after hub: elsewhere a question mark is a pattern that fits files.
+_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?|hub:[\w-][\w.-]*/[\w-][\w.-]*(\?[\w.=&%/-]*)?")
 _REVISION = re.compile(r"[\w][\w./-]*")
 _PATTERN = set("*?[")
 
