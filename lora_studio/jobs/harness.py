@@ -33,6 +33,9 @@ def command(adapter: Path, base: str, quantization: str, tasks: str, results: Pa
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names or not all(name.replace("_", "").replace("-", "").isalnum() for name in names):
         raise StudioError(f"{tasks!r} are no names of tasks.", f"Give names with commas between them, such as {TASKS}.")
+    for part in (base, str(adapter)):
+        if "," in part:  # where lm_eval's next argument begins: an adapter's own files say what its base is called
+            raise StudioError(f"lm_eval can't be given a name with a comma: {part!r}.", "Name base and folder without.")
     bits = {"4bit": ",load_in_4bit=True", "8bit": ",load_in_8bit=True"}.get(quantization, "")
     model = f"pretrained={model_source(base)},peft={adapter},tokenizer={adapter}{bits}"
     words = ["--model", "hf", "--model_args", model, "--tasks", ",".join(names), "--apply_chat_template"]

@@ -26,6 +26,12 @@ def test_words_that_are_no_tasks_are_refused(tasks: str) -> None:
         command(Path("/adapter"), "demo", "none", tasks)
 
 
+@pytest.mark.parametrize(("adapter", "base"), [("/adapter", "x/y,trust_remote_code=True"), ("/a,b", "x/y")])
+def test_a_name_can_not_bring_an_argument_of_its_own(adapter: str, base: str) -> None:
+    with pytest.raises(StudioError, match="comma"):
+        command(Path(adapter), base, "none", "hellaswag")
+
+
 def test_where_it_is_not_installed_that_is_said(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "installed", lambda: False)
     with pytest.raises(StudioError, match="not installed"):
