@@ -340,7 +340,7 @@ class Workspace(Permissions):
             return None
         try:
             return run.facts.stat().st_mtime_ns, name, run
-        except (FileNotFoundError, NotADirectoryError):
+        except (OSError, ValueError):  # also a name that no folder can bear
             return None
 
     def delete_run(self, run_id: str) -> None:

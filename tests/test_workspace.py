@@ -88,6 +88,12 @@ def test_demo_names_the_built_in_model_and_other_names_stay() -> None:
     assert model_source("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
 
 
+@pytest.mark.parametrize("name", ["\0", "x" * 5000])
+def test_a_name_that_no_folder_can_bear_is_no_run(workspace: Workspace, name: str) -> None:
+    with pytest.raises(StudioError, match="no such run"):
+        workspace.run(name)
+
+
 def test_a_slash_in_a_title_leaves_the_rest_of_the_title_in_the_id(workspace: Workspace) -> None:
     run = workspace.create_run("Second <b>run</b>", "{}", {})
     assert "second-b-run-b" in run.id
