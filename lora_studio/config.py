@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import field_validator
 
+from lora_studio import yaml_text
 from lora_studio.config_training import Lora, Preference, Training
 from lora_studio.schema import Section, setting
 
@@ -122,7 +123,7 @@ class Data(Section):
         if not isinstance(value, str):
             return value
         try:
-            return yaml.safe_load(value)
+            return yaml_text.load(value)
         except yaml.YAMLError:
             return value
 

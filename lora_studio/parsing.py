@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from lora_studio import yaml_text
 from lora_studio.config import Config
 from lora_studio.conflicts import Problem, contradictions
 from lora_studio.errors import StudioError
@@ -115,7 +116,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `StudioError` for a missing file, broken YAML or anything but a mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml_text.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StudioError(f"There is no file {path}.", "Give the path of a YAML config.") from None
     except (IsADirectoryError, UnicodeDecodeError):

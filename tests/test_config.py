@@ -98,6 +98,20 @@ def test_a_mapping_may_be_given_as_text_and_anything_else_is_refused() -> None:
             parse({"data": {"mapping": wrong}})
 
 
+LEVELS = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 6)]
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(LEVELS)
+
+
+@pytest.mark.parametrize("text", [BOMB, "a: &a [*a]", "[" * 5000])
+def test_a_few_lines_that_stand_for_very_much_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.mapping"):
+        parse({"data": {"mapping": text}})
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(StudioError, match=r"stands for more|too deeply"):
+        read_yaml(path)
+
+
 def test_merging_keeps_what_the_overlay_does_not_name() -> None:
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}}) == {"a": {"b": 1, "c": 3}}
 
