@@ -195,6 +195,19 @@ def test_an_upload_over_the_limit_is_refused_in_words(world: World) -> None:
     assert "size" in refused.value.response.text.lower()
 
 
+def test_the_page_of_another_site_learns_nothing_of_the_server(world: World) -> None:
+    asked = {
+        "origin": "http://evil.org",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type, x-forwarded-host",
+    }
+    cookies = world.visitors["carl"].http.cookies
+    for method, place in (("OPTIONS", "gradio_api/queue/join"), ("GET", "v1/models")):
+        answer = httpx.request(method, f"{world.server.url}/{place}", headers=asked, cookies=cookies)
+        assert answer.status_code == 403
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
 def test_many_visitors_at_once_meet_no_error(world: World) -> None:
     kinds = ["lookers"] * 3 + ["uploaders"] * 2 + ["chatters"] * 2
     people = [(kind, list(PASSWORDS)[number % 3]) for number, kind in enumerate(kinds)]

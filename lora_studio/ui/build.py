@@ -7,10 +7,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import FrameType
 
 import gradio as gr
 from gradio.context import LocalContext
+from gradio.routes import App
 from starlette.middleware import Middleware
 from starlette.requests import Request
 
@@ -39,7 +42,7 @@ from lora_studio.ui import (
     theme,
     train_tab,
 )
-from lora_studio.ui.door import PROGRAM_OF, RELOAD_WHEN_LOGGED_OUT, USER, Door
+from lora_studio.ui.door import PROGRAM_OF, RELOAD_WHEN_LOGGED_OUT, USER, Door, Gate
 from lora_studio.ui.run_words import status_line
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.visitors import VisitedWorkspace
@@ -188,6 +191,18 @@ def _middleware(serving: Serving) -> list[Middleware]:
     return [hub.middleware(), Middleware(Door, serving, Sessions(), Attempts(), hub)]
 
 
+def _gated(serving: Serving) -> Callable[[App], AbstractAsyncContextManager[None]]:
+    """The gate outside of what Gradio puts around the middleware that it is given, before the first request."""
+
+    @asynccontextmanager
+    async def lifespan(app: App) -> AsyncIterator[None]:
+        assert app.middleware_stack is not None
+        app.middleware_stack = Gate(app.middleware_stack, serving)
+        yield
+
+    return lifespan
+
+
 def _serve(demo: gr.Blocks, studio: Studio) -> None:
     serving = studio.serving
     host, port = serving.host, serving.port
@@ -197,7 +212,11 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             server_name=host,
             server_port=port,
             auth_dependency=_visitor if serving.accounts or serving.guests else None,
-            app_kwargs={"middleware": _middleware(serving), "routes": openai_api.routes(studio)},
+            app_kwargs={
+                "middleware": _middleware(serving),
+                "routes": openai_api.routes(studio),
+                "lifespan": _gated(serving),
+            },
             max_file_size=int(serving.max_upload_gb * 1e9),
             theme=theme.theme(),
             css=text.CSS

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from lora_studio.accounts import API_KEY, same_secret
@@ -29,6 +29,8 @@ Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
 USER, COOKIE = "user", "lora-studio-cookie"
 LONGEST_LOGIN = 10_000  # bytes of a name and a password
+MOST_BYTES = 10_000_000  # of any other request; one with files is limited by the file, and not held in memory
+WITH_FILES = "/gradio_api/upload"
 # The server calls the first itself, once, when it starts; it does nothing after that.
 OPEN_PATHS = ("/gradio_api/startup-events",)
 PROGRAMS = "/v1/"
@@ -64,11 +66,19 @@ class Door:
         answer = await self._answer(Request(scope, receive))
         if scope["path"].startswith(PROGRAMS):
             PROGRAM_OF.set(scope.get(USER) or "")
+        elif answer is None and scope["method"] not in ("GET", "HEAD") and scope["path"] != WITH_FILES:
+            try:
+                body = await _body(Request(scope, receive), MOST_BYTES)
+            except ClientDisconnect:
+                return
+            if body is None:
+                answer = JSONResponse({"error": f"A request may have {MOST_BYTES / 1e6:.0f} MB beside its files."}, 413)
+            receive = _again(body or b"", receive)
         await (answer or self._app)(scope, receive, _with_cookie(scope, send))
 
     async def _answer(self, request: Request) -> Response | None:
         """What the door itself answers; None for a request that may pass."""
-        if refused := self._foreign(request):
+        if refused := foreign(request, self._serving):
             return JSONResponse({"error": refused}, 403)
         path = request.scope["path"].rstrip("/")
         if path.startswith(PROGRAMS):
@@ -148,24 +158,13 @@ class Door:
         seen = request.headers.get("x-forwarded-for", request.client.host if request.client else "")
         return f"guest-{_hash(self._cookie + seen.rpartition(',')[2].strip())}"
 
-    def _foreign(self, request: Request) -> str:
-        """Why a request is turned away before anything else: a page of another site sent it; "" where none did."""
-        host = request.headers.get("host", "")
-        origin = request.headers.get("origin")
-        # A proxy may put its own name into Host; no page can set the other header for another site.
-        ours = (host, request.headers.get("x-forwarded-host"), *self._serving.names)
-        if origin and request.method not in ("GET", "HEAD", "OPTIONS") and _place(origin) not in ours:
-            return "This request comes from the page of another site."
-        if self._serving.trusts_visitors and not is_loopback(_hostname(host)):
-            return f"This page is for this machine alone, and was asked for as {_hostname(host)}; it needs a login."
-        return ""
-
     async def _login(self, request: Request) -> Response:
         """A session for the right password. A browser is sent to the page, a program told so."""
         assert self._serving.accounts is not None
         address = request.client.host if request.client else ""
         by_browser = "text/html" in request.headers.get("accept", "")
-        given = parse_qs(await _body(request), keep_blank_values=True)
+        form = (await _body(request, LONGEST_LOGIN) or b"").decode("utf-8", "replace")
+        given = parse_qs(form, keep_blank_values=True)
         try:
             self._attempts.check(address)
             user = self._serving.accounts.user(given.get("username", [""])[0], given.get("password", [""])[0])
@@ -191,6 +190,34 @@ class Door:
             self._cookie, self._sessions.begin(user), httponly=True, secure=https, samesite="none" if https else "lax"
         )
         return carrier.headers["set-cookie"]
+
+
+class Gate:
+    """ASGI middleware around all others: turns the pages of other sites away before Gradio's answers them.
+
+    That one lets any page ask beforehand which headers it may send, and hands it what it asked for.
+    """
+
+    def __init__(self, app: App, serving: Serving) -> None:
+        self._app, self._serving = app, serving
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        refused = foreign(Request(scope), self._serving) if scope["type"] == "http" else ""
+        answer = JSONResponse({"error": refused}, 403) if refused else None
+        await (answer or self._app)(scope, receive, send)
+
+
+def foreign(request: Request, serving: Serving) -> str:
+    """Why a request is turned away before anything else: a page of another site sent it; "" where none did."""
+    host = request.headers.get("host", "")
+    origin = request.headers.get("origin")
+    # A proxy may put its own name into Host. Pages of other sites can't: they are not told that they may.
+    ours = (host, request.headers.get("x-forwarded-host"), *serving.names)
+    if origin and _place(origin) not in ours:
+        return "This request comes from the page of another site."
+    if serving.trusts_visitors and not is_loopback(_hostname(host)):
+        return f"This page is for this machine alone, and was asked for as {_hostname(host)}; it needs a login."
+    return ""
 
 
 def _with_cookie(scope: Scope, send: Any) -> Any:
@@ -223,14 +250,24 @@ def _hostname(host: str) -> str:
         return ""
 
 
-async def _body(request: Request) -> str:
-    """The form's text, as far as a name and a password go."""
-    found = b""
+async def _body(request: Request, most: int) -> bytes | None:
+    """What a request brings; None where it is more than that, of which nothing more is read."""
+    found = bytearray()
     async for chunk in request.stream():
         found += chunk
-        if len(found) > LONGEST_LOGIN:
-            return ""
-    return found.decode("utf-8", "replace")
+        if len(found) > most:
+            return None
+    return bytes(found)
+
+
+def _again(body: bytes, receive: Any) -> Any:
+    """Hands on a body that was read already, and after it whatever comes."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receiving() -> Any:
+        return waiting.pop() if waiting else await receive()
+
+    return receiving
 
 
 def login_page(said: str = "", any_name: bool = False) -> str:

@@ -13,7 +13,8 @@ from lora_studio import logins
 from lora_studio.accounts import Accounts
 from lora_studio.logins import Attempts, Sessions
 from lora_studio.serving import Serving
-from lora_studio.ui.door import LONGEST_LOGIN, USER, Door, login_page
+from lora_studio.ui import door
+from lora_studio.ui.door import LONGEST_LOGIN, USER, Door, Gate, login_page
 
 ANNA = {"username": "anna", "password": "one"}
 BROWSER = {"accept": "text/html,*/*"}
@@ -22,11 +23,11 @@ TWO = Accounts({"anna": "one", "bert": "two"}, "anna")
 
 def visitor(serving: Serving, sessions: Sessions | None = None, address: str = "10.0.0.1") -> TestClient:
     async def inside(request: Request) -> JSONResponse:
-        return JSONResponse({"user": request.scope.get(USER)})
+        return JSONResponse({"user": request.scope.get(USER), "bytes": len(await request.body())})
 
     routes = [Route("/{path:path}", inside, methods=["GET", "POST", "HEAD"])]
-    door: Any = Door(Starlette(routes=routes), serving, sessions or Sessions(), Attempts())
-    return TestClient(door, "http://studio:7860", client=(address, 1), follow_redirects=False)
+    made: Any = Door(Starlette(routes=routes), serving, sessions or Sessions(), Attempts())
+    return TestClient(made, "http://studio:7860", client=(address, 1), follow_redirects=False)
 
 
 def test_without_a_login_nothing_is_served_but_the_question() -> None:
@@ -60,7 +61,7 @@ def test_a_browser_logs_in_and_out_again() -> None:
     assert "httponly" in cookie
     assert "samesite=lax" in cookie
     assert "secure" not in cookie
-    assert guest.get("/anything").json() == {"user": "anna"}
+    assert guest.get("/anything").json()["user"] == "anna"
     kept = dict(guest.cookies)
     assert guest.get("/logout").status_code == 303
     assert guest.get("/anything").status_code == 401
@@ -79,7 +80,7 @@ def test_who_has_one_password_is_told_that_any_name_will_do() -> None:
 def test_a_program_logs_in_and_is_told_so() -> None:
     guest = visitor(Serving(accounts=TWO))
     assert guest.post("/login", data={"username": "bert", "password": "two"}).json() == {"success": True}
-    assert guest.get("/anything").json() == {"user": "bert"}
+    assert guest.get("/anything").json()["user"] == "bert"
 
 
 def test_a_restart_ends_sessions_and_so_does_idleness(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +125,29 @@ def test_the_page_of_another_site_can_not_act_through_a_visitors_browser() -> No
         assert guest.post("/gradio_api/queue/join", headers={"origin": "http://studio:7860"}).status_code == 200
         proxied = {"origin": "https://me.org", "x-forwarded-host": "me.org"}
         assert guest.post("/gradio_api/queue/join", headers=proxied).status_code == 200
+
+
+def test_the_page_of_another_site_is_handed_nothing_and_not_told_that_it_may_ask() -> None:
+    async def any_site(_: Request) -> JSONResponse:
+        return JSONResponse("anything", headers={"access-control-allow-origin": "*"})
+
+    routes = [Route("/{path:path}", any_site, methods=["GET", "POST", "OPTIONS"])]
+    gate: Any = Gate(Starlette(routes=routes), Serving(accounts=TWO))
+    site = TestClient(gate, "http://studio:7860")
+    asked = {"origin": "http://evil.org", "access-control-request-headers": "x-forwarded-host"}
+    for answer in (site.options("/gradio_api/queue/join", headers=asked), site.get("/v1/models", headers=asked)):
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+    assert site.get("/v1/models", headers={"origin": "http://studio:7860"}).status_code == 200
+    assert visitor(Serving(insecure=True)).get("/v1/models", headers=asked).status_code == 403
+
+
+def test_a_request_is_not_held_in_memory_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "MOST_BYTES", 100)
+    guest = visitor(Serving(insecure=True))
+    assert guest.post("/gradio_api/queue/join", content=b"x" * 101).status_code == 413
+    assert guest.post("/gradio_api/queue/join", content=b"x" * 100).json()["bytes"] == 100
+    assert guest.post("/gradio_api/upload", content=b"x" * 101).json()["bytes"] == 101
 
 
 @pytest.mark.parametrize(
