@@ -9,7 +9,7 @@ import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.requests import ClientDisconnect, Request
@@ -186,16 +186,16 @@ class Door:
         https = bool(self._serving.names) or "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
         carrier = Response()
         # In a frame of another site, as a Space is shown, a cookie comes back only where it allows so.
-        carrier.set_cookie(
-            self._cookie, self._sessions.begin(user), httponly=True, secure=https, samesite="none" if https else "lax"
-        )
+        framed: Literal["none", "lax"] = "none" if self._serving.names else "lax"
+        carrier.set_cookie(self._cookie, self._sessions.begin(user), httponly=True, secure=https, samesite=framed)
         return carrier.headers["set-cookie"]
 
 
 class Gate:
     """ASGI middleware around all others: turns the pages of other sites away before Gradio's answers them.
 
-    That one lets any page ask beforehand which headers it may send, and hands it what it asked for.
+    That one lets any page ask beforehand which headers it may send, and hands it what it asked for. What passes can be
+    shown inside the page of another site for a Space alone.
     """
 
     def __init__(self, app: App, serving: Serving) -> None:
@@ -204,7 +204,8 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         refused = foreign(Request(scope), self._serving) if scope["type"] == "http" else ""
         answer = JSONResponse({"error": refused}, 403) if refused else None
-        await (answer or self._app)(scope, receive, send)
+        # A Space is shown in a frame of the Hub's page; anywhere else a frame could only lead clicks astray.
+        await (answer or self._app)(scope, receive, send if self._serving.names else _unframed(send))
 
 
 def foreign(request: Request, serving: Serving) -> str:
@@ -228,6 +229,17 @@ def _with_cookie(scope: Scope, send: Any) -> Any:
     async def sending(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], (b"set-cookie", scope[COOKIE].encode())]
+        await send(message)
+
+    return sending
+
+
+def _unframed(send: Any) -> Any:
+    """Sends what the app answers, with word that only pages of this site may show it in a frame."""
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"content-security-policy", b"frame-ancestors 'self'")]
         await send(message)
 
     return sending

@@ -113,7 +113,7 @@ def test_over_https_the_cookie_is_sent_over_nothing_else() -> None:
     guest = visitor(Serving(accounts=TWO))
     cookie = guest.post("/login", data=ANNA, headers={"x-forwarded-proto": "https"}).headers["set-cookie"].lower()
     assert "secure" in cookie
-    assert "samesite=none" in cookie
+    assert "samesite=lax" in cookie
 
 
 def test_the_page_of_another_site_can_not_act_through_a_visitors_browser() -> None:
@@ -140,6 +140,16 @@ def test_the_page_of_another_site_is_handed_nothing_and_not_told_that_it_may_ask
         assert "access-control-allow-origin" not in answer.headers
     assert site.get("/v1/models", headers={"origin": "http://studio:7860"}).status_code == 200
     assert visitor(Serving(insecure=True)).get("/v1/models", headers=asked).status_code == 403
+
+
+@pytest.mark.parametrize(("names", "policy"), [((), "frame-ancestors 'self'"), (("anna-studio.hf.space",), None)])
+def test_only_a_space_is_shown_in_a_frame_of_another_site(names: tuple[str, ...], policy: str | None) -> None:
+    async def page(_: Request) -> JSONResponse:
+        return JSONResponse("page")
+
+    gate: Any = Gate(Starlette(routes=[Route("/", page)]), Serving(accounts=TWO, names=names))
+    answer = TestClient(gate, "http://studio:7860").get("/")
+    assert answer.headers.get("content-security-policy") == policy
 
 
 def test_a_request_is_not_held_in_memory_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
