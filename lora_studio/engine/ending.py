@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lora_studio.engine.event_log import EventLog
-from lora_studio.engine.stopping import Stopped
+from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.errors import StudioError
 from lora_studio.events import Finished
 
@@ -26,17 +26,22 @@ class Ending:
     hint: str = ""
 
 
-def ending_of(work: Callable[[], None], *, stopped: str, explain: Callable[[Exception], tuple[str, str]]) -> Ending:
+def ending_of(
+    work: Callable[[], None], stop: Stop, *, stopped: str, explain: Callable[[Exception], tuple[str, str]]
+) -> Ending:
     """Does the work and says how it ended. `stopped` is what helps after a stop, `explain` puts errors into words."""
+    when_stopped = Ending(STOPPED, "stopped", "Stopped when asked to.", stopped)
     try:
         work()
         return Ending(DONE, "done")
     except Stopped:
-        return Ending(STOPPED, "stopped", "Stopped when asked to.", stopped)
+        return when_stopped
     except StudioError as error:
         return Ending(WRONG_INPUT, "failed", error.message, error.hint)
     except Exception as error:  # the end of the process: nothing else can say what happened
         traceback.print_exc()
+        if stop.cut_short:
+            return when_stopped
         return Ending(FAILED, "failed", *explain(error))
 
 

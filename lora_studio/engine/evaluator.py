@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.phase("start")
         evaluate(folder, log, stop)
 
-    ending = ending_of(work, stopped="Resume answers the rest.", explain=_explain)
+    ending = ending_of(work, stop, stopped="Resume answers the rest.", explain=_explain)
     if ending.code != DONE:  # what was answered until an early end is measured too
         write_summary(folder, folder.request(), ending.state, log.state().phase_total)
     return last_word(log, ending, began)

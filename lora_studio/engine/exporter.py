@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def explain(error: Exception) -> tuple[str, str]:
         return _explain(error, folder)
 
-    ending = ending_of(work, stopped="Nothing half-finished is kept. Start it again when you like.", explain=explain)
+    ending = ending_of(
+        work, stop, stopped="Nothing half-finished is kept. Start it again when you like.", explain=explain
+    )
     if ending.code != DONE:
         shutil.rmtree(folder.unfinished, ignore_errors=True)
     return last_word(log, ending, began)

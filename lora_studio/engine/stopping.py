@@ -16,10 +16,14 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """`asked` once a stop was asked for. Until `finish_step_first` the signal itself raises `Stopped`."""
+    """`asked` once a stop was asked for. Until `finish_step_first` the signal itself raises `Stopped`.
+
+    It is `cut_short` once it did so: libraries that are loading swallow it or make an error of it, and any error after
+    that means the stop.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.cut_short = False
         self._asked_at = 0.0
         self._at_once = True
 
@@ -33,6 +37,7 @@ class Stop:
         self._asked_at = self._asked_at or time.monotonic()
         if self._at_once:
             self._at_once = False  # a second signal must not interrupt the tidying up
+            self.cut_short = True
             raise Stopped
 
     def check(self) -> None:

@@ -23,6 +23,7 @@ from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import RunFolder, write_atomically
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+STOPPED_RESULT = {"state": "stopped", "message": "Stopped when asked to."}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,10 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = train(run, resume=options.resume, log=log, stop=stop)
         return _finish(run, log, began, DONE, result)
     except Stopped:
-        return _finish(run, log, began, STOPPED, {"state": "stopped", "message": "Stopped when asked to."})
+        return _finish(run, log, began, STOPPED, STOPPED_RESULT)
     except StudioError as error:
         return _finish(run, log, began, WRONG_INPUT, _failure(error.message, error.hint))
     except Exception as error:  # the end of the process: nothing else can say what happened
+        if stop.cut_short:
+            traceback.print_exc()
+            return _finish(run, log, began, STOPPED, STOPPED_RESULT)
         if full_disk.is_full(error, run.path):
             full_disk.make_room(run)  # first: nothing can be said before
             traceback.print_exc()

@@ -1,0 +1,52 @@
+"""How a child ends: a stop is a stop, whatever a library made of it while it was loading."""
+
+import os
+import signal
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lora_studio.engine import ending
+from lora_studio.engine.ending import Ending, ending_of
+from lora_studio.engine.stopping import Stop, Stopped
+from tests.engine.conftest import MakeRun, events, run_worker
+
+
+def loads_badly(*_: Any, **__: Any) -> None:
+    """A library in the middle of its import when the stop comes: it swallows it and is broken from then on."""
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except Stopped:
+        raise ModuleNotFoundError("Could not import module") from None
+
+
+def explain(error: Exception) -> tuple[str, str]:
+    return str(error), "the log"
+
+
+def test_an_error_that_a_stop_caused_is_a_stop() -> None:
+    stop, before = Stop(), signal.getsignal(signal.SIGTERM)
+    stop.listen()
+    try:
+        ended = ending_of(loads_badly, stop, stopped="Go on.", explain=explain)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == Ending(ending.STOPPED, "stopped", "Stopped when asked to.", "Go on.")
+
+
+def test_an_error_without_a_stop_is_an_error() -> None:
+    def fail() -> None:
+        raise ValueError("broken")
+
+    assert ending_of(fail, Stop(), stopped="", explain=explain) == Ending(ending.FAILED, "failed", "broken", "the log")
+
+
+def test_a_run_that_is_stopped_while_its_libraries_load_was_stopped(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lora_studio.engine.train", SimpleNamespace(train=loads_badly))
+    run = make_run()
+    assert run_worker(run) == ending.STOPPED
+    assert events(run)[-1].state == "stopped"
