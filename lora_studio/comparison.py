@@ -62,7 +62,7 @@ def _outcome(run: Overview, state: RunState) -> dict[tuple[str, str], Any]:
         **metrics,
         ("loss of the base on the same rows", "loss"): moved.get("base_loss"),
         ("loss of the adapter on the same rows", "loss"): moved.get("adapter_loss"),
-        ("divergence from the base, nats a token", "loss"): moved.get("divergence"),
+        ("KL divergence from the base, nats a token", "loss"): moved.get("divergence"),
         ("next tokens that differ from the base's", "share"): moved.get("changed_tokens"),
         ("tokens seen", "count"): run.result.get("tokens") or (point.tokens if point else None),
         ("tokens a second at the end", "count"): point.tokens_per_second if point else None,

@@ -59,7 +59,7 @@ class Difference:
         if not self.finite:
             return "The scores of base or adapter are not numbers: this adapter can't be used."
         losses = f"Loss: base {self.base_loss:.4g}, adapter {self.adapter_loss:.4g}."
-        apart = f"divergence {self.divergence:.2g} nats a token"
+        apart = f"KL divergence {self.divergence:.2g} nats a token"
         if self.divergence < NOTHING and self.changed_tokens == 0:
             return f"The adapter does nothing: it answers as the base does ({apart}). {losses}"
         others = f"{100 * self.changed_tokens:.1f} % of the likeliest next tokens are others than the base's"

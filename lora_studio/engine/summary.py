@@ -163,8 +163,8 @@ def _results(state: RunState, result: Mapping[str, Any]) -> list[str]:
         lines += ["### Beside the base", "", plain(measured["rows_sentence"]), ""]
         lines += [*table(("", "base", "adapter"), beside), ""]
         lines += [
-            f"Divergence of the adapter from the base: {number(measured['divergence'])} nats a token. Likeliest next "
-            f"tokens that differ: {share(measured['changed_tokens'])}.",
+            f"KL divergence of the adapter from the base (0 is the same): {number(measured['divergence'])} nats a "
+            f"token. Likeliest next tokens that differ: {share(measured['changed_tokens'])}.",
             "",
         ]
     if state.evaluations:

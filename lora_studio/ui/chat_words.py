@@ -11,6 +11,13 @@ MOST_TOKENS = 400
 APART = 2.0
 """Nats between base and adapter at which a token's colour is full: 7 times as likely, or a seventh."""
 
+LEGEND = (
+    "The first adapter's last answer, as all columns score it. Green: training made the token likelier; red: less "
+    "likely. Point at a token for its probabilities; a dotted line marks where the adapter's choices of the next token "
+    "are far from the base's (1 nat and more). How far they are is the KL divergence, measured in nats: 0 is the same, "
+    "below 0.01 hardly to be noticed, around 0.1 a slight shift, 1 and more another way of answering."
+)
+
 
 def memory(loaded: Mapping[str, Any] | None, chosen: Sequence[Choice], holders: str, other: bool) -> str:
     """What is in memory, and who holds the device."""
@@ -59,21 +66,16 @@ def tokens(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         more = len(found["texts"]) - MOST_TOKENS
         rest = f'<p class="ls-none">and {text.count(more, "more token")}</p>' if more > 0 else ""
         drawn.append(
-            f"<h3>{escape(titles[name])}: {mean:.3g} nats apart from the base at each token</h3>"
+            f"<h3>{escape(titles[name])}: KL divergence from the base, {mean:.3g} nats a token on average</h3>"
             f'<div class="ls-tokens">{spans}</div>{rest}'
         )
-    legend = (
-        "The first adapter's last answer, as all columns score it. Green: training made the token likelier; red: less "
-        "likely. Point at a token for its probabilities; dotted lines mark where the two disagree most. The number is "
-        "the divergence KL(adapter || base): 0 means that training changed nothing here."
-    )
-    return f'<section class="chat-tokens" aria-label="Token by token"><p>{legend}</p>{"".join(drawn)}</section>'
+    return f'<section class="chat-tokens" aria-label="Token by token"><p>{LEGEND}</p>{"".join(drawn)}</section>'
 
 
 def _token(piece: str, base: float, adapter: float, divergence: float) -> str:
     gain = max(-1.0, min(1.0, (adapter - base) / APART))
     colour = "var(--good)" if gain > 0 else "var(--bad)"
-    title = f"base {_percent(base)}, adapter {_percent(adapter)}, divergence {divergence:.2g} nats"
+    title = f"base {_percent(base)}, adapter {_percent(adapter)}, KL divergence {divergence:.2g} nats"
     strong = " chat-turn" if divergence >= 1 else ""
     return (
         f'<span class="ls-tok{strong}" title="{title}" style="background: color-mix(in srgb, {colour} '

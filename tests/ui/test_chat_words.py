@@ -48,7 +48,8 @@ def test_a_chat_needs_base_cache_and_each_adapter(choice: Choice, tmp_path: Path
 def test_tokens_that_training_made_likelier_are_green() -> None:
     numbers = {"adapters": {"a": [-0.1, -3.0]}, "divergence": {"a": [2.0, 0.1]}, "mean_divergence": {"a": 1.05}}
     shown = chat_words.tokens({"texts": ["Arr", "${x}"], "base": [-5.0, -0.1], **numbers}, {"a": "<A>"})
-    assert "&lt;A&gt;: 1.05 nats apart" in shown
+    assert "&lt;A&gt;: KL divergence from the base, 1.05 nats a token" in shown
+    assert "0 is the same" in shown
     assert "var(--good)" in shown.split("Arr")[0]
     assert "var(--bad)" in shown.split("Arr")[1]
     assert "${" not in shown

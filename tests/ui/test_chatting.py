@@ -195,7 +195,7 @@ def test_an_answer_is_compared_token_by_token(act: Chat, run: RunFolder) -> None
     send(act, "One?")
     shown = click(act, "tokens")[-1][act.parts.extra]
     assert act.studio.chat.asked[-1][1]["answer"] == "Arr, One?"
-    assert "Pirate: 0.75 nats apart" in shown
+    assert "Pirate: KL divergence from the base, 0.75 nats a token" in shown
     assert "&lt;b&gt;" in shown
     assert "base 5.0 %, adapter 90.5 %" in shown
 
