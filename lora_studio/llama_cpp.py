@@ -5,6 +5,7 @@ Nothing is started here.
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER_VARIABLE = "LLAMA_CPP_DIR"
-CONVERTER, QUANTIZER = "convert_hf_to_gguf.py", "llama-quantize"
+CONVERTER, QUANTIZER, SERVER = "convert_hf_to_gguf.py", "llama-quantize", "llama-server"
 _PROGRAM_FOLDERS = (".", "bin", "build/bin", "build/bin/Release")
 _PERCENT = re.compile(r"(\d{1,3})%\|")
 _TENSOR = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
@@ -61,9 +62,19 @@ def find_llama_cpp(environment: Mapping[str, str] = os.environ) -> LlamaCpp | No
     converter = _first([folder / CONVERTER] if folder else []) or _which(CONVERTER, on_path, os.F_OK)
     if converter is None:
         return None
-    places = [folder / place / QUANTIZER for place in _PROGRAM_FOLDERS] if folder else []
+    places = _places(folder, QUANTIZER)
     own = _first([converter.parent / ".venv" / "bin" / "python"])
     return LlamaCpp(str(own or sys.executable), converter, _first(places) or _which(QUANTIZER, on_path, os.X_OK))
+
+
+def server(environment: Mapping[str, str] = os.environ) -> str:
+    """What is typed for the program that serves a GGUF file: with its folder where LLAMA_CPP_DIR has it."""
+    named = environment.get(FOLDER_VARIABLE, "").strip()
+    return str(_first(_places(Path(named).expanduser() if named else None, SERVER)) or SERVER)
+
+
+def _places(folder: Path | None, program: str) -> list[Path]:
+    return [folder / place / program for place in _PROGRAM_FOLDERS] if folder else []
 
 
 def _first(paths: Sequence[Path]) -> Path | None:
@@ -75,20 +86,34 @@ def _which(name: str, path: str, mode: int) -> Path | None:
     return Path(found).absolute() if found else None
 
 
-def commands(quantization: str, model: str, out: str, between: str, tools: LlamaCpp | None = None) -> list[list[str]]:
-    """The one or two commands that make `out` of the merged model's folder; `between` is a 16-bit file on the way.
-
-    Without `tools` they are what a person types in llama.cpp's folder.
-    """
+def commands(quantization: str, model: str, out: str, between: str, tools: LlamaCpp) -> list[list[str]]:
+    """The one or two commands that make `out` of the merged model's folder; `between` is a 16-bit file on the way."""
     kind = QUANTIZATIONS[quantization]
-    convert = [tools.python, str(tools.converter)] if tools else ["python", CONVERTER]
-    quantize = str(tools.quantizer) if tools and tools.quantizer else QUANTIZER
+    convert = [tools.python, str(tools.converter)]
     if kind.direct:
         return [[*convert, model, "--outfile", out, "--outtype", kind.name]]
     return [
         [*convert, model, "--outfile", between, "--outtype", "bf16"],
-        [quantize, between, out, kind.name.upper()],
+        [str(tools.quantizer or QUANTIZER), between, out, kind.name.upper()],
     ]
+
+
+def typed_commands(quantization: str, model: str, out: str, between: str) -> str:
+    """The same for a person to paste into a shell, in whatever folder that is, once llama.cpp is there.
+
+    Its folder is LLAMA_CPP_DIR, else `llama.cpp` in the home folder. The studio's Python has what the converter needs.
+    """
+    place = Path(f"${FOLDER_VARIABLE}")
+    tools = LlamaCpp(sys.executable, place / CONVERTER, place / "build" / "bin" / QUANTIZER)
+    lines = [" ".join(map(_quoted, command)) for command in commands(quantization, model, out, between, tools)]
+    lines += [shlex.join(["rm", between])] if len(lines) > 1 else []
+    return f'{FOLDER_VARIABLE}="${{{FOLDER_VARIABLE}:-$HOME/llama.cpp}}"\n' + " &&\n".join(lines)
+
+
+def _quoted(part: str) -> str:
+    """A word of a command as a shell takes it; llama.cpp's folder stays a variable."""
+    place = f"${FOLDER_VARIABLE}/"
+    return f'"${FOLDER_VARIABLE}"/{part.removeprefix(place)}' if part.startswith(place) else shlex.quote(part)
 
 
 def progress_of(line: str) -> tuple[int, int] | None:

@@ -12,10 +12,23 @@ from lora_studio.engine import export_merged
 from lora_studio.engine.export_work import Outcome, Work
 from lora_studio.engine.llama_run import run_program
 from lora_studio.errors import StudioError
-from lora_studio.llama_cpp import FOLDER_VARIABLE, MAGIC, QUANTIZATIONS, LlamaCpp, commands, find_llama_cpp
+from lora_studio.llama_cpp import (
+    FOLDER_VARIABLE,
+    MAGIC,
+    QUANTIZATIONS,
+    LlamaCpp,
+    commands,
+    find_llama_cpp,
+    server,
+    typed_commands,
+)
 
 MODEL, COMMANDS = "model", "commands.txt"
 PRECISION = "bfloat16"
+HOW = (
+    f"The commands, which are in {COMMANDS} as well, can be pasted in any folder of this machine: they look for "
+    f"llama.cpp where {FOLDER_VARIABLE} says, else in ~/llama.cpp."
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ def export(work: Work, *, quantization: str) -> Outcome:
     """A folder with the file; or, without llama.cpp, with the merged model and the commands."""
     made = make_gguf(work, quantization)
     place = work.final / made.file
-    serve = f"llama-server -m {shlex.quote(str(place))} --jinja"
+    serve = f"{shlex.quote(server())} -m {shlex.quote(str(place))} --jinja"
     if made.there:
         return Outcome(
             "One file for llama.cpp and what is built on it (LM Studio, Jan, Ollama). The chat template of the "
@@ -43,8 +56,8 @@ def export(work: Work, *, quantization: str) -> Outcome:
             same=made.same,
         )
     return Outcome(
-        f"The merged model is ready in {MODEL}/; llama.cpp was not found to turn it into {made.file}. The commands are "
-        f"in {COMMANDS}: type them in llama.cpp's folder, or set {FOLDER_VARIABLE} to it and start again.",
+        f"The merged model is ready in {MODEL}/; llama.cpp was not found to turn it into {made.file}. {HOW} Or set "
+        f"{FOLDER_VARIABLE} before LoRA Studio is started, and export again.",
         made.commands,
         tried=made.tried,
         same=made.same,
@@ -59,8 +72,7 @@ def make_gguf(work: Work, quantization: str) -> Made:
     merged = export_merged.export(replace(work, out=model), dtype=PRECISION, max_shard_size="50GB")
     if tools is None:
         there = work.final
-        typed = commands(quantization, str(there / MODEL), str(there / file), str(there / "between.gguf"))
-        text = "\n".join(shlex.join(command) for command in typed)
+        text = typed_commands(quantization, str(there / MODEL), str(there / file), str(there / "between.gguf"))
         (work.out / COMMANDS).write_text(text + "\n", encoding="utf-8")
         return Made(file, False, text, merged.tried, merged.same)
     between = work.out / "between.gguf"

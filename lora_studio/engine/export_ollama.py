@@ -14,7 +14,7 @@ from lora_studio.config import Generation
 from lora_studio.data.ollama_template import GoTemplate, to_go
 from lora_studio.data.prompt_styles import adds_bos, choose_template
 from lora_studio.engine import export_merged
-from lora_studio.engine.export_gguf import COMMANDS, MODEL, PRECISION, make_gguf, usable_tools
+from lora_studio.engine.export_gguf import HOW, MODEL, PRECISION, make_gguf, usable_tools
 from lora_studio.engine.export_work import Outcome, Work, copy_files
 from lora_studio.engine.export_zip import rewritten
 from lora_studio.engine.tokenizer import load_tokenizer
@@ -44,8 +44,8 @@ def export(work: Work, *, weights: str, quantization: str, base_in_ollama: str) 
     words = f"Type the command where Ollama is: it makes the model {name} and starts a conversation."
     if commands:
         words = (
-            f"llama.cpp was not found: type the commands of {COMMANDS} in its folder first, and the last one where "
-            f"Ollama is: it makes the model {name} and starts a conversation."
+            f"llama.cpp was not found. {HOW} The last one belongs where Ollama is: it makes the model {name} and "
+            "starts a conversation."
         )
     made = f"cd {place} && ollama create {name} && ollama run {name}"
     proof = f"The template gives the prompts of the training in {template.compared} of {template.compared} dialogues."

@@ -46,11 +46,11 @@ def test_without_llama_cpp_a_family_that_needs_it_gets_the_exact_commands(
     folder = take_away(trained, "ollama", quantization="q4_k_m")
     result, text = folder.read_result(), (folder.result / "Modelfile").read_text(encoding="utf-8")
     assert "\nFROM ./test-Q4_K_M.gguf\n" in text
-    first, second, last = result["command"].splitlines()
-    assert first.startswith(
-        f"python convert_hf_to_gguf.py {folder.result}/model --outfile {folder.result}/between.gguf"
-    )
-    assert second == f"llama-quantize {folder.result}/between.gguf {folder.result}/test-Q4_K_M.gguf Q4_K_M"
+    place, first, second, _, last = result["command"].splitlines()
+    assert place.startswith("LLAMA_CPP_DIR=")
+    convert = f'"$LLAMA_CPP_DIR"/convert_hf_to_gguf.py {folder.result}/model --outfile {folder.result}/between.gguf'
+    assert convert in first
+    assert f"/llama-quantize {folder.result}/between.gguf {folder.result}/test-Q4_K_M.gguf Q4_K_M &&" in second
     assert last.startswith(f"cd {folder.result} && ollama create")
     assert "llama.cpp was not found" in result["words"]
 
