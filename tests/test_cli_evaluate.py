@@ -57,7 +57,7 @@ def test_resume_wants_an_evaluation_asked_for_in_the_same_words(say: Say, adapte
 def test_progress_is_told_with_speed_and_time_left() -> None:
     state = RunState(phase="answer", phase_started=10.0, last_event=20.0, phase_done=40, phase_total=100)
     assert progress_line(state) == "40 of 100 rows, 4 rows/s, 15 s left"
-    assert progress_line(RunState(phase_total=5)) == "0 of 5 rows"
+    assert progress_line(RunState(phase_total=5)) == ""
 
 
 def test_metrics_are_a_table_with_intervals_and_verdicts(capsys: pytest.CaptureFixture[str]) -> None:

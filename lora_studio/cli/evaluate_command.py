@@ -3,21 +3,19 @@
 import argparse
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 from lora_studio.cli.flags import overrides
+from lora_studio.cli.following import Telling, exit_code, follow
 from lora_studio.cli.terminal import duration, print_json, say, table
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import EvaluationFolder, Request, evaluation, evaluations, make_request
 from lora_studio.events import RunState
 from lora_studio.jobs.evaluating import Evaluations, speed_of
-from lora_studio.jobs.launcher import kill
 from lora_studio.parsing import nest, parse
 from lora_studio.workspace import Workspace
 
-_LOOK_SECONDS, _SAY_SECONDS = 0.2, 3.0
 _PHASE_WORDS = {"data": "reading the file", "model": "loading the model", "measure": "measuring"}
 
 
@@ -40,14 +38,12 @@ def evaluate(workspace: Workspace, given: argparse.Namespace) -> int:
         name = jobs.start(request)
     folder = evaluation(workspace, name)
     say(f"Evaluation {name}: {request.title}")
-    state = _follow(jobs, folder)
+    state = follow(jobs, folder, Telling(_PHASE_WORDS, progress_line, "what is answered is kept", notes_at="answer"))
     files = _files(folder, given.out)
     if given.json:
         print_json(_result(folder, state, files))
     _tell(folder, state, files, show=not given.json)
-    if state.state == "done":
-        return 0
-    return 130 if state.state == "stopped" else 2 if jobs.exit_code(name) == 2 else 1
+    return exit_code(state, jobs.exit_code(name))
 
 
 def _unfinished(workspace: Workspace, jobs: Evaluations, request: Request) -> EvaluationFolder:
@@ -61,41 +57,13 @@ def _unfinished(workspace: Workspace, jobs: Evaluations, request: Request) -> Ev
     )
 
 
-def _follow(jobs: Evaluations, folder: EvaluationFolder) -> RunState:
-    """Tells of an evaluation until it ends. Ctrl-C stops it, a second one ends it at once."""
-    said, phase, interrupted = 0.0, "", 0
-    while True:
-        try:
-            state = jobs.state(folder.id)
-            if state.final and jobs.busy() is None:
-                return state
-            for words in state.warnings if state.phase == "answer" and phase != "answer" else ():
-                say(f"  note: {words}")
-            if state.phase != phase:
-                phase = state.phase
-                if phase in _PHASE_WORDS:
-                    say(_PHASE_WORDS[phase])
-            speed = speed_of(state)
-            if speed and time.monotonic() - said >= _SAY_SECONDS:
-                said = time.monotonic()
-                say(f"  {progress_line(state)}")
-            time.sleep(_LOOK_SECONDS)
-        except KeyboardInterrupt:
-            interrupted += 1
-            if interrupted == 1:
-                say("Stopping; what is answered is kept. Ctrl-C again ends it at once.")
-                jobs.stop(folder.id)
-            else:
-                kill(folder)
-
-
 def progress_line(state: RunState) -> str:
-    """120 of 400 rows, 8.1 rows/s, 35 s left."""
+    """120 of 400 rows, 8.1 rows/s, 35 s left; "" before the first batch."""
     speed = speed_of(state)
-    parts = [f"{state.phase_done:,} of {state.phase_total:,} rows"]
-    if speed:
-        parts += [f"{speed.rows_per_second:.3g} rows/s", f"{duration(speed.seconds_left)} left"]
-    return ", ".join(parts)
+    if speed is None:
+        return ""
+    pace, left = f"{speed.rows_per_second:.3g} rows/s", f"{duration(speed.seconds_left)} left"
+    return f"{state.phase_done:,} of {state.phase_total:,} rows, {pace}, {left}"
 
 
 def _files(folder: EvaluationFolder, out: str | None) -> dict[str, str]:

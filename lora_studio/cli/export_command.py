@@ -3,21 +3,18 @@
 import argparse
 import getpass
 import sys
-import time
 from typing import Any
 
 from lora_studio.adapter_source import named_adapter
 from lora_studio.cli.flags import overrides
+from lora_studio.cli.following import Telling, exit_code, follow
 from lora_studio.cli.terminal import duration, print_json, say, size, table
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS
-from lora_studio.exports import PHASES, ExportFolder, folders, make_request, needed_bytes, sizes_of
+from lora_studio.exports import PHASES, folders, make_request, needed_bytes, sizes_of
 from lora_studio.hub_token import hub_secrets, knows_token
 from lora_studio.jobs.exporting import Exports
-from lora_studio.jobs.launcher import kill
 from lora_studio.workspace import Workspace
-
-_LOOK_SECONDS, _SAY_SECONDS = 0.2, 3.0
 
 
 def export(workspace: Workspace, given: argparse.Namespace) -> int:
@@ -36,15 +33,13 @@ def export(workspace: Workspace, given: argparse.Namespace) -> int:
     folder = folders(workspace).find(jobs.start(request, _secrets(request.target)))
     needed = needed_bytes(workspace, request)
     say(f"Export {folder.id}: {request.title}" + (f", about {size(needed)}" if needed else ""))
-    state = _follow(jobs, folder)
+    state = follow(jobs, folder, Telling(PHASES, progress_line, "what is half-written is removed"))
     result = folder.read_result()
     if given.json:
         words = {"message": state.message, "hint": state.hint} if state.state != "done" else {}
         print_json({"export": folder.id, "state": state.state, **words, **result})
     _tell(state, result, show=not given.json)
-    if state.state == "done":
-        return 0
-    return 130 if state.state == "stopped" else 2 if jobs.exit_code(folder.id) == 2 else 1
+    return exit_code(state, jobs.exit_code(folder.id))
 
 
 def _secrets(target: str) -> dict[str, str]:
@@ -68,32 +63,10 @@ def _list(workspace: Workspace, given: argparse.Namespace) -> int:
     return 0
 
 
-def _follow(jobs: Exports, folder: ExportFolder) -> RunState:
-    """Tells of an export until it ends. Ctrl-C stops it, a second one ends it at once."""
-    said, phase, interrupted = 0.0, "", 0
-    while True:
-        try:
-            state = jobs.state(folder.id)
-            if state.final and jobs.busy() is None:
-                return state
-            if state.phase != phase:
-                phase, said = state.phase, time.monotonic()
-                say(PHASES.get(phase, phase))
-            elif state.phase_total and time.monotonic() - said >= _SAY_SECONDS:
-                said = time.monotonic()
-                say(f"  {progress_line(state)}")
-            time.sleep(_LOOK_SECONDS)
-        except KeyboardInterrupt:
-            interrupted += 1
-            if interrupted == 1:
-                say("Stopping; what is half-written is removed. Ctrl-C again ends it at once.")
-                jobs.stop(folder.id)
-            else:
-                kill(folder)
-
-
 def progress_line(state: RunState) -> str:
-    """120.0 of 400.0 MB, or 3 of 42 matrices."""
+    """120.0 of 400.0 MB, or 3 of 42 matrices; "" in a phase that counts nothing."""
+    if not state.phase_total:
+        return ""
     if state.phase_unit == "bytes":
         return f"{state.phase_done / 1e6:,.1f} of {state.phase_total / 1e6:,.1f} MB"
     return f"{state.phase_done:,} of {state.phase_total:,} {state.phase_unit}".rstrip()

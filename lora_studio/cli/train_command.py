@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_studio.cli.estimate_command import agree, check_first
 from lora_studio.cli.flags import overrides
+from lora_studio.cli.following import exit_code
 from lora_studio.cli.terminal import duration, print_json, say
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
@@ -64,9 +65,7 @@ def follow_to_end(supervisor: Supervisor, run: RunFolder, as_json: bool) -> int:
     if as_json:
         print_json(result_of(run, state))
     narrator.tell_end(state, run)
-    if state.state == "done":
-        return 0
-    return 130 if state.state == "stopped" else 2 if supervisor.exit_code(run.id) == 2 else 1
+    return exit_code(state, supervisor.exit_code(run.id))
 
 
 def _wait(supervisor: Supervisor, run: RunFolder, narrator: "Narrator") -> RunState:
