@@ -112,7 +112,8 @@ def _keep_status(demo: gr.Blocks, status: gr.HTML, studio: Studio) -> None:
     def refresh(before: str) -> tuple[object, object]:
         runs, busy = studio.supervisor.runs(), studio.supervisor.busy()
         elses = busy is not None and busy not in {run.id for run in runs}
-        line = status_line(runs, studio.chat.running, studio.evaluations.busy() is not None, elses)
+        evaluating, exporting = studio.evaluations.busy() is not None, studio.exports.busy() is not None
+        line = status_line(runs, studio.chat.running, evaluating, elses, exporting)
         return (gr.skip(), gr.skip()) if line == before else (line, line)
 
     timer = gr.Timer(2)

@@ -95,9 +95,10 @@ def question(found: Verdict, run: str | None) -> str:
     )
 
 
-def holders(run: str | None, chat: str | None, evaluating: bool = False) -> str:
+def holders(run: str | None, chat: str | None, evaluating: bool = False, exporting: bool = False) -> str:
     """Who holds the device, in a sentence."""
-    who = [f"the run {run}" if run else "", chat or "", "an evaluation" if evaluating else ""]
+    others = ["an evaluation"] * evaluating + ["an export"] * exporting
+    who = [f"the run {run}" if run else "", chat or "", *others]
     held = [name for name in who if name]
     if not held:
         return "Nothing holds the device."

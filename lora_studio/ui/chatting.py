@@ -131,7 +131,8 @@ class Chat:
     def status(self, chosen: Sequence[Choice]) -> str:
         held = self.engine.loaded if self.engine.holds(wanted(chosen)) else None
         holder = f"the chat ({self.engine.loaded['base']})" if self.engine.loaded else None
-        who = chat_device.holders(self.engine.run, holder, self.studio.evaluations.busy() is not None)
+        evaluating, exporting = (jobs.busy() is not None for jobs in (self.studio.evaluations, self.studio.exports))
+        who = chat_device.holders(self.engine.run, holder, evaluating, exporting)
         return chat_words.memory(held, chosen, who, self.engine.loaded is not None) + chat_words.cards(chosen)
 
     def system(self, talk: Talk, chosen: Sequence[Choice]) -> str:

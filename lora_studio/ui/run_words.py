@@ -118,12 +118,15 @@ def elapsed(run: RunState, now: float) -> float | None:
     return run.seconds_at(now)
 
 
-def status_line(runs: list[RunState], chat: bool = False, evaluating: bool = False, elses: bool = False) -> str:
+def status_line(
+    runs: list[RunState], chat: bool = False, evaluating: bool = False, elses: bool = False, exporting: bool = False
+) -> str:
     """One line on what this machine is doing, for the top of every tab; `chat` says that the chat holds a model.
 
     `elses` says that a run trains which is another visitor's.
     """
     others = ["the chat holds a model in memory"] * chat + ["an evaluation is going on"] * evaluating
+    others += ["an export is going on"] * exporting
     held = ", ".join(others)
     active = next((run for run in runs if run.state in ("running", "stopping")), None)
     waiting = sum(run.state == "queued" for run in runs)

@@ -24,6 +24,7 @@ def test_the_page_says_what_is_in_memory_and_who_holds_the_device(choice: Choice
     assert "held by the run Long one and the chat (demo): they share memory and speed." in shown
     assert "No model is in memory" in chat_words.memory(None, [choice], chat_device.holders(None, None), other=False)
     assert chat_device.holders(None, None) == "Nothing holds the device."
+    assert chat_device.holders(None, None, exporting=True) == "The device is held by an export."
     apart = chat_words.memory(LOADED | {"mixes": False}, [choice], "", other=True)
     assert "those columns answer one by one" in apart
 

@@ -123,3 +123,4 @@ def test_a_run_begun_again_counts_no_pause_and_promises_no_end_before_it_trains(
 def test_the_line_on_top_names_an_evaluation_that_goes_on() -> None:
     assert "No run is going on; an evaluation is going on." in run_words.status_line([], evaluating=True)
     assert "a model in memory, an evaluation is going on." in run_words.status_line([], chat=True, evaluating=True)
+    assert "No run is going on; an export is going on." in run_words.status_line([], exporting=True)

@@ -38,7 +38,12 @@ def test_a_day_of_ticks_leaves_nothing_behind(tmp_path: Path) -> None:
     def tick(number: int) -> None:
         nonlocal before
         studio.supervisor.tick()
-        status_line(studio.supervisor.runs(), False, studio.evaluations.busy() is not None)
+        status_line(
+            studio.supervisor.runs(),
+            False,
+            studio.evaluations.busy() is not None,
+            exporting=studio.exports.busy() is not None,
+        )
         before = runs_tab.look(studio, board, runs[number % 3].id, Choice(), before)
         evaluated.look(evaluate_board.View(shown.id), 0.0)
 
