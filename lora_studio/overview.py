@@ -13,7 +13,10 @@ from lora_studio.workspace import RunFolder
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The numbers of a run that are compared with those of others. `result` is what complete.json holds."""
+    """The numbers of a run that are compared with those of others. `result` is what complete.json holds.
+
+    `maker` is the visitor who started it, where visitors are told apart.
+    """
 
     id: str
     title: str
@@ -29,6 +32,7 @@ class Overview:
     best_loss: float | None = None
     best_step: int | None = None
     seconds: float | None = None
+    maker: str = ""
     result: dict[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
@@ -73,6 +77,7 @@ def overview(run: RunFolder, state: RunState) -> Overview:
         best_loss=best.loss if best else None,
         best_step=best.step if best else None,
         seconds=state.seconds if state.final else None,
+        maker=str(facts.get("maker", "")),
         result=run.read_result() if state.final else {},
     )
 
@@ -86,7 +91,7 @@ def _labels(run: RunFolder) -> Labels:
 
 
 def matching(runs: Sequence[Overview], query: str) -> list[Overview]:
-    """The runs in which every word of the query is found: in title, id, state, model, data, tags or note."""
+    """The runs in which every word of the query is found: in title, id, state, model, data, maker, tags or note."""
     words = query.casefold().split()
     if not words:
         return list(runs)
@@ -94,4 +99,6 @@ def matching(runs: Sequence[Overview], query: str) -> list[Overview]:
 
 
 def _text(run: Overview) -> str:
-    return "\n".join((run.title, run.id, run.state, run.model, run.data, *run.labels.tags, run.labels.note)).casefold()
+    return "\n".join(
+        (run.title, run.id, run.state, run.model, run.data, run.maker, *run.labels.tags, run.labels.note)
+    ).casefold()

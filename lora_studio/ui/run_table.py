@@ -43,11 +43,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Row:
-    """A run in the table, with what only its state and its folder know."""
+    """A run in the table, with what only its state and its folder know; `by` says whose it is, to who sees others'."""
 
     run: Overview
     state: RunState
     bytes: int | None = None
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _name(row: Row) -> str:
     run = row.run
     tags = "".join(f'<span class="tag">{escape(tag)}</span>' for tag in run.labels.tags)
     note = f'<span class="note">{escape(shorten(run.labels.note, 90))}</span>' if run.labels.note else ""
-    about = " · ".join(escape(shorten(part, 40)) for part in (run.model, run.data) if part)
+    about = " · ".join(escape(shorten(part, 40)) for part in (row.by, run.model, run.data) if part)
     return (
         f'<button type="button" data-act="open" data-value="{escape(run.id)}"><span class="dot {escape(run.state)}">'
         f"</span><span>{escape(run.title)}</span></button>{tags}"

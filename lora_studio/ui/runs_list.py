@@ -110,13 +110,18 @@ def opening_choice(studio: Studio) -> Choice:
     return Choice()
 
 
-def view(board: Board, runs: list[RunState], choice: Choice, looked_at: str, now: float) -> dict[str, Any]:
-    """What list and buttons show."""
+def view(
+    board: Board, runs: list[RunState], choice: Choice, looked_at: str, now: float, owner: str = ""
+) -> dict[str, Any]:
+    """What list and buttons show; `owner` is the name of who looks, where runs of others are among them."""
     rows = board.rows(runs)
     if choice.sort == "bytes":
         rows = [replace(row, bytes=board.size(row.state)) for row in rows]
     found = chosen_rows(rows, choice)
-    sized = {row.run.id: replace(row, bytes=board.size(row.state)) for row in page_of(found, choice)[0]}
+    sized = {
+        row.run.id: replace(row, bytes=board.size(row.state), by=_whose(row.run.maker, owner))
+        for row in page_of(found, choice)[0]
+    }
     ticked = len(set(choice.ticked) & {run.id for run in runs})
     words = "Back to one run" if choice.comparing else f"Compare {count(ticked, 'run')}"
     return {
@@ -125,6 +130,12 @@ def view(board: Board, runs: list[RunState], choice: Choice, looked_at: str, now
         "delete": gr.update(value=f"Delete {count(ticked, 'run')}…", visible=ticked > 0),
         "clear": ticked > 0,
     }
+
+
+def _whose(maker: str, owner: str) -> str:
+    if not owner:
+        return ""
+    return "yours" if maker in ("", owner) else f"by {maker}"
 
 
 def opening_run(studio: Studio) -> str:

@@ -82,7 +82,8 @@ def look(studio: Studio, board: Board, run_id: str, choice: Choice, before: Show
     now = time.time()
     runs = studio.supervisor.runs()
     several = run_compare.chosen(runs, choice.ticked) if choice.comparing else []
-    listed = runs_list.view(board, runs, choice, "" if len(several) > 1 else run_id, now)
+    owner = studio.serving.owner if studio.serving.several and studio.workspace.owned else ""
+    listed = runs_list.view(board, runs, choice, "" if len(several) > 1 else run_id, now, owner)
     if unread := studio.supervisor.unread:
         reading = text.progress(f"Reading {text.count(unread, 'older run')}")
         listed["list"] = listed["list"] + reading if runs else reading

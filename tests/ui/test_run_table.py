@@ -1,5 +1,6 @@
 """The table of runs: what is shown in which order, what clicks choose, what a thousand runs cost."""
 
+import json
 import time
 from dataclasses import replace
 
@@ -119,6 +120,20 @@ def test_labels_written_elsewhere_show_at_the_next_look(workspace: Workspace) ->
     assert "later" not in runs_list.view(board, supervisor.runs(), Choice(), "", 0.0)["list"]
     write_labels(run, Labels(("later",)))
     assert "later" in runs_list.view(board, supervisor.runs(), Choice(), "", 0.0)["list"]
+
+
+def test_who_sees_the_runs_of_several_visitors_is_told_whose_each_is(workspace: Workspace) -> None:
+    make(workspace, 1)
+    facts = (theirs := make(workspace, 2)).read_facts()
+    theirs.facts.write_text(json.dumps(facts | {"maker": "ada"}))
+    supervisor, board = Supervisor(workspace), Board(workspace)
+    alone = runs_list.view(board, supervisor.runs(), Choice(), "", 0.0)["list"]
+    assert "by ada" not in alone
+    assert "yours" not in alone
+    shown = runs_list.view(board, supervisor.runs(), Choice(), "", 0.0, "owner")["list"]
+    assert (shown.count("by ada · demo"), shown.count("yours · demo")) == (1, 1)
+    searched = runs_list.view(board, supervisor.runs(), Choice(query="ada"), "", 0.0, "owner")["list"]
+    assert searched.count("data-open=") == 1
 
 
 def test_ticked_runs_offer_what_can_be_done_with_them(workspace: Workspace) -> None:
