@@ -104,13 +104,22 @@ class Data(Section):
         le=1_048_576,
     )
     truncation: Literal["keep_answer", "keep_start", "drop"] = setting(
-        "keep_answer", "Rows that are too long", "Cut the prompt's start, cut the row's end, or leave the row out."
+        "keep_answer",
+        "Rows that are too long",
+        "Cut the prompt's start, cut the row's end, or leave the row out.",
+        names={"keep_answer": "keep the answer", "keep_start": "keep the start", "drop": "leave the row out"},
     )
     bad_rows: Literal["skip", "stop"] = setting(
-        "skip", "Bad rows", "Rows that can't be used: leave them out and count them, or stop before training starts."
+        "skip",
+        "Bad rows",
+        "Rows that can't be used: leave them out and count them, or stop before training starts.",
+        names={"skip": "leave them out", "stop": "stop before training"},
     )
     train_on: Literal["assistant", "last_turn", "all"] = setting(
-        "assistant", "Trained part", "Every answer, only the last answer, or every token of the row."
+        "assistant",
+        "Trained part",
+        "Every answer, only the last answer, or every token of the row.",
+        names={"assistant": "every answer", "last_turn": "the last answer", "all": "every token"},
     )
     mapping: dict[str, Any] | None = setting(
         None, "Reading", "Which column is what, where the recognised reading is not the right one; empty recognises it."
@@ -132,7 +141,10 @@ class Evaluation(Section):
     """Measuring on the validation rows while the run goes on."""
 
     eval_strategy: Literal["epoch", "steps", "no"] = setting(
-        "epoch", "Evaluate", "After each epoch, every n steps, or never."
+        "epoch",
+        "Evaluate",
+        "After each epoch, every n steps, or never.",
+        names={"epoch": "after each epoch", "steps": "every n steps", "no": "never"},
     )
     eval_steps: int = setting(500, "Steps between evaluations", "Only with evaluation by steps.", ge=1)
     per_device_eval_batch_size: int = setting(
@@ -148,6 +160,7 @@ class Evaluation(Section):
         "loss",
         "Best by",
         "What decides which checkpoint is best and when to end early; accuracy and f1 need labels, rewards dpo.",
+        names={"f1": "F1", "reward_accuracy": "reward accuracy", "reward_margin": "reward margin"},
     )
     load_best_model_at_end: bool = setting(
         False, "Keep the best", "The finished adapter is the best checkpoint by the measure above, not the last one."

@@ -47,7 +47,11 @@ class Lora(Section):
         group="Strength and place",
     )
     bias: Literal["none", "all", "lora_only"] = setting(
-        "none", "Bias", "Which bias terms are trained as well.", group="Variants"
+        "none",
+        "Bias",
+        "Which bias terms are trained as well.",
+        group="Variants",
+        names={"lora_only": "of adapted modules"},
     )
     use_rslora: bool = setting(
         False, "Rank-stabilized", "Scale by alpha / sqrt(r), which keeps high ranks stable.", group="Variants"
@@ -215,8 +219,9 @@ class Training(Section):
     train_sampling_strategy: Literal["random", "group_by_length"] = setting(
         "group_by_length",
         "Order of rows",
-        "group_by_length puts rows of like length together, which wastes less padding.",
+        "Rows of like length together (group_by_length) waste less padding than a random order.",
         group="Length and memory",
+        names={"group_by_length": "by length"},
     )
     gradient_checkpointing: bool | Literal["auto"] = setting(
         "auto",
@@ -228,7 +233,11 @@ class Training(Section):
         42, "Seed", "The same seed, data and machine give the same run.", group="Length and memory", ge=0
     )
     save_strategy: Literal["steps", "epoch", "no"] = setting(
-        "epoch", "Save checkpoints", "After each epoch, every n steps, or never.", group="Checkpoints"
+        "epoch",
+        "Save checkpoints",
+        "After each epoch, every n steps, or never.",
+        group="Checkpoints",
+        names={"epoch": "after each epoch", "steps": "every n steps", "no": "never"},
     )
     save_steps: int = setting(500, "Steps between checkpoints", "Only with saving by steps.", group="Checkpoints", ge=1)
     save_total_limit: int = setting(

@@ -3,6 +3,7 @@
 The settings themselves stand in config.py and config_training.py.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,9 +20,21 @@ GROUPS = {
 """Groups of folded settings within a section, with one sentence each."""
 
 
-def setting(default: Any, title: str, description: str, *, basic: bool = False, group: str = "", **bounds: Any) -> Any:
-    """A field of the schema; `basic` ones stand in sight on the form, the others are folded, in one of `GROUPS`."""
-    extra: dict[str, Any] = {"basic": basic, "group": group}
+def setting(
+    default: Any,
+    title: str,
+    description: str,
+    *,
+    basic: bool = False,
+    group: str = "",
+    names: Mapping[str, str] | None = None,
+    **bounds: Any,
+) -> Any:
+    """A field of the schema; `basic` ones stand in sight on the form, the others are folded, in one of `GROUPS`.
+
+    `names` says what the page calls choices whose own names are no words.
+    """
+    extra: dict[str, Any] = {"basic": basic, "group": group, "names": dict(names or {})}
     return Field(default=default, title=title, description=description, json_schema_extra=extra, **bounds)
 
 

@@ -1,8 +1,8 @@
 """The schema's settings one by one, as form, flags and documentation need them, read off the models of `config.py`."""
 
 import types
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -14,7 +14,10 @@ from lora_studio.schema import Section
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting as form, flags and documentation need it. `kind` is int, float, bool, str, choice or mapping."""
+    """One setting as form, flags and documentation need it. `kind` is int, float, bool, str, choice or mapping.
+
+    `names` holds what the page calls some of the choices.
+    """
 
     path: str
     kind: str
@@ -27,6 +30,7 @@ class Setting:
     optional: bool = False
     minimum: float | None = None
     maximum: float | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def section(self) -> str:
@@ -44,13 +48,13 @@ def settings() -> Iterator[Setting]:
 
 def described(section: type[Section], prefix: str = "") -> Iterator[Setting]:
     """The settings of one section; `prefix` stands before their names in a path."""
-    for leaf, field in section.model_fields.items():
-        yield _describe(f"{prefix}{leaf}", field)
+    for leaf, info in section.model_fields.items():
+        yield _describe(f"{prefix}{leaf}", info)
 
 
-def _describe(path: str, field: FieldInfo) -> Setting:
+def _describe(path: str, info: FieldInfo) -> Setting:
     """Reads kind, choices and bounds off a field's annotation and constraints."""
-    annotation = field.annotation
+    annotation = info.annotation
     union = get_origin(annotation) in (Union, types.UnionType)
     parts = [part for part in (get_args(annotation) if union else (annotation,)) if part is not type(None)]
     optional = union and type(None) in get_args(annotation)
@@ -62,13 +66,25 @@ def _describe(path: str, field: FieldInfo) -> Setting:
             choices = [*choices, True, False]
     plain = {bool: "bool", int: "int", float: "float", str: "str", dict: "mapping"}
     kind = "choice" if choices else plain[get_origin(parts[0]) or parts[0]]
-    bounds = {type(mark): mark for mark in field.metadata}
+    bounds = {type(mark): mark for mark in info.metadata}
     lowest = bounds[Ge].ge if Ge in bounds else bounds[Gt].gt if Gt in bounds else None
     highest = bounds[Le].le if Le in bounds else bounds[Lt].lt if Lt in bounds else None
-    extra = field.json_schema_extra
-    basic, group = (bool(extra["basic"]), str(extra["group"])) if isinstance(extra, dict) else (False, "")
-    title, about = field.title or path, field.description or ""
-    return Setting(path, kind, field.default, title, about, basic, group, tuple(choices), optional, lowest, highest)
+    extra = info.json_schema_extra
+    known: dict[str, Any] = extra if isinstance(extra, dict) else {"basic": False, "group": "", "names": {}}
+    return Setting(
+        path=path,
+        kind=kind,
+        default=info.default,
+        title=info.title or path,
+        description=info.description or "",
+        basic=known["basic"],
+        group=known["group"],
+        choices=tuple(choices),
+        optional=optional,
+        minimum=lowest,
+        maximum=highest,
+        names=known["names"],
+    )
 
 
 def flatten(config: Config) -> dict[str, Any]:

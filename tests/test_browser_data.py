@@ -126,7 +126,7 @@ def test_a_hostile_file_is_dropped_shown_as_text_and_its_cuts_are_counted(page: 
     expect(tab.get_by_text("bad rows are to stop the work")).to_be_visible(timeout=PATIENCE)
     expect(tab.get_by_label("Longest row")).to_have_value(length)
     assert fits(page, 390)
-    page.locator("#bad-rows").get_by_label("skip").click()
+    page.locator("#bad-rows").get_by_label("leave them out").click()
     train.click()
     expect(page.locator("#tab-train")).to_be_visible(timeout=PATIENCE)
 

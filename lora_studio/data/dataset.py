@@ -296,7 +296,7 @@ def recut(
     report("split", 0, 0)
     if not len(train):
         raise StudioError(
-            f"No row keeps a trained token at a longest length of {max_length} ({truncation}).",
+            f"No row keeps a trained token at a longest length of {max_length:,} tokens.",
             "Choose a greater max_length, or keep the answer when cutting.",
         )
     dropped = [

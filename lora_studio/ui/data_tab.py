@@ -121,7 +121,7 @@ def _draw_bad_rows(values: dict[str, Any]) -> gr.Radio:
     """Drawn beside the list of bad rows."""
     setting = SETTINGS[BAD_ROWS]
     return gr.Radio(
-        list(setting.choices),
+        form.options(setting),
         value=values[BAD_ROWS],
         label=setting.title,
         info=setting.description,

@@ -165,10 +165,22 @@ def element_id(path: str) -> str:
     return "set-" + path.replace(".", "-")
 
 
-def options(setting: Setting) -> list[str]:
-    """What a choice offers, as text: switches are on and off, an optional one has its default as well."""
+def options(setting: Setting) -> list[tuple[str, str]]:
+    """What a choice offers, as (words, value): switches are on and off, an optional one has its default as well."""
     offered = [SWITCH[item] if isinstance(item, bool) else str(item) for item in setting.choices]
-    return [NEITHER, *offered] if setting.optional else offered
+    values = [NEITHER, *offered] if setting.optional else offered
+    return [(setting.names.get(value, value), value) for value in values]
+
+
+def in_words(path: str, value: Any) -> str:
+    """A setting's value as the form says it, for other places of the page."""
+    setting = next(setting for setting in settings() if setting.path == path)
+    if value in (None, ""):
+        return "–"
+    if isinstance(value, bool):
+        return SWITCH[value]
+    shown = to_widget(setting, value)
+    return setting.names.get(shown, shown) if isinstance(shown, str) else f"{shown:,}"
 
 
 def to_widget(setting: Setting, value: Any) -> Any:

@@ -1,6 +1,5 @@
 """Two or more runs beside each other on the runs tab: their settings where they differ, and what came out of each."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from lora_studio.lengthened import settings_of
 from lora_studio.overview import overview
 from lora_studio.ui import plots, run_words, text
 from lora_studio.ui.curves import Style
-from lora_studio.ui.form import float_text
+from lora_studio.ui.form import in_words
 from lora_studio.ui.studio import Studio
 
 MOST = 8
@@ -70,19 +69,13 @@ def settings_table(found: Sequence[Difference], names: Sequence[str]) -> str:
             "These runs have the same settings.", "Only their names, data files' contents or machines can differ."
         )
     rows = [
-        (f"{text.escape(item.title)}<small><code>{text.escape(item.path)}</code></small>", [*map(setting, item.values)])
+        (
+            f"{text.escape(item.title)}<small><code>{text.escape(item.path)}</code></small>",
+            [in_words(item.path, value) for value in item.values],
+        )
         for item in found
     ]
     return beside("Settings that differ", names, rows)
-
-
-def setting(value: Any) -> str:
-    """A setting's value as a config file writes it."""
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return float_text(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def results_table(found: Sequence[Result], names: Sequence[str]) -> str:

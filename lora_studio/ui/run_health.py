@@ -68,7 +68,8 @@ def listed(found: Sequence[Diagnosis]) -> str:
 
 
 def _entry(found: Diagnosis) -> str:
-    changes = ", ".join(f"{form.title_of(path)}: {_shown(value)}" for path, value in found.settings.items())
+    changed_to = found.settings.items()
+    changes = ", ".join(f"{form.title_of(path)}: {form.in_words(path, value)}" for path, value in changed_to)
     button = (
         f'<button type="button" data-apply="{text.escape(found.name)}" title="{text.escape(changes)}">'
         "Apply to a new run</button>"
@@ -80,9 +81,3 @@ def _entry(found: Diagnosis) -> str:
         f'<li class="{text.escape(found.severity)}"><b>{WORDS[found.severity]}: {text.escape(found.finding)}</b>'
         f"<span>{text.escape(found.cause)} {text.escape(found.cure)}</span>{detail}{button}</li>"
     )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)

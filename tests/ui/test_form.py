@@ -71,10 +71,23 @@ def test_what_is_no_number_is_named_with_what_was_typed() -> None:
 
 
 def test_switches_with_a_third_state_offer_it() -> None:
-    assert form.options(BY_PATH["training.gradient_checkpointing"]) == ["auto", "on", "off"]
-    assert form.options(BY_PATH["data.enable_thinking"]) == ["default", "on", "off"]
+    assert [value for _, value in form.options(BY_PATH["training.gradient_checkpointing"])] == ["auto", "on", "off"]
+    assert [value for _, value in form.options(BY_PATH["data.enable_thinking"])] == ["default", "on", "off"]
     assert form.read(typed(data__enable_thinking="on")).data.enable_thinking is True
     assert form.read(typed(data__enable_thinking="default")).data.enable_thinking is None
+
+
+def test_choices_are_called_by_words_and_kept_by_name() -> None:
+    offered = form.options(BY_PATH["data.truncation"])
+    assert offered[0] == ("keep the answer", "keep_answer")
+    said = [(path, value) for path, setting in BY_PATH.items() for value in setting.names if setting.names]
+    assert all(value in BY_PATH[path].choices for path, value in said)
+    assert len(said) > 10
+    assert form.in_words("data.truncation", "drop") == "leave the row out"
+    assert form.in_words("training.learning_rate", 2e-4) == "2e-4"
+    assert form.in_words("training.packing", True) == "on"
+    assert form.in_words("data.max_length", 2048) == "2,048"
+    assert form.in_words("data.max_samples", None) == "–"
 
 
 def test_a_draft_brings_back_every_letter_also_what_is_wrong() -> None:
