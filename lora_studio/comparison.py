@@ -6,6 +6,7 @@ from typing import Any
 
 from lora_studio.config import Config
 from lora_studio.events import Evaluated, RunState
+from lora_studio.markdown import SHARES
 from lora_studio.overview import Overview
 from lora_studio.settings import flatten, settings
 
@@ -51,7 +52,10 @@ def _outcome(run: Overview, state: RunState) -> dict[tuple[str, str], Any]:
     moved: Mapping[str, Any] = run.result.get("difference") or {}
     last = state.evaluations[-1] if state.evaluations else None
     point = state.steps[-1] if state.steps else None
-    metrics = {(f"{name.replace('_', ' ')} at the end", "loss"): value for name, value in _metrics(last)}
+    metrics = {
+        (f"{name.replace('_', ' ')} at the end", "share" if name in SHARES else "loss"): value
+        for name, value in _metrics(last)
+    }
     return {
         ("state", "words"): run.state,
         ("steps", "count"): run.step,

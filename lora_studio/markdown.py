@@ -4,9 +4,17 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+SHARES = ("token_accuracy", "accuracy", "f1", "unanswered", "reward_accuracy")
+"""Metrics of a run that lie between 0 and 1 and are told in percent, as evaluations tell them."""
+
 
 def number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4f}"
+
+
+def metric(name: str, value: float | None) -> str:
+    """A metric by its name: a share in percent, others in four digits."""
+    return share(value) if name in SHARES else number(value)
 
 
 def share(value: float | None) -> str:

@@ -17,7 +17,7 @@ import yaml
 from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE
 from lora_studio.config import Config
 from lora_studio.events import Evaluated, RunState, StepLogged, fold, from_line
-from lora_studio.markdown import code, number, plain, share, table
+from lora_studio.markdown import code, metric, number, plain, share, table
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import DEMO_MODEL, RunFolder, shipped_data, step_of
 
@@ -128,7 +128,7 @@ def _results(known: _Known) -> list[str]:
         lines += [plain(measured["sentence"]), "", *table(("", "base", "adapter"), rows), ""]
         lines += [plain(measured["rows_sentence"]), ""]
     if metrics:
-        rows_of = [(plain(name.replace("_", " ")), number(value)) for name, value in metrics.items()]
+        rows_of = [(plain(name.replace("_", " ")), metric(name, value)) for name, value in metrics.items()]
         lines += [*table(("on the validation rows", "adapter"), rows_of), ""]
     at = next((item for item in known.state.evaluations if item.step == known.step), None)
     if at is not None:

@@ -81,6 +81,7 @@ def test_runs_are_compared_by_what_differs(workspace: Workspace, say: Say) -> No
     assert code == 0
     assert "lora.r" in out
     assert "learning_rate" not in out
+    assert "75.0 %  75.0 %" in out
     found = json.loads(say("compare", first.id, second.id, "--json")[1])
     assert [item["path"] for item in found["settings"]] == ["lora.r"]
     assert found["settings"][0]["values"] == [4, 8]

@@ -15,6 +15,7 @@ from lora_studio.workspace import RunFolder, Workspace
 from tests import adapters
 
 HEALTHY = Path(__file__).parent / "events" / "healthy.jsonl"  # a real run of the demo preset
+METRICS = {"f1": 0.5, "token_accuracy": 1.0, "reward_margin": 0.25}
 EVIL = "Pirate\n---\nlicense: mit | <b>`x`</b> [a](javascript:alert(1)) ```${1+1}``` # \"quoted\" 'so'"
 MEASURED = {
     "sentence": "Held-out loss fell from 2.10 to 0.40.",
@@ -32,7 +33,7 @@ def make(workspace: Workspace, title: str = "Pirate", **settings: Any) -> RunFol
     config = parse(merge({"data": {"train_file": "/home/me/secret/rows.jsonl"}}, overrides))
     run = workspace.create_run(title, to_yaml(config), {"versions": {"peft": "0.21.2"}})
     run.events.write_bytes(HEALTHY.read_bytes())
-    run.complete.write_text(json.dumps({"state": "done", "difference": MEASURED, "eval_metrics": {"f1": 0.5}}))
+    run.complete.write_text(json.dumps({"state": "done", "difference": MEASURED, "eval_metrics": METRICS}))
     adapters.write(run.adapter, adapters.files(r=8, lora_alpha=16, target_modules=["q_proj", "down_proj"]))
     notes = {"base_model": config.model.name, "quantization": "4bit", "dtype": "bfloat16", "system_prompt": EVIL}
     (run.adapter / "studio.json").write_text(json.dumps(notes))
@@ -70,6 +71,8 @@ def test_a_reader_finds_results_settings_data_and_versions(workspace: Workspace)
     _, page = read(model_card(run.adapter, run, Subject("Pirate", "Qwen/Qwen3-0.6B")))
     for told in (
         "<td>2.1000</td>\n<td>0.4000</td>",
+        "<td>token accuracy</td>\n<td>100.0 %</td>",
+        "<td>reward margin</td>\n<td>0.2500</td>",
         "16 rows (4 × 4)",
         "8, 16",
         "down_proj, q_proj",

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lora_studio.checkpoints import checkpoints
-from lora_studio.cli.terminal import age, duration, print_json, say, table
+from lora_studio.cli.terminal import age, duration, print_json, say, size, table
 from lora_studio.comparison import differences, results
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
@@ -107,9 +107,18 @@ def _compare(workspace: Workspace, supervisor: Supervisor, wanted: Sequence[str]
         print_json({"runs": [run.id for run in runs], "settings": named, "results": [asdict(item) for item in outcome]})
         return
     head = ("", *(run.title for run, _ in seen))
-    print(table(head, [(item.name, *map(_shown, item.values)) for item in outcome]))
+    print(table(head, [(item.name, *(_with_unit(value, item.unit) for value in item.values)) for item in outcome]))
     print()
     print(table(head, [(item.path, *map(_shown, item.values)) for item in settings]) if settings else "Same settings.")
+
+
+def _with_unit(value: Any, unit: str) -> str:
+    """A result as a person reads it."""
+    if value is None:
+        return "-"
+    if unit == "share":
+        return f"{100 * value:.1f} %"
+    return size(value) if unit == "bytes" else duration(value) if unit == "seconds" else _shown(value)
 
 
 def _shown(value: Any) -> str:

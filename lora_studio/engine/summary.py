@@ -12,7 +12,7 @@ from lora_studio.data.dataset import Prepared
 from lora_studio.events import RunState
 from lora_studio.files import bytes_in
 from lora_studio.health import diagnose, in_words
-from lora_studio.markdown import code, number, plain, prose, share, table
+from lora_studio.markdown import code, metric, number, plain, prose, share, table
 from lora_studio.settings import flatten
 from lora_studio.workspace import RunFolder, write_atomically
 
@@ -147,7 +147,10 @@ def _results(state: RunState, result: Mapping[str, Any]) -> list[str]:
         ("training loss, mean", number(result["train_loss"])),
         ("training loss at the end", number(result["last_loss"])),
         ("validation loss", number(result["eval_loss"])),
-        *((plain(name.replace("_", " ")), number(value)) for name, value in (result.get("eval_metrics") or {}).items()),
+        *(
+            (plain(name.replace("_", " ")), metric(name, value))
+            for name, value in (result.get("eval_metrics") or {}).items()
+        ),
         (
             "best checkpoint",
             code(result["best_checkpoint"]) if result["best_checkpoint"] else "not chosen: the last step",
