@@ -34,6 +34,7 @@ from lora_studio.ui import (
     export_style,
     export_tab,
     guest_banner,
+    job_list,
     openai_api,
     queue_view,
     run_style,
@@ -224,6 +225,7 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             + theme.CSS
             + run_style.CSS
             + queue_view.CSS
+            + job_list.CSS
             + evaluate_style.CSS
             + export_style.CSS
             + chat_style.CSS,

@@ -75,6 +75,11 @@ def choices(workspace: Workspace, runs: Sequence[RunState], folders: Sequence[st
     return found
 
 
+def adapter_choices(workspace: Workspace, runs: Sequence[RunState]) -> list[tuple[str, str]]:
+    """Every adapter as (label, what an evaluation or an export takes), in the same order."""
+    return [(one.label, one.value if one.run else str(one.folder)) for one in choices(workspace, runs)]
+
+
 def _when(run_id: str) -> str:
     """Day and time out of a run's id, which begins with them."""
     day, _, rest = run_id.partition("-")

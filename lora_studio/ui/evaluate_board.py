@@ -10,8 +10,7 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluations import EvaluationFolder, evaluation
 from lora_studio.events import RunState
 from lora_studio.jobs.evaluating import Evaluations
-from lora_studio.ui import evaluate_rows, evaluate_words
-from lora_studio.ui.chat_choices import choices
+from lora_studio.ui import evaluate_rows, evaluate_words, job_list
 from lora_studio.ui.run_section import stat_of
 from lora_studio.ui.text import empty
 from lora_studio.workspace import Workspace, shipped_data
@@ -56,7 +55,7 @@ class Board:
         """The markup of every part."""
         states = self.jobs.all()
         folders = {state.id: EvaluationFolder(self.workspace.evaluations_folder / state.id) for state in states}
-        shown = states[: evaluate_words.LISTED]
+        shown = states[: job_list.LISTED]
         headlines = {
             state.id: evaluate_words.headline(found) for state in shown if (found := self.summary(folders[state.id]))
         }
@@ -82,14 +81,7 @@ class Board:
 
     def opening(self) -> str:
         """The evaluation to look at first: the one looked at last, else the newest."""
-        last = self.workspace.read_draft(LOOKED_AT)
-        known = [state.id for state in self.jobs.all()]
-        return str(last) if last in known else next(iter(known), "")
-
-
-def adapter_choices(workspace: Workspace, runs: Sequence[RunState]) -> list[tuple[str, str]]:
-    """Every adapter as (label, what `make_request` takes), newest run first; those from elsewhere come last."""
-    return [(one.label, one.value if one.run else str(one.folder)) for one in choices(workspace, runs)]
+        return job_list.opening(self.workspace, self.jobs, LOOKED_AT)
 
 
 def data_choices(workspace: Workspace) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_studio.ui.text import bubbles, count, empty, escape, shorten
+from lora_studio.ui.text import bubbles, empty, escape, pager, shorten
 
 ROWS = 20
 BASE = "base"
@@ -100,7 +100,8 @@ def table(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> str
     return (
         controls(rows, titles, choice)
         + '<div class="ls-table eval-rows" role="region" tabindex="0" aria-label="Answered rows"><table>'
-        + f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{_pager(len(found), len(rows), page)}"
+        + f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        + pager(len(found), len(rows), page, ROWS, "row")
     )
 
 
@@ -169,16 +170,3 @@ def _answer(said: Mapping[str, Any], title: str) -> str:
     text = escape(said["answer"]) if said["answer"].strip() else '<span class="ls-none">nothing</span>'
     shown = f'<div><i title="{words}" aria-label="{words}">{mark}</i> {text}</div>{note}'
     return f'<td class="said {kind}" data-label="{escape(title)}">{shown}</td>'
-
-
-def _pager(found: int, of: int, page: int) -> str:
-    said = count(found, "row") if found == of else f"{found:,} of {count(of, 'row')}"
-    last = (found - 1) // ROWS
-    if last <= 0:
-        return f'<div class="run-pager"><span>{said}</span></div>'
-    said = f"{page * ROWS + 1:,} to {min(found, (page + 1) * ROWS):,} of {said}"
-    buttons = "".join(
-        f'<button type="button" data-act="page" data-value="{step}"{"" if able else " disabled"}>{word}</button>'
-        for step, word, able in ((-1, "Previous page", page > 0), (1, "Next page", page < last))
-    )
-    return f'<div class="run-pager"><span>{said}</span>{buttons}</div>'

@@ -1,19 +1,6 @@
-"""How the evaluate tab looks: list of evaluations, metrics, confusion matrices, table of rows. Rules only."""
+"""How the evaluate tab looks: metrics, confusion matrices, table of rows. Rules only."""
 
 CSS = """
-ul.eval-list { list-style: none; margin: 0; padding: 0; border: 1px solid var(--line); border-radius: 8px;
-  max-height: 260px; overflow-y: auto; background: var(--block-background-fill); }
-.eval-list li { display: flex; flex-wrap: wrap; align-items: center; gap: 2px 10px; padding: 7px 12px; margin: 0;
-  border-bottom: 1px solid var(--line); }
-.eval-list li:last-child { border-bottom: 0; }
-.eval-list li[aria-current="true"] { background: var(--soft); box-shadow: inset 3px 0 0 var(--busy); }
-.eval-list button.open { border: 0; background: none; padding: 0; font-weight: 600; text-align: left; cursor: pointer;
-  color: var(--body-text-color); overflow-wrap: anywhere; }
-.eval-list small { color: var(--body-text-color-subdued); flex: 1; min-width: 180px; font-size: 13px;
-  font-variant-numeric: tabular-nums; }
-.eval-list button[data-act="delete"] { border: 1px solid var(--line); border-radius: 6px; padding: 2px 8px;
-  font-size: 12px; background: var(--block-background-fill); color: var(--body-text-color); cursor: pointer; }
-.eval-acts { display: flex; flex-wrap: wrap; gap: 6px; margin: 10px 0 0; } .eval-acts button + button { margin: 0; }
 .eval-metrics { margin-top: 6px; max-height: none; }
 .eval-metrics th[scope="row"] small, .eval-metrics td small { display: block; color: var(--body-text-color-subdued);
   font-size: 12px; font-weight: 400; }
@@ -40,7 +27,7 @@ table.eval-confusion { width: auto !important; }
 .eval-controls label { display: inline-flex; align-items: center; gap: 6px; }
 .eval-controls select, .eval-controls input { border: 1px solid var(--line); border-radius: 6px; padding: 3px 8px;
   background: var(--input-background-fill); color: var(--body-text-color); font-size: 13px; max-width: 260px; }
-.eval-chips button, .eval-acts button, #evaluation-rows .run-pager button { margin: 0 !important; }
+.eval-chips button, #evaluation-rows .run-pager button { margin: 0 !important; }
 .eval-rows { max-height: none; }
 .eval-rows td.asked { min-width: 220px; max-width: 420px; overflow-wrap: anywhere; }
 .eval-rows td.asked summary { cursor: pointer; } .eval-rows .ls-talk { margin-top: 8px; }

@@ -5,7 +5,6 @@ Draws and wires; what is shown comes from evaluate_board.py.
 """
 
 import json
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +14,9 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluations import MOST_ADAPTERS, Measuring, Request, make_request
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.settings import settings
-from lora_studio.ui import chat_device, downloads, evaluate_harness, text
+from lora_studio.ui import chat_device, downloads, evaluate_harness, job_wiring, text
 from lora_studio.ui import evaluate_board as board
+from lora_studio.ui.chat_choices import adapter_choices
 from lora_studio.ui.data_choice import is_there
 from lora_studio.ui.evaluate_board import PARTS, Board, View
 from lora_studio.ui.run_section import QUIET
@@ -67,17 +67,7 @@ def build(studio: Studio, shared: Shared) -> None:
     said = gr.HTML(elem_id="evaluation-said")
     parts = {name: gr.HTML(js_on_load=CLICKS, elem_id=f"evaluation-{name}") for name in PARTS}
     downloaded = downloads.place(studio.workspace)
-    view, shown, warned = gr.State(View()), gr.State({}), gr.State("")
-    painted = [*parts.values(), shown]
-
-    def paint(now: View, before: dict[str, str]) -> list[Any]:
-        seen = watching.look(now, time.time())
-        if seen == before:
-            return [gr.skip()] * len(painted)
-        return [*(gr.skip() if seen[name] == before.get(name) else seen[name] for name in parts), seen]
-
-    def repaint(now: View) -> list[Any]:
-        return paint(now, {})
+    view, warned = gr.State(View()), gr.State("")
 
     def begin(now: View, warned_of: str, *values: Any) -> tuple[Any, Any, Any]:
         try:
@@ -87,26 +77,14 @@ def build(studio: Studio, shared: Shared) -> None:
         return _look_at(studio, name) if name else now, warned, words
 
     def act(event: gr.EventData, now: View) -> tuple[Any, Any, Any]:
-        try:
-            return after_click(studio, watching, now, str(event.act), str(event.value))
-        except StudioError as error:
-            return now, text.problem(error), gr.skip()
+        return after_click(studio, watching, now, str(event.act), str(event.value))
 
     def opening() -> list[Any]:
         return [*fill(studio), View(watching.opening())]
 
-    anew = gr.on(None, opening, None, [*form, view], **QUIET)
-    anew.then(repaint, view, painted, **QUIET)
     start.click(begin, [view, warned, *form], [view, warned, said], **QUIET)
-    for part in parts.values():
-        part.click(act, view, [view, said, downloaded], **QUIET)
-    view.change(paint, [view, shown], painted, **QUIET)
-    gr.Timer(1).tick(paint, [view, shown], painted, trigger_mode="once", **QUIET)
-    tab = start.parent
-    while tab is not None and not isinstance(tab, gr.Tab):
-        tab = tab.parent
-    assert tab is not None
-    tab.select(opening, None, [*form, view], **QUIET)  # new runs and uploads, and what another tab asks to look at
+    clicks: dict[str, Any] = {"act": act, "told": [said, downloaded]}
+    job_wiring.wire(parts, view, watching.look, opening=opening, opened=[*form, view], **clicks)
     gr.on([part.input for part in form], lambda *chosen: keep(studio, *chosen), form, None, **QUIET)
 
 
@@ -150,7 +128,7 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
 
 def fill(studio: Studio) -> list[Any]:
     """The form as it was sent last; the newest adapter at first."""
-    adapters = board.adapter_choices(studio.workspace, studio.supervisor.runs())
+    adapters = adapter_choices(studio.workspace, studio.supervisor.runs())
     kept = board.remembered(studio.workspace, adapters)
     first = [
         gr.Dropdown(choices=adapters, value=kept["adapters"]),

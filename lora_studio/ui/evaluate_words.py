@@ -6,18 +6,9 @@ from typing import Any
 from lora_studio.evaluations import Request
 from lora_studio.events import RunState
 from lora_studio.jobs.evaluating import speed_of
-from lora_studio.ui import run_words
+from lora_studio.ui import job_list, run_words
 from lora_studio.ui.text import count, duration, empty, escape, notice, progress, shorten
 
-LISTED = 30
-STATES = {
-    "queued": "Starting",
-    "running": "Running",
-    "stopping": "Stopping",
-    "done": "Finished",
-    "stopped": "Stopped",
-    "failed": "Failed",
-}
 PHASES = {
     "start": "Starting",
     "data": "Reading the test file",
@@ -34,27 +25,14 @@ def listing(states: Sequence[RunState], looked_at: str, now: float, headlines: M
             "No evaluation yet",
             "Choose an adapter and a test file above and press Evaluate: the file's answers stay hidden.",
         )
-    rows = "".join(_listed(state, state.id == looked_at, now, headlines.get(state.id, "")) for state in states[:LISTED])
-    left = (
-        f'<p class="ls-hint">{count(len(states) - LISTED, "older evaluation")} not shown.</p>'
-        if len(states) > LISTED
-        else ""
-    )
-    return f'<ul class="eval-list" aria-label="Evaluations">{rows}</ul>{left}'
 
+    def about(state: RunState) -> tuple[str, str]:
+        said = job_list.STATES[state.state]
+        if state.state == "running" and state.phase_total and state.phase == "answer":
+            said += f", {100 * state.phase_done / state.phase_total:.0f} %"
+        return said, headlines.get(state.id, "")
 
-def _listed(state: RunState, current: bool, now: float, headline: str) -> str:
-    said = STATES.get(state.state, state.state)
-    if state.state == "running" and state.phase_total and state.phase == "answer":
-        said += f", {100 * state.phase_done / state.phase_total:.0f} %"
-    name, title = escape(state.id), escape(state.title)
-    delete = f'<button type="button" data-act="delete" data-value="{name}" aria-label="Delete {title}">Delete…</button>'
-    about = " · ".join(filter(None, (said, run_words.ago(state.created, now), headline)))
-    return (
-        f'<li aria-current="{"true" if current else "false"}"><span class="dot {escape(state.state)}"></span>'
-        f'<button type="button" class="open" data-act="open" data-value="{name}">{title}</button>'
-        f"<small>{escape(about)}</small>{delete if state.final else ''}</li>"
-    )
+    return job_list.listing(states, looked_at, now, "evaluation", about)
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -70,15 +48,14 @@ def head(state: RunState, request: Request) -> str:
     columns = ", ".join(column.title for column in request.columns)
     about = f"{columns} on {request.data}"
     return (
-        f'<div class="run-head"><h2><span class="dot {escape(state.state)}"></span>{escape(state.title)}</h2>'
-        f'{_progress(state)}<div class="id">{escape(about)}</div></div>{_buttons(state)}{_notes(state)}'
+        f'<div class="run-head">{job_list.title(state)}{_progress(state)}'
+        f'<div class="id">{escape(about)}</div></div>{_buttons(state)}{_notes(state)}'
     )
 
 
 def _progress(state: RunState) -> str:
     if state.final:
-        words = f"{STATES[state.state]} after {run_words.clock(run_words.elapsed(state, 0.0))}."
-        return f'<div class="now">{escape(words)}</div>'
+        return job_list.ended(state)
     label = "Stopping" if state.state == "stopping" else PHASES.get(state.phase, "Starting")
     speed = speed_of(state)
     remark = f"{speed.rows_per_second:.3g} rows/s, {duration(speed.seconds_left)} left" if speed else ""
@@ -87,13 +64,9 @@ def _progress(state: RunState) -> str:
 
 
 def _buttons(state: RunState) -> str:
-    acts = []
     if not state.final:
-        acts.append(("stop", "Stop"))
-    elif state.state != "done":
-        acts.append(("resume", "Resume"))
-    buttons = "".join(f'<button type="button" data-act="{act}" data-value="">{words}</button>' for act, words in acts)
-    return f'<div class="acts eval-acts">{buttons}</div>' if buttons else ""
+        return job_list.buttons(("stop", "", "Stop"))
+    return "" if state.state == "done" else job_list.buttons(("resume", "", "Resume"))
 
 
 def _notes(state: RunState) -> str:
@@ -125,13 +98,13 @@ def results(summary: Mapping[str, Any]) -> str:
         )
     brackets = "In brackets: where the true value lies in 95 of 100 cases."
     why = f'<p class="ls-hint">{escape(summary["task"]["why"])} {brackets}</p>'
-    files = "".join(
-        f'<button type="button" data-act="download" data-value="{name}">Download {words}</button>'
-        for name, words in (("predictions", "all answers (JSONL)"), ("summary", "the metrics (JSON)"))
+    files = job_list.buttons(
+        ("download", "predictions", "Download all answers (JSONL)"),
+        ("download", "summary", "Download the metrics (JSON)"),
     )
     return (
         f'{part}<h3 class="part">Metrics over {count(summary["rows"], "row")}</h3>{why}{metrics_table(summary)}'
-        f'<div class="acts eval-acts">{files}</div>{confusions(summary)}'
+        f"{files}{confusions(summary)}"
     )
 
 

@@ -16,7 +16,7 @@ from lora_studio.export_targets import TARGETS, Sizes
 from lora_studio.exports import ExportFolder, checked, sizes_of, target_of
 from lora_studio.jobs.exporting import Exports
 from lora_studio.settings import described
-from lora_studio.ui import downloads, export_words
+from lora_studio.ui import downloads, export_words, job_list
 from lora_studio.workspace import Workspace
 
 FORM, LOOKED_AT, ASKED = "export", "export-looked-at", "export-asked"
@@ -94,9 +94,7 @@ class Board:
 
     def opening(self) -> str:
         """The export to look at first: the one looked at last, else the newest."""
-        last = self.workspace.read_draft(LOOKED_AT)
-        known = [state.id for state in self.jobs.all()]
-        return str(last) if last in known else next(iter(known), "")
+        return job_list.opening(self.workspace, self.jobs, LOOKED_AT)
 
 
 def typed(target: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,8 +109,7 @@ def typed(target: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]]) -> View:
     """What was chosen last, as far as it is still there; what another tab asked for a moment ago goes first."""
-    kept = workspace.read_draft(FORM)
-    draft: dict[str, Any] = kept if isinstance(kept, dict) else {}
+    draft = _kept(workspace)
     there = [value for _, value in adapters]
     asked = workspace.read_draft(ASKED)
     if isinstance(asked, dict) and time.time() - asked["time"] < ASKED_SECONDS:
@@ -123,18 +120,21 @@ def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]]) -> Vie
     return View(str(adapter), target, values_of(workspace, target))
 
 
+def _kept(workspace: Workspace) -> dict[str, Any]:
+    draft = workspace.read_draft(FORM)
+    return draft if isinstance(draft, dict) else {}
+
+
 def values_of(workspace: Workspace, target: str) -> Values:
     """What was typed for a form last."""
-    kept = workspace.read_draft(FORM)
-    values = kept.get("values") if isinstance(kept, dict) else None
+    values = _kept(workspace).get("values")
     found = values.get(target) if isinstance(values, dict) else None
     return tuple(found.items()) if isinstance(found, dict) else ()
 
 
 def keep(workspace: Workspace, view: View, values: Mapping[str, Any] | None = None) -> None:
     """Keeps what is chosen and typed, so that a reload brings it back."""
-    kept = workspace.read_draft(FORM)
-    before = kept.get("values") if isinstance(kept, dict) else None
+    before = _kept(workspace).get("values")
     after: dict[str, Any] = dict(before) if isinstance(before, dict) else {}
     if values is not None:
         after[view.target] = dict(values)

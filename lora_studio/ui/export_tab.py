@@ -4,18 +4,16 @@ A child of its own makes it; the tab paints its folder once a second, so that a 
 Draws and wires; what is shown comes from export_board.py.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
-from lora_studio.errors import StudioError
 from lora_studio.exports import folders, make_request
-from lora_studio.ui import downloads, text
+from lora_studio.ui import downloads, job_wiring, text
 from lora_studio.ui import export_board as board
-from lora_studio.ui.evaluate_board import adapter_choices
+from lora_studio.ui.chat_choices import adapter_choices
 from lora_studio.ui.export_board import PARTS, Board, View
 from lora_studio.ui.run_section import QUIET
 from lora_studio.ui.studio import Shared, Studio
@@ -67,17 +65,7 @@ def build(studio: Studio, shared: Shared) -> None:
     said = gr.HTML(elem_id="export-said")
     parts |= {name: gr.HTML(js_on_load=CLICKS, elem_id=f"export-{name}") for name in PARTS[2:]}
     downloaded = downloads.place(studio.workspace)
-    view, shown = gr.State(View()), gr.State({})
-    painted = [*parts.values(), shown]
-
-    def paint(now: View, before: dict[str, str]) -> list[Any]:
-        seen = watching.look(now, time.time())
-        if seen == before:
-            return [gr.skip()] * len(painted)
-        return [*(gr.skip() if seen[name] == before.get(name) else seen[name] for name in parts), seen]
-
-    def repaint(now: View) -> list[Any]:
-        return paint(now, {})
+    view = gr.State(View())
 
     def opening() -> list[Any]:
         choices = adapter_choices(studio.workspace, studio.supervisor.runs())
@@ -92,24 +80,12 @@ def build(studio: Studio, shared: Shared) -> None:
         return found
 
     def act(event: gr.EventData, now: View) -> tuple[Any, Any, Any]:
-        try:
-            return after_click(studio, watching, now, str(event.act), str(event.value), event.values, str(event.secret))
-        except StudioError as error:
-            return now, text.problem(error), gr.skip()
+        return after_click(studio, watching, now, str(event.act), str(event.value), event.values, str(event.secret))
 
-    opened = [adapter, view, nothing]
-    gr.on(None, opening, None, opened, **QUIET).then(repaint, view, painted, **QUIET)
     adapter.input(change, [adapter, view], view, **QUIET)
-    for part in parts.values():
-        # Many at once: a field that is left by a click on the button is kept and the export begun in one moment.
-        part.click(act, view, [view, said, downloaded], trigger_mode="multiple", **QUIET)
-    view.change(paint, [view, shown], painted, **QUIET)
-    gr.Timer(1).tick(paint, [view, shown], painted, trigger_mode="once", **QUIET)
-    tab = adapter.parent
-    while tab is not None and not isinstance(tab, gr.Tab):
-        tab = tab.parent
-    assert tab is not None
-    tab.select(opening, None, opened, **QUIET)  # new runs, and what another tab asks for
+    # Many at once: a field that is left by a click on the button is kept and the export begun in one moment.
+    clicks: dict[str, Any] = {"act": act, "told": [said, downloaded], "trigger_mode": "multiple"}
+    job_wiring.wire(parts, view, watching.look, opening=opening, opened=[adapter, view, nothing], **clicks)
 
 
 def after_click(

@@ -7,18 +7,10 @@ from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS, Target
 from lora_studio.exports import PHASES, Request
 from lora_studio.settings import Setting, described
-from lora_studio.ui import run_words
-from lora_studio.ui.text import count, empty, escape, notice, progress, size
+from lora_studio.ui import job_list
+from lora_studio.ui.text import empty, escape, notice, progress, size
 
-LISTED, WHOLE_BYTES = 30, 500_000_000
-STATES = {
-    "queued": "Starting",
-    "running": "Running",
-    "stopping": "Stopping",
-    "done": "Finished",
-    "stopped": "Stopped",
-    "failed": "Failed",
-}
+WHOLE_BYTES = 500_000_000
 TRIAL = "Load the result and ask it something; its answer is compared with that of base and adapter."
 
 
@@ -88,35 +80,24 @@ def listing(states: Sequence[RunState], looked_at: str, now: float, sizes: Mappi
     """The earlier exports to choose from; `sizes` are those of results that are there."""
     if not states:
         return empty("Nothing taken away yet", "Choose an adapter and a form above, and press the button below it.")
-    rows = "".join(_listed(state, state.id == looked_at, now, sizes.get(state.id)) for state in states[:LISTED])
-    left = len(states) - LISTED
-    more = f'<p class="ls-hint">{count(left, "older export")} not shown.</p>' if left > 0 else ""
-    return f'<h3 class="part">Exports</h3><ul class="eval-list" aria-label="Exports">{rows}</ul>{more}'
 
+    def about(state: RunState) -> tuple[str, str]:
+        octets = sizes.get(state.id)
+        return job_list.STATES[state.state], size(octets) if octets else ""
 
-def _listed(state: RunState, current: bool, now: float, octets: int | None) -> str:
-    name, title = escape(state.id), escape(state.title)
-    delete = f'<button type="button" data-act="delete" data-value="{name}" aria-label="Delete {title}">Delete…</button>'
-    about = [STATES.get(state.state, state.state), run_words.ago(state.created, now), size(octets) if octets else ""]
-    return (
-        f'<li aria-current="{"true" if current else "false"}"><span class="dot {escape(state.state)}"></span>'
-        f'<button type="button" class="open" data-act="open" data-value="{name}">{title}</button>'
-        f"<small>{escape(' · '.join(filter(None, about)))}</small>{delete if state.final else ''}</li>"
-    )
+    return f'<h3 class="part">Exports</h3>{job_list.listing(states, looked_at, now, "export", about)}'
 
 
 def head(state: RunState, request: Request, result: Mapping[str, Any]) -> str:
     """One export: how far it is, or what came out."""
-    top = f'<h2><span class="dot {escape(state.state)}"></span>{escape(state.title)}</h2>'
-    notes = "".join(notice(words, kind="warning") for words in state.warnings)
+    top, notes = job_list.title(state), "".join(notice(words, kind="warning") for words in state.warnings)
     if not state.final:
-        stop = '<div class="acts eval-acts"><button type="button" data-act="stop" data-value="">Stop</button></div>'
-        return f'<div class="run-head">{top}{_progress(state)}</div>{stop}{notes}'
-    after = f"{STATES[state.state]} after {run_words.clock(run_words.elapsed(state, 0.0))}."
+        return f'<div class="run-head">{top}{_progress(state)}</div>{job_list.buttons(("stop", "", "Stop"))}{notes}'
     if state.state != "done" or not result:
-        what = notice(state.message, state.hint, "error" if state.state == "failed" else "info")
-        return f'<div class="run-head">{top}<div class="now">{escape(after)}</div></div>{what}{notes}'
-    return f'<div class="run-head">{top}<div class="now">{escape(after)}</div></div>{_outcome(result)}{notes}'
+        outcome = notice(state.message, state.hint, "error" if state.state == "failed" else "info")
+    else:
+        outcome = _outcome(result)
+    return f'<div class="run-head">{top}{job_list.ended(state)}</div>{outcome}{notes}'
 
 
 def _progress(state: RunState) -> str:
@@ -153,9 +134,6 @@ def _outcome(result: Mapping[str, Any]) -> str:
     )
     whole = ""
     if len(files) > 1 and result["bytes"] <= WHOLE_BYTES:
-        whole = (
-            '<div class="acts eval-acts"><button type="button" data-act="download" data-value="all">'
-            f"Download all as a zip ({escape(size(result['bytes']))})</button></div>"
-        )
+        whole = job_list.buttons(("download", "all", f"Download all as a zip ({size(result['bytes'])})"))
     place = f'<p class="id">On this machine: {escape(result["place"])}</p>'
     return "".join(parts) + f'{whole}<ul class="export-files" aria-label="Files">{rows}</ul>{place}'

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.evaluations import EvaluationFolder, of_run
-from lora_studio.ui import text
+from lora_studio.ui import job_list, text
 from lora_studio.ui.evaluate_board import FORM, LOOKED_AT
 from lora_studio.ui.evaluate_words import headline
 from lora_studio.ui.run_section import QUIET, Look, stat_of
@@ -60,16 +60,11 @@ def view(look: Look) -> dict[str, Any]:
 
 def listing(found: list[EvaluationFolder], run_id: str, there: bool) -> str:
     """Each evaluation with what it came to, and a button to make another; `there` says whether an adapter is."""
-    another = (
-        f'<div class="acts eval-acts"><button type="button" data-act="new" data-value="{text.escape(run_id)}">'
-        "Evaluate this run…</button></div>"
-        if there
-        else ""
-    )
+    another = job_list.buttons(("new", run_id, "Evaluate this run…")) if there else ""
     if not found:
         return text.empty("No evaluation yet", "A test file shows what the adapter learned, beside its base.") + another
     rows = "".join(_listed(folder) for folder in found)
-    return f'<ul class="eval-list" aria-label="Evaluations of this run">{rows}</ul>{another}'
+    return f'<ul class="job-list" aria-label="Evaluations of this run">{rows}</ul>{another}'
 
 
 def _listed(folder: EvaluationFolder) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from lora_studio.events import RunState
 from lora_studio.overview import Overview, matching
 from lora_studio.ui import run_words
-from lora_studio.ui.text import count, empty, escape, shorten, size
+from lora_studio.ui.text import count, empty, escape, pager, shorten, size
 
 ROWS = 25
 NEWEST = "created"
@@ -134,7 +134,7 @@ def table(found: Sequence[Row], of: int, choice: Choice, looked_at: str, now: fl
     body = "".join(_row(row, choice, looked_at, now) for row in rows)
     return (
         f'<div class="run-table"><table aria-label="Runs"><thead><tr>{tick}{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>{_pager(len(found), of, page)}"
+        f"<tbody>{body}</tbody></table></div>{pager(len(found), of, page, ROWS, 'run')}"
     )
 
 
@@ -190,16 +190,3 @@ def _state_words(row: Row) -> str:
 def _steps(row: Row) -> str:
     total = row.run.total_steps
     return f"{row.run.step:,}" + (f" <small>of {total:,}</small>" if total and total != row.run.step else "")
-
-
-def _pager(found: int, of: int, page: int) -> str:
-    last = (found - 1) // ROWS
-    said = count(found, "run") if found == of else f"{found:,} of {count(of, 'run')}"
-    if last == 0:
-        return f'<div class="run-pager"><span>{said}</span></div>'
-    said = f"{page * ROWS + 1:,} to {min(found, (page + 1) * ROWS):,} of {said}"
-    buttons = "".join(
-        f'<button type="button" data-act="page" data-value="{step}"{"" if able else " disabled"}>{word}</button>'
-        for step, word, able in ((-1, "Previous page", page > 0), (1, "Next page", page < last))
-    )
-    return f'<div class="run-pager"><span>{said}</span>{buttons}</div>'

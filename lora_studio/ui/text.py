@@ -141,6 +141,20 @@ def _cell(value: object) -> str:
     return '<span class="ls-none">none</span>' if value is None else f"<div>{escape(value)}</div>"
 
 
+def pager(found: int, of: int, page: int, rows: int, noun: str) -> str:
+    """What part of a table is shown, `rows` on a page, and buttons that turn it; `page` counts from 0."""
+    last = (found - 1) // rows
+    said = count(found, noun) if found == of else f"{found:,} of {count(of, noun)}"
+    if last <= 0:
+        return f'<div class="run-pager"><span>{said}</span></div>'
+    said = f"{page * rows + 1:,} to {min(found, (page + 1) * rows):,} of {said}"
+    buttons = "".join(
+        f'<button type="button" data-act="page" data-value="{step}"{"" if able else " disabled"}>{word}</button>'
+        for step, word, able in ((-1, "Previous page", page > 0), (1, "Next page", page < last))
+    )
+    return f'<div class="run-pager"><span>{said}</span>{buttons}</div>'
+
+
 def bubbles(messages: Sequence[Mapping[str, Any]]) -> str:
     """A conversation as it reads: one bubble a message, with its role."""
     return f'<div class="ls-talk">{"".join(map(_bubble, messages))}</div>'

@@ -1,0 +1,86 @@
+"""What the tabs of jobs with folders of their own (evaluations, exports) share: list, states, buttons. No gradio."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lora_studio.events import RunState
+from lora_studio.jobs.folder_jobs import FolderJobs
+from lora_studio.ui import run_words
+from lora_studio.ui.text import count, escape
+from lora_studio.workspace import Workspace
+
+LISTED = 30
+STATES = {
+    "queued": "Starting",
+    "running": "Running",
+    "stopping": "Stopping",
+    "done": "Finished",
+    "stopped": "Stopped",
+    "failed": "Failed",
+}
+
+
+def opening(workspace: Workspace, jobs: FolderJobs[Any], draft: str) -> str:
+    """The job to look at first: the one looked at last, whose id is the draft of that name, else the newest."""
+    last = workspace.read_draft(draft)
+    known = [state.id for state in jobs.all()]
+    return str(last) if last in known else next(iter(known), "")
+
+
+def listing(
+    states: Sequence[RunState], looked_at: str, now: float, noun: str, about: Callable[[RunState], tuple[str, str]]
+) -> str:
+    """The earlier ones to choose from; `about` gives what is said before and after the time of each."""
+    rows = "".join(_listed(state, state.id == looked_at, now, *about(state)) for state in states[:LISTED])
+    left = len(states) - LISTED
+    more = f'<p class="ls-hint">{count(left, f"older {noun}")} not shown.</p>' if left > 0 else ""
+    return f'<ul class="job-list" aria-label="{noun.capitalize()}s">{rows}</ul>{more}'
+
+
+def _listed(state: RunState, current: bool, now: float, said: str, outcome: str) -> str:
+    name, title = escape(state.id), escape(state.title)
+    delete = f'<button type="button" data-act="delete" data-value="{name}" aria-label="Delete {title}">Delete…</button>'
+    about = " · ".join(filter(None, (said, run_words.ago(state.created, now), outcome)))
+    return (
+        f'<li aria-current="{"true" if current else "false"}"><span class="dot {escape(state.state)}"></span>'
+        f'<button type="button" class="open" data-act="open" data-value="{name}">{title}</button>'
+        f"<small>{escape(about)}</small>{delete if state.final else ''}</li>"
+    )
+
+
+def title(state: RunState) -> str:
+    """What stands above the one that is looked at."""
+    return f'<h2><span class="dot {escape(state.state)}"></span>{escape(state.title)}</h2>'
+
+
+def ended(state: RunState) -> str:
+    """Finished after 12 s."""
+    words = f"{STATES[state.state]} after {run_words.clock(run_words.elapsed(state, 0.0))}."
+    return f'<div class="now">{escape(words)}</div>'
+
+
+def buttons(*acts: tuple[str, str, str]) -> str:
+    """Buttons beside each other: what a click asks for, with which value, and the words on it."""
+    drawn = "".join(
+        f'<button type="button" data-act="{escape(act)}" data-value="{escape(value)}">{escape(words)}</button>'
+        for act, value, words in acts
+    )
+    return f'<div class="acts job-acts">{drawn}</div>'
+
+
+CSS = """
+ul.job-list { list-style: none; margin: 0; padding: 0; border: 1px solid var(--line); border-radius: 8px;
+  max-height: 260px; overflow-y: auto; background: var(--block-background-fill); }
+.job-list li { display: flex; flex-wrap: wrap; align-items: center; gap: 2px 10px; padding: 7px 12px; margin: 0;
+  border-bottom: 1px solid var(--line); }
+.job-list li:last-child { border-bottom: 0; }
+.job-list li[aria-current="true"] { background: var(--soft); box-shadow: inset 3px 0 0 var(--busy); }
+.job-list button.open { border: 0; background: none; padding: 0; font-weight: 600; text-align: left; cursor: pointer;
+  color: var(--body-text-color); overflow-wrap: anywhere; }
+.job-list small { color: var(--body-text-color-subdued); flex: 1; min-width: 180px; font-size: 13px;
+  font-variant-numeric: tabular-nums; }
+.job-list button[data-act="delete"] { border: 1px solid var(--line); border-radius: 6px; padding: 2px 8px;
+  font-size: 12px; background: var(--block-background-fill); color: var(--body-text-color); cursor: pointer; }
+.job-acts { display: flex; flex-wrap: wrap; gap: 6px; margin: 10px 0 0; }
+.job-acts button { margin: 0 !important; }
+"""

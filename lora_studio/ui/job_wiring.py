@@ -1,0 +1,61 @@
+"""How a tab shows jobs with folders of their own (evaluations, exports): painted once a second, acted on by clicks."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import gradio as gr
+
+from lora_studio.errors import StudioError
+from lora_studio.ui import text
+from lora_studio.ui.run_section import QUIET
+
+
+def wire(
+    parts: Mapping[str, gr.HTML],
+    view: gr.State,
+    look: Callable[[Any, float], dict[str, str]],
+    *,
+    opening: Callable[[], list[Any]],
+    opened: Sequence[Any],
+    act: Callable[[gr.EventData, Any], tuple[Any, Any, Any]],
+    told: Sequence[Any],
+    trigger_mode: Literal["once", "multiple"] = "once",
+) -> None:
+    """Wires a tab whose parts show what `look` says of a view; a part that shows the same as before is not sent.
+
+    `opening` gives what `opened`, the view among them, shows when the page or the tab opens. `act` turns a click into
+    view, message and download link; a `StudioError` of it becomes the message. The last two are `told`.
+    """
+    shown = gr.State({})
+    painted = [*parts.values(), shown]
+
+    def paint(now: Any, before: dict[str, str]) -> list[Any]:
+        seen = look(now, time.time())
+        if seen == before:
+            return [gr.skip()] * len(painted)
+        return [*(gr.skip() if seen[name] == before.get(name) else seen[name] for name in parts), seen]
+
+    def repaint(now: Any) -> list[Any]:
+        return paint(now, {})
+
+    def click(event: gr.EventData, now: Any) -> tuple[Any, Any, Any]:
+        try:
+            return act(event, now)
+        except StudioError as error:
+            return now, text.problem(error), gr.skip()
+
+    gr.on(None, opening, None, [*opened], **QUIET).then(repaint, view, painted, **QUIET)
+    for part in parts.values():
+        part.click(click, view, [view, *told], trigger_mode=trigger_mode, **QUIET)
+    view.change(paint, [view, shown], painted, **QUIET)
+    gr.Timer(1).tick(paint, [view, shown], painted, trigger_mode="once", **QUIET)
+    _tab_of(opened[0]).select(opening, None, [*opened], **QUIET)  # new runs, and what another tab asks for
+
+
+def _tab_of(component: Any) -> gr.Tab:
+    """The tab in which a component stands."""
+    place = component.parent
+    while not isinstance(place, gr.Tab):
+        place = place.parent
+    return place
