@@ -19,6 +19,7 @@ from typing import Any
 from lora_studio.errors import StudioError
 from lora_studio.files import numbered, same_content
 from lora_studio.permissions import Permissions
+from lora_studio.space import usual_place
 
 DEMO_MODEL = "demo"
 _CACHE = "cache"
@@ -188,8 +189,13 @@ class Workspace(Permissions):
 
     @classmethod
     def find(cls, given: str | None = None) -> "Workspace":
-        """The workspace named, else that of LORA_STUDIO_HOME, else ./workspace."""
-        return cls(Path(given or os.environ.get("LORA_STUDIO_HOME") or "workspace"))
+        """The workspace named, else that of LORA_STUDIO_HOME, else ./workspace (of a Space: where it may write)."""
+        root = Path(given or os.environ.get("LORA_STUDIO_HOME") or usual_place(os.environ) / "workspace")
+        try:
+            return cls(root)
+        except OSError as error:
+            hint = "Name a folder that you may write to with --workspace or LORA_STUDIO_HOME."
+            raise StudioError(f"The workspace {root} can't be made: {error.strerror}.", hint) from None
 
     @property
     def whole(self) -> "Workspace":

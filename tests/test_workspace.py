@@ -1,10 +1,12 @@
 """The workspace keeps names inside it, files whole and runs listed."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from lora_studio.errors import StudioError
+from lora_studio.space import usual_place
 from lora_studio.workspace import Workspace, model_source, safe_name, write_atomically
 
 
@@ -98,3 +100,20 @@ def test_a_slash_in_a_title_leaves_the_rest_of_the_title_in_the_id(workspace: Wo
     run = workspace.create_run("Second <b>run</b>", "{}", {})
     assert "second-b-run-b" in run.id
     assert run.path.parent == workspace.runs_folder
+
+
+def test_a_workspace_that_can_not_be_made_is_said_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudioError, match=r"can't be made: .*\n.*--workspace"):
+        Workspace.find(str(tmp_path / "file" / "workspace"))
+
+
+def test_a_space_keeps_things_where_it_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space, writable = {"SPACE_ID": "anna/studio"}, {str(tmp_path)}
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) in writable)
+    assert usual_place({}) == Path()
+    assert usual_place(space, tmp_path) == Path.home()
+    writable.add(".")
+    assert usual_place(space, tmp_path) == Path()
+    monkeypatch.setattr(os.path, "ismount", lambda path: True)
+    assert usual_place(space, tmp_path) == tmp_path
