@@ -18,6 +18,7 @@ from lora_studio.workspace import DEMO_MODEL, shipped_data
 
 ELSEWHERE = "Install the studio, or duplicate the Space, to do this with models and data of your own."
 HOUR = 3600.0
+_OF_HUB = "hub-"
 _CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 
 
@@ -39,6 +40,16 @@ ABOUT = (
     f"Guests train the built-in model: up to {LIMITS.rows} rows, {LIMITS.steps} steps, one run each. Other models, "
     "exports and the Hub are the owner's."
 )
+
+
+def named(hub_account: str) -> str:
+    """What a guest is called who logged in with an account of the Hub."""
+    return f"{_OF_HUB}{hub_account}"
+
+
+def hub_name(visitor: str) -> str:
+    """The account of the Hub that a visitor logged in with; "" for others."""
+    return visitor.removeprefix(_OF_HUB) if visitor.startswith(_OF_HUB) else ""
 
 
 class GuestWorkspace(VisitedWorkspace):

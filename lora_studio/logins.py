@@ -15,7 +15,8 @@ from lora_studio.errors import StudioError
 
 IDLE_SECONDS = 8 * 3600.0
 LONGEST_SECONDS = 7 * 24 * 3600.0
-MOST_SESSIONS = 1000
+MOST_GUESTS = 1000  # sessions of guests in all: anybody can begin one
+MOST_OF_USER = 50  # sessions of one name
 WINDOW_SECONDS = 300.0
 MOST_OF_ONE, MOST_OF_ALL = 5, 50  # wrong passwords within the window
 
@@ -25,6 +26,7 @@ class _Login:
     user: str
     begun: float
     seen: float
+    guest: bool = False
 
 
 class Sessions:
@@ -35,14 +37,16 @@ class Sessions:
         self._lock = threading.Lock()
         self._logins: dict[str, _Login] = {}
 
-    def begin(self, user: str) -> str:
-        """A new token for that user. Of very many sessions the one unused for longest ends."""
+    def begin(self, user: str, *, guest: bool = False) -> str:
+        """A new token for that user. Of very many sessions the one unused for longest ends: a guest's for a guest, and
+        one of the same name for whoever has one, so that nobody pushes others out."""
         token, now = secrets.token_urlsafe(32), self._clock()
         with self._lock:
             self._logins = {token: login for token, login in self._logins.items() if self._lives(login, now)}
-            if len(self._logins) >= MOST_SESSIONS:
-                del self._logins[min(self._logins, key=lambda token: self._logins[token].seen)]
-            self._logins[token] = _Login(user, now, now)
+            alike = [other for other, login in self._logins.items() if (login.guest if guest else login.user == user)]
+            if len(alike) >= (MOST_GUESTS if guest else MOST_OF_USER):
+                del self._logins[min(alike, key=lambda other: self._logins[other].seen)]
+            self._logins[token] = _Login(user, now, now, guest)
         return token
 
     def user(self, token: str) -> str | None:

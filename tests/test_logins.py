@@ -32,13 +32,25 @@ def test_a_session_ends_when_it_is_idle_or_old_or_logged_out() -> None:
 
 
 def test_sessions_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logins, "MOST_SESSIONS", 3)
+    monkeypatch.setattr(logins, "MOST_OF_USER", 3)
     clock = Clock()
     sessions = Sessions(clock)
     tokens = []
     for clock.now in range(5):
         tokens.append(sessions.begin("anna"))
     assert [sessions.user(token) for token in tokens] == [None, None, "anna", "anna", "anna"]
+
+
+def test_guests_push_out_guests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logins, "MOST_GUESTS", 3)
+    clock = Clock()
+    sessions = Sessions(clock)
+    owner, named = sessions.begin("owner"), sessions.begin("hub-bert")
+    guests = []
+    for clock.now in range(1, 6):
+        guests.append(sessions.begin(f"guest-{clock.now}", guest=True))
+    assert [sessions.user(token) is not None for token in guests] == [False, False, True, True, True]
+    assert (sessions.user(owner), sessions.user(named)) == ("owner", "hub-bert")
 
 
 def test_an_address_that_guesses_waits_and_is_told_how_long() -> None:

@@ -137,7 +137,7 @@ def test_a_client_that_hangs_up_frees_the_engine_within_a_token(server: Server) 
 @pytest.fixture
 def space(tmp_path: Path) -> Iterator[Server]:
     """A public Space, as far as a Space tells by its environment; it listens on this machine alone."""
-    running = Server(tmp_path / "workspace", SPACE_ID="anna/studio", LORA_STUDIO_HOST="127.0.0.1")
+    running = Server(tmp_path / "workspace", SYSTEM="spaces", SPACE_ID="anna/studio", LORA_STUDIO_HOST="127.0.0.1")
     yield running
     running.end()
 
@@ -155,6 +155,12 @@ def test_a_space_without_a_login_keeps_its_limits_whichever_way_a_guest_comes(sp
         other.get("/")
         assert other.cookies
         assert [model["id"] for model in other.get("/v1/models").json()["data"]] == ["demo"]
+        file = {"path": "http://127.0.0.1:1/x", "meta": {"_type": "gradio.FileData"}}
+        joined = {"data": [[file]], "fn_index": 0, "session_hash": client.session_hash}
+        assert "none is fetched" in other.post("/gradio_api/queue/join", json=joined).text
+        assert other.post("/gradio_api/queue/join", json=joined | {"data": [""]}).status_code == 401  # not its page
+    assert "Traceback" not in space.log.read_text()
+    assert "HOT_RELOAD" not in space.log.read_text()
 
 
 def test_the_key_is_nothing_that_children_know(server: Server) -> None:

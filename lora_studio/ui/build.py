@@ -60,6 +60,7 @@ TABS = (
 HEAD = (
     "<script>window.askedTab = location.hash.slice(1)</script>"  # read before the first tab writes its own name there
 )
+OF_A_SPACE = "SYSTEM"  # by this variable Gradio knows a Space, where it waits for new code to run instead of this one
 FIRST = 1  # the first process of a container, with which all others end
 SAVE_SECONDS = 8.0  # Docker gives ten
 WARM_UP_SECONDS = 3.0  # after the page asked for its contents
@@ -170,6 +171,7 @@ def visitor() -> str:
 def launch(workspace: Workspace, serving: Serving) -> None:
     """Serves the page until Ctrl-C or SIGTERM. Runs go on after it ends, but in a container, which ends whole."""
     check_exposure(serving)
+    os.environ.pop(OF_A_SPACE, None)
     studio = make_studio(workspace, serving)
     studio.supervisor.start()
     signal.signal(signal.SIGTERM, _leave)
@@ -229,7 +231,7 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             + evaluate_style.CSS
             + export_style.CSS
             + chat_style.CSS,
-            head=HEAD + (RELOAD_WHEN_LOGGED_OUT if serving.accounts else ""),
+            head=HEAD + (RELOAD_WHEN_LOGGED_OUT if serving.accounts or serving.guests else ""),
             ssr_mode=False,
             run_history=False,
             footer_links=[],

@@ -5,6 +5,7 @@ a cookie that no script can read, and hands the name on as `scope["user"]`. Prog
 let in and told apart, where they are let in at all.
 """
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -15,11 +16,13 @@ from urllib.parse import parse_qs, urlsplit
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from lora_studio import guests
 from lora_studio.accounts import API_KEY, same_secret
 from lora_studio.errors import StudioError
 from lora_studio.logins import Attempts, Sessions
 from lora_studio.serving import Serving, is_loopback
 from lora_studio.ui.openai_format import ApiError
+from lora_studio.ui.page_requests import Pages
 from lora_studio.ui.text import escape
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ App = Callable[[Scope, Any, Any], Awaitable[None]]
 USER, COOKIE = "user", "lora-studio-cookie"
 LONGEST_LOGIN = 10_000  # bytes of a name and a password
 MOST_BYTES = 10_000_000  # of any other request; one with files is limited by the file, and not held in memory
+LARGE = 100_000  # bytes of a request that is looked through beside the others
 WITH_FILES = "/gradio_api/upload"
 # The server calls the first itself, once, when it starts; it does nothing after that.
 OPEN_PATHS = ("/gradio_api/startup-events",)
@@ -54,6 +58,7 @@ class Door:
         self._app, self._serving, self._hub = app, serving, hub
         self._sessions, self._attempts = sessions, attempts
         self._any_name = serving.accounts is not None and serving.accounts.one
+        self._pages = Pages()
         self._cookie = f"lora-studio-{secrets.token_hex(4)}"  # two studios of one machine share a host's cookies
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -66,15 +71,26 @@ class Door:
         answer = await self._answer(Request(scope, receive))
         if scope["path"].startswith(PROGRAMS):
             PROGRAM_OF.set(scope.get(USER) or "")
-        elif answer is None and scope["method"] not in ("GET", "HEAD") and scope["path"] != WITH_FILES:
+        elif answer is None:
             try:
-                body = await _body(Request(scope, receive), MOST_BYTES)
+                answer, receive = await self._weighed(scope, receive)
             except ClientDisconnect:
                 return
-            if body is None:
-                answer = JSONResponse({"error": f"A request may have {MOST_BYTES / 1e6:.0f} MB beside its files."}, 413)
-            receive = _again(body or b"", receive)
         await (answer or self._app)(scope, receive, _with_cookie(scope, send))
+
+    async def _weighed(self, scope: Scope, receive: Any) -> tuple[Response | None, Any]:
+        """What speaks against a request by what it brings and names; and how to read again what was read of it."""
+        body: bytes | None = b""
+        if scope["method"] not in ("GET", "HEAD") and scope["path"] != WITH_FILES:
+            body = await _body(Request(scope, receive), MOST_BYTES)
+            receive = _again(body or b"", receive)
+        if body is None:
+            said = f"A request may have {MOST_BYTES / 1e6:.0f} MB beside its files."
+            return JSONResponse({"error": said}, 413), receive
+        named = (scope.get(USER), scope["path"], scope["query_string"], body)
+        large = len(body) > LARGE
+        refused = await asyncio.to_thread(self._pages.refused, *named) if large else self._pages.refused(*named)
+        return JSONResponse({"error": refused.words}, refused.status) if refused else None, receive
 
     async def _answer(self, request: Request) -> Response | None:
         """What the door itself answers; None for a request that may pass."""
@@ -91,10 +107,7 @@ class Door:
             return await self._login(request) if request.method == "POST" else RedirectResponse("./", 303)
         token = request.cookies.get(self._cookie, "")
         if path == "/logout":
-            self._sessions.end(token)
-            gone = RedirectResponse("./", 303)
-            gone.delete_cookie(self._cookie)
-            return gone
+            return self._logout(request, token)
         user = self._sessions.user(token)
         if user is None and path not in OPEN_PATHS:
             if request.method in ("GET", "HEAD") and path == "":
@@ -129,8 +142,7 @@ class Door:
         owner logs in at the Hub."""
         token = request.cookies.get(self._cookie, "")
         if path == "/logout":
-            self._sessions.end(token)
-            return RedirectResponse("./", 303)
+            return self._logout(request, token)
         if self._hub is not None and path == "/login/hub":
             return await self._hub.away(request)
         if self._hub is not None and path == "/login/callback":
@@ -138,7 +150,7 @@ class Door:
         user = self._sessions.user(token)
         if user is None and path == "" and request.method == "GET":
             user = f"guest-{secrets.token_hex(6)}"
-            request.scope[COOKIE] = self._cookie_for(request, user)
+            request.scope[COOKIE] = self._cookie_for(request, user, guest=True)
         request.scope[USER] = user or self._by_address(request)
         return None
 
@@ -150,7 +162,7 @@ class Door:
             return HTMLResponse(login_page(str(error)), 403)
         owner = name.casefold() == hub.owner.casefold()
         answer = RedirectResponse("/", 303)
-        answer.headers["set-cookie"] = self._cookie_for(request, self._serving.owner if owner else f"hub-{name}")
+        answer.headers["set-cookie"] = self._cookie_for(request, self._serving.owner if owner else guests.named(name))
         return answer
 
     def _by_address(self, request: Request) -> str:
@@ -181,13 +193,23 @@ class Door:
         answer.headers["set-cookie"] = self._cookie_for(request, user)
         return answer
 
-    def _cookie_for(self, request: Request, user: str) -> str:
+    def _logout(self, request: Request, token: str) -> Response:
+        """Ends a session, but not for a mere link, which the page of another site could send people along."""
+        gone = RedirectResponse("./", 303)
+        if request.method == "POST":
+            self._sessions.end(token)
+            gone.delete_cookie(self._cookie)
+        return gone
+
+    def _cookie_for(self, request: Request, user: str, *, guest: bool = False) -> str:
         """A new session, as a header."""
         https = bool(self._serving.names) or "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
         carrier = Response()
         # In a frame of another site, as a Space is shown, a cookie comes back only where it allows so.
         framed: Literal["none", "lax"] = "none" if self._serving.names else "lax"
-        carrier.set_cookie(self._cookie, self._sessions.begin(user), httponly=True, secure=https, samesite=framed)
+        carrier.set_cookie(
+            self._cookie, self._sessions.begin(user, guest=guest), httponly=True, secure=https, samesite=framed
+        )
         return carrier.headers["set-cookie"]
 
 

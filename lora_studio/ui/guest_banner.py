@@ -2,25 +2,33 @@
 
 import gradio as gr
 
-from lora_studio.guests import ABOUT
+from lora_studio.guests import ABOUT, hub_name
 from lora_studio.ui import text
 from lora_studio.ui.studio import Studio
+from lora_studio.ui.theme import LOG_OUT
 
 LOGIN = ' <a href="login/hub" target="_blank">Log in with Hugging Face</a> if it is yours.'
-OUT = ' <a href="logout">Log out</a>'
 
 
 def build(studio: Studio) -> None:
     """Draws the banner; whom it is for is known when the page is opened."""
-    shown = gr.HTML(words(owned=False, login=studio.serving.hub_app is not None), elem_id="guests")
+    login = studio.serving.hub_app is not None
+    shown = gr.HTML(words(owned=False, login=login), elem_id="guests")
 
     def refresh() -> str:
-        return words(owned=studio.workspace.owned, login=studio.serving.hub_app is not None)
+        workspace = studio.workspace
+        return words(owned=workspace.owned, login=login, name=hub_name(workspace.maker))
 
     gr.on(None, refresh, None, shown, show_progress="hidden", api_visibility="private")
 
 
-def words(*, owned: bool, login: bool) -> str:
-    """The banner as markup."""
-    about, link = ("You own it: no limits are kept for you.", OUT) if owned else (ABOUT, LOGIN if login else "")
+def words(*, owned: bool, login: bool, name: str = "") -> str:
+    """The banner as markup. `name` is that of a Hub account that does not own the studio."""
+    about, link = ABOUT, LOGIN if login else ""
+    if owned or name:
+        link = f" {LOG_OUT}"
+    if owned:
+        about = "You own it: no limits are kept for you."
+    elif name:
+        about = f"You are logged in as {name}, whose it is not. {ABOUT}"
     return text.notice("This is a public demonstration.", about).replace("</span></div>", f"{link}</span></div>")

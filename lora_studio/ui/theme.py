@@ -11,6 +11,8 @@ from lora_studio.ui.text import escape
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
 
+LOG_OUT = '<form class="log-out" method="post" action="logout"><button>Log out</button></form>'
+
 TEAL = gr.themes.Color(
     name="studio",
     c50="#effaf8",
@@ -114,6 +116,9 @@ footer { display: none !important; }
 .studio-head { display: flex; align-items: baseline; gap: 6px 14px; flex-wrap: wrap; }
 .studio-head h1 { font-size: 22px; font-weight: 700; margin: 0; letter-spacing: -0.01em; }
 .studio-head .what { color: var(--body-text-color-subdued); }
+form.log-out { display: inline; margin: 0; }
+form.log-out button { font: inherit; color: var(--link-text-color); text-decoration: underline; padding: 0;
+  border: 0; background: none; cursor: pointer; }
 .studio-head .device { margin-left: auto; color: var(--body-text-color-subdued); font-size: 13px; }
 .studio-status { display: flex; align-items: center; gap: 8px; font-size: 14px; min-height: 24px;
   color: var(--body-text-color-subdued); }
@@ -221,7 +226,7 @@ ol.checks li { display: flex; gap: 8px; padding: 4px 0; overflow-wrap: anywhere;
 
 def header(devices: list[Device], logins: bool = False) -> str:
     """The line at the top of every tab: what this is, what it runs on, and the way out where one logged in."""
-    out = ' · <a href="logout">Log out</a>' if logins else ""
+    out = f" · {LOG_OUT}" if logins else ""
     return (
         '<div class="studio-head"><h1>LoRA Studio</h1>'
         '<span class="what">Teach a language model your own way of answering, and compare.</span>'

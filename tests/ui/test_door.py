@@ -63,7 +63,10 @@ def test_a_browser_logs_in_and_out_again() -> None:
     assert "secure" not in cookie
     assert guest.get("/anything").json()["user"] == "anna"
     kept = dict(guest.cookies)
-    assert guest.get("/logout").status_code == 303
+    assert guest.get("/logout").status_code == 303  # a link, that of another site too, ends nothing
+    assert guest.post("/logout", headers={"origin": "http://evil.org"}).status_code == 403
+    assert guest.get("/anything").json()["user"] == "anna"
+    assert guest.post("/logout").status_code == 303
     assert guest.get("/anything").status_code == 401
     guest.cookies.update(kept)
     assert guest.get("/anything").status_code == 401

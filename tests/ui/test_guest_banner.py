@@ -15,4 +15,12 @@ def test_guests_are_told_their_limits_and_the_owner_how_to_come_in() -> None:
 def test_the_owner_is_told_that_there_are_no_limits() -> None:
     told = words(owned=True, login=True)
     assert "no limits" in told
-    assert 'href="logout"' in told
+    assert 'action="logout"' in told
+
+
+def test_who_logged_in_without_owning_it_is_told_so_and_can_log_out() -> None:
+    told = words(owned=False, login=True, name="bert<")
+    assert "logged in as bert&lt;, whose it is not" in told
+    assert str(LIMITS.rows) in told
+    assert 'action="logout"' in told
+    assert "login/hub" not in told

@@ -148,7 +148,7 @@ def test_the_owner_logs_in_at_the_hub_and_out_again(hub: FakeHub) -> None:
     assert hub.asked["scope"] == "openid profile"
     assert browser.get("/").json() == {"user": "owner"}
     assert "hf_secret" not in str(dict(browser.cookies))
-    assert browser.get("/logout").status_code == 303
+    assert browser.post("/logout").status_code == 303
     assert browser.get("/config").json()["user"].startswith("guest-")
 
 
