@@ -11,8 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE, read_settings, same_model
-from lora_studio.architecture import architecture, read_config
+from lora_studio.adapter_source import (
+    CARD_FILE,
+    KINDS,
+    LORA,
+    PROMPT_LEARNING,
+    SETTINGS_FILE,
+    WEIGHTS_FILE,
+    read_settings,
+    same_model,
+)
+from lora_studio.architecture import Architecture, architecture, read_config
 from lora_studio.errors import StudioError
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -32,8 +41,8 @@ class Card:
     prompt_style: str
     enable_thinking: bool | None
     template: str
+    kind: str
     r: int
-    use_dora: bool
 
     @property
     def thinks(self) -> bool:
@@ -54,8 +63,8 @@ def read_card(folder: Path) -> Card:
         prompt_style=str(card.get("prompt_style") or "chat"),
         enable_thinking=card.get("enable_thinking"),
         template=template.read_text(encoding="utf-8") if template.is_file() else "",
+        kind=KINDS[settings["peft_type"]],
         r=int(settings.get("r") or 0),
-        use_dora=bool(settings.get("use_dora")),
     )
 
 
@@ -100,7 +109,11 @@ def check_fit(folder: Path, base: str | None = None) -> str:
         if found.startswith((".", "/", "~")) or found.count("/") != 1:
             raise StudioError(f"The adapter's base {found} is not on this machine.", "Copy the model to that place.")
         return found
-    _check_shapes(read_header(folder / WEIGHTS_FILE), numbers, found)
+    header = read_header(folder / WEIGHTS_FILE)
+    _check_ranks(header, settings)
+    if model := architecture(numbers):  # one that is not counted here is checked when it is loaded
+        _check_shapes(header, model, found)
+        _check_prompt(header, settings, model, found)
     return found
 
 
@@ -124,10 +137,36 @@ def read_header(path: Path) -> dict[str, Any]:
     return dict(header)
 
 
-def _check_shapes(header: Mapping[str, Any], numbers: dict[str, Any], base: str) -> None:
-    model = architecture(numbers)
-    if model is None:
-        return  # built in a way that is not counted here: checked when it is loaded
+def _check_ranks(header: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """No rank that the settings name may exceed what the file holds: peft makes matrices of that size first."""
+    if settings["peft_type"] != LORA:
+        return
+    held = max((tensor["shape"][0] for name, tensor in header.items() if ".lora_A." in name), default=0)
+    named = [settings.get("r"), *(settings.get("rank_pattern") or {}).values()]
+    highest = max((rank for rank in named if isinstance(rank, int)), default=0)
+    if held and highest > held:
+        raise StudioError(
+            f"The adapter's settings say rank {highest:,}, and its largest matrix has {held:,} rows.",
+            "Copy adapter_config.json and the weights from the same adapter.",
+        )
+
+
+def _check_prompt(header: Mapping[str, Any], settings: Mapping[str, Any], model: Architecture, base: str) -> None:
+    """The trained virtual tokens of prompt learning: as many as the settings say, and as wide as the base is."""
+    kind = settings["peft_type"]
+    if kind not in PROMPT_LEARNING:
+        return
+    keys_and_values = model.layers * 2 * model.kv_heads * model.head_size
+    wanted = [settings.get("num_virtual_tokens"), keys_and_values if kind == "PREFIX_TUNING" else model.hidden]
+    found = header.get("prompt_embeddings", {}).get("shape")
+    if found != wanted or (settings.get("token_dim") not in (None, wanted[1]) and kind != "PREFIX_TUNING"):
+        raise StudioError(
+            f"The adapter's virtual tokens have the shape {found}; on {base} they need {wanted}.",
+            "It was trained on another model, or its settings belong to another adapter.",
+        )
+
+
+def _check_shapes(header: Mapping[str, Any], model: Architecture, base: str) -> None:
     known = {path: linear for linear in model.linears for path in linear.paths}
     for name, tensor in header.items():
         match = _MATRIX.fullmatch(name)

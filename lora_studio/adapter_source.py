@@ -15,6 +15,24 @@ from lora_studio.parsing import parse
 from lora_studio.workspace import RunFolder, Workspace, model_source
 
 SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "studio.json"
+LORA = "LORA"
+KINDS = {
+    LORA: "LoRA",
+    "ADALORA": "AdaLoRA",
+    "LOHA": "LoHa",
+    "LOKR": "LoKr",
+    "VERA": "VeRA",
+    "OFT": "OFT",
+    "IA3": "(IA)³",
+    "LN_TUNING": "layer norm tuning",
+    "PROMPT_TUNING": "prompt tuning",
+    "P_TUNING": "P-tuning",
+    "PREFIX_TUNING": "prefix tuning",
+}
+"""Kinds of adapters that can answer, by peft's word for them. None of them reads another file or fetches anything."""
+PROMPT_LEARNING = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+"""First weights (`init_lora_weights`) whose loading takes something out of the base itself."""
 # Of the adapter's settings these are no part of its weights: a new run may choose them anew.
 FREE = ("lora_dropout", "init_lora_weights")
 
@@ -57,7 +75,7 @@ class NamedAdapter:
 
 
 def named_adapter(workspace: Workspace, name: str) -> NamedAdapter:
-    """The adapter of a run, RUN/checkpoint-N or folder, with its title. Raises `StudioError` unless it is safe LoRA."""
+    """The adapter of a run, RUN/checkpoint-N or folder, with its title. Raises `StudioError` unless it can be used."""
     folder = adapter_folder(workspace, name)
     for base in bases_of(folder):
         workspace.check_path(base)
@@ -70,7 +88,7 @@ def named_adapter(workspace: Workspace, name: str) -> NamedAdapter:
 
 
 def bases_of(folder: Path) -> list[str]:
-    """What an adapter's own files say of the base that it belongs on. Raises `StudioError` unless it is safe LoRA."""
+    """What an adapter's own files say of the base that it belongs on. Raises `StudioError` unless it is one to use."""
     settings = read_settings(folder)
     card = folder / CARD_FILE
     said = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
@@ -86,7 +104,7 @@ def continued(config: Config, workspace: Workspace) -> Config:
     if name is None:
         return config
     folder = adapter_folder(workspace, name)
-    settings = read_settings(folder)
+    settings = read_lora(folder)
     check_base(config, folder, settings)
     values = config.model_dump()
     values["model"]["adapter_name_or_path"] = str(folder)
@@ -104,7 +122,10 @@ def _kept(key: str, settings: dict[str, Any]) -> Any:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The adapter's `adapter_config.json`. Raises `StudioError` unless it is LoRA in safetensors, which run no code."""
+    """The adapter's `adapter_config.json`.
+
+    Raises `StudioError` unless it is of a known kind, in safetensors, which run no code, and leaves its base alone.
+    """
     if not (folder / SETTINGS_FILE).is_file():
         raise StudioError(f"There is no adapter in {folder}.", "Choose a finished run or a checkpoint.")
     if not (folder / WEIGHTS_FILE).is_file():
@@ -113,10 +134,32 @@ def read_settings(folder: Path) -> dict[str, Any]:
             "Other formats can run code when read; convert it.",
         )
     settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    if settings.get("peft_type") != "LORA":
+    kind, start = settings.get("peft_type"), str(settings.get("init_lora_weights"))
+    if kind not in KINDS:
         raise StudioError(
-            f"The adapter in {folder} is of the kind {settings.get('peft_type')}, not LoRA.",
-            "Only LoRA adapters can be used here.",
+            f"The adapter in {folder} is of the kind {kind}, which is not known here.",
+            f"Known are {', '.join(KINDS.values())}.",
+        )
+    if start.startswith(CHANGE_THE_BASE):
+        raise StudioError(
+            f"The adapter in {folder} begins with {start}, which changes the base when it is loaded.",
+            "Save it with peft's path_initial_model_for_weight_conversion: that makes a plain LoRA adapter of it.",
+        )
+    if settings.get("layer_replication"):
+        raise StudioError(
+            f"The adapter in {folder} repeats layers of its base (layer_replication): the base would be another model.",
+            "Nothing can stand beside it; use it with peft alone.",
+        )
+    return settings
+
+
+def read_lora(folder: Path) -> dict[str, Any]:
+    """The same for what only LoRA can be used for. Raises `StudioError` for all other kinds."""
+    settings = read_settings(folder)
+    if settings["peft_type"] != LORA:
+        raise StudioError(
+            f"The adapter in {folder} is {KINDS[settings['peft_type']]}, not LoRA.",
+            "It can answer in chat and be evaluated; only LoRA adapters can be trained further or taken away.",
         )
     return settings
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, named_adapter
+from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, named_adapter, read_lora
 from lora_studio.architecture import architecture, read_config
 from lora_studio.errors import StudioError
 from lora_studio.events import DataPrepared, from_line
@@ -159,6 +159,7 @@ def make_request(
             f"{target.title} is made from a run, and {found.folder} belongs to none here.",
             "Name a run, or choose another form.",
         )
+    read_lora(found.folder)
     chosen = checked(target, settings or {})
     workspace.check_path(out or "")
     place = str(_free_place(Path(out).expanduser().absolute())) if out else ""

@@ -169,6 +169,6 @@ def brought(workspace: Workspace) -> list[Path]:
 
 
 def about(folder: Path) -> str:
-    """An adapter in a line: its base and rank."""
+    """An adapter in a line: its kind, rank and base."""
     card = read_card(folder)
-    return f"rank {card.r} on {card.base or 'an unnamed base'}"
+    return f"{card.kind}{f' of rank {card.r}' if card.r else ''} on {card.base or 'an unnamed base'}"

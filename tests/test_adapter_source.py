@@ -71,9 +71,9 @@ def test_weights_that_could_run_code_are_refused(adapter: Path, workspace: Works
         continued(config(adapter), workspace)
 
 
-def test_an_adapter_of_another_kind_is_refused(adapter: Path, workspace: Workspace) -> None:
+def test_only_lora_can_be_trained_further(adapter: Path, workspace: Workspace) -> None:
     write(adapter, peft_type="IA3")
-    with pytest.raises(StudioError, match="IA3, not LoRA"):
+    with pytest.raises(StudioError, match=r"is \(IA\)³, not LoRA"):
         continued(config(adapter), workspace)
 
 

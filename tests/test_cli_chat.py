@@ -21,9 +21,9 @@ def test_adapters_of_another_base_and_too_many_are_refused(
     assert "4 adapters are named." in capsys.readouterr().err
 
 
-def test_an_adapter_that_is_no_lora_is_refused_in_a_sentence(
+def test_an_adapter_of_an_unknown_kind_is_refused_in_a_sentence(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = str(write(workspace.root / "prompt", files(peft_type="PROMPT_TUNING")))
+    folder = str(write(workspace.root / "prompt", files(peft_type="XLORA")))
     assert main(["chat", folder, "--workspace", str(workspace.root)]) == 2
-    assert "is of the kind PROMPT_TUNING, not LoRA." in capsys.readouterr().err
+    assert "is of the kind XLORA, which is not known here." in capsys.readouterr().err

@@ -88,8 +88,8 @@ def test_pickled_weights_are_refused_by_name(workspace: Workspace, tmp_path: Pat
 def test_another_task_kind_or_base_is_refused_with_the_reason(workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(StudioError, match="trained for SEQ_CLS"):
         take(workspace, zipped(tmp_path / "a.zip", files(task_type="SEQ_CLS")))
-    with pytest.raises(StudioError, match="of the kind PROMPT_TUNING"):
-        take(workspace, zipped(tmp_path / "b.zip", files(peft_type="PROMPT_TUNING")))
+    with pytest.raises(StudioError, match="of the kind XLORA, which is not known"):
+        take(workspace, zipped(tmp_path / "b.zip", files(peft_type="XLORA")))
     with pytest.raises(StudioError, match=r"trained on Qwen/Qwen3-8B; the columns here are on demo"):
         take(workspace, zipped(tmp_path / "c.zip", files(base_model_name_or_path="Qwen/Qwen3-8B")), "demo")
     with pytest.raises(StudioError, match="base /nowhere/model is not on this machine"):
@@ -104,6 +104,37 @@ def test_matrices_that_do_not_fit_the_base_are_refused(workspace: Workspace, tmp
     deep = {name.replace(".layers.0.", ".layers.77."): shape for name, shape in shapes_on().items()}
     with pytest.raises(StudioError, match="weights for layer 78"):
         take(workspace, zipped(tmp_path / "b.zip", files(deep)))
+
+
+@pytest.mark.parametrize("settings", [{"r": 10**9}, {"rank_pattern": {"q_proj": 10**9}}], ids=str)
+def test_settings_that_ask_for_more_than_the_weights_hold_are_refused(
+    workspace: Workspace, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    with pytest.raises(StudioError, match=r"say rank 1,000,000,000, and its largest matrix has 2 rows"):
+        take(workspace, zipped(tmp_path / "a.zip", files(**settings)))
+
+
+WIDE = 192
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [
+        ([4, WIDE], {"num_virtual_tokens": 10**9}),
+        ([4, WIDE + 8], {"num_virtual_tokens": 4}),
+        ([4, WIDE], {"num_virtual_tokens": 4, "token_dim": 10**9}),
+        ([4, WIDE], {"num_virtual_tokens": 4, "peft_type": "PREFIX_TUNING"}),
+    ],
+    ids=str,
+)
+def test_virtual_tokens_that_do_not_fit_the_base_are_refused(
+    workspace: Workspace, tmp_path: Path, shape: list[int], settings: dict[str, object]
+) -> None:
+    given = files({"prompt_embeddings": [4, WIDE]}, peft_type="PROMPT_TUNING", num_virtual_tokens=4)
+    take(workspace, zipped(tmp_path / "a.zip", given))
+    given = files({"prompt_embeddings": shape}, **{"peft_type": "PROMPT_TUNING"} | settings)
+    with pytest.raises(StudioError, match="virtual tokens have the shape"):
+        take(workspace, zipped(tmp_path / "b.zip", given))
 
 
 @pytest.mark.parametrize("weights", [b"", b"\xff" * 64, safetensors({"a": [4, 4]})[:-3], b"\x02\0\0\0\0\0\0\0{}"])

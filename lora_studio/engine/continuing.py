@@ -5,7 +5,7 @@ from pathlib import Path
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
-from lora_studio.adapter_source import read_settings
+from lora_studio.adapter_source import read_lora
 from lora_studio.engine.tokenizer import first_line
 from lora_studio.errors import StudioError
 
@@ -17,7 +17,7 @@ def continue_adapter(
 
     Rank and modules are the adapter's own. Raises `StudioError` where it does not fit the base.
     """
-    read_settings(folder)
+    read_lora(folder)
     config = LoraConfig.from_pretrained(str(folder))
     config.lora_dropout, config.inference_mode = dropout, False
     try:

@@ -47,9 +47,9 @@ def ask(loaded: LoadedModel, adapter: str | None, card: Mapping[str, Any]) -> Sp
     column = Column(adapter, [*system, {"role": "user", "content": QUESTION}])
     thinking = card.get("enable_thinking")
     prompt = prompt_ids(loaded, column, thinking)
-    with torch.no_grad(), loaded.answering_as(adapter):
+    with torch.no_grad(), loaded.answering_as(adapter) as model:
         ids = torch.tensor([prompt], device=loaded.model.device)
-        scores = loaded.model(input_ids=ids).logits[0, -1].float()
+        scores = model(input_ids=ids).logits[0, -1].float()
     (answer,) = generate(loaded, [column], greedy(loaded, TOKENS), enable_thinking=thinking)
     return Spoken(tuple(prompt), scores, answer.text.strip())
 

@@ -7,7 +7,7 @@ anything is copied: a merged model serves all of them.
 import shlex
 from typing import Any
 
-from lora_studio.adapter_source import read_settings
+from lora_studio.adapter_source import read_lora
 from lora_studio.architecture import architecture, read_config
 from lora_studio.engine.export_trial import try_adapter
 from lora_studio.engine.export_work import Outcome, Work, base_to_name, copy_files, plain_name
@@ -24,7 +24,7 @@ def export(
     work: Work, *, base_name: str, keep_local_base: bool, served_name: str, max_model_len: int | None
 ) -> Outcome:
     """A folder with the adapter, its chat template and `serve.sh`."""
-    rank = max_rank(read_settings(work.adapter))
+    rank = max_rank(read_lora(work.adapter))
     base = base_to_name(work, base_name, keep_local=keep_local_base)
     name = plain_name(served_name) if served_name.strip() else work.name
     texts = rewritten(work, base)

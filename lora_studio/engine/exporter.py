@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_studio.adapter_source import read_settings
+from lora_studio.adapter_source import read_lora
 from lora_studio.engine import full_disk
 from lora_studio.engine.ending import DONE, WRONG_INPUT, ending_of, last_word
 from lora_studio.engine.event_log import EventLog
@@ -101,7 +101,7 @@ def export(folder: ExportFolder, log: EventLog, stop: Stop) -> None:
 def _make(folder: ExportFolder, request: Request, log: EventLog, stop: Stop) -> "Outcome":
     from lora_studio.engine.export_work import Work  # seconds: the libraries
 
-    read_settings(Path(request.folder))
+    read_lora(Path(request.folder))
     run = RunFolder(Workspace(folder.path.parent.parent).runs_folder / request.run) if request.run else None
     title = request.title.rpartition(":")[0]
     work = Work(Path(request.folder), run, folder.unfinished, folder.result, title, request.trial, log=log, stop=stop)

@@ -28,23 +28,27 @@ def forced_scores(loaded: LoadedModel, column: str | None, rows: Sequence[Exampl
     """Scores of one column (None is the base) for each row, in their order."""
     vocabulary = loaded.model.config.get_text_config().vocab_size
     found: list[Forced] = []
-    with loaded.answering_as(column):
+    before = loaded.apart[column].scores_before if column in loaded.apart else 0
+    with loaded.answering_as(column) as model:
         for group in groups_of(rows, vocabulary):
             sums = torch.zeros(len(group), 3, dtype=torch.float64)
-            for part in _measure(loaded.model, group, max(1, MOST_SCORES // vocabulary)):
+            for part in _measure(model, group, max(1, MOST_SCORES // vocabulary), before):
                 sums += part
             found += [Forced(loss, int(right), int(tokens)) for loss, right, tokens in sums.tolist()]
     return found
 
 
-def _measure(model: Any, group: Sequence[Example], most: int) -> Iterator[torch.Tensor]:
-    """Loss, right tokens and tokens of each row, [rows, 3], for so many positions at a time as may be in memory."""
+def _measure(model: Any, group: Sequence[Example], most: int, before: int) -> Iterator[torch.Tensor]:
+    """Loss, right tokens and tokens of each row, [rows, 3], for so many positions at a time as may be in memory.
+
+    The model's scores begin with those of `before` virtual tokens.
+    """
     ids, labels, mask = tensors_of(group)
     places = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
     for some in places.split(max(1, most // len(group))):
         end = int(some[-1]) + 1  # what comes after can't be seen from here: it is left out
         wanted = labels[:, some + 1]
-        scores = log_probabilities(model, {"input_ids": ids[:, :end], "attention_mask": mask[:, :end]}, some)
+        scores = log_probabilities(model, {"input_ids": ids[:, :end], "attention_mask": mask[:, :end]}, some + before)
         wanted = wanted.to(scores.device)
         trained = wanted != IGNORED
         chosen = scores.gather(2, wanted.clamp(min=0)[..., None])[..., 0].double()

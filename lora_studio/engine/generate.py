@@ -1,7 +1,8 @@
 """Streams answers of base and adapters out of one model, all columns in one batch.
 
 peft chooses the adapter row by row, so that every column answers at the same time and the base is held once. Adapters
-that can't share a batch (DoRA, trained biases, whole modules) answer after the others, each by itself.
+that can't share a batch (DoRA, trained biases, whole modules, other kinds than LoRA) answer after the others, each by
+itself.
 """
 
 import time
@@ -107,7 +108,7 @@ def prompt_ids(loaded: LoadedModel, column: Column, enable_thinking: bool | None
         raise StudioError(f"The chat template refuses this conversation: {error}", "Change its messages.") from error
     ids: list[int] = encoded["input_ids"]
     longest = loaded.longest_text
-    if longest is not None and len(ids) >= longest:
+    if longest is not None and len(ids) + loaded.virtual_tokens(column.adapter) >= longest:
         raise StudioError(
             f"The conversation has {len(ids)} tokens; {loaded.name} reads at most {longest}.", "Start a new one."
         )
@@ -185,15 +186,16 @@ def _generate_group(
     input_ids = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
     if loaded.longest_text is not None:
-        settings.max_new_tokens = min(settings.max_new_tokens, loaded.longest_text - longest)
+        room = loaded.longest_text - longest - max(map(loaded.virtual_tokens, adapters))
+        settings.max_new_tokens = min(settings.max_new_tokens, room)
     names: dict[str, Any] = {}
-    context: Any = nullcontext()
-    if loaded.adapters and loaded.shares(adapters):
+    context: Any = nullcontext(loaded.model)
+    if loaded.lora and loaded.shares(adapters):
         names = {"adapter_names": [BASE if adapter is None else loaded.adapters[adapter] for adapter in adapters]}
     elif loaded.adapters:
         context = loaded.answering_as(adapters[0])
-    with context:
-        loaded.model.generate(
+    with context as model:
+        model.generate(
             input_ids=input_ids,
             attention_mask=mask,
             generation_config=settings,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -25,8 +25,9 @@ from transformers import (
 )
 from transformers.utils import is_flash_attn_2_available
 
-from lora_studio.adapter_source import read_settings
+from lora_studio.adapter_source import LORA, read_settings
 from lora_studio.data.encode import choose_template
+from lora_studio.engine.apart import Apart, Standing, put, put_apart, standing, with_modules
 from lora_studio.engine.biases import Biases, biases_of, put_in, with_biases
 from lora_studio.engine.tokenizer import checked_source, first_line, load_tokenizer, not_loadable
 from lora_studio.errors import StudioError
@@ -179,16 +180,29 @@ class LoadedModel:
 
     `templates` holds the chat template (Jinja text) that each adapter was trained with, by column name; None stands for
     the base. `cards` are the adapters' studio.json. `biases` are the base's biases with what an adapter puts in their
-    place.
+    place. `own` are the base's own modules, `apart` the columns whose adapters are of another kind than LoRA.
     """
 
     name: str
     model: Any
     tokenizer: PreTrainedTokenizerBase
+    own: Standing
     adapters: dict[str, str] = field(default_factory=dict)
     templates: dict[str | None, str] = field(default_factory=dict)
     cards: dict[str, dict[str, Any]] = field(default_factory=dict)
     biases: dict[str, Biases] = field(default_factory=dict)
+    apart: dict[str, Apart] = field(default_factory=dict)
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The model that all adapters are put on."""
+        found: Any = self.model.base_model.model if isinstance(self.model, PeftModel) else self.model
+        return cast("PreTrainedModel", found)
+
+    @property
+    def lora(self) -> dict[str, str]:
+        """Those of `adapters` that peft holds together on one model."""
+        return {column: inner for column, inner in self.adapters.items() if column not in self.apart}
 
     @property
     def mixes(self) -> bool:
@@ -198,30 +212,49 @@ class LoadedModel:
     def shares(self, columns: Iterable[str | None]) -> bool:
         """Whether these can answer in one batch.
 
-        peft can't mix DoRA adapters, nor those that brought biases; and none where one of them holds whole modules.
+        peft can't mix DoRA adapters, those that brought biases, nor other kinds than LoRA; and none where one of them
+        holds whole modules.
         """
-        if any(self.model.peft_config[name].modules_to_save for name in self.adapters.values()):
+        lora = self.lora
+        if any(self.model.peft_config[inner].modules_to_save for inner in lora.values()):
             return False
-        inner = [self.model.peft_config[self.adapters[name]] for name in columns if name is not None]
-        return not any(config.use_dora or config.bias != "none" for config in inner)
+        named = [name for name in columns if name is not None]
+        if any(name in self.apart for name in named):
+            return False
+        settings = [self.model.peft_config[lora[name]] for name in named]
+        return not any(one.use_dora or one.bias != "none" for one in settings)
 
     def groups(self, columns: Sequence[str | None]) -> list[list[int]]:
-        """Positions of the columns that answer together; those that share no batch come last, each by itself."""
+        """Positions of the columns that answer together; those that share no batch come last, each adapter by itself.
+
+        After virtual tokens a prompt bears no padding: peft would count its positions from the padding on.
+        """
         together = [position for position, name in enumerate(columns) if self.shares([name])]
-        return [*([together] if together else []), *([at] for at in range(len(columns)) if at not in together)]
+        groups: dict[tuple[str | None, int], list[int]] = {}
+        for position, name in enumerate(columns):
+            if position not in together:
+                groups.setdefault((name, position if self.virtual_tokens(name) else 0), []).append(position)
+        return [*([together] if together else []), *groups.values()]
+
+    def virtual_tokens(self, column: str | None) -> int:
+        """Tokens that an adapter of prompt learning puts before each prompt; 0 for all others."""
+        return self.apart[column].virtual_tokens if column in self.apart else 0
 
     @contextmanager
-    def answering_as(self, column: str | None) -> Iterator[None]:
-        """Inside, the model is the base with that one adapter, or the bare base (None)."""
-        if not self.adapters:
-            yield
-        elif column is None:
-            with self.model.disable_adapter():
-                yield
-        else:
+    def answering_as(self, column: str | None) -> Iterator[Any]:
+        """Inside, the model that it gives is the base with that one adapter, or the bare base (None)."""
+        if column in self.apart:
+            with with_modules(self.own), self.apart[column].answering() as model:
+                yield model
+        elif column is not None:
             self.model.set_adapter(self.adapters[column], inference_mode=True)
             with with_biases(self.biases.get(column, [])):
-                yield
+                yield self.model
+        elif self.lora:
+            with self.model.disable_adapter():
+                yield self.model
+        else:
+            yield self.model
 
     @property
     def longest_text(self) -> int | None:
@@ -243,8 +276,9 @@ class LoadedModel:
 
     def without_adapters(self) -> "LoadedModel":
         """The same base in the same memory; this value must not be used any more."""
-        bare = self.model.unload() if self.adapters else self.model
-        return LoadedModel(self.name, bare, self.tokenizer, templates=own_template(self.tokenizer))
+        put(self.own)
+        self.base.__dict__.pop("peft_config", None)
+        return LoadedModel(self.name, self.base, self.tokenizer, self.own, templates=own_template(self.tokenizer))
 
 
 def load_base(
@@ -259,7 +293,7 @@ def load_base(
     tokenizer = load_tokenizer(name, revision)
     model = load_model(name, revision=revision, dtype=dtype, quantization=quantization, four_bit=four_bit)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
-    return LoadedModel(name, model, tokenizer, templates=own_template(tokenizer))
+    return LoadedModel(name, model, tokenizer, standing(model), templates=own_template(tokenizer))
 
 
 def _contiguous(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -281,27 +315,20 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
 
     Raises `StudioError` before anything changes.
     """
-    for folder in folders.values():
-        read_settings(folder)
+    kinds = {column: read_settings(folder)["peft_type"] for column, folder in folders.items()}
     for column, folder in folders.items():
-        own = biases_of(loaded.model)
-        inner = f"adapter{next(_NUMBERS)}"  # peft allows no dots in names, people do
         try:
-            if not loaded.adapters:
-                loaded.model = PeftModel.from_pretrained(
-                    loaded.model, str(folder), adapter_name=inner, autocast_adapter_dtype=False
-                )
+            if kinds[column] == LORA:
+                _add_lora(loaded, column, folder)
             else:
-                loaded.model.load_adapter(str(folder), adapter_name=inner, autocast_adapter_dtype=False)
-        except (RuntimeError, ValueError, KeyError) as error:
+                with with_modules(loaded.own):
+                    loaded.apart[column] = put_apart(loaded.base, folder, loaded.own)
+                loaded.adapters[column] = f"adapter{next(_NUMBERS)}"
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise StudioError(
                 f"The adapter {folder.name} does not fit {loaded.name}: {first_line(error)}",
                 "Load the base that it was trained on.",
             ) from error
-        loaded.adapters[column] = inner
-        if loaded.model.peft_config[inner].bias != "none":
-            loaded.biases[column] = biases_of(loaded.model)
-            put_in(own)  # peft keeps one set of biases for all: the base's stay in place
         loaded.cards[column] = read_card(folder)
         template = folder / "chat_template.jinja"
         if template.is_file():
@@ -309,14 +336,32 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
     loaded.model.eval()
 
 
+def _add_lora(loaded: LoadedModel, column: str, folder: Path) -> None:
+    own = biases_of(loaded.model)
+    inner = f"adapter{next(_NUMBERS)}"  # peft allows no dots in names, people do
+    if loaded.lora:
+        loaded.model.load_adapter(str(folder), adapter_name=inner, autocast_adapter_dtype=False)
+    else:
+        loaded.model = PeftModel.from_pretrained(
+            loaded.model, str(folder), adapter_name=inner, autocast_adapter_dtype=False
+        )
+    loaded.adapters[column] = inner
+    if loaded.model.peft_config[inner].bias != "none":
+        loaded.biases[column] = biases_of(loaded.model)
+        put_in(own)  # peft keeps one set of biases for all: the base's stay in place
+
+
 def remove_adapters(loaded: LoadedModel, columns: Sequence[str]) -> LoadedModel:
     """The model without these adapters, in the same memory; the value given must not be used any more."""
     if len(columns) == len(loaded.adapters):
         return loaded.without_adapters()
     for column in columns:
-        loaded.model.delete_adapter(loaded.adapters.pop(column))
-        for kept in (loaded.templates, loaded.cards, loaded.biases):
+        if column not in loaded.apart:
+            loaded.model.delete_adapter(loaded.adapters[column])
+        for kept in (loaded.adapters, loaded.templates, loaded.cards, loaded.biases, loaded.apart):
             kept.pop(column, None)
+    if not loaded.lora:
+        loaded.model = loaded.without_adapters().model
     return loaded
 
 

@@ -61,8 +61,8 @@ def score(
 def _scores(loaded: LoadedModel, name: str | None, ids: Sequence[int], last: int) -> torch.Tensor:
     """Log-probabilities of what comes after each of the last tokens, [last, vocabulary]."""
     given = torch.tensor([list(ids)], device=loaded.model.device)
-    with loaded.answering_as(name):
-        logits = loaded.model(input_ids=given, use_cache=False, logits_to_keep=last).logits[0, -last:]
+    with loaded.answering_as(name) as model:
+        logits = model(input_ids=given, use_cache=False, logits_to_keep=last).logits[0, -last:]
     scores: torch.Tensor = logits.float().log_softmax(dim=-1)
     return scores
 

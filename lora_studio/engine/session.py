@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.2
 MOST_ADAPTERS = 8
-APART = "DoRA, trained biases and whole modules can't share a batch: these columns answer one after the other."
+APART = (
+    "DoRA, trained biases, whole modules and other kinds of adapters than LoRA can't share a batch: "
+    "these columns answer one after the other."
+)
 
 
 class Request:

@@ -171,7 +171,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         template: dict[str | None, str] = {None: prepared.template.source}
         callbacks.append(
             GenEval(
-                LoadedModel(config.model.name, model, tokenizer, templates=template),
+                LoadedModel(config.model.name, model, tokenizer, {}, templates=template),
                 asked,
                 base=bare,
                 at_once=config.evaluation.per_device_eval_batch_size,

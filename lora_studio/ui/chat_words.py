@@ -8,6 +8,7 @@ from lora_studio.ui.chat_choices import Choice
 from lora_studio.ui.text import escape
 
 MOST_TOKENS = 400
+SHARE_NO_BATCH = " DoRA, trained biases and other kinds than LoRA share no batch: those columns answer one by one."
 APART = 2.0
 """Nats between base and adapter at which a token's colour is full: 7 times as likely, or a seventh."""
 
@@ -27,7 +28,7 @@ def memory(loaded: Mapping[str, Any] | None, chosen: Sequence[Choice], holders: 
         return text.notice(f"{words} {verb} loaded with the next question.", holders)
     names = ", ".join(choice.name for choice in chosen)
     where = f"{loaded['device']}, {loaded['dtype']}, {text.size(loaded['memory_bytes'])}"
-    apart = "" if loaded["mixes"] else " DoRA and trained biases share no batch: those columns answer one by one."
+    apart = "" if loaded["mixes"] else SHARE_NO_BATCH
     return text.notice(f"In memory: {loaded['base']} with {names} ({where}).", holders + apart, "good")
 
 

@@ -182,7 +182,8 @@ def test_chat_asks_with_the_ids_that_training_saw(
         max_samples=8,
     )
     loaded: LoadedModel = request.getfixturevalue("loaded")
-    asked = LoadedModel(model, loaded.model, tokenizer, templates={"own": prepared.template.source}, cards={"own": {}})
+    templates: dict[str | None, str] = {"own": prepared.template.source}
+    asked = LoadedModel(model, loaded.model, tokenizer, {}, templates=templates, cards={"own": {}})
     rows = {chat.row: chat for chat in prepared.conversations}
     assert len(prepared.train) == 8
     for example in prepared.train:

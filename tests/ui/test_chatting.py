@@ -319,7 +319,7 @@ def test_the_tab_shows_the_adapter_that_another_tab_chose(act: Chat) -> None:
 def test_an_adapter_from_elsewhere_gets_a_column_or_a_reason(act: Chat, run: RunFolder, tmp_path: Path) -> None:
     archive = zipped(tmp_path / "brought.zip", files())
     updates = chat_sources.added(act, WHO, str(archive), zipped=True)
-    assert "rank 2 on demo" in updates["said"]
+    assert "LoRA of rank 2 on demo" in updates["said"]
     assert len(act.talk(WHO).adapters) == 2
     chat_sources.added(act, WHO, str(write(tmp_path / "mine", files())))
     assert "brought" in send(act, "One?")[-2][act.parts.board]
