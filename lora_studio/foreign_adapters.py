@@ -147,8 +147,9 @@ def from_hub(name: str, workspace: Workspace, base: str | None = None) -> Path:
     from huggingface_hub.utils import httpx
 
     target = workspace.adapters_folder / safe_name(plain.replace("/", "--"))
+    token = None if workspace.owned else False  # the owner's opens what is theirs alone
     try:
-        huggingface_hub.snapshot_download(plain, allow_patterns=list(TAKEN), local_dir=target)
+        huggingface_hub.snapshot_download(plain, allow_patterns=list(TAKEN), local_dir=target, token=token)
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         raise StudioError(
             f"The Hub's adapter {plain} can't be fetched: {str(error).splitlines()[0][:300]}",

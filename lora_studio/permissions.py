@@ -1,5 +1,6 @@
 """What whoever is answered now may start: everything, unless a workspace says less, as that of guests does."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the schema takes a moment to import, which `--help` need not wait for
@@ -15,6 +16,10 @@ class Permissions:
     def admit(self, config: "Config") -> "Config":
         """The config of a run as it may be started. Raises `StudioError` where it may not."""
         return config
+
+    def tokens(self, maker: str) -> Mapping[str, str]:
+        """What the environment of a child says of the Hub's tokens that works for `maker`: nothing, it finds them."""
+        return {}
 
     def test_rows(self, wanted: int | None) -> int | None:
         """How many rows of a test file may be answered; None for all."""

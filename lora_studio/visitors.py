@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import StudioError
+from lora_studio.hub_token import NO_TOKEN
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, demo_folder, shipped_data
 
 USERS = "users"
@@ -69,6 +70,9 @@ class VisitedWorkspace(Workspace):
             (folder / part).mkdir(parents=True, exist_ok=True)
         return folder
 
+    def tokens(self, maker: str) -> Mapping[str, str]:
+        return {} if maker in ("", self._owner) else NO_TOKEN
+
     def uploads(self) -> list[Path]:
         """The visitor's uploads, newest first; the owner's own, and after them everybody's."""
         others = (self.root / USERS).glob("*/uploads/*") if self.owned else ()
@@ -82,7 +86,7 @@ class VisitedWorkspace(Workspace):
         maker = self._makers.get(folder.path)
         if maker is None:
             try:
-                maker = self._makers[folder.path] = str(folder.read_facts().get("maker", ""))
+                maker = self._makers[folder.path] = folder.maker
             except FileNotFoundError:
                 return False
         return maker != "" and maker == self._visitor()

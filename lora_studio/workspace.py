@@ -166,6 +166,11 @@ class RunFolder:
     def read_facts(self) -> dict[str, Any]:
         return json.loads(self.facts.read_text(encoding="utf-8"))
 
+    @property
+    def maker(self) -> str:
+        """Whose it is; empty where nobody was told apart."""
+        return str(self.read_facts().get("maker", ""))
+
     def read_result(self) -> dict[str, Any]:
         """The final numbers; empty while the run has none."""
         try:
@@ -175,10 +180,8 @@ class RunFolder:
 
 
 class Workspace(Permissions):
-    """Uploads, runs and drafts under one root folder, made where missing.
-
-    Whoever has it sees all of it and may name any file of the machine; what a visitor with a login of their own sees of
-    it is a `VisitedWorkspace`.
+    """Uploads, runs and drafts under one root folder, made where missing. Whoever has it sees all of it and may name
+    any file of the machine; what a visitor with a login of their own sees of it is a `VisitedWorkspace`.
     """
 
     def __init__(self, root: Path) -> None:
@@ -194,8 +197,8 @@ class Workspace(Permissions):
         try:
             return cls(root)
         except OSError as error:
-            hint = "Name a folder that you may write to with --workspace or LORA_STUDIO_HOME."
-            raise StudioError(f"The workspace {root} can't be made: {error.strerror}.", hint) from None
+            hint = "Name another with --workspace or LORA_STUDIO_HOME."
+            raise StudioError(f"The folder {root} can't be made: {error.strerror}.", hint) from None
 
     @property
     def whole(self) -> "Workspace":
@@ -271,7 +274,7 @@ class Workspace(Permissions):
 
     @property
     def drafts_folder(self) -> Path:
-        """What a person typed and did not send yet: the form, the conversation."""
+        """What a person typed and did not send yet."""
         return self.own / "drafts"
 
     @property

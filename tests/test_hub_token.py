@@ -1,19 +1,31 @@
-"""A token for the Hub: asked for only where none is known, and handed on in the environment alone."""
+"""A token for the Hub: asked for only where none is known, handed on in the environment alone, and not for visitors."""
 
 import argparse
 import getpass
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import build_hf_headers
 
 from lora_studio.cli import export_command, main
+from lora_studio.config import Config
 from lora_studio.errors import StudioError
+from lora_studio.evaluations import make_request as make_evaluation
 from lora_studio.exports import Request, make_request
-from lora_studio.hub_token import hub_secrets, knows_token
+from lora_studio.foreign_adapters import from_hub
+from lora_studio.hub_token import hub_secrets, knows_token, withheld
+from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.jobs.exporting import Exports
-from lora_studio.workspace import Workspace
+from lora_studio.jobs.launcher import Launcher
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.visitors import VisitedWorkspace
+from lora_studio.workspace import RunFolder, Workspace
 from tests import adapters
+
+OWNERS = "hf_of_the_owner"
 
 
 class StartedError(Exception):
@@ -79,3 +91,62 @@ def test_blanks_are_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "  ")
     assert not knows_token()
     assert hub_secrets("  ") == {}
+
+
+def test_a_child_that_works_for_a_visitor_finds_no_token_and_the_owners_does(tmp_path: Path) -> None:
+    visited = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: "bert", "anna")
+    login = tmp_path / "hub" / "token"
+    login.parent.mkdir()
+    login.write_text(OWNERS)
+    ask = "import huggingface_hub; print(huggingface_hub.get_token())"
+    typed, logged_in = {"HF_TOKEN": OWNERS}, {"HF_TOKEN": "", "HF_TOKEN_PATH": str(login)}
+    for variables, maker, found in ((typed, "bert", "None"), (logged_in, "bert", "None"), (logged_in, "anna", OWNERS)):
+        env = os.environ | variables | visited.tokens(maker)
+        said = subprocess.run([sys.executable, "-c", ask], env=env, capture_output=True, text=True)
+        assert said.stdout.strip() == found
+    assert visited.tokens("") == {}
+
+
+def test_runs_and_other_jobs_of_visitors_are_started_without_the_owners_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = ["bert"]
+    visited = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], "anna")
+    started: list[tuple[str, str | None]] = []
+
+    def start(self: Launcher, run: RunFolder, resume: bool = False, env: dict[str, str] | None = None) -> None:
+        started.append((run.maker, (env or {}).get("HF_TOKEN")))
+
+    monkeypatch.setattr(Launcher, "start", start)
+    supervisor, evaluations = Supervisor(visited), Evaluations(visited)
+    for now[0] in ("bert", "anna"):
+        run = visited.run(supervisor.launch(Config()))
+        adapters.write(run.adapter, adapters.files())
+        supervisor.tick()
+        evaluations.start(make_evaluation(visited, [run.id], "pirate"))
+    assert started == [("bert", ""), ("bert", ""), ("anna", None), ("anna", None)]
+
+
+def test_a_child_that_all_share_sends_the_owners_token_for_the_owner_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", OWNERS)
+    for withhold, sent in ((True, False), (False, True)):
+        with withheld(withhold):
+            assert ("authorization" in build_hf_headers()) is sent
+    assert "authorization" in build_hf_headers()
+
+
+def test_an_adapter_is_fetched_for_a_visitor_without_the_owners_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, tokens = ["bert"], []
+    visited = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], "anna")
+
+    def fetched(name: str, *, allow_patterns: list[str], local_dir: Path, token: bool | None) -> None:
+        tokens.append(token)
+        adapters.write(local_dir, adapters.files())
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    for now[0] in ("bert", "anna"):
+        from_hub("hub:owner/adapter", visited)
+    assert tokens == [False, None]

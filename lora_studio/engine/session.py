@@ -26,6 +26,7 @@ from lora_studio.data.row_view import preview
 from lora_studio.data.rows import Record
 from lora_studio.data.views import Look, describe, save_bad_rows
 from lora_studio.errors import StudioError
+from lora_studio.hub_token import withheld
 from lora_studio.parsing import parse
 
 if TYPE_CHECKING:
@@ -351,7 +352,8 @@ def serve(session: Session, request: Request) -> None:
     try:
         if request.method not in METHODS:
             raise StudioError(f"There is no method {request.method!r}.", f"There are: {', '.join(METHODS)}.")
-        request.answer("result", **METHODS[request.method](session, request))
+        with withheld(request.params.pop("tokenless", False)):
+            request.answer("result", **METHODS[request.method](session, request))
     except StudioError as error:
         request.answer("error", message=error.message, hint=error.hint)
     except Exception as error:  # the child's edge: one failed request must not take the loaded model with it

@@ -129,6 +129,7 @@ class Session:
     """One session child. Safe to use from many threads; requests are answered one after the other.
 
     `check` sees the parameters of every request before it is sent, and raises `StudioError` for what may not be asked.
+    `tokenless` says whether the request is answered without this machine's token for the Hub.
     """
 
     def __init__(
@@ -137,10 +138,12 @@ class Session:
         env: Mapping[str, str] | None = None,
         command: Sequence[str] | None = None,
         check: Callable[[Mapping[str, Any]], None] | None = None,
+        tokenless: Callable[[], bool] = lambda: False,
     ) -> None:
         self._log_path = log_path
         self._env = env
         self._check = check
+        self._tokenless = tokenless
         self._command = list(command or python_module("lora_studio.engine.session"))
         self._child: _Child | None = None
         self._starting = threading.Lock()
@@ -178,6 +181,8 @@ class Session:
         """
         if self._check is not None:
             self._check(params)
+        if self._tokenless():
+            params["tokenless"] = True
         with self._one_request:
             child = self._living_child()
             request_id = next(self._ids)

@@ -51,7 +51,7 @@ class Evaluations(FolderJobs[EvaluationFolder]):
         with self._lock:
             self._check_free()
             folder = create(self._workspace, request)
-            self._launcher.start(folder)
+            self._launch(folder)
         return folder.id
 
     def resume(self, name: str) -> None:
@@ -61,4 +61,4 @@ class Evaluations(FolderJobs[EvaluationFolder]):
             if not state.final or state.state == "done":
                 raise StudioError(f"This evaluation is {state.state}.", "Only one that ended early can be resumed.")
             self._check_free()
-            self._launcher.start(self._folders.find(name), resume=True)
+            self._launch(self._folders.find(name), resume=True)

@@ -46,7 +46,7 @@ class Exports(FolderJobs[ExportFolder]):
             self._check_free()
             self._clear_unfinished()
             folder = create(self._workspace, request)
-            self._launcher.start(folder, env=secrets)
+            self._launch(folder, secrets=secrets)
         return folder.id
 
     def delete(self, name: str) -> None:

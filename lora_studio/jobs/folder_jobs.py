@@ -62,6 +62,11 @@ class FolderJobs(Generic[Folder]):
         worker = self._followers[name].worker
         return self._launcher.exit_code(worker) if worker else None
 
+    def _launch(self, folder: Folder, *, resume: bool = False, secrets: Mapping[str, str] | None = None) -> None:
+        """Starts the child of a folder, with what it may know of the Hub's tokens."""
+        known = self._folders.workspace.tokens(folder.maker)
+        self._launcher.start(folder, resume=resume, env={**known, **(secrets or {})})
+
     def _check_free(self) -> None:
         other = self.busy()
         if other is None:

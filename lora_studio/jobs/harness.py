@@ -76,7 +76,7 @@ class Harness:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.workspace.logs_folder,
-                env=child_environment(),
+                env=child_environment(self.workspace.tokens(self.workspace.maker)),
                 start_new_session=True,
             )
 

@@ -316,7 +316,8 @@ class Supervisor:
             run = self._followers[head.run].run
             if head.extra_epochs:
                 _append(run, Extended(time.time(), head.extra_epochs))
-            self._launcher.start(run, head.resume and bool(run.checkpoint_folders()))
+            env = self._workspace.tokens(run.maker)
+            self._launcher.start(run, head.resume and bool(run.checkpoint_folders()), env)
         if entries != queued:
             write_queue(self._workspace, entries)
         self._refresh_all()

@@ -156,10 +156,15 @@ def make_studio(workspace: Workspace, serving: Serving) -> Studio:
     return Studio(
         workspace=workspace,
         supervisor=Supervisor(workspace),
-        inspector=Session(workspace.logs_folder / "inspect.log", check=workspace.check_request),
-        chat=Session(workspace.logs_folder / "chat.log", check=workspace.check_request),
+        inspector=_session(workspace, "inspect.log"),
+        chat=_session(workspace, "chat.log"),
         serving=serving,
     )
+
+
+def _session(workspace: Workspace, log: str) -> Session:
+    """A child that is asked by all visitors, each of whom may read of the Hub what they may see there themselves."""
+    return Session(workspace.logs_folder / log, check=workspace.check_request, tokenless=lambda: not workspace.owned)
 
 
 def visitor() -> str:

@@ -49,6 +49,13 @@ def test_an_error_answer_becomes_a_studio_error_and_the_child_lives_on(session: 
     assert session.call("echo", word="still here")["word"] == "still here"
 
 
+def test_each_request_says_whether_it_is_answered_without_the_machines_token(tmp_path: Path) -> None:
+    visitors = iter([True, False])
+    with Session(tmp_path / "session.log", command=FAKE, tokenless=lambda: next(visitors)) as session:
+        assert session.call("echo")["tokenless"] is True
+        assert "tokenless" not in session.call("echo")
+
+
 def test_a_dead_child_is_told_with_its_last_words_and_replaced(session: Session) -> None:
     before = session.call("echo")["pid"]
     with pytest.raises(StudioError, match="ended unexpectedly") as raised:
