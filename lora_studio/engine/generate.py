@@ -33,7 +33,10 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a column said. `finish` is "eos", "stop_string", "length" or "stopped"; `tokens` counts the end token."""
+    """What a column said. `finish` is "eos", "stop_string", "length" or "stopped"; `tokens` counts the end token.
+
+    `seconds` are those of its own writing; `first_token_seconds` count from the question on, and hold what came before.
+    """
 
     text: str
     tokens: int
@@ -141,6 +144,7 @@ def generate(
     texts = [ColumnText(loaded.tokenizer, ends, stop_strings, _opening(loaded, prompt)) for prompt in prompts]
     torch.manual_seed(seed)
     answers: dict[int, Answer] = {}
+    asked = time.monotonic()
     for group in loaded.groups([column.adapter for column in columns]):
         began = time.monotonic()
         _generate_group(
@@ -152,7 +156,7 @@ def generate(
             stop,
         )
         for position in group:
-            answers[position] = _answer(texts[position], len(prompts[position]), began, stopped=stop())
+            answers[position] = _answer(texts[position], len(prompts[position]), asked, began, stopped=stop())
     return [answers[position] for position in range(len(columns))]
 
 
@@ -205,13 +209,13 @@ def _generate_group(
         )
 
 
-def _answer(text: ColumnText, prompt_tokens: int, began: float, *, stopped: bool) -> Answer:
+def _answer(text: ColumnText, prompt_tokens: int, asked: float, began: float, *, stopped: bool) -> Answer:
     seconds = max(text.last_token - began, 1e-6)
     return Answer(
         text=text.text,
         tokens=len(text.ids),
         seconds=seconds,
-        first_token_seconds=text.first_token - began,
+        first_token_seconds=text.first_token - asked,
         tokens_per_second=len(text.ids) / seconds,
         finish=text.finish or ("stopped" if stopped else "length"),
         ids=tuple(text.ids),

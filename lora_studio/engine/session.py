@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.2
 MOST_ADAPTERS = 8
-APART = (
-    "DoRA, trained biases, whole modules and other kinds of adapters than LoRA can't share a batch: "
-    "these columns answer one after the other."
-)
 
 
 class Request:
@@ -246,8 +242,7 @@ class Session:
             on_pieces=lambda texts, tokens: request.answer("piece", texts=texts, tokens=tokens),
             stop=request.stopped.is_set,
         )
-        together = len(loaded.groups([column.adapter for column in columns])) == 1
-        return {"columns": [answer.to_dict() for answer in answers], "note": "" if together else APART}
+        return {"columns": [answer.to_dict() for answer in answers]}
 
     def score(self, request: Request) -> dict[str, Any]:
         """How base and adapters predict one forced answer, token by token. Parameters: adapters, messages, answer."""

@@ -13,8 +13,8 @@ from lora_studio.ui.chat_choices import FOLDER, MOST
 from lora_studio.ui.chatting import Chat, Updates
 
 ABOUT = (
-    "LoRA adapters of the same base, stored as safetensors. Task, base and the shape of every matrix are checked "
-    "before anything is loaded; files that could run code are never read."
+    "Adapters of the same base, stored as safetensors: LoRA, or another kind that peft trains. "
+    "Task, base and shapes are checked before anything is loaded; files that could run code are never read."
 )
 
 

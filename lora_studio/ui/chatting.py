@@ -249,8 +249,6 @@ class Chat:
                 talk.finish({name: column["text"] for name, column in zip(names, answer["columns"], strict=True)})
                 notes = [dialogue.column_note(column) for column in answer["columns"]]
                 talk.notes |= dict(zip(names, notes, strict=True))
-                if answer["note"]:
-                    yield {p.status: self.status(chosen) + text.notice(answer["note"])}
             if time.monotonic() - kept > KEEP_SECONDS:
                 self.keep(who, talk)
                 kept = time.monotonic()

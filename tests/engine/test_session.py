@@ -171,7 +171,6 @@ def test_both_columns_stream_and_the_result_holds_the_whole(child: Child, model:
     for at, column in enumerate(result["columns"]):
         assert "".join(piece["texts"][at] for piece in pieces) == column["text"]
     assert result["columns"][0]["text"] != result["columns"][1]["text"]
-    assert result["note"] == ""
 
 
 def test_a_stop_is_heard_while_an_answer_is_made(child: Child, model: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ def test_the_page_says_what_is_in_memory_and_who_holds_the_device(choice: Choice
     assert chat_device.holders(None, None) == "Nothing holds the device."
     assert chat_device.holders(None, None, exporting=True) == "The device is held by an export."
     apart = chat_words.memory(LOADED | {"mixes": False}, [choice], "", other=True)
-    assert "those columns answer one by one" in apart
+    assert "those columns answer one after the other" in apart
 
 
 def test_what_an_adapter_brings_is_shown_as_text(choice: Choice) -> None:

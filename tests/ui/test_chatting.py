@@ -56,7 +56,7 @@ def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
     if question == "fail later":
         return [piece, StudioError("No memory is left.", "Take a smaller model.")]
     columns = [{"text": f"{word}, {question}", **ANSWER} for word in said]
-    return [piece, {"kind": "result", "columns": columns, "note": ""}]
+    return [piece, {"kind": "result", "columns": columns}]
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def script(method: str, **params: Any) -> Iterator[dict[str, Any] | StudioError]
         time.sleep(0.01)
         yield {"kind": "piece", "texts": ["r"], "tokens": [1]}
     yield {"kind": "piece", "texts": ["r"], "tokens": [2]}
-    yield {"kind": "result", "columns": [ANSWER | {"text": "Arr", "prompt_tokens": 7}], "note": ""}
+    yield {"kind": "result", "columns": [ANSWER | {"text": "Arr", "prompt_tokens": 7}]}
 
 
 @pytest.fixture
