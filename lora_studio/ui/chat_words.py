@@ -8,7 +8,10 @@ from lora_studio.ui.chat_choices import Choice
 from lora_studio.ui.text import escape
 
 MOST_TOKENS = 400
-SHARE_NO_BATCH = " DoRA, trained biases, whole modules and kinds other than LoRA share no batch: those columns answer one after the other."
+SHARE_NO_BATCH = (
+    " DoRA, trained biases, whole modules and kinds other than LoRA share no batch: "
+    "those columns answer one after the other."
+)
 APART = 2.0
 """Nats between base and adapter at which a token's colour is full: 7 times as likely, or a seventh."""
 
