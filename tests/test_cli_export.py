@@ -11,10 +11,13 @@ from lora_studio.cli import main
 from lora_studio.cli.export_command import progress_line
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS
-from lora_studio.exports import exports
+from lora_studio.exports import exports, make_request
 from lora_studio.jobs import exporting
+from lora_studio.jobs.exporting import Exports
+from lora_studio.jobs.launcher import Launcher
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
+from tests.jobs.conftest import wait_until
 
 Say = Callable[..., tuple[int, str, str]]
 
@@ -44,6 +47,7 @@ def test_it_follows_the_export_and_prints_where_the_result_is(say: Say, adapter:
     assert code == 0
     assert out.splitlines() == [str(folder.result)]
     assert "adapter: Merged model, about" in told
+    assert f"runs stop {folder.id}` ends it" in told
     assert folder.request().settings["dtype"] == "float16"
     assert not folder.request().trial
     code, out, _ = say(adapter, "--to", "zip", "--json")
@@ -71,6 +75,33 @@ def test_what_cannot_be_made_is_wrong_input(say: Say, adapter: str, words: list[
     code, _, said = say(adapter, *words)
     assert code == 2
     assert told in said
+
+
+def test_one_whose_terminal_is_gone_is_listed_followed_and_stopped_by_its_id(
+    say: Say, adapter: str, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = Path(__file__).parent / "jobs" / "fake_exporter.py"
+    name = Exports(workspace, Launcher([sys.executable, str(fake), "slow"])).start(
+        make_request(workspace, adapter, "zip")
+    )
+
+    def runs(*words: str) -> tuple[int, str, str]:
+        code = main(["runs", *words, "--workspace", str(workspace.root)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    wait_until(lambda: Exports(workspace).state(name).phase == "write")
+    assert f"The export {name}" in runs("list")[2]
+    assert "progress    0.0 of 0.0 MB" in runs("show", name)[1]
+    code, out, _ = runs("stop", name)
+    assert code == 0
+    assert "state       stopped" in out
+    assert name not in runs("list")[2]
+    assert "ended already" in runs("cancel", name)[2]
+    code, _, told = runs("follow", name)
+    assert (code, "Stopped when asked to." in told) == (130, True)
+    assert json.loads(runs("delete", name, "--json")[1]) == {"export": name, "state": "deleted"}
+    assert "no such run" in runs("stop", name)[2]
 
 
 def test_progress_is_told_in_megabytes_or_counts() -> None:

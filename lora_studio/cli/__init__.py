@@ -20,6 +20,7 @@ FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
 RUN_ACTIONS = (
     "list",
     "show",
+    "follow",
     "stop",
     "cancel",
     "resume",
@@ -33,9 +34,10 @@ RUN_ACTIONS = (
     "csv",
 )
 ABOUT_ACTIONS = (
-    "stop saves a checkpoint and ends; cancel ends at once and keeps only the checkpoints that are there; resume goes "
-    "on after either; queue lists the runs that wait, up and down move one of them; tag "
-    "and note print or replace what you wrote on a run; compare sets runs beside each other; csv prints measurements"
+    "follow tells of one until it ends; stop saves a checkpoint and ends; cancel ends at once and keeps only the "
+    "checkpoints that are there; resume goes on after either; queue lists the runs that wait, up and down move one of "
+    "them; tag and note print or replace what you wrote on a run; compare sets runs beside each other; csv prints "
+    "measurements; show, follow, stop, cancel and delete take an evaluation's or an export's id as well"
 )
 WITH_SETTINGS = ("train", "check", "estimate", "inspect", "chat", "evaluate", "export")
 

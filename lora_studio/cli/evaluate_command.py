@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.cli.flags import overrides
-from lora_studio.cli.following import Telling, exit_code, follow
+from lora_studio.cli.following import Telling, exit_code, follow, goes_on
 from lora_studio.cli.terminal import duration, print_json, say, table
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import EvaluationFolder, Request, evaluation, evaluations, make_request
@@ -38,12 +38,21 @@ def evaluate(workspace: Workspace, given: argparse.Namespace) -> int:
         name = jobs.start(request)
     folder = evaluation(workspace, name)
     say(f"Evaluation {name}: {request.title}")
-    state = follow(jobs, folder, Telling(_PHASE_WORDS, progress_line, "what is answered is kept", notes_at="answer"))
-    files = _files(folder, given.out)
-    if given.json:
+    say(goes_on(name))
+    return tell_to_end(jobs, folder, given.json, out=given.out)
+
+
+def tell_to_end(
+    jobs: Evaluations, folder: EvaluationFolder, as_json: bool, *, out: str | None = None, leaves: bool = False
+) -> int:
+    """Follows an evaluation and says what came out; the exit code. With `leaves` Ctrl-C ends only the telling."""
+    telling = Telling(_PHASE_WORDS, progress_line, "what is answered is kept", notes_at="answer")
+    state = follow(jobs, folder, telling, leaves=leaves)
+    files = _files(folder, out)
+    if as_json:
         print_json(_result(folder, state, files))
-    _tell(folder, state, files, show=not given.json)
-    return exit_code(state, jobs.exit_code(name))
+    _tell(folder, state, files, show=not as_json)
+    return exit_code(state, jobs.exit_code(folder.id))
 
 
 def _unfinished(workspace: Workspace, jobs: Evaluations, request: Request) -> EvaluationFolder:

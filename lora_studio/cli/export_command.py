@@ -7,11 +7,11 @@ from typing import Any
 
 from lora_studio.adapter_source import named_adapter
 from lora_studio.cli.flags import overrides
-from lora_studio.cli.following import Telling, exit_code, follow
+from lora_studio.cli.following import Telling, exit_code, follow, goes_on
 from lora_studio.cli.terminal import duration, print_json, say, size, table
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS
-from lora_studio.exports import PHASES, folders, make_request, needed_bytes, sizes_of
+from lora_studio.exports import PHASES, ExportFolder, folders, make_request, needed_bytes, sizes_of
 from lora_studio.hub_token import hub_secrets, knows_token
 from lora_studio.jobs.exporting import Exports
 from lora_studio.workspace import Workspace
@@ -33,12 +33,19 @@ def export(workspace: Workspace, given: argparse.Namespace) -> int:
     folder = folders(workspace).find(jobs.start(request, _secrets(request.target)))
     needed = needed_bytes(workspace, request)
     say(f"Export {folder.id}: {request.title}" + (f", about {size(needed)}" if needed else ""))
-    state = follow(jobs, folder, Telling(PHASES, progress_line, "what is half-written is removed"))
+    say(goes_on(folder.id))
+    return tell_to_end(jobs, folder, given.json)
+
+
+def tell_to_end(jobs: Exports, folder: ExportFolder, as_json: bool, *, leaves: bool = False) -> int:
+    """Follows an export and says what came out; the exit code. With `leaves` Ctrl-C ends only the telling."""
+    telling = Telling(PHASES, progress_line, "what is half-written is removed")
+    state = follow(jobs, folder, telling, leaves=leaves)
     result = folder.read_result()
-    if given.json:
+    if as_json:
         words = {"message": state.message, "hint": state.hint} if state.state != "done" else {}
         print_json({"export": folder.id, "state": state.state, **words, **result})
-    _tell(state, result, show=not given.json)
+    _tell(state, result, show=not as_json)
     return exit_code(state, jobs.exit_code(folder.id))
 
 

@@ -27,8 +27,14 @@ class Telling:
     notes_at: str = ""
 
 
-def follow(jobs: FolderJobs[Folder], folder: Folder, telling: Telling) -> RunState:
-    """Tells of a job until it ends. Ctrl-C stops it, a second one ends it at once."""
+def goes_on(name: str) -> str:
+    """What is said of a job or a run as it begins."""
+    runs = "python -m lora_studio runs"
+    return f"  It goes on if this terminal is closed: `{runs} follow {name}` tells of it, `{runs} stop {name}` ends it."
+
+
+def follow(jobs: FolderJobs[Folder], folder: Folder, telling: Telling, *, leaves: bool = False) -> RunState:
+    """Tells of a job until it ends. Ctrl-C stops it, a second one ends it at once; with `leaves` it only ends this."""
     said, phase, interrupted = 0.0, "", 0
     while True:
         try:
@@ -48,6 +54,8 @@ def follow(jobs: FolderJobs[Folder], folder: Folder, telling: Telling) -> RunSta
                 say(f"  {line}")
             time.sleep(LOOK_SECONDS)
         except KeyboardInterrupt:
+            if leaves:
+                raise
             interrupted += 1
             if interrupted == 1:
                 say(f"Stopping; {telling.stopping}. Ctrl-C again ends it at once.")

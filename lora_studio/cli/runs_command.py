@@ -5,9 +5,10 @@ import dataclasses
 import time
 from typing import Any
 
+from lora_studio.cli import job_actions
 from lora_studio.cli.run_results import ACTIONS, act, facts_of, list_runs, what_came_out
 from lora_studio.cli.terminal import duration, print_json, say, table
-from lora_studio.cli.train_command import result_of, step_line
+from lora_studio.cli.train_command import follow_to_end, result_of, step_line
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.health import Diagnosis, in_words, of_folder
@@ -21,6 +22,8 @@ def runs(workspace: Workspace, given: argparse.Namespace) -> int:
     supervisor = Supervisor(workspace)
     if given.action == "list":
         list_runs(workspace, supervisor, given.json)
+        for line in job_actions.going_on(workspace):
+            say(line)
         return 0
     if given.action == "queue":
         return _queue(supervisor, given.json)
@@ -31,7 +34,12 @@ def runs(workspace: Workspace, given: argparse.Namespace) -> int:
     if given.action in ACTIONS:
         act(workspace, supervisor, given.action, given.run, given.more, given.json)
         return 0
+    job = job_actions.find(workspace, given.run) if given.action in job_actions.ACTIONS else None
+    if job is not None:
+        return job_actions.act(job, given.action, given.json)
     run = workspace.run(given.run)
+    if given.action == "follow":
+        return follow_to_end(supervisor, run, given.json, leaves=True)
     if given.action == "stop":
         _stop(supervisor, run.id)
     elif given.action == "cancel":

@@ -5,12 +5,12 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from lora_studio.cli.estimate_command import agree, check_first
 from lora_studio.cli.flags import overrides
-from lora_studio.cli.following import exit_code
+from lora_studio.cli.following import exit_code, goes_on
 from lora_studio.cli.terminal import duration, print_json, say
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
@@ -53,13 +53,18 @@ def train(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -
     return follow_to_end(supervisor, workspace.run(run_id), given.json)
 
 
-def follow_to_end(supervisor: Supervisor, run: RunFolder, as_json: bool) -> int:
-    """Tells of a run until it ends. Ctrl-C stops it, a second Ctrl-C ends it without saving."""
+def follow_to_end(supervisor: Supervisor, run: RunFolder, as_json: bool, *, leaves: bool = False) -> int:
+    """Tells of a run until it ends. Ctrl-C stops it, a second Ctrl-C ends it without saving.
+
+    With `leaves` Ctrl-C ends only the telling.
+    """
     say(f"Run {run.id}")
+    if not leaves:
+        say(goes_on(run.id))
     narrator = Narrator(supervisor, supervisor.state(run.id))
     supervisor.start()
     try:
-        state = _wait(supervisor, run, narrator)
+        state = _wait(supervisor, run, narrator, leaves)
     finally:
         supervisor.close()
     if as_json:
@@ -68,9 +73,9 @@ def follow_to_end(supervisor: Supervisor, run: RunFolder, as_json: bool) -> int:
     return exit_code(state, supervisor.exit_code(run.id))
 
 
-def _wait(supervisor: Supervisor, run: RunFolder, narrator: "Narrator") -> RunState:
+def _wait(supervisor: Supervisor, run: RunFolder, narrator: "Narrator", leaves: bool) -> RunState:
     heeded = 0
-    with _interrupts() as asked:
+    with nullcontext(list[int]()) if leaves else _interrupts() as asked:
         while not (state := supervisor.state(run.id)).final:
             narrator.tell(state)
             if heeded == 0 and asked:
