@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from lora_studio.cli import main
-from lora_studio.cli.evaluate_command import print_metrics, progress_line
+from lora_studio.cli.evaluate_command import answered_line, print_metrics
 from lora_studio.evaluations import create, evaluation, make_request
 from lora_studio.events import Finished, RunState, to_line
 from lora_studio.workspace import Workspace
@@ -55,9 +55,11 @@ def test_resume_wants_an_evaluation_asked_for_in_the_same_words(say: Say, adapte
 
 
 def test_progress_is_told_with_speed_and_time_left() -> None:
-    state = RunState(phase="answer", phase_started=10.0, last_event=20.0, phase_done=40, phase_total=100)
-    assert progress_line(state) == "40 of 100 rows, 4 rows/s, 15 s left"
-    assert progress_line(RunState(phase_total=5)) == ""
+    state = RunState(
+        phase="answer", phase_unit="rows", phase_started=10.0, last_event=20.0, phase_done=40, phase_total=100
+    )
+    assert answered_line(state) == "40 of 100 rows, 4 rows/s, 15 s left"
+    assert answered_line(RunState(phase_total=0)) == ""
 
 
 def test_metrics_are_a_table_with_intervals_and_verdicts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio.cli import main
-from lora_studio.cli.export_command import progress_line
+from lora_studio.cli.terminal import progress_line
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS
 from lora_studio.exports import exports, make_request

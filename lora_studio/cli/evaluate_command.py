@@ -8,11 +8,11 @@ from typing import Any
 
 from lora_studio.cli.flags import overrides
 from lora_studio.cli.following import Telling, exit_code, follow, goes_on
-from lora_studio.cli.terminal import duration, print_json, say, table
+from lora_studio.cli.terminal import print_json, progress_line, say, table
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import EvaluationFolder, Request, evaluation, evaluations, make_request
 from lora_studio.events import RunState
-from lora_studio.jobs.evaluating import Evaluations, speed_of
+from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.parsing import nest, parse
 from lora_studio.workspace import Workspace
 
@@ -46,7 +46,7 @@ def tell_to_end(
     jobs: Evaluations, folder: EvaluationFolder, as_json: bool, *, out: str | None = None, leaves: bool = False
 ) -> int:
     """Follows an evaluation and says what came out; the exit code. With `leaves` Ctrl-C ends only the telling."""
-    telling = Telling(_PHASE_WORDS, progress_line, "what is answered is kept", notes_at="answer")
+    telling = Telling(_PHASE_WORDS, answered_line, "what is answered is kept", notes_at="answer")
     state = follow(jobs, folder, telling, leaves=leaves)
     files = _files(folder, out)
     if as_json:
@@ -66,13 +66,9 @@ def _unfinished(workspace: Workspace, jobs: Evaluations, request: Request) -> Ev
     )
 
 
-def progress_line(state: RunState) -> str:
-    """120 of 400 rows, 8.1 rows/s, 35 s left; "" before the first batch."""
-    speed = speed_of(state)
-    if speed is None:
-        return ""
-    pace, left = f"{speed.rows_per_second:.3g} rows/s", f"{duration(speed.seconds_left)} left"
-    return f"{state.phase_done:,} of {state.phase_total:,} rows, {pace}, {left}"
+def answered_line(state: RunState) -> str:
+    """120 of 400 rows, 8.1 rows/s, 35 s left; rows answered before a resume have no part in the speed."""
+    return progress_line(state, state.step if state.phase == "answer" else 0)
 
 
 def _files(folder: EvaluationFolder, out: str | None) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from lora_studio.adapter_source import named_adapter
 from lora_studio.cli.flags import overrides
 from lora_studio.cli.following import Telling, exit_code, follow, goes_on
-from lora_studio.cli.terminal import duration, print_json, say, size, table
+from lora_studio.cli.terminal import duration, print_json, progress_line, say, size, table
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS
 from lora_studio.exports import PHASES, ExportFolder, folders, make_request, needed_bytes, sizes_of
@@ -68,15 +68,6 @@ def _list(workspace: Workspace, given: argparse.Namespace) -> int:
     else:
         print(table(["form", "size", "what for"], rows))
     return 0
-
-
-def progress_line(state: RunState) -> str:
-    """120.0 of 400.0 MB, or 3 of 42 matrices; "" in a phase that counts nothing."""
-    if not state.phase_total:
-        return ""
-    if state.phase_unit == "bytes":
-        return f"{state.phase_done / 1e6:,.1f} of {state.phase_total / 1e6:,.1f} MB"
-    return f"{state.phase_done:,} of {state.phase_total:,} {state.phase_unit}".rstrip()
 
 
 def _tell(state: RunState, result: dict[str, Any], *, show: bool) -> None:

@@ -2,11 +2,12 @@
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from lora_studio.cli.flags import overrides
-from lora_studio.cli.terminal import print_json, say, table
+from lora_studio.cli.terminal import duration, print_json, say, table
 from lora_studio.errors import StudioError
 from lora_studio.jobs.client import Session
 from lora_studio.parsing import nest, parse
@@ -26,6 +27,7 @@ _PHASE_WORDS = {
     "rows": "looking at the rows as they stand",
 }
 _LISTED_BAD_ROWS = 10
+_SAY_SECONDS = 3.0
 PAIRS = "Each row is a pair (training.method dpo): lengths are those of its longer side."
 
 
@@ -86,10 +88,10 @@ def _percentiles(text: str) -> list[float]:
 
 
 class Phases:
-    """Names each phase of the work once, and what a first look at a large file shows."""
+    """Names each phase of the work, how far a long one is, and what a first look at a large file shows."""
 
     def __init__(self) -> None:
-        self._last = ""
+        self._last, self._said = "", 0.0
 
     def tell(self, progress: dict[str, Any]) -> None:
         if "sample" in progress:
@@ -97,8 +99,16 @@ class Phases:
             tokens, about = sample["tokens"], f"The first {count(sample['sampled'], 'row')}"
             say(f"{about}: {sample['words']} {tokens['mean']:g} tokens a row, at most {tokens['max']:,}.")
         elif progress["phase"] != self._last:
-            self._last = progress["phase"]
+            self._last, self._said = progress["phase"], time.monotonic()
             say(f"{_PHASE_WORDS.get(self._last, self._last)} ...")
+        elif progress["done"] and progress["total"] and time.monotonic() - self._said >= _SAY_SECONDS:
+            self._said = time.monotonic()
+            about, left = "about " if self._last == "read" else "", progress["seconds_left"]
+            parts = [
+                f"{progress['done']:,} of {about}{progress['total']:,}",
+                f"{progress['rows_per_second']:,.0f} a second",
+            ]
+            say(f"  {', '.join([*parts, *([f'{duration(left)} left'] if left else [])])}")
 
 
 def report(found: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from lora_studio.cli import evaluate_command, export_command
-from lora_studio.cli.terminal import duration, print_json, say
+from lora_studio.cli.terminal import duration, print_json, progress_line, say
 from lora_studio.evaluations import evaluations
 from lora_studio.events import RunState
 from lora_studio.exports import exports
@@ -37,12 +37,12 @@ def find(workspace: Workspace, name: str) -> Job | None:
         if evaluation.id == name:
             answering = Evaluations(workspace)
             follow = partial(evaluate_command.tell_to_end, answering, evaluation, leaves=True)
-            return Job("evaluation", answering, evaluation, follow, evaluate_command.progress_line)
+            return Job("evaluation", answering, evaluation, follow, evaluate_command.answered_line)
     for export in exports(workspace):
         if export.id == name:
             making = Exports(workspace)
             follow = partial(export_command.tell_to_end, making, export, leaves=True)
-            return Job("export", making, export, follow, export_command.progress_line)
+            return Job("export", making, export, follow, progress_line)
     return None
 
 

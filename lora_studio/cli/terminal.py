@@ -6,6 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from lora_studio.events import RunState
+from lora_studio.pace import pace_of, short
+
 
 def say(text: str = "") -> None:
     """A line for the person who watches."""
@@ -51,6 +54,23 @@ def size(octets: float) -> str:
     if octets < 1000:
         return f"{octets:.0f} bytes"
     return f"{octets / 1e3:.1f} kB" if octets < 1e5 else f"{octets / 1e6:,.1f} MB"
+
+
+def progress_line(state: RunState, before: int = 0) -> str:
+    """300 of 1,000 rows, 120 rows/s, 6 s left; "" in a phase that counts nothing.
+
+    `before` is what was done before this start.
+    """
+    if not state.phase_total:
+        return ""
+    going, unit = pace_of(state, before), state.phase_unit
+    if unit == "bytes":
+        parts = [f"{state.phase_done / 1e6:,.1f} of {state.phase_total / 1e6:,.1f} MB"]
+        parts += [f"{going.per_second / 1e6:,.1f} MB/s"] if going else []
+    else:
+        parts = [f"{state.phase_done:,} of {state.phase_total:,} {unit}".rstrip()]
+        parts += [f"{short(going.per_second)} {unit.split()[0]}/s"] if going and unit not in ("", "percent") else []
+    return ", ".join([*parts, *([f"{duration(going.seconds_left)} left"] if going else [])])
 
 
 def age(then: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from lora_studio.cli.estimate_command import agree, check_first
 from lora_studio.cli.flags import overrides
 from lora_studio.cli.following import exit_code, goes_on
-from lora_studio.cli.terminal import duration, print_json, say
+from lora_studio.cli.terminal import duration, print_json, progress_line, say
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.jobs.supervisor import Supervisor
@@ -21,13 +21,15 @@ from lora_studio.workspace import RunFolder, Workspace
 _LOOK_SECONDS = 0.2
 _SAY_SECONDS = 3.0
 _EXIT_SECONDS = 10.0
-# Measuring comes again and again between steps; its results are told, its beginning is not.
+# Measuring comes again and again between steps: its results are told, its beginning is not.
 _PHASE_WORDS = {
-    "start": "starting",
+    "start": "starting: PyTorch and its libraries are loading",
     "data": "preparing the data",
     "model": "loading the model",
+    "download": "downloading the model",
     "train": "training",
     "save": "saving",
+    "compare": "measuring base and adapter side by side",
 }
 
 
@@ -162,9 +164,15 @@ class Narrator:
         if state.phase in _PHASE_WORDS and state.phase != self._phase:
             self._phase = state.phase
             say(_PHASE_WORDS[state.phase])
-        if state.step != self._step and time.monotonic() - self._said >= _SAY_SECONDS:
+            self._said = time.monotonic() if self._phase != "train" else 0.0
+        if time.monotonic() - self._said < _SAY_SECONDS:
+            return
+        if state.phase == "train" and state.step != self._step:
             self._step, self._said = state.step, time.monotonic()
             say(f"  {step_line(state)}")
+        elif state.phase != "train" and (line := progress_line(state)):
+            self._said = time.monotonic()
+            say(f"  {'measuring: ' if state.phase == 'evaluate' else ''}{line}")
 
     def _tell_waiting(self) -> None:
         other = self._supervisor.busy()

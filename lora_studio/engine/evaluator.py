@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_studio.adapter_source import read_settings
 from lora_studio.engine.ending import DONE, WRONG_INPUT, ending_of, last_word
-from lora_studio.engine.event_log import EventLog
+from lora_studio.engine.event_log import EventLog, data_progress
 from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import EvaluationFolder, Request
@@ -117,7 +117,7 @@ def _read(
         most=request.measuring.max_samples,
         longest=numbers.get("max_position_embeddings"),
         cache_folder=folder.cache,
-        on_progress=lambda phase, done, total: log.progress(done, total),
+        on_progress=data_progress(log),
     )
 
 

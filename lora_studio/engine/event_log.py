@@ -1,6 +1,7 @@
 """Appends to a run's `events.jsonl`. No torch here: the worker can report before it imports anything slow."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from lora_studio.data.dataset import Prepared
 
 PROGRESS_SECONDS = 0.5
+COUNTED = {"read": "rows read", "convert": "rows recognised", "encode": "rows tokenized"}
+"""Steps of the preparation that take long with many rows, and what they count."""
 
 
 class EventLog:
@@ -42,6 +45,20 @@ class EventLog:
         """What the events so far amount to."""
         lines = self.path.read_text(encoding="utf-8").splitlines()
         return fold(event for event in map(from_line, lines) if event is not None)
+
+
+def data_progress(log: EventLog) -> Callable[[str, int, int], None]:
+    """What `prepare` tells of its steps: each that counts rows begins the phase anew, so that it has a speed."""
+    step = ""
+
+    def tell(name: str, done: int, total: int) -> None:
+        nonlocal step
+        if name != step and name in COUNTED:
+            log.phase("data", total, COUNTED[name])
+        step = name
+        log.progress(done, total)
+
+    return tell
 
 
 def data_event(prepared: "Prepared") -> DataPrepared:

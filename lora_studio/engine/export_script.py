@@ -19,6 +19,7 @@ from lora_studio.config import Config
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.examples import Examples
 from lora_studio.engine import standalone
+from lora_studio.engine.event_log import data_progress
 from lora_studio.engine.export_work import Outcome, Work, base_to_name, is_local
 from lora_studio.engine.report import logging_interval
 from lora_studio.engine.schedule import SCHEDULE, scheduler_settings
@@ -106,7 +107,7 @@ def rows_of(work: Work, config: Config, state: RunState) -> Prepared:
         **config.data.model_dump(),
         tokenizer=load_tokenizer(config.model.name, config.model.revision),
         cache_folder=work.of_run().cache,
-        on_progress=lambda _, done, total: work.log.progress(done, total),
+        on_progress=data_progress(work.log),
     )
     if state.data is None or prepared.fingerprint != state.data.fingerprint:
         raise StudioError(

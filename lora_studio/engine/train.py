@@ -24,7 +24,7 @@ from lora_studio.engine.biases import biases_of
 from lora_studio.engine.continuing import continue_adapter
 from lora_studio.engine.difference import against_base
 from lora_studio.engine.download import Download
-from lora_studio.engine.event_log import EventLog, data_event
+from lora_studio.engine.event_log import EventLog, data_event, data_progress
 from lora_studio.engine.first_weights import as_base, beginning, fill
 from lora_studio.engine.gen_eval import GenEval
 from lora_studio.engine.lengthening import planned_steps
@@ -101,7 +101,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         tokenizer=tokenizer,
         goal="preference" if config.training.method == "dpo" else "answers",
         cache_folder=run.cache,
-        on_progress=lambda _, done, total: log.progress(done, total),
+        on_progress=data_progress(log),
     )
     tokenizer.chat_template = prepared.template.source  # goes with every save
     log.emit(data_event(prepared))

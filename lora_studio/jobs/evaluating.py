@@ -1,10 +1,9 @@
 """Starts, follows, stops and resumes evaluations: the parent's side."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import EvaluationFolder, Request, create, folders
-from lora_studio.events import RunState
 from lora_studio.jobs.folder_jobs import FolderJobs
 from lora_studio.jobs.launcher import Launcher, python_module
 from lora_studio.workspace import Workspace
@@ -15,24 +14,6 @@ RUN_WORDS = {
     "ready to train": "ready to answer",
     "and nothing more was saved": "and what was answered is kept",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Rows a second since this start, and the seconds that the rest will take."""
-
-    rows_per_second: float
-    seconds_left: float
-
-
-def speed_of(state: RunState) -> Speed | None:
-    """How fast an evaluation answers; None before the first batch."""
-    if state.phase != "answer" or state.phase_started is None or state.last_event is None:
-        return None
-    done, seconds = state.phase_done - state.step, state.last_event - state.phase_started
-    if done <= 0 or seconds <= 0:
-        return None
-    return Speed(done / seconds, (state.phase_total - state.phase_done) * seconds / done)
 
 
 class Evaluations(FolderJobs[EvaluationFolder]):

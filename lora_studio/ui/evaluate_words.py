@@ -5,9 +5,8 @@ from typing import Any
 
 from lora_studio.evaluations import Request
 from lora_studio.events import RunState
-from lora_studio.jobs.evaluating import speed_of
 from lora_studio.ui import job_list, run_words
-from lora_studio.ui.text import count, duration, empty, escape, notice, progress, shorten
+from lora_studio.ui.text import count, empty, escape, notice, progress, shorten
 
 PHASES = {
     "start": "Starting",
@@ -57,8 +56,7 @@ def _progress(state: RunState) -> str:
     if state.final:
         return job_list.ended(state)
     label = "Stopping" if state.state == "stopping" else PHASES.get(state.phase, "Starting")
-    speed = speed_of(state)
-    remark = f"{speed.rows_per_second:.3g} rows/s, {duration(speed.seconds_left)} left" if speed else ""
+    remark = run_words.speed_words(state, state.step if state.phase == "answer" else 0)
     total = state.phase_total if state.phase in ("answer", "data") else 0
     return progress(f"{label}, rows" if total else label, state.phase_done, total, remark=remark)
 

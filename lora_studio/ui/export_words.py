@@ -7,7 +7,7 @@ from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS, Target
 from lora_studio.exports import PHASES, Request
 from lora_studio.settings import Setting, described
-from lora_studio.ui import job_list
+from lora_studio.ui import job_list, run_words
 from lora_studio.ui.text import empty, escape, notice, progress, size
 
 WHOLE_BYTES = 500_000_000
@@ -105,8 +105,8 @@ def _progress(state: RunState) -> str:
     label = words[:1].upper() + words[1:]
     if state.phase_unit != "bytes":
         unit = f", {state.phase_unit}" if state.phase_total else ""
-        return progress(label + unit, state.phase_done, state.phase_total)
-    done = f"{size(state.phase_done)} of {size(state.phase_total)}"
+        return progress(label + unit, state.phase_done, state.phase_total, remark=run_words.speed_words(state))
+    done = ", ".join(filter(None, (run_words.amount(state), run_words.speed_words(state))))
     return progress(f"{label}, percent", 100 * state.phase_done // max(1, state.phase_total), 100, remark=done)
 
 

@@ -7,6 +7,7 @@ import math
 import time
 
 from lora_studio.events import RunState
+from lora_studio.pace import pace_of, short
 from lora_studio.ui.text import duration, escape, size
 
 STATES = {
@@ -98,13 +99,32 @@ def phase_words(run: RunState) -> str:
         return f"{words}: PyTorch and its libraries are loading"
     if run.phase == "train" and run.total_steps:
         return f"{words}: step {run.step:,} of {run.total_steps:,}"
-    if run.phase_total and run.phase_unit == "bytes":
-        seconds = (run.last_event or 0.0) - (run.phase_started or 0.0)
-        speed = f", {size(run.phase_done / seconds)} a second" if seconds > 1 else ""
-        return f"{words}: {size(run.phase_done)} of {size(run.phase_total)}{speed}"
-    if run.phase_total:
-        return f"{words}: {run.phase_done:,} of {run.phase_total:,} {run.phase_unit}".rstrip()
-    return words
+    if not run.phase_total:
+        return words
+    said = f"{words}: {amount(run)}"
+    return f"{said}, {speed}" if (speed := speed_words(run)) else said
+
+
+def amount(state: RunState) -> str:
+    """How far a phase is: 300 of 1,000 rows; 500 MB of 2.0 GB."""
+    if state.phase_unit == "bytes":
+        return f"{size(state.phase_done)} of {size(state.phase_total)}"
+    return f"{state.phase_done:,} of {state.phase_total:,} {state.phase_unit}".rstrip()
+
+
+def speed_words(state: RunState, before: int = 0) -> str:
+    """How fast a phase goes, and how long it takes: 120 rows a second, 6 s left; "" where that is not known yet.
+
+    `before` is what was done before this start.
+    """
+    going, unit = pace_of(state, before), state.phase_unit
+    if going is None:
+        return ""
+    left = f"{clock(going.seconds_left)} left"
+    if unit in ("", "percent"):
+        return left
+    speed = size(going.per_second) if unit == "bytes" else f"{short(going.per_second)} {unit.split()[0]}"
+    return f"{speed} a second, {left}"
 
 
 def elapsed(run: RunState, now: float) -> float | None:

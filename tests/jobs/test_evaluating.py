@@ -9,8 +9,7 @@ import pytest
 from lora_studio.config import Generation
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import Column, Measuring, Request, evaluations
-from lora_studio.events import RunState
-from lora_studio.jobs.evaluating import Evaluations, speed_of
+from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.jobs.launcher import Launcher, kill
 from lora_studio.workspace import Workspace
 
@@ -45,7 +44,7 @@ def test_one_that_is_done_says_so_and_can_be_deleted(jobs: Jobs, workspace: Work
 def test_a_stopped_one_goes_on_where_it_was_and_another_waits_for_its_end(jobs: Jobs, workspace: Workspace) -> None:
     mine = jobs("slow")
     name = mine.start(REQUEST)
-    wait_until(lambda: speed_of(mine.state(name)) is not None)
+    wait_until(lambda: mine.state(name).phase_done > 0)
     with pytest.raises(StudioError, match="going on"):
         mine.start(REQUEST)
     with pytest.raises(StudioError, match="not over"):
@@ -68,12 +67,3 @@ def test_another_server_finds_it_and_a_killed_one_says_what_to_do(jobs: Jobs, wo
     kill(folder)
     wait_until(lambda: other.state(name).final)
     assert "Resume answers the rows that are left." in other.state(name).hint
-
-
-def test_speed_counts_the_rows_of_this_start_alone() -> None:
-    state = RunState(phase="answer", phase_started=10.0, last_event=14.0, phase_done=30, phase_total=50, step=10)
-    speed = speed_of(state)
-    assert speed is not None
-    assert (speed.rows_per_second, speed.seconds_left) == (5.0, 4.0)
-    assert speed_of(RunState(phase="answer", phase_started=10.0, last_event=14.0, phase_total=50)) is None
-    assert speed_of(RunState(phase="model")) is None

@@ -14,6 +14,7 @@ GOING_ON = RunState(
     created=0.0,
     started=90.0,
     phase="answer",
+    phase_unit="rows",
     phase_started=100.0,
     phase_done=60,
     phase_total=100,
@@ -24,7 +25,7 @@ GOING_ON = RunState(
 
 def test_one_that_goes_on_shows_rows_speed_and_time_left() -> None:
     shown = head(GOING_ON, request())
-    assert "Answering, rows: 60 of 100 (4 rows/s, 10 s left)" in shown
+    assert "Answering, rows: 60 of 100 (4 rows a second, 10 s left)" in shown
     assert 'data-act="stop"' in shown
     assert "<img" not in shown
 

@@ -65,12 +65,12 @@ def test_measured_numbers_are_short(value: float | None, words: str) -> None:
 def test_a_running_run_says_phase_and_counts() -> None:
     assert run_words.now_doing(run_of(*TRAINING)) == "Training: step 30 of 120."
     data = run_of(STARTED, PhaseStarted(101.0, "data", 0, "rows"), Progress(102.0, 300, 1000))
-    assert run_words.now_doing(data) == "Preparing the data: 300 of 1,000 rows."
+    assert run_words.now_doing(data) == "Preparing the data: 300 of 1,000 rows, 300 rows a second, 2 s left."
     assert run_words.now_doing(run_of(STARTED, PhaseStarted(101.0, "model"))) == "Loading the model."
     fetched = run_of(
         STARTED, PhaseStarted(101.0, "download", 2 * 10**9, "bytes"), Progress(111.0, 5 * 10**8, 2 * 10**9)
     )
-    assert run_words.now_doing(fetched) == "Downloading the model: 500 MB of 2.0 GB, 50 MB a second."
+    assert run_words.now_doing(fetched) == "Downloading the model: 500 MB of 2.0 GB, 50 MB a second, 30 s left."
 
 
 @pytest.mark.parametrize(
