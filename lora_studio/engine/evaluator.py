@@ -5,10 +5,8 @@ happens, the events end with one `Finished` in plain words, and metrics_summary.
 that were answered until a stop. Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
 """
 
-import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.adapter_source import read_settings
-from lora_studio.engine.ending import DONE, WRONG_INPUT, ending_of, last_word
+from lora_studio.engine.child import DONE, WRONG_INPUT, begin, ending_of, last_word, leave, unexpected
 from lora_studio.engine.event_log import EventLog, data_progress
 from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
@@ -32,22 +30,15 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluates and returns the exit code."""
-    parser = argparse.ArgumentParser(prog="lora_studio.engine.evaluator")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--resume", action="store_true")
-    options = parser.parse_args(arguments)
-    stop = Stop()
-    stop.listen()
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    folder = EvaluationFolder(options.folder.resolve())
-    if not folder.facts.is_file():
-        print(f"{folder.path} is no evaluation: it has no {folder.facts.name}.", file=sys.stderr)
+    child = begin(
+        arguments, "lora_studio.engine.evaluator", EvaluationFolder, "evaluation", lambda folder: folder.facts
+    )
+    if child is None:
         return WRONG_INPUT
-    folder.complete.unlink(missing_ok=True)
-    if not options.resume:
+    folder, log, stop = child.folder, child.log, child.stop
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    if not child.resume:
         folder.predictions.unlink(missing_ok=True)
-    log = EventLog(folder.events)
-    began = time.time()
 
     def work() -> None:
         log.phase("start")
@@ -56,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ending = ending_of(work, stop, stopped="Resume answers the rest.", explain=_explain)
     if ending.code != DONE:  # what was answered until an early end is measured too
         write_summary(folder, folder.request(), ending.state, log.state().phase_total)
-    return last_word(log, ending, began)
+    return last_word(log, ending, time.time() - child.began)
 
 
 def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
@@ -251,12 +242,8 @@ def _explain(error: Exception) -> tuple[str, str]:
 
     if is_out_of_memory(error):
         return "The memory is not enough for this many answers at once.", "Take fewer rows at once; then resume."
-    first = str(error).strip().partition("\n")[0][:300]
-    return f"The evaluation ended with an error: {type(error).__name__}: {first}", "Its log has the details."
+    return unexpected("The evaluation", error), "Its log has the details."
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a thread of a library that is still loading must not hold a stopped evaluation
+    leave(main())

@@ -6,11 +6,9 @@ Everything is done on the CPU: an export never takes the GPU from a run. Exit co
 130 stopped.
 """
 
-import argparse
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from lora_studio.adapter_source import read_lora
 from lora_studio.engine import full_disk
-from lora_studio.engine.ending import DONE, WRONG_INPUT, ending_of, last_word
+from lora_studio.engine.child import DONE, WRONG_INPUT, begin, ending_of, last_word, leave, unexpected
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
@@ -34,19 +32,12 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exports and returns the exit code."""
-    parser = argparse.ArgumentParser(prog="lora_studio.engine.exporter")
-    parser.add_argument("folder", type=Path)
-    options = parser.parse_args(arguments)
-    stop = Stop()
-    stop.listen()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    folder = ExportFolder(options.folder.resolve())
-    if not folder.facts.is_file():
-        print(f"{folder.path} is no export: it has no {folder.facts.name}.", file=sys.stderr)
+    named = "lora_studio.engine.exporter"
+    child = begin(arguments, named, ExportFolder, "export", lambda folder: folder.facts, resumes=False)
+    if child is None:
         return WRONG_INPUT
-    folder.complete.unlink(missing_ok=True)
-    log = EventLog(folder.events)
-    began = time.time()
+    folder, log, stop = child.folder, child.log, child.stop
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     def work() -> None:
         log.phase("start")
@@ -60,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if ending.code != DONE:
         shutil.rmtree(folder.unfinished, ignore_errors=True)
-    return last_word(log, ending, began)
+    return last_word(log, ending, time.time() - child.began)
 
 
 def export(folder: ExportFolder, log: EventLog, stop: Stop) -> None:
@@ -164,12 +155,8 @@ def _explain(error: Exception, folder: ExportFolder) -> tuple[str, str]:
         return "The adapter was deleted while it was taken away.", "Choose another one."
     if is_out_of_memory(error):
         return "The memory is not enough for this model.", "Close other programs, or take a smaller precision."
-    first = str(error).strip().partition("\n")[0][:300]
-    return f"The export ended with an error: {type(error).__name__}: {first}", "Its log has the details."
+    return unexpected("The export", error), "Its log has the details."
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a thread of a library that is still loading must not hold a stopped export
+    leave(main())

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from lora_studio.engine import ending, exporter
+from lora_studio.engine import exporter
+from lora_studio.engine.child import FAILED, STOPPED, WRONG_INPUT
 from lora_studio.engine.full_disk import is_full
 from lora_studio.engine.stopping import Stopped
 from lora_studio.exports import ExportFolder, create, make_request
@@ -77,7 +78,7 @@ def test_an_adapter_that_went_away_before_the_start_is_said_plainly(trained: Run
     folder = create(workspace_of(trained), request)
     facts = folder.read_facts() | {"folder": str(tmp_path / "gone")}
     folder.facts.write_text(json.dumps(facts), encoding="utf-8")
-    assert run_exporter(folder) == ending.WRONG_INPUT
+    assert run_exporter(folder) == WRONG_INPUT
     assert "is not there any more" in last_event(folder).message
 
 
@@ -93,7 +94,7 @@ def test_what_ends_in_the_middle_leaves_nothing_half_written(
     monkeypatch.setattr(exporter, "program", lambda target: halfway)
     code = run_exporter(folder)
     full = isinstance(error, OSError) and is_full(error, folder.path)
-    assert code == (ending.FAILED if full else ending.STOPPED)
+    assert code == (FAILED if full else STOPPED)
     assert ("is full" in last_event(folder).message) is full
     assert not folder.unfinished.exists()
     assert not folder.result.exists()
@@ -108,6 +109,6 @@ def test_a_stop_from_outside_ends_it_within_seconds(trained: RunFolder) -> None:
         assert child.poll() is None
     began = time.monotonic()
     child.terminate()
-    assert child.wait(20) == ending.STOPPED
+    assert child.wait(20) == STOPPED
     assert time.monotonic() - began < 5
     assert not ExportFolder(folder.path).unfinished.exists()

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.engine import ending
-from lora_studio.engine.ending import Ending, ending_of
+from lora_studio.engine.child import FAILED, STOPPED, Ending, ending_of
 from lora_studio.engine.stopping import Stop, Stopped
 from tests.engine.conftest import MakeRun, events, run_worker
 
@@ -33,14 +32,14 @@ def test_an_error_that_a_stop_caused_is_a_stop() -> None:
         ended = ending_of(loads_badly, stop, stopped="Go on.", explain=explain)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert ended == Ending(ending.STOPPED, "stopped", "Stopped when asked to.", "Go on.")
+    assert ended == Ending(STOPPED, "stopped", "Stopped when asked to.", "Go on.")
 
 
 def test_an_error_without_a_stop_is_an_error() -> None:
     def fail() -> None:
         raise ValueError("broken")
 
-    assert ending_of(fail, Stop(), stopped="", explain=explain) == Ending(ending.FAILED, "failed", "broken", "the log")
+    assert ending_of(fail, Stop(), stopped="", explain=explain) == Ending(FAILED, "failed", "broken", "the log")
 
 
 def test_a_run_that_is_stopped_while_its_libraries_load_was_stopped(
@@ -48,5 +47,5 @@ def test_a_run_that_is_stopped_while_its_libraries_load_was_stopped(
 ) -> None:
     monkeypatch.setitem(sys.modules, "lora_studio.engine.train", SimpleNamespace(train=loads_badly))
     run = make_run()
-    assert run_worker(run) == ending.STOPPED
+    assert run_worker(run) == STOPPED
     assert events(run)[-1].state == "stopped"
