@@ -31,6 +31,8 @@ KINDS = {
 }
 """Kinds of adapters that can answer, by peft's word for them. None of them reads another file or fetches anything."""
 PROMPT_LEARNING = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+NEED_FULL_BASE = ("LOHA", "LOKR")
+"""Kinds that peft can't put on a base in 4 or 8 bits."""
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 """First weights (`init_lora_weights`) whose loading takes something out of the base itself."""
 # Of the adapter's settings these are no part of its weights: a new run may choose them anew.

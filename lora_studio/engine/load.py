@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import is_flash_attn_2_available
 
-from lora_studio.adapter_source import LORA, read_settings
+from lora_studio.adapter_source import KINDS, LORA, NEED_FULL_BASE, read_settings
 from lora_studio.data.encode import choose_template
 from lora_studio.engine.apart import Apart, Standing, put, put_apart, standing, with_modules
 from lora_studio.engine.biases import Biases, biases_of, put_in, with_biases
@@ -316,6 +316,12 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
     Raises `StudioError` before anything changes.
     """
     kinds = {column: read_settings(folder)["peft_type"] for column, folder in folders.items()}
+    needing = [column for column, kind in kinds.items() if kind in NEED_FULL_BASE]
+    if needing and "quantization_config" in loaded.base.config.to_dict():
+        raise StudioError(
+            f"{needing[0]} is {KINDS[kinds[needing[0]]]}, which can't be put on a base in 4 or 8 bits.",
+            "Leave out adapters that were trained on a quantized base: then it is loaded in full.",
+        )
     for column, folder in folders.items():
         try:
             if kinds[column] == LORA:

@@ -77,4 +77,7 @@ def not_loadable(name: str, revision: str | None, error: Exception) -> StudioErr
 
 
 def first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300]
+    """What an error says in its first line, or its first two where the first only announces the second."""
+    lines = str(error).strip().splitlines() or [""]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return " ".join(said.split())[:300]

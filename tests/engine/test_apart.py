@@ -182,6 +182,19 @@ def test_virtual_tokens_count_as_text(folders: dict[str, Path]) -> None:
         generate(loaded, [Column("PROMPT_TUNING", ask(text))], greedy(loaded, LONGEST))
 
 
+def test_a_base_in_four_bits_bears_the_kinds_that_peft_puts_on_it(folders: dict[str, Path]) -> None:
+    four_bit = load_base("demo", quantization="4bit")
+    with pytest.raises(StudioError, match="LOKR is LoKr, which can't be put on a base in 4 or 8 bits"):
+        add_adapters(four_bit, {"IA3": folders["IA3"], "LOKR": folders["LOKR"]})
+    add_adapters(four_bit, {name: folders[name] for name in ("PROMPT_TUNING", "LORA", "IA3")})
+    names = (None, *four_bit.adapters)
+    together = generate(four_bit, [Column(name, ask(PROMPTS[0])) for name in names], greedy(four_bit, LONGEST))
+    for name, answer in zip(names, together, strict=True):
+        only = load_base("demo", quantization="4bit")
+        add_adapters(only, {name: folders[name]} if name else {})
+        assert generate(only, [Column(name, ask(PROMPTS[0]))], greedy(only, LONGEST))[0].ids == answer.ids
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
