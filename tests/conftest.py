@@ -1,7 +1,7 @@
 """What all tests share: no network, no telemetry, a workspace of their own, and which optional tests run."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from lora_studio.workspace import Workspace
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+Say = Callable[..., tuple[int, str, str]]
 HERE = Path(__file__).parent
 TRAINING = ("engine", "demo", "test_learning.py", "test_cli.py")  # one training at a time: these stay in one process
 
@@ -43,6 +44,19 @@ def _group(item: pytest.Item) -> str:
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "workspace")
+
+
+@pytest.fixture
+def say(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> Say:
+    """Runs a command of the terminal in the workspace and gives exit code, stdout, stderr."""
+    from lora_studio.cli import main
+
+    def command(*words: str) -> tuple[int, str, str]:
+        code = main([*words, "--workspace", str(workspace.root)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
 
 
 @pytest.fixture(scope="module")

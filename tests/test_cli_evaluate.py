@@ -1,30 +1,15 @@
 """`evaluate` in the terminal: what it prints, and what it refuses before anything starts."""
 
 import json
-from collections.abc import Callable
 
 import pytest
 
-from lora_studio.cli import main
 from lora_studio.cli.evaluate_command import answered_line, print_metrics
 from lora_studio.evaluations import create, evaluation, make_request
 from lora_studio.events import Finished, RunState, to_line
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
-
-Say = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def say(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> Say:
-    """Runs an `evaluate` command and gives exit code, stdout, stderr."""
-
-    def command(*words: str) -> tuple[int, str, str]:
-        code = main(["evaluate", *words, "--workspace", str(workspace.root)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return command
+from tests.conftest import Say
 
 
 @pytest.fixture
@@ -33,13 +18,13 @@ def adapter(workspace: Workspace) -> str:
 
 
 def test_an_adapter_that_is_not_there_is_wrong_input(say: Say) -> None:
-    code, _, told = say("nowhere", "recommender")
+    code, _, told = say("evaluate", "nowhere", "recommender")
     assert code == 2
     assert "no such run" in told
 
 
 def test_settings_out_of_bounds_are_wrong_input(say: Say, adapter: str) -> None:
-    code, _, told = say(adapter, "recommender", "--batch-size", "0")
+    code, _, told = say("evaluate", adapter, "recommender", "--batch-size", "0")
     assert code == 2
     assert "Rows at once can't be 0" in told
 
@@ -48,7 +33,7 @@ def test_resume_wants_an_evaluation_asked_for_in_the_same_words(say: Say, adapte
     folder = create(workspace, make_request(workspace, [adapter], "recommender", compare=False))
     folder.events.write_text(to_line(Finished(1.0, "done")), encoding="utf-8")
     for words in ([], ["--max-samples", "3"], ["--compare"]):
-        code, _, told = say(adapter, "recommender", "--resume", *words)
+        code, _, told = say("evaluate", adapter, "recommender", "--resume", *words)
         assert code == 2
         assert "no such evaluation to go on with" in told
     assert evaluation(workspace, folder.id).request().columns[0].name == "adapter"

@@ -2,12 +2,10 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lora_studio.cli import main
 from lora_studio.cli.terminal import progress_line
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS
@@ -17,23 +15,14 @@ from lora_studio.jobs.exporting import Exports
 from lora_studio.jobs.launcher import Launcher
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
+from tests.conftest import Say
 from tests.jobs.conftest import wait_until
 
-Say = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
-def say(workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
-    """Runs an `export` command and gives exit code, stdout, stderr."""
+@pytest.fixture(autouse=True)
+def fake_child(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Path(__file__).parent / "jobs" / "fake_exporter.py"
     monkeypatch.setattr(exporting, "python_module", lambda name: [sys.executable, str(fake), "quick"])
-
-    def command(*words: str) -> tuple[int, str, str]:
-        code = main(["export", *words, "--workspace", str(workspace.root)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return command
 
 
 @pytest.fixture
@@ -42,7 +31,7 @@ def adapter(workspace: Workspace) -> str:
 
 
 def test_it_follows_the_export_and_prints_where_the_result_is(say: Say, adapter: str, workspace: Workspace) -> None:
-    code, out, told = say(adapter, "--to", "merged", "--dtype", "float16", "--no-trial")
+    code, out, told = say("export", adapter, "--to", "merged", "--dtype", "float16", "--no-trial")
     (folder,) = exports(workspace)
     assert code == 0
     assert out.splitlines() == [str(folder.result)]
@@ -50,13 +39,13 @@ def test_it_follows_the_export_and_prints_where_the_result_is(say: Say, adapter:
     assert f"runs stop {folder.id}` ends it" in told
     assert folder.request().settings["dtype"] == "float16"
     assert not folder.request().trial
-    code, out, _ = say(adapter, "--to", "zip", "--json")
+    code, out, _ = say("export", adapter, "--to", "zip", "--json")
     assert code == 0
     assert json.loads(out)["state"] == "done"
 
 
 def test_list_says_what_there_is_with_sizes(say: Say, adapter: str) -> None:
-    code, out, _ = say(adapter, "--to", "list")
+    code, out, _ = say("export", adapter, "--to", "list")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[1:]] == list(TARGETS)
     assert "MB" in out
@@ -72,36 +61,31 @@ def test_list_says_what_there_is_with_sizes(say: Say, adapter: str) -> None:
     ],
 )
 def test_what_cannot_be_made_is_wrong_input(say: Say, adapter: str, words: list[str], told: str) -> None:
-    code, _, said = say(adapter, *words)
+    code, _, said = say("export", adapter, *words)
     assert code == 2
     assert told in said
 
 
 def test_one_whose_terminal_is_gone_is_listed_followed_and_stopped_by_its_id(
-    say: Say, adapter: str, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+    say: Say, adapter: str, workspace: Workspace
 ) -> None:
     fake = Path(__file__).parent / "jobs" / "fake_exporter.py"
     name = Exports(workspace, Launcher([sys.executable, str(fake), "slow"])).start(
         make_request(workspace, adapter, "zip")
     )
 
-    def runs(*words: str) -> tuple[int, str, str]:
-        code = main(["runs", *words, "--workspace", str(workspace.root)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
     wait_until(lambda: Exports(workspace).state(name).phase == "write")
-    assert f"The export {name}" in runs("list")[2]
-    assert "progress    0.0 of 0.0 MB" in runs("show", name)[1]
-    code, out, _ = runs("stop", name)
+    assert f"The export {name}" in say("runs", "list")[2]
+    assert "progress    0.0 of 0.0 MB" in say("runs", "show", name)[1]
+    code, out, _ = say("runs", "stop", name)
     assert code == 0
     assert "state       stopped" in out
-    assert name not in runs("list")[2]
-    assert "ended already" in runs("cancel", name)[2]
-    code, _, told = runs("follow", name)
+    assert name not in say("runs", "list")[2]
+    assert "ended already" in say("runs", "cancel", name)[2]
+    code, _, told = say("runs", "follow", name)
     assert (code, "Stopped when asked to." in told) == (130, True)
-    assert json.loads(runs("delete", name, "--json")[1]) == {"export": name, "state": "deleted"}
-    assert "no such run" in runs("stop", name)[2]
+    assert json.loads(say("runs", "delete", name, "--json")[1]) == {"export": name, "state": "deleted"}
+    assert "no such run" in say("runs", "stop", name)[2]
 
 
 def test_progress_is_told_in_megabytes_or_counts() -> None:

@@ -1,28 +1,11 @@
 """`runs` in the terminal: what runs came to, tags, notes, comparison, CSV."""
 
 import json
-from collections.abc import Callable
 
-import pytest
-
-from lora_studio.cli import main
 from lora_studio.events import CheckpointSaved, Evaluated, Finished, RunStarted, StepLogged, to_line
 from lora_studio.parsing import parse, to_yaml
 from lora_studio.workspace import RunFolder, Workspace
-
-Say = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def say(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> Say:
-    """Runs a `runs` command and gives exit code, stdout, stderr."""
-
-    def command(*words: str) -> tuple[int, str, str]:
-        code = main(["runs", *words, "--workspace", str(workspace.root)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return command
+from tests.conftest import Say
 
 
 def make(workspace: Workspace, title: str, rank: int) -> RunFolder:
@@ -46,43 +29,43 @@ def make(workspace: Workspace, title: str, rank: int) -> RunFolder:
 
 def test_list_and_show_tell_the_key_numbers(workspace: Workspace, say: Say) -> None:
     run = make(workspace, "first", 4)
-    code, out, _ = say("list")
+    code, out, _ = say("runs", "list")
     assert code == 0
     assert all(word in out for word in (run.id, "done", "0.5000", "0.2500"))
-    row = json.loads(say("list", "--json")[1])["runs"][0]
+    row = json.loads(say("runs", "list", "--json")[1])["runs"][0]
     assert (row["run"], row["eval_loss"], row["best_loss"], row["model"]) == (run.id, 0.25, 0.25, "demo")
     assert row["bytes"] > 0
-    shown = say("show", run.id)[1]
+    shown = say("runs", "show", run.id)[1]
     assert "The adapter does nothing. All 3 rows." in shown
     assert "checkpoint-4: validation loss 0.2500" in shown
-    facts = json.loads(say("show", run.id, "--json")[1])
+    facts = json.loads(say("runs", "show", run.id, "--json")[1])
     assert facts["checkpoints"][0]["metrics"] == {"token_accuracy": 0.75}
     assert facts["difference"]["base_loss"] == 1.5
 
 
 def test_tags_and_notes_are_printed_replaced_and_cleared(workspace: Workspace, say: Say) -> None:
     run = make(workspace, "first", 4)
-    assert say("tag", run.id)[1] == "\n"
-    assert say("tag", run.id, "good", "for later,good")[1] == "good, for later\n"
-    assert say("note", run.id, "longer", "answers")[1] == "longer answers\n"
-    assert json.loads(say("tag", run.id, "--json")[1]) == {
+    assert say("runs", "tag", run.id)[1] == "\n"
+    assert say("runs", "tag", run.id, "good", "for later,good")[1] == "good, for later\n"
+    assert say("runs", "note", run.id, "longer", "answers")[1] == "longer answers\n"
+    assert json.loads(say("runs", "tag", run.id, "--json")[1]) == {
         "run": run.id,
         "tags": ["good", "for later"],
         "note": "longer answers",
     }
-    assert "good, for later" in say("list")[1]
-    assert say("tag", run.id, "")[1] == "\n"
-    assert say("note", run.id)[1] == "longer answers\n"
+    assert "good, for later" in say("runs", "list")[1]
+    assert say("runs", "tag", run.id, "")[1] == "\n"
+    assert say("runs", "note", run.id)[1] == "longer answers\n"
 
 
 def test_runs_are_compared_by_what_differs(workspace: Workspace, say: Say) -> None:
     first, second = make(workspace, "first", 4), make(workspace, "second", 8)
-    code, out, _ = say("compare", first.id, second.id)
+    code, out, _ = say("runs", "compare", first.id, second.id)
     assert code == 0
     assert "lora.r" in out
     assert "learning_rate" not in out
     assert "75.0 %  75.0 %" in out
-    found = json.loads(say("compare", first.id, second.id, "--json")[1])
+    found = json.loads(say("runs", "compare", first.id, second.id, "--json")[1])
     assert [item["path"] for item in found["settings"]] == ["lora.r"]
     assert found["settings"][0]["values"] == [4, 8]
     assert {"name": "steps", "unit": "count", "values": [4, 4]} in found["results"]
@@ -90,13 +73,13 @@ def test_runs_are_compared_by_what_differs(workspace: Workspace, say: Say) -> No
 
 def test_measurements_come_as_csv(workspace: Workspace, say: Say) -> None:
     run = make(workspace, "first", 4)
-    assert say("csv", run.id)[1].splitlines()[0].startswith("kind,step,epoch,loss")
-    assert len(say("csv", run.id)[1].splitlines()) == 3
+    assert say("runs", "csv", run.id)[1].splitlines()[0].startswith("kind,step,epoch,loss")
+    assert len(say("runs", "csv", run.id)[1].splitlines()) == 3
 
 
 def test_what_is_missing_or_too_much_is_said(workspace: Workspace, say: Say) -> None:
     run = make(workspace, "first", 4)
-    assert "Two runs at least" in say("compare", run.id)[2]
-    assert say("compare", run.id, run.id)[0] == 2
-    assert "takes one run" in say("show", run.id, "other")[2]
-    assert "no such run" in say("csv", "nothing")[2]
+    assert "Two runs at least" in say("runs", "compare", run.id)[2]
+    assert say("runs", "compare", run.id, run.id)[0] == 2
+    assert "takes one run" in say("runs", "show", run.id, "other")[2]
+    assert "no such run" in say("runs", "csv", "nothing")[2]
