@@ -221,6 +221,7 @@ def needed_bytes(workspace: Workspace, request: Request) -> int | None:
 
 def check_space(workspace: Workspace, request: Request, place: Path) -> None:
     """Raises `StudioError` where the disk of `place` has not enough room for the result."""
+    workspace.check_room(needed_bytes(workspace, request) or 0)
     needed, free = needed_bytes(workspace, request) or 0, shutil.disk_usage(place).free
     if needed + SPARE_BYTES > free:
         raise StudioError(

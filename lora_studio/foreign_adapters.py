@@ -43,6 +43,8 @@ def from_zip(archive: Path, workspace: Workspace, name: str, base: str | None = 
         with zipfile.ZipFile(archive) as opened:
             members = _checked(opened.infolist())
             root = _root(members)
+            taken = [member for member in members if PurePosixPath(member.filename).name in TAKEN]
+            workspace.check_room(sum(member.file_size for member in taken))
             target = _new_folder(workspace, Path(name).stem)
             try:
                 for member in members:
@@ -135,6 +137,7 @@ def from_folder(name: str, base: str | None = None) -> Path:
 def from_hub(name: str, workspace: Workspace, base: str | None = None) -> Path:
     """Fetches an adapter of the Hub (hub:owner/name) into the workspace; nothing but safetensors, JSON and text."""
     workspace.check_may("fetch adapters from the Hub")
+    workspace.check_room()
     plain = name.removeprefix(HUB)
     if not _NAME.fullmatch(plain):
         raise StudioError(f"{name} is no name of an adapter on the Hub.", f"Write it as {HUB}owner/name.")

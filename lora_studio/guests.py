@@ -8,11 +8,13 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
+from lora_studio.taken import made_by, no_room
 from lora_studio.visitors import USERS, VisitedWorkspace
 from lora_studio.workspace import DEMO_MODEL, shipped_data
 
@@ -24,7 +26,7 @@ _CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """For each guest, but for `runs_an_hour`, which all guests share."""
+    """For each guest, but for what all guests share: `runs_an_hour` and, on the disk, so many guests' room."""
 
     rows: int = 500
     steps: int = 600
@@ -33,12 +35,14 @@ class Limits:
     test_rows: int = 50
     checkpoints: int = 3
     runs_an_hour: int = 12
+    hours_kept: int = 24
+    quotas_together: int = 20
 
 
 LIMITS = Limits()
 ABOUT = (
-    f"Guests train the built-in model: up to {LIMITS.rows} rows, {LIMITS.steps} steps, one run each. Other models, "
-    "exports and the Hub are the owner's."
+    f"Guests train the built-in model: up to {LIMITS.rows} rows, {LIMITS.steps} steps, one run each, kept for "
+    f"{LIMITS.hours_kept} hours. Other models, exports and the Hub are the owner's."
 )
 
 
@@ -59,6 +63,30 @@ class GuestWorkspace(VisitedWorkspace):
         """Removes what guests of an earlier server uploaded and typed: nobody can come back as one of them."""
         for folder in (self.root / USERS).glob("guest-*"):
             shutil.rmtree(folder)
+
+    def check_room(self, coming: int = 0) -> None:
+        if self.owned or self._quota is None:
+            return
+        self.forget_old()
+        super().check_room(coming)
+        together, most = self._taken(lambda name: name not in ("", self._owner)), LIMITS.quotas_together * self._quota
+        if together + coming > most:
+            raise no_room(together, coming, most, "What guests uploaded and made takes", "Come back a little later.")
+
+    def _way_to_room(self) -> str:
+        return f"Delete your run to make room, or come back later: all is removed after {LIMITS.hours_kept} hours."
+
+    def forget_old(self) -> None:
+        """Removes what guests made so long ago that its minutes of work are over, and what they uploaded then."""
+        oldest = time.time() - LIMITS.hours_kept * HOUR
+        theirs = [folder for name, folder in made_by(self.whole) if name not in ("", self._owner)]
+        with suppress(FileNotFoundError):  # another guest's request removes the same
+            for folder in theirs:
+                if folder.read_facts()["created"] < oldest:
+                    shutil.rmtree(folder.path.rename(folder.path.with_name(f".deleted-{folder.id}")))
+            for own in (self.root / USERS).glob("*"):
+                if max((path.stat().st_mtime for path in own.rglob("*")), default=0.0) < oldest:
+                    shutil.rmtree(own)
 
     def check_may(self, what: str) -> None:
         if not self.owned:

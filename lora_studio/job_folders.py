@@ -33,6 +33,7 @@ class JobFolders(Generic[Folder]):
 
     def create(self, facts: Mapping[str, Any]) -> Folder:
         """A new folder, named by time and four random letters, with what was asked for."""
+        self.workspace.check_room()
         folder = self.kind(self.parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
         folder.path.mkdir(parents=True)
         made = {"created": time.time(), "maker": self.workspace.maker}

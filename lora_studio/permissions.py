@@ -21,6 +21,9 @@ class Permissions:
         """What the environment of a child says of the Hub's tokens that works for `maker`: nothing, it finds them."""
         return {}
 
+    def check_room(self, coming: int = 0) -> None:
+        """Raises `StudioError` where whoever is answered has no room left on the disk for so many bytes more."""
+
     def test_rows(self, wanted: int | None) -> int | None:
         """How many rows of a test file may be answered; None for all."""
         return wanted

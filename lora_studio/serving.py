@@ -23,11 +23,14 @@ HOST, PORT, FOLDERS, MAX_UPLOAD = (
 
 
 GUEST_GB = 0.005  # largest file that a guest may upload
+QUOTA = "LORA_STUDIO_QUOTA_GB"
+USUAL_QUOTA_GB, GUEST_QUOTA_GB = 20.0, 0.1
 
 
 @dataclass(frozen=True)
 class Serving:
     """How the page is served. `folders` may be read by visitors beside the workspace; sizes in GB of 10^9 bytes.
+    `quota_gb` is what each visitor but the owner may fill of the disk.
 
     With `guests` everybody gets in, and may do what guests.py says; whoever owns the Hub account that `hub_app` names
     logs in there and may do everything. `names` are hosts that a page of ours may have, whatever a proxy says.
@@ -39,6 +42,7 @@ class Serving:
     insecure: bool = False
     folders: tuple[Path, ...] = ()
     max_upload_gb: float = 2.0
+    quota_gb: float = USUAL_QUOTA_GB
     api_key: str | None = field(default=None, repr=False)
     guests: bool = False
     hub_app: HubApp | None = None
@@ -97,6 +101,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-upload-gb", type=float, metavar="GB", help=f"largest file to upload (else {MAX_UPLOAD}, else 2)"
     )
+    parser.add_argument(
+        "--quota-gb",
+        type=float,
+        metavar="GB",
+        help=f"disk that each visitor but the owner may fill (else {QUOTA}, else 20; of guests 0.1)",
+    )
 
 
 def from_flags(given: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Serving:
@@ -115,14 +125,19 @@ def from_flags(given: argparse.Namespace, environment: Mapping[str, str] = os.en
         insecure=given.insecure,
         api_key=read_api_key(environment),
         folders=tuple(_folder(folder) for folder in folders),
-        max_upload_gb=given.max_upload_gb
-        or _number(MAX_UPLOAD, environment.get(MAX_UPLOAD), GUEST_GB if guests else 2.0),
+        max_upload_gb=_size("--max-upload-gb", given.max_upload_gb, MAX_UPLOAD, environment, GUEST_GB if guests else 2),
+        quota_gb=_size("--quota-gb", given.quota_gb, QUOTA, environment, GUEST_QUOTA_GB if guests else USUAL_QUOTA_GB),
         guests=guests,
         hub_app=hub_app(environment) if guests else None,
         names=hosts(environment),
     )
     check_exposure(serving)
     return serving
+
+
+def _size(flag: str, given: float | None, name: str, environment: Mapping[str, str], default: float) -> float:
+    """A size in GB, of a flag or of the environment."""
+    return _number(name, environment.get(name), default) if given is None else _number(flag, str(given), default)
 
 
 def _number(name: str, given: str | None, default: float) -> float:

@@ -15,6 +15,8 @@ from typing import Any
 
 from lora_studio.errors import StudioError
 from lora_studio.hub_token import NO_TOKEN
+from lora_studio.taken import no_room
+from lora_studio.taken import taken as bytes_taken
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, demo_folder, shipped_data
 
 USERS = "users"
@@ -30,11 +32,19 @@ _PATTERN = set("*?[")
 class VisitedWorkspace(Workspace):
     """`visitor` says whose request is being answered; "" for nobody's, who sees nothing and finds everything empty.
 
-    `folders` are those outside the workspace in which visitors may name files.
+    `folders` are those outside the workspace in which visitors may name files. `quota` are the bytes that each of them
+    but the owner may fill.
     """
 
-    def __init__(self, whole: Workspace, visitor: Callable[[], str], owner: str, folders: Sequence[Path] = ()) -> None:
-        self._whole, self._visitor, self._owner = whole, visitor, owner
+    def __init__(
+        self,
+        whole: Workspace,
+        visitor: Callable[[], str],
+        owner: str,
+        folders: Sequence[Path] = (),
+        quota: int | None = None,
+    ) -> None:
+        self._whole, self._visitor, self._owner, self._quota = whole, visitor, owner, quota
         self._folders = (demo_folder(), *folders)
         self._nobodys = tempfile.TemporaryDirectory(prefix="lora-studio-nobody-")
         self._makers: dict[Path, str] = {}
@@ -45,7 +55,10 @@ class VisitedWorkspace(Workspace):
         return self._whole
 
     def as_now(self) -> Workspace:
-        name = self._visitor()
+        return self.seen_by(self._visitor())
+
+    def seen_by(self, name: str) -> "VisitedWorkspace":
+        """The same as that visitor sees it, whoever is answered."""
         fixed = copy.copy(self)
         fixed._visitor = lambda: name
         return fixed
@@ -77,6 +90,33 @@ class VisitedWorkspace(Workspace):
         """The visitor's uploads, newest first; the owner's own, and after them everybody's."""
         others = (self.root / USERS).glob("*/uploads/*") if self.owned else ()
         return super().uploads() + sorted(path for path in others if not path.name.startswith("."))
+
+    # -- room on the disk
+
+    def check_room(self, coming: int = 0) -> None:
+        if self._quota is None or self.owned:
+            return
+        taken = self._taken(self.maker.__eq__)
+        if taken + max(coming, 1) > self._quota:
+            raise no_room(taken, coming, self._quota, "What you uploaded and made takes", self._way_to_room())
+
+    def _taken(self, whose: Callable[[str], bool]) -> int:
+        return bytes_taken(self._whole, whose, self.root / USERS)
+
+    def _way_to_room(self) -> str:
+        return "Delete runs, evaluations or exports that you no longer need; uploaded files are the owner's to remove."
+
+    def create_run(self, title: str, config_yaml: str, facts: Mapping[str, Any]) -> RunFolder:
+        self.check_room()
+        return super().create_run(title, config_yaml, facts)
+
+    def save_upload(self, source: Path, name: str | None = None) -> Path:
+        self.check_room(source.stat().st_size)
+        return super().save_upload(source, name)
+
+    def save_uploads(self, sources: Sequence[Path]) -> Path:
+        self.check_room(sum(source.stat().st_size for source in sources))
+        return super().save_uploads(sources)
 
     # -- runs and evaluations
 

@@ -1,6 +1,7 @@
 """A public demonstration: what guests may start, wherever it is started, and what the owner still may."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,32 @@ def test_a_guests_evaluation_answers_few_rows(visit: Visit, monkeypatch: pytest.
     assert visit.workspace.test_rows(3) == 3
     visit.now = OWNER
     assert visit.workspace.test_rows(None) is None
+
+
+def test_guests_have_room_for_so_much_each_and_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [GUEST]
+    workspace = GuestWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], OWNER, quota=1000)
+    monkeypatch.setattr(guests, "LIMITS", replace(LIMITS, quotas_together=2))
+    for number, size in ((1, 900), (2, 900)):
+        now[0] = f"guest-{number}"
+        (workspace.uploads_folder / "data.csv").write_bytes(b"x" * size)
+    with pytest.raises(StudioError, match=r"you uploaded and made takes.*\n.*after 24 hours"):
+        workspace.check_room(101)
+    now[0] = "guest-3"
+    workspace.check_room(200)
+    with pytest.raises(StudioError, match="What guests uploaded and made takes"):
+        workspace.check_room(201)
+    now[0] = OWNER
+    workspace.check_room(10**12)
+
+
+def test_what_guests_made_is_gone_after_a_day_and_makes_room(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, kept = visit.run(GUEST), visit.run(OWNER)
+    visit.now = GUEST
+    (visit.workspace.uploads_folder / "data.csv").write_text("x")
+    visit.workspace.forget_old()
+    assert old.path.exists()
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + LIMITS.hours_kept * guests.HOUR + 1)
+    visit.workspace.forget_old()
+    assert [run.id for run in visit.workspace.whole.runs()] == [kept.id]
+    assert list((visit.workspace.root / "users").iterdir()) == []

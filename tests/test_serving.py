@@ -54,6 +54,9 @@ def test_a_flag_wins_over_the_environment(tmp_path: Path) -> None:
 def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(StudioError, match="no folder"):
         flags("--folder", str(tmp_path / "none"))
+    for wrong in ("-1", "0", "nan"):
+        with pytest.raises(StudioError, match="--quota-gb"):
+            flags("--quota-gb", wrong)
     for wrong in ("many", "-1", "0", "nan"):
         with pytest.raises(StudioError, match=serving.MAX_UPLOAD):
             flags(**{serving.MAX_UPLOAD: wrong})
@@ -72,7 +75,7 @@ def test_a_space_without_a_login_lets_guests_in_on_all_addresses() -> None:
     assert (found.host, found.guests, found.hub_app) == ("0.0.0.0", True, None)
     assert not found.trusts_visitors
     assert found.several
-    assert found.max_upload_gb == serving.GUEST_GB
+    assert (found.max_upload_gb, found.quota_gb) == (serving.GUEST_GB, serving.GUEST_QUOTA_GB)
     assert flags(**SPACE, GRADIO_SERVER_NAME="127.0.0.1", GRADIO_SERVER_PORT="99") == replace(
         found, host="127.0.0.1", port=99
     )

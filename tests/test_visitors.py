@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio import evaluations, prompt_sets, votes
+from lora_studio import evaluations, exports, prompt_sets, votes
 from lora_studio.adapter_source import adapter_folder
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
@@ -281,3 +281,35 @@ def test_a_run_is_refused_before_it_is_made_where_its_files_are_others(visit: Vi
 def test_a_name_that_is_no_folders_name_gets_none(visit: Visit, name: str) -> None:
     with pytest.raises(StudioError, match="visitor's name"):
         visit.by(name).uploads()
+
+
+def test_visitors_have_room_for_so_much_on_the_disk_and_the_owner_for_all(tmp_path: Path) -> None:
+    now = ["bert"]
+    plain = Workspace(tmp_path / "workspace")
+    workspace = VisitedWorkspace(plain, lambda: now[0], "anna", quota=5_000_000)
+    big = tmp_path / "big.jsonl"
+    big.write_bytes(b"x" * 3_000_000)
+    workspace.save_upload(big)
+    run = workspace.create_run("run", to_yaml(Config()), {"model": "demo", "data": "pirate"})
+    for refused in (lambda: workspace.save_upload(big, "again.jsonl"), lambda: workspace.save_uploads([big, big])):
+        with pytest.raises(
+            StudioError, match=r"3.0 MB of the 5 MB.*3.0 MB would come.*\nDelete runs|6.0 MB would come"
+        ):
+            refused()
+    (run.path / "worker.log").write_bytes(b"x" * 2_000_000)
+    for start in (
+        lambda: workspace.create_run("run", to_yaml(Config()), {}),
+        lambda: evaluations.folders(workspace).create({}),
+        lambda: exports.folders(workspace).create({}),
+    ):
+        with pytest.raises(StudioError, match=r"5\.0 MB of the 5 MB"):
+            start()
+    assert [made.id for made in workspace.runs()] == [run.id]
+    for now[0] in ("carl", "anna"):
+        workspace.save_upload(big)
+    for _ in range(2):
+        workspace.create_run("run", to_yaml(Config()), {})
+        workspace.save_uploads([big, big])
+    now[0] = "bert"
+    workspace.delete_run(run.id)
+    workspace.create_run("run", to_yaml(Config()), {})

@@ -44,6 +44,7 @@ from lora_studio.ui import (
     train_tab,
 )
 from lora_studio.ui.door import PROGRAM_OF, RELOAD_WHEN_LOGGED_OUT, USER, Door, Gate
+from lora_studio.ui.page_requests import CLEARED_SECONDS, Uploads
 from lora_studio.ui.run_words import status_line
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.visitors import VisitedWorkspace
@@ -61,6 +62,7 @@ HEAD = (
     "<script>window.askedTab = location.hash.slice(1)</script>"  # read before the first tab writes its own name there
 )
 OF_A_SPACE = "SYSTEM"  # by this variable Gradio knows a Space, where it waits for new code to run instead of this one
+CLEAR_EVERY = 600  # seconds
 FIRST = 1  # the first process of a container, with which all others end
 SAVE_SECONDS = 8.0  # Docker gives ten
 WARM_UP_SECONDS = 3.0  # after the page asked for its contents
@@ -68,7 +70,8 @@ WARM_UP_SECONDS = 3.0  # after the page asked for its contents
 
 def page(studio: Studio) -> gr.Blocks:
     """The whole page, wired and ready to be served."""
-    with gr.Blocks(title="LoRA Studio", analytics_enabled=False, fill_width=True) as demo:
+    cleared = (CLEAR_EVERY, int(CLEARED_SECONDS) - CLEAR_EVERY)  # Gradio's copies of uploads: we made our own
+    with gr.Blocks(title="LoRA Studio", analytics_enabled=False, fill_width=True, delete_cache=cleared) as demo:
         endpoints.build(studio)  # first: private events of the same name get another one
         logins = studio.serving.accounts is not None
         gr.HTML(theme.header(hardware.devices(), logins), elem_id="header")
@@ -150,7 +153,7 @@ def make_studio(workspace: Workspace, serving: Serving) -> Studio:
     if not serving.trusts_visitors:
         owner, seen_by = serving.owner, GuestWorkspace if serving.guests else VisitedWorkspace
         asking = visitor if serving.several else lambda: owner
-        workspace = seen_by(workspace, asking, owner, serving.folders)
+        workspace = seen_by(workspace, asking, owner, serving.folders, int(serving.quota_gb * 1e9))
         if isinstance(workspace, GuestWorkspace):
             workspace.forget_guests()
     return Studio(
@@ -190,14 +193,18 @@ def launch(workspace: Workspace, serving: Serving) -> None:
             studio.supervisor.go_to_sleep(SAVE_SECONDS)
 
 
-def _middleware(serving: Serving) -> list[Middleware]:
+def _middleware(studio: Studio) -> list[Middleware]:
     """The door around everything, and around it what a login at the Hub needs."""
+    serving, workspace = studio.serving, studio.workspace
+    uploads = None
+    if isinstance(workspace, VisitedWorkspace) and serving.several:
+        uploads = Uploads(lambda name, size: workspace.seen_by(name).check_room(size))
     if serving.hub_app is None:
-        return [Middleware(Door, serving, Sessions(), Attempts())]
+        return [Middleware(Door, serving, Sessions(), Attempts(), uploads=uploads)]
     from lora_studio.ui.hub_login import HubLogin  # a third of a second that only a Space has to wait for
 
     hub = HubLogin(serving.hub_app)
-    return [hub.middleware(), Middleware(Door, serving, Sessions(), Attempts(), hub)]
+    return [hub.middleware(), Middleware(Door, serving, Sessions(), Attempts(), hub, uploads)]
 
 
 def _gated(serving: Serving) -> Callable[[App], AbstractAsyncContextManager[None]]:
@@ -222,7 +229,7 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             server_port=port,
             auth_dependency=_visitor if serving.accounts or serving.guests else None,
             app_kwargs={
-                "middleware": _middleware(serving),
+                "middleware": _middleware(studio),
                 "routes": openai_api.routes(studio),
                 "lifespan": _gated(serving),
             },

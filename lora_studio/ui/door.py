@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 
 from lora_studio import guests
 from lora_studio.accounts import API_KEY, same_secret
@@ -22,7 +22,7 @@ from lora_studio.errors import StudioError
 from lora_studio.logins import Attempts, Sessions
 from lora_studio.serving import Serving, is_loopback
 from lora_studio.ui.openai_format import ApiError
-from lora_studio.ui.page_requests import Pages
+from lora_studio.ui.page_requests import Pages, Uploads
 from lora_studio.ui.text import escape
 
 if TYPE_CHECKING:
@@ -53,12 +53,18 @@ class Door:
     """ASGI middleware around the whole server."""
 
     def __init__(
-        self, app: App, serving: Serving, sessions: Sessions, attempts: Attempts, hub: "HubLogin | None" = None
+        self,
+        app: App,
+        serving: Serving,
+        sessions: Sessions,
+        attempts: Attempts,
+        hub: "HubLogin | None" = None,
+        uploads: Uploads | None = None,
     ) -> None:
         self._app, self._serving, self._hub = app, serving, hub
         self._sessions, self._attempts = sessions, attempts
         self._any_name = serving.accounts is not None and serving.accounts.one
-        self._pages = Pages()
+        self._pages, self._uploads = Pages(), uploads
         self._cookie = f"lora-studio-{secrets.token_hex(4)}"  # two studios of one machine share a host's cookies
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -81,7 +87,12 @@ class Door:
     async def _weighed(self, scope: Scope, receive: Any) -> tuple[Response | None, Any]:
         """What speaks against a request by what it brings and names; and how to read again what was read of it."""
         body: bytes | None = b""
-        if scope["method"] not in ("GET", "HEAD") and scope["path"] != WITH_FILES:
+        if scope["path"] == WITH_FILES:
+            if self._uploads is not None:
+                refused = await asyncio.to_thread(self._uploads.refused, scope.get(USER), Request(scope).headers)
+                if refused is not None:
+                    return PlainTextResponse(refused.words, refused.status), receive
+        elif scope["method"] not in ("GET", "HEAD"):
             body = await _body(Request(scope, receive), MOST_BYTES)
             receive = _again(body or b"", receive)
         if body is None:

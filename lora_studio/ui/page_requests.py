@@ -7,11 +7,18 @@ events and the state of a page to whoever names the session that the page made u
 import json
 import re
 import threading
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
+from starlette.datastructures import Headers
+
+from lora_studio.errors import StudioError
+
+CLEARED_SECONDS = 3600.0
 GRADIO = "/gradio_api/"
 USED = re.compile(
     r"/gradio_api/(app_id|call/.+|cancel|file=(?!https?:).+|heartbeat/[^/]+|info|login_check|queue/(data|join|status)"
@@ -66,6 +73,33 @@ class Pages:
             if len(self._owners) > MOST_PAGES:
                 self._owners.popitem(last=False)
         return owner == user
+
+
+class Uploads:
+    """Files on their way in, weighed before they come: they lie in a folder of Gradio's until it clears them away."""
+
+    def __init__(self, check_room: Callable[[str, int], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._check_room, self._clock = check_room, clock
+        self._lock = threading.Lock()
+        self._lately: deque[tuple[float, str, int]] = deque()
+
+    def refused(self, user: str | None, headers: Headers) -> Refusal | None:
+        """What speaks against an upload of that user; None where it may come."""
+        length = headers.get("content-length", "")
+        if not length.isdecimal() or "transfer-encoding" in headers:
+            return Refusal(411, "An upload says beforehand how large it is.")
+        now, size = self._clock(), int(length)
+        with self._lock:
+            while self._lately and now - self._lately[0][0] > CLEARED_SECONDS:
+                self._lately.popleft()
+            lately = sum(bytes for _, name, bytes in self._lately if name == user)
+        try:
+            self._check_room(user or "", lately + size)
+        except StudioError as error:
+            return Refusal(413, str(error))
+        with self._lock:
+            self._lately.append((now, user or "", size))
+        return None
 
 
 def _names_an_address(brought: Any) -> bool:

@@ -4,9 +4,11 @@ import json
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 
+from lora_studio.errors import StudioError
 from lora_studio.ui import page_requests
-from lora_studio.ui.page_requests import Pages
+from lora_studio.ui.page_requests import Pages, Uploads
 
 JOIN = "/gradio_api/queue/join"
 
@@ -80,3 +82,24 @@ def test_pages_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
         assert status(pages, "anna", f"/gradio_api/heartbeat/{name}") == 200
     assert status(pages, "bert", "/gradio_api/heartbeat/c") == 401
     assert status(pages, "bert", "/gradio_api/heartbeat/a") == 200
+
+
+def test_an_upload_is_weighed_before_it_comes_with_those_of_the_last_hour() -> None:
+    now = [0.0]
+
+    def check_room(user: str, size: int) -> None:
+        if user != "anna" and size > 100:
+            raise StudioError("There is no room.", "Delete something.")
+
+    uploads = Uploads(check_room, lambda: now[0])
+
+    def sent(user: str, **headers: str) -> int:
+        found = uploads.refused(user, Headers({name.replace("_", "-"): text for name, text in headers.items()}))
+        return found.status if found else 200
+
+    assert [sent("bert", content_length=size) for size in ("60", "60", "40")] == [200, 413, 200]
+    assert (sent("carl", content_length="100"), sent("anna", content_length="999")) == (200, 200)
+    now[0] = page_requests.CLEARED_SECONDS + 1
+    assert sent("bert", content_length="60") == 200
+    for headers in ({}, {"content_length": "-1"}, {"content_length": "5", "transfer_encoding": "chunked"}):
+        assert sent("carl", **headers) == 411
