@@ -124,7 +124,7 @@ def train(model: Any, rows: int, tokens: int, checkpointing: bool) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from lora_studio.engine.load import load_base
+    from lora_studio.engine.loaded import load_base
 
     ids = torch.randint(10, 1000, (rows * STEPS, tokens)).tolist()
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from lora_studio.data.dataset import prepare
 from lora_studio.demo.conversations import Dialogue
 from lora_studio.demo.pretrain import answers
 from lora_studio.engine.evaluate import Voice, answer_in_batches, read_asked_file
-from lora_studio.engine.load import LoadedModel, add_adapters, load_base
+from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base
 from lora_studio.engine.measure import summary
 from lora_studio.engine.tasks import choose_task
 from lora_studio.events import fold, from_line

@@ -75,7 +75,7 @@ def compare(config: Config, run: RunFolder) -> None:
     from transformers.utils import logging
 
     from lora_studio.engine.evaluate import Voice, answer_in_batches, read_asked_file
-    from lora_studio.engine.load import add_adapters, load_base
+    from lora_studio.engine.loaded import add_adapters, load_base
     from lora_studio.engine.tasks import Task
 
     logging.disable_progress_bar()

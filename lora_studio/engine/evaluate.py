@@ -18,7 +18,7 @@ from lora_studio.data.encode import Example
 from lora_studio.data.questions import Question, question_of
 from lora_studio.engine.forced import forced_scores
 from lora_studio.engine.generate import Column, generate, generation_config
-from lora_studio.engine.load import LoadedModel, read_card
+from lora_studio.engine.loaded import LoadedModel, read_card
 from lora_studio.engine.tasks import Task, judge
 from lora_studio.errors import StudioError
 

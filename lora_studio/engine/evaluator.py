@@ -24,7 +24,7 @@ from lora_studio.workspace import write_atomically
 
 if TYPE_CHECKING:
     from lora_studio.engine.evaluate import AskedFile, AskedRow, Voice
-    from lora_studio.engine.load import LoadedModel
+    from lora_studio.engine.loaded import LoadedModel
     from lora_studio.engine.tasks import Task
 
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     """The program: read, load, answer, measure."""
-    from lora_studio.engine import load  # seconds: the libraries
+    from lora_studio.engine import load, loaded  # seconds: the libraries
     from lora_studio.engine.tasks import choose_task
 
     request = folder.request()
@@ -70,14 +70,14 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     rest = [row for row in file.rows if row.row not in known]
     if rest:
         log.phase("model")
-        loaded = load.load_base(
+        model = loaded.load_base(
             card["base_model"],
             revision=card.get("revision"),
             quantization=card.get("quantization") or "none",
             four_bit=card.get("four_bit"),
         )
-        load.add_adapters(loaded, {column.name: Path(column.folder) for column in request.adapters})
-        _answer(folder, request, loaded, rest, task, voices, log, stop)
+        loaded.add_adapters(model, {column.name: Path(column.folder) for column in request.adapters})
+        _answer(folder, request, model, rest, task, voices, log, stop)
     stop.check()
     log.phase("measure")
     write_summary(folder, request, "done", len(file.rows))
@@ -193,7 +193,7 @@ def _finite(value: Any) -> Any:
 
 def _same_base(request: Request) -> dict[str, Any]:
     """The first adapter's card. Raises `StudioError` where the others sit on another base."""
-    from lora_studio.engine.load import read_card
+    from lora_studio.engine.loaded import read_card
 
     cards = []
     for column in request.adapters:

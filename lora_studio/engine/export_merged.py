@@ -15,7 +15,8 @@ from lora_studio.engine.biases import put_in
 from lora_studio.engine.export_trial import Spoken, ask, load_adapters, verdict, why_not
 from lora_studio.engine.export_work import Outcome, Work, is_local
 from lora_studio.engine.generate import end_ids
-from lora_studio.engine.load import DTYPES, LoadedModel, load_base
+from lora_studio.engine.load import DTYPES
+from lora_studio.engine.loaded import LoadedModel, load_base
 from lora_studio.errors import StudioError
 from lora_studio.export_targets import BYTES_A_WEIGHT
 from lora_studio.model_card import CARD_NAME, Subject, model_card

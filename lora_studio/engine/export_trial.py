@@ -15,7 +15,7 @@ import torch
 
 from lora_studio.engine.export_work import Work
 from lora_studio.engine.generate import Column, generate, greedy, prompt_ids
-from lora_studio.engine.load import LoadedModel, add_adapters, load_base
+from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base
 from lora_studio.errors import StudioError
 from lora_studio.exports import sizes_of
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.engine.event_log import EventLog
-from lora_studio.engine.load import read_card
+from lora_studio.engine.loaded import read_card
 from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState, Warned, fold, from_line

@@ -11,7 +11,7 @@ import torch
 
 from lora_studio.data.encode import IGNORED, Example
 from lora_studio.engine.difference import MOST_SCORES, groups_of, log_probabilities, tensors_of
-from lora_studio.engine.load import LoadedModel
+from lora_studio.engine.loaded import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lora_studio.data.questions import Question
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.generate import Column, generate, greedy
-from lora_studio.engine.load import LoadedModel
+from lora_studio.engine.loaded import LoadedModel
 from lora_studio.engine.metrics import is_exact
 from lora_studio.engine.stopping import Stop
 from lora_studio.events import QuestionsAnswered, QuestionsAsked

@@ -15,7 +15,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import GenerationConfig
 
-from lora_studio.engine.load import LoadedModel
+from lora_studio.engine.loaded import LoadedModel
 from lora_studio.engine.streaming import ColumnText, Ending, Pieces, Streamer
 from lora_studio.errors import StudioError
 

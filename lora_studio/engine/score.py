@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lora_studio.engine.generate import Column, end_ids, prompt_ids
-from lora_studio.engine.load import LoadedModel
+from lora_studio.engine.loaded import LoadedModel
 from lora_studio.errors import StudioError
 
 MOST_TOKENS = 2048

@@ -30,7 +30,7 @@ from lora_studio.hub_token import withheld
 from lora_studio.parsing import parse
 
 if TYPE_CHECKING:
-    from lora_studio.engine.load import LoadedModel
+    from lora_studio.engine.loaded import LoadedModel
 
 PROGRESS_SECONDS = 0.2
 MOST_ADAPTERS = 8
@@ -163,13 +163,13 @@ class Session:
 
     def load(self, request: Request) -> dict[str, Any]:
         """Base and adapters into memory; what is there already is kept, and of adapters not asked for the last few."""
-        from lora_studio.engine import load  # seconds: torch, transformers, peft
+        from lora_studio.engine import load, loaded  # seconds: torch, transformers, peft
 
         params = request.params
         folders = {name: Path(folder) for name, folder in params.get("adapters", {}).items()}
         for folder in folders.values():
             read_settings(folder)
-        card = load.read_card(next(iter(folders.values()))) if folders else {}
+        card = loaded.read_card(next(iter(folders.values()))) if folders else {}
         base = params.get("base") or card.get("base_model") or "demo"
         revision = params.get("revision") or (card.get("revision") if base == card.get("base_model") else None)
         quantization = params.get("quantization") or card.get("quantization") or "none"
@@ -179,7 +179,7 @@ class Session:
         if self._loaded is None or key != self._loaded_for:
             self.unload(request)
             request.progress("base", 0, 1)
-            self._loaded = load.load_base(
+            self._loaded = loaded.load_base(
                 base, revision=revision, dtype=dtype, quantization=quantization, four_bit=four_bit
             )
             self._loaded_for = key
@@ -203,7 +203,7 @@ class Session:
 
     def _have_adapters(self, request: Request, folders: dict[str, Path]) -> None:
         """Adds the adapters that are not in memory; those used longest ago go where there are too many."""
-        from lora_studio.engine import load
+        from lora_studio.engine import loaded
 
         assert self._loaded is not None
         stamps = {name: (str(folder), (folder / WEIGHTS_FILE).stat().st_mtime_ns) for name, folder in folders.items()}
@@ -214,8 +214,8 @@ class Session:
         request.progress("adapters", 0, len(new))
         try:
             if gone:
-                self._loaded = load.remove_adapters(self._loaded, gone)
-            load.add_adapters(self._loaded, new)
+                self._loaded = loaded.remove_adapters(self._loaded, gone)
+            loaded.add_adapters(self._loaded, new)
         except StudioError:
             self.unload(request)  # an adapter that does not fit leaves the base half changed
             raise

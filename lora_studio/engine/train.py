@@ -28,15 +28,8 @@ from lora_studio.engine.event_log import EventLog, data_event, data_progress
 from lora_studio.engine.first_weights import as_base, beginning, fill
 from lora_studio.engine.gen_eval import GenEval
 from lora_studio.engine.lengthening import planned_steps
-from lora_studio.engine.load import (
-    LoadedModel,
-    attention_words,
-    choose_dtype,
-    device,
-    dtype_name,
-    load_model,
-    memory_bytes,
-)
+from lora_studio.engine.load import attention_words, choose_dtype, device, dtype_name, load_model, memory_bytes
+from lora_studio.engine.loaded import LoadedModel
 from lora_studio.engine.measuring import early_stopping, label_meter, questions_to_ask
 from lora_studio.engine.memory import gpu_id, read_memory
 from lora_studio.engine.memory_plan import foresee

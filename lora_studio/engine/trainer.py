@@ -24,13 +24,13 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from lora_studio.adapter_source import CARD_FILE
 from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Examples
 from lora_studio.data.pairs import Pairs
 from lora_studio.engine.first_weights import save_as_difference
 from lora_studio.engine.label_metrics import LabelMeter
 from lora_studio.engine.lengthening import follow_schedule
-from lora_studio.engine.load import CARD
 from lora_studio.engine.standalone import EpochOrder, loraplus_optimizer
 from lora_studio.workspace import RunFolder, write_atomically
 
@@ -69,7 +69,7 @@ def save_adapter(
     if taken_out is not None:
         save_as_difference(folder, taken_out)
     tokenizer.save_pretrained(str(folder))
-    write_atomically(folder / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
 
 
 def hand_out(

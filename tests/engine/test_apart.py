@@ -19,7 +19,7 @@ from lora_studio.adapter_source import KINDS
 from lora_studio.data.encode import Example
 from lora_studio.engine.forced import forced_scores
 from lora_studio.engine.generate import Column, generate, greedy
-from lora_studio.engine.load import LoadedModel, add_adapters, load_base, remove_adapters
+from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base, remove_adapters
 from lora_studio.engine.score import score
 from lora_studio.errors import StudioError
 from lora_studio.workspace import model_source

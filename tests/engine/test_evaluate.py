@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_studio.engine.evaluate import NO_QUESTION, Voice, answer_in_batches, read_asked_file, thinking_of
-from lora_studio.engine.load import add_adapters, load_base
+from lora_studio.engine.loaded import add_adapters, load_base
 from lora_studio.engine.tasks import Task
 from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.errors import StudioError

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from lora_studio.engine.load import add_adapters, load_base
+from lora_studio.engine.loaded import add_adapters, load_base
 from lora_studio.workspace import RunFolder, Workspace
 
 from .conftest import MakeRun

@@ -21,7 +21,8 @@ from lora_studio.engine.first_weights import (
     token_batches,
 )
 from lora_studio.engine.generate import Column, generate, greedy
-from lora_studio.engine.load import load_base, load_model
+from lora_studio.engine.load import load_model
+from lora_studio.engine.loaded import load_base
 from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.errors import StudioError
 from lora_studio.events import QuestionsAsked, StepLogged

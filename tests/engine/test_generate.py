@@ -15,7 +15,7 @@ from lora_studio.engine.generate import (
     generation_config,
     greedy,
 )
-from lora_studio.engine.load import LoadedModel, add_adapters, load_base
+from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base
 from lora_studio.errors import StudioError
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, run_worker

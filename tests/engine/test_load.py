@@ -8,14 +8,8 @@ import torch
 from transformers import AutoTokenizer
 
 from lora_studio.engine.adapters import bearing_names, linear_modules
-from lora_studio.engine.load import (
-    add_adapters,
-    choose_dtype,
-    load_base,
-    load_model,
-    memory_bytes,
-    without_weights,
-)
+from lora_studio.engine.load import choose_dtype, load_model, memory_bytes, without_weights
+from lora_studio.engine.loaded import add_adapters, load_base
 from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.errors import StudioError
 from tests.engine.conftest import build_tokenizer

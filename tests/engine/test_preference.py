@@ -13,7 +13,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
 from lora_studio.engine.event_log import EventLog
-from lora_studio.engine.load import add_adapters, load_base
+from lora_studio.engine.loaded import add_adapters, load_base
 from lora_studio.engine.preference import Collator
 from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.events import Evaluated, Extended, Finished, StepLogged, fold

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lora_studio.engine.generate import Column, generate, greedy
-from lora_studio.engine.load import add_adapters, load_base
+from lora_studio.engine.loaded import add_adapters, load_base
 from lora_studio.events import Evaluated
 from lora_studio.parsing import parse, to_yaml
 from lora_studio.workspace import RunFolder, Workspace

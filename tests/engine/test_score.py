@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_studio.engine.load import add_adapters, load_base
+from lora_studio.engine.loaded import add_adapters, load_base
 from lora_studio.engine.score import score
 from lora_studio.errors import StudioError
 from lora_studio.workspace import RunFolder
