@@ -68,11 +68,12 @@ def evaluating(request: Request) -> Verdict:
     return Verdict(need, device.memory_free, device)
 
 
-def evaluation_question(found: Verdict, run: str | None) -> str:
-    """What a person is asked before such an evaluation is started."""
+def evaluation_question(found: Verdict, run: str | None, button: str) -> str:
+    """What a person is asked before an evaluation is started or gone on with by that button."""
+    fewer = "take fewer rows at once, " if button == "Evaluate" else ""
     return text.notice(
         shortage(found, run),
-        "It may fail or slow everything down. Wait, take fewer rows at once, or press Evaluate again to start anyway.",
+        f"It may fail or slow everything down. Wait, {fewer}or press {button} again to start anyway.",
         "warning",
     )
 

@@ -21,10 +21,14 @@ PARTS = ("list", "head", "results", "rows")
 
 @dataclass(frozen=True)
 class View:
-    """The evaluation that is looked at, and what was chosen in its table."""
+    """The evaluation that is looked at, and what was chosen in its table.
+
+    `warned` is the one of which a person knows that the memory will hardly do to go on with it.
+    """
 
     evaluation: str = ""
     rows: evaluate_rows.Choice = field(default_factory=evaluate_rows.Choice)
+    warned: str = ""
 
 
 class Board:
@@ -74,7 +78,7 @@ class Board:
         )
         title = '<h3 class="part">Answers</h3>'
         return {
-            "head": evaluate_words.head(state, request),
+            "head": evaluate_words.head(state, request, owned=self.workspace.owned),
             "results": evaluate_words.results(summary) if summary else waiting,
             "rows": title + evaluate_rows.table(rows, titles, view.rows) if rows or not state.final else "",
         }

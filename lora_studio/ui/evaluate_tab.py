@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import MOST_ADAPTERS, Measuring, Request, make_request
+from lora_studio.evaluations import MOST_ADAPTERS, Measuring, Request, evaluation, make_request
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.settings import settings
 from lora_studio.ui import chat_device, downloads, evaluate_harness, job_wiring, text
@@ -148,10 +148,16 @@ def start_one(studio: Studio, jobs: Evaluations, chosen: dict[str, Any], warned_
     Who presses again after that warning starts it anyway. Raises `StudioError` for what can't be evaluated.
     """
     request = asked_for(studio, chosen)
-    found, run, this = chat_device.evaluating(request), studio.engine.run, json.dumps(request.to_dict())
-    if not found.fits and this != warned_of:
-        return "", this, chat_device.evaluation_question(found, run)
-    return jobs.start(request), "", BESIDE_A_RUN if run else ""
+    this = json.dumps(request.to_dict())
+    if this != warned_of and (question := _doubt(studio, request, "Evaluate")):
+        return "", this, question
+    return jobs.start(request), "", BESIDE_A_RUN if studio.engine.run else ""
+
+
+def _doubt(studio: Studio, request: Request, button: str) -> str:
+    """What is asked before an evaluation for which the memory will hardly do; "" where it will."""
+    found = chat_device.evaluating(request)
+    return "" if found.fits else chat_device.evaluation_question(found, studio.engine.run, button)
 
 
 def asked_for(studio: Studio, chosen: dict[str, Any]) -> Request:
@@ -190,7 +196,11 @@ def after_click(studio: Studio, watching: Board, now: View, act: str, value: str
         case "stop":
             jobs.stop(now.evaluation)
         case "resume":
+            question = _doubt(studio, evaluation(studio.workspace, now.evaluation).request(), "Resume")
+            if question and now.warned != now.evaluation:
+                return replace(now, warned=now.evaluation), question, gr.skip()
             jobs.resume(now.evaluation)
+            return now, BESIDE_A_RUN if studio.engine.run else "", gr.skip()
         case "download":
             path = board.file_of(studio.workspace, now.evaluation, value)
             target = downloads.new_file(studio.workspace, f"{now.evaluation}-{path.name}")

@@ -1,6 +1,7 @@
 """Evaluations in words and markup: the list, how far one is, its metrics and confusion matrix. No gradio."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lora_studio.evaluations import Request
@@ -42,13 +43,14 @@ def headline(summary: Mapping[str, Any]) -> str:
     return f"{metric['title']} {values}"
 
 
-def head(state: RunState, request: Request) -> str:
-    """What is evaluated, how far it is, and what can be done with it."""
+def head(state: RunState, request: Request, *, owned: bool = False) -> str:
+    """What is evaluated, how far it is, and what can be done with it. Where the file lies is for the owner alone."""
     columns = ", ".join(column.title for column in request.columns)
-    about = f"{columns} on {request.data}"
+    file = request.data if request.data.startswith("hub:") else Path(request.data).name
+    where = f' title="{escape(request.data)}"' if owned else ""
     return (
         f'<div class="run-head">{job_list.title(state)}{_progress(state)}'
-        f'<div class="id">{escape(about)}</div></div>{_buttons(state)}{_notes(state)}'
+        f'<div class="id"{where}>{escape(f"{columns} on {file}")}</div></div>{_buttons(state)}{_notes(state)}'
     )
 
 

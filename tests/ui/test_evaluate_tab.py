@@ -1,14 +1,16 @@
 """The start of an evaluation from the page: weighed against the memory that is free, and asked where it is short."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from lora_studio.evaluations import Measuring, Request
+from lora_studio.evaluations import Measuring, Request, create
 from lora_studio.hardware import Device
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import evaluate_tab
+from lora_studio.ui.evaluate_board import View
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
@@ -20,10 +22,14 @@ class Started:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.resumed: list[str] = []
 
     def start(self, request: Request) -> str:
         self.requests.append(request)
         return f"evaluation-{len(self.requests)}"
+
+    def resume(self, name: str) -> None:
+        self.resumed.append(name)
 
 
 def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
@@ -44,5 +50,16 @@ def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     assert "and 1.0 MB are free." in words
     assert begin(warned, max_new_tokens=9)[0] == ""  # another one is asked about anew
     assert begin(warned) == ("evaluation-1", "", "")
+    folder = create(workspace, jobs.requests[0])
+    watching: Any = SimpleNamespace(jobs=jobs)
+
+    def resume(view: View) -> tuple[View, str]:
+        return evaluate_tab.after_click(studio, watching, view, "resume", "")[:2]
+
+    seen, words = resume(View(folder.id))
+    assert "press Resume again" in words
+    assert jobs.resumed == []
+    resume(seen)
+    assert jobs.resumed == [folder.id]
     monkeypatch.setattr("lora_studio.ui.chat_device.devices", lambda: [Device("CPU", "cpu", 10**11, 10**11)])
     assert begin("")[0] == "evaluation-2"

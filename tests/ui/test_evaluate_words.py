@@ -33,6 +33,8 @@ def test_one_that_goes_on_shows_rows_speed_and_time_left() -> None:
 def test_one_that_ended_early_says_why_and_can_be_resumed() -> None:
     failed = replace(GOING_ON, state="failed", message="It broke.", hint="Mend it.", finished=120.0)
     shown = head(failed, request())
+    assert "/films.json" not in shown
+    assert f'title="{request().data}"' in head(failed, request(), owned=True)
     assert 'data-act="resume"' in shown
     assert "It broke." in shown
     assert 'data-act="stop"' not in shown
