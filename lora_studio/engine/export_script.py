@@ -5,6 +5,7 @@ numbers are those of the run. What the program can't do is refused, and what it 
 """
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -67,8 +68,11 @@ def export(work: Work, *, base_name: str, keep_local_base: bool) -> Outcome:
     (work.out / "requirements.txt").write_text("\n".join(requirements(config, run.read_facts())) + "\n")
     shutil.copyfile(standalone.__file__, work.out / "train.py")
     tried, same = try_script(work, state)
-    words = "Install requirements.txt, run train.py: it trains from the base and compares its losses with the run's."
-    command = "pip install -r requirements.txt && python train.py"
+    words = (
+        "Install requirements.txt, run train.py: it trains from the base, compares its losses with the run's and says "
+        "where the adapter is. With --steps 5 it ends after five steps, to see that it works."
+    )
+    command = f"cd {shlex.quote(str(work.final))} && pip install -r requirements.txt && python train.py"
     return Outcome(words, command, tried=tried, same=same, notes=list(left_out(config, state)))
 
 
@@ -177,6 +181,7 @@ def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> d
         **packing_values(config),
         "warmup_steps": rising,
         "lr_scheduler_kwargs": shape,
+        "disable_tqdm": False,  # a person sits before it
         "logging_steps": logging_interval(config.tracking.logging_steps, state.total_steps),
     }
     attention = state.model.attention.partition(",")[0].partition(":")[0] if state.model else ""
@@ -244,5 +249,6 @@ def try_script(work: Work, state: RunState) -> tuple[str, bool | None]:
     own = {point.step: point.loss for point in state.steps}
     apart = [abs(entry["loss"] - own[entry["step"]]) for entry in history if "loss" in entry and entry["step"] in own]
     furthest = max(apart, default=float("inf"))
-    words = f"Run for {last} steps: losses differ from the run's by at most {furthest:.2g}."
+    differ = f"differ from the run's by at most {furthest:.2g}" if furthest else "are the run's to the last digit"
+    words = f"Run for {last} steps: losses {differ}."
     return words, furthest < CLOSE

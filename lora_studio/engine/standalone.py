@@ -154,7 +154,8 @@ def compared(history: list[dict[str, Any]]) -> str:
     if not both:
         return "No step has a loss in both, this and the run."
     furthest = max(abs(one - other) for one, other in both)
-    return f"Compared at {len(both)} steps: losses differ from the run's by at most {furthest:.3g}."
+    differ = f"differ from the run's by at most {furthest:.3g}" if furthest else "are the run's to the last digit"
+    return f"Losses compared at {len(both)} of the steps: they {differ}."
 
 
 class StopAt(TrainerCallback):
@@ -175,15 +176,17 @@ def main() -> None:
     parser.add_argument("--out", default=str(HERE / "out"), help="where checkpoints and the adapter go")
     parser.add_argument("--steps", type=int, default=0, help="end after so many steps; 0 goes through to the end")
     given = parser.parse_args()
+    print("Loading the base model.", flush=True)
     base = str(HERE / "base") if given.base == "base" and (HERE / "base").is_dir() else given.base
     model, patience = load_model(settings, base), settings["patience"]
     callbacks: list[TrainerCallback] = [StopAt(given.steps)]
     if patience["early_stopping_patience"]:
         callbacks.append(EarlyStoppingCallback(**patience))
+    trained_on = rows("train")
     trainer = Trainer(
         model=model,
         args=SFTConfig(output_dir=given.out, report_to="none", **settings["training"]),
-        train_dataset=rows("train"),
+        train_dataset=trained_on,
         eval_dataset=rows("validation"),
         processing_class=AutoTokenizer.from_pretrained(HERE / "tokenizer"),
         callbacks=callbacks,
@@ -192,11 +195,14 @@ def main() -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:  # trl makes a quantized model's adapter bf16, whose 8 bits lose small updates
             parameter.data = parameter.data.float()
+    print(f"Training on {len(trained_on or ()):,} rows; the bar counts steps.", flush=True)
     trainer.train()
-    trainer.save_model(f"{given.out}/adapter")
+    adapter = Path(given.out).resolve() / "adapter"
+    trainer.save_model(str(adapter))
     history = trainer.state.log_history
     (Path(given.out) / "history.json").write_text(json.dumps(history, indent=2), encoding="utf-8")
     print(compared(history))
+    print(f"Done after {trainer.state.global_step:,} steps. The adapter is in {adapter}")
 
 
 if __name__ == "__main__":
