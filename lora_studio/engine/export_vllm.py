@@ -10,7 +10,7 @@ from typing import Any
 from lora_studio.adapter_source import read_lora
 from lora_studio.architecture import architecture, read_config
 from lora_studio.engine.export_trial import try_adapter
-from lora_studio.engine.export_work import Outcome, Work, base_to_name, copy_files, plain_name
+from lora_studio.engine.export_work import Outcome, Work, base_to_name, copy_files, is_local, plain_name
 from lora_studio.engine.export_zip import rewritten
 from lora_studio.errors import StudioError
 from lora_studio.exports import carried
@@ -39,14 +39,12 @@ def export(
         source, name, rank=rank, revision=work.card.get("revision"), max_model_len=length, template=template
     )
     script = work.out / "serve.sh"
-    script.write_text(
-        f"#!/bin/sh\n# Serves the adapter beside its base: needs `pip install vllm` and a GPU.\n"
-        f'cd "$(dirname "$0")" || exit 1\nexec {arguments}\n',
-        encoding="utf-8",
-    )
+    script.write_text(serve_script(source, arguments), encoding="utf-8")
     script.chmod(0o755)
     tried, same = try_adapter(work, work.out / "adapter")
     notes = ["The command itself was not run: it needs vLLM and a GPU. The adapter's folder was tried with peft."]
+    if is_local(source):
+        notes.append(f"The base is a folder of this machine, {source}. Elsewhere: BASE=FOLDER_OR_HUB_NAME ./serve.sh")
     words = (
         f"Run this, or serve.sh in a copy of the folder, where vLLM is; clients ask for the model {name}, or for the "
         "base by its own name."
@@ -78,6 +76,19 @@ def longest_text(base: str, revision: str | None) -> int | None:
     numbers = read_config(base, revision)
     model = architecture(numbers) if numbers else None
     return model.longest if model else None
+
+
+def serve_script(base: str, arguments: str) -> str:
+    """`serve.sh`: the same command with the base as a variable, so that it runs on another machine as well."""
+    rest = arguments.removeprefix(f"vllm serve {shlex.quote(base)}")
+    return f"""#!/bin/sh
+# Serves the adapter beside its base: needs `pip install vllm` and a GPU.
+# The base is a name on the Hub, or a folder of the machine that this runs on. Another one than the following:
+# BASE=FOLDER_OR_HUB_NAME ./serve.sh
+[ -n "$BASE" ] || BASE={shlex.quote(base)}
+cd "$(dirname "$0")" || exit 1
+exec vllm serve "$BASE"{rest}
+"""
 
 
 def serve_arguments(

@@ -1,13 +1,15 @@
 """The command for vLLM is right, quotes what comes from people, and adapters that vLLM can't serve are refused."""
 
 import json
+import os
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lora_studio.engine.export_vllm import max_rank, serve_arguments
+from lora_studio.engine.export_vllm import max_rank, serve_arguments, serve_script
 from lora_studio.errors import StudioError
 from lora_studio.workspace import RunFolder
 
@@ -27,10 +29,25 @@ def test_what_vllm_cannot_serve_is_refused_with_a_way_out(settings: dict[str, An
         max_rank({"r": 8, **settings})
 
 
+ANY: dict[str, Any] = {"rank": 8, "revision": None, "max_model_len": None, "template": False}
+
+
 def test_names_are_quoted_for_the_shell() -> None:
     evil = "/models/$(touch x); rm -rf ~ 'q"
     command = serve_arguments(evil, "a", rank=8, revision="`x`", max_model_len=None, template=False)
     assert shlex.split(command)[:5] == ["vllm", "serve", evil, "--revision", "`x`"]
+
+
+def test_the_script_takes_another_base_from_the_environment(tmp_path: Path) -> None:
+    evil = "/models/$(touch x) 'q}"
+    script = tmp_path / "serve.sh"
+    script.write_text(serve_script(evil, serve_arguments(evil, "a", **ANY)))
+    (tmp_path / "vllm").write_text('#!/bin/sh\nprintf "%s\\n" "$2" "$3"\n')
+    (tmp_path / "vllm").chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for told, base in (({}, evil), ({"BASE": "/my base"}, "/my base")):
+        done = subprocess.run(["sh", str(script)], env=path | told, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines() == [base, "--enable-lora"]
 
 
 def test_the_folder_serves_itself_wherever_it_is_put(trained: RunFolder) -> None:
@@ -39,7 +56,8 @@ def test_the_folder_serves_itself_wherever_it_is_put(trained: RunFolder) -> None
     )
     assert last_event(folder).state == "done", last_event(folder).message
     script = (folder.result / "serve.sh").read_text(encoding="utf-8")
-    command = shlex.split(script.splitlines()[-1])
+    assert '\n[ -n "$BASE" ] || BASE=Owner/Tiny\n' in script
+    command = shlex.split(script.splitlines()[-1].replace('"$BASE"', "Owner/Tiny"))
     assert command == [
         *("exec", "vllm", "serve", "Owner/Tiny", "--enable-lora", "--max-lora-rank", "8"),
         *("--lora-modules", "whoami-paint=./adapter", "--max-model-len", "128"),
