@@ -22,6 +22,7 @@ HOST, PORT, FOLDERS, MAX_UPLOAD = (
 )
 
 
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what stands for all addresses, and the one of them to open
 GUEST_GB = 0.005  # largest file that a guest may upload
 QUOTA = "LORA_STUDIO_QUOTA_GB"
 USUAL_QUOTA_GB, GUEST_QUOTA_GB = 20.0, 0.1
@@ -67,6 +68,21 @@ class Serving:
     def trusts_visitors(self) -> bool:
         """Whether whoever has the page open is at this machine and may name any of its files."""
         return self.local and self.accounts is None and not self.insecure and not self.guests
+
+
+def reachable(host: str) -> str:
+    """The address under which this machine's own programs reach a server that listens on `host`."""
+    name = EVERYWHERE.get(host.strip("[]"), host)
+    return f"[{name}]" if ":" in name and not name.startswith("[") else name
+
+
+def address_words(host: str, port: int) -> str:
+    """Where the page is, to be opened as it stands, and who else reaches it."""
+    here = f"LoRA Studio is on http://{reachable(host)}:{port}"
+    if is_loopback(host):
+        return here
+    who = "every address of this machine" if host.strip("[]") in EVERYWHERE else host
+    return f"{here}\nIt listens on {who}: other machines that reach it use that machine's name and port {port}."
 
 
 def is_loopback(host: str) -> bool:

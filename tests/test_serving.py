@@ -18,6 +18,16 @@ def flags(*given: str, **environment: str) -> Serving:
     return serving.from_flags(parser.parse_args(given), environment)
 
 
+def test_the_address_that_is_told_can_be_opened_and_says_who_reaches_it() -> None:
+    assert serving.address_words("127.0.0.1", 7860) == "LoRA Studio is on http://127.0.0.1:7860"
+    first, second = serving.address_words("0.0.0.0", 80).splitlines()
+    assert first == "LoRA Studio is on http://127.0.0.1:80"
+    assert "listens on every address" in second
+    assert serving.address_words("::", 80).startswith("LoRA Studio is on http://[::1]:80\n")
+    assert "listens on 10.0.0.7" in serving.address_words("10.0.0.7", 80)
+    assert serving.address_words("::1", 80) == "LoRA Studio is on http://[::1]:80"
+
+
 def test_without_a_word_it_is_this_machine_alone() -> None:
     assert flags() == Serving("127.0.0.1", 7860, None, insecure=False, folders=(), max_upload_gb=2.0)
     assert flags().trusts_visitors

@@ -7,7 +7,7 @@ import time
 import webbrowser
 
 from lora_studio.cli.terminal import say
-from lora_studio.serving import from_flags
+from lora_studio.serving import from_flags, reachable
 from lora_studio.workspace import Workspace
 
 _OPEN_WITHIN_SECONDS = 30.0
@@ -27,13 +27,12 @@ def serve(workspace: Workspace, given: argparse.Namespace) -> int:
 
 def _open_when_up(host: str, port: int) -> None:
     """Opens the browser as soon as the page's port answers."""
-    reachable = "127.0.0.1" if host == "0.0.0.0" else host
     end = time.monotonic() + _OPEN_WITHIN_SECONDS
     while time.monotonic() < end:
         try:
-            socket.create_connection((reachable, port), timeout=1).close()
+            socket.create_connection((reachable(host).strip("[]"), port), timeout=1).close()
         except OSError:
             time.sleep(0.2)
         else:
-            webbrowser.open(f"http://{reachable}:{port}")
+            webbrowser.open(f"http://{reachable(host)}:{port}")
             return

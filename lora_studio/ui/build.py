@@ -23,7 +23,7 @@ from lora_studio.guests import GuestWorkspace
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.logins import Attempts, Sessions
-from lora_studio.serving import Serving, check_exposure
+from lora_studio.serving import Serving, address_words, check_exposure
 from lora_studio.ui import (
     chat_style,
     chat_tab,
@@ -258,7 +258,7 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
         raise StudioError(
             f"Port {port} on {host} can't be listened on: {error}", "Give another one with --port."
         ) from error
-    print(f"LoRA Studio is on http://{host}:{port}", flush=True)
+    print(address_words(host, port), flush=True)
     demo.block_thread()
 
 
