@@ -6,7 +6,7 @@ compares them with the models themselves); others are counted as Llama would be,
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,11 @@ from lora_studio.workspace import model_source
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo2")
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
+LAYER, ATTENTION = "model.layers.{}.", "model.layers.{}.self_attn."
+BEFORE_BOTH = ("input_layernorm", "post_attention_layernorm")
+AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
+AROUND_BOTH = (*BEFORE_BOTH, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+"""The norms of a layer: before attention and feed-forward part, after them, or around them."""
 EXPERTS_TAKE_LORA = ("qwen3_moe", "mixtral")
 """Families whose experts peft's all-linear reaches (peft 0.21, `_convert_peft_config_moe`)."""
 
@@ -60,8 +65,22 @@ class Stack:
 
 
 @dataclass(frozen=True, slots=True)
+class Norm:
+    """A norm that stands in several layers, or once, without `{}` in its name."""
+
+    name: str
+    size: int
+    layers: tuple[int, ...] = (0,)
+
+    @property
+    def paths(self) -> list[str]:
+        """The whole name in every layer."""
+        return [self.name.format(layer) for layer in self.layers]
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
-    """A causal language model in numbers. `small` counts norms and the like, `longest` the tokens it can read."""
+    """A causal language model in numbers. `longest` is how many tokens it can read."""
 
     family: str
     hidden: int
@@ -72,11 +91,9 @@ class Architecture:
     head_size: int
     linears: tuple[Linear, ...]
     stacks: tuple[Stack, ...] = ()
-    small: int = 0
+    norms: tuple[Norm, ...] = ()
     tied: bool = False
     head_bias: bool = False
-    head_norms: bool = False
-    norms_a_layer: int = 2
     active_experts: int = 0
     sliding_window: int | None = None
     longest: int | None = None
@@ -93,6 +110,16 @@ class Architecture:
         return (0 if self.tied else self.embeddings) + (self.vocabulary if self.head_bias else 0)
 
     @property
+    def head_norms(self) -> bool:
+        """Whether queries and keys are normed."""
+        return any(item.name.startswith(ATTENTION) for item in self.norms)
+
+    @property
+    def norms_a_layer(self) -> int:
+        """Norms of what goes from layer to layer."""
+        return sum("{}" in item.name and not item.name.startswith(ATTENTION) for item in self.norms)
+
+    @property
     def linear_weights(self) -> int:
         return sum(item.weights * len(item.layers) for item in self.linears)
 
@@ -103,7 +130,14 @@ class Architecture:
     @property
     def parameters(self) -> int:
         biases = sum(item.outputs * len(item.layers) for item in self.linears if item.bias)
-        return self.embeddings + self.output_layer + self.linear_weights + self.stacked_weights + biases + self.small
+        return (
+            self.embeddings
+            + self.output_layer
+            + self.linear_weights
+            + self.stacked_weights
+            + biases
+            + sum(item.size * len(item.layers) for item in self.norms)
+        )
 
 
 def read_config(name: str, revision: str | None = None) -> dict[str, Any] | None:
@@ -171,13 +205,21 @@ def _sizes(numbers: Mapping[str, Any]) -> dict[str, Any]:
 def _attention(numbers: Mapping[str, Any], sizes: Mapping[str, Any], bias: bool, output_bias: bool) -> list[Linear]:
     every = tuple(range(sizes["layers"]))
     queries, keys = sizes["heads"] * sizes["head_size"], sizes["kv_heads"] * sizes["head_size"]
-    place = "model.layers.{}.self_attn."
     return [
-        Linear(place + "q_proj", sizes["hidden"], queries, bias, every),
-        Linear(place + "k_proj", sizes["hidden"], keys, bias, every),
-        Linear(place + "v_proj", sizes["hidden"], keys, bias, every),
-        Linear(place + "o_proj", queries, sizes["hidden"], output_bias, every),
+        Linear(ATTENTION + "q_proj", sizes["hidden"], queries, bias, every),
+        Linear(ATTENTION + "k_proj", sizes["hidden"], keys, bias, every),
+        Linear(ATTENTION + "v_proj", sizes["hidden"], keys, bias, every),
+        Linear(ATTENTION + "o_proj", queries, sizes["hidden"], output_bias, every),
     ]
+
+
+def _norms(sizes: Mapping[str, Any], names: Sequence[str], heads: tuple[int, int] | None = None) -> tuple[Norm, ...]:
+    """Those of each layer by name, of queries and keys with those sizes where there are some, and the last one."""
+    every, hidden = tuple(range(sizes["layers"])), sizes["hidden"]
+    found = [Norm(LAYER + name, hidden, every) for name in names]
+    if heads:
+        found += [Norm(ATTENTION + "q_norm", heads[0], every), Norm(ATTENTION + "k_norm", heads[1], every)]
+    return (*found, Norm("model.norm", hidden))
 
 
 def _mlp(place: str, hidden: int, inner: int, bias: bool, layers: tuple[int, ...]) -> list[Linear]:
@@ -203,18 +245,16 @@ def _llama(family: str, numbers: dict[str, Any]) -> Architecture:
     hidden, size = sizes["hidden"], sizes["head_size"]
     linears = _attention(numbers, sizes, *_attention_biases(family, numbers))
     linears += _mlp("model.layers.{}.mlp.", hidden, int(numbers["intermediate_size"]), _mlp_bias(numbers), every)
-    norms = 4 if family in ("gemma2", "gemma3_text") else 2
-    head_norms = {"qwen3": 2 * size, "gemma3_text": 2 * size}.get(family, 0)
+    names = {"gemma2": AROUND_BOTH, "gemma3_text": AROUND_BOTH, "olmo2": AFTER_BOTH}.get(family, BEFORE_BOTH)
+    heads = (size, size) if family in ("qwen3", "gemma3_text") else None
     if family == "olmo2":
-        head_norms = (sizes["heads"] + sizes["kv_heads"]) * size
+        heads = sizes["heads"] * size, sizes["kv_heads"] * size
     return Architecture(
         family=family,
         **sizes,
         linears=tuple(linears),
-        small=sizes["layers"] * (norms * hidden + head_norms) + hidden,
+        norms=_norms(sizes, names, heads),
         tied=bool(numbers.get("tie_word_embeddings", family.startswith("gemma"))),
-        head_norms=bool(head_norms),
-        norms_a_layer=norms,
         exact=family in LLAMA_LIKE,
     )
 
@@ -235,9 +275,8 @@ def _phi3(family: str, numbers: dict[str, Any]) -> Architecture:
         Linear("model.layers.{}.mlp.gate_up_proj", hidden, 2 * inner, False, every),
         Linear("model.layers.{}.mlp.down_proj", inner, hidden, False, every),
     )
-    small = sizes["layers"] * 2 * hidden + hidden
     tied = bool(numbers.get("tie_word_embeddings", False))
-    return Architecture(family=family, **sizes, linears=linears, small=small, tied=tied)
+    return Architecture(family=family, **sizes, linears=linears, norms=_norms(sizes, BEFORE_BOTH), tied=tied)
 
 
 def _phi(family: str, numbers: dict[str, Any]) -> Architecture:
@@ -252,15 +291,16 @@ def _phi(family: str, numbers: dict[str, Any]) -> Architecture:
         Linear("model.layers.{}.mlp.fc1", hidden, inner, True, every),
         Linear("model.layers.{}.mlp.fc2", inner, hidden, True, every),
     ]
-    norms = 4 * sizes["head_size"] if numbers.get("qk_layernorm") else 0
+    norms = [Norm(LAYER + "input_layernorm", 2 * hidden, every), Norm("model.final_layernorm", 2 * hidden)]
+    if numbers.get("qk_layernorm"):
+        norms += [Norm(f"{ATTENTION}{name}_layernorm", 2 * sizes["head_size"], every) for name in ("q", "k")]
     return Architecture(
         family=family,
         **sizes,
         linears=tuple(linears),
-        small=sizes["layers"] * (2 * hidden + norms) + 2 * hidden,
+        norms=tuple(norms),
         tied=bool(numbers.get("tie_word_embeddings", False)),
         head_bias=True,
-        norms_a_layer=1,
     )
 
 
@@ -284,15 +324,13 @@ def _mixture(family: str, numbers: dict[str, Any]) -> Architecture:
         Stack(place + "gate_up_proj", experts, hidden, 2 * inner, sparse),
         Stack(place + "down_proj", experts, inner, hidden, sparse),
     )
-    head_norms = 2 * size if family == "qwen3_moe" else 0
     return Architecture(
         family=family,
         **sizes,
         linears=tuple(linears),
         stacks=stacks,
-        small=sizes["layers"] * (2 * hidden + head_norms) + hidden,
+        norms=_norms(sizes, BEFORE_BOTH, (size, size) if family == "qwen3_moe" else None),
         tied=bool(numbers.get("tie_word_embeddings", False)),
-        head_norms=bool(head_norms),
         active_experts=int(numbers["num_experts_per_tok"]),
     )
 

@@ -129,18 +129,16 @@ def _matching(item: Linear, pattern: str) -> int:
 def _saved(model: Architecture, modules: Sequence[str]) -> tuple[int, int, list[str]]:
     """Parameters of modules trained whole, those that their copies add, and unknown names.
 
-    peft takes a name for every module whose path ends with it, and with a module all that is inside. Norms are told by
-    their name: `norm` means all of them, another one is taken for a vector a layer.
+    peft takes a name for every module whose path ends with it, and with a module all that is inside.
     """
     sizes = {"model.embed_tokens": model.embeddings, "lm_head": model.vocabulary * (model.hidden + model.head_bias)}
     for item in model.linears:
         sizes |= dict.fromkeys(item.paths, item.weights + (item.outputs if item.bias else 0))
+    for norm in model.norms:
+        sizes |= dict.fromkeys(norm.paths, norm.size)
     whole = {path for path in sizes if any(_inside(path, name) for name in modules)}
     total = sum(sizes[path] for path in whole)
-    unknown = [name for name in modules if not any(_inside(path, name) for path in sizes)]
-    norms = [name for name in unknown if name.endswith("norm")]
-    total += model.small if "norm" in norms else len(norms) * model.hidden * model.layers
-    return total, total, [name for name in unknown if name not in norms]
+    return total, total, [name for name in modules if not any(_inside(path, name) for path in sizes)]
 
 
 def _inside(path: str, name: str) -> bool:

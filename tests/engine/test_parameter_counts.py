@@ -63,6 +63,21 @@ def test_a_known_family_is_counted_exactly(family: str, more: dict[str, Any]) ->
     assert model.exact
 
 
+@pytest.mark.parametrize(("family", "more"), FAMILIES, ids=[family for family, _ in FAMILIES])
+def test_every_norm_is_known_by_its_path_and_size(family: str, more: dict[str, Any]) -> None:
+    config = AutoConfig.for_model(family, **{**TINY, **more})
+    found = architecture({"model_type": family, **config.to_dict()})
+    assert found is not None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    norms: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        module = name.rpartition(".")[0]
+        if module.endswith("norm"):
+            norms[module] = norms.get(module, 0) + parameter.numel()
+    assert {path: norm.size for norm in found.norms for path in norm.paths} == norms
+
+
 @pytest.mark.parametrize("setting", ["bias", "use_dora", "modules_to_save"])
 def test_what_is_trained_beside_the_matrices_is_counted_exactly(setting: str) -> None:
     lora: dict[str, Any] = {"bias": "lora_only", "use_dora": True, "modules_to_save": ["lm_head"]}
@@ -73,7 +88,9 @@ def test_what_is_trained_beside_the_matrices_is_counted_exactly(setting: str) ->
     assert adapter(model, r=16, **chosen).trainable == counts("llama", numbers, **chosen)[1]
 
 
-@pytest.mark.parametrize("name", ["norm", "embed_tokens", "head", "up_proj", "layers.1.mlp.up_proj", "mlp"])
+@pytest.mark.parametrize(
+    "name", ["norm", "q_norm", "input_layernorm", "embed_tokens", "head", "layers.1.mlp.up_proj", "mlp"]
+)
 def test_modules_trained_whole_are_all_whose_path_ends_with_the_name(name: str) -> None:
     numbers = {**TINY, "tie_word_embeddings": False}
     model = architecture({"model_type": "qwen3", **numbers})
