@@ -5,6 +5,7 @@ says so. No torch: only the small JSON files beside the weights are read.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,10 @@ def adapter_folder(workspace: Workspace, name: str) -> Path:
     """The folder of an adapter named by itself, by its run, or by a run's checkpoint."""
     workspace.check_path(name)
     path = Path(name).expanduser()
-    if (path / SETTINGS_FILE).is_file():
+    # os.path, as a path asked itself fails for a name that no file can bear
+    if os.path.isfile(path / SETTINGS_FILE):
         return path.resolve()
-    if path.is_dir() and not (path / "run.json").is_file():
+    if os.path.isdir(path) and not (path / "run.json").is_file():
         raise StudioError(
             f"{path} holds no adapter: there is no {SETTINGS_FILE}.", "Give an adapter's folder or a run."
         )
@@ -188,4 +190,6 @@ def check_base(config: Config, folder: Path, settings: dict[str, Any]) -> None:
 def same_model(first: str, second: str) -> bool:
     """The same name or folder, or a copy under the same last name, such as models/Qwen3-0.6B of Qwen/Qwen3-0.6B."""
     one, other = Path(model_source(first)), Path(model_source(second))
-    return one == other or one.name.lower() == other.name.lower() or (one.exists() and one.resolve() == other.resolve())
+    if one == other or one.name.lower() == other.name.lower():
+        return True
+    return os.path.exists(one) and one.resolve() == other.resolve()

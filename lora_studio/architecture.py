@@ -146,7 +146,7 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any] | None
     Nothing is fetched: a Hub model that was never loaded here has no numbers yet.
     """
     source = Path(model_source(name))
-    path: Path | None = source / "config.json" if source.is_dir() else _cached(name, revision)
+    path: Path | None = source / "config.json" if os.path.isdir(source) else _cached(name, revision)
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path else None
     except (OSError, ValueError):
@@ -164,9 +164,9 @@ def _cached(name: str, revision: str | None) -> Path | None:
     folder = hub_cache() / f"models--{name.replace('/', '--')}"
     wanted = revision or "main"
     reference = folder / "refs" / wanted
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else wanted
+    commit = reference.read_text(encoding="utf-8").strip() if os.path.isfile(reference) else wanted
     path = folder / "snapshots" / commit / "config.json"
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture | None:

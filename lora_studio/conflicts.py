@@ -15,6 +15,9 @@ NEED_FULL_WEIGHTS = ("pissa", "pissa_niter_16", "olora")
 """First weights of an adapter that are taken out of the base's own weights."""
 
 
+SHOWN = 200  # characters of what was found
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing wrong with a config: where, what, and what was found there."""
@@ -24,8 +27,9 @@ class Problem:
     found: Any = None
 
     def __str__(self) -> str:
-        found = "" if self.found is None else f" (found {self.found!r})"
-        return f"{self.path}: {self.message}{found}"
+        shown = repr(self.found)
+        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+        return f"{self.path}: {self.message}" + ("" if self.found is None else f" (found {shown})")
 
 
 def contradictions(config: Config) -> Iterator[Problem]:

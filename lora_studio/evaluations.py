@@ -4,6 +4,7 @@ The folder holds what was asked for, the answers row by row as they come, and, w
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,7 +147,7 @@ def make_request(
         chosen, origin = _labels_of(workspace, columns), "the run was measured with them (evaluation.labels)"
     path = Path(data).expanduser()
     shipped = shipped_data().get(data)
-    where = str(shipped.heldout) if shipped else str(path.resolve()) if path.exists() else data
+    where = str(shipped.heldout) if shipped else str(path.resolve()) if os.path.exists(path) else data
     return Request(
         title=f"{columns[0].title} on {shipped.title if shipped else path.name}",
         data=where,

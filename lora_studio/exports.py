@@ -5,6 +5,7 @@ there are stands in export_targets.py.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ from lora_studio.parsing import plain_words
 from lora_studio.schema import Section
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, model_source
 
+LONGEST_NAME = 200
+"""Bytes of a result's name: while it is made, the export's id stands in it as well."""
 SPARE_BYTES = 20_000_000
 """Room left on the disk beside what an export takes: for its log, and for whatever else is written meanwhile."""
 
@@ -169,9 +172,11 @@ def make_request(
 
 def _free_place(out: Path) -> Path:
     """Where a result may go: a new place, or a folder with nothing in it. Nothing that is there is written over."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if len(os.fsencode(out.name)) > LONGEST_NAME:
+        raise StudioError(f"{out.name[:40]}… is too long for a file's name.", "Name a shorter place.")
+    if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
         raise StudioError(f"{out} is there already.", "Name a new place: an export writes over nothing.")
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise StudioError(f"There is no folder {out.parent}.", "Name a place in a folder that is there.")
     return out
 

@@ -40,7 +40,7 @@ _PLAIN = {
     "bool_type": "must be true or false",
     "string_type": "must be text",
     "string_too_short": "must not be empty",
-    "string_too_long": "must have at most {max_length} characters",
+    "string_too_long": "must have at most {max_length:,} characters",
     "literal_error": "must be {expected}",
     "greater_than": "must be above {gt}",
     "greater_than_equal": "must be at least {ge}",
@@ -116,7 +116,8 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `StudioError` for a missing file, broken YAML or anything but a mapping."""
     try:
-        values = yaml_text.load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            values = yaml_text.load(file.read(yaml_text.MOST_CHARACTERS + 1))
     except FileNotFoundError:
         raise StudioError(f"There is no file {path}.", "Give the path of a YAML config.") from None
     except (IsADirectoryError, UnicodeDecodeError):

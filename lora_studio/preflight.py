@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lora_studio.advice import changes_that_fit
@@ -91,7 +90,7 @@ def preflight(config: Config, machine: Machine, data: Mapping[str, Any] | Studio
 
 def _model(config: Config, numbers: Mapping[str, Any] | None) -> Check:
     name, title = config.model.name, "Model"
-    if Path(model_source(name)).is_dir():
+    if os.path.isdir(model_source(name)):
         if numbers is None:
             return Check(title, FAILED, f"{name} holds no config.json that can be read.", "Give a model's folder.")
         return Check(title, OK, f"{name} is on this machine.")

@@ -3,6 +3,7 @@
 The ones that come with the studio are in `presets/`; a workspace can hold the user's own.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
 from lora_studio.parsing import merge, nest, parse, read_yaml
+from lora_studio.text_limits import LINE, check_length
 from lora_studio.workspace import Workspace, safe_name, write_atomically
 
 
@@ -57,7 +59,7 @@ def resolve(
         known = presets(workspace)
         if source in known:
             values = known[source].values()
-        elif Path(source).suffix in (".yaml", ".yml") or Path(source).is_file():
+        elif Path(source).suffix in (".yaml", ".yml") or os.path.isfile(source):
             values = read_yaml(Path(source))
         else:
             raise StudioError(
@@ -78,6 +80,8 @@ def save_preset(workspace: Workspace, name: str, config: Config, about: str = ""
     """
     if not name.strip():
         raise StudioError("The preset has no name.", "Give it a short one, such as my-support-bot.")
+    check_length("The preset's name", name, LINE)
+    check_length("What it is for", about, LINE)
     default, chosen = Config().model_dump(), config.model_copy(update={"title": ""}).model_dump()
     path = workspace.presets_folder / f"{safe_name(f'{name.strip()}.yaml', 'preset.yaml')}"
     if path.stem in presets():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lora_studio.errors import StudioError
 from lora_studio.metrics_csv import cell
+from lora_studio.text_limits import LINE, TEST_PROMPT, check_length
 from lora_studio.workspace import Workspace, safe_name, write_atomically
 
 MOST = 1000
@@ -28,6 +29,8 @@ def prompts_of(lines: str) -> list[str]:
         raise StudioError("There is no prompt yet.", "Write one a line.")
     if len(found) > MOST:
         raise StudioError(f"These are {len(found):,} prompts; a set has at most {MOST:,}.", "Use the Evaluate tab.")
+    for prompt in found:
+        check_length("A prompt", prompt, TEST_PROMPT)
     return found
 
 
@@ -40,6 +43,7 @@ def save(workspace: Workspace, name: str, prompts: Sequence[str]) -> str:
     """Keeps a set under a name, in place of one of that name; gives the name it got."""
     if not name.strip():
         raise StudioError("The set has no name.", "Give it a short one.")
+    check_length("The set's name", name, LINE)
     kept = safe_name(name.strip(), "prompts")
     write_atomically(workspace.prompt_sets_folder / f"{kept}.json", json.dumps(list(prompts), ensure_ascii=False))
     return kept

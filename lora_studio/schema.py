@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+LONGEST_TEXT = 4000
+"""Characters of a setting that says nothing else: room for any path, and for a list of names."""
 GROUPS = {
     "Strength and place": "How much the adapter may change, and which of the model's modules bear it.",
     "Variants": "Other ways to begin and to scale an adapter, for those who compare them.",
@@ -41,4 +43,6 @@ def setting(
 class Section(BaseModel):
     """What all sections share: unknown names are errors, numbers are finite, values never change after the check."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), str_max_length=LONGEST_TEXT
+    )

@@ -8,10 +8,13 @@ from typing import Any
 import yaml
 
 MOST_VALUES = 100_000
+MOST_CHARACTERS = 1_000_000
 
 
 def load(text: str) -> Any:
     """The values. Raises `yaml.YAMLError` for text that is no YAML, or that stands for too much."""
+    if len(text) > MOST_CHARACTERS:
+        raise yaml.YAMLError(f"it is longer than {MOST_CHARACTERS:,} characters, which no settings need")
     try:
         found = yaml.safe_load(text)
     except RecursionError:

@@ -12,7 +12,7 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluations import EvaluationFolder, make_request
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.jobs.waiting import Waiting, lock, write_queue
+from lora_studio.jobs.waiting import MOST_OF_A_VISITOR, Waiting, check_room, lock, write_queue
 from lora_studio.parsing import parse, to_yaml
 from lora_studio.presets import own_presets, save_preset
 from lora_studio.visitors import VisitedWorkspace
@@ -111,6 +111,16 @@ def test_the_queue_is_everybodys_but_nobody_passes_others(visit: Visit) -> None:
     visit.by("anna")
     supervisor.move(mine.id, -1)
     assert supervisor.queue() == [mine.id, others.id]
+
+
+def test_a_visitor_has_a_few_runs_in_the_queue_and_the_owner_any_number(visit: Visit) -> None:
+    runs = [visit.run("bert") for _ in range(MOST_OF_A_VISITOR)]
+    waiting = [Waiting(run.id) for run in runs]
+    with pytest.raises(StudioError, match="10 of your runs wait"):
+        check_room(visit.by("bert"), waiting)
+    check_room(visit.by("bert"), waiting[1:])
+    check_room(visit.by("carl"), waiting)
+    check_room(visit.by("anna"), waiting)
 
 
 def test_uploads_drafts_presets_prompts_and_votes_are_ones_own(visit: Visit, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ A target's program is a function `export(work, *, SETTINGS) -> Outcome` in a mod
 those of the target in export_targets.py, as plain arguments. It writes into `work.out` and nowhere else.
 """
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -114,7 +115,7 @@ def base_to_name(work: Work, base_name: str, *, keep_local: bool = False) -> str
 
 def is_local(name: str) -> bool:
     """Whether a model's or data set's name is a path of this machine."""
-    return name.startswith((".", "/", "~", "\\")) or (name != "" and Path(model_source(name)).exists() and "/" in name)
+    return name.startswith((".", "/", "~", "\\")) or (name != "" and os.path.exists(model_source(name)) and "/" in name)
 
 
 def blocks(path: Path) -> Iterator[bytes]:

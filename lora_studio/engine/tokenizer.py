@@ -3,6 +3,7 @@
 Code that comes with a model is not run unless remote_code.py says so; nothing is fetched but the model that was named.
 """
 
+import os
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -44,10 +45,10 @@ def checked_source(name: str) -> str:
     """A folder or a Hub id; a name that can only be a folder must be one that holds a model."""
     source = model_source(name)
     path = Path(source)
-    looks_local = source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or path.is_dir()
+    looks_local = source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or os.path.isdir(source)
     if not looks_local:
         return source
-    if not path.is_dir():
+    if not os.path.isdir(source):
         raise StudioError(f"There is no model folder {source}.", "Give a folder with a config.json, or a Hub id.")
     if not (path / "config.json").is_file():
         adapter = (path / "adapter_config.json").is_file()
@@ -68,7 +69,7 @@ def not_loadable(name: str, revision: str | None, error: Exception) -> StudioErr
         return StudioError(f"transformers does not know the architecture of {name}.", first_line(error))
     if "gated" in text or "401" in text:
         return StudioError(f"{name} is gated on the Hub.", "Accept its terms there and set HF_TOKEN before the start.")
-    if Path(model_source(name)).is_dir():
+    if os.path.isdir(model_source(name)):
         return StudioError(f"The model in {name} can't be read: {first_line(error)}", "Is the folder whole?")
     return StudioError(
         f"The model {name!r}{at} is neither a folder here nor to be had from the Hub.",

@@ -1,5 +1,6 @@
 """The checks before a start, with what a session child says of the data: the same for the page and the terminal."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def request_of(config: Config) -> dict[str, Any]:
     data = config.data.model_dump()
     for name in ("train_file", "validation_file"):
         path = Path(str(data[name] or "")).expanduser()
-        data[name] = str(path.resolve()) if data[name] and path.exists() else data[name]
+        data[name] = str(path.resolve()) if data[name] and os.path.exists(path) else data[name]
     return {**data, "model": config.model.name, "revision": config.model.revision}
 
 

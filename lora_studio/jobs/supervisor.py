@@ -21,7 +21,7 @@ from lora_studio.events import Event, Extended, Finished, RunState, to_line
 from lora_studio.hardware import devices
 from lora_studio.jobs.follow import Follower, last_lines
 from lora_studio.jobs.launcher import Launcher, ask_to_stop, end_last_line, find, kill
-from lora_studio.jobs.waiting import Waiting, lock, moved, passed, read_queue, write_queue
+from lora_studio.jobs.waiting import Waiting, check_room, lock, moved, passed, read_queue, write_queue
 from lora_studio.parsing import ConfigError, to_yaml
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, shipped_data
 
@@ -203,6 +203,7 @@ class Supervisor:
             "versions": {"lora_studio": __version__, **_versions()},
         }
         with self._lock, lock(self._workspace):
+            check_room(self._workspace, read_queue(self._workspace))
             run = self._workspace.create_run(title, to_yaml(config), facts)
             self._enqueue(Waiting(run.id))
         return run.id
@@ -232,6 +233,7 @@ class Supervisor:
                     "This run kept no checkpoint, so it can't go on where it ended.",
                     "Continue from its adapter in a new run instead.",
                 )
+            check_room(self._workspace, read_queue(self._workspace))
             self._enqueue(Waiting(follower.run.id, saved, extra_epochs))
 
     def stop(self, run_id: str) -> None:
@@ -381,7 +383,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _absolute(name: str) -> str:
     path = Path(os.path.expanduser(name))
-    return str(path.resolve()) if name not in shipped_data() and path.exists() else name
+    return str(path.resolve()) if name not in shipped_data() and os.path.exists(path) else name
 
 
 def _versions() -> dict[str, str]:

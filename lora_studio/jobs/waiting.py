@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-from lora_studio.workspace import Workspace, write_atomically
+from lora_studio.errors import StudioError
+from lora_studio.workspace import RunFolder, Workspace, write_atomically
+
+MOST_OF_A_VISITOR = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,13 @@ def read_queue(workspace: Workspace) -> list[Waiting]:
 def write_queue(workspace: Workspace, entries: list[Waiting]) -> None:
     """Replaces the queue. Only inside `lock`."""
     write_atomically(workspace.queue, json.dumps([asdict(entry) for entry in entries]))
+
+
+def check_room(workspace: Workspace, entries: list[Waiting]) -> None:
+    """Raises `StudioError` where a visitor has as many runs waiting as one may; the owner may have any number."""
+    own = sum(workspace.shows(RunFolder(workspace.runs_folder / entry.run)) for entry in entries)
+    if not workspace.owned and own >= MOST_OF_A_VISITOR:
+        raise StudioError(f"{own} of your runs wait already.", "Wait for one to begin, or take one out of the queue.")
 
 
 def moved(entries: list[Waiting], run_id: str, places: int) -> list[Waiting]:

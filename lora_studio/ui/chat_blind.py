@@ -10,6 +10,7 @@ import gradio as gr
 
 from lora_studio import votes
 from lora_studio.errors import StudioError
+from lora_studio.text_limits import QUESTION, SYSTEM_PROMPT, check_length
 from lora_studio.ui import chat_board, downloads, text
 from lora_studio.ui.chat_choices import wanted
 from lora_studio.ui.chat_prompts import CLICKED, QUIET
@@ -70,6 +71,8 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
     """Asks all columns in a new order; yields words on how far it is, and the panel."""
     if not question:
         raise StudioError("There is no question yet.", "Type one.")
+    check_length("The question", question, QUESTION)
+    check_length("The system prompt", system, SYSTEM_PROMPT)
     talk = act.talk(who)
     chosen = act.chosen(talk)
     titles = {BASE: f"Base: {chosen[0].card().base}"} | {choice.value: choice.name for choice in chosen}

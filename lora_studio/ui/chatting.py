@@ -17,6 +17,7 @@ from lora_studio.errors import StudioError
 from lora_studio.parsing import nest, parse
 from lora_studio.presets import presets
 from lora_studio.settings import settings
+from lora_studio.text_limits import QUESTION, SYSTEM_PROMPT, check_length
 from lora_studio.ui import chat_board, chat_choices, chat_device, chat_words, dialogue, downloads, form, text
 from lora_studio.ui.chat_choices import Choice, Example, wanted
 from lora_studio.ui.chat_engine import ConsentError
@@ -207,6 +208,9 @@ class Chat:
     ) -> Iterator[Updates]:
         """Asks each column its question. A failed or stopped answer keeps what was said; without any, the column is as
         it was `before`, and a new question comes back."""
+        for question in questions.values():
+            check_length("The question", question, QUESTION)
+        check_length("The system prompt", system, SYSTEM_PROMPT)
         p, names = self.parts, list(questions)
         workspace = self.studio.workspace.as_now()  # what is kept at the end is kept for whoever asked
         chosen = self.chosen(talk)
@@ -307,6 +311,7 @@ class Chat:
         sampling: Sequence[Any],
     ) -> Iterator[Updates]:
         """Each column's last question asked anew, or an earlier one changed; what came after it is taken out."""
+        check_length("The question", event["text"], QUESTION)
         before = {name: list(talk.column(name)) for name in names}
         turn = int(event["value"]) if event["act"] == "edit" else None
         asked = {name: talk.again(name) if turn is None else talk.edit(name, turn) for name in names}

@@ -1,6 +1,7 @@
 """What the evaluate tab shows at one moment, painted from the evaluations' folders and from nothing else. No gradio."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +116,7 @@ def _there(workspace: Workspace, name: str) -> bool:
         workspace.check_path(name)
     except StudioError:
         return False
-    return Path(name).exists()
+    return os.path.exists(name)
 
 
 def file_of(workspace: Workspace, name: str, which: str) -> Path:

@@ -10,6 +10,7 @@ from lora_studio.adapter_source import CARD_FILE, adapter_folder, read_settings
 from lora_studio.errors import StudioError
 from lora_studio.jobs import harness
 from lora_studio.jobs.harness import Harness
+from lora_studio.text_limits import LINE, check_length
 from lora_studio.ui import text
 from lora_studio.ui.run_section import QUIET
 from lora_studio.ui.studio import Studio
@@ -57,6 +58,7 @@ def build(studio: Studio, adapters: gr.Dropdown) -> None:
 
 def words_for(studio: Studio, names: list[str] | None, tasks: str) -> list[str]:
     """The command's words for the first adapter that is chosen. Raises `StudioError` where there is none."""
+    check_length("The list of tasks", tasks, LINE)
     if not studio.workspace.owned:
         raise StudioError("Public benchmarks are the owner's to run.", "They fetch from the Hub and run for hours.")
     if not names:
