@@ -1,19 +1,21 @@
 """The merged model computes what base and adapter compute, whatever kind of adapter it is."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from lora_studio.engine.loaded import add_adapters, load_base
 from lora_studio.workspace import RunFolder, Workspace
 
 from .conftest import MakeRun
-from .exporting import build_export, last_event, take_away, texts_in
+from .exporting import build_export, last_event, take_away, texts_in, workspace_of
 
 IDS = torch.tensor([[5, 9, 33, 71, 12, 40, 8]])
 
@@ -43,6 +45,26 @@ def test_merged_in_float32_computes_the_same_and_travels_whole(trained: RunFolde
     settings = json.loads((folder.result / "generation_config.json").read_text())
     assert settings["eos_token_id"] == tokenizer.eos_token_id
     assert not [name for name, text in texts_in(folder.result).items() if str(base.parent) in text]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_run_on_a_base_in_four_bits_is_merged_into_the_base_as_it_was(
+    dtype: str, trained: RunFolder, base: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(trained.adapter, tmp_path / "adapter"))
+    card = json.loads((folder / "studio.json").read_text()) | {"quantization": "4bit"}
+    (folder / "studio.json").write_text(json.dumps(card))
+    export = build_export(workspace_of(trained), str(folder), "merged", dtype=dtype)
+    assert last_event(export).state == "done", last_event(export).message
+    assert "quantization_config" not in json.loads((export.result / "config.json").read_text())
+    weights = load_file(export.result / "model.safetensors")
+    assert {str(weight.dtype) for weight in weights.values()} == {f"torch.{dtype}"}
+    apart = (scores_of_merged(export.result) - scores_of_adapter(trained, base)).abs().max()
+    rounded = load_base(str(base), dtype="float32", quantization="4bit")
+    add_adapters(rounded, {"it": trained.adapter})
+    with torch.no_grad(), rounded.answering_as("it"):
+        lost = (rounded.model(input_ids=IDS).logits - scores_of_adapter(trained, base)).abs().max()
+    assert apart < lost / 3
 
 
 VARIANTS: list[dict[str, Any]] = [

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from lora_studio.engine import exporter
@@ -40,8 +41,11 @@ def test_a_zip_holds_the_adapter_its_report_and_nothing_of_this_machine(
         "tokenizer.json",
         "chat_template.jinja",
         "report.md",
+        "README.md",
     }
+    assert not [path.name for path in inside.iterdir() if path.suffix in (".bin", ".pt")]
     texts = texts_in(inside)
+    assert yaml.safe_load(texts["README.md"].split("---\n")[1])["base_model"] == "Owner/Tiny"
     assert json.loads(texts["adapter_config.json"])["base_model_name_or_path"] == "Owner/Tiny"
     assert json.loads(texts["studio.json"])["base_model"] == "Owner/Tiny"
     private = [str(base.parent), str(data_file.parent), str(trained.path.parent)]
