@@ -56,14 +56,13 @@ def commands() -> str:
     for name, command in subcommands.choices.items():
         if name not in about:
             continue
-        usage = []
-        for action in command._actions:
-            option = action.option_strings[-1] if action.option_strings else None
-            if option is None:
-                usage.insert(0, str(action.metavar or action.dest).upper())
-            elif option not in ("--help", "--workspace", "--json") and option[2:] not in SETTING_FLAGS:
-                usage.append(option)
-        rows.append(f"| `{name}` | {about[name]} | {' '.join(f'`{item}`' for item in usage)} |")
+        named = [str(action.metavar or action.dest).upper() for action in command._get_positional_actions()]
+        flags = []
+        for action in command._get_optional_actions():
+            option = action.option_strings[-1]
+            if option not in ("--help", "--workspace", "--json") and option[2:] not in SETTING_FLAGS:
+                flags.append(option)
+        rows.append(f"| `{name}` | {about[name]} | {' '.join(f'`{item}`' for item in [*named, *flags])} |")
     return "\n".join(["| command | what it does | arguments |", "|---|---|---|", *rows])
 
 

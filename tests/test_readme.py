@@ -1,5 +1,6 @@
 """What the README says of the code is what the code is."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -51,3 +52,18 @@ def test_every_test_file_that_the_readme_names_exists() -> None:
     named = re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)`", TEXT)
     assert named
     assert not [file for file in named if not (readme.ROOT / file).exists()]
+
+
+def rows_of(section: str) -> list[list[str]]:
+    """The cells of the first table in a section, without its head."""
+    lines = [line for line in TEXT.partition(f"\n## {section}\n")[2].splitlines() if line.startswith(("|", "## "))]
+    table = list(itertools.takewhile(lambda line: line.startswith("|"), lines))
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table[2:]]
+
+
+def test_every_promise_of_security_and_every_claim_about_the_studio_names_what_keeps_it() -> None:
+    promises, claims = rows_of("Security"), rows_of("Compared with")
+    assert len(promises) > 10
+    assert not [promise for promise, *kept in promises if "`tests/" not in "".join(kept)]
+    assert len(claims) > 10
+    assert not [row[0] for row in claims if row[1] != "no" and not re.search(r"\]\((tests|benchmarks)/", row[1])]
