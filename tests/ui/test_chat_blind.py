@@ -1,0 +1,85 @@
+"""The folds of the chat tab that ask all columns something by itself: blind comparison, and sets of prompts."""
+
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from lora_studio import votes
+from lora_studio.events import RunState
+from lora_studio.ui import chat_blind, chat_prompts, chat_tab
+from lora_studio.ui.chatting import Chat
+from lora_studio.ui.dialogue import Talk
+from lora_studio.ui.studio import Studio
+from lora_studio.votes import TIE
+from lora_studio.workspace import RunFolder, Workspace
+from tests.ui.fake_session import FakeSession
+from tests.ui.test_chat_choices import make_run
+from tests.ui.test_chatting import DEFAULTS, WHO, FakeSupervisor, script
+
+NAMES = ("Base: demo", "Pirate")
+
+
+@pytest.fixture
+def run(workspace: Workspace) -> RunFolder:
+    return make_run(workspace, "Pirate", adapter=True, system_prompt="Be a pirate.")
+
+
+@pytest.fixture
+def act(workspace: Workspace, run: RunFolder) -> Chat:
+    session: Any = FakeSession(script)
+    supervisor: Any = FakeSupervisor([RunState(run.id, "Pirate", "done")])
+    with gr.Blocks():
+        chat = Chat(Studio(workspace, supervisor, session, session), chat_tab.draw())
+    chat.keep(WHO, Talk(adapters=[run.id]))
+    return chat
+
+
+def ask_blindly(act: Chat) -> list[str]:
+    """The panel after each piece."""
+    return [panel for _, panel in chat_blind.answered(act, WHO, "Why?", "Be brief.", DEFAULTS)]
+
+
+def test_columns_are_shuffled_and_have_no_name_until_the_vote(act: Chat, run: RunFolder) -> None:
+    orders = set()
+    for _ in range(40):
+        panels = ask_blindly(act)
+        assert not [name for name in NAMES for panel in panels if name in panel.partition("Votes")[0]]
+        asked = act.studio.chat.asked[-1][1]["columns"]
+        assert [message["content"] for message in asked[0]["messages"]] == ["Be brief.", "Why?"]
+        orders.add(tuple(column["adapter"] for column in asked))
+        if len(orders) > 1:
+            break
+    assert orders == {(None, run.id), (run.id, None)}
+
+
+def test_a_vote_goes_to_whoever_gave_that_answer_and_is_counted_once(act: Chat) -> None:
+    for best in (0, 1, 1, TIE):
+        last = ask_blindly(act)[-1]
+        assert "B is better" in last
+        shown = chat_blind.vote(act, WHO, best)
+        assert all(name in shown for name in NAMES)
+        assert "is better</button>" not in shown
+        chat_blind.vote(act, WHO, 1 - max(best, 0))
+    kept = votes.read(act.studio.workspace)
+    assert [vote.best for vote in kept] == [0, 1, 1, TIE]
+    for vote in kept:
+        assert dict(zip(vote.names, vote.answers, strict=True)) == dict(
+            zip(NAMES, ("Rome, Why?", "Arr, Why?"), strict=True)
+        )
+        assert vote.messages[-1]["content"] == "Why?"
+    shown = chat_blind.drawn(act, act.talk(WHO))
+    assert "4 votes so far" in shown
+    assert "95 % interval" in shown
+    assert "Download 3 preference pairs" in shown
+
+
+def test_a_set_of_prompts_is_read_as_a_table_and_stays_over_a_reload(act: Chat) -> None:
+    words, table = list(chat_prompts.asked(act, WHO, ["One?", "<b>"], "", DEFAULTS))[-1]
+    assert "2 prompts asked of 2 columns." in words
+    for cell in (*NAMES, "One?", "Rome, One?", "Arr, One?", "Arr, &lt;b&gt;"):
+        assert cell in table
+    assert "Download as CSV" in table
+    assert chat_prompts.drawn(*chat_prompts.kept_rows(act, WHO)) == table
+    questions = [params["columns"][0]["messages"] for method, params in act.studio.chat.asked if method == "generate"]
+    assert [[message["content"] for message in asked] for asked in questions] == [["One?"], ["<b>"]]
