@@ -189,9 +189,9 @@ def _generate_group(
     device = loaded.model.device
     input_ids = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    most = settings.max_new_tokens
     if loaded.longest_text is not None:
-        room = loaded.longest_text - longest - max(map(loaded.virtual_tokens, adapters))
-        settings.max_new_tokens = min(settings.max_new_tokens, room)
+        most = min(most, loaded.longest_text - longest - max(map(loaded.virtual_tokens, adapters)))
     names: dict[str, Any] = {}
     context: Any = nullcontext(loaded.model)
     if loaded.lora and loaded.shares(adapters):
@@ -203,6 +203,7 @@ def _generate_group(
             input_ids=input_ids,
             attention_mask=mask,
             generation_config=settings,
+            max_new_tokens=most,
             streamer=streamer,
             stopping_criteria=[Ending(streamer.columns, stop)],
             **names,

@@ -76,6 +76,9 @@ def test_answers_and_losses_are_those_of_each_model_alone(base: Path, trained: R
     batches = answer_in_batches(loaded, file.rows, columns, Task("text", ""), SETTINGS, batch_size=4)
     answered = [row for batch in batches for row in batch]
     assert sorted(row["row"] for row in answered) == [1, 2, 3, 4, 5, 6]
+    tokens = {row.row: len(loaded.tokenizer.encode(str(row.asked["base"].messages))) for row in file.rows}
+    assert len(set(tokens.values())) > 1
+    assert [tokens[row["row"]] for row in answered] == sorted(tokens.values(), reverse=True)  # like lengths together
 
     tokenizer = AutoTokenizer.from_pretrained(str(trained.adapter))
     alone = {"base": AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()}

@@ -14,6 +14,7 @@ from lora_studio.engine.generate import (
     generate,
     generation_config,
     greedy,
+    prompt_ids,
 )
 from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base
 from lora_studio.errors import StudioError
@@ -111,6 +112,15 @@ def test_a_stop_ends_all_columns_after_the_token(loaded: LoadedModel) -> None:
     assert "stopped" in {answer.finish for answer in answers}
 
 
+def test_every_sampling_setting_reaches_the_model_and_none_of_them_at_temperature_0(loaded: LoadedModel) -> None:
+    given = {"max_new_tokens": 7, "top_p": 0.8, "top_k": 9, "min_p": 0.1, "repetition_penalty": 1.2}
+    sampled = generation_config(loaded, temperature=0.7, **given)
+    assert sampled.to_diff_dict().items() >= {"do_sample": True, "temperature": 0.7, **given}.items()
+    likeliest = generation_config(loaded, temperature=0, **given)
+    assert (likeliest.do_sample, likeliest.max_new_tokens, likeliest.repetition_penalty) == (False, 7, 1.2)
+    assert (likeliest.top_p, likeliest.top_k, likeliest.min_p) == (None, None, None)
+
+
 @pytest.mark.slow
 def test_sampling_repeats_with_its_seed_and_varies_without(loaded: LoadedModel) -> None:
     def sample(seed: int) -> tuple[int, ...]:
@@ -138,6 +148,16 @@ def test_adapters_that_can_not_share_a_batch_answer_one_after_the_other(
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), each.adapter) for each in (dora, trained)
     ]
     assert [answer.ids for answer in answers] == [alone(model, tokenizer, QUESTIONS[0]) for model in models]
+    bare, last, lora = answers
+    assert 0 < bare.first_token_seconds <= bare.seconds
+    assert last.first_token_seconds > max(bare.seconds, lora.seconds)  # counted from the question on
+    assert last.tokens_per_second == pytest.approx(last.tokens / last.seconds)
+    # One that has hardly room left after its prompt does not shorten what others may say.
+    long = Column(None, ask("Paint " * 115))
+    assert 0 < 256 - len(prompt_ids(loaded, long, None)) < LONGEST
+    full, other = generate(loaded, [long, Column("dora", ask(QUESTIONS[0]))], greedy(loaded, LONGEST))
+    assert full.tokens < LONGEST
+    assert other.ids == last.ids
 
 
 @pytest.mark.slow
