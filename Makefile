@@ -1,8 +1,9 @@
 # The ways in. Everything installs into .venv, once: a second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two processes of tests with a thread each, so that none waits for a core; tests/conftest.py says which stay together.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Two processes of tests with a thread each, so that none waits for a core. The tests of a file share what is costly
+# and stay together, in the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run demo test check docker-check format screenshots clean
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 Say = Callable[..., tuple[int, str, str]]
-HERE = Path(__file__).parent
-TRAINING = ("engine", "demo", "test_learning.py", "test_cli.py")  # one training at a time: these stay in one process
 
 os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False", TOKENIZERS_PARALLELISM="false")
 
@@ -22,23 +20,15 @@ os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False", TOKENIZE
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves tests on real files out where the folder that holds them is not named.
 
-    Of several processes of tests (`-n 2 --dist loadgroup`) one gets all that trains, and no file is torn apart. What
-    takes long comes first, so that no process is left with it alone at the end.
+    Files that take long come first, so that of several processes of tests none is left alone with one at the end.
     """
     long = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (_group(item) != "training", item.path not in long))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: item.path not in long)
     if os.environ.get("LORA_STUDIO_REAL"):
         return
     real = [item for item in items if item.get_closest_marker("real")]
     config.hook.pytest_deselected(items=real)
     items[:] = [item for item in items if not item.get_closest_marker("real")]
-
-
-def _group(item: pytest.Item) -> str:
-    place = item.path.relative_to(HERE)
-    return "training" if place.parts[0] in TRAINING else str(place)
 
 
 @pytest.fixture
