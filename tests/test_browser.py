@@ -5,15 +5,16 @@ import re
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from lora_studio.jobs.launcher import kill
+from lora_studio.jobs.launcher import find, kill
 from lora_studio.ui.build import TABS
 from lora_studio.ui.form_draft import DRAFT
-from lora_studio.workspace import Workspace, shipped_data
+from lora_studio.workspace import RunFolder, Workspace, shipped_data
 from tests.serving import PATIENCE, Server, open_tab
 
 pytestmark = pytest.mark.slow
@@ -35,13 +36,28 @@ class Visit:
         expect(self.page.get_by_role("tab", name="Train", exact=True)).to_be_visible(timeout=PATIENCE)
 
 
-@pytest.fixture
-def server(workspace: Workspace) -> Iterator[Server]:
+@contextmanager
+def serving(workspace: Workspace) -> Iterator[Server]:
+    """A server that leaves no run behind."""
     running = Server(workspace.root)
-    yield running
-    running.end()
-    for run in workspace.runs():
-        kill(run)
+    try:
+        yield running
+    finally:
+        running.end()
+        for run in workspace.runs():
+            kill(run)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """What the tests share, in their order: empty at first, then with the run of the main job."""
+    return Workspace(tmp_path_factory.mktemp("studio") / "workspace")
+
+
+@pytest.fixture(scope="module")
+def server(workspace: Workspace) -> Iterator[Server]:
+    with serving(workspace) as running:
+        yield running
 
 
 def points(page: Page) -> int:
@@ -65,6 +81,27 @@ def start_long_run(page: Page) -> None:
     expect(page.locator("#plan")).to_contain_text("11,600", timeout=PATIENCE)
     page.locator("#start").click()
     expect(page.locator("#run-headline")).to_contain_text("pirate", timeout=PATIENCE)
+
+
+def test_a_phone_scrolls_no_tab_sideways_and_reads_twelve_inputs_at_most(browser: Browser, server: Server) -> None:
+    visit = Visit(browser, server.url, width=390, height=844)
+    for _, name, _ in TABS * 2:  # each is drawn when it is opened first, and has long been painted when it comes again
+        open_tab(visit.page, name)
+        visit.page.wait_for_timeout(400)
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390, name
+    open_tab(visit.page, "Train")
+    fields = visit.page.locator("#form .form > .block:visible")
+    assert 6 <= fields.count() <= 12
+    visit.context.close()
+
+
+def test_the_page_is_light(server: Server) -> None:
+    assert server.megabytes < 250  # after a visit to every tab
+    with urllib.request.urlopen(server.url + "/config") as answer:
+        events = json.load(answer)["dependencies"]
+    silent = [event for event in events if event["show_progress"] == "hidden" and event["backend_fn"]]
+    assert silent
+    assert {tuple(event["show_progress_on"]) for event in silent} == {tuple(silent[0]["show_progress_on"])}
 
 
 def test_the_main_job_from_upload_to_two_different_answers(
@@ -122,43 +159,17 @@ def test_the_main_job_from_upload_to_two_different_answers(
     visit.context.close()
 
 
-def test_a_killed_server_finds_its_run_again_and_stop_ends_it(
-    browser: Browser, server: Server, workspace: Workspace
-) -> None:
-    visit = Visit(browser, server.url)
-    start_long_run(visit.page)
-    wait_for_points(visit.page, 1)
+def test_a_title_that_looks_like_code_is_only_text(browser: Browser, server: Server, workspace: Workspace) -> None:
+    title = '<img src=x onerror="window.hit=1">${window.hit=2}{{value}}'
+    run = workspace.create_run(title, "title: x\n", {"created": time.time() - 999})
+    assert json.loads(run.facts.read_text())["title"] == title
+    visit = Visit(browser, server.url + "/#runs")
+    listed = visit.page.locator(f'#run-list td.name button[data-value="{run.id}"]')
+    expect(listed).to_have_text(title, timeout=PATIENCE)
+    listed.click()
+    expect(visit.page.locator("#run-headline h2")).to_have_text(title, timeout=PATIENCE)
+    assert visit.page.evaluate("window.hit") is None
     visit.context.close()
-    server.kill()
-    run = workspace.run("last")
-    before = run.events.stat().st_size
-    end = time.monotonic() + PATIENCE / 1000
-    while run.events.stat().st_size <= before:
-        assert time.monotonic() < end, "the worker ended with the server"
-        time.sleep(0.2)
-
-    second = Server(workspace.root)
-    visit = Visit(browser, second.url)
-    page = visit.page
-    expect(page.locator("#status")).to_contain_text("pirate is", timeout=PATIENCE)
-    open_tab(page, "Runs")
-    wait_for_points(page, wait_for_points(page, 1))
-    page.locator("#run-stop").click()
-    expect(page.locator("#run-headline")).to_contain_text("Stopped at step", timeout=PATIENCE)
-    expect(page.locator("#run-resume")).to_be_visible(timeout=PATIENCE)
-    page.locator("#run-resume").click()
-    expect(page.locator("#run-stop")).to_be_visible(timeout=PATIENCE)
-    page.locator("#run-stop").click()
-    expect(page.locator("#run-delete")).to_be_visible(timeout=PATIENCE)
-    expect(page.locator("#run-headline")).to_contain_text("Stopped", timeout=PATIENCE)
-    page.wait_for_timeout(3000)
-    page.locator("#run-delete").click()
-    page.locator("#run-delete-yes").click()
-    expect(page.locator("#run-list")).to_contain_text("No run yet", timeout=PATIENCE)
-    assert not workspace.runs()
-    assert not visit.errors
-    visit.context.close()
-    second.end()
 
 
 def test_the_form_comes_back_after_a_reload_as_it_was_typed(
@@ -178,36 +189,43 @@ def test_the_form_comes_back_after_a_reload_as_it_was_typed(
     visit.context.close()
 
 
-def test_a_phone_scrolls_no_tab_sideways_and_reads_twelve_inputs_at_most(browser: Browser, server: Server) -> None:
-    visit = Visit(browser, server.url, width=390, height=844)
-    for _, name, _ in TABS:
-        open_tab(visit.page, name)
-        visit.page.wait_for_timeout(1500)
-        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390, name
-    open_tab(visit.page, "Train")
-    fields = visit.page.locator("#form .form > .block:visible")
-    assert 6 <= fields.count() <= 12
-    visit.context.close()
+def test_a_killed_server_finds_its_run_again_and_stop_ends_it(browser: Browser, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "workspace")
+    with serving(workspace) as server:
+        visit = Visit(browser, server.url)
+        start_long_run(visit.page)
+        wait_for_points(visit.page, 1)
+        visit.context.close()
+        server.kill()
+        run = workspace.run("last")
+        before = run.events.stat().st_size
+        end = time.monotonic() + PATIENCE / 1000
+        while run.events.stat().st_size <= before:
+            assert time.monotonic() < end, "the worker ended with the server"
+            time.sleep(0.2)
+        with serving(workspace) as second:
+            visit = Visit(browser, second.url)
+            stop_resume_and_delete(visit.page, run)
+            assert not workspace.runs()
+            assert not visit.errors
+            visit.context.close()
 
 
-def test_a_title_that_looks_like_code_is_only_text(browser: Browser, server: Server, workspace: Workspace) -> None:
-    title = '<img src=x onerror="window.hit=1">${window.hit=2}{{value}}'
-    run = workspace.create_run(title, "title: x\n", {"created": time.time() - 999})
-    assert json.loads(run.facts.read_text())["title"] == title
-    visit = Visit(browser, server.url + "/#runs")
-    expect(visit.page.locator("#run-headline h2")).to_have_text(title, timeout=PATIENCE)
-    expect(visit.page.locator("#run-list td.name button")).to_have_text(title)
-    assert visit.page.evaluate("window.hit") is None
-    visit.context.close()
-
-
-def test_the_page_is_light(browser: Browser, server: Server) -> None:
-    visit = Visit(browser, server.url)
-    visit.page.wait_for_timeout(3000)
-    assert server.megabytes < 250
-    with urllib.request.urlopen(server.url + "/config") as answer:
-        events = json.load(answer)["dependencies"]
-    silent = [event for event in events if event["show_progress"] == "hidden" and event["backend_fn"]]
-    assert silent
-    assert {tuple(event["show_progress_on"]) for event in silent} == {tuple(silent[0]["show_progress_on"])}
-    visit.context.close()
+def stop_resume_and_delete(page: Page, run: RunFolder) -> None:
+    expect(page.locator("#status")).to_contain_text("pirate is", timeout=PATIENCE)
+    open_tab(page, "Runs")
+    wait_for_points(page, wait_for_points(page, 1))
+    page.locator("#run-stop").click()
+    expect(page.locator("#run-headline")).to_contain_text("Stopped at step", timeout=PATIENCE)
+    expect(page.locator("#run-resume")).to_be_visible(timeout=PATIENCE)
+    page.locator("#run-resume").click()
+    expect(page.locator("#run-stop")).to_be_visible(timeout=PATIENCE)
+    page.locator("#run-stop").click()
+    expect(page.locator("#run-delete")).to_be_visible(timeout=PATIENCE)
+    expect(page.locator("#run-headline")).to_contain_text("Stopped", timeout=PATIENCE)
+    while find(run):  # its last word is said a moment before it is gone, and the server looks now and then
+        page.wait_for_timeout(100)
+    page.wait_for_timeout(1000)
+    page.locator("#run-delete").click()
+    page.locator("#run-delete-yes").click()
+    expect(page.locator("#run-list")).to_contain_text("No run yet", timeout=PATIENCE)
