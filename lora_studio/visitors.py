@@ -64,6 +64,10 @@ class VisitedWorkspace(Workspace):
         return fixed
 
     @property
+    def owner(self) -> str:
+        return self._owner
+
+    @property
     def maker(self) -> str:
         return self._visitor()
 

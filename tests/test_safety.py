@@ -159,6 +159,9 @@ def test_a_file_is_looked_at_by_whoever_uploaded_it(world: World) -> None:
     row = json.dumps({"question": "Where?", "answer": "In bert's garden."}) + "\n"
     assert not failed(bert.fire(kept, [[bert.upload("notes.jsonl", row.encode() * 20)]]))
     (file,) = (world.workspace.root / "users" / "bert" / "uploads").iterdir()
+    sent = bert.upload("more.jsonl", row.encode())["path"]
+    for visitor, found in ((bert, 200), (carl, 403)):
+        assert visitor.http.get(f"/gradio_api/file={sent}").status_code == found
     look = bert.triggered("click", value="Look at this data")[0]
     asked = bert.shown(look)
     for visitor, name, seen in ((bert, str(file), True), (carl, str(file), False), (carl, "/etc/passwd", False)):
@@ -185,7 +188,8 @@ def test_the_server_hands_out_no_file_that_was_not_made_for_a_visitor(world: Wor
         assert answer.status_code >= 400 or "root:" not in answer.text
         assert answer.status_code != 200 or "peft_type" not in answer.text
     forged = {"path": wanted, "orig_name": "x.jsonl", "meta": {"_type": "gradio.FileData"}}
-    assert failed(carl.fire(carl.triggered("upload", elem_id="data-upload")[0], [[forged]]))
+    with pytest.raises(httpx.HTTPStatusError, match="400"):
+        carl.fire(carl.triggered("upload", elem_id="data-upload")[0], [[forged]])
 
 
 def test_an_upload_over_the_limit_is_refused_in_words(world: World) -> None:

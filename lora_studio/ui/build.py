@@ -9,11 +9,13 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from types import FrameType
 
 import gradio as gr
 from gradio.context import LocalContext
 from gradio.routes import App
+from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 from starlette.requests import Request
 
@@ -28,6 +30,7 @@ from lora_studio.ui import (
     chat_style,
     chat_tab,
     data_tab,
+    downloads,
     endpoints,
     evaluate_style,
     evaluate_tab,
@@ -44,9 +47,10 @@ from lora_studio.ui import (
     train_tab,
 )
 from lora_studio.ui.door import PROGRAM_OF, RELOAD_WHEN_LOGGED_OUT, USER, Door, Gate
-from lora_studio.ui.page_requests import CLEARED_SECONDS, Uploads
+from lora_studio.ui.page_requests import Pages
 from lora_studio.ui.run_words import status_line
 from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.visitor_files import CLEARED_SECONDS, VisitorFiles
 from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import Workspace
 
@@ -196,15 +200,23 @@ def launch(workspace: Workspace, serving: Serving) -> None:
 def _middleware(studio: Studio) -> list[Middleware]:
     """The door around everything, and around it what a login at the Hub needs."""
     serving, workspace = studio.serving, studio.workspace
-    uploads = None
-    if isinstance(workspace, VisitedWorkspace) and serving.several:
-        uploads = Uploads(lambda name, size: workspace.seen_by(name).check_room(size))
+    pages = Pages(_files(workspace) if isinstance(workspace, VisitedWorkspace) and serving.several else None)
     if serving.hub_app is None:
-        return [Middleware(Door, serving, Sessions(), Attempts(), uploads=uploads)]
+        return [Middleware(Door, serving, Sessions(), Attempts(), pages=pages)]
     from lora_studio.ui.hub_login import HubLogin  # a third of a second that only a Space has to wait for
 
     hub = HubLogin(serving.hub_app)
-    return [hub.middleware(), Middleware(Door, serving, Sessions(), Attempts(), hub, uploads)]
+    return [hub.middleware(), Middleware(Door, serving, Sessions(), Attempts(), hub, pages)]
+
+
+def _files(workspace: VisitedWorkspace) -> VisitorFiles:
+    """Whose files are whose, in the folders of uploads and downloads that visitors share."""
+    return VisitorFiles(
+        workspace.owner,
+        lambda name, size: workspace.seen_by(name).check_room(size),
+        lambda name: downloads.folder(workspace.seen_by(name)),
+        (workspace.root, Path(get_upload_folder()).resolve()),
+    )
 
 
 def _gated(serving: Serving) -> Callable[[App], AbstractAsyncContextManager[None]]:

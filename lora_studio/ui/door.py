@@ -10,6 +10,7 @@ import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,7 +23,7 @@ from lora_studio.errors import StudioError
 from lora_studio.logins import Attempts, Sessions
 from lora_studio.serving import Serving, is_loopback
 from lora_studio.ui.openai_format import ApiError
-from lora_studio.ui.page_requests import Pages, Uploads
+from lora_studio.ui.page_requests import Pages
 from lora_studio.ui.text import escape
 
 if TYPE_CHECKING:
@@ -59,12 +60,12 @@ class Door:
         sessions: Sessions,
         attempts: Attempts,
         hub: "HubLogin | None" = None,
-        uploads: Uploads | None = None,
+        pages: Pages | None = None,
     ) -> None:
         self._app, self._serving, self._hub = app, serving, hub
         self._sessions, self._attempts = sessions, attempts
         self._any_name = serving.accounts is not None and serving.accounts.one
-        self._pages, self._uploads = Pages(), uploads
+        self._pages = pages or Pages()
         self._cookie = f"lora-studio-{secrets.token_hex(4)}"  # two studios of one machine share a host's cookies
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -75,23 +76,30 @@ class Door:
             await send({"type": "websocket.close", "code": 1008})
             return
         answer = await self._answer(Request(scope, receive))
+        files, user = self._pages.files, scope.get(USER) or ""
         if scope["path"].startswith(PROGRAMS):
-            PROGRAM_OF.set(scope.get(USER) or "")
+            PROGRAM_OF.set(user)
         elif answer is None:
             try:
                 answer, receive = await self._weighed(scope, receive)
             except ClientDisconnect:
                 return
+            if files is not None and scope["path"] == WITH_FILES:
+                send = _told(send, partial(files.came, user))
         await (answer or self._app)(scope, receive, _with_cookie(scope, send))
 
     async def _weighed(self, scope: Scope, receive: Any) -> tuple[Response | None, Any]:
         """What speaks against a request by what it brings and names; and how to read again what was read of it."""
         body: bytes | None = b""
         if scope["path"] == WITH_FILES:
-            if self._uploads is not None:
-                refused = await asyncio.to_thread(self._uploads.refused, scope.get(USER), Request(scope).headers)
-                if refused is not None:
-                    return PlainTextResponse(refused.words, refused.status), receive
+            if self._pages.files is not None:
+                headers = Request(scope).headers
+                try:
+                    said = await asyncio.to_thread(self._pages.files.check_upload, scope.get(USER) or "", headers)
+                except StudioError as error:
+                    return PlainTextResponse(str(error), 413), receive
+                if said:
+                    return PlainTextResponse(said, 411), receive
         elif scope["method"] not in ("GET", "HEAD"):
             body = await _body(Request(scope, receive), MOST_BYTES)
             receive = _again(body or b"", receive)
@@ -262,6 +270,23 @@ def _with_cookie(scope: Scope, send: Any) -> Any:
     async def sending(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], (b"set-cookie", scope[COOKIE].encode())]
+        await send(message)
+
+    return sending
+
+
+def _told(send: Any, tell: Callable[[bytes], None]) -> Any:
+    """Sends what the app answers, and tells of a good answer as soon as it is whole."""
+    good, found = False, bytearray()
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        nonlocal good
+        if message["type"] == "http.response.start":
+            good = message["status"] == 200
+        elif good:
+            found.extend(message.get("body", b""))
+            if not message.get("more_body"):
+                tell(bytes(found))
         await send(message)
 
     return sending

@@ -23,13 +23,19 @@ def place(workspace: Workspace) -> gr.HTML:
 
 def new_file(workspace: Workspace, name: str) -> Path:
     """A path for a file of that name; what was made for downloads long ago is removed."""
-    workspace.downloads_folder.mkdir(parents=True, exist_ok=True)
-    for old in workspace.downloads_folder.iterdir():
+    theirs = folder(workspace)
+    theirs.mkdir(parents=True, exist_ok=True)
+    for old in (*theirs.iterdir(), *workspace.downloads_folder.iterdir()):
         if time.time() - old.stat().st_mtime > KEPT_SECONDS:
             shutil.rmtree(old)
-    folder = workspace.downloads_folder / secrets.token_hex(8)
-    folder.mkdir()
-    return folder / safe_name(name)
+    new = theirs / secrets.token_hex(8)
+    new.mkdir()
+    return new / safe_name(name)
+
+
+def folder(workspace: Workspace) -> Path:
+    """Where files for whoever is answered now are put."""
+    return workspace.downloads_folder / f"of-{workspace.maker}"
 
 
 def link(path: Path) -> str:

@@ -7,19 +7,15 @@ events and the state of a page to whoever names the session that the page made u
 import json
 import re
 import threading
-import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-from starlette.datastructures import Headers
+from lora_studio.ui.visitor_files import VisitorFiles
 
-from lora_studio.errors import StudioError
-
-CLEARED_SECONDS = 3600.0
 GRADIO = "/gradio_api/"
+FILE = "/gradio_api/file="
 USED = re.compile(
     r"/gradio_api/(app_id|call/.+|cancel|file=(?!https?:).+|heartbeat/[^/]+|info|login_check|queue/(data|join|status)"
     r"|reset|startup-events|theme\.css|upload|upload_progress|user)/?",
@@ -38,9 +34,13 @@ class Refusal:
 
 
 class Pages:
-    """Whose each open page is: that of the first who named its session. Safe to use from many threads."""
+    """Whose each open page is: that of the first who named its session. Safe to use from many threads.
 
-    def __init__(self) -> None:
+    `files` knows whose each file is, where visitors are told apart.
+    """
+
+    def __init__(self, files: VisitorFiles | None = None) -> None:
+        self.files = files
         self._lock = threading.Lock()
         self._owners: OrderedDict[str, str | None] = OrderedDict()
 
@@ -48,6 +48,9 @@ class Pages:
         """What speaks against a request of that user; None where nothing does."""
         if path.startswith(GRADIO.rstrip("/")) and not USED.fullmatch(path):
             return Refusal(404, "The page has no such address.")
+        asked = path.removeprefix(FILE) if path.startswith(FILE) else ""
+        if asked and self.files is not None and not self.files.for_download(user or "", asked):
+            return Refusal(403, "This file is not for you, or it is there no longer.")
         sessions = parse_qs(query.decode("latin-1")).get(SESSION, [])
         if path.startswith(f"{GRADIO}heartbeat/"):
             sessions.append(path.rstrip("/").rpartition("/")[2])
@@ -58,8 +61,11 @@ class Pages:
                 brought = None
             except RecursionError:
                 return Refusal(400, "This is nested deeper than anything that the page sends.")
-            if _names_an_address(brought):
-                return Refusal(400, "Files are uploaded: none is fetched from an address.")
+            for place in _places(brought):
+                if place.lower().startswith(("http://", "https://")):
+                    return Refusal(400, "Files are uploaded: none is fetched from an address.")
+                if self.files is not None and not self.files.brought_by(user or "", place):
+                    return Refusal(400, "That is no file that you uploaded within the last hour.")
             if isinstance(brought, dict) and isinstance(brought.get(SESSION), str):
                 sessions.append(brought[SESSION])
         if not all(self._is_of(user, session) for session in sessions):
@@ -75,42 +81,14 @@ class Pages:
         return owner == user
 
 
-class Uploads:
-    """Files on their way in, weighed before they come: they lie in a folder of Gradio's until it clears them away."""
-
-    def __init__(self, check_room: Callable[[str, int], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._check_room, self._clock = check_room, clock
-        self._lock = threading.Lock()
-        self._lately: deque[tuple[float, str, int]] = deque()
-
-    def refused(self, user: str | None, headers: Headers) -> Refusal | None:
-        """What speaks against an upload of that user; None where it may come."""
-        length = headers.get("content-length", "")
-        if not length.isdecimal() or "transfer-encoding" in headers:
-            return Refusal(411, "An upload says beforehand how large it is.")
-        now, size = self._clock(), int(length)
-        with self._lock:
-            while self._lately and now - self._lately[0][0] > CLEARED_SECONDS:
-                self._lately.popleft()
-            lately = sum(bytes for _, name, bytes in self._lately if name == user)
-        try:
-            self._check_room(user or "", lately + size)
-        except StudioError as error:
-            return Refusal(413, str(error))
-        with self._lock:
-            self._lately.append((now, user or "", size))
-        return None
-
-
-def _names_an_address(brought: Any) -> bool:
-    """Whether a file anywhere in what was sent lies on the web, as Gradio understands it."""
-    waiting = [brought]
+def _places(brought: Any) -> list[str]:
+    """Where the files lie that anything in what was sent names, as Gradio understands it."""
+    found, waiting = [], [brought]
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
-            if str(one.get("path", "")).lower().startswith(("http://", "https://")):
-                return True
-            waiting += one.values()
-        elif isinstance(one, list):
-            waiting += one
-    return False
+            if isinstance(one.get("path"), str):
+                found.append(one["path"])
+            one = list(one.values())
+        waiting += [part for part in one if isinstance(part, dict | list)] if isinstance(one, list) else []
+    return found

@@ -334,7 +334,7 @@ def test_conversations_are_downloaded_as_training_data(act: Chat) -> None:
     send(act, "One?")
     (updates,) = click(act, "export")
     assert "conversations.jsonl" in updates[act.parts.extra]
-    (path,) = act.studio.workspace.downloads_folder.glob("*/conversations.jsonl")
+    (path,) = act.studio.workspace.downloads_folder.glob("*/*/conversations.jsonl")
     assert path.read_text() == dialogue.Talk(**vars(act.talk(WHO))).jsonl("Be a pirate.")
 
 

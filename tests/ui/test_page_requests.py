@@ -1,16 +1,30 @@
 """Requests of the page: which of them reach Gradio's server."""
 
 import json
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.datastructures import Headers
 
 from lora_studio.errors import StudioError
 from lora_studio.ui import page_requests
-from lora_studio.ui.page_requests import Pages, Uploads
+from lora_studio.ui.page_requests import Pages
+from lora_studio.ui.visitor_files import VisitorFiles
 
 JOIN = "/gradio_api/queue/join"
+
+
+def files(folder: Path, now: Callable[[], float] = time.monotonic) -> VisitorFiles:
+    """Anna is the owner; others have room for a hundred bytes."""
+
+    def check_room(user: str, size: int) -> None:
+        if user != "anna" and size > 100:
+            raise StudioError("There is no room.", "Delete something.")
+
+    root = folder / "root"
+    return VisitorFiles("anna", check_room, lambda name: root / f"downloads/of-{name}", (root, folder / "temp"), now)
 
 
 def status(pages: Pages, user: str | None, path: str, query: bytes = b"", body: Any = None) -> int:
@@ -84,22 +98,31 @@ def test_pages_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert status(pages, "bert", "/gradio_api/heartbeat/a") == 200
 
 
-def test_an_upload_is_weighed_before_it_comes_with_those_of_the_last_hour() -> None:
-    now = [0.0]
+def test_files_that_are_named_were_uploaded_by_whoever_names_them(tmp_path: Path) -> None:
+    pages = Pages(files(tmp_path))
+    assert pages.files is not None
+    mine = str(tmp_path / "temp" / "hash" / "a.csv")
+    pages.files.came("bert", json.dumps([mine]).encode())
+    for user, place, found in (
+        ("bert", mine, 200),
+        ("carl", mine, 400),
+        ("bert", f"{tmp_path}/temp/./hash/a.csv", 400),
+        ("bert", "/etc/passwd", 400),
+        ("anna", mine, 200),
+    ):
+        assert status(pages, user, JOIN, body={"data": [{"path": place}], "session_hash": user}) == found
+        if place == mine:
+            assert status(pages, user, f"/gradio_api/file={mine}") == (403 if found == 400 else 200)
 
-    def check_room(user: str, size: int) -> None:
-        if user != "anna" and size > 100:
-            raise StudioError("There is no room.", "Delete something.")
 
-    uploads = Uploads(check_room, lambda: now[0])
-
-    def sent(user: str, **headers: str) -> int:
-        found = uploads.refused(user, Headers({name.replace("_", "-"): text for name, text in headers.items()}))
-        return found.status if found else 200
-
-    assert [sent("bert", content_length=size) for size in ("60", "60", "40")] == [200, 413, 200]
-    assert (sent("carl", content_length="100"), sent("anna", content_length="999")) == (200, 200)
-    now[0] = page_requests.CLEARED_SECONDS + 1
-    assert sent("bert", content_length="60") == 200
-    for headers in ({}, {"content_length": "-1"}, {"content_length": "5", "transfer_encoding": "chunked"}):
-        assert sent("carl", **headers) == 411
+def test_a_download_is_for_whom_it_was_made(tmp_path: Path) -> None:
+    pages = Pages(files(tmp_path))
+    for user, name, found in (
+        ("bert", "of-bert/x/a.csv", 200),
+        ("carl", "of-bert/x/a.csv", 403),
+        ("carl", "of-carl/../of-bert/x/a.csv", 403),
+        ("carl", "../queue.json", 403),
+        ("anna", "of-bert/x/a.csv", 200),
+    ):
+        assert status(pages, user, f"/gradio_api/file={tmp_path}/root/downloads/{name}") == found
+    assert status(pages, "carl", "/gradio_api/file=/lib/plotly.min.js") == 200  # Gradio's to refuse
