@@ -35,9 +35,14 @@ table.eval-confusion { width: auto !important; }
 .eval-rows td.said i { font-style: normal; font-weight: 700; }
 .eval-rows td.good i { color: var(--good); } .eval-rows td.bad i { color: var(--bad); }
 @media (max-width: 640px) {
-  .eval-metrics th[scope="row"] { min-width: 92px; } .eval-metrics th[scope="row"] small { display: none; }
-  .eval-metrics td, .eval-metrics th { padding: 6px !important; }
-  .eval-metrics td, .eval-metrics th[scope="col"] { min-width: 76px; }
+  .eval-metrics thead { display: none; }
+  .eval-metrics tr { display: grid; grid-template-columns: repeat(3, 1fr); padding: 6px 4px;
+    border-bottom: 1px solid var(--line) !important; }
+  .eval-metrics td, .eval-metrics th[scope="row"] { border: 0 !important; padding: 2px 6px !important; min-width: 0;
+    max-width: none; }
+  .eval-metrics th[scope="row"], .eval-metrics td.verdict { grid-column: 1 / -1; }
+  .eval-metrics td[data-label]::before { content: attr(data-label); display: block; font-size: 12px;
+    color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
   .eval-controls label, .eval-controls select, .eval-controls input { width: 100%; max-width: none; }
   .eval-rows thead { display: none; }
   .eval-rows tr { display: block; border-bottom: 1px solid var(--line) !important; padding: 6px 0; }

@@ -111,24 +111,20 @@ def results(summary: Mapping[str, Any]) -> str:
 def metrics_table(summary: Mapping[str, Any]) -> str:
     """Base, adapters and the difference with its verdict, a row a metric."""
     columns = summary["columns"]
-    apart = [
-        ("difference" + ("" if number == 1 else str(number)), column) for number, column in enumerate(columns[1:], 1)
-    ]
-    titles = [column["title"] for column in columns]
-    several = len(apart) > 1
-    for _, column in apart:
-        name = f"{column['title']} against {titles[0]}" if several else "Difference"
-        titles += [name, "More than chance?"]
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in ("Metric", *titles))
+    base, *others = (str(column["title"]) for column in columns)
+    against = [f"{title} against {base}" for title in others] if len(others) > 1 else ["Difference"] * len(others)
+    apart = [("difference" + ("" if number == 1 else str(number)), name) for number, name in enumerate(against, 1)]
+    verdicts = [title for name in against for title in (name, "More than chance?")]
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in ("Metric", base, *others, *verdicts))
     body = ""
     for metric in summary["metrics"].values():
-        cells = "".join(_measured(metric[column["name"]], metric["unit"]) for column in columns)
-        for name, _ in apart:
+        cells = "".join(_measured(metric[column["name"]], metric["unit"], column["title"]) for column in columns)
+        for name, title in apart:
             found = metric[name]
             certain = found["more_than_chance"] and found["words"] != "the same"
             kind = "" if not certain else "good" if found["words"].startswith("better") else "bad"
             verdict = escape(found["words"][:1].upper() + found["words"][1:])
-            cells += _measured(found, metric["unit"], signed=True)
+            cells += _measured(found, metric["unit"], title, signed=True)
             cells += f'<td class="verdict {kind}" title="{escape(found["test"])}">{verdict}</td>'
         body += (
             f'<tr><th scope="row">{escape(metric["title"])}<small>{escape(metric["about"])}</small></th>{cells}</tr>'
@@ -139,12 +135,14 @@ def metrics_table(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _measured(found: Mapping[str, Any], unit: str, *, signed: bool = False) -> str:
+def _measured(found: Mapping[str, Any], unit: str, label: str, *, signed: bool = False) -> str:
+    """A cell; on a phone, where a metric stands over its cells, each says by its label what it is."""
+
     def short(number: float) -> str:
         return value(number, unit, signed=signed).removesuffix(" %").removesuffix(" points")
 
     between = "" if found["low"] is None else f"<small>[{short(found['low'])}, {short(found['high'])}]</small>"
-    return f"<td><b>{value(found['value'], unit, signed=signed)}</b>{between}</td>"
+    return f'<td data-label="{escape(label)}"><b>{value(found["value"], unit, signed=signed)}</b>{between}</td>'
 
 
 def confusions(summary: Mapping[str, Any]) -> str:

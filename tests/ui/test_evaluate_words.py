@@ -53,7 +53,7 @@ def test_the_list_names_each_with_its_state_and_outcome() -> None:
 def test_a_metric_stands_with_interval_difference_and_verdict() -> None:
     shown = metrics_table(SUMMARY)
     assert "<b>95 %</b><small>[85, 105]</small>" in shown
-    assert "<b>+45 points</b>" in shown
+    assert '<td data-label="Difference"><b>+45 points</b>' in shown
     assert 'class="verdict good" title="a test">Better, more than chance (p = 0.010)' in shown
     assert 'class="verdict " title="a test">Worse, but that may be chance' in shown
     assert headline(SUMMARY) == "Accuracy 50 % → 95 %"
