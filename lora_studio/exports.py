@@ -53,6 +53,7 @@ PHASES = {
     "start": "starting",
     "data": "preparing the rows",
     "model": "loading the model",
+    "download": "downloading the base model",
     "copy": "copying",
     "merge": "adding the adapter to the base's weights",
     "write": "writing",

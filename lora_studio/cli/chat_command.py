@@ -2,12 +2,13 @@
 
 import argparse
 import sys
+import time
 from typing import Any
 
 from lora_studio.adapter_fit import check_fit, read_card
 from lora_studio.adapter_source import adapter_folder, read_settings
 from lora_studio.cli.flags import overrides
-from lora_studio.cli.terminal import print_json, say
+from lora_studio.cli.terminal import duration, print_json, say
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import ADAPTER, BASE, MOST_ADAPTERS
 from lora_studio.jobs.client import Session
@@ -15,6 +16,7 @@ from lora_studio.parsing import nest, parse
 from lora_studio.workspace import Workspace
 
 Message = dict[str, str]
+_SAY_SECONDS = 3.0
 
 
 def chat(workspace: Workspace, given: argparse.Namespace) -> int:
@@ -23,7 +25,7 @@ def chat(workspace: Workspace, given: argparse.Namespace) -> int:
     folders = _folders(workspace, [given.adapter, *(given.beside or [])])
     with Session(workspace.logs_folder / "cli-chat.log") as session:
         say("Loading the model ...")
-        loaded = session.call("load", adapters=folders)
+        loaded = session.call("load", on_progress=_Loading().tell, adapters=folders)
         columns = [BASE] * given.compare + list(folders)
         talk = Talk(session, settings, given.system or loaded["system_prompt"], columns)
         if given.prompt is not None:
@@ -37,6 +39,20 @@ def chat(workspace: Workspace, given: argparse.Namespace) -> int:
         say(f"{named}, on {loaded['base']}. End with Ctrl-D; /clear begins anew.")
         _take_turns(talk)
     return 0
+
+
+class _Loading:
+    """Tells of a base that is fetched before it is loaded, which is the one long wait."""
+
+    def __init__(self) -> None:
+        self._said = 0.0
+
+    def tell(self, progress: dict[str, Any]) -> None:
+        if progress["phase"] == "download" and time.monotonic() - self._said >= _SAY_SECONDS:
+            self._said, left = time.monotonic(), progress["seconds_left"]
+            mega = [progress[name] / 1e6 for name in ("done", "total", "rows_per_second")]
+            rest = f", {mega[2]:,.1f} MB/s, {duration(left)} left" if left else ""
+            say(f"  downloading the base model: {mega[0]:,.1f} of {mega[1]:,.1f} MB{rest}")
 
 
 def _folders(workspace: Workspace, names: list[str]) -> dict[str, str]:

@@ -16,7 +16,12 @@ from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.parsing import nest, parse
 from lora_studio.workspace import Workspace
 
-_PHASE_WORDS = {"data": "reading the file", "model": "loading the model", "measure": "measuring"}
+_PHASE_WORDS = {
+    "data": "reading the file",
+    "model": "loading the model",
+    "download": "downloading the base model",
+    "measure": "measuring",
+}
 
 
 def evaluate(workspace: Workspace, given: argparse.Namespace) -> int:

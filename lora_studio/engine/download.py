@@ -4,20 +4,41 @@ The Hub's library shows its progress with bars; one of these counts instead of d
 """
 
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from tqdm.auto import tqdm
-
-from lora_studio.engine.event_log import EventLog
 
 SMALLEST_BYTES = 1_000_000  # an index or a config is here before anyone could read of it
 _SECOND_COUNT = "ownloading bytes"  # the bar of what the network brings, beside that of what is written
 
 
+class Phases(Protocol):
+    """What is told of a download: an event log, or what stands in for one."""
+
+    def phase(self, phase: str, total: int = 0, unit: str = "") -> None: ...
+
+    def progress(self, done: int, total: int) -> None: ...
+
+
+class Calls:
+    """Calls a function with phase, done and total, where there is no log to write events to."""
+
+    def __init__(self, tell: Callable[[str, int, int], None]) -> None:
+        self._tell, self._phase = tell, ""
+
+    def phase(self, phase: str, total: int = 0, unit: str = "") -> None:
+        self._phase = phase
+        self._tell(phase, 0, total)
+
+    def progress(self, done: int, total: int) -> None:
+        self._tell(self._phase, done, total)
+
+
 class Download:
     """Adds the bars of all files up to one phase, and goes back to the phase before when all are here."""
 
-    def __init__(self, log: EventLog, back_to: str = "model") -> None:
+    def __init__(self, log: Phases, back_to: str = "model") -> None:
         self._log = log
         self._back_to = back_to
         self._lock = threading.Lock()

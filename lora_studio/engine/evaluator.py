@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_studio.adapter_source import read_settings
 from lora_studio.engine.child import DONE, WRONG_INPUT, begin, ending_of, last_word, leave, unexpected
+from lora_studio.engine.download import Download
 from lora_studio.engine.event_log import EventLog, data_progress
 from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
@@ -75,6 +76,7 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
             revision=card.get("revision"),
             quantization=card.get("quantization") or "none",
             four_bit=card.get("four_bit"),
+            tqdm_class=Download(log).bar_class(),
         )
         loaded.add_adapters(model, {column.name: Path(column.folder) for column in request.adapters})
         _answer(folder, request, model, rest, task, voices, log, stop)

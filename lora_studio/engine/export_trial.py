@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 
+from lora_studio.engine.download import Download
 from lora_studio.engine.export_work import Work
 from lora_studio.engine.generate import Column, generate, greedy, prompt_ids
 from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base
@@ -69,7 +70,8 @@ def load_adapters(work: Work, folders: Mapping[str, Path], dtype: torch.dtype) -
     """The base in that precision with these adapters on top, by column name."""
     work.log.phase("model")
     card = work.card
-    loaded = load_base(str(card["base_model"]), revision=card.get("revision"), dtype=dtype)
+    bar = Download(work.log).bar_class()
+    loaded = load_base(str(card["base_model"]), revision=card.get("revision"), dtype=dtype, tqdm_class=bar)
     add_adapters(loaded, folders)
     return loaded
 

@@ -140,10 +140,12 @@ def load_base(
     dtype: str | torch.dtype = "auto",
     quantization: str = "none",
     four_bit: Mapping[str, Any] | None = None,
+    tqdm_class: type | None = None,
 ) -> LoadedModel:
-    """Base and tokenizer, without any adapter."""
+    """Base and tokenizer, without any adapter; `tqdm_class` is the progress bar of a download."""
     tokenizer = load_tokenizer(name, revision)
-    model = load_model(name, revision=revision, dtype=dtype, quantization=quantization, four_bit=four_bit)
+    how: dict[str, Any] = {"quantization": quantization, "four_bit": four_bit, "tqdm_class": tqdm_class}
+    model = load_model(name, revision=revision, dtype=dtype, **how)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     return LoadedModel(name, model, tokenizer, standing(model), templates=own_template(tokenizer))
 

@@ -25,6 +25,7 @@ from lora_studio.data.readings import first_records, tried, unread
 from lora_studio.data.row_view import preview
 from lora_studio.data.rows import Record
 from lora_studio.data.views import Look, describe, save_bad_rows
+from lora_studio.engine.download import Calls, Download
 from lora_studio.errors import StudioError
 from lora_studio.hub_token import withheld
 from lora_studio.parsing import parse
@@ -179,8 +180,9 @@ class Session:
         if self._loaded is None or key != self._loaded_for:
             self.unload(request)
             request.progress("base", 0, 1)
+            bar = Download(Calls(request.progress), "base").bar_class()
             self._loaded = loaded.load_base(
-                base, revision=revision, dtype=dtype, quantization=quantization, four_bit=four_bit
+                base, revision=revision, dtype=dtype, quantization=quantization, four_bit=four_bit, tqdm_class=bar
             )
             self._loaded_for = key
         self._have_adapters(request, folders)

@@ -163,7 +163,17 @@ class Engine:
                     self._loaded, self._loaded_for = answer, wanted
                     yield {"kind": "loaded"}
                 else:
-                    yield _status(text.progress(LOADING.get(answer["phase"], "Loading")))
+                    yield _status(_loading(answer))
+
+
+def _loading(answer: Answer) -> str:
+    """How far the loading is; a base that is not on this machine yet is fetched first."""
+    if answer["phase"] != "download":
+        return text.progress(LOADING.get(answer["phase"], "Loading"))
+    done, total, left = answer["done"], max(1, answer["total"]), answer["seconds_left"]
+    said = [f"{text.size(done)} of {text.size(total)}"]
+    said += [f"{text.size(answer['rows_per_second'])} a second, {text.duration(left)} left"] if left else []
+    return text.progress("Downloading the base model, percent", 100 * done // total, 100, remark=", ".join(said))
 
 
 def _status(words: str) -> Answer:

@@ -13,6 +13,7 @@ PHASES = {
     "start": "Starting",
     "data": "Reading the test file",
     "model": "Loading base and adapters",
+    "download": "Downloading the base model",
     "answer": "Answering",
     "measure": "Measuring the answers",
 }
@@ -59,6 +60,9 @@ def _progress(state: RunState) -> str:
         return job_list.ended(state)
     label = "Stopping" if state.state == "stopping" else PHASES.get(state.phase, "Starting")
     remark = run_words.speed_words(state, state.step if state.phase == "answer" else 0)
+    if state.phase == "download":
+        share = 100 * state.phase_done // max(1, state.phase_total)
+        return progress(f"{label}, percent", share, 100, remark=f"{run_words.amount(state)}, {remark}".rstrip(", "))
     total = state.phase_total if state.phase in ("answer", "data") else 0
     return progress(f"{label}, rows" if total else label, state.phase_done, total, remark=remark)
 

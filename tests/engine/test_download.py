@@ -10,7 +10,7 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub import hf_hub_download
 
-from lora_studio.engine.download import Download
+from lora_studio.engine.download import Calls, Download
 from lora_studio.engine.event_log import EventLog
 from lora_studio.events import PhaseStarted, Progress, from_line
 
@@ -78,6 +78,18 @@ def test_several_files_add_up_and_what_is_counted_twice_or_small_does_not(tmp_pa
     last = [event for event in events if isinstance(event, Progress)][-1]
     assert (last.done, last.total) == (6_000_000, 6_000_000)
     assert events[-1] == PhaseStarted(events[-1].time, "model")
+
+
+def test_where_there_is_no_log_a_function_is_told_the_phases_and_bytes() -> None:
+    calls: list[tuple[str, int, int]] = []
+    bar = Download(Calls(lambda *told: calls.append(told)), "base").bar_class()(total=2_000_000, unit="B", desc="x")
+    bar.update(2_000_000)
+    assert calls == [
+        ("download", 0, 2_000_000),
+        ("download", 0, 2_000_000),
+        ("download", 2_000_000, 2_000_000),
+        ("base", 0, 0),
+    ]
 
 
 def test_a_model_that_is_here_already_has_no_download(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tests.ui.test_chat_choices import make_run
 WHO, OTHER = "a" * 24, "b" * 24
 LOADED = {"kind": "result", "base": "demo", "device": "cpu", "dtype": "float32", "memory_bytes": 1000, "mixes": True}
 ANSWER = {"tokens": 3, "tokens_per_second": 9.0, "first_token_seconds": 0.1, "finish": "eos"}
+FETCHED = {"phase": "download", "done": 5 * 10**8, "total": 2 * 10**9, "rows_per_second": 5e7, "seconds_left": 30.0}
 DEFAULTS = [to_widget(setting, setting.default) for setting in SAMPLING]
 
 
@@ -41,7 +42,7 @@ class FakeSupervisor:
 
 def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
     if method == "load":
-        return [{"kind": "progress", "phase": "base", "done": 0, "total": 1}, LOADED]
+        return [{"kind": "progress", "phase": "base", "done": 0, "total": 1}, {"kind": "progress", **FETCHED}, LOADED]
     if method == "score":
         names = params["adapters"]
         numbers = {"adapters": {name: [-0.1, -0.2] for name in names}, "divergence": {name: [1.5, 0] for name in names}}
@@ -97,6 +98,8 @@ def test_a_question_loads_the_adapters_and_all_columns_answer(act: Chat, run: Ru
     columns = act.studio.chat.asked[1][1]["columns"]
     assert [column["adapter"] for column in columns] == [None, run.id, f"{run.id}/checkpoint-8"]
     assert columns[0]["messages"][0] == {"role": "system", "content": "Be a pirate."}
+    told = "".join(str(update.get(act.parts.status, "")) for update in updates)
+    assert "500 MB of 2.0 GB, 50 MB a second, 30 s left" in told
     shown = [update[act.parts.board] for update in updates if act.parts.board in update]
     assert shown[-1].count('class="chat-column"') == 3
     assert "Arr, Capital of Italy?" in shown[-1]
