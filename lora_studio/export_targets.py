@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lora_studio.llama_cpp import QUANTIZATIONS
+from lora_studio.modelfile import READ_BY_OLLAMA
 from lora_studio.schema import Section, setting
 
 BYTES_A_WEIGHT = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -21,17 +22,21 @@ class Sizes:
 
     `adapter` is what goes with an adapter, in bytes; `parameters` counts the base's, None where its config is not here;
     `rows` is what the run's prepared rows take, in bytes, and `built_in` the base where it comes with the studio.
+    `family` is the base's architecture; `llama_cpp` says whether llama.cpp is here.
     """
 
     adapter: int
     parameters: int | None
     rows: int = 0
     built_in: int = 0
+    family: str = ""
+    llama_cpp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One form. `what` says what it is for in a sentence; `size` gives bytes, None where they can't be known.
+    """One form. `what` says what it is for in a sentence; `size` gives the result's bytes, None where they can't be
+    known, and `room` what lies on the disk while it is made, where that is more.
 
     `suffix` is that of the one file that it consists of; "" for a folder. `needs_run` says that an adapter without its
     run is not enough.
@@ -42,8 +47,13 @@ class Target:
     what: str
     settings: type[Section]
     size: Callable[[Sizes, Any], int | None]
+    room: Callable[[Sizes, Any], int | None] | None = None
     suffix: str = ""
     needs_run: bool = False
+
+    def room_for(self, sizes: Sizes, chosen: Any) -> int | None:
+        """What has to be free on the disk."""
+        return (self.room or self.size)(sizes, chosen)
 
 
 def _base_name() -> Any:
@@ -141,17 +151,31 @@ class Hub(Section):
 
 
 def _gguf_size(sizes: Sizes, chosen: Any) -> int | None:
-    """The merged model, and beside it what llama.cpp makes of it."""
-    bits = QUANTIZATIONS[chosen.quantization].bits
-    return _whole(
-        sizes, BYTES_A_WEIGHT["bfloat16"] * (1 if QUANTIZATIONS[chosen.quantization].direct else 2) + bits / 8
-    )
+    """The file; without llama.cpp the merged model that it is made from."""
+    bits = QUANTIZATIONS[chosen.quantization].bits if sizes.llama_cpp else 8 * BYTES_A_WEIGHT["bfloat16"]
+    return _whole(sizes, bits / 8)
+
+
+def _gguf_room(sizes: Sizes, chosen: Any) -> int | None:
+    """The merged model, a file of 16 bits where llama.cpp needs one on the way, and the file."""
+    kind = QUANTIZATIONS[chosen.quantization]
+    whole = BYTES_A_WEIGHT["bfloat16"]
+    return _whole(sizes, whole * (1 if kind.direct else 2) + kind.bits / 8) if sizes.llama_cpp else _whole(sizes, whole)
 
 
 def _ollama_size(sizes: Sizes, chosen: Any) -> int | None:
+    return _of_ollama(sizes, chosen, _gguf_size)
+
+
+def _ollama_room(sizes: Sizes, chosen: Any) -> int | None:
+    return _of_ollama(sizes, chosen, _gguf_room)
+
+
+def _of_ollama(sizes: Sizes, chosen: Any, of_gguf: Callable[[Sizes, Any], int | None]) -> int | None:
     if chosen.base_in_ollama:
         return sizes.adapter + TEXT_BYTES
-    return _whole(sizes, BYTES_A_WEIGHT["bfloat16"]) if chosen.weights == "safetensors" else _gguf_size(sizes, chosen)
+    merged = chosen.weights == "safetensors" or (chosen.weights == "auto" and sizes.family in READ_BY_OLLAMA)
+    return _whole(sizes, BYTES_A_WEIGHT["bfloat16"]) if merged else of_gguf(sizes, chosen)
 
 
 def _hub_size(sizes: Sizes, chosen: Any) -> int | None:
@@ -208,6 +232,7 @@ TARGETS: dict[str, Target] = {
             "To chat on your own machine: a folder from which one command makes a model of Ollama, asked as trained.",
             Ollama,
             _ollama_size,
+            _ollama_room,
         ),
         Target(
             "gguf",
@@ -215,6 +240,7 @@ TARGETS: dict[str, Target] = {
             "One file for llama.cpp, LM Studio and Jan, small enough for a laptop; made by an installed llama.cpp.",
             Gguf,
             _gguf_size,
+            _gguf_room,
         ),
         Target(
             "hub",

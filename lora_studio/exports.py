@@ -21,6 +21,7 @@ from lora_studio.events import DataPrepared, from_line
 from lora_studio.export_targets import TARGETS, Sizes, Target
 from lora_studio.files import bytes_in
 from lora_studio.job_folders import JobFolders
+from lora_studio.llama_cpp import find_llama_cpp
 from lora_studio.parsing import plain_words
 from lora_studio.schema import Section
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, model_source
@@ -189,7 +190,14 @@ def sizes_of(folder: Path, run: RunFolder | None = None) -> Sizes:
     numbers = read_config(base, revision) if base else None
     model = architecture(numbers) if numbers else None
     built_in = bytes_in(Path(model_source(base))) if base == DEMO_MODEL else 0
-    return Sizes(adapter, model.parameters if model else None, _bytes_of_rows(run) if run else 0, built_in)
+    return Sizes(
+        adapter,
+        model.parameters if model else None,
+        _bytes_of_rows(run) if run else 0,
+        built_in,
+        str((numbers or {}).get("architectures", [""])[0]),
+        find_llama_cpp() is not None,
+    )
 
 
 def _bytes_of_rows(run: RunFolder) -> int:
@@ -219,10 +227,19 @@ def base_of(folder: Path) -> tuple[str, str | None]:
 
 
 def needed_bytes(workspace: Workspace, request: Request) -> int | None:
-    """What the result will take; None where that can't be known before."""
+    """What making the result takes on the disk; None where that can't be known before."""
     target = target_of(request.target)
-    run = RunFolder(workspace.runs_folder / request.run) if request.run else None
-    return target.size(sizes_of(Path(request.folder), run), checked(target, request.settings))
+    return target.room_for(_sizes(workspace, request), checked(target, request.settings))
+
+
+def result_bytes(workspace: Workspace, request: Request) -> int | None:
+    """How large the result will be; None where that can't be known before."""
+    target = target_of(request.target)
+    return target.size(_sizes(workspace, request), checked(target, request.settings))
+
+
+def _sizes(workspace: Workspace, request: Request) -> Sizes:
+    return sizes_of(Path(request.folder), RunFolder(workspace.runs_folder / request.run) if request.run else None)
 
 
 def check_space(workspace: Workspace, request: Request, place: Path) -> None:
@@ -231,7 +248,7 @@ def check_space(workspace: Workspace, request: Request, place: Path) -> None:
     needed, free = needed_bytes(workspace, request) or 0, shutil.disk_usage(place).free
     if needed + SPARE_BYTES > free:
         raise StudioError(
-            f"The result takes about {needed / 1e6:,.0f} MB, with {SPARE_BYTES // 10**6} MB of room beside it, and "
+            f"Making it takes about {needed / 1e6:,.0f} MB, with {SPARE_BYTES // 10**6} MB of room beside it, and "
             f"{place} has {free / 1e6:,.0f} MB free.",
             "Make room, or, in a terminal, name another disk with --out.",
         )

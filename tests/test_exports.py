@@ -1,14 +1,16 @@
 """What can be asked of an export, how large it will be, and what its folder keeps."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lora_studio.errors import StudioError
-from lora_studio.export_targets import TARGETS
+from lora_studio.export_targets import TARGETS, Sizes
 from lora_studio.exports import (
     base_of,
     carried,
+    checked,
     create,
     exports,
     folders,
@@ -41,6 +43,31 @@ def test_sizes_follow_from_adapter_base_and_precision(workspace: Workspace, adap
         < (needed_bytes(workspace, make_request(workspace, str(adapter), "zip")) or 0)
         < sizes.adapter + 200_000
     )
+
+
+BILLION = Sizes(adapter=0, parameters=10**9, family="Qwen3ForCausalLM", llama_cpp=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "sizes", "large", "room"),
+    [
+        ("gguf", {"quantization": "q8_0"}, BILLION, 1.0625, 3.0625),
+        ("gguf", {"quantization": "q4_k_m"}, BILLION, 0.6125, 4.6125),
+        ("gguf", {"quantization": "q4_k_m"}, replace(BILLION, llama_cpp=False), 2, 2),
+        ("ollama", {}, BILLION, 1.0625, 3.0625),
+        ("ollama", {"weights": "safetensors"}, BILLION, 2, 2),
+        ("ollama", {}, replace(BILLION, family="LlamaForCausalLM"), 2, 2),
+        ("merged", {"dtype": "float32"}, BILLION, 4, 4),
+        ("gguf", {}, replace(BILLION, parameters=None), None, None),
+    ],
+)
+def test_the_size_is_that_of_the_result_and_the_disk_holds_what_lies_there_on_the_way(
+    target: str, settings: dict[str, str], sizes: Sizes, large: float | None, room: float | None
+) -> None:
+    form = TARGETS[target]
+    chosen = checked(form, settings)
+    found = form.size(sizes, chosen), form.room_for(sizes, chosen)
+    assert found == tuple(octets if octets is None else octets * 10**9 for octets in (large, room))
 
 
 def test_what_was_asked_for_is_read_back(workspace: Workspace, adapter: Path, tmp_path: Path) -> None:

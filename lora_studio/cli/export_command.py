@@ -11,7 +11,7 @@ from lora_studio.cli.following import Telling, exit_code, follow, goes_on
 from lora_studio.cli.terminal import duration, print_json, progress_line, say, size, table
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS
-from lora_studio.exports import PHASES, ExportFolder, folders, make_request, needed_bytes, sizes_of
+from lora_studio.exports import PHASES, ExportFolder, folders, make_request, result_bytes, sizes_of
 from lora_studio.hub_token import hub_secrets, knows_token
 from lora_studio.jobs.exporting import Exports
 from lora_studio.workspace import Workspace
@@ -31,8 +31,8 @@ def export(workspace: Workspace, given: argparse.Namespace) -> int:
     )
     jobs = Exports(workspace)
     folder = folders(workspace).find(jobs.start(request, _secrets(request.target)))
-    needed = needed_bytes(workspace, request)
-    say(f"Export {folder.id}: {request.title}" + (f", about {size(needed)}" if needed else ""))
+    large = result_bytes(workspace, request)
+    say(f"Export {folder.id}: {request.title}" + (f", about {size(large)}" if large else ""))
     say(goes_on(folder.id))
     return tell_to_end(jobs, folder, given.json)
 
@@ -61,12 +61,14 @@ def _list(workspace: Workspace, given: argparse.Namespace) -> int:
     found = named_adapter(workspace, given.adapter)
     rows, sizes = [], sizes_of(found.folder, workspace.run(found.run) if found.run else None)
     for target in TARGETS.values():
-        needed = target.size(sizes, target.settings())
-        rows.append([target.name, size(needed) if needed else "not known", target.what])
+        chosen = target.settings()
+        large, room = target.size(sizes, chosen), target.room_for(sizes, chosen)
+        told = [size(octets) if octets else "not known" for octets in (large, room)]
+        rows.append([target.name, *told, target.what])
     if given.json:
-        print_json({name: {"size": large, "what": what} for name, large, what in rows})
+        print_json({name: {"size": large, "room": room, "what": what} for name, large, room, what in rows})
     else:
-        print(table(["form", "size", "what for"], rows))
+        print(table(["form", "size", "while it is made", "what for"], rows))
     return 0
 
 

@@ -58,7 +58,7 @@ class Board:
         cards, form, head = "", "", ""
         if view.adapter:
             free = shutil.disk_usage(self.workspace.root).free
-            cards = export_words.cards(view.target, self.sizes(view), free // STEP * STEP or free)
+            cards = export_words.cards(view.target, *self.sizes(view), free // STEP * STEP or free)
             form = export_words.form(target_of(view.target), dict(view.values))
         if state is not None:
             request = ExportFolder(self.workspace.exports_folder / state.id).request()
@@ -73,24 +73,25 @@ class Board:
             self._results[state.id] = ExportFolder(self.workspace.exports_folder / state.id).read_result()
         return self._results[state.id]
 
-    def sizes(self, view: View) -> dict[str, int | None]:
-        """How large each form of the chosen adapter will be; the chosen one with the settings typed for it."""
+    def sizes(self, view: View) -> tuple[dict[str, int | None], dict[str, int | None]]:
+        """How large each form of the chosen adapter will be, and what making it takes; the chosen one with the settings
+        typed for it."""
         if view.adapter not in self._sizes:
             try:
                 folder = adapter_folder(self.workspace, view.adapter)
             except StudioError:  # deleted meanwhile
-                return dict.fromkeys(TARGETS)
+                return dict.fromkeys(TARGETS), dict.fromkeys(TARGETS)
             inside = [run for run in self.workspace.runs() if run.path in folder.parents]
             self._sizes[view.adapter] = sizes_of(folder, inside[0] if inside else None)
         known = self._sizes[view.adapter]
-        found = {}
+        found, rooms = {}, {}
         for name, target in TARGETS.items():
             try:
                 settings = checked(target, typed(name, dict(view.values)) if name == view.target else {})
             except StudioError:
                 settings = target.settings()
-            found[name] = target.size(known, settings)
-        return found
+            found[name], rooms[name] = target.size(known, settings), target.room_for(known, settings)
+        return found, rooms
 
     def opening(self) -> str:
         """The export to look at first: the one looked at last, else the newest."""

@@ -14,17 +14,21 @@ WHOLE_BYTES = 500_000_000
 TRIAL = "Load the result and ask it something; its answer is compared with that of base and adapter."
 
 
-def cards(chosen: str, sizes: Mapping[str, int | None], free: int) -> str:
-    """The forms, each with what it is for and how large it will be."""
+def cards(chosen: str, sizes: Mapping[str, int | None], rooms: Mapping[str, int | None], free: int) -> str:
+    """The forms, each with what it is for, how large it will be, and what it takes on the way where that is more."""
+    forms = (
+        _card(target, target.name == chosen, sizes[target.name], rooms[target.name]) for target in TARGETS.values()
+    )
     return (
-        f'<div class="export-cards" role="radiogroup" aria-label="Form">'
-        f"{''.join(_card(target, target.name == chosen, sizes[target.name]) for target in TARGETS.values())}</div>"
+        f'<div class="export-cards" role="radiogroup" aria-label="Form">{"".join(forms)}</div>'
         f'<p class="ls-hint">{escape(size(free))} free on the disk.</p>'
     )
 
 
-def _card(target: Target, chosen: bool, octets: int | None) -> str:
+def _card(target: Target, chosen: bool, octets: int | None, room: int | None) -> str:
     large = f"about {size(octets)}" if octets else "size known when the base is here"
+    if octets and room and room > octets:
+        large += f"; {size(room)} of disk while it is made"
     return (
         f'<button type="button" role="radio" aria-checked="{"true" if chosen else "false"}" data-act="choose" '
         f'data-value="{target.name}"><b>{escape(target.title)}</b><span>{escape(target.what)}</span>'

@@ -15,7 +15,7 @@ from lora_studio.exports import ExportFolder, create, make_request
 from lora_studio.jobs.exporting import Exports
 from lora_studio.parsing import parse, to_yaml
 from lora_studio.ui.export_board import Board, View, ask_for, download, keep, remembered, typed, values_of
-from lora_studio.ui.export_words import form, head
+from lora_studio.ui.export_words import cards, form, head
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 
@@ -72,12 +72,19 @@ def test_every_form_is_a_card_with_its_size_and_a_set_of_fields(board: Board, ru
 
 
 def test_the_size_follows_what_is_typed(board: Board, run: str) -> None:
-    small = board.sizes(View(run, "merged", (("dtype", "float16"),)))["merged"]
-    large = board.sizes(View(run, "merged", (("dtype", "float32"),)))["merged"]
+    small = board.sizes(View(run, "merged", (("dtype", "float16"),)))[0]["merged"]
+    large = board.sizes(View(run, "merged", (("dtype", "float32"),)))[0]["merged"]
     assert small is not None
     assert large is not None
     assert small < large
-    assert board.sizes(View(run, "merged", (("dtype", "nonsense"),)))["merged"] == small
+    assert board.sizes(View(run, "merged", (("dtype", "nonsense"),)))[0]["merged"] == small
+
+
+def test_a_form_that_takes_more_room_on_the_way_than_it_leaves_says_both() -> None:
+    sizes = dict.fromkeys(TARGETS, 5_000_000_000)
+    shown = cards("zip", sizes, sizes | {"gguf": 37_000_000_000}, 10**11)
+    assert shown.count("about 5.0 GB; 37 GB of disk while it is made") == 1
+    assert shown.count("about 5.0 GB") == len(TARGETS)
 
 
 def test_a_finished_export_shows_its_files_and_names_are_text(board: Board, workspace: Workspace, run: str) -> None:
