@@ -3,15 +3,20 @@
 The program of a target stands in `engine/export_NAME.py`; form, flags and documentation are made from what stands here.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from pydantic import field_validator
+from pydantic_core import PydanticCustomError
 
 from lora_studio.llama_cpp import QUANTIZATIONS
 from lora_studio.modelfile import READ_BY_OLLAMA
 from lora_studio.schema import Section, setting
 
 BYTES_A_WEIGHT = {"bfloat16": 2, "float16": 2, "float32": 4}
+_FILE_SIZE = re.compile(r"[1-9][0-9]{0,5} ?(GB|MB|KB)", re.IGNORECASE)
 TEXT_BYTES = 100_000
 """What scripts, templates and the like come to at most."""
 
@@ -89,6 +94,13 @@ class Merged(Section):
     max_shard_size: str = setting(
         "5GB", "Largest file", "Weights are cut into files of at most this size, such as 5GB or 500MB.", max_length=20
     )
+
+    @field_validator("max_shard_size")
+    @classmethod
+    def _check_size(cls, value: str) -> str:
+        if not _FILE_SIZE.fullmatch(value.strip()):
+            raise PydanticCustomError("file_size", "must be a whole number of GB, MB or KB, such as 5GB or 500MB")
+        return value.strip()
 
 
 def _quantization() -> Any:

@@ -87,6 +87,10 @@ def test_what_cannot_be_made_is_refused_with_all_that_is_wrong(
         make_request(workspace, str(adapter), "cake")
     with pytest.raises(StudioError, match=r"Precision must be .* no setting colour"):
         make_request(workspace, str(adapter), "merged", settings={"dtype": "int3", "colour": "red"})
+    for size in ("5potatoes", "0GB", "-1GB", "5", "GB", "5.GB"):
+        with pytest.raises(StudioError, match=r"Largest file must be a whole number of GB, MB or KB"):
+            make_request(workspace, str(adapter), "merged", settings={"max_shard_size": size})
+    assert make_request(workspace, str(adapter), "merged", settings={"max_shard_size": " 500 mb"}).settings
     with pytest.raises(StudioError, match="is there already"):
         make_request(workspace, str(adapter), "zip", out=str(adapter))
     with pytest.raises(StudioError, match="no folder"):

@@ -83,10 +83,7 @@ def write(work: Work, loaded: LoadedModel, max_shard_size: str) -> None:
         settings = loaded.model.generation_config
         settings.eos_token_id = ends[0] if len(ends) == 1 else ends
         settings.pad_token_id = loaded.tokenizer.pad_token_id
-        try:
-            loaded.model.save_pretrained(str(work.out), max_shard_size=max_shard_size)
-        except ValueError as error:
-            raise StudioError(f"{max_shard_size!r} is no size of a file: {error}", "Write it like 5GB.") from error
+        loaded.model.save_pretrained(str(work.out), max_shard_size=max_shard_size.replace(" ", "").upper())
         write_tokenizer(loaded.tokenizer, loaded.template(None), work)
 
 

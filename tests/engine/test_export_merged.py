@@ -35,7 +35,7 @@ def scores_of_merged(folder: Path) -> torch.Tensor:
 
 
 def test_merged_in_float32_computes_the_same_and_travels_whole(trained: RunFolder, base: Path) -> None:
-    folder = take_away(trained, "merged", dtype="float32", max_shard_size="100KB")
+    folder = take_away(trained, "merged", dtype="float32", max_shard_size="100 kb")
     result = folder.read_result()
     assert (last_event(folder).state, result["same"]) == ("done", True)
     assert (scores_of_merged(folder.result) - scores_of_adapter(trained, base)).abs().max() < 1e-4
