@@ -90,3 +90,23 @@ def test_a_key_that_could_be_guessed_is_refused_and_others_are_compared_whole() 
     assert not same_secret(key[1:], key)
     assert not same_secret("ü", key)
     assert {API_KEY, CLIENT_SECRET} <= set(SECRETS)
+
+
+def test_secrets_are_compared_in_constant_time_and_an_unknown_name_takes_as_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    def watched(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return one == other
+
+    monkeypatch.setattr("lora_studio.accounts.hmac.compare_digest", watched)
+    accounts = read_accounts(environment={USERS: "anna:one"})
+    assert accounts is not None
+    asked = [("anna", "one"), ("anna", "o"), ("nobody", "one"), ("anna", "one" * 1000), ("", "")]
+    said = [accounts.user(*each) for each in asked]
+    said.append("key" if same_secret("k", "key") else None)
+    assert said == ["anna", None, None, None, None, None]
+    assert len(compared) == len(said)
+    assert {len(value) for pair in compared for value in pair} == {32}  # digests: no length is told either

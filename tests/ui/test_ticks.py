@@ -3,11 +3,12 @@
 import gc
 from pathlib import Path
 
+from lora_studio import exports
 from lora_studio.accounts import OWNER
 from lora_studio.evaluations import create, make_request
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui import evaluate_board, runs_tab
+from lora_studio.ui import evaluate_board, export_board, runs_tab
 from lora_studio.ui.run_board import Board
 from lora_studio.ui.run_table import Choice
 from lora_studio.ui.run_words import status_line
@@ -28,11 +29,13 @@ def test_a_day_of_ticks_leaves_nothing_behind(tmp_path: Path) -> None:
     runs = [finished(whole, f"run {number}") for number in range(3)]
     write(runs[0].adapter, files())
     create(whole, make_request(whole, [runs[0].id], "pirate"))
+    exports.create(whole, exports.make_request(whole, runs[0].id, "merged"))
     workspace = VisitedWorkspace(whole, lambda: OWNER, OWNER)
     log = whole.logs_folder / "log"
     studio = Studio(workspace, Supervisor(workspace), Session(log), Session(log))
     board, evaluated = Board(workspace), evaluate_board.Board(workspace, studio.evaluations)
-    (shown,) = studio.evaluations.all()
+    taken = export_board.Board(workspace, studio.exports)
+    (shown,), (export,) = studio.evaluations.all(), studio.exports.all()
     before = Shown()
 
     def tick(number: int) -> None:
@@ -46,6 +49,7 @@ def test_a_day_of_ticks_leaves_nothing_behind(tmp_path: Path) -> None:
         )
         before = runs_tab.look(studio, board, runs[number % 3].id, Choice(), before)
         evaluated.look(evaluate_board.View(shown.id), 0.0)
+        taken.look(export_board.View(runs[0].id, export=export.id), 0.0)
 
     for number in range(30):
         tick(number)
