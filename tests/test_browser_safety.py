@@ -22,7 +22,7 @@ from tests.serving import HOSTILE, PATIENCE, Server, open_tab
 from tests.ui.test_chat_choices import make_run
 
 pytestmark = pytest.mark.slow
-WORD = "a password of some length"
+WORD, TOKEN = "a password of some length", "hf_typedtypedtyped12"
 EVIL = f"{HOSTILE} <img src=x onerror=\"document.title='hacked'\"> [x](javascript:document.title='hacked') {{{{7*7}}}}"
 EVENTS = Path(__file__).parent / "events" / "healthy.jsonl"
 
@@ -37,7 +37,7 @@ def workspace(tmp_path: Path) -> Workspace:
     write_labels(run, Labels((EVIL[:30],), EVIL))
     save_preset(found, "evil", parse({"lora": {"r": 4}}), EVIL)
     prompt_sets.save(found, "evil", [EVIL])
-    votes.keep(found, votes.Vote(1.0, "demo", [{"role": "user", "content": EVIL}], [EVIL, "b"], [EVIL, EVIL], 0))
+    votes.keep(found, votes.Vote(1.0, "demo", [{"role": "user", "content": EVIL}], [EVIL, "b"], [EVIL, "so"], 0))
     return found
 
 
@@ -54,7 +54,9 @@ def page(workspace: Workspace, browser: Browser) -> Iterator[Page]:
     server.end()
 
 
-def test_hostile_text_is_shown_and_never_run_and_no_secret_stays_in_the_browser(page: Page) -> None:
+def test_hostile_text_is_shown_and_never_run_and_no_secret_stays_in_the_browser(
+    page: Page, workspace: Workspace
+) -> None:
     page.get_by_label("Name").fill("owner")
     page.get_by_label("Password").fill(WORD)
     page.get_by_role("button", name="Log in").click()
@@ -77,10 +79,23 @@ def test_hostile_text_is_shown_and_never_run_and_no_secret_stays_in_the_browser(
     expect(page.get_by_label("Prompts, one a line")).to_have_value(EVIL, timeout=PATIENCE)
     page.get_by_role("button", name="Blind comparison").click()
     expect(page.locator("#chat-blind-panel")).to_contain_text("{{7*7}}", timeout=PATIENCE)
+    with page.expect_download() as pairs:
+        page.get_by_role("button", name="Download 1 preference pair").click()
+    assert json.loads(pairs.value.path().read_text())["chosen"][0]["content"] == EVIL
+    open_tab(page, "Export")
+    page.locator("#export-cards").get_by_role("radio", name="Hugging Face Hub").click()
+    form = page.locator("#export-form")
+    form.get_by_label("Token", exact=True).fill(TOKEN)
+    form.get_by_label("Repository", exact=True).fill("me/kept")
+    form.get_by_label("Licence", exact=True).fill("mit")  # leaves the field before, whose form is kept
     open_tab(page, "Evaluate")
     page.wait_for_timeout(1000)
+    written = [path.read_bytes() for path in workspace.root.rglob("*") if path.is_file()]
+    assert any(b"me/kept" in content for content in written)
+    assert not any(TOKEN.encode() in content for content in written)
     assert page.title() == "LoRA Studio"
     assert page.locator("img[src='x'], a[href^='javascript:'], a[href='http://e.vil']").count() == 0
     kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
     assert WORD not in kept
+    assert TOKEN not in kept
     assert json.loads(kept)[2] == ""  # no script can read who is logged in
