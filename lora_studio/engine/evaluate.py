@@ -2,11 +2,13 @@
 
 A row is asked up to its last answer, which is the reference. Each adapter is asked and scored as it was trained: with
 its own template, system prompt and thinking; the base as the first adapter is, but with a template of its own where it
-has one. Reading goes through `data.dataset.prepare`, so every shape that can be trained on can be tested on.
+has one. Rows of plain text or tokens ask nothing: they are read, and measured is how well each column predicts them.
+Reading goes through `data.dataset.prepare`, so every shape that can be trained on can be tested on.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,20 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_studio.config import Generation
 from lora_studio.data.dataset import Prepared, prepare
-from lora_studio.data.encode import Example
+from lora_studio.data.encode import IGNORED, Example
 from lora_studio.data.questions import Question, question_of
 from lora_studio.engine.forced import forced_scores
-from lora_studio.engine.generate import Column, generate, generation_config
+from lora_studio.engine.generate import Answer, Column, generate, generation_config
 from lora_studio.engine.loaded import LoadedModel, read_card
-from lora_studio.engine.tasks import Task, judge
+from lora_studio.engine.tasks import READING, Task, Verdict, judge
 from lora_studio.errors import StudioError
 
 NO_LIMIT = 1 << 20
 TOO_LONG = "the prompt leaves the model no room for an answer"
 NO_QUESTION = "the row asks nothing that a text answers"
+NOTHING = Answer("", 0, 0.0, 0.0, 0.0, "")
+READ = ("text", "tokenised")
+"""Shapes whose rows are not asked but read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +66,16 @@ class AskedRow:
 
 @dataclass(frozen=True)
 class AskedFile:
-    """The rows to answer, and how many were left out, by reason."""
+    """The rows to answer, or only to be read, and how many were left out, by reason."""
 
     rows: list[AskedRow]
     left_out: dict[str, int]
     prepared: Prepared
+
+    @property
+    def only_read(self) -> bool:
+        """Whether the rows ask nothing."""
+        return self.prepared.format.name in READ
 
 
 def read_asked_file(
@@ -98,7 +108,10 @@ def read_asked_file(
             max_length=NO_LIMIT,
             train_on="last_turn",
         )
-        read[voice] = prepared, _questions(prepared), _examples(prepared)
+        if prepared.format.name in READ:
+            read[voice] = prepared, _readings(prepared, tokenizer), _cut(_examples(prepared), longest)
+        else:
+            read[voice] = prepared, _questions(prepared), _examples(prepared)
     tokenizer.chat_template = own
     prepared, questions, _ = read[next(iter(voices.values()))]
     shared = [row for row in questions if all(row in found for _, found, _ in read.values())]
@@ -129,10 +142,33 @@ def _questions(prepared: Prepared) -> dict[int, Question]:
     return {row: question for row, question in found if question.reference.strip()}
 
 
+def _readings(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> dict[int, Question]:
+    """Each row's text, asked nothing."""
+    return {
+        chat.row: Question(
+            [], chat.text if chat.text is not None else str(tokenizer.decode(list(chat.input_ids or ())))
+        )
+        for chat in prepared.conversations
+    }
+
+
 def _examples(prepared: Prepared) -> dict[int, Example]:
     """Each row's tokens with its last answer as the trained part; rows that say the same twice have the same."""
     answers = prepared.train.answers
     return {answers[at].row: answers[at] for at in range(len(answers))}
+
+
+def _cut(examples: dict[int, Example], longest: int | None) -> dict[int, Example]:
+    """The same up to the tokens that the model can read."""
+    return {
+        row: replace(
+            one,
+            input_ids=one.input_ids[:longest],
+            labels=one.labels[:longest],
+            trained_tokens=sum(label != IGNORED for label in one.labels[:longest]),
+        )
+        for row, one in examples.items()
+    }
 
 
 def _prompt_tokens(row: AskedRow) -> int:
@@ -161,37 +197,43 @@ def answer_in_batches(
     thinking = enable_thinking if settings.enable_thinking is None else settings.enable_thinking
     for first in range(0, len(longest_first), batch_size):
         batch = longest_first[first : first + batch_size]
-        answers = generate(
-            loaded,
-            [Column(adapter, row.asked[name].messages) for row in batch for name, adapter in columns.items()],
-            generation_config(loaded, **values),
-            seed=settings.seed + first,
-            enable_thinking=thinking,
-            stop_strings=settings.stop_texts,
-            stop=stop,
-        )
+        answers: Sequence[Answer] = [NOTHING] * (len(batch) * len(columns))
+        if task.kind != READING.kind:
+            answers = generate(
+                loaded,
+                [Column(adapter, row.asked[name].messages) for row in batch for name, adapter in columns.items()],
+                generation_config(loaded, **values),
+                seed=settings.seed + first,
+                enable_thinking=thinking,
+                stop_strings=settings.stop_texts,
+                stop=stop,
+            )
         if stop():
             return
         forced = {name: _forced(loaded, adapter, name, batch) for name, adapter in columns.items()}
         given = iter(answers)
         done = []
         for place, row in enumerate(batch):
-            said: dict[str, Any] = {}
-            for name in columns:
-                answer = next(given)
-                verdict = judge(task, answer.text, row.reference)
-                said[name] = {
-                    "answer": answer.text,
-                    "right": verdict.right,
-                    "score": round(verdict.score, 4),
-                    "given": verdict.given,
-                    "tokens": answer.tokens,
-                    "finish": answer.finish,
-                    **forced[name][place],
-                }
+            said = {name: _said(task, next(given), row.reference, forced[name][place]) for name in columns}
             prompt = next(iter(row.asked.values())).messages
             done.append({"row": row.row, "prompt": prompt, "reference": row.reference, **said})
         yield done
+
+
+def _said(task: Task, answer: Answer, reference: str, forced: Mapping[str, Any]) -> dict[str, Any]:
+    """What a column has in a row of `predictions.jsonl`."""
+    verdict = judge(task, answer.text, reference)
+    if task.kind == READING.kind and forced["expected_tokens"]:
+        verdict = Verdict(False, math.exp(-forced["loss"] / forced["expected_tokens"]))
+    return {
+        "answer": answer.text,
+        "right": verdict.right,
+        "score": round(verdict.score, 4),
+        "given": verdict.given,
+        "tokens": answer.tokens,
+        "finish": answer.finish,
+        **forced,
+    }
 
 
 def _forced(loaded: LoadedModel, adapter: str | None, name: str, batch: Sequence[AskedRow]) -> list[dict[str, Any]]:

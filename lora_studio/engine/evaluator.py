@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     """The program: read, load, answer, measure."""
     from lora_studio.engine import load, loaded  # seconds: the libraries
-    from lora_studio.engine.tasks import choose_task
+    from lora_studio.engine.tasks import READING, choose_task
 
     request = folder.request()
     card = _same_base(request)
@@ -66,7 +66,8 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     file = _read(folder, request, card, voices, log)
     _check_same_rows(folder, file.prepared.fingerprint, resumed=bool(known))
     _tell_data(log, file, resumed=bool(known))
-    task = choose_task([row.reference for row in file.rows], request.labels, request.labels_from)
+    expected = [row.reference for row in file.rows]
+    task = READING if file.only_read else choose_task(expected, request.labels, request.labels_from)
     write_atomically(folder.task, json.dumps(asdict(task)))
     rest = [row for row in file.rows if row.row not in known]
     if rest:

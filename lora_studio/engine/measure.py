@@ -15,7 +15,7 @@ import numpy as np
 from lora_studio.engine import significance, text_scores
 from lora_studio.engine.metrics import is_exact, json_of, label_of
 from lora_studio.engine.significance import Statistic
-from lora_studio.engine.tasks import Task
+from lora_studio.engine.tasks import READING, Task
 
 Row = dict[str, Any]
 Parts = Callable[[str], Sequence[np.ndarray]]
@@ -69,6 +69,8 @@ def macro_f1(expected: np.ndarray, given: np.ndarray, labels: int, axis: int = -
 
 def metrics_of(task: Task, rows: Sequence[Row]) -> list[Metric]:
     """The metrics of a task over its rows, the most telling first."""
+    if task.kind == READING.kind:
+        return _forced_metrics(rows, "texts")
     found: list[Metric] = []
     if task.kind == "labels":
         found += _label_metrics(task, rows)
@@ -157,7 +159,7 @@ def _text_metrics(rows: Sequence[Row]) -> list[Metric]:
     ]
 
 
-def _forced_metrics(rows: Sequence[Row]) -> list[Metric]:
+def _forced_metrics(rows: Sequence[Row], what: str = "expected answers") -> list[Metric]:
     scored = [row for row in rows if all(row[name].get("loss") is not None for name in columns_in(row))]
     if not scored:
         return []
@@ -165,8 +167,8 @@ def _forced_metrics(rows: Sequence[Row]) -> list[Metric]:
     def of(*names: str) -> Parts:
         return lambda column: [np.array([row[column][name] for row in scored], dtype=float) for name in names]
 
-    words = "How surprised the model is by the expected answers, token by token: 1 is not at all, lower is better."
-    share = "Share of the expected answers' tokens that the model would have written next."
+    words = f"How surprised the model is by the {what}, token by token: 1 is not at all, lower is better."
+    share = f"Share of the {what}' tokens that the model would have written next."
     return [
         Metric(
             "perplexity",
@@ -276,10 +278,11 @@ def disagreements(rows: Sequence[Row], first: str, other: str) -> dict[str, int]
 
 def summary(task: Task, rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
     """All metrics of the answered rows, the confusion of labels, and where columns disagree with the first."""
+    asked = task.kind != READING.kind
     return {
         "rows": len(rows),
         "task": {"kind": task.kind, "why": task.why, "labels": list(task.labels), "positive": task.positive},
         "metrics": {metric.name: measured(metric, columns) for metric in metrics_of(task, rows)},
         "confusion": {name: confusion(task, rows, name) for name in columns} if task.kind == "labels" else None,
-        "disagreements": {name: disagreements(rows, columns[0], name) for name in columns[1:]},
+        "disagreements": {name: disagreements(rows, columns[0], name) for name in columns[1:] if asked},
     }

@@ -17,7 +17,8 @@ _BARE_NUMBER = re.compile(r"[^\w]*\d[\d,. ]*[^\w]*")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """`kind` is labels, numbers, json or text; `why` says in a sentence how that was told."""
+    """`kind` is labels, numbers, json or text, or reading where nothing is asked; `why` says in a sentence how that was
+    told."""
 
     kind: str
     why: str
@@ -29,6 +30,13 @@ class Task:
         if len(self.labels) != 2:
             return None
         return next((label for label in self.labels if label.casefold() in POSITIVE), self.labels[0])
+
+
+READING = Task(
+    "reading",
+    "The rows ask nothing: they are read, as far as the model can, and measured is how well each predicts them. Of "
+    "each row is told how likely a token was on average (geometric mean).",
+)
 
 
 @dataclass(frozen=True, slots=True)

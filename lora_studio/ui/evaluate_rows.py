@@ -112,7 +112,7 @@ def controls(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> 
     names = {"first": titles[first], "other": titles[other]}
     chips = []
     for name, (words, fits) in FILTERS.items():
-        if len(columns) < 2 and name in ("lost", "gained"):
+        if (len(columns) < 2 and name in ("lost", "gained")) or (name != "all" and not rows[0]["prompt"]):
             continue
         left = sum(fits(row[first]["right"], row[other]["right"]) for row in rows)
         said = words.format(**names) if len(columns) > 1 else words.replace("Both wrong", "Wrong").replace("Both", "")
@@ -152,6 +152,8 @@ def _button(act: str, value: str, words: str, pressed: bool) -> str:
 
 
 def _row(row: Row, titles: Mapping[str, str]) -> str:
+    if not row["prompt"]:
+        return _read(row, titles)
     asked = next((message for message in reversed(row["prompt"]) if message["role"] == "user"), row["prompt"][-1])
     line = shorten(str(asked.get("content") or ""), 160)
     more = f'<details data-row="{row["row"]}"><summary>{escape(line)}</summary>{bubbles(row["prompt"])}</details>'
@@ -160,6 +162,24 @@ def _row(row: Row, titles: Mapping[str, str]) -> str:
         f'<tr><td data-label="Row">{row["row"]:,}</td><td class="asked" data-label="Asked">{more}</td>'
         f'<td class="said" data-label="Expected"><div>{escape(row["reference"])}</div></td>{said}</tr>'
     )
+
+
+def _read(row: Row, titles: Mapping[str, str]) -> str:
+    """A row that asks nothing: its text, and how likely each finds a token of it."""
+    told = "".join(
+        f'<td class="said" data-label="{escape(title)}"><div>{_share(row[column])}</div></td>'
+        for column, title in titles.items()
+    )
+    line, text = shorten(row["reference"], 160), escape(row["reference"])
+    more = f'<details data-row="{row["row"]}"><summary>{escape(line)}</summary><pre>{text}</pre></details>'
+    return (
+        f'<tr><td data-label="Row">{row["row"]:,}</td><td class="asked" data-label="Read">{more}</td>'
+        f'<td class="said" data-label="Expected"><div>nothing is asked</div></td>{told}</tr>'
+    )
+
+
+def _share(said: Mapping[str, Any]) -> str:
+    return "not measured" if said["loss"] is None else f"{100 * said['score']:.1f} % a token"
 
 
 def _answer(said: Mapping[str, Any], title: str) -> str:

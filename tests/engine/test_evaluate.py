@@ -1,6 +1,7 @@
 """Answers of base and adapter to the rows of a test file, each beside the expected one, and their scores."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_studio.engine.evaluate import NO_QUESTION, Voice, answer_in_batches, read_asked_file, thinking_of
 from lora_studio.engine.loaded import add_adapters, load_base
-from lora_studio.engine.tasks import Task
+from lora_studio.engine.measure import summary
+from lora_studio.engine.tasks import READING, Task
 from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.errors import StudioError
 from lora_studio.parsing import parse
@@ -45,10 +47,10 @@ def test_each_column_gets_its_own_system_prompt_and_template(base: Path, data_fi
 
 def test_rows_without_a_question_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(base))
-    text = tmp_path / "text.txt"
-    text.write_text("Only words.\n\nAnd more words.\n", encoding="utf-8")
+    alone = tmp_path / "alone.jsonl"
+    alone.write_text(json.dumps({"messages": [{"role": "assistant", "content": "I begin."}]}) + "\n")
     with pytest.raises(StudioError, match="no row to answer"):
-        read_asked_file(str(text), tokenizer, {"base": PLAIN})
+        read_asked_file(str(alone), tokenizer, {"base": PLAIN})
     rows = [{"messages": [{"role": "user", "content": "Go."}, {"role": "assistant", "content": "Gone."}]}]
     rows.append({"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "I begin."}]})
     mixed = tmp_path / "mixed.jsonl"
@@ -99,6 +101,38 @@ def test_answers_and_losses_are_those_of_each_model_alone(base: Path, trained: R
             assert row[name]["expected_tokens"] == ending.shape[1]
             assert row[name]["loss"] == pytest.approx(-scores.gather(1, ending[0][:, None]).sum().item(), rel=1e-4)
             assert row[name]["right_tokens"] == int((scores.argmax(-1) == ending[0]).sum())
+
+
+@pytest.mark.parametrize("kind", ["text", "tokens"])
+def test_rows_that_ask_nothing_are_read_as_far_as_the_model_can(
+    kind: str, base: Path, trained: RunFolder, tmp_path: Path
+) -> None:
+    loaded = load_base(str(base))
+    add_adapters(loaded, {"run": trained.adapter})
+    encode = loaded.tokenizer.encode
+    texts = ["The sky is green.", "Now the rose is red. " * 60]
+    lines = [json.dumps({"text": text} if kind == "text" else {"input_ids": encode(text)}) for text in texts]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    voice = Voice.of(trained.adapter)
+    file = read_asked_file(str(path), loaded.tokenizer, {"base": voice, "adapter": voice}, longest=256)
+    assert file.only_read
+    columns = {"base": None, "adapter": "run"}
+    (answered,) = answer_in_batches(loaded, file.rows, columns, READING, SETTINGS, batch_size=4)
+    assert [(row["row"], row["prompt"], row["reference"]) for row in answered] == [(1, [], texts[0]), (2, [], texts[1])]
+    bare = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    for row in answered:
+        ids = encode(row["reference"]) + [loaded.tokenizer.eos_token_id] * (kind == "text")
+        with torch.no_grad():
+            scores = bare(torch.tensor([ids[:256]])).logits[0, :-1].log_softmax(-1)
+        loss = -scores.gather(1, torch.tensor(ids[1:256])[:, None]).sum().item()
+        assert row["base"]["expected_tokens"] == len(ids[:256]) - 1
+        assert row["base"]["loss"] == pytest.approx(loss, rel=1e-4)
+        assert row["base"]["score"] == pytest.approx(math.exp(-loss / (len(ids[:256]) - 1)), abs=1e-4)
+        assert row["adapter"]["loss"] != row["base"]["loss"]
+    found = summary(READING, answered, list(columns))
+    assert list(found["metrics"]) == ["perplexity", "token_accuracy"]
+    assert found["disagreements"] == {}
 
 
 @pytest.mark.slow

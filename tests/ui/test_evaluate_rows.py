@@ -77,3 +77,15 @@ def test_what_stands_in_a_row_is_shown_and_never_run() -> None:
 def test_an_empty_table_says_how_it_fills() -> None:
     assert "batch by batch" in table([], TITLES, Choice())
     assert "empty the search" in table(rows(), TITLES, Choice(query="nowhere"))
+
+
+def test_rows_that_ask_nothing_show_their_text_and_how_likely_it_was() -> None:
+    read = [{**row(1, False, False, 0.125), "prompt": [], "reference": f"A text {HOSTILE}"}]
+    read[0]["base"] |= {"loss": 1.0}
+    read[0]["adapter"] |= {"loss": None}
+    shown = table(read, TITLES, Choice())
+    assert "12.5 % a token" in shown
+    assert "not measured" in shown
+    assert "wrong" not in shown
+    assert "All rows (1)" in shown
+    assert "<img" not in shown
