@@ -217,6 +217,7 @@ ol.checks li { display: flex; gap: 8px; padding: 4px 0; overflow-wrap: anywhere;
   .run-top > #run-headline, .run-top > .actions { flex: 1 1 100% !important; max-width: 100%; }
   .actions, .run-top > .actions { flex-wrap: wrap !important; }
   #run-chat { order: -1; }
+  .beside { position: static; }  /* sticky, it would keep the button below the fields that it lies over */
   #start { position: fixed; left: 20px; right: 20px; bottom: 12px; z-index: 20; width: auto; }
   #form-summary .ls-notice, #checks .checks { scroll-margin-bottom: 72px; }
   .train { padding-bottom: 56px; }
