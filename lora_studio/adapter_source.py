@@ -163,7 +163,7 @@ def read_lora(folder: Path) -> dict[str, Any]:
     if settings["peft_type"] != LORA:
         raise StudioError(
             f"The adapter in {folder} is {KINDS[settings['peft_type']]}, not LoRA.",
-            "It can answer in chat and be evaluated; only LoRA adapters can be trained further or taken away.",
+            "It can answer in chat and be evaluated; only LoRA adapters can be trained further or exported.",
         )
     return settings
 

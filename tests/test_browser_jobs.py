@@ -88,7 +88,7 @@ def test_a_run_is_taken_away_as_a_merged_model(browser: Browser, server: Server,
         page.locator("#run-export").click()
         cards = page.locator("#export-cards")
         expect(cards.get_by_role("radio", name="Merged model")).to_contain_text("about", timeout=PATIENCE)
-        expect(page.get_by_text("Nothing taken away yet")).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_text("No export yet")).to_be_visible(timeout=PATIENCE)
         cards.get_by_role("radio", name="Merged model").click()
         page.get_by_label("Precision").select_option("float32")
         page.locator(".export-start").click()
@@ -108,5 +108,5 @@ def test_a_run_is_taken_away_as_a_merged_model(browser: Browser, server: Server,
         assert fits(page, 390)
         page.on("dialog", lambda dialog: dialog.accept())
         page.get_by_label("Delete Noise: Merged model").click()
-        expect(page.get_by_text("Nothing taken away yet")).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_text("No export yet")).to_be_visible(timeout=PATIENCE)
         assert exports(workspace) == []

@@ -20,6 +20,7 @@ _PHASE_WORDS = {
     "data": "reading the file",
     "model": "loading the model",
     "download": "downloading the base model",
+    "answer": "answering",
     "measure": "measuring",
 }
 

@@ -57,11 +57,11 @@ def size(octets: float) -> str:
 
 
 def progress_line(state: RunState, before: int = 0) -> str:
-    """300 of 1,000 rows, 120 rows/s, 6 s left; "" in a phase that counts nothing.
+    """300 of 1,000 rows, 120 rows/s, 6 s left; "" where nothing is counted or done yet.
 
     `before` is what was done before this start.
     """
-    if not state.phase_total:
+    if not state.phase_total or not state.phase_done:
         return ""
     going, unit = pace_of(state, before), state.phase_unit
     if unit == "bytes":

@@ -152,7 +152,7 @@ def _explain(error: Exception, folder: ExportFolder) -> tuple[str, str]:
     if full_disk.is_full(error, folder.unfinished.parent):
         return f"The disk that holds {folder.unfinished.parent} is full.", "Make room, then start it again."
     if not (Path(folder.request().folder) / "adapter_config.json").is_file():
-        return "The adapter was deleted while it was taken away.", "Choose another one."
+        return "The adapter was deleted while it was exported.", "Choose another one."
     if is_out_of_memory(error):
         return "The memory is not enough for this model.", "Close other programs, or take a smaller precision."
     return unexpected("The export", error), "Its log has the details."

@@ -50,7 +50,7 @@ watch('value', () => { if (focused) element.querySelector(focused)?.focus({preve
 """
 NOTHING = (
     "There is no adapter yet",
-    "Train one on the Train tab: its first checkpoint can be taken away while the run goes on.",
+    "Train one on the Train tab: its first checkpoint can be exported while the run goes on.",
 )
 
 

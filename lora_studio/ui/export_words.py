@@ -83,7 +83,7 @@ def _check(title: str, about: str, box: str) -> str:
 def listing(states: Sequence[RunState], looked_at: str, now: float, sizes: Mapping[str, int]) -> str:
     """The earlier exports to choose from; `sizes` are those of results that are there."""
     if not states:
-        return empty("Nothing taken away yet", "Choose an adapter and a form above, and press the button below it.")
+        return empty("No export yet", "Choose an adapter and a form above, and press the button below it.")
 
     def about(state: RunState) -> tuple[str, str]:
         octets = sizes.get(state.id)

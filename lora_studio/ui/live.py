@@ -67,7 +67,7 @@ def _peak(last: StepLogged | None) -> str:
     if last is None or not last.memory_peak_bytes:
         return ""
     there = f" of {last.memory_available_bytes / GIB:.1f}" if last.memory_available_bytes else ""
-    return f"at most {last.memory_peak_bytes / GIB:.2f}{there}"
+    return f"at most {last.memory_peak_bytes / GIB:.2f}{there} GiB"
 
 
 def _heat(last: StepLogged | None) -> str:

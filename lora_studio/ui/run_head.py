@@ -19,7 +19,7 @@ BUTTONS: tuple[tuple[str, str, Literal["primary", "secondary"]], ...] = (
     ("resume", "Resume", "secondary"),
     ("again", "Duplicate and edit", "secondary"),
     ("delete", "Delete…", "secondary"),
-    ("export", "Take it away", "secondary"),
+    ("export", "Export", "secondary"),
     ("chat", "Chat with it", "primary"),
 )
 

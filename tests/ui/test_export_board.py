@@ -64,7 +64,7 @@ def test_every_form_is_a_card_with_its_size_and_a_set_of_fields(board: Board, ru
     assert seen["cards"].count('aria-checked="true"') == 1
     assert hash(View(run))
     assert "about" in seen["cards"]
-    assert "Nothing taken away yet" in seen["list"]
+    assert "No export yet" in seen["list"]
     for target in TARGETS.values():
         fields = form(target, {})
         assert all(f'data-setting="{name}"' in fields for name in target.settings.model_fields)

@@ -53,7 +53,7 @@ def test_the_numbers_of_a_run_hold_steps_losses_speed_and_times() -> None:
     assert found["Validation loss"] == ("1.125", "best 1.125 at step 30")
     assert found["Right tokens"][0] == "51.2 %"
     assert found["Tokens a second"][0] == "1,000"
-    assert found["Memory"] == ("2.00 GiB", "at most 3.00 of 8.0")
+    assert found["Memory"] == ("2.00 GiB", "at most 3.00 of 8.0 GiB")
     assert found["Load"] == ("57 %", "61 °C")
     assert found["Elapsed"][0] == "30 s"
     assert found["Left"][0] == "1 min 30 s"
