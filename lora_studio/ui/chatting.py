@@ -299,7 +299,7 @@ class Chat:
                     self.keep(who, talk)
                     yield {self.parts.board: self.board(talk), self.parts.extra: ""}
         except StudioError as error:
-            yield self._idle() | {self.parts.status: said(error)}
+            yield self._idle() | {self.parts.status: said(error), self.parts.extra: ""}
 
     def _again(
         self,
@@ -324,7 +324,10 @@ class Chat:
         chosen = self.chosen(talk)
         name = next((value for value in talk.adapters if talk.column(value)), "")
         if not name or not talk.column(name)[-1]["content"]:
-            raise StudioError("There is no answer to look at yet.", "Ask something first.")
+            raise StudioError(
+                "There is no answer to look at yet.", "Ask something first, and wait until it is answered."
+            )
+        yield {self.parts.extra: text.progress("Scoring the answer with base and adapters")}
         with contextlib.closing(
             self.engine.score(who, wanted(chosen), talk.prompt(name, system), talk.column(name)[-1]["content"])
         ) as answers:

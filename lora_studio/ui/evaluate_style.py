@@ -36,10 +36,11 @@ table.eval-confusion { width: auto !important; }
 .eval-rows td.good i { color: var(--good); } .eval-rows td.bad i { color: var(--bad); }
 @media (max-width: 640px) {
   .eval-metrics thead { display: none; }
-  .eval-metrics tr { display: grid; grid-template-columns: repeat(3, 1fr); padding: 6px 4px;
+  .eval-metrics tr { display: grid; grid-template-columns: 1fr 1fr 1.2fr; padding: 6px 4px;
     border-bottom: 1px solid var(--line) !important; }
   .eval-metrics td, .eval-metrics th[scope="row"] { border: 0 !important; padding: 2px 6px !important; min-width: 0;
     max-width: none; }
+  .eval-metrics td small { white-space: normal; }
   .eval-metrics th[scope="row"], .eval-metrics td.verdict { grid-column: 1 / -1; }
   .eval-metrics td[data-label]::before { content: attr(data-label); display: block; font-size: 12px;
     color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
