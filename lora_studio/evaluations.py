@@ -13,7 +13,7 @@ from typing import Any
 from lora_studio.adapter_source import named_adapter
 from lora_studio.config import Generation
 from lora_studio.errors import StudioError
-from lora_studio.job_folders import JobFolders
+from lora_studio.job_folders import JobFolder, JobFolders
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.schema import Section, setting
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
@@ -84,13 +84,8 @@ class Request:
         return tuple(column for column in self.columns if column.folder)
 
 
-class EvaluationFolder(RunFolder):
-    """The files of one evaluation; events, log and worker are those of a run."""
-
-    @property
-    def facts(self) -> Path:
-        """What was asked for, written once before the start."""
-        return self.path / "request.json"
+class EvaluationFolder(JobFolder):
+    """The files of one evaluation."""
 
     @property
     def predictions(self) -> Path:

@@ -20,7 +20,7 @@ from lora_studio.errors import StudioError
 from lora_studio.events import DataPrepared, from_line
 from lora_studio.export_targets import TARGETS, Sizes, Target
 from lora_studio.files import bytes_in
-from lora_studio.job_folders import JobFolders
+from lora_studio.job_folders import JobFolder, JobFolders
 from lora_studio.llama_cpp import find_llama_cpp
 from lora_studio.parsing import plain_words
 from lora_studio.schema import Section
@@ -88,13 +88,8 @@ class Request:
         return cls(**{name: value for name, value in values.items() if name not in ("created", "maker")})
 
 
-class ExportFolder(RunFolder):
-    """The files of one export; events, log and worker are those of a run."""
-
-    @property
-    def facts(self) -> Path:
-        """What was asked for, written once before the start."""
-        return self.path / "request.json"
+class ExportFolder(JobFolder):
+    """The files of one export."""
 
     @property
     def complete(self) -> Path:

@@ -19,6 +19,15 @@ from lora_studio.workspace import RunFolder, Workspace, write_atomically
 Folder = TypeVar("Folder", bound=RunFolder)
 
 
+class JobFolder(RunFolder):
+    """The files of one job; events, log and worker are those of a run."""
+
+    @property
+    def facts(self) -> Path:
+        """What was asked for, written once before the start."""
+        return self.path / "request.json"
+
+
 @dataclass(frozen=True)
 class JobFolders(Generic[Folder]):
     """The folders of one kind of job under `parent`; `noun` is what a person calls one.

@@ -17,6 +17,7 @@ from lora_studio.engine import evaluator
 from lora_studio.evaluations import EvaluationFolder, Request, create, make_request
 from lora_studio.events import Finished, fold, from_line
 from lora_studio.workspace import RunFolder, Workspace
+from tests.conftest import Say
 
 from .conftest import COLOURS
 
@@ -125,15 +126,15 @@ def test_numbers_are_true_and_an_evaluation_that_was_killed_goes_on_where_it_was
 
 @pytest.mark.slow
 def test_ctrl_c_in_the_terminal_stops_with_130_and_resume_ends_with_both_files(
-    workspace: Workspace, trained: RunFolder, labelled: Path, tmp_path: Path
+    workspace: Workspace, trained: RunFolder, labelled: Path, tmp_path: Path, say: Say
 ) -> None:
     out = tmp_path / "out"
     asked = ["--compare", "--batch-size", "1", "--max-new-tokens", "40", "--out", str(out), "--json"]
     # It listens to Ctrl-C also where the tests themselves run in the background, which hands an ignored SIGINT down.
     listening = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     program = listening + "from lora_studio.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "evaluate", str(trained.adapter), str(labelled), *asked]
-    command += ["--workspace", str(workspace.root), "--labels", ", ".join(COLOURS)]
+    given = ["evaluate", str(trained.adapter), str(labelled), *asked, "--labels", ", ".join(COLOURS)]
+    command = [sys.executable, "-c", program, *given, "--workspace", str(workspace.root)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 400
     found = workspace.root.glob
@@ -146,9 +147,9 @@ def test_ctrl_c_in_the_terminal_stops_with_130_and_resume_ends_with_both_files(
     assert told["state"] == "stopped"
     assert 0 < told["rows"] < 24
 
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    code, printed, said = say(*given, "--resume")
+    assert code == 0, said
+    result = json.loads(printed.splitlines()[-1])
     assert (result["state"], result["rows"]) == ("done", 24)
     assert result["evaluation"] == told["evaluation"]
     assert {result["predictions"], result["summary"]} == {
