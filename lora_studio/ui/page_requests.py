@@ -18,7 +18,7 @@ GRADIO = "/gradio_api/"
 FILE = "/gradio_api/file="
 USED = re.compile(
     r"/gradio_api/(app_id|call/.+|cancel|file=(?!https?:).+|heartbeat/[^/]+|info|login_check|queue/(data|join|status)"
-    r"|reset|startup-events|theme\.css|upload|upload_progress|user)/?",
+    r"|reset|run/predict|startup-events|theme\.css|upload|upload_progress|user)/?",
     re.DOTALL,
 )
 MOST_PAGES = 10_000

@@ -75,6 +75,7 @@ def test_the_events_of_a_page_are_for_whoever_opened_it() -> None:
         ("/gradio_api/queue/data", b"session_hash=a", None),
         ("/gradio_api/queue/data", b"session_hash=b&session_hash=a", None),
         ("/gradio_api/heartbeat/a", b"", None),
+        ("/gradio_api/run/predict", b"", {"session_hash": "a", "data": []}),  # an event that does not queue: a stop
         ("/gradio_api/cancel", b"", {"session_hash": "a", "fn_index": 1, "event_id": "x"}),
         ("/gradio_api/call/chat", b"", {"session_hash": "a", "data": []}),
     )
