@@ -77,6 +77,7 @@ def test_a_reader_finds_results_settings_data_and_versions(workspace: Workspace)
         "8, 16",
         "down_proj, q_proj",
         "rows.jsonl",
+        "9da38a3c5255c620e0769fe4fa4f4d78105eeb8d685aa58561f263fe18c21841",
         "4bit, computed in bfloat16",
         "peft 0.21.2",
         "232",

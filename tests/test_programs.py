@@ -148,6 +148,8 @@ def test_a_space_without_a_login_keeps_its_limits_whichever_way_a_guest_comes(sp
         with pytest.raises(Exception, match="guests"):
             client.predict("demo", settings, api_name="/start_run")
     assert client.predict(api_name="/list_runs") == []
+    told = httpx.get(f"{space.url}/config").text
+    assert all(words in told for words in ("public demonstration", "500 rows, 600 steps, one run each"))
     asked = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5000}
     refused = httpx.post(f"{space.url}/v1/chat/completions", json=asked)
     assert (refused.status_code, "at most 512 tokens" in refused.text) == (400, True)

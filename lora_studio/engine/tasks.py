@@ -34,8 +34,7 @@ class Task:
 
 READING = Task(
     "reading",
-    "The rows ask nothing: they are read, as far as the model can, and measured is how well each predicts them. Of "
-    "each row is told how likely a token was on average (geometric mean).",
+    "The rows ask nothing: they are read, as far as the model can, and measured is how well each predicts them.",
 )
 
 

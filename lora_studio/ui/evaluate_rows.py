@@ -1,9 +1,11 @@
 """The answered rows of an evaluation as a table: which of them are shown, in what order, and the markup. No gradio."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lora_studio.ui.run_words import figure
 from lora_studio.ui.text import bubbles, empty, escape, pager, shorten
 
 ROWS = 20
@@ -92,7 +94,8 @@ def table(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> str
     found = chosen_rows(rows, columns, choice)
     page = min(choice.page, max(0, (len(found) - 1) // ROWS))
     shown = found[page * ROWS : (page + 1) * ROWS]
-    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in ("Row", "Asked", "Expected", *titles.values()))
+    about = ("Asked", "Expected") if rows[0]["prompt"] else ("Read",)
+    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in ("Row", *about, *titles.values()))
     body = "".join(_row(row, titles) for row in shown)
     if not shown:
         none = empty("No such row", "Choose another filter, or empty the search.")
@@ -165,21 +168,20 @@ def _row(row: Row, titles: Mapping[str, str]) -> str:
 
 
 def _read(row: Row, titles: Mapping[str, str]) -> str:
-    """A row that asks nothing: its text, and how likely each finds a token of it."""
+    """A row that asks nothing: its text, and how surprised each is by it."""
     told = "".join(
-        f'<td class="said" data-label="{escape(title)}"><div>{_share(row[column])}</div></td>'
+        f'<td class="said" data-label="{escape(title)}"><div>{_surprise(row[column])}</div></td>'
         for column, title in titles.items()
     )
     line, text = shorten(row["reference"], 160), escape(row["reference"])
     more = f'<details data-row="{row["row"]}"><summary>{escape(line)}</summary><pre>{text}</pre></details>'
-    return (
-        f'<tr><td data-label="Row">{row["row"]:,}</td><td class="asked" data-label="Read">{more}</td>'
-        f'<td class="said" data-label="Expected"><div>nothing is asked</div></td>{told}</tr>'
-    )
+    return f'<tr><td data-label="Row">{row["row"]:,}</td><td class="asked" data-label="Read">{more}</td>{told}</tr>'
 
 
-def _share(said: Mapping[str, Any]) -> str:
-    return "not measured" if said["loss"] is None else f"{100 * said['score']:.1f} % a token"
+def _surprise(said: Mapping[str, Any]) -> str:
+    if not said["expected_tokens"]:
+        return "not measured"
+    return f"perplexity {figure(math.exp(min(said['loss'] / said['expected_tokens'], 700.0)))}"
 
 
 def _answer(said: Mapping[str, Any], title: str) -> str:

@@ -79,12 +79,13 @@ def test_an_empty_table_says_how_it_fills() -> None:
     assert "empty the search" in table(rows(), TITLES, Choice(query="nowhere"))
 
 
-def test_rows_that_ask_nothing_show_their_text_and_how_likely_it_was() -> None:
+def test_rows_that_ask_nothing_show_their_text_and_how_surprising_it_was() -> None:
     read = [{**row(1, False, False, 0.125), "prompt": [], "reference": f"A text {HOSTILE}"}]
-    read[0]["base"] |= {"loss": 1.0}
-    read[0]["adapter"] |= {"loss": None}
+    read[0]["base"] |= {"loss": 41.588, "expected_tokens": 20}
+    read[0]["adapter"] |= {"loss": None, "expected_tokens": None}
     shown = table(read, TITLES, Choice())
-    assert "12.5 % a token" in shown
+    assert "perplexity 8<" in shown
+    assert "Expected" not in shown
     assert "not measured" in shown
     assert "wrong" not in shown
     assert "All rows (1)" in shown
