@@ -105,7 +105,7 @@ def verdict(own: Spoken, other: Spoken, *, exact: bool) -> tuple[str, bool]:
             f"The result does not compute what base and adapter compute: scores differ by {difference:.3g}.",
             "This is a defect of LoRA Studio: please report it.",
         )
-    scores = f"scores at most {difference:.2g} apart" if difference else "the very same scores"
+    scores = f"logits at most {difference:.2g} apart" if difference else "the very same logits"
     if own.text == other.text:
         return f"Loaded and asked: it gives the same answer as base and adapter, {scores}.", True
     return f"Loaded and asked: its words differ from those of base and adapter by rounding, {scores}.", False

@@ -43,6 +43,7 @@ from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.engine.trainer import StudioTrainer, Ways, as_dataset, hand_out
 from lora_studio.events import Evaluated, ModelLoaded, RunStarted, StepLogged, Warned
 from lora_studio.parsing import ConfigError, parse, read_yaml
+from lora_studio.plural import count
 from lora_studio.sensors import Sensors
 from lora_studio.workspace import RunFolder, step_of
 
@@ -329,7 +330,9 @@ def four_bit(config: Config) -> dict[str, Any] | None:
 
 
 def device_name() -> str:
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"CPU, {count(torch.get_num_threads(), 'thread')}"
 
 
 def remarks(config: Config, prepared: Prepared, total_steps: int) -> Iterator[str]:

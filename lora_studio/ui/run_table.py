@@ -118,7 +118,8 @@ def table(found: Sequence[Row], of: int, choice: Choice, looked_at: str, now: fl
     """The page of the table that is asked for; `of` is how many runs there are."""
     if not of:
         return empty(
-            "No run yet", "Press Start on the Train tab: its settings already fit the built-in model and data."
+            "No run yet",
+            "Press “Start training” on the Train tab: its settings already fit the built-in model and data.",
         )
     if not found:
         return empty(

@@ -45,7 +45,7 @@ def build(studio: Studio, shared: Shared) -> tuple[dict[str, Any], gr.State]:
     with gr.Row(elem_classes="runs-top"):
         search = gr.Textbox(
             label="Search runs",
-            placeholder="words of the name, model, data, tags or note",
+            placeholder="name, model, data, tag or note",
             elem_id="run-search",
             scale=3,
             min_width=220,

@@ -29,7 +29,7 @@ def test_a_result_that_computes_something_else_is_none_though_it_says_the_same(b
 
 def test_rounding_is_told_and_may_change_words_only_where_the_precision_is_another() -> None:
     assert verdict(OWN, OWN, exact=True) == (
-        "Loaded and asked: it gives the same answer as base and adapter, the very same scores.",
+        "Loaded and asked: it gives the same answer as base and adapter, the very same logits.",
         True,
     )
     assert verdict(OWN, moved(EXACT / 2), exact=True)[1]
