@@ -67,16 +67,29 @@ def zipped(path: Path, given: dict[str, bytes], compression: int = zipfile.ZIP_D
     return path
 
 
-def noise_run(workspace: Workspace) -> RunFolder:
-    """A finished run whose adapter is noise: it often spoils what the base would say."""
-    run = workspace.create_run("Noise", to_yaml(parse({"title": "Noise"})), {"model": "demo", "data": "recommender"})
+def noise_run(
+    workspace: Workspace,
+    title: str = "Noise",
+    data: str = "recommender",
+    deviation: float = 0.5,
+    steps: tuple[int, ...] = (),
+) -> RunFolder:
+    """A finished run whose adapter, and whose checkpoints at these steps, are noise: no training is waited for.
+
+    Of the given deviation it often spoils what the base would say; of a tenth of it the base still answers.
+    """
+    config = parse({"title": title, "data": {"train_file": data}})
+    run = workspace.create_run(title, to_yaml(config), {"model": "demo", "data": data})
     now = time.time()
     events = [RunStarted(now, 1, "cpu", "float32"), Finished(now, "done", 4, seconds=2)]
     run.events.write_text("".join(map(to_line, events)), encoding="utf-8")
-    run.adapter.mkdir()
     numbers = np.random.default_rng(3)
-    weights = {name: numbers.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes_on().items()}
-    save_file(weights, run.adapter / "adapter_model.safetensors")
     settings = {**SETTINGS, "target_modules": ["q_proj", "down_proj"], "lora_alpha": 2}
-    (run.adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    for folder in (run.adapter, *(run.checkpoints / f"checkpoint-{step}" for step in steps)):
+        folder.mkdir(parents=True)
+        weights = {name: numbers.normal(0, deviation, shape).astype(np.float32) for name, shape in shapes_on().items()}
+        save_file(weights, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        if folder != run.adapter:
+            (folder / "trainer_state.json").write_text("{}", encoding="utf-8")
     return run

@@ -1,8 +1,6 @@
 """The chat tab in a real browser: columns stream together, people keep apart, votes, prompt sets, death and return."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +9,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from lora_studio.workspace import Workspace
-from tests.serving import HOSTILE, ROOT, Server, visited
+from tests.adapters import noise_run
+from tests.serving import HOSTILE, Server, fits, visited
 
 pytestmark = pytest.mark.slow
 PATIENCE = 180_000  # milliseconds: an engine starts slowly on a busy machine
@@ -19,13 +18,10 @@ PATIENCE = 180_000  # milliseconds: an engine starts slowly on a busy machine
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace with one run of four steps and a checkpoint at half way: adapters that answer, well or not."""
-    root = tmp_path_factory.mktemp("studio") / "workspace"
-    options = ["--workspace", str(root), "--title", HOSTILE, "--training.max_steps", "4"]
-    options += ["--training.save_strategy", "steps", "--training.save_steps", "2"]
-    command = [sys.executable, "-m", "lora_studio", "train", "demo", *options]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    return Workspace(root)
+    """A workspace with one run and a checkpoint at half way: adapters that answer nearly as the base."""
+    made = Workspace(tmp_path_factory.mktemp("studio") / "workspace")
+    noise_run(made, HOSTILE, "pirate", deviation=0.05, steps=(2,))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +109,7 @@ def test_three_columns_stream_together_and_come_back_after_a_reload(browser: Bro
         page.reload()
         expect(columns.nth(2).locator(".ls-user .ls-said").nth(1)).to_have_text(HOSTILE, timeout=PATIENCE)
         assert [answers(page, column) for column in range(3)] == said
-        page.set_viewport_size({"width": 390, "height": 844})
-        page.wait_for_timeout(500)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert fits(page, 390)
         assert page.evaluate("(n => n.scrollWidth > n.clientWidth)(document.querySelector('.chat-columns'))")
         page.locator("#chat-board [data-act=clear]").click()
         expect(page.locator("#chat-board .ls-bubble")).to_have_count(0, timeout=PATIENCE)
@@ -166,7 +160,8 @@ def test_two_people_chat_at_once_without_mixing(browser: Browser, server: Server
 
 def test_a_stop_an_engine_that_is_killed_and_an_unload(browser: Browser, server: Server) -> None:
     with visit(browser, server) as page:
-        sample(page, max_new_tokens="3000", temperature="5")
+        # So hot the end is as likely as any other token; with this seed it comes late.
+        sample(page, max_new_tokens="3000", temperature="5", seed="5")
         answer = page.locator(".chat-column").nth(1).locator(".ls-assistant .ls-said")
         ask(page, "Tell me everything.")
         expect(answer).not_to_be_empty(timeout=PATIENCE)
