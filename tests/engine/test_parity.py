@@ -209,6 +209,15 @@ def test_the_thinking_switch_of_chat_is_that_of_training(thinking: bool | None, 
         assert prompt == example.input_ids[:first]
 
 
+def test_what_is_chosen_in_the_chat_goes_before_the_thinking_of_training(base: Path) -> None:
+    loaded = load_base(str(base))
+    switch = "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}"
+    loaded.templates["own"], loaded.cards["own"] = f"{switch}{loaded.template(None)}", {"enable_thinking": True}
+    begun = {chosen: prompt_ids(loaded, Column("own", ask("x")), chosen) for chosen in (None, True, False)}
+    assert begun[None] == begun[True] != begun[False]
+    assert loaded.tokenizer.decode(begun[False]).startswith("False")
+
+
 def test_a_stop_ends_all_columns_within_one_token(loaded: LoadedModel) -> None:
     asked: list[int] = []
 
