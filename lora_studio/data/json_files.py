@@ -202,7 +202,7 @@ def _from_object(value: dict[str, Any]) -> tuple[Rows, list[str]]:
         aside = [f"`{other}`" for other in tables if other != name]
         said = f"The rows are those under `{name}`" + (f"; left aside: {', '.join(aside)}." if aside else ".")
         return _numbered(iter(lists[name])), [said]
-    if len(lists) == len(value) > 0 and not any(map(_is_conversation, lists.values())):
+    if len(lists) == len(value) > 0 and not any(map(_is_conversation, lists.values())) and not _is_tokens(value):
         if len({len(column) for column in lists.values()}) == 1:
             return _from_columns(lists), ["The file is an object of arrays: each array is a column."]
         if len(lists) > 1 and not any(column and isinstance(column[0], dict) for column in lists.values()):
@@ -218,6 +218,12 @@ def _from_object(value: dict[str, Any]) -> tuple[Rows, list[str]]:
 def _from_columns(columns: dict[str, list[Any]]) -> Rows:
     for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
         yield Record(number, dict(zip(columns, cells, strict=True)))
+
+
+def _is_tokens(value: dict[str, Any]) -> bool:
+    """Whether it is one row of tokens: as columns of such rows its lists would hold lists."""
+    ids = value.get("input_ids")
+    return isinstance(ids, list) and bool(ids) and isinstance(ids[0], int)
 
 
 def _is_table(column: list[Any]) -> bool:

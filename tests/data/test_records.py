@@ -1,6 +1,7 @@
 """Files of every kind to records, and what is said of files and rows that can't be read."""
 
 import gzip
+import json
 
 import pytest
 
@@ -44,6 +45,14 @@ def test_a_broken_line_is_reported_and_does_not_stop_the_rest(write):
 )
 def test_json_is_read_by_its_content_and_not_by_its_ending(write, name, text):
     assert _fields(write(name, text)) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_single_row_of_tokens_is_no_columns_of_numbers(write, name):
+    row = {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
+    assert _fields(write(name, json.dumps(row))) == [row]
+    table = {"input_ids": [[1, 2], [3]], "labels": [[1, 2], [3]]}
+    assert [fields["input_ids"] for fields in _fields(write(name, json.dumps(table)))] == [[1, 2], [3]]
 
 
 def test_a_line_that_is_a_bare_list_of_turns_becomes_messages(write):
