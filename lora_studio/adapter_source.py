@@ -157,6 +157,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def virtual_tokens(folder: Path) -> int:
+    """Tokens that an adapter of prompt learning puts before each prompt; 0 for all others."""
+    settings = read_settings(folder)
+    return int(settings["num_virtual_tokens"]) if settings["peft_type"] in PROMPT_LEARNING else 0
+
+
 def read_lora(folder: Path) -> dict[str, Any]:
     """The same for what only LoRA can be used for. Raises `StudioError` for all other kinds."""
     settings = read_settings(folder)

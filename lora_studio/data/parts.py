@@ -293,7 +293,7 @@ def nothing_to_train(name: str, shape: Format, first: BadRow) -> ReadingError:
     found = f"; found: {first.found[:120]}" if first.found else ""
     return ReadingError(
         f"No row of {Path(name).name} can be trained on. It was read so: {shape.words} "
-        f"Row {first.row}: {first.reason}{where}{found}.",
+        f"Row {first.row}: {first.reason.rstrip('.')}{where}{found}.",
         "Mend the rows, or choose a prompt style that has a place for them.",
     )
 

@@ -240,7 +240,7 @@ def _forced(loaded: LoadedModel, adapter: str | None, name: str, batch: Sequence
     """The scores of a column for the expected answers of a batch; none for rows that can't be scored."""
     scored = [(place, row.examples[name]) for place, row in enumerate(batch)]
     there = [(place, example) for place, example in scored if example is not None and example.trained_tokens]
-    limit = loaded.longest_text
+    limit = loaded.longest_text and loaded.longest_text - loaded.virtual_tokens(adapter)
     there = [(place, example) for place, example in there if limit is None or len(example.input_ids) <= limit]
     found: list[dict[str, Any]] = [{"loss": None, "right_tokens": None, "expected_tokens": None} for _ in batch]
     scores = forced_scores(loaded, adapter, [example for _, example in there])

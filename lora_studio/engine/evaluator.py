@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_studio.adapter_source import read_settings
+from lora_studio.adapter_source import read_settings, virtual_tokens
 from lora_studio.engine.child import DONE, WRONG_INPUT, begin, ending_of, last_word, leave, unexpected
 from lora_studio.engine.download import Download
 from lora_studio.engine.event_log import EventLog, data_progress
@@ -103,13 +103,14 @@ def _read(
     from lora_studio.engine.tokenizer import load_tokenizer
 
     base, revision = card["base_model"], card.get("revision")
-    numbers = read_config(base, revision).get_text_config().to_dict()
+    longest = read_config(base, revision).get_text_config().to_dict().get("max_position_embeddings")
+    virtual = max(virtual_tokens(Path(column.folder)) for column in request.adapters)
     return read_asked_file(
         request.data,
         load_tokenizer(base, revision),
         voices,
         most=request.measuring.max_samples,
-        longest=numbers.get("max_position_embeddings"),
+        longest=longest - virtual if longest else None,
         cache_folder=folder.cache,
         on_progress=data_progress(log),
     )

@@ -111,9 +111,12 @@ def prompt_ids(loaded: LoadedModel, column: Column, enable_thinking: bool | None
         raise StudioError(f"The chat template refuses this conversation: {error}", "Change its messages.") from error
     ids: list[int] = encoded["input_ids"]
     longest = loaded.longest_text
-    if longest is not None and len(ids) + loaded.virtual_tokens(column.adapter) >= longest:
+    virtual = loaded.virtual_tokens(column.adapter)
+    if longest is not None and len(ids) + virtual >= longest:
         raise StudioError(
-            f"The conversation has {len(ids)} tokens; {loaded.name} reads at most {longest}.", "Start a new one."
+            f"The conversation has {len(ids)} tokens{f' and {virtual} virtual ones' if virtual else ''}; "
+            f"{loaded.name} reads at most {longest}.",
+            "Start a new one.",
         )
     return ids
 

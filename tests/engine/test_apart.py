@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_studio.adapter_source import KINDS
+from lora_studio.adapter_source import KINDS, virtual_tokens
 from lora_studio.data.encode import Example
 from lora_studio.engine.forced import forced_scores
 from lora_studio.engine.generate import Column, generate, greedy
@@ -178,7 +178,8 @@ def test_virtual_tokens_count_as_text(folders: dict[str, Path]) -> None:
     assert longest is not None
     text = "a " * longest
     assert loaded.virtual_tokens("PROMPT_TUNING") == 12
-    with pytest.raises(StudioError, match="reads at most"):
+    assert [virtual_tokens(folders[kind]) for kind in ("PROMPT_TUNING", "PREFIX_TUNING", "LORA")] == [12, 3, 0]
+    with pytest.raises(StudioError, match="tokens and 12 virtual ones; demo reads at most"):
         generate(loaded, [Column("PROMPT_TUNING", ask(text))], greedy(loaded, LONGEST))
 
 
