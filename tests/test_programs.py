@@ -161,6 +161,11 @@ def test_a_space_without_a_login_keeps_its_limits_whichever_way_a_guest_comes(sp
         joined = {"data": [[file]], "fn_index": 0, "session_hash": client.session_hash}
         assert "none is fetched" in other.post("/gradio_api/queue/join", json=joined).text
         assert other.post("/gradio_api/queue/join", json=joined | {"data": [""]}).status_code == 401  # not its page
+        events = [event for event in other.get("/config").json()["dependencies"] if event["backend_fn"]]
+        for queues, found in ((True, 404), (False, 200)):
+            event = next(event for event in events if event["queue"] is queues and len(event["inputs"]) < 2)
+            asked_past_the_queue = {"data": [""] * len(event["inputs"]), "fn_index": event["id"], "session_hash": "own"}
+            assert other.post("/gradio_api/run/predict", json=asked_past_the_queue).status_code == found
     assert "Traceback" not in space.log.read_text()
     assert "HOT_RELOAD" not in space.log.read_text()
 

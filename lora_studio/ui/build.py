@@ -234,7 +234,7 @@ def _gated(serving: Serving) -> Callable[[App], AbstractAsyncContextManager[None
 def _serve(demo: gr.Blocks, studio: Studio) -> None:
     serving = studio.serving
     host, port = serving.host, serving.port
-    demo.queue(default_concurrency_limit=16)
+    demo.queue(default_concurrency_limit=16, api_open=False)  # what queues can't be asked for past the queue
     try:
         demo.launch(
             server_name=host,
