@@ -162,7 +162,7 @@ def make_request(
     read_lora(found.folder)
     chosen = checked(target, settings or {})
     workspace.check_path(out or "")
-    place = str(_free_place(Path(out).expanduser().absolute())) if out else ""
+    place = str(_free_place(Path(os.path.abspath(Path(out).expanduser())))) if out else ""
     title = f"{found.title}: {target.title}"
     return Request(title, target.name, adapter, str(found.folder), found.run, chosen.model_dump(), place, trial)
 

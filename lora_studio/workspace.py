@@ -19,6 +19,7 @@ from typing import Any
 from lora_studio.errors import StudioError
 from lora_studio.files import numbered, same_content
 from lora_studio.permissions import Permissions
+from lora_studio.run_names import meant
 from lora_studio.space import usual_place
 
 DEMO_MODEL = "demo"
@@ -324,17 +325,13 @@ class Workspace(Permissions):
         raise StudioError("No new run folder could be made.", f"Look at {self.runs_folder}.")
 
     def run(self, run_id: str) -> RunFolder:
-        """The run of that id, of the only id that begins so, or the newest for "last"; StudioError where none is."""
+        """The run of that id, the newest for "last", or the one that `run_names.meant` finds; StudioError for none."""
         if self._dated(run_id) is not None:
             return RunFolder(self.runs_folder / run_id)
-        runs = self.runs()
+        runs = {run.id: run for run in self.runs()}
         if run_id == "last" and runs:
-            return runs[0]
-        matches = [run for run in runs if run_id and run.id.startswith(run_id)]
-        if len(matches) == 1:
-            return matches[0]
-        found = "several runs begin so" if matches else "there is no such run"
-        raise StudioError(f"Run {run_id!r}: {found}.", "`python -m lora_studio runs list` shows every run's id.")
+            return next(iter(runs.values()))
+        return runs[meant(run_id, list(runs), lambda name: str(runs[name].read_facts().get("title", "")))]
 
     def runs(self) -> list[RunFolder]:
         """Every run, newest first. Only folders not seen before are looked into: what dates a run is written once."""

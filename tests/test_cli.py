@@ -310,7 +310,11 @@ def test_runs_are_listed_shown_stopped_and_deleted(
     assert main(["runs", "show", run_id, "--json"]) == 0
     assert last_json(capsys.readouterr().out)["run"] == run_id
     wait_until(lambda: supervisor.busy() is None)
-    assert main(["runs", "delete", run_id]) == 0
+    assert main(["runs", "delete", run_id, "--json"]) == 2  # nobody sits at a terminal to be asked
+    told = capsys.readouterr()
+    assert run_id in told.err
+    assert "--yes" in last_json(told.out)["hint"]
+    assert main(["runs", "delete", run_id, "--yes"]) == 0
     assert workspace.runs() == []
 
 

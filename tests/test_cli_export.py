@@ -84,7 +84,8 @@ def test_one_whose_terminal_is_gone_is_listed_followed_and_stopped_by_its_id(
     assert "ended already" in say("runs", "cancel", name)[2]
     code, _, told = say("runs", "follow", name)
     assert (code, "Stopped when asked to." in told) == (130, True)
-    assert json.loads(say("runs", "delete", name, "--json")[1]) == {"export": name, "state": "deleted"}
+    assert "can't be resumed" in say("runs", "resume", name)[2]
+    assert json.loads(say("runs", "delete", name, "--json", "--yes")[1]) == {"export": name, "state": "deleted"}
     assert "no such run" in say("runs", "stop", name)[2]
 
 

@@ -1,6 +1,9 @@
 """`runs` in the terminal: what runs came to, tags, notes, comparison, CSV."""
 
 import json
+import sys
+
+import pytest
 
 from lora_studio.events import CheckpointSaved, Evaluated, Finished, RunStarted, StepLogged, to_line
 from lora_studio.parsing import parse, to_yaml
@@ -83,3 +86,23 @@ def test_what_is_missing_or_too_much_is_said(workspace: Workspace, say: Say) -> 
     assert say("runs", "compare", run.id, run.id)[0] == 2
     assert "takes one run" in say("runs", "show", run.id, "other")[2]
     assert "no such run" in say("runs", "csv", "nothing")[2]
+
+
+def test_a_run_is_named_by_its_title_where_only_one_has_it(workspace: Workspace, say: Say) -> None:
+    first, second, third = (make(workspace, title, 4) for title in ("My pirate", "twice", "Twice"))
+    assert first.id in say("runs", "show", "my PIRATE")[1]
+    code, out, told = say("runs", "show", "twice", "--json")
+    assert (code, second.id in told, third.id in told) == (2, True, True)
+    assert json.loads(out)["error"] == "Run 'twice': several runs have that title."
+
+
+def test_nothing_is_deleted_without_a_yes(workspace: Workspace, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(workspace, "first", 4)
+    assert (say("runs", "delete", "last")[0], run.path.is_dir()) == (2, True)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+    assert (say("runs", "delete", "last")[0], run.path.is_dir()) == (2, True)
+    assert all(word in asked[0] for word in (run.id, "first", "[y/N]"))
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    assert (say("runs", "delete", "last")[0], run.path.is_dir()) == (0, False)

@@ -5,6 +5,7 @@ that `--help` is there at once. Exit codes: 0 done, 1 failed, 2 wrong input, 130
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -33,11 +34,13 @@ RUN_ACTIONS = (
     "compare",
     "csv",
 )
+ADAPTER = "a run (id, its beginning, title or `last`, with /checkpoint-N if wanted), or an adapter's folder"
 ABOUT_ACTIONS = (
     "follow tells of one until it ends; stop saves a checkpoint and ends; cancel ends at once and keeps only the "
     "checkpoints that are there; resume goes on after either; queue lists the runs that wait, up and down move one of "
     "them; tag and note print or replace what you wrote on a run; compare sets runs beside each other; csv prints "
-    "measurements; show, follow, stop, cancel and delete take an evaluation's or an export's id as well"
+    "measurements; show, follow, stop, cancel and delete take an evaluation's or an export's id as well, "
+    "and resume an evaluation's"
 )
 WITH_SETTINGS = ("train", "check", "estimate", "inspect", "chat", "evaluate", "export")
 
@@ -83,8 +86,9 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     _add_export_flags(export)
     runs = add("runs", "list, show, compare, tag, stop, resume or delete runs, and move them in the queue", output)
     runs.add_argument("action", nargs="?", choices=RUN_ACTIONS, default="list", help=ABOUT_ACTIONS)
-    runs.add_argument("run", nargs="?", metavar="RUN", help='an id, its beginning, or "last"')
+    runs.add_argument("run", nargs="?", metavar="RUN", help='an id, its beginning, a title, or "last"')
     runs.add_argument("more", nargs="*", metavar="MORE", help="the other runs to compare, the tags, or the note")
+    runs.add_argument("--yes", action="store_true", help="delete without asking, also where nobody could be asked")
     presets = add("presets", "list the presets or show one", output)
     presets.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     presets.add_argument("preset", nargs="?", metavar="PRESET")
@@ -102,7 +106,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
 
 
 def _add_chat_flags(chat: argparse.ArgumentParser) -> None:
-    chat.add_argument("adapter", metavar="RUN", help='a run ("last", RUN/checkpoint-N) or an adapter\'s folder')
+    chat.add_argument("adapter", metavar="RUN", help=ADAPTER)
     chat.add_argument("--compare", action="store_true", help="let the base answer as well")
     chat.add_argument(
         "--beside", action="append", metavar="RUN", help="another adapter of the same base (twice at most)"
@@ -112,7 +116,7 @@ def _add_chat_flags(chat: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.add_argument("adapter", metavar="RUN", help='a run ("last", RUN/checkpoint-N) or an adapter\'s folder')
+    evaluate.add_argument("adapter", metavar="RUN", help=ADAPTER)
     evaluate.add_argument("data", metavar="DATA", help="a file of questions with answers, or a shipped data set")
     evaluate.add_argument("--compare", action="store_true", help="let the base answer as well")
     evaluate.add_argument(
@@ -126,7 +130,7 @@ def _add_evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
 
 
 def _add_export_flags(export: argparse.ArgumentParser) -> None:
-    export.add_argument("adapter", metavar="RUN", help='a run ("last", RUN/checkpoint-N) or an adapter\'s folder')
+    export.add_argument("adapter", metavar="RUN", help=ADAPTER)
     export.add_argument("--to", metavar="TARGET", required=True, help="the form; `list` says what there is")
     export.add_argument("--out", metavar="PATH", help="where the result goes (default: the workspace's exports)")
     export.add_argument("--no-trial", action="store_true", help="do not load the result and ask it something")
@@ -172,6 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(given, unknown)
     except StudioError as error:
         print(error, file=sys.stderr)
+        if vars(given).get("json"):
+            print(json.dumps({"error": error.message, "hint": error.hint}, ensure_ascii=False), flush=True)
         return WRONG_INPUT
     except KeyboardInterrupt:
         return STOPPED

@@ -1,14 +1,13 @@
 """`estimate` and the checks before a start: what a run would need, and whether it would get far."""
 
 import argparse
-import sys
 from dataclasses import asdict
 from typing import Any
 
 from lora_studio.advice import best_changes
 from lora_studio.architecture import architecture, read_config
 from lora_studio.cli.flags import overrides
-from lora_studio.cli.terminal import print_json, say, table
+from lora_studio.cli.terminal import confirmed, print_json, say, table
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
 from lora_studio.estimate import PARTS, settled, verdict
@@ -37,16 +36,20 @@ def estimate(workspace: Workspace, given: argparse.Namespace, unknown: list[str]
     available = round(given.memory * GIB) if given.memory else here.memory_free
     chosen = settled(config, model, device, available)
     found, changes = estimate_of(chosen, model, device), best_changes(chosen, model, device)
-    said = verdict(found.total, available)
+    said, assumed = verdict(found.total, available), {"assumed_tokens": config.data.max_length}
     if given.json:
         listed = [{**asdict(change), "settings": dict(change.settings)} for change in changes]
-        print_json({**found.to_dict(), "available": available, "verdict": said, "changes": listed})
+        print_json({**found.to_dict(), "available": available, "verdict": said, "changes": listed, **assumed})
         return 0
     rows = [(PARTS[key][0], f"{octets / GIB:.2f}") for key, octets in found.parts.items()]
     print(table(("part", "GiB"), [*rows, ("all", f"{found.total / GIB:.2f}")]))
     print(f"\n{said[:1].upper() + said[1:]}: {found.total / GIB:.2f} GiB of {available / GIB:.2f} GiB ({device}).")
     print(f"Trained: {found.trainable:,} of {found.parameters:,} parameters, {100 * found.share:.2f} %.")
     print(f"Gradient checkpointing is {'on' if found.gradient_checkpointing else 'off'}.")
+    print(
+        f"Every row is taken to have data.max_length tokens, {config.data.max_length:,}; shorter rows need less. "
+        "`inspect DATA` tells how long yours are."
+    )
     if not found.exact:
         print("A rough estimate: the layout of this kind of model is not known in full.")
     for change in changes:
@@ -73,14 +76,10 @@ def agree(report: Report) -> None:
     """Asks a person about what needs a decision. Raises `StudioError` where nobody says yes."""
     if report.state != ASK:
         return
-    if not sys.stdin.isatty() or not _yes(input("Start anyway? [y/N] ")):
+    if not confirmed("Start anyway?"):
         raise StudioError(
             "The run was not started: the memory will hardly do.", "Change the settings, or add --skip-preflight."
         )
-
-
-def _yes(answer: str) -> bool:
-    return answer.strip().lower() in ("y", "yes")
 
 
 def as_json(report: Report) -> dict[str, Any]:

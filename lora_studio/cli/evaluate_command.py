@@ -113,6 +113,8 @@ def _tell(folder: EvaluationFolder, state: RunState, files: dict[str, str], *, s
         say(f"Failed: {state.message}")
     if state.state != "done":
         say(state.hint)
+        if state.state == "stopped" or summary:
+            say(f"Go on with: python -m lora_studio runs resume {folder.id}")
     for path in files.values():
         say(path)
 

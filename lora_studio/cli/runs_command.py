@@ -7,8 +7,9 @@ from typing import Any
 
 from lora_studio.cli import job_actions
 from lora_studio.cli.run_results import ACTIONS, act, facts_of, list_runs, what_came_out
-from lora_studio.cli.terminal import duration, print_json, say, table
+from lora_studio.cli.terminal import duration, print_json, say, size, table
 from lora_studio.cli.train_command import follow_to_end, result_of, step_line
+from lora_studio.deletion import deletions
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.health import Diagnosis, in_words, of_folder
@@ -36,7 +37,7 @@ def runs(workspace: Workspace, given: argparse.Namespace) -> int:
         return 0
     job = job_actions.find(workspace, given.run) if given.action in job_actions.ACTIONS else None
     if job is not None:
-        return job_actions.act(job, given.action, given.json)
+        return job_actions.act(job, given.action, given.json, sure=given.yes)
     run = workspace.run(given.run)
     if given.action == "follow":
         return follow_to_end(supervisor, run, given.json, leaves=True)
@@ -51,6 +52,8 @@ def runs(workspace: Workspace, given: argparse.Namespace) -> int:
         supervisor.resume(run.id)
         say("Resumed. It goes on in the background: `python -m lora_studio runs list` shows how far it is.")
     elif given.action == "delete":
+        if not given.yes:
+            _ask(workspace, supervisor, run.id)
         supervisor.delete(run.id)
         say(f"Deleted run {run.id}.")
         if given.json:
@@ -66,6 +69,15 @@ def runs(workspace: Workspace, given: argparse.Namespace) -> int:
     else:
         print(_describe(state, health))
     return 0
+
+
+def _ask(workspace: Workspace, supervisor: Supervisor, run_id: str) -> None:
+    """Asks before a run is deleted; nothing of one that can't be, which the supervisor refuses."""
+    found = next(iter(deletions(workspace, [run_id], supervisor.runs())), None)
+    if found is None or found.against:
+        return
+    after = f", on whose adapter {' and '.join(found.continued_by)} began" if found.continued_by else ""
+    job_actions.ask(f"run {run_id} ({found.title}, {size(found.bytes)} with its checkpoints and adapter{after})")
 
 
 def _queue(supervisor: Supervisor, as_json: bool) -> int:

@@ -15,6 +15,16 @@ def say(text: str = "") -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def confirmed(question: str) -> bool:
+    """Whether a person at the terminal says yes; nobody there is a no."""
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        return False
+
+
 def print_json(value: Any) -> None:
     """The result of a command, as one object on one line."""
     print(json.dumps(value, ensure_ascii=False, default=str), flush=True)

@@ -268,7 +268,8 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
         )
     except OSError as error:
         raise StudioError(
-            f"Port {port} on {host} can't be listened on: {error}", "Give another one with --port."
+            f"Port {port} on {host} is taken by another program, or can't be listened on.",
+            f"Choose another: `LORA_STUDIO_PORT={port + 1} make run`, or --port {port + 1}.",
         ) from error
     print(address_words(host, port), flush=True)
     demo.block_thread()

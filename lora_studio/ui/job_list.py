@@ -55,7 +55,9 @@ def title(state: RunState) -> str:
 
 def ended(state: RunState) -> str:
     """Finished after 12 s."""
-    words = f"{STATES[state.state]} after {run_words.clock(run_words.elapsed(state, 0.0))}."
+    seconds = run_words.elapsed(state, 0.0)
+    after = "before it began" if seconds is None else f"after {run_words.clock(seconds)}"
+    words = f"{STATES[state.state]} {after}."
     return f'<div class="now">{escape(words)}</div>'
 
 
