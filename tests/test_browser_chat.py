@@ -172,7 +172,7 @@ def test_a_stop_an_engine_that_is_killed_and_an_unload(browser: Browser, server:
         expect(answer.nth(1)).not_to_be_empty(timeout=PATIENCE)
         for child in children(server):
             child.kill()
-        expect(page.locator("#chat-status")).to_contain_text("ended unexpectedly", timeout=PATIENCE)
+        expect(page.locator("#chat-said")).to_contain_text("ended unexpectedly", timeout=PATIENCE)
         assert len(answers(page, 1)) == 2
         page.locator("#chat-max_new_tokens input").fill("10")
         ask(page, "Are you there?")

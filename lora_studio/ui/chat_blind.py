@@ -73,7 +73,7 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
         raise StudioError("There is no question yet.", "Type one.")
     check_length("The question", question, QUESTION)
     check_length("The system prompt", system, SYSTEM_PROMPT)
-    talk = act.talk(who)
+    talk, _ = act.followed(who)
     chosen = act.chosen(talk)
     titles = {BASE: f"Base: {chosen[0].card().base}"} | {choice.value: choice.name for choice in chosen}
     order = random.SystemRandom().sample(list(titles), len(titles))

@@ -19,6 +19,7 @@ from lora_studio.data.records import read_records
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.parsing import parse, read_yaml
+from lora_studio.ui.dialogue import Talk
 from lora_studio.workspace import RunFolder, Workspace, shipped_data, step_of
 
 MOST = 3
@@ -91,6 +92,23 @@ def preferred(found: Sequence[Choice], wanted: str) -> Choice | None:
     exact = [choice for choice in found if choice.value == wanted]
     of_run = [choice for choice in found if choice.run and choice.run.id == wanted.partition("/")[0]]
     return next(iter([*exact, *of_run, *found]), None)
+
+
+def follow(found: Sequence[Choice], talk: Talk) -> str:
+    """Puts what a run has now in the place of its adapters that are gone: it deletes older checkpoints as it goes on.
+
+    Says so in words; empty where all are there, or where nothing can take their place.
+    """
+    there = {choice.value for choice in found}
+    newest = {choice.run.id: choice for choice in reversed(found) if choice.run}
+    said = []
+    for value in talk.adapters:
+        run, _, checkpoint = value.partition("/")
+        if value not in there and run in newest:
+            talk.succeed(value, newest[run].value)
+            gone = f"The checkpoint at step {step_of(checkpoint)}" if checkpoint else "The finished adapter"
+            said.append(f"{gone} is not there any more: {newest[run].label} answers in its place.")
+    return "\n".join(said)
 
 
 def require(found: Sequence[Choice], values: Sequence[str]) -> list[Choice]:

@@ -74,6 +74,7 @@ def draw(like: str = OWN_SAMPLING) -> Parts:
             )
             send = gr.Button("Send", variant="primary", scale=0, min_width=100)
             stop = gr.Button("Stop", scale=0, min_width=80, interactive=False)
+        near = gr.HTML(js_on_load=CLICKED, elem_id="chat-said")
         extra = gr.HTML(elem_id="chat-extra")
         with gr.Accordion("System prompt and sampling", open=False):
             system = gr.Textbox(
@@ -94,7 +95,7 @@ def draw(like: str = OWN_SAMPLING) -> Parts:
                 sampling = [
                     form.draw_widget(setting, f"chat-{setting.path.rpartition('.')[2]}") for setting in SAMPLING
                 ]
-    said = (question, send, stop, extra, system, like_box)
+    said = (question, send, stop, near, extra, system, like_box)
     return Parts(nothing, body, choice, load, unload, status, board, *said, sampling)
 
 
@@ -127,4 +128,4 @@ def _wire(act: Chat, who: gr.State, place: gr.HTML) -> None:
         yield from act.load(person, insist=event.act == "insist")
 
     p.board.click(click, [who, p.system, *p.sampling], [*everything, place], **answer)
-    p.status.click(insist, who, everything, **answer)
+    gr.on([p.status.click, p.said.click], insist, who, everything, **answer)

@@ -45,6 +45,7 @@ class Parts:
     question: gr.Textbox
     send: gr.Button
     stop: gr.Button
+    said: gr.HTML
     extra: gr.HTML
     system: gr.Textbox
     like: gr.Dropdown
@@ -80,11 +81,20 @@ class Chat:
         """The adapters of the columns. Raises `StudioError` where they can't answer together."""
         return chat_choices.require(self.choices(talk), talk.adapters)
 
+    def followed(self, who: str) -> tuple[Talk, Updates]:
+        """A person's chat, a run's newest adapter in the place of a deleted one; and the sentence that says so."""
+        talk = self.talk(who)
+        found = self.choices(talk)
+        if not (words := chat_choices.follow(found, talk)):
+            return talk, {self.parts.said: ""}
+        self.keep(who, talk)
+        return talk, {self.parts.choice: _offered(found, talk), self.parts.said: text.notice(words)}
+
     # -- painting
 
     def arrive(self, who: str) -> Updates:
         """The page or the tab is opened: what there is now, and what another tab chose."""
-        talk = self.talk(who)
+        talk, told = self.followed(who)
         found = self.choices(talk)
         there = {choice.value for choice in found}
         kept = [value for value in talk.adapters if value in there]
@@ -95,7 +105,7 @@ class Chat:
         if kept != talk.adapters:
             talk.adapters, talk.system = kept, None
             self.keep(who, talk)
-        return self._paint(talk, found) | self._sampling_shown(talk)
+        return told | self._paint(talk, found) | self._sampling_shown(talk)
 
     def pick(self, who: str, values: list[str]) -> Updates:
         """Other columns: those that were shown before bring their conversations back."""
@@ -105,7 +115,8 @@ class Chat:
         if talk.adapters[:1] != first:
             talk.system = None
         self.keep(who, talk)
-        return self.paint(talk)
+        talk, told = self.followed(who)
+        return told | self.paint(talk)
 
     def paint(self, talk: Talk) -> Updates:
         """Everything as it is now."""
@@ -118,16 +129,23 @@ class Chat:
         updates: Updates = {
             p.nothing: gr.HTML(visible=False),
             p.body: gr.Column(visible=True),
-            p.choice: gr.Dropdown([(each.label, each.value) for each in found], value=talk.adapters, multiselect=True),
+            p.choice: _offered(found, talk),
             p.unload: gr.Button(interactive=self.engine.loaded is not None),
             p.extra: "",
         }
         try:
             chosen = self.chosen(talk)
-            updates |= {p.status: self.status(chosen), p.system: self.system(talk, chosen), p.board: self.board(talk)}
+            updates |= {p.system: self.system(talk, chosen)}
+        except StudioError:
+            pass  # the status says it
+        return updates | {p.status: self.state(talk), p.board: self.board(talk)}
+
+    def state(self, talk: Talk) -> str:
+        """What is in memory, or why the columns can't answer together."""
+        try:
+            return self.status(self.chosen(talk))
         except StudioError as error:
-            updates |= {p.status: text.problem(error), p.board: self.board(talk)}
-        return updates
+            return text.problem(error)
 
     def status(self, chosen: Sequence[Choice]) -> str:
         held = self.engine.loaded if self.engine.holds(wanted(chosen)) else None
@@ -166,9 +184,10 @@ class Chat:
         """Brings base and adapters into memory, with progress."""
         p = self.parts
         again = {p.load: gr.Button(interactive=True)}
-        yield {p.load: gr.Button(interactive=False)}
+        talk, told = self.followed(who)
+        yield {p.load: gr.Button(interactive=False)} | told
         try:
-            chosen = self.chosen(self.talk(who))
+            chosen = self.chosen(talk)
             with contextlib.closing(self.engine.load(who, wanted(chosen), insist=insist)) as answers:
                 for answer in answers:
                     if answer["kind"] == "status":
@@ -178,7 +197,6 @@ class Chat:
             yield again | {p.status: said(error)}
 
     def unload(self, who: str) -> Updates:
-        """Ends the engine's child: its memory is free for certain."""
         self.engine.unload()
         return self.paint(self.talk(who))
 
@@ -188,14 +206,14 @@ class Chat:
         """Asks all columns and shows their answers as they grow."""
         question = question.strip()
         if not question:
-            hint = "Type one below, or press one of the examples."
-            yield {self.parts.status: text.notice("There is no question yet.", hint)}
+            yield {self.parts.said: text.notice("There is no question yet.", "Type one, or press an example.")}
             return
-        talk = self.talk(who)
+        talk, told = self.followed(who)
+        yield told
         try:
             yield from self.ask(who, talk, dict.fromkeys(talk.names, question), system, sampling)
         except StudioError as error:
-            yield self._idle() | {self.parts.status: said(error), self.parts.question: question}
+            yield self._failed(talk, error) | {self.parts.question: question}
 
     def ask(
         self,
@@ -227,10 +245,10 @@ class Chat:
                 yield from self._carry(who, talk, names, chosen, answers)
             yield self._idle()
         except StudioError as error:
-            back = {p.question: questions[names[0]]} if _take_back(talk, names, before) and not before else {}
-            yield self._idle() | back | {p.board: self.board(talk), p.status: said(error)}
+            back = {p.question: questions[names[0]]} if talk.take_back(names, before) and not before else {}
+            yield self._failed(talk, error) | back | {p.board: self.board(talk)}
         finally:
-            _take_back(talk, names, before)
+            talk.take_back(names, before)
             dialogue.write_talk(workspace, who, talk)
 
     def _carry(
@@ -262,6 +280,10 @@ class Chat:
         p = self.parts
         return {p.send: gr.Button(interactive=True), p.stop: gr.Button(interactive=False)}
 
+    def _failed(self, talk: Talk, error: StudioError) -> Updates:
+        """The reason stands where the question was asked; above is again what is in memory."""
+        return self._idle() | {self.parts.said: said(error), self.parts.status: self.state(talk)}
+
     def stop(self, who: str) -> None:
         self.engine.stop(who)
 
@@ -271,8 +293,9 @@ class Chat:
         self, event: Mapping[str, str], who: str, system: str, place: gr.HTML, sampling: Sequence[Any]
     ) -> Iterator[Updates]:
         """A click in the columns: ask again, change a question, undo, clear, mark, score, or take away."""
-        talk = self.talk(who)
+        talk, told = self.followed(who)
         names = [event["column"]] if event["column"] in talk.names else talk.names
+        yield told
         try:
             match event["act"]:
                 case "example":
@@ -299,7 +322,7 @@ class Chat:
                     self.keep(who, talk)
                     yield {self.parts.board: self.board(talk), self.parts.extra: ""}
         except StudioError as error:
-            yield self._idle() | {self.parts.status: said(error), self.parts.extra: ""}
+            yield self._failed(talk, error) | {self.parts.extra: ""}
 
     def _again(
         self,
@@ -362,12 +385,8 @@ class Chat:
         return [name for name, one in presets(self.studio.workspace).items() if "generation" in one.values()]
 
 
-def _take_back(talk: Talk, names: Sequence[str], before: Mapping[str, list[dict[str, str]]] | None) -> bool:
-    """Puts columns that got no answer back as they were; whether it did."""
-    taken = talk.take_back(names)
-    if taken and before:
-        talk.columns |= before
-    return taken
+def _offered(found: Sequence[Choice], talk: Talk) -> gr.Dropdown:
+    return gr.Dropdown([(each.label, each.value) for each in found], value=talk.adapters, multiselect=True)
 
 
 def plain(sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,11 +59,15 @@ class Talk:
         for name, whole in answers.items():
             self.column(name)[-1]["content"] = whole
 
-    def take_back(self, names: Sequence[str]) -> bool:
-        """Removes the last turn of these columns where none of them answered anything; whether it did."""
+    def take_back(self, names: Sequence[str], before: Mapping[str, list[Message]] | None = None) -> bool:
+        """Removes the last turn of these columns where none of them answered anything; whether it did.
+
+        They are then as they were `before`, where that is given.
+        """
         if any(self.column(name) and self.column(name)[-1]["content"] for name in names):
             return False
         self.undo(names)
+        self.columns |= before or {}
         return True
 
     def undo(self, names: Iterable[str]) -> None:
@@ -83,6 +87,12 @@ class Talk:
             return ""
         self.columns[name] = messages[: 2 * turn]
         return messages[2 * turn]["content"]
+
+    def succeed(self, old: str, new: str) -> None:
+        """Another adapter takes a column over, with what was said in it unless it has a conversation of its own."""
+        self.adapters = list(dict.fromkeys(new if name == old else name for name in self.adapters))
+        if not self.column(new):
+            self.columns[new], self.notes[new] = self.columns.pop(old, []), self.notes.pop(old, "")
 
     def clear(self) -> None:
         """Begins new conversations in the columns that are shown."""

@@ -1,5 +1,6 @@
 """What the chat tab's events do, with a session that only plays answers back."""
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,26 @@ def test_what_is_in_memory_is_not_loaded_again_and_the_talk_goes_on(act: Chat, r
     assert [message["content"] for message in asked] == ["Be a pirate.", "One?", "Arr, One?", "Two?"]
 
 
+def test_the_newest_adapter_of_a_run_takes_over_from_a_checkpoint_that_the_run_deleted(
+    act: Chat, run: RunFolder
+) -> None:
+    act.pick(WHO, [f"{run.id}/checkpoint-8"])
+    send(act, "One?")
+    act.studio.supervisor.found[0].state = "running"
+    (run.checkpoints / "checkpoint-8").rename(run.checkpoints / "checkpoint-16")
+    shutil.rmtree(run.adapter)
+    told = send(act, "Two?")[0]
+    assert "The checkpoint at step 8 is not there any more: Pirate, checkpoint at step 16 answers in its place." in str(
+        told[act.parts.said]
+    )
+    assert told[act.parts.choice].value == [f"{run.id}/checkpoint-16"]
+    assert answers(act, f"{run.id}/checkpoint-16") == ["Arr, One?", "Arr, Two?"]
+    assert act.studio.chat.asked[-2][1]["adapters"] == {
+        f"{run.id}/checkpoint-16": str(run.checkpoints / "checkpoint-16")
+    }
+    assert send(act, "Three?")[0] == {act.parts.said: ""}
+
+
 def test_two_people_have_columns_and_conversations_of_their_own(act: Chat, run: RunFolder) -> None:
     act.keep(OTHER, Talk(adapters=[f"{run.id}/checkpoint-8"]))
     send(act, "One?")
@@ -131,11 +152,11 @@ def test_the_second_person_waits_for_the_first_and_may_give_up(act: Chat) -> Non
         if "Arr" in str(update.get(act.parts.board, "")):
             break
     second = act.send(OTHER, "Two?", "", *DEFAULTS)
-    waiting = [next(second), next(second)]
-    assert "Somebody else is being answered" in waiting[1][act.parts.status]
+    waiting = [next(second), next(second), next(second)]
+    assert "Somebody else is being answered" in waiting[2][act.parts.status]
     act.stop(OTHER)
     assert act.studio.chat.stops == 0
-    assert "Stopped before it began" in list(second)[-1][act.parts.status]
+    assert "Stopped before it began" in list(second)[-1][act.parts.said]
     act.stop(WHO)
     assert act.studio.chat.stops == 1
     list(first)
@@ -171,7 +192,7 @@ def test_one_column_is_asked_again_changed_and_undone(act: Chat, run: RunFolder)
 def test_an_answer_that_could_not_be_had_again_leaves_the_old_one(act: Chat, run: RunFolder) -> None:
     send(act, "One?")
     last = click(act, "edit", run.id, "0", "fail at once")[-1]
-    assert "No memory is left." in last[act.parts.status]
+    assert "No memory is left." in last[act.parts.said]
     assert act.parts.question not in last
     assert answers(act, run.id) == ["Arr, One?"]
 
@@ -186,15 +207,15 @@ def test_all_columns_are_asked_again_each_its_own_last_question(act: Chat, run: 
 
 def test_words_that_differ_are_marked_on_demand(act: Chat) -> None:
     send(act, "One?")
-    (shown,) = click(act, "marks")
+    shown = click(act, "marks")[-1]
     assert "<mark>Arr</mark>, One?" in shown[act.parts.board]
     assert act.talk(WHO).marks
-    (hidden,) = click(act, "marks")
+    hidden = click(act, "marks")[-1]
     assert "<mark>" not in hidden[act.parts.board]
 
 
 def test_an_answer_is_compared_token_by_token(act: Chat, run: RunFolder) -> None:
-    assert "no answer to look at" in str(click(act, "tokens")[-1][act.parts.status])
+    assert "no answer to look at" in str(click(act, "tokens")[-1][act.parts.said])
     send(act, "One?")
     shown = click(act, "tokens")[-1][act.parts.extra]
     assert act.studio.chat.asked[-1][1]["answer"] == "Arr, One?"
@@ -211,14 +232,14 @@ def test_an_example_is_asked_with_the_system_prompt_of_its_data(act: Chat) -> No
 
 def test_a_failure_before_the_first_word_gives_the_question_back(act: Chat) -> None:
     last = send(act, "fail at once")[-1]
-    assert "No memory is left." in last[act.parts.status]
+    assert "No memory is left." in last[act.parts.said]
     assert last[act.parts.question] == "fail at once"
     assert answers(act, BASE) == []
 
 
 def test_a_failure_later_keeps_the_question_and_what_was_said(act: Chat, run: RunFolder) -> None:
     last = send(act, "fail later")[-1]
-    assert "Take a smaller model." in last[act.parts.status]
+    assert "Take a smaller model." in last[act.parts.said]
     assert answers(act, run.id) == ["Arr"]
 
 
@@ -234,17 +255,17 @@ def test_a_page_that_goes_away_stops_the_engine_and_keeps_what_was_said(act: Cha
 
 
 def test_no_question_and_no_adapter_are_sentences(act: Chat) -> None:
-    assert "There is no question yet." in send(act, "  ")[-1][act.parts.status]
+    assert "There is no question yet." in send(act, "  ")[-1][act.parts.said]
     act.keep(WHO, Talk(adapters=["../../etc"]))
     last = send(act, "Hi")[-1]
-    assert "not there any more" in last[act.parts.status]
+    assert "not there any more" in last[act.parts.said]
     assert last[act.parts.question] == "Hi"
     assert act.studio.chat.asked == []
 
 
 def test_sampling_is_checked_and_an_emptied_box_is_its_default(act: Chat) -> None:
     last = list(act.send(WHO, "Hi", "", *[-1, *DEFAULTS[1:]]))[-1]
-    assert "generation.max_new_tokens" in last[act.parts.status]
+    assert "generation.max_new_tokens" in last[act.parts.said]
     assert act.studio.chat.asked == []
     emptied = [None if value == "" or not isinstance(value, str) else value for value in DEFAULTS]
     list(act.send(WHO, "Hi", "", *emptied))
@@ -276,7 +297,7 @@ def test_a_chat_that_will_hardly_fit_is_asked_about_first(act: Chat, monkeypatch
     assert "1.0 MB are free while Long one trains" in last[act.parts.status]
     assert 'data-act="insist"' in last[act.parts.status]
     assert act.studio.chat.asked == []
-    assert "are free while" in send(act, "Hi")[-1][act.parts.status]
+    assert "are free while" in send(act, "Hi")[-1][act.parts.said]
     last = list(act.load(WHO, insist=True))[-1]
     assert "held by the run Long one and the chat (demo)" in last[act.parts.status]
     assert answers(act, BASE) == []
@@ -335,7 +356,7 @@ def test_an_adapter_from_elsewhere_gets_a_column_or_a_reason(act: Chat, run: Run
 
 def test_conversations_are_downloaded_as_training_data(act: Chat) -> None:
     send(act, "One?")
-    (updates,) = click(act, "export")
+    updates = click(act, "export")[-1]
     assert "conversations.jsonl" in updates[act.parts.extra]
     (path,) = act.studio.workspace.downloads_folder.glob("*/*/conversations.jsonl")
     assert path.read_text() == dialogue.Talk(**vars(act.talk(WHO))).jsonl("Be a pirate.")
