@@ -97,4 +97,6 @@ def _walk(folder: Path) -> Iterator[Path]:
                 if not name.startswith((".", "_")) and path.is_file() and not path.is_symlink():
                     yield path
     except OSError as error:
-        raise StudioError(f"{folder} can't be read: {error}.", "Check its name and permissions.") from None
+        raise StudioError(
+            f"{folder.name} can't be read: {error.strerror}.", "Check its name and permissions."
+        ) from None

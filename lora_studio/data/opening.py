@@ -78,7 +78,8 @@ def open_bytes(path: Path) -> io.BufferedReader:
     except IsADirectoryError:
         raise StudioError(f"{path} is a folder, not a file.", "Give the path of one data file.") from None
     except (OSError, ValueError) as error:
-        raise StudioError(f"{path} can't be read: {error}.", "Check its name and permissions.") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise StudioError(f"{path.name} can't be read: {why}.", "Check its name and permissions.") from None
     for mark, name in _PACKED.items():
         if head.startswith(mark):
             file.close()
