@@ -13,12 +13,19 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_studio.config import Config
-from lora_studio.parsing import ConfigError, parse
+from lora_studio.parsing import ConfigError, parse, plain_words
 from lora_studio.ui.chat_choices import Choice, Wanted
 from lora_studio.workspace import DEMO_MODEL
 
 FINISH = {"length": "length"}  # every other end of ours is a "stop"
-NAMES = {"max_new_tokens": "max_completion_tokens"}
+NOT_DONE = {
+    "tools": "LoRA Studio calls no tools: leave `tools` out.",
+    "n": "One answer is given to a request: leave `n` out, or send 1.",
+    "logprobs": "No probabilities are given: leave `logprobs` out, or send false.",
+    "frequency_penalty": "There is no `frequency_penalty`: leave it out, or send `repetition_penalty`.",
+    "presence_penalty": "There is no `presence_penalty`: leave it out, or send `repetition_penalty`.",
+    "response_format": "Answers are plain text: leave `response_format` out.",
+}
 Content = str | list[dict[str, Any]] | None
 Json = dict[str, Any]
 
@@ -99,7 +106,8 @@ def read(body: Any) -> ChatRequest:
             raise ApiError(
                 400, f"LoRA Studio can't do `{param}`: leave it out.", "unsupported_parameter", param
             ) from None
-        raise ApiError(400, f"`{param}`: {first['msg']}.", "invalid_value", param) from None
+        words = NOT_DONE.get(str(first["loc"][0]), f"`{param}` {plain_words(first)}.")
+        raise ApiError(400, words, "invalid_value", param) from None
 
 
 def settings_of(request: ChatRequest) -> Json:
@@ -121,9 +129,9 @@ def settings_of(request: ChatRequest) -> Json:
     except ConfigError as error:
         first = error.problems[0]
         name = first.path.rpartition(".")[2]
-        raise ApiError(
-            400, f"`{NAMES.get(name, name)}` {first.message}.", "invalid_value", NAMES.get(name, name)
-        ) from None
+        if name == "max_new_tokens":
+            name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        raise ApiError(400, f"`{name}` {first.message}.", "invalid_value", name) from None
     return config.generation.model_dump()
 
 

@@ -39,7 +39,8 @@ def test_sampling_is_asked_for_in_openais_words_and_checked_by_the_schema() -> N
     [
         ({"temperature": 9}, "temperature"),
         ({"top_p": 0}, "top_p"),
-        ({"max_tokens": 0}, "max_completion_tokens"),
+        ({"max_tokens": -5}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"seed": -1}, "seed"),
         ({"n": 2}, "n"),
         ({"messages": []}, "messages"),
@@ -56,6 +57,8 @@ def test_what_cannot_be_done_is_refused_and_named(given: dict[str, Any], param: 
         understood(**given)
     assert (error.value.status, error.value.param) == (400, param)
     assert error.value.body()["error"]["type"] == "invalid_request_error"
+    assert param.partition(".")[0] in error.value.message
+    assert "Input should" not in error.value.message
 
 
 def test_a_body_that_is_no_object_is_refused() -> None:
