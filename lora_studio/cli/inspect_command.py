@@ -146,8 +146,8 @@ def _advice(found: dict[str, Any]) -> list[str]:
     if found["format"] == "preference":
         return [*lines, PAIRS, f"An epoch has {count(steps['per_epoch'], 'step')} ({batch})."]
     lines.append(
-        f"Packing would make {count(packing['packs'], 'sequence')} of {count(packing['rows'], 'row')} and lower the "
-        f"share of padding from {packing['padding_alone']:.0%} to {packing['padding_packed']:.0%}."
+        f"Packing would make {count(packing['packs'], 'sequence')} of {count(packing['rows'], 'row')}, "
+        f"{packing['padding_packed']:.0%} of them padding; without it about {packing['padding_alone']:.0%} are."
     )
     lines.append(f"An epoch has {count(steps['per_epoch'], 'step')}, {steps['per_epoch_packed']:,} packed ({batch}).")
     return lines

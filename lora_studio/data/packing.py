@@ -40,19 +40,30 @@ def count_packs(lengths: np.ndarray, max_length: int) -> int:
     return packs
 
 
-def forecast(lengths: np.ndarray, max_length: int) -> dict[str, Any]:
-    """What packing would do: rows to sequences, and the share of padding when every sequence is filled up."""
+def padding(lengths: np.ndarray, batch_size: int) -> float:
+    """Share of padding where rows come in random batches, each filled up to the longest of its rows."""
+    order = np.random.default_rng(0).permutation(lengths)
+    starts = np.arange(0, len(order), batch_size)
+    if not len(starts):
+        return 0.0
+    sizes = np.diff([*starts, len(order)])
+    filled = int((np.maximum.reduceat(order, starts) * sizes).sum())
+    return round(1 - int(order.sum()) / filled, 4) if filled else 0.0
+
+
+def forecast(lengths: np.ndarray, max_length: int, batch_size: int = 1) -> dict[str, Any]:
+    """What packing would do: rows to sequences, and the share of padding that batches of rows have without it and
+    sequences that are filled up have with it."""
     rows, tokens = int((lengths > 0).sum()), int(np.minimum(lengths, max_length).sum())
     packs = count_packs(lengths, max_length)
-    alone, packed = rows * max_length - tokens, packs * max_length - tokens
+    packed = packs * max_length - tokens
     return {
         "max_length": max_length,
         "rows": rows,
         "packs": packs,
         "rows_per_pack": round(rows / packs, 2) if packs else 0.0,
-        "padding_alone": round(alone / (rows * max_length), 4) if rows else 0.0,
+        "padding_alone": padding(np.minimum(lengths[lengths > 0], max_length), batch_size),
         "padding_packed": round(packed / (packs * max_length), 4) if packs else 0.0,
-        "padding_saved_tokens": alone - packed,
     }
 
 

@@ -76,7 +76,7 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
         "bad_rows_by_reason": prepared.bad_rows.reasons(),
         "refusal": {"message": refused.message, "hint": refused.hint} if refused else None,
         **_counts(prepared, look, report),
-        "packing": forecast(prepared.train.length, settings.max_length),
+        "packing": forecast(prepared.train.length, settings.max_length, look.per_device_train_batch_size),
         "steps": _steps(prepared, look),
         **readings_of(prepared),
         "hygiene": findings(prepared, report),

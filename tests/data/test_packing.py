@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lora_studio.data.packing import count_packs, forecast, steps
+from lora_studio.data.packing import count_packs, forecast, padding, steps
 
 
 @pytest.mark.parametrize("max_length", [16, 100, 512])
@@ -40,8 +40,14 @@ def test_at_the_examples_own_length_only_two_rows_share_a_sequence():
     found = forecast(_like_the_example(), 1024)
     assert abs(found["packs"] - 78_271 / 2) < 2
     assert found["rows_per_pack"] == 2.0
-    assert 0.5 < found["padding_alone"] < 0.6
+    assert found["padding_alone"] == 0
     assert 0.14 < found["padding_packed"] < 0.16
+
+
+def test_without_packing_a_batch_is_padded_to_its_longest_row():
+    assert padding(np.array([10, 10, 10, 10]), 4) == 0
+    assert padding(np.array([10, 20, 30]), 3) == round(1 - 60 / 90, 4)
+    assert forecast(np.array([10, 100]), 64, 2)["padding_alone"] == round(1 - 74 / 128, 4)
 
 
 def test_no_rows_need_no_sequence():
