@@ -130,7 +130,11 @@ def _specials(found: Result) -> list[str]:
         return []
     verb = "holds" if hidden["rows"] == 1 else "hold"
     tokens = text.shorten(", ".join(hidden["counts"]), 120)
-    words = f"{text.count(hidden['rows'], 'row')} {verb} {tokens} as text: the model takes them for real ones."
+    words = f"{text.count(hidden['rows'], 'row')} {verb} {tokens} as text: the model takes them for real ones. "
+    words += (
+        "Take them out of the texts, unless they are meant as such, as an end mark after each document is: inside a "
+        "text they teach the model to stop or change roles there."
+    )
     places = [f"row {row:,} ({role}): {token}" for row, role, token in hidden["examples"]]
     return [_finding("Special tokens in the texts", words, places)]
 
@@ -188,8 +192,8 @@ def forecast(result: Result) -> str:
         verb = "fits" if pack["rows"] == 1 else "fit"
         lines.append(
             f"Packing: {text.count(pack['rows'], 'row')} {verb} into {text.count(pack['packs'], 'pack')} of "
-            f"{text.count(pack['max_length'], 'token')}; padding falls from {_share(pack['padding_alone'])} "
-            f"to {_share(pack['padding_packed'])}, with every one filled up to that length."
+            f"{text.count(pack['max_length'], 'token')}; padding is {_share(pack['padding_packed'])} then. "
+            f"Without packing it is about {_share(pack['padding_alone'])}: a batch is filled up to its longest row."
         )
     batch, accumulation = steps["per_device_train_batch_size"], steps["gradient_accumulation_steps"]
     rows = text.count(batch * accumulation, "row")

@@ -84,7 +84,7 @@ def test_the_suggestion_gives_its_reason_and_says_when_it_is_in_use(result: dict
 
 def test_packing_steps_and_windows_are_told_in_words(result: dict[str, Any]) -> None:
     said = data_findings.forecast(result)
-    assert "250 rows fit into 8 packs of 1,024 tokens; padding falls from 40 % to 3.1 %" in said
+    assert "250 rows fit into 8 packs of 1,024 tokens; padding is 3.1 % then. Without packing it is about 40 %" in said
     assert "An epoch has 32 steps of 8 rows (4 × 2); packed 1." in said
     assert "3 long texts are split into windows of at most 1,024 tokens" in said
     assert "1,262 examples in all" in said
