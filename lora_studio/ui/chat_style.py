@@ -1,4 +1,4 @@
-"""How the chat tab looks: columns that scroll sideways on a phone, the buttons in them, and answers token by token."""
+"""How the chat tab looks: columns, below each other on a phone, the buttons in them, and answers token by token."""
 
 CSS = """
 .chat-columns { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(280px, 1fr); gap: 12px;
@@ -29,7 +29,7 @@ CSS = """
 .chat-turn { border-bottom: 2px dotted var(--body-text-color); }
 .chat-tally td:last-child { white-space: nowrap; }
 @media (max-width: 640px) {
-  .chat-columns { grid-auto-columns: minmax(84%, 1fr); }
-  .chat-talk { height: auto; min-height: 150px; max-height: 46vh; }
+  .chat-columns { grid-auto-flow: row; grid-auto-columns: auto; grid-template-columns: minmax(0, 1fr); }
+  .chat-talk { height: auto; min-height: 80px; max-height: 70vh; }
 }
 """
