@@ -83,7 +83,7 @@ def build(studio: Studio, shared: Shared) -> None:
         return [*fill(studio), View(watching.opening())]
 
     start.click(begin, [view, warned, *form], [view, warned, said], **QUIET)
-    clicks: dict[str, Any] = {"act": act, "told": [said, downloaded]}
+    clicks: dict[str, Any] = {"act": act, "told": [said, downloaded], "busy": studio.evaluations.busy}
     job_wiring.wire(parts, view, watching.look, opening=opening, opened=[*form, view], **clicks)
     gr.on([part.input for part in form], lambda *chosen: keep(studio, *chosen), form, None, **QUIET)
 

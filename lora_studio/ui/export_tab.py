@@ -84,8 +84,10 @@ def build(studio: Studio, shared: Shared) -> None:
 
     adapter.input(change, [adapter, view], view, **QUIET)
     # Many at once: a field that is left by a click on the button is kept and the export begun in one moment.
-    clicks: dict[str, Any] = {"act": act, "told": [said, downloaded], "trigger_mode": "multiple"}
-    job_wiring.wire(parts, view, watching.look, opening=opening, opened=[adapter, view, nothing], **clicks)
+    clicks: dict[str, Any] = {"act": act, "told": [said, downloaded], "busy": studio.exports.busy}
+    job_wiring.wire(
+        parts, view, watching.look, opening=opening, opened=[adapter, view, nothing], trigger_mode="multiple", **clicks
+    )
 
 
 def after_click(

@@ -20,21 +20,25 @@ def wire(
     opened: Sequence[Any],
     act: Callable[[gr.EventData, Any], tuple[Any, Any, Any]],
     told: Sequence[Any],
+    busy: Callable[[], str | None],
     trigger_mode: Literal["once", "multiple"] = "once",
 ) -> None:
     """Wires a tab whose parts show what `look` says of a view; a part that shows the same as before is not sent.
 
     `opening` gives what `opened`, the view among them, shows when the page or the tab opens. `act` turns a click into
-    view, message and download link; a `StudioError` of it becomes the message. The last two are `told`.
+    view, message and download link; a `StudioError` of it becomes the message. The last two are `told`. A message goes
+    when the job that is `busy` ends: that another can't begin beside it is true no more.
     """
     shown = gr.State({})
-    painted = [*parts.values(), shown]
+    painted = [*parts.values(), shown, told[0]]
 
     def paint(now: Any, before: dict[str, str]) -> list[Any]:
-        seen = look(now, time.time())
+        seen = look(now, time.time()) | {"busy": busy() or ""}
         if seen == before:
             return [gr.skip()] * len(painted)
-        return [*(gr.skip() if seen[name] == before.get(name) else seen[name] for name in parts), seen]
+        ended = before.get("busy", "") not in ("", seen["busy"])
+        changed = [gr.skip() if seen[name] == before.get(name) else seen[name] for name in parts]
+        return [*changed, seen, "" if ended else gr.skip()]
 
     def repaint(now: Any) -> list[Any]:
         return paint(now, {})
