@@ -84,7 +84,8 @@ def page(studio: Studio) -> gr.Blocks:
         status = gr.HTML(status_line(studio.supervisor.runs()), elem_id="status")
         data, form, run = gr.State(), gr.State(), gr.State("")  # not inside the tabs: gradio would count them as tabs
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
-            shared = Shared(tabs=tabs, data=data, form=form, run=run)
+            start = gr.Button("Start training", variant="primary", size="lg", elem_id="start", render=False)
+            shared = Shared(tabs=tabs, data=data, form=form, run=run, start=start)
             for name, label, build in TABS:
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}") as tab:
                     build(studio, shared)

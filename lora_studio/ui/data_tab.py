@@ -196,11 +196,12 @@ def _wire(act: Inspection, shared: Shared) -> None:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     inspect: dict[str, Any] = {"concurrency_id": "inspect", "concurrency_limit": 1, **quiet}
     gr.on(fn=act.repaint, outputs=shown, **quiet)
-    kept = c.upload.upload(act.keep_upload, c.upload, [c.source, c.validation, c.upload], **quiet)
+    gone = [v.status, v.body, v.summary, v.found, v.reading.box, v.rows]
+    kept = c.upload.upload(act.keep_upload, c.upload, [c.source, c.validation, c.upload, *gone], **quiet)
     kept.then(act.look_anew, chosen, shown, **inspect)
     second = c.upload_validation.upload(act.keep_validation, c.upload_validation, [c.source, c.validation], **quiet)
     second.then(act.look, chosen, shown, **inspect)
-    c.source.input(act.look_anew, chosen, shown, **inspect)
+    c.source.input(act.choose, None, gone, **quiet).then(act.look_anew, chosen, shown, **inspect)
     gr.on([c.look.click, c.validation.input, c.percentiles.submit], act.look, chosen, shown, **inspect)
     c.stop.click(act.stop, queue=False, **quiet)
     cut = [v.histogram, v.sentence, v.use]
@@ -211,7 +212,7 @@ def _wire(act: Inspection, shared: Shared) -> None:
     taken.then(act.look, chosen, shown, **inspect)
     c.bad_rows.input(act.choose_bad_rows, [v.found, *chosen], [v.summary, v.bad_line, v.train], **quiet)
     v.save_bad.click(act.save_bad_rows, None, v.saved_bad, **quiet)
-    v.train.click(act.hand_over, chosen, [shared.data, shared.tabs], **quiet)
+    v.train.click(act.hand_over, chosen, [shared.data, shared.tabs, shared.start], **quiet)
     v.clear.click(act.clear_cache, None, [v.cache, v.clear], **quiet)
     _wire_pager(act, quiet)
     _wire_reading(act, shown, inspect)

@@ -120,13 +120,24 @@ class Inspection:
         self._stopping = False
         self._looking = ""  # the visitor whose file is being read
 
+    def choose(self) -> Updates:
+        """Other data is chosen: what is in sight is not of it, and goes."""
+        words = text.progress("Opening the data")
+        return self._nothing() | {self.view.status: gr.HTML(words, visible=True)}
+
+    def _nothing(self) -> Updates:
+        """Nothing of a file in sight."""
+        v = self.view
+        gone: Updates = {v.body: gr.Column(visible=False), v.summary: "", v.found: None}
+        return gone | {v.reading.box: gr.Column(visible=False), v.rows: gr.Accordion(visible=False)}
+
     def keep_upload(self, paths: list[str] | None) -> Updates:
         """Copies an upload into the workspace and chooses it; several files become a folder of their own."""
         if not paths:
             return {}
         kept = self.studio.workspace.save_uploads([Path(path) for path in paths])
         c, offered = self.controls, sources(self.studio.workspace)
-        return {
+        return self.choose() | {
             c.source: gr.Dropdown(choices=offered, value=str(kept)),
             c.validation: gr.Dropdown(choices=[KEPT_BACK, *offered]),
             c.upload: None,
@@ -156,7 +167,7 @@ class Inspection:
             try:
                 mapping = reading_form.mapping_from(given[:fields], rows["mapping"])
             except StudioError as error:
-                yield {self.view.reading.said: gr.HTML(text.problem(error), visible=True)}
+                yield {self.view.reading.said: gr.HTML(reading_form.problem(error), visible=True)}
                 return
             yield from self._inspect({**values_of(given[fields:]), MAPPING: mapping}, correcting=rows)
 
@@ -174,7 +185,7 @@ class Inspection:
             mapping = reading_form.mapping_from(fields, rows["mapping"])
             found = self.studio.inspector.call("try_reading", train_file=source, mapping=mapping)
         except StudioError as error:
-            return gr.HTML(text.problem(error), visible=True)
+            return gr.HTML(reading_form.problem(error), visible=True)
         return gr.HTML(reading_form.trial(found), visible=True)
 
     def _inspect(self, values: dict[str, Any], *, correcting: dict[str, Any] | None = None) -> Iterator[Updates]:
@@ -223,12 +234,12 @@ class Inspection:
         before = {} if correcting is None else {v.reading.choice: reading_form.chosen(correcting)}
         if self._stopping:
             return before | {v.status: gr.HTML(text.notice("Stopped. The file is still chosen."), visible=True)}
-        said = gr.HTML(text.problem(error), visible=True)
+        said = gr.HTML(reading_form.problem(error), visible=True)
         if correcting is not None:
             return before | {v.reading.said: said, v.status: gr.HTML("", visible=False)}
-        nothing = {v.status: said, v.body: gr.Column(visible=False), v.summary: "", v.found: None}
+        nothing = self._nothing() | {v.status: said}
         if not unread:
-            return nothing | {v.reading.box: gr.Column(visible=False), v.rows: gr.Accordion(visible=False)}
+            return nothing
         form = reading_form.fill(v.reading, unread, corrected=False, unread=True)
         return nothing | form | {v.rows: gr.Accordion(visible=True, open=True), v.table: data_view.rows_table(unread)}
 
@@ -356,12 +367,15 @@ class Inspection:
         """For the next reload; another version of the code might draw it otherwise, so that it does not count there."""
         self.studio.workspace.write_draft(FOUND, {"settings": values, "result": result, "code": code_version()})
 
-    def hand_over(self, *chosen: Any) -> tuple[tuple[float, dict[str, Any]], gr.Tabs]:
-        """To the train tab, with everything chosen here: what was looked at is what is trained on."""
+    def hand_over(self, *chosen: Any) -> tuple[tuple[float, dict[str, Any]], gr.Tabs, gr.Button]:
+        """To the train tab, with everything chosen here: what was looked at is what is trained on.
+
+        Nothing can be started until its form holds it.
+        """
         values = values_of(chosen)
         workspace = self.studio.workspace
         workspace.write_draft(CHOICE, {"settings": values})
         found = workspace.read_draft(FOUND)
         known = isinstance(found, dict) and found["settings"] == values
         shape = found["result"]["format"] if known else ""
-        return (time.time(), handed_over(values, shape)), gr.Tabs(selected="train")
+        return (time.time(), handed_over(values, shape)), gr.Tabs(selected="train"), gr.Button(interactive=False)

@@ -35,6 +35,7 @@ ROLES = {
     "assistant": "Names of the assistant",
     "tool": "Names of a tool's result",
 }
+FORM_HINT = "Change the columns below; what has no column stays empty."
 WHOLE = ("label",)
 NONE = ""
 
@@ -68,6 +69,18 @@ class ReadingForm:
     def all(self) -> list[Any]:
         shown = [self.box, self.question, self.choice, self.fold, self.speakers, *self.fields(), self.tried, self.said]
         return [*shown, self.use, self.undo, self.rows]
+
+
+def problem(error: StudioError) -> str:
+    """What is wrong with a reading, in the words of the form where a config file has names of its own."""
+    labels = {part: label for part, (label, _) in PARTS.items()} | {"user_template": "User's turn from several columns"}
+    said = re.sub(
+        r"(?<!column )(?<!mean )`(\w+)`",
+        lambda part: f"“{labels[part[1]]}”" if part[1] in labels else part[0],
+        error.message,
+    )
+    said = re.sub(r"\b(\w+)(?=: there is no column)", lambda part: labels.get(part[1], part[1]), said)
+    return text.problem(StudioError(said, FORM_HINT if error.hint.startswith("Known parts") else error.hint))
 
 
 def draw() -> ReadingForm:

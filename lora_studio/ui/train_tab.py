@@ -98,13 +98,13 @@ class Drawn:
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
-    drawn = _draw(studio.workspace)
+    drawn = _draw(studio.workspace, shared.start)
     _keep(drawn, studio)
     _fill(drawn, shared, studio)
     _start(drawn, shared, studio)
 
 
-def _draw(workspace: Workspace) -> Drawn:
+def _draw(workspace: Workspace, start: gr.Button) -> Drawn:
     known = list(presets(workspace))
     # Hidden until the kept form is there: what is typed before that would be overwritten.
     with gr.Row(elem_classes="train", visible=False) as whole:
@@ -118,7 +118,7 @@ def _draw(workspace: Workspace) -> Drawn:
                 modules = module_choice.draw()
         with gr.Column(scale=1, min_width=280, elem_classes="beside"):
             # What is wrong stands under the button, which must not move away from the pointer that pressed it.
-            start = gr.Button("Start training", variant="primary", size="lg", elem_id="start")
+            start.render()
             summary = gr.HTML(elem_id="form-summary", visible=False)
             checks = gr.HTML(elem_id="checks", visible=False)
             anyway = gr.Button("Start anyway", size="lg", visible=False, elem_id="start-anyway")
@@ -175,7 +175,7 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
     def use_data(chosen: tuple[float, dict[str, Any]], preset: str | None, *raws: Any) -> dict[Any, Any]:
         filled = forms.overlay(raws, chosen[1])
         save_draft(workspace, preset, filled)
-        return _show(drawn, studio, preset, filled)
+        return _show(drawn, studio, preset, filled) | {drawn.start: gr.Button(interactive=True)}
 
     def change(settings: Mapping[str, Any], values: Sequence[Any]) -> dict[Any, Any]:
         preset, *raws = values
@@ -211,7 +211,7 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
     drawn.card.fetch.click(fetch, [drawn.told, *widgets], drawn.shown, trigger_mode="once", api_visibility="private")
     drawn.preset.input(use_preset, [drawn.preset, *widgets], drawn.shown, **QUIET)
     drawn.upload.upload(open_file, drawn.upload, drawn.shown, **QUIET)
-    shared.data.change(use_data, [shared.data, drawn.preset, *widgets], drawn.shown, **IN_TURN, **QUIET)
+    shared.data.change(use_data, [shared.data, drawn.preset, *widgets], [*drawn.shown, drawn.start], **IN_TURN, **QUIET)
 
 
 def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
