@@ -52,7 +52,7 @@ def tell_to_end(
     jobs: Evaluations, folder: EvaluationFolder, as_json: bool, *, out: str | None = None, leaves: bool = False
 ) -> int:
     """Follows an evaluation and says what came out; the exit code. With `leaves` Ctrl-C ends only the telling."""
-    telling = Telling(_PHASE_WORDS, answered_line, "what is answered is kept", notes_at="answer")
+    telling = Telling(_PHASE_WORDS, answered_line, "what is answered is kept", notes=True)
     state = follow(jobs, folder, telling, leaves=leaves)
     files = _files(folder, out)
     if as_json:
@@ -98,7 +98,15 @@ def _result(folder: EvaluationFolder, state: RunState, files: dict[str, str]) ->
     columns = [
         {"name": column.name, "title": column.title, "folder": column.folder} for column in folder.request().columns
     ]
-    return {"evaluation": folder.id, "state": state.state, **words, "columns": columns, **told, **files}
+    return {
+        "evaluation": folder.id,
+        "state": state.state,
+        **words,
+        "warnings": state.warnings,
+        "columns": columns,
+        **told,
+        **files,
+    }
 
 
 def _summary(folder: EvaluationFolder) -> dict[str, Any]:

@@ -17,14 +17,14 @@ LOOK_SECONDS, SAY_SECONDS = 0.2, 3.0
 class Telling:
     """What is said of a kind of job. A phase without words is told by its progress alone.
 
-    `progress` gives a line, "" where there is nothing to tell yet; `notes_at` is the phase at whose begin the job's
-    warnings are told ("": whoever follows tells them).
+    `progress` gives a line, "" where there is nothing to tell yet; `notes` says that the job's warnings are told as
+    they come (else whoever follows tells them).
     """
 
     phases: Mapping[str, str]
     progress: Callable[[RunState], str]
     stopping: str
-    notes_at: str = ""
+    notes: bool = False
 
 
 def goes_on(name: str) -> str:
@@ -35,16 +35,17 @@ def goes_on(name: str) -> str:
 
 def follow(jobs: FolderJobs[Folder], folder: Folder, telling: Telling, *, leaves: bool = False) -> RunState:
     """Tells of a job until it ends. Ctrl-C stops it, a second one ends it at once; with `leaves` it only ends this."""
-    said, phase, interrupted = 0.0, "", 0
+    said, phase, interrupted, noted = 0.0, "", 0, 0
     while True:
         try:
             state = jobs.state(folder.id)
+            for note in state.warnings[noted:] if telling.notes else ():
+                say(f"  note: {note}")
+            noted = len(state.warnings)
             if state.final and jobs.busy() is None:
                 return state
             if state.phase != phase:
                 phase, words = state.phase, telling.phases.get(state.phase, "")
-                for note in state.warnings if phase == telling.notes_at else ():
-                    say(f"  note: {note}")
                 if words:
                     say(words)
                 said = time.monotonic() if words else 0.0

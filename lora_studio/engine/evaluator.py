@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     ending = ending_of(work, stop, stopped="Resume answers the rest.", explain=_explain)
     if ending.code != DONE:  # what was answered until an early end is measured too
-        write_summary(folder, folder.request(), ending.state, log.state().phase_total)
+        write_summary(folder, folder.request(), ending.state, log)
     return last_word(log, ending, time.time() - child.began)
 
 
@@ -55,6 +55,7 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     """The program: read, load, answer, measure."""
     from lora_studio.engine import load, loaded  # seconds: the libraries
     from lora_studio.engine.tasks import READING, choose_task
+    from lora_studio.engine.trained_rows import warnings_of
 
     request = folder.request()
     card = _same_base(request)
@@ -65,7 +66,8 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     voices = _voices(request)
     file = _read(folder, request, card, voices, log)
     _check_same_rows(folder, file.prepared.fingerprint, resumed=bool(known))
-    _tell_data(log, file, resumed=bool(known))
+    _tell_data(log, file)
+    _warn(log, warnings_of(folder, request, file))
     expected = [row.reference for row in file.rows]
     task = READING if file.only_read else choose_task(expected, request.labels, request.labels_from)
     write_atomically(folder.task, json.dumps(asdict(task)))
@@ -83,7 +85,7 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
         _answer(folder, request, model, rest, task, voices, log, stop)
     stop.check()
     log.phase("measure")
-    write_summary(folder, request, "done", len(file.rows))
+    write_summary(folder, request, "done", log)
 
 
 def _voices(request: Request) -> "dict[str, Voice]":
@@ -172,8 +174,8 @@ class Predictions:
         self._file.flush()
 
 
-def write_summary(folder: EvaluationFolder, request: Request, state: str, of: int) -> None:
-    """What the answered rows amount to; nothing where there are none."""
+def write_summary(folder: EvaluationFolder, request: Request, state: str, log: EventLog) -> None:
+    """What the answered rows amount to, with what a person should know of them; nothing where there are none."""
     from lora_studio.engine.measure import summary
     from lora_studio.engine.tasks import Task
 
@@ -182,7 +184,10 @@ def write_summary(folder: EvaluationFolder, request: Request, state: str, of: in
         return
     task = Task(**json.loads(folder.task.read_text(encoding="utf-8")))
     found = summary(task, rows, [column.name for column in request.columns])
-    whole = {"evaluation": folder.id, "state": state, "of_rows": of, **request.to_dict(), **found}
+    known = log.state()
+    of = known.data.train_rows if known.data else len(rows)
+    about = {"evaluation": folder.id, "state": state, "of_rows": of, "warnings": known.warnings}
+    whole = {**about, **request.to_dict(), **found}
     write_atomically(folder.complete, json.dumps(_finite(whole), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -222,7 +227,7 @@ def _check_same_rows(folder: EvaluationFolder, fingerprint: str, *, resumed: boo
         )
 
 
-def _tell_data(log: EventLog, file: "AskedFile", *, resumed: bool) -> None:
+def _tell_data(log: EventLog, file: "AskedFile") -> None:
     prepared = file.prepared
     log.emit(
         DataPrepared(
@@ -237,8 +242,18 @@ def _tell_data(log: EventLog, file: "AskedFile", *, resumed: bool) -> None:
             prompt_style=prepared.template.name,
         )
     )
-    for reason, count in file.left_out.items() if not resumed else ():
-        log.emit(Warned(time.time(), f"{count:,} {'row is' if count == 1 else 'rows are'} left out: {reason}."))
+    left_out = file.left_out.items()
+    _warn(
+        log, [f"{count:,} {'row is' if count == 1 else 'rows are'} left out: {reason}." for reason, count in left_out]
+    )
+
+
+def _warn(log: EventLog, messages: Sequence[str]) -> None:
+    """What a person should know, once each, also of an evaluation that is resumed."""
+    told = log.state().warnings
+    for message in messages:
+        if message not in told:
+            log.emit(Warned(time.time(), message))
 
 
 def _explain(error: Exception) -> tuple[str, str]:

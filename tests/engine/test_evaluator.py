@@ -15,11 +15,11 @@ import pytest
 
 from lora_studio.engine import evaluator
 from lora_studio.evaluations import EvaluationFolder, Request, create, make_request
-from lora_studio.events import Finished, fold, from_line
+from lora_studio.events import DataPrepared, Finished, Warned, fold, from_line
 from lora_studio.workspace import RunFolder, Workspace
 from tests.conftest import Say
 
-from .conftest import COLOURS
+from .conftest import COLOURS, events
 
 Evaluate = Callable[..., EvaluationFolder]
 
@@ -114,8 +114,7 @@ def test_numbers_are_true_and_an_evaluation_that_was_killed_goes_on_where_it_was
     assert sorted(row["row"] for row in again) == sorted(whole)
     assert [row["adapter"]["answer"] for row in again] == [whole[row["row"]]["adapter"]["answer"] for row in again]
     assert json.loads(folder.complete.read_text(encoding="utf-8"))["metrics"]["accuracy"] == metric
-    events = [from_line(line) for line in folder.events.read_text(encoding="utf-8").splitlines()]
-    assert fold(event for event in events if event).step == 10  # rows that were there at the second start
+    assert fold(events(folder)).step == 10  # rows that were there at the second start
 
     labelled.write_text(labelled.read_text(encoding="utf-8").replace("please", "now"), encoding="utf-8")
     folder.predictions.write_text("".join(lines[:10]), encoding="utf-8")
@@ -160,3 +159,22 @@ def test_ctrl_c_in_the_terminal_stops_with_130_and_resume_ends_with_both_files(
         for name, value in numbers.items():
             assert result["metrics"][name][column]["value"] == pytest.approx(value)
     assert result["metrics"]["f1"]["difference"]["words"]
+
+
+def test_rows_that_the_adapter_was_trained_on_are_counted_and_told(
+    trained: RunFolder, data_file: Path, labelled: Path
+) -> None:
+    workspace = Workspace(trained.path.parent.parent)
+    train_rows = next(event for event in events(trained, DataPrepared)).train_rows
+    asked = make_request(workspace, [trained.id], str(data_file), compare=False, generation={"max_new_tokens": 1})
+    folder = create(workspace, asked)
+    assert run_evaluator(folder) == 0
+    summary = json.loads(folder.complete.read_text(encoding="utf-8"))
+    (warning,) = summary["warnings"]
+    assert warning.startswith(f"{train_rows} of these {summary['rows']} rows were trained on by test; the others")
+    assert [event.message for event in events(folder, Warned)] == [warning]
+
+    new = create(workspace, make_request(workspace, [trained.id], str(labelled), generation={"max_new_tokens": 1}))
+    labelled.write_text(labelled.read_text(encoding="utf-8").replace("please", "now"), encoding="utf-8")
+    assert run_evaluator(new) == 0
+    assert json.loads(new.complete.read_text(encoding="utf-8"))["warnings"] == []
