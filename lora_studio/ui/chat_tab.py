@@ -63,6 +63,7 @@ def draw(like: str = OWN_SAMPLING) -> Parts:
             unload = gr.Button("Unload", scale=0, min_width=110, interactive=False)
         status = gr.HTML(js_on_load=CLICKED, elem_id="chat-status")
         board = gr.HTML(js_on_load=chat_board.CLICKS, elem_id="chat-board")
+        near = gr.HTML(js_on_load=CLICKED, elem_id="chat-said")  # above: below, it would be out of sight
         with gr.Row(equal_height=True, elem_classes="ls-pager"):
             question = gr.Textbox(
                 label="Your question",
@@ -74,7 +75,6 @@ def draw(like: str = OWN_SAMPLING) -> Parts:
             )
             send = gr.Button("Send", variant="primary", scale=0, min_width=100)
             stop = gr.Button("Stop", scale=0, min_width=80, interactive=False)
-        near = gr.HTML(js_on_load=CLICKED, elem_id="chat-said")
         extra = gr.HTML(elem_id="chat-extra")
         with gr.Accordion("System prompt and sampling", open=False):
             system = gr.Textbox(
