@@ -38,10 +38,12 @@ def check(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -
     try:
         config = resolve(given.config, overrides(given, unknown), workspace)
     except ConfigError as error:
-        if given.json:
-            problems = [{"path": p.path, "message": p.message, "found": p.found} for p in error.problems]
-            print_json({"ok": False, "problems": problems})
-        raise
+        if not given.json:
+            raise
+        say(str(error))
+        problems = [{"path": p.path, "message": p.message, "found": p.found} for p in error.problems]
+        print_json({"ok": False, "problems": problems, "error": error.message, "hint": error.hint})
+        return 2
     if given.preflight:
         report = check_first(config, workspace, busy=False)
         if given.json:
