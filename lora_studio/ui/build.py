@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -67,6 +68,7 @@ HEAD = (
 )
 OF_A_SPACE = "SYSTEM"  # by this variable Gradio knows a Space, where it waits for new code to run instead of this one
 CLEAR_EVERY = 600  # seconds
+QUEUE_SECONDS = 0.02  # Gradio looks into its queue every millisecond, which takes a twelfth of a core day and night
 FIRST = 1  # the first process of a container, with which all others end
 SAVE_SECONDS = 8.0  # Docker gives ten
 WARM_UP_SECONDS = 3.0  # after the page asked for its contents
@@ -86,10 +88,13 @@ def page(studio: Studio) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             start = gr.Button("Start training", variant="primary", size="lg", elem_id="start", render=False)
             shared = Shared(tabs=tabs, data=data, form=form, run=run, start=start)
+            built = []
             for name, label, build in TABS:
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}") as tab:
                     build(studio, shared)
                 _remember_in_address(tab, name)
+                built.append(tab)
+        _tick_in_sight(demo, built)
         _keep_status(demo, status, studio)
         _open_tab_of_address(demo, tabs)
         demo.load(lambda: _warm_up_soon(studio), show_progress="hidden", api_visibility="private")
@@ -136,6 +141,24 @@ def _keep_status(demo: gr.Blocks, status: gr.HTML, studio: Studio) -> None:
         api_visibility="private",
         trigger_mode="once",
     )
+
+
+def _tick_in_sight(demo: gr.Blocks, tabs: Sequence[gr.Tab]) -> None:
+    """The timers of a tab rest while another is looked at: every tick of every open page costs both sides."""
+    timers = [block for block in demo.blocks.values() if isinstance(block, gr.Timer)]
+
+    def choose(tab: gr.Tab) -> list[gr.Timer]:
+        return [gr.Timer(active=_is_in(timer, tab)) for timer in timers]
+
+    for tab in tabs:
+        tab.select(partial(choose, tab), None, timers, show_progress="hidden", api_visibility="private")
+
+
+def _is_in(block: gr.blocks.Block, tab: gr.Tab) -> bool:
+    place = block.parent
+    while place is not None and place is not tab:
+        place = place.parent
+    return place is tab
 
 
 def _remember_in_address(tab: gr.Tab, name: str) -> None:
@@ -235,7 +258,7 @@ def _gated(serving: Serving) -> Callable[[App], AbstractAsyncContextManager[None
 def _serve(demo: gr.Blocks, studio: Studio) -> None:
     serving = studio.serving
     host, port = serving.host, serving.port
-    demo.queue(default_concurrency_limit=16, api_open=False)  # what queues can't be asked for past the queue
+    queue(demo)
     try:
         demo.launch(
             server_name=host,
@@ -266,6 +289,7 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             enable_monitoring=False,
             prevent_thread_lock=True,
             quiet=True,
+            _frontend=False,  # else Gradio asks itself for the page, and gives up where a busy machine takes over 3 s
         )
     except OSError as error:
         raise StudioError(
@@ -274,6 +298,12 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
         ) from error
     print(address_words(host, port), flush=True)
     demo.block_thread()
+
+
+def queue(demo: gr.Blocks) -> None:
+    """The page's queue of events; what queues can't be asked for past it."""
+    demo.queue(default_concurrency_limit=16, api_open=False)
+    demo._queue.sleep_when_free = QUEUE_SECONDS
 
 
 def _visitor(request: Request) -> str | None:
