@@ -157,6 +157,7 @@ def test_at_most_five_places_catch_everything() -> None:
     assert len(broad) <= 5, broad
 
 
+@pytest.mark.slow
 def test_the_process_behind_the_page_loads_no_torch() -> None:
     code = (
         "import sys, lora_studio.ui.build, lora_studio.cli, lora_studio.jobs.supervisor, lora_studio.data.dataset;"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
@@ -172,6 +173,7 @@ def files(draw) -> tuple[str, bytes]:
     return ending, whole[: draw(st.integers(0, len(whole)))] if draw(st.integers(0, 9)) == 0 else whole
 
 
+@pytest.mark.slow
 @settings(
     max_examples=300,
     deadline=SLOWEST,

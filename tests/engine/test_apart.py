@@ -95,6 +95,7 @@ def alone(folder: Path | None, text: str) -> tuple[int, ...]:
     return tuple(ids[len(prompt) :])
 
 
+@pytest.mark.slow
 def test_each_kind_says_beside_the_others_what_it_says_alone(loaded: LoadedModel, folders: dict[str, Path]) -> None:
     names = (None, *folders)
     expected = {(name, text): alone(folders[name] if name else None, text) for name in names for text in PROMPTS}

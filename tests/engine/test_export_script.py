@@ -84,6 +84,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS, ids=["packed", "varied"])
 def test_other_settings_are_carried_too(
     settings: dict[str, Any], make_run: MakeRun, train: Any, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,8 @@
 import gc
 from pathlib import Path
 
+import pytest
+
 from lora_studio import exports
 from lora_studio.accounts import OWNER
 from lora_studio.evaluations import create, make_request
@@ -24,6 +26,7 @@ DAY = 24 * 3600
 MOST_OBJECTS_A_DAY = 50_000  # some megabytes, and less than one object a tick
 
 
+@pytest.mark.slow
 def test_a_day_of_ticks_leaves_nothing_behind(tmp_path: Path) -> None:
     whole = Workspace(tmp_path / "workspace")
     runs = [finished(whole, f"run {number}") for number in range(3)]
