@@ -56,11 +56,6 @@ class LoadedModel:
         """Those of `adapters` that peft holds together on one model."""
         return {column: inner for column, inner in self.adapters.items() if column not in self.apart}
 
-    @property
-    def mixes(self) -> bool:
-        """Whether base and all adapters can answer in one batch."""
-        return self.shares(self.adapters)
-
     def shares(self, columns: Iterable[str | None]) -> bool:
         """Whether these can answer in one batch.
 

@@ -82,7 +82,7 @@ class Programs:
         """How far a run is.
 
         Parameters:
-            run: its id, or a beginning that only it has
+            run: its id, a beginning that only it has, or its title
         Returns:
             state, phase, steps, losses, seconds left, and of a run that ended its message and what to do about it
         """
@@ -96,7 +96,7 @@ class Programs:
         """Asks a run to save and end, or takes a waiting one out of the queue.
 
         Parameters:
-            run: its id, or a beginning that only it has
+            run: its id, a beginning that only it has, or its title
         Returns:
             the run's state; "stopping" until its worker has ended
         """
@@ -108,7 +108,7 @@ class Programs:
         """What a run measured, in the order of steps.
 
         Parameters:
-            run: its id, or a beginning that only it has
+            run: its id, a beginning that only it has, or its title
         Returns:
             one object for each logged step (kind "step") and each evaluation (kind "evaluation")
         """

@@ -139,7 +139,7 @@ def test_adapters_that_can_not_share_a_batch_answer_one_after_the_other(
 ) -> None:
     loaded = load_base(str(base))
     add_adapters(loaded, {"dora": dora.adapter, "lora": trained.adapter})
-    assert not loaded.mixes
+    assert not loaded.shares(loaded.adapters)
     names = (None, "dora", "lora")
     answers = generate(loaded, [Column(name, ask(QUESTIONS[0])) for name in names], greedy(loaded, LONGEST))
     tokenizer = AutoTokenizer.from_pretrained(dora.adapter)
