@@ -105,6 +105,20 @@ def test_a_phone_scrolls_no_tab_sideways_and_reads_twelve_inputs_at_most(browser
     visit.context.close()
 
 
+def test_a_page_that_is_left_open_asks_for_the_tab_in_sight_alone(browser: Browser, server: Server) -> None:
+    visit = Visit(browser, server.url)
+    for _, name, _ in TABS:
+        open_tab(visit.page, name)
+        visit.page.wait_for_timeout(400)
+    open_tab(visit.page, "Data")  # which has no timer
+    visit.page.wait_for_timeout(4000)
+    visit.requests.clear()
+    visit.page.wait_for_timeout(6000)
+    asked = [url for url in visit.requests if url.partition("?")[0].endswith("/queue/join")]
+    assert 1 <= len(asked) <= 4, "the line on the running run, every two seconds"
+    visit.context.close()
+
+
 def test_the_page_is_light(server: Server) -> None:
     assert server.megabytes < 250  # after a visit to every tab
     with urllib.request.urlopen(server.url + "/config") as answer:
@@ -223,7 +237,8 @@ def test_a_killed_server_finds_its_run_again_and_stop_ends_it(browser: Browser, 
 
 def stop_resume_and_delete(page: Page, run: RunFolder) -> None:
     expect(page.locator("#status")).to_contain_text("pirate is", timeout=PATIENCE)
-    open_tab(page, "Runs")
+    for tab in ("Runs", "Chat", "Data", "Runs"):  # faster than the server answers what each of them asks for
+        open_tab(page, tab)
     wait_for_points(page, wait_for_points(page, 1))
     page.locator("#run-stop").click()
     expect(page.locator("#run-headline")).to_contain_text("Stopped at step", timeout=PATIENCE)

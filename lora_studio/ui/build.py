@@ -3,13 +3,13 @@
 What a tab shows is the tab's own matter. The page keeps nothing that a reload would lose: closing it touches no run.
 """
 
+import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -66,6 +66,11 @@ TABS = (
 HEAD = (
     "<script>window.askedTab = location.hash.slice(1)</script>"  # read before the first tab writes its own name there
 )
+IN_SIGHT = """() => {
+  const open = document.querySelector('#tabs [role=tab][aria-selected=true]').dataset.tabId;
+  history.replaceState(null, '', location.pathname + location.search + '#' + open);
+  return %s.map((tab) => ({__type__: 'update', active: tab === open}));
+}"""
 OF_A_SPACE = "SYSTEM"  # by this variable Gradio knows a Space, where it waits for new code to run instead of this one
 CLEAR_EVERY = 600  # seconds
 QUEUE_SECONDS = 0.02  # Gradio looks into its queue every millisecond, which takes a twelfth of a core day and night
@@ -88,13 +93,12 @@ def page(studio: Studio) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             start = gr.Button("Start training", variant="primary", size="lg", elem_id="start", render=False)
             shared = Shared(tabs=tabs, data=data, form=form, run=run, start=start)
-            built = []
+            built = {}
             for name, label, build in TABS:
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}") as tab:
                     build(studio, shared)
-                _remember_in_address(tab, name)
-                built.append(tab)
-        _tick_in_sight(demo, built)
+                built[name] = tab
+        _tell_tab_in_sight(demo, built)
         _keep_status(demo, status, studio)
         _open_tab_of_address(demo, tabs)
         demo.load(lambda: _warm_up_soon(studio), show_progress="hidden", api_visibility="private")
@@ -143,15 +147,16 @@ def _keep_status(demo: gr.Blocks, status: gr.HTML, studio: Studio) -> None:
     )
 
 
-def _tick_in_sight(demo: gr.Blocks, tabs: Sequence[gr.Tab]) -> None:
-    """The timers of a tab rest while another is looked at: every tick of every open page costs both sides."""
+def _tell_tab_in_sight(demo: gr.Blocks, tabs: Mapping[str, gr.Tab]) -> None:
+    """The address names the tab in sight, for a reload and for bookmarks, and only the timers of that tab tick.
+
+    Every tick of every open page costs both sides. The page is asked which tab is open: a tab's news wait for what
+    else its opening set off, and come late, or after those of the tab that was opened next.
+    """
     timers = [block for block in demo.blocks.values() if isinstance(block, gr.Timer)]
-
-    def choose(tab: gr.Tab) -> list[gr.Timer]:
-        return [gr.Timer(active=_is_in(timer, tab)) for timer in timers]
-
-    for tab in tabs:
-        tab.select(partial(choose, tab), None, timers, show_progress="hidden", api_visibility="private")
+    places = [next(name for name, tab in tabs.items() if _is_in(timer, tab)) for timer in timers]
+    opened = [tab.select for tab in tabs.values()]
+    gr.on(opened, None, None, timers, js=IN_SIGHT % json.dumps(places), api_visibility="private")
 
 
 def _is_in(block: gr.blocks.Block, tab: gr.Tab) -> bool:
@@ -159,12 +164,6 @@ def _is_in(block: gr.blocks.Block, tab: gr.Tab) -> bool:
     while place is not None and place is not tab:
         place = place.parent
     return place is tab
-
-
-def _remember_in_address(tab: gr.Tab, name: str) -> None:
-    """A reload opens the tab that was open; the address can be kept as a bookmark."""
-    write = f"history.replaceState(null, '', location.pathname + location.search + '#{name}');"
-    tab.select(None, js=f"() => {{ {write} }}", api_visibility="private")
 
 
 def _open_tab_of_address(demo: gr.Blocks, tabs: gr.Tabs) -> None:
