@@ -19,8 +19,18 @@ test: .venv/installed-dev chromium  ## everything, browser tests included
 check: .venv/installed-dev  ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(MAKE) --no-print-directory -j2 --output-sync=target check-page check-models check-types
+
+# Each half imports what it needs alone: gradio, or torch and what stands on it.
+FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not real"
+MODELS := tests/data tests/demo tests/engine tests/test_learning.py
+check-page:
+	$(FAST) -p no:hypothesispytest $(MODELS:%=--ignore=%)
+check-models:
+	$(FAST) $(MODELS)
+check-types:
 	$(BIN)/mypy lora_studio app.py
-	$(PYTEST) -q -m "not slow and not real"
+.PHONY: check-page check-models check-types
 
 docker-check: .venv/installed-dev  ## what can be checked of the image without Docker: lint, its steps, its page; minutes
 	$(BIN)/python -m tests.docker_check

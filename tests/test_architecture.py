@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "lora_studio"
-MODULES = sorted(PACKAGE.rglob("*.py"))
+from tests.source import MODULES, PACKAGE, ROOT, nodes_of, tree_of
+
 LAYERS = {
     "base": {"base"},
     "data": {"base", "data"},
@@ -39,10 +38,8 @@ def layer_of(module: str) -> str:
 
 def imports(path: Path, *, everywhere: bool) -> Iterator[tuple[str, int]]:
     """Dotted names imported, with line numbers; `everywhere` includes those inside functions."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
-    nodes = ast.walk(tree) if everywhere else iter(_at_import_time(tree))
-    for node in nodes:
+    for node in nodes_of(path) if everywhere else _at_import_time(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -127,7 +124,7 @@ def test_no_module_imports_itself_round_a_circle() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_says_what_it_is_for_and_stays_short(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
-    assert ast.get_docstring(ast.parse(source)), "no docstring"
+    assert ast.get_docstring(tree_of(path)), "no docstring"
     assert source.count("\n") <= LONGEST_MODULE
     assert path.stem not in VAGUE
 
@@ -136,7 +133,7 @@ def test_a_module_says_what_it_is_for_and_stays_short(path: Path) -> None:
 def test_functions_stay_short(path: Path) -> None:
     program = PACKAGE / "engine" / "train.py"
     long = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and path != program:
             first = node.body[0]
             text = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) else 0
@@ -149,7 +146,7 @@ def test_at_most_five_places_catch_everything() -> None:
     broad = [
         f"{path.name}:{node.lineno}"
         for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes_of(path)
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
         and not (len(node.body) and isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None)

@@ -268,6 +268,7 @@ def test_ctrl_c_stops_the_run_and_waits_until_it_is_saved(workspace: Workspace) 
     assert len(workspace.runs()[0].checkpoint_folders()) == 1
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_a_worker_that_does_not_listen(workspace: Workspace) -> None:
     watching = follower(workspace, "deaf")
     until_training(workspace)

@@ -30,6 +30,7 @@ def adapter(workspace: Workspace) -> str:
     return str(write(workspace.root / "adapter", files()))
 
 
+@pytest.mark.slow
 def test_it_follows_the_export_and_prints_where_the_result_is(say: Say, adapter: str, workspace: Workspace) -> None:
     code, out, told = say("export", adapter, "--to", "merged", "--dtype", "float16", "--no-trial")
     (folder,) = exports(workspace)

@@ -1,7 +1,6 @@
 """No program code of a model runs here unless the person who starts the studio named that very model; and no shell."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
@@ -11,16 +10,14 @@ from lora_studio.errors import StudioError
 from lora_studio.hardware import Device
 from lora_studio.parsing import ConfigError, parse
 from lora_studio.preflight import NOTE, Machine, preflight
+from tests.source import named_calls
 
-PACKAGE = Path(__file__).parent.parent / "lora_studio"
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
 OWN = "evil/model"
 
 
 def calls(*names: str) -> list[ast.Call]:
     """Calls anywhere in the package of functions whose names, as they are written, end with these."""
-    nodes = (node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Call))
-    return [node for node in nodes if f".{ast.unparse(node.func)}".endswith(tuple(f".{name}" for name in names))]
+    return [node for called, node in named_calls() if f".{called}".endswith(tuple(f".{name}" for name in names))]
 
 
 def test_no_model_may_run_code_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,12 +45,7 @@ def test_the_checks_name_the_repository_whose_code_would_run(monkeypatch: pytest
 
 def test_every_model_and_tokenizer_is_loaded_with_that_answer_and_without_pickles() -> None:
     given = [
-        keyword.value
-        for tree in TREES.values()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        for keyword in node.keywords
-        if keyword.arg == "trust_remote_code"
+        keyword.value for _, node in named_calls() for keyword in node.keywords if keyword.arg == "trust_remote_code"
     ]
     assert len(given) == 4
     assert {ast.unparse(value) for value in given} == {"may_run_code_of(name)"}

@@ -33,6 +33,7 @@ def test_rows_of_two_stores_come_in_the_order_of_the_file():
     assert not BadRows(_stored([]))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_bad_rows(tmp_path):
     rows = 12_000
     tracemalloc.start()

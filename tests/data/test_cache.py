@@ -76,6 +76,7 @@ def test_a_template_that_writes_the_date_makes_a_new_entry_each_day(file, tmp_pa
     assert later.fingerprint != first.fingerprint
 
 
+@pytest.mark.slow
 def test_a_second_start_takes_a_small_part_of_the_first(write, tokenizer, tmp_path, monkeypatch):
     rows = [{"prompt": f"What is {number}?", "completion": f"It is {number * 7}. " * 8} for number in range(5000)]
     file = str(write("many.jsonl", rows))

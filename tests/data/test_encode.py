@@ -178,6 +178,7 @@ def test_plain_text_is_trained_whole_with_an_end():
     assert _trained(tokenizer, examples[0]) == f"Once upon a time{END}"
 
 
+@pytest.mark.slow
 def test_batches_equal_single_rows(tokenizer):
     chats = [
         Conversation(row, (Message("user", f"q {row}"), Message("assistant", "a " * (row % 9 + 1))))

@@ -208,6 +208,7 @@ def test_any_file_gives_rows_or_bad_rows_or_a_sentence(file: tuple[str, bytes]) 
     _read_every_way([row for row in rows if isinstance(row, Record)])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=SLOWEST, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(files())
 def test_any_file_is_prepared_or_refused_with_a_sentence(tokenizer: Any, file: tuple[str, bytes]) -> None:

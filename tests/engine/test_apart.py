@@ -184,6 +184,7 @@ def test_virtual_tokens_count_as_text(folders: dict[str, Path]) -> None:
         generate(loaded, [Column("PROMPT_TUNING", ask(text))], greedy(loaded, LONGEST))
 
 
+@pytest.mark.slow
 def test_a_base_in_four_bits_bears_the_kinds_that_peft_puts_on_it(folders: dict[str, Path]) -> None:
     four_bit = load_base("demo", quantization="4bit")
     with pytest.raises(StudioError, match="LOKR is LoKr, which can't be put on a base in 4 or 8 bits"):

@@ -102,6 +102,7 @@ def test_a_local_base_has_to_get_the_name_that_others_know(trained: RunFolder, h
     assert not hub.requests
 
 
+@pytest.mark.slow
 def test_a_merged_model_can_be_published(trained: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     settings = {

@@ -75,6 +75,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 def test_every_kind_of_adapter_is_merged_exactly(settings: dict[str, Any], make_run: MakeRun, train: Any) -> None:
     run = make_run(training__max_steps=2, evaluation__eval_strategy="no", **settings)

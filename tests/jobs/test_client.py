@@ -122,6 +122,7 @@ def test_close_ends_the_child_and_can_be_called_twice(session: Session) -> None:
     assert session.call("echo")["pid"] != pid
 
 
+@pytest.mark.slow
 def test_close_while_a_request_runs_ends_a_child_that_does_not_listen(session: Session) -> None:
     session.warm_up()
     threading.Timer(0.3, session.close).start()

@@ -41,6 +41,7 @@ def test_one_that_is_done_says_so_and_can_be_deleted(jobs: Jobs, workspace: Work
         mine.state(name)
 
 
+@pytest.mark.slow
 def test_a_stopped_one_goes_on_where_it_was_and_another_waits_for_its_end(jobs: Jobs, workspace: Workspace) -> None:
     mine = jobs("slow")
     name = mine.start(REQUEST)

@@ -84,6 +84,7 @@ def test_many_starts_at_once_start_one_worker(supervise: Supervise, workspace: W
     assert len(supervisors[0].queue()) == 5
 
 
+@pytest.mark.slow
 def test_starts_from_several_processes_at_once_start_one_worker(supervise: Supervise, workspace: Workspace) -> None:
     program = (
         "import sys; from lora_studio.config import Config; from lora_studio.jobs.launcher import Launcher\n"

@@ -145,6 +145,7 @@ def test_two_people_have_columns_and_conversations_of_their_own(act: Chat, run: 
     assert answers(act, BASE, OTHER) == ["Rome, Two?"]
 
 
+@pytest.mark.slow
 def test_the_second_person_waits_for_the_first_and_may_give_up(act: Chat) -> None:
     act.keep(OTHER, act.talk(WHO))
     first = act.send(WHO, "One?", "", *DEFAULTS)
@@ -237,6 +238,7 @@ def test_a_failure_before_the_first_word_gives_the_question_back(act: Chat) -> N
     assert answers(act, BASE) == []
 
 
+@pytest.mark.slow
 def test_a_failure_later_keeps_the_question_and_what_was_said(act: Chat, run: RunFolder) -> None:
     last = send(act, "fail later")[-1]
     assert "Take a smaller model." in last[act.parts.said]
