@@ -2,6 +2,9 @@
 
 import os
 
+from lora_studio.ui.quick_import import leave_stubs_alone
+
 # Before gradio is imported anywhere: it reads these once, and nothing on this page counts or calls home.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000"
+leave_stubs_alone()
