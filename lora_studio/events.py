@@ -184,7 +184,6 @@ class Finished:
     step: int = 0
     message: str = ""
     hint: str = ""
-    seconds: float = 0.0
 
 
 Event = (
@@ -264,7 +263,8 @@ def _number(value: Any) -> Any:
 
 @dataclass
 class RunState:
-    """All that a view needs of a run. `state` is "queued", "running", "stopping" or one of `FINAL_STATES`.
+    """All that a view needs of a run. `state` is "queued", "running", "stopping" or one of `FINAL_STATES`; `seconds` is
+    what all its starts took together.
 
     "queued" is a run without events; the supervisor says "stopping" while a stop is under way, and "failed" for a
     worker that vanished. Where a state is told to be in short, it has only the last of the steps and no answers.
@@ -346,8 +346,8 @@ def _apply(state: RunState, event: Event) -> None:
         case RunStarted():
             _restart(state, event)
         case PhaseStarted():
-            if event.phase == "start" and state.started is not None and state.last_event is not None:
-                state.pauses.append((state.last_event, event.time))
+            if event.phase == "start":
+                _take_up(state, event.time)
             state.phase, state.phase_started, state.phase_unit = event.phase, event.time, event.unit
             state.phase_done, state.phase_total = 0, event.total
             if event.phase == "train" and event.total:
@@ -378,9 +378,18 @@ def _apply(state: RunState, event: Event) -> None:
         case Warned():
             state.warnings.append(event.message)
         case Finished():
-            state.state, state.finished, state.seconds = event.state, event.time, event.seconds
+            state.state, state.finished, state.seconds = event.state, event.time, state.seconds_at(event.time)
             state.message, state.hint = event.message, event.hint
             state.step = max(state.step, event.step)
+
+
+def _take_up(state: RunState, time: float) -> None:
+    """A worker begins. What lies between it and the one before, which may have vanished without a word, is a pause."""
+    if state.started is None:
+        state.started = time
+    elif (ended := state.finished or state.last_event) is not None:
+        state.pauses.append((ended, time))
+    state.finished = None
 
 
 def _restart(state: RunState, event: RunStarted) -> None:

@@ -81,7 +81,7 @@ def noise_run(
     config = parse({"title": title, "data": {"train_file": data}})
     run = workspace.create_run(title, to_yaml(config), {"model": "demo", "data": data})
     now = time.time()
-    events = [RunStarted(now, 1, "cpu", "float32"), Finished(now, "done", 4, seconds=2)]
+    events = [RunStarted(now - 2, 1, "cpu", "float32"), Finished(now, "done", 4)]
     run.events.write_text("".join(map(to_line, events)), encoding="utf-8")
     numbers = np.random.default_rng(3)
     settings = {**SETTINGS, "target_modules": ["q_proj", "down_proj"], "lora_alpha": 2}

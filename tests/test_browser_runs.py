@@ -69,7 +69,7 @@ def runs(workspace: Workspace, holder: RunFolder) -> dict[str, RunFolder]:
     short = written(workspace, "short", 3600.0, small, Finished(time.time() - 3500, "failed", 6, "Out of memory."))
     short.complete.write_text(json.dumps({"state": "failed", "retry": RETRY}))
     rising = [Evaluated(1.0, step, step / 2, loss) for step, loss in ((2, 0.6), (4, 0.9), (6, 1.2))]
-    heart = written(workspace, "heart", 1800.0, long, *rising, Finished(time.time() - 1700, "done", 6, seconds=9.0))
+    heart = written(workspace, "heart", 1800.0, long, *rising, Finished(time.time() - 1700, "done", 6))
     with_adapter(heart, long)
     return {"short": short, "heart": heart, "holder": holder}
 

@@ -19,7 +19,7 @@ def make(workspace: Workspace, title: str, rank: int) -> RunFolder:
         StepLogged(1.0, 4, 4, 1.0, loss=0.5, learning_rate=1e-3),
         Evaluated(2.0, 4, 1.0, 0.25, {"token_accuracy": 0.75}),
         CheckpointSaved(2.0, 4, "checkpoint-4", 0.25),
-        Finished(3.0, "done", 4, seconds=2),
+        Finished(3.0, "done", 4),
     ]
     run.events.write_text("".join(map(to_line, events)))
     folder = run.checkpoints / "checkpoint-4"

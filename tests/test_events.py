@@ -90,6 +90,16 @@ def test_more_epochs_add_up_over_resumes() -> None:
     assert (state.extra_epochs, state.total_steps, state.state) == (2.5, 20, "running")
 
 
+def test_the_time_of_a_run_is_that_of_all_its_starts_without_the_pauses_between() -> None:
+    first = [PhaseStarted(0.0, "start"), RunStarted(2.0, 1, "cpu", "float32"), step(1, time=9.0)]
+    assert fold(first).seconds_at(9.0) == 9.0, "the libraries' loading is time that a person waits"
+    stopped = [*first, Finished(10.0, "stopped", 1)]
+    again = [PhaseStarted(100.0, "start"), RunStarted(103.0, 2, "cpu", "float32", 1), Finished(107.0, "done", 10)]
+    assert fold([*stopped, *again]).seconds == 17.0
+    assert fold([*stopped, Extended(90.0, 2.0), *again]).seconds == 17.0, "who asks for more epochs is no worker"
+    assert fold([*first, *again]).seconds == 16.0, "a worker that vanished was seen last when it last said something"
+
+
 def test_the_best_evaluation_is_the_one_with_the_lowest_loss() -> None:
     state = fold([Evaluated(1.0, 1, 0.1, 0.9), Evaluated(2.0, 2, 0.2, 0.4), Evaluated(3.0, 3, 0.3, 0.6)])
     assert state.best is not None

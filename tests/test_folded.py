@@ -29,7 +29,7 @@ EVENTS = [
     *(StepLogged(2.0 + step, step, 3, step / 3, loss=float("nan"), learning_rate=1e-3) for step in (1, 2, 3)),
     Evaluated(6.0, 3, 1.0, 0.5, {"accuracy": 0.75}),
     CheckpointSaved(7.0, 3, "checkpoint-3", 0.5),
-    Finished(8.0, "done", 3, seconds=7.0),
+    Finished(8.0, "done", 3),
 ]
 
 

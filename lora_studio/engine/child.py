@@ -24,13 +24,12 @@ DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
 @dataclass(frozen=True)
 class Child(Generic[Folder]):
-    """A child at work: its folder, whether it goes on with what is there, the stop it hears, its events, its start."""
+    """A child at work: its folder, whether it goes on with what is there, the stop it hears, its events."""
 
     folder: Folder
     resume: bool
     stop: Stop
     log: EventLog
-    began: float
 
 
 def begin(
@@ -58,7 +57,7 @@ def begin(
         print(f"{folder.path} is no {noun}: it has no {asked(folder).name}.", file=sys.stderr)
         return None
     folder.complete.unlink(missing_ok=True)
-    return Child(folder, resumes and options["resume"], stop, EventLog(folder.events), time.time())
+    return Child(folder, resumes and options["resume"], stop, EventLog(folder.events))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +94,9 @@ def unexpected(work: str, error: Exception) -> str:
     return f"{work} ended with an error: {type(error).__name__}: {first}"
 
 
-def last_word(log: EventLog, ending: Ending, seconds: float, step: int = 0) -> int:
+def last_word(log: EventLog, ending: Ending, step: int = 0) -> int:
     """Writes the last event and returns the exit code."""
-    log.emit(Finished(time.time(), ending.state, step, ending.message, ending.hint, seconds))
+    log.emit(Finished(time.time(), ending.state, step, ending.message, ending.hint))
     print(f"{ending.state}: {ending.message} {ending.hint}".strip(": "), flush=True)
     return ending.code
 

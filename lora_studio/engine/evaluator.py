@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ending = ending_of(work, stop, stopped="Resume answers the rest.", explain=_explain)
     if ending.code != DONE:  # what was answered until an early end is measured too
         write_summary(folder, folder.request(), ending.state, log)
-    return last_word(log, ending, time.time() - child.began)
+    return last_word(log, ending)
 
 
 def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:

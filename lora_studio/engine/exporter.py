@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if ending.code != DONE:
         shutil.rmtree(folder.unfinished, ignore_errors=True)
-    return last_word(log, ending, time.time() - child.began)
+    return last_word(log, ending)
 
 
 def export(folder: ExportFolder, log: EventLog, stop: Stop) -> None:

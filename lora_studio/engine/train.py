@@ -74,8 +74,6 @@ SAME_NAME = {
 
 def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[str, Any]:
     """Trains what the run's config says and returns the numbers of complete.json. Raises `Stopped` when asked to."""
-    began = time.time()
-
     # Config and where to start from.
     config = parse(read_yaml(run.config))
     if problems := list(machine_conflicts(config, cuda=torch.cuda.is_available())):
@@ -83,7 +81,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     dtype = choose_dtype(config.model.dtype)
     checkpoint = last_whole_checkpoint(run) if resume else None
     first_step = step_of(checkpoint.name) if checkpoint else 0
-    log.emit(RunStarted(began, os.getpid(), device_name(), dtype_name(dtype), first_step))
+    log.emit(RunStarted(time.time(), os.getpid(), device_name(), dtype_name(dtype), first_step))
     if resume and checkpoint is None:
         log.emit(Warned(time.time(), "No whole checkpoint was found: the run starts from the beginning."))
 
@@ -225,7 +223,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         "eval_metrics": evaluation.metrics if evaluation else {},
         "message": ending.words if ending else "",
         "adapter": str(run.adapter),
-        "seconds": time.time() - began,
+        "seconds": log.state().seconds_at(time.time()),
         "tokens": report.tokens,
         "trainable_parameters": trainable,
         "parameters": parameters,

@@ -67,12 +67,12 @@ def _finish(child: Child[RunFolder], ending: Ending, result: dict[str, Any]) -> 
         "adapter": None,
         "message": ending.message,
         "hint": ending.hint,
-        "seconds": time.time() - child.began,
+        "seconds": state.seconds_at(time.time()),
         **result,
     }
     write_atomically(run.complete, json.dumps(numbers, indent=2) + "\n")
     told = replace(ending, message=numbers["message"])
-    return last_word(child.log, told, numbers["seconds"], numbers["steps"])
+    return last_word(child.log, told, numbers["steps"])
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ class Follower:
     def _explain_end(self, state: RunState) -> None:
         """What to say of a run whose worker is gone and left no last word."""
         state.finished = state.last_event or state.created
-        state.seconds = state.finished - (state.started or state.finished)
+        state.seconds = state.seconds_at(state.finished)
         state.state = "stopped"
         state.hint = "Resume goes on from the last checkpoint."
         if not self.run.checkpoint_folders():

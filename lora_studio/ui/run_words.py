@@ -132,7 +132,7 @@ def elapsed(run: RunState, now: float) -> float | None:
     if run.started is None:
         return now - run.phase_started if run.phase_started and not run.final else None
     if run.final:
-        return run.seconds or (run.finished or run.last_event or run.started) - run.started
+        return run.seconds
     if run.phase == "start" and run.phase_started and run.phase_started > (run.last_event or now):
         return run.seconds_at(run.last_event or now) + now - run.phase_started  # begun again, and no word of it yet
     return run.seconds_at(now)

@@ -84,7 +84,7 @@ class FakeWorker:
         self.emit(Warned(time.time(), "This worker is a fake."))
         numbers = {"state": state, "steps": step, "train_loss": 1.0 / step, "eval_loss": None, "adapter": "adapter"}
         self.run.complete.write_text(json.dumps(numbers))
-        self.emit(Finished(time.time(), state, step, seconds=0.02 * step))
+        self.emit(Finished(time.time(), state, step))
         return 130 if self.stopping else 0
 
 

@@ -41,7 +41,7 @@ def finished(workspace: Workspace, run: str, names: tuple[str, ...] = ("a.txt", 
         (folder.result / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.result / name).write_text(name, encoding="utf-8")
     now = time.time()
-    events = [RunStarted(now, 1, "cpu", ""), Finished(now, "done", seconds=2)]
+    events = [RunStarted(now - 2, 1, "cpu", ""), Finished(now, "done")]
     folder.events.write_text("".join(map(to_line, events)), encoding="utf-8")
     result = {
         "words": "A model.",

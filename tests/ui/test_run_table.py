@@ -83,7 +83,7 @@ def make(workspace: Workspace, number: int) -> RunFolder:
     run = workspace.create_run(f"run {number}", to_yaml(Config()), {"model": "demo", "data": "pirate", "created": 1.0})
     steps = [StepLogged(1.0, step, 5, 1.0, loss=1.0 / step, learning_rate=1e-3) for step in range(1, 6)]
     measured = Evaluated(2.0, 5, 1.0, number / 1000)
-    events = [RunStarted(1.0, 1, "cpu", "float32"), *steps, measured, Finished(3.0, "done", 5, seconds=2)]
+    events = [RunStarted(1.0, 1, "cpu", "float32"), *steps, measured, Finished(3.0, "done", 5)]
     run.events.write_text("".join(map(to_line, events)))
     return run
 

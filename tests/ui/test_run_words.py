@@ -76,7 +76,7 @@ def test_a_running_run_says_phase_and_counts() -> None:
 @pytest.mark.parametrize(
     ("end", "words"),
     [
-        (Finished(200.0, "done", 120, seconds=95.0), "Finished after 120 steps in 1 min 35 s."),
+        (Finished(200.0, "done", 120), "Finished after 120 steps in 1 min 40 s."),
         (Finished(200.0, "stopped", 30), "Stopped at step 30 of 120."),
         (Finished(200.0, "failed", 30, "Out of memory."), "Failed while training."),
     ],

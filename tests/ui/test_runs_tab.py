@@ -52,7 +52,7 @@ def finished(workspace: Workspace, title: str, *more: Event, config: Config | No
         StepLogged(now, 1, 2, 0.5, loss=2.0, learning_rate=1e-3),
         StepLogged(now + 1, 2, 2, 1.0, loss=1.0, learning_rate=1e-3),
         *more,
-        *([] if any(isinstance(event, Finished) for event in more) else [Finished(now + 2, "done", 2, seconds=2)]),
+        *([] if any(isinstance(event, Finished) for event in more) else [Finished(now + 2, "done", 2)]),
     ]
     run.events.write_text("".join(map(to_line, events)))
     run.log.write_text("one\ntwo\n")
