@@ -160,6 +160,9 @@ def test_the_main_job_from_upload_to_two_different_answers(
     page.evaluate("Plotly.relayout(document.querySelector('#chart .chart'), {'xaxis.range': [0, 20]})")
     seen = wait_for_points(page, seen)
     assert page.evaluate("document.querySelector('#chart .chart').layout.xaxis.range") == [0, 20]
+    page.set_viewport_size({"width": 390, "height": 844})  # as a phone that is turned
+    page.wait_for_function("document.querySelector('#chart .chart').layout.width <= 390", timeout=PATIENCE)
+    page.set_viewport_size({"width": 1440, "height": 900})
     page.reload()
     expect(page.locator("#run-headline")).to_contain_text("my-pirates", timeout=PATIENCE)
     wait_for_points(page, seen - 1)

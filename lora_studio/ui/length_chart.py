@@ -23,7 +23,7 @@ function draw() {
   if (!data || !data.words) return;
   box.setAttribute('aria-label', data.words);
   if (!window.Plotly || !box.clientWidth) return;
-  const narrow = box.clientWidth < 560;
+  const width = box.clientWidth, narrow = width < 560;
   const [first, last] = data.range;
   const inside = x => Math.min(Math.max(x, first), last);
   const side = x => inside(x) > (first + last) / 2 ? 'right' : 'left';
@@ -37,7 +37,7 @@ function draw() {
     marker: {color: data.over.map(over => tone(over ? '--ls-lost' : '--busy'))}};
   const quiet = {color: tone('--quiet'), width: 1, dash: 'dot'};
   const layout = {
-    uirevision: data.key, height: 310, margin: {l: 52, r: 12, t: 72, b: 40}, bargap: 0, showlegend: false,
+    uirevision: data.key, width, height: 310, margin: {l: 52, r: 12, t: 72, b: 40}, bargap: 0, showlegend: false,
     paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', hovermode: 'closest',
     dragmode: narrow ? false : 'zoom',
     hoverlabel: {bgcolor: tone('--block-background-fill'), bordercolor: tone('--line'),

@@ -43,7 +43,7 @@ function draw() {
   const height = TOP + MAIN + rows * (GAP + SMALL) + BOTTOM, inner = height - TOP - BOTTOM;
   const traces = [], annotations = [];
   const layout = {
-    uirevision: data.key, height, margin: {l: 52, r: 12, t: TOP, b: BOTTOM},
+    uirevision: data.key, width, height, margin: {l: 52, r: 12, t: TOP, b: BOTTOM},
     paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', hovermode: 'x unified',
     hoverlabel: {bgcolor: tone('--block-background-fill'), font: {color: tone('--body-text-color')}},
     font: {family: tone('--font'), color: tone('--body-text-color'), size: 12}, annotations,
