@@ -188,7 +188,7 @@ def _cost(state: RunState, result: Mapping[str, Any], facts: Mapping[str, Any]) 
         ("device", plain(state.device)),
         ("most memory", _memory(result)),
         ("tokens seen", f"{result['tokens']:,}"),
-        ("real tokens a second", f"{state.steps[-1].tokens_per_second:,.0f}" if state.steps else "not measured"),
+        ("real tokens a second", f"{result['tokens_per_second']:,.0f}"),
         *((plain(name), code(str(version))) for name, version in facts.get("versions", {}).items()),
     ]
     return ["## Time, memory, versions", "", *table(("", ""), rows), ""]
