@@ -43,13 +43,14 @@ def summary(result: Result, *, stop: bool = False) -> str:
 
 
 def _facts(result: Result, stop: bool) -> list[tuple[str, str, str]]:
-    bad, total, trained, tokens = (result[name] for name in ("bad_rows", "total_tokens", "trained_tokens", "tokens"))
+    usable, bad, tokens = (result[name] for name in ("usable_rows", "bad_rows", "tokens"))
+    total, trained = result["total_tokens"], result["trained_tokens"]
     fate = "listed below; they stop a run" if stop else "left out, listed below"
     before = ", before the cut" if result["truncated_rows"] or result["dropped_rows"] else ""
     split = f"{text.number(result['train_rows'])} to train on, {text.number(result['validation_rows'])} kept back"
     return [
-        (text.number(result["usable_rows"]), "usable rows", split),
-        (text.number(bad), "bad rows", fate if bad else "every row can be read"),
+        (text.number(usable), "usable row" if usable == 1 else "usable rows", split),
+        (text.number(bad), "bad row" if bad == 1 else "bad rows", fate if bad else "every row can be read"),
         (text.number(total), "tokens", f"{text.number(tokens['mean'])} a row on average{before}"),
         (text.number(trained), "trained tokens", f"{text.percent(trained, total)} of all: the answers"),
         (text.number(tokens["max"]), "tokens in the longest row", f"half have at most {text.number(tokens['p50'])}"),

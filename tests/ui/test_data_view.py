@@ -107,6 +107,8 @@ def test_the_summary_says_the_shape_in_words_and_shows_column_names_as_text(resu
     assert "9 to train on, 1 kept back" in said
     assert "14.5 a row on average<" in said
     assert "14.5 a row on average, before the cut<" in data_view.summary({**result, "truncated_rows": 2})
+    assert "<span>bad rows</span>" in said
+    assert "<span>bad row</span>" in data_view.summary({**result, "bad_rows": 1})
 
 
 def test_bad_rows_are_counted_by_reason_and_the_first_are_listed(result: dict[str, Any]) -> None:
