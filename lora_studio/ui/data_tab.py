@@ -12,6 +12,12 @@ from lora_studio.ui.data_choice import BAD_ROWS, PERCENTILES, SETTINGS, SPLIT, T
 from lora_studio.ui.inspection import KEPT_BACK, Controls, Inspection, View
 from lora_studio.ui.studio import Shared, Studio
 
+SHOW_FOUND = """() => {
+  const look = document.querySelector('#data-look');
+  if (look.getBoundingClientRect().bottom > innerHeight - 80) look.scrollIntoView({block: 'start', behavior: 'smooth'});
+}"""
+"""On a phone, what is said of a file stands below all that can be chosen."""
+
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
@@ -63,7 +69,7 @@ def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole:
                 thinking = _dropdown(THINKING, values)
             validation, second, parts, percentiles = _draw_folded(values, offered)
     with gr.Row():
-        look = gr.Button("Look at this data", variant="primary", scale=0, min_width=220)
+        look = gr.Button("Look at this data", variant="primary", scale=0, min_width=220, elem_id="data-look")
         stop = gr.Button("Stop", visible=False, scale=0, min_width=120)
     settings = (source, model, length, truncation, train_on, style, system, thinking, validation, *parts, percentiles)
     mapping = gr.State(values["data.mapping"])
@@ -198,10 +204,13 @@ def _wire(act: Inspection, shared: Shared) -> None:
     gr.on(fn=act.repaint, outputs=shown, **quiet)
     gone = [v.status, v.body, v.summary, v.found, v.reading.box, v.rows]
     kept = c.upload.upload(act.keep_upload, c.upload, [c.source, c.validation, c.upload, *gone], **quiet)
+    kept.then(None, js=SHOW_FOUND, api_visibility="private")
     kept.then(act.look_anew, chosen, shown, **inspect)
     second = c.upload_validation.upload(act.keep_validation, c.upload_validation, [c.source, c.validation], **quiet)
     second.then(act.look, chosen, shown, **inspect)
-    c.source.input(act.choose, None, gone, **quiet).then(act.look_anew, chosen, shown, **inspect)
+    other = c.source.input(act.choose, None, gone, **quiet)
+    other.then(None, js=SHOW_FOUND, api_visibility="private")
+    other.then(act.look_anew, chosen, shown, **inspect)
     gr.on([c.look.click, c.validation.input, c.percentiles.submit], act.look, chosen, shown, **inspect)
     c.stop.click(act.stop, queue=False, **quiet)
     cut = [v.histogram, v.sentence, v.use]
