@@ -63,9 +63,13 @@ TABS = (
     ("evaluate", "Evaluate", evaluate_tab.build),
     ("export", "Export", export_tab.build),
 )
-HEAD = (
-    "<script>window.askedTab = location.hash.slice(1)</script>"  # read before the first tab writes its own name there
-)
+HEAD = """<script>
+window.askedTab = location.hash.slice(1);  // read before the first tab writes its own name there
+addEventListener('hashchange', () => {  // a bookmark chosen while the page is open
+  const asked = [...document.querySelectorAll('#tabs [role=tab]')].find(tab => '#' + tab.dataset.tabId === location.hash);
+  asked?.click();
+});
+</script>"""
 IN_SIGHT = """() => {
   const open = document.querySelector('#tabs [role=tab][aria-selected=true]').dataset.tabId;
   history.replaceState(null, '', location.pathname + location.search + '#' + open);
