@@ -81,14 +81,9 @@ def table(run_id: str, found: list[Checkpoint], final: bool) -> str:
     if not found:
         return text.empty("No checkpoint yet", "One is saved after each epoch, unless the settings say otherwise.")
     metrics = list(dict.fromkeys(name for item in found for name in item.metrics))
-    titles = [
-        "Step",
-        "Epoch",
-        "Validation loss",
-        *(run_words.sentence_case(_plain(name))[:-1] for name in metrics),
-        "Size",
-    ]
-    head = "".join(f'<th scope="col">{text.escape(title)}</th>' for title in titles)
+    more = ["Epoch", *(run_words.sentence_case(_plain(name))[:-1] for name in metrics), "Size"]
+    head = '<th scope="col">Step</th><th scope="col">Validation loss</th>'
+    head += "".join(f'<th scope="col" class="wide">{text.escape(title)}</th>' for title in more)
     body = "".join(_row(run_id, item, metrics, final) for item in found)
     return (
         '<div class="ls-table checkpoint-table" role="region" tabindex="0" aria-label="Checkpoints of this run"><table>'
@@ -102,17 +97,14 @@ def _plain(name: str) -> str:
 
 def _row(run_id: str, item: Checkpoint, metrics: list[str], final: bool) -> str:
     best = ' <span class="tag">best</span>' if item.best else ""
-    numbers = [
-        f"{item.step:,}{best}",
-        "–" if item.epoch is None else f"{item.epoch:.2f}",
-        run_words.figure(item.loss),
-        *(run_words.figure(item.metrics.get(name)) for name in metrics),
-        text.size(item.bytes),
-    ]
+    epoch = "–" if item.epoch is None else f"{item.epoch:.2f}"
+    numbers = [f"<td>{cell}</td>" for cell in (f"{item.step:,}{best}", run_words.figure(item.loss))]
+    more = [epoch, *(run_words.figure(item.metrics.get(name)) for name in metrics), text.size(item.bytes)]
+    numbers += [f'<td class="wide">{cell}</td>' for cell in more]
     buttons = "".join(
         f'<button type="button" data-act="{act}" data-value="{text.escape(run_id)}/{text.escape(item.name)}" '
         f'aria-label="{label.rstrip("…")} {text.escape(item.name)}">{label}</button>'
         for act, label in ACTIONS
         if final or act != "delete"
     )
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in numbers) + f'<td class="acts">{buttons}</td></tr>'
+    return f'<tr>{"".join(numbers)}<td class="acts">{buttons}</td></tr>'

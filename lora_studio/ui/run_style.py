@@ -68,9 +68,16 @@ CSS = """
   .confirm { flex-wrap: wrap !important; }
   .confirm > :first-child { flex-basis: 100% !important; }
   .run-top > .actions { flex-wrap: wrap !important; }
-  .run-labels { flex-direction: column !important; }
+  .run-labels { flex-direction: column !important; align-items: stretch !important; }
+  .ls-table th, .ls-table td { padding: 6px 7px; }
   .run-table { max-height: 52vh; }
-  .run-table .wide { display: none; }
+  .run-table .wide, .checkpoint-table .wide { display: none; }
+  .checkpoint-table td.acts { white-space: normal; }
+  .checkpoint-table .acts button { margin: 2px 0 !important; padding: 3px 6px; }
+  .checkpoint-table .tag { margin-left: 0; }
+  .beside-table th[scope="row"] { min-width: 100px; }
+  .beside-table th[scope="col"], .beside-table td { min-width: 88px; }
+  .beside-table td { overflow-wrap: normal; }
   .run-table .narrow { display: inline; }
   .run-table td.name { min-width: 0; }
   .run-table td.eval_loss, .run-table th.eval_loss { text-align: right; }

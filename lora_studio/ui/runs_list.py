@@ -11,7 +11,7 @@ from lora_studio.ui.run_board import Board
 from lora_studio.ui.run_section import QUIET
 from lora_studio.ui.run_table import Choice, chosen_rows, page_of, table
 from lora_studio.ui.studio import Shared, Studio
-from lora_studio.ui.text import count
+from lora_studio.ui.text import count, progress
 
 SELECTION, ORDER = "selected-run", "runs-order"
 # Of two boxes ticked one right after the other neither click is left out, and the second knows of the first.
@@ -61,7 +61,7 @@ def build(studio: Studio, shared: Shared) -> tuple[dict[str, Any], gr.State]:
         yes = gr.Button("Delete for good", variant="stop", elem_id="runs-delete-yes", size="md", scale=0, min_width=150)
         no = gr.Button("Keep them", elem_id="runs-delete-no", size="md", scale=0, min_width=110)
     said = gr.HTML(visible=False)
-    listed = gr.HTML(js_on_load=_CLICKS, elem_id="run-list")
+    listed = gr.HTML(progress("Reading the runs"), js_on_load=_CLICKS, elem_id="run-list")
 
     def act(event: gr.EventData, before: Choice) -> tuple[Any, Any]:
         now = before.act(str(event.act), str(event.value), [str(run) for run in event.listed])

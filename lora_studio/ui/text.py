@@ -213,6 +213,7 @@ CSS = """
 .ls-tiles small { display: block; color: var(--body-text-color-subdued); font-size: 12px; }
 .ls-table { overflow: auto; max-height: 420px; border: 1px solid var(--line); border-radius: 8px; }
 .ls-table table { border-collapse: collapse; width: 100%; margin: 0; font-size: 14px; }
+.ls-table thead td { background: var(--soft); }
 .ls-table th { position: sticky; top: 0; background: var(--soft); z-index: 1; white-space: nowrap; text-align: left;
   font-weight: 600; color: var(--body-text-color-subdued); font-size: 13px; }
 .ls-table th, .ls-table td { padding: 6px 10px; border: 0 !important; vertical-align: top;

@@ -100,7 +100,7 @@ CSS = """
   --soft: #1b2530; --line: #263241; --curve-1: #5cc9be; --curve-2: #fbbf24; --curve-3: #b9a3f0; --curve-4: #93a1b3;
   --curve-5: #f28bb4; --curve-6: #82b4f5; --curve-7: #b5d16a; --curve-8: #d3a587; }
 html { scrollbar-gutter: stable; background: #f6f8fa; }
-html:has(body.dark) { background: #0e141b; }
+html:has(body.dark) { background: #0e141b; color-scheme: dark; }
 .gradio-container button[role="tab"].selected { color: var(--busy); }
 .gradio-container { width: 100%; max-width: 1320px !important; margin: 0 auto !important;
   padding: 0 20px 40px !important; }
@@ -149,7 +149,7 @@ h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 .bar.stopped > i { background: var(--warn); }
 .run-head h2 { font-size: 19px; font-weight: 700; margin: 0; display: flex; align-items: center; gap: 9px;
   overflow-wrap: anywhere; }
-.run-head .now { margin: 2px 0; } .run-head .bar + .id { margin-top: 6px; }
+.run-head > .bar { max-width: 420px; } .run-head .now { margin: 2px 0; } .run-head .bar + .id { margin-top: 6px; }
 .run-head .id { color: var(--body-text-color-subdued); font-size: 12px; font-family: var(--font-mono);
   overflow-wrap: anywhere; }
 ol.phases { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px;
