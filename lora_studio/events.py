@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 PHASES = ("start", "data", "download", "model", "train", "evaluate", "save", "compare", "answer", "measure")
 FINAL_STATES = ("done", "stopped", "failed")
@@ -202,26 +202,7 @@ Event = (
     | Warned
     | Finished
 )
-_TYPES: dict[str, type] = {
-    cls.__name__: cls
-    for cls in (
-        RunStarted,
-        PhaseStarted,
-        Progress,
-        DataPrepared,
-        ModelLoaded,
-        MemoryEstimated,
-        StepLogged,
-        Evaluated,
-        QuestionsAsked,
-        QuestionsAnswered,
-        CheckpointSaved,
-        Extended,
-        Warned,
-        Finished,
-    )
-}
-
+_TYPES: dict[str, type] = {cls.__name__: cls for cls in get_args(Event)}
 _NAMES = {cls: {item.name for item in dataclasses.fields(cls)} for cls in _TYPES.values()}
 
 
@@ -263,8 +244,7 @@ def _number(value: Any) -> Any:
 
 @dataclass
 class RunState:
-    """All that a view needs of a run. `state` is "queued", "running", "stopping" or one of `FINAL_STATES`; `seconds` is
-    what all its starts took together.
+    """All that a view needs of a run. `state` is "queued", "running", "stopping" or one of `FINAL_STATES`.
 
     "queued" is a run without events; the supervisor says "stopping" while a stop is under way, and "failed" for a
     worker that vanished. Where a state is told to be in short, it has only the last of the steps and no answers.
@@ -385,11 +365,9 @@ def _apply(state: RunState, event: Event) -> None:
 
 def _take_up(state: RunState, time: float) -> None:
     """A worker begins. What lies between it and the one before, which may have vanished without a word, is a pause."""
-    if state.started is None:
-        state.started = time
-    elif (ended := state.finished or state.last_event) is not None:
-        state.pauses.append((ended, time))
-    state.finished = None
+    if state.started is not None:
+        state.pauses.append((state.finished or state.last_event or time, time))
+    state.started, state.finished = time if state.started is None else state.started, None
 
 
 def _restart(state: RunState, event: RunStarted) -> None:

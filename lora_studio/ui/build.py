@@ -66,8 +66,8 @@ TABS = (
 HEAD = """<script>
 window.askedTab = location.hash.slice(1);  // read before the first tab writes its own name there
 addEventListener('hashchange', () => {  // a bookmark chosen while the page is open
-  const asked = [...document.querySelectorAll('#tabs [role=tab]')].find(tab => '#' + tab.dataset.tabId === location.hash);
-  asked?.click();
+  const tabs = [...document.querySelectorAll('#tabs [role=tab]')];
+  tabs.find(tab => '#' + tab.dataset.tabId === location.hash)?.click();
 });
 </script>"""
 IN_SIGHT = """() => {

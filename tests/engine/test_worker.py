@@ -68,7 +68,9 @@ def test_a_finished_run_holds_adapter_checkpoints_report_and_numbers(trained: Ru
     assert "training_args.bin" not in {path.name for path in trained.path.rglob("*")}
     assert [path.name for path in trained.checkpoint_folders()] == ["checkpoint-4", "checkpoint-8"]
     assert list(trained.tensorboard.glob("events.out.tfevents.*"))
-    assert "| validation loss |" in trained.report.read_text(encoding="utf-8")
+    report = trained.report.read_text(encoding="utf-8")
+    assert "| validation loss |" in report
+    assert f"| real tokens a second | {numbers['tokens_per_second']:,.0f} |" in report
 
 
 def test_phases_and_numbers_come_as_events_in_order(trained: RunFolder) -> None:
