@@ -393,4 +393,8 @@ class Workspace(Permissions):
 
     def write_draft(self, name: str, value: Any) -> None:
         """Keeps a JSON value so that a reload or restart brings it back."""
-        write_atomically(self.drafts_folder / f"{safe_name(name)}.json", json.dumps(value, ensure_ascii=False))
+        try:
+            write_atomically(self.drafts_folder / f"{safe_name(name)}.json", json.dumps(value, ensure_ascii=False))
+        except OSError as error:
+            hint = "Make room on the disk: until then, a reload brings back what was kept before."
+            raise StudioError(f"What you chose can't be kept: {error.strerror}.", hint) from None

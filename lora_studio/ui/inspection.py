@@ -5,6 +5,7 @@ and what was found are drafts in the workspace, so that a reload shows them agai
 data_view.py's and data_findings.py's, and pager.py turns the pages.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -374,7 +375,8 @@ class Inspection:
         """
         values = values_of(chosen)
         workspace = self.studio.workspace
-        workspace.write_draft(CHOICE, {"settings": values})
+        with contextlib.suppress(StudioError):  # the form can't be kept either then, and says so
+            workspace.write_draft(CHOICE, {"settings": values})
         found = workspace.read_draft(FOUND)
         known = isinstance(found, dict) and found["settings"] == values
         shape = found["result"]["format"] if known else ""

@@ -135,8 +135,7 @@ def _keep(drawn: Drawn, studio: Studio) -> None:
     workspace = studio.workspace
 
     def changed(preset: str | None, told: Told, *raws: Any) -> dict[Any, Any]:
-        save_draft(workspace, preset, raws)
-        return _look(drawn, studio, raws, told)
+        return _look(drawn, studio, raws, told) | _kept(drawn, workspace, preset, raws)
 
     def restore() -> dict[Any, Any]:
         preset, raws = read_draft(workspace)
@@ -159,8 +158,7 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
 
     def use_preset(name: str, *raws: Any) -> dict[Any, Any]:
         filled = with_preset(raws, presets(workspace)[name].values())
-        save_draft(workspace, name, filled)
-        return _show(drawn, studio, name, filled)
+        return show(name, filled)
 
     def open_file(path: str) -> dict[Any, Any]:
         try:
@@ -168,20 +166,15 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
         except StudioError as error:
             return {drawn.summary: gr.HTML(text.problem(error), visible=True)}
         filled = forms.overlay(forms.shown(Config()), forms.known_values(given))
-        save_draft(workspace, None, filled)
         fields, others = forms.beside_fields(problems_of(given))
-        return _show(drawn, studio, None, filled, Told(tuple(fields), tuple(others)))
+        return show(None, filled, Told(tuple(fields), tuple(others)))
 
     def use_data(chosen: tuple[float, dict[str, Any]], preset: str | None, *raws: Any) -> dict[Any, Any]:
-        filled = forms.overlay(raws, chosen[1])
-        save_draft(workspace, preset, filled)
-        return _show(drawn, studio, preset, filled) | {drawn.start: gr.Button(interactive=True)}
+        return show(preset, forms.overlay(raws, chosen[1])) | {drawn.start: gr.Button(interactive=True)}
 
     def change(settings: Mapping[str, Any], values: Sequence[Any]) -> dict[Any, Any]:
         preset, *raws = values
-        filled = forms.overlay(raws, settings)
-        save_draft(workspace, preset, filled)
-        return _show(drawn, studio, preset, filled)
+        return show(preset, forms.overlay(raws, settings))
 
     def fetch(told: Told, *raws: Any) -> dict[Any, Any]:
         try:
@@ -193,13 +186,10 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
         return _look(drawn, studio, raws, told)
 
     def use_config(chosen: tuple[float, dict[str, Any]]) -> dict[Any, Any]:
-        filled = forms.overlay(forms.shown(Config()), chosen[1])
-        save_draft(workspace, None, filled)
-        return _show(drawn, studio, None, filled)
+        return show(None, forms.overlay(forms.shown(Config()), chosen[1]))
 
-    def show(preset: str | None, raws: Sequence[Any]) -> dict[Any, Any]:
-        save_draft(workspace, preset, raws)
-        return _show(drawn, studio, preset, raws)
+    def show(preset: str | None, raws: Sequence[Any], told: Told | None = None) -> dict[Any, Any]:
+        return _show(drawn, studio, preset, raws, told) | _kept(drawn, workspace, preset, raws)
 
     widgets = drawn.form.widgets
     whole = [drawn.preset, *widgets]
@@ -281,6 +271,15 @@ def _show(
         **preset_keeper.updates(drawn.keeper, workspace, preset),
         **_look(drawn, studio, raws, told or Told()),
     }
+
+
+def _kept(drawn: Drawn, workspace: Workspace, preset: str | None, raws: Sequence[Any]) -> dict[Any, Any]:
+    """Keeps the form as it is; where that is not possible, says so, and the form goes on."""
+    try:
+        save_draft(workspace, preset, raws)
+    except StudioError as error:
+        return {drawn.summary: gr.HTML(text.problem(error), visible=True)}
+    return {}
 
 
 def _planned(studio: Studio, raws: Sequence[Any]) -> Plan | None:

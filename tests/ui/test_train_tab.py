@@ -1,15 +1,20 @@
 """Presets, drafts, checks and the start of a run, without a page."""
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 
+from lora_studio import workspace as workspaces
 from lora_studio.config import Config
 from lora_studio.parsing import ConfigError, parse
 from lora_studio.ui import form, form_draft, plan_words, train_tab
 from lora_studio.ui.plan import count_rows, plan
+from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import Workspace
 
 
@@ -53,6 +58,27 @@ def test_a_run_that_asks_for_memory_is_told_what_else_holds_some() -> None:
     both = train_tab.beside(studio(True, "an evaluation"))
     assert "The chat holds a model" in both
     assert "An evaluation holds a model" in both
+
+
+def test_a_form_that_a_full_disk_does_not_keep_says_so_and_can_be_started(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle: Any = SimpleNamespace(busy=lambda: None)
+    with gr.Blocks() as page:
+        start = gr.Button("Start training", interactive=False, render=False)
+        with gr.Tabs() as tabs, gr.Tab("Train"):
+            shared = Shared(tabs, data=gr.State(), form=gr.State(), run=gr.State(""), start=start)
+            train_tab.build(Studio(workspace, idle, idle, idle), shared)
+    use_data: Any = next(event.fn for event in page.fns.values() if event.name == "use_data")
+
+    def full(_path: Path, _words: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(workspaces, "write_atomically", full)
+    told = use_data((1.0, {"data.train_file": "technical"}), "demo", *overlaid())
+    assert told[start].interactive
+    said = "".join(update.value for update in told.values() if isinstance(update, gr.HTML) and update.value)
+    assert "be kept: No space left on device." in said
 
 
 def test_the_first_visit_finds_a_form_that_can_be_started(workspace: Workspace) -> None:
