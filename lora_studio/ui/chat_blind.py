@@ -14,7 +14,8 @@ from lora_studio.text_limits import QUESTION, SYSTEM_PROMPT, check_length
 from lora_studio.ui import chat_board, downloads, text
 from lora_studio.ui.chat_choices import wanted
 from lora_studio.ui.chat_prompts import CLICKED, QUIET
-from lora_studio.ui.chatting import Chat, plain, said
+from lora_studio.ui.chat_sampling import checked, plain
+from lora_studio.ui.chatting import Chat, said
 from lora_studio.ui.dialogue import BASE, Talk
 from lora_studio.ui.text import escape
 
@@ -53,7 +54,7 @@ def build(act: Chat, who: gr.State) -> None:
         return {panel: vote(act, person, int(str(event.act)))}
 
     parts = act.parts
-    gr.on(
+    answering = gr.on(
         [ask.click, question.submit],
         asked,
         [who, question, parts.system, *parts.sampling],
@@ -62,6 +63,7 @@ def build(act: Chat, who: gr.State) -> None:
         concurrency_limit=8,
         **QUIET,
     )
+    answering.then(act.remember, who, [parts.status, parts.unload], **QUIET)
     stop.click(act.stop, who, queue=False, **QUIET)
     panel.click(click, who, [panel, place], **QUIET)
     who.change(lambda person: drawn(act, act.talk(person)), who, panel, **QUIET)
@@ -89,7 +91,7 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
         "best": None,
     }
     talk.blind = blind
-    settings = plain(act.checked(sampling))
+    settings = plain(checked(sampling))
     with contextlib.closing(act.engine.answer(who, wanted(chosen), columns, settings)) as answers:
         for answer in answers:
             if answer["kind"] == "status":

@@ -11,7 +11,8 @@ from lora_studio.errors import StudioError
 from lora_studio.prompt_sets import Answered
 from lora_studio.ui import downloads, text
 from lora_studio.ui.chat_choices import wanted
-from lora_studio.ui.chatting import Chat, plain, said
+from lora_studio.ui.chat_sampling import checked, plain
+from lora_studio.ui.chatting import Chat, said
 from lora_studio.ui.dialogue import BASE, known
 from lora_studio.workspace import Workspace
 
@@ -52,7 +53,8 @@ def build(act: Chat, who: gr.State) -> None:
         return downloads.link(path)
 
     given = [who, prompts, act.parts.system, *act.parts.sampling]
-    run.click(ask, given, [run, stop, told, table], concurrency_id="chat", concurrency_limit=8, **QUIET)
+    asking = run.click(ask, given, [run, stop, told, table], concurrency_id="chat", concurrency_limit=8, **QUIET)
+    asking.then(act.remember, who, [act.parts.status, act.parts.unload], **QUIET)
     stop.click(act.stop, who, queue=False, **QUIET)
     table.click(download, who, place, **QUIET)
     who.change(lambda person: drawn(*kept_rows(act, person)), who, table, **QUIET)
@@ -107,7 +109,7 @@ def asked(
     chosen = act.chosen(talk)
     names = [BASE, *(choice.value for choice in chosen)]
     titles = [f"Base: {chosen[0].card().base}", *(choice.name for choice in chosen)]
-    settings = plain(act.checked(sampling))
+    settings = plain(checked(sampling))
     opening = [{"role": "system", "content": system}] if system.strip() else []
     rows: list[Answered] = []
     stopped = False

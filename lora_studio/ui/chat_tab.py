@@ -10,7 +10,8 @@ import gradio as gr
 
 from lora_studio.ui import chat_blind, chat_board, chat_prompts, chat_sources, downloads, form, text
 from lora_studio.ui.chat_choices import MOST
-from lora_studio.ui.chatting import OWN_SAMPLING, SAMPLING, Chat, Parts, Updates
+from lora_studio.ui.chat_sampling import SAMPLING
+from lora_studio.ui.chatting import OWN_SAMPLING, Chat, Parts, Updates
 from lora_studio.ui.studio import Shared, Studio
 
 NO_RUNS = text.empty("No adapter yet", "Train one on the Train tab; its first checkpoint can be tried here at once.")

@@ -29,7 +29,7 @@ def memory(loaded: Mapping[str, Any] | None, chosen: Sequence[Choice], holders: 
         words = "Other columns are in memory; these" if other else "No model is in memory. It"
         verb = "are" if other else "is"
         return text.notice(f"{words} {verb} loaded with the next question.", holders)
-    names = ", ".join(choice.name for choice in chosen)
+    names = " and ".join(choice.name for choice in chosen)
     where = f"{loaded['device']}, {loaded['dtype']}, {text.size(loaded['memory_bytes'])}"
     apart = "" if loaded["mixes"] else SHARE_NO_BATCH
     return text.notice(f"In memory: {loaded['base']} with {names} ({where}).", holders + apart, "good")

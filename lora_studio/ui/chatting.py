@@ -14,17 +14,16 @@ import gradio as gr
 from gradio.components import Component
 
 from lora_studio.errors import StudioError
-from lora_studio.parsing import nest, parse
+from lora_studio.parsing import parse
 from lora_studio.presets import presets
-from lora_studio.settings import settings
 from lora_studio.text_limits import QUESTION, SYSTEM_PROMPT, check_length
 from lora_studio.ui import chat_board, chat_choices, chat_device, chat_words, dialogue, downloads, form, text
 from lora_studio.ui.chat_choices import Choice, Example, wanted
 from lora_studio.ui.chat_engine import ConsentError
+from lora_studio.ui.chat_sampling import SAMPLING, boxes, checked, plain
 from lora_studio.ui.dialogue import BASE, Talk
 from lora_studio.ui.studio import Studio
 
-SAMPLING = tuple(setting for setting in settings() if setting.section == "generation")
 KEEP_SECONDS = 1.0  # how often a growing answer is written down
 OWN_SAMPLING = "as set below"
 
@@ -84,11 +83,15 @@ class Chat:
     def followed(self, who: str) -> tuple[Talk, Updates]:
         """A person's chat, a run's newest adapter in the place of a deleted one; and the sentence that says so."""
         talk = self.talk(who)
+        if told := self._follow(talk):
+            self.keep(who, talk)
+        return talk, told or {self.parts.said: ""}
+
+    def _follow(self, talk: Talk) -> Updates:
+        """The same for a chat that is at hand; nothing where no adapter of it was deleted."""
         found = self.choices(talk)
-        if not (words := chat_choices.follow(found, talk)):
-            return talk, {self.parts.said: ""}
-        self.keep(who, talk)
-        return talk, {self.parts.choice: _offered(found, talk), self.parts.said: text.notice(words)}
+        words = chat_choices.follow(found, talk)
+        return {self.parts.choice: _offered(found, talk), self.parts.said: text.notice(words)} if words else {}
 
     # -- painting
 
@@ -130,7 +133,6 @@ class Chat:
             p.nothing: gr.HTML(visible=False),
             p.body: gr.Column(visible=True),
             p.choice: _offered(found, talk),
-            p.unload: gr.Button(interactive=self.engine.loaded is not None),
             p.extra: "",
         }
         try:
@@ -138,14 +140,19 @@ class Chat:
             updates |= {p.system: self.system(talk, chosen)}
         except StudioError:
             pass  # the status says it
-        return updates | {p.status: self.state(talk), p.board: self.board(talk)}
+        return updates | self.memory(talk) | {p.board: self.board(talk)}
 
-    def state(self, talk: Talk) -> str:
-        """What is in memory, or why the columns can't answer together."""
+    def memory(self, talk: Talk) -> Updates:
+        """What is in memory, or why the columns can't answer together; and whether there is something to unload."""
         try:
-            return self.status(self.chosen(talk))
+            words = self.status(self.chosen(talk))
         except StudioError as error:
-            return text.problem(error)
+            words = text.problem(error)
+        return {self.parts.status: words, self.parts.unload: gr.Button(interactive=self.engine.loaded is not None)}
+
+    def remember(self, who: str) -> Updates:
+        """The same for a browser, after something else brought models into memory."""
+        return self.memory(self.talk(who))
 
     def status(self, chosen: Sequence[Choice]) -> str:
         held = self.engine.loaded if self.engine.holds(wanted(chosen)) else None
@@ -192,7 +199,7 @@ class Chat:
                 for answer in answers:
                     if answer["kind"] == "status":
                         yield {p.status: answer["words"]}
-            yield again | {p.status: self.status(chosen), p.unload: gr.Button(interactive=True)}
+            yield again | self.memory(talk)
         except StudioError as error:
             yield again | {p.status: said(error)}
 
@@ -233,7 +240,7 @@ class Chat:
         workspace = self.studio.workspace.as_now()  # what is kept at the end is kept for whoever asked
         chosen = self.chosen(talk)
         own = chosen[0].card().system_prompt
-        talk.sampling, talk.system = self.checked(sampling), None if system == own else system
+        talk.sampling, talk.system = checked(sampling), None if system == own else system
         for name, question in questions.items():
             talk.ask(question, [name])
         self.keep(who, talk)
@@ -242,17 +249,24 @@ class Chat:
         columns = [{"adapter": None if name == BASE else name, "messages": talk.prompt(name, system)} for name in names]
         try:
             with contextlib.closing(self.engine.answer(who, wanted(chosen), columns, plain(talk.sampling))) as answers:
-                yield from self._carry(who, talk, names, chosen, answers)
+                yield from self._carry(who, talk, names, answers)
             yield self._idle()
         except StudioError as error:
-            back = {p.question: questions[names[0]]} if talk.take_back(names, before) and not before else {}
-            yield self._failed(talk, error) | back | {p.board: self.board(talk)}
+            question = questions[names[0]]
+            unanswered = talk.take_back(names, before)
+            told = self._follow(talk) if unanswered else {}  # a run deleted a checkpoint while that was loaded
+            if told and not before:
+                yield told
+                yield from self.ask(who, talk, dict.fromkeys(talk.names, question), system, sampling)
+                return
+            back = {p.question: question} if unanswered and not before else {}
+            yield self._failed(talk, error) | told | back | {p.board: self.board(talk)}
         finally:
             talk.take_back(names, before)
             dialogue.write_talk(workspace, who, talk)
 
     def _carry(
-        self, who: str, talk: Talk, names: Sequence[str], chosen: Sequence[Choice], answers: Iterator[dict[str, Any]]
+        self, who: str, talk: Talk, names: Sequence[str], answers: Iterator[dict[str, Any]]
     ) -> Iterator[Updates]:
         """Pieces from the engine to the page; leaving early stops the engine."""
         p, kept = self.parts, time.monotonic()
@@ -261,7 +275,7 @@ class Chat:
                 yield {p.status: answer["words"]}
                 continue
             if answer["kind"] == "loaded":
-                yield {p.status: self.status(chosen), p.unload: gr.Button(interactive=True)}
+                yield self.memory(talk)
                 continue
             if answer["kind"] == "piece":
                 talk.add(dict(zip(names, answer["texts"], strict=True)))
@@ -282,7 +296,7 @@ class Chat:
 
     def _failed(self, talk: Talk, error: StudioError) -> Updates:
         """The reason stands where the question was asked; above is again what is in memory."""
-        return self._idle() | {self.parts.said: said(error), self.parts.status: self.state(talk)}
+        return self._idle() | self.memory(talk) | {self.parts.said: said(error)}
 
     def stop(self, who: str) -> None:
         self.engine.stop(who)
@@ -358,27 +372,17 @@ class Chat:
                 if answer["kind"] == "status":
                     yield {self.parts.status: answer["words"]}
                 elif answer["kind"] == "loaded":
-                    yield {self.parts.status: self.status(chosen)}
+                    yield self.memory(talk)
                 elif answer["kind"] == "result":
                     titles = {choice.value: choice.name for choice in chosen}
                     yield {self.parts.extra: chat_words.tokens(answer, titles)}
 
     # -- sampling
 
-    def checked(self, raws: Sequence[Any]) -> dict[str, Any]:
-        """The sampling settings by path, checked; an emptied box is its default."""
-        chosen = {}
-        for setting, raw in zip(SAMPLING, raws, strict=True):
-            value = form.from_widget(setting, raw)
-            chosen[setting.path] = setting.default if value is None else value
-        checked = parse(nest(chosen)).generation.model_dump()
-        return {setting.path: checked[setting.path.rpartition(".")[2]] for setting in SAMPLING}
-
     def sampling_like(self, name: str) -> list[Any]:
         """The widgets' values as a preset has them."""
         given = parse(presets(self.studio.workspace)[name].values() if name in self.offers() else {})
-        values = given.generation.model_dump()
-        return [form.to_widget(setting, values[setting.path.rpartition(".")[2]]) for setting in SAMPLING]
+        return boxes(given.generation.model_dump())
 
     def offers(self) -> list[str]:
         """Presets that say how to sample."""
@@ -387,11 +391,6 @@ class Chat:
 
 def _offered(found: Sequence[Choice], talk: Talk) -> gr.Dropdown:
     return gr.Dropdown([(each.label, each.value) for each in found], value=talk.adapters, multiselect=True)
-
-
-def plain(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by their last names, as the engine takes them."""
-    return {path.rpartition(".")[2]: value for path, value in sampling.items()}
 
 
 def said(error: StudioError) -> str:

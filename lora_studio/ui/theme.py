@@ -107,6 +107,7 @@ html:has(body.dark) { background: #0e141b; color-scheme: dark; }
 .gradio-container > .main { max-width: none !important; padding: 0 !important; }
 .gradio-container .hide-container.padded { padding: 0; }
 .gradio-container :focus-visible { outline: 2px solid var(--busy); outline-offset: 2px; }
+.gradio-container .wrap-inner input:focus-visible { outline: none; }  /* its frame shows the focus */
 .gradio-container input:focus-visible, .gradio-container textarea:focus-visible { outline-offset: -1px; }
 button.lg { min-height: 42px; }
 .label-wrap > span { text-align: left; } .label-wrap { gap: 8px; } .label-wrap > .icon { align-self: center; }

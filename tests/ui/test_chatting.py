@@ -12,7 +12,8 @@ from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.hardware import Device
 from lora_studio.ui import chat_choices, chat_sources, chat_tab, dialogue
-from lora_studio.ui.chatting import SAMPLING, Chat, Updates
+from lora_studio.ui.chat_sampling import SAMPLING
+from lora_studio.ui.chatting import Chat, Updates
 from lora_studio.ui.dialogue import BASE, Talk
 from lora_studio.ui.form import to_widget
 from lora_studio.ui.studio import Studio
@@ -134,6 +135,31 @@ def test_the_newest_adapter_of_a_run_takes_over_from_a_checkpoint_that_the_run_d
         f"{run.id}/checkpoint-16": str(run.checkpoints / "checkpoint-16")
     }
     assert send(act, "Three?")[0] == {act.parts.said: ""}
+
+
+def test_a_checkpoint_that_the_run_deletes_while_it_is_loaded_is_succeeded_as_well(act: Chat, run: RunFolder) -> None:
+    act.pick(WHO, [f"{run.id}/checkpoint-8"])
+
+    def gone(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
+        if f"{run.id}/checkpoint-8" in params.get("adapters", {}):
+            (run.checkpoints / "checkpoint-8").rename(run.checkpoints / "checkpoint-16")
+            shutil.rmtree(run.adapter)
+            return [StudioError("There is no adapter in that folder.")]
+        return script(method, **params)
+
+    act.studio.chat.script = gone
+    told = send(act, "One?")
+    sentences = [str(update[act.parts.said]) for update in told if act.parts.said in update]
+    assert "Pirate, checkpoint at step 16 answers in its place." in sentences[-1]
+    assert answers(act, f"{run.id}/checkpoint-16") == ["Arr, One?"]
+    assert answers(act, BASE) == ["Rome, One?"]
+
+
+def test_what_a_comparison_of_tokens_loaded_can_be_unloaded(act: Chat) -> None:
+    send(act, "One?")
+    act.unload(WHO)
+    told = [update[act.parts.unload] for update in click(act, "tokens") if act.parts.unload in update]
+    assert [button.interactive for button in told] == [True]
 
 
 def test_two_people_have_columns_and_conversations_of_their_own(act: Chat, run: RunFolder) -> None:
