@@ -92,15 +92,23 @@ def listing(states: Sequence[RunState], looked_at: str, now: float, sizes: Mappi
     return f'<h3 class="part">Exports</h3>{job_list.listing(states, looked_at, now, "export", about)}'
 
 
-def head(state: RunState, request: Request, result: Mapping[str, Any]) -> str:
-    """One export: how far it is, or what came out."""
+def head(state: RunState, request: Request, result: Mapping[str, Any], root: str = "") -> str:
+    """One export: how far it is, or what came out. `root` is the workspace's folder where the places of this machine
+    are not for whoever looks: they download what came out, and its commands are for the folder they put it in."""
+    shown = _head(state, request, result, places=not root)
+    for place in (str(result.get("place", root)), root) if root else ():
+        shown = shown.replace(escape(place), ".")
+    return shown
+
+
+def _head(state: RunState, request: Request, result: Mapping[str, Any], *, places: bool) -> str:
     top, notes = job_list.title(state), "".join(notice(words, kind="warning") for words in state.warnings)
     if not state.final:
         return f'<div class="run-head">{top}{_progress(state)}</div>{job_list.buttons(("stop", "", "Stop"))}{notes}'
     if state.state != "done" or not result:
         outcome = notice(state.message, state.hint, "error" if state.state == "failed" else "info")
     else:
-        outcome = _outcome(result)
+        outcome = _outcome(result, places=places)
     return f'<div class="run-head">{top}{job_list.ended(state)}</div>{outcome}{notes}'
 
 
@@ -114,7 +122,7 @@ def _progress(state: RunState) -> str:
     return progress(f"{label}, percent", 100 * state.phase_done // max(1, state.phase_total), 100, remark=done)
 
 
-def _outcome(result: Mapping[str, Any]) -> str:
+def _outcome(result: Mapping[str, Any], *, places: bool) -> str:
     """What came out: how it is used, whether it was tried, and the files."""
     good = {True: "good", False: "warning", None: "info"}[result["same"]]
     parts = [f"<p>{escape(result['words'])}</p>", notice(result["tried"], kind=good) if result["tried"] else ""]
@@ -139,5 +147,5 @@ def _outcome(result: Mapping[str, Any]) -> str:
     whole = ""
     if len(files) > 1 and result["bytes"] <= WHOLE_BYTES:
         whole = job_list.buttons(("download", "all", f"Download all as a zip ({size(result['bytes'])})"))
-    place = f'<p class="id">On this machine: {escape(result["place"])}</p>'
+    place = f'<p class="id">On this machine: {escape(result["place"])}</p>' if places else ""
     return "".join(parts) + f'{whole}<ul class="export-files" aria-label="Files">{rows}</ul>{place}'

@@ -45,7 +45,7 @@ def finished(workspace: Workspace, run: str, names: tuple[str, ...] = ("a.txt", 
     folder.events.write_text("".join(map(to_line, events)), encoding="utf-8")
     result = {
         "words": "A model.",
-        "command": "sh 'a b'",
+        "command": f"cd {folder.result} && sh 'a b'",
         "link": "javascript:alert(1)",
         "tried": "Loaded.",
         "same": True,
@@ -97,6 +97,20 @@ def test_a_finished_export_shows_its_files_and_names_are_text(board: Board, work
     whole = "".join(seen.values())
     assert "<b>$" not in whole
     assert "${" not in whole
+
+
+def test_a_visitor_downloads_what_came_out_and_reads_no_place_of_the_machine(workspace: Workspace, run: str) -> None:
+    class Visited(Workspace):
+        owned = False
+
+    folder = finished(workspace, run)
+    view = View(run, export=folder.id)
+    assert f"On this machine: {folder.result}" in Board(workspace, Exports(workspace)).look(view, time.time())["head"]
+    visited = Visited(workspace.root)
+    seen = "".join(Board(visited, Exports(visited)).look(view, time.time()).values())
+    assert str(workspace.root) not in seen
+    assert "<pre>cd . &amp;&amp; sh" in seen
+    assert seen.count('data-act="download"') == 3
 
 
 def test_one_that_goes_on_says_how_far_it_is(board: Board, workspace: Workspace, run: str) -> None:
