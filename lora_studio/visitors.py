@@ -108,7 +108,7 @@ class VisitedWorkspace(Workspace):
         return bytes_taken(self._whole, whose, self.root / USERS)
 
     def _way_to_room(self) -> str:
-        return "Delete runs, evaluations or exports that you no longer need; uploaded files are the owner's to remove."
+        return "Delete runs, evaluations or exports that you no longer need, or uploads at the foot of the Data tab."
 
     def create_run(self, title: str, config_yaml: str, facts: Mapping[str, Any]) -> RunFolder:
         self.check_room()

@@ -1,12 +1,16 @@
 """What follows from an inspected file, in words: its faults as a whole, a length that fits, packing, steps, progress.
 
-Pure functions from the inspector's answers to HTML; no gradio. The file's shape and its single rows are data_view.py's.
+Functions from the inspector's answers, and from what lies on the disk, to HTML; no gradio. The file's shape and its
+single rows are data_view.py's.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from lora_studio.files import bytes_in
 from lora_studio.ui import text
+from lora_studio.workspace import Workspace
 
 Result = Mapping[str, Any]
 
@@ -213,6 +217,23 @@ def forecast(result: Result) -> str:
 
 def _share(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"
+
+
+def uploads(workspace: Workspace) -> str:
+    """The files that were uploaded, each with its size and a way to delete it."""
+    if not (found := workspace.uploads()):
+        return '<p class="ls-hint">You have uploaded nothing yet.</p>'
+    rows = "".join(
+        f"<li><b>{text.escape(path.name)}</b><small>{_size_of(path)}</small>"
+        f'<button type="button" data-act="delete" data-value="{text.escape(str(path))}" '
+        f'aria-label="Delete {text.escape(path.name)}">Delete…</button></li>'
+        for path in found
+    )
+    return f'<ul class="job-list" aria-label="Your uploads">{rows}</ul>'
+
+
+def _size_of(path: Path) -> str:
+    return text.size(bytes_in(path) if path.is_dir() else path.stat().st_size)
 
 
 def cache(octets: int) -> str:

@@ -18,6 +18,14 @@ SHOW_FOUND = """() => {
 }"""
 """On a phone, what is said of a file stands below all that can be chosen."""
 
+DELETE_CLICKS = """
+element.addEventListener('click', event => {
+  const node = event.target.closest('[data-act]');
+  if (node && confirm('Delete this file? Runs that are not finished can not be resumed without it.'))
+    trigger('click', {value: node.dataset.value});
+});
+"""
+
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
@@ -157,7 +165,8 @@ def draw_view(studio: Studio, controls: Controls) -> View:
         hygiene = gr.HTML()
     with gr.Accordion("Rows as they stand in the file", open=False, visible=False) as rows:
         table = gr.HTML()
-    with gr.Accordion("Prepared data on this disk", open=False):
+    with gr.Accordion("Your uploads, and prepared data on this disk", open=False, elem_id="data-kept"):
+        uploads = gr.HTML(js_on_load=DELETE_CLICKS)
         cache = gr.HTML()
         clear = gr.Button("Clear", size="sm", scale=0, min_width=120)
     return View(
@@ -175,6 +184,7 @@ def draw_view(studio: Studio, controls: Controls) -> View:
         hygiene=hygiene,
         rows=rows,
         table=table,
+        uploads=uploads,
         cache=cache,
         clear=clear,
         found=gr.State(None),
@@ -203,7 +213,7 @@ def _wire(act: Inspection, shared: Shared) -> None:
     inspect: dict[str, Any] = {"concurrency_id": "inspect", "concurrency_limit": 1, **quiet}
     gr.on(fn=act.repaint, outputs=shown, **quiet)
     gone = [v.status, v.body, v.summary, v.found, v.reading.box, v.rows]
-    kept = c.upload.upload(act.keep_upload, c.upload, [c.source, c.validation, c.upload, *gone], **quiet)
+    kept = c.upload.upload(act.keep_upload, c.upload, [c.source, c.validation, c.upload, v.uploads, *gone], **quiet)
     kept.then(None, js=SHOW_FOUND, api_visibility="private")
     kept.then(act.look_anew, chosen, shown, **inspect)
     second = c.upload_validation.upload(act.keep_validation, c.upload_validation, [c.source, c.validation], **quiet)
@@ -222,7 +232,8 @@ def _wire(act: Inspection, shared: Shared) -> None:
     c.bad_rows.input(act.choose_bad_rows, [v.found, *chosen], [v.summary, v.bad_line, v.train], **quiet)
     v.save_bad.click(act.save_bad_rows, None, v.saved_bad, **quiet)
     v.train.click(act.hand_over, chosen, [shared.data, shared.tabs, shared.start], **quiet)
-    v.clear.click(act.clear_cache, None, [v.cache, v.clear], **quiet)
+    v.clear.click(act.clear_cache, None, [v.uploads, v.cache, v.clear], **quiet)
+    v.uploads.click(act.delete_upload, None, shown, **quiet)
     _wire_pager(act, quiet)
     _wire_reading(act, shown, inspect)
 

@@ -35,6 +35,7 @@ from lora_studio.ui.data_choice import (
 from lora_studio.ui.pager import Pager, Pages
 from lora_studio.ui.reading_form import ReadingForm
 from lora_studio.ui.studio import Studio
+from lora_studio.uploads import delete_upload
 
 STEP_SECONDS = 0.3  # between two signs of progress: a slow browser must not have a heap of old ones to draw
 KEPT_BACK = ("A share of the training rows", "")
@@ -99,6 +100,7 @@ class View:
     hygiene: gr.HTML
     rows: gr.Accordion
     table: gr.HTML
+    uploads: gr.HTML
     cache: gr.HTML
     clear: gr.Button
     found: gr.State
@@ -142,6 +144,7 @@ class Inspection:
             c.source: gr.Dropdown(choices=offered, value=str(kept)),
             c.validation: gr.Dropdown(choices=[KEPT_BACK, *offered]),
             c.upload: None,
+            self.view.uploads: data_findings.uploads(self.studio.workspace),
         }
 
     def keep_validation(self, path: str) -> Updates:
@@ -221,7 +224,7 @@ class Inspection:
                     told = time.monotonic()
             workspace.write_draft(CHOICE, {"settings": values})
             self._keep_found(values, result)
-            shown = self.show(result, values) | self.measure_cache()
+            shown = self.show(result, values) | self.measure_disk()
             yield idle | shown | {c.mapping: values[MAPPING], v.status: gr.HTML("", visible=False)}
         except StudioError as error:
             yield idle | self._failed(error, correcting, unread)
@@ -319,14 +322,27 @@ class Inspection:
         """The length that suits the data becomes the longest row."""
         return result["suggested"]["max_length"] if result else gr.skip()
 
-    def measure_cache(self) -> Updates:
-        octets = self.studio.workspace.cache_size()
-        return {self.view.cache: data_findings.cache(octets), self.view.clear: gr.Button(interactive=octets > 0)}
+    def measure_disk(self) -> Updates:
+        """What lies on the disk for whoever looks."""
+        workspace, v = self.studio.workspace, self.view
+        octets = workspace.cache_size()
+        kept = {v.cache: data_findings.cache(octets), v.clear: gr.Button(interactive=octets > 0)}
+        return kept | {v.uploads: data_findings.uploads(workspace)}
+
+    def delete_upload(self, event: gr.EventData) -> Updates:
+        """The page is as after a reload: without the file, and with what was found where that was of another one."""
+        name = Path(str(event.value)).name
+        try:
+            delete_upload(self.studio.workspace, str(event.value))
+        except StudioError as error:
+            return {self.view.uploads: text.problem(error) + data_findings.uploads(self.studio.workspace)}
+        gone = text.notice(f"{name} is deleted.", kind="good")
+        return self._nothing() | self.repaint() | {self.view.status: gr.HTML(gone, visible=True)}
 
     def clear_cache(self) -> Updates:
         """Prepared rows are made again when they are wanted."""
         self.studio.workspace.clear_cache()
-        return self.measure_cache()
+        return self.measure_disk()
 
     def _preview(self, index: int, window: int | None) -> dict[str, Any]:
         return self._ask("preview", row_index=index, window=window)
@@ -358,7 +374,7 @@ class Inspection:
         updates[self.controls.validation] = second
         updates[self.controls.system_prompt] = values["data.system_prompt"] or ""
         updates[self.controls.enable_thinking] = form.to_widget(SETTINGS[THINKING], values[THINKING])
-        updates |= self.measure_cache() | {self.controls.whole: gr.Column(visible=True)}
+        updates |= self.measure_disk() | {self.controls.whole: gr.Column(visible=True)}
         found = workspace.read_draft(FOUND)
         if isinstance(found, dict) and (found["settings"], found.get("code")) == (values, code_version()):
             updates |= self.show(found["result"], values) | {self.view.status: gr.HTML("", visible=False)}

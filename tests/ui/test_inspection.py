@@ -464,7 +464,7 @@ def test_the_cache_is_measured_and_cleared(act: Inspection) -> None:
     folder = act.studio.workspace.cache_folder
     folder.mkdir(parents=True)
     (folder / "rows.bin").write_bytes(bytes(2500))
-    assert "2.5 kB of prepared rows" in act.measure_cache()[act.view.cache]
+    assert "2.5 kB of prepared rows" in act.measure_disk()[act.view.cache]
     assert "Nothing is kept" in act.clear_cache()[act.view.cache]
     assert not folder.exists()
 
