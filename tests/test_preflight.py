@@ -15,6 +15,7 @@ DATA: dict[str, Any] = {
     "sampled": None,
     "train_rows": 90,
     "validation_rows": 10,
+    "marked_bad_rows": 0,
     "bad_rows": 0,
     "dropped_rows": 0,
     "tokens": {"max": 120},
@@ -67,6 +68,12 @@ def test_a_fault_is_found(
     found = check(title, config(**settings), {**DATA, **data})
     assert found.state == state
     assert found.found
+
+
+def test_rows_marked_bad_are_told_and_lose_no_row() -> None:
+    found = check("Data", config(), {**DATA, "marked_bad_rows": 200})
+    assert found.state == "ok"
+    assert "200 are marked bad and left out" in found.found
 
 
 def test_a_full_disk_fails_and_too_little_memory_asks() -> None:

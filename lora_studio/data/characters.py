@@ -17,6 +17,7 @@ from lora_studio.data.dataset import open_data
 from lora_studio.data.formats import recognise
 from lora_studio.data.messages import Message, RowError
 from lora_studio.data.parts import Progress
+from lora_studio.data.preferences import marks_in_words
 from lora_studio.data.record_store import RecordStore, write_records
 from lora_studio.data.statistics import PERCENTILES, histogram, lengths
 
@@ -32,7 +33,7 @@ def inspect_characters(
     source = open_data(name)
     records = RecordStore(Cache(None).get("records", lambda writer: write_records(writer, source, report)))
     shape = recognise(records.spread(_SAMPLE), "any")
-    counts = array("q")
+    counts, marked = array("q"), array("q")
 
     def convert_all(writer: ArrayWriter) -> dict[str, Any]:
         faults = BadRowWriter(writer)
@@ -42,6 +43,9 @@ def inspect_characters(
             except RowError as error:
                 faults.add(error.at(record.row))
             else:
+                if row.label is False:
+                    marked.append(position)
+                    continue
                 said = len(row.text or "") + _characters(row.messages)
                 counts.append(said + max(_characters(row.chosen), _characters(row.rejected)))
             if position % 2000 == 0:
@@ -50,14 +54,16 @@ def inspect_characters(
 
     bad_rows = BadRows(records.arrays, Cache(None).get("faults", convert_all))
     values = np.array(counts, dtype=np.int64)
+    told = [marks_in_words(len(counts), len(marked))] if shape.name == "kto" else []
     return {
         "file": str(source.files[0]) if len(source.files) == 1 else source.name,
         "file_kind": source.kind,
         "format": shape.name,
         "words": shape.words,
         "columns": shape.columns,
-        "assumptions": source.assumptions,
+        "assumptions": [*source.assumptions, *told],
         "rows": len(counts),
+        "marked_bad_rows": len(marked),
         "bad_rows": len(bad_rows),
         "bad_row_list": [bad.to_dict() for bad in bad_rows[:_LISTED_BAD_ROWS]],
         "bad_rows_by_reason": bad_rows.reasons(),

@@ -61,7 +61,8 @@ class Prepared:
     """A data set ready for training, with all that a view of it needs. Nothing of its size is held in memory.
 
     `conversations` are the training file's usable rows in the file's order, those kept back included. `dropped` rows
-    keep no trained token. Rows to learn from by comparison are `Pairs`. `sampled` is the number of rows looked at,
+    keep no trained token. Rows to learn from by comparison are `Pairs`; rows marked bad are neither usable nor bad.
+    `sampled` is the number of rows looked at,
     where it was not the whole file.
     """
 
@@ -85,6 +86,11 @@ class Prepared:
     @property
     def conversations(self) -> Conversations:
         return self.part.conversations
+
+    @property
+    def marks(self) -> list[str]:
+        """What became of rows marked good or bad, in sentences."""
+        return _marks(self.part, self.kept_back)
 
 
 def resolve_source(name_or_path: str) -> Path:
@@ -318,6 +324,7 @@ def recut(
 def _assumptions(part: Part, template: Template, kept_back: Part | None) -> list[str]:
     found = list(part.records.assumptions)
     found += sentences(part.facts["omitted"])
+    found += _marks(part, kept_back)
     resting = part.facts["resting"]
     if resting:
         found.append(f"{resting} rows hold answers that the file marks as not to be trained.")
@@ -329,6 +336,11 @@ def _assumptions(part: Part, template: Template, kept_back: Part | None) -> list
         found.append(f"The validation file {Path(kept_back.name).name} has {rows}: {kept_back.format.words}")
         found += [f"Validation file: {sentence}" for sentence in kept_back.records.assumptions]
     return found
+
+
+def _marks(part: Part, kept_back: Part | None) -> list[str]:
+    own, other = part.marks, kept_back.marks if kept_back else ""
+    return [*([own] if own else []), *([f"Validation file: {other}"] if other else [])]
 
 
 def _source_fingerprint(part: Part, kept_back: Part | None, work: Preparation) -> str:

@@ -6,13 +6,13 @@ dialogues, plain text, preference pairs and good/bad marks (kto), and tokenised 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from lora_studio.data import columns as names
 from lora_studio.data.columns import Columns, is_turns, may_be_turns, quoted, spread
 from lora_studio.data.conversion import convert
 from lora_studio.data.dialogues import style_of
 from lora_studio.data.mapping import Format, Mapping, ReadingError
+from lora_studio.data.preferences import is_mark
 from lora_studio.data.problems import find_problem
 from lora_studio.data.rows import Record
 from lora_studio.data.turns import ROLES
@@ -20,7 +20,6 @@ from lora_studio.data.wording import in_words
 
 __all__ = ["Format", "Mapping", "apply_mapping", "convert", "mapping_of", "recognise", "recognise_all"]
 
-NOT_BY_EXAMPLE = ("preference", "kto")
 _SHAPES = (
     "Known shapes: `messages` or `conversations` with a list of turns; `instruction`, `input`, `output`; pairs such as "
     "`prompt` and `completion` or `question` and `answer`; `text`. Or say which column plays which part."
@@ -33,6 +32,7 @@ _OPTIONAL = {
 def recognise(records: Sequence[Record], goal: str = "answers") -> Format:
     """The reading that fits the rows best for a goal: to learn from "answers", by "preference", or "any" of the two.
 
+    Of rows marked good or bad the good answers can be learned from; compared are pairs alone.
     Raises StudioError for unknown shapes and for those that the goal can't use.
     """
     columns = Columns(spread(records))
@@ -48,11 +48,11 @@ def recognise(records: Sequence[Record], goal: str = "answers") -> Format:
                 "Learning by comparison needs `chosen` and `rejected` beside a `prompt`, or a `label` true or false.",
             )
         return fitting[0]
-    fitting = [one for one in readings if one.name not in NOT_BY_EXAMPLE]
+    fitting = [one for one in readings if one.name != "preference"]
     if fitting:
         return fitting[0]
     if readings:
-        raise _not_by_example(readings[0])
+        raise _pairs_only(readings[0])
     raise ReadingError(
         f"The shape of the rows is not known. Their fields are: {quoted(columns.names, 12) or 'none'}.", _SHAPES
     )
@@ -76,8 +76,8 @@ def apply_mapping(mapping: Mapping, records: Sequence[Record], goal: str = "answ
     parts = mapping.columns()
     renamed = {"user": "prompt", "assistant": "completion"}
     shape = Format(_name_of(mapping), {renamed.get(part, part): name for part, name in parts.items()}, mapping=mapping)
-    if goal == "answers" and shape.name in NOT_BY_EXAMPLE:
-        raise _not_by_example(shape)
+    if goal == "answers" and shape.name == "preference":
+        raise _pairs_only(shape)
     return in_words(shape, columns)
 
 
@@ -116,10 +116,11 @@ def _readings(columns: Columns) -> list[Format]:
     tokenised = _tokenised(columns)
     if tokenised:
         return [in_words(tokenised, columns)]
-    compared = [shape for shape in (_preference(columns), _marked(columns)) if shape]
+    pairs, marked = _preference(columns), _marked(columns)
+    compared = [shape for shape in (pairs, marked) if shape]
     found = [shape for shape in (*_problem(columns), _turns(columns), _pair(columns)) if shape]
-    if compared and not _answers_beside(columns, compared[0], found):
-        found = []
+    if marked or (pairs and not _answers_beside(columns, pairs, found)):
+        found = []  # without their mark bad answers would be read as good ones
     else:
         found += _texts(columns)
     fits = {shape.name: _fit(columns, shape) for shape in [*found, *compared]}
@@ -240,17 +241,20 @@ def _is_prompt_of(columns: Columns, user: str) -> bool:
 
 
 def _marked(columns: Columns) -> Format | None:
+    """Answers, each with a mark in most rows; a row whose mark is none is a bad row."""
     label = columns.find(names.LABEL)
     marks = columns.values(label) if label else []
-    if not label or not marks or not all(isinstance(mark, bool) for mark in marks):
+    if not label or not marks or sum(map(is_mark, marks)) < 0.8 * len(marks):
         return None
     beside = _turns(columns) or _pair(columns)
-    return Format("kto", {**beside.columns, "label": label}) if beside else None
+    if beside is None or label in beside.columns.values():
+        return None
+    return Format("kto", {**beside.columns, "label": label})
 
 
 def _answers_beside(columns: Columns, compared: Format, found: list[Format]) -> bool:
     """Whether the rows hold an answer to learn from beside those that are compared."""
-    if compared.name == "kto" or not found:
+    if not found:
         return False
     shape = found[0]
     if "messages" not in shape.columns:
@@ -289,19 +293,12 @@ def _present(parts: dict[str, str | None]) -> dict[str, str]:
     return {part: name for part, name in parts.items() if name is not None}
 
 
-def _not_by_example(shape: Format) -> ReadingError:
-    columns: dict[str, Any] = shape.columns
-    if shape.name == "preference":
-        pair = f"`{columns['chosen']}` and `{columns['rejected']}`"
-        return ReadingError(
-            f"These are preference pairs ({pair}), for learning by comparison (DPO), not example.",
-            "Set training.method to dpo. Or, to learn from the better answers alone, leave "
-            f"`{columns['rejected']}` out and map `{columns['chosen']}` to the assistant's part.",
-        )
+def _pairs_only(shape: Format) -> ReadingError:
+    chosen, rejected = shape.columns["chosen"], shape.columns["rejected"]
     return ReadingError(
-        f"The rows are marked good or bad (`{columns['label']}`), which is preference data (KTO): learning from every "
-        "row would also teach the bad answers.",
-        f"Keep the rows whose `{columns['label']}` is true and leave the column out.",
+        f"These are preference pairs (`{chosen}` and `{rejected}`), for learning by comparison (DPO), not example.",
+        "Set training.method to dpo. Or, to learn from the better answers alone, leave "
+        f"`{rejected}` out and map `{chosen}` to the assistant's part.",
     )
 
 
@@ -311,10 +308,9 @@ def check_goal(shape: Format, goal: str) -> None:
         raise ReadingError(
             f"The rows are marked good or bad (`{shape.columns['label']}`), which is for KTO; DPO compares two answers "
             "to one prompt.",
-            "Give `chosen` and `rejected` beside a `prompt`, or learn from the good rows alone (training.method sft).",
+            "Set training.method to sft, to learn from the answers marked good. Or give `chosen` and `rejected` beside "
+            "a `prompt`.",
         )
-    if shape.name == "kto":
-        raise _not_by_example(shape)
     if goal == "preference" and shape.name != "preference":
         raise ReadingError(
             f"DPO compares two answers to one prompt, and the rows are read as something else: {shape.words}",

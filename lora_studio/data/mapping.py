@@ -94,6 +94,8 @@ class Mapping:
             problems.append("No part says what is to be learned: `messages`, `assistant`, `text` or `chosen`.")
         elif (self.text or self.dialogue) and sum(ways) > 1:
             problems.append("`text` and `dialogue` are whole rows: leave the other parts empty.")
+        elif self.label and (self.text or all(pair)):
+            problems.append("`label` marks an answer as good or bad, which plain texts and comparisons do not have.")
         elif self.assistant and not (asked or self.messages):
             problems.append("`assistant` has no turn to answer: name `user`, or write a `user_template`.")
         if problems:

@@ -33,6 +33,7 @@ from lora_studio.data.omissions import (
     speaks_beside_call,
 )
 from lora_studio.data.pairs import PairStore, matched, sides
+from lora_studio.data.preferences import marks_in_words
 from lora_studio.data.record_store import RecordStore, write_records
 from lora_studio.data.records import Source
 from lora_studio.data.row_store import RowStore, write_rows
@@ -109,6 +110,16 @@ class Part:
     bad_rows: BadRows
     facts: dict[str, Any]
 
+    @property
+    def marked_bad(self) -> int:
+        """How many rows are left out because their answer is marked bad."""
+        return int(self.facts["marked_bad"])
+
+    @property
+    def marks(self) -> str:
+        """What became of rows marked good or bad, in words; "" where none are marked."""
+        return marks_in_words(len(self.conversations), self.marked_bad) if self.format.name == "kto" else ""
+
 
 @dataclass
 class Preparation:
@@ -172,6 +183,8 @@ class Preparation:
         positions, groups = np.asarray(arrays["usable"]), np.asarray(arrays["group"])
         usable = positions[~np.isin(positions, arrays["refused"])]
         bad_rows = BadRows(records.arrays, arrays)
+        if not len(positions) and arrays.facts["marked_bad"]:
+            raise nothing_good(source.name, shape, arrays.facts["marked_bad"], len(bad_rows))
         if not len(usable) or not len(rows):
             raise nothing_to_train(source.name, shape, bad_rows[0])
         chats = Conversations(records, usable, shape, self.system_prompt)
@@ -230,7 +243,8 @@ class Preparation:
             "beside": self._omitted(whole, made.spoken_calls, omits_beside_calls),
             "answers": answers,
         }
-        return {"resting": made.resting, "bad_reasons": bad_rows.finish(), "omitted": omitted}
+        facts = {"resting": made.resting, "marked_bad": made.marked_bad, "omitted": omitted}
+        return {**facts, "bad_reasons": bad_rows.finish()}
 
     def _omitted(self, conversations: Conversations, positions: Sequence[int], omits: Omits) -> dict[str, int]:
         """How many of the rows at these positions miss something; of very many a part is looked at."""
@@ -248,13 +262,19 @@ class Preparation:
             yield row
 
     def _convert(self, records: Iterable[Record], shape: Format, made: "Converted") -> Iterator[Conversation]:
-        """The usable rows one after another; what is found out on the way is left in `made`."""
+        """The usable rows one after another; what is found out on the way is left in `made`.
+
+        Rows whose answer is marked bad are good rows, but there is nothing to learn or to expect of them.
+        """
         for position, record in enumerate(records):
             try:
                 chat = convert(record, shape, self.system_prompt)
             except RowError as error:
                 made.refuse(error.at(record.row))
             else:
+                if chat.label is False:
+                    made.marked_bad += 1
+                    continue
                 made.add(position, chat)
                 yield chat
 
@@ -266,7 +286,7 @@ class Converted:
         self.refuse = refuse
         self._usable, self._groups = array("q"), array("Q")
         self.thoughtful, self.spoken_calls = array("q"), array("q")
-        self.resting = 0
+        self.resting = self.marked_bad = 0
 
     def add(self, position: int, chat: Conversation) -> None:
         self._usable.append(position)
@@ -295,6 +315,16 @@ def nothing_to_train(name: str, shape: Format, first: BadRow) -> ReadingError:
         f"No row of {Path(name).name} can be trained on. It was read so: {shape.words} "
         f"Row {first.row}: {first.reason.rstrip('.')}{where}{found}.",
         "Mend the rows, or choose a prompt style that has a place for them.",
+    )
+
+
+def nothing_good(name: str, shape: Format, marked_bad: int, unusable: int) -> ReadingError:
+    """What to say of a file of marked answers of which none is a good one."""
+    label = shape.columns["label"]
+    more = f", {unusable:,} can't be used" if unusable else ""
+    return ReadingError(
+        f"No answer in {Path(name).name} is marked good (`{label}`): {marked_bad:,} are marked bad{more}.",
+        f"Mark good answers true. Or, where `{label}` means something else, leave that column out to use every row.",
     )
 
 

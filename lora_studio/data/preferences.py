@@ -7,6 +7,7 @@ from lora_studio.data.columns import is_turns, may_be_turns
 from lora_studio.data.dialogues import parse_dialogue, style_of
 from lora_studio.data.messages import Message, RowError
 from lora_studio.data.turns import NOT_TEXT, as_text, parse_item, parse_turns
+from lora_studio.plural import count
 
 SAME_ANSWERS = "the better and the worse answer are the same"
 NO_SHARED_PROMPT = "the better and the worse answer share no prompt"
@@ -66,6 +67,11 @@ def _without_prompt(side: list[Message], prompt: list[Message]) -> list[Message]
     return side
 
 
+def is_mark(value: Any) -> bool:
+    """Whether a value is a mark for good or bad, whatever its column means; tables write it as text."""
+    return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false"))
+
+
 def mark_of(value: Any, field: str) -> bool:
     """Whether a row's mark says good."""
     if isinstance(value, bool):
@@ -74,3 +80,9 @@ def mark_of(value: Any, field: str) -> bool:
     if mark is None:
         raise RowError(NOT_A_MARK, field, value)
     return mark
+
+
+def marks_in_words(good: int, bad: int) -> str:
+    """What became of rows marked good or bad."""
+    learned, left = ("is" if number == 1 else "are" for number in (good, bad))
+    return f"{count(good, 'answer')} marked good {learned} learned from; {bad:,} marked bad {left} left out."

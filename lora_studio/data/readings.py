@@ -82,7 +82,8 @@ def unread(name: str) -> dict[str, Any]:
 
 
 def tried(records: Sequence[Record], mapping: dict[str, Any] | None) -> dict[str, Any]:
-    """A mapping (None: what is recognised) on some rows: its words, the first rows as it reads them, how many fail.
+    """A mapping (None: what is recognised) on some rows: its words, the first rows as it reads them, how many fail
+    and how many are left out as marked bad.
 
     Raises StudioError for a mapping that does not fit the rows.
     """
@@ -91,14 +92,18 @@ def tried(records: Sequence[Record], mapping: dict[str, Any] | None) -> dict[str
     check_goal(shape, "any")
     shown: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
+    marked_bad = 0
     for record in some:
         try:
             chat = convert(record, shape)
         except RowError as error:
             failed.append(error.at(record.row).to_dict())
             continue
-        if len(shown) < _SHOWN_ROWS:
+        if chat.label is False:
+            marked_bad += 1
+        elif len(shown) < _SHOWN_ROWS:
             better, worse = ([message.to_dict() for message in side] for side in (chat.chosen, chat.rejected))
             turns = [*chat.to_dicts(), *better]
             shown.append({"row": chat.row, "messages": turns, "worse": worse, "text": chat.text or ""})
-    return {"words": shape.words, "rows": shown, "failed": len(failed), "first_failure": failed[:1], "of": len(some)}
+    counted = {"failed": len(failed), "first_failure": failed[:1], "marked_bad": marked_bad, "of": len(some)}
+    return {"words": shape.words, "rows": shown, **counted}

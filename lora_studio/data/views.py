@@ -71,6 +71,7 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
         "usable_rows": len(prepared.conversations),
         "train_rows": len(prepared.train),
         "validation_rows": len(prepared.validation),
+        "marked_bad_rows": part.marked_bad,
         "bad_rows": len(prepared.bad_rows),
         "bad_row_list": [located(part, bad) for bad in prepared.bad_rows[:_LISTED_BAD_ROWS]],
         "bad_rows_by_reason": prepared.bad_rows.reasons(),

@@ -10,7 +10,7 @@ _EXTRAS = {
     "history": "the earlier turns",
     "tools": "the tools on offer",
     "reasoning": "the reasoning before the answer",
-    "label": "whether the answer is a good one",
+    "label": "the mark of good answers, the only ones that are used",
 }
 _SECTIONS = ("title", "description", "input", "output", "constraints", "examples", "note")
 _THOUGHT = "<think>"
@@ -20,8 +20,8 @@ def in_words(shape: Format, columns: Columns) -> Format:
     """The format with its sentence, and with what is left aside."""
     part = {key: quoted([name]) for key, name in shape.columns.items()}
     words = _main(shape, part)
-    extras = _EXTRAS if "messages" in part or "dialogue" not in part else {"system": _EXTRAS["system"]}
-    words += "".join(f"; {part[key]} is {meaning}" for key, meaning in extras.items() if key in part)
+    said = _EXTRAS if "messages" in part or "dialogue" not in part else ("system", "label")
+    words += "".join(f"; {part[key]} is {_EXTRAS[key]}" for key in said if key in part)
     mapping = shape.mapping
     used = {*shape.columns.values(), *places(mapping.user_template or "" if mapping else "")}
     if mapping and mapping.system_prompt:

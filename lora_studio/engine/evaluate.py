@@ -3,7 +3,8 @@
 A row is asked up to its last answer, which is the reference. Each adapter is asked and scored as it was trained: with
 its own template, system prompt and thinking; the base as the first adapter is, but with a template of its own where it
 has one. Rows of plain text or tokens ask nothing: they are read, and measured is how well each column predicts them.
-Reading goes through `data.dataset.prepare`, so every shape that can be trained on can be tested on.
+Reading goes through `data.dataset.prepare`, so every shape that can be trained on can be tested on: of pairs the better
+answer is the reference, of rows marked good or bad those marked good are asked.
 """
 
 import math
@@ -27,6 +28,7 @@ from lora_studio.errors import StudioError
 NO_LIMIT = 1 << 20
 TOO_LONG = "the prompt leaves the model no room for an answer"
 NO_QUESTION = "the row asks nothing that a text answers"
+MARKED_BAD = "the answer is marked bad, so that there is no right one to compare with"
 NOTHING = Answer("", 0, 0.0, 0.0, 0.0, "")
 READ = ("text", "tokenised")
 """Shapes whose rows are not asked but read."""
@@ -126,6 +128,7 @@ def read_asked_file(
     fitting = [row for row in rows if longest is None or _prompt_tokens(row) < longest]
     left_out = {
         "the row can't be used": len(prepared.bad_rows),
+        MARKED_BAD: prepared.part.marked_bad,
         NO_QUESTION: len(prepared.conversations) - len(shared),
         TOO_LONG: len(rows) - len(fitting),
     }

@@ -113,7 +113,7 @@ def _data(config: Config, prepared: Prepared) -> list[str]:
         ("rows without a trained token", f"{len(prepared.dropped):,}"),
         ("fingerprint of files and settings", code(prepared.fingerprint)),
     ]
-    return ["## Data", "", prose(prepared.format.words), "", *table(("", ""), rows), ""]
+    return ["## Data", "", prose(" ".join([prepared.format.words, *prepared.marks])), "", *table(("", ""), rows), ""]
 
 
 def _tokenizer(config: Config, prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> list[str]:

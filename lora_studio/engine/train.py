@@ -97,6 +97,8 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     )
     tokenizer.chat_template = prepared.template.source  # goes with every save
     log.emit(data_event(prepared))
+    for sentence in prepared.marks:
+        log.emit(Warned(time.time(), sentence))
     meter = label_meter(config, prepared, tokenizer, log)
     asked = questions_to_ask(config, prepared)
 

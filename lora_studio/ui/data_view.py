@@ -23,6 +23,7 @@ FORMATS = {
     "tokenised": "Rows that are tokens already",
     "mapped": "Read as you said",
     "preference": "Pairs of a better and a worse answer",
+    "kto": "Answers marked good or bad",
 }
 PAIRS = (
     "Learned by comparison (training.method dpo): the better answer is made likelier than the worse one. Each row is a "
@@ -62,7 +63,8 @@ def bad_rows_line(result: Result, *, stop: bool) -> str:
     if stop and result["refusal"]:
         return text.notice(result["refusal"]["message"], result["refusal"]["hint"], "error")
     if not result["bad_rows"]:
-        return text.notice("Every row of the file can be used.", kind="good")
+        verb = "read" if result["marked_bad_rows"] else "used"
+        return text.notice(f"Every row of the file can be {verb}.", kind="good")
     reasons = "; ".join(f"{reason}: {times:,}" for reason, times in result["bad_rows_by_reason"].items())
     return text.notice(
         f"{text.count(result['bad_rows'], 'row')} can't be used and will be left out.", reasons, "warning"
@@ -84,7 +86,8 @@ def bad_rows_table(result: Result) -> str:
 def rows_table(result: Result) -> str:
     """The first rows as they stand in the file."""
     rows = result["table"]["rows"]
-    whole = "rows" in result and len(rows) >= result["rows"] + result["bad_rows"]
+    counts = [result.get(name, 0) for name in ("usable_rows", "bad_rows", "marked_bad_rows")]
+    whole = len(rows) >= sum(counts) > 0
     shown = "All rows" if whole else f"The first {text.count(len(rows), 'row')} of the file"
     return text.table(result["table"]["columns"], rows, shown)
 

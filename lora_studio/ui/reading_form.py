@@ -27,6 +27,7 @@ PARTS = {
     "dialogue": ("Dialogue as text", "Turns in one text, as in “User: … Assistant: …”; leave the others empty."),
     "chosen": ("Better answer", "For learning by comparison, with a worse one."),
     "rejected": ("Worse answer", "What the better answer is compared with."),
+    "label": ("Mark", "True where the answer is good; others are left out."),
     "text": ("Plain text", "The whole row is one text; leave the others empty."),
 }
 ROLES = {
@@ -36,7 +37,6 @@ ROLES = {
     "tool": "Names of a tool's result",
 }
 FORM_HINT = "Change the columns below; what has no column stays empty."
-WHOLE = ("label",)
 NONE = ""
 
 Result = Mapping[str, Any]
@@ -177,7 +177,7 @@ def chosen(result: Result) -> int | None:
 
 
 def mapping_from(fields: Sequence[Any], before: Reading) -> Reading:
-    """What the form says, as a mapping. Parts without a field stay as they were, unless the row's kind changes.
+    """What the form says, as a mapping. Parts without a field stay as they were.
 
     Raises StudioError where a name is to mean two roles.
     """
@@ -188,8 +188,6 @@ def mapping_from(fields: Sequence[Any], before: Reading) -> Reading:
         if said.get("user") == before.get("user"):
             said.pop("user", None)  # left from the reading that the template replaces
     kept = {part: value for part, value in before.items() if part not in (*PARTS, "roles", "user_template")}
-    if kind_of(said) != kind_of(before):
-        kept = {part: value for part, value in kept.items() if part not in WHOLE}
     roles = roles_from(named) if said.get("messages") else {}
     return {**kept, **said, **({"roles": roles} if roles else {})}
 
@@ -205,12 +203,6 @@ def roles_from(named: Sequence[Sequence[str] | None]) -> dict[str, str]:
     return {name: role for name, role in meant.items() if role_of(name) != role}
 
 
-def kind_of(reading: Result) -> str:
-    """What a row is under a reading: a text, a pair to compare, a list of turns, or a question with its answer."""
-    kinds = ("text", "dialogue", "chosen", "messages", "assistant")
-    return next((part for part in kinds if reading.get(part)), "other")
-
-
 def trial(found: Result) -> str:
     """What a reading would make of the first rows, before the whole file is read by it."""
     words = f'<p class="ls-words">{text.marked(found["words"])}</p>'
@@ -222,6 +214,8 @@ def trial(found: Result) -> str:
             f"Row {bad['row']:,}: {bad['reason']}{where}.",
             "warning",
         )
+    if found["marked_bad"]:
+        words += text.notice(f"{found['marked_bad']:,} of the {found['of']:,} rows looked at are left out: marked bad.")
     return words + "".join(map(_trial_row, found["rows"]))
 
 

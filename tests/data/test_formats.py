@@ -208,7 +208,6 @@ def test_rows_with_media_are_refused(row):
         ("comparison", {"prompt": "a", "chosen": "b", "rejected": "c"}),
         ("comparison", {"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}),
         ("comparison", {"conversations": [*SHAREGPT, SHAREGPT[0]], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}),
-        ("good or bad", {"messages": OPENAI, "label": True}),
         ("not known", {"temperature": 3, "pressure": 4}),
         ("not known", {}),
     ],

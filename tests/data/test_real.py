@@ -55,11 +55,16 @@ def test_real_files_are_read_as_a_person_would_read_them(real, name, expected):
     assert (found["format"], found["rows"], found["bad_rows"]) == expected
 
 
-@pytest.mark.parametrize("name", ["llama-factory/dpo_en_demo.json", "llama-factory/kto_en_demo.json"])
-def test_real_preference_files_are_refused_with_a_way_out(real, name):
+def test_a_real_preference_file_is_refused_with_a_way_out(real):
     with pytest.raises(StudioError) as error:
-        inspect(str(real / "datasets" / name), _tokenizer(real, "qwen3"))
+        inspect(str(real / "datasets" / "llama-factory/dpo_en_demo.json"), _tokenizer(real, "qwen3"))
     assert error.value.hint
+
+
+def test_of_a_real_file_of_marked_answers_the_good_half_is_read(real):
+    found = inspect(str(real / "datasets" / "llama-factory/kto_en_demo.json"), _tokenizer(real, "qwen3"))
+    assert (found["format"], found["usable_rows"], found["marked_bad_rows"], found["bad_rows"]) == ("kto", 150, 150, 0)
+    assert "150 answers marked good are learned from; 150 marked bad are left out." in found["assumptions"]
 
 
 def _confirmed(tokenizer: Any, chat: Conversation, source: str) -> tuple[list[int], list[int]]:

@@ -68,16 +68,14 @@ def test_a_real_file_is_read_as_its_owner_means_it(real, name, expected):
     assert {shape.ambiguous for shape in recognise_all(records)} == {len(expected) > 1}
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, readings in READINGS.items() if readings[0][0] in ("preference", "kto")]
-)
+@pytest.mark.parametrize("name", [name for name, readings in READINGS.items() if readings[0][0] == "preference"])
 def test_a_real_file_for_comparison_is_refused_for_examples_only(real, name):
     records = [row for row in open_source(real / "datasets" / name).rows() if isinstance(row, Record)]
     with pytest.raises(StudioError) as error:
         recognise(records)
     assert error.value.hint
     chats = _convert(records, recognise(records, goal="preference"))
-    assert all((chat.chosen and chat.rejected) or chat.label is not None for chat in chats)
+    assert all(chat.chosen and chat.rejected for chat in chats)
 
 
 def _convert(records, shape):

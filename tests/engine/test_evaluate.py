@@ -3,12 +3,21 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_studio.engine.evaluate import NO_QUESTION, Voice, answer_in_batches, read_asked_file, thinking_of
+from lora_studio.engine.evaluate import (
+    MARKED_BAD,
+    NO_QUESTION,
+    AskedFile,
+    Voice,
+    answer_in_batches,
+    read_asked_file,
+    thinking_of,
+)
 from lora_studio.engine.loaded import add_adapters, load_base
 from lora_studio.engine.measure import summary
 from lora_studio.engine.tasks import READING, Task
@@ -58,6 +67,21 @@ def test_rows_without_a_question_are_left_out_and_counted(base: Path, tmp_path: 
     file = read_asked_file(str(mixed), tokenizer, {"base": PLAIN}, longest=4096)
     assert len(file.rows) + sum(file.left_out.values()) == 2
     assert set(file.left_out) <= {NO_QUESTION, "the row can't be used"}
+
+
+def test_rows_marked_bad_are_left_out_and_those_marked_good_are_the_references(base: Path, tmp_path: Path) -> None:
+    tokenizer, path = load_tokenizer(str(base)), tmp_path / "marks.jsonl"
+
+    def read(marks: list[Any], most: int | None = None) -> AskedFile:
+        rows = [{"prompt": f"Go {n}.", "completion": f"Gone {n}.", "label": mark} for n, mark in enumerate(marks)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return read_asked_file(str(path), tokenizer, {"base": PLAIN}, most=most)
+
+    file = read([False, True, True, False, False, True, "maybe", True], most=3)
+    assert [(row.row, row.reference) for row in file.rows] == [(2, "Gone 1."), (3, "Gone 2."), (6, "Gone 5.")]
+    assert file.left_out == {MARKED_BAD: 3, "the row can't be used": 1}
+    with pytest.raises(StudioError, match=r"No answer in marks\.jsonl is marked good"):
+        read([False, False])
 
 
 def test_columns_think_as_they_were_trained_where_they_agree() -> None:

@@ -284,6 +284,20 @@ def test_without_validation_rows_nothing_is_measured(make_run: MakeRun, train: T
     assert not events(run, Evaluated)
 
 
+def test_a_run_on_marked_answers_learns_from_the_good_ones_and_says_so(
+    make_run: MakeRun, train: Train, data_file: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in data_file.read_text(encoding="utf-8").splitlines()]
+    marked = tmp_path / "marked.jsonl"
+    marked.write_text("".join(json.dumps({**row, "label": n < 12}) + "\n" for n, row in enumerate(rows)))
+    run = make_run(data__train_file=str(marked), data__validation_fraction=0, training__max_steps=1)
+    assert train(run) == 0
+    assert events(run, DataPrepared)[0].train_rows == 12
+    said = "12 answers marked good are learned from; 28 marked bad are left out."
+    assert said in [event.message for event in events(run, Warned)]
+    assert said in run.report.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
 def test_a_quantized_base_trains_on_the_cpu(quantization: str, make_run: MakeRun, train: Train) -> None:
     run = make_run(model__quantization=quantization)

@@ -21,6 +21,7 @@ def result() -> dict[str, Any]:
         "usable_rows": 10,
         "train_rows": 9,
         "validation_rows": 1,
+        "marked_bad_rows": 0,
         "bad_rows": 3,
         "bad_row_list": [{"row": 7, "reason": "the answer is empty", "field": "answer", "found": "<script>"}],
         "bad_rows_by_reason": {"the answer is empty": 3},
@@ -128,6 +129,14 @@ def test_a_file_without_faults_says_so(result: dict[str, Any]) -> None:
         {**result, "bad_rows": 0, "refusal": None}, stop=True
     )
     assert data_view.bad_rows_table({**result, "bad_row_list": []}) == ""
+
+
+def test_rows_marked_bad_can_be_read_and_count_where_all_rows_are_shown(result: dict[str, Any]) -> None:
+    marked = {**result, "bad_rows": 0, "refusal": None, "usable_rows": 1, "marked_bad_rows": 1}
+    assert "Every row of the file can be read." in data_view.bad_rows_line(marked, stop=False)
+    two = {**marked, "table": {"columns": ["row", "a"], "rows": [[1, "x"], [2, "y"]]}}
+    assert "All rows" in data_view.rows_table(two)
+    assert "The first 2 rows of the file" in data_view.rows_table({**two, "marked_bad_rows": 2})
 
 
 def test_the_first_rows_are_shown_as_text(result: dict[str, Any]) -> None:

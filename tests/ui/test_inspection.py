@@ -69,6 +69,7 @@ RESULT: dict[str, Any] = {
     "usable_rows": 3,
     "train_rows": 2,
     "validation_rows": 1,
+    "marked_bad_rows": 0,
     "bad_rows": 0,
     "bad_row_list": [],
     "bad_rows_by_reason": {},
@@ -106,7 +107,7 @@ def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
         Path(params["path"]).write_text("{}")
         return [{"kind": "result", "rows": 1}]
     if method == "try_reading":
-        return [{"kind": "result", "words": str(params["mapping"]), "failed": 0, "of": 3, "rows": []}]
+        return [{"kind": "result", "words": str(params["mapping"]), "failed": 0, "marked_bad": 0, "of": 3, "rows": []}]
     if params["train_file"] == "nobody":
         return [UNREAD, StudioError("The shape of the rows is not known.")]
     if params["model"] == "gone":

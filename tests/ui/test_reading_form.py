@@ -39,7 +39,14 @@ def test_the_form_starts_with_the_reading_in_use(form: ReadingForm, result: dict
     filled = reading_form.fill(form, result, corrected=False)
     user, assistant, system = (filled[dropdown] for dropdown in form.parts[:3])
     assert (user.value, assistant.value, system.value) == ("<b>", "late", "")
-    assert user.choices == [("none", ""), ("row", "row"), ("<b>", "<b>"), ("title", "title"), ("late", "late")]
+    assert user.choices == [
+        ("none", ""),
+        ("row", "row"),
+        ("<b>", "<b>"),
+        ("title", "title"),
+        ("late", "late"),
+        ("mark", "mark"),
+    ]
     assert filled[form.choice].visible is False
     assert filled[form.undo].visible is False
 
@@ -49,11 +56,10 @@ def test_a_reading_in_words_hides_nothing(result: dict[str, Any]) -> None:
     assert reading_form.chosen({**result, "mapping": {}}) is None
 
 
-def test_parts_without_a_field_stay_while_the_kind_of_row_does(result: dict[str, Any]) -> None:
-    before = result["mapping"]
+def test_parts_without_a_field_stay_as_they_were(result: dict[str, Any]) -> None:
+    before = {**result["mapping"], "system_prompt": "Be brief."}
     changed = reading_form.mapping_from(fields(user="title", assistant="late"), before)
-    assert changed == {"user": "title", "assistant": "late", "label": "mark"}
-    assert reading_form.mapping_from(fields(text="title"), before) == {"text": "title"}
+    assert changed == {"user": "title", "assistant": "late", "system_prompt": "Be brief."}
 
 
 def test_a_template_takes_the_place_of_the_column_that_asked(result: dict[str, Any]) -> None:
@@ -91,12 +97,14 @@ def test_a_reading_on_trial_shows_the_first_rows_and_what_fails() -> None:
         }
     ]
     bad = {"row": 7, "reason": "the answer is empty", "field": "a"}
-    found = {"words": "`q` asks.", "rows": rows, "failed": 2, "of": 50, "first_failure": [bad]}
+    found = {"words": "`q` asks.", "rows": rows, "failed": 2, "of": 50, "first_failure": [bad], "marked_bad": 0}
     drawn = reading_form.trial(found)
     assert "&lt;i&gt;" in drawn
     assert "The worse answer" in drawn
     assert "2 of the 50 rows looked at" in drawn
     assert "Row 7: the answer is empty (a)." in drawn
+    assert "marked bad" not in drawn
+    assert "20 of the 50 rows looked at are left out: marked bad." in reading_form.trial({**found, "marked_bad": 20})
     assert "<pre>a ${</pre>".replace("${", "&#36;&#123;") in reading_form.trial(
         {**found, "failed": 0, "rows": [{"row": 1, "messages": [], "text": "a ${", "worse": []}]}
     )
