@@ -323,7 +323,7 @@ def nothing_good(name: str, shape: Format, marked_bad: int, unusable: int) -> Re
     label = shape.columns["label"]
     more = f", {unusable:,} can't be used" if unusable else ""
     return ReadingError(
-        f"No answer in {Path(name).name} is marked good (`{label}`): {marked_bad:,} are marked bad{more}.",
+        f"No answer in {Path(name).name} is marked good (column `{label}`): {marked_bad:,} are marked bad{more}.",
         f"Mark good answers true. Or, where `{label}` means something else, leave that column out to use every row.",
     )
 

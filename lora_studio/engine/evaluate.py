@@ -4,7 +4,7 @@ A row is asked up to its last answer, which is the reference. Each adapter is as
 its own template, system prompt and thinking; the base as the first adapter is, but with a template of its own where it
 has one. Rows of plain text or tokens ask nothing: they are read, and measured is how well each column predicts them.
 Reading goes through `data.dataset.prepare`, so every shape that can be trained on can be tested on: of pairs the better
-answer is the reference, of rows marked good or bad those marked good are asked.
+answer is the reference, of rows marked good or bad the good ones are asked.
 """
 
 import math
