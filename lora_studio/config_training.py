@@ -244,6 +244,11 @@ class Training(Section):
         2, "Checkpoints kept", "Older ones are deleted; the best one always stays.", group="Checkpoints", ge=1, le=100
     )
 
+    @property
+    def goal(self) -> str:
+        """What the data are read for (see `data.dataset.prepare`)."""
+        return "preference" if self.method == "dpo" else "answers"
+
 
 class Preference(Section):
     """Learning by comparison (DPO, Rafailov et al. 2023, arXiv:2305.18290), against the base without its adapter."""

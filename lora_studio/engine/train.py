@@ -91,7 +91,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     prepared = prepare(
         **config.data.model_dump(),
         tokenizer=tokenizer,
-        goal="preference" if config.training.method == "dpo" else "answers",
+        goal=config.training.goal,
         cache_folder=run.cache,
         on_progress=data_progress(log),
     )

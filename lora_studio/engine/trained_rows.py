@@ -85,7 +85,7 @@ def _trained_on(config: Config, run: RunFolder) -> np.ndarray | None:
         prepared = prepare(
             **config.data.model_dump(),
             tokenizer=load_tokenizer(config.model.name, config.model.revision),
-            goal="preference" if config.training.method == "dpo" else "answers",
+            goal=config.training.goal,
             cache_folder=run.cache,
             on_sample=_give_up,
         )

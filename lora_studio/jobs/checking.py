@@ -37,12 +37,12 @@ def _look(config: Config, session: Session) -> dict[str, Any] | StudioError:
 
 
 def request_of(config: Config) -> dict[str, Any]:
-    """The child's parameters: the data section, and whose tokenizer is meant."""
+    """The child's parameters: the data section, what it is read for, and whose tokenizer is meant."""
     data = config.data.model_dump()
     for name in ("train_file", "validation_file"):
         path = Path(str(data[name] or "")).expanduser()
         data[name] = str(path.resolve()) if data[name] and os.path.exists(path) else data[name]
-    return {**data, "model": config.model.name, "revision": config.model.revision}
+    return {**data, "goal": config.training.goal, "model": config.model.name, "revision": config.model.revision}
 
 
 def fetch_numbers(config: Config, session: Session) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from lora_studio.jobs.checking import request_of
+from lora_studio.presets import resolve
 from lora_studio.workspace import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -81,6 +83,19 @@ def test_inspecting_looks_at_data_as_training_does(child: Child, base: Path, dat
     *_, shorter = child.answers("inspect", model=str(base), train_file=str(data_file), max_length=16)
     assert time.monotonic() - began < 1
     assert shorter["truncated_rows"] > result["truncated_rows"] == 0
+
+
+def test_the_look_before_a_start_reads_rows_as_the_run_will(child: Child, tmp_path: Path) -> None:
+    *_, pairs = child.answers("look_at_first", **request_of(resolve("demo-preference", {})))
+    assert (pairs["kind"], pairs["format"]) == ("result", "preference")
+    marks = tmp_path / "marks.jsonl"
+    rows = [{"prompt": f"Ask {n}", "completion": f"Tell {n}", "label": n < 4} for n in range(6)]
+    marks.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    *_, good = child.answers("look_at_first", **request_of(resolve("demo", {"data.train_file": str(marks)})))
+    assert (good["usable_rows"], good["marked_bad_rows"]) == (4, 2)
+    settings = {"data.train_file": str(marks), "training.method": "dpo"}
+    *_, refused = child.answers("look_at_first", **request_of(resolve("demo", settings)))
+    assert "DPO compares two answers" in refused["message"]
 
 
 def test_a_row_can_be_seen_token_by_token(child: Child, base: Path, data_file: Path) -> None:
