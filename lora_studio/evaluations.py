@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.adapter_source import named_adapter
-from lora_studio.config import Generation
+from lora_studio.config import Config, Generation
 from lora_studio.errors import StudioError
 from lora_studio.job_folders import JobFolder, JobFolders
 from lora_studio.parsing import parse, read_yaml
@@ -20,6 +20,7 @@ from lora_studio.workspace import RunFolder, Workspace, shipped_data
 
 MOST_ADAPTERS = 3
 BASE, ADAPTER = "base", "adapter"
+NAMED, OF_RUN = "it was given", "the run was trained with it (data.mapping)"
 
 
 class Measuring(Section):
@@ -45,7 +46,11 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be evaluated. The base stands first among the columns, where it is one of them."""
+    """What is to be evaluated. The base stands first among the columns, where it is one of them.
+
+    `mapping` says which column of the file is what, None recognises it; where `mapping_from` is `OF_RUN`, it counts for
+    files that have the columns.
+    """
 
     title: str
     data: str
@@ -54,6 +59,8 @@ class Request:
     labels_from: str
     measuring: Measuring
     generation: Generation
+    mapping: dict[str, Any] | None = None
+    mapping_from: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As the folder keeps it."""
@@ -65,6 +72,8 @@ class Request:
             "labels_from": self.labels_from,
             "measuring": self.measuring.model_dump(),
             "generation": self.generation.model_dump(),
+            "mapping": self.mapping,
+            "mapping_from": self.mapping_from,
         }
 
     @classmethod
@@ -77,6 +86,8 @@ class Request:
             values["labels_from"],
             Measuring(**values["measuring"]),
             Generation(**values["generation"]),
+            values.get("mapping"),  # absent from what an older studio began
+            values.get("mapping_from", ""),
         )
 
     @property
@@ -123,12 +134,14 @@ def make_request(
     *,
     compare: bool = True,
     labels: str = "",
+    mapping: str | Mapping[str, Any] | None = None,
     measuring: Mapping[str, Any] | None = None,
     generation: Mapping[str, Any] | None = None,
 ) -> Request:
     """What a person asked for, checked. Adapters are named by run, RUN/checkpoint-N or folder.
 
-    A shipped data set's name stands for its held-out file. Raises `StudioError` for what can't be evaluated.
+    Labels and a mapping that are not named are those of the first adapter's run. A shipped data set's name stands for
+    its held-out file. Raises `StudioError` for what can't be evaluated.
     """
     names = list(dict.fromkeys(adapters))
     if not 1 <= len(names) <= MOST_ADAPTERS:
@@ -137,9 +150,13 @@ def make_request(
         )
     workspace.check_path(data)
     columns = [_column(workspace, name, number) for number, name in enumerate(names, 1)]
+    own = _config_of(workspace, columns[0])
     chosen, origin = parse({"evaluation": {"labels": labels}}).evaluation.label_names, "they were named"
     if not chosen:
-        chosen, origin = _labels_of(workspace, columns), "the run was measured with them (evaluation.labels)"
+        chosen, origin = own.evaluation.label_names, "the run was measured with them (evaluation.labels)"
+    reading, reading_from = parse({"data": {"mapping": mapping}}).data.mapping, NAMED
+    if not reading:
+        reading, reading_from = own.data.mapping, OF_RUN
     path = Path(data).expanduser()
     shipped = shipped_data().get(data)
     where = str(shipped.heldout) if shipped else str(path.resolve()) if os.path.exists(path) else data
@@ -151,6 +168,8 @@ def make_request(
         labels_from=origin if chosen else "",
         measuring=checked(measuring or {}),
         generation=parse({"generation": dict(generation or {})}).generation,
+        mapping=reading or None,
+        mapping_from=reading_from if reading else "",
     )
 
 
@@ -168,11 +187,9 @@ def _column(workspace: Workspace, name: str, number: int) -> Column:
     return Column(ADAPTER if number == 1 else f"{ADAPTER}{number}", found.title, str(found.folder), found.run)
 
 
-def _labels_of(workspace: Workspace, columns: Sequence[Column]) -> tuple[str, ...]:
-    """The labels that the first adapter's run was measured with."""
-    if not columns[0].run:
-        return ()
-    return parse(read_yaml(RunFolder(workspace.runs_folder / columns[0].run).config)).evaluation.label_names
+def _config_of(workspace: Workspace, column: Column) -> Config:
+    """The settings of an adapter's run; the defaults for one from elsewhere."""
+    return parse(read_yaml(RunFolder(workspace.runs_folder / column.run).config)) if column.run else Config()
 
 
 def folders(workspace: Workspace) -> JobFolders[EvaluationFolder]:

@@ -2,19 +2,34 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import Request, create, evaluation, evaluations, folders, make_request, of_run
+from lora_studio.evaluations import (
+    NAMED,
+    OF_RUN,
+    Request,
+    create,
+    evaluation,
+    evaluations,
+    folders,
+    make_request,
+    of_run,
+)
 from lora_studio.parsing import parse, to_yaml
 from lora_studio.workspace import Workspace, shipped_data
 
 
 @pytest.fixture
 def run(workspace: Workspace) -> str:
+    return made_run(workspace, {"evaluation": {"labels": "Yes, No"}})
+
+
+def made_run(workspace: Workspace, settings: dict[str, dict[str, Any]]) -> str:
     """A run with an adapter and a checkpoint, as far as files that run no model go."""
-    made = workspace.create_run("Films", to_yaml(parse({"evaluation": {"labels": "Yes, No"}})), {})
+    made = workspace.create_run("Films", to_yaml(parse(settings)), {})
     for folder in (made.adapter, made.checkpoints / "checkpoint-4"):
         folder.mkdir(parents=True)
         (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}), encoding="utf-8")
@@ -44,6 +59,19 @@ def test_labels_are_those_named_else_those_of_the_run(workspace: Workspace, run:
     assert make_request(workspace, [run], "recommender").labels == ("Yes", "No")
     named = make_request(workspace, [run], "recommender", labels="good, bad")
     assert (named.labels, named.labels_from) == (("good", "bad"), "they were named")
+
+
+def test_a_file_is_read_as_is_said_else_as_the_runs(workspace: Workspace) -> None:
+    own, other = {"user": "Frage", "assistant": "Antwort"}, {"user": "q", "assistant": "a"}
+    run = made_run(workspace, {"data": {"mapping": own}})
+    request = make_request(workspace, [run], "recommender")
+    assert (request.mapping, request.mapping_from) == (own, OF_RUN)
+    named = make_request(workspace, [run], "recommender", mapping=json.dumps(other))
+    assert (named.mapping, named.mapping_from) == (other, NAMED)
+    folder = str(workspace.run(run).adapter.rename(workspace.root / "moved"))
+    assert make_request(workspace, [folder], "recommender").mapping is None
+    with pytest.raises(StudioError, match=r"data\.mapping"):
+        make_request(workspace, [folder], "recommender", mapping="user: [")
 
 
 @pytest.mark.parametrize("count", [0, 4])

@@ -33,6 +33,7 @@ def evaluate(workspace: Workspace, given: argparse.Namespace) -> int:
         given.data,
         compare=given.compare,
         labels=given.labels,
+        mapping=given.mapping,
         measuring={"batch_size": given.batch_size, "max_samples": given.max_samples},
         generation=parse(nest(overrides(given))).generation.model_dump(),
     )

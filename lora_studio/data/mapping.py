@@ -74,12 +74,16 @@ class Mapping:
         """The parts that a column plays."""
         return {part: name for part, name in self.to_dict().items() if part in PARTS}
 
+    def needs(self) -> dict[str, str]:
+        """The columns that a file must have, by what each is for."""
+        template = places(self.user_template or "")
+        return {**self.columns(), **{f"user_template {{{name}}}": name for name in template}}
+
     def check(self, names: Iterable[str]) -> None:
         """Raises StudioError with all that does not fit a file of these columns."""
         known = list(map(str, names))
-        wanted = {**self.columns(), **{f"user_template {{{name}}}": name for name in places(self.user_template or "")}}
         problems = []
-        for part, name in wanted.items():
+        for part, name in self.needs().items():
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"; did you mean `{near[0]}`?" if near else f"; the columns are {', '.join(known[:12])}."

@@ -27,6 +27,12 @@ def first_records(name: str, most: int = SAMPLE) -> list[Record]:
     return list(found)
 
 
+def missing_columns(name: str, mapping: dict[str, Any]) -> list[str]:
+    """The columns of a mapping that the first rows of a source do not have."""
+    there = {column for record in first_records(name) for column in record.fields}
+    return [column for column in dict.fromkeys(Mapping.from_dict(mapping).needs().values()) if column not in there]
+
+
 def readings_of(prepared: Prepared) -> dict[str, Any]:
     """Every way to read prepared data, and the one in use."""
     unknown = prepared.bad_rows.found_with(UNKNOWN_ROLE, SAMPLE)

@@ -85,12 +85,14 @@ def read_asked_file(
     tokenizer: PreTrainedTokenizerBase,
     voices: Mapping[str, Voice],
     *,
+    mapping: dict[str, Any] | None = None,
     most: int | None = None,
     longest: int | None = None,
     cache_folder: Path | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> AskedFile:
-    """The first `most` rows of a file that every column can be asked. `longest` is what the model can read, in tokens.
+    """The first `most` rows of a file that every column can be asked. `longest` is what the model can read, in tokens;
+    `mapping` says which column is what, None recognises it.
 
     Raises `StudioError` where no row is left.
     """
@@ -102,6 +104,7 @@ def read_asked_file(
             data,
             tokenizer,
             goal="any",
+            mapping=mapping,
             cache_folder=cache_folder,
             on_progress=on_progress,
             validation_fraction=0.0,

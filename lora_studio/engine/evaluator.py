@@ -19,7 +19,7 @@ from lora_studio.engine.download import Download
 from lora_studio.engine.event_log import EventLog, data_progress
 from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import EvaluationFolder, Request
+from lora_studio.evaluations import OF_RUN, EvaluationFolder, Request
 from lora_studio.events import DataPrepared, RunStarted, Warned, fold, from_line
 from lora_studio.workspace import write_atomically
 
@@ -64,9 +64,11 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     log.emit(RunStarted(time.time(), os.getpid(), load.device().type, dtype, len(known)))
     log.phase("data")
     voices = _voices(request)
-    file = _read(folder, request, card, voices, log)
+    mapping, lacking = _reading(request)
+    file = _read(folder, request, card, voices, mapping, log)
     _check_same_rows(folder, file.prepared.fingerprint, resumed=bool(known))
     _tell_data(log, file)
+    _warn(log, _reading_in_words(request, lacking, file.prepared.format.words))
     _warn(log, warnings_of(folder, request, file))
     expected = [row.reference for row in file.rows]
     task = READING if file.only_read else choose_task(expected, request.labels, request.labels_from)
@@ -97,8 +99,32 @@ def _voices(request: Request) -> "dict[str, Voice]":
     return {column.name: adapters.get(column.name, first) for column in request.columns}
 
 
+def _reading(request: Request) -> tuple[dict[str, Any] | None, list[str]]:
+    """The mapping to read the file by, and the columns that it lacks for a mapping that only the run had."""
+    from lora_studio.data.readings import missing_columns
+
+    lacking = (
+        missing_columns(request.data, request.mapping) if request.mapping_from == OF_RUN and request.mapping else []
+    )
+    return None if lacking else request.mapping, lacking
+
+
+def _reading_in_words(request: Request, lacking: Sequence[str], words: str) -> list[str]:
+    if request.mapping_from != OF_RUN:
+        return []
+    if not lacking:
+        return [f"The rows are read as those that the adapter learned from: {words}"]
+    columns = ", ".join(f"`{name}`" for name in lacking)
+    return [f"The adapter learned from rows with {columns}, which this file lacks. It is read so: {words}"]
+
+
 def _read(
-    folder: EvaluationFolder, request: Request, card: dict[str, Any], voices: "dict[str, Voice]", log: EventLog
+    folder: EvaluationFolder,
+    request: Request,
+    card: dict[str, Any],
+    voices: "dict[str, Voice]",
+    mapping: dict[str, Any] | None,
+    log: EventLog,
 ) -> "AskedFile":
     from lora_studio.engine.evaluate import read_asked_file
     from lora_studio.engine.load import read_config
@@ -111,6 +137,7 @@ def _read(
         request.data,
         load_tokenizer(base, revision),
         voices,
+        mapping=mapping,
         most=request.measuring.max_samples,
         longest=longest - virtual if longest else None,
         cache_folder=folder.cache,

@@ -24,7 +24,8 @@ from lora_studio.ui.studio import Shared, Studio
 
 LONGEST = next(setting for setting in settings() if setting.path == "generation.max_new_tokens")
 LABELS = next(setting for setting in settings() if setting.path == "evaluation.labels")
-FIRST = {"base": True, **Measuring().model_dump(), "max_new_tokens": LONGEST.default, "labels": ""}
+READING = next(setting for setting in settings() if setting.path == "data.mapping")
+FIRST = {"base": True, **Measuring().model_dump(), "max_new_tokens": LONGEST.default, "labels": "", "mapping": ""}
 """What the settings of an evaluation are at first."""
 FIELDS = ("adapters", "data", *FIRST)
 BESIDE_A_RUN = text.notice("A run is training on the same device: both are slower until one of them is done.")
@@ -123,7 +124,13 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
             info="Such as Yes, No; empty takes the run's own, or finds them in the expected answers.",
             max_lines=1,
         )
-    return [adapters, data, base, *numbers, longest, labels], start
+        reading = gr.Textbox(
+            label=READING.title,
+            info="Which column is what, where it is not recognised; empty reads a file as the run's, if it is alike.",
+            placeholder='{"user": "question", "assistant": "answer"}',
+            max_lines=1,
+        )
+    return [adapters, data, base, *numbers, longest, labels, reading], start
 
 
 def fill(studio: Studio) -> list[Any]:
@@ -174,6 +181,7 @@ def asked_for(studio: Studio, chosen: dict[str, Any]) -> Request:
         data,
         compare=bool(chosen["base"]),
         labels=str(chosen["labels"] or ""),
+        mapping=str(chosen["mapping"] or ""),
         measuring={name: chosen[name] for name in Measuring.model_fields},
         generation={"max_new_tokens": chosen["max_new_tokens"] or LONGEST.default},
     )

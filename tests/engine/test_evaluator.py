@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lora_studio.engine import evaluator
-from lora_studio.evaluations import EvaluationFolder, Request, create, make_request
+from lora_studio.evaluations import NAMED, OF_RUN, EvaluationFolder, Request, create, make_request
 from lora_studio.events import DataPrepared, Finished, Warned, fold, from_line
 from lora_studio.workspace import RunFolder, Workspace
 from tests.conftest import Say
@@ -178,3 +179,28 @@ def test_rows_that_the_adapter_was_trained_on_are_counted_and_told(
     labelled.write_text(labelled.read_text(encoding="utf-8").replace("please", "now"), encoding="utf-8")
     assert run_evaluator(new) == 0
     assert json.loads(new.complete.read_text(encoding="utf-8"))["warnings"] == []
+
+
+def test_a_file_that_is_like_the_runs_is_read_as_the_runs_and_another_as_it_is_recognised(
+    workspace: Workspace, trained: RunFolder, tmp_path: Path
+) -> None:
+    path, alike = tmp_path / "test.jsonl", {"user": "answer", "assistant": "question"}  # the names say the opposite
+    path.write_text(json.dumps({"answer": "Paint the sky red.", "question": "Now it is red."}) + "\n", encoding="utf-8")
+    asked = make_request(workspace, [str(trained.adapter)], str(path), compare=False, generation={"max_new_tokens": 1})
+    as_the_run = replace(asked, mapping=alike, mapping_from=OF_RUN)
+    unlike = replace(as_the_run, mapping={**alike, "system": "Rolle"})
+    found = []
+    for request in (asked, replace(asked, mapping=alike, mapping_from=NAMED), as_the_run, unlike):
+        folder = create(workspace, request)
+        assert run_evaluator(folder) == 0
+        (row,) = folder.rows()
+        found.append((row["reference"], json.loads(folder.complete.read_text(encoding="utf-8"))["warnings"]))
+    assert [reference for reference, _ in found] == [
+        "Paint the sky red.",
+        "Now it is red.",
+        "Now it is red.",
+        "Paint the sky red.",
+    ]
+    assert [len(told) for _, told in found] == [0, 0, 1, 1]
+    assert found[2][1][0].startswith("The rows are read as those that the adapter learned from: `answer`")
+    assert "rows with `Rolle`, which this file lacks" in found[3][1][0]

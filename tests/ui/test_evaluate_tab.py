@@ -39,7 +39,7 @@ def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     studio, jobs = Studio(workspace, Supervisor(workspace), session, session), Started()
     adapter = write(tmp_path / "adapter", files())
     chosen = {**Measuring().model_dump(), "adapters": [str(adapter)], "data": "pirate", "base": True}
-    chosen |= {"max_new_tokens": 8, "labels": ""}
+    chosen |= {"max_new_tokens": 8, "labels": "", "mapping": ""}
 
     def begin(warned: str, **changed: Any) -> tuple[str, str, str]:
         return evaluate_tab.start_one(studio, jobs, {**chosen, **changed}, warned)
