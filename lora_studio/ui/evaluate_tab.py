@@ -126,8 +126,8 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
         )
         reading = gr.Textbox(
             label=READING.title,
-            info="Which column is what, where it is not recognised; empty reads a file as the run's, if it is alike.",
-            placeholder='{"user": "question", "assistant": "answer"}',
+            info="Which column is what; empty reads it as the run's file, if it has those columns, or recognises it.",
+            placeholder='{"user": "q", "assistant": "a"}',
             max_lines=1,
         )
     return [adapters, data, base, *numbers, longest, labels, reading], start
