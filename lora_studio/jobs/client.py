@@ -241,7 +241,7 @@ class Session:
             return EngineError(f"The process that answers wrote something else than an answer: {child.nonsense!r}.")
         code = child.exit_code
         why = ": the system ended it, most often because memory ran out" if code == -signal.SIGKILL else ""
-        tail = last_lines(self._log_path, 5)
+        tail = "" if why else last_lines(self._log_path, 5)  # who is killed says nothing of it
         return EngineError(
             f"The process that answers ended unexpectedly{why}.",
             "The next request starts a new one." + (f" Its log ends with:\n{tail}" if tail else ""),

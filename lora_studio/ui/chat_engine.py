@@ -44,6 +44,7 @@ class Engine:
         self._naming = threading.Lock()
         self._holder = ""
         self._waiting: set[str] = set()
+        self._loading, self._given_up = False, False  # whether the holder waits for a base, and whether not any more
         self._loaded: Answer | None = None
         self._loaded_for: Wanted | None = None
         self._page: tuple[object, float] = (None, 0.0)  # the base that a person used last, and when
@@ -93,12 +94,16 @@ class Engine:
         yield from self._in_turn(who, self._on_page(wanted, self._answered(wanted, "score", **asked)))
 
     def stop(self, who: str) -> None:
-        """Ends this one's answer or waiting, nobody else's."""
+        """Ends this one's answer or waiting, nobody else's. A base that is being loaded ends with its child."""
         with self._naming:
-            if self._holder == who:
-                self._session.stop()
-            else:
+            if self._holder != who:
                 self._waiting.discard(who)
+                return
+            self._given_up = True
+            if not self._loading:
+                self._session.stop()
+                return
+        self._session.close()
 
     def unload(self) -> None:
         """Ends the engine's child: its memory is free for certain."""
@@ -115,7 +120,7 @@ class Engine:
             try:
                 with self._naming:
                     self._waiting.discard(who)
-                    self._holder = who
+                    self._holder, self._given_up = who, False
                 yield from work
             finally:
                 with self._naming:
@@ -141,7 +146,13 @@ class Engine:
         yield from work
 
     def _answered(self, wanted: Wanted, method: str, **params: Any) -> Answers:
-        yield from self._ready(wanted)
+        try:
+            yield from self._ready(wanted)
+        except StudioError:
+            if not self._given_up:
+                raise
+        if self._given_up:
+            raise StudioError("Stopped before it began.", "Ask again when you like.")
         with contextlib.closing(self._session.stream(method, **params)) as answers:
             yield from answers
 
@@ -156,14 +167,17 @@ class Engine:
             if not found.fits:
                 raise ConsentError(found, self.run)
         yield _status(text.progress("Starting the engine" if held is None else "Loading"))
-        self._loaded, self._loaded_for = None, None
-        with contextlib.closing(self._session.stream("load", **wanted.request())) as answers:
-            for answer in answers:
-                if answer["kind"] == "result":
-                    self._loaded, self._loaded_for = answer, wanted
-                    yield {"kind": "loaded"}
-                else:
-                    yield _status(_loading(answer))
+        self._loaded, self._loaded_for, self._loading = None, None, not same_base
+        try:
+            with contextlib.closing(self._session.stream("load", **wanted.request())) as answers:
+                for answer in answers:
+                    if answer["kind"] == "result":
+                        self._loaded, self._loaded_for = answer, wanted
+                        yield {"kind": "loaded"}
+                    else:
+                        yield _status(_loading(answer))
+        finally:
+            self._loading = False
 
 
 def _loading(answer: Answer) -> str:

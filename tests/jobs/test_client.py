@@ -73,8 +73,9 @@ def test_a_child_that_breaks_the_protocol_is_ended_and_quoted(session: Session) 
 def test_a_killed_child_is_said_to_have_run_out_of_memory(session: Session) -> None:
     pid = session.call("echo")["pid"]
     threading.Timer(0.2, os.kill, (pid, 9)).start()
-    with pytest.raises(StudioError, match="memory ran out"):
+    with pytest.raises(StudioError, match="memory ran out") as raised:
         session.call("hang")
+    assert raised.value.hint == "The next request starts a new one."
 
 
 def test_stop_from_another_thread_ends_the_running_request(session: Session) -> None:

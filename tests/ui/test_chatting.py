@@ -155,6 +155,21 @@ def test_a_checkpoint_that_the_run_deletes_while_it_is_loaded_is_succeeded_as_we
     assert answers(act, BASE) == ["Rome, One?"]
 
 
+def test_a_stop_while_the_base_is_loaded_ends_the_load_and_gives_the_question_back(act: Chat, run: RunFolder) -> None:
+    asking = act.send(WHO, "One?", "Be a pirate.", *DEFAULTS)
+    for update in asking:
+        if "Loading" in str(update.get(act.parts.status, "")):
+            break
+    act.stop(WHO)
+    assert not act.studio.chat.running
+    last = list(asking)[-1]
+    assert "Stopped before it began" in last[act.parts.said]
+    assert last[act.parts.question] == "One?"
+    assert [method for method, _ in act.studio.chat.asked] == ["load"]
+    send(act, "Two?")
+    assert answers(act, run.id) == ["Arr, Two?"]
+
+
 def test_what_a_comparison_of_tokens_loaded_can_be_unloaded(act: Chat) -> None:
     send(act, "One?")
     act.unload(WHO)
