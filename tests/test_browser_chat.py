@@ -1,6 +1,7 @@
 """The chat tab in a real browser: columns stream together, people keep apart, votes, prompt sets, death and return."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,7 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from lora_studio.ui.build import WARM_UP_SECONDS
 from lora_studio.workspace import Workspace
 from tests.adapters import noise_run
 from tests.serving import HOSTILE, Server, fits, visited
@@ -161,6 +163,7 @@ def test_two_people_chat_at_once_without_mixing(browser: Browser, server: Server
 
 def test_a_stop_an_engine_that_is_killed_and_an_unload(browser: Browser, server: Server) -> None:
     with visit(browser, server) as page:
+        begun = time.monotonic()
         # So hot the end is as likely as any other token; with this seed it comes late.
         sample(page, max_new_tokens="3000", temperature="5", seed="5")
         answer = page.locator(".chat-column").nth(1).locator(".ls-assistant .ls-said")
@@ -171,6 +174,8 @@ def test_a_stop_an_engine_that_is_killed_and_an_unload(browser: Browser, server:
 
         ask(page, "And more.")
         expect(answer.nth(1)).not_to_be_empty(timeout=PATIENCE)
+        left = WARM_UP_SECONDS + 0.5 - (time.monotonic() - begun)  # then no child of the page's own comes any more
+        page.wait_for_timeout(max(0.0, left) * 1000)
         for child in children(server):
             child.kill()
         expect(page.locator("#chat-said")).to_contain_text("ended unexpectedly", timeout=PATIENCE)

@@ -222,7 +222,7 @@ def _share(share: float) -> str:
 def uploads(workspace: Workspace) -> str:
     """The files that were uploaded, each with its size and a way to delete it."""
     if not (found := workspace.uploads()):
-        return '<p class="ls-hint">You have uploaded nothing yet.</p>'
+        return '<p class="ls-hint">Nothing that you uploaded is kept.</p>'
     rows = "".join(
         f"<li><b>{text.escape(path.name)}</b><small>{_size_of(path)}</small>"
         f'<button type="button" data-act="delete" data-value="{text.escape(str(path))}" '
