@@ -274,3 +274,10 @@ def test_hostile_column_names_and_formulas_in_a_table_are_text(page: Page, tmp_p
     expect(tab.locator(".ls-bubble.ls-user")).to_contain_text(f"{formula} 0", timeout=PATIENCE)
     expect(tab.get_by_text(HOSTILE).first).to_be_attached()
     assert tab.locator("script, a[href*='e.vil']").count() == 0
+
+    page.once("dialog", lambda asked: asked.accept())
+    tab.get_by_text("Prepared data on this disk").click()
+    tab.get_by_role("button", name="Delete names.csv", exact=True).click()
+    expect(tab.get_by_text("names.csv is deleted.")).to_be_visible(timeout=PATIENCE)
+    expect(tab.locator(".ls-words")).to_be_hidden()
+    expect(tab.get_by_label("Data", exact=True)).to_have_value("Pirate persona (built in)")
