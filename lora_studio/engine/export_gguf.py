@@ -5,6 +5,7 @@ llama.cpp's programs get files of the export's folder only, and none of this pro
 
 import shlex
 import shutil
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from lora_studio.llama_cpp import (
 MODEL, COMMANDS = "model", "commands.txt"
 PRECISION = "bfloat16"
 HOW = (
-    f"The commands, which are in {COMMANDS} as well, can be pasted in any folder of this machine: they look for "
-    f"llama.cpp where {FOLDER_VARIABLE} says, else in ~/llama.cpp."
+    f"The commands can be pasted in any folder of this machine; {COMMANDS} has them to be typed in a copy of what "
+    f"was made. They look for llama.cpp where {FOLDER_VARIABLE} says, else in ~/llama.cpp."
 )
 
 
@@ -73,7 +74,8 @@ def make_gguf(work: Work, quantization: str) -> Made:
     if tools is None:
         there = work.final
         text = typed_commands(quantization, str(there / MODEL), str(there / file), str(there / "between.gguf"))
-        (work.out / COMMANDS).write_text(text + "\n", encoding="utf-8")
+        anywhere = text.replace(f"{there}/", "").replace(sys.executable, "python")
+        (work.out / COMMANDS).write_text(anywhere + "\n", encoding="utf-8")
         return Made(file, False, text, merged.tried, merged.same)
     between = work.out / "between.gguf"
     for number, command in enumerate(commands(quantization, str(model), str(work.out / file), str(between), tools)):

@@ -13,6 +13,7 @@ CSS = """
 .chat-talk > * { margin-bottom: auto !important; width: 100%; }
 .chat-talk .ls-bubble { max-width: min(92%, 70ch); }
 .chat-talk mark { background: color-mix(in srgb, var(--warn) 32%, transparent); color: inherit; border-radius: 3px; }
+#chat-blind-panel .chat-bar { margin-bottom: 12px; }
 .chat-bar { display: flex; flex-wrap: wrap; gap: 6px; margin-top: 8px; }
 .chat-bar button, .chat-column button, .chat-edit button { border: 1px solid var(--line); border-radius: 6px;
   padding: 4px 10px; background: var(--block-background-fill); color: var(--body-text-color); cursor: pointer;

@@ -1,5 +1,6 @@
 """Exports in words and markup: the forms to choose from, a form's settings, how far an export is, and what came out."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,8 +97,9 @@ def head(state: RunState, request: Request, result: Mapping[str, Any], root: str
     """One export: how far it is, or what came out. `root` is the workspace's folder where the places of this machine
     are not for whoever looks: they download what came out, and its commands are for the folder they put it in."""
     shown = _head(state, request, result, places=not root)
-    for place in (str(result.get("place", root)), root) if root else ():
-        shown = shown.replace(escape(place), ".")
+    if root:
+        for place, name in ((str(result.get("place", root)), "."), (root, "."), (sys.executable, "python")):
+            shown = shown.replace(escape(place), name)
     return shown
 
 

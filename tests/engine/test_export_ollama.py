@@ -53,6 +53,9 @@ def test_without_llama_cpp_a_family_that_needs_it_gets_the_exact_commands(
     assert f"/llama-quantize {folder.result}/between.gguf {folder.result}/test-Q4_K_M.gguf Q4_K_M &&" in second
     assert last.startswith(f"cd {folder.result} && ollama create")
     assert "llama.cpp was not found" in result["words"]
+    typed = (folder.result / "commands.txt").read_text(encoding="utf-8")
+    assert 'python "$LLAMA_CPP_DIR"/convert_hf_to_gguf.py model --outfile between.gguf' in typed
+    assert str(folder.result) not in typed
 
 
 def test_with_llama_cpp_the_file_is_made_and_nothing_else_stays(

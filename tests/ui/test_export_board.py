@@ -1,6 +1,7 @@
 """The export tab without a page: what is shown, what is kept, and that names are text."""
 
 import json
+import sys
 import time
 import zipfile
 from dataclasses import replace
@@ -45,7 +46,7 @@ def finished(workspace: Workspace, run: str, names: tuple[str, ...] = ("a.txt", 
     folder.events.write_text("".join(map(to_line, events)), encoding="utf-8")
     result = {
         "words": "A model.",
-        "command": f"cd {folder.result} && sh 'a b'",
+        "command": f"cd {folder.result} && {sys.executable} 'a b'",
         "link": "javascript:alert(1)",
         "tried": "Loaded.",
         "same": True,
@@ -109,7 +110,7 @@ def test_a_visitor_downloads_what_came_out_and_reads_no_place_of_the_machine(wor
     visited = Visited(workspace.root)
     seen = "".join(Board(visited, Exports(visited)).look(view, time.time()).values())
     assert str(workspace.root) not in seen
-    assert "<pre>cd . &amp;&amp; sh" in seen
+    assert "<pre>cd . &amp;&amp; python &#x27;a b" in seen
     assert seen.count('data-act="download"') == 3
 
 
