@@ -49,7 +49,8 @@ def build(studio: Studio, adapters: gr.Dropdown) -> None:
             return text.problem(error)
         return text.notice("The benchmarks run; what they print appears here.")
 
-    gr.on([adapters.change, tasks.change], show, asked, shown, **QUIET)
+    # As it comes: of an adapter that was deleted on another page Gradio would say that it is none of its choices.
+    gr.on([adapters.change, tasks.change], show, asked, shown, preprocess=False, **QUIET)
     if there:
         start.click(run, asked, log, **QUIET)
         stop.click(bench.stop, None, None, **QUIET)
