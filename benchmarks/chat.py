@@ -4,7 +4,8 @@
 
 Random weights of the shape of Qwen3-0.6B unless told otherwise, in bfloat16, with a random LoRA adapter on all linear
 modules; greedy, and no end token: every column writes all its tokens. Both ways take turns in one process, after
-a warm-up that does not count; the best of the rounds counts. Memory of one and of two columns is the peak of
+a warm-up that does not count, and the median of the rounds' ratios counts: a machine that others use as well changes
+its speed from one round to the next, and less within one. Memory of one and of two columns is the peak of
 processes of their own while they answer, adapter included; how the weights were read before does not count. Of the same
 program one process takes up to a hundredth more than the next, so each runs twice and the lower peak counts. The last
 line is one JSON object.
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -64,7 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=model_source, help="a folder with a model, instead of random weights")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt (default: 64)")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens of each column (default: 64)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--columns", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--world", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -107,7 +109,7 @@ def ask(loaded: LoadedModel, given: argparse.Namespace, names: Sequence[str | No
 def compare(given: argparse.Namespace, world: Path) -> dict[str, Any]:
     loaded = load(given, world, 2)
     ask(loaded, given, BOTH)
-    best: dict[str, float] = {}
+    rounds: list[dict[str, float]] = []
     for round_ in range(given.rounds):
         found: dict[str, float] = {}
         began = time.perf_counter()
@@ -120,19 +122,29 @@ def compare(given: argparse.Namespace, world: Path) -> dict[str, Any]:
         found["together_last_first_token"] = max(answer.first_token_seconds for answer in answers)
         assert {answer.tokens for answer in (first, second, *answers)} == {given.tokens}
         print(f"round {round_ + 1}: " + ", ".join(f"{name} {value:.3f} s" for name, value in found.items()), flush=True)
-        best = {name: min(value, best.get(name, value)) for name, value in found.items()}
+        rounds.append(found)
     peaks = [[in_a_process(given, world, columns) for _ in range(2)] for columns in (1, 2)]
     one, two = (min(same, key=lambda found: found["peak_bytes"]) for same in peaks)
     ratios = {
-        "together": best["together_seconds"] / best["apart_seconds"],
-        "last_first_token": best["together_last_first_token"] / best["apart_last_first_token"],
+        "together": median(each["together_seconds"] / each["apart_seconds"] for each in rounds),
+        "last_first_token": median(
+            each["together_last_first_token"] / each["apart_last_first_token"] for each in rounds
+        ),
         "further_column_memory": (two["peak_bytes"] - one["peak_bytes"]) / one["base_bytes"],
     }
     for name, value in ratios.items():
         print(f"{name}: {value:.3f} (wanted at most {WANTED[name]})")
     told = {"device": torch.cuda.get_device_name(0) if GPU else f"CPU, {torch.get_num_threads()} threads"}
     sizes = {"prompt": given.prompt, "tokens": given.tokens, "parameters": loaded.model.num_parameters()}
-    return {**told, **sizes, **best, "one_column": one, "two_columns": two, "ratios": ratios, "wanted": WANTED}
+    return {
+        **told,
+        **sizes,
+        "rounds": rounds,
+        "one_column": one,
+        "two_columns": two,
+        "ratios": ratios,
+        "wanted": WANTED,
+    }
 
 
 def in_a_process(given: argparse.Namespace, world: Path, columns: int) -> dict[str, int]:
