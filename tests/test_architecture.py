@@ -21,7 +21,7 @@ LAYERS = {
 }
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate"}
 VAGUE = {"utils", "util", "common", "helpers", "misc", "core", "base", "shared"}
-LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
+LONGEST_MODULE, LONGEST_FUNCTION = 600, 60
 
 
 def name_of(path: Path) -> str:
