@@ -4,12 +4,12 @@ What is wrong with one value alone is the schema's matter. Every message says wh
 """
 
 import importlib.util
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from lora_studio.config import Config
+from lora_studio.module_patterns import PatternError, check, is_regular_expression
 
 NEED_FULL_WEIGHTS = ("pissa", "pissa_niter_16", "olora")
 """First weights of an adapter that are taken out of the base's own weights."""
@@ -86,14 +86,11 @@ def _adapter(config: Config) -> Iterator[Problem]:
         yield Problem("lora.r", "orthogonal first weights come in pairs; take an even rank", lora.r)
     if is_regular_expression(lora.target_modules):
         try:
-            re.compile(lora.target_modules)
-        except re.error as error:
-            yield Problem("lora.target_modules", f"is no regular expression: {error}", lora.target_modules)
-
-
-def is_regular_expression(target: str) -> bool:
-    """Whether a `lora.target_modules` is a pattern for whole module paths: names hold no sign that a pattern needs."""
-    return re.search(r"[\\^$*+?()\[\]{}|]", target) is not None
+            check([lora.target_modules])
+        except PatternError as error:
+            yield Problem("lora.target_modules", str(error), lora.target_modules)
+    if lora.modules_to_save and is_regular_expression(lora.modules_to_save):
+        yield Problem("lora.modules_to_save", "takes names of modules, such as lm_head, and no expression")
 
 
 def _schedule(config: Config) -> Iterator[Problem]:

@@ -3,12 +3,11 @@
 The same choice that the engine hands to peft, made without peft: a test compares both on the models themselves.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_studio.architecture import EXPERTS_TAKE_LORA, Architecture, Linear, Stack
-from lora_studio.conflicts import is_regular_expression
+from lora_studio.module_patterns import is_regular_expression, matching
 
 # The projections of attention, and of queries and values alone, under the names that the known families use.
 NAMED = {
@@ -58,6 +57,7 @@ def adapter(
     """The adapter of these settings (Hu et al. 2021, section 4.1: r x (inputs + outputs) for each matrix).
 
     DoRA (Liu et al. 2024, arXiv:2402.09353) adds one magnitude an output; a module saved whole is trained in a copy.
+    Raises `PatternError` for an expression that takes too long.
     """
     targets, missing = _targets(model, target_modules)
     stacks = model.stacks if _reaches_experts(model, target_modules) else ()
@@ -105,7 +105,8 @@ def _targets(model: Architecture, setting: str) -> tuple[list[tuple[Linear, int]
         lost = EXPERT_NAMES if _reaches_experts(model, setting) else ()
         return [(item, len(item.layers)) for item in model.linears if item.leaf not in lost], []
     if is_regular_expression(setting):
-        matched = [(item, _matching(item, setting)) for item in model.linears]
+        hit = set(matching(setting, [path for item in model.linears for path in item.paths]))
+        matched = [(item, sum(path in hit for path in item.paths)) for item in model.linears]
         found = [(item, layers) for item, layers in matched if layers]
         return found, [] if found else [setting]
     wanted = NAMED.get(setting) or names(setting)
@@ -118,12 +119,6 @@ def _targets(model: Architecture, setting: str) -> tuple[list[tuple[Linear, int]
 def _ends_with(item: Linear, name: str) -> bool:
     """peft takes a name for every module whose path ends with it."""
     return item.name == name or item.name.endswith(f".{name}")
-
-
-def _matching(item: Linear, pattern: str) -> int:
-    """In how many layers the whole name matches, as peft asks it (`re.fullmatch`). Raises `re.error`."""
-    compiled = re.compile(pattern)
-    return sum(compiled.fullmatch(path) is not None for path in item.paths)
 
 
 def _saved(model: Architecture, modules: Sequence[str]) -> tuple[int, int, list[str]]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from lora_studio.conflicts import is_regular_expression, machine_conflicts
+from lora_studio.conflicts import machine_conflicts
+from lora_studio.module_patterns import is_regular_expression
 from lora_studio.parsing import ConfigError, nest, parse
 
 

@@ -1,15 +1,14 @@
 """A fresh LoRA adapter on a base: which modules it sits on, checked against the modules that the model has."""
 
-import re
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from lora_studio.conflicts import is_regular_expression
 from lora_studio.engine.first_weights import peft_settings
 from lora_studio.errors import StudioError
 from lora_studio.lora_size import NAMED, names
+from lora_studio.module_patterns import check, is_regular_expression, matching
 
 ALL_LINEAR = "all-linear"
 
@@ -48,7 +47,7 @@ def target_modules(setting: str, paths: list[str]) -> str | list[str]:
             )
         return known
     if is_regular_expression(setting):
-        if not any(re.fullmatch(setting, path) for path in paths):
+        if not matching(setting, paths):
             raise StudioError(
                 f"The regular expression {setting} matches no linear module of the model.",
                 f"It has to match whole paths, such as {paths[0]} or {paths[-1]}.",
@@ -101,6 +100,8 @@ def add_adapter(
 ) -> PeftModel:
     """`model` with a fresh adapter on top; `lora` are LoraConfig's own settings. The same seed gives the same start."""
     paths = linear_modules(model)
+    if is_regular_expression(target):
+        check([target], [path for path, _ in model.named_modules()])  # peft matches it with every module
     torch.manual_seed(seed)
     try:
         config = LoraConfig(

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from lora_studio.adapter_source import read_lora
 from lora_studio.engine.tokenizer import first_line
 from lora_studio.errors import StudioError
+from lora_studio.module_patterns import check_settings
 
 
 def continue_adapter(
@@ -17,7 +18,7 @@ def continue_adapter(
 
     Rank and modules are the adapter's own. Raises `StudioError` where it does not fit the base.
     """
-    read_lora(folder)
+    check_settings(read_lora(folder), [path for path, _ in model.named_modules()])
     config = LoraConfig.from_pretrained(str(folder))
     config.lora_dropout, config.inference_mode = dropout, False
     try:

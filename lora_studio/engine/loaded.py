@@ -22,6 +22,7 @@ from lora_studio.engine.biases import Biases, biases_of, put_in, with_biases
 from lora_studio.engine.load import load_model
 from lora_studio.engine.tokenizer import first_line, load_tokenizer
 from lora_studio.errors import StudioError
+from lora_studio.module_patterns import check_settings
 
 _NUMBERS = itertools.count()
 
@@ -164,7 +165,10 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
 
     Raises `StudioError` before anything changes.
     """
-    kinds = {column: read_settings(folder)["peft_type"] for column, folder in folders.items()}
+    given = {column: read_settings(folder) for column, folder in folders.items()}
+    for settings in given.values():
+        check_settings(settings, [path for path, _ in loaded.base.named_modules()])
+    kinds = {column: settings["peft_type"] for column, settings in given.items()}
     needing = [column for column, kind in kinds.items() if kind in NEED_FULL_BASE]
     if needing and "quantization_config" in loaded.base.config.to_dict():
         raise StudioError(

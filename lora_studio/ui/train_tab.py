@@ -18,6 +18,7 @@ from lora_studio.conflicts import machine_conflicts
 from lora_studio.errors import StudioError
 from lora_studio.jobs.checking import check_before_start, fetch_numbers
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.module_patterns import PatternError
 from lora_studio.parsing import ConfigError, Problem, parse, read_yaml, to_yaml
 from lora_studio.preflight import ASK, FAILED
 from lora_studio.presets import Preset, presets
@@ -286,7 +287,7 @@ def _planned(studio: Studio, raws: Sequence[Any]) -> Plan | None:
     """What the form comes to; None while some settings are not right."""
     try:
         return plan(checked(raws, studio.workspace), studio.workspace, busy=bool(studio.supervisor.busy()))
-    except ConfigError:
+    except (ConfigError, PatternError):  # an expression too slow for this very model: its checks tell so at the start
         return None
 
 
