@@ -16,6 +16,11 @@ from lora_studio.parsing import ConfigError, parse
 EXPLODING = [r"(.|\w|[a-z])*!", r"(\w+\.?)+!", r"((a|o|e|l|m|d|\.|\w)*)*x$", "(?i)" + "[\\0-\U0010ffff]" * 300]
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_patterns, "CPU_SECONDS", 0.3)
+
+
 @pytest.mark.parametrize("expression", EXPLODING)
 def test_an_expression_that_explodes_is_ended_and_told(expression: str) -> None:
     began = time.process_time()
