@@ -4,7 +4,7 @@ Code that comes with a model is never run, and nothing is fetched but the model 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -17,11 +17,14 @@ from transformers import (
 )
 from transformers.utils import is_flash_attn_2_available
 
+from lora_studio.engine.standalone import keep_unpacked
 from lora_studio.engine.tokenizer import checked_source, first_line, not_loadable
 from lora_studio.errors import StudioError
+from lora_studio.plural import count
 from lora_studio.remote_code import may_run_code_of
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+SHOWN_TENSORS = 6
 TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -76,7 +79,7 @@ def load_model(
     if attention == "flash_attention_2" and lacking:
         raise StudioError(f"flash_attention_2 can't run here: {lacking}.", "Choose auto or sdpa.")
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             revision=revision,
@@ -87,7 +90,9 @@ def load_model(
             trust_remote_code=may_run_code_of(name),
             use_safetensors=True,
             tqdm_class=tqdm_class,
-        ).eval()
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told by `check_tensors` in words
+        )
     except (OSError, ValueError, ImportError) as error:
         if quantization != "none":
             raise StudioError(
@@ -95,6 +100,32 @@ def load_model(
                 "Choose quantization none, or a machine with a CUDA GPU.",
             ) from error
         raise not_loadable(name, revision, error) from error
+    check_tensors(name, found)
+    keep_unpacked(model)
+    return cast("PreTrainedModel", model.eval())
+
+
+def check_tensors(name: str, found: Mapping[str, Any]) -> None:
+    """Raises `StudioError` where a checkpoint lacks tensors of its model: transformers fills them with random numbers.
+
+    `found` is the loading info of transformers, which leaves out what a model ties or never saves.
+    """
+    missing, misfits = sorted(found["missing_keys"]), sorted(item[0] for item in found["mismatched_keys"])
+    if not missing and not misfits:
+        return
+    told = [f"lacks {_named(missing)}"] if missing else []
+    told += [f"holds {_named(misfits)} in another shape than its config.json says"] if misfits else []
+    raise StudioError(
+        f"The checkpoint of {name} {' and '.join(told)}: there would be random numbers in these places.",
+        "Copy or fetch all of its files again; save a model of your own with its output layer and all of its layers.",
+    )
+
+
+def _named(tensors: list[str]) -> str:
+    """Tensors by name, the first few where they are many."""
+    shown = ", ".join(tensors[:SHOWN_TENSORS])
+    more = len(tensors) - SHOWN_TENSORS
+    return f"{count(len(tensors), 'tensor')} ({shown}{f' and {more:,} more' if more > 0 else ''})"
 
 
 def without_weights(name: str, revision: str | None = None) -> PreTrainedModel:

@@ -70,6 +70,18 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         return iter(length_grouped(self.lengths, self.batch_size, generator))
 
 
+def keep_unpacked(model: torch.nn.Module) -> None:
+    """Leaves 4-bit weights as they are stored, on every CPU.
+
+    Where a CPU has AVX512-BF16, bitsandbytes packs them at the first forward in evaluation mode: for a kernel that has
+    no backward, with scales rounded to bf16, and for matrices whose rows divide by 32. Training would have wrong
+    gradients after a measurement.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def loraplus_optimizer(trainer: Any, ratio: float) -> torch.optim.Optimizer:
     """LoRA+ (arXiv:2402.12354): the B matrices learn `ratio` times faster than the A matrices."""
     kind, settings = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
@@ -134,6 +146,7 @@ def load_model(settings: dict[str, Any], base: str) -> Any:
         attn_implementation=how["attn_implementation"],
         use_safetensors=True,
     )
+    keep_unpacked(model)
     torch.manual_seed(settings["training"]["seed"])
     lora = LoraConfig(task_type="CAUSAL_LM", **settings["lora"])
     if (HERE / "start").is_dir():  # the run went on from this adapter
