@@ -1,5 +1,6 @@
 """The checkpoints of a run that are on disk: what each measured, how large it is, and a zip of one without pickles."""
 
+import math
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ def checkpoints(run: RunFolder, state: RunState) -> list[Checkpoint]:
     for folder in folders:
         evaluation = measured.get(step_of(folder.name))
         losses[folder.name] = evaluation.loss if evaluation else saved.get(folder.name)
-    known = {name: loss for name, loss in losses.items() if loss is not None}
+    known = {name: loss for name, loss in losses.items() if loss is not None and math.isfinite(loss)}
     best = run.read_result().get("best_checkpoint") or (min(known, key=known.__getitem__) if len(known) > 1 else None)
     found = []
     for folder in folders:

@@ -292,8 +292,9 @@ class RunState:
 
     @property
     def best(self) -> Evaluated | None:
-        """The evaluation with the lowest loss."""
-        return min(self.evaluations, key=lambda evaluation: evaluation.loss, default=None)
+        """The evaluation with the lowest loss, of those whose loss is a number."""
+        measured = (evaluation for evaluation in self.evaluations if math.isfinite(evaluation.loss))
+        return min(measured, key=lambda evaluation: evaluation.loss, default=None)
 
     def seconds_at(self, time: float) -> float:
         """Seconds that the run had worked at a time; the pause before a resume is no work."""

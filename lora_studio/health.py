@@ -53,8 +53,10 @@ def of_folder(run: RunState, config: Path, now: float) -> list[Diagnosis]:
 
 
 def not_a_number(run: RunState, config: Config) -> Diagnosis | None:
-    """A loss or gradient norm that is no number in the last ten points: nothing learned after it can be right."""
-    bad = [item for item in run.steps[-10:] if not _finite(item.loss) or not _finite(item.grad_norm or 0.0)]
+    """A loss, validation loss or gradient norm that is no number in the last ten points: nothing learned after it can
+    be right."""
+    bad = [item.step for item in run.steps[-10:] if not _finite(item.loss) or not _finite(item.grad_norm or 0.0)]
+    bad += [item.step for item in run.evaluations[-10:] if not _finite(item.loss)]
     if not bad:
         return None
     settings: dict[str, Any] = {"training.learning_rate": _rounded(config.training.learning_rate / 3)}
@@ -63,7 +65,7 @@ def not_a_number(run: RunState, config: Config) -> Diagnosis | None:
     return Diagnosis(
         "not-a-number",
         "error",
-        f"The loss or its gradient is no number any more at step {bad[0].step:,}.",
+        f"The loss or its gradient is no number any more at step {min(bad):,}.",
         "A step was too large, or float16 ran over its largest number.",
         "A third of the learning rate" + (", and a precision with more room." if len(settings) > 1 else "."),
         settings,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_studio.events import RunState
+from lora_studio.finite import finite
 from lora_studio.pace import pace_of, short
 
 
@@ -27,7 +28,7 @@ def confirmed(question: str) -> bool:
 
 def print_json(value: Any) -> None:
     """The result of a command, as one object on one line."""
-    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+    print(json.dumps(finite(value), ensure_ascii=False, default=str), flush=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -21,6 +21,7 @@ from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import OF_RUN, EvaluationFolder, Request
 from lora_studio.events import DataPrepared, RunStarted, Warned, fold, from_line
+from lora_studio.finite import finite
 from lora_studio.workspace import write_atomically
 
 if TYPE_CHECKING:
@@ -215,16 +216,7 @@ def write_summary(folder: EvaluationFolder, request: Request, state: str, log: E
     of = known.data.train_rows if known.data else len(rows)
     about = {"evaluation": folder.id, "state": state, "of_rows": of, "warnings": known.warnings}
     whole = {**about, **request.to_dict(), **found}
-    write_atomically(folder.complete, json.dumps(_finite(whole), indent=2, ensure_ascii=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """A value as JSON can hold it: what is no number is left empty."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
+    write_atomically(folder.complete, json.dumps(finite(whole), indent=2, ensure_ascii=False) + "\n")
 
 
 def _same_base(request: Request) -> dict[str, Any]:

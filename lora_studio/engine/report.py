@@ -9,6 +9,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
+from lora_studio.engine.diverged import check_number
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.lengthening import RandomNumbers
 from lora_studio.engine.memory import GIB, read_memory
@@ -148,6 +149,7 @@ class Report(TrainerCallback):
             },
         )
         self.log.emit(point)
+        check_number("training loss", point.loss, point.step)
         logs.update(for_trackers(point))
         self.tokens, self._mark, self._pause = tokens, now, 0.0
 
@@ -176,6 +178,7 @@ class Report(TrainerCallback):
         self.last_evaluation = (state.global_step, metrics["eval_loss"])
         others = {ours: metrics[theirs] for theirs, ours in MEASURED.items() if theirs in metrics}
         self.log.emit(Evaluated(time.time(), state.global_step, state.epoch or 0.0, metrics["eval_loss"], others))
+        check_number("validation loss", metrics["eval_loss"], state.global_step)
         if not control.should_training_stop:
             self.log.phase("train", state.max_steps, "steps")
             self.log.progress(state.global_step, state.max_steps)

@@ -23,6 +23,7 @@ from lora_studio.engine.best import RISING
 from lora_studio.engine.biases import biases_of
 from lora_studio.engine.continuing import continue_adapter
 from lora_studio.engine.difference import against_base
+from lora_studio.engine.diverged import check_weights
 from lora_studio.engine.download import Download
 from lora_studio.engine.event_log import EventLog, data_event, data_progress
 from lora_studio.engine.first_weights import as_base, beginning, fill
@@ -211,6 +212,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
 
     # The adapter out, the last measurements (base and adapter side by side among them), and the words.
     stop.end_at_once()
+    check_weights(trainer.model, trainer.state.global_step)
     log.phase("save")
     hand_out(trainer.model, tokenizer, card, run, taken_out)
     evaluation = final_evaluation(trainer, log) if prepared.validation else None

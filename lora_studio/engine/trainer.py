@@ -28,6 +28,7 @@ from lora_studio.adapter_source import CARD_FILE
 from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Examples
 from lora_studio.data.pairs import Pairs
+from lora_studio.engine.diverged import check_weights
 from lora_studio.engine.first_weights import save_as_difference
 from lora_studio.engine.label_metrics import LabelMeter
 from lora_studio.engine.lengthening import follow_schedule
@@ -125,11 +126,19 @@ class Ways(Trainer):
         self.optimizer = loraplus_optimizer(self, self.loraplus_lr_ratio)
         return self.optimizer
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A loss that is no number is told at once, by a point of its own, at which `Report` ends the training."""
+        loss = super().training_step(*args, **kwargs)
+        if not bool(torch.isfinite(loss)):
+            self.control.should_log = True
+        return loss
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         with torch.random.fork_rng():
             return super().evaluation_loop(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        check_weights(self.model, self.state.global_step)
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer: Any = self.processing_class
@@ -179,7 +188,7 @@ class StudioTrainer(Ways, SFTTrainer):
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         trained = int((inputs["labels"][..., 1:] != IGNORED).sum())
-        if loss is not None:
+        if loss is not None and trained:  # the mean over no token is no number
             self._eval_nats += float(loss) * trained
             self._eval_tokens += trained
         if self.meter:

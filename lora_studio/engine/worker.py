@@ -14,6 +14,7 @@ from typing import Any
 from lora_studio.engine import full_disk
 from lora_studio.engine.child import WRONG_INPUT, Child, Ending, begin, ending_of, last_word, leave, unexpected
 from lora_studio.engine.event_log import EventLog
+from lora_studio.finite import finite
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import RunFolder, write_atomically
 
@@ -47,8 +48,10 @@ def _explain(error: Exception, run: RunFolder, log: EventLog) -> dict[str, Any]:
         full_disk.make_room(run)
         message, hint = full_disk.words(run)
         return {"message": message, "hint": hint}
-    from lora_studio.engine import memory_plan  # torch: an error before it was loaded is no question of memory
+    from lora_studio.engine import diverged, memory_plan  # torch: an error before it was loaded is none of these
 
+    if isinstance(error, diverged.DivergedError):
+        return diverged.explain(error, parse(read_yaml(run.config)), log.state().dtype)
     if memory_plan.is_out_of_memory(error):
         return memory_plan.explain(error, parse(read_yaml(run.config)), log.state())
     return {"message": unexpected("Training", error), "hint": "The run's log has the details."}
@@ -70,7 +73,7 @@ def _finish(child: Child[RunFolder], ending: Ending, result: dict[str, Any]) -> 
         "seconds": state.seconds_at(time.time()),
         **result,
     }
-    write_atomically(run.complete, json.dumps(numbers, indent=2) + "\n")
+    write_atomically(run.complete, json.dumps(finite(numbers), indent=2) + "\n")
     told = replace(ending, message=numbers["message"])
     return last_word(child.log, told, numbers["steps"])
 
