@@ -79,7 +79,7 @@ def load_model(
     if attention == "flash_attention_2" and lacking:
         raise StudioError(f"flash_attention_2 can't run here: {lacking}.", "Choose auto or sdpa.")
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             revision=revision,
@@ -100,6 +100,7 @@ def load_model(
                 "Choose quantization none, or a machine with a CUDA GPU.",
             ) from error
         raise not_loadable(name, revision, error) from error
+    model, found = loaded
     check_tensors(name, found)
     keep_unpacked(model)
     return cast("PreTrainedModel", model.eval())

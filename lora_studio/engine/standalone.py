@@ -77,6 +77,7 @@ def keep_unpacked(model: torch.nn.Module) -> None:
     no backward, with scales rounded to bf16, and for matrices whose rows divide by 32. Training would have wrong
     gradients after a measurement.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
