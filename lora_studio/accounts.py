@@ -19,7 +19,8 @@ PASSWORD = "LORA_STUDIO_PASSWORD"
 USERS = "LORA_STUDIO_USERS"
 USERS_FILE = "LORA_STUDIO_USERS_FILE"
 API_KEY = "LORA_STUDIO_API_KEY"
-SECRETS = (PASSWORD, USERS, API_KEY, CLIENT_SECRET)
+TOKEN = "LORA_STUDIO_TOKEN"
+SECRETS = (PASSWORD, USERS, API_KEY, TOKEN, CLIENT_SECRET)
 OWNER = "owner"
 SHORTEST_KEY = 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")  # a name is also the name of the visitor's folder
@@ -27,20 +28,28 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")  # a name is also the nam
 
 @dataclass(frozen=True)
 class Accounts:
-    """Passwords by name. The owner sees what all made; with `one`, any name with the one password is the owner's."""
+    """Passwords by name. The owner sees what all made; with `one`, any name with the one password is the owner's.
+
+    `token` is that password where it is let in from an address as well; "" where it has to be typed.
+    """
 
     passwords: Mapping[str, str] = field(repr=False)
     owner: str
     one: bool = False
+    token: str = field(default="", repr=False)
 
     @property
     def several(self) -> bool:
         """Whether visitors are told apart."""
         return len(self.passwords) > 1
 
+    def name(self, given: str) -> str:
+        """The name that counts for what was typed as one."""
+        return self.owner if self.one else given.strip()
+
     def user(self, name: str, password: str) -> str | None:
         """Who that is; None where name and password do not belong together. An unknown name takes as long."""
-        name = self.owner if self.one else name.strip()
+        name = self.name(name)
         known = self.passwords.get(name)
         same = hmac.compare_digest(_digest(password), _digest(known if known is not None else ""))
         return name if same and known is not None else None

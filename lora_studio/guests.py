@@ -5,6 +5,7 @@ The limits are kept here, where everything that starts something asks, whichever
 
 import math
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from lora_studio.workspace import DEMO_MODEL, shipped_data
 
 ELSEWHERE = "Install the studio, or duplicate the Space, to do this with models and data of your own."
 HOUR = 3600.0
-_OF_HUB = "hub-"
+_OF_HUB, _OF_PLACE = "hub-", "guest-"
 _CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 
 
@@ -49,6 +50,16 @@ ABOUT = (
 def named(hub_account: str) -> str:
     """What a guest is called who logged in with an account of the Hub."""
     return f"{_OF_HUB}{hub_account}"
+
+
+def new_name(place: str) -> str:
+    """A name for a guest who comes from that place, whom nobody was before."""
+    return f"{_OF_PLACE}{place}-{secrets.token_hex(5)}"
+
+
+def origin(visitor: str) -> str:
+    """What all guests have in common who may be one person: the place that they come from; of others the name."""
+    return visitor.rpartition("-")[0] if visitor.startswith(_OF_PLACE) else visitor
 
 
 def hub_name(visitor: str) -> str:

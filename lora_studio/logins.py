@@ -7,7 +7,6 @@ import math
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,10 +14,14 @@ from lora_studio.errors import StudioError
 
 IDLE_SECONDS = 8 * 3600.0
 LONGEST_SECONDS = 7 * 24 * 3600.0
-MOST_GUESTS = 1000  # sessions of guests in all: anybody can begin one
-MOST_OF_USER = 50  # sessions of one name
-WINDOW_SECONDS = 300.0
-MOST_OF_ONE, MOST_OF_ALL = 5, 50  # wrong passwords within the window
+MAX_GUEST_SESSIONS = 1000  # in all: anybody can begin one
+MAX_SESSIONS_OF_ADDRESS = 50  # of guests who come from one address
+MAX_SESSIONS_OF_USER = 50
+FREE_FAILURES = 5  # wrong passwords before the first wait
+FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 30.0, 3600.0  # each further wrong password doubles the wait
+FORGOTTEN_SECONDS = 2 * MAX_WAIT_SECONDS
+MAX_REMEMBERED = 10_000
+MAX_NAME = 100  # characters of a name that tell it from others
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class _Login:
     user: str
     begun: float
     seen: float
-    guest: bool = False
+    guest_from: str = ""
 
 
 class Sessions:
@@ -37,17 +40,27 @@ class Sessions:
         self._lock = threading.Lock()
         self._logins: dict[str, _Login] = {}
 
-    def begin(self, user: str, *, guest: bool = False) -> str:
-        """A new token for that user. Of very many sessions the one unused for longest ends: a guest's for a guest, and
-        one of the same name for whoever has one, so that nobody pushes others out."""
+    def begin(self, user: str, *, guest_from: str = "") -> str:
+        """A new token for that user; `guest_from` is where a guest comes from, whom nobody knows.
+
+        Of very many sessions the one unused for longest ends: of a guest one from the same place, then any guest's;
+        of others one of the same name. So nobody pushes others out.
+        """
         token, now = secrets.token_urlsafe(32), self._clock()
         with self._lock:
             self._logins = {token: login for token, login in self._logins.items() if self._lives(login, now)}
-            alike = [other for other, login in self._logins.items() if (login.guest if guest else login.user == user)]
-            if len(alike) >= (MOST_GUESTS if guest else MOST_OF_USER):
-                del self._logins[min(alike, key=lambda other: self._logins[other].seen)]
-            self._logins[token] = _Login(user, now, now, guest)
+            if guest_from:
+                self._make_room(lambda login: login.guest_from == guest_from, MAX_SESSIONS_OF_ADDRESS)
+                self._make_room(lambda login: login.guest_from != "", MAX_GUEST_SESSIONS)
+            else:
+                self._make_room(lambda login: login.user == user, MAX_SESSIONS_OF_USER)
+            self._logins[token] = _Login(user, now, now, guest_from)
         return token
+
+    def _make_room(self, alike: Callable[[_Login], bool], most: int) -> None:
+        tokens = [token for token, login in self._logins.items() if alike(login)]
+        if len(tokens) >= most:
+            del self._logins[min(tokens, key=lambda token: self._logins[token].seen)]
 
     def user(self, token: str) -> str | None:
         """Who the token stands for; None where it ended. Asking keeps the session awake."""
@@ -71,29 +84,51 @@ class Sessions:
         return now - login.seen < IDLE_SECONDS and now - login.begun < LONGEST_SECONDS
 
 
+@dataclass(frozen=True, slots=True)
+class _Failures:
+    count: int
+    last: float
+
+    @property
+    def wait(self) -> float:
+        """Seconds after the last one until the next attempt."""
+        beyond = self.count - FREE_FAILURES
+        return 0.0 if beyond < 0 else min(FIRST_WAIT_SECONDS * 2.0 ** min(beyond, 30), MAX_WAIT_SECONDS)
+
+
 class Attempts:
-    """Wrong passwords of the last minutes, of each address and in all."""
+    """Wrong passwords, counted for each name and address together: who guesses waits ever longer, and neither those
+    with another name nor the same name's owner at another address wait with them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._failures: deque[tuple[float, str]] = deque()
+        self._failures: dict[tuple[str, str], _Failures] = {}
 
-    def check(self, address: str) -> None:
-        """Raises `StudioError` with the minutes to wait where that address, or all together, failed too often."""
-        now = self._clock()
+    def check(self, address: str, name: str) -> None:
+        """Raises `StudioError` with the time to wait where that address failed too often under that name."""
         with self._lock:
-            while self._failures and now - self._failures[0][0] >= WINDOW_SECONDS:
-                self._failures.popleft()
-            own = [when for when, who in self._failures if who == address]
-            everybody = [when for when, _ in self._failures]
-        for times, most in ((own, MOST_OF_ONE), (everybody, MOST_OF_ALL)):
-            if len(times) >= most:
-                wait = math.ceil((times[-most] + WINDOW_SECONDS - now) / 60)
-                raise StudioError(
-                    "There were too many wrong passwords.", f"Try again in {wait} minute{'s' * (wait > 1)}."
-                )
+            failures = self._failures.get((address, name[:MAX_NAME]), _Failures(0, 0.0))
+        left = failures.last + failures.wait - self._clock()
+        if failures.wait and left > 0:
+            minutes = math.ceil(left / 60)
+            wait = f"{minutes} minute{'s' * (minutes > 1)}" if left > 60 else f"{math.ceil(left)} seconds"
+            raise StudioError("There were too many wrong passwords.", f"Try again in {wait}.")
 
-    def failed(self, address: str) -> None:
+    def failed(self, address: str, name: str) -> None:
+        now, key = self._clock(), (address, name[:MAX_NAME])
         with self._lock:
-            self._failures.append((self._clock(), address))
+            before = self._failures.pop(key, _Failures(0, now))
+            count = before.count if now - before.last < FORGOTTEN_SECONDS else 0
+            if len(self._failures) >= MAX_REMEMBERED:
+                self._forget_one(now)
+            self._failures[key] = _Failures(count + 1, now)
+
+    def succeeded(self, address: str, name: str) -> None:
+        """The right password: what was wrong before counts no more."""
+        with self._lock:
+            self._failures.pop((address, name[:MAX_NAME]), None)
+
+    def _forget_one(self, now: float) -> None:
+        """The one that waits the least: who invents names pushes out none that is being guessed at."""
+        del self._failures[min(self._failures, key=lambda key: self._failures[key].last + self._failures[key].wait)]

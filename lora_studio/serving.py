@@ -4,13 +4,25 @@ Every flag has a variable of the environment, which a container sets; a flag win
 """
 
 import argparse
-import ipaddress
 import os
+import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_studio.accounts import OWNER, PASSWORD, USERS, USERS_FILE, Accounts, read_accounts, read_api_key
+from lora_studio.accounts import (
+    OWNER,
+    PASSWORD,
+    SHORTEST_KEY,
+    TOKEN,
+    USERS,
+    USERS_FILE,
+    Accounts,
+    read_accounts,
+    read_api_key,
+)
+from lora_studio.addresses import EVERYWHERE, PRIVATE_NETWORKS, checked_proxies, is_loopback, reachable
 from lora_studio.errors import StudioError
 from lora_studio.space import HubApp, hosts, hub_app, in_space
 
@@ -20,9 +32,9 @@ HOST, PORT, FOLDERS, MAX_UPLOAD = (
     "LORA_STUDIO_FOLDERS",
     "LORA_STUDIO_MAX_UPLOAD_GB",
 )
+PROXIES, NAMES = "LORA_STUDIO_TRUSTED_PROXIES", "LORA_STUDIO_ALLOWED_HOSTS"
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
-
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what stands for all addresses, and the one of them to open
 GUEST_GB = 0.005  # largest file that a guest may upload
 QUOTA = "LORA_STUDIO_QUOTA_GB"
 USUAL_QUOTA_GB, GUEST_QUOTA_GB = 20.0, 0.1
@@ -35,6 +47,9 @@ class Serving:
 
     With `guests` everybody gets in, and may do what guests.py says; whoever owns the Hub account that `hub_app` names
     logs in there and may do everything. `names` are hosts that a page of ours may have, whatever a proxy says.
+
+    What a request says of the address that it was sent from counts where it comes from one of `proxies` alone. With
+    `allowed_hosts` the page answers to these names and to no other.
     """
 
     host: str = "127.0.0.1"
@@ -48,6 +63,8 @@ class Serving:
     guests: bool = False
     hub_app: HubApp | None = None
     names: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
 
     @property
     def local(self) -> bool:
@@ -67,32 +84,36 @@ class Serving:
     @property
     def trusts_visitors(self) -> bool:
         """Whether whoever has the page open is at this machine and may name any of its files."""
-        return self.local and self.accounts is None and not self.insecure and not self.guests
+        alone = self.accounts is None or self.accounts.token != ""
+        return self.local and alone and not self.insecure and not self.guests
+
+    @property
+    def page_names(self) -> tuple[str, ...] | None:
+        """The hosts that the page answers to beside this machine's own names; None for any.
+
+        Where only this machine reaches the page and its owner alone is let in, without a password, another name is
+        that of a page which leads the owner's browser here.
+        """
+        if self.allowed_hosts:
+            return (*self.allowed_hosts, *self.names)
+        alone = self.accounts.token != "" if self.accounts else not self.guests
+        return () if self.local and alone else None
 
 
-def reachable(host: str) -> str:
-    """The address under which this machine's own programs reach a server that listens on `host`."""
-    name = EVERYWHERE.get(host.strip("[]"), host)
-    return f"[{name}]" if ":" in name and not name.startswith("[") else name
+def page_address(serving: Serving) -> str:
+    """The address to open on this machine; with a token it lets in whoever knows it."""
+    token = f"/?token={serving.accounts.token}" if serving.accounts and serving.accounts.token else ""
+    return f"http://{reachable(serving.host)}:{serving.port}{token}"
 
 
-def address_words(host: str, port: int) -> str:
+def address_words(serving: Serving) -> str:
     """Where the page is, to be opened as it stands, and who else reaches it."""
-    here = f"LoRA Studio is on http://{reachable(host)}:{port}"
+    host, port = serving.host, serving.port
+    here = f"LoRA Studio is on {page_address(serving)}"
     if is_loopback(host):
         return here
     who = "every address of this machine" if host.strip("[]") in EVERYWHERE else host
     return f"{here}\nIt listens on {who}: other machines that reach it use that machine's name and port {port}."
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own and no other machine's."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -108,6 +129,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="let everybody in to try the built-in model within limits, as a Space does",
     )
     parser.add_argument("--insecure", action="store_true", help="listen for other machines without any login")
+    parser.add_argument(
+        "--token",
+        action="store_true",
+        help=f"ask for a token, which the printed address holds: for a machine with other users (else {TOKEN})",
+    )
+    parser.add_argument(
+        "--trusted-proxy",
+        action="append",
+        metavar="ADDRESS",
+        help=f"address or network of a proxy whose X-Forwarded-For is believed, more than once (else {PROXIES})",
+    )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help=f"host name that the page answers to, and no other but this machine's, more than once (else {NAMES})",
+    )
     parser.add_argument(
         "--folder",
         action="append",
@@ -127,7 +165,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def from_flags(given: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Serving:
     """What flags and environment say, checked. Raises `StudioError` for what would be open to everybody."""
-    accounts = read_accounts(given.users_file, environment)
+    accounts, alone = read_accounts(given.users_file, environment), _token(given, environment)
+    if accounts and alone:
+        raise StudioError("Passwords are given, and a token as well.", "Choose one of both.")
+    accounts = accounts or alone
     guests = given.guests or (in_space(environment) and accounts is None and not given.insecure)
     if guests and accounts:
         raise StudioError("Guests are let in, and a login is asked for.", "Choose one of both.")
@@ -146,9 +187,47 @@ def from_flags(given: argparse.Namespace, environment: Mapping[str, str] = os.en
         guests=guests,
         hub_app=hub_app(environment) if guests else None,
         names=hosts(environment),
+        proxies=_proxies(given, environment),
+        allowed_hosts=_allowed_hosts(given, environment),
     )
     check_exposure(serving)
     return serving
+
+
+def _token(given: argparse.Namespace, environment: Mapping[str, str]) -> Accounts | None:
+    """The owner alone, who is let in by a token: that of the environment, or a new one."""
+    token = environment.get(TOKEN) or ""
+    if token and len(token) < SHORTEST_KEY:
+        raise StudioError(
+            f"{TOKEN} has {len(token)} characters and could be guessed.",
+            f"Give it {SHORTEST_KEY} or more, or start with --token, which makes one.",
+        )
+    if token and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
+        raise StudioError(f"{TOKEN} can't stand in an address.", "Use letters, digits, dots, dashes and underscores.")
+    if given.token or token:
+        token = token or secrets.token_hex(24)
+        return Accounts({OWNER: token}, OWNER, one=True, token=token)
+    return None
+
+
+def _proxies(given: argparse.Namespace, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The proxies that are named; in a Space those in front of it where nobody names others."""
+    named = given.trusted_proxy or _words(environment, PROXIES)
+    return checked_proxies(named) if named else PRIVATE_NETWORKS if in_space(environment) else ()
+
+
+def _allowed_hosts(given: argparse.Namespace, environment: Mapping[str, str]) -> tuple[str, ...]:
+    named = [name.strip().lower() for name in given.allowed_host or _words(environment, NAMES)]
+    if wrong := [name for name in named if not _HOST_NAME.fullmatch(name)]:
+        raise StudioError(
+            f"{wrong[0]!r} is no host name.",
+            "Give it as the browser shows it, without http:// and path: studio.example.org",
+        )
+    return tuple(named)
+
+
+def _words(environment: Mapping[str, str], name: str) -> list[str]:
+    return [word.strip() for word in environment.get(name, "").split(",") if word.strip()]
 
 
 def _size(flag: str, given: float | None, name: str, environment: Mapping[str, str], default: float) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio import serving
-from lora_studio.accounts import PASSWORD
+from lora_studio.accounts import PASSWORD, TOKEN
 from lora_studio.errors import StudioError
 from lora_studio.serving import Serving
 
@@ -19,13 +19,59 @@ def flags(*given: str, **environment: str) -> Serving:
 
 
 def test_the_address_that_is_told_can_be_opened_and_says_who_reaches_it() -> None:
-    assert serving.address_words("127.0.0.1", 7860) == "LoRA Studio is on http://127.0.0.1:7860"
-    first, second = serving.address_words("0.0.0.0", 80).splitlines()
+    def told(host: str, port: int) -> str:
+        return serving.address_words(Serving(host, port))
+
+    assert told("127.0.0.1", 7860) == "LoRA Studio is on http://127.0.0.1:7860"
+    first, second = told("0.0.0.0", 80).splitlines()
     assert first == "LoRA Studio is on http://127.0.0.1:80"
     assert "listens on every address" in second
-    assert serving.address_words("::", 80).startswith("LoRA Studio is on http://[::1]:80\n")
-    assert "listens on 10.0.0.7" in serving.address_words("10.0.0.7", 80)
-    assert serving.address_words("::1", 80) == "LoRA Studio is on http://[::1]:80"
+    assert told("::", 80).startswith("LoRA Studio is on http://[::1]:80\n")
+    assert "listens on 10.0.0.7" in told("10.0.0.7", 80)
+    assert told("::1", 80) == "LoRA Studio is on http://[::1]:80"
+
+
+def test_a_token_is_made_or_given_and_stands_in_the_address_alone() -> None:
+    made = flags("--token")
+    assert made.accounts is not None
+    assert len(made.accounts.token) == 48
+    assert serving.page_address(made) == f"http://127.0.0.1:7860/?token={made.accounts.token}"
+    assert made.accounts.token not in repr(made)
+    assert made.trusts_visitors
+    assert not flags("--token", "--host", "0.0.0.0").trusts_visitors
+    given = flags(**{TOKEN: "x" * 16}).accounts
+    assert given is not None
+    assert given.token == "x" * 16
+    for wrong in ("x" * 15, "&" * 16):
+        with pytest.raises(StudioError, match=TOKEN):
+            flags(**{TOKEN: wrong})
+    for environment, more in (({PASSWORD: "secret"}, []), ({}, ["--guests"])):
+        with pytest.raises(StudioError, match="Choose one"):
+            flags("--token", *more, **environment)
+
+
+def test_proxies_are_named_and_a_space_has_its_own() -> None:
+    assert flags().proxies == ()
+    assert flags("--trusted-proxy", "10.0.0.5", "--trusted-proxy", "fd00::/8").proxies == ("10.0.0.5", "fd00::/8")
+    assert flags(**{serving.PROXIES: "10.0.0.5, 10.1.0.0/16"}).proxies == ("10.0.0.5", "10.1.0.0/16")
+    assert "10.0.0.0/8" in flags(**SPACE).proxies
+    assert flags("--trusted-proxy", "10.0.0.5", **SPACE).proxies == ("10.0.0.5",)
+    for wrong in ("proxy.example", "10.0.0.1/8", "0.0.0.0/0", "*"):
+        with pytest.raises(StudioError, match=r"prox|anybody"):
+            flags("--trusted-proxy", wrong)
+
+
+def test_the_page_answers_to_the_names_that_are_allowed() -> None:
+    assert flags().page_names == ()
+    assert flags("--insecure").page_names == ()
+    assert flags("--insecure", "--host", "0.0.0.0").page_names is None
+    assert flags(**{PASSWORD: "secret"}).page_names is None
+    assert flags("--guests").page_names is None
+    assert flags("--allowed-host", "Studio.example.org").page_names == ("studio.example.org",)
+    assert flags(**{serving.NAMES: "a.org,b.org:81"}).page_names == ("a.org", "b.org:81")
+    for wrong in ("http://a.org", "a.org/x", ""):
+        with pytest.raises(StudioError, match="host name"):
+            flags("--allowed-host", wrong)
 
 
 def test_without_a_word_it_is_this_machine_alone() -> None:

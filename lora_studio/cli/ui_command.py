@@ -6,8 +6,9 @@ import threading
 import time
 import webbrowser
 
+from lora_studio.addresses import reachable
 from lora_studio.cli.terminal import say
-from lora_studio.serving import from_flags, reachable
+from lora_studio.serving import Serving, from_flags, page_address
 from lora_studio.workspace import Workspace
 
 _OPEN_WITHIN_SECONDS = 30.0
@@ -19,20 +20,20 @@ def serve(workspace: Workspace, given: argparse.Namespace) -> int:
     from lora_studio.ui.build import launch
 
     if given.open:
-        threading.Thread(target=_open_when_up, args=(how.host, how.port), daemon=True).start()
+        threading.Thread(target=_open_when_up, args=(how,), daemon=True).start()
     say(f"Workspace: {workspace.root}")
     launch(workspace, how)
     return 0
 
 
-def _open_when_up(host: str, port: int) -> None:
+def _open_when_up(how: Serving) -> None:
     """Opens the browser as soon as the page's port answers."""
     end = time.monotonic() + _OPEN_WITHIN_SECONDS
     while time.monotonic() < end:
         try:
-            socket.create_connection((reachable(host).strip("[]"), port), timeout=1).close()
+            socket.create_connection((reachable(how.host).strip("[]"), how.port), timeout=1).close()
         except OSError:
             time.sleep(0.2)
         else:
-            webbrowser.open(f"http://{reachable(host)}:{port}")
+            webbrowser.open(page_address(how))
             return

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import gradio as gr
 from gradio.context import LocalContext
@@ -19,6 +20,7 @@ from gradio.routes import App
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 from starlette.requests import Request
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from lora_studio import hardware
 from lora_studio.errors import StudioError
@@ -76,7 +78,9 @@ IN_SIGHT = """() => {
   return %s.map((tab) => ({__type__: 'update', active: tab === open}));
 }"""
 OF_A_SPACE = "SYSTEM"  # by this variable Gradio knows a Space, where it waits for new code to run instead of this one
+OF_PROXIES = "FORWARDED_ALLOW_IPS"  # whom the server believes where nobody says; whom we believe, `_gated` says
 CLEAR_EVERY = 600  # seconds
+MAX_WAITING_EVENTS = 500  # of all open pages together; Gradio tells who comes after them that the queue is full
 QUEUE_SECONDS = 0.02  # Gradio looks into its queue every millisecond, which takes a twelfth of a core day and night
 FIRST = 1  # the first process of a container, with which all others end
 SAVE_SECONDS = 8.0  # Docker gives ten
@@ -211,6 +215,7 @@ def launch(workspace: Workspace, serving: Serving) -> None:
     """Serves the page until Ctrl-C or SIGTERM. Runs go on after it ends, but in a container, which ends whole."""
     check_exposure(serving)
     os.environ.pop(OF_A_SPACE, None)
+    os.environ[OF_PROXIES] = ""
     studio = make_studio(workspace, serving)
     studio.supervisor.start()
     signal.signal(signal.SIGTERM, _leave)
@@ -252,7 +257,10 @@ def _gated(serving: Serving) -> Callable[[App], AbstractAsyncContextManager[None
     @asynccontextmanager
     async def lifespan(app: App) -> AsyncIterator[None]:
         assert app.middleware_stack is not None
-        app.middleware_stack = Gate(app.middleware_stack, serving)
+        outermost: Any = Gate(app.middleware_stack, serving)
+        if serving.proxies:
+            outermost = ProxyHeadersMiddleware(outermost, list(serving.proxies))
+        app.middleware_stack = outermost
         yield
 
     return lifespan
@@ -271,6 +279,7 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
                 "middleware": _middleware(studio),
                 "routes": openai_api.routes(studio),
                 "lifespan": _gated(serving),
+                "openapi_url": None,  # a list of all addresses, which neither people nor programs ask for
             },
             max_file_size=int(serving.max_upload_gb * 1e9),
             theme=theme.theme(),
@@ -299,13 +308,13 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             f"Port {port} on {host} is taken by another program, or can't be listened on.",
             f"Choose another: `LORA_STUDIO_PORT={port + 1} make run`, or --port {port + 1}.",
         ) from error
-    print(address_words(host, port), flush=True)
+    print(address_words(serving), flush=True)
     demo.block_thread()
 
 
 def queue(demo: gr.Blocks) -> None:
     """The page's queue of events; what queues can't be asked for past it."""
-    demo.queue(default_concurrency_limit=16, api_open=False)
+    demo.queue(default_concurrency_limit=16, api_open=False, max_size=MAX_WAITING_EVENTS)
     demo._queue.sleep_when_free = QUEUE_SECONDS
 
 

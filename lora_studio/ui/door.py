@@ -7,6 +7,7 @@ let in and told apart, where they are let in at all.
 
 import asyncio
 import hashlib
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
@@ -19,9 +20,10 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 
 from lora_studio import guests
 from lora_studio.accounts import API_KEY, same_secret
+from lora_studio.addresses import is_loopback, of_one_person
 from lora_studio.errors import StudioError
 from lora_studio.logins import Attempts, Sessions
-from lora_studio.serving import Serving, is_loopback
+from lora_studio.serving import Serving
 from lora_studio.ui.openai_format import ApiError
 from lora_studio.ui.page_requests import Pages
 from lora_studio.ui.text import escape
@@ -29,6 +31,7 @@ from lora_studio.ui.text import escape
 if TYPE_CHECKING:
     from lora_studio.ui.hub_login import HubLogin
 
+_log = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
 USER, COOKIE = "user", "lora-studio-cookie"
@@ -65,6 +68,7 @@ class Door:
         self._app, self._serving, self._hub = app, serving, hub
         self._sessions, self._attempts = sessions, attempts
         self._any_name = serving.accounts is not None and serving.accounts.one
+        self._token = serving.accounts.token if serving.accounts else ""
         self._pages = pages or Pages()
         self._cookie = f"lora-studio-{secrets.token_hex(4)}"  # two studios of one machine share a host's cookies
 
@@ -128,20 +132,29 @@ class Door:
         if path == "/logout":
             return self._logout(request, token)
         user = self._sessions.user(token)
+        if path == "" and request.method == "GET" and self._has_token(request):
+            entered = RedirectResponse("./", 303, headers={"Referrer-Policy": "no-referrer"})
+            entered.headers["set-cookie"] = self._cookie_for(request, self._serving.owner)
+            return entered
         if user is None and path not in OPEN_PATHS:
             if request.method in ("GET", "HEAD") and path == "":
-                return HTMLResponse(login_page(any_name=self._any_name), headers={"Cache-Control": "no-store"})
+                return HTMLResponse(self._login_page(), headers={"Cache-Control": "no-store"})
             return JSONResponse({"error": "Not logged in."}, 401)
         request.scope[USER] = user
         return None
 
+    def _has_token(self, request: Request) -> bool:
+        """Whether the address holds the token that lets the owner in."""
+        return self._token != "" and same_secret(request.query_params.get("token", ""), self._token)
+
     def _program(self, request: Request) -> Response | None:
         """The endpoint for programs: a key opens it as the owner, a visitor's cookie as that visitor."""
-        key = self._serving.api_key
+        key, token = self._serving.api_key, self._token
         if not self._serving.accounts and not self._serving.guests and key is None:
             return None
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if key is not None and scheme.lower() == "bearer" and same_secret(given.strip(), key):
+        keys = [known for known in (key, token) if known]
+        if scheme.lower() == "bearer" and any(same_secret(given.strip(), known) for known in keys):
             request.scope[USER] = self._serving.owner
             return None
         user = self._sessions.user(request.cookies.get(self._cookie, ""))
@@ -149,8 +162,8 @@ class Door:
         if request.scope[USER] is not None:
             return None
         words = (
-            f"Give the key that {API_KEY} holds as a bearer token."
-            if key
+            f"Give the {f'key that {API_KEY} holds' if key else 'token of the page'} as a bearer token."
+            if keys
             else f"{API_KEY} is not set, so no key opens this."
         )
         refused = ApiError(401, words, "invalid_api_key")
@@ -168,8 +181,8 @@ class Door:
             return await self._from_hub(self._hub, request)
         user = self._sessions.user(token)
         if user is None and path == "" and request.method == "GET":
-            user = f"guest-{secrets.token_hex(6)}"
-            request.scope[COOKIE] = self._cookie_for(request, user, guest=True)
+            user = guests.new_name(self._place(request))
+            request.scope[COOKIE] = self._cookie_for(request, user, guest_from=self._place(request))
         request.scope[USER] = user or self._by_address(request)
         return None
 
@@ -185,32 +198,40 @@ class Door:
         return answer
 
     def _by_address(self, request: Request) -> str:
-        """A name for a guest who keeps no cookie. The last address is the one that the proxy in front saw."""
-        seen = request.headers.get("x-forwarded-for", request.client.host if request.client else "")
-        return f"guest-{_hash(self._cookie + seen.rpartition(',')[2].strip())}"
+        """A name for a guest who keeps no cookie."""
+        return f"guest-{self._place(request)}-address"
+
+    def _place(self, request: Request) -> str:
+        """Where a guest comes from, of which nothing can be read but that others come from there too."""
+        return _hash(self._cookie + of_one_person(_address(request)))
 
     async def _login(self, request: Request) -> Response:
         """A session for the right password. A browser is sent to the page, a program told so."""
         assert self._serving.accounts is not None
-        address = request.client.host if request.client else ""
+        address = of_one_person(_address(request))
         by_browser = "text/html" in request.headers.get("accept", "")
         form = (await _body(request, LONGEST_LOGIN) or b"").decode("utf-8", "replace")
         given = parse_qs(form, keep_blank_values=True)
+        name = self._serving.accounts.name(given.get("username", [""])[0])
         try:
-            self._attempts.check(address)
-            user = self._serving.accounts.user(given.get("username", [""])[0], given.get("password", [""])[0])
+            self._attempts.check(address, name)
+            user = self._serving.accounts.user(name, given.get("password", [""])[0])
             if user is None:
-                self._attempts.failed(address)
+                self._attempts.failed(address, name)
                 together = "Name and password do not belong together."
                 raise StudioError("That is not the password." if self._any_name else together)
         except StudioError as error:
             status = 429 if error.hint else 401
             if by_browser:
-                return HTMLResponse(login_page(str(error), self._any_name), status)
+                return HTMLResponse(self._login_page(str(error)), status)
             return JSONResponse({"error": str(error)}, status)
+        self._attempts.succeeded(address, name)
         answer = RedirectResponse("./", 303) if by_browser else JSONResponse({"success": True})
         answer.headers["set-cookie"] = self._cookie_for(request, user)
         return answer
+
+    def _login_page(self, said: str = "") -> str:
+        return login_page(said, any_name=self._any_name, token=self._token != "")
 
     def _logout(self, request: Request, token: str) -> Response:
         """Ends a session, but not for a mere link, which the page of another site could send people along."""
@@ -220,14 +241,18 @@ class Door:
             gone.delete_cookie(self._cookie)
         return gone
 
-    def _cookie_for(self, request: Request, user: str, *, guest: bool = False) -> str:
+    def _cookie_for(self, request: Request, user: str, *, guest_from: str = "") -> str:
         """A new session, as a header."""
         https = bool(self._serving.names) or "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
         carrier = Response()
         # In a frame of another site, as a Space is shown, a cookie comes back only where it allows so.
         framed: Literal["none", "lax"] = "none" if self._serving.names else "lax"
         carrier.set_cookie(
-            self._cookie, self._sessions.begin(user, guest=guest), httponly=True, secure=https, samesite=framed
+            self._cookie,
+            self._sessions.begin(user, guest_from=guest_from),
+            httponly=True,
+            secure=https,
+            samesite=framed,
         )
         return carrier.headers["set-cookie"]
 
@@ -236,17 +261,36 @@ class Gate:
     """ASGI middleware around all others: turns the pages of other sites away before Gradio's answers them.
 
     That one lets any page ask beforehand which headers it may send, and hands it what it asked for. What passes can be
-    shown inside the page of another site for a Space alone.
+    shown inside the page of another site for a Space alone, and is taken by browsers for what it says it is.
     """
 
     def __init__(self, app: App, serving: Serving) -> None:
         self._app, self._serving = app, serving
+        self._told = False
+        self._headers = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin")]
+        # A Space is shown in a frame of the Hub's page; anywhere else a frame could only lead clicks astray.
+        if not serving.names:
+            self._headers.append((b"content-security-policy", b"frame-ancestors 'self'"))
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        refused = foreign(Request(scope), self._serving) if scope["type"] == "http" else ""
+        refused = ""
+        if scope["type"] == "http":
+            request = Request(scope)
+            self._tell_of_proxy(request)
+            refused = foreign(request, self._serving)
         answer = JSONResponse({"error": refused}, 403) if refused else None
-        # A Space is shown in a frame of the Hub's page; anywhere else a frame could only lead clicks astray.
-        await (answer or self._app)(scope, receive, send if self._serving.names else _unframed(send))
+        await (answer or self._app)(scope, receive, _with_headers(send, self._headers))
+
+    def _tell_of_proxy(self, request: Request) -> None:
+        """Once, in the terminal: behind a proxy that nobody named, all visitors have one address."""
+        if self._told or self._serving.proxies or "x-forwarded-for" not in request.headers:
+            return
+        self._told = True
+        _log.warning(
+            "A request from %s says that it was sent on for somebody else, which is not believed. Where that is your "
+            "proxy, name it with --trusted-proxy: visitors are told apart by their addresses.",
+            _address(request),
+        )
 
 
 def foreign(request: Request, serving: Serving) -> str:
@@ -254,11 +298,14 @@ def foreign(request: Request, serving: Serving) -> str:
     host = request.headers.get("host", "")
     origin = request.headers.get("origin")
     # A proxy may put its own name into Host. Pages of other sites can't: they are not told that they may.
-    ours = (host, request.headers.get("x-forwarded-host"), *serving.names)
+    ours = (host, request.headers.get("x-forwarded-host"), *serving.names, *serving.allowed_hosts)
     if origin and _place(origin) not in ours:
         return "This request comes from the page of another site."
-    if serving.trusts_visitors and not is_loopback(_hostname(host)):
-        return f"This page is for this machine alone, and was asked for as {_hostname(host)}; it needs a login."
+    name, names = _hostname(host), serving.page_names
+    if names is not None and not is_loopback(name) and name not in names and host.lower() not in names:
+        if serving.local and not names:
+            return f"This page is for this machine alone, and was asked for as {name}; it needs a login."
+        return f"This page does not answer to the name {name}: its owner allows others."
     return ""
 
 
@@ -292,15 +339,21 @@ def _told(send: Any, tell: Callable[[bytes], None]) -> Any:
     return sending
 
 
-def _unframed(send: Any) -> Any:
-    """Sends what the app answers, with word that only pages of this site may show it in a frame."""
+def _with_headers(send: Any, headers: list[tuple[bytes, bytes]]) -> Any:
+    """Sends what the app answers with these headers, but for those that it has already."""
 
     async def sending(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"content-security-policy", b"frame-ancestors 'self'")]
+            there = {name.lower() for name, _ in message["headers"]}
+            message["headers"] = [*message["headers"], *(pair for pair in headers if pair[0] not in there)]
         await send(message)
 
     return sending
+
+
+def _address(request: Request) -> str:
+    """Where a request comes from: the other end of its connection, or of a trusted proxy's."""
+    return request.client.host if request.client else ""
 
 
 def _hash(text: str) -> str:
@@ -340,10 +393,12 @@ def _again(body: bytes, receive: Any) -> Any:
     return receiving
 
 
-def login_page(said: str = "", any_name: bool = False) -> str:
+def login_page(said: str = "", any_name: bool = False, token: bool = False) -> str:
     """The page that asks who one is. Whole in itself: nothing else is served before. Where one password is all that
     counts, it says so: who was told a password alone would look for a name to go with it."""
     asked = "This studio has one password; any name will do." if any_name else "This studio asks who you are."
+    if token:
+        asked = "This studio asks for its token, which the terminal that it was started from shows; any name will do."
     told = f'<p role="alert">{escape(said)}</p>' if said else ""
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>LoRA Studio</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>

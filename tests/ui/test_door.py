@@ -99,11 +99,37 @@ def test_a_restart_ends_sessions_and_so_does_idleness(monkeypatch: pytest.Monkey
 
 def test_guessing_is_slowed_down_also_for_the_right_password() -> None:
     guest = visitor(Serving(accounts=TWO))
-    for _ in range(logins.MOST_OF_ONE):
+    for _ in range(logins.FREE_FAILURES):
         assert guest.post("/login", data=ANNA | {"password": "x"}).status_code == 401
     refused = guest.post("/login", data=ANNA, headers=BROWSER)
     assert refused.status_code == 429
     assert "Try again in" in refused.text
+    assert guest.post("/login", data={"username": "bert", "password": "two"}).status_code == 200
+
+
+def test_a_session_that_is_open_stays_so_while_its_name_is_guessed_at() -> None:
+    owner = visitor(Serving(accounts=TWO))
+    assert owner.post("/login", data=ANNA).status_code == 200
+    for _ in range(20):
+        owner.post("/login", data=ANNA | {"password": "x"})
+    assert owner.post("/login", data=ANNA).status_code == 429
+    assert owner.get("/anything").json()["user"] == "anna"
+
+
+def test_the_address_with_the_token_lets_the_owner_in() -> None:
+    token = "t" * 20
+    guest = visitor(Serving(accounts=Accounts({"owner": token}, "owner", one=True, token=token)))
+    here = {"host": "127.0.0.1:7860"}
+    for wrong in ("/", "/?token=", "/?token=x", "/config?token=" + token):
+        assert "set-cookie" not in guest.get(wrong, headers=here).headers
+    assert "asks for its token" in guest.get("/", headers=here).text
+    assert guest.get("/v1/models", headers=here).status_code == 401
+    assert guest.get("/v1/models", headers=here | {"authorization": f"Bearer {token}"}).json()["user"] == "owner"
+    entered = guest.get(f"/?token={token}", headers=here)
+    assert (entered.status_code, entered.headers["location"]) == (303, "./")
+    kept = here | {"cookie": entered.headers["set-cookie"].partition(";")[0]}
+    assert guest.get("/anything", headers=kept).json()["user"] == "owner"
+    assert guest.get("/", headers=kept | {"host": "evil.org"}).status_code == 403
 
 
 def test_what_a_login_holds_is_no_markup_and_no_flood() -> None:
@@ -120,7 +146,7 @@ def test_over_https_the_cookie_is_sent_over_nothing_else() -> None:
 
 
 def test_the_page_of_another_site_can_not_act_through_a_visitors_browser() -> None:
-    for serving in (Serving(accounts=TWO), Serving(insecure=True)):
+    for serving in (Serving(accounts=TWO), Serving("0.0.0.0", insecure=True)):
         guest = visitor(serving)
         guest.post("/login", data=ANNA)
         for origin in ("http://evil.org", "null", "http://studio", "http://studio:7860.evil.org"):
@@ -157,7 +183,7 @@ def test_only_a_space_is_shown_in_a_frame_of_another_site(names: tuple[str, ...]
 
 def test_a_request_is_not_held_in_memory_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "MOST_BYTES", 100)
-    guest = visitor(Serving(insecure=True))
+    guest = visitor(Serving("0.0.0.0", insecure=True))
     assert guest.post("/gradio_api/queue/join", content=b"x" * 101).status_code == 413
     assert guest.post("/gradio_api/queue/join", content=b"x" * 100).json()["bytes"] == 100
     assert guest.post("/gradio_api/upload", content=b"x" * 101).json()["bytes"] == 101
@@ -168,5 +194,42 @@ def test_a_request_is_not_held_in_memory_however_large_it_is(monkeypatch: pytest
     [("localhost:7860", 200), ("127.0.0.1", 200), ("[::1]:7860", 200), ("evil.org:7860", 403), ("", 403), ("[", 403)],
 )
 def test_a_page_for_this_machine_answers_to_this_machines_names_alone(host: str, status: int) -> None:
-    assert visitor(Serving()).get("/", headers={"host": host}).status_code == status
-    assert visitor(Serving(insecure=True)).get("/", headers={"host": host}).status_code == 200
+    for serving in (Serving(), Serving(insecure=True)):
+        assert visitor(serving).get("/", headers={"host": host}).status_code == status
+    assert visitor(Serving("0.0.0.0", insecure=True)).get("/", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("a.org", 200), ("A.org:80", 200), ("b.org:81", 200), ("b.org", 403), ("x.a.org", 403), ("localhost", 200)],
+)
+def test_with_names_that_are_allowed_the_page_answers_to_no_other(host: str, status: int) -> None:
+    serving = Serving("0.0.0.0", accounts=TWO, allowed_hosts=("a.org", "b.org:81"))
+    assert visitor(serving).get("/", headers={"host": host}).status_code == status
+    own = visitor(serving).post("/login", data=ANNA, headers={"host": "localhost", "origin": "https://a.org"})
+    assert own.status_code == 200
+
+
+def test_browsers_are_told_to_guess_no_types_and_to_name_the_page_to_nobody() -> None:
+    async def page(_: Request) -> JSONResponse:
+        return JSONResponse("page", headers={"Referrer-Policy": "no-referrer"})
+
+    gate: Any = Gate(Starlette(routes=[Route("/", page)]), Serving("0.0.0.0", accounts=TWO))
+    asked = TestClient(gate, "http://studio:7860")
+    assert asked.get("/").headers["x-content-type-options"] == "nosniff"
+    assert asked.get("/").headers["referrer-policy"] == "no-referrer"
+    refused = asked.get("/", headers={"origin": "http://evil.org"})
+    assert (refused.status_code, refused.headers["referrer-policy"]) == (403, "same-origin")
+
+
+def test_who_owns_the_studio_hears_once_of_a_proxy_that_is_not_named(caplog: pytest.LogCaptureFixture) -> None:
+    async def page(_: Request) -> JSONResponse:
+        return JSONResponse("page")
+
+    for proxies, heard in (((), 1), (("10.0.0.1",), 0)):
+        gate: Any = Gate(Starlette(routes=[Route("/", page)]), Serving("0.0.0.0", accounts=TWO, proxies=proxies))
+        asked = TestClient(gate, "http://studio:7860", client=("10.0.0.1", 1))
+        caplog.clear()
+        for _ in range(3):
+            asked.get("/", headers={"x-forwarded-for": "1.2.3.4"})
+        assert sum("10.0.0.1" in record.getMessage() for record in caplog.records) == heard

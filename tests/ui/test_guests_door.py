@@ -16,7 +16,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from lora_studio.guests import origin
 from lora_studio.logins import Attempts, Sessions
 from lora_studio.serving import Serving
 from lora_studio.space import HubApp
@@ -51,13 +53,44 @@ def test_a_guest_is_known_by_a_cookie_from_the_first_page_on() -> None:
 
 
 def test_a_program_without_cookies_is_known_by_its_address() -> None:
-    program = guest()
-    name = program.get("/config").json()["user"]
-    assert program.post("/gradio_api/queue/join").json() == {"user": name}
-    seen = {"x-forwarded-for": "1.2.3.4, 10.9.9.9"}
-    other = program.get("/config", headers=seen).json()["user"]
-    assert other != name
-    assert program.get("/config", headers=seen | {"x-forwarded-for": "6.6.6.6, 10.9.9.9"}).json()["user"] == other
+    serving = Serving(guests=True)
+    door: Any = Door(APP, serving, Sessions(), Attempts())
+
+    def user(address: str, **headers: str) -> str:
+        program = TestClient(door, "http://studio:7860", client=(address, 1))
+        return str(program.get("/config", headers=headers).json()["user"])
+
+    assert user("10.0.0.1") == user("10.0.0.1") != user("10.0.0.2")
+    assert user("2001:db8::1") == user("2001:db8::ffff") != user("2001:db8:0:1::1")
+    assert user("10.0.0.1", **{"x-forwarded-for": "10.0.0.2"}) == user("10.0.0.1")
+
+
+def test_what_a_request_says_of_its_origin_counts_from_a_proxy_that_is_named() -> None:
+    door: Any = Door(APP, Serving(guests=True), Sessions(), Attempts())
+    proxied: Any = ProxyHeadersMiddleware(door, ["10.9.9.0/24"])
+
+    def user(address: str, said: str) -> str:
+        program = TestClient(proxied, "http://studio:7860", client=(address, 1))
+        return str(program.get("/config", headers={"x-forwarded-for": said}).json()["user"])
+
+    victim = user("10.9.9.9", "1.2.3.4")
+    assert user("10.9.9.8", "6.6.6.6, 1.2.3.4") == victim  # what the client itself claimed stands before it
+    assert user("10.9.9.9", "1.2.3.4, 6.6.6.6") != victim
+    assert user("7.7.7.7", "1.2.3.4") != victim
+
+
+def test_guests_of_one_address_are_known_to_be_so() -> None:
+    names = [guest("10.0.0.1").get("/").json()["user"] for _ in range(2)]
+    assert names[0] != names[1]
+    browser = guest("10.0.0.1")
+    first = browser.get("/").json()["user"]
+    browser.cookies.clear()
+    second, third = browser.get("/").json()["user"], browser.get("/config").json()["user"]
+    assert first != second
+    assert origin(first) == origin(second)
+    browser.cookies.clear()
+    assert origin(browser.get("/config").json()["user"]) == origin(third)
+    assert origin("hub-anna-b") == "hub-anna-b"
 
 
 def test_the_key_opens_the_endpoint_as_the_owner_and_guests_may_ask_too() -> None:
