@@ -62,6 +62,9 @@ class Columns:
     def values(self, name: str) -> list[Any]:
         return [record.fields[name] for record in self.sample if record.fields.get(name) is not None]
 
+    def values_as_text(self, name: str) -> list[str]:
+        return [value for value in self.values(name) if isinstance(value, str)]
+
     def share(self, name: str) -> float:
         """How many of the sample rows have something in that column."""
         filled = sum(value not in ("", []) for value in self.values(name))

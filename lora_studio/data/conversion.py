@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_studio.data.columns import MEDIA as MEDIA_COLUMNS
 from lora_studio.data.columns import is_turns
-from lora_studio.data.dialogues import parse_dialogue
+from lora_studio.data.dialogues import NO_MARKS, parse_dialogue
 from lora_studio.data.mapping import Format, fill, places
 from lora_studio.data.messages import (
     BROKEN_TEXT,
@@ -63,7 +63,10 @@ def _turns(fields: dict[str, Any], fmt: Format, roles: Names[str, str]) -> tuple
     columns = fmt.columns
     if "dialogue" in columns:
         place = columns["dialogue"]
-        return parse_dialogue(as_text(_needed(fields, place), place), place), place
+        text = as_text(_needed(fields, place), place)
+        if fmt.marks is None:
+            raise RowError(NO_MARKS, place, text)
+        return parse_dialogue(text, place, fmt.marks), place
     whole = columns.get("messages")
     beside = "completion" in columns or "output" in columns
     if whole is not None and (fields.get(whole) or not beside):
@@ -122,7 +125,7 @@ def _compared(record: Record, fmt: Format, roles: Names[str, str], system: str |
             prompt = [*parse_history(fields.get(columns["history"]), columns["history"]), *prompt]
     for side in ("chosen", "rejected"):
         _needed(fields, columns[side])
-    prompt, chosen, rejected = answers_of(fields, columns, prompt, roles)
+    prompt, chosen, rejected = answers_of(fields, fmt, prompt, roles)
     prompt = _with_system(prompt, fields, columns, system)
     _check([*prompt, *chosen], place, fields, columns)
     _check([*prompt, *rejected], columns["rejected"], fields, columns)

@@ -1,82 +1,203 @@
-"""Dialogues written as one text ("Human: ... Assistant: ...") to messages: the ways of marking turns in use."""
+"""Dialogues written as one text ("Human: ... Assistant: ...") to messages: the ways of marking turns in use.
+
+A file marks its turns in one way and with one pair of names, which are decided over many rows. Marks are whole words;
+other headings and names are text of the turn they stand in.
+"""
 
 import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lora_studio.data.messages import Message, RowError
 
 NO_MARKS = "the text does not mark its turns as the other rows do"
-_USERS = "human|user|instruction|question|prompter|q"
-_ASSISTANTS = "assistant|response|answer|output|gpt|chatgpt|bot|ai|model|a"
-_ROLES = {
-    **dict.fromkeys(_USERS.split("|"), "user"),
-    **dict.fromkeys(_ASSISTANTS.split("|"), "assistant"),
-    **dict.fromkeys(("system",), "system"),
-    **dict.fromkeys(("input",), "input"),
+TOOL_MARKS = "the text holds tool calls in marks, which are read from `messages` with `tool_calls` only"
+LEAST_SHARE = 0.8
+_LIKE_SHARE = 0.8
+_LOOKED_AT = 20_000
+# The answering names that go with an asking one, the likeliest first; any other pair comes after these.
+_ANSWERING = {
+    "human": ("assistant", "gpt", "ai", "bot", "chatgpt", "model"),
+    "user": ("assistant", "ai", "bot", "model", "gpt", "chatgpt", "response"),
+    "prompter": ("assistant",),
+    "instruction": ("response", "output", "assistant", "answer"),
+    "question": ("answer", "response", "output"),
+    "prompt": ("response", "completion", "output", "answer", "assistant"),
+    "q": ("a",),
 }
-_WORDS = f"({_USERS}|{_ASSISTANTS}|system|input)"
+_ASSISTANTS = (
+    *("assistant", "response", "answer", "output", "completion", "gpt", "chatgpt", "bot", "ai", "model", "a"),
+)
+_ROLES = {
+    **dict.fromkeys(_ANSWERING, "user"),
+    **dict.fromkeys(_ASSISTANTS, "assistant"),
+    **{"system": "system", "input": "input", "tool": "tool", "ipython": "tool"},
+}
+_HEADED = "|".join(sorted((name for name in _ROLES if _ROLES[name] != "tool"), key=len, reverse=True))
+_NAMED = "|".join(name for name in _HEADED.split("|") if name != "output")
+_HEADING = rf"###[ \t]*({_HEADED})[ \t]*(?:[:：]|(?=\r?\n|\Z))[ \t]*\r?\n?"
+INST = "[INST]"
+# Every pattern begins with a fixed mark or at a line's start, so that it takes time in proportion to the text.
 STYLES = {
-    "###": re.compile(rf"(?:^|\s*)###\s*{_WORDS}\s*:?[ \t]*\n?", re.IGNORECASE),
-    "<|im_start|>": re.compile(r"\s*(?:<\|im_end\|>)?\s*<\|im_start\|>(system|user|assistant)\n"),
-    "<|...|>": re.compile(r"\s*(?:</s>|<\|end\|>)?\s*<\|(system|user|assistant)\|>\n?"),
+    "<|im_start|>": re.compile(r"<\|im_start\|>[ \t]*(system|user|assistant|tool)\r?\n"),
+    "<|start_header_id|>": re.compile(r"<\|start_header_id\|>(system|user|assistant|tool|ipython)<\|end_header_id\|>"),
+    "<start_of_turn>": re.compile(r"<start_of_turn>(system|user|model)\r?\n"),
+    "<|...|>": re.compile(r"<\|(system|user|assistant)\|>"),
+    "###": re.compile(rf"^[ \t]*{_HEADING}", re.IGNORECASE | re.MULTILINE),
+    "### within a line": re.compile(rf"(?<!#){_HEADING}", re.IGNORECASE),
     "name:": re.compile(
-        r"(?:^|\n)[ \t]*(?:\*\*)?(human|user|question|q|assistant|answer|gpt|chatgpt|bot|ai|model|a|system)"
-        r"(?:\*\*)?[ \t]*:(?:\*\*)?[ \t]*",
-        re.IGNORECASE,
+        rf"^[ \t]*(?:\*\*)?({_NAMED})(?:\*\*)?[ \t]*[:：](?:\*\*)?[ \t]*", re.IGNORECASE | re.MULTILINE
     ),
 }
-_INST = re.compile(r"(?:<s>)?\s*\[INST\](.*?)\[/INST\](.*?)(?=(?:<s>)?\s*\[INST\]|$)", re.DOTALL)
-_SYS = re.compile(r"^\s*<<SYS>>(.*?)<</SYS>>\s*", re.DOTALL)
-_ENDS = ("<|im_end|>", "<|endoftext|>", "<|end|>", "</s>", "###")
+_BY_NAME = ("###", "### within a line", "name:")
+_BEGINS = ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>", "<|startoftext|>")
+_ENDS = ("<|im_end|>", "<|endoftext|>", "<|end|>", "<|eot_id|>", "<end_of_turn>", "<eos>", "</s>")
+_TOOLS = ("[AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]")
 
 
-def style_of(text: str) -> str | None:
-    """The way in which a text marks a user's turn and an answer after it; None for other texts."""
-    if "[/INST]" in text:
-        return "[INST]"
-    for name, pattern in STYLES.items():
-        roles = [_ROLES[found.group(1).lower()] for found in pattern.finditer(text)]
-        if "user" in roles and "assistant" in roles[roles.index("user") :]:
-            return name
-    return None
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """How a file marks who speaks: the way, and what each of the names that it uses means."""
+
+    style: str
+    roles: dict[str, str]
+
+    def words(self) -> str:
+        """The marks of a user's and of an assistant's turn, for a person."""
+        if self.style == INST:
+            return "`[INST]` marks the user's turns and `[/INST]` the assistant's"
+        said = {role: self._written(name) for name, role in reversed(self.roles.items())}
+        return f"`{said['user']}` marks the user's turns and `{said['assistant']}` the assistant's"
+
+    def _written(self, name: str) -> str:
+        heading = f"### {name.capitalize()}"
+        forms = {"name:": f"{name.capitalize()}:", "<|...|>": f"<|{name}|>"}
+        return heading if self.style.startswith("###") else forms.get(self.style, f"{self.style}{name}")
 
 
-def parse_dialogue(text: str, field: str) -> list[Message]:
+def marks_of(texts: Sequence[str], least: float = LEAST_SHARE) -> Marks | None:
+    """How texts mark a user's turn and an answer after it; None where less than that share of them does so in one way.
+
+    Of several names the pair is taken whose asking name comes first and whose names belong together.
+    """
+    texts = [text[:_LOOKED_AT] for text in texts]
+    best: tuple[float, Marks | None] = (0.0, None)
+    for style in (INST, *STYLES):
+        marks, times = _best_pair(style, texts)
+        share = times / max(len(texts), 1)
+        if marks and share > best[0] / _LIKE_SHARE:
+            best = (share, marks)
+    return best[1] if best[0] >= least else None
+
+
+def _best_pair(style: str, texts: Sequence[str]) -> tuple[Marks | None, int]:
+    """The names that most texts use with one way of marking, and how many texts."""
+    if style == INST:
+        times = sum(0 <= text.find("[INST]") < text.rfind("[/INST]") for text in texts)
+        return (Marks(style, {}) if times else None), times
+    rows = [[found.group(1).lower() for found in STYLES[style].finditer(text)] for text in texts]
+    pairs: Counter[tuple[str, str]] = Counter()
+    first: Counter[str] = Counter()
+    for names in rows:
+        asking = list(dict.fromkeys(name for name in names if _ROLES[name] == "user"))
+        first.update(asking[:1])
+        for user in asking:
+            after = dict.fromkeys(names[names.index(user) :])
+            pairs.update((user, name) for name in after if _ROLES[name] == "assistant")
+    if not pairs:
+        return None, 0
+    most = max(pairs.values())
+    likely = [pair for pair, times in pairs.items() if times >= _LIKE_SHARE * most]
+    user, assistant = max(likely, key=lambda pair: (first[pair[0]], -_rank(pair), pairs[pair]))
+    roles = {user: "user", assistant: "assistant"}
+    if style not in _BY_NAME:
+        roles |= {name: _ROLES[name] for names in rows for name in names if name not in roles}
+    else:
+        if any(names[:1] == ["system"] for names in rows):
+            roles["system"] = "system"
+        if user == "instruction":
+            roles["input"] = "input"
+    return Marks(style, roles), pairs[user, assistant]
+
+
+def _rank(pair: tuple[str, str]) -> int:
+    user, assistant = pair
+    known = _ANSWERING[user]
+    return known.index(assistant) if assistant in known else len(known) + _ASSISTANTS.index(assistant)
+
+
+def parse_dialogue(text: str, field: str, marks: Marks) -> list[Message]:
     """The turns of a dialogue; what stands before the first mark is the system prompt."""
-    style = style_of(text)
-    if style is None:
+    if marks.style == INST:
+        return _from_inst(text, field)
+    found = _turn_marks(text, marks)
+    roles = [role for role, _, _ in found]
+    if "user" not in roles or "assistant" not in roles[roles.index("user") :]:
         raise RowError(NO_MARKS, field, text)
-    if style == "[INST]":
-        return _from_inst(text)
-    marks = list(STYLES[style].finditer(text))
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    turns = [("system", text[: marks[0].start()].strip())] if text[: marks[0].start()].strip() else []
-    for mark, end in zip(marks, ends, strict=True):
-        role, said = _ROLES[mark.group(1).lower()], _tidy(text[mark.end() : end])
-        if role == "input" and turns and turns[-1][0] == "user":
+    head = _preamble(text[: found[0][1]])
+    turns = [("system", head)] if head else []
+    ends = [start for _, start, _ in found[1:]] + [len(text)]
+    for (role, _, start), end in zip(found, ends, strict=True):
+        said = _tidy(text[start:end], ("###",) if marks.style.startswith("###") else ())
+        if role == "input":
             turns[-1] = ("user", f"{turns[-1][1]}\n\n{said}".strip())
+        elif role == "system" and len(turns) == 1 and turns[0][0] == "system":
+            turns[0] = ("system", f"{turns[0][1]}\n\n{said}".strip())
         else:
-            turns.append(("user" if role == "input" else role, said))
+            turns.append((role, said))
     return [Message(role, said) for role, said in turns]
 
 
-def _from_inst(text: str) -> list[Message]:
+def _turn_marks(text: str, marks: Marks) -> list[tuple[str, int, int]]:
+    """The role of each mark of the file in a text, and where the mark begins and ends. An input belongs to its turn."""
+    found: list[tuple[str, int, int]] = []
+    for mark in STYLES[marks.style].finditer(text):
+        role = marks.roles.get(mark.group(1).lower())
+        if role and (role != "input" or (found and found[-1][0] == "user")):
+            found.append((role, mark.start(), mark.end()))
+    return found
+
+
+def _from_inst(text: str, field: str) -> list[Message]:
+    if any(mark in text for mark in _TOOLS):
+        raise RowError(TOOL_MARKS, field, text)
+    head, *turns = text.split("[INST]")
     messages: list[Message] = []
-    for asked, answered in _INST.findall(text):
-        system = _SYS.match(asked) if not messages else None
-        if system:
-            messages.append(Message("system", system.group(1).strip()))
-            asked = asked[system.end() :]
-        messages += [Message("user", asked.strip()), Message("assistant", _tidy(answered))]
-    return messages
+    for turn in turns:
+        asked, mark, answered = turn.partition("[/INST]")
+        if mark:
+            messages += [Message("user", asked), Message("assistant", answered)]
+        elif messages:  # the mark is spoken of in an answer
+            messages[-1] = Message("assistant", f"{messages[-1].content}[INST]{turn}")
+    if not messages:
+        raise RowError(NO_MARKS, field, text)
+    system = [_preamble(head).removeprefix("[SYSTEM_PROMPT]").removesuffix("[/SYSTEM_PROMPT]").strip()]
+    asked = messages[0].content.strip()
+    if asked.startswith("<<SYS>>") and "<</SYS>>" in asked:
+        told, _, asked = asked.removeprefix("<<SYS>>").partition("<</SYS>>")
+        system.append(told.strip())
+    messages[0] = Message("user", asked)
+    spoken = [Message(turn.role, _tidy(turn.content, _BEGINS)) for turn in messages]
+    whole = "\n\n".join(part for part in system if part)
+    return [*([Message("system", whole)] if whole else []), *spoken]
 
 
-def _tidy(said: str) -> str:
+def _preamble(text: str) -> str:
+    """What stands before the first mark, without the token that begins a text."""
+    text = text.strip()
+    for mark in _BEGINS:
+        text = text.removeprefix(mark).lstrip()
+    return text
+
+
+def _tidy(said: str, marks: Sequence[str] = ()) -> str:
     """A turn without white space around it and without the marks that end it."""
     said = said.strip()
     ended = True
     while ended:
         ended = False
-        for mark in _ENDS:
+        for mark in (*_ENDS, *marks):
             if said.endswith(mark):
                 said, ended = said.removesuffix(mark).rstrip(), True
     return said

@@ -10,7 +10,7 @@ from dataclasses import replace
 from lora_studio.data import columns as names
 from lora_studio.data.columns import Columns, is_turns, may_be_turns, quoted, spread
 from lora_studio.data.conversion import convert
-from lora_studio.data.dialogues import style_of
+from lora_studio.data.dialogues import LEAST_SHARE, Marks, marks_of
 from lora_studio.data.mapping import Format, Mapping, ReadingError
 from lora_studio.data.preferences import is_mark
 from lora_studio.data.problems import find_problem
@@ -78,7 +78,7 @@ def apply_mapping(mapping: Mapping, records: Sequence[Record], goal: str = "answ
     shape = Format(_name_of(mapping), {renamed.get(part, part): name for part, name in parts.items()}, mapping=mapping)
     if goal == "answers" and shape.name == "preference":
         raise _pairs_only(shape)
-    return in_words(shape, columns)
+    return in_words(replace(shape, marks=_marks(shape, columns, least=0.0)), columns)
 
 
 def mapping_of(shape: Format) -> Mapping:
@@ -196,10 +196,9 @@ def _texts(columns: Columns) -> list[Format]:
         name = columns.names[0]
     if name is None:
         return []
-    texts = [value for value in columns.values(name) if isinstance(value, str)]
-    marked = sum(style_of(value) is not None for value in texts)
-    dialogue = [Format("dialogue", _present({"dialogue": name, "system": columns.find(names.SYSTEM)}))]
-    return [*(dialogue if marked and marked >= 0.8 * len(texts) else []), Format("text", {"text": name})]
+    marks = marks_of(columns.values_as_text(name))
+    dialogue = Format("dialogue", _present({"dialogue": name, "system": columns.find(names.SYSTEM)}), marks=marks)
+    return [*([dialogue] if marks else []), Format("text", {"text": name})]
 
 
 def _tokenised(columns: Columns) -> Format | None:
@@ -232,7 +231,16 @@ def _preference(columns: Columns) -> Format | None:
         extra = columns.find(names.EXTRA, without=[user, *pair])
         parts |= {"instruction" if instruction else "prompt": instruction or user, "input": extra}
         parts["history"] = columns.find(names.HISTORY)
-    return Format("preference", _present(parts))
+    shape = Format("preference", _present(parts))
+    return replace(shape, marks=_marks(shape, columns))
+
+
+def _marks(shape: Format, columns: Columns, least: float = LEAST_SHARE) -> Marks | None:
+    """How dialogues in one text are marked: those of a column, or those that both sides of a comparison hold."""
+    held = [shape.columns[part] for part in ("dialogue", "chosen", "rejected") if part in shape.columns]
+    if "chosen" in shape.columns and shape.columns.keys() & {"prompt", "instruction", "messages"}:
+        return None
+    return marks_of([text for name in held for text in columns.values_as_text(name)], least)
 
 
 def _is_prompt_of(columns: Columns, user: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from lora_studio.data.dialogues import Marks
 from lora_studio.errors import StudioError
 
 PARTS = (
@@ -151,7 +152,8 @@ def _is_idle(block: str, cells: dict[str, str]) -> bool:
 class Format:
     """A reading of a file: `columns` says which column plays which part, `words` says it to a person.
 
-    `ambiguous` readings stand beside others that fit as well; `question` asks which is meant.
+    `ambiguous` readings stand beside others that fit as well; `question` asks which is meant. `marks` say who speaks in
+    dialogues that are written as one text.
     """
 
     name: str
@@ -160,6 +162,7 @@ class Format:
     mapping: Mapping | None = None
     ambiguous: bool = False
     question: str = ""
+    marks: Marks | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -169,9 +172,11 @@ class Format:
             "mapping": self.mapping.to_dict() if self.mapping else None,
             "ambiguous": self.ambiguous,
             "question": self.question,
+            "marks": asdict(self.marks) if self.marks else None,
         }
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "Format":
-        mapping = value.get("mapping")
-        return cls(**{**value, "mapping": Mapping.from_dict(mapping) if mapping else None})
+        mapping, marks = value.get("mapping"), value.get("marks")
+        parsed = {"mapping": Mapping.from_dict(mapping) if mapping else None, "marks": Marks(**marks) if marks else None}
+        return cls(**{**value, **parsed})

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_studio.data.columns import is_turns, may_be_turns
-from lora_studio.data.dialogues import parse_dialogue, style_of
+from lora_studio.data.dialogues import Marks, parse_dialogue
+from lora_studio.data.mapping import Format
 from lora_studio.data.messages import Message, RowError
 from lora_studio.data.turns import NOT_TEXT, as_text, parse_item, parse_turns
 from lora_studio.plural import count
@@ -16,11 +17,13 @@ _MARKS = {"true": True, "false": False, "1": True, "0": False, "good": True, "ba
 
 
 def answers_of(
-    fields: dict[str, Any], columns: dict[str, str], prompt: list[Message] | None, roles: Mapping[str, str]
+    fields: dict[str, Any], fmt: Format, prompt: list[Message] | None, roles: Mapping[str, str]
 ) -> tuple[list[Message], list[Message], list[Message]]:
     """The prompt, and the better and the worse answer to it; without a prompt column it is what both begin with."""
-    chosen = _side(fields.get(columns["chosen"]), columns["chosen"], prompt, roles)
-    rejected = _side(fields.get(columns["rejected"]), columns["rejected"], prompt, roles)
+    columns = fmt.columns
+    marks = fmt.marks if prompt is None else None
+    chosen = _side(fields.get(columns["chosen"]), columns["chosen"], marks, roles)
+    rejected = _side(fields.get(columns["rejected"]), columns["rejected"], marks, roles)
     if prompt and len(prompt) > 1 and prompt[-1].role == "assistant":
         prompt = prompt[:-1]  # the conversation stands there with its answer, which is one of the two
     if prompt is None:
@@ -35,7 +38,7 @@ def answers_of(
     return prompt, chosen, rejected
 
 
-def _side(value: Any, field: str, prompt: list[Message] | None, roles: Mapping[str, str]) -> list[Message]:
+def _side(value: Any, field: str, marks: Marks | None, roles: Mapping[str, str]) -> list[Message]:
     if isinstance(value, dict):
         return parse_item(value, field, roles)
     if is_turns(value) or (isinstance(value, str) and may_be_turns(value)):
@@ -43,9 +46,7 @@ def _side(value: Any, field: str, prompt: list[Message] | None, roles: Mapping[s
     if isinstance(value, list):
         raise RowError(NOT_TEXT, field, value)
     text = as_text(value, field)
-    if prompt is None and style_of(text):
-        return parse_dialogue(text, field)
-    return [Message("assistant", text)]
+    return parse_dialogue(text, field, marks) if marks else [Message("assistant", text)]
 
 
 def _shared(chosen: list[Message], rejected: list[Message]) -> int:

@@ -41,7 +41,8 @@ def _main(shape: Format, part: dict[str, str]) -> str:
     if "text" in part:
         return f"{part['text']} is plain text, learned as it stands"
     if "dialogue" in part:
-        return f"{part['dialogue']} is a conversation written as one text, whose marks say who speaks"
+        how = shape.marks.words() if shape.marks else "but no marks say who speaks"
+        return f"{part['dialogue']} is a conversation written as one text: {how}"
     if "chosen" in part:
         prompt = _user(shape, part) or "What both begin with"
         return f"{prompt} is the prompt, {part['chosen']} the better answer, {part['rejected']} the worse"

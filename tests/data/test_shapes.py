@@ -104,7 +104,8 @@ def test_what_stands_before_a_dialogue_is_the_system_prompt_and_inputs_join_thei
     chat = convert(Record(1, {"text": text}), shape)
     assert _texts(chat.messages) == [("system", "Below is a task."), ("user", "ask\n\nmore"), ("assistant", "tell")]
     inst = "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nask [/INST] tell </s><s>[INST] two [/INST] three"
-    chat = convert(Record(1, {"text": inst}), shape)
+    (other, _) = recognise_all(_records({"text": inst}))
+    chat = convert(Record(1, {"text": inst}), other)
     assert [message.content for message in chat.messages] == ["Be kind.", "ask", "tell", "two", "three"]
     with pytest.raises(RowError, match=dialogues.NO_MARKS):
         convert(Record(1, {"text": "nothing of the kind"}), shape)

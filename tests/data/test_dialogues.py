@@ -1,0 +1,110 @@
+"""Who speaks in dialogues that are written as one text: one way of marking and one pair of names for a file."""
+
+import pytest
+
+from lora_studio.data import dialogues
+from lora_studio.data.formats import apply_mapping, convert, recognise, recognise_all
+from lora_studio.data.mapping import Format, Mapping
+from lora_studio.data.messages import RowError
+from lora_studio.data.rows import Record
+
+
+def _records(*texts):
+    return [Record(number, {"text": text}) for number, text in enumerate(texts, 1)]
+
+
+def _turns(text, *others):
+    records = _records(text, *others)
+    shape = recognise(records)
+    assert shape.name == "dialogue"
+    return [(message.role, message.content) for message in convert(records[0], shape).messages]
+
+
+HEADED = "### Instruction:\nask\n\n### Response:\ntell"
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        *("### Quick start", "### Advantages", "### Additional notes", "### AI safety", "### Model", "### Question 2"),
+        *("### Answer:", "### Question", "### Output:", "#### Response:", "## Response:", "### Responses:", "### User:"),
+        *("### System:", "### Input:", "See ### Response: for more"),
+    ],
+)
+def test_headings_in_an_answer_that_are_no_mark_of_the_file_are_text(heading):
+    tail = f"\n\n{heading}\nmore"
+    assert _turns(HEADED + tail, HEADED) == [("user", "ask"), ("assistant", "tell" + tail)]
+    assert _turns(HEADED + tail) == [("user", "ask"), ("assistant", "tell" + tail)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [("Human", "Assistant"), ("User", "AI"), ("Human", "AI"), ("User", "Bot"), ("Prompt", "Response")],
+)
+@pytest.mark.parametrize("within", ["Model: Nova 3", "Question: when?", "Answer: 42", "A: one", "GPT: beep", "System: ok"])
+def test_names_within_a_turn_that_are_not_the_files_pair_are_text(asked, answered, within):
+    text = f"{asked}: I own it.\n{within}\nwhat now?\n\n{answered}: Sell.\n{within}"
+    turns = [("user", f"I own it.\n{within}\nwhat now?"), ("assistant", f"Sell.\n{within}")]
+    assert _turns(text) == _turns(text, f"{asked}: a\n{answered}: b") == turns
+
+
+def test_the_pair_is_decided_over_the_file_and_not_for_a_row():
+    usual = ["Question: what?\nAnswer: this"] * 8
+    odd = "Human: what?\nAssistant: that"
+    records = _records(*usual, odd)
+    shape = recognise(records)
+    assert "`Question:` marks the user's turns and `Answer:` the assistant's" in shape.words
+    with pytest.raises(RowError, match=dialogues.NO_MARKS):
+        convert(records[-1], shape)
+
+
+def test_a_system_mark_counts_where_rows_begin_with_one():
+    text = "System: Be kind.\nHuman: ask\nAssistant: tell"
+    assert _turns(text) == [("system", "Be kind."), ("user", "ask"), ("assistant", "tell")]
+    assert _turns("Rules.\nSystem: Be kind.\nHuman: ask\nAssistant: tell", text)[0] == ("system", "Rules.\n\nBe kind.")
+
+
+@pytest.mark.parametrize(
+    ("head", "system"),
+    [
+        ("<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT]", "Be brief."),
+        ("<s>Be brief.\n\n", "Be brief."),
+        ("Be brief. ", "Be brief."),
+        ("<s>", None),
+        ("", None),
+    ],
+)
+def test_what_stands_before_the_first_inst_is_the_system_prompt(head, system):
+    turns = _turns(f"{head}[INST]ask[/INST]tell</s><s>[INST] two [/INST] see [INST] marks</s>")
+    said = [("user", "ask"), ("assistant", "tell"), ("user", "two"), ("assistant", "see [INST] marks")]
+    assert turns == ([("system", system)] if system else []) + said
+
+
+def test_tool_calls_in_inst_texts_are_refused_and_not_learned_as_an_answer():
+    text = "[INST]ask[/INST]tell</s>[AVAILABLE_TOOLS][{}][/AVAILABLE_TOOLS][INST]two[/INST]three</s>"
+    shape = recognise(_records(text, "[INST]ask[/INST]tell"))
+    with pytest.raises(RowError, match=dialogues.TOOL_MARKS):
+        convert(_records(text)[0], shape)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nask<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\ntell<|eot_id|>",
+        "<bos>Be kind.<start_of_turn>user\nask<end_of_turn>\n<start_of_turn>model\ntell<end_of_turn>\n",
+    ],
+)
+def test_texts_that_a_template_rendered_are_read_as_its_turns(text):
+    assert _turns(text) == [("system", "Be kind."), ("user", "ask"), ("assistant", "tell")]
+
+
+def test_the_marks_are_kept_with_the_reading_and_found_for_a_persons_mapping_too():
+    records = _records("Human: ask\nModel: X\nAssistant: tell", "nothing of the kind", "nor here")
+    assert [shape.name for shape in recognise_all(records)] == ["text"]
+    shape = apply_mapping(Mapping(dialogue="text"), records)
+    assert Format.from_dict(shape.to_dict()) == shape
+    assert convert(records[0], shape).messages[0].content == "ask\nModel: X"
+    with pytest.raises(RowError, match=dialogues.NO_MARKS):
+        convert(records[1], shape)
