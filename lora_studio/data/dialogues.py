@@ -149,6 +149,12 @@ def parse_dialogue(text: str, field: str, marks: Marks) -> list[Message]:
     return [Message(role, said) for role, said in turns]
 
 
+def role_at(line: str, marks: Marks) -> str | None:
+    """Who speaks from a line on that begins with a mark of the file; None for other lines."""
+    mark = STYLES[marks.style].match(line) if marks.style in STYLES else None
+    return marks.roles.get(mark.group(1).lower()) if mark else None
+
+
 def _turn_marks(text: str, marks: Marks) -> list[tuple[str, int, int]]:
     """The role of each mark of the file in a text, and where the mark begins and ends. An input belongs to its turn."""
     found: list[tuple[str, int, int]] = []

@@ -178,5 +178,8 @@ class Format:
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "Format":
         mapping, marks = value.get("mapping"), value.get("marks")
-        parsed = {"mapping": Mapping.from_dict(mapping) if mapping else None, "marks": Marks(**marks) if marks else None}
+        parsed = {
+            "mapping": Mapping.from_dict(mapping) if mapping else None,
+            "marks": Marks(**marks) if marks else None,
+        }
         return cls(**{**value, **parsed})

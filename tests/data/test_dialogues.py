@@ -6,6 +6,7 @@ from lora_studio.data import dialogues
 from lora_studio.data.formats import apply_mapping, convert, recognise, recognise_all
 from lora_studio.data.mapping import Format, Mapping
 from lora_studio.data.messages import RowError
+from lora_studio.data.records import open_source
 from lora_studio.data.rows import Record
 
 
@@ -27,7 +28,15 @@ HEADED = "### Instruction:\nask\n\n### Response:\ntell"
     "heading",
     [
         *("### Quick start", "### Advantages", "### Additional notes", "### AI safety", "### Model", "### Question 2"),
-        *("### Answer:", "### Question", "### Output:", "#### Response:", "## Response:", "### Responses:", "### User:"),
+        *(
+            "### Answer:",
+            "### Question",
+            "### Output:",
+            "#### Response:",
+            "## Response:",
+            "### Responses:",
+            "### User:",
+        ),
         *("### System:", "### Input:", "See ### Response: for more"),
     ],
 )
@@ -41,7 +50,9 @@ def test_headings_in_an_answer_that_are_no_mark_of_the_file_are_text(heading):
     ("asked", "answered"),
     [("Human", "Assistant"), ("User", "AI"), ("Human", "AI"), ("User", "Bot"), ("Prompt", "Response")],
 )
-@pytest.mark.parametrize("within", ["Model: Nova 3", "Question: when?", "Answer: 42", "A: one", "GPT: beep", "System: ok"])
+@pytest.mark.parametrize(
+    "within", ["Model: Nova 3", "Question: when?", "Answer: 42", "A: one", "Completion: x", "System: ok"]
+)
 def test_names_within_a_turn_that_are_not_the_files_pair_are_text(asked, answered, within):
     text = f"{asked}: I own it.\n{within}\nwhat now?\n\n{answered}: Sell.\n{within}"
     turns = [("user", f"I own it.\n{within}\nwhat now?"), ("assistant", f"Sell.\n{within}")]
@@ -108,3 +119,52 @@ def test_the_marks_are_kept_with_the_reading_and_found_for_a_persons_mapping_too
     assert convert(records[0], shape).messages[0].content == "ask\nModel: X"
     with pytest.raises(RowError, match=dialogues.NO_MARKS):
         convert(records[1], shape)
+
+
+def _rows_of(write, name, text):
+    return [(row.row, row.fields["text"]) for row in open_source(write(name, text)).rows()]
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("User: a\n\nAssistant: b\n\nUser: c\n\nAssistant: d", ["User: a\n\nAssistant: b", "User: c\n\nAssistant: d"]),
+        ("User: a\nAssistant: b\nUser: c\nAssistant: d", ["User: a\nAssistant: b", "User: c\nAssistant: d"]),
+        ("Q: a\n\nA: b\n\nmore\n\nQ: c\n\nA: d\n", ["Q: a\n\nA: b\n\nmore", "Q: c\n\nA: d"]),
+        ("### User\n\na\n\n### Assistant\n\nb\n", ["### User\n\na\n\n### Assistant\n\nb"]),
+        (
+            "System: s\n\nUser: a\n\nAssistant: b\n\nUser: c\n\nAssistant: d",
+            ["System: s\n\nUser: a\n\nAssistant: b", "User: c\n\nAssistant: d"],
+        ),
+        (
+            "User: a\n\nAssistant: b\n\nUser: c\n\nAssistant: d\n\n---\n\nUser: e\n\nAssistant: f",
+            ["User: a\n\nAssistant: b\n\nUser: c\n\nAssistant: d", "User: e\n\nAssistant: f"],
+        ),
+        (
+            "User: a\n\nAssistant: b\n\n\n\nUser: c\n\nAssistant: d\n\nUser: e\n\nAssistant: f",
+            ["User: a\n\nAssistant: b", "User: c\n\nAssistant: d\n\nUser: e\n\nAssistant: f"],
+        ),
+        (
+            "System: s\nUser: a\nAssistant: b\nUser: c\nAssistant: d\nSystem: t\nUser: e\nAssistant: f",
+            ["System: s\nUser: a\nAssistant: b\nUser: c\nAssistant: d", "System: t\nUser: e\nAssistant: f"],
+        ),
+    ],
+)
+def test_a_dialogue_over_the_lines_of_a_text_is_read_as_rows_of_whole_exchanges(write, text, rows):
+    assert [row for _, row in _rows_of(write, "talk.txt", text)] == rows
+    assumed = open_source(write("talk.txt", text)).assumptions
+    assert any("The lines of the text are a dialogue" in sentence for sentence in assumed)
+    shape, plain = recognise_all([Record(1, {"text": row}) for row in rows])
+    assert (shape.name, plain.name, shape.ambiguous) == ("dialogue", "text", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("User: a\nAssistant: b\nUser: c\nAssistant: d\n\nUser: e\nAssistant: f", [1, 6]),
+        ("Chapter one\n\nUser: a\n\nAssistant: b", [1, 3, 5]),
+        ("Title\n=====\n\nOne line.\nAnother.\n---\n\nThe end.", [1, 4, 8]),
+    ],
+)
+def test_other_texts_stay_paragraphs_and_lines(write, text, rows):
+    assert [number for number, _ in _rows_of(write, "book.txt", text)] == rows
