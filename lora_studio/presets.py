@@ -15,7 +15,7 @@ from lora_studio.config import Config
 from lora_studio.errors import StudioError
 from lora_studio.parsing import merge, nest, parse, read_yaml
 from lora_studio.text_limits import LINE, check_length
-from lora_studio.workspace import Workspace, safe_name, write_atomically
+from lora_studio.workspace import DEMO_MODEL, Workspace, safe_name, write_atomically
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,13 @@ class Preset:
 
     def values(self) -> dict[str, Any]:
         return read_yaml(self.path)
+
+
+def is_for_model(preset: Preset, model: str) -> bool:
+    """Whether a preset's settings suit a model: those for the built-in one, of 2.5 M parameters, suit no other."""
+    section = preset.values().get("model")
+    named = section.get("name") if isinstance(section, Mapping) else None
+    return named != DEMO_MODEL or model == DEMO_MODEL
 
 
 class NameTakenError(StudioError):

@@ -95,7 +95,7 @@ def _kept_sets(workspace: Workspace, who: gr.State) -> tuple[gr.Textbox, gr.HTML
         return gr.Dropdown(choices=prompt_sets.names(workspace), value=None), ""
 
     who.change(lambda: gr.Dropdown(choices=prompt_sets.names(workspace)), None, saved, **QUIET)
-    saved.input(choose, saved, [name, prompts, told], **QUIET)
+    saved.select(choose, saved, [name, prompts, told], **QUIET)
     keep.click(keep_set, [name, prompts], [saved, told], **QUIET)
     delete.click(delete_set, saved, [saved, told], **QUIET)
     return prompts, told

@@ -119,7 +119,7 @@ def _wire(act: Chat, who: gr.State, place: gr.HTML) -> None:
     p.unload.click(act.unload, who, everything, **quiet)
     gr.on([p.send.click, p.question.submit], act.send, [who, p.question, p.system, *p.sampling], everything, **answer)
     p.stop.click(act.stop, who, queue=False, **quiet)
-    p.like.input(act.sampling_like, p.like, p.sampling, **quiet)
+    p.like.select(act.sampling_like, p.like, p.sampling, **quiet)
 
     def click(event: gr.EventData, person: str, system: str, *sampling: Any) -> Iterator[Updates]:
         given = {"act": str(event.act), "column": str(event.column), "value": str(event.value), "text": str(event.text)}

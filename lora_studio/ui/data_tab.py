@@ -218,10 +218,11 @@ def _wire(act: Inspection, shared: Shared) -> None:
     kept.then(act.look_anew, chosen, shown, **inspect)
     second = c.upload_validation.upload(act.keep_validation, c.upload_validation, [c.source, c.validation], **quiet)
     second.then(act.look, chosen, shown, **inspect)
-    other = c.source.input(act.choose, None, gone, **quiet)
-    other.then(None, js=SHOW_FOUND, api_visibility="private")
-    other.then(act.look_anew, chosen, shown, **inspect)
-    gr.on([c.look.click, c.validation.input, c.percentiles.submit], act.look, chosen, shown, **inspect)
+    # Leaving a dropdown also fires `input`: nothing is done for a choice that was analyzed already.
+    c.source.input(act.choose_other, c.source, gone, **quiet).then(act.analyze_other, chosen, shown, **inspect)
+    c.source.select(None, js=SHOW_FOUND, api_visibility="private")
+    c.validation.input(act.measure_other, chosen, shown, **inspect)
+    gr.on([c.look.click, c.percentiles.submit], act.look, chosen, shown, **inspect)
     c.stop.click(act.stop, queue=False, **quiet)
     cut = [v.histogram, v.sentence, v.use]
     v.cut.input(act.move_cut, [v.found, v.cut], cut, trigger_mode="always_last", **quiet)

@@ -123,6 +123,24 @@ class Inspection:
         self._stopping = False
         self._looking = ""  # the visitor whose file is being read
 
+    def other(self, path: str, given: Any) -> bool:
+        """Whether a field holds something else than what was analyzed last: leaving a dropdown fires its event, too."""
+        return (str(given or "").strip() or None) != remembered(self.studio.workspace)[path]
+
+    def choose_other(self, source: Any) -> Updates:
+        """Other data may be chosen: what is in sight is not of it, and goes."""
+        return self.choose() if self.other("data.train_file", source) else {}
+
+    def analyze_other(self, *chosen: Any) -> Iterator[Updates]:
+        """Analyzes the data where it is not what was analyzed last."""
+        if self.other("data.train_file", chosen[PATHS.index("data.train_file")]):
+            yield from self.look_anew(*chosen)
+
+    def measure_other(self, *chosen: Any) -> Iterator[Updates]:
+        """Analyzes the data with other validation rows than the last ones."""
+        if self.other("data.validation_file", chosen[PATHS.index("data.validation_file")]):
+            yield from self.look(*chosen)
+
     def choose(self) -> Updates:
         """Other data is chosen: what is in sight is not of it, and goes."""
         words = text.progress("Opening the data")
@@ -384,7 +402,7 @@ class Inspection:
         """For the next reload; another version of the code might draw it otherwise, so that it does not count there."""
         self.studio.workspace.write_draft(FOUND, {"settings": values, "result": result, "code": code_version()})
 
-    def hand_over(self, *chosen: Any) -> tuple[tuple[float, dict[str, Any]], gr.Tabs, gr.Button]:
+    def hand_over(self, *chosen: Any) -> tuple[tuple[float, dict[str, Any], str], gr.Tabs, gr.Button]:
         """To the train tab, with everything chosen here: what was looked at is what is trained on.
 
         Nothing can be started until its form holds it.
@@ -396,4 +414,8 @@ class Inspection:
         found = workspace.read_draft(FOUND)
         known = isinstance(found, dict) and found["settings"] == values
         shape = found["result"]["format"] if known else ""
-        return (time.time(), handed_over(values, shape)), gr.Tabs(selected="train"), gr.Button(interactive=False)
+        return (
+            (time.time(), handed_over(values, shape), "The Data tab"),
+            gr.Tabs(selected="train"),
+            gr.Button(interactive=False),
+        )

@@ -48,7 +48,7 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
     return {"queue": listed}
 
 
-def edit(studio: Studio, run_id: str) -> tuple[float, dict[str, Any]]:
+def edit(studio: Studio, run_id: str) -> tuple[float, dict[str, Any], str]:
     """Takes a waiting run away and gives its settings. Raises `StudioError` for one that trained before."""
     run = studio.workspace.run(run_id)
     if studio.supervisor.state(run.id).state != "queued" or run.worker.exists():
@@ -57,7 +57,7 @@ def edit(studio: Studio, run_id: str) -> tuple[float, dict[str, Any]]:
         )
     values = flatten(parse(read_yaml(run.config)))
     studio.supervisor.delete(run.id)
-    return time.time(), values
+    return time.time(), values, f"Edited run {run.id}"
 
 
 def stamp(look: Look) -> Hashable:

@@ -52,7 +52,11 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
             config = settings_of(studio.workspace.run(run_id), studio.supervisor.state(run_id))
         except StudioError as error:
             return gr.skip(), gr.skip(), gr.HTML(text.problem(error), visible=True)
-        return (time.time(), flatten(config)), gr.Tabs(selected="train"), gr.HTML(visible=False)
+        return (
+            (time.time(), flatten(config), f"Copied from {run_id}"),
+            gr.Tabs(selected="train"),
+            gr.HTML(visible=False),
+        )
 
     def chat(run_id: str) -> gr.Tabs:
         chat_choices.choose(studio.workspace, run_id)

@@ -13,7 +13,7 @@ from lora_studio.errors import StudioError
 from lora_studio.health import Diagnosis, of_folder
 from lora_studio.lengthened import settings_of
 from lora_studio.settings import flatten
-from lora_studio.ui import form, text
+from lora_studio.ui import form, run_words, text
 from lora_studio.ui.run_section import QUIET, Look
 from lora_studio.ui.studio import Shared, Studio
 
@@ -35,7 +35,8 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
         values = changed(studio, run_id, event.name)
         if values is None:
             return gr.skip(), gr.skip()
-        return (time.time(), values), gr.Tabs(selected="train")
+        origin = f"{run_words.name_of(studio.supervisor.state(run_id))} with the change"
+        return (time.time(), values, origin), gr.Tabs(selected="train")
 
     found.click(apply, shared.run, [shared.data, shared.tabs], **QUIET)
     return {"found": found}

@@ -42,7 +42,7 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
         return told(lambda: studio.supervisor.resume(run_id, checked(epochs)))
 
     def go_on(run_id: str) -> tuple[Any, Any]:
-        return (time.time(), continuation(studio, run_id)), gr.Tabs(selected="train")
+        return (time.time(), continuation(studio, run_id), f"Continued from {run_id}"), gr.Tabs(selected="train")
 
     parts["extend"].click(extend, [shared.run, parts["epochs"]], said, **QUIET)
     parts["continue"].click(go_on, shared.run, [shared.form, shared.tabs], **QUIET)

@@ -49,8 +49,8 @@ class Studio:
 class Shared:
     """Components through which one tab hands something to another.
 
-    `data` holds settings that another tab puts into the train tab's form, as (when, settings by path), so that choosing
-    the same again counts;
+    `data` holds settings that another tab puts into the train tab's form, as (when, settings by path,
+    where they come from in words), so that choosing the same again counts;
     `form` holds a whole config's settings, which take the place of all that the form held, in the same way;
     `run` holds the id of the run looked at; `start` is the train tab's button, which waits for what is handed over.
     A tab sets one of them and `tabs` in the same event; the other tab listens to its `change`.

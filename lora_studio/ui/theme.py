@@ -184,6 +184,9 @@ ul.health { list-style: none; margin: 0; padding: 0; display: grid; gap: 8px; }
 .run-life-row { align-items: flex-end !important; }
 #run-delete-yes, #run-cancel { color: var(--bad); }
 #form { gap: 10px !important; }
+#form-changes { align-items: flex-start !important; flex-wrap: nowrap !important; }
+#form-changes ul { margin: 4px 0 0; padding-left: 18px; font-size: 13px; overflow-wrap: anywhere; }
+#form-changes summary { cursor: pointer; font-size: 13px; }
 #plan .ls-tiles { grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)); }
 #plan .ls-tiles > div { padding: 8px 10px; }
 #plan .ls-tiles span { font-size: 13px; }

@@ -4,9 +4,10 @@ The form is kept as typed in the workspace, so that a reload or restart brings i
 at the click, checked whole before anything starts.
 """
 
+import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,20 @@ from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.module_patterns import PatternError
 from lora_studio.parsing import ConfigError, Problem, parse, read_yaml, to_yaml
 from lora_studio.preflight import ASK, FAILED
-from lora_studio.presets import Preset, presets
+from lora_studio.presets import Preset, is_for_model, presets
 from lora_studio.settings import flatten
 from lora_studio.ui import form as forms
-from lora_studio.ui import module_choice, plan_card, plan_words, preset_keeper, text
+from lora_studio.ui import form_changes, module_choice, plan_card, plan_words, preset_keeper, text
 from lora_studio.ui.data_choice import is_there
 from lora_studio.ui.form_draft import read_draft, save_draft
 from lora_studio.ui.plan import DEVICE_SECONDS, Plan, first_device, plan
 from lora_studio.ui.studio import Shared, Studio
-from lora_studio.workspace import Workspace, shipped_data
+from lora_studio.workspace import DEMO_MODEL, Workspace, shipped_data
 
 OWN_CHOICES = ("model.name", "model.revision", "data.train_file", "data.validation_file")
+FormState = tuple[str | None, Sequence[Any]]
+Handover = tuple[float, dict[str, Any], str]
+"""When, settings by path, and where they come from in words."""
 IN_TURN: dict[str, Any] = {"concurrency_id": "form", "concurrency_limit": 1}  # of two that fill it, the last one tells
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 SHOW_WRONG = (
@@ -79,6 +83,7 @@ class Drawn:
     form: forms.Form
     preset: gr.Dropdown
     about: gr.HTML
+    changes: form_changes.Notice
     upload: gr.UploadButton
     summary: gr.HTML
     card: plan_card.Card
@@ -94,6 +99,7 @@ class Drawn:
     def shown(self) -> list[Any]:
         """Everything that a change of the form may change."""
         shown = [self.preset, self.about, self.summary, self.checks, self.anyway, self.yaml, self.told]
+        shown += self.changes.parts
         return [*shown, self.keeper.delete, self.keeper.replace, *self.card.shown, *self.form.parts]
 
 
@@ -113,6 +119,7 @@ def _draw(workspace: Workspace, start: gr.Button) -> Drawn:
             info = "A starting point that sets everything but your model and data, unless it names them."
             preset = gr.Dropdown(known, label="Preset", info=info, filterable=False, elem_id="preset")
             about = gr.HTML(elem_id="preset-about")
+            changes = form_changes.draw()
             keeper = preset_keeper.draw()
             form = forms.draw(data_choices(workspace))
             with form.fold_with("lora.target_modules"):
@@ -128,7 +135,8 @@ def _draw(workspace: Workspace, start: gr.Button) -> Drawn:
                 upload = gr.UploadButton("Open a config file…", file_types=[".yaml", ".yml"], size="sm")
                 yaml = gr.Code(language="yaml", show_label=False, interactive=False, max_lines=24, elem_id="form-yaml")
     told = gr.State(Told())
-    return Drawn(whole, form, preset, about, upload, summary, card, checks, start, anyway, yaml, told, keeper, modules)
+    said = (upload, summary, card, checks, start, anyway, yaml, told, keeper, modules)
+    return Drawn(whole, form, preset, about, changes, *said)
 
 
 def _keep(drawn: Drawn, studio: Studio) -> None:
@@ -136,11 +144,20 @@ def _keep(drawn: Drawn, studio: Studio) -> None:
     workspace = studio.workspace
 
     def changed(preset: str | None, told: Told, *raws: Any) -> dict[Any, Any]:
-        return _look(drawn, studio, raws, told) | _kept(drawn, workspace, preset, raws)
+        left = left_preset(workspace, preset, raws)
+        if left is None:
+            about = {drawn.about: _about(presets(workspace).get(preset or ""), raws)} if preset else {}
+            return _look(drawn, studio, raws, told) | about | _kept(drawn, workspace, preset, raws)
+        # Only what changes is written: the model's name may still be being typed.
+        origin = f"Preset {preset} is for the built-in model"
+        written = {item.widget: new for item, old, new in zip(drawn.form.fields, raws, left, strict=True) if old != new}
+        filled = {drawn.preset: gr.Dropdown(value=None), drawn.about: "", **_look(drawn, studio, left, told), **written}
+        return filled | _recorded(drawn, workspace, origin, (None, raws), (None, left))
 
     def restore() -> dict[Any, Any]:
         preset, raws = read_draft(workspace)
-        return {**_show(drawn, studio, preset, raws), drawn.whole: gr.Row(visible=True)}
+        shown = _show(drawn, studio, preset, raws) | form_changes.reopen(drawn.changes, workspace)
+        return {**shown, drawn.whole: gr.Row(visible=True)}
 
     def recount() -> dict[Any, Any]:
         return plan_card.updates(drawn.card, _planned(studio, read_draft(workspace)[1]))
@@ -159,23 +176,30 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
 
     def use_preset(name: str, *raws: Any) -> dict[Any, Any]:
         filled = with_preset(raws, presets(workspace)[name].values())
-        return show(name, filled)
+        return show(name, filled, f"Preset {name}", (read_draft(workspace)[0], raws))
 
-    def open_file(path: str) -> dict[Any, Any]:
+    def open_file(path: str, preset: str | None, *raws: Any) -> dict[Any, Any]:
         try:
             given = read_yaml(Path(path))
         except StudioError as error:
             return {drawn.summary: gr.HTML(text.problem(error), visible=True)}
         filled = forms.overlay(forms.shown(Config()), forms.known_values(given))
         fields, others = forms.beside_fields(problems_of(given))
-        return show(None, filled, Told(tuple(fields), tuple(others)))
+        told = Told(tuple(fields), tuple(others))
+        return show(None, filled, f"Config file {Path(path).name}", (preset, raws), told)
 
-    def use_data(chosen: tuple[float, dict[str, Any]], preset: str | None, *raws: Any) -> dict[Any, Any]:
-        return show(preset, forms.overlay(raws, chosen[1])) | {drawn.start: gr.Button(interactive=True)}
+    def use_data(chosen: Handover, preset: str | None, *raws: Any) -> dict[Any, Any]:
+        _, settings, origin = chosen
+        filled = forms.overlay(raws, settings)
+        left = left_preset(workspace, preset, filled, settings)
+        if left is not None:
+            origin += f" (preset {preset} is for the built-in model)"
+        after = (preset, filled) if left is None else (None, left)
+        return show(*after, origin, (preset, raws)) | {drawn.start: gr.Button(interactive=True)}
 
     def change(settings: Mapping[str, Any], values: Sequence[Any]) -> dict[Any, Any]:
         preset, *raws = values
-        return show(preset, forms.overlay(raws, settings))
+        return show(preset, forms.overlay(raws, settings), "Your choice", (preset, raws))
 
     def fetch(told: Told, *raws: Any) -> dict[Any, Any]:
         try:
@@ -186,23 +210,34 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
             return {drawn.card.said: gr.HTML(text.problem(error), visible=True)}
         return _look(drawn, studio, raws, told)
 
-    def use_config(chosen: tuple[float, dict[str, Any]]) -> dict[Any, Any]:
-        return show(None, forms.overlay(forms.shown(Config()), chosen[1]))
+    def use_config(chosen: Handover, preset: str | None, *raws: Any) -> dict[Any, Any]:
+        _, settings, origin = chosen
+        return show(None, forms.overlay(forms.shown(Config()), settings), origin, (preset, raws))
 
-    def show(preset: str | None, raws: Sequence[Any], told: Told | None = None) -> dict[Any, Any]:
-        return _show(drawn, studio, preset, raws, told) | _kept(drawn, workspace, preset, raws)
+    def show(
+        preset: str | None, raws: Sequence[Any], origin: str, before: FormState, told: Told | None = None
+    ) -> dict[Any, Any]:
+        filled = _show(drawn, studio, preset, raws, told)
+        return filled | _recorded(drawn, workspace, origin, before, (preset, raws))
+
+    def renamed(preset: str | None, raws: Sequence[Any]) -> dict[Any, Any]:
+        return _show(drawn, studio, preset, raws) | _kept(drawn, workspace, preset, raws)
 
     widgets = drawn.form.widgets
     whole = [drawn.preset, *widgets]
     of_model = [drawn.form.widget("model.name"), drawn.form.widget("model.revision")]
     module_choice.wire(drawn.modules, studio.inspector, of_model, whole, drawn.shown, change, QUIET)
-    preset_keeper.wire(drawn.keeper, workspace, drawn.preset, widgets, drawn.shown, forms.read, show, QUIET)
-    shared.form.change(use_config, shared.form, drawn.shown, **QUIET)
+    preset_keeper.wire(drawn.keeper, workspace, drawn.preset, widgets, drawn.shown, forms.read, renamed, QUIET)
+    filled = shared.form.change(use_config, [shared.form, *whole], drawn.shown, **QUIET)
+    filled.then(None, js=form_changes.SHOW, api_visibility="private")
     plan_card.wire(drawn.card, [drawn.preset, *widgets], drawn.shown, change, QUIET)
     drawn.card.fetch.click(fetch, [drawn.told, *widgets], drawn.shown, trigger_mode="once", api_visibility="private")
-    drawn.preset.input(use_preset, [drawn.preset, *widgets], drawn.shown, **QUIET)
-    drawn.upload.upload(open_file, drawn.upload, drawn.shown, **QUIET)
-    shared.data.change(use_data, [shared.data, drawn.preset, *widgets], [*drawn.shown, drawn.start], **IN_TURN, **QUIET)
+    # A dropdown's `input` also fires when it is left without a choice; `select` only when an option is chosen.
+    drawn.preset.select(use_preset, whole, drawn.shown, **QUIET)
+    drawn.upload.upload(open_file, [drawn.upload, *whole], drawn.shown, **QUIET)
+    handed = shared.data.change(use_data, [shared.data, *whole], [*drawn.shown, drawn.start], **IN_TURN, **QUIET)
+    handed.then(None, js=form_changes.SHOW, api_visibility="private")
+    form_changes.wire(drawn.changes, workspace, drawn.preset, widgets, drawn.shown, show, QUIET)
 
 
 def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
@@ -234,7 +269,10 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
             run_id = starter.start(checked(raws, studio.workspace), studio.workspace.maker)
         except StudioError as error:
             return refused(error, raws)
-        return {**_look(drawn, studio, raws, Told()), shared.run: run_id, shared.tabs: gr.Tabs(selected="runs")}
+        with contextlib.suppress(StudioError):  # a full disk: the run was started all the same
+            form_changes.clear(drawn.changes, studio.workspace)
+        shown = {**_look(drawn, studio, raws, Told()), drawn.changes.row: gr.Row(visible=False)}
+        return {**shown, shared.run: run_id, shared.tabs: gr.Tabs(selected="runs")}
 
     for button, handler in ((drawn.start, start), (drawn.anyway, begin)):
         clicked = button.click(
@@ -268,7 +306,7 @@ def _show(
     return {
         **updates,
         drawn.preset: gr.Dropdown(choices=list(known), value=preset),
-        drawn.about: _about(known.get(preset or "")),
+        drawn.about: _about(known.get(preset or ""), raws),
         **preset_keeper.updates(drawn.keeper, workspace, preset),
         **_look(drawn, studio, raws, told or Told()),
     }
@@ -281,6 +319,15 @@ def _kept(drawn: Drawn, workspace: Workspace, preset: str | None, raws: Sequence
     except StudioError as error:
         return {drawn.summary: gr.HTML(text.problem(error), visible=True)}
     return {}
+
+
+def _recorded(drawn: Drawn, workspace: Workspace, origin: str, before: FormState, after: FormState) -> dict[Any, Any]:
+    """Keeps a form that the page filled, and shows what changed; where it can't be kept, says so."""
+    try:
+        save_draft(workspace, *after)
+        return form_changes.record(drawn.changes, workspace, origin, before, after[1])
+    except StudioError as error:
+        return {drawn.summary: gr.HTML(text.problem(error), visible=True)}
 
 
 def _planned(studio: Studio, raws: Sequence[Any]) -> Plan | None:
@@ -360,11 +407,38 @@ def with_preset(raws: Sequence[Any], overlay: Mapping[str, Any]) -> list[Any]:
     return forms.overlay(raws, flat)
 
 
+def left_preset(
+    workspace: Workspace, preset: str | None, raws: Sequence[Any], given: Collection[str] = ()
+) -> list[Any] | None:
+    """The form without the values of a preset for the built-in model, where another model is chosen; else None.
+
+    Its learning rate and epochs are for 2.5 M parameters. What was typed since, and the settings `given`, stay.
+    """
+    model = forms.values(raws)["model.name"]
+    known = presets(workspace).get(preset or "") if model != DEMO_MODEL else None
+    if known is None or is_for_model(known, str(model)):
+        return None
+    named = {path: forms.overlay(raws, {path: value}) for path, value in forms.known_values(known.values()).items()}
+    same = [path for path, filled in named.items() if filled == list(raws) and path not in (*OWN_CHOICES, *given)]
+    default = flatten(Config())
+    return forms.overlay(raws, {path: default[path] for path in same})
+
+
 def data_choices(workspace: Workspace) -> list[tuple[str, str]]:
     """Files that the form offers: the studio's own sets, then what was uploaded."""
     shipped = {name: item.title for name, item in shipped_data().items() if name not in NOT_TAUGHT}
     return forms.known_files(shipped, workspace.uploads())
 
 
-def _about(preset: Preset | None) -> str:
-    return f'<div class="quiet">{text.escape(preset.about)}</div>' if preset else ""
+def _about(preset: Preset | None, raws: Sequence[Any]) -> str:
+    """What a chosen preset is for, and which of its own model and data the form has not."""
+    if preset is None:
+        return ""
+    named, typed = forms.known_values(preset.values()), forms.values(raws)
+    model, data = named.get("model.name"), named.get("data.train_file")
+    notes = [preset.about]
+    if model and model != typed["model.name"]:
+        notes.append(f"Its settings are for {model}: check them for the model below.")
+    elif model == DEMO_MODEL and data != typed["data.train_file"]:
+        notes.append(f"Its epochs are for its own data ({data}): check them for the data below.")
+    return f'<div class="quiet">{text.escape(" ".join(notes))}</div>'

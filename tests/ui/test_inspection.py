@@ -338,7 +338,7 @@ def test_an_upload_deleted_meanwhile_is_forgotten(act: Inspection) -> None:
 
 
 def test_handing_over_carries_every_choice_to_the_train_tab_and_keeps_it_as_a_draft(act: Inspection) -> None:
-    (_, values), tabs, start = act.hand_over(*chosen(**{"data.max_length": 128}))
+    (_, values, _), tabs, start = act.hand_over(*chosen(**{"data.max_length": 128}))
     assert start.interactive is False
     assert (values["data.train_file"], values["data.max_length"], tabs.selected) == ("pirate", 128, "train")
     assert "look.percentiles" not in values
@@ -410,7 +410,7 @@ def test_a_corrected_reading_is_read_kept_and_handed_to_the_train_tab(act: Inspe
     assert taken[form.undo].visible is True
     assert taken[form.parts[1]].value == "b"
     assert data_choice.remembered(act.studio.workspace)["data.mapping"] == mapping
-    (_, values), _, _ = act.hand_over(*chosen(**{"data.mapping": mapping}))
+    (_, values, _), _, _ = act.hand_over(*chosen(**{"data.mapping": mapping}))
     assert values["data.mapping"] == mapping
 
 

@@ -12,6 +12,7 @@ import pytest
 from lora_studio import workspace as workspaces
 from lora_studio.config import Config
 from lora_studio.parsing import ConfigError, parse
+from lora_studio.presets import presets
 from lora_studio.ui import form, form_draft, plan_words, train_tab
 from lora_studio.ui.plan import count_rows, plan
 from lora_studio.ui.studio import Shared, Studio
@@ -75,7 +76,7 @@ def test_a_form_that_a_full_disk_does_not_keep_says_so_and_can_be_started(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(workspaces, "write_atomically", full)
-    told = use_data((1.0, {"data.train_file": "technical"}), "demo", *overlaid())
+    told = use_data((1.0, {"data.train_file": "technical"}, "The Data tab"), "demo", *overlaid())
     assert told[start].interactive
     said = "".join(update.value for update in told.values() if isinstance(update, gr.HTML) and update.value)
     assert "be kept: No space left on device." in said
@@ -209,3 +210,76 @@ def test_a_folder_or_a_set_of_the_hub_can_be_trained_on_and_a_corrected_reading_
         raws = form.overlay(form.shown(Config()), {"data.train_file": name, "data.mapping": mapping})
         config = train_tab.checked(raws, workspace)
         assert (config.data.train_file, config.data.mapping) == (name, mapping)
+
+
+def page_of(workspace: Workspace) -> tuple[gr.Blocks, Any]:
+    """The train tab alone, and its handlers by name."""
+    idle: Any = SimpleNamespace(busy=lambda: None)
+    with gr.Blocks() as page:
+        start = gr.Button("Start training", interactive=False, render=False)
+        with gr.Tabs() as tabs, gr.Tab("Train"):
+            shared = Shared(tabs, data=gr.State(), form=gr.State(), run=gr.State(""), start=start)
+            train_tab.build(Studio(workspace, idle, idle, idle), shared)
+    return page, lambda name: next(event.fn for event in page.fns.values() if event.name == name)
+
+
+def words_of(updates: dict[Any, Any]) -> str:
+    """The markup that an event wrote."""
+    return "".join(update for update in updates.values() if isinstance(update, str))
+
+
+def demo_form(workspace: Workspace, **typed: Any) -> list[Any]:
+    values = {path.replace("__", "."): value for path, value in typed.items()}
+    return form.overlay(form_draft.read_draft(workspace)[1], values)
+
+
+def test_a_preset_lists_what_it_changed_and_an_undo_brings_the_typed_values_back(workspace: Workspace) -> None:
+    _, handler = page_of(workspace)
+    typed = demo_form(workspace, training__learning_rate=3e-4, model__name="mine")
+    form_draft.save_draft(workspace, None, typed)
+    notice = words_of(handler("use_preset")("gpu-8gb", *typed))
+    assert "Preset gpu-8gb: " in notice
+    assert "Learning rate: 3e-4 → <b>2e-4</b>" in notice
+    preset, filled = form_draft.read_draft(workspace)
+    assert (preset, form.values(filled)["model.name"]) == ("gpu-8gb", "mine")
+    handler("undo")(preset, *filled)
+    assert form_draft.read_draft(workspace) == (None, typed)
+
+
+def test_a_notice_of_changes_outlives_a_reload_until_it_is_undone(workspace: Workspace) -> None:
+    _, handler = page_of(workspace)
+    handler("use_data")((1.0, {"data.max_length": 999}, "The Data tab"), "demo", *demo_form(workspace))
+    assert "The Data tab: 1 setting changed.</span><ul><li>" in words_of(handler("restore")())
+    assert "256 → <b>999</b>" in words_of(handler("restore")())
+
+
+def test_a_preset_for_the_built_in_model_does_not_set_the_rate_of_another_model(workspace: Workspace) -> None:
+    _, handler = page_of(workspace)
+    handed = {"model.name": "my/4b", "data.train_file": "technical", "data.max_length": 700}
+    written = handler("use_data")((1.0, handed, "The Data tab"), "demo", *demo_form(workspace))
+    preset, raws = form_draft.read_draft(workspace)
+    values, default = form.values(raws), Config().training
+    assert preset is None
+    assert values["model.name"] == "my/4b"
+    assert values["data.max_length"] == 700
+    assert values["training.learning_rate"] == default.learning_rate
+    assert values["training.num_train_epochs"] == default.num_train_epochs
+    assert "preset demo is for the built-in model" in words_of(written)
+
+
+def test_what_was_typed_over_a_preset_stays_when_the_model_is_typed_anew(workspace: Workspace) -> None:
+    _, handler = page_of(workspace)
+    typed = demo_form(workspace, model__name="my/4b", training__learning_rate=5e-4)
+    written = handler("changed")("demo", train_tab.Told(), *typed)
+    values = form.values(form_draft.read_draft(workspace)[1])
+    assert values["training.learning_rate"] == 5e-4
+    assert values["training.num_train_epochs"] == Config().training.num_train_epochs
+    names = {getattr(component, "label", "") for component in written}
+    assert "Base model" not in names  # its widget may still be being typed into
+
+
+def test_a_preset_with_its_own_model_says_which_where_the_form_has_another(workspace: Workspace) -> None:
+    about = train_tab._about(presets()["problem-solver"], demo_form(workspace, model__name="my/4b"))
+    assert "Its settings are for Qwen/Qwen3-0.6B" in about
+    same = train_tab._about(presets()["demo"], demo_form(workspace))
+    assert "check them" not in same
