@@ -57,7 +57,10 @@ ILL: dict[str, tuple[health.Check, RunState]] = {
     "not-a-number": (health.not_a_number, altered(lambda item: replace(item, loss=math.nan), 2)),
     "no-gradient": (health.no_gradient, altered(lambda item: replace(item, grad_norm=0.0))),
     "exploding-gradient": (health.exploding_gradient, altered(lambda item: replace(item, grad_norm=50.0))),
-    "flat-loss": (health.flat_loss, altered(lambda item: replace(item, loss=2.0 + math.sin(item.step) / 50))),
+    "flat-loss": (
+        health.flat_loss,
+        altered(lambda item: replace(item, loss=2.0 + math.sin(item.step) / 50, entropy=2.0)),
+    ),
     "overfitting": (health.overfitting, evaluated(1.0, 0.6, 0.7, 0.9)),
     "slower": (
         health.slower,
@@ -181,3 +184,37 @@ def test_a_loss_of_comparisons_is_not_held_against_the_entropy_of_tokens() -> No
     check, run = ILL["collapsed-entropy"]
     assert check(run, CONFIG)
     assert check(run, parse({"training": {"method": "dpo"}})) is None
+
+
+def test_of_two_that_advise_opposite_rates_only_the_cause_is_told() -> None:
+    low = parse({"training": {"learning_rate": 1e-7}})
+    run = altered(lambda item: replace(item, loss=2.0, entropy=0.05, grad_norm=50.0))
+    rates = [item.settings["training.learning_rate"] for item in health.diagnose(run, low, run.last_event or 0.0)]
+    assert rates == [5e-4]  # no step of such a rate is too large
+    for rate in (1e-5, 2e-4, 1e-3, 5e-3):
+        config = parse({"training": {"learning_rate": rate}})
+        told = [item.settings.get("training.learning_rate") for item in health.diagnose(run, config, 0.0)]
+        assert len({value for value in told if value is not None}) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "rate", "better"), [("sft", 5e-3, 2e-4), ("sft", 2e-4, 6e-4), ("dpo", 1e-3, 5e-6), ("dpo", 5e-6, 1.5e-5)]
+)
+def test_a_loss_that_does_not_fall_is_told_a_rate_within_what_is_stable(
+    method: str, rate: float, better: float
+) -> None:
+    run = altered(lambda item: replace(item, loss=2.0 + math.sin(item.step) / 50, entropy=None))
+    diagnosis = health.flat_loss(run, parse({"training": {"method": method, "learning_rate": rate}}))
+    assert diagnosis is not None
+    assert diagnosis.settings == {"training.learning_rate": pytest.approx(better)}
+    assert ("too high" in diagnosis.cause) is (better < rate)
+
+
+def test_an_adapter_that_is_worse_than_its_base_is_an_error_with_a_lower_rate() -> None:
+    measured = {"base_loss": 3.1, "adapter_loss": 5.2, "moves": True}
+    diagnosis = health.diagnose(healthy(), CONFIG, 0.0, measured)[0]
+    assert (diagnosis.name, diagnosis.severity) == ("worse-than-base", "error")
+    assert diagnosis.settings["training.learning_rate"] < CONFIG.training.learning_rate
+    assert health.diagnose(healthy(), CONFIG, 0.0, {**measured, "adapter_loss": 2.0}) == []
+    assert health.is_worse({"base_loss": None, "adapter_loss": 5.2}, "dpo")
+    assert not health.is_worse(measured, "dpo")

@@ -60,7 +60,7 @@ def runs(workspace: Workspace, given: argparse.Namespace) -> int:
             print_json({"run": run.id, "state": "deleted"})
         return 0
     state = supervisor.state(run.id)
-    health = of_folder(state, run.config, time.time())
+    health = of_folder(state, run.config, time.time(), run.read_result().get("difference"))
     if given.json:
         facts = _facts(state, health) | facts_of(run, state) if given.action == "show" else result_of(run, state)
         print_json(facts)

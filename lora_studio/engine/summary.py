@@ -60,7 +60,7 @@ def write_report(
         *_tokenizer(config, prepared, tokenizer),
         *_training(config),
         *_results(state, result),
-        *_health(state, config),
+        *_health(state, config, result),
         *_cost(state, result, facts),
         *_files(run),
         *_settings(config),
@@ -176,9 +176,9 @@ def _results(state: RunState, result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _health(state: RunState, config: Config) -> list[str]:
+def _health(state: RunState, config: Config, result: Mapping[str, Any]) -> list[str]:
     """What was wrong with the run, and what helps; no section where nothing was."""
-    found = diagnose(state, config, time.time())
+    found = diagnose(state, config, time.time(), result.get("difference"))
     return ["## Health", "", *(f"- {prose(in_words(item))}" for item in found), ""] if found else []
 
 

@@ -41,6 +41,19 @@ def last_lines(path: Path, count: int, most_bytes: int = 65_536) -> str:
     return "\n".join([line.rstrip() for line in shown if line.strip()][-count:])
 
 
+def last_error(path: Path) -> str:
+    """The error that a log ends with: the last traceback's own words, else its last line; "" for an empty log.
+
+    What stands before is progress and warnings, which have nothing to do with the end.
+    """
+    lines = last_lines(path, 200).split("\n")
+    last = max((index for index, line in enumerate(lines) if line.startswith("Traceback (")), default=None)
+    if last is None:
+        return lines[-1]
+    words = [line for line in lines[last + 1 :] if not line.startswith(" ")]
+    return "\n".join(words[:4]) or lines[-1]
+
+
 class Follower:
     """Follows one run. `refresh` sees what is new; `state` is a snapshot that never changes once handed out.
 
@@ -188,9 +201,10 @@ class Follower:
             if state.steps:
                 state.message = "The worker ended while it was asked to stop."
         else:
-            state.state, state.message = "failed", self._last_word(self._exit_code(self.worker))
-            tail = last_lines(self.run.log, 12)
-            state.hint += f" The log ends with:\n{tail}" if tail else ""
+            code = self._exit_code(self.worker)
+            state.state, state.message = "failed", self._last_word(code)
+            error = last_error(self.run.log) if code is not None and code > 0 else ""
+            state.hint += f" The log ends with:\n{error}" if error else ""
 
     def _last_word(self, code: int | None) -> str:
         """Why a worker that said nothing has ended, as far as can be seen from outside."""
@@ -203,6 +217,8 @@ class Follower:
             return "The worker was killed: the system does that when memory runs out."
         if code is None:
             return "The worker vanished: it was killed, or the machine ran out of memory or was restarted."
+        if code < 0:
+            return f"The worker crashed: {signal.strsignal(-code) or 'unknown signal'} (signal {-code})."
         return f"The worker ended without saying why (exit code {code})."
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.errors import StudioError
+from lora_studio.events import RunState
 from lora_studio.health import Diagnosis, of_folder
 from lora_studio.lengthened import settings_of
 from lora_studio.settings import flatten
 from lora_studio.ui import form, run_words, text
-from lora_studio.ui.run_section import QUIET, Look
+from lora_studio.ui.run_section import QUIET, Look, stat_of
 from lora_studio.ui.studio import Shared, Studio
+from lora_studio.workspace import RunFolder
 
 _CLICK = """
 element.addEventListener('click', event => {
@@ -43,12 +45,21 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
 
 
 def stamp(look: Look) -> Hashable:
-    return look.mark, int(look.now / _LOOK_SECONDS) if look.run.state == "running" else None
+    return (
+        look.mark,
+        stat_of(look.folder.complete),
+        int(look.now / _LOOK_SECONDS) if look.run.state == "running" else None,
+    )
 
 
 def view(look: Look) -> dict[str, Any]:
-    found = of_folder(look.run, look.folder.config, look.now)
+    found = of_folder(look.run, look.folder.config, look.now, measured(look.folder, look.run))
     return {"found": listed(found) if found else None}
+
+
+def measured(folder: RunFolder, run: RunState) -> dict[str, Any] | None:
+    """A finished run's comparison with its base."""
+    return folder.read_result().get("difference") if run.final else None
 
 
 def changed(studio: Studio, run_id: str, name: str) -> dict[str, Any] | None:
@@ -57,7 +68,7 @@ def changed(studio: Studio, run_id: str, name: str) -> dict[str, Any] | None:
         run, folder = studio.supervisor.state(run_id), studio.workspace.run(run_id)
     except StudioError:
         return None
-    for found in of_folder(run, folder.config, time.time()):
+    for found in of_folder(run, folder.config, time.time(), measured(folder, run)):
         if found.name == name:
             return {**flatten(settings_of(folder, run)), **found.settings}
     return None

@@ -1,27 +1,50 @@
-"""Whether a finished run's adapter does anything, in a sentence, at the top of the run on the runs tab."""
+"""How a run ended, at the top of the runs tab: why it failed or stopped, or what its adapter does beside the base."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import gradio as gr
 
+from lora_studio.errors import StudioError
+from lora_studio.events import RunState
+from lora_studio.health import is_worse
+from lora_studio.parsing import parse, read_yaml
 from lora_studio.ui import text
 from lora_studio.ui.run_section import Look, stat_of
 from lora_studio.ui.studio import Shared, Studio
+from lora_studio.workspace import RunFolder
 
 
 def build(studio: Studio, shared: Shared) -> dict[str, Any]:
-    return {"outcome": gr.HTML(elem_id="run-outcome", visible=False)}
+    """The ending in words, and the comparison with the base."""
+    return {
+        "ending": gr.HTML(elem_id="run-ending", visible=False),
+        "outcome": gr.HTML(elem_id="run-outcome", visible=False),
+    }
 
 
 def stamp(look: Look) -> Hashable:
-    return look.run.id, look.run.final, stat_of(look.folder.complete)
+    return look.mark, stat_of(look.folder.complete)
 
 
 def view(look: Look) -> dict[str, Any]:
-    """The sentence that the worker wrote of its measurement; nothing where it did not measure."""
+    """Why the run ended, where that needs words; the comparison, where there is one."""
     measured = look.folder.read_result().get("difference") if look.run.final else None
-    if not measured:
-        return {"outcome": None}
-    kind = "good" if measured["moves"] else "warning"
-    return {"outcome": text.notice(measured["sentence"], measured["rows_sentence"], kind)}
+    return {"ending": ending(look.run) or None, "outcome": compared(measured, look.folder) if measured else None}
+
+
+def ending(run: RunState) -> str:
+    """What a person should know of how a run ended; "" while it goes on, or where there is nothing to add."""
+    if not run.final or not (run.message or run.hint):
+        return ""
+    return text.notice(run.message, run.hint, "error" if run.state == "failed" else "info")
+
+
+def compared(measured: Mapping[str, Any], folder: RunFolder) -> str:
+    """The worker's sentence on base and adapter: an error where the adapter is the worse of both."""
+    try:
+        method = parse(read_yaml(folder.config)).training.method
+    except StudioError:  # settings of an older version
+        method = "sft"
+    kind = "error" if is_worse(measured, method) else "good" if measured["moves"] else "warning"
+    return text.notice(measured["sentence"], measured["rows_sentence"], kind)

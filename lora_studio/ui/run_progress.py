@@ -34,9 +34,5 @@ def view(look: Look) -> dict[str, Any]:
 
 
 def notices(run: RunState) -> str:
-    """What a person should know of a run: how it ended where that needs words, and its warnings."""
-    parts = []
-    if run.final and (run.message or run.hint):
-        parts.append(text.notice(run.message, run.hint, "error" if run.state == "failed" else "info"))
-    parts += [text.notice(message, kind="warning") for message in dict.fromkeys(run.warnings)]
-    return "".join(parts)
+    """The warnings of a run, each once."""
+    return "".join(text.notice(message, kind="warning") for message in dict.fromkeys(run.warnings))

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from lora_studio.events import CheckpointSaved, Finished, PhaseStarted, RunStarted, StepLogged, to_line
-from lora_studio.jobs.follow import Follower, last_lines
+from lora_studio.jobs.follow import Follower, last_error, last_lines
 from lora_studio.jobs.launcher import Worker, ask_to_stop, end_last_line, find, kill, read_worker
 from lora_studio.workspace import RunFolder, Workspace
 
@@ -253,3 +253,15 @@ def test_events_that_changed_since_are_read_again(run: RunFolder) -> None:
     again = Follower(run)
     refresh(again)
     assert again.in_short.step == 4
+
+
+def test_the_error_of_a_log_is_its_last_traceback_and_not_the_progress_before_it(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    log.write_text(
+        "`use_cache` is set to False.\nTraceback (most recent call last):\n  File x\n    old\nOSError: old\n"
+        "Traceback (most recent call last):\n  File y\n    line\nRuntimeError: a\nsecond line\n"
+    )
+    assert last_error(log) == "RuntimeError: a\nsecond line"
+    log.write_text("loading\nsh: no such file\n")
+    assert last_error(log) == "sh: no such file"
+    assert last_error(tmp_path / "missing.log") == ""

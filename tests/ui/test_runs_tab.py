@@ -147,7 +147,7 @@ def test_a_failed_run_says_why_and_offers_to_resume(studio: Studio) -> None:
     run = finished(studio.workspace, "bad", Finished(time.time(), "failed", 2, "Out of memory.", "Use 4bit."))
     shown = shown_of(studio, run.id)
     assert shown["resume"]
-    assert "Out of memory." in shown["notices"]
+    assert "Out of memory." in shown["ending"]
     assert "Use 4bit." in shown["notices"]
 
 
@@ -223,6 +223,7 @@ def test_what_the_adapter_does_stands_at_the_top(studio: Studio) -> None:
     run = finished(studio.workspace, "idle")
     assert shown_of(studio, run.id)["outcome"] is None
     words = {"sentence": "The adapter does nothing.", "rows_sentence": "All 3 <rows>.", "moves": False}
+    words |= {"base_loss": 2.0, "adapter_loss": 2.0}
     run.complete.write_text(json.dumps({"state": "done", "difference": words}))
     notice = shown_of(studio, run.id)["outcome"]
     assert "The adapter does nothing." in notice
