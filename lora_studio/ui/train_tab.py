@@ -7,7 +7,7 @@ at the click, checked whole before anything starts.
 import contextlib
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,15 +188,6 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
         told = Told(tuple(fields), tuple(others))
         return show(None, filled, f"Config file {Path(path).name}", (preset, raws), told)
 
-    def use_data(chosen: Handover, preset: str | None, *raws: Any) -> dict[Any, Any]:
-        _, settings, origin = chosen
-        filled = forms.overlay(raws, settings)
-        left = left_preset(workspace, preset, filled, settings)
-        if left is not None:
-            origin += f" (preset {preset} is for the built-in model)"
-        after = (preset, filled) if left is None else (None, left)
-        return show(*after, origin, (preset, raws)) | {drawn.start: gr.Button(interactive=True)}
-
     def change(settings: Mapping[str, Any], values: Sequence[Any]) -> dict[Any, Any]:
         preset, *raws = values
         return show(preset, forms.overlay(raws, settings), "Your choice", (preset, raws))
@@ -209,10 +200,6 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
         except StudioError as error:
             return {drawn.card.said: gr.HTML(text.problem(error), visible=True)}
         return _look(drawn, studio, raws, told)
-
-    def use_config(chosen: Handover, preset: str | None, *raws: Any) -> dict[Any, Any]:
-        _, settings, origin = chosen
-        return show(None, forms.overlay(forms.shown(Config()), settings), origin, (preset, raws))
 
     def show(
         preset: str | None, raws: Sequence[Any], origin: str, before: FormState, told: Told | None = None
@@ -228,16 +215,38 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
     of_model = [drawn.form.widget("model.name"), drawn.form.widget("model.revision")]
     module_choice.wire(drawn.modules, studio.inspector, of_model, whole, drawn.shown, change, QUIET)
     preset_keeper.wire(drawn.keeper, workspace, drawn.preset, widgets, drawn.shown, forms.read, renamed, QUIET)
-    filled = shared.form.change(use_config, [shared.form, *whole], drawn.shown, **QUIET)
-    filled.then(None, js=form_changes.SHOW, api_visibility="private")
     plan_card.wire(drawn.card, [drawn.preset, *widgets], drawn.shown, change, QUIET)
     drawn.card.fetch.click(fetch, [drawn.told, *widgets], drawn.shown, trigger_mode="once", api_visibility="private")
     # A dropdown's `input` also fires when it is left without a choice; `select` only when an option is chosen.
     drawn.preset.select(use_preset, whole, drawn.shown, **QUIET)
     drawn.upload.upload(open_file, [drawn.upload, *whole], drawn.shown, **QUIET)
-    handed = shared.data.change(use_data, [shared.data, *whole], [*drawn.shown, drawn.start], **IN_TURN, **QUIET)
-    handed.then(None, js=form_changes.SHOW, api_visibility="private")
     form_changes.wire(drawn.changes, workspace, drawn.preset, widgets, drawn.shown, show, QUIET)
+    _take_over(drawn, shared, workspace, show)
+
+
+def _take_over(drawn: Drawn, shared: Shared, workspace: Workspace, show: Callable[..., dict[Any, Any]]) -> None:
+    """What other tabs hand over: settings on top of the form, or a whole config. The notice of changes is in sight."""
+
+    def use_data(chosen: Handover, preset: str | None, *raws: Any) -> dict[Any, Any]:
+        _, settings, origin = chosen
+        filled = forms.overlay(raws, settings)
+        left = left_preset(workspace, preset, filled, settings)
+        if left is not None:
+            origin += f" (preset {preset} is for the built-in model)"
+        after = (preset, filled) if left is None else (None, left)
+        return show(*after, origin, (preset, raws)) | {drawn.start: gr.Button(interactive=True)}
+
+    def use_config(chosen: Handover, preset: str | None, *raws: Any) -> dict[Any, Any]:
+        _, settings, origin = chosen
+        return show(None, forms.overlay(forms.shown(Config()), settings), origin, (preset, raws))
+
+    given = [drawn.preset, *drawn.form.widgets]
+    events = (
+        shared.data.change(use_data, [shared.data, *given], [*drawn.shown, drawn.start], **IN_TURN, **QUIET),
+        shared.form.change(use_config, [shared.form, *given], drawn.shown, **QUIET),
+    )
+    for event in events:
+        event.then(None, js=form_changes.SHOW, api_visibility="private")
 
 
 def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:

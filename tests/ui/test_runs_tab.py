@@ -148,7 +148,7 @@ def test_a_failed_run_says_why_and_offers_to_resume(studio: Studio) -> None:
     shown = shown_of(studio, run.id)
     assert shown["resume"]
     assert "Out of memory." in shown["ending"]
-    assert "Use 4bit." in shown["notices"]
+    assert "Use 4bit." in shown["ending"]
 
 
 def test_a_warning_is_told_once(studio: Studio) -> None:
