@@ -5,16 +5,19 @@ numbers are those of the run. What the program can't do is refused, and what it 
 """
 
 import json
+import math
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from lora_studio.adapter_fit import read_header
 from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from lora_studio.config import Config
 from lora_studio.data.dataset import Prepared, prepare
@@ -33,20 +36,22 @@ from lora_studio.lengthened import settings_of
 from lora_studio.workspace import DEMO_MODEL, model_source
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate")
-LORA = (
-    "r",
-    "lora_alpha",
-    "bias",
-    "use_rslora",
-    "use_dora",
-    "target_modules",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
+NOT_BUILT = frozenset(
+    (
+        "task_type",
+        "peft_type",
+        "peft_version",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+    )
 )
-"""What of an adapter's own settings says how it is built."""
+"""What an adapter's saved settings hold beside how it is built."""
 
-TRIAL_SECONDS, TRIAL_STEPS, CLOSE = 600, 2, 1e-4
+TRIAL_SECONDS, CLOSE = 600, 1e-4
+SHOWN_AFTER = 3
+"""Steps after the warm-up whose loss tells one adapter from another: A moves only once B has moved from 0."""
 
 
 def export(work: Work, *, base_name: str, keep_local_base: bool) -> Outcome:
@@ -67,13 +72,18 @@ def export(work: Work, *, base_name: str, keep_local_base: bool) -> Outcome:
     (work.out / "losses.json").write_text(json.dumps(losses, indent=1) + "\n", encoding="utf-8")
     (work.out / "requirements.txt").write_text("\n".join(requirements(config, run.read_facts())) + "\n")
     shutil.copyfile(standalone.__file__, work.out / "train.py")
-    tried, same = try_script(work, state)
+    tried, same = try_script(work, state, config, settings["training"]["warmup_steps"])
     words = (
         "Install requirements.txt, run train.py: it trains from the base, compares its losses with the run's and says "
         "where the adapter is. With --steps 5 it ends after five steps, to see that it works."
     )
     command = f"cd {shlex.quote(str(work.final))} && pip install -r requirements.txt && python train.py"
-    return Outcome(words, command, tried=tried, same=same, notes=list(left_out(config, state)))
+    notes = list(left_out(config, state))
+    if base not in (config.model.name, DEMO_MODEL, "base"):
+        notes.append(
+            f"It loads {base}; the trial, where there was one, loaded the run's own base, {config.model.name}."
+        )
+    return Outcome(words, command, tried=tried, same=same, notes=notes)
 
 
 def check(config: Config, state: RunState) -> None:
@@ -167,7 +177,6 @@ def copy_start(work: Work, config: Config) -> None:
 
 def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> dict[str, Any]:
     """What settings.json holds: what the run decided for itself is in it as a number."""
-    own = json.loads((adapter / SETTINGS_FILE).read_text(encoding="utf-8"))
     rising, shape = scheduler_settings(state.total_steps, **config.training.model_dump(include=SCHEDULE))
     asked = config.training.gradient_checkpointing
     training = {
@@ -194,14 +203,26 @@ def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> d
             "attn_implementation": attention or None,
             "quantization": quantization(config, state.dtype),
         },
-        "lora": {
-            **{name: own[name] for name in LORA if name in own},
-            "lora_dropout": config.lora.lora_dropout,
-            "init_lora_weights": True if config.lora.init_lora_weights == "default" else config.lora.init_lora_weights,
-        },
+        "lora": lora_settings(config, adapter),
         "loraplus_lr_ratio": config.lora.loraplus_lr_ratio,
         "patience": evaluation.model_dump(include={"early_stopping_patience", "early_stopping_threshold"}),
         "training": training,
+    }
+
+
+def lora_settings(config: Config, adapter: Path) -> dict[str, Any]:
+    """What LoraConfig takes: all that the run's adapter was saved with and that says how it is built.
+
+    An adapter that the run went on from has its settings beside its weights, and only the dropout is the run's.
+    """
+    if config.model.adapter_name_or_path:
+        return {"lora_dropout": config.lora.lora_dropout}
+    own = json.loads((adapter / SETTINGS_FILE).read_text(encoding="utf-8"))
+    first = config.lora.init_lora_weights
+    return {
+        **{name: value for name, value in own.items() if value not in (None, {}) and name not in NOT_BUILT},
+        "lora_dropout": config.lora.lora_dropout,
+        "init_lora_weights": True if first == "default" else first,  # saved as done, see first_weights.beginning
     }
 
 
@@ -225,8 +246,11 @@ def requirements(config: Config, facts: dict[str, Any]) -> list[str]:
     return [f"{name}=={str(versions[name]).partition('+')[0]}" if name in versions else name for name in names]
 
 
-def try_script(work: Work, state: RunState) -> tuple[str, bool | None]:
-    """Runs the program for its first steps and compares the losses, where the run was made on a CPU as well."""
+def try_script(work: Work, state: RunState, config: Config, warmup: int) -> tuple[str, bool | None]:
+    """Runs the program past its warm-up, where the run was made on a CPU as well, and compares with the run.
+
+    Losses have to be the run's, and the adapter's tensors those of the run's adapter. Raises `StudioError` otherwise.
+    """
     if not work.trial:
         return "Not tried, as you wished.", None
     if "CPU" not in state.device:
@@ -234,8 +258,10 @@ def try_script(work: Work, state: RunState) -> tuple[str, bool | None]:
         return f"Not tried: the run was made on a GPU. Its loss at step {first.step} was {first.loss:.4f}.", None
     work.log.phase("try")
     place = work.out / "trial"
-    last = max(TRIAL_STEPS, state.steps[0].step)
+    last = last_step_to_try(state, warmup)
     command = [sys.executable, "train.py", "--out", str(place), "--steps", str(last)]
+    if config.model.name != DEMO_MODEL:  # what others call the base may not be on this machine
+        command += ["--base", model_source(config.model.name)]
     try:
         done = subprocess.run(command, cwd=work.out, capture_output=True, text=True, timeout=TRIAL_SECONDS)
     except subprocess.TimeoutExpired:
@@ -245,10 +271,58 @@ def try_script(work: Work, state: RunState) -> tuple[str, bool | None]:
     if done.returncode:
         raise StudioError(f"The script does not run: {done.stderr.strip()[-300:]}", "This is a defect: report it.")
     history = json.loads((place / "history.json").read_text(encoding="utf-8"))
+    tensors = same_tensors(work.adapter, place / "adapter")
     shutil.rmtree(place)
+    words, same = compare_losses(history, state, must_equal=not state.extra_epochs and versions_are_those_of(work))
+    inside = "" if last > warmup else f" The warm-up has {warmup}: the rest of it was not tried."
+    return f"Run for {last} steps: {words}.{inside} It trains the same {tensors} tensors.", same
+
+
+def last_step_to_try(state: RunState, warmup: int) -> int:
+    """The first step with a loss of the run at which another adapter would show, of those that the time is enough for.
+
+    In a run that ended before, its last one.
+    """
+    steps = [point.step for point in state.steps]
+    seconds = (state.steps[-1].time - state.steps[0].time) / max(steps[-1] - steps[0], 1)
+    fitting = [step for step in steps if step * seconds < TRIAL_SECONDS / 2] or steps[:1]
+    return next((step for step in fitting if step >= warmup + SHOWN_AFTER), fitting[-1])
+
+
+def same_tensors(own: Path, other: Path) -> int:
+    """How many tensors both adapters have. Raises `StudioError` where names or shapes differ."""
+    first, second = (
+        {name: tensor["shape"] for name, tensor in read_header(folder / WEIGHTS_FILE).items()}
+        for folder in (own, other)
+    )
+    if first != second:
+        apart = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
+        raise StudioError(
+            f"The script trains an adapter of {len(second)} tensors, and the run's has {len(first)}. They differ in "
+            f"{', '.join(apart[:3])}{' and others' if len(apart) > 3 else ''}.",
+            "Take the settings (config) instead, which LoRA Studio runs, and report this defect.",
+        )
+    return len(first)
+
+
+def versions_are_those_of(work: Work) -> bool:
+    """Whether the libraries here are those that the run was made with."""
+    noted = work.of_run().read_facts().get("versions", {})
+    return all(noted.get(name) in (None, version(name)) for name in LIBRARIES)
+
+
+def compare_losses(history: list[dict[str, Any]], state: RunState, *, must_equal: bool) -> tuple[str, bool]:
+    """How far the losses are from the run's, and whether they count as the same.
+
+    Raises `StudioError` where they had to be the same and are not.
+    """
     own = {point.step: point.loss for point in state.steps}
     apart = [abs(entry["loss"] - own[entry["step"]]) for entry in history if "loss" in entry and entry["step"] in own]
-    furthest = max(apart, default=float("inf"))
+    furthest = max(apart, default=math.inf)
     differ = f"differ from the run's by at most {furthest:.2g}" if furthest else "are the run's to the last digit"
-    words = f"Run for {last} steps: losses {differ}."
-    return words, furthest < CLOSE
+    if must_equal and not furthest < CLOSE:
+        raise StudioError(
+            f"The script does not train what the run did: its losses {differ}.",
+            "Take the settings (config) instead, which LoRA Studio runs, and report this defect.",
+        )
+    return f"losses {differ}", furthest < CLOSE

@@ -149,10 +149,11 @@ def load_model(settings: dict[str, Any], base: str) -> Any:
     )
     keep_unpacked(model)
     torch.manual_seed(settings["training"]["seed"])
-    lora = LoraConfig(task_type="CAUSAL_LM", **settings["lora"])
     if (HERE / "start").is_dir():  # the run went on from this adapter
+        lora = LoraConfig.from_pretrained(str(HERE / "start"))
+        lora.lora_dropout, lora.inference_mode = settings["lora"]["lora_dropout"], False
         return PeftModel.from_pretrained(model, str(HERE / "start"), config=lora, is_trainable=True)
-    return get_peft_model(model, lora)
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings["lora"]))
 
 
 def rows(name: str) -> Dataset | None:
@@ -196,13 +197,13 @@ def main() -> None:
     callbacks: list[TrainerCallback] = [StopAt(given.steps)]
     if patience["early_stopping_patience"]:
         callbacks.append(EarlyStoppingCallback(**patience))
-    trained_on = rows("train")
+    trained_on, tokenizer = rows("train"), AutoTokenizer.from_pretrained(HERE / "tokenizer")
     trainer = Trainer(
         model=model,
         args=SFTConfig(output_dir=given.out, report_to="none", **settings["training"]),
         train_dataset=trained_on,
         eval_dataset=rows("validation"),
-        processing_class=AutoTokenizer.from_pretrained(HERE / "tokenizer"),
+        processing_class=tokenizer,
         callbacks=callbacks,
         loraplus_lr_ratio=settings["loraplus_lr_ratio"],
     )
@@ -212,7 +213,8 @@ def main() -> None:
     print(f"Training on {len(trained_on or ()):,} rows; the bar counts steps.", flush=True)
     trainer.train()
     adapter = Path(given.out).resolve() / "adapter"
-    trainer.save_model(str(adapter))
+    model.save_pretrained(str(adapter), save_embedding_layers=False)  # they are the base's
+    tokenizer.save_pretrained(str(adapter))
     history = trainer.state.log_history
     (Path(given.out) / "history.json").write_text(json.dumps(history, indent=2), encoding="utf-8")
     print(compared(history))
