@@ -6,29 +6,41 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lora_studio.data.rows import Record, shorten
-from lora_studio.data.turns import ROLES
+from lora_studio.data.turns import ROLES, held_turns
 
 SAMPLE = 500
-TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "conversational")
+TURNS = (
+    "messages",
+    "contents",
+    "conversations",
+    "conversation",
+    "dialogue",
+    "dialog",
+    "chat",
+    "turns",
+    "conversational",
+)
 USER = (
     *("prompt", "instruction", "question", "query", "problem", "user", "human", "input", "request", "source"),
-    *("user_prompt", "user_message", "user_input"),
+    *("user_prompt", "user_message", "user_input", "text_input", "input_text"),
 )
 ASSISTANT = (
     *("completion", "response", "output", "answer", "assistant", "solution", "target", "reply", "gpt", "bot"),
     *("assistant_response", "model_answer", "expected_output", "result", "generation"),
+    "output_text",
 )
 EXTRA = ("input", "context")
-SYSTEM = ("system", "system_prompt", "system_message")
+SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "systeminstruction")
 HISTORY = ("history",)
-TOOLS = ("tools", "functions")
+TOOLS = ("tools", "functions", "toolconfig", "tool_config")
 REASONING = ("reasoning_content", "reasoning", "thinking", "complex_cot", "cot", "chain_of_thought")
 TEXT = ("text", "content", "document", "body", "passage")
 LABEL = ("label", "kto_tag")
-PREFERENCE = (
-    *(("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_chosen", "response_rejected")),
-    *(("answer_chosen", "answer_rejected"), ("accepted", "rejected"), ("preferred", "dispreferred")),
-    *(("better", "worse"), ("response", "rejected_response"), ("output", "rejected_output")),
+# The word in a worse answer's column, and those in its place in the better one's: `rejected_response` stands beside
+# `chosen_response` or beside `response`.
+WORSE_AND_BETTER = (
+    *(("rejected", ("chosen", "accepted", "preferred", "")), ("non_preferred", ("preferred", ""))),
+    *(("dispreferred", ("preferred", "")), ("worse", ("better",)), ("loser", ("winner",)), ("losing", ("winning",))),
 )
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
@@ -62,6 +74,29 @@ class Columns:
     def values(self, name: str) -> list[Any]:
         return [record.fields[name] for record in self.sample if record.fields.get(name) is not None]
 
+    def compared(self) -> tuple[str, ...]:
+        """The columns of the better and the worse answer, or none; the shortest names, for longer ones tell of them."""
+        for worse in sorted(self._by_plain, key=len):
+            for word, others in WORSE_AND_BETTER:
+                better = self._beside(worse, word, others) if f"_{word}_" in f"_{worse}_" else None
+                if better and self._holds_answers(better) and self._holds_answers(self._by_plain[worse]):
+                    return better, self._by_plain[worse]
+        return ()
+
+    def _beside(self, worse: str, word: str, others: Sequence[str]) -> str | None:
+        """The column of a better answer, by the name that the worse one bears; else that of the whole conversation."""
+        before, _, after = f"_{worse}_".partition(f"_{word}_")
+        parts = [[part for part in (before.strip("_"), other, after.strip("_")) if part] for other in others]
+        better = self.find("_".join(part) for part in parts if part)
+        rest = "_".join(part for part in (before.strip("_"), after.strip("_")) if part)
+        if better or "" not in others or rest not in ("", *ASSISTANT):
+            return better
+        return self.find(TURNS)
+
+    def _holds_answers(self, name: str) -> bool:
+        values = self.values(name)
+        return bool(values) and all(isinstance(value, (str, list, dict)) for value in values)
+
     def values_as_text(self, name: str) -> list[str]:
         return [value for value in self.values(name) if isinstance(value, str)]
 
@@ -76,10 +111,14 @@ class Columns:
 
 
 def is_turns(value: Any) -> bool:
-    """Whether a value is a list of turns."""
+    """Whether a value is a list of turns, or an object that holds one."""
+    value = held_turns(value)
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
         return False
-    return bool(value[0].keys() & {"role", "from"}) or {ROLES.get(key) for key in value[0]} >= {"user", "assistant"}
+    return bool(value[0].keys() & {"role", "from", "parts"}) or {ROLES.get(key) for key in value[0]} >= {
+        "user",
+        "assistant",
+    }
 
 
 def may_be_turns(value: Any) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_studio.data.columns import MEDIA as MEDIA_COLUMNS
-from lora_studio.data.columns import is_turns
+from lora_studio.data.columns import TOOLS, is_turns
 from lora_studio.data.dialogues import NO_MARKS, parse_dialogue
 from lora_studio.data.mapping import Format, fill, places
 from lora_studio.data.messages import (
@@ -24,7 +24,7 @@ from lora_studio.data.messages import (
 from lora_studio.data.preferences import answers_of, mark_of
 from lora_studio.data.problems import problem_text
 from lora_studio.data.rows import Record
-from lora_studio.data.turns import MEDIA, MISSING, ROLES, as_text, parse_history, parse_tools, parse_turns
+from lora_studio.data.turns import MEDIA, MISSING, ROLES, as_text, held_beside, parse_history, parse_tools, parse_turns
 
 NOT_IDS = "the tokens are not a list of whole numbers"
 UNLIKE_LENGTHS = "`input_ids` and `labels` are not equally long"
@@ -175,7 +175,10 @@ def _answer_turns(answer: Any, name: str, roles: Names[str, str]) -> list[Messag
 
 
 def _tools(fields: dict[str, Any], columns: dict[str, str]) -> tuple[dict[str, Any], ...]:
-    return parse_tools(fields.get(columns["tools"]), columns["tools"]) if "tools" in columns else ()
+    if "tools" in columns:
+        return parse_tools(fields.get(columns["tools"]), columns["tools"])
+    turns = columns.get("messages") or columns.get("prompt") or ""
+    return parse_tools(held_beside(fields.get(turns), TOOLS), turns)
 
 
 def _needed(fields: dict[str, Any], name: str) -> Any:

@@ -15,7 +15,7 @@ from lora_studio.data.mapping import Format, Mapping, ReadingError
 from lora_studio.data.preferences import is_mark
 from lora_studio.data.problems import find_problem
 from lora_studio.data.rows import Record
-from lora_studio.data.turns import ROLES
+from lora_studio.data.turns import held_turns, role_of
 from lora_studio.data.wording import in_words
 
 __all__ = ["Format", "Mapping", "apply_mapping", "convert", "mapping_of", "recognise", "recognise_all"]
@@ -144,13 +144,14 @@ def _turns(columns: Columns) -> Format | None:
     if name is None:
         user = columns.find(names.USER)
         earlier = columns.find(names.HISTORY) if user else None
-        pair = {user, columns.find(names.ASSISTANT), earlier, *_compared_columns(columns)}
+        pair = {user, columns.find(names.ASSISTANT), earlier, *columns.compared()}
         others = [other for other in columns.names if other not in pair]
+        others += [user] if user and _ends_in_answers(columns, user) else []
         name = next((other for other in others if any(map(is_turns, columns.values(other)))), None)
     if name is None:
         return None
-    first = next(value for value in columns.values(name) if may_be_turns(value))
-    openai = '"role"' in first if isinstance(first, str) else "role" in first[0]
+    first = held_turns(next(value for value in columns.values(name) if may_be_turns(value)))
+    openai = '"role"' in first if isinstance(first, str) else bool(first[0].keys() & {"role", "parts"})
     parts = {"messages": name, "system": columns.find(names.SYSTEM), "tools": columns.find(names.TOOLS)}
     return Format("messages" if openai else "sharegpt", _present(parts))
 
@@ -177,7 +178,7 @@ def _pair(columns: Columns) -> Format | None:
     if user is None or answer is None:
         known = user or answer
         rest = [name for name in columns.texts() if name not in helpers and name != known]
-        if len(rest) != 1 or rest[0] in _compared_columns(columns):
+        if len(rest) != 1 or rest[0] in columns.compared():
             return None
         user, answer = user or rest[0], answer or rest[0]
     extra = columns.find(names.EXTRA, without=[user, answer])
@@ -208,24 +209,16 @@ def _tokenised(columns: Columns) -> Format | None:
     return None
 
 
-def _compared_columns(columns: Columns) -> tuple[str, ...]:
-    """The columns of the better and the worse answer, or none."""
-    for better, worse in names.PREFERENCE:
-        chosen, rejected = columns.find((better,)), columns.find((worse,))
-        if chosen and rejected:
-            return chosen, rejected
-    return ()
-
-
 def _preference(columns: Columns) -> Format | None:
-    pair = _compared_columns(columns)
+    pair = columns.compared()
     if not pair:
         return None
     turns = _turns(columns)
     parts: dict[str, str | None] = {"chosen": pair[0], "rejected": pair[1], "system": columns.find(names.SYSTEM)}
+    parts["tools"] = columns.find(names.TOOLS)
     user = columns.find(names.USER, without=pair)
     if turns and turns.columns["messages"] not in pair and not (user and _is_prompt_of(columns, user)):
-        parts |= {"messages": turns.columns["messages"], "tools": turns.columns.get("tools")}
+        parts["messages"] = turns.columns["messages"]
     elif user:
         instruction = columns.find(("instruction",))
         extra = columns.find(names.EXTRA, without=[user, *pair])
@@ -268,9 +261,15 @@ def _answers_beside(columns: Columns, compared: Format, found: list[Format]) -> 
     if "messages" not in shape.columns:
         beside = shape.columns.get("output") or shape.columns.get("completion")
         return beside not in (compared.columns["chosen"], compared.columns["rejected"])
-    turns = [value for value in columns.values(shape.columns["messages"]) if is_turns(value)]
-    ends = [value[-1].get("role", value[-1].get("from")) for value in turns if isinstance(value[-1], dict)]
-    return 2 * sum(isinstance(end, str) and ROLES.get(end) == "assistant" for end in ends) > len(turns)
+    turns = shape.columns["messages"]
+    return turns != compared.columns["chosen"] and _ends_in_answers(columns, turns)
+
+
+def _ends_in_answers(columns: Columns, name: str) -> bool:
+    """Whether most lists of turns in a column end with the assistant's."""
+    turns = [held_turns(value) for value in columns.values(name) if is_turns(value)]
+    ends = [role_of(turn[-1].get("role", turn[-1].get("from"))) for turn in turns if isinstance(turn[-1], dict)]
+    return 2 * ends.count("assistant") > len(turns)
 
 
 def _by_order(columns: Columns) -> list[Format]:
@@ -303,10 +302,12 @@ def _present(parts: dict[str, str | None]) -> dict[str, str]:
 
 def _pairs_only(shape: Format) -> ReadingError:
     chosen, rejected = shape.columns["chosen"], shape.columns["rejected"]
+    asked = shape.columns.keys() & {"messages", "prompt", "instruction", "user"}
+    part = "the assistant's part" if asked else "the conversation (`messages`)"
     return ReadingError(
         f"These are preference pairs (`{chosen}` and `{rejected}`), for learning by comparison (DPO), not example.",
         "Set training.method to dpo. Or, to learn from the better answers alone, leave "
-        f"`{rejected}` out and map `{chosen}` to the assistant's part.",
+        f"`{rejected}` out and map `{chosen}` to {part}.",
     )
 
 

@@ -7,7 +7,7 @@ from lora_studio.data.columns import is_turns, may_be_turns
 from lora_studio.data.dialogues import Marks, parse_dialogue
 from lora_studio.data.mapping import Format
 from lora_studio.data.messages import Message, RowError
-from lora_studio.data.turns import NOT_TEXT, as_text, parse_item, parse_turns
+from lora_studio.data.turns import as_text, parse_item, parse_turns
 from lora_studio.plural import count
 
 SAME_ANSWERS = "the better and the worse answer are the same"
@@ -28,6 +28,8 @@ def answers_of(
         prompt = prompt[:-1]  # the conversation stands there with its answer, which is one of the two
     if prompt is None:
         shared = _shared(chosen, rejected)
+        if not shared and len(rejected) == 1 < len(chosen) and chosen[-1].role == "assistant":
+            shared, rejected = len(chosen) - 1, [*chosen[:-1], *rejected]  # a bare answer beside a whole conversation
         if not shared:
             raise RowError(NO_SHARED_PROMPT, columns["chosen"], " → ".join(message.role for message in chosen))
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
@@ -43,8 +45,6 @@ def _side(value: Any, field: str, marks: Marks | None, roles: Mapping[str, str])
         return parse_item(value, field, roles)
     if is_turns(value) or (isinstance(value, str) and may_be_turns(value)):
         return parse_turns(value, field, roles)
-    if isinstance(value, list):
-        raise RowError(NOT_TEXT, field, value)
     text = as_text(value, field)
     return parse_dialogue(text, field, marks) if marks else [Message("assistant", text)]
 

@@ -1,11 +1,14 @@
-"""Lists of turns as files write them (OpenAI, ShareGPT, pairs) to messages. What a column means is told by formats."""
+"""Lists of turns as files write them (OpenAI, ShareGPT, Bedrock, Gemini, pairs) to messages, and cells to text.
+
+What a column means is told by formats.
+"""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora_studio.data.messages import Message, RowError
+from lora_studio.data.messages import EMPTY_ANSWER, EMPTY_TURN, Message, RowError
 
 NOT_A_LIST = "the conversation is not a list of messages"
 NOT_A_MESSAGE = "a message is not an object with a role and content"
@@ -15,6 +18,7 @@ MISSING = "the row lacks a needed field"
 MEDIA = "images, audio and video can't be trained on here"
 BROKEN_CALL = "a tool call is not an object with a name and arguments"
 BROKEN_TOOLS = "the list of tools can't be read"
+PARTLY_TRAINED = "a turn is to be trained in parts only, which is not possible here"
 
 ROLES = {
     "system": "system",
@@ -41,33 +45,74 @@ ROLES = {
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("reasoning", "thinking", "reasoning_content")
 _CALL_PARTS = ("tool_call", "tool_use", "function_call")
-_WEIGHT_KEYS = ("weight", "loss", "loss_weight")
+_CALL_KEYS = ("toolUse", "functionCall", "function_call")
+_RESULT_KEYS = ("toolResult", "functionResponse", "function_response", "tool_result")
+_MEDIA_KEYS = ("image", "audio", "video", "file", "document", "inlinedata", "inline_data")
+_CONTENT_KEYS = ("content", "value", "text", "parts")
+_HOLDERS = ("messages", "contents", "conversations", "conversation")
+_SYSTEM_KEYS = ("system", "systemInstruction", "system_instruction")
+_WEIGHT_KEYS = ("weight", "loss", "loss_weight", "train", "training")
+_PART_WEIGHT_KEYS = ("train_detail", "training_detail")
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 def as_text(value: Any, field: str) -> str:
-    """A cell as text: numbers as they are written, None as empty; anything else is a RowError."""
+    """A cell as text: numbers and truth values as JSON writes them, None as empty, the text that a list or parts hold.
+
+    Anything else is a RowError, also a list of several texts.
+    """
     if isinstance(value, str):
         return value
-    if value is None:
+    if value is None or value == []:
         return ""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, (int, float)):
         return str(value)
+    if isinstance(value, list) and len(value) == 1:
+        return as_text(value[0], field)
+    held = next((value[key] for key in _CONTENT_KEYS if key in value), None) if isinstance(value, dict) else None
+    if held is not None:
+        return as_text(held, field)
+    if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
+        return "".join(part["text"] for part in value)
     raise RowError(NOT_TEXT, field, value)
+
+
+def held_turns(value: Any) -> Any:
+    """The list of turns in an object that holds one (`{"messages": [...]}`), else the value itself."""
+    held = [value[name] for name in _HOLDERS if isinstance(value.get(name), list)] if isinstance(value, dict) else []
+    return held[0] if held else value
+
+
+def held_beside(value: Any, names: Sequence[str]) -> Any:
+    """What stands under one of the names in an object that holds turns; None elsewhere."""
+    inside = value if isinstance(value, dict) and held_turns(value) is not value else {}
+    return next((inside[name] for name in names if inside.get(name)), None)
 
 
 def parse_turns(value: Any, field: str, roles: Mapping[str, str] = ROLES) -> list[Message]:
     """The messages of a list of turns, or of a JSON text that holds one; `roles` says what role names mean."""
     if isinstance(value, str):
         value = _load(value, NOT_A_LIST, field)
+    system, value = held_beside(value, _SYSTEM_KEYS), held_turns(value)
     if not isinstance(value, list) or not value:
         raise RowError(MISSING if value is None else NOT_A_LIST, field, "" if value is None else value)
-    messages: list[Message] = []
+    messages = [Message("system", as_text(system, field))] if system else list[Message]()
     for item in value:
         if not isinstance(item, dict):
             raise RowError(NOT_A_MESSAGE, field, item)
         _append(messages, parse_item(item, field, roles))
+    _refuse_empty(messages, field)
     return messages
+
+
+def _refuse_empty(messages: Sequence[Message], field: str) -> None:
+    """Raises RowError for a turn that says nothing, with the column that it stands in."""
+    for position, message in enumerate(messages, 1):
+        reason = {"user": EMPTY_TURN, "assistant": EMPTY_ANSWER}.get(message.role)
+        if reason and not message.content.strip() and not message.tool_calls:
+            raise RowError(reason, field, f"message {position}: {message.content!r}")
 
 
 def role_of(written: Any) -> str | None:
@@ -100,8 +145,8 @@ def _append(messages: list[Message], new: Iterable[Message]) -> None:
 
 def parse_item(item: dict[str, Any], field: str, roles: Mapping[str, str] = ROLES) -> list[Message]:
     """The message, or the question and answer, that one element of a list of turns holds."""
-    if "role" in item or "from" in item:
-        return [_parse_message(item, field, roles)]
+    if item.keys() & {"role", "from", "parts"}:
+        return _parse_message(item, field, roles)
     pairs = [(roles[key], as_text(value, f"{field}.{key}")) for key, value in item.items() if roles.get(key) in _SPOKEN]
     if not pairs:
         raise RowError(NOT_A_MESSAGE, field, item)
@@ -111,56 +156,112 @@ def parse_item(item: dict[str, Any], field: str, roles: Mapping[str, str] = ROLE
 _SPOKEN = ("system", "user", "assistant")
 
 
-def _parse_message(item: dict[str, Any], field: str, roles: Mapping[str, str]) -> Message:
-    written = item["role"] if "role" in item else item["from"]
+def _parse_message(item: dict[str, Any], field: str, roles: Mapping[str, str]) -> list[Message]:
+    """The turn of an element, after the tools' results that it brings."""
+    written = item.get("role", item.get("from", "user"))
     role = (roles.get(written) or roles.get(written.strip().lower())) if isinstance(written, str) else None
     if role is None:
         raise RowError(UNKNOWN_ROLE, f"{field}.{'role' if 'role' in item else 'from'}", written)
-    key = next((key for key in ("content", "value", "text") if key in item), "content")
+    there = [key for key in _CONTENT_KEYS if key in item]
+    if not there and not item.keys() & {"tool_calls", "function_call"}:
+        raise RowError(NOT_A_MESSAGE, field, item)
+    key = next((key for key in there if item[key] is not None), there[0] if there else "content")
     content = item.get(key)
     if role == "call":
-        return Message("assistant", "", tool_calls=parse_calls(content, f"{field}.{key}"))
-    text, thought, calls = _parse_content(content, f"{field}.{key}")
+        return [Message("assistant", "", tool_calls=parse_calls(content, f"{field}.{key}"))]
+    text, thought, calls, results = _parse_content(content, f"{field}.{key}")
     thought = next((item[name] for name in _THOUGHT_KEYS if isinstance(item.get(name), str)), thought)
+    if any(item.get(name) for name in _PART_WEIGHT_KEYS):
+        raise RowError(PARTLY_TRAINED, field, item)
     if item.get("tool_calls"):
         calls += parse_calls(item["tool_calls"], f"{field}.tool_calls")
     elif item.get("function_call"):
         calls += parse_calls(item["function_call"], f"{field}.function_call")
     name, answered = item.get("name"), item.get("tool_call_id")
-    trained = all(item.get(key, 1) not in (0, False) for key in _WEIGHT_KEYS)
-    return Message(
+    message = Message(
         role,
         text,
         thought or None,
         calls,
         name if isinstance(name, str) else None,
         tool_call_id=answered if isinstance(answered, str) else None,
-        trained=trained,
+        trained=not any(_is_off(item.get(key)) for key in _WEIGHT_KEYS),
     )
+    return results if results and not (text or calls or thought) else [*results, message]
 
 
-def _parse_content(content: Any, field: str) -> tuple[str, str, tuple[dict[str, Any], ...]]:
-    """Text, reasoning and tool calls of a message's content, which is a string or a list of typed parts."""
+def _is_off(mark: Any) -> bool:
+    """Whether a turn's weight or mark says that it is not trained; tables write it as text."""
+    return mark in (0, False) or (isinstance(mark, str) and mark.strip().lower() in ("0", "0.0", "false"))
+
+
+_Content = tuple[str, str, tuple[dict[str, Any], ...], list[Message]]
+
+
+def _parse_content(content: Any, field: str) -> _Content:
+    """Text, reasoning, tool calls and tools' results of a message's content: a string or a list of parts."""
     if not isinstance(content, list):
-        return as_text(content, field), "", ()
+        return as_text(content, field), "", (), []
     texts, thoughts = list[str](), list[str]()
     calls: tuple[dict[str, Any], ...] = ()
+    results: list[Message] = []
     for part in content:
         if isinstance(part, str):
             texts.append(part)
             continue
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in _TEXT_PARTS:
+        if isinstance(part, dict) and (kind == "tool_result" or (kind is None and part.keys() & {*_RESULT_KEYS})):
+            results.append(_result(part, field))
+        elif isinstance(part, dict) and kind is None:
+            text, thought, called = _untyped(part, field)
+            texts.append(text)
+            thoughts.append(thought)
+            calls += called
+        elif kind in _TEXT_PARTS:
             texts.append(as_text(part.get("text", part.get("value")), field))
         elif kind in _THOUGHT_PARTS:
             thoughts.append(as_text(part.get(kind, part.get("text", part.get("value"))), field))
         elif kind in _CALL_PARTS:
             calls += parse_calls(part.get("value", part.get(kind, part)), field)
-        elif isinstance(kind, str) and any(word in kind for word in ("image", "audio", "video", "file")):
+        elif isinstance(kind, str) and any(word in kind for word in _MEDIA_KEYS):
             raise RowError(MEDIA, field, kind)
         else:
             raise RowError(NOT_TEXT, field, part)
-    return "".join(texts), "".join(thoughts), calls
+    return "".join(texts), "".join(thoughts), calls, results
+
+
+def _untyped(part: dict[str, Any], field: str) -> tuple[str, str, tuple[dict[str, Any], ...]]:
+    """Text, reasoning and tool calls of a part whose keys tell what it is, as Bedrock and Gemini write them."""
+    there = {key: value for key, value in part.items() if value is not None}
+    called = next((there[key] for key in _CALL_KEYS if key in there), None)
+    if isinstance(called, dict):
+        function = {"name": called.get("name"), "arguments": called.get("input", called.get("args")) or {}}
+        return "", "", parse_calls({"id": called.get("toolUseId", called.get("id")), "function": function}, field)
+    thought = there.get("reasoningContent")
+    if isinstance(thought, dict):
+        return "", as_text(thought.get("reasoningText"), field), ()
+    if isinstance(there.get("text"), str):
+        return ("", there["text"], ()) if there.get("thought") is True else (there["text"], "", ())
+    if any(word in key.lower() for key in there for word in _MEDIA_KEYS):
+        raise RowError(MEDIA, field, ", ".join(there))
+    raise RowError(NOT_TEXT, field, part)
+
+
+def _result(part: dict[str, Any], field: str) -> Message:
+    """A tool's result, with the tool's name or the id of its call."""
+    told = next((part[key] for key in _RESULT_KEYS if isinstance(part.get(key), dict)), part)
+    content = told.get("content", told.get("response"))
+    if isinstance(content, list):
+        pieces = [piece.get("text", piece.get("json")) if isinstance(piece, dict) else piece for piece in content]
+        content = pieces[0] if len(pieces) == 1 else "".join(_as_json(piece) for piece in pieces)
+    called = next((told[key] for key in ("toolUseId", "tool_use_id", "id") if isinstance(told.get(key), str)), None)
+    name = told.get("name")
+    return Message("tool", _as_json(content), name=name if isinstance(name, str) else None, tool_call_id=called)
+
+
+def _as_json(value: Any) -> str:
+    """A tool's answer as text: text as it stands, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def parse_calls(value: Any, field: str) -> tuple[dict[str, Any], ...]:
@@ -184,11 +285,23 @@ def parse_tools(value: Any, field: str) -> tuple[dict[str, Any], ...]:
     """A row's tools as JSON schemas in OpenAI's form; nothing or an empty text means none."""
     if isinstance(value, str):
         value = _load(value, BROKEN_TOOLS, field) if value.strip() else []
+    if isinstance(value, dict):
+        value = value.get("tools", [value])
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise RowError(BROKEN_TOOLS, field, value)
-    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in value)
+    named = [one for tool in value for one in tool.get("functionDeclarations") or [tool.get("toolSpec") or tool]]
+    return tuple(tool if "function" in tool else {"type": "function", "function": _schema(tool)} for tool in named)
+
+
+def _schema(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool with its parameters where OpenAI's form has them."""
+    given = next((tool[key] for key in ("input_schema", "inputSchema") if isinstance(tool.get(key), dict)), None)
+    if given is None or "parameters" in tool:
+        return tool
+    rest = {key: value for key, value in tool.items() if key not in ("input_schema", "inputSchema")}
+    return {**rest, "parameters": given.get("json", given)}
 
 
 def parse_history(value: Any, field: str) -> list[Message]:
@@ -204,6 +317,7 @@ def parse_history(value: Any, field: str) -> list[Message]:
     turns = []
     for asked, answered in value:
         turns += [Message("user", as_text(asked, field)), Message("assistant", as_text(answered, field))]
+    _refuse_empty(turns, field)
     return turns
 
 

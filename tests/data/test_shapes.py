@@ -49,7 +49,7 @@ def test_comparisons_of_every_form_become_prompt_chosen_and_rejected(row):
         (preferences.SAME_ANSWERS, {"prompt": "ask", "chosen": "tell", "rejected": "tell"}),
         (messages.EMPTY_ANSWER, {"prompt": "ask", "chosen": "tell", "rejected": ""}),
         ("lacks a needed field", {"prompt": "ask", "chosen": "tell", "rejected": None}),
-        ("not text", {"prompt": "ask", "chosen": ["tell"], "rejected": "no"}),
+        ("not text", {"prompt": "ask", "chosen": ["tell", "me"], "rejected": "no"}),
     ],
 )
 def test_a_comparison_that_compares_nothing_is_a_bad_row(reason, row):
