@@ -54,13 +54,14 @@ class RecordFile:
 
 @dataclass
 class Source:
-    """Where rows come from. `starts` says for each file, in order of reading, how many rows were counted before it."""
+    """Where rows come from. `choices` are sentences on which files these are; `starts` says for each file, in order of
+    reading, how many rows were counted before it."""
 
     name: str
     files: list[Path]
     kind: str
-    assumptions: list[str]
     readings: list[Reading] = field(repr=False)
+    choices: list[str] = field(default_factory=list)
     starts: list[tuple[str, int]] = field(default_factory=list)
 
     def rows(self) -> Iterator[Record | BadRow]:
@@ -74,6 +75,14 @@ class Source:
                 last = before + row.row
                 yield row if not before else _moved(row, before)
             before = last
+
+    @property
+    def assumptions(self) -> list[str]:
+        """What was assumed of the files, and of the rows that have been read."""
+        if len(self.readings) == 1:
+            return [*self.choices, *self.readings[0].notes()]
+        notes = zip(self.files, self.readings, strict=True)
+        return [*self.choices, *(f"{path.name}: {sentence}" for path, one in notes for sentence in one.notes())]
 
     def place(self, row: int) -> tuple[str, int]:
         """The file of a row that has been read, and the row's number in that file."""
@@ -92,18 +101,16 @@ def open_source(name: str | Path | Sequence[str | Path]) -> Source:
         raise StudioError("No data file is given.", "Give the path of a data file.")
     if len(names) == 1 and is_hub_name(str(names[0])):
         reading, resolved = read_hub(str(names[0]))
-        return Source(resolved, [], "hub", reading.assumptions, [reading])
+        return Source(resolved, [], "hub", [reading])
     files, assumptions = data_files([Path(one).expanduser() for one in names], ENDINGS)
     if len(files) == 1:
         kind, reading = open_file(files[0])
-        return Source(str(names[0]), files, kind, [*assumptions, *reading.assumptions], [reading])
+        return Source(str(names[0]), files, kind, [reading], assumptions)
     opened = [open_file(path) for path in files]
     kinds = {kind for kind, _ in opened}
-    for path, (_, reading) in zip(files, opened, strict=True):
-        assumptions += [f"{path.name}: {sentence}" for sentence in reading.assumptions]
     assumptions += _unlike_columns(files, [reading for _, reading in opened])
     shown = ", ".join(map(str, names))
-    return Source(shown, files, kinds.pop() if len(kinds) == 1 else "mixed", assumptions, [one for _, one in opened])
+    return Source(shown, files, kinds.pop() if len(kinds) == 1 else "mixed", [one for _, one in opened], assumptions)
 
 
 def read_records(path: Path, max_rows: int | None = None) -> RecordFile:
@@ -156,7 +163,7 @@ def open_file(path: Path) -> tuple[str, Reading]:
         reading = read_lines(lambda: open_text(path, encoding), [f"The {ending} file holds one JSON object a line."])
     else:
         reading = _read_text_kind(path, kind, ending, encoding)
-    return kind, Reading(_until_torn(path, reading.rows), [*assumptions, *reading.assumptions])
+    return kind, Reading(_until_torn(path, reading.rows), [*assumptions, *reading.assumptions], reading.tally)
 
 
 def _read_text_kind(path: Path, kind: str, ending: str, encoding: str) -> Reading:

@@ -5,6 +5,7 @@ table (the header is not counted).
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -33,12 +34,42 @@ class BadRow:
         return asdict(self)
 
 
+class Tally:
+    """Rows counted by what was assumed of them, a sentence with a place for the {rows} ("4 rows have")."""
+
+    def __init__(self) -> None:
+        self._rows: Counter[str] = Counter()
+
+    def clear(self) -> None:
+        """Forgets all, as a reading does that begins anew."""
+        self._rows.clear()
+
+    def count(self, sentence: str) -> None:
+        """One more row of which this was assumed."""
+        self._rows[sentence] += 1
+
+    def sentences(self) -> list[str]:
+        """What was assumed, with the number of rows."""
+        return [
+            sentence.replace("{rows}", f"{rows:,} rows have" if rows > 1 else "1 row has")
+            for sentence, rows in self._rows.items()
+        ]
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How to read a file: `rows()` begins anew at each call and is lazy; `assumptions` are known before."""
+    """How to read a file: `rows()` begins anew at each call and is lazy; `assumptions` are known before.
+
+    `tally` is what rows that have been read added to them.
+    """
 
     rows: Callable[[], Iterator[Record | BadRow]]
     assumptions: list[str] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+
+    def notes(self) -> list[str]:
+        """All that was assumed so far."""
+        return [*self.assumptions, *self.tally.sentences()]
 
 
 def shorten(value: Any, length: int = FOUND_LENGTH) -> str:

@@ -1,56 +1,125 @@
 """CSV and TSV to rows. The first line names the columns, unless it looks like data: then they are numbered."""
 
-import csv
 import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TextIO
 
+from lora_studio.data.cells import Cells, Dialect, Fault, find_dialect
 from lora_studio.data.decoding import LONGEST, is_broken
 from lora_studio.data.json_files import BROKEN_BYTES
-from lora_studio.data.rows import BadRow, Reading, Record, shorten
+from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
 from lora_studio.errors import StudioError
 
-BROKEN_CELLS = "the row's quotes or separators are broken"
 WRONG_WIDTH = "the row has another number of cells than the header"
+BROKEN_ROW = "the row has too few cells, and so has the next: a line end may stand in a cell without quotes"
+FILLED = "{rows} fewer cells than the table has columns: the missing last cells are read as empty."
+TRIMMED = "{rows} empty cells beyond the last column: these are left out."
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+_OF_ENDING = {".tsv": "\t", ".tab": "\t"}
 _SAMPLE_LENGTH = 1 << 16
 _SAMPLE_ROWS = 50
+_SEARCHED_QUOTES = 1 << 26
+_BLOCK = 1 << 20
 _LONGEST_NAME = 60
+_OFTEN_SHORT = 0.5
 _NUMBER = re.compile(r"[-+]?[\d.,]+%?")
 _SENTENCE = re.compile(r"[.!?。？！]\s*$|\n|[?!。？！]\s")
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+_BACKSLASHES = "A backslash before a quotation mark in a quoted cell is read as an escape."
+
+Open = Callable[[], TextIO]
 
 
-def read_csv(open_text: Callable[[], TextIO], ending: str) -> Reading:
+@dataclass(frozen=True, slots=True)
+class Table:
+    """How a table is read: how it is written, its columns, and how many rows are passed over or reported as short."""
+
+    dialect: Dialect
+    names: list[str]
+    header: bool
+    separator_line: bool
+    often_short: bool
+
+
+def read_csv(open_text: Open, ending: str) -> Reading:
     """The data rows of a CSV or TSV; delimiter found by which one gives the most even rows.
 
     `open_text` must leave line ends as they are (newline="").
     """
-    csv.field_size_limit(LONGEST)
     with open_text() as stream:
         sample = stream.read(_SAMPLE_LENGTH).lstrip("\ufeff")
-    delimiter = _find_delimiter(sample)
-    assumptions = []
-    if delimiter != {".tsv": "\t", ".tab": "\t"}.get(ending, ","):
-        assumptions.append(f"Cells are separated by a {_NAMES[delimiter]}.")
-    with open_text() as stream:
-        first = next((line for _, line in _cells_of(stream, delimiter) if isinstance(line, list)), None)
-    if first is None:
+        sample += stream.readline(LONGEST)
+    named = _SEPARATOR_LINE.fullmatch(sample.split("\n", 1)[0])
+    sample = sample.split("\n", 1)[1] if named and "\n" in sample else sample
+    usual = _OF_ENDING.get(ending, ",")
+    delimiter = named.group(1) if named else _find_delimiter(sample, usual)
+    dialect = find_dialect(
+        io.StringIO(sample, newline=""), delimiter, None if '"' in sample else _lines_with_quotes(open_text)
+    )
+    assumptions = _notes(dialect, usual, named is not None)
+    first = list(islice(Cells(io.StringIO(sample, newline=""), dialect), _SAMPLE_ROWS))
+    if not first:
         raise StudioError("The table holds no header line.", "The first line of a CSV names its columns.")
-    cells = [cell.strip() for cell in first]
+    if isinstance(first[0], Fault):
+        raise StudioError(
+            f"The table's first line can't be read: {first[0].reason} ({shorten(first[0].text, 120)}).",
+            "Double each quotation mark that stands in a quoted cell, or take the marks around the cell away.",
+        )
+    lines = [row for row in first if isinstance(row, list)]
+    cells = [cell.strip() for cell in lines[0]]
+    short = sum(len(row) < len(cells) for row in lines[1:]) > _OFTEN_SHORT * len(lines[1:])
     if _is_data(cells):
         names = [f"column {position}" for position in range(1, len(cells) + 1)]
-        said = "The first line looks like data and not like names: the columns are called "
-        assumptions.append(said + ", ".join(f"`{name}`" for name in names[:12]) + ".")
-        return Reading(lambda: _rows(open_text, delimiter, names, header=False), assumptions)
+        assumptions.append(
+            f"The first line looks like data and not like names: the columns are called {_quoted(names)}."
+        )
+        return _reading(open_text, Table(dialect, names, False, named is not None, short), assumptions)
     twice = [name for name, times in Counter(cells).items() if times > 1 and name]
     if twice:
         raise StudioError(f"Two columns are named {twice[0]!r}.", "Give every column a name of its own.")
+    while not cells[-1] and all(not row[len(cells) - 1 :] or not row[len(cells) - 1].strip() for row in lines):
+        cells.pop()
     names = [name or f"column {position}" for position, name in enumerate(cells, 1)]
-    said = "The first line names the columns: "
-    assumptions.append(said + ", ".join(f"`{shorten(name, _LONGEST_NAME)}`" for name in names[:12]) + ".")
-    return Reading(lambda: _rows(open_text, delimiter, names, header=True), assumptions)
+    assumptions.append(f"The first line names the columns: {_quoted(names)}.")
+    return _reading(open_text, Table(dialect, names, True, named is not None, short), assumptions)
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f"`{shorten(name, _LONGEST_NAME)}`" for name in names[:12])
+
+
+def _notes(dialect: Dialect, usual: str, named: bool) -> list[str]:
+    """Sentences on how the table is written, where that is not what its ending promises."""
+    name = _NAMES.get(dialect.delimiter, dialect.delimiter)
+    notes = []
+    if named:
+        notes.append(f"The line `sep={dialect.delimiter}` says that cells are separated by a {name}; it is no row.")
+    elif dialect.delimiter != usual:
+        notes.append(f"Cells are separated by a {name}.")
+    if dialect.delimiter == "\t" and dialect.has_marks:
+        notes.append(
+            "Cells in quotation marks are read as quoted: tabs and line ends may stand in them."
+            if dialect.quoted
+            else "Quotation marks are letters like others, as in tab-separated text."
+        )
+    return [*notes, *([_BACKSLASHES] if dialect.backslash else [])]
+
+
+def _lines_with_quotes(open_text: Open) -> TextIO | None:
+    """Some lines from the first that holds a quotation mark on; None where there is none in the first 64 MiB."""
+    read = 0
+    with open_text() as stream:
+        while read < _SEARCHED_QUOTES and (block := stream.read(_BLOCK)):
+            block += stream.readline(LONGEST)
+            read += len(block)
+            if '"' in block:
+                start = max(block.rfind("\n", 0, block.find('"')), block.rfind("\r", 0, block.find('"'))) + 1
+                return io.StringIO(block[start : start + _SAMPLE_LENGTH], newline="")
+    return None
 
 
 def _is_data(cells: list[str]) -> bool:
@@ -61,56 +130,88 @@ def _is_data(cells: list[str]) -> bool:
     return any(values) and sum(values) * 2 >= len([cell for cell in cells if cell])
 
 
-def _cells_of(stream: TextIO, delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Numbered lines of cells; lines without any content are not rows, they are neither counted nor reported."""
-    reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
-    number = 0
-    while True:
-        try:
-            line = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            number += 1
-            yield number, error
-            continue
-        if any(cell.strip() for cell in line):
-            number += 1
-            if number == 1:
-                line[0] = (
-                    line[0].lstrip("\ufeff").removeprefix('"').removesuffix('"') if "\ufeff" in line[0] else line[0]
-                )
-            yield number, line
+def _reading(open_text: Open, table: Table, assumptions: list[str]) -> Reading:
+    tally = Tally()
+    return Reading(lambda: _rows(open_text, table, tally), assumptions, tally)
 
 
-def _rows(open_text: Callable[[], TextIO], delimiter: str, names: list[str], header: bool) -> Iterator[Record | BadRow]:
-    named = not header
+def _rows(open_text: Open, table: Table, tally: Tally) -> Iterator[Record | BadRow]:
+    """The data rows, numbered from 1. Each is held back until the next is seen, as two short ones may be one."""
+    tally.clear()
+    width = len(table.names)
+    before: tuple[int, list[str]] | None = None  # a short row
+
+    def filled(number: int, cells: list[str]) -> Record:
+        tally.count(FILLED)
+        return Record(number, dict(zip(table.names, [*cells, *[""] * (width - len(cells))], strict=True)))
+
     with open_text() as stream:
-        for counted, line in _cells_of(stream, delimiter):
-            if isinstance(line, csv.Error):
-                yield BadRow(counted - header, BROKEN_CELLS, str(line))
-            elif not named:
-                named = True
-            elif any(is_broken(cell) for cell in line):
-                yield BadRow(counted - header, BROKEN_BYTES, shorten(" | ".join(line)))
-            elif len(line) != len(names):
-                found = f"{len(line)} cells for {len(names)} columns: {shorten(' | '.join(line))}"
-                yield BadRow(counted - header, WRONG_WIDTH, found)
-            else:
-                yield Record(counted - header, dict(zip(names, line, strict=True)))
+        if table.separator_line:
+            stream.readline()
+        for number, row in enumerate(Cells(stream, replace(table.dialect, width=width)), 0 if table.header else 1):
+            if number == 0:
+                continue
+            if isinstance(row, list) and len(row) < width and not any(map(is_broken, row)):
+                if before is None:
+                    before = number, row
+                    continue
+                pieces = len(before[1]) + len(row) - 1 == width and not table.often_short
+                if pieces:
+                    for at, cells in (before, (number, row)):
+                        yield BadRow(at, BROKEN_ROW, _width_of(cells, width))
+                    before = None
+                    continue
+                yield filled(*before)
+                before = number, row
+                continue
+            if before is not None:
+                yield filled(*before)
+                before = None
+            yield _row(number, row, table.names, tally)
+    if before is not None:
+        yield filled(*before)
 
 
-def _find_delimiter(sample: str) -> str:
-    def evenness(delimiter: str) -> tuple[float, int]:
-        try:
-            rows = [row for row in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter) if any(row)]
-        except csv.Error:
-            return 0.0, 0
-        widths = Counter(len(row) for row in rows[:_SAMPLE_ROWS])
-        width, times = widths.most_common(1)[0] if widths else (1, 0)
-        if width < 2 or not rows or len(rows[0]) != width:
-            return 0.0, 0
-        return times / widths.total(), width
+def _row(number: int, row: list[str] | Fault, names: list[str], tally: Tally) -> Record | BadRow:
+    """A row that is not too short."""
+    if isinstance(row, Fault):
+        return BadRow(number, row.reason, shorten(row.text))
+    if any(map(is_broken, row)):
+        return BadRow(number, BROKEN_BYTES, shorten(" | ".join(row)))
+    if any(cell.strip() for cell in row[len(names) :]):
+        return BadRow(number, WRONG_WIDTH, _width_of(row, len(names)))
+    if len(row) > len(names):
+        tally.count(TRIMMED)
+    return Record(number, dict(zip(names, row, strict=False)))
+
+
+def _width_of(cells: list[str], width: int) -> str:
+    return f"{len(cells)} cells for {width} columns: {shorten(' | '.join(cells))}"
+
+
+def _find_delimiter(sample: str, usual: str) -> str:
+    """The delimiter that divides most of the first lines alike; of several the usual one, else the most cells."""
+
+    def evenness(delimiter: str) -> tuple[float, bool, int]:
+        best = (0.0, False, 0)
+        for quoted in (True, False):
+            dialect = Dialect(delimiter, quoted=quoted)
+            rows = list(islice(Cells(io.StringIO(sample, newline=""), dialect), _SAMPLE_ROWS))
+            width = len(rows[0]) if rows and isinstance(rows[0], list) else 0
+            if width < 2:
+                continue
+            fits = [_fits(row, width) for row in rows]
+            best = max(best, (round(sum(fits) / len(fits), 1), delimiter == usual, width))
+        return best
 
     best = max(_NAMES, key=evenness)
-    return best if evenness(best)[0] > 0 else ","
+    return best if evenness(best)[0] > 0 else usual
+
+
+def _fits(row: list[str] | Fault, width: int) -> float:
+    """How well a row fits a table: one that lacks its last cells fits half."""
+    if isinstance(row, Fault):
+        return 0.0
+    if len(row) < width:
+        return 0.5 if len(row) > 1 else 0.0
+    return float(not any(cell.strip() for cell in row[width:]))
