@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from types import TracebackType
 
 from lora_studio import __version__
@@ -170,6 +171,9 @@ def _add_settings(parsers: dict[str, argparse.ArgumentParser], arguments: Sequen
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a fault may be shown with half a character
     parser = make_parser(arguments)
     given, unknown = parser.parse_known_args(arguments)
     if unknown and given.command not in ("train", "check", "estimate"):

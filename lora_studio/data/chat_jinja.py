@@ -25,7 +25,7 @@ from lora_studio.errors import StudioError
 
 # Two of Unicode's noncharacters, which no text may hold: rows that do are refused before they come here.
 BEGIN, END = "\ufdd0", "\ufdd1"
-MARKS = re.compile(f"[{BEGIN}{END}]")
+MARKS = re.compile("[\ufdd0-\ufdef]")
 _DICT_ATTRIBUTES = frozenset(dir(dict))
 # The two left out reach the attributes of what they are given.
 _STRING_METHODS = frozenset(name for name in dir(str) if name[0] != "_") - {"format", "format_map"}

@@ -19,6 +19,8 @@ from lora_studio.data.messages import (
     RowError,
     check,
     check_text,
+    check_values,
+    is_blank,
     is_odd,
 )
 from lora_studio.data.preferences import answers_of, mark_of
@@ -158,8 +160,8 @@ def _with_system(
     if messages and messages[0].role == "system":
         return messages
     own = as_text(fields.get(columns["system"]), columns["system"]) if "system" in columns else ""
-    system = own if own.strip() else given
-    return [Message("system", system), *messages] if system and system.strip() else messages
+    system = given if is_blank(own) else own
+    return messages if system is None or is_blank(system) else [Message("system", system), *messages]
 
 
 def _with_reasoning(messages: list[Message], thought: str) -> list[Message]:
@@ -175,10 +177,12 @@ def _answer_turns(answer: Any, name: str, roles: Names[str, str]) -> list[Messag
 
 
 def _tools(fields: dict[str, Any], columns: dict[str, str]) -> tuple[dict[str, Any], ...]:
-    if "tools" in columns:
-        return parse_tools(fields.get(columns["tools"]), columns["tools"])
-    turns = columns.get("messages") or columns.get("prompt") or ""
-    return parse_tools(held_beside(fields.get(turns), TOOLS), turns)
+    holder = columns.get("messages") or columns.get("prompt") or ""
+    place = columns.get("tools", holder)
+    given = fields.get(place) if "tools" in columns else held_beside(fields.get(holder), TOOLS)
+    tools = parse_tools(given, place)
+    check_values(tools, place)
+    return tools
 
 
 def _needed(fields: dict[str, Any], name: str) -> Any:

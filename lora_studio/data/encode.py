@@ -57,7 +57,10 @@ class Example:
 
 
 class Encoder:
-    """Renders, tokenises, masks and cuts conversations with one tokenizer, template and set of rules."""
+    """Renders, tokenises, masks and cuts conversations with one tokenizer, template and set of rules.
+
+    `rewritten` counts the rows encoded so far whose earlier answers the template writes otherwise than the last one.
+    """
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ class Encoder:
         self._bos = tokenizer.bos_token_id
         self.special_ids = frozenset(tokenizer.added_tokens_decoder)
         self.specials = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        self.rewritten = 0
         self._renderer = Renderer(tokenizer, template, train_on, enable_thinking)
 
     def render(self, conversation: Conversation) -> str:
@@ -152,6 +156,7 @@ class Encoder:
                 bad_rows.append(result.at(conversation.row))
             else:
                 rendered.append((conversation, result))
+                self.rewritten += result.rewritten
         return rendered, bad_rows
 
     def _masked(
@@ -194,10 +199,29 @@ class Encoder:
     def _mask(self, conversation: Conversation, rendered: Rendered, encoding: Any) -> Encoded:
         ids = encoding.ids
         spans = tuple(
-            span for start, stop in rendered.spans if (span := _token_range(encoding, rendered.text, start, stop))
+            span
+            for start, stop in rendered.spans
+            if (span := _token_range(encoding, rendered.text, start, stop))
+            and (span := self._without_neighbours(encoding, rendered.text, (start, stop), span))
         )
         keep_first = bool(ids) and ids[0] == self._bos and ids.count(self._bos) == 1
         return Encoded(conversation.row, ids, spans, keep_first, conversation.text is not None)
+
+    def _without_neighbours(
+        self, encoding: Any, text: str, span: tuple[int, int], tokens: tuple[int, int]
+    ) -> tuple[int, int] | None:
+        """The tokens of a span less the special ones beside it that only take in white space of it.
+
+        A role's token with `rstrip` reaches over the space that an answer begins with, one with `lstrip` over its end.
+        """
+        (start, stop), (first, last) = span, tokens
+        if encoding.ids[first] in self.special_ids:
+            begin, _ = encoding.token_to_chars(first)
+            first += begin < start and bool(text[begin:start].strip())
+        if last > first and encoding.ids[last - 1] in self.special_ids:
+            begin, end = encoding.token_to_chars(last - 1)
+            last -= end > stop and not text[begin:stop].strip()
+        return (first, last) if first < last else None
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """Message and Conversation, the one form that rows of every shape become, and the rules a conversation keeps."""
 
+import json
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,9 @@ BROKEN_TEXT = "the text holds half a character or undecodable bytes"
 EMPTY_TEXT = "the text is empty"
 # Unicode's noncharacters U+FDD0 to U+FDEF are for inner use: the chat template's marks are two of them.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufdd0-\ufdef]")
+# Letters without ink, and the categories of white space, control and format characters.
+_INKLESS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+_INKLESS_CATEGORIES = ("Zs", "Zl", "Zp", "Cc", "Cf")
 
 
 class RowError(ValueError):
@@ -34,6 +39,25 @@ class RowError(ValueError):
     def at(self, row: int) -> BadRow:
         """This fault as the report of a row."""
         return BadRow(row, self.reason, self.found, self.field)
+
+
+class Arguments(dict[str, Any]):
+    """A tool call's arguments, with the JSON text `written` that the file has of them; "" where it holds an object."""
+
+    def __init__(self, values: Mapping[str, Any], written: str = "") -> None:
+        super().__init__(values)
+        self.written = written
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a template gets tool calls: arguments as objects or as JSON text; no content beside a call as "" or None."""
+
+    text_arguments: bool = False
+    null_content: bool = False
+
+
+FORMS = tuple(Form(text, null) for null in (False, True) for text in (False, True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +77,15 @@ class Message:
     tool_call_id: str | None = None
     trained: bool = True
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, form: Form = FORMS[0]) -> dict[str, Any]:
         """The message as chat templates take it, without what it has not."""
         message: dict[str, Any] = {"role": self.role, "content": self.content}
+        if form.null_content and self.tool_calls and not self.content:
+            message["content"] = None
         if self.reasoning_content is not None:
             message["reasoning_content"] = self.reasoning_content
         if self.tool_calls:
-            message["tool_calls"] = list(self.tool_calls)
+            message["tool_calls"] = [_call_in(call, form) for call in self.tool_calls]
         if self.name is not None:
             message["name"] = self.name
         if self.tool_call_id is not None:
@@ -88,8 +114,19 @@ class Conversation:
     input_ids: tuple[int, ...] | None = None
     labels: tuple[int, ...] | None = None
 
-    def to_dicts(self) -> list[dict[str, Any]]:
-        return [message.to_dict() for message in self.messages]
+    def to_dicts(self, form: Form = FORMS[0]) -> list[dict[str, Any]]:
+        return [message.to_dict(form) for message in self.messages]
+
+
+def _call_in(call: dict[str, Any], form: Form) -> dict[str, Any]:
+    """A tool call of plain JSON values, its arguments an object or JSON text: the file's own text where it has one."""
+    arguments = call["function"]["arguments"]
+    if form.text_arguments and not isinstance(arguments, str):
+        written = arguments.written if isinstance(arguments, Arguments) else ""
+        arguments = written or json.dumps(arguments, ensure_ascii=False)
+    elif isinstance(arguments, Arguments):
+        arguments = dict(arguments)
+    return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 def check(messages: Sequence[Message], field: str = "") -> None:
@@ -98,8 +135,9 @@ def check(messages: Sequence[Message], field: str = "") -> None:
     answers = 0
     for position, message in enumerate(messages):
         role = message.role
-        _check_letters(message.content, field)
-        _check_letters(message.reasoning_content or "", field)
+        for text in (message.content, message.reasoning_content, message.name, message.tool_call_id):
+            _check_letters(text or "", field)
+        check_values(message.tool_calls, field)
         if role == "system" and position > 0:
             raise RowError(SYSTEM_LATE, field, f"message {position + 1}: {message.content}")
         if role == "user" and before == "user":
@@ -108,10 +146,10 @@ def check(messages: Sequence[Message], field: str = "") -> None:
             raise RowError(TWO_ASSISTANTS, field, f"message {position + 1}: {message.content}")
         if role == "tool" and before not in ("assistant", "tool"):
             raise RowError(LONE_TOOL, field, f"message {position + 1}: {message.content}")
-        if role == "user" and not message.content.strip():
+        if role == "user" and is_blank(message.content):
             raise RowError(EMPTY_TURN, field, f"message {position + 1}")
         if role == "assistant":
-            if not message.content.strip() and not message.tool_calls:
+            if is_blank(message.content) and not message.tool_calls:
                 raise RowError(EMPTY_ANSWER, field, f"message {position + 1}")
             answers += message.trained
         before = role
@@ -121,14 +159,43 @@ def check(messages: Sequence[Message], field: str = "") -> None:
 
 def check_text(text: str, field: str = "") -> None:
     """Raises RowError for plain text that can't be trained on."""
-    if not text.strip():
+    if is_blank(text):
         raise RowError(EMPTY_TEXT, field)
     _check_letters(text, field)
+
+
+def check_values(values: Sequence[Any], field: str = "") -> None:
+    """Raises RowError for tool calls or tools that hold what is no text, in names, keys or values of any depth."""
+    for text in _texts_in(values) if values else ():
+        _check_letters(text, field)
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of it can be seen: white space, zero-width and other letters without ink."""
+    return not text.strip() or (not text.isascii() and all(map(_is_inkless, text)))
 
 
 def is_odd(text: str) -> bool:
     """Whether it holds letters that are no text."""
     return is_broken(text) or _CONTROLS.search(text) is not None
+
+
+def _is_inkless(letter: str) -> bool:
+    is_selector = "\ufe00" <= letter <= "\ufe0f" or "\U000e0100" <= letter <= "\U000e01ef"
+    return is_selector or letter in _INKLESS or unicodedata.category(letter) in _INKLESS_CATEGORIES
+
+
+def _texts_in(values: Sequence[Any]) -> Iterator[str]:
+    """Every text in JSON values, keys included; without recursion, as values nest as deep as their file wants."""
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
 
 
 def _check_letters(text: str, field: str) -> None:

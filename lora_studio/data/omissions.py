@@ -81,6 +81,11 @@ def sentences(facts: dict[str, Any]) -> list[str]:
         among = f" of the {found['looked_at']:,} looked at" if found["looked_at"] < found["of_rows"] else ""
         if found["rows"]:
             said.append(f"{found['rows']:,} rows{among} {what}.")
+    if facts["rewritten"]:
+        said.append(
+            f"In {facts['rewritten']:,} rows the chat template writes earlier answers otherwise than the last: each is "
+            "trained as it stands in the whole conversation."
+        )
     changed = facts["answers"]
     if changed["rows"]:
         said.append(

@@ -36,6 +36,15 @@ from lora_studio.data.pairs import PairStore, matched, sides
 from lora_studio.data.preferences import marks_in_words
 from lora_studio.data.record_store import RecordStore, write_records
 from lora_studio.data.records import Source
+from lora_studio.data.rendering import (
+    CALLS_LEFT_OUT,
+    NO_SYSTEM,
+    NO_TOOLS,
+    NOTHING_MARKED,
+    REFUSED,
+    REWRITES,
+    WEIGHTS,
+)
 from lora_studio.data.row_store import RowStore, write_rows
 from lora_studio.data.rows import BadRow, Record
 from lora_studio.data.splits import group_of
@@ -47,6 +56,17 @@ _REPORT_EVERY = 500
 _REPORT_OMITTED = 100
 ANSWERS_ONLY = "Answers are compared with each other, so that only answers can be trained on."
 _SLOW_SECONDS = 0.5
+NO_SYSTEM_STYLE = "choose another data.prompt_style: chatml has a place for them."
+_OTHER_STYLE = "Choose another data.prompt_style: chatml takes every conversation"
+ADVICE = {
+    REWRITES: f"Set data.train_on to last_turn: the last answer of each row can be trained. Or: {_OTHER_STYLE}.",
+    REFUSED: f"{_OTHER_STYLE}. Or change the rows so that the model's template takes them.",
+    NOTHING_MARKED: f"{_OTHER_STYLE}.",
+    WEIGHTS: f"Set data.train_on to last_turn. Or: {_OTHER_STYLE}.",
+    NO_TOOLS: "Choose a model whose chat template prints tool calls; or take calls and results out of the rows.",
+    CALLS_LEFT_OUT: "Choose a model whose chat template prints tool calls; or take calls and results out of the rows.",
+}
+"""What helps against reasons that are the template's, not the rows'."""
 
 _KEYS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()  # see tokenizer_key
 
@@ -186,9 +206,20 @@ class Preparation:
         if not len(positions) and arrays.facts["marked_bad"]:
             raise nothing_good(source.name, shape, arrays.facts["marked_bad"], len(bad_rows))
         if not len(usable) or not len(rows):
-            raise nothing_to_train(source.name, shape, bad_rows[0])
+            raise nothing_to_train(source.name, shape, bad_rows[0], self._advice(records, shape, bad_rows[0]))
         chats = Conversations(records, usable, shape, self.system_prompt)
         return Part(source.name, key, digests, records, shape, chats, positions, groups, rows, bad_rows, arrays.facts)
+
+    def _advice(self, records: RecordStore, shape: Format, first: BadRow) -> str:
+        """What helps against a file's first bad row, with the setting that is at fault where one is."""
+        if first.reason != NO_SYSTEM:
+            return ADVICE.get(first.reason, "Mend the rows, or choose a prompt style that has a place for them.")
+        record = next(records.records(np.searchsorted(records.row, [first.row]).tolist()))
+        unprompted = replace(shape, mapping=replace(shape.mapping, system_prompt=None) if shape.mapping else None)
+        if any(message.role == "system" for message in convert(record, unprompted).messages):
+            return f"The system prompts stand in the rows: take them out, or {NO_SYSTEM_STYLE}"
+        setting = "data.mapping.system_prompt" if self.system_prompt is None else "data.system_prompt"
+        return f"Leave {setting} empty, or {NO_SYSTEM_STYLE}"
 
     def _read(self, writer: ArrayWriter, source: Source) -> dict[str, Any]:
         self.before_slow()
@@ -226,6 +257,7 @@ class Preparation:
         self.report("encode", 0, total)
         if compared:
             conversations = (side for chat in conversations for side in sides(chat))
+        rewritten = self.encoder.rewritten
         encoded = self.encoder.encode_batches(batches(conversations))
         for rows, bad in matched(encoded) if compared else encoded:
             write_rows(writer, rows, np.searchsorted(records.row, [row.row for row in rows]))
@@ -242,6 +274,7 @@ class Preparation:
             "thoughts": self._omitted(whole, made.thoughtful, omits_reasoning),
             "beside": self._omitted(whole, made.spoken_calls, omits_beside_calls),
             "answers": answers,
+            "rewritten": (self.encoder.rewritten - rewritten) // (2 if compared else 1),
         }
         facts = {"resting": made.resting, "marked_bad": made.marked_bad, "omitted": omitted}
         return {**facts, "bad_reasons": bad_rows.finish()}
@@ -307,14 +340,14 @@ class Converted:
         return np.array(self._groups, np.uint64)
 
 
-def nothing_to_train(name: str, shape: Format, first: BadRow) -> ReadingError:
+def nothing_to_train(name: str, shape: Format, first: BadRow, advice: str) -> ReadingError:
     """What to say of a file that was read, but of which no row can be trained on; `first` is its first bad row."""
     where = f" ({first.field})" if first.field else ""
-    found = f"; found: {first.found[:120]}" if first.found else ""
+    found = f"; found: {first.found[:120].strip()}" if first.found else ""
     return ReadingError(
         f"No row of {Path(name).name} can be trained on. It was read so: {shape.words} "
         f"Row {first.row}: {first.reason.rstrip('.')}{where}{found}.",
-        "Mend the rows, or choose a prompt style that has a place for them.",
+        advice,
     )
 
 

@@ -1,27 +1,31 @@
 """Conversations to text, with the character spans that are trained.
 
 With a template that has generation marks, the marks are the spans, less what a generation prompt brings by itself.
-Without marks, the text before each answer is rendered with the generation prompt and must be what the whole text begins
-with. Nothing here knows tokens' ids.
+Without marks, the text before each answer is rendered with the generation prompt and is what the whole text begins
+with; where it is not, answer_spans finds the answers. Nothing here knows tokens' ids.
 """
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
 
+from lora_studio.data.answer_spans import REWRITES, AnswerSpans, common_length, common_start
 from lora_studio.data.chat_jinja import MARKS, ChatTemplate
-from lora_studio.data.messages import CONTROL, Conversation, RowError
+from lora_studio.data.decoding import is_broken
+from lora_studio.data.messages import BROKEN_TEXT, CONTROL, FORMS, Conversation, Form, RowError
 from lora_studio.data.prompt_styles import Template, adds_bos
 from lora_studio.errors import StudioError
 
 REFUSED = "the chat template refuses the row"
-REWRITES = "the chat template changes earlier turns as the conversation goes on, so they can't be trained"
+NO_SYSTEM = "the chat template takes no system prompt"
 NO_TOOLS = "the chat template has no place for tool calls and their results"
+CALLS_LEFT_OUT = "the chat template leaves tool calls of the row out of the answers"
 WEIGHTS = "the row leaves single answers out of training, but the chat template does not mark answer by answer"
 NOTHING_MARKED = "the chat template marks nothing of the row as the model's answer"
 _TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
@@ -31,10 +35,14 @@ _THINK = ("<think>", "</think>")
 
 @dataclass(slots=True)
 class Rendered:
-    """The text of a conversation and its trained character spans, in order and apart."""
+    """The text of a conversation and its trained character spans, in order and apart.
+
+    `rewritten`: the template writes earlier answers otherwise than the last one.
+    """
 
     text: str
     spans: list[tuple[int, int]]
+    rewritten: bool = False
 
 
 class Renderer:
@@ -74,18 +82,66 @@ class Renderer:
         return Rendered(whole, [(len(self._bos), len(whole))])
 
     def _render_chat(self, chat: Conversation) -> Rendered | RowError:
-        messages = chat.to_dicts()
-        if (chat.tools or _uses_tools(chat)) and MARKS.search(json.dumps([chat.tools, messages], ensure_ascii=False)):
-            return RowError(CONTROL, found="U+FDD0 or U+FDD1 in tools or tool calls")
-        try:
-            text, spans = self._jinja.render(messages, chat.tools)
-            by_marks = self._template.has_marks
-            spans = self._spans_by_marks(text, spans) if by_marks else self._spans_by_prefix(chat, text)
-            return self._select(text, self._without_untrained(chat, spans))
-        except RowError as error:
-            return error
-        except _TEMPLATE_FAULTS as error:
-            return RowError(REFUSED, found=str(error))
+        uses_tools = _uses_tools(chat)
+        if (chat.tools or uses_tools) and MARKS.search(json.dumps([chat.tools, chat.to_dicts()], ensure_ascii=False)):
+            return RowError(CONTROL, found="U+FDD0 to U+FDEF in tools or tool calls")
+        faults: list[RowError] = []
+        for form in FORMS if any(message.tool_calls for message in chat.messages) else FORMS[:1]:
+            try:
+                return self._in_form(chat, form)
+            except RowError as error:
+                faults.append(error)
+            except _TEMPLATE_FAULTS as error:
+                faults.append(RowError(REFUSED, found=str(error)))
+        # What one form comes to says more than that another was refused.
+        fault = next((one for one in faults if one.reason != REFUSED), faults[0])
+        return self._naming_system(chat, fault) if fault.reason == REFUSED else fault
+
+    def _in_form(self, chat: Conversation, form: Form) -> Rendered:
+        """The row with its tool calls in one form. Raises RowError, and what templates raise."""
+        messages = chat.to_dicts(form)
+        text, marks = self._jinja.render(messages, chat.tools)
+        if is_broken(text):
+            raise RowError(BROKEN_TEXT, found=text)
+        rewritten = False
+        if self._template.has_marks:
+            spans = self._spans_by_marks(text, marks)
+        else:
+            try:
+                spans = self._spans_by_prefix(messages, chat.tools, text)
+            except RowError:
+                spans, rewritten = self._spans_in_whole(messages, chat.tools, text), True
+        if any(message.tool_calls for message in chat.messages):
+            self._check_calls(chat, form, text, spans)
+        return replace(self._select(text, self._without_untrained(chat, spans)), rewritten=rewritten)
+
+    def _check_calls(self, chat: Conversation, form: Form, text: str, spans: Sequence[tuple[int, int]]) -> None:
+        """Raises RowError where the name or an argument of a tool call is not in its answer, or not as JSON."""
+        answers = [message for message in chat.messages if message.role == "assistant"]
+        if self._template.has_marks:
+            parts = [" ".join(text[start:stop] for start, stop in spans)] * len(answers)
+        elif len(spans) == len(answers):
+            parts = [text[start:stop] for start, stop in spans]
+        else:  # only the last answer was looked for: the others are anywhere before it
+            parts = [*[text[: spans[-1][0]]] * (len(answers) - 1), text[spans[-1][0] : spans[-1][1]]]
+        for message, part in zip(answers, parts, strict=True):
+            names = Counter(call["function"]["name"] for call in message.tool_calls)
+            missing = [name for name, calls in names.items() if part.count(name) < calls]
+            for call in message.tool_calls:
+                arguments = call["function"]["arguments"]
+                named = arguments if isinstance(arguments, dict) else {}
+                missing += [key for key in named if not _shows(part, str(key))]
+                if not form.text_arguments and _is_python(arguments, part):
+                    raise RowError(REFUSED, found=f"it writes a call's arguments as Python does: {arguments}")
+            if missing:
+                raise RowError(CALLS_LEFT_OUT, found=", ".join(missing))
+
+    def _naming_system(self, chat: Conversation, fault: RowError) -> RowError:
+        """The fault, or that it is the system prompt's: without one the template takes the row."""
+        if chat.messages[0].role != "system":
+            return fault
+        rest = self._render_chat(replace(chat, messages=chat.messages[1:]))
+        return RowError(NO_SYSTEM, found=fault.found) if isinstance(rest, Rendered) else fault
 
     @cached_property
     def _cue(self) -> str:
@@ -95,41 +151,63 @@ class Renderer:
             asked, told = (self._jinja.render(question, prompt=prompt)[0] for prompt in (True, False))
         except _TEMPLATE_FAULTS:
             return ""
-        return asked[_common_start(asked, told) :]
+        return asked[common_start(asked, told) :]
 
     def _spans_by_marks(self, text: str, marks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The marked spans, those that touch as one, each from the end of its cue where a mark begins within it."""
+        """The marked spans, those that touch as one, each from the end of its cue where that is near a mark's begin."""
         spans: list[tuple[int, int]] = []
         for start, stop in marks:
             if start < stop and spans and spans[-1][1] >= start:
                 spans[-1] = (spans[-1][0], stop)
             elif start < stop:
-                cue = len(self._cue)
-                at = text.find(self._cue, max(0, start - cue + 1), start + cue - 1) if cue else -1
-                spans.append((start if at < 0 else at + cue, stop))
+                spans.append((self._after_cue(text, start, stop), stop))
         return spans
 
-    def _spans_by_prefix(self, chat: Conversation, text: str) -> list[tuple[int, int]]:
-        """The answers' spans in the whole text of a conversation, by what is rendered before and after each."""
-        messages = chat.to_dicts()
+    def _after_cue(self, text: str, start: int, stop: int) -> int:
+        """Where an answer begins whose mark begins at `start`, in its cue or with it; white space may come first."""
+        if not (cue := self._cue):
+            return start
+        blank = len(text[start:stop]) - len(text[start:stop].lstrip())
+        at = text.find(cue, max(0, start - len(cue) + 1), min(start + blank + len(cue), stop))
+        if at >= 0:
+            return at + len(cue)
+        begin = start + blank - (len(cue) - len(cue.lstrip()))
+        common = common_length(cue, text[max(begin, 0) : stop], self._special)
+        whole = common and begin >= 0 and not self._special.sub("", cue[common:]).strip()
+        return begin + common if whole else start  # the cue opens reasoning that the turn does not have
+
+    def _spans_by_prefix(
+        self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], text: str
+    ) -> list[tuple[int, int]]:
+        """The answers' spans in the whole text of a conversation, by what is rendered before and after each.
+
+        Raises RowError where the text does not begin with that.
+        """
         answers = [position for position, message in enumerate(messages) if message["role"] == "assistant"]
         spans = []
         for position in answers[-1:] if self._train_on == "last_turn" else answers:
-            before, _ = self._jinja.render(messages[:position], chat.tools, prompt=True)
+            before, _ = self._jinja.render(messages[:position], tools, prompt=True)
             after = text
             if position + 1 < len(messages):
-                after, _ = self._jinja.render(messages[: position + 1], chat.tools)
+                after, _ = self._jinja.render(messages[: position + 1], tools)
             spans.append((self._common_length(before, text), self._common_length(after, text)))
         return spans
+
+    def _spans_in_whole(
+        self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], text: str
+    ) -> list[tuple[int, int]]:
+        """The answers' spans in a text that does not begin with what is rendered before each. Raises RowError."""
+
+        def render(part: Sequence[dict[str, Any]], prompt: bool) -> str:
+            return self._jinja.render(list(part), tools, prompt=prompt)[0]
+
+        return AnswerSpans(render, self._special).find(messages, text)
 
     def _common_length(self, part: str, text: str) -> int:
         """How far `part` goes along with `text`; only closing tokens and white space of `part` may differ."""
         if text.startswith(part):
             return len(part)
-        common = _common_start(part, text)
-        for match in self._special.finditer(text, max(0, common - 100), common + 100):
-            if match.start() < common < match.end():
-                common = match.start()
+        common = common_length(part, text, self._special)
         if self._special.sub("", part[common:]).strip():
             raise RowError(REWRITES, found=part[common : common + 200])
         return common
@@ -182,10 +260,15 @@ def _text_start(tokenizer: Any, bos: str) -> str:
     )
 
 
-def _common_start(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
-    shorter = min(len(one), len(other))
-    return next((at for at in range(shorter) if one[at] != other[at]), shorter)
+def _shows(part: str, word: str) -> bool:
+    """Whether a word stands in a text, by itself or as JSON writes it."""
+    return word in part or json.dumps(word)[1:-1] in part or json.dumps(word, ensure_ascii=False)[1:-1] in part
+
+
+def _is_python(arguments: Any, part: str) -> bool:
+    """Whether a text holds arguments as Python prints them, where JSON writes them otherwise."""
+    printed = str(arguments)
+    return isinstance(arguments, dict) and printed != json.dumps(arguments, ensure_ascii=False) and printed in part
 
 
 def _uses_tools(conversation: Conversation) -> bool:

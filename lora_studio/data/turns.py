@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora_studio.data.messages import EMPTY_ANSWER, EMPTY_TURN, Message, RowError
+from lora_studio.data.messages import EMPTY_ANSWER, EMPTY_TURN, Arguments, Message, RowError, is_blank
 
 NOT_A_LIST = "the conversation is not a list of messages"
 NOT_A_MESSAGE = "a message is not an object with a role and content"
@@ -111,7 +111,7 @@ def _refuse_empty(messages: Sequence[Message], field: str) -> None:
     """Raises RowError for a turn that says nothing, with the column that it stands in."""
     for position, message in enumerate(messages, 1):
         reason = {"user": EMPTY_TURN, "assistant": EMPTY_ANSWER}.get(message.role)
-        if reason and not message.content.strip() and not message.tool_calls:
+        if reason and is_blank(message.content) and not message.tool_calls:
             raise RowError(reason, field, f"message {position}: {message.content!r}")
 
 
@@ -273,12 +273,18 @@ def parse_calls(value: Any, field: str) -> tuple[dict[str, Any], ...]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise RowError(BROKEN_CALL, field, call)
-        arguments = function.get("arguments", function.get("input"))
-        if isinstance(arguments, str):
-            arguments = _load(arguments, BROKEN_CALL, field) if arguments.strip() else {}
-        parsed = {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
+        arguments = _arguments(function.get("arguments", function.get("input")), field)
+        parsed = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
         calls.append({**parsed, "id": call["id"]} if isinstance(call.get("id"), str) else parsed)
     return tuple(calls)
+
+
+def _arguments(value: Any, field: str) -> Any:
+    """A call's arguments as values, also those written as JSON text, or as JSON text within JSON text."""
+    written = ""
+    while isinstance(value, str):
+        written, value = value, _load(value, BROKEN_CALL, field) if value.strip() else {}
+    return Arguments(value, written) if isinstance(value, dict) else value or {}
 
 
 def parse_tools(value: Any, field: str) -> tuple[dict[str, Any], ...]:

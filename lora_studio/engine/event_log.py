@@ -21,7 +21,7 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
         self.path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", errors="replace")  # reasons of bad rows may hold half a character
         if torn:
             self._file.write("\n")  # a crash left half a line: what follows must not be glued to it
         self._shown = 0.0

@@ -87,6 +87,7 @@ class Family:
     """What a template writes for an answer, by hand: `said(message)` up to the `end` token; `close` ends the last one.
 
     `refused` names the chats that it can't train and the reason; of those that it rewrites, the last turn can be.
+    Without `keeps_thoughts` reasoning stands in the last turn only.
     """
 
     end: str
@@ -97,6 +98,7 @@ class Family:
     close: str = ""
     refused: tuple[tuple[str, str], ...] = ()
     after_call: str | None = None
+    keeps_thoughts: bool = True
 
     def refuses(self, name: str, train_on: str) -> str | None:
         reason = dict(self.refused).get(name)
@@ -105,6 +107,8 @@ class Family:
     def trained(self, chat: Conversation) -> list[str]:
         """What each answer of a chat should train."""
         answers = [message for message in chat.messages if message.role == "assistant"]
+        if not self.keeps_thoughts:
+            answers = [*(replace(answer, reasoning_content=None) for answer in answers[:-1]), answers[-1]]
         ends = [self.end if not answer.tool_calls or self.after_call is None else self.after_call for answer in answers]
         texts = [self.said(answer) + end for answer, end in zip(answers, ends, strict=True)]
         return [*texts[:-1], texts[-1] + self.close]
@@ -220,15 +224,13 @@ FAMILIES = {
     "llama3": replace(LLAMA, refused=NO_TOOLS),
     "llama3_1": LLAMA,
     "llama3_2": LLAMA,
-    "gemma": replace(GEMMA, refused=(*NO_TOOLS, ("system", rendering.REFUSED))),
+    "gemma": replace(GEMMA, refused=(*NO_TOOLS, ("system", rendering.NO_SYSTEM))),
     "gemma3": GEMMA,
     "gemma4": GEMMA4,
     "gemma4_v2": replace(GEMMA4, refused=(), after_call=None),
     "gemma4_v3": GEMMA4,
     "gemma4_v4": GEMMA4,
-    "gemma4_v5": replace(
-        GEMMA4, said=_gemma4_thinking, refused=(*GEMMA4.refused, ("more reasoning", rendering.REWRITES))
-    ),
+    "gemma4_v5": replace(GEMMA4, said=_gemma4_thinking, keeps_thoughts=False),
     "phi3": PHI,
     "phi3_5": PHI,
     # trl ships none of Mistral's; written in its manner, without marks
@@ -407,12 +409,20 @@ SHOUT = "{%- for message in messages %}{{- message.role + ': ' + message.content
 UNTRAINABLE = {
     "newest turn first": SHOUT.replace("in messages", "in messages[::-1]"),
     "earlier answers left out": SHOUT.replace("+ message.content", "+ (message.content if loop.last else '')"),
-    "a count of the turns on top": "{{- messages|length ~ ' turns' }}" + SHOUT,
     "marks around nothing": SHOUT + "{%- if false %}{%- generation %}a{%- endgeneration %}{%- endif %}",
     "images alone": SHOUT.replace("message.content", "message.content[0]['text']"),
     "no such function": "{{- nonsense() }}" + SHOUT,
     "no Jinja at all": "{%- for message in messages %}{{- message.content }}",
 }
+
+
+def test_a_template_that_counts_the_turns_on_top_trains_every_answer_of_the_whole_text():
+    tokenizer = _demo()
+    tokenizer.chat_template = "{{- messages|length ~ ' turns' }}" + SHOUT
+    ((example,), _) = _encoder(tokenizer).encode([CHATS["same"]])
+    assert example.input_ids == _ids(tokenizer, CHATS["same"], tokenizer.chat_template)
+    # It has no generation prompt, so that a model writes the header as well.
+    assert _trained(tokenizer, example.labels) == ["assistant: Yes" + tokenizer.eos_token] * 3
 
 
 @pytest.mark.parametrize("template", UNTRAINABLE.values(), ids=UNTRAINABLE)
