@@ -24,6 +24,18 @@ class Permissions:
     def check_room(self, coming: int = 0) -> None:
         """Raises `StudioError` where whoever is answered has no room left on the disk for so many bytes more."""
 
+    def check_growth(self, octets: int) -> None:
+        """The same for what is written often and in small parts, such as what is being typed; none for what shrinks."""
+
+    def overdrawn(self, maker: str) -> str:
+        """Why what `maker` has at work is ended: it made more than there is room for; "" where it may go on."""
+        return ""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether anybody has less room than the disk."""
+        return False
+
     def test_rows(self, wanted: int | None) -> int | None:
         """How many rows of a test file may be answered; None for all."""
         return wanted

@@ -45,7 +45,9 @@ def save(workspace: Workspace, name: str, prompts: Sequence[str]) -> str:
         raise StudioError("The set has no name.", "Give it a short one.")
     check_length("The set's name", name, LINE)
     kept = safe_name(name.strip(), "prompts")
-    write_atomically(workspace.prompt_sets_folder / f"{kept}.json", json.dumps(list(prompts), ensure_ascii=False))
+    text = json.dumps(list(prompts), ensure_ascii=False)
+    workspace.check_growth(len(text))
+    write_atomically(workspace.prompt_sets_folder / f"{kept}.json", text)
     return kept
 
 

@@ -1,5 +1,6 @@
-"""How much of the disk visitors take: what they uploaded, their runs, evaluations and exports."""
+"""How much of the disk visitors take: what they uploaded and typed, their runs, evaluations, exports and downloads."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,12 +9,28 @@ from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
 from lora_studio.workspace import RunFolder, Workspace
 
+OF = "of-"  # before a visitor's name, the name of the folder of their downloads
+
 
 def taken(whole: Workspace, whose: Callable[[str], bool], own: Path) -> int:
     """Bytes of all that the visitors of those names have; each has a folder of their own below `own`."""
     made = [folder.path for name, folder in made_by(whole) if whose(name)]
     folders = [path for path in own.iterdir() if whose(path.name)] if own.is_dir() else []
-    return sum(bytes_in(path) for path in [*made, *folders])
+    downloads = [path for name, path in downloads_of(whole) if whose(name)]
+    return sum(bytes_in(path) for path in [*made, *folders, *downloads])
+
+
+def downloads_of(whole: Workspace) -> Iterator[tuple[str, Path]]:
+    """Every folder of files made for downloads, with the name of whoever asked for them."""
+    for path in whole.downloads_folder.glob(f"{OF}*"):
+        yield path.name.removeprefix(OF), path
+
+
+def at_work(whole: Workspace) -> Iterator[tuple[str, RunFolder]]:
+    """Of `made_by` what was started and has not said its last word."""
+    for name, folder in made_by(whole):
+        if folder.worker.exists() and not folder.complete.exists():
+            yield name, folder
 
 
 def made_by(whole: Workspace) -> Iterator[tuple[str, RunFolder]]:
@@ -24,6 +41,14 @@ def made_by(whole: Workspace) -> Iterator[tuple[str, RunFolder]]:
             yield folder.maker, folder
         except FileNotFoundError:  # deleted meanwhile
             continue
+
+
+def remove_torn(folder: RunFolder) -> None:
+    """Removes what a run was writing when it was ended: a checkpoint or an adapter that is not whole is no use."""
+    whole = folder.checkpoint_folders()
+    torn = [path for path in folder.checkpoints.glob("*") if path not in whole]
+    for path in (*torn, folder.unfinished_adapter):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def no_room(taken: int, coming: int, most: int, whose: str, hint: str) -> StudioError:

@@ -9,6 +9,7 @@ import copy
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, demo_folder,
 
 USERS = "users"
 FILES = ("train_file", "validation_file", "model", "base", "adapter")  # parameters of requests that name files
+MAX_REMEMBERED = 10_000
+UNMEASURED_BYTES, UNMEASURED_SECONDS = 100_000, 5.0  # what a visitor may write before the disk is measured again
 _VISITOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DRIVE = re.compile(r"[A-Za-z]:|\\\\|[A-Za-z][A-Za-z0-9+.-]*://")  # of Windows, or of another machine
 # Options only after hub: elsewhere a question mark is a pattern that fits files.
@@ -48,6 +51,7 @@ class VisitedWorkspace(Workspace):
         self._folders = (demo_folder(), *folders)
         self._nobodys = tempfile.TemporaryDirectory(prefix="lora-studio-nobody-")
         self._makers: dict[Path, str] = {}
+        self._growth: dict[str, tuple[int, float]] = {}
         super().__init__(whole.root)
 
     @property
@@ -103,6 +107,34 @@ class VisitedWorkspace(Workspace):
         taken = self._taken(self.maker.__eq__)
         if taken + max(coming, 1) > self._quota:
             raise no_room(taken, coming, self._quota, "What you uploaded and made takes", self._way_to_room())
+
+    def check_growth(self, octets: int) -> None:
+        if self._quota is None or self.owned or octets <= 0:
+            return
+        grown, measured = self._growth.get(self.maker, (0, 0.0))
+        now = time.monotonic()
+        # To measure the disk at every word that is typed would take longer than to write it.
+        if octets + grown > UNMEASURED_BYTES or now - measured > UNMEASURED_SECONDS:
+            self.check_room(octets)
+            grown, measured = 0, now
+            if len(self._growth) > MAX_REMEMBERED:
+                self._growth.clear()
+        self._growth[self.maker] = grown + octets, measured
+
+    @property
+    def bounded(self) -> bool:
+        return self._quota is not None
+
+    def overdrawn(self, maker: str) -> str:
+        if self._quota is None or maker in ("", self._owner):
+            return ""
+        taken = self._taken(maker.__eq__)
+        if taken <= self._quota:
+            return ""
+        return (
+            f"It was ended because the disk space of its maker was used up: {taken / 1e6:,.1f} MB of "
+            f"{self._quota / 1e6:,.0f} MB."
+        )
 
     def _taken(self, whose: Callable[[str], bool]) -> int:
         return bytes_taken(self._whole, whose, self.root / USERS)

@@ -60,8 +60,10 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 def keep(workspace: Workspace, vote: Vote) -> None:
     """Adds a vote to those of the workspace."""
+    line = json.dumps(asdict(vote), ensure_ascii=False) + "\n"
+    workspace.check_growth(len(line))
     with workspace.votes.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(vote), ensure_ascii=False) + "\n")
+        file.write(line)
 
 
 def read(workspace: Workspace) -> list[Vote]:

@@ -392,9 +392,12 @@ class Workspace(Permissions):
             return None
 
     def write_draft(self, name: str, value: Any) -> None:
-        """Keeps a JSON value so that a reload or restart brings it back."""
+        """Keeps a JSON value so that a reload or restart brings it back. Raises `StudioError` without room for it."""
+        path, text = self.drafts_folder / f"{safe_name(name)}.json", json.dumps(value, ensure_ascii=False)
+        before = path.stat().st_size if path.exists() else 0
+        self.check_growth(len(text.encode("utf-8", "surrogatepass")) - before)
         try:
-            write_atomically(self.drafts_folder / f"{safe_name(name)}.json", json.dumps(value, ensure_ascii=False))
+            write_atomically(path, text)
         except OSError as error:
             hint = "Make room on the disk: until then, a reload brings back what was kept before."
             raise StudioError(f"What you chose can't be kept: {error.strerror}.", hint) from None

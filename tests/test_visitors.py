@@ -1,6 +1,7 @@
 """What visitors with logins of their own see of a workspace, and which files they can name."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,18 @@ from lora_studio.adapter_source import adapter_folder
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import EvaluationFolder, make_request
+from lora_studio.files import bytes_in
 from lora_studio.jobs.evaluating import Evaluations
+from lora_studio.jobs.launcher import Launcher, kill
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.jobs.waiting import MOST_OF_A_VISITOR, Waiting, check_room, lock, write_queue
 from lora_studio.parsing import parse, to_yaml
 from lora_studio.presets import own_presets, save_preset
+from lora_studio.ui import downloads
 from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import RunFolder, Workspace
 from tests.adapters import files, write
+from tests.jobs.conftest import fake_command, wait_until
 
 
 class Visit:
@@ -323,3 +328,71 @@ def test_visitors_have_room_for_so_much_on_the_disk_and_the_owner_for_all(tmp_pa
     now[0] = "bert"
     workspace.delete_run(run.id)
     workspace.create_run("run", to_yaml(Config()), {})
+
+
+def test_work_that_fills_more_than_its_makers_room_is_ended_while_it_grows(tmp_path: Path) -> None:
+    now = ["bert"]
+    workspace = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], "anna", quota=1_000_000)
+    supervisor = Supervisor(workspace, Launcher(fake_command("greedy")))
+
+    def ended() -> bool:
+        supervisor.tick()
+        return supervisor.state(run).final
+
+    run = supervisor.launch(Config())
+    wait_until(ended)
+    state = supervisor.state(run)
+    assert state.state == "failed"
+    assert state.message.startswith("It was ended because the disk space of its maker was used up: 1.")
+    assert "Delete it" in state.hint
+    folder = workspace.run(run)
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    now[0] = "anna"  # whose room is the disk
+    run = supervisor.launch(Config())
+    wait_until(lambda: (workspace.run(run).checkpoints / "checkpoint-3" / "optimizer.pt").exists())
+    supervisor.tick()
+    assert not supervisor.state(run).final
+    kill(workspace.run(run))
+
+
+def _draft(workspace: Workspace, text: str) -> None:
+    workspace.write_draft(text[:3], text)
+
+
+def _prompts(workspace: Workspace, text: str) -> None:
+    prompt_sets.save(workspace, text[:3], [text])
+
+
+def _preset(workspace: Workspace, text: str) -> None:
+    save_preset(workspace, text[:3], parse({"data": {"system_prompt": text}}))
+
+
+@pytest.mark.parametrize("write", [_draft, _prompts, _preset])
+def test_what_is_typed_counts_as_well(tmp_path: Path, write: Callable[[Workspace, str], None]) -> None:
+    workspace = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: "bert", "anna", quota=150_000)
+
+    def write_much() -> None:
+        for number in range(100):
+            write(workspace, f"{number:03}" + "x" * 9_000)
+
+    with pytest.raises(StudioError, match=r"takes .* MB of the"):
+        write_much()
+    assert bytes_in(workspace.own) <= 270_000  # it is measured after every tenth of a megabyte
+
+
+def test_a_draft_that_shrinks_needs_no_room(tmp_path: Path) -> None:
+    workspace = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: "bert", "anna", quota=500_000)
+    workspace.write_draft("form", "x" * 400_000)
+    (workspace.uploads_folder / "data.csv").write_bytes(b"x" * 200_000)
+    with pytest.raises(StudioError):
+        workspace.write_draft("chat", "x" * 200_000)
+    workspace.write_draft("form", "x" * 1000)
+    assert workspace.read_draft("form") == "x" * 1000
+
+
+def test_downloads_count_as_well(tmp_path: Path) -> None:
+    workspace = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: "bert", "anna", quota=1000)
+    downloads.new_file(workspace, "run.zip").write_bytes(b"x" * 1001)
+    with pytest.raises(StudioError, match="takes"):
+        downloads.new_file(workspace, "run.zip")
+    workspace.seen_by("carl").check_room(1000)

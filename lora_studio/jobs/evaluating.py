@@ -28,6 +28,7 @@ class Evaluations(FolderJobs[EvaluationFolder]):
     def start(self, request: Request) -> str:
         """Makes the evaluation's folder and starts its child. Raises `StudioError` while another one answers."""
         most = self._workspace.test_rows(request.measuring.max_samples)
+        self._workspace.check_request({"settings": request.generation.model_dump()})
         request = replace(request, measuring=request.measuring.model_copy(update={"max_samples": most}))
         with self._lock:
             self._check_free()

@@ -194,6 +194,12 @@ class Follower:
             state.state, state.message, state.hint = "failed", "The run was never started.", "Resume starts it."
         elif self.worker.cancelled:
             state.message = "Cancelled: it was ended at once, and nothing more was saved."
+        elif self.worker.reason:
+            state.state, state.message = "failed", self.worker.reason
+            state.hint = (
+                "Delete it, or other things that you no longer need. A run takes less with a smaller rank, fewer "
+                "checkpoints, and no module saved whole."
+            )
         elif self.worker.killed is not None:
             state.message = "The worker did not stop in time and was ended by force."
         elif self.worker.stop_asked is not None:

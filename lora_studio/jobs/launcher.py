@@ -43,7 +43,10 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """What `worker.json` holds: which process it is, when it was started, and what was asked of it since."""
+    """What `worker.json` holds: which process it is, when it was started, and what was asked of it since.
+
+    `reason` are the words for whoever wonders why it was killed without having been asked to stop.
+    """
 
     pid: int
     started: float
@@ -51,6 +54,7 @@ class Worker:
     stop_asked: float | None = None
     killed: float | None = None
     cancelled: bool = False
+    reason: str = ""
     oom_kills: int | None = None
 
 
@@ -94,16 +98,16 @@ def ask_to_stop(run: RunFolder) -> bool:
     return True
 
 
-def kill(run: RunFolder, cancelled: bool = False) -> bool:
+def kill(run: RunFolder, cancelled: bool = False, reason: str = "") -> bool:
     """SIGKILL to the worker and everything it started; False where nothing was left.
 
-    `cancelled` notes that a person wanted this, and not only an end.
+    `cancelled` notes that a person wanted this, and not only an end; `reason` why nobody was asked.
     """
     worker = read_worker(run)
     if worker is None or not sweepable(worker):
         return False
     if _process(worker):
-        _write(run, replace(worker, killed=time.time(), cancelled=cancelled))
+        _write(run, replace(worker, killed=time.time(), cancelled=cancelled, reason=reason))
     try:
         os.killpg(worker.pid, signal.SIGKILL)
     except ProcessLookupError:

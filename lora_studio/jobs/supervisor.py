@@ -23,6 +23,7 @@ from lora_studio.jobs.follow import Follower, last_lines
 from lora_studio.jobs.launcher import Launcher, ask_to_stop, end_last_line, find, kill
 from lora_studio.jobs.waiting import Waiting, check_room, lock, moved, passed, read_queue, write_queue
 from lora_studio.parsing import ConfigError, to_yaml
+from lora_studio.taken import at_work, remove_torn
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, shipped_data
 
 _log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class Supervisor:
             self._launcher.collect()
             self._refresh_all()
             self._end_the_deaf()
+            self._end_the_overdrawn()
             if read_queue(self._workspace):
                 with lock(self._workspace):
                     self._start_next()
@@ -203,6 +205,7 @@ class Supervisor:
             "versions": {"lora_studio": __version__, **_versions()},
         }
         with self._lock, lock(self._workspace):
+            self._workspace.admit(config)  # again: the same visitor may have started another one meanwhile
             check_room(self._workspace, read_queue(self._workspace))
             run = self._workspace.create_run(title, to_yaml(config), facts)
             self._enqueue(Waiting(run.id))
@@ -332,6 +335,17 @@ class Supervisor:
                 patience = self._stop_seconds if follower.state.phase in _EMPTY_HANDED else self._save_seconds
                 if time.time() - asked > patience:
                     kill(follower.run)
+
+    def _end_the_overdrawn(self) -> None:
+        """Ends all kinds of work that fill more of the disk than whoever asked for them has. Nothing more is saved: to
+        save would take more of what there is none left of."""
+        if not self._workspace.bounded:
+            return
+        for maker, folder in at_work(self._workspace.whole):
+            if find(folder) and (reason := self._workspace.overdrawn(maker)):
+                _log.warning("%s: %s", folder.id, reason)
+                kill(folder, reason=reason)
+                remove_torn(folder)
 
     def _follow(self, run_id: str) -> Follower:
         """The up-to-date follower of a run, by id, unique beginning or "last"."""

@@ -3,6 +3,7 @@
 What a tab shows is the tab's own matter. The page keeps nothing that a reload would lose: closing it touches no run.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -53,7 +54,7 @@ from lora_studio.ui.door import PROGRAM_OF, RELOAD_WHEN_LOGGED_OUT, USER, Door, 
 from lora_studio.ui.page_requests import Pages
 from lora_studio.ui.run_words import status_line
 from lora_studio.ui.studio import Shared, Studio
-from lora_studio.ui.visitor_files import CLEARED_SECONDS, VisitorFiles
+from lora_studio.ui.visitor_files import CLEARED_SECONDS, VisitorFiles, remove_abandoned
 from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import Workspace
 
@@ -243,12 +244,15 @@ def _middleware(studio: Studio) -> list[Middleware]:
 
 def _files(workspace: VisitedWorkspace) -> VisitorFiles:
     """Whose files are whose, in the folders of uploads and downloads that visitors share."""
-    return VisitorFiles(
+    files = VisitorFiles(
         workspace.owner,
         lambda name, size: workspace.seen_by(name).check_room(size),
         lambda name: downloads.folder(workspace.seen_by(name)),
         (workspace.root, Path(get_upload_folder()).resolve()),
     )
+    if isinstance(workspace, GuestWorkspace):
+        workspace.waiting = files.waiting
+    return files
 
 
 def _gated(serving: Serving) -> Callable[[App], AbstractAsyncContextManager[None]]:
@@ -261,9 +265,17 @@ def _gated(serving: Serving) -> Callable[[App], AbstractAsyncContextManager[None
         if serving.proxies:
             outermost = ProxyHeadersMiddleware(outermost, list(serving.proxies))
         app.middleware_stack = outermost
+        tidying = asyncio.create_task(_tidy_up())
         yield
+        tidying.cancel()
 
     return lifespan
+
+
+async def _tidy_up() -> None:
+    while True:
+        await asyncio.to_thread(remove_abandoned, Path(get_upload_folder()))
+        await asyncio.sleep(CLEAR_EVERY)
 
 
 def _serve(demo: gr.Blocks, studio: Studio) -> None:

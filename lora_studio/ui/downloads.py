@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
+from lora_studio.taken import OF
 from lora_studio.ui.text import escape, size
 from lora_studio.workspace import Workspace, safe_name
 
@@ -28,6 +29,7 @@ def new_file(workspace: Workspace, name: str) -> Path:
     for old in (*theirs.iterdir(), *workspace.downloads_folder.iterdir()):
         if time.time() - old.stat().st_mtime > KEPT_SECONDS:
             shutil.rmtree(old)
+    workspace.check_room()
     new = theirs / secrets.token_hex(8)
     new.mkdir()
     return new / safe_name(name)
@@ -35,7 +37,7 @@ def new_file(workspace: Workspace, name: str) -> Path:
 
 def folder(workspace: Workspace) -> Path:
     """Where files for whoever is answered now are put."""
-    return workspace.downloads_folder / f"of-{workspace.maker}"
+    return workspace.downloads_folder / f"{OF}{workspace.maker}"
 
 
 def link(path: Path) -> str:

@@ -4,6 +4,7 @@ fake_worker.py steps=40 RUN_FOLDER [--resume]     40 steps, a stop is obeyed
 fake_worker.py deaf RUN_FOLDER                    never obeys a stop, while it trains
 fake_worker.py deaf-early RUN_FOLDER              never obeys a stop, while it prepares data
 fake_worker.py phase=data RUN_FOLDER              stays in that phase until it is stopped
+fake_worker.py greedy RUN_FOLDER                  fills the disk with a checkpoint after another, the last one torn
 fake_worker.py crash RUN_FOLDER                   ends without a last word
 fake_worker.py wrong RUN_FOLDER                   reports wrong input and ends with exit code 2
 """
@@ -42,6 +43,16 @@ class FakeWorker:
         with self.run.events.open("a", encoding="utf-8") as file:
             file.write(to_line(event))
 
+    def fill_the_disk(self) -> int:
+        for step in range(1, 4):
+            checkpoint = self.run.checkpoints / f"checkpoint-{step}"
+            checkpoint.mkdir(parents=True)
+            (checkpoint / "optimizer.pt").write_bytes(b"x" * 400_000)
+            if step < 3:
+                (checkpoint / "trainer_state.json").write_text("{}")
+        time.sleep(60)
+        return 1
+
     def work(self) -> int:
         print(f"working with {sys.argv[1:]}", flush=True)
         self.emit(RunStarted(time.time(), os.getpid(), "cpu", "float32", self.first))
@@ -51,6 +62,8 @@ class FakeWorker:
         if self.mode == "deaf":
             helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
             (self.run.path / "helper.pid").write_text(str(helper.pid))
+        if self.mode == "greedy":
+            return self.fill_the_disk()
         if self.mode.startswith("phase="):
             return self.stay_in(self.mode.partition("=")[2])
         if self.mode == "deaf-early":

@@ -1,5 +1,6 @@
 """Uploads are weighed before they come."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,18 @@ def test_an_upload_is_weighed_before_it_comes_with_those_of_the_last_hour(tmp_pa
     assert [sent("bert", 40), sent("carl", 100), sent("anna", 999)] == ["", "", ""]
     now[0] = visitor_files.CLEARED_SECONDS + 1
     assert sent("bert", 60) == ""
+
+
+def test_what_is_left_of_a_broken_upload_is_removed(tmp_path: Path) -> None:
+    whole, going_on, left = tmp_path / "a1b2" / "data.csv", tmp_path / "tmp1", tmp_path / "tmp2"
+    whole.parent.mkdir()
+    for path in (whole, going_on, left):
+        path.write_text("x")
+    for path in (whole, left):
+        os.utime(path, (0, 0))
+    visitor_files.remove_abandoned(tmp_path)
+    visitor_files.remove_abandoned(tmp_path / "none")
+    assert [path.exists() for path in (whole, going_on, left)] == [True, True, False]
 
 
 @pytest.mark.parametrize("headers", [{}, {"content-length": "-1"}, {"content-length": "5", "transfer-encoding": "x"}])
