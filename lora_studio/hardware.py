@@ -4,14 +4,17 @@ The page shows it before anything is loaded; the engine decides for itself what 
 """
 
 import csv
+import functools
 import io
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 
 import psutil
 
 GIB = 1024**3
+RECENT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,16 @@ class Device:
 def devices() -> list[Device]:
     """NVIDIA GPUs as the driver's own tool lists them; the CPU where there is none."""
     return _nvidia() or [cpu()]
+
+
+def recent_devices() -> tuple[Device, ...]:
+    """The same, asked of the driver at most every few seconds, however many pages want to know."""
+    return _devices_at(int(time.monotonic() / RECENT_SECONDS))
+
+
+@functools.lru_cache(maxsize=1)
+def _devices_at(_moment: int) -> tuple[Device, ...]:
+    return tuple(devices())
 
 
 def cpu() -> Device:

@@ -29,10 +29,10 @@ def free_port() -> int:
 
 
 class Server:
-    """One start of `app.py` on a workspace."""
+    """One start of `app.py` on a workspace, on a free port unless one is given."""
 
-    def __init__(self, workspace: Path, **environment: str) -> None:
-        self.port = free_port()
+    def __init__(self, workspace: Path, port: int = 0, **environment: str) -> None:
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = workspace.with_name(f"{workspace.name}-{self.port}.log")
         command = [sys.executable, "app.py", "--port", str(self.port), "--workspace", str(workspace)]

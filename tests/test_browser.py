@@ -37,9 +37,9 @@ class Visit:
 
 
 @contextmanager
-def serving(workspace: Workspace) -> Iterator[Server]:
+def serving(workspace: Workspace, port: int = 0) -> Iterator[Server]:
     """A server that leaves no run behind."""
-    running = Server(workspace.root)
+    running = Server(workspace.root, port)
     try:
         yield running
     finally:
@@ -102,6 +102,27 @@ def test_a_phone_scrolls_no_tab_sideways_and_reads_twelve_inputs_at_most(browser
     assert 6 <= fields.count() <= 12
     hit = visit.page.evaluate(UNDER_THE_BUTTON)  # Playwright would scroll a button that is covered into sight
     assert hit == "start"
+    visit.context.close()
+
+
+def test_leaving_the_list_of_presets_changes_nothing_and_a_choice_can_be_undone(
+    browser: Browser, server: Server
+) -> None:
+    visit = Visit(browser, server.url + "/#train")
+    rate, presets = visit.page.locator("#set-training-learning_rate input"), visit.page.locator("#preset input")
+    rate.fill("3e-4")
+    for leave in ("Tab", "Escape"):
+        presets.click()
+        visit.page.keyboard.press(leave)
+        visit.page.locator("#set-title input").click()
+        visit.page.wait_for_timeout(500)
+    expect(rate).to_have_value("3e-4")
+    presets.click()
+    visit.page.get_by_role("option", name="cpu", exact=True).click()
+    expect(visit.page.locator("#form-changes")).to_contain_text("Learning rate: 3e-4 → 2e-4", timeout=PATIENCE)
+    expect(rate).to_have_value("2e-4")
+    visit.page.locator("#form-undo").click()
+    expect(rate).to_have_value("3e-4", timeout=PATIENCE)
     visit.context.close()
 
 
@@ -216,22 +237,25 @@ def test_the_form_comes_back_after_a_reload_as_it_was_typed(
     visit.context.close()
 
 
-def test_a_killed_server_finds_its_run_again_and_stop_ends_it(browser: Browser, tmp_path: Path) -> None:
+def test_a_page_tells_that_its_server_was_killed_and_the_next_server_finds_the_run_and_stops_it(
+    browser: Browser, tmp_path: Path
+) -> None:
     workspace = Workspace(tmp_path / "workspace")
     with serving(workspace) as server:
         visit = Visit(browser, server.url)
         start_long_run(visit.page)
         wait_for_points(visit.page, 1)
-        visit.context.close()
         server.kill()
+        expect(visit.page.locator("#no-server")).to_contain_text("does not answer", timeout=PATIENCE)
         run = workspace.run("last")
         before = run.events.stat().st_size
         end = time.monotonic() + PATIENCE / 1000
         while run.events.stat().st_size <= before:
             assert time.monotonic() < end, "the worker ended with the server"
             time.sleep(0.2)
-        with serving(workspace) as second:
-            visit = Visit(browser, second.url)
+        with serving(workspace, server.port):
+            expect(visit.page.locator("#no-server")).to_have_count(0, timeout=PATIENCE)
+            visit.errors.clear()  # of the time without a server
             stop_resume_and_delete(visit.page, run)
             assert not workspace.runs()
             assert not visit.errors

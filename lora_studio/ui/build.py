@@ -26,6 +26,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from lora_studio import hardware
 from lora_studio.errors import StudioError
 from lora_studio.guests import GuestWorkspace
+from lora_studio.hardware import Device
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.logins import Attempts, Sessions
@@ -52,7 +53,6 @@ from lora_studio.ui import (
 )
 from lora_studio.ui.door import PROGRAM_OF, RELOAD_WHEN_LOGGED_OUT, USER, Door, Gate
 from lora_studio.ui.page_requests import Pages
-from lora_studio.ui.run_words import status_line
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.ui.visitor_files import CLEARED_SECONDS, VisitorFiles, remove_abandoned
 from lora_studio.visitors import VisitedWorkspace
@@ -73,6 +73,7 @@ addEventListener('hashchange', () => {  // a bookmark chosen while the page is o
   tabs.find(tab => '#' + tab.dataset.tabId === location.hash)?.click();
 });
 </script>"""
+CONNECTION = Path(__file__).parent / "static" / "connection.js"
 IN_SIGHT = """() => {
   const open = document.querySelector('#tabs [role=tab][aria-selected=true]').dataset.tabId;
   history.replaceState(null, '', location.pathname + location.search + '#' + open);
@@ -94,21 +95,21 @@ def page(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="LoRA Studio", analytics_enabled=False, fill_width=True, delete_cache=cleared) as demo:
         endpoints.build(studio)  # first: private events of the same name get another one
         logins = studio.serving.accounts is not None
-        gr.HTML(theme.header(hardware.devices(), logins), elem_id="header")
+        header = gr.HTML(theme.header(hardware.recent_devices(), logins), elem_id="header")
         if studio.serving.guests:
             guest_banner.build(studio)
-        status = gr.HTML(status_line(studio.supervisor.runs()), elem_id="status")
+        status = gr.HTML(studio.status_line(), elem_id="status")
         data, form, run = gr.State(), gr.State(), gr.State("")  # not inside the tabs: gradio would count them as tabs
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             start = gr.Button("Start training", variant="primary", size="lg", elem_id="start", render=False)
-            shared = Shared(tabs=tabs, data=data, form=form, run=run, start=start)
+            shared = Shared(tabs=tabs, data=data, form=form, run=run, start=start, status=status)
             built = {}
             for name, label, build in TABS:
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}") as tab:
                     build(studio, shared)
                 built[name] = tab
         _tell_tab_in_sight(demo, built)
-        _keep_status(demo, status, studio)
+        _keep_status(demo, status, header, studio)
         _open_tab_of_address(demo, tabs)
         demo.load(lambda: _warm_up_soon(studio), show_progress="hidden", api_visibility="private")
     _tell_progress_to_one(demo, status)
@@ -133,23 +134,25 @@ def _tell_progress_to_one(demo: gr.Blocks, teller: gr.HTML) -> None:
             event.show_progress_on = [teller]
 
 
-def _keep_status(demo: gr.Blocks, status: gr.HTML, studio: Studio) -> None:
-    """The line on the running run, in sight on every tab; sent only when it changes."""
-    shown = gr.State("")
+def _keep_status(demo: gr.Blocks, status: gr.HTML, header: gr.HTML, studio: Studio) -> None:
+    """What runs and how much memory is free, in sight on every tab; sent only when it changes."""
+    shown = gr.State(("", ()))
+    logins = studio.serving.accounts is not None
 
-    def refresh(before: str) -> tuple[object, object]:
-        runs, busy = studio.supervisor.runs(), studio.supervisor.busy()
-        elses = busy is not None and busy not in {run.id for run in runs}
-        evaluating, exporting = studio.evaluations.busy() is not None, studio.exports.busy() is not None
-        line = status_line(runs, studio.chat.running, evaluating, elses, exporting)
-        return (gr.skip(), gr.skip()) if line == before else (line, line)
+    def refresh(before: tuple[str, tuple[Device, ...]]) -> tuple[object, object, object]:
+        line, devices = studio.status_line(), hardware.recent_devices()
+        if not theme.differs(before[1], devices):
+            devices = before[1]
+        now = (line, devices)
+        top = gr.skip() if devices == before[1] else theme.header(devices, logins)
+        return (gr.skip() if line == before[0] else line), top, (gr.skip() if now == before else now)
 
     timer = gr.Timer(2)
     gr.on(
         [demo.load, timer.tick],
         refresh,
         shown,
-        [status, shown],
+        [status, header, shown],
         show_progress="hidden",
         api_visibility="private",
         trigger_mode="once",
@@ -303,7 +306,9 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             + evaluate_style.CSS
             + export_style.CSS
             + chat_style.CSS,
-            head=HEAD + (RELOAD_WHEN_LOGGED_OUT if serving.accounts or serving.guests else ""),
+            head=HEAD
+            + f"<script>{CONNECTION.read_text(encoding='utf-8')}</script>"
+            + (RELOAD_WHEN_LOGGED_OUT if serving.accounts or serving.guests else ""),
             ssr_mode=False,
             run_history=False,
             footer_links=[],

@@ -19,12 +19,18 @@ from lora_studio.ui.run_section import QUIET, Look, Seen, updates
 from lora_studio.ui.run_table import Choice
 from lora_studio.ui.studio import Shared, Studio
 
+HIDE_THE_LAST = "() => document.querySelector('.run-looked-at')?.classList.add('stale')"
+SHOW_THE_RUN = "() => document.querySelector('.run-looked-at')?.classList.remove('stale')"
+"""Until a run is painted, nothing of the one before it is in sight."""
+
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page shows: the table's parts by name, the run that is looked at with its sections, or several runs."""
+    """What the page shows: the table's parts by name, the run that is looked at with its sections, or several runs;
+    and the line at the top of the page, which must not say otherwise."""
 
     run: str = ""
+    status: str = ""
     listed: dict[str, Any] = field(default_factory=dict)
     detail: Seen = field(default_factory=dict)
     compare: Seen = field(default_factory=dict)
@@ -44,7 +50,7 @@ def build(studio: Studio, shared: Shared) -> None:
     with gr.Column(visible=False, elem_classes="run-looked-at") as one:
         parts = run_detail.build(studio, shared)
     seen = gr.State(Shown())
-    outputs = [*listed.values(), *parts.values(), *compared.values(), one, several, seen]
+    outputs = [*listed.values(), *parts.values(), *compared.values(), one, several, shared.status, seen]
 
     def paint(run_id: str, chosen: Choice, before: Shown) -> list[Any]:
         now = look(studio, board, run_id, chosen, before)
@@ -57,21 +63,25 @@ def build(studio: Studio, shared: Shared) -> None:
             for place, shown in zip(now.places, before.places, strict=True)
         ]
         detail = before.detail if before.run == now.run else {}  # another run: what was typed for this one goes, too
-        return [*top, *updates(list(parts), now.detail, detail), *beside, *places, now]
+        status = now.status if now.status != before.status else gr.skip()
+        return [*top, *updates(list(parts), now.detail, detail), *beside, *places, status, now]
 
     def begin() -> tuple[str, Choice]:
         return runs_list.opening_run(studio), runs_list.opening_choice(studio)
 
-    def follow(run_id: str) -> Any:
-        """The run that is looked at is gone: another takes its place."""
-        return gr.skip() if run_id else runs_list.opening_run(studio)
+    def open_run(run_id: str, chosen: Choice, before: Shown) -> list[Any]:
+        """Another run is looked at; in the place of one that is gone, the newest."""
+        other = run_id or runs_list.opening_run(studio)
+        return [gr.skip() if other == run_id else other, *paint(other, chosen, before)]
 
     def repaint(run_id: str, chosen: Choice) -> list[Any]:
         return paint(run_id, chosen, Shown())
 
     anew = [shared.run, choice]
     gr.on(None, begin, None, anew, **QUIET).then(repaint, anew, outputs, **QUIET)
-    shared.run.change(follow, shared.run, shared.run, **QUIET).then(paint, [*anew, seen], outputs, **QUIET)
+    shared.run.change(None, js=HIDE_THE_LAST, api_visibility="private")
+    opened = shared.run.change(open_run, [*anew, seen], [shared.run, *outputs], **QUIET)
+    opened.then(None, js=SHOW_THE_RUN, api_visibility="private")
     choice.change(paint, [*anew, seen], outputs, **QUIET)
     # Not oftener: for each answer Gradio's page looks at every component, which takes a slow browser half a second.
     gr.Timer(1).tick(paint, [*anew, seen], outputs, trigger_mode="once", **QUIET)
@@ -79,7 +89,7 @@ def build(studio: Studio, shared: Shared) -> None:
 
 def look(studio: Studio, board: Board, run_id: str, choice: Choice, before: Shown) -> Shown:
     """What every part of the tab shows now. Costly parts are taken from `before` where nothing happened."""
-    now = time.time()
+    now, status = time.time(), studio.status_line()
     runs = studio.supervisor.runs()
     several = run_compare.chosen(runs, choice.ticked) if choice.comparing else []
     owner = studio.serving.owner if studio.serving.several and studio.workspace.owned else ""
@@ -90,14 +100,14 @@ def look(studio: Studio, board: Board, run_id: str, choice: Choice, before: Show
     try:
         if len(several) > 1:
             whole = [studio.supervisor.state(run.id) for run in several]
-            return Shown("", listed, {}, _compared(studio, whole, choice, before))
+            return Shown("", status, listed, {}, _compared(studio, whole, choice, before))
         if not run_id:
-            return Shown("", listed)
+            return Shown("", status, listed)
         run = studio.supervisor.state(run_id)
     except StudioError:  # deleted meanwhile
-        return Shown("", listed)
+        return Shown("", status, listed)
     chosen = Look(studio, run, studio.workspace.run(run.id), now)
-    return Shown(run.id, listed, run_detail.view(chosen, before.detail if before.run == run.id else {}))
+    return Shown(run.id, status, listed, run_detail.view(chosen, before.detail if before.run == run.id else {}))
 
 
 def _compared(studio: Studio, runs: list[RunState], choice: Choice, before: Shown) -> Seen:

@@ -10,6 +10,7 @@ from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.jobs.exporting import Exports
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.serving import Serving
+from lora_studio.ui import run_words
 from lora_studio.ui.chat_engine import Engine
 from lora_studio.ui.curves import Curves
 from lora_studio.workspace import Workspace
@@ -44,6 +45,13 @@ class Studio:
         """Starts and follows exports, in the same way."""
         return Exports(self.workspace)
 
+    def status_line(self) -> str:
+        """What this machine is doing, as the top of every tab says it to whoever looks."""
+        runs, busy = self.supervisor.runs(), self.supervisor.busy()
+        others = busy is not None and busy not in {run.id for run in runs}
+        evaluating, exporting = self.evaluations.busy() is not None, self.exports.busy() is not None
+        return run_words.status_line(runs, self.chat.running, evaluating, others, exporting)
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -53,6 +61,7 @@ class Shared:
     where they come from in words), so that choosing the same again counts;
     `form` holds a whole config's settings, which take the place of all that the form held, in the same way;
     `run` holds the id of the run looked at; `start` is the train tab's button, which waits for what is handed over.
+    `status` is the line at the top of every tab: the runs tab writes it with what it shows, so that both agree.
     A tab sets one of them and `tabs` in the same event; the other tab listens to its `change`.
     """
 
@@ -61,3 +70,4 @@ class Shared:
     form: gr.State
     run: gr.State
     start: gr.Button
+    status: gr.HTML

@@ -3,6 +3,8 @@
 Holds colours, spacing and the header's markup. Nothing here is fetched from anywhere.
 """
 
+from collections.abc import Sequence
+
 import gradio as gr
 
 from lora_studio.hardware import Device
@@ -112,6 +114,9 @@ html:has(body.dark) { background: #0e141b; color-scheme: dark; }
 button.lg { min-height: 42px; }
 .label-wrap > span { text-align: left; } .label-wrap { gap: 8px; } .label-wrap > .icon { align-self: center; }
 footer { display: none !important; }
+#no-server { position: fixed; top: 0; left: 0; right: 0; z-index: 10000; padding: 12px 20px; text-align: center;
+  background: #b91c1c; color: #fff; font-size: 14px; }
+.server-gone .gradio-container { opacity: 0.55; } .server-gone .toast-wrap { display: none; }
 
 #header { margin: 18px 0 -10px; }
 .studio-head { display: flex; align-items: baseline; gap: 6px 14px; flex-wrap: wrap; }
@@ -144,6 +149,11 @@ h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 .grid .block > label:not(:has(input[type="checkbox"])) > :last-child, .grid .block > .container > :last-child {
   margin-top: auto; }
 
+.run-looked-at.stale { position: relative; }
+.run-looked-at.stale > * { opacity: 0; transition: opacity 0s 0.15s; }
+.run-looked-at.stale::before { content: "Opening the run…"; position: absolute; top: 12px;
+  color: var(--body-text-color-subdued); animation: appear 0s 0.15s both; }
+@keyframes appear { from { visibility: hidden; } to { visibility: visible; } }
 .bar { display: block; height: 6px; border-radius: 3px; background: var(--soft); overflow: hidden; margin-top: 7px; }
 .bar > i { display: block; height: 100%; background: var(--busy); border-radius: 3px; transition: width 0.4s; }
 .bar.done > i { background: var(--good); } .bar.failed > i { background: var(--bad); }
@@ -229,7 +239,15 @@ ol.checks li { display: flex; gap: 8px; padding: 4px 0; overflow-wrap: anywhere;
 """
 
 
-def header(devices: list[Device], logins: bool = False) -> str:
+def differs(before: Sequence[Device], now: Sequence[Device]) -> bool:
+    """Whether free memory changed by enough to write the header anew: a fiftieth of the device's."""
+    return len(before) != len(now) or any(
+        old.name != new.name or abs(old.memory_free - new.memory_free) > new.memory_total / 50
+        for old, new in zip(before, now, strict=True)
+    )
+
+
+def header(devices: Sequence[Device], logins: bool = False) -> str:
     """The line at the top of every tab: what this is, what it runs on, and the way out where one logged in."""
     out = f" · {LOG_OUT}" if logins else ""
     return (

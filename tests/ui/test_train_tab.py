@@ -68,7 +68,7 @@ def test_a_form_that_a_full_disk_does_not_keep_says_so_and_can_be_started(
     with gr.Blocks() as page:
         start = gr.Button("Start training", interactive=False, render=False)
         with gr.Tabs() as tabs, gr.Tab("Train"):
-            shared = Shared(tabs, data=gr.State(), form=gr.State(), run=gr.State(""), start=start)
+            shared = Shared(tabs, data=gr.State(), form=gr.State(), run=gr.State(""), start=start, status=gr.HTML())
             train_tab.build(Studio(workspace, idle, idle, idle), shared)
     use_data: Any = next(event.fn for event in page.fns.values() if event.name == "use_data")
 
@@ -218,7 +218,7 @@ def page_of(workspace: Workspace) -> tuple[gr.Blocks, Any]:
     with gr.Blocks() as page:
         start = gr.Button("Start training", interactive=False, render=False)
         with gr.Tabs() as tabs, gr.Tab("Train"):
-            shared = Shared(tabs, data=gr.State(), form=gr.State(), run=gr.State(""), start=start)
+            shared = Shared(tabs, data=gr.State(), form=gr.State(), run=gr.State(""), start=start, status=gr.HTML())
             train_tab.build(Studio(workspace, idle, idle, idle), shared)
     return page, lambda name: next(event.fn for event in page.fns.values() if event.name == name)
 
