@@ -19,9 +19,11 @@ def scheduler_settings(
 ) -> tuple[int, dict[str, Any]]:
     """Steps of the warm-up, and what the scheduler of that name takes beside it (`lr_scheduler_kwargs`).
 
-    A warm-up given in steps wins over its share.
+    A warm-up given in steps wins over its share, which leaves the last step at full rate at least. The first step of a
+    warm-up has the rate 0: a run of one step has none.
     """
-    rising = math.ceil(warmup_ratio * total_steps) if warmup_steps is None else warmup_steps
+    rising = min(math.ceil(warmup_ratio * total_steps), total_steps - 1) if warmup_steps is None else warmup_steps
+    rising = rising if total_steps > 1 else 0
     falling = min(math.ceil(decay_ratio * total_steps), max(total_steps - rising, 0))
     own: dict[str, dict[str, Any]] = {
         "cosine_with_restarts": {"num_cycles": num_cycles},

@@ -346,7 +346,10 @@ def remarks(config: Config, prepared: Prepared, total_steps: int) -> Iterator[st
         yield "No row is left to measure on: the last step is handed out, not the best."
     if config.training.label_smoothing_factor:
         yield "Label smoothing needs all scores of each token: steps take longer and more memory. Measuring has none."
-    if (warm := config.training.warmup_steps) is not None and warm >= total_steps:
+    warm = config.training.warmup_steps
+    if total_steps == 1 and (config.training.warmup_ratio if warm is None else warm):
+        yield "The run has one step, which takes the full learning rate: the first step of a warm-up has the rate 0."
+    elif warm is not None and warm >= total_steps:
         yield f"The warm-up takes {warm} steps and the run has {total_steps}: the rate never reaches its full value."
 
 

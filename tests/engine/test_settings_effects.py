@@ -21,8 +21,9 @@ from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.engine.train import trainer_settings
 from lora_studio.engine.trainer import StudioTrainer, as_dataset
 from lora_studio.events import Evaluated, ModelLoaded, StepLogged, Warned
-from lora_studio.parsing import parse, read_yaml
-from lora_studio.workspace import RunFolder
+from lora_studio.parsing import parse, read_yaml, to_yaml
+from lora_studio.presets import resolve
+from lora_studio.workspace import RunFolder, Workspace
 from tests.engine.conftest import MakeRun, events
 
 Train = Callable[..., int]
@@ -167,6 +168,33 @@ def test_warm_up_steps_win_over_the_share() -> None:
     assert rates("linear", rising=4)[4] == 1.0
     assert rates("linear", rising=None, warmup_ratio=0.3)[30] == 1.0
     assert rates("linear", rising=0)[0] == 1.0
+
+
+@pytest.mark.parametrize("name", get_args(Training.model_fields["lr_scheduler_type"].annotation))
+def test_every_schedule_teaches_in_the_shortest_runs(name: str) -> None:
+    for share in (0.0, 0.03, 0.6, 1.0):
+        for steps in (1, 2, 3, 4):
+            assert max(rates(name, steps, rising=None, warmup_ratio=share)) > 0.4
+    assert rates(name, 1, rising=None) == rates(name, 1, rising=5) == [1.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 10, 16])
+def test_the_preset_for_cpus_learns_from_so_few_rows_that_it_has_one_step(
+    make_run: MakeRun, train: Train, data_file: Path, tmp_path: Path, rows: int
+) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(data_file.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]), encoding="utf-8")
+    config = resolve("cpu", {"data.train_file": str(few), "data.validation_fraction": 0.0}, Workspace(tmp_path))
+    run = make_run()
+    settings = config.model_dump() | {"model": parse(read_yaml(run.config)).model.model_dump()}
+    run.config.write_text(to_yaml(parse(settings)), encoding="utf-8")
+    assert train(run) == 0
+    (point,) = events(run, StepLogged)
+    assert point.learning_rate == config.training.learning_rate
+    difference = json.loads(run.complete.read_text(encoding="utf-8"))["difference"]
+    assert difference["adapter_loss"] < difference["base_loss"]
+    assert any("has one step" in event.message for event in events(run, Warned))
 
 
 @pytest.mark.slow
