@@ -20,8 +20,15 @@ def linear_modules(model: Any) -> list[str]:
         path
         for path, module in model.named_modules()
         # Quantized layers are linear too; GPT-2's Conv1D is the same with its weight turned.
-        if (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D") and module is not head
+        if (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D")
+        and module is not head
+        and not is_router(module)
     ]
+
+
+def is_router(module: torch.nn.Module) -> bool:
+    """Whether it is a matrix that chooses experts, which answers with more than its product: it bears no adapter."""
+    return isinstance(module, torch.nn.Linear) and "Router" in type(module).__name__
 
 
 def last_names(paths: list[str]) -> list[str]:
@@ -108,6 +115,7 @@ def add_adapter(
             task_type="CAUSAL_LM",
             target_modules=target_modules(target, paths),
             modules_to_save=whole_modules(modules_to_save, model),
+            exclude_modules=[path for path, module in model.named_modules() if is_router(module)] or None,
             revision=revision,
             **peft_settings(init_lora_weights),
             **lora,

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.utils import is_flash_attn_2_available
 
-from lora_studio.engine.standalone import keep_unpacked
+from lora_studio.engine.standalone import keep_unpacked, without_router_logits
 from lora_studio.engine.tokenizer import checked_source, first_line, not_loadable
 from lora_studio.errors import StudioError
 from lora_studio.plural import count
@@ -103,6 +103,7 @@ def load_model(
     model, found = loaded
     check_tensors(name, found)
     keep_unpacked(model)
+    without_router_logits(model)
     return cast("PreTrainedModel", model.eval())
 
 

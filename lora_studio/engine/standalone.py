@@ -23,11 +23,14 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers import Trainer as HuggingFaceTrainer
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 HERE = Path(__file__).resolve().parent
 IGNORED, POOL_BATCHES = -100, 50
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Where a config says how many experts a layer of a mixture has."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -83,6 +86,22 @@ def keep_unpacked(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def without_router_logits(model: Any) -> None:
+    """No forward computes the router's loss unless it is asked to: generating can't, and a measurement leaves it out.
+
+    A mixture without experts has no such loss, and each names the number of its experts as trl does.
+    """
+    text = model.config.get_text_config()
+    if not hasattr(text, "output_router_logits"):
+        return
+    text.output_router_logits = False
+    experts = next((count for name in EXPERTS if (count := getattr(text, name, None)) is not None), None)
+    if not experts:
+        text.router_aux_loss_coef = 0.0
+    elif not hasattr(text, "num_experts"):
+        text.num_experts = experts
+
+
 def loraplus_optimizer(trainer: Any, ratio: float) -> torch.optim.Optimizer:
     """LoRA+ (arXiv:2402.12354): the B matrices learn `ratio` times faster than the A matrices."""
     kind, settings = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
@@ -92,7 +111,36 @@ def loraplus_optimizer(trainer: Any, ratio: float) -> torch.optim.Optimizer:
     )
 
 
-class Trainer(SFTTrainer):
+class WithoutRouterLoss(HuggingFaceTrainer):
+    """A loss that is told is that of the tokens: what balances a mixture's experts is learned from and told apart.
+
+    Stands before trl's class among the bases.
+    """
+
+    aux_loss_enabled: bool
+    router_aux_loss_coef: float
+    _metrics: dict[str, dict[str, list[float]]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        without_router_logits(self.model)  # trl sets it in the config, and asks for it in each training step too
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not self.aux_loss_enabled or self.label_smoother is not None:  # trl smooths without the router's loss
+            return loss
+        steps = self.current_gradient_accumulation_steps
+        return loss - self.router_aux_loss_coef * self._metrics["train"]["aux_loss"][-1] / steps
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        enabled, self.aux_loss_enabled = self.aux_loss_enabled, False
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.aux_loss_enabled = enabled
+
+
+class Trainer(WithoutRouterLoss, SFTTrainer):
     """trl's trainer with the run's order of rows; a validation loss is the mean over trained tokens."""
 
     def __init__(self, *, loraplus_lr_ratio: float | None, **kwargs: Any) -> None:
@@ -148,6 +196,7 @@ def load_model(settings: dict[str, Any], base: str) -> Any:
         use_safetensors=True,
     )
     keep_unpacked(model)
+    without_router_logits(model)
     torch.manual_seed(settings["training"]["seed"])
     if (HERE / "start").is_dir():  # the run went on from this adapter
         lora = LoraConfig.from_pretrained(str(HERE / "start"))

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from datasets.table import InMemoryTable
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
@@ -32,7 +32,7 @@ from lora_studio.engine.diverged import check_weights
 from lora_studio.engine.first_weights import save_as_difference
 from lora_studio.engine.label_metrics import LabelMeter
 from lora_studio.engine.lengthening import follow_schedule
-from lora_studio.engine.standalone import EpochOrder, loraplus_optimizer
+from lora_studio.engine.standalone import EpochOrder, WithoutRouterLoss, loraplus_optimizer
 from lora_studio.workspace import RunFolder, write_atomically
 
 AS_TRAINED = "as_trained"
@@ -87,7 +87,7 @@ def hand_out(
     run.unfinished_adapter.rename(run.adapter)
 
 
-class Ways(Trainer):
+class Ways(WithoutRouterLoss):
     """What the trainers of both methods do our way; stands before trl's class among the bases.
 
     `sequences` are the columns of a row that the model reads.
