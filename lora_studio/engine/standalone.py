@@ -119,7 +119,6 @@ class WithoutRouterLoss(HuggingFaceTrainer):
 
     aux_loss_enabled: bool
     router_aux_loss_coef: float
-    _metrics: dict[str, dict[str, list[float]]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -129,8 +128,9 @@ class WithoutRouterLoss(HuggingFaceTrainer):
         loss = super().training_step(*args, **kwargs)
         if not self.aux_loss_enabled or self.label_smoother is not None:  # trl smooths without the router's loss
             return loss
+        trl: Any = self
         steps = self.current_gradient_accumulation_steps
-        return loss - self.router_aux_loss_coef * self._metrics["train"]["aux_loss"][-1] / steps
+        return loss - self.router_aux_loss_coef * trl._metrics["train"]["aux_loss"][-1] / steps
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         enabled, self.aux_loss_enabled = self.aux_loss_enabled, False
