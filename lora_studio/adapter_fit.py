@@ -6,7 +6,7 @@ No torch: adapter_config.json, the header of adapter_model.safetensors and the b
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def check_fit(folder: Path, base: str | None = None) -> str:
+def check_fit(folder: Path, base: str | None = None, check_path: Callable[[str], None] = lambda name: None) -> str:
     """The base that an adapter belongs on: `base` where it is the same model, else the one that the adapter names.
 
-    Raises `StudioError` with the reason where task, base or shapes are wrong. A Hub model that was never fetched has
+    Raises `StudioError` with the reason where task, base or shapes are wrong. `check_path` raises it for a base that
+    may not be read, before anything tells whether it is there. A Hub model that was never fetched has
     no numbers to compare with: it is checked when it is loaded.
     """
     if (folder / SETTINGS_FILE).is_file():
@@ -94,6 +95,8 @@ def check_fit(folder: Path, base: str | None = None) -> str:
             f"This adapter was trained for {task}, not to write text.", "Only CAUSAL_LM adapters can chat."
         )
     named = read_card(folder).base
+    for name in filter(None, (named, settings.get("base_model_name_or_path"))):
+        check_path(str(name))
     if base and named and not same_model(named, base):
         raise StudioError(
             f"This adapter was trained on {named}; the columns here are on {base}.",

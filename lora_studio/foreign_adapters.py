@@ -51,7 +51,7 @@ def from_zip(archive: Path, workspace: Workspace, name: str, base: str | None = 
                     path = PurePosixPath(member.filename)
                     if path.parent == root and path.name in TAKEN:
                         _copy(opened, member, target / path.name)
-                check_fit(target, base)
+                check_fit(target, base, workspace.check_path)
                 read_header(target / WEIGHTS_FILE)
             except (StudioError, *DAMAGE):
                 shutil.rmtree(target)
@@ -125,12 +125,13 @@ def _new_folder(workspace: Workspace, name: str) -> Path:
     raise StudioError(f"There are too many adapters called {wanted}.", "Give it another name.")
 
 
-def from_folder(name: str, base: str | None = None) -> Path:
+def from_folder(name: str, workspace: Workspace, base: str | None = None) -> Path:
     """An adapter's folder on this machine, checked."""
+    workspace.check_path(name)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise StudioError(f"There is no folder {name}.", "Give the folder that holds the adapter's files.")
-    check_fit(folder, base)
+    check_fit(folder, base, workspace.check_path)
     return folder.resolve()
 
 
@@ -159,7 +160,7 @@ def from_hub(name: str, workspace: Workspace, base: str | None = None) -> Path:
             "Check the name and the network; a private or gated one needs HF_TOKEN in the environment.",
         ) from None
     try:
-        check_fit(target, base)
+        check_fit(target, base, workspace.check_path)
     except StudioError:
         shutil.rmtree(target)
         raise

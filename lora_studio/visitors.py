@@ -142,6 +142,11 @@ class VisitedWorkspace(Workspace):
     def _way_to_room(self) -> str:
         return "Delete runs, evaluations or exports that you no longer need, or uploads at the foot of the Data tab."
 
+    def clear_cache(self) -> int:
+        if not self.owned:
+            raise StudioError("Prepared data is shared by all visitors.", "Its owner clears it.")
+        return super().clear_cache()
+
     def create_run(self, title: str, config_yaml: str, facts: Mapping[str, Any]) -> RunFolder:
         self.check_room()
         return super().create_run(title, config_yaml, facts)

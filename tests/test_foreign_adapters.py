@@ -10,6 +10,7 @@ import pytest
 from lora_studio import foreign_adapters
 from lora_studio.adapter_fit import read_card
 from lora_studio.errors import StudioError
+from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import Workspace
 from tests.adapters import files, safetensors, shapes_on, write, zipped
 
@@ -158,13 +159,30 @@ def test_what_is_no_zip_or_holds_no_adapter_is_a_sentence(workspace: Workspace, 
         take(workspace, zipped(tmp_path / "d.zip", files() | {"adapter_config.json": b"{"}))
 
 
-def test_a_folder_is_checked_as_a_zip_is(tmp_path: Path) -> None:
+def test_a_folder_is_checked_as_a_zip_is(workspace: Workspace, tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", files())
-    assert foreign_adapters.from_folder(str(folder), "demo") == folder
+    assert foreign_adapters.from_folder(str(folder), workspace, "demo") == folder
     with pytest.raises(StudioError, match="There is no folder"):
-        foreign_adapters.from_folder(str(tmp_path / "gone"))
+        foreign_adapters.from_folder(str(tmp_path / "gone"), workspace)
     with pytest.raises(StudioError, match="There is no adapter in"):
-        foreign_adapters.from_folder(str(tmp_path))
+        foreign_adapters.from_folder(str(tmp_path), workspace)
+
+
+def test_whether_a_base_is_there_is_not_told_where_it_may_not_be_read(tmp_path: Path) -> None:
+    there = tmp_path / "models" / "base"
+    there.mkdir(parents=True)
+    (there / "config.json").write_text('{"model_type": "qwen3"}')
+    workspace = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: "bert", "anna")
+    said = []
+    for base in (there, tmp_path / "models" / "none"):
+        config = json.dumps({**json.loads(files()["adapter_config.json"]), "base_model_name_or_path": str(base)})
+        archive = zipped(tmp_path / f"{base.name}.zip", files() | {"adapter_config.json": config.encode()})
+        with pytest.raises(StudioError) as refused:
+            take(workspace, archive)
+        said.append(str(refused.value).replace(str(base), "it"))
+    assert said[0] == said[1]
+    assert "outside of what visitors may use" in said[0]
+    assert list(workspace.adapters_folder.iterdir()) == []
 
 
 def test_the_hub_is_not_asked_offline_nor_for_nonsense(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
     }
     talk.blind = blind
     settings = plain(checked(sampling))
-    with contextlib.closing(act.engine.answer(who, wanted(chosen), columns, settings)) as answers:
+    with contextlib.closing(act.engine.answer(act.asker(who), wanted(chosen), columns, settings)) as answers:
         for answer in answers:
             if answer["kind"] == "status":
                 yield answer["words"], drawn(act, talk)

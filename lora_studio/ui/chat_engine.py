@@ -105,10 +105,20 @@ class Engine:
                 return
         self._session.close()
 
-    def unload(self) -> None:
-        """Ends the engine's child: its memory is free for certain."""
+    def unload(self, who: str, *, at_once: bool = False) -> Answers:
+        """Ends the engine's child: its memory is free for certain. Whoever is being answered is waited for, unless it
+        is to be done `at_once` or they are the one who asks."""
+        with self._naming:
+            waits = self._holder not in ("", who) and not at_once
+        if waits:
+            yield from self._in_turn(who, self._unloaded())
+        else:
+            yield from self._unloaded()
+
+    def _unloaded(self) -> Answers:
         self._session.close()
         self._loaded, self._loaded_for = None, None
+        yield {"kind": "unloaded"}
 
     def _in_turn(self, who: str, work: Answers) -> Answers:
         self._waiting.add(who)

@@ -117,7 +117,7 @@ def asked(
         yield text.progress("Asking", len(rows), len(prompts)), drawn(titles, rows)
         messages = [*opening, {"role": "user", "content": prompt}]
         columns = [{"adapter": None if name == BASE else name, "messages": messages} for name in names]
-        with contextlib.closing(act.engine.answer(who, wanted(chosen), columns, settings)) as answers:
+        with contextlib.closing(act.engine.answer(act.asker(who), wanted(chosen), columns, settings)) as answers:
             for answer in answers:
                 if answer["kind"] == "status":
                     yield answer["words"], drawn(titles, rows)

@@ -6,7 +6,6 @@ from typing import Any
 import gradio as gr
 
 from lora_studio import foreign_adapters
-from lora_studio.adapter_source import bases_of
 from lora_studio.errors import StudioError
 from lora_studio.ui import text
 from lora_studio.ui.chat_choices import FOLDER, MOST
@@ -61,11 +60,8 @@ def added(act: Chat, who: str, given: str, *, zipped: bool = False) -> Updates:
         elif foreign_adapters.is_hub_name(given):
             folder = foreign_adapters.from_hub(given, workspace, base)
         else:
-            workspace.check_path(given)
-            folder = foreign_adapters.from_folder(given, base)
+            folder = foreign_adapters.from_folder(given, workspace, base)
             talk.folders = list(dict.fromkeys([*talk.folders, str(folder)]))
-        for named in bases_of(folder):
-            workspace.check_path(named)
         value = f"{FOLDER}{folder}"
         full = len(talk.adapters) >= MOST and value not in talk.adapters
         if not full:

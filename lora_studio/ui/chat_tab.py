@@ -116,7 +116,7 @@ def _wire(act: Chat, who: gr.State, place: gr.HTML) -> None:
     tab.select(act.arrive, who, everything, **quiet)
     p.choice.input(act.pick, [who, p.choice], everything, **quiet)
     p.load.click(act.load, who, everything, **answer)
-    p.unload.click(act.unload, who, everything, **quiet)
+    p.unload.click(act.unload, who, everything, **answer)
     gr.on([p.send.click, p.question.submit], act.send, [who, p.question, p.system, *p.sampling], everything, **answer)
     p.stop.click(act.stop, who, queue=False, **quiet)
     p.like.select(act.sampling_like, p.like, p.sampling, **quiet)

@@ -67,6 +67,10 @@ class Chat:
 
     # -- who can answer, and what was said
 
+    def asker(self, who: str) -> str:
+        """What the engine knows a browser by: with its visitor's name, so that nobody stops another's answer."""
+        return f"page {self.studio.workspace.maker} {who}"
+
     def talk(self, who: str) -> Talk:
         return dialogue.read_talk(self.studio.workspace, who)
 
@@ -195,7 +199,7 @@ class Chat:
         yield {p.load: gr.Button(interactive=False)} | told
         try:
             chosen = self.chosen(talk)
-            with contextlib.closing(self.engine.load(who, wanted(chosen), insist=insist)) as answers:
+            with contextlib.closing(self.engine.load(self.asker(who), wanted(chosen), insist=insist)) as answers:
                 for answer in answers:
                     if answer["kind"] == "status":
                         yield {p.status: answer["words"]}
@@ -203,9 +207,19 @@ class Chat:
         except StudioError as error:
             yield again | {p.status: said(error)}
 
-    def unload(self, who: str) -> Updates:
-        self.engine.unload()
-        return self.paint(self.talk(who))
+    def unload(self, who: str) -> Iterator[Updates]:
+        """Frees the memory: the owner at once, others when nobody is being answered."""
+        p = self.parts
+        try:
+            with contextlib.closing(
+                self.engine.unload(self.asker(who), at_once=self.studio.workspace.owned)
+            ) as answers:
+                for answer in answers:
+                    if answer["kind"] == "status":
+                        yield {p.status: answer["words"], p.stop: gr.Button(interactive=True)}
+            yield self.paint(self.talk(who)) | {p.stop: gr.Button(interactive=False)}
+        except StudioError as error:
+            yield {p.status: said(error), p.stop: gr.Button(interactive=False)}
 
     # -- asking
 
@@ -248,7 +262,9 @@ class Chat:
         yield begun | {p.board: self.board(talk), p.extra: ""}
         columns = [{"adapter": None if name == BASE else name, "messages": talk.prompt(name, system)} for name in names]
         try:
-            with contextlib.closing(self.engine.answer(who, wanted(chosen), columns, plain(talk.sampling))) as answers:
+            with contextlib.closing(
+                self.engine.answer(self.asker(who), wanted(chosen), columns, plain(talk.sampling))
+            ) as answers:
                 yield from self._carry(who, talk, names, answers)
             yield self._idle()
         except StudioError as error:
@@ -299,7 +315,7 @@ class Chat:
         return self._idle() | self.memory(talk) | {self.parts.said: said(error)}
 
     def stop(self, who: str) -> None:
-        self.engine.stop(who)
+        self.engine.stop(self.asker(who))
 
     # -- clicks in the columns
 
@@ -366,7 +382,9 @@ class Chat:
             )
         yield {self.parts.extra: text.progress("Scoring the answer with base and adapters")}
         with contextlib.closing(
-            self.engine.score(who, wanted(chosen), talk.prompt(name, system), talk.column(name)[-1]["content"])
+            self.engine.score(
+                self.asker(who), wanted(chosen), talk.prompt(name, system), talk.column(name)[-1]["content"]
+            )
         ) as answers:
             for answer in answers:
                 if answer["kind"] == "status":

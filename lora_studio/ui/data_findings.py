@@ -236,9 +236,12 @@ def _size_of(path: Path) -> str:
     return text.size(bytes_in(path) if path.is_dir() else path.stat().st_size)
 
 
-def cache(octets: int) -> str:
-    """What prepared data takes on the disk."""
+def cache(octets: int, *, owned: bool = True) -> str:
+    """What prepared data takes on the disk; `owned` says that the reader may clear it."""
     if not octets:
         return '<p class="ls-hint">Nothing is kept at the moment.</p>'
     words = f"{text.size(octets)} of prepared rows are kept, so that the next start of the same data takes no time."
-    return f'<p class="ls-hint">{text.escape(words)} Clearing them loses no file of yours.</p>'
+    words += (
+        " Clearing them loses no file of yours." if owned else " All visitors share them, and the owner clears them."
+    )
+    return f'<p class="ls-hint">{text.escape(words)}</p>'

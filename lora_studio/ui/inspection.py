@@ -114,14 +114,21 @@ class View:
 Updates = dict[Any, Any]
 
 
+@dataclass
+class Look:
+    """A visitor's look at a file: whether its turn has come, and whether they asked for its end."""
+
+    begun: bool = False
+    stopping: bool = False
+
+
 class Inspection:
-    """What the tab's events do. Keeps no state but who looks now, and whether a stop was asked for."""
+    """What the tab's events do. Keeps no state but the looks that are going on, by visitor."""
 
     def __init__(self, studio: Studio, controls: Controls, view: View) -> None:
         self.studio, self.controls, self.view = studio, controls, view
         self.pages = Pages(view.pager, self._preview)
-        self._stopping = False
-        self._looking = ""  # the visitor whose file is being read
+        self._looks: dict[str, Look] = {}
 
     def other(self, path: str, given: Any) -> bool:
         """Whether a field holds something else than what was analyzed last: leaving a dropdown fires its event, too."""
@@ -213,7 +220,8 @@ class Inspection:
     def _inspect(self, values: dict[str, Any], *, correcting: dict[str, Any] | None = None) -> Iterator[Updates]:
         """`correcting` is what was found with the reading that is to be changed: it stays where the new one fails."""
         c, v, workspace = self.controls, self.view, self.studio.workspace
-        self._stopping, self._looking = False, workspace.maker
+        maker = workspace.maker
+        look = self._looks[maker] = Look()
         yield {
             v.status: gr.HTML(text.progress("Starting the reader"), visible=True),
             v.reading.said: gr.HTML("", visible=False),
@@ -230,7 +238,8 @@ class Inspection:
             result: dict[str, Any] = {}
             told = 0.0
             for answer in self.studio.inspector.stream("inspect", **request_of(values, workspace)):
-                if self._stopping:
+                look.begun = True
+                if look.stopping:
                     raise StudioError("The look at the data was stopped.")
                 if answer["kind"] == "result":
                     result = answer
@@ -245,16 +254,22 @@ class Inspection:
             shown = self.show(result, values) | self.measure_disk()
             yield idle | shown | {c.mapping: values[MAPPING], v.status: gr.HTML("", visible=False)}
         except StudioError as error:
-            yield idle | self._failed(error, correcting, unread)
+            yield idle | self._failed(error, correcting, unread, stopped=look.stopping)
+        finally:
+            look.begun = False
+            if self._looks.get(maker) is look:
+                del self._looks[maker]
 
-    def _failed(self, error: StudioError, correcting: dict[str, Any] | None, unread: dict[str, Any]) -> Updates:
+    def _failed(
+        self, error: StudioError, correcting: dict[str, Any] | None, unread: dict[str, Any], *, stopped: bool
+    ) -> Updates:
         """A stop leaves what is in sight; a reading that does not fit is told beside its form.
 
         Rows that can't be used as they are read are shown all the same, with the form to say how to read them.
         """
         v = self.view
         before = {} if correcting is None else {v.reading.choice: reading_form.chosen(correcting)}
-        if self._stopping:
+        if stopped:
             return before | {v.status: gr.HTML(text.notice("Stopped. The file is still chosen."), visible=True)}
         said = gr.HTML(reading_form.problem(error), visible=True)
         if correcting is not None:
@@ -266,10 +281,13 @@ class Inspection:
         return nothing | form | {v.rows: gr.Accordion(visible=True, open=True), v.table: data_view.rows_table(unread)}
 
     def stop(self) -> None:
-        """Ends the inspector's child: certain in every phase, and the next look starts a new one."""
-        if self._looking == self.studio.workspace.maker:
-            self._stopping = True
-            self.studio.inspector.close()
+        """Ends the inspector's child: certain in every phase, and the next look starts a new one. Where it is
+        not sure that a visitor's turn has come, the child is left to whoever is being answered."""
+        look = self._looks.get(self.studio.workspace.maker)
+        if look is not None:
+            look.stopping = True
+            if look.begun or self.studio.workspace.owned:
+                self.studio.inspector.close()
 
     def show(self, result: dict[str, Any], values: dict[str, Any]) -> Updates:
         """Everything that is known of a file."""
@@ -344,7 +362,8 @@ class Inspection:
         """What lies on the disk for whoever looks."""
         workspace, v = self.studio.workspace, self.view
         octets = workspace.cache_size()
-        kept = {v.cache: data_findings.cache(octets), v.clear: gr.Button(interactive=octets > 0)}
+        clearable = gr.Button(interactive=octets > 0, visible=workspace.owned)
+        kept = {v.cache: data_findings.cache(octets, owned=workspace.owned), v.clear: clearable}
         return kept | {v.uploads: data_findings.uploads(workspace)}
 
     def delete_upload(self, event: gr.EventData) -> Updates:
@@ -359,7 +378,10 @@ class Inspection:
 
     def clear_cache(self) -> Updates:
         """Prepared rows are made again when they are wanted."""
-        self.studio.workspace.clear_cache()
+        try:
+            self.studio.workspace.clear_cache()
+        except StudioError as error:
+            return {self.view.cache: text.problem(error)}
         return self.measure_disk()
 
     def _preview(self, index: int, window: int | None) -> dict[str, Any]:

@@ -12,16 +12,19 @@ from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.hardware import Device
 from lora_studio.ui import chat_choices, chat_sources, chat_tab, dialogue
+from lora_studio.ui.chat_choices import Wanted
 from lora_studio.ui.chat_sampling import SAMPLING
 from lora_studio.ui.chatting import Chat, Updates
 from lora_studio.ui.dialogue import BASE, Talk
 from lora_studio.ui.form import to_widget
 from lora_studio.ui.studio import Studio
+from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import RunFolder, Workspace
 from tests.adapters import files, write, zipped
 from tests.ui.fake_session import FakeSession
 from tests.ui.test_chat_choices import make_run
 
+HELLO = [{"role": "user", "content": "Hi"}]
 WHO, OTHER = "a" * 24, "b" * 24
 LOADED = {"kind": "result", "base": "demo", "device": "cpu", "dtype": "float32", "memory_bytes": 1000, "mixes": True}
 ANSWER = {"tokens": 3, "tokens_per_second": 9.0, "first_token_seconds": 0.1, "finish": "eos"}
@@ -172,7 +175,7 @@ def test_a_stop_while_the_base_is_loaded_ends_the_load_and_gives_the_question_ba
 
 def test_what_a_comparison_of_tokens_loaded_can_be_unloaded(act: Chat) -> None:
     send(act, "One?")
-    act.unload(WHO)
+    list(act.unload(WHO))
     told = [update[act.parts.unload] for update in click(act, "tokens") if act.parts.unload in update]
     assert [button.interactive for button in told] == [True]
 
@@ -329,8 +332,46 @@ def test_load_says_what_is_in_memory_and_unload_ends_the_child(act: Chat) -> Non
     assert any("Loading the base model" in str(update.get(act.parts.status)) for update in updates)
     assert "In memory: demo with Pirate" in updates[-1][act.parts.status]
     assert "held by the chat (demo)" in updates[-1][act.parts.status]
-    assert "No model is in memory" in act.unload(WHO)[act.parts.status]
+    assert "No model is in memory" in list(act.unload(WHO))[-1][act.parts.status]
     assert act.engine.loaded is None
+
+
+def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_owner(tmp_path: Path) -> None:
+    now, session = ["anna"], FakeSession(script)
+    workspace = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], "anna")
+    runs = []
+    for now[0] in ("carl", "anna"):
+        runs.append(RunState(make_run(workspace, "Pirate", adapter=True).id, "Pirate", "done"))
+    fakes: tuple[Any, Any] = (FakeSupervisor(runs), session)
+    with gr.Blocks():
+        act = Chat(Studio(workspace, fakes[0], fakes[1], fakes[1]), chat_tab.draw())
+    answered = act.engine.answer(f"page bert {WHO}", Wanted("demo"), [{"adapter": None, "messages": HELLO}], {})
+    while next(answered)["kind"] != "piece":
+        pass
+    now[0] = "carl"
+    act.arrive(WHO)
+    for stops in (lambda: act.stop(WHO), lambda: act.engine.stop("program 1")):
+        stops()  # the same browser's name, given by somebody else, is another one
+    assert session.stops == 0
+    unloading = act.unload(WHO)
+    assert "Somebody else is being answered" in next(unloading)[act.parts.status]
+    assert session.running
+    assert next(answered)["kind"] == "result"
+    assert list(answered) == []
+    assert "No model is in memory" in list(unloading)[-1][act.parts.status]
+    assert not session.running
+    answered = act.engine.answer(f"page bert {WHO}", Wanted("demo"), [{"adapter": None, "messages": HELLO}], {})
+    while next(answered)["kind"] != "piece":
+        pass
+    unloading = act.unload(OTHER)
+    next(unloading)
+    act.stop(OTHER)
+    assert "Stopped before it began" in list(unloading)[-1][act.parts.status]
+    now[0] = "anna"
+    act.arrive(WHO)
+    list(act.unload(WHO))
+    assert not session.running
+    list(answered)
 
 
 def test_a_chat_that_will_hardly_fit_is_asked_about_first(act: Chat, monkeypatch: pytest.MonkeyPatch) -> None:

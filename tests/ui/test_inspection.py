@@ -13,6 +13,7 @@ from lora_studio.ui import data_choice, data_tab, reading_form
 from lora_studio.ui.data_choice import PATHS
 from lora_studio.ui.inspection import Inspection
 from lora_studio.ui.studio import Studio
+from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import Workspace
 from tests.ui.fake_session import FakeSession
 
@@ -121,6 +122,10 @@ def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
 
 @pytest.fixture
 def act(workspace: Workspace) -> Inspection:
+    return acting(workspace)
+
+
+def acting(workspace: Workspace) -> Inspection:
     session: Any = FakeSession(script)
     studio = Studio(workspace, Supervisor(workspace), session, session)
     with gr.Blocks():
@@ -213,6 +218,44 @@ def test_a_stop_says_so_and_leaves_what_was_shown(act: Inspection) -> None:
     last = list(running)[-1]
     assert "Stopped." in str(last[act.view.status].value)
     assert act.view.body not in last
+
+
+def test_a_visitor_stops_their_own_look_and_nobody_elses(tmp_path: Path) -> None:
+    now = ["bert"]
+    act = acting(VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], "anna"))
+    steps = [{"kind": "progress", "phase": "encode", "done": done, "total": 5} for done in range(5)]
+    session: Any = act.studio.inspector
+    session.script = lambda method, **params: [*steps, RESULT]
+    berts = act.look(*chosen())
+    next(berts)
+    next(berts)
+    now[0] = "carl"
+    carls = act.look(*chosen())
+    next(carls)  # it waits for bert's
+    for now[0] in ("carl", "dora"):
+        act.stop()
+        assert session.running
+    assert "Stopped." in str(list(carls)[-1][act.view.status].value)
+    now[0] = "bert"
+    act.stop()
+    assert not session.running
+    assert "Stopped." in str(list(berts)[-1][act.view.status].value)
+
+
+def test_prepared_data_is_cleared_by_the_owner_alone(tmp_path: Path) -> None:
+    now = ["bert"]
+    act = acting(VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], "anna"))
+    entry = act.studio.workspace.cache_folder / "entry"
+    entry.mkdir(parents=True)
+    (entry / "ids").write_bytes(b"x" * 1000)
+    shown = act.measure_disk()
+    assert (shown[act.view.clear].visible, "Clearing" in shown[act.view.cache]) == (False, False)
+    assert "owner clears it" in act.clear_cache()[act.view.cache]
+    assert entry.exists()
+    now[0] = "anna"
+    assert act.measure_disk()[act.view.clear].visible
+    act.clear_cache()
+    assert not entry.exists()
 
 
 def test_an_upload_is_copied_chosen_and_offered(act: Inspection, tmp_path: Path) -> None:

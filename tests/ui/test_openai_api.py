@@ -208,7 +208,7 @@ def test_a_program_does_not_take_the_base_from_a_person_who_chats(
     with pytest.raises(openai.ConflictError, match="holds owner/other-base") as error:
         client.chat.completions.create(model="demo", messages=HELLO)
     assert error.value.code == "model_held"
-    studio.engine.unload()
+    list(studio.engine.unload("a person"))
     assert client.chat.completions.create(model="demo", messages=HELLO).choices[0].message.content == "Arr"
     list(studio.engine.load("a person", other, insist=True))  # a person may always
 
