@@ -55,6 +55,7 @@ def inspect_characters(
     bad_rows = BadRows(records.arrays, Cache(None).get("faults", convert_all))
     values = np.array(counts, dtype=np.int64)
     told = [marks_in_words(len(counts), len(marked))] if shape.name == "kto" else []
+    told += [shape.question] if shape.question else []
     return {
         "file": str(source.files[0]) if len(source.files) == 1 else source.name,
         "file_kind": source.kind,

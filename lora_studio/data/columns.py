@@ -9,15 +9,9 @@ from lora_studio.data.rows import Record, shorten
 from lora_studio.data.turns import ROLES, held_turns
 
 SAMPLE = 500
+_LOOKED_AT = 50
 TURNS = (
-    "messages",
-    "contents",
-    "conversations",
-    "conversation",
-    "dialogue",
-    "dialog",
-    "chat",
-    "turns",
+    *("messages", "contents", "conversations", "conversation", "dialogue", "dialog", "chat", "turns"),
     "conversational",
 )
 USER = (
@@ -27,9 +21,11 @@ USER = (
 ASSISTANT = (
     *("completion", "response", "output", "answer", "assistant", "solution", "target", "reply", "gpt", "bot"),
     *("assistant_response", "model_answer", "expected_output", "result", "generation"),
-    "output_text",
+    *("output_text", "correct_answer", "gold_answer", "answer_key", "answerkey", "ideal"),
 )
 EXTRA = ("input", "context")
+PASSAGES = ("passage", "document", "article", "paragraph", "background")
+TITLES = ("title", "name", "heading", "headline", "subject")
 SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "systeminstruction")
 HISTORY = ("history",)
 TOOLS = ("tools", "functions", "toolconfig", "tool_config")
@@ -42,6 +38,19 @@ WORSE_AND_BETTER = (
     *(("rejected", ("chosen", "accepted", "preferred", "")), ("non_preferred", ("preferred", ""))),
     *(("dispreferred", ("preferred", "")), ("worse", ("better",)), ("loser", ("winner",)), ("losing", ("winning",))),
 )
+# Columns that tell of a row and say nothing of their own, by the last word of their names or by what they hold.
+_ABOUT_ROWS = re.compile(
+    r"(?:^|_)(?:ids?|idx|index|uuid|guid|hash|sha\d*|md5|ur[li]|link|href|date|datetime|time|timestamp|created|created_at|"
+    r"updated_at|author|username|lang|language|locale|licen[sc]e|domain|file|filename|path|filepath|split|subset|dataset|"
+    r"source|origin|version|model|meta|metadata)\Z"
+)
+_MACHINE_MADE = re.compile(r"https?://\S+|\d{4}-\d\d-\d\d[T \d:.+Z-]*|[0-9a-fA-F-]{8,64}")
+# What an answer or a question is to look like is neither of the two.
+_DESCRIPTION = re.compile(
+    r"(?:expected_)?(?:input|output|answer|response|result|target|prompt|question)_"
+    r"(?:format|description|specification|spec|type|schema|template)s?"
+)
+_ENOUGH = 0.95
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 
@@ -58,18 +67,27 @@ class Columns:
         self.sample = sample
         every = dict.fromkeys(name for record in sample for name in record.fields)
         self.names = [name for name in every if str(name).strip()]
+        self._plain = {name: re.sub(r"[\s\-]+", "_", str(name).strip().lower()) for name in self.names}
         self._by_plain: dict[str, str] = {}
-        for name in self.names:
-            plain = re.sub(r"[\s\-]+", "_", str(name).strip().lower())
+        for name, plain in self._plain.items():
             self._by_plain.setdefault(plain, name)
         for plain, name in list(self._by_plain.items()):
             self._by_plain.setdefault(plain.removesuffix("s"), name)
 
     def find(self, aliases: Iterable[str], without: Iterable[str] = ()) -> str | None:
-        """The first column that bears one of the names."""
+        """The first column that bears one of the names, or a later one where that is filled in more rows."""
+        return next(iter(self.find_all(aliases, without)), None)
+
+    def find_all(self, aliases: Iterable[str], without: Iterable[str] = ()) -> list[str]:
+        """The columns that bear one of the names, those first that are filled in nearly as many rows as any."""
         taken = set(without)
-        hits = (self._by_plain[alias] for alias in aliases if alias in self._by_plain)
-        return next((name for name in hits if name not in taken), None)
+        hits = dict.fromkeys(self._by_plain[alias] for alias in aliases if alias in self._by_plain)
+        found = [name for name in hits if name not in taken]
+        if len(found) < 2:
+            return found
+        shares = {name: self.share(name) for name in found}
+        most = max(shares.values())
+        return sorted(found, key=lambda name: -shares[name] if shares[name] < _ENOUGH * most else -most)
 
     def values(self, name: str) -> list[Any]:
         return [record.fields[name] for record in self.sample if record.fields.get(name) is not None]
@@ -102,12 +120,40 @@ class Columns:
 
     def share(self, name: str) -> float:
         """How many of the sample rows have something in that column."""
-        filled = sum(value not in ("", []) for value in self.values(name))
+        filled = sum(value != [] and not (isinstance(value, str) and not value.strip()) for value in self.values(name))
         return filled / max(len(self.sample), 1)
 
     def texts(self) -> list[str]:
         """Columns whose values are all text."""
         return [name for name in self.names if (found := self.values(name)) and all(isinstance(v, str) for v in found)]
+
+    def contents(self) -> list[str]:
+        """Columns of text that say something of their own: not the same in each row, nor an id, a link or the like."""
+        return [name for name in self.texts() if not self.is_constant(name) and not self.is_about_rows(name)]
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a column holds one value where the rows differ in others."""
+        return self._distinct(name) == 1 and any(self._distinct(other) > 1 for other in self.names)
+
+    def is_class(self, name: str) -> bool:
+        """Whether a column holds few values, each in many rows."""
+        return 10 * self._distinct(name) <= len(self.values(name))
+
+    def _distinct(self, name: str) -> int:
+        return len({str(value) for value in self.values(name)})
+
+    def is_about_rows(self, name: str) -> bool:
+        """Whether a column tells of its row: an id, a link, a date, where it comes from."""
+        texts = self.values_as_text(name)[:_LOOKED_AT]
+        machine = bool(texts) and all(len(text) < 200 and _MACHINE_MADE.fullmatch(text.strip()) for text in texts)
+        return machine or _ABOUT_ROWS.search(self._plain[name]) is not None
+
+    def is_description(self, name: str) -> bool:
+        """Whether a column says what an answer or a question is to look like."""
+        return _DESCRIPTION.fullmatch(self._plain[name]) is not None
+
+    def plain(self, name: str) -> str:
+        return self._plain[name]
 
 
 def is_turns(value: Any) -> bool:

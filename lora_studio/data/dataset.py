@@ -323,6 +323,8 @@ def recut(
 
 def _assumptions(part: Part, template: Template, kept_back: Part | None) -> list[str]:
     found = list(part.records.assumptions)
+    if part.format.question:
+        found.append(f"The rows can be read in several ways. {part.format.question} The reading above is used.")
     found += sentences(part.facts["omitted"])
     found += _marks(part, kept_back)
     resting = part.facts["resting"]

@@ -11,19 +11,26 @@ from lora_studio.data import columns as names
 from lora_studio.data.columns import Columns, is_turns, may_be_turns, quoted, spread
 from lora_studio.data.conversion import convert
 from lora_studio.data.dialogues import LEAST_SHARE, Marks, marks_of
-from lora_studio.data.mapping import Format, Mapping, ReadingError
+from lora_studio.data.doubts import (
+    answer_of,
+    no_reading,
+    pointed_list,
+    second_texts,
+    single_messages,
+    sparse_answers,
+    with_options,
+)
+from lora_studio.data.mapping import Format, Mapping, ReadingError, places
 from lora_studio.data.preferences import is_mark
-from lora_studio.data.problems import find_problem
+from lora_studio.data.problems import STATEMENT, find_problem
 from lora_studio.data.rows import Record
 from lora_studio.data.turns import held_turns, role_of
 from lora_studio.data.wording import in_words
 
 __all__ = ["Format", "Mapping", "apply_mapping", "convert", "mapping_of", "recognise", "recognise_all"]
 
-_SHAPES = (
-    "Known shapes: `messages` or `conversations` with a list of turns; `instruction`, `input`, `output`; pairs such as "
-    "`prompt` and `completion` or `question` and `answer`; `text`. Or say which column plays which part."
-)
+_SPARSE = 0.5
+_OFFERED = 4
 _OPTIONAL = {
     *("system", "tools", "history", "input", "reasoning", "title", "constraints", "examples", "note", "labels"),
 }
@@ -48,23 +55,24 @@ def recognise(records: Sequence[Record], goal: str = "answers") -> Format:
                 "Learning by comparison needs `chosen` and `rejected` beside a `prompt`, or a `label` true or false.",
             )
         return fitting[0]
-    fitting = [one for one in readings if one.name != "preference"]
+    fitting = _asked([one for one in readings if one.name != "preference"])
     if fitting:
         return fitting[0]
     if readings:
         raise _pairs_only(readings[0])
-    raise ReadingError(
-        f"The shape of the rows is not known. Their fields are: {quoted(columns.names, 12) or 'none'}.", _SHAPES
-    )
+    raise no_reading(columns, _by_order(columns))
 
 
 def recognise_all(records: Sequence[Record]) -> list[Format]:
     """Every reading that fits, the likeliest first; where the rows leave it open, each is `ambiguous` with a question.
 
-    Two columns of text whose names say nothing are offered both ways round.
+    Columns of text whose names say nothing are offered in each way.
     """
     columns = Columns(spread(records))
-    readings = _readings(columns) or _by_order(columns)
+    return _asked(_readings(columns) or _by_order(columns))
+
+
+def _asked(readings: Sequence[Format]) -> list[Format]:
     question = _question(readings)
     return [replace(one, ambiguous=bool(question), question=question) for one in readings]
 
@@ -118,16 +126,24 @@ def _readings(columns: Columns) -> list[Format]:
         return [in_words(tokenised, columns)]
     pairs, marked = _preference(columns), _marked(columns)
     compared = [shape for shape in (pairs, marked) if shape]
-    found = [shape for shape in (*_problem(columns), _turns(columns), _pair(columns)) if shape]
+    found = [shape for shape in (*_problem(columns), _turns(columns), *_pairs(columns)) if shape]
     if marked or (pairs and not _answers_beside(columns, pairs, found)):
         found = []  # without their mark bad answers would be read as good ones
     else:
-        found += _texts(columns)
-    fits = {shape.name: _fit(columns, shape) for shape in [*found, *compared]}
-    best = max(fits.values(), default=0.0)
-    likely = [shape for shape in found if fits[shape.name] >= 0.8 * best > 0]
-    likely += [shape for shape in compared if fits[shape.name] >= 0.5 * best > 0]
-    return [in_words(shape, columns) for shape in likely]
+        found += _texts(columns, alone=not found)
+    best = max((_fit(columns, shape) for shape in [*found, *compared]), default=0.0)
+    likely = [shape for shape in found if _fit(columns, shape) >= 0.8 * best > 0]
+    likely += [shape for shape in compared if _fit(columns, shape) >= 0.5 * best > 0]
+    likely = [one for shape in likely for one in (with_options(columns, shape), shape) if one]
+    return [_told(in_words(shape, columns), columns) for shape in likely]
+
+
+def _told(shape: Format, columns: Columns) -> Format:
+    """The reading with what it leaves aside although the answers may need it."""
+    words, listed = shape.words + sparse_answers(columns, shape), pointed_list(columns, shape)
+    if listed:
+        words += f" The answers point into {quoted([listed])}, which is left aside: what they mean is not learned."
+    return replace(shape, words=words)
 
 
 def _fit(columns: Columns, shape: Format) -> float:
@@ -166,22 +182,55 @@ def _problem(columns: Columns) -> list[Format]:
     return [Format("problem", _present({**found, "messages": with_turns, "system": columns.find(names.SYSTEM)}))]
 
 
-def _pair(columns: Columns) -> Format | None:
-    """A column that asks and one that answers; the second may bear any name when it is the only other text."""
-    reasoning = columns.find(names.REASONING)
-    helpers = {columns.find(names.SYSTEM), columns.find(names.HISTORY), columns.find(names.TOOLS), reasoning}
+def _pairs(columns: Columns) -> list[Format]:
+    """A column that asks and one that answers, more than one where several are named like answers and are filled.
+
+    The second may bear any name where it is the only other text that says something of its own.
+    """
     instruction = columns.find(("instruction",))
     user = instruction or columns.find(names.USER)
-    answer = columns.find(names.ASSISTANT, without=[user] if user else [])
-    if user is None and answer is None:
-        return None
-    if user is None or answer is None:
-        known = user or answer
-        rest = [name for name in columns.texts() if name not in helpers and name != known]
+    answers = _answers(columns, user)
+    if user and not answers and columns.plain(user) == "source":
+        user = None  # it asks for a `target`, and tells elsewhere where a row comes from
+    if user is None and not answers:
+        return []
+    if user is None or not answers:
+        rest = [] if single_messages(columns) else _others(columns, user, *answers)
+        rest = [name for name in rest if user or not columns.is_class(name)]
         if len(rest) != 1 or rest[0] in columns.compared():
-            return None
-        user, answer = user or rest[0], answer or rest[0]
+            return []
+        user, answers = user or rest[0], answers or rest
+    return [_pair(columns, user, answer, user == instruction) for answer in answers]
+
+
+def _answers(columns: Columns, user: str | None) -> list[str]:
+    """The columns that may be the answer, the likeliest first.
+
+    They are named so; where those are sparse and one other text is filled, it is that.
+    """
+    named = columns.find_all(names.ASSISTANT, without=[user] if user else [])
+    shares = {name: columns.share(name) for name in named}
+    if named and user and shares[named[0]] < _SPARSE:
+        filled = [name for name in _others(columns, user, *named) if columns.share(name) >= 2 * shares[named[0]]]
+        if len(filled) == 1:
+            return filled
+    like = [name for name in named[1:] if shares[name] >= _SPARSE * shares[named[0]] and name in columns.contents()]
+    return [*named[:1], *(name for name in like if name not in (columns.find(names.EXTRA), *columns.compared()))]
+
+
+def _others(columns: Columns, *known: str | None) -> list[str]:
+    """Columns of text beside those known that may ask or answer."""
+    helpers = [columns.find(aliases) for aliases in (names.SYSTEM, names.HISTORY, names.TOOLS, names.REASONING)]
+    free = [name for name in columns.contents() if name not in (*known, *helpers)]
+    return [name for name in free if not columns.is_description(name)]
+
+
+def _pair(columns: Columns, user: str, answer: str, instruction: bool) -> Format:
+    reasoning = columns.find(names.REASONING, without=[answer])
     extra = columns.find(names.EXTRA, without=[user, answer])
+    if extra is None:
+        passages = columns.find_all(names.PASSAGES, without=[user, answer])
+        extra = next((name for name in passages if name in columns.contents()), None)
     parts = {"system": columns.find(names.SYSTEM), "history": columns.find(names.HISTORY), "reasoning": reasoning}
     if instruction:
         shape = {"instruction": user, "input": extra, "output": answer, **parts}
@@ -190,16 +239,28 @@ def _pair(columns: Columns) -> Format | None:
     return Format("prompt_completion", _present(shape))
 
 
-def _texts(columns: Columns) -> list[Format]:
-    """Plain text, and before it the dialogue that most texts are written as."""
-    name = columns.find(names.TEXT)
-    if name is None and len(columns.texts()) == len(columns.names) == 1:
-        name = columns.names[0]
-    if name is None:
+def _texts(columns: Columns, alone: bool) -> list[Format]:
+    """Plain text, and before it the dialogue that most texts are written as; a text with a title may answer to that.
+
+    `alone`: a column of any name is plain text where no other says anything of its own.
+    """
+    name = columns.find(names.TEXT) or (_only_text(columns) if alone else None)
+    if name is None or single_messages(columns) or second_texts(columns, name):
         return []
     marks = marks_of(columns.values_as_text(name))
     dialogue = Format("dialogue", _present({"dialogue": name, "system": columns.find(names.SYSTEM)}), marks=marks)
-    return [*([dialogue] if marks else []), Format("text", {"text": name})]
+    title = columns.find(names.TITLES, without=[name]) if alone and not marks else None
+    pair = Format("prompt_completion", {"prompt": title or "", "completion": name})
+    return [*([dialogue] if marks else []), Format("text", {"text": name}), *([pair] if title else [])]
+
+
+def _only_text(columns: Columns) -> str | None:
+    """The one column that says something of its own, unless it asks without an answer."""
+    texts = columns.contents()
+    rest = [name for name in columns.names if name not in texts]
+    idle = all(columns.is_constant(name) or columns.is_about_rows(name) for name in rest)
+    asks = bool(rest) and bool(texts) and texts[0] in columns.find_all((*names.USER, *STATEMENT))
+    return texts[0] if len(texts) == 1 and idle and not asks else None
 
 
 def _tokenised(columns: Columns) -> Format | None:
@@ -247,7 +308,7 @@ def _marked(columns: Columns) -> Format | None:
     marks = columns.values(label) if label else []
     if not label or not marks or sum(map(is_mark, marks)) < 0.8 * len(marks):
         return None
-    beside = _turns(columns) or _pair(columns)
+    beside = _turns(columns) or next(iter(_pairs(columns)), None)
     if beside is None or label in beside.columns.values():
         return None
     return Format("kto", {**beside.columns, "label": label})
@@ -273,15 +334,19 @@ def _ends_in_answers(columns: Columns, name: str) -> bool:
 
 
 def _by_order(columns: Columns) -> list[Format]:
-    """Two columns of text, of which nothing but their order tells which asks and which answers."""
-    texts = columns.texts()
-    if len(texts) != 2 or len(columns.names) > 3:
+    """Columns of text, of which nothing but their order tells which asks and which answers; a text may stand alone."""
+    text = columns.find(names.TEXT)
+    others = second_texts(columns, text) if text else []
+    texts = [name for name in columns.names if name == text or name in others] if text else _others(columns)
+    if single_messages(columns) or len(texts) < 2 or (not text and (len(texts) > 2 or len(columns.names) > 3)):
         return []
-    pairs = (texts, texts[::-1])
-    return [in_words(Format("prompt_completion", {"prompt": a, "completion": b}), columns) for a, b in pairs]
+    pairs = [texts, texts[::-1]] if len(texts) == 2 else [[text, other] for other in others[:_OFFERED] if text]
+    shapes = [Format("prompt_completion", {"prompt": asked, "completion": told}) for asked, told in pairs]
+    shapes += [Format("text", {"text": text})] if text else []
+    return [in_words(shape, columns) for shape in shapes]
 
 
-def _question(readings: list[Format]) -> str:
+def _question(readings: Sequence[Format]) -> str:
     """What to ask where readings mean different things; turns and a pair of columns of one row mean the same."""
     kinds = {shape.name for shape in readings}
     if "dialogue" in kinds and "text" in kinds:
@@ -291,9 +356,21 @@ def _question(readings: list[Format]) -> str:
         answer = readings[0].columns.get("output") or readings[0].columns.get("completion")
         told = f"`{answer}`" if answer else "the answers"
         return f"The rows hold answers and comparisons: learn from {told}, or compare `{chosen}` with the worse answer?"
-    if len(readings) == 2 and kinds == {"prompt_completion"}:
+    if "mapped" in kinds and len(kinds) > 1:
+        named = quoted(places(next(shape.mapping.user_template or "" for shape in readings if shape.mapping))[1:], 4)
+        return f"The answers name other columns ({named}): put these into the question as options, or leave them aside?"
+    if "prompt_completion" in kinds and "text" in kinds:
+        return "There is text beside the text: is one the answer to the other, or is the text learned alone?"
+    answers = list(dict.fromkeys(filter(None, map(answer_of, readings))))
+    asked = {shape.columns.get("prompt") or shape.columns.get("instruction") for shape in readings}
+    if len(answers) > 1 and len(asked) == 1:
+        return f"Several columns can be the answer ({quoted(answers)}): which one is learned?"
+    if len(answers) > 1 and kinds == {"prompt_completion"}:
         return "The columns' names do not say which is the user's turn and which the assistant's: which is it?"
-    return ""
+    pointing = [shape.words for shape in readings if " The answers point into " in shape.words]
+    return (
+        "The answers are numbers or letters of options that are not in the question: is that meant?" if pointing else ""
+    )
 
 
 def _present(parts: dict[str, str | None]) -> dict[str, str]:

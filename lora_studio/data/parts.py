@@ -19,6 +19,7 @@ from lora_studio.data.arrays import Arrays, ArrayWriter
 from lora_studio.data.bad_rows import BadRows, BadRowWriter
 from lora_studio.data.cache import Cache, code_version, digest, key_of
 from lora_studio.data.conversion import convert
+from lora_studio.data.doubts import BY_MAPPING
 from lora_studio.data.encode import Encoder, batches
 from lora_studio.data.formats import apply_mapping, check_goal, recognise
 from lora_studio.data.mapping import Format, Mapping, ReadingError
@@ -213,7 +214,7 @@ class Preparation:
     def _advice(self, records: RecordStore, shape: Format, first: BadRow) -> str:
         """What helps against a file's first bad row, with the setting that is at fault where one is."""
         if first.reason != NO_SYSTEM:
-            return ADVICE.get(first.reason, "Mend the rows, or choose a prompt style that has a place for them.")
+            return ADVICE.get(first.reason, f"Mend the rows. Or, where they are read the wrong way: {BY_MAPPING}.")
         record = next(records.records(np.searchsorted(records.row, [first.row]).tolist()))
         unprompted = replace(shape, mapping=replace(shape.mapping, system_prompt=None) if shape.mapping else None)
         if any(message.role == "system" for message in convert(record, unprompted).messages):

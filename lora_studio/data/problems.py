@@ -18,8 +18,17 @@ ANSWERS = ("generation", "solution", "solutions", "code", "python_solution", "ed
 _HEADINGS = {"input": "Input", "output": "Output", "constraints": "Constraints", "examples": "Examples", "note": "Note"}
 
 
+def lacks_solution(columns: Columns) -> bool:
+    """Whether the rows describe problems, but none of their columns can be the solution."""
+    described = columns.find(STATEMENT) and any(columns.find(aliases) for aliases in SECTIONS.values())
+    return bool(described) and find_problem(columns) is None
+
+
 def find_problem(columns: Columns) -> dict[str, str] | None:
-    """Which column plays which part of a problem and its solution; None where the rows are no such."""
+    """Which column plays which part of a problem and its solution; None where the rows are no such.
+
+    What the output is to look like is never the answer; a column named `output` alone may be.
+    """
     statement = columns.find(STATEMENT)
     if statement is None or columns.find(("instruction",)):
         return None
@@ -32,8 +41,8 @@ def find_problem(columns: Columns) -> dict[str, str] | None:
         answer = plain["output"]
     for part, name in plain.items():
         parts[part] = parts[part] or (name if name != answer else None)
-    if answer is None:  # then `output` can only be the answer, and not what the output looks like
-        answer, parts["output"] = parts["output"], None
+    if answer is None and plain["output"]:  # then `output` can only be the answer, and not what the output looks like
+        answer, parts["output"] = plain["output"], None
     described = [part for part in ("input", "output", "constraints", "examples", "note") if parts[part]]
     if answer is None or not described:
         return None
