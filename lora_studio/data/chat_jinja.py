@@ -40,10 +40,10 @@ class ChatTemplate:
         try:
             self._template = _compile(source)
         except TemplateSyntaxError as error:
-            raise StudioError(
-                f"The chat template can't be read: {error.message} (line {error.lineno}).",
-                "Choose a prompt style such as chatml, or a model whose tokenizer brings a whole template.",
-            ) from error
+            raise _unreadable(f"{error.message} (line {error.lineno})") from error
+        except (SyntaxError, RecursionError, ArithmeticError, UnicodeError) as error:
+            # loops nested too deeply for Python, and constants that can't be folded
+            raise _unreadable(str(error) or type(error).__name__) from error
         # One context for all conversations: making it anew, as `Template.render` does, takes a sixth of the time.
         self._names: dict[str, Any] = {**self._template.globals, "documents": None, **variables}
         self._context = self._template.new_context(self._names, shared=True)
@@ -63,6 +63,13 @@ class ChatTemplate:
         context.vars.clear()  # what the last conversation left
         context.exported_vars.clear()
         return _spans_of("".join(self._template.root_render_func(context)))
+
+
+def _unreadable(why: str) -> StudioError:
+    return StudioError(
+        f"The chat template can't be read: {why}.",
+        "Choose a prompt style such as chatml, or a model whose tokenizer brings a whole template.",
+    )
 
 
 def _spans_of(marked: str) -> tuple[str, list[tuple[int, int]]]:

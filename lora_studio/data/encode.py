@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from lora_studio.data.limited_rendering import LimitedRenderer
 from lora_studio.data.messages import Conversation, RowError
 from lora_studio.data.prompt_styles import Template, choose_template
-from lora_studio.data.rendering import Rendered, Renderer
+from lora_studio.data.rendering import Rendered, rules_of
 from lora_studio.data.rows import BadRow
 from lora_studio.errors import StudioError
 
@@ -85,7 +86,7 @@ class Encoder:
         self.special_ids = frozenset(tokenizer.added_tokens_decoder)
         self.specials = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         self.rewritten = 0
-        self._renderer = Renderer(tokenizer, template, train_on, enable_thinking)
+        self._renderer = LimitedRenderer(rules_of(tokenizer, template, train_on, enable_thinking))
 
     def render(self, conversation: Conversation) -> str:
         """The text of a conversation, special tokens included. Raises RowError."""

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 
 from jinja2 import TemplateError
 
-from lora_studio.data.chat_jinja import ChatTemplate
+from lora_studio.data.limited_rendering import render_text
 from lora_studio.errors import StudioError
 from lora_studio.go_template import fill, text
 
 Chat = list[dict[str, str]]
-_FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 _HINT = (
     "Use the merged model in a program that reads Jinja templates itself, such as vLLM or llama.cpp's server with "
     "--jinja, or train with the prompt style chatml, alpaca or plain."
@@ -69,10 +68,10 @@ class _Probe:
     """The Jinja template, without the beginning-of-text token that Ollama writes itself."""
 
     def __init__(self, template: str, variables: Mapping[str, object], bos: str) -> None:
-        self._jinja, self._bos = ChatTemplate(template, variables), bos
+        self._template, self._variables, self._bos = template, variables, bos
 
     def __call__(self, chat: Chat, *, prompt: bool = True) -> str:
-        return self._jinja.render([dict(message) for message in chat], prompt=prompt)[0].removeprefix(self._bos)
+        return render_text(self._template, self._variables, chat, prompt=prompt).removeprefix(self._bos)
 
     def gaps(self, chat: Chat, words: Sequence[str], *, prompt: bool = True) -> list[str]:
         """What stands before, between and after the words, which must come in that order, each once."""
@@ -98,7 +97,7 @@ def to_go(template: str, variables: Mapping[str, object], *, bos: str = "") -> G
         compared = _prove(probe, source, system=parts.system is not None)
     except _NoCounterpartError as error:
         raise StudioError(f"This chat template can't be written for Ollama: {error}.", _HINT) from None
-    except _FAULTS as error:
+    except TemplateError as error:
         raise StudioError(
             f"This chat template can't be written for Ollama: it refuses a dialogue ({error}).", _HINT
         ) from None
@@ -145,7 +144,7 @@ def _place_system(probe: _Probe, parts: _Parts, first: str) -> None:
     one, two = _ASKED[:2]
     try:
         told = probe(_chat([one], system=_SYSTEM))
-    except _FAULTS:
+    except TemplateError:
         parts.notes.append(nowhere)
         return
     if _SYSTEM not in told:

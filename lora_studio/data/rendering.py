@@ -28,7 +28,8 @@ NO_TOOLS = "the chat template has no place for tool calls and their results"
 CALLS_LEFT_OUT = "the chat template leaves tool calls of the row out of the answers"
 WEIGHTS = "the row leaves single answers out of training, but the chat template does not mark answer by answer"
 NOTHING_MARKED = "the chat template marks nothing of the row as the model's answer"
-_TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
+# RuntimeError: macros that call each other for ever; ArithmeticError: a range or a number that is too large.
+TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError)
 _END = re.compile(r"end|eot|eos|/s", re.IGNORECASE)
 _THINK = ("<think>", "</think>")
 
@@ -45,32 +46,52 @@ class Rendered:
     rewritten: bool = False
 
 
-class Renderer:
-    """Renders conversations with one template; `train_on` is assistant, last_turn or all."""
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """All that decides how conversations are rendered, as plain values. `variables` are JSON text.
 
-    def __init__(self, tokenizer: Any, template: Template, train_on: str, enable_thinking: bool | None = None) -> None:
-        self._template = template
-        self._train_on = train_on
-        self._knows_tools = "tool_calls" in template.source
-        thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        self._jinja = ChatTemplate(template.source, {**tokenizer.special_tokens_map, **thinking})
-        self._eos = tokenizer.eos_token or ""
-        self._bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
-        self._start = _text_start(tokenizer, self._bos)
-        added = sorted({*tokenizer.get_added_vocab(), *_THINK}, key=len, reverse=True)
+    `bos` is "" where the tokenizer does not write it by itself; `start` stands before plain text; `added` are the
+    tokenizer's added tokens.
+    """
+
+    template: Template
+    variables: str
+    train_on: str
+    bos: str
+    eos: str
+    start: str
+    added: tuple[str, ...]
+
+
+def rules_of(tokenizer: Any, template: Template, train_on: str, enable_thinking: bool | None = None) -> Rules:
+    """The rules of a tokenizer and a template; `train_on` is assistant, last_turn or all."""
+    if not tokenizer.eos_token:
+        raise StudioError(
+            "The tokenizer has no end-of-text token, so a model could not learn to stop.",
+            "Choose a model whose tokenizer names an eos_token.",
+        )
+    bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
+    thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    variables = json.dumps({**tokenizer.special_tokens_map, **thinking})
+    added = tuple(sorted(tokenizer.get_added_vocab()))
+    return Rules(template, variables, train_on, bos, tokenizer.eos_token, _text_start(tokenizer, bos), added)
+
+
+class Renderer:
+    """Renders conversations by fixed rules. Raises StudioError for a text that is no template."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._template = rules.template
+        self._train_on = rules.train_on
+        self._knows_tools = "tool_calls" in rules.template.source
+        self._jinja = ChatTemplate(rules.template.source, json.loads(rules.variables))
+        self._eos, self._bos, self._start = rules.eos, rules.bos, rules.start
+        added = sorted({*rules.added, *_THINK}, key=len, reverse=True)
         self._special = re.compile("|".join(re.escape(token) for token in added))
         self._added = tuple(token for token in added if token not in _THINK and not token.isspace())
-        if not self._eos:
-            raise StudioError(
-                "The tokenizer has no end-of-text token, so a model could not learn to stop.",
-                "Choose a model whose tokenizer names an eos_token.",
-            )
 
-    def render(self, conversations: Sequence[Conversation]) -> list[Rendered | RowError]:
-        """One result for each conversation, in order."""
-        return [self._render(conversation) for conversation in conversations]
-
-    def _render(self, conversation: Conversation) -> Rendered | RowError:
+    def render(self, conversation: Conversation) -> Rendered | RowError:
+        """The text of a conversation and what of it is trained, or why it can't be rendered."""
         if conversation.text is not None:
             return self._plain_text(conversation.text)
         if not self._knows_tools and _uses_tools(conversation):
@@ -91,7 +112,7 @@ class Renderer:
                 return self._in_form(chat, form)
             except RowError as error:
                 faults.append(error)
-            except _TEMPLATE_FAULTS as error:
+            except TEMPLATE_FAULTS as error:
                 faults.append(RowError(REFUSED, found=str(error)))
         # What one form comes to says more than that another was refused.
         fault = next((one for one in faults if one.reason != REFUSED), faults[0])
@@ -149,7 +170,7 @@ class Renderer:
         question = [{"role": "user", "content": "a"}]
         try:
             asked, told = (self._jinja.render(question, prompt=prompt)[0] for prompt in (True, False))
-        except _TEMPLATE_FAULTS:
+        except TEMPLATE_FAULTS:
             return ""
         return asked[common_start(asked, told) :]
 

@@ -15,6 +15,8 @@ import torch
 from jinja2 import TemplateError
 from transformers import GenerationConfig
 
+from lora_studio.data.decoding import is_broken
+from lora_studio.data.limited_rendering import render_text
 from lora_studio.engine.loaded import LoadedModel
 from lora_studio.engine.streaming import ColumnText, Ending, Pieces, Streamer
 from lora_studio.errors import StudioError
@@ -100,16 +102,12 @@ def prompt_ids(loaded: LoadedModel, column: Column, enable_thinking: bool | None
     thinking = card.get("enable_thinking") if enable_thinking is None else enable_thinking
     switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
     try:
-        encoded: Any = loaded.tokenizer.apply_chat_template(
-            [dict(message) for message in column.messages],
-            chat_template=template,
-            add_generation_prompt=True,
-            return_dict=True,
-            **switch,
-        )
+        text = render_text(template, {**loaded.tokenizer.special_tokens_map, **switch}, column.messages, prompt=True)
     except TemplateError as error:
         raise StudioError(f"The chat template refuses this conversation: {error}", "Change its messages.") from error
-    ids: list[int] = encoded["input_ids"]
+    if is_broken(text):
+        raise StudioError("The conversation holds half a character, which is no text.", "Write it anew.")
+    ids: list[int] = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
     longest = loaded.longest_text
     virtual = loaded.virtual_tokens(column.adapter)
     if longest is not None and len(ids) + virtual >= longest:

@@ -11,7 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from lora_studio.data import prompt_styles
 from lora_studio.data.chat_jinja import ChatTemplate
 from lora_studio.data.messages import CONTROL, Conversation, Message, RowError, check_text
-from lora_studio.data.rendering import Renderer
+from lora_studio.data.rendering import Renderer, rules_of
 
 FOLDERS = [
     Path(importlib.util.find_spec("trl").submodule_search_locations[0]) / "chat_templates",
@@ -107,7 +107,7 @@ def test_a_row_cannot_smuggle_a_marked_part_in(tokenizer):
     source = "{% for m in messages %}{{ m.content }}{{ m.tool_calls }}{% generation %}x{% endgeneration %}{% endfor %}"
     call = {"type": "function", "function": {"name": "\ufdd0evil\ufdd1", "arguments": {}}}
     chat = Conversation(1, (Message("user", "Hi"), Message("assistant", "", tool_calls=(call,))))
-    (result,) = Renderer(tokenizer, prompt_styles.Template("chat", source, ""), "assistant").render([chat])
+    result = Renderer(rules_of(tokenizer, prompt_styles.Template("chat", source, ""), "assistant")).render(chat)
     assert isinstance(result, RowError)
     assert result.reason == CONTROL
     with pytest.raises(RowError, match=CONTROL):
