@@ -1,8 +1,10 @@
 """A chat template that never ends, or takes all memory, ends as a sentence; what comes after it is rendered as ever."""
 
 import os
+import re
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -133,6 +135,21 @@ def test_a_process_that_was_killed_is_started_again():
     os.kill(child.pid, signal.SIGKILL)
     psutil.Process(child.pid).wait()
     assert render_text("{{ 2 }}", {}, [], prompt=False) == "2"
+
+
+def test_templates_run_in_the_process_that_can_be_ended_and_nowhere_else():
+    package = Path(limited_rendering.__file__).parents[1]
+    running = re.compile(
+        r"\b(ChatTemplate|Renderer)\(|\.apply_chat_template\(|render_jinja_template|jinja2.*Environment\("
+    )
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if running.search(re.sub(r"class \w+\(.*|LimitedRenderer\(", "", path.read_text(encoding="utf-8")))
+    }
+    # The demo's template is ours; the card and the harness name the call in what others run.
+    ours = {"demo/pretrain.py", "model_card.py"}
+    assert found - ours == {"data/rendering.py", "data/render_worker.py"}
 
 
 def test_an_idle_process_takes_no_time_that_counts(hurried):

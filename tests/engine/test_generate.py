@@ -8,6 +8,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lora_studio.data import limited_rendering
 from lora_studio.engine.generate import (
     Answer,
     Column,
@@ -166,6 +167,20 @@ def test_what_can_not_be_answered_is_a_plain_error(loaded: LoadedModel) -> None:
         generate(loaded, [Column("other", ask("a"))], greedy(loaded, 4))
     with pytest.raises(StudioError, match="reads at most 256"):
         generate(loaded, [Column(None, ask("Paint " * 300))], greedy(loaded, 4))
+
+
+def test_a_template_that_never_ends_costs_one_answer_and_not_what_is_loaded(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    question = [Column("run.1", ask(QUESTIONS[0]))]
+    before = generate(loaded, question, greedy(loaded, 4), seed=0)
+    monkeypatch.setattr(limited_rendering, "MAX_TEXT_SECONDS", 0.2)
+    with monkeypatch.context() as patch:
+        patch.setitem(loaded.templates, "run.1", loops + loaded.template("run.1"))
+        with pytest.raises(StudioError, match="does not come to an end"):
+            generate(loaded, question, greedy(loaded, 4), seed=0)
+    assert generate(loaded, question, greedy(loaded, 4), seed=0)[0].ids == before[0].ids
 
 
 def test_an_answer_goes_out_without_its_ids() -> None:
