@@ -4,6 +4,7 @@ The base is read anew in the chosen precision: what 4 or 8 bits lost would stay 
 is computed in float32.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedTokenizerBase
 
+from lora_studio.adapter_extras import cannot_merge
+from lora_studio.adapter_fit import read_header
+from lora_studio.adapter_source import WEIGHTS_FILE, read_lora
 from lora_studio.engine.biases import put_in
 from lora_studio.engine.export_trial import Spoken, ask, load_adapters, verdict, why_not
 from lora_studio.engine.export_work import Outcome, Work, is_local
 from lora_studio.engine.generate import end_ids
-from lora_studio.engine.load import DTYPES
+from lora_studio.engine.load import DTYPES, check_in_full, rounding_of, without_weights
 from lora_studio.engine.loaded import LoadedModel, load_base
 from lora_studio.errors import StudioError
 from lora_studio.export_targets import BYTES_A_WEIGHT
@@ -26,8 +30,9 @@ COLUMN = "adapter"
 
 def export(work: Work, *, dtype: str, max_shard_size: str) -> Outcome:
     """A model's folder."""
+    check_mergeable(work)
     reason = why_not(work, BYTES_A_WEIGHT[dtype])
-    loaded = load_adapters(work, {COLUMN: work.adapter}, DTYPES[dtype])
+    loaded = load_adapters(work, {COLUMN: work.adapter}, DTYPES[dtype], in_full=True)
     own = None if reason else ask(loaded, COLUMN, work.card)
     merge(work, loaded)
     write(work, loaded, max_shard_size)
@@ -35,7 +40,45 @@ def export(work: Work, *, dtype: str, max_shard_size: str) -> Outcome:
     del loaded  # one model in memory is enough
     tried, same = (reason, None) if own is None else try_merged(work, own, dtype)
     words = "A model of its own: any program that reads Hugging Face models loads the folder."
-    return Outcome(words, tried=tried, same=same)
+    notes = [note] if (note := rounded_base(work)) else []
+    return Outcome(words, tried=tried, same=same, notes=notes)
+
+
+def check_mergeable(work: Work) -> None:
+    """Raises `StudioError` for an adapter that no weights can hold, and for a base that can't be had in full."""
+    settings = read_lora(work.adapter)
+    instead = "Take the adapter alone instead (zip), which peft and LoRA Studio put on its base."
+    if kinds := cannot_merge(settings):
+        raise StudioError(f"An adapter of the kind {' and '.join(kinds)} can't be merged into its base.", instead)
+    base, revision = str(work.card["base_model"]), work.card.get("revision")
+    check_in_full(base, revision)
+    if settings.get("lora_bias"):
+        without = [path for path, part in adapted_parts(work, without_weights(base, revision)) if part.bias is None]
+        if without:
+            raise StudioError(
+                f"The adapter adds a bias (lora_bias) to {without[0]}{' and others' if len(without) > 1 else ''}, and "
+                f"{base} has no bias there that could take it in: it can't be merged.",
+                instead,
+            )
+
+
+def adapted_parts(work: Work, model: Any) -> Iterator[tuple[str, Any]]:
+    """The base's modules with a bias of the adapter's own beside them, by path."""
+    for name in read_header(work.adapter / WEIGHTS_FILE):
+        if name.endswith(".lora_B.bias"):
+            path = name.removeprefix("base_model.model.").removesuffix(".lora_B.bias")
+            yield path, model.get_submodule(path)
+
+
+def rounded_base(work: Work) -> str:
+    """A sentence where the base itself is stored rounded: what that took from it stays lost."""
+    stored = rounding_of(str(work.card["base_model"]), work.card.get("revision"))
+    if not stored:
+        return ""
+    return (
+        f"The base is stored in {stored}: its weights were taken out of that, as the adapter was trained on them, and "
+        "what the rounding took stays lost."
+    )
 
 
 def merge(work: Work, loaded: LoadedModel) -> None:

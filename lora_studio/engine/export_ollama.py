@@ -3,18 +3,26 @@
 The template is proved before anything slow: Ollama asks as the adapter was trained, or there is no export.
 """
 
+import json
+import math
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from lora_studio.adapter_source import CARD_FILE, WEIGHTS_FILE
+from safetensors.torch import load_file, save_file
+
+from lora_studio.adapter_extras import extras, other_modules, scale
+from lora_studio.adapter_fit import read_header
+from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE, read_lora
 from lora_studio.architecture import read_config
 from lora_studio.config import Generation
 from lora_studio.data.ollama_template import GoTemplate, to_go
 from lora_studio.data.prompt_styles import adds_bos, choose_template
 from lora_studio.engine import export_merged
 from lora_studio.engine.export_gguf import HOW, MODEL, PRECISION, make_gguf, usable_tools
+from lora_studio.engine.export_trial import try_adapter
 from lora_studio.engine.export_work import Outcome, Work, copy_files
 from lora_studio.engine.export_zip import rewritten
 from lora_studio.engine.tokenizer import load_tokenizer
@@ -30,6 +38,8 @@ _NO_NAME = re.compile(r"[^a-z0-9._-]+")
 
 def export(work: Work, *, weights: str, quantization: str, base_in_ollama: str) -> Outcome:
     """A folder in which `ollama create` makes the model."""
+    if base_in_ollama.strip():
+        check_adapter(work.adapter)
     tokenizer = load_tokenizer(str(work.card["base_model"]), work.card.get("revision"))
     template = go_template(work, tokenizer)
     kind = _architecture(work)
@@ -87,15 +97,58 @@ def _adapter(work: Work, kind: str, base: str) -> tuple[str, str, str, bool | No
         )
     if not _BASE_NAME.fullmatch(base):
         raise StudioError(f"Ollama has no model of the name {base[:120]!r}.", "Write it as in `ollama list`.")
+    note = write_adapter(work)
+    tried, same = try_adapter(work, work.out / ADAPTER)
+    for file in (work.out / ADAPTER).iterdir():
+        if file.name not in (WEIGHTS_FILE, SETTINGS_FILE):  # the rest was for the trial: Ollama has a tokenizer
+            file.unlink()
+    tried = f"{tried} {note}That was on the base of the training: {base} in Ollama must be the very same model."
+    return base, f"./{ADAPTER}", tried, same, ""
+
+
+def check_adapter(folder: Path) -> None:
+    """Raises `StudioError` for an adapter of which Ollama would leave something out without a word.
+
+    Its import reads pairs of matrices of the attention and of a plain MLP, and one number, lora_alpha
+    (ollama/convert/convert_llama_adapter.go and convert.go).
+    """
+    settings = read_lora(folder)
+    lost = extras(settings)
+    if settings.get("rank_pattern") or settings.get("alpha_pattern"):
+        lost.append("ranks or alphas of their own (rank_pattern, alpha_pattern)")
+    if modules := other_modules(read_header(folder / WEIGHTS_FILE)):
+        lost.append(f"weights for {', '.join(modules)}")
+    if lost:
+        raise StudioError(
+            f"Ollama reads plain LoRA only, and this adapter has {' and '.join(dict.fromkeys(lost))}: on a base in "
+            "Ollama that would be lost.",
+            "Leave the base's name in Ollama empty: then base and adapter go as one model, which has all of it.",
+        )
+
+
+def write_adapter(work: Work) -> str:
+    """The adapter with the scale as Ollama applies it, in `work.out`; a sentence where it had to be written otherwise.
+
+    Ollama multiplies B A by lora_alpha / r, with lora_alpha a whole number: what that can't say goes into B.
+    """
+    target, settings = work.out / ADAPTER, read_lora(work.adapter)
     texts = rewritten(work, str(work.card["base_model"]))
-    texts = {name: text for name, text in texts.items() if name not in (CARD_FILE, "report.md")}
-    files = [path for path in carried(work.adapter) if path.name == WEIGHTS_FILE]
-    copy_files(work, files, work.out / ADAPTER)
-    for name, text in texts.items():
-        if name.endswith(".json"):
-            (work.out / ADAPTER / name).write_text(text, encoding="utf-8")
-    tried = f"Adapter and base were not tried together: {base} is Ollama's, and must be the very base of the training."
-    return base, f"./{ADAPTER}", tried, None, ""
+    copy_files(work, [path for path in carried(work.adapter) if path.name not in texts], target)
+    factor = scale(settings)
+    wanted = factor * settings["r"]
+    alpha = max(1, round(wanted))
+    written = {**json.loads(texts[SETTINGS_FILE]), "lora_alpha": alpha, "use_rslora": False}
+    (target / SETTINGS_FILE).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (target / CARD_FILE).write_text(texts[CARD_FILE], encoding="utf-8")
+    if not math.isclose(alpha, wanted):
+        weights = load_file(target / WEIGHTS_FILE)
+        for name in weights:
+            if ".lora_B." in name:
+                weights[name] = (weights[name].float() * (wanted / alpha)).contiguous()
+        save_file(weights, target / WEIGHTS_FILE, metadata={"format": "pt"})
+    if settings["lora_alpha"] == alpha:
+        return ""
+    return f"Ollama applies lora_alpha / r, so that the adapter's scale of {factor:g} is written so. "
 
 
 def _modelfile(work: Work, tokenizer: Any, template: GoTemplate, source: str, adapter: str) -> str:

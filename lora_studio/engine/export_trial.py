@@ -66,12 +66,16 @@ def why_not(work: Work, bytes_a_weight: int) -> str:
     return ""
 
 
-def load_adapters(work: Work, folders: Mapping[str, Path], dtype: torch.dtype) -> LoadedModel:
-    """The base in that precision with these adapters on top, by column name."""
+def load_adapters(work: Work, folders: Mapping[str, Path], dtype: torch.dtype, *, in_full: bool = False) -> LoadedModel:
+    """The base in that precision with these adapters on top, by column name.
+
+    With `in_full` a base that is stored in 4 or 8 bits gets plain weights of that precision.
+    """
     work.log.phase("model")
     card = work.card
     bar = Download(work.log).bar_class()
-    loaded = load_base(str(card["base_model"]), revision=card.get("revision"), dtype=dtype, tqdm_class=bar)
+    base = str(card["base_model"])
+    loaded = load_base(base, revision=card.get("revision"), dtype=dtype, tqdm_class=bar, in_full=in_full)
     add_adapters(loaded, folders)
     return loaded
 

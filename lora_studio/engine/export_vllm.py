@@ -1,12 +1,13 @@
 """The adapter with the exact command by which vLLM serves it beside its base.
 
-What vLLM can't serve as an adapter (DoRA, trained biases, modules trained whole, ranks above 512) is said before
-anything is copied: a merged model serves all of them.
+What vLLM can't serve as an adapter (DoRA, trained biases, modules trained whole, scales of their own, ranks above 512)
+is said before anything is copied: a merged model serves all of them.
 """
 
 import shlex
 from typing import Any
 
+from lora_studio.adapter_extras import extras, scales_differ
 from lora_studio.adapter_source import read_lora
 from lora_studio.architecture import architecture, read_config
 from lora_studio.engine.export_trial import try_adapter
@@ -24,7 +25,8 @@ def export(
     work: Work, *, base_name: str, keep_local_base: bool, served_name: str, max_model_len: int | None
 ) -> Outcome:
     """A folder with the adapter, its chat template and `serve.sh`."""
-    rank = max_rank(read_lora(work.adapter))
+    settings = read_lora(work.adapter)
+    rank = max_rank(settings)
     base = base_to_name(work, base_name, keep_local=keep_local_base)
     name = plain_name(served_name) if served_name.strip() else work.name
     texts = rewritten(work, base)
@@ -45,6 +47,11 @@ def export(
     notes = ["The command itself was not run: it needs vLLM and a GPU. The adapter's folder was tried with peft."]
     if is_local(source):
         notes.append(f"The base is a folder of this machine, {source}. Elsewhere: BASE=FOLDER_OR_HUB_NAME ./serve.sh")
+    if settings.get("target_parameters"):
+        notes.append(
+            "The adapter is on stacked experts, which not every version of vLLM serves, nor for every family: where "
+            "yours does not, take the merged model."
+        )
     words = (
         f"Run this, or serve.sh in a copy of the folder, where vLLM is; clients ask for the model {name}, or for the "
         "base by its own name."
@@ -55,15 +62,11 @@ def export(
 def max_rank(settings: dict[str, Any]) -> int:
     """The least --max-lora-rank that holds the adapter. Raises `StudioError` for adapters that vLLM can't serve."""
     merged = "Take the merged model instead: vLLM serves it as any other."
-    lacking = {
-        "use_dora": "DoRA",
-        "modules_to_save": "modules trained whole",
-    }
-    for setting, what in lacking.items():
-        if settings.get(setting):
-            raise StudioError(f"vLLM can't serve an adapter with {what}.", merged)
-    if settings.get("bias", "none") != "none":
-        raise StudioError("vLLM can't serve an adapter with trained biases.", merged)
+    lacking = extras({**settings, "target_parameters": None})
+    if scales_differ(settings):
+        lacking.append("another scale for some modules (rank_pattern, alpha_pattern)")
+    if lacking:
+        raise StudioError(f"vLLM can't serve an adapter with {' and '.join(lacking)}.", merged)
     rank = max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
     fitting = [allowed for allowed in RANKS if allowed >= rank]
     if not fitting:

@@ -25,6 +25,8 @@ from lora_studio.remote_code import may_run_code_of
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SHOWN_TENSORS = 6
+CAN_BE_FULL = ("(bitsandbytes)", "fp8", "mxfp4")
+"""Stored forms that transformers turns into plain weights, by the end of their name in `rounding_of`."""
 TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -128,6 +130,40 @@ def _named(tensors: list[str]) -> str:
     shown = ", ".join(tensors[:SHOWN_TENSORS])
     more = len(tensors) - SHOWN_TENSORS
     return f"{count(len(tensors), 'tensor')} ({shown}{f' and {more:,} more' if more > 0 else ''})"
+
+
+def rounding_of(name: str, revision: str | None = None) -> str:
+    """How the base's own files hold its weights, such as "4 bits (bitsandbytes)"; "" where they are plain numbers."""
+    stored = read_config(name, revision).to_dict().get("quantization_config") or {}
+    method = str(stored.get("quant_method") or "")
+    if method == "bitsandbytes":
+        return "4 bits (bitsandbytes)" if stored.get("load_in_4bit") else "8 bits (bitsandbytes)"
+    return method
+
+
+def check_in_full(name: str, revision: str | None = None) -> None:
+    """Raises `StudioError` for a base whose stored form can't be turned into plain weights here."""
+    stored = rounding_of(name, revision)
+    if stored and not stored.endswith(CAN_BE_FULL):
+        raise StudioError(
+            f"{name} is stored in the form {stored}, out of which no plain weights can be made here.",
+            "Put the adapter on the base in 16 bits: name that one as its base (base_model in studio.json, "
+            "base_model_name_or_path in adapter_config.json).",
+        )
+
+
+def make_full(model: PreTrainedModel) -> None:
+    """Turns weights that are stored rounded into plain ones of the model's precision, in place, and saves them so."""
+    if "quantization_config" in model.config.to_dict():
+        model.dequantize(dtype=model.config.dtype)
+    plain: Any = model
+    exact = {*(plain._keep_in_fp32_modules or ()), *(plain._keep_in_fp32_modules_strict or ())}
+    for name, weight in model.named_parameters():
+        if not any(part in name for part in exact):  # what was not rounded comes in the precision of its file
+            weight.data = weight.data.to(model.config.dtype)
+    plain._weight_conversions = (
+        None  # those of the stored form, by which transformers would save: it takes the family's
+    )
 
 
 def without_weights(name: str, revision: str | None = None) -> PreTrainedModel:

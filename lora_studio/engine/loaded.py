@@ -19,7 +19,7 @@ from lora_studio.adapter_source import CARD_FILE, KINDS, LORA, NEED_FULL_BASE, S
 from lora_studio.data.encode import choose_template
 from lora_studio.engine.apart import Apart, Standing, put, put_apart, standing, with_modules
 from lora_studio.engine.biases import Biases, biases_of, put_in, with_biases
-from lora_studio.engine.load import load_model
+from lora_studio.engine.load import load_model, make_full, rounding_of
 from lora_studio.engine.tokenizer import first_line, load_tokenizer
 from lora_studio.errors import StudioError
 from lora_studio.module_patterns import check_settings
@@ -137,11 +137,17 @@ def load_base(
     quantization: str = "none",
     four_bit: Mapping[str, Any] | None = None,
     tqdm_class: type | None = None,
+    in_full: bool = False,
 ) -> LoadedModel:
-    """Base and tokenizer, without any adapter; `tqdm_class` is the progress bar of a download."""
+    """Base and tokenizer, without any adapter; `tqdm_class` is the progress bar of a download.
+
+    With `in_full` a base whose files hold it in 4 or 8 bits gets plain weights.
+    """
     tokenizer = load_tokenizer(name, revision)
     how: dict[str, Any] = {"quantization": quantization, "four_bit": four_bit, "tqdm_class": tqdm_class}
     model = load_model(name, revision=revision, dtype=dtype, **how)
+    if in_full and rounding_of(name, revision):
+        make_full(model)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     return LoadedModel(name, model, tokenizer, standing(model), templates=own_template(tokenizer))
 

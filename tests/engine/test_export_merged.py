@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Qwen2Config, Qwen2ForCausalLM
 
 from lora_studio.engine.loaded import add_adapters, load_base
 from lora_studio.workspace import RunFolder, Workspace
@@ -84,7 +84,14 @@ def test_every_kind_of_adapter_is_merged_exactly(settings: dict[str, Any], make_
     assert last_event(folder).state == "done", last_event(folder).message
 
 
-@pytest.mark.parametrize("settings", [{"target_modules": ["q_proj", "lm_head"]}, {"bias": "all"}], ids=str)
+OUTPUT_AND_BIASES: list[dict[str, Any]] = [
+    {"target_modules": ["q_proj", "lm_head"]},
+    {"bias": "all"},
+    {"target_modules": ["q_proj", "v_proj"], "lora_bias": True},
+]
+
+
+@pytest.mark.parametrize("settings", OUTPUT_AND_BIASES, ids=str)
 def test_adapters_of_the_output_layer_and_of_biases_are_merged_exactly(
     settings: dict[str, Any], base: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
@@ -104,3 +111,61 @@ def test_adapters_of_the_output_layer_and_of_biases_are_merged_exactly(
     folder = build_export(workspace, str(tmp_path / "adapter"), "merged", dtype="float32")
     assert last_event(folder).state == "done", last_event(folder).message
     assert (scores_of_merged(folder.result) - wanted).abs().max() < 1e-4
+
+
+def test_a_base_that_is_stored_in_four_bits_is_taken_out_of_them(
+    trained: RunFolder, base: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    rounded = AutoModelForCausalLM.from_pretrained(base, quantization_config=four, dtype=torch.float32)
+    rounded.save_pretrained(tmp_path / "tiny-bnb-4bit")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "tiny-bnb-4bit")
+    adapter = Path(shutil.copytree(trained.adapter, tmp_path / "adapter"))
+    card = json.loads((adapter / "studio.json").read_text()) | {"base_model": str(tmp_path / "tiny-bnb-4bit")}
+    (adapter / "studio.json").write_text(json.dumps(card))
+    folder = build_export(workspace, str(adapter), "merged", dtype="float32")
+    assert last_event(folder).state == "done", last_event(folder).message
+    result = folder.read_result()
+    assert result["same"]
+    assert "The base is stored in 4 bits (bitsandbytes)" in result["notes"][0]
+    assert "quantization_config" not in json.loads((folder.result / "config.json").read_text())
+    assert {str(weight.dtype) for weight in load_file(folder.result / "model.safetensors").values()} == {
+        "torch.float32"
+    }
+    plain = PeftModel.from_pretrained(rounded.dequantize(dtype=torch.float32), str(adapter)).eval()
+    with torch.no_grad():
+        assert (scores_of_merged(folder.result) - plain(input_ids=IDS).logits).abs().max() < 1e-4
+
+
+def test_a_base_in_a_form_that_nothing_takes_it_out_of_is_refused_at_once(
+    trained: RunFolder, base: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    stored = Path(shutil.copytree(base, tmp_path / "tiny-gptq"))
+    config = json.loads((stored / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
+    (stored / "config.json").write_text(json.dumps(config))
+    adapter = Path(shutil.copytree(trained.adapter, tmp_path / "adapter"))
+    card = json.loads((adapter / "studio.json").read_text()) | {"base_model": str(stored)}
+    (adapter / "studio.json").write_text(json.dumps(card))
+    folder = build_export(workspace, str(adapter), "merged")
+    assert "is stored in the form gptq" in last_event(folder).message
+    assert "16 bits" in last_event(folder).hint
+    assert '"phase": "model"' not in folder.events.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"lora_bias": True}, "adds a bias (lora_bias) to"), ({"alora_invocation_tokens": [5, 6]}, "of the kind aLoRA")],
+    ids=str,
+)
+@pytest.mark.parametrize("target", ["merged", "gguf"])
+def test_what_no_weights_can_hold_is_refused_before_anything_slow(
+    settings: dict[str, Any], words: str, target: str, base: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], **settings)
+    get_peft_model(plain, config).save_pretrained(str(tmp_path / "adapter"))
+    folder = build_export(workspace, str(tmp_path / "adapter"), target)
+    ended = last_event(folder)
+    assert (ended.state, words in ended.message) == ("failed", True), ended.message
+    assert "Take the adapter alone instead (zip)" in ended.hint
+    assert '"phase": "model"' not in folder.events.read_text()

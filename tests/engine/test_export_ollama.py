@@ -1,15 +1,26 @@
 """A folder for Ollama: a Modelfile whose template was proved, with the weights that the family needs."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from lora_studio.adapter_source import WEIGHTS_FILE
+from lora_studio.engine.export_ollama import check_adapter
+from lora_studio.errors import StudioError
 from lora_studio.go_template import fill
-from lora_studio.workspace import RunFolder
+from lora_studio.workspace import RunFolder, Workspace
+from tests.adapters import files, write
 
 from ..llama_stand_in import write_llama_cpp
-from .exporting import last_event, take_away
+from .conftest import build_tokenizer
+from .exporting import build_export, last_event, take_away
 
 CHAT = [{"role": "user", "content": "Paint the sky red."}]
 ASKED = "<|im_start|>user\nPaint the sky red.<|im_end|>\n<|im_start|>assistant\n"
@@ -102,4 +113,105 @@ def test_a_template_without_a_counterpart_is_refused_before_anything_slow(traine
     finally:
         file.write_text(kept, encoding="utf-8")
     assert "can't be written for Ollama" in last_event(folder).message
+    assert '"phase": "model"' not in folder.events.read_text()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama, a family on which Ollama puts adapters."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.5,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def adapter_on(base: Path, folder: Path, **settings: Any) -> PeftModel:
+    """An adapter of random numbers, saved with plain peft."""
+    torch.manual_seed(1)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "down_proj"], **settings)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_()
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    return adapted
+
+
+@pytest.mark.parametrize(
+    ("settings", "alpha"),
+    [
+        ({"r": 4, "lora_alpha": 8}, 8),
+        ({"r": 4, "lora_alpha": 8, "use_rslora": True}, 16),
+        ({"r": 8, "lora_alpha": 16, "use_rslora": True}, 45),
+        ({"r": 4, "lora_alpha": 0.3}, 1),
+    ],
+    ids=str,
+)
+def test_the_scale_is_written_as_ollama_applies_it(
+    settings: dict[str, Any], alpha: int, llama: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    adapted = adapter_on(llama, tmp_path / "adapter", **settings)
+    folder = build_export(workspace, str(tmp_path / "adapter"), "ollama", base_in_ollama="llama3.2")
+    assert last_event(folder).state == "done", last_event(folder).message
+    assert "it gives the same answer as base and adapter" in folder.read_result()["tried"]
+    made = folder.result / "adapter"
+    assert sorted(path.name for path in made.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    written, weights = json.loads((made / "adapter_config.json").read_text()), load_file(made / WEIGHTS_FILE)
+    assert (written["lora_alpha"], written["use_rslora"]) == (alpha, False)
+    for path in ("self_attn.q_proj", "mlp.down_proj"):
+        place = f"base_model.model.model.layers.0.{path}"
+        first, second = weights[f"{place}.lora_A.weight"], weights[f"{place}.lora_B.weight"]
+        applied = alpha / first.shape[0] * (second @ first)
+        wanted = adapted.get_submodule(place).get_delta_weight("default")
+        assert torch.allclose(applied, wanted, rtol=1e-5, atol=1e-6)
+
+
+PLAIN = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+LOST: list[tuple[dict[str, Any], dict[str, list[int]], str]] = [
+    ({"use_dora": True}, {}, "DoRA's magnitudes"),
+    ({"modules_to_save": ["lm_head"]}, {"base_model.model.lm_head.weight": [4, 4]}, "modules trained whole"),
+    ({"lora_bias": True}, {}, "biases of its own"),
+    ({"bias": "all"}, {"base_model.model.model.layers.0.mlp.up_proj.bias": [4]}, "trained biases"),
+    ({"alpha_pattern": {"q_proj": 9}}, {}, "ranks or alphas of their own"),
+    ({"rank_pattern": {"q_proj": 9}}, {}, "ranks or alphas of their own"),
+    ({"trainable_token_indices": [3]}, {}, "trained tokens"),
+    ({"target_parameters": ["experts.down_proj"]}, {}, "matrices on stacked experts"),
+    ({"alora_invocation_tokens": [3]}, {}, "an invocation"),
+    ({}, {"base_model.model.model.embed_tokens.lora_embedding_A": [2, 4]}, "weights for embed_tokens"),
+    ({}, {"base_model.model.lm_head.lora_A.weight": [2, 4]}, "weights for lm_head"),
+]
+
+
+@pytest.mark.parametrize(("settings", "tensors", "words"), LOST, ids=[words for *_, words in LOST])
+def test_what_ollama_would_leave_out_is_refused_with_a_way_out(
+    settings: dict[str, Any], tensors: dict[str, list[int]], words: str, tmp_path: Path
+) -> None:
+    place = "base_model.model.model.layers.0.self_attn.q_proj"
+    plain = {f"{place}.lora_A.weight": [2, 4], f"{place}.lora_B.weight": [4, 2]}
+    check_adapter(write(tmp_path / "plain", files(plain, **PLAIN)))
+    with pytest.raises(StudioError, match=words) as found:
+        check_adapter(write(tmp_path / "more", files({**plain, **tensors}, **PLAIN, **settings)))
+    assert "Leave the base's name in Ollama empty" in found.value.hint
+
+
+def test_it_is_refused_before_the_template_and_the_model_are_looked_at(
+    llama: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    adapter_on(llama, tmp_path / "adapter", r=4, lora_alpha=8, use_dora=True)
+    folder = build_export(workspace, str(tmp_path / "adapter"), "ollama", base_in_ollama="llama3.2")
+    assert "this adapter has DoRA's magnitudes" in last_event(folder).message
     assert '"phase": "model"' not in folder.events.read_text()

@@ -18,15 +18,31 @@ from .exporting import last_event, take_away
 
 @pytest.mark.parametrize(("rank", "allowed"), [(1, 1), (4, 8), (16, 16), (24, 32), (129, 256), (300, 320), (512, 512)])
 def test_the_rank_is_the_least_that_vllm_takes(rank: int, allowed: int) -> None:
-    assert max_rank({"r": rank}) == allowed
+    assert max_rank({"r": rank, "lora_alpha": 16}) == allowed
 
 
 @pytest.mark.parametrize(
-    "settings", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"r": 600}], ids=str
+    "settings",
+    [
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"bias": "all"},
+        {"lora_bias": True},
+        {"trainable_token_indices": [3]},
+        {"alpha_pattern": {"q_proj": 9}},
+        {"rank_pattern": {"q_proj": 4}},
+        {"r": 600},
+    ],
+    ids=str,
 )
 def test_what_vllm_cannot_serve_is_refused_with_a_way_out(settings: dict[str, Any]) -> None:
     with pytest.raises(StudioError, match=r"merged model instead"):
-        max_rank({"r": 8, **settings})
+        max_rank({"r": 8, "lora_alpha": 16, **settings})
+
+
+def test_experts_with_twice_the_rank_and_the_same_scale_are_served() -> None:
+    fused = {"rank_pattern": {".*gate_up_proj": 32}, "alpha_pattern": {".*gate_up_proj": 64}}
+    assert max_rank({"r": 16, "lora_alpha": 32, "target_parameters": ["gate_up_proj"], **fused}) == 32
 
 
 ANY: dict[str, Any] = {"rank": 8, "revision": None, "max_model_len": None, "template": False}
