@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from lora_studio.data.arrow_cells import AS_TEXT, CellReader, holds_bytes
 from lora_studio.data.arrow_sizes import most_unpacked
 from lora_studio.data.json_files import BROKEN_BYTES
 from lora_studio.data.opening import is_torn, open_bytes
-from lora_studio.data.rows import BadRow, Reading, Record, shorten
+from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
 from lora_studio.errors import StudioError
 
 BROKEN_CELL = "a cell of the row can't be read"
@@ -30,11 +31,11 @@ Batches = Iterator[Any]
 def read_parquet(path: Path) -> Reading:
     """The rows of a Parquet file."""
 
-    def batches(file: IO[bytes]) -> tuple[list[str], Batches]:
+    def batches(file: IO[bytes]) -> tuple[Any, Batches]:
         import pyarrow.parquet as pq
 
         table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)  # else a row group is held whole
-        return table.schema_arrow.names, table.iter_batches(batch_size=_BATCH_ROWS)
+        return table.schema_arrow, table.iter_batches(batch_size=_BATCH_ROWS)
 
     return _reading(path, "Parquet", batches)
 
@@ -42,7 +43,7 @@ def read_parquet(path: Path) -> Reading:
 def read_arrow(path: Path) -> Reading:
     """The rows of an Arrow file, whether it was written as a file or as a stream."""
 
-    def batches(file: IO[bytes]) -> tuple[list[str], Batches]:
+    def batches(file: IO[bytes]) -> tuple[Any, Batches]:
         import pyarrow as pa
 
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -57,7 +58,7 @@ def read_arrow(path: Path) -> Reading:
                 "Write it again with smaller record batches (max_chunksize), without compression, or as Parquet.",
             )
         found = (opened.get_batch(index) for index in range(opened.num_record_batches)) if as_file else iter(opened)
-        return opened.schema.names, _slices(found, mapped)
+        return opened.schema, _slices(found, mapped)
 
     return _reading(path, "Arrow", batches)
 
@@ -70,44 +71,48 @@ def _slices(batches: Batches, mapped: mmap.mmap) -> Batches:
             mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[list[str], Batches]]) -> Reading:
+def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[Any, Batches]]) -> Reading:
     import pyarrow as pa
 
     # A damaged length may ask for any amount.
     faults = (pa.ArrowException, OSError, ValueError, MemoryError, IndexError, EOFError, struct.error)
     with _seekable(path) as file:
         try:
-            names, _ = batches(file)
+            schema, _ = batches(file)
         except faults as error:
             said = f"The {kind} file can't be read: {shorten(str(error))}."
             raise StudioError(said, "Write the file again.") from None
-    twice = [name for name, times in Counter(names).items() if times > 1]
+    twice = [name for name, times in Counter(schema.names).items() if times > 1]
     if twice:
         raise StudioError(f"Two columns are named {twice[0]!r}.", "Give every column a name of its own.")
+    as_text = [f"`{shorten(field.name, 40)}`" for field in schema if holds_bytes(field.type)]
+    tally = Tally()
 
     def rows() -> Iterator[Record | BadRow]:
         number = 0
+        tally.clear()
+        cells = CellReader(schema, tally)
         with _seekable(path) as file:
             try:
                 for batch in batches(file)[1]:
-                    for row in _rows(batch, number):
+                    for row in _rows(batch, number, cells):
                         number += 1
                         yield row
             except faults as error:
                 reason = f"The {kind} file is damaged after row {number}: {shorten(str(error))}."
                 raise StudioError(reason, "Write the file again.") from None
 
-    return Reading(rows)
+    return Reading(rows, [AS_TEXT.replace("{columns}", ", ".join(as_text[:8]))] if as_text else [], tally)
 
 
-def _rows(batch: Any, before: int) -> list[Record | BadRow]:
+def _rows(batch: Any, before: int, cells: CellReader) -> list[Record | BadRow]:
     import pyarrow as pa
 
     faults = (pa.ArrowException, ValueError, OverflowError, MemoryError)
     batch.validate()  # a damaged file may point anywhere in memory: what does not prove sound is not touched
     try:
         batch.validate(full=True)
-        return [Record(number, fields) for number, fields in enumerate(batch.to_pylist(), before + 1)]
+        return [Record(number, fields) for number, fields in enumerate(cells.rows(batch), before + 1)]
     except faults:
         pass
     rows: list[Record | BadRow] = []
@@ -116,7 +121,7 @@ def _rows(batch: Any, before: int) -> list[Record | BadRow]:
         try:
             single = batch.slice(position, 1)
             single.validate(full=True)
-            (fields,) = single.to_pylist()
+            (fields,) = cells.rows(single)
         except faults as error:
             reason = BROKEN_BYTES if "UTF8" in str(error) or isinstance(error, UnicodeDecodeError) else BROKEN_CELL
             rows.append(BadRow(number, reason, shorten(str(error))))

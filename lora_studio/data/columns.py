@@ -53,6 +53,13 @@ _DESCRIPTION = re.compile(
 _ENOUGH = 0.95
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
+_NAMES = {*TURNS, *USER, *ASSISTANT, *TEXT, *(word for word, _ in WORSE_AND_BETTER)}
+
+
+def is_known(names: Iterable[str]) -> bool:
+    """Whether one of the names is one that columns to learn from bear."""
+    return any(name.strip().lower() in _NAMES for name in names)
+
 
 def spread(records: Sequence[Record]) -> list[Record]:
     """Rows for recognition, evenly spread over those given."""

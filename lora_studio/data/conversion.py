@@ -86,6 +86,8 @@ def _from_columns(fields: dict[str, Any], fmt: Format, roles: Names[str, str]) -
     answered = columns.get("output") if "instruction" in columns else columns["completion"]
     answered = answered or columns["completion"]
     asked = _asked(fields, fmt, roles)
+    if answered in fields and fields[answered] is None:
+        raise RowError(EMPTY_ANSWER, answered, "the cell is empty")
     answer = _needed(fields, answered)
     history = parse_history(fields.get(columns["history"]), columns["history"]) if "history" in columns else []
     return [*history, *asked, *_answer_turns(answer, answered, roles)], answered

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
-from lora_studio.data.rows import BadRow, Reading, Record, shorten
+from lora_studio.data.arrow_cells import FILLED, without_nulls
+from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
 from lora_studio.errors import StudioError
 
 PREFIX = "hub:"
@@ -51,7 +52,7 @@ def read_hub(name: str) -> tuple[Reading, str]:
     if not offline:
         revision = _resolve(plain, revision)
     split = options.get("split", "train")
-    said = f"The split `{split}` of the Hub's data set {plain} is read" + (
+    sentence = f"The split `{split}` of the Hub's data set {plain} is read" + (
         f" at revision {revision}." if revision else "."
     )
     kept = {"config": options.get("config"), "split": split, "revision": revision}
@@ -60,14 +61,17 @@ def read_hub(name: str) -> tuple[Reading, str]:
     def load() -> Any:
         return _load(plain, options.get("config"), split, revision, streaming=not offline)
 
-    next(_rows(load(), plain), None)
+    tally = Tally()
+    next(_rows(load(), plain, tally), None)
+    notes = [sentence, *(["Read from the local cache."] if offline else [])]
+    return Reading(lambda: _rows(load(), plain, tally), notes, tally), resolved
 
-    return Reading(lambda: _rows(load(), plain), [said, *(["Read from the local cache."] if offline else [])]), resolved
 
-
-def _rows(rows: Any, name: str) -> Iterator[Record | BadRow]:
+def _rows(rows: Any, name: str, tally: Tally) -> Iterator[Record | BadRow]:
     number = 0
+    tally.clear()
     iterator = iter(rows)
+    as_written = {name for name, feature in (rows.features or {}).items() if "Json(" in repr(feature)}
     while True:
         try:
             fields = next(iterator)
@@ -77,7 +81,10 @@ def _rows(rows: Any, name: str) -> Iterator[Record | BadRow]:
             reason = f"Reading {name} from the Hub ended after row {number}: {shorten(str(error))}."
             raise StudioError(reason, "Try again, or download the set's files and give their folder.") from None
         number += 1
-        yield Record(number, dict(fields))
+        given = {name: value if name in as_written else without_nulls(value) for name, value in fields.items()}
+        if given != fields:
+            tally.count(FILLED)
+        yield Record(number, given)
 
 
 def _load(name: str, config: str | None, split: str, revision: str | None, *, streaming: bool) -> Any:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, TextIO
 
+from lora_studio.data.columns import is_known
 from lora_studio.data.decoding import is_broken, lines_of
-from lora_studio.data.json_values import BrokenJsonError, TooDeepError, Values
-from lora_studio.data.rows import BadRow, Reading, Record, shorten
+from lora_studio.data.json_values import BrokenJsonError, Decoder, TooDeepError, Values
+from lora_studio.data.rows import NAN, BadRow, Reading, Record, Tally, shorten
 from lora_studio.errors import StudioError
 
 BROKEN_LINE = "the line is not valid JSON"
@@ -37,7 +38,7 @@ def read_json(open_text: Open, kind: str) -> Reading:
     if sample.lstrip("\ufeff \t\r\n")[:1] == "[":
         first = _first_of_lists(sample)
         if first is not None:
-            return Reading(lambda: _lines(open_text), [BARE_IDS if _is_ids(first) else BARE_LIST])
+            return _counted(lambda decoder: _lines(open_text, decoder), [BARE_IDS if _is_ids(first) else BARE_LIST])
         return _array(open_text, kind)
     with open_text() as stream:
         values = Values(stream, _LONGEST_OBJECT)
@@ -47,19 +48,20 @@ def read_json(open_text: Open, kind: str) -> Reading:
             more = values.peek()
         except BrokenJsonError as error:
             if kind == "jsonl" or _is_line_by_line(sample):
-                return Reading(lambda: _lines(open_text), _by_line(kind))
+                return _counted(lambda decoder: _lines(open_text, decoder), _by_line(kind))
             said = "is nested too deeply to be read" if isinstance(error, TooDeepError) else f"is broken: {error}"
             raise StudioError(f"The JSON {said}.", "Mend that place, or save the rows as JSONL.") from None
     if more and (one_line or more != "{"):
-        return Reading(lambda: _lines(open_text), _by_line(kind))
+        return _counted(lambda decoder: _lines(open_text, decoder), _by_line(kind))
     if more:
-        return Reading(lambda: _one_after_another(open_text), ["The file holds objects one after another."])
+        one_by_one = ["The file holds objects one after another."]
+        return _counted(lambda decoder: _one_after_another(open_text, decoder), one_by_one)
     return _single(open_text, value, kind)
 
 
 def read_lines(open_text: Open, assumptions: list[str]) -> Reading:
     """The rows of a file that is known to hold one JSON object a line."""
-    return Reading(lambda: _lines(open_text), assumptions)
+    return _counted(lambda decoder: _lines(open_text, decoder), assumptions)
 
 
 def holds_json_lines(open_text: Open) -> bool:
@@ -71,6 +73,22 @@ def holds_json_lines(open_text: Open) -> bool:
             return False
         following = [_is_object(line) for line in lines]
     return 2 * sum(following) >= len(following)
+
+
+def holds_json(open_text: Open) -> bool:
+    """Whether a file whose ending says otherwise begins with an array of rows, or with an object."""
+    with open_text() as stream:
+        values = Values(stream)
+        start = values.peek()
+        if start not in ("{", "["):
+            return False
+        try:
+            first = next(values.array(), None) if start == "[" else values.value()
+        except BrokenJsonError:
+            return False
+        if start == "{" and values.peek() not in ("", "{", ","):
+            return False
+    return (isinstance(first, dict) and bool(first)) or _is_conversation(first)
 
 
 def _is_object(line: str) -> bool:
@@ -86,7 +104,23 @@ def _by_line(kind: str) -> list[str]:
     return ["The .json file holds one object a line."] if kind == "json" else []
 
 
-def _lines(open_text: Open) -> Rows:
+def _counted(rows: Callable[[Decoder], Rows], assumptions: list[str]) -> Reading:
+    """A reading that tells how many cells were empty in the way of pandas."""
+    tally = Tally()
+
+    def counted() -> Rows:
+        tally.clear()
+        decoder = Decoder()
+        for row in rows(decoder):
+            if decoder.empty:
+                tally.count(NAN, decoder.empty)
+                decoder.empty = 0
+            yield row
+
+    return Reading(counted, assumptions, tally)
+
+
+def _lines(open_text: Open, decoder: Decoder) -> Rows:
     with open_text() as stream:
         for number, line, whole in lines_of(stream):
             if not line.strip():
@@ -98,7 +132,7 @@ def _lines(open_text: Open) -> Rows:
                 yield BadRow(number, BROKEN_BYTES, shorten(line.strip()))
                 continue
             try:
-                value = json.loads(line.rstrip("\n"))
+                value = decoder.decode(line.rstrip("\n"))
             except RecursionError:
                 yield BadRow(number, TOO_DEEP, shorten(line.strip()))
             except ValueError as error:
@@ -107,9 +141,9 @@ def _lines(open_text: Open) -> Rows:
                 yield _row(number, value)
 
 
-def _one_after_another(open_text: Open) -> Rows:
+def _one_after_another(open_text: Open, decoder: Decoder) -> Rows:
     with open_text() as stream:
-        yield from _numbered(Values(stream).rest())
+        yield from _numbered(Values(stream, decoder=decoder).rest())
 
 
 def _array(open_text: Open, kind: str) -> Reading:
@@ -125,22 +159,23 @@ def _array(open_text: Open, kind: str) -> Reading:
         single = Record(1, {"messages": [row.fields for row in conversation if isinstance(row, Record)]})
         return Reading(lambda: iter([single]), [*assumptions, "The file holds a single conversation: it is one row."])
     if start and _is_ids(start):
-        return Reading(lambda: _single_list(open_text), [*assumptions, f"The file is a single row. {BARE_IDS}"])
+        assumptions.append(f"The file is a single row. {BARE_IDS}")
+        return _counted(lambda decoder: _single_list(open_text, decoder), assumptions)
     if start and isinstance(start[0], list):
         assumptions.append(BARE_IDS if _is_ids(start[0]) else BARE_LIST)
 
-    def rows() -> Rows:
+    def rows(decoder: Decoder) -> Rows:
         with open_text() as stream:
-            yield from _numbered(Values(stream).array())
+            yield from _numbered(Values(stream, decoder=decoder).array())
 
-    return Reading(rows, assumptions)
+    return _counted(rows, assumptions)
 
 
-def _single_list(open_text: Open) -> Rows:
+def _single_list(open_text: Open, decoder: Decoder) -> Rows:
     """The row that a file is which holds one list of token ids."""
     with open_text() as stream:
         try:
-            yield _row(1, Values(stream, _LONGEST_OBJECT).value())
+            yield _row(1, Values(stream, _LONGEST_OBJECT, decoder).value())
         except BrokenJsonError as error:
             yield BadRow(1, BROKEN_REST, str(error))
 
@@ -184,13 +219,13 @@ def _single(open_text: Open, value: Any, kind: str) -> Reading:
         raise StudioError(f"The file holds one {type(value).__name__}, not rows.", _SHAPES)
     _, assumptions = _from_object(value)
 
-    def rows() -> Rows:
+    def rows(decoder: Decoder) -> Rows:
         with open_text() as stream:
-            found, _ = _from_object(Values(stream, _LONGEST_OBJECT).value())
+            found, _ = _from_object(Values(stream, _LONGEST_OBJECT, decoder).value())
         yield from found
 
     whole = ["The file is one JSON value, not one object a line."] if kind == "jsonl" else []
-    return Reading(rows, [*whole, *assumptions])
+    return _counted(rows, [*whole, *assumptions])
 
 
 def _from_object(value: dict[str, Any]) -> tuple[Rows, list[str]]:
@@ -202,6 +237,9 @@ def _from_object(value: dict[str, Any]) -> tuple[Rows, list[str]]:
         aside = [f"`{other}`" for other in tables if other != name]
         said = f"The rows are those under `{name}`" + (f"; left aside: {', '.join(aside)}." if aside else ".")
         return _numbered(iter(lists[name])), [said]
+    if value.keys() <= {"columns", "index", "data"} and _is_split(value):
+        rows = [dict(zip(map(str, value["columns"]), cells, strict=False)) for cells in value["data"]]
+        return _numbered(iter(rows)), ["The file holds `columns` and `data`, as pandas writes them (orient split)."]
     if len(lists) == len(value) > 0 and not any(map(_is_conversation, lists.values())) and not _is_tokens(value):
         if len({len(column) for column in lists.values()}) == 1:
             return _from_columns(lists), ["The file is an object of arrays: each array is a column."]
@@ -212,7 +250,30 @@ def _from_object(value: dict[str, Any]) -> tuple[Rows, list[str]]:
     if len(value) > 1 and inner[0] and "0" in inner[0] and all(keys == inner[0] for keys in inner):
         columns = {name: list(column.values()) for name, column in value.items()}
         return _from_columns(columns), ["The file is an object of columns, each with its rows by number."]
+    if _is_by_key(value):
+        return _numbered(iter(value.values())), ["The file is an object of rows, each under a key of its own."]
     return iter([Record(1, value)] if value else []), ["The file holds a single object: it is one row."]
+
+
+def _is_split(value: dict[str, Any]) -> bool:
+    """Whether these are pandas' columns and data: lists of cells, each as long as the list of names."""
+    names, data = value.get("columns"), value.get("data")
+    if not isinstance(names, list) or not isinstance(data, list) or not names or not data:
+        return False
+    return all(isinstance(cells, list) and len(cells) == len(names) for cells in data)
+
+
+def _is_by_key(value: dict[str, Any]) -> bool:
+    """Whether an object's values are rows: they have fields in common, and these bear the names of columns."""
+    rows = list(value.values())
+    if len(rows) > 1 and all(map(_is_conversation, rows)):
+        return not is_known(value)
+    if not rows or not all(isinstance(row, dict) and row for row in rows) or _is_turn(rows[0]):
+        return False
+    shared = set(rows[0]).intersection(*rows)
+    by_number = all(key.isdigit() for key in value)
+    named = is_known(shared) and not is_known(value)
+    return bool(shared) and (by_number or (named and len(rows) > 1))
 
 
 def _from_columns(columns: dict[str, list[Any]]) -> Rows:

@@ -10,7 +10,20 @@ from lora_studio.data.decoding import LONGEST
 _BLOCK = 1 << 20
 _MARGIN = 16  # an error this near to the end of what is read may only mean that more must be read
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
-_DECODER = json.JSONDecoder()
+
+
+class Decoder(json.JSONDecoder):
+    """JSON in which NaN, as Python's and pandas' writers put it for a missing value, is null; `empty` counts these."""
+
+    def __init__(self) -> None:
+        super().__init__(parse_constant=self._constant)
+        self.empty = 0
+
+    def _constant(self, name: str) -> float | None:
+        if name != "NaN":
+            return float(name.replace("Infinity", "inf"))
+        self.empty += 1
+        return None
 
 
 class BrokenJsonError(ValueError):
@@ -24,7 +37,8 @@ class TooDeepError(BrokenJsonError):
 class Values:
     """The unread rest of a stream of JSON; `longest` is the number of characters that one value may have."""
 
-    def __init__(self, stream: TextIO, longest: int = LONGEST) -> None:
+    def __init__(self, stream: TextIO, longest: int = LONGEST, decoder: Decoder | None = None) -> None:
+        self._decoder = decoder or Decoder()
         self._stream = stream
         self._longest = longest
         self._text = ""
@@ -51,7 +65,7 @@ class Values:
         self.peek()
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 unfinished = error.pos >= len(self._text) - _MARGIN or error.msg.startswith("Unterminated")
                 if unfinished and len(self._text) - self._at < self._longest and self._more():

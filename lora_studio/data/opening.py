@@ -12,6 +12,8 @@ BOMB_SIZE, BOMB_RATIO = 1 << 28, 200
 _GZIP = b"\x1f\x8b"
 _PACKED = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"7z\xbc\xaf": "7-Zip"}
 _OFFICE = {".xlsx": "an Excel workbook", ".docx": "a Word document", ".ods": "a spreadsheet", ".odt": "a text document"}
+_POINTERS = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/")
+_TEXTS = (".txt", ".text", ".md", ".markdown")
 _PIECE = 1 << 14
 
 
@@ -91,6 +93,23 @@ def _packed(path: Path, name: str) -> StudioError:
     if name == "zip" and path.suffix.lower() in _OFFICE:
         return StudioError(f"{path.name} is {_OFFICE[path.suffix.lower()]}.", "Save the table as CSV and use that.")
     return StudioError(f"{path.name} is packed with {name}.", "Unpack it and use the file inside.")
+
+
+def refuse_stand_in(path: Path, head: bytes) -> None:
+    """Raises StudioError for a file that stands in place of the data: a pointer to them, or a page about them."""
+    if head.startswith(_POINTERS):
+        raise StudioError(
+            f"{path.name} is not the data but a pointer to them, as Git keeps for large files.",
+            "Get the file itself: run `git lfs pull` (or `git annex get`) in its folder, or download it by its page.",
+        )
+    start = head[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    is_page = start.startswith((b"<!doctype html", b"<html")) or (start.startswith(b"<?xml") and b"<html" in start)
+    if (is_page or start.startswith(b"<?xml")) and kind_ending(path) not in _TEXTS:
+        raise StudioError(
+            f"{path.name} is {'a web page' if is_page else 'an XML document'}, not a data file.",
+            "A download that fails is often saved as such a page. Open it in a browser to read what it says, and "
+            "download the data file itself.",
+        )
 
 
 def is_torn(file: io.IOBase) -> bool:

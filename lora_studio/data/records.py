@@ -5,17 +5,20 @@ stop the others. What columns mean is not decided here but in formats.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 from lora_studio.data.arrow_files import read_arrow, read_parquet
 from lora_studio.data.decoding import open_text, search_encoding
+from lora_studio.data.filled_calls import without_filled
 from lora_studio.data.folders import data_files
 from lora_studio.data.hub import is_hub_name, read_hub
-from lora_studio.data.json_files import holds_json_lines, read_json, read_lines
-from lora_studio.data.opening import KNOWN, is_torn, kind_ending, open_bytes
+from lora_studio.data.json_files import holds_json, holds_json_lines, read_json, read_lines
+from lora_studio.data.opening import KNOWN, is_torn, kind_ending, open_bytes, refuse_stand_in
 from lora_studio.data.rows import BadRow, Reading, Record, shorten
-from lora_studio.data.table_files import read_csv
+from lora_studio.data.table_files import holds_tabs, read_csv
 from lora_studio.data.text_files import read_text
 from lora_studio.errors import StudioError
 
@@ -38,6 +41,8 @@ ENDINGS = {
     ".md": "text",
     ".markdown": "text",
 }
+_HEAD_LENGTH = 1 << 16
+_SAMPLE_ROWS = 500
 _ARROW_STREAM = b"\xff\xff\xff\xff"
 
 
@@ -135,15 +140,8 @@ def read_records(path: Path, max_rows: int | None = None) -> RecordFile:
 
 def open_file(path: Path) -> tuple[str, Reading]:
     """The kind of one file, and how to read it."""
-    with open_bytes(path) as file:
-        head = file.read(1 << 16)
-        while head and not head.strip() and (more := file.read(1 << 16)):
-            head = more
-        torn = is_torn(file)
-    if torn and not head.strip():
-        raise StudioError(f"{path.name} is packed with gzip and damaged: nothing can be unpacked.", "Pack it again.")
-    if not head.strip():
-        raise StudioError(f"{path.name} is empty.", KNOWN)
+    head = _head(path)
+    refuse_stand_in(path, head)
     if head.startswith(b"PAR1"):
         return "parquet", read_parquet(path)
     if head.startswith((b"ARROW1", _ARROW_STREAM)):
@@ -158,20 +156,44 @@ def open_file(path: Path) -> tuple[str, Reading]:
             KNOWN,
         )
     encoding, assumptions = search_encoding(path)
-    if kind in ("text", "csv") and holds_json_lines(lambda: open_text(path, encoding)):
-        kind = "jsonl"
-        reading = read_lines(lambda: open_text(path, encoding), [f"The {ending} file holds one JSON object a line."])
-    else:
-        reading = _read_text_kind(path, kind, ending, encoding)
+    kind, reading = _read_text_kind(path, kind, ending, encoding)
+    if kind in ("json", "jsonl") and b'"arguments"' in head and b"null" in head:
+        reading = without_filled(reading, islice(reading.rows(), _SAMPLE_ROWS))
     return kind, Reading(_until_torn(path, reading.rows), [*assumptions, *reading.assumptions], reading.tally)
 
 
-def _read_text_kind(path: Path, kind: str, ending: str, encoding: str) -> Reading:
-    if kind == "csv":
-        return read_csv(lambda: open_text(path, encoding, newline=""), ending)
-    if kind == "text":
-        return read_text(lambda: open_text(path, encoding))
-    return read_json(lambda: open_text(path, encoding), kind)
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, from the first that is no white space on. Raises StudioError where there are none."""
+    with open_bytes(path) as file:
+        head = file.read(_HEAD_LENGTH)
+        while head and not head.strip() and (more := file.read(_HEAD_LENGTH)):
+            head = more
+        torn = is_torn(file)
+    if torn and not head.strip():
+        raise StudioError(f"{path.name} is packed with gzip and damaged: nothing can be unpacked.", "Pack it again.")
+    if not head.strip():
+        raise StudioError(f"{path.name} is empty.", KNOWN)
+    return head
+
+
+def _read_text_kind(path: Path, kind: str, ending: str, encoding: str) -> tuple[str, Reading]:
+    """The kind that a text file proves to be of, whatever its ending, and how to read it."""
+
+    def opened() -> TextIO:
+        return open_text(path, encoding)
+
+    if kind in ("text", "csv"):
+        if holds_json_lines(opened):
+            return "jsonl", read_lines(opened, [f"The {ending} file holds one JSON object a line."])
+        if holds_json(opened):
+            reading = read_json(opened, "json")
+            return "json", replace(reading, assumptions=[f"The {ending} file holds JSON.", *reading.assumptions])
+    if kind == "csv" or (kind == "text" and holds_tabs(opened)):
+        reading = read_csv(lambda: open_text(path, encoding, newline=""), ending if kind == "csv" else ".tsv")
+        if kind == "text":
+            reading = replace(reading, assumptions=[f"The {ending} file holds a table.", *reading.assumptions])
+        return "csv", reading
+    return kind, read_text(opened) if kind == "text" else read_json(opened, kind)
 
 
 def _until_torn(path: Path, rows: Callable[[], Iterator[Record | BadRow]]) -> Callable[[], Iterator[Record | BadRow]]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 FOUND_LENGTH = 200
+NAN = "{cells} NaN, which stands for a missing value: it is read as empty."
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +36,27 @@ class BadRow:
 
 
 class Tally:
-    """Rows counted by what was assumed of them, a sentence with a place for the {rows} ("4 rows have")."""
+    """Rows or cells counted by what was assumed of them, in a sentence with a place for the number: {rows} becomes
+    "4 rows have", {cells} "4 cells hold"."""
 
     def __init__(self) -> None:
-        self._rows: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
 
     def clear(self) -> None:
         """Forgets all, as a reading does that begins anew."""
-        self._rows.clear()
+        self._counts.clear()
 
-    def count(self, sentence: str) -> None:
-        """One more row of which this was assumed."""
-        self._rows[sentence] += 1
+    def count(self, sentence: str, times: int = 1) -> None:
+        """So many more of which this was assumed."""
+        self._counts[sentence] += times
 
     def sentences(self) -> list[str]:
-        """What was assumed, with the number of rows."""
+        """What was assumed, with the numbers."""
         return [
-            sentence.replace("{rows}", f"{rows:,} rows have" if rows > 1 else "1 row has")
-            for sentence, rows in self._rows.items()
+            sentence.replace("{rows}", f"{times:,} rows have" if times > 1 else "1 row has").replace(
+                "{cells}", f"{times:,} cells hold" if times > 1 else "1 cell holds"
+            )
+            for sentence, times in self._counts.items()
         ]
 
 

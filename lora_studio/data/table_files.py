@@ -88,6 +88,15 @@ def read_csv(open_text: Open, ending: str) -> Reading:
     return _reading(open_text, Table(dialect, names, True, named is not None, short), assumptions)
 
 
+def holds_tabs(open_text: Open) -> bool:
+    """Whether a text is a table: each of its first lines has the same number of tabs, and there are at least two."""
+    with open_text() as stream:
+        sample = stream.read(_SAMPLE_LENGTH)
+        lines = [line.rstrip("\r\n") for line in (sample + stream.readline(LONGEST)).splitlines()]
+    tabs = {line.strip(" ").count("\t") for line in lines if line.strip()}
+    return len(tabs) == 1 and tabs != {0} and len(lines) > 1 and not any(line.startswith("\t") for line in lines)
+
+
 def _quoted(names: list[str]) -> str:
     return ", ".join(f"`{shorten(name, _LONGEST_NAME)}`" for name in names[:12])
 

@@ -4,10 +4,13 @@ What a column means is told by formats.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lora_studio.data.arrow_cells import without_nulls
+from lora_studio.data.filled_calls import has_filled_schema
 from lora_studio.data.messages import EMPTY_ANSWER, EMPTY_TURN, Arguments, Message, RowError, is_blank
 
 NOT_A_LIST = "the conversation is not a list of messages"
@@ -67,7 +70,7 @@ def as_text(value: Any, field: str) -> str:
         return ""
     if isinstance(value, bool):
         return json.dumps(value)
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) and math.isfinite(value):
         return str(value)
     if isinstance(value, list) and len(value) == 1:
         return as_text(value[0], field)
@@ -297,6 +300,7 @@ def parse_tools(value: Any, field: str) -> tuple[dict[str, Any], ...]:
         return ()
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise RowError(BROKEN_TOOLS, field, value)
+    value = without_nulls(value) if has_filled_schema(value) else value
     named = [one for tool in value for one in tool.get("functionDeclarations") or [tool.get("toolSpec") or tool]]
     return tuple(tool if "function" in tool else {"type": "function", "function": _schema(tool)} for tool in named)
 
