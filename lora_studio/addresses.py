@@ -40,6 +40,15 @@ def of_one_person(address: str) -> str:
     return str(ipaddress.ip_network((int(found), _NETWORK_OF_ONE), strict=False))
 
 
+def is_among(address: str, networks: Sequence[str]) -> bool:
+    """Whether an address is one of these, or in one of these networks."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(found in ipaddress.ip_network(network) for network in networks)
+
+
 def checked_proxies(names: Sequence[str]) -> tuple[str, ...]:
     """Addresses and networks of proxies in one spelling. Raises `StudioError` for what is neither."""
     found = []

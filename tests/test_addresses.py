@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_studio.addresses import checked_proxies, of_one_person
+from lora_studio.addresses import checked_proxies, is_among, of_one_person
 from lora_studio.errors import StudioError
 
 
@@ -19,6 +19,12 @@ from lora_studio.errors import StudioError
 )
 def test_whoever_has_one_address_is_one_person(address: str, place: str) -> None:
     assert of_one_person(address) == place
+
+
+def test_an_address_is_among_others_or_in_their_networks() -> None:
+    named = ("10.0.0.5", "10.1.0.0/16", "fd00::/8")
+    assert [is_among(one, named) for one in ("10.0.0.5", "10.1.2.3", "fd00::1")] == [True] * 3
+    assert [is_among(one, named) for one in ("10.0.0.6", "::1", "", "x")] == [False] * 4
 
 
 def test_a_proxy_is_an_address_or_a_network_but_not_everybody() -> None:

@@ -25,7 +25,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from lora_studio import hardware
 from lora_studio.errors import StudioError
-from lora_studio.guests import GuestWorkspace
+from lora_studio.guests import GuestWorkspace, origin
 from lora_studio.hardware import Device
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
@@ -34,6 +34,7 @@ from lora_studio.serving import Serving, address_words, check_exposure
 from lora_studio.ui import (
     chat_style,
     chat_tab,
+    connections,
     data_tab,
     downloads,
     endpoints,
@@ -233,10 +234,20 @@ def launch(workspace: Workspace, serving: Serving) -> None:
             studio.supervisor.go_to_sleep(SAVE_SECONDS)
 
 
-def _middleware(studio: Studio) -> list[Middleware]:
+def _waiting(demo: gr.Blocks, visitor: str) -> int:
+    """How many events of a visitor, and of those who may be the same person, wait for their turn."""
+    whose = origin(visitor)
+    queues = list(demo._queue.event_queue_per_concurrency_id.values())
+    return sum(origin(event.username or "") == whose for each in queues for event in list(each.queue))
+
+
+def _middleware(studio: Studio, demo: gr.Blocks) -> list[Middleware]:
     """The door around everything, and around it what a login at the Hub needs."""
     serving, workspace = studio.serving, studio.workspace
-    pages = Pages(_files(workspace) if isinstance(workspace, VisitedWorkspace) and serving.several else None)
+    if isinstance(workspace, VisitedWorkspace) and serving.several:
+        pages = Pages(_files(workspace), lambda name: 0 if name == workspace.owner else _waiting(demo, name))
+    else:
+        pages = Pages()
     if serving.hub_app is None:
         return [Middleware(Door, serving, Sessions(), Attempts(), pages=pages)]
     from lora_studio.ui.hub_login import HubLogin  # a third of a second that only a Space has to wait for
@@ -291,7 +302,7 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             server_port=port,
             auth_dependency=_visitor if serving.accounts or serving.guests else None,
             app_kwargs={
-                "middleware": _middleware(studio),
+                "middleware": _middleware(studio, demo),
                 "routes": openai_api.routes(studio),
                 "lifespan": _gated(serving),
                 "openapi_url": None,  # a list of all addresses, which neither people nor programs ask for
@@ -325,6 +336,7 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             f"Port {port} on {host} is taken by another program, or can't be listened on.",
             f"Choose another: `LORA_STUDIO_PORT={port + 1} make run`, or --port {port + 1}.",
         ) from error
+    connections.bound(demo.server, serving.proxies)
     print(address_words(serving), flush=True)
     demo.block_thread()
 

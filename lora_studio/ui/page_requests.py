@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
@@ -21,6 +22,8 @@ USED = re.compile(
     r"|reset|run/predict|startup-events|theme\.css|upload|upload_progress|user)/?",
     re.DOTALL,
 )
+JOINING = (f"{GRADIO}queue/join", f"{GRADIO}call/")  # what waits for its turn
+MAX_WAITING_OF_VISITOR = 100  # a page that is open waits for a dozen
 MOST_PAGES = 10_000
 SESSION = "session_hash"
 
@@ -36,11 +39,12 @@ class Refusal:
 class Pages:
     """Whose each open page is: that of the first who named its session. Safe to use from many threads.
 
-    `files` knows whose each file is, where visitors are told apart.
+    `files` knows whose each file is, where visitors are told apart, and `waiting` how many events of a visitor wait
+    for an answer.
     """
 
-    def __init__(self, files: VisitorFiles | None = None) -> None:
-        self.files = files
+    def __init__(self, files: VisitorFiles | None = None, waiting: Callable[[str], int] = lambda user: 0) -> None:
+        self.files, self._waiting = files, waiting
         self._lock = threading.Lock()
         self._owners: OrderedDict[str, str | None] = OrderedDict()
 
@@ -51,6 +55,8 @@ class Pages:
         asked = path.removeprefix(FILE) if path.startswith(FILE) else ""
         if asked and self.files is not None and not self.files.for_download(user or "", asked):
             return Refusal(403, "This file is not for you, or it is there no longer.")
+        if path.startswith(JOINING) and self._waiting(user or "") >= MAX_WAITING_OF_VISITOR:
+            return Refusal(503, f"{MAX_WAITING_OF_VISITOR} requests of yours wait already. Try again in a moment.")
         sessions = parse_qs(query.decode("latin-1")).get(SESSION, [])
         if path.startswith(f"{GRADIO}heartbeat/"):
             sessions.append(path.rstrip("/").rpartition("/")[2])

@@ -83,6 +83,14 @@ def test_the_events_of_a_page_are_for_whoever_opened_it() -> None:
         assert {status(pages, user, *one) for one in asked} == {found}
 
 
+def test_nobody_fills_the_queue_that_all_wait_in() -> None:
+    pages = Pages(waiting=lambda user: {"anna": page_requests.MAX_WAITING_OF_VISITOR}.get(user, 0))
+    for user, found in (("anna", 503), ("bert", 200)):
+        for place in (JOIN, "/gradio_api/call/chat"):
+            assert status(pages, user, place, body={"session_hash": user, "data": []}) == found
+        assert status(pages, user, "/gradio_api/queue/data", f"session_hash={user}".encode()) == 200
+
+
 def test_what_is_no_json_or_too_deep_breaks_nothing() -> None:
     assert Pages().refused("anna", JOIN, b"", b"\xff{") is None
     found = Pages().refused("anna", JOIN, b"", b"[" * 100_000)
