@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from lora_studio.run_names import meant
 from lora_studio.space import usual_place
 
 DEMO_MODEL = "demo"
+PRIVATE = 0o700  # of a folder that its owner alone reads
 _CACHE = "cache"
 
 
@@ -188,6 +190,7 @@ class Workspace(Permissions):
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
         self._known: dict[str, tuple[int, str, RunFolder]] = {}
+        self.root.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
         for folder in (self.runs_folder, self.uploads_folder, self.logs_folder, self.drafts_folder):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -200,6 +203,12 @@ class Workspace(Permissions):
         except OSError as error:
             hint = "Name another with --workspace or LORA_STUDIO_HOME."
             raise StudioError(f"The folder {root} can't be made: {error.strerror}.", hint) from None
+
+    @property
+    def open_to(self) -> str:
+        """Who else on this machine may read the workspace, in words; "" for nobody, and where no system says."""
+        mode = self.root.stat().st_mode if os.name == "posix" else 0
+        return "everybody" if mode & stat.S_IRWXO else "its group" if mode & stat.S_IRWXG else ""
 
     @property
     def whole(self) -> "Workspace":

@@ -117,3 +117,14 @@ def test_a_space_keeps_things_where_it_may_write(tmp_path: Path, monkeypatch: py
     assert usual_place(space, tmp_path) == Path()
     monkeypatch.setattr(os.path, "ismount", lambda path: True)
     assert usual_place(space, tmp_path) == tmp_path
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights of files are those of POSIX")
+def test_a_new_workspace_is_its_owners_alone_and_a_wider_one_is_told(tmp_path: Path) -> None:
+    made = Workspace(tmp_path / "a" / "workspace")
+    assert made.root.stat().st_mode & 0o777 == 0o700
+    assert made.open_to == ""
+    for mode, who in ((0o755, "everybody"), (0o750, "its group")):
+        made.root.chmod(mode)
+        assert Workspace(made.root).open_to == who
+    assert made.root.stat().st_mode & 0o777 == 0o750  # what is there is not changed

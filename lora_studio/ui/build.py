@@ -57,7 +57,7 @@ from lora_studio.ui.page_requests import Pages
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.ui.visitor_files import CLEARED_SECONDS, VisitorFiles, remove_abandoned
 from lora_studio.visitors import VisitedWorkspace
-from lora_studio.workspace import Workspace
+from lora_studio.workspace import PRIVATE, Workspace
 
 TABS = (
     ("data", "Data", data_tab.build),
@@ -221,6 +221,9 @@ def launch(workspace: Workspace, serving: Serving) -> None:
     check_exposure(serving)
     os.environ.pop(OF_A_SPACE, None)
     os.environ[OF_PROXIES] = ""
+    if readers := workspace.open_to:
+        print(f"{workspace.root} can be read by {readers} on this machine: chmod 700 makes it yours alone.", flush=True)
+    _keep_uploads_private()
     studio = make_studio(workspace, serving)
     studio.supervisor.start()
     signal.signal(signal.SIGTERM, _leave)
@@ -239,6 +242,14 @@ def _waiting(demo: gr.Blocks, visitor: str) -> int:
     whose = origin(visitor)
     queues = list(demo._queue.event_queue_per_concurrency_id.values())
     return sum(origin(event.username or "") == whose for each in queues for event in list(each.queue))
+
+
+def _keep_uploads_private() -> None:
+    """Uploads lie in Gradio's folder until they are taken over, often below one that all users of a machine share."""
+    folder = Path(get_upload_folder())
+    folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+    if os.name == "posix" and folder.stat().st_uid == os.getuid():
+        folder.chmod(PRIVATE)
 
 
 def _middleware(studio: Studio, demo: gr.Blocks) -> list[Middleware]:
