@@ -15,3 +15,7 @@ class StudioError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class OtherRowsError(StudioError):
+    """A run can't go on as it began: its rows are others now. A person may let it go on with them."""

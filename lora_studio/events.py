@@ -58,6 +58,7 @@ class DataPrepared:
     trained_tokens: int
     fingerprint: str
     prompt_style: str
+    rows_digest: str = ""  # of tokens and labels of every row, in their order
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,13 @@ class Extended:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherRowsAccepted:
+    """The run is to go on with what its data files hold now; written between two of its workers, by who starts it."""
+
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """Something that does not end the run but that a person should know."""
 
@@ -199,6 +207,7 @@ Event = (
     | QuestionsAnswered
     | CheckpointSaved
     | Extended
+    | OtherRowsAccepted
     | Warned
     | Finished
 )
@@ -270,6 +279,7 @@ class RunState:
     total_steps: int = 0
     epoch: float = 0.0
     extra_epochs: float = 0.0
+    other_rows: bool = False
     data: DataPrepared | None = None
     model: ModelLoaded | None = None
     memory: MemoryEstimated | None = None
@@ -336,7 +346,7 @@ def _apply(state: RunState, event: Event) -> None:
         case Progress():
             state.phase_done, state.phase_total = event.done, event.total
         case DataPrepared():
-            state.data = event
+            state.data, state.other_rows = event, False
         case ModelLoaded():
             state.model = event
         case MemoryEstimated():
@@ -356,6 +366,8 @@ def _apply(state: RunState, event: Event) -> None:
             state.checkpoints = [item for item in state.checkpoints if item.name != event.name] + [event]
         case Extended():
             state.extra_epochs += event.epochs
+        case OtherRowsAccepted():
+            state.other_rows = True
         case Warned():
             state.warnings.append(event.message)
         case Finished():

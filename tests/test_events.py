@@ -7,6 +7,7 @@ from lora_studio.events import (
     Evaluated,
     Extended,
     Finished,
+    OtherRowsAccepted,
     PhaseStarted,
     Progress,
     QuestionsAnswered,
@@ -34,6 +35,7 @@ def test_every_event_comes_back_from_its_line() -> None:
         QuestionsAnswered(4.2, 1, 0.1, ["Ahab"], [True]),
         CheckpointSaved(5.0, 1, "checkpoint-1", 0.9),
         Extended(5.5, 2.0),
+        OtherRowsAccepted(5.6),
         Finished(6.0, "done", 10),
     ]
     assert [from_line(to_line(event)) for event in events] == events

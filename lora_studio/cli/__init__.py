@@ -69,6 +69,8 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     train.add_argument("--resume", metavar="RUN", help="go on with a stopped or failed run")
     extra = "with --resume: train so many epochs more, also when the run is done"
     train.add_argument("--extra-epochs", type=float, metavar="N", default=0.0, help=extra)
+    other = "with --resume: go on although the data files have changed since"
+    train.add_argument("--other-rows", action="store_true", help=other)
     inspect = add("inspect", "show how a data file is read, cut and trained on", output)
     _add_inspect_flags(inspect)
     cache = add("cache", "show or clear the prepared data that are kept between starts", output)

@@ -40,13 +40,15 @@ def train(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -
     if given.resume is None:
         if given.extra_epochs:
             raise StudioError("Extra epochs are for a run that goes on.", "Name it with --resume RUN.")
+        if given.other_rows:
+            raise StudioError("--other-rows is for a run that goes on.", "Name it with --resume RUN.")
         config = resolve(given.config, settings, workspace)
         if not given.skip_preflight:
             agree(check_first(config, workspace, busy=bool(supervisor.busy())))
         run_id = supervisor.launch(config)
     elif given.config is None and not settings:
         run_id = workspace.run(given.resume).id
-        supervisor.resume(run_id, given.extra_epochs)
+        supervisor.resume(run_id, given.extra_epochs, other_rows=given.other_rows)
     else:
         raise StudioError(
             "A resumed run keeps its settings.",

@@ -61,8 +61,8 @@ def data_progress(log: EventLog) -> Callable[[str, int, int], None]:
     return tell
 
 
-def data_event(prepared: "Prepared") -> DataPrepared:
-    """What became of the data, in numbers."""
+def data_event(prepared: "Prepared", rows_digest: str = "") -> DataPrepared:
+    """What became of the data, in numbers. `rows_digest` is that of `data.examples.digest`."""
     return DataPrepared(
         time=time.time(),
         train_rows=len(prepared.train),
@@ -73,4 +73,5 @@ def data_event(prepared: "Prepared") -> DataPrepared:
         trained_tokens=int(prepared.train.trained.sum()),
         fingerprint=prepared.fingerprint,
         prompt_style=prepared.template.name,
+        rows_digest=rows_digest,
     )

@@ -1,12 +1,21 @@
-"""The checkpoint to resume a run from, and the one to leave behind where a run is stopped."""
+"""The checkpoint to resume a run from, whether its rows are still the same, and the checkpoint that a stop leaves."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lora_studio.data.dataset import Prepared
+from lora_studio.data.examples import Examples
+from lora_studio.data.pairs import Pairs
 from lora_studio.engine.report import Report
 from lora_studio.engine.trainer import Ways
+from lora_studio.errors import OtherRowsError
+from lora_studio.events import DataPrepared
+from lora_studio.plural import count
 from lora_studio.workspace import RunFolder
 
 
@@ -26,6 +35,60 @@ def state_is_readable(checkpoint: Path) -> bool:
     except json.JSONDecodeError:
         return False
     return True
+
+
+def rows_digest(prepared: Prepared) -> str:
+    """A fingerprint of what is trained and measured: tokens and labels of every row, in their order.
+
+    Whatever the files are called and whichever version read them. Empty for a template that writes the day's date.
+    """
+    if prepared.template.writes_date:
+        return ""
+    return ":".join(_digest(rows) for rows in (prepared.train, prepared.validation))
+
+
+def _digest(rows: Examples | Pairs) -> str:
+    columns: dict[str, Any] = {}
+    for table in rows.tables() if len(rows) else ():
+        for name, column in zip(table.schema.names, table.columns, strict=True):
+            values, lengths = columns.setdefault(name, (hashlib.blake2b(), hashlib.blake2b()))
+            values.update(np.ascontiguousarray(column.values.to_numpy().astype("<i4", copy=False)))
+            lengths.update(np.ascontiguousarray(np.diff(column.offsets.to_numpy()).astype("<i4", copy=False)))
+    every = "".join(hasher.hexdigest() for name in sorted(columns) for hasher in columns[name])
+    return hashlib.sha256(every.encode()).hexdigest()[:32]
+
+
+def other_rows(before: DataPrepared | None, now: DataPrepared) -> str:
+    """How the rows that a run began with differ from those that its files give now, in words; empty where they are
+    the same.
+
+    Runs of earlier versions noted a fingerprint of files and program, and numbers: these decide where it changed.
+    """
+    if before is None or before.fingerprint == now.fingerprint:
+        return ""
+    numbers = [(one.train_rows, one.validation_rows, one.tokens, one.trained_tokens) for one in (before, now)]
+    if before.rows_digest and now.rows_digest:
+        same = before.rows_digest == now.rows_digest
+    else:
+        same = numbers[0][:2] == numbers[1][:2] if not now.rows_digest else numbers[0] == numbers[1]
+    if same:
+        return ""
+    told = [
+        f"{count(rows, 'row')} of {count(tokens, 'token')} and {count(held, 'validation row')}"
+        for rows, held, tokens, _ in numbers
+    ]
+    return f"{told[0]} then, {'as many now, but others' if told[0] == told[1] else f'{told[1]} now'}"
+
+
+def check_same_rows(run: RunFolder, before: DataPrepared | None, now: DataPrepared) -> None:
+    """Raises `OtherRowsError` where a checkpoint was trained on other rows than those that are there now."""
+    if words := other_rows(before, now):
+        raise OtherRowsError(
+            f"The rows are not those that this run began with: {words}.",
+            "Put the files back as they were to go on; or start a new run with the rows that are there now (it can "
+            "continue from this run's adapter); or go on knowingly with other rows: "
+            f"`train --resume {run.id} --other-rows`, on the page Resume with these rows.",
+        )
 
 
 def save_where_stopped(trainer: Ways, report: Report) -> None:

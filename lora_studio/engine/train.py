@@ -36,7 +36,13 @@ from lora_studio.engine.memory import gpu_id, read_memory
 from lora_studio.engine.memory_plan import foresee
 from lora_studio.engine.preference import PreferenceTrainer
 from lora_studio.engine.report import Report, logging_interval, put_trackers_last
-from lora_studio.engine.resuming import last_whole_checkpoint, save_where_stopped
+from lora_studio.engine.resuming import (
+    check_same_rows,
+    last_whole_checkpoint,
+    other_rows,
+    rows_digest,
+    save_where_stopped,
+)
 from lora_studio.engine.schedule import SCHEDULE, scheduler_settings
 from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.engine.summary import write_report
@@ -97,7 +103,13 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         on_progress=data_progress(log),
     )
     tokenizer.chat_template = prepared.template.source  # goes with every save
-    log.emit(data_event(prepared))
+    data = data_event(prepared, rows_digest(prepared))
+    before = log.state()
+    if checkpoint is not None and not before.other_rows:
+        check_same_rows(run, before.data, data)
+    if checkpoint is not None and (words := other_rows(before.data, data)):
+        log.emit(Warned(time.time(), f"The run goes on with other rows than it began with, as was chosen: {words}."))
+    log.emit(data)
     for sentence in prepared.marks:
         log.emit(Warned(time.time(), sentence))
     meter = label_meter(config, prepared, tokenizer, log)

@@ -14,6 +14,7 @@ from typing import Any
 from lora_studio.engine import full_disk
 from lora_studio.engine.child import WRONG_INPUT, Child, Ending, begin, ending_of, last_word, leave, unexpected
 from lora_studio.engine.event_log import EventLog
+from lora_studio.errors import OtherRowsError
 from lora_studio.finite import finite
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import RunFolder, write_atomically
@@ -33,7 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.phase("start")
         from lora_studio.engine.train import train  # seconds: the libraries
 
-        result.update(train(run, resume=child.resume, log=log, stop=stop))
+        try:
+            result.update(train(run, resume=child.resume, log=log, stop=stop))
+        except OtherRowsError:
+            result["other_rows"] = True  # the page offers to go on with them
+            raise
 
     def explain(error: Exception) -> tuple[str, str]:
         result.update(_explain(error, run, log))

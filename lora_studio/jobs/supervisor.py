@@ -17,7 +17,7 @@ from lora_studio.adapter_source import continued
 from lora_studio.config import Config, files_of
 from lora_studio.conflicts import machine_conflicts
 from lora_studio.errors import StudioError
-from lora_studio.events import Event, Extended, Finished, RunState, to_line
+from lora_studio.events import Event, Extended, Finished, OtherRowsAccepted, RunState, to_line
 from lora_studio.hardware import devices
 from lora_studio.jobs.follow import Follower, last_lines
 from lora_studio.jobs.launcher import Launcher, ask_to_stop, end_last_line, find, kill
@@ -211,11 +211,11 @@ class Supervisor:
             self._enqueue(Waiting(run.id))
         return run.id
 
-    def resume(self, run_id: str, extra_epochs: float = 0.0) -> None:
+    def resume(self, run_id: str, extra_epochs: float = 0.0, *, other_rows: bool = False) -> None:
         """Goes on from the run's last checkpoint; from the beginning where there is none yet.
 
         `extra_epochs` are added to those of the run's config, which stays as it was written; a run that is done needs
-        them, for without it has nothing left to do.
+        them, for without it has nothing left to do. `other_rows` lets it go on where its data files have changed.
         """
         if not 0 <= extra_epochs <= 1000:
             raise StudioError(f"{extra_epochs:g} extra epochs can't be trained.", "Give a number from 0 to 1000.")
@@ -237,7 +237,7 @@ class Supervisor:
                     "Continue from its adapter in a new run instead.",
                 )
             check_room(self._workspace, read_queue(self._workspace))
-            self._enqueue(Waiting(follower.run.id, saved, extra_epochs))
+            self._enqueue(Waiting(follower.run.id, saved, extra_epochs, other_rows))
 
     def stop(self, run_id: str) -> None:
         """Asks the worker to save and end, or takes a waiting run out of the queue; a run that ended stays as it is."""
@@ -321,6 +321,8 @@ class Supervisor:
             run = self._followers[head.run].run
             if head.extra_epochs:
                 _append(run, Extended(time.time(), head.extra_epochs))
+            if head.other_rows:
+                _append(run, OtherRowsAccepted(time.time()))
             env = self._workspace.tokens(run.maker)
             self._launcher.start(run, head.resume and bool(run.checkpoint_folders()), env)
         if entries != queued:

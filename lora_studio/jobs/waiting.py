@@ -19,11 +19,13 @@ MOST_OF_A_VISITOR = 10
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A run in the queue; `resume` goes on from its last checkpoint, with `extra_epochs` more than it had."""
+    """A run in the queue; `resume` goes on from its last checkpoint, with `extra_epochs` more than it had, and with
+    `other_rows` also where its data files have changed."""
 
     run: str
     resume: bool = False
     extra_epochs: float = 0.0
+    other_rows: bool = False
 
 
 @contextmanager

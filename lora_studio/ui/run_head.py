@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Literal
 
 import gradio as gr
@@ -17,6 +18,7 @@ BUTTONS: tuple[tuple[str, str, Literal["primary", "secondary"]], ...] = (
     ("stop", "Stop", "secondary"),
     ("cancel", "Cancel", "secondary"),
     ("resume", "Resume", "secondary"),
+    ("other_rows", "Resume with these rows", "secondary"),
     ("again", "Duplicate and edit", "secondary"),
     ("delete", "Delete…", "secondary"),
     ("export", "Export", "secondary"),
@@ -69,6 +71,8 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
     parts["stop"].click(acting(studio.supervisor.stop), shared.run, said, **QUIET)
     parts["cancel"].click(acting(studio.supervisor.cancel), shared.run, said, **QUIET)
     parts["resume"].click(acting(studio.supervisor.resume), shared.run, said, **QUIET)
+    go_on = partial(studio.supervisor.resume, other_rows=True)
+    parts["other_rows"].click(acting(go_on), shared.run, said, **QUIET)
     parts["chat"].click(chat, shared.run, shared.tabs, **QUIET)
     parts["export"].click(take_away, shared.run, shared.tabs, **QUIET)
     parts["again"].click(again, shared.run, [shared.form, shared.tabs, said], **QUIET)
@@ -104,6 +108,7 @@ def view(look: Look) -> dict[str, Any]:
         "stop": run.state in ("running", "queued"),
         "cancel": run.state in ("running", "stopping"),
         "resume": run.state in ("stopped", "failed"),
+        "other_rows": run.state == "failed" and bool(folder.read_result().get("other_rows")),
         "chat": usable,
         "export": usable,
         "again": True,

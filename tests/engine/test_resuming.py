@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,20 @@ from lora_studio.engine import stopping
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.lengthening import RandomNumbers, follow_schedule, lengthen
 from lora_studio.engine.report import Report
-from lora_studio.events import CheckpointSaved, Event, Extended, Finished, RunStarted, StepLogged, fold, to_line
+from lora_studio.engine.resuming import other_rows
+from lora_studio.events import (
+    CheckpointSaved,
+    DataPrepared,
+    Event,
+    Extended,
+    Finished,
+    OtherRowsAccepted,
+    RunStarted,
+    StepLogged,
+    Warned,
+    fold,
+    to_line,
+)
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, events
 
@@ -40,6 +54,69 @@ def test_more_epochs_are_added_to_epochs_or_to_steps(tmp_path: Any) -> None:
     by_steps = TrainingArguments(output_dir=str(tmp_path), max_steps=12)
     lengthen(by_steps, 0.25, steps_an_epoch=10)
     assert by_steps.max_steps == 15
+
+
+@pytest.mark.slow
+def test_a_run_whose_rows_changed_goes_on_only_when_told_to(
+    make_run: MakeRun, train: Train, data_file: Path, tmp_path: Path
+) -> None:
+    lines = data_file.read_text(encoding="utf-8").splitlines(keepends=True)
+    files = {"train": lines[:16], "held": lines[16:20]}
+
+    def write(**changed: list[str]) -> None:
+        for name, rows in (files | changed).items():
+            (tmp_path / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+
+    write()
+    run = make_run(
+        data__train_file=str(tmp_path / "train.jsonl"),
+        data__validation_file=str(tmp_path / "held.jsonl"),
+        data__validation_fraction=0.0,
+        training__num_train_epochs=1,
+    )
+    assert train(run) == 0
+    with run.events.open("a", encoding="utf-8") as log:
+        log.write(to_line(Extended(time.time(), 1.0)))
+    reworded = [line.replace("red", "blue") for line in files["train"]]
+    changes = {
+        "added": {"train": lines},
+        "reversed": {"train": files["train"][::-1]},
+        "reworded": {"train": reworded},
+        "held out": {"held": lines[20:24]},
+    }
+    for name, changed in changes.items():
+        write(**changed)
+        assert train(run, "--resume") == 2, name
+        ended = events(run, Finished)[-1]
+        assert "The rows are not those that this run began with: 16 rows of" in ended.message
+        assert "--other-rows" in ended.hint
+        assert json.loads(run.complete.read_text(encoding="utf-8"))["other_rows"] is True
+    with run.events.open("a", encoding="utf-8") as log:
+        log.write(to_line(OtherRowsAccepted(time.time())))
+    write(train=reworded)
+    assert train(run, "--resume") == 0
+    assert events(run, StepLogged)[-1].step == 4
+    assert any("goes on with other rows" in event.message for event in events(run, Warned))
+    with run.events.open("a", encoding="utf-8") as log:
+        log.write(to_line(Extended(time.time(), 1.0)))
+    assert train(run, "--resume") == 0, "these are the run's rows from now on"
+
+
+def prepared_as(**changes: Any) -> DataPrepared:
+    usual = DataPrepared(0.0, 10, 2, 0, 0, 500, 100, "files and program", "chat", "rows")
+    return replace(usual, **changes)
+
+
+def test_rows_are_compared_by_their_tokens_and_those_of_earlier_versions_by_what_was_noted() -> None:
+    assert not other_rows(None, prepared_as())
+    assert not other_rows(prepared_as(), prepared_as(fingerprint="a newer program"))
+    assert "but others" in other_rows(prepared_as(), prepared_as(fingerprint="else", rows_digest="else"))
+    old = prepared_as(rows_digest="")
+    assert not other_rows(old, prepared_as(fingerprint="a newer program"))
+    assert "500 tokens" in other_rows(old, prepared_as(fingerprint="else", tokens=501))
+    today = prepared_as(fingerprint="the next day", rows_digest="", tokens=501)
+    assert not other_rows(old, today), "a template that writes the date changes tokens every day"
+    assert other_rows(old, replace(today, train_rows=11))
 
 
 def test_a_rate_that_had_fallen_to_zero_steps_up_to_the_longer_schedule() -> None:

@@ -152,9 +152,10 @@ def test_a_complete_run_is_resumed_only_for_more_epochs(supervise: Supervise) ->
     for wrong in (-1.0, float("nan")):
         with pytest.raises(StudioError, match="extra epochs"):
             supervisor.resume(run_id, wrong)
-    supervisor.resume(run_id, extra_epochs=2)
+    supervisor.resume(run_id, extra_epochs=2, other_rows=True)
     wait_until(lambda: "--resume" in supervisor.log(run_id) and supervisor.state(run_id).final)
     assert supervisor.state(run_id).extra_epochs == 2
+    assert supervisor.state(run_id).other_rows, "the worker reads this, and forgets it once the data are prepared"
 
 
 def test_a_complete_run_without_a_checkpoint_can_not_go_on_and_says_what_can(

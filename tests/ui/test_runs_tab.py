@@ -143,6 +143,13 @@ def test_a_finished_run_can_be_chatted_with_and_deleted_but_not_stopped(studio: 
     assert shown["chart"]["panels"][0]["lines"][0]["y"] == [2.0, 1.0]
 
 
+def test_a_run_whose_rows_changed_offers_to_go_on_with_them(studio: Studio) -> None:
+    run = finished(studio.workspace, "other", Finished(time.time(), "failed", 2, "Other rows.", "Put back."))
+    assert not shown_of(studio, run.id)["other_rows"]
+    run.complete.write_text(json.dumps({"other_rows": True}), encoding="utf-8")
+    assert shown_of(studio, run.id)["other_rows"]
+
+
 def test_a_failed_run_says_why_and_offers_to_resume(studio: Studio) -> None:
     run = finished(studio.workspace, "bad", Finished(time.time(), "failed", 2, "Out of memory.", "Use 4bit."))
     shown = shown_of(studio, run.id)
