@@ -45,6 +45,18 @@ def test_it_follows_the_export_and_prints_where_the_result_is(say: Say, adapter:
     assert json.loads(out)["state"] == "done"
 
 
+@pytest.mark.slow
+def test_one_that_was_made_in_part_is_told_so_and_is_no_success(
+    say: Say, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = Path(__file__).parent / "jobs" / "fake_exporter.py"
+    monkeypatch.setattr(exporting, "python_module", lambda name: [sys.executable, str(fake), "part"])
+    code, out, told = say("export", adapter, "--to", "gguf", "--json")
+    assert code == 1
+    assert json.loads(out)["missing"] == "it.gguf"
+    assert "Made in part: it.gguf is not there." in told
+
+
 def test_list_says_what_there_is_with_sizes(say: Say, adapter: str) -> None:
     code, out, _ = say("export", adapter, "--to", "list")
     assert code == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_studio.adapter_source import named_adapter
 from lora_studio.cli.flags import overrides
-from lora_studio.cli.following import Telling, exit_code, follow, goes_on
+from lora_studio.cli.following import FAILED, Telling, exit_code, follow, goes_on
 from lora_studio.cli.terminal import duration, print_json, progress_line, say, size, table
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS
@@ -18,7 +18,7 @@ from lora_studio.workspace import Workspace
 
 
 def export(workspace: Workspace, given: argparse.Namespace) -> int:
-    """Starts an export and follows it; 0 done, 1 failed, 2 wrong input, 130 stopped."""
+    """Starts an export and follows it; 0 done, 1 failed or made in part only, 2 wrong input, 130 stopped."""
     if given.to == "list":
         return _list(workspace, given)
     request = make_request(
@@ -46,6 +46,8 @@ def tell_to_end(jobs: Exports, folder: ExportFolder, as_json: bool, *, leaves: b
         words = {"message": state.message, "hint": state.hint} if state.state != "done" else {}
         print_json({"export": folder.id, "state": state.state, **words, **result})
     _tell(state, result, show=not as_json)
+    if result.get("missing"):
+        return FAILED
     return exit_code(state, jobs.exit_code(folder.id))
 
 
@@ -81,6 +83,8 @@ def _tell(state: RunState, result: dict[str, Any], *, show: bool) -> None:
         return
     for words in result["notes"]:
         say(f"note: {words}")
+    if result.get("missing"):
+        say(f"Made in part: {result['missing']} is not there.")
     say(f"{size(result['bytes'])} in {duration(result['seconds'])}. {result['tried']}".rstrip())
     say(result["words"])
     if not show:

@@ -10,6 +10,8 @@ from lora_studio.job_folders import Folder
 from lora_studio.jobs.folder_jobs import FolderJobs
 from lora_studio.jobs.launcher import kill
 
+FAILED = 1
+
 LOOK_SECONDS, SAY_SECONDS = 0.2, 3.0
 
 
@@ -69,4 +71,4 @@ def exit_code(state: RunState, child: int | None) -> int:
     """0 done, 1 failed, 2 wrong input, 130 stopped; `child` is how the child itself ended, where that is known."""
     if state.state == "done":
         return 0
-    return 130 if state.state == "stopped" else 2 if child == 2 else 1
+    return 130 if state.state == "stopped" else 2 if child == 2 else FAILED

@@ -6,6 +6,7 @@ llama.cpp's programs get files of the export's folder only, and none of this pro
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,13 +35,14 @@ HOW = (
 
 @dataclass(frozen=True)
 class Made:
-    """The file's name, whether it is there, the commands that make it where it is not, and how the trial went."""
+    """The file's name, whether it is there, the commands that make it where it is not, the trial, and notes."""
 
     file: str
     there: bool
     commands: str
     tried: str
     same: bool | None
+    notes: Sequence[str]
 
 
 def export(work: Work, *, quantization: str) -> Outcome:
@@ -55,13 +57,16 @@ def export(work: Work, *, quantization: str) -> Outcome:
             serve,
             tried=made.tried,
             same=made.same,
+            notes=made.notes,
         )
     return Outcome(
-        f"The merged model is ready in {MODEL}/; llama.cpp was not found to turn it into {made.file}. {HOW} Or set "
-        f"{FOLDER_VARIABLE} before LoRA Studio is started, and export again.",
+        f"The merged model is in {MODEL}/. {made.file} was not made: llama.cpp, which makes it, was not found here. "
+        f"{HOW} Or set {FOLDER_VARIABLE} before LoRA Studio is started, and export again.",
         made.commands,
         tried=made.tried,
         same=made.same,
+        notes=made.notes,
+        missing=made.file,
     )
 
 
@@ -76,7 +81,7 @@ def make_gguf(work: Work, quantization: str) -> Made:
         text = typed_commands(quantization, str(there / MODEL), str(there / file), str(there / "between.gguf"))
         anywhere = text.replace(f"{there}/", "").replace(sys.executable, "python")
         (work.out / COMMANDS).write_text(anywhere + "\n", encoding="utf-8")
-        return Made(file, False, text, merged.tried, merged.same)
+        return Made(file, False, text, merged.tried, merged.same, merged.notes)
     between = work.out / "between.gguf"
     for number, command in enumerate(commands(quantization, str(model), str(work.out / file), str(between), tools)):
         run_program(command, work.log, phase="convert", what="The quantization" if number else "The conversion")
@@ -84,7 +89,7 @@ def make_gguf(work: Work, quantization: str) -> Made:
     tensors = check_gguf(work.out / file)
     shutil.rmtree(model)
     tried = f"{merged.tried} That was the model before the conversion; the file is a whole GGUF with {tensors} tensors."
-    return Made(file, True, "", tried.strip(), merged.same)
+    return Made(file, True, "", tried.strip(), merged.same, merged.notes)
 
 
 def usable_tools(quantization: str) -> LlamaCpp | None:

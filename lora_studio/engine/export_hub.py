@@ -34,9 +34,9 @@ def export(
     merged = content == "merged"
     if merged:
         made = export_merged.export(work, dtype=dtype, max_shard_size="5GB")
-        tried, same = made.tried, made.same
+        tried, same, notes = made.tried, made.same, made.notes
     else:
-        tried, same = _adapter(work, base)
+        (tried, same), notes = _adapter(work, base), ()
     subject = Subject(work.title, base, name, hub_data(work), license, merged, dtype if merged else "")
     (work.out / CARD_NAME).write_text(model_card(work.adapter, work.run, subject), encoding="utf-8")
     work.log.phase("upload", sum(path.stat().st_size for path in work.out.rglob("*") if path.is_file()), "bytes")
@@ -57,7 +57,7 @@ def export(
         )
         raise
     seen = "only you and those you let in see it" if found.private else "everybody can see it"
-    return Outcome(f"It is on the Hub as {found.repo}; {seen}.", link=found.link, tried=tried, same=same)
+    return Outcome(f"It is on the Hub as {found.repo}; {seen}.", link=found.link, tried=tried, same=same, notes=notes)
 
 
 def _adapter(work: Work, base: str) -> tuple[str, bool | None]:

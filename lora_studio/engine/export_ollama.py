@@ -7,7 +7,8 @@ import json
 import math
 import re
 import shlex
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,19 @@ _BASE_NAME = re.compile(r"[\w.-]+(/[\w.-]+){0,3}(:[\w.-]+)?")
 _NO_NAME = re.compile(r"[^a-z0-9._-]+")
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What FROM and ADAPTER name ("" for no adapter), how the trial went, and what is missing, with its commands."""
+
+    source: str
+    adapter: str
+    tried: str
+    same: bool | None
+    notes: Sequence[str] = ()
+    commands: str = ""
+    missing: str = ""
+
+
 def export(work: Work, *, weights: str, quantization: str, base_in_ollama: str) -> Outcome:
     """A folder in which `ollama create` makes the model."""
     if base_in_ollama.strip():
@@ -44,23 +58,29 @@ def export(work: Work, *, weights: str, quantization: str, base_in_ollama: str) 
     template = go_template(work, tokenizer)
     kind = _architecture(work)
     if base_in_ollama.strip():
-        source, adapter, tried, same, commands = _adapter(work, kind, base_in_ollama.strip())
+        weighed = _adapter(work, kind, base_in_ollama.strip())
     else:
-        source, adapter, tried, same, commands = _whole(work, kind, weights, quantization)
-    text = _modelfile(work, tokenizer, template, source, adapter)
+        weighed = _whole(work, kind, weights, quantization)
+    text = _modelfile(work, tokenizer, template, weighed)
     (work.out / MODELFILE).write_text(text, encoding="utf-8")
     name = _NO_NAME.sub("-", work.name.lower()).strip("-._") or "adapter"
     place = shlex.quote(str(work.final))
     words = f"Type the command where Ollama is: it makes the model {name} and starts a conversation."
-    if commands:
+    if weighed.commands:
         words = (
-            f"llama.cpp was not found. {HOW} The last one belongs where Ollama is: it makes the model {name} and "
-            "starts a conversation."
+            f"{weighed.missing} was not made: llama.cpp was not found here. {HOW} The last one belongs where Ollama "
+            f"is: it makes the model {name} and starts a conversation."
         )
     made = f"cd {place} && ollama create {name} && ollama run {name}"
     proof = f"The template gives the prompts of the training in {template.compared} of {template.compared} dialogues."
-    notes = (*template.notes, *_missing(work))
-    return Outcome(words, f"{commands}\n{made}".strip(), tried=f"{proof} {tried}".strip(), same=same, notes=notes)
+    return Outcome(
+        words,
+        f"{weighed.commands}\n{made}".strip(),
+        tried=f"{proof} {weighed.tried}".strip(),
+        same=weighed.same,
+        notes=(*template.notes, *_missing(work), *weighed.notes),
+        missing=weighed.missing,
+    )
 
 
 def go_template(work: Work, tokenizer: Any) -> GoTemplate:
@@ -77,17 +97,18 @@ def _architecture(work: Work) -> str:
     return str((config.get("architectures") or [""])[0])
 
 
-def _whole(work: Work, kind: str, weights: str, quantization: str) -> tuple[str, str, str, bool | None, str]:
-    """The whole model, as safetensors or GGUF: what FROM names, no adapter, the trial, and commands still to type."""
+def _whole(work: Work, kind: str, weights: str, quantization: str) -> Weights:
+    """The whole model, as safetensors or GGUF."""
     if weights == "gguf" or (weights == "auto" and kind not in READ_BY_OLLAMA):
         usable_tools(quantization)
         made = make_gguf(work, quantization)
-        return f"./{made.file}", "", made.tried, made.same, made.commands
+        missing = "" if made.there else made.file
+        return Weights(f"./{made.file}", "", made.tried, made.same, made.notes, made.commands, missing)
     merged = export_merged.export(replace(work, out=work.out / MODEL), dtype=PRECISION, max_shard_size="5GB")
-    return f"./{MODEL}", "", merged.tried, merged.same, ""
+    return Weights(f"./{MODEL}", "", merged.tried, merged.same, merged.notes)
 
 
-def _adapter(work: Work, kind: str, base: str) -> tuple[str, str, str, bool | None, str]:
+def _adapter(work: Work, kind: str, base: str) -> Weights:
     """The adapter alone, which Ollama puts on a base that it has."""
     if kind not in ADAPTED_BY_OLLAMA:
         known = ", ".join(sorted(name.removesuffix("ForCausalLM") for name in ADAPTED_BY_OLLAMA))
@@ -103,7 +124,7 @@ def _adapter(work: Work, kind: str, base: str) -> tuple[str, str, str, bool | No
         if file.name not in (WEIGHTS_FILE, SETTINGS_FILE):  # the rest was for the trial: Ollama has a tokenizer
             file.unlink()
     tried = f"{tried} {note}That was on the base of the training: {base} in Ollama must be the very same model."
-    return base, f"./{ADAPTER}", tried, same, ""
+    return Weights(base, f"./{ADAPTER}", tried, same)
 
 
 def check_adapter(folder: Path) -> None:
@@ -151,7 +172,7 @@ def write_adapter(work: Work) -> str:
     return f"Ollama applies lora_alpha / r, so that the adapter's scale of {factor:g} is written so. "
 
 
-def _modelfile(work: Work, tokenizer: Any, template: GoTemplate, source: str, adapter: str) -> str:
+def _modelfile(work: Work, tokenizer: Any, template: GoTemplate, weights: Weights) -> str:
     generation = Generation()
     if work.run is not None and work.run.config.is_file():
         generation = parse(read_yaml(work.run.config)).generation
@@ -161,7 +182,13 @@ def _modelfile(work: Work, tokenizer: Any, template: GoTemplate, source: str, ad
     )
     notes = [f"{work.name}, made by LoRA Studio. Tool calls are no part of the template.", *template.notes]
     return modelfile(
-        source, template.source, stops, generation, system=system, adapter=adapter, notes=[*notes, *_missing(work)]
+        weights.source,
+        template.source,
+        stops,
+        generation,
+        system=system,
+        adapter=weights.adapter,
+        notes=[*notes, *_missing(work)],
     )
 
 

@@ -90,6 +90,7 @@ class Outcome:
     """What came out: a sentence on how it is used, a command to copy, a link, and how the trial went.
 
     `same` says whether the result answered as the adapter did; None where it was not tried or need not be the same.
+    `missing` names what was asked for and could not be made here; "" where all of it was.
     """
 
     words: str
@@ -98,6 +99,7 @@ class Outcome:
     tried: str = ""
     same: bool | None = None
     notes: Sequence[str] = field(default_factory=tuple)
+    missing: str = ""
 
 
 def base_to_name(work: Work, base_name: str, *, keep_local: bool = False) -> str:

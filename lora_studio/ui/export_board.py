@@ -52,9 +52,8 @@ class Board:
         """The markup of every part."""
         states = self.jobs.all()
         results = {state.id: self.result(state) for state in states}
-        sizes = {name: int(result["bytes"]) for name, result in results.items() if result}
         state = next((one for one in states if one.id == view.export), None)
-        listed = export_words.listing(states, view.export, now, sizes)
+        listed = export_words.listing(states, view.export, now, results)
         cards, form, head = "", "", ""
         if view.adapter:
             free = shutil.disk_usage(self.workspace.root).free

@@ -11,6 +11,7 @@ from lora_studio.settings import Setting, described
 from lora_studio.ui import job_list, run_words
 from lora_studio.ui.text import empty, escape, notice, progress, size
 
+IN_PART = "Made in part"
 WHOLE_BYTES = 500_000_000
 TRIAL = "Load the result and ask it something; its answer is compared with that of base and adapter."
 
@@ -81,14 +82,15 @@ def _check(title: str, about: str, box: str) -> str:
     return f'<label class="check"><b>{box}{escape(title)}</b><small>{escape(about)}</small></label>'
 
 
-def listing(states: Sequence[RunState], looked_at: str, now: float, sizes: Mapping[str, int]) -> str:
-    """The earlier exports to choose from; `sizes` are those of results that are there."""
+def listing(states: Sequence[RunState], looked_at: str, now: float, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The earlier exports to choose from; `results` are what came out of those that ended well."""
     if not states:
         return empty("No export yet", "Choose an adapter and a form above, and press the button below it.")
 
     def about(state: RunState) -> tuple[str, str]:
-        octets = sizes.get(state.id)
-        return job_list.STATES[state.state], size(octets) if octets else ""
+        result = results.get(state.id) or {}
+        said = IN_PART if result.get("missing") else job_list.STATES[state.state]
+        return said, size(int(result["bytes"])) if result.get("bytes") else ""
 
     return f'<h3 class="part">Exports</h3>{job_list.listing(states, looked_at, now, "export", about)}'
 
@@ -107,11 +109,15 @@ def _head(state: RunState, request: Request, result: Mapping[str, Any], *, place
     top, notes = job_list.title(state), "".join(notice(words, kind="warning") for words in state.warnings)
     if not state.final:
         return f'<div class="run-head">{top}{_progress(state)}</div>{job_list.buttons(("stop", "", "Stop"))}{notes}'
+    said = ""
     if state.state != "done" or not result:
         outcome = notice(state.message, state.hint, "error" if state.state == "failed" else "info")
     else:
         outcome = _outcome(result, places=places)
-    return f'<div class="run-head">{top}{job_list.ended(state)}</div>{outcome}{notes}'
+        if result.get("missing"):
+            said = IN_PART
+            outcome = notice(f"{result['missing']} was not made.", kind="warning") + outcome
+    return f'<div class="run-head">{top}{job_list.ended(state, said)}</div>{outcome}{notes}'
 
 
 def _progress(state: RunState) -> str:

@@ -53,11 +53,11 @@ def title(state: RunState) -> str:
     return f'<h2><span class="dot {escape(state.state)}"></span>{escape(state.title)}</h2>'
 
 
-def ended(state: RunState) -> str:
-    """Finished after 12 s."""
+def ended(state: RunState, said: str = "") -> str:
+    """Finished after 12 s; `said` stands in the place of the state's own word."""
     seconds = run_words.elapsed(state, 0.0)
     after = "before it began" if seconds is None else f"after {run_words.clock(seconds)}"
-    words = f"{STATES[state.state]} {after}."
+    words = f"{said or STATES[state.state]} {after}."
     return f'<div class="now">{escape(words)}</div>'
 
 

@@ -63,10 +63,20 @@ def test_without_llama_cpp_a_family_that_needs_it_gets_the_exact_commands(
     assert convert in first
     assert f"/llama-quantize {folder.result}/between.gguf {folder.result}/test-Q4_K_M.gguf Q4_K_M &&" in second
     assert last.startswith(f"cd {folder.result} && ollama create")
-    assert "llama.cpp was not found" in result["words"]
+    assert "test-Q4_K_M.gguf was not made: llama.cpp was not found" in result["words"]
+    assert result["missing"] == "test-Q4_K_M.gguf"
     typed = (folder.result / "commands.txt").read_text(encoding="utf-8")
     assert 'python "$LLAMA_CPP_DIR"/convert_hf_to_gguf.py model --outfile between.gguf' in typed
     assert str(folder.result) not in typed
+
+
+def test_a_gguf_export_without_its_gguf_says_what_was_made_and_what_was_not(
+    trained: RunFolder, no_llama_cpp: None
+) -> None:
+    result = take_away(trained, "gguf", quantization="q8_0").read_result()
+    assert result["missing"] == "test-Q8_0.gguf"
+    assert result["words"].startswith("The merged model is in model/. test-Q8_0.gguf was not made")
+    assert not [file for file in result["files"] if file["name"].endswith(".gguf")]
 
 
 def test_with_llama_cpp_the_file_is_made_and_nothing_else_stays(
@@ -78,6 +88,7 @@ def test_with_llama_cpp_the_file_is_made_and_nothing_else_stays(
     assert last_event(folder).state == "done"
     assert [file["name"] for file in result["files"]] == ["test-Q5_K_M.gguf"]
     assert "GGUF with 7 tensors" in result["tried"]
+    assert not result["missing"]
     assert f"llama-server -m {folder.result}/test-Q5_K_M.gguf --jinja" == result["command"]
     phases = [event for event in folder.events.read_text().splitlines() if '"phase": "convert"' in event]
     assert len(phases) >= 4

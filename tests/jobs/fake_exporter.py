@@ -1,6 +1,7 @@
 """An exporter that makes nothing of the kind: it writes files and events as its first argument says.
 
 fake_exporter.py quick FOLDER    a file, then done
+fake_exporter.py part FOLDER     the same without what was asked for
 fake_exporter.py slow FOLDER     writes until it is asked to stop
 fake_exporter.py secret FOLDER   says how long the secret in its environment is
 """
@@ -35,7 +36,9 @@ def main(mode: str, folder: ExportFolder) -> int:
             emit(Finished(time.time(), "stopped", message="Stopped when asked to."))
             return 130
     folder.unfinished.rename(folder.result)
-    told = {"words": "", "command": "", "link": "", "tried": "", "notes": [], "seconds": 0.1}
+    told: dict[str, object] = {"words": "", "command": "", "link": "", "tried": "", "notes": [], "seconds": 0.1}
+    if mode == "part":
+        told["missing"] = "it.gguf"
     found = {**told, "bytes": len(os.environ.get("HF_TOKEN", "")), "place": str(folder.result)}
     folder.complete.write_text(json.dumps(found), encoding="utf-8")
     emit(Finished(time.time(), "done"))

@@ -100,6 +100,17 @@ def test_a_finished_export_shows_its_files_and_names_are_text(board: Board, work
     assert "${" not in whole
 
 
+def test_one_that_lacks_what_was_asked_for_is_not_called_finished(board: Board, workspace: Workspace, run: str) -> None:
+    folder = finished(workspace, run)
+    folder.complete.write_text(json.dumps({**folder.read_result(), "missing": f"{HOSTILE}.gguf"}), encoding="utf-8")
+    seen = board.look(View(run, export=folder.id), time.time())
+    assert "Made in part after" in seen["head"]
+    assert ".gguf was not made." in seen["head"]
+    assert "Made in part" in seen["list"]
+    assert "Finished" not in seen["head"] + seen["list"]
+    assert "<b>$" not in seen["head"]
+
+
 def test_a_visitor_downloads_what_came_out_and_reads_no_place_of_the_machine(workspace: Workspace, run: str) -> None:
     class Visited(Workspace):
         owned = False
