@@ -19,9 +19,10 @@ from lora_studio.data.json_files import BROKEN_BYTES
 from lora_studio.data.opening import is_torn, open_bytes
 from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
 from lora_studio.errors import StudioError
+from lora_studio.memory_limit import MemoryLimitError
 
 BROKEN_CELL = "a cell of the row can't be read"
-_BATCH_ROWS = 1024
+_BATCH_ROWS, _BATCH_BYTES, _FIRST_ROWS = 1024, 1 << 25, 8
 _BUFFER = 1 << 20
 _MOST_UNPACKED = 1 << 30  # bytes of a compressed batch, which memory has to hold whole
 
@@ -35,9 +36,16 @@ def read_parquet(path: Path) -> Reading:
         import pyarrow.parquet as pq
 
         table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)  # else a row group is held whole
-        return table.schema_arrow, table.iter_batches(batch_size=_BATCH_ROWS)
+        return table.schema_arrow, _of_table(table)
 
     return _reading(path, "Parquet", batches)
+
+
+def _of_table(table: Any) -> Batches:
+    """Fewer rows at once where the first are large: what the file holds once is unpacked for every row that has it."""
+    first = next(table.iter_batches(batch_size=_FIRST_ROWS), None)
+    a_row = first.nbytes // max(1, first.num_rows) if first is not None else 0
+    yield from table.iter_batches(batch_size=max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, a_row))))
 
 
 def read_arrow(path: Path) -> Reading:
@@ -74,11 +82,19 @@ def _slices(batches: Batches, mapped: mmap.mmap) -> Batches:
 def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[Any, Batches]]) -> Reading:
     import pyarrow as pa
 
-    # A damaged length may ask for any amount.
-    faults = (pa.ArrowException, OSError, ValueError, MemoryError, IndexError, EOFError, struct.error)
+    faults = (pa.ArrowException, OSError, ValueError, IndexError, EOFError, struct.error)
+
+    def too_large(number: int) -> MemoryLimitError:
+        return MemoryLimitError(
+            f"The {kind} file asks for more memory than it may take, after row {number:,}.",
+            "Its cells are huge once unpacked, or a damaged length asks for any amount: write the file again.",
+        )
+
     with _seekable(path) as file:
         try:
             schema, _ = batches(file)
+        except MemoryError:
+            raise too_large(0) from None
         except faults as error:
             said = f"The {kind} file can't be read: {shorten(str(error))}."
             raise StudioError(said, "Write the file again.") from None
@@ -98,6 +114,8 @@ def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[Any, Ba
                     for row in _rows(batch, number, cells):
                         number += 1
                         yield row
+            except MemoryError:
+                raise too_large(number) from None
             except faults as error:
                 reason = f"The {kind} file is damaged after row {number}: {shorten(str(error))}."
                 raise StudioError(reason, "Write the file again.") from None
@@ -108,12 +126,14 @@ def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[Any, Ba
 def _rows(batch: Any, before: int, cells: CellReader) -> list[Record | BadRow]:
     import pyarrow as pa
 
-    faults = (pa.ArrowException, ValueError, OverflowError, MemoryError)
+    faults = (pa.ArrowException, ValueError, OverflowError)
     batch.validate()  # a damaged file may point anywhere in memory: what does not prove sound is not touched
     try:
         batch.validate(full=True)
         return [Record(number, fields) for number, fields in enumerate(cells.rows(batch), before + 1)]
-    except faults:
+    except MemoryError:
+        raise
+    except faults:  # not what memory has no room for, though Arrow's own error of it is among them
         pass
     rows: list[Record | BadRow] = []
     for position in range(batch.num_rows):
@@ -122,6 +142,8 @@ def _rows(batch: Any, before: int, cells: CellReader) -> list[Record | BadRow]:
             single = batch.slice(position, 1)
             single.validate(full=True)
             (fields,) = cells.rows(single)
+        except MemoryError:
+            raise
         except faults as error:
             reason = BROKEN_BYTES if "UTF8" in str(error) or isinstance(error, UnicodeDecodeError) else BROKEN_CELL
             rows.append(BadRow(number, reason, shorten(str(error))))

@@ -20,11 +20,13 @@ from lora_studio.data.parts import Progress
 from lora_studio.data.preferences import marks_in_words
 from lora_studio.data.record_store import RecordStore, write_records
 from lora_studio.data.statistics import PERCENTILES, histogram, lengths
+from lora_studio.memory_limit import limited
 
 _SAMPLE = 500
 _LISTED_BAD_ROWS = 200
 
 
+@limited()
 def inspect_characters(
     name: str, *, percentiles: Sequence[float] = PERCENTILES, on_progress: Progress | None = None
 ) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from lora_studio.data.records import Source, open_source
 from lora_studio.data.rows import BadRow
 from lora_studio.data.splits import some, split
 from lora_studio.errors import StudioError
+from lora_studio.memory_limit import limited
 from lora_studio.workspace import shipped_data
 
 _CODE_VERSION = 2
@@ -110,6 +111,7 @@ def open_data(name: str) -> Source:
     return open_source(name if is_hub_name(name) else resolve_source(name))
 
 
+@limited()
 def prepare(
     train_file: str,
     tokenizer: Any,

@@ -25,7 +25,7 @@ class Gunzip(io.RawIOBase):
         self._name = path.name
         self._most = max(BOMB_SIZE, path.stat().st_size * BOMB_RATIO)
         self._inflate = zlib.decompressobj(wbits=31)
-        self._pending = b""
+        self._pending = memoryview(b"")  # a slice of bytes would be a copy, of megabytes for each piece that is read
         self._given = 0
         self._ended = False
         self.torn = False
@@ -59,7 +59,7 @@ class Gunzip(io.RawIOBase):
             self._ended = True
             return
         try:
-            self._pending = self._inflate.decompress(packed)
+            self._pending = memoryview(self._inflate.decompress(packed))
         except zlib.error:
             packed = b""
         if not packed:

@@ -16,7 +16,12 @@ from lora_studio.data.bad_rows import BadRowWriter
 from lora_studio.data.json_files import TOO_DEEP
 from lora_studio.data.records import Source, nothing_usable
 from lora_studio.data.rows import BadRow, Record
+from lora_studio.errors import StudioError
 
+MAX_ROW_BYTES = 8_000_000
+"""Of one row as JSON, about two million tokens: more than any model takes, and all that a tokenizer can bear."""
+TOO_LONG = f"the row has more than {MAX_ROW_BYTES // 10**6} MB of text, which no model takes at once"
+MAX_GROWN_BYTES, MAX_GROWTH = 1 << 28, 1000
 _PIECE = 1000
 _PIECE_BYTES = 1 << 22
 
@@ -82,7 +87,7 @@ def write_records(writer: ArrayWriter, source: Source, report: Progress, most: i
     Raises StudioError for a source without a usable row.
     """
     bad_rows = BadRowWriter(writer)
-    numbers, ends, size, done = list[int](), list[int](), 0, 0
+    numbers, ends, size, read, done = list[int](), list[int](), 0, 0, 0
     pieces: list[bytes] = []
     pending = 0
     expected = _expected_bytes(source) if most is None else 0
@@ -110,11 +115,17 @@ def write_records(writer: ArrayWriter, source: Source, report: Progress, most: i
             bad_rows.add(BadRow(row.row, TOO_DEEP))
             continue
         data = text.encode("utf-8", "surrogatepass")
+        read += len(data)
+        if len(data) > MAX_ROW_BYTES:
+            _check_growth(source, read)
+            bad_rows.add(BadRow(row.row, TOO_LONG, f"{len(data) / 1e6:,.0f} MB"))
+            continue
         pieces.append(data)
         size, pending = size + len(data), pending + len(data)
         ends.append(size)
         numbers.append(row.row)
         if len(pieces) == _PIECE or pending > _PIECE_BYTES:
+            _check_growth(source, read)
             flush()
     flush()
     if done == bad_rows.count:
@@ -126,6 +137,16 @@ def write_records(writer: ArrayWriter, source: Source, report: Progress, most: i
         "bad_reasons": bad_rows.finish(),
         "starts": source.starts,
     }
+
+
+def _check_growth(source: Source, size: int) -> None:
+    """Refuses files whose rows are far larger than they are: some bytes can stand for more than a disk holds."""
+    there = sum(file.stat().st_size for file in source.files)
+    if there and size > max(MAX_GROWN_BYTES, there * MAX_GROWTH):
+        raise StudioError(
+            f"The rows of {source.name} come to more than {size / 1e6:,.0f} MB, the file to {there / 1e6:,.3g} MB.",
+            "No real data shrinks so. If it is what you want to train on, save it as JSONL.",
+        )
 
 
 def _expected_bytes(source: Source) -> int:

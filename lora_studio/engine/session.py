@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -28,6 +29,7 @@ from lora_studio.data.views import Look, describe, save_bad_rows
 from lora_studio.engine.download import Calls, Download
 from lora_studio.errors import StudioError
 from lora_studio.hub_token import withheld
+from lora_studio.memory_limit import MemoryLimitError, go_first, limited
 from lora_studio.parsing import parse
 
 if TYPE_CHECKING:
@@ -149,6 +151,10 @@ class Session:
         params = dict(request.params)
         tokenizer = self._tokenizer(params.pop("model", "demo"), params.pop("revision", None))
         return _named(describe(look_at_first(tokenizer=tokenizer, **params), Look(show_examples=1)))
+
+    def rest(self, request: Request) -> dict[str, Any]:
+        """Answers as soon as nothing else is being done."""
+        return {}
 
     def warm_up(self, request: Request) -> dict[str, Any]:
         """Imports what reads a tokenizer, which takes seconds."""
@@ -317,7 +323,12 @@ METHODS: dict[str, Callable[[Session, Request], dict[str, Any]]] = {
     "modules": Session.modules,
     "unload": Session.unload,
     "warm_up": Session.warm_up,
+    "rest": Session.rest,
 }
+
+
+READING = ("inspect", "preview", "save_bad_rows", "look_at_first", "try_reading")
+"""Methods that read files of other people, which may take only so much memory."""
 
 
 class Inbox(threading.Thread):
@@ -344,21 +355,28 @@ class Inbox(threading.Thread):
         os._exit(0)  # the parent is gone: nobody waits for an answer, and the memory is wanted
 
 
-def serve(session: Session, request: Request) -> None:
-    """Answers one request with a result or an error."""
+def serve(session: Session, request: Request) -> bool:
+    """Answers one request with a result or an error; says whether the process is fit for another one.
+
+    After the limit of memory was met it is not: what filled it may still be held somewhere.
+    """
     try:
         if request.method not in METHODS:
             raise StudioError(f"There is no method {request.method!r}.", f"There are: {', '.join(METHODS)}.")
-        with withheld(request.params.pop("tokenless", False)):
+        within = limited() if request.method in READING else nullcontext()
+        with withheld(request.params.pop("tokenless", False)), within:
             request.answer("result", **METHODS[request.method](session, request))
     except StudioError as error:
-        request.answer("error", message=error.message, hint=error.hint)
+        fit = not isinstance(error, MemoryLimitError)
+        request.answer("error", message=error.message, hint=error.hint, last=not fit)
+        return fit
     except Exception as error:  # the child's edge: one failed request must not take the loaded model with it
         traceback.print_exc()
         memory = "out of memory" in str(error)
         message = "The memory is not enough for this." if memory else f"{type(error).__name__}: {error}"
         hint = "Take a smaller model, 4bit, or fewer adapters." if memory else "The session's log has the details."
         request.answer("error", message=message, hint=hint, internal=True)
+    return True
 
 
 def main() -> None:
@@ -382,8 +400,10 @@ def main() -> None:
     inbox = Inbox(os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8"), write)
     inbox.start()
     session = Session()
-    while True:
-        serve(session, inbox.requests.get())
+    go_first()
+    while serve(session, inbox.requests.get()):
+        pass
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 from lora_studio.config import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.hardware import devices
-from lora_studio.jobs.client import Session
+from lora_studio.jobs.client import READING, Session
 from lora_studio.preflight import Report, preflight, this_machine
 from lora_studio.workspace import Workspace
 
@@ -24,7 +24,7 @@ def check_before_start(config: Config, workspace: Workspace, session: Session | 
     machine = this_machine(devices()[0], workspace, busy=busy)
     if session is not None and not session.busy:
         return preflight(config, machine, _look(config, session))
-    with Session(workspace.logs_folder / LOG) as own:
+    with Session(workspace.logs_folder / LOG, patience=lambda: READING) as own:
         return preflight(config, machine, _look(config, own))
 
 

@@ -4,6 +4,7 @@ The child holds what is heavy (tokenizer, model, device memory); ending it gives
 first request, and again with the next request after it died. What it prints goes to a log file.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -11,7 +12,9 @@ import queue
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,10 +24,47 @@ from lora_studio.jobs.follow import last_lines
 from lora_studio.jobs.launcher import child_environment, python_module
 
 _CLOSE_SECONDS = 2.0
+_BEAT_SECONDS = 1.0
+_DEAD_ON_ARRIVAL_SECONDS = 2.0
+MAX_ANSWER_CHARACTERS = 1 << 26
+"""Of one line that the child writes: this process holds all of it, several times over."""
 
 
 class EngineError(StudioError):
     """The child failed or ended, through no fault of what was asked."""
+
+
+class DeadOnArrivalError(EngineError):
+    """The child had ended before it could take up the request: whoever loads what it held can ask again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """When a request of a reading child is ended, in seconds: after so long without a sign of it, in all, and after
+    whoever asked has gone. None is no end.
+    """
+
+    quiet: float | None = None
+    whole: float | None = None
+    abandoned: float | None = None
+
+
+READING = Patience(quiet=180.0, abandoned=3.0)
+"""For a look at data: each of its phases says how far it is, and nobody waits for a look that was left."""
+READING_OF_VISITORS = replace(READING, quiet=60.0, whole=300.0)
+"""The same for those who share the reader with its owner."""
+
+
+_TOO_LONG = "A row may be huge, or made to take for ever: look into the file, or try a part of it."
+
+
+def _overdue(patience: Patience, whole: float, quiet: float) -> str:
+    """What a request took too long for; "" while it may go on."""
+    if patience.quiet is not None and quiet > patience.quiet:
+        return f"nothing came of it for {patience.quiet:.0f} s"
+    if patience.whole is not None and whole > patience.whole:
+        return f"in {patience.whole:.0f} s it was not finished"
+    return ""
 
 
 class _Child:
@@ -49,6 +89,7 @@ class _Child:
         self._ended = False
         self.closed_on_purpose = False
         self.nonsense = ""
+        self.abandoned = False  # whether it was ended because it went on with what nobody waited for
         self._reader = threading.Thread(target=self._read, name="session answers", daemon=True)
         self._reader.start()
 
@@ -86,6 +127,16 @@ class _Child:
         with self._dispatching:
             self._answers.pop(request_id, None)
 
+    def end(self) -> None:
+        """Ends the child by force."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Until the child that said its last word is gone."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_CLOSE_SECONDS)
+
     def close(self) -> None:
         """Ends the child and waits until it is gone: first by closing its input, then by force."""
         self.closed_on_purpose = True
@@ -107,12 +158,12 @@ class _Child:
     def _read(self) -> None:
         assert self._process.stdout is not None
         with self._process.stdout as lines:
-            for line in lines:
+            while line := lines.readline(MAX_ANSWER_CHARACTERS):
                 try:
                     answer = json.loads(line)
-                except json.JSONDecodeError:
+                except (json.JSONDecodeError, RecursionError):
                     self.nonsense = line.strip()[:200]
-                    os.killpg(self._process.pid, signal.SIGKILL)
+                    self.end()
                     break
                 with self._dispatching:
                     waiting = self._answers.get(answer["id"])
@@ -129,7 +180,8 @@ class Session:
     """One session child. Safe to use from many threads; requests are answered one after the other.
 
     `check` sees the parameters of every request before it is sent, and raises `StudioError` for what may not be asked.
-    `tokenless` says whether the request is answered without this machine's token for the Hub.
+    `tokenless` says whether the request is answered without this machine's token for the Hub. `patience` says when a
+    request is ended; a child with patience holds nothing that could be lost, and starts anew with the next request.
     """
 
     def __init__(
@@ -139,11 +191,13 @@ class Session:
         command: Sequence[str] | None = None,
         check: Callable[[Mapping[str, Any]], None] | None = None,
         tokenless: Callable[[], bool] = lambda: False,
+        patience: Callable[[], Patience] | None = None,
     ) -> None:
         self._log_path = log_path
         self._env = env
         self._check = check
         self._tokenless = tokenless
+        self._patience = patience
         self._command = list(command or python_module("lora_studio.engine.session"))
         self._child: _Child | None = None
         self._starting = threading.Lock()
@@ -174,34 +228,78 @@ class Session:
         if not self.running:
             self._living_child().tell({"id": next(self._ids), "method": "warm_up"})
 
-    def stream(self, method: str, **params: Any) -> Generator[dict[str, Any], None, None]:
+    def stream(self, method: str, *, beat: bool = False, **params: Any) -> Generator[dict[str, Any], None, None]:
         """Yields progress and pieces as they come and the result last.
 
-        Leaving the iteration early stops the request. Raises `StudioError` for an error answer and when the child died.
+        Leaving the iteration early stops the request. With `beat`, {"kind": "waiting"} comes every second in which
+        nothing else does, so that whoever iterates can leave. Raises `StudioError` for an error answer and when the
+        child died.
         """
         if self._check is not None:
             self._check(params)
         if self._tokenless():
             params["tokenless"] = True
         with self._one_request:
-            child = self._living_child()
-            request_id = next(self._ids)
-            answers = child.send({"id": request_id, "method": method, "params": params})
-            done = False
             try:
-                while not done:
-                    answer = answers.get()
-                    done = answer is None or answer["kind"] in ("result", "error")
-                    if answer is None:
-                        raise self._death(child)
-                    if answer["kind"] == "error":
-                        kind = EngineError if answer.get("internal") else StudioError
-                        raise kind(answer["message"], answer.get("hint", ""))
-                    yield answer
-            finally:
-                child.forget(request_id)
-                if not done:
-                    child.tell({"id": next(self._ids), "method": "stop"})
+                yield from self._asked(method, params, beat)
+            except DeadOnArrivalError:
+                if self._patience is None:  # what it had loaded is gone as well
+                    raise
+                yield from self._asked(method, params, beat)
+
+    def _asked(self, method: str, params: dict[str, Any], beat: bool) -> Generator[dict[str, Any], None, None]:
+        child, request_id = self._living_child(), next(self._ids)
+        patience, sent = self._patience() if self._patience else Patience(), time.monotonic()
+        answers = child.send({"id": request_id, "method": method, "params": params})
+        heard, late, answered, done = sent, "", False, False
+        try:
+            while not done:
+                try:
+                    answer = answers.get(timeout=_BEAT_SECONDS)
+                except queue.Empty:
+                    now = time.monotonic()
+                    if late := _overdue(patience, now - sent, now - heard):
+                        child.end()
+                    elif beat:
+                        yield {"kind": "waiting"}
+                    continue
+                heard = time.monotonic()
+                done = answer is None or answer["kind"] in ("result", "error")
+                if answer is None:
+                    early = not answered and (heard - sent < _DEAD_ON_ARRIVAL_SECONDS or child.abandoned)
+                    raise self._death(child, late, early)
+                answered = True
+                if answer["kind"] == "error":
+                    if answer.get("last"):
+                        child.wait()
+                    kind = EngineError if answer.get("internal") else StudioError
+                    raise kind(answer["message"], answer.get("hint", ""))
+                if late := _overdue(patience, heard - sent, 0.0):
+                    child.end()
+                yield answer
+        finally:
+            child.forget(request_id)
+            if not done:
+                self._left(child, patience)
+
+    def _left(self, child: _Child, patience: Patience) -> None:
+        """Nobody waits for the answer any more: the child is asked to stop, and ended where it does not hear."""
+        stop = next(self._ids)
+        child.tell({"id": stop, "method": "stop"})
+        if patience.abandoned is None:
+            return
+        idle = next(self._ids)
+        answers = child.send({"id": idle, "method": "rest"})
+
+        def end() -> None:
+            try:
+                answers.get(timeout=patience.abandoned)
+                child.forget(idle)
+            except queue.Empty:
+                child.abandoned = True
+                child.end()
+
+        threading.Thread(target=end, name="abandoned request", daemon=True).start()
 
     def call(
         self, method: str, on_progress: Callable[[dict[str, Any]], None] | None = None, **params: Any
@@ -234,15 +332,19 @@ class Session:
                 self._child = _Child(self._command, self._log_path, self._env)
             return self._child
 
-    def _death(self, child: _Child) -> EngineError:
+    def _death(self, child: _Child, late: str, early: bool) -> EngineError:
         if child.closed_on_purpose:
             return EngineError("The session was closed before it answered.", "Ask again to start a new one.")
+        if late:
+            return EngineError(f"The work was ended: {late}.", _TOO_LONG)
         if child.nonsense:
             return EngineError(f"The process that answers wrote something else than an answer: {child.nonsense!r}.")
-        code = child.exit_code
+        code, tail = child.exit_code, last_lines(self._log_path, 5)
         why = ": the system ended it, most often because memory ran out" if code == -signal.SIGKILL else ""
-        tail = "" if why else last_lines(self._log_path, 5)  # who is killed says nothing of it
-        return EngineError(
+        if code == -signal.SIGABRT and "memory allocation of" in tail:  # a tokenizer's last words
+            why = ": it needed more memory than it may take"
+        tail = "" if why else tail  # who is killed says nothing of it
+        return (DeadOnArrivalError if early else EngineError)(
             f"The process that answers ended unexpectedly{why}.",
             "The next request starts a new one." + (f" Its log ends with:\n{tail}" if tail else ""),
         )

@@ -27,7 +27,7 @@ from lora_studio import hardware
 from lora_studio.errors import StudioError
 from lora_studio.guests import GuestWorkspace, origin
 from lora_studio.hardware import Device
-from lora_studio.jobs.client import Session
+from lora_studio.jobs.client import READING, READING_OF_VISITORS, Patience, Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.logins import Attempts, Sessions
 from lora_studio.serving import Serving, address_words, check_exposure
@@ -199,15 +199,16 @@ def make_studio(workspace: Workspace, serving: Serving) -> Studio:
     return Studio(
         workspace=workspace,
         supervisor=Supervisor(workspace),
-        inspector=_session(workspace, "inspect.log"),
+        inspector=_session(workspace, "inspect.log", lambda: READING if workspace.owned else READING_OF_VISITORS),
         chat=_session(workspace, "chat.log"),
         serving=serving,
     )
 
 
-def _session(workspace: Workspace, log: str) -> Session:
+def _session(workspace: Workspace, log: str, patience: Callable[[], Patience] | None = None) -> Session:
     """A child that is asked by all visitors, each of whom may read of the Hub what they may see there themselves."""
-    return Session(workspace.logs_folder / log, check=workspace.check_request, tokenless=lambda: not workspace.owned)
+    tokenless = lambda: not workspace.owned  # noqa: E731
+    return Session(workspace.logs_folder / log, check=workspace.check_request, tokenless=tokenless, patience=patience)
 
 
 def visitor() -> str:

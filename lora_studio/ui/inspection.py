@@ -236,13 +236,16 @@ class Inspection:
             if correcting is None:
                 workspace.write_draft(CHOICE, {"settings": values})
             result: dict[str, Any] = {}
-            told = 0.0
-            for answer in self.studio.inspector.stream("inspect", **request_of(values, workspace)):
+            told, asked = 0.0, request_of(values, workspace)
+            for answer in self.studio.inspector.stream("inspect", beat=True, **asked):
                 look.begun = True
                 if look.stopping:
                     raise StudioError("The look at the data was stopped.")
                 if answer["kind"] == "result":
                     result = answer
+                    continue
+                if answer["kind"] == "waiting":
+                    yield {}  # a visitor who left is noticed where something is told
                     continue
                 unread = answer.get("unread", {})
                 first = self.show(answer["sample"], values) if answer.get("sample") else {}

@@ -14,15 +14,13 @@ from typing import Any
 from lora_studio.advice import Change, best_changes
 from lora_studio.architecture import architecture, read_config
 from lora_studio.config import Config, Data
-from lora_studio.data.records import read_records
-from lora_studio.errors import StudioError
 from lora_studio.estimate import Estimate, estimate, settled, verdict
 from lora_studio.hardware import Device, devices
+from lora_studio.jobs.row_count import count_rows
 from lora_studio.past_runs import Speed, speed
 from lora_studio.ui.data_choice import FOUND
 from lora_studio.workspace import Workspace, shipped_data
 
-LARGEST_COUNTED = 64_000_000  # bytes; larger files are counted by the run itself, the form stays quick
 DEVICE_SECONDS = 5.0  # how long a look at the device's free memory is good for
 
 
@@ -186,19 +184,3 @@ def data_path(name: str) -> Path:
     """The file that a config's training data names."""
     shipped = shipped_data()
     return shipped[name].train if name in shipped else Path(name).expanduser()
-
-
-def count_rows(path: Path) -> int | None:
-    """Usable rows of a file; None where there is no such file, it can't be read, or it is too large to count here."""
-    if not path.is_file() or path.stat().st_size > LARGEST_COUNTED:
-        return None
-    stamp = path.stat()
-    return _count(path, stamp.st_mtime_ns, stamp.st_size)
-
-
-@functools.lru_cache(maxsize=32)
-def _count(path: Path, _changed: int, _size: int) -> int | None:
-    try:
-        return len(read_records(path).records)
-    except StudioError:
-        return None

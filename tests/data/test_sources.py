@@ -67,7 +67,7 @@ def test_a_table_in_one_row_group_is_never_held_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(arrow_files, "open_bytes", lambda path: Counted(path))
     rows = open_source(path).rows()
     assert next(rows).fields == {"prompt": texts[0], "completion": texts[0]}
-    assert sum(read) < path.stat().st_size / 4
+    assert sum(read) < path.stat().st_size / 3  # its head twice: how large its rows are is seen first
 
 
 def test_members_joined_in_one_packed_file_are_all_read(write):

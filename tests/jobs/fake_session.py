@@ -31,6 +31,8 @@ def serve(request: dict[str, Any]) -> None:
     stop.clear()
     params = request.get("params", {})
     match request["method"]:
+        case "rest":
+            answer(request, "result")
         case "echo":
             answer(request, "result", pid=os.getpid(), **params)
         case "count":

@@ -19,7 +19,7 @@ class FakeSession:
         self.left_early = 0
         self.stops = 0
 
-    def stream(self, method: str, **params: Any) -> Iterator[dict[str, Any]]:
+    def stream(self, method: str, *, beat: bool = False, **params: Any) -> Iterator[dict[str, Any]]:
         self.running = True
         self.asked.append((method, params))
         done = False

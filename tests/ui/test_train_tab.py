@@ -11,10 +11,11 @@ import pytest
 
 from lora_studio import workspace as workspaces
 from lora_studio.config import Config
+from lora_studio.jobs.row_count import count_rows
 from lora_studio.parsing import ConfigError, parse
 from lora_studio.presets import presets
 from lora_studio.ui import form, form_draft, plan_words, train_tab
-from lora_studio.ui.plan import count_rows, plan
+from lora_studio.ui.plan import plan
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import Workspace
 

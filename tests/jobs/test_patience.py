@@ -1,0 +1,85 @@
+"""A request of a child that reads files ends: when nothing comes of it, when it takes too long, when nobody waits."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lora_studio.errors import StudioError
+from lora_studio.jobs import client
+from lora_studio.jobs.client import DeadOnArrivalError, Patience, Session
+
+FAKE = [sys.executable, str(Path(__file__).with_name("fake_session.py"))]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_BEAT_SECONDS", 0.05)
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[Session]:
+    limits = Patience(quiet=0.4, whole=1.0, abandoned=0.3)
+    with Session(tmp_path / "session.log", command=FAKE, patience=lambda: limits) as session:
+        yield session
+
+
+def test_a_request_of_which_nothing_comes_is_ended_and_told(patient: Session) -> None:
+    with pytest.raises(StudioError, match="nothing came of it for 0 s"):
+        patient.call("hang")
+    assert patient.call("echo", word="next")["word"] == "next"
+
+
+def test_a_request_that_goes_on_and_on_is_ended_and_told(patient: Session) -> None:
+    with pytest.raises(StudioError, match="in 1 s it was not finished"):
+        patient.call("count", to=10_000)
+
+
+def test_a_request_that_was_left_and_does_not_hear_is_ended_with_its_child(patient: Session) -> None:
+    pid = patient.call("echo")["pid"]
+    answers = patient.stream("hang", beat=True)
+    assert next(answers) == {"kind": "waiting"}
+    answers.close()
+    end = time.monotonic() + 5
+    while psutil.pid_exists(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not psutil.pid_exists(pid)
+
+
+def test_whoever_asks_behind_a_request_that_was_left_is_answered(patient: Session) -> None:
+    answers = patient.stream("hang", beat=True)
+    next(answers)
+    answers.close()
+    assert patient.call("echo", word="mine")["word"] == "mine"
+
+
+def test_a_request_that_was_left_and_heard_costs_no_child(patient: Session) -> None:
+    pid = patient.call("echo")["pid"]
+    answers = patient.stream("count", to=10_000)
+    next(answers)
+    answers.close()
+    time.sleep(0.5)
+    assert patient.call("echo")["pid"] == pid
+
+
+def test_a_child_that_was_dead_before_it_was_asked_is_replaced_without_a_word(patient: Session) -> None:
+    pid = patient.call("echo")["pid"]
+    os.kill(pid, 9)  # and the request is sent before the system has told its end
+    assert patient.call("echo", word="again")["word"] == "again"
+
+
+def test_a_child_that_holds_something_is_told_to_be_gone(tmp_path: Path) -> None:
+    with Session(tmp_path / "session.log", command=FAKE) as session:
+        session.warm_up()
+        with pytest.raises(DeadOnArrivalError):
+            session.call("die")
+
+
+def test_an_answer_of_any_length_does_not_fill_this_process(patient: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "MAX_ANSWER_CHARACTERS", 1000)
+    with pytest.raises(StudioError, match="something else than an answer"):
+        patient.call("echo", word="x" * 5000)

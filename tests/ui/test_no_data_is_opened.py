@@ -1,0 +1,102 @@
+"""The process behind the page opens nobody's data: a file made to fill the memory fills that of a child."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lora_studio.config import Config
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.preflight import this_machine
+from lora_studio.ui import data_tab, form, train_tab
+from lora_studio.ui.inspection import Inspection
+from lora_studio.ui.plan import first_device, plan
+from lora_studio.ui.studio import Shared, Studio
+from lora_studio.workspace import Workspace
+from tests.ui.fake_session import FakeSession
+from tests.ui.test_inspection import chosen, script
+
+_watched: list[tuple[str, list[str]]] = []
+
+
+def _hook(event: str, given: tuple[Any, ...]) -> None:
+    if event == "open":
+        for folder, opened in _watched:
+            if str(given[0]).startswith(folder):
+                opened.append(str(given[0]))
+
+
+sys.addaudithook(_hook)
+
+
+@pytest.fixture
+def files(workspace: Workspace) -> Iterator[tuple[Path, list[str]]]:
+    """A file of 1 kB that stands for 40 MB among the uploads, and which of the uploads are opened in this process."""
+    bomb = workspace.uploads_folder / "bomb.parquet"
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 40, pa.int32()), pa.array(["x" * 1_000_000]))
+    pq.write_table(pa.table({"instruction": column, "output": pa.array(["b"] * 40)}), bomb, compression="zstd")
+    opened: list[str] = []
+    _watched.append((str(workspace.uploads_folder), opened))
+    yield bomb, opened
+    _watched.clear()
+
+
+def handlers(studio: Studio) -> dict[str, Any]:
+    """The train tab's events by name."""
+    with gr.Blocks() as page:
+        start = gr.Button("Start training", render=False)
+        with gr.Tabs() as tabs, gr.Tab("Train"):
+            shared = Shared(tabs, data=gr.State(), form=gr.State(), run=gr.State(""), start=start, status=gr.HTML())
+            train_tab.build(studio, shared)
+    return {str(event.name): event.fn for event in page.fns.values()}
+
+
+def test_the_watch_sees_what_is_opened(files: tuple[Path, list[str]]) -> None:
+    bomb, opened = files
+    bomb.read_bytes()
+    assert opened == [str(bomb)]
+
+
+def test_the_train_tab_counts_plans_and_offers_without_opening_a_file(
+    workspace: Workspace, files: tuple[Path, list[str]]
+) -> None:
+    bomb, opened = files
+    session: Any = FakeSession(script)
+    supervisor: Any = SimpleNamespace(busy=lambda: None)
+    studio = Studio(workspace, supervisor, session, session)
+    raws = form.overlay(form.shown(Config()), {"data.train_file": str(bomb), "data.validation_file": str(bomb)})
+    events = handlers(studio)
+    shown = events["use_data"]((1.0, {"data.train_file": str(bomb)}, "the data tab"), "demo", *raws)
+    assert shown
+    assert plan(train_tab.checked(raws, workspace), workspace).rows == 40
+    assert str(bomb) in str(train_tab.data_choices(workspace))
+    this_machine(first_device(0), workspace)
+    assert opened == []
+
+
+def test_the_data_tab_looks_corrects_pages_and_hands_over_without_opening_a_file(
+    workspace: Workspace, files: tuple[Path, list[str]]
+) -> None:
+    bomb, opened = files
+    session: Any = FakeSession(script)
+    studio = Studio(workspace, Supervisor(workspace), session, session)
+    with gr.Blocks():
+        controls = data_tab.draw_controls(studio)
+        act = Inspection(studio, controls, data_tab.draw_view(studio, controls))
+    choice = chosen(**{"data.train_file": str(bomb), "data.validation_file": str(bomb)})
+    for events in (act.look(*choice), act.look_anew(*choice)):
+        (*_, last) = events
+        assert last[act.view.found]
+    act.choose_bad_rows(last[act.view.found], *choice)
+    act.save_bad_rows()
+    act.hand_over(*choice)
+    act.repaint()
+    act.measure_disk()
+    assert len(session.asked) >= 3
+    assert opened == []
