@@ -15,11 +15,13 @@ from lora_studio.data.cache import Cache
 from lora_studio.data.conversion import convert
 from lora_studio.data.dataset import open_data
 from lora_studio.data.formats import recognise
+from lora_studio.data.mapping import ReadingError
 from lora_studio.data.messages import Message, RowError
 from lora_studio.data.parts import Progress
 from lora_studio.data.preferences import marks_in_words
 from lora_studio.data.record_store import RecordStore, write_records
 from lora_studio.data.statistics import PERCENTILES, histogram, lengths
+from lora_studio.data.table_files import with_header
 from lora_studio.memory_limit import limited
 
 _SAMPLE = 500
@@ -34,7 +36,10 @@ def inspect_characters(
     report = on_progress or (lambda phase, done, total: None)
     source = open_data(name)
     records = RecordStore(Cache(None).get("records", lambda writer: write_records(writer, source, report)))
-    shape = recognise(records.spread(_SAMPLE), "any")
+    try:
+        shape = recognise(records.spread(_SAMPLE), "any")
+    except ReadingError as error:
+        raise with_header(error, records.assumptions) from None
     counts, marked = array("q"), array("q")
 
     def convert_all(writer: ArrayWriter) -> dict[str, Any]:

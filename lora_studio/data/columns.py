@@ -1,10 +1,10 @@
 """The names that columns bear in the wild, and a sample of rows looked at column by column. Decides nothing."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lora_studio.data.literals import read_value
 from lora_studio.data.rows import Record, shorten
 from lora_studio.data.turns import ROLES, held_turns
 
@@ -31,6 +31,7 @@ HISTORY = ("history",)
 TOOLS = ("tools", "functions", "toolconfig", "tool_config")
 REASONING = ("reasoning_content", "reasoning", "thinking", "complex_cot", "cot", "chain_of_thought")
 TEXT = ("text", "content", "document", "body", "passage")
+LOSS_MASK = ("loss_mask", "completion_mask", "assistant_mask", "assistant_masks")
 LABEL = ("label", "kto_tag")
 # The word in a worse answer's column, and those in its place in the better one's: `rejected_response` stands beside
 # `chosen_response` or beside `response`.
@@ -174,15 +175,18 @@ def is_turns(value: Any) -> bool:
     }
 
 
+_TURN_MARKS = ('"role"', '"from"', "'role'", "'from'")
+
+
 def may_be_turns(value: Any) -> bool:
-    """Whether a value is a list of turns or a JSON text of such, as CSV cells hold them."""
+    """Whether a value is a list of turns or a text of such, in JSON or Python's own form, as CSV cells hold them."""
     if not isinstance(value, str):
         return is_turns(value)
-    if value.lstrip()[:1] != "[" or not ('"role"' in value or '"from"' in value):
+    if value.lstrip()[:1] != "[" or not any(mark in value for mark in _TURN_MARKS):
         return False
     try:
-        return is_turns(json.loads(value))
-    except (ValueError, RecursionError):
+        return is_turns(read_value(value))
+    except ValueError:
         return True  # broken turns are still meant as turns: the row is reported, not read as text
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping as Names
 from dataclasses import replace
+from itertools import compress
 from typing import Any
 
 from lora_studio.data.columns import MEDIA as MEDIA_COLUMNS
@@ -14,6 +15,7 @@ from lora_studio.data.messages import (
     CONTROL,
     EMPTY_ANSWER,
     EMPTY_TURN,
+    IGNORED,
     Conversation,
     Message,
     RowError,
@@ -29,7 +31,8 @@ from lora_studio.data.rows import Record
 from lora_studio.data.turns import MEDIA, MISSING, ROLES, as_text, held_beside, parse_history, parse_tools, parse_turns
 
 NOT_IDS = "the tokens are not a list of whole numbers"
-UNLIKE_LENGTHS = "`input_ids` and `labels` are not equally long"
+UNLIKE_LENGTHS = "`input_ids` and what stands beside them are not equally long"
+ONLY_PADDING = "the row holds nothing but padding"
 _MEDIA_TAG = re.compile(r"<(img|audio|video)>[^<]+</\1>")
 
 
@@ -140,13 +143,33 @@ def _compared(record: Record, fmt: Format, roles: Names[str, str], system: str |
 
 
 def _tokenised(record: Record, columns: dict[str, str]) -> Conversation:
-    ids = _numbers(_needed(record.fields, columns["input_ids"]), columns["input_ids"], least=0)
+    """A row of tokens, without those that its attention mask marks as padding, wherever they stand."""
+    fields = record.fields
+    ids = _numbers(_needed(fields, columns["input_ids"]), columns["input_ids"], least=0)
     labels = None
     if "labels" in columns:
-        labels = _numbers(_needed(record.fields, columns["labels"]), columns["labels"], least=-100)
-        if len(labels) != len(ids):
-            raise RowError(UNLIKE_LENGTHS, columns["labels"], f"{len(ids)} and {len(labels)}")
+        labels = _alike(fields, columns["labels"], ids, least=-100)
+    elif fields.get(columns.get("loss_mask", "")) is not None:
+        learned = _alike(fields, columns["loss_mask"], ids, least=0)
+        labels = tuple(token if wanted else IGNORED for token, wanted in zip(ids, learned, strict=True))
+    if fields.get(columns.get("attention_mask", "")) is not None:
+        mask = _alike(fields, columns["attention_mask"], ids, least=0)
+        if not any(mask):
+            raise RowError(ONLY_PADDING, columns["attention_mask"], mask[:20])
+        ids = tuple(compress(ids, mask))
+        labels = None if labels is None else tuple(compress(labels, mask))
     return Conversation(record.row, input_ids=ids, labels=labels)
+
+
+def _alike(fields: dict[str, Any], name: str, ids: tuple[int, ...], least: int) -> tuple[int, ...]:
+    """The numbers of a column that has one for each token."""
+    value = _needed(fields, name)
+    if least == 0 and isinstance(value, list):
+        value = [int(one) if isinstance(one, bool) or one in (0.0, 1.0) else one for one in value]
+    numbers = _numbers(value, name, least)
+    if len(numbers) != len(ids):
+        raise RowError(UNLIKE_LENGTHS, name, f"{len(ids)} and {len(numbers)}")
+    return numbers
 
 
 def _numbers(value: Any, field: str, least: int) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lora_studio.data.limited_rendering import LimitedRenderer
-from lora_studio.data.messages import Conversation, RowError
+from lora_studio.data.messages import IGNORED, Conversation, RowError
 from lora_studio.data.prompt_styles import Template, choose_template
 from lora_studio.data.rendering import Rendered, rules_of
 from lora_studio.data.rows import BadRow
@@ -22,7 +22,6 @@ from lora_studio.errors import StudioError
 
 __all__ = ["IGNORED", "Encoded", "Encoder", "Example", "Template", "choose_template", "cut", "window"]
 
-IGNORED = -100
 _BATCH = 512
 _BATCH_CHARACTERS = 1 << 21
 PROMPT_SHARE = 4

@@ -32,8 +32,10 @@ __all__ = ["Format", "Mapping", "apply_mapping", "convert", "mapping_of", "recog
 _SPARSE = 0.5
 _OFFERED = 4
 _OPTIONAL = {
-    *("system", "tools", "history", "input", "reasoning", "title", "constraints", "examples", "note", "labels"),
+    *("system", "tools", "history", "input", "reasoning", "title", "constraints", "examples", "note"),
+    *("labels", "attention_mask", "loss_mask"),
 }
+_OF_TOKENS = ("input_ids", "labels", "attention_mask", "loss_mask")
 
 
 def recognise(records: Sequence[Record], goal: str = "answers") -> Format:
@@ -104,7 +106,7 @@ def mapping_of(shape: Format) -> Mapping:
     elif "input" in parts:
         asked = parts.pop("instruction", None) or parts.pop("prompt")
         template = f"{{{asked}}}\n\n{{{parts.pop('input')}}}"
-    known = {renamed.get(part, part): name for part, name in parts.items() if part not in ("input_ids", "labels")}
+    known = {renamed.get(part, part): name for part, name in parts.items() if part not in _OF_TOKENS}
     return replace(Mapping.from_dict(known), user_template=template)
 
 
@@ -167,7 +169,10 @@ def _turns(columns: Columns) -> Format | None:
     if name is None:
         return None
     first = held_turns(next(value for value in columns.values(name) if may_be_turns(value)))
-    openai = '"role"' in first if isinstance(first, str) else bool(first[0].keys() & {"role", "parts"})
+    if isinstance(first, str):
+        openai = any(mark in first for mark in ('"role"', "'role'"))
+    else:
+        openai = bool(first[0].keys() & {"role", "parts"})
     parts = {"messages": name, "system": columns.find(names.SYSTEM), "tools": columns.find(names.TOOLS)}
     return Format("messages" if openai else "sharegpt", _present(parts))
 
@@ -266,7 +271,9 @@ def _only_text(columns: Columns) -> str | None:
 def _tokenised(columns: Columns) -> Format | None:
     ids = columns.find(("input_ids",))
     if ids and any(isinstance(value, list) and value and isinstance(value[0], int) for value in columns.values(ids)):
-        return Format("tokenised", _present({"input_ids": ids, "labels": columns.find(("labels",), without=[ids])}))
+        labels = columns.find(("labels",), without=[ids])
+        parts = {"input_ids": ids, "labels": labels, "attention_mask": columns.find(("attention_mask",))}
+        return Format("tokenised", _present({**parts, "loss_mask": None if labels else columns.find(names.LOSS_MASK)}))
     return None
 
 

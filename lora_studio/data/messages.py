@@ -10,6 +10,7 @@ from typing import Any
 from lora_studio.data.decoding import is_broken
 from lora_studio.data.rows import BadRow, shorten
 
+IGNORED = -100  # the label of a token that is context only
 NO_ANSWER = "the row has no answer to learn from"
 EMPTY_ANSWER = "an answer is empty"
 EMPTY_TURN = "a user's turn is empty"

@@ -49,6 +49,7 @@ from lora_studio.data.rendering import (
 from lora_studio.data.row_store import RowStore, write_rows
 from lora_studio.data.rows import BadRow, Record
 from lora_studio.data.splits import group_of
+from lora_studio.data.table_files import with_header
 from lora_studio.errors import StudioError
 
 _SAMPLE = 500
@@ -183,7 +184,10 @@ class Preparation:
         records = RecordStore(cache.get(read_key, lambda writer: self._read(writer, source), self._tell))
         sample = records.spread(_SAMPLE)
         mapping = Mapping.from_dict(self.mapping) if self.mapping else None
-        shape = apply_mapping(mapping, sample, self.goal) if mapping else recognise(sample, self.goal)
+        try:
+            shape = apply_mapping(mapping, sample, self.goal) if mapping else recognise(sample, self.goal)
+        except ReadingError as error:
+            raise with_header(error, records.assumptions) from None
         check_goal(shape, self.goal)
         if shape.name == "preference" and self.encoder.train_on == "all":
             raise StudioError(ANSWERS_ONLY, "Set data.train_on to assistant or last_turn.")

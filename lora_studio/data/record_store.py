@@ -129,7 +129,7 @@ def write_records(writer: ArrayWriter, source: Source, report: Progress, most: i
             flush()
     flush()
     if done == bad_rows.count:
-        raise nothing_usable(source.name, bad_rows.first, bad_rows.count)
+        raise nothing_usable(source.name, source.kind, bad_rows.first, bad_rows.count)
     report("read", done, done)
     return {
         "kind": source.kind,

@@ -8,22 +8,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from lora_studio.data.arrow_files import read_arrow, read_parquet
 from lora_studio.data.decoding import open_text, search_encoding
 from lora_studio.data.filled_calls import without_filled
 from lora_studio.data.folders import data_files
 from lora_studio.data.hub import is_hub_name, read_hub
-from lora_studio.data.json_files import holds_json, holds_json_lines, read_json, read_lines
+from lora_studio.data.json_files import BROKEN_LINE, BROKEN_REST, holds_json, holds_json_lines, read_json, read_lines
 from lora_studio.data.opening import KNOWN, is_torn, kind_ending, open_bytes, refuse_stand_in
-from lora_studio.data.rows import BadRow, Reading, Record, shorten
+from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
 from lora_studio.data.table_files import holds_tabs, read_csv
 from lora_studio.data.text_files import read_text
 from lora_studio.errors import StudioError
 
 __all__ = ["BadRow", "Record", "RecordFile", "Source", "open_source", "read_records"]
 
+SIDE_BY_SIDE = "{rows} roles and contents in lists side by side: these are read as turns."
 TORN = "the packed file is damaged or ends too early; what came before is read"
 ENDINGS = {
     ".json": "json",
@@ -78,7 +79,8 @@ class Source:
             last = before
             for row in reading.rows():
                 last = before + row.row
-                yield row if not before else _moved(row, before)
+                turned = _with_turns(row, reading.tally)
+                yield turned if not before else _moved(turned, before)
             before = last
 
     @property
@@ -134,7 +136,7 @@ def read_records(path: Path, max_rows: int | None = None) -> RecordFile:
         else:
             bad_rows.append(row)
     if not records:
-        raise nothing_usable(path.name, next(iter(bad_rows), None), len(bad_rows))
+        raise nothing_usable(path.name, source.kind, next(iter(bad_rows), None), len(bad_rows))
     return RecordFile(path, source.kind, records, bad_rows, source.assumptions)
 
 
@@ -222,6 +224,27 @@ def _guess(data: bytes) -> str | None:
     return "json" if start in (b"{", b"[") else None
 
 
+def _with_turns(row: Record | BadRow, tally: Tally) -> Record | BadRow:
+    """The row, with turns that lie side by side (a list of roles and one of contents) as a list of turns."""
+    if isinstance(row, BadRow) or not any(_lies_side_by_side(value) for value in row.fields.values()):
+        return row
+    tally.count(SIDE_BY_SIDE)
+    fields = {name: _turned(value) if _lies_side_by_side(value) else value for name, value in row.fields.items()}
+    return Record(row.row, fields)
+
+
+def _lies_side_by_side(value: Any) -> bool:
+    if not isinstance(value, dict) or not value or not all(isinstance(item, list) for item in value.values()):
+        return False
+    spoken = value.keys() & {"role", "from"} and value.keys() & {"content", "value", "text"}
+    return bool(spoken) and len({len(item) for item in value.values()}) == 1
+
+
+def _turned(value: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    turns = (dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True))
+    return [{name: cell for name, cell in turn.items() if cell is not None} for turn in turns]
+
+
 def _moved(row: Record | BadRow, before: int) -> Record | BadRow:
     if isinstance(row, Record):
         return Record(row.row + before, row.fields)
@@ -244,13 +267,17 @@ def _unlike_columns(files: list[Path], readings: list[Reading]) -> list[str]:
     return [f"The files do not have the same columns: {said}."]
 
 
-def nothing_usable(name: str, first: BadRow | None, bad: int) -> StudioError:
+def nothing_usable(name: str, kind: str, first: BadRow | None, bad: int) -> StudioError:
     """What to say of a source whose every row is bad (the `first` of so many), or that has none."""
     if first is None:
         return StudioError(f"{name} holds no rows.", KNOWN)
     found = f" ({shorten(first.found, 120)})" if first.found else ""
-    count = f"None of the {bad:,} rows" if bad > 1 else "The only row"
-    return StudioError(
-        f"{count} of {name} can be read. Row {first.row}: {first.reason}{found}.",
-        "A row is an object with named fields: messages, instruction and output, prompt and completion, or text.",
-    )
+    count = f"None of the {bad:,} rows" if bad > 1 else "No row"
+    hint = "A row is an object with named fields: messages, instruction and output, prompt and completion, or text."
+    if kind == "csv":
+        hint = "Mend the place, or write the table again with a program that quotes its cells."
+    elif first.reason in (BROKEN_LINE, BROKEN_REST):
+        hint = (
+            "Mend the JSON there: names and texts stand in double quotes, and no comma stands before a closing bracket."
+        )
+    return StudioError(f"{count} of {name} can be read. Row {first.row}: {first.reason}{found}.", hint)

@@ -11,6 +11,7 @@ from typing import TextIO
 from lora_studio.data.cells import Cells, Dialect, Fault, find_dialect
 from lora_studio.data.decoding import LONGEST, is_broken
 from lora_studio.data.json_files import BROKEN_BYTES
+from lora_studio.data.mapping import ReadingError
 from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
 from lora_studio.errors import StudioError
 
@@ -29,6 +30,7 @@ _OFTEN_SHORT = 0.5
 _NUMBER = re.compile(r"[-+]?[\d.,]+%?")
 _SENTENCE = re.compile(r"[.!?。？！]\s*$|\n|[?!。？！]\s")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+_FIRST_LINE, _LOOKS_LIKE_DATA = "The first line", "looks like data"
 _BACKSLASHES = "A backslash before a quotation mark in a quoted cell is read as an escape."
 
 Open = Callable[[], TextIO]
@@ -75,7 +77,7 @@ def read_csv(open_text: Open, ending: str) -> Reading:
     if _is_data(cells):
         names = [f"column {position}" for position in range(1, len(cells) + 1)]
         assumptions.append(
-            f"The first line looks like data and not like names: the columns are called {_quoted(names)}."
+            f"{_FIRST_LINE} {_LOOKS_LIKE_DATA} and not like names: the columns are called {_quoted(names)}."
         )
         return _reading(open_text, Table(dialect, names, False, named is not None, short), assumptions)
     twice = [name for name, times in Counter(cells).items() if times > 1 and name]
@@ -84,7 +86,7 @@ def read_csv(open_text: Open, ending: str) -> Reading:
     while not cells[-1] and all(not row[len(cells) - 1 :] or not row[len(cells) - 1].strip() for row in lines):
         cells.pop()
     names = [name or f"column {position}" for position, name in enumerate(cells, 1)]
-    assumptions.append(f"The first line names the columns: {_quoted(names)}.")
+    assumptions.append(f"{_FIRST_LINE} names the columns: {_quoted(names)}.")
     return _reading(open_text, Table(dialect, names, True, named is not None, short), assumptions)
 
 
@@ -129,6 +131,20 @@ def _lines_with_quotes(open_text: Open) -> TextIO | None:
                 start = max(block.rfind("\n", 0, block.find('"')), block.rfind("\r", 0, block.find('"'))) + 1
                 return io.StringIO(block[start : start + _SAMPLE_LENGTH], newline="")
     return None
+
+
+def with_header(error: ReadingError, assumptions: list[str]) -> ReadingError:
+    """The error, of rows of a table, with what was taken for the columns' names and how to say it otherwise."""
+    header = next((sentence for sentence in assumptions if _FIRST_LINE in sentence), None)
+    if header is None:
+        return error
+    return ReadingError(
+        f"{error.message} {header}",
+        "If the first line is data, put a line with names above it, such as prompt and completion. Or say which "
+        'column is what with data.mapping, for instance {"user": "column 1", "assistant": "column 2"}.'
+        if _LOOKS_LIKE_DATA in header
+        else f"{error.hint} If the first line is no header but data, put a line with the columns' names above it.",
+    )
 
 
 def _is_data(cells: list[str]) -> bool:

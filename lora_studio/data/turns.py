@@ -11,6 +11,7 @@ from typing import Any
 
 from lora_studio.data.arrow_cells import without_nulls
 from lora_studio.data.filled_calls import has_filled_schema
+from lora_studio.data.literals import WITHOUT_COMMAS, read_value
 from lora_studio.data.messages import EMPTY_ANSWER, EMPTY_TURN, Arguments, Message, RowError, is_blank
 
 NOT_A_LIST = "the conversation is not a list of messages"
@@ -124,11 +125,11 @@ def role_of(written: Any) -> str | None:
 
 
 def role_names(value: Any) -> list[str]:
-    """The role names that a list of turns (or the JSON text of one) bears; none for other values."""
+    """The role names that a list of turns (or the text of one) bears; none for other values."""
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.lstrip().startswith("[") else None
-        except (ValueError, RecursionError):
+            value = read_value(value) if value.lstrip().startswith("[") else None
+        except ValueError:
             value = None
     turns = [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
     written = [item.get("role", item.get("from")) for item in turns if item.keys() & {"role", "from"}]
@@ -333,6 +334,6 @@ def parse_history(value: Any, field: str) -> list[Message]:
 
 def _load(text: str, reason: str, field: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise RowError(reason, field, text) from None
+        return read_value(text)
+    except ValueError as error:
+        raise RowError(WITHOUT_COMMAS if str(error) == WITHOUT_COMMAS else reason, field, text) from None

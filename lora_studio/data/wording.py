@@ -31,13 +31,18 @@ def in_words(shape: Format, columns: Columns) -> Format:
     answers = shape.columns.get("completion") or shape.columns.get("output")
     if answers and any(isinstance(value, str) and _THOUGHT in value for value in columns.values(answers)[:50]):
         words += f" Some answers hold reasoning in {_THOUGHT} marks, which is learned with them."
+    turns = shape.columns.get("messages")
+    if turns and any(isinstance(value, str) and value.lstrip("[ ")[:2] == "{'" for value in columns.values(turns)[:50]):
+        words += " The turns are written as Python prints lists."
     return replace(shape, words=words)
 
 
 def _main(shape: Format, part: dict[str, str]) -> str:
     if "input_ids" in part:
-        beside = f", {part['labels']} what of them is learned" if "labels" in part else ", all of which are learned"
-        return f"{part['input_ids']} holds tokens{beside}"
+        learned = part.get("labels") or part.get("loss_mask")
+        beside = f", {learned} what of them is learned" if learned else ", all of which are learned"
+        padding = f"; {part['attention_mask']} marks padding, which is left out" if "attention_mask" in part else ""
+        return f"{part['input_ids']} holds tokens{beside}{padding}"
     if "text" in part:
         return f"{part['text']} is plain text, learned as it stands"
     if "dialogue" in part:

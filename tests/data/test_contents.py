@@ -1,10 +1,16 @@
 """A file is read by what it holds: rows under other endings, in the forms of pandas, and what is no data at all."""
 
 import json
+import time
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from lora_studio.data.characters import inspect_characters
+from lora_studio.data.literals import read_value
 from lora_studio.data.records import open_source, read_records
+from lora_studio.data.views import Look, inspect
 from lora_studio.errors import StudioError
 
 ROWS = [{"instruction": f"Where is {place}?", "output": f"At {place}, gate 3."} for place in "abc"]
@@ -84,3 +90,60 @@ def test_what_stands_in_place_of_the_data_is_named(write, name, text, words):
     with pytest.raises(StudioError, match=words) as error:
         open_source(write(name, text))
     assert error.value.hint
+
+
+def test_turns_side_by_side_are_turns(write):
+    rows = [{name: [turn[name] for turn in talk] for name in talk[0]} for talk in TALKS]
+    file = read_records(write("a.jsonl", [{"messages": row} for row in rows]))
+    assert [record.fields for record in file.records] == [{"messages": talk} for talk in TALKS]
+    assert file.assumptions[-1].startswith("3 rows have roles and contents in lists side by side")
+    answers = {"answers": {"text": ["a"], "answer_start": [3]}}
+    assert read_records(write("b.jsonl", [answers])).records[0].fields == answers
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_turns_that_pandas_wrote_as_python_prints_them_are_turns(tmp_path, tokenizer, index):
+    talks = [
+        [{"role": "user", "content": f'It\'s {place}, "ok"?'}, {"role": "assistant", "content": "Yes\nof course"}]
+        for place in "ab"
+    ]
+    pd.DataFrame({"messages": talks}).to_csv(tmp_path / "a.csv", index=index)
+    seen = inspect(str(tmp_path / "a.csv"), tokenizer, look=Look(show_examples=2))
+    assert [one["messages"] for one in seen["examples"]] == talks
+    assert "as Python prints lists" in seen["words"]
+
+
+def test_turns_without_commas_are_refused_in_words(tmp_path, tokenizer):
+    pd.DataFrame({"messages": [np.array(talk, dtype=object) for talk in TALKS]}).to_csv(tmp_path / "a.csv")
+    with pytest.raises(StudioError, match="without commas"):
+        inspect(str(tmp_path / "a.csv"), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "['" * 50_000, "{'a': " * 50_000, "['a', " + "-" * 100_000 + "1]", "['" + "a" * (1 << 21) + "']"],
+)
+def test_text_that_only_begins_as_a_list_is_refused_at_once(text):
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"neither|nested|Expecting|Invalid|delimiter"):
+        read_value(text)
+    assert time.monotonic() - began < 1
+
+
+def test_a_table_without_a_header_says_so_and_how_to_name_the_columns(write, tokenizer):
+    path = str(write("a.csv", "Where is it?,There it is.\nWho is it?,She it is.\n"))
+    for look in (lambda: inspect(path, tokenizer), lambda: inspect_characters(path)):
+        with pytest.raises(StudioError, match="looks like data") as error:
+            look()
+        assert "data.mapping" in error.value.hint
+    with pytest.raises(StudioError, match="first line names the columns: `Hello`, `Hi there`"):
+        inspect(str(write("b.csv", "Hello,Hi there\nBye,See you\n")), tokenizer)
+
+
+def test_the_advice_fits_the_file(write):
+    with pytest.raises(StudioError, match=r"^No row of a\.json can be read") as error:
+        read_records(write("a.json", "[{'instruction': 'Where?'}]"))
+    assert "double quotes" in error.value.hint
+    with pytest.raises(StudioError, match=r"^No row of a\.csv") as error:
+        read_records(write("a.csv", 'a,b\n"x" y,z\n'))
+    assert "quotes its cells" in error.value.hint

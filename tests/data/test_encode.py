@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from lora_studio.data import encode, rendering
+from lora_studio.data import conversion, encode, rendering
+from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED, Encoded, Encoder, choose_template, cut, window
 from lora_studio.data.messages import Conversation, Message
 from lora_studio.errors import StudioError
@@ -272,3 +273,40 @@ def test_tokens_that_can_not_be_trained_on_are_bad_rows(tokenizer, reason, ids, 
     encoder = Encoder(tokenizer, choose_template(tokenizer, "auto"), max_length=99, truncation="drop", train_on="all")
     _, (bad,) = encoder.encode([Conversation(1, input_ids=ids, labels=labels)])
     assert bad.reason == reason
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("left", [True, False])
+def test_padding_is_neither_trained_nor_kept(write, tokenizer, labelled, left):
+    rows, wanted = [], []
+    for ids in ([10, 11, 12, 2], [14, 2]):
+        padding = [0] * (6 - len(ids))
+        mask, own = [1] * len(ids), ids[:]
+        row = {"input_ids": padding + ids if left else ids + padding}
+        row["attention_mask"] = padding + mask if left else mask + padding
+        if labelled:
+            own[0] = IGNORED
+            row["labels"] = padding + own if left else own + padding
+        rows.append(row)
+        wanted.append((ids, own))
+    prepared = prepare(str(write("a.jsonl", rows)), tokenizer, validation_fraction=0)
+    assert [(one.input_ids, one.labels) for one in prepared.train] == wanted
+    assert "`attention_mask` marks padding, which is left out" in prepared.format.words
+
+
+def test_a_mask_of_what_is_learned_counts_where_no_labels_stand(write, tokenizer):
+    row = {"input_ids": [10, 11, 12, 2, 0], "completion_mask": [0, 0, 1, 1, 0], "attention_mask": [1, 1, 1, 1, 0]}
+    prepared = prepare(str(write("a.jsonl", [row, row])), tokenizer, validation_fraction=0)
+    assert prepared.train[0].labels == [IGNORED, IGNORED, 12, 2]
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [([1, 1], conversion.UNLIKE_LENGTHS), ([0, 0, 0], conversion.ONLY_PADDING), ([1, -1, 1], conversion.NOT_IDS)],
+)
+def test_a_mask_that_fits_no_tokens_is_a_bad_row(write, tokenizer, mask, reason):
+    good = {"input_ids": [10, 11, 2], "attention_mask": [True, True, True]}
+    prepared = prepare(
+        str(write("a.jsonl", [good, {**good, "attention_mask": mask}])), tokenizer, validation_fraction=0
+    )
+    assert list(prepared.bad_rows.reasons()) == [reason]
