@@ -10,7 +10,7 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.lengthened import settings_of
 from lora_studio.settings import flatten
-from lora_studio.ui import chat_choices, export_board, run_deletion, run_words, text
+from lora_studio.ui import chat_choices, export_board, run_deletion, run_outcome, run_words, text
 from lora_studio.ui.run_section import QUIET, Look, stat_of
 from lora_studio.ui.studio import Shared, Studio
 
@@ -97,14 +97,15 @@ def acting(action: Callable[[str], None]) -> Callable[[str], Any]:
 
 
 def stamp(look: Look) -> Hashable:
-    return look.mark, stat_of(look.folder.checkpoints), stat_of(look.folder.adapter)
+    folder = look.folder
+    return look.mark, stat_of(folder.checkpoints), stat_of(folder.adapter), stat_of(folder.complete)
 
 
 def view(look: Look) -> dict[str, Any]:
     run, folder = look.run, look.folder
     usable = (folder.adapter / "adapter_model.safetensors").is_file() or bool(folder.checkpoint_folders())
     return {
-        "headline": run_words.headline(run),
+        "headline": run_words.headline(run, run_outcome.is_collapsed(look)),
         "stop": run.state in ("running", "queued"),
         "cancel": run.state in ("running", "stopping"),
         "resume": run.state in ("stopped", "failed"),

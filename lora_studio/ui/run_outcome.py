@@ -29,8 +29,26 @@ def stamp(look: Look) -> Hashable:
 
 def view(look: Look) -> dict[str, Any]:
     """Why the run ended, where that needs words; the comparison, where there is one."""
-    measured = look.folder.read_result().get("difference") if look.run.final else None
+    measured = comparison(look)
     return {"ending": ending(look.run) or None, "outcome": compared(measured, look.folder) if measured else None}
+
+
+def comparison(look: Look) -> dict[str, Any] | None:
+    """A finished run's comparison with its base; None where it was not measured."""
+    return look.folder.read_result().get("difference") if look.run.final else None
+
+
+def is_collapsed(look: Look) -> bool:
+    """Whether the run's adapter is worse than its base."""
+    measured = comparison(look)
+    return measured is not None and is_worse(measured, _method(look.folder))
+
+
+def _method(folder: RunFolder) -> str:
+    try:
+        return parse(read_yaml(folder.config)).training.method
+    except StudioError:  # settings of an older version
+        return "sft"
 
 
 def ending(run: RunState) -> str:
@@ -42,9 +60,5 @@ def ending(run: RunState) -> str:
 
 def compared(measured: Mapping[str, Any], folder: RunFolder) -> str:
     """The worker's sentence on base and adapter: an error where the adapter is the worse of both."""
-    try:
-        method = parse(read_yaml(folder.config)).training.method
-    except StudioError:  # settings of an older version
-        method = "sft"
-    kind = "error" if is_worse(measured, method) else "good" if measured["moves"] else "warning"
+    kind = "error" if is_worse(measured, _method(folder)) else "good" if measured["moves"] else "warning"
     return text.notice(measured["sentence"], measured["rows_sentence"], kind)

@@ -166,18 +166,19 @@ def _status(state: str, words: str) -> str:
     return f'<div class="studio-status"><span class="dot {state}"></span><span>{escape(words)}</span></div>'
 
 
-def bar(run: RunState) -> str:
-    """How far the run is, as a bar in the colour of its state."""
+def bar(run: RunState, tone: str = "") -> str:
+    """How far the run is, as a bar in the colour of its state, or of `tone`."""
     share = 100 * share_done(run)
     return (
-        f'<span class="bar {escape(run.state)}" role="progressbar" aria-label="Steps done" aria-valuemin="0" '
+        f'<span class="bar {escape(tone or run.state)}" role="progressbar" aria-label="Steps done" aria-valuemin="0" '
         f'aria-valuemax="100" aria-valuenow="{share:.0f}"><i style="width:{share:.1f}%"></i></span>'
     )
 
 
-def headline(run: RunState) -> str:
-    """Name, state and progress of the run that is looked at."""
+def headline(run: RunState, worse: bool = False) -> str:
+    """Name, state and progress of the run that is looked at; `worse`: its adapter is worse than the base."""
+    tone, doing = ("worse", f"{now_doing(run)} Its adapter is worse than the base.") if worse else ("", now_doing(run))
     return (
-        f'<div class="run-head"><h2><span class="dot {escape(run.state)}"></span>{escape(name_of(run))}</h2>'
-        f'<div class="now">{escape(now_doing(run))}</div>{bar(run)}<div class="id">{escape(run.id)}</div></div>'
+        f'<div class="run-head"><h2><span class="dot {escape(tone or run.state)}"></span>{escape(name_of(run))}</h2>'
+        f'<div class="now">{escape(doing)}</div>{bar(run, tone)}<div class="id">{escape(run.id)}</div></div>'
     )

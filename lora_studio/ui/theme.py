@@ -130,7 +130,8 @@ form.log-out button { font: inherit; color: var(--link-text-color); text-decorat
   color: var(--body-text-color-subdued); }
 .dot { flex: none; display: inline-block; width: 9px; height: 9px; border-radius: 50%; background: var(--quiet); }
 .dot.running, .dot.stopping { background: var(--busy); animation: breathe 1.6s ease-in-out infinite; }
-.dot.done { background: var(--good); } .dot.failed { background: var(--bad); } .dot.stopped { background: var(--warn); }
+.dot.done { background: var(--good); } .dot.failed { background: var(--bad); }
+.dot.stopped, .dot.worse { background: var(--warn); }
 @keyframes breathe { 50% { opacity: 0.35; } }
 @media (prefers-reduced-motion: reduce) { .dot { animation: none !important; } }
 
@@ -157,7 +158,7 @@ h3.part { font-size: 15px; font-weight: 600; margin: 4px 0 0; }
 .bar { display: block; height: 6px; border-radius: 3px; background: var(--soft); overflow: hidden; margin-top: 7px; }
 .bar > i { display: block; height: 100%; background: var(--busy); border-radius: 3px; transition: width 0.4s; }
 .bar.done > i { background: var(--good); } .bar.failed > i { background: var(--bad); }
-.bar.stopped > i { background: var(--warn); }
+.bar.stopped > i, .bar.worse > i { background: var(--warn); }
 .run-head h2 { font-size: 19px; font-weight: 700; margin: 0; display: flex; align-items: center; gap: 9px;
   overflow-wrap: anywhere; }
 .run-head > .bar { max-width: 420px; } .run-head .now { margin: 2px 0; } .run-head .bar + .id { margin-top: 6px; }

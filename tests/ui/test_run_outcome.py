@@ -11,7 +11,7 @@ from lora_studio.events import Event, Finished, RunStarted, to_line
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.parsing import to_yaml
-from lora_studio.ui import run_outcome
+from lora_studio.ui import run_head, run_outcome
 from lora_studio.ui.run_section import Look
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
@@ -20,6 +20,10 @@ MEASURED = {"base_loss": 3.0, "adapter_loss": 1.0, "moves": True, "sentence": "O
 
 
 def seen(workspace: Workspace, end: Finished, measured: dict[str, Any] | None = None) -> dict[str, Any]:
+    return run_outcome.view(look_of(workspace, end, measured))
+
+
+def look_of(workspace: Workspace, end: Finished, measured: dict[str, Any] | None = None) -> Look:
     log = workspace.logs_folder / "log"
     studio = Studio(workspace, Supervisor(workspace), Session(log), Session(log))
     run = workspace.create_run("ended", to_yaml(Config()), {"created": time.time() - 600})
@@ -27,7 +31,7 @@ def seen(workspace: Workspace, end: Finished, measured: dict[str, Any] | None = 
     run.events.write_text("".join(map(to_line, events)))
     if measured:
         run.complete.write_text(json.dumps({"difference": measured}))
-    return run_outcome.view(Look(studio, studio.supervisor.state(run.id), run, time.time()))
+    return Look(studio, studio.supervisor.state(run.id), run, time.time())
 
 
 @pytest.mark.parametrize(
@@ -43,6 +47,13 @@ def test_an_adapter_worse_than_its_base_is_not_shown_as_good(
     workspace: Workspace, changed: dict[str, Any], kind: str
 ) -> None:
     assert kind in seen(workspace, Finished(2.0, "done", 9), MEASURED | changed)["outcome"]
+
+
+def test_a_run_that_ended_worse_than_its_base_has_no_green_bar(workspace: Workspace) -> None:
+    head = run_head.view(look_of(workspace, Finished(2.0, "done", 9), MEASURED | {"adapter_loss": 5.2}))["headline"]
+    assert 'class="bar worse"' in head
+    assert "worse than the base" in head
+    assert 'class="bar done"' in run_head.view(look_of(workspace, Finished(2.0, "done", 9), MEASURED))["headline"]
 
 
 def test_why_a_run_failed_stands_at_its_top(workspace: Workspace) -> None:
