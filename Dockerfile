@@ -1,5 +1,8 @@
 # LoRA Studio in a container, and the image of a Hugging Face Space. `make docker-check` follows these steps without Docker.
-FROM python:3.11-slim
+# The base image by name. Its digest stands in no file here, because it changes with every mend of Debian's packages; to build
+# on one that you looked at, `--build-arg BASE=python:3.11-slim@sha256:...` (`docker buildx imagetools inspect` shows it).
+ARG BASE=python:3.11-slim
+FROM ${BASE}
 
 # Which torch: the CPU build, or a CUDA one, for instance --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128.
 # The CUDA wheels bring all of CUDA but the driver, which `docker run --gpus all` lends the container.
@@ -11,9 +14,10 @@ RUN useradd --uid 1000 --create-home studio && install -d -o 1000 -g 1000 /data
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 WORKDIR /app
-COPY requirements.txt ./
+COPY requirements.txt requirements-cpu.lock ./
+# Of torch the index answers for what it gives; everything else has to be what the lock file's hashes say.
 RUN pip install --index-url "$TORCH_INDEX" "$(grep -o '^torch==[0-9.]*' requirements.txt)" \
- && pip install -r requirements.txt
+ && pip install --no-deps --require-hashes -r requirements-cpu.lock
 
 COPY app.py container.sh LICENSE ./
 COPY lora_studio lora_studio

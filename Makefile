@@ -35,6 +35,19 @@ check-types:
 docker-check: .venv/installed-dev  ## what can be checked of the image without Docker: lint, its steps, its page; minutes
 	$(BIN)/python -m tests.docker_check
 
+# The versions and hashes of all packages, for every system: one file with torch as PyPI has it (CUDA on Linux), and one
+# without torch and CUDA, for the builds of torch that have an index of their own. Said by the index itself, not made here.
+LOCK := $(BIN)/uv pip compile -q requirements.txt --universal --python-version 3.11 --generate-hashes \
+  --custom-compile-command "make lock"
+lock: .venv/installed-dev  ## requirements-cuda.lock and requirements-cpu.lock from requirements.txt
+	$(LOCK) -o requirements-cuda.lock
+	$(LOCK) -o requirements-cpu.lock $$(grep -oE '^(torch|triton|nvidia|cuda)[a-z0-9-]*==' requirements-cuda.lock \
+	  | sed 's/==$$//; s/^/--no-emit-package /')
+
+audit: .venv/installed-dev  ## whether a locked package has a known hole; fails where the list can't be asked
+	$(BIN)/python -m tests.audit
+.PHONY: lock audit
+
 format: .venv/installed-dev  ## formats and mends what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
