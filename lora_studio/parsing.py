@@ -4,7 +4,6 @@ What the settings are stands in config.py, which of them can't go together in co
 explains and writes them.
 """
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from lora_studio import yaml_text
 from lora_studio.config import Config
 from lora_studio.conflicts import Problem, contradictions
 from lora_studio.errors import StudioError
+from lora_studio.other_names import meant, plain_value
 from lora_studio.settings import settings
 
 
@@ -71,19 +71,14 @@ def parse(values: Mapping[str, Any]) -> Config:
 
 
 def _explain(item: Any) -> Problem:
-    """A pydantic error in plain words; unknown names get the nearest known one."""
+    """A pydantic error in plain words; names that are none of ours get the one that is meant."""
     known = [setting.path for setting in settings()]
     location = [str(part) for part in item["loc"]]
     path = ".".join(location)
     if item["type"] == "extra_forbidden":
-        names = [*known, *Config.model_fields]
-        near = difflib.get_close_matches(path, names, n=1, cutoff=0.75)
-        leaf = [name for name in known if name.rpartition(".")[2] == location[-1]]
-        leaf += difflib.get_close_matches(location[-1], [name.rpartition(".")[2] for name in known], n=1, cutoff=0.75)
-        guess = (near or leaf)[:1]
-        return Problem(
-            path, "there is no such setting" + (f"; did you mean `{guess[0]}`?" if guess else ""), item["input"]
-        )
+        return Problem(path, f"there is no such setting{meant(path, item['input']).words}", item["input"])
+    if item["type"].startswith("model_") and (named := plain_value(path, item["input"])):
+        return Problem(path, f"is a section: names with values below it; did you mean `{named}`?", item["input"])
     while path not in known and len(location) > 1:
         location.pop()
         path = ".".join(location)

@@ -13,7 +13,7 @@ import yaml
 
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
-from lora_studio.parsing import merge, nest, parse, read_yaml
+from lora_studio.parsing import ConfigError, merge, nest, parse, read_yaml
 from lora_studio.text_limits import LINE, check_length
 from lora_studio.workspace import DEMO_MODEL, Workspace, safe_name, write_atomically
 
@@ -72,7 +72,12 @@ def resolve(
             raise StudioError(
                 f"{source!r} is neither a preset nor a YAML file.", f"Presets are: {', '.join(sorted(known))}."
             )
-    return parse(merge(values, nest(overrides or {})))
+    try:
+        return parse(merge(values, nest(overrides or {})))
+    except ConfigError as error:
+        if source is None:
+            error.hint += " No preset and no YAML file is named: what is not set has its default."
+        raise
 
 
 def own_presets(workspace: Workspace) -> dict[str, Preset]:

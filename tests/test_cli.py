@@ -115,6 +115,20 @@ def test_check_tells_every_problem_at_once_and_what_was_meant(capsys: pytest.Cap
     assert all(path in errors for path in ("lora.rr", "training.learning_rate", "data.max_length"))
 
 
+@pytest.mark.parametrize("command", ["train", "check", "estimate"])
+def test_a_flag_of_another_name_keeps_its_value_and_is_told_what_is_meant(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--lora.rank", "8", "--max-seq-length", "512", "--load_in_4bit", "--lora.r", "4"]) == 2
+    errors = capsys.readouterr().err
+    assert "lora.rank: there is no such setting; did you mean `lora.r`? (found '8')" in errors
+    assert "did you mean `data.max_length`? (found '512')" in errors
+    assert "did you mean `model.quantization` with the value 4bit?" in errors
+    assert "No preset and no YAML file is named: what is not set has its default." in errors
+    assert main([command, "demo", "--lora.rank", "8"]) == 2
+    assert "No preset" not in capsys.readouterr().err
+
+
 def test_check_lists_the_problems_as_json_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--lora.r", "0", "--json"]) == 2
     found = last_json(capsys.readouterr().out)

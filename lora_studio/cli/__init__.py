@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a fault may be shown with half a character
     parser = make_parser(arguments)
-    given, unknown = parser.parse_known_args(arguments)
+    given, unknown = parser.parse_known_args(with_values(parser, arguments))
     if unknown and given.command not in ("train", "check", "estimate"):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
@@ -192,6 +192,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def with_values(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """The arguments, with what follows a flag that no command has as the flag's value (`--lora.rank=8`).
+
+    argparse would take it for the config, and say nothing of the flag.
+    """
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    command = next((commands.choices[word] for word in arguments if word in commands.choices), parser)
+    known = command._option_string_actions
+    joined: list[str] = []
+    for word in arguments:
+        before = joined[-1] if joined else ""
+        strange = before.startswith("--") and "=" not in before and before not in known and before != "--"
+        if strange and not word.startswith("--"):
+            joined[-1] = f"{before}={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _run(given: argparse.Namespace, unknown: list[str]) -> int:
