@@ -4,9 +4,7 @@ What is not known is None: the rows of a large file, the speed of a model that n
 whose config.json is not on this machine.
 """
 
-import functools
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,11 @@ from lora_studio.advice import Change, best_changes
 from lora_studio.architecture import architecture, read_config
 from lora_studio.config import Config, Data
 from lora_studio.estimate import Estimate, estimate, settled, verdict
-from lora_studio.hardware import Device, devices
+from lora_studio.hardware import Device, recent_devices
 from lora_studio.jobs.row_count import count_rows
 from lora_studio.past_runs import Speed, speed
 from lora_studio.ui.data_choice import FOUND
 from lora_studio.workspace import Workspace, shipped_data
-
-DEVICE_SECONDS = 5.0  # how long a look at the device's free memory is good for
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +61,7 @@ def plan(config: Config, workspace: Workspace, *, busy: bool = False) -> Plan:
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
     seen, rows = seen_data(config, workspace), training_rows(config, workspace)
     steps = total_steps(config, rows, seen)
-    device = first_device(int(time.monotonic() / DEVICE_SECONDS))
+    device = recent_devices()[0]
     known = speed(
         workspace,
         model=config.model.name,
@@ -75,12 +71,6 @@ def plan(config: Config, workspace: Workspace, *, busy: bool = False) -> Plan:
     )
     memory = needed_memory(config, device, seen.longest if seen else None, busy=busy)
     return Plan(batch, rows, steps, seconds(config, steps, known, seen), memory)
-
-
-@functools.lru_cache(maxsize=1)
-def first_device(_moment: int) -> Device:
-    """The device that a run takes; asking the driver costs too much for every key that is pressed."""
-    return devices()[0]
 
 
 def needed_memory(config: Config, device: Device, longest: int | None, *, busy: bool) -> Memory | None:

@@ -17,6 +17,7 @@ import gradio as gr
 from lora_studio.config import Config
 from lora_studio.conflicts import machine_conflicts
 from lora_studio.errors import StudioError
+from lora_studio.hardware import recent_devices
 from lora_studio.jobs.checking import check_before_start, fetch_numbers
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.module_patterns import PatternError
@@ -28,7 +29,7 @@ from lora_studio.ui import form as forms
 from lora_studio.ui import form_changes, module_choice, plan_card, plan_words, preset_keeper, text
 from lora_studio.ui.data_choice import is_there
 from lora_studio.ui.form_draft import read_draft, save_draft
-from lora_studio.ui.plan import DEVICE_SECONDS, Plan, first_device, plan
+from lora_studio.ui.plan import Plan, plan
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import DEMO_MODEL, Workspace, shipped_data
 
@@ -351,7 +352,7 @@ def _look(drawn: Drawn, studio: Studio, raws: Sequence[Any], told: Told) -> dict
     """What the form comes to, and of its problems those that were told and are still there."""
     try:
         config = checked(raws, studio.workspace)
-        cuda = first_device(int(time.monotonic() / DEVICE_SECONDS)).kind == "cuda"
+        cuda = recent_devices()[0].kind == "cuda"
         problems, yaml, noted = list(machine_conflicts(config, cuda=cuda)), to_yaml(config), forms.notes(config)
     except ConfigError as error:
         problems, yaml, noted = error.problems, "# Some settings are not right yet.", {}

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lora_studio.config import Config
+from lora_studio.hardware import recent_devices
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.preflight import this_machine
 from lora_studio.ui import data_tab, form, train_tab
 from lora_studio.ui.inspection import Inspection
-from lora_studio.ui.plan import first_device, plan
+from lora_studio.ui.plan import plan
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import Workspace
 from tests.ui.fake_session import FakeSession
@@ -76,7 +77,7 @@ def test_the_train_tab_counts_plans_and_offers_without_opening_a_file(
     assert shown
     assert plan(train_tab.checked(raws, workspace), workspace).rows == 40
     assert str(bomb) in str(train_tab.data_choices(workspace))
-    this_machine(first_device(0), workspace)
+    this_machine(recent_devices()[0], workspace)
     assert opened == []
 
 
