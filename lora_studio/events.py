@@ -47,7 +47,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class DataPrepared:
-    """What the model will see: rows after the split, rows refused or dropped, tokens an epoch."""
+    """What the model will see: rows after the split, rows refused or dropped, tokens an epoch.
+
+    `reading` says how the file was read, what was assumed and what its first row trains; runs of earlier versions have
+    none.
+    """
 
     time: float
     train_rows: int
@@ -58,6 +62,7 @@ class DataPrepared:
     trained_tokens: int
     fingerprint: str
     prompt_style: str
+    reading: str = ""
     rows_digest: str = ""  # of tokens and labels of every row, in their order
 
 

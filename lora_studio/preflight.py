@@ -117,7 +117,7 @@ def _data(config: Config, data: Mapping[str, Any] | StudioError) -> Check:
         return Check(title, FAILED, data.message, data.hint)
     seen = f"the first {data['sampled']:,} rows" if data["sampled"] else "all rows"
     usable, bad, dropped = data["train_rows"] + data["validation_rows"], data["bad_rows"], data["dropped_rows"]
-    found = f"Looked at {seen}: {usable:,} can be used"
+    found = f"{data['reading']} Looked at {seen}: {usable:,} can be used"
     found += f", {data['marked_bad_rows']:,} are marked bad and left out" if data["marked_bad_rows"] else ""
     found += f", {bad:,} can't be read" if bad else ""
     found += f", {dropped:,} keep no trained token at {config.data.max_length:,} tokens" if dropped else ""

@@ -149,6 +149,7 @@ class Narrator:
         self._supervisor = supervisor
         self._phase = ""
         self._warnings, self._evaluations = len(before.warnings), len(before.evaluations)
+        self._data = before.data is not None
         self._step = before.step
         self._said = 0.0
         self._waits_for: str | None = None
@@ -163,6 +164,10 @@ class Narrator:
         for evaluation in state.evaluations[self._evaluations :]:
             say(f"  step {evaluation.step}: validation loss {evaluation.loss:.4f}")
         self._warnings, self._evaluations = len(state.warnings), len(state.evaluations)
+        if state.data and not self._data:
+            self._data = True
+            if state.data.reading:
+                say(f"  data: {state.data.reading}")
         if state.phase in _PHASE_WORDS and state.phase != self._phase:
             self._phase = state.phase
             say(_PHASE_WORDS[state.phase])

@@ -13,10 +13,11 @@ from lora_studio.data.encode import Encoded
 from lora_studio.data.measures import Cuts, Measures
 from lora_studio.data.messages import Conversation, RowError
 from lora_studio.data.pairs import cut_pairs, sides
-from lora_studio.data.rows import plain
+from lora_studio.data.rows import plain, shorten
 from lora_studio.errors import StudioError
 
 _PAGE = 2000  # tokens shown at once
+_TOLD = 160  # characters of a row's trained text in a sentence
 
 
 def preview(prepared: Prepared, row_index: int, part: int | None = None) -> dict[str, Any]:
@@ -44,6 +45,28 @@ def preview(prepared: Prepared, row_index: int, part: int | None = None) -> dict
         "messages": [message.to_dict() for message in conversation.messages],
         **shown,
     }
+
+
+def reading(prepared: Prepared) -> str:
+    """How a file was read, what was assumed, and what its first row trains, in a few sentences."""
+    parts = [f"Read so: {prepared.format.words}", *prepared.assumptions]
+    first = prepared.part.rows.position[:1]
+    for index in np.searchsorted(prepared.conversations.positions, first).tolist():
+        parts.append(f"The first row trains: “{trained_text(preview(prepared, index))}”.")
+    return " ".join(parts)
+
+
+def trained_text(shown: dict[str, Any]) -> str:
+    """The trained text of a row's preview on one line, shortened; "…" stands for what is not trained in between."""
+    pieces: list[str] = []
+    trained_before = False
+    for token in shown["tokens"]:
+        if token["trained"]:
+            if pieces and not trained_before:
+                pieces.append(" … ")
+            pieces.append(token["text"])
+        trained_before = token["trained"]
+    return shorten("".join(pieces).strip().replace("\n", "⏎"), _TOLD)
 
 
 def _tokens(prepared: Prepared, conversation: Conversation, part: int | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lora_studio.data.findings import findings
 from lora_studio.data.packing import forecast, steps
 from lora_studio.data.parts import Part, Progress
 from lora_studio.data.readings import TABLE_ROWS, readings_of, table
-from lora_studio.data.row_view import preview
+from lora_studio.data.row_view import preview, reading
 from lora_studio.data.rows import BadRow
 from lora_studio.data.statistics import PERCENTILES, cut_curve, histogram, lengths, suggest
 
@@ -65,6 +65,7 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
         "format": prepared.format.name,
         "words": prepared.format.words,
         "columns": prepared.format.columns,
+        "reading": reading(prepared),
         "prompt_style": prepared.template.name,
         "template_origin": prepared.template.origin,
         "rows": len(prepared.chosen[0]) + len(prepared.chosen[1]),

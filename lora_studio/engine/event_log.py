@@ -62,7 +62,9 @@ def data_progress(log: EventLog) -> Callable[[str, int, int], None]:
 
 
 def data_event(prepared: "Prepared", rows_digest: str = "") -> DataPrepared:
-    """What became of the data, in numbers. `rows_digest` is that of `data.examples.digest`."""
+    """What became of the data, and how it was read. `rows_digest` is that of `data.examples.digest`."""
+    from lora_studio.data.row_view import reading  # the data is prepared: what this imports is there
+
     return DataPrepared(
         time=time.time(),
         train_rows=len(prepared.train),
@@ -73,5 +75,6 @@ def data_event(prepared: "Prepared", rows_digest: str = "") -> DataPrepared:
         trained_tokens=int(prepared.train.trained.sum()),
         fingerprint=prepared.fingerprint,
         prompt_style=prepared.template.name,
+        reading=reading(prepared),
         rows_digest=rows_digest,
     )

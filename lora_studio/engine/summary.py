@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_studio.config import Config
 from lora_studio.data.dataset import Prepared
+from lora_studio.data.row_view import reading
 from lora_studio.events import RunState
 from lora_studio.files import bytes_in
 from lora_studio.health import diagnose, in_words
@@ -113,7 +114,7 @@ def _data(config: Config, prepared: Prepared) -> list[str]:
         ("rows without a trained token", f"{len(prepared.dropped):,}"),
         ("fingerprint of files and settings", code(prepared.fingerprint)),
     ]
-    return ["## Data", "", prose(" ".join([prepared.format.words, *prepared.marks])), "", *table(("", ""), rows), ""]
+    return ["## Data", "", prose(reading(prepared)), "", *table(("", ""), rows), ""]
 
 
 def _tokenizer(config: Config, prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -37,13 +37,17 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`rows` are training rows; `seconds` is the time of training alone. None is what is not known beforehand."""
+    """`rows` are training rows; `seconds` is the time of training alone. None is what is not known beforehand.
+
+    `reading` says how the data tab read this data, what it assumed and what the first row trains; "" before a look.
+    """
 
     effective_batch: int
     rows: int | None = None
     steps: int | None = None
     seconds: float | None = None
     memory: Memory | None = None
+    reading: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,9 @@ def plan(config: Config, workspace: Workspace, *, busy: bool = False) -> Plan:
         data=config.data.train_file,
     )
     memory = needed_memory(config, device, seen.longest if seen else None, busy=busy)
-    return Plan(batch, rows, steps, seconds(config, steps, known, seen), memory)
+    looked = counted(config, workspace)
+    reading = looked.reading if looked and looked.exact else ""
+    return Plan(batch, rows, steps, seconds(config, steps, known, seen), memory, reading)
 
 
 def needed_memory(config: Config, device: Device, longest: int | None, *, busy: bool) -> Memory | None:
@@ -122,11 +128,12 @@ def training_rows(config: Config, workspace: Workspace) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Rows as the data tab counted them; `exact` where it did so under the very settings of the form."""
+    """Rows as the data tab counted and read them; `exact` where it did so under the very settings of the form."""
 
     usable_rows: int
     train_rows: int
     exact: bool
+    reading: str
 
 
 def counted(config: Config, workspace: Workspace) -> Counted | None:
@@ -140,7 +147,8 @@ def counted(config: Config, workspace: Workspace) -> Counted | None:
     if any(then[name] != now[name] for name in ("train_file", "mapping")):
         return None
     exact = then == now and settings["model.name"] == config.model.name
-    return Counted(int(result["usable_rows"]), int(result["train_rows"]), exact)
+    reading = str(result.get("reading", ""))  # looks of earlier versions have none
+    return Counted(int(result["usable_rows"]), int(result["train_rows"]), exact, reading)
 
 
 def total_steps(config: Config, rows: int | None, seen: Seen | None) -> int | None:

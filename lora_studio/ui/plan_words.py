@@ -8,7 +8,7 @@ from lora_studio.hardware import GIB
 from lora_studio.preflight import ASK, FAILED, NOTE, OK, Report
 from lora_studio.ui.plan import Memory, Plan
 from lora_studio.ui.run_words import clock, figure
-from lora_studio.ui.text import escape, notice, tiles
+from lora_studio.ui.text import escape, marked, notice, tiles
 
 VERDICTS = {
     "fits": ("good", "Fits"),
@@ -45,7 +45,12 @@ def numbers(found: Plan | None) -> str:
     if trained:
         share = f"{100 * trained.share:.2f} % of {_short(trained.parameters)}"
         shown += [(_short(trained.trainable), "Trained parameters", share)]
-    return _missing(found) + tiles(shown)
+    return _missing(found) + tiles(shown) + _reading(found)
+
+
+def _reading(found: Plan) -> str:
+    """How the data was read, with its columns' names set off."""
+    return f'<p class="ls-hint" id="plan-reading">{marked(found.reading)}</p>' if found.reading else ""
 
 
 def _missing(found: Plan) -> str:
