@@ -62,8 +62,8 @@ class DataPrepared:
     trained_tokens: int
     fingerprint: str
     prompt_style: str
-    reading: str = ""
     rows_digest: str = ""  # of tokens and labels of every row, in their order
+    reading: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from lora_studio.preflight import Check, Machine, preflight
 CPU = Device("CPU, 2 cores", "cpu", 16 * GIB, 12 * GIB)
 DATA: dict[str, Any] = {
     "sampled": None,
+    "reading": "Read so: `text` is a text. The first row trains: “Hi”.",
     "train_rows": 90,
     "validation_rows": 10,
     "marked_bad_rows": 0,
@@ -82,3 +83,7 @@ def test_a_full_disk_fails_and_too_little_memory_asks() -> None:
     report = preflight(config(), Machine(CPU, GIB // 2, 50 * GIB), DATA)
     assert report.state == "ask"
     assert "Start anyway?" in report.words
+
+
+def test_the_check_of_the_data_says_how_it_was_read() -> None:
+    assert check("Data", config()).found == f"{DATA['reading']} Looked at all rows: 100 can be used."

@@ -1,9 +1,13 @@
-"""How many rows a file has, for the form: told by a short process, because this one opens nobody's files."""
+"""A file's rows and how they are read, for the form: told by a short process, as this one opens nobody's files."""
 
 import functools
+import json
 import subprocess
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lora_studio.jobs.launcher import child_environment, python_module
 
@@ -13,28 +17,38 @@ WAIT_SECONDS = 2.0  # for a file that somebody else has counted now
 _one_at_a_time = threading.Lock()
 
 
-def count_rows(path: Path) -> int | None:
-    """Usable rows of a file; None where there is no such file, it can't be read, or takes too long to count here."""
+@dataclass(frozen=True, slots=True)
+class QuickLook:
+    """Usable rows of a file, and how they are read; None and "" where that is not known."""
+
+    rows: int | None = None
+    reading: str = ""
+
+
+def count_rows(path: Path, goal: str = "answers", mapping: Mapping[str, Any] | None = None) -> QuickLook:
+    """A file's rows for a goal; nothing where there is no such file, it can't be read, or takes too long here."""
     try:
         stamp = path.stat()
     except (OSError, ValueError):  # also a name that no file can bear
-        return None
+        return QuickLook()
     if not path.is_file() or stamp.st_size > MAX_COUNTED_BYTES:
-        return None
+        return QuickLook()
     if not _one_at_a_time.acquire(timeout=WAIT_SECONDS):
-        return None
+        return QuickLook()
     try:
-        return _count(path.resolve(), stamp.st_mtime_ns, stamp.st_size)
+        return _count(path.resolve(), stamp.st_mtime_ns, stamp.st_size, goal, json.dumps(mapping, sort_keys=True))
     finally:
         _one_at_a_time.release()
 
 
 @functools.lru_cache(maxsize=64)
-def _count(path: Path, _changed: int, _size: int) -> int | None:
-    command = [*python_module("lora_studio.data.counting"), str(path)]
+def _count(path: Path, _changed: int, _size: int, goal: str, mapping: str) -> QuickLook:
+    command = [*python_module("lora_studio.data.counting"), str(path), goal, mapping]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=WALL_SECONDS, env=child_environment())
     except subprocess.TimeoutExpired:
-        return None
-    said = ended.stdout.strip()
-    return int(said) if ended.returncode == 0 and said.isdigit() else None
+        return QuickLook()
+    if ended.returncode:
+        return QuickLook()
+    told = json.loads(ended.stdout)
+    return QuickLook(told["rows"] or None, told["reading"])

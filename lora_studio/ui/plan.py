@@ -14,7 +14,7 @@ from lora_studio.architecture import architecture, read_config
 from lora_studio.config import Config, Data
 from lora_studio.estimate import Estimate, estimate, settled, verdict
 from lora_studio.hardware import Device, recent_devices
-from lora_studio.jobs.row_count import count_rows
+from lora_studio.jobs.row_count import QuickLook, count_rows
 from lora_studio.past_runs import Speed, speed
 from lora_studio.ui.data_choice import FOUND
 from lora_studio.workspace import Workspace, shipped_data
@@ -39,7 +39,7 @@ class Memory:
 class Plan:
     """`rows` are training rows; `seconds` is the time of training alone. None is what is not known beforehand.
 
-    `reading` says how the data tab read this data, what it assumed and what the first row trains; "" before a look.
+    `reading` says how the data is read, what is assumed and what the first row trains or answers.
     """
 
     effective_batch: int
@@ -74,9 +74,7 @@ def plan(config: Config, workspace: Workspace, *, busy: bool = False) -> Plan:
         data=config.data.train_file,
     )
     memory = needed_memory(config, device, seen.longest if seen else None, busy=busy)
-    looked = counted(config, workspace)
-    reading = looked.reading if looked and looked.exact else ""
-    return Plan(batch, rows, steps, seconds(config, steps, known, seen), memory, reading)
+    return Plan(batch, rows, steps, seconds(config, steps, known, seen), memory, reading(config, workspace))
 
 
 def needed_memory(config: Config, device: Device, longest: int | None, *, busy: bool) -> Memory | None:
@@ -119,11 +117,22 @@ def training_rows(config: Config, workspace: Workspace) -> int | None:
     data, known = config.data, counted(config, workspace)
     if known and known.exact:
         return known.train_rows
-    found = known.usable_rows if known else count_rows(data_path(data.train_file))
+    found = known.usable_rows if known else _quick_look(config).rows
     if found is None:
         return None
     kept = 0 if data.validation_file else round(found * data.validation_fraction)
     return min(found - kept, data.max_samples or found)
+
+
+def reading(config: Config, workspace: Workspace) -> str:
+    """How the data is read, in sentences: as the data tab did, or by a quick look; "" where neither could."""
+    known = counted(config, workspace)
+    return known.reading if known and known.exact and known.reading else _quick_look(config).reading
+
+
+def _quick_look(config: Config) -> QuickLook:
+    mapping = config.data.mapping
+    return count_rows(data_path(config.data.train_file), config.training.goal, mapping or None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from lora_studio import memory_limit
 from lora_studio.data import counting, opening, record_store
 from lora_studio.data.arrays import Arrays
 from lora_studio.data.cache import Cache
-from lora_studio.data.counting import usable_rows
+from lora_studio.data.counting import quick_look
 from lora_studio.data.record_store import MAX_ROW_BYTES, TOO_LONG, RecordStore, write_records
 from lora_studio.data.records import open_source, read_records
 from lora_studio.errors import StudioError
@@ -78,7 +78,7 @@ def test_a_bomb_is_not_counted(tmp_path: Path) -> None:
     wide = pa.table({"text": pa.array(["x" * 90_000_000])})
     pq.write_table(wide, tmp_path / "wide.parquet", compression="zstd")
     with pytest.raises(MemoryLimitError):
-        usable_rows(tmp_path / "wide.parquet")
+        quick_look(tmp_path / "wide.parquet")
 
 
 @pytest.mark.slow

@@ -133,3 +133,21 @@ def test_a_pair_whose_cut_leaves_nothing_to_compare_is_shown_as_left_out(write, 
         assert side["left_out"]
         assert not any(token["kept"] for token in side["tokens"])
     assert not preview(prepared, 0)["left_out"]
+
+
+def test_the_reading_says_how_what_was_assumed_and_what_the_first_row_trains(write, tokenizer):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "One\ntwo"}] * 2
+    prepared = prepare(str(write("a.jsonl", [{"messages": turns}] * 3)), tokenizer)
+    said = row_view.reading(prepared)
+    assert said.startswith(f"Read so: {prepared.format.words}")
+    assert said.endswith("The first row trains: “One⏎two<|im_end|> … One⏎two<|im_end|>”.")
+    prepared.assumptions.append("The file is read as x.")
+    assert " The file is read as x. The first row trains" in row_view.reading(prepared)
+    assert describe(prepared)["reading"] == row_view.reading(prepared)
+
+
+def test_a_long_trained_text_is_shortened_in_the_reading(write, tokenizer):
+    prepared = prepare(str(write("a.jsonl", [{"prompt": "a", "completion": "long " * 100}] * 3)), tokenizer)
+    told = row_view.reading(prepared).rpartition("“")[2]
+    assert len(told) < 170
+    assert told.endswith("…”.")

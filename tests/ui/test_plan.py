@@ -75,3 +75,32 @@ def test_checks_are_numbered_and_say_what_to_do() -> None:
     assert "2. Disk" in words
     assert "Free some room." in words
     assert "1 of 2 checks failed" in words
+
+
+def test_the_card_says_how_the_data_is_read_as_the_data_tab_did_or_by_a_quick_look(
+    workspace: Workspace, tmp_path: Any
+) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("question;answer\nWhere?;<b>Here</b>\nWhen?;Now\n")
+    asked = config(data__train_file=str(file))
+    found = plans.plan(asked, workspace)
+    assert "`question` is the user's turn, `answer` the assistant's" in found.reading
+    assert found.reading.endswith("The first row's answer: “<b>Here</b>”.")
+    shown = plan_words.numbers(found)
+    assert "<code>question</code>" in shown
+    assert "&lt;b&gt;Here" in shown
+    settings = {"data.train_file": str(file), "model.name": "demo", "data.mapping": None}
+    result = {"usable_rows": 2, "train_rows": 2, "reading": "Read by the data tab."}
+    result |= {"tokens": {"max": 9, "mean": 9}, "packing": {"packs": 1}}
+    workspace.write_draft("data-found", {"settings": settings, "result": result})
+    assert plans.plan(asked, workspace).reading == "Read by the data tab."
+    other = config(data__train_file=str(file), data__mapping={"text": "answer"})
+    assert "`answer` is plain text" in plans.plan(other, workspace).reading
+
+
+def test_what_can_not_be_read_is_said_on_the_card_before_a_start(workspace: Workspace, tmp_path: Any) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"colour": "red", "shape": "round", "size": "big"}\n' * 3)
+    found = plans.plan(config(data__train_file=str(file)), workspace)
+    assert "The shape of the rows is not known" in found.reading
+    assert found.rows is not None

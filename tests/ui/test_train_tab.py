@@ -164,8 +164,8 @@ def test_rows_and_steps_are_known_before_the_start(
 def test_a_file_that_can_not_be_counted_leaves_the_steps_open(workspace: Workspace, tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    assert count_rows(empty) is None
-    assert count_rows(tmp_path / "gone.jsonl") is None
+    assert count_rows(empty).rows is None
+    assert count_rows(tmp_path / "gone.jsonl").rows is None
     found = plan(parse({"data": {"train_file": str(empty)}}), workspace)
     assert (found.rows, found.steps) == (None, None)
 
