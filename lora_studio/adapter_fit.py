@@ -11,21 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_studio.adapter_source import (
-    CARD_FILE,
-    KINDS,
-    LORA,
-    PROMPT_LEARNING,
-    SETTINGS_FILE,
-    WEIGHTS_FILE,
-    read_settings,
-    same_model,
-)
+from lora_studio.adapter_files import WEIGHTS_FILE, check_small_files, read_studio_card, read_template
+from lora_studio.adapter_source import KINDS, LORA, PROMPT_LEARNING, read_settings, same_model
 from lora_studio.architecture import Architecture, architecture, read_config
 from lora_studio.errors import StudioError
 
-TEMPLATE_FILE = "chat_template.jinja"
-MOST_HEADER = 64 * 1024**2
+MAX_HEADER, MIN_HEADER = 16 * 1024**2, 1 << 16
+"""Bytes of names and shapes: the most there can be, and the most that there can be with hardly any numbers."""
 _MATRIX = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.(?:\w+\.)?weight")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
@@ -53,8 +45,7 @@ class Card:
 def read_card(folder: Path) -> Card:
     """The adapter's card, from studio.json where there is one, else from what peft wrote."""
     settings = read_settings(folder)
-    card = read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}
-    template = folder / TEMPLATE_FILE
+    card = read_studio_card(folder)
     return Card(
         base=str(card.get("base_model") or settings.get("base_model_name_or_path") or ""),
         revision=card.get("revision") or settings.get("revision"),
@@ -62,21 +53,10 @@ def read_card(folder: Path) -> Card:
         system_prompt=str(card.get("system_prompt") or ""),
         prompt_style=str(card.get("prompt_style") or "chat"),
         enable_thinking=card.get("enable_thinking"),
-        template=template.read_text(encoding="utf-8") if template.is_file() else "",
+        template=read_template(folder),
         kind=KINDS[settings["peft_type"]],
         r=int(settings.get("r") or 0),
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object out of a file that may come from anywhere."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StudioError(f"{path.name} can't be read: {error}", "It has to be a JSON file.") from None
-    if not isinstance(found, dict):
-        raise StudioError(f"{path.name} holds no settings.", "It has to be a JSON object.")
-    return found
 
 
 def check_fit(folder: Path, base: str | None = None, check_path: Callable[[str], None] = lambda name: None) -> str:
@@ -86,9 +66,8 @@ def check_fit(folder: Path, base: str | None = None, check_path: Callable[[str],
     may not be read, before anything tells whether it is there. A Hub model that was never fetched has
     no numbers to compare with: it is checked when it is loaded.
     """
-    if (folder / SETTINGS_FILE).is_file():
-        read_json(folder / SETTINGS_FILE)
     settings = read_settings(folder)
+    check_small_files(folder)
     task = settings.get("task_type")
     if task not in ("CAUSAL_LM", None):
         raise StudioError(
@@ -126,14 +105,23 @@ def read_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(MOST_HEADER, size - 8):
+        if not 2 <= length <= size - 8:
             raise StudioError(f"{path.name} is no safetensors file: its header is damaged.", "Save the adapter again.")
+        if length > min(MAX_HEADER, max(MIN_HEADER, 2 * (size - 8 - length))):
+            raise StudioError(
+                f"{path.name} has {length:,} bytes of names for {size - 8 - length:,} bytes of numbers.",
+                "No adapter is like that: save it again.",
+            )
         try:
             header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
+            noted = header.pop("__metadata__", {})
+            if not all(isinstance(value, str) for value in noted.values()):
+                raise ValueError
             end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
             shapes = [[int(number) for number in tensor["shape"]] for tensor in header.values()]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            if any(number < 0 for shape in shapes for number in shape):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError):
             raise StudioError(f"The header of {path.name} can't be read.", "Save the adapter again.") from None
     if end != size - 8 - length or not shapes:
         raise StudioError(f"{path.name} is not whole: it should hold {end:,} bytes of numbers.", "Copy it again.")

@@ -4,18 +4,22 @@ Rank, strength and modules belong to the weights: a run that starts from an adap
 says so. No torch: only the small JSON files beside the weights are read.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_studio.adapter_files import (
+    SETTINGS_FILE,
+    WEIGHTS_FILE,
+    read_adapter_settings,
+    read_studio_card,
+)
 from lora_studio.config import Config, Lora
 from lora_studio.errors import StudioError
 from lora_studio.parsing import parse
 from lora_studio.workspace import RunFolder, Workspace, model_source
 
-SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "studio.json"
 LORA = "LORA"
 KINDS = {
     LORA: "LoRA",
@@ -94,8 +98,7 @@ def named_adapter(workspace: Workspace, name: str) -> NamedAdapter:
 def bases_of(folder: Path) -> list[str]:
     """What an adapter's own files say of the base that it belongs on. Raises `StudioError` unless it is one to use."""
     settings = read_settings(folder)
-    card = folder / CARD_FILE
-    said = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    said = read_studio_card(folder)
     return [str(found) for found in (said.get("base_model"), settings.get("base_model_name_or_path")) if found]
 
 
@@ -137,7 +140,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
             f"The adapter in {folder} is not stored as safetensors.",
             "Other formats can run code when read; convert it.",
         )
-    settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    settings = read_adapter_settings(folder / SETTINGS_FILE)
     kind, start = settings.get("peft_type"), str(settings.get("init_lora_weights"))
     if kind not in KINDS:
         raise StudioError(
@@ -176,9 +179,7 @@ def read_lora(folder: Path) -> dict[str, Any]:
 
 def check_base(config: Config, folder: Path, settings: dict[str, Any]) -> None:
     """Raises `StudioError` where the adapter says that it was trained on another base than the config's."""
-    card: dict[str, Any] = {}
-    if (folder / CARD_FILE).is_file():
-        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+    card = read_studio_card(folder)
     base = card.get("base_model") or settings.get("base_model_name_or_path")
     revision = card.get("revision") or settings.get("revision")
     if base and not same_model(base, config.model.name):

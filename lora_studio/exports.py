@@ -4,7 +4,6 @@ The folder holds what was asked for, the result, and, written last, what it is a
 there are stands in export_targets.py.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,7 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, named_adapter, read_lora
+from lora_studio.adapter_files import SETTINGS_FILE, read_object, read_studio_card
+from lora_studio.adapter_source import named_adapter, read_lora
 from lora_studio.architecture import architecture, read_config
 from lora_studio.errors import StudioError
 from lora_studio.events import DataPrepared, from_line
@@ -213,12 +213,11 @@ def carried(folder: Path) -> list[Path]:
 
 def base_of(folder: Path) -> tuple[str, str | None]:
     """Name and revision of the base that an adapter was trained on; "" where nothing says so."""
-    for file, name in ((CARD_FILE, "base_model"), (SETTINGS_FILE, "base_model_name_or_path")):
-        if (folder / file).is_file():
-            values = json.loads((folder / file).read_text(encoding="utf-8"))
-            if values.get(name):
-                return str(values[name]), values.get("revision")
-    return "", None
+    card = read_studio_card(folder)
+    if card.get("base_model"):
+        return str(card["base_model"]), card.get("revision")
+    settings = read_object(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
+    return str(settings.get("base_model_name_or_path") or ""), settings.get("revision")
 
 
 def needed_bytes(workspace: Workspace, request: Request) -> int | None:

@@ -4,17 +4,20 @@ Nothing that can run code comes in: of an archive and of the Hub only safetensor
 name, and every path and size in an archive is checked before anything is written.
 """
 
+import errno
 import os
 import re
 import shutil
 import stat
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from lora_studio.adapter_files import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from lora_studio.adapter_fit import check_fit, read_card, read_header
-from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from lora_studio.checkpoints import PICKLES
 from lora_studio.errors import StudioError
 from lora_studio.workspace import Workspace, safe_name
@@ -30,6 +33,8 @@ MOST_RATIO = 200
 """How much smaller an archive may make a large file; weights hardly shrink at all."""
 DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError)
 """What reading a damaged archive raises."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+INCOMING = ".incoming-"
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -43,22 +48,37 @@ def from_zip(archive: Path, workspace: Workspace, name: str, base: str | None = 
         with zipfile.ZipFile(archive) as opened:
             members = _checked(opened.infolist())
             root = _root(members)
-            taken = [member for member in members if PurePosixPath(member.filename).name in TAKEN]
-            workspace.check_room(sum(member.file_size for member in taken))
-            target = _new_folder(workspace, Path(name).stem)
-            try:
-                for member in members:
-                    path = PurePosixPath(member.filename)
-                    if path.parent == root and path.name in TAKEN:
-                        _copy(opened, member, target / path.name)
-                check_fit(target, base, workspace.check_path)
-                read_header(target / WEIGHTS_FILE)
-            except (StudioError, *DAMAGE):
-                shutil.rmtree(target)
-                raise
+            inside = [(member, PurePosixPath(member.filename)) for member in members]
+            taken = [(member, path.name) for member, path in inside if path.parent == root and path.name in TAKEN]
+            workspace.check_room(sum(member.file_size for member, _ in taken))
+            with incoming(workspace) as folder:
+                for member, file in taken:
+                    _copy(opened, member, folder / file)
+                check_fit(folder, base, workspace.check_path)
+                read_header(folder / WEIGHTS_FILE)
+                return _named(folder, workspace, Path(name).stem)
     except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise full_disk(workspace) from None
         raise StudioError(f"{name} can't be read as a zip: {error}", "Zip the adapter's folder again.") from None
-    return target
+
+
+@contextmanager
+def incoming(workspace: Workspace) -> Iterator[Path]:
+    """A folder out of sight to put an adapter together in; what is left of it afterwards goes."""
+    workspace.adapters_folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=INCOMING, dir=workspace.adapters_folder))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def full_disk(workspace: Workspace) -> StudioError:
+    """What to say where there was no room for a file that came in."""
+    return StudioError(
+        f"The disk that holds {workspace.root} is full: nothing was kept of it.", "Make room, and bring it again."
+    )
 
 
 def _checked(members: Sequence[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
@@ -113,15 +133,16 @@ def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> No
             file.write(chunk)
 
 
-def _new_folder(workspace: Workspace, name: str) -> Path:
+def _named(folder: Path, workspace: Workspace, name: str) -> Path:
+    """Gives a whole adapter its name, or the first with a number behind it that is free."""
     wanted = safe_name(name, "adapter")
     for number in range(1, 1000):
-        folder = workspace.adapters_folder / (wanted if number == 1 else f"{wanted}-{number}")
+        target = workspace.adapters_folder / (wanted if number == 1 else f"{wanted}-{number}")
         try:
-            folder.mkdir(parents=True)
+            target.mkdir()  # that it is free and taken is one step; a rename takes the place of an empty folder
         except FileExistsError:
             continue
-        return folder
+        return folder.rename(target)
     raise StudioError(f"There are too many adapters called {wanted}.", "Give it another name.")
 
 
@@ -152,25 +173,36 @@ def from_hub(name: str, workspace: Workspace, base: str | None = None) -> Path:
 
     target = workspace.adapters_folder / safe_name(plain.replace("/", "--"))
     token = None if workspace.owned else False  # the owner's opens what is theirs alone
-    try:
-        huggingface_hub.snapshot_download(plain, allow_patterns=list(TAKEN), local_dir=target, token=token)
-    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
-        raise StudioError(
-            f"The Hub's adapter {plain} can't be fetched: {str(error).splitlines()[0][:300]}",
-            "Check the name and the network; a private or gated one needs HF_TOKEN in the environment.",
-        ) from None
-    try:
-        check_fit(target, base, workspace.check_path)
-    except StudioError:
-        shutil.rmtree(target)
-        raise
-    return target
+    with incoming(workspace) as folder:
+        try:
+            huggingface_hub.snapshot_download(plain, allow_patterns=list(TAKEN), local_dir=folder, token=token)
+        except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise full_disk(workspace) from None
+            why = str(error).partition("\n")[0][:300] or type(error).__name__
+            raise StudioError(
+                f"The Hub's adapter {plain} can't be fetched: {why}",
+                "Check the name and the network; a private or gated one needs HF_TOKEN in the environment.",
+            ) from None
+        shutil.rmtree(folder / ".cache", ignore_errors=True)
+        check_fit(folder, base, workspace.check_path)
+        if target.exists():  # fetched before: the new one takes its place whole
+            shutil.rmtree(target.rename(folder.with_name(f"{folder.name}-old")))
+        return folder.rename(target)
 
 
 def brought(workspace: Workspace) -> list[Path]:
     """Adapters that were uploaded or fetched, newest first."""
-    found = [path for path in workspace.adapters_folder.glob("*") if (path / SETTINGS_FILE).is_file()]
+    here = workspace.adapters_folder.glob("*")
+    found = [path for path in here if not path.name.startswith(".") and (path / SETTINGS_FILE).is_file()]
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def remove(folder: Path, workspace: Workspace) -> None:
+    """Deletes an adapter that was brought in. Raises `StudioError` for any other folder."""
+    if folder not in brought(workspace):
+        raise StudioError(f"{folder.name} is none of the adapters that were brought in.", "Choose one of the list.")
+    shutil.rmtree(folder.rename(folder.with_name(f"{INCOMING}{folder.name}-gone")))
 
 
 def about(folder: Path) -> str:

@@ -4,7 +4,6 @@ It says what was trained, from what, on what, with what result, and how it is us
 it: files bear their last name only, a base is called as others know it. What a person wrote is text, never markup.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE
+from lora_studio.adapter_files import SETTINGS_FILE, read_adapter_settings, read_studio_card
 from lora_studio.config import Config
 from lora_studio.events import Evaluated, RunState, StepLogged, fold, from_line
 from lora_studio.markdown import code, metric, number, plain, share, table
@@ -73,9 +72,7 @@ def model_card(adapter: Path, run: RunFolder | None, subject: Subject) -> str:
 
 
 def _known(adapter: Path, run: RunFolder | None) -> _Known:
-    settings = json.loads((adapter / SETTINGS_FILE).read_text(encoding="utf-8"))
-    card_file = adapter / CARD_FILE
-    card = json.loads(card_file.read_text(encoding="utf-8")) if card_file.is_file() else {}
+    settings, card = read_adapter_settings(adapter / SETTINGS_FILE), read_studio_card(adapter)
     if run is None or not run.config.is_file():
         return _Known(settings, card)
     config = parse(read_yaml(run.config))

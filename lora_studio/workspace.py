@@ -12,7 +12,8 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -370,8 +371,8 @@ class Workspace(Permissions):
         wanted = safe_name(name or source.name)
         for candidate in numbered(self.uploads_folder / wanted):
             if not candidate.exists():
-                shutil.copyfile(source, candidate)
-                return candidate
+                with self._copied([source]) as hidden:
+                    return (hidden / safe_name(source.name)).rename(candidate)
             if same_content(candidate, source):
                 return candidate
         raise AssertionError("unreachable: numbered never ends")
@@ -382,11 +383,28 @@ class Workspace(Permissions):
             return self.save_upload(sources[0])
         name = f"{safe_name(sources[0].stem)}-and-{len(sources) - 1}-more"
         folder = next(path for path in numbered(self.uploads_folder / name) if not path.exists())
-        folder.mkdir()
-        for source in sources:
-            wanted = folder / safe_name(source.name)
-            shutil.copyfile(source, next(path for path in numbered(wanted) if not path.exists()))
-        return folder
+        with self._copied(sources) as hidden:
+            return hidden.rename(folder)
+
+    @contextmanager
+    def _copied(self, sources: Sequence[Path]) -> Iterator[Path]:
+        """A folder out of sight with copies of files, to be given their names once all is there; the rest goes.
+
+        Raises `StudioError` where the disk is full.
+        """
+        hidden = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self.uploads_folder))
+        hidden.chmod(self.uploads_folder.stat().st_mode & 0o777)  # it may become a folder of uploads itself
+        try:
+            for source in sources:
+                wanted = hidden / safe_name(source.name)
+                shutil.copyfile(source, next(path for path in numbered(wanted) if not path.exists()))
+            yield hidden
+        except OSError as error:
+            raise StudioError(
+                f"{sources[0].name} can't be kept: {error.strerror}.", "Make room on the disk, and bring it again."
+            ) from None
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
 
     def uploads(self) -> list[Path]:
         """Uploaded files, and folders of files uploaded together, newest first."""

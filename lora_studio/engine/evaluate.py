@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lora_studio.adapter_files import read_template
 from lora_studio.config import Generation
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.encode import IGNORED, Example
@@ -45,9 +46,9 @@ class Voice:
     @classmethod
     def of(cls, folder: Path) -> "Voice":
         """The voice of an adapter, as training left it beside the weights."""
-        card, template = read_card(folder), folder / "chat_template.jinja"
+        card = read_card(folder)
         return cls(
-            template.read_text(encoding="utf-8") if template.is_file() else None,
+            read_template(folder) or None,
             card.get("system_prompt"),
             card.get("enable_thinking"),
         )

@@ -13,8 +13,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedTokenizerBase
 
 from lora_studio.adapter_extras import cannot_merge
+from lora_studio.adapter_files import WEIGHTS_FILE
 from lora_studio.adapter_fit import read_header
-from lora_studio.adapter_source import WEIGHTS_FILE, read_lora
+from lora_studio.adapter_source import read_lora
 from lora_studio.engine.biases import put_in
 from lora_studio.engine.export_trial import Spoken, ask, load_adapters, verdict, why_not
 from lora_studio.engine.export_work import Outcome, Work, is_local

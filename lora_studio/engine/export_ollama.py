@@ -15,8 +15,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from lora_studio.adapter_extras import extras, other_modules, scale
+from lora_studio.adapter_files import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from lora_studio.adapter_fit import read_header
-from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE, read_lora
+from lora_studio.adapter_source import read_lora
 from lora_studio.architecture import read_config
 from lora_studio.config import Generation
 from lora_studio.data.ollama_template import GoTemplate, to_go

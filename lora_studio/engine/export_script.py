@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from lora_studio.adapter_files import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from lora_studio.adapter_fit import read_header
-from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from lora_studio.config import Config
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.examples import Examples

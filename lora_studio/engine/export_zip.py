@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from lora_studio.adapter_source import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
+from lora_studio.adapter_files import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from lora_studio.engine.export_trial import try_adapter
 from lora_studio.engine.export_work import Outcome, Work, base_to_name, blocks, is_local
 from lora_studio.exports import carried

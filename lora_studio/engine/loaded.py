@@ -4,7 +4,6 @@ Adapters are read from safetensors only.
 """
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_studio.adapter_source import CARD_FILE, KINDS, LORA, NEED_FULL_BASE, SETTINGS_FILE, read_settings
+from lora_studio.adapter_files import read_studio_card, read_template
+from lora_studio.adapter_source import KINDS, LORA, NEED_FULL_BASE, read_settings
 from lora_studio.data.encode import choose_template
 from lora_studio.engine.apart import Apart, Standing, put, put_apart, standing, with_modules
 from lora_studio.engine.biases import Biases, biases_of, put_in, with_biases
@@ -195,9 +195,8 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
                 "Load the base that it was trained on.",
             ) from error
         loaded.cards[column] = read_card(folder)
-        template = folder / "chat_template.jinja"
-        if template.is_file():
-            loaded.templates[column] = template.read_text(encoding="utf-8")
+        if template := read_template(folder):
+            loaded.templates[column] = template
     loaded.model.eval()
 
 
@@ -232,9 +231,7 @@ def remove_adapters(loaded: LoadedModel, columns: Sequence[str]) -> LoadedModel:
 
 def read_card(folder: Path) -> dict[str, Any]:
     """What training noted beside an adapter; for an adapter from elsewhere only the base that peft names."""
-    try:
-        card: dict[str, Any] = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        config = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        card = {"base_model": config.get("base_model_name_or_path"), "revision": config.get("revision")}
-    return card
+    if card := read_studio_card(folder):
+        return card
+    settings = read_settings(folder)
+    return {"base_model": settings.get("base_model_name_or_path"), "revision": settings.get("revision")}

@@ -19,7 +19,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lora_studio.adapter_source import WEIGHTS_FILE, read_settings
+from lora_studio.adapter_files import WEIGHTS_FILE
+from lora_studio.adapter_source import read_settings
 from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
 from lora_studio.data.mapping import ReadingError
 from lora_studio.data.readings import first_records, tried, unread

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from lora_studio.adapter_source import CARD_FILE
+from lora_studio.adapter_files import CARD_FILE
 from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Examples
 from lora_studio.data.pairs import Pairs

@@ -3,6 +3,7 @@
 Pure functions and values; no gradio, no model.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,14 @@ class Choice:
     def config(self) -> Config | None:
         """What its run was trained with."""
         return parse(read_yaml(self.run.config)) if self.run else None
+
+
+def base_of(shown: Sequence[Choice]) -> str:
+    """The base of the first adapter whose files can be read; "" where there is none."""
+    for choice in shown:
+        with contextlib.suppress(StudioError):
+            return choice.card().base
+    return ""
 
 
 def choices(workspace: Workspace, runs: Sequence[RunState], folders: Sequence[str] = ()) -> list[Choice]:

@@ -19,7 +19,7 @@ ABOUT = (
 
 def build(act: Chat, who: gr.State) -> None:
     """Draws the fold and wires it."""
-    with gr.Accordion("An adapter from elsewhere", open=False, elem_id="chat-elsewhere"):
+    with gr.Accordion("An adapter from elsewhere", open=False, elem_id="chat-elsewhere") as fold:
         with gr.Row(equal_height=True, elem_classes="ls-pager"):
             name = gr.Textbox(
                 label="Folder or Hub name",
@@ -30,8 +30,11 @@ def build(act: Chat, who: gr.State) -> None:
             )
             add = gr.Button("Add", scale=0, min_width=100)
             zipped = gr.UploadButton("Upload a zip", file_types=[".zip"], scale=0, min_width=170)
+        with gr.Row(equal_height=True, elem_classes="ls-pager"):
+            kept = gr.Dropdown([], label="Adapters that were brought in", scale=4, min_width=260, elem_id="chat-kept")
+            gone = gr.Button("Remove", scale=0, min_width=100, elem_id="chat-remove")
         said = gr.HTML(elem_id="chat-elsewhere-said")
-    outputs = [*act.parts.all(), said, name]
+    outputs = [*act.parts.all(), said, name, kept]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
     def named(given: str, person: str) -> Updates:
@@ -41,9 +44,15 @@ def build(act: Chat, who: gr.State) -> None:
         return added(act, person, path, zipped=True)
 
     def told(updates: Updates) -> Updates:
-        return {said if key == "said" else name if key == "name" else key: value for key, value in updates.items()}
+        own = {"said": said, "name": name}
+        return {own.get(key, key): value for key, value in updates.items()} | listed()
+
+    def listed() -> Updates:
+        return {kept: gr.Dropdown(choices=offered(act), value=None)}
 
     gr.on([add.click, name.submit], lambda given, person: told(named(given, person)), [name, who], outputs, **quiet)
+    gone.click(lambda chosen, person: told(removed(act, person, chosen)), [kept, who], outputs, **quiet)
+    fold.expand(listed, None, [kept], **quiet)
     zipped.upload(lambda path, person: told(upload(path, person)), [zipped, who], outputs, **quiet)
 
 
@@ -70,5 +79,25 @@ def added(act: Chat, who: str, given: str, *, zipped: bool = False) -> Updates:
         where = "It can be chosen above once a column is free." if full else "It has a column now."
         words = text.notice(f"{folder.name}: {foreign_adapters.about(folder)}. {where}", kind="good")
         return act.paint(talk) | {"said": words, "name": ""}
+    except StudioError as error:
+        return {"said": text.problem(error)}
+
+
+def offered(act: Chat) -> list[tuple[str, str]]:
+    """The adapters that were brought in, as (name, folder), those among them that can't be read."""
+    return [(folder.name, str(folder)) for folder in foreign_adapters.brought(act.studio.workspace)]
+
+
+def removed(act: Chat, who: str, chosen: str | None) -> Updates:
+    """Deletes an adapter that was brought in, and takes it out of the columns."""
+    talk = act.talk(who)
+    try:
+        if not chosen:
+            raise StudioError("No adapter is chosen to be removed.", "Choose one of those that were brought in.")
+        folder = Path(chosen)
+        foreign_adapters.remove(folder, act.studio.workspace)
+        talk.adapters = [value for value in talk.adapters if value != f"{FOLDER}{folder}"]
+        act.keep(who, talk)
+        return act.arrive(who) | {"said": text.notice(f"{folder.name} is removed.", kind="good")}
     except StudioError as error:
         return {"said": text.problem(error)}

@@ -174,7 +174,7 @@ class Chat:
         by_value = {choice.value: choice for choice in self.choices(talk)}
         shown = [by_value[value] for value in talk.adapters if value in by_value]
         titles = {choice.value: choice.name for choice in shown}
-        titles[BASE] = f"Base: {shown[0].card().base}" if shown else "Base"
+        titles[BASE] = f"Base: {chat_choices.base_of(shown)}" if shown else "Base"
         names = [name for name in talk.names if name in titles]
         columns = [(name, titles[name], talk.column(name), talk.notes.get(name, "")) for name in names]
         return chat_board.board(columns, marks=talk.marks, examples=self._examples(shown))

@@ -1,12 +1,11 @@
 """Public benchmarks on the evaluate tab: lm-evaluation-harness' command for the chosen adapter, and its start."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
-from lora_studio.adapter_source import CARD_FILE, adapter_folder, read_settings
+from lora_studio.adapter_files import read_studio_card
+from lora_studio.adapter_source import adapter_folder, read_settings
 from lora_studio.errors import StudioError
 from lora_studio.jobs import harness
 from lora_studio.jobs.harness import Harness
@@ -70,8 +69,7 @@ def words_for(studio: Studio, names: list[str] | None, tasks: str) -> list[str]:
 
 def base_of(adapter: Path) -> tuple[str, str]:
     """The base that an adapter was trained on, and how it was quantized."""
-    card = adapter / CARD_FILE
-    said: dict[str, Any] = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    said = read_studio_card(adapter)
     base = said.get("base_model") or read_settings(adapter).get("base_model_name_or_path") or ""
     return str(base), said.get("quantization") or "none"
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_studio.config import Config
+from lora_studio.errors import StudioError
 from lora_studio.parsing import ConfigError, parse, plain_words
 from lora_studio.ui.chat_choices import Choice, Wanted
 from lora_studio.workspace import DEMO_MODEL
@@ -186,7 +187,10 @@ def models(found: Sequence[Choice]) -> list[Model]:
     for choice in found:
         if choice.run is None or choice.value != choice.run.id:
             continue
-        card = choice.card()
+        try:
+            card = choice.card()
+        except StudioError:
+            continue  # the files of one adapter are damaged: the others can answer
         base = Wanted(card.base, card.revision, card.quantization)
         bases.setdefault(card.base, Model(card.base, base))
         created = int(choice.run.facts.stat().st_mtime)

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from lora_studio.adapter_source import WEIGHTS_FILE
+from lora_studio.adapter_files import WEIGHTS_FILE
 from lora_studio.engine import standalone
 from lora_studio.engine.export_script import (
     check,

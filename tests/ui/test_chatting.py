@@ -449,3 +449,31 @@ def test_conversations_are_downloaded_as_training_data(act: Chat) -> None:
 def test_stop_ends_only_ones_own_answer(act: Chat) -> None:
     act.stop(WHO)
     assert act.studio.chat.stops == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("adapter_config.json", b'{"peft_type": "LORA", "r": "x"}'),
+        ("adapter_config.json", b"\xff"),
+        ("chat_template.jinja", b"\xff\xfe"),
+        ("studio.json", b"[]"),
+    ],
+)
+def test_a_kept_adapter_that_is_damaged_is_told_never_breaks_the_tab_and_can_be_removed(
+    act: Chat, workspace: Workspace, tmp_path: Path, file: str, content: bytes
+) -> None:
+    archive = zipped(tmp_path / "other.zip", files())
+    chat_sources.added(act, WHO, str(archive), zipped=True)
+    (folder,) = [Path(chosen) for _, chosen in chat_sources.offered(act)]
+    act.pick(WHO, [f"{chat_choices.FOLDER}{folder}"])
+    (folder / file).write_bytes(content)
+    shown = act.arrive(WHO)
+    assert file in shown[act.parts.status]
+    assert shown[act.parts.board]
+    gone = chat_sources.removed(act, WHO, str(folder))
+    assert "is removed" in gone["said"]
+    assert not folder.exists()
+    assert chat_sources.offered(act) == []
+    assert "none of the adapters" in chat_sources.removed(act, WHO, str(folder))["said"]
+    assert "No adapter is chosen" in chat_sources.removed(act, WHO, None)["said"]
