@@ -18,13 +18,14 @@ from typing import Any
 from lora_studio.architecture import architecture, read_config
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
-from lora_studio.estimate import checkpoint_bytes
+from lora_studio.estimate import checkpoint_bytes, sequences_at_once
+from lora_studio.files import bytes_in
 from lora_studio.taken import downloads_of, made_by, no_room
 from lora_studio.visitors import USERS, VisitedWorkspace
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, shipped_data
 
 ELSEWHERE = "Install the studio, or duplicate the Space, to do this with models and data of your own."
-HOUR = 3600.0
+HOUR, SHRINK_SECONDS = 3600.0, 60.0
 _OF_HUB, _OF_PLACE = "hub-", "guest-"
 _CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 
@@ -34,12 +35,14 @@ class Limits:
     """For each guest, but for what all guests share: `runs_an_hour` and, on the disk, so many guests' room. Those who
     come from one address share `runs_of_address` an hour and `quotas_of_address`, for they may be one person.
 
-    `tokens` are those that a run trains on and measures with, as many as its settings allow.
+    `tokens` are those that a run trains on and measures with, as many as its settings allow, of which it has so many
+    in memory `at_once`. Data prepared for all visitors takes `prepared_bytes`.
     """
 
     rows: int = 500
     steps: int = 600
     tokens: int = 4_000_000
+    at_once: int = 32_768
     max_length: int = 1024
     answer_tokens: int = 512
     test_rows: int = 50
@@ -49,6 +52,7 @@ class Limits:
     hours_kept: int = 24
     quotas_together: int = 20
     quotas_of_address: int = 4
+    prepared_bytes: int = 1_000_000_000
 
 
 LIMITS = Limits()
@@ -94,6 +98,7 @@ class GuestWorkspace(VisitedWorkspace):
     ) -> None:
         super().__init__(whole, visitor, owner, folders, quota)
         self.waiting: Callable[[Callable[[str], bool]], int] = lambda whose: 0
+        self._shrunk = [0.0]  # when, for all that `seen_by` gives
         # Also of runs that were deleted since: a start is a start.
         runs = (
             (run.read_facts()["created"], name) for name, run in made_by(whole) if run.path.parent == whole.runs_folder
@@ -139,6 +144,7 @@ class GuestWorkspace(VisitedWorkspace):
 
     def forget_old(self) -> None:
         """Removes what guests made so long ago that its minutes of work are over, and what they uploaded then."""
+        self._shrink_prepared()
         oldest = time.time() - LIMITS.hours_kept * HOUR
         theirs = [folder for name, folder in made_by(self.whole) if self._is_guest(name)]
         downloads = [path for name, path in downloads_of(self.whole) if self._is_guest(name)]
@@ -149,6 +155,21 @@ class GuestWorkspace(VisitedWorkspace):
             for own in (*(self.root / USERS).glob("*"), *downloads):
                 if max((path.stat().st_mtime for path in own.rglob("*")), default=0.0) < oldest:
                     shutil.rmtree(own)
+
+    def _shrink_prepared(self) -> None:
+        """Removes prepared data that all guests' looks and runs left together, oldest first: it is made again when it
+        is wanted."""
+        if time.time() - self._shrunk[0] < SHRINK_SECONDS or not self.cache_folder.is_dir():
+            return
+        self._shrunk[0] = time.time()
+        entries = sorted((path.stat().st_mtime, path) for path in self.cache_folder.iterdir() if path.is_dir())
+        sizes = {path: bytes_in(path) for _, path in entries}
+        left = sum(sizes.values())
+        for _, path in entries:
+            if left <= LIMITS.prepared_bytes:
+                return
+            shutil.rmtree(path, ignore_errors=True)
+            left -= sizes[path]
 
     def check_may(self, what: str) -> None:
         if not self.owned:
@@ -241,6 +262,7 @@ def _beyond(config: Config) -> list[str]:
     trained = steps * batch * data.max_length * (2 if training.method == "dpo" else 1)
     measured = _measured(config, steps, steps * batch / rows)
     answer = config.generation.max_new_tokens
+    widest = max(sequences_at_once(config), config.evaluation.per_device_eval_batch_size)
     asked = (
         (config.model.name == DEMO_MODEL, f"{config.model.name} is not the built-in model."),
         (
@@ -252,6 +274,11 @@ def _beyond(config: Config) -> list[str]:
             trained <= LIMITS.tokens,
             f"{steps:,} steps of {batch:,} rows of up to {data.max_length:,} tokens are {trained:,} tokens; guests "
             f"have {LIMITS.tokens:,}. Take fewer steps, smaller batches or shorter rows.",
+        ),
+        (
+            widest * data.max_length <= LIMITS.at_once,
+            f"{widest:,} rows at once of up to {data.max_length:,} tokens; guests have {LIMITS.at_once:,} "
+            "tokens in memory. Take smaller batches and more accumulation.",
         ),
         (
             measured <= LIMITS.tokens,

@@ -1,5 +1,6 @@
 """A public demonstration: what guests may start, wherever it is started, and what the owner still may."""
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -103,6 +104,8 @@ def test_what_is_beyond_the_limits_is_refused_to_guests_and_left_to_the_owner(
         ({"training.max_steps": 600, "training.gradient_accumulation_steps": 4096}, "600 steps of 32,768 rows"),
         ({"training.max_steps": 1, "training.gradient_accumulation_steps": 4096}, "8,388,608 tokens"),
         ({"data.max_length": 1024, "training.max_steps": 600}, "4,915,200 tokens; guests have 4,000,000"),
+        ({"training.per_device_train_batch_size": 256, "training.max_steps": 1}, "256 rows at once"),
+        ({"evaluation.per_device_eval_batch_size": 4096}, "4,096 rows at once"),
         ({"evaluation.eval_strategy": "steps", "evaluation.eval_steps": 1}, "Its evaluations go through"),
         ({"evaluation.gen_eval_samples": 256, "generation.max_new_tokens": 131_072}, "Answers of 131,072 tokens"),
     ],
@@ -291,6 +294,17 @@ def test_uploads_that_wait_in_the_temporary_folder_count_for_all_guests(tmp_path
     together = LIMITS.quotas_together * 1000
     assert together - 900 < files.waiting(lambda _: True) <= together
     files.check_upload(OWNER, Headers({"content-length": "900000"}))
+
+
+def test_prepared_data_of_all_guests_together_stays_small(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "LIMITS", replace(LIMITS, prepared_bytes=2500))
+    for number in range(5):
+        entry = visit.workspace.cache_folder / f"entry-{number}"
+        entry.mkdir(parents=True)
+        (entry / "ids").write_bytes(b"x" * 1000)
+        os.utime(entry, (number, number))
+    visit.workspace.forget_old()
+    assert sorted(path.name for path in visit.workspace.cache_folder.iterdir()) == ["entry-3", "entry-4"]
 
 
 def test_what_guests_made_is_gone_after_a_day_and_makes_room(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
