@@ -133,7 +133,7 @@ class VisitedWorkspace(Workspace):
             return ""
         return (
             f"It was ended because the disk space of its maker was used up: {taken / 1e6:,.1f} MB of "
-            f"{self._quota / 1e6:,.0f} MB."
+            f"{self._quota / 1e6:,.0f} MB. What it saved last, beyond that, was removed."
         )
 
     def _taken(self, whose: Callable[[str], bool]) -> int:

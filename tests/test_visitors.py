@@ -346,7 +346,17 @@ def test_work_that_fills_more_than_its_makers_room_is_ended_while_it_grows(tmp_p
     assert state.message.startswith("It was ended because the disk space of its maker was used up: 1.")
     assert "Delete it" in state.hint
     folder = workspace.run(run)
-    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == [
+        "checkpoint-1",
+        "checkpoint-2",
+    ]  # the torn one is gone
+    now[0] = "bert"
+    (workspace.uploads_folder / "data.csv").write_bytes(b"x" * 300_000)
+    workspace.delete_run(run)
+    run = supervisor.launch(Config())
+    wait_until(ended)
+    assert sorted(path.name for path in workspace.run(run).checkpoints.iterdir()) == ["checkpoint-1"]
+    workspace.check_room()
     now[0] = "anna"  # whose room is the disk
     run = supervisor.launch(Config())
     wait_until(lambda: (workspace.run(run).checkpoints / "checkpoint-3" / "optimizer.pt").exists())

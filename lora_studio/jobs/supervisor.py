@@ -7,6 +7,7 @@ one workspace at once and a new one finds everything again. Ending a supervisor 
 import importlib.metadata
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Collection
@@ -340,7 +341,7 @@ class Supervisor:
 
     def _end_the_overdrawn(self) -> None:
         """Ends all kinds of work that fill more of the disk than whoever asked for them has. Nothing more is saved: to
-        save would take more of what there is none left of."""
+        save would take more of what there is none left of. The checkpoints saved last go where they are too much."""
         if not self._workspace.bounded:
             return
         for maker, folder in at_work(self._workspace.whole):
@@ -348,6 +349,10 @@ class Supervisor:
                 _log.warning("%s: %s", folder.id, reason)
                 kill(folder, reason=reason)
                 remove_torn(folder)
+                for checkpoint in reversed(folder.checkpoint_folders()):
+                    if not self._workspace.overdrawn(maker):
+                        break
+                    shutil.rmtree(checkpoint, ignore_errors=True)  # a writer that dies may still hold it
 
     def _follow(self, run_id: str) -> Follower:
         """The up-to-date follower of a run, by id, unique beginning or "last"."""
