@@ -121,9 +121,27 @@ class Data(Section):
         "Every answer, only the last answer, or every token of the row.",
         names={"assistant": "every answer", "last_turn": "the last answer", "all": "every token"},
     )
+    encoding: str | None = setting(
+        None,
+        "Encoding",
+        "Of a text file that is not UTF-8, for instance gb18030 or windows-1250; empty finds it by its letters.",
+        max_length=40,
+    )
     mapping: dict[str, Any] | None = setting(
         None, "Reading", "Which column is what, where the recognised reading is not the right one; empty recognises it."
     )
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        """A name of an encoding that Python knows, or None."""
+        if not value or not value.strip():
+            return None
+        try:
+            b"".decode(value.strip())
+        except (LookupError, UnicodeError, ValueError):
+            raise ValueError("is no known encoding; known are windows-1252, gb18030, shift_jis, ...") from None
+        return value.strip()
 
     @field_validator("mapping", mode="before")
     @classmethod

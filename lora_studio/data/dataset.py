@@ -55,6 +55,7 @@ class Settings:
     train_on: str = "assistant"
     max_samples: int | None = None
     max_eval_samples: int | None = None
+    encoding: str | None = None
 
 
 @dataclass
@@ -106,9 +107,9 @@ def resolve_source(name_or_path: str) -> Path:
     raise StudioError(f"There is no file or data set {name_or_path!r}.", f"Give a file's path, or one of: {names}.")
 
 
-def open_data(name: str) -> Source:
+def open_data(name: str, encoding: str | None = None) -> Source:
     """The rows that a name stands for: a shipped data set, a path, or a data set of the Hub."""
-    return open_source(name if is_hub_name(name) else resolve_source(name))
+    return open_source(name if is_hub_name(name) else resolve_source(name), encoding)
 
 
 @limited()
@@ -147,7 +148,7 @@ def prepare(
     day = date.today().isoformat() if template.writes_date else None
     key = [tokenizer_key(tokenizer), [template.source, day], wanted.train_on, wanted.enable_thinking]
     names = [train_file, *([validation_file] if validation_file else [])]
-    sources = [open_data(name) for name in names]
+    sources = [open_data(name, wanted.encoding) for name in names]
     report = on_progress or (lambda phase, done, total: None)
 
     def first_look() -> None:
@@ -312,7 +313,10 @@ def recut(
         for examples in (train, validation)
         for row, length in examples.dropped
     ]
-    whole = json.dumps([prepared.source_fingerprint, _CODE_VERSION, vars(settings)], sort_keys=True)
+    rules = vars(settings).copy()
+    if settings.encoding is None:
+        del rules["encoding"]  # so that runs from before there was one are known again
+    whole = json.dumps([prepared.source_fingerprint, _CODE_VERSION, rules], sort_keys=True)
     return replace(
         prepared,
         train=train,

@@ -1,10 +1,13 @@
 """Bytes to text: finds the encoding of a file, says what it assumed, and opens the file as a stream of characters."""
 
+import codecs
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from lora_studio.data.legacy_encodings import NAMES, Guess, guess_encoding
 from lora_studio.data.opening import KNOWN, open_bytes
 from lora_studio.errors import StudioError
 
@@ -16,26 +19,49 @@ _MARKS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
+_ISO_2022_JP = re.compile(rb"\x1b\$[@B]")
+_SOME_BROKEN = "Some bytes are not valid UTF-8; the rows that hold them are reported."
+_MIN_BROKEN_SHARE = 10  # broken lines for each valid one, where the whole file may be in another encoding
+_MAX_LINES = 20_000
+_MAX_GUESSED = 1 << 13
 _SAMPLE = 4096
 _SEARCHED = 1 << 26
 _BLOCK = 1 << 20
 
 
-def search_encoding(path: Path) -> tuple[str, list[str]]:
-    """The encoding of a text file, and sentences on what was assumed. Raises StudioError where it is not text.
+def search_encoding(path: Path, named: str | None = None) -> tuple[str, list[str]]:
+    """The encoding of a text file, and sentences on what was assumed.
 
-    A byte order mark decides. Without one it is UTF-8, also where single lines are broken; only a file in which no
-    line with non-ASCII bytes is valid UTF-8 is read as Windows-1252. Looks at the first 64 MiB.
+    A byte order mark decides, and what is valid UTF-8 is that; else the one that is named counts. Without one it is
+    UTF-8 also where single lines are broken; where hardly a line with more than ASCII is valid UTF-8, the text tells
+    the encoding. Looks at the first 64 MiB. Raises StudioError where the file is not text, and where several encodings
+    make sense, with what to do.
     """
     with open_bytes(path) as file:
         head = file.read(_SAMPLE)
-        encoding, assumptions = _by_marks(head) or _by_validity(head, file)
+        encoding, assumptions = _by_marks(head) or _by_validity(path.name, head, file, _codec(named) if named else None)
     if _looks_binary(head.decode(encoding, _errors(encoding))):
         raise StudioError("The file holds binary data, not text.", f"{KNOWN} Unpack archives first.")
     return encoding, assumptions
 
 
+def _codec(name: str) -> str:
+    """Python's name of an encoding that a person named. Raises StudioError for one that is not known."""
+    try:
+        encoding = codecs.lookup(name.strip()).name
+        b"".decode(encoding)
+    except (LookupError, ValueError):
+        raise StudioError(f"There is no encoding {name!r}.", f"Known are utf-8 and {', '.join(NAMES)}.") from None
+    return encoding
+
+
+def _in_words(encoding: str) -> str:
+    return NAMES.get(encoding.replace("-", "_"), encoding)
+
+
 def _by_marks(head: bytes) -> tuple[str, list[str]] | None:
+    if head.isascii() and _ISO_2022_JP.search(head):
+        return "iso2022_jp_2", ["The file changes alphabets by escape codes and is read as ISO-2022-JP (Japanese)."]
     for mark, encoding in _MARKS:
         if head.startswith(mark):
             name = encoding.removesuffix("-sig").upper()
@@ -47,20 +73,56 @@ def _by_marks(head: bytes) -> tuple[str, list[str]] | None:
     return None
 
 
-def _by_validity(head: bytes, rest: BinaryIO) -> tuple[str, list[str]]:
-    """UTF-8 or Windows-1252, by the lines that hold more than ASCII."""
-    block, read, valid, broken = head, 0, False, False
-    while block and not (valid and broken) and read < _SEARCHED:
+def _by_validity(name: str, head: bytes, rest: BinaryIO, named: str | None) -> tuple[str, list[str]]:
+    """UTF-8 or an older encoding, by the lines that hold more than ASCII."""
+    block, read, valid, broken, size = head, 0, 0, list[bytes](), 0
+    while block and valid + len(broken) < _MAX_LINES and read < _SEARCHED:
         block += rest.readline(_SEARCHED) if not block.endswith(b"\n") else b""
         read += len(block)
         if not block.isascii():
-            lines = [line for line in block.split(b"\n") if not line.isascii()]
-            good = [_is_valid(line) for line in lines]
-            valid, broken = valid or any(good), broken or not all(good)
+            for line in block.split(b"\n"):
+                if line.isascii():
+                    continue
+                if _is_valid(line):
+                    valid += 1
+                else:
+                    broken.append(line if size < _MAX_GUESSED else b"")
+                    size += len(line)
         block = rest.read(_BLOCK)
-    if broken and not valid:
-        return "cp1252", ["The file is not UTF-8 and is read as Windows-1252."]
-    return "utf-8", ["Some bytes are not valid UTF-8; the rows that hold them are reported."] if broken else []
+    if not broken:
+        other = valid and named not in (None, "utf-8", "utf-8-sig")
+        return "utf-8", [f"The file is valid UTF-8 and read so, though data.encoding names {named}."] if other else []
+    if named:
+        return named, [f"The file is read as {_in_words(named)}, as data.encoding says."]
+    if len(broken) < _MIN_BROKEN_SHARE * valid:
+        return "utf-8", [_SOME_BROKEN]
+    guesses = guess_encoding(_cut(b"\n".join(filter(None, broken))))
+    if len(guesses) == 1:
+        sentence = f"The file is not UTF-8; by its letters it is read as {_in_words(guesses[0].encoding)}."
+        return guesses[0].encoding, [f"{sentence} Name another with data.encoding if they look wrong."]
+    if valid:
+        return "utf-8", [_SOME_BROKEN]
+    raise _unknown(name, guesses)
+
+
+def _cut(sample: bytes) -> bytes:
+    """The first part of a sample, ended where no character of several bytes can be cut."""
+    if len(sample) <= _MAX_GUESSED:
+        return sample
+    cut = sample[:_MAX_GUESSED]
+    end = max(cut.rfind(mark) for mark in (b"\n", b" ", b",", b'"'))
+    return cut[: end + 1] if end > 0 else cut
+
+
+def _unknown(name: str, guesses: list[Guess]) -> StudioError:
+    """What to say where the encoding is not certain: the same line in each that makes sense."""
+    lines = "".join(f"\n{guess.encoding}, {NAMES[guess.encoding]}: {guess.line}" for guess in guesses[:6])
+    which = f"It may be one of these, in which it says:{lines}" if guesses else "None that is known fits its letters."
+    return StudioError(
+        f"{name} is not UTF-8, and its encoding is not certain. {which}",
+        f"Name the encoding with data.encoding (in the terminal --data.encoding, for inspect --encoding), for instance "
+        f"{guesses[0].encoding if guesses else 'cp1252'}. Or save the file as UTF-8.",
+    )
 
 
 def open_text(path: Path, encoding: str, newline: str | None = None) -> TextIO:

@@ -180,7 +180,7 @@ class Preparation:
             [path.name for path in source.files] if len(source.files) > 1 else [path.suffix for path in source.files]
         )
         cache = self.cache if source.files or "revision=" in source.name else Cache(None)
-        read_key = key_of("records", code_version(), names, digests or source.name)
+        read_key = key_of("records", code_version(), names, digests or source.name, source.encoding)
         records = RecordStore(cache.get(read_key, lambda writer: self._read(writer, source), self._tell))
         sample = records.spread(_SAMPLE)
         mapping = Mapping.from_dict(self.mapping) if self.mapping else None

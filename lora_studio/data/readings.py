@@ -21,9 +21,9 @@ TABLE_ROWS = 100
 _CELL_LENGTH = 300
 
 
-def first_records(name: str, most: int = SAMPLE) -> list[Record]:
+def first_records(name: str, most: int = SAMPLE, encoding: str | None = None) -> list[Record]:
     """The first rows of a source that can be read."""
-    found = (row for row in islice(open_data(name).rows(), most) if isinstance(row, Record))
+    found = (row for row in islice(open_data(name, encoding).rows(), most) if isinstance(row, Record))
     return list(found)
 
 
@@ -81,9 +81,9 @@ def _cell(value: Any) -> str:
     return shorten(value if isinstance(value, str) else str(plain(value)), _CELL_LENGTH)
 
 
-def unread(name: str) -> dict[str, Any]:
+def unread(name: str, encoding: str | None = None) -> dict[str, Any]:
     """What a person needs to say how rows are to be read that can't be used as they are read."""
-    records = first_records(name)
+    records = first_records(name, encoding=encoding)
     return {**readings(records), "table": table(records)}
 
 

@@ -60,14 +60,15 @@ class RecordFile:
 
 @dataclass
 class Source:
-    """Where rows come from. `choices` are sentences on which files these are; `starts` says for each file, in order of
-    reading, how many rows were counted before it."""
+    """Where rows come from. `choices` are sentences on which files these are, `encoding` is the one that was named;
+    `starts` says for each file, in order of reading, how many rows were counted before it."""
 
     name: str
     files: list[Path]
     kind: str
     readings: list[Reading] = field(repr=False)
     choices: list[str] = field(default_factory=list)
+    encoding: str | None = None
     starts: list[tuple[str, int]] = field(default_factory=list)
 
     def rows(self) -> Iterator[Record | BadRow]:
@@ -97,10 +98,11 @@ class Source:
         return name, row - before
 
 
-def open_source(name: str | Path | Sequence[str | Path]) -> Source:
+def open_source(name: str | Path | Sequence[str | Path], encoding: str | None = None) -> Source:
     """The rows of a file, of several files, of a folder, or of a Hub data set.
 
-    A Hub data set is named "owner/name" or "hub:owner/name?config=C&split=S&revision=R". Raises StudioError where
+    `encoding` is that of text files, None finds it. A Hub data set is named "owner/name" or
+    "hub:owner/name?config=C&split=S&revision=R". Raises StudioError where
     nothing can be read.
     """
     names = [name] if isinstance(name, str | Path) else list(name)
@@ -111,13 +113,15 @@ def open_source(name: str | Path | Sequence[str | Path]) -> Source:
         return Source(resolved, [], "hub", [reading])
     files, assumptions = data_files([Path(one).expanduser() for one in names], ENDINGS)
     if len(files) == 1:
-        kind, reading = open_file(files[0])
-        return Source(str(names[0]), files, kind, [reading], assumptions)
-    opened = [open_file(path) for path in files]
+        kind, reading = open_file(files[0], encoding)
+        return Source(str(names[0]), files, kind, [reading], assumptions, encoding)
+    opened = [open_file(path, encoding) for path in files]
     kinds = {kind for kind, _ in opened}
     assumptions += _unlike_columns(files, [reading for _, reading in opened])
     shown = ", ".join(map(str, names))
-    return Source(shown, files, kinds.pop() if len(kinds) == 1 else "mixed", [one for _, one in opened], assumptions)
+    return Source(
+        shown, files, kinds.pop() if len(kinds) == 1 else "mixed", [one for _, one in opened], assumptions, encoding
+    )
 
 
 def read_records(path: Path, max_rows: int | None = None) -> RecordFile:
@@ -140,8 +144,8 @@ def read_records(path: Path, max_rows: int | None = None) -> RecordFile:
     return RecordFile(path, source.kind, records, bad_rows, source.assumptions)
 
 
-def open_file(path: Path) -> tuple[str, Reading]:
-    """The kind of one file, and how to read it."""
+def open_file(path: Path, named: str | None = None) -> tuple[str, Reading]:
+    """The kind of one file, and how to read it; `named` is the encoding that a text is known to have."""
     head = _head(path)
     refuse_stand_in(path, head)
     if head.startswith(b"PAR1"):
@@ -157,7 +161,7 @@ def open_file(path: Path) -> tuple[str, Reading]:
             f"{path.name} is not {'a Parquet' if kind == 'parquet' else 'an Arrow'} file, though its ending says so.",
             KNOWN,
         )
-    encoding, assumptions = search_encoding(path)
+    encoding, assumptions = search_encoding(path, named)
     kind, reading = _read_text_kind(path, kind, ending, encoding)
     if kind in ("json", "jsonl") and b'"arguments"' in head and b"null" in head:
         reading = without_filled(reading, islice(reading.rows(), _SAMPLE_ROWS))

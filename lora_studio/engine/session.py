@@ -93,7 +93,8 @@ class Session:
         look = Look(**{field.name: params.pop(field.name) for field in fields(Look) if field.name in params})
         length, cut = params.pop("max_length", 1024), params.pop("truncation", "keep_answer")
         folder = params.pop("cache_folder", None)
-        stamps = [_stamps(name) for name in (params["train_file"], params.get("validation_file")) if name]
+        encoding = params.get("encoding")
+        stamps = [_stamps(name, encoding) for name in (params["train_file"], params.get("validation_file")) if name]
         key = (model, revision, json.dumps(params, sort_keys=True), stamps)
 
         def first_look(sample: Prepared) -> None:
@@ -116,7 +117,7 @@ class Session:
                     **params,
                 )
             except ReadingError:
-                request.answer("progress", phase="rows", done=0, total=0, unread=unread(params["train_file"]))
+                request.answer("progress", phase="rows", done=0, total=0, unread=unread(params["train_file"], encoding))
                 raise
             self._prepared_for = key
         elif (length, cut) != (self._prepared.settings.max_length, self._prepared.settings.truncation):
@@ -132,11 +133,12 @@ class Session:
         return self._prepared
 
     def try_reading(self, request: Request) -> dict[str, Any]:
-        """What a mapping makes of the first rows, before the file is read by it. Parameters: train_file, mapping."""
-        name = request.params["train_file"]
-        key = (name, _stamps(name))
+        """What a mapping makes of the first rows, before the file is read by it. Parameters: train_file, mapping,
+        encoding."""
+        name, encoding = request.params["train_file"], request.params.get("encoding")
+        key = (name, encoding, _stamps(name, encoding))
         if key != self._first_for:
-            self._first, self._first_for = first_records(name), key
+            self._first, self._first_for = first_records(name, encoding=encoding), key
         return tried(self._first, request.params.get("mapping"))
 
     def preview(self, request: Request) -> dict[str, Any]:
@@ -301,9 +303,9 @@ def _progress(request: Request) -> Callable[[str, int, int], None]:
     return progress
 
 
-def _stamps(name: str) -> list[tuple[str, int, int]]:
+def _stamps(name: str, encoding: str | None) -> list[tuple[str, int, int]]:
     """What tells whether the files of a source are still the same."""
-    return [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in open_data(name).files]
+    return [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in open_data(name, encoding).files]
 
 
 def _named(found: dict[str, Any]) -> dict[str, Any]:

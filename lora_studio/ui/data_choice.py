@@ -20,6 +20,7 @@ BAD_ROWS = "data.bad_rows"
 MAPPING = "data.mapping"
 PERCENTILES = "look.percentiles"
 THINKING = "data.enable_thinking"
+ENCODING = "data.encoding"
 SPLIT = ("data.validation_fraction", "data.split_seed", "data.max_samples", "data.max_eval_samples")
 SETTINGS = {setting.path: setting for setting in settings()}
 PATHS = (
@@ -31,6 +32,7 @@ PATHS = (
     "data.prompt_style",
     "data.system_prompt",
     THINKING,
+    ENCODING,
     "data.validation_file",
     *SPLIT,
     PERCENTILES,
@@ -89,6 +91,7 @@ def values_of(chosen: Sequence[Any]) -> dict[str, Any]:
         values[path] = str(values[path] or "").strip()
     values["data.validation_file"] = values["data.validation_file"] or None
     values["data.system_prompt"] = values["data.system_prompt"] or None
+    values[ENCODING] = str(values[ENCODING] or "").strip() or None
     values[THINKING] = forms.from_widget(SETTINGS[THINKING], values[THINKING])
     values[PERCENTILES] = str(values[PERCENTILES] or "").strip() or DEFAULTS[PERCENTILES]
     return values

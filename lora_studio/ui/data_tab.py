@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.ui import downloads, form, length_chart, pager, reading_form, text
-from lora_studio.ui.data_choice import BAD_ROWS, PERCENTILES, SETTINGS, SPLIT, THINKING, remembered, sources
+from lora_studio.ui.data_choice import BAD_ROWS, ENCODING, PERCENTILES, SETTINGS, SPLIT, THINKING, remembered, sources
 from lora_studio.ui.inspection import KEPT_BACK, Controls, Inspection, View
 from lora_studio.ui.studio import Shared, Studio
 
@@ -64,7 +64,7 @@ def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole:
             with gr.Row():
                 length = _number("data.max_length", values, "Tokens a row may have.")
                 truncation = _dropdown("data.truncation", values)
-            with gr.Accordion("Prompt style, system prompt, trained part", open=False):
+            with gr.Accordion("Prompt style, system prompt, trained part, encoding", open=False):
                 train_on = _dropdown("data.train_on", values)
                 style = _dropdown("data.prompt_style", values)
                 system = gr.Textbox(
@@ -75,11 +75,18 @@ def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole:
                     placeholder="none",
                 )
                 thinking = _dropdown(THINKING, values)
+                encoding = gr.Textbox(
+                    values[ENCODING] or "",
+                    label=SETTINGS[ENCODING].title,
+                    info=SETTINGS[ENCODING].description,
+                    placeholder="found by the letters",
+                )
             validation, second, parts, percentiles = _draw_folded(values, offered)
     with gr.Row():
         look = gr.Button("Look at this data", variant="primary", scale=0, min_width=220, elem_id="data-look")
         stop = gr.Button("Stop", visible=False, scale=0, min_width=120)
-    settings = (source, model, length, truncation, train_on, style, system, thinking, validation, *parts, percentiles)
+    read = (style, system, thinking, encoding, validation)
+    settings = (source, model, length, truncation, train_on, *read, *parts, percentiles)
     mapping = gr.State(values["data.mapping"])
     return Controls(*settings, _draw_bad_rows(values), mapping, upload, second, whole, look, stop)
 
@@ -251,11 +258,11 @@ def _wire_pager(act: Inspection, quiet: dict[str, Any]) -> None:
 def _wire_reading(act: Inspection, shown: list[Any], inspect: dict[str, Any]) -> None:
     chosen, form = act.controls.chosen(), act.view.reading
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    source = act.controls.source
+    source, encoding = act.controls.source, act.controls.encoding
     gr.on(
         [*(field.input for field in form.fields()), form.template.blur],
         act.try_reading,
-        [form.rows, source, *form.fields()],
+        [form.rows, source, encoding, *form.fields()],
         form.tried,
         trigger_mode="always_last",
         **quiet,

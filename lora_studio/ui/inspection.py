@@ -53,6 +53,7 @@ class Controls:
     prompt_style: gr.Dropdown
     system_prompt: gr.Textbox
     enable_thinking: gr.Dropdown
+    encoding: gr.Textbox
     validation: gr.Dropdown
     validation_fraction: gr.Number
     split_seed: gr.Number
@@ -206,13 +207,15 @@ class Inspection:
             mapping = rows["readings"][index]["mapping"] or None
             yield from self._inspect({**values_of(chosen), MAPPING: mapping}, correcting=rows)
 
-    def try_reading(self, rows: dict[str, Any] | None, source: str, *fields: Any) -> Any:
+    def try_reading(self, rows: dict[str, Any] | None, source: str, encoding: str | None, *fields: Any) -> Any:
         """Shows what the form would make of the first rows, while it is filled in."""
         if not rows or self.studio.inspector.busy:
             return gr.skip()
         try:
             mapping = reading_form.mapping_from(fields, rows["mapping"])
-            found = self.studio.inspector.call("try_reading", train_file=source, mapping=mapping)
+            found = self.studio.inspector.call(
+                "try_reading", train_file=source, encoding=encoding or None, mapping=mapping
+            )
         except StudioError as error:
             return gr.HTML(reading_form.problem(error), visible=True)
         return gr.HTML(reading_form.trial(found), visible=True)

@@ -138,7 +138,7 @@ def chosen(**changed: Any) -> list[Any]:
     rest = {"data.truncation": "keep_answer", "data.train_on": "assistant", "data.prompt_style": "auto"}
     last = {"data.system_prompt": "", "data.validation_file": "", "look.percentiles": "", "data.bad_rows": "skip"}
     split = {"data.validation_fraction": 0.1, "data.split_seed": 42, "data.max_samples": None}
-    more = {"data.max_eval_samples": None, "data.enable_thinking": "default"}
+    more = {"data.max_eval_samples": None, "data.enable_thinking": "default", "data.encoding": ""}
     return [({**values, **rest, **last, **split, **more, "data.mapping": None} | changed)[path] for path in PATHS]
 
 
@@ -483,11 +483,11 @@ def test_rows_that_nobody_could_read_are_shown_with_the_form_and_read_as_it_says
 
 
 def test_a_reading_is_tried_while_the_form_is_filled_in(act: Inspection) -> None:
-    tried = act.try_reading(RESULT, "pirate", *form_fields(user="q", assistant="b"))
+    tried = act.try_reading(RESULT, "pirate", "", *form_fields(user="q", assistant="b"))
     assert "&#x27;assistant&#x27;: &#x27;b&#x27;" in tried.value
     assert act.studio.inspector.asked[0][1]["train_file"] == "pirate"
     clash = form_fields(messages="q", roles=[["x"], ["x"], [], []])
-    assert "can&#x27;t be both system and user" in act.try_reading(RESULT, "pirate", *clash).value
+    assert "can&#x27;t be both system and user" in act.try_reading(RESULT, "pirate", "", *clash).value
     said = list(act.use_reading(RESULT, *clash, *chosen()))[-1]
     assert "can&#x27;t be both" in said[act.view.reading.said].value
 
