@@ -235,9 +235,13 @@ def loss_bytes(config: Config, model: Architecture, how: Arithmetic, tokens: int
 
 def checkpoint_bytes(config: Config, model: Architecture) -> int:
     """A checkpoint on the disk: adapter and optimizer state, and the tokenizer with the small files."""
+    return learned_bytes(config, model) + 16 * MIB
+
+
+def learned_bytes(config: Config, model: Architecture) -> int:
+    """Of a checkpoint on the disk adapter and optimizer state alone."""
     trained = trained_adapter(config, model)
-    state = optimizer_bytes(config.training.optim, model, trained, config.lora.r)
-    return trained.trainable * 4 + state + 16 * MIB
+    return trained.trainable * 4 + optimizer_bytes(config.training.optim, model, trained, config.lora.r)
 
 
 def verdict(total: float, available: int) -> str:

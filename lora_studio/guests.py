@@ -18,7 +18,7 @@ from typing import Any
 from lora_studio.architecture import architecture, read_config
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
-from lora_studio.estimate import checkpoint_bytes, sequences_at_once
+from lora_studio.estimate import learned_bytes, sequences_at_once
 from lora_studio.files import bytes_in
 from lora_studio.taken import downloads_of, made_by, no_room
 from lora_studio.visitors import USERS, VisitedWorkspace
@@ -26,6 +26,7 @@ from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, shipped_data
 
 ELSEWHERE = "Install the studio, or duplicate the Space, to do this with models and data of your own."
 HOUR, SHRINK_SECONDS = 3600.0, 60.0
+SMALL_FILES = 1_000_000  # bytes of a checkpoint of the built-in model beside what it learned
 _OF_HUB, _OF_PLACE = "hub-", "guest-"
 _CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 
@@ -249,7 +250,7 @@ def _disk(config: Config) -> int:
     numbers = read_config(config.model.name)
     model = architecture(numbers) if numbers else None
     kept = 1 if config.training.save_strategy == "no" else config.training.save_total_limit + 2
-    return kept * checkpoint_bytes(config, model) if model else 0
+    return kept * (learned_bytes(config, model) + SMALL_FILES) if model else 0
 
 
 def _beyond(config: Config) -> list[str]:

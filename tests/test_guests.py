@@ -119,7 +119,8 @@ def test_a_guests_run_goes_through_so_many_tokens_and_no_more(
 
 def test_a_guests_run_whose_checkpoints_have_no_room_is_not_started(tmp_path: Path) -> None:
     workspace = GuestWorkspace(Workspace(tmp_path / "workspace"), lambda: GUEST, OWNER, quota=100_000_000)
-    workspace.admit(demo())
+    for fits in ({}, {"lora.r": 64}):
+        workspace.admit(demo(**fits))
     for settings in ({"lora.r": 1024}, {"lora.r": 512, "training.save_total_limit": 2}):
         with pytest.raises(StudioError, match=r"would take [\d,]+ MB, and guests have 100 MB"):
             workspace.admit(demo(**settings))
