@@ -62,4 +62,6 @@ def test_nothing_is_given_to_a_shell_and_no_text_is_run_as_a_program() -> None:
     assert not [call for call in started for keyword in call.keywords if keyword.arg == "shell"]
     assert not calls("os.system", "os.popen", "getoutput", "getstatusoutput", "create_subprocess_shell", "startfile")
     assert not [call for call in calls("eval", "exec") if isinstance(call.func, ast.Name)]
-    assert not calls("pickle.load", "pickle.loads", "torch.load", "joblib.load", "yaml.load", "yaml.unsafe_load")
+    assert not calls("pickle.load", "torch.load", "joblib.load", "yaml.load", "yaml.unsafe_load")
+    # The process that runs templates takes requests from its own parent alone; what it answers is JSON.
+    assert [ast.unparse(call.args[0].func) for call in calls("pickle.loads")] == ["requests.read"]
