@@ -10,6 +10,7 @@ from pathlib import Path
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.files import bytes_in
+from lora_studio.manifest import MANIFEST
 from lora_studio.workspace import RunFolder, step_of
 
 # Loading a pickle runs what is in it, and who only uses an adapter needs none of these.
@@ -73,5 +74,6 @@ def write_zip(folder: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.is_symlink() and path.suffix not in PICKLES:
+            kept = path.suffix not in PICKLES and path.name != MANIFEST
+            if path.is_file() and not path.is_symlink() and kept:
                 archive.write(path, f"{folder.name}/{path.relative_to(folder)}")

@@ -164,7 +164,11 @@ class RunFolder:
 
     def checkpoint_folders(self) -> list[Path]:
         """Checkpoints that are whole (the trainer writes its state last), oldest first."""
-        found = [path for path in self.checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+        found = [
+            path
+            for path in self.checkpoints.glob("checkpoint-*")
+            if path.name.removeprefix("checkpoint-").isdecimal() and (path / "trainer_state.json").is_file()
+        ]
         return sorted(found, key=lambda path: step_of(path.name))
 
     def read_facts(self) -> dict[str, Any]:

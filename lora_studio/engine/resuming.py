@@ -1,7 +1,6 @@
 """The checkpoint to resume a run from, whether its rows are still the same, and the checkpoint that a stop leaves."""
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,32 @@ from lora_studio.engine.report import Report
 from lora_studio.engine.trainer import Ways
 from lora_studio.errors import OtherRowsError
 from lora_studio.events import DataPrepared
+from lora_studio.files import numbered
+from lora_studio.manifest import MANIFEST, STATE, damage
 from lora_studio.plural import count
-from lora_studio.workspace import RunFolder
+from lora_studio.workspace import RunFolder, step_of
 
 
-def last_whole_checkpoint(run: RunFolder) -> Path | None:
-    """The newest checkpoint that can be resumed from. Torn ones, as a crash leaves them, are removed."""
-    whole = run.checkpoint_folders()
-    for folder in run.checkpoints.glob("checkpoint-*"):
-        if folder not in whole or not state_is_readable(folder):
+def last_whole_checkpoint(run: RunFolder) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that can be resumed from, and what is to be told of others.
+
+    One that a crash left unfinished is removed; one that was finished and is damaged is put aside.
+    """
+    whole: list[Path] = []
+    told: list[str] = []
+    for folder in sorted(run.checkpoints.glob("checkpoint-*"), key=lambda path: path.name):
+        if not (folder / MANIFEST).is_file() and not (folder / STATE).is_file():
             shutil.rmtree(folder)
-    return next((folder for folder in reversed(whole) if folder.is_dir()), None)
-
-
-def state_is_readable(checkpoint: Path) -> bool:
-    """The trainer writes its state last: where it is whole, everything before it is."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return False
-    return True
+        elif words := damage(folder):
+            aside = next(path for path in numbered(folder.with_name(f"damaged-{folder.name}")) if not path.exists())
+            folder.rename(aside)
+            told.append(f"{folder.name} is damaged: {words}. It is kept as {aside.name}.")
+        else:
+            whole.append(folder)
+    last = max(whole, key=lambda folder: step_of(folder.name), default=None)
+    if last is None:
+        told.append("No whole checkpoint was found: the run starts from the beginning.")
+    return last, told
 
 
 def rows_digest(prepared: Prepared) -> str:

@@ -86,11 +86,11 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     if problems := list(machine_conflicts(config, cuda=torch.cuda.is_available())):
         raise ConfigError(problems)
     dtype = choose_dtype(config.model.dtype)
-    checkpoint = last_whole_checkpoint(run) if resume else None
+    checkpoint, told = last_whole_checkpoint(run) if resume else (None, [])
     first_step = step_of(checkpoint.name) if checkpoint else 0
     log.emit(RunStarted(time.time(), os.getpid(), device_name(), dtype_name(dtype), first_step))
-    if resume and checkpoint is None:
-        log.emit(Warned(time.time(), "No whole checkpoint was found: the run starts from the beginning."))
+    for sentence in told:
+        log.emit(Warned(time.time(), sentence))
 
     # Data: the same function that the preview uses.
     log.phase("data")

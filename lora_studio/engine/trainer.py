@@ -33,6 +33,7 @@ from lora_studio.engine.first_weights import save_as_difference
 from lora_studio.engine.label_metrics import LabelMeter
 from lora_studio.engine.lengthening import follow_schedule
 from lora_studio.engine.standalone import EpochOrder, WithoutRouterLoss, loraplus_optimizer
+from lora_studio.manifest import write_manifest
 from lora_studio.workspace import RunFolder, write_atomically
 
 AS_TRAINED = "as_trained"
@@ -146,6 +147,11 @@ class Ways(WithoutRouterLoss):
         save_adapter(adapted, tokenizer, self.card, folder, self.taken_out)
         if self.taken_out is not None:
             adapted.save_pretrained(str(folder / AS_TRAINED), save_embedding_layers=False)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            write_manifest(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(str(self._as_trained(resume_from_checkpoint)), model)

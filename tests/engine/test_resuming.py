@@ -23,7 +23,7 @@ from lora_studio.engine import stopping
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.lengthening import RandomNumbers, follow_schedule, lengthen
 from lora_studio.engine.report import Report
-from lora_studio.engine.resuming import other_rows
+from lora_studio.engine.resuming import last_whole_checkpoint, other_rows
 from lora_studio.events import (
     CheckpointSaved,
     DataPrepared,
@@ -37,8 +37,9 @@ from lora_studio.events import (
     fold,
     to_line,
 )
+from lora_studio.manifest import MANIFEST
 from lora_studio.workspace import RunFolder
-from tests.engine.conftest import MakeRun, events
+from tests.engine.conftest import MakeRun, events, run_worker
 
 Train = Callable[..., int]
 
@@ -260,6 +261,70 @@ def test_a_worker_killed_in_the_middle_loses_at_most_the_steps_since_its_last_ch
     assert reached - 2 <= again <= reached
     for (step, loss), (expected_step, expected) in zip(losses(run), losses(trained), strict=True):
         assert (step, loss) == (expected_step, pytest.approx(expected, abs=1e-6))
+
+
+SAVED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+
+
+def spoil(file: Path, how: str) -> None:
+    content = file.read_bytes()
+    if how == "missing":
+        file.unlink()
+    elif how == "flipped":
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    else:
+        file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "zeros": bytes(len(content))}[how])
+
+
+@pytest.fixture(scope="module")
+def interrupted(make_run: MakeRun) -> RunFolder:
+    """A run of eight steps with checkpoints at 3, 6 and 8."""
+    run = make_run(training__save_strategy="steps", training__save_steps=3, training__save_total_limit=5)
+    assert run_worker(run) == 0
+    return run
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "missing", "empty", "zeros"])
+@pytest.mark.parametrize("name", SAVED)
+def test_a_damaged_checkpoint_is_put_aside_for_the_one_before_and_that_is_told(
+    name: str, how: str, interrupted: RunFolder, tmp_path: Path
+) -> None:
+    run = RunFolder(Path(shutil.copytree(interrupted.path, tmp_path / "run")))
+    assert last_whole_checkpoint(run) == (run.checkpoints / "checkpoint-8", [])
+    spoil(run.checkpoints / "checkpoint-8" / name, how)
+    found, (words,) = last_whole_checkpoint(run)
+    assert found == run.checkpoints / "checkpoint-6"
+    assert words.startswith(f"checkpoint-8 is damaged: {name} ")
+    assert (run.checkpoints / "damaged-checkpoint-8").is_dir()
+    assert [folder.name for folder in run.checkpoint_folders()] == ["checkpoint-3", "checkpoint-6"]
+    assert last_whole_checkpoint(run) == (run.checkpoints / "checkpoint-6", [])
+
+
+@pytest.mark.parametrize("how", ["cut", "missing", "empty", "zeros"])
+@pytest.mark.parametrize("name", SAVED)
+def test_of_a_checkpoint_without_a_manifest_what_shows_is_seen(
+    name: str, how: str, interrupted: RunFolder, tmp_path: Path
+) -> None:
+    run = RunFolder(Path(shutil.copytree(interrupted.path, tmp_path / "run")))
+    (run.checkpoints / "checkpoint-8" / MANIFEST).unlink()
+    assert last_whole_checkpoint(run)[0] == run.checkpoints / "checkpoint-8"
+    spoil(run.checkpoints / "checkpoint-8" / name, how)
+    assert last_whole_checkpoint(run)[0] == run.checkpoints / "checkpoint-6"
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_to_the_same_end(
+    interrupted: RunFolder, trained: RunFolder, make_run: MakeRun, train: Train
+) -> None:
+    run = make_run(training__save_strategy="steps", training__save_steps=3, training__save_total_limit=5)
+    shutil.copytree(interrupted.checkpoints, run.checkpoints)
+    shutil.copyfile(interrupted.events, run.events)
+    spoil(run.checkpoints / "checkpoint-8" / "optimizer.pt", "flipped")
+    assert train(run, "--resume") == 0
+    assert events(run, RunStarted)[-1].resumed_from_step == 6
+    assert any("checkpoint-8 is damaged: optimizer.pt" in event.message for event in events(run, Warned))
+    assert losses(run) == losses(trained)
 
 
 @pytest.mark.slow
