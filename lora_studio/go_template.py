@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_ACTION = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_ACTION = re.compile(r"\{\{(.*?)(\}\}|\Z)", re.DOTALL)
 _TOKEN = re.compile(r'\s*(?:("(?:[^"\\\n]|\\.)*")|(:=|=|[(),])|(\$?\w*(?:\.\w+)+|\$\w*|\.|\w+))')
 _QUOTED = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _PLAIN_SIGNS = re.compile(r'\{\{|"""|[^\S\n ]|[^\x20-\x7e\n\x80-\U0010ffff]')
@@ -150,6 +150,8 @@ def _parse(source: str) -> list[Any]:
     blocks: list[_If | _Range] = []
     at = 0
     for match in _ACTION.finditer(source):
+        if not match.group(2):
+            break  # nothing closes it: the rest is text
         if match.start() > at:
             open_bodies[-1].append(source[at : match.start()])
         at = match.end()

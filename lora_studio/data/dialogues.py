@@ -15,7 +15,7 @@ NO_MARKS = "the text does not mark its turns as the other rows do"
 TOOL_MARKS = "the text holds tool calls in marks, which are read from `messages` with `tool_calls` only"
 LEAST_SHARE = 0.8
 _LIKE_SHARE = 0.8
-_LOOKED_AT = 20_000
+_LOOKED_AT, _MOST_TEXTS = 20_000, 200
 # The answering names that go with an asking one, the likeliest first; any other pair comes after these.
 _ANSWERING = {
     "human": ("assistant", "gpt", "ai", "bot", "chatgpt", "model"),
@@ -81,7 +81,7 @@ def marks_of(texts: Sequence[str], least: float = LEAST_SHARE) -> Marks | None:
 
     Of several names the pair is taken whose asking name comes first and whose names belong together.
     """
-    texts = [text[:_LOOKED_AT] for text in texts]
+    texts = [text[:_LOOKED_AT] for text in texts[:: len(texts) // _MOST_TEXTS + 1]]
     best: tuple[float, Marks | None] = (0.0, None)
     for style in (INST, *STYLES):
         marks, times = _best_pair(style, texts)
@@ -168,25 +168,29 @@ def _turn_marks(text: str, marks: Marks) -> list[tuple[str, int, int]]:
 def _from_inst(text: str, field: str) -> list[Message]:
     if any(mark in text for mark in _TOOLS):
         raise RowError(TOOL_MARKS, field, text)
-    head, *turns = text.split("[INST]")
-    messages: list[Message] = []
-    for turn in turns:
-        asked, mark, answered = turn.partition("[/INST]")
-        if mark:
-            messages += [Message("user", asked), Message("assistant", answered)]
-        elif messages:  # the mark is spoken of in an answer
-            messages[-1] = Message("assistant", f"{messages[-1].content}[INST]{turn}")
-    if not messages:
+    before, questions, at = list[str](), list[str](), 0
+    searched, close = 0, text.find("[/INST]")
+    while close >= 0:
+        start = text.rfind("[INST]", searched, close)
+        if start >= 0:  # else the mark is spoken of in an answer
+            before.append(text[at:start])
+            questions.append(text[start + len("[INST]") : close])
+            at = close + len("[/INST]")
+        searched = close + len("[/INST]")
+        close = text.find("[/INST]", searched)
+    if not questions:
         raise RowError(NO_MARKS, field, text)
+    head, *answers = (*before, text[at:])
     system = [_preamble(head).removeprefix("[SYSTEM_PROMPT]").removesuffix("[/SYSTEM_PROMPT]").strip()]
-    asked = messages[0].content.strip()
+    asked = questions[0].strip()
     if asked.startswith("<<SYS>>") and "<</SYS>>" in asked:
         told, _, asked = asked.removeprefix("<<SYS>>").partition("<</SYS>>")
         system.append(told.strip())
-    messages[0] = Message("user", asked)
-    spoken = [Message(turn.role, _tidy(turn.content, _BEGINS)) for turn in messages]
+    messages: list[Message] = []
+    for question, answer in zip([asked, *questions[1:]], answers, strict=True):
+        messages += [Message("user", question.strip()), Message("assistant", _tidy(answer, _BEGINS))]
     whole = "\n\n".join(part for part in system if part)
-    return [*([Message("system", whole)] if whole else []), *spoken]
+    return [*([Message("system", whole)] if whole else []), *messages]
 
 
 def _preamble(text: str) -> str:
@@ -199,11 +203,12 @@ def _preamble(text: str) -> str:
 
 def _tidy(said: str, marks: Sequence[str] = ()) -> str:
     """A turn without white space around it and without the marks that end it."""
-    said = said.strip()
-    ended = True
+    end, ended = len(said.rstrip()), True
     while ended:
         ended = False
         for mark in (*_ENDS, *marks):
-            if said.endswith(mark):
-                said, ended = said.removesuffix(mark).rstrip(), True
-    return said
+            if said.endswith(mark, 0, end):
+                end, ended = end - len(mark), True
+                while end and said[end - 1].isspace():
+                    end -= 1
+    return said[:end].lstrip()

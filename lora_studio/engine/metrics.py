@@ -11,7 +11,6 @@ _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _END_OF_THINKING = "</think>"
 _FINAL_NUMBER = re.compile(r"####\s*(\S+)")
 _NUMBER = re.compile(r"(?:(?<![\w)])[-−])?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)")
-_FENCE = re.compile(r"\A```(?:json)?\s*\n(.*)\n\s*```\Z", re.DOTALL | re.IGNORECASE)
 _PIECE = re.compile(r"[^\W_]+|_|[^\w\s]")
 
 
@@ -57,9 +56,10 @@ def same_number(answer: str, expected: str) -> bool:
 def json_of(answer: str) -> tuple[bool, Any]:
     """Whether an answer is JSON, also inside a code fence, and its value. Bare words and numbers don't count."""
     text = without_thinking(answer).strip()
-    fenced = _FENCE.match(text)
+    first, _, rest = text.partition("\n")
+    fenced = first.strip().lower() in ("```", "```json") and rest.endswith("```")
     try:
-        value = json.loads(fenced[1] if fenced else text)
+        value = json.loads(rest.removesuffix("```") if fenced else text)
     except (json.JSONDecodeError, RecursionError):
         return False, None
     return isinstance(value, dict | list), value

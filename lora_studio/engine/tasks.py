@@ -11,8 +11,9 @@ from lora_studio.engine.text_scores import rouge_l
 MOST_LABELS, LONGEST_LABEL, ROWS_A_LABEL = 20, 40, 3
 NEARLY_ALL = 0.9
 POSITIVE = ("yes", "true", "positive", "1", "spam", "relevant")
-_WORKED = re.compile(r"####\s*\S*\d")
-_BARE_NUMBER = re.compile(r"[^\w]*\d[\d,. ]*[^\w]*")
+_WORKED = re.compile(r"####\s*(\S+)")
+_DIGIT = re.compile(r"\d")
+_BARE_NUMBER = re.compile(r"[^\w]*\d(?:[\d,. ]*\d)?[^\w]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def choose_task(expected: Sequence[str], labels: Sequence[str] = (), labels_from
             return Task(
                 "labels", f"Each answer is one of the labels {', '.join(labels)}: {labels_from}.", tuple(labels)
             )
-    if _nearly_all(bool(_WORKED.search(answer) or _BARE_NUMBER.fullmatch(normalise(answer))) for answer in expected):
+    if _nearly_all(_is_number(answer) for answer in expected):
         return Task("numbers", "The expected answers end in a number (after #### where they are worked out).")
     if _nearly_all(json_of(answer)[0] for answer in expected):
         return Task("json", "The expected answers are JSON.")
@@ -64,6 +65,12 @@ def choose_task(expected: Sequence[str], labels: Sequence[str] = (), labels_from
         said = f"The expected answers are the same {len(found)} short ones again and again: {', '.join(found)}."
         return Task("labels", said, found)
     return Task("text", "The expected answers are free text: neither labels nor numbers nor JSON.")
+
+
+def _is_number(answer: str) -> bool:
+    """Whether an answer is a number by itself or ends in one after ####."""
+    worked = any(map(_DIGIT.search, _WORKED.findall(answer)))
+    return worked or _BARE_NUMBER.fullmatch(normalise(answer)) is not None
 
 
 def _nearly_all(those: Iterable[bool]) -> bool:

@@ -1,5 +1,8 @@
 """Who speaks in dialogues that are written as one text: one way of marking and one pair of names for a file."""
 
+import contextlib
+import time
+
 import pytest
 
 from lora_studio.data import dialogues
@@ -168,3 +171,29 @@ def test_a_dialogue_over_the_lines_of_a_text_is_read_as_rows_of_whole_exchanges(
 )
 def test_other_texts_stay_paragraphs_and_lines(write, text, rows):
     assert [number for number, _ in _rows_of(write, "book.txt", text)] == rows
+
+
+@pytest.mark.parametrize("end", ["", "\nAssistant: b", "### Response:\nb", "[/INST]b", "<|im_start|>assistant\nb"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *(" ", "\n", '"', "[", "a", " \n", "[INST]", "[/INST]", "[INST][/INST]", "</s>", "<|im_end|> ", "### ", "###"),
+        *(
+            "Human:\n",
+            "Assistant: ",
+            "### Instruction:\n",
+            "### Input:\n",
+            "<|user|>",
+            "<|im_start|>user\n",
+            "**",
+            "<s>",
+        ),
+    ],
+)
+def test_a_hundred_thousand_letters_of_anything_are_read_within_a_second(unit, end):
+    text = f"Human: {unit * (100_000 // len(unit))}{end}"
+    began = time.process_time()
+    for shape in recognise_all(_records(text, text)):
+        with contextlib.suppress(RowError):
+            convert(_records(text)[0], shape)
+    assert time.process_time() - began < 1
