@@ -34,7 +34,8 @@ _CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 @dataclass(frozen=True, slots=True)
 class Limits:
     """For each guest, but for what all guests share: `runs_an_hour` and, on the disk, so many guests' room. Those who
-    come from one address share `runs_of_address` an hour and `quotas_of_address`, for they may be one person.
+    come from one address share `runs_of_address` an hour, `quotas_of_address` and `questions` that wait for an answer,
+    for they may be one person.
 
     `tokens` are those that a run trains on and measures with, as many as its settings allow, of which it has so many
     in memory `at_once`. Data prepared for all visitors takes `prepared_bytes`.
@@ -46,6 +47,7 @@ class Limits:
     at_once: int = 32_768
     max_length: int = 1024
     answer_tokens: int = 512
+    questions: int = 3
     test_rows: int = 50
     checkpoints: int = 3
     runs_an_hour: int = 12

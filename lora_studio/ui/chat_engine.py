@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from lora_studio.errors import StudioError
+from lora_studio.guests import origin
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import chat_device, text
@@ -35,11 +36,26 @@ class HeldError(StudioError):
     """Another base is in memory, and a person on the page talks to it."""
 
 
-class Engine:
-    """Shared by all. `loaded` is what the child said it holds."""
+class BusyError(StudioError):
+    """So much of one person waits already that there would be no turn for others."""
 
-    def __init__(self, session: Session, supervisor: Supervisor) -> None:
-        self._session, self._supervisor = session, supervisor
+
+def asker(kind: str, visitor: str, which: str) -> str:
+    """A name for whoever asks: the kind of window to the engine, whose it is, and which of theirs."""
+    return f"{kind} {visitor} {which}"
+
+
+def _person(who: str) -> str:
+    """What those who ask and may be one person have in common; "" where visitors are not told apart."""
+    return origin(who.split(" ")[1]) if who.count(" ") == 2 else ""
+
+
+class Engine:
+    """Shared by all. `loaded` is what the child said it holds. Of one visitor so many questions wait as `most_waiting`
+    says; any number where that is None."""
+
+    def __init__(self, session: Session, supervisor: Supervisor, most_waiting: int | None = None) -> None:
+        self._session, self._supervisor, self._most_waiting = session, supervisor, most_waiting
         self._turn = threading.Lock()
         self._naming = threading.Lock()
         self._holder = ""
@@ -121,21 +137,37 @@ class Engine:
         yield {"kind": "unloaded"}
 
     def _in_turn(self, who: str, work: Answers) -> Answers:
-        self._waiting.add(who)
-        with contextlib.closing(work):
-            while not self._turn.acquire(timeout=WAIT_SECONDS):
-                if who not in self._waiting:
-                    raise StudioError("Stopped before it began.", "Somebody else was being answered. Ask again.")
-                yield _status(text.progress("Somebody else is being answered; yours comes next")) | {"waiting": True}
-            try:
-                with self._naming:
-                    self._waiting.discard(who)
-                    self._holder, self._given_up = who, False
-                yield from work
-            finally:
-                with self._naming:
-                    self._holder = ""
-                self._turn.release()
+        with self._naming:
+            person = _person(who)
+            if (
+                self._most_waiting
+                and person
+                and self._most_waiting <= sum(_person(one) == person for one in self._waiting)
+            ):
+                raise BusyError(
+                    f"{self._most_waiting} questions of yours, or of your address, wait already.",
+                    "Ask again in a moment.",
+                )
+            self._waiting.add(who)
+        try:
+            with contextlib.closing(work):
+                while not self._turn.acquire(timeout=WAIT_SECONDS):
+                    if who not in self._waiting:
+                        raise StudioError("Stopped before it began.", "Somebody else was being answered. Ask again.")
+                    yield _status(text.progress("Somebody else is being answered; yours comes next")) | {
+                        "waiting": True
+                    }
+                try:
+                    with self._naming:
+                        self._waiting.discard(who)
+                        self._holder, self._given_up = who, False
+                    yield from work
+                finally:
+                    with self._naming:
+                        self._holder = ""
+                    self._turn.release()
+        finally:
+            self._waiting.discard(who)
 
     def _on_page(self, wanted: Wanted, work: Answers) -> Answers:
         """What a person asks for: the base is kept for them from now on."""

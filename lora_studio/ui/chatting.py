@@ -19,7 +19,7 @@ from lora_studio.presets import presets
 from lora_studio.text_limits import QUESTION, SYSTEM_PROMPT, check_length
 from lora_studio.ui import chat_board, chat_choices, chat_device, chat_words, dialogue, downloads, form, text
 from lora_studio.ui.chat_choices import Choice, Example, wanted
-from lora_studio.ui.chat_engine import ConsentError
+from lora_studio.ui.chat_engine import ConsentError, asker
 from lora_studio.ui.chat_sampling import SAMPLING, boxes, checked, plain
 from lora_studio.ui.dialogue import BASE, Talk
 from lora_studio.ui.studio import Studio
@@ -69,7 +69,7 @@ class Chat:
 
     def asker(self, who: str) -> str:
         """What the engine knows a browser by: with its visitor's name, so that nobody stops another's answer."""
-        return f"page {self.studio.workspace.maker} {who}"
+        return asker("page", self.studio.workspace.maker, who)
 
     def talk(self, who: str) -> Talk:
         return dialogue.read_talk(self.studio.workspace, who)

@@ -20,6 +20,7 @@ from lora_studio.preflight import ASK, FAILED, Report
 from lora_studio.presets import presets, resolve
 from lora_studio.ui import openai_format
 from lora_studio.ui.chat_choices import choices
+from lora_studio.ui.chat_engine import asker
 from lora_studio.ui.openai_format import ApiError
 from lora_studio.ui.studio import Studio
 
@@ -141,7 +142,7 @@ class Programs:
         asked = openai_format.read({"model": model, "messages": messages})
         found = openai_format.model(choices(studio.workspace, studio.supervisor.runs()), model)
         column = {"adapter": found.adapter, "messages": openai_format.messages_of(asked, found.system_prompt)}
-        said, who = "", f"endpoint {next(self._numbers)}"
+        said, who = "", asker("endpoint", studio.workspace.maker, str(next(self._numbers)))
         with contextlib.closing(studio.engine.answer_program(who, found.wanted, column, sampling)) as answers:
             for answer in answers:
                 if answer["kind"] == "piece":

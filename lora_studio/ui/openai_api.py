@@ -22,7 +22,7 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.client import EngineError
 from lora_studio.ui import openai_format as wire
 from lora_studio.ui.chat_choices import Choice, choices
-from lora_studio.ui.chat_engine import Answer, Answers, ConsentError, Engine, HeldError
+from lora_studio.ui.chat_engine import Answer, Answers, BusyError, ConsentError, Engine, HeldError, asker
 from lora_studio.ui.openai_format import ApiError
 from lora_studio.ui.studio import Studio
 
@@ -92,7 +92,7 @@ class OpenAi:
         self._studio.workspace.check_request({"settings": settings})  # also before anything is loaded for it
         model = wire.model(self.found(request), asked.model)
         column = {"adapter": model.adapter, "messages": wire.messages_of(asked, model.system_prompt)}
-        who = f"program {next(self._names)}"
+        who = asker("program", self._studio.workspace.maker, str(next(self._names)))
         return who, self._studio.engine.answer_program(who, model.wanted, column, settings, wire.stops_of(asked))
 
     async def _events(self, request: Request, work: tuple[str, Answers]) -> Events:
@@ -213,6 +213,8 @@ def _problem(error: StudioError) -> ApiError:
     match error:
         case HeldError():
             return ApiError(409, str(error), "model_held", "model")
+        case BusyError():
+            return ApiError(503, str(error), "busy")
         case ConsentError():
             return ApiError(503, str(error), "memory", "model")
         case EngineError():

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import gradio as gr
 
+from lora_studio.guests import LIMITS
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.jobs.exporting import Exports
@@ -33,7 +34,7 @@ class Studio:
     @cached_property
     def engine(self) -> Engine:
         """Answers in turn, whoever asks: the chat tab, a program, an endpoint."""
-        return Engine(self.chat, self.supervisor)
+        return Engine(self.chat, self.supervisor, LIMITS.questions if self.serving.guests else None)
 
     @cached_property
     def evaluations(self) -> Evaluations:

@@ -13,6 +13,7 @@ from lora_studio.events import RunState
 from lora_studio.hardware import Device
 from lora_studio.ui import chat_choices, chat_sources, chat_tab, dialogue
 from lora_studio.ui.chat_choices import Wanted
+from lora_studio.ui.chat_engine import BusyError, Engine, asker
 from lora_studio.ui.chat_sampling import SAMPLING
 from lora_studio.ui.chatting import Chat, Updates
 from lora_studio.ui.dialogue import BASE, Talk
@@ -372,6 +373,27 @@ def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_o
     list(act.unload(WHO))
     assert not session.running
     list(answered)
+
+
+def test_a_guest_leaves_turns_to_others(act: Chat) -> None:
+    session: Any = act.studio.chat
+    engine = Engine(session, act.studio.supervisor, most_waiting=2)
+
+    def ask(visitor: str, which: str) -> Any:
+        who = asker("page", visitor, which)
+        return engine.answer(who, Wanted("demo"), [{"adapter": None, "messages": HELLO}], {})
+
+    answered = ask("guest-a-1", "1")
+    while next(answered)["kind"] != "piece":
+        pass
+    waiting = [ask("guest-b-1", "1"), ask("guest-b-2", "1")]
+    assert all(next(one)["waiting"] for one in waiting)
+    with pytest.raises(BusyError, match="2 questions of yours, or of your address, wait already"):
+        next(ask("guest-b-3", "1"))
+    next(ask("guest-c-1", "1"))
+    waiting[0].close()  # its page was closed
+    assert next(ask("guest-b-3", "1"))["waiting"]
+    answered.close()
 
 
 def test_a_chat_that_will_hardly_fit_is_asked_about_first(act: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
