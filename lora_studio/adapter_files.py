@@ -15,8 +15,8 @@ from lora_studio.module_patterns import check_settings
 from lora_studio.parsing import plain_words
 
 SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "studio.json"
-TEMPLATE_FILE = "chat_template.jinja"
-SMALL_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+TEMPLATE_FILE, TOKENIZER_SETTINGS = "chat_template.jinja", "tokenizer_config.json"
+SMALL_FILES = (TOKENIZER_SETTINGS, "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 """JSON files beside an adapter that are read when it answers."""
 MAX_SETTINGS_BYTES, MAX_SMALL_BYTES, MAX_DEPTH = 8_000_000, 4_000_000, 32
 Rank = Annotated[int, Field(ge=1, le=65_536)]
@@ -39,7 +39,7 @@ class AdapterSettings(_Checked):
     base_model_name_or_path: str | None = None
     revision: str | None = None
     inference_mode: bool = False
-    r: Rank | None = None
+    r: Annotated[int, Field(ge=0, le=65_536)] | None = None  # 0 is OFT's, whose blocks have sizes instead
     init_r: Rank | None = None
     target_r: Rank | None = None
     lora_alpha: float | int | None = None
@@ -80,6 +80,7 @@ class StudioCard(_Checked):
     system_prompt: str | None = None
     prompt_style: str | None = None
     enable_thinking: bool | None = None
+    base_fingerprint: str | None = None
     max_length: Count | None = None
     four_bit: dict[str, Any] | None = None
 
@@ -149,10 +150,12 @@ def read_studio_card(folder: Path) -> dict[str, Any]:
 
 
 def read_template(folder: Path) -> str:
-    """The chat template beside an adapter; "" where there is none."""
+    """The chat template beside an adapter's weights, where transformers looks for it: a file of its own, else in the
+    tokenizer's settings, where several may stand by name; "" where there is none.
+    """
     path = folder / TEMPLATE_FILE
     if not path.is_file():
-        return ""
+        return _template_in_settings(folder / TOKENIZER_SETTINGS)
     try:
         if path.stat().st_size > MAX_SMALL_BYTES:
             raise StudioError(f"{path.name} is larger than {MAX_SMALL_BYTES:,} bytes, which no template needs.", AGAIN)
@@ -161,6 +164,18 @@ def read_template(folder: Path) -> str:
         raise StudioError(f"{path.name} can't be read: {error.strerror}.", AGAIN) from None
     except UnicodeDecodeError:
         raise StudioError(f"{path.name} is not UTF-8.", "Save it as UTF-8 and zip the adapter again.") from None
+
+
+def _template_in_settings(path: Path) -> str:
+    """The chat template in a tokenizer_config.json; of several the one called default."""
+    found = read_object(path).get("chat_template") if path.is_file() else None
+    if isinstance(found, list):
+        found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+    if isinstance(found, dict):
+        found = found.get("default")
+    if found is not None and not isinstance(found, str):
+        raise StudioError(f"The chat template in {path.name} is no text.", AGAIN)
+    return found or ""
 
 
 def check_small_files(folder: Path) -> None:

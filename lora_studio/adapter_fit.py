@@ -4,59 +4,95 @@ No torch: adapter_config.json, the header of adapter_model.safetensors and the b
 """
 
 import json
+import os
 import re
 import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_studio.adapter_files import WEIGHTS_FILE, check_small_files, read_studio_card, read_template
-from lora_studio.adapter_source import KINDS, LORA, PROMPT_LEARNING, read_settings, same_model
+from lora_studio.adapter_card import AdapterCard, read_card
+from lora_studio.adapter_files import WEIGHTS_FILE, check_small_files
+from lora_studio.adapter_keys import lora_place, plain_name, ranks_held, some
+from lora_studio.adapter_settings import LORA, PROMPT_LEARNING, read_settings
 from lora_studio.architecture import Architecture, architecture, read_config
+from lora_studio.base_identity import same_base
 from lora_studio.errors import StudioError
+from lora_studio.module_patterns import is_regular_expression
 
 MAX_HEADER, MIN_HEADER = 16 * 1024**2, 1 << 16
 """Bytes of names and shapes: the most there can be, and the most that there can be with hardly any numbers."""
-_MATRIX = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.(?:\w+\.)?weight")
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_LAYER = re.compile(r"layers\.(\d+)\.")
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
-    """What is known of an adapter without loading it. `template` is the chat template it was trained with."""
+def unlike(card: AdapterCard, base: str) -> str:
+    """Why an adapter's own base is not the model of that name; "" where it is, or nothing says otherwise.
 
-    base: str
-    revision: str | None
-    quantization: str
-    system_prompt: str
-    prompt_style: str
-    enable_thinking: bool | None
-    template: str
-    kind: str
-    r: int
-
-    @property
-    def thinks(self) -> bool:
-        """Whether the template has a thinking switch."""
-        return "enable_thinking" in self.template
+    A Hub model that is not on this machine can't be compared: a folder of its last name passes for a copy of it.
+    """
+    if not card.base:
+        return ""
+    same = same_base(card.base, base, card.base_fingerprint)
+    if same is None:
+        return "" if unproved(card, base) else "they can't be compared on this machine, and their names differ."
+    if same:
+        return ""
+    alike = Path(card.base).name.lower() == Path(base).name.lower()
+    return "they are other models under one last name." if alike else "its weights mean nothing there."
 
 
-def read_card(folder: Path) -> Card:
-    """The adapter's card, from studio.json where there is one, else from what peft wrote."""
-    settings = read_settings(folder)
-    card = read_studio_card(folder)
-    return Card(
-        base=str(card.get("base_model") or settings.get("base_model_name_or_path") or ""),
-        revision=card.get("revision") or settings.get("revision"),
-        quantization=str(card.get("quantization") or "none"),
-        system_prompt=str(card.get("system_prompt") or ""),
-        prompt_style=str(card.get("prompt_style") or "chat"),
-        enable_thinking=card.get("enable_thinking"),
-        template=read_template(folder),
-        kind=KINDS[settings["peft_type"]],
-        r=int(settings.get("r") or 0),
-    )
+def unproved(card: AdapterCard, base: str) -> bool:
+    """Whether base and adapter's base pass for one model only by their last name, and nothing here can prove it."""
+    if not card.base or same_base(card.base, base, card.base_fingerprint) is not None:
+        return False
+    on_hub = is_hub_id(card.base) != is_hub_id(base)
+    return on_hub and Path(card.base).name.lower() == Path(base).name.lower()
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is an id of the Hub, and no folder of this machine or another."""
+    return not name.startswith((".", "/", "~")) and name.count("/") == 1 and not os.path.isdir(name)
+
+
+def together(cards: Sequence[AdapterCard]) -> list[str]:
+    """What a person should know of adapters that answer side by side, on the first one's base in its precision.
+
+    Raises `StudioError` where they are of different bases or revisions.
+    """
+    first, told = cards[0], []
+    for other in cards[1:]:
+        if other.base and (why := _unlike_first(other, first)):
+            raise StudioError(
+                f"{other.name} was trained on {other.base}, and {first.name} on {first.base}: {why}",
+                "All columns share one base: choose adapters of the same base.",
+            )
+        if other.revision != first.revision and other.revision and first.revision:
+            raise StudioError(
+                f"{other.name} was trained on revision {other.revision} of its base, and {first.name} on "
+                f"{first.revision}.",
+                "All columns share one base: choose adapters of the same revision.",
+            )
+        if other.quantization != first.quantization:
+            told.append(
+                f"{other.name} was trained on {precision(other)}; here it answers on {precision(first)}, as "
+                f"{first.name} was trained. Base and {other.name} can differ from what they are by themselves."
+            )
+        if first.base and unproved(other, first.base):
+            told.append(f"{other.base} is not on this machine: {first.base} passes for a copy of it by its name alone.")
+    return told
+
+
+def _unlike_first(other: AdapterCard, first: AdapterCard) -> str:
+    """Fingerprints that both adapters recorded decide, also where neither base is where it was."""
+    if first.base_fingerprint and first.base_fingerprint == other.base_fingerprint:
+        return ""
+    return unlike(other, first.base) if first.base else ""
+
+
+def precision(card: AdapterCard) -> str:
+    """The base of an adapter's training, by its precision."""
+    bits = {"4bit": "4 bits", "8bit": "8 bits"}.get(card.quantization)
+    return f"the base in {bits}" if bits else "the full base"
 
 
 def check_fit(folder: Path, base: str | None = None, check_path: Callable[[str], None] = lambda name: None) -> str:
@@ -66,19 +102,14 @@ def check_fit(folder: Path, base: str | None = None, check_path: Callable[[str],
     may not be read, before anything tells whether it is there. A Hub model that was never fetched has
     no numbers to compare with: it is checked when it is loaded.
     """
-    settings = read_settings(folder)
+    settings, card = read_settings(folder), read_card(folder)
     check_small_files(folder)
-    task = settings.get("task_type")
-    if task not in ("CAUSAL_LM", None):
-        raise StudioError(
-            f"This adapter was trained for {task}, not to write text.", "Only CAUSAL_LM adapters can chat."
-        )
-    named = read_card(folder).base
+    named = card.base
     for name in filter(None, (named, settings.get("base_model_name_or_path"))):
         check_path(str(name))
-    if base and named and not same_model(named, base):
+    if base and (why := unlike(card, base)):
         raise StudioError(
-            f"This adapter was trained on {named}; the columns here are on {base}.",
+            f"This adapter was trained on {named}; the columns here are on {base}: {why}",
             "All columns share one base: choose adapters of the same base, or take the others out first.",
         )
     found = base or named
@@ -95,6 +126,7 @@ def check_fit(folder: Path, base: str | None = None, check_path: Callable[[str],
     _check_ranks(header, settings)
     if model := architecture(numbers):  # one that is not counted here is checked when it is loaded
         _check_shapes(header, model, found)
+        _check_places(header, settings, model, found)
         _check_prompt(header, settings, model, found)
     return found
 
@@ -129,16 +161,36 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def _check_ranks(header: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """No rank that the settings name may exceed what the file holds: peft makes matrices of that size first."""
-    if settings["peft_type"] != LORA:
+    """The settings' rank of each module is that of its matrices: peft makes matrices of the settings' ranks first.
+
+    A pattern is taken as the end of a module's name; what more it means is for the engine to say.
+    """
+    if settings["peft_type"] != LORA or settings.get("target_parameters"):
         return
-    held = max((tensor["shape"][0] for name, tensor in header.items() if ".lora_A." in name), default=0)
-    named = [settings.get("r"), *(settings.get("rank_pattern") or {}).values()]
-    highest = max((rank for rank in named if isinstance(rank, int)), default=0)
-    if held and highest > held:
+    patterns: Mapping[str, int] = settings.get("rank_pattern") or {}
+    for module, held in ranks_held({name: tuple(tensor["shape"]) for name, tensor in header.items()}).items():
+        ends = (rank for end, rank in patterns.items() if f".{module}".endswith(f".{end}"))
+        named = next(ends, None if any(map(is_regular_expression, patterns)) else int(settings.get("r") or 8))
+        if named is not None and named != held:
+            matrix = "its largest matrix" if named > held else "its matrix"
+            raise StudioError(
+                f"The adapter's settings say rank {named:,}, and {matrix} has {held:,} rows "
+                f"({module.removeprefix('base_model.model.')}).",
+                "Copy adapter_config.json and the weights from the same adapter.",
+            )
+
+
+def _check_places(header: Mapping[str, Any], settings: Mapping[str, Any], model: Architecture, base: str) -> None:
+    """At least one LoRA matrix of the file is of a module that the base has, where the base's modules are all known."""
+    known = {plain_name(path) for linear in model.linears for path in linear.paths}
+    places = {place[0] for name in header if (place := lora_place(name))}
+    if settings["peft_type"] != LORA or settings.get("target_parameters") or not model.exact or not places:
+        return
+    elsewhere = ("embed_tokens", "lm_head", "experts", "router", "gate")
+    if not any(plain_name(place) in known or plain_name(place).endswith(elsewhere) for place in places):
         raise StudioError(
-            f"The adapter's settings say rank {highest:,}, and its largest matrix has {held:,} rows.",
-            "Copy adapter_config.json and the weights from the same adapter.",
+            f"None of the adapter's weights has a place in {base}: it holds {some(sorted(places), 2)}.",
+            f"It was trained on another model: {base} has {some(sorted(known), 2)}.",
         )
 
 
@@ -158,24 +210,25 @@ def _check_prompt(header: Mapping[str, Any], settings: Mapping[str, Any], model:
 
 
 def _check_shapes(header: Mapping[str, Any], model: Architecture, base: str) -> None:
-    known = {path: linear for linear in model.linears for path in linear.paths}
+    known = {plain_name(path): linear for linear in model.linears for path in linear.paths}
     for name, tensor in header.items():
-        match = _MATRIX.fullmatch(name)
-        if match is None:
+        place = lora_place(name)
+        if place is None or place[1] not in ("A", "B") or len(tensor["shape"]) != 2:
             continue
-        module, shape = match["module"], tuple(tensor["shape"])
-        layer = _LAYER.search(module)
+        (module, side), shape = (plain_name(place[0]), place[1]), tuple(tensor["shape"])
+        layer = _LAYER.match(module)
         if layer and int(layer[1]) >= model.layers:
             raise StudioError(
                 f"The adapter has weights for layer {int(layer[1]) + 1}, and {base} has {model.layers} layers.",
                 "It was trained on another model.",
             )
         if module in known:
-            wanted = known[module].inputs if match["side"] == "A" else known[module].outputs
-            found = shape[-1] if match["side"] == "A" else shape[0]
+            wanted = known[module].inputs if side == "A" else known[module].outputs
+            found = shape[-1] if side == "A" else shape[0]
             if found != wanted:
-                side = "columns" if match["side"] == "A" else "rows"
+                counted = "columns" if side == "A" else "rows"
+                shown = place[0].removeprefix("base_model.model.")
                 raise StudioError(
-                    f"The adapter's matrix for {module} has {found:,} {side}; on {base} it needs {wanted:,}.",
+                    f"The adapter's matrix for {shown} has {found:,} {counted}; on {base} it needs {wanted:,}.",
                     "It was trained on another model.",
                 )

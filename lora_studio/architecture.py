@@ -145,13 +145,18 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any] | None
 
     Nothing is fetched: a Hub model that was never loaded here has no numbers yet.
     """
-    source = Path(model_source(name))
-    path: Path | None = source / "config.json" if os.path.isdir(source) else _cached(name, revision)
+    folder = model_folder(name, revision)
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path else None
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else None
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def model_folder(name: str, revision: str | None = None) -> Path | None:
+    """The folder that a model's name stands for on this machine: its own, or the cache's of a Hub model; else None."""
+    source = Path(model_source(name))
+    return source if os.path.isdir(source) else _cached(name, revision)
 
 
 def hub_cache() -> Path:
@@ -165,8 +170,8 @@ def _cached(name: str, revision: str | None) -> Path | None:
     wanted = revision or "main"
     reference = folder / "refs" / wanted
     commit = reference.read_text(encoding="utf-8").strip() if os.path.isfile(reference) else wanted
-    path = folder / "snapshots" / commit / "config.json"
-    return path if os.path.isfile(path) else None
+    snapshot = folder / "snapshots" / commit
+    return snapshot if os.path.isfile(snapshot / "config.json") else None
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture | None:

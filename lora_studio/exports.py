@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from lora_studio.adapter_files import SETTINGS_FILE, read_object, read_studio_card
-from lora_studio.adapter_source import named_adapter, read_lora
+from lora_studio.adapter_settings import read_lora
+from lora_studio.adapter_source import named_adapter
 from lora_studio.architecture import architecture, read_config
 from lora_studio.errors import StudioError
 from lora_studio.events import DataPrepared, from_line

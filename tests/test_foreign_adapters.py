@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio import foreign_adapters
-from lora_studio.adapter_fit import read_card
+from lora_studio.adapter_card import read_card
 from lora_studio.errors import StudioError
 from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import Workspace

@@ -5,8 +5,9 @@ import sys
 import time
 from typing import Any
 
-from lora_studio.adapter_fit import check_fit, read_card
-from lora_studio.adapter_source import adapter_folder, read_settings
+from lora_studio.adapter_card import read_card
+from lora_studio.adapter_fit import check_fit, together
+from lora_studio.adapter_source import adapter_folder
 from lora_studio.cli.flags import overrides
 from lora_studio.cli.terminal import duration, print_json, say
 from lora_studio.errors import StudioError
@@ -26,6 +27,8 @@ def chat(workspace: Workspace, given: argparse.Namespace) -> int:
     with Session(workspace.logs_folder / "cli-chat.log") as session:
         say("Loading the model ...")
         loaded = session.call("load", on_progress=_Loading().tell, adapters=folders)
+        for note in loaded["notes"]:
+            say(f"  note: {note}")
         columns = [BASE] * given.compare + list(folders)
         talk = Talk(session, settings, given.system or loaded["system_prompt"], columns)
         if given.prompt is not None:
@@ -61,9 +64,10 @@ def _folders(workspace: Workspace, names: list[str]) -> dict[str, str]:
     if len(names) > MOST_ADAPTERS:
         raise StudioError(f"{len(names)} adapters are named.", f"At most {MOST_ADAPTERS} answer beside the base.")
     folders = [adapter_folder(workspace, name) for name in names]
-    read_settings(folders[0])
-    for folder in folders[1:]:
-        check_fit(folder, read_card(folders[0]).base or None)
+    first = read_card(folders[0]).base or None
+    for folder in folders:
+        check_fit(folder, first)
+    together([read_card(folder) for folder in folders])
     return {ADAPTER if number == 1 else f"{ADAPTER}{number}": str(folder) for number, folder in enumerate(folders, 1)}
 
 
@@ -133,4 +137,6 @@ def _result(
         "adapter_folders": folders,
         "device": loaded["device"],
         "dtype": loaded["dtype"],
+        "quantization": loaded["quantization"],
+        "notes": loaded["notes"],
     }

@@ -1,4 +1,5 @@
-"""Adapters that peft can't put beside LoRA (prompt learning, (IA)³ and others), each in a wrapper around the one base.
+"""Adapters that are more than plain LoRA (DoRA, whole modules, experts, prompt learning and others), each in a wrapper
+of its own around the one base.
 
 The base is in memory once. What such an adapter puts around the base's modules stands there only while it answers, so
 that nobody else computes with it: `Standing` is which module stands in which place.
@@ -7,14 +8,17 @@ that nobody else computes with it: `Standing` is which module stands in which pl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, PeftType
 from transformers import PreTrainedModel
 
+from lora_studio.engine.adapter_weights import AdapterWeights, own_embeddings, put_on
 from lora_studio.engine.biases import Biases, biases_of, put_in, with_biases
+
+ADAPTER = "adapter"
+"""peft's name for an adapter in its own wrapper."""
 
 Standing = dict[tuple[torch.nn.Module, str], torch.nn.Module]
 """The module that stands in each place: under a name in a parent."""
@@ -63,20 +67,24 @@ class Apart:
             yield self.model
 
 
-def put_apart(base: PreTrainedModel, folder: Path, own: Standing) -> Apart:
-    """Loads an adapter around a base whose own modules stand in its places, and leaves the base as it was.
+def put_apart(base: PreTrainedModel, weights: AdapterWeights, own: Standing, name: str) -> Apart:
+    """Puts an adapter around a base whose own modules stand in its places, and leaves the base as it was.
 
-    Raises what peft raises where it does not fit.
+    `name` is what the base is called. Raises `StudioError` or what peft raises where it does not fit.
     """
     biases = biases_of(base)
+    tying = base.config.tie_word_embeddings
     noted: Any = base.__dict__.pop("peft_config", None)  # peft would take LoRA's note of itself for this adapter's
     try:
-        model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False).eval()
+        for path, module in own_embeddings(base, weights.matrices).items() if weights.matrices else ():
+            base.set_submodule(path, module)
+        model = put_on(base, weights, ADAPTER, name).eval()
         around = {place: now for place in own if (now := place[0].get_submodule(place[1])) is not own[place]}
         trained = [(bias, values) for bias, values in biases_of(base) if not _has(biases, bias, values)]
     finally:
         put(own)
         put_in(biases)
+        base.config.tie_word_embeddings = tying
         base.__dict__.pop("peft_config", None)
         if noted is not None:
             base.peft_config = noted

@@ -15,14 +15,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lora_studio.adapter_files import read_template
+from lora_studio.adapter_card import read_card
 from lora_studio.config import Generation
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.encode import IGNORED, Example
 from lora_studio.data.questions import Question, question_of
 from lora_studio.engine.forced import forced_scores
 from lora_studio.engine.generate import Answer, Column, generate, generation_config
-from lora_studio.engine.loaded import LoadedModel, read_card
+from lora_studio.engine.loaded import LoadedModel
 from lora_studio.engine.tasks import READING, Task, Verdict, judge
 from lora_studio.errors import StudioError
 
@@ -37,21 +37,18 @@ READ = ("text", "tokenised")
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """How one who answers is asked: the chat template, and what goes with it."""
+    """How one who answers is asked: the chat template, and what goes with it. `tokenizer` is None for the base's."""
 
     template: str | None
     system_prompt: str | None
     enable_thinking: bool | None
+    tokenizer: PreTrainedTokenizerBase | None = None
 
     @classmethod
-    def of(cls, folder: Path) -> "Voice":
+    def of(cls, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> "Voice":
         """The voice of an adapter, as training left it beside the weights."""
         card = read_card(folder)
-        return cls(
-            read_template(folder) or None,
-            card.get("system_prompt"),
-            card.get("enable_thinking"),
-        )
+        return cls(card.template or None, card.values.get("system_prompt"), card.enable_thinking, tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +94,14 @@ def read_asked_file(
 
     Raises `StudioError` where no row is left.
     """
-    own = tokenizer.chat_template
     read: dict[Voice, tuple[Prepared, dict[int, Question], dict[int, Example]]] = {}
     for voice in dict.fromkeys(voices.values()):
-        tokenizer.chat_template = voice.template or own
+        its = voice.tokenizer or tokenizer
+        own = its.chat_template
+        its.chat_template = voice.template or tokenizer.chat_template
         prepared = prepare(
             data,
-            tokenizer,
+            its,
             goal="any",
             mapping=mapping,
             cache_folder=cache_folder,
@@ -114,11 +112,11 @@ def read_asked_file(
             max_length=NO_LIMIT,
             train_on="last_turn",
         )
+        its.chat_template = own
         if prepared.format.name in READ:
-            read[voice] = prepared, _readings(prepared, tokenizer), _cut(_examples(prepared), longest)
+            read[voice] = prepared, _readings(prepared, its), _cut(_examples(prepared), longest)
         else:
             read[voice] = prepared, _questions(prepared), _examples(prepared)
-    tokenizer.chat_template = own
     prepared, questions, _ = read[next(iter(voices.values()))]
     shared = [row for row in questions if all(row in found for _, found, _ in read.values())]
     rows = [

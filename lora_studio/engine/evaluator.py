@@ -9,11 +9,13 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_studio.adapter_source import read_settings, virtual_tokens
+from lora_studio.adapter_card import AdapterCard, read_card
+from lora_studio.adapter_fit import together
+from lora_studio.adapter_settings import virtual_tokens
 from lora_studio.engine.child import DONE, WRONG_INPUT, begin, ending_of, last_word, leave, unexpected
 from lora_studio.engine.download import Download
 from lora_studio.engine.event_log import EventLog, data_progress
@@ -25,6 +27,8 @@ from lora_studio.finite import finite
 from lora_studio.workspace import write_atomically
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from lora_studio.engine.evaluate import AskedFile, AskedRow, Voice
     from lora_studio.engine.loaded import LoadedModel
     from lora_studio.engine.tasks import Task
@@ -56,19 +60,23 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     """The program: read, load, answer, measure."""
     from lora_studio.engine import load, loaded  # seconds: the libraries
     from lora_studio.engine.tasks import READING, choose_task
+    from lora_studio.engine.tokenizer import load_tokenizer
     from lora_studio.engine.trained_rows import warnings_of
 
     request = folder.request()
-    card = _same_base(request)
+    cards = [read_card(Path(column.folder)) for column in request.adapters]
+    notes, card = _same_base(cards), cards[0].values
     known = {row["row"] for row in folder.rows()}
     dtype = load.dtype_name(load.choose_dtype("auto"))
     log.emit(RunStarted(time.time(), os.getpid(), load.device().type, dtype, len(known)))
     log.phase("data")
-    voices = _voices(request)
+    tokenizer = load_tokenizer(card["base_model"], card.get("revision"))
+    voices = _voices(request, tokenizer)
     mapping, lacking = _reading(request)
-    file = _read(folder, request, card, voices, mapping, log)
+    file = _read(folder, request, card, tokenizer, voices, mapping, log)
     _check_same_rows(folder, file.prepared.fingerprint, resumed=bool(known))
     _tell_data(log, file)
+    _warn(log, notes)
     _warn(log, _reading_in_words(request, lacking, file.prepared.format.words))
     _warn(log, warnings_of(folder, request, file))
     expected = [row.reference for row in file.rows]
@@ -85,18 +93,28 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
             tqdm_class=Download(log).bar_class(),
         )
         loaded.add_adapters(model, {column.name: Path(column.folder) for column in request.adapters})
+        _warn(log, [words for told in model.told.values() for words in told])
         _answer(folder, request, model, rest, task, voices, log, stop)
     stop.check()
     log.phase("measure")
     write_summary(folder, request, "done", log)
 
 
-def _voices(request: Request) -> "dict[str, Voice]":
-    """How each column is asked; the base as the first adapter is."""
+def _voices(request: Request, tokenizer: "PreTrainedTokenizerBase") -> "dict[str, Voice]":
+    """How each column is asked; the base as the first adapter is, in its own tokens."""
+    from lora_studio.engine.adapter_weights import embedding_rows
     from lora_studio.engine.evaluate import Voice
+    from lora_studio.engine.load import read_config
+    from lora_studio.engine.tokenizer import adapter_tokenizer
 
-    adapters = {column.name: Voice.of(Path(column.folder)) for column in request.adapters}
-    first = next(iter(adapters.values()))
+    adapters = {}
+    for column in request.adapters:
+        folder = Path(column.folder)
+        card = read_card(folder)
+        vocabulary = read_config(card.base, card.revision).get_text_config().vocab_size
+        own, _ = adapter_tokenizer(folder, tokenizer, embedding_rows(folder) or vocabulary)
+        adapters[column.name] = Voice.of(folder, None if own is tokenizer else own)
+    first = replace(next(iter(adapters.values())), tokenizer=None)
     return {column.name: adapters.get(column.name, first) for column in request.columns}
 
 
@@ -123,20 +141,20 @@ def _read(
     folder: EvaluationFolder,
     request: Request,
     card: dict[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
     voices: "dict[str, Voice]",
     mapping: dict[str, Any] | None,
     log: EventLog,
 ) -> "AskedFile":
     from lora_studio.engine.evaluate import read_asked_file
     from lora_studio.engine.load import read_config
-    from lora_studio.engine.tokenizer import load_tokenizer
 
     base, revision = card["base_model"], card.get("revision")
     longest = read_config(base, revision).get_text_config().to_dict().get("max_position_embeddings")
     virtual = max(virtual_tokens(Path(column.folder)) for column in request.adapters)
     return read_asked_file(
         request.data,
-        load_tokenizer(base, revision),
+        tokenizer,
         voices,
         mapping=mapping,
         most=request.measuring.max_samples,
@@ -219,21 +237,14 @@ def write_summary(folder: EvaluationFolder, request: Request, state: str, log: E
     write_atomically(folder.complete, json.dumps(finite(whole), indent=2, ensure_ascii=False) + "\n")
 
 
-def _same_base(request: Request) -> dict[str, Any]:
-    """The first adapter's card. Raises `StudioError` where the others sit on another base."""
-    from lora_studio.engine.loaded import read_card
-
-    cards = []
-    for column in request.adapters:
-        read_settings(Path(column.folder))
-        cards.append(read_card(Path(column.folder)))
-    bases = {str(card.get("base_model")) for card in cards}
-    if len(bases) > 1 or "None" in bases:
+def _same_base(cards: Sequence[AdapterCard]) -> list[str]:
+    """What a person should know of adapters that are evaluated together. Raises `StudioError` where bases differ."""
+    if lacking := [card.name for card in cards if not card.base]:
         raise StudioError(
-            f"These adapters have not one base in common: {', '.join(sorted(bases))}.",
-            "Evaluate adapters of one base together, others one after the other.",
+            f"{lacking[0]} does not say which base it was trained on.",
+            "Set base_model_name_or_path in its adapter_config.json.",
         )
-    return cards[0]
+    return together(cards)
 
 
 def _check_same_rows(folder: EvaluationFolder, fingerprint: str, *, resumed: bool) -> None:

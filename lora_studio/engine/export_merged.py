@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from lora_studio.adapter_extras import cannot_merge
 from lora_studio.adapter_files import WEIGHTS_FILE
 from lora_studio.adapter_fit import read_header
-from lora_studio.adapter_source import read_lora
+from lora_studio.adapter_settings import read_lora
+from lora_studio.engine.apart import put
 from lora_studio.engine.biases import put_in
 from lora_studio.engine.export_trial import Spoken, ask, load_adapters, verdict, why_not
 from lora_studio.engine.export_work import Outcome, Work, is_local
@@ -84,23 +85,35 @@ def rounded_base(work: Work) -> str:
 
 def merge(work: Work, loaded: LoadedModel) -> None:
     """Puts the adapter into the base's weights; afterwards `loaded` is a plain model."""
-    untie(loaded.model)
-    put_in(loaded.biases.get(COLUMN, []))
-    layers = [module for module in loaded.model.modules() if isinstance(module, BaseTunerLayer)]
+    model = _standing_for_good(loaded)
+    untie(model)
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     work.log.phase("merge", len(layers), "matrices")
     for number, layer in enumerate(layers, 1):
         layer.merge(safe_merge=True)
         work.log.progress(number, len(layers))
         work.stop.check()
-    template, card = loaded.template(COLUMN), loaded.cards[COLUMN]
-    loaded.model = loaded.model.merge_and_unload()  # also notes where embeddings and output layer are no longer one
-    loaded.adapters, loaded.biases, loaded.cards = {}, {}, {COLUMN: card}
+    template, card, ends = loaded.template(COLUMN), loaded.cards[COLUMN], sorted(end_ids(loaded, COLUMN))
+    loaded.model = model.merge_and_unload()  # also notes where embeddings and output layer are no longer one
+    loaded.model.config.get_text_config().vocab_size = loaded.model.get_input_embeddings().weight.shape[0]
+    loaded.model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
+    loaded.tokenizer = loaded.tokenizer_of(COLUMN)
+    loaded.adapters, loaded.apart, loaded.cards, loaded.tokenizers = {}, {}, {COLUMN: card}, {}
     loaded.templates = {None: template}
     if not all(torch.isfinite(weight).all() for weight in loaded.model.parameters()):
         raise StudioError(
             f"In {str(loaded.model.dtype).removeprefix('torch.')} some of the merged weights are no numbers.",
             "Choose bfloat16 or float32.",
         )
+
+
+def _standing_for_good(loaded: LoadedModel) -> Any:
+    """peft's model with what the adapter put around the base's modules in their places for good."""
+    if COLUMN not in loaded.apart:
+        return loaded.model
+    put(loaded.apart[COLUMN].around)
+    put_in(loaded.apart[COLUMN].biases)
+    return loaded.apart[COLUMN].model
 
 
 def untie(model: Any) -> None:
@@ -123,10 +136,7 @@ def write(work: Work, loaded: LoadedModel, max_shard_size: str) -> None:
     """Weights, configs, tokenizer and template."""
     total = sum(weight.nbytes for weight in loaded.model.parameters())
     with work.growing("write", total):
-        ends = sorted(end_ids(loaded))
-        settings = loaded.model.generation_config
-        settings.eos_token_id = ends[0] if len(ends) == 1 else ends
-        settings.pad_token_id = loaded.tokenizer.pad_token_id
+        loaded.model.generation_config.pad_token_id = loaded.tokenizer.pad_token_id
         loaded.model.save_pretrained(str(work.out), max_shard_size=max_shard_size.replace(" ", "").upper())
         write_tokenizer(loaded.tokenizer, loaded.template(None), work)
 

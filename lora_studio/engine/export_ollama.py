@@ -14,10 +14,11 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from lora_studio.adapter_card import read_template
 from lora_studio.adapter_extras import extras, other_modules, scale
 from lora_studio.adapter_files import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from lora_studio.adapter_fit import read_header
-from lora_studio.adapter_source import read_lora
+from lora_studio.adapter_settings import read_lora
 from lora_studio.architecture import read_config
 from lora_studio.config import Generation
 from lora_studio.data.ollama_template import GoTemplate, to_go
@@ -86,8 +87,8 @@ def export(work: Work, *, weights: str, quantization: str, base_in_ollama: str) 
 
 def go_template(work: Work, tokenizer: Any) -> GoTemplate:
     """The adapter's chat template in Go's language. Raises `StudioError` where it has no counterpart there."""
-    file, thinking = work.adapter / "chat_template.jinja", work.card.get("enable_thinking")
-    source = file.read_text(encoding="utf-8") if file.is_file() else choose_template(tokenizer, "auto").source
+    thinking = work.card.get("enable_thinking")
+    source = read_template(work.adapter) or choose_template(tokenizer, "auto").source
     switch = {} if thinking is None else {"enable_thinking": thinking}
     bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
     return to_go(source, {**tokenizer.special_tokens_map, **switch}, bos=bos)

@@ -77,6 +77,8 @@ def load_adapters(work: Work, folders: Mapping[str, Path], dtype: torch.dtype, *
     base = str(card["base_model"])
     loaded = load_base(base, revision=card.get("revision"), dtype=dtype, tqdm_class=bar, in_full=in_full)
     add_adapters(loaded, folders)
+    for words in dict.fromkeys(words for told in loaded.told.values() for words in told):
+        work.warn(words)
     return loaded
 
 

@@ -8,7 +8,7 @@ import shlex
 from typing import Any
 
 from lora_studio.adapter_extras import extras, scales_differ
-from lora_studio.adapter_source import read_lora
+from lora_studio.adapter_settings import read_lora
 from lora_studio.architecture import architecture, read_config
 from lora_studio.engine.export_trial import try_adapter
 from lora_studio.engine.export_work import Outcome, Work, base_to_name, copy_files, is_local, plain_name

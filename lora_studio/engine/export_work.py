@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_studio.adapter_card import read_card
 from lora_studio.engine.event_log import EventLog
-from lora_studio.engine.loaded import read_card
 from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState, Warned, fold, from_line
@@ -49,7 +49,7 @@ class Work:
     @property
     def card(self) -> dict[str, Any]:
         """What training noted beside the adapter: base, revision, quantization, system prompt."""
-        return read_card(self.adapter)
+        return read_card(self.adapter).values
 
     def of_run(self) -> RunFolder:
         """The run, for targets that need one. Raises `StudioError` where it was deleted meanwhile."""

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from lora_studio.adapter_files import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
+from lora_studio.adapter_files import CARD_FILE, SETTINGS_FILE, TEMPLATE_FILE, WEIGHTS_FILE, read_template
 from lora_studio.engine.export_trial import try_adapter
 from lora_studio.engine.export_work import Outcome, Work, base_to_name, blocks, is_local
 from lora_studio.exports import carried
@@ -45,6 +45,8 @@ def rewritten(work: Work, base: str) -> dict[str, str]:
     settings["base_model_name_or_path"] = base
     card = {name: value for name, value in work.card.items() if name != "continued_from"} | {"base_model": base}
     texts = {SETTINGS_FILE: _json(settings), CARD_FILE: _json(card)}
+    if template := read_template(work.adapter):  # also one that stood in the tokenizer's settings: vLLM takes a file
+        texts[TEMPLATE_FILE] = template
     if work.run is not None and work.run.report.is_file():
         texts["report.md"] = without_paths(work, work.run.report.read_text(encoding="utf-8"), base)
     texts[CARD_NAME] = model_card(work.adapter, work.run, Subject(work.title, base))

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_studio.adapter_source import read_lora
+from lora_studio.adapter_settings import read_lora
 from lora_studio.engine import full_disk
 from lora_studio.engine.child import DONE, WRONG_INPUT, begin, ending_of, last_word, leave, unexpected
 from lora_studio.engine.event_log import EventLog

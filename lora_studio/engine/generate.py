@@ -1,8 +1,8 @@
 """Streams answers of base and adapters out of one model, all columns in one batch.
 
 peft chooses the adapter row by row, so that every column answers at the same time and the base is held once. Adapters
-that can't share a batch (DoRA, trained biases, whole modules, other kinds than LoRA) answer after the others, each by
-itself.
+that are more than plain LoRA (DoRA, trained biases, whole modules, experts, other kinds) answer after the others, each
+by itself. A token ends a column where it ends that column's answers: tokenizers may differ.
 """
 
 import time
@@ -72,7 +72,6 @@ def generation_config(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         repetition_penalty=repetition_penalty,
-        eos_token_id=sorted(end_ids(loaded)),
         pad_token_id=loaded.tokenizer.pad_token_id,
         **sampling,
     )
@@ -85,11 +84,13 @@ def greedy(loaded: LoadedModel, max_new_tokens: int) -> GenerationConfig:
     )
 
 
-def end_ids(loaded: LoadedModel) -> frozenset[int]:
-    """Every token that ends an answer: the tokenizer's and those of the model's generation config."""
+def end_ids(loaded: LoadedModel, column: str | None = None) -> frozenset[int]:
+    """Every token that ends an answer of an adapter or the base (None): those of its tokenizer and of the base's
+    tokenizer and generation config."""
     given = loaded.model.generation_config.eos_token_id
     own = given if isinstance(given, list) else [given]
-    return frozenset(token for token in (*own, loaded.tokenizer.eos_token_id) if token is not None)
+    ends = (*own, loaded.tokenizer.eos_token_id, loaded.tokenizer_of(column).eos_token_id)
+    return frozenset(token for token in ends if token is not None)
 
 
 def prompt_ids(loaded: LoadedModel, column: Column, enable_thinking: bool | None) -> list[int]:
@@ -102,12 +103,14 @@ def prompt_ids(loaded: LoadedModel, column: Column, enable_thinking: bool | None
     thinking = card.get("enable_thinking") if enable_thinking is None else enable_thinking
     switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
     try:
-        text = render_text(template, {**loaded.tokenizer.special_tokens_map, **switch}, column.messages, prompt=True)
+        text = render_text(
+            template, {**loaded.tokenizer_of(column.adapter).special_tokens_map, **switch}, column.messages, prompt=True
+        )
     except TemplateError as error:
         raise StudioError(f"The chat template refuses this conversation: {error}", "Change its messages.") from error
     if is_broken(text):
         raise StudioError("The conversation holds half a character, which is no text.", "Write it anew.")
-    ids: list[int] = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = loaded.tokenizer_of(column.adapter)(text, add_special_tokens=False)["input_ids"]
     longest = loaded.longest_text
     virtual = loaded.virtual_tokens(column.adapter)
     if longest is not None and len(ids) + virtual >= longest:
@@ -141,8 +144,15 @@ def generate(
             f"Loaded are: {', '.join(loaded.adapters) or 'none'}.",
         )
     prompts = [prompt_ids(loaded, column, enable_thinking) for column in columns]
-    ends = end_ids(loaded)
-    texts = [ColumnText(loaded.tokenizer, ends, stop_strings, _opening(loaded, prompt)) for prompt in prompts]
+    texts = [
+        ColumnText(
+            loaded.tokenizer_of(column.adapter),
+            end_ids(loaded, column.adapter),
+            stop_strings,
+            _opening(loaded, column.adapter, prompt),
+        )
+        for column, prompt in zip(columns, prompts, strict=True)
+    ]
     torch.manual_seed(seed)
     answers: dict[int, Answer] = {}
     asked = time.monotonic()
@@ -161,9 +171,9 @@ def generate(
     return [answers[position] for position in range(len(columns))]
 
 
-def _opening(loaded: LoadedModel, prompt: list[int]) -> str:
+def _opening(loaded: LoadedModel, adapter: str | None, prompt: list[int]) -> str:
     """Some templates write the beginning of the reasoning themselves: it belongs to the answer."""
-    return f"{THINK}\n" if str(loaded.tokenizer.decode(prompt[-8:])).rstrip().endswith(THINK) else ""
+    return f"{THINK}\n" if str(loaded.tokenizer_of(adapter).decode(prompt[-8:])).rstrip().endswith(THINK) else ""
 
 
 def _spread(on_pieces: Pieces, texts: Sequence[ColumnText], group: Sequence[int]) -> Pieces:
@@ -205,6 +215,7 @@ def _generate_group(
             attention_mask=mask,
             generation_config=settings,
             max_new_tokens=most,
+            eos_token_id=sorted(frozenset.intersection(*(end_ids(loaded, adapter) for adapter in adapters))) or None,
             streamer=streamer,
             stopping_criteria=[Ending(streamer.columns, stop)],
             **names,

@@ -14,15 +14,14 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_studio.adapter_files import read_studio_card, read_template
-from lora_studio.adapter_source import KINDS, LORA, NEED_FULL_BASE, read_settings
+from lora_studio.adapter_card import read_card
+from lora_studio.adapter_settings import KINDS, NEED_FULL_BASE, read_settings
 from lora_studio.data.encode import choose_template
+from lora_studio.engine.adapter_weights import AdapterWeights, put_on, read_weights
 from lora_studio.engine.apart import Apart, Standing, put, put_apart, standing, with_modules
-from lora_studio.engine.biases import Biases, biases_of, put_in, with_biases
 from lora_studio.engine.load import load_model, make_full, rounding_of
-from lora_studio.engine.tokenizer import first_line, load_tokenizer
+from lora_studio.engine.tokenizer import adapter_tokenizer, first_line, load_tokenizer
 from lora_studio.errors import StudioError
-from lora_studio.module_patterns import check_settings
 
 _NUMBERS = itertools.count()
 
@@ -32,8 +31,9 @@ class LoadedModel:
     """A base with any number of adapters on top. `adapters` maps a column's name to peft's name for the adapter.
 
     `templates` holds the chat template (Jinja text) that each adapter was trained with, by column name; None stands for
-    the base. `cards` are the adapters' studio.json. `biases` are the base's biases with what an adapter puts in their
-    place. `own` are the base's own modules, `apart` the columns whose adapters are of another kind than LoRA.
+    the base. `tokenizers` are those of the adapters that bring another one than the base's, `cards` what stands beside
+    their weights, `told` what could not be taken as it is. `own` are the base's own modules, `apart` the columns whose
+    adapters are more than plain LoRA, `flat` the modules that see a batch as one row of tokens, once that is known.
     """
 
     name: str
@@ -43,8 +43,10 @@ class LoadedModel:
     adapters: dict[str, str] = field(default_factory=dict)
     templates: dict[str | None, str] = field(default_factory=dict)
     cards: dict[str, dict[str, Any]] = field(default_factory=dict)
-    biases: dict[str, Biases] = field(default_factory=dict)
+    tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+    told: dict[str, list[str]] = field(default_factory=dict)
     apart: dict[str, Apart] = field(default_factory=dict)
+    flat: frozenset[str] | None = None
 
     @property
     def base(self) -> PreTrainedModel:
@@ -58,19 +60,17 @@ class LoadedModel:
         return {column: inner for column, inner in self.adapters.items() if column not in self.apart}
 
     def shares(self, columns: Iterable[str | None]) -> bool:
-        """Whether these can answer in one batch.
+        """Whether these can answer in one batch: the base and all that are plain LoRA."""
+        return not any(name in self.apart for name in columns)
 
-        peft can't mix DoRA adapters, those that brought biases, nor other kinds than LoRA; and none where one of them
-        holds whole modules.
-        """
-        lora = self.lora
-        if any(self.model.peft_config[inner].modules_to_save for inner in lora.values()):
-            return False
-        named = [name for name in columns if name is not None]
-        if any(name in self.apart for name in named):
-            return False
-        settings = [self.model.peft_config[lora[name]] for name in named]
-        return not any(one.use_dora or one.bias != "none" for one in settings)
+    def tokenizer_of(self, column: str | None) -> PreTrainedTokenizerBase:
+        """The tokenizer that an adapter was trained with, or the base's (None)."""
+        return self.tokenizer if column is None else self.tokenizers.get(column, self.tokenizer)
+
+    def rows(self, column: str | None) -> int:
+        """Tokens that the embeddings of this column know."""
+        with self.answering_as(column) as model:
+            return int(model.get_input_embeddings().weight.shape[0])
 
     def groups(self, columns: Sequence[str | None]) -> list[list[int]]:
         """Positions of the columns that answer together; those that share no batch come last, each adapter by itself.
@@ -96,8 +96,7 @@ class LoadedModel:
                 yield model
         elif column is not None:
             self.model.set_adapter(self.adapters[column], inference_mode=True)
-            with with_biases(self.biases.get(column, [])):
-                yield self.model
+            yield self.model
         elif self.lora:
             with self.model.disable_adapter():
                 yield self.model
@@ -126,7 +125,8 @@ class LoadedModel:
         """The same base in the same memory; this value must not be used any more."""
         put(self.own)
         self.base.__dict__.pop("peft_config", None)
-        return LoadedModel(self.name, self.base, self.tokenizer, self.own, templates=own_template(self.tokenizer))
+        templates = own_template(self.tokenizer)
+        return LoadedModel(self.name, self.base, self.tokenizer, self.own, templates=templates, flat=self.flat)
 
 
 def load_base(
@@ -162,19 +162,19 @@ def _contiguous(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> t
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> dict[str | None, str]:
-    """The chat template that the base brings, if it brings one."""
-    return {None: tokenizer.chat_template} if isinstance(tokenizer.chat_template, str) else {}
+    """The chat template that the base brings, if it brings one; of several the default."""
+    found = tokenizer.chat_template
+    found = found.get("default") if isinstance(found, dict) else found
+    return {None: found} if isinstance(found, str) else {}
 
 
 def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
     """Puts one trained adapter per column name onto the base, in the base's precision: half the memory of float32.
 
-    Raises `StudioError` before anything changes.
+    Plain LoRA goes onto one model of peft's, everything else into a wrapper of its own. Raises `StudioError` for an
+    adapter that does not belong on the base; the base may then be half changed.
     """
-    given = {column: read_settings(folder) for column, folder in folders.items()}
-    for settings in given.values():
-        check_settings(settings, [path for path, _ in loaded.base.named_modules()])
-    kinds = {column: settings["peft_type"] for column, settings in given.items()}
+    kinds = {column: read_settings(folder)["peft_type"] for column, folder in folders.items()}
     needing = [column for column, kind in kinds.items() if kind in NEED_FULL_BASE]
     if needing and "quantization_config" in loaded.base.config.to_dict():
         raise StudioError(
@@ -182,37 +182,72 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
             "Leave out adapters that were trained on a quantized base: then it is loaded in full.",
         )
     for column, folder in folders.items():
-        try:
-            if kinds[column] == LORA:
-                _add_lora(loaded, column, folder)
-            else:
-                with with_modules(loaded.own):
-                    loaded.apart[column] = put_apart(loaded.base, folder, loaded.own)
-                loaded.adapters[column] = f"adapter{next(_NUMBERS)}"
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise StudioError(
-                f"The adapter {folder.name} does not fit {loaded.name}: {first_line(error)}",
-                "Load the base that it was trained on.",
-            ) from error
-        loaded.cards[column] = read_card(folder)
-        if template := read_template(folder):
-            loaded.templates[column] = template
+        with fitting(folder, loaded.name), with_modules(loaded.own):
+            weights = read_weights(folder, loaded.base, loaded.name)
+            together = weights.plain and _mixes(loaded, weights)
+            if not together:
+                loaded.apart[column] = put_apart(loaded.base, weights, loaded.own, loaded.name)
+        inner = f"adapter{next(_NUMBERS)}"  # peft allows no dots in names, people do
+        if together:
+            with fitting(folder, loaded.name):
+                loaded.model = put_on(loaded.model, weights, inner, loaded.name)
+        loaded.adapters[column] = inner
+        card = read_card(folder)
+        loaded.cards[column] = card.values
+        if card.template:
+            loaded.templates[column] = card.template
+        tokenizer, lacking = adapter_tokenizer(folder, loaded.tokenizer, weights.rows)
+        if tokenizer is not loaded.tokenizer:
+            loaded.tokenizers[column] = tokenizer
+        loaded.told[column] = [*weights.told, *([lacking] if lacking else [])]
     loaded.model.eval()
 
 
-def _add_lora(loaded: LoadedModel, column: str, folder: Path) -> None:
-    own = biases_of(loaded.model)
-    inner = f"adapter{next(_NUMBERS)}"  # peft allows no dots in names, people do
-    if loaded.lora:
-        loaded.model.load_adapter(str(folder), adapter_name=inner, autocast_adapter_dtype=False)
-    else:
-        loaded.model = PeftModel.from_pretrained(
-            loaded.model, str(folder), adapter_name=inner, autocast_adapter_dtype=False
-        )
-    loaded.adapters[column] = inner
-    if loaded.model.peft_config[inner].bias != "none":
-        loaded.biases[column] = biases_of(loaded.model)
-        put_in(own)  # peft keeps one set of biases for all: the base's stay in place
+@contextmanager
+def fitting(folder: Path, base: str) -> Iterator[None]:
+    """What peft raises within as a `StudioError` about an adapter that does not fit."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise StudioError(
+            f"The adapter {folder.name} does not fit {base}: {first_line(error)}",
+            "Load the base that it was trained on, in the size and version that it was trained on.",
+        ) from error
+
+
+def _mixes(loaded: LoadedModel, weights: AdapterWeights) -> bool:
+    """Whether peft can choose this adapter row by row: in each of its modules the batch's rows are columns."""
+    if loaded.flat is None:
+        loaded.flat = flattening(loaded.base)
+    entry, output = loaded.base.get_input_embeddings(), loaded.base.get_output_embeddings()
+    ends = {path for path, module in loaded.base.named_modules() if module is entry or module is output}
+    return not (loaded.flat | ends) & weights.places
+
+
+@torch.no_grad()
+def flattening(base: PreTrainedModel) -> frozenset[str]:
+    """Modules with weights that get the tokens of all rows as one, or only some of them (experts, OPT), by name.
+
+    Seen by reading two rows of three tokens.
+    """
+    straight: set[str] = set()
+    watched = {path: module for path, module in base.named_modules() if isinstance(module, torch.nn.Module)}
+
+    def watch(path: str) -> Any:
+        def seen(_module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].shape[:2] == (2, 3):
+                straight.add(path)
+
+        return seen
+
+    hooks = [module.register_forward_pre_hook(watch(path)) for path, module in watched.items()]
+    try:
+        ids = torch.tensor([[1, 2, 3], [3, 2, 1]], device=base.device)
+        base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return frozenset(watched) - straight
 
 
 def remove_adapters(loaded: LoadedModel, columns: Sequence[str]) -> LoadedModel:
@@ -222,16 +257,9 @@ def remove_adapters(loaded: LoadedModel, columns: Sequence[str]) -> LoadedModel:
     for column in columns:
         if column not in loaded.apart:
             loaded.model.delete_adapter(loaded.adapters[column])
-        for kept in (loaded.adapters, loaded.templates, loaded.cards, loaded.biases, loaded.apart):
+        held: tuple[dict[Any, Any], ...] = (loaded.adapters, loaded.templates, loaded.cards, loaded.apart)
+        for kept in (*held, loaded.tokenizers, loaded.told):
             kept.pop(column, None)
     if not loaded.lora:
         loaded.model = loaded.without_adapters().model
     return loaded
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """What training noted beside an adapter; for an adapter from elsewhere only the base that peft names."""
-    if card := read_studio_card(folder):
-        return card
-    settings = read_settings(folder)
-    return {"base_model": settings.get("base_model_name_or_path"), "revision": settings.get("revision")}

@@ -29,13 +29,20 @@ def score(
     if unknown or not adapters:
         raise StudioError("Choose an adapter that is in memory.", "The base is compared with it.")
     prompt = prompt_ids(loaded, Column(adapters[0], messages), None)
-    ids: list[int] = loaded.tokenizer.encode(answer, add_special_tokens=False)
+    tokenizer = loaded.tokenizer_of(adapters[0])
+    ids: list[int] = tokenizer.encode(answer, add_special_tokens=False)
     if not ids:
         raise StudioError("There is no text to score.", "Ask something first.")
     room = min(MOST_TOKENS, (loaded.longest_text or math.inf) - len(prompt))
-    ids = [*ids, *sorted(end_ids(loaded) & {loaded.tokenizer.eos_token_id})]
+    ids = [*ids, *sorted(end_ids(loaded, adapters[0]) & {tokenizer.eos_token_id})]
     if len(ids) > room:
         raise StudioError(f"The answer has {len(ids):,} tokens; at most {room:,} can be scored here.")
+    known = min(loaded.rows(name) for name in (None, *adapters))
+    if max((*prompt, *ids)) >= known:
+        raise StudioError(
+            f"{adapters[0]} is asked with tokens that not all columns know: they have embeddings for {known:,}.",
+            "Compare their answers; token by token only adapters with the base's vocabulary can be compared.",
+        )
     rows: dict[str | None, list[torch.Tensor]] = {name: [] for name in (None, *adapters)}
     divergence: dict[str, list[torch.Tensor]] = {name: [] for name in adapters}
     for begin in range(0, len(ids), POSITIONS):
@@ -49,7 +56,7 @@ def score(
             divergence[name].append((its.exp() * (its - base)).sum(-1).clamp(min=0))
     joined = {name: torch.cat(parts).tolist() for name, parts in divergence.items()}
     return {
-        "texts": [str(loaded.tokenizer.decode([token])) for token in ids],
+        "texts": [str(tokenizer.decode([token])) for token in ids],
         "base": torch.cat(rows[None]).tolist(),
         "adapters": {name: torch.cat(rows[name]).tolist() for name in adapters},
         "divergence": joined,

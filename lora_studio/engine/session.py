@@ -19,8 +19,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from lora_studio.adapter_card import read_card
 from lora_studio.adapter_files import WEIGHTS_FILE
-from lora_studio.adapter_source import read_settings
+from lora_studio.adapter_fit import together
 from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
 from lora_studio.data.mapping import ReadingError
 from lora_studio.data.readings import first_records, tried, unread
@@ -177,9 +178,9 @@ class Session:
 
         params = request.params
         folders = {name: Path(folder) for name, folder in params.get("adapters", {}).items()}
-        for folder in folders.values():
-            read_settings(folder)
-        card = loaded.read_card(next(iter(folders.values()))) if folders else {}
+        cards = [read_card(folder) for folder in folders.values()]
+        notes = together(cards) if cards else []
+        card: dict[str, Any] = cards[0].values if cards else {}
         base = params.get("base") or card.get("base_model") or "demo"
         revision = params.get("revision") or (card.get("revision") if base == card.get("base_model") else None)
         quantization = params.get("quantization") or card.get("quantization") or "none"
@@ -210,6 +211,7 @@ class Session:
             "max_length": card.get("max_length"),
             "longest_text": self._loaded.longest_text,
             "mixes": self._loaded.shares(folders),
+            "notes": list(dict.fromkeys([*notes, *(words for name in folders for words in self._loaded.told[name])])),
         }
 
     def _have_adapters(self, request: Request, folders: dict[str, Path]) -> None:

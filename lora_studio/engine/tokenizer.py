@@ -3,15 +3,21 @@
 Code that comes with a model is not run unless remote_code.py says so; nothing is fetched but the model that was named.
 """
 
+import copy
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lora_studio.adapter_card import VOCABULARIES, brings_tokenizer
+from lora_studio.adapter_files import TOKENIZER_SETTINGS, read_object
 from lora_studio.errors import StudioError
 from lora_studio.remote_code import may_run_code_of, way_to_allow
 from lora_studio.workspace import model_source
 
+MAX_TOKENIZER_BYTES = 200_000_000
 # Tokens that models bring for padding or that never stand in a text, best first.
 PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 
@@ -26,6 +32,62 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = _padding(tokenizer)
     return tokenizer
+
+
+def adapter_tokenizer(folder: Path, base: PreTrainedTokenizerBase, rows: int) -> tuple[PreTrainedTokenizerBase, str]:
+    """The tokenizer that an adapter was trained with, and why it is not its own, "" where it is or it brings none.
+
+    Its own counts where each of its ids is below `rows`, the tokens of the embeddings, and is the base's for the same
+    token; else, and where it is the same, it is `base` itself.
+    """
+    if not brings_tokenizer(folder):
+        return base, ""
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        return _with_end(base, read_object(folder / TOKENIZER_SETTINGS)), ""
+    try:
+        if (folder / "tokenizer.json").is_file() and "vocab" not in read_object(
+            folder / "tokenizer.json", MAX_TOKENIZER_BYTES
+        )["model"]:
+            raise ValueError("tokenizer.json has no vocabulary")
+        own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (StudioError, OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        return base, f"The tokenizer of {folder.name} can't be read ({first_line(error)}): it is asked with the base's."
+    if why := _why_not(own.get_vocab(), base.get_vocab(), rows):
+        return base, f"The tokenizer of {folder.name} does not fit: {why}. It is asked with the base's."
+    if own.pad_token_id is None:
+        own.pad_token = base.pad_token if base.pad_token in own.get_vocab() else _padding(own)
+    return (base, "") if _same(own, base) else (own, "")
+
+
+def _with_end(base: PreTrainedTokenizerBase, settings: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """The base's tokenizer with the end token of an adapter that left only its tokenizer's settings."""
+    end = settings.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    if not isinstance(end, str) or end == base.eos_token or end not in base.get_vocab():
+        return base
+    own = copy.deepcopy(base)
+    own.eos_token = end
+    return own
+
+
+def _why_not(own: dict[str, int], base: dict[str, int], rows: int) -> str:
+    """Why a vocabulary can't be read with embeddings of so many rows that belong to another; "" where it can."""
+    highest = max(own.values(), default=-1)
+    if highest >= rows:
+        return f"its ids go up to {highest:,}, and the model has embeddings for {rows:,} tokens"
+    shared = [token for token in own if token in base]
+    others = sum(own[token] != base[token] for token in shared)
+    if others or 2 * len(shared) < len(base):
+        return f"{others or len(base) - len(shared):,} of the base's {len(base):,} tokens are others in it"
+    return ""
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two tokenizers make the same ids of every text, and end it the same way."""
+    if one.special_tokens_map != other.special_tokens_map or not (one.is_fast and other.is_fast):
+        return False
+    first, second = (json.loads(each.backend_tokenizer.to_str()) for each in (one, other))
+    return {**first, "truncation": None, "padding": None} == {**second, "truncation": None, "padding": None}
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback, set_seed
 from trl import DPOConfig, SFTConfig
 
+from lora_studio.base_identity import fingerprint
 from lora_studio.config import Config
 from lora_studio.conflicts import machine_conflicts
 from lora_studio.data.dataset import Prepared, prepare
@@ -132,13 +133,15 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     own_biases = biases_of(base)
     attention = attention_words(base, config.model.attn_implementation, dtype)
     if config.model.adapter_name_or_path:
-        model = continue_adapter(
+        model, told = continue_adapter(
             base,
             Path(config.model.adapter_name_or_path) if compares or not checkpoint else checkpoint,
             base=config.model.name,
             revision=config.model.revision,
             dropout=config.lora.lora_dropout,
         )
+        for sentence in told:
+            log.emit(Warned(time.time(), sentence))
     else:
         model = add_adapter(
             base,
@@ -324,6 +327,7 @@ def studio_card(config: Config, run: RunFolder, dtype: torch.dtype, prompt_style
     return {
         "base_model": config.model.name,
         "revision": config.model.revision,
+        "base_fingerprint": fingerprint(config.model.name, config.model.revision),
         "dtype": dtype_name(dtype),
         "quantization": config.model.quantization,
         "four_bit": four_bit(config),

@@ -6,13 +6,13 @@ Pure functions and values; no gradio, no model.
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lora_studio import foreign_adapters
-from lora_studio.adapter_fit import Card, read_card
-from lora_studio.adapter_source import same_model
+from lora_studio.adapter_card import AdapterCard, read_card
+from lora_studio.adapter_fit import together
 from lora_studio.config import Config
 from lora_studio.data.formats import convert, recognise
 from lora_studio.data.messages import RowError
@@ -40,7 +40,7 @@ class Choice:
     folder: Path
     run: RunFolder | None = None
 
-    def card(self) -> Card:
+    def card(self) -> AdapterCard:
         return read_card(self.folder)
 
     def config(self) -> Config | None:
@@ -130,14 +130,7 @@ def require(found: Sequence[Choice], values: Sequence[str]) -> list[Choice]:
     if any(value not in by_value for value in values):
         raise StudioError("An adapter that was chosen is not there any more.", "Choose another one.")
     chosen = [by_value[value] for value in values]
-    first = chosen[0].card()
-    for other in chosen[1:]:
-        card = other.card()
-        if not same_model(card.base, first.base) or card.revision != first.revision:
-            raise StudioError(
-                f"{other.name} was trained on {card.base}, and {chosen[0].name} on {first.base}.",
-                "All columns share one base: choose adapters of the same base.",
-            )
+    together([replace(choice.card(), name=choice.name) for choice in chosen])
     return chosen
 
 

@@ -5,7 +5,7 @@ against what is free. Plain functions; no gradio.
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_studio.adapter_fit import read_card
+from lora_studio.adapter_card import read_card
 from lora_studio.architecture import architecture, read_config
 from lora_studio.estimate import CPU_LIBRARIES, CUDA_CONTEXT, weight_bytes
 from lora_studio.evaluations import Request

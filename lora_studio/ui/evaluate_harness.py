@@ -1,11 +1,9 @@
 """Public benchmarks on the evaluate tab: lm-evaluation-harness' command for the chosen adapter, and its start."""
 
-from pathlib import Path
-
 import gradio as gr
 
-from lora_studio.adapter_files import read_studio_card
-from lora_studio.adapter_source import adapter_folder, read_settings
+from lora_studio.adapter_card import read_card
+from lora_studio.adapter_source import adapter_folder
 from lora_studio.errors import StudioError
 from lora_studio.jobs import harness
 from lora_studio.jobs.harness import Harness
@@ -64,14 +62,8 @@ def words_for(studio: Studio, names: list[str] | None, tasks: str) -> list[str]:
     if not names:
         raise StudioError("No adapter is chosen.", "Choose one above: its command appears here.")
     folder = adapter_folder(studio.workspace, names[0])
-    return harness.command(folder, *base_of(folder), tasks, studio.workspace.root / "benchmarks")
-
-
-def base_of(adapter: Path) -> tuple[str, str]:
-    """The base that an adapter was trained on, and how it was quantized."""
-    said = read_studio_card(adapter)
-    base = said.get("base_model") or read_settings(adapter).get("base_model_name_or_path") or ""
-    return str(base), said.get("quantization") or "none"
+    card = read_card(folder)
+    return harness.command(folder, card.base, card.quantization, tasks, studio.workspace.root / "benchmarks")
 
 
 def _shown(words: str) -> str:

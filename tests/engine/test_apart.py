@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_studio.adapter_source import KINDS, virtual_tokens
+from lora_studio.adapter_settings import KINDS, virtual_tokens
 from lora_studio.data.encode import Example
 from lora_studio.engine.forced import forced_scores
 from lora_studio.engine.generate import Column, generate, greedy
