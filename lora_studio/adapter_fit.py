@@ -109,8 +109,9 @@ def check_fit(folder: Path, base: str | None = None, check_path: Callable[[str],
         check_path(str(name))
     if base and (why := unlike(card, base)):
         raise StudioError(
-            f"This adapter was trained on {named}; the columns here are on {base}: {why}",
-            "All columns share one base: choose adapters of the same base, or take the others out first.",
+            f"This adapter was trained on {named}; the columns here are on {base}.",
+            f"{why[0].upper()}{why[1:]} All columns share one base: choose adapters of the same base, or take the "
+            "others out first.",
         )
     found = base or named
     if not found:

@@ -8,8 +8,8 @@ import json
 import zipfile
 from pathlib import Path
 
+from lora_studio.adapter_files import WEIGHTS_FILE
 from lora_studio.adapter_fit import read_header
-from lora_studio.adapter_source import WEIGHTS_FILE
 from lora_studio.errors import StudioError
 from lora_studio.workspace import write_atomically
 
