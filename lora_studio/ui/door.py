@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from functools import partial
@@ -37,6 +38,7 @@ App = Callable[[Scope, Any, Any], Awaitable[None]]
 USER, COOKIE = "user", "lora-studio-cookie"
 LONGEST_LOGIN = 10_000  # bytes of a name and a password
 MOST_BYTES = 10_000_000  # of any other request; one with files is limited by the file, and not held in memory
+LARGE_BODY, MAX_LARGE, MAX_LARGE_OF_ADDRESS = 1_000_000, 32, 8  # bytes, and how many such requests at once
 LARGE = 100_000  # bytes of a request that is looked through beside the others
 WITH_FILES = "/gradio_api/upload"
 # The server calls the first itself, once, when it starts; it does nothing after that.
@@ -53,6 +55,25 @@ PROGRAM_OF: ContextVar[str] = ContextVar("program_of", default="")
 """The visitor for whom the program asks whose request is being answered."""
 
 
+class LargeRequests:
+    """How many requests with much in them are under way, of each address and in all: what they bring is held in memory.
+    Used in the server's event loop alone."""
+
+    def __init__(self) -> None:
+        self._places: Counter[str] = Counter()
+
+    def begin(self, place: str) -> bool:
+        """Whether there is room for one more."""
+        if self._places[place] >= MAX_LARGE_OF_ADDRESS or self._places.total() >= MAX_LARGE:
+            return False
+        self._places[place] += 1
+        return True
+
+    def end(self, place: str) -> None:
+        self._places[place] -= 1
+        self._places += Counter()  # forgets those that have none
+
+
 class Door:
     """ASGI middleware around the whole server."""
 
@@ -67,6 +88,7 @@ class Door:
     ) -> None:
         self._app, self._serving, self._hub = app, serving, hub
         self._sessions, self._attempts = sessions, attempts
+        self._large = LargeRequests()
         self._any_name = serving.accounts is not None and serving.accounts.one
         self._token = serving.accounts.token if serving.accounts else ""
         self._pages = pages or Pages()
@@ -79,7 +101,22 @@ class Door:
         if scope["type"] != "http":  # the page uses no web sockets
             await send({"type": "websocket.close", "code": 1008})
             return
-        answer = await self._answer(Request(scope, receive))
+        request = Request(scope, receive)
+        place = of_one_person(_address(request)) if _is_large(request) else None
+        if place is not None and not self._large.begin(place):
+            said = "Several large requests are under way. Try again in a moment."
+            await JSONResponse({"error": said}, 503)(scope, receive, send)
+            return
+        try:
+            await self._let_in(request, send)
+        finally:
+            if place is not None:
+                self._large.end(place)
+
+    async def _let_in(self, request: Request, send: Any) -> None:
+        """Answers a request, or hands it on."""
+        scope, receive = request.scope, request.receive
+        answer = await self._answer(request)
         files, user = self._pages.files, scope.get(USER) or ""
         if scope["path"].startswith(PROGRAMS):
             PROGRAM_OF.set(user)
@@ -307,6 +344,16 @@ def foreign(request: Request, serving: Serving) -> str:
             return f"This page is for this machine alone, and was asked for as {name}; it needs a login."
         return f"This page does not answer to the name {name}: its owner allows others."
     return ""
+
+
+def _is_large(request: Request) -> bool:
+    """Whether what a request brings takes much memory, or may. Files go to the disk."""
+    if request.method in ("GET", "HEAD", "OPTIONS") or request.scope["path"] == WITH_FILES:
+        return False
+    length = request.headers.get("content-length", "")
+    if "transfer-encoding" in request.headers:
+        return True
+    return length.isdecimal() and int(length) > LARGE_BODY
 
 
 def _with_cookie(scope: Scope, send: Any) -> Any:

@@ -189,6 +189,28 @@ def test_a_request_is_not_held_in_memory_however_large_it_is(monkeypatch: pytest
     assert guest.post("/gradio_api/upload", content=b"x" * 101).json()["bytes"] == 101
 
 
+def test_large_requests_are_few_at_once_of_each_address_and_in_all() -> None:
+    large = door.LargeRequests()
+    places = [f"10.0.0.{number}" for number in range(100)]
+    assert [large.begin("a") for _ in range(door.MAX_LARGE_OF_ADDRESS + 1)][-2:] == [True, False]
+    assert sum(large.begin(place) for place in places) == door.MAX_LARGE - door.MAX_LARGE_OF_ADDRESS
+    large.end("a")
+    assert [large.begin("a"), large.begin("b")] == [True, False]
+
+
+def test_a_large_request_that_ends_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "MAX_LARGE_OF_ADDRESS", 1)
+    monkeypatch.setattr(door, "LARGE_BODY", 10)
+    guest = visitor(Serving("0.0.0.0", insecure=True))
+    for _ in range(3):
+        assert guest.post("/gradio_api/queue/join", content=b"x" * 100).status_code == 200
+    monkeypatch.setattr(door, "MAX_LARGE_OF_ADDRESS", 0)
+    assert guest.post("/gradio_api/queue/join", content=b"x" * 100).status_code == 503
+    assert guest.post("/v1/chat/completions", content=b"x" * 100).status_code == 503
+    assert guest.post("/gradio_api/queue/join", content=b"x" * 10).status_code == 200
+    assert guest.post("/gradio_api/upload", content=b"x" * 100).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [("localhost:7860", 200), ("127.0.0.1", 200), ("[::1]:7860", 200), ("evil.org:7860", 403), ("", 403), ("[", 403)],
