@@ -92,6 +92,10 @@ def _from_columns(fields: dict[str, Any], fmt: Format, roles: Names[str, str]) -
     if answered in fields and fields[answered] is None:
         raise RowError(EMPTY_ANSWER, answered, "the cell is empty")
     answer = _needed(fields, answered)
+    if fmt.marks:
+        prompt = columns.get("instruction") or columns["prompt"]
+        whole = as_text(_needed(fields, prompt), prompt) + as_text(answer, answered)
+        return parse_dialogue(whole, prompt, fmt.marks), answered
     history = parse_history(fields.get(columns["history"]), columns["history"]) if "history" in columns else []
     return [*history, *asked, *_answer_turns(answer, answered, roles)], answered
 
@@ -132,6 +136,11 @@ def _compared(record: Record, fmt: Format, roles: Names[str, str], system: str |
             prompt = [*parse_history(fields.get(columns["history"]), columns["history"]), *prompt]
     for side in ("chosen", "rejected"):
         _needed(fields, columns[side])
+    if fmt.marks and prompt is not None:  # a rendered prompt, which each answer goes on from
+        name = columns.get("instruction") or columns["prompt"]
+        begin, prompt = as_text(fields[name], name), None
+        sides = (columns["chosen"], columns["rejected"])
+        fields = {**fields, **{side: begin + as_text(fields[side], side) for side in sides}}
     prompt, chosen, rejected = answers_of(fields, fmt, prompt, roles)
     prompt = _with_system(prompt, fields, columns, system)
     _check([*prompt, *chosen], place, fields, columns)

@@ -28,11 +28,12 @@ _ANSWERING = {
 }
 _ASSISTANTS = (
     *("assistant", "response", "answer", "output", "completion", "gpt", "chatgpt", "bot", "ai", "model", "a"),
+    "chatbot",
 )
 _ROLES = {
     **dict.fromkeys(_ANSWERING, "user"),
     **dict.fromkeys(_ASSISTANTS, "assistant"),
-    **{"system": "system", "input": "input", "tool": "tool", "ipython": "tool"},
+    **{"system": "system", "developer": "system", "input": "input", "tool": "tool", "ipython": "tool"},
 }
 _HEADED = "|".join(sorted((name for name in _ROLES if _ROLES[name] != "tool"), key=len, reverse=True))
 _NAMED = "|".join(name for name in _HEADED.split("|") if name != "output")
@@ -40,9 +41,18 @@ _HEADING = rf"###[ \t]*({_HEADED})[ \t]*(?:[:：]|(?=\r?\n|\Z))[ \t]*\r?\n?"
 INST = "[INST]"
 # Every pattern begins with a fixed mark or at a line's start, so that it takes time in proportion to the text.
 STYLES = {
-    "<|im_start|>": re.compile(r"<\|im_start\|>[ \t]*(system|user|assistant|tool)\r?\n"),
+    "<|im_start|>": re.compile(r"<\|im_start\|>[ \t]*(system|user|assistant|tool)(?:\r?\n|<\|im_sep\|>)"),
     "<|start_header_id|>": re.compile(r"<\|start_header_id\|>(system|user|assistant|tool|ipython)<\|end_header_id\|>"),
+    "<|header_start|>": re.compile(r"<\|header_start\|>(system|user|assistant|tool|ipython)<\|header_end\|>"),
+    "<|start_of_role|>": re.compile(r"<\|start_of_role\|>(system|user|assistant|tool)<\|end_of_role\|>"),
     "<start_of_turn>": re.compile(r"<start_of_turn>(system|user|model)\r?\n"),
+    "<|turn>": re.compile(r"<\|turn>(system|user|model)\r?\n"),
+    "<|START_OF_TURN_TOKEN|>": re.compile(r"<\|START_OF_TURN_TOKEN\|><\|(SYSTEM|USER|CHATBOT)_TOKEN\|>"),
+    "<|start|>": re.compile(
+        r"<\|start\|>(system|developer|user|assistant)(?:<\|channel\|>(?:analysis|commentary|final))?<\|message\|>"
+    ),
+    "<｜...｜>": re.compile(r"<｜(User|Assistant)｜>"),
+    "[|...|]": re.compile(r"\[\|(system|user|assistant)\|\]"),
     "<|...|>": re.compile(r"<\|(system|user|assistant)\|>"),
     "###": re.compile(rf"^[ \t]*{_HEADING}", re.IGNORECASE | re.MULTILINE),
     "### within a line": re.compile(rf"(?<!#){_HEADING}", re.IGNORECASE),
@@ -51,8 +61,27 @@ STYLES = {
     ),
 }
 _BY_NAME = ("###", "### within a line", "name:")
-_BEGINS = ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>", "<|startoftext|>")
-_ENDS = ("<|im_end|>", "<|endoftext|>", "<|end|>", "<|eot_id|>", "<end_of_turn>", "<eos>", "</s>")
+_BEGINS = (
+    *("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>", "<|startoftext|>", "<BOS_TOKEN>"),
+    *("<｜begin▁of▁sentence｜>", "[gMASK]", "<sop>", "[BOS]"),
+)
+ENDS = (
+    *(
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<|end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<end_of_turn>",
+        "<eos>",
+        "</s>",
+        "<|eot|>",
+    ),
+    *("<|end_of_text|>", "<|return|>", "<turn|>", "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "[|endofturn|]"),
+)
+_LONE_TOKEN = re.compile(r"<[^<>\s]{1,40}>")
+# What Llama 3's templates write before a system prompt of their own accord, and would write a second time.
+_LLAMA_DATES = re.compile(r"\ACutting Knowledge Date: [^\n]*\nToday Date: [^\n]*\s*")
 _TOOLS = ("[AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]")
 
 
@@ -72,18 +101,21 @@ class Marks:
 
     def _written(self, name: str) -> str:
         heading = f"### {name.capitalize()}"
-        forms = {"name:": f"{name.capitalize()}:", "<|...|>": f"<|{name}|>"}
+        forms = {"name:": f"{name.capitalize()}:", "<|START_OF_TURN_TOKEN|>": f"<|{name.upper()}_TOKEN|>"}
+        if "..." in self.style:
+            return self.style.replace("...", name.capitalize() if "｜" in self.style else name)
         return heading if self.style.startswith("###") else forms.get(self.style, f"{self.style}{name}")
 
 
-def marks_of(texts: Sequence[str], least: float = LEAST_SHARE) -> Marks | None:
+def marks_of(texts: Sequence[str], least: float = LEAST_SHARE, *, rendered: bool = False) -> Marks | None:
     """How texts mark a user's turn and an answer after it; None where less than that share of them does so in one way.
 
-    Of several names the pair is taken whose asking name comes first and whose names belong together.
+    Of several names the pair is taken whose asking name comes first and whose names belong together. `rendered`: only
+    the marks count that chat templates write, and no names or headings.
     """
     texts = [text[:_LOOKED_AT] for text in texts[:: len(texts) // _MOST_TEXTS + 1]]
     best: tuple[float, Marks | None] = (0.0, None)
-    for style in (INST, *STYLES):
+    for style in (INST, *(name for name in STYLES if not (rendered and name in _BY_NAME))):
         marks, times = _best_pair(style, texts)
         share = times / max(len(texts), 1)
         if marks and share > best[0] / _LIKE_SHARE:
@@ -139,13 +171,17 @@ def parse_dialogue(text: str, field: str, marks: Marks) -> list[Message]:
     turns = [("system", head)] if head else []
     ends = [start for _, start, _ in found[1:]] + [len(text)]
     for (role, _, start), end in zip(found, ends, strict=True):
-        said = _tidy(text[start:end], ("###",) if marks.style.startswith("###") else ())
+        said = tidy(text[start:end], ("###",) if marks.style.startswith("###") else ())
+        if role == "system":
+            said = _LLAMA_DATES.sub("", said)
         if role == "input":
             turns[-1] = ("user", f"{turns[-1][1]}\n\n{said}".strip())
         elif role == "system" and len(turns) == 1 and turns[0][0] == "system":
             turns[0] = ("system", f"{turns[0][1]}\n\n{said}".strip())
         else:
             turns.append((role, said))
+    if turns[0] == ("system", ""):
+        turns = turns[1:]
     return [Message(role, said) for role, said in turns]
 
 
@@ -188,7 +224,7 @@ def _from_inst(text: str, field: str) -> list[Message]:
         system.append(told.strip())
     messages: list[Message] = []
     for question, answer in zip([asked, *questions[1:]], answers, strict=True):
-        messages += [Message("user", question.strip()), Message("assistant", _tidy(answer, _BEGINS))]
+        messages += [Message("user", question.strip()), Message("assistant", tidy(answer, _BEGINS))]
     whole = "\n\n".join(part for part in system if part)
     return [*([Message("system", whole)] if whole else []), *messages]
 
@@ -198,15 +234,15 @@ def _preamble(text: str) -> str:
     text = text.strip()
     for mark in _BEGINS:
         text = text.removeprefix(mark).lstrip()
-    return text
+    return "" if _LONE_TOKEN.fullmatch(text) else text
 
 
-def _tidy(said: str, marks: Sequence[str] = ()) -> str:
+def tidy(said: str, marks: Sequence[str] = ()) -> str:
     """A turn without white space around it and without the marks that end it."""
     end, ended = len(said.rstrip()), True
     while ended:
         ended = False
-        for mark in (*_ENDS, *marks):
+        for mark in (*ENDS, *marks):
             if said.endswith(mark, 0, end):
                 end, ended = end - len(mark), True
                 while end and said[end - 1].isspace():

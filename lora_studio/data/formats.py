@@ -137,6 +137,7 @@ def _readings(columns: Columns) -> list[Format]:
     likely = [shape for shape in found if _fit(columns, shape) >= 0.8 * best > 0]
     likely += [shape for shape in compared if _fit(columns, shape) >= 0.5 * best > 0]
     likely = [one for shape in likely for one in (with_options(columns, shape), shape) if one]
+    likely = [replace(shape, marks=shape.marks or _marks(shape, columns)) for shape in likely]
     return [_told(in_words(shape, columns), columns) for shape in likely]
 
 
@@ -292,16 +293,25 @@ def _preference(columns: Columns) -> Format | None:
         extra = columns.find(names.EXTRA, without=[user, *pair])
         parts |= {"instruction" if instruction else "prompt": instruction or user, "input": extra}
         parts["history"] = columns.find(names.HISTORY)
-    shape = Format("preference", _present(parts))
-    return replace(shape, marks=_marks(shape, columns))
+    return Format("preference", _present(parts))
 
 
 def _marks(shape: Format, columns: Columns, least: float = LEAST_SHARE) -> Marks | None:
-    """How dialogues in one text are marked: those of a column, or those that both sides of a comparison hold."""
-    held = [shape.columns[part] for part in ("dialogue", "chosen", "rejected") if part in shape.columns]
-    if "chosen" in shape.columns and shape.columns.keys() & {"prompt", "instruction", "messages"}:
+    """How dialogues in one text are marked: those of a column, or those that both sides of a comparison hold.
+
+    A prompt and its answers in columns of their own may be such a text as well, rendered by a chat template.
+    """
+    parts = shape.columns
+    asked = parts.get("instruction") or parts.get("prompt")
+    answers = [parts[part] for part in ("chosen", "rejected", "output", "completion") if part in parts]
+    if asked and answers and "input" not in parts:
+        rows = [(record.fields.get(asked), record.fields.get(name)) for record in columns.sample for name in answers]
+        pairs = [f"{prompt}{answer}" for prompt, answer in rows if isinstance(prompt, str) and isinstance(answer, str)]
+        return marks_of(pairs, rendered=True) if pairs else None
+    held = [parts[part] for part in ("dialogue", "chosen", "rejected") if part in parts]
+    if "chosen" in parts and parts.keys() & {"prompt", "instruction", "messages"}:
         return None
-    return marks_of([text for name in held for text in columns.values_as_text(name)], least)
+    return marks_of([text for name in held for text in columns.values_as_text(name)], least) if held else None
 
 
 def _is_prompt_of(columns: Columns, user: str) -> bool:

@@ -7,6 +7,7 @@ its own marks. Counts and refuses; changes no row.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from lora_studio.data.dialogues import tidy
 from lora_studio.data.encode import Encoder
 from lora_studio.data.messages import Conversation, Message, RowError
 from lora_studio.data.pairs import sides
@@ -61,7 +62,8 @@ def changed_answers(chats: Sequence[Conversation], encoder: Encoder, template: s
             continue
         looked_at += 1
         trained = ["".join(pieces[begin:end]) for begin, end in encoded.spans]
-        changed += not any(last.content.strip() in part for part in trained)
+        said = tidy(last.content)  # an end token that the file has written out is not written twice
+        changed += not any(said in part for part in trained)
     if looked_at and changed == looked_at:
         raise StudioError(
             f"What would be trained holds none of the answers ({looked_at} rows looked at). {template}",

@@ -18,7 +18,8 @@ from jinja2 import TemplateError
 from lora_studio.data.answer_spans import REWRITES, AnswerSpans, common_length, common_start
 from lora_studio.data.chat_jinja import MARKS, ChatTemplate
 from lora_studio.data.decoding import is_broken
-from lora_studio.data.messages import BROKEN_TEXT, CONTROL, FORMS, Conversation, Form, RowError
+from lora_studio.data.dialogues import ENDS
+from lora_studio.data.messages import BROKEN_TEXT, CONTROL, EMPTY_ANSWER, FORMS, Conversation, Form, RowError
 from lora_studio.data.prompt_styles import Template, adds_bos
 from lora_studio.errors import StudioError
 
@@ -88,6 +89,8 @@ class Renderer:
         self._eos, self._bos, self._start = rules.eos, rules.bos, rules.start
         added = sorted({*rules.added, *_THINK}, key=len, reverse=True)
         self._special = re.compile("|".join(re.escape(token) for token in added))
+        # Tokens that end an answer: one that the file has written out already is not written twice.
+        self._ends = tuple(token for token in added if token == self._eos or token in ENDS)
         self._added = tuple(token for token in added if token not in _THINK and not token.isspace())
 
     def render(self, conversation: Conversation) -> Rendered | RowError:
@@ -99,7 +102,10 @@ class Renderer:
         return self._render_chat(conversation)
 
     def _plain_text(self, text: str) -> Rendered:
-        whole = self._start + text + self._eos
+        """The text between the tokens that begin and end one, less those that it has already."""
+        begun = bool(self._bos) and text.startswith(self._bos)
+        ended = any(text.rstrip().endswith(token) for token in self._ends)
+        whole = ("" if begun else self._start) + text + ("" if ended else self._eos)
         return Rendered(whole, [(len(self._bos), len(whole))])
 
     def _render_chat(self, chat: Conversation) -> Rendered | RowError:
@@ -120,7 +126,7 @@ class Renderer:
 
     def _in_form(self, chat: Conversation, form: Form) -> Rendered:
         """The row with its tool calls in one form. Raises RowError, and what templates raise."""
-        messages = chat.to_dicts(form)
+        messages = [self._without_end(message) for message in chat.to_dicts(form)]
         text, marks = self._jinja.render(messages, chat.tools)
         if is_broken(text):
             raise RowError(BROKEN_TEXT, found=text)
@@ -135,6 +141,18 @@ class Renderer:
         if any(message.tool_calls for message in chat.messages):
             self._check_calls(chat, form, text, spans)
         return replace(self._select(text, self._without_untrained(chat, spans)), rewritten=rewritten)
+
+    def _without_end(self, message: dict[str, Any]) -> dict[str, Any]:
+        """An answer less the end token that the file has written into it, for the template writes it."""
+        content = message["content"]
+        if message["role"] != "assistant" or not content or not content.rstrip().endswith(self._ends or "\0"):
+            return message
+        content = content.rstrip()
+        while content.endswith(self._ends):
+            content = content[: -len(next(token for token in self._ends if content.endswith(token)))]
+        if not content.strip() and "tool_calls" not in message:
+            raise RowError(EMPTY_ANSWER, found=message["content"])
+        return {**message, "content": content}
 
     def _check_calls(self, chat: Conversation, form: Form, text: str, spans: Sequence[tuple[int, int]]) -> None:
         """Raises RowError where the name or an argument of a tool call is not in its answer, or not as JSON."""

@@ -50,7 +50,8 @@ def _main(shape: Format, part: dict[str, str]) -> str:
         return f"{part['dialogue']} is a conversation written as one text: {how}"
     if "chosen" in part:
         prompt = _user(shape, part) or "What both begin with"
-        return f"{prompt} is the prompt, {part['chosen']} the better answer, {part['rejected']} the worse"
+        words = f"{prompt} is the prompt, {part['chosen']} the better answer, {part['rejected']} the worse"
+        return f"{words}; all are written as one text: {shape.marks.words()}" if shape.marks else words
     asked = _user(shape, part)
     if "description" in part:
         answer = f"{asked} make the user's turn, {part['completion']} is the assistant's"
@@ -60,6 +61,8 @@ def _main(shape: Format, part: dict[str, str]) -> str:
         how = "who speaks and what is said" if shape.name == "sharegpt" else "a role and content"
         return f"{part['messages']} holds the conversation, a list of turns, each with {how}"
     answered = part.get("output") if "instruction" in part else part["completion"]
+    if shape.marks:
+        return f"{asked} and {answered} together are a conversation written as one text: {shape.marks.words()}"
     return f"{asked} is the user's turn, {answered} the assistant's"
 
 
