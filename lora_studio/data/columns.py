@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lora_studio.data.literals import read_value
+from lora_studio.data.messages import RowError
 from lora_studio.data.rows import Record, shorten
-from lora_studio.data.turns import ROLES, held_turns
+from lora_studio.data.turns import ROLES, as_text, held_turns
 
 SAMPLE = 500
 _LOOKED_AT = 50
@@ -143,6 +144,10 @@ class Columns:
         """Whether a column holds one value where the rows differ in others."""
         return self._distinct(name) == 1 and any(self._distinct(other) > 1 for other in self.names)
 
+    def answers(self, name: str) -> bool:
+        """Whether some value of a column can be an answer: a text, what is written as one, or turns."""
+        return not self.values(name) or any(map(_is_answer, self.values(name)))
+
     def is_class(self, name: str) -> bool:
         """Whether a column holds few values, each in many rows."""
         return 10 * self._distinct(name) <= len(self.values(name))
@@ -162,6 +167,13 @@ class Columns:
 
     def plain(self, name: str) -> str:
         return self._plain[name]
+
+
+def _is_answer(value: Any) -> bool:
+    try:
+        return is_turns(value) or bool(as_text(value, ""))
+    except RowError:
+        return False
 
 
 def is_turns(value: Any) -> bool:

@@ -56,11 +56,13 @@ STYLES = {
     "<|...|>": re.compile(r"<\|(system|user|assistant)\|>"),
     "###": re.compile(rf"^[ \t]*{_HEADING}", re.IGNORECASE | re.MULTILINE),
     "### within a line": re.compile(rf"(?<!#){_HEADING}", re.IGNORECASE),
+    "NAME: within a line": re.compile(r"\b(SYSTEM|USER|HUMAN|QUESTION|ASSISTANT|ANSWER|AI|BOT|GPT)[ \t]*:[ \t]*"),
     "name:": re.compile(
         rf"^[ \t]*(?:\*\*)?({_NAMED})(?:\*\*)?[ \t]*[:：](?:\*\*)?[ \t]*", re.IGNORECASE | re.MULTILINE
     ),
 }
-_BY_NAME = ("###", "### within a line", "name:")
+_BY_NAME = ("###", "### within a line", "NAME: within a line", "name:")
+_INITIALS = ("ai", "gpt", "q", "a")
 _BEGINS = (
     *("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>", "<|startoftext|>", "<BOS_TOKEN>"),
     *("<｜begin▁of▁sentence｜>", "[gMASK]", "<sop>", "[BOS]"),
@@ -100,11 +102,12 @@ class Marks:
         return f"`{said['user']}` marks the user's turns and `{said['assistant']}` the assistant's"
 
     def _written(self, name: str) -> str:
-        heading = f"### {name.capitalize()}"
-        forms = {"name:": f"{name.capitalize()}:", "<|START_OF_TURN_TOKEN|>": f"<|{name.upper()}_TOKEN|>"}
+        shown = name.upper() if name in _INITIALS or self.style.startswith("NAME") else name.capitalize()
+        if self.style in _BY_NAME:
+            return f"### {shown}" if self.style.startswith("###") else f"{shown}:"
         if "..." in self.style:
-            return self.style.replace("...", name.capitalize() if "｜" in self.style else name)
-        return heading if self.style.startswith("###") else forms.get(self.style, f"{self.style}{name}")
+            return self.style.replace("...", shown if "｜" in self.style else name)
+        return f"<|{name.upper()}_TOKEN|>" if self.style == "<|START_OF_TURN_TOKEN|>" else f"{self.style}{name}"
 
 
 def marks_of(texts: Sequence[str], least: float = LEAST_SHARE, *, rendered: bool = False) -> Marks | None:

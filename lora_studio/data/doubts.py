@@ -18,7 +18,7 @@ _SHAPES = (
     "`prompt` and `completion` or `question` and `answer`; `text`."
 )
 BY_MAPPING = (
-    "Say in data.mapping which column plays which part (--mapping in the terminal, Correct the reading on the page)"
+    "say in data.mapping which column plays which part (--mapping in the terminal, Correct the reading on the page)"
 )
 _OPTION = re.compile(r"(?:(?:option|choice|answer|opt|op|sol|solution|ending|candidate|alternative)_?)?([a-j]|\d)")
 _LISTED = ("choices", "options", "endings", "candidates", "alternatives", "answers", "mc_choices")
@@ -67,7 +67,7 @@ def no_reading(columns: Columns, by_order: Sequence[Format]) -> ReadingError:
         return ReadingError(
             f"The shape of the rows is not known: {quoted(texts)} hold text, and these names do not say which is asked "
             "and which is answered.",
-            f"{BY_MAPPING[0].upper()}{BY_MAPPING[1:]}, for example {example}{alone}.",
+            f"To settle it, {BY_MAPPING}, for example {example}{alone}.",
         )
     return ReadingError(
         f"The shape of the rows is not known. Their fields are: {quoted(columns.names, 12) or 'none'}.",

@@ -215,6 +215,8 @@ def _answers(columns: Columns, user: str | None) -> list[str]:
     They are named so; where those are sparse and one other text is filled, it is that.
     """
     named = columns.find_all(names.ASSISTANT, without=[user] if user else [])
+    able = [name for name in named if columns.answers(name)]
+    named = able if able or columns.compared() else named
     shares = {name: columns.share(name) for name in named}
     if named and user and shares[named[0]] < _SPARSE:
         filled = [name for name in _others(columns, user, *named) if columns.share(name) >= 2 * shares[named[0]]]

@@ -14,6 +14,7 @@ TEXT_FIELD = "text"
 _SAMPLE = 1 << 20
 _LEAST_SHARE = 0.8
 _MOST_BLANK = 1000
+_MOST_TITLES = 3
 
 
 def read_text(open_text: Callable[[], TextIO]) -> Reading:
@@ -56,22 +57,28 @@ class _Dialogue:
             return role in ("system", "user") and _is_gap(between)
         if role != self.begins_at:
             return False
-        return role == "system" or any(role_at(earlier, self.marks) == "user" for earlier in block)
+        prompt = role_at(block[0], self.marks) == "system"
+        return not prompt or any(role_at(earlier, self.marks) == role for earlier in block)
 
 
 def _dialogue_of(sample: str) -> _Dialogue | None:
-    """The dialogue that a text begins with and goes on as, question and answer by turns; None for other texts."""
+    """The dialogue that a text begins with and goes on as, question and answer by turns; None for other texts.
+
+    A title may stand before several questions: a row of its own, that no mark opens.
+    """
     marks = marks_of([sample])
     turns: list[tuple[str, bool]] = []
+    title = 0
     for line, gap in _gaps(sample.splitlines()) if marks else ():
         role = role_at(line, marks) if marks else None
-        if role is None and not turns:
-            return None
+        title += role is None and not turns
         if role in ("system", "user", "assistant"):
             turns.append((role, gap))
     spoken = [role for role, _ in turns if role != "system"]
     answered = sum(pair == ("user", "assistant") for pair in pairwise(spoken))
     if marks is None or 2 * answered < _LEAST_SHARE * len(spoken):
+        return None
+    if title > _MOST_TITLES or (title and answered < 2):
         return None
     wide = [role for role, gap in turns[1:] if gap]
     if wide and "assistant" not in wide:

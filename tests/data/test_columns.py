@@ -176,6 +176,11 @@ def test_what_the_output_looks_like_is_never_the_answer(described):
         recognise(_records(lambda at, q, a: {"problem": q, described: a}))
 
 
+def test_a_list_of_several_texts_is_not_the_answer_whatever_its_name():
+    make = lambda at, q, a: {"input": q, "generations": [a, "x"], "chosen": a, "rejected": "no"}  # noqa: E731
+    assert [shape.name for shape in recognise_all(_records(make))] == ["preference"]
+
+
 def test_a_passage_beside_a_question_belongs_to_it():
     records = _records(lambda at, q, a: {"question": q, "passage": a, "answer": at % 2 == 0})
     shape = recognise(records)

@@ -107,6 +107,8 @@ def test_tool_calls_in_inst_texts_are_refused_and_not_learned_as_an_answer():
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nask<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\ntell<|eot_id|>",
+        "<s>Be kind. USER: ask ASSISTANT: tell</s>",
+        "<｜begin▁of▁sentence｜>Be kind.<｜User｜>ask<｜Assistant｜>tell<｜end▁of▁sentence｜>",
         "<bos>Be kind.<start_of_turn>user\nask<end_of_turn>\n<start_of_turn>model\ntell<end_of_turn>\n",
     ],
 )
@@ -124,6 +126,9 @@ def test_the_marks_are_kept_with_the_reading_and_found_for_a_persons_mapping_too
         convert(records[1], shape)
 
 
+EXCHANGES = ["User: a\n\nAssistant: b", "User: c\n\nAssistant: d"]
+
+
 def _rows_of(write, name, text):
     return [(row.row, row.fields["text"]) for row in open_source(write(name, text)).rows()]
 
@@ -131,9 +136,10 @@ def _rows_of(write, name, text):
 @pytest.mark.parametrize(
     ("text", "rows"),
     [
-        ("User: a\n\nAssistant: b\n\nUser: c\n\nAssistant: d", ["User: a\n\nAssistant: b", "User: c\n\nAssistant: d"]),
+        ("User: a\n\nAssistant: b\n\nUser: c\n\nAssistant: d", EXCHANGES),
         ("User: a\nAssistant: b\nUser: c\nAssistant: d", ["User: a\nAssistant: b", "User: c\nAssistant: d"]),
         ("Q: a\n\nA: b\n\nmore\n\nQ: c\n\nA: d\n", ["Q: a\n\nA: b\n\nmore", "Q: c\n\nA: d"]),
+        ("# Talk\n\nUser: a\n\nAssistant: b\n\nUser: c\n\nAssistant: d", ["# Talk", *EXCHANGES]),
         ("### User\n\na\n\n### Assistant\n\nb\n", ["### User\n\na\n\n### Assistant\n\nb"]),
         (
             "System: s\n\nUser: a\n\nAssistant: b\n\nUser: c\n\nAssistant: d",
@@ -157,7 +163,7 @@ def test_a_dialogue_over_the_lines_of_a_text_is_read_as_rows_of_whole_exchanges(
     assert [row for _, row in _rows_of(write, "talk.txt", text)] == rows
     assumed = open_source(write("talk.txt", text)).assumptions
     assert any("The lines of the text are a dialogue" in sentence for sentence in assumed)
-    shape, plain = recognise_all([Record(1, {"text": row}) for row in rows])
+    shape, plain = recognise_all([Record(1, {"text": row}) for row in rows if row != "# Talk"])
     assert (shape.name, plain.name, shape.ambiguous) == ("dialogue", "text", True)
 
 
