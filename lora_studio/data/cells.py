@@ -18,6 +18,8 @@ UNCLOSED = "a quoted cell does not end"
 SWALLOWED = "a quoted cell takes in lines that look like rows of the table"
 _ENDS = "\r\n"
 _ESCAPED = re.compile(r'\\(["\\\n]|\r\n?)')
+_ESCAPED_MARK = re.compile(r'\\(["\n]|\r\n?)')
+_NULL = "\\N"  # how MySQL and Hive write a cell without a value, where a backslash escapes
 _AFTER_BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
 _SPACED_MARK = r'(?:^|[D\r\n]) +"(?!"[^D\r\n])'
 _LONG_CELL = 1000  # lines
@@ -93,6 +95,8 @@ class Cells:
                 row = self._plainly_quoted_row() or self._quoted_row()
             else:
                 row = line.rstrip(_ENDS).split(dialect.delimiter)
+                if dialect.backslash and _NULL in row:
+                    row = ["" if cell == _NULL else cell for cell in row]
                 self._at += 1
             if self._at > 1000:
                 del self._lines[: self._at]
@@ -148,7 +152,7 @@ class Cells:
             else:
                 end = line.find(self._dialect.delimiter, at)
                 end = end if end >= 0 else len(line.rstrip(_ENDS))
-                cells.append(line[at:end])
+                cells.append("" if self._dialect.backslash and line[at:end] == _NULL else line[at:end])
                 self._signs.counts["stray"] += '"' in cells[-1]
             if line[end : end + 1] != self._dialect.delimiter:
                 break
@@ -213,14 +217,20 @@ class Cells:
         if end < len(line) and line[end] != self._dialect.delimiter and line[end] not in _ENDS:
             return _Cell(None, index, mark, BROKEN_QUOTES)
         pieces.append(line[begin:mark])
-        text = "".join(pieces).replace('""', '"') if not escaped else self._unescaped("".join(pieces))
-        return _Cell(text, index, end, escaped=escaped)
+        text = "".join(pieces)
+        if self._by_hand and "\\" in text and text != _NULL:
+            after = _AFTER_BACKSLASH.findall(text)
+            self._signs.lone_backslashes += sum(letter not in '"\\\r\n' for letter in after)
+        if escaped or (backslash and self._dialect.backslash):
+            return _Cell(self._unescaped(text), index, end, escaped=escaped)
+        return _Cell(text.replace('""', '"'), index, end)
 
     def _unescaped(self, text: str) -> str:
-        self._signs.lone_backslashes += sum(letter not in '"\\\r\n' for letter in _AFTER_BACKSLASH.findall(text))
+        if text == _NULL:
+            return ""
         if self._dialect.halved or not self._dialect.backslash:
             return _ESCAPED.sub(r"\1", text)
-        return re.sub(r'\\(["\n]|\r\n?)', r"\1", text)
+        return _ESCAPED_MARK.sub(r"\1", text)
 
     def _may_span(self) -> bool:
         return self._wasted < 4 * self._read + _WASTED

@@ -21,8 +21,11 @@ NOT_AN_OBJECT = "the row is not an object with named fields"
 TOO_DEEP = "the row is nested too deeply"
 TOO_LONG = "the row is longer than 32 million characters"
 BARE_LIST = "Rows that are bare lists of messages are read as `messages`."
+BELOW_HEADER = "The first list names the columns, each further list is a row."
 BARE_IDS = "Rows that are bare lists of whole numbers are read as `input_ids`."
 _SHAPES = "Known are an array of objects, one object a line, and an object of equally long arrays (columns)."
+_ERROR_NAMES = {"error", "errors", "detail"}
+_BESIDE_ERRORS = {"message", "status", "statusCode", "status_code", "code", "type", "cause", "path", "timestamp"}
 _LONGEST_OBJECT = 1 << 28
 _LONGEST_CONVERSATION = 10_000
 _FIRST_LINES = 50
@@ -161,6 +164,8 @@ def _array(open_text: Open, kind: str) -> Reading:
     if start and _is_ids(start):
         assumptions.append(f"The file is a single row. {BARE_IDS}")
         return _counted(lambda decoder: _single_list(open_text, decoder), assumptions)
+    if len(start) > 1 and _is_header(start[0], start[1:]):
+        return _counted(lambda decoder: _below_header(open_text, decoder), [*assumptions, BELOW_HEADER])
     if start and isinstance(start[0], list):
         assumptions.append(BARE_IDS if _is_ids(start[0]) else BARE_LIST)
 
@@ -178,6 +183,20 @@ def _single_list(open_text: Open, decoder: Decoder) -> Rows:
             yield _row(1, Values(stream, _LONGEST_OBJECT, decoder).value())
         except BrokenJsonError as error:
             yield BadRow(1, BROKEN_REST, str(error))
+
+
+def _is_header(first: Any, below: list[Any]) -> bool:
+    """Whether a list holds the names of the lists below it."""
+    named = isinstance(first, list) and all(isinstance(name, str) for name in first) and is_known(first)
+    return named and all(isinstance(cells, list) and len(cells) == len(first) for cells in below)
+
+
+def _below_header(open_text: Open, decoder: Decoder) -> Rows:
+    with open_text() as stream:
+        elements = Values(stream, decoder=decoder).array()
+        names = next(elements)
+        rows = (dict(zip(names, cells, strict=False)) if isinstance(cells, list) else cells for cells in elements)
+        yield from _numbered(rows)
 
 
 def _first_elements(elements: Iterator[Any], most: int = 20) -> list[Any]:
@@ -217,6 +236,9 @@ def _single(open_text: Open, value: Any, kind: str) -> Reading:
     """A file that is one object: it is held only while its rows are read."""
     if not isinstance(value, dict):
         raise StudioError(f"The file holds one {type(value).__name__}, not rows.", _SHAPES)
+    if value.keys() & _ERROR_NAMES and value.keys() <= _ERROR_NAMES | _BESIDE_ERRORS:
+        message = shorten(json.dumps(value, ensure_ascii=False))
+        raise StudioError(f"The file holds an error message of a server and no rows: {message}", "Download it again.")
     _, assumptions = _from_object(value)
 
     def rows(decoder: Decoder) -> Rows:
@@ -230,8 +252,14 @@ def _single(open_text: Open, value: Any, kind: str) -> Reading:
 
 def _from_object(value: dict[str, Any]) -> tuple[Rows, list[str]]:
     """Columns, rows under one name, or a single row."""
+    if isinstance(value.get("train"), dict) and all(isinstance(part, dict) for part in value.values()):
+        inner_rows, notes = _from_object(value["train"])
+        others = ", ".join(f"`{name}`" for name in value if name != "train")
+        return inner_rows, [f"The rows are those under `train`{f'; left aside: {others}' if others else ''}.", *notes]
     lists = {name: column for name, column in value.items() if isinstance(column, list)}
     tables = [name for name, column in lists.items() if _is_table(column)]
+    if "rows" in tables and all(isinstance(item.get("row"), dict) for item in lists["rows"]):
+        return _numbered(item["row"] for item in lists["rows"]), ["The rows are those under `rows`, each under `row`."]
     if len(tables) == len(lists) == 1 or "train" in tables:
         name = "train" if "train" in tables else tables[0]
         aside = [f"`{other}`" for other in tables if other != name]

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TextIO
 
 from lora_studio.data.cells import Cells, Dialect, Fault, find_dialect
+from lora_studio.data.columns import is_known
 from lora_studio.data.decoding import LONGEST, is_broken
 from lora_studio.data.json_files import BROKEN_BYTES
 from lora_studio.data.mapping import ReadingError
@@ -91,12 +92,14 @@ def read_csv(open_text: Open, ending: str) -> Reading:
 
 
 def holds_tabs(open_text: Open) -> bool:
-    """Whether a text is a table: each of its first lines has the same number of tabs, and there are at least two."""
+    """Whether a text is a table: at least two lines, all with tabs between, as many in each or in a header of names."""
     with open_text() as stream:
         sample = stream.read(_SAMPLE_LENGTH)
-        lines = [line.rstrip("\r\n") for line in (sample + stream.readline(LONGEST)).splitlines()]
-    tabs = {line.strip(" ").count("\t") for line in lines if line.strip()}
-    return len(tabs) == 1 and tabs != {0} and len(lines) > 1 and not any(line.startswith("\t") for line in lines)
+        lines = [line.strip(" \r\n") for line in (sample + stream.readline(LONGEST)).splitlines() if line.strip()]
+    tabs = [line.count("\t") for line in lines]
+    if len(lines) < 2 or not all(tabs) or any(line.startswith("\t") for line in lines):
+        return False
+    return len(set(tabs)) == 1 or (tabs[0] == max(tabs) and is_known(lines[0].split("\t")))
 
 
 def _quoted(names: list[str]) -> str:

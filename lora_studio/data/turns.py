@@ -106,6 +106,8 @@ def parse_turns(value: Any, field: str, roles: Mapping[str, str] = ROLES) -> lis
     for item in value:
         if not isinstance(item, dict):
             raise RowError(NOT_A_MESSAGE, field, item)
+        if item.get("role") == "system" and "content" in item and item["content"] is None:
+            continue  # an empty cell, and no system prompt that is empty
         _append(messages, parse_item(item, field, roles))
     _refuse_empty(messages, field)
     return messages

@@ -40,6 +40,8 @@ def test_a_text_file_of_cells_between_tabs_is_a_table(write):
     file = read_records(write("a.txt", 'question\tanswer\nWhere?\t"There"\nWho?\tShe\n'))
     assert file.records[0].fields == {"question": "Where?", "answer": '"There"'}
     assert "The .txt file holds a table." in file.assumptions
+    short = read_records(write("d.txt", "instruction\toutput\tinput\nAdd\tSum\t1 2\nSay hi\tHi\n"))
+    assert short.records[1].fields == {"instruction": "Say hi", "output": "Hi", "input": ""}
     assert read_records(write("b.txt", "\tindented\n\tby tabs\n")).kind == "text"
     assert read_records(write("c.txt", "a\tb\nc\n")).kind == "text"
 
@@ -53,6 +55,9 @@ def test_a_text_file_of_cells_between_tabs_is_a_table(write):
         ({f"row {number}": row for number, row in enumerate(ROWS)}, "under a key"),
         ({"schema": {"fields": []}, "data": ROWS}, "under `data`"),
         ({name: {str(at): row[name] for at, row in enumerate(ROWS)} for name in ROWS[0]}, "by number"),
+        ({"train": {name: [row[name] for row in ROWS] for name in ROWS[0]}, "test": {"output": []}}, "under `train`"),
+        ({"features": [{"name": "output"}], "rows": [{"row_idx": 0, "row": row} for row in ROWS]}, "under `row`"),
+        ([list(ROWS[0]), *CELLS], "names the columns"),
     ],
 )
 def test_the_forms_in_which_pandas_writes_rows_are_read(write, value, words):
@@ -83,6 +88,7 @@ def test_a_single_row_of_objects_is_not_taken_for_rows_by_key(write, row):
         ("a.csv", "/annex/objects/MD5E-s1--00.csv\n", "pointer"),
         ("a.json", "<!DOCTYPE html>\n<html></html>", "web page"),
         ("a.csv", "\n  <html>", "web page"),
+        ("a.jsonl", '{"error": "Repository not found"}', "error message"),
         ("a.parquet", '<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML"),
     ],
 )
@@ -147,3 +153,9 @@ def test_the_advice_fits_the_file(write):
     with pytest.raises(StudioError, match=r"^No row of a\.csv") as error:
         read_records(write("a.csv", 'a,b\n"x" y,z\n'))
     assert "quotes its cells" in error.value.hint
+
+
+def test_a_system_prompt_that_is_missing_is_none(write, tokenizer):
+    rows = [{"messages": [{"role": "system", "content": None}, *talk]} for talk in TALKS]
+    seen = inspect(str(write("a.jsonl", rows)), tokenizer)
+    assert [turn["role"] for turn in seen["examples"][0]["messages"]] == ["user", "assistant"]

@@ -141,6 +141,11 @@ def test_a_backslash_before_a_mark_in_a_quoted_cell_escapes_it(cell: str, meant:
     assert table_files._BACKSLASHES in file.assumptions
 
 
+def test_where_backslashes_escape_all_cells_are_unescaped_and_a_null_is_empty() -> None:
+    text = 'question,answer\n"say \\"y\\" now","C:\\\\new"\n"a\\\nb",\\N\n'
+    assert rows_of(text) == [['say "y" now', "C:\\new"], ["a\nb", ""]]
+
+
 def test_where_backslashes_are_not_doubled_they_stay() -> None:
     text = 'question,answer\n"say \\"y\\" now","\\frac{a}{b} \\\\ c"\n'
     assert rows_of(text) == [['say "y" now', "\\frac{a}{b} \\\\ c"]]
