@@ -3,6 +3,7 @@
 The folder holds what was asked for, the answers row by row as they come, and, written last, what they amount to.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from lora_studio.adapter_source import named_adapter
 from lora_studio.config import Config, Generation
 from lora_studio.errors import StudioError
-from lora_studio.job_folders import JobFolder, JobFolders
+from lora_studio.job_folders import JobFolder, JobFolders, damaged_request
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.schema import Section, setting
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
@@ -114,16 +115,29 @@ class EvaluationFolder(JobFolder):
         return self.path / "metrics_summary.json"
 
     def request(self) -> Request:
-        return Request.from_dict(self.read_facts())
+        """What was asked for. Raises `StudioError` where its file is damaged."""
+        try:
+            return Request.from_dict(self.read_facts())
+        except (TypeError, KeyError, AttributeError, ValueError):
+            raise damaged_request(self) from None
+
+    def read_result(self) -> dict[str, Any]:
+        """What the answers amount to; empty before they were measured, and where the file is damaged."""
+        found = super().read_result()
+        try:
+            return found if all(metric["unit"] for metric in found["metrics"].values()) and found["columns"] else {}
+        except (KeyError, TypeError, AttributeError):
+            return {}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The answered rows; a line that a killed process left torn is no row."""
         try:
             with self.predictions.open(encoding="utf-8") as file:
                 for line in file:
-                    if line.endswith("\n"):
-                        yield json.loads(line)
-        except FileNotFoundError:
+                    with contextlib.suppress(ValueError, RecursionError):
+                        if line.endswith("\n") and isinstance(row := json.loads(line), dict):
+                            yield row
+        except (FileNotFoundError, UnicodeDecodeError):
             return
 
 
@@ -217,5 +231,8 @@ def of_run(workspace: Workspace, run_id: str) -> list[EvaluationFolder]:
     return [
         folder
         for folder in evaluations(workspace)
-        if any(column["run"] == run_id for column in folder.read_facts()["columns"])
+        if any(
+            isinstance(column, dict) and column.get("run") == run_id
+            for column in folder.read_facts().get("columns") or ()
+        )
     ]

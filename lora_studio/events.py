@@ -5,11 +5,13 @@ this module knows the line format. A torn last line, as a crash leaves it, is ig
 """
 
 import dataclasses
+import functools
 import json
 import math
+import types
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, get_args, get_origin, get_type_hints
 
 PHASES = ("start", "data", "download", "model", "train", "evaluate", "save", "compare", "answer", "measure")
 FINAL_STATES = ("done", "stopped", "failed")
@@ -230,18 +232,47 @@ def from_line(line: str) -> Event | None:
     """The event of a line; None for a torn line or an event of a newer version."""
     try:
         values = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(values, dict):
         return None
-    cls = _TYPES.get(values.pop("event", ""))
+    cls = _TYPES.get(str(values.pop("event", "")))
     if cls is None:
         return None
     known = _NAMES[cls]
     try:
-        return cls(**{name: _number(value) for name, value in values.items() if name in known})
+        event: Event = cls(**{name: _number(value) for name, value in values.items() if name in known})
     except TypeError:
         return None
+    return event if of_right_kinds(event) else None
+
+
+_KINDS: dict[Any, tuple[type, ...]] = {
+    int: (int, float),
+    float: (int, float),
+    str: (str,),
+    bool: (bool,),
+    list: (list, tuple),
+    dict: (dict,),
+}
+
+
+@functools.cache
+def _kinds_of(cls: type) -> dict[str, tuple[type, ...]]:
+    """The types that a value of each field may have; fields of other kinds are left out."""
+    found: dict[str, tuple[type, ...]] = {}
+    for name, hint in get_type_hints(cls).items():
+        parts = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        allowed = [_KINDS.get(get_origin(part) or part, (part,)) for part in parts]
+        if all(isinstance(kind, type) for kinds in allowed for kind in kinds):
+            found[name] = tuple(kind for kinds in allowed for kind in kinds)
+    return found
+
+
+def of_right_kinds(value: Any) -> bool:
+    """Whether every field of an event or a state holds what its type says: out of a damaged file it may not."""
+    cls: Any = type(value)
+    return all(isinstance(getattr(value, name), kinds) for name, kinds in _kinds_of(cls).items())
 
 
 def _plain(value: Any) -> Any:

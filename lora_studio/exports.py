@@ -21,7 +21,7 @@ from lora_studio.errors import StudioError
 from lora_studio.events import DataPrepared, from_line
 from lora_studio.export_targets import TARGETS, Sizes, Target
 from lora_studio.files import bytes_in
-from lora_studio.job_folders import JobFolder, JobFolders
+from lora_studio.job_folders import JobFolder, JobFolders, damaged_request
 from lora_studio.llama_cpp import find_llama_cpp
 from lora_studio.parsing import plain_words
 from lora_studio.schema import Section
@@ -109,7 +109,11 @@ class ExportFolder(JobFolder):
         return self.result.with_name(f".{self.result.name}.{self.id}")
 
     def request(self) -> Request:
-        return Request.from_dict(self.read_facts())
+        """What was asked for. Raises `StudioError` where its file is damaged."""
+        try:
+            return Request.from_dict(self.read_facts())
+        except TypeError:
+            raise damaged_request(self) from None
 
 
 def folders(workspace: Workspace) -> JobFolders[ExportFolder]:
@@ -199,7 +203,7 @@ def sizes_of(folder: Path, run: RunFolder | None = None) -> Sizes:
 def _bytes_of_rows(run: RunFolder) -> int:
     """What ids and labels of a run's training rows take, 32 bits each; 0 where the run did not get so far."""
     try:
-        with run.events.open(encoding="utf-8") as lines:
+        with run.events.open(encoding="utf-8", errors="replace") as lines:
             found = (event for event in map(from_line, lines) if isinstance(event, DataPrepared))
             prepared = next(found, None)
     except FileNotFoundError:

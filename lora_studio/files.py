@@ -1,8 +1,38 @@
 """Files and folders in general: how much is in them, whether two are the same, and names that are free."""
 
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+LAST_TIME = 1e11
+"""Seconds: later than any time that a file of ours can name."""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `FileNotFoundError` where there is none, `ValueError` for one that is damaged:
+    cut, no text, nested without end, or no object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}")
+    return found
+
+
+def is_time(value: Any) -> bool:
+    """Whether a value out of a file is a time in seconds that a clock can show."""
+    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value < LAST_TIME
+
+
+def fits(values: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> bool:
+    """Whether each value that is there is of one of its kinds."""
+    return all(isinstance(value, kinds[name]) for name, value in values.items() if name in kinds)
 
 
 def bytes_in(folder: Path) -> int:

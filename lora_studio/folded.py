@@ -21,6 +21,7 @@ from lora_studio.events import (
     ModelLoaded,
     RunState,
     StepLogged,
+    of_right_kinds,
 )
 from lora_studio.workspace import RunFolder
 
@@ -45,7 +46,7 @@ def read_folded(run: RunFolder, key: Key) -> RunState | None:
     try:
         kept = json.loads(run.folded.read_text(encoding="utf-8"))
         return _state(kept["state"]) if (kept["made_by"], kept["key"]) == (_MADE_BY, list(key)) else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
@@ -64,4 +65,7 @@ def _state(values: Mapping[str, Any]) -> RunState:
     one = {name: kind(**values[name]) for name, kind in _ONE.items() if values[name] is not None}
     many = {name: [kind(**item) for item in values[name]] for name, kind in _MANY.items()}
     pauses = [(begin, end) for begin, end in values["pauses"]]
-    return RunState(**{**values, **one, **many, "pauses": pauses})
+    state = RunState(**{**values, **one, **many, "pauses": pauses})
+    if not all(map(of_right_kinds, (state, *one.values(), *(item for items in many.values() for item in items)))):
+        raise ValueError("values of wrong kinds")
+    return state

@@ -28,6 +28,11 @@ class JobFolder(RunFolder):
         return self.path / "request.json"
 
 
+def damaged_request(folder: JobFolder) -> StudioError:
+    """What is said of a job whose request can't be read."""
+    return StudioError(f"{folder.facts.name} of {folder.id} is damaged: what was asked for is lost.", "Delete it.")
+
+
 @dataclass(frozen=True)
 class JobFolders(Generic[Folder]):
     """The folders of one kind of job under `parent`; `noun` is what a person calls one.

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from lora_studio.errors import StudioError
+from lora_studio.files import read_object
 from lora_studio.workspace import RunFolder, write_atomically
 
 MOST_TAGS, LONGEST_TAG, LONGEST_NOTE = 20, 40, 10_000
@@ -20,7 +21,7 @@ class Labels:
 def read_labels(run: RunFolder) -> Labels:
     """The run's labels; none where nothing was written yet."""
     try:
-        found = json.loads(run.labels.read_text(encoding="utf-8"))
+        found = read_object(run.labels)
         return Labels(tuple(str(tag) for tag in found["tags"]), str(found["note"]))
     except FileNotFoundError:
         return Labels()

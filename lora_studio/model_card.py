@@ -77,7 +77,7 @@ def _known(adapter: Path, run: RunFolder | None) -> _Known:
         return _Known(settings, card)
     config = parse(read_yaml(run.config))
     step = step_of(adapter.name) if adapter.parent == run.checkpoints else None
-    with run.events.open(encoding="utf-8") as lines:
+    with run.events.open(encoding="utf-8", errors="replace") as lines:
         state = fold(event for line in lines if (event := from_line(line)) is not None)
     return _Known(settings, card, config, state, run.read_result() if step is None else {}, run.read_facts(), step)
 

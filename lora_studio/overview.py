@@ -15,7 +15,7 @@ from lora_studio.workspace import RunFolder
 class Overview:
     """The numbers of a run that are compared with those of others. `result` is what complete.json holds.
 
-    `maker` is the visitor who started it, where visitors are told apart.
+    `maker` is the visitor who started it, where visitors are told apart; `damaged` are its files that can't be read.
     """
 
     id: str
@@ -33,6 +33,7 @@ class Overview:
     best_step: int | None = None
     seconds: float | None = None
     maker: str = ""
+    damaged: tuple[str, ...] = ()
     result: dict[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
@@ -55,6 +56,7 @@ class Overview:
             "seconds": self.seconds,
             "difference": self.result.get("difference"),
             "message": self.result.get("message", ""),
+            "damaged": list(self.damaged),
         }
 
 
@@ -78,6 +80,7 @@ def overview(run: RunFolder, state: RunState) -> Overview:
         best_step=best.step if best else None,
         seconds=state.seconds if state.final else None,
         maker=str(facts.get("maker", "")),
+        damaged=tuple(run.damaged()) if state.final or facts.get("damaged") else (),
         result=run.read_result() if state.final else {},
     )
 

@@ -42,7 +42,7 @@ def _speeds(workspace: Workspace, *, model: str, quantization: str, device: str)
 
 
 def _speed(run: RunFolder, facts: dict[str, Any], numbers: dict[str, Any]) -> Speed | None:
-    seen = numbers["train_rows"] * numbers["epochs"]
-    if not numbers["tokens_per_second"] or not seen:
+    seen = (numbers.get("train_rows") or 0) * (numbers.get("epochs") or 0)
+    if not numbers.get("tokens_per_second") or not numbers.get("tokens") or not seen:
         return None
     return Speed(numbers["tokens_per_second"], numbers["tokens"] / seen, str(facts.get("data")), run.id)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import StudioError
-from lora_studio.files import numbered, same_content
+from lora_studio.files import fits, is_time, numbered, read_object, same_content
 from lora_studio.permissions import Permissions
 from lora_studio.run_names import meant
 from lora_studio.space import usual_place
@@ -27,6 +27,30 @@ from lora_studio.space import usual_place
 DEMO_MODEL = "demo"
 PRIVATE = 0o700  # of a folder that its owner alone reads
 _CACHE = "cache"
+_NUMBER = (int, float, type(None))
+_FACTS: dict[str, tuple[type, ...]] = {
+    "title": (str,),
+    "maker": (str,),
+    "model": (str,),
+    "data": (str,),
+    "versions": (dict,),
+    "columns": (list,),
+}
+_RESULT: dict[str, tuple[type, ...]] = {
+    "state": (str,),
+    "message": (str,),
+    "difference": (dict, type(None)),
+    "eval_metrics": (dict,),
+    "best_checkpoint": (str, type(None)),
+    "retry": (dict, type(None)),
+    "files": (list,),
+    "notes": (list,),
+    "missing": (str,),
+    "bytes": (int,),
+    **dict.fromkeys(("steps", "epochs", "tokens", "seconds", "train_rows", "tokens_per_second"), _NUMBER),
+    **dict.fromkeys(("train_loss", "eval_loss", "peak_memory_bytes", "estimated_memory_bytes"), _NUMBER),
+}
+"""Kinds of what a run's small files hold: one of another kind is damaged."""
 
 
 def demo_folder() -> Path:
@@ -172,7 +196,15 @@ class RunFolder:
         return sorted(found, key=lambda path: step_of(path.name))
 
     def read_facts(self) -> dict[str, Any]:
-        return json.loads(self.facts.read_text(encoding="utf-8"))
+        """What was noted before the start; of a damaged file, when it was written, under a title that says so."""
+        try:
+            found = read_object(self.facts)
+        except ValueError:
+            found = {}
+        if fits(found, _FACTS) and is_time(found.get("created")):
+            return found
+        title = f"{self.id} ({self.facts.name} is damaged)"
+        return {"title": title, "created": self.facts.lstat().st_mtime, "maker": "", "damaged": True}
 
     @property
     def maker(self) -> str:
@@ -180,11 +212,17 @@ class RunFolder:
         return str(self.read_facts().get("maker", ""))
 
     def read_result(self) -> dict[str, Any]:
-        """The final numbers; empty while the run has none."""
+        """The final numbers; empty while the run has none, and where their file is damaged."""
         try:
-            return json.loads(self.complete.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            found = read_object(self.complete)
+        except (FileNotFoundError, ValueError):
             return {}
+        return found if fits(found, _RESULT) else {}
+
+    def damaged(self) -> list[str]:
+        """The small files of the run that are there and can't be read, by name."""
+        names = [self.facts.name] if self.read_facts().get("damaged") else []
+        return names + ([self.complete.name] if os.path.lexists(self.complete) and not self.read_result() else [])
 
 
 class Workspace(Permissions):
@@ -419,7 +457,7 @@ class Workspace(Permissions):
         """What `write_draft` kept under that name; None where nothing (readable) is there."""
         try:
             return json.loads((self.drafts_folder / f"{safe_name(name)}.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (OSError, ValueError, RecursionError):
             return None
 
     def write_draft(self, name: str, value: Any) -> None:

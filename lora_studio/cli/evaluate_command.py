@@ -1,7 +1,7 @@
 """`evaluate`: answers a test file with an adapter, alone or beside its base, and says how good the answers are."""
 
 import argparse
-import json
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,9 @@ def _unfinished(workspace: Workspace, jobs: Evaluations, request: Request) -> Ev
     """The newest evaluation that was asked for in the same words and ended early."""
     for folder in evaluations(workspace):
         state = jobs.state(folder.id)
-        if folder.request() == request and state.final and state.state != "done":
-            return folder
+        with contextlib.suppress(StudioError):  # a damaged one is none to go on with
+            if folder.request() == request and state.final and state.state != "done":
+                return folder
     raise StudioError(
         "There is no such evaluation to go on with.", "Give the same adapter, data and settings as at its start."
     )
@@ -111,7 +112,7 @@ def _result(folder: EvaluationFolder, state: RunState, files: dict[str, str]) ->
 
 
 def _summary(folder: EvaluationFolder) -> dict[str, Any]:
-    return json.loads(folder.complete.read_text(encoding="utf-8")) if folder.complete.is_file() else {}
+    return folder.read_result()
 
 
 def _tell(folder: EvaluationFolder, state: RunState, files: dict[str, str], *, show: bool) -> None:

@@ -81,6 +81,9 @@ def _tell(state: RunState, result: dict[str, Any], *, show: bool) -> None:
         say(f"Failed: {state.message}" if state.state == "failed" else state.message)
         say(state.hint)
         return
+    if not result:
+        say("result.json of this export is damaged: what came out is not known. Make it again.")
+        return
     for words in result["notes"]:
         say(f"note: {words}")
     if result.get("missing"):

@@ -70,6 +70,9 @@ def list_runs(workspace: Workspace, supervisor: Supervisor, as_json: bool) -> No
         for run, _ in found
     ]
     print(table(HEAD, rows))
+    for run, _ in found:
+        if run.damaged:
+            say(f"note: {' and '.join(run.damaged)} of {run.id} can't be read: damaged.")
 
 
 def what_came_out(run: RunFolder, state: RunState) -> list[str]:

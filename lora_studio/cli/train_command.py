@@ -1,7 +1,6 @@
 """`train`: starts a run as the page does, follows it, and hands Ctrl-C on as a stop."""
 
 import argparse
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -133,10 +132,7 @@ def result_of(run: RunFolder, state: RunState) -> dict[str, Any]:
         "seconds": state.seconds,
         "folder": str(run.path),
     }
-    try:
-        return numbers | json.loads(run.complete.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return numbers
+    return numbers | run.read_result()
 
 
 class Narrator:

@@ -248,7 +248,7 @@ def _same_base(cards: Sequence[AdapterCard]) -> list[str]:
 
 
 def _check_same_rows(folder: EvaluationFolder, fingerprint: str, *, resumed: bool) -> None:
-    lines = folder.events.read_text(encoding="utf-8").splitlines()
+    lines = folder.events.read_text(encoding="utf-8", errors="replace").splitlines()
     before = fold(event for event in map(from_line, lines) if event is not None).data
     if resumed and before is not None and before.fingerprint != fingerprint:
         raise StudioError(

@@ -59,7 +59,7 @@ class Work:
 
     def state(self) -> RunState:
         """What the run's events come to."""
-        lines = self.of_run().events.read_text(encoding="utf-8").splitlines()
+        lines = self.of_run().events.read_text(encoding="utf-8", errors="replace").splitlines()
         return fold(event for event in map(from_line, lines) if event is not None)
 
     def warn(self, words: str) -> None:

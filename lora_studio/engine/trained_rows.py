@@ -91,7 +91,11 @@ def _trained_on(config: Config, run: RunFolder) -> np.ndarray | None:
         )
     except (StudioError, SlowError, OSError):
         return None
-    told = fold(event for line in run.events.read_text(encoding="utf-8").splitlines() if (event := from_line(line)))
+    told = fold(
+        event
+        for line in run.events.read_text(encoding="utf-8", errors="replace").splitlines()
+        if (event := from_line(line))
+    )
     same = told.data is not None and told.data.fingerprint == prepared.fingerprint
     if not same and not prepared.template.writes_date:  # such a template changes the fingerprint every day
         return None

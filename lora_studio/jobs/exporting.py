@@ -1,5 +1,6 @@
 """Starts, follows, stops and deletes exports: the parent's side."""
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 
@@ -52,11 +53,13 @@ class Exports(FolderJobs[ExportFolder]):
     def delete(self, name: str) -> None:
         """Removes an export with its result, but not a result that a person put elsewhere."""
         with self._lock:
-            unfinished = self._folders.find(name).unfinished
+            folder = self._folders.find(name)
+            with contextlib.suppress(StudioError):  # a damaged request does not say where
+                shutil.rmtree(folder.unfinished, ignore_errors=True)
             super().delete(name)
-            shutil.rmtree(unfinished, ignore_errors=True)
 
     def _clear_unfinished(self) -> None:
         """Removes what killed exports left half-written; called while none works."""
         for folder in self._folders.everybodys():
-            shutil.rmtree(folder.unfinished, ignore_errors=True)
+            with contextlib.suppress(StudioError):
+                shutil.rmtree(folder.unfinished, ignore_errors=True)

@@ -169,6 +169,10 @@ class Follower:
             warnings=list(folded.warnings),
             pauses=list(folded.pauses),
         )
+        if state.final:
+            state.warnings += [
+                f"{name} of this run is damaged: what it held is not shown." for name in self.run.damaged()
+            ]
         launched = self.worker.launched if self.worker else 0.0
         if self._waiting and (self.ended or not self.alive):
             state.state, state.finished, state.message, state.hint = "queued", None, "", ""
@@ -190,7 +194,9 @@ class Follower:
         state.hint = "Resume goes on from the last checkpoint."
         if not self.run.checkpoint_folders():
             state.hint = "No checkpoint was saved yet: Resume begins again."
-        if self.worker is None:
+        if self.worker is None and self.run.worker.exists():
+            state.state, state.message = "failed", f"{self.run.worker.name} is damaged: how the run ended is not known."
+        elif self.worker is None:
             state.state, state.message, state.hint = "failed", "The run was never started.", "Resume starts it."
         elif self.worker.cancelled:
             state.message = "Cancelled: it was ended at once, and nothing more was saved."

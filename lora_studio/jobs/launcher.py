@@ -18,11 +18,13 @@ from pathlib import Path
 import psutil
 
 from lora_studio.accounts import SECRETS
+from lora_studio.files import is_time, read_object
 from lora_studio.jobs.oom import oom_kills
 from lora_studio.workspace import RunFolder, write_atomically
 
 # Start times come from the clock ticks since boot; setting the machine's clock moves them by fractions of a second.
 _SAME_START_SECONDS = 2.0
+MAX_PID = 1 << 31
 
 
 def python_module(name: str) -> list[str]:
@@ -59,11 +61,14 @@ class Worker:
 
 
 def read_worker(run: RunFolder) -> Worker | None:
-    """The run's latest worker, alive or not; None where none was ever started."""
+    """The run's latest worker, alive or not; None where none was ever started, or where its file is damaged."""
     try:
-        return Worker(**json.loads(run.worker.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        worker = Worker(**read_object(run.worker))
+    except (FileNotFoundError, ValueError, TypeError):
         return None
+    known = isinstance(worker.pid, int) and 0 < worker.pid < MAX_PID
+    times = (worker.started, worker.launched, worker.stop_asked or 0.0, worker.killed or 0.0)
+    return worker if known and all(map(is_time, times)) and isinstance(worker.reason, str) else None
 
 
 def find(run: RunFolder) -> psutil.Process | None:

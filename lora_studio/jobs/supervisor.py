@@ -22,7 +22,7 @@ from lora_studio.events import Event, Extended, Finished, OtherRowsAccepted, Run
 from lora_studio.hardware import devices
 from lora_studio.jobs.follow import Follower, last_lines
 from lora_studio.jobs.launcher import Launcher, ask_to_stop, end_last_line, find, kill
-from lora_studio.jobs.waiting import Waiting, check_room, lock, moved, passed, read_queue, write_queue
+from lora_studio.jobs.waiting import MAX_EXTRA_EPOCHS, Waiting, check_room, lock, moved, passed, read_queue, write_queue
 from lora_studio.parsing import ConfigError, to_yaml
 from lora_studio.taken import at_work, remove_torn
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, shipped_data
@@ -218,7 +218,7 @@ class Supervisor:
         `extra_epochs` are added to those of the run's config, which stays as it was written; a run that is done needs
         them, for without it has nothing left to do. `other_rows` lets it go on where its data files have changed.
         """
-        if not 0 <= extra_epochs <= 1000:
+        if not 0 <= extra_epochs <= MAX_EXTRA_EPOCHS:
             raise StudioError(f"{extra_epochs:g} extra epochs can't be trained.", "Give a number from 0 to 1000.")
         if extra_epochs:
             self._workspace.check_may("train a run longer")

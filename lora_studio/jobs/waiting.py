@@ -10,11 +10,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from lora_studio.errors import StudioError
+from lora_studio.files import fits
 from lora_studio.workspace import RunFolder, Workspace, write_atomically
 
 MOST_OF_A_VISITOR = 10
+MAX_EXTRA_EPOCHS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,36 @@ def lock(workspace: Workspace) -> Iterator[None]:
 
 
 def read_queue(workspace: Workspace) -> list[Waiting]:
-    """The runs that wait, the next one first."""
+    """The runs that wait, the next one first.
+
+    Of a damaged queue what can be read, and then those that were never started, oldest first.
+    """
     try:
-        return [Waiting(**entry) for entry in json.loads(workspace.queue.read_text(encoding="utf-8"))]
+        entries = json.loads(workspace.queue.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
+    except (OSError, ValueError, RecursionError):
+        entries = None
+    listed = entries if isinstance(entries, list) else [None]
+    found = [entry for entry in map(_waiting, listed) if entry is not None]
+    known = {entry.run for entry in found}
+    if len(found) == len(listed):
+        return found
+    return [*found, *(entry for entry in _never_started(workspace) if entry.run not in known)]
+
+
+def _waiting(entry: Any) -> Waiting | None:
+    """An entry of the queue's file; None for what is none."""
+    kinds = {"run": (str,), "resume": (bool,), "extra_epochs": (int, float), "other_rows": (bool,)}
+    if not isinstance(entry, dict) or "run" not in entry or not fits(entry, kinds) or not entry.keys() <= kinds.keys():
+        return None
+    return Waiting(**entry) if 0 <= entry.get("extra_epochs", 0) <= MAX_EXTRA_EPOCHS else None
+
+
+def _never_started(workspace: Workspace) -> list[Waiting]:
+    """A run stands in the queue from its first moment on, and one that leaves it has a worker or a last word."""
+    runs = reversed(workspace.whole.runs())
+    return [Waiting(run.id) for run in runs if not run.worker.exists() and not run.events.exists()]
 
 
 def write_queue(workspace: Workspace, entries: list[Waiting]) -> None:

@@ -1,6 +1,5 @@
 """What the evaluate tab shows at one moment, painted from the evaluations' folders and from nothing else. No gradio."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from lora_studio.events import RunState
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.ui import evaluate_rows, evaluate_words, job_list
 from lora_studio.ui.run_section import stat_of
-from lora_studio.ui.text import empty
+from lora_studio.ui.text import empty, notice
 from lora_studio.workspace import Workspace, shipped_data
 
 LOOKED_AT, FORM = "evaluation-looked-at", "evaluate"
@@ -45,7 +44,7 @@ class Board:
         stamp = stat_of(folder.complete)
         kept = self._summaries.get(folder.id)
         if kept is None or kept[0] != stamp:
-            found = json.loads(folder.complete.read_text(encoding="utf-8")) if stamp[1] else {}
+            found = folder.read_result()
             kept = self._summaries[folder.id] = (stamp, found)
         return kept[1]
 
@@ -71,7 +70,11 @@ class Board:
         return {"list": listed, **self._looked_at(state, folders[state.id], view)}
 
     def _looked_at(self, state: RunState, folder: EvaluationFolder, view: View) -> dict[str, str]:
-        request, summary = folder.request(), self.summary(folder)
+        try:
+            request = folder.request()
+        except StudioError as error:
+            return {"head": notice(error.message, error.hint, "error"), "results": "", "rows": ""}
+        summary = self.summary(folder)
         titles = {column.name: column.title for column in request.columns}
         rows = self.rows(folder)
         waiting = (

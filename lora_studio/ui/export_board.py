@@ -60,9 +60,8 @@ class Board:
             cards = export_words.cards(view.target, *self.sizes(view), free // STEP * STEP or free)
             form = export_words.form(target_of(view.target), dict(view.values))
         if state is not None:
-            request = ExportFolder(self.workspace.exports_folder / state.id).request()
             root = "" if self.workspace.owned else str(self.workspace.root)
-            head = export_words.head(state, request, results[state.id], root)
+            head = export_words.head(state, results[state.id], root)
         return {"cards": cards, "form": form, "head": head, "list": listed}
 
     def result(self, state: RunState) -> dict[str, Any]:

@@ -6,12 +6,14 @@ from typing import Any
 
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS, Target
-from lora_studio.exports import PHASES, Request
+from lora_studio.exports import PHASES
 from lora_studio.settings import Setting, described
 from lora_studio.ui import job_list, run_words
 from lora_studio.ui.text import empty, escape, notice, progress, size
 
 IN_PART = "Made in part"
+TOLD = frozenset(("words", "tried", "same", "notes", "link", "command", "files", "bytes", "place"))
+"""What the result of an export has to hold to be shown."""
 WHOLE_BYTES = 500_000_000
 TRIAL = "Load the result and ask it something; its answer is compared with that of base and adapter."
 
@@ -95,22 +97,26 @@ def listing(states: Sequence[RunState], looked_at: str, now: float, results: Map
     return f'<h3 class="part">Exports</h3>{job_list.listing(states, looked_at, now, "export", about)}'
 
 
-def head(state: RunState, request: Request, result: Mapping[str, Any], root: str = "") -> str:
+def head(state: RunState, result: Mapping[str, Any], root: str = "") -> str:
     """One export: how far it is, or what came out. `root` is the workspace's folder where the places of this machine
     are not for whoever looks: they download what came out, and its commands are for the folder they put it in."""
-    shown = _head(state, request, result, places=not root)
+    shown = _head(state, result, places=not root)
     if root:
         for place, name in ((str(result.get("place", root)), "."), (root, "."), (sys.executable, "python")):
             shown = shown.replace(escape(place), name)
     return shown
 
 
-def _head(state: RunState, request: Request, result: Mapping[str, Any], *, places: bool) -> str:
+def _head(state: RunState, result: Mapping[str, Any], *, places: bool) -> str:
     top, notes = job_list.title(state), "".join(notice(words, kind="warning") for words in state.warnings)
     if not state.final:
         return f'<div class="run-head">{top}{_progress(state)}</div>{job_list.buttons(("stop", "", "Stop"))}{notes}'
     said = ""
-    if state.state != "done" or not result:
+    if state.state == "done" and not result.keys() >= TOLD:
+        outcome = notice(
+            "result.json of this export is damaged: what came out is not known.", "Make it again.", "error"
+        )
+    elif state.state != "done":
         outcome = notice(state.message, state.hint, "error" if state.state == "failed" else "info")
     else:
         outcome = _outcome(result, places=places)

@@ -1,6 +1,5 @@
 """The evaluations in which a run's adapter or one of its checkpoints answered, on the runs tab."""
 
-import json
 import os
 from collections.abc import Hashable
 from pathlib import Path
@@ -68,10 +67,9 @@ def listing(found: list[EvaluationFolder], run_id: str, there: bool) -> str:
 
 
 def _listed(folder: EvaluationFolder) -> str:
-    said = "not measured yet"
-    if folder.complete.is_file():
-        said = headline(json.loads(folder.complete.read_text(encoding="utf-8")))
+    measured = folder.read_result()
+    said = headline(measured) if measured else "not measured yet"
     return (
         f'<li><button type="button" class="open" data-act="open" data-value="{text.escape(folder.id)}">'
-        f"{text.escape(folder.request().title)}</button><small>{text.escape(said)}</small></li>"
+        f"{text.escape(folder.read_facts()['title'])}</button><small>{text.escape(said)}</small></li>"
     )

@@ -1,6 +1,5 @@
 """What a finished run's report says, and its files to take along: the report, and all measurements as CSV."""
 
-import json
 import re
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -70,13 +69,13 @@ def view(look: Look) -> dict[str, Any]:
 
 def whole(workspace: Workspace, run: RunFolder) -> str:
     """The report that the run wrote when it ended, and what its adapters were measured to be worth since."""
-    measured = [folder for folder in of_run(workspace, run.id) if folder.complete.is_file()]
+    measured = [folder for folder in of_run(workspace, run.id) if folder.read_result()]
     return "\n".join([run.report.read_text(encoding="utf-8"), *(line for folder in measured for line in _part(folder))])
 
 
 def _part(folder: EvaluationFolder) -> list[str]:
     """An evaluation as a section of a report: every metric of every column, and how sure the differences are."""
-    request, summary = folder.request(), json.loads(folder.complete.read_text(encoding="utf-8"))
+    request, summary = folder.request(), folder.read_result()
     names = [column["name"] for column in summary["columns"]]
     apart = ["difference" + ("" if number == 1 else str(number)) for number in range(1, len(names))]
     heads = ["metric", *(column["title"] for column in summary["columns"]), *("difference" for _ in apart)]

@@ -170,6 +170,7 @@ def _name(row: Row) -> str:
     run = row.run
     tags = "".join(f'<span class="tag">{escape(tag)}</span>' for tag in run.labels.tags)
     note = f'<span class="note">{escape(shorten(run.labels.note, 90))}</span>' if run.labels.note else ""
+    note += f'<span class="note">{escape(" and ".join(run.damaged))}: damaged</span>' if run.damaged else ""
     about = " · ".join(escape(shorten(part, 40)) for part in (row.by, run.model, run.data) if part)
     return (
         f'<button type="button" data-act="open" data-value="{escape(run.id)}"><span class="dot {escape(run.state)}">'

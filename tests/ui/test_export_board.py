@@ -132,7 +132,7 @@ def test_one_that_goes_on_says_how_far_it_is(board: Board, workspace: Workspace,
     folder.events.write_text("".join(map(to_line, events)), encoding="utf-8")
     state = board.jobs.state(folder.id)
     assert (state.state, "process" in state.message) == ("failed", False)
-    words = head(replace(state, state="running", phase_total=2_000_000), folder.request(), {})
+    words = head(replace(state, state="running", phase_total=2_000_000), {})
     assert "Writing, percent: 25 of 100 (500 kB of 2.0 MB)" in words
     assert 'data-act="stop"' in words
 
