@@ -151,7 +151,6 @@ def _slow_text(pattern: re.Pattern[Any], ways: set[str]) -> str | None:
     return f"{longest} of {slow}" if slow else None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", WRITTEN, ids=lambda place: f"{place[0]}:{place[1]}")
 def test_an_expression_takes_time_in_proportion_to_the_text(place):
     assert _slow_text(WRITTEN[place], WAYS[place]) is None

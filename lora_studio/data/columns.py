@@ -77,6 +77,7 @@ class Columns:
         every = dict.fromkeys(name for record in sample for name in record.fields)
         self.names = [name for name in every if str(name).strip()]
         self._plain = {name: re.sub(r"[\s\-]+", "_", str(name).strip().lower()) for name in self.names}
+        self._counts: dict[str, int] = {}
         self._by_plain: dict[str, str] = {}
         for name, plain in self._plain.items():
             self._by_plain.setdefault(plain, name)
@@ -153,7 +154,9 @@ class Columns:
         return 10 * self._distinct(name) <= len(self.values(name))
 
     def _distinct(self, name: str) -> int:
-        return len({str(value) for value in self.values(name)})
+        if name not in self._counts:
+            self._counts[name] = len({str(value) for value in self.values(name)})
+        return self._counts[name]
 
     def is_about_rows(self, name: str) -> bool:
         """Whether a column tells of its row: an id, a link, a date, where it comes from."""

@@ -41,7 +41,7 @@ def answers_of(
 
 
 def _side(value: Any, field: str, marks: Marks | None, roles: Mapping[str, str]) -> list[Message]:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and not is_turns(value):
         return parse_item(value, field, roles)
     if is_turns(value) or (isinstance(value, str) and may_be_turns(value)):
         return parse_turns(value, field, roles)

@@ -104,6 +104,7 @@ OPENAI_PAIR = {"input": {"messages": [ASK]}, "preferred_output": [TELL], "non_pr
         {"chosen_messages": [ASK, TELL], "rejected_messages": [ASK, WORSE]},
         {"messages": [ASK, TELL], "rejected_messages": [ASK, WORSE]},
         {"messages": [ASK, TELL], "rejected_response": "no"},
+        {"prompt": "ask", "chosen": {"messages": [ASK, TELL]}, "rejected": {"messages": [ASK, WORSE]}},
         {"prompt": "ask", "winning_response": "tell", "losing_response": "no"},
         {"prompt": "ask", "preferred": ["tell"], "dispreferred": ["no"]},
         {"prompt": "ask", "chosen": "tell", "rejected": "no", "rejected_model": "m", "chosen_model": "n"},
