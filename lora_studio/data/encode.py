@@ -59,7 +59,7 @@ class Example:
 class Encoder:
     """Renders, tokenises, masks and cuts conversations with one tokenizer, template and set of rules.
 
-    `rewritten` counts the rows encoded so far whose earlier answers the template writes otherwise than the last one.
+    `rewritten` and `numbered` count the rows rendered so far of which `Rendered` says so.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Encoder:
         self._bos = tokenizer.bos_token_id
         self.special_ids = frozenset(tokenizer.added_tokens_decoder)
         self.specials = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-        self.rewritten = 0
+        self.rewritten = self.numbered = 0
         self._renderer = LimitedRenderer(rules_of(tokenizer, template, train_on, enable_thinking))
 
     def render(self, conversation: Conversation) -> str:
@@ -157,6 +157,7 @@ class Encoder:
             else:
                 rendered.append((conversation, result))
                 self.rewritten += result.rewritten
+                self.numbered += result.numbered
         return rendered, bad_rows
 
     def _masked(

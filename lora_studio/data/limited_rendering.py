@@ -24,7 +24,7 @@ from lora_studio.data.render_worker import LENGTH
 from lora_studio.data.rendering import Rendered, Rules
 from lora_studio.errors import StudioError
 
-MAX_ROW_SECONDS = 20.0  # of CPU time: a row of a thousand turns takes about five where each answer is looked for
+MAX_ROW_SECONDS = 10.0  # of CPU time: a row of a thousand turns takes about five where each answer is looked for
 MAX_TEXT_SECONDS = 4.0  # a text alone takes milliseconds, and others wait for it
 MAX_SILENCE = 300.0  # seconds on the clock, for a machine so busy that a process hardly runs
 _PIECE = 1 << 16
@@ -69,7 +69,8 @@ def render_text(
 def _result(answer: dict[str, Any]) -> Rendered | RowError:
     if "reason" in answer:
         return RowError(answer["reason"], answer["field"], answer["found"])
-    return Rendered(answer["text"], [(start, stop) for start, stop in answer["spans"]], answer["rewritten"])
+    spans = [(start, stop) for start, stop in answer["spans"]]
+    return Rendered(answer["text"], spans, answer["rewritten"], answer["numbered"])
 
 
 class _Process:

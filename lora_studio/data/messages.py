@@ -52,13 +52,20 @@ class Arguments(dict[str, Any]):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a template gets tool calls: arguments as objects or as JSON text; no content beside a call as "" or None."""
+    """How a template gets tool calls: arguments as objects or as JSON text; no content beside a call as "" or None.
+
+    `numbered`: calls and their results get ids of nine letters and digits, which Mistral's templates insist on.
+    """
 
     text_arguments: bool = False
     null_content: bool = False
+    numbered: bool = False
 
 
-FORMS = tuple(Form(text, null) for null in (False, True) for text in (False, True))
+FORMS = (
+    *(Form(text, null) for null in (False, True) for text in (False, True)),
+    *(Form(text, numbered=True) for text in (False, True)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,8 @@ class Conversation:
     labels: tuple[int, ...] | None = None
 
     def to_dicts(self, form: Form = FORMS[0]) -> list[dict[str, Any]]:
-        return [message.to_dict(form) for message in self.messages]
+        messages = [message.to_dict(form) for message in self.messages]
+        return _numbered(messages) if form.numbered else messages
 
 
 def _call_in(call: dict[str, Any], form: Form) -> dict[str, Any]:
@@ -128,6 +136,19 @@ def _call_in(call: dict[str, Any], form: Form) -> dict[str, Any]:
     elif isinstance(arguments, Arguments):
         arguments = dict(arguments)
     return {**call, "function": {**call["function"], "arguments": arguments}}
+
+
+def _numbered(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with calls numbered through the conversation, and results with the numbers of calls in order."""
+    number, waiting = 0, list[str]()
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            number += 1
+            call["id"] = f"call{number:05}"
+            waiting.append(call["id"])
+        if message["role"] == "tool" and waiting:
+            message["tool_call_id"] = waiting.pop(0)
+    return messages
 
 
 def check(messages: Sequence[Message], field: str = "") -> None:

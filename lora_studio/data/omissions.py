@@ -88,6 +88,11 @@ def sentences(facts: dict[str, Any]) -> list[str]:
             f"In {facts['rewritten']:,} rows the chat template writes earlier answers otherwise than the last: each is "
             "trained as it stands in the whole conversation."
         )
+    if facts["numbered"]:
+        said.append(
+            f"In {facts['numbered']:,} rows the tool calls get ids (call00001 and so on): the chat template wants "
+            "some, and the rows have none of its kind."
+        )
     changed = facts["answers"]
     if changed["rows"]:
         said.append(

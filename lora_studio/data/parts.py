@@ -262,7 +262,7 @@ class Preparation:
         self.report("encode", 0, total)
         if compared:
             conversations = (side for chat in conversations for side in sides(chat))
-        rewritten = self.encoder.rewritten
+        rewritten, numbered = self.encoder.rewritten, self.encoder.numbered
         encoded = self.encoder.encode_batches(batches(conversations))
         for rows, bad in matched(encoded) if compared else encoded:
             write_rows(writer, rows, np.searchsorted(records.row, [row.row for row in rows]))
@@ -280,6 +280,7 @@ class Preparation:
             "beside": self._omitted(whole, made.spoken_calls, omits_beside_calls),
             "answers": answers,
             "rewritten": (self.encoder.rewritten - rewritten) // (2 if compared else 1),
+            "numbered": (self.encoder.numbered - numbered) // (2 if compared else 1),
         }
         facts = {"resting": made.resting, "marked_bad": made.marked_bad, "omitted": omitted}
         return {**facts, "bad_reasons": bad_rows.finish()}

@@ -30,7 +30,9 @@ TOO_LONG = f"The chat template writes more than {MAX_CHARACTERS:,} characters fo
 
 def main() -> None:
     """Answers requests until stdin closes."""
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    _, highest = resource.getrlimit(resource.RLIMIT_AS)
+    most = MAX_MEMORY if highest == resource.RLIM_INFINITY else min(MAX_MEMORY, highest)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)  # the parent decides; with it stdin closes
@@ -63,7 +65,8 @@ def rows(seconds: float, rules: Rules, conversations: list[Any]) -> Iterator[dic
         if isinstance(result, RowError):
             yield {"reason": result.reason, "found": result.found, "field": result.field}
         else:
-            yield {"text": _bounded(result.text), "spans": result.spans, "rewritten": result.rewritten}
+            notes = {"rewritten": result.rewritten, "numbered": result.numbered}
+            yield {"text": _bounded(result.text), "spans": result.spans, **notes}
 
 
 def text(

@@ -39,12 +39,14 @@ _THINK = ("<think>", "</think>")
 class Rendered:
     """The text of a conversation and its trained character spans, in order and apart.
 
-    `rewritten`: the template writes earlier answers otherwise than the last one.
+    `rewritten`: the template writes earlier answers otherwise than the last one. `numbered`: its tool calls were given
+    ids, as the template takes none without.
     """
 
     text: str
     spans: list[tuple[int, int]]
     rewritten: bool = False
+    numbered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ class Renderer:
                 faults.append(error)
             except TEMPLATE_FAULTS as error:
                 faults.append(RowError(REFUSED, found=str(error)))
-        # What one form comes to says more than that another was refused.
+        # What one form comes to says more than that another was refused; and a refusal, than that of made-up ids.
         fault = next((one for one in faults if one.reason != REFUSED), faults[0])
         return self._naming_system(chat, fault) if fault.reason == REFUSED else fault
 
@@ -140,7 +142,9 @@ class Renderer:
                 spans, rewritten = self._spans_in_whole(messages, chat.tools, text), True
         if any(message.tool_calls for message in chat.messages):
             self._check_calls(chat, form, text, spans)
-        return replace(self._select(text, self._without_untrained(chat, spans)), rewritten=rewritten)
+        return replace(
+            self._select(text, self._without_untrained(chat, spans)), rewritten=rewritten, numbered=form.numbered
+        )
 
     def _without_end(self, message: dict[str, Any]) -> dict[str, Any]:
         """An answer less the end token that the file has written into it, for the template writes it."""

@@ -226,7 +226,7 @@ def test_a_call_that_is_not_in_the_text_makes_its_row_a_bad_one(one_call, tools,
 
 def test_the_form_of_calls_is_what_it_is_called():
     message = parse_turns(_called(COMPACT), "messages")[1]
-    forms = [message.to_dict(form) for form in FORMS]
+    forms = [message.to_dict(form) for form in FORMS if not form.numbered]
     assert [one["content"] for one in forms] == ["", "", None, None]
     given = [one["tool_calls"][0]["function"]["arguments"] for one in forms]
     assert given == [{"at": "Köln", "n": 2}, COMPACT, {"at": "Köln", "n": 2}, COMPACT]
@@ -318,3 +318,25 @@ def test_a_system_prompt_that_the_template_refuses_is_named_with_its_setting(wri
         prepare(own, tokenizer)
     assert "data.prompt_style" in error.value.hint
     assert "data.system_prompt" not in error.value.hint
+
+
+def test_calls_get_the_ids_that_a_template_insists_on_and_that_the_rows_lack(write):
+    template = _calling(
+        "{% if c.id is not defined or c.id|length != 9 %}{{ raise_exception('ids of length 9') }}{% endif %}"
+        "<call>{{ c.function.name }} {{ c.function.arguments|tojson }} {{ c.id }}</call>"
+    ).replace("{{ m.content }}{% endif %}", "{{ m.tool_call_id }} {{ m.content }}{% endif %}")
+    twice = [*_called({"at": "x"}), *_called({"at": "y"})]
+    for turn in twice:
+        for call in turn.get("tool_calls", ()):
+            call.pop("id")
+    rows = [{"messages": twice}, {"messages": [turn.to_dict() for turn in TURNS]}] * 2
+    tokenizer = build_tokenizer(template)
+    prepared = prepare(str(write("a.jsonl", rows)), tokenizer, validation_fraction=0)
+    assert any(said.startswith("In 2 rows the tool calls get ids") for said in prepared.assumptions)
+    text = tokenizer.decode(prepared.train[0].input_ids)
+    assert '<call>look {"at": "x"} call00001</call>' in text
+    assert "call00001 found" in text
+    assert '<call>look {"at": "y"} call00002</call>' in text
+    assert "call00002 found" in text
+    own = template.replace("c.id|length != 9", "c.id|length != 2")
+    assert _encoder(own).render(Conversation(1, tuple(parse_turns(_called({"at": "x"}), "m")))).count(" c1</call>") == 1
