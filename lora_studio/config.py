@@ -138,9 +138,9 @@ class Data(Section):
         if not value or not value.strip():
             return None
         try:
-            b"".decode(value.strip())
+            "a".encode(value.strip())
         except (LookupError, UnicodeError, ValueError):
-            raise ValueError("is no known encoding; known are windows-1252, gb18030, shift_jis, ...") from None
+            raise ValueError("must be a known encoding, such as windows-1252, gb18030 or shift_jis") from None
         return value.strip()
 
     @field_validator("mapping", mode="before")

@@ -50,7 +50,7 @@ class Request:
     """What is to be evaluated. The base stands first among the columns, where it is one of them.
 
     `mapping` says which column of the file is what, None recognises it; where `mapping_from` is `OF_RUN`, it counts for
-    files that have the columns.
+    files that have the columns. `encoding` is that of a text file that is not UTF-8, None finds it.
     """
 
     title: str
@@ -62,6 +62,7 @@ class Request:
     generation: Generation
     mapping: dict[str, Any] | None = None
     mapping_from: str = ""
+    encoding: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As the folder keeps it."""
@@ -75,6 +76,7 @@ class Request:
             "generation": self.generation.model_dump(),
             "mapping": self.mapping,
             "mapping_from": self.mapping_from,
+            "encoding": self.encoding,
         }
 
     @classmethod
@@ -89,6 +91,7 @@ class Request:
             Generation(**values["generation"]),
             values.get("mapping"),  # absent from what an older studio began
             values.get("mapping_from", ""),
+            values.get("encoding"),
         )
 
     @property
@@ -149,13 +152,14 @@ def make_request(
     compare: bool = True,
     labels: str = "",
     mapping: str | Mapping[str, Any] | None = None,
+    encoding: str | None = None,
     measuring: Mapping[str, Any] | None = None,
     generation: Mapping[str, Any] | None = None,
 ) -> Request:
     """What a person asked for, checked. Adapters are named by run, RUN/checkpoint-N or folder.
 
-    Labels and a mapping that are not named are those of the first adapter's run. A shipped data set's name stands for
-    its held-out file. Raises `StudioError` for what can't be evaluated.
+    Labels, a mapping and an encoding that are not named are those of the first adapter's run. A shipped data set's name
+    stands for its held-out file. Raises `StudioError` for what can't be evaluated.
     """
     names = list(dict.fromkeys(adapters))
     if not 1 <= len(names) <= MOST_ADAPTERS:
@@ -168,7 +172,8 @@ def make_request(
     chosen, origin = parse({"evaluation": {"labels": labels}}).evaluation.label_names, "they were named"
     if not chosen:
         chosen, origin = own.evaluation.label_names, "the run was measured with them (evaluation.labels)"
-    reading, reading_from = parse({"data": {"mapping": mapping}}).data.mapping, NAMED
+    given = parse({"data": {"mapping": mapping, "encoding": encoding}}).data
+    reading, reading_from = given.mapping, NAMED
     if not reading:
         reading, reading_from = own.data.mapping, OF_RUN
     path = Path(data).expanduser()
@@ -184,6 +189,7 @@ def make_request(
         generation=parse({"generation": dict(generation or {})}).generation,
         mapping=reading or None,
         mapping_from=reading_from if reading else "",
+        encoding=given.encoding or own.data.encoding,
     )
 
 

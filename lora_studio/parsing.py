@@ -46,6 +46,7 @@ _PLAIN = {
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be below {lt}",
     "less_than_equal": "must be at most {le}",
+    "value_error": "{error}",
     "dict_type": "must be a mapping of names to columns",
     "model_type": "must be a section: names with values below it",
     "model_attributes_type": "must be a section: names with values below it",

@@ -61,6 +61,15 @@ def test_labels_are_those_named_else_those_of_the_run(workspace: Workspace, run:
     assert (named.labels, named.labels_from) == (("good", "bad"), "they were named")
 
 
+def test_the_encoding_is_the_one_named_else_the_runs(workspace: Workspace) -> None:
+    run = made_run(workspace, {"data": {"encoding": "koi8_r"}})
+    assert make_request(workspace, [run], "recommender").encoding == "koi8_r"
+    named = make_request(workspace, [run], "recommender", encoding="cp1251")
+    assert (named.encoding, Request.from_dict(named.to_dict())) == ("cp1251", named)
+    with pytest.raises(StudioError, match=r"data\.encoding"):
+        make_request(workspace, [run], "recommender", encoding="klingon")
+
+
 def test_a_file_is_read_as_is_said_else_as_the_runs(workspace: Workspace) -> None:
     own, other = {"user": "Frage", "assistant": "Antwort"}, {"user": "q", "assistant": "a"}
     run = made_run(workspace, {"data": {"mapping": own}})

@@ -130,6 +130,7 @@ def _add_evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--labels", metavar="LIST", default="", help="the answers' labels, such as Yes,No")
     reading = "which column is what (default: as the run was trained, or recognised)"
     evaluate.add_argument("--mapping", metavar="JSON", help=reading)
+    evaluate.add_argument("--encoding", metavar="NAME", help="of a DATA file that is not UTF-8 (default: found)")
     evaluate.add_argument("--out", metavar="DIR", help="also put both files into this folder")
     evaluate.add_argument("--resume", action="store_true", help="go on with the same evaluation that ended early")
 

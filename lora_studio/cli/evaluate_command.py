@@ -34,6 +34,7 @@ def evaluate(workspace: Workspace, given: argparse.Namespace) -> int:
         compare=given.compare,
         labels=given.labels,
         mapping=given.mapping,
+        encoding=given.encoding,
         measuring={"batch_size": given.batch_size, "max_samples": given.max_samples},
         generation=parse(nest(overrides(given))).generation.model_dump(),
     )

@@ -49,7 +49,7 @@ def _codec(name: str) -> str:
     """Python's name of an encoding that a person named. Raises StudioError for one that is not known."""
     try:
         encoding = codecs.lookup(name.strip()).name
-        b"".decode(encoding)
+        "a".encode(encoding)
     except (LookupError, ValueError):
         raise StudioError(f"There is no encoding {name!r}.", f"Known are utf-8 and {', '.join(NAMES)}.") from None
     return encoding

@@ -27,9 +27,9 @@ def first_records(name: str, most: int = SAMPLE, encoding: str | None = None) ->
     return list(found)
 
 
-def missing_columns(name: str, mapping: dict[str, Any]) -> list[str]:
+def missing_columns(name: str, mapping: dict[str, Any], encoding: str | None = None) -> list[str]:
     """The columns of a mapping that the first rows of a source do not have."""
-    there = {column for record in first_records(name) for column in record.fields}
+    there = {column for record in first_records(name, encoding=encoding) for column in record.fields}
     return [column for column in dict.fromkeys(Mapping.from_dict(mapping).needs().values()) if column not in there]
 
 

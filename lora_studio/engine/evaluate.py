@@ -84,13 +84,14 @@ def read_asked_file(
     voices: Mapping[str, Voice],
     *,
     mapping: dict[str, Any] | None = None,
+    encoding: str | None = None,
     most: int | None = None,
     longest: int | None = None,
     cache_folder: Path | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> AskedFile:
     """The first `most` rows of a file that every column can be asked. `longest` is what the model can read, in tokens;
-    `mapping` says which column is what, None recognises it.
+    `mapping` says which column is what and `encoding` how letters are written; None recognises them.
 
     Raises `StudioError` where no row is left.
     """
@@ -104,6 +105,7 @@ def read_asked_file(
             its,
             goal="any",
             mapping=mapping,
+            encoding=encoding,
             cache_folder=cache_folder,
             on_progress=on_progress,
             validation_fraction=0.0,

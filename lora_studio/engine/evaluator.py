@@ -122,9 +122,8 @@ def _reading(request: Request) -> tuple[dict[str, Any] | None, list[str]]:
     """The mapping to read the file by, and the columns that it lacks for a mapping that only the run had."""
     from lora_studio.data.readings import missing_columns
 
-    lacking = (
-        missing_columns(request.data, request.mapping) if request.mapping_from == OF_RUN and request.mapping else []
-    )
+    of_run = request.mapping if request.mapping_from == OF_RUN else None
+    lacking = missing_columns(request.data, of_run, request.encoding) if of_run else []
     return None if lacking else request.mapping, lacking
 
 
@@ -157,6 +156,7 @@ def _read(
         tokenizer,
         voices,
         mapping=mapping,
+        encoding=request.encoding,
         most=request.measuring.max_samples,
         longest=longest - virtual if longest else None,
         cache_folder=folder.cache,
