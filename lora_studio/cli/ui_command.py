@@ -8,7 +8,7 @@ import webbrowser
 
 from lora_studio.addresses import reachable
 from lora_studio.cli.terminal import say
-from lora_studio.serving import Serving, from_flags, page_address
+from lora_studio.serving import Serving, from_flags
 from lora_studio.workspace import Workspace
 
 _OPEN_WITHIN_SECONDS = 30.0
@@ -35,5 +35,6 @@ def _open_when_up(how: Serving) -> None:
         except OSError:
             time.sleep(0.2)
         else:
-            webbrowser.open(page_address(how))
+            # Without the token: other users of the machine see the browser's command. The page asks for it.
+            webbrowser.open(f"http://{reachable(how.host)}:{how.port}")
             return
