@@ -14,6 +14,9 @@ from lora_studio.module_patterns import PatternError, check, is_regular_expressi
 NEED_FULL_WEIGHTS = ("pissa", "pissa_niter_16", "olora")
 """First weights of an adapter that are taken out of the base's own weights."""
 
+NOT_ON_EXPERTS = (*NEED_FULL_WEIGHTS, "orthogonal", "eva")
+"""First weights that stacked experts can't begin with: peft looks for one matrix a module there."""
+
 
 SHOWN = 200  # characters of what was found
 

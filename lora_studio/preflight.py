@@ -13,6 +13,7 @@ from typing import Any
 from lora_studio.advice import changes_that_fit
 from lora_studio.architecture import Architecture, architecture, read_config
 from lora_studio.config import Config
+from lora_studio.conflicts import NOT_ON_EXPERTS
 from lora_studio.errors import StudioError
 from lora_studio.estimate import checkpoint_bytes, estimate, settled, trained_adapter, verdict
 from lora_studio.hardware import GIB, Device
@@ -152,6 +153,10 @@ def _modules(config: Config, model: Architecture | None) -> Check:
     if trained.stacks and lora.lora_dropout:
         advice = "Set lora.lora_dropout to 0, or lora.target_modules to attention."
         return Check(title, FAILED, "Adapters on stacked experts can't have dropout.", advice)
+    if trained.stacks and lora.init_lora_weights in NOT_ON_EXPERTS:
+        advice = "Set lora.init_lora_weights to default, or lora.target_modules to attention."
+        found = f"Adapters on stacked experts can't begin with {lora.init_lora_weights}."
+        return Check(title, FAILED, found, advice)
     share = 100 * trained.trainable / (model.parameters + trained.added)
     return Check(title, OK, f"{trained.trainable:,} parameters are trained, {share:.2f} % of the model.")
 

@@ -1,10 +1,13 @@
 """A fresh LoRA adapter on a base: which modules it sits on, checked against the modules that the model has."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import ParamWrapper
 
+from lora_studio.conflicts import NOT_ON_EXPERTS
 from lora_studio.engine.first_weights import peft_settings
 from lora_studio.errors import StudioError
 from lora_studio.lora_size import NAMED, names
@@ -94,6 +97,13 @@ def whole_modules(setting: str | None, model: Any) -> list[str] | None:
     return wanted or None
 
 
+def reaches_experts(model: Any, config: LoraConfig) -> bool:
+    """Whether peft would put such an adapter on the experts of a mixture, which stand in one tensor."""
+    with torch.device("meta"):
+        tried = get_peft_model(type(model)(model.config), replace(config, init_lora_weights=True))
+    return any(isinstance(module, ParamWrapper) for module in tried.modules())
+
+
 def add_adapter(
     model: Any,
     *,
@@ -120,6 +130,11 @@ def add_adapter(
             **peft_settings(init_lora_weights),
             **lora,
         )
+        if init_lora_weights in NOT_ON_EXPERTS and reaches_experts(model, config):
+            raise StudioError(
+                f"Adapters on stacked experts can't begin with {init_lora_weights}.",
+                "Set lora.init_lora_weights to default, or lora.target_modules to attention.",
+            )
         adapted = get_peft_model(model, config)
     except ValueError as error:  # peft knows what each kind of module can't bear (experts, state spaces)
         raise StudioError(

@@ -19,6 +19,7 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import EvaConfig, PeftModel, get_peft_model_state_dict, initialize_lora_eva_weights, set_peft_model_state_dict
 from peft.tuners.lora import Linear4bit
+from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -95,11 +96,19 @@ def as_base(model: PeftModel, taken_out: Mapping[str, torch.Tensor] | None, own_
 
 @contextmanager
 def _given_back(model: PeftModel, taken_out: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    trained = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items() if name in taken_out}
-    set_peft_model_state_dict(model, dict(taken_out))
+    """Matrices as they began, which gives the base what they took out of it, and modules trained whole as the base has
+    them."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    trained = {name: tensor.clone() for name, tensor in state.items()}
+    whole = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    set_peft_model_state_dict(model, trained | dict(taken_out))
+    for module in whole:
+        module.enable_adapters(False)
     try:
         yield
     finally:
+        for module in whole:
+            module.enable_adapters(True)
         set_peft_model_state_dict(model, trained)
 
 

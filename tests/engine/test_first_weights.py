@@ -146,6 +146,7 @@ def test_a_run_from_the_bases_own_weights_resumes_as_if_it_had_not_stopped(
 ) -> None:
     settings: dict[str, Any] = {
         "lora__init_lora_weights": "pissa",
+        "lora__modules_to_save": "embed_tokens",  # of which the base has its own
         "training__learning_rate": 1e-3,
         "training__max_steps": 4,
     }

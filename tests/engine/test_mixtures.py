@@ -19,7 +19,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from lora_studio.engine.adapters import add_adapter
 from lora_studio.engine.loaded import load_base
+from lora_studio.errors import StudioError
 from lora_studio.events import Evaluated, QuestionsAnswered, StepLogged
 from tests.engine.conftest import MakeRun, build_tokenizer, events
 
@@ -106,6 +108,19 @@ def test_losses_of_a_mixture_are_the_cross_entropy_of_plain_transformers(
     assert ("aux_loss" in last.metrics) == experts
     assert not experts or last.metrics["aux_loss"] > 1
     assert len(events(run, QuestionsAnswered)) == 2
+
+
+@pytest.mark.parametrize("first", ["pissa", "olora", "orthogonal", "eva"])
+def test_first_weights_that_experts_can_not_bear_are_refused_in_words(first: str) -> None:
+    def put_on(target: str) -> Any:
+        model = AutoModelForCausalLM.from_config(MixtralConfig(**SIZES, **MOE, vocab_size=50))
+        return add_adapter(
+            model, base="x", revision=None, target=target, seed=0, init_lora_weights=first, r=2, lora_dropout=0.0
+        )
+
+    with pytest.raises(StudioError, match=f"can't begin with {first}"):
+        put_on("all-linear")
+    assert put_on("attention").get_nb_trainable_parameters()[0] > 0
 
 
 def test_a_mixture_whose_config_asks_for_router_scores_generates_in_the_chat(tmp_path: Path) -> None:
