@@ -4,15 +4,19 @@ Arithmetic only: no weights, no torch, no network. Families whose layout is know
 compares them with the models themselves); others are counted as Llama would be, and `exact` says so.
 """
 
+import hashlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_studio.workspace import model_source
+from lora_studio.workspace import model_source, write_atomically
 
+LAYOUT_VERSION = 1
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo2")
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 LAYER, ATTENTION = "model.layers.{}.", "model.layers.{}.self_attn."
@@ -80,7 +84,11 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A causal language model in numbers. `longest` is how many tokens it can read."""
+    """A causal language model in numbers. `longest` is how many tokens it can read; `others` are parameters in none of
+    the parts that have names here; `stored` is the quantization that its checkpoint has itself.
+
+    `counted` says that the parameters are the model's own and no guess, `exact` that all of its layout is known here.
+    """
 
     family: str
     hidden: int
@@ -97,6 +105,9 @@ class Architecture:
     active_experts: int = 0
     sliding_window: int | None = None
     longest: int | None = None
+    others: int = 0
+    stored: str = "none"
+    counted: bool = True
     exact: bool = True
 
     @property
@@ -137,6 +148,7 @@ class Architecture:
             + self.stacked_weights
             + biases
             + sum(item.size * len(item.layers) for item in self.norms)
+            + self.others
         )
 
 
@@ -175,7 +187,59 @@ def _cached(name: str, revision: str | None) -> Path | None:
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture | None:
-    """The model that a config.json describes; None where it lacks the numbers of a language model."""
+    """The model that a config.json describes; None where it lacks the numbers of a language model.
+
+    A family whose layout is not known here has that of the model itself, where a child has taken it before.
+    """
+    found = _by_family(config)
+    if found is None or not found.exact:
+        found = kept_layout(config) or found
+    return found and replace(found, stored=stored_quantization(config))
+
+
+def stored_quantization(config: Mapping[str, Any]) -> str:
+    """In how many bits bitsandbytes stored the checkpoint: "4bit", "8bit" or "none"."""
+    how = config.get("quantization_config")
+    if not isinstance(how, Mapping) or how.get("quant_method", "bitsandbytes") != "bitsandbytes":
+        return "none"
+    return "4bit" if how.get("load_in_4bit") else "8bit" if how.get("load_in_8bit") else "none"
+
+
+def layout_file(config: Mapping[str, Any]) -> Path:
+    """Where the layout that a child took of such a model is kept for this machine's user."""
+    version = importlib.metadata.version("transformers")
+    whole = json.dumps([LAYOUT_VERSION, version, config], sort_keys=True, default=str)
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return root / "lora-studio" / "layouts" / f"{hashlib.sha256(whole.encode()).hexdigest()[:32]}.json"
+
+
+def keep_layout(config: Mapping[str, Any], layout: Architecture) -> None:
+    """Keeps the layout of a model with that config.json; a disk that takes nothing more only costs time later."""
+    file = layout_file(config)
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(asdict(layout)))
+
+
+def kept_layout(config: Mapping[str, Any]) -> Architecture | None:
+    """The layout that was kept for a model with that config.json."""
+    try:
+        return layout_from(json.loads(layout_file(config).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def layout_from(values: Mapping[str, Any]) -> Architecture:
+    """The layout that `dataclasses.asdict` made these values of, once they were JSON."""
+    kinds: dict[str, type[Linear] | type[Stack] | type[Norm]] = {"linears": Linear, "stacks": Stack, "norms": Norm}
+    parts = {
+        name: tuple(kind(**{**item, "layers": tuple(item["layers"])}) for item in values[name])
+        for name, kind in kinds.items()
+    }
+    return Architecture(**{**values, **parts})
+
+
+def _by_family(config: Mapping[str, Any]) -> Architecture | None:
     text = config.get("text_config")
     numbers = dict(text) if isinstance(text, Mapping) else dict(config)
     try:
@@ -261,6 +325,7 @@ def _llama(family: str, numbers: dict[str, Any]) -> Architecture:
         norms=_norms(sizes, names, heads),
         tied=bool(numbers.get("tie_word_embeddings", family.startswith("gemma"))),
         exact=family in LLAMA_LIKE,
+        counted=family in LLAMA_LIKE,
     )
 
 

@@ -39,7 +39,8 @@ COMFORTABLE = 0.9  # of the memory there is; above it a run may or may not fit
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes by part, what learns, and how the step computes. `exact` is False for a family that is counted by guess."""
+    """Bytes by part, what learns, and how the step computes. `exact` is False where what a step keeps is guessed,
+    `counted` where even the parameters are."""
 
     parts: dict[str, int]
     parameters: int
@@ -48,6 +49,7 @@ class Estimate:
     tokens_at_once: int
     device: str
     exact: bool
+    counted: bool = True
 
     @property
     def total(self) -> int:
@@ -73,7 +75,7 @@ def estimate(config: Config, model: Architecture, device: str, longest: int | No
     `longest` is the longest row in tokens where it is known; else every row is taken to fill `data.max_length`.
     Checkpointing left to "auto" is counted as off: `choose_checkpointing` settles it.
     """
-    how = arithmetic(config, device)
+    how = arithmetic(config, device, quantization_of(config, model))
     trained = trained_adapter(config, model)
     sequence = min(config.data.max_length, longest or config.data.max_length)
     checkpointing = config.training.gradient_checkpointing is True
@@ -83,7 +85,7 @@ def estimate(config: Config, model: Architecture, device: str, longest: int | No
     parts = {
         "weights": weight_bytes(
             model,
-            config.model.quantization,
+            quantization_of(config, model),
             weight_width(config, device),
             doubly=config.model.bnb_4bit_use_double_quant,
         ),
@@ -102,6 +104,7 @@ def estimate(config: Config, model: Architecture, device: str, longest: int | No
         tokens_at_once=sequences_at_once(config) * sequence,
         device=device,
         exact=model.exact and not model.stacks,
+        counted=model.counted,
     )
 
 
@@ -134,14 +137,19 @@ def weight_width(config: Config, device: str) -> int:
     return (2 if device == "cuda" else 4) if chosen == "auto" else 4 if chosen == "float32" else 2
 
 
-def arithmetic(config: Config, device: str) -> Arithmetic:
+def quantization_of(config: Config, model: Architecture) -> str:
+    """The bits that the base is computed from: as it is stored, else as it is chosen."""
+    return config.model.quantization if model.stored == "none" else model.stored
+
+
+def arithmetic(config: Config, device: str, quantization: str | None = None) -> Arithmetic:
     """How the step computes: 16-bit bases train under mixed precision on a GPU; the CPU computes as the weights are."""
     width = weight_width(config, device)
     training = config.training
     return Arithmetic(
         width=width,
         mixed=width == 2 and device == "cuda",
-        quantization=config.model.quantization,
+        quantization=quantization or config.model.quantization,
         dropout=config.lora.lora_dropout > 0,
         mask_bytes=1 if device == "cuda" else 4,
         eager=config.model.attn_implementation == "eager",
@@ -205,7 +213,7 @@ def _step(
     inputs = how.width * model.hidden * tokens * model.layers
     kept = inputs if checkpointing else sum(layers) * tokens + sum(fixed)
     kept += (4 + how.width) * model.hidden * tokens
-    working = working_bytes(model, how) * tokens + _dequantized(model, config.model.quantization)
+    working = working_bytes(model, how) * tokens + _dequantized(model, how.quantization)
     working += max(layers) * tokens + max(fixed) if checkpointing else 0
     loss = loss_bytes(config, model, how, tokens)
     return kept + working, max(0, loss - working)

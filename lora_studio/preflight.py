@@ -13,13 +13,16 @@ from typing import Any
 from lora_studio.advice import changes_that_fit
 from lora_studio.architecture import Architecture, architecture, read_config
 from lora_studio.config import Config
-from lora_studio.conflicts import NOT_ON_EXPERTS
+from lora_studio.conflicts import NEED_FULL_WEIGHTS, NOT_ON_EXPERTS
 from lora_studio.errors import StudioError
 from lora_studio.estimate import checkpoint_bytes, estimate, settled, trained_adapter, verdict
 from lora_studio.hardware import GIB, Device
+from lora_studio.reach import beyond
 from lora_studio.remote_code import may_run_code_of, warning
 from lora_studio.workspace import Workspace, model_source
 
+BITS = {"4bit": "4 bits", "8bit": "8 bits"}
+ROUGH = "the model's parameters are counted one by one, what a step of this kind of model keeps is guessed"
 OK, NOTE, ASK, FAILED = "ok", "note", "ask", "failed"
 """What a check can say: all right; worth knowing; start only if the person insists; can't work."""
 
@@ -70,17 +73,24 @@ def this_machine(device: Device, workspace: Workspace, *, busy: bool = False) ->
     return Machine(device, free, shutil.disk_usage(workspace.root).free)
 
 
-def preflight(config: Config, machine: Machine, data: Mapping[str, Any] | StudioError) -> Report:
-    """Every check, in the order in which a run would meet them."""
+def preflight(
+    config: Config,
+    machine: Machine,
+    data: Mapping[str, Any] | StudioError,
+    seen: Mapping[str, Any] | StudioError | None = None,
+) -> Report:
+    """Every check, in the order in which a run would meet them. `seen` is what the child found of the model itself
+    (`engine.layout.look_at_model`), where the model is on this machine."""
     numbers = read_config(config.model.name, config.model.revision)
     model = architecture(numbers) if numbers else None
     longest = None if isinstance(data, StudioError) else int(data["tokens"]["max"])
     checks = [
-        _model(config, numbers),
+        _model(config, numbers, seen),
         *_code(config),
-        _data(config, data),
+        *_precision(config, model),
+        _data(config, data, seen),
         _template(data),
-        _modules(config, model),
+        _modules(config, model, seen),
         _batch(config, data),
         _evaluation(config, data),
         _disk(config, model, machine),
@@ -89,8 +99,14 @@ def preflight(config: Config, machine: Machine, data: Mapping[str, Any] | Studio
     return Report(tuple(checks))
 
 
-def _model(config: Config, numbers: Mapping[str, Any] | None) -> Check:
+def _model(
+    config: Config, numbers: Mapping[str, Any] | None, seen: Mapping[str, Any] | StudioError | None = None
+) -> Check:
     name, title = config.model.name, "Model"
+    if isinstance(seen, StudioError):
+        return Check(title, FAILED, seen.message, seen.hint)
+    if seen and seen.get("problem"):
+        return Check(title, FAILED, *seen["problem"])
     if os.path.isdir(model_source(name)):
         if numbers is None:
             return Check(title, FAILED, f"{name} holds no config.json that can be read.", "Give a model's folder.")
@@ -112,13 +128,38 @@ def _code(config: Config) -> list[Check]:
     return [Check("Code", NOTE, warning(config.model.name), "Go on only if you know what that code does.")]
 
 
-def _data(config: Config, data: Mapping[str, Any] | StudioError) -> Check:
+def _precision(config: Config, model: Architecture | None) -> list[Check]:
+    """That a base which is stored in 4 or 8 bits stays so, whatever is chosen; nothing for all others."""
+    if model is None or model.stored == "none":
+        return []
+    title, stored, chosen = "Precision", BITS[model.stored], config.model.quantization
+    if chosen not in ("none", model.stored):
+        advice = f"Set model.quantization to {model.stored}, or name the base in 16 bits."
+        return [Check(title, FAILED, f"The base is stored in {stored}: {chosen} can't be had of it.", advice)]
+    if config.lora.init_lora_weights in NEED_FULL_WEIGHTS:
+        first = config.lora.init_lora_weights
+        advice = "Set lora.init_lora_weights to default, or name the base in 16 bits."
+        return [Check(title, FAILED, f"The base is stored in {stored}, which {first} can't take apart.", advice)]
+    if chosen == "none":
+        return [Check(title, NOTE, f"The base is stored in {stored}, and trained so: as with {model.stored}.")]
+    return [Check(title, OK, f"The base is stored in {stored}, as chosen.")]
+
+
+def _data(
+    config: Config, data: Mapping[str, Any] | StudioError, seen: Mapping[str, Any] | StudioError | None = None
+) -> Check:
     title = "Data"
     if isinstance(data, StudioError):
         return Check(title, FAILED, data.message, data.hint)
-    seen = f"the first {data['sampled']:,} rows" if data["sampled"] else "all rows"
+    if isinstance(seen, Mapping) and "largest_id" in data:
+        longest = min(int(data["tokens"]["max"]), config.data.max_length)
+        numbers = {name: seen[name] for name in ("embeddings", "positions")}
+        error = beyond(config.model.name, largest_id=data["largest_id"], longest=longest, **numbers)
+        if error is not None:
+            return Check(title, FAILED, error.message, error.hint)
+    looked = f"the first {data['sampled']:,} rows" if data["sampled"] else "all rows"
     usable, bad, dropped = data["train_rows"] + data["validation_rows"], data["bad_rows"], data["dropped_rows"]
-    found = f"{data['reading']} Looked at {seen}: {usable:,} can be used"
+    found = f"{data['reading']} Looked at {looked}: {usable:,} can be used"
     found += f", {data['marked_bad_rows']:,} are marked bad and left out" if data["marked_bad_rows"] else ""
     found += f", {bad:,} can't be read" if bad else ""
     found += f", {dropped:,} keep no trained token at {config.data.max_length:,} tokens" if dropped else ""
@@ -138,10 +179,12 @@ def _template(data: Mapping[str, Any] | StudioError) -> Check:
     return Check(title, OK, f"{style}: answers end with the model's end token, which is trained.")
 
 
-def _modules(config: Config, model: Architecture | None) -> Check:
+def _modules(config: Config, model: Architecture | None, seen: Mapping[str, Any] | StudioError | None = None) -> Check:
     title = "Adapter"
+    if isinstance(seen, Mapping) and seen.get("adapter_problem"):
+        return Check(title, FAILED, *seen["adapter_problem"])
     if model is None:
-        return Check(title, NOTE, "The model's modules are not known before it is fetched.")
+        return Check(title, NOTE, f"The model's modules are not known{_why_unknown(config)}.")
     lora = config.lora
     trained = trained_adapter(config, model)
     known = ", ".join(dict.fromkeys(item.leaf for item in model.linears))
@@ -157,8 +200,18 @@ def _modules(config: Config, model: Architecture | None) -> Check:
         advice = "Set lora.init_lora_weights to default, or lora.target_modules to attention."
         found = f"Adapters on stacked experts can't begin with {lora.init_lora_weights}."
         return Check(title, FAILED, found, advice)
-    share = 100 * trained.trainable / (model.parameters + trained.added)
-    return Check(title, OK, f"{trained.trainable:,} parameters are trained, {share:.2f} % of the model.")
+    counted = seen.get("trainable") if isinstance(seen, Mapping) else None
+    number = trained.trainable if counted is None else counted
+    share = 100 * number / (model.parameters + (trained.added if counted is None else counted))
+    about = "" if counted is not None or model.exact else "About "
+    return Check(title, OK, f"{about}{number:,} parameters are trained, {share:.2f} % of the model.")
+
+
+def _why_unknown(config: Config) -> str:
+    """Why a model's numbers are not known."""
+    if read_config(config.model.name, config.model.revision) is None:
+        return " before it is fetched"
+    return ": its config.json has not the numbers of a kind that is known here"
 
 
 def _batch(config: Config, data: Mapping[str, Any] | StudioError) -> Check:
@@ -199,7 +252,7 @@ def _evaluation(config: Config, data: Mapping[str, Any] | StudioError) -> Check:
 def _disk(config: Config, model: Architecture | None, machine: Machine) -> Check:
     title, free = "Disk", f"{machine.disk_free / GIB:,.1f} GiB free"
     if model is None:
-        return Check(title, NOTE, f"{free}; what a checkpoint needs is not known before the model is fetched.")
+        return Check(title, NOTE, f"{free}; what a checkpoint needs is not known{_why_unknown(config)}.")
     each = checkpoint_bytes(config, model)
     kept = 1 if config.training.save_strategy == "no" else config.training.save_total_limit + 2
     needed = each * kept  # one more while it is written, and the adapter itself
@@ -213,11 +266,17 @@ def _disk(config: Config, model: Architecture | None, machine: Machine) -> Check
 def _memory(config: Config, model: Architecture | None, machine: Machine, longest: int | None) -> Check:
     title, device = "Memory", machine.device
     if model is None:
-        return Check(title, NOTE, "What the run needs is not known before the model is fetched.")
+        return Check(title, NOTE, f"What the run needs is not known{_why_unknown(config)}.")
     chosen = settled(config, model, device.kind, machine.memory, longest)
-    needed = estimate(chosen, model, device.kind, longest).total
+    expected = estimate(chosen, model, device.kind, longest)
+    needed = expected.total
     found = f"About {needed / GIB:,.1f} GiB of {machine.memory / GIB:,.1f} GiB that are free on {device.name}."
     said = verdict(needed, machine.memory)
+    if not model.counted:
+        advice = "Start only if you know that the model fits."
+        return Check(title, ASK, f"{found} That is a guess: this kind of model could not be counted.", advice)
+    if not expected.exact:
+        found += f" A rough estimate: {ROUGH}."
     if said == "fits":
         return Check(title, OK, found)
     change = changes_that_fit(config, model, device.kind, machine.memory, longest=longest)

@@ -1,9 +1,10 @@
 """`estimate` and the checks before a start: what a run would need, and whether it would get far."""
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from lora_studio.adapter_source import continued
 from lora_studio.advice import best_changes
 from lora_studio.architecture import architecture, read_config
 from lora_studio.cli.flags import overrides
@@ -13,8 +14,9 @@ from lora_studio.errors import StudioError
 from lora_studio.estimate import PARTS, settled, verdict
 from lora_studio.estimate import estimate as estimate_of
 from lora_studio.hardware import GIB, devices
-from lora_studio.jobs.checking import check_before_start
-from lora_studio.preflight import ASK, FAILED, Report
+from lora_studio.jobs.checking import check_before_start, look_at_model
+from lora_studio.jobs.client import Session
+from lora_studio.preflight import ASK, FAILED, ROUGH, Report
 from lora_studio.presets import resolve
 from lora_studio.workspace import Workspace
 
@@ -24,18 +26,31 @@ SIGNS = {"ok": "ok", "note": "note", "ask": "to decide", "failed": "FAILED"}
 def estimate(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -> int:
     """Memory by part against the machine's, the trained share, and the changes that would save most."""
     config = resolve(given.config, overrides(given, unknown), workspace)
+    config = continued(config, workspace)
     numbers = read_config(config.model.name, config.model.revision)
-    model = architecture(numbers) if numbers else None
+    if numbers is None:
+        raise StudioError(
+            f"The size of {config.model.name} is not known: its config.json is not on this machine.",
+            "Name a model's folder, or load the model once.",
+        )
+    model, trainable = architecture(numbers), None
+    if model is None or not model.exact:
+        with Session(workspace.logs_folder / "estimate.log") as child:
+            seen = look_at_model(config, child)
+        if isinstance(seen, StudioError):
+            raise seen
+        model, trainable = architecture(numbers), (seen or {}).get("trainable")
     if model is None:
         raise StudioError(
-            f"The size of {config.model.name} is not known: its config.json is not on this machine, or not readable.",
-            "Name a model's folder, or load the model once.",
+            f"The size of {config.model.name} is not known: its config.json has not the numbers of a language model.",
+            "Name a causal language model.",
         )
     here = devices()[0]
     device = given.device or here.kind
     available = round(given.memory * GIB) if given.memory else here.memory_free
     chosen = settled(config, model, device, available)
     found, changes = estimate_of(chosen, model, device), best_changes(chosen, model, device)
+    found = replace(found, trainable=found.trainable if trainable is None else trainable)
     said, assumed = verdict(found.total, available), {"assumed_tokens": config.data.max_length}
     if given.json:
         listed = [{**asdict(change), "settings": dict(change.settings)} for change in changes]
@@ -51,7 +66,7 @@ def estimate(workspace: Workspace, given: argparse.Namespace, unknown: list[str]
         "`inspect DATA` tells how long yours are."
     )
     if not found.exact:
-        print("A rough estimate: the layout of this kind of model is not known in full.")
+        print(f"A rough estimate: {ROUGH}.")
     for change in changes:
         print(f"{change.title} saves {change.saves / GIB:.2f} GiB: {change.flags}")
     return 0

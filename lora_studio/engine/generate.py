@@ -20,6 +20,7 @@ from lora_studio.data.limited_rendering import render_text
 from lora_studio.engine.loaded import LoadedModel
 from lora_studio.engine.streaming import ColumnText, Ending, Pieces, Streamer
 from lora_studio.errors import StudioError
+from lora_studio.reach import beyond
 
 BASE = "__base__"  # peft's own word for "no adapter"
 THINK = "<think>"
@@ -111,6 +112,12 @@ def prompt_ids(loaded: LoadedModel, column: Column, enable_thinking: bool | None
     if is_broken(text):
         raise StudioError("The conversation holds half a character, which is no text.", "Write it anew.")
     ids: list[int] = loaded.tokenizer_of(column.adapter)(text, add_special_tokens=False)["input_ids"]
+    table: Any = loaded.base.get_input_embeddings()
+    embeddings = max(len(one.weight) for one in table.modules() if getattr(one, "weight", None) is not None)
+    largest = max(ids, default=-1)
+    lacking = beyond(loaded.name, embeddings=embeddings, positions=None, largest_id=largest, longest=0)
+    if lacking is not None:
+        raise lacking
     longest = loaded.longest_text
     virtual = loaded.virtual_tokens(column.adapter)
     if longest is not None and len(ids) + virtual >= longest:

@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.utils import is_flash_attn_2_available
 
+from lora_studio.architecture import stored_quantization
 from lora_studio.engine.standalone import keep_unpacked, without_router_logits
 from lora_studio.engine.tokenizer import checked_source, first_line, not_loadable
 from lora_studio.errors import StudioError
@@ -75,6 +76,12 @@ def load_model(
     """
     source = checked_source(name)
     config = read_config(name, revision)
+    stored = stored_quantization(config.to_dict())
+    if stored != "none" and quantization not in ("none", stored):
+        raise StudioError(
+            f"{name} is stored in {stored}: {quantization} can't be had of it.",
+            f"Set model.quantization to {stored}, or name the base in 16 bits.",
+        )
     chosen = dtype if isinstance(dtype, torch.dtype) else choose_dtype(dtype)
     lacking = why_no_flash_attention(chosen)
     attention = (None if lacking else "flash_attention_2") if attn_implementation == "auto" else attn_implementation
@@ -87,7 +94,7 @@ def load_model(
             revision=revision,
             dtype=chosen,
             device_map={"": device()},
-            quantization_config=_quantization(quantization, chosen, **(four_bit or {})),
+            quantization_config=None if stored != "none" else _quantization(quantization, chosen, **(four_bit or {})),
             attn_implementation=attention,
             trust_remote_code=may_run_code_of(name),
             use_safetensors=True,

@@ -106,7 +106,7 @@ class LoadedModel:
     @property
     def longest_text(self) -> int | None:
         """Tokens that the model can read, prompt and answer together, where its config says so."""
-        limit = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)  # GPT-2: n_positions
         return int(limit) if limit else None
 
     def template(self, column: str | None) -> str:

@@ -23,6 +23,7 @@ from lora_studio.adapter_card import read_card
 from lora_studio.adapter_files import WEIGHTS_FILE
 from lora_studio.adapter_fit import together
 from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
+from lora_studio.data.examples import largest_id
 from lora_studio.data.mapping import ReadingError
 from lora_studio.data.readings import first_records, tried, unread
 from lora_studio.data.row_view import preview
@@ -154,7 +155,9 @@ class Session:
         """The first rows as training would see them. Parameters: model, revision, and those of prepare()."""
         params = dict(request.params)
         tokenizer = self._tokenizer(params.pop("model", "demo"), params.pop("revision", None))
-        return _named(describe(look_at_first(tokenizer=tokenizer, **params), Look(show_examples=1)))
+        seen = look_at_first(tokenizer=tokenizer, **params)
+        largest = max(largest_id(rows) for rows in (seen.train, seen.validation))
+        return _named(describe(seen, Look(show_examples=1))) | {"largest_id": largest}
 
     def rest(self, request: Request) -> dict[str, Any]:
         """Answers as soon as nothing else is being done."""
@@ -167,10 +170,21 @@ class Session:
 
     def fetch_config(self, request: Request) -> dict[str, Any]:
         """The model's config.json into this machine's cache, and nothing else of it. Parameters: model, revision."""
-        from lora_studio.engine.load import read_config  # seconds: torch, transformers
+        from lora_studio.engine.layout import take_layout  # seconds: torch, transformers, peft
+        from lora_studio.engine.load import read_config
 
         model, revision = request.params["model"], request.params.get("revision")
-        return {"numbers": read_config(model, revision).to_dict()}
+        numbers = read_config(model, revision).to_dict()
+        take_layout(model, revision)
+        return {"numbers": numbers}
+
+    def look_at_model(self, request: Request) -> dict[str, Any]:
+        """What the checks before a start want to know of a model: see `layout.look_at_model`, whose parameters these
+        are, with `model` for its name."""
+        from lora_studio.engine import layout  # seconds: torch, transformers, peft
+
+        params = dict(request.params)
+        return layout.look_at_model(params.pop("model"), params.pop("revision", None), **params)
 
     def load(self, request: Request) -> dict[str, Any]:
         """Base and adapters into memory; what is there already is kept, and of adapters not asked for the last few."""
@@ -321,6 +335,7 @@ METHODS: dict[str, Callable[[Session, Request], dict[str, Any]]] = {
     "save_bad_rows": Session.save_bad_rows,
     "look_at_first": Session.look_at_first,
     "fetch_config": Session.fetch_config,
+    "look_at_model": Session.look_at_model,
     "try_reading": Session.try_reading,
     "load": Session.load,
     "generate": Session.generate,

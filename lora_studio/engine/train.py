@@ -15,10 +15,13 @@ import torch
 from transformers import TrainerCallback, set_seed
 from trl import DPOConfig, SFTConfig
 
+from lora_studio.architecture import read_config as read_numbers
+from lora_studio.architecture import stored_quantization
 from lora_studio.base_identity import fingerprint
 from lora_studio.config import Config
-from lora_studio.conflicts import machine_conflicts
+from lora_studio.conflicts import NEED_FULL_WEIGHTS, machine_conflicts
 from lora_studio.data.dataset import Prepared, prepare
+from lora_studio.data.examples import largest_id
 from lora_studio.engine.adapters import add_adapter
 from lora_studio.engine.best import RISING
 from lora_studio.engine.biases import biases_of
@@ -29,6 +32,7 @@ from lora_studio.engine.download import Download
 from lora_studio.engine.event_log import EventLog, data_event, data_progress
 from lora_studio.engine.first_weights import as_base, beginning, fill
 from lora_studio.engine.gen_eval import GenEval
+from lora_studio.engine.layout import learned_positions, take_layout
 from lora_studio.engine.lengthening import planned_steps
 from lora_studio.engine.load import attention_words, choose_dtype, device, dtype_name, load_model, memory_bytes
 from lora_studio.engine.loaded import LoadedModel
@@ -49,9 +53,11 @@ from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.engine.summary import write_report
 from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.engine.trainer import StudioTrainer, Ways, as_dataset, hand_out
+from lora_studio.errors import StudioError
 from lora_studio.events import Evaluated, ModelLoaded, RunStarted, StepLogged, Warned
 from lora_studio.parsing import ConfigError, parse, read_yaml
 from lora_studio.plural import count
+from lora_studio.reach import beyond
 from lora_studio.sensors import Sensors
 from lora_studio.workspace import RunFolder, step_of
 
@@ -130,6 +136,10 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         four_bit=four_bit(config),
         tqdm_class=Download(log).bar_class(),
     )
+    stored = stored_quantization(base.config.to_dict())
+    quantization = config.model.quantization if stored == "none" else stored
+    for message in check_base(config, base, prepared, stored):
+        log.emit(Warned(time.time(), message))
     own_biases = biases_of(base)
     attention = attention_words(base, config.model.attn_implementation, dtype)
     if config.model.adapter_name_or_path:
@@ -164,7 +174,9 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     bare = partial(as_base, model, taken_out, own_biases)
     trainable, parameters = model.get_nb_trainable_parameters()
     log.emit(ModelLoaded(time.time(), parameters, trainable, memory_bytes(), attention))
-    checkpointing, foreseen = foresee(config, base.config.to_dict(), prepared.train.longest)
+    take_layout(config.model.name, config.model.revision)
+    numbers = read_numbers(config.model.name, config.model.revision) or base.config.to_dict()
+    checkpointing, foreseen = foresee(config, numbers, prepared.train.longest)
     if foreseen:
         log.emit(foreseen)
 
@@ -172,7 +184,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)
     os.environ.setdefault("WANDB_DIR", str(run.path))
     os.environ.setdefault("WANDB_PROJECT", PROJECT)
-    card = studio_card(config, run, dtype, prepared.template.name)
+    card = studio_card(config, run, dtype, prepared.template.name, quantization)
     sensors = Sensors(gpu_id())
     report = Report(log, stop, tokens_before=log.state().steps[-1].tokens if log.state().steps else 0, sensors=sensors)
     ending = early_stopping(config, prepared, log.state().evaluations)
@@ -250,7 +262,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         "validation_rows": len(prepared.validation),
         "tokens_per_second": training_speed(log.state().steps),
         "device_kind": device().type,
-        "quantization": config.model.quantization,
+        "quantization": quantization,
         "peak_memory_bytes": read_memory().peak,
         "estimated_memory_bytes": foreseen.measurable_bytes if foreseen else None,
         "best_checkpoint": Path(trainer.state.best_model_checkpoint).name
@@ -322,14 +334,16 @@ def trainer_values(config: Config, dtype: str, *, on_cpu: bool, measured: bool, 
     }
 
 
-def studio_card(config: Config, run: RunFolder, dtype: torch.dtype, prompt_style: str) -> dict[str, Any]:
+def studio_card(
+    config: Config, run: RunFolder, dtype: torch.dtype, prompt_style: str, quantization: str
+) -> dict[str, Any]:
     """studio.json: what chat, evaluation and export have to know to use the adapter as training did."""
     return {
         "base_model": config.model.name,
         "revision": config.model.revision,
         "base_fingerprint": fingerprint(config.model.name, config.model.revision),
         "dtype": dtype_name(dtype),
-        "quantization": config.model.quantization,
+        "quantization": quantization,
         "four_bit": four_bit(config),
         "prompt_style": prompt_style,
         "system_prompt": config.data.system_prompt,
@@ -345,6 +359,30 @@ def four_bit(config: Config) -> dict[str, Any] | None:
     if config.model.quantization != "4bit":
         return None
     return {name: value for name, value in config.model.model_dump().items() if name.startswith("bnb_4bit_")}
+
+
+def check_base(config: Config, base: Any, prepared: Prepared, stored: str) -> Iterator[str]:
+    """What is to be told of a base that was loaded. Raises `StudioError` where it can't read the rows, or not be taken
+    apart as the adapter's first weights want it."""
+    rows = [one for one in (prepared.train, prepared.validation) if len(one)]
+    error = beyond(
+        config.model.name,
+        embeddings=base.get_input_embeddings().weight.shape[0],
+        positions=learned_positions(base),
+        largest_id=max(map(largest_id, rows)),
+        longest=max(one.longest for one in rows),
+    )
+    if error is not None:
+        raise error
+    if stored == "none":
+        return
+    if config.lora.init_lora_weights in NEED_FULL_WEIGHTS:
+        raise StudioError(
+            f"The base is stored in {stored}, which {config.lora.init_lora_weights} can't take apart.",
+            "Set lora.init_lora_weights to default, or name the base in 16 bits.",
+        )
+    if config.model.quantization == "none":
+        yield f"The base is stored in {stored}, and trained so: as with model.quantization {stored}."
 
 
 def device_name() -> str:

@@ -43,7 +43,7 @@ def chat_bytes(wanted: Wanted, device: str, tokens: int | None = None) -> int | 
     if model is None:
         return None
     width = 2 if device == "cuda" else 4
-    weights = weight_bytes(model, wanted.quantization, width)
+    weights = weight_bytes(model, wanted.quantization if model.stored == "none" else model.stored, width)
     adapters = sum((folder / "adapter_model.safetensors").stat().st_size for _, folder in wanted.adapters)
     held = TOKENS * (1 + len(wanted.adapters)) if tokens is None else tokens
     cache = 2 * model.layers * model.kv_heads * model.head_size * width * held

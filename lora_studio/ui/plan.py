@@ -19,10 +19,13 @@ from lora_studio.past_runs import Speed, speed
 from lora_studio.ui.data_choice import FOUND
 from lora_studio.workspace import Workspace, shipped_data
 
+GUESSED = "a guess"
+"""The verdict on a model whose parameters could not be counted: nothing is promised of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The estimate against the device: "fits", "tight" or "does not fit", and the changes that would save most.
+    """The estimate against the device: "fits", "tight", "does not fit" or "a guess", and the changes that save most.
 
     `assumed_tokens` is the length that every row is taken to have while nobody has looked at the data.
     """
@@ -88,7 +91,8 @@ def needed_memory(config: Config, device: Device, longest: int | None, *, busy: 
     found = estimate(chosen, model, device.kind, longest)
     changes = best_changes(chosen, model, device.kind, longest)
     assumed = config.data.max_length if longest is None else None
-    return Memory(found, device, available, verdict(found.total, available), tuple(changes), assumed)
+    said = verdict(found.total, available) if model.counted else GUESSED
+    return Memory(found, device, available, said, tuple(changes), assumed)
 
 
 def seen_data(config: Config, workspace: Workspace) -> Seen | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from lora_studio.advice import Change
 from lora_studio.estimate import MIB, PARTS
 from lora_studio.hardware import GIB
-from lora_studio.preflight import ASK, FAILED, NOTE, OK, Report
+from lora_studio.preflight import ASK, FAILED, NOTE, OK, ROUGH, Report
 from lora_studio.ui.plan import Memory, Plan
 from lora_studio.ui.run_words import clock, figure
 from lora_studio.ui.text import escape, marked, notice, tiles
@@ -14,7 +14,9 @@ VERDICTS = {
     "fits": ("good", "Fits"),
     "tight": ("warn", "Tight: it may or may not fit"),
     "does not fit": ("bad", "Does not fit"),
+    "a guess": ("warn", "Not known"),
 }
+GUESS = "A guess: this kind of model is counted when the run is checked before its start."
 LOOK = "press “Look at this data” on the Data tab"
 NO_ROWS = f"The rows of this data are not counted yet: {LOOK}, then they stand here."
 NO_PACKS = f"How many steps there are depends on how the rows fill the packs: with these settings, {LOOK}."
@@ -79,7 +81,7 @@ def memory(found: Memory | None) -> str:
         for key, octets in found.estimate.parts.items()
     )
     label = f"{gib(total)} estimated of {gib(found.available)}"
-    notes = [] if found.estimate.exact else ["A rough estimate: the layout of this kind of model is not known in full."]
+    notes = [] if found.estimate.exact else [f"A rough estimate: {ROUGH}." if found.estimate.counted else GUESS]
     if found.assumed_tokens is not None:
         notes.append(
             f"Counted for rows of {found.assumed_tokens:,} tokens, the most allowed. For the real ones, {LOOK}."

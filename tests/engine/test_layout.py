@@ -1,0 +1,163 @@
+"""What is taken of a model itself: its parameters, what peft would train, learned positions, and what is stored."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    DeepseekV3Config,
+    GptOssConfig,
+    LlamaConfig,
+    Qwen3NextConfig,
+)
+
+from lora_studio.architecture import architecture, kept_layout
+from lora_studio.config import Config
+from lora_studio.engine.layout import look_at_model, take_layout
+from lora_studio.engine.load import load_model
+from lora_studio.errors import StudioError
+from lora_studio.estimate import estimate, trained_adapter, weight_bytes
+from lora_studio.lora_size import adapter
+from lora_studio.parsing import nest, parse
+
+SIZES = {
+    "vocab_size": 90,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {"vocab_size": 90, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 40},
+    "opt": {**SIZES, "ffn_dim": 64, "max_position_embeddings": 40, "word_embed_proj_dim": 32},
+    "gpt_neox": SIZES,
+    "bloom": {"vocab_size": 90, "hidden_size": 32, "n_layer": 2, "n_head": 2},
+    "starcoder2": SIZES,
+    "gpt_oss": {**SIZES, "num_local_experts": 4, "head_dim": 16},
+    "olmoe": {**SIZES, "num_experts": 4},
+    "cohere2": SIZES,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def save_config(folder: Path, config: Any) -> dict[str, Any]:
+    config.architectures = ["SomethingForCausalLM"]
+    config.save_pretrained(folder)
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return found
+
+
+def settings(**changed: Any) -> dict[str, Any]:
+    return Config().lora.model_dump() | {"lora_dropout": 0.0} | changed
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_parameters_and_what_is_trained_are_the_models_own(family: str, tmp_path: Path) -> None:
+    config = AutoConfig.for_model(family, **FAMILIES[family])
+    numbers = save_config(tmp_path, config)
+    seen = look_at_model(str(tmp_path), None, lora=settings(r=4), seed=0, adapter=None)
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config)
+        parameters = plain.num_parameters()
+        lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        trainable = get_peft_model(plain, lora).get_nb_trainable_parameters()[0]
+    layout = architecture(numbers)
+    assert layout is not None
+    assert (layout.parameters, layout.counted, layout.exact) == (parameters, True, False)
+    assert seen["trainable"] == trainable
+    assert seen["positions"] == (40 if family in ("gpt2", "opt") else None)
+    assert seen["embeddings"] == 90
+    if family != "olmoe":  # whose experts peft reaches, which only it counts
+        assert adapter(layout, r=4).trainable == trainable
+
+
+@pytest.mark.parametrize(
+    ("config", "billions"),
+    [
+        (GptOssConfig(num_hidden_layers=24, num_local_experts=32), 20.91),
+        (Qwen3NextConfig(), 79.67),
+        (DeepseekV3Config(), 671.03),
+    ],
+    ids=["gpt-oss-20b", "qwen3-next-80b", "deepseek-v3"],
+)
+def test_models_that_are_published_have_the_size_that_they_are_known_for(
+    config: Any, billions: float, tmp_path: Path
+) -> None:
+    numbers = save_config(tmp_path, config)
+    guessed = architecture(numbers)
+    assert guessed is None or not guessed.counted
+    take_layout(str(tmp_path))
+    layout = architecture(numbers)
+    assert layout is not None
+    assert layout.parameters / 1e9 == pytest.approx(billions, abs=0.01)
+    found = estimate(parse(nest({"model.dtype": "bfloat16"})), layout, "cuda")
+    assert found.parts["weights"] == 2 * layout.parameters
+    assert (found.counted, found.exact) == (True, False)
+
+
+def test_a_layout_belongs_to_one_config_alone(tmp_path: Path) -> None:
+    numbers = save_config(tmp_path, AutoConfig.for_model("gpt_neox", **SIZES))
+    take_layout(str(tmp_path))
+    assert kept_layout(numbers) is not None
+    assert kept_layout(numbers | {"hidden_size": 64}) is None
+
+
+def test_a_base_stored_in_4_bits_stays_so_and_is_counted_so(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = LlamaConfig(**(SIZES | {"hidden_size": 64}))
+    AutoModelForCausalLM.from_config(whole).save_pretrained(tmp_path / "whole")
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", quantization_config=four_bit)
+    stored.save_pretrained(tmp_path / "stored")
+    with pytest.raises(StudioError, match="stored in 4bit: 8bit can't be had"):
+        load_model(str(tmp_path / "stored"), quantization="8bit")
+    for chosen in ("none", "4bit"):
+        loaded: Any = load_model(str(tmp_path / "stored"), quantization=chosen)
+        assert type(loaded.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    layout = architecture(json.loads((tmp_path / "stored" / "config.json").read_text(encoding="utf-8")))
+    assert layout is not None
+    assert layout.stored == "4bit"
+    parts = [estimate(parse(nest({"model.quantization": chosen})), layout, "cuda").parts for chosen in ("none", "4bit")]
+    assert parts[0] == parts[1]
+    assert parts[0]["weights"] == weight_bytes(layout, "4bit", 2)
+
+
+def test_an_adapter_to_continue_is_counted_by_its_own_settings(base: Path, tmp_path: Path) -> None:
+    own = LoraConfig(r=3, target_modules=["q_proj"], rank_pattern={"layers.1.*.q_proj": 5}, task_type="CAUSAL_LM")
+    adapted: Any = get_peft_model(load_model(str(base)), own)
+    adapted.save_pretrained(tmp_path / "before")
+    seen = look_at_model(str(base), None, lora=settings(r=64), seed=0, adapter=str(tmp_path / "before"))
+    assert seen["trainable"] == adapted.get_nb_trainable_parameters()[0]
+
+
+def test_a_checkpoint_that_lacks_tensors_and_modules_that_are_not_there_are_told(base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "lacking"
+    shutil.copytree(base, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    seen = look_at_model(str(folder), None, lora=settings(target_modules="nothing"), seed=0, adapter=None)
+    assert "model.norm.weight" in seen["problem"][0]
+    assert "no linear module nothing" in seen["adapter_problem"][0]
+    whole = look_at_model(str(base), None, lora=settings(), seed=0, adapter=None)
+    assert (whole["problem"], "adapter_problem" in whole) == (None, False)
+    layout = architecture(json.loads((base / "config.json").read_text(encoding="utf-8")))
+    assert layout is not None
+    assert whole["trainable"] == trained_adapter(Config(), layout).trainable
