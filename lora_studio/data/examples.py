@@ -12,8 +12,6 @@ from lora_studio.data.row_store import RowStore
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from lora_studio.data.pairs import Pairs
-
 _BATCH = 1000
 
 
@@ -116,13 +114,3 @@ class Examples(Sequence[Example]):
         np.add.at(edges, from_, 1)
         np.add.at(edges, np.maximum(from_, np.clip(store.stops[spans] + shift, low, high)), -1)
         return ids, np.where(np.cumsum(edges[:-1]) > 0, ids, np.int32(IGNORED)), ends
-
-
-def largest_id(rows: "Examples | Pairs") -> int:
-    """The largest token id of any row; -1 where there is none."""
-    found = -1
-    for table in rows.tables() if len(rows) else ():
-        for name, column in zip(table.schema.names, table.columns, strict=True):
-            if name.endswith("ids") and len(column.values):
-                found = max(found, int(column.values.to_numpy().max()))
-    return found

@@ -182,3 +182,13 @@ def examples_of(store: RowStore | PairStore, chosen: np.ndarray, max_length: int
     if isinstance(store, PairStore):
         return Pairs(store, chosen, max_length, truncation)
     return Examples(store, chosen, max_length, truncation)
+
+
+def largest_id(rows: Examples | Pairs) -> int:
+    """The largest token id of any row; -1 where there is none."""
+    found = -1
+    for table in rows.tables() if len(rows) else ():
+        for name, column in zip(table.schema.names, table.columns, strict=True):
+            if name.endswith("ids") and len(column.values):
+                found = max(found, int(column.values.to_numpy().max()))
+    return found

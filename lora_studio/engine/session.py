@@ -23,8 +23,8 @@ from lora_studio.adapter_card import read_card
 from lora_studio.adapter_files import WEIGHTS_FILE
 from lora_studio.adapter_fit import together
 from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
-from lora_studio.data.examples import largest_id
 from lora_studio.data.mapping import ReadingError
+from lora_studio.data.pairs import largest_id
 from lora_studio.data.readings import first_records, tried, unread
 from lora_studio.data.row_view import preview
 from lora_studio.data.rows import Record

@@ -21,7 +21,7 @@ from lora_studio.base_identity import fingerprint
 from lora_studio.config import Config
 from lora_studio.conflicts import NEED_FULL_WEIGHTS, machine_conflicts
 from lora_studio.data.dataset import Prepared, prepare
-from lora_studio.data.examples import largest_id
+from lora_studio.data.pairs import largest_id
 from lora_studio.engine.adapters import add_adapter
 from lora_studio.engine.best import RISING
 from lora_studio.engine.biases import biases_of
