@@ -16,7 +16,7 @@ from typing import Any
 from lora_studio.errors import StudioError
 
 MAX_CHARACTERS = 4000  # of an expression; unsloth's longest for multimodal models have 500
-CPU_SECONDS = 0.7
+CPU_SECONDS = 0.5
 WALL_SECONDS = 20.0  # for a machine so busy that a process hardly runs
 MEMORY_BYTES = 1 << 29
 PROBES = (

@@ -143,8 +143,9 @@ def _check_growth(source: Source, size: int) -> None:
     """Refuses files whose rows are far larger than they are: some bytes can stand for more than a disk holds."""
     there = sum(file.stat().st_size for file in source.files)
     if there and size > max(MAX_GROWN_BYTES, there * MAX_GROWTH):
+        names = ", ".join(file.name for file in source.files[:3])
         raise StudioError(
-            f"The rows of {source.name} come to more than {size / 1e6:,.0f} MB, the file to {there / 1e6:,.3g} MB.",
+            f"The rows of {names} come to more than {size / 1e6:,.0f} MB, the file to {there / 1e6:,.3g} MB.",
             "No real data shrinks so. If it is what you want to train on, save it as JSONL.",
         )
 

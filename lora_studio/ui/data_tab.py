@@ -223,7 +223,9 @@ def _wire(act: Inspection, shared: Shared) -> None:
     kept = c.upload.upload(act.keep_upload, c.upload, [c.source, c.validation, c.upload, v.uploads, *gone], **quiet)
     kept.then(None, js=SHOW_FOUND, api_visibility="private")
     kept.then(act.look_anew, chosen, shown, **inspect)
-    second = c.upload_validation.upload(act.keep_validation, c.upload_validation, [c.source, c.validation], **quiet)
+    second = c.upload_validation.upload(
+        act.keep_validation, c.upload_validation, [c.source, c.validation, v.status], **quiet
+    )
     second.then(act.look, chosen, shown, **inspect)
     # Leaving a dropdown also fires `input`: nothing is done for a choice that was analyzed already.
     c.source.input(act.choose_other, c.source, gone, **quiet).then(act.analyze_other, chosen, shown, **inspect)

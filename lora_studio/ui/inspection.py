@@ -160,11 +160,18 @@ class Inspection:
         gone: Updates = {v.body: gr.Column(visible=False), v.summary: "", v.found: None}
         return gone | {v.reading.box: gr.Column(visible=False), v.rows: gr.Accordion(visible=False)}
 
+    def _unchanged(self) -> Updates:
+        """Nothing to show: an update without any component is an error to Gradio."""
+        return {self.view.status: gr.skip()}
+
     def keep_upload(self, paths: list[str] | None) -> Updates:
         """Copies an upload into the workspace and chooses it; several files become a folder of their own."""
         if not paths:
-            return {}
-        kept = self.studio.workspace.save_uploads([Path(path) for path in paths])
+            return self._unchanged()
+        try:
+            kept = self.studio.workspace.save_uploads([Path(path) for path in paths])
+        except StudioError as error:
+            return {self.controls.upload: None, self.view.status: gr.HTML(text.problem(error), visible=True)}
         c, offered = self.controls, sources(self.studio.workspace)
         return self.choose() | {
             c.source: gr.Dropdown(choices=offered, value=str(kept)),
@@ -175,7 +182,10 @@ class Inspection:
 
     def keep_validation(self, path: str) -> Updates:
         """Copies a second file into the workspace and chooses it to measure on."""
-        kept = self.studio.workspace.save_upload(Path(path))
+        try:
+            kept = self.studio.workspace.save_upload(Path(path))
+        except StudioError as error:
+            return {self.view.status: gr.HTML(text.problem(error), visible=True)}
         c, offered = self.controls, sources(self.studio.workspace)
         return {
             c.source: gr.Dropdown(choices=offered),
@@ -248,7 +258,7 @@ class Inspection:
                     result = answer
                     continue
                 if answer["kind"] == "waiting":
-                    yield {}  # a visitor who left is noticed where something is told
+                    yield self._unchanged()  # a visitor who left is noticed where something is told
                     continue
                 unread = answer.get("unread", {})
                 first = self.show(answer["sample"], values) if answer.get("sample") else {}
@@ -334,7 +344,7 @@ class Inspection:
     def choose_bad_rows(self, result: dict[str, Any] | None, *chosen: Any) -> Updates:
         """Skip or stop: both are known already, so nothing is read again."""
         if not result:
-            return {}
+            return self._unchanged()
         values = values_of(chosen)
         self.studio.workspace.write_draft(CHOICE, {"settings": values})
         self._keep_found(values, result)
@@ -343,7 +353,7 @@ class Inspection:
     def move_cut(self, result: dict[str, Any] | None, length: float) -> Updates:
         """The line and its sentence, from numbers that are already counted."""
         if not result:
-            return {}
+            return self._unchanged()
         at, longest, used = data_view.cut_place(result, length), result["tokens"]["max"], result["max_length"]
         new = at != used and min(at, used) < longest  # from the longest row on, all lengths are the same
         return {
