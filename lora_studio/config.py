@@ -12,7 +12,7 @@ from pydantic import field_validator
 
 from lora_studio import yaml_text
 from lora_studio.config_training import Lora, Preference, Training
-from lora_studio.schema import Section, setting
+from lora_studio.schema import MAX_SEED, Section, setting
 
 
 class Model(Section):
@@ -81,7 +81,7 @@ class Data(Section):
         ge=0,
         le=0.9,
     )
-    split_seed: int = setting(42, "Split seed", "The same seed keeps the same rows back.", ge=0)
+    split_seed: int = setting(42, "Split seed", "The same seed keeps the same rows back.", ge=0, le=MAX_SEED)
     max_samples: int | None = setting(None, "Most rows", "Use at most this many training rows; empty means all.", ge=1)
     max_eval_samples: int | None = setting(
         None, "Most validation rows", "Measure on at most this many rows; empty means all.", ge=1
@@ -248,7 +248,7 @@ class Generation(Section):
         0.0, "Min-p", "Sample from tokens at least this share as likely as the likeliest; 0 means all.", ge=0, le=1
     )
     repetition_penalty: float = setting(1.0, "Repetition penalty", "Above 1 makes repeating less likely.", ge=0.5, le=3)
-    seed: int = setting(42, "Seed", "The same seed gives the same sampled answer.", ge=0)
+    seed: int = setting(42, "Seed", "The same seed gives the same sampled answer.", ge=0, le=MAX_SEED)
     stop_strings: str = setting("", "Stop texts", "An answer ends before any of these texts, one a line.")
     enable_thinking: bool | None = setting(
         None, "Thinking", "For templates with a thinking switch: on, off, or as the adapter was trained."

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from lora_studio.schema import Section, setting
+from lora_studio.schema import MAX_SEED, Section, setting
 
 
 class Lora(Section):
@@ -230,7 +230,7 @@ class Training(Section):
         group="Length and memory",
     )
     seed: int = setting(
-        42, "Seed", "The same seed, data and machine give the same run.", group="Length and memory", ge=0
+        42, "Seed", "The same seed, data and machine give the same run.", group="Length and memory", ge=0, le=MAX_SEED
     )
     save_strategy: Literal["steps", "epoch", "no"] = setting(
         "epoch",

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 LONGEST_TEXT = 4000
 """Characters of a setting that says nothing else: room for any path, and for a list of names."""
+MAX_SEED = 2**32 - 1
+"""The largest that numpy takes."""
 GROUPS = {
     "Strength and place": "How much the adapter may change, and which of the model's modules bear it.",
     "Variants": "Other ways to begin and to scale an adapter, for those who compare them.",

@@ -156,3 +156,10 @@ def test_a_saved_preset_brings_the_same_config_back(workspace: Workspace) -> Non
 def test_an_unknown_preset_names_those_that_there_are() -> None:
     with pytest.raises(StudioError, match="demo"):
         resolve("demmo")
+
+
+@pytest.mark.parametrize("path", ["training.seed", "generation.seed", "data.split_seed"])
+def test_a_seed_that_no_library_takes_is_refused(path: str) -> None:
+    assert parse(nest({path: 2**32 - 1}))
+    with pytest.raises(ConfigError, match="must be at most"):
+        parse(nest({path: 2**32}))

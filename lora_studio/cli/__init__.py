@@ -13,6 +13,7 @@ from io import TextIOWrapper
 from types import TracebackType
 
 from lora_studio import __version__
+from lora_studio.cli.terminal import plain_output
 from lora_studio.errors import StudioError
 from lora_studio.serving import add_flags as add_serving_flags
 from lora_studio.workspace import Workspace
@@ -177,6 +178,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a fault may be shown with half a character
+    with plain_output():
+        return _answered(arguments)
+
+
+def _answered(arguments: list[str]) -> int:
     parser = make_parser(arguments)
     given, unknown = parser.parse_known_args(with_values(parser, arguments))
     if unknown and given.command not in ("train", "check", "estimate"):

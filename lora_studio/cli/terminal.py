@@ -1,14 +1,62 @@
 """Texts for a terminal: tables, times, and lines that go to stderr so that stdout stays for results."""
 
+import contextlib
+import io
 import json
+import re
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
 
 from lora_studio.events import RunState
 from lora_studio.finite import finite
 from lora_studio.pace import pace_of, short
+
+_CODES = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
+"""What steers a terminal or turns its text about; tabs and line ends do no harm."""
+
+
+def plain(text: str) -> str:
+    """A text in which such characters are written out, as JSON writes those that can stand in it."""
+    return _CODES.sub(lambda sign: f"\\x{ord(sign[0]):02x}" if sign[0] < " " else f"\\u{ord(sign[0]):04x}", text)
+
+
+class PlainOutput(io.TextIOBase):
+    """A stream that all output goes through: a file, a model or a run can write nothing that steers the terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(plain(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.stream.encoding
+
+
+@contextlib.contextmanager
+def plain_output() -> Iterator[None]:
+    """Inside, everything printed is plain."""
+    with (
+        contextlib.redirect_stdout(PlainOutput(sys.stdout)),
+        contextlib.redirect_stderr(PlainOutput(sys.stderr)),
+    ):
+        yield
 
 
 def say(text: str = "") -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_studio.errors import StudioError
 from lora_studio.guests import origin
-from lora_studio.jobs.client import Session
+from lora_studio.jobs.client import DeadOnArrivalError, Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import chat_device, text
 from lora_studio.ui.chat_choices import Wanted
@@ -188,6 +188,13 @@ class Engine:
         yield from work
 
     def _answered(self, wanted: Wanted, method: str, **params: Any) -> Answers:
+        try:
+            yield from self._asked(wanted, method, params)
+        except DeadOnArrivalError:  # the engine was killed after its last answer: a new one loads and answers
+            self._loaded, self._loaded_for = None, None
+            yield from self._asked(wanted, method, params)
+
+    def _asked(self, wanted: Wanted, method: str, params: Answer) -> Answers:
         try:
             yield from self._ready(wanted)
         except StudioError:

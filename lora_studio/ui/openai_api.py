@@ -24,6 +24,7 @@ from lora_studio.ui import openai_format as wire
 from lora_studio.ui.chat_choices import Choice, choices
 from lora_studio.ui.chat_engine import Answer, Answers, BusyError, ConsentError, Engine, HeldError, asker
 from lora_studio.ui.openai_format import ApiError
+from lora_studio.ui.page_requests import holds_half_characters
 from lora_studio.ui.studio import Studio
 
 MOST_AT_ONCE = 32
@@ -188,9 +189,12 @@ async def _json(request: Request) -> Any:
         if len(body) > MOST_BYTES:
             raise ApiError(413, f"The body is larger than {MOST_BYTES / 1e6:.0f} MB.")
     try:
-        return json.loads(body)
-    except ValueError:
-        raise ApiError(400, "The body is no JSON.") from None
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ApiError(400, "The body is no JSON, or is nested too deeply.") from None
+    if holds_half_characters(bytes(body), found):
+        raise ApiError(400, "A text holds half of a character (a lone surrogate), which no model can read.")
+    return found
 
 
 def _in_words(handler: Handler) -> Handler:

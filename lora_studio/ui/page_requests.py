@@ -7,11 +7,12 @@ events and the state of a page to whoever names the session that the page made u
 import json
 import re
 import threading
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 from lora_studio.ui.visitor_files import VisitorFiles
 
@@ -50,6 +51,8 @@ class Pages:
 
     def refused(self, user: str | None, path: str, query: bytes, body: bytes) -> Refusal | None:
         """What speaks against a request of that user; None where nothing does."""
+        if not is_sound(path) or not is_sound(unquote(query.decode("latin-1"))):
+            return Refusal(400, "The address holds characters that no address of the page has.")
         if path.startswith(GRADIO.rstrip("/")) and not USED.fullmatch(path):
             return Refusal(404, "The page has no such address.")
         asked = path.removeprefix(FILE) if path.startswith(FILE) else ""
@@ -67,6 +70,8 @@ class Pages:
                 brought = None
             except RecursionError:
                 return Refusal(400, "This is nested deeper than anything that the page sends.")
+            if holds_half_characters(body, brought):
+                return Refusal(400, "A text holds half of a character, which can't be kept or shown.")
             for place in _places(brought):
                 if place.lower().startswith(("http://", "https://")):
                     return Refusal(400, "Files are uploaded: none is fetched from an address.")
@@ -85,6 +90,22 @@ class Pages:
             if len(self._owners) > MOST_PAGES:
                 self._owners.popitem(last=False)
         return owner == user
+
+
+def is_sound(text: str) -> bool:
+    """Whether a text of an address has neither control characters nor halves of characters, at which libraries fail."""
+    return text.isprintable() or not any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text)
+
+
+def holds_half_characters(body: bytes, brought: Any) -> bool:
+    """Whether a JSON body that was read holds surrogates without their other half: no UTF-8 can be written of it."""
+    if not any(mark in body for mark in (b"\\ud", b"\\uD", b"\xed")):
+        return False
+    try:
+        json.dumps(brought, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _places(brought: Any) -> list[str]:

@@ -135,3 +135,22 @@ def test_a_download_is_for_whom_it_was_made(tmp_path: Path) -> None:
     ):
         assert status(pages, user, f"/gradio_api/file={tmp_path}/root/downloads/{name}") == found
     assert status(pages, "carl", "/gradio_api/file=/lib/plotly.min.js") == 200  # Gradio's to refuse
+
+
+@pytest.mark.parametrize("sign", ["\0", "\n", "\x1b", "\x85", "\ud800"])
+def test_an_address_with_a_character_that_libraries_fail_at_is_refused(sign: str) -> None:
+    assert status(Pages(), "anna", f"/gradio_api/file=/tmp/{sign}x") == 400
+    assert status(Pages(), "anna", f"/gradio_api/heartbeat/{sign}") == 400
+    assert status(Pages(), "anna", f"/{sign}") == 400
+    assert status(Pages(), "anna", "/gradio_api/file=/tmp/für 日本語.csv") == 200
+    assert status(Pages(), "anna", JOIN, b"session_hash=%00") == 400
+
+
+def test_half_of_a_character_in_what_is_sent_is_refused_and_a_whole_one_is_not() -> None:
+    def answer(body: bytes) -> int:
+        found = Pages().refused("anna", JOIN, b"", body)
+        return found.status if found else 200
+
+    assert answer(b'{"data": ["\\ud800"]}') == answer(b'{"data": {"\\uDC00": 1}}') == 400
+    assert answer(b'{"data": ["\xed\xa0\x80"]}') == 400
+    assert answer(b'{"data": ["\\ud83d\\ude42"]}') == answer('{"data": ["🙂 한국어"]}'.encode()) == 200
