@@ -1,5 +1,8 @@
 """`chat` in the terminal: which adapters may answer beside each other, told before anything is loaded."""
 
+import pytest
+
+from lora_studio.jobs.client import EngineError, Session
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 from tests.conftest import Say
@@ -24,3 +27,17 @@ def test_an_adapter_of_an_unknown_kind_is_refused_in_a_sentence(say: Say, worksp
     code, _, told = say("chat", folder)
     assert code == 2
     assert "is of the kind XLORA, which is not known here." in told
+
+
+def test_a_crash_of_the_engine_is_no_wrong_input(
+    say: Say, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(*_: object, **__: object) -> None:
+        raise EngineError("The process that answers ended unexpectedly.")
+
+    monkeypatch.setattr(Session, "call", ends)
+    ours = str(write(workspace.root / "ours", files()))
+    code, _, told = say("chat", ours, "--prompt", "hi")
+    assert code == 1
+    assert "ended unexpectedly" in told
+    assert say("chat", "nowhere", "--prompt", "hi")[0] == 2

@@ -15,6 +15,7 @@ from types import TracebackType
 from lora_studio import __version__
 from lora_studio.cli.terminal import plain_output
 from lora_studio.errors import StudioError
+from lora_studio.jobs.client import EngineError
 from lora_studio.serving import add_flags as add_serving_flags
 from lora_studio.workspace import Workspace
 
@@ -193,7 +194,7 @@ def _answered(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         if vars(given).get("json"):
             print(json.dumps({"error": error.message, "hint": error.hint}, ensure_ascii=False), flush=True)
-        return WRONG_INPUT
+        return FAILED if isinstance(error, EngineError) else WRONG_INPUT
     except KeyboardInterrupt:
         return STOPPED
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough

@@ -89,7 +89,7 @@ def read_weights(folder: Path, base: PreTrainedModel, name: str) -> AdapterWeigh
     config = PeftConfig.from_pretrained(str(folder))
     config.task_type, config.inference_mode = "CAUSAL_LM", True
     entry: Any = base.get_input_embeddings()
-    found = AdapterWeights(folder.name, config, tensors, entry.weight.shape[0])
+    found = AdapterWeights(folder.name, config, tensors, rows_of(entry))
     if broken := [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]:
         raise StudioError(
             f"{len(broken):,} of the {len(tensors):,} weights of {folder.name} hold values that are no numbers: "
@@ -137,6 +137,11 @@ def _is_of(key: str, path: str) -> bool:
     return plain_name(key) in {plain_name(path + end) for end in ends}
 
 
+def rows_of(embedding: Any) -> int:
+    """Tokens that an embedding knows."""
+    return int(embedding.weight.shape[0])
+
+
 def embedding_rows(folder: Path) -> int | None:
     """How many tokens an adapter's own embeddings have, from its file's header; None where it brings none."""
     with safe_open(folder / WEIGHTS_FILE, "pt") as file:
@@ -163,7 +168,8 @@ def _place_lora(found: AdapterWeights, base: PreTrainedModel, name: str) -> None
     if not by_file and not experts and held:
         raise _no_place(found, list(held), name, sorted(meant) or list(modules)[1:])
     lacking = sorted(meant - found.places)
-    if (found.places != meant) and not experts and by_file:
+    other_names = any(own != place for own, place in places.items())
+    if by_file and not experts and (other_names or found.places != meant):
         _as_the_file_says(config, places)
     if lacking and not experts:
         found.told.append(

@@ -1,14 +1,17 @@
 """An adapter that exists already, put on its base to be trained on; the counterpart of a fresh one in adapters.py."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lora_studio.adapter_files import read_template
 from lora_studio.adapter_settings import read_lora
 from lora_studio.engine.adapter_weights import put_on, read_weights
 from lora_studio.engine.loaded import fitting
+from lora_studio.engine.tokenizer import adapter_tokenizer
 from lora_studio.errors import StudioError
 
 
@@ -35,3 +38,19 @@ def continue_adapter(
     adapted.peft_config["default"].base_model_name_or_path = base
     adapted.peft_config["default"].revision = revision
     return adapted, weights.told
+
+
+def other_text(folder: Path, tokenizer: PreTrainedTokenizerBase, template: str, rows: int) -> Iterator[str]:
+    """Where a run's text is another than the adapter was trained on; `rows` are the tokens that the base knows."""
+    own, lacking = adapter_tokenizer(folder, tokenizer, rows)
+    if lacking or own is not tokenizer:
+        yield (
+            f"{folder.name} brings a tokenizer of its own, and this run trains with the base's: tokens and ends that "
+            "only the adapter's has are not used."
+        )
+    before = read_template(folder)
+    if before and before != template:
+        yield (
+            f"{folder.name} was trained with another chat template than this run trains with: its answers will take "
+            "the new form. data.prompt_style says which."
+        )

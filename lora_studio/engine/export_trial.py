@@ -12,10 +12,14 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from lora_studio.adapter_files import WEIGHTS_FILE
+from lora_studio.adapter_fit import read_header
 from lora_studio.engine.download import Download
 from lora_studio.engine.export_work import Work
 from lora_studio.engine.generate import Column, generate, greedy, prompt_ids
+from lora_studio.engine.load import read_config
 from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base
 from lora_studio.errors import StudioError
 from lora_studio.exports import sizes_of
@@ -71,11 +75,16 @@ def load_adapters(work: Work, folders: Mapping[str, Path], dtype: torch.dtype, *
 
     With `in_full` a base that is stored in 4 or 8 bits gets plain weights of that precision.
     """
+    return _put_adapters(work, _load_base(work, dtype, in_full=in_full), folders)
+
+
+def _load_base(work: Work, dtype: torch.dtype, *, in_full: bool = False) -> LoadedModel:
     work.log.phase("model")
-    card = work.card
-    bar = Download(work.log).bar_class()
-    base = str(card["base_model"])
-    loaded = load_base(base, revision=card.get("revision"), dtype=dtype, tqdm_class=bar, in_full=in_full)
+    base, revision, bar = str(work.card["base_model"]), work.card.get("revision"), Download(work.log).bar_class()
+    return load_base(base, revision=revision, dtype=dtype, tqdm_class=bar, in_full=in_full)
+
+
+def _put_adapters(work: Work, loaded: LoadedModel, folders: Mapping[str, Path]) -> LoadedModel:
     add_adapters(loaded, folders)
     for words in dict.fromkeys(words for told in loaded.told.values() for words in told):
         work.warn(words)
@@ -83,16 +92,39 @@ def load_adapters(work: Work, folders: Mapping[str, Path], dtype: torch.dtype, *
 
 
 def try_adapter(work: Work, made: Path) -> tuple[str, bool | None]:
-    """Whether the adapter in `made` answers as the one that it was made from, in words."""
+    """Whether the adapter in `made` answers as the one that it was made from, in words.
+
+    Raises `StudioError` where it has no place in its base: nobody could use what was made.
+    """
+    if note := text_model_note(work):
+        work.warn(note)
     if reason := why_not(work, 4):
         return reason, None
     try:
-        loaded = load_adapters(work, {"own": work.adapter, "made": made}, torch.float32)
+        loaded = _load_base(work, torch.float32)
     except StudioError as error:
         return f"Not tried: {error.message}", None
+    _put_adapters(work, loaded, {"own": work.adapter, "made": made})
     work.log.phase("try")
     own, other = ask(loaded, "own", work.card), ask(loaded, "made", work.card)
     return verdict(own, other, exact=True)
+
+
+def text_model_note(work: Work) -> str:
+    """What others should know of an adapter on the text model of a checkpoint that holds more; "" for all others."""
+    config = read_config(str(work.card["base_model"]), work.card.get("revision"))
+    stored = (config.architectures or [""])[0]
+    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    text = getattr(model, "__name__", stored)
+    if stored == text or not stored.endswith("ForConditionalGeneration"):
+        return ""
+    if any("language_model." in name for name in read_header(work.adapter / WEIGHTS_FILE)):
+        return ""
+    return (
+        f"The base is stored as {stored}, and this adapter is one of its text model, {text}: peft finds its places "
+        f"where the base is loaded with AutoModelForCausalLM, and none on {stored}. Servers that load the whole model, "
+        "as vLLM does, may leave it out without a word: compare an answer with the base's, or take the merged model."
+    )
 
 
 def verdict(own: Spoken, other: Spoken, *, exact: bool) -> tuple[str, bool]:

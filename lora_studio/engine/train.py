@@ -22,10 +22,11 @@ from lora_studio.config import Config
 from lora_studio.conflicts import NEED_FULL_WEIGHTS, machine_conflicts
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.pairs import largest_id
+from lora_studio.engine.adapter_weights import rows_of
 from lora_studio.engine.adapters import add_adapter
 from lora_studio.engine.best import RISING
 from lora_studio.engine.biases import biases_of
-from lora_studio.engine.continuing import continue_adapter
+from lora_studio.engine.continuing import continue_adapter, other_text
 from lora_studio.engine.difference import against_base
 from lora_studio.engine.diverged import check_weights
 from lora_studio.engine.download import Download
@@ -150,7 +151,8 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
             revision=config.model.revision,
             dropout=config.lora.lora_dropout,
         )
-        for sentence in told:
+        begun, entry = Path(config.model.adapter_name_or_path), base.get_input_embeddings()
+        for sentence in (*told, *other_text(begun, tokenizer, prepared.template.source, rows_of(entry))):
             log.emit(Warned(time.time(), sentence))
     else:
         model = add_adapter(

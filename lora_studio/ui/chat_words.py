@@ -9,8 +9,8 @@ from lora_studio.ui.text import escape
 
 MOST_TOKENS = 400
 SHARE_NO_BATCH = (
-    " DoRA, trained biases, whole modules and kinds other than LoRA share no batch: "
-    "those columns answer one after the other."
+    " Adapters that are more than plain LoRA (DoRA, trained biases, whole modules, experts, other kinds) share no "
+    "batch: those columns answer one after the other."
 )
 APART = 2.0
 """Nats between base and adapter at which a token's colour is full: 7 times as likely, or a seventh."""
@@ -32,7 +32,9 @@ def memory(loaded: Mapping[str, Any] | None, chosen: Sequence[Choice], holders: 
     names = " and ".join(choice.name for choice in chosen)
     where = f"{loaded['device']}, {loaded['dtype']}, {text.size(loaded['memory_bytes'])}"
     apart = "" if loaded["mixes"] else SHARE_NO_BATCH
-    return text.notice(f"In memory: {loaded['base']} with {names} ({where}).", holders + apart, "good")
+    bits = "" if loaded.get("quantization", "none") == "none" else f" in {loaded['quantization']}"
+    words = text.notice(f"In memory: {loaded['base']}{bits} with {names} ({where}).", holders + apart, "good")
+    return words + "".join(text.notice(note, kind="warning") for note in loaded.get("notes", ()))
 
 
 def cards(chosen: Sequence[Choice]) -> str:

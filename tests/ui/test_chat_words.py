@@ -55,3 +55,11 @@ def test_tokens_that_training_made_likelier_are_green() -> None:
     assert "var(--bad)" in shown.split("Arr")[1]
     assert "${" not in shown
     assert shown.count("chat-turn") == 1
+
+
+def test_what_could_not_be_taken_as_it_is_stands_beside_what_is_in_memory() -> None:
+    choice = Choice("one", "One", "One", Path("one"))
+    notes = ["One lacks <b>half</b> of its weights."]
+    shown = chat_words.memory(LOADED | {"quantization": "4bit", "notes": notes}, [choice], "", other=False)
+    assert "In memory: demo in 4bit with One" in shown
+    assert "One lacks &lt;b&gt;half&lt;/b&gt; of its weights." in shown
