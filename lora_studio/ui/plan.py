@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_studio.adapter_source import continued
 from lora_studio.advice import Change, best_changes
 from lora_studio.architecture import architecture, read_config
 from lora_studio.config import Config, Data
+from lora_studio.errors import StudioError
 from lora_studio.estimate import Estimate, estimate, settled, verdict
 from lora_studio.hardware import Device, recent_devices
 from lora_studio.jobs.row_count import QuickLook, count_rows
@@ -76,8 +78,16 @@ def plan(config: Config, workspace: Workspace, *, busy: bool = False) -> Plan:
         device=device.kind,
         data=config.data.train_file,
     )
-    memory = needed_memory(config, device, seen.longest if seen else None, busy=busy)
+    memory = needed_memory(_as_trained(config, workspace), device, seen.longest if seen else None, busy=busy)
     return Plan(batch, rows, steps, seconds(config, steps, known, seen), memory, reading(config, workspace))
+
+
+def _as_trained(config: Config, workspace: Workspace) -> Config:
+    """The config with the settings of an adapter to continue from; one that can't be is told by the checks."""
+    try:
+        return continued(config, workspace)
+    except StudioError:
+        return config
 
 
 def needed_memory(config: Config, device: Device, longest: int | None, *, busy: bool) -> Memory | None:

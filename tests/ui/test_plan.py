@@ -2,14 +2,19 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from lora_studio.architecture import read_config
 from lora_studio.hardware import GIB, Device
 from lora_studio.parsing import nest, parse, to_yaml
 from lora_studio.preflight import Check, Report
 from lora_studio.ui import plan as plans
 from lora_studio.ui import plan_words
 from lora_studio.workspace import Workspace
+from tests import adapters
 
 GPU = Device("A GPU", "cuda", 24 * GIB, 23 * GIB)
 
@@ -41,6 +46,30 @@ def test_a_model_that_is_not_here_has_no_memory_and_says_what_is_missing(workspa
     found = plans.plan(config(model__name="nobody/has-this-model"), workspace)
     assert found.memory is None
     assert "config.json" in plan_words.memory(None)
+
+
+def test_an_adapter_to_continue_is_counted_by_its_own_rank(workspace: Workspace, tmp_path: Path) -> None:
+    own = adapters.files(r=2, target_modules=["q_proj", "down_proj"])
+    before = adapters.write(tmp_path / "before", own)
+    asked = {"lora__r": 64, "lora__target_modules": "q_proj, down_proj", "lora__lora_dropout": 0.0}
+    continuing = plans.plan(config(**asked, model__adapter_name_or_path=str(before)), workspace)
+    fresh = plans.plan(config(**{**asked, "lora__r": 2}), workspace)
+    assert continuing.memory is not None
+    assert fresh.memory is not None
+    assert continuing.memory.estimate.trainable == fresh.memory.estimate.trainable
+
+
+def test_nothing_is_promised_of_a_model_that_was_not_counted(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    numbers = {**(read_config("demo") or {}), "model_type": "unheard_of"}
+    (tmp_path / "config.json").write_text(json.dumps(numbers), encoding="utf-8")
+    found = plans.plan(config(model__name=str(tmp_path)), workspace).memory
+    assert found is not None
+    shown = plan_words.memory(found)
+    assert "Fits" not in shown
+    assert plan_words.GUESS in shown
 
 
 def test_the_card_shows_every_part_the_verdict_and_the_share() -> None:
