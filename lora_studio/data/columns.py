@@ -155,7 +155,8 @@ class Columns:
 
     def _distinct(self, name: str) -> int:
         if name not in self._counts:
-            self._counts[name] = len({str(value) for value in self.values(name)})
+            values = (value if isinstance(value, (str, int, float)) else id(value) for value in self.values(name))
+            self._counts[name] = len(set(values))
         return self._counts[name]
 
     def is_about_rows(self, name: str) -> bool:

@@ -57,10 +57,11 @@ _HOLDERS = ("messages", "contents", "conversations", "conversation")
 _SYSTEM_KEYS = ("system", "systemInstruction", "system_instruction")
 _WEIGHT_KEYS = ("weight", "loss", "loss_weight", "train", "training")
 _PART_WEIGHT_KEYS = ("train_detail", "training_detail")
+_NESTED = 3
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
-def as_text(value: Any, field: str) -> str:
+def as_text(value: Any, field: str, depth: int = 0) -> str:
     """A cell as text: numbers and truth values as JSON writes them, None as empty, the text that a list or parts hold.
 
     Anything else is a RowError, also a list of several texts.
@@ -71,13 +72,15 @@ def as_text(value: Any, field: str) -> str:
         return ""
     if isinstance(value, bool):
         return json.dumps(value)
-    if isinstance(value, (int, float)) and math.isfinite(value):
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
+    if depth > _NESTED:
+        raise RowError(NOT_TEXT, field, type(value).__name__)
     if isinstance(value, list) and len(value) == 1:
-        return as_text(value[0], field)
+        return as_text(value[0], field, depth + 1)
     held = next((value[key] for key in _CONTENT_KEYS if key in value), None) if isinstance(value, dict) else None
     if held is not None:
-        return as_text(held, field)
+        return as_text(held, field, depth + 1)
     if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
         return "".join(part["text"] for part in value)
     raise RowError(NOT_TEXT, field, value)

@@ -149,6 +149,7 @@ def test_a_turn_that_is_to_be_trained_in_parts_is_refused():
         (False, "false"),
         (["tell"], "tell"),
         ([7], "7"),
+        (10**400, str(10**400)),
         ({"text": ["tell"], "answer_start": [3]}, "tell"),
         ([{"type": "text", "text": "te"}, {"type": "text", "text": "ll"}], "tell"),
     ],
@@ -157,7 +158,7 @@ def test_truth_values_single_texts_and_parts_are_text(value, text):
     assert _chat({"question": "ask", "answer": value}).messages[1].content == text
 
 
-@pytest.mark.parametrize("value", [["one", "two"], {"a": "b"}, [["x"], ["y"]]])
+@pytest.mark.parametrize("value", [[[[[["x"]]]]], ["one", "two"], {"a": "b"}, [["x"], ["y"]]])
 def test_several_texts_are_no_text(value):
     with pytest.raises(RowError, match=turns.NOT_TEXT):
         _chat({"question": "ask", "answer": value})
