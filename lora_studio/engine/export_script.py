@@ -167,12 +167,24 @@ def copy_start(work: Work, config: Config) -> None:
     before = Path(str(config.model.adapter_name_or_path))
     if not (before / WEIGHTS_FILE).is_file():
         raise StudioError(f"The adapter that the run went on from is not in {before} any more.", "Put it back.")
+    check_names(before, work.adapter)
     (work.out / "start").mkdir()
     settings = json.loads((before / SETTINGS_FILE).read_text(encoding="utf-8"))
     if is_local(str(settings.get("base_model_name_or_path") or "")):
         settings["base_model_name_or_path"] = None
     (work.out / "start" / SETTINGS_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
     shutil.copyfile(before / WEIGHTS_FILE, work.out / "start" / WEIGHTS_FILE)
+
+
+def check_names(before: Path, trained: Path) -> None:
+    """Raises `StudioError` where the run found tensors of the adapter under other names, which peft alone would not."""
+    own, there = (set(read_header(folder / WEIGHTS_FILE)) for folder in (trained, before))
+    if lacking := sorted(own - there):
+        raise StudioError(
+            f"The adapter that the run went on from has no {lacking[0]}{' and others' if len(lacking) > 1 else ''}: "
+            "the run read it under another name, or began it anew, which the script can't.",
+            "Take the settings (config) instead, which LoRA Studio runs.",
+        )
 
 
 def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lora_studio.adapter_files import WEIGHTS_FILE
 from lora_studio.engine import standalone
 from lora_studio.engine.export_script import (
     check,
+    check_names,
     compare_losses,
     last_step_to_try,
     lora_settings,
@@ -242,6 +243,18 @@ def test_a_script_that_trains_another_adapter_is_no_result(tmp_path: Path) -> No
     assert not compare_losses(other, state, must_equal=False)[1]
     with pytest.raises(StudioError, match="does not train what the run did"):
         compare_losses([], state, must_equal=True)
+
+
+def test_an_adapter_to_go_on_from_under_other_names_is_refused(tmp_path: Path) -> None:
+    shapes = {"base_model.model.model.a.lora_A.weight": [2, 4], "base_model.model.model.a.lora_B.weight": [4, 2]}
+    others = {name.replace("model.model.model", "model.model.language_model"): shape for name, shape in shapes.items()}
+    more = {**shapes, "base_model.model.model.embed_tokens.weight": [4, 4]}
+    for name, tensors in (("run", shapes), ("more", more), ("renamed", others)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / WEIGHTS_FILE).write_bytes(safetensors(tensors))
+    check_names(tmp_path / "more", tmp_path / "run")
+    with pytest.raises(StudioError, match=r"has no base_model\.model\.model\.a\.lora_A\.weight and others"):
+        check_names(tmp_path / "renamed", tmp_path / "run")
 
 
 def test_the_trial_goes_past_the_warm_up_as_far_as_time_allows() -> None:
