@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -34,6 +35,7 @@ MOST_RATIO = 200
 """How much smaller an archive may make a large file; weights hardly shrink at all."""
 DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError)
 """What reading a damaged archive raises."""
+MAX_DIRECTORY_BYTES, _END_BYTES = 1_000_000, 70_000
 FULL = (errno.ENOSPC, errno.EDQUOT)
 INCOMING = ".incoming-"
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -46,6 +48,7 @@ def is_hub_name(name: str) -> bool:
 def from_zip(archive: Path, workspace: Workspace, name: str, base: str | None = None) -> Path:
     """Takes an adapter out of a zip into the workspace. Raises `StudioError` where it is unsafe or does not fit."""
     try:
+        _check_directory(archive)
         with zipfile.ZipFile(archive) as opened:
             members = _checked(opened.infolist())
             root = _root(members)
@@ -62,6 +65,22 @@ def from_zip(archive: Path, workspace: Workspace, name: str, base: str | None = 
         if isinstance(error, OSError) and error.errno in FULL:
             raise full_disk(workspace) from None
         raise StudioError(f"{name} can't be read as a zip: {error}", "Zip the adapter's folder again.") from None
+
+
+def _check_directory(archive: Path) -> None:
+    """Refuses a zip whose list of files is too long, before it is read: each entry costs ten times its bytes."""
+    with archive.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _END_BYTES))
+        tail = file.read(_END_BYTES)
+        end, place = tail.rfind(b"PK\x05\x06"), tail.rfind(b"PK\x06\x06")
+        if end < 0 or len(tail) < end + 22:
+            return  # no zip, which the reader says
+        (length,) = struct.unpack_from("<I", tail, end + 12)
+        if tail[max(0, end - 20) : end].startswith(b"PK\x06\x07") and 0 <= place <= len(tail) - 48:
+            (length,) = struct.unpack_from("<Q", tail, place + 40)
+    if length > MAX_DIRECTORY_BYTES:
+        raise StudioError("The zip lists far more files than an adapter has.", "Zip the adapter's folder alone.")
 
 
 @contextmanager

@@ -135,3 +135,12 @@ def test_an_adapter_that_was_brought_in_can_be_removed_and_nothing_else(workspac
     foreign_adapters.remove(folder, workspace)
     assert other.is_dir()
     assert list(workspace.adapters_folder.iterdir()) == []
+
+
+def test_a_zip_that_lists_countless_files_is_refused_before_the_list_is_read(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = zipped(tmp_path / "many.zip", files() | {f"{number:05}": b"" for number in range(20_000)})
+    monkeypatch.setattr(foreign_adapters.zipfile, "ZipFile", full)
+    with pytest.raises(StudioError, match="lists far more files"):
+        foreign_adapters.from_zip(archive, workspace, archive.name)
