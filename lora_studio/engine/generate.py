@@ -112,9 +112,7 @@ def prompt_ids(loaded: LoadedModel, column: Column, enable_thinking: bool | None
     if is_broken(text):
         raise StudioError("The conversation holds half a character, which is no text.", "Write it anew.")
     ids: list[int] = loaded.tokenizer_of(column.adapter)(text, add_special_tokens=False)["input_ids"]
-    table: Any = loaded.base.get_input_embeddings()
-    embeddings = max(len(one.weight) for one in table.modules() if getattr(one, "weight", None) is not None)
-    largest = max(ids, default=-1)
+    embeddings, largest = loaded.rows(column.adapter), max(ids, default=-1)
     lacking = beyond(loaded.name, embeddings=embeddings, positions=None, largest_id=largest, longest=0)
     if lacking is not None:
         raise lacking

@@ -70,7 +70,8 @@ class LoadedModel:
     def rows(self, column: str | None) -> int:
         """Tokens that the embeddings of this column know."""
         with self.answering_as(column) as model:
-            return int(model.get_input_embeddings().weight.shape[0])
+            parts = model.get_input_embeddings().modules()
+            return max(len(one.weight) for one in parts if getattr(one, "weight", None) is not None)
 
     def groups(self, columns: Sequence[str | None]) -> list[list[int]]:
         """Positions of the columns that answer together; those that share no batch come last, each adapter by itself.

@@ -173,6 +173,8 @@ def test_a_larger_vocabulary_is_loaded_as_peft_saved_it(whole: list[str] | None,
     expected = tokenizer.apply_chat_template(ask("Hi!"), return_dict=True)["input_ids"]
     assert prompt_ids(loaded, Column("it", ask("Hi!")), None) == expected
     assert prompt_ids(loaded, Column(None, ask("Hi!")), None) != expected
+    both = generate(loaded, [Column("it", ask("Hi!")), Column(None, ask("Hi!"))], greedy(loaded, 3))
+    assert next(answer.prompt_tokens for answer in both) == len(expected)
     with pytest.raises(StudioError, match="its own embeddings of"):
         continue_adapter(load_model(str(base)), tmp_path, base=str(base), revision=None, dropout=0)
 
