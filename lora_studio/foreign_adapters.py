@@ -28,7 +28,7 @@ HUB = "hub:"
 TAKEN = (
     *(SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE, "chat_template.jinja", "README.md"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "generation_config.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "generation_config.json"),
 )
 MOST_FILES, MOST_BYTES, MOST_TEXT = 500, 8 * 1000**3, 200 * 1000**2
 MOST_RATIO = 200
