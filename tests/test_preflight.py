@@ -17,7 +17,7 @@ from lora_studio.preflight import Check, Machine, preflight
 CPU = Device("CPU, 2 cores", "cpu", 16 * GIB, 12 * GIB)
 DATA: dict[str, Any] = {
     "sampled": None,
-    "reading": "Read so: `text` is a text. The first row trains: “Hi”.",
+    "reading": "Format: `text` is a text. The first row trains: “Hi”.",
     "train_rows": 90,
     "validation_rows": 10,
     "marked_bad_rows": 0,

@@ -40,7 +40,7 @@ def quick_look(path: Path, goal: str = "answers", mapping: dict[str, Any] | None
             shape = apply_mapping(Mapping.from_dict(mapping), sample, goal) if mapping else recognise(sample, goal)
         except StudioError as error:
             return {"rows": rows, "reading": f"{error.message} {error.hint}"}
-        parts = [f"Read so: {shape.words}", *source.assumptions]
+        parts = [f"Format: {shape.words}", *source.assumptions]
         if answer := next((said for record in sample if (said := _answer(record, shape))), ""):
             parts.append(f"The first row's answer: “{shorten(answer.strip(), SHOWN)}”.".replace("\n", "⏎"))
         return {"rows": rows, "reading": " ".join(parts)}

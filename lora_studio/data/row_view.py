@@ -49,7 +49,7 @@ def preview(prepared: Prepared, row_index: int, part: int | None = None) -> dict
 
 def reading(prepared: Prepared) -> str:
     """How a file was read, what was assumed, and what its first row trains, in a few sentences."""
-    parts = [f"Read so: {prepared.format.words}", *prepared.assumptions]
+    parts = [f"Format: {prepared.format.words}", *prepared.assumptions]
     first = prepared.part.rows.position[:1]
     for index in np.searchsorted(prepared.conversations.positions, first).tolist():
         parts.append(f"The first row trains: “{trained_text(preview(prepared, index))}”.")

@@ -139,7 +139,7 @@ def test_the_reading_says_how_what_was_assumed_and_what_the_first_row_trains(wri
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "One\ntwo"}] * 2
     prepared = prepare(str(write("a.jsonl", [{"messages": turns}] * 3)), tokenizer)
     said = row_view.reading(prepared)
-    assert said.startswith(f"Read so: {prepared.format.words}")
+    assert said.startswith(f"Format: {prepared.format.words}")
     assert said.endswith("The first row trains: “One⏎two<|im_end|> … One⏎two<|im_end|>”.")
     prepared.assumptions.append("The file is read as x.")
     assert " The file is read as x. The first row trains" in row_view.reading(prepared)
