@@ -5,7 +5,7 @@ BIN := .venv/bin
 # and stay together, in the order of tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run demo test check docker-check format screenshots clean
+.PHONY: run demo test check docker-check format screenshots matrix clean
 
 run: .venv/installed  ## the page on http://127.0.0.1:7860
 	$(BIN)/python app.py
@@ -51,6 +51,9 @@ audit: .venv/installed-dev  ## whether a locked package has a known hole; fails 
 format: .venv/installed-dev  ## formats and mends what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+matrix: .venv/installed-dev  ## every architecture beside plain transformers and peft, into docs/architectures.md; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.matrix --table docs/architectures.md
 
 screenshots: .venv/installed-dev chromium  ## every tab at two widths, into screenshots/
 	$(BIN)/python -m tests.screenshots
