@@ -68,10 +68,11 @@ class LoadedModel:
         return self.tokenizer if column is None else self.tokenizers.get(column, self.tokenizer)
 
     def rows(self, column: str | None) -> int:
-        """Tokens that the embeddings of this column know."""
+        """Tokens that the embeddings of this column know; plain LoRA has those of the base."""
+        if column not in self.apart:
+            return _rows_of(self.base)
         with self.answering_as(column) as model:
-            parts = model.get_input_embeddings().modules()
-            return max(len(one.weight) for one in parts if getattr(one, "weight", None) is not None)
+            return _rows_of(model)
 
     def groups(self, columns: Sequence[str | None]) -> list[list[int]]:
         """Positions of the columns that answer together; those that share no batch come last, each adapter by itself.
@@ -128,6 +129,11 @@ class LoadedModel:
         self.base.__dict__.pop("peft_config", None)
         templates = own_template(self.tokenizer)
         return LoadedModel(self.name, self.base, self.tokenizer, self.own, templates=templates, flat=self.flat)
+
+
+def _rows_of(model: Any) -> int:
+    parts = model.get_input_embeddings().modules()
+    return max(len(one.weight) for one in parts if getattr(one, "weight", None) is not None)
 
 
 def load_base(

@@ -65,11 +65,12 @@ class Starter:
             return run_id
 
 
-@dataclass(frozen=True)
+@dataclass
 class Told:
     """Problems that the person was told of: `paths` of fields, and `others` that belong to no field.
 
     A field is not called wrong while it is being typed, only once a start or a file brought the mistake to light.
+    Events that run at once share the object: a start may be refused while an edit before it is still looked at.
     """
 
     paths: tuple[str, ...] = ()
@@ -254,40 +255,42 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
     """Start checks first what would make the run fail; a run whose memory will hardly do asks once more."""
     starter = Starter(studio.supervisor)
 
-    def start(*raws: Any) -> Iterator[dict[Any, Any]]:
+    def start(told: Told, *raws: Any) -> Iterator[dict[Any, Any]]:
         yield {drawn.checks: gr.HTML(text.progress("Checking data, model, memory and disk"), visible=True)}
         try:
             config = checked(raws, studio.workspace)
             report = check_before_start(config, studio.workspace, studio.inspector, busy=bool(studio.supervisor.busy()))
         except StudioError as error:
-            yield refused(error, raws)
+            yield refused(error, told, raws)
             return
         if report.state in (FAILED, ASK):
             held = beside(studio) if report.state == ASK else ""
             shown = {drawn.checks: gr.HTML(plan_words.checks(report) + held, visible=True)}
             yield {**shown, drawn.anyway: gr.Button(visible=report.state == ASK)}
             return
-        yield begin(*raws)
+        yield begin(told, *raws)
 
-    def refused(error: StudioError, raws: Sequence[Any]) -> dict[Any, Any]:
+    def refused(error: StudioError, told: Told, raws: Sequence[Any]) -> dict[Any, Any]:
         if isinstance(error, ConfigError):
-            return _look(drawn, studio, raws, Told(tuple(item.path for item in error.problems)))
+            told.paths, told.others = tuple(item.path for item in error.problems), ()
+            return _look(drawn, studio, raws, told)
         return {drawn.summary: gr.HTML(text.problem(error), visible=True), drawn.checks: gr.HTML(visible=False)}
 
-    def begin(*raws: Any) -> dict[Any, Any]:
+    def begin(told: Told, *raws: Any) -> dict[Any, Any]:
         try:
             run_id = starter.start(checked(raws, studio.workspace), studio.workspace.maker)
         except StudioError as error:
-            return refused(error, raws)
+            return refused(error, told, raws)
         with contextlib.suppress(StudioError):  # a full disk: the run was started all the same
             form_changes.clear(drawn.changes, studio.workspace)
-        shown = {**_look(drawn, studio, raws, Told()), drawn.changes.row: gr.Row(visible=False)}
+        told.paths = told.others = ()
+        shown = {**_look(drawn, studio, raws, told), drawn.changes.row: gr.Row(visible=False)}
         return {**shown, shared.run: run_id, shared.tabs: gr.Tabs(selected="runs")}
 
     for button, handler in ((drawn.start, start), (drawn.anyway, begin)):
         clicked = button.click(
             handler,
-            drawn.form.widgets,
+            [drawn.told, *drawn.form.widgets],
             [*drawn.shown, shared.run, shared.tabs],
             trigger_mode="once",
             show_progress="minimal",
@@ -356,15 +359,17 @@ def _look(drawn: Drawn, studio: Studio, raws: Sequence[Any], told: Told) -> dict
         problems, yaml, noted = list(machine_conflicts(config, cuda=cuda)), to_yaml(config), forms.notes(config)
     except ConfigError as error:
         problems, yaml, noted = error.problems, "# Some settings are not right yet.", {}
+    card = plan_card.updates(drawn.card, _planned(studio, raws))  # first: a start may be refused meanwhile
     fields, _ = forms.beside_fields(problems)
+    told.paths = tuple(path for path in told.paths if path in fields)
     in_sight = {path: message for path, message in fields.items() if path in told.paths}
     words = summary(in_sight, told.others)
     return {
-        **plan_card.updates(drawn.card, _planned(studio, raws)),
+        **card,
         drawn.checks: gr.HTML(visible=False),
         drawn.anyway: gr.Button(visible=False),
         drawn.yaml: yaml,
-        drawn.told: Told(tuple(in_sight), told.others),
+        drawn.told: told,
         drawn.summary: gr.HTML(words, visible=bool(words)),
         **forms.line_updates(drawn.form, in_sight, noted),
     }

@@ -181,7 +181,7 @@ def test_chat_asks_with_the_ids_that_training_saw(
         system_prompt="Be brief.",
         max_samples=8,
     )
-    loaded: LoadedModel = request.getfixturevalue("loaded")
+    loaded: LoadedModel = request.getfixturevalue("loaded") if model == "tiny" else load_base(model)
     templates: dict[str | None, str] = {"own": prepared.template.source}
     asked = LoadedModel(model, loaded.model, tokenizer, {}, templates=templates, cards={"own": {}})
     rows = {chat.row: chat for chat in prepared.conversations}
