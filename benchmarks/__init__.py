@@ -1,1 +1,1 @@
-"""Measurements, each printing ratios taken side by side in one run and one JSON object last."""
+"""Measurements, each taken side by side in one run and printed, one JSON object last."""

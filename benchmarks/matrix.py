@@ -36,7 +36,7 @@ from transformers.utils import logging
 from benchmarks.tiny_models import RECIPES, make_model
 from lora_studio.architecture import architecture, read_config
 from lora_studio.engine import exporter, worker
-from lora_studio.engine.child import DONE, WRONG_INPUT
+from lora_studio.engine.child import DONE, STOPPED, WRONG_INPUT
 from lora_studio.engine.difference import NOTHING
 from lora_studio.engine.generate import Column, generate, greedy
 from lora_studio.engine.loaded import add_adapters, load_base
@@ -141,6 +141,9 @@ class Studio:
 
 
 def raise_unless_done(code: int, ending: dict[str, Any]) -> None:
+    """Raises `StudioError` for a refusal; a stop, which the child's program heard in our place, ends us as well."""
+    if code == STOPPED:
+        raise KeyboardInterrupt
     if code == WRONG_INPUT:
         raise StudioError(ending["message"], ending["hint"])
     require(code == DONE, str(ending.get("message")))

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 OTHER_FILES = {
     "app.py": None,
     "presets/": "settings to begin with, each line with its reason",
-    "benchmarks/": "each prints ratios measured side by side in one run",
+    "benchmarks/": "each prints what it measured side by side in one run, as JSON last",
     "tests/": "mirrors the package; small worlds, no network, no GPU",
 }
 
