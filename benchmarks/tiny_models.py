@@ -51,10 +51,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma": ("gemma", {**SIZES, **HEAD}),
     "Gemma 2": ("gemma2", {**SIZES, **HEAD, **WINDOW, "query_pre_attn_scalar": 16}),
     "Gemma 3": ("gemma3_text", {**SIZES, **HEAD, **WINDOW, "query_pre_attn_scalar": 16}),
-    "Gemma 4": (
-        "gemma4_text",
-        {**SIZES, **HEAD, **WINDOW, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 800},
-    ),
+    "Gemma 4": ("gemma4_text", {**SIZES, **HEAD, **WINDOW, **OF_GEMMA_4}),
     "Phi": ("phi", SIZES),
     "Phi-3": ("phi3", {**SIZES, "sliding_window": None}),
     "SmolLM3": ("smollm3", {**SIZES, "no_rope_layer_interval": 2}),

@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_studio.workspace import model_source, write_atomically
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo2")
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 LAYER, ATTENTION = "model.layers.{}.", "model.layers.{}.self_attn."
@@ -24,7 +24,11 @@ BEFORE_BOTH = ("input_layernorm", "post_attention_layernorm")
 AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
 AROUND_BOTH = (*BEFORE_BOTH, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 """The norms of a layer: before attention and feed-forward part, after them, or around them."""
-EXPERTS_TAKE_LORA = ("qwen3_moe", "mixtral")
+EXPERTS_TAKE_LORA = (
+    "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe",
+    "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "hunyuan_v1_moe", "longcat_flash",
+    "mellum", "minimax", "minimax_m2", "mixtral", "olmoe", "qwen3_moe", "qwen3_next", "solar_open",
+)  # fmt: skip
 """Families whose experts peft's all-linear reaches (peft 0.21, `_convert_peft_config_moe`)."""
 
 

@@ -75,12 +75,14 @@ def _linears(model: Any) -> tuple[Linear, ...]:
 
 
 def _stacks(model: Any) -> tuple[Stack, ...]:
-    """The experts' matrices, each kind in one tensor of three dimensions."""
+    """The experts' matrices, each kind in one tensor of three dimensions, and the routers that are no linear module."""
     found: dict[tuple[str, int, int, int], list[int]] = {}
+    linear = {f"{path}.weight" for path in linear_modules(model)}
     for path, parameter in model.named_parameters():
         layer = _LAYER.search(path)
-        if parameter.ndim == 3 and layer and "experts" in path:
-            experts, outputs, inputs = parameter.shape
+        router = parameter.ndim == 2 and path.endswith(".mlp.gate.weight") and path not in linear
+        if layer and (router or (parameter.ndim == 3 and "experts" in path)):
+            experts, outputs, inputs = (1, *parameter.shape) if router else parameter.shape
             key = _LAYER.sub(".{}.", path, count=1), int(experts), int(inputs), int(outputs)
             found.setdefault(key, []).append(int(layer[1]))
     return tuple(Stack(*key, tuple(layers)) for key, layers in found.items())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.utils import transformers_weight_conversion as peft_conversion
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,8 +18,9 @@ from transformers import (
     LlamaConfig,
     Qwen3NextConfig,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from lora_studio.architecture import architecture, kept_layout
+from lora_studio.architecture import EXPERTS_TAKE_LORA, architecture, kept_layout
 from lora_studio.config import Config
 from lora_studio.engine.layout import look_at_model, take_layout
 from lora_studio.engine.load import load_model
@@ -47,6 +49,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_oss": {**SIZES, "num_local_experts": 4, "head_dim": 16},
     "olmoe": {**SIZES, "num_experts": 4},
     "cohere2": SIZES,
+    "deepseek_v3": {
+        **SIZES,
+        "num_key_value_heads": 2,
+        "n_routed_experts": 4,
+        "moe_intermediate_size": 24,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
+    "qwen3_next": {**SIZES, "num_experts": 4, "moe_intermediate_size": 24, "head_dim": 16},
+    "ernie4_5_moe": {**SIZES, "moe_num_experts": 4, "moe_intermediate_size": 24, "moe_layer_start_index": 1},
 }
 
 
@@ -82,8 +95,16 @@ def test_parameters_and_what_is_trained_are_the_models_own(family: str, tmp_path
     assert seen["trainable"] == trainable
     assert seen["positions"] == (40 if family in ("gpt2", "opt") else None)
     assert seen["embeddings"] == 90
-    if family != "olmoe":  # whose experts peft reaches, which only it counts
-        assert adapter(layout, r=4).trainable == trainable
+    assert adapter(layout, r=4).trainable == trainable
+
+
+def test_the_families_whose_experts_are_reached_are_those_of_the_installed_peft() -> None:
+    reached = {
+        family
+        for family, like in peft_conversion._MODEL_TO_CONVERSION_PATTERN.items()
+        if like in peft_conversion._MOE_TARGET_MODULE_MAPPING and family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    }
+    assert set(EXPERTS_TAKE_LORA) == reached | {"mixtral"}
 
 
 @pytest.mark.parametrize(
