@@ -192,12 +192,17 @@ def test_a_users_mistake_is_two_sentences_and_no_traceback() -> None:
 
 
 def test_an_error_of_the_program_is_one_sentence_with_the_traceback_in_a_log(workspace: Workspace) -> None:
-    workspace.queue.write_text("{ broken")
-    result = terminal("runs", "list")
+    program = (
+        "import sys; from lora_studio.cli import main; from lora_studio.jobs.supervisor import Supervisor\n"
+        "def fail(_): raise RuntimeError('nobody foresaw this')\n"
+        "Supervisor.runs = fail\n"
+        f"sys.exit(main(['runs', 'list', '--workspace', {str(workspace.root)!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert "cli.log" in result.stderr
-    assert "Traceback" in (workspace.logs_folder / "cli.log").read_text()
+    assert "RuntimeError: nobody foresaw this" in (workspace.logs_folder / "cli.log").read_text()
 
 
 def test_output_that_nobody_reads_is_no_error() -> None:
