@@ -1,20 +1,23 @@
 """Real tokenizers on real files: ids and labels as the tokenizers' own apply_chat_template makes them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
-from lora_studio.data.messages import Conversation, Message
+from lora_studio.data.messages import FORMS, Conversation, Message
 from lora_studio.data.views import inspect
 from lora_studio.errors import StudioError
 
 pytestmark = pytest.mark.real
 
 END_TOKENS = ("<|im_end|>", "<|end|>", "</s>")
+MISTRALS_CALL = "[TOOL_CALLS]"
 TOKENIZERS = ("qwen3", "minimind", "phi-3-mini", "mistral-7b-instruct-v3")
 FILES = {
     "llama-factory/alpaca_en_demo.json": ("alpaca", 999, 0),
@@ -71,25 +74,58 @@ def _confirmed(tokenizer: Any, chat: Conversation, source: str) -> tuple[list[in
     """A row's ids and labels by `apply_chat_template` and the text's offsets alone.
 
     An answer begins where the prompt for it ends, and ends with the next end-of-turn token, the last one with the text.
+    In a text that moves the system prompt to the newest question it begins with its own words. A special token that
+    begins before an answer is the prompt's, also where it takes in the white space behind it.
     """
-    messages, more = chat.to_dicts(), {"tools": list(chat.tools) or None, "chat_template": source}
+    more = {"tools": list(chat.tools) or None, "chat_template": source}
+    messages = _as_the_template_takes_them(tokenizer, chat, more)
     text = tokenizer.apply_chat_template(messages, tokenize=False, **more)
-    spans = []
+    spans, told = [], 0
     for at, message in enumerate(messages):
         if message["role"] == "assistant":
             prompt = tokenizer.apply_chat_template(messages[:at], tokenize=False, add_generation_prompt=True, **more)
             start = next(
                 (place for place, pair in enumerate(zip(prompt, text, strict=False)) if len(set(pair)) > 1), len(prompt)
             )
-            end = next(end for end in END_TOKENS if end in text[len(prompt) :])
+            if re.sub(r"<[^<>\s]+>", "", prompt[start:]).strip():
+                start = text.index(message["content"].strip() or MISTRALS_CALL, told)
+                start -= len(text[:start]) - len(text[:start].rstrip(" "))
+            end = next(end for end in END_TOKENS if end in text[start:])
             last = at + 1 == len(messages)
-            stop = len(text.rstrip()) if last else text.index(end, len(prompt)) + len(end)
+            stop = told = len(text.rstrip()) if last else text.index(end, start) + len(end)
             if chat.messages[at].trained:
                 spans.append((start, stop))
     places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     ids = tokenizer.apply_chat_template(messages, return_dict=False, **more)
-    trained = [any(begin < stop and end > start for start, stop in spans) for begin, end in places]
+    special = set(tokenizer.get_added_vocab().values())
+    trained = [
+        any(begin < stop and end > start and (begin >= start or token not in special) for start, stop in spans)
+        for token, (begin, end) in zip(ids, places, strict=True)
+    ]
     return ids, [token if learned else IGNORED for token, learned in zip(ids, trained, strict=True)]
+
+
+def _without_ends(tokenizer: Any, answer: str) -> str:
+    """An answer less the end tokens of this tokenizer that the file has written into it."""
+    ends = tuple(end for end in (*END_TOKENS, "<|endoftext|>") if end in tokenizer.get_added_vocab())
+    while answer.endswith(ends):
+        answer = answer.removesuffix(next(end for end in ends if answer.endswith(end)))
+    return answer
+
+
+def _as_the_template_takes_them(tokenizer: Any, chat: Conversation, more: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages in the first form that renders, without end tokens that the file has written into answers."""
+    for form in FORMS:
+        messages = chat.to_dicts(form)
+        for message in messages:
+            if message["role"] == "assistant" and message["content"]:
+                message["content"] = _without_ends(tokenizer, message["content"])
+        try:
+            tokenizer.apply_chat_template(messages, tokenize=False, **more)
+        except TemplateError:
+            continue
+        return messages
+    raise AssertionError("no form renders")
 
 
 @pytest.mark.parametrize("name", [name for name, (shape, _, _) in FILES.items() if shape != "text"])
@@ -107,9 +143,10 @@ def test_real_files_are_confirmed_token_by_token(real, real_tokenizer, name):
         at = 0
         for message in chats[example.row].messages:
             if message.role == "assistant" and message.trained:
-                place = trained.find(message.content.strip(), at)
+                answer = _without_ends(real_tokenizer, message.content.strip())
+                place = trained.find(answer, at)
                 assert place >= at
-                at = place + len(message.content.strip())
+                at = place + len(answer)
 
 
 USER, ANSWER = (
