@@ -85,6 +85,7 @@ def test_losses_and_accuracies_are_those_of_base_and_adapter(base: Path, example
     assert found.tokens == sum(label != IGNORED for row in examples for label in row.labels[1:])
 
 
+@pytest.mark.slow
 def test_little_memory_changes_nothing_but_the_pieces(
     base: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,7 @@ def test_ctrl_c_in_the_terminal_stops_with_130_and_resume_ends_with_both_files(
     assert result["metrics"]["f1"]["difference"]["words"]
 
 
+@pytest.mark.slow
 def test_rows_that_the_adapter_was_trained_on_are_counted_and_told(
     trained: RunFolder, data_file: Path, labelled: Path
 ) -> None:

@@ -47,6 +47,7 @@ def test_merged_in_float32_computes_the_same_and_travels_whole(trained: RunFolde
     assert not [name for name, text in texts_in(folder.result).items() if str(base.parent) in text]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_run_on_a_base_in_four_bits_is_merged_into_the_base_as_it_was(
     dtype: str, trained: RunFolder, base: Path, tmp_path: Path

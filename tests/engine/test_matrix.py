@@ -64,6 +64,7 @@ def test_a_wrong_number_a_wrong_word_and_a_crash_fail(
     }
 
 
+@pytest.mark.slow
 def test_every_recipe_is_a_model_of_the_installed_transformers() -> None:
     assert len(RECIPES) >= 42
     assert len({family for family, _ in RECIPES.values()}) == len(RECIPES) - 1, "Llama alone stands there twice"
