@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lora_studio.errors import StudioError
 from lora_studio.workspace import model_source, write_atomically
 
 LAYOUT_VERSION = 2
@@ -414,3 +415,24 @@ def _dense_and_sparse(numbers: Mapping[str, Any], layers: int) -> tuple[tuple[in
     only, step = numbers.get("mlp_only_layers") or [], int(numbers.get("decoder_sparse_step") or 1)
     sparse = tuple(layer for layer in range(layers) if layer not in only and (layer + 1) % step == 0)
     return tuple(layer for layer in range(layers) if layer not in sparse), sparse
+
+
+def beyond(
+    name: str, *, embeddings: int, positions: int | None, largest_id: int, longest: int, what: str = "Rows have"
+) -> StudioError | None:
+    """What a model can't read of rows with ids up to `largest_id` and up to `longest` tokens; None where it can all.
+
+    `embeddings` are the tokens that it has vectors for, `positions` the tokens in a row where these are learned, as in
+    GPT-2 and OPT; other models have positions without end.
+    """
+    if largest_id >= embeddings:
+        return StudioError(
+            f"The tokenizer gives ids up to {largest_id:,}, and {name} has embeddings for {embeddings:,} tokens.",
+            "Take the tokenizer that belongs to the model, or resize the model's embeddings to the tokenizer first.",
+        )
+    if positions is not None and longest > positions:
+        return StudioError(
+            f"{what} up to {longest:,} tokens, and {name} has learned {positions:,} positions.",
+            f"Set data.max_length to {positions} at most.",
+        )
+    return None

@@ -69,3 +69,12 @@ def same_content(first: Path, second: Path, block: int = 1 << 20) -> bool:
             if chunk != two.read(block):
                 return False
     return True
+
+
+def finite(value: Any) -> Any:
+    """A value whose numbers are all finite: what is none (NaN, infinity) is left empty, however deep it lies."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_studio.advice import changes_that_fit
-from lora_studio.architecture import Architecture, architecture, read_config
+from lora_studio.architecture import Architecture, architecture, beyond, read_config
 from lora_studio.config import Config
 from lora_studio.conflicts import NEED_FULL_WEIGHTS, NOT_ON_EXPERTS
 from lora_studio.errors import StudioError
 from lora_studio.estimate import checkpoint_bytes, estimate, settled, trained_adapter, verdict
 from lora_studio.hardware import GIB, Device
-from lora_studio.reach import beyond
 from lora_studio.remote_code import may_run_code_of, warning
 from lora_studio.workspace import Workspace, model_source
 

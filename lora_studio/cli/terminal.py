@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from lora_studio.events import RunState
-from lora_studio.finite import finite
+from lora_studio.files import finite
 from lora_studio.pace import pace_of, short
 
 _CODES = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")

@@ -23,7 +23,7 @@ from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import OF_RUN, EvaluationFolder, Request
 from lora_studio.events import DataPrepared, RunStarted, Warned, fold, from_line
-from lora_studio.finite import finite
+from lora_studio.files import finite
 from lora_studio.workspace import write_atomically
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import torch
 from jinja2 import TemplateError
 from transformers import GenerationConfig
 
+from lora_studio.architecture import beyond
 from lora_studio.data.decoding import is_broken
 from lora_studio.data.limited_rendering import render_text
 from lora_studio.engine.loaded import LoadedModel
 from lora_studio.engine.streaming import ColumnText, Ending, Pieces, Streamer
 from lora_studio.errors import StudioError
-from lora_studio.reach import beyond
 
 BASE = "__base__"  # peft's own word for "no adapter"
 THINK = "<think>"

@@ -15,8 +15,8 @@ import torch
 from transformers import TrainerCallback, set_seed
 from trl import DPOConfig, SFTConfig
 
+from lora_studio.architecture import beyond, stored_quantization
 from lora_studio.architecture import read_config as read_numbers
-from lora_studio.architecture import stored_quantization
 from lora_studio.base_identity import fingerprint
 from lora_studio.config import Config
 from lora_studio.conflicts import NEED_FULL_WEIGHTS, machine_conflicts
@@ -58,7 +58,6 @@ from lora_studio.errors import StudioError
 from lora_studio.events import Evaluated, ModelLoaded, RunStarted, StepLogged, Warned
 from lora_studio.parsing import ConfigError, parse, read_yaml
 from lora_studio.plural import count
-from lora_studio.reach import beyond
 from lora_studio.sensors import Sensors
 from lora_studio.workspace import RunFolder, step_of
 

@@ -15,7 +15,7 @@ from lora_studio.engine import full_disk
 from lora_studio.engine.child import WRONG_INPUT, Child, Ending, begin, ending_of, last_word, leave, unexpected
 from lora_studio.engine.event_log import EventLog
 from lora_studio.errors import OtherRowsError
-from lora_studio.finite import finite
+from lora_studio.files import finite
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import RunFolder, write_atomically
 

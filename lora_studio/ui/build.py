@@ -207,7 +207,10 @@ def make_studio(workspace: Workspace, serving: Serving) -> Studio:
 
 def _session(workspace: Workspace, log: str, patience: Callable[[], Patience] | None = None) -> Session:
     """A child that is asked by all visitors, each of whom may read of the Hub what they may see there themselves."""
-    tokenless = lambda: not workspace.owned  # noqa: E731
+
+    def tokenless() -> bool:
+        return not workspace.owned
+
     return Session(workspace.logs_folder / log, check=workspace.check_request, tokenless=tokenless, patience=patience)
 
 

@@ -62,22 +62,28 @@ def test_a_run_that_asks_for_memory_is_told_what_else_holds_some() -> None:
     assert "An evaluation holds a model" in both
 
 
-def test_a_form_that_a_full_disk_does_not_keep_says_so_and_can_be_started(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def page_of(workspace: Workspace) -> tuple[gr.Blocks, Any]:
+    """The train tab alone, and its handlers by name."""
     idle: Any = SimpleNamespace(busy=lambda: None)
     with gr.Blocks() as page:
         start = gr.Button("Start training", interactive=False, render=False)
         with gr.Tabs() as tabs, gr.Tab("Train"):
             shared = Shared(tabs, data=gr.State(), form=gr.State(), run=gr.State(""), start=start, status=gr.HTML())
             train_tab.build(Studio(workspace, idle, idle, idle), shared)
-    use_data: Any = next(event.fn for event in page.fns.values() if event.name == "use_data")
+    return page, lambda name: next(event.fn for event in page.fns.values() if event.name == name)
+
+
+def test_a_form_that_a_full_disk_does_not_keep_says_so_and_can_be_started(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, handler = page_of(workspace)
+    start = next(one for one in page.blocks.values() if getattr(one, "value", "") == "Start training")
 
     def full(_path: Path, _words: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(workspaces, "write_atomically", full)
-    told = use_data((1.0, {"data.train_file": "technical"}, "The Data tab"), "demo", *overlaid())
+    told = handler("use_data")((1.0, {"data.train_file": "technical"}, "The Data tab"), "demo", *overlaid())
     assert told[start].interactive
     said = "".join(update.value for update in told.values() if isinstance(update, gr.HTML) and update.value)
     assert "be kept: No space left on device." in said
@@ -211,17 +217,6 @@ def test_a_folder_or_a_set_of_the_hub_can_be_trained_on_and_a_corrected_reading_
         raws = form.overlay(form.shown(Config()), {"data.train_file": name, "data.mapping": mapping})
         config = train_tab.checked(raws, workspace)
         assert (config.data.train_file, config.data.mapping) == (name, mapping)
-
-
-def page_of(workspace: Workspace) -> tuple[gr.Blocks, Any]:
-    """The train tab alone, and its handlers by name."""
-    idle: Any = SimpleNamespace(busy=lambda: None)
-    with gr.Blocks() as page:
-        start = gr.Button("Start training", interactive=False, render=False)
-        with gr.Tabs() as tabs, gr.Tab("Train"):
-            shared = Shared(tabs, data=gr.State(), form=gr.State(), run=gr.State(""), start=start, status=gr.HTML())
-            train_tab.build(Studio(workspace, idle, idle, idle), shared)
-    return page, lambda name: next(event.fn for event in page.fns.values() if event.name == name)
 
 
 def words_of(updates: dict[Any, Any]) -> str:
