@@ -195,6 +195,11 @@ class RunFolder:
         ]
         return sorted(found, key=lambda path: step_of(path.name))
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether there are any, whole or not: what became of those that are not is told by who resumes."""
+        return any(self.checkpoints.glob("checkpoint-*"))
+
     def read_facts(self) -> dict[str, Any]:
         """What was noted before the start; of a damaged file, when it was written, under a title that says so."""
         try:

@@ -238,7 +238,7 @@ class Supervisor:
                     "Continue from its adapter in a new run instead.",
                 )
             check_room(self._workspace, read_queue(self._workspace))
-            self._enqueue(Waiting(follower.run.id, saved, extra_epochs, other_rows))
+            self._enqueue(Waiting(follower.run.id, follower.run.has_checkpoints, extra_epochs, other_rows))
 
     def stop(self, run_id: str) -> None:
         """Asks the worker to save and end, or takes a waiting run out of the queue; a run that ended stays as it is."""
@@ -325,7 +325,7 @@ class Supervisor:
             if head.other_rows:
                 _append(run, OtherRowsAccepted(time.time()))
             env = self._workspace.tokens(run.maker)
-            self._launcher.start(run, head.resume and bool(run.checkpoint_folders()), env)
+            self._launcher.start(run, head.resume and run.has_checkpoints, env)
         if entries != queued:
             write_queue(self._workspace, entries)
         self._refresh_all()

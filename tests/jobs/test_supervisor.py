@@ -143,6 +143,23 @@ def test_a_stopped_run_resumes_from_its_checkpoint_as_the_same_run(supervise: Su
         supervisor.resume(run_id)
 
 
+def test_a_run_whose_only_checkpoint_is_damaged_is_resumed_by_a_worker_that_tells_so(
+    supervise: Supervise, workspace: Workspace
+) -> None:
+    supervisor = supervise("steps=1000")
+    run_id = supervisor.launch(Config())
+    wait_until(lambda: supervisor.state(run_id).step >= 2)
+    supervisor.stop(run_id)
+    wait_until(lambda: supervisor.state(run_id).final and supervisor.busy() is None)
+    folders = workspace.run(run_id).checkpoint_folders()
+    for folder in folders:
+        (folder / "trainer_state.json").unlink()
+    assert folders
+    assert not workspace.run(run_id).checkpoint_folders()
+    supervisor.resume(run_id)
+    wait_until(lambda: "--resume" in supervisor.log(run_id))
+
+
 def test_a_complete_run_is_resumed_only_for_more_epochs(supervise: Supervise) -> None:
     supervisor = supervise("steps=2")
     run_id = supervisor.launch(Config())
