@@ -1,4 +1,5 @@
-"""A quick look at a file in a process of its own: `python -m lora_studio.data.counting FILE [GOAL [MAPPING]]`.
+"""A quick look at a file in a process of its own: `python -m lora_studio.data.counting FILE OPTIONS`,
+where options are those of `quick_look` as a JSON object.
 
 Prints a JSON object with the number of usable rows and how they are read; nothing, with exit code 1, for a file that
 can't be read or that takes more than it may. Without a tokenizer, so that it can stand beside a form.
@@ -23,13 +24,15 @@ SAMPLE = 500  # rows by whose content the reading is recognised
 SHOWN = 160  # characters of an answer
 
 
-def quick_look(path: Path, goal: str = "answers", mapping: dict[str, Any] | None = None) -> dict[str, Any]:
+def quick_look(
+    path: Path, *, goal: str = "answers", mapping: dict[str, Any] | None = None, encoding: str | None = None
+) -> dict[str, Any]:
     """Rows of a file that can be read, and how they are read with their first answer, in sentences.
 
     Raises `StudioError` where the file can't be read, or takes too much memory.
     """
     with limited(most=MAX_BYTES):
-        source = open_source(path)
+        source = open_source(path, encoding)
         sample, rows = list[Record](), 0
         for row in source.rows():
             if isinstance(row, Record):
@@ -60,9 +63,9 @@ def main() -> int:
     """Looks at the file that the command names and returns the exit code."""
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     go_first()
-    name, goal, mapping = [*sys.argv[1:], *("answers", "null")[len(sys.argv) - 2 :]]
+    name, options = sys.argv[1:]
     try:
-        print(json.dumps(quick_look(Path(name), goal, json.loads(mapping))))
+        print(json.dumps(quick_look(Path(name), **json.loads(options))))
     except StudioError as error:
         print(error, file=sys.stderr)
         return 1

@@ -25,8 +25,11 @@ class QuickLook:
     reading: str = ""
 
 
-def count_rows(path: Path, goal: str = "answers", mapping: Mapping[str, Any] | None = None) -> QuickLook:
+def count_rows(
+    path: Path, goal: str = "answers", mapping: Mapping[str, Any] | None = None, encoding: str | None = None
+) -> QuickLook:
     """A file's rows for a goal; nothing where there is no such file, it can't be read, or takes too long here."""
+    options = json.dumps({"goal": goal, "mapping": mapping, "encoding": encoding}, sort_keys=True)
     try:
         stamp = path.stat()
     except (OSError, ValueError):  # also a name that no file can bear
@@ -36,18 +39,17 @@ def count_rows(path: Path, goal: str = "answers", mapping: Mapping[str, Any] | N
     if not _one_at_a_time.acquire(timeout=WAIT_SECONDS):
         return QuickLook()
     try:
-        return _count(path.resolve(), stamp.st_mtime_ns, stamp.st_size, goal, json.dumps(mapping, sort_keys=True))
+        return _count(path.resolve(), stamp.st_mtime_ns, stamp.st_size, options)
+    except subprocess.TimeoutExpired:  # a machine that is busy now; asked again, it may have the time
+        return QuickLook()
     finally:
         _one_at_a_time.release()
 
 
 @functools.lru_cache(maxsize=64)
-def _count(path: Path, _changed: int, _size: int, goal: str, mapping: str) -> QuickLook:
-    command = [*python_module("lora_studio.data.counting"), str(path), goal, mapping]
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=WALL_SECONDS, env=child_environment())
-    except subprocess.TimeoutExpired:
-        return QuickLook()
+def _count(path: Path, _changed: int, _size: int, options: str) -> QuickLook:
+    command = [*python_module("lora_studio.data.counting"), str(path), options]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=WALL_SECONDS, env=child_environment())
     if ended.returncode:
         return QuickLook()
     told = json.loads(ended.stdout)

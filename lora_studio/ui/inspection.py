@@ -137,17 +137,21 @@ class Inspection:
 
     def choose_other(self, source: Any) -> Updates:
         """Other data may be chosen: what is in sight is not of it, and goes."""
-        return self.choose() if self.other("data.train_file", source) else {}
+        return self.choose() if self.other("data.train_file", source) else self._unchanged()
 
     def analyze_other(self, *chosen: Any) -> Iterator[Updates]:
         """Analyzes the data where it is not what was analyzed last."""
         if self.other("data.train_file", chosen[PATHS.index("data.train_file")]):
             yield from self.look_anew(*chosen)
+        else:
+            yield self._unchanged()
 
     def measure_other(self, *chosen: Any) -> Iterator[Updates]:
         """Analyzes the data with other validation rows than the last ones."""
         if self.other("data.validation_file", chosen[PATHS.index("data.validation_file")]):
             yield from self.look(*chosen)
+        else:
+            yield self._unchanged()
 
     def choose(self) -> Updates:
         """Other data is chosen: what is in sight is not of it, and goes."""

@@ -145,8 +145,8 @@ def reading(config: Config, workspace: Workspace) -> str:
 
 
 def _quick_look(config: Config) -> QuickLook:
-    mapping = config.data.mapping
-    return count_rows(data_path(config.data.train_file), config.training.goal, mapping or None)
+    data = config.data
+    return count_rows(data_path(data.train_file), config.training.goal, data.mapping or None, data.encoding)
 
 
 @dataclass(frozen=True, slots=True)

@@ -529,3 +529,15 @@ def test_a_folder_can_be_chosen_and_a_name_no_file_can_bear_can_not(tmp_path: Pa
     assert data_choice.is_there(str(tmp_path), workspace)
     assert not data_choice.is_there("a" * 5000, workspace)
     assert not data_choice.is_there("null\0byte", workspace)
+
+
+def test_leaving_a_list_without_a_choice_reads_nothing_and_another_choice_does(act: Inspection) -> None:
+    list(act.look(*chosen()))
+    before = len(act.studio.inspector.asked)
+    left = [act.choose_other("pirate"), *act.analyze_other(*chosen()), *act.measure_other(*chosen())]
+    assert [list(update.values()) for update in left] == [[gr.skip()]] * 3  # an update of nothing is an error to Gradio
+    assert len(act.studio.inspector.asked) == before
+    assert act.view.summary in act.choose_other("technical")
+    list(act.analyze_other(*chosen(**{"data.train_file": "technical"})))
+    list(act.measure_other(*chosen(**{"data.train_file": "technical", "data.validation_file": "alpaca"})))
+    assert len(act.studio.inspector.asked) == before + 2

@@ -9,6 +9,7 @@ import pytest
 
 from lora_studio.architecture import read_config
 from lora_studio.hardware import GIB, Device
+from lora_studio.jobs import row_count
 from lora_studio.parsing import nest, parse, to_yaml
 from lora_studio.preflight import Check, Report
 from lora_studio.ui import plan as plans
@@ -133,3 +134,19 @@ def test_what_can_not_be_read_is_said_on_the_card_before_a_start(workspace: Work
     found = plans.plan(config(data__train_file=str(file)), workspace)
     assert "The shape of the rows is not known" in found.reading
     assert found.rows is not None
+
+
+def test_the_card_reads_a_file_in_the_encoding_that_the_form_names(workspace: Workspace, tmp_path: Any) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes("question;answer\nГде?;Здесь\n".encode("koi8-r"))
+    asked = config(data__train_file=str(file), data__encoding="koi8-r")
+    assert "“Здесь”" in plans.plan(asked, workspace).reading
+
+
+def test_a_count_that_took_too_long_is_tried_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("question;answer\nWhere?;Here\n")
+    with monkeypatch.context() as busy:
+        busy.setattr(row_count, "WALL_SECONDS", 0.001)
+        assert row_count.count_rows(file).rows is None
+    assert row_count.count_rows(file).rows == 1
