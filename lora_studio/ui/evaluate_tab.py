@@ -13,19 +13,18 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import MOST_ADAPTERS, Measuring, Request, evaluation, make_request
 from lora_studio.jobs.evaluating import Evaluations
-from lora_studio.settings import settings
 from lora_studio.ui import chat_device, downloads, evaluate_harness, job_wiring, text
 from lora_studio.ui import evaluate_board as board
 from lora_studio.ui.chat_choices import adapter_choices
-from lora_studio.ui.data_choice import is_there
+from lora_studio.ui.data_choice import SETTINGS, is_there
 from lora_studio.ui.evaluate_board import PARTS, Board, View
 from lora_studio.ui.run_section import QUIET
 from lora_studio.ui.studio import Shared, Studio
 
-LONGEST = next(setting for setting in settings() if setting.path == "generation.max_new_tokens")
-LABELS = next(setting for setting in settings() if setting.path == "evaluation.labels")
-READING = next(setting for setting in settings() if setting.path == "data.mapping")
-FIRST = {"base": True, **Measuring().model_dump(), "max_new_tokens": LONGEST.default, "labels": "", "mapping": ""}
+LONGEST, LABELS = SETTINGS["generation.max_new_tokens"], SETTINGS["evaluation.labels"]
+READING, ENCODING = SETTINGS["data.mapping"], SETTINGS["data.encoding"]
+FIRST = {"base": True, **Measuring().model_dump(), "max_new_tokens": LONGEST.default}
+FIRST |= dict.fromkeys(("labels", "mapping", "encoding"), "")
 """What the settings of an evaluation are at first."""
 FIELDS = ("adapters", "data", *FIRST)
 BESIDE_A_RUN = text.notice("A run is training on the same device: both are slower until one of them is done.")
@@ -130,7 +129,13 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
             placeholder='{"user": "q", "assistant": "a"}',
             max_lines=1,
         )
-    return [adapters, data, base, *numbers, longest, labels, reading], start
+        encoding = gr.Textbox(
+            label=ENCODING.title,
+            info="Of a text file that is not UTF-8; empty takes the run's, or finds it by the letters.",
+            placeholder="gb18030",
+            max_lines=1,
+        )
+    return [adapters, data, base, *numbers, longest, labels, reading, encoding], start
 
 
 def fill(studio: Studio) -> list[Any]:
@@ -182,6 +187,7 @@ def asked_for(studio: Studio, chosen: dict[str, Any]) -> Request:
         compare=bool(chosen["base"]),
         labels=str(chosen["labels"] or ""),
         mapping=str(chosen["mapping"] or ""),
+        encoding=str(chosen["encoding"] or "").strip() or None,
         measuring={name: chosen[name] for name in Measuring.model_fields},
         generation={"max_new_tokens": chosen["max_new_tokens"] or LONGEST.default},
     )

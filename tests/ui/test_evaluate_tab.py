@@ -39,7 +39,7 @@ def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     studio, jobs = Studio(workspace, Supervisor(workspace), session, session), Started()
     adapter = write(tmp_path / "adapter", files())
     chosen = {**Measuring().model_dump(), "adapters": [str(adapter)], "data": "pirate", "base": True}
-    chosen |= {"max_new_tokens": 8, "labels": "", "mapping": ""}
+    chosen |= {"max_new_tokens": 8, "labels": "", "mapping": "", "encoding": "gb18030 "}
 
     def begin(warned: str, **changed: Any) -> tuple[str, str, str]:
         return evaluate_tab.start_one(studio, jobs, {**chosen, **changed}, warned)
@@ -50,6 +50,7 @@ def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     assert "and 1.0 MB are free." in words
     assert begin(warned, max_new_tokens=9)[0] == ""  # another one is asked about anew
     assert begin(warned) == ("evaluation-1", "", "")
+    assert jobs.requests[0].encoding == "gb18030"
     folder = create(workspace, jobs.requests[0])
     watching: Any = SimpleNamespace(jobs=jobs)
 
