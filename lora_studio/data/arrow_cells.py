@@ -12,7 +12,7 @@ from typing import Any
 from lora_studio.data.rows import NAN, Tally
 
 FILLED = "{rows} structs with empty fields, as Arrow fills what a row lacks: these fields are left out."
-AS_TEXT = "{columns} holds bytes, which are read as UTF-8 text."
+AS_TEXT = "{cells} bytes, which are read as UTF-8 text."
 
 Mend = Callable[[Any], Any]
 
@@ -46,8 +46,8 @@ class CellReader:
             return self._mend(kind.value_type)
         if types.is_floating(kind):
             return self._number
-        if holds_bytes(kind):
-            return _text
+        if _is_bytes(kind):
+            return self._text
         if types.is_struct(kind):
             inner = [kind.field(at) for at in range(kind.num_fields)]
             if {"bytes", "path"} <= {field.name for field in inner}:
@@ -69,6 +69,13 @@ class CellReader:
         self._filled = self._filled or len(kept) < len(value)
         return kept
 
+    def _text(self, value: bytes | None) -> str | None:
+        """Bytes as text; those that are no UTF-8 stay in it as marks that spoil a row that is learned from."""
+        if value is None:
+            return None
+        self._tally.count(AS_TEXT)
+        return value.decode("utf-8", "surrogateescape")
+
     def _number(self, value: float | None) -> float | None:
         if value is None or not math.isnan(value):
             return value
@@ -76,8 +83,7 @@ class CellReader:
         return None
 
 
-def holds_bytes(kind: Any) -> bool:
-    """Whether a type is one of raw bytes."""
+def _is_bytes(kind: Any) -> bool:
     import pyarrow.types as types
 
     return bool(
@@ -86,22 +92,6 @@ def holds_bytes(kind: Any) -> bool:
         or types.is_fixed_size_binary(kind)
         or types.is_binary_view(kind)
     )
-
-
-def _text(value: bytes | None) -> str | None:
-    """Bytes as text; those that are no UTF-8 stay in it as marks that spoil a row that is learned from."""
-    return None if value is None else value.decode("utf-8", "surrogateescape")
-
-
-def without_nulls(value: Any) -> Any:
-    """A value as `datasets` gives it, without the empty fields of its structs."""
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    if isinstance(value, dict) and not {"bytes", "path"} <= value.keys():
-        return {name: without_nulls(item) for name, item in value.items() if item is not None}
-    if isinstance(value, bytes):
-        return _text(value)
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _parsed(value: str | None) -> Any:

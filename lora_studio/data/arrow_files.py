@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from lora_studio.data.arrow_cells import AS_TEXT, CellReader, holds_bytes
+from lora_studio.data.arrow_cells import CellReader
 from lora_studio.data.arrow_sizes import most_unpacked
 from lora_studio.data.json_files import BROKEN_BYTES
 from lora_studio.data.opening import is_torn, open_bytes
@@ -101,7 +101,6 @@ def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[Any, Ba
     twice = [name for name, times in Counter(schema.names).items() if times > 1]
     if twice:
         raise StudioError(f"Two columns are named {twice[0]!r}.", "Give every column a name of its own.")
-    as_text = [f"`{shorten(field.name, 40)}`" for field in schema if holds_bytes(field.type)]
     tally = Tally()
 
     def rows() -> Iterator[Record | BadRow]:
@@ -120,7 +119,7 @@ def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[Any, Ba
                 reason = f"The {kind} file is damaged after row {number}: {shorten(str(error))}."
                 raise StudioError(reason, "Write the file again.") from None
 
-    return Reading(rows, [AS_TEXT.replace("{columns}", ", ".join(as_text[:8]))] if as_text else [], tally)
+    return Reading(rows, tally=tally)
 
 
 def _rows(batch: Any, before: int, cells: CellReader) -> list[Record | BadRow]:

@@ -7,7 +7,7 @@ function are always null in another's calls, they came from Arrow, which has one
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from lora_studio.data.arrow_cells import FILLED, without_nulls
+from lora_studio.data.arrow_cells import FILLED
 from lora_studio.data.rows import BadRow, Reading, Record
 
 _NEVER_NULL = ("properties", "items", "enum", "required", "type", "anyOf", "additionalProperties")
@@ -31,6 +31,15 @@ def without_filled(reading: Reading, sample: Iterable[Record | BadRow]) -> Readi
             yield Record(row.row, fields)
 
     return Reading(rows, reading.assumptions, reading.tally)
+
+
+def without_nulls(value: Any) -> Any:
+    """A JSON value without the empty fields of its objects."""
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {name: without_nulls(item) for name, item in value.items() if item is not None}
+    return value
 
 
 def is_filled(calls: list[tuple[str, dict[str, Any]]]) -> bool:

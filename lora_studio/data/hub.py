@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
-from lora_studio.data.arrow_cells import FILLED, without_nulls
+from lora_studio.data.arrow_cells import CellReader
 from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
 from lora_studio.errors import StudioError
 
@@ -19,7 +19,7 @@ _WAY_OUT = (
     "HF_TOKEN in the environment). Without a network, download the set's files and give their folder."
 )
 _PATIENCE = 10.0  # seconds
-_MEDIA_FEATURES = ("Image", "Audio", "Video", "Pdf")
+_BATCH_ROWS = 1000
 
 
 def is_hub_name(name: str) -> bool:
@@ -70,35 +70,25 @@ def read_hub(name: str) -> tuple[Reading, str]:
 def _rows(rows: Any, name: str, tally: Tally) -> Iterator[Record | BadRow]:
     number = 0
     tally.clear()
-    iterator = iter(rows)
-    as_written = {name for name, feature in (rows.features or {}).items() if "Json(" in repr(feature)}
-    while True:
-        try:
-            fields = next(iterator)
-        except StopIteration:
-            return
-        except _faults() as error:
-            reason = f"Reading {name} from the Hub ended after row {number}: {shorten(str(error))}."
-            raise StudioError(reason, "Try again, or download the set's files and give their folder.") from None
-        number += 1
-        given = {name: value if name in as_written else without_nulls(value) for name, value in fields.items()}
-        if given != fields:
-            tally.count(FILLED)
-        yield Record(number, given)
+    try:
+        for table in rows.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+            cells = CellReader(table.schema, tally)
+            for batch in table.to_batches():
+                for fields in cells.rows(batch):
+                    number += 1
+                    yield Record(number, fields)
+    except _faults() as error:
+        reason = f"Reading {name} from the Hub ended after row {number}: {shorten(str(error))}."
+        raise StudioError(reason, "Try again, or download the set's files and give their folder.") from None
 
 
 def _load(name: str, config: str | None, split: str, revision: str | None, *, streaming: bool) -> Any:
-    """The rows of a split; media are not decoded, they are refused later with a sentence."""
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, config, split=split, revision=revision, streaming=streaming)
+        return datasets.load_dataset(name, config, split=split, revision=revision, streaming=streaming)
     except _faults() as error:
         raise StudioError(f"The Hub's data set {name} can't be read: {shorten(str(error), 300)}", _WAY_OUT) from None
-    for column, feature in (rows.features or {}).items():
-        if type(feature).__name__ in _MEDIA_FEATURES:
-            rows = rows.cast_column(column, type(feature)(decode=False))
-    return rows
 
 
 def _resolve(name: str, revision: str | None) -> str | None:

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora_studio.data.arrow_cells import without_nulls
-from lora_studio.data.filled_calls import has_filled_schema
+from lora_studio.data.filled_calls import has_filled_schema, without_nulls
 from lora_studio.data.literals import WITHOUT_COMMAS, read_value
 from lora_studio.data.messages import EMPTY_ANSWER, EMPTY_TURN, Arguments, Message, RowError, is_blank
 

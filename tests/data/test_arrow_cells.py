@@ -7,9 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lora_studio.data import hub
 from lora_studio.data.arrow_cells import AS_TEXT
 from lora_studio.data.messages import BROKEN_TEXT
 from lora_studio.data.records import open_source, read_records
+from lora_studio.data.rows import Tally
 from lora_studio.data.turns import NOT_TEXT, parse_tools
 from lora_studio.data.views import Look, inspect
 
@@ -84,7 +86,27 @@ def test_bytes_are_text_or_spoil_a_row_that_is_learned_from(tmp_path, tokenizer)
     found = inspect(str(tmp_path / "a.parquet"), tokenizer, look=Look(show_examples=3))
     assert found["bad_rows_by_reason"] == {BROKEN_TEXT: 1}
     assert [one["messages"][1]["content"] for one in found["examples"]] == ["Grüße", "end"]
-    assert AS_TEXT.replace("{columns}", "`completion`, `hash`") in found["assumptions"]
+    assert AS_TEXT.replace("{cells}", "6 cells hold") in found["assumptions"]
+
+
+def test_bytes_within_lists_and_dictionaries_are_text_as_well(tmp_path):
+    turns = [{"role": b"user", "content": b"a"}, {"role": b"assistant", "content": b"b"}]
+    columns = {"messages": [turns], "tag": pa.array([b"c"]).dictionary_encode()}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    file = read_records(tmp_path / "a.parquet")
+    assert file.records[0].fields["messages"][1] == {"role": "assistant", "content": "b"}
+    assert AS_TEXT.replace("{cells}", "5 cells hold") in file.assumptions
+
+
+def test_rows_of_the_hub_are_those_of_its_files(tmp_path):
+    rows = [{**CALLS[0], "score": 1.0}, {**CALLS[1], "score": float("nan")}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    source, tally = open_source(tmp_path / "train.parquet"), Tally()
+    read = list(hub._rows(hub._load(str(tmp_path), None, "train", None, streaming=True), "own/set", tally))
+    assert read == list(source.rows())
+    assert [row.fields for row in read] == [rows[0], {**rows[1], "score": None}]
+    assert tally.sentences() == source.assumptions
+    assert len(tally.sentences()) == 2
 
 
 def test_maps_are_objects(tmp_path):

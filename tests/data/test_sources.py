@@ -18,6 +18,7 @@ from lora_studio.data.arrow_sizes import most_unpacked
 from lora_studio.data.formats import convert, recognise
 from lora_studio.data.messages import RowError
 from lora_studio.data.records import BadRow, Record, open_source, read_records
+from lora_studio.data.rows import Tally
 from lora_studio.errors import StudioError
 
 ROWS = [{"prompt": f"ask {number}", "completion": "tell"} for number in range(5)]
@@ -258,17 +259,15 @@ def test_a_table_without_a_header_is_told(write):
 @pytest.fixture
 def fake_hub(monkeypatch):
     """The Hub's two libraries, with one data set `own/set`."""
+    import datasets
+
     asked = {}
 
     def load_dataset(name, config, *, split, revision, streaming):
         asked.update(name=name, config=config, split=split, revision=revision, streaming=streaming)
         if split != "train":
             raise ValueError(f"Unknown split {split!r}. Should be one of ['train'].")
-
-        class Rows(list):
-            features = None
-
-        return Rows(ROWS)
+        return datasets.Dataset.from_list(ROWS)
 
     module = types.SimpleNamespace(load_dataset=load_dataset)
     monkeypatch.setitem(sys.modules, "datasets", module)
@@ -327,10 +326,10 @@ def test_media_of_the_hub_are_not_decoded_but_refused(tmp_path):
         {"prompt": datasets.Value("string"), "completion": datasets.Value("string"), "image": datasets.Image()}
     )
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
-    (row,) = hub._load(str(tmp_path), None, "train", None, streaming=True)
-    assert row["image"]["bytes"] == b"no picture"
+    (row,) = hub._rows(hub._load(str(tmp_path), None, "train", None, streaming=True), "own/set", Tally())
+    assert row.fields["image"]["bytes"] == b"no picture"
     with pytest.raises(RowError, match="images"):
-        convert(Record(1, row), recognise([Record(1, row)]))
+        convert(row, recognise([row]))
 
 
 def test_a_path_is_never_taken_for_a_name_of_the_hub(tmp_path, monkeypatch):
