@@ -62,24 +62,16 @@ def read_json(open_text: Open, kind: str) -> Reading:
     return _single(open_text, value, kind)
 
 
-def read_lines(open_text: Open, assumptions: list[str]) -> Reading:
-    """The rows of a file that is known to hold one JSON object a line."""
-    return _counted(lambda decoder: _lines(open_text, decoder), assumptions)
+def holds_json(open_text: Open) -> bool:
+    """Whether a file whose ending says otherwise begins with an array of rows, or with an object.
 
-
-def holds_json_lines(open_text: Open) -> bool:
-    """Whether a file begins with an object on a line by itself, and most of its first lines are such."""
+    Where an object is a line by itself, most of the first lines must be such.
+    """
     with open_text() as stream:
         lines = islice((line.strip() for _, line, _ in lines_of(stream) if line.strip()), _FIRST_LINES)
-        first = next(lines, "")
-        if not _is_object(first):
-            return False
-        following = [_is_object(line) for line in lines]
-    return 2 * sum(following) >= len(following)
-
-
-def holds_json(open_text: Open) -> bool:
-    """Whether a file whose ending says otherwise begins with an array of rows, or with an object."""
+        if _is_object(next(lines, "")):
+            following = [_is_object(line) for line in lines]
+            return 2 * sum(following) >= len(following)
     with open_text() as stream:
         values = Values(stream)
         start = values.peek()
@@ -104,7 +96,7 @@ def _is_object(line: str) -> bool:
 
 
 def _by_line(kind: str) -> list[str]:
-    return ["The .json file holds one object a line."] if kind == "json" else []
+    return ["The file holds one JSON object a line."] if kind == "json" else []
 
 
 def _counted(rows: Callable[[Decoder], Rows], assumptions: list[str]) -> Reading:

@@ -15,7 +15,7 @@ from lora_studio.data.decoding import open_text, search_encoding
 from lora_studio.data.filled_calls import without_filled
 from lora_studio.data.folders import data_files
 from lora_studio.data.hub import is_hub_name, read_hub
-from lora_studio.data.json_files import BROKEN_LINE, BROKEN_REST, holds_json, holds_json_lines, read_json, read_lines
+from lora_studio.data.json_files import BROKEN_LINE, BROKEN_REST, holds_json, read_json
 from lora_studio.data.opening import KNOWN, is_torn, kind_ending, open_bytes, refuse_stand_in
 from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
 from lora_studio.data.table_files import holds_tabs, read_csv
@@ -188,12 +188,9 @@ def _read_text_kind(path: Path, kind: str, ending: str, encoding: str) -> tuple[
     def opened() -> TextIO:
         return open_text(path, encoding)
 
-    if kind in ("text", "csv"):
-        if holds_json_lines(opened):
-            return "jsonl", read_lines(opened, [f"The {ending} file holds one JSON object a line."])
-        if holds_json(opened):
-            reading = read_json(opened, "json")
-            return "json", replace(reading, assumptions=[f"The {ending} file holds JSON.", *reading.assumptions])
+    if kind in ("text", "csv") and holds_json(opened):
+        reading = read_json(opened, "json")
+        return "json", replace(reading, assumptions=[f"The {ending} file holds JSON.", *reading.assumptions])
     if kind == "csv" or (kind == "text" and holds_tabs(opened)):
         reading = read_csv(lambda: open_text(path, encoding, newline=""), ending if kind == "csv" else ".tsv")
         if kind == "text":

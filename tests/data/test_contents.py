@@ -26,6 +26,11 @@ def test_an_array_of_rows_is_read_whatever_the_ending(write, ending, indent):
     assert f"The .{ending} file holds JSON." in file.assumptions
 
 
+@pytest.mark.parametrize("value", [{"data": ROWS}, {str(number): row for number, row in enumerate(ROWS)}])
+def test_an_object_of_rows_on_a_single_line_is_read_under_any_ending(write, value):
+    assert [record.fields for record in read_records(write("a.txt", json.dumps(value))).records] == ROWS
+
+
 def test_a_broken_array_in_a_text_file_keeps_what_stands_before_the_break(write):
     file = read_records(write("a.txt", json.dumps(ROWS, indent=1)[:-12]))
     assert (len(file.records), len(file.bad_rows)) == (2, 1)

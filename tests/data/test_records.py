@@ -65,8 +65,8 @@ def test_objects_line_by_line_are_read_as_such_under_any_ending(write, name):
     text = '{"a": "x, y"}\n\n{"a": \n{"a": "z"}\n'
     file = read_records(write(name, gzip.compress(text.encode()) if name.endswith("gz") else text))
     assert [(record.row, record.fields) for record in file.records] == [(1, {"a": "x, y"}), (4, {"a": "z"})]
-    assert file.kind == "jsonl"
-    assert "one JSON object a line" in file.assumptions[0]
+    assert file.kind == "json"
+    assert "The file holds one JSON object a line." in file.assumptions
     assert [bad.row for bad in file.bad_rows] == [3]
 
 
