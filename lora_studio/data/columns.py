@@ -33,6 +33,8 @@ TOOLS = ("tools", "functions", "toolconfig", "tool_config")
 REASONING = ("reasoning_content", "reasoning", "thinking", "complex_cot", "cot", "chain_of_thought")
 TEXT = ("text", "content", "document", "body", "passage")
 LOSS_MASK = ("loss_mask", "completion_mask", "assistant_mask", "assistant_masks")
+# Columns that tell to which conversation a row belongs, where each row is one message.
+THREADS = ("parent_id", "message_tree_id", "conversation_id", "thread_id", "dialog_id")
 LABEL = ("label", "kto_tag")
 # The word in a worse answer's column, and those in its place in the better one's: `rejected_response` stands beside
 # `chosen_response` or beside `response`.

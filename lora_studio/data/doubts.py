@@ -39,7 +39,7 @@ def single_messages(columns: Columns) -> list[str]:
     role = columns.find(("role", "from", "speaker", "sender"))
     spoken = columns.values_as_text(role) if role else []
     known = [name for name in map(role_of, spoken) if name]
-    parent = columns.find(("parent_id", "message_tree_id", "conversation_id", "thread_id", "dialog_id"))
+    parent = columns.find(names.THREADS)
     speaks = bool(spoken) and len(known) >= _MOSTLY * len(spoken) and (parent or len(set(known)) > 1)
     linked = columns.find(("parent_id",)) and columns.find(("message_id", "message_tree_id"))
     return [name for name in (role, parent) if name] if speaks or linked else []

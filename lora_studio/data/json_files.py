@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, TextIO
 
-from lora_studio.data.columns import is_known
+from lora_studio.data.columns import THREADS, is_known
 from lora_studio.data.decoding import is_broken, lines_of
 from lora_studio.data.json_values import BrokenJsonError, Decoder, TooDeepError, Values
 from lora_studio.data.rows import NAN, BadRow, Reading, Record, Tally, shorten
+from lora_studio.data.turns import is_turn
 from lora_studio.errors import StudioError
 
 BROKEN_LINE = "the line is not valid JSON"
@@ -146,12 +147,11 @@ def _array(open_text: Open, kind: str) -> Reading:
     with open_text() as stream:
         elements = Values(stream).array()
         start = _first_elements(elements)
-    if start and all(_is_turn(element) for element in start):
+    if start and all(is_turn(element) and not element.keys() & {*THREADS} for element in start):
         with open_text() as stream:
-            conversation = [
-                row for row in islice(_numbered(Values(stream).array()), _LONGEST_CONVERSATION) if _is_turn_row(row)
-            ]
-        single = Record(1, {"messages": [row.fields for row in conversation if isinstance(row, Record)]})
+            rows_of_turns = islice(_numbered(Values(stream).array()), _LONGEST_CONVERSATION)
+            turns = [row.fields for row in rows_of_turns if isinstance(row, Record) and is_turn(row.fields)]
+        single = Record(1, {"messages": turns})
         return Reading(lambda: iter([single]), [*assumptions, "The file holds a single conversation: it is one row."])
     if start and _is_ids(start):
         assumptions.append(f"The file is a single row. {BARE_IDS}")
@@ -288,7 +288,7 @@ def _is_by_key(value: dict[str, Any]) -> bool:
     rows = list(value.values())
     if len(rows) > 1 and all(map(_is_conversation, rows)):
         return not is_known(value)
-    if not rows or not all(isinstance(row, dict) and row for row in rows) or _is_turn(rows[0]):
+    if not rows or not all(isinstance(row, dict) and row for row in rows) or _is_conversation(rows[:1]):
         return False
     shared = set(rows[0]).intersection(*rows)
     by_number = all(key.isdigit() for key in value)
@@ -308,23 +308,16 @@ def _is_tokens(value: dict[str, Any]) -> bool:
 
 
 def _is_table(column: list[Any]) -> bool:
-    return bool(column) and all(isinstance(item, dict) for item in column) and not _is_turn(column[0])
-
-
-def _is_turn(value: Any) -> bool:
-    """Whether a value is a message of a conversation, and not a row that happens to have a `role`."""
-    if not isinstance(value, dict):
-        return False
-    spoken = value.keys() & {"content", "value", "text", "tool_calls"} and value.keys() & {"role", "from"}
-    return bool(spoken) or value.keys() == {"human", "assistant"}
-
-
-def _is_turn_row(row: Record | BadRow) -> bool:
-    return isinstance(row, Record) and _is_turn(row.fields)
+    return bool(column) and all(isinstance(item, dict) for item in column) and not _is_conversation(column[:1])
 
 
 def _is_conversation(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
+    """Whether a value is a list of turns, or of exchanges as BELLE writes them."""
+    return isinstance(value, list) and bool(value) and (all(map(is_turn, value)) or all(map(_is_exchange, value)))
+
+
+def _is_exchange(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"human", "assistant"}
 
 
 def _is_ids(value: Any) -> bool:

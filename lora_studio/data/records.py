@@ -20,6 +20,7 @@ from lora_studio.data.opening import KNOWN, is_torn, kind_ending, open_bytes, re
 from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
 from lora_studio.data.table_files import holds_tabs, read_csv
 from lora_studio.data.text_files import read_text
+from lora_studio.data.turns import is_turn
 from lora_studio.errors import StudioError
 
 __all__ = ["BadRow", "Record", "RecordFile", "Source", "open_source", "read_records"]
@@ -237,8 +238,7 @@ def _with_turns(row: Record | BadRow, tally: Tally) -> Record | BadRow:
 def _lies_side_by_side(value: Any) -> bool:
     if not isinstance(value, dict) or not value or not all(isinstance(item, list) for item in value.values()):
         return False
-    spoken = value.keys() & {"role", "from"} and value.keys() & {"content", "value", "text"}
-    return bool(spoken) and len({len(item) for item in value.values()}) == 1
+    return is_turn(value) and len({len(item) for item in value.values()}) == 1
 
 
 def _turned(value: dict[str, list[Any]]) -> list[dict[str, Any]]:

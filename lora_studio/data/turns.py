@@ -60,6 +60,13 @@ _NESTED = 3
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
+def is_turn(value: Any) -> bool:
+    """Whether a value is a turn, and not a row that happens to have a `role`: who speaks and what is said or called."""
+    return isinstance(value, dict) and bool(
+        value.keys() & {"role", "from"} and value.keys() & {*_CONTENT_KEYS, "tool_calls"}
+    )
+
+
 def as_text(value: Any, field: str, depth: int = 0) -> str:
     """A cell as text: numbers and truth values as JSON writes them, None as empty, the text that a list or parts hold.
 

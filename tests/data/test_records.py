@@ -55,9 +55,18 @@ def test_a_single_row_of_tokens_is_no_columns_of_numbers(write, name):
     assert [fields["input_ids"] for fields in _fields(write(name, json.dumps(table)))] == [[1, 2], [3]]
 
 
-def test_a_line_that_is_a_bare_list_of_turns_becomes_messages(write):
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert _fields(write("a.jsonl", [turns])) == [{"messages": turns}]
+GEMINI = [{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "b"}]}]
+BELLE = [{"human": "a", "assistant": "b"}, {"human": "c", "assistant": "d"}]
+
+
+@pytest.mark.parametrize("turns", [[{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}], GEMINI, BELLE])
+def test_a_line_that_is_a_bare_list_of_turns_becomes_messages(write, turns):
+    for name, text in (("a.jsonl", f"{json.dumps(turns)}\n" * 2), ("a.json", json.dumps([turns, turns]))):
+        assert _fields(write(name, text)) == [{"messages": turns}] * 2
+
+
+def test_an_array_of_exchanges_is_a_table_as_the_same_rows_are_line_by_line(write):
+    assert _fields(write("a.json", json.dumps(BELLE))) == _fields(write("a.jsonl", BELLE)) == BELLE
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.csv", "a.tsv", "a.txt.gz"])
@@ -96,9 +105,15 @@ def test_bare_lists_of_anything_else_are_no_rows(write, text):
         read_records(write("a.jsonl", text))
 
 
-def test_a_single_conversation_in_a_json_file_is_one_row(write):
-    conversation = {"messages": [{"role": "user", "content": "a"}]}
-    assert _fields(write("a.json", conversation)) == [conversation]
+@pytest.mark.parametrize("turns", [[{"role": "user", "content": "a"}], GEMINI])
+def test_a_single_conversation_in_a_json_file_is_one_row(write, turns):
+    assert _fields(write("a.json", {"messages": turns})) == [{"messages": turns}]
+    assert _fields(write("b.json", json.dumps(turns))) == [{"messages": turns}]
+
+
+def test_messages_that_are_linked_by_columns_are_no_single_conversation(write):
+    rows = [{"role": "user", "text": "a", "parent_id": None}, {"role": "assistant", "text": "b", "parent_id": "1"}]
+    assert _fields(write("a.json", json.dumps(rows))) == rows
 
 
 @pytest.mark.parametrize(
