@@ -35,17 +35,22 @@ def inspect(workspace: Workspace, given: argparse.Namespace) -> int:
     """Prints a report of the file, or the whole of what is known as JSON."""
     if given.show_examples < 0:
         raise StudioError(f"--show-examples can't be {given.show_examples}.", "Give 0 or more.")
+    settings = parse(nest(overrides(given))).data.model_dump(exclude={"train_file", "validation_file"})
     if given.char_only:
         from lora_studio.data.characters import inspect_characters
 
-        found = inspect_characters(given.data, percentiles=_percentiles(given.percentiles))
+        found = inspect_characters(
+            given.data,
+            mapping=settings["mapping"],
+            encoding=settings["encoding"],
+            percentiles=_percentiles(given.percentiles),
+        )
         if given.json:
             print_json(found)
         else:
             print(_reading(found))
             print(table(("characters a row", *found["characters"]), [("", *found["characters"].values())]))
         return 0
-    settings = parse(nest(overrides(given))).data.model_dump(exclude={"train_file", "validation_file"})
     with Session(workspace.logs_folder / "cli-inspect.log") as session:
         found = session.call(
             "inspect",

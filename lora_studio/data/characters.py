@@ -14,7 +14,7 @@ from lora_studio.data.bad_rows import BadRows, BadRowWriter
 from lora_studio.data.cache import Cache
 from lora_studio.data.conversion import convert
 from lora_studio.data.dataset import open_data
-from lora_studio.data.formats import recognise
+from lora_studio.data.formats import read_as
 from lora_studio.data.mapping import ReadingError
 from lora_studio.data.messages import Message, RowError
 from lora_studio.data.parts import Progress
@@ -30,14 +30,19 @@ _LISTED_BAD_ROWS = 200
 
 @limited()
 def inspect_characters(
-    name: str, *, percentiles: Sequence[float] = PERCENTILES, on_progress: Progress | None = None
+    name: str,
+    *,
+    mapping: dict[str, Any] | None = None,
+    encoding: str | None = None,
+    percentiles: Sequence[float] = PERCENTILES,
+    on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Reading, faults and lengths in characters of a file, a shipped data set or a data set of the Hub."""
     report = on_progress or (lambda phase, done, total: None)
-    source = open_data(name)
+    source = open_data(name, encoding)
     records = RecordStore(Cache(None).get("records", lambda writer: write_records(writer, source, report)))
     try:
-        shape = recognise(records.spread(_SAMPLE), "any")
+        shape = read_as(records.spread(_SAMPLE), mapping, "any")
     except ReadingError as error:
         raise with_header(error, records.assumptions) from None
     counts, marked = array("q"), array("q")

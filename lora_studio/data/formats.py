@@ -6,6 +6,7 @@ dialogues, plain text, preference pairs and good/bad marks (kto), and tokenised 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from lora_studio.data import columns as names
 from lora_studio.data.columns import Columns, is_turns, may_be_turns, quoted, spread
@@ -27,7 +28,7 @@ from lora_studio.data.rows import Record
 from lora_studio.data.turns import held_turns, role_of
 from lora_studio.data.wording import in_words
 
-__all__ = ["Format", "Mapping", "apply_mapping", "convert", "mapping_of", "recognise", "recognise_all"]
+__all__ = ["Format", "Mapping", "apply_mapping", "convert", "mapping_of", "read_as", "recognise", "recognise_all"]
 
 _SPARSE = 0.5
 _OFFERED = 4
@@ -36,6 +37,11 @@ _OPTIONAL = {
     *("labels", "attention_mask", "loss_mask"),
 }
 _OF_TOKENS = ("input_ids", "labels", "attention_mask", "loss_mask")
+
+
+def read_as(records: Sequence[Record], mapping: dict[str, Any] | None, goal: str = "answers") -> Format:
+    """The reading that a person's mapping gives, or without one that which fits best. Raises StudioError."""
+    return apply_mapping(Mapping.from_dict(mapping), records, goal) if mapping else recognise(records, goal)
 
 
 def recognise(records: Sequence[Record], goal: str = "answers") -> Format:

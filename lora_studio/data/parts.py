@@ -21,8 +21,8 @@ from lora_studio.data.cache import Cache, code_version, digest, key_of
 from lora_studio.data.conversion import convert
 from lora_studio.data.doubts import BY_MAPPING
 from lora_studio.data.encode import Encoder, batches
-from lora_studio.data.formats import apply_mapping, check_goal, recognise
-from lora_studio.data.mapping import Format, Mapping, ReadingError
+from lora_studio.data.formats import check_goal, read_as
+from lora_studio.data.mapping import Format, ReadingError
 from lora_studio.data.messages import Conversation, RowError
 from lora_studio.data.omissions import (
     MOST_ROWS,
@@ -183,9 +183,8 @@ class Preparation:
         read_key = key_of("records", code_version(), names, digests or source.name, source.encoding)
         records = RecordStore(cache.get(read_key, lambda writer: self._read(writer, source), self._tell))
         sample = records.spread(_SAMPLE)
-        mapping = Mapping.from_dict(self.mapping) if self.mapping else None
         try:
-            shape = apply_mapping(mapping, sample, self.goal) if mapping else recognise(sample, self.goal)
+            shape = read_as(sample, self.mapping, self.goal)
         except ReadingError as error:
             raise with_header(error, records.assumptions) from None
         check_goal(shape, self.goal)

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from lora_studio.data.dataset import Prepared, open_data
-from lora_studio.data.formats import apply_mapping, check_goal, convert, mapping_of, recognise, recognise_all
+from lora_studio.data.formats import check_goal, convert, mapping_of, read_as, recognise_all
 from lora_studio.data.mapping import Format, Mapping
 from lora_studio.data.messages import RowError
 from lora_studio.data.rows import Record, plain, shorten
@@ -94,7 +94,7 @@ def tried(records: Sequence[Record], mapping: dict[str, Any] | None) -> dict[str
     Raises StudioError for a mapping that does not fit the rows.
     """
     some = records[:: max(1, len(records) // _TRIED_ROWS)][:_TRIED_ROWS]
-    shape = apply_mapping(Mapping.from_dict(mapping), records, "any") if mapping else recognise(records, "any")
+    shape = read_as(records, mapping, "any")
     check_goal(shape, "any")
     shown: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []

@@ -17,3 +17,9 @@ def test_of_a_pair_the_longer_side_counts(write):
     found = inspect_characters(str(path))
     assert (found["format"], found["rows"], found["bad_rows"]) == ("preference", 1, 1)
     assert found["total_characters"] == 7
+
+
+def test_characters_are_counted_as_the_encoding_and_the_mapping_say(write):
+    path = write("a.csv", "asked,told\nWhere?,\u4e09\u53f7\u95e8\n".encode("gb18030"))
+    found = inspect_characters(str(path), mapping={"text": "told"}, encoding="gb18030")
+    assert (found["format"], found["total_characters"]) == ("text", 3)

@@ -126,6 +126,9 @@ def test_the_card_says_how_the_data_is_read_as_the_data_tab_did_or_by_a_quick_lo
     assert plans.plan(asked, workspace).reading == "Read by the data tab."
     other = config(data__train_file=str(file), data__mapping={"text": "answer"})
     assert "`answer` is plain text" in plans.plan(other, workspace).reading
+    file.write_bytes("question;answer\nWhere?;H\xe8re\n".encode("latin-1"))
+    named = config(data__train_file=str(file), data__encoding="cp1250")
+    assert "H\u010dre" in plans.plan(named, workspace).reading
 
 
 def test_what_can_not_be_read_is_said_on_the_card_before_a_start(workspace: Workspace, tmp_path: Any) -> None:
