@@ -16,8 +16,8 @@ TURNS = (
     "conversational",
 )
 USER = (
-    *("prompt", "instruction", "question", "query", "problem", "user", "human", "input", "request", "source"),
-    *("user_prompt", "user_message", "user_input", "text_input", "input_text"),
+    *("prompt", "instruction", "question", "query", "problem", "user", "human", "input", "request"),
+    *("user_prompt", "user_message", "user_input", "text_input", "input_text", "source"),
 )
 ASSISTANT = (
     *("completion", "response", "output", "answer", "assistant", "solution", "target", "reply", "gpt", "bot"),

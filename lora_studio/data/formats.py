@@ -245,12 +245,22 @@ def _pair(columns: Columns, user: str, answer: str, instruction: bool) -> Format
     if extra is None:
         passages = columns.find_all(names.PASSAGES, without=[user, answer])
         extra = next((name for name in passages if name in columns.contents()), None)
+    if extra is None and columns.is_constant(user):
+        extra = _asked_about(columns, user, answer)
     parts = {"system": columns.find(names.SYSTEM), "history": columns.find(names.HISTORY), "reasoning": reasoning}
     if instruction:
         shape = {"instruction": user, "input": extra, "output": answer, **parts}
         return Format("alpaca" if extra else "instruction", _present(shape))
     shape = {"prompt": user, "input": extra, "completion": answer, **parts, "tools": columns.find(names.TOOLS)}
     return Format("prompt_completion", _present(shape))
+
+
+def _asked_about(columns: Columns, user: str, answer: str) -> str | None:
+    """What a question that is the same in each row is asked about: a text named like a question, or the only other."""
+    answers = {*columns.find_all(names.ASSISTANT), *columns.compared()}
+    free = [name for name in _others(columns, user, answer) if name not in answers and not columns.is_class(name)]
+    named = [name for name in columns.find_all(names.USER) if name in free]
+    return next(iter(named), free[0] if len(free) == 1 else None)
 
 
 def _texts(columns: Columns, alone: bool) -> list[Format]:

@@ -67,6 +67,30 @@ def test_a_column_that_says_nothing_of_its_own_is_no_question(row):
     assert convert(records[0], shape).text == TOLD[0]
 
 
+@pytest.mark.parametrize(
+    ("row", "asked", "about"),
+    [
+        ({"prompt": "Translate."}, "prompt", "text"),
+        ({"instruction": "Translate."}, "instruction", "query"),
+        ({"question": "What is meant?", "language": "en"}, "question", "sentence"),
+    ],
+)
+def test_what_a_constant_question_is_asked_about_belongs_to_it(row, asked, about):
+    records = _records(lambda at, q, a: {**row, about: q, "response": a, "target": a})
+    shape = recognise(records)
+    assert [shape.columns[part] for part in ("instruction" if asked == "instruction" else "prompt", "input")] == [
+        asked,
+        about,
+    ]
+    assert row[asked] in (said := convert(records[0], shape).messages[0].content)
+    assert ASKED[0] in said
+
+
+def test_where_rows_come_from_is_no_question_beside_one():
+    records = _records(lambda at, q, a: {"source": "web", "text_input": q, "response": a})
+    assert recognise(records).columns == {"prompt": "text_input", "completion": "response"}
+
+
 def test_a_few_classes_are_no_question_and_an_ask_without_an_answer_is_no_text():
     records = _records(lambda at, q, a: {"category": "ab"[at % 2], "output": f"{a} {at}"}, count=40)
     assert recognise_all(records)[0].ambiguous
