@@ -325,7 +325,7 @@ def _weigh(signs: Signs, dialect: Dialect, all_quoted: bool) -> Dialect:
     counts = signs.counts
     dialect = replace(dialect, has_marks=sum(counts.values()) > counts["stray"])
     letters = counts["broken"] + counts["stray"] + counts["needless"] + counts["swallow"]
-    needed = counts["careful"] + counts["spanning"] + (0 if signs.bare_comma else counts["comma"])
+    needed = counts["careful"] + counts["escape"] + counts["spanning"] + (0 if signs.bare_comma else counts["comma"])
     if dialect.delimiter == "\t" and not all_quoted and letters >= needed:
         return replace(dialect, quoted=False)
     backslash = counts["escape"] > 0 and counts["escape"] >= counts["broken"]

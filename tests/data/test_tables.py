@@ -141,6 +141,11 @@ def test_a_backslash_before_a_mark_in_a_quoted_cell_escapes_it(cell: str, meant:
     assert table_files._BACKSLASHES in file.assumptions
 
 
+def test_escaped_marks_show_that_text_separated_by_tabs_is_quoted() -> None:
+    text = 'question\tanswer\n"He said \\"no\\" and\tleft"\tx\n"b \\"c\\""\ty\n'
+    assert rows_of(text, "tsv") == [['He said "no" and\tleft', "x"], ['b "c"', "y"]]
+
+
 def test_where_backslashes_escape_all_cells_are_unescaped_and_a_null_is_empty() -> None:
     text = 'question,answer\n"say \\"y\\" now","C:\\\\new"\n"a\\\nb",\\N\n'
     assert rows_of(text) == [['say "y" now', "C:\\new"], ["a\nb", ""]]
