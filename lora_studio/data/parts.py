@@ -348,7 +348,7 @@ class Converted:
 def nothing_to_train(name: str, shape: Format, first: BadRow, advice: str) -> ReadingError:
     """What to say of a file that was read, but of which no row can be trained on; `first` is its first bad row."""
     where = f" ({first.field})" if first.field else ""
-    found = f"; found: {first.found[:120].strip()}" if first.found else ""
+    found = f"; found: {first.found[:120].strip().rstrip('.')}" if first.found else ""
     return ReadingError(
         f"No row of {Path(name).name} can be trained on. It was read so: {shape.words} "
         f"Row {first.row}: {first.reason.rstrip('.')}{where}{found}.",

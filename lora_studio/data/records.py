@@ -281,4 +281,4 @@ def nothing_usable(name: str, kind: str, first: BadRow | None, bad: int) -> Stud
         hint = (
             "Mend the JSON there: names and texts stand in double quotes, and no comma stands before a closing bracket."
         )
-    return StudioError(f"{count} of {name} can be read. Row {first.row}: {first.reason}{found}.", hint)
+    return StudioError(f"{count} of {Path(name).name} can be read. Row {first.row}: {first.reason}{found}.", hint)
