@@ -262,15 +262,15 @@ def fake_hub(monkeypatch):
     import datasets
 
     asked = {}
+    rows = datasets.Dataset.from_list(ROWS)
 
     def load_dataset(name, config, *, split, revision, streaming):
         asked.update(name=name, config=config, split=split, revision=revision, streaming=streaming)
         if split != "train":
             raise ValueError(f"Unknown split {split!r}. Should be one of ['train'].")
-        return datasets.Dataset.from_list(ROWS)
+        return rows
 
-    module = types.SimpleNamespace(load_dataset=load_dataset)
-    monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(hub, "_is_offline", lambda: False)
     monkeypatch.setattr("huggingface_hub.dataset_info", lambda name, **_: types.SimpleNamespace(sha="abc123"))
     return asked
