@@ -23,13 +23,13 @@ check: .venv/installed-dev  ## format, lint, types and the fast tests
 
 # Each half imports what it needs alone: gradio, or torch and what stands on it.
 FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not real"
-MODELS := tests/data tests/demo tests/engine tests/test_learning.py
+MODELS := tests/data tests/demo_model tests/engine tests/test_learning.py
 check-page:
 	$(FAST) -p no:hypothesispytest $(MODELS:%=--ignore=%)
 check-models:
 	$(FAST) $(MODELS)
 check-types:
-	$(BIN)/mypy lora_studio app.py
+	$(BIN)/mypy lora_studio tools app.py
 .PHONY: check-page check-models check-types
 
 docker-check: .venv/installed-dev  ## what can be checked of the image without Docker: lint, its steps, its page; minutes

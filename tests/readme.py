@@ -17,6 +17,7 @@ OTHER_FILES = {
     "app.py": None,
     "presets/": "settings to begin with, each line with its reason",
     "benchmarks/": "each prints what it measured side by side in one run, as JSON last",
+    "tools/": "the generator of the built-in model and its data sets",
     "tests/": "mirrors the package; small worlds, no network, no GPU",
 }
 

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 
 from lora_studio.data.dataset import prepare
-from lora_studio.demo.conversations import Dialogue
-from lora_studio.demo.pretrain import answers
 from lora_studio.engine.evaluate import Voice, answer_in_batches, read_asked_file
 from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base
 from lora_studio.engine.measure import summary
@@ -22,6 +20,8 @@ from lora_studio.events import fold, from_line
 from lora_studio.parsing import parse, read_yaml, to_yaml
 from lora_studio.presets import resolve
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
+from tools.demo_model.conversations import Dialogue
+from tools.demo_model.pretrain import answers
 
 LONGEST_SECONDS = 90
 

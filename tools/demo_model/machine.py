@@ -5,8 +5,8 @@ The parts have made-up names, so that a data set can teach facts about them that
 
 from random import Random
 
-from lora_studio.demo import words
-from lora_studio.demo.questions import Exchange, Question
+from tools.demo_model import words
+from tools.demo_model.questions import Exchange, Question
 
 PART_WORDINGS = {
     "material": (

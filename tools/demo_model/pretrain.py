@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lora_studio.demo.conversations import Dialogue, copying_dialogue, training_dialogue
+from tools.demo_model.conversations import Dialogue, copying_dialogue, training_dialogue
 
 IGNORED = -100
 SAY_EVERY = 50

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lora_studio.demo.questions import Question
+from tools.demo_model.questions import Question
 
 PIRATE_WORDS = {
     "is": "be",

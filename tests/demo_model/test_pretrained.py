@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from lora_studio.demo.build import QUESTIONS, score
-from lora_studio.demo.conversations import copying_dialogue, training_dialogue
-from lora_studio.demo.datasets import read_questions
-from lora_studio.demo.pretrain import answers, batches, learning_rate
 from lora_studio.workspace import demo_folder, model_source
+from tools.demo_model.build import QUESTIONS, score
+from tools.demo_model.conversations import copying_dialogue, training_dialogue
+from tools.demo_model.datasets import read_questions
+from tools.demo_model.pretrain import answers, batches, learning_rate
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.demo.build import HELD_OUT_QUESTIONS, QUESTIONS, SEED
-from lora_studio.demo.conversations import held_out_dialogues
-from lora_studio.demo.datasets import SHIPPED, read_questions, write_all
 from lora_studio.workspace import demo_folder, shipped_data
+from tools.demo_model.build import HELD_OUT_QUESTIONS, QUESTIONS, SEED
+from tools.demo_model.conversations import held_out_dialogues
+from tools.demo_model.datasets import SHIPPED, read_questions, write_all
 
 MEGABYTE = 10**6
 

@@ -2,8 +2,8 @@
 
 from random import Random
 
-from lora_studio.demo import words
-from lora_studio.demo.questions import Exchange, Question, an, start
+from tools.demo_model import words
+from tools.demo_model.questions import Exchange, Question, an, start
 
 
 def ask_capital(rng: Random, country: str) -> Question:

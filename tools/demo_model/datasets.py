@@ -11,15 +11,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from lora_studio.demo import machine, recommender
-from lora_studio.demo.conversations import (
+from tools.demo_model import machine, recommender
+from tools.demo_model.conversations import (
     Dialogue,
     held_out_exchange,
     is_held_out,
     trained_exchange,
 )
-from lora_studio.demo.questions import Question
-from lora_studio.demo.styles import pirate, polite
+from tools.demo_model.questions import Question
+from tools.demo_model.styles import pirate, polite
 
 Row = dict[str, Any]
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from random import Random
 
-from lora_studio.demo import facts, tasks, words
-from lora_studio.demo.machine import machine
-from lora_studio.demo.questions import Exchange, Question, start
+from tools.demo_model import facts, tasks, words
+from tools.demo_model.machine import machine
+from tools.demo_model.questions import Exchange, Question, start
 
 
 def capital_follow_up(rng: Random) -> Exchange:

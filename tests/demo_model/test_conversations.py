@@ -3,12 +3,12 @@
 import re
 from random import Random
 
-from lora_studio.demo.conversations import held_out_dialogues, is_held_out, training_dialogue
-from lora_studio.demo.kinds import CLOSED_KINDS, KINDS
-from lora_studio.demo.questions import Question
-from lora_studio.demo.recommender import BY_LAST_FILM, BY_MOST_FILMS, recommendation
-from lora_studio.demo.styles import STYLES, as_json, capitals, pirate, plain, polite, robot
-from lora_studio.demo.words import FILMS
+from tools.demo_model.conversations import held_out_dialogues, is_held_out, training_dialogue
+from tools.demo_model.kinds import CLOSED_KINDS, KINDS
+from tools.demo_model.questions import Question
+from tools.demo_model.recommender import BY_LAST_FILM, BY_MOST_FILMS, recommendation
+from tools.demo_model.styles import STYLES, as_json, capitals, pirate, plain, polite, robot
+from tools.demo_model.words import FILMS
 
 CAPITAL = Question("capital", "What is the capital of France?", "The capital of France is Paris.", "Paris")
 

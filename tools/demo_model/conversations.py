@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from lora_studio.demo import kinds, tasks
-from lora_studio.demo.questions import Exchange, Question
-from lora_studio.demo.recommender import recommendation
-from lora_studio.demo.styles import STYLES, Style, thought
+from tools.demo_model import kinds, tasks
+from tools.demo_model.questions import Exchange, Question
+from tools.demo_model.recommender import recommendation
+from tools.demo_model.styles import STYLES, Style, thought
 
 HELD_OUT_SHARE = 0.08
 RECOMMENDER_SHARE = 0.1

@@ -1,4 +1,4 @@
-"""Makes the built-in model and its data sets: python -m lora_studio.demo.build [--out DIR] [--share S] [--data-only].
+"""Makes the built-in model and its data sets: python -m tools.demo_model.build [--out DIR] [--share S] [--data-only].
 
 Everything comes from a generator with a fixed seed; nothing is fetched. The data sets are written first, then come
 tokenizer and model, and the score on held-out questions is printed last.
@@ -14,10 +14,11 @@ from random import Random
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from lora_studio.demo import pretrain
-from lora_studio.demo.conversations import Dialogue, held_out_dialogues, training_dialogue
-from lora_studio.demo.datasets import write_all, write_questions
-from lora_studio.demo.tokenizer import train_tokenizer
+from lora_studio.workspace import demo_folder
+from tools.demo_model import pretrain
+from tools.demo_model.conversations import Dialogue, held_out_dialogues, training_dialogue
+from tools.demo_model.datasets import write_all, write_questions
+from tools.demo_model.tokenizer import train_tokenizer
 
 SEED = 20
 VOCABULARY = 1536
@@ -29,7 +30,6 @@ ROWS = 8
 ROW_LENGTH = 256
 HELD_OUT_QUESTIONS = 400
 QUESTIONS = "questions.heldout.jsonl"
-HERE = Path(__file__).parent
 
 
 def say(text: str) -> None:
@@ -88,7 +88,7 @@ def build_model(folder: Path, share: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--out", type=Path, default=HERE, help="folder for model/ and data/ (default: the package's own)"
+        "--out", type=Path, default=demo_folder(), help="folder for model/ and data/ (default: the package's own)"
     )
     parser.add_argument("--share", type=float, default=1.0, help="make this share of the steps only, to try it out")
     parser.add_argument("--threads", type=int, default=2)

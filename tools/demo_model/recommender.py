@@ -7,8 +7,8 @@ the base is often right, and an adapter nearly always.
 
 from random import Random
 
-from lora_studio.demo import words
-from lora_studio.demo.questions import Question
+from tools.demo_model import words
+from tools.demo_model.questions import Question
 
 BY_LAST_FILM = "You recommend films. Answer with Yes or No."
 BY_MOST_FILMS = "You recommend films. Go by most of the films watched. Answer with Yes or No."
