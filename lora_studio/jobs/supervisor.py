@@ -146,13 +146,13 @@ class Supervisor:
         with self._lock:
             return self._follow(run_id).state
 
-    def runs(self) -> list[RunState]:
-        """Every run's state in short (see `RunState`), newest first.
+    def runs(self, ids: Collection[str] | None = None) -> list[RunState]:
+        """Every run's state in short (see `RunState`), newest first; of those `ids` alone, where they are given.
 
         While the background thread reads a workspace for the first time, those that it has read: `unread` are to come.
         """
         with self._lock:
-            shown = [run for run in self._refresh_all() if self._workspace.shows(run)]
+            shown = [run for run in self._refresh_all(ids) if self._workspace.shows(run)]
             followers = [self._followers[run.id] for run in shown]
             return [follower.in_short for follower in followers if follower.known or self._thread is None]
 
@@ -360,13 +360,14 @@ class Supervisor:
         self._refresh(run, self.queue())
         return self._followers[run.id]
 
-    def _refresh_all(self) -> list[RunFolder]:
-        """Brings every follower up to date and gives the runs, newest first."""
+    def _refresh_all(self, ids: Collection[str] | None = None) -> list[RunFolder]:
+        """Brings every follower, or those of `ids`, up to date and gives their runs, newest first."""
         runs, queued = self._workspace.whole.runs(), set(self.queue())
         gone = self._followers.keys() - {run.id for run in runs}
         for run_id in gone:
             del self._followers[run_id]
             self._revision += 1
+        runs = runs if ids is None else [run for run in runs if run.id in ids]
         for run in runs:
             self._refresh(run, queued)
         return runs

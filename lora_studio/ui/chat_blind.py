@@ -75,8 +75,8 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
         raise StudioError("There is no question yet.", "Type one.")
     check_length("The question", question, QUESTION)
     check_length("The system prompt", system, SYSTEM_PROMPT)
-    talk, _ = act.followed(who)
-    chosen = act.chosen(talk)
+    talk, adapters, _ = act.followed(who)
+    chosen = adapters.chosen
     titles = {BASE: f"Base: {chosen[0].card().base}"} | {choice.value: choice.name for choice in chosen}
     order = random.SystemRandom().sample(list(titles), len(titles))
     opening = [{"role": "system", "content": system}] if system.strip() else []
@@ -92,13 +92,14 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
     }
     talk.blind = blind
     settings = plain(checked(sampling))
+    so_far = tally(votes.read(act.studio.workspace))
     with contextlib.closing(act.engine.answer(act.asker(who), wanted(chosen), columns, settings)) as answers:
         for answer in answers:
             if answer["kind"] == "status":
-                yield answer["words"], drawn(act, talk)
+                yield answer["words"], _question(blind) + so_far
             elif answer["kind"] == "piece":
                 blind["answers"] = [a + b for a, b in zip(blind["answers"], answer["texts"], strict=True)]
-                yield "", drawn(act, talk)
+                yield "", _question(blind) + so_far
             elif answer["kind"] == "result":
                 blind["answers"] = [column["text"] for column in answer["columns"]]
                 blind["done"] = True

@@ -5,8 +5,9 @@ Pure functions and values; no gradio, no model.
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from lora_studio.data.records import read_records
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.parsing import parse, read_yaml
-from lora_studio.ui.dialogue import Talk
+from lora_studio.ui.dialogue import BASE, Talk
 from lora_studio.workspace import RunFolder, Workspace, shipped_data, step_of
 
 MOST = 3
@@ -30,9 +31,12 @@ ASKED, ASKED_SECONDS = "chat-asked", 10.0
 FOLDER = "folder:"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Choice:
-    """An adapter that can be talked to; `run` is the run it comes from, None for one from elsewhere."""
+    """An adapter that can be talked to; `run` is the run it comes from, None for one from elsewhere.
+
+    Its card is read when it is first asked for, and once.
+    """
 
     value: str
     label: str
@@ -41,6 +45,10 @@ class Choice:
     run: RunFolder | None = None
 
     def card(self) -> AdapterCard:
+        return self._card
+
+    @cached_property
+    def _card(self) -> AdapterCard:
         return read_card(self.folder)
 
     def config(self) -> Config | None:
@@ -56,12 +64,15 @@ def base_of(shown: Sequence[Choice]) -> str:
     return ""
 
 
-def choices(workspace: Workspace, runs: Sequence[RunState], folders: Sequence[str] = ()) -> list[Choice]:
-    """Every adapter there is, newest run first; within a run the finished one, then its checkpoints from the last.
+def choices(
+    workspace: Workspace, runs: Sequence[RunState], folders: Sequence[str] = (), *, elsewhere: bool = True
+) -> list[Choice]:
+    """Every adapter of these runs, newest run first; within a run the finished one, then its checkpoints from the last.
 
-    After them those from elsewhere; `folders` are folders of this machine that a person named.
+    After them those from elsewhere, unless they are not asked for; `folders` are folders of this machine that a person
+    named.
     """
-    known = {run.id: run for run in workspace.runs()}
+    known = {run.id: run for run in workspace.runs()} if runs else {}
     found = []
     for state in runs:
         run = known.get(state.id)
@@ -78,7 +89,7 @@ def choices(workspace: Workspace, runs: Sequence[RunState], folders: Sequence[st
             measured = "" if loss is None else f", validation loss {loss:.3g}"
             label = f"{title}, checkpoint at step {step}{measured}"
             found.append(Choice(f"{run.id}/{folder.name}", label, f"{title}, step {step}", folder, run))
-    brought = [*foreign_adapters.brought(workspace), *map(Path, folders)]
+    brought = [*foreign_adapters.brought(workspace), *map(Path, folders)] if elsewhere else []
     for folder in dict.fromkeys(brought):
         if folder.is_dir():
             found.append(Choice(f"{FOLDER}{folder}", f"{folder.name} (from elsewhere)", folder.name, folder))
@@ -134,6 +145,53 @@ def require(found: Sequence[Choice], values: Sequence[str]) -> list[Choice]:
     return chosen
 
 
+def runs_of(values: Sequence[str]) -> Collection[str]:
+    """Ids of the runs that these adapters come from."""
+    return {value.partition("/")[0] for value in values if not value.startswith(FOLDER)}
+
+
+def from_elsewhere(values: Sequence[str]) -> bool:
+    """Whether an adapter among these was not trained here."""
+    return any(value.startswith(FOLDER) for value in values)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The adapters beside the base in a chat as they are at one moment: what a question needs to know of them.
+
+    `found` are all those that may be meant by `adapters`, the values chosen. Everything is read at most once, so that
+    what is drawn for each piece of an answer reads no file.
+    """
+
+    found: Sequence[Choice]
+    adapters: Sequence[str]
+
+    @property
+    def chosen(self) -> list[Choice]:
+        """All of them. Raises `StudioError` where one is gone, or where they can't answer together."""
+        return require(self.found, self.adapters)
+
+    @cached_property
+    def shown(self) -> list[Choice]:
+        """Those that are there."""
+        by_value = {choice.value: choice for choice in self.found}
+        return [by_value[value] for value in self.adapters if value in by_value]
+
+    @cached_property
+    def titles(self) -> dict[str, str]:
+        """What stands above each column."""
+        base = f"Base: {base_of(self.shown)}" if self.shown else "Base"
+        return {choice.value: choice.name for choice in self.shown} | {BASE: base}
+
+    @cached_property
+    def examples(self) -> list["Example"]:
+        """Questions to begin with, out of the data of the first one's run."""
+        try:
+            return examples(self.shown[0].config()) if self.shown else []
+        except StudioError:
+            return []  # the run's config is of another version: it can answer all the same
+
+
 def choose(workspace: Workspace, value: str) -> None:
     """Makes an adapter, or whatever a run offers first, the one that the chat tab shows when it opens now."""
     workspace.write_draft(ASKED, {"choice": value, "time": time.time()})
@@ -159,20 +217,23 @@ class Example:
 def examples(config: Config | None) -> list[Example]:
     """Questions out of the held-out file of a data set that comes with the studio; none for other data."""
     shipped = shipped_data().get(config.data.train_file) if config else None
-    if shipped is None or config is None:
-        return []
-    records = read_records(shipped.heldout).records
+    return list(_examples(shipped.heldout, config.data.system_prompt)) if shipped and config else []
+
+
+@lru_cache(64)  # the file comes with the studio and does not change
+def _examples(heldout: Path, system_prompt: str | None) -> tuple[Example, ...]:
+    records = read_records(heldout).records
     shape = recognise(records)
     found: dict[str, Example] = {}
     for record in records[:: max(1, len(records) // (3 * EXAMPLES))]:
         try:
-            messages = convert(record, shape, config.data.system_prompt).messages
+            messages = convert(record, shape, system_prompt).messages
         except RowError:
             continue  # a bad row makes no question
         said = {message.role: message.content for message in reversed(messages)}
         if "user" in said:
             found.setdefault(said["user"], Example(said["user"], said.get("system", "")))
-    return list(found.values())[:EXAMPLES]
+    return tuple(found.values())[:EXAMPLES]
 
 
 @dataclass(frozen=True, slots=True)

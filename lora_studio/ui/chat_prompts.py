@@ -105,8 +105,8 @@ def asked(
     act: Chat, who: str, prompts: Sequence[str], system: str, sampling: Sequence[Any]
 ) -> Iterator[tuple[str, str]]:
     """Asks one prompt after the other; yields words on how far it is, and the table so far."""
-    talk, _ = act.followed(who)
-    chosen = act.chosen(talk)
+    _, adapters, _ = act.followed(who)
+    chosen = adapters.chosen
     names = [BASE, *(choice.value for choice in chosen)]
     titles = [f"Base: {chosen[0].card().base}", *(choice.name for choice in chosen)]
     settings = plain(checked(sampling))

@@ -63,7 +63,7 @@ def added(act: Chat, who: str, given: str, *, zipped: bool = False) -> Updates:
     try:
         if not given:
             raise StudioError("Nothing is named yet.", "Type a folder or hub:owner/name, or upload a zip.")
-        base = act.chosen(talk)[0].card().base if talk.adapters else None
+        base = act.columns(talk).chosen[0].card().base if talk.adapters else None
         if zipped:
             folder = foreign_adapters.from_zip(Path(given), workspace, Path(given).name, base)
         elif foreign_adapters.is_hub_name(given):

@@ -7,7 +7,7 @@ to the engine in chat_engine.py. Each browser has its own chat, kept in the work
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -18,7 +18,7 @@ from lora_studio.parsing import parse
 from lora_studio.presets import presets
 from lora_studio.text_limits import QUESTION, SYSTEM_PROMPT, check_length
 from lora_studio.ui import chat_board, chat_choices, chat_device, chat_words, dialogue, downloads, form, text
-from lora_studio.ui.chat_choices import Choice, Example, wanted
+from lora_studio.ui.chat_choices import Choice, Columns, from_elsewhere, runs_of, wanted
 from lora_studio.ui.chat_engine import ConsentError, asker
 from lora_studio.ui.chat_sampling import SAMPLING, boxes, checked, plain
 from lora_studio.ui.dialogue import BASE, Talk
@@ -78,30 +78,38 @@ class Chat:
         dialogue.write_talk(self.studio.workspace, who, talk)
 
     def choices(self, talk: Talk) -> list[Choice]:
+        """Every adapter there is: a look at every run."""
         return chat_choices.choices(self.studio.workspace, self.studio.supervisor.runs(), talk.folders)
 
-    def chosen(self, talk: Talk) -> list[Choice]:
-        """The adapters of the columns. Raises `StudioError` where they can't answer together."""
-        return chat_choices.require(self.choices(talk), talk.adapters)
+    def columns(self, talk: Talk) -> Columns:
+        """The adapters of a chat's columns as they are now: a look at their runs alone."""
+        runs = self.studio.supervisor.runs(runs_of(talk.adapters))
+        elsewhere = from_elsewhere(talk.adapters)
+        found = chat_choices.choices(self.studio.workspace, runs, talk.folders, elsewhere=elsewhere)
+        return Columns(found, list(talk.adapters))
 
-    def followed(self, who: str) -> tuple[Talk, Updates]:
+    def followed(self, who: str) -> tuple[Talk, Columns, Updates]:
         """A person's chat, a run's newest adapter in the place of a deleted one; and the sentence that says so."""
         talk = self.talk(who)
-        if told := self._follow(talk):
+        columns, told = self._follow(talk)
+        if told:
             self.keep(who, talk)
-        return talk, told or {self.parts.said: ""}
+        return talk, columns, told or {self.parts.said: ""}
 
-    def _follow(self, talk: Talk) -> Updates:
-        """The same for a chat that is at hand; nothing where no adapter of it was deleted."""
-        found = self.choices(talk)
-        words = chat_choices.follow(found, talk)
-        return {self.parts.choice: _offered(found, talk), self.parts.said: text.notice(words)} if words else {}
+    def _follow(self, talk: Talk) -> tuple[Columns, Updates]:
+        """The same for a chat that is at hand; without updates where no adapter of it was deleted."""
+        columns = self.columns(talk)
+        words = chat_choices.follow(columns.found, talk)
+        if not words:
+            return columns, {}
+        told = {self.parts.choice: _offered(self.choices(talk), talk), self.parts.said: text.notice(words)}
+        return replace(columns, adapters=list(talk.adapters)), told
 
     # -- painting
 
     def arrive(self, who: str) -> Updates:
         """The page or the tab is opened: what there is now, and what another tab chose."""
-        talk, told = self.followed(who)
+        talk, _, told = self.followed(who)
         found = self.choices(talk)
         there = {choice.value for choice in found}
         kept = [value for value in talk.adapters if value in there]
@@ -122,7 +130,7 @@ class Chat:
         if talk.adapters[:1] != first:
             talk.system = None
         self.keep(who, talk)
-        talk, told = self.followed(who)
+        talk, _, told = self.followed(who)
         return told | self.paint(talk)
 
     def paint(self, talk: Talk) -> Updates:
@@ -139,24 +147,22 @@ class Chat:
             p.choice: _offered(found, talk),
             p.extra: "",
         }
-        try:
-            chosen = self.chosen(talk)
-            updates |= {p.system: self.system(talk, chosen)}
-        except StudioError:
-            pass  # the status says it
-        return updates | self.memory(talk) | {p.board: self.board(talk)}
+        columns = Columns(found, list(talk.adapters))
+        with contextlib.suppress(StudioError):  # the status says it
+            updates |= {p.system: self.system(talk, columns.chosen)}
+        return updates | self.memory(columns) | {p.board: self.board(talk, columns)}
 
-    def memory(self, talk: Talk) -> Updates:
+    def memory(self, columns: Columns) -> Updates:
         """What is in memory, or why the columns can't answer together; and whether there is something to unload."""
         try:
-            words = self.status(self.chosen(talk))
+            words = self.status(columns.chosen)
         except StudioError as error:
             words = text.problem(error)
         return {self.parts.status: words, self.parts.unload: gr.Button(interactive=self.engine.loaded is not None)}
 
     def remember(self, who: str) -> Updates:
         """The same for a browser, after something else brought models into memory."""
-        return self.memory(self.talk(who))
+        return self.memory(self.columns(self.talk(who)))
 
     def status(self, chosen: Sequence[Choice]) -> str:
         held = self.engine.loaded if self.engine.holds(wanted(chosen)) else None
@@ -169,21 +175,14 @@ class Chat:
         """The system prompt that the columns are given."""
         return chosen[0].card().system_prompt if talk.system is None else talk.system
 
-    def board(self, talk: Talk) -> str:
-        """All columns of a person's chat."""
-        by_value = {choice.value: choice for choice in self.choices(talk)}
-        shown = [by_value[value] for value in talk.adapters if value in by_value]
-        titles = {choice.value: choice.name for choice in shown}
-        titles[BASE] = f"Base: {chat_choices.base_of(shown)}" if shown else "Base"
-        names = [name for name in talk.names if name in titles]
-        columns = [(name, titles[name], talk.column(name), talk.notes.get(name, "")) for name in names]
-        return chat_board.board(columns, marks=talk.marks, examples=self._examples(shown))
-
-    def _examples(self, shown: Sequence[Choice]) -> list[Example]:
-        try:
-            return chat_choices.examples(shown[0].config()) if shown else []
-        except StudioError:
-            return []  # the run's config is of another version: it can answer all the same
+    def board(self, talk: Talk, columns: Columns) -> str:
+        """All columns of a person's chat. Called for each piece of an answer: reads nothing once something is said."""
+        titles = columns.titles
+        drawn = [
+            (name, titles[name], talk.column(name), talk.notes.get(name, "")) for name in talk.names if name in titles
+        ]
+        said = any(messages for _, _, messages, _ in drawn)
+        return chat_board.board(drawn, marks=talk.marks, examples=() if said else columns.examples)
 
     def _sampling_shown(self, talk: Talk) -> Updates:
         boxes = zip(self.parts.sampling, SAMPLING, strict=True)
@@ -195,15 +194,15 @@ class Chat:
         """Brings base and adapters into memory, with progress."""
         p = self.parts
         again = {p.load: gr.Button(interactive=True)}
-        talk, told = self.followed(who)
+        _, columns, told = self.followed(who)
         yield {p.load: gr.Button(interactive=False)} | told
         try:
-            chosen = self.chosen(talk)
+            chosen = columns.chosen
             with contextlib.closing(self.engine.load(self.asker(who), wanted(chosen), insist=insist)) as answers:
                 for answer in answers:
                     if answer["kind"] == "status":
                         yield {p.status: answer["words"]}
-            yield again | self.memory(talk)
+            yield again | self.memory(columns)
         except StudioError as error:
             yield again | {p.status: said(error)}
 
@@ -229,17 +228,18 @@ class Chat:
         if not question:
             yield {self.parts.said: text.notice("There is no question yet.", "Type one, or press an example.")}
             return
-        talk, told = self.followed(who)
+        talk, columns, told = self.followed(who)
         yield told
         try:
-            yield from self.ask(who, talk, dict.fromkeys(talk.names, question), system, sampling)
+            yield from self.ask(who, talk, columns, dict.fromkeys(talk.names, question), system, sampling)
         except StudioError as error:
-            yield self._failed(talk, error) | {self.parts.question: question}
+            yield self._failed(columns, error) | {self.parts.question: question}
 
     def ask(
         self,
         who: str,
         talk: Talk,
+        columns: Columns,
         questions: Mapping[str, str],
         system: str,
         sampling: Sequence[Any],
@@ -252,37 +252,38 @@ class Chat:
         check_length("The system prompt", system, SYSTEM_PROMPT)
         p, names = self.parts, list(questions)
         workspace = self.studio.workspace.as_now()  # what is kept at the end is kept for whoever asked
-        chosen = self.chosen(talk)
+        chosen = columns.chosen
         own = chosen[0].card().system_prompt
         talk.sampling, talk.system = checked(sampling), None if system == own else system
         for name, question in questions.items():
             talk.ask(question, [name])
         self.keep(who, talk)
         begun = {p.send: gr.Button(interactive=False), p.stop: gr.Button(interactive=True), p.question: ""}
-        yield begun | {p.board: self.board(talk), p.extra: ""}
-        columns = [{"adapter": None if name == BASE else name, "messages": talk.prompt(name, system)} for name in names]
+        yield begun | {p.board: self.board(talk, columns), p.extra: ""}
+        asked = [{"adapter": None if name == BASE else name, "messages": talk.prompt(name, system)} for name in names]
         try:
             with contextlib.closing(
-                self.engine.answer(self.asker(who), wanted(chosen), columns, plain(talk.sampling))
+                self.engine.answer(self.asker(who), wanted(chosen), asked, plain(talk.sampling))
             ) as answers:
-                yield from self._carry(who, talk, names, answers)
+                yield from self._carry(who, talk, columns, names, answers)
             yield self._idle()
         except StudioError as error:
             question = questions[names[0]]
             unanswered = talk.take_back(names, before)
-            told = self._follow(talk) if unanswered else {}  # a run deleted a checkpoint while that was loaded
+            # A run may have deleted a checkpoint while that was loaded.
+            columns, told = self._follow(talk) if unanswered else (columns, {})
             if told and not before:
                 yield told
-                yield from self.ask(who, talk, dict.fromkeys(talk.names, question), system, sampling)
+                yield from self.ask(who, talk, columns, dict.fromkeys(talk.names, question), system, sampling)
                 return
             back = {p.question: question} if unanswered and not before else {}
-            yield self._failed(talk, error) | told | back | {p.board: self.board(talk)}
+            yield self._failed(columns, error) | told | back | {p.board: self.board(talk, columns)}
         finally:
             talk.take_back(names, before)
             dialogue.write_talk(workspace, who, talk)
 
     def _carry(
-        self, who: str, talk: Talk, names: Sequence[str], answers: Iterator[dict[str, Any]]
+        self, who: str, talk: Talk, columns: Columns, names: Sequence[str], answers: Iterator[dict[str, Any]]
     ) -> Iterator[Updates]:
         """Pieces from the engine to the page; leaving early stops the engine."""
         p, kept = self.parts, time.monotonic()
@@ -291,7 +292,7 @@ class Chat:
                 yield {p.status: answer["words"]}
                 continue
             if answer["kind"] == "loaded":
-                yield self.memory(talk)
+                yield self.memory(columns)
                 continue
             if answer["kind"] == "piece":
                 talk.add(dict(zip(names, answer["texts"], strict=True)))
@@ -304,15 +305,15 @@ class Chat:
             if time.monotonic() - kept > KEEP_SECONDS:
                 self.keep(who, talk)
                 kept = time.monotonic()
-            yield {p.board: self.board(talk)}
+            yield {p.board: self.board(talk, columns)}
 
     def _idle(self) -> Updates:
         p = self.parts
         return {p.send: gr.Button(interactive=True), p.stop: gr.Button(interactive=False)}
 
-    def _failed(self, talk: Talk, error: StudioError) -> Updates:
+    def _failed(self, columns: Columns, error: StudioError) -> Updates:
         """The reason stands where the question was asked; above is again what is in memory."""
-        return self._idle() | self.memory(talk) | {self.parts.said: said(error)}
+        return self._idle() | self.memory(columns) | {self.parts.said: said(error)}
 
     def stop(self, who: str) -> None:
         self.engine.stop(self.asker(who))
@@ -323,21 +324,21 @@ class Chat:
         self, event: Mapping[str, str], who: str, system: str, place: gr.HTML, sampling: Sequence[Any]
     ) -> Iterator[Updates]:
         """A click in the columns: ask again, change a question, undo, clear, mark, score, or take away."""
-        talk, told = self.followed(who)
+        talk, columns, told = self.followed(who)
         names = [event["column"]] if event["column"] in talk.names else talk.names
         yield told
         try:
             match event["act"]:
                 case "example":
-                    example = self._examples(self.chosen(talk))[int(event["value"])]
+                    example = columns.examples[int(event["value"])]
                     system = example.system or system
                     yield {self.parts.system: system}
                     questions = dict.fromkeys(talk.names, example.question)
-                    yield from self.ask(who, talk, questions, system, sampling)
+                    yield from self.ask(who, talk, columns, questions, system, sampling)
                 case "again" | "edit":
-                    yield from self._again(who, talk, names, event, system, sampling)
+                    yield from self._again(who, talk, columns, names, event, system, sampling)
                 case "tokens":
-                    yield from self._score(who, talk, system)
+                    yield from self._score(who, talk, columns, system)
                 case "export":
                     path = downloads.new_file(self.studio.workspace, "conversations.jsonl")
                     path.write_text(talk.jsonl(system), encoding="utf-8")
@@ -350,14 +351,15 @@ class Chat:
                     else:
                         talk.marks = not talk.marks
                     self.keep(who, talk)
-                    yield {self.parts.board: self.board(talk), self.parts.extra: ""}
+                    yield {self.parts.board: self.board(talk, columns), self.parts.extra: ""}
         except StudioError as error:
-            yield self._failed(talk, error) | {self.parts.extra: ""}
+            yield self._failed(columns, error) | {self.parts.extra: ""}
 
     def _again(
         self,
         who: str,
         talk: Talk,
+        columns: Columns,
         names: Sequence[str],
         event: Mapping[str, str],
         system: str,
@@ -370,11 +372,11 @@ class Chat:
         asked = {name: talk.again(name) if turn is None else talk.edit(name, turn) for name in names}
         questions = {name: event["text"].strip() or question for name, question in asked.items() if question}
         if questions:
-            yield from self.ask(who, talk, questions, system, sampling, before)
+            yield from self.ask(who, talk, columns, questions, system, sampling, before)
 
-    def _score(self, who: str, talk: Talk, system: str) -> Iterator[Updates]:
+    def _score(self, who: str, talk: Talk, columns: Columns, system: str) -> Iterator[Updates]:
         """The first adapter's last answer as forced text: how likely base and adapters find each token."""
-        chosen = self.chosen(talk)
+        chosen = columns.chosen
         name = next((value for value in talk.adapters if talk.column(value)), "")
         if not name or not talk.column(name)[-1]["content"]:
             raise StudioError(
@@ -390,7 +392,7 @@ class Chat:
                 if answer["kind"] == "status":
                     yield {self.parts.status: answer["words"]}
                 elif answer["kind"] == "loaded":
-                    yield self.memory(talk)
+                    yield self.memory(columns)
                 elif answer["kind"] == "result":
                     titles = {choice.value: choice.name for choice in chosen}
                     yield {self.parts.extra: chat_words.tokens(answer, titles)}

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ class FakeSupervisor:
     def __init__(self, runs: list[RunState]) -> None:
         self.found = runs
 
-    def runs(self) -> list[RunState]:
-        return self.found
+    def runs(self, ids: Collection[str] | None = None) -> list[RunState]:
+        return [run for run in self.found if ids is None or run.id in ids]
 
     def busy(self) -> str | None:
         return None
@@ -271,7 +272,7 @@ def test_an_answer_is_compared_token_by_token(act: Chat, run: RunFolder) -> None
 
 
 def test_an_example_is_asked_with_the_system_prompt_of_its_data(act: Chat) -> None:
-    offered = chat_choices.examples(act.chosen(act.talk(WHO))[0].config())
+    offered = chat_choices.examples(act.columns(act.talk(WHO)).chosen[0].config())
     click(act, "example", value="1")
     assert act.studio.chat.asked[-1][1]["columns"][0]["messages"][-1]["content"] == offered[1].question
 

@@ -1,0 +1,159 @@
+"""What a streamed answer costs the web server: CPU time and files opened, with one run in the workspace and with many.
+
+    python -m benchmarks.chat_page [--runs 500] [--tokens 200] [--rounds 7]
+
+Asks the chat page's own handler, with the page's own supervisor, and a session in the place of the model that answers a
+token at a time, as fast as they are taken. What Gradio adds for each piece is the same with any number of runs and is
+left out, so the ratio is of the studio's own work. Both workspaces take turns in one process, after a question that
+does not count, and the median of the rounds' ratios counts. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from safetensors.numpy import save_file
+
+from lora_studio.events import Finished, RunStarted, to_line
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.parsing import parse, to_yaml
+from lora_studio.ui import chat_tab
+from lora_studio.ui.chat_sampling import SAMPLING
+from lora_studio.ui.chatting import Chat
+from lora_studio.ui.dialogue import Talk
+from lora_studio.ui.form import to_widget
+from lora_studio.ui.studio import Studio
+from lora_studio.workspace import Workspace
+
+WHO = "a" * 24
+PIECE = " word"
+ENDED = {"tokens_per_second": 40.0, "first_token_seconds": 0.1, "finish": "eos"}
+LOADED = {"kind": "result", "base": "demo", "device": "cpu", "dtype": "float32", "memory_bytes": 0, "mixes": True}
+CHECKPOINTS = (20, 40)
+COUNTED = ("files_opened", "folders_listed", "updates")
+
+
+class Player:
+    """Stands in for the session child: loads at once and answers one token a piece."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.running, self.busy = tokens, False, False
+
+    def stream(self, method: str, *, beat: bool = False, **params: Any) -> Iterator[dict[str, Any]]:
+        self.running = True
+        if method == "load":
+            yield LOADED
+            return
+        columns = len(params["columns"])
+        for at in range(self.tokens):
+            yield {"kind": "piece", "texts": [PIECE] * columns, "tokens": [at + 1] * columns}
+        yield {"kind": "result", "columns": [{"text": PIECE * self.tokens, "tokens": self.tokens, **ENDED}] * columns}
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.running = False
+
+
+class Opened:
+    """Counts the files that this process opens, and the folders that it lists."""
+
+    def __init__(self) -> None:
+        self.files = self.folders = 0
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, _: tuple[Any, ...]) -> None:
+        if event == "open":
+            self.files += 1
+        elif event in ("os.listdir", "os.scandir"):
+            self.folders += 1
+
+
+def workspace_of(folder: Path, runs: int) -> Workspace:
+    """A workspace with so many finished runs of the built-in model, each with an adapter and two checkpoints."""
+    workspace = Workspace(folder)
+    for at in range(runs):
+        title = f"Run {at}"
+        run = workspace.create_run(title, to_yaml(parse({"title": title, "data": {"train_file": "pirate"}})), {})
+        for place in (run.adapter, *(run.checkpoints / f"checkpoint-{step}" for step in CHECKPOINTS)):
+            place.mkdir(parents=True)
+            settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "demo", "r": 2}
+            (place / "adapter_config.json").write_text(json.dumps(settings))
+            (place / "studio.json").write_text(json.dumps({"base_model": "demo"}))
+            (place / "trainer_state.json").write_text("{}")
+            save_file({"weight": np.zeros(1, np.float32)}, place / "adapter_model.safetensors")
+        events = (RunStarted(time.time(), 1, "cpu", "float32"), Finished(time.time(), "done", 40))
+        run.events.write_text("".join(map(to_line, events)))
+    return workspace
+
+
+def chat_of(workspace: Workspace, tokens: int) -> Chat:
+    """The chat page on a workspace; its newest adapter has a column beside the base."""
+    player: Any = Player(tokens)
+    supervisor = Supervisor(workspace)
+    with gr.Blocks():
+        chat = Chat(Studio(workspace, supervisor, player, player), chat_tab.draw())
+    chat.keep(WHO, Talk(adapters=[supervisor.runs()[0].id]))
+    return chat
+
+
+def ask(chat: Chat, opened: Opened) -> dict[str, float]:
+    """One question in an empty conversation, until its answer is whole."""
+    chat.keep(WHO, Talk(adapters=chat.talk(WHO).adapters))
+    sampling = [to_widget(setting, setting.default) for setting in SAMPLING]
+    files, folders, cpu = opened.files, opened.folders, time.process_time()
+    updates = sum(1 for _ in chat.send(WHO, "Where is the library?", "", *sampling))
+    return {
+        "cpu_seconds": time.process_time() - cpu,
+        "files_opened": opened.files - files,
+        "folders_listed": opened.folders - folders,
+        "updates": updates,
+    }
+
+
+def measure(runs: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """Figures of both workspaces, and the ratio of their CPU time."""
+    opened = Opened()
+    with tempfile.TemporaryDirectory() as folder:
+        chats = {number: chat_of(workspace_of(Path(folder) / str(number), number), tokens) for number in (1, runs)}
+        for chat in chats.values():
+            ask(chat, opened)
+        taken = [{number: ask(chat, opened) for number, chat in chats.items()} for _ in range(rounds)]
+    found: dict[str, Any] = {
+        f"runs_{number}": {
+            "cpu_ms": round(1000 * median(each[number]["cpu_seconds"] for each in taken), 1),
+            **{name: median(each[number][name] for each in taken) for name in COUNTED},
+        }
+        for number in chats
+    }
+    ratios = [each[runs]["cpu_seconds"] / each[1]["cpu_seconds"] for each in taken]
+    return found | {"ratio": round(median(ratios), 2), "tokens": tokens, "rounds": rounds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=7)
+    given = parser.parse_args()
+    found = measure(given.runs, given.tokens, given.rounds)
+    print(f"{'runs':>5}  {'CPU, ms':>9}  {'files opened':>12}  {'folders listed':>14}  {'updates of the page':>19}")
+    for number in (1, given.runs):
+        row = found[f"runs_{number}"]
+        counts = f"{row['files_opened']:12.0f}  {row['folders_listed']:14.0f}  {row['updates']:19.0f}"
+        print(f"{number:5}  {row['cpu_ms']:9.1f}  {counts}")
+    print(f"ratio of CPU time: {found['ratio']}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
