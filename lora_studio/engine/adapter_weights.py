@@ -15,12 +15,14 @@ from peft import LoraConfig, PeftConfig, PeftModel, PeftModelForCausalLM, get_pe
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import set_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from lora_studio.adapter_fit import read_header
 from lora_studio.adapter_keys import lora_place, plain_name, ranks_held, renamed, some
 from lora_studio.adapter_settings import LORA, WEIGHTS_FILE, read_settings
+from lora_studio.engine.load import read_config
 from lora_studio.errors import StudioError
 from lora_studio.module_patterns import check_settings
 
@@ -142,13 +144,12 @@ def rows_of(embedding: Any) -> int:
     return int(embedding.weight.shape[0])
 
 
-def embedding_rows(folder: Path) -> int | None:
-    """How many tokens an adapter's own embeddings have, from its file's header; None where it brings none."""
-    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
-        for key in file.keys():  # noqa: SIM118, as it is no mapping
-            if plain_name(key) in EMBEDDINGS:
-                return int(file.get_slice(key).get_shape()[0])
-    return None
+def known_tokens(folder: Path, base: str, revision: str | None) -> int:
+    """Tokens that an adapter's embeddings know: its own where its file brings some, else the base's by its config."""
+    for name, tensor in read_header(folder / WEIGHTS_FILE).items():
+        if plain_name(name) in EMBEDDINGS:
+            return int(tensor["shape"][0])
+    return int(read_config(base, revision).get_text_config().vocab_size)
 
 
 def _place_lora(found: AdapterWeights, base: PreTrainedModel, name: str) -> None:

@@ -102,17 +102,15 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
 
 def _voices(request: Request, tokenizer: "PreTrainedTokenizerBase") -> "dict[str, Voice]":
     """How each column is asked; the base as the first adapter is, in its own tokens."""
-    from lora_studio.engine.adapter_weights import embedding_rows
+    from lora_studio.engine.adapter_weights import known_tokens
     from lora_studio.engine.evaluate import Voice
-    from lora_studio.engine.load import read_config
     from lora_studio.engine.tokenizer import adapter_tokenizer
 
     adapters = {}
     for column in request.adapters:
         folder = Path(column.folder)
         card = read_card(folder)
-        vocabulary = read_config(card.base, card.revision).get_text_config().vocab_size
-        own, _ = adapter_tokenizer(folder, tokenizer, embedding_rows(folder) or vocabulary)
+        own, _ = adapter_tokenizer(folder, tokenizer, known_tokens(folder, card.base, card.revision))
         adapters[column.name] = Voice.of(folder, None if own is tokenizer else own)
     first = replace(next(iter(adapters.values())), tokenizer=None)
     return {column.name: adapters.get(column.name, first) for column in request.columns}

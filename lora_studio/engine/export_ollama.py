@@ -24,12 +24,11 @@ from lora_studio.config import Generation
 from lora_studio.data.ollama_template import GoTemplate, to_go
 from lora_studio.data.prompt_styles import adds_bos, choose_template
 from lora_studio.engine import export_merged
-from lora_studio.engine.adapter_weights import embedding_rows
+from lora_studio.engine.adapter_weights import known_tokens
 from lora_studio.engine.export_gguf import HOW, MODEL, PRECISION, make_gguf, usable_tools
 from lora_studio.engine.export_trial import try_adapter
 from lora_studio.engine.export_work import Outcome, Work, copy_files
 from lora_studio.engine.export_zip import rewritten
-from lora_studio.engine.load import read_config as base_config
 from lora_studio.engine.tokenizer import adapter_tokenizer, load_tokenizer
 from lora_studio.errors import StudioError
 from lora_studio.exports import carried
@@ -59,8 +58,8 @@ def export(work: Work, *, weights: str, quantization: str, base_in_ollama: str) 
     if base_in_ollama.strip():
         check_adapter(work.adapter)
     name, revision = str(work.card["base_model"]), work.card.get("revision")
-    rows = embedding_rows(work.adapter) or base_config(name, revision).get_text_config().vocab_size
-    tokenizer, _ = adapter_tokenizer(work.adapter, load_tokenizer(name, revision), rows)
+    known = known_tokens(work.adapter, name, revision)
+    tokenizer, _ = adapter_tokenizer(work.adapter, load_tokenizer(name, revision), known)
     template = go_template(work, tokenizer)
     kind = _architecture(work)
     if base_in_ollama.strip():
