@@ -62,7 +62,7 @@ def data_progress(log: EventLog) -> Callable[[str, int, int], None]:
 
 
 def data_event(prepared: "Prepared", rows_digest: str = "") -> DataPrepared:
-    """What became of the data, and how it was read. `rows_digest` is that of `data.examples.digest`."""
+    """What became of the data, and how it was read. `rows_digest` is that of `resuming.rows_digest`."""
     from lora_studio.data.row_view import reading  # the data is prepared: what this imports is there
 
     return DataPrepared(

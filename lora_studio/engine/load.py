@@ -1,6 +1,6 @@
 """Base models into memory, with errors that say what is wrong with a model's name or files.
 
-Code that comes with a model is never run, and nothing is fetched but the model that was named.
+Code that comes with a model is not run unless remote_code.py says so; nothing is fetched but the model that was named.
 """
 
 from collections.abc import Mapping
