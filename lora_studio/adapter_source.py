@@ -100,6 +100,8 @@ def continued(config: Config, workspace: Workspace) -> Config:
 def _kept(key: str, settings: dict[str, Any]) -> Any:
     """The adapter's own value of a LoRA setting; None where it has none or a run may choose it."""
     value = None if key in FREE else settings.get(key)
+    if key == "target_modules":
+        value = value or settings.get("target_parameters")
     if isinstance(value, float):
         return max(1, round(value))  # an alpha that is no whole number; what is computed with is the adapter's own
     return ", ".join(sorted(value)) if isinstance(value, list) else value

@@ -187,7 +187,7 @@ def _modules(config: Config, model: Architecture | None, seen: Mapping[str, Any]
     lora = config.lora
     trained = trained_adapter(config, model)
     known = ", ".join(dict.fromkeys(item.leaf for item in model.linears))
-    missing = ", ".join(trained.missing)
+    missing = "" if config.model.adapter_name_or_path else ", ".join(trained.missing)  # the child looked at its places
     if missing and not model.exact:
         return Check(title, NOTE, f"{missing}: not among the modules that such a model is expected to have ({known}).")
     if missing:

@@ -5,6 +5,7 @@ safetensors only.
 """
 
 import copy
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +122,8 @@ def _take_embeddings(found: AdapterWeights, base: Any) -> None:
                 del found.tensors[key]
             if module is entry:
                 found.rows = tensor.shape[0]
-            if tensor.shape != own.shape or (module not in trained and not torch.equal(tensor.to(own), own)):
+            compared = module not in trained and not own.is_meta  # without weights only shapes can be compared
+            if tensor.shape != own.shape or (compared and not torch.equal(tensor.to(own), own)):
                 found.matrices[paths[module]] = tensor
     if found.matrices:
         rows = entry.weight.shape[0]
@@ -302,7 +304,9 @@ def _put(
             f"{weights.name} trained whole modules that its file lacks: {some(saved)}.",
             "Copy the adapter again, or take the module out of its modules_to_save.",
         )
-    result: Any = set_peft_model_state_dict(model, dict(given), adapter_name=adapter)
+    with warnings.catch_warnings():  # where the base is without weights only the names are of interest
+        warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
+        result: Any = set_peft_model_state_dict(model, dict(given), adapter_name=adapter)
     lost, missing = [
         [".".join(part for part in key.split(".") if part != adapter) for key in keys]
         for keys in (result.unexpected_keys, result.missing_keys)

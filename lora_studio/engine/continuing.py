@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_studio.adapter_files import read_template
@@ -33,8 +34,19 @@ def continue_adapter(
                 f"on {base} as it is.",
                 "Export it merged, and train a fresh adapter on the merged model.",
             )
+        if config.target_parameters and dropout:
+            raise StudioError(
+                f"{folder.name} is on stacked matrices (target_parameters), which can't have dropout.",
+                "Set lora.lora_dropout to 0.",
+            )
         config.lora_dropout = dropout
         adapted = put_on(model, weights, "default", base, trainable=True)
+    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
+        raise StudioError(
+            f"{folder.name} has matrices on the output layer, which the loss here reads by its weights alone: they "
+            "would not be trained.",
+            "Export it merged, and train a fresh adapter on the merged model.",
+        )
     adapted.peft_config["default"].base_model_name_or_path = base
     adapted.peft_config["default"].revision = revision
     return adapted, weights.told

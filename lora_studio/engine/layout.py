@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lora_studio.architecture import Architecture, Linear, Stack, architecture, keep_layout
 from lora_studio.architecture import read_config as read_numbers
 from lora_studio.engine.adapters import add_adapter, linear_modules
+from lora_studio.engine.continuing import continue_adapter
 from lora_studio.engine.load import check_tensors, read_config, without_weights
 from lora_studio.engine.tokenizer import checked_source
 from lora_studio.errors import StudioError
@@ -129,17 +129,15 @@ def look_at_model(
     }
     try:
         with torch.device("meta"):
-            found["trainable"] = _adapted(model, lora, seed, adapter).get_nb_trainable_parameters()[0]
+            found["trainable"] = _adapted(name, model, lora, seed, adapter).get_nb_trainable_parameters()[0]
     except StudioError as error:
         found["adapter_problem"] = [error.message, error.hint]
     return found
 
 
-def _adapted(model: Any, lora: Mapping[str, Any], seed: int, adapter: str | None) -> Any:
+def _adapted(name: str, model: Any, lora: Mapping[str, Any], seed: int, adapter: str | None) -> Any:
     if adapter:
-        config = LoraConfig.from_pretrained(adapter)
-        config.inference_mode = False
-        return get_peft_model(model, config)
+        return continue_adapter(model, Path(adapter), base=name, revision=None, dropout=lora["lora_dropout"])[0]
     settings = {name: value for name, value in lora.items() if name not in ("target_modules", "loraplus_lr_ratio")}
     first = settings.pop("init_lora_weights", "default")
     kind = first if first in ("default", "gaussian") else "default"  # the others need weights, and as many parameters

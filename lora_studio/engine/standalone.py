@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
+from peft.utils.other import TrainableTokensWrapper
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -102,6 +103,13 @@ def without_router_logits(model: Any) -> None:
         text.num_experts = experts
 
 
+def with_bias_of_head(model: Any) -> None:
+    """Lets trl's loss read the bias of an output layer with trained tokens: peft's wrapper hands on its weight only."""
+    head = model.get_output_embeddings()
+    if isinstance(head, TrainableTokensWrapper):
+        vars(head)["bias"] = head.original_module.bias  # no second name for the same weights: it would be saved
+
+
 def loraplus_optimizer(trainer: Any, ratio: float) -> torch.optim.Optimizer:
     """LoRA+ (arXiv:2402.12354): the B matrices learn `ratio` times faster than the A matrices."""
     kind, settings = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
@@ -123,6 +131,7 @@ class WithoutRouterLoss(HuggingFaceTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         without_router_logits(self.model)  # trl sets it in the config, and asks for it in each training step too
+        with_bias_of_head(self.model)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
