@@ -24,7 +24,9 @@ from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.examples import Examples
 from lora_studio.engine import standalone
 from lora_studio.engine.event_log import data_progress
+from lora_studio.engine.export_trial import check_places
 from lora_studio.engine.export_work import Outcome, Work, base_to_name, is_local
+from lora_studio.engine.load import without_weights
 from lora_studio.engine.report import logging_interval
 from lora_studio.engine.schedule import SCHEDULE, scheduler_settings
 from lora_studio.engine.tokenizer import load_tokenizer
@@ -263,11 +265,13 @@ def try_script(work: Work, state: RunState, config: Config, warmup: int) -> tupl
 
     Losses have to be the run's, and the adapter's tensors those of the run's adapter. Raises `StudioError` otherwise.
     """
-    if not work.trial:
-        return "Not tried, as you wished.", None
-    if "CPU" not in state.device:
+    reason = "" if work.trial else "Not tried, as you wished."
+    if not reason and "CPU" not in state.device:
         first = state.steps[0]
-        return f"Not tried: the run was made on a GPU. Its loss at step {first.step} was {first.loss:.4f}.", None
+        reason = f"Not tried: the run was made on a GPU. Its loss at step {first.step} was {first.loss:.4f}."
+    if reason:
+        check_places(work, without_weights(config.model.name, config.model.revision))
+        return reason, None
     work.log.phase("try")
     place = work.out / "trial"
     last = last_step_to_try(state, warmup)

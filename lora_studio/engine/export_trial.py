@@ -12,15 +12,16 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from lora_studio.adapter_files import WEIGHTS_FILE
 from lora_studio.adapter_fit import read_header
+from lora_studio.engine.adapter_weights import put_on, read_weights
 from lora_studio.engine.download import Download
 from lora_studio.engine.export_work import Work
 from lora_studio.engine.generate import Column, generate, greedy, prompt_ids
-from lora_studio.engine.load import read_config
-from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base
+from lora_studio.engine.load import read_config, without_weights
+from lora_studio.engine.loaded import LoadedModel, add_adapters, fitting, load_base
 from lora_studio.errors import StudioError
 from lora_studio.exports import sizes_of
 
@@ -96,18 +97,35 @@ def try_adapter(work: Work, made: Path) -> tuple[str, bool | None]:
 
     Raises `StudioError` where it has no place in its base: nobody could use what was made.
     """
-    if note := text_model_note(work):
-        work.warn(note)
-    if reason := why_not(work, 4):
-        return reason, None
     try:
-        loaded = _load_base(work, torch.float32)
+        if note := text_model_note(work):
+            work.warn(note)
+        if reason := why_not(work, 4):
+            bare = without_weights(str(work.card["base_model"]), work.card.get("revision"))
+        else:
+            loaded = _load_base(work, torch.float32)
     except StudioError as error:
         return f"Not tried: {error.message}", None
+    if reason:
+        check_places(work, bare)
+        return reason, None
     _put_adapters(work, loaded, {"own": work.adapter, "made": made})
     work.log.phase("try")
     own, other = ask(loaded, "own", work.card), ask(loaded, "made", work.card)
     return verdict(own, other, exact=True)
+
+
+def check_places(work: Work, bare: PreTrainedModel) -> None:
+    """Tells what of the adapter has no place in its base, `bare` being that without weights.
+
+    Raises `StudioError` where nothing of it has one.
+    """
+    base = str(work.card["base_model"])
+    with fitting(work.adapter, base):
+        weights = read_weights(work.adapter, bare, base)
+        put_on(bare, weights, "default", base)
+    for words in weights.told:
+        work.warn(words)
 
 
 def text_model_note(work: Work) -> str:
