@@ -16,7 +16,7 @@ from lora_studio.adapter_files import WEIGHTS_FILE, check_small_files
 from lora_studio.adapter_keys import lora_place, plain_name, ranks_held, some
 from lora_studio.adapter_settings import LORA, PROMPT_LEARNING, read_settings
 from lora_studio.architecture import Architecture, architecture, read_config
-from lora_studio.base_identity import same_base
+from lora_studio.base_identity import fingerprint, same_base
 from lora_studio.errors import StudioError
 from lora_studio.module_patterns import is_regular_expression
 
@@ -47,6 +47,17 @@ def unproved(card: AdapterCard, base: str) -> bool:
         return False
     on_hub = is_hub_id(card.base) != is_hub_id(base)
     return on_hub and Path(card.base).name.lower() == Path(base).name.lower()
+
+
+def changed(card: AdapterCard, base: str, revision: str | None = None) -> str:
+    """That the base under an adapter is not what it was in its training, in words; "" where it is, or no one knows."""
+    now = fingerprint(base, revision) if card.base_fingerprint else ""
+    if now in ("", card.base_fingerprint):
+        return ""
+    return (
+        f"{base} is not what it was when {card.name} was trained: its config or weights changed since. What the "
+        "adapter learned belongs to the base as it was."
+    )
 
 
 def is_hub_id(name: str) -> bool:

@@ -26,11 +26,12 @@ VOLATILE = ("_name_or_path", "_commit_hash", "transformers_version")
 def same_base(first: str, second: str, recorded: str = "") -> bool | None:
     """Whether both names load the same model; None where that can't be seen on this machine.
 
-    `recorded` is the fingerprint that the first base had when its adapter was trained, "" where nothing noted it.
+    `recorded` is the fingerprint that the first base had when its adapter was trained, "" where nothing noted it: it
+    counts before that of what stands there now.
     """
     if same_place(first, second):
         return True
-    one, other = fingerprint(first) or recorded, fingerprint(second)
+    one, other = recorded or fingerprint(first), fingerprint(second)
     return one == other if one and other else None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lora_studio.adapter_card import read_card
-from lora_studio.adapter_fit import check_fit, together
+from lora_studio.adapter_fit import changed, check_fit, together
 from lora_studio.base_identity import fingerprint, same_base
 from lora_studio.errors import StudioError
 from lora_studio.workspace import demo_folder
@@ -92,3 +93,15 @@ def test_another_precision_and_what_nothing_proves_are_told(tmp_path: Path) -> N
     theirs = write(tmp_path / "theirs", files(base_model_name_or_path="owner/model"))
     (told,) = together([read_card(ours), read_card(theirs)])
     assert "passes for a copy of it by its name alone" in told
+
+
+def test_a_base_that_changed_in_its_place_is_told(tmp_path: Path) -> None:
+    one = base(tmp_path / "base")
+    settings = files(base_model_name_or_path=str(one))
+    card = replace(read_card(write(tmp_path / "adapter", settings)), base_fingerprint=fingerprint(str(one)))
+    assert changed(card, str(one)) == ""
+    shutil.rmtree(one)
+    assert changed(card, str(one)) == "", "nobody knows"
+    base(one, seed=2)
+    assert "its config or weights changed since" in changed(card, str(one))
+    assert changed(replace(card, base_fingerprint=""), str(one)) == ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.adapter_card import AdapterCard, read_card
-from lora_studio.adapter_fit import together
+from lora_studio.adapter_fit import changed, together
 from lora_studio.adapter_settings import virtual_tokens
 from lora_studio.engine.child import DONE, WRONG_INPUT, begin, ending_of, last_word, leave, unexpected
 from lora_studio.engine.download import Download
@@ -242,7 +242,8 @@ def _same_base(cards: Sequence[AdapterCard]) -> list[str]:
             f"{lacking[0]} does not say which base it was trained on.",
             "Set base_model_name_or_path in its adapter_config.json.",
         )
-    return together(cards)
+    base, revision = cards[0].base, cards[0].revision
+    return [*together(cards), *(words for card in cards if (words := changed(card, base, revision)))]
 
 
 def _check_same_rows(folder: EvaluationFolder, fingerprint: str, *, resumed: bool) -> None:

@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_studio.adapter_card import read_card
+from lora_studio.adapter_fit import changed
 from lora_studio.adapter_settings import read_lora
 from lora_studio.engine import full_disk
 from lora_studio.engine.child import DONE, WRONG_INPUT, begin, ending_of, last_word, leave, unexpected
@@ -96,6 +98,9 @@ def _make(folder: ExportFolder, request: Request, log: EventLog, stop: Stop) -> 
     run = RunFolder(Workspace(folder.path.parent.parent).runs_folder / request.run) if request.run else None
     title = request.title.rpartition(":")[0]
     work = Work(Path(request.folder), run, folder.unfinished, folder.result, title, request.trial, log=log, stop=stop)
+    card = read_card(work.adapter)
+    if words := changed(card, card.base, card.revision):
+        work.warn(words)
     return program(request.target)(work, **request.settings)
 
 

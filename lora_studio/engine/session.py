@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from lora_studio.adapter_card import read_card
 from lora_studio.adapter_files import WEIGHTS_FILE
-from lora_studio.adapter_fit import together
+from lora_studio.adapter_fit import changed, together
+from lora_studio.base_identity import fingerprint
 from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
 from lora_studio.data.mapping import ReadingError
 from lora_studio.data.pairs import largest_id
@@ -201,15 +202,16 @@ class Session:
         dtype = params.get("dtype") or "auto"
         four_bit = card.get("four_bit") or {}
         key = (base, revision, quantization, dtype, *four_bit.items())
-        if self._loaded is None or key != self._loaded_for:
+        if self._loaded is None or (*key, fingerprint(base, revision)) != self._loaded_for:
             self.unload(request)
             request.progress("base", 0, 1)
             bar = Download(Calls(request.progress), "base").bar_class()
             self._loaded = loaded.load_base(
                 base, revision=revision, dtype=dtype, quantization=quantization, four_bit=four_bit, tqdm_class=bar
             )
-            self._loaded_for = key
+            self._loaded_for = (*key, fingerprint(base, revision))  # after it was fetched, where it was not here
         self._have_adapters(request, folders)
+        notes += [words for adapter in cards if (words := changed(adapter, base, revision))]
         return {
             "base": base,
             "adapters": list(folders),

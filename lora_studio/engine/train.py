@@ -15,6 +15,8 @@ import torch
 from transformers import TrainerCallback, set_seed
 from trl import DPOConfig, SFTConfig
 
+from lora_studio.adapter_card import read_card
+from lora_studio.adapter_fit import changed
 from lora_studio.architecture import beyond, stored_quantization
 from lora_studio.architecture import read_config as read_numbers
 from lora_studio.base_identity import fingerprint
@@ -96,7 +98,10 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     checkpoint, told = last_whole_checkpoint(run) if resume else (None, [])
     first_step = step_of(checkpoint.name) if checkpoint else 0
     log.emit(RunStarted(time.time(), os.getpid(), device_name(), dtype_name(dtype), first_step))
-    for sentence in told:
+    begun = config.model.adapter_name_or_path
+    if start := checkpoint or (Path(begun) if begun else None):
+        told += [changed(read_card(start), config.model.name, config.model.revision)]
+    for sentence in filter(None, told):
         log.emit(Warned(time.time(), sentence))
 
     # Data: the same function that the preview uses.
@@ -142,16 +147,16 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
         log.emit(Warned(time.time(), message))
     own_biases = biases_of(base)
     attention = attention_words(base, config.model.attn_implementation, dtype)
-    if config.model.adapter_name_or_path:
+    if begun:
         model, told = continue_adapter(
             base,
-            Path(config.model.adapter_name_or_path) if compares or not checkpoint else checkpoint,
+            Path(begun) if compares or not checkpoint else checkpoint,
             base=config.model.name,
             revision=config.model.revision,
             dropout=config.lora.lora_dropout,
         )
-        begun, entry = Path(config.model.adapter_name_or_path), base.get_input_embeddings()
-        for sentence in (*told, *other_text(begun, tokenizer, prepared.template.source, rows_of(entry))):
+        rows = rows_of(base.get_input_embeddings())
+        for sentence in (*told, *other_text(Path(begun), tokenizer, prepared.template.source, rows)):
             log.emit(Warned(time.time(), sentence))
     else:
         model = add_adapter(

@@ -17,13 +17,17 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.nn import modules
+from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, get_cosine_schedule_with_warmup
 
-from lora_studio.engine import stopping
+from lora_studio.adapter_card import read_card
+from lora_studio.engine import evaluator, stopping
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.lengthening import RandomNumbers, follow_schedule, lengthen
 from lora_studio.engine.report import Report
 from lora_studio.engine.resuming import last_whole_checkpoint, other_rows
+from lora_studio.engine.session import Request, Session
 from lora_studio.events import (
     CheckpointSaved,
     DataPrepared,
@@ -35,11 +39,13 @@ from lora_studio.events import (
     StepLogged,
     Warned,
     fold,
+    from_line,
     to_line,
 )
 from lora_studio.manifest import MANIFEST
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, events, run_worker
+from tests.engine.exporting import take_away
 
 Train = Callable[..., int]
 
@@ -328,6 +334,27 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_to_the_same_end(
 
 
 @pytest.mark.slow
+def test_a_run_on_a_base_in_4_bits_that_is_measured_in_between_goes_on_to_the_same_end(
+    make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)  # such a CPU has a packed layout for measuring
+    settings = {
+        **{"model__quantization": "4bit", "training__max_steps": 6, "training__save_strategy": "steps"},
+        **{"training__save_steps": 4, "evaluation__eval_strategy": "steps", "evaluation__eval_steps": 3},
+    }
+    whole, run = make_run(**settings), make_run(**settings)
+    assert train(whole) == 0
+    shutil.copytree(whole.checkpoints / "checkpoint-4", run.checkpoints / "checkpoint-4")
+    shutil.copyfile(whole.events, run.events)
+    assert train(run, "--resume") == 0
+    assert events(run, RunStarted)[-1].resumed_from_step == 4
+    assert losses(run) == losses(whole)
+    assert [one.loss for one in fold(events(run)).evaluations] == [one.loss for one in fold(events(whole)).evaluations]
+    own, other = (load_file(one.adapter / "adapter_model.safetensors") for one in (whole, run))
+    assert all(torch.equal(own[name], other[name]) for name in own)
+
+
+@pytest.mark.slow
 def test_a_new_run_continues_from_an_adapter(trained: RunFolder, make_run: MakeRun, train: Train) -> None:
     run = make_run(
         model__adapter_name_or_path=str(trained.adapter), training__learning_rate=1e-6, training__num_train_epochs=1
@@ -338,3 +365,38 @@ def test_a_new_run_continues_from_an_adapter(trained: RunFolder, make_run: MakeR
     card = json.loads((run.adapter / "studio.json").read_text(encoding="utf-8"))
     assert card["continued_from"] == str(trained.adapter)
     assert json.loads((run.adapter / "adapter_config.json").read_text())["r"] == 4
+
+
+@pytest.mark.slow
+def test_a_base_that_changed_in_its_place_is_told_wherever_the_adapter_goes(
+    base: Path, make_run: MakeRun, train: Train, tmp_path: Path
+) -> None:
+    own = shutil.copytree(base, tmp_path / "own")
+    run = make_run(model__name=str(own), training__max_steps=2)
+    assert train(run) == 0
+    child = Session()
+
+    def load(number: int) -> list[str]:
+        request = Request(number, "load", {"adapters": {"it": str(run.adapter)}}, lambda answer: None)
+        return [note for note in child.load(request)["notes"] if "changed since" in note]
+
+    assert load(1) == []
+    weights = load_file(own / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, own / "model.safetensors", {"format": "pt"})
+    (told,) = load(2)
+    assert f"{own} is not what it was when adapter was trained" in told
+    assert child._loaded is not None
+    held = child._loaded.base.get_input_embeddings().weight
+    assert torch.equal(held, weights["model.embed_tokens.weight"] + 1), "answers are the base's as it is now"
+    assert evaluator._same_base([read_card(run.adapter)]) == [told]
+    folder = take_away(run, "zip", base_name="Owner/Base", trial=False)
+    exported = map(from_line, folder.events.read_text(encoding="utf-8").splitlines())
+    assert told in [event.message for event in exported if isinstance(event, Warned)]
+    with run.events.open("a", encoding="utf-8") as log:
+        log.write(to_line(Extended(time.time(), 1.0)))
+    goes_on = make_run(
+        model__name=str(own), model__adapter_name_or_path=str(run.adapter), training__max_steps=1, lora__lora_dropout=0
+    )
+    for again, flags in ((goes_on, ()), (run, ("--resume",))):  # an adapter that goes on belongs to the base as it is
+        assert train(again, *flags) == 0
+        assert any("changed since" in event.message for event in events(again, Warned))
