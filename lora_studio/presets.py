@@ -3,6 +3,7 @@
 The ones that come with the studio are in `presets/`; a workspace can hold the user's own.
 """
 
+import importlib.resources
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,9 +42,16 @@ class NameTakenError(StudioError):
     """A name that another preset of the workspace bears."""
 
 
+def shipped_folder() -> Path:
+    """Where the presets are that come with the studio: in an installed package, else at the top of the repository."""
+    package = Path(str(importlib.resources.files("lora_studio")))
+    installed = package / "shipped_presets"
+    return installed if installed.is_dir() else package.parent / "presets"
+
+
 def presets(workspace: Workspace | None = None) -> dict[str, Preset]:
     """Shipped presets and, over them, those of the workspace, by name."""
-    folders = [Path(__file__).parent.parent / "presets"]
+    folders = [shipped_folder()]
     if workspace is not None and workspace.presets_folder.is_dir():
         folders.append(workspace.presets_folder)
     found = {}

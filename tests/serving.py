@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"]
+APP = (sys.executable, "app.py")
 START_SECONDS = 180.0  # generous: test machines are busy
 PATIENCE = 60_000  # milliseconds for what takes a moment on a busy machine
 HOSTILE = "${document.title='hacked'} <script>document.title='hacked'</script> [link](http://e.vil) <b>bold</b>"
@@ -29,17 +30,19 @@ def free_port() -> int:
 
 
 class Server:
-    """One start of `app.py` on a workspace, on a free port unless one is given."""
+    """One start of `app.py` or of a program with its flags, on a workspace and, unless one is given, a free port."""
 
-    def __init__(self, workspace: Path, port: int = 0, **environment: str) -> None:
+    def __init__(
+        self, workspace: Path, port: int = 0, program: Sequence[str] = APP, folder: Path = ROOT, **environment: str
+    ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = workspace.with_name(f"{workspace.name}-{self.port}.log")
-        command = [sys.executable, "app.py", "--port", str(self.port), "--workspace", str(workspace)]
+        command = [*program, "--port", str(self.port), "--workspace", str(workspace)]
         begun = time.monotonic()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT
+                command, cwd=folder, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT
             )
         try:
             self._wait()

@@ -33,7 +33,7 @@ def main() -> int:
     except StudioError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"\nDone in {time.monotonic() - began:.0f} s. Look at it in the page: python app.py")
+    print(f"\nDone in {time.monotonic() - began:.0f} s. Look at it in the page: python -m lora_studio ui")
     return 0
 
 
