@@ -3,10 +3,8 @@
 The folder holds what was asked for, the answers row by row as they come, and, written last, what they amount to.
 """
 
-import contextlib
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 from lora_studio.adapter_source import named_adapter
 from lora_studio.config import Config, Generation
 from lora_studio.errors import StudioError
-from lora_studio.job_folders import JobFolder, JobFolders, damaged_request
+from lora_studio.job_folders import EvaluationFolder, JobFolders, damaged_request
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.schema import Section, setting
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
@@ -99,49 +97,12 @@ class Request:
         return tuple(column for column in self.columns if column.folder)
 
 
-class EvaluationFolder(JobFolder):
-    """The files of one evaluation."""
-
-    @property
-    def predictions(self) -> Path:
-        """One line a row, appended as answers come."""
-        return self.path / "predictions.jsonl"
-
-    @property
-    def task(self) -> Path:
-        """Which kind of task the test file sets, told from all its rows before the first is answered."""
-        return self.path / "task.json"
-
-    @property
-    def complete(self) -> Path:
-        """What the answers amount to: the last file written."""
-        return self.path / "metrics_summary.json"
-
-    def request(self) -> Request:
-        """What was asked for. Raises `StudioError` where its file is damaged."""
-        try:
-            return Request.from_dict(self.read_facts())
-        except (TypeError, KeyError, AttributeError, ValueError):
-            raise damaged_request(self) from None
-
-    def read_result(self) -> dict[str, Any]:
-        """What the answers amount to; empty before they were measured, and where the file is damaged."""
-        found = super().read_result()
-        try:
-            return found if all(metric["unit"] for metric in found["metrics"].values()) and found["columns"] else {}
-        except (KeyError, TypeError, AttributeError):
-            return {}
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The answered rows; a line that a killed process left torn is no row."""
-        try:
-            with self.predictions.open(encoding="utf-8") as file:
-                for line in file:
-                    with contextlib.suppress(ValueError, RecursionError):
-                        if line.endswith("\n") and isinstance(row := json.loads(line), dict):
-                            yield row
-        except (FileNotFoundError, UnicodeDecodeError):
-            return
+def request_of(folder: EvaluationFolder) -> Request:
+    """What was asked for. Raises `StudioError` where its file is damaged."""
+    try:
+        return Request.from_dict(folder.read_facts())
+    except (TypeError, KeyError, AttributeError, ValueError):
+        raise damaged_request(folder) from None
 
 
 def make_request(

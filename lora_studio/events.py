@@ -11,21 +11,84 @@ import math
 import types
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, get_args, get_origin, get_type_hints
 
 PHASES = ("start", "data", "download", "model", "train", "evaluate", "save", "compare", "answer", "measure")
 FINAL_STATES = ("done", "stopped", "failed")
 
 
+class Reason(StrEnum):
+    """Why a job ended. `jobs.ending_words` puts it into words for page and terminal."""
+
+    # written by the worker itself
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    REFUSED = "refused"  # what was asked for can't be done: the event's message says why
+    OUT_OF_MEMORY = "out_of_memory"
+    DISK_FULL = "disk_full"
+    DIVERGED = "diverged"
+    ADAPTER_GONE = "adapter_gone"
+    INTERNAL_ERROR = "internal_error"
+    # written by whoever starts workers
+    DEQUEUED = "dequeued"
+    # worked out from outside, for a worker that wrote no `Finished`
+    NEVER_STARTED = "never_started"
+    RECORD_DAMAGED = "record_damaged"
+    CANCELLED = "cancelled"
+    OVER_QUOTA = "over_quota"
+    ENDED_BY_FORCE = "ended_by_force"
+    STOPPED_EARLY = "stopped_early"
+    STOPPED_SILENTLY = "stopped_silently"
+    MEMORY_KILL = "memory_kill"  # the system counted a kill for want of memory
+    KILLED = "killed"
+    VANISHED = "vanished"
+    CRASHED = "crashed"
+    EXITED = "exited"
+
+    @property
+    def by_the_system(self) -> bool:
+        """Whether the system killed the worker, which it does where memory runs out."""
+        return self in (Reason.MEMORY_KILL, Reason.KILLED)
+
+
+_EARLIER_WORDS = (
+    ("Taken out of the queue.", Reason.DEQUEUED),
+    (" ran out of memory", Reason.OUT_OF_MEMORY),
+    ("The memory is not enough", Reason.OUT_OF_MEMORY),
+    ("The disk that holds ", Reason.DISK_FULL),
+    ("The training ended there", Reason.DIVERGED),
+    ("The adapter was deleted while it was exported", Reason.ADAPTER_GONE),
+    (" ended with an error: ", Reason.INTERNAL_ERROR),
+)
+"""By what words workers of earlier versions, which wrote no reason, told of each."""
+
+
+def _earlier_reason(state: str, message: str) -> Reason:
+    """The reason of an end that was written without one; only here are words read."""
+    if state == "done":
+        return Reason.COMPLETED
+    usual = Reason.STOPPED if state == "stopped" else Reason.REFUSED
+    return next((reason for words, reason in _EARLIER_WORDS if words in message), usual)
+
+
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """A worker took the run up; a resumed run has one of these for each start."""
+    """A worker took the run up; a resumed run has one of these for each start.
+
+    `device` is the device's name, `device_kind` PyTorch's type of it ("cpu", "cuda").
+    """
 
     time: float
     pid: int
     device: str
     dtype: str
     resumed_from_step: int = 0
+    device_kind: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.device_kind and isinstance(self.device, str):  # written by an earlier version
+            object.__setattr__(self, "device_kind", "cpu" if "cpu" in self.device.lower() else "cuda")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +133,21 @@ class DataPrepared:
 
 @dataclass(frozen=True, slots=True)
 class ModelLoaded:
-    """The base with its fresh adapter is in memory; `attention` says which one was taken, and why."""
+    """The base with its fresh adapter is in memory; `attention` says which attention was taken, and why.
+
+    `attn_implementation` is the name of it that transformers takes.
+    """
 
     time: float
     parameters: int
     trainable_parameters: int
     memory_bytes: int
     attention: str = ""
+    attn_implementation: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.attn_implementation and isinstance(self.attention, str):  # written by an earlier version
+            object.__setattr__(self, "attn_implementation", self.attention.partition(",")[0].partition(":")[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +263,21 @@ class Warned:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of a worker's life; `state` is one of `FINAL_STATES`."""
+    """The last event of a worker's life; `state` is one of `FINAL_STATES`.
+
+    `message` and `hint` hold what only the worker knows beyond the reason, such as the words of an error.
+    """
 
     time: float
     state: str
     step: int = 0
     message: str = ""
     hint: str = ""
+    reason: Reason | None = None
+
+    def __post_init__(self) -> None:
+        if self.reason is None and isinstance(self.message, str):  # written by an earlier version
+            object.__setattr__(self, "reason", _earlier_reason(self.state, self.message))
 
 
 Event = (
@@ -240,11 +319,18 @@ def from_line(line: str) -> Event | None:
     if cls is None:
         return None
     known = _NAMES[cls]
+    if cls is Finished:
+        values["reason"] = reason_named(values.get("reason"))
     try:
         event: Event = cls(**{name: _number(value) for name, value in values.items() if name in known})
     except TypeError:
         return None
     return event if of_right_kinds(event) else None
+
+
+def reason_named(name: Any) -> Reason | None:
+    """The reason of that name; None where there is none, as for one of a newer version."""
+    return next((reason for reason in Reason if reason == name), None)
 
 
 _KINDS: dict[Any, tuple[type, ...]] = {
@@ -293,6 +379,10 @@ class RunState:
 
     "queued" is a run without events; the supervisor says "stopping" while a stop is under way, and "failed" for a
     worker that vanished. Where a state is told to be in short, it has only the last of the steps and no answers.
+
+    `kind` is the kind of job. Of an end, `reason` says why, `message` and `hint` what only the worker knew of it; of a
+    worker that ended without a word, `exit_code` is how (negative: by that signal) and `last_output` the error that its
+    log ends with, where both are known. `saved` says whether there is a whole checkpoint to go on from.
     """
 
     id: str = ""
@@ -330,6 +420,12 @@ class RunState:
     seconds: float = 0.0
     last_event: float | None = None
     events: int = 0
+    kind: str = "train"
+    device_kind: str = ""
+    reason: Reason | None = None
+    exit_code: int | None = None
+    last_output: str = ""
+    saved: bool = False
 
     @property
     def final(self) -> bool:
@@ -408,6 +504,7 @@ def _apply(state: RunState, event: Event) -> None:
             state.warnings.append(event.message)
         case Finished():
             state.state, state.finished, state.seconds = event.state, event.time, state.seconds_at(event.time)
+            state.reason = event.reason
             state.message, state.hint = event.message, event.hint
             state.step = max(state.step, event.step)
 
@@ -422,9 +519,10 @@ def _take_up(state: RunState, time: float) -> None:
 def _restart(state: RunState, event: RunStarted) -> None:
     """A resumed run forgets what lies behind the checkpoint that it goes on from: those steps are made anew."""
     state.state, state.pid, state.device, state.dtype = "running", event.pid, event.device, event.dtype
+    state.device_kind = event.device_kind
     state.started = state.started if state.started is not None else event.time
     state.resumed = event.time
-    state.finished, state.message, state.hint = None, "", ""
+    state.finished, state.reason, state.message, state.hint = None, None, "", ""
     state.step = event.resumed_from_step
     state.steps = [item for item in state.steps if item.step <= event.resumed_from_step]
     state.evaluations = [item for item in state.evaluations if item.step <= event.resumed_from_step]

@@ -21,7 +21,7 @@ from lora_studio.errors import StudioError
 from lora_studio.events import DataPrepared, from_line
 from lora_studio.export_targets import TARGETS, Sizes, Target
 from lora_studio.files import bytes_in
-from lora_studio.job_folders import JobFolder, JobFolders, damaged_request
+from lora_studio.job_folders import ExportFolder, JobFolders, damaged_request
 from lora_studio.llama_cpp import find_llama_cpp
 from lora_studio.parsing import plain_words
 from lora_studio.schema import Section
@@ -71,8 +71,8 @@ PHASES = {
 class Request:
     """What is to be taken away, and how.
 
-    `folder` is the adapter's, `run` the id of the run that trained it ("" for an adapter from elsewhere), `out` where
-    the result goes ("" for the export's own folder); `trial` asks for a try of the result.
+    `adapter_title` is what the adapter is called, `folder` where it is, `run` the id of the run that trained it ("" for
+    an adapter from elsewhere), `out` where the result goes ("" for the export's own folder); `trial` asks for a try.
     """
 
     title: str
@@ -83,37 +83,23 @@ class Request:
     settings: dict[str, Any]
     out: str = ""
     trial: bool = True
+    adapter_title: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.adapter_title:  # written by an earlier version
+            object.__setattr__(self, "adapter_title", str(self.title).rpartition(":")[0])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Request":
         return cls(**{name: value for name, value in values.items() if name not in ("created", "maker")})
 
 
-class ExportFolder(JobFolder):
-    """The files of one export."""
-
-    @property
-    def complete(self) -> Path:
-        """What came out: the last file written."""
-        return self.path / "result.json"
-
-    @property
-    def result(self) -> Path:
-        """The folder that was made, or the one file where a person named one for it."""
-        out = self.request().out
-        return Path(out) if out else self.path / "result"
-
-    @property
-    def unfinished(self) -> Path:
-        """Where the result is written before it takes its place: on the same disk."""
-        return self.result.with_name(f".{self.result.name}.{self.id}")
-
-    def request(self) -> Request:
-        """What was asked for. Raises `StudioError` where its file is damaged."""
-        try:
-            return Request.from_dict(self.read_facts())
-        except TypeError:
-            raise damaged_request(self) from None
+def request_of(folder: ExportFolder) -> Request:
+    """What was asked for. Raises `StudioError` where its file is damaged."""
+    try:
+        return Request.from_dict(folder.read_facts())
+    except TypeError:
+        raise damaged_request(folder) from None
 
 
 def folders(workspace: Workspace) -> JobFolders[ExportFolder]:
@@ -169,7 +155,9 @@ def make_request(
     workspace.check_path(out or "")
     place = str(_free_place(Path(os.path.abspath(Path(out).expanduser())))) if out else ""
     title = f"{found.title}: {target.title}"
-    return Request(title, target.name, adapter, str(found.folder), found.run, chosen.model_dump(), place, trial)
+    return Request(
+        title, target.name, adapter, str(found.folder), found.run, chosen.model_dump(), place, trial, found.title
+    )
 
 
 def _free_place(out: Path) -> Path:

@@ -22,8 +22,9 @@ from lora_studio.events import (
     RunState,
     StepLogged,
     of_right_kinds,
+    reason_named,
 )
-from lora_studio.workspace import RunFolder
+from lora_studio.workspace import JobFolder
 
 Key = tuple[int, int]
 """Size and time of change (nanoseconds) of the events."""
@@ -41,22 +42,22 @@ def brief(state: RunState) -> RunState:
     return dataclasses.replace(state, steps=state.steps[-1:], questions=None, answers=[])
 
 
-def read_folded(run: RunFolder, key: Key) -> RunState | None:
+def read_folded(folder: JobFolder, key: Key) -> RunState | None:
     """The run's brief state as of events of that size and time; None where that is not known."""
     try:
-        kept = json.loads(run.folded.read_text(encoding="utf-8"))
+        kept = json.loads(folder.folded.read_text(encoding="utf-8"))
         return _state(kept["state"]) if (kept["made_by"], kept["key"]) == (_MADE_BY, list(key)) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
-def keep_folded(run: RunFolder, state: RunState, key: Key) -> None:
+def keep_folded(folder: JobFolder, state: RunState, key: Key) -> None:
     """Writes the run's brief state down. Where that is not possible (disk full, run gone), nothing is lost but time."""
     kept = {"made_by": _MADE_BY, "key": key, "state": dataclasses.asdict(brief(state))}
-    temporary = run.folded.with_name(f"{run.folded.name}.{os.getpid()}-{threading.get_ident()}")
+    temporary = folder.folded.with_name(f"{folder.folded.name}.{os.getpid()}-{threading.get_ident()}")
     with contextlib.suppress(OSError):
         temporary.write_text(json.dumps(kept), encoding="utf-8")
-        os.replace(temporary, run.folded)
+        os.replace(temporary, folder.folded)
     with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)
 
@@ -65,7 +66,8 @@ def _state(values: Mapping[str, Any]) -> RunState:
     one = {name: kind(**values[name]) for name, kind in _ONE.items() if values[name] is not None}
     many = {name: [kind(**item) for item in values[name]] for name, kind in _MANY.items()}
     pauses = [(begin, end) for begin, end in values["pauses"]]
-    state = RunState(**{**values, **one, **many, "pauses": pauses})
+    reason = reason_named(values["reason"])
+    state = RunState(**{**values, **one, **many, "pauses": pauses, "reason": reason})
     if not all(map(of_right_kinds, (state, *one.values(), *(item for items in many.values() for item in items)))):
         raise ValueError("values of wrong kinds")
     return state

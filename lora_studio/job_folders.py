@@ -3,29 +3,91 @@
 Each has a run's life (events, worker, log), so that whatever follows and stops runs follows and stops them.
 """
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lora_studio.errors import StudioError
-from lora_studio.workspace import RunFolder, Workspace, write_atomically
+from lora_studio.workspace import JobFolder, Workspace, write_atomically
 
-Folder = TypeVar("Folder", bound=RunFolder)
+Folder = TypeVar("Folder", bound=JobFolder)
 
 
-class JobFolder(RunFolder):
-    """The files of one job; events, log and worker are those of a run."""
+class EvaluationFolder(JobFolder):
+    """The files of one evaluation."""
 
     @property
-    def facts(self) -> Path:
-        """What was asked for, written once before the start."""
-        return self.path / "request.json"
+    def predictions(self) -> Path:
+        """One line a row, appended as answers come."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def task(self) -> Path:
+        """Which kind of task the test file sets, told from all its rows before the first is answered."""
+        return self.path / "task.json"
+
+    @property
+    def complete(self) -> Path:
+        """What the answers amount to: the last file written."""
+        return self.path / "metrics_summary.json"
+
+    def read_result(self) -> dict[str, Any]:
+        """What the answers amount to; empty before they were measured, and where the file is damaged."""
+        found = super().read_result()
+        try:
+            return found if all(metric["unit"] for metric in found["metrics"].values()) and found["columns"] else {}
+        except (KeyError, TypeError, AttributeError):
+            return {}
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The answered rows; a line that a killed process left torn is no row."""
+        try:
+            with self.predictions.open(encoding="utf-8") as file:
+                for line in file:
+                    with contextlib.suppress(ValueError, RecursionError):
+                        if line.endswith("\n") and isinstance(row := json.loads(line), dict):
+                            yield row
+        except (FileNotFoundError, UnicodeDecodeError):
+            return
+
+
+class ExportFolder(JobFolder):
+    """The files of one export."""
+
+    @property
+    def complete(self) -> Path:
+        """What came out: the last file written."""
+        return self.path / "result.json"
+
+    @property
+    def result(self) -> Path:
+        """The folder that was made, or the one file where a person named one for it."""
+        out = self.read_facts().get("out")
+        return Path(out) if out and isinstance(out, str) else self.path / "result"
+
+    @property
+    def unfinished(self) -> Path:
+        """Where the result is written before it takes its place: on the same disk."""
+        return self.result.with_name(f".{self.result.name}.{self.id}")
+
+    def remove_unfinished(self) -> None:
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+
+
+class BenchmarkFolder(JobFolder):
+    """The files of one benchmark."""
+
+    @property
+    def results(self) -> Path:
+        """Where lm-evaluation-harness puts its numbers."""
+        return self.path / "results"
 
 
 def damaged_request(folder: JobFolder) -> StudioError:

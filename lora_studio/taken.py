@@ -1,13 +1,12 @@
 """How much of the disk visitors take: what they uploaded and typed, their runs, evaluations, exports and downloads."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lora_studio import evaluations, exports
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
-from lora_studio.workspace import RunFolder, Workspace
+from lora_studio.workspace import JobFolder, Workspace
 
 OF = "of-"  # before a visitor's name, the name of the folder of their downloads
 
@@ -26,14 +25,14 @@ def downloads_of(whole: Workspace) -> Iterator[tuple[str, Path]]:
         yield path.name.removeprefix(OF), path
 
 
-def at_work(whole: Workspace) -> Iterator[tuple[str, RunFolder]]:
+def at_work(whole: Workspace) -> Iterator[tuple[str, JobFolder]]:
     """Of `made_by` what was started and has not said its last word."""
     for name, folder in made_by(whole):
         if folder.worker.exists() and not folder.complete.exists():
             yield name, folder
 
 
-def made_by(whole: Workspace) -> Iterator[tuple[str, RunFolder]]:
+def made_by(whole: Workspace) -> Iterator[tuple[str, JobFolder]]:
     """Every run, evaluation and export, with the name of whoever made it."""
     jobs = (*evaluations.folders(whole).everybodys(), *exports.folders(whole).everybodys())
     for folder in (*whole.runs(), *jobs):
@@ -41,14 +40,6 @@ def made_by(whole: Workspace) -> Iterator[tuple[str, RunFolder]]:
             yield folder.maker, folder
         except FileNotFoundError:  # deleted meanwhile
             continue
-
-
-def remove_torn(folder: RunFolder) -> None:
-    """Removes what a run was writing when it was ended: a checkpoint or an adapter that is not whole is no use."""
-    whole = folder.checkpoint_folders()
-    torn = [path for path in folder.checkpoints.glob("*") if path not in whole]
-    for path in (*torn, folder.unfinished_adapter):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def no_room(taken: int, coming: int, most: int, whose: str, hint: str) -> StudioError:

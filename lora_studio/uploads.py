@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lora_studio import evaluations
 from lora_studio.errors import StudioError
+from lora_studio.job_folders import EvaluationFolder
 from lora_studio.parsing import read_yaml
 from lora_studio.workspace import RunFolder, Workspace
 
@@ -29,15 +30,16 @@ def delete_upload(workspace: Workspace, name: str) -> None:
         hidden.unlink()
 
 
-def _at_work(workspace: Workspace) -> Iterator[tuple[RunFolder, str]]:
+def _at_work(workspace: Workspace) -> Iterator[tuple[RunFolder | EvaluationFolder, str]]:
     """Every run and evaluation without a last word, whoever made it, with its title."""
-    for job in (*workspace.whole.runs(), *evaluations.folders(workspace.whole).everybodys()):
+    found: tuple[RunFolder | EvaluationFolder, ...] = tuple(workspace.whole.runs())
+    for job in (*found, *evaluations.folders(workspace.whole).everybodys()):
         if not job.complete.exists():
             yield job, str(job.read_facts().get("title", job.id))
 
 
-def _reads(job: RunFolder) -> list[Path]:
-    if isinstance(job, evaluations.EvaluationFolder):
-        return [Path(job.request().data)]
+def _reads(job: RunFolder | EvaluationFolder) -> list[Path]:
+    if isinstance(job, EvaluationFolder):
+        return [Path(evaluations.request_of(job).data)]
     data = read_yaml(job.config)["data"]
     return [Path(str(data[name])).expanduser() for name in ("train_file", "validation_file") if data.get(name)]

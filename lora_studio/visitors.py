@@ -18,7 +18,7 @@ from lora_studio.errors import StudioError
 from lora_studio.hub_token import NO_TOKEN
 from lora_studio.taken import no_room
 from lora_studio.taken import taken as bytes_taken
-from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, demo_folder, shipped_data
+from lora_studio.workspace import DEMO_MODEL, JobFolder, RunFolder, Workspace, demo_folder, shipped_data
 
 USERS = "users"
 FILES = ("train_file", "validation_file", "model", "base", "adapter")  # parameters of requests that name files
@@ -161,7 +161,7 @@ class VisitedWorkspace(Workspace):
 
     # -- runs and evaluations
 
-    def shows(self, folder: RunFolder) -> bool:
+    def shows(self, folder: JobFolder) -> bool:
         if self.owned:
             return True
         maker = self._makers.get(folder.path)

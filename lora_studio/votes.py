@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_studio.workspace import Workspace
 
-TIE = -1
+TIE = NO_BASE = -1
 Z95 = 1.959963984540054
 
 
@@ -17,7 +17,7 @@ Z95 = 1.959963984540054
 class Vote:
     """Answers to one prompt in the order in which they were shown, and the better one's place; `TIE` for none.
 
-    `names` says who gave each answer, `messages` what was asked.
+    `names` says who gave each answer, `messages` what was asked. `base_at` is the base's place, `NO_BASE` for none.
     """
 
     time: float
@@ -26,6 +26,12 @@ class Vote:
     names: list[str]
     answers: list[str]
     best: int
+    base_at: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.base_at is None:  # kept by an earlier version, which told the base by its name alone
+            place = (at for at, name in enumerate(self.names) if str(name).startswith("Base"))
+            object.__setattr__(self, "base_at", next(place, NO_BASE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,7 @@ def tallies(votes: Sequence[Vote]) -> list[Tally]:
     counts: dict[tuple[str, str], list[int]] = {}
     for vote in votes:
         for one, other in itertools.combinations(range(len(vote.names)), 2):
-            first, second = sorted((one, other), key=lambda at: (vote.names[at].startswith("Base"), vote.names[at]))
+            first, second = sorted((one, other), key=lambda at: (at == vote.base_at, vote.names[at]))
             if vote.best in (TIE, first, second):  # two that both lost to a third were not compared
                 place = counts.setdefault((vote.names[first], vote.names[second]), [0, 0, 0])
                 place[2 if vote.best == TIE else 0 if vote.best == first else 1] += 1

@@ -39,6 +39,7 @@ _FACTS: dict[str, tuple[type, ...]] = {
 _RESULT: dict[str, tuple[type, ...]] = {
     "state": (str,),
     "message": (str,),
+    "reason": (str,),
     "difference": (dict, type(None)),
     "eval_metrics": (dict,),
     "best_checkpoint": (str, type(None)),
@@ -113,8 +114,8 @@ def step_of(checkpoint: str) -> int:
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """The files of one run."""
+class JobFolder:
+    """The files that every kind of job has: what was asked for, what happened, who does it, what came out."""
 
     path: Path
 
@@ -123,14 +124,9 @@ class RunFolder:
         return self.path.name
 
     @property
-    def config(self) -> Path:
-        """The whole resolved config, written once before the start."""
-        return self.path / "config.yaml"
-
-    @property
     def facts(self) -> Path:
-        """Versions, seed, creation time and title, written once before the start."""
-        return self.path / "run.json"
+        """What was asked for, when and by whom, written once before the start."""
+        return self.path / "request.json"
 
     @property
     def events(self) -> Path:
@@ -146,31 +142,9 @@ class RunFolder:
         return self.path / "worker.log"
 
     @property
-    def labels(self) -> Path:
-        """Tags and the note that a person gave the run; the run itself never reads them."""
-        return self.path / "labels.json"
-
-    @property
     def worker(self) -> Path:
-        """Process id and start time of the run's worker, written by the launcher."""
+        """Which process does the work and what was asked of it, written by its launcher."""
         return self.path / "worker.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def adapter(self) -> Path:
-        return self.path / "adapter"
-
-    @property
-    def unfinished_adapter(self) -> Path:
-        """Where the adapter is written before it takes its place."""
-        return self.path / ".adapter"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
 
     @property
     def complete(self) -> Path:
@@ -178,27 +152,9 @@ class RunFolder:
         return self.path / "complete.json"
 
     @property
-    def report(self) -> Path:
-        return self.path / "report.md"
-
-    @property
     def cache(self) -> Path:
         """The workspace's folder of prepared data."""
         return self.path.parent.parent / _CACHE
-
-    def checkpoint_folders(self) -> list[Path]:
-        """Checkpoints that are whole (the trainer writes its state last), oldest first."""
-        found = [
-            path
-            for path in self.checkpoints.glob("checkpoint-*")
-            if path.name.removeprefix("checkpoint-").isdecimal() and (path / "trainer_state.json").is_file()
-        ]
-        return sorted(found, key=lambda path: step_of(path.name))
-
-    @property
-    def has_checkpoints(self) -> bool:
-        """Whether there are any, whole or not: what became of those that are not is told by who resumes."""
-        return any(self.checkpoints.glob("checkpoint-*"))
 
     def read_facts(self) -> dict[str, Any]:
         """What was noted before the start; of a damaged file, when it was written, under a title that says so."""
@@ -217,7 +173,7 @@ class RunFolder:
         return str(self.read_facts().get("maker", ""))
 
     def read_result(self) -> dict[str, Any]:
-        """The final numbers; empty while the run has none, and where their file is damaged."""
+        """The final numbers; empty while the job has none, and where their file is damaged."""
         try:
             found = read_object(self.complete)
         except (FileNotFoundError, ValueError):
@@ -225,9 +181,93 @@ class RunFolder:
         return found if fits(found, _RESULT) else {}
 
     def damaged(self) -> list[str]:
-        """The small files of the run that are there and can't be read, by name."""
+        """The small files of the job that are there and can't be read, by name."""
         names = [self.facts.name] if self.read_facts().get("damaged") else []
         return names + ([self.complete.name] if os.path.lexists(self.complete) and not self.read_result() else [])
+
+    @property
+    def watched(self) -> tuple[Path, ...]:
+        """What changes while the job goes on: its worker, its events, and what else its state tells of."""
+        return self.worker, self.events
+
+    def checkpoint_folders(self) -> list[Path]:
+        """Where the work can go on from, oldest first; empty for kinds of jobs that save nothing in between."""
+        return []
+
+    def holds_checkpoint(self, name: str) -> bool:
+        """Whether the checkpoint of that name is there, whole or not."""
+        return False
+
+    def remove_unfinished(self) -> None:
+        """Removes what a worker that is gone left half-written and nobody can use."""
+
+
+class RunFolder(JobFolder):
+    """The files of one run: beside those of a job its settings, checkpoints, adapter and report."""
+
+    @property
+    def facts(self) -> Path:
+        """Versions, seed, creation time and title, written once before the start."""
+        return self.path / "run.json"
+
+    @property
+    def config(self) -> Path:
+        """The whole resolved config, written once before the start."""
+        return self.path / "config.yaml"
+
+    @property
+    def labels(self) -> Path:
+        """Tags and the note that a person gave the run; the run itself never reads them."""
+        return self.path / "labels.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def unfinished_adapter(self) -> Path:
+        """Where the adapter is written before it takes its place."""
+        return self.path / ".adapter"
+
+    @property
+    def watched(self) -> tuple[Path, ...]:
+        return self.worker, self.events, self.checkpoints
+
+    def holds_checkpoint(self, name: str) -> bool:
+        return (self.checkpoints / name).is_dir()
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.md"
+
+    def checkpoint_folders(self) -> list[Path]:
+        """Checkpoints that are whole (the trainer writes its state last), oldest first."""
+        found = [
+            path
+            for path in self.checkpoints.glob("checkpoint-*")
+            if path.name.removeprefix("checkpoint-").isdecimal() and (path / "trainer_state.json").is_file()
+        ]
+        return sorted(found, key=lambda path: step_of(path.name))
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether there are any, whole or not: what became of those that are not is told by who resumes."""
+        return any(self.checkpoints.glob("checkpoint-*"))
+
+    def remove_unfinished(self) -> None:
+        """A checkpoint or an adapter that is not whole is no use."""
+        whole = self.checkpoint_folders()
+        torn = [path for path in self.checkpoints.glob("*") if path not in whole]
+        for path in (*torn, self.unfinished_adapter):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class Workspace(Permissions):
@@ -282,8 +322,8 @@ class Workspace(Permissions):
         """Whether it is the owner who is answered now."""
         return True
 
-    def shows(self, folder: RunFolder) -> bool:
-        """Whether a run or an evaluation is for whoever is answered now."""
+    def shows(self, folder: JobFolder) -> bool:
+        """Whether a job is for whoever is answered now."""
         return True
 
     def check_path(self, name: str) -> None:
@@ -305,6 +345,11 @@ class Workspace(Permissions):
     def exports_folder(self) -> Path:
         """Adapters taken away: each in the form that another program reads."""
         return self.root / "exports"
+
+    @property
+    def benchmarks_folder(self) -> Path:
+        """Adapters measured on public benchmarks."""
+        return self.root / "benchmarks"
 
     @property
     def uploads_folder(self) -> Path:
@@ -362,7 +407,7 @@ class Workspace(Permissions):
 
     @property
     def queue(self) -> Path:
-        """Ids of the runs that wait for the device, in order."""
+        """The jobs that wait for the device, in order."""
         return self.root / "queue.json"
 
     def create_run(self, title: str, config_yaml: str, facts: Mapping[str, Any]) -> RunFolder:

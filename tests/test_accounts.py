@@ -16,7 +16,7 @@ from lora_studio.accounts import (
     same_secret,
 )
 from lora_studio.errors import StudioError
-from lora_studio.jobs.launcher import child_environment
+from lora_studio.jobs.launchers.local import child_environment
 from lora_studio.space import CLIENT_SECRET
 
 

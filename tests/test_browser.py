@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from lora_studio.jobs.launcher import find, kill
+from lora_studio.jobs.launchers.local import find, kill
 from lora_studio.ui.build import TABS
 from lora_studio.ui.form_draft import DRAFT
 from lora_studio.workspace import RunFolder, Workspace, shipped_data

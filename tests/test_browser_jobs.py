@@ -7,8 +7,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from lora_studio.evaluations import evaluations
-from lora_studio.exports import exports
-from lora_studio.jobs.launcher import kill
+from lora_studio.exports import exports, request_of
+from lora_studio.jobs.launchers.local import kill
 from lora_studio.workspace import Workspace
 from tests.adapters import noise_run
 from tests.serving import Server, fits, open_tab, visited
@@ -97,7 +97,7 @@ def test_a_run_is_taken_away_as_a_merged_model(browser: Browser, server: Server,
         expect(head).to_contain_text("Finished after", timeout=PATIENCE)
         expect(head).to_contain_text("the same answer as base and adapter", timeout=PATIENCE)
         (folder,) = exports(workspace)
-        assert folder.request().settings["dtype"] == "float32"
+        assert request_of(folder).settings["dtype"] == "float32"
 
         page.reload()
         expect(head).to_contain_text("Finished after", timeout=PATIENCE)

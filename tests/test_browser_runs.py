@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from lora_studio.config import Config
 from lora_studio.events import Evaluated, Event, Finished, PhaseStarted, RunStarted, StepLogged, to_line
-from lora_studio.jobs.launcher import Worker, find
+from lora_studio.jobs.launchers.local import Worker, find
 from lora_studio.jobs.waiting import Waiting, read_queue
 from lora_studio.parsing import parse, read_yaml, to_yaml
 from lora_studio.ui.form_draft import DRAFT

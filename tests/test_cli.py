@@ -19,7 +19,7 @@ from lora_studio.cli.terminal import age, duration, size, table
 from lora_studio.cli.train_command import follow_to_end
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
-from lora_studio.jobs.launcher import find, kill
+from lora_studio.jobs.launchers.local import find, kill
 from lora_studio.parsing import parse
 from lora_studio.settings import settings
 from lora_studio.workspace import Workspace
@@ -259,10 +259,11 @@ def follower(workspace: Workspace, mode: str) -> subprocess.Popen[str]:
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from lora_studio.cli.train_command import follow_to_end; from lora_studio.config import Config\n"
-        "from lora_studio.jobs.launcher import Launcher; from lora_studio.jobs.supervisor import Supervisor\n"
+        "from lora_studio.jobs.launchers.local import LocalLauncher\n"
+        "from lora_studio.jobs.supervisor import Supervisor\n"
         "from lora_studio.workspace import Workspace\n"
         f"workspace = Workspace.find({str(workspace.root)!r})\n"
-        f"supervisor = Supervisor(workspace, Launcher({fake_command(mode)!r}))\n"
+        f"supervisor = Supervisor(workspace, LocalLauncher({fake_command(mode)!r}))\n"
         "run = workspace.run(supervisor.launch(Config()))\n"
         "sys.exit(follow_to_end(supervisor, run, as_json=True))\n"
     )

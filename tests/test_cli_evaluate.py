@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lora_studio.cli.evaluate_command import answered_line, print_metrics
-from lora_studio.evaluations import create, evaluation, make_request
+from lora_studio.evaluations import create, evaluation, make_request, request_of
 from lora_studio.events import Finished, RunState, to_line
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
@@ -36,7 +36,7 @@ def test_resume_wants_an_evaluation_asked_for_in_the_same_words(say: Say, adapte
         code, _, told = say("evaluate", adapter, "recommender", "--resume", *words)
         assert code == 2
         assert "no such evaluation to go on with" in told
-    assert evaluation(workspace, folder.id).request().columns[0].name == "adapter"
+    assert request_of(evaluation(workspace, folder.id)).columns[0].name == "adapter"
 
 
 def test_progress_is_told_with_speed_and_time_left() -> None:

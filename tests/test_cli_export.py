@@ -9,10 +9,10 @@ import pytest
 from lora_studio.cli.terminal import progress_line
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS
-from lora_studio.exports import exports, make_request
-from lora_studio.jobs import exporting
+from lora_studio.exports import exports, make_request, request_of
 from lora_studio.jobs.exporting import Exports
-from lora_studio.jobs.launcher import Launcher
+from lora_studio.jobs.launchers import local
+from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 from tests.conftest import Say
@@ -22,7 +22,7 @@ from tests.jobs.conftest import wait_until
 @pytest.fixture(autouse=True)
 def fake_child(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Path(__file__).parent / "jobs" / "fake_exporter.py"
-    monkeypatch.setattr(exporting, "python_module", lambda name: [sys.executable, str(fake), "quick"])
+    monkeypatch.setattr(local, "python_module", lambda name: [sys.executable, str(fake), "quick"])
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def test_it_follows_the_export_and_prints_where_the_result_is(say: Say, adapter:
     assert out.splitlines() == [str(folder.result)]
     assert "adapter: Merged model, about" in told
     assert f"runs stop {folder.id}` ends it" in told
-    assert folder.request().settings["dtype"] == "float16"
-    assert not folder.request().trial
+    assert request_of(folder).settings["dtype"] == "float16"
+    assert not request_of(folder).trial
     code, out, _ = say("export", adapter, "--to", "zip", "--json")
     assert code == 0
     assert json.loads(out)["state"] == "done"
@@ -50,7 +50,7 @@ def test_one_that_was_made_in_part_is_told_so_and_is_no_success(
     say: Say, adapter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = Path(__file__).parent / "jobs" / "fake_exporter.py"
-    monkeypatch.setattr(exporting, "python_module", lambda name: [sys.executable, str(fake), "part"])
+    monkeypatch.setattr(local, "python_module", lambda name: [sys.executable, str(fake), "part"])
     code, out, told = say("export", adapter, "--to", "gguf", "--json")
     assert code == 1
     assert json.loads(out)["missing"] == "it.gguf"
@@ -83,7 +83,7 @@ def test_one_whose_terminal_is_gone_is_listed_followed_and_stopped_by_its_id(
     say: Say, adapter: str, workspace: Workspace
 ) -> None:
     fake = Path(__file__).parent / "jobs" / "fake_exporter.py"
-    name = Exports(workspace, Launcher([sys.executable, str(fake), "slow"])).start(
+    name = Exports(workspace, LocalLauncher([sys.executable, str(fake), "slow"])).start(
         make_request(workspace, adapter, "zip")
     )
 

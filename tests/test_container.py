@@ -11,7 +11,7 @@ import pytest
 import yaml
 from dockerfile_parse import DockerfileParser
 
-from lora_studio.jobs.launcher import child_environment
+from lora_studio.jobs.launchers.local import child_environment
 
 ROOT = Path(__file__).parent.parent
 STEPS = [(step["instruction"], step["value"]) for step in DockerfileParser(str(ROOT)).structure]

@@ -10,12 +10,13 @@ import pytest
 
 from lora_studio import past_runs
 from lora_studio.evaluations import folders as evaluation_folders
-from lora_studio.events import Evaluated, Finished, RunStarted, StepLogged, to_line
+from lora_studio.events import Evaluated, Finished, Reason, RunStarted, StepLogged, to_line
 from lora_studio.exports import create, make_request
 from lora_studio.folded import keep_folded
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.jobs.exporting import Exports
-from lora_studio.jobs.launcher import Launcher
+from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.jobs.waiting import Waiting, read_queue, write_queue
 from lora_studio.overview import overview
@@ -182,7 +183,8 @@ def test_a_damaged_result_and_worker_are_told_of(world: World) -> None:
     world.bad.worker.write_text("[]")
     world.bad.events.write_text(to_line(RunStarted(time.time(), 1, "CPU", "float32")))
     state = Supervisor(world.workspace).state(world.bad.id)
-    assert (state.state, state.message) == ("failed", "worker.json is damaged: how the run ended is not known.")
+    assert (state.state, state.reason) == ("failed", Reason.RECORD_DAMAGED)
+    assert ending_words(state)[0] == "worker.json is damaged: how the run ended is not known."
 
 
 def test_a_damaged_queue_is_made_again_of_the_runs_that_were_never_started(
@@ -197,7 +199,7 @@ def test_a_damaged_queue_is_made_again_of_the_runs_that_were_never_started(
     world.workspace.queue.write_text(json.dumps(entries))
     assert read_queue(world.workspace) == expected
     started: list[str] = []
-    monkeypatch.setattr(Launcher, "start", lambda self, run, *rest, **more: started.append(run.id))
+    monkeypatch.setattr(LocalLauncher, "start", lambda self, run, *rest, **more: started.append(run.id))
     world.workspace.queue.write_text("{")
     Supervisor(world.workspace).tick()
     assert started == [world.waiting.id]

@@ -16,7 +16,7 @@ import pytest
 
 from lora_studio import prompt_sets, votes
 from lora_studio.events import fold, from_line
-from lora_studio.jobs.launcher import kill
+from lora_studio.jobs.launchers.local import kill
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.presets import resolve
 from lora_studio.workspace import RunFolder, Workspace

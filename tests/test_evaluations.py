@@ -17,6 +17,7 @@ from lora_studio.evaluations import (
     folders,
     make_request,
     of_run,
+    request_of,
 )
 from lora_studio.parsing import parse, to_yaml
 from lora_studio.workspace import Workspace, shipped_data
@@ -98,7 +99,7 @@ def test_settings_out_of_bounds_are_refused(workspace: Workspace, run: str, meas
 def test_what_was_asked_is_kept_and_found_again(workspace: Workspace, run: str) -> None:
     request = make_request(workspace, [run], "recommender", measuring={"max_samples": 7}, generation={"top_k": 3})
     folder = create(workspace, request)
-    assert folder.request() == request == Request.from_dict(request.to_dict())
+    assert request_of(folder) == request == Request.from_dict(request.to_dict())
     assert [one.id for one in evaluations(workspace)] == [one.id for one in of_run(workspace, run)] == [folder.id]
     assert of_run(workspace, "another") == []
     folders(workspace).delete(evaluation(workspace, folder.id))

@@ -16,6 +16,7 @@ from lora_studio.exports import (
     folders,
     make_request,
     needed_bytes,
+    request_of,
     sizes_of,
 )
 from lora_studio.workspace import Workspace
@@ -73,7 +74,7 @@ def test_the_size_is_that_of_the_result_and_the_disk_holds_what_lies_there_on_th
 def test_what_was_asked_for_is_read_back(workspace: Workspace, adapter: Path, tmp_path: Path) -> None:
     request = make_request(workspace, str(adapter), "merged", out=str(tmp_path / "out"), trial=False)
     folder = create(workspace, request)
-    assert folder.request() == request
+    assert request_of(folder) == request
     assert (folder.result, folder.unfinished.parent) == (tmp_path / "out", tmp_path)
     assert [found.id for found in exports(workspace)] == [folder.id]
     folders(workspace).delete(folder)

@@ -19,7 +19,7 @@ from lora_studio.guests import ELSEWHERE, LIMITS, GuestWorkspace
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.jobs.exporting import Exports
 from lora_studio.jobs.harness import Harness
-from lora_studio.jobs.launcher import Launcher
+from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.parsing import nest, parse, read_yaml, to_yaml
 from lora_studio.presets import resolve
@@ -37,7 +37,7 @@ class Visit:
     def __init__(self, root: Path) -> None:
         self.now = GUEST
         self.workspace = GuestWorkspace(Workspace(root / "workspace"), lambda: self.now, OWNER)
-        self.supervisor = Supervisor(self.workspace, Launcher(fake_command("steps=1")))
+        self.supervisor = Supervisor(self.workspace, LocalLauncher(fake_command("steps=1")))
 
     def run(self, name: str) -> RunFolder:
         self.now = name
@@ -234,7 +234,7 @@ def test_a_guests_evaluation_answers_few_rows(visit: Visit, monkeypatch: pytest.
         return create(workspace, request)
 
     monkeypatch.setattr("lora_studio.jobs.evaluating.create", keep)
-    evaluations = Evaluations(visit.workspace, Launcher(fake_command("steps=1")))
+    evaluations = Evaluations(visit.workspace, LocalLauncher(fake_command("steps=1")))
     request = make_request(visit.workspace, [run.id], "pirate")
     evaluations.start(request)
     assert kept == [LIMITS.test_rows]

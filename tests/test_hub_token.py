@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub.utils import build_hf_headers
@@ -19,10 +20,10 @@ from lora_studio.foreign_adapters import from_hub
 from lora_studio.hub_token import hub_secrets, knows_token, withheld
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.jobs.exporting import Exports
-from lora_studio.jobs.launcher import Launcher
+from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.visitors import VisitedWorkspace
-from lora_studio.workspace import RunFolder, Workspace
+from lora_studio.workspace import JobFolder, Workspace
 from tests import adapters
 
 OWNERS = "hf_of_the_owner"
@@ -114,10 +115,10 @@ def test_runs_and_other_jobs_of_visitors_are_started_without_the_owners_token(
     visited = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], "anna")
     started: list[tuple[str, str | None]] = []
 
-    def start(self: Launcher, run: RunFolder, resume: bool = False, env: dict[str, str] | None = None) -> None:
-        started.append((run.maker, (env or {}).get("HF_TOKEN")))
+    def start(self: LocalLauncher, job: JobFolder, module: str, **given: Any) -> None:
+        started.append((job.maker, (given["env"] or {}).get("HF_TOKEN")))
 
-    monkeypatch.setattr(Launcher, "start", start)
+    monkeypatch.setattr(LocalLauncher, "start", start)
     supervisor, evaluations = Supervisor(visited), Evaluations(visited)
     for now[0] in ("bert", "anna"):
         run = visited.run(supervisor.launch(Config()))

@@ -11,7 +11,7 @@ import openai
 import psutil
 import pytest
 
-from lora_studio.jobs.launcher import kill
+from lora_studio.jobs.launchers.local import kill
 from lora_studio.workspace import RunFolder, Workspace
 from tests.serving import Server
 from tests.ui.test_build import PUBLIC

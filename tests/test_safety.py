@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.visitors import Visitor, failed, visit
 from lora_studio.accounts import API_KEY, USERS
-from lora_studio.jobs.launcher import kill
+from lora_studio.jobs.launchers.local import kill
 from lora_studio.serving import MAX_UPLOAD
 from lora_studio.workspace import RunFolder, Workspace
 from tests.serving import Server

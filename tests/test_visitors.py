@@ -10,10 +10,12 @@ from lora_studio import evaluations, exports, prompt_sets, votes
 from lora_studio.adapter_source import adapter_folder
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import EvaluationFolder, make_request
+from lora_studio.evaluations import make_request
 from lora_studio.files import bytes_in
+from lora_studio.job_folders import EvaluationFolder
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.evaluating import Evaluations
-from lora_studio.jobs.launcher import Launcher, kill
+from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.jobs.waiting import MOST_OF_A_VISITOR, Waiting, check_room, lock, write_queue
 from lora_studio.parsing import parse, to_yaml
@@ -333,7 +335,7 @@ def test_visitors_have_room_for_so_much_on_the_disk_and_the_owner_for_all(tmp_pa
 def test_work_that_fills_more_than_its_makers_room_is_ended_while_it_grows(tmp_path: Path) -> None:
     now = ["bert"]
     workspace = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], "anna", quota=1_000_000)
-    supervisor = Supervisor(workspace, Launcher(fake_command("greedy")))
+    supervisor = Supervisor(workspace, LocalLauncher(fake_command("greedy")))
 
     def ended() -> bool:
         supervisor.tick()
@@ -344,7 +346,7 @@ def test_work_that_fills_more_than_its_makers_room_is_ended_while_it_grows(tmp_p
     state = supervisor.state(run)
     assert state.state == "failed"
     assert state.message.startswith("It was ended because the disk space of its maker was used up: 1.")
-    assert "Delete it" in state.hint
+    assert "Delete it" in ending_words(state)[1]
     folder = workspace.run(run)
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == [
         "checkpoint-1",

@@ -10,8 +10,10 @@ from lora_studio.cli.flags import overrides
 from lora_studio.cli.following import Telling, exit_code, follow, goes_on
 from lora_studio.cli.terminal import print_json, progress_line, say, table
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import EvaluationFolder, Request, evaluation, evaluations, make_request
+from lora_studio.evaluations import Request, evaluation, evaluations, make_request, request_of
 from lora_studio.events import RunState
+from lora_studio.job_folders import EvaluationFolder
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.parsing import nest, parse
 from lora_studio.workspace import Workspace
@@ -68,7 +70,7 @@ def _unfinished(workspace: Workspace, jobs: Evaluations, request: Request) -> Ev
     for folder in evaluations(workspace):
         state = jobs.state(folder.id)
         with contextlib.suppress(StudioError):  # a damaged one is none to go on with
-            if folder.request() == request and state.final and state.state != "done":
+            if request_of(folder) == request and state.final and state.state != "done":
                 return folder
     raise StudioError(
         "There is no such evaluation to go on with.", "Give the same adapter, data and settings as at its start."
@@ -97,13 +99,14 @@ def _result(folder: EvaluationFolder, state: RunState, files: dict[str, str]) ->
     told = {
         name: summary[name] for name in ("rows", "of_rows", "task", "metrics", "confusion", "disagreements") if summary
     }
-    words = {"message": state.message, "hint": state.hint} if state.state != "done" else {}
+    words = dict(zip(("message", "hint"), ending_words(state), strict=True)) if state.state != "done" else {}
     columns = [
-        {"name": column.name, "title": column.title, "folder": column.folder} for column in folder.request().columns
+        {"name": column.name, "title": column.title, "folder": column.folder} for column in request_of(folder).columns
     ]
     return {
         "evaluation": folder.id,
         "state": state.state,
+        "reason": state.reason,
         **words,
         "warnings": state.warnings,
         "columns": columns,
@@ -120,10 +123,11 @@ def _tell(folder: EvaluationFolder, state: RunState, files: dict[str, str], *, s
     summary = _summary(folder)
     if summary and show:
         print_metrics(summary)
+    message, hint = ending_words(state)
     if state.state == "failed":
-        say(f"Failed: {state.message}")
+        say(f"Failed: {message}")
     if state.state != "done":
-        say(state.hint)
+        say(hint)
         if state.state == "stopped" or summary:
             say(f"Go on with: python -m lora_studio runs resume {folder.id}")
     for path in files.values():

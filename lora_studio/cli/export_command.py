@@ -11,8 +11,10 @@ from lora_studio.cli.following import FAILED, Telling, exit_code, follow, goes_o
 from lora_studio.cli.terminal import duration, print_json, progress_line, say, size, table
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS
-from lora_studio.exports import PHASES, ExportFolder, folders, make_request, result_bytes, sizes_of
+from lora_studio.exports import PHASES, folders, make_request, result_bytes, sizes_of
 from lora_studio.hub_token import hub_secrets, knows_token
+from lora_studio.job_folders import ExportFolder
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.exporting import Exports
 from lora_studio.workspace import Workspace
 
@@ -43,8 +45,8 @@ def tell_to_end(jobs: Exports, folder: ExportFolder, as_json: bool, *, leaves: b
     state = follow(jobs, folder, telling, leaves=leaves)
     result = folder.read_result()
     if as_json:
-        words = {"message": state.message, "hint": state.hint} if state.state != "done" else {}
-        print_json({"export": folder.id, "state": state.state, **words, **result})
+        words = dict(zip(("message", "hint"), ending_words(state), strict=True)) if state.state != "done" else {}
+        print_json({"export": folder.id, "state": state.state, "reason": state.reason, **words, **result})
     _tell(state, result, show=not as_json)
     if result.get("missing"):
         return FAILED
@@ -78,8 +80,9 @@ def _tell(state: RunState, result: dict[str, Any], *, show: bool) -> None:
     for words in state.warnings:
         say(f"note: {words}")
     if state.state != "done":
-        say(f"Failed: {state.message}" if state.state == "failed" else state.message)
-        say(state.hint)
+        message, hint = ending_words(state)
+        say(f"Failed: {message}" if state.state == "failed" else message)
+        say(hint)
         return
     if not result:
         say("result.json of this export is damaged: what came out is not known. Make it again.")

@@ -8,7 +8,6 @@ from lora_studio.cli.terminal import say
 from lora_studio.events import RunState
 from lora_studio.job_folders import Folder
 from lora_studio.jobs.folder_jobs import FolderJobs
-from lora_studio.jobs.launcher import kill
 
 FAILED = 1
 
@@ -64,7 +63,7 @@ def follow(jobs: FolderJobs[Folder], folder: Folder, telling: Telling, *, leaves
                 say(f"Stopping; {telling.stopping}. Ctrl-C again ends it at once.")
                 jobs.stop(folder.id)
             else:
-                kill(folder)
+                jobs.kill(folder.id)
 
 
 def exit_code(state: RunState, child: int | None) -> int:

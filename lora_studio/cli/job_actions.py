@@ -13,11 +13,11 @@ from lora_studio.evaluations import evaluations
 from lora_studio.events import RunState
 from lora_studio.exports import exports
 from lora_studio.files import bytes_in
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.jobs.exporting import Exports
 from lora_studio.jobs.folder_jobs import FolderJobs
-from lora_studio.jobs.launcher import kill
-from lora_studio.workspace import RunFolder, Workspace
+from lora_studio.workspace import JobFolder, Workspace
 
 ACTIONS = ("show", "follow", "stop", "cancel", "resume", "delete")
 
@@ -31,7 +31,7 @@ class Job:
 
     noun: str
     jobs: FolderJobs[Any]
-    folder: RunFolder
+    folder: JobFolder
     follow: Callable[[bool], int]
     progress: Callable[[RunState], str]
     resume: Callable[[], None]
@@ -81,7 +81,8 @@ def act(job: Job, action: str, as_json: bool, *, sure: bool = False) -> int:
         say(f"Resumed. It goes on in the background: `python -m lora_studio runs follow {name}` tells of it.")
     state = job.jobs.state(name)
     if as_json:
-        print_json({job.noun: name, "state": state.state, "message": state.message, "hint": state.hint})
+        message, hint = ending_words(state)
+        print_json({job.noun: name, "state": state.state, "reason": state.reason, "message": message, "hint": hint})
     else:
         print("\n".join(_describe(job, state)))
     return 0
@@ -99,7 +100,7 @@ def _end(job: Job, *, at_once: bool) -> None:
         say(f"This {job.noun} has ended already.")
         return
     if at_once:
-        kill(job.folder, cancelled=True)
+        job.jobs.kill(job.folder.id, cancelled=True)
     else:
         job.jobs.stop(job.folder.id)
     while not job.jobs.state(job.folder.id).final:
@@ -112,7 +113,7 @@ def _describe(job: Job, state: RunState) -> list[str]:
         lines.append(f"took        {duration(state.seconds)}")
     elif told := job.progress(state):
         lines.append(f"progress    {told}")
-    return [*lines, *(text for text in (state.message, state.hint) if text)]
+    return [*lines, *(text for text in ending_words(state) if text)]
 
 
 def going_on(workspace: Workspace) -> list[str]:

@@ -13,6 +13,7 @@ from lora_studio.deletion import deletions
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.health import Diagnosis, in_words, of_folder
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.plural import count
 from lora_studio.workspace import Workspace
@@ -100,7 +101,9 @@ def _queue(supervisor: Supervisor, as_json: bool) -> int:
 def _facts(state: RunState, health: list[Diagnosis]) -> dict[str, Any]:
     """Everything known of a run but its many logged steps, of which the last stands for all."""
     facts = dataclasses.asdict(dataclasses.replace(state, steps=state.steps[-1:]))
-    return {"run": facts.pop("id"), **facts, "health": [dataclasses.asdict(found) for found in health]}
+    message, hint = ending_words(state)
+    told = {"message": message, "hint": hint}
+    return {"run": facts.pop("id"), **facts, **told, "health": [dataclasses.asdict(found) for found in health]}
 
 
 def _describe(state: RunState, health: list[Diagnosis]) -> str:
@@ -118,7 +121,7 @@ def _describe(state: RunState, health: list[Diagnosis]) -> str:
     if state.final:
         lines.append(f"took        {duration(state.seconds)}")
     lines += [f"health      {in_words(found)}" for found in health]
-    lines += [text for text in (state.message, state.hint) if text]
+    lines += [text for text in ending_words(state) if text]
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from lora_studio.cli.following import exit_code, goes_on
 from lora_studio.cli.terminal import duration, print_json, progress_line, say
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.presets import resolve
 from lora_studio.workspace import RunFolder, Workspace
@@ -120,6 +121,7 @@ def result_of(run: RunFolder, state: RunState) -> dict[str, Any]:
     """The run's final numbers: those of complete.json, or what is known of a run that has none."""
     last = state.steps[-1].loss if state.steps else None
     evaluated = state.evaluations[-1].loss if state.evaluations else None
+    message, hint = ending_words(state)
     numbers = {
         "run": run.id,
         "state": state.state,
@@ -127,12 +129,11 @@ def result_of(run: RunFolder, state: RunState) -> dict[str, Any]:
         "train_loss": last,
         "eval_loss": evaluated,
         "adapter": None,
-        "message": state.message,
-        "hint": state.hint,
+        "reason": state.reason,
         "seconds": state.seconds,
         "folder": str(run.path),
     }
-    return numbers | run.read_result()
+    return numbers | run.read_result() | {"message": message, "hint": hint}
 
 
 class Narrator:
@@ -191,9 +192,10 @@ class Narrator:
             say(f"Done in {duration(state.seconds)}: {run.adapter}")
             say(f"Try it: python -m lora_studio chat {run.id} --compare")
             return
-        say(f"Failed: {state.message}" if state.state == "failed" else state.message or "Stopped.")
-        if state.hint:
-            say(state.hint)
+        message, hint = ending_words(state)
+        say(f"Failed: {message}" if state.state == "failed" else message or "Stopped.")
+        if hint:
+            say(hint)
         retry = run.read_result().get("retry")
         if retry:
             flags = " ".join(f"--{path} {str(value).lower()}" for path, value in retry["settings"].items())

@@ -56,7 +56,7 @@ class Mapping:
     def from_dict(cls, value: Any) -> "Mapping":
         """Reads a mapping; StudioError names all that is wrong with it."""
         if not isinstance(value, dict):
-            raise ReadingError(f"A mapping is an object of names, not a {type(value).__name__}.", _HINT)
+            raise ReadingError(f"A mapping is an object of names, not a {type(value).__name__}.", KNOWN_PARTS)
         known = [one.name for one in fields(cls)]
         problems = []
         for key, item in value.items():
@@ -107,7 +107,7 @@ class Mapping:
             raise _problems(problems)
 
 
-_HINT = "Known parts: " + ", ".join((*PARTS, "roles", "user_template", "system_prompt")) + "."
+KNOWN_PARTS = "Known parts: " + ", ".join((*PARTS, "roles", "user_template", "system_prompt")) + "."
 
 
 def _role_problems(roles: Any) -> list[str]:
@@ -122,7 +122,7 @@ def _role_problems(roles: Any) -> list[str]:
 
 def _problems(problems: list[str]) -> ReadingError:
     count = "The mapping does not fit: " if len(problems) == 1 else f"The mapping has {len(problems)} faults: "
-    return ReadingError(count + " ".join(problems), _HINT)
+    return ReadingError(count + " ".join(problems), KNOWN_PARTS)
 
 
 def places(template: str) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Generic
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.stopping import Stop, Stopped
 from lora_studio.errors import StudioError
-from lora_studio.events import Finished
+from lora_studio.events import Finished, Reason
 from lora_studio.job_folders import Folder
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
@@ -62,41 +62,52 @@ def begin(
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """An exit code with its state, one of `events.FINAL_STATES`, and what a person is told."""
+    """An exit code with its state, one of `events.FINAL_STATES`, the reason, and what only the worker knows of it."""
 
     code: int
     state: str
+    reason: Reason
     message: str = ""
     hint: str = ""
 
 
-def ending_of(
-    work: Callable[[], None], stop: Stop, *, stopped: str, explain: Callable[[Exception], tuple[str, str]]
-) -> Ending:
-    """Does the work and says how it ended. `stopped` is what helps after a stop, `explain` puts errors into words."""
-    when_stopped = Ending(STOPPED, "stopped", "Stopped when asked to.", stopped)
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """An error that ended the work: its kind, in one sentence, and what helps."""
+
+    reason: Reason
+    message: str
+    hint: str
+
+
+def ending_of(work: Callable[[], None], stop: Stop, *, explain: Callable[[Exception], Explained]) -> Ending:
+    """Does the work and says how it ended; `explain` puts errors that nobody foresaw into words."""
+    when_stopped = Ending(STOPPED, "stopped", Reason.STOPPED)
     try:
         work()
-        return Ending(DONE, "done")
+        return Ending(DONE, "done", Reason.COMPLETED)
     except Stopped:
         return when_stopped
     except StudioError as error:
-        return Ending(WRONG_INPUT, "failed", error.message, error.hint)
+        return Ending(WRONG_INPUT, "failed", Reason.REFUSED, error.message, error.hint)
     except Exception as error:  # the end of the process: nothing else can say what happened
-        ending = when_stopped if stop.cut_short else Ending(FAILED, "failed", *explain(error))
+        ending = when_stopped
+        if not stop.cut_short:
+            known = explain(error)
+            ending = Ending(FAILED, "failed", known.reason, known.message, known.hint)
         traceback.print_exc()  # not before: on a full disk nothing can be said until room is made
         return ending
 
 
-def unexpected(work: str, error: Exception) -> str:
+def unexpected(work: str, error: Exception, hint: str) -> Explained:
     """An error that nobody foresaw, in one sentence."""
     first = str(error).strip().partition("\n")[0][:300]
-    return f"{work} ended with an error: {type(error).__name__}: {first}"
+    return Explained(Reason.INTERNAL_ERROR, f"{work} ended with an error: {type(error).__name__}: {first}", hint)
 
 
 def last_word(log: EventLog, ending: Ending, step: int = 0) -> int:
     """Writes the last event and returns the exit code."""
-    log.emit(Finished(time.time(), ending.state, step, ending.message, ending.hint))
+    log.emit(Finished(time.time(), ending.state, step, ending.message, ending.hint, ending.reason))
     print(f"{ending.state}: {ending.message} {ending.hint}".strip(": "), flush=True)
     return ending.code
 

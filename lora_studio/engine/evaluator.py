@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 from lora_studio.adapter_card import AdapterCard, read_card
 from lora_studio.adapter_fit import changed, together
 from lora_studio.adapter_settings import virtual_tokens
-from lora_studio.engine.child import DONE, WRONG_INPUT, begin, ending_of, last_word, leave, unexpected
+from lora_studio.engine.child import DONE, WRONG_INPUT, Explained, begin, ending_of, last_word, leave, unexpected
 from lora_studio.engine.download import Download
 from lora_studio.engine.event_log import EventLog, data_progress
 from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import OF_RUN, EvaluationFolder, Request
-from lora_studio.events import DataPrepared, RunStarted, Warned, fold, from_line
+from lora_studio.evaluations import OF_RUN, Request, request_of
+from lora_studio.events import DataPrepared, Reason, RunStarted, Warned, fold, from_line
 from lora_studio.files import finite
+from lora_studio.job_folders import EvaluationFolder
 from lora_studio.workspace import write_atomically
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.phase("start")
         evaluate(folder, log, stop)
 
-    ending = ending_of(work, stop, stopped="Resume answers the rest.", explain=_explain)
+    ending = ending_of(work, stop, explain=_explain)
     if ending.code != DONE:  # what was answered until an early end is measured too
-        write_summary(folder, folder.request(), ending.state, log)
+        write_summary(folder, request_of(folder), ending.state, log)
     return last_word(log, ending)
 
 
@@ -63,12 +64,13 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     from lora_studio.engine.tokenizer import load_tokenizer
     from lora_studio.engine.trained_rows import warnings_of
 
-    request = folder.request()
+    request = request_of(folder)
     cards = [read_card(Path(column.folder)) for column in request.adapters]
     notes, card = _same_base(cards), cards[0].values
     known = {row["row"] for row in folder.rows()}
     dtype = load.dtype_name(load.choose_dtype("auto"))
-    log.emit(RunStarted(time.time(), os.getpid(), load.device().type, dtype, len(known)))
+    device = load.device().type
+    log.emit(RunStarted(time.time(), os.getpid(), device, dtype, len(known), device))
     log.phase("data")
     tokenizer = load_tokenizer(card["base_model"], card.get("revision"))
     voices = _voices(request, tokenizer)
@@ -285,12 +287,13 @@ def _warn(log: EventLog, messages: Sequence[str]) -> None:
             log.emit(Warned(time.time(), message))
 
 
-def _explain(error: Exception) -> tuple[str, str]:
+def _explain(error: Exception) -> Explained:
     from lora_studio.engine.memory_plan import is_out_of_memory  # torch: it is loaded, or the error was another
 
     if is_out_of_memory(error):
-        return "The memory is not enough for this many answers at once.", "Take fewer rows at once; then resume."
-    return unexpected("The evaluation", error), "Its log has the details."
+        message = "The memory is not enough for this many answers at once."
+        return Explained(Reason.OUT_OF_MEMORY, message, "Take fewer rows at once; then resume.")
+    return unexpected("The evaluation", error, "Its log has the details.")
 
 
 if __name__ == "__main__":

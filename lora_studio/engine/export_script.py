@@ -197,7 +197,7 @@ def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> d
         **trainer_values(
             config,
             state.dtype,
-            on_cpu="CPU" in state.device,
+            on_cpu=state.device_kind == "cpu",
             measured=bool(state.data and state.data.validation_rows),
             checkpointing=state.memory.gradient_checkpointing if state.memory else asked is True,
         ),
@@ -207,14 +207,13 @@ def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> d
         "disable_tqdm": False,  # a person sits before it
         "logging_steps": logging_interval(config.tracking.logging_steps, state.total_steps),
     }
-    attention = state.model.attention.partition(",")[0].partition(":")[0] if state.model else ""
     evaluation = config.evaluation
     return {
         "base": {
             "name": base,
             "revision": config.model.revision,
             "dtype": state.dtype,
-            "attn_implementation": attention or None,
+            "attn_implementation": (state.model.attn_implementation if state.model else "") or None,
             "quantization": quantization(config, state.dtype),
         },
         "lora": lora_settings(config, adapter),

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,14 @@ from lora_studio.adapter_card import read_card
 from lora_studio.adapter_fit import changed
 from lora_studio.adapter_settings import read_lora
 from lora_studio.engine import full_disk
-from lora_studio.engine.child import DONE, WRONG_INPUT, begin, ending_of, last_word, leave, unexpected
+from lora_studio.engine.child import DONE, WRONG_INPUT, Explained, begin, ending_of, last_word, leave, unexpected
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
-from lora_studio.events import RunStarted
-from lora_studio.exports import ExportFolder, Request, check_space, target_of
+from lora_studio.events import Reason, RunStarted
+from lora_studio.exports import Request, check_space, request_of, target_of
 from lora_studio.files import bytes_in
+from lora_studio.job_folders import ExportFolder
 from lora_studio.workspace import RunFolder, Workspace, write_atomically
 
 if TYPE_CHECKING:
@@ -45,12 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.phase("start")
         export(folder, log, stop)
 
-    def explain(error: Exception) -> tuple[str, str]:
-        return _explain(error, folder)
-
-    ending = ending_of(
-        work, stop, stopped="Nothing half-finished is kept. Start it again when you like.", explain=explain
-    )
+    ending = ending_of(work, stop, explain=partial(_explain, folder))
     if ending.code != DONE:
         shutil.rmtree(folder.unfinished, ignore_errors=True)
     return last_word(log, ending)
@@ -58,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def export(folder: ExportFolder, log: EventLog, stop: Stop) -> None:
     """The program: look for room, make the result, try it, put it in its place."""
-    request = folder.request()
-    log.emit(RunStarted(time.time(), os.getpid(), "cpu", ""))
+    request = request_of(folder)
+    log.emit(RunStarted(time.time(), os.getpid(), "cpu", "", device_kind="cpu"))
     check_space(Workspace(folder.path.parent.parent), request, folder.unfinished.parent)
     if not (Path(request.folder) / "adapter_config.json").is_file():
         raise StudioError(f"The adapter in {request.folder} is not there any more.", "Choose another one.")
@@ -96,8 +93,8 @@ def _make(folder: ExportFolder, request: Request, log: EventLog, stop: Stop) -> 
 
     read_lora(Path(request.folder))
     run = RunFolder(Workspace(folder.path.parent.parent).runs_folder / request.run) if request.run else None
-    title = request.title.rpartition(":")[0]
-    work = Work(Path(request.folder), run, folder.unfinished, folder.result, title, request.trial, log=log, stop=stop)
+    title, place = request.adapter_title, folder.result
+    work = Work(Path(request.folder), run, folder.unfinished, place, title, request.trial, log=log, stop=stop)
     card = read_card(work.adapter)
     if words := changed(card, card.base, card.revision):
         work.warn(words)
@@ -138,7 +135,7 @@ def _files(folder: Path) -> list[dict[str, object]]:
 def put_in_place(folder: ExportFolder) -> None:
     """Moves the finished result to its place; a single file takes the place itself where that is named like one."""
     result, made = folder.result, folder.unfinished
-    suffix = target_of(folder.request().target).suffix
+    suffix = target_of(request_of(folder).target).suffix
     if result.exists() and not (result.is_dir() and not any(result.iterdir())):
         raise StudioError(f"{result} is there already.", "Name a new place: an export writes over nothing.")
     if suffix and result.suffix == suffix:
@@ -151,16 +148,19 @@ def put_in_place(folder: ExportFolder) -> None:
     made.rename(result)
 
 
-def _explain(error: Exception, folder: ExportFolder) -> tuple[str, str]:
+def _explain(folder: ExportFolder, error: Exception) -> Explained:
     from lora_studio.engine.memory_plan import is_out_of_memory  # torch: it is loaded, or the error was another
 
     if full_disk.is_full(error, folder.unfinished.parent):
-        return f"The disk that holds {folder.unfinished.parent} is full.", "Make room, then start it again."
-    if not (Path(folder.request().folder) / "adapter_config.json").is_file():
-        return "The adapter was deleted while it was exported.", "Choose another one."
+        message = f"The disk that holds {folder.unfinished.parent} is full."
+        return Explained(Reason.DISK_FULL, message, "Make room, then start it again.")
+    if not (Path(request_of(folder).folder) / "adapter_config.json").is_file():
+        message = "The adapter was deleted while it was exported."
+        return Explained(Reason.ADAPTER_GONE, message, "Choose another one.")
     if is_out_of_memory(error):
-        return "The memory is not enough for this model.", "Close other programs, or take a smaller precision."
-    return unexpected("The export", error), "Its log has the details."
+        message = "The memory is not enough for this model."
+        return Explained(Reason.OUT_OF_MEMORY, message, "Close other programs, or take a smaller precision.")
+    return unexpected("The export", error, "Its log has the details.")
 
 
 if __name__ == "__main__":

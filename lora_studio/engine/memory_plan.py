@@ -69,6 +69,7 @@ def _reason(config: Config, found: Estimate, available: int) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out. The CPU's allocator and cuBLAS raise a RuntimeError that only its text tells apart."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in MEMORY_SIGNS)
 
 

@@ -394,7 +394,11 @@ def serve(session: Session, request: Request) -> bool:
         return fit
     except Exception as error:  # the child's edge: one failed request must not take the loaded model with it
         traceback.print_exc()
-        memory = "out of memory" in str(error)
+        from lora_studio.engine.memory_plan import (
+            is_out_of_memory,  # torch: what failed has loaded it, or is no such error
+        )
+
+        memory = is_out_of_memory(error)
         message = "The memory is not enough for this." if memory else f"{type(error).__name__}: {error}"
         hint = "Take a smaller model, 4bit, or fewer adapters." if memory else "The session's log has the details."
         request.answer("error", message=message, hint=hint, internal=True)

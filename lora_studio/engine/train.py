@@ -97,7 +97,8 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     dtype = choose_dtype(config.model.dtype)
     checkpoint, told = last_whole_checkpoint(run) if resume else (None, [])
     first_step = step_of(checkpoint.name) if checkpoint else 0
-    log.emit(RunStarted(time.time(), os.getpid(), device_name(), dtype_name(dtype), first_step))
+    kind = device().type
+    log.emit(RunStarted(time.time(), os.getpid(), device_name(), dtype_name(dtype), first_step, kind))
     begun = config.model.adapter_name_or_path
     if start := checkpoint or (Path(begun) if begun else None):
         told += [changed(read_card(start), config.model.name, config.model.revision)]
@@ -179,7 +180,8 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     taken_out = beginning(model, config.lora.init_lora_weights)
     bare = partial(as_base, model, taken_out, own_biases)
     trainable, parameters = model.get_nb_trainable_parameters()
-    log.emit(ModelLoaded(time.time(), parameters, trainable, memory_bytes(), attention))
+    computes_with = base.config._attn_implementation or ""
+    log.emit(ModelLoaded(time.time(), parameters, trainable, memory_bytes(), attention, computes_with))
     take_layout(config.model.name, config.model.revision)
     numbers = read_numbers(config.model.name, config.model.revision) or base.config.to_dict()
     checkpointing, foreseen = foresee(config, numbers, prepared.train.longest)

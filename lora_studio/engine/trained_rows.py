@@ -15,8 +15,9 @@ from lora_studio.data.dataset import Prepared, prepare, resolve_source
 from lora_studio.data.hub import is_hub_name
 from lora_studio.data.splits import group_of
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import EvaluationFolder, Request
+from lora_studio.evaluations import Request
 from lora_studio.events import fold, from_line
+from lora_studio.job_folders import EvaluationFolder
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import RunFolder, Workspace
 

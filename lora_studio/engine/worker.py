@@ -12,9 +12,20 @@ from dataclasses import replace
 from typing import Any
 
 from lora_studio.engine import full_disk
-from lora_studio.engine.child import WRONG_INPUT, Child, Ending, begin, ending_of, last_word, leave, unexpected
+from lora_studio.engine.child import (
+    WRONG_INPUT,
+    Child,
+    Ending,
+    Explained,
+    begin,
+    ending_of,
+    last_word,
+    leave,
+    unexpected,
+)
 from lora_studio.engine.event_log import EventLog
 from lora_studio.errors import OtherRowsError
+from lora_studio.events import Reason
 from lora_studio.files import finite
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import RunFolder, write_atomically
@@ -40,26 +51,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result["other_rows"] = True  # the page offers to go on with them
             raise
 
-    def explain(error: Exception) -> tuple[str, str]:
-        result.update(_explain(error, run, log))
-        return result["message"], result["hint"]
+    def explain(error: Exception) -> Explained:
+        known, numbers = _explain(error, run, log)
+        result.update(numbers)
+        return known
 
-    return _finish(child, ending_of(work, stop, stopped="", explain=explain), result)
+    return _finish(child, ending_of(work, stop, explain=explain), result)
 
 
-def _explain(error: Exception, run: RunFolder, log: EventLog) -> dict[str, Any]:
-    """An unexpected error in one sentence; running out of memory with the numbers and the change that fits."""
+def _explain(error: Exception, run: RunFolder, log: EventLog) -> tuple[Explained, dict[str, Any]]:
+    """An unexpected error in one sentence; running out of memory with the numbers and the change that fits.
+
+    With what complete.json holds of it beside the sentence.
+    """
     if full_disk.is_full(error, run.path):
         full_disk.make_room(run)
-        message, hint = full_disk.words(run)
-        return {"message": message, "hint": hint}
+        return Explained(Reason.DISK_FULL, *full_disk.words(run)), {}
     from lora_studio.engine import diverged, memory_plan  # torch: an error before it was loaded is none of these
 
     if isinstance(error, diverged.DivergedError):
-        return diverged.explain(error, parse(read_yaml(run.config)), log.state().dtype)
+        found = diverged.explain(error, parse(read_yaml(run.config)), log.state().dtype)
+        return Explained(Reason.DIVERGED, found["message"], found["hint"]), found
     if memory_plan.is_out_of_memory(error):
-        return memory_plan.explain(error, parse(read_yaml(run.config)), log.state())
-    return {"message": unexpected("Training", error), "hint": "The run's log has the details."}
+        found = memory_plan.explain(error, parse(read_yaml(run.config)), log.state())
+        return Explained(Reason.OUT_OF_MEMORY, found["message"], found["hint"]), found
+    return unexpected("Training", error, "The run's log has the details."), {}
 
 
 def _finish(child: Child[RunFolder], ending: Ending, result: dict[str, Any]) -> int:
@@ -73,6 +89,7 @@ def _finish(child: Child[RunFolder], ending: Ending, result: dict[str, Any]) -> 
         "train_loss": state.steps[-1].loss if state.steps else None,
         "eval_loss": state.evaluations[-1].loss if state.evaluations else None,
         "adapter": None,
+        "reason": ending.reason,
         "message": ending.message,
         "hint": ending.hint,
         "seconds": state.seconds_at(time.time()),

@@ -4,13 +4,10 @@ The child holds what is heavy (tokenizer, model, device memory); ending it gives
 first request, and again with the next request after it died. What it prints goes to a log file.
 """
 
-import contextlib
 import itertools
 import json
-import os
 import queue
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -20,8 +17,9 @@ from types import TracebackType
 from typing import Any
 
 from lora_studio.errors import StudioError
-from lora_studio.jobs.follow import last_lines
-from lora_studio.jobs.launcher import child_environment, python_module
+from lora_studio.jobs.launchers.conversation import Conversation
+from lora_studio.jobs.launchers.interface import last_lines
+from lora_studio.jobs.launchers.local import python_module
 
 _CLOSE_SECONDS = 2.0
 _BEAT_SECONDS = 1.0
@@ -71,18 +69,7 @@ class _Child:
     """One process and the thread that sorts its answers by the request they belong to."""
 
     def __init__(self, command: Sequence[str], log_path: Path, env: Mapping[str, str] | None) -> None:
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        with log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                encoding="utf-8",
-                env=child_environment(env),
-                start_new_session=True,  # Ctrl-C in the terminal is the parent's to handle
-            )
+        self._process = Conversation(command, log_path, env)
         self._writing = threading.Lock()
         self._answers: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {}
         self._dispatching = threading.Lock()
@@ -95,11 +82,11 @@ class _Child:
 
     @property
     def running(self) -> bool:
-        return self._process.poll() is None
+        return self._process.exit_code is None
 
     @property
     def exit_code(self) -> int | None:
-        return self._process.poll()
+        return self._process.exit_code
 
     def send(self, request: dict[str, Any]) -> queue.SimpleQueue[dict[str, Any] | None]:
         """Writes a request; its answers come into the queue, and None when the child ends."""
@@ -114,11 +101,10 @@ class _Child:
 
     def tell(self, request: dict[str, Any]) -> None:
         """Writes a request whose answer nobody waits for."""
-        assert self._process.stdin is not None
         try:
             with self._writing:
-                self._process.stdin.write(json.dumps(request) + "\n")
-                self._process.stdin.flush()
+                self._process.input.write(json.dumps(request) + "\n")
+                self._process.input.flush()
         except (BrokenPipeError, ValueError):
             return  # the child is gone: the reader tells whoever waits
 
@@ -129,35 +115,29 @@ class _Child:
 
     def end(self) -> None:
         """Ends the child by force."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
 
     def wait(self) -> None:
         """Until the child that said its last word is gone."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_CLOSE_SECONDS)
+        self._process.wait(_CLOSE_SECONDS)
 
     def close(self) -> None:
         """Ends the child and waits until it is gone: first by closing its input, then by force."""
         self.closed_on_purpose = True
-        assert self._process.stdin is not None
         if self._writing.acquire(timeout=_CLOSE_SECONDS):
             try:
-                self._process.stdin.close()
+                self._process.input.close()
             except BrokenPipeError:
                 pass  # it died with a request half written
             finally:
                 self._writing.release()
-        try:
-            self._process.wait(_CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if not self._process.wait(_CLOSE_SECONDS):
+            self._process.kill()
             self._process.wait()
         self._reader.join(_CLOSE_SECONDS)
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as lines:
+        with self._process.output as lines:
             while line := lines.readline(MAX_ANSWER_CHARACTERS):
                 try:
                     answer = json.loads(line)

@@ -3,26 +3,20 @@
 from dataclasses import replace
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import EvaluationFolder, Request, create, folders
+from lora_studio.evaluations import Request, create, folders
+from lora_studio.job_folders import EvaluationFolder
 from lora_studio.jobs.folder_jobs import FolderJobs
-from lora_studio.jobs.launcher import Launcher, python_module
+from lora_studio.jobs.kinds import EVALUATE
+from lora_studio.jobs.launchers.interface import Launcher
+from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.workspace import Workspace
-
-RUN_WORDS = {
-    "The run was": "The evaluation was",
-    "No checkpoint was saved yet: Resume begins again.": "Resume answers the rows that are left.",
-    "ready to train": "ready to answer",
-    "and nothing more was saved": "and what was answered is kept",
-}
 
 
 class Evaluations(FolderJobs[EvaluationFolder]):
     """Looks after the evaluations of a workspace."""
 
     def __init__(self, workspace: Workspace, launcher: Launcher | None = None) -> None:
-        super().__init__(
-            folders(workspace), launcher or Launcher(python_module("lora_studio.engine.evaluator")), RUN_WORDS
-        )
+        super().__init__(folders(workspace), launcher or LocalLauncher(), EVALUATE)
         self._workspace = workspace
 
     def start(self, request: Request) -> str:

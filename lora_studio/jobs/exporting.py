@@ -5,31 +5,21 @@ import shutil
 from collections.abc import Mapping
 
 from lora_studio.errors import StudioError
-from lora_studio.exports import ExportFolder, Request, create, folders
+from lora_studio.exports import Request, create, folders
 from lora_studio.hub_token import VARIABLE
+from lora_studio.job_folders import ExportFolder
 from lora_studio.jobs.folder_jobs import FolderJobs
-from lora_studio.jobs.launcher import Launcher, python_module
+from lora_studio.jobs.kinds import EXPORT
+from lora_studio.jobs.launchers.interface import Launcher
+from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.workspace import Workspace
-
-RUN_WORDS = {
-    "The run was never started.": "The export was never started.",
-    "Resume starts it.": "Start it again.",
-    "Resume goes on from the last checkpoint.": "Start it again.",
-    "No checkpoint was saved yet: Resume begins again.": "Start it again: nothing half-finished is kept.",
-    "Stopped before the worker was ready to train.": "Stopped when asked to.",
-    "Cancelled: it was ended at once, and nothing more was saved.": "Ended at once.",
-    "The worker": "The export's process",
-    "killed the worker": "killed the export's process",
-    "the worker": "the export's process",
-}
 
 
 class Exports(FolderJobs[ExportFolder]):
     """Looks after the exports of a workspace."""
 
     def __init__(self, workspace: Workspace, launcher: Launcher | None = None) -> None:
-        launcher = launcher or Launcher(python_module("lora_studio.engine.exporter"))
-        super().__init__(folders(workspace), launcher, RUN_WORDS)
+        super().__init__(folders(workspace), launcher or LocalLauncher(), EXPORT)
         self._workspace = workspace
 
     def start(self, request: Request, secrets: Mapping[str, str] | None = None) -> str:

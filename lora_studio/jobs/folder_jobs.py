@@ -13,25 +13,23 @@ from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.job_folders import Folder, JobFolders
 from lora_studio.jobs.follow import Follower
-from lora_studio.jobs.launcher import Launcher, ask_to_stop, kill
+from lora_studio.jobs.kinds import Kind
+from lora_studio.jobs.launchers.interface import Launcher
 
 STOP_SECONDS = 20.0
 
 
 class FolderJobs(Generic[Folder]):
-    """Looks after the jobs of one kind. Safe to use from many threads.
+    """Looks after the jobs of one kind. Safe to use from many threads."""
 
-    `words` turns what is said of a run whose worker vanished into what is true of this kind of job.
-    """
-
-    def __init__(self, folders: JobFolders[Folder], launcher: Launcher, words: Mapping[str, str]) -> None:
-        self._folders, self._launcher, self._words = folders, launcher, words
+    def __init__(self, folders: JobFolders[Folder], launcher: Launcher, kind: Kind) -> None:
+        self._folders, self._launcher, self._kind = folders, launcher, kind
         self._lock = threading.RLock()
         self._followers: dict[str, Follower] = {}
 
     def stop(self, name: str) -> None:
         """Asks the child to end. One that does not hear is ended by the next look."""
-        ask_to_stop(self._folders.find(name))
+        self._launcher.ask_to_stop(self._folders.find(name))
 
     def delete(self, name: str) -> None:
         """Removes the folder. Raises `StudioError` while its child lives."""
@@ -59,13 +57,16 @@ class FolderJobs(Generic[Folder]):
 
     def exit_code(self, name: str) -> int | None:
         """How the child ended, where this process started it."""
-        worker = self._followers[name].worker
-        return self._launcher.exit_code(worker) if worker else None
+        return self._launcher.how_it_ended(self._followers[name].folder).code
+
+    def kill(self, name: str, *, cancelled: bool = False) -> None:
+        """Ends the child at once."""
+        self._launcher.kill(self._folders.find(name), cancelled=cancelled)
 
     def _launch(self, folder: Folder, *, resume: bool = False, secrets: Mapping[str, str] | None = None) -> None:
         """Starts the child of a folder, with what it may know of the Hub's tokens."""
         known = self._folders.workspace.tokens(folder.maker)
-        self._launcher.start(folder, resume=resume, env={**known, **(secrets or {})})
+        self._launcher.start(folder, self._kind.module, resume=resume, env={**known, **(secrets or {})})
 
     def _check_free(self) -> None:
         other = self.busy()
@@ -80,14 +81,9 @@ class FolderJobs(Generic[Folder]):
         self._launcher.collect()
         follower = self._followers.get(folder.id)
         if follower is None:
-            follower = self._followers[folder.id] = Follower(folder)
-        follower.refresh(False, self._launcher.exit_code)
+            follower = self._followers[folder.id] = Follower(folder, self._launcher, self._kind)
+        follower.refresh(False)
         worker = follower.worker
         if follower.alive and worker and worker.stop_asked and time.time() - worker.stop_asked > STOP_SECONDS:
-            kill(folder)
-        return self._in_words(follower.state)
-
-    def _in_words(self, state: RunState) -> RunState:
-        for said, meant in self._words.items():
-            state.message, state.hint = state.message.replace(said, meant), state.hint.replace(said, meant)
-        return state
+            self._launcher.kill(folder)
+        return follower.state

@@ -1,75 +1,45 @@
-"""One run's state kept up to date from its folder: new lines of events.jsonl, and whether the worker lives.
+"""One job's state kept up to date from its folder: new lines of events.jsonl, and whether the worker lives.
 
 What it adds to the fold of the events is what a dead worker can't say itself. It writes nothing but what the events of
-a run without a worker come to in short, so that the next look at a thousand runs need not read them.
+a job without a worker come to in short, so that the next look at a thousand jobs need not read them.
 """
 
 import os
-import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from lora_studio.events import RunState, fold, from_line
+from lora_studio.events import Reason, RunState, fold, from_line
 from lora_studio.folded import brief, keep_folded, read_folded
-from lora_studio.jobs.launcher import Worker, find, read_worker
-from lora_studio.jobs.oom import oom_kills
-from lora_studio.workspace import RunFolder
+from lora_studio.jobs.kinds import TRAIN, Kind
+from lora_studio.jobs.launchers.interface import Exit, Launcher, Worker, last_error
+from lora_studio.workspace import JobFolder
 
-# A run folder is made a moment before it stands in the queue; another process must not call it lost in between.
+# A job's folder is made a moment before it stands in the queue; another process must not call it lost in between.
 _BIRTH_SECONDS = 10.0
 _FULL_BYTES = 1 << 20
-_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-ExitCode = Callable[[Worker], int | None]
-
-
-def last_lines(path: Path, count: int, most_bytes: int = 65_536) -> str:
-    """The last lines of a log as a terminal would show them: progress bars by their last state, colours left out."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - most_bytes))
-            text = file.read().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
-    shown = [line.rstrip("\r").rpartition("\r")[2] for line in _TERMINAL_CODES.sub("", text).split("\n")]
-    return "\n".join([line.rstrip() for line in shown if line.strip()][-count:])
-
-
-def last_error(path: Path) -> str:
-    """The error that a log ends with: the last traceback's own words, else its last line; "" for an empty log.
-
-    What stands before is progress and warnings, which have nothing to do with the end.
-    """
-    lines = last_lines(path, 200).split("\n")
-    last = max((index for index, line in enumerate(lines) if line.startswith("Traceback (")), default=None)
-    if last is None:
-        return lines[-1]
-    words = [line for line in lines[last + 1 :] if not line.startswith(" ")]
-    return "\n".join(words[:4]) or lines[-1]
+BEFORE_WORK = ("", "start", "data", "download", "model")
+"""Phases in which a worker has nothing to save yet."""
 
 
 class Follower:
-    """Follows one run. `refresh` sees what is new; `state` is a snapshot that never changes once handed out.
+    """Follows one job. `refresh` sees what is new; `state` is a snapshot that never changes once handed out.
 
     `alive`: the worker's process is there; `ended`: the worker said its last word. For a moment both are so.
     `known`: its events were read, at least in short; of a run without a worker that waits until somebody asks.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run = run
-        facts = run.read_facts()
-        self._facts: dict[str, Any] = {"id": run.id, "title": facts["title"], "created": facts["created"]}
+    def __init__(self, folder: JobFolder, launcher: Launcher, kind: Kind = TRAIN) -> None:
+        self.folder, self.kind, self._launcher = folder, kind, launcher
+        facts = folder.read_facts()
+        title, created = str(facts.get("title", folder.id)), facts["created"]
+        self._facts: dict[str, Any] = {"id": folder.id, "kind": kind.name, "title": title, "created": created}
         self._begin_anew()
-        self._watched = (str(run.worker), str(run.events), str(run.checkpoints))
+        self._watched = tuple(map(str, folder.watched))
         self._signature: tuple[object, ...] = ()
         self._waiting = False
-        self._exit_code: ExitCode = lambda _: None
         self._state: RunState | None = None
         self._unread = False
         self._wanted_whole = False
@@ -81,13 +51,13 @@ class Follower:
     def _begin_anew(self) -> None:
         self._folded, self._offset, self._in_short = RunState(**self._facts), 0, False
 
-    def refresh(self, waiting: bool, exit_code: ExitCode) -> bool:
-        """Reads what is new and says whether anything is; `waiting` means that the run stands in the queue."""
+    def refresh(self, waiting: bool) -> bool:
+        """Reads what is new and says whether anything is; `waiting` means that the job stands in the queue."""
         files = tuple(map(_signature, self._watched))
         alive = self.alive
         if self.alive or files[:1] != self._signature[:1]:
-            self.worker = read_worker(self.run)
-            alive = find(self.run) is not None
+            self.worker = self._launcher.worker(self.folder)
+            alive = self._launcher.is_alive(self.folder)
         unborn = self.worker is None and files[1] is None and time.time() - self._facts["created"] < _BIRTH_SECONDS
         signature = (*files, alive, waiting, unborn)
         if self.revision and signature == self._signature:
@@ -95,7 +65,7 @@ class Follower:
         # The events are read after the look at the process: a worker seen dead has written all it ever will.
         self.alive = alive
         self._signature = signature
-        self._waiting, self._exit_code, self._state, self._unread = waiting or unborn, exit_code, None, True
+        self._waiting, self._state, self._unread = waiting or unborn, None, True
         if alive or files[1] is None:
             self.read()
         self.revision += 1
@@ -132,14 +102,14 @@ class Follower:
 
     def _read_events(self) -> None:
         try:
-            file = self.run.events.open("rb")
+            file = self.folder.events.open("rb")
         except FileNotFoundError:
             return
         with file:
             found = os.fstat(file.fileno())
             key = (found.st_size, found.st_mtime_ns)
             short = not self.alive and not self._wanted_whole
-            if short and (self._in_short or not self._offset) and (kept := read_folded(self.run, key)) is not None:
+            if short and (self._in_short or not self._offset) and (kept := read_folded(self.folder, key)) is not None:
                 self._folded, self._in_short = replace(kept, **self._facts), True
                 return
             if self._in_short:
@@ -148,7 +118,7 @@ class Follower:
             new = file.read()
         self._fold_lines(new)
         if not self.alive and self._folded.events:
-            keep_folded(self.run, self._folded, key)
+            keep_folded(self.folder, self._folded, key)
             if short:
                 self._folded, self._in_short = brief(self._folded), True
 
@@ -165,73 +135,70 @@ class Follower:
             folded,
             steps=list(folded.steps),
             evaluations=list(folded.evaluations),
-            checkpoints=[item for item in folded.checkpoints if (self.run.checkpoints / item.name).is_dir()],
+            checkpoints=[item for item in folded.checkpoints if self.folder.holds_checkpoint(item.name)],
             warnings=list(folded.warnings),
             pauses=list(folded.pauses),
         )
         if state.final:
             state.warnings += [
-                f"{name} of this run is damaged: what it held is not shown." for name in self.run.damaged()
+                f"{name} of this {self.kind.noun} is damaged: what it held is not shown."
+                for name in self.folder.damaged()
             ]
         launched = self.worker.launched if self.worker else 0.0
         if self._waiting and (self.ended or not self.alive):
-            state.state, state.finished, state.message, state.hint = "queued", None, "", ""
+            state.state, state.finished, state.reason, state.message, state.hint = "queued", None, None, "", ""
         elif self.alive and self.worker is not None and not self.ended:
             state.state = "running" if self.worker.stop_asked is None else "stopping"
-            state.finished, state.message, state.hint, state.pid = None, "", "", self.worker.pid
+            state.finished, state.reason, state.message, state.hint = None, None, "", ""
             if folded.last_event is None or folded.last_event < launched:
                 state.phase, state.phase_started = "start", launched
                 state.phase_done = state.phase_total = 0
         elif not self.ended:
-            self._explain_end(state)
+            self._add_end(state)
         return state
 
-    def _explain_end(self, state: RunState) -> None:
-        """What to say of a run whose worker is gone and left no last word."""
+    def _add_end(self, state: RunState) -> None:
+        """How a job ended whose worker is gone and left no last word."""
         state.finished = state.last_event or state.created
         state.seconds = state.seconds_at(state.finished)
+        state.saved = bool(self.folder.checkpoint_folders())
+        state.message, state.hint = "", ""
+        if self.worker is None:
+            damaged = self.folder.worker.exists()
+            state.state, state.reason = "failed", Reason.RECORD_DAMAGED if damaged else Reason.NEVER_STARTED
+            return
+        state.reason = self._asked_for(self.worker, begun=bool(state.steps) or state.phase not in BEFORE_WORK)
         state.state = "stopped"
-        state.hint = "Resume goes on from the last checkpoint."
-        if not self.run.checkpoint_folders():
-            state.hint = "No checkpoint was saved yet: Resume begins again."
-        if self.worker is None and self.run.worker.exists():
-            state.state, state.message = "failed", f"{self.run.worker.name} is damaged: how the run ended is not known."
-        elif self.worker is None:
-            state.state, state.message, state.hint = "failed", "The run was never started.", "Resume starts it."
-        elif self.worker.cancelled:
-            state.message = "Cancelled: it was ended at once, and nothing more was saved."
-        elif self.worker.reason:
+        if state.reason is None or state.reason is Reason.OVER_QUOTA:
             state.state, state.message = "failed", self.worker.reason
-            state.hint = (
-                "Delete it, or other things that you no longer need. A run takes less with a smaller rank, fewer "
-                "checkpoints, and no module saved whole."
-            )
-        elif self.worker.killed is not None:
-            state.message = "The worker did not stop in time and was ended by force."
-        elif self.worker.stop_asked is not None:
-            state.message = "Stopped before the worker was ready to train."
-            if state.steps:
-                state.message = "The worker ended while it was asked to stop."
-        else:
-            code = self._exit_code(self.worker)
-            state.state, state.message = "failed", self._last_word(code)
-            error = last_error(self.run.log) if code is not None and code > 0 else ""
-            state.hint += f" The log ends with:\n{error}" if error else ""
+        if state.reason is None:
+            how = self._launcher.how_it_ended(self.folder)
+            state.reason, state.exit_code = self._unasked(how), how.code
+            state.last_output = last_error(self.folder.log) if how.code is not None and how.code > 0 else ""
 
-    def _last_word(self, code: int | None) -> str:
-        """Why a worker that said nothing has ended, as far as can be seen from outside."""
-        if shutil.disk_usage(self.run.path).free < _FULL_BYTES:
-            return "The disk is full: the worker could not even write down that it ended."
-        before = self.worker.oom_kills if self.worker else None
-        if before is not None and (oom_kills() or 0) > before:
-            return "The memory ran out: the system killed the worker, as its count of such kills shows."
-        if code == -signal.SIGKILL:
-            return "The worker was killed: the system does that when memory runs out."
-        if code is None:
-            return "The worker vanished: it was killed, or the machine ran out of memory or was restarted."
-        if code < 0:
-            return f"The worker crashed: {signal.strsignal(-code) or 'unknown signal'} (signal {-code})."
-        return f"The worker ended without saying why (exit code {code})."
+    def _asked_for(self, worker: Worker, *, begun: bool) -> Reason | None:
+        """Why it ended, where somebody wanted that."""
+        if worker.cancelled:
+            return Reason.CANCELLED
+        if worker.reason:
+            return Reason.OVER_QUOTA
+        if worker.killed is not None:
+            return Reason.ENDED_BY_FORCE
+        if worker.stop_asked is not None:
+            return Reason.STOPPED_SILENTLY if begun else Reason.STOPPED_EARLY
+        return None
+
+    def _unasked(self, how: Exit) -> Reason:
+        """Why it ended, as far as can be seen from outside."""
+        if shutil.disk_usage(self.folder.path).free < _FULL_BYTES:
+            return Reason.DISK_FULL
+        if how.out_of_memory:
+            return Reason.MEMORY_KILL
+        if how.code == -signal.SIGKILL:
+            return Reason.KILLED
+        if how.code is None:
+            return Reason.VANISHED
+        return Reason.CRASHED if how.code < 0 else Reason.EXITED
 
 
 def _signature(path: str) -> tuple[int, int, int] | None:

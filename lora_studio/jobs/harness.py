@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_studio.errors import StudioError
-from lora_studio.jobs.follow import last_lines
-from lora_studio.jobs.launcher import child_environment
+from lora_studio.jobs.launchers.interface import last_lines
+from lora_studio.jobs.launchers.local import child_environment
 from lora_studio.workspace import Workspace, model_source
 
 PACKAGE = "lm_eval"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_studio.jobs.launcher import child_environment, python_module
+from lora_studio.jobs.launchers.local import child_environment, python_module
 
 MAX_COUNTED_BYTES = 64_000_000  # larger files are counted by the run itself, the form stays quick
 WALL_SECONDS = 30.0

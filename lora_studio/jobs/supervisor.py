@@ -18,18 +18,18 @@ from lora_studio.adapter_source import continued
 from lora_studio.config import Config, files_of
 from lora_studio.conflicts import machine_conflicts
 from lora_studio.errors import StudioError
-from lora_studio.events import Event, Extended, Finished, OtherRowsAccepted, RunState, to_line
+from lora_studio.events import Event, Extended, Finished, OtherRowsAccepted, Reason, RunState, to_line
 from lora_studio.hardware import devices
-from lora_studio.jobs.follow import Follower, last_lines
-from lora_studio.jobs.launcher import Launcher, ask_to_stop, end_last_line, find, kill
+from lora_studio.jobs.follow import BEFORE_WORK, Follower
+from lora_studio.jobs.kinds import TRAIN
+from lora_studio.jobs.launchers.interface import Launcher
+from lora_studio.jobs.launchers.local import LocalLauncher, end_last_line
 from lora_studio.jobs.waiting import MAX_EXTRA_EPOCHS, Waiting, check_room, lock, moved, passed, read_queue, write_queue
 from lora_studio.parsing import ConfigError, to_yaml
-from lora_studio.taken import at_work, remove_torn
+from lora_studio.taken import at_work
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, shipped_data
 
 _log = logging.getLogger(__name__)
-# In these a worker has nothing to save yet: one that does not hear may be ended without loss.
-_EMPTY_HANDED = ("", "start", "data", "download", "model")
 _RECORDED_VERSIONS = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
 
 
@@ -51,7 +51,7 @@ class Supervisor:
         tick_seconds: float = 0.3,
     ) -> None:
         self._workspace = workspace
-        self._launcher = launcher or Launcher()
+        self._launcher = launcher or LocalLauncher()
         self._stop_seconds, self._save_seconds = stop_seconds, save_seconds
         self._tick_seconds = tick_seconds
         self._lock = threading.RLock()
@@ -83,13 +83,13 @@ class Supervisor:
         self.close()
         with self._lock, lock(self._workspace):
             self._refresh_all()
-            at_work = [each.run for each in self._followers.values() if each.alive and not each.ended]
+            at_work = [each.folder for each in self._followers.values() if each.alive and not each.ended]
             others = [entry for entry in read_queue(self._workspace) if entry.run not in {run.id for run in at_work}]
             write_queue(self._workspace, [*(Waiting(run.id, resume=True) for run in at_work), *others])
         for run in at_work:
-            ask_to_stop(run)
+            self._launcher.ask_to_stop(run)
         end = time.monotonic() + seconds
-        while any(find(run) for run in at_work) and time.monotonic() < end:
+        while any(map(self._launcher.is_alive, at_work)) and time.monotonic() < end:
             self._launcher.collect()
             time.sleep(0.05)
 
@@ -179,12 +179,11 @@ class Supervisor:
     def exit_code(self, run_id: str) -> int | None:
         """How the run's worker ended, where this supervisor started it (negative: by that signal)."""
         with self._lock:
-            worker = self._follow(run_id).worker
-            return self._launcher.exit_code(worker) if worker else None
+            return self._launcher.how_it_ended(self._follow(run_id).folder).code
 
     def log(self, run_id: str, lines: int = 200) -> str:
         """The end of what the run's worker printed."""
-        return last_lines(self._workspace.run(run_id).log, lines)
+        return self._launcher.log(self._workspace.run(run_id), lines)
 
     # -- acting
 
@@ -224,7 +223,7 @@ class Supervisor:
             self._workspace.check_may("train a run longer")
         with self._lock, lock(self._workspace):
             follower = self._follow(run_id)
-            state, saved = follower.state, bool(follower.run.checkpoint_folders())
+            state, saved = follower.state, bool(follower.folder.checkpoint_folders())
             if not state.final:
                 raise StudioError(f"This run is {state.state} already.", "Wait for it, or stop it first.")
             if state.state == "done" and not extra_epochs:
@@ -238,14 +237,15 @@ class Supervisor:
                     "Continue from its adapter in a new run instead.",
                 )
             check_room(self._workspace, read_queue(self._workspace))
-            self._enqueue(Waiting(follower.run.id, follower.run.has_checkpoints, extra_epochs, other_rows))
+            run = self._workspace.run(run_id)
+            self._enqueue(Waiting(run.id, run.has_checkpoints, extra_epochs, other_rows))
 
     def stop(self, run_id: str) -> None:
         """Asks the worker to save and end, or takes a waiting run out of the queue; a run that ended stays as it is."""
         with self._lock, lock(self._workspace):
             run = self._workspace.run(run_id)
             if not self._take_out(run):
-                ask_to_stop(run)
+                self._launcher.ask_to_stop(run)
             self._refresh_all()
 
     def cancel(self, run_id: str) -> None:
@@ -253,7 +253,7 @@ class Supervisor:
         with self._lock, lock(self._workspace):
             run = self._workspace.run(run_id)
             if not self._take_out(run):
-                kill(run, cancelled=True)
+                self._launcher.kill(run, cancelled=True)
             self._refresh_all()
 
     def move(self, run_id: str, places: int) -> None:
@@ -278,9 +278,9 @@ class Supervisor:
                     f"This run is {'ending' if follower.ended else follower.state.state}: it can't be deleted.",
                     "Stop it first, and wait until its worker has ended.",
                 )
-            self._dequeue(follower.run.id)
-            kill(follower.run)
-            self._workspace.delete_run(follower.run.id)
+            self._dequeue(follower.folder.id)
+            self._launcher.kill(follower.folder)
+            self._workspace.delete_run(follower.folder.id)
             self._refresh_all()
 
     # -- inside: self._lock is held; for the queue also the workspace's lock
@@ -294,7 +294,7 @@ class Supervisor:
         if not self._dequeue(run.id):
             return False
         if not self._followers[run.id].state.events:
-            _append(run, Finished(time.time(), "stopped", message="Taken out of the queue."))
+            _append(run, Finished(time.time(), "stopped", reason=Reason.DEQUEUED))
         return True
 
     def _dequeue(self, run_id: str) -> bool:
@@ -314,18 +314,18 @@ class Supervisor:
         """
         self._refresh_all()
         alive = [follower for follower in self._followers.values() if follower.alive]
-        working = {follower.run.id for follower in alive if not follower.ended}
+        working = {follower.folder.id for follower in alive if not follower.ended}
         queued = read_queue(self._workspace)
         entries = [entry for entry in queued if entry.run in self._followers.keys() - working]
         if entries and not alive:
             head = entries.pop(0)
-            run = self._followers[head.run].run
+            run = self._workspace.whole.run(head.run)
             if head.extra_epochs:
                 _append(run, Extended(time.time(), head.extra_epochs))
             if head.other_rows:
                 _append(run, OtherRowsAccepted(time.time()))
             env = self._workspace.tokens(run.maker)
-            self._launcher.start(run, head.resume and run.has_checkpoints, env)
+            self._launcher.start(run, TRAIN.module, resume=head.resume and run.has_checkpoints, env=env)
         if entries != queued:
             write_queue(self._workspace, entries)
         self._refresh_all()
@@ -335,9 +335,9 @@ class Supervisor:
         for follower in self._followers.values():
             asked = follower.worker.stop_asked if follower.worker else None
             if follower.alive and asked is not None:
-                patience = self._stop_seconds if follower.state.phase in _EMPTY_HANDED else self._save_seconds
+                patience = self._stop_seconds if follower.state.phase in BEFORE_WORK else self._save_seconds
                 if time.time() - asked > patience:
-                    kill(follower.run)
+                    self._launcher.kill(follower.folder)
 
     def _end_the_overdrawn(self) -> None:
         """Ends all kinds of work that fill more of the disk than whoever asked for them has. Nothing more is saved: to
@@ -345,10 +345,10 @@ class Supervisor:
         if not self._workspace.bounded:
             return
         for maker, folder in at_work(self._workspace.whole):
-            if find(folder) and (reason := self._workspace.overdrawn(maker)):
+            if self._launcher.is_alive(folder) and (reason := self._workspace.overdrawn(maker)):
                 _log.warning("%s: %s", folder.id, reason)
-                kill(folder, reason=reason)
-                remove_torn(folder)
+                self._launcher.kill(folder, reason=reason)
+                folder.remove_unfinished()
                 for checkpoint in reversed(folder.checkpoint_folders()):
                     if not self._workspace.overdrawn(maker):
                         break
@@ -375,12 +375,12 @@ class Supervisor:
     def _refresh(self, run: RunFolder, queued: Collection[str]) -> None:
         follower = self._followers.get(run.id)
         if follower is None:
-            follower = self._followers[run.id] = Follower(run)
+            follower = self._followers[run.id] = Follower(run, self._launcher)
         was_alive = follower.alive
-        if follower.refresh(run.id in queued, self._launcher.exit_code):
+        if follower.refresh(run.id in queued):
             self._revision += 1
             if was_alive and not follower.alive:
-                kill(run)  # a worker that crashed may have left processes behind
+                self._launcher.kill(run)  # a worker that crashed may have left processes behind
 
 
 def _append(run: RunFolder, event: Event) -> None:

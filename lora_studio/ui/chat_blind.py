@@ -86,6 +86,7 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
         "base": chosen[0].card().base,
         "messages": messages,
         "names": [titles[name] for name in order],
+        "base_at": order.index(BASE),
         "answers": [""] * len(order),
         "done": False,
         "best": None,
@@ -116,7 +117,7 @@ def vote(act: Chat, who: str, best: int) -> str:
     if blind and blind["done"] and blind["best"] is None and best < len(blind["names"]):
         blind["best"] = best
         given = {name: blind[name] for name in ("base", "messages", "names", "answers", "best")}
-        votes.keep(act.studio.workspace, votes.Vote(time=time.time(), **given))
+        votes.keep(act.studio.workspace, votes.Vote(time=time.time(), **given, base_at=blind.get("base_at")))
         act.keep(who, talk)
     return drawn(act, talk)
 

@@ -13,6 +13,7 @@ import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.jobs.checking import check_before_start
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.metrics_csv import rows_of
 from lora_studio.overview import matching, overview
 from lora_studio.parsing import parse
@@ -90,7 +91,8 @@ class Programs:
         folder = self._studio.workspace.run(run)
         state = self._studio.supervisor.state(folder.id)
         going = {"phase": state.phase, "epoch": state.epoch, "seconds_left": state.seconds_left}
-        said = {"message": state.message, "hint": state.hint, "warnings": state.warnings}
+        message, hint = ending_words(state)
+        said = {"message": message, "hint": hint, "reason": state.reason, "warnings": state.warnings}
         return overview(folder, state).row() | going | said
 
     def stop_run(self, run: str) -> Json:

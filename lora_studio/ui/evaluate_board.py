@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import EvaluationFolder, evaluation
+from lora_studio.evaluations import evaluation, request_of
 from lora_studio.events import RunState
+from lora_studio.job_folders import EvaluationFolder
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.ui import evaluate_rows, evaluate_words, job_list
 from lora_studio.ui.run_section import stat_of
@@ -71,7 +72,7 @@ class Board:
 
     def _looked_at(self, state: RunState, folder: EvaluationFolder, view: View) -> dict[str, str]:
         try:
-            request = folder.request()
+            request = request_of(folder)
         except StudioError as error:
             return {"head": notice(error.message, error.hint, "error"), "results": "", "rows": ""}
         summary = self.summary(folder)

@@ -12,13 +12,14 @@ ROWS = 20
 BASE = "base"
 Row = dict[str, Any]
 
-FILTERS: dict[str, tuple[str, Callable[[bool, bool], bool]]] = {
-    "all": ("All rows", lambda first, other: True),
-    "lost": ("{first} right, {other} wrong", lambda first, other: first and not other),
-    "gained": ("{first} wrong, {other} right", lambda first, other: other and not first),
-    "wrong": ("Both wrong", lambda first, other: not first and not other),
-    "right": ("Both right", lambda first, other: first and other),
+FILTERS: dict[str, tuple[str, str, Callable[[bool, bool], bool]]] = {
+    "all": ("All rows", "All rows", lambda first, other: True),
+    "lost": ("{first} right, {other} wrong", "", lambda first, other: first and not other),
+    "gained": ("{first} wrong, {other} right", "", lambda first, other: other and not first),
+    "wrong": ("Both wrong", "Wrong", lambda first, other: not first and not other),
+    "right": ("Both right", "Right", lambda first, other: first and other),
 }
+"""Of a filter its words for two columns and for one ("" where it takes two), and which rows it leaves."""
 ORDERS = {
     "row": "in the file's order",
     "worst": "worst answers first",
@@ -58,7 +59,7 @@ class Choice:
 def chosen_rows(rows: Sequence[Row], columns: Sequence[str], choice: Choice) -> list[Row]:
     """The rows that filter and words leave, in the order asked for."""
     first, other = pair(columns, choice)
-    fits = FILTERS[choice.filter][1]
+    fits = FILTERS[choice.filter][2]
     words = choice.query.casefold().split()
     kept = [
         row
@@ -114,16 +115,16 @@ def controls(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> 
     first, other = pair(columns, choice)
     names = {"first": titles[first], "other": titles[other]}
     chips = []
-    for name, (words, fits) in FILTERS.items():
+    for name, (beside, alone, fits) in FILTERS.items():
         if (len(columns) < 2 and name in ("lost", "gained")) or (name != "all" and not rows[0]["prompt"]):
             continue
         left = sum(fits(row[first]["right"], row[other]["right"]) for row in rows)
-        said = words.format(**names) if len(columns) > 1 else words.replace("Both wrong", "Wrong").replace("Both", "")
+        words = beside.format(**names) if len(columns) > 1 else alone
         chips.append(
             _button(
                 "filter",
                 name,
-                f"{said.strip().capitalize() if len(columns) < 2 else said} ({left:,})",
+                f"{words} ({left:,})",
                 choice.filter == name,
             )
         )

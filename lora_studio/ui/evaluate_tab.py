@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import MOST_ADAPTERS, Measuring, Request, evaluation, make_request
+from lora_studio.evaluations import MOST_ADAPTERS, Measuring, Request, evaluation, make_request, request_of
 from lora_studio.jobs.evaluating import Evaluations
 from lora_studio.ui import chat_device, downloads, evaluate_harness, job_wiring, text
 from lora_studio.ui import evaluate_board as board
@@ -210,7 +210,7 @@ def after_click(studio: Studio, watching: Board, now: View, act: str, value: str
         case "stop":
             jobs.stop(now.evaluation)
         case "resume":
-            question = _doubt(studio, evaluation(studio.workspace, now.evaluation).request(), "Resume")
+            question = _doubt(studio, request_of(evaluation(studio.workspace, now.evaluation)), "Resume")
             if question and now.warned != now.evaluation:
                 return replace(now, warned=now.evaluation), question, gr.skip()
             jobs.resume(now.evaluation)

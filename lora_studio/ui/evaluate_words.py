@@ -6,6 +6,7 @@ from typing import Any
 
 from lora_studio.evaluations import Request
 from lora_studio.events import RunState
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.ui import job_list, run_words
 from lora_studio.ui.text import count, empty, escape, notice, progress, shorten
 
@@ -76,9 +77,9 @@ def _buttons(state: RunState) -> str:
 def _notes(state: RunState) -> str:
     notes = "".join(notice(words, kind="warning") for words in state.warnings)
     if state.state == "failed":
-        notes = notice(state.message, state.hint, "error") + notes
+        notes = notice(*ending_words(state), "error") + notes
     elif state.state == "stopped":
-        notes = notice(state.message, state.hint) + notes
+        notes = notice(*ending_words(state)) + notes
     return notes
 
 

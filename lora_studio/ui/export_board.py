@@ -13,7 +13,8 @@ from lora_studio.adapter_source import adapter_folder
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS, Sizes
-from lora_studio.exports import ExportFolder, checked, sizes_of, target_of
+from lora_studio.exports import checked, request_of, sizes_of, target_of
+from lora_studio.job_folders import ExportFolder
 from lora_studio.jobs.exporting import Exports
 from lora_studio.settings import described
 from lora_studio.ui import downloads, export_words, job_list
@@ -154,7 +155,7 @@ def download(workspace: Workspace, folder: ExportFolder, result: Mapping[str, An
     if not all(path.is_file() for path in found.values()):
         raise StudioError("The result is not there any more.", "It was moved or deleted: make it again.")
     if which == "all":
-        title = f"{folder.request().title.rpartition(':')[0]}-{folder.request().target}"
+        title = f"{request_of(folder).adapter_title}-{request_of(folder).target}"
         target = downloads.new_file(workspace, f"{title}.zip")
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             for name, path in found.items():

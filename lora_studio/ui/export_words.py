@@ -7,6 +7,7 @@ from typing import Any
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS, Target
 from lora_studio.exports import PHASES
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.settings import Setting, described
 from lora_studio.ui import job_list, run_words
 from lora_studio.ui.text import empty, escape, notice, progress, size
@@ -117,7 +118,7 @@ def _head(state: RunState, result: Mapping[str, Any], *, places: bool) -> str:
             "result.json of this export is damaged: what came out is not known.", "Make it again.", "error"
         )
     elif state.state != "done":
-        outcome = notice(state.message, state.hint, "error" if state.state == "failed" else "info")
+        outcome = notice(*ending_words(state), "error" if state.state == "failed" else "info")
     else:
         outcome = _outcome(result, places=places)
         if result.get("missing"):

@@ -31,4 +31,4 @@ def words(*, owned: bool, login: bool, name: str = "") -> str:
         about = "You own it: no limits are kept for you."
     elif name:
         about = f"You are logged in as {name}, whose it is not. {ABOUT}"
-    return text.notice("This is a public demonstration.", about).replace("</span></div>", f"{link}</span></div>")
+    return text.notice("This is a public demonstration.", about, link=link)

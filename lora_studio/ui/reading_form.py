@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.data.mapping import SPEAKERS
+from lora_studio.data.mapping import KNOWN_PARTS, SPEAKERS
 from lora_studio.data.turns import role_of
 from lora_studio.errors import StudioError
 from lora_studio.ui import text
@@ -80,7 +80,7 @@ def problem(error: StudioError) -> str:
         error.message,
     )
     said = re.sub(r"\b(\w+)(?=: there is no column)", lambda part: labels.get(part[1], part[1]), said)
-    return text.problem(StudioError(said, FORM_HINT if error.hint.startswith("Known parts") else error.hint))
+    return text.problem(StudioError(said, FORM_HINT if error.hint == KNOWN_PARTS else error.hint))
 
 
 def draw() -> ReadingForm:

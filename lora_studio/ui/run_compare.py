@@ -100,7 +100,7 @@ def shown(value: Any, unit: str) -> str:
         case "seconds":
             return run_words.clock(value)
         case "words":
-            return run_words.STATES.get(value, value).partition(":")[0]
+            return run_words.SHORT_STATES.get(value, value)
         case _:
             return run_words.figure(value)
 

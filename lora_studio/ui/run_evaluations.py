@@ -7,7 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.evaluations import EvaluationFolder, of_run
+from lora_studio.evaluations import of_run
+from lora_studio.job_folders import EvaluationFolder
 from lora_studio.ui import job_list, text
 from lora_studio.ui.evaluate_board import FORM, LOOKED_AT
 from lora_studio.ui.evaluate_words import headline

@@ -18,8 +18,6 @@ from lora_studio.ui.run_section import QUIET, Look, stat_of
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import RunFolder
 
-KILLED = ("The memory ran out", "The worker was killed")
-
 
 def build(studio: Studio, shared: Shared) -> dict[str, Any]:
     """A line of numbers, and the button that is there only after the memory ran out."""
@@ -73,7 +71,7 @@ def retry_of(folder: RunFolder, run: RunState) -> dict[str, Any] | None:
     """The change that fits, after the memory ran out: the worker's own word, or ours where it was killed."""
     if run.state != "failed":
         return None
-    if not run.message.startswith(KILLED):
+    if run.reason is None or not run.reason.by_the_system:
         found: dict[str, Any] | None = folder.read_result().get("retry")
         return found
     device = devices()[0]

@@ -8,6 +8,7 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.health import is_worse
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.ui import text
 from lora_studio.ui.run_section import Look, stat_of
@@ -53,9 +54,10 @@ def _method(folder: RunFolder) -> str:
 
 def ending(run: RunState) -> str:
     """What a person should know of how a run ended; "" while it goes on, or where there is nothing to add."""
-    if not run.final or not (run.message or run.hint):
+    message, hint = ending_words(run)
+    if not run.final or not (message or hint):
         return ""
-    return text.notice(run.message, run.hint, "error" if run.state == "failed" else "info")
+    return text.notice(message, hint, "error" if run.state == "failed" else "info")
 
 
 def compared(measured: Mapping[str, Any], folder: RunFolder) -> str:

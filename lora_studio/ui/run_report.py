@@ -8,7 +8,8 @@ import gradio as gr
 from markdown_it import MarkdownIt
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import EvaluationFolder, of_run
+from lora_studio.evaluations import of_run, request_of
+from lora_studio.job_folders import EvaluationFolder
 from lora_studio.metrics_csv import to_csv
 from lora_studio.ui import downloads, text
 from lora_studio.ui.evaluate_words import value
@@ -75,7 +76,7 @@ def whole(workspace: Workspace, run: RunFolder) -> str:
 
 def _part(folder: EvaluationFolder) -> list[str]:
     """An evaluation as a section of a report: every metric of every column, and how sure the differences are."""
-    request, summary = folder.request(), folder.read_result()
+    request, summary = request_of(folder), folder.read_result()
     names = [column["name"] for column in summary["columns"]]
     apart = ["difference" + ("" if number == 1 else str(number)) for number in range(1, len(names))]
     heads = ["metric", *(column["title"] for column in summary["columns"]), *("difference" for _ in apart)]

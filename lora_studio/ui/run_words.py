@@ -18,6 +18,7 @@ STATES = {
     "stopped": "Stopped",
     "failed": "Failed",
 }
+SHORT_STATES = STATES | {"stopping": "Stopping"}
 PHASES = {
     "start": "starting",
     "data": "preparing the data",

@@ -76,10 +76,10 @@ def shorten(text: str, longest: int) -> str:
     return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
 
 
-def notice(message: str, hint: str = "", kind: str = "info") -> str:
-    """A sentence in a box; `kind` is info, good, warning or error."""
+def notice(message: str, hint: str = "", kind: str = "info", *, link: str = "") -> str:
+    """A sentence in a box; `kind` is info, good, warning or error, `link` markup that ends the hint."""
     role = "alert" if kind == "error" else "status"
-    more = f'<span class="ls-hint">{_lines(hint)}</span>' if hint else ""
+    more = f'<span class="ls-hint">{_lines(hint)}{link}</span>' if hint else ""
     return f'<div class="ls-notice ls-{kind}" role="{role}"><span>{_lines(message)}</span>{more}</div>'
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from lora_studio.engine import exporter
 from lora_studio.events import Finished, from_line
-from lora_studio.exports import ExportFolder, create, make_request
+from lora_studio.exports import create, make_request
+from lora_studio.job_folders import ExportFolder
 from lora_studio.workspace import RunFolder, Workspace
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from lora_studio.engine.child import FAILED, STOPPED, Ending, ending_of
+from lora_studio.engine.child import FAILED, STOPPED, Ending, Explained, ending_of
 from lora_studio.engine.stopping import Stop, Stopped
+from lora_studio.events import Reason
 from tests.engine.conftest import MakeRun, events, run_worker
 
 
@@ -21,25 +22,27 @@ def loads_badly(*_: Any, **__: Any) -> None:
         raise ModuleNotFoundError("Could not import module") from None
 
 
-def explain(error: Exception) -> tuple[str, str]:
-    return str(error), "the log"
+def explain(error: Exception) -> Explained:
+    return Explained(Reason.INTERNAL_ERROR, str(error), "the log")
 
 
 def test_an_error_that_a_stop_caused_is_a_stop() -> None:
     stop, before = Stop(), signal.getsignal(signal.SIGTERM)
     stop.listen()
     try:
-        ended = ending_of(loads_badly, stop, stopped="Go on.", explain=explain)
+        ended = ending_of(loads_badly, stop, explain=explain)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert ended == Ending(STOPPED, "stopped", "Stopped when asked to.", "Go on.")
+    assert ended == Ending(STOPPED, "stopped", Reason.STOPPED)
 
 
 def test_an_error_without_a_stop_is_an_error() -> None:
     def fail() -> None:
         raise ValueError("broken")
 
-    assert ending_of(fail, Stop(), stopped="", explain=explain) == Ending(FAILED, "failed", "broken", "the log")
+    assert ending_of(fail, Stop(), explain=explain) == Ending(
+        FAILED, "failed", Reason.INTERNAL_ERROR, "broken", "the log"
+    )
 
 
 def test_a_run_that_is_stopped_while_its_libraries_load_was_stopped(

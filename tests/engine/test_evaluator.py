@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from lora_studio.engine import evaluator
-from lora_studio.evaluations import NAMED, OF_RUN, EvaluationFolder, Request, create, make_request
+from lora_studio.evaluations import NAMED, OF_RUN, Request, create, make_request
 from lora_studio.events import DataPrepared, Finished, Warned, fold, from_line
+from lora_studio.job_folders import EvaluationFolder
 from lora_studio.workspace import RunFolder, Workspace
 from tests.conftest import Say
 

@@ -15,7 +15,8 @@ from lora_studio.engine import exporter
 from lora_studio.engine.child import FAILED, STOPPED, WRONG_INPUT
 from lora_studio.engine.full_disk import is_full
 from lora_studio.engine.stopping import Stopped
-from lora_studio.exports import ExportFolder, create, make_request
+from lora_studio.exports import create, make_request
+from lora_studio.job_folders import ExportFolder
 from lora_studio.workspace import RunFolder
 
 from .exporting import last_event, run_exporter, take_away, texts_in, workspace_of

@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from lora_studio.evaluations import EvaluationFolder
 from lora_studio.events import Event, Finished, PhaseStarted, Progress, RunStarted, to_line
+from lora_studio.job_folders import EvaluationFolder
 
 
 def main(mode: str, folder: EvaluationFolder) -> int:

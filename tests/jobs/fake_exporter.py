@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from lora_studio.events import Event, Finished, PhaseStarted, Progress, RunStarted, to_line
-from lora_studio.exports import ExportFolder
+from lora_studio.job_folders import ExportFolder
 
 
 def main(mode: str, folder: ExportFolder) -> int:

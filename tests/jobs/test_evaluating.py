@@ -9,8 +9,9 @@ import pytest
 from lora_studio.config import Generation
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import Column, Measuring, Request, evaluations
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.evaluating import Evaluations
-from lora_studio.jobs.launcher import Launcher, kill
+from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.workspace import Workspace
 
 from .conftest import wait_until
@@ -23,7 +24,7 @@ Jobs = Callable[[str], Evaluations]
 def jobs(workspace: Workspace) -> Iterator[Jobs]:
     """Evaluations whose children are fakes of a mode, and of which none is left behind."""
     program = str(Path(__file__).with_name("fake_evaluator.py"))
-    yield lambda mode: Evaluations(workspace, Launcher([sys.executable, program, mode]))
+    yield lambda mode: Evaluations(workspace, LocalLauncher([sys.executable, program, mode]))
     for folder in evaluations(workspace):
         kill(folder)
 
@@ -67,4 +68,4 @@ def test_another_server_finds_it_and_a_killed_one_says_what_to_do(jobs: Jobs, wo
     (folder,) = evaluations(workspace)
     kill(folder)
     wait_until(lambda: other.state(name).final)
-    assert "Resume answers the rows that are left." in other.state(name).hint
+    assert "Resume answers the rows that are left." in ending_words(other.state(name))[1]

@@ -10,8 +10,9 @@ import pytest
 from lora_studio.errors import StudioError
 from lora_studio.exports import Request, exports
 from lora_studio.hub_token import hub_secrets
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.exporting import Exports
-from lora_studio.jobs.launcher import Launcher, kill
+from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
@@ -31,7 +32,7 @@ def request_(tmp_path: Path) -> Request:
 def jobs(workspace: Workspace) -> Iterator[Jobs]:
     """Exports whose children are fakes of a mode, and of which none is left behind."""
     program = str(Path(__file__).with_name("fake_exporter.py"))
-    yield lambda mode: Exports(workspace, Launcher([sys.executable, program, mode]))
+    yield lambda mode: Exports(workspace, LocalLauncher([sys.executable, program, mode]))
     for folder in exports(workspace):
         kill(folder)
 
@@ -70,7 +71,7 @@ def test_a_killed_one_is_found_to_be_over_and_the_next_clears_what_it_left(
     wait_until(folder.unfinished.exists)
     kill(folder)
     wait_until(lambda: other.state(name).final)
-    assert "nothing half-finished is kept" in other.state(name).hint
+    assert "nothing half-finished is kept" in ending_words(other.state(name))[1]
     next_one = other.start(request_)
     assert not folder.unfinished.exists()
     wait_until(lambda: other.state(next_one).state == "done")
@@ -92,7 +93,7 @@ def test_a_visitor_publishes_with_a_token_of_their_own_or_not_at_all(
 ) -> None:
     visited = VisitedWorkspace(workspace, lambda: "ben", "anna", [tmp_path])
     program = str(Path(__file__).with_name("fake_exporter.py"))
-    mine = Exports(visited, Launcher([sys.executable, program, "secret"], env={"HF_TOKEN": "hf_of_the_owner"}))
+    mine = Exports(visited, LocalLauncher([sys.executable, program, "secret"], env={"HF_TOKEN": "hf_of_the_owner"}))
     published = replace(request_, target="hub", settings={"repo": "pirate"})
     for none in (None, {}, hub_secrets(" ")):
         with pytest.raises(StudioError, match="token of your own"):

@@ -12,9 +12,19 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from lora_studio.events import CheckpointSaved, Finished, PhaseStarted, RunStarted, StepLogged, to_line
-from lora_studio.jobs.follow import Follower, last_error, last_lines
-from lora_studio.jobs.launcher import Worker, ask_to_stop, end_last_line, find, kill, read_worker
+from lora_studio.events import CheckpointSaved, Finished, PhaseStarted, Reason, RunStarted, StepLogged, to_line
+from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.follow import Follower
+from lora_studio.jobs.launchers.interface import last_error, last_lines
+from lora_studio.jobs.launchers.local import (
+    LocalLauncher,
+    LocalWorker,
+    ask_to_stop,
+    end_last_line,
+    find,
+    kill,
+    read_worker,
+)
 from lora_studio.workspace import RunFolder, Workspace
 
 
@@ -24,7 +34,7 @@ def run(workspace: Workspace) -> RunFolder:
 
 
 def refresh(follower: Follower, waiting: bool = False) -> bool:
-    return follower.refresh(waiting, lambda worker: None)
+    return follower.refresh(waiting)
 
 
 def step(number: int) -> str:
@@ -43,7 +53,7 @@ def be_the_worker(run: RunFolder, pid: int, shift: float = 0.0, **more: float) -
 
 def test_a_torn_last_line_is_left_until_it_is_whole(run: RunFolder) -> None:
     be_the_worker(run, os.getpid())
-    follower = Follower(run)
+    follower = Follower(run, LocalLauncher())
     whole = step(2)
     append(run, step(1) + whole[:20])
     refresh(follower)
@@ -56,7 +66,7 @@ def test_a_torn_last_line_is_left_until_it_is_whole(run: RunFolder) -> None:
 def test_a_line_separator_inside_a_message_does_not_split_the_line(run: RunFolder) -> None:
     be_the_worker(run, os.getpid())
     append(run, to_line(Finished(time.time(), "failed", message="one\u2028two")))
-    follower = Follower(run)
+    follower = Follower(run, LocalLauncher())
     refresh(follower)
     assert follower.state.message == "one\u2028two"
 
@@ -67,14 +77,14 @@ def test_a_line_that_a_killed_worker_left_torn_does_not_swallow_the_next(run: Ru
     end_last_line(run.events)
     be_the_worker(run, os.getpid())
     append(run, to_line(RunStarted(time.time(), 1, "cpu", "float32", 1)))
-    follower = Follower(run)
+    follower = Follower(run, LocalLauncher())
     refresh(follower)
     assert follower.state.state == "running"
     assert run.events.read_text().count("\n") == 3
 
 
 def test_nothing_new_is_no_change(run: RunFolder) -> None:
-    follower = Follower(run)
+    follower = Follower(run, LocalLauncher())
     assert refresh(follower, waiting=True)
     assert not refresh(follower, waiting=True)
     assert follower.state.state == "queued"
@@ -83,23 +93,24 @@ def test_nothing_new_is_no_change(run: RunFolder) -> None:
 
 
 def test_a_fresh_folder_that_does_not_stand_in_the_queue_yet_is_queued(run: RunFolder) -> None:
-    follower = Follower(run)
+    follower = Follower(run, LocalLauncher())
     refresh(follower)
     assert follower.state.state == "queued"
 
 
 def test_an_old_folder_that_nobody_started_is_a_failure(run: RunFolder) -> None:
     run.facts.write_text(json.dumps({"title": "old", "created": time.time() - 3600}))
-    follower = Follower(run)
+    follower = Follower(run, LocalLauncher())
     refresh(follower)
-    assert (follower.state.state, follower.state.message) == ("failed", "The run was never started.")
+    assert (follower.state.state, follower.state.reason) == ("failed", Reason.NEVER_STARTED)
+    assert ending_words(follower.state) == ("The run was never started.", "Resume starts it.")
 
 
 def test_a_resumed_run_is_running_before_its_new_worker_says_so(run: RunFolder) -> None:
     append(run, step(1) + to_line(Finished(time.time(), "stopped", 1)))
     time.sleep(0.01)
     be_the_worker(run, os.getpid())
-    follower = Follower(run)
+    follower = Follower(run, LocalLauncher())
     refresh(follower)
     assert (follower.state.state, follower.state.phase, follower.state.finished) == ("running", "start", None)
     assert len(follower.state.steps) == 1
@@ -118,7 +129,7 @@ def test_a_worker_asked_to_stop_is_stopping_and_then_stopped_even_without_a_last
     assert child.stdout is not None
     child.stdout.readline()
     be_the_worker(run, child.pid)
-    follower = Follower(run)
+    follower = Follower(run, LocalLauncher())
     assert ask_to_stop(run)
     refresh(follower)
     assert follower.state.state == "stopping"
@@ -151,7 +162,7 @@ def test_a_run_without_a_worker_has_none(run: RunFolder) -> None:
     assert not kill(run)
     be_the_worker(run, os.getpid(), stop_asked=5.0)
     worker = read_worker(run)
-    assert isinstance(worker, Worker)
+    assert isinstance(worker, LocalWorker)
     assert worker.stop_asked == 5.0
 
 
@@ -167,7 +178,7 @@ def test_a_run_to_be_resumed_waits_also_while_its_last_worker_is_still_ending(ru
     be_the_worker(run, os.getpid())
     time.sleep(0.01)
     append(run, step(1) + to_line(Finished(time.time(), "stopped", 1)))
-    follower = Follower(run)
+    follower = Follower(run, LocalLauncher())
     refresh(follower)
     assert follower.state.state == "stopped"
     refresh(follower, waiting=True)
@@ -181,7 +192,7 @@ def test_a_checkpoint_that_was_deleted_is_no_longer_offered(run: RunFolder) -> N
         folder.mkdir(parents=True)
         (folder / "trainer_state.json").write_text("{}")
         append(run, to_line(CheckpointSaved(time.time(), number, folder.name)))
-    follower = Follower(run)
+    follower = Follower(run, LocalLauncher())
     refresh(follower)
     assert [item.step for item in follower.state.checkpoints] == [1, 2]
     shutil.rmtree(run.checkpoints / "checkpoint-1")
@@ -192,18 +203,19 @@ def test_a_checkpoint_that_was_deleted_is_no_longer_offered(run: RunFolder) -> N
 def test_a_worker_that_died_on_a_full_disk_is_said_to_have(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     run.worker.write_text(json.dumps({"pid": 2**22 + 1, "started": 1.0, "launched": 2.0}))
-    follower = Follower(run)
+    follower = Follower(run, LocalLauncher())
     refresh(follower)
-    assert (follower.state.state, follower.state.message[:17]) == ("failed", "The disk is full:")
+    assert (follower.state.state, follower.state.reason) == ("failed", Reason.DISK_FULL)
+    assert ending_words(follower.state)[0].startswith("The disk is full:")
 
 
 def test_a_settled_run_is_not_read_again(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     run.worker.write_text(json.dumps({"pid": 2**22 + 1, "started": 1.0, "launched": 2.0}))
     append(run, to_line(Finished(time.time(), "done", 1)))
-    follower = Follower(run)
+    follower = Follower(run, LocalLauncher())
     refresh(follower)
     before = follower.state
-    monkeypatch.setattr("lora_studio.jobs.follow.read_worker", lambda run: pytest.fail("read again"))
+    monkeypatch.setattr("lora_studio.jobs.launchers.local.read_worker", lambda folder: pytest.fail("read again"))
     monkeypatch.setattr(Follower, "_read_events", lambda self: pytest.fail("read again"))
     assert not refresh(follower)
     assert follower.state is before
@@ -219,11 +231,11 @@ def test_a_run_that_is_over_is_read_once_and_told_in_short_without_its_events_af
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over(run)
-    first = Follower(run)
+    first = Follower(run, LocalLauncher())
     refresh(first)
     assert not first.known
     assert (first.in_short.state, len(first.in_short.steps), first.known) == ("done", 1, True)
-    second = Follower(run)
+    second = Follower(run, LocalLauncher())
     refresh(second)
     with monkeypatch.context() as patch:
         patch.setattr("lora_studio.jobs.follow.from_line", lambda line: pytest.fail("read again"))
@@ -235,7 +247,7 @@ def test_a_run_that_is_over_is_read_once_and_told_in_short_without_its_events_af
 
 def test_a_run_told_in_short_that_goes_on_is_whole_again(run: RunFolder) -> None:
     over(run)
-    follower = Follower(run)
+    follower = Follower(run, LocalLauncher())
     refresh(follower)
     assert follower.in_short.step == 3
     be_the_worker(run, os.getpid())
@@ -246,11 +258,11 @@ def test_a_run_told_in_short_that_goes_on_is_whole_again(run: RunFolder) -> None
 
 def test_events_that_changed_since_are_read_again(run: RunFolder) -> None:
     over(run)
-    follower = Follower(run)
+    follower = Follower(run, LocalLauncher())
     refresh(follower)
     follower.read()
     append(run, step(4))
-    again = Follower(run)
+    again = Follower(run, LocalLauncher())
     refresh(again)
     assert again.in_short.step == 4
 

@@ -8,9 +8,10 @@ import pytest
 
 from lora_studio.config import Config
 from lora_studio.events import PHASES
-from lora_studio.jobs.launcher import find
+from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.launchers.local import find
 from lora_studio.workspace import Workspace
-from tests.jobs.conftest import Supervise, fake_command, wait_until
+from tests.jobs.conftest import Supervise, server, wait_until
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -18,20 +19,16 @@ def test_a_server_killed_in_any_phase_finds_its_run_going_on(
     phase: str, supervise: Supervise, workspace: Workspace
 ) -> None:
     mode = f"phase={phase}"
-    program = (
-        "import time; from lora_studio.config import Config; from lora_studio.jobs.launcher import Launcher\n"
-        "from lora_studio.jobs.supervisor import Supervisor; from lora_studio.workspace import Workspace\n"
-        f"supervisor = Supervisor(Workspace.find({str(workspace.root)!r}), Launcher({fake_command(mode)!r}))\n"
-        "supervisor.start(); print(supervisor.launch(Config()), flush=True); time.sleep(600)\n"
-    )
-    server = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    run_id = server.stdout.readline().strip()
+    then = "supervisor.start(); print(supervisor.launch(Config()), flush=True); time.sleep(600)"
+    program = server(workspace, mode, then)
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    run_id = parent.stdout.readline().strip()
     run = workspace.run(run_id)
     wait_until(lambda: run.events.is_file() and f'"{phase}"' in run.events.read_text())
-    server.send_signal(signal.SIGKILL)
-    server.wait()
-    server.stdout.close()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
     again = supervise(mode)
     assert (again.busy(), again.state(run_id).state, again.state(run_id).phase) == (run_id, "running", phase)
     again.stop(run_id)
@@ -52,7 +49,8 @@ def test_a_worker_killed_in_any_phase_is_a_failure_in_words_and_can_go_on(
     process.kill()
     wait_until(lambda: supervisor.state(run_id).final)
     state = supervisor.state(run_id)
-    assert (state.state, "killed" in state.message, "Resume" in state.hint) == ("failed", True, True)
+    message, hint = ending_words(state)
+    assert (state.state, "killed" in message, "Resume" in hint) == ("failed", True, True)
     supervisor.resume(run_id)
     wait_until(lambda: supervisor.state(run_id).state == "running")
 

@@ -4,7 +4,8 @@ import json
 import os
 
 from lora_studio.config import Config
-from lora_studio.jobs.launcher import find, kill, read_worker
+from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.launchers.local import find, kill, read_worker
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import Supervise, wait_until
 
@@ -51,7 +52,8 @@ def test_after_a_crash_the_run_is_offered_for_resume_though_a_stranger_has_its_n
     run.worker.write_text(json.dumps(reborn))
     after = supervise("steps=5")
     wait_until(lambda: after.state(first).final)
-    assert "restarted" in after.state(first).message
-    assert "Resume begins again" in after.state(first).hint
+    message, hint = ending_words(after.state(first))
+    assert "restarted" in message
+    assert "Resume begins again" in hint
     after.resume(first)
     wait_until(lambda: after.state(first).state == "done")

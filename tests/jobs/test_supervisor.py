@@ -13,12 +13,13 @@ import pytest
 
 from lora_studio.config import Config, Data
 from lora_studio.errors import StudioError
-from lora_studio.events import Finished, StepLogged, to_line
-from lora_studio.jobs.launcher import Launcher, find, read_worker
+from lora_studio.events import Finished, Reason, StepLogged, to_line
+from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.launchers.local import LocalLauncher, find, read_worker
 from lora_studio.jobs.supervisor import Supervisor, with_absolute_paths
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import Workspace
-from tests.jobs.conftest import Supervise, fake_command, wait_until
+from tests.jobs.conftest import Supervise, fake_command, server, wait_until
 
 
 def test_a_run_goes_from_start_to_done_and_its_worker_is_collected(supervise: Supervise, workspace: Workspace) -> None:
@@ -86,13 +87,8 @@ def test_many_starts_at_once_start_one_worker(supervise: Supervise, workspace: W
 
 @pytest.mark.slow
 def test_starts_from_several_processes_at_once_start_one_worker(supervise: Supervise, workspace: Workspace) -> None:
-    program = (
-        "import sys; from lora_studio.config import Config; from lora_studio.jobs.launcher import Launcher\n"
-        "from lora_studio.jobs.supervisor import Supervisor; from lora_studio.workspace import Workspace\n"
-        f"supervisor = Supervisor(Workspace.find({str(workspace.root)!r}), Launcher({fake_command('steps=1000')!r}))\n"
-        "print('ready', flush=True); sys.stdin.readline()\n"
-        "for _ in range(4): supervisor.launch(Config())\n"
-    )
+    then = "print('ready', flush=True); sys.stdin.readline()\nfor _ in range(4): supervisor.launch(Config())"
+    program = server(workspace, "steps=1000", then)
     command = [sys.executable, "-c", program]
     parents = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     for parent in parents:
@@ -123,7 +119,8 @@ def test_stopping_a_waiting_run_takes_it_out_of_the_queue(supervise: Supervise) 
     first, second = supervisor.launch(Config()), supervisor.launch(Config())
     supervisor.stop(second)
     assert supervisor.state(second).state == "stopped"
-    assert "queue" in supervisor.state(second).message
+    assert supervisor.state(second).reason is Reason.DEQUEUED
+    assert "queue" in ending_words(supervisor.state(second))[0]
     assert supervisor.queue() == []
     assert supervisor.state(first).state == "running"
 
@@ -214,8 +211,11 @@ def test_cancel_ends_a_run_at_once_and_says_what_is_left(supervise: Supervise, w
     supervisor.cancel(run_id)
     wait_until(lambda: supervisor.state(run_id).final)
     state = supervisor.state(run_id)
-    assert (state.state, state.message) == ("stopped", "Cancelled: it was ended at once, and nothing more was saved.")
-    assert state.hint == "No checkpoint was saved yet: Resume begins again."
+    assert (state.state, state.reason) == ("stopped", Reason.CANCELLED)
+    assert ending_words(state) == (
+        "Cancelled: it was ended at once, and nothing more was saved.",
+        "No checkpoint was saved yet: Resume begins again.",
+    )
     wait_until(lambda: not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE)
     supervisor.cancel(run_id)
     assert supervisor.state(run_id).state == "stopped"
@@ -258,7 +258,8 @@ def test_a_deaf_worker_is_ended_by_force_with_everything_it_started(supervise: S
     assert supervisor.state(run_id).state == "stopping"
     wait_until(lambda: supervisor.state(run_id).final)
     assert supervisor.state(run_id).state == "stopped"
-    assert "by force" in supervisor.state(run_id).message
+    assert supervisor.state(run_id).reason is Reason.ENDED_BY_FORCE
+    assert "by force" in ending_words(supervisor.state(run_id))[0]
     wait_until(lambda: not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE)
 
 
@@ -268,7 +269,8 @@ def test_a_worker_without_anything_to_save_is_given_less_time_to_hear(supervise:
     wait_until(lambda: supervisor.state(run_id).phase == "data")
     supervisor.stop(run_id)
     wait_until(lambda: supervisor.state(run_id).final)
-    assert "by force" in supervisor.state(run_id).message
+    assert supervisor.state(run_id).reason is Reason.ENDED_BY_FORCE
+    assert "by force" in ending_words(supervisor.state(run_id))[0]
 
 
 def test_a_worker_that_trains_is_given_time_to_save(supervise: Supervise) -> None:
@@ -287,8 +289,10 @@ def test_a_worker_that_vanished_is_a_failure_with_its_last_words(supervise: Supe
     wait_until(lambda: supervisor.state(run_id).final)
     state = supervisor.state(run_id)
     assert state.state == "failed"
-    assert "exit code 7" in state.message
-    assert "something terrible" in state.hint
+    assert (state.reason, state.exit_code, state.last_output) == (Reason.EXITED, 7, "something terrible")
+    message, hint = ending_words(state)
+    assert "exit code 7" in message
+    assert "something terrible" in hint
     assert state.step == 3
 
 
@@ -300,7 +304,8 @@ def test_a_worker_killed_from_outside_is_said_to_have_been_killed(supervise: Sup
     assert process is not None
     process.kill()
     wait_until(lambda: supervisor.state(run_id).final)
-    assert "memory" in supervisor.state(run_id).message
+    assert supervisor.state(run_id).reason is Reason.KILLED
+    assert "memory" in ending_words(supervisor.state(run_id))[0]
     assert supervisor.busy() is None
 
 
@@ -348,7 +353,7 @@ def test_another_supervisor_sees_the_run_and_can_stop_it(supervise: Supervise) -
 def test_the_queue_survives_a_supervisor_and_is_taken_up_by_the_next(
     workspace: Workspace, supervise: Supervise
 ) -> None:
-    gone = Supervisor(workspace, Launcher(fake_command("steps=10")))
+    gone = Supervisor(workspace, LocalLauncher(fake_command("steps=10")))
     first, second = gone.launch(Config()), gone.launch(Config())
     wait_until(lambda: gone.state(first).final and gone.busy() is None)
     assert gone.state(second).state == "queued"
@@ -358,12 +363,8 @@ def test_the_queue_survives_a_supervisor_and_is_taken_up_by_the_next(
 def test_killing_the_parent_leaves_the_worker_alive_and_the_next_parent_finds_it(
     workspace: Workspace, supervise: Supervise
 ) -> None:
-    program = (
-        "import sys, time; from lora_studio.config import Config; from lora_studio.jobs.launcher import Launcher\n"
-        "from lora_studio.jobs.supervisor import Supervisor; from lora_studio.workspace import Workspace\n"
-        f"supervisor = Supervisor(Workspace.find({str(workspace.root)!r}), Launcher({fake_command('steps=1000')!r}))\n"
-        "supervisor.start(); print(supervisor.launch(Config()), flush=True); time.sleep(60)\n"
-    )
+    then = "supervisor.start(); print(supervisor.launch(Config()), flush=True); time.sleep(60)"
+    program = server(workspace, "steps=1000", then)
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     run_id = parent.stdout.readline().strip()

@@ -12,7 +12,9 @@ import pytest
 from lora_studio.errors import StudioError
 from lora_studio.events import Finished, PhaseStarted, Progress, RunStarted, to_line
 from lora_studio.export_targets import TARGETS
-from lora_studio.exports import ExportFolder, create, make_request
+from lora_studio.exports import create, make_request
+from lora_studio.job_folders import ExportFolder
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.exporting import Exports
 from lora_studio.parsing import parse, to_yaml
 from lora_studio.ui.export_board import Board, View, ask_for, download, keep, remembered, typed, values_of
@@ -131,7 +133,7 @@ def test_one_that_goes_on_says_how_far_it_is(board: Board, workspace: Workspace,
     events = [RunStarted(now, 1, "cpu", ""), PhaseStarted(now, "write", 2_000_000, "bytes"), Progress(now, 500_000, 2)]
     folder.events.write_text("".join(map(to_line, events)), encoding="utf-8")
     state = board.jobs.state(folder.id)
-    assert (state.state, "process" in state.message) == ("failed", False)
+    assert (state.state, "process" in ending_words(state)[0]) == ("failed", False)
     words = head(replace(state, state="running", phase_total=2_000_000), {})
     assert "Writing, percent: 25 of 100 (500 kB of 2.0 MB)" in words
     assert 'data-act="stop"' in words

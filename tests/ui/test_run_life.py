@@ -9,7 +9,7 @@ import pytest
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.client import Session
-from lora_studio.jobs.launcher import Launcher, kill
+from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.jobs.waiting import Waiting
 from lora_studio.ui import queue_view, run_head, run_life
@@ -21,7 +21,7 @@ from tests.jobs.conftest import fake_command, wait_until
 
 @pytest.fixture
 def studio(workspace: Workspace) -> Iterator[Studio]:
-    supervisor = Supervisor(workspace, Launcher(fake_command("steps=1000")), tick_seconds=0.05)
+    supervisor = Supervisor(workspace, LocalLauncher(fake_command("steps=1000")), tick_seconds=0.05)
     sessions = [Session(workspace.logs_folder / f"{name}.log", command=[sys.executable]) for name in ("a", "b")]
     yield Studio(workspace, supervisor, *sessions)
     supervisor.close()

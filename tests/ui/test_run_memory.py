@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from lora_studio.events import MemoryEstimated, RunState
+from lora_studio.events import MemoryEstimated, Reason, RunState
 from lora_studio.hardware import GIB
-from lora_studio.jobs.oom import oom_kills
+from lora_studio.jobs.launchers.oom import oom_kills
 from lora_studio.parsing import nest, parse, to_yaml
 from lora_studio.ui.run_memory import retry_of, words
 from lora_studio.workspace import RunFolder, Workspace
@@ -32,17 +32,17 @@ def test_a_run_that_ran_out_of_memory_offers_what_its_worker_found(workspace: Wo
     run = folder(workspace)
     retry = {"title": "2 rows", "cost": "", "settings": {"training.per_device_train_batch_size": 2}}
     run.complete.write_text(json.dumps({"retry": retry}))
-    assert retry_of(run, RunState(state="failed", message="The GPU ran out of memory.")) == retry
+    assert retry_of(run, RunState(state="failed", reason=Reason.OUT_OF_MEMORY)) == retry
     assert retry_of(run, RunState(state="done")) is None
 
 
-@pytest.mark.parametrize("message", ["The memory ran out: the system killed the worker.", "The worker was killed: …"])
-def test_a_worker_that_the_system_killed_is_offered_a_smaller_run(workspace: Workspace, message: str) -> None:
+@pytest.mark.parametrize("reason", [Reason.MEMORY_KILL, Reason.KILLED])
+def test_a_worker_that_the_system_killed_is_offered_a_smaller_run(workspace: Workspace, reason: Reason) -> None:
     run = folder(workspace, training__per_device_train_batch_size=256, data__max_length=1024)
-    found = retry_of(run, RunState(state="failed", message=message, memory=FORESEEN))
+    found = retry_of(run, RunState(state="failed", reason=reason, memory=FORESEEN))
     assert found is not None
     assert found["settings"]
-    other = RunState(state="failed", message="Training ended with an error.", memory=FORESEEN)
+    other = RunState(state="failed", reason=Reason.INTERNAL_ERROR, memory=FORESEEN)
     assert retry_of(run, other) is None
 
 

@@ -1,7 +1,7 @@
-"""How a worker is started, recognised, asked to stop and ended.
+"""Workers on this machine: how one is started, recognised, asked to stop and ended.
 
 A worker is a process of its own session that writes to files, never to pipes, so that it outlives the page, the
-terminal and the web server. `worker.json` in the run folder holds its process id and start time: together they name
+terminal and the web server. `worker.json` in the job's folder holds its process id and start time: together they name
 one process for good, while an id alone is given to another process later.
 """
 
@@ -19,8 +19,9 @@ import psutil
 
 from lora_studio.accounts import SECRETS
 from lora_studio.files import is_time, read_object
-from lora_studio.jobs.oom import oom_kills
-from lora_studio.workspace import RunFolder, write_atomically
+from lora_studio.jobs.launchers.interface import Exit, Worker, last_lines
+from lora_studio.jobs.launchers.oom import oom_kills
+from lora_studio.workspace import JobFolder, write_atomically
 
 # Start times come from the clock ticks since boot; setting the machine's clock moves them by fractions of a second.
 _SAME_START_SECONDS = 2.0
@@ -38,17 +39,14 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     The passwords of the page's visitors are not for children.
     """
     own = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    package_parent = str(Path(__file__).resolve().parents[2])
+    package_parent = str(Path(__file__).resolve().parents[3])
     paths = [package_parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**own, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONUNBUFFERED": "1", **(extra or {})}
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
-    """What `worker.json` holds: which process it is, when it was started, and what was asked of it since.
-
-    `reason` are the words for whoever wonders why it was killed without having been asked to stop.
-    """
+class LocalWorker:
+    """What `worker.json` holds: which process it is, when it was started, and what was asked of it since."""
 
     pid: int
     started: float
@@ -60,10 +58,10 @@ class Worker:
     oom_kills: int | None = None
 
 
-def read_worker(run: RunFolder) -> Worker | None:
-    """The run's latest worker, alive or not; None where none was ever started, or where its file is damaged."""
+def read_worker(folder: JobFolder) -> LocalWorker | None:
+    """The job's latest worker, alive or not; None where none was ever started, or where its file is damaged."""
     try:
-        worker = Worker(**read_object(run.worker))
+        worker = LocalWorker(**read_object(folder.worker))
     except (FileNotFoundError, ValueError, TypeError):
         return None
     known = isinstance(worker.pid, int) and 0 < worker.pid < MAX_PID
@@ -71,13 +69,13 @@ def read_worker(run: RunFolder) -> Worker | None:
     return worker if known and all(map(is_time, times)) and isinstance(worker.reason, str) else None
 
 
-def find(run: RunFolder) -> psutil.Process | None:
-    """The run's worker if it is alive. A process that ended and was not collected yet (a zombie) is not."""
-    worker = read_worker(run)
+def find(folder: JobFolder) -> psutil.Process | None:
+    """The job's worker if it is alive. A process that ended and was not collected yet (a zombie) is not."""
+    worker = read_worker(folder)
     return _process(worker) if worker else None
 
 
-def _process(worker: Worker) -> psutil.Process | None:
+def _process(worker: LocalWorker) -> psutil.Process | None:
     try:
         process = psutil.Process(worker.pid)
         same = abs(process.create_time() - worker.started) < _SAME_START_SECONDS
@@ -86,16 +84,16 @@ def _process(worker: Worker) -> psutil.Process | None:
         return None
 
 
-def ask_to_stop(run: RunFolder) -> bool:
-    """SIGTERM to the run's worker, which saves and ends; False where no worker is alive.
+def ask_to_stop(folder: JobFolder) -> bool:
+    """SIGTERM to the job's worker, which saves and ends; False where no worker is alive.
 
     Only the worker itself gets it: processes that load data for it must live on while it saves.
     """
-    worker, process = read_worker(run), find(run)
+    worker, process = read_worker(folder), find(folder)
     if worker is None or process is None:
         return False
     if worker.stop_asked is None:
-        _write(run, replace(worker, stop_asked=time.time()))
+        _write(folder, replace(worker, stop_asked=time.time()))
     try:
         process.send_signal(signal.SIGTERM)
     except psutil.NoSuchProcess:
@@ -103,16 +101,13 @@ def ask_to_stop(run: RunFolder) -> bool:
     return True
 
 
-def kill(run: RunFolder, cancelled: bool = False, reason: str = "") -> bool:
-    """SIGKILL to the worker and everything it started; False where nothing was left.
-
-    `cancelled` notes that a person wanted this, and not only an end; `reason` why nobody was asked.
-    """
-    worker = read_worker(run)
+def kill(folder: JobFolder, *, cancelled: bool = False, reason: str = "") -> bool:
+    """SIGKILL to the worker and everything it started; False where nothing was left."""
+    worker = read_worker(folder)
     if worker is None or not sweepable(worker):
         return False
     if _process(worker):
-        _write(run, replace(worker, killed=time.time(), cancelled=cancelled, reason=reason))
+        _write(folder, replace(worker, killed=time.time(), cancelled=cancelled, reason=reason))
     try:
         os.killpg(worker.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -120,7 +115,7 @@ def kill(run: RunFolder, cancelled: bool = False, reason: str = "") -> bool:
     return True
 
 
-def sweepable(worker: Worker) -> bool:
+def sweepable(worker: LocalWorker) -> bool:
     """Whether the worker's process group is its own: a living stranger under its id means that the group is gone."""
     try:
         return abs(psutil.Process(worker.pid).create_time() - worker.started) < _SAME_START_SECONDS
@@ -128,47 +123,67 @@ def sweepable(worker: Worker) -> bool:
         return True
 
 
-def _write(run: RunFolder, worker: Worker) -> None:
-    write_atomically(run.worker, json.dumps(asdict(worker)))
+def _write(folder: JobFolder, worker: LocalWorker) -> None:
+    write_atomically(folder.worker, json.dumps(asdict(worker)))
 
 
-class Launcher:
-    """Starts workers and collects those of its children that ended. `command` gets the run folder appended."""
+class LocalLauncher:
+    """A `Launcher` for this machine. `command` takes the place of the module that a kind of job is done by; the job's
+    folder is appended to it. `env` is for all workers.
+    """
 
     def __init__(self, command: Sequence[str] | None = None, env: Mapping[str, str] | None = None) -> None:
-        self._command = list(command or python_module("lora_studio.engine.worker"))
+        self._command = list(command) if command else None
         self._env = env
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, run: RunFolder, resume: bool = False, env: Mapping[str, str] | None = None) -> Worker:
-        """A new worker for the run. The caller makes sure that the run has none alive. `env` is for this one alone."""
-        run.complete.unlink(missing_ok=True)
-        end_last_line(run.events)
+    def start(
+        self, folder: JobFolder, module: str, *, resume: bool = False, env: Mapping[str, str] | None = None
+    ) -> None:
+        folder.complete.unlink(missing_ok=True)
+        end_last_line(folder.events)
         launched = time.time()
-        with run.log.open("ab") as log:
+        with folder.log.open("ab") as log:
             child = subprocess.Popen(
-                [*self._command, str(run.path), *(["--resume"] if resume else [])],
+                [*(self._command or python_module(module)), str(folder.path), *(["--resume"] if resume else [])],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd=run.path,
+                cwd=folder.path,
                 env=child_environment({**(self._env or {}), **(env or {})}),
                 start_new_session=True,
             )
-        worker = Worker(child.pid, psutil.Process(child.pid).create_time(), launched, oom_kills=oom_kills())
-        _write(run, worker)
+        started = psutil.Process(child.pid).create_time()
+        _write(folder, LocalWorker(child.pid, started, launched, oom_kills=oom_kills()))
         self._children[child.pid] = child
-        return worker
+
+    def worker(self, folder: JobFolder) -> Worker | None:
+        known = read_worker(folder)
+        if known is None:
+            return None
+        return Worker(known.launched, known.stop_asked, known.killed, known.cancelled, known.reason)
+
+    def is_alive(self, folder: JobFolder) -> bool:
+        return find(folder) is not None
+
+    def ask_to_stop(self, folder: JobFolder) -> bool:
+        return ask_to_stop(folder)
+
+    def kill(self, folder: JobFolder, *, cancelled: bool = False, reason: str = "") -> bool:
+        return kill(folder, cancelled=cancelled, reason=reason)
 
     def collect(self) -> None:
-        """Takes the exit status of children that ended, so that none stays behind as a zombie."""
         for child in self._children.values():
             child.poll()
 
-    def exit_code(self, worker: Worker) -> int | None:
-        """How a child of this launcher ended (negative: by that signal); None where that is not known."""
-        child = self._children.get(worker.pid)
-        return child.poll() if child else None
+    def how_it_ended(self, folder: JobFolder) -> Exit:
+        worker = read_worker(folder)
+        child = self._children.get(worker.pid) if worker else None
+        before = worker.oom_kills if worker else None
+        return Exit(child.poll() if child else None, before is not None and (oom_kills() or 0) > before)
+
+    def log(self, folder: JobFolder, lines: int) -> str:
+        return last_lines(folder.log, lines)
 
 
 def end_last_line(path: Path) -> None:
