@@ -410,6 +410,11 @@ class Workspace(Permissions):
         """The jobs that wait for the device, in order."""
         return self.root / "queue.json"
 
+    @property
+    def queue_lock(self) -> Path:
+        """An empty file: whoever changes the queue holds its lock."""
+        return self.root / "queue.lock"
+
     def create_run(self, title: str, config_yaml: str, facts: Mapping[str, Any]) -> RunFolder:
         """A new run folder with its config, named by time, title and four random letters."""
         for _ in range(10):

@@ -33,13 +33,14 @@ class Waiting:
 
 @contextmanager
 def lock(workspace: Workspace) -> Iterator[None]:
-    """Only one process (and one thread of it) at a time is inside. The runs' folder itself is what is locked."""
-    folder = os.open(workspace.runs_folder, os.O_RDONLY)
+    """Only one process (and one thread of it) at a time is inside."""
+    # A file and open for writing, for network file systems (NFS) lock nothing that is only read.
+    file = os.open(workspace.queue_lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(folder)
+        os.close(file)
 
 
 def read_queue(workspace: Workspace) -> list[Waiting]:

@@ -1,5 +1,7 @@
 """Runs are started one at a time, followed, stopped, queued and found again, with workers that train nothing."""
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -17,6 +19,7 @@ from lora_studio.events import Finished, Reason, StepLogged, to_line
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.launchers.local import LocalLauncher, find, read_worker
 from lora_studio.jobs.supervisor import Supervisor, with_absolute_paths
+from lora_studio.jobs.waiting import lock
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import Supervise, fake_command, server, wait_until
@@ -100,6 +103,24 @@ def test_starts_from_several_processes_at_once_start_one_worker(supervise: Super
     alive = [run.id for run in workspace.runs() if find(run)]
     assert (len(workspace.runs()), len(alive)) == (12, 1)
     assert sorted([*supervise("steps=1000").queue(), *alive]) == sorted(run.id for run in workspace.runs())
+
+
+def test_the_queue_is_locked_on_a_network_file_system_too(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS makes of `flock` a lock of bytes, which only a file that is open for writing can have."""
+    local = fcntl.flock
+
+    def of_nfs(file: int, operation: int) -> None:
+        if not fcntl.fcntl(file, fcntl.F_GETFL) & os.O_RDWR:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        local(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+    with lock(workspace), workspace.queue_lock.open("r+") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with lock(workspace):
+        assert workspace.queue_lock.read_bytes() == b""
 
 
 def test_stop_ends_a_run_and_keeps_what_it_saved(supervise: Supervise, workspace: Workspace) -> None:
