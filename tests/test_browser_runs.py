@@ -119,7 +119,7 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
 
     # Health: its change stands in the form, with the run's own settings.
     choose(page, heart, "heart")
-    page.locator('#run-health [data-apply="overfitting"]').click()
+    page.locator('#run-health [data-value="overfitting"]').click()
     epochs = page.locator("#set-training-num_train_epochs input")
     expect(epochs).to_have_value("1", timeout=PATIENCE)
     expect(page.locator("#set-lora-r input")).to_have_value("8")
@@ -147,15 +147,15 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
     expect(page.locator("#run-queue li").last).to_contain_text("goes on for 2 more epochs")
 
     # The queue: up, down, out.
-    page.locator(f'#run-queue [data-act="up"][data-run="{heart.id}"]').click()
+    page.locator(f'#run-queue [data-act="up"][data-value="{heart.id}"]').click()
     expect(page.locator("#run-queue li").first).to_contain_text("heart", timeout=PATIENCE)
     assert [entry.run for entry in read_queue(workspace)] == [heart.id, retry.run]
-    page.locator(f'#run-queue [data-act="down"][data-run="{heart.id}"]').click()
+    page.locator(f'#run-queue [data-act="down"][data-value="{heart.id}"]').click()
     expect(page.locator("#run-queue li").last).to_contain_text("heart", timeout=PATIENCE)
     assert [entry.run for entry in read_queue(workspace)] == [retry.run, heart.id]
-    page.locator(f'#run-queue [data-act="out"][data-run="{retry.run}"]').click()
+    page.locator(f'#run-queue [data-act="out"][data-value="{retry.run}"]').click()
     assert [entry.run for entry in waiting(page, workspace, 1)] == [heart.id]
-    page.locator(f'#run-queue [data-act="out"][data-run="{heart.id}"]').click()
+    page.locator(f'#run-queue [data-act="out"][data-value="{heart.id}"]').click()
     expect(page.locator("#run-queue li")).to_have_count(0, timeout=PATIENCE)
     assert read_queue(workspace) == []
 

@@ -4,7 +4,6 @@ What a tab shows is the tab's own matter. The page keeps nothing that a reload w
 """
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -32,27 +31,21 @@ from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.logins import Attempts, Sessions
 from lora_studio.serving import Serving, address_words, check_exposure
 from lora_studio.ui import (
-    chat_style,
+    browser,
     chat_tab,
     connections,
     data_tab,
     downloads,
     endpoints,
-    evaluate_style,
     evaluate_tab,
-    export_style,
     export_tab,
     guest_banner,
-    job_list,
     openai_api,
-    queue_view,
-    run_style,
     runs_tab,
-    text,
     theme,
     train_tab,
 )
-from lora_studio.ui.door import PROGRAM_OF, RELOAD_WHEN_LOGGED_OUT, USER, Door, Gate
+from lora_studio.ui.door import PROGRAM_OF, USER, Door, Gate
 from lora_studio.ui.page_requests import Pages
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.ui.visitor_files import CLEARED_SECONDS, VisitorFiles, remove_abandoned
@@ -67,19 +60,6 @@ TABS = (
     ("evaluate", "Evaluate", evaluate_tab.build),
     ("export", "Export", export_tab.build),
 )
-HEAD = """<script>
-window.askedTab = location.hash.slice(1);  // read before the first tab writes its own name there
-addEventListener('hashchange', () => {  // a bookmark chosen while the page is open
-  const tabs = [...document.querySelectorAll('#tabs [role=tab]')];
-  tabs.find(tab => '#' + tab.dataset.tabId === location.hash)?.click();
-});
-</script>"""
-CONNECTION = Path(__file__).parent / "static" / "connection.js"
-IN_SIGHT = """() => {
-  const open = document.querySelector('#tabs [role=tab][aria-selected=true]').dataset.tabId;
-  history.replaceState(null, '', location.pathname + location.search + '#' + open);
-  return %s.map((tab) => ({__type__: 'update', active: tab === open}));
-}"""
 OF_A_SPACE = "SYSTEM"  # by this variable Gradio knows a Space, where it waits for new code to run instead of this one
 OF_PROXIES = "FORWARDED_ALLOW_IPS"  # whom the server believes where nobody says; whom we believe, `_gated` says
 CLEAR_EVERY = 600  # seconds
@@ -169,7 +149,7 @@ def _tell_tab_in_sight(demo: gr.Blocks, tabs: Mapping[str, gr.Tab]) -> None:
     timers = [block for block in demo.blocks.values() if isinstance(block, gr.Timer)]
     places = [next(name for name, tab in tabs.items() if _is_in(timer, tab)) for timer in timers]
     opened = [tab.select for tab in tabs.values()]
-    gr.on(opened, None, None, timers, js=IN_SIGHT % json.dumps(places), api_visibility="private")
+    gr.on(opened, None, None, timers, js=browser.call("timersInSight", places), api_visibility="private")
 
 
 def _is_in(block: gr.blocks.Block, tab: gr.Tab) -> bool:
@@ -185,7 +165,7 @@ def _open_tab_of_address(demo: gr.Blocks, tabs: gr.Tabs) -> None:
     def choose(name: str) -> object:
         return gr.Tabs(selected=name) if name in {tab[0] for tab in TABS} else gr.skip()
 
-    demo.load(choose, asked, tabs, js="() => window.askedTab", show_progress="hidden", api_visibility="private")
+    demo.load(choose, asked, tabs, js="() => studio.askedTab", show_progress="hidden", api_visibility="private")
 
 
 def make_studio(workspace: Workspace, serving: Serving) -> Studio:
@@ -324,17 +304,8 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             },
             max_file_size=int(serving.max_upload_gb * 1e9),
             theme=theme.theme(),
-            css=text.CSS
-            + theme.CSS
-            + run_style.CSS
-            + queue_view.CSS
-            + job_list.CSS
-            + evaluate_style.CSS
-            + export_style.CSS
-            + chat_style.CSS,
-            head=HEAD
-            + f"<script>{CONNECTION.read_text(encoding='utf-8')}</script>"
-            + (RELOAD_WHEN_LOGGED_OUT if serving.accounts or serving.guests else ""),
+            css_paths=browser.STYLES,
+            head=browser.head(login=bool(serving.accounts or serving.guests)),
             ssr_mode=False,
             run_history=False,
             footer_links=[],

@@ -11,9 +11,9 @@ import gradio as gr
 from lora_studio import votes
 from lora_studio.errors import StudioError
 from lora_studio.text_limits import QUESTION, SYSTEM_PROMPT, check_length
-from lora_studio.ui import chat_board, downloads, text
+from lora_studio.ui import browser, chat_board, downloads, text
 from lora_studio.ui.chat_choices import wanted
-from lora_studio.ui.chat_prompts import CLICKED, QUIET
+from lora_studio.ui.chat_prompts import QUIET
 from lora_studio.ui.chat_sampling import checked, plain
 from lora_studio.ui.chatting import Chat, said
 from lora_studio.ui.dialogue import BASE, Talk
@@ -35,7 +35,7 @@ def build(act: Chat, who: gr.State) -> None:
             ask = gr.Button("Ask blindly", variant="primary", scale=0, min_width=150)
             stop = gr.Button("Stop", scale=0, min_width=80)
         told = gr.HTML()
-        panel = gr.HTML(js_on_load=CLICKED, elem_id="chat-blind-panel")
+        panel = gr.HTML(js_on_load=browser.on_load("clicks"), elem_id="chat-blind-panel")
         place = downloads.place(act.studio.workspace)
 
     def asked(person: str, wanted: str, system: str, *sampling: Any) -> Iterator[dict[Any, Any]]:

@@ -10,47 +10,6 @@ from lora_studio.ui.text import escape, shorten, thoughts
 
 Message = Mapping[str, Any]
 NOTHING_SAID = "The answers will stand here."
-CLICKS = """
-const tops = {};
-let busy = '';
-element.addEventListener('scroll', event => {
-  const column = event.target.closest?.('[data-column]');
-  if (column) tops[column.dataset.column] = event.target.scrollTop;
-}, true);
-element.addEventListener('click', event => {
-  const node = event.target.closest('[data-act]');
-  if (!node || node.disabled) return;
-  const {act, column = '', value = ''} = node.dataset;
-  if (act === 'edit') return edit(node);
-  trigger('click', {act, column, value, text: ''});
-});
-function edit(node) {
-  const bubble = node.closest('.ls-bubble'), said = bubble.querySelector('.ls-said');
-  if (bubble.querySelector('textarea')) return;
-  const box = document.createElement('textarea'), row = document.createElement('div');
-  box.value = said.textContent;
-  box.setAttribute('aria-label', 'Change the question');
-  box.rows = Math.min(8, box.value.split('\\n').length + 1);
-  row.className = 'chat-edit';
-  const ask = document.createElement('button'), leave = document.createElement('button');
-  ask.textContent = 'Ask this instead'; leave.textContent = 'Leave it';
-  row.append(ask, leave);
-  said.hidden = true; node.hidden = true;
-  bubble.append(box, row);
-  box.focus();
-  leave.onclick = () => { box.remove(); row.remove(); said.hidden = false; node.hidden = false; };
-  ask.onclick = () => {
-    const {column, value} = node.dataset;
-    trigger('click', {act: 'edit', column, value, text: box.value});
-  };
-}
-watch('value', () => {
-  for (const [name, top] of Object.entries(tops)) {
-    const talk = element.querySelector(`[data-column="${CSS.escape(name)}"] .chat-talk`);
-    if (talk && top) talk.scrollTop = top;
-  }
-});
-"""
 
 
 def board(

@@ -9,19 +9,13 @@ import gradio as gr
 from lora_studio import prompt_sets
 from lora_studio.errors import StudioError
 from lora_studio.prompt_sets import Answered
-from lora_studio.ui import downloads, text
+from lora_studio.ui import browser, downloads, text
 from lora_studio.ui.chat_choices import wanted
 from lora_studio.ui.chat_sampling import checked, plain
 from lora_studio.ui.chatting import Chat, said
 from lora_studio.ui.dialogue import BASE, known
 from lora_studio.workspace import Workspace
 
-CLICKED = """
-element.addEventListener('click', event => {
-  const node = event.target.closest('[data-act]');
-  if (node) trigger('click', {act: node.dataset.act});
-});
-"""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -32,7 +26,7 @@ def build(act: Chat, who: gr.State) -> None:
         with gr.Row(elem_classes="actions"):
             run = gr.Button("Ask them all", variant="primary", scale=0, min_width=130)
             stop = gr.Button("Stop", scale=0, min_width=80, interactive=False)
-        table = gr.HTML(js_on_load=CLICKED, elem_id="chat-prompts-table")
+        table = gr.HTML(js_on_load=browser.on_load("clicks"), elem_id="chat-prompts-table")
         place = downloads.place(act.studio.workspace)
 
     def ask(person: str, lines: str, system: str, *sampling: Any) -> Iterator[dict[Any, Any]]:

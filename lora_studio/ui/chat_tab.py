@@ -8,29 +8,13 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.ui import chat_blind, chat_board, chat_prompts, chat_sources, downloads, form, text
+from lora_studio.ui import browser, chat_blind, chat_prompts, chat_sources, downloads, form, text
 from lora_studio.ui.chat_choices import MOST
 from lora_studio.ui.chat_sampling import SAMPLING
 from lora_studio.ui.chatting import OWN_SAMPLING, Chat, Parts, Updates
 from lora_studio.ui.studio import Shared, Studio
 
 NO_RUNS = text.empty("No adapter yet", "Train one on the Train tab; its first checkpoint can be tried here at once.")
-WHO = """() => {
-  const hex = byte => byte.toString(16).padStart(2, '0');
-  const fresh = () => [...crypto.getRandomValues(new Uint8Array(12))].map(hex).join('');
-  try {
-    let who = localStorage.getItem('lora-studio-chat') || '';
-    if (!/^[0-9a-f]{24}$/.test(who)) localStorage.setItem('lora-studio-chat', who = fresh());
-    return who;
-  } catch { return window.chatWho ??= fresh(); }
-}"""
-"""A name that this browser's chat is kept under; a browser that keeps nothing has one until it is reloaded."""
-CLICKED = """
-element.addEventListener('click', event => {
-  const node = event.target.closest('[data-act]');
-  if (node) trigger('click', {act: node.dataset.act, value: node.dataset.value || ''});
-});
-"""
 
 
 def build(studio: Studio, shared: Shared) -> None:
@@ -62,9 +46,11 @@ def draw(like: str = OWN_SAMPLING) -> Parts:
             )
             load = gr.Button("Load", scale=0, min_width=110)
             unload = gr.Button("Unload", scale=0, min_width=110, interactive=False)
-        status = gr.HTML(js_on_load=CLICKED, elem_id="chat-status")
-        board = gr.HTML(js_on_load=chat_board.CLICKS, elem_id="chat-board")
-        near = gr.HTML(js_on_load=CLICKED, elem_id="chat-said")  # above: below, it would be out of sight
+        status = gr.HTML(js_on_load=browser.on_load("clicks"), elem_id="chat-status")
+        board = gr.HTML(js_on_load=browser.on_load("chatBoard"), elem_id="chat-board")
+        near = gr.HTML(
+            js_on_load=browser.on_load("clicks"), elem_id="chat-said"
+        )  # above: below, it would be out of sight
         with gr.Row(equal_height=True, elem_classes="ls-pager"):
             question = gr.Textbox(
                 label="Your question",
@@ -110,7 +96,7 @@ def _wire(act: Chat, who: gr.State, place: gr.HTML) -> None:
         return {who: given} | act.arrive(given)
 
     name = gr.Textbox(visible=False)
-    gr.on(fn=open_page, inputs=name, outputs=[who, *everything], js=WHO, **quiet)
+    gr.on(fn=open_page, inputs=name, outputs=[who, *everything], js=browser.call("chatName"), **quiet)
     tab = p.body.parent
     assert isinstance(tab, gr.Tab)  # its own event, because that of `shared.tabs` is silent when another tab opens it
     tab.select(act.arrive, who, everything, **quiet)

@@ -7,24 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.ui import downloads, form, length_chart, pager, reading_form, text
+from lora_studio.ui import browser, downloads, form, length_chart, pager, reading_form, text
 from lora_studio.ui.data_choice import BAD_ROWS, ENCODING, PERCENTILES, SETTINGS, SPLIT, THINKING, remembered, sources
 from lora_studio.ui.inspection import KEPT_BACK, Controls, Inspection, View
 from lora_studio.ui.studio import Shared, Studio
 
-SHOW_FOUND = """() => {
-  const look = document.querySelector('#data-look');
-  if (look.getBoundingClientRect().bottom > innerHeight - 80) look.scrollIntoView({block: 'start', behavior: 'smooth'});
-}"""
-"""On a phone, what is said of a file stands below all that can be chosen."""
-
-DELETE_CLICKS = """
-element.addEventListener('click', event => {
-  const node = event.target.closest('[data-act]');
-  if (node && confirm('Delete this file? Runs that are not finished can not be resumed without it.'))
-    trigger('click', {value: node.dataset.value});
-});
-"""
+DELETES = "Delete this file? Runs that are not finished can not be resumed without it."
 
 
 def build(studio: Studio, shared: Shared) -> None:
@@ -173,7 +161,7 @@ def draw_view(studio: Studio, controls: Controls) -> View:
     with gr.Accordion("Rows as they stand in the file", open=False, visible=False) as rows:
         table = gr.HTML()
     with gr.Accordion("Your uploads, and prepared data on this disk", open=False, elem_id="data-kept"):
-        uploads = gr.HTML(js_on_load=DELETE_CLICKS)
+        uploads = gr.HTML(js_on_load=browser.on_load("clicks", questions={"delete": DELETES}))
         cache = gr.HTML()
         clear = gr.Button("Clear", size="sm", scale=0, min_width=120)
     return View(
@@ -221,7 +209,7 @@ def _wire(act: Inspection, shared: Shared) -> None:
     gr.on(fn=act.repaint, outputs=shown, **quiet)
     gone = [v.status, v.body, v.summary, v.found, v.reading.box, v.rows]
     kept = c.upload.upload(act.keep_upload, c.upload, [c.source, c.validation, c.upload, v.uploads, *gone], **quiet)
-    kept.then(None, js=SHOW_FOUND, api_visibility="private")
+    kept.then(None, js=browser.call("showAnalysis"), api_visibility="private")
     kept.then(act.look_anew, chosen, shown, **inspect)
     second = c.upload_validation.upload(
         act.keep_validation, c.upload_validation, [c.source, c.validation, v.status], **quiet
@@ -229,7 +217,7 @@ def _wire(act: Inspection, shared: Shared) -> None:
     second.then(act.look, chosen, shown, **inspect)
     # Leaving a dropdown also fires `input`: nothing is done for a choice that was analyzed already.
     c.source.input(act.choose_other, c.source, gone, **quiet).then(act.analyze_other, chosen, shown, **inspect)
-    c.source.select(None, js=SHOW_FOUND, api_visibility="private")
+    c.source.select(None, js=browser.call("showAnalysis"), api_visibility="private")
     c.validation.input(act.measure_other, chosen, shown, **inspect)
     gr.on([c.look.click, c.percentiles.submit], act.look, chosen, shown, **inspect)
     c.stop.click(act.stop, queue=False, **quiet)

@@ -44,11 +44,6 @@ WITH_FILES = "/gradio_api/upload"
 # The server calls the first itself, once, when it starts; it does nothing after that.
 OPEN_PATHS = ("/gradio_api/startup-events",)
 PROGRAMS = "/v1/"
-# A page whose session ended asks for the login again as soon as it hears so.
-RELOAD_WHEN_LOGGED_OUT = (
-    "<script>(() => { const ask = window.fetch; window.fetch = async (...what) => { const got = await ask(...what);"
-    " if (got.status === 401) location.reload(); return got; } })()</script>"
-)
 
 
 PROGRAM_OF: ContextVar[str] = ContextVar("program_of", default="")

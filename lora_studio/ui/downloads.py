@@ -9,17 +9,17 @@ from urllib.parse import quote
 import gradio as gr
 
 from lora_studio.taken import OF
+from lora_studio.ui import browser
 from lora_studio.ui.text import escape, size
 from lora_studio.workspace import Workspace, safe_name
 
 KEPT_SECONDS = 3600.0
-_FETCH = "watch('value', () => element.querySelector('a[download]')?.click());"
 
 
 def place(workspace: Workspace) -> gr.HTML:
     """Where a link appears that the browser follows by itself; it stays for those whose browser asks first."""
     gr.set_static_paths([str(workspace.downloads_folder)])
-    return gr.HTML(visible=True, js_on_load=_FETCH, elem_classes="download-place")
+    return gr.HTML(visible=True, js_on_load=browser.on_load("download"), elem_classes="download-place")
 
 
 def new_file(workspace: Workspace, name: str) -> Path:

@@ -13,7 +13,7 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import MOST_ADAPTERS, Measuring, Request, evaluation, make_request, request_of
 from lora_studio.jobs.evaluating import Evaluations
-from lora_studio.ui import chat_device, downloads, evaluate_harness, job_wiring, text
+from lora_studio.ui import browser, chat_device, downloads, evaluate_harness, job_wiring, text
 from lora_studio.ui import evaluate_board as board
 from lora_studio.ui.chat_choices import adapter_choices
 from lora_studio.ui.data_choice import SETTINGS, is_there
@@ -27,36 +27,8 @@ FIRST = {"base": True, **Measuring().model_dump(), "max_new_tokens": LONGEST.def
 FIRST |= dict.fromkeys(("labels", "mapping", "encoding"), "")
 """What the settings of an evaluation are at first."""
 FIELDS = ("adapters", "data", *FIRST)
+CLICKS = browser.on_load("evaluation", questions={"delete": "Delete this evaluation with all its answers?"})
 BESIDE_A_RUN = text.notice("A run is training on the same device: both are slower until one of them is done.")
-CLICKS = """
-let focused = null;
-const keep = node => {
-  const {act, value, change} = node.dataset;
-  focused = act ? `[data-act="${act}"][data-value="${CSS.escape(value)}"]` : `[data-change="${change}"]`;
-};
-element.addEventListener('click', event => {
-  const node = event.target.closest('[data-act]');
-  if (!node) return;
-  if (node.dataset.act === 'delete' && !confirm('Delete this evaluation with all its answers?')) return;
-  keep(node);
-  trigger('click', {act: node.dataset.act, value: node.dataset.value});
-});
-element.addEventListener('change', event => {
-  const node = event.target.closest('[data-change]');
-  if (!node) return;
-  keep(node);
-  trigger('click', {act: node.dataset.change, value: node.value});
-});
-const opened = new Set(), key = node => node.dataset.row + node.firstElementChild.textContent;
-element.addEventListener('toggle', ({target}) => {
-  if (target.dataset.row) opened[target.open ? 'add' : 'delete'](key(target));
-}, true);
-watch('value', () => {
-  if (focused) element.querySelector(focused)?.focus({preventScroll: true});
-  focused = null;
-  for (const node of element.querySelectorAll('details[data-row]')) node.open = opened.has(key(node));
-});
-"""
 
 
 def build(studio: Studio, shared: Shared) -> None:

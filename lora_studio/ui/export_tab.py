@@ -11,43 +11,14 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.exports import folders, make_request
-from lora_studio.ui import downloads, job_wiring, text
+from lora_studio.ui import browser, downloads, job_wiring, text
 from lora_studio.ui import export_board as board
 from lora_studio.ui.chat_choices import adapter_choices
 from lora_studio.ui.export_board import PARTS, Board, View
 from lora_studio.ui.run_section import QUIET
 from lora_studio.ui.studio import Shared, Studio
 
-CLICKS = """
-let focused = null;
-const typed = () => Object.fromEntries([...element.querySelectorAll('[data-setting]')].map(
-  node => [node.dataset.setting, node.type === 'checkbox' ? node.checked : node.value]));
-const copy = async node => {
-  try { await navigator.clipboard.writeText(node.dataset.copy); }
-  catch { const range = document.createRange(); range.selectNodeContents(node.previousElementSibling);
-    getSelection().removeAllRanges(); getSelection().addRange(range); document.execCommand('copy'); }
-  node.textContent = 'Copied';
-};
-element.addEventListener('click', event => {
-  const node = event.target.closest('[data-act], [data-copy]');
-  if (!node) return;
-  if (node.dataset.copy !== undefined) { copy(node); return; }
-  const {act, value} = node.dataset;
-  if (act === 'delete' && !confirm('Delete this export with its result?')) return;
-  focused = `[data-act="${act}"][data-value="${CSS.escape(value)}"]`;
-  const secret = element.querySelector('[data-secret]');
-  const begins = act === 'start';
-  trigger('click', {act, value, values: begins ? typed() : {}, secret: begins && secret ? secret.value : ''});
-  if (begins && secret) secret.value = '';
-});
-element.addEventListener('change', event => {
-  if (event.target.matches('[data-setting]')) {
-    const value = element.querySelector('[data-form]').dataset.form;
-    trigger('click', {act: 'keep', value, values: typed(), secret: ''});
-  }
-});
-watch('value', () => { if (focused) element.querySelector(focused)?.focus({preventScroll: true}); focused = null; });
-"""
+CLICKS = browser.on_load("exportForm", questions={"delete": "Delete this export with its result?"})
 NOTHING = (
     "There is no adapter yet",
     "Train one on the Train tab: its first checkpoint can be exported while the run goes on.",

@@ -17,6 +17,7 @@ from lora_studio.config import Config
 from lora_studio.parsing import Problem, nest, parse
 from lora_studio.schema import GROUPS
 from lora_studio.settings import Setting, flatten, settings
+from lora_studio.ui import browser
 from lora_studio.ui.text import count, escape, visible
 
 SECTIONS = {
@@ -33,44 +34,6 @@ SWITCH = {True: "on", False: "off"}
 NEITHER = "default"
 FILES = ("data.train_file", "data.validation_file")
 LONG_TEXT = ("data.system_prompt", "generation.stop_strings")
-
-# What the browser does for the whole form, so that no field needs a component of its own for it.
-# It tells of typing: a text's own `input` event misses what is pasted or deleted, its `change` also tells of what the
-# page filled in. And it puts lines (its value, by element id) under their fields, errors and others; a field that is
-# not drawn yet, because its fold was never open, gets its line when it is.
-_SERVICE = """
-const form = element.closest('#form');
-let waiting;
-form.addEventListener('input', () => {
-  clearTimeout(waiting);
-  waiting = setTimeout(() => trigger('input'), 200);
-});
-const drawing = new MutationObserver(show);
-function show() {
-  drawing.disconnect();
-  const lines = new Map(Object.entries(props.value || {}));
-  for (const line of form.querySelectorAll('.field-error, .field-note')) {
-    const field = line.parentElement;
-    field.querySelectorAll('[aria-invalid]').forEach(input => input.removeAttribute('aria-invalid'));
-    if (!lines.has(field.id)) line.remove();
-  }
-  let absent = false;
-  for (const [id, {words, wrong}] of lines) {
-    const field = document.getElementById(id);
-    absent ||= !field;
-    if (!field) continue;
-    let line = field.querySelector(':scope > .field-error, :scope > .field-note');
-    if (!line) field.append(line = document.createElement('div'));
-    line.className = wrong ? 'field-error' : 'field-note';
-    wrong ? line.setAttribute('role', 'alert') : line.removeAttribute('role');
-    line.textContent = words;
-    if (wrong) field.querySelectorAll('input, textarea').forEach(input => input.setAttribute('aria-invalid', 'true'));
-  }
-  if (absent) drawing.observe(form, {childList: true, subtree: true});
-}
-watch('value', show);
-show();
-"""
 
 
 @dataclass(frozen=True)
@@ -120,7 +83,7 @@ def draw(files: Sequence[tuple[str, str]]) -> Form:
     """
     drawn: dict[str, Field] = {}
     ordered = list(settings())
-    form = Form(gr.HTML({}, html_template="<i></i>", js_on_load=_SERVICE, elem_classes="nothing"))
+    form = Form(gr.HTML({}, html_template="<i></i>", js_on_load=browser.on_load("form"), elem_classes="nothing"))
     with gr.Column(elem_classes="grid"):
         for setting in ordered:
             if setting.basic:

@@ -18,11 +18,6 @@ DRAFT = "form-before"
 MAX_LISTED = 6
 """Changes listed in sight; the others are in a fold."""
 MAX_VALUE_LENGTH = 40
-SHOW = """() => setTimeout(() => {
-  const notice = document.querySelector('#form-changes');
-  if (notice?.offsetParent) notice.scrollIntoView({block: 'center'});
-}, 150)"""
-"""The tab opens where the page was scrolled to before, which is rarely where the notice is."""
 
 
 @dataclass(frozen=True)

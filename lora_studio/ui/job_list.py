@@ -68,21 +68,3 @@ def buttons(*acts: tuple[str, str, str]) -> str:
         for act, value, words in acts
     )
     return f'<div class="acts job-acts">{drawn}</div>'
-
-
-CSS = """
-ul.job-list { list-style: none; margin: 0; padding: 0; border: 1px solid var(--line); border-radius: 8px;
-  max-height: 260px; overflow-y: auto; background: var(--block-background-fill); }
-.job-list li { display: flex; flex-wrap: wrap; align-items: center; gap: 2px 10px; padding: 7px 12px; margin: 0;
-  border-bottom: 1px solid var(--line); }
-.job-list li:last-child { border-bottom: 0; }
-.job-list li[aria-current="true"] { background: var(--soft); box-shadow: inset 3px 0 0 var(--busy); }
-.job-list button.open { border: 0; background: none; padding: 0; font-weight: 600; text-align: left; cursor: pointer;
-  color: var(--body-text-color); overflow-wrap: anywhere; }
-.job-list small { color: var(--body-text-color-subdued); flex: 1; min-width: 180px; font-size: 13px;
-  font-variant-numeric: tabular-nums; }
-.job-list button[data-act="delete"] { border: 1px solid var(--line); border-radius: 6px; padding: 2px 8px;
-  font-size: 12px; background: var(--block-background-fill); color: var(--body-text-color); cursor: pointer; }
-.job-acts { display: flex; flex-wrap: wrap; gap: 6px; margin: 10px 0 0; }
-.job-acts button { margin: 0 !important; }
-"""

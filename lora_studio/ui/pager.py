@@ -7,20 +7,9 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.errors import StudioError
-from lora_studio.ui import data_view, text
+from lora_studio.ui import browser, data_view, text
 
 Updates = dict[Any, Any]
-# A long row may begin with many tokens that are cut off: what is kept is in sight first, with a line before it.
-_SCROLL = """
-const show = () => {
-  for (const box of element.querySelectorAll('.ls-tokens')) {
-    const kept = box.querySelector('.ls-tok:not(.ls-x)');
-    box.scrollTop = kept ? kept.offsetTop - 2 * kept.offsetHeight : 0;
-  }
-};
-watch('value', show);
-show();
-"""
 Preview = Callable[[int, int | None], dict[str, Any]]
 
 
@@ -58,7 +47,7 @@ def draw() -> Pager:
             conversation = gr.HTML()
         with gr.Column(scale=3, min_width=300, elem_classes="ls-marked"):
             gr.HTML(data_view.LEGEND)
-            tokens = gr.HTML(js_on_load=_SCROLL)
+            tokens = gr.HTML(js_on_load=browser.on_load("tokens"))
     shown = (position, previous, row, following, windows, earlier, later, conversation, tokens)
     return Pager(*shown, gr.State(0), gr.State(0))
 

@@ -13,33 +13,27 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.waiting import Waiting
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.settings import flatten
-from lora_studio.ui import text
+from lora_studio.ui import browser, text
 from lora_studio.ui.run_section import QUIET, Look
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import RunFolder
 
-_PRESS = """
-element.addEventListener('click', event => {
-  const button = event.target.closest('[data-act]');
-  if (button) trigger('click', {act: button.dataset.act, run: button.dataset.run});
-});
-"""
 EXPLAINED = "One run trains at a time. These start one after the other, from the top, also after a restart."
 
 
 def build(studio: Studio, shared: Shared) -> dict[str, Any]:
     """The list, hidden while nothing waits, and what went wrong with an action."""
-    listed = gr.HTML(js_on_load=_PRESS, visible=False, elem_id="run-queue")
+    listed = gr.HTML(js_on_load=browser.on_load("clicks"), visible=False, elem_id="run-queue")
     said = gr.HTML(visible=False)
 
     def act(event: gr.EventData) -> dict[Any, Any]:
         try:
             if event.act == "edit":
-                return {shared.form: edit(studio, event.run), shared.tabs: gr.Tabs(selected="train")}
+                return {shared.form: edit(studio, event.value), shared.tabs: gr.Tabs(selected="train")}
             if event.act == "out":
-                studio.supervisor.stop(event.run)
+                studio.supervisor.stop(event.value)
             else:
-                studio.supervisor.move(event.run, -1 if event.act == "up" else 1)
+                studio.supervisor.move(event.value, -1 if event.act == "up" else 1)
         except StudioError as error:
             return {said: gr.HTML(text.problem(error), visible=True)}
         return {said: gr.HTML(visible=False)}
@@ -105,20 +99,6 @@ def purpose(entry: Waiting) -> str:
 def _button(act: str, run_id: str, label: str, about: str, off: bool = False) -> str:
     disabled = " disabled" if off else ""
     return (
-        f'<button type="button" data-act="{act}" data-run="{text.escape(run_id)}" aria-label="{text.escape(about)}"'
+        f'<button type="button" data-act="{act}" data-value="{text.escape(run_id)}" aria-label="{text.escape(about)}"'
         f"{disabled}>{label}</button>"
     )
-
-
-CSS = """
-.run-queue { border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
-.run-queue h3 { margin: 0; font-size: 1em; } .run-queue p { margin: 2px 0 8px; color: var(--body-text-color-subdued); }
-.run-queue ol { list-style: none; margin: 0; padding: 0; }
-.run-queue li { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 12px; padding: 4px 0; }
-.run-queue .place { min-width: 1.5em; text-align: right; }
-.run-queue .name { font-weight: 600; overflow-wrap: anywhere; }
-.run-queue .what { flex: 1; min-width: 8em; color: var(--body-text-color-subdued); }
-.run-queue button { border: 1px solid var(--line); border-radius: 6px; padding: 2px 10px; min-height: 30px; }
-.run-queue button { color: var(--body-text-color); background: transparent; cursor: pointer; margin-left: 4px; }
-.run-queue button:disabled { opacity: 0.35; cursor: default; }
-"""

@@ -8,16 +8,10 @@ import gradio as gr
 from lora_studio import checkpoints
 from lora_studio.checkpoints import Checkpoint
 from lora_studio.errors import StudioError
-from lora_studio.ui import chat_choices, downloads, run_words, text
+from lora_studio.ui import browser, chat_choices, downloads, run_words, text
 from lora_studio.ui.run_section import QUIET, Look, stat_of
 from lora_studio.ui.studio import Shared, Studio
 
-_CLICKS = """
-element.addEventListener('click', event => {
-  const node = event.target.closest('[data-act]');
-  if (node) trigger('click', {act: node.dataset.act, value: node.dataset.value});
-});
-"""
 ACTIONS = (("chat", "Chat"), ("download", "Download"), ("delete", "Delete…"))
 
 
@@ -25,7 +19,7 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
     """A fold with the table; a deletion is asked about first."""
     doomed = gr.State("")
     with gr.Accordion("Checkpoints", open=False, elem_id="run-checkpoints") as fold:
-        table = gr.HTML(js_on_load=_CLICKS)
+        table = gr.HTML(js_on_load=browser.on_load("clicks"))
         with gr.Row(visible=False, elem_classes="confirm") as confirm:
             question = gr.HTML(min_width=260)
             yes = gr.Button("Delete for good", variant="stop", elem_id="checkpoint-delete-yes", scale=0, min_width=150)

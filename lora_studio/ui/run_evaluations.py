@@ -9,24 +9,17 @@ import gradio as gr
 
 from lora_studio.evaluations import of_run
 from lora_studio.job_folders import EvaluationFolder
-from lora_studio.ui import job_list, text
+from lora_studio.ui import browser, job_list, text
 from lora_studio.ui.evaluate_board import FORM, LOOKED_AT
 from lora_studio.ui.evaluate_words import headline
 from lora_studio.ui.run_section import QUIET, Look, stat_of
 from lora_studio.ui.studio import Shared, Studio
 
-_CLICKS = """
-element.addEventListener('click', event => {
-  const node = event.target.closest('[data-act]');
-  if (node) trigger('click', {act: node.dataset.act, value: node.dataset.value});
-});
-"""
-
 
 def build(studio: Studio, shared: Shared) -> dict[str, Any]:
     """A fold with the list and the way to the evaluate tab."""
     with gr.Accordion("Evaluations", open=False, elem_id="run-evaluations") as fold:
-        listed = gr.HTML(js_on_load=_CLICKS)
+        listed = gr.HTML(js_on_load=browser.on_load("clicks"))
 
     def act(event: gr.EventData) -> Any:
         if event.act == "open":

@@ -14,27 +14,21 @@ from lora_studio.events import RunState
 from lora_studio.health import Diagnosis, of_folder
 from lora_studio.lengthened import settings_of
 from lora_studio.settings import flatten
-from lora_studio.ui import form, run_words, text
+from lora_studio.ui import browser, form, run_words, text
 from lora_studio.ui.run_section import QUIET, Look, stat_of
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import RunFolder
 
-_CLICK = """
-element.addEventListener('click', event => {
-  const button = event.target.closest('[data-apply]');
-  if (button) trigger('click', {name: button.dataset.apply});
-});
-"""
 _LOOK_SECONDS = 5  # a silence grows without any event
 WORDS = {"error": "Serious", "warning": "Look at this"}
 
 
 def build(studio: Studio, shared: Shared) -> dict[str, Any]:
     """The list; a click on a button goes to the train tab."""
-    found = gr.HTML(js_on_load=_CLICK, elem_id="run-health", visible=False)
+    found = gr.HTML(js_on_load=browser.on_load("clicks"), elem_id="run-health", visible=False)
 
     def apply(event: gr.EventData, run_id: str) -> tuple[Any, Any]:
-        values = changed(studio, run_id, event.name)
+        values = changed(studio, run_id, event.value)
         if values is None:
             return gr.skip(), gr.skip()
         origin = f"{run_words.name_of(studio.supervisor.state(run_id))} with the change"
@@ -83,7 +77,7 @@ def _entry(found: Diagnosis) -> str:
     changed_to = found.settings.items()
     changes = ", ".join(f"{form.title_of(path)}: {form.in_words(path, value)}" for path, value in changed_to)
     button = (
-        f'<button type="button" data-apply="{text.escape(found.name)}" title="{text.escape(changes)}">'
+        f'<button type="button" data-act="apply" data-value="{text.escape(found.name)}" title="{text.escape(changes)}">'
         "Apply to a new run</button>"
         if changes
         else ""

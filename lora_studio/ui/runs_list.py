@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.events import RunState
-from lora_studio.ui import run_deletion
+from lora_studio.ui import browser, run_deletion
 from lora_studio.ui.run_board import Board
 from lora_studio.ui.run_section import QUIET
 from lora_studio.ui.run_table import Choice, chosen_rows, page_of, table
@@ -16,27 +16,6 @@ from lora_studio.ui.text import count, progress
 SELECTION, ORDER = "selected-run", "runs-order"
 # Of two boxes ticked one right after the other neither click is left out, and the second knows of the first.
 IN_TURN: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_id": "runs-list", "concurrency_limit": 1}
-_CLICKS = """
-const named = node => `[data-act="${node.dataset.act}"][data-value="${CSS.escape(node.dataset.value)}"]`;
-let focused = '', top = 0;
-element.addEventListener('focusin', event => { focused = event.target.dataset.act ? named(event.target) : ''; });
-element.addEventListener('focusout', () => { focused = ''; });
-element.addEventListener('scroll', event => { if (event.target.scrollTop) top = event.target.scrollTop; }, true);
-element.addEventListener('click', event => {
-  const node = event.target.closest('[data-act]');
-  const row = event.target.closest('[data-open]');
-  if (!node && (!row || event.target.closest('.tick'))) return;
-  const act = node ? node.dataset.act : 'open';
-  if (act === 'page' || act === 'sort') top = 0;
-  trigger('click', {act, value: node ? node.dataset.value : row.dataset.open,
-    listed: [...element.querySelectorAll('[data-act="tick"]')].map(box => box.dataset.value)});
-});
-watch('value', () => {
-  const scroller = element.querySelector('.run-table');
-  if (scroller) scroller.scrollTop = top;
-  if (focused) element.querySelector(focused)?.focus({preventScroll: true});
-});
-"""
 
 
 def build(studio: Studio, shared: Shared) -> tuple[dict[str, Any], gr.State]:
@@ -61,7 +40,7 @@ def build(studio: Studio, shared: Shared) -> tuple[dict[str, Any], gr.State]:
         yes = gr.Button("Delete for good", variant="stop", elem_id="runs-delete-yes", size="md", scale=0, min_width=150)
         no = gr.Button("Keep them", elem_id="runs-delete-no", size="md", scale=0, min_width=110)
     said = gr.HTML(visible=False)
-    listed = gr.HTML(progress("Reading the runs"), js_on_load=_CLICKS, elem_id="run-list")
+    listed = gr.HTML(progress("Reading the runs"), js_on_load=browser.on_load("runTable"), elem_id="run-list")
 
     def act(event: gr.EventData, before: Choice) -> tuple[Any, Any]:
         now = before.act(str(event.act), str(event.value), [str(run) for run in event.listed])

@@ -13,15 +13,11 @@ import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
-from lora_studio.ui import run_chart, run_compare, run_detail, runs_list, text
+from lora_studio.ui import browser, run_chart, run_compare, run_detail, runs_list, text
 from lora_studio.ui.run_board import Board
 from lora_studio.ui.run_section import QUIET, Look, Seen, updates
 from lora_studio.ui.run_table import Choice
 from lora_studio.ui.studio import Shared, Studio
-
-HIDE_THE_LAST = "() => document.querySelector('.run-looked-at')?.classList.add('stale')"
-SHOW_THE_RUN = "() => document.querySelector('.run-looked-at')?.classList.remove('stale')"
-"""Until a run is painted, nothing of the one before it is in sight."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +75,9 @@ def build(studio: Studio, shared: Shared) -> None:
 
     anew = [shared.run, choice]
     gr.on(None, begin, None, anew, **QUIET).then(repaint, anew, outputs, **QUIET)
-    shared.run.change(None, js=HIDE_THE_LAST, api_visibility="private")
+    shared.run.change(None, js=browser.call("hideRun"), api_visibility="private")
     opened = shared.run.change(open_run, [*anew, seen], [shared.run, *outputs], **QUIET)
-    opened.then(None, js=SHOW_THE_RUN, api_visibility="private")
+    opened.then(None, js=browser.call("showRun"), api_visibility="private")
     choice.change(paint, [*anew, seen], outputs, **QUIET)
     # Not oftener: for each answer Gradio's page looks at every component, which takes a slow browser half a second.
     gr.Timer(1).tick(paint, [*anew, seen], outputs, trigger_mode="once", **QUIET)

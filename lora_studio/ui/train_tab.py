@@ -25,8 +25,8 @@ from lora_studio.parsing import ConfigError, Problem, parse, read_yaml, to_yaml
 from lora_studio.preflight import ASK, FAILED
 from lora_studio.presets import Preset, is_for_model, presets
 from lora_studio.settings import flatten
+from lora_studio.ui import browser, form_changes, module_choice, plan_card, plan_words, preset_keeper, text
 from lora_studio.ui import form as forms
-from lora_studio.ui import form_changes, module_choice, plan_card, plan_words, preset_keeper, text
 from lora_studio.ui.data_choice import is_there
 from lora_studio.ui.form_draft import read_draft, save_draft
 from lora_studio.ui.plan import Plan, plan
@@ -39,9 +39,6 @@ Handover = tuple[float, dict[str, Any], str]
 """When, settings by path, and where they come from in words."""
 IN_TURN: dict[str, Any] = {"concurrency_id": "form", "concurrency_limit": 1}  # of two that fill it, the last one tells
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-SHOW_WRONG = (
-    "() => document.querySelector('#form-summary .ls-notice, #checks .checks')?.scrollIntoView({block: 'nearest'})"
-)
 CHAT_HELD = text.notice("The chat holds a model in memory as well.", "Unload it on the Chat tab, and start again.")
 EVALUATION_HELD = text.notice("An evaluation holds a model in memory as well.", "Wait for it, or stop it on its tab.")
 NOT_TAUGHT = ("preference",)  # shipped pairs that teach by comparison, which this form does not do
@@ -248,7 +245,7 @@ def _take_over(drawn: Drawn, shared: Shared, workspace: Workspace, show: Callabl
         shared.form.change(use_config, [shared.form, *given], drawn.shown, **QUIET),
     )
     for event in events:
-        event.then(None, js=form_changes.SHOW, api_visibility="private")
+        event.then(None, js=browser.call("showChanges"), api_visibility="private")
 
 
 def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
@@ -297,7 +294,7 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
             show_progress_on=button,
             api_visibility="private",
         )
-        clicked.then(None, js=SHOW_WRONG, api_visibility="private")
+        clicked.then(None, js=browser.call("showProblems"), api_visibility="private")
 
 
 def beside(studio: Studio) -> str:

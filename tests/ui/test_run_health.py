@@ -36,7 +36,7 @@ def test_a_trouble_has_a_button_that_fills_the_form_with_the_run_and_the_change(
     config = parse({"model": {"quantization": "4bit"}, "lora": {"r": 3}})
     studio, run = run_with(workspace, 0.0, config)
     markup = run_health.view(look(studio, run))["found"]
-    assert 'data-apply="no-gradient"' in markup
+    assert 'data-act="apply" data-value="no-gradient"' in markup
     assert "Quantization: none" in markup
     values = run_health.changed(studio, run.id, "no-gradient")
     assert values is not None
@@ -45,7 +45,7 @@ def test_a_trouble_has_a_button_that_fills_the_form_with_the_run_and_the_change(
 
 def test_a_trouble_that_no_setting_mends_has_no_button(workspace: Workspace) -> None:
     studio, run = run_with(workspace, 0.0, Config())
-    assert "data-apply" not in run_health.view(look(studio, run))["found"]
+    assert "data-act" not in run_health.view(look(studio, run))["found"]
 
 
 def test_a_click_that_comes_too_late_changes_nothing(workspace: Workspace) -> None:

@@ -20,7 +20,8 @@
     banner.id = 'no-server';
     banner.setAttribute('role', 'alert');
     banner.textContent =
-      'LoRA Studio does not answer. Runs go on without it. If it was stopped, start it again: this page reloads by itself.';
+      'LoRA Studio does not answer. Runs go on without it. ' +
+      'If it was stopped, start it again: this page reloads by itself.';
     document.body.append(banner);
     document.body.classList.add('server-gone');
     for (const part of document.querySelectorAll('.gradio-container')) part.inert = true;

@@ -1,0 +1,182 @@
+// What is clicked and typed in markup that the server wrote. A button says in data-act what it asks for; its data-
+// attributes and what else is there to tell reach the server as one click. `at` is what Gradio gives a component:
+// its element, `trigger` to send an event, `watch` to hear of a new value.
+window.studio ??= {};
+
+// `questions` are asked by act before it is sent; `here` has the acts that the page does by itself; `more` adds values.
+studio.clicks = ({element, trigger}, {questions = {}, here = {}, more = () => ({})} = {}) => {
+  element.addEventListener('click', (event) => {
+    const node = event.target.closest('[data-act]');
+    if (!node || node.disabled) return;
+    const {act} = node.dataset;
+    if (here[act]) return here[act](node);
+    if (questions[act] && !confirm(questions[act])) return;
+    trigger('click', {value: '', ...node.dataset, ...more(node)});
+  });
+};
+
+// Gives the focus back to the node last handed to it, as soon as the markup was written anew.
+studio.refocus = ({element, watch}) => {
+  let focused = null;
+  watch('value', () => {
+    if (focused) element.querySelector(focused)?.focus({preventScroll: true});
+    focused = null;
+  });
+  return ({dataset: {act, value, change}}) => {
+    focused = act ? `[data-act="${act}"][data-value="${CSS.escape(value)}"]` : `[data-change="${change}"]`;
+  };
+};
+
+// A link to a file that was made for a download is followed by itself.
+studio.download = ({element, watch}) => watch('value', () => element.querySelector('a[download]')?.click());
+
+// The table of runs keeps its focus and how far it is scrolled; a click on a row opens its run.
+studio.runTable = ({element, trigger, watch}) => {
+  const named = (node) => `[data-act="${node.dataset.act}"][data-value="${CSS.escape(node.dataset.value)}"]`;
+  const listed = () => [...element.querySelectorAll('[data-act="tick"]')].map((box) => box.dataset.value);
+  let focused = '';
+  let top = 0;
+  element.addEventListener('focusin', ({target}) => {
+    focused = target.dataset.act ? named(target) : '';
+  });
+  element.addEventListener('focusout', () => {
+    focused = '';
+  });
+  element.addEventListener(
+    'scroll',
+    ({target}) => {
+      if (target.scrollTop) top = target.scrollTop;
+    },
+    true,
+  );
+  studio.clicks({element, trigger}, {
+    more: ({dataset: {act}}) => {
+      if (act === 'page' || act === 'sort') top = 0;
+      return {listed: listed()};
+    },
+  });
+  element.addEventListener('click', ({target}) => {
+    const row = target.closest('[data-open]');
+    if (!row || target.closest('[data-act], .tick')) return;
+    trigger('click', {act: 'open', value: row.dataset.open, listed: listed()});
+  });
+  watch('value', () => {
+    const scroller = element.querySelector('.run-table');
+    if (scroller) scroller.scrollTop = top;
+    if (focused) element.querySelector(focused)?.focus({preventScroll: true});
+  });
+};
+
+// The columns of the chat keep how far they are scrolled; a question is changed in its bubble.
+studio.chatBoard = ({element, trigger, watch}) => {
+  const tops = {};
+  element.addEventListener(
+    'scroll',
+    ({target}) => {
+      const column = target.closest?.('[data-column]');
+      if (column) tops[column.dataset.column] = target.scrollTop;
+    },
+    true,
+  );
+  function edit(node) {
+    const bubble = node.closest('.ls-bubble');
+    const question = bubble.querySelector('.ls-said');
+    if (bubble.querySelector('textarea')) return;
+    const [box, row, ask, leave] = ['textarea', 'div', 'button', 'button'].map((tag) => document.createElement(tag));
+    box.value = question.textContent;
+    box.setAttribute('aria-label', 'Change the question');
+    box.rows = Math.min(8, box.value.split('\n').length + 1);
+    row.className = 'chat-edit';
+    ask.textContent = 'Ask this instead';
+    leave.textContent = 'Leave it';
+    row.append(ask, leave);
+    question.hidden = true;
+    node.hidden = true;
+    bubble.append(box, row);
+    box.focus();
+    leave.onclick = () => {
+      box.remove();
+      row.remove();
+      question.hidden = false;
+      node.hidden = false;
+    };
+    ask.onclick = () => {
+      const {column, value} = node.dataset;
+      trigger('click', {act: 'edit', column, value, text: box.value});
+    };
+  }
+  studio.clicks({element, trigger}, {here: {edit}, more: ({dataset: {column = ''}}) => ({column, text: ''})});
+  watch('value', () => {
+    for (const [name, top] of Object.entries(tops)) {
+      const talk = element.querySelector(`[data-column="${CSS.escape(name)}"] .chat-talk`);
+      if (talk && top) talk.scrollTop = top;
+    }
+  });
+};
+
+// An evaluation: fields that are chosen from count as clicks, and rows that were unfolded stay so.
+studio.evaluation = ({element, trigger, watch}, {questions}) => {
+  const keep = studio.refocus({element, watch});
+  const key = (node) => node.dataset.row + node.firstElementChild.textContent;
+  const opened = new Set();
+  studio.clicks({element, trigger}, {questions, more: keep});
+  element.addEventListener('change', ({target}) => {
+    const node = target.closest('[data-change]');
+    if (!node) return;
+    keep(node);
+    trigger('click', {act: node.dataset.change, value: node.value});
+  });
+  element.addEventListener(
+    'toggle',
+    ({target}) => {
+      if (target.dataset.row) opened[target.open ? 'add' : 'delete'](key(target));
+    },
+    true,
+  );
+  watch('value', () => {
+    for (const node of element.querySelectorAll('details[data-row]')) node.open = opened.has(key(node));
+  });
+};
+
+// An export: its settings go along with the click that starts it, a secret goes once; a command is copied.
+studio.exportForm = ({element, trigger, watch}, {questions}) => {
+  const keep = studio.refocus({element, watch});
+  const typed = () => {
+    const fields = [...element.querySelectorAll('[data-setting]')];
+    return Object.fromEntries(
+      fields.map((node) => [node.dataset.setting, node.type === 'checkbox' ? node.checked : node.value]),
+    );
+  };
+  const copy = async (node) => {
+    try {
+      await navigator.clipboard.writeText(node.dataset.copy);
+    } catch {
+      const range = document.createRange();
+      range.selectNodeContents(node.previousElementSibling);
+      getSelection().removeAllRanges();
+      getSelection().addRange(range);
+      document.execCommand('copy');
+    }
+    node.textContent = 'Copied';
+  };
+  studio.clicks({element, trigger}, {
+    questions,
+    more: (node) => {
+      keep(node);
+      if (node.dataset.act !== 'start') return {values: {}, secret: ''};
+      const field = element.querySelector('[data-secret]');
+      const secret = field?.value ?? '';
+      if (field) field.value = '';
+      return {values: typed(), secret};
+    },
+  });
+  element.addEventListener('click', ({target}) => {
+    const node = target.closest('[data-copy]');
+    if (node) copy(node);
+  });
+  element.addEventListener('change', ({target}) => {
+    if (!target.matches('[data-setting]')) return;
+    const value = element.querySelector('[data-form]').dataset.form;
+    trigger('click', {act: 'keep', value, values: typed(), secret: ''});
+  });
+};

@@ -1,0 +1,55 @@
+"""The files under static/: all of them go out with the page, they fetch nothing, and what is called is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lora_studio import ui
+from lora_studio.ui import browser
+
+UI = Path(ui.__file__).parent
+SCRIPTS = [*browser.SCRIPTS, browser.WITH_LOGIN]
+
+
+def test_every_file_goes_out_with_the_page() -> None:
+    assert sorted(browser.STATIC.iterdir()) == sorted([*browser.STYLES, *SCRIPTS])
+
+
+@pytest.mark.parametrize("file", [*browser.STYLES, *SCRIPTS], ids=lambda file: file.name)
+def test_a_file_fetches_nothing_and_fits_the_screen(file: Path) -> None:
+    source = file.read_text(encoding="utf-8")
+    assert re.findall(r"https?:|@import|url\(|\bimport\b|importScripts", source) == []
+    assert "</script" not in source.lower()
+    assert source.count("{") == source.count("}")
+    assert [line for line in source.splitlines() if len(line) > 120 or line != line.rstrip() or "\t" in line] == []
+
+
+def test_what_the_page_calls_in_the_browser_is_defined_there() -> None:
+    python = "".join(file.read_text(encoding="utf-8") for file in UI.rglob("*.py"))
+    called = set(re.findall(r'browser\.(?:on_load|call)\(\s*"([\w.]+)"', python)) | set(
+        re.findall(r"=> studio\.(\w+)\"", python)
+    )
+    assert {"clicks", "charts.curves", "askedTab", "timersInSight"} <= called
+    scripts = "".join(file.read_text(encoding="utf-8") for file in SCRIPTS)
+    defined = set(re.findall(r"^studio\.(\w+) = ", scripts, re.MULTILINE))
+    charts = re.findall(r"^  return \{(.*)\};$", scripts, re.MULTILINE)
+    defined |= {f"charts.{name.strip()}" for name in charts[0].split(",")}
+    assert called - defined == set()
+    assert defined - called == {"charts", "refocus"}  # what only other scripts use
+
+
+def test_no_script_stands_in_a_python_string() -> None:
+    for file in UI.rglob("*.py"):
+        assert not re.search(r"addEventListener|querySelector", file.read_text(encoding="utf-8")), file
+
+
+def test_the_login_is_asked_for_again_only_where_there_is_one() -> None:
+    assert browser.WITH_LOGIN.read_text(encoding="utf-8") in browser.head(login=True)
+    assert browser.WITH_LOGIN.read_text(encoding="utf-8") not in browser.head(login=False)
+
+
+def test_options_reach_a_script_as_json() -> None:
+    script = browser.on_load("clicks", questions={"delete": 'Delete "this"?'})
+    assert script.endswith(', {"questions": {"delete": "Delete \\"this\\"?"}});')
+    assert browser.call("timersInSight", ["runs"]) == '() => studio.timersInSight(["runs"])'
