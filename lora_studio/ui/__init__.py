@@ -2,7 +2,7 @@
 
 import os
 
-from lora_studio.ui.quick_import import leave_stubs_alone
+from lora_studio.ui.gradio_patches import leave_stubs_alone
 
 # Before gradio is imported anywhere: it reads these once, and nothing on this page counts or calls home.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import gradio as gr
 from gradio.context import LocalContext
@@ -39,6 +38,7 @@ from lora_studio.ui import (
     endpoints,
     evaluate_tab,
     export_tab,
+    gradio_patches,
     guest_banner,
     openai_api,
     runs_tab,
@@ -60,11 +60,9 @@ TABS = (
     ("evaluate", "Evaluate", evaluate_tab.build),
     ("export", "Export", export_tab.build),
 )
-OF_A_SPACE = "SYSTEM"  # by this variable Gradio knows a Space, where it waits for new code to run instead of this one
 OF_PROXIES = "FORWARDED_ALLOW_IPS"  # whom the server believes where nobody says; whom we believe, `_gated` says
 CLEAR_EVERY = 600  # seconds
 MAX_WAITING_EVENTS = 500  # of all open pages together; Gradio tells who comes after them that the queue is full
-QUEUE_SECONDS = 0.02  # Gradio looks into its queue every millisecond, which takes a twelfth of a core day and night
 FIRST = 1  # the first process of a container, with which all others end
 SAVE_SECONDS = 8.0  # Docker gives ten
 WARM_UP_SECONDS = 3.0  # after the page asked for its contents
@@ -93,7 +91,7 @@ def page(studio: Studio) -> gr.Blocks:
         _keep_status(demo, status, header, studio)
         _open_tab_of_address(demo, tabs)
         demo.load(lambda: _warm_up_soon(studio), show_progress="hidden", api_visibility="private")
-    _tell_progress_to_one(demo, status)
+    gradio_patches.show_silent_events_on(demo, status)
     return demo
 
 
@@ -102,17 +100,6 @@ def _warm_up_soon(studio: Studio) -> None:
     timer = threading.Timer(WARM_UP_SECONDS, studio.inspector.warm_up)
     timer.daemon = True
     timer.start()
-
-
-def _tell_progress_to_one(demo: gr.Blocks, teller: gr.HTML) -> None:
-    """Spares the browser the news of an event that shows no progress anyway.
-
-    Gradio's page sets a loading status on every component that any event ever wrote to, whenever any event moves, and
-    searches the whole page for each: with the form's outputs half a second of a core. One component is told instead.
-    """
-    for event in demo.fns.values():
-        if event.show_progress == "hidden":
-            event.show_progress_on = [teller]
 
 
 def _keep_status(demo: gr.Blocks, status: gr.HTML, header: gr.HTML, studio: Studio) -> None:
@@ -203,7 +190,7 @@ def visitor() -> str:
 def launch(workspace: Workspace, serving: Serving) -> None:
     """Serves the page until Ctrl-C or SIGTERM. Runs go on after it ends, but in a container, which ends whole."""
     check_exposure(serving)
-    os.environ.pop(OF_A_SPACE, None)
+    gradio_patches.wait_for_no_code()
     os.environ[OF_PROXIES] = ""
     if readers := workspace.open_to:
         print(f"{workspace.root} can be read by {readers} on this machine: chmod 700 makes it yours alone.", flush=True)
@@ -224,8 +211,7 @@ def launch(workspace: Workspace, serving: Serving) -> None:
 def _waiting(demo: gr.Blocks, visitor: str) -> int:
     """How many events of a visitor, and of those who may be the same person, wait for their turn."""
     whose = origin(visitor)
-    queues = list(demo._queue.event_queue_per_concurrency_id.values())
-    return sum(origin(event.username or "") == whose for each in queues for event in list(each.queue))
+    return sum(origin(user) == whose for user in gradio_patches.waiting_users(demo))
 
 
 def _keep_uploads_private() -> None:
@@ -269,11 +255,9 @@ def _gated(serving: Serving) -> Callable[[App], AbstractAsyncContextManager[None
 
     @asynccontextmanager
     async def lifespan(app: App) -> AsyncIterator[None]:
-        assert app.middleware_stack is not None
-        outermost: Any = Gate(app.middleware_stack, serving)
+        gradio_patches.wrap(app, lambda stack: Gate(stack, serving))
         if serving.proxies:
-            outermost = ProxyHeadersMiddleware(outermost, list(serving.proxies))
-        app.middleware_stack = outermost
+            gradio_patches.wrap(app, lambda stack: ProxyHeadersMiddleware(stack, list(serving.proxies)))
         tidying = asyncio.create_task(_tidy_up())
         yield
         tidying.cancel()
@@ -330,7 +314,7 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
 def queue(demo: gr.Blocks) -> None:
     """The page's queue of events; what queues can't be asked for past it."""
     demo.queue(default_concurrency_limit=16, api_open=False, max_size=MAX_WAITING_EVENTS)
-    demo._queue.sleep_when_free = QUEUE_SECONDS
+    gradio_patches.look_less_often(demo)
 
 
 def _visitor(request: Request) -> str | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.build import page, queue
-from lora_studio.ui.quick_import import WRITER, write_no_stub
+from lora_studio.ui.gradio_patches import STUB_WRITER, write_no_stub
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 workspace = Workspace(Path({str(tmp_path)!r}))
@@ -28,7 +28,7 @@ public = [fn.api_name for fn in demo.fns.values() if fn.api_visibility == "publi
 queue(demo)
 from gradio import component_meta
 called = component_meta.ComponentMeta.__new__.__code__.co_names
-print(WRITER in called, getattr(component_meta, WRITER) is write_no_stub)
+print(STUB_WRITER in called, getattr(component_meta, STUB_WRITER) is write_no_stub)
 print(sorted(heavy), public, demo.analytics_enabled, demo._queue.sleep_when_free >= 0.02)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

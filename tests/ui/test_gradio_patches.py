@@ -1,0 +1,63 @@
+"""What the page changes in Gradio: true for one version, and still where it is looked for."""
+
+import os
+from collections import deque
+from importlib.metadata import version
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+from gradio.routes import App
+
+from lora_studio.ui import gradio_patches
+
+
+def test_the_patches_are_looked_through_for_the_installed_version() -> None:
+    assert version("gradio") == gradio_patches.VERSION, (
+        "Gradio's version changed: look whether each patch in gradio_patches.py is still needed and still true for it."
+    )
+
+
+def page() -> tuple[gr.Blocks, gr.HTML]:
+    with gr.Blocks() as demo:
+        told, box = gr.HTML(), gr.Textbox()
+        box.change(lambda value: value, box, box, show_progress="hidden")
+        box.submit(lambda value: value, box, box, show_progress="full")
+    return demo, told
+
+
+def test_events_that_show_no_progress_are_told_to_one_component_alone() -> None:
+    demo, told = page()
+    gradio_patches.show_silent_events_on(demo, told)
+    silent, loud = (event.get_config() for event in demo.fns.values())
+    assert silent["show_progress_on"] == [told._id]
+    assert loud["show_progress_on"] is None
+
+
+def test_the_queue_is_looked_into_less_often_and_tells_who_waits() -> None:
+    demo, _ = page()
+    demo.queue()
+    assert demo._queue.sleep_when_free < gradio_patches.QUEUE_SECONDS, "Gradio looks rarely enough by itself"
+    gradio_patches.look_less_often(demo)
+    assert demo._queue.sleep_when_free == gradio_patches.QUEUE_SECONDS
+    assert list(gradio_patches.waiting_users(demo)) == []
+    waiting: Any = SimpleNamespace(queue=deque([SimpleNamespace(username="ann"), SimpleNamespace(username=None)]))
+    demo._queue.event_queue_per_concurrency_id["fn"] = waiting
+    assert list(gradio_patches.waiting_users(demo)) == ["ann", ""]
+
+
+def test_a_wrapping_middleware_is_the_outermost() -> None:
+    app = App()
+    with pytest.raises(RuntimeError):
+        gradio_patches.wrap(app, lambda stack: stack)
+    app.middleware_stack = app.build_middleware_stack()
+    inner = app.middleware_stack
+    gradio_patches.wrap(app, lambda stack: ("outermost", stack))
+    assert app.middleware_stack == ("outermost", inner)
+
+
+def test_a_space_is_hidden_from_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYSTEM", "spaces")
+    gradio_patches.wait_for_no_code()
+    assert "SYSTEM" not in os.environ
