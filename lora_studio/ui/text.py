@@ -1,13 +1,17 @@
 """Words and HTML for the page: numbers with units, notices, progress, tables, bubbles. Pure functions, no gradio.
 
-Whatever comes from a file, a model or a person goes through `escape` and is shown as text, never run.
+Markup is made by the macros under templates/. Whatever comes from a file, a model or a person goes through `escape` on
+the way there and is shown as text, never run.
 """
 
 import html
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lora_studio.errors import StudioError
 from lora_studio.plural import count as count
@@ -16,9 +20,22 @@ JOINERS = "\u200c\u200d"  # invisible, but Persian, Hindi and emoji are written 
 TEMPLATE = str.maketrans({"$": "&#36;", "{": "&#123;", "`": "&#96;"})  # gr.HTML runs what stands in ${...}
 
 
+class Html(str):
+    """Markup that can stand in other markup as it is. Words put beside it make a plain text again, to be escaped."""
+
+    def __html__(self) -> str:
+        return str(self)
+
+
 def escape(value: object) -> str:
     """Text that neither HTML nor Gradio's templates read as anything else, and in which nothing hides."""
     return html.escape(visible(str(value)), quote=True).translate(TEMPLATE)
+
+
+def render(macro: str, *values: Any, **named: Any) -> Html:
+    """The markup that a macro makes, named as `file.macro` under templates/. All values are escaped but `Html`."""
+    file, _, name = macro.partition(".")
+    return Html(getattr(TEMPLATES.get_template(f"{file}.jinja").module, name)(*values, **named))
 
 
 def visible(text: str) -> str:
@@ -76,104 +93,66 @@ def shorten(text: str, longest: int) -> str:
     return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
 
 
-def notice(message: str, hint: str = "", kind: str = "info", *, link: str = "") -> str:
+def notice(message: str, hint: str = "", kind: str = "info", *, link: str = "") -> Html:
     """A sentence in a box; `kind` is info, good, warning or error, `link` markup that ends the hint."""
-    role = "alert" if kind == "error" else "status"
-    more = f'<span class="ls-hint">{_lines(hint)}{link}</span>' if hint else ""
-    return f'<div class="ls-notice ls-{kind}" role="{role}"><span>{_lines(message)}</span>{more}</div>'
+    return render("text.notice", message, hint, kind, Html(link))
 
 
-def problem(error: StudioError) -> str:
+def problem(error: StudioError) -> Html:
     """What a person can mend, with what to do."""
     return notice(error.message, error.hint, "error")
 
 
-def _lines(text: str) -> str:
-    return marked(text).replace("\n", "<br>")
-
-
-def marked(words: object) -> str:
+def marked(words: object) -> Html:
     """Escaped words in which `names` stand out; they may come from a file, so they are escaped first."""
-    return re.sub("&#96;(.*?)&#96;", r"<code>\1</code>", escape(words))
+    return Html(re.sub("&#96;(.*?)&#96;", r"<code>\1</code>", escape(words)))
 
 
-def empty(message: str, hint: str = "") -> str:
+def empty(message: str, hint: str = "") -> Html:
     """What stands where nothing is yet: what will be here and what to do for it."""
-    more = f"<span>{escape(hint)}</span>" if hint else ""
-    return f'<div class="ls-empty"><b>{escape(message)}</b>{more}</div>'
+    return render("text.empty", message, hint)
 
 
-def progress(label: str, done: int = 0, total: int = 0, *, remark: str = "", guessed: bool = False) -> str:
+def progress(label: str, done: int = 0, total: int = 0, *, remark: str = "", guessed: bool = False) -> Html:
     """A bar with words; without a total it only moves. `guessed` says that the total is not certain."""
     if total:
-        said = f"{label}: {done:,} of {'about ' if guessed else ''}{total:,}"
+        words = f"{label}: {done:,} of {'about ' if guessed else ''}{total:,}"
     else:
-        said = f"{label}: {done:,}…" if done else f"{label}…"
-    said += f" ({remark})" if remark else ""
-    share = min(100.0, 100 * done / total) if total else 0.0
-    inner = f'<i style="width:{share:.1f}%"></i>' if total else '<i class="ls-unknown"></i>'
-    values = f' aria-valuenow="{share:.0f}" aria-valuemin="0" aria-valuemax="100"' if total else ""
-    bar = f'<div class="ls-bar" role="progressbar" aria-label="{escape(label)}"{values}>{inner}</div>'
-    return f'<div class="ls-progress"><span>{escape(said)}</span>{bar}</div>'
+        words = f"{label}: {done:,}…" if done else f"{label}…"
+    words += f" ({remark})" if remark else ""
+    return render("text.progress", label, words, min(100.0, 100 * done / total) if total else None)
 
 
-def tiles(facts: Sequence[tuple[str, str, str]]) -> str:
+def tiles(facts: Sequence[tuple[str, str, str]]) -> Html:
     """Numbers to take in at a glance: (value, what it counts, remark) each."""
-    cells = "".join(
-        f"<div><b>{escape(value)}</b><span>{escape(label)}</span>{f'<small>{escape(remark)}</small>' if remark else ''}"
-        "</div>"
-        for value, label, remark in facts
-    )
-    return f'<div class="ls-tiles">{cells}</div>'
+    return render("text.tiles", facts)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], label: str) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], label: str) -> Html:
     """A table that scrolls within itself, by keyboard too."""
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return (
-        f'<div class="ls-table" role="region" tabindex="0" aria-label="{escape(label)}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    return render("text.table", columns, rows, label)
 
 
-def _cell(value: object) -> str:
-    return '<span class="ls-none">none</span>' if value is None else f"<div>{escape(value)}</div>"
-
-
-def pager(found: int, of: int, page: int, rows: int, noun: str) -> str:
+def pager(found: int, of: int, page: int, rows: int, noun: str) -> Html:
     """What part of a table is shown, `rows` on a page, and buttons that turn it; `page` counts from 0."""
     last = (found - 1) // rows
-    said = count(found, noun) if found == of else f"{found:,} of {count(of, noun)}"
+    words = count(found, noun) if found == of else f"{found:,} of {count(of, noun)}"
     if last <= 0:
-        return f'<div class="run-pager"><span>{said}</span></div>'
-    said = f"{page * rows + 1:,} to {min(found, (page + 1) * rows):,} of {said}"
-    buttons = "".join(
-        f'<button type="button" data-act="page" data-value="{step}"{"" if able else " disabled"}>{word}</button>'
-        for step, word, able in ((-1, "Previous page", page > 0), (1, "Next page", page < last))
-    )
-    return f'<div class="run-pager"><span>{said}</span>{buttons}</div>'
+        return render("text.pager", words, ())
+    words = f"{page * rows + 1:,} to {min(found, (page + 1) * rows):,} of {words}"
+    return render("text.pager", words, ((-1, "Previous page", page > 0), (1, "Next page", page < last)))
 
 
-def bubbles(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A conversation as it reads: one bubble a message, with its role."""
-    return f'<div class="ls-talk">{"".join(map(_bubble, messages))}</div>'
+def bubbles(messages: Sequence[Mapping[str, Any]]) -> Html:
+    """A conversation as it reads: one bubble a message, with its role, what is folded in it, and its text."""
+    return render("text.bubbles", [_bubble(message) for message in messages])
 
 
-def _bubble(message: Mapping[str, Any]) -> str:
-    role = str(message["role"])
-    side = role if role in ("user", "assistant", "system") else "other"
-    content = str(message.get("content") or "")
+def _bubble(message: Mapping[str, Any]) -> tuple[str, tuple[tuple[str, Any], ...], str]:
+    role, content = str(message["role"]), str(message.get("content") or "")
     thought, content = thoughts(content) if role == "assistant" else ("", content)
-    folded = {"thoughts": message.get("reasoning_content") or thought, "tool calls": message.get("tool_calls")}
-    extras = "".join(
-        f"<details><summary>{name}</summary><pre>{escape(inside)}</pre></details>"
-        for name, inside in folded.items()
-        if inside
-    )
-    body = escape(content) if content else '<span class="ls-none">empty</span>'
-    said = f'<div class="ls-said">{body}</div>'
-    return f'<div class="ls-bubble ls-{side}"><small>{escape(role)}</small>{extras}{said}</div>'
+    folded = (("thoughts", message.get("reasoning_content") or thought), ("tool calls", message.get("tool_calls")))
+    return role, folded, content
 
 
 def thoughts(answer: str) -> tuple[str, str]:
@@ -182,3 +161,26 @@ def thoughts(answer: str) -> tuple[str, str]:
         return "", answer
     inside, _, rest = answer.lstrip().removeprefix("<think>").partition("</think>")
     return inside.strip(), rest.lstrip()
+
+
+class _Loader(FileSystemLoader):
+    """Templates without the line breaks beside tags, and with a blank for all others, so that they can be indented."""
+
+    def get_source(self, environment: Environment, template: str) -> tuple[str, str, Any]:
+        source, path, is_fresh = super().get_source(environment, template)
+        source = re.sub(r"(?<=[>}])\s*\n\s*|\s*\n\s*(?=[<{])", "", source)
+        return re.sub(r"\s*\n\s*", " ", source), path, is_fresh
+
+
+def _escaped(value: Any) -> Any:
+    return value if hasattr(value, "__html__") else Html(escape(value))
+
+
+TEMPLATES = Environment(
+    loader=_Loader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    finalize=_escaped,
+    undefined=StrictUndefined,
+    auto_reload=False,
+)
+TEMPLATES.filters |= {"marked": marked, "breaks": lambda markup: Html(markup.replace("\n", "<br>"))}

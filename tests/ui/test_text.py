@@ -1,11 +1,14 @@
 """Words and markup: numbers as people read them, and hostile text that stays text."""
 
 import re
+from pathlib import Path
 
 import pytest
+from jinja2 import UndefinedError
 
 from lora_studio.errors import StudioError
 from lora_studio.ui import text
+from lora_studio.ui.text import TEMPLATES, Html, render
 
 HOSTILE = "${1+1} <script>alert('x')</script> [link](http://e.vil) `code` \u202egnp.exe"
 
@@ -103,3 +106,56 @@ def test_thoughts_are_folded_also_while_they_are_still_coming() -> None:
     assert text.thoughts("<think>we") == ("we", "")
     assert text.thoughts("Use <think> as a tag.") == ("", "Use <think> as a tag.")
     assert "<summary>thoughts</summary>" in text.bubbles([{"role": "assistant", "content": "<think>a</think>b"}])
+
+
+@pytest.fixture
+def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of templates in the place of the studio's own."""
+    monkeypatch.setattr(TEMPLATES, "loader", type(TEMPLATES.loader)(tmp_path))  # type: ignore[call-arg]
+    monkeypatch.setattr(TEMPLATES, "cache", {})
+    return tmp_path
+
+
+def test_a_template_escapes_what_is_no_markup_and_takes_markup_as_it_is(templates: Path) -> None:
+    (templates / "one.jinja").write_text("{% macro both(a, b) %}<p title='{{ a }}'>{{ b }}</p>{% endmacro %}")
+    shown = render("one.both", "<i>${1+1}\u202e", Html("<b>x</b>"))
+    assert isinstance(shown, Html)
+    assert shown == "<p title='&lt;i&gt;&#36;&#123;1+1}⟨U+202E⟩'><b>x</b></p>"
+
+
+def test_no_template_goes_around_the_escaping() -> None:
+    """Jinja's own escaping, which `~` and these filters use, knows nothing of Gradio's templates."""
+    for file in (Path(text.__file__).parent / "templates").iterdir():
+        inside = "".join(re.findall(r"{[{%].*?[%}]}", file.read_text(encoding="utf-8"), re.DOTALL))
+        assert not re.search(r"~|\|\s*(safe|e|escape|forceescape|join|replace|xmlattr|tojson)\b|autoescape", inside), (
+            file
+        )
+
+
+def test_markup_beside_words_is_a_text_again() -> None:
+    assert not isinstance(Html("<b>") + "x", Html)
+    assert not isinstance("x" + Html("<b>"), Html)
+    assert render("text.empty", Html("<b>") + "x") == '<div class="ls-empty"><b>&lt;b&gt;x</b></div>'
+
+
+def test_a_template_may_be_indented_without_a_blank_in_its_markup(templates: Path) -> None:
+    (templates / "one.jinja").write_text(
+        '{% macro list(names) %}\n  <ul\n    class="x">\n    {% for name in names %}\n      <li>{{ name }}</li>\n'
+        "    {% endfor %}\n    two\n    words\n  </ul>\n{% endmacro %}\n"
+    )
+    assert render("one.list", ["a\n b", "c"]) == '<ul class="x"><li>a\n b</li><li>c</li>two words</ul>'
+
+
+def test_a_name_that_a_template_is_not_given_is_an_error(templates: Path) -> None:
+    (templates / "one.jinja").write_text("{% macro greet(name) %}{{ name }}{% endmacro %}")
+    with pytest.raises(UndefinedError):
+        render("one.greet")
+
+
+def test_every_macro_that_is_named_is_there() -> None:
+    files = [file.read_text(encoding="utf-8") for file in Path(text.__file__).parent.rglob("*.py")]
+    named = {name for file in files for name in re.findall(r'render\(\s*"(\w+\.\w+)"', file)}
+    assert "text.notice" in named
+    for name in named:
+        file, _, macro = name.partition(".")
+        assert hasattr(TEMPLATES.get_template(f"{file}.jinja").module, macro), name
