@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_studio.ui.run_words import figure
-from lora_studio.ui.text import bubbles, empty, escape, pager, shorten
+from lora_studio.ui.text import bubbles, empty, pager, render, shorten
 
 ROWS = 20
 BASE = "base"
@@ -96,17 +96,10 @@ def table(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> str
     page = min(choice.page, max(0, (len(found) - 1) // ROWS))
     shown = found[page * ROWS : (page + 1) * ROWS]
     about = ("Asked", "Expected") if rows[0]["prompt"] else ("Read",)
-    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in ("Row", *about, *titles.values()))
-    body = "".join(_row(row, titles) for row in shown)
     if not shown:
-        none = empty("No such row", "Choose another filter, or empty the search.")
-        return controls(rows, titles, choice) + none
-    return (
-        controls(rows, titles, choice)
-        + '<div class="ls-table eval-rows" role="region" tabindex="0" aria-label="Answered rows"><table>'
-        + f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        + pager(len(found), len(rows), page, ROWS, "row")
-    )
+        return controls(rows, titles, choice) + empty("No such row", "Choose another filter, or empty the search.")
+    drawn = render("evaluate.table", ("Row", *about, *titles.values()), [_row(row, titles) for row in shown])
+    return controls(rows, titles, choice) + drawn + pager(len(found), len(rows), page, ROWS, "row")
 
 
 def controls(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> str:
@@ -120,39 +113,14 @@ def controls(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> 
             continue
         left = sum(fits(row[first]["right"], row[other]["right"]) for row in rows)
         words = beside.format(**names) if len(columns) > 1 else alone
-        chips.append(
-            _button(
-                "filter",
-                name,
-                f"{words} ({left:,})",
-                choice.filter == name,
-            )
-        )
-    options = "".join(
-        f'<option value="{name}"{" selected" if name == choice.order else ""}>{words}</option>'
+        chips.append((name, f"{words} ({left:,})", choice.filter == name))
+    orders = [
+        (name, words, name == choice.order)
         for name, words in ORDERS.items()
         if len(columns) > 1 or name not in ("gained", "lost")
-    )
-    order = f'<label>Order <select data-change="order">{options}</select></label>'
-    search = (
-        f'<label>Search <input type="search" data-change="query" value="{escape(choice.query)}" '
-        'placeholder="words, then Enter"></label>'
-    )
-    others = ""
-    if len(columns) > 2:
-        named = "".join(
-            f'<option value="{name}"{" selected" if name == other else ""}>{escape(titles[name])}</option>'
-            for name in columns[1:]
-        )
-        others = f'<label>Compared with {escape(titles[first])} <select data-change="other">{named}</select></label>'
-    return f'<div class="eval-chips">{"".join(chips)}</div><div class="eval-controls">{others}{order}{search}</div>'
-
-
-def _button(act: str, value: str, words: str, pressed: bool) -> str:
-    return (
-        f'<button type="button" data-act="{act}" data-value="{escape(value)}" '
-        f'aria-pressed="{"true" if pressed else "false"}">{escape(words)}</button>'
-    )
+    ]
+    others = [(name, titles[name], name == other) for name in columns[1:]] if len(columns) > 2 else ()
+    return render("evaluate.controls", chips, titles[first], others, orders, choice.query)
 
 
 def _row(row: Row, titles: Mapping[str, str]) -> str:
@@ -160,23 +128,14 @@ def _row(row: Row, titles: Mapping[str, str]) -> str:
         return _read(row, titles)
     asked = next((message for message in reversed(row["prompt"]) if message["role"] == "user"), row["prompt"][-1])
     line = shorten(str(asked.get("content") or ""), 160)
-    more = f'<details data-row="{row["row"]}"><summary>{escape(line)}</summary>{bubbles(row["prompt"])}</details>'
-    said = "".join(_answer(row[column], title) for column, title in titles.items())
-    return (
-        f'<tr><td data-label="Row">{row["row"]:,}</td><td class="asked" data-label="Asked">{more}</td>'
-        f'<td class="said" data-label="Expected"><div>{escape(row["reference"])}</div></td>{said}</tr>'
-    )
+    answers = [_answer(row[column], title) for column, title in titles.items()]
+    return render("evaluate.asked", row["row"], line, bubbles(row["prompt"]), row["reference"], answers)
 
 
 def _read(row: Row, titles: Mapping[str, str]) -> str:
     """A row that asks nothing: its text, and how surprised each is by it."""
-    told = "".join(
-        f'<td class="said" data-label="{escape(title)}"><div>{_surprise(row[column])}</div></td>'
-        for column, title in titles.items()
-    )
-    line, text = shorten(row["reference"], 160), escape(row["reference"])
-    more = f'<details data-row="{row["row"]}"><summary>{escape(line)}</summary><pre>{text}</pre></details>'
-    return f'<tr><td data-label="Row">{row["row"]:,}</td><td class="asked" data-label="Read">{more}</td>{told}</tr>'
+    surprises = [(title, _surprise(row[column])) for column, title in titles.items()]
+    return render("evaluate.read", row["row"], shorten(row["reference"], 160), row["reference"], surprises)
 
 
 def _surprise(said: Mapping[str, Any]) -> str:
@@ -185,11 +144,8 @@ def _surprise(said: Mapping[str, Any]) -> str:
     return f"perplexity {figure(math.exp(min(said['loss'] / said['expected_tokens'], 700.0)))}"
 
 
-def _answer(said: Mapping[str, Any], title: str) -> str:
-    kind, mark, words = ("good", "✓", "right") if said["right"] else ("bad", "✗", "wrong")
+def _answer(said: Mapping[str, Any], title: str) -> tuple[str, bool, str, str]:
+    """The column's title, whether its answer is right, the answer, and a note."""
     notes = [] if said["right"] or not 0 < said["score"] < 1 else [f"score {said['score']:.2f}"]
     notes += ["cut at the longest answer"] if said["finish"] == "length" else []
-    note = f"<small>{escape(', '.join(notes))}</small>" if notes else ""
-    text = escape(said["answer"]) if said["answer"].strip() else '<span class="ls-none">nothing</span>'
-    shown = f'<div><i title="{words}" aria-label="{words}">{mark}</i> {text}</div>{note}'
-    return f'<td class="said {kind}" data-label="{escape(title)}">{shown}</td>'
+    return title, said["right"], said["answer"], ", ".join(notes)

@@ -8,7 +8,7 @@ from lora_studio.evaluations import Request
 from lora_studio.events import RunState
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.ui import job_list, run_words
-from lora_studio.ui.text import count, empty, escape, notice, progress, shorten
+from lora_studio.ui.text import count, empty, progress, render, shorten
 
 PHASES = {
     "start": "Starting",
@@ -49,11 +49,9 @@ def head(state: RunState, request: Request, *, owned: bool = False) -> str:
     """What is evaluated, how far it is, and what can be done with it. Where the file lies is for the owner alone."""
     columns = ", ".join(column.title for column in request.columns)
     file = request.data if request.data.startswith("hub:") else Path(request.data).name
-    where = f' title="{escape(request.data)}"' if owned else ""
-    return (
-        f'<div class="run-head">{job_list.title(state)}{_progress(state)}'
-        f'<div class="id"{where}>{escape(f"{columns} on {file}")}</div></div>{_buttons(state)}{_notes(state)}'
-    )
+    where = request.data if owned else None
+    act = ("stop", "", "Stop") if not state.final else ("resume", "", "Resume") if state.state != "done" else None
+    return render("evaluate.head", state, _progress(state), f"{columns} on {file}", where, act, _notes(state))
 
 
 def _progress(state: RunState) -> str:
@@ -68,18 +66,10 @@ def _progress(state: RunState) -> str:
     return progress(f"{label}, rows" if total else label, state.phase_done, total, remark=remark)
 
 
-def _buttons(state: RunState) -> str:
-    if not state.final:
-        return job_list.buttons(("stop", "", "Stop"))
-    return "" if state.state == "done" else job_list.buttons(("resume", "", "Resume"))
-
-
-def _notes(state: RunState) -> str:
-    notes = "".join(notice(words, kind="warning") for words in state.warnings)
-    if state.state == "failed":
-        notes = notice(*ending_words(state), "error") + notes
-    elif state.state == "stopped":
-        notes = notice(*ending_words(state)) + notes
+def _notes(state: RunState) -> list[tuple[str, str, str]]:
+    notes = [(words, "", "warning") for words in state.warnings]
+    if state.state in ("failed", "stopped"):
+        notes.insert(0, (*ending_words(state), "error" if state.state == "failed" else "info"))
     return notes
 
 
@@ -95,22 +85,16 @@ def value(number: float | None, unit: str, *, signed: bool = False) -> str:
 
 def results(summary: Mapping[str, Any]) -> str:
     """Metrics, where columns disagree, and confusion, of a summary."""
-    part = ""
+    part: tuple[str, ...] = ()
     if summary["rows"] < summary["of_rows"]:
-        part = notice(
-            f"These are the numbers of {summary['rows']:,} of {count(summary['of_rows'], 'row')}.",
-            "The longest rows are answered first: the rest may be easier or harder.",
-        )
-    brackets = "In brackets: where the true value lies in 95 of 100 cases."
-    why = f'<p class="ls-hint">{escape(summary["task"]["why"])} {brackets}</p>'
-    files = job_list.buttons(
+        words = f"These are the numbers of {summary['rows']:,} of {count(summary['of_rows'], 'row')}."
+        part = (words, "The longest rows are answered first: the rest may be easier or harder.")
+    files = (
         ("download", "predictions", "Download all answers (JSONL)"),
         ("download", "summary", "Download the metrics (JSON)"),
     )
-    return (
-        f'{part}<h3 class="part">Metrics over {count(summary["rows"], "row")}</h3>{why}{metrics_table(summary)}'
-        f"{files}{confusions(summary)}"
-    )
+    rows, why = count(summary["rows"], "row"), summary["task"]["why"]
+    return render("evaluate.results", part, rows, why, metrics_table(summary), files, confusions(summary))
 
 
 def metrics_table(summary: Mapping[str, Any]) -> str:
@@ -120,34 +104,28 @@ def metrics_table(summary: Mapping[str, Any]) -> str:
     against = [f"{title} against {base}" for title in others] if len(others) > 1 else ["Difference"] * len(others)
     apart = [("difference" + ("" if number == 1 else str(number)), name) for number, name in enumerate(against, 1)]
     verdicts = [title for name in against for title in (name, "More than chance?")]
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in ("Metric", base, *others, *verdicts))
-    body = ""
+    rows = []
     for metric in summary["metrics"].values():
-        cells = "".join(_measured(metric[column["name"]], metric["unit"], column["title"]) for column in columns)
+        unit, apart_cells = metric["unit"], []
         for name, title in apart:
             found = metric[name]
             certain = found["more_than_chance"] and found["words"] != "the same"
             kind = "" if not certain else "good" if found["words"].startswith("better") else "bad"
-            verdict = escape(found["words"][:1].upper() + found["words"][1:])
-            cells += _measured(found, metric["unit"], title, signed=True)
-            cells += f'<td class="verdict {kind}" title="{escape(found["test"])}">{verdict}</td>'
-        body += (
-            f'<tr><th scope="row">{escape(metric["title"])}<small>{escape(metric["about"])}</small></th>{cells}</tr>'
-        )
-    return (
-        '<div class="ls-table beside-table eval-metrics" role="region" tabindex="0" aria-label="Metrics"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+            verdict = found["words"][:1].upper() + found["words"][1:]
+            apart_cells.append((_measured(found, unit, title, signed=True), kind, found["test"], verdict))
+        measured = [_measured(metric[column["name"]], unit, column["title"]) for column in columns]
+        rows.append((metric, measured, apart_cells))
+    return render("evaluate.metrics", ("Metric", base, *others, *verdicts), rows)
 
 
-def _measured(found: Mapping[str, Any], unit: str, label: str, *, signed: bool = False) -> str:
+def _measured(found: Mapping[str, Any], unit: str, label: str, *, signed: bool = False) -> tuple[str, str, str]:
     """A cell; on a phone, where a metric stands over its cells, each says by its label what it is."""
 
     def short(number: float) -> str:
         return value(number, unit, signed=signed).removesuffix(" %").removesuffix(" points")
 
-    between = "" if found["low"] is None else f"<small>[{short(found['low'])}, {short(found['high'])}]</small>"
-    return f'<td data-label="{escape(label)}"><b>{value(found["value"], unit, signed=signed)}</b>{between}</td>'
+    interval = "" if found["low"] is None else f"[{short(found['low'])}, {short(found['high'])}]"
+    return label, value(found["value"], unit, signed=signed), interval
 
 
 def confusions(summary: Mapping[str, Any]) -> str:
@@ -155,25 +133,22 @@ def confusions(summary: Mapping[str, Any]) -> str:
     if not summary["confusion"]:
         return ""
     titles = {column["name"]: column["title"] for column in summary["columns"]}
-    parts = "".join(_confusion(titles[name], matrix) for name, matrix in summary["confusion"].items())
-    about = "Each line is an expected label, each column what was answered; the diagonal is right."
-    title = f'<h3 class="part">Confusion matrix</h3><p class="ls-hint">{about}</p>'
-    return f'{title}<div class="eval-confusions">{parts}</div>'
-
-
-def _confusion(title: str, matrix: Mapping[str, Any]) -> str:
-    most = max((number for line in matrix["counts"] for number in line), default=0) or 1
-    head = "".join(f'<th scope="col">{escape(shorten(label, 24))}</th>' for label in matrix["given"])
-    body = ""
-    for label, line in zip(matrix["expected"], matrix["counts"], strict=True):
-        cells = "".join(
-            f'<td class="{"good" if given == label else "bad"}" style="--share:{100 * number / most:.0f}%">'
-            f"{number:,}</td>"
-            for given, number in zip(matrix["given"], line, strict=True)
-        )
-        body += f'<tr><th scope="row">{escape(shorten(label, 24))}</th>{cells}</tr>'
-    return (
-        f'<div class="ls-table"><table class="eval-confusion" aria-label="Confusion matrix of {escape(title)}">'
-        f"<caption>{escape(title)}</caption><thead><tr><td>expected \\ answered</td>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
+    return render(
+        "evaluate.confusions", [_confusion(titles[name], each) for name, each in summary["confusion"].items()]
     )
+
+
+def _confusion(title: str, matrix: Mapping[str, Any]) -> tuple[str, list[str], list[tuple[str, list[Any]]]]:
+    """The title, the labels that were answered, and for each that was expected how often: (right, share, number)."""
+    most = max((number for line in matrix["counts"] for number in line), default=0) or 1
+    rows = [
+        (
+            shorten(label, 24),
+            [
+                (given == label, f"{100 * number / most:.0f}", f"{number:,}")
+                for given, number in zip(matrix["given"], line, strict=True)
+            ],
+        )
+        for label, line in zip(matrix["expected"], matrix["counts"], strict=True)
+    ]
+    return title, [shorten(label, 24) for label in matrix["given"]], rows

@@ -6,7 +6,7 @@ from typing import Any
 from lora_studio.events import RunState
 from lora_studio.jobs.folder_jobs import FolderJobs
 from lora_studio.ui import run_words
-from lora_studio.ui.text import count, escape
+from lora_studio.ui.text import Html, count, render
 from lora_studio.workspace import Workspace
 
 LISTED = 30
@@ -29,42 +29,29 @@ def opening(workspace: Workspace, jobs: FolderJobs[Any], draft: str) -> str:
 
 def listing(
     states: Sequence[RunState], looked_at: str, now: float, noun: str, about: Callable[[RunState], tuple[str, str]]
-) -> str:
+) -> Html:
     """The earlier ones to choose from; `about` gives what is said before and after the time of each."""
-    rows = "".join(_listed(state, state.id == looked_at, now, *about(state)) for state in states[:LISTED])
+    rows = []
+    for state in states[:LISTED]:
+        before, after = about(state)
+        words = " · ".join(filter(None, (before, run_words.ago(state.created, now), after)))
+        rows.append((state, state.id == looked_at, words))
     left = len(states) - LISTED
-    more = f'<p class="ls-hint">{count(left, f"older {noun}")} not shown.</p>' if left > 0 else ""
-    return f'<ul class="job-list" aria-label="{noun.capitalize()}s">{rows}</ul>{more}'
+    return render("jobs.listing", rows, noun, count(left, f"older {noun}") if left > 0 else "")
 
 
-def _listed(state: RunState, current: bool, now: float, said: str, outcome: str) -> str:
-    name, title = escape(state.id), escape(state.title)
-    delete = f'<button type="button" data-act="delete" data-value="{name}" aria-label="Delete {title}">Delete…</button>'
-    about = " · ".join(filter(None, (said, run_words.ago(state.created, now), outcome)))
-    return (
-        f'<li aria-current="{"true" if current else "false"}"><span class="dot {escape(state.state)}"></span>'
-        f'<button type="button" class="open" data-act="open" data-value="{name}">{title}</button>'
-        f"<small>{escape(about)}</small>{delete if state.final else ''}</li>"
-    )
-
-
-def title(state: RunState) -> str:
+def title(state: RunState) -> Html:
     """What stands above the one that is looked at."""
-    return f'<h2><span class="dot {escape(state.state)}"></span>{escape(state.title)}</h2>'
+    return render("jobs.title", state)
 
 
-def ended(state: RunState, said: str = "") -> str:
+def ended(state: RunState, said: str = "") -> Html:
     """Finished after 12 s; `said` stands in the place of the state's own word."""
     seconds = run_words.elapsed(state, 0.0)
     after = "before it began" if seconds is None else f"after {run_words.clock(seconds)}"
-    words = f"{said or STATES[state.state]} {after}."
-    return f'<div class="now">{escape(words)}</div>'
+    return render("jobs.ended", f"{said or STATES[state.state]} {after}.")
 
 
-def buttons(*acts: tuple[str, str, str]) -> str:
+def buttons(*acts: tuple[str, str, str]) -> Html:
     """Buttons beside each other: what a click asks for, with which value, and the words on it."""
-    drawn = "".join(
-        f'<button type="button" data-act="{escape(act)}" data-value="{escape(value)}">{escape(words)}</button>'
-        for act, value, words in acts
-    )
-    return f'<div class="acts job-acts">{drawn}</div>'
+    return render("jobs.buttons", acts)
