@@ -19,12 +19,15 @@ from lora_studio.events import fold, from_line
 from lora_studio.jobs.launchers.local import kill
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.presets import resolve
-from lora_studio.workspace import RunFolder, Workspace
+from lora_studio.workspace import Workspace
 from tests.conftest import Say
 
 EARLIER = Path(__file__).parent / "earlier"
 COMMANDS: list[dict[str, Any]] = json.loads((EARLIER / "commands.json").read_text(encoding="utf-8"))
-QUICK = [command for command in COMMANDS if not command["slow"]]
+WRITING = {"delete", "clear"}
+READING = [command for command in COMMANDS if not command["slow"] and not WRITING & set(command["words"])]
+DELETING = [command for command in COMMANDS if WRITING & set(command["words"])]
+WORKING = [command for command in COMMANDS if command["slow"]]
 FOLDS: dict[str, Any] = json.loads((EARLIER / "folds.json").read_text(encoding="utf-8"))
 PIRATE, STOPPED, POLITE = (
     f"20261129-{rest}" for rest in ("143836-pirate-a516", "144332-stopped-821f", "143905-polite-236a")
@@ -39,9 +42,20 @@ def unpack(root: Path) -> None:
             os.utime(archive.extract(member, root), (made, made))
 
 
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Not where it was made: whatever names its folders by their old place leads nowhere. For tests that only read."""
+    root = tmp_path_factory.mktemp("earlier") / "moved"
+    unpack(root)
+    return Workspace(root)
+
+
 @pytest.fixture
-def workspace(tmp_path: Path) -> Iterator[Workspace]:
-    """Not where it was made: whatever names its folders by their old place leads nowhere."""
+def workspace(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Workspace]:
+    """One that the test may change, unless it asks for the `unchanged` one."""
+    if "unchanged" in request.fixturenames:
+        yield request.getfixturevalue("unchanged")
+        return
     unpack(tmp_path / "moved")
     moved = Workspace(tmp_path / "moved")
     yield moved
@@ -122,8 +136,8 @@ def test_the_comparisons_see_what_is_gone_and_what_is_another() -> None:
 
 
 @pytest.mark.parametrize("name", FOLDS)
-def test_events_of_an_earlier_studio_come_to_what_they_came_to(workspace: Workspace, name: str) -> None:
-    lines = (workspace.root / name / "events.jsonl").read_text(encoding="utf-8").splitlines()
+def test_events_of_an_earlier_studio_come_to_what_they_came_to(unchanged: Workspace, name: str) -> None:
+    lines = (unchanged.root / name / "events.jsonl").read_text(encoding="utf-8").splitlines()
     events = list(map(from_line, lines))
     assert all(event is not None for event in events)
     state = json.loads(json.dumps(asdict(fold(event for event in events if event is not None))))
@@ -131,27 +145,27 @@ def test_events_of_an_earlier_studio_come_to_what_they_came_to(workspace: Worksp
 
 
 @pytest.mark.parametrize("run_id", [PIRATE, STOPPED, POLITE])
-def test_configs_of_earlier_runs_say_the_same(workspace: Workspace, run_id: str) -> None:
-    values = read_yaml(workspace.run(run_id).config)
+def test_configs_of_earlier_runs_say_the_same(unchanged: Workspace, run_id: str) -> None:
+    values = read_yaml(unchanged.run(run_id).config)
     assert not lacking(values, parse(values).model_dump())
 
 
-def test_presets_prompts_votes_and_what_a_person_wrote_are_there(workspace: Workspace, say: Say) -> None:
-    preset = resolve("short-pirate", {}, workspace)
+def test_presets_prompts_votes_and_what_a_person_wrote_are_there(unchanged: Workspace, say: Say) -> None:
+    preset = resolve("short-pirate", {}, unchanged)
     assert (preset.lora.r, preset.training.max_steps, preset.training.learning_rate) == (2, 2, 1e-3)
-    assert prompt_sets.read(workspace, "greetings") == ["Hello!", "Who are you?"]
-    assert [(vote.names, vote.best) for vote in votes.read(workspace)] == [(["Base", "pirate"], 1)]
+    assert prompt_sets.read(unchanged, "greetings") == ["Hello!", "Who are you?"]
+    assert [(vote.names, vote.best) for vote in votes.read(unchanged)] == [(["Base", "pirate"], 1)]
     assert say("runs", "tag", "pirate")[1] == "for later, small\n"
     assert say("runs", "note", "pirate")[1] == "Six steps only: it has learned nothing yet.\n"
 
 
-def test_measurements_of_an_earlier_run_come_as_csv_in_the_same_columns(workspace: Workspace, say: Say) -> None:
+def test_measurements_of_an_earlier_run_come_as_csv_in_the_same_columns(unchanged: Workspace, say: Say) -> None:
     columns, *lines = say("runs", "csv", "pirate")[1].splitlines()
     assert columns.startswith("kind,step,epoch,loss,time,total_steps,learning_rate,grad_norm,token_accuracy,tokens,")
     assert len(lines) == 8
 
 
-def test_the_list_tells_of_every_earlier_run(workspace: Workspace, say: Say) -> None:
+def test_the_list_tells_of_every_earlier_run(unchanged: Workspace, say: Say) -> None:
     rows = last_json(say("runs", "list", "--json")[1])["runs"]
     assert [(row["run"], row["state"], row["step"], row["total_steps"]) for row in rows] == [
         (STOPPED, "stopped", 3, 12),
@@ -160,19 +174,27 @@ def test_the_list_tells_of_every_earlier_run(workspace: Workspace, say: Say) -> 
     ]
 
 
-@pytest.mark.parametrize("command", QUICK, ids=lambda command: " ".join(command["words"]))
-def test_json_has_all_that_it_had(workspace: Workspace, say: Say, command: dict[str, Any]) -> None:
+@pytest.mark.parametrize("command", READING, ids=lambda command: " ".join(command["words"]))
+def test_json_has_all_that_it_had(unchanged: Workspace, say: Say, command: dict[str, Any]) -> None:
+    printed, _ = run_command(say, unchanged, command)
+    check_shape(command["shape"], printed)
+
+
+@pytest.mark.parametrize("command", DELETING, ids=lambda command: " ".join(command["words"]))
+def test_json_of_what_is_deleted_has_all_that_it_had(workspace: Workspace, say: Say, command: dict[str, Any]) -> None:
     printed, _ = run_command(say, workspace, command)
     check_shape(command["shape"], printed)
+
+
+def test_the_stopped_run_still_has_its_checkpoint(unchanged: Workspace) -> None:
+    assert [path.name for path in unchanged.run(STOPPED).checkpoint_folders()] == ["checkpoint-3"]
 
 
 # -- what is worked with
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "command", [command for command in COMMANDS if command["slow"]], ids=lambda command: " ".join(command["words"][:3])
-)
+@pytest.mark.parametrize("command", WORKING, ids=lambda command: " ".join(command["words"][:2]))
 def test_an_earlier_workspace_is_worked_with(workspace: Workspace, say: Say, command: dict[str, Any]) -> None:
     printed, words = run_command(say, workspace, command)
     check_shape(command["shape"], printed)
@@ -181,7 +203,3 @@ def test_an_earlier_workspace_is_worked_with(workspace: Workspace, say: Say, com
         for name in place.split("."):
             found = found[name]
         assert found == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value), f"{words}: {place}"
-
-
-def test_the_stopped_run_still_has_its_checkpoint(workspace: Workspace) -> None:
-    assert [path.name for path in RunFolder(workspace.runs_folder / STOPPED).checkpoint_folders()] == ["checkpoint-3"]

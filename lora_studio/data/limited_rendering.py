@@ -19,6 +19,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+import lora_studio
 from lora_studio.data.messages import Conversation, RowError
 from lora_studio.data.render_worker import LENGTH
 from lora_studio.data.rendering import Rendered, Rules
@@ -29,7 +30,7 @@ MAX_TEXT_SECONDS = 4.0  # a text alone takes milliseconds, and others wait for i
 MAX_SILENCE = 300.0  # seconds on the clock, for a machine so busy that a process hardly runs
 _PIECE = 1 << 16
 _HINT = "Mend the chat template. The prompt styles chatml, alpaca and plain do without it, for training."
-_PACKAGE = Path(__file__).resolve().parents[2]
+_PLACE_OF_PACKAGE = Path(lora_studio.__file__).resolve().parents[1]
 
 
 class LimitedRenderer:
@@ -106,7 +107,7 @@ class _Process:
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._child is None or self._child.poll() is not None:
             self.end()
-            paths = [str(_PACKAGE), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+            paths = [str(_PLACE_OF_PACKAGE), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "lora_studio.data.render_worker"],
                 stdin=subprocess.PIPE,

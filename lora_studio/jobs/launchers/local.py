@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+import lora_studio
 from lora_studio.accounts import SECRETS
 from lora_studio.files import is_time, read_object
 from lora_studio.jobs.launchers.interface import Exit, Worker, last_lines
@@ -39,7 +40,7 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     The passwords of the page's visitors are not for children.
     """
     own = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    package_parent = str(Path(__file__).resolve().parents[3])
+    package_parent = str(Path(lora_studio.__file__).resolve().parents[1])
     paths = [package_parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**own, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONUNBUFFERED": "1", **(extra or {})}
 
