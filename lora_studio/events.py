@@ -9,9 +9,10 @@ import functools
 import json
 import math
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 PHASES = ("start", "data", "download", "model", "train", "evaluate", "save", "compare", "answer", "measure")
@@ -462,6 +463,29 @@ def fold(events: Iterable[Event], state: RunState | None = None) -> RunState:
         state.events += 1
         state.last_event = event.time
     return state
+
+
+def fold_lines(lines: Iterable[str], state: RunState | None = None) -> RunState:
+    """The same for events in their line form; what is torn or of a newer version is passed over."""
+    return fold((event for event in map(from_line, lines) if event is not None), state)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of an events file, one at a time; none where it is not there yet.
+
+    Only a line feed ends a line: an event's words may hold other characters that Python takes for one.
+    """
+    try:
+        file = path.open(encoding="utf-8", errors="replace", newline="\n")
+    except FileNotFoundError:
+        return
+    with file:
+        yield from file
+
+
+def read_state(path: Path) -> RunState:
+    """What an events file amounts to; a queued run where it is not there yet."""
+    return fold_lines(read_lines(path))
 
 
 def _apply(state: RunState, event: Event) -> None:

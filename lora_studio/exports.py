@@ -18,7 +18,7 @@ from lora_studio.adapter_settings import read_lora
 from lora_studio.adapter_source import named_adapter
 from lora_studio.architecture import architecture, read_config
 from lora_studio.errors import StudioError
-from lora_studio.events import DataPrepared, from_line
+from lora_studio.events import DataPrepared, from_line, read_lines
 from lora_studio.export_targets import TARGETS, Sizes, Target
 from lora_studio.files import bytes_in
 from lora_studio.job_folders import ExportFolder, JobFolders, damaged_request
@@ -190,12 +190,8 @@ def sizes_of(folder: Path, run: RunFolder | None = None) -> Sizes:
 
 def _bytes_of_rows(run: RunFolder) -> int:
     """What ids and labels of a run's training rows take, 32 bits each; 0 where the run did not get so far."""
-    try:
-        with run.events.open(encoding="utf-8", errors="replace") as lines:
-            found = (event for event in map(from_line, lines) if isinstance(event, DataPrepared))
-            prepared = next(found, None)
-    except FileNotFoundError:
-        return 0
+    found = (event for event in map(from_line, read_lines(run.events)) if isinstance(event, DataPrepared))
+    prepared = next(found, None)
     return 8 * prepared.tokens if prepared else 0
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from lora_studio.adapter_files import SETTINGS_FILE, read_adapter_settings, read_studio_card
 from lora_studio.config import Config
-from lora_studio.events import Evaluated, RunState, StepLogged, fold, from_line
+from lora_studio.events import Evaluated, RunState, StepLogged, read_state
 from lora_studio.markdown import code, metric, number, plain, share, table
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import DEMO_MODEL, RunFolder, shipped_data, step_of
@@ -77,8 +77,7 @@ def _known(adapter: Path, run: RunFolder | None) -> _Known:
         return _Known(settings, card)
     config = parse(read_yaml(run.config))
     step = step_of(adapter.name) if adapter.parent == run.checkpoints else None
-    with run.events.open(encoding="utf-8", errors="replace") as lines:
-        state = fold(event for line in lines if (event := from_line(line)) is not None)
+    state = read_state(run.events)
     return _Known(settings, card, config, state, run.read_result() if step is None else {}, run.read_facts(), step)
 
 

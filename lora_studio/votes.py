@@ -76,7 +76,7 @@ def read(workspace: Workspace) -> list[Vote]:
     """All votes, oldest first; a torn last line is left out."""
     found = []
     try:
-        lines = workspace.votes.read_text(encoding="utf-8").splitlines()
+        lines = workspace.votes.read_text(encoding="utf-8").split("\n")  # a vote's words may hold other line ends
     except FileNotFoundError:
         return []
     for line in lines:

@@ -28,7 +28,7 @@ def test_the_interval_is_wilsons(wins: int, trials: int) -> None:
 
 def test_votes_are_kept_and_a_torn_line_is_left_out(workspace: Workspace) -> None:
     assert votes.read(workspace) == []
-    given = [vote(1), vote(TIE)]
+    given = [vote(1), vote(TIE), vote(1, ("Base: demo", "A name\u2028in two lines"))]
     for each in given:
         votes.keep(workspace, each)
     with workspace.votes.open("a") as file:

@@ -11,7 +11,7 @@ import warnings
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import ADAPTER, BASE
-from lora_studio.events import RunState, fold, from_line
+from lora_studio.events import RunState, read_state
 from lora_studio.parsing import to_yaml
 from lora_studio.presets import resolve
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
@@ -48,18 +48,12 @@ def train(run: RunFolder) -> None:
             time.sleep(0.2)
             if time.monotonic() - said > 5:
                 said = time.monotonic()
-                print(f"  {progress(read(run))}", flush=True)
-    state = read(run)
+                print(f"  {progress(read_state(run.events))}", flush=True)
+    state = read_state(run.events)
     if state.state != "done":
         vanished = f"The training's process ended without a word (exit code {worker.returncode})."
         raise StudioError(state.message or vanished, state.hint or f"See {run.log}.")
     print(f"  {progress(state)}; finished after {state.seconds:.0f} s", flush=True)
-
-
-def read(run: RunFolder) -> RunState:
-    """What the run's events amount to so far."""
-    lines = run.events.read_text(encoding="utf-8").splitlines() if run.events.is_file() else []
-    return fold(event for event in map(from_line, lines) if event is not None)
 
 
 def progress(state: RunState) -> str:

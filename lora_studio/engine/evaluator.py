@@ -22,7 +22,7 @@ from lora_studio.engine.event_log import EventLog, data_progress
 from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import OF_RUN, Request, request_of
-from lora_studio.events import DataPrepared, Reason, RunStarted, Warned, fold, from_line
+from lora_studio.events import DataPrepared, Reason, RunStarted, Warned
 from lora_studio.files import finite
 from lora_studio.job_folders import EvaluationFolder
 from lora_studio.workspace import write_atomically
@@ -76,7 +76,7 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     voices = _voices(request, tokenizer)
     mapping, lacking = _reading(request)
     file = _read(folder, request, card, tokenizer, voices, mapping, log)
-    _check_same_rows(folder, file.prepared.fingerprint, resumed=bool(known))
+    _check_same_rows(log, file.prepared.fingerprint, resumed=bool(known))
     _tell_data(log, file)
     _warn(log, notes)
     _warn(log, _reading_in_words(request, lacking, file.prepared.format.words))
@@ -248,9 +248,8 @@ def _same_base(cards: Sequence[AdapterCard]) -> list[str]:
     return [*together(cards), *(words for card in cards if (words := changed(card, base, revision)))]
 
 
-def _check_same_rows(folder: EvaluationFolder, fingerprint: str, *, resumed: bool) -> None:
-    lines = folder.events.read_text(encoding="utf-8", errors="replace").splitlines()
-    before = fold(event for event in map(from_line, lines) if event is not None).data
+def _check_same_rows(log: EventLog, fingerprint: str, *, resumed: bool) -> None:
+    before = log.state().data
     if resumed and before is not None and before.fingerprint != fingerprint:
         raise StudioError(
             "The test file or the way it is read changed since this evaluation began.",

@@ -1,11 +1,12 @@
 """Appends to a run's `events.jsonl`. No torch here: the worker can report before it imports anything slow."""
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_studio.events import DataPrepared, Event, PhaseStarted, Progress, RunState, fold, from_line, to_line
+from lora_studio.events import DataPrepared, Event, PhaseStarted, Progress, RunState, fold_lines, to_line
 
 if TYPE_CHECKING:
     from lora_studio.data.dataset import Prepared
@@ -16,19 +17,28 @@ COUNTED = {"read": "rows read", "convert": "rows recognised", "encode": "rows to
 
 
 class EventLog:
-    """Writes one event a line; every line is handed to the system before `emit` returns."""
+    """Writes one event a line; every line is handed to the system before `emit` returns.
+
+    What an earlier worker wrote is read once, here: from then on this process alone writes the file, and folds each
+    line as it writes it.
+    """
 
     def __init__(self, path: Path) -> None:
-        torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        before = path.read_bytes() if path.is_file() else b""
         self.path = path
-        self._file = path.open("a", encoding="utf-8", errors="replace")  # reasons of bad rows may hold half a character
-        if torn:
-            self._file.write("\n")  # a crash left half a line: what follows must not be glued to it
+        self._file = path.open("ab")
+        if before and not before.endswith(b"\n"):
+            self._file.write(b"\n")  # a crash left half a line: what follows must not be glued to it
+        self._state = fold_lines(before.decode("utf-8", errors="replace").split("\n"))
+        self._writing = threading.RLock()  # progress comes from other threads; again in a signal's handler
         self._shown = 0.0
 
     def emit(self, event: Event) -> None:
-        self._file.write(to_line(event))
-        self._file.flush()
+        line = to_line(event).encode("utf-8", errors="replace")  # reasons of bad rows may hold half a character
+        with self._writing:
+            self._file.write(line)
+            self._file.flush()
+            fold_lines([line.decode("utf-8")], self._state)  # the line, not the event: what every other reader sees
 
     def phase(self, phase: str, total: int = 0, unit: str = "") -> None:
         self._shown = 0.0
@@ -42,9 +52,8 @@ class EventLog:
             self.emit(Progress(now, done, total))
 
     def state(self) -> RunState:
-        """What the events so far amount to."""
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        return fold(event for event in map(from_line, lines) if event is not None)
+        """What the events so far amount to: a live view, which goes on with what is emitted."""
+        return self._state
 
 
 def data_progress(log: EventLog) -> Callable[[str, int, int], None]:

@@ -17,7 +17,7 @@ from lora_studio.adapter_card import read_card
 from lora_studio.engine.event_log import EventLog
 from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
-from lora_studio.events import RunState, Warned, fold, from_line
+from lora_studio.events import RunState, Warned, read_state
 from lora_studio.files import bytes_in
 from lora_studio.workspace import RunFolder, model_source, safe_name
 
@@ -59,8 +59,7 @@ class Work:
 
     def state(self) -> RunState:
         """What the run's events come to."""
-        lines = self.of_run().events.read_text(encoding="utf-8", errors="replace").splitlines()
-        return fold(event for event in map(from_line, lines) if event is not None)
+        return read_state(self.of_run().events)
 
     def warn(self, words: str) -> None:
         """Something that a person should know and that does not end the export."""

@@ -16,7 +16,7 @@ from lora_studio.data.hub import is_hub_name
 from lora_studio.data.splits import group_of
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import Request
-from lora_studio.events import fold, from_line
+from lora_studio.events import read_state
 from lora_studio.job_folders import EvaluationFolder
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.workspace import RunFolder, Workspace
@@ -92,12 +92,8 @@ def _trained_on(config: Config, run: RunFolder) -> np.ndarray | None:
         )
     except (StudioError, SlowError, OSError):
         return None
-    told = fold(
-        event
-        for line in run.events.read_text(encoding="utf-8", errors="replace").splitlines()
-        if (event := from_line(line))
-    )
-    same = told.data is not None and told.data.fingerprint == prepared.fingerprint
+    data = read_state(run.events).data
+    same = data is not None and data.fingerprint == prepared.fingerprint
     if not same and not prepared.template.writes_date:  # such a template changes the fingerprint every day
         return None
     part = prepared.part

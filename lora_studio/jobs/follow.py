@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from lora_studio.events import Reason, RunState, fold, from_line
+from lora_studio.events import Reason, RunState, fold_lines
 from lora_studio.folded import brief, keep_folded, read_folded
 from lora_studio.jobs.kinds import TRAIN, Kind
 from lora_studio.jobs.launchers.interface import Exit, Launcher, Worker, last_error
@@ -125,8 +125,7 @@ class Follower:
     def _fold_lines(self, new: bytes) -> None:
         whole = new[: new.rfind(b"\n") + 1]
         self._offset += len(whole)
-        lines = whole.decode("utf-8", errors="replace").split("\n")
-        fold((event for event in map(from_line, lines) if event is not None), self._folded)
+        fold_lines(whole.decode("utf-8", errors="replace").split("\n"), self._folded)
 
     def _snapshot(self) -> RunState:
         """The fold, corrected by what is known of the worker's process and of checkpoints that were deleted since."""

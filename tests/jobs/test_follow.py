@@ -238,7 +238,7 @@ def test_a_run_that_is_over_is_read_once_and_told_in_short_without_its_events_af
     second = Follower(run, LocalLauncher())
     refresh(second)
     with monkeypatch.context() as patch:
-        patch.setattr("lora_studio.jobs.follow.from_line", lambda line: pytest.fail("read again"))
+        patch.setattr("lora_studio.jobs.follow.fold_lines", lambda lines, state: pytest.fail("read again"))
         assert second.in_short == first.in_short
         assert second.ended
     assert [item.step for item in second.state.steps] == [1, 2, 3]
