@@ -68,25 +68,20 @@ def view(look: Look) -> dict[str, Any]:
 
 def rows(waiting: Sequence[Waiting], titles: Mapping[str, str], hidden: Collection[str] = ()) -> str:
     """The waiting runs, the next one first, each with its buttons; of those hidden no more than that they wait."""
-    items = []
+    items: list[tuple[str, str, Sequence[tuple[str, str, str, str, bool]]]] = []
     for place, entry in enumerate(waiting):
         if entry.run in hidden:
-            what = '<span class="name">Another visitor\'s run</span>'
-            items.append(f'<li><span class="place">{place + 1}</span>{what}</li>')
+            items.append(("Another visitor's run", "", ()))
             continue
         name = titles.get(entry.run) or entry.run
         buttons = [
-            _button("up", entry.run, "↑", f"Move {name} up", place == 0),
-            _button("down", entry.run, "↓", f"Move {name} down", place == len(waiting) - 1),
-            "" if entry.resume else _button("edit", entry.run, "Edit", f"Edit {name}"),
-            _button("out", entry.run, "Take out", f"Take {name} out of the queue"),
+            ("up", entry.run, "↑", f"Move {name} up", place == 0),
+            ("down", entry.run, "↓", f"Move {name} down", place == len(waiting) - 1),
+            ("edit", entry.run, "Edit", f"Edit {name}", False),
+            ("out", entry.run, "Take out", f"Take {name} out of the queue", False),
         ]
-        items.append(
-            f'<li><span class="place">{place + 1}</span><span class="name">{text.escape(name)}</span>'
-            f'<span class="what">{text.escape(purpose(entry))}</span><span class="acts">{"".join(buttons)}</span></li>'
-        )
-    head = f"<h3>Waiting for their turn</h3><p>{EXPLAINED}</p>"
-    return f'<div class="run-queue">{head}<ol>{"".join(items)}</ol></div>'
+        items.append((name, purpose(entry), [act for act in buttons if act[0] != "edit" or not entry.resume]))
+    return text.render("runs.queue", EXPLAINED, items)
 
 
 def purpose(entry: Waiting) -> str:
@@ -94,11 +89,3 @@ def purpose(entry: Waiting) -> str:
     if entry.extra_epochs:
         return f"goes on for {entry.extra_epochs:g} more epoch{'' if entry.extra_epochs == 1 else 's'}"
     return "goes on from its last checkpoint" if entry.resume else "begins"
-
-
-def _button(act: str, run_id: str, label: str, about: str, off: bool = False) -> str:
-    disabled = " disabled" if off else ""
-    return (
-        f'<button type="button" data-act="{act}" data-value="{text.escape(run_id)}" aria-label="{text.escape(about)}"'
-        f"{disabled}>{label}</button>"
-    )

@@ -76,29 +76,16 @@ def table(run_id: str, found: list[Checkpoint], final: bool) -> str:
         return text.empty("No checkpoint yet", "One is saved after each epoch, unless the settings say otherwise.")
     metrics = list(dict.fromkeys(name for item in found for name in item.metrics))
     more = ["Epoch", *(run_words.sentence_case(_plain(name))[:-1] for name in metrics), "Size"]
-    head = '<th scope="col">Step</th><th scope="col">Validation loss</th>'
-    head += "".join(f'<th scope="col" class="wide">{text.escape(title)}</th>' for title in more)
-    body = "".join(_row(run_id, item, metrics, final) for item in found)
-    return (
-        '<div class="ls-table checkpoint-table" role="region" tabindex="0" aria-label="Checkpoints of this run"><table>'
-        f"<thead><tr>{head}<td></td></tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    rows = [(item, *_numbers(item, metrics), [act for act in ACTIONS if final or act[0] != "delete"]) for item in found]
+    return text.render("runs.checkpoints", more, rows, run_id)
 
 
 def _plain(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _row(run_id: str, item: Checkpoint, metrics: list[str], final: bool) -> str:
-    best = ' <span class="tag">best</span>' if item.best else ""
+def _numbers(item: Checkpoint, metrics: list[str]) -> tuple[str, list[str]]:
+    """The validation loss, and what stands in the columns after it."""
     epoch = "–" if item.epoch is None else f"{item.epoch:.2f}"
-    numbers = [f"<td>{cell}</td>" for cell in (f"{item.step:,}{best}", run_words.figure(item.loss))]
     more = [epoch, *(run_words.figure(item.metrics.get(name)) for name in metrics), text.size(item.bytes)]
-    numbers += [f'<td class="wide">{cell}</td>' for cell in more]
-    buttons = "".join(
-        f'<button type="button" data-act="{act}" data-value="{text.escape(run_id)}/{text.escape(item.name)}" '
-        f'aria-label="{label.rstrip("…")} {text.escape(item.name)}">{label}</button>'
-        for act, label in ACTIONS
-        if final or act != "delete"
-    )
-    return f'<tr>{"".join(numbers)}<td class="acts">{buttons}</td></tr>'
+    return run_words.figure(item.loss), more

@@ -68,22 +68,16 @@ def settings_table(found: Sequence[Difference], names: Sequence[str]) -> str:
         return text.notice(
             "These runs have the same settings.", "Only their names, data files' contents or machines can differ."
         )
-    rows = [
-        (
-            f"{text.escape(item.title)}<small><code>{text.escape(item.path)}</code></small>",
-            [in_words(item.path, value) for value in item.values],
-        )
-        for item in found
-    ]
-    return beside("Settings that differ", names, rows)
+    rows = [(item.title, item.path, [in_words(item.path, value) for value in item.values]) for item in found]
+    return text.render("runs.beside", "Settings that differ", names, rows)
 
 
 def results_table(found: Sequence[Result], names: Sequence[str]) -> str:
     rows = [
-        (text.escape(run_words.sentence_case(item.name)[:-1]), [shown(value, item.unit) for value in item.values])
+        (run_words.sentence_case(item.name)[:-1], "", [shown(value, item.unit) for value in item.values])
         for item in found
     ]
-    return beside("Results", names, rows)
+    return text.render("runs.beside", "Results", names, rows)
 
 
 def shown(value: Any, unit: str) -> str:
@@ -103,16 +97,3 @@ def shown(value: Any, unit: str) -> str:
             return run_words.SHORT_STATES.get(value, value)
         case _:
             return run_words.figure(value)
-
-
-def beside(title: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A table with a column for each run; the first cell of a row is markup already, the others are texts."""
-    head = "".join(f'<th scope="col">{text.escape(name)}</th>' for name in names)
-    body = "".join(
-        f'<tr><th scope="row">{what}</th>{"".join(f"<td>{text.escape(value)}</td>" for value in values)}</tr>'
-        for what, values in rows
-    )
-    return (
-        f'<h3 class="part">{text.escape(title)}</h3><div class="ls-table beside-table" role="region" tabindex="0" '
-        f'aria-label="{text.escape(title)}"><table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )

@@ -56,14 +56,9 @@ def listing(found: list[EvaluationFolder], run_id: str, there: bool) -> str:
     another = job_list.buttons(("new", run_id, "Evaluate this run…")) if there else ""
     if not found:
         return text.empty("No evaluation yet", "A test file shows what the adapter learned, beside its base.") + another
-    rows = "".join(_listed(folder) for folder in found)
-    return f'<ul class="job-list" aria-label="Evaluations of this run">{rows}</ul>{another}'
+    return text.render("runs.evaluations", [_listed(folder) for folder in found]) + another
 
 
-def _listed(folder: EvaluationFolder) -> str:
+def _listed(folder: EvaluationFolder) -> tuple[str, str, str]:
     measured = folder.read_result()
-    said = headline(measured) if measured else "not measured yet"
-    return (
-        f'<li><button type="button" class="open" data-act="open" data-value="{text.escape(folder.id)}">'
-        f"{text.escape(folder.read_facts()['title'])}</button><small>{text.escape(said)}</small></li>"
-    )
+    return folder.id, folder.read_facts()["title"], headline(measured) if measured else "not measured yet"

@@ -70,20 +70,8 @@ def changed(studio: Studio, run_id: str, name: str) -> dict[str, Any] | None:
 
 def listed(found: Sequence[Diagnosis]) -> str:
     """The list as markup."""
-    return f'<ul class="health" aria-label="Health of the run">{"".join(map(_entry, found))}</ul>'
+    return text.render("runs.health", [(each, WORDS[each.severity], _changes(each)) for each in found])
 
 
-def _entry(found: Diagnosis) -> str:
-    changed_to = found.settings.items()
-    changes = ", ".join(f"{form.title_of(path)}: {form.in_words(path, value)}" for path, value in changed_to)
-    button = (
-        f'<button type="button" data-act="apply" data-value="{text.escape(found.name)}" title="{text.escape(changes)}">'
-        "Apply to a new run</button>"
-        if changes
-        else ""
-    )
-    detail = f'<small class="changes">{text.escape(changes)}</small>' if changes else ""
-    return (
-        f'<li class="{text.escape(found.severity)}"><b>{WORDS[found.severity]}: {text.escape(found.finding)}</b>'
-        f"<span>{text.escape(found.cause)} {text.escape(found.cure)}</span>{detail}{button}</li>"
-    )
+def _changes(found: Diagnosis) -> str:
+    return ", ".join(f"{form.title_of(path)}: {form.in_words(path, value)}" for path, value in found.settings.items())

@@ -7,7 +7,7 @@ from typing import Any
 from lora_studio.events import RunState
 from lora_studio.overview import Overview, matching
 from lora_studio.ui import run_words
-from lora_studio.ui.text import count, empty, escape, pager, shorten, size
+from lora_studio.ui.text import Html, count, empty, pager, render, shorten, size
 
 ROWS = 25
 NEWEST = "created"
@@ -69,7 +69,7 @@ def _seconds(row: Row, now: float) -> str:
 def _best(row: Row, now: float) -> str:
     if row.run.best_loss is None:
         return "–"
-    return f"{escape(run_words.figure(row.run.best_loss))} <small>step {row.run.best_step:,}</small>"
+    return render("runs.counted", run_words.figure(row.run.best_loss), f"step {row.run.best_step:,}")
 
 
 COLUMNS = (
@@ -126,62 +126,41 @@ def table(found: Sequence[Row], of: int, choice: Choice, looked_at: str, now: fl
             "No run is found", f"None of {count(of, 'run')} has all these words. Empty the search to see them."
         )
     rows, page = page_of(found, choice)
+    heads = [(column.key, column.title, *_order(column, choice), _kind(column)) for column in (TITLE, *COLUMNS)]
+    drawn = [
+        (
+            row.run,
+            row.run.id == looked_at,
+            row.run.id in choice.ticked,
+            _name(row),
+            [(_kind(column), column.shown(row, now)) for column in COLUMNS],
+        )
+        for row in rows
+    ]
     all_ticked = all(row.run.id in choice.ticked for row in rows)
-    tick = (
-        '<th class="tick"><input type="checkbox" data-act="all" data-value="" aria-label="Choose all runs in sight"'
-        f"{' checked' if all_ticked else ''}></th>"
-    )
-    head = "".join(_head(column, choice) for column in (TITLE, *COLUMNS))
-    body = "".join(_row(row, choice, looked_at, now) for row in rows)
-    return (
-        f'<div class="run-table"><table aria-label="Runs"><thead><tr>{tick}{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>{pager(len(found), of, page, ROWS, 'run')}"
-    )
+    return render("runs.table", all_ticked, heads, drawn) + pager(len(found), of, page, ROWS, "run")
 
 
-def _head(column: Column, choice: Choice) -> str:
-    chosen = column.key == choice.sort
-    order = ("descending" if choice.down else "ascending") if chosen else "none"
-    arrow = (" ↓" if choice.down else " ↑") if chosen else ""
-    kind = _kind(column)
-    return (
-        f'<th scope="col" aria-sort="{order}" class="{kind}"><button type="button" data-act="sort" '
-        f'data-value="{column.key}">{column.title}{arrow}</button></th>'
-    )
+def _order(column: Column, choice: Choice) -> tuple[str, str]:
+    """How the table is sorted by the column, in the words of HTML, and an arrow for it."""
+    if column.key != choice.sort:
+        return "none", ""
+    return ("descending", " ↓") if choice.down else ("ascending", " ↑")
 
 
 def _kind(column: Column) -> str:
     return " ".join(filter(None, ("wide" if column.wide else "", "name" if column is TITLE else column.key)))
 
 
-def _row(row: Row, choice: Choice, looked_at: str, now: float) -> str:
+def _name(row: Row) -> Html:
     run = row.run
-    tick = (
-        f'<td class="tick"><input type="checkbox" data-act="tick" data-value="{escape(run.id)}" '
-        f'aria-label="Choose {escape(run.title)}"{" checked" if run.id in choice.ticked else ""}></td>'
-    )
-    cells = "".join(f'<td class="{_kind(column)}">{column.shown(row, now)}</td>' for column in COLUMNS)
-    current = "true" if run.id == looked_at else "false"
-    name = f'<td class="name">{_name(row)}</td>'
-    return f'<tr data-open="{escape(run.id)}" aria-current="{current}">{tick}{name}{cells}</tr>'
+    about = " · ".join(shorten(part, 40) for part in (row.by, run.model, run.data) if part)
+    damaged = f"{' and '.join(run.damaged)}: damaged" if run.damaged else ""
+    return render("runs.name", run, about, _state_words(row), (shorten(run.labels.note, 90), damaged))
 
 
-def _name(row: Row) -> str:
-    run = row.run
-    tags = "".join(f'<span class="tag">{escape(tag)}</span>' for tag in run.labels.tags)
-    note = f'<span class="note">{escape(shorten(run.labels.note, 90))}</span>' if run.labels.note else ""
-    note += f'<span class="note">{escape(" and ".join(run.damaged))}: damaged</span>' if run.damaged else ""
-    about = " · ".join(escape(shorten(part, 40)) for part in (row.by, run.model, run.data) if part)
-    return (
-        f'<button type="button" data-act="open" data-value="{escape(run.id)}"><span class="dot {escape(run.state)}">'
-        f"</span><span>{escape(run.title)}</span></button>{tags}"
-        f'<small>{about}<span class="narrow"> · {escape(_state_words(row))}</span></small>{note}'
-    )
-
-
-def _state(row: Row) -> str:
-    words = escape(_state_words(row))
-    return words if row.state.final else words + run_words.bar(row.state)
+def _state(row: Row) -> Html:
+    return render("runs.state", _state_words(row), None if row.state.final else run_words.progress(row.state))
 
 
 def _state_words(row: Row) -> str:
@@ -189,6 +168,6 @@ def _state_words(row: Row) -> str:
     return f"{words}, {100 * run_words.share_done(row.state):.0f} %" if row.run.state == "running" else words
 
 
-def _steps(row: Row) -> str:
+def _steps(row: Row) -> Html:
     total = row.run.total_steps
-    return f"{row.run.step:,}" + (f" <small>of {total:,}</small>" if total and total != row.run.step else "")
+    return render("runs.counted", f"{row.run.step:,}", f"of {total:,}" if total and total != row.run.step else "")

@@ -8,7 +8,7 @@ import time
 
 from lora_studio.events import RunState
 from lora_studio.pace import pace_of, short
-from lora_studio.ui.text import duration, escape, size
+from lora_studio.ui.text import duration, render, size
 
 STATES = {
     "queued": "Waiting for its turn",
@@ -156,30 +156,19 @@ def status_line(
         idle = queue + " to start" if queue else "No run is going on"
         if elses:
             idle = "Another visitor's run is going on" + (f", {queue}" if queue else "")
-        return _status("", f"{idle}; {held}." if held else f"{idle}.")
+        return render("runs.status", "", f"{idle}; {held}." if held else f"{idle}.")
     what = phase_words(active) if active.state == "running" else "stopping"
     left = active.seconds_left if active.state == "running" else None
     parts = [f"{name_of(active)} is {what}", f"{clock(left)} left" if left is not None else "", queue, held]
-    return _status(active.state, ", ".join(part for part in parts if part))
+    return render("runs.status", active.state, ", ".join(part for part in parts if part))
 
 
-def _status(state: str, words: str) -> str:
-    return f'<div class="studio-status"><span class="dot {state}"></span><span>{escape(words)}</span></div>'
-
-
-def bar(run: RunState, tone: str = "") -> str:
-    """How far the run is, as a bar in the colour of its state, or of `tone`."""
-    share = 100 * share_done(run)
-    return (
-        f'<span class="bar {escape(tone or run.state)}" role="progressbar" aria-label="Steps done" aria-valuemin="0" '
-        f'aria-valuemax="100" aria-valuenow="{share:.0f}"><i style="width:{share:.1f}%"></i></span>'
-    )
+def progress(run: RunState, tone: str = "") -> tuple[str, float]:
+    """A bar of how far the run is: its colour, which is that of the state or `tone`, and the share in percent."""
+    return tone or run.state, 100 * share_done(run)
 
 
 def headline(run: RunState, worse: bool = False) -> str:
     """Name, state and progress of the run that is looked at; `worse`: its adapter is worse than the base."""
     tone, doing = ("worse", f"{now_doing(run)} Its adapter is worse than the base.") if worse else ("", now_doing(run))
-    return (
-        f'<div class="run-head"><h2><span class="dot {escape(tone or run.state)}"></span>{escape(name_of(run))}</h2>'
-        f'<div class="now">{escape(doing)}</div>{bar(run, tone)}<div class="id">{escape(run.id)}</div></div>'
-    )
+    return render("runs.headline", *progress(run, tone), name_of(run), doing, run.id)
