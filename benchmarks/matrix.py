@@ -45,7 +45,7 @@ from lora_studio.estimate import trained_adapter
 from lora_studio.events import StepLogged, from_line
 from lora_studio.exports import create, make_request
 from lora_studio.parsing import merge, nest, parse, read_yaml, to_yaml
-from lora_studio.plural import count
+from lora_studio.units import count
 from lora_studio.workspace import RunFolder, Workspace
 
 ANSWER_TOKENS = 24

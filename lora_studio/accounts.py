@@ -13,14 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_studio.errors import StudioError
-from lora_studio.space import CLIENT_SECRET
+from lora_studio.hub_token import API_KEY, PASSWORD, USERS
 
-PASSWORD = "LORA_STUDIO_PASSWORD"
-USERS = "LORA_STUDIO_USERS"
 USERS_FILE = "LORA_STUDIO_USERS_FILE"
-API_KEY = "LORA_STUDIO_API_KEY"
-TOKEN = "LORA_STUDIO_TOKEN"
-SECRETS = (PASSWORD, USERS, API_KEY, TOKEN, CLIENT_SECRET)
 OWNER = "owner"
 SHORTEST_KEY = 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")  # a name is also the name of the visitor's folder

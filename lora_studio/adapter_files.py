@@ -14,6 +14,8 @@ from lora_studio.errors import StudioError
 from lora_studio.module_patterns import check_settings
 from lora_studio.parsing import plain_words
 
+# Loading a pickle runs what is in it, and who only uses an adapter needs none of these.
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "studio.json"
 TEMPLATE_FILE, TOKENIZER_SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 SMALL_FILES = (TOKENIZER_SETTINGS, "special_tokens_map.json", "added_tokens.json", "generation_config.json")

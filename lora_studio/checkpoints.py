@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lora_studio.adapter_files import PICKLES
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.files import bytes_in
 from lora_studio.manifest import MANIFEST
 from lora_studio.workspace import RunFolder, step_of
-
-# Loading a pickle runs what is in it, and who only uses an adapter needs none of these.
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)

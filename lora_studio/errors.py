@@ -4,6 +4,8 @@ Everything that a person can mend is raised as `StudioError` and shown as its me
 Defects of the program are ordinary exceptions and are logged whole.
 """
 
+from typing import Any
+
 
 class StudioError(Exception):
     """Something the user can mend: `message` says what is wrong and what was found, `hint` what to do."""
@@ -19,3 +21,21 @@ class StudioError(Exception):
 
 class OtherRowsError(StudioError):
     """A run can't go on as it began: its rows are others now. A person may let it go on with them."""
+
+
+class ApiError(Exception):
+    """What a request is answered with instead: OpenAI's fields and the HTTP status."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+
+    @property
+    def kind(self) -> str:
+        """OpenAI's word for errors of this status."""
+        if self.status == 401:
+            return "authentication_error"
+        return "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}

@@ -18,9 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from lora_studio.adapter_card import read_card
-from lora_studio.adapter_files import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
+from lora_studio.adapter_files import CARD_FILE, PICKLES, SETTINGS_FILE, WEIGHTS_FILE
 from lora_studio.adapter_fit import check_fit, read_header
-from lora_studio.checkpoints import PICKLES
 from lora_studio.errors import StudioError
 from lora_studio.workspace import Workspace, safe_name
 

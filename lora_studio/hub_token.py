@@ -9,6 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 VARIABLE = "HF_TOKEN"
+PASSWORD, USERS = "LORA_STUDIO_PASSWORD", "LORA_STUDIO_USERS"
+API_KEY, TOKEN = "LORA_STUDIO_API_KEY", "LORA_STUDIO_TOKEN"
+CLIENT_SECRET = "OAUTH_CLIENT_SECRET"
+SECRETS = (PASSWORD, USERS, API_KEY, TOKEN, CLIENT_SECRET)
+"""Variables of the server's environment that no child inherits."""
 NO_TOKEN: Mapping[str, str] = {VARIABLE: "", "HUGGING_FACE_HUB_TOKEN": "", "HF_TOKEN_PATH": os.devnull}
 """What the environment of a child says that is to find no token, neither there nor by the Hub's own login."""
 

@@ -13,10 +13,7 @@ from pathlib import Path
 
 from lora_studio.accounts import (
     OWNER,
-    PASSWORD,
     SHORTEST_KEY,
-    TOKEN,
-    USERS,
     USERS_FILE,
     Accounts,
     read_accounts,
@@ -24,7 +21,9 @@ from lora_studio.accounts import (
 )
 from lora_studio.addresses import EVERYWHERE, PRIVATE_NETWORKS, checked_proxies, is_loopback, reachable
 from lora_studio.errors import StudioError
-from lora_studio.space import HubApp, hosts, hub_app, in_space
+from lora_studio.hub_token import PASSWORD, TOKEN, USERS
+from lora_studio.space import HubApp, hosts, hub_app
+from lora_studio.workspace import in_space
 
 HOST, PORT, FOLDERS, MAX_UPLOAD = (
     "LORA_STUDIO_HOST",

@@ -1,13 +1,12 @@
 """What a Hugging Face Space tells of itself in its environment: that it is one, whose, and how its visitors log in."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-SPACE, AUTHOR, HOSTS = "SPACE_ID", "SPACE_AUTHOR_NAME", "SPACE_HOST"
+from lora_studio.hub_token import CLIENT_SECRET
+
+AUTHOR, HOSTS = "SPACE_AUTHOR_NAME", "SPACE_HOST"
 OWNER = "LORA_STUDIO_OWNER"
-CLIENT_SECRET = "OAUTH_CLIENT_SECRET"
 
 
 @dataclass(frozen=True)
@@ -24,20 +23,6 @@ class HubApp:
     def callback(self) -> str:
         """Where the Hub sends people back to."""
         return f"{self.address}/login/callback"
-
-
-def in_space(environment: Mapping[str, str]) -> bool:
-    return bool(environment.get(SPACE))
-
-
-def usual_place(environment: Mapping[str, str], storage: Path = Path("/data")) -> Path:
-    """The folder for what is kept where nobody names one: the current folder; of a Space its mounted storage, or its
-    home where the program's own folder may not be written. What was mounted can be written or is no use."""
-    if not in_space(environment):
-        return Path()
-    if os.path.ismount(storage) and os.access(storage, os.W_OK):
-        return storage
-    return Path() if os.access(".", os.W_OK) else Path.home()
 
 
 def hosts(environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -22,7 +22,6 @@ from lora_studio.errors import StudioError
 from lora_studio.files import fits, is_time, numbered, read_object, same_content
 from lora_studio.permissions import Permissions
 from lora_studio.run_names import meant
-from lora_studio.space import usual_place
 
 DEMO_MODEL = "demo"
 PRIVATE = 0o700  # of a folder that its owner alone reads
@@ -52,6 +51,21 @@ _RESULT: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("train_loss", "eval_loss", "peak_memory_bytes", "estimated_memory_bytes"), _NUMBER),
 }
 """Kinds of what a run's small files hold: one of another kind is damaged."""
+
+
+def in_space(environment: Mapping[str, str]) -> bool:
+    """Whether this is a Hugging Face Space."""
+    return bool(environment.get("SPACE_ID"))
+
+
+def usual_place(environment: Mapping[str, str], storage: Path = Path("/data")) -> Path:
+    """The folder for what is kept where nobody names one: the current folder; of a Space its mounted storage, or its
+    home where the program's own folder may not be written. What was mounted can be written or is no use."""
+    if not in_space(environment):
+        return Path()
+    if os.path.ismount(storage) and os.access(storage, os.W_OK):
+        return storage
+    return Path() if os.access(".", os.W_OK) else Path.home()
 
 
 def demo_folder() -> Path:

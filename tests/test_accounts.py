@@ -7,7 +7,6 @@ import pytest
 from lora_studio.accounts import (
     API_KEY,
     PASSWORD,
-    SECRETS,
     SHORTEST_KEY,
     USERS,
     USERS_FILE,
@@ -16,8 +15,8 @@ from lora_studio.accounts import (
     same_secret,
 )
 from lora_studio.errors import StudioError
+from lora_studio.hub_token import CLIENT_SECRET, SECRETS
 from lora_studio.jobs.launchers.local import child_environment
-from lora_studio.space import CLIENT_SECRET
 
 
 def test_nobody_logs_in_where_nobody_is_named() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lora_studio import serving
-from lora_studio.accounts import PASSWORD, TOKEN
 from lora_studio.errors import StudioError
+from lora_studio.hub_token import PASSWORD, TOKEN
 from lora_studio.serving import Serving
 
 

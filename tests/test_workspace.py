@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import StudioError
-from lora_studio.space import usual_place
-from lora_studio.workspace import Workspace, model_source, safe_name, write_atomically
+from lora_studio.workspace import Workspace, model_source, safe_name, usual_place, write_atomically
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from lora_studio.cli.terminal import duration, print_json, say, table
 from lora_studio.errors import StudioError
 from lora_studio.jobs.client import Session
 from lora_studio.parsing import nest, parse
-from lora_studio.plural import count
+from lora_studio.units import count
 from lora_studio.workspace import Workspace
 
 _PHASE_WORDS = {

@@ -15,7 +15,7 @@ from lora_studio.events import RunState
 from lora_studio.health import Diagnosis, in_words, of_folder
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.plural import count
+from lora_studio.units import count
 from lora_studio.workspace import Workspace
 
 

@@ -8,7 +8,7 @@ from lora_studio.data.dialogues import Marks, parse_dialogue
 from lora_studio.data.mapping import Format
 from lora_studio.data.messages import Message, RowError
 from lora_studio.data.turns import as_text, parse_item, parse_turns
-from lora_studio.plural import count
+from lora_studio.units import count
 
 SAME_ANSWERS = "the better and the worse answer are the same"
 NO_SHARED_PROMPT = "the better and the worse answer share no prompt"

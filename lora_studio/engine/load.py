@@ -21,8 +21,8 @@ from lora_studio.architecture import stored_quantization
 from lora_studio.engine.standalone import keep_unpacked, without_router_logits
 from lora_studio.engine.tokenizer import checked_source, first_line, not_loadable
 from lora_studio.errors import StudioError
-from lora_studio.plural import count
 from lora_studio.remote_code import may_run_code_of
+from lora_studio.units import count
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SHOWN_TENSORS = 6

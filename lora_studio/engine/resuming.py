@@ -16,7 +16,7 @@ from lora_studio.errors import OtherRowsError
 from lora_studio.events import DataPrepared
 from lora_studio.files import numbered
 from lora_studio.manifest import MANIFEST, STATE, damage
-from lora_studio.plural import count
+from lora_studio.units import count
 from lora_studio.workspace import RunFolder, step_of
 
 

@@ -59,8 +59,8 @@ from lora_studio.engine.trainer import StudioTrainer, Ways, as_dataset, hand_out
 from lora_studio.errors import StudioError
 from lora_studio.events import Evaluated, ModelLoaded, RunStarted, StepLogged, Warned
 from lora_studio.parsing import ConfigError, parse, read_yaml
-from lora_studio.plural import count
 from lora_studio.sensors import Sensors
+from lora_studio.units import count
 from lora_studio.workspace import RunFolder, step_of
 
 PROJECT = "lora-studio"

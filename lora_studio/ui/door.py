@@ -22,12 +22,11 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from lora_studio import guests
 from lora_studio.accounts import API_KEY, same_secret
 from lora_studio.addresses import is_loopback, of_one_person
-from lora_studio.errors import StudioError
+from lora_studio.errors import ApiError, StudioError
 from lora_studio.logins import Attempts, Sessions
 from lora_studio.serving import Serving
-from lora_studio.ui.openai_format import ApiError
 from lora_studio.ui.page_requests import Pages
-from lora_studio.ui.text import escape
+from lora_studio.units import escape
 
 if TYPE_CHECKING:
     from lora_studio.ui.hub_login import HubLogin

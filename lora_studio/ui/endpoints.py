@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.errors import StudioError
+from lora_studio.errors import ApiError, StudioError
 from lora_studio.jobs.checking import check_before_start
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.metrics_csv import rows_of
@@ -22,7 +22,6 @@ from lora_studio.presets import presets, resolve
 from lora_studio.ui import openai_format
 from lora_studio.ui.chat_choices import choices
 from lora_studio.ui.chat_engine import asker
-from lora_studio.ui.openai_format import ApiError
 from lora_studio.ui.studio import Studio
 
 Json = dict[str, Any]

@@ -18,12 +18,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from lora_studio.errors import StudioError
+from lora_studio.errors import ApiError, StudioError
 from lora_studio.jobs.client import EngineError
 from lora_studio.ui import openai_format as wire
 from lora_studio.ui.chat_choices import Choice, choices
 from lora_studio.ui.chat_engine import Answer, Answers, BusyError, ConsentError, Engine, HeldError, asker
-from lora_studio.ui.openai_format import ApiError
 from lora_studio.ui.page_requests import holds_half_characters
 from lora_studio.ui.studio import Studio
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_studio.config import Config
-from lora_studio.errors import StudioError
+from lora_studio.errors import ApiError, StudioError
 from lora_studio.parsing import ConfigError, parse, plain_words
 from lora_studio.ui.chat_choices import Choice, Wanted
 from lora_studio.workspace import DEMO_MODEL
@@ -29,24 +29,6 @@ NOT_DONE = {
 }
 Content = str | list[dict[str, Any]] | None
 Json = dict[str, Any]
-
-
-class ApiError(Exception):
-    """What a request is answered with instead: OpenAI's fields and the HTTP status."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
-
-    @property
-    def kind(self) -> str:
-        """OpenAI's word for errors of this status."""
-        if self.status == 401:
-            return "authentication_error"
-        return "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
-
-    def body(self) -> Json:
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 class Message(BaseModel):

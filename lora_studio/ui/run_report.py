@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 from markdown_it import MarkdownIt
 
+from lora_studio import units
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import of_run, request_of
 from lora_studio.job_folders import EvaluationFolder
@@ -107,4 +108,4 @@ def rendered(markdown: str) -> str:
     """Markdown as HTML in which nothing runs and nothing is fetched: raw HTML is text, links and images are off."""
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
     reader.disable(["link", "image", "autolink", "html_inline", "html_block", "reference"])
-    return f'<div class="report-text">{reader.render(text.visible(markdown)).translate(text.TEMPLATE)}</div>'
+    return f'<div class="report-text">{reader.render(text.visible(markdown)).translate(units.TEMPLATE)}</div>'

@@ -4,9 +4,7 @@ Markup is made by the macros under templates/. Whatever comes from a file, a mod
 the way there and is shown as text, never run.
 """
 
-import html
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lora_studio.errors import StudioError
-from lora_studio.plural import count as count
-
-JOINERS = "\u200c\u200d"  # invisible, but Persian, Hindi and emoji are written with them
-TEMPLATE = str.maketrans({"$": "&#36;", "{": "&#123;", "`": "&#96;"})  # gr.HTML runs what stands in ${...}
+from lora_studio.units import count as count
+from lora_studio.units import duration as duration
+from lora_studio.units import escape as escape
+from lora_studio.units import number as number
+from lora_studio.units import percent as percent
+from lora_studio.units import shorten as shorten
+from lora_studio.units import size as size
+from lora_studio.units import visible as visible
 
 
 class Html(str):
@@ -27,70 +29,10 @@ class Html(str):
         return str(self)
 
 
-def escape(value: object) -> str:
-    """Text that neither HTML nor Gradio's templates read as anything else, and in which nothing hides."""
-    return html.escape(visible(str(value)), quote=True).translate(TEMPLATE)
-
-
 def render(macro: str, *values: Any, **named: Any) -> Html:
     """The markup that a macro makes, named as `file.macro` under templates/. All values are escaped but `Html`."""
     file, _, name = macro.partition(".")
     return Html(getattr(TEMPLATES.get_template(f"{file}.jinja").module, name)(*values, **named))
-
-
-def visible(text: str) -> str:
-    """Control characters and marks that turn the reading direction as ⟨U+202E⟩; line feeds and tabs stay."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(f"⟨U+{ord(char):04X}⟩" if _hidden(char) else char for char in text)
-
-
-def _hidden(char: str) -> bool:
-    return unicodedata.category(char) in ("Cc", "Cf", "Cs") and char not in "\n\t" and char not in JOINERS
-
-
-def number(value: float) -> str:
-    """12345.0 as 12,345; a fraction keeps one decimal."""
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
-
-
-def percent(part: float, whole: float) -> str:
-    """A share that says 0 % and 100 % only where it is exactly that."""
-    if whole <= 0 or part <= 0:
-        return "0 %"
-    share = 100 * part / whole
-    if share < 0.1:
-        return "< 0.1 %"
-    if share > 99.9 and part < whole:
-        return "> 99.9 %"
-    return f"{share:.1f} %".replace(".0 %", " %")
-
-
-def duration(seconds: float) -> str:
-    """0.12 s, 4.1 s, 41 s, 3 min 5 s, 2 h 10 min, 3 d 4 h."""
-    if seconds < 9.95:
-        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
-    whole = round(seconds)
-    for large, name, small, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= large:
-            rest = whole % large // small
-            return f"{whole // large} {name}" + (f" {rest} {below}" if rest else "")
-    return f"{whole} s"
-
-
-def size(octets: float) -> str:
-    """Bytes as kB, MB, GB or TB (powers of 1,000, as drives and downloads are counted)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if octets < 1000:
-            return f"{octets:.0f} {unit}" if octets >= 10 or unit == "B" else f"{octets:.1f} {unit}"
-        octets /= 1000
-    return f"{octets:.1f} TB"
-
-
-def shorten(text: str, longest: int) -> str:
-    """One line of at most `longest` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
 
 
 def notice(message: str, hint: str = "", kind: str = "info", *, link: str = "") -> Html:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from lora_studio.errors import ApiError
 from lora_studio.events import RunState
 from lora_studio.ui import openai_format as wire
 from lora_studio.ui.chat_choices import choices
-from lora_studio.ui.openai_format import ApiError
 from lora_studio.workspace import RunFolder, Workspace
 from tests.ui.test_chat_choices import make_run
 

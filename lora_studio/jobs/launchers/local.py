@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 
 import lora_studio
-from lora_studio.accounts import SECRETS
 from lora_studio.files import is_time, read_object
+from lora_studio.hub_token import SECRETS
 from lora_studio.jobs.launchers.interface import Exit, Worker, last_lines
 from lora_studio.jobs.launchers.oom import oom_kills
 from lora_studio.workspace import JobFolder, write_atomically
