@@ -8,14 +8,16 @@ import os
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lora_studio import prompt_sets, votes
+from lora_studio.adapter_card import read_card
 from lora_studio.events import fold, from_line
+from lora_studio.foreign_adapters import from_zip
 from lora_studio.jobs.launchers.local import kill
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.presets import resolve
@@ -178,6 +180,14 @@ def test_the_list_tells_of_every_earlier_run(unchanged: Workspace, say: Say) -> 
 def test_json_has_all_that_it_had(unchanged: Workspace, say: Say, command: dict[str, Any]) -> None:
     printed, _ = run_command(say, unchanged, command)
     check_shape(command["shape"], printed)
+
+
+def test_an_earlier_export_comes_back_as_an_adapter(workspace: Workspace) -> None:
+    (archive,) = workspace.exports_folder.glob("*/result/pirate.zip")
+    card = read_card(from_zip(archive, workspace, archive.name, "demo"))
+    trained = read_card(workspace.run(PIRATE).adapter)
+    assert replace(card, name="", values={}) == replace(trained, name="", values={})
+    assert (card.base, card.prompt_style, card.r) == ("demo", "chat", 2)
 
 
 @pytest.mark.parametrize("command", DELETING, ids=lambda command: " ".join(command["words"]))
