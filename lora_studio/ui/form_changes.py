@@ -54,13 +54,8 @@ def _in_words(path: str, value: Any) -> str:
 
 def listed(origin: str, changed: Sequence[tuple[str, str, str]]) -> str:
     """The notice as markup: where the values come from, then each change."""
-    lines = [
-        f"<li>{text.escape(title)}: {text.escape(old)} → <b>{text.escape(new)}</b></li>" for title, old, new in changed
-    ]
-    head = f"<span>{text.escape(origin)}: {text.count(len(lines), 'setting')} changed.</span>"
-    shown, more = "".join(lines[:MAX_LISTED]), lines[MAX_LISTED:]
-    fold = f"<details><summary>{len(more)} more</summary><ul>{''.join(more)}</ul></details>" if more else ""
-    return f'<div class="ls-notice ls-info ls-changes" role="status">{head}<ul>{shown}</ul>{fold}</div>'
+    counted = text.count(len(changed), "setting")
+    return text.render("train.changes", origin, counted, changed[:MAX_LISTED], changed[MAX_LISTED:])
 
 
 def record(
