@@ -62,18 +62,19 @@ def hygiene(result: Result) -> str:
     if found is None:
         return text.notice("Duplicates and contradictions are looked for once the whole file is read.")
     lines = [line for line in (*_repeats(found), *_leaks(found), *_unlike(found), *_specials(found)) if line]
-    body = f'<ul class="ls-findings">{"".join(lines)}</ul>' if lines else text.notice(CLEAN, kind="good")
+    body = text.render("data.findings", lines) if lines else text.notice(CLEAN, kind="good")
     return body + _labels(found["labels"]) + _looked_at(found)
 
 
 CLEAN = "No duplicates, no row in both parts, no contradictory answers, no special tokens in the texts."
 
 
-def _finding(title: str, words: str, examples: Sequence[str]) -> str:
-    """One line with its examples folded under it."""
-    rows = " · ".join(map(text.escape, examples[:GROUPS]))
-    more = f"<details><summary>Examples</summary>{rows}</details>" if rows else ""
-    return f"<li><b>{text.escape(title)}</b> <span>{text.escape(words)}</span>{more}</li>"
+Finding = tuple[str, str, str]
+"""Title, words and examples."""
+
+
+def _finding(title: str, words: str, examples: Sequence[str]) -> Finding:
+    return title, words, " · ".join(examples[:GROUPS])
 
 
 def _groups(examples: Sequence[Sequence[int]]) -> list[str]:
@@ -84,7 +85,7 @@ def _pairs(examples: Sequence[Sequence[int]]) -> list[str]:
     return [f"row {train:,} and validation row {held:,}" for train, held in examples]
 
 
-def _repeats(found: Result) -> list[str]:
+def _repeats(found: Result) -> list[Finding]:
     exact, near = found["exact_duplicates"], found["near_duplicates"]
     lines = []
     if exact["rows"]:
@@ -99,7 +100,7 @@ def _repeats(found: Result) -> list[str]:
     return lines
 
 
-def _leaks(found: Result) -> list[str]:
+def _leaks(found: Result) -> list[Finding]:
     shared = found["shared_with_validation"]
     lines = []
     if shared["rows"]:
@@ -117,7 +118,7 @@ def _leaks(found: Result) -> list[str]:
     return lines
 
 
-def _unlike(found: Result) -> list[str]:
+def _unlike(found: Result) -> list[Finding]:
     unlike = found["contradictions"]
     if not unlike["prompts"]:
         return []
@@ -128,7 +129,7 @@ def _unlike(found: Result) -> list[str]:
     return [_finding("Contradictory answers", words, _groups(unlike["examples"]))]
 
 
-def _specials(found: Result) -> list[str]:
+def _specials(found: Result) -> list[Finding]:
     hidden = found["special_tokens"]
     if not hidden["rows"]:
         return []
@@ -154,17 +155,14 @@ def _labels(labels: Result | None) -> str:
     )
     rows = [(answer, f"{count:,}", text.percent(count, total)) for answer, count in labels["counts"].items()]
     table = text.table(("Answer", "Rows", "Share"), rows, "Answers")
-    return (
-        f'<ul class="ls-findings ls-calm"><li><b>Answers</b> <span>{text.escape(words)}</span>'
-        f"<details><summary>All answers</summary>{table}</details></li></ul>"
-    )
+    return text.render("data.labels", words, table)
 
 
 def _looked_at(found: Result) -> str:
     if found["looked_at"] >= found["of_rows"]:
         return ""
     words = f"Looked at {found['looked_at']:,} of {found['of_rows']:,} rows, taken evenly from the whole."
-    return f'<p class="ls-hint">{text.escape(words)}</p>'
+    return text.render("data.hint", words)
 
 
 def suggestion(result: Result) -> str:
@@ -212,7 +210,7 @@ def forecast(result: Result) -> str:
             f"{text.count(result['max_length'], 'token')}, so that nothing is lost: "
             f"{text.count(result['windows'], 'example')} in all."
         )
-    return f'<ul class="ls-assumed">{"".join(f"<li>{text.escape(line)}</li>" for line in lines)}</ul>'
+    return text.render("data.lines", lines)
 
 
 def _share(share: float) -> str:
@@ -222,14 +220,8 @@ def _share(share: float) -> str:
 def uploads(workspace: Workspace) -> str:
     """The files that were uploaded, each with its size and a way to delete it."""
     if not (found := workspace.uploads()):
-        return '<p class="ls-hint">Nothing that you uploaded is kept.</p>'
-    rows = "".join(
-        f"<li><b>{text.escape(path.name)}</b><small>{_size_of(path)}</small>"
-        f'<button type="button" data-act="delete" data-value="{text.escape(str(path))}" '
-        f'aria-label="Delete {text.escape(path.name)}">Delete…</button></li>'
-        for path in found
-    )
-    return f'<ul class="job-list" aria-label="Your uploads">{rows}</ul>'
+        return text.render("data.hint", "Nothing that you uploaded is kept.")
+    return text.render("data.uploads", [(path, _size_of(path)) for path in found])
 
 
 def _size_of(path: Path) -> str:
@@ -239,9 +231,9 @@ def _size_of(path: Path) -> str:
 def cache(octets: int, *, owned: bool = True) -> str:
     """What prepared data takes on the disk; `owned` says that the reader may clear it."""
     if not octets:
-        return '<p class="ls-hint">Nothing is kept at the moment.</p>'
+        return text.render("data.hint", "Nothing is kept at the moment.")
     words = f"{text.size(octets)} of prepared rows are kept, so that the next start of the same data takes no time."
     words += (
         " Clearing them loses no file of yours." if owned else " All visitors share them, and the owner clears them."
     )
-    return f'<p class="ls-hint">{text.escape(words)}</p>'
+    return text.render("data.hint", words)

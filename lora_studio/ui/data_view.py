@@ -34,13 +34,9 @@ PAIRS = (
 def summary(result: Result, *, stop: bool = False) -> str:
     """The shape in words, what was assumed, and the numbers; `stop` where bad rows are to stop the work."""
     shape = FORMATS.get(result["format"], result["format"])
-    assumed = "".join(f"<li>{text.marked(item)}</li>" for item in result["assumptions"])
-    words = f'<p class="ls-words"><b>{text.escape(shape)}.</b> {text.marked(result["words"])}</p>'
-    more = f'<ul class="ls-assumed">{assumed}</ul>' if assumed else ""
-    if result["format"] == "preference":
-        more += text.notice(PAIRS)
-    origin = f'<p class="ls-hint">{text.escape(result["template_origin"])}</p>' if result["template_origin"] else ""
-    return f"{words}{more}{origin}{text.tiles(_facts(result, stop))}"
+    pairs = PAIRS if result["format"] == "preference" else ""
+    origin, facts = result["template_origin"], _facts(result, stop)
+    return text.render("data.summary", shape, result["words"], result["assumptions"], pairs, origin, facts)
 
 
 def _facts(result: Result, stop: bool) -> list[tuple[str, str, str]]:
@@ -79,8 +75,8 @@ def bad_rows_table(result: Result) -> str:
     names = [name for name in ("file", "row", "reason", "field", "found") if name != "file" or "file" in bad[0]]
     rows = [[row[name] for name in names] for row in bad]
     more = result["bad_rows"] - len(bad)
-    shown = f'<p class="ls-hint">The first {len(bad):,}; the file to download has all.</p>' if more > 0 else ""
-    return shown + text.table([name.capitalize() for name in names], rows, "Bad rows")
+    first = text.render("data.hint", f"The first {len(bad):,}; the file to download has all.") if more > 0 else ""
+    return first + text.table([name.capitalize() for name in names], rows, "Bad rows")
 
 
 def rows_table(result: Result) -> str:
@@ -137,22 +133,17 @@ def cut_words(result: Result, length: float) -> str:
 
 def tokens(preview: Result) -> str:
     """Every token of a row in its place; trained ones marked, special ones framed, those cut off struck through."""
-    sides = _named_sides(preview)
-    boxes = [_token_box(side, f"Tokens of the {name} answer" if name else "Tokens") for name, side in sides]
-    named = (
-        f"<h4>{name.capitalize()} answer</h4>{box}" if name else box
-        for (name, _), box in zip(sides, boxes, strict=True)
-    )
-    return "".join(named)
-
-
-def _named_sides(preview: Result) -> list[tuple[str, Result]]:
-    return [("better", preview), ("worse", preview["rejected"])] if "rejected" in preview else [("", preview)]
-
-
-def _token_box(side: Result, label: str) -> str:
-    spans = "".join(map(_token, side["tokens"]))
-    return f'{token_line(side)}<div class="ls-tokens" role="region" tabindex="0" aria-label="{label}">{spans}</div>'
+    sides = [("better", preview), ("worse", preview["rejected"])] if "rejected" in preview else [("", preview)]
+    drawn = [
+        (
+            f"{name.capitalize()} answer" if name else "",
+            f"Tokens of the {name} answer" if name else "Tokens",
+            token_line(side),
+            [_token(token) for token in side["tokens"]],
+        )
+        for name, side in sides
+    ]
+    return text.render("data.tokens", drawn)
 
 
 def token_line(preview: Result) -> str:
@@ -191,7 +182,8 @@ LEGEND = (
 )
 
 
-def _token(token: Mapping[str, Any]) -> str:
+def _token(token: Mapping[str, Any]) -> tuple[str, int, str, str]:
+    """The classes of a token, its id, what became of it, and its text with marks for what can't be seen."""
     marks = (("ls-t", token["trained"] and token["kept"]), ("ls-s", token["special"]), ("ls-x", not token["kept"]))
     classes = " ".join(["ls-tok", *(name for name, is_so in marks if is_so)])
     raw, number = token["text"], token["id"]
@@ -204,7 +196,7 @@ def _token(token: Mapping[str, Any]) -> str:
     if not token["kept"]:
         state = "cut off" + (", would have been trained" if token["trained"] else "")
     state += "" if raw else ", part of a character beside it"
-    return f'<span class="{classes}" data-id="{number}" title="id {number}, {state}">{shown}</span>'
+    return classes, number, state, text.Html(shown)
 
 
 FATES = {"train": "trained on", "validation": "kept back to measure on", "unused": "not used at these settings"}
@@ -215,15 +207,13 @@ def position(preview: Result, index: int, rows: int) -> str:
     words = f"Conversation {index + 1:,} of {rows:,} (row {preview['row']:,} of the file), {FATES[preview['split']]}"
     if preview["windows"] > 1:
         words += f"; part {preview['window'] + 1:,} of {preview['windows']:,}"
-    return f'<p class="ls-where" role="status">{words}</p>'
+    return text.render("data.position", words)
 
 
 def conversation(preview: Result) -> str:
     """The row as it was read, and as the file holds it."""
-    record = text.escape(json.dumps(preview["record"], ensure_ascii=False, indent=2))
-    body = text.bubbles(preview["messages"]) if preview["messages"] else f"<pre>{text.escape(preview['text'])}</pre>"
+    parts = [("", text.bubbles(preview["messages"]) if preview["messages"] else None)]
     if "rejected" in preview:
-        body += f"<h4>Better answer</h4>{text.bubbles(preview['chosen'])}"
-        body += f"<h4>Worse answer</h4>{text.bubbles(preview['worse'])}"
-    body = f'<div class="ls-reading" role="region" tabindex="0" aria-label="Conversation">{body}</div>'
-    return f'{body}<details class="ls-raw"><summary>As it stands in the file</summary><pre>{record}</pre></details>'
+        parts += [("Better answer", text.bubbles(preview["chosen"])), ("Worse answer", text.bubbles(preview["worse"]))]
+    record = json.dumps(preview["record"], ensure_ascii=False, indent=2)
+    return text.render("data.conversation", parts, preview.get("text", ""), record)

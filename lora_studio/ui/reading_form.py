@@ -220,6 +220,6 @@ def trial(found: Result) -> str:
 
 
 def _trial_row(row: Result) -> str:
-    body = text.bubbles(row["messages"]) if row["messages"] else f"<pre>{text.escape(row['text'])}</pre>"
-    worse = f'<p class="ls-hint">The worse answer</p>{text.bubbles(row["worse"])}' if row["worse"] else ""
-    return f'<p class="ls-hint">Row {row["row"]:,}</p><div class="ls-reading">{body}{worse}</div>'
+    messages = text.bubbles(row["messages"]) if row["messages"] else None
+    worse = text.bubbles(row["worse"]) if row["worse"] else ""
+    return text.render("data.example", f"{row['row']:,}", messages, row.get("text", ""), worse)
