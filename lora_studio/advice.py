@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_studio.architecture import Architecture, architecture, read_config
 from lora_studio.config import Config
+from lora_studio.conflicts import contradictions
 from lora_studio.estimate import Estimate, estimate, settled, with_settings
 
 SHOWN = 3
@@ -49,7 +50,13 @@ def best_changes(config: Config, model: Architecture, device: str, longest: int 
 
 
 def _changes(config: Config, device: str, longest: int | None) -> Iterator[Change]:
-    """Everything that makes this config smaller, what costs least first."""
+    """Everything that makes this config smaller and goes with the rest of it, what costs least first."""
+    for change in _smaller(config, device, longest):
+        if not any(contradictions(with_settings(config, change.settings))):
+            yield change
+
+
+def _smaller(config: Config, device: str, longest: int | None) -> Iterator[Change]:
     training = config.training
     if not training.gradient_checkpointing:
         settings: dict[str, Any] = {"training.gradient_checkpointing": True}

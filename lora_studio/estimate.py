@@ -13,7 +13,6 @@ from lora_studio.activations import Arithmetic, fixed_bytes, layer_bytes, workin
 from lora_studio.architecture import Architecture
 from lora_studio.config import Config
 from lora_studio.lora_size import Adapter, adapter, names
-from lora_studio.parsing import merge, nest, parse
 
 MIB = 1024**2
 PARTS = {
@@ -283,5 +282,11 @@ def settled(config: Config, model: Architecture, device: str, available: int, lo
 
 
 def with_settings(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The config with some settings, by path, replaced by values that are known to be right."""
-    return parse(merge(config.model_dump(), nest(changes)))
+    """The config with some settings, by path, replaced by values that are known to be right: nothing is checked."""
+    sections: dict[str, dict[str, Any]] = {}
+    for path, value in changes.items():
+        section, _, leaf = path.rpartition(".")
+        sections.setdefault(section, {})[leaf] = value
+    update = sections.pop("", {})
+    update |= {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    return config.model_copy(update=update)

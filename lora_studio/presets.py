@@ -7,6 +7,7 @@ import importlib.resources
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,20 @@ def shipped_folder() -> Path:
 
 def presets(workspace: Workspace | None = None) -> dict[str, Preset]:
     """Shipped presets and, over them, those of the workspace, by name."""
-    folders = [shipped_folder()]
-    if workspace is not None and workspace.presets_folder.is_dir():
-        folders.append(workspace.presets_folder)
+    own = _presets_in(workspace.presets_folder) if workspace is not None and workspace.presets_folder.is_dir() else {}
+    return {**_shipped(), **own}
+
+
+@cache
+def _shipped() -> Mapping[str, Preset]:
+    return _presets_in(shipped_folder())
+
+
+def _presets_in(folder: Path) -> dict[str, Preset]:
     found = {}
-    for folder in folders:
-        for path in sorted(folder.glob("*.yaml")):
-            first = path.read_text(encoding="utf-8").partition("\n")[0]
-            found[path.stem] = Preset(path.stem, first.lstrip("# ").strip() if first.startswith("#") else "", path)
+    for path in sorted(folder.glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        found[path.stem] = Preset(path.stem, first.lstrip("# ").strip() if first.startswith("#") else "", path)
     return found
 
 

@@ -1,8 +1,9 @@
 """The schema's settings one by one, as form, flags and documentation need them, read off the models of `config.py`."""
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -37,19 +38,22 @@ class Setting:
         return self.path.rpartition(".")[0]
 
 
-def settings() -> Iterator[Setting]:
-    """Every setting in the order of the schema."""
+@cache
+def settings() -> tuple[Setting, ...]:
+    """Every setting in the order of the schema, which does not change while a process lives."""
+    found: list[Setting] = []
     for name, info in Config.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-            yield from described(info.annotation, f"{name}.")
+            found += described(info.annotation, f"{name}.")
         else:
-            yield _describe(name, info)
+            found.append(_describe(name, info))
+    return tuple(found)
 
 
-def described(section: type[Section], prefix: str = "") -> Iterator[Setting]:
+@cache
+def described(section: type[Section], prefix: str = "") -> tuple[Setting, ...]:
     """The settings of one section; `prefix` stands before their names in a path."""
-    for leaf, info in section.model_fields.items():
-        yield _describe(f"{prefix}{leaf}", info)
+    return tuple(_describe(f"{prefix}{leaf}", info) for leaf, info in section.model_fields.items())
 
 
 def _describe(path: str, info: FieldInfo) -> Setting:

@@ -15,7 +15,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lora_studio.errors import StudioError
@@ -89,14 +91,17 @@ class ShippedData:
     heldout: Path
 
 
-def shipped_data() -> dict[str, ShippedData]:
+@cache
+def shipped_data() -> Mapping[str, ShippedData]:
     """The data sets that come with the studio, by the name that stands for their training file in a config."""
     folder = demo_folder() / "data"
     table = json.loads((folder / "datasets.json").read_text(encoding="utf-8"))
-    return {
-        name: ShippedData(name, row["title"], row["about"], folder / row["train"], folder / row["heldout"])
-        for name, row in table.items()
-    }
+    return MappingProxyType(
+        {
+            name: ShippedData(name, row["title"], row["about"], folder / row["train"], folder / row["heldout"])
+            for name, row in table.items()
+        }
+    )
 
 
 def write_atomically(path: Path, text: str) -> None:

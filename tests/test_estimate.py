@@ -205,3 +205,10 @@ def test_a_measurement_corrects_what_grows_with_the_batch() -> None:
     found = estimate(config(), model(), "cuda")
     moving = found.parts["activations"] + found.parts["logits"]
     assert corrected(found, 2.0) == found.total + moving
+
+
+def test_no_change_is_offered_that_contradicts_the_rest_of_the_settings() -> None:
+    first = config(lora__init_lora_weights="pissa", model__quantization="none")
+    offered = best_changes(settled(first, model(), "cuda", 10**9), model(), "cuda")
+    assert offered
+    assert "quantization" not in {change.kind for change in offered}

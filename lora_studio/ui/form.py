@@ -82,7 +82,7 @@ def draw(files: Sequence[tuple[str, str]]) -> Form:
     `files` are (label, value) of known data.
     """
     drawn: dict[str, Field] = {}
-    ordered = list(settings())
+    ordered = settings()
     form = Form(gr.HTML({}, html_template="<i></i>", js_on_load=browser.on_load("form"), elem_classes="nothing"))
     with gr.Column(elem_classes="grid"):
         for setting in ordered:

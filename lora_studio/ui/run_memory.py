@@ -8,10 +8,9 @@ import gradio as gr
 from lora_studio.advice import correction
 from lora_studio.config import Config
 from lora_studio.errors import StudioError
-from lora_studio.estimate import with_settings
 from lora_studio.events import RunState
 from lora_studio.hardware import devices
-from lora_studio.parsing import parse, read_yaml
+from lora_studio.parsing import merge, nest, parse, read_yaml
 from lora_studio.ui import text
 from lora_studio.ui.plan_words import gib
 from lora_studio.ui.run_section import QUIET, Look, stat_of
@@ -31,9 +30,8 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
         if change is None:
             return gr.skip(), gr.HTML(visible=False)
         try:
-            return studio.supervisor.launch(with_settings(config_of(folder), change["settings"])), gr.HTML(
-                visible=False
-            )
+            smaller = parse(merge(config_of(folder).model_dump(), nest(change["settings"])))  # out of a file: checked
+            return studio.supervisor.launch(smaller), gr.HTML(visible=False)
         except StudioError as error:
             return gr.skip(), gr.HTML(text.problem(error), visible=True)
 

@@ -146,11 +146,13 @@ def _keep(drawn: Drawn, studio: Studio) -> None:
         left = left_preset(workspace, preset, raws)
         if left is None:
             about = {drawn.about: _about(presets(workspace).get(preset or ""), raws)} if preset else {}
-            return _look(drawn, studio, raws, told) | about | _kept(drawn, workspace, preset, raws)
+            shown = _look(drawn, studio, _read(raws, workspace), told)
+            return shown | about | _kept(drawn, workspace, preset, raws)
         # Only what changes is written: the model's name may still be being typed.
         origin = f"Preset {preset} is for the built-in model"
         written = {item.widget: new for item, old, new in zip(drawn.form.fields, raws, left, strict=True) if old != new}
-        filled = {drawn.preset: gr.Dropdown(value=None), drawn.about: "", **_look(drawn, studio, left, told), **written}
+        shown = _look(drawn, studio, _read(left, workspace), told)
+        filled = {drawn.preset: gr.Dropdown(value=None), drawn.about: "", **shown, **written}
         return filled | _recorded(drawn, workspace, origin, (None, raws), (None, left))
 
     def restore() -> dict[Any, Any]:
@@ -159,7 +161,7 @@ def _keep(drawn: Drawn, studio: Studio) -> None:
         return {**shown, drawn.whole: gr.Row(visible=True)}
 
     def recount() -> dict[Any, Any]:
-        return plan_card.updates(drawn.card, _planned(studio, read_draft(workspace)[1]))
+        return plan_card.updates(drawn.card, _planned(studio, _read(read_draft(workspace)[1], workspace)))
 
     given = [drawn.preset, drawn.told, *drawn.form.widgets]
     gr.on(drawn.form.edits, changed, given, drawn.shown, trigger_mode="always_last", **QUIET)
@@ -192,13 +194,13 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
         return show(preset, forms.overlay(raws, settings), "Your choice", (preset, raws))
 
     def fetch(told: Told, *raws: Any) -> dict[Any, Any]:
+        form = _read(raws, workspace)
         try:
-            fetch_numbers(checked(raws, studio.workspace), studio.inspector)
-        except ConfigError:
-            return _look(drawn, studio, raws, told)
+            if isinstance(form, Config):
+                fetch_numbers(form, studio.inspector)
         except StudioError as error:
             return {drawn.card.said: gr.HTML(text.problem(error), visible=True)}
-        return _look(drawn, studio, raws, told)
+        return _look(drawn, studio, form, told)
 
     def show(
         preset: str | None, raws: Sequence[Any], origin: str, before: FormState, told: Told | None = None
@@ -254,37 +256,44 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
 
     def start(told: Told, *raws: Any) -> Iterator[dict[Any, Any]]:
         yield {drawn.checks: gr.HTML(text.progress("Checking data, model, memory and disk"), visible=True)}
+        form = _read(raws, studio.workspace)
         try:
-            config = checked(raws, studio.workspace)
-            report = check_before_start(config, studio.workspace, studio.inspector, busy=bool(studio.supervisor.busy()))
+            if isinstance(form, ConfigError):
+                raise form
+            report = check_before_start(form, studio.workspace, studio.inspector, busy=bool(studio.supervisor.busy()))
         except StudioError as error:
-            yield refused(error, told, raws)
+            yield refused(error, told, form)
             return
         if report.state in (FAILED, ASK):
             held = beside(studio) if report.state == ASK else ""
             shown = {drawn.checks: gr.HTML(plan_words.checks(report) + held, visible=True)}
             yield {**shown, drawn.anyway: gr.Button(visible=report.state == ASK)}
             return
-        yield begin(told, *raws)
+        yield begin(told, form)
 
-    def refused(error: StudioError, told: Told, raws: Sequence[Any]) -> dict[Any, Any]:
+    def start_anyway(told: Told, *raws: Any) -> dict[Any, Any]:
+        return begin(told, _read(raws, studio.workspace))
+
+    def refused(error: StudioError, told: Told, form: Config | ConfigError) -> dict[Any, Any]:
         if isinstance(error, ConfigError):
             told.paths, told.others = tuple(item.path for item in error.problems), ()
-            return _look(drawn, studio, raws, told)
+            return _look(drawn, studio, form, told)
         return {drawn.summary: gr.HTML(text.problem(error), visible=True), drawn.checks: gr.HTML(visible=False)}
 
-    def begin(told: Told, *raws: Any) -> dict[Any, Any]:
+    def begin(told: Told, form: Config | ConfigError) -> dict[Any, Any]:
         try:
-            run_id = starter.start(checked(raws, studio.workspace), studio.workspace.maker)
+            if isinstance(form, ConfigError):
+                raise form
+            run_id = starter.start(form, studio.workspace.maker)
         except StudioError as error:
-            return refused(error, told, raws)
+            return refused(error, told, form)
         with contextlib.suppress(StudioError):  # a full disk: the run was started all the same
             form_changes.clear(drawn.changes, studio.workspace)
         told.paths = told.others = ()
-        shown = {**_look(drawn, studio, raws, told), drawn.changes.row: gr.Row(visible=False)}
+        shown = {**_look(drawn, studio, form, told), drawn.changes.row: gr.Row(visible=False)}
         return {**shown, shared.run: run_id, shared.tabs: gr.Tabs(selected="runs")}
 
-    for button, handler in ((drawn.start, start), (drawn.anyway, begin)):
+    for button, handler in ((drawn.start, start), (drawn.anyway, start_anyway)):
         clicked = button.click(
             handler,
             [drawn.told, *drawn.form.widgets],
@@ -318,7 +327,7 @@ def _show(
         drawn.preset: gr.Dropdown(choices=list(known), value=preset),
         drawn.about: _about(known.get(preset or ""), raws),
         **preset_keeper.updates(drawn.keeper, workspace, preset),
-        **_look(drawn, studio, raws, told or Told()),
+        **_look(drawn, studio, _read(raws, workspace), told or Told()),
     }
 
 
@@ -340,23 +349,32 @@ def _recorded(drawn: Drawn, workspace: Workspace, origin: str, before: FormState
         return {drawn.summary: gr.HTML(text.problem(error), visible=True)}
 
 
-def _planned(studio: Studio, raws: Sequence[Any]) -> Plan | None:
-    """What the form comes to; None while some settings are not right."""
+def _read(raws: Sequence[Any], workspace: Workspace) -> Config | ConfigError:
+    """The config of the form, or what is wrong with it: read once for all that an event shows of it."""
     try:
-        return plan(checked(raws, studio.workspace), studio.workspace, busy=bool(studio.supervisor.busy()))
-    except (ConfigError, PatternError):  # an expression too slow for this very model: its checks tell so at the start
+        return checked(raws, workspace)
+    except ConfigError as error:
+        return error
+
+
+def _planned(studio: Studio, form: Config | ConfigError) -> Plan | None:
+    """What the form comes to; None while some settings are not right."""
+    if isinstance(form, ConfigError):
+        return None
+    try:
+        return plan(form, studio.workspace, busy=bool(studio.supervisor.busy()))
+    except PatternError:  # an expression too slow for this very model: its checks tell so at the start
         return None
 
 
-def _look(drawn: Drawn, studio: Studio, raws: Sequence[Any], told: Told) -> dict[Any, Any]:
+def _look(drawn: Drawn, studio: Studio, form: Config | ConfigError, told: Told) -> dict[Any, Any]:
     """What the form comes to, and of its problems those that were told and are still there."""
-    try:
-        config = checked(raws, studio.workspace)
+    if isinstance(form, ConfigError):
+        problems, yaml, noted = form.problems, "# Some settings are not right yet.", {}
+    else:
         cuda = recent_devices()[0].kind == "cuda"
-        problems, yaml, noted = list(machine_conflicts(config, cuda=cuda)), to_yaml(config), forms.notes(config)
-    except ConfigError as error:
-        problems, yaml, noted = error.problems, "# Some settings are not right yet.", {}
-    card = plan_card.updates(drawn.card, _planned(studio, raws))  # first: a start may be refused meanwhile
+        problems, yaml, noted = list(machine_conflicts(form, cuda=cuda)), to_yaml(form), forms.notes(form)
+    card = plan_card.updates(drawn.card, _planned(studio, form))  # first: a start may be refused meanwhile
     fields, _ = forms.beside_fields(problems)
     told.paths = tuple(path for path in told.paths if path in fields)
     in_sight = {path: message for path, message in fields.items() if path in told.paths}

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from lora_studio import settings
 from lora_studio import workspace as workspaces
 from lora_studio.config import Config
 from lora_studio.jobs.row_count import count_rows
@@ -279,3 +280,42 @@ def test_a_preset_with_its_own_model_says_which_where_the_form_has_another(works
     assert "Its settings are for Qwen/Qwen3-0.6B" in about
     same = train_tab._about(presets()["demo"], demo_form(workspace))
     assert "check them" not in same
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Grows with every config that is checked, and with every setting that is read off the schema."""
+    seen: list[object] = []
+    validate, describe = Config.model_validate, settings._describe
+    monkeypatch.setattr(Config, "model_validate", lambda values: seen.append(values) or validate(values))
+    monkeypatch.setattr(settings, "_describe", lambda *field: seen.append(field) or describe(*field))
+    return seen
+
+
+def test_the_form_is_parsed_once_for_an_edit_and_once_for_a_start(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, parsed: list[object]
+) -> None:
+    page, handler = page_of(workspace)
+    preset, raws = form_draft.read_draft(workspace)
+    told = train_tab.Told()
+    parsed.clear()
+    handler("changed")(preset, told, *raws)
+    assert len(parsed) == 1
+    monkeypatch.setattr(train_tab, "check_before_start", lambda *_, **__: SimpleNamespace(state="ok"))
+    monkeypatch.setattr(train_tab.Starter, "start", lambda *_: "run-1")
+    shared_run = next(part for part in page.blocks.values() if isinstance(part, gr.State) and part.value == "")
+    parsed.clear()
+    updates = list(handler("start")(told, *raws))
+    assert updates[-1][shared_run] == "run-1"
+    assert len(parsed) == 1
+
+
+def test_wrong_settings_are_parsed_once_for_a_refused_start(workspace: Workspace, parsed: list[object]) -> None:
+    _, handler = page_of(workspace)
+    told = train_tab.Told()
+    parsed.clear()
+    updates = list(handler("start")(told, *overlaid(lora__r=-1)))
+    assert told.paths == ("lora.r",)
+    said = "".join(part.value for part in updates[-1].values() if isinstance(part, gr.HTML) and part.value)
+    assert "LoRA rank (r): Must be at least 1." in said
+    assert len(parsed) == 1
