@@ -1,12 +1,16 @@
-"""What a person chooses on the data tab, and what of it goes to the reader and to the train tab.
+"""What a person chooses on the data tab, what was found of it, and what of both goes to the reader and the train tab.
 
 Choices are settings by their path in the config, kept as a draft. Plain values: the widgets are data_tab.py's.
 """
 
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_studio.data.cache import code_version
 from lora_studio.data.hub import is_hub_name
 from lora_studio.errors import StudioError
 from lora_studio.settings import settings
@@ -44,6 +48,75 @@ DEFAULTS = {path: setting.default for path, setting in SETTINGS.items()} | {
     PERCENTILES: "50, 90, 95, 99",
 }
 STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
+MAX_VISITORS = 1000  # whose last look is in memory; that of others is read from its draft again
+
+
+@dataclass(frozen=True, slots=True)
+class DataLook:
+    """What the inspector found of data under these `settings` by path, as far as other tabs need it.
+
+    `longest` and `mean` are tokens of a row, `packs` the rows after packing, `shape` is the rows' format.
+    """
+
+    settings: Mapping[str, Any]
+    usable_rows: int
+    train_rows: int
+    longest: int
+    mean: float
+    packs: int
+    shape: str
+    reading: str
+
+
+def look_from(draft: Any) -> DataLook | None:
+    """The look that a draft holds; None where it holds none, or one of another version."""
+    try:
+        settings, result = draft["settings"], draft["result"]
+        return DataLook(
+            settings=dict(settings),
+            usable_rows=int(result["usable_rows"]),
+            train_rows=int(result["train_rows"]),
+            longest=int(result["tokens"]["max"]),
+            mean=float(result["tokens"]["mean"]),
+            packs=int(result["packing"]["packs"]),
+            shape=str(result.get("format", "")),
+            reading=str(result.get("reading", "")),  # looks of earlier versions have none
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+class DataLooks:
+    """The last look of each visitor, in memory. Its draft, which holds all that was found, is for a reload of the page
+    and is read where a new server has no look in memory yet."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, DataLook | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def last(self, workspace: Workspace) -> DataLook | None:
+        """What the visitor who is answered looked at last."""
+        maker = workspace.maker
+        with self._lock:
+            if maker in self._of:
+                self._of.move_to_end(maker)
+                return self._of[maker]
+        return self._remember(maker, look_from(workspace.read_draft(FOUND)))
+
+    def keep(self, workspace: Workspace, settings: dict[str, Any], result: dict[str, Any]) -> None:
+        """Another version of the code might draw the draft otherwise, so that it does not count there. Raises
+        `StudioError` where the draft can't be kept; what was found is known all the same."""
+        draft = {"settings": settings, "result": result, "code": code_version()}
+        self._remember(workspace.maker, look_from(draft))
+        workspace.write_draft(FOUND, draft)
+
+    def _remember(self, maker: str, look: DataLook | None) -> DataLook | None:
+        with self._lock:
+            self._of[maker] = look
+            self._of.move_to_end(maker)
+            if len(self._of) > MAX_VISITORS:
+                self._of.popitem(last=False)
+        return look
 
 
 def sources(workspace: Workspace) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from lora_studio.ui.data_choice import (
     PATHS,
     SETTINGS,
     THINKING,
+    DataLook,
     check,
     handed_over,
     remembered,
@@ -270,7 +271,7 @@ class Inspection:
                     yield first | {v.status: data_findings.step(answer)}
                     told = time.monotonic()
             workspace.write_draft(CHOICE, {"settings": values})
-            self._keep_found(values, result)
+            self.studio.looks.keep(self.studio.workspace, values, result)
             shown = self.show(result, values) | self.measure_disk()
             yield idle | shown | {c.mapping: values[MAPPING], v.status: gr.HTML("", visible=False)}
         except StudioError as error:
@@ -351,7 +352,7 @@ class Inspection:
             return self._unchanged()
         values = values_of(chosen)
         self.studio.workspace.write_draft(CHOICE, {"settings": values})
-        self._keep_found(values, result)
+        self.studio.looks.keep(self.studio.workspace, values, result)
         return self._judge(result, values)
 
     def move_cut(self, result: dict[str, Any] | None, length: float) -> Updates:
@@ -409,9 +410,9 @@ class Inspection:
 
     def save_bad_rows(self) -> str:
         """All bad rows into a file, and the link to it."""
-        source = Path(self.studio.workspace.read_draft(FOUND)["settings"]["data.train_file"])
-        target = downloads.new_file(self.studio.workspace, f"{source.stem}-bad-rows.jsonl")
         try:
+            source = Path(self._look().settings["data.train_file"])
+            target = downloads.new_file(self.studio.workspace, f"{source.stem}-bad-rows.jsonl")
             self._ask("save_bad_rows", path=str(target))
         except StudioError as error:
             return text.problem(error)
@@ -419,8 +420,7 @@ class Inspection:
 
     def _ask(self, method: str, **params: Any) -> dict[str, Any]:
         """The inspector has a file in memory, which may be another visitor's by now: it is told which is meant."""
-        draft = self.studio.workspace.read_draft(FOUND)
-        wanted = request_of(draft["settings"], self.studio.workspace)
+        wanted = request_of(dict(self._look().settings), self.studio.workspace)
         return self.studio.inspector.call(method, of=wanted, **params)
 
     def repaint(self) -> Updates:
@@ -440,9 +440,12 @@ class Inspection:
             updates |= self.show(found["result"], values) | {self.view.status: gr.HTML("", visible=False)}
         return updates
 
-    def _keep_found(self, values: dict[str, Any], result: dict[str, Any]) -> None:
-        """For the next reload; another version of the code might draw it otherwise, so that it does not count there."""
-        self.studio.workspace.write_draft(FOUND, {"settings": values, "result": result, "code": code_version()})
+    def _look(self) -> DataLook:
+        """What was found last. Raises `StudioError` where nothing was, as after the visitor's files were deleted."""
+        look = self.studio.looks.last(self.studio.workspace)
+        if look is None:
+            raise StudioError("Nothing was found of this data yet.", "Press Look at this data.")
+        return look
 
     def hand_over(self, *chosen: Any) -> tuple[tuple[float, dict[str, Any], str], gr.Tabs, gr.Button]:
         """To the train tab, with everything chosen here: what was looked at is what is trained on.
@@ -453,9 +456,8 @@ class Inspection:
         workspace = self.studio.workspace
         with contextlib.suppress(StudioError):  # the form can't be kept either then, and says so
             workspace.write_draft(CHOICE, {"settings": values})
-        found = workspace.read_draft(FOUND)
-        known = isinstance(found, dict) and found["settings"] == values
-        shape = found["result"]["format"] if known else ""
+        look = self.studio.looks.last(workspace)
+        shape = look.shape if look is not None and look.settings == values else ""
         return (
             (time.time(), handed_over(values, shape), "The Data tab"),
             gr.Tabs(selected="train"),

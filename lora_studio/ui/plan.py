@@ -18,7 +18,7 @@ from lora_studio.estimate import Estimate, estimate, settled, verdict
 from lora_studio.hardware import Device, recent_devices
 from lora_studio.jobs.row_count import QuickLook, count_rows
 from lora_studio.past_runs import Speed, speed
-from lora_studio.ui.data_choice import FOUND
+from lora_studio.ui.data_choice import DataLook
 from lora_studio.workspace import Workspace, shipped_data
 
 GUESSED = "a guess"
@@ -64,11 +64,12 @@ class Seen:
     packs: int
 
 
-def plan(config: Config, workspace: Workspace, *, busy: bool = False) -> Plan:
-    """The run that a config describes. `busy` says that a run of ours holds the device until this one begins."""
+def plan(config: Config, workspace: Workspace, look: DataLook | None = None, *, busy: bool = False) -> Plan:
+    """The run that a config describes. `look` is what the data tab found last; `busy` says that a run of ours holds the
+    device until this one begins."""
     training = config.training
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    seen, rows = seen_data(config, workspace), training_rows(config, workspace)
+    seen, rows = seen_data(config, look), training_rows(config, look)
     steps = total_steps(config, rows, seen)
     device = recent_devices()[0]
     known = speed(
@@ -79,7 +80,7 @@ def plan(config: Config, workspace: Workspace, *, busy: bool = False) -> Plan:
         data=config.data.train_file,
     )
     memory = needed_memory(_as_trained(config, workspace), device, seen.longest if seen else None, busy=busy)
-    return Plan(batch, rows, steps, seconds(config, steps, known, seen), memory, reading(config, workspace))
+    return Plan(batch, rows, steps, seconds(config, steps, known, seen), memory, reading(config, look))
 
 
 def _as_trained(config: Config, workspace: Workspace) -> Config:
@@ -105,16 +106,12 @@ def needed_memory(config: Config, device: Device, longest: int | None, *, busy: 
     return Memory(found, device, available, said, tuple(changes), assumed)
 
 
-def seen_data(config: Config, workspace: Workspace) -> Seen | None:
+def seen_data(config: Config, look: DataLook | None) -> Seen | None:
     """What the data tab last found, where it looked at this data with this model's tokenizer."""
-    draft = workspace.read_draft(FOUND)
-    if not isinstance(draft, dict):
+    if look is None or any(look.settings.get(path) != value for path, value in _looked_at(config).items()):
         return None
-    settings, result = draft["settings"], draft["result"]
-    if any(settings.get(path) != value for path, value in _looked_at(config).items()):
-        return None
-    tokens, limit = result["tokens"], config.data.max_length
-    return Seen(min(limit, int(tokens["max"])), min(limit, float(tokens["mean"])), int(result["packing"]["packs"]))
+    limit = config.data.max_length
+    return Seen(min(limit, look.longest), min(limit, look.mean), look.packs)
 
 
 def _looked_at(config: Config) -> dict[str, Any]:
@@ -126,9 +123,9 @@ def _looked_at(config: Config) -> dict[str, Any]:
     }
 
 
-def training_rows(config: Config, workspace: Workspace) -> int | None:
+def training_rows(config: Config, look: DataLook | None) -> int | None:
     """Rows that are left to train on after the split, where the data was looked at or is quick to count."""
-    data, known = config.data, counted(config, workspace)
+    data, known = config.data, counted(config, look)
     if known and known.exact:
         return known.train_rows
     found = known.usable_rows if known else _quick_look(config).rows
@@ -138,9 +135,9 @@ def training_rows(config: Config, workspace: Workspace) -> int | None:
     return min(found - kept, data.max_samples or found)
 
 
-def reading(config: Config, workspace: Workspace) -> str:
+def reading(config: Config, look: DataLook | None) -> str:
     """How the data is read, in sentences: as the data tab did, or by a quick look; "" where neither could."""
-    known = counted(config, workspace)
+    known = counted(config, look)
     return known.reading if known and known.exact and known.reading else _quick_look(config).reading
 
 
@@ -159,19 +156,17 @@ class Counted:
     reading: str
 
 
-def counted(config: Config, workspace: Workspace) -> Counted | None:
+def counted(config: Config, look: DataLook | None) -> Counted | None:
     """What the data tab counted, where it looked at this data, read as the run will read it."""
-    draft = workspace.read_draft(FOUND)
-    if not isinstance(draft, dict):
+    if look is None:
         return None
-    settings, result = draft["settings"], draft["result"]
+    settings = look.settings
     given = {path.removeprefix("data."): value for path, value in settings.items() if path.startswith("data.")}
     then, now = ({**one, "bad_rows": None} for one in ({**Data().model_dump(), **given}, config.data.model_dump()))
     if any(then[name] != now[name] for name in ("train_file", "mapping")):
         return None
     exact = then == now and settings["model.name"] == config.model.name
-    reading = str(result.get("reading", ""))  # looks of earlier versions have none
-    return Counted(int(result["usable_rows"]), int(result["train_rows"]), exact, reading)
+    return Counted(look.usable_rows, look.train_rows, exact, look.reading)
 
 
 def total_steps(config: Config, rows: int | None, seen: Seen | None) -> int | None:

@@ -14,6 +14,7 @@ from lora_studio.serving import Serving
 from lora_studio.ui import run_words
 from lora_studio.ui.chat_engine import Engine
 from lora_studio.ui.curves import Curves
+from lora_studio.ui.data_choice import DataLooks
 from lora_studio.workspace import Workspace
 
 
@@ -21,7 +22,8 @@ from lora_studio.workspace import Workspace
 class Studio:
     """The running studio. `inspector` reads data with a tokenizer, `chat` holds a model; both start on first use.
 
-    `curves` keeps what the charts took up of the runs. `serving` says who may do what.
+    `curves` keeps what the charts took up of the runs, `looks` what each visitor's data came to. `serving` says who may
+    do what.
     """
 
     workspace: Workspace
@@ -29,6 +31,7 @@ class Studio:
     inspector: Session
     chat: Session
     curves: Curves = field(default_factory=Curves)
+    looks: DataLooks = field(default_factory=DataLooks)
     serving: Serving = field(default_factory=Serving)
 
     @cached_property

@@ -362,7 +362,8 @@ def _planned(studio: Studio, form: Config | ConfigError) -> Plan | None:
     if isinstance(form, ConfigError):
         return None
     try:
-        return plan(form, studio.workspace, busy=bool(studio.supervisor.busy()))
+        look = studio.looks.last(studio.workspace)
+        return plan(form, studio.workspace, look, busy=bool(studio.supervisor.busy()))
     except PatternError:  # an expression too slow for this very model: its checks tell so at the start
         return None
 

@@ -14,6 +14,7 @@ from lora_studio.parsing import nest, parse, to_yaml
 from lora_studio.preflight import Check, Report
 from lora_studio.ui import plan as plans
 from lora_studio.ui import plan_words
+from lora_studio.ui.data_choice import DataLooks
 from lora_studio.workspace import Workspace
 from tests import adapters
 
@@ -123,9 +124,10 @@ def test_the_card_says_how_the_data_is_read_as_the_data_tab_did_or_by_a_quick_lo
     result = {"usable_rows": 2, "train_rows": 2, "reading": "Read by the data tab."}
     result |= {"tokens": {"max": 9, "mean": 9}, "packing": {"packs": 1}}
     workspace.write_draft("data-found", {"settings": settings, "result": result})
-    assert plans.plan(asked, workspace).reading == "Read by the data tab."
+    look = DataLooks().last(workspace)
+    assert plans.plan(asked, workspace, look).reading == "Read by the data tab."
     other = config(data__train_file=str(file), data__mapping={"text": "answer"})
-    assert "`answer` is plain text" in plans.plan(other, workspace).reading
+    assert "`answer` is plain text" in plans.plan(other, workspace, look).reading
     file.write_bytes("question;answer\nWhere?;H\xe8re\n".encode("latin-1"))
     named = config(data__train_file=str(file), data__encoding="cp1250")
     assert "H\u010dre" in plans.plan(named, workspace).reading

@@ -12,10 +12,12 @@ import pytest
 from lora_studio import settings
 from lora_studio import workspace as workspaces
 from lora_studio.config import Config
+from lora_studio.errors import StudioError
 from lora_studio.jobs.row_count import count_rows
 from lora_studio.parsing import ConfigError, parse
 from lora_studio.presets import presets
 from lora_studio.ui import form, form_draft, plan_words, train_tab
+from lora_studio.ui.data_choice import FOUND, DataLooks
 from lora_studio.ui.plan import plan
 from lora_studio.ui.studio import Shared, Studio
 from lora_studio.workspace import Workspace
@@ -196,18 +198,50 @@ def test_rows_and_steps_of_a_folder_are_known_once_the_data_tab_looked_at_it(wor
     assert (unknown.rows, unknown.steps) == (None, None)
     assert "Look at this data" in plan_words.numbers(unknown)
     look_at(workspace)
-    known = plan(config, workspace)
+    look = DataLooks().last(workspace)
+    known = plan(config, workspace, look)
     assert (known.rows, known.steps) == (890, 168)
-    half = plan(parse({"data": {"train_file": str(workspace.root), "validation_fraction": 0.5}}), workspace)
+    half = plan(parse({"data": {"train_file": str(workspace.root), "validation_fraction": 0.5}}), workspace, look)
     assert (half.rows, half.steps) == (500, 96)
     assert "Look at this data" not in plan_words.numbers(known)
     packed = {"data": {"train_file": str(workspace.root)}, "training": {"packing": True}}
-    assert plan(parse(packed), workspace).steps == 21
-    other = plan(parse({**packed, "data": {**packed["data"], "max_length": 64}}), workspace)
+    assert plan(parse(packed), workspace, look).steps == 21
+    other = plan(parse({**packed, "data": {**packed["data"], "max_length": 64}}), workspace, look)
     assert (other.rows, other.steps) == (900, None)
     assert "how the rows fill the packs" in plan_words.numbers(other)
     look_at(workspace, **{"data.mapping": {"text": "a"}})
-    assert plan(config, workspace).rows is None
+    assert plan(config, workspace, DataLooks().last(workspace)).rows is None
+
+
+def test_what_the_data_tab_found_is_read_from_its_draft_once_a_server_and_not_at_each_edit(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_at(workspace)
+    _, handler = page_of(workspace)
+    preset, raws = form_draft.read_draft(workspace)
+    read: list[str] = []
+    kept = workspace.read_draft
+    monkeypatch.setattr(workspace, "read_draft", lambda name: read.append(name) or kept(name))
+    for _ in range(3):
+        handler("changed")(preset, train_tab.Told(), *raws)
+    assert read.count(FOUND) == 1
+    assert read == [FOUND]
+
+
+def test_a_look_is_known_although_its_draft_can_not_be_kept_and_a_damaged_draft_is_none(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_at(workspace)
+    draft, looks = workspace.read_draft(FOUND), DataLooks()
+    workspace.write_draft(FOUND, {"settings": {}, "result": {"usable_rows": "many"}})
+    assert looks.last(workspace) is None
+    with monkeypatch.context() as full:
+        full.setattr(workspace, "write_draft", lambda *_: (_ for _ in ()).throw(StudioError("The disk is full.")))
+        with pytest.raises(StudioError):
+            looks.keep(workspace, draft["settings"], draft["result"])
+    known = looks.last(workspace)
+    assert known is not None
+    assert (known.train_rows, known.longest, known.packs) == (890, 30, 100)
 
 
 def test_a_folder_or_a_set_of_the_hub_can_be_trained_on_and_a_corrected_reading_goes_with_it(
