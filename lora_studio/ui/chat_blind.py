@@ -17,7 +17,6 @@ from lora_studio.ui.chat_prompts import QUIET
 from lora_studio.ui.chat_sampling import checked, plain
 from lora_studio.ui.chatting import Chat, said
 from lora_studio.ui.dialogue import BASE, Talk
-from lora_studio.ui.text import escape
 
 LETTERS = "ABCD"
 ABOUT = (
@@ -131,23 +130,12 @@ def _question(blind: dict[str, Any]) -> str:
     if not blind:
         return ""
     best = blind["best"]
-    columns = ""
-    for at, answer in enumerate(blind["answers"]):
-        name = f"Answer {LETTERS[at]}" + (f": {blind['names'][at]}" if best is not None else "")
-        better = " ✓ better" if best == at else ""
-        button = (
-            f'<div class="chat-bar"><button type="button" data-act="{at}">{LETTERS[at]} is better</button></div>'
-            if blind["done"] and best is None
-            else ""
-        )
-        columns += (
-            f'<section class="chat-column" aria-label="Answer {LETTERS[at]}"><h3>{escape(name)}{better}</h3>'
-            f'<div class="ls-talk">{chat_board.answer(answer)}</div>{button}</section>'
-        )
-    none = f'<button type="button" data-act="{votes.TIE}">None is better</button>'
-    below = f'<div class="chat-bar">{none}</div>' if blind["done"] and best is None else ""
-    asked = escape(blind["messages"][-1]["content"])
-    return f'<p class="ls-words"><b>{asked}</b></p><div class="chat-columns" tabindex="0">{columns}</div>{below}'
+    columns = []
+    for at, (letter, answer) in enumerate(zip(LETTERS, blind["answers"], strict=False)):
+        title = f"Answer {letter}" + (f": {blind['names'][at]}" if best is not None else "")
+        columns.append((letter, title + (" ✓ better" if best == at else ""), chat_board.answer(answer)))
+    voting = blind["done"] and best is None
+    return text.render("chat.blind", blind["messages"][-1]["content"], columns, voting, votes.TIE)
 
 
 def tally(given: Sequence[votes.Vote]) -> str:
@@ -162,12 +150,7 @@ def tally(given: Sequence[votes.Vote]) -> str:
             share = f"{100 * pair.wins / pair.decided:.0f} % (95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
         rows.append((pair.first, pair.second, pair.wins, pair.losses, pair.ties, share))
     head = ("First", "Second", "First better", "Second better", "Neither", "First better, of those decided")
-    table = text.table(head, rows, "Votes")
     pairs = sum(1 for _ in votes.pairs(given))
-    button = (
-        '<div class="chat-bar"><button type="button" data-act="download">'
-        f"Download {text.count(pairs, 'preference pair')}</button></div>"
-        if pairs
-        else ""
-    )
-    return f'<p class="ls-words">{text.count(len(given), "vote")} so far</p>{table}{button}'
+    button = {"act": "download", "words": f"Download {text.count(pairs, 'preference pair')}"}
+    counted, table = text.count(len(given), "vote"), text.table(head, rows, "Votes")
+    return text.render("chat.tally", counted, table, [button] if pairs else ())

@@ -143,7 +143,5 @@ def drawn(columns: Sequence[str], rows: Sequence[Answered]) -> str:
     if not rows:
         return ""
     table = text.table(["Prompt", *columns], [[row.prompt, *row.answers] for row in rows], "Answers to the prompts")
-    buttons = "".join(
-        f'<button type="button" data-act="{kind}">Download as {kind.upper()}</button>' for kind in ("csv", "jsonl")
-    )
-    return f'{table}<div class="chat-bar">{buttons}</div>'
+    buttons = [{"act": kind, "words": f"Download as {kind.upper()}"} for kind in ("csv", "jsonl")]
+    return text.render("chat.answers", table, buttons)

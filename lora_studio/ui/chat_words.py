@@ -5,7 +5,6 @@ from typing import Any
 
 from lora_studio.ui import text
 from lora_studio.ui.chat_choices import Choice
-from lora_studio.ui.text import escape
 
 MOST_TOKENS = 400
 SHARE_NO_BATCH = (
@@ -55,38 +54,28 @@ def cards(chosen: Sequence[Choice]) -> str:
         )
     columns = ("Adapter", "Base", "Prompt style", "System prompt", "Thinking", "Chat template")
     table = text.table(columns, rows, "What the adapters bring with them")
-    return f'<details class="ls-raw"><summary>What the adapters bring with them</summary>{table}</details>'
+    return text.render("chat.cards", table)
 
 
 def tokens(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     """A forced answer for each adapter: green where it finds a token likelier than the base does, red where less."""
-    drawn = []
+    adapters = []
     for name, values in found["adapters"].items():
-        mean = found["mean_divergence"][name]
-        spans = "".join(
-            _token(*each)
-            for each in zip(
-                found["texts"][:MOST_TOKENS], found["base"], values, found["divergence"][name], strict=False
-            )
+        scored = zip(found["texts"][:MOST_TOKENS], found["base"], values, found["divergence"][name], strict=False)
+        left = len(found["texts"]) - MOST_TOKENS
+        more = text.count(left, "more token") if left > 0 else ""
+        adapters.append(
+            (titles[name], f"{found['mean_divergence'][name]:.3g}", [_token(*each) for each in scored], more)
         )
-        more = len(found["texts"]) - MOST_TOKENS
-        rest = f'<p class="ls-none">and {text.count(more, "more token")}</p>' if more > 0 else ""
-        drawn.append(
-            f"<h3>{escape(titles[name])}: KL divergence from the base, {mean:.3g} nats a token on average</h3>"
-            f'<div class="ls-tokens">{spans}</div>{rest}'
-        )
-    return f'<section class="chat-tokens" aria-label="Token by token"><p>{LEGEND}</p>{"".join(drawn)}</section>'
+    return text.render("chat.tokens", LEGEND, adapters)
 
 
-def _token(piece: str, base: float, adapter: float, divergence: float) -> str:
+def _token(piece: str, base: float, adapter: float, divergence: float) -> tuple[str, str, str, str, str]:
+    """A token's text, class, probabilities, colour and how full it is in percent."""
     gain = max(-1.0, min(1.0, (adapter - base) / APART))
     colour = "var(--good)" if gain > 0 else "var(--bad)"
     title = f"base {_percent(base)}, adapter {_percent(adapter)}, KL divergence {divergence:.2g} nats"
-    strong = " chat-turn" if divergence >= 1 else ""
-    return (
-        f'<span class="ls-tok{strong}" title="{title}" style="background: color-mix(in srgb, {colour} '
-        f'{abs(gain) * 55:.0f}%, transparent)">{escape(piece)}</span>'
-    )
+    return piece, " chat-turn" if divergence >= 1 else "", title, colour, f"{abs(gain) * 55:.0f}"
 
 
 def _percent(log: float) -> str:

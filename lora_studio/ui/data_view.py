@@ -139,7 +139,7 @@ def tokens(preview: Result) -> str:
             f"{name.capitalize()} answer" if name else "",
             f"Tokens of the {name} answer" if name else "Tokens",
             token_line(side),
-            [_token(token) for token in side["tokens"]],
+            text.Html("".join(map(_token, side["tokens"]))),
         )
         for name, side in sides
     ]
@@ -182,8 +182,8 @@ LEGEND = (
 )
 
 
-def _token(token: Mapping[str, Any]) -> tuple[str, int, str, str]:
-    """The classes of a token, its id, what became of it, and its text with marks for what can't be seen."""
+def _token(token: Mapping[str, Any]) -> str:
+    """A token with its id, what became of it, and marks for what can't be seen: thousands, so without a template."""
     marks = (("ls-t", token["trained"] and token["kept"]), ("ls-s", token["special"]), ("ls-x", not token["kept"]))
     classes = " ".join(["ls-tok", *(name for name, is_so in marks if is_so)])
     raw, number = token["text"], token["id"]
@@ -196,7 +196,7 @@ def _token(token: Mapping[str, Any]) -> tuple[str, int, str, str]:
     if not token["kept"]:
         state = "cut off" + (", would have been trained" if token["trained"] else "")
     state += "" if raw else ", part of a character beside it"
-    return classes, number, state, text.Html(shown)
+    return f'<span class="{classes}" data-id="{number}" title="id {number}, {state}">{shown}</span>'
 
 
 FATES = {"train": "trained on", "validation": "kept back to measure on", "unused": "not used at these settings"}

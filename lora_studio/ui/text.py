@@ -5,11 +5,13 @@ the way there and is shown as text, never run.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from lora_studio.errors import StudioError
 from lora_studio.units import count as count
@@ -31,8 +33,14 @@ class Html(str):
 
 def render(macro: str, *values: Any, **named: Any) -> Html:
     """The markup that a macro makes, named as `file.macro` under templates/. All values are escaped but `Html`."""
-    file, _, name = macro.partition(".")
-    return Html(getattr(TEMPLATES.get_template(f"{file}.jinja").module, name)(*values, **named))
+    return Html(_macro(macro)(*values, **named))
+
+
+@cache
+def _macro(name: str) -> Callable[..., str]:
+    file, _, macro = name.partition(".")
+    found: Callable[..., str] = getattr(TEMPLATES.get_template(f"{file}.jinja").module, macro)
+    return found
 
 
 def notice(message: str, hint: str = "", kind: str = "info", *, link: str = "") -> Html:
@@ -114,8 +122,8 @@ class _Loader(FileSystemLoader):
         return re.sub(r"\s*\n\s*", " ", source), path, is_fresh
 
 
-def _escaped(value: Any) -> Any:
-    return value if hasattr(value, "__html__") else Html(escape(value))
+def _escaped(value: Any) -> Markup:
+    return value if type(value) is Markup else Markup(value if isinstance(value, Html) else escape(value))
 
 
 TEMPLATES = Environment(

@@ -1,6 +1,7 @@
 """Words and markup: numbers as people read them, and hostile text that stays text."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -109,11 +110,12 @@ def test_thoughts_are_folded_also_while_they_are_still_coming() -> None:
 
 
 @pytest.fixture
-def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of templates in the place of the studio's own."""
     monkeypatch.setattr(TEMPLATES, "loader", type(TEMPLATES.loader)(tmp_path))  # type: ignore[call-arg]
     monkeypatch.setattr(TEMPLATES, "cache", {})
-    return tmp_path
+    yield tmp_path
+    text._macro.cache_clear()
 
 
 def test_a_template_escapes_what_is_no_markup_and_takes_markup_as_it_is(templates: Path) -> None:
