@@ -28,7 +28,7 @@ ABOUT = (
 def build(act: Chat, who: gr.State) -> None:
     """Draws the fold and wires it."""
     with gr.Accordion("Blind comparison", open=False, elem_id="chat-blind"):
-        gr.HTML(f'<p class="ls-hint">{ABOUT}</p>')
+        gr.HTML(text.hint(ABOUT))
         with gr.Row(equal_height=True, elem_classes="ls-pager"):
             question = gr.Textbox(label="Question", placeholder="Enter asks", scale=6, min_width=260, max_lines=8)
             ask = gr.Button("Ask blindly", variant="primary", scale=0, min_width=150)

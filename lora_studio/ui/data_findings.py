@@ -162,7 +162,7 @@ def _looked_at(found: Result) -> str:
     if found["looked_at"] >= found["of_rows"]:
         return ""
     words = f"Looked at {found['looked_at']:,} of {found['of_rows']:,} rows, taken evenly from the whole."
-    return text.render("data.hint", words)
+    return text.hint(words)
 
 
 def suggestion(result: Result) -> str:
@@ -220,7 +220,7 @@ def _share(share: float) -> str:
 def uploads(workspace: Workspace) -> str:
     """The files that were uploaded, each with its size and a way to delete it."""
     if not (found := workspace.uploads()):
-        return text.render("data.hint", "Nothing that you uploaded is kept.")
+        return text.hint("Nothing that you uploaded is kept.")
     return text.render("data.uploads", [(path, _size_of(path)) for path in found])
 
 
@@ -231,9 +231,9 @@ def _size_of(path: Path) -> str:
 def cache(octets: int, *, owned: bool = True) -> str:
     """What prepared data takes on the disk; `owned` says that the reader may clear it."""
     if not octets:
-        return text.render("data.hint", "Nothing is kept at the moment.")
+        return text.hint("Nothing is kept at the moment.")
     words = f"{text.size(octets)} of prepared rows are kept, so that the next start of the same data takes no time."
     words += (
         " Clearing them loses no file of yours." if owned else " All visitors share them, and the owner clears them."
     )
-    return text.render("data.hint", words)
+    return text.hint(words)

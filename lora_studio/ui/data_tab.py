@@ -188,7 +188,7 @@ def draw_view(studio: Studio, controls: Controls) -> View:
 
 def _draw_lengths() -> dict[str, Any]:
     gr.HTML('<h3 class="part">How long the rows are, and what a limit would cut</h3>')
-    gr.HTML('<p class="ls-hint">Drag across a part of the chart to look closer, double-click to see all of it.</p>')
+    gr.HTML(text.hint("Drag across a part of the chart to look closer, double-click to see all of it."))
     histogram = length_chart.chart()
     cut = gr.Slider(8, 1024, step=1, label="Cut line (tokens)", buttons=[])
     sentence = gr.HTML()

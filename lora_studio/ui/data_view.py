@@ -75,7 +75,7 @@ def bad_rows_table(result: Result) -> str:
     names = [name for name in ("file", "row", "reason", "field", "found") if name != "file" or "file" in bad[0]]
     rows = [[row[name] for name in names] for row in bad]
     more = result["bad_rows"] - len(bad)
-    first = text.render("data.hint", f"The first {len(bad):,}; the file to download has all.") if more > 0 else ""
+    first = text.hint(f"The first {len(bad):,}; the file to download has all.") if more > 0 else ""
     return first + text.table([name.capitalize() for name in names], rows, "Bad rows")
 
 

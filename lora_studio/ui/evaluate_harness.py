@@ -23,7 +23,7 @@ def build(studio: Studio, adapters: gr.Dropdown) -> None:
     bench = Harness(studio.workspace)
     there = harness.installed()
     with gr.Accordion("Public benchmarks (lm-evaluation-harness)", open=False, elem_id="harness"):
-        gr.HTML(f'<p class="ls-hint">{ABOUT}</p>')
+        gr.HTML(text.hint(ABOUT))
         tasks = gr.Textbox(harness.TASKS, label="Tasks", info="Names of lm_eval's tasks, with commas between them.")
         shown = gr.HTML()
         if there:

@@ -18,7 +18,7 @@ from lora_studio.parsing import Problem, nest, parse
 from lora_studio.schema import GROUPS
 from lora_studio.settings import Setting, flatten, settings
 from lora_studio.ui import browser
-from lora_studio.ui.text import count, escape, visible
+from lora_studio.ui.text import count, quiet, visible
 
 SECTIONS = {
     "model": "Model",
@@ -95,7 +95,7 @@ def draw(files: Sequence[tuple[str, str]]) -> Form:
         ) as accordion:
             form.folds[fold] = accordion
             if folded[0].group:
-                gr.HTML(f'<div class="quiet">{escape(GROUPS[folded[0].group])}</div>')
+                gr.HTML(quiet(GROUPS[folded[0].group]))
             for setting in folded:
                 drawn[setting.path] = Field(setting, draw_widget(setting, element_id(setting.path), files))
     form.fields = [drawn[setting.path] for setting in ordered]

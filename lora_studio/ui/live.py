@@ -5,7 +5,7 @@ Every number has its place from the start, with a dash where it is not known yet
 
 from lora_studio.events import RunState, StepLogged
 from lora_studio.ui.run_words import clock, elapsed, figure
-from lora_studio.ui.text import escape
+from lora_studio.ui.text import render
 
 GIB = 1024**3
 NOTHING = "\u00a0"  # keeps a line's height
@@ -90,8 +90,4 @@ def stations(run: RunState) -> list[tuple[str, str]]:
 
 def phases(run: RunState) -> str:
     """The phases in one line; what goes on in the present one stands beside the run's name."""
-    cells = "".join(
-        f'<li class="{state}"{" aria-current=step" if state == "now" else ""}><i>{MARKS[state]}</i>{escape(label)}</li>'
-        for label, state in stations(run)
-    )
-    return f'<ol class="phases" aria-label="Phases of the run">{cells}</ol>'
+    return render("runs.phases", [(state, MARKS[state], label) for label, state in stations(run)])

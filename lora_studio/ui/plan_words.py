@@ -6,7 +6,7 @@ from lora_studio.hardware import GIB
 from lora_studio.preflight import ASK, FAILED, NOTE, OK, ROUGH, Report
 from lora_studio.ui.plan import Memory, Plan
 from lora_studio.ui.run_words import clock, figure
-from lora_studio.ui.text import render, tiles
+from lora_studio.ui.text import hint, render, tiles
 
 VERDICTS = {
     "fits": ("good", "Fits"),
@@ -46,7 +46,8 @@ def numbers(found: Plan | None) -> str:
         share = f"{100 * trained.share:.2f} % of {_short(trained.parameters)}"
         shown += [(_short(trained.trainable), "Trained parameters", share)]
     missing = NO_ROWS if found.rows is None else NO_PACKS if found.steps is None else ""
-    return render("train.hint", missing) + tiles(shown) + render("train.hint", found.reading, "plan-reading")
+    above, below = hint(missing) if missing else "", hint(found.reading, "plan-reading") if found.reading else ""
+    return above + tiles(shown) + below
 
 
 def _short(value: int) -> str:

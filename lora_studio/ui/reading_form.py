@@ -92,7 +92,7 @@ def draw() -> ReadingForm:
             with gr.Column(elem_classes="grid"):
                 parts = tuple(_draw_part(part) for part in PARTS)
             with gr.Column(visible=False) as speakers:
-                gr.HTML('<p class="ls-hint">Who speaks: what the names that the turns bear mean.</p>')
+                gr.HTML(text.hint("Who speaks: what the names that the turns bear mean."))
                 with gr.Column(elem_classes="grid"):
                     roles = tuple(_draw_role(role) for role in SPEAKERS)
             template = gr.Textbox(

@@ -36,23 +36,17 @@ def tables(run: RunState) -> str:
         return ""
     newest = list(reversed(run.answers))[:SHOWN]
     if not newest:
-        wait = "The adapter answers after the first evaluation"
-        return f'<p class="ls-hint">{wait}.</p>' + _table(asked, None)
-    parts = [_fold(asked, answered, opened=place == 0) for place, answered in enumerate(newest)]
+        return text.hint("The adapter answers after the first evaluation.") + _table(asked, None)
     left = len(run.answers) - len(newest)
-    older = f'<p class="ls-hint">{text.count(left, "earlier evaluation")} not shown.</p>' if left else ""
-    return "".join(parts) + older
+    older = text.count(left, "earlier evaluation") if left else ""
+    return text.render("runs.answers", [(_right(asked, each), _table(asked, each)) for each in newest], older)
 
 
-def _fold(asked: QuestionsAsked, answered: QuestionsAnswered, *, opened: bool) -> str:
+def _right(asked: QuestionsAsked, answered: QuestionsAnswered) -> str:
     right, base, of = sum(answered.right), sum(asked.right), len(asked.questions)
-    words = (
+    return (
         f"Step {answered.step:,}, epoch {answered.epoch:.2f}: the adapter answers {right:,} of {of:,} exactly as "
         f"expected, the base {base:,}"
-    )
-    return (
-        f'<details class="ls-raw"{" open" if opened else ""}><summary>{text.escape(words)}</summary>'
-        f"{_table(asked, answered)}</details>"
     )
 
 

@@ -58,7 +58,7 @@ def words(run: RunState, result: dict[str, Any]) -> str:
     parts = [f"estimated {gib(run.memory.measurable_bytes)}"]
     parts += [f"measured {gib(measured)}"] if measured else []
     sentence = f"Memory: {', '.join(parts)}. {run.memory.reason}".strip()
-    return f'<div class="quiet">{text.escape(sentence)}</div>'
+    return text.quiet(sentence)
 
 
 def config_of(folder: RunFolder) -> Config:

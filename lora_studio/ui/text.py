@@ -58,6 +58,16 @@ def marked(words: object) -> Html:
     return Html(re.sub("&#96;(.*?)&#96;", r"<code>\1</code>", escape(words)))
 
 
+def hint(words: str, id: str = "") -> Html:
+    """A remark on what stands beside it."""
+    return render("text.hint", words, id)
+
+
+def quiet(words: str) -> Html:
+    """Words that are there to be looked up."""
+    return render("text.quiet", words)
+
+
 def empty(message: str, hint: str = "") -> Html:
     """What stands where nothing is yet: what will be here and what to do for it."""
     return render("text.empty", message, hint)

@@ -472,4 +472,4 @@ def _about(preset: Preset | None, raws: Sequence[Any]) -> str:
         notes.append(f"Its settings are for {model}: check them for the model below.")
     elif model == DEMO_MODEL and data != typed["data.train_file"]:
         notes.append(f"Its epochs are for its own data ({data}): check them for the data below.")
-    return f'<div class="quiet">{text.escape(" ".join(notes))}</div>'
+    return text.quiet(" ".join(notes))
