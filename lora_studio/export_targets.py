@@ -44,7 +44,7 @@ class Target:
     known, and `room` what lies on the disk while it is made, where that is more.
 
     `suffix` is that of the one file that it consists of; "" for a folder. `needs_run` says that an adapter without its
-    run is not enough.
+    run is not enough, `whole_model` that the whole model is loaded to make it.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Target:
     room: Callable[[Sizes, Any], int | None] | None = None
     suffix: str = ""
     needs_run: bool = False
+    whole_model: bool = False
 
     def room_for(self, sizes: Sizes, chosen: Any) -> int | None:
         """What has to be free on the disk."""
@@ -237,6 +238,7 @@ TARGETS: dict[str, Target] = {
             "One whole model that any program reads as it reads the base; needs no knowledge of LoRA.",
             Merged,
             lambda sizes, chosen: _whole(sizes, BYTES_A_WEIGHT[chosen.dtype]),
+            whole_model=True,
         ),
         Target(
             "ollama",
@@ -245,6 +247,7 @@ TARGETS: dict[str, Target] = {
             Ollama,
             _ollama_size,
             _ollama_room,
+            whole_model=True,
         ),
         Target(
             "gguf",
@@ -253,6 +256,7 @@ TARGETS: dict[str, Target] = {
             Gguf,
             _gguf_size,
             _gguf_room,
+            whole_model=True,
         ),
         Target(
             "hub",

@@ -21,6 +21,7 @@ from lora_studio.errors import StudioError
 from lora_studio.events import DataPrepared, from_line, read_lines
 from lora_studio.export_targets import TARGETS, Sizes, Target
 from lora_studio.files import bytes_in
+from lora_studio.hardware import devices
 from lora_studio.job_folders import ExportFolder, JobFolders, damaged_request
 from lora_studio.llama_cpp import find_llama_cpp
 from lora_studio.parsing import plain_words
@@ -91,7 +92,9 @@ class Request:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Request":
-        return cls(**{name: value for name, value in values.items() if name not in ("created", "maker")})
+        return cls(
+            **{name: value for name, value in values.items() if name not in ("created", "maker", "needs_device")}
+        )
 
 
 def request_of(folder: ExportFolder) -> Request:
@@ -240,7 +243,12 @@ def check_space(workspace: Workspace, request: Request, place: Path) -> None:
 def create(workspace: Workspace, request: Request) -> ExportFolder:
     """A new export's folder. Raises `StudioError` where the disk has no room for the result."""
     check_space(workspace, request, Path(request.out).parent if request.out else workspace.root)
-    return folders(workspace).create(asdict(request))
+    return folders(workspace).create({**asdict(request), "needs_device": needs_device(request)})
+
+
+def needs_device(request: Request) -> bool:
+    """Whether the export computes on the device. All of them work on the CPU, so that none waits for a GPU."""
+    return target_of(request.target).whole_model and devices()[0].kind == "cpu"
 
 
 def exports(workspace: Workspace) -> list[ExportFolder]:

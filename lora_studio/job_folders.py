@@ -135,8 +135,9 @@ class JobFolders(Generic[Folder]):
             raise StudioError(f"There is no {self.noun} {name!r}.", "It may have been deleted: choose another one.")
         return found
 
-    def delete(self, folder: Folder) -> None:
-        """Removes a folder: first out of sight by a rename, so that no half one is ever listed."""
-        hidden = folder.path.with_name(f".deleted-{folder.id}")
-        folder.path.rename(hidden)
-        shutil.rmtree(hidden)
+
+def remove(folder: JobFolder) -> None:
+    """Removes a job's folder: first out of sight by a rename, so that no half one is ever listed."""
+    hidden = folder.path.with_name(f".deleted-{folder.id}")
+    folder.path.rename(hidden)
+    shutil.rmtree(hidden)

@@ -6,6 +6,7 @@ from pathlib import Path
 from lora_studio import evaluations, exports
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
+from lora_studio.job_folders import BenchmarkFolder, JobFolders
 from lora_studio.workspace import JobFolder, Workspace
 
 OF = "of-"  # before a visitor's name, the name of the folder of their downloads
@@ -33,8 +34,10 @@ def at_work(whole: Workspace) -> Iterator[tuple[str, JobFolder]]:
 
 
 def made_by(whole: Workspace) -> Iterator[tuple[str, JobFolder]]:
-    """Every run, evaluation and export, with the name of whoever made it."""
-    jobs = (*evaluations.folders(whole).everybodys(), *exports.folders(whole).everybodys())
+    """Every job of whatever kind, with the name of whoever made it."""
+    benchmarks = JobFolders(whole, whole.benchmarks_folder, BenchmarkFolder, "benchmark")
+    others = (evaluations.folders(whole), exports.folders(whole), benchmarks)
+    jobs = [folder for folders in others for folder in folders.everybodys()]
     for folder in (*whole.runs(), *jobs):
         try:
             yield folder.maker, folder

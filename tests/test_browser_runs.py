@@ -113,7 +113,7 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
     choose(page, short, "short")
     page.get_by_role("button", name="Start it again so: 2 rows at once", exact=True).click()
     (retry,) = waiting(page, workspace, 1)
-    changed = parse(read_yaml(workspace.run(retry.run).config))
+    changed = parse(read_yaml(workspace.run(retry.job).config))
     assert changed.training.per_device_train_batch_size == 2
     assert changed.lora.r == 4
 
@@ -149,12 +149,12 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
     # The queue: up, down, out.
     page.locator(f'#run-queue [data-act="up"][data-value="{heart.id}"]').click()
     expect(page.locator("#run-queue li").first).to_contain_text("heart", timeout=PATIENCE)
-    assert [entry.run for entry in read_queue(workspace)] == [heart.id, retry.run]
+    assert [entry.job for entry in read_queue(workspace)] == [heart.id, retry.job]
     page.locator(f'#run-queue [data-act="down"][data-value="{heart.id}"]').click()
     expect(page.locator("#run-queue li").last).to_contain_text("heart", timeout=PATIENCE)
-    assert [entry.run for entry in read_queue(workspace)] == [retry.run, heart.id]
-    page.locator(f'#run-queue [data-act="out"][data-value="{retry.run}"]').click()
-    assert [entry.run for entry in waiting(page, workspace, 1)] == [heart.id]
+    assert [entry.job for entry in read_queue(workspace)] == [retry.job, heart.id]
+    page.locator(f'#run-queue [data-act="out"][data-value="{retry.job}"]').click()
+    assert [entry.job for entry in waiting(page, workspace, 1)] == [heart.id]
     page.locator(f'#run-queue [data-act="out"][data-value="{heart.id}"]').click()
     expect(page.locator("#run-queue li")).to_have_count(0, timeout=PATIENCE)
     assert read_queue(workspace) == []

@@ -10,9 +10,10 @@ from lora_studio.cli.terminal import progress_line
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS
 from lora_studio.exports import exports, make_request, request_of
-from lora_studio.jobs.exporting import Exports
+from lora_studio.jobs import exporting
 from lora_studio.jobs.launchers import local
 from lora_studio.jobs.launchers.local import LocalLauncher
+from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 from tests.conftest import Say
@@ -83,11 +84,9 @@ def test_one_whose_terminal_is_gone_is_listed_followed_and_stopped_by_its_id(
     say: Say, adapter: str, workspace: Workspace
 ) -> None:
     fake = Path(__file__).parent / "jobs" / "fake_exporter.py"
-    name = Exports(workspace, LocalLauncher([sys.executable, str(fake), "slow"])).start(
-        make_request(workspace, adapter, "zip")
-    )
-
-    wait_until(lambda: Exports(workspace).state(name).phase == "write")
+    supervisor = Supervisor(workspace, LocalLauncher([sys.executable, str(fake), "slow"]))
+    name = exporting.start(supervisor, make_request(workspace, adapter, "zip"))
+    wait_until(lambda: supervisor.state(name).phase == "write")
     assert f"The export {name}" in say("runs", "list")[2]
     assert "progress    0.0 of 0.0 MB" in say("runs", "show", name)[1]
     code, out, _ = say("runs", "stop", name)

@@ -14,8 +14,7 @@ from lora_studio.events import Evaluated, Finished, Reason, RunStarted, StepLogg
 from lora_studio.exports import create, make_request
 from lora_studio.folded import keep_folded
 from lora_studio.jobs.ending_words import ending_words
-from lora_studio.jobs.evaluating import Evaluations
-from lora_studio.jobs.exporting import Exports
+from lora_studio.jobs.kinds import EVALUATE, EXPORT
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.jobs.waiting import Waiting, read_queue, write_queue
@@ -104,7 +103,7 @@ class World:
     def look(self) -> str:
         """What every list of page and terminal shows, in a fresh process' eyes."""
         workspace, now = Workspace(self.workspace.root), time.time()
-        supervisor, evaluations, exports = Supervisor(workspace), Evaluations(workspace), Exports(workspace)
+        supervisor = Supervisor(workspace)
         states = supervisor.runs()
         assert len(states) == 3
         assert supervisor.state(self.bad.id).id == self.bad.id
@@ -113,14 +112,14 @@ class World:
         assert [overview(workspace.run(state.id), state).row()["run"] for state in states]
         shown = [table(Board(workspace).rows(states), 3, Choice(), "", now)]
         past_runs.speed(workspace, model="demo", quantization="none", device="cpu", data="pirate")
-        for job in (evaluations, exports):
-            assert len(job.all()) == 1
-            assert job.busy() is None
+        for kind in (EVALUATE, EXPORT):
+            assert len(supervisor.jobs(kind)) == 1
+        assert supervisor.working() == []
         view = evaluate_board.View(self.evaluation.id)
-        shown += evaluate_board.Board(workspace, evaluations).look(view, now).values()
+        shown += evaluate_board.Board(workspace, supervisor).look(view, now).values()
         shown.append(listing(evaluation_folders(workspace).all(), self.bad.id, there=True))
         view_of = export_board.View(self.bad.id, export=self.export.id)
-        shown += export_board.Board(workspace, exports).look(view_of, now).values()
+        shown += export_board.Board(workspace, supervisor).look(view_of, now).values()
         return "".join(shown) + "".join(
             words for state in map(supervisor.state, [self.bad.id]) for words in state.warnings
         )

@@ -16,9 +16,7 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluations import create, make_request
 from lora_studio.foreign_adapters import from_hub
 from lora_studio.guests import ELSEWHERE, LIMITS, GuestWorkspace
-from lora_studio.jobs.evaluating import Evaluations
-from lora_studio.jobs.exporting import Exports
-from lora_studio.jobs.harness import Harness
+from lora_studio.jobs import evaluating, exporting, harness
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.parsing import nest, parse, read_yaml, to_yaml
@@ -214,12 +212,12 @@ def test_a_new_server_forgets_what_guests_of_the_last_one_typed(visit: Visit, tm
 def test_exports_benchmarks_and_longer_runs_are_the_owners(visit: Visit) -> None:
     request: Any = None
     with pytest.raises(StudioError, match="take adapters away") as refused:
-        Exports(visit.workspace).start(request)
+        exporting.start(visit.supervisor, request)
     assert refused.value.hint == ELSEWHERE
     with pytest.raises(StudioError, match="fetch adapters"):
         from_hub("hub:owner/adapter", visit.workspace)
     with pytest.raises(StudioError, match="run benchmarks"):
-        Harness(visit.workspace).start(["lm_eval"])
+        harness.start(visit.supervisor, "title", ["lm_eval"])
     run = visit.run(GUEST)
     with pytest.raises(StudioError, match="train a run longer"):
         visit.supervisor.resume(run.id, extra_epochs=1)
@@ -234,9 +232,9 @@ def test_a_guests_evaluation_answers_few_rows(visit: Visit, monkeypatch: pytest.
         return create(workspace, request)
 
     monkeypatch.setattr("lora_studio.jobs.evaluating.create", keep)
-    evaluations = Evaluations(visit.workspace, LocalLauncher(fake_command("steps=1")))
+    supervisor = Supervisor(visit.workspace, LocalLauncher(fake_command("steps=1")))
     request = make_request(visit.workspace, [run.id], "pirate")
-    evaluations.start(request)
+    evaluating.start(supervisor, request)
     assert kept == [LIMITS.test_rows]
     make_request(visit.workspace, [run.id], str(visit.workspace.uploads_folder))
     for wrong in (f"{run.id}/../../x", f"{run.id}/worker.log", "hub:owner/adapter"):

@@ -18,8 +18,7 @@ from lora_studio.evaluations import make_request as make_evaluation
 from lora_studio.exports import Request, make_request
 from lora_studio.foreign_adapters import from_hub
 from lora_studio.hub_token import hub_secrets, knows_token, withheld
-from lora_studio.jobs.evaluating import Evaluations
-from lora_studio.jobs.exporting import Exports
+from lora_studio.jobs import evaluating, exporting
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.visitors import VisitedWorkspace
@@ -42,11 +41,11 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         shown.append(prompt)
         return " hf_typedtyped12 "
 
-    def start(self: Exports, request: Request, secrets: dict[str, str]) -> str:
+    def start(supervisor: Supervisor, request: Request, secrets: dict[str, str], **_: bool) -> str:
         raise StartedError(secrets)
 
     monkeypatch.setattr(getpass, "getpass", typed)
-    monkeypatch.setattr(Exports, "start", start)
+    monkeypatch.setattr(exporting, "start", start)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -55,7 +54,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 def export_to(target: str, workspace: Workspace, tmp_path: Path) -> dict[str, str]:
     folder = adapters.write(tmp_path / "adapter", adapters.files())
-    given = argparse.Namespace(adapter=str(folder), to=target, out=None, no_trial=True, json=False)
+    given = argparse.Namespace(adapter=str(folder), to=target, out=None, no_trial=True, at_once=False, json=False)
     with pytest.raises(StartedError) as caught:
         export_command.export(workspace, given)
     found: dict[str, str] = caught.value.args[0]
@@ -119,12 +118,12 @@ def test_runs_and_other_jobs_of_visitors_are_started_without_the_owners_token(
         started.append((job.maker, (given["env"] or {}).get("HF_TOKEN")))
 
     monkeypatch.setattr(LocalLauncher, "start", start)
-    supervisor, evaluations = Supervisor(visited), Evaluations(visited)
+    supervisor = Supervisor(visited)
     for now[0] in ("bert", "anna"):
         run = visited.run(supervisor.launch(Config()))
         adapters.write(run.adapter, adapters.files())
         supervisor.tick()
-        evaluations.start(make_evaluation(visited, [run.id], "pirate"))
+        evaluating.start(supervisor, make_evaluation(visited, [run.id], "pirate"))
     assert started == [("bert", ""), ("bert", ""), ("anna", None), ("anna", None)]
 
 

@@ -14,7 +14,7 @@ from lora_studio.evaluations import make_request
 from lora_studio.files import bytes_in
 from lora_studio.job_folders import EvaluationFolder
 from lora_studio.jobs.ending_words import ending_words
-from lora_studio.jobs.evaluating import Evaluations
+from lora_studio.jobs.kinds import EVALUATE
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.jobs.waiting import MOST_OF_A_VISITOR, Waiting, check_room, lock, write_queue
@@ -123,7 +123,7 @@ def test_the_queue_is_everybodys_but_nobody_passes_others(visit: Visit) -> None:
 def test_a_visitor_has_a_few_runs_in_the_queue_and_the_owner_any_number(visit: Visit) -> None:
     runs = [visit.run("bert") for _ in range(MOST_OF_A_VISITOR)]
     waiting = [Waiting(run.id) for run in runs]
-    with pytest.raises(StudioError, match="10 of your runs wait"):
+    with pytest.raises(StudioError, match="10 of your jobs wait"):
         check_room(visit.by("bert"), waiting)
     check_room(visit.by("bert"), waiting[1:])
     check_room(visit.by("carl"), waiting)
@@ -164,13 +164,13 @@ def test_evaluations_are_their_makers_and_the_device_is_everybodys(visit: Visit,
     run = visit.by("bert").runs()[0]
     request = make_request(visit.by("bert"), [run.id], "pirate")
     folder = evaluations.create(visit.by("bert"), request)
-    jobs = Evaluations(visit.workspace)
+    jobs = Supervisor(visit.workspace)
     for name, seen in (("bert", 1), ("carl", 0), ("anna", 1), ("", 0)):
         visit.by(name)
-        assert len(jobs.all()) == len(evaluations.evaluations(visit.workspace)) == seen
+        assert len(jobs.jobs(EVALUATE)) == len(evaluations.evaluations(visit.workspace)) == seen
     visit.by("carl")
     for act in (jobs.state, jobs.stop, jobs.resume, jobs.delete):
-        with pytest.raises(StudioError, match="no evaluation"):
+        with pytest.raises(StudioError, match="no such run"):
             act(folder.id)
     with pytest.raises(StudioError, match="no such run"):
         make_request(visit.workspace, [run.id], "pirate")

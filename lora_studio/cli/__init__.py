@@ -37,6 +37,12 @@ RUN_ACTIONS = (
     "compare",
     "csv",
 )
+JOB_ACTIONS = ("list", "show", "follow", "stop", "cancel", "resume", "delete", "queue", "up", "down")
+ABOUT_JOBS = (
+    "follow tells of one until it ends; stop saves what there is and ends; cancel ends at once; resume goes on with a "
+    "run or an evaluation; queue lists the jobs that wait, up and down move one of them"
+)
+AT_ONCE = "begin beside a job that holds the device, where the memory will do (default: wait for it)"
 ADAPTER = "a run (id, its beginning, title or `last`, with /checkpoint-N if wanted), or an adapter's folder"
 ABOUT_ACTIONS = (
     "follow tells of one until it ends; stop saves a checkpoint and ends; cancel ends at once and keeps only the "
@@ -90,10 +96,9 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     export = add("export", "take an adapter away in a form that another program reads", output)
     _add_export_flags(export)
     runs = add("runs", "list, show, compare, tag, stop, resume or delete runs, and move them in the queue", output)
-    runs.add_argument("action", nargs="?", choices=RUN_ACTIONS, default="list", help=ABOUT_ACTIONS)
-    runs.add_argument("run", nargs="?", metavar="RUN", help='an id, its beginning, a title, or "last"')
-    runs.add_argument("more", nargs="*", metavar="MORE", help="the other runs to compare, the tags, or the note")
-    runs.add_argument("--yes", action="store_true", help="delete without asking, also where nobody could be asked")
+    _add_runs_flags(runs)
+    jobs = add("jobs", "list, show, stop, resume or delete jobs of all kinds, and move them in the queue", output)
+    _add_jobs_flags(jobs)
     presets = add("presets", "list the presets or show one", output)
     presets.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     presets.add_argument("preset", nargs="?", metavar="PRESET")
@@ -134,6 +139,7 @@ def _add_evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--mapping", metavar="JSON", help=reading)
     evaluate.add_argument("--encoding", metavar="NAME", help="of a DATA file that is not UTF-8 (default: found)")
     evaluate.add_argument("--out", metavar="DIR", help="also put both files into this folder")
+    evaluate.add_argument("--at-once", action="store_true", help=AT_ONCE)
     evaluate.add_argument("--resume", action="store_true", help="go on with the same evaluation that ended early")
 
 
@@ -141,7 +147,21 @@ def _add_export_flags(export: argparse.ArgumentParser) -> None:
     export.add_argument("adapter", metavar="RUN", help=ADAPTER)
     export.add_argument("--to", metavar="TARGET", required=True, help="the form; `list` says what there is")
     export.add_argument("--out", metavar="PATH", help="where the result goes (default: the workspace's exports)")
+    export.add_argument("--at-once", action="store_true", help=AT_ONCE)
     export.add_argument("--no-trial", action="store_true", help="do not load the result and ask it something")
+
+
+def _add_runs_flags(runs: argparse.ArgumentParser) -> None:
+    runs.add_argument("action", nargs="?", choices=RUN_ACTIONS, default="list", help=ABOUT_ACTIONS)
+    runs.add_argument("run", nargs="?", metavar="RUN", help='an id, its beginning, a title, or "last"')
+    runs.add_argument("more", nargs="*", metavar="MORE", help="the other runs to compare, the tags, or the note")
+    runs.add_argument("--yes", action="store_true", help="delete without asking, also where nobody could be asked")
+
+
+def _add_jobs_flags(jobs: argparse.ArgumentParser) -> None:
+    jobs.add_argument("action", nargs="?", choices=JOB_ACTIONS, default="list", help=ABOUT_JOBS)
+    jobs.add_argument("job", nargs="?", metavar="JOB", help="the id of a run, an evaluation, an export or a benchmark")
+    jobs.add_argument("--yes", action="store_true", help="delete without asking, also where nobody could be asked")
 
 
 def _add_inspect_flags(inspect: argparse.ArgumentParser) -> None:
@@ -253,6 +273,10 @@ def _run(given: argparse.Namespace, unknown: list[str]) -> int:
             from lora_studio.cli.runs_command import runs
 
             return runs(workspace, given)
+        case "jobs":
+            from lora_studio.cli.jobs_command import jobs
+
+            return jobs(workspace, given)
         case "cache":
             from lora_studio.cli.cache_command import cache
 

@@ -13,8 +13,9 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluations import Request, evaluation, evaluations, make_request, request_of
 from lora_studio.events import RunState
 from lora_studio.job_folders import EvaluationFolder
+from lora_studio.jobs import evaluating
 from lora_studio.jobs.ending_words import ending_words
-from lora_studio.jobs.evaluating import Evaluations
+from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.parsing import nest, parse
 from lora_studio.workspace import Workspace
 
@@ -40,12 +41,14 @@ def evaluate(workspace: Workspace, given: argparse.Namespace) -> int:
         measuring={"batch_size": given.batch_size, "max_samples": given.max_samples},
         generation=parse(nest(overrides(given))).generation.model_dump(),
     )
-    jobs = Evaluations(workspace)
+    jobs = Supervisor(workspace)
+    if given.at_once and jobs.busy() is not None:
+        evaluating.check_beside(evaluating.memory_for(request))
     if given.resume:
         name = _unfinished(workspace, jobs, request).id
-        jobs.resume(name)
+        jobs.resume(name, beside=given.at_once)
     else:
-        name = jobs.start(request)
+        name = evaluating.start(jobs, request, beside=given.at_once)
     folder = evaluation(workspace, name)
     say(f"Evaluation {name}: {request.title}")
     say(goes_on(name))
@@ -53,11 +56,11 @@ def evaluate(workspace: Workspace, given: argparse.Namespace) -> int:
 
 
 def tell_to_end(
-    jobs: Evaluations, folder: EvaluationFolder, as_json: bool, *, out: str | None = None, leaves: bool = False
+    jobs: Supervisor, folder: EvaluationFolder, as_json: bool, *, out: str | None = None, leaves: bool = False
 ) -> int:
     """Follows an evaluation and says what came out; the exit code. With `leaves` Ctrl-C ends only the telling."""
     telling = Telling(_PHASE_WORDS, answered_line, "what is answered is kept", notes=True)
-    state = follow(jobs, folder, telling, leaves=leaves)
+    state = follow(jobs, folder.id, telling, leaves=leaves)
     files = _files(folder, out)
     if as_json:
         print_json(_result(folder, state, files))
@@ -65,7 +68,7 @@ def tell_to_end(
     return exit_code(state, jobs.exit_code(folder.id))
 
 
-def _unfinished(workspace: Workspace, jobs: Evaluations, request: Request) -> EvaluationFolder:
+def _unfinished(workspace: Workspace, jobs: Supervisor, request: Request) -> EvaluationFolder:
     """The newest evaluation that was asked for in the same words and ended early."""
     for folder in evaluations(workspace):
         state = jobs.state(folder.id)
@@ -129,7 +132,7 @@ def _tell(folder: EvaluationFolder, state: RunState, files: dict[str, str], *, s
     if state.state != "done":
         say(hint)
         if state.state == "stopped" or summary:
-            say(f"Go on with: python -m lora_studio runs resume {folder.id}")
+            say(f"Go on with: python -m lora_studio jobs resume {folder.id}")
     for path in files.values():
         say(path)
 

@@ -11,11 +11,12 @@ from lora_studio.cli.following import FAILED, Telling, exit_code, follow, goes_o
 from lora_studio.cli.terminal import duration, print_json, progress_line, say, size, table
 from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS
-from lora_studio.exports import PHASES, folders, make_request, result_bytes, sizes_of
+from lora_studio.exports import PHASES, folders, make_request, needs_device, result_bytes, sizes_of
 from lora_studio.hub_token import hub_secrets, knows_token
 from lora_studio.job_folders import ExportFolder
+from lora_studio.jobs import evaluating, exporting
 from lora_studio.jobs.ending_words import ending_words
-from lora_studio.jobs.exporting import Exports
+from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import Workspace
 
 
@@ -31,18 +32,21 @@ def export(workspace: Workspace, given: argparse.Namespace) -> int:
         out=given.out,
         trial=not given.no_trial,
     )
-    jobs = Exports(workspace)
-    folder = folders(workspace).find(jobs.start(request, _secrets(request.target)))
+    jobs = Supervisor(workspace)
+    beside = given.at_once and needs_device(request)
+    if beside and jobs.busy() is not None:
+        evaluating.check_beside(exporting.memory_for(request))
+    folder = folders(workspace).find(exporting.start(jobs, request, _secrets(request.target), beside=beside))
     large = result_bytes(workspace, request)
     say(f"Export {folder.id}: {request.title}" + (f", about {size(large)}" if large else ""))
     say(goes_on(folder.id))
     return tell_to_end(jobs, folder, given.json)
 
 
-def tell_to_end(jobs: Exports, folder: ExportFolder, as_json: bool, *, leaves: bool = False) -> int:
+def tell_to_end(jobs: Supervisor, folder: ExportFolder, as_json: bool, *, leaves: bool = False) -> int:
     """Follows an export and says what came out; the exit code. With `leaves` Ctrl-C ends only the telling."""
     telling = Telling(PHASES, progress_line, "what is half-written is removed")
-    state = follow(jobs, folder, telling, leaves=leaves)
+    state = follow(jobs, folder.id, telling, leaves=leaves)
     result = folder.read_result()
     if as_json:
         words = dict(zip(("message", "hint"), ending_words(state), strict=True)) if state.state != "done" else {}

@@ -1,4 +1,4 @@
-"""Follows a job with a folder of its own (an evaluation, an export) in the terminal; Ctrl-C is handed on as a stop."""
+"""Follows a job that is no run in the terminal; Ctrl-C is handed on as a stop."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from lora_studio.cli.terminal import say
 from lora_studio.events import RunState
-from lora_studio.job_folders import Folder
-from lora_studio.jobs.folder_jobs import FolderJobs
+from lora_studio.jobs.kinds import KINDS, TRAIN
+from lora_studio.jobs.supervisor import Supervisor
 
 FAILED = 1
 
@@ -30,27 +30,40 @@ class Telling:
 
 def goes_on(name: str) -> str:
     """What is said of a job or a run as it begins."""
-    runs = "python -m lora_studio runs"
-    return f"  It goes on if this terminal is closed: `{runs} follow {name}` tells of it, `{runs} stop {name}` ends it."
+    jobs = "python -m lora_studio jobs"
+    return f"  It goes on if this terminal is closed: `{jobs} follow {name}` tells of it, `{jobs} stop {name}` ends it."
 
 
-def follow(jobs: FolderJobs[Folder], folder: Folder, telling: Telling, *, leaves: bool = False) -> RunState:
-    """Tells of a job until it ends. Ctrl-C stops it, a second one ends it at once; with `leaves` it only ends this."""
-    said, phase, interrupted, noted = 0.0, "", 0, 0
+def follow(supervisor: Supervisor, job_id: str, telling: Telling, *, leaves: bool = False) -> RunState:
+    """Tells of a job until it ends, and starts it where it waits and its turn comes.
+
+    Ctrl-C stops it, a second one ends it at once; with `leaves` it only ends this.
+    """
+    supervisor.start()
+    try:
+        return _follow(supervisor, job_id, telling, leaves)
+    finally:
+        supervisor.close()
+
+
+def _follow(supervisor: Supervisor, job_id: str, telling: Telling, leaves: bool) -> RunState:
+    said, phase, interrupted, noted, waits_for = 0.0, "", 0, 0, ""
     while True:
         try:
-            state = jobs.state(folder.id)
+            state = supervisor.state(job_id)
             for note in state.warnings[noted:] if telling.notes else ():
                 say(f"  note: {note}")
             noted = len(state.warnings)
-            if state.final and jobs.busy() is None:
+            if state.final and not supervisor.is_alive(job_id):
                 return state
-            if state.phase != phase:
+            if state.state == "queued":
+                waits_for = tell_waiting(supervisor, waits_for)
+            elif state.phase != phase:
                 phase, words = state.phase, telling.phases.get(state.phase, "")
                 if words:
                     say(words)
                 said = time.monotonic() if words else 0.0
-            line = telling.progress(state)
+            line = telling.progress(state) if state.state != "queued" else ""
             if line and time.monotonic() - said >= SAY_SECONDS:
                 said = time.monotonic()
                 say(f"  {line}")
@@ -61,9 +74,19 @@ def follow(jobs: FolderJobs[Folder], folder: Folder, telling: Telling, *, leaves
             interrupted += 1
             if interrupted == 1:
                 say(f"Stopping; {telling.stopping}. Ctrl-C again ends it at once.")
-                jobs.stop(folder.id)
+                supervisor.stop(job_id)
             else:
-                jobs.kill(folder.id)
+                supervisor.cancel(job_id)
+
+
+def tell_waiting(supervisor: Supervisor, told: str) -> str:
+    """Says once which job holds the device, and which one after it; gives the one that was told."""
+    holder = supervisor.busy()
+    if holder is None or holder == told:
+        return told
+    kind = next((job.kind for job in supervisor.working() if job.id == holder), TRAIN.name)
+    say(f"Waits in the queue: {KINDS[kind].noun} {holder} holds the device.")
+    return holder
 
 
 def exit_code(state: RunState, child: int | None) -> int:

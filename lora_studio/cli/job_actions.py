@@ -1,91 +1,75 @@
-"""What `runs` does with the id of an evaluation or an export, which go on without the terminal that started them."""
+"""What `jobs` and `runs` do with one job of whatever kind, which goes on without the terminal that started it."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from lora_studio.cli import evaluate_command, export_command
+from lora_studio.cli.following import Telling, exit_code, follow
 from lora_studio.cli.terminal import confirmed, duration, print_json, progress_line, say, size
+from lora_studio.cli.train_command import follow_to_end, step_line
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import evaluations
 from lora_studio.events import RunState
-from lora_studio.exports import exports
 from lora_studio.files import bytes_in
+from lora_studio.job_folders import EvaluationFolder, ExportFolder
 from lora_studio.jobs.ending_words import ending_words
-from lora_studio.jobs.evaluating import Evaluations
-from lora_studio.jobs.exporting import Exports
-from lora_studio.jobs.folder_jobs import FolderJobs
-from lora_studio.workspace import JobFolder, Workspace
+from lora_studio.jobs.kinds import KINDS, TRAIN, Kind
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.workspace import JobFolder, RunFolder
 
 ACTIONS = ("show", "follow", "stop", "cancel", "resume", "delete")
+_BENCHMARKING = Telling({"answer": "asking"}, progress_line, "what was asked is lost")
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """An evaluation or an export; `follow` tells of it until it ends, `progress` in one line how far it is.
-
-    `resume` lets it go on, or raises `StudioError`.
-    """
-
-    noun: str
-    jobs: FolderJobs[Any]
-    folder: JobFolder
-    follow: Callable[[bool], int]
-    progress: Callable[[RunState], str]
-    resume: Callable[[], None]
-
-
-def find(workspace: Workspace, name: str) -> Job | None:
-    """The evaluation or export of that id."""
-    for evaluation in evaluations(workspace):
-        if evaluation.id == name:
-            answering = Evaluations(workspace)
-            resume = partial(answering.resume, name)
-            follow = partial(evaluate_command.tell_to_end, answering, evaluation, leaves=True)
-            return Job("evaluation", answering, evaluation, follow, evaluate_command.answered_line, resume)
-    for export in exports(workspace):
-        if export.id == name:
-            making = Exports(workspace)
-            follow = partial(export_command.tell_to_end, making, export, leaves=True)
-            return Job("export", making, export, follow, progress_line, _no_resume)
-    return None
-
-
-def _no_resume() -> None:
-    raise StudioError(
-        "An export can't be resumed: nothing half-finished of it is kept.",
-        "Start it again with `python -m lora_studio export`.",
-    )
-
-
-def act(job: Job, action: str, as_json: bool, *, sure: bool = False) -> int:
-    """One of `ACTIONS`; the exit code. Unless `sure`, a person is asked before anything is deleted."""
-    name = job.folder.id
+def act(supervisor: Supervisor, name: str, action: str, as_json: bool, *, sure: bool = False) -> int:
+    """One of `ACTIONS` on a job that is no run; the exit code. Unless `sure`, a person is asked before anything is
+    deleted."""
+    kind, folder = supervisor.find(name)
     if action == "follow":
-        return job.follow(as_json)
+        return tell_to_end(supervisor, folder, as_json)
     if action == "delete":
-        state = job.jobs.state(name)
+        state = supervisor.state(folder.id)
         if state.final and not sure:
-            ask(f"{job.noun} {name} ({state.title}, {size(bytes_in(job.folder.path))})")
-        job.jobs.delete(name)
-        say(f"Deleted {job.noun} {name}.")
+            ask(f"{kind.noun} {folder.id} ({state.title}, {size(bytes_in(folder.path))})")
+        supervisor.delete(folder.id)
+        say(f"Deleted {kind.noun} {folder.id}.")
         if as_json:
-            print_json({job.noun: name, "state": "deleted"})
+            print_json({kind.noun: folder.id, "state": "deleted"})
         return 0
     if action in ("stop", "cancel"):
-        _end(job, at_once=action == "cancel")
+        end(supervisor, kind, folder.id, at_once=action == "cancel")
     if action == "resume":
-        job.resume()
-        say(f"Resumed. It goes on in the background: `python -m lora_studio runs follow {name}` tells of it.")
-    state = job.jobs.state(name)
+        supervisor.resume(folder.id)
+        say(f"Resumed. It goes on in the background: `python -m lora_studio jobs follow {folder.id}` tells of it.")
+    state = supervisor.state(folder.id)
     if as_json:
-        message, hint = ending_words(state)
-        print_json({job.noun: name, "state": state.state, "reason": state.reason, "message": message, "hint": hint})
+        print_json({kind.noun: folder.id, **facts(state)})
     else:
-        print("\n".join(_describe(job, state)))
+        print("\n".join(_describe(state)))
     return 0
+
+
+def tell_to_end(supervisor: Supervisor, folder: JobFolder, as_json: bool) -> int:
+    """Follows any job to its end; the exit code. Ctrl-C ends only the telling."""
+    match folder:
+        case RunFolder():
+            return follow_to_end(supervisor, folder, as_json, leaves=True)
+        case EvaluationFolder():
+            return evaluate_command.tell_to_end(supervisor, folder, as_json, leaves=True)
+        case ExportFolder():
+            return export_command.tell_to_end(supervisor, folder, as_json, leaves=True)
+    state = follow(supervisor, folder.id, _BENCHMARKING, leaves=True)
+    if as_json:
+        print_json({KINDS[state.kind].noun: folder.id, **facts(state), **folder.read_result()})
+    else:
+        print("\n".join([*_describe(state), supervisor.log(folder.id, 40)]))
+    return exit_code(state, supervisor.exit_code(folder.id))
+
+
+def facts(state: RunState) -> Mapping[str, Any]:
+    """A job's state for a script, with why it ended."""
+    message, hint = ending_words(state)
+    return {"state": state.state, "reason": state.reason, "message": message, "hint": hint}
 
 
 def ask(what: str) -> None:
@@ -94,34 +78,48 @@ def ask(what: str) -> None:
         raise StudioError(f"Nothing was deleted. What would go is {what}.", "Say y when asked, or add --yes.")
 
 
-def _end(job: Job, *, at_once: bool) -> None:
-    """Asks the child to end, or ends it, and stays until it has."""
-    if job.jobs.state(job.folder.id).final:
-        say(f"This {job.noun} has ended already.")
+def end(supervisor: Supervisor, kind: Kind, job_id: str, *, at_once: bool) -> None:
+    """Asks a worker to end, or ends it, and stays until it has, so that one that does not listen is ended."""
+    if supervisor.state(job_id).final:
+        say(f"{kind.noun.capitalize()} {job_id} has ended already.")
         return
     if at_once:
-        job.jobs.kill(job.folder.id, cancelled=True)
+        supervisor.cancel(job_id)
     else:
-        job.jobs.stop(job.folder.id)
-    while not job.jobs.state(job.folder.id).final:
-        time.sleep(0.1)
+        supervisor.stop(job_id)
+    supervisor.start()
+    try:
+        while not supervisor.state(job_id).final:
+            time.sleep(0.05)
+    finally:
+        supervisor.close()
 
 
-def _describe(job: Job, state: RunState) -> list[str]:
+def progress_of(state: RunState) -> str:
+    """How far a job is, in one line; "" where nothing is known yet."""
+    if state.state == "queued":
+        return "waits for the device"
+    if state.kind == TRAIN.name:
+        return step_line(state) if state.steps else state.phase
+    return evaluate_command.answered_line(state) if state.phase == "answer" else progress_line(state) or state.phase
+
+
+def _describe(state: RunState) -> list[str]:
     lines = [f"{state.id}  {state.title}", f"state       {state.state}, phase {state.phase or '-'}"]
     if state.final:
         lines.append(f"took        {duration(state.seconds)}")
-    elif told := job.progress(state):
+    elif told := progress_of(state):
         lines.append(f"progress    {told}")
     return [*lines, *(text for text in ending_words(state) if text)]
 
 
-def going_on(workspace: Workspace) -> list[str]:
-    """A line for each evaluation and export that works now, with how to end it."""
-    found = []
-    for noun, jobs in (("evaluation", Evaluations(workspace)), ("export", Exports(workspace))):
-        states = [state for state in jobs.all() if not state.final]
-        found += [
-            f"The {noun} {state.id} ({state.title}) is going on; `runs stop {state.id}` ends it." for state in states
-        ]
-    return found
+def going_on(supervisor: Supervisor) -> list[str]:
+    """A line for each job beside the runs that works or waits now, with how to end it."""
+    return [
+        f"The {kind.noun} {state.id} ({state.title}) {'waits' if state.state == 'queued' else 'is going on'}; "
+        f"`jobs stop {state.id}` ends it."
+        for kind in KINDS.values()
+        if kind is not TRAIN
+        for state in supervisor.jobs(kind)
+        if not state.final
+    ]

@@ -14,9 +14,13 @@ from lora_studio.errors import StudioError
 from lora_studio.events import RunState
 from lora_studio.health import Diagnosis, in_words, of_folder
 from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.kinds import KINDS, TRAIN
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.jobs.waiting import Waiting, is_shown
 from lora_studio.units import count
-from lora_studio.workspace import Workspace
+from lora_studio.workspace import RunFolder, Workspace
+
+BEGINS = {False: "begins", True: "goes on"}
 
 
 def runs(workspace: Workspace, given: argparse.Namespace) -> int:
@@ -24,11 +28,11 @@ def runs(workspace: Workspace, given: argparse.Namespace) -> int:
     supervisor = Supervisor(workspace)
     if given.action == "list":
         list_runs(workspace, supervisor, given.json)
-        for line in job_actions.going_on(workspace):
+        for line in job_actions.going_on(supervisor):
             say(line)
         return 0
     if given.action == "queue":
-        return _queue(supervisor, given.json)
+        return queue(supervisor, given.json)
     if given.run is None:
         raise StudioError(f"Which run is to be used for `runs {given.action}`?", "Give its id, or `last`.")
     if given.more and given.action not in ACTIONS:
@@ -36,36 +40,42 @@ def runs(workspace: Workspace, given: argparse.Namespace) -> int:
     if given.action in ACTIONS:
         act(workspace, supervisor, given.action, given.run, given.more, given.json)
         return 0
-    job = job_actions.find(workspace, given.run) if given.action in job_actions.ACTIONS else None
-    if job is not None:
-        return job_actions.act(job, given.action, given.json, sure=given.yes)
-    run = workspace.run(given.run)
-    if given.action == "follow":
-        return follow_to_end(supervisor, run, given.json, leaves=True)
-    if given.action == "stop":
-        _stop(supervisor, run.id)
-    elif given.action == "cancel":
+    _, folder = supervisor.find(given.run)
+    if given.action in ("up", "down"):
+        supervisor.move(folder.id, -1 if given.action == "up" else 1)
+        return queue(supervisor, given.json)
+    if isinstance(folder, RunFolder):
+        return act_on_run(workspace, supervisor, folder, given.action, given.json, sure=given.yes)
+    return job_actions.act(supervisor, folder.id, given.action, given.json, sure=given.yes)
+
+
+def act_on_run(
+    workspace: Workspace, supervisor: Supervisor, run: RunFolder, action: str, as_json: bool, *, sure: bool = False
+) -> int:
+    """Follows, stops, cancels, resumes, deletes or shows a run; the exit code."""
+    if action == "follow":
+        return follow_to_end(supervisor, run, as_json, leaves=True)
+    if action == "stop":
+        job_actions.end(supervisor, TRAIN, run.id, at_once=False)
+    elif action == "cancel":
         _cancel(supervisor, run.id)
-    elif given.action in ("up", "down"):
-        supervisor.move(run.id, -1 if given.action == "up" else 1)
-        return _queue(supervisor, given.json)
-    elif given.action == "resume":
+    elif action == "resume":
         supervisor.resume(run.id)
         say("Resumed. It goes on in the background: `python -m lora_studio runs list` shows how far it is.")
-    elif given.action == "delete":
-        if not given.yes:
+    elif action == "delete":
+        if not sure:
             _ask(workspace, supervisor, run.id)
         supervisor.delete(run.id)
         say(f"Deleted run {run.id}.")
-        if given.json:
+        if as_json:
             print_json({"run": run.id, "state": "deleted"})
         return 0
     state = supervisor.state(run.id)
     health = of_folder(state, run.config, time.time(), run.read_result().get("difference"))
-    if given.json:
-        facts = _facts(state, health) | facts_of(run, state) if given.action == "show" else result_of(run, state)
+    if as_json:
+        facts = _facts(state, health) | facts_of(run, state) if action == "show" else result_of(run, state)
         print_json(facts)
-    elif given.action == "show":
+    elif action == "show":
         print("\n".join([_describe(state, health), *what_came_out(run, state)]))
     else:
         print(_describe(state, health))
@@ -81,21 +91,30 @@ def _ask(workspace: Workspace, supervisor: Supervisor, run_id: str) -> None:
     job_actions.ask(f"run {run_id} ({found.title}, {size(found.bytes)} with its checkpoints and adapter{after})")
 
 
-def _queue(supervisor: Supervisor, as_json: bool) -> int:
-    """The runs that wait, the next one first."""
-    titles = {state.id: state.title for state in supervisor.runs()}
-    waiting = [(entry, titles.get(entry.run, "")) for entry in supervisor.waiting()]
+def queue(supervisor: Supervisor, as_json: bool) -> int:
+    """The jobs that wait, the next one first."""
+    waiting = supervisor.waiting()
     if as_json:
-        print_json({"running": supervisor.busy(), "queue": [entry.run for entry, _ in waiting]})
+        print_json({"running": supervisor.busy(), "queue": [entry.job for entry in waiting]})
     elif not waiting:
-        say("No run waits. One that is started while another trains is put into the queue.")
+        say("No job waits. One that is started while another holds the device is put into the queue.")
     else:
         rows = [
-            (place, entry.run, title, "goes on" if entry.resume else "begins")
-            for place, (entry, title) in enumerate(waiting, start=1)
+            (
+                place,
+                entry.job,
+                KINDS[entry.kind].noun,
+                _title(supervisor, entry),
+                "goes on" if entry.resume else "begins",
+            )
+            for place, entry in enumerate(waiting, start=1)
         ]
-        print(table(("place", "run", "name", "what it does"), rows))
+        print(table(("place", "job", "kind", "name", "what it does"), rows))
     return 0
+
+
+def _title(supervisor: Supervisor, entry: Waiting) -> str:
+    return supervisor.state(entry.job).title if is_shown(supervisor.workspace, entry) else ""
 
 
 def _facts(state: RunState, health: list[Diagnosis]) -> dict[str, Any]:
@@ -135,17 +154,3 @@ def _cancel(supervisor: Supervisor, run_id: str) -> None:
         time.sleep(0.05)
     kept = f"{state.checkpoints[-1].name} is the last that is kept." if state.checkpoints else "It has no checkpoint."
     say(f"Cancelled run {run_id}: nothing more was saved. {kept}")
-
-
-def _stop(supervisor: Supervisor, run_id: str) -> None:
-    """Asks the run to stop and stays until it has, so that a worker that does not listen is ended."""
-    if supervisor.state(run_id).final:
-        say(f"Run {run_id} has ended already.")
-        return
-    supervisor.stop(run_id)
-    supervisor.start()
-    try:
-        while not supervisor.state(run_id).final:
-            time.sleep(0.1)
-    finally:
-        supervisor.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_studio.cli.estimate_command import agree, check_first
 from lora_studio.cli.flags import overrides
-from lora_studio.cli.following import exit_code, goes_on
+from lora_studio.cli.following import exit_code, goes_on, tell_waiting
 from lora_studio.cli.terminal import duration, print_json, progress_line, say
 from lora_studio.errors import StudioError
 from lora_studio.events import RunState
@@ -113,7 +113,7 @@ def _interrupts() -> Iterator[list[int]]:
 def _wait_for_exit(supervisor: Supervisor, run: RunFolder) -> None:
     """A worker is there for a moment after its last word; its exit code is known when it is gone."""
     end = time.monotonic() + _EXIT_SECONDS
-    while supervisor.busy() == run.id and time.monotonic() < end:
+    while supervisor.is_alive(run.id) and time.monotonic() < end:
         time.sleep(0.02)
 
 
@@ -149,12 +149,12 @@ class Narrator:
         self._data = before.data is not None
         self._step = before.step
         self._said = 0.0
-        self._waits_for: str | None = None
+        self._waits_for = ""
 
     def tell(self, state: RunState) -> None:
         """Says what is new since the last call."""
         if state.state == "queued":
-            self._tell_waiting()
+            self._waits_for = tell_waiting(self._supervisor, self._waits_for)
             return
         for warning in state.warnings[self._warnings :]:
             say(f"  note: {warning}")
@@ -177,12 +177,6 @@ class Narrator:
         elif state.phase != "train" and (line := progress_line(state)):
             self._said = time.monotonic()
             say(f"  {'measuring: ' if state.phase == 'evaluate' else ''}{line}")
-
-    def _tell_waiting(self) -> None:
-        other = self._supervisor.busy()
-        if other is not None and other != self._waits_for:
-            self._waits_for = other
-            say(f"Waits in the queue: run {other} holds the device.")
 
     def tell_end(self, state: RunState, run: RunFolder) -> None:
         """The outcome in a few lines."""

@@ -28,6 +28,7 @@ class Follower:
     """Follows one job. `refresh` sees what is new; `state` is a snapshot that never changes once handed out.
 
     `alive`: the worker's process is there; `ended`: the worker said its last word. For a moment both are so.
+    `on_device`: it needs the device, which others wait for as long as it is alive.
     `known`: its events were read, at least in short; of a run without a worker that waits until somebody asks.
     """
 
@@ -35,6 +36,7 @@ class Follower:
         self.folder, self.kind, self._launcher = folder, kind, launcher
         facts = folder.read_facts()
         title, created = str(facts.get("title", folder.id)), facts["created"]
+        self.on_device = bool(facts.get("needs_device", kind.needs_device))
         self._facts: dict[str, Any] = {"id": folder.id, "kind": kind.name, "title": title, "created": created}
         self._begin_anew()
         self._watched = tuple(map(str, folder.watched))
@@ -70,6 +72,11 @@ class Follower:
             self.read()
         self.revision += 1
         return True
+
+    @property
+    def life(self) -> tuple[bool, bool, bool]:
+        """What changes when it is started, ends, or is queued, and not as its work goes on."""
+        return self.alive, self._waiting, bool(self.worker and self.worker.stop_asked)
 
     @property
     def ended(self) -> bool:

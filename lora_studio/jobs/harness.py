@@ -1,23 +1,18 @@
 """lm-evaluation-harness, where it is installed: the command that measures an adapter on public benchmarks, its start.
 
-A package of its own, not one of ours: it fetches its questions from the Hugging Face Hub. It runs in its own session
-and writes to a log, as evaluations do.
+A package of its own, not one of ours: it fetches its questions from the Hugging Face Hub.
 """
 
 import importlib.util
-import os
 import shlex
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from lora_studio.errors import StudioError
-from lora_studio.jobs.launchers.interface import last_lines
-from lora_studio.jobs.launchers.local import child_environment
-from lora_studio.workspace import Workspace, model_source
+from lora_studio.job_folders import BenchmarkFolder, JobFolders
+from lora_studio.jobs.kinds import BENCHMARK
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.workspace import model_source
 
 PACKAGE = "lm_eval"
 TASKS = "hellaswag, arc_easy"
@@ -47,48 +42,14 @@ def in_a_shell(words: Sequence[str]) -> str:
     return shlex.join(words)
 
 
-@dataclass
-class Harness:
-    """The one benchmark that may run at a time."""
+def start(supervisor: Supervisor, title: str, words: Sequence[str]) -> str:
+    """Makes a benchmark's folder and starts it, or queues it while another job holds the device; its id.
 
-    workspace: Workspace
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def log(self) -> Path:
-        return self.workspace.logs_folder / "lm_eval.log"
-
-    @property
-    def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def start(self, words: Sequence[str]) -> None:
-        """Runs the command with this Python. Raises `StudioError` where it can't."""
-        self.workspace.check_may("run benchmarks")
-        if not installed():
-            raise StudioError("lm-evaluation-harness is not installed.", "Install it: pip install lm_eval")
-        if self.running:
-            raise StudioError("A benchmark is running already.", "Wait for it, or stop it first.")
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.workspace.logs_folder,
-                env=child_environment(self.workspace.tokens(self.workspace.maker)),
-                start_new_session=True,
-            )
-
-    def stop(self) -> None:
-        """Ends it and all it started."""
-        if self.process is not None and self.running:
-            os.killpg(self.process.pid, signal.SIGTERM)
-
-    def said(self) -> str:
-        """The end of what it printed, with how it ended."""
-        if self.process is None:
-            return ""
-        code = self.process.poll()
-        end = "" if code is None else "\nDone." if code == 0 else f"\nEnded with exit code {code}."
-        return last_lines(self.log, 40) + end
+    `words` are those of `command`. Raises `StudioError` where it can't be run.
+    """
+    workspace = supervisor.workspace
+    workspace.check_may("run benchmarks")
+    if not installed():
+        raise StudioError("lm-evaluation-harness is not installed.", "Install it: pip install lm_eval")
+    folders = JobFolders(workspace, workspace.benchmarks_folder, BenchmarkFolder, BENCHMARK.noun)
+    return supervisor.submit(BENCHMARK, lambda: folders.create({"title": title, "words": list(words)}))

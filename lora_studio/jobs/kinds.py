@@ -1,6 +1,7 @@
 """The kinds of jobs: what does each is started by name, and where its folders lie. All else is one life for all."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,42 @@ KINDS = {kind.name: kind for kind in (TRAIN, EVALUATE, EXPORT, BENCHMARK)}
 """By name, in the order in which lists show them."""
 
 
-def needs_device(kind: Kind, folder: JobFolder) -> bool:
-    """Whether a job computes on the device, and so waits for it; its request says it where a kind has both."""
-    return bool(folder.read_facts().get("needs_device", kind.needs_device))
+class JobIndex:
+    """The folders of all kinds of jobs in a workspace, whoever made them. What was seen once is not looked into again:
+    a folder becomes a job's with its request, which stays."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._known: dict[Path, JobFolder] = {}
+
+    def of(self, kind: Kind) -> Sequence[JobFolder]:
+        """Every one of a kind, newest first."""
+        if kind is TRAIN:
+            return self._workspace.whole.runs()
+        place = kind.place(self._workspace)
+        try:
+            names = sorted(os.listdir(place), reverse=True)
+        except FileNotFoundError:
+            return []
+        before = self._known
+        found = {}
+        for path in (place / name for name in names if not name.startswith(".")):
+            folder = before.get(path) or kind.folder(path)
+            if path in before or folder.facts.is_file():
+                found[path] = folder
+        self._known = {path: folder for path, folder in before.items() if path.parent != place} | found
+        return list(found.values())
+
+    def find(self, name: str) -> tuple[Kind, JobFolder]:
+        """The job of that id which is shown to whoever is answered; a run also by the beginning of its id, its title or
+        "last". Raises `StudioError` where there is none."""
+        for kind in KINDS.values():
+            folder = kind.folder_of(self._workspace, name)
+            if kind is TRAIN or folder.id != name or name.startswith("."):
+                continue
+            try:
+                if folder.facts.is_file() and self._workspace.shows(folder):
+                    return kind, folder
+            except OSError:  # a name that no folder can bear
+                break
+        return TRAIN, self._workspace.run(name)

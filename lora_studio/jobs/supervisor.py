@@ -1,6 +1,6 @@
-"""Starts, follows and stops runs: the parent's side of training.
+"""Starts, follows and stops jobs of all kinds: runs, evaluations, exports, benchmarks.
 
-The truth is on disk (run folders, the queue), so that several supervisors (the page's, a terminal's) can look after
+The truth is on disk (their folders, the queue), so that several supervisors (the page's, a terminal's) can look after
 one workspace at once and a new one finds everything again. Ending a supervisor never touches a worker.
 """
 
@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from lora_studio import __version__
@@ -20,26 +20,40 @@ from lora_studio.conflicts import machine_conflicts
 from lora_studio.errors import StudioError
 from lora_studio.events import Event, Extended, Finished, OtherRowsAccepted, Reason, RunState, to_line
 from lora_studio.hardware import devices
+from lora_studio.job_folders import remove
 from lora_studio.jobs.follow import BEFORE_WORK, Follower
-from lora_studio.jobs.kinds import TRAIN
+from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind
 from lora_studio.jobs.launchers.interface import Launcher
 from lora_studio.jobs.launchers.local import LocalLauncher, end_last_line
-from lora_studio.jobs.waiting import MAX_EXTRA_EPOCHS, Waiting, check_room, lock, moved, passed, read_queue, write_queue
+from lora_studio.jobs.waiting import (
+    MAX_EXTRA_EPOCHS,
+    Waiting,
+    check_room,
+    is_shown,
+    lock,
+    moved,
+    passed,
+    read_queue,
+    write_queue,
+)
 from lora_studio.parsing import ConfigError, to_yaml
 from lora_studio.taken import at_work
-from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, shipped_data
+from lora_studio.workspace import DEMO_MODEL, JobFolder, RunFolder, Workspace, shipped_data
 
 _log = logging.getLogger(__name__)
 _RECORDED_VERSIONS = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes")
+MAX_OFF_DEVICE = 4
+"""Jobs that need no device and work at once; more of them wait."""
 
 
 class Supervisor:
-    """Looks after the runs of a workspace. Safe to use from many threads.
+    """Looks after the jobs of a workspace. Safe to use from many threads.
 
-    Whoever asks for a run that the workspace does not show them is told that there is none; the device is everybody's.
+    Whoever asks for a job that the workspace does not show them is told that there is none; the device is everybody's.
+    Of jobs that need it one works at a time, but for those that were told to begin beside it.
 
-    A worker that was asked to stop is ended by force after `stop_seconds` where it has nothing to save yet, and after
-    `save_seconds` where it trains: a step and a checkpoint of a large model take their time.
+    A worker that was asked to stop is ended by force after `stop_seconds` where it has nothing to save yet, and else
+    after the time that its kind of job has to save (`save_seconds` for all kinds, where it is given).
     """
 
     def __init__(
@@ -47,15 +61,18 @@ class Supervisor:
         workspace: Workspace,
         launcher: Launcher | None = None,
         stop_seconds: float = 10.0,
-        save_seconds: float = 120.0,
+        save_seconds: float | None = None,
         tick_seconds: float = 0.3,
     ) -> None:
-        self._workspace = workspace
+        self.workspace = workspace
         self._launcher = launcher or LocalLauncher()
         self._stop_seconds, self._save_seconds = stop_seconds, save_seconds
         self._tick_seconds = tick_seconds
         self._lock = threading.RLock()
+        self._index = JobIndex(workspace)
         self._followers: dict[str, Follower] = {}
+        self._secrets: dict[str, Mapping[str, str]] = {}  # until the worker has them
+        self._had_secrets: set[str] = set()
         self._revision = 0
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -63,7 +80,7 @@ class Supervisor:
     # -- life of the background thread
 
     def start(self) -> None:
-        """Starts the background thread: it follows runs, starts queued ones and ends workers that do not stop."""
+        """Starts the background thread: it follows jobs, starts queued ones and ends workers that do not stop."""
         with self._lock:
             if self._thread is None:
                 self._closing.clear()
@@ -78,18 +95,22 @@ class Supervisor:
             thread.join()
 
     def go_to_sleep(self, seconds: float) -> None:
-        """For a container that is about to end, and every process in it: the run that works saves, and stands first in
-        the queue, so that the next start goes on with it."""
+        """For a container that is about to end, and every process in it: the jobs that work save, and stand first in
+        the queue, so that the next start goes on with them. What was begun with a token of its own can't begin again.
+        """
         self.close()
-        with self._lock, lock(self._workspace):
+        with self._lock, lock(self.workspace):
             self._refresh_all()
-            at_work = [each.folder for each in self._followers.values() if each.alive and not each.ended]
-            others = [entry for entry in read_queue(self._workspace) if entry.run not in {run.id for run in at_work}]
-            write_queue(self._workspace, [*(Waiting(run.id, resume=True) for run in at_work), *others])
-        for run in at_work:
-            self._launcher.ask_to_stop(run)
+            at_work = [each for each in self._followers.values() if each.alive and not each.ended]
+            again = [each for each in at_work if each.folder.id not in self._had_secrets]
+            first = [Waiting(each.folder.id, each.kind.resumes, kind=each.kind.name) for each in again]
+            ids = {each.folder.id for each in at_work}
+            others = [entry for entry in read_queue(self.workspace) if entry.job not in ids]
+            write_queue(self.workspace, [*sorted(first, key=lambda entry: entry.kind != TRAIN.name), *others])
+        for each in at_work:
+            self._launcher.ask_to_stop(each.folder)
         end = time.monotonic() + seconds
-        while any(map(self._launcher.is_alive, at_work)) and time.monotonic() < end:
+        while any(self._launcher.is_alive(each.folder) for each in at_work) and time.monotonic() < end:
             self._launcher.collect()
             time.sleep(0.05)
 
@@ -98,11 +119,11 @@ class Supervisor:
             try:
                 self.tick()
                 self._read_on()
-            except Exception:  # a full disk or a vanished folder must not end the watch over the other runs
+            except Exception:  # a full disk or a vanished folder must not end the watch over the other jobs
                 _log.exception("The supervisor could not look around")
 
     def _read_on(self, seconds: float = 0.3, at_once: float = 0.02) -> None:
-        """Reads runs that nobody has read yet, newest first and a few at once, so that others come in between."""
+        """Reads jobs that nobody has read yet, newest first and a few at once, so that others come in between."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self._closing.wait(0.001):
             with self._lock:
@@ -123,15 +144,16 @@ class Supervisor:
             self._refresh_all()
             self._end_the_deaf()
             self._end_the_overdrawn()
-            if read_queue(self._workspace):
-                with lock(self._workspace):
+            if read_queue(self.workspace):
+                with lock(self.workspace):
                     self._start_next()
 
     # -- looking
 
     @property
     def revision(self) -> int:
-        """Grows whenever anything about any run changed; equal numbers mean that there is nothing new to show."""
+        """Grows whenever anything about any run, or the life of any job, changed: equal numbers mean that there is
+        nothing new to show."""
         with self._lock:
             self._refresh_all()
             return self._revision
@@ -141,62 +163,92 @@ class Supervisor:
         with self._lock:
             return self._follow(run_id).revision
 
-    def state(self, run_id: str) -> RunState:
-        """The run's state as of now: a snapshot, not to be changed. Raises `StudioError` where there is no such run."""
+    def find(self, job_id: str) -> tuple[Kind, JobFolder]:
+        """Kind and folder of the job of that id, or of the run that a name means. Raises `StudioError` for none."""
+        return self._index.find(job_id)
+
+    def state(self, job_id: str) -> RunState:
+        """The job's state as of now: a snapshot, not to be changed. Raises `StudioError` where there is no such job."""
         with self._lock:
-            return self._follow(run_id).state
+            return self._follow(job_id).state
 
     def runs(self, ids: Collection[str] | None = None) -> list[RunState]:
         """Every run's state in short (see `RunState`), newest first; of those `ids` alone, where they are given.
 
         While the background thread reads a workspace for the first time, those that it has read: `unread` are to come.
         """
+        return [follower.in_short for follower in self._shown(TRAIN, ids) if follower.known or self._thread is None]
+
+    def jobs(self, kind: Kind) -> list[RunState]:
+        """The state of every job of a kind that is shown, newest first."""
+        return [follower.in_short for follower in self._shown(kind)]
+
+    def _shown(self, kind: Kind, ids: Collection[str] | None = None) -> list[Follower]:
         with self._lock:
-            shown = [run for run in self._refresh_all(ids) if self._workspace.shows(run)]
-            followers = [self._followers[run.id] for run in shown]
-            return [follower.in_short for follower in followers if follower.known or self._thread is None]
+            if ids is None:
+                self._refresh_all()
+            folders = [each for each in self._index.of(kind) if ids is None or each.id in ids]
+            folders = [each for each in folders if self.workspace.shows(each)]
+            if ids is not None:
+                queued = set(self.queue())
+                for folder in folders:
+                    self._refresh(kind, folder, queued)
+            return [self._followers[each.id] for each in folders if each.id in self._followers]
 
     @property
     def unread(self) -> int:
         """How many runs `runs` does not tell of yet."""
         with self._lock:
-            return sum(not follower.known for follower in self._followers.values()) if self._thread else 0
+            followers = self._followers.values()
+            return sum(each.kind is TRAIN and not each.known for each in followers) if self._thread else 0
 
     def queue(self) -> list[str]:
-        """Ids of the runs that wait for the device, the next one first."""
-        return [entry.run for entry in self.waiting()]
+        """Ids of the jobs that wait, the next one first."""
+        return [entry.job for entry in self.waiting()]
 
     def waiting(self) -> list[Waiting]:
         """The same with what each is to do: begin, or go on, and for how many epochs more."""
-        return read_queue(self._workspace)
+        return read_queue(self.workspace)
 
-    def busy(self) -> str | None:
-        """Id of the run whose worker holds the device; None where none does."""
+    def working(self, kind: Kind | None = None) -> list[RunState]:
+        """What works now, whoever asked for it, of one kind or of all: those that hold the device first."""
         with self._lock:
             self._refresh_all()
-            return next((id for id, follower in self._followers.items() if follower.alive), None)
+            alive = [each for each in self._followers.values() if each.alive and kind in (None, each.kind)]
+            return [each.in_short for each in sorted(alive, key=lambda each: not each.on_device)]
 
-    def exit_code(self, run_id: str) -> int | None:
-        """How the run's worker ended, where this supervisor started it (negative: by that signal)."""
+    def busy(self) -> str | None:
+        """Id of the job whose worker holds the device; None where none does."""
         with self._lock:
-            return self._launcher.how_it_ended(self._follow(run_id).folder).code
+            self._refresh_all()
+            return next((id for id, each in self._followers.items() if each.alive and each.on_device), None)
 
-    def log(self, run_id: str, lines: int = 200) -> str:
-        """The end of what the run's worker printed."""
-        return self._launcher.log(self._workspace.run(run_id), lines)
+    def is_alive(self, job_id: str) -> bool:
+        """Whether the job's worker is there, also for the moment after its last word."""
+        with self._lock:
+            return self._follow(job_id).alive
+
+    def exit_code(self, job_id: str) -> int | None:
+        """How the job's worker ended, where this supervisor started it (negative: by that signal)."""
+        with self._lock:
+            return self._launcher.how_it_ended(self._follow(job_id).folder).code
+
+    def log(self, job_id: str, lines: int = 200) -> str:
+        """The end of what the job's worker printed."""
+        return self._launcher.log(self._index.find(job_id)[1], lines)
 
     # -- acting
 
     def launch(self, config: Config) -> str:
-        """Makes the run's folder and starts its worker, or queues it where another run holds the device.
+        """Makes a run's folder and starts its worker, or queues it while another job holds the device.
 
         Raises `ConfigError` for settings that this machine can't do.
         """
         if problems := list(machine_conflicts(config, cuda=any(device.kind == "cuda" for device in devices()))):
             raise ConfigError(problems)
-        self._workspace.check_request(files_of(config))
-        config = self._workspace.admit(config)
-        config = continued(with_absolute_paths(config), self._workspace)
+        self.workspace.check_request(files_of(config))
+        config = self.workspace.admit(config)
+        config = continued(with_absolute_paths(config), self.workspace)
         title = config.title or Path(config.data.train_file).stem
         facts = {
             "model": config.model.name,
@@ -204,189 +256,253 @@ class Supervisor:
             "seed": config.training.seed,
             "versions": {"lora_studio": __version__, **_versions()},
         }
-        with self._lock, lock(self._workspace):
-            self._workspace.admit(config)  # again: the same visitor may have started another one meanwhile
-            check_room(self._workspace, read_queue(self._workspace))
-            run = self._workspace.create_run(title, to_yaml(config), facts)
-            self._enqueue(Waiting(run.id))
-        return run.id
 
-    def resume(self, run_id: str, extra_epochs: float = 0.0, *, other_rows: bool = False) -> None:
-        """Goes on from the run's last checkpoint; from the beginning where there is none yet.
+        def make() -> JobFolder:
+            self.workspace.admit(config)  # again: the same visitor may have started another one meanwhile
+            return self.workspace.create_run(title, to_yaml(config), facts)
+
+        return self.submit(TRAIN, make)
+
+    def submit(
+        self,
+        kind: Kind,
+        make: Callable[[], JobFolder],
+        *,
+        beside: bool = False,
+        secrets: Mapping[str, str] | None = None,
+    ) -> str:
+        """Makes a job's folder and starts its worker, or queues it while what it needs is taken; gives its id.
+
+        With `beside` it begins although another job holds the device. `secrets` go into the worker's environment and
+        nowhere else: as no file may hold them, a job with some never waits.
+        """
+        with self._lock, lock(self.workspace):
+            check_room(self.workspace, read_queue(self.workspace))
+            self._clear_unfinished(kind)
+            folder = make()
+            if secrets:
+                self._secrets[folder.id] = dict(secrets)
+                self._had_secrets.add(folder.id)
+            self._enqueue(Waiting(folder.id, kind=kind.name, beside=beside or bool(secrets)))
+        return folder.id
+
+    def resume(self, job_id: str, extra_epochs: float = 0.0, *, other_rows: bool = False, beside: bool = False) -> None:
+        """Goes on from what the job's last worker left: a run from its last checkpoint, or from the beginning where
+        there is none yet.
 
         `extra_epochs` are added to those of the run's config, which stays as it was written; a run that is done needs
         them, for without it has nothing left to do. `other_rows` lets it go on where its data files have changed.
+        `beside` is as for `submit`.
         """
         if not 0 <= extra_epochs <= MAX_EXTRA_EPOCHS:
             raise StudioError(f"{extra_epochs:g} extra epochs can't be trained.", "Give a number from 0 to 1000.")
         if extra_epochs:
-            self._workspace.check_may("train a run longer")
-        with self._lock, lock(self._workspace):
-            follower = self._follow(run_id)
-            state, saved = follower.state, bool(follower.folder.checkpoint_folders())
+            self.workspace.check_may("train a run longer")
+        with self._lock, lock(self.workspace):
+            follower = self._follow(job_id)
+            state, kind = follower.state, follower.kind
+            if not kind.resumes:
+                raise StudioError(
+                    f"{kind.noun.capitalize()}s can't be resumed: nothing half-finished is kept.", "Start it again."
+                )
             if not state.final:
-                raise StudioError(f"This run is {state.state} already.", "Wait for it, or stop it first.")
-            if state.state == "done" and not extra_epochs:
-                raise StudioError(
-                    "This run is complete: there is nothing left to train.",
-                    "Give it extra epochs, or continue from its adapter in a new run.",
-                )
-            if state.state == "done" and not saved:
-                raise StudioError(
-                    "This run kept no checkpoint, so it can't go on where it ended.",
-                    "Continue from its adapter in a new run instead.",
-                )
-            check_room(self._workspace, read_queue(self._workspace))
-            run = self._workspace.run(run_id)
-            self._enqueue(Waiting(run.id, run.has_checkpoints, extra_epochs, other_rows))
+                raise StudioError(f"This {kind.noun} is {state.state} already.", "Wait for it, or stop it first.")
+            if kind is not TRAIN and state.state == "done":
+                raise StudioError(f"This {kind.noun} is done.", "Only one that ended early can be resumed.")
+            if kind is TRAIN and state.state == "done":
+                _check_longer(extra_epochs, saved=bool(follower.folder.checkpoint_folders()))
+            check_room(self.workspace, read_queue(self.workspace))
+            folder = follower.folder
+            saved = folder.has_checkpoints if isinstance(folder, RunFolder) else True
+            self._enqueue(Waiting(folder.id, saved, extra_epochs, other_rows, kind.name, beside))
 
-    def stop(self, run_id: str) -> None:
-        """Asks the worker to save and end, or takes a waiting run out of the queue; a run that ended stays as it is."""
-        with self._lock, lock(self._workspace):
-            run = self._workspace.run(run_id)
-            if not self._take_out(run):
-                self._launcher.ask_to_stop(run)
+    def stop(self, job_id: str) -> None:
+        """Asks the worker to save and end, or takes a waiting job out of the queue; one that ended stays as it is."""
+        with self._lock, lock(self.workspace):
+            _, folder = self._index.find(job_id)
+            if not self._take_out(folder):
+                self._launcher.ask_to_stop(folder)
             self._refresh_all()
 
-    def cancel(self, run_id: str) -> None:
-        """Ends the worker and all it started at once, without saving; checkpoints stay. A waiting run won't start."""
-        with self._lock, lock(self._workspace):
-            run = self._workspace.run(run_id)
-            if not self._take_out(run):
-                self._launcher.kill(run, cancelled=True)
+    def cancel(self, job_id: str) -> None:
+        """Ends the worker and all it started at once, without saving; checkpoints stay. A waiting job won't start."""
+        with self._lock, lock(self.workspace):
+            _, folder = self._index.find(job_id)
+            if not self._take_out(folder):
+                self._launcher.kill(folder, cancelled=True)
             self._refresh_all()
 
-    def move(self, run_id: str, places: int) -> None:
-        """Moves a waiting run towards the front of the queue (negative) or its end."""
-        with self._lock, lock(self._workspace):
-            run = self._workspace.run(run_id)
-            entries = read_queue(self._workspace)
-            if run.id not in [entry.run for entry in entries]:
-                raise StudioError(f"Run {run.id} does not wait in the queue.", "Only waiting runs have a place there.")
-            after = moved(entries, run.id, places)
-            if not all(self._workspace.shows(RunFolder(run.path.with_name(one.run))) for one in passed(entries, after)):
-                raise StudioError("The run beside it is another visitor's.", "Only the owner moves runs past others'.")
-            write_queue(self._workspace, after)
+    def move(self, job_id: str, places: int) -> None:
+        """Moves a waiting job towards the front of the queue (negative) or its end."""
+        with self._lock, lock(self.workspace):
+            kind, folder = self._index.find(job_id)
+            entries = read_queue(self.workspace)
+            if folder.id not in [entry.job for entry in entries]:
+                raise StudioError(
+                    f"{kind.noun.capitalize()} {folder.id} does not wait in the queue.",
+                    "Only waiting jobs have a place there.",
+                )
+            after = moved(entries, folder.id, places)
+            if not all(is_shown(self.workspace, entry) for entry in passed(entries, after)):
+                raise StudioError("The job beside it is another visitor's.", "Only the owner moves jobs past others'.")
+            write_queue(self.workspace, after)
             self._revision += 1
 
-    def delete(self, run_id: str) -> None:
-        """Removes the run's folder; a waiting run leaves the queue. Raises `StudioError` while its worker lives."""
-        with self._lock, lock(self._workspace):
-            follower = self._follow(run_id)
-            if follower.alive:
+    def delete(self, job_id: str) -> None:
+        """Removes the job's folder; a waiting one leaves the queue. Raises `StudioError` while its worker lives."""
+        with self._lock, lock(self.workspace):
+            follower = self._follow(job_id)
+            folder, kind = follower.folder, follower.kind
+            if follower.alive and (kind is TRAIN or not follower.ended):
                 raise StudioError(
-                    f"This run is {'ending' if follower.ended else follower.state.state}: it can't be deleted.",
+                    f"This {kind.noun} is {'ending' if follower.ended else follower.state.state}: it can't be deleted.",
                     "Stop it first, and wait until its worker has ended.",
                 )
-            self._dequeue(follower.folder.id)
-            self._launcher.kill(follower.folder)
-            self._workspace.delete_run(follower.folder.id)
+            self._dequeue(folder.id)
+            self._launcher.kill(folder)
+            folder.remove_unfinished()
+            remove(folder)
             self._refresh_all()
 
     # -- inside: self._lock is held; for the queue also the workspace's lock
 
     def _enqueue(self, entry: Waiting) -> None:
-        write_queue(self._workspace, [*read_queue(self._workspace), entry])
+        write_queue(self.workspace, [*read_queue(self.workspace), entry])
         self._start_next()
 
-    def _take_out(self, run: RunFolder) -> bool:
-        """Takes a waiting run out of the queue; one that was never started says so from now on."""
-        if not self._dequeue(run.id):
+    def _clear_unfinished(self, kind: Kind) -> None:
+        """Removes what workers left half-written that died while nobody looked."""
+        self._refresh_all()
+        for follower in self._followers.values():
+            if follower.kind is kind and not kind.resumes and not follower.alive:
+                follower.folder.remove_unfinished()
+
+    def _take_out(self, folder: JobFolder) -> bool:
+        """Takes a waiting job out of the queue; one that was never started says so from now on."""
+        if not self._dequeue(folder.id):
             return False
-        if not self._followers[run.id].state.events:
-            _append(run, Finished(time.time(), "stopped", reason=Reason.DEQUEUED))
+        if not self._followers[folder.id].state.events:
+            _append(folder, Finished(time.time(), "stopped", reason=Reason.DEQUEUED))
         return True
 
-    def _dequeue(self, run_id: str) -> bool:
-        entries = read_queue(self._workspace)
-        left = [entry for entry in entries if entry.run != run_id]
+    def _dequeue(self, job_id: str) -> bool:
+        entries = read_queue(self.workspace)
+        left = [entry for entry in entries if entry.job != job_id]
         self._refresh_all()
         if len(left) == len(entries):
             return False
-        write_queue(self._workspace, left)
+        write_queue(self.workspace, left)
         self._refresh_all()
         return True
 
     def _start_next(self) -> None:
-        """Starts the head of the queue if no worker of the workspace is alive.
+        """Starts what need not wait any longer, from the head of the queue on.
 
-        The run leaves the queue after its worker was started, so that whoever looks in between sees it in one of both.
+        A job leaves the queue after its worker was started, so that whoever looks in between sees it in one of both.
         """
         self._refresh_all()
         alive = [follower for follower in self._followers.values() if follower.alive]
         working = {follower.folder.id for follower in alive if not follower.ended}
-        queued = read_queue(self._workspace)
-        entries = [entry for entry in queued if entry.run in self._followers.keys() - working]
-        if entries and not alive:
-            head = entries.pop(0)
-            run = self._workspace.whole.run(head.run)
-            if head.extra_epochs:
-                _append(run, Extended(time.time(), head.extra_epochs))
-            if head.other_rows:
-                _append(run, OtherRowsAccepted(time.time()))
-            env = self._workspace.tokens(run.maker)
-            self._launcher.start(run, TRAIN.module, resume=head.resume and run.has_checkpoints, env=env)
+        held = any(each.on_device for each in alive)
+        off_device = sum(not each.on_device for each in alive)
+        queued = read_queue(self.workspace)
+        entries = [entry for entry in queued if entry.job in self._followers.keys() - working]
         if entries != queued:
-            write_queue(self._workspace, entries)
+            write_queue(self.workspace, entries)
+        for entry in list(entries):
+            follower = self._followers[entry.job]
+            free = off_device < MAX_OFF_DEVICE if not follower.on_device else not held
+            if follower.alive or not (free or entry.beside):
+                continue
+            self._start(entry, follower)
+            held, off_device = held or follower.on_device, off_device + (not follower.on_device)
+            entries.remove(entry)
+            write_queue(self.workspace, entries)
         self._refresh_all()
+
+    def _start(self, entry: Waiting, follower: Follower) -> None:
+        folder, kind = follower.folder, follower.kind
+        if entry.extra_epochs:
+            _append(folder, Extended(time.time(), entry.extra_epochs))
+        if entry.other_rows:
+            _append(folder, OtherRowsAccepted(time.time()))
+        env = {**self.workspace.tokens(folder.maker), **self._secrets.pop(folder.id, {})}
+        resume = entry.resume and (not isinstance(folder, RunFolder) or folder.has_checkpoints)
+        self._launcher.start(folder, kind.module, resume=resume, env=env)
 
     def _end_the_deaf(self) -> None:
         """Ends workers that were asked to stop long ago."""
         for follower in self._followers.values():
             asked = follower.worker.stop_asked if follower.worker else None
             if follower.alive and asked is not None:
-                patience = self._stop_seconds if follower.state.phase in BEFORE_WORK else self._save_seconds
+                saving = follower.kind.save_seconds if self._save_seconds is None else self._save_seconds
+                patience = self._stop_seconds if follower.state.phase in BEFORE_WORK else saving
                 if time.time() - asked > patience:
                     self._launcher.kill(follower.folder)
 
     def _end_the_overdrawn(self) -> None:
         """Ends all kinds of work that fill more of the disk than whoever asked for them has. Nothing more is saved: to
         save would take more of what there is none left of. The checkpoints saved last go where they are too much."""
-        if not self._workspace.bounded:
+        if not self.workspace.bounded:
             return
-        for maker, folder in at_work(self._workspace.whole):
-            if self._launcher.is_alive(folder) and (reason := self._workspace.overdrawn(maker)):
+        for maker, folder in at_work(self.workspace.whole):
+            if self._launcher.is_alive(folder) and (reason := self.workspace.overdrawn(maker)):
                 _log.warning("%s: %s", folder.id, reason)
                 self._launcher.kill(folder, reason=reason)
                 folder.remove_unfinished()
                 for checkpoint in reversed(folder.checkpoint_folders()):
-                    if not self._workspace.overdrawn(maker):
+                    if not self.workspace.overdrawn(maker):
                         break
                     shutil.rmtree(checkpoint, ignore_errors=True)  # a writer that dies may still hold it
 
-    def _follow(self, run_id: str) -> Follower:
-        """The up-to-date follower of a run, by id, unique beginning or "last"."""
-        run = self._workspace.run(run_id)
-        self._refresh(run, self.queue())
-        return self._followers[run.id]
+    def _follow(self, job_id: str) -> Follower:
+        """The up-to-date follower of a job, by id; a run's also by unique beginning or "last"."""
+        kind, folder = self._index.find(job_id)
+        self._refresh(kind, folder, self.queue())
+        return self._followers[folder.id]
 
-    def _refresh_all(self, ids: Collection[str] | None = None) -> list[RunFolder]:
-        """Brings every follower, or those of `ids`, up to date and gives their runs, newest first."""
-        runs, queued = self._workspace.whole.runs(), set(self.queue())
-        gone = self._followers.keys() - {run.id for run in runs}
-        for run_id in gone:
-            del self._followers[run_id]
+    def _refresh_all(self) -> None:
+        """Brings every follower up to date."""
+        queued, there = set(self.queue()), set()
+        for kind in KINDS.values():
+            for folder in self._index.of(kind):
+                there.add(folder.id)
+                self._refresh(kind, folder, queued)
+        for job_id in self._followers.keys() - there:
+            del self._followers[job_id]
             self._revision += 1
-        runs = runs if ids is None else [run for run in runs if run.id in ids]
-        for run in runs:
-            self._refresh(run, queued)
-        return runs
 
-    def _refresh(self, run: RunFolder, queued: Collection[str]) -> None:
-        follower = self._followers.get(run.id)
+    def _refresh(self, kind: Kind, folder: JobFolder, queued: Collection[str]) -> None:
+        follower = self._followers.get(folder.id)
         if follower is None:
-            follower = self._followers[run.id] = Follower(run, self._launcher)
-        was_alive = follower.alive
-        if follower.refresh(run.id in queued):
-            self._revision += 1
+            follower = self._followers[folder.id] = Follower(folder, self._launcher, kind)
+        before, was_alive = follower.life, follower.alive
+        if follower.refresh(folder.id in queued):
+            self._revision += kind is TRAIN or follower.life != before
             if was_alive and not follower.alive:
-                self._launcher.kill(run)  # a worker that crashed may have left processes behind
+                self._launcher.kill(folder)  # a worker that crashed may have left processes behind
+                if not kind.resumes:
+                    folder.remove_unfinished()
 
 
-def _append(run: RunFolder, event: Event) -> None:
-    """An event that the supervisor adds while the run has no worker."""
-    end_last_line(run.events)
-    with run.events.open("a", encoding="utf-8") as events:
+def _check_longer(extra_epochs: float, *, saved: bool) -> None:
+    """Raises `StudioError` where a run that is done can't be trained further."""
+    if not extra_epochs:
+        raise StudioError(
+            "This run is complete: there is nothing left to train.",
+            "Give it extra epochs, or continue from its adapter in a new run.",
+        )
+    if not saved:
+        raise StudioError(
+            "This run kept no checkpoint, so it can't go on where it ended.",
+            "Continue from its adapter in a new run instead.",
+        )
+
+
+def _append(folder: JobFolder, event: Event) -> None:
+    """An event that the supervisor adds while the job has no worker."""
+    end_last_line(folder.events)
+    with folder.events.open("a", encoding="utf-8") as events:
         events.write(to_line(event))
 
 

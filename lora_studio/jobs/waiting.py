@@ -1,4 +1,4 @@
-"""The queue of runs that wait for the device, kept in the workspace, and the lock around it.
+"""The queue of jobs that wait for the device, kept in the workspace, and the lock around it.
 
 Page and terminal may work on one workspace at once. Whoever changes the queue or starts a worker holds the lock, which
 the system takes back from a process that dies.
@@ -14,7 +14,8 @@ from typing import Any
 
 from lora_studio.errors import StudioError
 from lora_studio.files import fits
-from lora_studio.workspace import RunFolder, Workspace, write_atomically
+from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex
+from lora_studio.workspace import Workspace, write_atomically
 
 MOST_OF_A_VISITOR = 10
 MAX_EXTRA_EPOCHS = 1000
@@ -22,13 +23,18 @@ MAX_EXTRA_EPOCHS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A run in the queue; `resume` goes on from its last checkpoint, with `extra_epochs` more than it had, and with
-    `other_rows` also where its data files have changed."""
+    """A job in the queue, of whatever kind.
 
-    run: str
+    `resume` goes on with what an earlier worker left; a run with `extra_epochs` more than it had, and with `other_rows`
+    also where its data files have changed. `beside` lets it begin while another job holds the device.
+    """
+
+    job: str
     resume: bool = False
     extra_epochs: float = 0.0
     other_rows: bool = False
+    kind: str = TRAIN.name
+    beside: bool = False
 
 
 @contextmanager
@@ -44,7 +50,7 @@ def lock(workspace: Workspace) -> Iterator[None]:
 
 
 def read_queue(workspace: Workspace) -> list[Waiting]:
-    """The runs that wait, the next one first.
+    """The jobs that wait, the next one first.
 
     Of a damaged queue what can be read, and then those that were never started, oldest first.
     """
@@ -55,43 +61,79 @@ def read_queue(workspace: Workspace) -> list[Waiting]:
     except (OSError, ValueError, RecursionError):
         entries = None
     listed = entries if isinstance(entries, list) else [None]
-    found = [entry for entry in map(_waiting, listed) if entry is not None]
-    known = {entry.run for entry in found}
-    if len(found) == len(listed):
-        return found
-    return [*found, *(entry for entry in _never_started(workspace) if entry.run not in known)]
+    readable = [entry for entry in map(_waiting, listed) if entry is not None]
+    known = {entry.job for entry in readable}
+    if len(readable) == len(listed):
+        return readable
+    return [*readable, *(entry for entry in _never_started(workspace) if entry.job not in known)]
+
+
+_FIELDS = {
+    "job": (str,),
+    "kind": (str,),
+    "resume": (bool,),
+    "extra_epochs": (int, float),
+    "other_rows": (bool,),
+    "beside": (bool,),
+}
 
 
 def _waiting(entry: Any) -> Waiting | None:
-    """An entry of the queue's file; None for what is none."""
-    kinds = {"run": (str,), "resume": (bool,), "extra_epochs": (int, float), "other_rows": (bool,)}
-    if not isinstance(entry, dict) or "run" not in entry or not fits(entry, kinds) or not entry.keys() <= kinds.keys():
+    """An entry of the queue's file; None for what is none. A run stands there under "run"."""
+    if not isinstance(entry, dict):
         return None
-    return Waiting(**entry) if 0 <= entry.get("extra_epochs", 0) <= MAX_EXTRA_EPOCHS else None
+    if "run" in entry:
+        entry = {"job": entry["run"], **{name: value for name, value in entry.items() if name != "run"}}
+    if "job" not in entry or not fits(entry, _FIELDS) or not entry.keys() <= _FIELDS.keys():
+        return None
+    waiting = Waiting(**entry)
+    return waiting if waiting.kind in KINDS and 0 <= waiting.extra_epochs <= MAX_EXTRA_EPOCHS else None
 
 
 def _never_started(workspace: Workspace) -> list[Waiting]:
-    """A run stands in the queue from its first moment on, and one that leaves it has a worker or a last word."""
-    runs = reversed(workspace.whole.runs())
-    return [Waiting(run.id) for run in runs if not run.worker.exists() and not run.events.exists()]
+    """A job stands in the queue from its first moment on, and one that leaves it has a worker or a last word."""
+    folders = JobIndex(workspace)
+    waiting = [
+        (folder.read_facts()["created"], Waiting(folder.id, kind=kind.name))
+        for kind in KINDS.values()
+        for folder in folders.of(kind)
+        if not folder.worker.exists() and not folder.events.exists()
+    ]
+    return [entry for _, entry in sorted(waiting, key=lambda item: item[0])]
 
 
 def write_queue(workspace: Workspace, entries: list[Waiting]) -> None:
     """Replaces the queue. Only inside `lock`."""
-    write_atomically(workspace.queue, json.dumps([asdict(entry) for entry in entries]))
+    write_atomically(workspace.queue, json.dumps(list(map(_kept, entries))))
+
+
+def _kept(entry: Waiting) -> dict[str, Any]:
+    """An entry as its file holds it: that of a run as earlier versions read it."""
+    values = asdict(entry)
+    if entry.kind == TRAIN.name:
+        values = {"run": values.pop("job"), **values}
+        del values["kind"]
+    if not entry.beside:
+        del values["beside"]
+    return values
+
+
+def is_shown(workspace: Workspace, entry: Waiting) -> bool:
+    """Whether a waiting job is for whoever is answered now."""
+    return workspace.shows(KINDS[entry.kind].folder_of(workspace, entry.job))
 
 
 def check_room(workspace: Workspace, entries: list[Waiting]) -> None:
-    """Raises `StudioError` where a visitor has as many runs waiting as one may; the owner may have any number."""
-    own = sum(workspace.shows(RunFolder(workspace.runs_folder / entry.run)) for entry in entries)
+    """Raises `StudioError` where a visitor has as many jobs waiting as one may; the owner may have any number."""
+    own = sum(is_shown(workspace, entry) for entry in entries)
     if not workspace.owned and own >= MOST_OF_A_VISITOR:
-        raise StudioError(f"{own} of your runs wait already.", "Wait for one to begin, or take one out of the queue.")
+        raise StudioError(f"{own} of your jobs wait already.", "Wait for one to begin, or take one out of the queue.")
 
 
-def moved(entries: list[Waiting], run_id: str, places: int) -> list[Waiting]:
-    """The queue with one run moved towards the front (negative) or the end; at either end it stays."""
-    at = next(place for place, entry in enumerate(entries) if entry.run == run_id)
-    others = [entry for entry in entries if entry.run != run_id]
+def moved(entries: list[Waiting], job_id: str, places: int) -> list[Waiting]:
+    """The queue with one job moved towards the front (negative) or the end; at either end it stays."""
+    at = next(place for place, entry in enumerate(entries) if entry.job == job_id)
+    others = [entry for entry in entries if entry.job != job_id]
     others.insert(max(0, at + places), entries[at])
     return others
 

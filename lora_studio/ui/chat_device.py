@@ -2,70 +2,26 @@
 against what is free. Plain functions; no gradio.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-
-from lora_studio.adapter_card import read_card
-from lora_studio.architecture import architecture, read_config
-from lora_studio.estimate import CPU_LIBRARIES, CUDA_CONTEXT, weight_bytes
-from lora_studio.evaluations import Request
-from lora_studio.hardware import Device, devices
+from lora_studio.hardware import devices
+from lora_studio.jobs.device import Verdict, model_bytes
 from lora_studio.ui import text
 from lora_studio.ui.chat_choices import Wanted
 
 TOKENS = 2048
 """Tokens of a conversation whose keys and values are reckoned with."""
-PROMPT_TOKENS = 512
-"""Tokens of a test file's row that are reckoned with before its answer."""
-SPARE = 1.1  # of weights and cache: what computing needs beside them
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a chat or an evaluation needs and what is free, in bytes.
-
-    `need` is None for a base whose numbers are not on this machine.
-    """
-
-    need: int | None
-    free: int
-    device: Device
-
-    @property
-    def fits(self) -> bool:
-        return self.need is None or self.need <= self.free
 
 
 def chat_bytes(wanted: Wanted, device: str, tokens: int | None = None) -> int | None:
     """Memory of a base with these adapters and so many tokens read or written; else a conversation in each column."""
-    numbers = read_config(wanted.base, wanted.revision)
-    model = architecture(numbers) if numbers else None
-    if model is None:
-        return None
-    width = 2 if device == "cuda" else 4
-    weights = weight_bytes(model, wanted.quantization if model.stored == "none" else model.stored, width)
-    adapters = sum((folder / "adapter_model.safetensors").stat().st_size for _, folder in wanted.adapters)
     held = TOKENS * (1 + len(wanted.adapters)) if tokens is None else tokens
-    cache = 2 * model.layers * model.kv_heads * model.head_size * width * held
-    fixed = CUDA_CONTEXT if device == "cuda" else CPU_LIBRARIES
-    return round(SPARE * (weights + cache)) + adapters + fixed
+    folders = [folder for _, folder in wanted.adapters]
+    return model_bytes(wanted.base, wanted.revision, wanted.quantization, folders, device, held)
 
 
 def verdict(wanted: Wanted, held: int = 0) -> Verdict:
     """`held` is what a chat holds now that goes when this one is loaded."""
     device = devices()[0]
     return Verdict(chat_bytes(wanted, device.kind), device.memory_free + held, device)
-
-
-def evaluating(request: Request) -> Verdict:
-    """Whether an evaluation fits beside what is in memory now."""
-    card = read_card(Path(request.adapters[0].folder))
-    adapters = tuple((column.name, Path(column.folder)) for column in request.adapters)
-    each = PROMPT_TOKENS + request.generation.max_new_tokens
-    tokens = request.measuring.batch_size * len(request.columns) * each
-    device = devices()[0]
-    need = chat_bytes(Wanted(card.base, card.revision, card.quantization, adapters), device.kind, tokens)
-    return Verdict(need, device.memory_free, device)
 
 
 def evaluation_question(found: Verdict, run: str | None, button: str) -> str:

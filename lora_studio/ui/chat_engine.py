@@ -11,6 +11,7 @@ from typing import Any
 from lora_studio.errors import StudioError
 from lora_studio.guests import origin
 from lora_studio.jobs.client import DeadOnArrivalError, Session
+from lora_studio.jobs.kinds import TRAIN
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import chat_device, text
 from lora_studio.ui.chat_choices import Wanted
@@ -83,7 +84,7 @@ class Engine:
         busy = [run for run in self._supervisor.runs() if run.state in ("running", "stopping")]
         if busy:
             return busy[0].title or busy[0].id
-        return "another visitor's run" if self._supervisor.busy() else None
+        return "another visitor's run" if self._supervisor.working(TRAIN) else None
 
     def load(self, who: str, wanted: Wanted, *, insist: bool = False) -> Answers:
         """Brings base and adapters into memory; yields {"kind": "status", "words": markup} meanwhile."""

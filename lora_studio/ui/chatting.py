@@ -14,6 +14,7 @@ import gradio as gr
 from gradio.components import Component
 
 from lora_studio.errors import StudioError
+from lora_studio.jobs.kinds import EVALUATE, EXPORT
 from lora_studio.parsing import parse
 from lora_studio.presets import presets
 from lora_studio.text_limits import QUESTION, SYSTEM_PROMPT, check_length
@@ -167,7 +168,7 @@ class Chat:
     def status(self, chosen: Sequence[Choice]) -> str:
         held = self.engine.loaded if self.engine.holds(wanted(chosen)) else None
         holder = f"the chat ({self.engine.loaded['base']})" if self.engine.loaded else None
-        evaluating, exporting = (jobs.busy() is not None for jobs in (self.studio.evaluations, self.studio.exports))
+        evaluating, exporting = (bool(self.studio.supervisor.working(kind)) for kind in (EVALUATE, EXPORT))
         who = chat_device.holders(self.engine.run, holder, evaluating, exporting)
         return chat_words.memory(held, chosen, who, self.engine.loaded is not None) + chat_words.cards(chosen)
 

@@ -10,7 +10,8 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluations import evaluation, request_of
 from lora_studio.events import RunState
 from lora_studio.job_folders import EvaluationFolder
-from lora_studio.jobs.evaluating import Evaluations
+from lora_studio.jobs.kinds import EVALUATE
+from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import evaluate_rows, evaluate_words, job_list
 from lora_studio.ui.run_section import stat_of
 from lora_studio.ui.text import empty, notice
@@ -35,7 +36,7 @@ class View:
 class Board:
     """Reads evaluations for the tab. What did not change on disk is not read again."""
 
-    def __init__(self, workspace: Workspace, jobs: Evaluations) -> None:
+    def __init__(self, workspace: Workspace, jobs: Supervisor) -> None:
         self.workspace, self.jobs = workspace, jobs
         self._summaries: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
         self._rows: tuple[str, tuple[int, int], list[dict[str, Any]]] = ("", (0, 0), [])
@@ -58,7 +59,7 @@ class Board:
 
     def look(self, view: View, now: float) -> dict[str, str]:
         """The markup of every part."""
-        states = self.jobs.all()
+        states = self.jobs.jobs(EVALUATE)
         folders = {state.id: EvaluationFolder(self.workspace.evaluations_folder / state.id) for state in states}
         shown = states[: job_list.LISTED]
         headlines = {
@@ -90,7 +91,7 @@ class Board:
 
     def opening(self) -> str:
         """The evaluation to look at first: the one looked at last, else the newest."""
-        return job_list.opening(self.workspace, self.jobs, LOOKED_AT)
+        return job_list.opening(self.workspace, self.jobs.jobs(EVALUATE), LOOKED_AT)
 
 
 def data_choices(workspace: Workspace) -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import MOST_ADAPTERS, Measuring, Request, evaluation, make_request, request_of
-from lora_studio.jobs.evaluating import Evaluations
-from lora_studio.ui import browser, chat_device, downloads, evaluate_harness, job_wiring, text
+from lora_studio.jobs import evaluating
+from lora_studio.ui import browser, chat_device, downloads, evaluate_harness, job_list, job_wiring, text
 from lora_studio.ui import evaluate_board as board
 from lora_studio.ui.chat_choices import adapter_choices
 from lora_studio.ui.data_choice import SETTINGS, is_there
@@ -24,7 +24,7 @@ from lora_studio.ui.studio import Shared, Studio
 LONGEST, LABELS = SETTINGS["generation.max_new_tokens"], SETTINGS["evaluation.labels"]
 READING, ENCODING = SETTINGS["data.mapping"], SETTINGS["data.encoding"]
 FIRST = {"base": True, **Measuring().model_dump(), "max_new_tokens": LONGEST.default}
-FIRST |= dict.fromkeys(("labels", "mapping", "encoding"), "")
+FIRST |= dict.fromkeys(("labels", "mapping", "encoding"), "") | {"beside": False}
 """What the settings of an evaluation are at first."""
 FIELDS = ("adapters", "data", *FIRST)
 CLICKS = browser.on_load("evaluation", questions={"delete": "Delete this evaluation with all its answers?"})
@@ -33,7 +33,7 @@ BESIDE_A_RUN = text.notice("A run is training on the same device: both are slowe
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
-    watching = Board(studio.workspace, studio.evaluations)
+    watching = Board(studio.workspace, studio.supervisor)
     form, start = _draw_form()
     evaluate_harness.build(studio, form[0])
     said = gr.HTML(elem_id="evaluation-said")
@@ -43,7 +43,7 @@ def build(studio: Studio, shared: Shared) -> None:
 
     def begin(now: View, warned_of: str, *values: Any) -> tuple[Any, Any, Any]:
         try:
-            name, warned, words = start_one(studio, watching.jobs, dict(zip(FIELDS, values, strict=True)), warned_of)
+            name, warned, words = start_one(studio, dict(zip(FIELDS, values, strict=True)), warned_of)
         except StudioError as error:
             return now, "", text.problem(error)
         return _look_at(studio, name) if name else now, warned, words
@@ -55,7 +55,7 @@ def build(studio: Studio, shared: Shared) -> None:
         return [*fill(studio), View(watching.opening())]
 
     start.click(begin, [view, warned, *form], [view, warned, said], **QUIET)
-    clicks: dict[str, Any] = {"act": act, "told": [said, downloaded], "busy": studio.evaluations.busy}
+    clicks: dict[str, Any] = {"act": act, "told": [said, downloaded], "busy": studio.supervisor.busy}
     job_wiring.wire(parts, view, watching.look, opening=opening, opened=[*form, view], **clicks)
     gr.on([part.input for part in form], lambda *chosen: keep(studio, *chosen), form, None, **QUIET)
 
@@ -107,7 +107,8 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
             placeholder="gb18030",
             max_lines=1,
         )
-    return [adapters, data, base, *numbers, longest, labels, reading, encoding], start
+        beside = gr.Checkbox(False, label="Begin beside what works", info=job_list.BESIDE, elem_id="evaluate-beside")
+    return [adapters, data, base, *numbers, longest, labels, reading, encoding, beside], start
 
 
 def fill(studio: Studio) -> list[Any]:
@@ -126,21 +127,29 @@ def keep(studio: Studio, *chosen: Any) -> None:
     studio.workspace.write_draft(board.FORM, dict(zip(FIELDS, chosen, strict=True)))
 
 
-def start_one(studio: Studio, jobs: Evaluations, chosen: dict[str, Any], warned_of: str) -> tuple[str, str, str]:
-    """Starts what the form says; its id, what a person was warned of, and words. No id: the memory will hardly do.
+def start_one(studio: Studio, chosen: dict[str, Any], warned_of: str) -> tuple[str, str, str]:
+    """Starts or queues what the form says; its id, what a person was warned of, and words. No id: the memory will
+    hardly do.
 
     Who presses again after that warning starts it anyway. Raises `StudioError` for what can't be evaluated.
     """
-    request = asked_for(studio, chosen)
-    this = json.dumps(request.to_dict())
-    if this != warned_of and (question := _doubt(studio, request, "Evaluate")):
+    request, beside = asked_for(studio, chosen), bool(chosen.get("beside"))
+    this = json.dumps([request.to_dict(), beside])
+    begins = beside or studio.supervisor.busy() is None
+    if begins and this != warned_of and (question := _doubt(studio, request, "Evaluate")):
         return "", this, question
-    return jobs.start(request), "", BESIDE_A_RUN if studio.engine.run else ""
+    name = evaluating.start(studio.supervisor, request, beside=beside)
+    return name, "", _beside_words(studio, name)
+
+
+def _beside_words(studio: Studio, name: str) -> str:
+    """What is said of an evaluation that began while a run trains."""
+    return BESIDE_A_RUN if studio.engine.run and studio.supervisor.is_alive(name) else ""
 
 
 def _doubt(studio: Studio, request: Request, button: str) -> str:
     """What is asked before an evaluation for which the memory will hardly do; "" where it will."""
-    found = chat_device.evaluating(request)
+    found = evaluating.memory_for(request)
     return "" if found.fits else chat_device.evaluation_question(found, studio.engine.run, button)
 
 
@@ -182,11 +191,13 @@ def after_click(studio: Studio, watching: Board, now: View, act: str, value: str
         case "stop":
             jobs.stop(now.evaluation)
         case "resume":
-            question = _doubt(studio, request_of(evaluation(studio.workspace, now.evaluation)), "Resume")
+            begins = jobs.busy() is None
+            request = request_of(evaluation(studio.workspace, now.evaluation))
+            question = _doubt(studio, request, "Resume") if begins else ""
             if question and now.warned != now.evaluation:
                 return replace(now, warned=now.evaluation), question, gr.skip()
             jobs.resume(now.evaluation)
-            return now, BESIDE_A_RUN if studio.engine.run else "", gr.skip()
+            return now, _beside_words(studio, now.evaluation), gr.skip()
         case "download":
             path = board.file_of(studio.workspace, now.evaluation, value)
             target = downloads.new_file(studio.workspace, f"{now.evaluation}-{path.name}")

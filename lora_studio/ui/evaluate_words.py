@@ -50,13 +50,21 @@ def head(state: RunState, request: Request, *, owned: bool = False) -> str:
     columns = ", ".join(column.title for column in request.columns)
     file = request.data if request.data.startswith("hub:") else Path(request.data).name
     where = request.data if owned else None
-    act = ("stop", "", "Stop") if not state.final else ("resume", "", "Resume") if state.state != "done" else None
+    act = (
+        ("stop", "", job_list.stop_label(state))
+        if not state.final
+        else ("resume", "", "Resume")
+        if state.state != "done"
+        else None
+    )
     return render("evaluate.head", state, _progress(state), f"{columns} on {file}", where, act, _notes(state))
 
 
 def _progress(state: RunState) -> str:
     if state.final:
         return job_list.ended(state)
+    if state.state == "queued":
+        return job_list.waits()
     label = "Stopping" if state.state == "stopping" else PHASES.get(state.phase, "Starting")
     remark = run_words.speed_words(state, state.step if state.phase == "answer" else 0)
     if state.phase == "download":

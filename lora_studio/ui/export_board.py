@@ -15,7 +15,8 @@ from lora_studio.events import RunState
 from lora_studio.export_targets import TARGETS, Sizes
 from lora_studio.exports import checked, request_of, sizes_of, target_of
 from lora_studio.job_folders import ExportFolder
-from lora_studio.jobs.exporting import Exports
+from lora_studio.jobs.kinds import EXPORT
+from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.settings import described
 from lora_studio.ui import downloads, export_words, job_list
 from lora_studio.workspace import Workspace
@@ -44,14 +45,14 @@ class View:
 class Board:
     """Reads exports for the tab. What did not change on disk is not read again."""
 
-    def __init__(self, workspace: Workspace, jobs: Exports) -> None:
+    def __init__(self, workspace: Workspace, jobs: Supervisor) -> None:
         self.workspace, self.jobs = workspace, jobs
         self._results: dict[str, dict[str, Any]] = {}
         self._sizes: dict[str, Sizes] = {}
 
     def look(self, view: View, now: float) -> dict[str, str]:
         """The markup of every part."""
-        states = self.jobs.all()
+        states = self.jobs.jobs(EXPORT)
         results = {state.id: self.result(state) for state in states}
         state = next((one for one in states if one.id == view.export), None)
         listed = export_words.listing(states, view.export, now, results)
@@ -95,7 +96,7 @@ class Board:
 
     def opening(self) -> str:
         """The export to look at first: the one looked at last, else the newest."""
-        return job_list.opening(self.workspace, self.jobs, LOOKED_AT)
+        return job_list.opening(self.workspace, self.jobs.jobs(EXPORT), LOOKED_AT)
 
 
 def typed(target: str, values: Mapping[str, Any]) -> dict[str, Any]:

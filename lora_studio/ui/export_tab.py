@@ -10,7 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.exports import folders, make_request
+from lora_studio.exports import folders, make_request, needs_device
+from lora_studio.jobs import evaluating, exporting
 from lora_studio.ui import browser, downloads, job_wiring, text
 from lora_studio.ui import export_board as board
 from lora_studio.ui.chat_choices import adapter_choices
@@ -27,7 +28,7 @@ NOTHING = (
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
-    watching = Board(studio.workspace, studio.exports)
+    watching = Board(studio.workspace, studio.supervisor)
     adapter = gr.Dropdown(
         [], label="Adapter", info="A finished run, or one of its checkpoints.", elem_id="export-adapter"
     )
@@ -55,7 +56,7 @@ def build(studio: Studio, shared: Shared) -> None:
 
     adapter.input(change, [adapter, view], view, **QUIET)
     # Many at once: a field that is left by a click on the button is kept and the export begun in one moment.
-    clicks: dict[str, Any] = {"act": act, "told": [said, downloaded], "busy": studio.exports.busy}
+    clicks: dict[str, Any] = {"act": act, "told": [said, downloaded], "busy": studio.supervisor.busy}
     job_wiring.wire(
         parts, view, watching.look, opening=opening, opened=[adapter, view, nothing], trigger_mode="multiple", **clicks
     )
@@ -102,4 +103,7 @@ def start(studio: Studio, now: View, values: Mapping[str, Any], secret: str) -> 
         settings=board.typed(now.target, values),
         trial=bool(values.get("trial", True)),
     )
-    return studio.exports.start(request, {"HF_TOKEN": secret} if secret else None)
+    beside = bool(values.get("beside")) and needs_device(request)
+    if beside and studio.supervisor.busy() is not None:
+        evaluating.check_beside(exporting.memory_for(request))
+    return exporting.start(studio.supervisor, request, {"HF_TOKEN": secret} if secret else None, beside=beside)

@@ -34,7 +34,8 @@ def _large(octets: int | None, room: int | None) -> str:
 def form(target: Target, values: Mapping[str, Any]) -> str:
     """The settings of a form and the button that starts; `values` are those that were typed before."""
     fields = [(setting, values.get(setting.path, setting.default)) for setting in described(target.settings)]
-    return render("export.form", target, fields, values.get("trial", True))
+    beside = job_list.BESIDE if target.whole_model else ""
+    return render("export.form", target, fields, values.get("trial", True), beside, bool(values.get("beside")))
 
 
 def listing(states: Sequence[RunState], looked_at: str, now: float, results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -62,7 +63,7 @@ def head(state: RunState, result: Mapping[str, Any], root: str = "") -> str:
 
 def _head(state: RunState, result: Mapping[str, Any], *, places: bool) -> str:
     if not state.final:
-        return render("export.head", state, _progress(state), state.warnings)
+        return render("export.head", state, _progress(state), state.warnings, stop=job_list.stop_label(state))
     words = ""
     if state.state == "done" and not result.keys() >= TOLD:
         damaged = "result.json of this export is damaged: what came out is not known."
@@ -75,6 +76,8 @@ def _head(state: RunState, result: Mapping[str, Any], *, places: bool) -> str:
 
 
 def _progress(state: RunState) -> str:
+    if state.state == "queued":
+        return job_list.waits()
     words = "stopping" if state.state == "stopping" else PHASES.get(state.phase, state.phase or "starting")
     label = words[:1].upper() + words[1:]
     if state.phase_unit != "bytes":

@@ -1,17 +1,19 @@
 """What the tabs of jobs with folders of their own (evaluations, exports) share: list, states, buttons. No gradio."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from lora_studio.events import RunState
-from lora_studio.jobs.folder_jobs import FolderJobs
 from lora_studio.ui import run_words
 from lora_studio.ui.text import Html, count, render
 from lora_studio.workspace import Workspace
 
 LISTED = 30
+BESIDE = (
+    "A job that finds the device taken waits for its turn. Ticked, it begins at once: both share the memory, and are "
+    "slower."
+)
 STATES = {
-    "queued": "Starting",
+    "queued": "Waiting for its turn",
     "running": "Running",
     "stopping": "Stopping",
     "done": "Finished",
@@ -20,10 +22,10 @@ STATES = {
 }
 
 
-def opening(workspace: Workspace, jobs: FolderJobs[Any], draft: str) -> str:
+def opening(workspace: Workspace, states: Sequence[RunState], draft: str) -> str:
     """The job to look at first: the one looked at last, whose id is the draft of that name, else the newest."""
     last = workspace.read_draft(draft)
-    known = [state.id for state in jobs.all()]
+    known = [state.id for state in states]
     return str(last) if last in known else next(iter(known), "")
 
 
@@ -50,6 +52,16 @@ def ended(state: RunState, said: str = "") -> Html:
     seconds = run_words.elapsed(state, 0.0)
     after = "before it began" if seconds is None else f"after {run_words.clock(seconds)}"
     return render("jobs.ended", f"{said or STATES[state.state]} {after}.")
+
+
+def waits() -> Html:
+    """What is said of a job in the queue."""
+    return render("jobs.ended", "Waiting for its turn: another job holds the device. The Runs tab shows its place.")
+
+
+def stop_label(state: RunState) -> str:
+    """The words on the button that ends a job."""
+    return "Take out of the queue" if state.state == "queued" else "Stop"
 
 
 def buttons(*acts: tuple[str, str, str]) -> Html:

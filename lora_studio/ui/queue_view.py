@@ -1,4 +1,4 @@
-"""The queue on the runs tab: the runs that wait for the device, in order, each with what can be done with it.
+"""The queue on the runs tab: the jobs that work, and those that wait for the device, in order, each with its buttons.
 
 A run that was never started can be edited: it leaves the queue, and its settings stand in the train form.
 """
@@ -10,15 +10,16 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.errors import StudioError
-from lora_studio.jobs.waiting import Waiting
+from lora_studio.events import RunState
+from lora_studio.jobs.kinds import KINDS, TRAIN
+from lora_studio.jobs.waiting import Waiting, is_shown
 from lora_studio.parsing import parse, read_yaml
 from lora_studio.settings import flatten
 from lora_studio.ui import browser, text
 from lora_studio.ui.run_section import QUIET, Look
 from lora_studio.ui.studio import Shared, Studio
-from lora_studio.workspace import RunFolder
 
-EXPLAINED = "One run trains at a time. These start one after the other, from the top, also after a restart."
+EXPLAINED = "One job holds the device at a time. Others start one after the other, from the top, also after a restart."
 
 
 def build(studio: Studio, shared: Shared) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
         try:
             if event.act == "edit":
                 return {shared.form: edit(studio, event.value), shared.tabs: gr.Tabs(selected="train")}
-            if event.act == "out":
+            if event.act in ("out", "stop"):
                 studio.supervisor.stop(event.value)
             else:
                 studio.supervisor.move(event.value, -1 if event.act == "up" else 1)
@@ -55,37 +56,64 @@ def edit(studio: Studio, run_id: str) -> tuple[float, dict[str, Any], str]:
 
 
 def stamp(look: Look) -> Hashable:
-    return tuple(look.studio.supervisor.waiting())
+    working = look.studio.supervisor.working()
+    return tuple(look.studio.supervisor.waiting()), tuple((job.id, job.state) for job in working)
 
 
 def view(look: Look) -> dict[str, Any]:
-    waiting = look.studio.supervisor.waiting()
-    titles = {state.id: state.title for state in look.studio.supervisor.runs()}
-    workspace = look.studio.workspace
-    hidden = {entry.run for entry in waiting if not workspace.shows(RunFolder(workspace.runs_folder / entry.run))}
-    return {"queue": rows(waiting, titles, hidden) if waiting else None}
+    supervisor, workspace = look.studio.supervisor, look.studio.workspace
+    waiting, working = supervisor.waiting(), supervisor.working()
+    hidden = {entry.job for entry in waiting if not is_shown(workspace, entry)}
+    hidden |= {job.id for job in working if not workspace.shows(KINDS[job.kind].folder_of(workspace, job.id))}
+    others = [job for job in working if job.kind != TRAIN.name]
+    titles = {entry.job: supervisor.state(entry.job).title for entry in waiting if entry.job not in hidden}
+    listed = rows(waiting, titles, hidden, working) if waiting or others else None
+    return {"queue": listed}
 
 
-def rows(waiting: Sequence[Waiting], titles: Mapping[str, str], hidden: Collection[str] = ()) -> str:
-    """The waiting runs, the next one first, each with its buttons; of those hidden no more than that they wait."""
-    items: list[tuple[str, str, Sequence[tuple[str, str, str, str, bool]]]] = []
+Button = tuple[str, str, str, str, bool]
+"""What a click asks for, of which job, the words on it, what it is about, and whether it is off."""
+
+
+def rows(
+    waiting: Sequence[Waiting],
+    titles: Mapping[str, str],
+    hidden: Collection[str] = (),
+    working: Sequence[RunState] = (),
+) -> str:
+    """The jobs that work and those that wait, the next one first, each with its buttons; of those hidden no more than
+    that they are there."""
+    items = [_working(job, hidden=job.id in hidden) for job in working]
     for place, entry in enumerate(waiting):
-        if entry.run in hidden:
-            items.append(("Another visitor's run", "", ()))
+        if entry.job in hidden:
+            items.append((str(place + 1), f"Another visitor's {KINDS[entry.kind].noun}", "", ()))
             continue
-        name = titles.get(entry.run) or entry.run
+        name = titles.get(entry.job) or entry.job
         buttons = [
-            ("up", entry.run, "↑", f"Move {name} up", place == 0),
-            ("down", entry.run, "↓", f"Move {name} down", place == len(waiting) - 1),
-            ("edit", entry.run, "Edit", f"Edit {name}", False),
-            ("out", entry.run, "Take out", f"Take {name} out of the queue", False),
+            ("up", entry.job, "↑", f"Move {name} up", place == 0),
+            ("down", entry.job, "↓", f"Move {name} down", place == len(waiting) - 1),
+            ("edit", entry.job, "Edit", f"Edit {name}", False),
+            ("out", entry.job, "Take out", f"Take {name} out of the queue", False),
         ]
-        items.append((name, purpose(entry), [act for act in buttons if act[0] != "edit" or not entry.resume]))
-    return text.render("runs.queue", EXPLAINED, items)
+        editable = entry.kind == TRAIN.name and not entry.resume
+        shown = [act for act in buttons if act[0] != "edit" or editable]
+        items.append((str(place + 1), name, purpose(entry), shown))
+    return text.render("runs.queue", "Waiting for their turn" if waiting else "Working now", EXPLAINED, items)
+
+
+def _working(job: RunState, *, hidden: bool) -> tuple[str, str, str, Sequence[Button]]:
+    noun = KINDS[job.kind].noun
+    if hidden:
+        return "▸", f"Another visitor's {noun}", "", ()
+    name, stopping = job.title or job.id, job.state == "stopping"
+    what = f"{noun}, {'stopping' if stopping else 'works'}"
+    return "▸", name, what, [("stop", job.id, "Stop", f"Stop {name}", stopping)]
 
 
 def purpose(entry: Waiting) -> str:
-    """What a waiting run is to do."""
+    """What a waiting job is to do."""
+    if entry.kind != TRAIN.name:
+        return f"{KINDS[entry.kind].noun}, {'goes on' if entry.resume else 'begins'}"
     if entry.extra_epochs:
         return f"goes on for {entry.extra_epochs:g} more epoch{'' if entry.extra_epochs == 1 else 's'}"
     return "goes on from its last checkpoint" if entry.resume else "begins"

@@ -8,7 +8,7 @@ import time
 
 from lora_studio.events import RunState
 from lora_studio.pace import pace_of, short
-from lora_studio.ui.text import duration, render, size
+from lora_studio.ui.text import count, duration, render, size
 
 STATES = {
     "queued": "Waiting for its turn",
@@ -140,18 +140,24 @@ def elapsed(run: RunState, now: float) -> float | None:
 
 
 def status_line(
-    runs: list[RunState], chat: bool = False, evaluating: bool = False, elses: bool = False, exporting: bool = False
+    runs: list[RunState],
+    chat: bool = False,
+    evaluating: bool = False,
+    elses: bool = False,
+    exporting: bool = False,
+    other_jobs: int = 0,
 ) -> str:
     """One line on what this machine is doing, for the top of every tab; `chat` says that the chat holds a model.
 
-    `elses` says that a run trains which is another visitor's.
+    `elses` says that a run trains which is another visitor's; `other_jobs` wait beside the runs that do.
     """
     others = ["the chat holds a model in memory"] * chat + ["an evaluation is going on"] * evaluating
     others += ["an export is going on"] * exporting
     held = ", ".join(others)
     active = next((run for run in runs if run.state in ("running", "stopping")), None)
     waiting = sum(run.state == "queued" for run in runs)
-    queue = f"{waiting} run{'' if waiting == 1 else 's'} waiting" if waiting else ""
+    waits = count(waiting, "run") if not other_jobs else count(waiting + other_jobs, "job")
+    queue = f"{waits} waiting" if waiting or other_jobs else ""
     if active is None:
         idle = queue + " to start" if queue else "No run is going on"
         if elses:

@@ -7,8 +7,7 @@ import gradio as gr
 
 from lora_studio.guests import LIMITS
 from lora_studio.jobs.client import Session
-from lora_studio.jobs.evaluating import Evaluations
-from lora_studio.jobs.exporting import Exports
+from lora_studio.jobs.kinds import EVALUATE, EXPORT, TRAIN
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.serving import Serving
 from lora_studio.ui import run_words
@@ -39,22 +38,14 @@ class Studio:
         """Answers in turn, whoever asks: the chat tab, a program, an endpoint."""
         return Engine(self.chat, self.supervisor, LIMITS.questions if self.serving.guests else None)
 
-    @cached_property
-    def evaluations(self) -> Evaluations:
-        """Starts and follows evaluations; a server that begins anew finds them all on disk."""
-        return Evaluations(self.workspace)
-
-    @cached_property
-    def exports(self) -> Exports:
-        """Starts and follows exports, in the same way."""
-        return Exports(self.workspace)
-
     def status_line(self) -> str:
         """What this machine is doing, as the top of every tab says it to whoever looks."""
-        runs, busy = self.supervisor.runs(), self.supervisor.busy()
-        others = busy is not None and busy not in {run.id for run in runs}
-        evaluating, exporting = self.evaluations.busy() is not None, self.exports.busy() is not None
-        return run_words.status_line(runs, self.chat.running, evaluating, others, exporting)
+        runs, working = self.supervisor.runs(), self.supervisor.working()
+        own = {run.id for run in runs}
+        others = any(job.kind == TRAIN.name and job.id not in own for job in working)
+        evaluating, exporting = (any(job.kind == kind.name for job in working) for kind in (EVALUATE, EXPORT))
+        waiting = sum(entry.kind != TRAIN.name for entry in self.supervisor.waiting())
+        return run_words.status_line(runs, self.chat.running, evaluating, others, exporting, waiting)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from lora_studio.conflicts import machine_conflicts
 from lora_studio.errors import StudioError
 from lora_studio.hardware import recent_devices
 from lora_studio.jobs.checking import check_before_start, fetch_numbers
+from lora_studio.jobs.kinds import EVALUATE
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.module_patterns import PatternError
 from lora_studio.parsing import ConfigError, Problem, parse, read_yaml, to_yaml
@@ -308,7 +309,7 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
 
 def beside(studio: Studio) -> str:
     """What else holds memory that a run could have, and how it is given back."""
-    evaluating = studio.evaluations.busy() is not None
+    evaluating = bool(studio.supervisor.working(EVALUATE))
     return (CHAT_HELD if studio.chat.running else "") + (EVALUATION_HELD if evaluating else "")
 
 

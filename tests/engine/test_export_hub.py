@@ -10,8 +10,9 @@ import yaml
 
 from lora_studio.engine.stopping import Stopped
 from lora_studio.exports import folders, make_request
-from lora_studio.jobs.exporting import Exports
-from lora_studio.jobs.launchers.local import LocalLauncher, python_module
+from lora_studio.jobs import exporting
+from lora_studio.jobs.launchers.local import LocalLauncher
+from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import RunFolder
 
 from ..fake_hub import TOKEN, FakeHub, fake_hub
@@ -49,10 +50,10 @@ def test_an_adapter_arrives_with_its_card_and_the_token_is_nowhere_else(trained:
     workspace, seen = workspace_of(trained), list[bytes]()
     with fake_hub() as hub:
         outside = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
-        jobs = Exports(workspace, LocalLauncher(python_module("lora_studio.engine.exporter"), env=outside))
+        jobs = Supervisor(workspace, LocalLauncher(env=outside))
         settings = {"base_name": "tiny/base"}
         request = make_request(workspace, trained.id, "hub", settings=settings, trial=False)
-        folder = folders(workspace).find(jobs.start(request, {"HF_TOKEN": TOKEN}))
+        folder = folders(workspace).find(exporting.start(jobs, request, {"HF_TOKEN": TOKEN}))
         until = time.monotonic() + 400
         while not (state := jobs.state(folder.id)).final and time.monotonic() < until:
             seen += command_lines()

@@ -9,47 +9,47 @@ import pytest
 from lora_studio.config import Generation
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import Column, Measuring, Request, evaluations
+from lora_studio.jobs import evaluating
 from lora_studio.jobs.ending_words import ending_words
-from lora_studio.jobs.evaluating import Evaluations
+from lora_studio.jobs.kinds import EVALUATE
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
+from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import Workspace
 
 from .conftest import wait_until
 
 REQUEST = Request("title", "data", (Column("adapter", "A", "/a"),), (), "", Measuring(), Generation())
-Jobs = Callable[[str], Evaluations]
+Jobs = Callable[[str], Supervisor]
 
 
 @pytest.fixture
 def jobs(workspace: Workspace) -> Iterator[Jobs]:
     """Evaluations whose children are fakes of a mode, and of which none is left behind."""
     program = str(Path(__file__).with_name("fake_evaluator.py"))
-    yield lambda mode: Evaluations(workspace, LocalLauncher([sys.executable, program, mode]))
+    yield lambda mode: Supervisor(workspace, LocalLauncher([sys.executable, program, mode]))
     for folder in evaluations(workspace):
         kill(folder)
 
 
 def test_one_that_is_done_says_so_and_can_be_deleted(jobs: Jobs, workspace: Workspace) -> None:
     mine = jobs("rows=2")
-    name = mine.start(REQUEST)
+    name = evaluating.start(mine, REQUEST)
     wait_until(lambda: mine.state(name).state == "done")
-    assert [state.title for state in mine.all()] == ["title"]
+    assert [state.title for state in mine.jobs(EVALUATE)] == ["title"]
     with pytest.raises(StudioError, match="is done"):
         mine.resume(name)
     mine.delete(name)
-    assert mine.all() == []
-    with pytest.raises(StudioError, match="no evaluation"):
+    assert mine.jobs(EVALUATE) == []
+    with pytest.raises(StudioError, match="no such run"):
         mine.state(name)
 
 
 @pytest.mark.slow
-def test_a_stopped_one_goes_on_where_it_was_and_another_waits_for_its_end(jobs: Jobs, workspace: Workspace) -> None:
+def test_a_stopped_one_goes_on_where_it_was(jobs: Jobs, workspace: Workspace) -> None:
     mine = jobs("slow")
-    name = mine.start(REQUEST)
+    name = evaluating.start(mine, REQUEST)
     wait_until(lambda: mine.state(name).phase_done > 0)
-    with pytest.raises(StudioError, match="going on"):
-        mine.start(REQUEST)
-    with pytest.raises(StudioError, match="not over"):
+    with pytest.raises(StudioError, match="can't be deleted"):
         mine.delete(name)
     mine.stop(name)
     wait_until(lambda: mine.state(name).final and mine.busy() is None)
@@ -61,7 +61,7 @@ def test_a_stopped_one_goes_on_where_it_was_and_another_waits_for_its_end(jobs: 
 
 
 def test_another_server_finds_it_and_a_killed_one_says_what_to_do(jobs: Jobs, workspace: Workspace) -> None:
-    name = jobs("slow").start(REQUEST)
+    name = evaluating.start(jobs("slow"), REQUEST)
     other = jobs("slow")
     wait_until(lambda: other.state(name).state == "running")
     assert other.busy() == name

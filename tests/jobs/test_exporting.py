@@ -10,16 +10,18 @@ import pytest
 from lora_studio.errors import StudioError
 from lora_studio.exports import Request, exports
 from lora_studio.hub_token import hub_secrets
+from lora_studio.jobs import exporting
 from lora_studio.jobs.ending_words import ending_words
-from lora_studio.jobs.exporting import Exports
+from lora_studio.jobs.kinds import EXPORT
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
+from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 
 from .conftest import wait_until
 
-Jobs = Callable[[str], Exports]
+Jobs = Callable[[str], Supervisor]
 
 
 @pytest.fixture
@@ -32,39 +34,37 @@ def request_(tmp_path: Path) -> Request:
 def jobs(workspace: Workspace) -> Iterator[Jobs]:
     """Exports whose children are fakes of a mode, and of which none is left behind."""
     program = str(Path(__file__).with_name("fake_exporter.py"))
-    yield lambda mode: Exports(workspace, LocalLauncher([sys.executable, program, mode]))
+    yield lambda mode: Supervisor(workspace, LocalLauncher([sys.executable, program, mode]))
     for folder in exports(workspace):
         kill(folder)
 
 
 def test_one_that_is_done_has_a_result_and_goes_with_it(jobs: Jobs, workspace: Workspace, request_: Request) -> None:
     mine = jobs("quick")
-    name = mine.start(request_)
+    name = exporting.start(mine, request_)
     wait_until(lambda: mine.state(name).state == "done")
     (folder,) = exports(workspace)
     assert [path.name for path in folder.result.iterdir()] == ["half"]
     mine.delete(name)
-    assert mine.all() == []
+    assert mine.jobs(EXPORT) == []
     assert not folder.path.exists()
 
 
-def test_a_second_one_waits_and_a_stopped_one_says_so(jobs: Jobs, request_: Request) -> None:
+def test_one_that_works_is_not_deleted_and_a_stopped_one_says_so(jobs: Jobs, request_: Request) -> None:
     mine = jobs("slow")
-    name = mine.start(request_)
+    name = exporting.start(mine, request_)
     wait_until(lambda: mine.state(name).phase == "write")
-    with pytest.raises(StudioError, match="is going on"):
-        mine.start(request_)
-    with pytest.raises(StudioError, match="not over"):
+    with pytest.raises(StudioError, match="can't be deleted"):
         mine.delete(name)
     mine.stop(name)
-    wait_until(lambda: mine.state(name).final and mine.busy() is None)
+    wait_until(lambda: mine.state(name).final and not mine.is_alive(name))
     assert mine.state(name).state == "stopped"
 
 
 def test_a_killed_one_is_found_to_be_over_and_the_next_clears_what_it_left(
     jobs: Jobs, workspace: Workspace, request_: Request
 ) -> None:
-    name = jobs("slow").start(request_)
+    name = exporting.start(jobs("slow"), request_)
     other = jobs("quick")
     wait_until(lambda: other.state(name).phase == "write")
     (folder,) = exports(workspace)
@@ -72,14 +72,14 @@ def test_a_killed_one_is_found_to_be_over_and_the_next_clears_what_it_left(
     kill(folder)
     wait_until(lambda: other.state(name).final)
     assert "nothing half-finished is kept" in ending_words(other.state(name))[1]
-    next_one = other.start(request_)
+    next_one = exporting.start(other, request_)
     assert not folder.unfinished.exists()
     wait_until(lambda: other.state(next_one).state == "done")
 
 
 def test_a_secret_reaches_the_child_and_no_file(jobs: Jobs, workspace: Workspace, request_: Request) -> None:
     mine = jobs("secret")
-    name = mine.start(request_, {"HF_TOKEN": "hf_sesame"})
+    name = exporting.start(mine, request_, {"HF_TOKEN": "hf_sesame"})
     wait_until(lambda: mine.state(name).state == "done")
     (folder,) = exports(workspace)
     assert folder.read_result()["bytes"] == len("hf_sesame")
@@ -93,12 +93,12 @@ def test_a_visitor_publishes_with_a_token_of_their_own_or_not_at_all(
 ) -> None:
     visited = VisitedWorkspace(workspace, lambda: "ben", "anna", [tmp_path])
     program = str(Path(__file__).with_name("fake_exporter.py"))
-    mine = Exports(visited, LocalLauncher([sys.executable, program, "secret"], env={"HF_TOKEN": "hf_of_the_owner"}))
+    mine = Supervisor(visited, LocalLauncher([sys.executable, program, "secret"], env={"HF_TOKEN": "hf_of_the_owner"}))
     published = replace(request_, target="hub", settings={"repo": "pirate"})
     for none in (None, {}, hub_secrets(" ")):
         with pytest.raises(StudioError, match="token of your own"):
-            mine.start(published, none)
-    name = mine.start(published, hub_secrets(" hf_mine "))
+            exporting.start(mine, published, none)
+    name = exporting.start(mine, published, hub_secrets(" hf_mine "))
     wait_until(lambda: mine.state(name).final)
     (folder,) = exports(visited)
     assert folder.read_result()["bytes"] == len("hf_mine")

@@ -1,13 +1,18 @@
 """lm-evaluation-harness: its command for an adapter, and its start where it is installed."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lora_studio.errors import StudioError
+from lora_studio.events import Reason
 from lora_studio.jobs import harness
-from lora_studio.jobs.harness import Harness, command, in_a_shell
+from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.harness import command, in_a_shell
+from lora_studio.jobs.kinds import BENCHMARK
+from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import Workspace
 
 from .conftest import wait_until
@@ -35,21 +40,58 @@ def test_a_name_can_not_bring_an_argument_of_its_own(adapter: str, base: str) ->
 def test_where_it_is_not_installed_that_is_said(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "installed", lambda: False)
     with pytest.raises(StudioError, match="not installed"):
-        Harness(workspace).start(["lm_eval"])
+        harness.start(Supervisor(workspace), "title", ["lm_eval"])
 
 
-def test_it_runs_in_a_process_of_its_own_and_its_words_are_shown(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "lm_eval.py").write_text("import sys, time\nprint(sys.argv[1:], flush=True)\ntime.sleep(60)\n")
+STAND_IN = """
+import json, pathlib, sys, time
+print("asked for", sys.argv[1:], flush=True)
+if "wrong" in sys.argv:
+    sys.exit(3)
+time.sleep(60 if "slow" in sys.argv else 0)
+place = pathlib.Path("results", "model")
+place.mkdir(parents=True)
+(place / "results_1.json").write_text(json.dumps({"results": {"one": {"acc,none": 0.5}}}))
+"""
+
+
+@pytest.fixture
+def bench(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Supervisor]:
+    """A supervisor whose benchmarks are asked by a stand-in of the package."""
+    (tmp_path / "lm_eval.py").write_text(STAND_IN)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    assert harness.installed()
-    bench = Harness(workspace)
-    bench.start(["lm_eval", "--tasks", "one"])
-    wait_until(lambda: "--tasks" in bench.said())
-    with pytest.raises(StudioError, match="running already"):
-        bench.start(["lm_eval"])
-    bench.stop()
-    wait_until(lambda: not bench.running)
-    assert "exit code" in bench.said()
+    supervisor = Supervisor(workspace, tick_seconds=0.05)
+    supervisor.start()
+    yield supervisor
+    supervisor.close()
+    for job in supervisor.jobs(BENCHMARK):
+        supervisor.cancel(job.id)
+
+
+def test_one_is_a_job_whose_numbers_are_kept_in_its_folder(bench: Supervisor) -> None:
+    name = harness.start(bench, "A on one", ["lm_eval", "--tasks", "one"])
+    wait_until(lambda: bench.state(name).final)
+    state, (_, folder) = bench.state(name), bench.find(name)
+    assert (state.state, state.title, state.reason) == ("done", "A on one", Reason.COMPLETED)
+    assert "asked for ['--tasks', 'one']" in bench.log(name)
+    assert folder.read_result()["results"] == {"one": {"acc,none": 0.5}}
+
+
+def test_one_that_the_package_ends_is_a_failure_with_its_exit_code(bench: Supervisor) -> None:
+    name = harness.start(bench, "A on one", ["lm_eval", "wrong"])
+    wait_until(lambda: bench.state(name).final)
+    assert "exit code 3" in ending_words(bench.state(name))[0]
+
+
+@pytest.mark.slow
+def test_another_server_finds_the_one_that_works_and_stops_it(bench: Supervisor, workspace: Workspace) -> None:
+    name = harness.start(bench, "A on one", ["lm_eval", "slow"])
+    wait_until(lambda: "asked for" in bench.log(name))
+    other = Supervisor(workspace)
+    assert (other.busy(), other.state(name).state) == (name, "running")
+    other.stop(name)
+    wait_until(lambda: other.state(name).final)
+    assert (other.state(name).state, other.state(name).reason) == ("stopped", Reason.STOPPED)
+    with pytest.raises(StudioError, match="can't be resumed"):
+        other.resume(name)

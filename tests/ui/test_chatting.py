@@ -46,6 +46,9 @@ class FakeSupervisor:
     def busy(self) -> str | None:
         return None
 
+    def working(self, kind: Any = None) -> list[RunState]:
+        return []
+
 
 def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
     if method == "load":

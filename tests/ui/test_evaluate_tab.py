@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from lora_studio.evaluations import Measuring, Request, create
+from lora_studio.evaluations import Measuring, Request, create, request_of
 from lora_studio.hardware import Device
+from lora_studio.jobs.kinds import Kind
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import evaluate_tab
 from lora_studio.ui.evaluate_board import View
@@ -17,34 +18,43 @@ from tests.adapters import files, write
 from tests.ui.fake_session import FakeSession
 
 
-class Started:
-    """Stands in for the evaluations: remembers what was to be started."""
+class Started(Supervisor):
+    """A supervisor that starts nothing, but remembers what was to be started."""
 
-    def __init__(self) -> None:
+    def __init__(self, workspace: Workspace) -> None:
+        super().__init__(workspace)
         self.requests: list[Request] = []
         self.resumed: list[str] = []
+        self.holder: str | None = None
 
-    def start(self, request: Request) -> str:
-        self.requests.append(request)
-        return f"evaluation-{len(self.requests)}"
+    def submit(self, kind: Kind, make: Any, *, beside: bool = False, secrets: Any = None) -> str:
+        self.requests.append(request_of(make()))
+        return f"evaluation-{len(self.requests)}{' beside' * beside}"
 
-    def resume(self, name: str) -> None:
-        self.resumed.append(name)
+    def resume(self, job_id: str, *more: Any, **given: Any) -> None:
+        self.resumed.append(job_id)
+
+    def busy(self) -> str | None:
+        return self.holder
+
+    def is_alive(self, job_id: str) -> bool:
+        return False
 
 
 def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session: Any = FakeSession(lambda method, **params: [])
-    studio, jobs = Studio(workspace, Supervisor(workspace), session, session), Started()
+    jobs = Started(workspace)
+    studio = Studio(workspace, jobs, session, session)
     adapter = write(tmp_path / "adapter", files())
     chosen = {**Measuring().model_dump(), "adapters": [str(adapter)], "data": "pirate", "base": True}
     chosen |= {"max_new_tokens": 8, "labels": "", "mapping": "", "encoding": "gb18030 "}
 
     def begin(warned: str, **changed: Any) -> tuple[str, str, str]:
-        return evaluate_tab.start_one(studio, jobs, {**chosen, **changed}, warned)
+        return evaluate_tab.start_one(studio, {**chosen, **changed}, warned)
 
-    monkeypatch.setattr("lora_studio.ui.chat_device.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
+    monkeypatch.setattr("lora_studio.jobs.device.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
     name, warned, words = begin("")
     assert (name, jobs.requests) == ("", [])
     assert "and 1.0 MB are free." in words
@@ -62,5 +72,22 @@ def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     assert jobs.resumed == []
     resume(seen)
     assert jobs.resumed == [folder.id]
-    monkeypatch.setattr("lora_studio.ui.chat_device.devices", lambda: [Device("CPU", "cpu", 10**11, 10**11)])
+    monkeypatch.setattr("lora_studio.jobs.device.devices", lambda: [Device("CPU", "cpu", 10**11, 10**11)])
     assert begin("")[0] == "evaluation-2"
+
+
+def test_beside_a_job_that_holds_the_device_one_waits_without_a_question_or_begins_after_one(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session: Any = FakeSession(lambda method, **params: [])
+    jobs = Started(workspace)
+    jobs.holder = "a run"
+    studio = Studio(workspace, jobs, session, session)
+    adapter = write(tmp_path / "adapter", files())
+    chosen = {**Measuring().model_dump(), "adapters": [str(adapter)], "data": "pirate", "base": True}
+    chosen |= {"max_new_tokens": 8, "labels": "", "mapping": "", "encoding": ""}
+    monkeypatch.setattr("lora_studio.jobs.device.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
+    assert evaluate_tab.start_one(studio, {**chosen, "beside": False}, "") == ("evaluation-1", "", "")
+    name, warned, words = evaluate_tab.start_one(studio, {**chosen, "beside": True}, "")
+    assert (name, "are free" in words) == ("", True)
+    assert evaluate_tab.start_one(studio, {**chosen, "beside": True}, warned)[0] == "evaluation-2 beside"

@@ -15,7 +15,7 @@ from lora_studio.export_targets import TARGETS
 from lora_studio.exports import create, make_request
 from lora_studio.job_folders import ExportFolder
 from lora_studio.jobs.ending_words import ending_words
-from lora_studio.jobs.exporting import Exports
+from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.parsing import parse, to_yaml
 from lora_studio.ui.export_board import Board, View, ask_for, download, keep, remembered, typed, values_of
 from lora_studio.ui.export_words import cards, form, head
@@ -34,7 +34,7 @@ def run(workspace: Workspace) -> str:
 
 @pytest.fixture
 def board(workspace: Workspace) -> Board:
-    return Board(workspace, Exports(workspace))
+    return Board(workspace, Supervisor(workspace))
 
 
 def finished(workspace: Workspace, run: str, names: tuple[str, ...] = ("a.txt", "b/c.txt")) -> ExportFolder:
@@ -119,9 +119,11 @@ def test_a_visitor_downloads_what_came_out_and_reads_no_place_of_the_machine(wor
 
     folder = finished(workspace, run)
     view = View(run, export=folder.id)
-    assert f"On this machine: {folder.result}" in Board(workspace, Exports(workspace)).look(view, time.time())["head"]
+    assert (
+        f"On this machine: {folder.result}" in Board(workspace, Supervisor(workspace)).look(view, time.time())["head"]
+    )
     visited = Visited(workspace.root)
-    seen = "".join(Board(visited, Exports(visited)).look(view, time.time()).values())
+    seen = "".join(Board(visited, Supervisor(visited)).look(view, time.time()).values())
     assert str(workspace.root) not in seen
     assert "<pre>cd . &amp;&amp; python &#x27;a b" in seen
     assert seen.count('data-act="download"') == 3

@@ -9,6 +9,7 @@ from lora_studio import exports
 from lora_studio.accounts import OWNER
 from lora_studio.evaluations import create, make_request
 from lora_studio.jobs.client import Session
+from lora_studio.jobs.kinds import EVALUATE, EXPORT
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import evaluate_board, export_board, runs_tab
 from lora_studio.ui.run_board import Board
@@ -36,9 +37,9 @@ def test_a_day_of_ticks_leaves_nothing_behind(tmp_path: Path) -> None:
     workspace = VisitedWorkspace(whole, lambda: OWNER, OWNER)
     log = whole.logs_folder / "log"
     studio = Studio(workspace, Supervisor(workspace), Session(log), Session(log))
-    board, evaluated = Board(workspace), evaluate_board.Board(workspace, studio.evaluations)
-    taken = export_board.Board(workspace, studio.exports)
-    (shown,), (export,) = studio.evaluations.all(), studio.exports.all()
+    board, evaluated = Board(workspace), evaluate_board.Board(workspace, studio.supervisor)
+    taken = export_board.Board(workspace, studio.supervisor)
+    (shown,), (export,) = studio.supervisor.jobs(EVALUATE), studio.supervisor.jobs(EXPORT)
     before = Shown()
 
     def tick(number: int) -> None:
@@ -47,8 +48,8 @@ def test_a_day_of_ticks_leaves_nothing_behind(tmp_path: Path) -> None:
         status_line(
             studio.supervisor.runs(),
             False,
-            studio.evaluations.busy() is not None,
-            exporting=studio.exports.busy() is not None,
+            bool(studio.supervisor.working(EVALUATE)),
+            exporting=bool(studio.supervisor.working(EXPORT)),
         )
         before = runs_tab.look(studio, board, runs[number % 3].id, Choice(), before)
         evaluated.look(evaluate_board.View(shown.id), 0.0)

@@ -55,8 +55,11 @@ def test_the_same_settings_can_be_started_again_later_and_others_at_once() -> No
 
 def test_a_run_that_asks_for_memory_is_told_what_else_holds_some() -> None:
     def studio(chat: bool, evaluation: str | None) -> Any:
-        jobs, session = SimpleNamespace(busy=lambda: evaluation), SimpleNamespace(running=chat)
-        return SimpleNamespace(chat=session, evaluations=jobs)
+        jobs, session = (
+            SimpleNamespace(working=lambda kind: [evaluation] if evaluation else []),
+            SimpleNamespace(running=chat),
+        )
+        return SimpleNamespace(chat=session, supervisor=jobs)
 
     assert train_tab.beside(studio(False, None)) == ""
     assert "Unload it on the Chat tab" in train_tab.beside(studio(True, None))
