@@ -47,7 +47,7 @@ from lora_studio.ui import (
 )
 from lora_studio.ui.door import PROGRAM_OF, USER, Door, Gate
 from lora_studio.ui.page_requests import Pages
-from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.studio import Shared, Studio, Wish
 from lora_studio.ui.visitor_files import CLEARED_SECONDS, VisitorFiles, remove_abandoned
 from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import PRIVATE, Workspace
@@ -78,10 +78,11 @@ def page(studio: Studio) -> gr.Blocks:
         if studio.serving.guests:
             guest_banner.build(studio)
         status = gr.HTML(studio.status_line(), elem_id="status")
-        data, form, run = gr.State(), gr.State(), gr.State("")  # not inside the tabs: gradio would count them as tabs
+        # Not inside the tabs: gradio would count them as tabs.
+        data, form, run, wish = gr.State(), gr.State(), gr.State(""), gr.State(Wish())
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             start = gr.Button("Start training", variant="primary", size="lg", elem_id="start", render=False)
-            shared = Shared(tabs=tabs, data=data, form=form, run=run, start=start, status=status)
+            shared = Shared(tabs=tabs, data=data, form=form, run=run, wish=wish, start=start, status=status)
             built = {}
             for name, label, build in TABS:
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}") as tab:

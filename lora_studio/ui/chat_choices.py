@@ -4,7 +4,6 @@ Pure functions and values; no gradio, no model.
 """
 
 import contextlib
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -27,7 +26,6 @@ from lora_studio.workspace import RunFolder, Workspace, shipped_data, step_of
 MOST = 3
 """Adapters beside the base."""
 EXAMPLES = 4
-ASKED, ASKED_SECONDS = "chat-asked", 10.0
 FOLDER = "folder:"
 
 
@@ -190,20 +188,6 @@ class Columns:
             return examples(self.shown[0].config()) if self.shown else []
         except StudioError:
             return []  # the run's config is of another version: it can answer all the same
-
-
-def choose(workspace: Workspace, value: str) -> None:
-    """Makes an adapter, or whatever a run offers first, the one that the chat tab shows when it opens now."""
-    workspace.write_draft(ASKED, {"choice": value, "time": time.time()})
-
-
-def chosen_elsewhere(workspace: Workspace) -> str:
-    """What another tab chose a moment ago, once; empty where none did."""
-    asked = workspace.read_draft(ASKED)
-    if not isinstance(asked, dict) or not asked["choice"] or time.time() - asked["time"] > ASKED_SECONDS:
-        return ""
-    workspace.write_draft(ASKED, {"choice": "", "time": 0.0})
-    return str(asked["choice"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from lora_studio.ui import browser, chat_blind, chat_prompts, chat_sources, down
 from lora_studio.ui.chat_choices import MOST
 from lora_studio.ui.chat_sampling import SAMPLING
 from lora_studio.ui.chatting import OWN_SAMPLING, Chat, Parts, Updates
-from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.studio import Shared, Studio, Wish
 
 NO_RUNS = text.empty("No adapter yet", "Train one on the Train tab; its first checkpoint can be tried here at once.")
 
@@ -24,7 +24,7 @@ def build(studio: Studio, shared: Shared) -> None:
     place = downloads.place(studio.workspace)
     act = Chat(studio, parts)
     parts.like.choices = [(name, name) for name in (OWN_SAMPLING, *act.offers())]
-    _wire(act, who, place)
+    _wire(act, who, shared.wish, place)
     chat_sources.build(act, who)
     with parts.body:
         chat_prompts.build(act, who)
@@ -86,7 +86,7 @@ def draw(like: str = OWN_SAMPLING) -> Parts:
     return Parts(nothing, body, choice, load, unload, status, board, *said, sampling)
 
 
-def _wire(act: Chat, who: gr.State, place: gr.HTML) -> None:
+def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
     p = act.parts
     everything = p.all()
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -95,11 +95,14 @@ def _wire(act: Chat, who: gr.State, place: gr.HTML) -> None:
     def open_page(given: str) -> Updates:
         return {who: given} | act.arrive(given)
 
+    def take_up(person: str, asked: Wish) -> Updates:
+        return {wish: Wish()} | act.arrive(person, asked.adapter)
+
     name = gr.Textbox(visible=False)
     gr.on(fn=open_page, inputs=name, outputs=[who, *everything], js=browser.call("chatName"), **quiet)
     tab = p.body.parent
     assert isinstance(tab, gr.Tab)  # its own event, because that of `shared.tabs` is silent when another tab opens it
-    tab.select(act.arrive, who, everything, **quiet)
+    tab.select(take_up, [who, wish], [*everything, wish], **quiet)
     p.choice.input(act.pick, [who, p.choice], everything, **quiet)
     p.load.click(act.load, who, everything, **answer)
     p.unload.click(act.unload, who, everything, **answer)

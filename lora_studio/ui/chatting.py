@@ -108,13 +108,12 @@ class Chat:
 
     # -- painting
 
-    def arrive(self, who: str) -> Updates:
-        """The page or the tab is opened: what there is now, and what another tab chose."""
+    def arrive(self, who: str, asked: str = "") -> Updates:
+        """The page or the tab is opened: what there is now, and the adapter that another tab `asked` for."""
         talk, _, told = self.followed(who)
         found = self.choices(talk)
         there = {choice.value for choice in found}
         kept = [value for value in talk.adapters if value in there]
-        asked = chat_choices.chosen_elsewhere(self.studio.workspace)
         if asked or not kept:
             wanted = chat_choices.preferred(found, asked)
             kept = kept if wanted and wanted.value in kept else [wanted.value] if wanted else []

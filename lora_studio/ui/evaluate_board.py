@@ -100,12 +100,13 @@ def data_choices(workspace: Workspace) -> list[tuple[str, str]]:
     return shipped + [(path.name, str(path)) for path in workspace.uploads()]
 
 
-def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """What was asked for last, as far as it is still there."""
+def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], asked: str = "") -> dict[str, Any]:
+    """What was asked for last, as far as it is still there; the adapter `asked` for now is chosen alone."""
     draft = workspace.read_draft(FORM)
     kept: Mapping[str, Any] = draft if isinstance(draft, dict) else {}
     there = [value for _, value in adapters]
-    chosen = [value for value in kept.get("adapters", []) if value in there]
+    wanted = [asked] if asked in there else kept.get("adapters", [])
+    chosen = [value for value in wanted if value in there]
     data = str(kept.get("data") or "pirate")
     known = [value for _, value in data_choices(workspace)]
     return {

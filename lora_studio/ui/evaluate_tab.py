@@ -4,6 +4,7 @@ A child of its own answers; the tab paints its folder once a second, so that a r
 Draws and wires; what is shown comes from evaluate_board.py.
 """
 
+import contextlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from lora_studio.ui.chat_choices import adapter_choices
 from lora_studio.ui.data_choice import SETTINGS, is_there
 from lora_studio.ui.evaluate_board import PARTS, Board, View
 from lora_studio.ui.run_section import QUIET
-from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.studio import Shared, Studio, Wish
 
 LONGEST, LABELS = SETTINGS["generation.max_new_tokens"], SETTINGS["evaluation.labels"]
 READING, ENCODING = SETTINGS["data.mapping"], SETTINGS["data.encoding"]
@@ -51,12 +52,13 @@ def build(studio: Studio, shared: Shared) -> None:
     def act(event: gr.EventData, now: View) -> tuple[Any, Any, Any]:
         return after_click(studio, watching, now, str(event.act), str(event.value))
 
-    def opening() -> list[Any]:
-        return [*fill(studio), View(watching.opening())]
+    def opening(asked: Wish) -> list[Any]:
+        view = _look_at(studio, asked.job) if asked.job else View(watching.opening())
+        return [*fill(studio, asked.adapter), view]
 
     start.click(begin, [view, warned, *form], [view, warned, said], **QUIET)
     clicks: dict[str, Any] = {"act": act, "told": [said, downloaded], "busy": studio.supervisor.busy}
-    job_wiring.wire(parts, view, watching.look, opening=opening, opened=[*form, view], **clicks)
+    job_wiring.wire(parts, view, watching.look, wish=shared.wish, opening=opening, opened=[*form, view], **clicks)
     gr.on([part.input for part in form], lambda *chosen: keep(studio, *chosen), form, None, **QUIET)
 
 
@@ -111,10 +113,13 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
     return [adapters, data, base, *numbers, longest, labels, reading, encoding, beside], start
 
 
-def fill(studio: Studio) -> list[Any]:
-    """The form as it was sent last; the newest adapter at first."""
+def fill(studio: Studio, asked: str = "") -> list[Any]:
+    """The form as it was sent last; the newest adapter at first, or the one that is `asked` for, which is kept."""
     adapters = adapter_choices(studio.workspace, studio.supervisor.runs())
-    kept = board.remembered(studio.workspace, adapters)
+    kept = board.remembered(studio.workspace, adapters, asked)
+    if asked:
+        with contextlib.suppress(StudioError):  # a full disk: it is shown all the same
+            studio.workspace.write_draft(board.FORM, kept)
     first = [
         gr.Dropdown(choices=adapters, value=kept["adapters"]),
         gr.Dropdown(choices=board.data_choices(studio.workspace), value=kept["data"]),

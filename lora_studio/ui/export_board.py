@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,8 @@ from lora_studio.settings import described
 from lora_studio.ui import downloads, export_words, job_list
 from lora_studio.workspace import Workspace
 
-FORM, LOOKED_AT, ASKED = "export", "export-looked-at", "export-asked"
+FORM, LOOKED_AT = "export", "export-looked-at"
 PARTS = ("cards", "form", "head", "list")
-ASKED_SECONDS = 30.0
 STEP = 10**8
 """Free disk is told in steps of 100 MB, so that it does not change all the time."""
 
@@ -109,15 +107,13 @@ def typed(target: str, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]]) -> View:
-    """What was chosen last, as far as it is still there; what another tab asked for a moment ago goes first."""
+def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], run: str = "") -> View:
+    """What was chosen last, as far as it is still there; an adapter of that `run` goes first."""
     draft = _kept(workspace)
     there = [value for _, value in adapters]
-    asked = workspace.read_draft(ASKED)
-    if isinstance(asked, dict) and time.time() - asked["time"] < ASKED_SECONDS:
-        of_run = [value for value in there if value.partition("/")[0] == asked["run"]]
-        draft = {**draft, "adapter": next(iter(of_run), draft.get("adapter"))}
-    adapter = draft.get("adapter") if draft.get("adapter") in there else next(iter(there), "")
+    of_run = [value for value in there if run and value.partition("/")[0] == run]
+    last = draft.get("adapter")
+    adapter = next(iter([*of_run, *([last] if last in there else []), *there]), "")
     target = str(draft.get("target")) if draft.get("target") in TARGETS else "zip"
     return View(str(adapter), target, values_of(workspace, target))
 
@@ -141,11 +137,6 @@ def keep(workspace: Workspace, view: View, values: Mapping[str, Any] | None = No
     if values is not None:
         after[view.target] = dict(values)
     workspace.write_draft(FORM, {"adapter": view.adapter, "target": view.target, "values": after})
-
-
-def ask_for(workspace: Workspace, run: str) -> None:
-    """Makes a run's adapter the one that the export tab shows when it opens now."""
-    workspace.write_draft(ASKED, {"run": run, "time": time.time()})
 
 
 def download(workspace: Workspace, folder: ExportFolder, result: Mapping[str, Any], which: str) -> Path:

@@ -4,12 +4,14 @@ A child of its own makes it; the tab paints its folder once a second, so that a 
 Draws and wires; what is shown comes from export_board.py.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
+from lora_studio.errors import StudioError
 from lora_studio.exports import folders, make_request, needs_device
 from lora_studio.jobs import evaluating, exporting
 from lora_studio.ui import browser, downloads, job_wiring, text
@@ -17,7 +19,7 @@ from lora_studio.ui import export_board as board
 from lora_studio.ui.chat_choices import adapter_choices
 from lora_studio.ui.export_board import PARTS, Board, View
 from lora_studio.ui.run_section import QUIET
-from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.studio import Shared, Studio, Wish
 
 CLICKS = browser.on_load("exportForm", questions={"delete": "Delete this export with its result?"})
 NOTHING = (
@@ -39,9 +41,12 @@ def build(studio: Studio, shared: Shared) -> None:
     downloaded = downloads.place(studio.workspace)
     view = gr.State(View())
 
-    def opening() -> list[Any]:
+    def opening(asked: Wish) -> list[Any]:
         choices = adapter_choices(studio.workspace, studio.supervisor.runs())
-        now = replace(board.remembered(studio.workspace, choices), export=watching.opening())
+        now = replace(board.remembered(studio.workspace, choices, asked.adapter), export=watching.opening())
+        if asked.adapter:
+            with contextlib.suppress(StudioError):  # a full disk: it is shown all the same
+                board.keep(studio.workspace, now)
         there = bool(choices)
         chosen = gr.Dropdown(choices=choices, value=now.adapter or None, visible=there)
         return [chosen, now, gr.HTML(visible=not there)]
@@ -58,7 +63,14 @@ def build(studio: Studio, shared: Shared) -> None:
     # Many at once: a field that is left by a click on the button is kept and the export begun in one moment.
     clicks: dict[str, Any] = {"act": act, "told": [said, downloaded], "busy": studio.supervisor.busy}
     job_wiring.wire(
-        parts, view, watching.look, opening=opening, opened=[adapter, view, nothing], trigger_mode="multiple", **clicks
+        parts,
+        view,
+        watching.look,
+        wish=shared.wish,
+        opening=opening,
+        opened=[adapter, view, nothing],
+        trigger_mode="multiple",
+        **clicks,
     )
 
 

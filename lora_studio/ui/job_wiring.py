@@ -9,6 +9,7 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.ui import text
 from lora_studio.ui.run_section import QUIET
+from lora_studio.ui.studio import Wish
 
 
 def wire(
@@ -16,7 +17,8 @@ def wire(
     view: gr.State,
     look: Callable[[Any, float], dict[str, str]],
     *,
-    opening: Callable[[], list[Any]],
+    wish: gr.State,
+    opening: Callable[[Wish], list[Any]],
     opened: Sequence[Any],
     act: Callable[[gr.EventData, Any], tuple[Any, Any, Any]],
     told: Sequence[Any],
@@ -25,9 +27,10 @@ def wire(
 ) -> None:
     """Wires a tab whose parts show what `look` says of a view; a part that shows the same as before is not sent.
 
-    `opening` gives what `opened`, the view among them, shows when the page or the tab opens. `act` turns a click into
-    view, message and download link; a `StudioError` of it becomes the message. The last two are `told`. A message goes
-    when the job that is `busy` ends: that another can't begin beside it is true no more.
+    `opening` gives what `opened`, the view among them, shows when the page or the tab opens; the `wish` with which
+    another tab opened this one is taken up by it. `act` turns a click into view, message and download link; a
+    `StudioError` of it becomes the message. The last two are `told`. A message goes when the job that is `busy` ends:
+    that another can't begin beside it is true no more.
     """
     shown = gr.State({})
     painted = [*parts.values(), shown, told[0]]
@@ -49,12 +52,16 @@ def wire(
         except StudioError as error:
             return now, text.problem(error), gr.skip()
 
-    gr.on(None, opening, None, [*opened], **QUIET).then(repaint, view, painted, **QUIET)
+    def take_up(asked: Wish) -> list[Any]:
+        return [*opening(asked), Wish()]
+
+    tab = _tab_of(opened[0])
+    gr.on(None, lambda: opening(Wish()), None, [*opened], **QUIET).then(repaint, view, painted, **QUIET)
     for part in parts.values():
         part.click(click, view, [view, *told], trigger_mode=trigger_mode, **QUIET)
     view.change(paint, [view, shown], painted, **QUIET)
     gr.Timer(1).tick(paint, [view, shown], painted, trigger_mode="once", **QUIET)
-    _tab_of(opened[0]).select(opening, None, [*opened], **QUIET)  # new runs, and what another tab asks for
+    tab.select(take_up, wish, [*opened, wish], **QUIET)  # new runs, and what another tab asks for
 
 
 def _tab_of(component: Any) -> gr.Tab:

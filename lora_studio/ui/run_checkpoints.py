@@ -8,9 +8,9 @@ import gradio as gr
 from lora_studio import checkpoints
 from lora_studio.checkpoints import Checkpoint
 from lora_studio.errors import StudioError
-from lora_studio.ui import browser, chat_choices, downloads, run_words, text
+from lora_studio.ui import browser, downloads, run_words, text
 from lora_studio.ui.run_section import QUIET, Look, stat_of
-from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.studio import Shared, Studio, opening
 
 ACTIONS = (("chat", "Chat"), ("download", "Download"), ("delete", "Delete…"))
 
@@ -32,8 +32,8 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
             run = studio.workspace.run(run_id)
             folder = checkpoints.folder_of(run, name)
             if event.act == "chat":
-                chat_choices.choose(studio.workspace, f"{run.id}/{name}")
-                return {shared.tabs: gr.Tabs(selected="chat")}
+                wish, tabs = opening("chat", adapter=f"{run.id}/{name}")
+                return {shared.wish: wish, shared.tabs: tabs}
             if event.act == "download":
                 target = downloads.new_file(studio.workspace, f"{run.id}-{name}.zip")
                 checkpoints.write_zip(folder, target)
@@ -51,7 +51,7 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
             return {confirm: gr.Row(visible=False), said: text.problem(error)}
         return {confirm: gr.Row(visible=False), said: ""}
 
-    touched = [confirm, said, question, doomed, shared.tabs]
+    touched = [confirm, said, question, doomed, shared.wish, shared.tabs]
     table.click(act, None, touched, show_progress_on=table, api_visibility="private")
     yes.click(delete, doomed, touched, **QUIET)
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)

@@ -10,10 +10,9 @@ import gradio as gr
 from lora_studio.evaluations import of_run
 from lora_studio.job_folders import EvaluationFolder
 from lora_studio.ui import browser, job_list, text
-from lora_studio.ui.evaluate_board import FORM, LOOKED_AT
 from lora_studio.ui.evaluate_words import headline
 from lora_studio.ui.run_section import QUIET, Look, stat_of
-from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.studio import Shared, Studio, opening
 
 
 def build(studio: Studio, shared: Shared) -> dict[str, Any]:
@@ -22,15 +21,9 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
         listed = gr.HTML(js_on_load=browser.on_load("clicks"))
 
     def act(event: gr.EventData) -> Any:
-        if event.act == "open":
-            studio.workspace.write_draft(LOOKED_AT, str(event.value))
-        else:
-            draft = studio.workspace.read_draft(FORM)
-            kept = draft if isinstance(draft, dict) else {}
-            studio.workspace.write_draft(FORM, {**kept, "adapters": [str(event.value)]})
-        return gr.Tabs(selected="evaluate")
+        return opening("evaluate", **{"job" if event.act == "open" else "adapter": str(event.value)})
 
-    listed.click(act, None, shared.tabs, **QUIET)
+    listed.click(act, None, [shared.wish, shared.tabs], **QUIET)
     return {"fold": fold, "listed": listed}
 
 

@@ -10,9 +10,9 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.lengthened import settings_of
 from lora_studio.settings import flatten
-from lora_studio.ui import chat_choices, export_board, run_deletion, run_outcome, run_words, text
+from lora_studio.ui import run_deletion, run_outcome, run_words, text
 from lora_studio.ui.run_section import QUIET, Look, stat_of
-from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.studio import Shared, Studio, Wish, opening
 
 BUTTONS: tuple[tuple[str, str, Literal["primary", "secondary"]], ...] = (
     ("stop", "Stop", "secondary"),
@@ -60,27 +60,23 @@ def build(studio: Studio, shared: Shared) -> dict[str, Any]:
             gr.HTML(visible=False),
         )
 
-    def chat(run_id: str) -> gr.Tabs:
-        chat_choices.choose(studio.workspace, run_id)
-        return gr.Tabs(selected="chat")
-
-    def take_away(run_id: str) -> gr.Tabs:
-        export_board.ask_for(studio.workspace, run_id)
-        return gr.Tabs(selected="export")
-
     parts["stop"].click(acting(studio.supervisor.stop), shared.run, said, **QUIET)
     parts["cancel"].click(acting(studio.supervisor.cancel), shared.run, said, **QUIET)
     parts["resume"].click(acting(studio.supervisor.resume), shared.run, said, **QUIET)
     go_on = partial(studio.supervisor.resume, other_rows=True)
     parts["other_rows"].click(acting(go_on), shared.run, said, **QUIET)
-    parts["chat"].click(chat, shared.run, shared.tabs, **QUIET)
-    parts["export"].click(take_away, shared.run, shared.tabs, **QUIET)
+    for tab in ("chat", "export"):
+        parts[tab].click(partial(_open, tab), shared.run, [shared.wish, shared.tabs], **QUIET)
     parts["again"].click(again, shared.run, [shared.form, shared.tabs, said], **QUIET)
     parts["delete"].click(ask, shared.run, [confirm, question], **QUIET)
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
     yes.click(delete, shared.run, [shared.run, confirm, said], **QUIET)
     shared.run.change(lambda: (gr.Row(visible=False), gr.HTML(visible=False)), None, [confirm, said], **QUIET)
     return parts
+
+
+def _open(tab: str, run_id: str) -> tuple[Wish, gr.Tabs]:
+    return opening(tab, adapter=run_id)
 
 
 def acting(action: Callable[[str], None]) -> Callable[[str], Any]:

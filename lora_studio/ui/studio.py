@@ -48,6 +48,19 @@ class Studio:
         return run_words.status_line(runs, self.chat.running, evaluating, others, exporting, waiting)
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a click asks another tab to show as it opens: an adapter (a run's id stands for its first), or a job."""
+
+    adapter: str = ""
+    job: str = ""
+
+
+def opening(tab: str, *, adapter: str = "", job: str = "") -> tuple[Wish, gr.Tabs]:
+    """What an event gives `Shared.wish` and `Shared.tabs` so that a tab opens and shows that."""
+    return Wish(adapter, job), gr.Tabs(selected=tab)
+
+
 @dataclass(frozen=True)
 class Shared:
     """Components through which one tab hands something to another.
@@ -56,6 +69,7 @@ class Shared:
     where they come from in words), so that choosing the same again counts;
     `form` holds a whole config's settings, which take the place of all that the form held, in the same way;
     `run` holds the id of the run looked at; `start` is the train tab's button, which waits for what is handed over.
+    `wish` holds a `Wish` until the tab that opens takes it up; what is shown then is kept for a reload.
     `status` is the line at the top of every tab: the runs tab writes it with what it shows, so that both agree.
     A tab sets one of them and `tabs` in the same event; the other tab listens to its `change`.
     """
@@ -64,5 +78,6 @@ class Shared:
     data: gr.State
     form: gr.State
     run: gr.State
+    wish: gr.State
     start: gr.Button
     status: gr.HTML

@@ -79,12 +79,6 @@ def test_columns_that_can_not_answer_together_are_refused(workspace: Workspace, 
             chat_choices.require(found, wanted)
 
 
-def test_what_another_tab_chose_is_taken_up_once(workspace: Workspace) -> None:
-    chat_choices.choose(workspace, "run")
-    assert chat_choices.chosen_elsewhere(workspace) == "run"
-    assert chat_choices.chosen_elsewhere(workspace) == ""
-
-
 @pytest.mark.parametrize("name", ["pirate", "recommender", "technical", "alpaca"])
 def test_a_newcomer_is_offered_held_out_questions_of_a_shipped_set(name: str) -> None:
     offered = chat_choices.examples(parse({"data": {"train_file": name}}))

@@ -445,8 +445,7 @@ def test_without_any_adapter_the_tab_says_what_to_do(act: Chat) -> None:
 def test_the_tab_shows_the_adapter_that_another_tab_chose(act: Chat) -> None:
     other = make_run(act.studio.workspace, "Other", adapter=True)
     act.studio.supervisor.found.insert(0, RunState(other.id, "Other", "done"))
-    chat_choices.choose(act.studio.workspace, other.id)
-    assert act.arrive(WHO)[act.parts.choice].value == [other.id]
+    assert act.arrive(WHO, other.id)[act.parts.choice].value == [other.id]
     assert act.arrive(WHO)[act.parts.choice].value == [other.id]
 
 

@@ -17,7 +17,7 @@ from lora_studio.job_folders import ExportFolder
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.parsing import parse, to_yaml
-from lora_studio.ui.export_board import Board, View, ask_for, download, keep, remembered, typed, values_of
+from lora_studio.ui.export_board import Board, View, download, keep, remembered, typed, values_of
 from lora_studio.ui.export_words import cards, form, head
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
@@ -161,5 +161,5 @@ def test_what_is_chosen_and_typed_comes_back_and_another_tab_can_choose(workspac
     keep(workspace, View("two", "zip"), {"base_name": "O/N"})
     assert remembered(workspace, adapters) == View("two", "zip", (("base_name", "O/N"),))
     assert typed("vllm", dict(values_of(workspace, "vllm"))) == {"served_name": "x"}
-    ask_for(workspace, "one")
-    assert remembered(workspace, adapters).adapter == "one"
+    assert remembered(workspace, adapters, "one") == View("one", "zip", (("base_name", "O/N"),))
+    assert remembered(workspace, adapters, "gone").adapter == "two"

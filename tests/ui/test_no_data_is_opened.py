@@ -18,7 +18,7 @@ from lora_studio.preflight import this_machine
 from lora_studio.ui import data_tab, form, train_tab
 from lora_studio.ui.inspection import Inspection
 from lora_studio.ui.plan import plan
-from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.studio import Shared, Studio, Wish
 from lora_studio.workspace import Workspace
 from tests.ui.fake_session import FakeSession
 from tests.ui.test_inspection import chosen, script
@@ -53,7 +53,8 @@ def handlers(studio: Studio) -> dict[str, Any]:
     with gr.Blocks() as page:
         start = gr.Button("Start training", render=False)
         with gr.Tabs() as tabs, gr.Tab("Train"):
-            shared = Shared(tabs, data=gr.State(), form=gr.State(), run=gr.State(""), start=start, status=gr.HTML())
+            states = {"data": gr.State(), "form": gr.State(), "run": gr.State(""), "wish": gr.State(Wish())}
+            shared = Shared(tabs, start=start, status=gr.HTML(), **states)
             train_tab.build(studio, shared)
     return {str(event.name): event.fn for event in page.fns.values()}
 

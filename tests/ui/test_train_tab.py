@@ -19,7 +19,7 @@ from lora_studio.presets import presets
 from lora_studio.ui import form, form_draft, plan_words, train_tab
 from lora_studio.ui.data_choice import FOUND, DataLooks
 from lora_studio.ui.plan import plan
-from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.studio import Shared, Studio, Wish
 from lora_studio.workspace import Workspace
 
 
@@ -74,7 +74,8 @@ def page_of(workspace: Workspace) -> tuple[gr.Blocks, Any]:
     with gr.Blocks() as page:
         start = gr.Button("Start training", interactive=False, render=False)
         with gr.Tabs() as tabs, gr.Tab("Train"):
-            shared = Shared(tabs, data=gr.State(), form=gr.State(), run=gr.State(""), start=start, status=gr.HTML())
+            states = {"data": gr.State(), "form": gr.State(), "run": gr.State(""), "wish": gr.State(Wish())}
+            shared = Shared(tabs, start=start, status=gr.HTML(), **states)
             train_tab.build(Studio(workspace, idle, idle, idle), shared)
     return page, lambda name: next(event.fn for event in page.fns.values() if event.name == name)
 
