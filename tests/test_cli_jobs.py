@@ -1,0 +1,112 @@
+"""`jobs` in the terminal: every kind of job is listed, shown, stopped, resumed and deleted by its id."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_studio import evaluations, exports
+from lora_studio.config import Config
+from lora_studio.events import Finished, PhaseStarted, Reason, RunStarted, to_line
+from lora_studio.jobs import evaluating
+from lora_studio.jobs.launchers import local
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.workspace import JobFolder, Workspace
+from tests.adapters import files, write
+from tests.conftest import Say
+from tests.jobs.conftest import wait_until
+
+GOES_ON = "runs:steps=1000,evaluations:slow,exports:slow"
+
+
+@pytest.fixture
+def adapter(workspace: Workspace) -> str:
+    return str(write(workspace.root / "adapter", files()))
+
+
+@pytest.fixture(autouse=True)
+def fake_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = str(Path(__file__).parent / "jobs" / "fake_job.py")
+    monkeypatch.setattr(local, "python_module", lambda name: [sys.executable, fake, GOES_ON])
+
+
+def ended(folder: JobFolder, state: str, reason: Reason) -> None:
+    folder.worker.write_text('{"pid": 4194305, "started": 1.0, "launched": 1.0}')
+    events = [
+        RunStarted(2.0, 1, "cpu", ""),
+        PhaseStarted(2.0, "answer", 4, "rows"),
+        Finished(3.0, state, reason=reason),
+    ]
+    folder.events.write_text("".join(map(to_line, events)))
+
+
+def test_all_kinds_stand_in_one_list_with_why_each_ended(say: Say, workspace: Workspace, adapter: str) -> None:
+    run = workspace.create_run("first", "{}", {})
+    evaluation = evaluations.create(workspace, evaluations.make_request(workspace, [adapter], "pirate"))
+    export = exports.create(workspace, exports.make_request(workspace, adapter, "zip"))
+    ended(run, "done", Reason.COMPLETED)
+    ended(evaluation, "stopped", Reason.STOPPED)
+    ended(export, "failed", Reason.OUT_OF_MEMORY)
+    out = say("jobs")[1]
+    assert all(job.id in out for job in (run, evaluation, export))
+    told = json.loads(say("jobs", "list", "--json")[1])
+    rows = {row["job"]: (row["kind"], row["state"], row["reason"]) for row in told["jobs"]}
+    assert rows == {
+        run.id: ("train", "done", "completed"),
+        evaluation.id: ("evaluate", "stopped", "stopped"),
+        export.id: ("export", "failed", "out_of_memory"),
+    }
+    assert (told["working"], told["queue"]) == ([], [])
+    assert json.loads(say("jobs", "show", run.id, "--json")[1])["run"] == run.id
+    shown = json.loads(say("jobs", "show", evaluation.id, "--json")[1])
+    assert (shown["evaluation"], shown["hint"]) == (evaluation.id, "Resume answers the rest.")
+    for job, noun in ((export, "export"), (evaluation, "evaluation"), (run, "run")):
+        code, out, _ = say("jobs", "delete", job.id, "--yes", "--json")
+        assert (code, json.loads(out)) == (0, {noun: job.id, "state": "deleted"})
+    assert "There are no jobs yet" in say("jobs", "list")[2]
+
+
+def test_an_unknown_job_and_a_missing_one_are_wrong_input(say: Say) -> None:
+    assert say("jobs", "stop")[0] == 2
+    code, _, told = say("jobs", "show", "nothing")
+    assert (code, "no such run" in told) == (2, True)
+
+
+@pytest.mark.slow
+def test_one_that_waits_is_moved_and_stopped_and_one_that_works_resumed(
+    say: Say, workspace: Workspace, adapter: str
+) -> None:
+    supervisor = Supervisor(workspace)
+    request = evaluations.make_request(workspace, [adapter], "pirate")
+    first = evaluating.start(supervisor, request)
+    run, second = supervisor.launch(Config()), evaluating.start(supervisor, request)
+    assert json.loads(say("jobs", "queue", "--json")[1]) == {"running": first, "queue": [run, second]}
+    assert json.loads(say("jobs", "up", second, "--json")[1])["queue"] == [second, run]
+    assert "evaluation" in say("jobs", "queue")[1]
+    assert json.loads(say("jobs", "stop", second, "--json")[1])["reason"] == "dequeued"
+    assert json.loads(say("jobs", "cancel", run, "--json")[1])["state"] == "stopped"
+    wait_until(lambda: supervisor.state(first).phase_done > 0)
+    stopped = json.loads(say("jobs", "stop", first, "--json")[1])
+    assert (stopped["evaluation"], stopped["state"]) == (first, "stopped")
+    wait_until(lambda: not supervisor.is_alive(first))
+    assert json.loads(say("jobs", "resume", first, "--json")[1])["state"] == "running"
+    say("jobs", "cancel", first)
+
+
+@pytest.mark.slow
+def test_an_evaluation_beside_a_run_waits_unless_it_is_told_to_begin_at_once(
+    say: Say, workspace: Workspace, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = Supervisor(workspace)
+    run = supervisor.launch(Config())
+    monkeypatch.setattr("lora_studio.cli.evaluate_command.tell_to_end", lambda *_, **__: 0)
+    assert say("evaluate", adapter, "pirate")[0] == 0
+    assert say("evaluate", adapter, "pirate", "--at-once")[0] == 0
+    states = {job.id: job.state for job in supervisor.jobs(evaluating.EVALUATE)}
+    assert sorted(states.values()) == ["queued", "running"]
+    monkeypatch.setattr("lora_studio.jobs.device.model_bytes", lambda *_: 1 << 60)
+    code, _, told = say("evaluate", adapter, "pirate", "--at-once", "--max-samples", "3")
+    assert (code, "are free beside what works now" in told) == (2, True)
+    for job in (*states, run):
+        supervisor.cancel(job)
