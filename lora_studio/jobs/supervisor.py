@@ -211,9 +211,12 @@ class Supervisor:
         return read_queue(self.workspace)
 
     def working(self, kind: Kind | None = None) -> list[RunState]:
-        """What works now, whoever asked for it, of one kind or of all: those that hold the device first."""
+        """What works now, whoever asked for it, of one kind or of all: those that hold the device first.
+
+        While the background thread looks around, what others start is told at its next look: every tick of a page asks.
+        """
         with self._lock:
-            self._refresh_all()
+            self._refresh_lively()
             alive = [each for each in self._followers.values() if each.alive and kind in (None, each.kind)]
             return [each.in_short for each in sorted(alive, key=lambda each: not each.on_device)]
 
@@ -471,6 +474,16 @@ class Supervisor:
         for job_id in self._followers.keys() - there:
             del self._followers[job_id]
             self._revision += 1
+
+    def _refresh_lively(self) -> None:
+        """Brings what works or waits up to date, and the rest as well where no background thread does."""
+        if self._thread is None:
+            self._refresh_all()
+            return
+        queued = set(self.queue())
+        for job_id, follower in list(self._followers.items()):
+            if follower.alive or job_id in queued:
+                self._refresh(follower.kind, follower.folder, queued)
 
     def _refresh(self, kind: Kind, folder: JobFolder, queued: Collection[str]) -> None:
         follower = self._followers.get(folder.id)
