@@ -22,7 +22,11 @@ def test_a_file_fetches_nothing_and_fits_the_screen(file: Path) -> None:
     assert re.findall(r"https?:|@import|url\(|\bimport\b|importScripts", source) == []
     assert "</script" not in source.lower()
     assert source.count("{") == source.count("}")
-    assert [line for line in source.splitlines() if len(line) > 120 or line != line.rstrip() or "\t" in line] == []
+    lines = source.splitlines()
+    assert [line for line in lines if len(line) > 120 or line != line.rstrip() or "\t" in line] == []
+    assert [line for line in lines if (len(line) - len(line.lstrip())) % 2] == [], "indented by two blanks"
+    if file.suffix == ".css":
+        assert [line for line in lines if re.search(r"}\s*\S", line)] == [], "one rule a line"
 
 
 def test_what_the_page_calls_in_the_browser_is_defined_there() -> None:
