@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from lora_studio.evaluations import Column, Measuring
 from lora_studio.evaluations import Request as EvaluationRequest
 from lora_studio.events import Reason
 from lora_studio.exports import Request as ExportRequest
+from lora_studio.job_folders import BenchmarkFolder, JobFolders
 from lora_studio.jobs import evaluating, exporting
-from lora_studio.jobs.kinds import EVALUATE, EXPORT, KINDS, TRAIN
+from lora_studio.jobs.kinds import BENCHMARK, EVALUATE, EXPORT, KINDS, TRAIN
 from lora_studio.jobs.launchers.local import LocalLauncher, find, kill, read_worker
 from lora_studio.jobs.supervisor import MAX_OFF_DEVICE, Supervisor
 from lora_studio.jobs.waiting import Waiting, read_queue, write_queue
@@ -62,9 +64,6 @@ def to_export(tmp_path: Path) -> ExportRequest:
 
 
 def start_benchmark(supervisor: Supervisor) -> str:
-    from lora_studio.job_folders import BenchmarkFolder, JobFolders
-    from lora_studio.jobs.kinds import BENCHMARK
-
     workspace = supervisor.workspace
     folders = JobFolders(workspace, workspace.benchmarks_folder, BenchmarkFolder, "benchmark")
     return supervisor.submit(BENCHMARK, lambda: folders.create({"title": "Bench", "words": ["lm_eval"]}))
@@ -84,6 +83,7 @@ def states(supervisor: Supervisor, ids: list[str]) -> list[str]:
     return [supervisor.state(job).state for job in ids]
 
 
+@pytest.mark.slow
 def test_jobs_of_all_kinds_wait_for_the_run_and_begin_in_their_order(make: Make, to_export: ExportRequest) -> None:
     supervisor = make(ENDS.replace("runs:steps=3", "runs:steps=60"), watching=False)
     ids = begin_all(supervisor, to_export)
@@ -127,8 +127,6 @@ def test_who_asks_for_it_has_a_job_begin_beside_the_one_that_holds_the_device(ma
 def test_an_export_that_needs_no_device_need_not_wait_and_many_of_them_do(
     make: Make, to_export: ExportRequest, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     supervisor = make(GOES_ON)
     supervisor.launch(Config())
     light = replace(to_export, target="zip", settings={"base_name": "", "keep_local_base": True})
@@ -136,10 +134,12 @@ def test_an_export_that_needs_no_device_need_not_wait_and_many_of_them_do(
     assert states(supervisor, ids) == ["running"] * MAX_OFF_DEVICE + ["queued"]
     with_token = exporting.start(supervisor, light, {"HF_TOKEN": "hf_secret"})
     assert supervisor.state(with_token).state == "running", "a token is written nowhere, so that its job never waits"
-    supervisor.cancel(ids[0])
+    for job in (with_token, ids[0]):
+        supervisor.cancel(job)
     wait_until(lambda: supervisor.state(ids[-1]).state == "running")
 
 
+@pytest.mark.slow
 def test_the_queue_of_all_kinds_survives_the_server_killed_while_one_works(
     workspace: Workspace, make: Make, to_export: ExportRequest
 ) -> None:
