@@ -133,6 +133,18 @@ class DataPrepared:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsRead:
+    """What an evaluation will ask: rows that can be asked, rows refused, rows left out."""
+
+    time: float
+    rows: int
+    bad_rows: int
+    dropped_rows: int
+    fingerprint: str
+    prompt_style: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelLoaded:
     """The base with its fresh adapter is in memory; `attention` says which attention was taken, and why.
 
@@ -286,6 +298,7 @@ Event = (
     | PhaseStarted
     | Progress
     | DataPrepared
+    | RowsRead
     | ModelLoaded
     | MemoryEstimated
     | StepLogged
@@ -427,6 +440,7 @@ class RunState:
     exit_code: int | None = None
     last_output: str = ""
     saved: bool = False
+    test_rows: RowsRead | None = None
 
     @property
     def final(self) -> bool:
@@ -503,6 +517,8 @@ def _apply(state: RunState, event: Event) -> None:
             state.phase_done, state.phase_total = event.done, event.total
         case DataPrepared():
             state.data, state.other_rows = event, False
+        case RowsRead():
+            state.test_rows = event
         case ModelLoaded():
             state.model = event
         case MemoryEstimated():

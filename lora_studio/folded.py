@@ -19,6 +19,7 @@ from lora_studio.events import (
     Evaluated,
     MemoryEstimated,
     ModelLoaded,
+    RowsRead,
     RunState,
     StepLogged,
     of_right_kinds,
@@ -29,7 +30,12 @@ from lora_studio.workspace import JobFolder
 Key = tuple[int, int]
 """Size and time of change (nanoseconds) of the events."""
 
-_ONE: dict[str, type] = {"data": DataPrepared, "model": ModelLoaded, "memory": MemoryEstimated}
+_ONE: dict[str, type] = {
+    "data": DataPrepared,
+    "test_rows": RowsRead,
+    "model": ModelLoaded,
+    "memory": MemoryEstimated,
+}
 _MANY: dict[str, type] = {"steps": StepLogged, "evaluations": Evaluated, "checkpoints": CheckpointSaved}
 _FIELDS = {
     kind.__name__: [item.name for item in dataclasses.fields(kind)] for kind in (*_ONE.values(), *_MANY.values())

@@ -22,7 +22,7 @@ from lora_studio.engine.event_log import EventLog, data_progress
 from lora_studio.engine.stopping import Stop
 from lora_studio.errors import StudioError
 from lora_studio.evaluations import OF_RUN, Request, request_of
-from lora_studio.events import DataPrepared, Reason, RunStarted, Warned
+from lora_studio.events import Reason, RowsRead, RunStarted, RunState, Warned
 from lora_studio.files import finite
 from lora_studio.job_folders import EvaluationFolder
 from lora_studio.workspace import write_atomically
@@ -231,7 +231,8 @@ def write_summary(folder: EvaluationFolder, request: Request, state: str, log: E
     task = Task(**json.loads(folder.task.read_text(encoding="utf-8")))
     found = summary(task, rows, [column.name for column in request.columns])
     known = log.state()
-    of = known.data.train_rows if known.data else len(rows)
+    asked = rows_asked(known)
+    of = asked.rows if asked else len(rows)
     about = {"evaluation": folder.id, "state": state, "of_rows": of, "warnings": known.warnings}
     whole = {**about, **request.to_dict(), **found}
     write_atomically(folder.complete, json.dumps(finite(whole), indent=2, ensure_ascii=False) + "\n")
@@ -248,8 +249,17 @@ def _same_base(cards: Sequence[AdapterCard]) -> list[str]:
     return [*together(cards), *(words for card in cards if (words := changed(card, base, revision)))]
 
 
+def rows_asked(state: RunState) -> RowsRead | None:
+    """What an evaluation's events tell of its rows. Those of earlier versions told it as rows to train on."""
+    data = state.data
+    if state.test_rows is not None or data is None:
+        return state.test_rows
+    numbers = data.train_rows, data.bad_rows, data.dropped_rows
+    return RowsRead(data.time, *numbers, data.fingerprint, data.prompt_style)
+
+
 def _check_same_rows(log: EventLog, fingerprint: str, *, resumed: bool) -> None:
-    before = log.state().data
+    before = rows_asked(log.state())
     if resumed and before is not None and before.fingerprint != fingerprint:
         raise StudioError(
             "The test file or the way it is read changed since this evaluation began.",
@@ -260,14 +270,11 @@ def _check_same_rows(log: EventLog, fingerprint: str, *, resumed: bool) -> None:
 def _tell_data(log: EventLog, file: "AskedFile") -> None:
     prepared = file.prepared
     log.emit(
-        DataPrepared(
+        RowsRead(
             time.time(),
-            train_rows=len(file.rows),
-            validation_rows=0,
+            rows=len(file.rows),
             bad_rows=len(prepared.bad_rows),
             dropped_rows=sum(file.left_out.values()),
-            tokens=0,
-            trained_tokens=0,
             fingerprint=prepared.fingerprint,
             prompt_style=prepared.template.name,
         )

@@ -16,7 +16,7 @@ import pytest
 
 from lora_studio.engine import evaluator
 from lora_studio.evaluations import NAMED, OF_RUN, Request, create, make_request
-from lora_studio.events import DataPrepared, Finished, Warned, fold, from_line
+from lora_studio.events import DataPrepared, Finished, RowsRead, Warned, fold, from_line
 from lora_studio.job_folders import EvaluationFolder
 from lora_studio.workspace import RunFolder, Workspace
 from tests.conftest import Say
@@ -123,6 +123,14 @@ def test_numbers_are_true_and_an_evaluation_that_was_killed_goes_on_where_it_was
     assert run_evaluator(folder, "--resume") == 2
     assert "changed since" in last_event(folder).message
     assert json.loads(folder.complete.read_text(encoding="utf-8"))["rows"] == 10  # what was answered is measured
+
+
+def test_what_an_earlier_evaluation_told_of_its_rows_is_read_as_rows_to_ask() -> None:
+    earlier = fold([DataPrepared(1.0, 24, 0, 1, 2, 0, 0, "fingerprint", "chat")])
+    assert evaluator.rows_asked(earlier) == RowsRead(1.0, 24, 1, 2, "fingerprint", "chat")
+    today = RowsRead(2.0, 9, 0, 0, "other", "chat")
+    assert evaluator.rows_asked(fold([today])) == today
+    assert evaluator.rows_asked(fold([])) is None
 
 
 @pytest.mark.slow
