@@ -34,8 +34,8 @@ _CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 @dataclass(frozen=True, slots=True)
 class Limits:
     """For each guest, but for what all guests share: `runs_an_hour` and, on the disk, so many guests' room. Those who
-    come from one address share `runs_of_address` an hour, `quotas_of_address` and `questions` that wait for an answer,
-    for they may be one person.
+    come from one address share `runs_of_address` an hour, `quotas_of_address`, `questions` that wait for an answer and
+    `waiting_jobs` in the queue, for they may be one person.
 
     `tokens` are those that a run trains on and measures with, as many as its settings allow, of which it has so many
     in memory `at_once`. Data prepared for all visitors takes `prepared_bytes`.
@@ -48,6 +48,7 @@ class Limits:
     max_length: int = 1024
     answer_tokens: int = 512
     questions: int = 3
+    waiting_jobs: int = 3
     test_rows: int = 50
     checkpoints: int = 3
     runs_an_hour: int = 12
@@ -216,6 +217,13 @@ class GuestWorkspace(VisitedWorkspace):
 
     def test_rows(self, wanted: int | None) -> int | None:
         return wanted if self.owned else min(wanted or LIMITS.test_rows, LIMITS.test_rows)
+
+    @property
+    def max_waiting(self) -> int | None:
+        return None if self.owned else LIMITS.waiting_jobs
+
+    def waits_with(self, maker: str) -> bool:
+        return origin(maker) == origin(self.maker)
 
     def _check_starts(self) -> None:
         """Of all guests within the last hour, and of those who may be this one."""

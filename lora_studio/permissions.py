@@ -36,6 +36,15 @@ class Permissions:
         """Whether anybody has less room than the disk."""
         return False
 
+    @property
+    def max_waiting(self) -> int | None:
+        """How many jobs whoever is answered may have in the queue; None for any number."""
+        return None
+
+    def waits_with(self, maker: str) -> bool:
+        """Whether a waiting job of that maker counts for whoever is answered."""
+        return True
+
     def test_rows(self, wanted: int | None) -> int | None:
         """How many rows of a test file may be answered; None for all."""
         return wanted

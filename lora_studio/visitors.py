@@ -23,6 +23,7 @@ from lora_studio.workspace import DEMO_MODEL, JobFolder, RunFolder, Workspace, d
 USERS = "users"
 FILES = ("train_file", "validation_file", "model", "base", "adapter")  # parameters of requests that name files
 MAX_REMEMBERED = 10_000
+MAX_WAITING = 10  # jobs of a visitor in the queue
 UNMEASURED_BYTES, UNMEASURED_SECONDS = 100_000, 5.0  # what a visitor may write before the disk is measured again
 _VISITOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DRIVE = re.compile(r"[A-Za-z]:|\\\\|[A-Za-z][A-Za-z0-9+.-]*://")  # of Windows, or of another machine
@@ -178,6 +179,13 @@ class VisitedWorkspace(Workspace):
     def _dated(self, name: str) -> tuple[int, str, RunFolder] | None:
         found = super()._dated(name)
         return found if found is not None and self.shows(found[2]) else None
+
+    @property
+    def max_waiting(self) -> int | None:
+        return None if self.owned else MAX_WAITING
+
+    def waits_with(self, maker: str) -> bool:
+        return maker == self._visitor()
 
     # -- files
 

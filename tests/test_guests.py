@@ -19,6 +19,7 @@ from lora_studio.guests import ELSEWHERE, LIMITS, GuestWorkspace
 from lora_studio.jobs import evaluating, exporting, harness
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.jobs.waiting import Waiting, check_room
 from lora_studio.parsing import nest, parse, read_yaml, to_yaml
 from lora_studio.presets import resolve
 from lora_studio.ui.visitor_files import VisitorFiles
@@ -243,6 +244,17 @@ def test_a_guests_evaluation_answers_few_rows(visit: Visit, monkeypatch: pytest.
     assert visit.workspace.test_rows(3) == 3
     visit.now = OWNER
     assert visit.workspace.test_rows(None) is None
+
+
+def test_guests_of_one_address_have_a_few_jobs_in_the_queue_together(visit: Visit) -> None:
+    runs = [visit.run(f"guest-1-{letter}") for letter in "abc"]
+    waiting = [Waiting(run.id) for run in runs]
+    visit.now = "guest-1-d"
+    with pytest.raises(StudioError, match="3 of your jobs wait"):
+        check_room(visit.workspace, waiting)
+    check_room(visit.workspace, waiting[1:])
+    for visit.now in ("guest-2-a", OWNER):
+        check_room(visit.workspace, waiting)
 
 
 def test_guests_have_room_for_so_much_each_and_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

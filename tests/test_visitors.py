@@ -17,11 +17,11 @@ from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.kinds import EVALUATE
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.jobs.waiting import MOST_OF_A_VISITOR, Waiting, check_room, lock, write_queue
+from lora_studio.jobs.waiting import Waiting, check_room, lock, write_queue
 from lora_studio.parsing import parse, to_yaml
 from lora_studio.presets import own_presets, save_preset
 from lora_studio.ui import downloads
-from lora_studio.visitors import VisitedWorkspace
+from lora_studio.visitors import MAX_WAITING, VisitedWorkspace
 from lora_studio.workspace import RunFolder, Workspace
 from tests.adapters import files, write
 from tests.jobs.conftest import fake_command, wait_until
@@ -121,7 +121,7 @@ def test_the_queue_is_everybodys_but_nobody_passes_others(visit: Visit) -> None:
 
 
 def test_a_visitor_has_a_few_runs_in_the_queue_and_the_owner_any_number(visit: Visit) -> None:
-    runs = [visit.run("bert") for _ in range(MOST_OF_A_VISITOR)]
+    runs = [visit.run("bert") for _ in range(MAX_WAITING)]
     waiting = [Waiting(run.id) for run in runs]
     with pytest.raises(StudioError, match="10 of your jobs wait"):
         check_room(visit.by("bert"), waiting)

@@ -17,7 +17,6 @@ from lora_studio.files import fits
 from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex
 from lora_studio.workspace import Workspace, write_atomically
 
-MOST_OF_A_VISITOR = 10
 MAX_EXTRA_EPOCHS = 1000
 
 
@@ -125,8 +124,12 @@ def is_shown(workspace: Workspace, entry: Waiting) -> bool:
 
 def check_room(workspace: Workspace, entries: list[Waiting]) -> None:
     """Raises `StudioError` where a visitor has as many jobs waiting as one may; the owner may have any number."""
-    own = sum(is_shown(workspace, entry) for entry in entries)
-    if not workspace.owned and own >= MOST_OF_A_VISITOR:
+    most = workspace.max_waiting
+    if most is None:
+        return
+    folders = (KINDS[entry.kind].folder_of(workspace, entry.job) for entry in entries)
+    own = sum(workspace.waits_with(folder.maker) for folder in folders if folder.facts.is_file())
+    if own >= most:
         raise StudioError(f"{own} of your jobs wait already.", "Wait for one to begin, or take one out of the queue.")
 
 
