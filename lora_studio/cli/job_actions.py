@@ -101,7 +101,8 @@ def progress_of(state: RunState) -> str:
         return "waits for the device"
     if state.kind == TRAIN.name:
         return step_line(state) if state.steps else state.phase
-    return evaluate_command.answered_line(state) if state.phase == "answer" else progress_line(state) or state.phase
+    line = evaluate_command.answered_line(state) if state.phase == "answer" else progress_line(state)
+    return line or state.phase
 
 
 def _describe(state: RunState) -> list[str]:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.config import Config
+from lora_studio.config import Config, Generation
 from lora_studio.errors import StudioError
+from lora_studio.evaluations import Column, Measuring, Request
+from lora_studio.events import RunState
+from lora_studio.jobs import evaluating
 from lora_studio.jobs.client import Session
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.supervisor import Supervisor
@@ -17,6 +20,8 @@ from lora_studio.ui.run_section import Look
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import fake_command, wait_until
+
+REQUEST = Request("Test", "data", (Column("adapter", "A", "/a"),), (), "", Measuring(), Generation())
 
 
 @pytest.fixture
@@ -82,6 +87,33 @@ def test_waiting_runs_stand_in_order_with_their_buttons() -> None:
     assert others.count("Another visitor") == 2
     assert ">b<" not in others
     assert others.count("<button") == html.count("<button") // 3 + 1
+
+
+def test_jobs_of_other_kinds_stand_in_the_queue_and_those_that_work_above_it() -> None:
+    waiting = [Waiting("a"), Waiting("e", True, kind="evaluate"), Waiting("x", kind="export")]
+    working = [
+        RunState("b", "Bench & co", "running", kind="benchmark"),
+        RunState("r", "Run", "stopping"),
+        RunState("h", "Hidden", "running", kind="export"),
+    ]
+    html = queue_view.rows(waiting, {"a": "A"}, hidden={"h", "x"}, working=working)
+    assert html.index("Bench &amp; co") < html.index("benchmark, works") < html.index("run, stopping") < html.index("A")
+    assert "evaluation, goes on" in html
+    assert html.count("Another visitor&#x27;s export") == 2
+    assert "Hidden" not in html
+    assert html.count('data-act="edit"') == 1
+    assert html.count('data-act="stop"') == 2
+    assert "Working now" in queue_view.rows([], {}, working=working)
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_works_alone_is_in_sight_with_the_runs(studio: Studio) -> None:
+    run_id = studio.supervisor.launch(Config())
+    evaluation = evaluating.start(studio.supervisor, REQUEST)
+    shown = queue_view.view(look(studio, run_id))["queue"]
+    assert shown.index("run, works") < shown.index("evaluation, begins")
+    studio.supervisor.cancel(evaluation)
+    assert queue_view.view(look(studio, run_id)) == {"queue": None}
 
 
 def test_editing_takes_a_waiting_run_away_and_gives_its_settings(studio: Studio, tmp_path: Path) -> None:
