@@ -85,7 +85,6 @@ def test_no_act_reaches_another_visitors_run_by_its_id(visit: Visit) -> None:
     assert supervisor.state(mine.id).id == mine.id
     for act in (
         supervisor.state,
-        supervisor.run_revision,
         supervisor.log,
         supervisor.exit_code,
         supervisor.stop,

@@ -158,11 +158,6 @@ class Supervisor:
             self._refresh_all()
             return self._revision
 
-    def run_revision(self, run_id: str) -> int:
-        """The same for one run."""
-        with self._lock:
-            return self._follow(run_id).revision
-
     def find(self, job_id: str) -> tuple[Kind, JobFolder]:
         """Kind and folder of the job of that id, or of the run that a name means. Raises `StudioError` for none."""
         return self._index.find(job_id)
