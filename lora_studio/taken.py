@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lora_studio import evaluations, exports
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
-from lora_studio.job_folders import BenchmarkFolder, JobFolders
-from lora_studio.workspace import JobFolder, Workspace
+from lora_studio.jobs.kinds import made_by
+from lora_studio.workspace import Workspace
 
 OF = "of-"  # before a visitor's name, the name of the folder of their downloads
 
@@ -24,25 +23,6 @@ def downloads_of(whole: Workspace) -> Iterator[tuple[str, Path]]:
     """Every folder of files made for downloads, with the name of whoever asked for them."""
     for path in whole.downloads_folder.glob(f"{OF}*"):
         yield path.name.removeprefix(OF), path
-
-
-def at_work(whole: Workspace) -> Iterator[tuple[str, JobFolder]]:
-    """Of `made_by` what was started and has not said its last word."""
-    for name, folder in made_by(whole):
-        if folder.worker.exists() and not folder.complete.exists():
-            yield name, folder
-
-
-def made_by(whole: Workspace) -> Iterator[tuple[str, JobFolder]]:
-    """Every job of whatever kind, with the name of whoever made it."""
-    benchmarks = JobFolders(whole, whole.benchmarks_folder, BenchmarkFolder, "benchmark")
-    others = (evaluations.folders(whole), exports.folders(whole), benchmarks)
-    jobs = [folder for folders in others for folder in folders.everybodys()]
-    for folder in (*whole.runs(), *jobs):
-        try:
-            yield folder.maker, folder
-        except FileNotFoundError:  # deleted meanwhile
-            continue
 
 
 def no_room(taken: int, coming: int, most: int, whose: str, hint: str) -> StudioError:

@@ -1,7 +1,7 @@
 """The kinds of jobs: what does each is started by name, and where its folders lie. All else is one life for all."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,3 +108,20 @@ class JobIndex:
             except OSError:  # a name that no folder can bear
                 break
         return TRAIN, self._workspace.run(name)
+
+
+def made_by(whole: Workspace) -> Iterator[tuple[str, JobFolder]]:
+    """Every job of whatever kind, with the name of whoever made it."""
+    index = JobIndex(whole)
+    for folder in [folder for kind in KINDS.values() for folder in index.of(kind)]:
+        try:
+            yield folder.maker, folder
+        except FileNotFoundError:  # deleted meanwhile
+            continue
+
+
+def at_work(whole: Workspace) -> Iterator[tuple[str, JobFolder]]:
+    """Of `made_by` those that were started and have not ended."""
+    for name, folder in made_by(whole):
+        if folder.worker.exists() and not folder.complete.exists():
+            yield name, folder

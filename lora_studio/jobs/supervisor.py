@@ -22,7 +22,7 @@ from lora_studio.events import Event, Extended, Finished, OtherRowsAccepted, Rea
 from lora_studio.hardware import devices
 from lora_studio.job_folders import remove
 from lora_studio.jobs.follow import BEFORE_WORK, Follower
-from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind
+from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind, at_work
 from lora_studio.jobs.launchers.interface import Launcher
 from lora_studio.jobs.launchers.local import LocalLauncher, end_last_line
 from lora_studio.jobs.waiting import (
@@ -37,7 +37,6 @@ from lora_studio.jobs.waiting import (
     write_queue,
 )
 from lora_studio.parsing import ConfigError, to_yaml
-from lora_studio.taken import at_work
 from lora_studio.workspace import DEMO_MODEL, JobFolder, RunFolder, Workspace, shipped_data
 
 _log = logging.getLogger(__name__)

@@ -128,8 +128,10 @@ class _Loader(FileSystemLoader):
 
     def get_source(self, environment: Environment, template: str) -> tuple[str, str, Any]:
         source, path, is_fresh = super().get_source(environment, template)
-        source = re.sub(r"(?<=[>}])\s*\n\s*|\s*\n\s*(?=[<{])", "", source)
-        return re.sub(r"\s*\n\s*", " ", source), path, is_fresh
+        joined = ""
+        for line in filter(None, map(str.strip, source.splitlines())):
+            joined += line if not joined or joined[-1] in ">}" or line[0] in "<{" else f" {line}"
+        return joined, path, is_fresh
 
 
 def _escaped(value: Any) -> Markup:
