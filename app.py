@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from lora_studio import serving
+from lora_studio.access import serving
 from lora_studio.errors import StudioError
-from lora_studio.ui.build import launch
+from lora_studio.ui.app import launch
 from lora_studio.workspace import Workspace
 
 

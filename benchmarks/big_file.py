@@ -96,7 +96,7 @@ def look(path: Path, tokenizer: str, cache: Path) -> dict[str, Any]:
 def _look(path: Path, tokenizer: str, cache: Path, answer: Connection) -> None:
     from transformers import AutoTokenizer
 
-    from lora_studio.data.views import inspect
+    from lora_studio.data.report import inspect
 
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     base, began, samples = _peak_gb(), time.perf_counter(), list[float]()

@@ -27,8 +27,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lora_studio.engine.generate import Answer, Column, generate, generation_config
-from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base
+from lora_studio.engine.chat.generate import Answer, Column, generate, generation_config
+from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base
 from lora_studio.workspace import model_source
 
 QWEN3_06B = {

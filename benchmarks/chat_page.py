@@ -22,13 +22,12 @@ import gradio as gr
 import numpy as np
 from safetensors.numpy import save_file
 
-from lora_studio.events import Finished, RunStarted, to_line
+from lora_studio.chat.conversation import SAMPLING, Talk
+from lora_studio.config.parsing import parse, to_yaml
+from lora_studio.jobs.events import Finished, RunStarted, to_line
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.parsing import parse, to_yaml
-from lora_studio.ui import chat_tab
-from lora_studio.ui.chat_sampling import SAMPLING
-from lora_studio.ui.chatting import Chat
-from lora_studio.ui.dialogue import Talk
+from lora_studio.ui.chat import tab
+from lora_studio.ui.chat.handlers import Chat
 from lora_studio.ui.form import to_widget
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
@@ -101,7 +100,7 @@ def chat_of(workspace: Workspace, tokens: int) -> Chat:
     player: Any = Player(tokens)
     supervisor = Supervisor(workspace)
     with gr.Blocks():
-        chat = Chat(Studio(workspace, supervisor, player, player), chat_tab.draw())
+        chat = Chat(Studio(workspace, supervisor, player, player), tab.draw())
     chat.keep(WHO, Talk(adapters=[supervisor.runs()[0].id]))
     return chat
 

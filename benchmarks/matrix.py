@@ -34,17 +34,18 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from benchmarks.tiny_models import RECIPES, make_model
-from lora_studio.architecture import architecture, read_config
-from lora_studio.engine import exporter, worker
-from lora_studio.engine.child import DONE, STOPPED, WRONG_INPUT
-from lora_studio.engine.difference import NOTHING
-from lora_studio.engine.generate import Column, generate, greedy
-from lora_studio.engine.loaded import add_adapters, load_base
+from lora_studio.config.parsing import merge, nest, parse, read_yaml, to_yaml
+from lora_studio.engine.chat.generate import Column, generate, greedy
+from lora_studio.engine.chat.logprobs import NOTHING
+from lora_studio.engine.export import worker as exporter
+from lora_studio.engine.models.multi_adapter import add_adapters, load_base
+from lora_studio.engine.runtime import DONE, STOPPED, WRONG_INPUT
+from lora_studio.engine.train import worker
 from lora_studio.errors import StudioError
-from lora_studio.estimate import trained_adapter
-from lora_studio.events import StepLogged, from_line
-from lora_studio.exports import create, make_request
-from lora_studio.parsing import merge, nest, parse, read_yaml, to_yaml
+from lora_studio.export.request import create, make_request
+from lora_studio.jobs.events import StepLogged, from_line
+from lora_studio.models.memory import trained_adapter
+from lora_studio.models.shape import architecture, read_config
 from lora_studio.units import count
 from lora_studio.workspace import RunFolder, Workspace
 

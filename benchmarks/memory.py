@@ -61,11 +61,11 @@ def measure(shape: str, quantization: str, checkpointing: bool) -> dict[str, Any
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from lora_studio.architecture import architecture
-    from lora_studio.engine.adapters import add_adapter
-    from lora_studio.engine.load import load_model
-    from lora_studio.estimate import estimate
-    from lora_studio.parsing import nest, parse
+    from lora_studio.config.parsing import nest, parse
+    from lora_studio.engine.models.adapter import add_adapter
+    from lora_studio.engine.models.load import load_model
+    from lora_studio.models.memory import estimate
+    from lora_studio.models.shape import architecture
 
     sizes, rows, tokens = SHAPES[shape]
     numbers = {**COMMON, **sizes}
@@ -124,7 +124,7 @@ def train(model: Any, rows: int, tokens: int, checkpointing: bool) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from lora_studio.engine.loaded import load_base
+    from lora_studio.engine.models.multi_adapter import load_base
 
     ids = torch.randint(10, 1000, (rows * STEPS, tokens)).tolist()
     with tempfile.TemporaryDirectory() as folder:

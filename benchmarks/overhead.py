@@ -14,15 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lora_studio.config import Config
-from lora_studio.engine import train as program
-from lora_studio.engine.event_log import EventLog
-from lora_studio.engine.report import Report
-from lora_studio.engine.stopping import Stop
-from lora_studio.events import PhaseStarted, RunState, fold, from_line
-from lora_studio.health import diagnose
-from lora_studio.parsing import parse, to_yaml
-from lora_studio.presets import presets
+from lora_studio.config.parsing import parse, to_yaml
+from lora_studio.config.presets import presets
+from lora_studio.config.sections import Config
+from lora_studio.engine.runtime import EventLog, Stop
+from lora_studio.engine.train import program
+from lora_studio.engine.train.callbacks import Report
+from lora_studio.jobs.events import PhaseStarted, RunState, fold, from_line
+from lora_studio.runs.health import diagnose
 from lora_studio.ui.curves import Curves
 from lora_studio.workspace import RunFolder, Workspace
 

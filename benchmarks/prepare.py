@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from lora_studio.data.dataset import Prepared, prepare
-from lora_studio.data.record_store import RecordStore
+from lora_studio.data.store import RecordStore
 from lora_studio.workspace import model_source
 
 WANTED = {"trl": 3.5, "tokenizer": 0.5, "second_start_seconds": 1.0}

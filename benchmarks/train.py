@@ -30,12 +30,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traine
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from lora_studio.config import Config
+from lora_studio.config.parsing import merge, parse, to_yaml
+from lora_studio.config.sections import Config
 from lora_studio.data.dataset import prepare
-from lora_studio.engine.load import memory_bytes
-from lora_studio.engine.standalone import EpochOrder
-from lora_studio.events import StepLogged, from_line
-from lora_studio.parsing import merge, parse, to_yaml
+from lora_studio.engine.models.load import memory_bytes
+from lora_studio.engine.train_script import EpochOrder
+from lora_studio.jobs.events import StepLogged, from_line
 from lora_studio.workspace import RunFolder, Workspace, model_source
 
 TURN_SECONDS = 5.0
@@ -189,7 +189,9 @@ def ours(given: argparse.Namespace, **training: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = Workspace(Path(folder)).create_run("speed", to_yaml(our_config(given, **training)), {})
         subprocess.run(
-            [sys.executable, "-m", "lora_studio.engine.worker", str(run.path)], check=True, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "lora_studio.engine.train.worker", str(run.path)],
+            check=True,
+            stdout=subprocess.DEVNULL,
         )
         steps = list(logged(run))
         return told([(step.time, step.tokens) for step in steps], steps[-1].grad_norm, steps[-1].memory_bytes)

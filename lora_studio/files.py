@@ -1,13 +1,20 @@
-"""Files and folders in general: how much is in them, whether two are the same, and names that are free."""
+"""Files and folders in general: how much is in them, whether two are the same, and names that are free.
+
+Which run a person means: the beginning of an id or a title, where only one run has it.
+"""
 
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_studio.errors import StudioError
+
 LAST_TIME = 1e11
+
+
 """Seconds: later than any time that a file of ours can name."""
 
 
@@ -78,3 +85,24 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_NAMED = 10  # runs that a message names at most
+
+
+def meant(name: str, ids: Sequence[str], title_of: Callable[[str], str]) -> str:
+    """The id of the only run whose id begins so, or else whose title this is, large or small letters alike.
+
+    Raises `StudioError` where there is none, or more than one.
+    """
+    matches, found = [run for run in ids if name and run.startswith(name)], "several runs begin so"
+    if not matches:
+        wanted, found = name.strip().casefold(), "several runs have that title"
+        matches = [run for run in ids if wanted and title_of(run).strip().casefold() == wanted]
+    if not matches:
+        every = "`python -m lora_studio runs list` shows every run's id."
+        raise StudioError(f"Run {name!r}: there is no such run.", every)
+    if len(matches) > 1:
+        listed = ", ".join(matches[:_NAMED]) + (", …" if len(matches) > _NAMED else "")
+        raise StudioError(f"Run {name!r}: {found}.", f"Name one by its id: {listed}.")
+    return matches[0]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the schema takes a moment to import, which `--help` need not wait for
-    from lora_studio.config import Config
+    from lora_studio.config.sections import Config
 
 
 class Permissions:

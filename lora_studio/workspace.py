@@ -21,9 +21,8 @@ from types import MappingProxyType
 from typing import Any
 
 from lora_studio.errors import StudioError
-from lora_studio.files import fits, is_time, numbered, read_object, same_content
+from lora_studio.files import fits, is_time, meant, numbered, read_object, same_content
 from lora_studio.permissions import Permissions
-from lora_studio.run_names import meant
 
 DEMO_MODEL = "demo"
 PRIVATE = 0o700  # of a folder that its owner alone reads

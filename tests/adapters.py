@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from lora_studio.architecture import architecture, read_config
-from lora_studio.events import Finished, RunStarted, to_line
-from lora_studio.parsing import parse, to_yaml
+from lora_studio.config.parsing import parse, to_yaml
+from lora_studio.jobs.events import Finished, RunStarted, to_line
+from lora_studio.models.shape import architecture, read_config
 from lora_studio.workspace import RunFolder, Workspace
 
 SETTINGS = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "demo", "r": 2}

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from lora_studio.cli import make_parser
-from lora_studio.presets import presets
-from lora_studio.settings import settings
+from lora_studio.config.presets import presets
+from lora_studio.config.settings import settings
 
 ROOT = Path(__file__).parent.parent
 OTHER_FILES = {
@@ -23,23 +23,18 @@ OTHER_FILES = {
 
 
 def tree() -> str:
-    """Every module with the first sentence of its docstring."""
+    """Every package with what lives there, and the modules that belong to none."""
     lines = []
     for name, about in OTHER_FILES.items():
         if (ROOT / name).exists() and (name == "app.py" or any((ROOT / name).iterdir())):
             lines.append(f"{name:<28}{about or first_sentence(ROOT / name)}")
-    for path in sorted((ROOT / "lora_studio").rglob("*.py"), key=_folders_last):
-        depth = len(path.relative_to(ROOT).parts) - 1
-        if path.name == "__init__.py":
-            lines.append(f"{'  ' * (depth - 1) + path.parent.name + '/':<28}{first_sentence(path)}")
-        else:
-            lines.append(f"{'  ' * depth + path.name:<28}{first_sentence(path)}")
+    package = ROOT / "lora_studio"
+    lines.append(f"{'lora_studio/':<28}{first_sentence(package / '__init__.py')}")
+    lines += [f"{'  ' + path.name:<28}{first_sentence(path)}" for path in sorted(package.glob("[!_]*.py"))]
+    for path in sorted(package.rglob("__init__.py"))[1:]:
+        depth = len(path.relative_to(package).parts) - 1
+        lines.append(f"{'  ' * depth + path.parent.name + '/':<28}{first_sentence(path)}")
     return "```\n" + "\n".join(lines) + "\n```"
-
-
-def _folders_last(path: Path) -> tuple[str, bool, str]:
-    relative = path.relative_to(ROOT)
-    return (str(relative.parent), path.name != "__init__.py", path.name)
 
 
 def first_sentence(path: Path) -> str:

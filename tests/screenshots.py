@@ -10,7 +10,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, expect
 
 from lora_studio.jobs.launchers.local import kill
-from lora_studio.ui.build import TABS
+from lora_studio.ui.app import TABS
 from lora_studio.workspace import Workspace
 from tests.serving import ROOT, Server, chromium, open_tab
 

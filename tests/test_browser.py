@@ -12,8 +12,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from lora_studio.jobs.launchers.local import find, kill
-from lora_studio.ui.build import TABS
-from lora_studio.ui.form_draft import DRAFT
+from lora_studio.ui.app import TABS
+from lora_studio.ui.form import DRAFT
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
 from tests.serving import PATIENCE, Server, open_tab
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from lora_studio.ui.build import WARM_UP_SECONDS
+from lora_studio.ui.app import WARM_UP_SECONDS
 from lora_studio.workspace import Workspace
 from tests.adapters import noise_run
 from tests.serving import HOSTILE, Server, fits, visited
@@ -73,7 +73,7 @@ def answered(page: Page) -> None:
 def children(server: Server) -> list[psutil.Process]:
     """The engine's processes of a server."""
     found = psutil.Process(server.process.pid).children()
-    return [child for child in found if "lora_studio.engine.session" in child.cmdline()]
+    return [child for child in found if "lora_studio.engine.chat.session" in child.cmdline()]
 
 
 def test_three_columns_stream_together_and_come_back_after_a_reload(browser: Browser, server: Server) -> None:

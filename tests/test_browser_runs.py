@@ -12,12 +12,12 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from lora_studio.config import Config
-from lora_studio.events import Evaluated, Event, Finished, PhaseStarted, RunStarted, StepLogged, to_line
+from lora_studio.config.parsing import parse, read_yaml, to_yaml
+from lora_studio.config.sections import Config
+from lora_studio.jobs.events import Evaluated, Event, Finished, PhaseStarted, RunStarted, StepLogged, to_line
 from lora_studio.jobs.launchers.local import Worker, find
-from lora_studio.jobs.waiting import Waiting, read_queue
-from lora_studio.parsing import parse, read_yaml, to_yaml
-from lora_studio.ui.form_draft import DRAFT
+from lora_studio.jobs.queue import Waiting, read_queue
+from lora_studio.ui.form import DRAFT
 from lora_studio.workspace import RunFolder, Workspace
 from tests.serving import PATIENCE, Server, open_tab, visited
 
@@ -169,7 +169,7 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
 
     # By now the child that looks at data is there, without anyone having asked for anything.
     children = [" ".join(child.cmdline()) for child in psutil.Process(server.process.pid).children()]
-    assert any("lora_studio.engine.session" in words for words in children)
+    assert any("lora_studio.engine.chat.session" in words for words in children)
 
 
 def cancel_what_goes_on(page: Page, holder: RunFolder) -> None:

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from lora_studio import prompt_sets, votes
-from lora_studio.accounts import PASSWORD
-from lora_studio.labels import Labels, write_labels
-from lora_studio.parsing import parse
-from lora_studio.presets import save_preset
-from lora_studio.serving import MAX_UPLOAD
+from lora_studio.access.accounts import PASSWORD
+from lora_studio.access.serving import MAX_UPLOAD
+from lora_studio.chat import prompts
+from lora_studio.config.parsing import parse
+from lora_studio.config.presets import save_preset
+from lora_studio.runs.summary import Labels, write_labels
 from lora_studio.workspace import Workspace
+from tests.chat.test_chat_choices import make_run
 from tests.serving import HOSTILE, PATIENCE, Server, open_tab
-from tests.ui.test_chat_choices import make_run
 
 pytestmark = pytest.mark.slow
 WORD, TOKEN = "a password of some length", "hf_typedtypedtyped12"
@@ -36,8 +36,8 @@ def workspace(tmp_path: Path) -> Workspace:
     run.log.write_text(EVIL)
     write_labels(run, Labels((EVIL[:30],), EVIL))
     save_preset(found, "evil", parse({"lora": {"r": 4}}), EVIL)
-    prompt_sets.save(found, "evil", [EVIL])
-    votes.keep(found, votes.Vote(1.0, "demo", [{"role": "user", "content": EVIL}], [EVIL, "b"], [EVIL, "so"], 0))
+    prompts.save(found, "evil", [EVIL])
+    prompts.keep(found, prompts.Vote(1.0, "demo", [{"role": "user", "content": EVIL}], [EVIL, "b"], [EVIL, "so"], 0))
     return found
 
 

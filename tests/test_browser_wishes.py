@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from lora_studio.events import CheckpointSaved, to_line
+from lora_studio.jobs.events import CheckpointSaved, to_line
 from lora_studio.workspace import RunFolder, Workspace
 from tests.adapters import noise_run
 from tests.serving import Server, open_tab, visited

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio import evaluations, exports
-from lora_studio.config import Config
-from lora_studio.events import Finished, PhaseStarted, Reason, RunStarted, to_line
-from lora_studio.jobs import evaluating
+from lora_studio.config.sections import Config
+from lora_studio.evaluate import request as evaluating
+from lora_studio.evaluate import request as evaluations
+from lora_studio.export import request as exports
+from lora_studio.jobs.events import Finished, PhaseStarted, Reason, RunStarted, to_line
 from lora_studio.jobs.launchers import local
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import JobFolder, Workspace
@@ -100,7 +101,7 @@ def test_an_evaluation_beside_a_run_waits_unless_it_is_told_to_begin_at_once(
 ) -> None:
     supervisor = Supervisor(workspace)
     run = supervisor.launch(Config())
-    monkeypatch.setattr("lora_studio.cli.evaluate_command.tell_to_end", lambda *_, **__: 0)
+    monkeypatch.setattr("lora_studio.cli.evaluate.tell_to_end", lambda *_, **__: 0)
     assert say("evaluate", adapter, "pirate")[0] == 0
     assert say("evaluate", adapter, "pirate", "--at-once")[0] == 0
     states = {job.id: job.state for job in supervisor.jobs(evaluating.EVALUATE)}

@@ -8,22 +8,22 @@ from typing import Any
 
 import pytest
 
-from lora_studio import past_runs
-from lora_studio.evaluations import folders as evaluation_folders
-from lora_studio.events import Evaluated, Finished, Reason, RunStarted, StepLogged, to_line
-from lora_studio.exports import create, make_request
-from lora_studio.folded import keep_folded
+from lora_studio.config.parsing import parse, to_yaml
+from lora_studio.evaluate.request import folders as evaluation_folders
+from lora_studio.export.request import create, make_request
 from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.events import Evaluated, Finished, Reason, RunStarted, StepLogged, to_line
 from lora_studio.jobs.kinds import EVALUATE, EXPORT
 from lora_studio.jobs.launchers.local import LocalLauncher
+from lora_studio.jobs.queue import Waiting, read_queue, write_queue
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.jobs.waiting import Waiting, read_queue, write_queue
-from lora_studio.overview import overview
-from lora_studio.parsing import parse, to_yaml
-from lora_studio.ui import evaluate_board, export_board
-from lora_studio.ui.run_board import Board
-from lora_studio.ui.run_evaluations import listing
-from lora_studio.ui.run_table import Choice, table
+from lora_studio.jobs.watcher import keep_folded
+from lora_studio.runs import summary
+from lora_studio.runs.summary import overview
+from lora_studio.ui.evaluate import results as evaluate_board
+from lora_studio.ui.export import results as export_board
+from lora_studio.ui.runs.results import listing
+from lora_studio.ui.runs.table import Board, Choice, table
 from lora_studio.workspace import RunFolder, Workspace
 from tests.adapters import files, write
 from tests.conftest import Say
@@ -111,7 +111,7 @@ class World:
         assert supervisor.queue() == [self.waiting.id]
         assert [overview(workspace.run(state.id), state).row()["run"] for state in states]
         shown = [table(Board(workspace).rows(states), 3, Choice(), "", now)]
-        past_runs.speed(workspace, model="demo", quantization="none", device="cpu", data="pirate")
+        summary.speed(workspace, model="demo", quantization="none", device="cpu", data="pirate")
         for kind in (EVALUATE, EXPORT):
             assert len(supervisor.jobs(kind)) == 1
         assert supervisor.working() == []

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from lora_studio import prompt_sets, votes
-from lora_studio.adapter_card import read_card
-from lora_studio.events import fold, from_line
-from lora_studio.foreign_adapters import from_zip
+from lora_studio.chat import prompts
+from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.presets import resolve
+from lora_studio.jobs.events import fold, from_line
 from lora_studio.jobs.launchers.local import kill
-from lora_studio.parsing import parse, read_yaml
-from lora_studio.presets import resolve
+from lora_studio.models.adapters import read_card
+from lora_studio.models.imports import from_zip
 from lora_studio.workspace import Workspace
 from tests.conftest import Say
 
@@ -155,8 +155,8 @@ def test_configs_of_earlier_runs_say_the_same(unchanged: Workspace, run_id: str)
 def test_presets_prompts_votes_and_what_a_person_wrote_are_there(unchanged: Workspace, say: Say) -> None:
     preset = resolve("short-pirate", {}, unchanged)
     assert (preset.lora.r, preset.training.max_steps, preset.training.learning_rate) == (2, 2, 1e-3)
-    assert prompt_sets.read(unchanged, "greetings") == ["Hello!", "Who are you?"]
-    assert [(vote.names, vote.best) for vote in votes.read(unchanged)] == [(["Base", "pirate"], 1)]
+    assert prompts.read_prompts(unchanged, "greetings") == ["Hello!", "Who are you?"]
+    assert [(vote.names, vote.best) for vote in prompts.read_votes(unchanged)] == [(["Base", "pirate"], 1)]
     assert say("runs", "tag", "pirate")[1] == "for later, small\n"
     assert say("runs", "note", "pirate")[1] == "Six steps only: it has learned nothing yet.\n"
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from lora_studio.config.parsing import parse, read_yaml, to_yaml
+from lora_studio.config.presets import resolve
 from lora_studio.data.dataset import prepare
-from lora_studio.engine.evaluate import Voice, answer_in_batches, read_asked_file
-from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base
-from lora_studio.engine.measure import summary
-from lora_studio.engine.tasks import choose_task
-from lora_studio.events import fold, from_line
-from lora_studio.parsing import parse, read_yaml, to_yaml
-from lora_studio.presets import resolve
+from lora_studio.engine.evaluate.answer import Voice, answer_in_batches, read_asked_file
+from lora_studio.engine.evaluate.metrics import summary
+from lora_studio.engine.evaluate.tasks import choose_task
+from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base
+from lora_studio.jobs.events import fold, from_line
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
 from tools.demo_model.conversations import Dialogue
 from tools.demo_model.pretrain import answers
@@ -57,7 +57,7 @@ def train(workspace: Workspace, overrides: Mapping[str, Any]) -> RunFolder:
     """Trains the demo preset in a worker and returns its run."""
     config = resolve("demo", overrides)
     run = workspace.create_run("learning", to_yaml(config), {"seed": config.training.seed})
-    command = [sys.executable, "-m", "lora_studio.engine.worker", str(run.path)]
+    command = [sys.executable, "-m", "lora_studio.engine.train.worker", str(run.path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return run

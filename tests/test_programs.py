@@ -13,9 +13,9 @@ import pytest
 
 from lora_studio.jobs.launchers.local import kill
 from lora_studio.workspace import RunFolder, Workspace
+from tests.chat.test_chat_choices import make_run
 from tests.serving import Server
 from tests.ui.test_build import PUBLIC
-from tests.ui.test_chat_choices import make_run
 
 pytestmark = pytest.mark.slow
 PASSWORD, KEY = "correct horse", "a key of some length"

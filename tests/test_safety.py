@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from benchmarks.visitors import Visitor, failed, visit
-from lora_studio.accounts import API_KEY, USERS
+from lora_studio.access.accounts import API_KEY, USERS
+from lora_studio.access.serving import MAX_UPLOAD
 from lora_studio.jobs.launchers.local import kill
-from lora_studio.serving import MAX_UPLOAD
 from lora_studio.workspace import RunFolder, Workspace
 from tests.serving import Server
 

@@ -1,5 +1,7 @@
 """The commands of the terminal: `python -m lora_studio COMMAND`; `make_parser` lists them.
 
+May import everything but engine; ui only in the command that serves it.
+
 Here are the flags and the exit codes; what a command does stands in its own module, imported only when it is called, so
 that `--help` is there at once. Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
 """
@@ -13,10 +15,10 @@ from io import TextIOWrapper
 from types import TracebackType
 
 from lora_studio import __version__
-from lora_studio.cli.terminal import plain_output
+from lora_studio.access.serving import add_flags as add_serving_flags
+from lora_studio.cli.output import plain_output
 from lora_studio.errors import StudioError
-from lora_studio.jobs.client import EngineError
-from lora_studio.serving import add_flags as add_serving_flags
+from lora_studio.jobs.session import EngineError
 from lora_studio.workspace import Workspace
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
@@ -180,13 +182,13 @@ def _add_settings(parsers: dict[str, argparse.ArgumentParser], arguments: Sequen
     wanted = [name for name in WITH_SETTINGS if arguments is None or name in arguments]
     if not wanted:
         return
-    from lora_studio.cli.flags import add_all, add_section, add_sections
+    from lora_studio.cli.settings import add_all, add_section, add_sections
 
     for name in wanted:
         if name in ("train", "check", "estimate"):
             add_all(parsers[name])
         elif name == "export":
-            from lora_studio.export_targets import TARGETS
+            from lora_studio.export.targets import TARGETS
 
             add_sections(parsers[name], {target.name: target.settings for target in TARGETS.values()})
         else:
@@ -246,51 +248,51 @@ def _run(given: argparse.Namespace, unknown: list[str]) -> int:
     _log_defects(workspace)
     match given.command:
         case "train":
-            from lora_studio.cli.train_command import train
+            from lora_studio.cli.train import train
 
             return train(workspace, given, unknown)
         case "estimate":
-            from lora_studio.cli.estimate_command import estimate
+            from lora_studio.cli.train import estimate
 
             return estimate(workspace, given, unknown)
         case "inspect":
-            from lora_studio.cli.inspect_command import inspect
+            from lora_studio.cli.data import inspect
 
             return inspect(workspace, given)
         case "chat":
-            from lora_studio.cli.chat_command import chat
+            from lora_studio.cli.chat import chat
 
             return chat(workspace, given)
         case "evaluate":
-            from lora_studio.cli.evaluate_command import evaluate
+            from lora_studio.cli.evaluate import evaluate
 
             return evaluate(workspace, given)
         case "export":
-            from lora_studio.cli.export_command import export
+            from lora_studio.cli.export import export
 
             return export(workspace, given)
         case "runs":
-            from lora_studio.cli.runs_command import runs
+            from lora_studio.cli.jobs import runs
 
             return runs(workspace, given)
         case "jobs":
-            from lora_studio.cli.jobs_command import jobs
+            from lora_studio.cli.jobs import jobs
 
             return jobs(workspace, given)
         case "cache":
-            from lora_studio.cli.cache_command import cache
+            from lora_studio.cli.data import cache
 
             return cache(workspace, given)
         case "presets":
-            from lora_studio.cli.config_commands import show_presets
+            from lora_studio.cli.config import show_presets
 
             return show_presets(workspace, given)
         case "check":
-            from lora_studio.cli.config_commands import check
+            from lora_studio.cli.config import check
 
             return check(workspace, given, unknown)
         case _:
-            from lora_studio.cli.ui_command import serve
+            from lora_studio.cli.serve import serve
 
             return serve(workspace, given)
 

@@ -1,1 +1,3 @@
-"""From files to examples: the one path that preview and training share. No torch, no gradio."""
+"""From files to examples: the one path that preview and training share.
+May import config and models; no torch, no gradio.
+"""

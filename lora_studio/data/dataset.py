@@ -13,21 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from lora_studio.data.bad_rows import BadRows
 from lora_studio.data.cache import Cache
 from lora_studio.data.encode import Encoder
-from lora_studio.data.examples import Examples
-from lora_studio.data.hub import is_hub_name
+from lora_studio.data.examples import Examples, Pairs, examples_of
 from lora_studio.data.mapping import Format
-from lora_studio.data.omissions import sentences
-from lora_studio.data.pairs import Pairs, examples_of
-from lora_studio.data.parts import Conversations, Part, Preparation, Progress, tokenizer_key
+from lora_studio.data.memory_limit import limited
+from lora_studio.data.pipeline import Conversations, Part, Preparation, Progress, tokenizer_key
 from lora_studio.data.prompt_styles import Template, choose_template
-from lora_studio.data.records import Source, open_source
+from lora_studio.data.quality import some, split
+from lora_studio.data.readers.hub import is_hub_name
 from lora_studio.data.rows import BadRow
-from lora_studio.data.splits import some, split
+from lora_studio.data.sources import Source, open_source
+from lora_studio.data.store import BadRows
+from lora_studio.data.template_coverage import sentences
 from lora_studio.errors import StudioError
-from lora_studio.memory_limit import limited
 from lora_studio.workspace import shipped_data
 
 _CODE_VERSION = 2

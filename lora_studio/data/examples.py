@@ -1,13 +1,26 @@
-"""What the trainer gets, as a sequence that makes each example when it is asked for, and as tables in batches."""
+"""What the trainer gets, as a sequence that makes each example when it is asked for, and as tables in batches.
 
-from collections.abc import Iterator, Sequence
+Pairs of a better and a worse answer to one prompt: how they are encoded, kept, cut and handed to the trainer.
+
+Each side is a whole conversation that comes through the same rendering, masks and cuts as any row; trained are the
+turns after the prompt. Both sides lose the same part of the prompt, so that they still answer the same.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from lora_studio.data.encode import IGNORED, Example
-from lora_studio.data.measures import Cuts, Measures
-from lora_studio.data.row_store import RowStore
+from lora_studio.data.cache import Arrays
+from lora_studio.data.encode import IGNORED, Encoded, Example
+from lora_studio.data.messages import Conversation
+from lora_studio.data.rows import BadRow
+from lora_studio.data.store import RowStore
+from lora_studio.data.truncate import Cuts, Measures
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -114,3 +127,176 @@ class Examples(Sequence[Example]):
         np.add.at(edges, from_, 1)
         np.add.at(edges, np.maximum(from_, np.clip(store.stops[spans] + shift, low, high)), -1)
         return ids, np.where(np.cumsum(edges[:-1]) > 0, ids, np.int32(IGNORED)), ends
+
+
+COLUMNS = ("chosen_ids", "chosen_labels", "rejected_ids", "rejected_labels")
+
+
+def sides(conversation: Conversation) -> tuple[Conversation, Conversation]:
+    """The prompt with the better and with the worse answer; answers that stand in the prompt are not trained."""
+    prompt = tuple(replace(message, trained=False) for message in conversation.messages)
+    return (
+        replace(conversation, messages=(*prompt, *conversation.chosen), chosen=(), rejected=()),
+        replace(conversation, messages=(*prompt, *conversation.rejected), chosen=(), rejected=()),
+    )
+
+
+def matched(
+    encoded: Iterable[tuple[list[Encoded], list[BadRow]]],
+) -> Iterator[tuple[list[Encoded], list[BadRow]]]:
+    """Batches of encoded sides as batches of whole pairs, side after side; a pair with a bad side is bad, once."""
+    waiting: dict[int, Encoded] = {}
+    refused: set[int] = set()
+    for rows, bad_rows in encoded:
+        new = [bad for bad in bad_rows if bad.row not in refused]
+        new = list({bad.row: bad for bad in reversed(new)}.values())[::-1]
+        refused |= {bad.row for bad in new}
+        pairs: list[Encoded] = []
+        for row in rows:
+            if row.row in waiting:
+                pairs += [waiting.pop(row.row), row]
+            elif row.row not in refused:
+                waiting[row.row] = row
+        for bad in new:
+            waiting.pop(bad.row, None)
+        yield pairs, new
+
+
+class PairStore:
+    """Encoded pairs in the file's order: the rows 2 i and 2 i + 1 of `sides` are the two of pair i."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self.sides = RowStore(arrays)
+        self.row = np.asarray(self.sides.row)[::2]
+        self.position = np.asarray(self.sides.position)[::2]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def measures(self, chosen: np.ndarray) -> Measures:
+        """The measures of the longer side of these pairs."""
+        length = np.diff(self.sides.starts)
+        return self.sides.measures(2 * chosen + (length[2 * chosen + 1] > length[2 * chosen]))
+
+
+def cut_pairs(better: Measures, worse: Measures, max_length: int, truncation: str) -> tuple[Cuts, Cuts]:
+    """The cuts of both sides, which begin at the same token of the prompt."""
+    cuts = [side.cuts(max_length, truncation) for side in (better, worse)]
+    first = np.maximum(cuts[0].first, cuts[1].first)
+    return _from(cuts[0], better, first), _from(cuts[1], worse, first)
+
+
+def _from(cuts: Cuts, side: Measures, first: np.ndarray) -> Cuts:
+    inside = np.minimum(side.end, cuts.stop[side.owner]) - np.maximum(side.begin, first[side.owner])
+    kept = np.bincount(side.owner, np.maximum(inside, 0), minlength=len(side.length)).astype(np.int64)
+    lost = cuts.trained + cuts.lost - kept
+    return replace(cuts, first=first, head=side.keep_first & (first > 0), trained=kept, lost=lost)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What the trainer gets of a row."""
+
+    chosen: Example
+    rejected: Example
+
+
+class Pairs(Sequence[Pair]):
+    """Pairs of a store cut to length, like `Examples` of rows; dropped where a side keeps no answer or both the same.
+
+    `measures` are those of the longer sides; `length` and `trained` count the tokens of both.
+    """
+
+    def __init__(self, store: PairStore, chosen: np.ndarray, max_length: int, truncation: str) -> None:
+        index = (2 * chosen, 2 * chosen + 1)
+        cuts = cut_pairs(store.sides.measures(index[0]), store.sides.measures(index[1]), max_length, truncation)
+        keep = (cuts[0].trained > 0) & (cuts[1].trained > 0) & ~_alike(store.sides, index, cuts)
+        self.measures = store.measures(chosen)
+        self.dropped = list(zip(store.row[chosen[~keep]].tolist(), self.measures.length[~keep].tolist(), strict=True))
+        self.split_rows = 0
+        self._sides = [
+            Examples.of_cuts(store.sides, side[keep], replace(cut, owner=np.arange(int(keep.sum())), **_of(cut, keep)))
+            for side, cut in zip(index, cuts, strict=True)
+        ]
+        self.length = self._sides[0].length + self._sides[1].length
+        self.trained = self._sides[0].trained + self._sides[1].trained
+        self.row_numbers = store.row[chosen[keep]]
+
+    @property
+    def answers(self) -> Examples:
+        """The examples whose answers the model is to give: the better sides."""
+        return self._sides[0]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(side.longest for side in self._sides)
+
+    def __len__(self) -> int:
+        return len(self.row_numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Pair]: ...
+
+    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        return Pair(self._sides[0][index], self._sides[1][index])
+
+    def tables(self) -> Iterator["pa.RecordBatch"]:
+        """All pairs in batches of `COLUMNS`, without a Python list between."""
+        import pyarrow as pa
+
+        for better, worse in zip(*(side.tables() for side in self._sides), strict=True):
+            yield pa.RecordBatch.from_arrays([*better.columns, *worse.columns], names=list(COLUMNS))
+
+
+def _alike(rows: RowStore, index: tuple[np.ndarray, np.ndarray], cuts: tuple[Cuts, Cuts]) -> np.ndarray:
+    """Which pairs differ only in what is cut off their ends."""
+    found = np.zeros(len(index[0]), bool)
+    length = np.diff(rows.starts)
+    ended = [cut.stop < length[side] for side, cut in zip(index, cuts, strict=True)]
+    for at in np.flatnonzero((ended[0] | ended[1]) & _maybe_alike(rows, index, cuts)):
+        kept = [
+            np.asarray(rows.ids[rows.starts[side[at]] + cut.first[at] : rows.starts[side[at]] + cut.stop[at]])
+            for side, cut in zip(index, cuts, strict=True)
+        ]
+        found[at] = np.array_equal(kept[0], kept[1])
+    return found
+
+
+def _maybe_alike(rows: RowStore, index: tuple[np.ndarray, np.ndarray], cuts: tuple[Cuts, Cuts]) -> np.ndarray:
+    """Pairs that keep as many tokens and agree in two near their ends: few are left to be compared whole."""
+    kept = [cut.stop - cut.first for cut in cuts]
+    maybe = (kept[0] == kept[1]) & (kept[0] > 0)
+    for before in (np.zeros_like(kept[0]), kept[0] // 4):
+        one, other = (
+            rows.ids[rows.starts[side] + np.maximum(cut.stop - 1 - before, 0)]
+            for side, cut in zip(index, cuts, strict=True)
+        )
+        maybe &= one == other
+    return maybe
+
+
+def _of(cuts: Cuts, keep: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: values[keep] for name, values in vars(cuts).items() if name != "owner"}
+
+
+def examples_of(store: RowStore | PairStore, chosen: np.ndarray, max_length: int, truncation: str) -> Examples | Pairs:
+    """What the trainer gets of the rows at these indices."""
+    if isinstance(store, PairStore):
+        return Pairs(store, chosen, max_length, truncation)
+    return Examples(store, chosen, max_length, truncation)
+
+
+def largest_id(rows: Examples | Pairs) -> int:
+    """The largest token id of any row; -1 where there is none."""
+    found = -1
+    for table in rows.tables() if len(rows) else ():
+        for name, column in zip(table.schema.names, table.columns, strict=True):
+            if name.endswith("ids") and len(column.values):
+                found = max(found, int(column.values.to_numpy().max()))
+    return found

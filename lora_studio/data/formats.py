@@ -10,10 +10,11 @@ from typing import Any
 
 from lora_studio.data import columns as names
 from lora_studio.data.columns import Columns, is_turns, may_be_turns, quoted, spread
-from lora_studio.data.conversion import convert
+from lora_studio.data.convert import STATEMENT, convert, find_problem, is_mark
 from lora_studio.data.dialogues import LEAST_SHARE, Marks, marks_of
-from lora_studio.data.doubts import (
+from lora_studio.data.format_questions import (
     answer_of,
+    in_words,
     no_reading,
     pointed_list,
     second_texts,
@@ -22,11 +23,8 @@ from lora_studio.data.doubts import (
     with_options,
 )
 from lora_studio.data.mapping import Format, Mapping, ReadingError, places
-from lora_studio.data.preferences import is_mark
-from lora_studio.data.problems import STATEMENT, find_problem
 from lora_studio.data.rows import Record
 from lora_studio.data.turns import held_turns, role_of
-from lora_studio.data.wording import in_words
 
 __all__ = ["Format", "Mapping", "apply_mapping", "convert", "mapping_of", "read_as", "recognise", "recognise_all"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_studio.data.decoding import is_broken
+from lora_studio.data.readers.text_encoding import is_broken
 from lora_studio.data.rows import BadRow, shorten
 
 IGNORED = -100  # the label of a token that is context only

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 FOUND_LENGTH = 200
+FILLED = "{rows} structs with empty fields, as Arrow fills what a row lacks: these fields are left out."
 NAN = "{cells} NaN, which stands for a missing value: it is read as empty."
 
 

@@ -1,27 +1,177 @@
 """Lists of turns as files write them (OpenAI, ShareGPT, Bedrock, Gemini, pairs) to messages, and cells to text.
 
 What a column means is told by formats.
+
+JSON that was written out of Arrow: tool calls and schemas in which the fields of all others stand as null.
+
+A null that one call has by itself is a value and stays. Where all calls have the same arguments, and those of one
+function are always null in another's calls, they came from Arrow, which has one struct for all of them.
+
+Lists and objects that a cell holds as text: JSON, or Python's own form, as pandas writes them into a CSV.
 """
 
+import ast
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora_studio.data.filled_calls import has_filled_schema, without_nulls
-from lora_studio.data.literals import WITHOUT_COMMAS, read_value
 from lora_studio.data.messages import EMPTY_ANSWER, EMPTY_TURN, Arguments, Message, RowError, is_blank
+from lora_studio.data.rows import FILLED, BadRow, Reading, Record
+
+_NEVER_NULL = ("properties", "items", "enum", "required", "type", "anyOf", "additionalProperties")
+
+
+_MIN_CALLS = 2
+
+
+def without_filled(reading: Reading, sample: Iterable[Record | BadRow]) -> Reading:
+    """The reading, with what Arrow filled into its calls and tools left out, if a sample of its rows shows that."""
+    calls = [call for row in sample if isinstance(row, Record) for call in _calls(row.fields)]
+    if not is_filled(calls):
+        return reading
+
+    def rows() -> Iterator[Record | BadRow]:
+        for row in reading.rows():
+            if isinstance(row, BadRow):
+                yield row
+                continue
+            fields = {name: without_nulls(value) for name, value in row.fields.items()}
+            if fields != row.fields:
+                reading.tally.count(FILLED)
+            yield Record(row.row, fields)
+
+    return Reading(rows, reading.assumptions, reading.tally)
+
+
+def without_nulls(value: Any) -> Any:
+    """A JSON value without the empty fields of its objects."""
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {name: without_nulls(item) for name, item in value.items() if item is not None}
+    return value
+
+
+def is_filled(calls: list[tuple[str, dict[str, Any]]]) -> bool:
+    """Whether calls, each a function's name and arguments, have the fields that Arrow gives them."""
+    if len(calls) < _MIN_CALLS or any(arguments.keys() != calls[0][1].keys() for _, arguments in calls):
+        return False
+    used: dict[str, set[str]] = {}
+    for name, arguments in calls:
+        used.setdefault(name, set()).update(key for key, value in arguments.items() if value is not None)
+    return len(used) > 1 and any(keys < set().union(*used.values()) for keys in used.values())
+
+
+def has_filled_schema(tool: Any) -> bool:
+    """Whether a tool's schema has a null where a schema can have none."""
+    if isinstance(tool, list):
+        return any(map(has_filled_schema, tool))
+    if not isinstance(tool, dict):
+        return False
+    properties = tool.get("properties")
+    if isinstance(properties, dict) and any(value is None for value in properties.values()):
+        return True
+    return any(key in tool and tool[key] is None for key in _NEVER_NULL) or any(map(has_filled_schema, tool.values()))
+
+
+def _calls(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The calls anywhere in a value, each as the function's name and its arguments."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _calls(item)
+    elif isinstance(value, dict):
+        name, arguments = value.get("name"), value.get("arguments")
+        if isinstance(name, str) and isinstance(arguments, dict):
+            yield name, arguments
+        for item in value.values():
+            if isinstance(item, list | dict):
+                yield from _calls(item)
+
+
+WITHOUT_COMMAS = "the turns are written as numpy prints them, without commas between them"
+
+
+_MAX_LENGTH = 1 << 20  # characters; Python's parser takes about a hundred times as many bytes
+
+
+_MAX_DEPTH = 64
+
+
+_OPEN, _CLOSE = "[{(", "]})"
+
+
+def read_value(text: str) -> Any:
+    """The value that a text stands for. Raises ValueError where it is neither JSON nor a Python list or dict."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("the text is nested too deeply") from None
+    except ValueError as error:
+        if not _may_be_python(text):
+            raise error from None
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        raise ValueError(WITHOUT_COMMAS if lacks_commas(text) else "the text is neither JSON nor Python") from None
+
+
+def lacks_commas(text: str) -> bool:
+    """Whether a list's objects stand beside each other without commas, as numpy prints an array of them."""
+    depth, before, quote, at = 0, "", "", 0
+    for at, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote and text[at - 1] != "\\" else quote
+        elif letter in "'\"":
+            quote, before = letter, letter
+        elif letter == "{" and depth == 1 and before == "}":
+            return True
+        elif not letter.isspace():
+            depth += (letter in _OPEN) - (letter in _CLOSE)
+            before = letter
+    return False
+
+
+def _may_be_python(text: str) -> bool:
+    """Whether a text begins as a list or dict with a quoted text in it, and is small enough to be looked at closer."""
+    start = text.lstrip()[:200]
+    inside = start.lstrip("[{( \t\r\n")
+    if start[:1] not in ("[", "{") or inside[:1] not in ("'", '"') or len(text) > _MAX_LENGTH:
+        return False
+    depth = most = 0
+    for letter in text:
+        depth += (letter in _OPEN) - (letter in _CLOSE)
+        most = max(most, depth)
+    return most <= _MAX_DEPTH
+
 
 NOT_A_LIST = "the conversation is not a list of messages"
+
+
 NOT_A_MESSAGE = "a message is not an object with a role and content"
+
+
 UNKNOWN_ROLE = "a message has an unknown role"
+
+
 NOT_TEXT = "the value is not text"
+
+
 MISSING = "the row lacks a needed field"
+
+
 MEDIA = "images, audio and video can't be trained on here"
+
+
 BROKEN_CALL = "a tool call is not an object with a name and arguments"
+
+
 BROKEN_TOOLS = "the list of tools can't be read"
+
+
 PARTLY_TRAINED = "a turn is to be trained in parts only, which is not possible here"
+
 
 ROLES = {
     "system": "system",
@@ -45,18 +195,44 @@ ROLES = {
     "tool_response": "tool",
     "ipython": "tool",
 }
+
+
 _TEXT_PARTS = ("text", "input_text", "output_text")
+
+
 _THOUGHT_PARTS = ("reasoning", "thinking", "reasoning_content")
+
+
 _CALL_PARTS = ("tool_call", "tool_use", "function_call")
+
+
 _CALL_KEYS = ("toolUse", "functionCall", "function_call")
+
+
 _RESULT_KEYS = ("toolResult", "functionResponse", "function_response", "tool_result")
+
+
 _MEDIA_KEYS = ("image", "audio", "video", "file", "document", "inlinedata", "inline_data")
+
+
 _CONTENT_KEYS = ("content", "value", "text", "parts")
+
+
 _HOLDERS = ("messages", "contents", "conversations", "conversation")
+
+
 _SYSTEM_KEYS = ("system", "systemInstruction", "system_instruction")
+
+
 _WEIGHT_KEYS = ("weight", "loss", "loss_weight", "train", "training")
+
+
 _PART_WEIGHT_KEYS = ("train_detail", "training_detail")
+
+
 _NESTED = 3
+
+
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 

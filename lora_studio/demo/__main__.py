@@ -8,12 +8,12 @@ import sys
 import time
 import warnings
 
-from lora_studio.config import Config
+from lora_studio.config.parsing import to_yaml
+from lora_studio.config.presets import resolve
+from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import ADAPTER, BASE
-from lora_studio.events import RunState, read_state
-from lora_studio.parsing import to_yaml
-from lora_studio.presets import resolve
+from lora_studio.evaluate.request import ADAPTER, BASE
+from lora_studio.jobs.events import RunState, read_state
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
 
 SHOWN = 5
@@ -41,7 +41,7 @@ def train(run: RunFolder) -> None:
     """The run's worker as a child process, with a line of progress every five seconds."""
     with run.log.open("ab") as log:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "lora_studio.engine.worker", str(run.path)], stdout=log, stderr=log
+            [sys.executable, "-m", "lora_studio.engine.train.worker", str(run.path)], stdout=log, stderr=log
         )
         said = 0.0
         while worker.poll() is None:
@@ -68,9 +68,9 @@ def compare(config: Config, run: RunFolder) -> None:
     """Base and adapter on the held-out file, in one model."""
     from transformers.utils import logging
 
-    from lora_studio.engine.evaluate import Voice, answer_in_batches, read_asked_file
-    from lora_studio.engine.loaded import add_adapters, load_base
-    from lora_studio.engine.tasks import Task
+    from lora_studio.engine.evaluate.answer import Voice, answer_in_batches, read_asked_file
+    from lora_studio.engine.evaluate.tasks import Task
+    from lora_studio.engine.models.multi_adapter import add_adapters, load_base
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves

@@ -1,4 +1,8 @@
-"""Training and answering: the only place with torch, transformers, peft and trl. Runs only in child processes."""
+"""Training and answering: the only place with torch, transformers, peft and trl. Runs only in child processes.
+
+May import what knows neither torch nor gradio, but not access and api; inside: runtime, models, chat, evaluate,
+train, export, each those before it.
+"""
 
 import os
 

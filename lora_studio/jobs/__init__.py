@@ -1,1 +1,3 @@
-"""The parent's side of child processes: start, follow, stop and find them again. No torch, no engine."""
+"""The life of everything that runs in a child process: folder, events, queue, device, supervisor, session.
+May import config, models and data; starts the engine by name.
+"""

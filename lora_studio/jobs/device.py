@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_studio.architecture import architecture, read_config
-from lora_studio.estimate import CPU_LIBRARIES, CUDA_CONTEXT, weight_bytes
-from lora_studio.hardware import Device, devices
+from lora_studio.models.hardware import Device, devices
+from lora_studio.models.memory import CPU_LIBRARIES, CUDA_CONTEXT, weight_bytes
+from lora_studio.models.shape import architecture, read_config
 
 SPARE = 1.1  # of weights and cache: what computing needs beside them
 

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lora_studio.events import Reason, RunState
+from lora_studio.jobs.events import Reason, RunState
 from lora_studio.jobs.kinds import KINDS
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_studio.job_folders import BenchmarkFolder, EvaluationFolder, ExportFolder
+from lora_studio.jobs.folder import BenchmarkFolder, EvaluationFolder, ExportFolder
 from lora_studio.workspace import JobFolder, RunFolder, Workspace
 
 
@@ -34,7 +34,7 @@ class Kind:
 TRAIN = Kind(
     name="train",
     noun="run",
-    module="lora_studio.engine.worker",
+    module="lora_studio.engine.train.worker",
     folder=RunFolder,
     place=lambda workspace: workspace.runs_folder,
     resumes=True,
@@ -43,7 +43,7 @@ TRAIN = Kind(
 EVALUATE = Kind(
     name="evaluate",
     noun="evaluation",
-    module="lora_studio.engine.evaluator",
+    module="lora_studio.engine.evaluate.worker",
     folder=EvaluationFolder,
     place=lambda workspace: workspace.evaluations_folder,
     resumes=True,
@@ -51,7 +51,7 @@ EVALUATE = Kind(
 EXPORT = Kind(
     name="export",
     noun="export",
-    module="lora_studio.engine.exporter",
+    module="lora_studio.engine.export.worker",
     folder=ExportFolder,
     place=lambda workspace: workspace.exports_folder,
     resumes=False,
@@ -60,7 +60,7 @@ EXPORT = Kind(
 BENCHMARK = Kind(
     name="benchmark",
     noun="benchmark",
-    module="lora_studio.engine.benchmark",
+    module="lora_studio.engine.evaluate.benchmark",
     folder=BenchmarkFolder,
     place=lambda workspace: workspace.benchmarks_folder,
     resumes=False,

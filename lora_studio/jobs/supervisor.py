@@ -14,18 +14,16 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from lora_studio import __version__
-from lora_studio.adapter_source import continued
-from lora_studio.config import Config, files_of
-from lora_studio.conflicts import machine_conflicts
+from lora_studio.config.conflicts import machine_conflicts
+from lora_studio.config.parsing import ConfigError, to_yaml
+from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
-from lora_studio.events import Event, Extended, Finished, OtherRowsAccepted, Reason, RunState, to_line
-from lora_studio.hardware import devices
-from lora_studio.job_folders import remove
-from lora_studio.jobs.follow import BEFORE_WORK, Follower
+from lora_studio.jobs.events import Event, Extended, Finished, OtherRowsAccepted, Reason, RunState, to_line
+from lora_studio.jobs.folder import remove
 from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex, Kind, at_work
 from lora_studio.jobs.launchers.interface import Launcher
 from lora_studio.jobs.launchers.local import LocalLauncher, end_last_line
-from lora_studio.jobs.waiting import (
+from lora_studio.jobs.queue import (
     MAX_EXTRA_EPOCHS,
     Waiting,
     check_room,
@@ -36,7 +34,9 @@ from lora_studio.jobs.waiting import (
     read_queue,
     write_queue,
 )
-from lora_studio.parsing import ConfigError, to_yaml
+from lora_studio.jobs.watcher import BEFORE_WORK, Follower
+from lora_studio.models.adapters import continued
+from lora_studio.models.hardware import devices
 from lora_studio.workspace import DEMO_MODEL, JobFolder, RunFolder, Workspace, shipped_data
 
 _log = logging.getLogger(__name__)

@@ -1,4 +1,7 @@
-"""The page: the only place with gradio. Tabs draw and wire; plain functions think."""
+"""The page: the only place with gradio. Tabs draw and wire; plain functions think.
+
+May import everything but engine and cli; the tabs share what lies directly in ui.
+"""
 
 import os
 

@@ -2,23 +2,28 @@
 
 What a person typed is never bent on the way: text that is no number goes to the check as it is and comes back as a
 message beside its field.
+
+The train tab's form as it was left: kept in the workspace as typed, right or wrong, and brought back from there.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
-from lora_studio.config import Config
-from lora_studio.parsing import Problem, nest, parse
-from lora_studio.schema import GROUPS
-from lora_studio.settings import Setting, flatten, settings
-from lora_studio.ui import browser
-from lora_studio.ui.text import count, quiet, visible
+from lora_studio.config.fields import GROUPS
+from lora_studio.config.parsing import Problem, nest, parse
+from lora_studio.config.presets import presets
+from lora_studio.config.sections import Config
+from lora_studio.config.settings import Setting, flatten, settings
+from lora_studio.ui import theme
+from lora_studio.ui.html import count, quiet, visible
+from lora_studio.workspace import Workspace
 
 SECTIONS = {
     "model": "Model",
@@ -30,9 +35,17 @@ SECTIONS = {
     "tracking": "Tracking",
     "generation": "Generation",
 }
+
+
 SWITCH = {True: "on", False: "off"}
+
+
 NEITHER = "default"
+
+
 FILES = ("data.train_file", "data.validation_file")
+
+
 LONG_TEXT = ("data.system_prompt", "generation.stop_strings")
 
 
@@ -83,7 +96,7 @@ def draw(files: Sequence[tuple[str, str]]) -> Form:
     """
     drawn: dict[str, Field] = {}
     ordered = settings()
-    form = Form(gr.HTML({}, html_template="<i></i>", js_on_load=browser.on_load("form"), elem_classes="nothing"))
+    form = Form(gr.HTML({}, html_template="<i></i>", js_on_load=theme.on_load("form"), elem_classes="nothing"))
     with gr.Column(elem_classes="grid"):
         for setting in ordered:
             if setting.basic:
@@ -295,3 +308,27 @@ def known_files(shipped: Mapping[str, str], uploads: Iterable[Path]) -> list[tup
         *((f"{title} ({name})", name) for name, title in shipped.items()),
         *((path.name, str(path)) for path in uploads),
     ]
+
+
+DRAFT = "form"
+
+
+FIRST_PRESET = "demo"
+
+
+def save_draft(workspace: Workspace, preset: str | None, raws: Sequence[Any]) -> None:
+    workspace.write_draft(DRAFT, {"preset": preset, "values": to_draft(raws)})
+
+
+def read_draft(workspace: Workspace) -> tuple[str | None, list[Any]]:
+    """The kept form with the preset it began from; the first preset's where nothing is kept."""
+    draft = workspace.read_draft(DRAFT)
+    if not isinstance(draft, dict):
+        return FIRST_PRESET, list(_first_form())
+    preset = draft.get("preset")
+    return preset if preset in presets(workspace) else None, from_draft(draft.get("values"), _first_form())
+
+
+@cache  # a preset that comes with the studio: no other may bear its name
+def _first_form() -> tuple[Any, ...]:
+    return tuple(shown(parse(presets()[FIRST_PRESET].values())))

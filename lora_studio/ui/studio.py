@@ -5,15 +5,15 @@ from functools import cached_property
 
 import gradio as gr
 
-from lora_studio.guests import LIMITS
-from lora_studio.jobs.client import Session
+from lora_studio.access.guests import LIMITS
+from lora_studio.access.serving import Serving
+from lora_studio.chat.arbiter import Engine
 from lora_studio.jobs.kinds import EVALUATE, EXPORT, TRAIN
+from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.serving import Serving
-from lora_studio.ui import run_words
-from lora_studio.ui.chat_engine import Engine
+from lora_studio.ui import words
 from lora_studio.ui.curves import Curves
-from lora_studio.ui.data_choice import DataLooks
+from lora_studio.ui.data.choice import DataLooks
 from lora_studio.workspace import Workspace
 
 
@@ -45,7 +45,7 @@ class Studio:
         others = any(job.kind == TRAIN.name and job.id not in own for job in working)
         evaluating, exporting = (any(job.kind == kind.name for job in working) for kind in (EVALUATE, EXPORT))
         waiting = sum(entry.kind != TRAIN.name for entry in self.supervisor.waiting())
-        return run_words.status_line(runs, self.chat.running, evaluating, others, exporting, waiting)
+        return words.status_line(runs, self.chat.running, evaluating, others, exporting, waiting)
 
 
 @dataclass(frozen=True, slots=True)

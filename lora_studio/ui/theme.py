@@ -1,19 +1,31 @@
 """Gradio's own settings of how the page looks: one theme with system fonts, light and dark; and the page's header.
 
 What Gradio has no setting for stands in static/studio.css.
+
+How the page looks and what runs in the browser: the files under static/ as Gradio takes them, and calls into them.
+
+They are read when the page is served and go out with it, so that nothing is fetched from anywhere, before or after a
+login, whoever serves it.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
-from lora_studio.hardware import Device
-from lora_studio.ui.text import escape
+from lora_studio.models.hardware import Device
+from lora_studio.ui.html import escape
 
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
+
+
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
 
+
 LOG_OUT = '<form class="log-out" method="post" action="logout"><button>Log out</button></form>'
+
 
 TEAL = gr.themes.Color(
     name="studio",
@@ -110,3 +122,35 @@ def header(devices: Sequence[Device], logins: bool = False) -> str:
         '<span class="what">Teach a language model your own way of answering, and compare.</span>'
         f'<span class="device">{escape(" · ".join(map(str, devices)))}{out}</span></div>'
     )
+
+
+STATIC = Path(__file__).parent / "static"
+
+
+# In this order: of two rules that are equally specific, the later one holds.
+STYLES = tuple(STATIC / f"{name}.css" for name in ("markup", "studio", "runs", "evaluate", "export", "chat"))
+
+
+SCRIPTS = tuple(STATIC / f"{name}.js" for name in ("page", "clicks", "form", "charts", "connection"))
+
+
+WITH_LOGIN = STATIC / "login.js"
+
+
+GIVEN = "{element, trigger, props, watch}"  # what Gradio gives the script of a component
+
+
+def head(login: bool) -> str:
+    """The scripts for Gradio's `head`. Its `head_paths` takes files of HTML, in which no tool would see a script."""
+    scripts = (*SCRIPTS, WITH_LOGIN) if login else SCRIPTS
+    return "".join(f"<script>{script.read_text(encoding='utf-8')}</script>" for script in scripts)
+
+
+def on_load(function: str, **options: Any) -> str:
+    """The `js_on_load` of a component that one of the functions serves: `clicks`, `charts.curves`."""
+    return f"studio.{function}({GIVEN}, {json.dumps(options)});"
+
+
+def call(function: str, *values: Any) -> str:
+    """The `js` of an event that calls one of the functions with values of the page's own."""
+    return f"() => studio.{function}({', '.join(map(json.dumps, values))})"

@@ -5,11 +5,11 @@ import tracemalloc
 
 import pytest
 
-from lora_studio.data.bad_rows import BadRows, BadRowWriter
 from lora_studio.data.cache import Cache
 from lora_studio.data.dataset import prepare
+from lora_studio.data.report import describe, save_bad_rows
 from lora_studio.data.rows import BadRow
-from lora_studio.data.views import describe, save_bad_rows
+from lora_studio.data.store import BadRows, BadRowWriter
 
 
 def _stored(rows):

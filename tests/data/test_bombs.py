@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lora_studio import memory_limit
-from lora_studio.data import counting, opening, record_store
-from lora_studio.data.arrays import Arrays
-from lora_studio.data.cache import Cache
-from lora_studio.data.counting import quick_look
-from lora_studio.data.record_store import MAX_ROW_BYTES, TOO_LONG, RecordStore, write_records
-from lora_studio.data.records import open_source, read_records
+from lora_studio.data import memory_limit, store
+from lora_studio.data import quick_look as counting
+from lora_studio.data.cache import Arrays, Cache
+from lora_studio.data.memory_limit import MemoryLimitError, available, limited
+from lora_studio.data.quick_look import quick_look
+from lora_studio.data.readers import compression as opening
+from lora_studio.data.sources import open_source, read_records
+from lora_studio.data.store import MAX_ROW_BYTES, TOO_LONG, RecordStore, write_records
 from lora_studio.errors import StudioError
-from lora_studio.memory_limit import MemoryLimitError, available, limited
 
 HUGE = "x" * 20_000_000
 
@@ -37,7 +37,7 @@ def repeated(path: Path, rows: int, value: str = HUGE) -> Path:
 @pytest.fixture(autouse=True)
 def _strict(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same, sooner."""
-    monkeypatch.setattr(record_store, "MAX_GROWN_BYTES", 1 << 26)
+    monkeypatch.setattr(store, "MAX_GROWN_BYTES", 1 << 26)
     monkeypatch.setattr(memory_limit, "MIN_BYTES", 1 << 26)
     monkeypatch.setattr(counting, "MAX_BYTES", 1 << 26)
     monkeypatch.setattr(opening, "BOMB_SIZE", 1 << 25)

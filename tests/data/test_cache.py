@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import MARKED, build_tokenizer
 
-from lora_studio.data import arrays, cache, dataset, parts, records
+from lora_studio.data import cache, dataset, pipeline, sources
+from lora_studio.data import cache as arrays
 from lora_studio.data.cache import Cache, digest, key_of
 from lora_studio.data.dataset import prepare, recut
 from lora_studio.errors import StudioError
@@ -60,7 +61,7 @@ def test_whatever_changes_the_tokens_makes_a_new_entry(file, tokenizer, unmarked
     for changed in ({"train_on": "all"}, {"system_prompt": "Be kind."}, {"prompt_style": "plain"}):
         assert "encode" in _work(file, tokenizer, tmp_path, **changed)[1]
     assert "encode" in _work(file, unmarked_tokenizer, tmp_path)[1]
-    monkeypatch.setattr(parts, "code_version", lambda: "other")
+    monkeypatch.setattr(pipeline, "code_version", lambda: "other")
     assert _work(file, tokenizer, tmp_path)[1] == {"read", "encode"}
 
 
@@ -84,7 +85,7 @@ def test_a_second_start_takes_a_small_part_of_the_first(write, tokenizer, tmp_pa
     first = prepare(file, tokenizer, cache_folder=tmp_path / "cache")
     took = time.perf_counter() - began
     read = []
-    monkeypatch.setattr(records.Source, "rows", lambda self: read.append(self))
+    monkeypatch.setattr(sources.Source, "rows", lambda self: read.append(self))
     began = time.perf_counter()
     again = prepare(file, tokenizer, cache_folder=tmp_path / "cache")
     assert time.perf_counter() - began < took / 10
@@ -213,7 +214,7 @@ def test_the_workspace_says_how_large_its_cache_is_and_clears_it(file, tokenizer
 
 def test_a_token_added_to_a_tokenizer_makes_another_fingerprint():
     tokenizer = build_tokenizer(MARKED)
-    before = parts.tokenizer_key(tokenizer)
-    assert parts.tokenizer_key(tokenizer) == before == parts.tokenizer_key(build_tokenizer(MARKED))
+    before = pipeline.tokenizer_key(tokenizer)
+    assert pipeline.tokenizer_key(tokenizer) == before == pipeline.tokenizer_key(build_tokenizer(MARKED))
     tokenizer.add_tokens(["<new>"])
-    assert parts.tokenizer_key(tokenizer) != before
+    assert pipeline.tokenizer_key(tokenizer) != before

@@ -11,7 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from lora_studio.data import prompt_styles
 from lora_studio.data.chat_jinja import ChatTemplate
 from lora_studio.data.messages import CONTROL, Conversation, Message, RowError, check_text
-from lora_studio.data.rendering import Renderer, rules_of
+from lora_studio.data.render import Renderer, rules_of
 
 FOLDERS = [
     Path(importlib.util.find_spec("trl").submodule_search_locations[0]) / "chat_templates",

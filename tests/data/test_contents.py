@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lora_studio.data.characters import inspect_characters
-from lora_studio.data.literals import read_value
-from lora_studio.data.records import open_source, read_records
-from lora_studio.data.views import Look, inspect
+from lora_studio.data.quick_look import inspect_characters
+from lora_studio.data.report import Look, inspect
+from lora_studio.data.sources import open_source, read_records
+from lora_studio.data.turns import read_value
 from lora_studio.errors import StudioError
 
 ROWS = [{"instruction": f"Where is {place}?", "output": f"At {place}, gate 3."} for place in "abc"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_studio.config import Data
+from lora_studio.config.sections import Data
 from lora_studio.data import dataset
 from lora_studio.data.dataset import Settings, prepare, recut
 from lora_studio.data.messages import EMPTY_ANSWER

@@ -9,8 +9,8 @@ from lora_studio.data import dialogues
 from lora_studio.data.formats import apply_mapping, convert, recognise, recognise_all
 from lora_studio.data.mapping import Format, Mapping
 from lora_studio.data.messages import RowError
-from lora_studio.data.records import open_source
 from lora_studio.data.rows import Record
+from lora_studio.data.sources import open_source
 
 
 def _records(*texts):

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from lora_studio.data import conversion, encode, rendering
+from lora_studio.data import convert, encode
+from lora_studio.data import render as rendering
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED, Encoded, Encoder, choose_template, cut, window
 from lora_studio.data.messages import Conversation, Message
@@ -302,7 +303,7 @@ def test_a_mask_of_what_is_learned_counts_where_no_labels_stand(write, tokenizer
 
 @pytest.mark.parametrize(
     ("mask", "reason"),
-    [([1, 1], conversion.UNLIKE_LENGTHS), ([0, 0, 0], conversion.ONLY_PADDING), ([1, -1, 1], conversion.NOT_IDS)],
+    [([1, 1], convert.UNLIKE_LENGTHS), ([0, 0, 0], convert.ONLY_PADDING), ([1, -1, 1], convert.NOT_IDS)],
 )
 def test_a_mask_that_fits_no_tokens_is_a_bad_row(write, tokenizer, mask, reason):
     good = {"input_ids": [10, 11, 2], "attention_mask": [True, True, True]}

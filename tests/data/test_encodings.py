@@ -5,8 +5,8 @@ import json
 import pytest
 
 from lora_studio.data.dataset import prepare
-from lora_studio.data.legacy_encodings import guess_encoding
-from lora_studio.data.records import open_source, read_records
+from lora_studio.data.readers.text_encoding import guess_encoding
+from lora_studio.data.sources import open_source, read_records
 from lora_studio.errors import StudioError
 
 SPOKEN = {

@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from lora_studio.data.arrays import Arrays, ArrayWriter
+from lora_studio.data.cache import Arrays, ArrayWriter
 from lora_studio.data.encode import IGNORED, Encoded, cut
 from lora_studio.data.examples import Examples
-from lora_studio.data.row_store import RowStore, write_rows
+from lora_studio.data.store import RowStore, write_rows
 
 
 def _rows(count=300):

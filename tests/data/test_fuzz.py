@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from lora_studio.data.formats import Format, apply_mapping, convert, mapping_of, recognise, recognise_all
-from lora_studio.data.hygiene import hygiene
 from lora_studio.data.messages import RowError
-from lora_studio.data.records import BadRow, Record, open_source, read_records
-from lora_studio.data.views import inspect
+from lora_studio.data.quality import hygiene
+from lora_studio.data.report import inspect
+from lora_studio.data.sources import BadRow, Record, open_source, read_records
 from lora_studio.errors import StudioError
 
 TALK = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "tell"}]

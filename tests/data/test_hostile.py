@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from lora_studio.data.views import inspect
+from lora_studio.data.report import inspect
 from lora_studio.errors import StudioError
 
 CONVERSATION = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -3,10 +3,10 @@
 import json
 import random
 
-from lora_studio.data import findings
+from lora_studio.data import report
 from lora_studio.data.dataset import prepare
-from lora_studio.data.hygiene import group_key, hygiene, near_duplicates, special_text
 from lora_studio.data.messages import Conversation, Message
+from lora_studio.data.quality import group_key, hygiene, near_duplicates, special_text
 
 
 def _chat(row, asked, told):
@@ -76,11 +76,11 @@ def test_special_tokens_written_out_in_a_row_are_named():
 
 
 def test_of_a_large_file_all_exact_duplicates_are_counted(write, tokenizer, monkeypatch):
-    monkeypatch.setattr(findings, "_MOST_ROWS", 10)
+    monkeypatch.setattr(report, "_MOST_ROWS", 10)
     rows = [{"prompt": f"Question {number % 190}", "completion": f"Answer {number % 190}"} for number in range(200)]
     prepared = prepare(str(write("a.jsonl", rows)), tokenizer, validation_fraction=0)
     reports = []
-    found = findings.findings(prepared, lambda *call: reports.append(call))
+    found = report.findings(prepared, lambda *call: reports.append(call))
     assert (found["looked_at"], found["of_rows"]) == (10, 200)
     assert (found["exact_duplicates"]["rows"], found["exact_duplicates"]["groups"]) == (10, 10)
     assert found["exact_duplicates"]["examples"] == [[row, row + 190] for row in range(1, 11)]

@@ -11,14 +11,14 @@ import pytest
 from conftest import MARKED, build_tokenizer
 from jinja2 import TemplateError
 
-from lora_studio.data import limited_rendering
+from lora_studio.data import render_process
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import Encoder, choose_template
-from lora_studio.data.limited_rendering import LimitedRenderer, render_text
 from lora_studio.data.messages import Conversation, Message
-from lora_studio.data.ollama_template import to_go
-from lora_studio.data.rendering import REFUSED, Renderer, rules_of
+from lora_studio.data.render import REFUSED, Renderer, rules_of
+from lora_studio.data.render_process import LimitedRenderer, render_text
 from lora_studio.errors import StudioError
+from lora_studio.export.ollama import to_go
 
 CHAT = Conversation(1, (Message("user", "Hi"), Message("assistant", "Hello.")))
 LOOPS = "".join(f"{{% for {name} in range(99999) %}}" for name in "ijk") + "{% endfor %}" * 3
@@ -50,8 +50,8 @@ UNREADABLE = {
 @pytest.fixture
 def hurried(monkeypatch):
     """Limits that a test can wait for."""
-    monkeypatch.setattr(limited_rendering, "MAX_ROW_SECONDS", 0.2)
-    monkeypatch.setattr(limited_rendering, "MAX_TEXT_SECONDS", 0.2)
+    monkeypatch.setattr(render_process, "MAX_ROW_SECONDS", 0.2)
+    monkeypatch.setattr(render_process, "MAX_TEXT_SECONDS", 0.2)
 
 
 def _encoder(template):
@@ -131,14 +131,14 @@ def vars_of(result):
 
 def test_a_process_that_was_killed_is_started_again():
     assert render_text("{{ 1 }}", {}, [], prompt=False) == "1"
-    child = limited_rendering._process()._child
+    child = render_process._process()._child
     os.kill(child.pid, signal.SIGKILL)
     psutil.Process(child.pid).wait()
     assert render_text("{{ 2 }}", {}, [], prompt=False) == "2"
 
 
 def test_templates_run_in_the_process_that_can_be_ended_and_nowhere_else():
-    package = Path(limited_rendering.__file__).parents[1]
+    package = Path(render_process.__file__).parents[1]
     running = re.compile(
         r"\b(ChatTemplate|Renderer)\(|\.apply_chat_template\(|render_jinja_template|jinja2.*Environment\("
     )

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from lora_studio.data.ollama_template import to_go
 from lora_studio.data.prompt_styles import adds_bos, choose_template
 from lora_studio.errors import StudioError
-from lora_studio.go_template import fill
+from lora_studio.export.go_template import fill
+from lora_studio.export.ollama import to_go
 from tests.data.test_chat_jinja import TEMPLATES, TOKENS
 
 NO_PLACE = {"idefics3", "smolvlm", "llava_next"}  # for pictures: messages are lists of parts

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lora_studio.data.packing import count_packs, forecast, padding, steps
+from lora_studio.data.truncate import count_packs, forecast, padding, steps
 
 
 @pytest.mark.parametrize("max_length", [16, 100, 512])

@@ -9,9 +9,8 @@ import pytest
 
 from lora_studio.data.dataset import NOTHING_TO_COMPARE, prepare
 from lora_studio.data.encode import IGNORED
-from lora_studio.data.pairs import COLUMNS, Pairs
-from lora_studio.data.row_view import preview
-from lora_studio.data.views import describe
+from lora_studio.data.examples import COLUMNS, Pairs
+from lora_studio.data.report import describe, preview
 from lora_studio.errors import StudioError
 
 Write = Callable[..., Path]

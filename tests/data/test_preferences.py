@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from lora_studio.data import preferences
-from lora_studio.data.characters import inspect_characters
+from lora_studio.data import convert
 from lora_studio.data.dataset import prepare
 from lora_studio.data.formats import recognise_all
-from lora_studio.data.readings import first_records, tried
-from lora_studio.data.row_view import preview
+from lora_studio.data.preview import first_records, tried
+from lora_studio.data.quick_look import inspect_characters
+from lora_studio.data.report import describe, preview
 from lora_studio.data.rows import Record
-from lora_studio.data.views import describe
 from lora_studio.errors import StudioError
 
 Write = Callable[..., Path]
@@ -56,7 +55,7 @@ def test_a_mark_that_is_none_makes_a_bad_row_and_changes_no_reading(write: Write
     rows = [*ROWS, {**ROWS[0], "label": "maybe"}, {**ROWS[0], "label": None}]
     found = prepare(str(write("marks.jsonl", rows)), tokenizer, validation_fraction=0)
     assert [(bad.row, bad.field) for bad in found.bad_rows] == [(10, "label"), (11, "label")]
-    assert found.bad_rows[0].reason == preferences.NOT_A_MARK
+    assert found.bad_rows[0].reason == convert.NOT_A_MARK
     assert found.marks == [SAID]
 
 
@@ -120,4 +119,4 @@ def test_characters_are_those_of_the_good_answers(write: Write) -> None:
 
 
 def test_one_of_a_kind_is_told_as_one() -> None:
-    assert preferences.marks_in_words(1, 1) == "1 answer marked good is learned from; 1 marked bad is left out."
+    assert convert.marks_in_words(1, 1) == "1 answer marked good is learned from; 1 marked bad is left out."

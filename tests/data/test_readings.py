@@ -6,7 +6,7 @@ import pytest
 
 from lora_studio.data.dataset import prepare
 from lora_studio.data.mapping import ReadingError
-from lora_studio.data.readings import first_records, readings, readings_of, tried, unread
+from lora_studio.data.preview import first_records, readings, readings_of, tried, unread
 
 TALK = [
     {"role": "customer", "content": "Where is it?"},

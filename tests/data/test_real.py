@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
 from lora_studio.data.messages import FORMS, Conversation, Message
-from lora_studio.data.views import inspect
+from lora_studio.data.report import inspect
 from lora_studio.errors import StudioError
 
 pytestmark = pytest.mark.real

@@ -4,7 +4,7 @@ import pytest
 
 from lora_studio.data.formats import apply_mapping, convert, mapping_of, recognise, recognise_all
 from lora_studio.data.messages import RowError
-from lora_studio.data.records import Record, open_source
+from lora_studio.data.sources import Record, open_source
 from lora_studio.errors import StudioError
 
 pytestmark = pytest.mark.real

@@ -5,8 +5,10 @@ import json
 
 import pytest
 
-from lora_studio.data import json_files, records, table_files
-from lora_studio.data.records import read_records
+from lora_studio.data import sources
+from lora_studio.data.readers import json as json_files
+from lora_studio.data.readers import tables
+from lora_studio.data.sources import read_records
 from lora_studio.errors import StudioError
 
 PAIR = {"question": "one", "answer": "two"}
@@ -152,7 +154,7 @@ def test_line_feeds_in_cells_stay_and_blank_lines_are_no_rows(write):
 
 def test_a_row_of_another_width_is_reported(write):
     file = read_records(write("a.csv", "question,answer\na,b\nd,e,f\n"))
-    assert [(bad.row, bad.reason) for bad in file.bad_rows] == [(2, table_files.WRONG_WIDTH)]
+    assert [(bad.row, bad.reason) for bad in file.bad_rows] == [(2, tables.WRONG_WIDTH)]
 
 
 def test_two_columns_of_one_name_are_an_error(write):
@@ -235,4 +237,4 @@ def test_missing_files_and_folders_are_named(tmp_path):
 
 
 def test_no_more_rows_are_read_than_asked_for(write):
-    assert len(records.read_records(write("a.jsonl", [PAIR] * 10), max_rows=3).records) == 3
+    assert len(sources.read_records(write("a.jsonl", [PAIR] * 10), max_rows=3).records) == 3

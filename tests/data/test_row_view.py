@@ -5,11 +5,10 @@ from itertools import groupby
 import pytest
 from conftest import MARKED, build_tokenizer
 
-from lora_studio.data import row_view
+from lora_studio.data import report
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
-from lora_studio.data.row_view import preview
-from lora_studio.data.views import describe
+from lora_studio.data.report import describe, preview
 from lora_studio.errors import StudioError
 
 ROWS = [
@@ -108,7 +107,7 @@ def test_what_a_cut_removes_stands_in_its_place(write, truncation, bos):
 
 
 def test_a_long_row_is_shown_in_parts_and_opens_where_training_begins(write, tokenizer, monkeypatch):
-    monkeypatch.setattr(row_view, "_PAGE", 50)
+    monkeypatch.setattr(report, "_PAGE", 50)
     path = str(write("long.jsonl", [{"prompt": "please " * 200, "completion": "word " * 20}]))
     prepared = prepare(path, tokenizer, max_length=64, validation_fraction=0)
     opened = preview(prepared, 0)
@@ -138,16 +137,16 @@ def test_a_pair_whose_cut_leaves_nothing_to_compare_is_shown_as_left_out(write, 
 def test_the_reading_says_how_what_was_assumed_and_what_the_first_row_trains(write, tokenizer):
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "One\ntwo"}] * 2
     prepared = prepare(str(write("a.jsonl", [{"messages": turns}] * 3)), tokenizer)
-    said = row_view.reading(prepared)
+    said = report.reading(prepared)
     assert said.startswith(f"Format: {prepared.format.words}")
     assert said.endswith("The first row trains: “One⏎two<|im_end|> … One⏎two<|im_end|>”.")
     prepared.assumptions.append("The file is read as x.")
-    assert " The file is read as x. The first row trains" in row_view.reading(prepared)
-    assert describe(prepared)["reading"] == row_view.reading(prepared)
+    assert " The file is read as x. The first row trains" in report.reading(prepared)
+    assert describe(prepared)["reading"] == report.reading(prepared)
 
 
 def test_a_long_trained_text_is_shortened_in_the_reading(write, tokenizer):
     prepared = prepare(str(write("a.jsonl", [{"prompt": "a", "completion": "long " * 100}] * 3)), tokenizer)
-    told = row_view.reading(prepared).rpartition("“")[2]
+    told = report.reading(prepared).rpartition("“")[2]
     assert len(told) < 170
     assert told.endswith("…”.")

@@ -2,7 +2,9 @@
 
 import pytest
 
-from lora_studio.data import conversion, dialogues, messages, preferences
+from lora_studio.data import convert as conversion
+from lora_studio.data import convert as preferences
+from lora_studio.data import dialogues, messages
 from lora_studio.data.formats import convert, recognise, recognise_all
 from lora_studio.data.messages import RowError
 from lora_studio.data.rows import Record

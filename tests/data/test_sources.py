@@ -13,12 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lora_studio.data import arrow_files, hub, json_files, opening, records
-from lora_studio.data.arrow_sizes import most_unpacked
+from lora_studio.data import sources
 from lora_studio.data.formats import convert, recognise
 from lora_studio.data.messages import RowError
-from lora_studio.data.records import BadRow, Record, open_source, read_records
+from lora_studio.data.readers import arrow, hub
+from lora_studio.data.readers import compression as opening
+from lora_studio.data.readers import json as json_files
+from lora_studio.data.readers.arrow import most_unpacked
 from lora_studio.data.rows import Tally
+from lora_studio.data.sources import BadRow, Record, open_source, read_records
 from lora_studio.errors import StudioError
 
 ROWS = [{"prompt": f"ask {number}", "completion": "tell"} for number in range(5)]
@@ -65,7 +68,7 @@ def test_a_table_in_one_row_group_is_never_held_whole(tmp_path, monkeypatch):
             read.append(len(data))
             return data
 
-    monkeypatch.setattr(arrow_files, "open_bytes", lambda path: Counted(path))
+    monkeypatch.setattr(arrow, "open_bytes", lambda path: Counted(path))
     rows = open_source(path).rows()
     assert next(rows).fields == {"prompt": texts[0], "completion": texts[0]}
     assert sum(read) < path.stat().st_size / 3  # its head twice: how large its rows are is seen first
@@ -82,7 +85,7 @@ def test_a_torn_packed_file_gives_what_came_before_and_says_so(write):
     )
     file = read_records(write("a.jsonl.gz", gzip.compress(many)[:-2000]))
     assert len(file.records) > 1000
-    assert file.bad_rows[-1].reason == records.TORN
+    assert file.bad_rows[-1].reason == sources.TORN
 
 
 def test_a_bomb_is_stopped_before_it_fills_the_memory(write, monkeypatch):
@@ -120,7 +123,7 @@ def test_an_arrow_file_of_one_large_batch_is_read_in_slices_and_a_compressed_one
     assert pa.total_allocated_bytes() - before < 1_000_000
     assert sum(1 for _ in rows) == len(texts) - 1
     assert sum(1 for _ in open_source(tmp_path / "packed.arrow").rows()) == len(texts)
-    monkeypatch.setattr(arrow_files, "_MOST_UNPACKED", 10_000_000)
+    monkeypatch.setattr(arrow, "_MOST_UNPACKED", 10_000_000)
     pool = pa.default_memory_pool()
     watched = pa.proxy_memory_pool(pool)
     pa.set_memory_pool(watched)
@@ -181,7 +184,7 @@ def test_two_columns_of_one_name_in_a_table_are_an_error(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(StudioError, match="'text'"):
         open_source(tmp_path / "a.parquet")
-    assert arrow_files.BROKEN_CELL != json_files.BROKEN_BYTES
+    assert arrow.BROKEN_CELL != json_files.BROKEN_BYTES
 
 
 def test_rows_of_several_files_go_on_counting_and_know_their_place(write):

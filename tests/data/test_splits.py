@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lora_studio.data.dataset import prepare
-from lora_studio.data.splits import split
+from lora_studio.data.quality import split
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from lora_studio.data import cells, table_files
-from lora_studio.data.records import RecordFile, read_records
+from lora_studio.data.readers import cells, tables
+from lora_studio.data.sources import RecordFile, read_records
 from lora_studio.errors import StudioError
 
 NAMES = ["prompt", "completion"]
@@ -138,7 +138,7 @@ def test_a_file_cut_off_in_a_cell_keeps_the_rows_before() -> None:
 def test_a_backslash_before_a_mark_in_a_quoted_cell_escapes_it(cell: str, meant: str) -> None:
     file = table(f'question,answer\n{cell},"x"\n"say \\"y\\" now","z"\n')
     assert [record.fields["question"] for record in file.records] == [meant, 'say "y" now']
-    assert table_files._BACKSLASHES in file.assumptions
+    assert tables._BACKSLASHES in file.assumptions
 
 
 def test_escaped_marks_show_that_text_separated_by_tabs_is_quoted() -> None:
@@ -175,8 +175,8 @@ def test_a_row_broken_by_a_line_end_is_reported_and_not_filled() -> None:
     full = "".join(f"{number},how,so\n" for number in range(9))
     file = table("id,question,answer\n" + full + "9,How are\nyou?,fine\n10,and,so\n")
     assert [(bad.row, bad.reason) for bad in file.bad_rows] == [
-        (10, table_files.BROKEN_ROW),
-        (11, table_files.BROKEN_ROW),
+        (10, tables.BROKEN_ROW),
+        (11, tables.BROKEN_ROW),
     ]
     assert [record.row for record in file.records][-1] == 12
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from lora_studio.data import rendering
+from lora_studio.data import render
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED, Encoder, choose_template
 from lora_studio.data.messages import Conversation, Message
@@ -102,7 +102,7 @@ class Family:
 
     def refuses(self, name: str, train_on: str) -> str | None:
         reason = dict(self.refused).get(name)
-        return None if reason == rendering.REWRITES and train_on in ("", "last_turn") else reason
+        return None if reason == render.REWRITES and train_on in ("", "last_turn") else reason
 
     def trained(self, chat: Conversation) -> list[str]:
         """What each answer of a chat should train."""
@@ -174,7 +174,7 @@ def _gemma4_thinking(message: Message) -> str:
     return thoughts + _gemma4(message)
 
 
-NO_TOOLS = tuple((name, rendering.NO_TOOLS) for name in TOOL_CHATS)
+NO_TOOLS = tuple((name, render.NO_TOOLS) for name in TOOL_CHATS)
 QWEN = Family("<|im_end|>", ("<|im_start|>", "<|im_end|>", "<|endoftext|>"), _qwen, eos="<|im_end|>")
 LLAMA = Family(
     "<|eot_id|>",
@@ -200,7 +200,7 @@ GEMMA4 = Family(
     _gemma4,
     eos="<eos>",
     bos="<bos>",
-    refused=(("spoken call", rendering.REWRITES),),  # what is said with a call moves behind the call's result
+    refused=(("spoken call", render.REWRITES),),  # what is said with a call moves behind the call's result
     after_call="<|tool_response>",
 )
 PHI = Family(
@@ -224,7 +224,7 @@ FAMILIES = {
     "llama3": replace(LLAMA, refused=NO_TOOLS),
     "llama3_1": LLAMA,
     "llama3_2": LLAMA,
-    "gemma": replace(GEMMA, refused=(*NO_TOOLS, ("system", rendering.NO_SYSTEM))),
+    "gemma": replace(GEMMA, refused=(*NO_TOOLS, ("system", render.NO_SYSTEM))),
     "gemma3": GEMMA,
     "gemma4": GEMMA4,
     "gemma4_v2": replace(GEMMA4, refused=(), after_call=None),

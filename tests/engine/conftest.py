@@ -12,9 +12,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lora_studio.engine import worker
-from lora_studio.events import Event, from_line
-from lora_studio.parsing import merge, nest, parse, to_yaml
+from lora_studio.config.parsing import merge, nest, parse, to_yaml
+from lora_studio.engine.train import worker
+from lora_studio.jobs.events import Event, from_line
 from lora_studio.workspace import RunFolder, Workspace
 
 COLOURS = ("red", "green", "blue", "white", "black", "brown", "grey", "pink")

@@ -5,10 +5,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from lora_studio.engine import exporter
-from lora_studio.events import Finished, from_line
-from lora_studio.exports import create, make_request
-from lora_studio.job_folders import ExportFolder
+from lora_studio.engine.export import worker
+from lora_studio.export.request import create, make_request
+from lora_studio.jobs.events import Finished, from_line
+from lora_studio.jobs.folder import ExportFolder
 from lora_studio.workspace import RunFolder, Workspace
 
 
@@ -34,7 +34,7 @@ def run_exporter(folder: ExportFolder) -> int:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     environment = dict(os.environ)
     try:
-        return exporter.main([str(folder.path)])
+        return worker.main([str(folder.path)])
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -8,9 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lora_studio.activations import Arithmetic, fixed_bytes, layer_bytes
-from lora_studio.architecture import architecture
-from lora_studio.lora_size import adapter
+from lora_studio.models.memory import Arithmetic, fixed_bytes, layer_bytes
+from lora_studio.models.shape import adapter, architecture
 
 SIZES = {
     "hidden_size": 64,

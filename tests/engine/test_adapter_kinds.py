@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lora_studio.engine.generate import Column, generate, greedy
-from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base, remove_adapters
+from lora_studio.engine.chat.generate import Column, generate, greedy
+from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base, remove_adapters
 from tests.engine.kinds import KINDS, alone, bare, logits, make, tiny_llama
 from tests.engine.test_generate import ask
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoraConfig, PrefixTuningConfig
 
-from lora_studio.adapter_files import read_adapter_settings
+from lora_studio.models.adapter_files import read_adapter_settings
 
 
 @pytest.mark.parametrize(

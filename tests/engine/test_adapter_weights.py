@@ -19,10 +19,10 @@ from transformers import (
     Qwen3_5ForConditionalGeneration,
 )
 
-from lora_studio.engine.continuing import continue_adapter, other_text
-from lora_studio.engine.generate import Column, generate, greedy, prompt_ids
-from lora_studio.engine.load import load_model
-from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base
+from lora_studio.engine.chat.generate import Column, generate, greedy, prompt_ids
+from lora_studio.engine.models.adapter import continue_adapter, other_text
+from lora_studio.engine.models.load import load_model
+from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base
 from lora_studio.errors import StudioError
 from lora_studio.workspace import model_source
 from tests.engine.kinds import alone, bare, logits, make, moved, tiny_llama

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.engine.adapters import add_adapter, last_names, linear_modules, target_modules
-from lora_studio.engine.load import load_model
+from lora_studio.engine.models.adapter import add_adapter, last_names, linear_modules, target_modules
+from lora_studio.engine.models.load import load_model
 from lora_studio.errors import StudioError
 
 AVAILABLE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -15,13 +15,12 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_studio.adapter_settings import KINDS, virtual_tokens
 from lora_studio.data.encode import Example
-from lora_studio.engine.forced import forced_scores
-from lora_studio.engine.generate import Column, generate, greedy
-from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base, remove_adapters
-from lora_studio.engine.score import score
+from lora_studio.engine.chat.generate import Column, generate, greedy
+from lora_studio.engine.chat.logprobs import forced_scores, score
+from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base, remove_adapters
 from lora_studio.errors import StudioError
+from lora_studio.models.adapter_files import KINDS, virtual_tokens
 from lora_studio.workspace import model_source
 from tests.engine.test_generate import ask
 

@@ -10,9 +10,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from lora_studio.engine.generate import Column, generate, greedy
-from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base
-from lora_studio.events import QuestionsAsked, StepLogged, fold
+from lora_studio.engine.chat.generate import Column, generate, greedy
+from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base
+from lora_studio.jobs.events import QuestionsAsked, StepLogged, fold
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, build_tokenizer, events, run_worker
 from tests.engine.test_generate import LONGEST, QUESTIONS, alone, ask

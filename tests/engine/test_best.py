@@ -3,8 +3,8 @@
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from lora_studio.engine.best import EarlyStopping, evaluations_without_gain, value_of
-from lora_studio.events import Evaluated
+from lora_studio.engine.train.callbacks import EarlyStopping, evaluations_without_gain, value_of
+from lora_studio.jobs.events import Evaluated
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from lora_studio.engine.load import load_model
+from lora_studio.engine.models.load import load_model
 from lora_studio.errors import StudioError
 
 SIZES = {

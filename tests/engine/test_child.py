@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from lora_studio.engine.child import FAILED, STOPPED, Ending, Explained, ending_of
-from lora_studio.engine.stopping import Stop, Stopped
-from lora_studio.events import Reason
+from lora_studio.engine.runtime import FAILED, STOPPED, Ending, Explained, Stop, Stopped, ending_of
+from lora_studio.jobs.events import Reason
 from tests.engine.conftest import MakeRun, events, run_worker
 
 
@@ -48,7 +47,7 @@ def test_an_error_without_a_stop_is_an_error() -> None:
 def test_a_run_that_is_stopped_while_its_libraries_load_was_stopped(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "lora_studio.engine.train", SimpleNamespace(train=loads_badly))
+    monkeypatch.setitem(sys.modules, "lora_studio.engine.train.program", SimpleNamespace(train=loads_badly))
     run = make_run()
     assert run_worker(run) == STOPPED
     assert events(run)[-1].state == "stopped"

@@ -10,13 +10,13 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from lora_studio.adapter_source import continued
-from lora_studio.engine.continuing import continue_adapter
-from lora_studio.engine.layout import look_at_model
-from lora_studio.engine.load import load_model
+from lora_studio.config.parsing import nest, parse, to_yaml
+from lora_studio.engine.models.adapter import continue_adapter
+from lora_studio.engine.models.load import load_model
+from lora_studio.engine.models.shapes import look_at_model
 from lora_studio.errors import StudioError
-from lora_studio.events import StepLogged
-from lora_studio.parsing import nest, parse, to_yaml
+from lora_studio.jobs.events import StepLogged
+from lora_studio.models.adapters import continued
 from lora_studio.workspace import RunFolder, Workspace
 from tests.engine.conftest import events, run_worker
 from tests.engine.kinds import KINDS, bare, make, tiny_llama

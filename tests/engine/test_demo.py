@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.config import Config
+from lora_studio.config.presets import resolve
+from lora_studio.config.sections import Config
 from lora_studio.demo import __main__ as demo
 from lora_studio.errors import StudioError
-from lora_studio.events import PhaseStarted, RunState, StepLogged, fold
-from lora_studio.presets import resolve
+from lora_studio.jobs.events import PhaseStarted, RunState, StepLogged, fold
 from lora_studio.workspace import Workspace
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_studio.checkpoints import checkpoints
-from lora_studio.engine.diverged import DivergedError, check_weights
-from lora_studio.engine.trainer import StudioTrainer
-from lora_studio.events import CheckpointSaved, Evaluated, Finished, StepLogged, fold
-from lora_studio.health import of_folder
+from lora_studio.engine.train.callbacks import DivergedError, check_weights
+from lora_studio.engine.train.trainers import StudioTrainer
+from lora_studio.jobs.events import CheckpointSaved, Evaluated, Finished, StepLogged, fold
+from lora_studio.runs.checkpoints import checkpoints
+from lora_studio.runs.health import of_folder
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, events
 

@@ -10,9 +10,9 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub import hf_hub_download
 
-from lora_studio.engine.download import Calls, Download
-from lora_studio.engine.event_log import EventLog
-from lora_studio.events import PhaseStarted, Progress, from_line
+from lora_studio.engine.models.load import Calls, Download
+from lora_studio.engine.runtime import EventLog
+from lora_studio.jobs.events import PhaseStarted, Progress, from_line
 
 WEIGHTS = bytes(3_000_000)
 

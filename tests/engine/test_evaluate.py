@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_studio.engine.evaluate import (
+from lora_studio.config.parsing import parse
+from lora_studio.engine.evaluate.answer import (
     MARKED_BAD,
     NO_QUESTION,
     AskedFile,
@@ -18,12 +19,11 @@ from lora_studio.engine.evaluate import (
     read_asked_file,
     thinking_of,
 )
-from lora_studio.engine.loaded import add_adapters, load_base
-from lora_studio.engine.measure import summary
-from lora_studio.engine.tasks import READING, Task
-from lora_studio.engine.tokenizer import load_tokenizer
+from lora_studio.engine.evaluate.metrics import summary
+from lora_studio.engine.evaluate.tasks import READING, Task
+from lora_studio.engine.models.multi_adapter import add_adapters, load_base
+from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.errors import StudioError
-from lora_studio.parsing import parse
 from lora_studio.workspace import RunFolder
 
 PLAIN = Voice(None, None, None)

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from lora_studio.engine import evaluator
-from lora_studio.evaluations import NAMED, OF_RUN, Request, create, make_request
-from lora_studio.events import DataPrepared, Finished, RowsRead, Warned, fold, from_line
-from lora_studio.job_folders import EvaluationFolder
+from lora_studio.engine.evaluate import worker
+from lora_studio.evaluate.request import NAMED, OF_RUN, Request, create, make_request
+from lora_studio.jobs.events import DataPrepared, Finished, RowsRead, Warned, fold, from_line
+from lora_studio.jobs.folder import EvaluationFolder
 from lora_studio.workspace import RunFolder, Workspace
 from tests.conftest import Say
 
@@ -52,7 +52,7 @@ def run_evaluator(folder: EvaluationFolder, *flags: str) -> int:
     """The child's program in this process; its signal handlers are taken back afterwards."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return evaluator.main([str(folder.path), *flags])
+        return worker.main([str(folder.path), *flags])
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -127,10 +127,10 @@ def test_numbers_are_true_and_an_evaluation_that_was_killed_goes_on_where_it_was
 
 def test_what_an_earlier_evaluation_told_of_its_rows_is_read_as_rows_to_ask() -> None:
     earlier = fold([DataPrepared(1.0, 24, 0, 1, 2, 0, 0, "fingerprint", "chat")])
-    assert evaluator.rows_asked(earlier) == RowsRead(1.0, 24, 1, 2, "fingerprint", "chat")
+    assert worker.rows_asked(earlier) == RowsRead(1.0, 24, 1, 2, "fingerprint", "chat")
     today = RowsRead(2.0, 9, 0, 0, "other", "chat")
-    assert evaluator.rows_asked(fold([today])) == today
-    assert evaluator.rows_asked(fold([])) is None
+    assert worker.rows_asked(fold([today])) == today
+    assert worker.rows_asked(fold([])) is None
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lora_studio.engine.event_log import EventLog
-from lora_studio.events import (
+from lora_studio.engine.runtime import EventLog
+from lora_studio.jobs.events import (
     CheckpointSaved,
     Evaluated,
     Event,

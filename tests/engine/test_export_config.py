@@ -1,6 +1,6 @@
 """The settings of a run, taken away: they read back to the same, and places of this machine are named."""
 
-from lora_studio.parsing import parse, read_yaml
+from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.workspace import RunFolder
 
 from .exporting import last_event, take_away

@@ -8,9 +8,9 @@ import huggingface_hub.constants
 import pytest
 import yaml
 
-from lora_studio.engine.stopping import Stopped
-from lora_studio.exports import folders, make_request
-from lora_studio.jobs import exporting
+from lora_studio.engine.runtime import Stopped
+from lora_studio.export import request as exporting
+from lora_studio.export.request import folders, make_request
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import RunFolder
@@ -82,7 +82,7 @@ def test_an_adapter_arrives_with_its_card_and_the_token_is_nowhere_else(trained:
 
 def test_without_a_token_nothing_is_made(trained: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("lora_studio.engine.export_hub.get_token", lambda: None)
+    monkeypatch.setattr("lora_studio.engine.export.hub.get_token", lambda: None)
     folder = take_away(trained, "hub", base_name="tiny/base")
     assert "no token" in last_event(folder).message
     assert (hub.requests, hub.repos) == ([], {})
@@ -127,7 +127,7 @@ def test_a_stop_while_uploading_names_the_repository_that_is_left(
         raise Stopped
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("lora_studio.engine.export_hub.publish", stopped)
+    monkeypatch.setattr("lora_studio.engine.export.hub.publish", stopped)
     folder = take_away(trained, "hub", base_name="tiny/base")
     assert last_event(folder).state == "stopped"
     assert "me/test may be on the Hub" in folder.events.read_text()

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Qwen2Config, Qwen2ForCausalLM
 
-from lora_studio.engine.loaded import add_adapters, load_base
+from lora_studio.engine.models.multi_adapter import add_adapters, load_base
 from lora_studio.workspace import RunFolder, Workspace
 
 from .conftest import MakeRun

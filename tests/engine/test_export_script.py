@@ -14,9 +14,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from lora_studio.adapter_files import WEIGHTS_FILE
-from lora_studio.engine import standalone
-from lora_studio.engine.export_script import (
+from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.engine import train_script
+from lora_studio.engine.export.script import (
     check,
     check_names,
     compare_losses,
@@ -25,8 +25,8 @@ from lora_studio.engine.export_script import (
     same_tensors,
 )
 from lora_studio.errors import StudioError
-from lora_studio.events import RunState, StepLogged
-from lora_studio.parsing import parse, read_yaml
+from lora_studio.jobs.events import RunState, StepLogged
+from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.workspace import RunFolder
 from tests.adapters import safetensors
 
@@ -50,7 +50,7 @@ def run_script(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> di
 
 
 def test_the_program_needs_no_library_but_those_it_names() -> None:
-    tree = ast.parse(Path(standalone.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(train_script.__file__).read_text(encoding="utf-8"))
     found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     found |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     tops = {name.partition(".")[0] for name in found}

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_studio.engine.export_trial import EXACT, Spoken, verdict
+from lora_studio.engine.export.smoke_test import EXACT, Spoken, verdict
 from lora_studio.errors import StudioError
-from lora_studio.events import RunStarted, Warned, from_line, to_line
+from lora_studio.jobs.events import RunStarted, Warned, from_line, to_line
 from lora_studio.workspace import RunFolder
 from tests.engine.exporting import build_export, last_event, take_away, workspace_of
 

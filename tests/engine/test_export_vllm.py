@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.engine.export_vllm import max_rank, serve_arguments, serve_script
+from lora_studio.engine.export.archive import max_rank, serve_arguments, serve_script
 from lora_studio.errors import StudioError
 from lora_studio.workspace import RunFolder
 

@@ -11,12 +11,10 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from lora_studio.engine import exporter
-from lora_studio.engine.child import FAILED, STOPPED, WRONG_INPUT
-from lora_studio.engine.full_disk import is_full
-from lora_studio.engine.stopping import Stopped
-from lora_studio.exports import create, make_request
-from lora_studio.job_folders import ExportFolder
+from lora_studio.engine.export import worker
+from lora_studio.engine.runtime import FAILED, STOPPED, WRONG_INPUT, Stopped, is_full
+from lora_studio.export.request import create, make_request
+from lora_studio.jobs.folder import ExportFolder
 from lora_studio.workspace import RunFolder
 
 from .exporting import last_event, run_exporter, take_away, texts_in, workspace_of
@@ -96,7 +94,7 @@ def test_what_ends_in_the_middle_leaves_nothing_half_written(
         raise error
 
     folder = create(workspace_of(trained), make_request(workspace_of(trained), trained.id, "merged"))
-    monkeypatch.setattr(exporter, "program", lambda target: halfway)
+    monkeypatch.setattr(worker, "program", lambda target: halfway)
     code = run_exporter(folder)
     full = isinstance(error, OSError) and is_full(error, folder.path)
     assert code == (FAILED if full else STOPPED)
@@ -108,7 +106,7 @@ def test_what_ends_in_the_middle_leaves_nothing_half_written(
 @pytest.mark.slow
 def test_a_stop_from_outside_ends_it_within_seconds(trained: RunFolder) -> None:
     folder = create(workspace_of(trained), make_request(workspace_of(trained), trained.id, "merged"))
-    child = subprocess.Popen([sys.executable, "-m", "lora_studio.engine.exporter", str(folder.path)])
+    child = subprocess.Popen([sys.executable, "-m", "lora_studio.engine.export.worker", str(folder.path)])
     while not (folder.events.is_file() and '"model"' in folder.events.read_text()):
         time.sleep(0.05)
         assert child.poll() is None

@@ -10,9 +10,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lora_studio.data.dataset import prepare
-from lora_studio.engine.adapters import add_adapter
-from lora_studio.engine.biases import biases_of
-from lora_studio.engine.first_weights import (
+from lora_studio.engine.chat.generate import Column, generate, greedy
+from lora_studio.engine.models.adapter import add_adapter
+from lora_studio.engine.models.load import load_model
+from lora_studio.engine.models.multi_adapter import biases_of, load_base
+from lora_studio.engine.models.tokenizer import load_tokenizer
+from lora_studio.engine.train.lora_init import (
     as_base,
     beginning,
     fill_from_data,
@@ -20,12 +23,8 @@ from lora_studio.engine.first_weights import (
     save_as_difference,
     token_batches,
 )
-from lora_studio.engine.generate import Column, generate, greedy
-from lora_studio.engine.load import load_model
-from lora_studio.engine.loaded import load_base
-from lora_studio.engine.tokenizer import load_tokenizer
 from lora_studio.errors import StudioError
-from lora_studio.events import QuestionsAsked, StepLogged
+from lora_studio.jobs.events import QuestionsAsked, StepLogged
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, events
 
@@ -126,7 +125,7 @@ def test_eva_begins_with_the_directions_of_the_data(base: Path, data_file: Path)
 
 
 def test_eva_gives_up_on_data_without_directions(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_studio.engine.first_weights.MOST_BATCHES", 5)
+    monkeypatch.setattr("lora_studio.engine.train.lora_init.MOST_BATCHES", 5)
     batches = token_batches([[7, 7]], tokens=8, pad=0, device=CPU)
     with pytest.raises(StudioError, match="no 4 steady directions"):
         fill_from_data(fresh(base, "eva"), batches)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from lora_studio.data.dataset import prepare
-from lora_studio.data.questions import questions
-from lora_studio.engine.event_log import EventLog
-from lora_studio.engine.gen_eval import LONGEST_TEXT, shorten
-from lora_studio.engine.tokenizer import load_tokenizer
+from lora_studio.data.preview import questions
+from lora_studio.engine.models.tokenizer import load_tokenizer
+from lora_studio.engine.runtime import EventLog
+from lora_studio.engine.train.callbacks import LONGEST_TEXT, shorten
 from lora_studio.errors import StudioError
-from lora_studio.events import Event, Finished, PhaseStarted, QuestionsAnswered, QuestionsAsked, StepLogged, fold
+from lora_studio.jobs.events import Event, Finished, PhaseStarted, QuestionsAnswered, QuestionsAsked, StepLogged, fold
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, events
 

@@ -8,16 +8,9 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_studio.data import limited_rendering
-from lora_studio.engine.generate import (
-    Answer,
-    Column,
-    generate,
-    generation_config,
-    greedy,
-    prompt_ids,
-)
-from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base
+from lora_studio.data import render_process
+from lora_studio.engine.chat.generate import Answer, Column, generate, generation_config, greedy, prompt_ids
+from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base
 from lora_studio.errors import StudioError
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, run_worker
@@ -175,7 +168,7 @@ def test_a_template_that_never_ends_costs_one_answer_and_not_what_is_loaded(
     loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     question = [Column("run.1", ask(QUESTIONS[0]))]
     before = generate(loaded, question, greedy(loaded, 4), seed=0)
-    monkeypatch.setattr(limited_rendering, "MAX_TEXT_SECONDS", 0.2)
+    monkeypatch.setattr(render_process, "MAX_TEXT_SECONDS", 0.2)
     with monkeypatch.context() as patch:
         patch.setitem(loaded.templates, "run.1", loops + loaded.template("run.1"))
         with pytest.raises(StudioError, match="does not come to an end"):

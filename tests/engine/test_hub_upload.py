@@ -6,8 +6,8 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from lora_studio.engine.hub_upload import Published, check_name, full_name, publish
-from lora_studio.engine.stopping import Stopped
+from lora_studio.engine.export.hub import Published, check_name, full_name, publish
+from lora_studio.engine.runtime import Stopped
 from lora_studio.errors import StudioError
 from tests.fake_hub import READER, STRANGER, TOKEN, FakeHub, fake_hub
 

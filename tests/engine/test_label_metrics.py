@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from lora_studio.data.encode import IGNORED, Example
-from lora_studio.engine.evaluate import Voice, read_asked_file
-from lora_studio.engine.generate import Column, generate, greedy
-from lora_studio.engine.label_metrics import answer_spans, given_label, labelled_rows, thinking_tokens
-from lora_studio.engine.loaded import add_adapters, load_base
-from lora_studio.engine.metrics import label_of, label_scores
+from lora_studio.engine.chat.generate import Column, generate, greedy
+from lora_studio.engine.evaluate.answer import Voice, read_asked_file
+from lora_studio.engine.evaluate.tasks import label_of, label_scores
+from lora_studio.engine.models.multi_adapter import add_adapters, load_base
+from lora_studio.engine.train.labels import answer_spans, given_label, labelled_rows, thinking_tokens
 from lora_studio.errors import StudioError
-from lora_studio.events import Evaluated, Finished, Warned, fold
+from lora_studio.jobs.events import Evaluated, Finished, Warned, fold
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, events
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lora_studio.engine.event_log import EventLog
-from lora_studio.engine.llama_run import run_program
-from lora_studio.engine.stopping import Stop, Stopped
+from lora_studio.engine.export.gguf import run_program
+from lora_studio.engine.runtime import EventLog, Stop, Stopped
 from lora_studio.errors import StudioError
-from lora_studio.llama_cpp import commands, find_llama_cpp
+from lora_studio.export.llama_cpp import commands, find_llama_cpp
 from tests.llama_stand_in import write_llama_cpp
 
 

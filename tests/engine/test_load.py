@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lora_studio.engine.adapters import bearing_names, linear_modules
-from lora_studio.engine.load import choose_dtype, load_model, memory_bytes, without_weights
-from lora_studio.engine.loaded import add_adapters, load_base
-from lora_studio.engine.tokenizer import load_tokenizer
+from lora_studio.engine.models.adapter import bearing_names, linear_modules
+from lora_studio.engine.models.load import choose_dtype, load_model, memory_bytes, without_weights
+from lora_studio.engine.models.multi_adapter import add_adapters, load_base
+from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.errors import StudioError
 from tests.engine.conftest import build_tokenizer
 

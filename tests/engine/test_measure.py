@@ -6,9 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_studio.engine.measure import confusion, disagreements, label_f1, macro_f1, perplexity, summary, token_share
-from lora_studio.engine.metrics import label_scores
-from lora_studio.engine.tasks import Task, judge
+from lora_studio.engine.evaluate.metrics import (
+    confusion,
+    disagreements,
+    label_f1,
+    macro_f1,
+    perplexity,
+    summary,
+    token_share,
+)
+from lora_studio.engine.evaluate.tasks import Task, judge, label_scores
 
 LABELS = Task("labels", "", ("Yes", "No"))
 

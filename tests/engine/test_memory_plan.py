@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from lora_studio.advice import correction
-from lora_studio.architecture import read_config
-from lora_studio.engine import memory_plan, trainer
-from lora_studio.events import Finished, MemoryEstimated
-from lora_studio.hardware import GIB
-from lora_studio.parsing import parse, read_yaml
+from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.engine.train import memory, trainers
+from lora_studio.jobs.events import Finished, MemoryEstimated
+from lora_studio.models.advice import correction
+from lora_studio.models.hardware import GIB
+from lora_studio.models.shape import read_config
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, events
 
@@ -47,25 +47,25 @@ def test_checkpointing_left_to_the_run_is_on_only_where_a_gpu_needs_it(
         "head_dim": 128,
         "vocab_size": 151936,
     }
-    monkeypatch.setattr(memory_plan, "device_kind", lambda: "cuda")
-    monkeypatch.setattr(memory_plan, "available_bytes", lambda: 17 * GIB)
-    tight, event = memory_plan.foresee(config, numbers, 64)
+    monkeypatch.setattr(memory, "device_kind", lambda: "cuda")
+    monkeypatch.setattr(memory, "available_bytes", lambda: 17 * GIB)
+    tight, event = memory.foresee(config, numbers, 64)
     assert tight
     assert event is not None
     assert "would not fit comfortably" in event.reason
-    monkeypatch.setattr(memory_plan, "available_bytes", lambda: 80 * GIB)
-    roomy, event = memory_plan.foresee(config, numbers, 64)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 80 * GIB)
+    roomy, event = memory.foresee(config, numbers, 64)
     assert not roomy
     assert event is not None
     assert "fits without it" in event.reason
-    assert memory_plan.foresee(config, {"model_type": "vit"}, 64) == (False, None)
+    assert memory.foresee(config, {"model_type": "vit"}, 64) == (False, None)
 
 
 def test_the_bytes_asked_for_are_read_from_the_message() -> None:
-    assert memory_plan.asked_bytes(CUDA_MESSAGE) == round(1.5 * GIB)
+    assert memory.asked_bytes(CUDA_MESSAGE) == round(1.5 * GIB)
     on_the_cpu = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
-    assert memory_plan.asked_bytes(on_the_cpu) == 4096
-    assert memory_plan.asked_bytes("no numbers here") == 0
+    assert memory.asked_bytes(on_the_cpu) == 4096
+    assert memory.asked_bytes("no numbers here") == 0
 
 
 @pytest.mark.slow
@@ -76,8 +76,8 @@ def test_a_run_out_of_memory_ends_with_the_numbers_and_the_change_that_fits(
         raise torch.OutOfMemoryError(CUDA_MESSAGE)
 
     held = 980 * 1024**2
-    monkeypatch.setattr(memory_plan, "device_numbers", lambda: (held, 0, held))
-    monkeypatch.setattr(trainer.StudioTrainer, "training_step", step)
+    monkeypatch.setattr(memory, "device_numbers", lambda: (held, 0, held))
+    monkeypatch.setattr(trainers.StudioTrainer, "training_step", step)
     run = make_run(training__per_device_train_batch_size=64, training__num_train_epochs=1)
     assert train(run) == 1
     numbers = json.loads(run.complete.read_text())
@@ -92,7 +92,7 @@ def test_a_run_out_of_memory_ends_with_the_numbers_and_the_change_that_fits(
 def test_the_correction_takes_what_was_held_as_what_is_needed(make_run: MakeRun) -> None:
     run = make_run(training__per_device_train_batch_size=512, data__max_length=4096)
     config = parse(read_yaml(run.config))
-    foreseen = memory_plan.foresee(config, read_config(config.model.name) or {}, 4096)[1]
+    foreseen = memory.foresee(config, read_config(config.model.name) or {}, 4096)[1]
     assert foreseen is not None
     room = foreseen.total_bytes
     change = correction(config, False, "cpu", needed=round(1.3 * room), available=room)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_studio.engine.metrics import is_exact, label_of, label_scores, share, without_thinking
+from lora_studio.engine.evaluate.tasks import is_exact, label_of, label_scores, share, without_thinking
 
 
 @pytest.mark.parametrize(

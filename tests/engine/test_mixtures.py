@@ -19,10 +19,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lora_studio.engine.adapters import add_adapter
-from lora_studio.engine.loaded import load_base
+from lora_studio.engine.models.adapter import add_adapter
+from lora_studio.engine.models.multi_adapter import load_base
 from lora_studio.errors import StudioError
-from lora_studio.events import Evaluated, QuestionsAnswered, StepLogged
+from lora_studio.jobs.events import Evaluated, QuestionsAnswered, StepLogged
 from tests.engine.conftest import MakeRun, build_tokenizer, events
 
 SIZES = {

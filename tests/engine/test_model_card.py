@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.model_card import Subject, model_card
+from lora_studio.export.card import Subject, model_card
 from lora_studio.workspace import RunFolder
 
 

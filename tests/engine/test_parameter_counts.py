@@ -10,8 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lora_studio.architecture import architecture
-from lora_studio.lora_size import adapter
+from lora_studio.models.shape import adapter, architecture
 
 TINY = {
     "hidden_size": 64,

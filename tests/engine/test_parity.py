@@ -14,9 +14,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lora_studio.data.dataset import prepare
-from lora_studio.engine.generate import Column, generate, greedy, prompt_ids
-from lora_studio.engine.loaded import LoadedModel, add_adapters, load_base, remove_adapters
-from lora_studio.engine.tokenizer import load_tokenizer
+from lora_studio.engine.chat.generate import Column, generate, greedy, prompt_ids
+from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base, remove_adapters
+from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import COLOURS, THINGS
 

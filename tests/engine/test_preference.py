@@ -10,15 +10,15 @@ import pytest
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from lora_studio.config.parsing import to_yaml
+from lora_studio.config.presets import resolve
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
-from lora_studio.engine.event_log import EventLog
-from lora_studio.engine.loaded import add_adapters, load_base
-from lora_studio.engine.preference import Collator
-from lora_studio.engine.tokenizer import load_tokenizer
-from lora_studio.events import Evaluated, Extended, Finished, StepLogged, fold
-from lora_studio.parsing import to_yaml
-from lora_studio.presets import resolve
+from lora_studio.engine.models.multi_adapter import add_adapters, load_base
+from lora_studio.engine.models.tokenizer import load_tokenizer
+from lora_studio.engine.runtime import EventLog
+from lora_studio.engine.train.trainers import Collator
+from lora_studio.jobs.events import Evaluated, Extended, Finished, StepLogged, fold
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
 from tests.engine.conftest import COLOURS, THINGS, MakeRun, events
 from tests.engine.test_worker import stop_at

@@ -9,7 +9,7 @@ from bitsandbytes.nn import modules
 from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
-from lora_studio.engine.load import load_model
+from lora_studio.engine.models.load import load_model
 
 IDS = torch.tensor([list(range(20, 60)), list(range(80, 120))])
 

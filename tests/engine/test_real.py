@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from lora_studio.engine.generate import Column, generate, greedy
-from lora_studio.engine.loaded import add_adapters, load_base
-from lora_studio.events import Evaluated
-from lora_studio.parsing import parse, to_yaml
+from lora_studio.config.parsing import parse, to_yaml
+from lora_studio.engine.chat.generate import Column, generate, greedy
+from lora_studio.engine.models.multi_adapter import add_adapters, load_base
+from lora_studio.jobs.events import Evaluated
 from lora_studio.workspace import RunFolder, Workspace
 from tests.engine.conftest import events, run_worker
 

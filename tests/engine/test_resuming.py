@@ -21,14 +21,14 @@ from bitsandbytes.nn import modules
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, get_cosine_schedule_with_warmup
 
-from lora_studio.adapter_card import read_card
-from lora_studio.engine import evaluator, stopping
-from lora_studio.engine.event_log import EventLog
-from lora_studio.engine.lengthening import RandomNumbers, follow_schedule, lengthen
-from lora_studio.engine.report import Report
-from lora_studio.engine.resuming import last_whole_checkpoint, other_rows
-from lora_studio.engine.session import Request, Session
-from lora_studio.events import (
+from lora_studio.engine import runtime
+from lora_studio.engine.chat.session import Request, Session
+from lora_studio.engine.evaluate import worker
+from lora_studio.engine.runtime import EventLog
+from lora_studio.engine.train.callbacks import Report
+from lora_studio.engine.train.resume import last_whole_checkpoint, other_rows
+from lora_studio.engine.train.schedule import RandomNumbers, follow_schedule, lengthen
+from lora_studio.jobs.events import (
     CheckpointSaved,
     DataPrepared,
     Event,
@@ -42,7 +42,8 @@ from lora_studio.events import (
     from_line,
     to_line,
 )
-from lora_studio.manifest import MANIFEST
+from lora_studio.models.adapters import read_card
+from lora_studio.runs.checkpoints import MANIFEST
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, events, run_worker
 from tests.engine.exporting import take_away
@@ -182,7 +183,7 @@ def test_a_stop_inside_a_long_step_saves_the_step_before_and_loses_no_random_num
 
     with monkeypatch.context() as patch:
         patch.setattr(Report, "on_substep_end", stop_inside_step_three)
-        patch.setattr(stopping, "STEP_SECONDS", -1.0)
+        patch.setattr(runtime, "STEP_SECONDS", -1.0)
         assert train(run) == 130
     assert [item.step for item in events(run, CheckpointSaved)] == [2]
     assert train(run, "--resume") == 0
@@ -251,7 +252,7 @@ def test_a_worker_killed_in_the_middle_loses_at_most_the_steps_since_its_last_ch
 ) -> None:
     run = make_run(training__save_strategy="steps", training__save_steps=2)
     with run.log.open("wb") as log:
-        command = [sys.executable, "-m", "lora_studio.engine.worker", str(run.path)]
+        command = [sys.executable, "-m", "lora_studio.engine.train.worker", str(run.path)]
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 300
@@ -388,7 +389,7 @@ def test_a_base_that_changed_in_its_place_is_told_wherever_the_adapter_goes(
     assert child._loaded is not None
     held = child._loaded.base.get_input_embeddings().weight
     assert torch.equal(held, weights["model.embed_tokens.weight"] + 1), "answers are the base's as it is now"
-    assert evaluator._same_base([read_card(run.adapter)]) == [told]
+    assert worker._same_base([read_card(run.adapter)]) == [told]
     folder = take_away(run, "zip", base_name="Owner/Base", trial=False)
     exported = map(from_line, folder.events.read_text(encoding="utf-8").splitlines())
     assert told in [event.message for event in exported if isinstance(event, Warned)]

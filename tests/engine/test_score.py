@@ -7,8 +7,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_studio.engine.loaded import add_adapters, load_base
-from lora_studio.engine.score import score
+from lora_studio.engine.chat.logprobs import score
+from lora_studio.engine.models.multi_adapter import add_adapters, load_base
 from lora_studio.errors import StudioError
 from lora_studio.workspace import RunFolder
 
@@ -20,7 +20,7 @@ SAID = "Now the sky is green."
 def test_base_and_adapter_score_the_same_text_as_each_would_alone(
     base: Path, trained: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_studio.engine.score.POSITIONS", 3)
+    monkeypatch.setattr("lora_studio.engine.chat.logprobs.POSITIONS", 3)
     loaded = load_base(str(base), dtype="float32")
     add_adapters(loaded, {"run": trained.adapter, "early": trained.checkpoints / "checkpoint-4"})
     found = score(loaded, ["run", "early"], ASKED, SAID)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lora_studio.jobs.checking import request_of
-from lora_studio.presets import resolve
+from lora_studio.config.presets import resolve
+from lora_studio.jobs.preflight import request_of
 from lora_studio.workspace import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ class Child:
     def __init__(self, log: Path) -> None:
         self.log = log.open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lora_studio.engine.session"],
+            [sys.executable, "-m", "lora_studio.engine.chat.session"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

@@ -11,18 +11,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import get_scheduler
 
-from lora_studio.config_training import Training
+from lora_studio.config.parsing import parse, read_yaml, to_yaml
+from lora_studio.config.presets import resolve
+from lora_studio.config.sections import Training
 from lora_studio.data.dataset import prepare
-from lora_studio.engine.adapters import add_adapter, linear_modules
-from lora_studio.engine.first_weights import token_batches
-from lora_studio.engine.load import load_model
-from lora_studio.engine.schedule import scheduler_settings
-from lora_studio.engine.tokenizer import load_tokenizer
-from lora_studio.engine.train import trainer_settings
-from lora_studio.engine.trainer import StudioTrainer, as_dataset
-from lora_studio.events import Evaluated, ModelLoaded, StepLogged, Warned
-from lora_studio.parsing import parse, read_yaml, to_yaml
-from lora_studio.presets import resolve
+from lora_studio.engine.models.adapter import add_adapter, linear_modules
+from lora_studio.engine.models.load import load_model
+from lora_studio.engine.models.tokenizer import load_tokenizer
+from lora_studio.engine.train.lora_init import token_batches
+from lora_studio.engine.train.program import trainer_settings
+from lora_studio.engine.train.schedule import scheduler_settings
+from lora_studio.engine.train.trainers import StudioTrainer, as_dataset
+from lora_studio.jobs.events import Evaluated, ModelLoaded, StepLogged, Warned
 from lora_studio.workspace import RunFolder, Workspace
 from tests.engine.conftest import MakeRun, events
 

@@ -5,7 +5,7 @@ from math import comb, sqrt
 import numpy as np
 import pytest
 
-from lora_studio.engine.significance import difference_interval, interval, mcnemar, share_interval
+from lora_studio.engine.evaluate.metrics import difference_interval, interval, mcnemar, share_interval
 
 
 def mean(values: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_studio.engine.streaming import ColumnText, Streamer
+from lora_studio.engine.chat.generate import ColumnText, Streamer
 from tests.engine.conftest import build_tokenizer
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from lora_studio.engine.metrics import json_of, number_of, same_number
-from lora_studio.engine.tasks import Task, choose_task, few_labels, judge
+from lora_studio.engine.evaluate.tasks import Task, choose_task, few_labels, json_of, judge, number_of, same_number
 
 
 def test_a_few_short_answers_again_and_again_are_labels() -> None:

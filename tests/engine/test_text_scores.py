@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from lora_studio.engine.text_scores import bleu, bleu_columns, bleu_of, chrf, rouge_l
+from lora_studio.engine.evaluate.tasks import bleu, bleu_columns, bleu_of, chrf, rouge_l
 
 SAID = ["the cat is on the mat now", "a dog runs fast home", "Guten Tag", ""]
 WANTED = ["the cat sat on the mat now", "a dog runs very fast home", "Guten Tag, Welt", "nothing"]

@@ -6,17 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
-from lora_studio.engine.event_log import EventLog
-from lora_studio.engine.report import logging_interval
-from lora_studio.engine.standalone import EpochOrder, length_grouped
-from lora_studio.engine.stopping import Stop, Stopped
-from lora_studio.engine.tokenizer import load_tokenizer
-from lora_studio.engine.train import mean_loss, trainer_settings
-from lora_studio.engine.trainer import StudioTrainer, as_dataset
-from lora_studio.events import StepLogged, Warned
-from lora_studio.parsing import parse, read_yaml
+from lora_studio.engine.models.tokenizer import load_tokenizer
+from lora_studio.engine.runtime import EventLog, Stop, Stopped
+from lora_studio.engine.train.callbacks import logging_interval
+from lora_studio.engine.train.program import mean_loss, trainer_settings
+from lora_studio.engine.train.trainers import StudioTrainer, as_dataset
+from lora_studio.engine.train_script import EpochOrder, length_grouped
+from lora_studio.jobs.events import StepLogged, Warned
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, events
 
@@ -75,7 +74,7 @@ def run(make_run: MakeRun) -> RunFolder:
 def test_the_model_gets_the_labels_that_the_preview_shows(
     packing: bool, run: RunFolder, base: Path, tmp_path: Path
 ) -> None:
-    from lora_studio.engine.load import load_model
+    from lora_studio.engine.models.load import load_model
 
     values = read_yaml(run.config)
     values["training"]["packing"] = packing

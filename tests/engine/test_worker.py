@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_studio.engine import train as program
-from lora_studio.engine.event_log import EventLog
-from lora_studio.events import (
+from lora_studio.engine.runtime import EventLog
+from lora_studio.engine.train import program
+from lora_studio.jobs.events import (
     CheckpointSaved,
     DataPrepared,
     Evaluated,
@@ -312,7 +312,7 @@ def test_the_process_obeys_a_signal_within_ten_seconds(make_run: MakeRun) -> Non
     run = make_run(training__num_train_epochs=500, evaluation__eval_strategy="no")
     with run.log.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lora_studio.engine.worker", str(run.path)], stdout=log, stderr=log
+            [sys.executable, "-m", "lora_studio.engine.train.worker", str(run.path)], stdout=log, stderr=log
         )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (run.events.is_file() and events(run, StepLogged)):

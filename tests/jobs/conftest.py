@@ -21,7 +21,7 @@ def fake_command(mode: str) -> list[str]:
 def server(workspace: Workspace, mode: str, then: str) -> str:
     """A program that has such a `supervisor` of its own, not started, and goes on as `then` says."""
     return (
-        "import sys, time; from lora_studio.config import Config\n"
+        "import sys, time; from lora_studio.config.sections import Config\n"
         "from lora_studio.jobs.launchers.local import LocalLauncher\n"
         "from lora_studio.jobs.supervisor import Supervisor; from lora_studio.workspace import Workspace\n"
         f"supervisor = Supervisor(Workspace.find({str(workspace.root)!r}), LocalLauncher({fake_command(mode)!r}))\n"

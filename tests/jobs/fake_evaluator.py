@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from lora_studio.events import Event, Finished, PhaseStarted, Progress, RunStarted, to_line
-from lora_studio.job_folders import EvaluationFolder
+from lora_studio.jobs.events import Event, Finished, PhaseStarted, Progress, RunStarted, to_line
+from lora_studio.jobs.folder import EvaluationFolder
 
 
 def main(mode: str, folder: EvaluationFolder) -> int:

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from lora_studio.events import Event, Finished, PhaseStarted, Progress, RunStarted, to_line
-from lora_studio.job_folders import ExportFolder
+from lora_studio.jobs.events import Event, Finished, PhaseStarted, Progress, RunStarted, to_line
+from lora_studio.jobs.folder import ExportFolder
 
 
 def main(mode: str, folder: ExportFolder) -> int:

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from lora_studio.events import (
+from lora_studio.jobs.events import (
     CheckpointSaved,
     Event,
     Finished,

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from lora_studio.errors import StudioError
-from lora_studio.jobs.client import Session
+from lora_studio.jobs.session import Session
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_session.py"))]
 

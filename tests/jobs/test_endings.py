@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from lora_studio.events import Finished, ModelLoaded, Reason, RunStarted, RunState, fold, from_line, to_line
 from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.events import Finished, ModelLoaded, Reason, RunStarted, RunState, fold, from_line, to_line
 from lora_studio.jobs.kinds import KINDS
 from tests.source import MODULES, PACKAGE, nodes_of
 

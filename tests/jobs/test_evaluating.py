@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.config import Generation
+from lora_studio.config.sections import Generation
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import Column, Measuring, Request, evaluations
-from lora_studio.jobs import evaluating
+from lora_studio.evaluate import request
+from lora_studio.evaluate.request import Column, Measuring, Request, evaluations
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.kinds import EVALUATE
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
@@ -33,7 +33,7 @@ def jobs(workspace: Workspace) -> Iterator[Jobs]:
 
 def test_one_that_is_done_says_so_and_can_be_deleted(jobs: Jobs, workspace: Workspace) -> None:
     mine = jobs("rows=2")
-    name = evaluating.start(mine, REQUEST)
+    name = request.start(mine, REQUEST)
     wait_until(lambda: mine.state(name).state == "done")
     assert [state.title for state in mine.jobs(EVALUATE)] == ["title"]
     with pytest.raises(StudioError, match="is done"):
@@ -47,7 +47,7 @@ def test_one_that_is_done_says_so_and_can_be_deleted(jobs: Jobs, workspace: Work
 @pytest.mark.slow
 def test_a_stopped_one_goes_on_where_it_was(jobs: Jobs, workspace: Workspace) -> None:
     mine = jobs("slow")
-    name = evaluating.start(mine, REQUEST)
+    name = request.start(mine, REQUEST)
     wait_until(lambda: mine.state(name).phase_done > 0)
     with pytest.raises(StudioError, match="can't be deleted"):
         mine.delete(name)
@@ -61,7 +61,7 @@ def test_a_stopped_one_goes_on_where_it_was(jobs: Jobs, workspace: Workspace) ->
 
 
 def test_another_server_finds_it_and_a_killed_one_says_what_to_do(jobs: Jobs, workspace: Workspace) -> None:
-    name = evaluating.start(jobs("slow"), REQUEST)
+    name = request.start(jobs("slow"), REQUEST)
     other = jobs("slow")
     wait_until(lambda: other.state(name).state == "running")
     assert other.busy() == name

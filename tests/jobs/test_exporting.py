@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from lora_studio.access.users import VisitedWorkspace
 from lora_studio.errors import StudioError
-from lora_studio.exports import Request, exports
-from lora_studio.hub_token import hub_secrets
-from lora_studio.jobs import exporting
+from lora_studio.export import request
+from lora_studio.export.request import Request, exports
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.kinds import EXPORT
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.visitors import VisitedWorkspace
+from lora_studio.models.hub import hub_secrets
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 
@@ -41,7 +41,7 @@ def jobs(workspace: Workspace) -> Iterator[Jobs]:
 
 def test_one_that_is_done_has_a_result_and_goes_with_it(jobs: Jobs, workspace: Workspace, request_: Request) -> None:
     mine = jobs("quick")
-    name = exporting.start(mine, request_)
+    name = request.start(mine, request_)
     wait_until(lambda: mine.state(name).state == "done")
     (folder,) = exports(workspace)
     assert [path.name for path in folder.result.iterdir()] == ["half"]
@@ -52,7 +52,7 @@ def test_one_that_is_done_has_a_result_and_goes_with_it(jobs: Jobs, workspace: W
 
 def test_one_that_works_is_not_deleted_and_a_stopped_one_says_so(jobs: Jobs, request_: Request) -> None:
     mine = jobs("slow")
-    name = exporting.start(mine, request_)
+    name = request.start(mine, request_)
     wait_until(lambda: mine.state(name).phase == "write")
     with pytest.raises(StudioError, match="can't be deleted"):
         mine.delete(name)
@@ -64,7 +64,7 @@ def test_one_that_works_is_not_deleted_and_a_stopped_one_says_so(jobs: Jobs, req
 def test_a_killed_one_is_found_to_be_over_and_the_next_clears_what_it_left(
     jobs: Jobs, workspace: Workspace, request_: Request
 ) -> None:
-    name = exporting.start(jobs("slow"), request_)
+    name = request.start(jobs("slow"), request_)
     other = jobs("quick")
     wait_until(lambda: other.state(name).phase == "write")
     (folder,) = exports(workspace)
@@ -72,14 +72,14 @@ def test_a_killed_one_is_found_to_be_over_and_the_next_clears_what_it_left(
     kill(folder)
     wait_until(lambda: other.state(name).final)
     assert "nothing half-finished is kept" in ending_words(other.state(name))[1]
-    next_one = exporting.start(other, request_)
+    next_one = request.start(other, request_)
     assert not folder.unfinished.exists()
     wait_until(lambda: other.state(next_one).state == "done")
 
 
 def test_a_secret_reaches_the_child_and_no_file(jobs: Jobs, workspace: Workspace, request_: Request) -> None:
     mine = jobs("secret")
-    name = exporting.start(mine, request_, {"HF_TOKEN": "hf_sesame"})
+    name = request.start(mine, request_, {"HF_TOKEN": "hf_sesame"})
     wait_until(lambda: mine.state(name).state == "done")
     (folder,) = exports(workspace)
     assert folder.read_result()["bytes"] == len("hf_sesame")
@@ -97,8 +97,8 @@ def test_a_visitor_publishes_with_a_token_of_their_own_or_not_at_all(
     published = replace(request_, target="hub", settings={"repo": "pirate"})
     for none in (None, {}, hub_secrets(" ")):
         with pytest.raises(StudioError, match="token of your own"):
-            exporting.start(mine, published, none)
-    name = exporting.start(mine, published, hub_secrets(" hf_mine "))
+            request.start(mine, published, none)
+    name = request.start(mine, published, hub_secrets(" hf_mine "))
     wait_until(lambda: mine.state(name).final)
     (folder,) = exports(visited)
     assert folder.read_result()["bytes"] == len("hf_mine")

@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from lora_studio.events import CheckpointSaved, Finished, PhaseStarted, Reason, RunStarted, StepLogged, to_line
 from lora_studio.jobs.ending_words import ending_words
-from lora_studio.jobs.follow import Follower
+from lora_studio.jobs.events import CheckpointSaved, Finished, PhaseStarted, Reason, RunStarted, StepLogged, to_line
 from lora_studio.jobs.launchers.interface import last_error, last_lines
 from lora_studio.jobs.launchers.local import (
     LocalLauncher,
@@ -25,6 +24,7 @@ from lora_studio.jobs.launchers.local import (
     kill,
     read_worker,
 )
+from lora_studio.jobs.watcher import Follower
 from lora_studio.workspace import RunFolder, Workspace
 
 
@@ -238,7 +238,7 @@ def test_a_run_that_is_over_is_read_once_and_told_in_short_without_its_events_af
     second = Follower(run, LocalLauncher())
     refresh(second)
     with monkeypatch.context() as patch:
-        patch.setattr("lora_studio.jobs.follow.fold_lines", lambda lines, state: pytest.fail("read again"))
+        patch.setattr("lora_studio.jobs.watcher.fold_lines", lambda lines, state: pytest.fail("read again"))
         assert second.in_short == first.in_short
         assert second.ended
     assert [item.step for item in second.state.steps] == [1, 2, 3]

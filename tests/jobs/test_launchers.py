@@ -19,8 +19,8 @@ OF_PROCESSES = {
 }
 OWN = ("psutil.Process()",)  # what this process itself takes
 ELSEWHERE = {  # no job's worker: programs that are run to their end, and what the reader of data starts beside itself
-    "data/limited_rendering.py",
-    "engine/llama_run.py",
+    "data/render_process.py",
+    "engine/export/gguf.py",
     "demo/__main__.py",
 }
 

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.config import Config, Generation
+from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import Column, Measuring
-from lora_studio.evaluations import Request as EvaluationRequest
-from lora_studio.events import Reason
-from lora_studio.exports import Request as ExportRequest
-from lora_studio.job_folders import BenchmarkFolder, JobFolders
-from lora_studio.jobs import evaluating, exporting
+from lora_studio.evaluate import request as evaluating
+from lora_studio.evaluate.request import Column, Measuring
+from lora_studio.evaluate.request import Request as EvaluationRequest
+from lora_studio.export import request as exporting
+from lora_studio.export.request import Request as ExportRequest
+from lora_studio.jobs.events import Reason
+from lora_studio.jobs.folder import BenchmarkFolder, JobFolders
 from lora_studio.jobs.kinds import BENCHMARK, EVALUATE, EXPORT, KINDS, TRAIN
 from lora_studio.jobs.launchers.local import LocalLauncher, find, kill, read_worker
+from lora_studio.jobs.queue import Waiting, read_queue, write_queue
 from lora_studio.jobs.supervisor import MAX_OFF_DEVICE, Supervisor
-from lora_studio.jobs.waiting import Waiting, read_queue, write_queue
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 

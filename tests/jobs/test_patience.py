@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from lora_studio.errors import StudioError
-from lora_studio.jobs import client
-from lora_studio.jobs.client import DeadOnArrivalError, Patience, Session
+from lora_studio.jobs import session as client
+from lora_studio.jobs.session import DeadOnArrivalError, Patience, Session
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_session.py"))]
 

@@ -3,7 +3,7 @@
 import json
 import os
 
-from lora_studio.config import Config
+from lora_studio.config.sections import Config
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.launchers.local import find, kill, read_worker
 from lora_studio.workspace import Workspace

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from lora_studio.config import Generation
-from lora_studio.evaluations import Column, Measuring, Request
+from lora_studio.config.sections import Generation
+from lora_studio.evaluate.request import Column, Measuring, Request
 
 HOSTILE = "<img src=x onerror=alert(1)>${1+1}"
 TITLES = {"base": "Base", "adapter": HOSTILE}

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from lora_studio import ui
-from lora_studio.ui import browser
+from lora_studio.ui import theme
 
 UI = Path(ui.__file__).parent
-SCRIPTS = [*browser.SCRIPTS, browser.WITH_LOGIN]
+SCRIPTS = [*theme.SCRIPTS, theme.WITH_LOGIN]
 
 
 def test_every_file_goes_out_with_the_page() -> None:
-    assert sorted(browser.STATIC.iterdir()) == sorted([*browser.STYLES, *SCRIPTS])
+    assert sorted(theme.STATIC.iterdir()) == sorted([*theme.STYLES, *SCRIPTS])
 
 
-@pytest.mark.parametrize("file", [*browser.STYLES, *SCRIPTS], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [*theme.STYLES, *SCRIPTS], ids=lambda file: file.name)
 def test_a_file_fetches_nothing_and_fits_the_screen(file: Path) -> None:
     source = file.read_text(encoding="utf-8")
     assert re.findall(r"https?:|@import|url\(|\bimport\b|importScripts", source) == []
@@ -49,11 +49,11 @@ def test_no_script_stands_in_a_python_string() -> None:
 
 
 def test_the_login_is_asked_for_again_only_where_there_is_one() -> None:
-    assert browser.WITH_LOGIN.read_text(encoding="utf-8") in browser.head(login=True)
-    assert browser.WITH_LOGIN.read_text(encoding="utf-8") not in browser.head(login=False)
+    assert theme.WITH_LOGIN.read_text(encoding="utf-8") in theme.head(login=True)
+    assert theme.WITH_LOGIN.read_text(encoding="utf-8") not in theme.head(login=False)
 
 
 def test_options_reach_a_script_as_json() -> None:
-    script = browser.on_load("clicks", questions={"delete": 'Delete "this"?'})
+    script = theme.on_load("clicks", questions={"delete": 'Delete "this"?'})
     assert script.endswith(', {"questions": {"delete": "Delete \\"this\\"?"}});')
-    assert browser.call("timersInSight", ["runs"]) == '() => studio.timersInSight(["runs"])'
+    assert theme.call("timersInSight", ["runs"]) == '() => studio.timersInSight(["runs"])'

@@ -14,9 +14,9 @@ def test_the_built_page_loads_no_torch_and_asks_nothing_of_anyone(tmp_path: Path
     code = f"""
 import sys
 from pathlib import Path
-from lora_studio.jobs.client import Session
+from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui.build import page, queue
+from lora_studio.ui.app import page, queue
 from lora_studio.ui.gradio_patches import STUB_WRITER, write_no_stub
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace

@@ -5,16 +5,17 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from lora_studio import votes
-from lora_studio.events import RunState
-from lora_studio.ui import chat_blind, chat_prompts, chat_tab
-from lora_studio.ui.chatting import Chat
-from lora_studio.ui.dialogue import Talk
+from lora_studio.chat import prompts as votes
+from lora_studio.chat.conversation import Talk
+from lora_studio.chat.prompts import TIE
+from lora_studio.jobs.events import RunState
+from lora_studio.ui.chat import blind, tab
+from lora_studio.ui.chat import prompts as chat_prompts
+from lora_studio.ui.chat.handlers import Chat
 from lora_studio.ui.studio import Studio
-from lora_studio.votes import TIE
 from lora_studio.workspace import RunFolder, Workspace
+from tests.chat.test_chat_choices import make_run
 from tests.ui.fake_session import FakeSession
-from tests.ui.test_chat_choices import make_run
 from tests.ui.test_chatting import DEFAULTS, WHO, FakeSupervisor, script
 
 NAMES = ("Base: demo", "Pirate")
@@ -30,14 +31,14 @@ def act(workspace: Workspace, run: RunFolder) -> Chat:
     session: Any = FakeSession(script)
     supervisor: Any = FakeSupervisor([RunState(run.id, "Pirate", "done")])
     with gr.Blocks():
-        chat = Chat(Studio(workspace, supervisor, session, session), chat_tab.draw())
+        chat = Chat(Studio(workspace, supervisor, session, session), tab.draw())
     chat.keep(WHO, Talk(adapters=[run.id]))
     return chat
 
 
 def ask_blindly(act: Chat) -> list[str]:
     """The panel after each piece."""
-    return [panel for _, panel in chat_blind.answered(act, WHO, "Why?", "Be brief.", DEFAULTS)]
+    return [panel for _, panel in blind.answered(act, WHO, "Why?", "Be brief.", DEFAULTS)]
 
 
 def test_columns_are_shuffled_and_have_no_name_until_the_vote(act: Chat, run: RunFolder) -> None:
@@ -57,18 +58,18 @@ def test_a_vote_goes_to_whoever_gave_that_answer_and_is_counted_once(act: Chat) 
     for best in (0, 1, 1, TIE):
         last = ask_blindly(act)[-1]
         assert "B is better" in last
-        shown = chat_blind.vote(act, WHO, best)
+        shown = blind.vote(act, WHO, best)
         assert all(name in shown for name in NAMES)
         assert "is better</button>" not in shown
-        chat_blind.vote(act, WHO, 1 - max(best, 0))
-    kept = votes.read(act.studio.workspace)
+        blind.vote(act, WHO, 1 - max(best, 0))
+    kept = votes.read_votes(act.studio.workspace)
     assert [vote.best for vote in kept] == [0, 1, 1, TIE]
     for vote in kept:
         assert dict(zip(vote.names, vote.answers, strict=True)) == dict(
             zip(NAMES, ("Rome, Why?", "Arr, Why?"), strict=True)
         )
         assert vote.messages[-1]["content"] == "Why?"
-    shown = chat_blind.drawn(act, act.talk(WHO))
+    shown = blind.drawn(act, act.talk(WHO))
     assert "4 votes so far" in shown
     assert "95 % interval" in shown
     assert "Download 3 preference pairs" in shown

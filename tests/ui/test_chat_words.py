@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.ui import chat_device, chat_words
-from lora_studio.ui.chat_choices import Choice, wanted
+from lora_studio.chat import device
+from lora_studio.chat.choices import Choice, wanted
+from lora_studio.ui.chat import columns
 from tests.adapters import files, write
 
 LOADED = {"base": "demo", "device": "cpu", "dtype": "float32", "memory_bytes": 11_000_000, "mixes": True}
@@ -18,37 +19,37 @@ def choice(tmp_path: Path) -> Choice:
 
 
 def test_the_page_says_what_is_in_memory_and_who_holds_the_device(choice: Choice) -> None:
-    holders = chat_device.holders("Long one", "the chat (demo)")
-    shown = chat_words.memory(LOADED, [choice], holders, other=True)
+    holders = device.holders("Long one", "the chat (demo)")
+    shown = columns.memory(LOADED, [choice], holders, other=True)
     assert "In memory: demo with A (cpu, float32, 11 MB)." in shown
     assert "held by the run Long one and the chat (demo): they share memory and speed." in shown
-    assert "No model is in memory" in chat_words.memory(None, [choice], chat_device.holders(None, None), other=False)
-    assert chat_device.holders(None, None) == "Nothing holds the device."
-    assert chat_device.holders(None, None, exporting=True) == "The device is held by an export."
-    apart = chat_words.memory(LOADED | {"mixes": False}, [choice], "", other=True)
+    assert "No model is in memory" in columns.memory(None, [choice], device.holders(None, None), other=False)
+    assert device.holders(None, None) == "Nothing holds the device."
+    assert device.holders(None, None, exporting=True) == "The device is held by an export."
+    apart = columns.memory(LOADED | {"mixes": False}, [choice], "", other=True)
     assert "those columns answer one after the other" in apart
 
 
 def test_what_an_adapter_brings_is_shown_as_text(choice: Choice) -> None:
-    shown = chat_words.cards([choice])
+    shown = columns.cards([choice])
     assert "as the template has it" in shown
     assert "enable_thinking }}&lt;b&gt;" in shown
 
 
 def test_a_chat_needs_base_cache_and_each_adapter(choice: Choice, tmp_path: Path) -> None:
-    one, two = chat_device.chat_bytes(wanted([choice]), "cpu"), chat_device.chat_bytes(wanted([choice, choice]), "cpu")
+    one, two = device.chat_bytes(wanted([choice]), "cpu"), device.chat_bytes(wanted([choice, choice]), "cpu")
     assert one is not None
     assert two is not None
     assert 0 < two - one < one
     unknown = write(tmp_path / "b", files(base_model_name_or_path="owner/never-fetched"))
     elsewhere = Choice("b", "B", "B", unknown)
-    assert chat_device.chat_bytes(wanted([elsewhere]), "cuda") is None
-    assert chat_device.verdict(wanted([elsewhere])).fits
+    assert device.chat_bytes(wanted([elsewhere]), "cuda") is None
+    assert device.verdict(wanted([elsewhere])).fits
 
 
 def test_tokens_that_training_made_likelier_are_green() -> None:
     numbers = {"adapters": {"a": [-0.1, -3.0]}, "divergence": {"a": [2.0, 0.1]}, "mean_divergence": {"a": 1.05}}
-    shown = chat_words.tokens({"texts": ["Arr", "${x}"], "base": [-5.0, -0.1], **numbers}, {"a": "<A>"})
+    shown = columns.tokens({"texts": ["Arr", "${x}"], "base": [-5.0, -0.1], **numbers}, {"a": "<A>"})
     assert "&lt;A&gt;: KL divergence from the base, 1.05 nats a token" in shown
     assert "0 is the same" in shown
     assert "var(--good)" in shown.split("Arr")[0]
@@ -60,6 +61,6 @@ def test_tokens_that_training_made_likelier_are_green() -> None:
 def test_what_could_not_be_taken_as_it_is_stands_beside_what_is_in_memory() -> None:
     choice = Choice("one", "One", "One", Path("one"))
     notes = ["One lacks <b>half</b> of its weights."]
-    shown = chat_words.memory(LOADED | {"quantization": "4bit", "notes": notes}, [choice], "", other=False)
+    shown = columns.memory(LOADED | {"quantization": "4bit", "notes": notes}, [choice], "", other=False)
     assert "In memory: demo in 4bit with One" in shown
     assert "One lacks &lt;b&gt;half&lt;/b&gt; of its weights." in shown

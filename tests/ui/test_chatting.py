@@ -9,22 +9,22 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from lora_studio.access.users import VisitedWorkspace
+from lora_studio.chat import choices, conversation
+from lora_studio.chat.arbiter import BusyError, Engine, asker
+from lora_studio.chat.choices import Wanted
+from lora_studio.chat.conversation import BASE, SAMPLING, Talk
 from lora_studio.errors import StudioError
-from lora_studio.events import RunState
-from lora_studio.hardware import Device
-from lora_studio.ui import chat_choices, chat_sources, chat_tab, dialogue
-from lora_studio.ui.chat_choices import Wanted
-from lora_studio.ui.chat_engine import BusyError, Engine, asker
-from lora_studio.ui.chat_sampling import SAMPLING
-from lora_studio.ui.chatting import Chat, Updates
-from lora_studio.ui.dialogue import BASE, Talk
+from lora_studio.jobs.events import RunState
+from lora_studio.models.hardware import Device
+from lora_studio.ui.chat import tab
+from lora_studio.ui.chat.handlers import Chat, Updates
 from lora_studio.ui.form import to_widget
 from lora_studio.ui.studio import Studio
-from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import RunFolder, Workspace
 from tests.adapters import files, write, zipped
+from tests.chat.test_chat_choices import make_run
 from tests.ui.fake_session import FakeSession
-from tests.ui.test_chat_choices import make_run
 
 HELLO = [{"role": "user", "content": "Hi"}]
 WHO, OTHER = "a" * 24, "b" * 24
@@ -80,7 +80,7 @@ def act(workspace: Workspace, run: RunFolder) -> Chat:
     session: Any = FakeSession(script)
     supervisor: Any = FakeSupervisor([RunState(run.id, "Pirate", "done")])
     with gr.Blocks():
-        chat = Chat(Studio(workspace, supervisor, session, session), chat_tab.draw())
+        chat = Chat(Studio(workspace, supervisor, session, session), tab.draw())
     chat.keep(WHO, Talk(adapters=[run.id]))
     return chat
 
@@ -275,7 +275,7 @@ def test_an_answer_is_compared_token_by_token(act: Chat, run: RunFolder) -> None
 
 
 def test_an_example_is_asked_with_the_system_prompt_of_its_data(act: Chat) -> None:
-    offered = chat_choices.examples(act.columns(act.talk(WHO)).chosen[0].config())
+    offered = choices.examples(act.columns(act.talk(WHO)).chosen[0].config())
     click(act, "example", value="1")
     assert act.studio.chat.asked[-1][1]["columns"][0]["messages"][-1]["content"] == offered[1].question
 
@@ -349,7 +349,7 @@ def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_o
         runs.append(RunState(make_run(workspace, "Pirate", adapter=True).id, "Pirate", "done"))
     fakes: tuple[Any, Any] = (FakeSupervisor(runs), session)
     with gr.Blocks():
-        act = Chat(Studio(workspace, fakes[0], fakes[1], fakes[1]), chat_tab.draw())
+        act = Chat(Studio(workspace, fakes[0], fakes[1], fakes[1]), tab.draw())
     answered = act.engine.answer(f"page bert {WHO}", Wanted("demo"), [{"adapter": None, "messages": HELLO}], {})
     while next(answered)["kind"] != "piece":
         pass
@@ -401,7 +401,7 @@ def test_a_guest_leaves_turns_to_others(act: Chat) -> None:
 
 
 def test_a_chat_that_will_hardly_fit_is_asked_about_first(act: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_studio.ui.chat_device.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
+    monkeypatch.setattr("lora_studio.chat.device.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
     act.studio.supervisor.found.append(RunState("20260101-000000-x-ab12", "Long one", "running"))
     last = list(act.load(WHO))[-1]
     assert "1.0 MB are free while Long one trains" in last[act.parts.status]
@@ -439,7 +439,7 @@ def test_without_any_adapter_the_tab_says_what_to_do(act: Chat) -> None:
     updates = act.arrive(WHO)
     assert updates[act.parts.nothing].visible is True
     assert updates[act.parts.body].visible is False
-    assert "Train tab" in str(chat_tab.NO_RUNS)
+    assert "Train tab" in str(tab.NO_RUNS)
 
 
 def test_the_tab_shows_the_adapter_that_another_tab_chose(act: Chat) -> None:
@@ -451,15 +451,15 @@ def test_the_tab_shows_the_adapter_that_another_tab_chose(act: Chat) -> None:
 
 def test_an_adapter_from_elsewhere_gets_a_column_or_a_reason(act: Chat, run: RunFolder, tmp_path: Path) -> None:
     archive = zipped(tmp_path / "brought.zip", files())
-    updates = chat_sources.added(act, WHO, str(archive), zipped=True)
+    updates = tab.added(act, WHO, str(archive), zipped=True)
     assert "LoRA of rank 2 on demo" in updates["said"]
     assert len(act.talk(WHO).adapters) == 2
-    chat_sources.added(act, WHO, str(write(tmp_path / "mine", files())))
+    tab.added(act, WHO, str(write(tmp_path / "mine", files())))
     assert "brought" in send(act, "One?")[-2][act.parts.board]
     assert len(act.studio.chat.asked[-1][1]["columns"]) == 4
     other = write(tmp_path / "other", files(base_model_name_or_path="Qwen/Qwen3-8B"))
     for given, words in (("", "Nothing is named"), (str(other), "trained on Qwen/Qwen3-8B"), ("/nowhere", "no folder")):
-        assert words in chat_sources.added(act, WHO, given)["said"]
+        assert words in tab.added(act, WHO, given)["said"]
     assert len(act.talk(WHO).adapters) == 3
 
 
@@ -468,7 +468,7 @@ def test_conversations_are_downloaded_as_training_data(act: Chat) -> None:
     updates = click(act, "export")[-1]
     assert "conversations.jsonl" in updates[act.parts.extra]
     (path,) = act.studio.workspace.downloads_folder.glob("*/*/conversations.jsonl")
-    assert path.read_text() == dialogue.Talk(**vars(act.talk(WHO))).jsonl("Be a pirate.")
+    assert path.read_text() == conversation.Talk(**vars(act.talk(WHO))).jsonl("Be a pirate.")
 
 
 def test_stop_ends_only_ones_own_answer(act: Chat) -> None:
@@ -489,16 +489,16 @@ def test_a_kept_adapter_that_is_damaged_is_told_never_breaks_the_tab_and_can_be_
     act: Chat, workspace: Workspace, tmp_path: Path, file: str, content: bytes
 ) -> None:
     archive = zipped(tmp_path / "other.zip", files())
-    chat_sources.added(act, WHO, str(archive), zipped=True)
-    (folder,) = [Path(chosen) for _, chosen in chat_sources.offered(act)]
-    act.pick(WHO, [f"{chat_choices.FOLDER}{folder}"])
+    tab.added(act, WHO, str(archive), zipped=True)
+    (folder,) = [Path(chosen) for _, chosen in tab.offered(act)]
+    act.pick(WHO, [f"{choices.FOLDER}{folder}"])
     (folder / file).write_bytes(content)
     shown = act.arrive(WHO)
     assert file in shown[act.parts.status]
     assert shown[act.parts.board]
-    gone = chat_sources.removed(act, WHO, str(folder))
+    gone = tab.removed(act, WHO, str(folder))
     assert "is removed" in gone["said"]
     assert not folder.exists()
-    assert chat_sources.offered(act) == []
-    assert "none of the adapters" in chat_sources.removed(act, WHO, str(folder))["said"]
-    assert "No adapter is chosen" in chat_sources.removed(act, WHO, None)["said"]
+    assert tab.offered(act) == []
+    assert "none of the adapters" in tab.removed(act, WHO, str(folder))["said"]
+    assert "No adapter is chosen" in tab.removed(act, WHO, None)["said"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.events import Evaluated, Event, Finished, PhaseStarted, RunStarted, RunState, StepLogged, fold
+from lora_studio.jobs.events import Evaluated, Event, Finished, PhaseStarted, RunStarted, RunState, StepLogged, fold
 from lora_studio.ui.curves import Curves, Line, Panel, Style, drawing, title_of
 
 PLAIN = Style(smoothing=0)

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from lora_studio.data.hygiene import hygiene
 from lora_studio.data.messages import Conversation, Message
-from lora_studio.ui import data_findings
+from lora_studio.data.quality import hygiene
+from lora_studio.ui.data import report
 
 
 def chat(row: int, question: str, answer: str) -> Conversation:
@@ -40,7 +40,7 @@ def result() -> dict[str, Any]:
 
 
 def test_a_clean_data_set_is_one_calm_line() -> None:
-    said = data_findings.hygiene({"hygiene": found([chat(1, "a?", "b"), chat(2, "c?", "d")], [chat(3, "e?", "f")])})
+    said = report.hygiene({"hygiene": found([chat(1, "a?", "b"), chat(2, "c?", "d")], [chat(3, "e?", "f")])})
     assert "No duplicates" in said
     assert "ls-good" in said
     assert "<li>" not in said
@@ -50,7 +50,7 @@ def test_every_fault_is_a_line_with_its_rows() -> None:
     long = "the quick brown fox jumps over the lazy dog and runs on through the wood until the evening comes"
     train = [chat(1, "Hi?", "Ho"), chat(2, "hi?", "ho"), chat(3, "Hi?", "No <|im_end|>")]
     train += [chat(4, long, "Yes."), chat(5, long + " again", "Yes.")]
-    said = data_findings.hygiene({"hygiene": found(train, [chat(90, "Hi?", "Ho"), chat(91, "Hi?", "Perhaps")])})
+    said = report.hygiene({"hygiene": found(train, [chat(90, "Hi?", "Ho"), chat(91, "Hi?", "Perhaps")])})
     assert "1 row repeats an earlier row, in 1 group." in said
     assert "rows 1, 2" in said
     assert "1 row says almost what an earlier row says." in said
@@ -64,48 +64,48 @@ def test_every_fault_is_a_line_with_its_rows() -> None:
 
 def test_few_answers_are_counted_and_shown_as_text() -> None:
     rows = [chat(row, f"Is {row} even?", "<b>yes</b>" if row % 4 else "no") for row in range(1, 41)]
-    said = data_findings.hygiene({"hygiene": found(rows, [])})
+    said = report.hygiene({"hygiene": found(rows, [])})
     assert "2 different answers; “&lt;b&gt;yes&lt;/b&gt;” is given most: 30 times (75 %)." in said
     assert "No duplicates" in said
 
 
 def test_a_part_that_was_looked_at_is_named() -> None:
     some = {**found([chat(1, "a?", "b")], []), "looked_at": 20_000, "of_rows": 1_000_000}
-    assert "Looked at 20,000 of 1,000,000 rows" in data_findings.hygiene({"hygiene": some})
-    assert "once the whole file is read" in data_findings.hygiene({"hygiene": None})
+    assert "Looked at 20,000 of 1,000,000 rows" in report.hygiene({"hygiene": some})
+    assert "once the whole file is read" in report.hygiene({"hygiene": None})
 
 
 def test_the_suggestion_gives_its_reason_and_says_when_it_is_in_use(result: dict[str, Any]) -> None:
-    said = data_findings.suggestion(result)
+    said = report.suggestion(result)
     assert "Suggested longest row: 320 tokens." in said
     assert "at most &lt;280&gt; tokens" in said
-    assert "320 tokens, the one in use." in data_findings.suggestion({**result, "max_length": 320})
+    assert "320 tokens, the one in use." in report.suggestion({**result, "max_length": 320})
 
 
 def test_packing_steps_and_windows_are_told_in_words(result: dict[str, Any]) -> None:
-    said = data_findings.forecast(result)
+    said = report.forecast(result)
     assert "250 rows fit into 8 packs of 1,024 tokens; padding is 3.1 % then. Without packing it is about 40 %" in said
     assert "An epoch has 32 steps of 8 rows (4 × 2); packed 1." in said
     assert "3 long texts are split into windows of at most 1,024 tokens" in said
     assert "1,262 examples in all" in said
-    assert "window" not in data_findings.forecast({**result, "split_rows": 0})
+    assert "window" not in report.forecast({**result, "split_rows": 0})
 
 
 def test_the_percentiles_asked_for_are_shown(result: dict[str, Any]) -> None:
-    said = data_findings.percentiles(result)
+    said = report.percentiles(result)
     assert "<b>≤ 29</b><span>99.9 % of the rows</span>" in said
     assert said.index("shortest") < said.index("75 % of the rows") < said.index("longest")
 
 
 def test_a_first_look_says_how_much_was_looked_at(result: dict[str, Any]) -> None:
-    assert data_findings.first_look(result) == ""
-    assert "First look: 2,000 rows" in data_findings.first_look({"sampled": 2000})
+    assert report.first_look(result) == ""
+    assert "First look: 2,000 rows" in report.first_look({"sampled": 2000})
 
 
 def test_progress_has_rows_a_second_and_time_left_and_says_that_a_total_is_a_guess() -> None:
     answer = {"phase": "read", "done": 120_000, "total": 1_000_000, "rows_per_second": 45_000.0, "seconds_left": 19.6}
-    said = data_findings.step(answer)
+    said = report.step(answer)
     assert "Reading rows: 120,000 of about 1,000,000 (45,000 rows a second, about 20 s left)" in said
-    assert "about 4 s left" in data_findings.step({**answer, "seconds_left": 4.2})
-    assert "about" not in data_findings.step({"phase": "encode", "done": 1, "total": 3, "seconds_left": None})
-    assert "Reading rows: 5,000…" in data_findings.step({"phase": "read", "done": 5000, "total": 0})
+    assert "about 4 s left" in report.step({**answer, "seconds_left": 4.2})
+    assert "about" not in report.step({"phase": "encode", "done": 1, "total": 3, "seconds_left": None})
+    assert "Reading rows: 5,000…" in report.step({"phase": "read", "done": 5000, "total": 0})

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.ui import data_view
+from lora_studio.ui.data import report
 
 
 @pytest.fixture
@@ -73,78 +73,78 @@ def preview() -> dict[str, Any]:
 
 
 def test_the_cut_line_gives_exact_numbers_in_one_sentence(result: dict[str, Any]) -> None:
-    said = data_view.cut_sentence(result, 8)
+    said = report.cut_sentence(result, 8)
     assert "At 8 tokens: 10 rows (100 %) are cut, 40 trained tokens (40 %) lost, 2 rows left out." in said
     assert "ls-warning" in said
 
 
 def test_between_two_counted_lengths_the_nearest_one_is_named(result: dict[str, Any]) -> None:
-    assert "At 16 tokens: 4 rows (40 %) are cut, 12 trained tokens (12 %) lost" in data_view.cut_sentence(result, 19)
+    assert "At 16 tokens: 4 rows (40 %) are cut, 12 trained tokens (12 %) lost" in report.cut_sentence(result, 19)
 
 
 def test_a_limit_beyond_every_row_says_that_nothing_is_cut(result: dict[str, Any]) -> None:
-    said = data_view.cut_sentence(result, 1024)
+    said = report.cut_sentence(result, 1024)
     assert "At 1,024 tokens: nothing is cut. The longest row has 30 tokens; 1,024 are allowed now." in said
     assert "ls-good" in said
 
 
 def test_lost_tokens_are_a_share_of_all_that_could_be_trained(result: dict[str, Any]) -> None:
     cut = {**result, "trained_tokens": 88, "lost_trained_tokens": 12}
-    assert "12 trained tokens (12 %) lost" in data_view.cut_sentence(cut, 16)
+    assert "12 trained tokens (12 %) lost" in report.cut_sentence(cut, 16)
 
 
 def test_the_cut_line_moves_between_the_shortest_and_the_longest_row(result: dict[str, Any]) -> None:
-    assert data_view.cut_bounds(result) == (8, 30)
+    assert report.cut_bounds(result) == (8, 30)
 
 
 def test_from_the_longest_row_on_the_line_stands_at_the_longest_row(result: dict[str, Any]) -> None:
-    assert [data_view.cut_place(result, at) for at in (1024, 31, 29, 15, 3)] == [30, 30, 30, 16, 8]
+    assert [report.cut_place(result, at) for at in (1024, 31, 29, 15, 3)] == [30, 30, 30, 16, 8]
 
 
 def test_the_summary_says_the_shape_in_words_and_shows_column_names_as_text(result: dict[str, Any]) -> None:
-    said = data_view.summary(result)
+    said = report.summary(result)
     assert "<code>question</code> is the user&#x27;s turn, <code>&lt;b&gt;</code>" in said
     assert "Read as <code>UTF-8</code>." in said
     assert "9 to train on, 1 kept back" in said
     assert "14.5 a row on average<" in said
-    assert "14.5 a row on average, before the cut<" in data_view.summary({**result, "truncated_rows": 2})
+    assert "14.5 a row on average, before the cut<" in report.summary({**result, "truncated_rows": 2})
     assert "<span>bad rows</span>" in said
-    assert "<span>bad row</span>" in data_view.summary({**result, "bad_rows": 1})
+    assert "<span>bad row</span>" in report.summary({**result, "bad_rows": 1})
 
 
 def test_bad_rows_are_counted_by_reason_and_the_first_are_listed(result: dict[str, Any]) -> None:
-    assert "3 rows can&#x27;t be used" in data_view.bad_rows_line(result, stop=False)
-    table = data_view.bad_rows_table(result)
+    assert "3 rows can&#x27;t be used" in report.bad_rows_line(result, stop=False)
+    table = report.bad_rows_table(result)
     assert "&lt;script&gt;" in table
     assert "The first 1; the file to download has all." in table
     assert ">Row<" in table
     assert ">File<" not in table
     several = {**result, "bad_row_list": [{**result["bad_row_list"][0], "file": "b.csv"}], "bad_rows": 1}
-    assert "<div>b.csv</div>" in data_view.bad_rows_table(several)
-    assert "The first" not in data_view.bad_rows_table(several)
+    assert "<div>b.csv</div>" in report.bad_rows_table(several)
+    assert "The first" not in report.bad_rows_table(several)
 
 
 def test_a_file_without_faults_says_so(result: dict[str, Any]) -> None:
-    assert "Every row of the file can be used." in data_view.bad_rows_line(
+    assert "Every row of the file can be used." in report.bad_rows_line(
         {**result, "bad_rows": 0, "refusal": None}, stop=True
     )
-    assert data_view.bad_rows_table({**result, "bad_row_list": []}) == ""
+    assert report.bad_rows_table({**result, "bad_row_list": []}) == ""
 
 
 def test_rows_marked_bad_can_be_read_and_count_where_all_rows_are_shown(result: dict[str, Any]) -> None:
     marked = {**result, "bad_rows": 0, "refusal": None, "usable_rows": 1, "marked_bad_rows": 1}
-    assert "Every row of the file can be read." in data_view.bad_rows_line(marked, stop=False)
+    assert "Every row of the file can be read." in report.bad_rows_line(marked, stop=False)
     two = {**marked, "table": {"columns": ["row", "a"], "rows": [[1, "x"], [2, "y"]]}}
-    assert "All rows" in data_view.rows_table(two)
-    assert "The first 2 rows of the file" in data_view.rows_table({**two, "marked_bad_rows": 2})
+    assert "All rows" in report.rows_table(two)
+    assert "The first 2 rows of the file" in report.rows_table({**two, "marked_bad_rows": 2})
 
 
 def test_the_first_rows_are_shown_as_text(result: dict[str, Any]) -> None:
-    assert "&#36;&#123;7*7}" in data_view.rows_table(result)
+    assert "&#36;&#123;7*7}" in report.rows_table(result)
 
 
 def test_trained_and_special_tokens_are_marked_and_carry_their_ids(preview: dict[str, Any]) -> None:
-    drawn = data_view.tokens(preview).partition('class="ls-tokens"')[2]
+    drawn = report.tokens(preview).partition('class="ls-tokens"')[2]
     spans = re.findall(r'<span class="([^"]+)" data-id="\d+" title="([^"]+)">', drawn)
     assert [classes for classes, _ in spans] == [
         "ls-tok ls-s",
@@ -160,49 +160,49 @@ def test_trained_and_special_tokens_are_marked_and_carry_their_ids(preview: dict
 
 
 def test_a_row_that_does_not_end_its_turn_is_a_warning(preview: dict[str, Any]) -> None:
-    assert "learns when to stop" in data_view.token_line(preview)
-    line = data_view.token_line({**preview, "ends_with_eos": False})
+    assert "learns when to stop" in report.token_line(preview)
+    line = report.token_line({**preview, "ends_with_eos": False})
     assert "not taught to stop" in line
 
 
 def test_tokens_that_are_cut_off_stand_struck_through_in_their_place_and_are_named(preview: dict[str, Any]) -> None:
     tokens = [{**token, "kept": at not in (1, 4)} for at, token in enumerate(preview["tokens"])]
     cut = {**preview, "tokens": tokens, "kept_tokens": 4, "removed_tokens": 2, "removed_after": 1}
-    drawn = data_view.tokens({**cut, "trained_tokens": 3, "lost_trained_tokens": 1})
+    drawn = report.tokens({**cut, "trained_tokens": 3, "lost_trained_tokens": 1})
     classes = re.findall(r'<span class="([^"]+)" data-id', drawn)
     assert [at for at, name in enumerate(classes) if "ls-x" in name] == [1, 4]
     assert classes[4] == "ls-tok ls-x"
     assert "1 token before and 1 after what is kept are cut off" in drawn
     assert "1 of them would have been trained" in drawn
     assert 'title="id 8, cut off, would have been trained' in drawn
-    assert "cut off</b> the model never sees this" in data_view.LEGEND
+    assert "cut off</b> the model never sees this" in report.LEGEND
 
 
 def test_a_row_that_is_left_out_says_so_and_why(preview: dict[str, Any]) -> None:
-    line = data_view.token_line({**preview, "kept_tokens": 0, "trained_tokens": 0, "left_out": "too long"})
+    line = report.token_line({**preview, "kept_tokens": 0, "trained_tokens": 0, "left_out": "too long"})
     assert "Left out: all 6 tokens of this row." in line
     assert "Too long." in line
 
 
 def test_the_place_of_a_row_says_what_becomes_of_it_and_which_part_is_shown(preview: dict[str, Any]) -> None:
-    assert "Conversation 3 of 9 (row 4 of the file), trained on</p>" in data_view.position(preview, 2, 9)
+    assert "Conversation 3 of 9 (row 4 of the file), trained on</p>" in report.position(preview, 2, 9)
     long = {**preview, "split": "validation", "windows": 4, "window": 1}
-    assert "kept back to measure on; part 2 of 4" in data_view.position(long, 2, 9)
+    assert "kept back to measure on; part 2 of 4" in report.position(long, 2, 9)
 
 
 def test_a_conversation_shows_bubbles_and_the_row_as_it_stands_in_the_file(preview: dict[str, Any]) -> None:
-    drawn = data_view.conversation(preview)
+    drawn = report.conversation(preview)
     assert "ls-bubble ls-assistant" in drawn
     assert "&lt;script&gt;" in drawn
     assert "<script" not in drawn
 
 
 def test_plain_text_without_messages_is_shown_as_it_is(preview: dict[str, Any]) -> None:
-    assert "<pre>once &lt;upon&gt;</pre>" in data_view.conversation({**preview, "messages": [], "text": "once <upon>"})
+    assert "<pre>once &lt;upon&gt;</pre>" in report.conversation({**preview, "messages": [], "text": "once <upon>"})
 
 
 def test_two_thousand_tokens_make_a_page_that_stays_light(preview: dict[str, Any]) -> None:
     tokens = [{"id": 1, "text": " word", "trained": True, "special": False, "kept": True}] * 2000
-    drawn = data_view.tokens({**preview, "tokens": tokens, "trained_tokens": 2000})
+    drawn = report.tokens({**preview, "tokens": tokens, "trained_tokens": 2000})
     assert drawn.count("<span") < 2020
     assert len(drawn) < 200_000

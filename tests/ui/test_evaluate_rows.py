@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_studio.ui.evaluate_rows import ROWS, Choice, chosen_rows, table
+from lora_studio.ui.evaluate.results import ROWS, Choice, chosen_rows, table
 
 from .evaluated import HOSTILE, TITLES, row, rows
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from lora_studio.evaluations import Measuring, Request, create, request_of
-from lora_studio.hardware import Device
+from lora_studio.evaluate.request import Measuring, Request, create, request_of
 from lora_studio.jobs.kinds import Kind
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui import evaluate_tab
-from lora_studio.ui.evaluate_board import View
+from lora_studio.models.hardware import Device
+from lora_studio.ui.evaluate import tab
+from lora_studio.ui.evaluate.results import View
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
@@ -52,7 +52,7 @@ def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     chosen |= {"max_new_tokens": 8, "labels": "", "mapping": "", "encoding": "gb18030 "}
 
     def begin(warned: str, **changed: Any) -> tuple[str, str, str]:
-        return evaluate_tab.start_one(studio, {**chosen, **changed}, warned)
+        return tab.start_one(studio, {**chosen, **changed}, warned)
 
     monkeypatch.setattr("lora_studio.jobs.device.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
     name, warned, words = begin("")
@@ -65,7 +65,7 @@ def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     watching: Any = SimpleNamespace(jobs=jobs)
 
     def resume(view: View) -> tuple[View, str]:
-        return evaluate_tab.after_click(studio, watching, view, "resume", "")[:2]
+        return tab.after_click(studio, watching, view, "resume", "")[:2]
 
     seen, words = resume(View(folder.id))
     assert "press Resume again" in words
@@ -87,7 +87,7 @@ def test_beside_a_job_that_holds_the_device_one_waits_without_a_question_or_begi
     chosen = {**Measuring().model_dump(), "adapters": [str(adapter)], "data": "pirate", "base": True}
     chosen |= {"max_new_tokens": 8, "labels": "", "mapping": "", "encoding": ""}
     monkeypatch.setattr("lora_studio.jobs.device.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
-    assert evaluate_tab.start_one(studio, {**chosen, "beside": False}, "") == ("evaluation-1", "", "")
-    name, warned, words = evaluate_tab.start_one(studio, {**chosen, "beside": True}, "")
+    assert tab.start_one(studio, {**chosen, "beside": False}, "") == ("evaluation-1", "", "")
+    name, warned, words = tab.start_one(studio, {**chosen, "beside": True}, "")
     assert (name, "are free" in words) == ("", True)
-    assert evaluate_tab.start_one(studio, {**chosen, "beside": True}, warned)[0] == "evaluation-2 beside"
+    assert tab.start_one(studio, {**chosen, "beside": True}, warned)[0] == "evaluation-2 beside"

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from lora_studio.events import RunState
-from lora_studio.ui.evaluate_words import confusions, head, headline, listing, metrics_table, results, value
+from lora_studio.jobs.events import RunState
+from lora_studio.ui.evaluate.results import confusions, head, headline, listing, metrics_table, results, value
 
 from .evaluated import HOSTILE, SUMMARY, request
 

@@ -9,16 +9,26 @@ from pathlib import Path
 
 import pytest
 
+from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.errors import StudioError
-from lora_studio.events import Finished, PhaseStarted, Progress, RunStarted, to_line
-from lora_studio.export_targets import TARGETS
-from lora_studio.exports import create, make_request
-from lora_studio.job_folders import ExportFolder
+from lora_studio.export.request import create, make_request
+from lora_studio.export.targets import TARGETS
 from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.events import Finished, PhaseStarted, Progress, RunStarted, to_line
+from lora_studio.jobs.folder import ExportFolder
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.parsing import parse, to_yaml
-from lora_studio.ui.export_board import Board, View, download, keep, remembered, typed, values_of
-from lora_studio.ui.export_words import cards, form, head
+from lora_studio.ui.export.results import (
+    Board,
+    View,
+    cards_markup,
+    download,
+    form_markup,
+    head_markup,
+    keep,
+    remembered,
+    typed,
+    values_of,
+)
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 
@@ -69,9 +79,9 @@ def test_every_form_is_a_card_with_its_size_and_a_set_of_fields(board: Board, ru
     assert "about" in seen["cards"]
     assert "No export yet" in seen["list"]
     for target in TARGETS.values():
-        fields = form(target, {})
+        fields = form_markup(target, {})
         assert all(f'data-setting="{name}"' in fields for name in target.settings.model_fields)
-    assert "data-secret" in form(TARGETS["hub"], {})
+    assert "data-secret" in form_markup(TARGETS["hub"], {})
 
 
 def test_the_size_follows_what_is_typed(board: Board, run: str) -> None:
@@ -85,7 +95,7 @@ def test_the_size_follows_what_is_typed(board: Board, run: str) -> None:
 
 def test_a_form_that_takes_more_room_on_the_way_than_it_leaves_says_both() -> None:
     sizes = dict.fromkeys(TARGETS, 5_000_000_000)
-    shown = cards("zip", sizes, sizes | {"gguf": 37_000_000_000}, 10**11)
+    shown = cards_markup("zip", sizes, sizes | {"gguf": 37_000_000_000}, 10**11)
     assert shown.count("about 5.0 GB; 37 GB of disk while it is made") == 1
     assert shown.count("about 5.0 GB") == len(TARGETS)
 
@@ -136,7 +146,7 @@ def test_one_that_goes_on_says_how_far_it_is(board: Board, workspace: Workspace,
     folder.events.write_text("".join(map(to_line, events)), encoding="utf-8")
     state = board.jobs.state(folder.id)
     assert (state.state, "process" in ending_words(state)[0]) == ("failed", False)
-    words = head(replace(state, state="running", phase_total=2_000_000), {})
+    words = head_markup(replace(state, state="running", phase_total=2_000_000), {})
     assert "Writing, percent: 25 of 100 (500 kB of 2.0 MB)" in words
     assert 'data-act="stop"' in words
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config import Config
-from lora_studio.parsing import ConfigError, Problem, parse
-from lora_studio.schema import GROUPS
-from lora_studio.settings import settings
+from lora_studio.config.fields import GROUPS
+from lora_studio.config.parsing import ConfigError, Problem, parse
+from lora_studio.config.sections import Config
+from lora_studio.config.settings import settings
 from lora_studio.ui import form
 
 BY_PATH = {setting.path: setting for setting in settings()}

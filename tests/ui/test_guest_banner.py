@@ -1,7 +1,7 @@
 """What a public demonstration says at its top."""
 
-from lora_studio.guests import LIMITS
-from lora_studio.ui.guest_banner import words
+from lora_studio.access.guests import LIMITS
+from lora_studio.ui.app import words
 
 
 def test_guests_are_told_their_limits_and_the_owner_how_to_come_in() -> None:

@@ -7,13 +7,14 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from lora_studio.access.users import VisitedWorkspace
 from lora_studio.errors import StudioError
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui import data_choice, data_tab, reading_form
-from lora_studio.ui.data_choice import PATHS
-from lora_studio.ui.inspection import Inspection
+from lora_studio.ui.data import choice as data_choice
+from lora_studio.ui.data import mapping_form, tab
+from lora_studio.ui.data.choice import PATHS
+from lora_studio.ui.data.handlers import Inspection
 from lora_studio.ui.studio import Studio
-from lora_studio.visitors import VisitedWorkspace
 from lora_studio.workspace import Workspace
 from tests.ui.fake_session import FakeSession
 
@@ -129,8 +130,8 @@ def acting(workspace: Workspace) -> Inspection:
     session: Any = FakeSession(script)
     studio = Studio(workspace, Supervisor(workspace), session, session)
     with gr.Blocks():
-        controls = data_tab.draw_controls(studio)
-        return Inspection(studio, controls, data_tab.draw_view(studio, controls))
+        controls = tab.draw_controls(studio)
+        return Inspection(studio, controls, tab.draw_view(studio, controls))
 
 
 def chosen(**changed: Any) -> list[Any]:
@@ -143,7 +144,7 @@ def chosen(**changed: Any) -> list[Any]:
 
 
 def form_fields(*, roles: list[list[str]] | None = None, **parts: str) -> list[Any]:
-    columns = [parts.get(part, "") for part in reading_form.PARTS]
+    columns = [parts.get(part, "") for part in mapping_form.PARTS]
     return [*columns, *(roles or [[], [], [], []]), parts.get("template", "")]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.ui.length_chart import lengths
+from lora_studio.ui.charts import lengths
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The numbers and phases of a run while it goes on: with units, and each in its place from the start."""
 
-from lora_studio.events import (
+from lora_studio.jobs.events import (
     DataPrepared,
     Evaluated,
     Event,
@@ -11,7 +11,7 @@ from lora_studio.events import (
     StepLogged,
     fold,
 )
-from lora_studio.ui import live
+from lora_studio.ui.runs import header
 
 STARTED = RunStarted(100.0, 1, "cpu", "float32")
 TRAINING: list[Event] = [
@@ -37,7 +37,7 @@ TRAINING: list[Event] = [
 
 
 def tiles(events: list[Event], now: float = 130.0) -> dict[str, tuple[str, str]]:
-    return {label: (value, remark.strip()) for value, label, remark in live.numbers(fold(events), now)}
+    return {label: (value, remark.strip()) for value, label, remark in header.numbers(fold(events), now)}
 
 
 def test_the_numbers_of_a_run_hold_steps_losses_speed_and_times() -> None:
@@ -67,19 +67,19 @@ def test_every_number_has_its_place_before_the_first_step() -> None:
 
 
 def test_phases_are_done_now_or_next() -> None:
-    marks = [state for _, state in live.stations(fold(TRAINING))]
+    marks = [state for _, state in header.stations(fold(TRAINING))]
     assert marks == ["done", "done", "done", "now", "next", "next"]
-    assert '<li class="now" aria-current=step>' in live.phases(fold(TRAINING))
+    assert '<li class="now" aria-current=step>' in header.phases(fold(TRAINING))
 
 
 def test_a_download_belongs_to_the_model_and_a_measurement_to_training() -> None:
     for phase, place in (("download", 2), ("evaluate", 3)):
-        found = live.stations(fold([STARTED, PhaseStarted(101.0, phase, 10, "batches")]))
+        found = header.stations(fold([STARTED, PhaseStarted(101.0, phase, 10, "batches")]))
         assert found[place][1] == "now"
 
 
 def test_an_ended_run_says_how_far_it_came() -> None:
-    failed = live.stations(fold([*TRAINING, Finished(200.0, "failed", 30)]))
+    failed = header.stations(fold([*TRAINING, Finished(200.0, "failed", 30)]))
     assert [state for _, state in failed] == ["done", "done", "done", "ended", "next", "next"]
-    done = live.stations(fold([*TRAINING, Finished(200.0, "done", 120)]))
+    done = header.stations(fold([*TRAINING, Finished(200.0, "done", 120)]))
     assert {state for _, state in done} == {"done"}

@@ -11,14 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lora_studio.config import Config
-from lora_studio.hardware import recent_devices
+from lora_studio.config.sections import Config
+from lora_studio.jobs.preflight import this_machine
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.preflight import this_machine
-from lora_studio.ui import data_tab, form, train_tab
-from lora_studio.ui.inspection import Inspection
-from lora_studio.ui.plan import plan
+from lora_studio.models.hardware import recent_devices
+from lora_studio.ui import form
+from lora_studio.ui.data import tab as data_tab
+from lora_studio.ui.data.handlers import Inspection
 from lora_studio.ui.studio import Shared, Studio, Wish
+from lora_studio.ui.train import tab as train_tab
+from lora_studio.ui.train.plan import plan
 from lora_studio.workspace import Workspace
 from tests.ui.fake_session import FakeSession
 from tests.ui.test_inspection import chosen, script

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from lora_studio.architecture import read_config
-from lora_studio.hardware import GIB, Device
-from lora_studio.jobs import row_count
-from lora_studio.parsing import nest, parse, to_yaml
-from lora_studio.preflight import Check, Report
-from lora_studio.ui import plan as plans
-from lora_studio.ui import plan_words
-from lora_studio.ui.data_choice import DataLooks
+from lora_studio.config.parsing import nest, parse, to_yaml
+from lora_studio.jobs import session
+from lora_studio.jobs.preflight import Check, Report
+from lora_studio.models.hardware import GIB, Device
+from lora_studio.models.shape import read_config
+from lora_studio.ui.data.choice import DataLooks
+from lora_studio.ui.train import plan as plan_words
+from lora_studio.ui.train import plan as plans
 from lora_studio.workspace import Workspace
 from tests import adapters
 
@@ -35,7 +35,7 @@ def finished(workspace: Workspace, model: str, data: str) -> None:
 def test_the_time_is_unknown_until_a_first_run_and_then_told_from_its_speed(workspace: Workspace) -> None:
     asked = config(training__max_steps=10)
     assert plans.plan(asked, workspace).seconds is None
-    assert "unknown until a first run" in plan_words.numbers(plans.plan(asked, workspace))
+    assert "unknown until a first run" in plan_words.numbers_markup(plans.plan(asked, workspace))
     finished(workspace, "another model", "pirate")
     assert plans.plan(asked, workspace).seconds is None
     finished(workspace, "demo", "pirate")
@@ -86,7 +86,7 @@ def test_the_card_shows_every_part_the_verdict_and_the_share() -> None:
     waiting = plans.needed_memory(config(), GPU, None, busy=True)
     assert waiting is not None
     assert waiting.available == 24 * GIB
-    assert "M</b>" in plan_words.numbers(plans.Plan(16, memory=memory)) or "k" in plan_words.numbers(
+    assert "M</b>" in plan_words.numbers_markup(plans.Plan(16, memory=memory)) or "k" in plan_words.numbers_markup(
         plans.Plan(16, memory=memory)
     )
 
@@ -117,7 +117,7 @@ def test_the_card_says_how_the_data_is_read_as_the_data_tab_did_or_by_a_quick_lo
     found = plans.plan(asked, workspace)
     assert "`question` is the user's turn, `answer` the assistant's" in found.reading
     assert found.reading.endswith("The first row's answer: “<b>Here</b>”.")
-    shown = plan_words.numbers(found)
+    shown = plan_words.numbers_markup(found)
     assert "<code>question</code>" in shown
     assert "&lt;b&gt;Here" in shown
     settings = {"data.train_file": str(file), "model.name": "demo", "data.mapping": None}
@@ -152,6 +152,6 @@ def test_a_count_that_took_too_long_is_tried_again(tmp_path: Any, monkeypatch: p
     file = tmp_path / "rows.csv"
     file.write_text("question;answer\nWhere?;Here\n")
     with monkeypatch.context() as busy:
-        busy.setattr(row_count, "WALL_SECONDS", 0.001)
-        assert row_count.count_rows(file).rows is None
-    assert row_count.count_rows(file).rows == 1
+        busy.setattr(session, "WALL_SECONDS", 0.001)
+        assert session.count_rows(file).rows is None
+    assert session.count_rows(file).rows == 1

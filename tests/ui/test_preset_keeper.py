@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from lora_studio.config import Config
-from lora_studio.presets import presets
-from lora_studio.ui import form, preset_keeper
+from lora_studio.config.presets import presets
+from lora_studio.config.sections import Config
+from lora_studio.ui import form
+from lora_studio.ui.train import presets as preset_keeper
 from lora_studio.workspace import Workspace
 
 

@@ -8,14 +8,14 @@ import pytest
 
 from lora_studio.data.mapping import PARTS, Mapping
 from lora_studio.errors import StudioError
-from lora_studio.ui import reading_form
-from lora_studio.ui.reading_form import ReadingForm
+from lora_studio.ui.data import mapping_form
+from lora_studio.ui.data.mapping_form import ReadingForm
 
 
 @pytest.fixture
 def form() -> ReadingForm:
     with gr.Blocks():
-        return reading_form.draw()
+        return mapping_form.draw()
 
 
 @pytest.fixture
@@ -32,11 +32,11 @@ def result() -> dict[str, Any]:
 
 
 def fields(roles: Sequence[Sequence[str]] = ((), (), (), ()), **given: str) -> tuple[Any, ...]:
-    return (*(given.get(name, "") for name in reading_form.PARTS), *roles, given.get("template", ""))
+    return (*(given.get(name, "") for name in mapping_form.PARTS), *roles, given.get("template", ""))
 
 
 def test_the_form_starts_with_the_reading_in_use(form: ReadingForm, result: dict[str, Any]) -> None:
-    filled = reading_form.fill(form, result, corrected=False)
+    filled = mapping_form.fill(form, result, corrected=False)
     user, assistant, system = (filled[dropdown] for dropdown in form.parts[:3])
     assert (user.value, assistant.value, system.value) == ("<b>", "late", "")
     assert user.choices == [
@@ -52,39 +52,39 @@ def test_the_form_starts_with_the_reading_in_use(form: ReadingForm, result: dict
 
 
 def test_a_reading_in_words_hides_nothing(result: dict[str, Any]) -> None:
-    assert reading_form.choices(result) == [("“<b>” asks⟨U+202E⟩.", 0)]
-    assert reading_form.chosen({**result, "mapping": {}}) is None
+    assert mapping_form.choices(result) == [("“<b>” asks⟨U+202E⟩.", 0)]
+    assert mapping_form.chosen({**result, "mapping": {}}) is None
 
 
 def test_parts_without_a_field_stay_as_they_were(result: dict[str, Any]) -> None:
     before = {**result["mapping"], "system_prompt": "Be brief."}
-    changed = reading_form.mapping_from(fields(user="title", assistant="late"), before)
+    changed = mapping_form.mapping_from(fields(user="title", assistant="late"), before)
     assert changed == {"user": "title", "assistant": "late", "system_prompt": "Be brief."}
 
 
 def test_a_template_takes_the_place_of_the_column_that_asked(result: dict[str, Any]) -> None:
     given = fields(user="<b>", assistant="late", template=" {title}: {<b>} ")
-    said = reading_form.mapping_from(given, {"user": "<b>", "assistant": "late"})
+    said = mapping_form.mapping_from(given, {"user": "<b>", "assistant": "late"})
     assert said == {"assistant": "late", "user_template": "{title}: {<b>}"}
 
 
 def test_every_part_of_the_form_is_one_that_the_reader_knows() -> None:
-    assert set(reading_form.PARTS) <= set(PARTS)
-    said = reading_form.mapping_from(fields(user="a", assistant="b", system="c", reasoning="d"), {})
+    assert set(mapping_form.PARTS) <= set(PARTS)
+    said = mapping_form.mapping_from(fields(user="a", assistant="b", system="c", reasoning="d"), {})
     assert Mapping.from_dict(said).to_dict() == said
 
 
 def test_role_names_start_with_what_they_mean_and_only_what_differs_is_kept(
     form: ReadingForm, result: dict[str, Any]
 ) -> None:
-    filled = reading_form.fill(form, result, corrected=False)
+    filled = mapping_form.fill(form, result, corrected=False)
     assert [filled[dropdown].value for dropdown in form.roles] == [[], ["human"], ["bot"], []]
     roles = [["critic"], ["human"], ["bot"], ["call"]]
-    said = reading_form.mapping_from(fields(roles, messages="talk"), {})
+    said = mapping_form.mapping_from(fields(roles, messages="talk"), {})
     assert said == {"messages": "talk", "roles": {"critic": "system", "call": "tool"}}
-    assert "roles" not in reading_form.mapping_from(fields(roles, user="a", assistant="b"), {})
+    assert "roles" not in mapping_form.mapping_from(fields(roles, user="a", assistant="b"), {})
     with pytest.raises(StudioError, match="both system and user"):
-        reading_form.mapping_from(fields([["bot"], ["bot"], [], []], messages="talk"), {})
+        mapping_form.mapping_from(fields([["bot"], ["bot"], [], []], messages="talk"), {})
 
 
 def test_a_reading_on_trial_shows_the_first_rows_and_what_fails() -> None:
@@ -98,13 +98,13 @@ def test_a_reading_on_trial_shows_the_first_rows_and_what_fails() -> None:
     ]
     bad = {"row": 7, "reason": "the answer is empty", "field": "a"}
     found = {"words": "`q` asks.", "rows": rows, "failed": 2, "of": 50, "first_failure": [bad], "marked_bad": 0}
-    drawn = reading_form.trial(found)
+    drawn = mapping_form.trial(found)
     assert "&lt;i&gt;" in drawn
     assert "The worse answer" in drawn
     assert "2 of the 50 rows looked at" in drawn
     assert "Row 7: the answer is empty (a)." in drawn
     assert "marked bad" not in drawn
-    assert "20 of the 50 rows looked at are left out: marked bad." in reading_form.trial({**found, "marked_bad": 20})
-    assert "<pre>a ${</pre>".replace("${", "&#36;&#123;") in reading_form.trial(
+    assert "20 of the 50 rows looked at are left out: marked bad." in mapping_form.trial({**found, "marked_bad": 20})
+    assert "<pre>a ${</pre>".replace("${", "&#36;&#123;") in mapping_form.trial(
         {**found, "failed": 0, "rows": [{"row": 1, "messages": [], "text": "a ${", "worse": []}]}
     )

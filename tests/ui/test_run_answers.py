@@ -1,7 +1,7 @@
 """The answers of a run on the page: newest first, base beside adapter, and nothing where nothing was asked."""
 
-from lora_studio.events import QuestionsAnswered, QuestionsAsked, RunState
-from lora_studio.ui.run_answers import SHOWN, tables
+from lora_studio.jobs.events import QuestionsAnswered, QuestionsAsked, RunState
+from lora_studio.ui.runs.results import SHOWN, tables
 
 ASKED = QuestionsAsked(0.0, ["Who?", "<b>How</b>?"], ["Ahab", "So"], ["", "So"], [False, True])
 

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 
-from lora_studio.evaluations import create
-from lora_studio.ui.run_evaluations import listing
-from lora_studio.ui.run_report import rendered, whole
+from lora_studio.evaluate.request import create
+from lora_studio.ui.runs.details import rendered, whole
+from lora_studio.ui.runs.results import listing
 from lora_studio.workspace import Workspace
 
 from .evaluated import HOSTILE, SUMMARY, request

@@ -2,13 +2,13 @@
 
 import time
 
-from lora_studio.config import Config
-from lora_studio.events import Event, RunStarted, StepLogged, to_line
-from lora_studio.jobs.client import Session
+from lora_studio.config.parsing import parse, to_yaml
+from lora_studio.config.sections import Config
+from lora_studio.jobs.events import Event, RunStarted, StepLogged, to_line
+from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.parsing import parse, to_yaml
-from lora_studio.ui import run_health
-from lora_studio.ui.run_section import Look
+from lora_studio.ui.runs import details
+from lora_studio.ui.sections import Look
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace
 
@@ -29,32 +29,32 @@ def look(studio: Studio, run: RunFolder) -> Look:
 
 def test_a_run_that_is_well_shows_no_list(workspace: Workspace) -> None:
     studio, run = run_with(workspace, 0.5, Config())
-    assert run_health.view(look(studio, run)) == {"found": None}
+    assert details.view_health(look(studio, run)) == {"found": None}
 
 
 def test_a_trouble_has_a_button_that_fills_the_form_with_the_run_and_the_change(workspace: Workspace) -> None:
     config = parse({"model": {"quantization": "4bit"}, "lora": {"r": 3}})
     studio, run = run_with(workspace, 0.0, config)
-    markup = run_health.view(look(studio, run))["found"]
+    markup = details.view_health(look(studio, run))["found"]
     assert 'data-act="apply" data-value="no-gradient"' in markup
     assert "Quantization: none" in markup
-    values = run_health.changed(studio, run.id, "no-gradient")
+    values = details.changed(studio, run.id, "no-gradient")
     assert values is not None
     assert (values["model.quantization"], values["lora.r"]) == ("none", 3)
 
 
 def test_a_trouble_that_no_setting_mends_has_no_button(workspace: Workspace) -> None:
     studio, run = run_with(workspace, 0.0, Config())
-    assert "data-act" not in run_health.view(look(studio, run))["found"]
+    assert "data-act" not in details.view_health(look(studio, run))["found"]
 
 
 def test_a_click_that_comes_too_late_changes_nothing(workspace: Workspace) -> None:
     studio, run = run_with(workspace, 0.5, Config())
-    assert run_health.changed(studio, run.id, "no-gradient") is None
-    assert run_health.changed(studio, "gone", "no-gradient") is None
+    assert details.changed(studio, run.id, "no-gradient") is None
+    assert details.changed(studio, "gone", "no-gradient") is None
 
 
 def test_settings_of_an_older_version_say_nothing(workspace: Workspace) -> None:
     studio, run = run_with(workspace, 0.0, Config())
     run.config.write_text("training: {no_such_setting: 1}")
-    assert run_health.view(look(studio, run)) == {"found": None}
+    assert details.view_health(look(studio, run)) == {"found": None}

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.config import Config, Generation
+from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
-from lora_studio.evaluations import Column, Measuring, Request
-from lora_studio.events import RunState
-from lora_studio.jobs import evaluating
-from lora_studio.jobs.client import Session
+from lora_studio.evaluate import request
+from lora_studio.evaluate.request import Column, Measuring, Request
+from lora_studio.jobs.events import RunState
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
+from lora_studio.jobs.queue import Waiting
+from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.jobs.waiting import Waiting
-from lora_studio.ui import queue_view, run_head, run_life
-from lora_studio.ui.run_section import Look
+from lora_studio.ui.runs import header
+from lora_studio.ui.runs import queue as queue_view
+from lora_studio.ui.sections import Look
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import fake_command, wait_until
@@ -41,14 +42,14 @@ def look(studio: Studio, run_id: str) -> Look:
 def test_each_state_offers_what_it_can_and_says_what_is_kept(studio: Studio) -> None:
     run_id = studio.supervisor.launch(Config())
     wait_until(lambda: studio.supervisor.state(run_id).step >= 1)
-    going = run_life.view(look(studio, run_id))
+    going = header.view_life(look(studio, run_id))
     assert [name for name in ("further", "epochs", "extend", "continue") if going[name]] == []
-    assert run_head.view(look(studio, run_id))["cancel"]
+    assert header.view_head(look(studio, run_id))["cancel"]
     assert "ends at once" in going["words"]
     studio.supervisor.stop(run_id)
     wait_until(lambda: studio.supervisor.state(run_id).final)
-    ended = run_life.view(look(studio, run_id))
-    assert not run_head.view(look(studio, run_id))["cancel"]
+    ended = header.view_life(look(studio, run_id))
+    assert not header.view_head(look(studio, run_id))["cancel"]
     assert [name for name in ("further", "epochs", "extend", "continue") if ended[name]] == [
         "further",
         "epochs",
@@ -61,7 +62,7 @@ def test_each_state_offers_what_it_can_and_says_what_is_kept(studio: Studio) -> 
 
 def test_continuing_fills_the_form_with_the_runs_settings_and_its_adapter(studio: Studio) -> None:
     run_id = studio.supervisor.launch(Config(title="first"))
-    values = run_life.continuation(studio, run_id)
+    values = header.continuation(studio, run_id)
     assert (values["title"], values["model.adapter_name_or_path"]) == ("first, continued", run_id)
     assert values["lora.r"] == Config().lora.r
 
@@ -69,12 +70,12 @@ def test_continuing_fills_the_form_with_the_runs_settings_and_its_adapter(studio
 @pytest.mark.parametrize("typed", [None, 0, -1.0])
 def test_no_epochs_are_asked_for_again(typed: float | None) -> None:
     with pytest.raises(StudioError, match="How many epochs"):
-        run_life.checked(typed)
+        header.checked(typed)
 
 
 def test_the_queue_is_out_of_sight_while_nothing_waits(studio: Studio) -> None:
     run_id = studio.supervisor.launch(Config())
-    assert queue_view.view(look(studio, run_id)) == {"queue": None}
+    assert queue_view.view_queue(look(studio, run_id)) == {"queue": None}
 
 
 def test_waiting_runs_stand_in_order_with_their_buttons() -> None:
@@ -109,11 +110,11 @@ def test_jobs_of_other_kinds_stand_in_the_queue_and_those_that_work_above_it() -
 @pytest.mark.slow
 def test_an_evaluation_that_works_alone_is_in_sight_with_the_runs(studio: Studio) -> None:
     run_id = studio.supervisor.launch(Config())
-    evaluation = evaluating.start(studio.supervisor, REQUEST)
-    shown = queue_view.view(look(studio, run_id))["queue"]
+    evaluation = request.start(studio.supervisor, REQUEST)
+    shown = queue_view.view_queue(look(studio, run_id))["queue"]
     assert shown.index("run, works") < shown.index("evaluation, begins")
     studio.supervisor.cancel(evaluation)
-    assert queue_view.view(look(studio, run_id)) == {"queue": None}
+    assert queue_view.view_queue(look(studio, run_id)) == {"queue": None}
 
 
 def test_editing_takes_a_waiting_run_away_and_gives_its_settings(studio: Studio, tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from lora_studio.events import MemoryEstimated, Reason, RunState
-from lora_studio.hardware import GIB
-from lora_studio.jobs.launchers.oom import oom_kills
-from lora_studio.parsing import nest, parse, to_yaml
-from lora_studio.ui.run_memory import retry_of, words
+from lora_studio.config.parsing import nest, parse, to_yaml
+from lora_studio.jobs.events import MemoryEstimated, Reason, RunState
+from lora_studio.jobs.launchers.local import oom_kills
+from lora_studio.models.hardware import GIB
+from lora_studio.ui.runs.details import memory_words, retry_of
 from lora_studio.workspace import RunFolder, Workspace
 
 FORESEEN = MemoryEstimated(0.0, 6 * GIB, 5 * GIB, 5 * GIB, {"weights": 6 * GIB}, False, "Off: it fits.")
@@ -23,9 +23,9 @@ def folder(workspace: Workspace, **settings: Any) -> RunFolder:
 
 def test_the_estimate_stands_beside_what_was_measured() -> None:
     run = RunState(memory=FORESEEN)
-    assert "Memory: estimated 5.0 GiB. Off: it fits." in words(run, {})
-    assert "estimated 5.0 GiB, measured 4.2 GiB." in words(run, {"peak_memory_bytes": 4.2 * GIB})
-    assert words(RunState(), {}) == ""
+    assert "Memory: estimated 5.0 GiB. Off: it fits." in memory_words(run, {})
+    assert "estimated 5.0 GiB, measured 4.2 GiB." in memory_words(run, {"peak_memory_bytes": 4.2 * GIB})
+    assert memory_words(RunState(), {}) == ""
 
 
 def test_a_run_that_ran_out_of_memory_offers_what_its_worker_found(workspace: Workspace) -> None:

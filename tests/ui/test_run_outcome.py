@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config import Config
-from lora_studio.events import Event, Finished, RunStarted, to_line
-from lora_studio.jobs.client import Session
+from lora_studio.config.parsing import to_yaml
+from lora_studio.config.sections import Config
+from lora_studio.jobs.events import Event, Finished, RunStarted, to_line
+from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.parsing import to_yaml
-from lora_studio.ui import run_head, run_outcome
-from lora_studio.ui.run_section import Look
+from lora_studio.ui.runs import header
+from lora_studio.ui.sections import Look
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 
@@ -20,7 +20,7 @@ MEASURED = {"base_loss": 3.0, "adapter_loss": 1.0, "moves": True, "sentence": "O
 
 
 def seen(workspace: Workspace, end: Finished, measured: dict[str, Any] | None = None) -> dict[str, Any]:
-    return run_outcome.view(look_of(workspace, end, measured))
+    return header.view_outcome(look_of(workspace, end, measured))
 
 
 def look_of(workspace: Workspace, end: Finished, measured: dict[str, Any] | None = None) -> Look:
@@ -50,10 +50,10 @@ def test_an_adapter_worse_than_its_base_is_not_shown_as_good(
 
 
 def test_a_run_that_ended_worse_than_its_base_has_no_green_bar(workspace: Workspace) -> None:
-    head = run_head.view(look_of(workspace, Finished(2.0, "done", 9), MEASURED | {"adapter_loss": 5.2}))["headline"]
+    head = header.view_head(look_of(workspace, Finished(2.0, "done", 9), MEASURED | {"adapter_loss": 5.2}))["headline"]
     assert 'class="bar worse"' in head
     assert "worse than the base" in head
-    assert 'class="bar done"' in run_head.view(look_of(workspace, Finished(2.0, "done", 9), MEASURED))["headline"]
+    assert 'class="bar done"' in header.view_head(look_of(workspace, Finished(2.0, "done", 9), MEASURED))["headline"]
 
 
 def test_why_a_run_failed_stands_at_its_top(workspace: Workspace) -> None:

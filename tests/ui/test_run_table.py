@@ -6,16 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from lora_studio.config import Config
-from lora_studio.deletion import Deletion
-from lora_studio.events import Evaluated, Finished, RunStarted, RunState, StepLogged, to_line
+from lora_studio.config.parsing import to_yaml
+from lora_studio.config.sections import Config
+from lora_studio.jobs.events import Evaluated, Finished, RunStarted, RunState, StepLogged, to_line
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.labels import Labels, write_labels
-from lora_studio.overview import Overview
-from lora_studio.parsing import to_yaml
-from lora_studio.ui import run_deletion, runs_list
-from lora_studio.ui.run_board import Board
-from lora_studio.ui.run_table import ROWS, Choice, Row, chosen_rows, table
+from lora_studio.runs.checkpoints import Deletion
+from lora_studio.runs.summary import Labels, Overview, write_labels
+from lora_studio.ui.runs import table as run_deletion
+from lora_studio.ui.runs import table as runs_list
+from lora_studio.ui.runs.table import ROWS, Board, Choice, Row, chosen_rows, table
 from lora_studio.workspace import RunFolder, Workspace
 
 

@@ -4,16 +4,8 @@ import math
 
 import pytest
 
-from lora_studio.events import (
-    Finished,
-    PhaseStarted,
-    Progress,
-    RunStarted,
-    RunState,
-    StepLogged,
-    fold,
-)
-from lora_studio.ui import run_words
+from lora_studio.jobs.events import Finished, PhaseStarted, Progress, RunStarted, RunState, StepLogged, fold
+from lora_studio.ui import words as run_words
 
 STARTED = RunStarted(100.0, 1, "cpu", "float32")
 TRAINING = [

@@ -9,8 +9,9 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from lora_studio.config import Config
-from lora_studio.events import (
+from lora_studio.config.parsing import parse, to_yaml
+from lora_studio.config.sections import Config
+from lora_studio.jobs.events import (
     CheckpointSaved,
     Event,
     Extended,
@@ -21,16 +22,15 @@ from lora_studio.events import (
     Warned,
     to_line,
 )
-from lora_studio.jobs.client import Session
+from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.labels import Labels, read_labels, write_labels
-from lora_studio.lengthened import settings_of
-from lora_studio.parsing import parse, to_yaml
-from lora_studio.ui import downloads, run_head, run_report, runs_list, runs_tab
-from lora_studio.ui.run_board import Board
-from lora_studio.ui.run_labels import saved
-from lora_studio.ui.run_table import Choice
-from lora_studio.ui.runs_tab import Shown
+from lora_studio.runs.summary import Labels, read_labels, settings_of, write_labels
+from lora_studio.ui import job_views
+from lora_studio.ui.runs import details, header, tab
+from lora_studio.ui.runs import table as runs_list
+from lora_studio.ui.runs.details import saved
+from lora_studio.ui.runs.tab import Shown
+from lora_studio.ui.runs.table import Board, Choice
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace
 
@@ -73,7 +73,7 @@ def with_checkpoints(workspace: Workspace, losses: dict[int, float], on_disk: tu
 
 
 def look(studio: Studio, run_id: str, before: Shown | None = None, choice: Choice | None = None) -> Shown:
-    return runs_tab.look(studio, Board(studio.workspace), run_id, choice or Choice(), before or Shown())
+    return tab.look(studio, Board(studio.workspace), run_id, choice or Choice(), before or Shown())
 
 
 def shown_of(studio: Studio, run_id: str, before: Shown | None = None) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def test_the_page_opens_on_the_run_last_looked_at_else_the_newest(studio: Studio
 
 def test_what_can_not_be_done_is_said_in_words(studio: Studio) -> None:
     run = finished(studio.workspace, "complete")
-    update = run_head.acting(studio.supervisor.resume)(run.id)
+    update = header.acting(studio.supervisor.resume)(run.id)
     assert isinstance(update, (dict, gr.HTML))
     assert "nothing left to train" in str(update["value"] if isinstance(update, dict) else update.value)
 
@@ -277,7 +277,7 @@ HOSTILE = """# <script>hit()</script> ${1+1}
 
 
 def test_a_report_is_shown_as_markdown_in_which_nothing_runs_and_nothing_is_fetched() -> None:
-    shown = run_report.rendered(HOSTILE)
+    shown = details.rendered(HOSTILE)
     assert "<h1>" in shown
     assert "<table>" in shown
     assert "<strong>bold</strong>" in shown
@@ -286,13 +286,13 @@ def test_a_report_is_shown_as_markdown_in_which_nothing_runs_and_nothing_is_fetc
 
 
 def test_files_made_for_a_download_go_when_they_are_old(workspace: Workspace) -> None:
-    old = downloads.new_file(workspace, "../../a name.csv")
+    old = job_views.new_file(workspace, "../../a name.csv")
     old.write_text("1")
     assert old.parent.parent.parent == workspace.downloads_folder
-    hour_ago = time.time() - 2 * downloads.KEPT_SECONDS
+    hour_ago = time.time() - 2 * job_views.KEPT_SECONDS
     os.utime(old.parent, (hour_ago, hour_ago))
-    new = downloads.new_file(workspace, "b.csv")
+    new = job_views.new_file(workspace, "b.csv")
     new.write_text("12")
     assert not old.exists()
     assert new.parent.is_dir()
-    assert "b.csv (2 B)" in downloads.link(new)
+    assert "b.csv (2 B)" in job_views.link(new)

@@ -8,14 +8,14 @@ import pytest
 from jinja2 import UndefinedError
 
 from lora_studio.errors import StudioError
-from lora_studio.ui import text
-from lora_studio.ui.text import TEMPLATES, Html, render
+from lora_studio.ui import html
+from lora_studio.ui.html import TEMPLATES, Html, render
 
 HOSTILE = "${1+1} <script>alert('x')</script> [link](http://e.vil) `code` \u202egnp.exe"
 
 
 def test_text_is_escaped_for_html_and_for_gradios_templates() -> None:
-    safe = text.escape(HOSTILE)
+    safe = html.escape(HOSTILE)
     assert "<" not in safe
     assert "${" not in safe
     assert "`" not in safe
@@ -23,12 +23,12 @@ def test_text_is_escaped_for_html_and_for_gradios_templates() -> None:
 
 
 def test_marks_that_turn_the_reading_direction_are_spelled_out() -> None:
-    assert text.visible("a\u202eb\x00") == "a⟨U+202E⟩b⟨U+0000⟩"
+    assert html.visible("a\u202eb\x00") == "a⟨U+202E⟩b⟨U+0000⟩"
 
 
 def test_line_feeds_emoji_and_joiners_stay_as_they_are() -> None:
     family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
-    assert text.visible(f"one\n\ttwo {family}") == f"one\n\ttwo {family}"
+    assert html.visible(f"one\n\ttwo {family}") == f"one\n\ttwo {family}"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_line_feeds_emoji_and_joiners_stay_as_they_are() -> None:
     ],
 )
 def test_a_share_says_nothing_and_all_only_where_it_is_so(part: int, whole: int, words: str) -> None:
-    assert text.percent(part, whole) == words
+    assert html.percent(part, whole) == words
 
 
 @pytest.mark.parametrize(
@@ -50,37 +50,37 @@ def test_a_share_says_nothing_and_all_only_where_it_is_so(part: int, whole: int,
     ],
 )
 def test_durations_are_read_in_the_unit_that_matters(seconds: float, words: str) -> None:
-    assert text.duration(seconds) == words
+    assert html.duration(seconds) == words
 
 
 def test_sizes_counts_and_numbers_have_units_and_separators() -> None:
-    assert [text.size(value) for value in (12, 1500, 10_635_568, 2.5e9)] == ["12 B", "1.5 kB", "11 MB", "2.5 GB"]
-    assert text.count(1, "row") == "1 row"
-    assert text.count(12345, "row") == "12,345 rows"
-    assert text.number(12345.0) == "12,345"
-    assert text.number(31.12) == "31.1"
+    assert [html.size(value) for value in (12, 1500, 10_635_568, 2.5e9)] == ["12 B", "1.5 kB", "11 MB", "2.5 GB"]
+    assert html.count(1, "row") == "1 row"
+    assert html.count(12345, "row") == "12,345 rows"
+    assert html.number(12345.0) == "12,345"
+    assert html.number(31.12) == "31.1"
 
 
 def test_a_long_text_becomes_one_short_line() -> None:
-    assert text.shorten("one\n two   three", 20) == "one two three"
-    assert text.shorten("one two three", 8) == "one two…"
+    assert html.shorten("one\n two   three", 20) == "one two three"
+    assert html.shorten("one two three", 8) == "one two…"
 
 
 def test_an_error_is_its_sentence_and_its_hint_and_no_markup() -> None:
-    shown = text.problem(StudioError("<b>bad</b>", "Line 1\nLine 2"))
+    shown = html.problem(StudioError("<b>bad</b>", "Line 1\nLine 2"))
     assert "&lt;b&gt;bad&lt;/b&gt;" in shown
     assert "Line 1<br>Line 2" in shown
     assert 'role="alert"' in shown
 
 
 def test_progress_tells_its_share_to_screen_readers() -> None:
-    assert 'aria-valuenow="25"' in text.progress("Reading", 5, 20)
-    assert "Reading: 5 of 20" in text.progress("Reading", 5, 20)
-    assert "aria-valuenow" not in text.progress("Starting")
+    assert 'aria-valuenow="25"' in html.progress("Reading", 5, 20)
+    assert "Reading: 5 of 20" in html.progress("Reading", 5, 20)
+    assert "aria-valuenow" not in html.progress("Starting")
 
 
 def test_a_table_shows_hostile_cells_as_text() -> None:
-    table = text.table(("a", "<i>"), [(HOSTILE, None), (1, "")], "Rows")
+    table = html.table(("a", "<i>"), [(HOSTILE, None), (1, "")], "Rows")
     assert "<script" not in table
     assert "&lt;i&gt;" in table
     assert "none" in table
@@ -88,7 +88,7 @@ def test_a_table_shows_hostile_cells_as_text() -> None:
 
 
 def test_every_message_is_a_bubble_with_its_role() -> None:
-    talk = text.bubbles(
+    talk = html.bubbles(
         [
             {"role": "system", "content": "Be kind."},
             {"role": "user", "content": HOSTILE},
@@ -103,10 +103,10 @@ def test_every_message_is_a_bubble_with_its_role() -> None:
 
 
 def test_thoughts_are_folded_also_while_they_are_still_coming() -> None:
-    assert text.thoughts("<think>\nwell\n</think>\n\nYes.") == ("well", "Yes.")
-    assert text.thoughts("<think>we") == ("we", "")
-    assert text.thoughts("Use <think> as a tag.") == ("", "Use <think> as a tag.")
-    assert "<summary>thoughts</summary>" in text.bubbles([{"role": "assistant", "content": "<think>a</think>b"}])
+    assert html.thoughts("<think>\nwell\n</think>\n\nYes.") == ("well", "Yes.")
+    assert html.thoughts("<think>we") == ("we", "")
+    assert html.thoughts("Use <think> as a tag.") == ("", "Use <think> as a tag.")
+    assert "<summary>thoughts</summary>" in html.bubbles([{"role": "assistant", "content": "<think>a</think>b"}])
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setattr(TEMPLATES, "loader", type(TEMPLATES.loader)(tmp_path))  # type: ignore[call-arg]
     monkeypatch.setattr(TEMPLATES, "cache", {})
     yield tmp_path
-    text._macro.cache_clear()
+    html._macro.cache_clear()
 
 
 def test_a_template_escapes_what_is_no_markup_and_takes_markup_as_it_is(templates: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_template_escapes_what_is_no_markup_and_takes_markup_as_it_is(template
 
 def test_no_template_goes_around_the_escaping() -> None:
     """Jinja's own escaping, which `~` and these filters use, knows nothing of Gradio's templates."""
-    for file in (Path(text.__file__).parent / "templates").iterdir():
+    for file in (Path(html.__file__).parent / "templates").iterdir():
         inside = "".join(re.findall(r"{[{%].*?[%}]}", file.read_text(encoding="utf-8"), re.DOTALL))
         assert not re.search(r"~|\|\s*(safe|e|escape|forceescape|join|replace|xmlattr|tojson)\b|autoescape", inside), (
             file
@@ -155,7 +155,7 @@ def test_a_name_that_a_template_is_not_given_is_an_error(templates: Path) -> Non
 
 
 def test_every_macro_that_is_named_is_there() -> None:
-    files = [file.read_text(encoding="utf-8") for file in Path(text.__file__).parent.rglob("*.py")]
+    files = [file.read_text(encoding="utf-8") for file in Path(html.__file__).parent.rglob("*.py")]
     named = {name for file in files for name in re.findall(r'render\(\s*"(\w+\.\w+)"', file)}
     assert "text.notice" in named
     for name in named:

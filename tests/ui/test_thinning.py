@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lora_studio.ui.thinning import MOST_A_LINE, Smoothed, Thinned, thin
+from lora_studio.ui.curves import MOST_A_LINE, Smoothed, Thinned, thin
 
 
 def curve(values: list[float | None]) -> Thinned:

@@ -5,19 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio import exports
-from lora_studio.accounts import OWNER
-from lora_studio.evaluations import create, make_request
-from lora_studio.jobs.client import Session
+from lora_studio.access.accounts import OWNER
+from lora_studio.access.users import VisitedWorkspace
+from lora_studio.evaluate.request import create, make_request
+from lora_studio.export import request
 from lora_studio.jobs.kinds import EVALUATE, EXPORT
+from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui import evaluate_board, export_board, runs_tab
-from lora_studio.ui.run_board import Board
-from lora_studio.ui.run_table import Choice
-from lora_studio.ui.run_words import status_line
-from lora_studio.ui.runs_tab import Shown
+from lora_studio.ui.evaluate import results as evaluate_board
+from lora_studio.ui.export import results as export_board
+from lora_studio.ui.runs import tab
+from lora_studio.ui.runs.tab import Shown
+from lora_studio.ui.runs.table import Board, Choice
 from lora_studio.ui.studio import Studio
-from lora_studio.visitors import VisitedWorkspace
+from lora_studio.ui.words import status_line
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 from tests.ui.test_runs_tab import finished
@@ -33,7 +34,7 @@ def test_a_day_of_ticks_leaves_nothing_behind(tmp_path: Path) -> None:
     runs = [finished(whole, f"run {number}") for number in range(3)]
     write(runs[0].adapter, files())
     create(whole, make_request(whole, [runs[0].id], "pirate"))
-    exports.create(whole, exports.make_request(whole, runs[0].id, "merged"))
+    request.create(whole, request.make_request(whole, runs[0].id, "merged"))
     workspace = VisitedWorkspace(whole, lambda: OWNER, OWNER)
     log = whole.logs_folder / "log"
     studio = Studio(workspace, Supervisor(workspace), Session(log), Session(log))
@@ -51,7 +52,7 @@ def test_a_day_of_ticks_leaves_nothing_behind(tmp_path: Path) -> None:
             bool(studio.supervisor.working(EVALUATE)),
             exporting=bool(studio.supervisor.working(EXPORT)),
         )
-        before = runs_tab.look(studio, board, runs[number % 3].id, Choice(), before)
+        before = tab.look(studio, board, runs[number % 3].id, Choice(), before)
         evaluated.look(evaluate_board.View(shown.id), 0.0)
         taken.look(export_board.View(runs[0].id, export=export.id), 0.0)
 

@@ -9,17 +9,20 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from lora_studio import settings
 from lora_studio import workspace as workspaces
-from lora_studio.config import Config
+from lora_studio.config import settings
+from lora_studio.config.parsing import ConfigError, parse
+from lora_studio.config.presets import presets
+from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
-from lora_studio.jobs.row_count import count_rows
-from lora_studio.parsing import ConfigError, parse
-from lora_studio.presets import presets
-from lora_studio.ui import form, form_draft, plan_words, train_tab
-from lora_studio.ui.data_choice import FOUND, DataLooks
-from lora_studio.ui.plan import plan
+from lora_studio.jobs.session import count_rows
+from lora_studio.ui import form
+from lora_studio.ui import form as form_draft
+from lora_studio.ui.data.choice import FOUND, DataLooks
 from lora_studio.ui.studio import Shared, Studio, Wish
+from lora_studio.ui.train import plan as plan_words
+from lora_studio.ui.train import tab
+from lora_studio.ui.train.plan import plan
 from lora_studio.workspace import Workspace
 
 
@@ -40,16 +43,16 @@ def overlaid(**changes: Any) -> list[Any]:
 
 def test_a_double_click_starts_once() -> None:
     launches = Launches()
-    starter = train_tab.Starter(launches)
+    starter = tab.Starter(launches)
     assert starter.start(Config()) == starter.start(Config()) == "run-1"
     assert len(launches.configs) == 1
 
 
 def test_the_same_settings_can_be_started_again_later_and_others_at_once() -> None:
     launches = Launches()
-    starter = train_tab.Starter(launches, seconds=0)
+    starter = tab.Starter(launches, seconds=0)
     assert [starter.start(Config()), starter.start(Config())] == ["run-1", "run-2"]
-    other = train_tab.Starter(launches)
+    other = tab.Starter(launches)
     assert other.start(Config()) != other.start(parse({"title": "other"}))
 
 
@@ -61,9 +64,9 @@ def test_a_run_that_asks_for_memory_is_told_what_else_holds_some() -> None:
         )
         return SimpleNamespace(chat=session, supervisor=jobs)
 
-    assert train_tab.beside(studio(False, None)) == ""
-    assert "Unload it on the Chat tab" in train_tab.beside(studio(True, None))
-    both = train_tab.beside(studio(True, "an evaluation"))
+    assert tab.beside(studio(False, None)) == ""
+    assert "Unload it on the Chat tab" in tab.beside(studio(True, None))
+    both = tab.beside(studio(True, "an evaluation"))
     assert "The chat holds a model" in both
     assert "An evaluation holds a model" in both
 
@@ -76,7 +79,7 @@ def page_of(workspace: Workspace) -> tuple[gr.Blocks, Any]:
         with gr.Tabs() as tabs, gr.Tab("Train"):
             states = {"data": gr.State(), "form": gr.State(), "run": gr.State(""), "wish": gr.State(Wish())}
             shared = Shared(tabs, start=start, status=gr.HTML(), **states)
-            train_tab.build(Studio(workspace, idle, idle, idle), shared)
+            tab.build(Studio(workspace, idle, idle, idle), shared)
     return page, lambda name: next(event.fn for event in page.fns.values() if event.name == name)
 
 
@@ -98,7 +101,7 @@ def test_a_form_that_a_full_disk_does_not_keep_says_so_and_can_be_started(
 
 def test_the_first_visit_finds_a_form_that_can_be_started(workspace: Workspace) -> None:
     preset, raws = form_draft.read_draft(workspace)
-    config = train_tab.checked(raws, workspace)
+    config = tab.checked(raws, workspace)
     assert preset == form_draft.FIRST_PRESET
     assert (config.model.name, config.data.train_file) == ("demo", "pirate")
 
@@ -118,19 +121,19 @@ def test_a_draft_of_a_preset_that_is_gone_keeps_its_values(workspace: Workspace)
 
 def test_a_preset_sets_all_but_the_model_and_data_that_it_does_not_name() -> None:
     raws = overlaid(model__name="my/model", data__train_file="technical", lora__r=99)
-    config = form.read(train_tab.with_preset(raws, {"lora": {"lora_alpha": 7}, "model": {"name": "demo"}}))
+    config = form.read(tab.with_preset(raws, {"lora": {"lora_alpha": 7}, "model": {"name": "demo"}}))
     assert (config.model.name, config.data.train_file) == ("demo", "technical")
     assert (config.lora.r, config.lora.lora_alpha) == (Config().lora.r, 7)
 
 
 def test_a_file_that_is_not_there_is_named_before_anything_starts(workspace: Workspace) -> None:
     with pytest.raises(ConfigError) as caught:
-        train_tab.checked(overlaid(data__train_file="gone.jsonl", data__validation_file="gone too.jsonl"), workspace)
+        tab.checked(overlaid(data__train_file="gone.jsonl", data__validation_file="gone too.jsonl"), workspace)
     assert [problem.path for problem in caught.value.problems] == ["data.train_file", "data.validation_file"]
 
 
 def test_preference_pairs_are_not_offered_for_training_by_example(workspace: Workspace) -> None:
-    values = [value for _, value in train_tab.data_choices(workspace)]
+    values = [value for _, value in tab.data_choices(workspace)]
     assert "pirate" in values
     assert "preference" not in values
 
@@ -139,14 +142,14 @@ def test_an_upload_is_offered_as_training_data(workspace: Workspace, tmp_path: P
     source = tmp_path / "mine.jsonl"
     source.write_text("{}\n")
     saved = workspace.save_upload(source)
-    assert ("mine.jsonl", str(saved)) in train_tab.data_choices(workspace)
+    assert ("mine.jsonl", str(saved)) in tab.data_choices(workspace)
 
 
 def test_the_summary_names_fields_by_title_and_escapes_what_was_found() -> None:
-    words = train_tab.summary({"lora.r": "Too <big>."}, ["x: ${1+1}"])
+    words = tab.summary({"lora.r": "Too <big>."}, ["x: ${1+1}"])
     assert "LoRA rank (r): Too &lt;big&gt;." in words
     assert "${" not in words
-    assert train_tab.summary({}, []) == ""
+    assert tab.summary({}, []) == ""
 
 
 def rows_file(tmp_path: Path, count: int) -> Path:
@@ -200,19 +203,19 @@ def test_rows_and_steps_of_a_folder_are_known_once_the_data_tab_looked_at_it(wor
     config = parse({"data": {"train_file": str(workspace.root), "bad_rows": "stop"}})
     unknown = plan(config, workspace)
     assert (unknown.rows, unknown.steps) == (None, None)
-    assert "Look at this data" in plan_words.numbers(unknown)
+    assert "Look at this data" in plan_words.numbers_markup(unknown)
     look_at(workspace)
     look = DataLooks().last(workspace)
     known = plan(config, workspace, look)
     assert (known.rows, known.steps) == (890, 168)
     half = plan(parse({"data": {"train_file": str(workspace.root), "validation_fraction": 0.5}}), workspace, look)
     assert (half.rows, half.steps) == (500, 96)
-    assert "Look at this data" not in plan_words.numbers(known)
+    assert "Look at this data" not in plan_words.numbers_markup(known)
     packed = {"data": {"train_file": str(workspace.root)}, "training": {"packing": True}}
     assert plan(parse(packed), workspace, look).steps == 21
     other = plan(parse({**packed, "data": {**packed["data"], "max_length": 64}}), workspace, look)
     assert (other.rows, other.steps) == (900, None)
-    assert "how the rows fill the packs" in plan_words.numbers(other)
+    assert "how the rows fill the packs" in plan_words.numbers_markup(other)
     look_at(workspace, **{"data.mapping": {"text": "a"}})
     assert plan(config, workspace, DataLooks().last(workspace)).rows is None
 
@@ -227,7 +230,7 @@ def test_what_the_data_tab_found_is_read_from_its_draft_once_a_server_and_not_at
     kept = workspace.read_draft
     monkeypatch.setattr(workspace, "read_draft", lambda name: read.append(name) or kept(name))
     for _ in range(3):
-        handler("changed")(preset, train_tab.Told(), *raws)
+        handler("changed")(preset, tab.Told(), *raws)
     assert read.count(FOUND) == 1
     assert read == [FOUND]
 
@@ -254,7 +257,7 @@ def test_a_folder_or_a_set_of_the_hub_can_be_trained_on_and_a_corrected_reading_
     mapping = {"user": "q", "assistant": "a"}
     for name in (str(tmp_path), "hub:owner/name?split=test"):
         raws = form.overlay(form.shown(Config()), {"data.train_file": name, "data.mapping": mapping})
-        config = train_tab.checked(raws, workspace)
+        config = tab.checked(raws, workspace)
         assert (config.data.train_file, config.data.mapping) == (name, mapping)
 
 
@@ -305,7 +308,7 @@ def test_a_preset_for_the_built_in_model_does_not_set_the_rate_of_another_model(
 def test_what_was_typed_over_a_preset_stays_when_the_model_is_typed_anew(workspace: Workspace) -> None:
     _, handler = page_of(workspace)
     typed = demo_form(workspace, model__name="my/4b", training__learning_rate=5e-4)
-    written = handler("changed")("demo", train_tab.Told(), *typed)
+    written = handler("changed")("demo", tab.Told(), *typed)
     values = form.values(form_draft.read_draft(workspace)[1])
     assert values["training.learning_rate"] == 5e-4
     assert values["training.num_train_epochs"] == Config().training.num_train_epochs
@@ -314,9 +317,9 @@ def test_what_was_typed_over_a_preset_stays_when_the_model_is_typed_anew(workspa
 
 
 def test_a_preset_with_its_own_model_says_which_where_the_form_has_another(workspace: Workspace) -> None:
-    about = train_tab._about(presets()["problem-solver"], demo_form(workspace, model__name="my/4b"))
+    about = tab._about(presets()["problem-solver"], demo_form(workspace, model__name="my/4b"))
     assert "Its settings are for Qwen/Qwen3-0.6B" in about
-    same = train_tab._about(presets()["demo"], demo_form(workspace))
+    same = tab._about(presets()["demo"], demo_form(workspace))
     assert "check them" not in same
 
 
@@ -335,12 +338,12 @@ def test_the_form_is_parsed_once_for_an_edit_and_once_for_a_start(
 ) -> None:
     page, handler = page_of(workspace)
     preset, raws = form_draft.read_draft(workspace)
-    told = train_tab.Told()
+    told = tab.Told()
     parsed.clear()
     handler("changed")(preset, told, *raws)
     assert len(parsed) == 1
-    monkeypatch.setattr(train_tab, "check_before_start", lambda *_, **__: SimpleNamespace(state="ok"))
-    monkeypatch.setattr(train_tab.Starter, "start", lambda *_: "run-1")
+    monkeypatch.setattr(tab, "check_before_start", lambda *_, **__: SimpleNamespace(state="ok"))
+    monkeypatch.setattr(tab.Starter, "start", lambda *_: "run-1")
     shared_run = next(part for part in page.blocks.values() if isinstance(part, gr.State) and part.value == "")
     parsed.clear()
     updates = list(handler("start")(told, *raws))
@@ -350,7 +353,7 @@ def test_the_form_is_parsed_once_for_an_edit_and_once_for_a_start(
 
 def test_wrong_settings_are_parsed_once_for_a_refused_start(workspace: Workspace, parsed: list[object]) -> None:
     _, handler = page_of(workspace)
-    told = train_tab.Told()
+    told = tab.Told()
     parsed.clear()
     updates = list(handler("start")(told, *overlaid(lora__r=-1)))
     assert told.paths == ("lora.r",)

@@ -1,4 +1,3 @@
-"""Places where workers run, behind one interface (`interface.Launcher`). Nothing outside knows a process.
-
-May import the workspace and the folder contract of jobs; nothing of the queue, the supervisor or the engine.
+"""Where a worker runs and how it is started, found, stopped and ended. The only place that knows processes.
+May import errors and the folder contracts of jobs.
 """

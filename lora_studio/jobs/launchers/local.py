@@ -3,6 +3,10 @@
 A worker is a process of its own session that writes to files, never to pipes, so that it outlives the page, the
 terminal and the web server. `worker.json` in the job's folder holds its process id and start time: together they name
 one process for good, while an id alone is given to another process later.
+
+How many processes the system killed for want of memory: a count that grew since a worker began says why it died.
+
+Linux counts for the whole machine and for the control group that a container is; other systems tell nothing.
 """
 
 import json
@@ -19,13 +23,34 @@ import psutil
 
 import lora_studio
 from lora_studio.files import is_time, read_object
-from lora_studio.hub_token import SECRETS
 from lora_studio.jobs.launchers.interface import Exit, Worker, last_lines
-from lora_studio.jobs.launchers.oom import oom_kills
+from lora_studio.models.hub import SECRETS
 from lora_studio.workspace import JobFolder, write_atomically
+
+MACHINE = Path("/proc/vmstat")
+
+
+GROUP = Path("/sys/fs/cgroup/memory.events")
+
+
+def oom_kills(machine: Path = MACHINE, group: Path = GROUP) -> int | None:
+    """The larger of both counts; None where neither can be read."""
+    counts = [count for count in map(_count, (machine, group)) if count is not None]
+    return max(counts, default=None)
+
+
+def _count(path: Path) -> int | None:
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
 
 # Start times come from the clock ticks since boot; setting the machine's clock moves them by fractions of a second.
 _SAME_START_SECONDS = 2.0
+
+
 MAX_PID = 1 << 31
 
 

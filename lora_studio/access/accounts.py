@@ -1,0 +1,349 @@
+"""Who may log in to the page: names and passwords out of the environment or a file, and whose name owns the studio.
+
+Passwords are compared in constant time and held by this process alone: no child inherits them.
+
+Network addresses: which are this machine's own, which belong to one person, which a proxy may have.
+
+Who is logged in, and who may try to: sessions that end, and attempts that are limited.
+
+Both live in memory alone, so that a restart of the server ends every session. Safe to use from many threads.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import math
+import os
+import re
+import secrets
+import stat
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lora_studio.errors import StudioError
+from lora_studio.models.hub import API_KEY, PASSWORD, USERS
+
+USERS_FILE = "LORA_STUDIO_USERS_FILE"
+
+
+OWNER = "owner"
+
+
+SHORTEST_KEY = 16
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")  # a name is also the name of the visitor's folder
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """Passwords by name. The owner sees what all made; with `one`, any name with the one password is the owner's.
+
+    `token` is that password where it is let in from an address as well; "" where it has to be typed.
+    """
+
+    passwords: Mapping[str, str] = field(repr=False)
+    owner: str
+    one: bool = False
+    token: str = field(default="", repr=False)
+
+    @property
+    def several(self) -> bool:
+        """Whether visitors are told apart."""
+        return len(self.passwords) > 1
+
+    def name(self, given: str) -> str:
+        """The name that counts for what was typed as one."""
+        return self.owner if self.one else given.strip()
+
+    def user(self, name: str, password: str) -> str | None:
+        """Who that is; None where name and password do not belong together. An unknown name takes as long."""
+        name = self.name(name)
+        known = self.passwords.get(name)
+        same = hmac.compare_digest(_digest(password), _digest(known if known is not None else ""))
+        return name if same and known is not None else None
+
+
+def _digest(password: str) -> bytes:
+    """Of one length whatever the password's, so that a comparison tells nothing of it."""
+    return hashlib.sha256(password.encode()).digest()
+
+
+def read_accounts(users_file: str | None = None, environment: Mapping[str, str] = os.environ) -> Accounts | None:
+    """The accounts that the environment or a file names; None where neither does."""
+    path = users_file or environment.get(USERS_FILE)
+    given = {PASSWORD: environment.get(PASSWORD), USERS: environment.get(USERS), "a users file": path}
+    named = [name for name, value in given.items() if value]
+    if len(named) > 1:
+        raise StudioError(f"Logins are given twice: by {' and by '.join(named)}.", "Give them in one place.")
+    if path:
+        return _parsed(_read(Path(path).expanduser()).splitlines(), path)
+    if users := given[USERS]:
+        return _parsed(re.split(r"[\n,]", users), USERS)
+    if password := given[PASSWORD]:
+        return Accounts({OWNER: password}, OWNER, one=True)
+    return None
+
+
+def read_api_key(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The key that programs give instead of a login, and that opens what is the owner's; None where there is none."""
+    key = environment.get(API_KEY) or None
+    if key is not None and len(key) < SHORTEST_KEY:
+        raise StudioError(
+            f"{API_KEY} has {len(key)} characters and could be guessed.",
+            f"Give it {SHORTEST_KEY} or more, for instance what `openssl rand -hex 24` prints.",
+        )
+    return key
+
+
+def same_secret(given: str, secret: str) -> bool:
+    """Whether both are equal, in a time that tells nothing of the secret."""
+    return hmac.compare_digest(_digest(given), _digest(secret))
+
+
+def _read(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudioError(
+            f"The users file {path} can't be read: {error}", "Give a text file with name:password lines."
+        ) from None
+    if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise StudioError(
+            f"The users file {path} holds passwords, and others on this machine may read or change it.",
+            f"Make it yours alone: chmod 600 {path}",
+        )
+    return text
+
+
+def _parsed(lines: list[str], place: str) -> Accounts:
+    """`name:password` each; the first is the owner. An error never repeats what stands in a line."""
+    passwords: dict[str, str] = {}
+    for number, line in enumerate((line.strip() for line in lines), 1):
+        if not line or line.startswith("#"):
+            continue
+        name, colon, password = line.partition(":")
+        name = name.strip()
+        if not colon or not password.strip() or not _NAME.fullmatch(name):
+            raise StudioError(
+                f"Entry {number} of {place} is no name:password.",
+                "A name has up to 40 letters, digits, dots, dashes and underscores; a password is not empty.",
+            )
+        if name.lower() in (known.lower() for known in passwords):
+            raise StudioError(f"{place} names {name} twice.", "Give every visitor a name of their own.")
+        passwords[name] = password.strip()
+    if not passwords:
+        raise StudioError(f"{place} names nobody.", "Write name:password, the owner's first.")
+    return Accounts(passwords, next(iter(passwords)))
+
+
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what stands for all addresses, and the one of them to open
+
+
+# Behind these stands the proxy of a Space, which nothing but that proxy reaches.
+PRIVATE_NETWORKS = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8", "fc00::/7", "::1")
+
+
+_NETWORK_OF_ONE = 64  # leading bits of an IPv6 address that one connection to the internet has to itself
+
+
+def reachable(host: str) -> str:
+    """The address under which this machine's own programs reach a server that listens on `host`."""
+    name = EVERYWHERE.get(host.strip("[]"), host)
+    return f"[{name}]" if ":" in name and not name.startswith("[") else name
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own and no other machine's."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def of_one_person(address: str) -> str:
+    """What the addresses that one person can choose among have in common: an IPv4 address, 64 bits of an IPv6 one."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((int(found), _NETWORK_OF_ONE), strict=False))
+
+
+def is_among(address: str, networks: Sequence[str]) -> bool:
+    """Whether an address is one of these, or in one of these networks."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(found in ipaddress.ip_network(network) for network in networks)
+
+
+def checked_proxies(names: Sequence[str]) -> tuple[str, ...]:
+    """Addresses and networks of proxies in one spelling. Raises `StudioError` for what is neither."""
+    found = []
+    for name in names:
+        try:
+            network = ipaddress.ip_network(name.strip())
+        except ValueError as error:
+            raise StudioError(
+                f"{name!r} is no address or network of a proxy: {error}.", "Give one such as 10.0.0.5 or 10.0.0.0/8."
+            ) from None
+        if network.prefixlen == 0:
+            raise StudioError(
+                f"{name} stands for every address, so that anybody could claim to be anybody.",
+                "Name the proxy's own address, such as 10.0.0.5.",
+            )
+        single = network.prefixlen == network.max_prefixlen
+        found.append(str(network.network_address) if single else str(network))
+    return tuple(found)
+
+
+IDLE_SECONDS = 8 * 3600.0
+
+
+LONGEST_SECONDS = 7 * 24 * 3600.0
+
+
+MAX_GUEST_SESSIONS = 1000  # in all: anybody can begin one
+
+
+MAX_SESSIONS_OF_ADDRESS = 50  # of guests who come from one address
+
+
+MAX_SESSIONS_OF_USER = 50
+
+
+FREE_FAILURES = 5  # wrong passwords before the first wait
+
+
+FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 30.0, 3600.0  # each further wrong password doubles the wait
+
+
+FORGOTTEN_SECONDS = 2 * MAX_WAIT_SECONDS
+
+
+MAX_REMEMBERED = 10_000
+
+
+MAX_NAME = 100  # characters of a name that tell it from others
+
+
+@dataclass(frozen=True, slots=True)
+class _Login:
+    user: str
+    begun: float
+    seen: float
+    guest_from: str = ""
+
+
+class Sessions:
+    """Who a secret token stands for, until it is idle for too long, or too old, or logged out."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._logins: dict[str, _Login] = {}
+
+    def begin(self, user: str, *, guest_from: str = "") -> str:
+        """A new token for that user; `guest_from` is where a guest comes from, whom nobody knows.
+
+        Of very many sessions the one unused for longest ends: of a guest one from the same place, then any guest's;
+        of others one of the same name. So nobody pushes others out.
+        """
+        token, now = secrets.token_urlsafe(32), self._clock()
+        with self._lock:
+            self._logins = {token: login for token, login in self._logins.items() if self._lives(login, now)}
+            if guest_from:
+                self._make_room(lambda login: login.guest_from == guest_from, MAX_SESSIONS_OF_ADDRESS)
+                self._make_room(lambda login: login.guest_from != "", MAX_GUEST_SESSIONS)
+            else:
+                self._make_room(lambda login: login.user == user, MAX_SESSIONS_OF_USER)
+            self._logins[token] = _Login(user, now, now, guest_from)
+        return token
+
+    def _make_room(self, alike: Callable[[_Login], bool], most: int) -> None:
+        tokens = [token for token, login in self._logins.items() if alike(login)]
+        if len(tokens) >= most:
+            del self._logins[min(tokens, key=lambda token: self._logins[token].seen)]
+
+    def user(self, token: str) -> str | None:
+        """Who the token stands for; None where it ended. Asking keeps the session awake."""
+        now = self._clock()
+        with self._lock:
+            login = self._logins.get(token)
+            if login is None:
+                return None
+            if not self._lives(login, now):
+                del self._logins[token]
+                return None
+            self._logins[token] = replace(login, seen=now)
+            return login.user
+
+    def end(self, token: str) -> None:
+        with self._lock:
+            self._logins.pop(token, None)
+
+    @staticmethod
+    def _lives(login: _Login, now: float) -> bool:
+        return now - login.seen < IDLE_SECONDS and now - login.begun < LONGEST_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class _Failures:
+    count: int
+    last: float
+
+    @property
+    def wait(self) -> float:
+        """Seconds after the last one until the next attempt."""
+        beyond = self.count - FREE_FAILURES
+        return 0.0 if beyond < 0 else min(FIRST_WAIT_SECONDS * 2.0 ** min(beyond, 30), MAX_WAIT_SECONDS)
+
+
+class Attempts:
+    """Wrong passwords, counted for each name and address together: who guesses waits ever longer, and neither those
+    with another name nor the same name's owner at another address wait with them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures: dict[tuple[str, str], _Failures] = {}
+
+    def check(self, address: str, name: str) -> None:
+        """Raises `StudioError` with the time to wait where that address failed too often under that name."""
+        with self._lock:
+            failures = self._failures.get((address, name[:MAX_NAME]), _Failures(0, 0.0))
+        left = failures.last + failures.wait - self._clock()
+        if failures.wait and left > 0:
+            minutes = math.ceil(left / 60)
+            wait = f"{minutes} minute{'s' * (minutes > 1)}" if left > 60 else f"{math.ceil(left)} seconds"
+            raise StudioError("There were too many wrong passwords.", f"Try again in {wait}.")
+
+    def failed(self, address: str, name: str) -> None:
+        now, key = self._clock(), (address, name[:MAX_NAME])
+        with self._lock:
+            before = self._failures.pop(key, _Failures(0, now))
+            count = before.count if now - before.last < FORGOTTEN_SECONDS else 0
+            if len(self._failures) >= MAX_REMEMBERED:
+                self._forget_one(now)
+            self._failures[key] = _Failures(count + 1, now)
+
+    def succeeded(self, address: str, name: str) -> None:
+        """The right password: what was wrong before counts no more."""
+        with self._lock:
+            self._failures.pop((address, name[:MAX_NAME]), None)
+
+    def _forget_one(self, now: float) -> None:
+        """The one that waits the least: who invents names pushes out none that is being guessed at."""
+        del self._failures[min(self._failures, key=lambda key: self._failures[key].last + self._failures[key].wait)]

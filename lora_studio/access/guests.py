@@ -1,0 +1,317 @@
+"""What guests of a public demonstration may do: try the built-in model on small data, one run each.
+
+The limits are kept here, where everything that starts something asks, whichever way a guest came.
+"""
+
+import math
+import re
+import secrets
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_studio.access.policy import downloads_of, made_by, no_room
+from lora_studio.access.users import USERS, VisitedWorkspace
+from lora_studio.config.sections import Config
+from lora_studio.errors import StudioError
+from lora_studio.files import bytes_in
+from lora_studio.models.memory import learned_bytes, sequences_at_once
+from lora_studio.models.shape import architecture, read_config
+from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, shipped_data
+
+ELSEWHERE = "Install the studio, or duplicate the Space, to do this with models and data of your own."
+HOUR, SHRINK_SECONDS = 3600.0, 60.0
+SMALL_FILES = 1_000_000  # bytes of a checkpoint of the built-in model beside what it learned
+_OF_HUB, _OF_PLACE = "hub-", "guest-"
+_CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """For each guest, but for what all guests share: `runs_an_hour` and, on the disk, so many guests' room. Those who
+    come from one address share `runs_of_address` an hour, `quotas_of_address`, `questions` that wait for an answer and
+    `waiting_jobs` in the queue, for they may be one person.
+
+    `tokens` are those that a run trains on and measures with, as many as its settings allow, of which it has so many
+    in memory `at_once`. Data prepared for all visitors takes `prepared_bytes`.
+    """
+
+    rows: int = 500
+    steps: int = 600
+    tokens: int = 4_000_000
+    at_once: int = 32_768
+    max_length: int = 1024
+    answer_tokens: int = 512
+    questions: int = 3
+    waiting_jobs: int = 3
+    test_rows: int = 50
+    checkpoints: int = 3
+    runs_an_hour: int = 12
+    runs_of_address: int = 4
+    hours_kept: int = 24
+    quotas_together: int = 20
+    quotas_of_address: int = 4
+    prepared_bytes: int = 1_000_000_000
+
+
+LIMITS = Limits()
+ABOUT = (
+    f"Guests train the built-in model: up to {LIMITS.rows} rows, {LIMITS.steps} steps, one run each, kept for "
+    f"{LIMITS.hours_kept} hours. Other models, exports and the Hub are the owner's."
+)
+
+
+def named(hub_account: str) -> str:
+    """What a guest is called who logged in with an account of the Hub."""
+    return f"{_OF_HUB}{hub_account}"
+
+
+def new_name(place: str) -> str:
+    """A name for a guest who comes from that place, whom nobody was before."""
+    return f"{_OF_PLACE}{place}-{secrets.token_hex(5)}"
+
+
+def origin(visitor: str) -> str:
+    """What all guests have in common who may be one person: the place that they come from; of others the name."""
+    return visitor.rpartition("-")[0] if visitor.startswith(_OF_PLACE) else visitor
+
+
+def hub_name(visitor: str) -> str:
+    """The account of the Hub that a visitor logged in with; "" for others."""
+    return visitor.removeprefix(_OF_HUB) if visitor.startswith(_OF_HUB) else ""
+
+
+class GuestWorkspace(VisitedWorkspace):
+    """The workspace of a public demonstration: the owner may do everything, everybody else what the limits leave.
+
+    `waiting` tells the bytes of uploads that lie beside the workspace, of those visitors of whom it is true.
+    """
+
+    def __init__(
+        self,
+        whole: Workspace,
+        visitor: Callable[[], str],
+        owner: str,
+        folders: Sequence[Path] = (),
+        quota: int | None = None,
+    ) -> None:
+        super().__init__(whole, visitor, owner, folders, quota)
+        self.waiting: Callable[[Callable[[str], bool]], int] = lambda whose: 0
+        self._shrunk = [0.0]  # when, for all that `seen_by` gives
+        # Also of runs that were deleted since: a start is a start.
+        runs = (
+            (run.read_facts()["created"], name) for name, run in made_by(whole) if run.path.parent == whole.runs_folder
+        )
+        self._starts = deque(sorted((when, name) for when, name in runs if self._is_guest(name)))
+
+    def _is_guest(self, name: str) -> bool:
+        return name not in ("", self._owner)
+
+    def create_run(self, title: str, config_yaml: str, facts: Mapping[str, Any]) -> RunFolder:
+        run = super().create_run(title, config_yaml, facts)
+        if self._is_guest(self.maker):
+            self._starts.append((time.time(), self.maker))
+        return run
+
+    def forget_guests(self) -> None:
+        """Removes what guests of an earlier server uploaded and typed: nobody can come back as one of them."""
+        for folder in (self.root / USERS).glob("guest-*"):
+            shutil.rmtree(folder)
+
+    def check_room(self, coming: int = 0) -> None:
+        if self.owned or self._quota is None:
+            return
+        self.forget_old()
+        super().check_room(coming)
+        place = origin(self.maker)
+        self._check_shared(
+            coming,
+            lambda name: origin(name) == place,
+            LIMITS.quotas_of_address,
+            "What guests of your address made takes",
+        )
+        self._check_shared(coming, self._is_guest, LIMITS.quotas_together, "What guests uploaded and made takes")
+
+    def _check_shared(self, coming: int, whose: Callable[[str], bool], quotas: int, words: str) -> None:
+        assert self._quota is not None
+        taken, most = self._taken(whose) + self.waiting(whose), quotas * self._quota
+        if taken + max(coming, 1) > most:
+            raise no_room(taken, coming, most, words, "Come back a little later.")
+
+    def _way_to_room(self) -> str:
+        return f"Delete your run to make room, or come back later: all is removed after {LIMITS.hours_kept} hours."
+
+    def forget_old(self) -> None:
+        """Removes what guests made so long ago that its minutes of work are over, and what they uploaded then."""
+        self._shrink_prepared()
+        oldest = time.time() - LIMITS.hours_kept * HOUR
+        theirs = [folder for name, folder in made_by(self.whole) if self._is_guest(name)]
+        downloads = [path for name, path in downloads_of(self.whole) if self._is_guest(name)]
+        with suppress(FileNotFoundError):  # another guest's request removes the same
+            for folder in theirs:
+                if folder.read_facts()["created"] < oldest:
+                    shutil.rmtree(folder.path.rename(folder.path.with_name(f".deleted-{folder.id}")))
+            for own in (*(self.root / USERS).glob("*"), *downloads):
+                if max((path.stat().st_mtime for path in own.rglob("*")), default=0.0) < oldest:
+                    shutil.rmtree(own)
+
+    def _shrink_prepared(self) -> None:
+        """Removes prepared data that all guests' looks and runs left together, oldest first: it is made again when it
+        is wanted."""
+        if time.time() - self._shrunk[0] < SHRINK_SECONDS or not self.cache_folder.is_dir():
+            return
+        self._shrunk[0] = time.time()
+        entries = sorted((path.stat().st_mtime, path) for path in self.cache_folder.iterdir() if path.is_dir())
+        sizes = {path: bytes_in(path) for _, path in entries}
+        left = sum(sizes.values())
+        for _, path in entries:
+            if left <= LIMITS.prepared_bytes:
+                return
+            shutil.rmtree(path, ignore_errors=True)
+            left -= sizes[path]
+
+    def check_may(self, what: str) -> None:
+        if not self.owned:
+            raise StudioError(f"Guests can't {what} here.", ELSEWHERE)
+
+    def check_request(self, params: Mapping[str, Any]) -> None:
+        super().check_request(params)
+        if self.owned:
+            return
+        for name in ("model", "base"):
+            if params.get(name) not in (None, "", DEMO_MODEL):
+                raise self._refusal(str(params[name]))
+        tokens = (params.get("settings") or {}).get("max_new_tokens") or 0
+        if tokens > LIMITS.answer_tokens:
+            raise StudioError(
+                f"Answers to guests have at most {LIMITS.answer_tokens} tokens, and {tokens} are asked for.",
+                "Choose a shorter longest answer.",
+            )
+
+    def admit(self, config: Config) -> Config:
+        if self.owned:
+            return config
+        if beyond := _beyond(config):
+            raise StudioError("\n".join(["This is more than guests may start.", *beyond]), ELSEWHERE)
+        if self.runs():
+            raise StudioError("Guests have one run each, and you have yours.", "Delete it to start another one.")
+        self._check_starts()
+        if self._quota is not None and (needed := _disk(config)) > self._quota:
+            raise StudioError(
+                f"Its checkpoints and adapter would take {needed / 1e6:,.0f} MB, and guests have "
+                f"{self._quota / 1e6:,.0f} MB.",
+                "Take a smaller rank (lora.r), save no modules whole, or keep fewer checkpoints.",
+            )
+        data = config.data.model_copy(
+            update={
+                "max_samples": min(config.data.max_samples or LIMITS.rows, LIMITS.rows),
+                "max_eval_samples": min(config.data.max_eval_samples or LIMITS.test_rows, LIMITS.test_rows),
+            }
+        )
+        return config.model_copy(update={"data": data})
+
+    def test_rows(self, wanted: int | None) -> int | None:
+        return wanted if self.owned else min(wanted or LIMITS.test_rows, LIMITS.test_rows)
+
+    @property
+    def max_waiting(self) -> int | None:
+        return None if self.owned else LIMITS.waiting_jobs
+
+    def waits_with(self, maker: str) -> bool:
+        return origin(maker) == origin(self.maker)
+
+    def _check_starts(self) -> None:
+        """Of all guests within the last hour, and of those who may be this one."""
+        while self._starts and time.time() - self._starts[0][0] >= HOUR:
+            self._starts.popleft()
+        place = origin(self.maker)
+        own = sum(origin(name) == place for _, name in self._starts)
+        for starts, most, whose in (
+            (own, LIMITS.runs_of_address, "Guests of your address"),
+            (len(self._starts), LIMITS.runs_an_hour, "Guests"),
+        ):
+            if starts >= most:
+                raise StudioError(f"{whose} started {most} runs in this hour.", "Come back a little later.")
+
+    def _is_hub_name(self, name: str) -> bool:
+        if self.owned:
+            return super()._is_hub_name(name)
+        run, _, checkpoint = name.partition("/")
+        own = self._dated(run) is not None and (not checkpoint or _CHECKPOINT.fullmatch(checkpoint) is not None)
+        return own or name == DEMO_MODEL or name in shipped_data()
+
+    def _refusal(self, name: str) -> StudioError:
+        if self.owned:
+            return super()._refusal(name)
+        return StudioError(
+            f"{name!r} is not for guests: they use the built-in model, the data that come with the studio, and what "
+            "they upload.",
+            ELSEWHERE,
+        )
+
+
+def _disk(config: Config) -> int:
+    """Bytes of the checkpoints that a run keeps, of one more while it is written, and of the adapter."""
+    numbers = read_config(config.model.name)
+    model = architecture(numbers) if numbers else None
+    kept = 1 if config.training.save_strategy == "no" else config.training.save_total_limit + 2
+    return kept * (learned_bytes(config, model) + SMALL_FILES) if model else 0
+
+
+def _beyond(config: Config) -> list[str]:
+    """What a guest asks for beyond the limits."""
+    training = config.training
+    rows = min(config.data.max_samples or LIMITS.rows, LIMITS.rows)
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(rows / batch * training.num_train_epochs)
+    data, tracking = config.data, config.tracking
+    trained = steps * batch * data.max_length * (2 if training.method == "dpo" else 1)
+    measured = _measured(config, steps, steps * batch / rows)
+    answer = config.generation.max_new_tokens
+    widest = max(sequences_at_once(config), config.evaluation.per_device_eval_batch_size)
+    asked = (
+        (config.model.name == DEMO_MODEL, f"{config.model.name} is not the built-in model."),
+        (
+            steps <= LIMITS.steps,
+            f"With {rows} rows it is {steps:,} steps; guests have {LIMITS.steps}. Take fewer epochs.",
+        ),
+        (data.max_length <= LIMITS.max_length, f"Rows of {data.max_length} tokens; guests' have {LIMITS.max_length}."),
+        (
+            trained <= LIMITS.tokens,
+            f"{steps:,} steps of {batch:,} rows of up to {data.max_length:,} tokens are {trained:,} tokens; guests "
+            f"have {LIMITS.tokens:,}. Take fewer steps, smaller batches or shorter rows.",
+        ),
+        (
+            widest * data.max_length <= LIMITS.at_once,
+            f"{widest:,} rows at once of up to {data.max_length:,} tokens; guests have {LIMITS.at_once:,} "
+            "tokens in memory. Take smaller batches and more accumulation.",
+        ),
+        (
+            measured <= LIMITS.tokens,
+            f"Its evaluations go through up to {measured:,} tokens; guests have {LIMITS.tokens:,}. Evaluate less "
+            "often, or read fewer answers.",
+        ),
+        (
+            answer <= LIMITS.answer_tokens or not config.evaluation.gen_eval_samples,
+            f"Answers of {answer:,} tokens; guests' have {LIMITS.answer_tokens}.",
+        ),
+        (
+            0 < training.save_total_limit <= LIMITS.checkpoints,
+            f"{training.save_total_limit} checkpoints are kept; of guests {LIMITS.checkpoints} at most.",
+        ),
+        (tracking.report_to == "tensorboard", f"Figures go to {tracking.report_to}; those of guests stay here."),
+    )
+    return [words for fits, words in asked if not fits]
+
+
+def _measured(config: Config, steps: int, epochs: float) -> int:
+    """Tokens that evaluations go through at most. A token of an answer is a step of its own and counts as ten."""
+    how = config.evaluation
+    times = {"no": 0, "epoch": math.ceil(epochs), "steps": steps // how.eval_steps}[how.eval_strategy] + 2
+    rows = min(config.data.max_eval_samples or LIMITS.test_rows, LIMITS.test_rows) * config.data.max_length
+    return times * (rows + 10 * how.gen_eval_samples * config.generation.max_new_tokens)

@@ -1,0 +1,459 @@
+"""The door of the server: which requests get in, and who they are from. Everything served stands behind it.
+
+Without logins it lets in what comes from this machine's own pages. With logins it asks for a name and a password, keeps
+a cookie that no script can read, and hands the name on as `scope["user"]`. Programs may give a key instead. Guests are
+let in and told apart, where they are let in at all.
+"""
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+
+from lora_studio.access import guests
+from lora_studio.access.accounts import API_KEY, Attempts, Sessions, is_loopback, of_one_person, same_secret
+from lora_studio.access.requests import Pages
+from lora_studio.access.serving import Serving
+from lora_studio.errors import ApiError, StudioError
+from lora_studio.units import escape
+
+if TYPE_CHECKING:
+    from lora_studio.access.oauth import HubLogin
+
+_log = logging.getLogger(__name__)
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Any, Any], Awaitable[None]]
+USER, COOKIE = "user", "lora-studio-cookie"
+LONGEST_LOGIN = 10_000  # bytes of a name and a password
+MOST_BYTES = 10_000_000  # of any other request; one with files is limited by the file, and not held in memory
+LARGE_BODY, MAX_LARGE, MAX_LARGE_OF_ADDRESS = 1_000_000, 32, 8  # bytes, and how many such requests at once
+LARGE = 100_000  # bytes of a request that is looked through beside the others
+WITH_FILES = "/gradio_api/upload"
+# The server calls the first itself, once, when it starts; it does nothing after that.
+OPEN_PATHS = ("/gradio_api/startup-events",)
+PROGRAMS = "/v1/"
+
+
+PROGRAM_OF: ContextVar[str] = ContextVar("program_of", default="")
+"""The visitor for whom the program asks whose request is being answered."""
+
+
+class LargeRequests:
+    """How many requests with much in them are under way, of each address and in all: what they bring is held in memory.
+    Used in the server's event loop alone."""
+
+    def __init__(self) -> None:
+        self._places: Counter[str] = Counter()
+
+    def begin(self, place: str) -> bool:
+        """Whether there is room for one more."""
+        if self._places[place] >= MAX_LARGE_OF_ADDRESS or self._places.total() >= MAX_LARGE:
+            return False
+        self._places[place] += 1
+        return True
+
+    def end(self, place: str) -> None:
+        self._places[place] -= 1
+        self._places += Counter()  # forgets those that have none
+
+
+class Door:
+    """ASGI middleware around the whole server."""
+
+    def __init__(
+        self,
+        app: App,
+        serving: Serving,
+        sessions: Sessions,
+        attempts: Attempts,
+        hub: "HubLogin | None" = None,
+        pages: Pages | None = None,
+    ) -> None:
+        self._app, self._serving, self._hub = app, serving, hub
+        self._sessions, self._attempts = sessions, attempts
+        self._large = LargeRequests()
+        self._any_name = serving.accounts is not None and serving.accounts.one
+        self._token = serving.accounts.token if serving.accounts else ""
+        self._pages = pages or Pages()
+        self._cookie = f"lora-studio-{secrets.token_hex(4)}"  # two studios of one machine share a host's cookies
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # the page uses no web sockets
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        request = Request(scope, receive)
+        place = of_one_person(_address(request)) if _is_large(request) else None
+        if place is not None and not self._large.begin(place):
+            said = "Several large requests are under way. Try again in a moment."
+            await JSONResponse({"error": said}, 503)(scope, receive, send)
+            return
+        try:
+            await self._let_in(request, send)
+        finally:
+            if place is not None:
+                self._large.end(place)
+
+    async def _let_in(self, request: Request, send: Any) -> None:
+        """Answers a request, or hands it on."""
+        scope, receive = request.scope, request.receive
+        answer = await self._answer(request)
+        files, user = self._pages.files, scope.get(USER) or ""
+        if scope["path"].startswith(PROGRAMS):
+            PROGRAM_OF.set(user)
+        elif answer is None:
+            try:
+                answer, receive = await self._weighed(scope, receive)
+            except ClientDisconnect:
+                return
+            if files is not None and scope["path"] == WITH_FILES:
+                send = _told(send, partial(files.came, user))
+        await (answer or self._app)(scope, receive, _with_cookie(scope, send))
+
+    async def _weighed(self, scope: Scope, receive: Any) -> tuple[Response | None, Any]:
+        """What speaks against a request by what it brings and names; and how to read again what was read of it."""
+        body: bytes | None = b""
+        if scope["path"] == WITH_FILES:
+            if self._pages.files is not None:
+                headers = Request(scope).headers
+                try:
+                    said = await asyncio.to_thread(self._pages.files.check_upload, scope.get(USER) or "", headers)
+                except StudioError as error:
+                    return PlainTextResponse(str(error), 413), receive
+                if said:
+                    return PlainTextResponse(said, 411), receive
+        elif scope["method"] not in ("GET", "HEAD"):
+            body = await _body(Request(scope, receive), MOST_BYTES)
+            receive = _again(body or b"", receive)
+        if body is None:
+            said = f"A request may have {MOST_BYTES / 1e6:.0f} MB beside its files."
+            return JSONResponse({"error": said}, 413), receive
+        named = (scope.get(USER), scope["path"], scope["query_string"], body)
+        large = len(body) > LARGE
+        refused = await asyncio.to_thread(self._pages.refused, *named) if large else self._pages.refused(*named)
+        return JSONResponse({"error": refused.words}, refused.status) if refused else None, receive
+
+    async def _answer(self, request: Request) -> Response | None:
+        """What the door itself answers; None for a request that may pass."""
+        if refused := foreign(request, self._serving):
+            return JSONResponse({"error": refused}, 403)
+        path = request.scope["path"].rstrip("/")
+        if path.startswith(PROGRAMS):
+            return self._program(request)
+        if self._serving.guests:
+            return await self._guest(request, path)
+        if self._serving.accounts is None:
+            return None
+        if path == "/login":
+            return await self._login(request) if request.method == "POST" else RedirectResponse("./", 303)
+        token = request.cookies.get(self._cookie, "")
+        if path == "/logout":
+            return self._logout(request, token)
+        user = self._sessions.user(token)
+        if path == "" and request.method == "GET" and self._has_token(request):
+            entered = RedirectResponse("./", 303, headers={"Referrer-Policy": "no-referrer"})
+            entered.headers["set-cookie"] = self._cookie_for(request, self._serving.owner)
+            return entered
+        if user is None and path not in OPEN_PATHS:
+            if request.method in ("GET", "HEAD") and path == "":
+                return HTMLResponse(self._login_page(), headers={"Cache-Control": "no-store"})
+            return JSONResponse({"error": "Not logged in."}, 401)
+        request.scope[USER] = user
+        return None
+
+    def _has_token(self, request: Request) -> bool:
+        """Whether the address holds the token that lets the owner in."""
+        return self._token != "" and same_secret(request.query_params.get("token", ""), self._token)
+
+    def _program(self, request: Request) -> Response | None:
+        """The endpoint for programs: a key opens it as the owner, a visitor's cookie as that visitor."""
+        key, token = self._serving.api_key, self._token
+        if not self._serving.accounts and not self._serving.guests and key is None:
+            return None
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        keys = [known for known in (key, token) if known]
+        if scheme.lower() == "bearer" and any(same_secret(given.strip(), known) for known in keys):
+            request.scope[USER] = self._serving.owner
+            return None
+        user = self._sessions.user(request.cookies.get(self._cookie, ""))
+        request.scope[USER] = user or (self._by_address(request) if self._serving.guests else None)
+        if request.scope[USER] is not None:
+            return None
+        words = (
+            f"Give the {f'key that {API_KEY} holds' if key else 'token of the page'} as a bearer token."
+            if keys
+            else f"{API_KEY} is not set, so no key opens this."
+        )
+        refused = ApiError(401, words, "invalid_api_key")
+        return JSONResponse(refused.body(), refused.status)
+
+    async def _guest(self, request: Request, path: str) -> Response | None:
+        """Where everybody gets in: a guest is known by a cookie, or by the address where cookies are refused; the
+        owner logs in at the Hub."""
+        token = request.cookies.get(self._cookie, "")
+        if path == "/logout":
+            return self._logout(request, token)
+        if self._hub is not None and path == "/login/hub":
+            return await self._hub.away(request)
+        if self._hub is not None and path == "/login/callback":
+            return await self._from_hub(self._hub, request)
+        user = self._sessions.user(token)
+        if user is None and path == "" and request.method == "GET":
+            user = guests.new_name(self._place(request))
+            request.scope[COOKIE] = self._cookie_for(request, user, guest_from=self._place(request))
+        request.scope[USER] = user or self._by_address(request)
+        return None
+
+    async def _from_hub(self, hub: "HubLogin", request: Request) -> Response:
+        """A session for whoever the Hub says it is: the owner, or a guest with a name."""
+        try:
+            name = await hub.back(request)
+        except StudioError as error:
+            return HTMLResponse(login_page(str(error)), 403)
+        owner = name.casefold() == hub.owner.casefold()
+        answer = RedirectResponse("/", 303)
+        answer.headers["set-cookie"] = self._cookie_for(request, self._serving.owner if owner else guests.named(name))
+        return answer
+
+    def _by_address(self, request: Request) -> str:
+        """A name for a guest who keeps no cookie."""
+        return f"guest-{self._place(request)}-address"
+
+    def _place(self, request: Request) -> str:
+        """Where a guest comes from, of which nothing can be read but that others come from there too."""
+        return _hash(self._cookie + of_one_person(_address(request)))
+
+    async def _login(self, request: Request) -> Response:
+        """A session for the right password. A browser is sent to the page, a program told so."""
+        assert self._serving.accounts is not None
+        address = of_one_person(_address(request))
+        by_browser = "text/html" in request.headers.get("accept", "")
+        form = (await _body(request, LONGEST_LOGIN) or b"").decode("utf-8", "replace")
+        given = parse_qs(form, keep_blank_values=True)
+        name = self._serving.accounts.name(given.get("username", [""])[0])
+        try:
+            self._attempts.check(address, name)
+            user = self._serving.accounts.user(name, given.get("password", [""])[0])
+            if user is None:
+                self._attempts.failed(address, name)
+                together = "Name and password do not belong together."
+                raise StudioError("That is not the password." if self._any_name else together)
+        except StudioError as error:
+            status = 429 if error.hint else 401
+            if by_browser:
+                return HTMLResponse(self._login_page(str(error)), status)
+            return JSONResponse({"error": str(error)}, status)
+        self._attempts.succeeded(address, name)
+        answer = RedirectResponse("./", 303) if by_browser else JSONResponse({"success": True})
+        answer.headers["set-cookie"] = self._cookie_for(request, user)
+        return answer
+
+    def _login_page(self, said: str = "") -> str:
+        return login_page(said, any_name=self._any_name, token=self._token != "")
+
+    def _logout(self, request: Request, token: str) -> Response:
+        """Ends a session, but not for a mere link, which the page of another site could send people along."""
+        gone = RedirectResponse("./", 303)
+        if request.method == "POST":
+            self._sessions.end(token)
+            gone.delete_cookie(self._cookie)
+        return gone
+
+    def _cookie_for(self, request: Request, user: str, *, guest_from: str = "") -> str:
+        """A new session, as a header."""
+        https = bool(self._serving.names) or "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
+        carrier = Response()
+        # In a frame of another site, as a Space is shown, a cookie comes back only where it allows so.
+        framed: Literal["none", "lax"] = "none" if self._serving.names else "lax"
+        carrier.set_cookie(
+            self._cookie,
+            self._sessions.begin(user, guest_from=guest_from),
+            httponly=True,
+            secure=https,
+            samesite=framed,
+        )
+        return carrier.headers["set-cookie"]
+
+
+class Gate:
+    """ASGI middleware around all others: turns the pages of other sites away before Gradio's answers them.
+
+    That one lets any page ask beforehand which headers it may send, and hands it what it asked for. What passes can be
+    shown inside the page of another site for a Space alone, and is taken by browsers for what it says it is.
+    """
+
+    def __init__(self, app: App, serving: Serving) -> None:
+        self._app, self._serving = app, serving
+        self._told = False
+        self._headers = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin")]
+        # A Space is shown in a frame of the Hub's page; anywhere else a frame could only lead clicks astray.
+        if not serving.names:
+            self._headers.append((b"content-security-policy", b"frame-ancestors 'self'"))
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        refused = ""
+        if scope["type"] == "http":
+            request = Request(scope)
+            self._tell_of_proxy(request)
+            refused = foreign(request, self._serving)
+        answer = JSONResponse({"error": refused}, 403) if refused else None
+        await (answer or self._app)(scope, receive, _with_headers(send, self._headers))
+
+    def _tell_of_proxy(self, request: Request) -> None:
+        """Once, in the terminal: behind a proxy that nobody named, all visitors have one address."""
+        if self._told or self._serving.proxies or "x-forwarded-for" not in request.headers:
+            return
+        self._told = True
+        _log.warning(
+            "A request from %s says that it was sent on for somebody else, which is not believed. Where that is your "
+            "proxy, name it with --trusted-proxy: visitors are told apart by their addresses.",
+            _address(request),
+        )
+
+
+def foreign(request: Request, serving: Serving) -> str:
+    """Why a request is turned away before anything else: a page of another site sent it; "" where none did."""
+    host = request.headers.get("host", "")
+    origin = request.headers.get("origin")
+    # A proxy may put its own name into Host. Pages of other sites can't: they are not told that they may.
+    ours = (host, request.headers.get("x-forwarded-host"), *serving.names, *serving.allowed_hosts)
+    if origin and _place(origin) not in ours:
+        return "This request comes from the page of another site."
+    name, names = _hostname(host), serving.page_names
+    if names is not None and not is_loopback(name) and name not in names and host.lower() not in names:
+        if serving.local and not names:
+            return f"This page is for this machine alone, and was asked for as {name}; it needs a login."
+        return f"This page does not answer to the name {name}: its owner allows others."
+    return ""
+
+
+def _is_large(request: Request) -> bool:
+    """Whether what a request brings takes much memory, or may. Files go to the disk."""
+    if request.method in ("GET", "HEAD", "OPTIONS") or request.scope["path"] == WITH_FILES:
+        return False
+    length = request.headers.get("content-length", "")
+    if "transfer-encoding" in request.headers:
+        return True
+    return length.isdecimal() and int(length) > LARGE_BODY
+
+
+def _with_cookie(scope: Scope, send: Any) -> Any:
+    """Sends what the app answers, with the cookie that the door has for a new guest."""
+    if COOKIE not in scope:
+        return send
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"set-cookie", scope[COOKIE].encode())]
+        await send(message)
+
+    return sending
+
+
+def _told(send: Any, tell: Callable[[bytes], None]) -> Any:
+    """Sends what the app answers, and tells of a good answer as soon as it is whole."""
+    good, found = False, bytearray()
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        nonlocal good
+        if message["type"] == "http.response.start":
+            good = message["status"] == 200
+        elif good:
+            found.extend(message.get("body", b""))
+            if not message.get("more_body"):
+                tell(bytes(found))
+        await send(message)
+
+    return sending
+
+
+def _with_headers(send: Any, headers: list[tuple[bytes, bytes]]) -> Any:
+    """Sends what the app answers with these headers, but for those that it has already."""
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            there = {name.lower() for name, _ in message["headers"]}
+            message["headers"] = [*message["headers"], *(pair for pair in headers if pair[0] not in there)]
+        await send(message)
+
+    return sending
+
+
+def _address(request: Request) -> str:
+    """Where a request comes from: the other end of its connection, or of a trusted proxy's."""
+    return request.client.host if request.client else ""
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _place(origin: str) -> str:
+    """Host and port of an Origin header; of one that names none, such as "null", what no Host header is."""
+    return origin.partition("://")[2] or origin
+
+
+def _hostname(host: str) -> str:
+    """The name in a Host header, without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+async def _body(request: Request, most: int) -> bytes | None:
+    """What a request brings; None where it is more than that, of which nothing more is read."""
+    found = bytearray()
+    async for chunk in request.stream():
+        found += chunk
+        if len(found) > most:
+            return None
+    return bytes(found)
+
+
+def _again(body: bytes, receive: Any) -> Any:
+    """Hands on a body that was read already, and after it whatever comes."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receiving() -> Any:
+        return waiting.pop() if waiting else await receive()
+
+    return receiving
+
+
+def login_page(said: str = "", any_name: bool = False, token: bool = False) -> str:
+    """The page that asks who one is. Whole in itself: nothing else is served before. Where one password is all that
+    counts, it says so: who was told a password alone would look for a name to go with it."""
+    asked = "This studio has one password; any name will do." if any_name else "This studio asks who you are."
+    if token:
+        asked = "This studio asks for its token, which the terminal that it was started from shows; any name will do."
+    told = f'<p role="alert">{escape(said)}</p>' if said else ""
+    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>LoRA Studio</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }}
+body {{ margin: 0; min-height: 100vh; display: grid; place-items: center; background: light-dark(#f6f8fa, #0e141b); }}
+form {{ width: min(20rem, 80vw); display: grid; gap: .6rem; padding: 2rem; border-radius: 8px;
+  background: light-dark(#fff, #151d26); border: 1px solid light-dark(#dde3ea, #263241); }}
+h1 {{ font-size: 1.25rem; margin: 0; }}
+p {{ margin: 0; color: light-dark(#475569, #a9b6c6); }}
+p[role] {{ color: light-dark(#b42318, #fda29b); white-space: pre-line; }}
+input, button {{ font: inherit; padding: .5rem .7rem; border-radius: 6px;
+  border: 1px solid light-dark(#cbd5e1, #344256); }}
+button {{ background: #137a72; color: #fff; border-color: #137a72; cursor: pointer; margin-top: .4rem; }}
+</style></head><body><form method="post" action="login">
+<h1>LoRA Studio</h1><p>{asked}</p>{told}
+<label for="username">Name</label><input id="username" name="username" autocomplete="username" autofocus>
+<label for="password">Password</label>
+<input id="password" name="password" type="password" autocomplete="current-password" required>
+<button>Log in</button></form></body></html>"""

@@ -1,0 +1,222 @@
+"""What may be asked of Gradio's own server: what the page asks, with files that were uploaded, for pages of one's own.
+
+That server has more addresses than the page uses, fetches a file whose place is an address on the web, and gives the
+events and the state of a page to whoever names the session that the page made up for itself.
+
+Files on their way in and out where visitors are told apart: how much may come, and whose each one is.
+
+What is uploaded lies in a folder of Gradio's that all share, until it is cleared away; downloads lie in one of ours.
+"""
+
+import json
+import os
+import re
+import threading
+import time
+import unicodedata
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+from starlette.datastructures import Headers
+
+from lora_studio.errors import StudioError
+
+CLEARED_SECONDS = 3600.0
+
+
+ABANDONED_SECONDS = 900.0  # without a byte more, an upload will not go on
+
+
+class VisitorFiles:
+    """Safe to use from many threads. `owner` may use all; `theirs` gives the folder of what was made for a visitor to
+    download, and `kept` are folders out of which nothing else is handed to anybody."""
+
+    def __init__(
+        self,
+        owner: str,
+        check_room: Callable[[str, int], None],
+        theirs: Callable[[str], Path],
+        kept: tuple[Path, ...],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._owner, self._check_room, self._theirs, self._kept, self._clock = owner, check_room, theirs, kept, clock
+        self._lock = threading.RLock()
+        self._lately: deque[tuple[float, str, int]] = deque()
+        self._uploaded: deque[tuple[float, str, str]] = deque()
+
+    def check_upload(self, user: str, headers: Headers) -> str:
+        """What speaks against an upload that is about to come; "" where nothing does. Raises `StudioError` where the
+        visitor has no room for it."""
+        length = headers.get("content-length", "")
+        if not length.isdecimal() or "transfer-encoding" in headers:
+            return "An upload says beforehand how large it is."
+        size = int(length)
+        with self._lock:  # all the while: of two that come at once the second one sees the first
+            lately = self.waiting(user.__eq__)
+            try:
+                self._check_room(user, lately + size)
+            except StudioError as error:
+                more = " What was uploaded within the last hour counts twice." if lately else ""
+                raise StudioError(error.message + more, error.hint) from None
+            self._lately.append((self._clock(), user, size))
+        return ""
+
+    def waiting(self, whose: Callable[[str], bool]) -> int:
+        """Bytes that those visitors uploaded within the last hour, whether they were taken over or not."""
+        now = self._clock()
+        with self._lock:
+            while self._lately and now - self._lately[0][0] > CLEARED_SECONDS:
+                self._lately.popleft()
+            return sum(size for _, name, size in self._lately if name != self._owner and whose(name))
+
+    def came(self, user: str, answer: bytes) -> None:
+        """Remembers whose the files are that Gradio says it took."""
+        now = self._clock()
+        with self._lock:
+            while self._uploaded and now - self._uploaded[0][0] > CLEARED_SECONDS:
+                self._uploaded.popleft()
+            self._uploaded += [(now, user, str(path)) for path in json.loads(answer)]
+
+    def brought_by(self, user: str, path: str) -> bool:
+        """Whether that visitor uploaded the file, in this very form of its path."""
+        with self._lock:
+            return user == self._owner or any(name == user and uploaded == path for _, name, uploaded in self._uploaded)
+
+    def for_download(self, user: str, path: str) -> bool:
+        """Whether that visitor may be handed a file, as far as it lies in a folder that visitors share."""
+        place = Path(os.path.realpath(path))
+        if user == self._owner or self.brought_by(user, path) or self._theirs(user) in place.parents:
+            return True
+        return not any(folder == place or folder in place.parents for folder in self._kept)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what is left of uploads that broke off: Gradio gives a file its name when it is whole, and forgets those
+    that never were."""
+    now = time.time()
+    with suppress(FileNotFoundError):  # no folder yet, or a file that is whole by now
+        for path in folder.glob("tmp*"):
+            if path.is_file() and now - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()
+
+
+GRADIO = "/gradio_api/"
+
+
+FILE = "/gradio_api/file="
+
+
+USED = re.compile(
+    r"/gradio_api/(app_id|call/.+|cancel|file=(?!https?:).+|heartbeat/[^/]+|info|login_check|queue/(data|join|status)"
+    r"|reset|run/predict|startup-events|theme\.css|upload|upload_progress|user)/?",
+    re.DOTALL,
+)
+
+
+JOINING = (f"{GRADIO}queue/join", f"{GRADIO}call/")  # what waits for its turn
+
+
+MAX_WAITING_OF_VISITOR = 100  # a page that is open waits for a dozen
+
+
+MOST_PAGES = 10_000
+
+
+SESSION = "session_hash"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is not handed on; 401 makes a page load itself anew."""
+
+    status: int
+    words: str
+
+
+class Pages:
+    """Whose each open page is: that of the first who named its session. Safe to use from many threads.
+
+    `files` knows whose each file is, where visitors are told apart, and `waiting` how many events of a visitor wait
+    for an answer.
+    """
+
+    def __init__(self, files: VisitorFiles | None = None, waiting: Callable[[str], int] = lambda user: 0) -> None:
+        self.files, self._waiting = files, waiting
+        self._lock = threading.Lock()
+        self._owners: OrderedDict[str, str | None] = OrderedDict()
+
+    def refused(self, user: str | None, path: str, query: bytes, body: bytes) -> Refusal | None:
+        """What speaks against a request of that user; None where nothing does."""
+        if not is_sound(path) or not is_sound(unquote(query.decode("latin-1"))):
+            return Refusal(400, "The address holds characters that no address of the page has.")
+        if path.startswith(GRADIO.rstrip("/")) and not USED.fullmatch(path):
+            return Refusal(404, "The page has no such address.")
+        asked = path.removeprefix(FILE) if path.startswith(FILE) else ""
+        if asked and self.files is not None and not self.files.for_download(user or "", asked):
+            return Refusal(403, "This file is not for you, or it is there no longer.")
+        if path.startswith(JOINING) and self._waiting(user or "") >= MAX_WAITING_OF_VISITOR:
+            return Refusal(503, f"{MAX_WAITING_OF_VISITOR} requests of yours wait already. Try again in a moment.")
+        sessions = parse_qs(query.decode("latin-1")).get(SESSION, [])
+        if path.startswith(f"{GRADIO}heartbeat/"):
+            sessions.append(path.rstrip("/").rpartition("/")[2])
+        if body:
+            try:
+                brought = json.loads(body)
+            except ValueError:  # no JSON, which is Gradio's to refuse
+                brought = None
+            except RecursionError:
+                return Refusal(400, "This is nested deeper than anything that the page sends.")
+            if holds_half_characters(body, brought):
+                return Refusal(400, "A text holds half of a character, which can't be kept or shown.")
+            for place in _places(brought):
+                if place.lower().startswith(("http://", "https://")):
+                    return Refusal(400, "Files are uploaded: none is fetched from an address.")
+                if self.files is not None and not self.files.brought_by(user or "", place):
+                    return Refusal(400, "That is no file that you uploaded within the last hour.")
+            if isinstance(brought, dict) and isinstance(brought.get(SESSION), str):
+                sessions.append(brought[SESSION])
+        if not all(self._is_of(user, session) for session in sessions):
+            return Refusal(401, "This page belongs to somebody else: load it anew.")
+        return None
+
+    def _is_of(self, user: str | None, session: str) -> bool:
+        with self._lock:
+            owner = self._owners.setdefault(session, user)
+            self._owners.move_to_end(session)
+            if len(self._owners) > MOST_PAGES:
+                self._owners.popitem(last=False)
+        return owner == user
+
+
+def is_sound(text: str) -> bool:
+    """Whether a text of an address has neither control characters nor halves of characters, at which libraries fail."""
+    return text.isprintable() or not any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text)
+
+
+def holds_half_characters(body: bytes, brought: Any) -> bool:
+    """Whether a JSON body that was read holds surrogates without their other half: no UTF-8 can be written of it."""
+    if not any(mark in body for mark in (b"\\ud", b"\\uD", b"\xed")):
+        return False
+    try:
+        json.dumps(brought, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _places(brought: Any) -> list[str]:
+    """Where the files lie that anything in what was sent names, as Gradio understands it."""
+    found, waiting = [], [brought]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            if isinstance(one.get("path"), str):
+                found.append(one["path"])
+            one = list(one.values())
+        waiting += [part for part in one if isinstance(part, dict | list)] if isinstance(one, list) else []
+    return found

@@ -1,0 +1,265 @@
+"""How the page is served, for `app.py` and the `ui` command alike: address, logins, folders, and the flags for them.
+
+Every flag has a variable of the environment, which a container sets; a flag wins.
+"""
+
+import argparse
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lora_studio.access.accounts import (
+    EVERYWHERE,
+    OWNER,
+    PRIVATE_NETWORKS,
+    SHORTEST_KEY,
+    USERS_FILE,
+    Accounts,
+    checked_proxies,
+    is_loopback,
+    reachable,
+    read_accounts,
+    read_api_key,
+)
+from lora_studio.errors import StudioError
+from lora_studio.models.hub import PASSWORD, TOKEN, USERS, HubApp, hosts, hub_app
+from lora_studio.workspace import in_space
+
+HOST, PORT, FOLDERS, MAX_UPLOAD = (
+    "LORA_STUDIO_HOST",
+    "LORA_STUDIO_PORT",
+    "LORA_STUDIO_FOLDERS",
+    "LORA_STUDIO_MAX_UPLOAD_GB",
+)
+PROXIES, NAMES = "LORA_STUDIO_TRUSTED_PROXIES", "LORA_STUDIO_ALLOWED_HOSTS"
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+
+GUEST_GB = 0.005  # largest file that a guest may upload
+QUOTA = "LORA_STUDIO_QUOTA_GB"
+USUAL_QUOTA_GB, GUEST_QUOTA_GB = 20.0, 0.1
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How the page is served. `folders` may be read by visitors beside the workspace; sizes in GB of 10^9 bytes.
+    `quota_gb` is what each visitor but the owner may fill of the disk.
+
+    With `guests` everybody gets in, and may do what guests.py says; whoever owns the Hub account that `hub_app` names
+    logs in there and may do everything. `names` are hosts that a page of ours may have, whatever a proxy says.
+
+    What a request says of the address that it was sent from counts where it comes from one of `proxies` alone. With
+    `allowed_hosts` the page answers to these names and to no other.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    accounts: Accounts | None = None
+    insecure: bool = False
+    folders: tuple[Path, ...] = ()
+    max_upload_gb: float = 2.0
+    quota_gb: float = USUAL_QUOTA_GB
+    api_key: str | None = field(default=None, repr=False)
+    guests: bool = False
+    hub_app: HubApp | None = None
+    names: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+
+    @property
+    def local(self) -> bool:
+        """Whether only programs of this machine reach the page."""
+        return is_loopback(self.host)
+
+    @property
+    def owner(self) -> str:
+        """The name of whoever sees and may do everything."""
+        return self.accounts.owner if self.accounts else OWNER
+
+    @property
+    def several(self) -> bool:
+        """Whether visitors are told apart."""
+        return self.guests or (self.accounts is not None and self.accounts.several)
+
+    @property
+    def trusts_visitors(self) -> bool:
+        """Whether whoever has the page open is at this machine and may name any of its files."""
+        alone = self.accounts is None or self.accounts.token != ""
+        return self.local and alone and not self.insecure and not self.guests
+
+    @property
+    def page_names(self) -> tuple[str, ...] | None:
+        """The hosts that the page answers to beside this machine's own names; None for any.
+
+        Where only this machine reaches the page and its owner alone is let in, without a password, another name is
+        that of a page which leads the owner's browser here.
+        """
+        if self.allowed_hosts:
+            return (*self.allowed_hosts, *self.names)
+        alone = self.accounts.token != "" if self.accounts else not self.guests
+        return () if self.local and alone else None
+
+
+def page_address(serving: Serving) -> str:
+    """The address to open on this machine; with a token it lets in whoever knows it."""
+    token = f"/?token={serving.accounts.token}" if serving.accounts and serving.accounts.token else ""
+    return f"http://{reachable(serving.host)}:{serving.port}{token}"
+
+
+def address_words(serving: Serving) -> str:
+    """Where the page is, to be opened as it stands, and who else reaches it."""
+    host, port = serving.host, serving.port
+    here = f"LoRA Studio is on {page_address(serving)}"
+    if is_loopback(host):
+        return here
+    who = "every address of this machine" if host.strip("[]") in EVERYWHERE else host
+    return f"{here}\nIt listens on {who}: other machines that reach it use that machine's name and port {port}."
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a server, the same wherever one is started. Whoever starts it adds `--workspace`."""
+    parser.add_argument("--host", help=f"address to listen on (else {HOST}, else 127.0.0.1: this machine only)")
+    parser.add_argument("--port", type=int, help=f"port to listen on (else {PORT}, else 7860)")
+    parser.add_argument(
+        "--users-file", metavar="FILE", help=f"name:password lines, the owner's first (else {USERS_FILE})"
+    )
+    parser.add_argument(
+        "--guests",
+        action="store_true",
+        help="let everybody in to try the built-in model within limits, as a Space does",
+    )
+    parser.add_argument("--insecure", action="store_true", help="listen for other machines without any login")
+    parser.add_argument(
+        "--token",
+        action="store_true",
+        help=f"ask for a token, which the printed address holds: for a machine with other users (else {TOKEN})",
+    )
+    parser.add_argument(
+        "--trusted-proxy",
+        action="append",
+        metavar="ADDRESS",
+        help=f"address or network of a proxy whose X-Forwarded-For is believed, more than once (else {PROXIES})",
+    )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help=f"host name that the page answers to, and no other but this machine's, more than once (else {NAMES})",
+    )
+    parser.add_argument(
+        "--folder",
+        action="append",
+        metavar="DIR",
+        help=f"data and models that visitors may use where they lie, more than once (else {FOLDERS})",
+    )
+    parser.add_argument(
+        "--max-upload-gb", type=float, metavar="GB", help=f"largest file to upload (else {MAX_UPLOAD}, else 2)"
+    )
+    parser.add_argument(
+        "--quota-gb",
+        type=float,
+        metavar="GB",
+        help=f"disk that each visitor but the owner may fill (else {QUOTA}, else 20; of guests 0.1)",
+    )
+
+
+def from_flags(given: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Serving:
+    """What flags and environment say, checked. Raises `StudioError` for what would be open to everybody."""
+    accounts, alone = read_accounts(given.users_file, environment), _token(given, environment)
+    if accounts and alone:
+        raise StudioError("Passwords are given, and a token as well.", "Choose one of both.")
+    accounts = accounts or alone
+    guests = given.guests or (in_space(environment) and accounts is None and not given.insecure)
+    if guests and accounts:
+        raise StudioError("Guests are let in, and a login is asked for.", "Choose one of both.")
+    host = given.host or environment.get(HOST) or environment.get("GRADIO_SERVER_NAME")
+    port = environment.get(PORT) or environment.get("GRADIO_SERVER_PORT")
+    folders = given.folder or [part for part in environment.get(FOLDERS, "").split(os.pathsep) if part]
+    serving = Serving(
+        host=host or ("0.0.0.0" if in_space(environment) else "127.0.0.1"),
+        port=given.port if given.port is not None else int(_number(PORT, port, 7860)),
+        accounts=accounts,
+        insecure=given.insecure,
+        api_key=read_api_key(environment),
+        folders=tuple(_folder(folder) for folder in folders),
+        max_upload_gb=_size("--max-upload-gb", given.max_upload_gb, MAX_UPLOAD, environment, GUEST_GB if guests else 2),
+        quota_gb=_size("--quota-gb", given.quota_gb, QUOTA, environment, GUEST_QUOTA_GB if guests else USUAL_QUOTA_GB),
+        guests=guests,
+        hub_app=hub_app(environment) if guests else None,
+        names=hosts(environment),
+        proxies=_proxies(given, environment),
+        allowed_hosts=_allowed_hosts(given, environment),
+    )
+    check_exposure(serving)
+    return serving
+
+
+def _token(given: argparse.Namespace, environment: Mapping[str, str]) -> Accounts | None:
+    """The owner alone, who is let in by a token: that of the environment, or a new one."""
+    token = environment.get(TOKEN) or ""
+    if token and len(token) < SHORTEST_KEY:
+        raise StudioError(
+            f"{TOKEN} has {len(token)} characters and could be guessed.",
+            f"Give it {SHORTEST_KEY} or more, or start with --token, which makes one.",
+        )
+    if token and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
+        raise StudioError(f"{TOKEN} can't stand in an address.", "Use letters, digits, dots, dashes and underscores.")
+    if given.token or token:
+        token = token or secrets.token_hex(24)
+        return Accounts({OWNER: token}, OWNER, one=True, token=token)
+    return None
+
+
+def _proxies(given: argparse.Namespace, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The proxies that are named; in a Space those in front of it where nobody names others."""
+    named = given.trusted_proxy or _words(environment, PROXIES)
+    return checked_proxies(named) if named else PRIVATE_NETWORKS if in_space(environment) else ()
+
+
+def _allowed_hosts(given: argparse.Namespace, environment: Mapping[str, str]) -> tuple[str, ...]:
+    named = [name.strip().lower() for name in given.allowed_host or _words(environment, NAMES)]
+    if wrong := [name for name in named if not _HOST_NAME.fullmatch(name)]:
+        raise StudioError(
+            f"{wrong[0]!r} is no host name.",
+            "Give it as the browser shows it, without http:// and path: studio.example.org",
+        )
+    return tuple(named)
+
+
+def _words(environment: Mapping[str, str], name: str) -> list[str]:
+    return [word.strip() for word in environment.get(name, "").split(",") if word.strip()]
+
+
+def _size(flag: str, given: float | None, name: str, environment: Mapping[str, str], default: float) -> float:
+    """A size in GB, of a flag or of the environment."""
+    return _number(name, environment.get(name), default) if given is None else _number(flag, str(given), default)
+
+
+def _number(name: str, given: str | None, default: float) -> float:
+    try:
+        number = float(given or default)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < 1e6:
+        raise StudioError(f"{name} is {given!r}, which is no usable number.", f"The default is {default}.")
+    return number
+
+
+def _folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise StudioError(f"There is no folder {name} to share with visitors.", "Name one that is there.")
+    return folder.resolve()
+
+
+def check_exposure(serving: Serving) -> None:
+    """Refuses to listen beyond this machine without a login: whoever reaches the page can use the machine."""
+    if serving.local or serving.accounts or serving.insecure or serving.guests:
+        return
+    raise StudioError(
+        f"Listening on {serving.host} lets other machines use this one, and there is no login.",
+        f"Set {PASSWORD} or {USERS} in the environment, give --users-file, or listen on 127.0.0.1; --insecure lets "
+        "everybody in.",
+    )

@@ -1,0 +1,185 @@
+"""What programs can do with the page through `gradio_client`: six named endpoints.
+
+Everything else of the page is private. They do what the page's buttons do, for the same visitor and with its checks.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.api import openai_schema
+from lora_studio.chat.arbiter import asker
+from lora_studio.chat.choices import choices
+from lora_studio.config.parsing import parse
+from lora_studio.config.presets import presets, resolve
+from lora_studio.errors import ApiError, StudioError
+from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.preflight import ASK, FAILED, Report, check_before_start
+from lora_studio.runs.summary import matching, overview, rows_of
+from lora_studio.ui.studio import Studio
+
+Json = dict[str, Any]
+
+
+def build(studio: Studio) -> None:
+    """Adds the endpoints to the page that is being built. Each bears the name of its function."""
+    programs = Programs(studio)
+    for function in (
+        programs.list_runs,
+        programs.start_run,
+        programs.run_status,
+        programs.stop_run,
+        programs.metrics,
+        programs.chat,
+    ):
+        gr.api(_told(function), api_name=function.__name__, concurrency_limit=8)
+
+
+class Programs:
+    """The endpoints. Their docstrings are what `client.view_api()` shows."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._numbers = itertools.count(1)
+
+    def list_runs(self, search: str = "") -> list[Json]:
+        """Every run, newest first: what it is, how far it is, what it measured.
+
+        Parameters:
+            search: words that a run's title, id, state, model, data, tags or note must have; empty for all runs
+        Returns:
+            one object for each run; "run" holds its id
+        """
+        known = {run.id: run for run in self._studio.workspace.runs()}
+        states = [state for state in self._studio.supervisor.runs() if state.id in known]
+        return [run.row() for run in matching([overview(known[state.id], state) for state in states], search)]
+
+    def start_run(self, preset: str = "", settings: dict[str, Any] | None = None, insist: bool = False) -> Json:
+        """Checks a training and starts it, or queues it while another one holds the device.
+
+        Parameters:
+            preset: name of the preset to begin with; empty for the defaults
+            settings: settings over it by their path, such as {"training.max_steps": 100}
+            insist: start also where the memory will hardly do
+        Returns:
+            the run's id and state
+        """
+        workspace, supervisor = self._studio.workspace, self._studio.supervisor
+        if preset and preset not in (known := presets(workspace)):
+            raise StudioError(f"There is no preset {preset!r}.", f"Presets are: {', '.join(sorted(known))}.")
+        config = resolve(preset or None, settings or {}, workspace)
+        report = check_before_start(config, workspace, self._studio.inspector, busy=bool(supervisor.busy()))
+        if report.state == FAILED or (report.state == ASK and not insist):
+            raise StudioError(f"The run was not started. {report.words}", _found(report))
+        return self.run_status(supervisor.launch(config))
+
+    def run_status(self, run: str) -> Json:
+        """How far a run is.
+
+        Parameters:
+            run: its id, a beginning that only it has, or its title
+        Returns:
+            state, phase, steps, losses, seconds left, and of a run that ended its message and what to do about it
+        """
+        folder = self._studio.workspace.run(run)
+        state = self._studio.supervisor.state(folder.id)
+        going = {"phase": state.phase, "epoch": state.epoch, "seconds_left": state.seconds_left}
+        message, hint = ending_words(state)
+        said = {"message": message, "hint": hint, "reason": state.reason, "warnings": state.warnings}
+        return overview(folder, state).row() | going | said
+
+    def stop_run(self, run: str) -> Json:
+        """Asks a run to save and end, or takes a waiting one out of the queue.
+
+        Parameters:
+            run: its id, a beginning that only it has, or its title
+        Returns:
+            the run's state; "stopping" until its worker has ended
+        """
+        folder = self._studio.workspace.run(run)
+        self._studio.supervisor.stop(folder.id)
+        return self.run_status(folder.id)
+
+    def metrics(self, run: str) -> list[Json]:
+        """What a run measured, in the order of steps.
+
+        Parameters:
+            run: its id, a beginning that only it has, or its title
+        Returns:
+            one object for each logged step (kind "step") and each evaluation (kind "evaluation")
+        """
+        return rows_of(self._studio.supervisor.state(self._studio.workspace.run(run).id))
+
+    def chat(
+        self,
+        message: str,
+        model: str = "demo",
+        history: list[dict[str, str]] | None = None,
+        system_prompt: str | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> Iterator[str]:
+        """An answer of a base or of a run's adapter, as it grows.
+
+        Parameters:
+            message: what is asked
+            model: "demo", another base, or the id of a run with an adapter
+            history: earlier messages, each {"role": "user" or "assistant", "content": text}
+            system_prompt: None for the one that the adapter was trained with, "" for none
+            settings: how to sample, by name, such as {"max_new_tokens": 100, "temperature": 0.7}
+        Returns:
+            the answer so far; the last one is whole
+        """
+        studio = self._studio
+        sampling = parse({"generation": settings or {}}).generation.model_dump()
+        studio.workspace.check_request({"settings": sampling})  # also before anything is loaded for it
+        system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+        messages = [*system, *(history or []), {"role": "user", "content": message}]
+        asked = openai_schema.read({"model": model, "messages": messages})
+        found = openai_schema.model(choices(studio.workspace, studio.supervisor.runs()), model)
+        column = {"adapter": found.adapter, "messages": openai_schema.messages_of(asked, found.system_prompt)}
+        said, who = "", asker("endpoint", studio.workspace.maker, str(next(self._numbers)))
+        with contextlib.closing(studio.engine.answer_program(who, found.wanted, column, sampling)) as answers:
+            for answer in answers:
+                if answer["kind"] == "piece":
+                    said += answer["texts"][0]
+                    yield said
+                elif answer["kind"] == "result":
+                    yield answer["columns"][0]["text"]
+
+
+def _found(report: Report) -> str:
+    """What the checks found that stands against a start, one a line."""
+    against = [check for check in report.checks if check.state in (ASK, FAILED)]
+    return "\n".join(f"{check.title}: {check.found} {check.advice}".strip() for check in against)
+
+
+def _told(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, with what a user can mend as an error that the client is told in words."""
+
+    if function.__name__ == "chat":
+
+        @wraps(function)
+        def told_as_it_grows(*given: Any) -> Iterator[Any]:
+            with _in_words():
+                yield from function(*given)
+
+        return told_as_it_grows
+
+    @wraps(function)
+    def told(*given: Any) -> Any:
+        with _in_words():
+            return function(*given)
+
+    return told
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
+    except (StudioError, ApiError) as error:
+        raise gr.Error(str(error), print_exception=False) from None

@@ -1,0 +1,241 @@
+"""OpenAI's shapes for chat completions: a request in; answers, pieces and errors out.
+
+Values only: no server and no model. What is asked for and can't be done is refused in words; what bears on no answer is
+let pass.
+"""
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lora_studio.chat.choices import Choice, Wanted
+from lora_studio.config.parsing import ConfigError, parse, plain_words
+from lora_studio.config.sections import Config
+from lora_studio.errors import ApiError, StudioError
+from lora_studio.workspace import DEMO_MODEL
+
+FINISH = {"length": "length"}  # every other end of ours is a "stop"
+NOT_DONE = {
+    "tools": "LoRA Studio calls no tools: leave `tools` out.",
+    "n": "One answer is given to a request: leave `n` out, or send 1.",
+    "logprobs": "No probabilities are given: leave `logprobs` out, or send false.",
+    "frequency_penalty": "There is no `frequency_penalty`: leave it out, or send `repetition_penalty`.",
+    "presence_penalty": "There is no `presence_penalty`: leave it out, or send `repetition_penalty`.",
+    "response_format": "Answers are plain text: leave `response_format` out.",
+}
+Content = str | list[dict[str, Any]] | None
+Json = dict[str, Any]
+
+
+class Message(BaseModel):
+    """One message; `content` may come in parts, which have to be texts."""
+
+    model_config = ConfigDict(extra="ignore")
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content = None
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """What may be asked. Names that are not here are refused, but for those that change no answer."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    n: Literal[1] | None = None
+    logprobs: Literal[False] | None = None
+    frequency_penalty: float | None = Field(None, ge=0, le=0)
+    presence_penalty: float | None = Field(None, ge=0, le=0)
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
+    tools: list[Any] | None = Field(None, max_length=0)
+    # These two are vLLM's, for clients that can send more than OpenAI takes.
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    # Nothing of these bears on an answer.
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    parallel_tool_calls: Any = None
+
+
+def read(body: Any) -> ChatRequest:
+    """The checked request. Raises `ApiError` that names the first wrong field."""
+    if not isinstance(body, dict):
+        raise ApiError(400, "The body has to be a JSON object with `model` and `messages`.")
+    try:
+        return ChatRequest.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        param = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ApiError(
+                400, f"LoRA Studio can't do `{param}`: leave it out.", "unsupported_parameter", param
+            ) from None
+        words = NOT_DONE.get(str(first["loc"][0]), f"`{param}` {plain_words(first)}.")
+        raise ApiError(400, words, "invalid_value", param) from None
+
+
+def settings_of(request: ChatRequest) -> Json:
+    """The request's sampling in the studio's words, checked by the schema; what is not given has the schema's default.
+
+    Without a seed each answer is sampled anew, as programs expect.
+    """
+    most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    given = {
+        "max_new_tokens": most,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "repetition_penalty": request.repetition_penalty,
+        "seed": secrets.randbelow(2**31) if request.seed is None else request.seed,
+    }
+    try:
+        config: Config = parse({"generation": {name: value for name, value in given.items() if value is not None}})
+    except ConfigError as error:
+        first = error.problems[0]
+        name = first.path.rpartition(".")[2]
+        if name == "max_new_tokens":
+            name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        raise ApiError(400, f"`{name}` {first.message}.", "invalid_value", name) from None
+    return config.generation.model_dump()
+
+
+def stops_of(request: ChatRequest) -> list[str]:
+    """Texts that end the answer."""
+    given = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    return [text for text in given if text]
+
+
+def messages_of(request: ChatRequest, system_prompt: str) -> list[Json]:
+    """The conversation as the engine takes it. One without a system message of its own begins with `system_prompt`,
+    which the adapter was trained with; an empty one asks for none."""
+    told = [
+        {"role": "system" if m.role == "developer" else m.role, "content": _text(m.content)} for m in request.messages
+    ]
+    if system_prompt and all(message["role"] != "system" for message in told):
+        told.insert(0, {"role": "system", "content": system_prompt})
+    if told[-1]["role"] == "assistant":
+        raise ApiError(400, "The last message has to be the user's: answers can't be continued.", None, "messages")
+    return [message for message in told if message["role"] != "system" or message["content"]]
+
+
+def _text(content: Content) -> str:
+    if isinstance(content, list):
+        others = {str(part.get("type")) for part in content if part.get("type") != "text"}
+        if others:
+            what = ", ".join(sorted(others))
+            raise ApiError(400, f"LoRA Studio reads text only, and this message has {what}.", None, "messages")
+        return "".join(str(part.get("text", "")) for part in content)
+    return content or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a request can name. `adapter` is None for a base."""
+
+    id: str
+    wanted: Wanted
+    adapter: str | None = None
+    system_prompt: str = ""
+    created: int = 0
+
+    def body(self) -> Json:
+        parent = None if self.adapter is None else self.wanted.base
+        return {"id": self.id, "object": "model", "created": self.created, "owned_by": "lora-studio", "parent": parent}
+
+
+def models(found: Sequence[Choice]) -> list[Model]:
+    """The built-in base, the bases of all adapters, then every run with an adapter, its id naming it."""
+    bases = {DEMO_MODEL: Model(DEMO_MODEL, Wanted(DEMO_MODEL))}
+    runs = []
+    for choice in found:
+        if choice.run is None or choice.value != choice.run.id:
+            continue
+        try:
+            card = choice.card()
+        except StudioError:
+            continue  # the files of one adapter are damaged: the others can answer
+        base = Wanted(card.base, card.revision, card.quantization)
+        bases.setdefault(card.base, Model(card.base, base))
+        created = int(choice.run.facts.stat().st_mtime)
+        runs.append(Model(choice.value, _with(base, choice), choice.value, card.system_prompt, created))
+    return [*bases.values(), *runs]
+
+
+def model(found: Sequence[Choice], name: str) -> Model:
+    """The model of that id; besides those listed, `RUN/checkpoint-N`. Raises `ApiError` where there is none."""
+    for known in models(found):
+        if known.id == name:
+            return known
+    for choice in found:
+        if choice.run is not None and choice.value == name:
+            card = choice.card()
+            base = Wanted(card.base, card.revision, card.quantization)
+            return Model(name, _with(base, choice), name, card.system_prompt)
+    raise ApiError(404, f"There is no model {name!r}; GET /v1/models lists them.", "model_not_found", "model")
+
+
+def _with(base: Wanted, choice: Choice) -> Wanted:
+    return Wanted(base.base, base.revision, base.quantization, ((choice.value, choice.folder),))
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer's frame: what all its parts have in common."""
+
+    model: str
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, column: Mapping[str, Any]) -> Json:
+        """The answer to a request that did not ask for a stream."""
+        message = {"role": "assistant", "content": column["text"], "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish(column)}
+        return self._frame("chat.completion", [choice]) | {"usage": usage(column)}
+
+    def opening(self) -> Json:
+        """The first event of a stream."""
+        return self._delta({"role": "assistant", "content": ""})
+
+    def piece(self, text: str) -> Json:
+        return self._delta({"content": text})
+
+    def ending(self, column: Mapping[str, Any], *, with_usage: bool) -> list[Json]:
+        """The last events of a stream, but for the word that it is done."""
+        last = [self._delta({}, finish(column))]
+        return [*last, self._frame("chat.completion.chunk", []) | {"usage": usage(column)}] if with_usage else last
+
+    def _delta(self, delta: Json, finish_reason: str | None = None) -> Json:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return self._frame("chat.completion.chunk", [choice])
+
+    def _frame(self, kind: str, choices: list[Json]) -> Json:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+
+
+def finish(column: Mapping[str, Any]) -> str:
+    """OpenAI's word for why an answer ended."""
+    return FINISH.get(column["finish"], "stop")
+
+
+def usage(column: Mapping[str, Any]) -> Json:
+    prompt, said = column["prompt_tokens"], column["tokens"]
+    return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}

@@ -1,0 +1,250 @@
+"""Who can answer in the chat: finished adapters, checkpoints and adapters from elsewhere; and which go together.
+
+Pure functions and values; no gradio, no model.
+"""
+
+import contextlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from lora_studio.chat.conversation import BASE, Talk
+from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.sections import Config
+from lora_studio.data.formats import convert, recognise
+from lora_studio.data.messages import RowError
+from lora_studio.data.sources import read_records
+from lora_studio.errors import StudioError
+from lora_studio.jobs.events import RunState
+from lora_studio.models import imports
+from lora_studio.models.adapters import AdapterCard, read_card, together
+from lora_studio.workspace import RunFolder, Workspace, shipped_data, step_of
+
+MOST = 3
+"""Adapters beside the base."""
+EXAMPLES = 4
+FOLDER = "folder:"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An adapter that can be talked to; `run` is the run it comes from, None for one from elsewhere.
+
+    Its card is read when it is first asked for, and once.
+    """
+
+    value: str
+    label: str
+    name: str
+    folder: Path
+    run: RunFolder | None = None
+
+    def card(self) -> AdapterCard:
+        return self._card
+
+    @cached_property
+    def _card(self) -> AdapterCard:
+        return read_card(self.folder)
+
+    def config(self) -> Config | None:
+        """What its run was trained with."""
+        return parse(read_yaml(self.run.config)) if self.run else None
+
+
+def base_of(shown: Sequence[Choice]) -> str:
+    """The base of the first adapter whose files can be read; "" where there is none."""
+    for choice in shown:
+        with contextlib.suppress(StudioError):
+            return choice.card().base
+    return ""
+
+
+def choices(
+    workspace: Workspace, runs: Sequence[RunState], folders: Sequence[str] = (), *, elsewhere: bool = True
+) -> list[Choice]:
+    """Every adapter of these runs, newest run first; within a run the finished one, then its checkpoints from the last.
+
+    After them those from elsewhere, unless they are not asked for; `folders` are folders of this machine that a person
+    named.
+    """
+    known = {run.id: run for run in workspace.runs()} if runs else {}
+    found = []
+    for state in runs:
+        run = known.get(state.id)
+        if run is None:
+            continue
+        title = state.title or state.id
+        if state.final and run.adapter.is_dir():
+            ended = "finished" if state.state == "done" else state.state
+            found.append(Choice(run.id, f"{title} ({ended}, {_when(state.id)})", title, run.adapter, run))
+        losses = {saved.name: saved.loss for saved in state.checkpoints}
+        for folder in reversed(run.checkpoint_folders()):
+            step = step_of(folder.name)
+            loss = losses.get(folder.name)
+            measured = "" if loss is None else f", validation loss {loss:.3g}"
+            label = f"{title}, checkpoint at step {step}{measured}"
+            found.append(Choice(f"{run.id}/{folder.name}", label, f"{title}, step {step}", folder, run))
+    brought = [*imports.brought(workspace), *map(Path, folders)] if elsewhere else []
+    for folder in dict.fromkeys(brought):
+        if folder.is_dir():
+            found.append(Choice(f"{FOLDER}{folder}", f"{folder.name} (from elsewhere)", folder.name, folder))
+    return found
+
+
+def adapter_choices(workspace: Workspace, runs: Sequence[RunState]) -> list[tuple[str, str]]:
+    """Every adapter as (label, what an evaluation or an export takes), in the same order."""
+    return [(one.label, one.value if one.run else str(one.folder)) for one in choices(workspace, runs)]
+
+
+def _when(run_id: str) -> str:
+    """Day and time out of a run's id, which begins with them."""
+    day, _, rest = run_id.partition("-")
+    return f"{day[:4]}-{day[4:6]}-{day[6:]} {rest[:2]}:{rest[2:4]}"
+
+
+def preferred(found: Sequence[Choice], wanted: str) -> Choice | None:
+    """The adapter of that value, else the first of its run (finished, or newest checkpoint), else the newest of all."""
+    exact = [choice for choice in found if choice.value == wanted]
+    of_run = [choice for choice in found if choice.run and choice.run.id == wanted.partition("/")[0]]
+    return next(iter([*exact, *of_run, *found]), None)
+
+
+def follow(found: Sequence[Choice], talk: Talk) -> str:
+    """Puts what a run has now in the place of its adapters that are gone: it deletes older checkpoints as it goes on.
+
+    Says so in words; empty where all are there, or where nothing can take their place.
+    """
+    there = {choice.value for choice in found}
+    newest = {choice.run.id: choice for choice in reversed(found) if choice.run}
+    said = []
+    for value in talk.adapters:
+        run, _, checkpoint = value.partition("/")
+        if value not in there and run in newest:
+            talk.succeed(value, newest[run].value)
+            gone = f"The checkpoint at step {step_of(checkpoint)}" if checkpoint else "The finished adapter"
+            said.append(f"{gone} is not there any more: {newest[run].label} answers in its place.")
+    return "\n".join(said)
+
+
+def require(found: Sequence[Choice], values: Sequence[str]) -> list[Choice]:
+    """The choices of these values, all of one base. Raises `StudioError` where one is gone or does not go with them."""
+    if not values:
+        raise StudioError("No adapter is chosen.", "Choose one to three above; the base always answers beside them.")
+    if len(values) > MOST:
+        raise StudioError(f"{len(values)} adapters are chosen; at most {MOST} answer beside the base.", "Take one out.")
+    by_value = {choice.value: choice for choice in found}
+    if any(value not in by_value for value in values):
+        raise StudioError("An adapter that was chosen is not there any more.", "Choose another one.")
+    chosen = [by_value[value] for value in values]
+    together([replace(choice.card(), name=choice.name) for choice in chosen])
+    return chosen
+
+
+def runs_of(values: Sequence[str]) -> Collection[str]:
+    """Ids of the runs that these adapters come from."""
+    return {value.partition("/")[0] for value in values if not value.startswith(FOLDER)}
+
+
+def from_elsewhere(values: Sequence[str]) -> bool:
+    """Whether an adapter among these was not trained here."""
+    return any(value.startswith(FOLDER) for value in values)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The adapters beside the base in a chat as they are at one moment: what a question needs to know of them.
+
+    `found` are all those that may be meant by `adapters`, the values chosen. Everything is read at most once, so that
+    what is drawn for each piece of an answer reads no file.
+    """
+
+    found: Sequence[Choice]
+    adapters: Sequence[str]
+
+    @property
+    def chosen(self) -> list[Choice]:
+        """All of them. Raises `StudioError` where one is gone, or where they can't answer together."""
+        return require(self.found, self.adapters)
+
+    @cached_property
+    def shown(self) -> list[Choice]:
+        """Those that are there."""
+        by_value = {choice.value: choice for choice in self.found}
+        return [by_value[value] for value in self.adapters if value in by_value]
+
+    @cached_property
+    def titles(self) -> dict[str, str]:
+        """What stands above each column."""
+        base = f"Base: {base_of(self.shown)}" if self.shown else "Base"
+        return {choice.value: choice.name for choice in self.shown} | {BASE: base}
+
+    @cached_property
+    def examples(self) -> list["Example"]:
+        """Questions to begin with, out of the data of the first one's run."""
+        try:
+            return examples(self.shown[0].config()) if self.shown else []
+        except StudioError:
+            return []  # the run's config is of another version: it can answer all the same
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question that the training did not see, with the system prompt that it was asked with in the data."""
+
+    question: str
+    system: str
+
+
+def examples(config: Config | None) -> list[Example]:
+    """Questions out of the held-out file of a data set that comes with the studio; none for other data."""
+    shipped = shipped_data().get(config.data.train_file) if config else None
+    return list(_examples(shipped.heldout, config.data.system_prompt)) if shipped and config else []
+
+
+@lru_cache(64)  # the file comes with the studio and does not change
+def _examples(heldout: Path, system_prompt: str | None) -> tuple[Example, ...]:
+    records = read_records(heldout).records
+    shape = recognise(records)
+    found: dict[str, Example] = {}
+    for record in records[:: max(1, len(records) // (3 * EXAMPLES))]:
+        try:
+            messages = convert(record, shape, system_prompt).messages
+        except RowError:
+            continue  # a bad row makes no question
+        said = {message.role: message.content for message in reversed(messages)}
+        if "user" in said:
+            found.setdefault(said["user"], Example(said["user"], said.get("system", "")))
+    return tuple(found.values())[:EXAMPLES]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the engine is to hold: a base, and on it the folders of adapters by the names that columns call them."""
+
+    base: str
+    revision: str | None = None
+    quantization: str = "none"
+    adapters: tuple[tuple[str, Path], ...] = ()
+
+    @property
+    def of_base(self) -> tuple[str, str | None, str]:
+        """What two of them share that need no other base."""
+        return self.base, self.revision, self.quantization
+
+    def request(self) -> dict[str, Any]:
+        """The same as the engine is asked for it."""
+        return {
+            "base": self.base or None,
+            "revision": self.revision,
+            "quantization": self.quantization,
+            "adapters": {name: str(folder) for name, folder in self.adapters},
+        }
+
+
+def wanted(chosen: Sequence[Choice]) -> Wanted:
+    """What the engine has to hold so that these columns, and the base, can answer."""
+    card = chosen[0].card()
+    adapters = tuple((choice.value, choice.folder) for choice in chosen)
+    return Wanted(card.base, card.revision, card.quantization, adapters)

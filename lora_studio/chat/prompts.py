@@ -1,0 +1,198 @@
+"""Prompts that a person keeps to ask again and again, each set a file of the workspace.
+
+Votes of a blind comparison: which of several answers was better, kept one a line; tallies and preference pairs.
+"""
+
+import csv
+import io
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lora_studio.errors import LINE, TEST_PROMPT, StudioError, check_length
+from lora_studio.runs.summary import cell
+from lora_studio.workspace import Workspace, safe_name, write_atomically
+
+MOST = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A prompt with what each column said to it, in the columns' order."""
+
+    prompt: str
+    answers: tuple[str, ...]
+
+
+def prompts_of(lines: str) -> list[str]:
+    """The prompts of a text, one a line."""
+    found = [line.strip() for line in lines.splitlines() if line.strip()]
+    if not found:
+        raise StudioError("There is no prompt yet.", "Write one a line.")
+    if len(found) > MOST:
+        raise StudioError(f"These are {len(found):,} prompts; a set has at most {MOST:,}.", "Use the Evaluate tab.")
+    for prompt in found:
+        check_length("A prompt", prompt, TEST_PROMPT)
+    return found
+
+
+def names(workspace: Workspace) -> list[str]:
+    """The sets there are."""
+    return sorted(path.stem for path in workspace.prompt_sets_folder.glob("*.json"))
+
+
+def save(workspace: Workspace, name: str, prompts: Sequence[str]) -> str:
+    """Keeps a set under a name, in place of one of that name; gives the name it got."""
+    if not name.strip():
+        raise StudioError("The set has no name.", "Give it a short one.")
+    check_length("The set's name", name, LINE)
+    kept = safe_name(name.strip(), "prompts")
+    text = json.dumps(list(prompts), ensure_ascii=False)
+    workspace.check_growth(len(text))
+    write_atomically(workspace.prompt_sets_folder / f"{kept}.json", text)
+    return kept
+
+
+def read_prompts(workspace: Workspace, name: str) -> list[str]:
+    """The prompts of a set. Raises `StudioError` where there is none of that name."""
+    if name not in names(workspace):
+        raise StudioError(f"There is no set of prompts called {name!r}.", "Choose another one.")
+    found: list[str] = json.loads((workspace.prompt_sets_folder / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def delete(workspace: Workspace, name: str) -> None:
+    """Removes a set; nothing where there is none."""
+    if name in names(workspace):
+        (workspace.prompt_sets_folder / f"{name}.json").unlink()
+
+
+def as_csv(columns: Sequence[str], rows: Sequence[Answered]) -> str:
+    """A table with a column for the prompt and one for each who answered; no text in it is taken for a formula."""
+    target = io.StringIO()
+    writer = csv.writer(target)
+    writer.writerow(["prompt", *map(cell, columns)])
+    writer.writerows(map(cell, [row.prompt, *row.answers]) for row in rows)
+    return target.getvalue()
+
+
+def answers_as_jsonl(columns: Sequence[str], rows: Sequence[Answered]) -> str:
+    """One JSON object a prompt, with the answers by who gave them."""
+    lines = [{"prompt": row.prompt, "answers": dict(zip(columns, row.answers, strict=False))} for row in rows]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+TIE = NO_BASE = -1
+
+
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """Answers to one prompt in the order in which they were shown, and the better one's place; `TIE` for none.
+
+    `names` says who gave each answer, `messages` what was asked. `base_at` is the base's place, `NO_BASE` for none.
+    """
+
+    time: float
+    base: str
+    messages: list[dict[str, str]]
+    names: list[str]
+    answers: list[str]
+    best: int
+    base_at: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.base_at is None:  # kept by an earlier version, which told the base by its name alone
+            place = (at for at, name in enumerate(self.names) if str(name).startswith("Base"))
+            object.__setattr__(self, "base_at", next(place, NO_BASE))
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How often `first` was better than `second`, and the reverse, in votes in which both answered."""
+
+    first: str
+    second: str
+    wins: int
+    losses: int
+    ties: int
+
+    @property
+    def decided(self) -> int:
+        return self.wins + self.losses
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the share of decided votes that `first` won."""
+        return wilson(self.wins, self.decided)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's score interval of 95 % for a share (Wilson 1927, J. Am. Stat. Assoc. 22, 209); 0 to 1 for no trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    share, weight = successes / trials, Z95**2 / trials
+    centre = share + weight / 2
+    spread = Z95 * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
+    return max(0.0, (centre - spread) / (1 + weight)), min(1.0, (centre + spread) / (1 + weight))
+
+
+def keep(workspace: Workspace, vote: Vote) -> None:
+    """Adds a vote to those of the workspace."""
+    line = json.dumps(asdict(vote), ensure_ascii=False) + "\n"
+    workspace.check_growth(len(line))
+    with workspace.votes.open("a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def read_votes(workspace: Workspace) -> list[Vote]:
+    """All votes, oldest first; a torn last line is left out."""
+    found = []
+    try:
+        lines = workspace.votes.read_text(encoding="utf-8").split("\n")  # a vote's words may hold other line ends
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            found.append(Vote(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError):
+            continue
+    return found
+
+
+def tallies(votes: Sequence[Vote]) -> list[Tally]:
+    """Every pair that was compared, in the order of its names; an adapter comes before the base."""
+    counts: dict[tuple[str, str], list[int]] = {}
+    for vote in votes:
+        for one, other in itertools.combinations(range(len(vote.names)), 2):
+            first, second = sorted((one, other), key=lambda at: (at == vote.base_at, vote.names[at]))
+            if vote.best in (TIE, first, second):  # two that both lost to a third were not compared
+                place = counts.setdefault((vote.names[first], vote.names[second]), [0, 0, 0])
+                place[2 if vote.best == TIE else 0 if vote.best == first else 1] += 1
+    return [Tally(first, second, *found) for (first, second), found in sorted(counts.items())]
+
+
+def pairs(votes: Sequence[Vote]) -> Iterator[dict[str, Any]]:
+    """Preference pairs for DPO: the better answer against each other one; ties and equal answers teach nothing."""
+    for vote in votes:
+        if vote.best == TIE:
+            continue
+        for at, answer in enumerate(vote.answers):
+            if at != vote.best and answer != vote.answers[vote.best]:
+                yield {
+                    "prompt": vote.messages,
+                    "chosen": [{"role": "assistant", "content": vote.answers[vote.best]}],
+                    "rejected": [{"role": "assistant", "content": answer}],
+                    "chosen_by": vote.names[vote.best],
+                    "rejected_by": vote.names[at],
+                }
+
+
+def votes_as_jsonl(votes: Sequence[Vote]) -> str:
+    """The preference pairs as a file that the data tab reads."""
+    return "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs(votes))

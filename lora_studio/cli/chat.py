@@ -1,0 +1,140 @@
+"""`chat`: talks to adapters in the terminal, one alone or up to three beside each other and their base."""
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from lora_studio.cli.output import duration, print_json, say
+from lora_studio.cli.settings import overrides
+from lora_studio.config.parsing import nest, parse
+from lora_studio.errors import StudioError
+from lora_studio.evaluate.request import ADAPTER, BASE, MOST_ADAPTERS
+from lora_studio.jobs.session import Session
+from lora_studio.models.adapters import adapter_folder, check_fit, read_card, together
+from lora_studio.workspace import Workspace
+
+Message = dict[str, str]
+_SAY_SECONDS = 3.0
+
+
+def chat(workspace: Workspace, given: argparse.Namespace) -> int:
+    """Answers one prompt, or everything typed until the input ends."""
+    settings = parse(nest(overrides(given))).generation.model_dump()
+    folders = _folders(workspace, [given.adapter, *(given.beside or [])])
+    with Session(workspace.logs_folder / "cli-chat.log") as session:
+        say("Loading the model ...")
+        loaded = session.call("load", on_progress=_Loading().tell, adapters=folders)
+        for note in loaded["notes"]:
+            say(f"  note: {note}")
+        columns = [BASE] * given.compare + list(folders)
+        talk = Talk(session, settings, given.system or loaded["system_prompt"], columns)
+        if given.prompt is not None:
+            answers = talk.ask(given.prompt, quiet=given.json)
+            if given.json:
+                print_json(_result(folders, loaded, given.prompt, answers))
+            return 0
+        if given.json:
+            raise StudioError("With --json one question is asked and answered.", "Give it with --prompt.")
+        named = ", ".join(f"{name} is {folder}" for name, folder in folders.items())
+        say(f"{named}, on {loaded['base']}. End with Ctrl-D; /clear begins anew.")
+        _take_turns(talk)
+    return 0
+
+
+class _Loading:
+    """Tells of a base that is fetched before it is loaded, which is the one long wait."""
+
+    def __init__(self) -> None:
+        self._said = 0.0
+
+    def tell(self, progress: dict[str, Any]) -> None:
+        if progress["phase"] == "download" and time.monotonic() - self._said >= _SAY_SECONDS:
+            self._said, left = time.monotonic(), progress["seconds_left"]
+            mega = [progress[name] / 1e6 for name in ("done", "total", "rows_per_second")]
+            rest = f", {mega[2]:,.1f} MB/s, {duration(left)} left" if left else ""
+            say(f"  downloading the base model: {mega[0]:,.1f} of {mega[1]:,.1f} MB{rest}")
+
+
+def _folders(workspace: Workspace, names: list[str]) -> dict[str, str]:
+    """The folders of the adapters by the names of their columns. Raises `StudioError` unless all are of one base."""
+    names = list(dict.fromkeys(names))
+    if len(names) > MOST_ADAPTERS:
+        raise StudioError(f"{len(names)} adapters are named.", f"At most {MOST_ADAPTERS} answer beside the base.")
+    folders = [adapter_folder(workspace, name) for name in names]
+    first = read_card(folders[0]).base or None
+    for folder in folders:
+        check_fit(folder, first)
+    together([read_card(folder) for folder in folders])
+    return {ADAPTER if number == 1 else f"{ADAPTER}{number}": str(folder) for number, folder in enumerate(folders, 1)}
+
+
+class Talk:
+    """A conversation with one or several columns, each with its own history."""
+
+    def __init__(self, session: Session, settings: dict[str, Any], system: str | None, columns: list[str]) -> None:
+        self._session = session
+        self._settings = settings
+        self._system: list[Message] = [{"role": "system", "content": system}] if system else []
+        self._columns = columns
+        self._histories: dict[str, list[Message]] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets what was said."""
+        self._histories = {column: list(self._system) for column in self._columns}
+
+    def ask(self, prompt: str, quiet: bool = False) -> dict[str, dict[str, Any]]:
+        """Each column's answer with its numbers; unless `quiet` it is shown, a single one while it is made."""
+        question = {"role": "user", "content": prompt}
+        columns = [
+            {"adapter": None if column == BASE else column, "messages": [*history, question]}
+            for column, history in self._histories.items()
+        ]
+        alone = len(columns) == 1
+        answers: dict[str, dict[str, Any]] = {}
+        for answer in self._session.stream("generate", columns=columns, settings=self._settings):
+            if answer["kind"] == "piece" and alone and not quiet:
+                print(answer["texts"][0], end="", flush=True)
+            elif answer["kind"] == "result":
+                answers = dict(zip(self._columns, answer["columns"], strict=True))
+        for column, answer in answers.items():
+            self._histories[column] += [question, {"role": "assistant", "content": answer["text"]}]
+            if not quiet and not alone:
+                print(f"{column + ':':<10}{answer['text']}", flush=True)
+        if alone and not quiet:
+            print(flush=True)
+        return answers
+
+
+def _take_turns(talk: Talk) -> None:
+    while True:
+        try:
+            prompt = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if prompt == "/clear":
+            talk.clear()
+        elif prompt:
+            try:
+                talk.ask(prompt)
+            except KeyboardInterrupt:
+                say("\n(stopped)")
+
+
+def _result(
+    folders: dict[str, str], loaded: dict[str, Any], prompt: str, answers: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    stats = {name: {key: value for key, value in answer.items() if key != "text"} for name, answer in answers.items()}
+    return {
+        "prompt": prompt,
+        **{name: answer["text"] for name, answer in answers.items()},
+        "stats": stats,
+        "model": loaded["base"],
+        "adapter_folder": folders[ADAPTER],
+        "adapter_folders": folders,
+        "device": loaded["device"],
+        "dtype": loaded["dtype"],
+        "quantization": loaded["quantization"],
+        "notes": loaded["notes"],
+    }

@@ -1,0 +1,249 @@
+"""`inspect`: how a data file is read, rendered, cut and trained on, in numbers and row by row.
+
+`cache`: how much room prepared data take, and how to get it back.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from lora_studio.cli.output import duration, print_json, say, table
+from lora_studio.cli.settings import overrides
+from lora_studio.config.parsing import nest, parse
+from lora_studio.data.cache import CACHE_LIMIT
+from lora_studio.errors import StudioError
+from lora_studio.jobs.session import Session
+from lora_studio.units import count
+from lora_studio.workspace import Workspace
+
+_PHASE_WORDS = {
+    "lookup": "looking for what is kept of the file",
+    "read": "reading",
+    "convert": "recognising rows",
+    "encode": "tokenizing",
+    "first": "looking at the first rows",
+    "split": "setting rows apart to measure on, and cutting long ones",
+    "measure": "counting what each length would cut",
+    "check": "looking for repeated and contradictory rows",
+    "tokenizer": "loading the tokenizer",
+    "rows": "looking at the rows as they stand",
+}
+
+
+_LISTED_BAD_ROWS = 10
+
+
+_SAY_SECONDS = 3.0
+
+
+PAIRS = "Each row is a pair (training.method dpo): lengths are those of its longer side."
+
+
+def inspect(workspace: Workspace, given: argparse.Namespace) -> int:
+    """Prints a report of the file, or the whole of what is known as JSON."""
+    if given.show_examples < 0:
+        raise StudioError(f"--show-examples can't be {given.show_examples}.", "Give 0 or more.")
+    settings = parse(nest(overrides(given))).data.model_dump(exclude={"train_file", "validation_file"})
+    if given.char_only:
+        from lora_studio.data.quick_look import inspect_characters
+
+        found = inspect_characters(
+            given.data,
+            mapping=settings["mapping"],
+            encoding=settings["encoding"],
+            percentiles=_percentiles(given.percentiles),
+        )
+        if given.json:
+            print_json(found)
+        else:
+            print(_reading(found))
+            print(table(("characters a row", *found["characters"]), [("", *found["characters"].values())]))
+        return 0
+    with Session(workspace.logs_folder / "cli-inspect.log") as session:
+        found = session.call(
+            "inspect",
+            on_progress=Phases().tell,
+            model=given.model,
+            train_file=given.data,
+            validation_file=given.validation_file,
+            show_examples=given.show_examples,
+            percentiles=_percentiles(given.percentiles),
+            cache_folder=str(workspace.cache_folder),
+            **settings,
+        )
+        if given.save_bad_rows:
+            saved = session.call("save_bad_rows", path=str(_new_file(given.save_bad_rows)))
+            verb = "is" if saved["rows"] == 1 else "are"
+            say(f"{count(saved['rows'], 'bad row')} {verb} written to {given.save_bad_rows}.")
+    if given.json:
+        print_json({name: value for name, value in found.items() if name not in ("id", "kind")})
+    else:
+        print(report(found))
+    return 0
+
+
+def _new_file(name: str) -> Path:
+    path = Path(name).expanduser().resolve()
+    if path.exists() or not path.parent.is_dir():
+        why = "is there already" if path.exists() else "lies in a folder that does not exist"
+        raise StudioError(f"{name} {why}.", "Name a new file in an existing folder with --save-bad-rows.")
+    return path
+
+
+def _percentiles(text: str) -> list[float]:
+    """Numbers separated by commas."""
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise StudioError(
+            f"--percentiles can't be {text!r}.", "Give numbers from 0 to 100, such as 50,90,99.9."
+        ) from None
+
+
+class Phases:
+    """Names each phase of the work, how far a long one is, and what a first look at a large file shows."""
+
+    def __init__(self) -> None:
+        self._last, self._said = "", 0.0
+
+    def tell(self, progress: dict[str, Any]) -> None:
+        if "sample" in progress:
+            sample = progress["sample"]
+            tokens, about = sample["tokens"], f"The first {count(sample['sampled'], 'row')}"
+            say(f"{about}: {sample['words']} {tokens['mean']:g} tokens a row, at most {tokens['max']:,}.")
+        elif progress["phase"] != self._last:
+            self._last, self._said = progress["phase"], time.monotonic()
+            say(f"{_PHASE_WORDS.get(self._last, self._last)} ...")
+        elif progress["done"] and progress["total"] and time.monotonic() - self._said >= _SAY_SECONDS:
+            self._said = time.monotonic()
+            about, left = "about " if self._last == "read" else "", progress["seconds_left"]
+            parts = [
+                f"{progress['done']:,} of {about}{progress['total']:,}",
+                f"{progress['rows_per_second']:,.0f} a second",
+            ]
+            say(f"  {', '.join([*parts, *([f'{duration(left)} left'] if left else [])])}")
+
+
+def report(found: dict[str, Any]) -> str:
+    """The result of an inspection as text: reading, lengths, what the cut costs, and rows step by step."""
+    rows, cut = found["train_rows"], found["truncated_rows"]
+    lines = [
+        _reading(found),
+        f"Prompt style: {found['prompt_style']}, {found['template_origin']}",
+        "",
+        table(("tokens a row", *found["tokens"]), [("", *found["tokens"].values())]),
+        "",
+        f"At most {found['max_length']:,} tokens a row ({found['truncation']}): {count(cut, 'row')} "
+        f"{'is' if cut == 1 else 'are'} cut, {found['dropped_rows']:,} left out, "
+        f"{count(found['lost_trained_tokens'], 'trained token')} lost.",
+        f"Trained are {found['trained_tokens']:,} of {found['total_tokens']:,} tokens "
+        f"({found['trained_tokens'] / max(found['total_tokens'], 1):.0%}).",
+        f"{count(rows, 'row')} {'is' if rows == 1 else 'are'} trained on, "
+        f"{found['validation_rows']:,} kept back to measure on.",
+        *_advice(found),
+        *found["hygiene"]["sentences"],
+    ]
+    for example in found["examples"]:
+        lines += ["", *steps_of(example, found)]
+    return "\n".join(lines)
+
+
+def _advice(found: dict[str, Any]) -> list[str]:
+    """A better length, and what packing would do."""
+    suggested, packing, steps = found["suggested"], found["packing"], found["steps"]
+    batch = f"{steps['per_device_train_batch_size']} x {steps['gradient_accumulation_steps']} rows a step"
+    lines = [f"Suggested max_length: {suggested['max_length']}. {suggested['reason']}"]
+    if found["split_rows"]:
+        verb = "is" if found["split_rows"] == 1 else "are"
+        lines.append(f"{count(found['split_rows'], 'long text')} {verb} split into windows; no token of it is lost.")
+    if found["format"] == "preference":
+        return [*lines, PAIRS, f"An epoch has {count(steps['per_epoch'], 'step')} ({batch})."]
+    lines.append(
+        f"Packing would make {count(packing['packs'], 'sequence')} of {count(packing['rows'], 'row')}, "
+        f"{packing['padding_packed']:.0%} of them padding; without it about {packing['padding_alone']:.0%} are."
+    )
+    lines.append(f"An epoch has {count(steps['per_epoch'], 'step')}, {steps['per_epoch_packed']:,} packed ({batch}).")
+    return lines
+
+
+def _reading(found: dict[str, Any]) -> str:
+    lines = [
+        f"{found['file']}: {found['file_kind']}, {found['format']}",
+        found["words"],
+        *found["assumptions"],
+        f"{count(found['rows'], 'usable row')}, {count(found['bad_rows'], 'bad row')}",
+    ]
+    for bad in found["bad_row_list"][:_LISTED_BAD_ROWS]:
+        where = f" ({bad['field']})" if bad.get("field") else ""
+        row = f"{bad['file']}, row {bad['row']}" if "file" in bad else f"row {bad['row']}"
+        lines.append(f"  {row}: {bad['reason']}{where}" + (f": {bad['found']}" if bad.get("found") else ""))
+    if found["bad_rows"] > _LISTED_BAD_ROWS:
+        lines.append(f"  ... and {found['bad_rows'] - _LISTED_BAD_ROWS:,} more (--save-bad-rows FILE writes all)")
+    return "\n".join(lines)
+
+
+def steps_of(example: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """One row's way from the file to the labels, in six steps; of a pair, the better side, then the worse one's."""
+    lines = [
+        f"--- {Path(found['file']).name}, row {example['row']} ---",
+        "1 record",
+        "  " + json.dumps(example["record"], ensure_ascii=False),
+        "2 messages",
+        *(f"  {message['role']}: {message.get('content') or ''}" for message in example["messages"]),
+        *(f"  better {turn['role']}: {turn.get('content') or ''}" for turn in example.get("chosen", [])),
+        *(f"  worse {turn['role']}: {turn.get('content') or ''}" for turn in example.get("worse", [])),
+        *_encoding(example),
+    ]
+    if "rejected" in example:
+        lines += ["--- the worse side ---", *_encoding(example["rejected"])]
+    return lines
+
+
+def _encoding(example: dict[str, Any]) -> list[str]:
+    """From a conversation's text to its labels."""
+    tokens, kept = example["tokens"], example["kept_tokens"]
+    part = f" (here part {example['window'] + 1} of {example['windows']})" if example["windows"] > 1 else ""
+    cut = f"5 truncation: {count(example['removed_tokens'], 'token')} removed, {kept} kept"
+    if example["lost_trained_tokens"]:
+        cut += f"; {example['lost_trained_tokens']} of the removed would have been trained"
+    return [
+        f"3 text{part}",
+        *(f"  {line}" for line in example["text"].splitlines()),
+        f"4 tokens: {example['full_length']}{part}",
+        "  " + " ".join(f"{token['id']}:{token['text']!r}" for token in tokens),
+        cut + (f"; the row is left out: {example['left_out']}" if example["left_out"] else ""),
+        *(f"  x {text!r}" for kind, text in _stretches(tokens) if kind == "x"),
+        f"6 trained mask: {example['trained_tokens']} of {kept} tokens are trained "
+        f"({example['trained_tokens'] / max(kept, 1):.0%})",
+        *(f"  {kind} {text!r}" for kind, text in _stretches(tokens) if kind != "x"),
+    ]
+
+
+def _stretches(tokens: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Stretches of tokens that are trained (+), only read (-) or removed (x)."""
+    stretches: list[tuple[str, str]] = []
+    for token in tokens:
+        kind = "x" if not token["kept"] else "+" if token["trained"] else "-"
+        before = stretches.pop()[1] if stretches and stretches[-1][0] == kind else ""
+        stretches.append((kind, before + token["text"]))
+    return stretches
+
+
+def cache(workspace: Workspace, given: argparse.Namespace) -> int:
+    """Shows the cache's size and limit, or clears it."""
+    folder = str(workspace.cache_folder)
+    if given.action == "clear":
+        freed = workspace.clear_cache()
+        if given.json:
+            print_json({"folder": folder, "freed_bytes": freed})
+        else:
+            print(f"Freed {freed / 1e6:,.1f} MB in {folder}.")
+        return 0
+    size = workspace.cache_size()
+    if given.json:
+        print_json({"folder": folder, "bytes": size, "limit_bytes": CACHE_LIMIT})
+    else:
+        print(f"{size / 1e6:,.1f} MB of prepared data in {folder} (at most {CACHE_LIMIT / 1e9:,.1f} GB are kept).")
+    return 0

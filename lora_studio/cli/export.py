@@ -1,0 +1,117 @@
+"""`export`: takes an adapter away in a form that another program reads, and says what came out."""
+
+import argparse
+import getpass
+import sys
+from typing import Any
+
+from lora_studio.cli.output import (
+    FAILED,
+    Telling,
+    duration,
+    exit_code,
+    follow,
+    goes_on,
+    print_json,
+    progress_line,
+    say,
+    size,
+    table,
+)
+from lora_studio.cli.settings import overrides
+from lora_studio.evaluate import request as evaluating
+from lora_studio.export import request as exporting
+from lora_studio.export.request import PHASES, folders, make_request, needs_device, result_bytes, sizes_of
+from lora_studio.export.targets import TARGETS
+from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.events import RunState
+from lora_studio.jobs.folder import ExportFolder
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.models.adapters import named_adapter
+from lora_studio.models.hub import hub_secrets, knows_token
+from lora_studio.workspace import Workspace
+
+
+def export(workspace: Workspace, given: argparse.Namespace) -> int:
+    """Starts an export and follows it; 0 done, 1 failed or made in part only, 2 wrong input, 130 stopped."""
+    if given.to == "list":
+        return _list(workspace, given)
+    request = make_request(
+        workspace,
+        given.adapter,
+        given.to,
+        settings={name: value for name, value in overrides(given).items() if value is not None},
+        out=given.out,
+        trial=not given.no_trial,
+    )
+    jobs = Supervisor(workspace)
+    beside = given.at_once and needs_device(request)
+    if beside and jobs.busy() is not None:
+        evaluating.check_beside(exporting.memory_for(request))
+    folder = folders(workspace).find(exporting.start(jobs, request, _secrets(request.target), beside=beside))
+    large = result_bytes(workspace, request)
+    say(f"Export {folder.id}: {request.title}" + (f", about {size(large)}" if large else ""))
+    say(goes_on(folder.id))
+    return tell_to_end(jobs, folder, given.json)
+
+
+def tell_to_end(jobs: Supervisor, folder: ExportFolder, as_json: bool, *, leaves: bool = False) -> int:
+    """Follows an export and says what came out; the exit code. With `leaves` Ctrl-C ends only the telling."""
+    telling = Telling(PHASES, progress_line, "what is half-written is removed")
+    state = follow(jobs, folder.id, telling, leaves=leaves)
+    result = folder.read_result()
+    if as_json:
+        words = dict(zip(("message", "hint"), ending_words(state), strict=True)) if state.state != "done" else {}
+        print_json({"export": folder.id, "state": state.state, "reason": state.reason, **words, **result})
+    _tell(state, result, show=not as_json)
+    if result.get("missing"):
+        return FAILED
+    return exit_code(state, jobs.exit_code(folder.id))
+
+
+def _secrets(target: str) -> dict[str, str]:
+    """A token for the Hub, asked for where a person sits before the terminal and none is known; never an argument."""
+    if target != "hub" or knows_token() or not sys.stdin.isatty():
+        return {}
+    return hub_secrets(getpass.getpass("Token for the Hub (not shown while you type, and kept nowhere): "))
+
+
+def _list(workspace: Workspace, given: argparse.Namespace) -> int:
+    """The forms that an adapter can take, with their sizes."""
+    found = named_adapter(workspace, given.adapter)
+    rows, sizes = [], sizes_of(found.folder, workspace.run(found.run) if found.run else None)
+    for target in TARGETS.values():
+        chosen = target.settings()
+        large, room = target.size(sizes, chosen), target.room_for(sizes, chosen)
+        told = [size(octets) if octets else "not known" for octets in (large, room)]
+        rows.append([target.name, *told, target.what])
+    if given.json:
+        print_json({name: {"size": large, "room": room, "what": what} for name, large, room, what in rows})
+    else:
+        print(table(["form", "size", "while it is made", "what for"], rows))
+    return 0
+
+
+def _tell(state: RunState, result: dict[str, Any], *, show: bool) -> None:
+    for words in state.warnings:
+        say(f"note: {words}")
+    if state.state != "done":
+        message, hint = ending_words(state)
+        say(f"Failed: {message}" if state.state == "failed" else message)
+        say(hint)
+        return
+    if not result:
+        say("result.json of this export is damaged: what came out is not known. Make it again.")
+        return
+    for words in result["notes"]:
+        say(f"note: {words}")
+    if result.get("missing"):
+        say(f"Made in part: {result['missing']} is not there.")
+    say(f"{size(result['bytes'])} in {duration(result['seconds'])}. {result['tried']}".rstrip())
+    say(result["words"])
+    if not show:
+        return
+    print(result["place"])
+    for text in (result["link"], result["command"]):
+        if text:
+            print(text)

@@ -1,0 +1,351 @@
+"""`jobs`: runs, evaluations, exports and benchmarks in one list, and what can be done with each of them.
+
+`runs`: lists, shows, stops, cancels, resumes and deletes runs, also those that the page started, and the queue.
+
+What `jobs` and `runs` do with one job of whatever kind, which goes on without the terminal that started it.
+"""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lora_studio.cli import evaluate, export
+from lora_studio.cli.output import (
+    Telling,
+    age,
+    confirmed,
+    duration,
+    exit_code,
+    follow,
+    print_json,
+    progress_line,
+    say,
+    size,
+    table,
+)
+from lora_studio.cli.runs import RESULT_ACTIONS, act_on_results, facts_of, list_runs, what_came_out
+from lora_studio.cli.train import follow_to_end, result_of, step_line
+from lora_studio.errors import StudioError
+from lora_studio.files import bytes_in
+from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.events import RunState
+from lora_studio.jobs.folder import EvaluationFolder, ExportFolder
+from lora_studio.jobs.kinds import KINDS, TRAIN, Kind
+from lora_studio.jobs.queue import Waiting, is_shown
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.runs.checkpoints import deletions
+from lora_studio.runs.health import Diagnosis, in_words, of_folder
+from lora_studio.units import count
+from lora_studio.workspace import JobFolder, RunFolder, Workspace
+
+ACTIONS = ("show", "follow", "stop", "cancel", "resume", "delete")
+
+
+_BENCHMARKING = Telling({"answer": "asking"}, progress_line, "what was asked is lost")
+
+
+def act(supervisor: Supervisor, name: str, action: str, as_json: bool, *, sure: bool = False) -> int:
+    """One of `ACTIONS` on a job that is no run; the exit code. Unless `sure`, a person is asked before anything is
+    deleted."""
+    kind, folder = supervisor.find(name)
+    if action == "follow":
+        return tell_to_end(supervisor, folder, as_json)
+    if action == "delete":
+        state = supervisor.state(folder.id)
+        if state.final and not sure:
+            ask(f"{kind.noun} {folder.id} ({state.title}, {size(bytes_in(folder.path))})")
+        supervisor.delete(folder.id)
+        say(f"Deleted {kind.noun} {folder.id}.")
+        if as_json:
+            print_json({kind.noun: folder.id, "state": "deleted"})
+        return 0
+    if action in ("stop", "cancel"):
+        end(supervisor, kind, folder.id, at_once=action == "cancel")
+    if action == "resume":
+        supervisor.resume(folder.id)
+        say(f"Resumed. It goes on in the background: `python -m lora_studio jobs follow {folder.id}` tells of it.")
+    state = supervisor.state(folder.id)
+    if as_json:
+        print_json({kind.noun: folder.id, **facts(state)})
+    else:
+        print("\n".join(_describe_job(state)))
+    return 0
+
+
+def tell_to_end(supervisor: Supervisor, folder: JobFolder, as_json: bool) -> int:
+    """Follows any job to its end; the exit code. Ctrl-C ends only the telling."""
+    match folder:
+        case RunFolder():
+            return follow_to_end(supervisor, folder, as_json, leaves=True)
+        case EvaluationFolder():
+            return evaluate.tell_to_end(supervisor, folder, as_json, leaves=True)
+        case ExportFolder():
+            return export.tell_to_end(supervisor, folder, as_json, leaves=True)
+    state = follow(supervisor, folder.id, _BENCHMARKING, leaves=True)
+    if as_json:
+        print_json({KINDS[state.kind].noun: folder.id, **facts(state), **folder.read_result()})
+    else:
+        print("\n".join([*_describe_job(state), supervisor.log(folder.id, 40)]))
+    return exit_code(state, supervisor.exit_code(folder.id))
+
+
+def facts(state: RunState) -> Mapping[str, Any]:
+    """A job's state for a script, with why it ended."""
+    message, hint = ending_words(state)
+    return {"state": state.state, "reason": state.reason, "message": message, "hint": hint}
+
+
+def ask(what: str) -> None:
+    """Asks whether that may be deleted. Raises `StudioError` where nobody says yes."""
+    if not confirmed(f"Delete {what} for good?"):
+        raise StudioError(f"Nothing was deleted. What would go is {what}.", "Say y when asked, or add --yes.")
+
+
+def end(supervisor: Supervisor, kind: Kind, job_id: str, *, at_once: bool) -> None:
+    """Asks a worker to end, or ends it, and stays until it has, so that one that does not listen is ended."""
+    if supervisor.state(job_id).final:
+        say(f"{kind.noun.capitalize()} {job_id} has ended already.")
+        return
+    if at_once:
+        supervisor.cancel(job_id)
+    else:
+        supervisor.stop(job_id)
+    supervisor.start()
+    try:
+        while not supervisor.state(job_id).final:
+            time.sleep(0.05)
+    finally:
+        supervisor.close()
+
+
+def progress_of(state: RunState) -> str:
+    """How far a job is, in one line; "" where nothing is known yet."""
+    if state.state == "queued":
+        return "waits for the device"
+    if state.kind == TRAIN.name:
+        return step_line(state) if state.steps else state.phase
+    line = evaluate.answered_line(state) if state.phase == "answer" else progress_line(state)
+    return line or state.phase
+
+
+def _describe_job(state: RunState) -> list[str]:
+    lines = [f"{state.id}  {state.title}", f"state       {state.state}, phase {state.phase or '-'}"]
+    if state.final:
+        lines.append(f"took        {duration(state.seconds)}")
+    elif told := progress_of(state):
+        lines.append(f"progress    {told}")
+    return [*lines, *(text for text in ending_words(state) if text)]
+
+
+def going_on(supervisor: Supervisor) -> list[str]:
+    """A line for each job beside the runs that works or waits now, with how to end it."""
+    return [
+        f"The {kind.noun} {state.id} ({state.title}) {'waits' if state.state == 'queued' else 'is going on'}; "
+        f"`jobs stop {state.id}` ends it."
+        for kind in KINDS.values()
+        if kind is not TRAIN
+        for state in supervisor.jobs(kind)
+        if not state.final
+    ]
+
+
+BEGINS = {False: "begins", True: "goes on"}
+
+
+def runs(workspace: Workspace, given: argparse.Namespace) -> int:
+    """One of the actions on one run, or the list of all."""
+    supervisor = Supervisor(workspace)
+    if given.action == "list":
+        list_runs(workspace, supervisor, given.json)
+        for line in going_on(supervisor):
+            say(line)
+        return 0
+    if given.action == "queue":
+        return queue(supervisor, given.json)
+    if given.run is None:
+        raise StudioError(f"Which run is to be used for `runs {given.action}`?", "Give its id, or `last`.")
+    if given.more and given.action not in RESULT_ACTIONS:
+        raise StudioError(f"`runs {given.action}` takes one run.", f"Leave {' '.join(given.more)} out.")
+    if given.action in RESULT_ACTIONS:
+        act_on_results(workspace, supervisor, given.action, given.run, given.more, given.json)
+        return 0
+    _, folder = supervisor.find(given.run)
+    if given.action in ("up", "down"):
+        supervisor.move(folder.id, -1 if given.action == "up" else 1)
+        return queue(supervisor, given.json)
+    if isinstance(folder, RunFolder):
+        return act_on_run(workspace, supervisor, folder, given.action, given.json, sure=given.yes)
+    return act(supervisor, folder.id, given.action, given.json, sure=given.yes)
+
+
+def act_on_run(
+    workspace: Workspace, supervisor: Supervisor, run: RunFolder, action: str, as_json: bool, *, sure: bool = False
+) -> int:
+    """Follows, stops, cancels, resumes, deletes or shows a run; the exit code."""
+    if action == "follow":
+        return follow_to_end(supervisor, run, as_json, leaves=True)
+    if action == "stop":
+        end(supervisor, TRAIN, run.id, at_once=False)
+    elif action == "cancel":
+        _cancel(supervisor, run.id)
+    elif action == "resume":
+        supervisor.resume(run.id)
+        say("Resumed. It goes on in the background: `python -m lora_studio runs list` shows how far it is.")
+    elif action == "delete":
+        if not sure:
+            _ask(workspace, supervisor, run.id)
+        supervisor.delete(run.id)
+        say(f"Deleted run {run.id}.")
+        if as_json:
+            print_json({"run": run.id, "state": "deleted"})
+        return 0
+    state = supervisor.state(run.id)
+    health = of_folder(state, run.config, time.time(), run.read_result().get("difference"))
+    if as_json:
+        facts = _facts(state, health) | facts_of(run, state) if action == "show" else result_of(run, state)
+        print_json(facts)
+    elif action == "show":
+        print("\n".join([_describe(state, health), *what_came_out(run, state)]))
+    else:
+        print(_describe(state, health))
+    return 0
+
+
+def _ask(workspace: Workspace, supervisor: Supervisor, run_id: str) -> None:
+    """Asks before a run is deleted; nothing of one that can't be, which the supervisor refuses."""
+    found = next(iter(deletions(workspace, [run_id], supervisor.runs())), None)
+    if found is None or found.against:
+        return
+    after = f", on whose adapter {' and '.join(found.continued_by)} began" if found.continued_by else ""
+    ask(f"run {run_id} ({found.title}, {size(found.bytes)} with its checkpoints and adapter{after})")
+
+
+def queue(supervisor: Supervisor, as_json: bool) -> int:
+    """The jobs that wait, the next one first."""
+    waiting = supervisor.waiting()
+    if as_json:
+        print_json({"running": supervisor.busy(), "queue": [entry.job for entry in waiting]})
+    elif not waiting:
+        say("No job waits. One that is started while another holds the device is put into the queue.")
+    else:
+        rows = [
+            (
+                place,
+                entry.job,
+                KINDS[entry.kind].noun,
+                _title(supervisor, entry),
+                "goes on" if entry.resume else "begins",
+            )
+            for place, entry in enumerate(waiting, start=1)
+        ]
+        print(table(("place", "job", "kind", "name", "what it does"), rows))
+    return 0
+
+
+def _title(supervisor: Supervisor, entry: Waiting) -> str:
+    return supervisor.state(entry.job).title if is_shown(supervisor.workspace, entry) else ""
+
+
+def _facts(state: RunState, health: list[Diagnosis]) -> dict[str, Any]:
+    """Everything known of a run but its many logged steps, of which the last stands for all."""
+    facts = dataclasses.asdict(dataclasses.replace(state, steps=state.steps[-1:]))
+    message, hint = ending_words(state)
+    told = {"message": message, "hint": hint}
+    return {"run": facts.pop("id"), **facts, **told, "health": [dataclasses.asdict(found) for found in health]}
+
+
+def _describe(state: RunState, health: list[Diagnosis]) -> str:
+    lines = [f"{state.id}  {state.title}", f"state       {state.state}, phase {state.phase or '-'}"]
+    if state.device:
+        lines.append(f"device      {state.device}, {state.dtype}")
+    if state.data is not None:
+        measured = count(state.data.validation_rows, "validation row")
+        lines.append(f"data        {count(state.data.train_rows, 'training row')}, {measured}")
+    if state.model is not None:
+        lines.append(f"parameters  {state.model.trainable_parameters:,} trained of {state.model.parameters:,}")
+    if state.steps:
+        lines.append(f"progress    {step_line(state)}")
+    lines += [f"measured    step {item.step}: validation loss {item.loss:.4f}" for item in state.evaluations]
+    if state.final:
+        lines.append(f"took        {duration(state.seconds)}")
+    lines += [f"health      {in_words(found)}" for found in health]
+    lines += [text for text in ending_words(state) if text]
+    return "\n".join(lines)
+
+
+def _cancel(supervisor: Supervisor, run_id: str) -> None:
+    """Ends the run at once and says what is left of it."""
+    if supervisor.state(run_id).final:
+        say(f"Run {run_id} has ended already.")
+        return
+    supervisor.cancel(run_id)
+    while not (state := supervisor.state(run_id)).final:
+        time.sleep(0.05)
+    kept = f"{state.checkpoints[-1].name} is the last that is kept." if state.checkpoints else "It has no checkpoint."
+    say(f"Cancelled run {run_id}: nothing more was saved. {kept}")
+
+
+HEAD = ("job", "kind", "state", "name", "how far", "time", "made")
+
+
+def jobs(workspace: Workspace, given: argparse.Namespace) -> int:
+    """One of the actions on one job, or the list of all."""
+    supervisor = Supervisor(workspace)
+    if given.action == "list":
+        _list(supervisor, given.json)
+        return 0
+    if given.action == "queue":
+        return queue(supervisor, given.json)
+    if given.job is None:
+        raise StudioError(f"Which job is to be used for `jobs {given.action}`?", "Give its id; `jobs list` has all.")
+    _, folder = supervisor.find(given.job)
+    if given.action in ("up", "down"):
+        supervisor.move(folder.id, -1 if given.action == "up" else 1)
+        return queue(supervisor, given.json)
+    if isinstance(folder, RunFolder):
+        return act_on_run(workspace, supervisor, folder, given.action, given.json, sure=given.yes)
+    return act(supervisor, folder.id, given.action, given.json, sure=given.yes)
+
+
+def _list(supervisor: Supervisor, as_json: bool) -> None:
+    """Every job, newest first, with those that wait in their order."""
+    states = [state for kind in KINDS.values() for state in supervisor.jobs(kind)]
+    states.sort(key=lambda state: state.created, reverse=True)
+    if as_json:
+        working = [state.id for state in supervisor.working()]
+        print_json({"jobs": list(map(_row, states)), "working": working, "queue": supervisor.queue()})
+        return
+    if not states:
+        say("There are no jobs yet. `python -m lora_studio train demo` makes one.")
+        return
+    rows = [
+        (
+            state.id,
+            KINDS[state.kind].noun,
+            state.state,
+            state.title,
+            "-" if state.final else progress_of(state) or "-",
+            duration(state.seconds) if state.seconds else "-",
+            age(state.created),
+        )
+        for state in states
+    ]
+    print(table(HEAD, rows))
+
+
+def _row(state: RunState) -> dict[str, Any]:
+    step = {"step": state.step, "total_steps": state.total_steps} if state.kind == TRAIN.name else {}
+    return {
+        "job": state.id,
+        "kind": state.kind,
+        "title": state.title,
+        "created": state.created,
+        "phase": state.phase,
+        "phase_done": state.phase_done,
+        "phase_total": state.phase_total,
+        "seconds": state.seconds,
+        **step,
+        **facts(state),
+    }

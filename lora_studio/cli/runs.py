@@ -1,0 +1,133 @@
+"""What runs came to, in the terminal: the list, runs beside each other, tags and notes, measurements as CSV."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from lora_studio.cli.output import age, duration, print_json, say, size, table
+from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.errors import StudioError
+from lora_studio.files import bytes_in
+from lora_studio.jobs.events import RunState
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.runs.checkpoints import checkpoints
+from lora_studio.runs.summary import Labels, differences, overview, read_labels, results, tags_of, to_csv, write_labels
+from lora_studio.workspace import RunFolder, Workspace
+
+RESULT_ACTIONS = ("tag", "note", "compare", "csv")
+HEAD = ("run", "state", "step", "loss", "eval loss", "best", "time", "MB", "made", "tags")
+
+
+def act_on_results(
+    workspace: Workspace, supervisor: Supervisor, action: str, run_id: str, more: Sequence[str], as_json: bool
+) -> None:
+    """One of `ACTIONS` on a run, or on several."""
+    run = workspace.run(run_id)
+    if action == "compare":
+        _compare(workspace, supervisor, [run_id, *more], as_json)
+    elif action == "csv":
+        print(to_csv(supervisor.state(run.id)), end="")
+    else:
+        if more:
+            old = read_labels(run)
+            typed = (", " if action == "tag" else " ").join(more)
+            new = Labels(tags_of(typed), old.note) if action == "tag" else Labels(old.tags, typed.strip())
+            write_labels(run, new)
+        labels = read_labels(run)
+        if as_json:
+            print_json({"run": run.id, **asdict(labels)})
+        else:
+            print(", ".join(labels.tags) if action == "tag" else labels.note)
+
+
+def list_runs(workspace: Workspace, supervisor: Supervisor, as_json: bool) -> None:
+    """Every run with its key numbers, newest first."""
+    found = [(overview(workspace.run(state.id), state), state) for state in supervisor.runs()]
+    sizes = {run.id: bytes_in(workspace.run(run.id).path) for run, _ in found}
+    if as_json:
+        print_json({"runs": [run.row() | {"bytes": sizes[run.id]} for run, _ in found]})
+        return
+    if not found:
+        say("There are no runs yet. `python -m lora_studio train demo` makes one.")
+        return
+    rows = [
+        (
+            run.id,
+            run.state,
+            f"{run.step}/{run.total_steps}" if run.total_steps else "-",
+            _number(run.loss),
+            _number(run.eval_loss),
+            _number(run.best_loss),
+            duration(run.seconds) if run.seconds else "-",
+            f"{sizes[run.id] / 1e6:.1f}",
+            age(run.created),
+            ", ".join(run.labels.tags),
+        )
+        for run, _ in found
+    ]
+    print(table(HEAD, rows))
+    for run, _ in found:
+        if run.damaged:
+            say(f"note: {' and '.join(run.damaged)} of {run.id} can't be read: damaged.")
+
+
+def what_came_out(run: RunFolder, state: RunState) -> list[str]:
+    """Lines on a run's labels, its adapter beside the base, and its checkpoints."""
+    seen = overview(run, state)
+    lines = []
+    if seen.labels.tags:
+        lines.append(f"tags        {', '.join(seen.labels.tags)}")
+    if seen.labels.note:
+        lines.append(f"note        {seen.labels.note}")
+    if measured := seen.result.get("difference"):
+        lines.append(f"adapter     {measured['sentence']} {measured['rows_sentence']}")
+    for item in reversed(checkpoints(run, state)):
+        loss = "not measured" if item.loss is None else f"validation loss {item.loss:.4f}"
+        lines.append(f"checkpoint  {item.name}: {loss}, {item.bytes / 1e6:.1f} MB{', best' if item.best else ''}")
+    return [*lines, f"on disk     {bytes_in(run.path) / 1e6:.1f} MB"]
+
+
+def facts_of(run: RunFolder, state: RunState) -> dict[str, Any]:
+    """The same for a script."""
+    return overview(run, state).row() | {
+        "bytes": bytes_in(run.path),
+        "checkpoints": [asdict(item) for item in checkpoints(run, state)],
+    }
+
+
+def _compare(workspace: Workspace, supervisor: Supervisor, wanted: Sequence[str], as_json: bool) -> None:
+    runs = [workspace.run(name) for name in wanted]
+    if len({run.id for run in runs}) < 2:
+        raise StudioError("Two runs at least are compared.", "Name them: `python -m lora_studio runs compare RUN RUN`.")
+    seen = [(overview(run, state), state) for run in runs for state in [supervisor.state(run.id)]]
+    settings, outcome = differences([parse(read_yaml(run.config)) for run in runs]), results(seen)
+    if as_json:
+        named = [{"path": item.path, "title": item.title, "values": item.values} for item in settings]
+        print_json({"runs": [run.id for run in runs], "settings": named, "results": [asdict(item) for item in outcome]})
+        return
+    head = ("", *(run.title for run, _ in seen))
+    print(table(head, [(item.name, *(_with_unit(value, item.unit) for value in item.values)) for item in outcome]))
+    print()
+    print(table(head, [(item.path, *map(_shown, item.values)) for item in settings]) if settings else "Same settings.")
+
+
+def _with_unit(value: Any, unit: str) -> str:
+    """A result as a person reads it."""
+    if value is None:
+        return "-"
+    if unit == "share":
+        return f"{100 * value:.1f} %"
+    return size(value) if unit == "bytes" else duration(value) if unit == "seconds" else _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

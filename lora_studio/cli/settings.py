@@ -1,0 +1,82 @@
+"""Flags made from the schema, and their values on the way back to it. The schema, not argparse, checks values."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lora_studio.config.fields import Section
+from lora_studio.config.settings import Setting, described, settings
+from lora_studio.errors import StudioError
+
+_PREFIX = "setting:"
+
+
+def add_all(parser: argparse.ArgumentParser) -> None:
+    """A flag for each setting, named by its path: --lora.r 64."""
+    group = parser.add_argument_group("settings, over those of the config")
+    for setting in settings():
+        _add(group, setting, f"--{setting.path}")
+
+
+def add_section(parser: argparse.ArgumentParser, section: str) -> None:
+    """A flag for each setting of a section but the file names, by its last name: --max-length 512."""
+    group = parser.add_argument_group("settings")
+    for setting in settings():
+        if setting.section == section and not setting.path.endswith("_file"):
+            _add(group, setting, "--" + setting.path.rpartition(".")[2].replace("_", "-"))
+
+
+def add_sections(parser: argparse.ArgumentParser, sections: Mapping[str, type[Section]]) -> None:
+    """A flag for each setting of several sections, by its name: --max-shard-size 2GB; one that several have is one."""
+    group = parser.add_argument_group("settings")
+    known: dict[str, tuple[Setting, list[str]]] = {}
+    for name, section in sections.items():
+        for setting in described(section):
+            known.setdefault(setting.path, (setting, []))[1].append(name)
+    for setting, names in known.values():
+        about = replace(setting, description=f"{', '.join(names)}: {setting.description}")
+        _add(group, about, "--" + setting.path.replace("_", "-"))
+
+
+def _add(group: argparse._ArgumentGroup, setting: Setting, flag: str) -> None:
+    default = "" if setting.default in (None, "") else f" (default: {setting.default})"
+    metavar = "|".join(str(choice).lower() if isinstance(choice, bool) else choice for choice in setting.choices)
+    group.add_argument(
+        flag,
+        dest=_PREFIX + setting.path,
+        metavar=metavar
+        or {"int": "N", "float": "X", "bool": "true|false", "str": "TEXT", "mapping": "JSON"}[setting.kind],
+        help=f"{setting.description}{default}".replace("%", "%%"),
+    )
+
+
+def overrides(given: argparse.Namespace, unknown: list[str] | None = None) -> dict[str, Any]:
+    """The settings given as flags, by path.
+
+    Flags that argparse does not know are taken as settings too, so that the schema's check can say what was meant, with
+    all other problems.
+    """
+    optional = {setting.path for setting in settings() if setting.optional}
+    found = {
+        name.removeprefix(_PREFIX): value
+        for name, value in vars(given).items()
+        if name.startswith(_PREFIX) and value is not None
+    }
+    found |= _unknown_flags(list(unknown or []))
+    return {path: None if path in optional and value in ("none", "") else value for path, value in found.items()}
+
+
+def _unknown_flags(words: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            raise StudioError(
+                f"{word!r} is one argument too many.", "`python -m lora_studio train --help` lists what there is."
+            )
+        if not equals:
+            value = words.pop(0) if words and not words[0].startswith("--") else ""
+        found[name.removeprefix("--")] = value
+    return found

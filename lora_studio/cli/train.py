@@ -1,0 +1,317 @@
+"""`train`: starts a run as the page does, follows it, and hands Ctrl-C on as a stop.
+
+`estimate` and the checks before a start: what a run would need, and whether it would get far.
+"""
+
+import argparse
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from typing import Any
+
+from lora_studio.cli.output import (
+    confirmed,
+    duration,
+    exit_code,
+    goes_on,
+    print_json,
+    progress_line,
+    say,
+    table,
+    tell_waiting,
+)
+from lora_studio.cli.settings import overrides
+from lora_studio.config.presets import resolve
+from lora_studio.config.sections import Config
+from lora_studio.errors import StudioError
+from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.events import RunState
+from lora_studio.jobs.preflight import ASK, FAILED, ROUGH, Report, check_before_start, look_at_model
+from lora_studio.jobs.session import Session
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.models.adapters import continued
+from lora_studio.models.advice import best_changes
+from lora_studio.models.hardware import GIB, devices
+from lora_studio.models.memory import PARTS, settled, verdict
+from lora_studio.models.memory import estimate as estimate_of
+from lora_studio.models.shape import architecture, read_config
+from lora_studio.workspace import RunFolder, Workspace
+
+SIGNS = {"ok": "ok", "note": "note", "ask": "to decide", "failed": "FAILED"}
+
+
+def estimate(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -> int:
+    """Memory by part against the machine's, the trained share, and the changes that would save most."""
+    config = resolve(given.config, overrides(given, unknown), workspace)
+    config = continued(config, workspace)
+    numbers = read_config(config.model.name, config.model.revision)
+    if numbers is None:
+        raise StudioError(
+            f"The size of {config.model.name} is not known: its config.json is not on this machine.",
+            "Name a model's folder, or load the model once.",
+        )
+    model, trainable = architecture(numbers), None
+    if model is None or not model.exact:
+        with Session(workspace.logs_folder / "estimate.log") as child:
+            seen = look_at_model(config, child)
+        if isinstance(seen, StudioError):
+            raise seen
+        model, trainable = architecture(numbers), (seen or {}).get("trainable")
+    if model is None:
+        raise StudioError(
+            f"The size of {config.model.name} is not known: its config.json has not the numbers of a language model.",
+            "Name a causal language model.",
+        )
+    here = devices()[0]
+    device = given.device or here.kind
+    available = round(given.memory * GIB) if given.memory else here.memory_free
+    chosen = settled(config, model, device, available)
+    found, changes = estimate_of(chosen, model, device), best_changes(chosen, model, device)
+    found = replace(found, trainable=found.trainable if trainable is None else trainable)
+    said, assumed = verdict(found.total, available), {"assumed_tokens": config.data.max_length}
+    if given.json:
+        listed = [{**asdict(change), "settings": dict(change.settings)} for change in changes]
+        print_json({**found.to_dict(), "available": available, "verdict": said, "changes": listed, **assumed})
+        return 0
+    rows = [(PARTS[key][0], f"{octets / GIB:.2f}") for key, octets in found.parts.items()]
+    print(table(("part", "GiB"), [*rows, ("all", f"{found.total / GIB:.2f}")]))
+    print(f"\n{said[:1].upper() + said[1:]}: {found.total / GIB:.2f} GiB of {available / GIB:.2f} GiB ({device}).")
+    print(f"Trained: {found.trainable:,} of {found.parameters:,} parameters, {100 * found.share:.2f} %.")
+    print(f"Gradient checkpointing is {'on' if found.gradient_checkpointing else 'off'}.")
+    print(
+        f"Every row is taken to have data.max_length tokens, {config.data.max_length:,}; shorter rows need less. "
+        "`inspect DATA` tells how long yours are."
+    )
+    if not found.exact:
+        print(f"A rough estimate: {ROUGH}.")
+    for change in changes:
+        print(f"{change.title} saves {change.saves / GIB:.2f} GiB: {change.flags}")
+    return 0
+
+
+def check_first(config: Config, workspace: Workspace, *, busy: bool) -> Report:
+    """The checks before a start, told one by one. Raises `StudioError` where the run would not get far."""
+    report = check_before_start(config, workspace, busy=busy)
+    for number, check in enumerate(report.checks, 1):
+        say(f"{number}. {check.title}: {SIGNS[check.state]}. {check.found}")
+        if check.advice:
+            say(f"   {check.advice}")
+    say(report.words)
+    if report.state == FAILED:
+        raise StudioError(
+            "The run was not started: it would not get far.", "See the checks above; --skip-preflight skips them."
+        )
+    return report
+
+
+def agree(report: Report) -> None:
+    """Asks a person about what needs a decision. Raises `StudioError` where nobody says yes."""
+    if report.state != ASK:
+        return
+    if not confirmed("Start anyway?"):
+        raise StudioError(
+            "The run was not started: the memory will hardly do.", "Change the settings, or add --skip-preflight."
+        )
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    return {"state": report.state, "words": report.words, "checks": [asdict(check) for check in report.checks]}
+
+
+_LOOK_SECONDS = 0.2
+
+
+_SAY_SECONDS = 3.0
+
+
+_EXIT_SECONDS = 10.0
+
+
+# Measuring comes again and again between steps: its results are told, its beginning is not.
+_PHASE_WORDS = {
+    "start": "starting: PyTorch and its libraries are loading",
+    "data": "preparing the data",
+    "model": "loading the model",
+    "download": "downloading the model",
+    "train": "training",
+    "save": "saving",
+    "compare": "measuring base and adapter side by side",
+}
+
+
+def train(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -> int:
+    """Trains or resumes a run; 0 done, 1 failed, 2 wrong input, 130 stopped."""
+    supervisor = Supervisor(workspace)
+    settings = overrides(given, unknown)
+    if given.resume is None:
+        if given.extra_epochs:
+            raise StudioError("Extra epochs are for a run that goes on.", "Name it with --resume RUN.")
+        if given.other_rows:
+            raise StudioError("--other-rows is for a run that goes on.", "Name it with --resume RUN.")
+        config = resolve(given.config, settings, workspace)
+        if not given.skip_preflight:
+            agree(check_first(config, workspace, busy=bool(supervisor.busy())))
+        run_id = supervisor.launch(config)
+    elif given.config is None and not settings:
+        run_id = workspace.run(given.resume).id
+        supervisor.resume(run_id, given.extra_epochs, other_rows=given.other_rows)
+    else:
+        raise StudioError(
+            "A resumed run keeps its settings.",
+            "Leave the config and the settings out; for new ones start a run with --model.adapter_name_or_path RUN.",
+        )
+    return follow_to_end(supervisor, workspace.run(run_id), given.json)
+
+
+def follow_to_end(supervisor: Supervisor, run: RunFolder, as_json: bool, *, leaves: bool = False) -> int:
+    """Tells of a run until it ends. Ctrl-C stops it, a second Ctrl-C ends it without saving.
+
+    With `leaves` Ctrl-C ends only the telling.
+    """
+    say(f"Run {run.id}")
+    if not leaves:
+        say(goes_on(run.id))
+    narrator = Narrator(supervisor, supervisor.state(run.id))
+    supervisor.start()
+    try:
+        state = _wait(supervisor, run, narrator, leaves)
+    finally:
+        supervisor.close()
+    if as_json:
+        print_json(result_of(run, state))
+    narrator.tell_end(state, run)
+    return exit_code(state, supervisor.exit_code(run.id))
+
+
+def _wait(supervisor: Supervisor, run: RunFolder, narrator: "Narrator", leaves: bool) -> RunState:
+    heeded = 0
+    with nullcontext(list[int]()) if leaves else _interrupts() as asked:
+        while not (state := supervisor.state(run.id)).final:
+            narrator.tell(state)
+            if heeded == 0 and asked:
+                say("Stopping: the step ends, then the run is saved. Ctrl-C again ends it at once.")
+                supervisor.stop(run.id)
+            elif len(asked) > heeded:
+                supervisor.cancel(run.id)
+            heeded = min(len(asked), heeded + 1)
+            time.sleep(_LOOK_SECONDS)
+        narrator.tell(state)
+        _wait_for_exit(supervisor, run)
+    return state
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that grows with each Ctrl-C, which meanwhile interrupts nothing: the run is to be left in good order.
+
+    Where the shell wants Ctrl-C ignored, as for a command in the background, it stays so.
+    """
+    heard: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _wait_for_exit(supervisor: Supervisor, run: RunFolder) -> None:
+    """A worker is there for a moment after its last word; its exit code is known when it is gone."""
+    end = time.monotonic() + _EXIT_SECONDS
+    while supervisor.is_alive(run.id) and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def result_of(run: RunFolder, state: RunState) -> dict[str, Any]:
+    """The run's final numbers: those of complete.json, or what is known of a run that has none."""
+    last = state.steps[-1].loss if state.steps else None
+    evaluated = state.evaluations[-1].loss if state.evaluations else None
+    message, hint = ending_words(state)
+    numbers = {
+        "run": run.id,
+        "state": state.state,
+        "steps": state.step,
+        "train_loss": last,
+        "eval_loss": evaluated,
+        "adapter": None,
+        "reason": state.reason,
+        "seconds": state.seconds,
+        "folder": str(run.path),
+    }
+    return numbers | run.read_result() | {"message": message, "hint": hint}
+
+
+class Narrator:
+    """Turns a run's growing state into calm lines: each phase once, steps every few seconds, each measurement.
+
+    What a resumed run did before is not told again.
+    """
+
+    def __init__(self, supervisor: Supervisor, before: RunState) -> None:
+        self._supervisor = supervisor
+        self._phase = ""
+        self._warnings, self._evaluations = len(before.warnings), len(before.evaluations)
+        self._data = before.data is not None
+        self._step = before.step
+        self._said = 0.0
+        self._waits_for = ""
+
+    def tell(self, state: RunState) -> None:
+        """Says what is new since the last call."""
+        if state.state == "queued":
+            self._waits_for = tell_waiting(self._supervisor, self._waits_for)
+            return
+        for warning in state.warnings[self._warnings :]:
+            say(f"  note: {warning}")
+        for evaluation in state.evaluations[self._evaluations :]:
+            say(f"  step {evaluation.step}: validation loss {evaluation.loss:.4f}")
+        self._warnings, self._evaluations = len(state.warnings), len(state.evaluations)
+        if state.data and not self._data:
+            self._data = True
+            if state.data.reading:
+                say(f"  data: {state.data.reading}")
+        if state.phase in _PHASE_WORDS and state.phase != self._phase:
+            self._phase = state.phase
+            say(_PHASE_WORDS[state.phase])
+            self._said = time.monotonic() if self._phase != "train" else 0.0
+        if time.monotonic() - self._said < _SAY_SECONDS:
+            return
+        if state.phase == "train" and state.step != self._step:
+            self._step, self._said = state.step, time.monotonic()
+            say(f"  {step_line(state)}")
+        elif state.phase != "train" and (line := progress_line(state)):
+            self._said = time.monotonic()
+            say(f"  {'measuring: ' if state.phase == 'evaluate' else ''}{line}")
+
+    def tell_end(self, state: RunState, run: RunFolder) -> None:
+        """The outcome in a few lines."""
+        if state.steps:
+            say(f"  {step_line(state)}")
+        if state.state == "done":
+            say(f"Done in {duration(state.seconds)}: {run.adapter}")
+            say(f"Try it: python -m lora_studio chat {run.id} --compare")
+            return
+        message, hint = ending_words(state)
+        say(f"Failed: {message}" if state.state == "failed" else message or "Stopped.")
+        if hint:
+            say(hint)
+        retry = run.read_result().get("retry")
+        if retry:
+            flags = " ".join(f"--{path} {str(value).lower()}" for path, value in retry["settings"].items())
+            say(f"Start it so: python -m lora_studio train {run.config} {flags}")
+        if state.state == "stopped":
+            say(f"Go on with: python -m lora_studio train --resume {run.id}")
+
+
+def step_line(state: RunState) -> str:
+    """step 30/120, epoch 1.5, loss 0.4321, 1,200 tokens/s, 40 s left."""
+    last = state.steps[-1]
+    parts = [f"step {last.step}/{last.total_steps}", f"epoch {last.epoch:.2f}", f"loss {last.loss:.4f}"]
+    if last.tokens_per_second:
+        parts.append(f"{last.tokens_per_second:,.0f} tokens/s")
+    if state.seconds_left is not None:
+        parts.append(f"{duration(state.seconds_left)} left")
+    return ", ".join(parts)

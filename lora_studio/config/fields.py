@@ -1,0 +1,95 @@
+"""What a schema is made of: `setting`, which makes a field with its words, and `Section`, which holds fields.
+
+The settings themselves stand in config.py and config_training.py.
+
+YAML from a person, a file or a visitor to plain values, of a size that its text warrants.
+
+A few lines of YAML whose aliases name each other can stand for billions of values.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+LONGEST_TEXT = 4000
+
+
+"""Characters of a setting that says nothing else: room for any path, and for a list of names."""
+
+
+MAX_SEED = 2**32 - 1
+
+
+"""The largest that numpy takes."""
+
+
+GROUPS = {
+    "Strength and place": "How much the adapter may change, and which of the model's modules bear it.",
+    "Variants": "Other ways to begin and to scale an adapter, for those who compare them.",
+    "Length and memory": "How far the run goes, and how it uses the device's memory.",
+    "Schedule": "How the learning rate moves over the run.",
+    "Optimizer": "How gradients become changes of the adapter.",
+    "Against overfitting": "Makes learning by heart harder, for small data sets.",
+    "Checkpoints": "What is kept on the disk on the way.",
+}
+
+
+"""Groups of folded settings within a section, with one sentence each."""
+
+
+def setting(
+    default: Any,
+    title: str,
+    description: str,
+    *,
+    basic: bool = False,
+    group: str = "",
+    names: Mapping[str, str] | None = None,
+    **bounds: Any,
+) -> Any:
+    """A field of the schema; `basic` ones stand in sight on the form, the others are folded, in one of `GROUPS`.
+
+    `names` says what the page calls choices whose own names are no words.
+    """
+    extra: dict[str, Any] = {"basic": basic, "group": group, "names": dict(names or {})}
+    return Field(default=default, title=title, description=description, json_schema_extra=extra, **bounds)
+
+
+class Section(BaseModel):
+    """What all sections share: unknown names are errors, numbers are finite, values never change after the check."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), str_max_length=LONGEST_TEXT
+    )
+
+
+MOST_VALUES = 100_000
+
+
+MOST_CHARACTERS = 1_000_000
+
+
+def load(text: str) -> Any:
+    """The values. Raises `yaml.YAMLError` for text that is no YAML, or that stands for too much."""
+    if len(text) > MOST_CHARACTERS:
+        raise yaml.YAMLError(f"it is longer than {MOST_CHARACTERS:,} characters, which no settings need")
+    try:
+        found = yaml.safe_load(text)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    _check_size(found)
+    return found
+
+
+def _check_size(found: Any) -> None:
+    """Counts what is there when every alias is followed; one that holds itself never ends."""
+    left, waiting = MOST_VALUES, [found]
+    while waiting:
+        value = waiting.pop()
+        inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        left -= 1 + len(inner)
+        if left < 0:
+            raise yaml.YAMLError(f"it stands for more than {MOST_VALUES:,} values")
+        waiting.extend(inner)

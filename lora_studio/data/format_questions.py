@@ -1,0 +1,237 @@
+"""What the columns of a file leave open: which text is the answer, what answers point to, messages that stand alone.
+
+Finds it and says it; formats decides what becomes of it.
+
+A reading of a file in one sentence, in the file's own column names.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lora_studio.data import columns as names
+from lora_studio.data.columns import Columns, quoted
+from lora_studio.data.convert import lacks_solution
+from lora_studio.data.mapping import Format, Mapping, ReadingError, places
+from lora_studio.data.turns import held_turns, role_of
+
+_SHAPES = (
+    "Known shapes: `messages` or `conversations` with a list of turns; `instruction`, `input`, `output`; pairs such as "
+    "`prompt` and `completion` or `question` and `answer`; `text`."
+)
+
+
+BY_MAPPING = (
+    "say in data.mapping which column plays which part (--mapping in the terminal, Correct the reading on the page)"
+)
+
+
+_OPTION = re.compile(r"(?:(?:option|choice|answer|opt|op|sol|solution|ending|candidate|alternative)_?)?([a-j]|\d)")
+
+
+_LISTED = ("choices", "options", "endings", "candidates", "alternatives", "answers", "mc_choices")
+
+
+_MOSTLY = 0.8
+
+
+_LETTERS = "abcdefghij"
+
+
+def second_texts(columns: Columns, text: str) -> list[str]:
+    """Columns beside a column of text that say something as well, titles aside."""
+    helpers = [columns.find(aliases) for aliases in (names.SYSTEM, names.REASONING, names.HISTORY, names.TOOLS)]
+    titles = columns.find_all(names.TITLES)
+    filled = [name for name in columns.contents() if 2 * columns.share(name) >= columns.share(text)]
+    return [name for name in filled if name not in (text, *helpers, *titles)]
+
+
+def single_messages(columns: Columns) -> list[str]:
+    """The columns that show each row to be one message of a conversation and not a whole one; none elsewhere."""
+    role = columns.find(("role", "from", "speaker", "sender"))
+    spoken = columns.values_as_text(role) if role else []
+    known = [name for name in map(role_of, spoken) if name]
+    parent = columns.find(names.THREADS)
+    speaks = bool(spoken) and len(known) >= _MOSTLY * len(spoken) and (parent or len(set(known)) > 1)
+    linked = columns.find(("parent_id",)) and columns.find(("message_id", "message_tree_id"))
+    return [name for name in (role, parent) if name] if speaks or linked else []
+
+
+def no_reading(columns: Columns, by_order: Sequence[Format]) -> ReadingError:
+    """Why the rows can't be read without a person's word; `by_order` are the readings that a person may choose from."""
+    single = single_messages(columns)
+    if single:
+        return ReadingError(
+            f"Each row is one message of a conversation ({quoted(single)}) and not a whole conversation.",
+            "Put the messages of a conversation into one row: `messages` with a list of turns of role and content.",
+        )
+    if lacks_solution(columns):
+        return ReadingError(
+            f"The rows describe problems but hold no answer. Their columns are: {quoted(columns.names, 12)}.",
+            f"Add a column with the answers, such as `solution`. Or: {BY_MAPPING}.",
+        )
+    if by_order:
+        texts = list(dict.fromkeys(name for one in by_order for name in one.columns.values()))
+        first = by_order[0].columns
+        example = f'{{"user": "{first.get("prompt")}", "assistant": "{first.get("completion")}"}}'
+        texts_alone = [one.columns["text"] for one in by_order if one.name == "text"]
+        alone = "".join(f', or {{"text": "{name}"}} for that text alone' for name in texts_alone)
+        return ReadingError(
+            f"The shape of the rows is not known: {quoted(texts)} hold text, and these names do not say which is asked "
+            "and which is answered.",
+            f"To settle it, {BY_MAPPING}, for example {example}{alone}.",
+        )
+    return ReadingError(
+        f"The shape of the rows is not known. Their fields are: {quoted(columns.names, 12) or 'none'}.",
+        f"{_SHAPES} Or: {BY_MAPPING}.",
+    )
+
+
+def sparse_answers(columns: Columns, shape: Format) -> str:
+    """What to say of columns named like an answer that are filled in fewer rows than the one that is used."""
+    used = answer_of(shape)
+    aside = [name for name in columns.find_all(names.ASSISTANT) if name not in shape.columns.values()]
+    shares = {name: columns.share(name) for name in aside}
+    fewer = [name for name in aside if used and 0 < shares[name] < columns.share(used)]
+    return "".join(f" {quoted([name])}, filled in {shares[name]:.0%} of the rows, is not the answer." for name in fewer)
+
+
+def answer_of(shape: Format) -> str | None:
+    """The column of the answers, where there is one."""
+    return shape.columns.get("completion") or shape.columns.get("output")
+
+
+def with_options(columns: Columns, shape: Format) -> Format | None:
+    """The reading that puts the options of multiple-choice rows into the question; None where answers name none."""
+    answer, asked = answer_of(shape), shape.columns.get("prompt") or shape.columns.get("instruction")
+    options = _option_columns(columns, shape, columns.values(answer)) if answer else {}
+    if not (answer and asked and options) or any(mark in name for name in (asked, *options.values()) for mark in "{}"):
+        return None
+    lines = [f"{key}. {{{name}}}" for key, name in options.items()]
+    extra = shape.columns.get("input")
+    template = "\n\n".join([f"{{{asked}}}", *([f"{{{extra}}}"] if extra else []), "\n".join(lines)])
+    kept = {part: name for part, name in shape.columns.items() if part in ("system", "history", "reasoning", "tools")}
+    mapping = Mapping.from_dict({"user_template": template, "assistant": answer, **kept})
+    return Format("mapped", {"completion": answer, **kept}, mapping=mapping)
+
+
+def _option_columns(columns: Columns, shape: Format, answers: Sequence[Any]) -> dict[str, str]:
+    """The columns left aside that the answers name, by what the answers call them: a letter, a number or the name."""
+    aside = [name for name in columns.names if name not in shape.columns.values() and columns.values(name)]
+    said = [_key(value) for value in answers]
+    lettered = {mark[1]: name for name in aside if (mark := _OPTION.fullmatch(columns.plain(name)))}
+    named = {columns.plain(name): name for name in aside if columns.plain(name) in said}
+    counted = dict(enumerate(lettered.values(), 0 if "0" in said else 1))
+    numbered = {str(place): name for place, name in counted.items()}
+    for keys in (numbered, lettered, named) if "0" in said else (lettered, numbered, named):
+        if len(keys) > 1 and said and sum(key in keys for key in said) >= _MOSTLY * len(said):
+            upper = any(str(value).strip("(). ").isupper() for value in answers)
+            return {key.upper() if upper and keys is lettered else key: name for key, name in keys.items()}
+    return {}
+
+
+def _key(value: Any) -> str:
+    return str(value).strip().rstrip(".)").lstrip("(").lower()
+
+
+def pointed_list(columns: Columns, shape: Format) -> str | None:
+    """A column left aside that holds a list of options, of which the answers give the number or the letter."""
+    answer, listed = answer_of(shape), columns.find(_LISTED, without=shape.columns.values())
+    if not answer or not listed:
+        return None
+    rows = [record.fields for record in columns.sample]
+    rows = [row for row in rows if row.get(answer) is not None and len(_options(row.get(listed))) > 1]
+    points = [_points(_key(row[answer]), _options(row[listed])) for row in rows]
+    return listed if points and sum(points) >= _MOSTLY * len(points) else None
+
+
+def _options(value: Any) -> list[Any]:
+    """The options that a cell lists, also as a struct of texts and labels."""
+    value = value.get("text", []) if isinstance(value, dict) else held_turns(value)
+    return value if isinstance(value, list) else []
+
+
+def _points(key: str, options: Sequence[Any]) -> bool:
+    if any(_key(option) == key for option in options):
+        return False
+    letter = len(key) == 1 and key in _LETTERS[: len(options)]
+    return letter or (key.isdigit() and int(key) <= len(options))
+
+
+_EXTRAS = {
+    "system": "the system prompt",
+    "history": "the earlier turns",
+    "tools": "the tools on offer",
+    "reasoning": "the reasoning before the answer",
+    "label": "the mark of good answers, the only ones that are used",
+}
+
+
+_SECTIONS = ("title", "description", "input", "output", "constraints", "examples", "note")
+
+
+_THOUGHT = "<think>"
+
+
+def in_words(shape: Format, columns: Columns) -> Format:
+    """The format with its sentence, and with what is left aside."""
+    part = {key: quoted([name]) for key, name in shape.columns.items()}
+    words = _main(shape, part)
+    said = _EXTRAS if "messages" in part or "dialogue" not in part else ("system", "label")
+    words += "".join(f"; {part[key]} is {_EXTRAS[key]}" for key in said if key in part)
+    mapping = shape.mapping
+    used = {*shape.columns.values(), *places(mapping.user_template or "" if mapping else "")}
+    if mapping and mapping.system_prompt:
+        words += "; a system prompt is put in front of rows without one"
+    aside = quoted(name for name in columns.names if name not in used)
+    words += "." + (f" Left aside: {aside}." if aside else "")
+    answers = shape.columns.get("completion") or shape.columns.get("output")
+    if answers and any(isinstance(value, str) and _THOUGHT in value for value in columns.values(answers)[:50]):
+        words += f" Some answers hold reasoning in {_THOUGHT} marks, which is learned with them."
+    turns = shape.columns.get("messages")
+    if turns and any(isinstance(value, str) and value.lstrip("[ ")[:2] == "{'" for value in columns.values(turns)[:50]):
+        words += " The turns are written as Python prints lists."
+    return replace(shape, words=words)
+
+
+def _main(shape: Format, part: dict[str, str]) -> str:
+    if "input_ids" in part:
+        learned = part.get("labels") or part.get("loss_mask")
+        beside = f", {learned} what of them is learned" if learned else ", all of which are learned"
+        padding = f"; {part['attention_mask']} marks padding, which is left out" if "attention_mask" in part else ""
+        return f"{part['input_ids']} holds tokens{beside}{padding}"
+    if "text" in part:
+        return f"{part['text']} is plain text, learned as it stands"
+    if "dialogue" in part:
+        how = shape.marks.words() if shape.marks else "but no marks say who speaks"
+        return f"{part['dialogue']} is a conversation written as one text: {how}"
+    if "chosen" in part:
+        prompt = _user(shape, part) or "What both begin with"
+        words = f"{prompt} is the prompt, {part['chosen']} the better answer, {part['rejected']} the worse"
+        return f"{words}; all are written as one text: {shape.marks.words()}" if shape.marks else words
+    asked = _user(shape, part)
+    if "description" in part:
+        answer = f"{asked} make the user's turn, {part['completion']} is the assistant's"
+        turns = f"; rows that have {part['messages']} bring their turns there" if "messages" in part else ""
+        return answer + turns
+    if "messages" in part and "completion" not in part:
+        how = "who speaks and what is said" if shape.name == "sharegpt" else "a role and content"
+        return f"{part['messages']} holds the conversation, a list of turns, each with {how}"
+    answered = part.get("output") if "instruction" in part else part["completion"]
+    if shape.marks:
+        return f"{asked} and {answered} together are a conversation written as one text: {shape.marks.words()}"
+    return f"{asked} is the user's turn, {answered} the assistant's"
+
+
+def _user(shape: Format, part: dict[str, str]) -> str:
+    """What the user's turn is made of."""
+    template = shape.mapping.user_template if shape.mapping else None
+    if template:
+        return "A template of " + quoted(places(template))
+    if "description" in part:
+        return ", ".join(part[name] for name in _SECTIONS if name in part)
+    if "messages" in part:
+        return part["messages"]
+    asked = part.get("instruction") or part.get("prompt") or ""
+    return f"{asked} followed by {part['input']}" if asked and "input" in part else asked

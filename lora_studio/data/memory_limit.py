@@ -1,0 +1,105 @@
+"""A limit of memory for work on files that others made: it ends in words before the machine, or the server, runs out.
+
+Linux counts what a process may write (`RLIMIT_DATA`): not what it maps of files, of which libraries map much. Where a
+control group has less left than the machine (a container, a job of a cluster), that is the measure. Elsewhere (macOS)
+the limit holds for nothing, and the system's own care remains.
+"""
+
+import contextlib
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from lora_studio.errors import StudioError
+from lora_studio.models.hardware import GIB
+
+SHARE = 0.5
+"""Of the memory that is free when the work begins: the rest is for the server and for what else runs."""
+MIN_BYTES = 1 << 28  # below it not even the readers of files can be imported
+_GROUPS = Path("/sys/fs/cgroup")
+_UNLIMITED = 1 << 60
+
+
+def available() -> int:
+    """Bytes that can be taken without the system ending something: the least of the machine's and the groups'."""
+    return min([psutil.virtual_memory().available, *_left_in_groups()])
+
+
+def _left_in_groups() -> Iterator[int]:
+    """What the control groups that this process is in have left, each with those around it, in both of Linux' forms."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root = _GROUPS / "memory" if kinds else _GROUPS
+        limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
+        own = root / path.strip("/")
+        for group in (own, *own.parents):
+            if root not in (group, *group.parents):
+                break
+            with contextlib.suppress(OSError, ValueError):  # "max", or a group that is not to be seen from inside
+                most = int((group / limit).read_text(encoding="ascii"))
+                if most < _UNLIMITED:
+                    yield max(0, most - int((group / used).read_text(encoding="ascii")) + _reclaimable(group))
+
+
+def _reclaimable(group: Path) -> int:
+    """Bytes of files that the group holds in memory and that go when room is wanted."""
+    with contextlib.suppress(OSError, ValueError):
+        words = [line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines()]
+        counts = {name: int(count) for name, count in words}
+        return counts.get("total_inactive_file", counts.get("inactive_file", 0))
+    return 0
+
+
+def _written() -> int:
+    """Bytes that count towards the limit already."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData:")), 0)
+
+
+class MemoryLimitError(StudioError):
+    """Work on a file needed more memory than it may take."""
+
+
+@contextlib.contextmanager
+def limited(share: float = SHARE, most: int | None = None) -> Iterator[int]:
+    """Inside, this process may take that share of the free memory, or `most`, beside what it has; yields those bytes.
+
+    Raises `MemoryLimitError` where it is not enough, for whichever library found it so.
+    """
+    may = max(MIN_BYTES, min(int(available() * share), most or sys.maxsize))
+    before, highest = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = _written() + may
+    ends = [limit for limit in (before, highest, wanted) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(ends), highest))
+    try:
+        yield may
+    except MemoryError:
+        raise too_much(may) from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, highest))
+
+
+def too_much(may: int) -> MemoryLimitError:
+    """What to say of work that needs more than it may take."""
+    return MemoryLimitError(
+        f"This file needs more than {may / GIB:,.1f} GiB of memory, all that it may take here: it was not read.",
+        "It unpacks to far more than its size, or single cells are huge: split it, or save it as JSONL.",
+    )
+
+
+def go_first() -> None:
+    """Where memory runs out all the same, the system ends this process before the one that started it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")

@@ -1,0 +1,371 @@
+"""One source on its way to rows of tokens: read, recognised, converted, encoded; each step kept where a cache is.
+
+`dataset.prepare` puts the parts of a run (training file, validation file) together.
+"""
+
+import hashlib
+import json
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, overload
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from lora_studio.data.cache import Arrays, ArrayWriter, Cache, code_version, digest, key_of
+from lora_studio.data.convert import convert, marks_in_words
+from lora_studio.data.encode import Encoder, batches
+from lora_studio.data.examples import PairStore, matched, sides
+from lora_studio.data.format_questions import BY_MAPPING
+from lora_studio.data.formats import check_goal, read_as
+from lora_studio.data.mapping import Format, ReadingError
+from lora_studio.data.messages import Conversation, RowError
+from lora_studio.data.quality import group_of
+from lora_studio.data.readers.tables import with_header
+from lora_studio.data.render import CALLS_LEFT_OUT, NO_SYSTEM, NO_TOOLS, NOTHING_MARKED, REFUSED, REWRITES, WEIGHTS
+from lora_studio.data.rows import BadRow, Record
+from lora_studio.data.sources import Source
+from lora_studio.data.store import BadRows, BadRowWriter, RecordStore, RowStore, write_records, write_rows
+from lora_studio.data.template_coverage import (
+    MOST_ROWS,
+    Omits,
+    changed_answers,
+    count_omissions,
+    omits_beside_calls,
+    omits_reasoning,
+    speaks_beside_call,
+)
+from lora_studio.errors import StudioError
+
+_SAMPLE = 500
+_FEW = 50
+_REPORT_EVERY = 500
+_REPORT_OMITTED = 100
+ANSWERS_ONLY = "Answers are compared with each other, so that only answers can be trained on."
+_SLOW_SECONDS = 0.5
+NO_SYSTEM_STYLE = "choose another data.prompt_style: chatml has a place for them."
+_OTHER_STYLE = "Choose another data.prompt_style: chatml takes every conversation"
+ADVICE = {
+    REWRITES: f"Set data.train_on to last_turn: the last answer of each row can be trained. Or: {_OTHER_STYLE}.",
+    REFUSED: f"{_OTHER_STYLE}. Or change the rows so that the model's template takes them.",
+    NOTHING_MARKED: f"{_OTHER_STYLE}.",
+    WEIGHTS: f"Set data.train_on to last_turn. Or: {_OTHER_STYLE}.",
+    NO_TOOLS: "Choose a model whose chat template prints tool calls; or take calls and results out of the rows.",
+    CALLS_LEFT_OUT: "Choose a model whose chat template prints tool calls; or take calls and results out of the rows.",
+}
+"""What helps against reasons that are the template's, not the rows'."""
+
+_KEYS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()  # see tokenizer_key
+
+Progress = Callable[[str, int, int], None]
+Choose = Callable[[np.ndarray], np.ndarray]
+
+
+class Conversations(Sequence[Conversation]):
+    """The usable rows of a part as conversations, made from the records when asked for."""
+
+    def __init__(self, records: RecordStore, positions: np.ndarray, shape: Format, system_prompt: str | None) -> None:
+        self._records = records
+        self.positions = positions
+        self._shape = shape
+        self._system_prompt = system_prompt
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Conversation]: ...
+
+    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
+        if isinstance(index, slice):
+            return list(self._made(self.positions[index]))
+        (conversation,) = self._made(self.positions[[index]])
+        return conversation
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return self._made(self.positions)
+
+    def at(self, positions: np.ndarray) -> Iterator[Conversation]:
+        """Those at these places among the records, one after another."""
+        return self._made(positions)
+
+    def _made(self, positions: np.ndarray) -> Iterator[Conversation]:
+        for record in self._records.records(positions.tolist()):
+            yield convert(record, self._shape, self._system_prompt)
+
+
+@dataclass
+class Part:
+    """A source read and encoded. `conversations` are its usable rows; `key` is its place in the cache.
+
+    `rows` are those of the usable rows that were wanted. `all_positions` and `all_groups` are of all rows that could
+    be converted, also those that could not be rendered: the split goes by them.
+    """
+
+    name: str
+    key: str
+    digests: list[str]
+    records: RecordStore
+    format: Format
+    conversations: Conversations
+    all_positions: np.ndarray
+    all_groups: np.ndarray
+    rows: RowStore | PairStore
+    bad_rows: BadRows
+    facts: dict[str, Any]
+
+    @property
+    def marked_bad(self) -> int:
+        """How many rows are left out because their answer is marked bad."""
+        return int(self.facts["marked_bad"])
+
+    @property
+    def marks(self) -> str:
+        """What became of rows marked good or bad, in words; "" where none are marked."""
+        return marks_in_words(len(self.conversations), self.marked_bad) if self.format.name == "kto" else ""
+
+
+@dataclass
+class Preparation:
+    """What all parts of a data set share while they are made. `before_slow` is called before anything that takes long.
+
+    `most`: only the first rows are read, for a first look. `goal`: see `formats.recognise`.
+    """
+
+    encoder: Encoder
+    encoder_key: list[Any]
+    template_origin: str
+    system_prompt: str | None
+    mapping: dict[str, Any] | None
+    cache: Cache
+    report: Progress
+    before_slow: Callable[[], None]
+    most: int | None = None
+    goal: str = "answers"
+    began: float = field(default_factory=time.monotonic)
+
+    def first_rows(self, most: int) -> "Preparation":
+        """The same for the first rows only, kept nowhere and told as one phase."""
+        return replace(
+            self,
+            cache=Cache(None),
+            report=lambda *_: self.report("first", 0, 0),
+            before_slow=lambda: None,
+            most=most,
+        )
+
+    def part(self, source: Source, choose: Choose | None, choice: Any) -> Part:
+        """Reads, recognises and encodes a source. `choose` picks from the groups of all usable rows the indices of
+        those to encode, None all of them; `choice` is that in a JSON-able form."""
+        digests = [digest(path, self.cache, self._tell) for path in source.files] if self.most is None else []
+        names = (
+            [path.name for path in source.files] if len(source.files) > 1 else [path.suffix for path in source.files]
+        )
+        cache = self.cache if source.files or "revision=" in source.name else Cache(None)
+        read_key = key_of("records", code_version(), names, digests or source.name, source.encoding)
+        records = RecordStore(cache.get(read_key, lambda writer: self._read(writer, source), self._tell))
+        sample = records.spread(_SAMPLE)
+        try:
+            shape = read_as(sample, self.mapping, self.goal)
+        except ReadingError as error:
+            raise with_header(error, records.assumptions) from None
+        check_goal(shape, self.goal)
+        if shape.name == "preference" and self.encoder.train_on == "all":
+            raise StudioError(ANSWERS_ONLY, "Set data.train_on to assistant or last_turn.")
+        key = key_of("rows", read_key, shape.to_dict(), self.system_prompt, self.encoder_key, choice)
+        arrays = cache.get(key, lambda writer: self._encode(writer, records, shape, sample, choose), self._tell)
+        return self._loaded(source, key, digests, records, shape, arrays)
+
+    def _tell(self) -> None:
+        """A sign of life while files are looked up in the cache, which takes seconds where they are large."""
+        if time.monotonic() - self.began > _SLOW_SECONDS:
+            self.before_slow()
+        self.report("lookup", 0, 0)
+
+    def _loaded(
+        self, source: Source, key: str, digests: list[str], records: RecordStore, shape: Format, arrays: Arrays
+    ) -> Part:
+        rows = PairStore(arrays) if shape.name == "preference" else RowStore(arrays)
+        positions, groups = np.asarray(arrays["usable"]), np.asarray(arrays["group"])
+        usable = positions[~np.isin(positions, arrays["refused"])]
+        bad_rows = BadRows(records.arrays, arrays)
+        if not len(positions) and arrays.facts["marked_bad"]:
+            raise nothing_good(source.name, shape, arrays.facts["marked_bad"], len(bad_rows))
+        if not len(usable) or not len(rows):
+            raise nothing_to_train(source.name, shape, bad_rows[0], self._advice(records, shape, bad_rows[0]))
+        chats = Conversations(records, usable, shape, self.system_prompt)
+        return Part(source.name, key, digests, records, shape, chats, positions, groups, rows, bad_rows, arrays.facts)
+
+    def _advice(self, records: RecordStore, shape: Format, first: BadRow) -> str:
+        """What helps against a file's first bad row, with the setting that is at fault where one is."""
+        if first.reason != NO_SYSTEM:
+            return ADVICE.get(first.reason, f"Mend the rows. Or, where they are read the wrong way: {BY_MAPPING}.")
+        record = next(records.records(np.searchsorted(records.row, [first.row]).tolist()))
+        unprompted = replace(shape, mapping=replace(shape.mapping, system_prompt=None) if shape.mapping else None)
+        if any(message.role == "system" for message in convert(record, unprompted).messages):
+            return f"The system prompts stand in the rows: take them out, or {NO_SYSTEM_STYLE}"
+        setting = "data.mapping.system_prompt" if self.system_prompt is None else "data.system_prompt"
+        return f"Leave {setting} empty, or {NO_SYSTEM_STYLE}"
+
+    def _read(self, writer: ArrayWriter, source: Source) -> dict[str, Any]:
+        self.before_slow()
+        return write_records(writer, source, self.report, self.most)
+
+    def _encode(
+        self,
+        writer: ArrayWriter,
+        records: RecordStore,
+        shape: Format,
+        sample: Sequence[Record],
+        choose: Choose | None,
+    ) -> dict[str, Any]:
+        self.before_slow()
+        bad_rows = BadRowWriter(writer)
+        made = Converted(bad_rows.add)
+        few = list(self._convert(sample[:: max(1, len(sample) // _FEW)], shape, Converted(lambda bad: None)))
+        compared = shape.name == "preference"
+        if compared:
+            few = [side for chat in few for side in sides(chat)]
+        answers = changed_answers(few, self.encoder, self.template_origin)
+        conversations: Iterable[Conversation] = self._convert(records.records(range(len(records))), shape, made)
+        total = len(records)
+        if choose is not None:
+            for done, _ in enumerate(conversations):
+                if done % _REPORT_EVERY == 0:
+                    self.report("convert", done, total)
+            self.report("convert", total, total)
+            chosen = choose(made.groups())
+            conversations = Conversations(records, made.usable()[chosen], shape, self.system_prompt)
+            total = len(chosen)
+        write_rows(writer, [], [])
+        writer.add("refused", np.empty(0, np.int64))
+        done = 0
+        self.report("encode", 0, total)
+        if compared:
+            conversations = (side for chat in conversations for side in sides(chat))
+        rewritten, numbered = self.encoder.rewritten, self.encoder.numbered
+        encoded = self.encoder.encode_batches(batches(conversations))
+        for rows, bad in matched(encoded) if compared else encoded:
+            write_rows(writer, rows, np.searchsorted(records.row, [row.row for row in rows]))
+            for row in bad:
+                bad_rows.add(row)
+            writer.add("refused", np.searchsorted(records.row, np.array([row.row for row in bad], np.int64)))
+            done += len(rows) // (2 if compared else 1) + len(bad)
+            self.report("encode", done, total)
+        self.report("encode", total, total)
+        writer.add("usable", made.usable())
+        writer.add("group", made.groups())
+        whole = Conversations(records, made.usable(), shape, self.system_prompt)
+        omitted = {
+            "thoughts": self._omitted(whole, made.thoughtful, omits_reasoning),
+            "beside": self._omitted(whole, made.spoken_calls, omits_beside_calls),
+            "answers": answers,
+            "rewritten": (self.encoder.rewritten - rewritten) // (2 if compared else 1),
+            "numbered": (self.encoder.numbered - numbered) // (2 if compared else 1),
+        }
+        facts = {"resting": made.resting, "marked_bad": made.marked_bad, "omitted": omitted}
+        return {**facts, "bad_reasons": bad_rows.finish()}
+
+    def _omitted(self, conversations: Conversations, positions: Sequence[int], omits: Omits) -> dict[str, int]:
+        """How many of the rows at these positions miss something; of very many a part is looked at."""
+        chosen = np.array(positions, np.int64)
+        if len(chosen) > MOST_ROWS:
+            chosen = chosen[np.linspace(0, len(chosen) - 1, MOST_ROWS).astype(int)]
+        rows = count_omissions(self._alive(conversations.at(chosen)), self.encoder, omits)
+        return {"rows": rows, "looked_at": len(chosen), "of_rows": len(positions)}
+
+    def _alive(self, rows: Iterable[Conversation]) -> Iterator[Conversation]:
+        """The same rows, with a sign of life now and then."""
+        for done, row in enumerate(rows):
+            if done % _REPORT_OMITTED == 0:
+                self.report("encode", 0, 0)
+            yield row
+
+    def _convert(self, records: Iterable[Record], shape: Format, made: "Converted") -> Iterator[Conversation]:
+        """The usable rows one after another; what is found out on the way is left in `made`.
+
+        Rows whose answer is marked bad are good rows, but there is nothing to learn or to expect of them.
+        """
+        for position, record in enumerate(records):
+            try:
+                chat = convert(record, shape, self.system_prompt)
+            except RowError as error:
+                made.refuse(error.at(record.row))
+            else:
+                if chat.label is False:
+                    made.marked_bad += 1
+                    continue
+                made.add(position, chat)
+                yield chat
+
+
+class Converted:
+    """What converting a source's rows found: the usable ones' places and groups. `refuse` takes the bad ones."""
+
+    def __init__(self, refuse: Callable[[BadRow], None]) -> None:
+        self.refuse = refuse
+        self._usable, self._groups = array("q"), array("Q")
+        self.thoughtful, self.spoken_calls = array("q"), array("q")
+        self.resting = self.marked_bad = 0
+
+    def add(self, position: int, chat: Conversation) -> None:
+        self._usable.append(position)
+        self._groups.append(group_of(chat))
+        turns = (*chat.messages, *chat.chosen, *chat.rejected)
+        if any(message.reasoning_content for message in turns):
+            self.thoughtful.append(position)
+        if any(map(speaks_beside_call, turns)):
+            self.spoken_calls.append(position)
+        self.resting += not all(message.trained for message in chat.messages)
+
+    def usable(self) -> np.ndarray:
+        """Places among the records, rising."""
+        return np.array(self._usable, np.int64)
+
+    def groups(self) -> np.ndarray:
+        """The same number for rows that say the same, one for each usable row."""
+        return np.array(self._groups, np.uint64)
+
+
+def nothing_to_train(name: str, shape: Format, first: BadRow, advice: str) -> ReadingError:
+    """What to say of a file that was read, but of which no row can be trained on; `first` is its first bad row."""
+    where = f" ({first.field})" if first.field else ""
+    found = f"; found: {first.found[:120].strip().rstrip('.')}" if first.found else ""
+    return ReadingError(
+        f"No row of {Path(name).name} can be trained on. It was read so: {shape.words} "
+        f"Row {first.row}: {first.reason.rstrip('.')}{where}{found}.",
+        advice,
+    )
+
+
+def nothing_good(name: str, shape: Format, marked_bad: int, unusable: int) -> ReadingError:
+    """What to say of a file of marked answers of which none is a good one."""
+    label = shape.columns["label"]
+    more = f", {unusable:,} can't be used" if unusable else ""
+    return ReadingError(
+        f"No answer in {Path(name).name} is marked good (column `{label}`): {marked_bad:,} are marked bad{more}.",
+        f"Mark good answers true. Or, where `{label}` means something else, leave that column out to use every row.",
+    )
+
+
+def tokenizer_key(tokenizer: Any) -> str:
+    """A fingerprint of a tokenizer: everything that decides which tokens a text becomes.
+
+    Writing out a vocabulary takes a tenth of a second, so it is done once for a tokenizer, and again when tokens were
+    added to it or changed.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    added = json.dumps([tokenizer.special_tokens_map, str(tokenizer.added_tokens_decoder)], sort_keys=True, default=str)
+    known = _KEYS.get(tokenizer)
+    if known is None or known[0] != added:
+        whole = hashlib.sha256((backend.to_str() + added).encode("utf-8", "surrogatepass")).hexdigest()
+        known = _KEYS[tokenizer] = (added, whole)
+    return known[1]

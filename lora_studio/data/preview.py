@@ -1,0 +1,166 @@
+"""How rows are read, shown on the rows themselves: every reading that fits, role names, a mapping tried out.
+
+Looks at some rows and changes nothing. What comes out is JSON-able.
+
+Validation rows as questions with the answer that each row gives, always the same ones for a seed.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from lora_studio.data.dataset import Prepared, open_data
+from lora_studio.data.formats import check_goal, convert, mapping_of, read_as, recognise_all
+from lora_studio.data.mapping import Format, Mapping
+from lora_studio.data.messages import Conversation, Message, RowError
+from lora_studio.data.rows import Record, plain, shorten
+from lora_studio.data.turns import UNKNOWN_ROLE, role_names, role_of
+from lora_studio.errors import StudioError
+
+SAMPLE = 500
+
+
+_TRIED_ROWS = 50
+
+
+_SHOWN_ROWS = 2
+
+
+TABLE_ROWS = 100
+
+
+_CELL_LENGTH = 300
+
+
+def first_records(name: str, most: int = SAMPLE, encoding: str | None = None) -> list[Record]:
+    """The first rows of a source that can be read."""
+    found = (row for row in islice(open_data(name, encoding).rows(), most) if isinstance(row, Record))
+    return list(found)
+
+
+def missing_columns(name: str, mapping: dict[str, Any], encoding: str | None = None) -> list[str]:
+    """The columns of a mapping that the first rows of a source do not have."""
+    there = {column for record in first_records(name, encoding=encoding) for column in record.fields}
+    return [column for column in dict.fromkeys(Mapping.from_dict(mapping).needs().values()) if column not in there]
+
+
+def readings_of(prepared: Prepared) -> dict[str, Any]:
+    """Every way to read prepared data, and the one in use."""
+    unknown = prepared.bad_rows.found_with(UNKNOWN_ROLE, SAMPLE)
+    return readings(prepared.part.records.spread(SAMPLE), prepared.format, unknown)
+
+
+def readings(records: Sequence[Record], used: Format | None = None, unknown: Iterable[str] = ()) -> dict[str, Any]:
+    """Every way to read the rows, the likeliest first, each with the mapping that stands for it.
+
+    `mapping` stands for the reading in use, else for the likeliest ({} where there is none). `speakers` says what each
+    role name means, "" for one that means nothing yet. `unknown` are role names beyond those of the rows.
+    """
+    found = recognise_all(records)
+    used = used or next(iter(found), None)
+    mapping = mapping_of(used) if used else Mapping()
+    return {
+        "readings": [
+            {"name": one.name, "words": one.words, "columns": one.columns, "mapping": mapping_of(one).to_dict()}
+            for one in found
+        ],
+        "ambiguous": any(one.ambiguous for one in found),
+        "question": next((one.question for one in found if one.question), ""),
+        "mapping": mapping.to_dict(),
+        "speakers": _speakers(records, mapping.roles, unknown),
+    }
+
+
+def _speakers(records: Sequence[Record], roles: dict[str, str], unknown: Iterable[str]) -> dict[str, str]:
+    """Role names of the rows and what they mean: as said, as known by themselves, or "" where nobody knows."""
+    written = (name for record in records for value in record.fields.values() for name in role_names(value))
+    names = dict.fromkeys([*written, *unknown, *roles])
+    return {name: roles.get(name) or role_of(name) or "" for name in names}
+
+
+def table(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """The first rows as a table of short texts, with their numbers before them."""
+    shown = records[:TABLE_ROWS]
+    columns = list(dict.fromkeys(name for record in shown for name in record.fields))
+    rows = [[record.row, *(_cell(record.fields.get(name)) for name in columns)] for record in shown]
+    return {"columns": ["row", *columns], "rows": rows}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return shorten(value if isinstance(value, str) else str(plain(value)), _CELL_LENGTH)
+
+
+def unread(name: str, encoding: str | None = None) -> dict[str, Any]:
+    """What a person needs to say how rows are to be read that can't be used as they are read."""
+    records = first_records(name, encoding=encoding)
+    return {**readings(records), "table": table(records)}
+
+
+def tried(records: Sequence[Record], mapping: dict[str, Any] | None) -> dict[str, Any]:
+    """A mapping (None: what is recognised) on some rows: its words, the first rows as it reads them, how many fail
+    and how many are left out as marked bad.
+
+    Raises StudioError for a mapping that does not fit the rows.
+    """
+    some = records[:: max(1, len(records) // _TRIED_ROWS)][:_TRIED_ROWS]
+    shape = read_as(records, mapping, "any")
+    check_goal(shape, "any")
+    shown: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    marked_bad = 0
+    for record in some:
+        try:
+            chat = convert(record, shape)
+        except RowError as error:
+            failed.append(error.at(record.row).to_dict())
+            continue
+        if chat.label is False:
+            marked_bad += 1
+        elif len(shown) < _SHOWN_ROWS:
+            better, worse = ([message.to_dict() for message in side] for side in (chat.chosen, chat.rejected))
+            turns = [*chat.to_dicts(), *better]
+            shown.append({"row": chat.row, "messages": turns, "worse": worse, "text": chat.text or ""})
+    counted = {"failed": len(failed), "first_failure": failed[:1], "marked_bad": marked_bad, "of": len(some)}
+    return {"words": shape.words, "rows": shown, **counted}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked, as a chat template takes it, and what the row answers."""
+
+    messages: list[dict[str, Any]]
+    reference: str
+
+
+def questions(prepared: Prepared, count: int, *, seed: int, longest: int) -> list[Question]:
+    """At most `count` validation rows of at most `longest` tokens. Raises `StudioError` where none asks anything."""
+    part = prepared.kept_back or prepared.part
+    chosen = prepared.chosen[1]
+    order = chosen[part.rows.measures(chosen).length <= longest].tolist()
+    random.Random(seed).shuffle(order)
+    positions = np.asarray(part.rows.position)[order]
+    found: list[Question] = []
+    for start in range(0, len(positions), count):
+        taken = part.conversations.at(np.sort(positions[start : start + count]))
+        found += [question for chat in taken for question in question_of(chat)]
+        if len(found) >= count:
+            break
+    if not found:
+        raise StudioError(
+            f"No validation row of at most {longest:,} tokens asks something that is answered.",
+            "Set evaluation.gen_eval_samples to 0, or choose data with questions and answers.",
+        )
+    return found[:count]
+
+
+def question_of(chat: Conversation) -> Iterator[Question]:
+    """The last answer of a conversation and what stands before it."""
+    messages: tuple[Message, ...] = (*chat.messages, *chat.chosen[:1])
+    if len(messages) > 1 and messages[-1].role == "assistant":
+        yield Question([message.to_dict() for message in messages[:-1]], messages[-1].content)

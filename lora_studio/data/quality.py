@@ -1,0 +1,417 @@
+"""What is wrong with a data set as a whole: duplicates, leaks between its parts, contradictions, lopsided answers.
+
+Pure functions over conversations; results are JSON-able, with counts and example row numbers. Changes no row.
+
+Which rows are trained on and which are kept back. Rows that say the same stay on the same side.
+"""
+
+import hashlib
+import re
+import time
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from lora_studio.data.messages import Conversation, Message
+from lora_studio.data.rows import shorten
+
+_WORD = re.compile(r"\w+")
+
+
+_EXAMPLES = 20
+
+
+_GROUP = 8
+
+
+_FEW_ANSWERS = 30
+
+
+_HASHES, _BANDS = 32, 8
+
+
+_SHINGLE = 4
+
+
+_NEAR = 0.8
+
+
+_LONGEST = 4000
+
+
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+
+_REPORT_SECONDS = 0.1
+
+
+_TELL_EVERY = 1000
+
+
+def special_text(conversation: Conversation, specials: Collection[str]) -> list[tuple[str, str]]:
+    """Special tokens that stand written out in a row's texts: (role of the turn or "text", token)."""
+    texts = [(message.role, message.content) for message in _messages(conversation)]
+    if conversation.text is not None:
+        texts.append(("text", conversation.text))
+    pattern = _pattern_of(tuple(specials))
+    return [(role, token) for role, text in texts for token in dict.fromkeys(pattern.findall(text))] if pattern else []
+
+
+@lru_cache(maxsize=8)
+def _pattern_of(specials: tuple[str, ...]) -> re.Pattern[str] | None:
+    wanted = sorted((re.escape(token) for token in specials if token.strip()), key=len, reverse=True)
+    return re.compile("|".join(wanted)) if wanted else None
+
+
+def group_key(conversation: Conversation) -> str:
+    """Equal for rows that say the same but for case and white space: a split keeps them on one side."""
+    return _digest("\x1e".join(f"{role}\x1f{_plain(text)}" for role, text in _spoken(conversation)))
+
+
+def prompt_key(conversation: Conversation) -> str | None:
+    """Equal for rows that ask the same; None for rows that ask nothing."""
+    asked = _asked(conversation)
+    return _digest("\x1e".join(f"{role}\x1f{_plain(text)}" for role, text in asked)) if asked else None
+
+
+def hygiene(
+    train: Sequence[Conversation],
+    validation: Sequence[Conversation] = (),
+    *,
+    seconds: float = 5.0,
+    specials: Collection[str] = (),
+    repeated: dict[str, Any] | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Every finding about a data set, with sentences for a person. `seconds` bounds the search for near duplicates.
+
+    `specials` are the tokenizer's special tokens, which should not stand written out in the rows. `repeated` are exact
+    duplicates counted elsewhere. `report` is told how many rows of how many are done; what it raises ends the work.
+    """
+    total, done, told = 3 * len(train) + 2 * len(validation), 0, time.monotonic()
+
+    def step(rows: int = 1) -> None:
+        nonlocal done, told
+        done += rows
+        if time.monotonic() - told > _REPORT_SECONDS:
+            told = time.monotonic()
+            report(min(done, total), total)
+
+    report(0, total)
+    ours, theirs = ([_look(chat, step) for chat in rows] for rows in (train, validation))
+    found: dict[str, Any] = {
+        "rows": len(train),
+        "exact_duplicates": repeated if repeated is not None else exact_duplicates(ours),
+        "near_duplicates": near_duplicates(train, seconds=seconds, keys=[one.key for one in ours], step=step),
+        "shared_with_validation": shared_rows(ours, theirs),
+        "contradictions": contradictions(ours),
+        "labels": label_balance(train),
+        "special_tokens": special_tokens(chain(train, validation), specials, step),
+    }
+    report(total, total)
+    return {**found, "sentences": _sentences(found)}
+
+
+@dataclass(slots=True)
+class Look:
+    """What of a row is compared with other rows: all that it says, what it asks, and its answer."""
+
+    row: int
+    key: str
+    prompt: str | None
+    answer: str | None
+
+
+def _look(chat: Conversation, step: Callable[[], None]) -> Look:
+    step()
+    told = _answer(chat)
+    return Look(chat.row, group_key(chat), prompt_key(chat), None if told is None else _digest(_plain(told)))
+
+
+def exact_duplicates(rows: Sequence[Look]) -> dict[str, Any]:
+    """Rows that repeat an earlier one word by word (case and white space aside)."""
+    groups = defaultdict(list)
+    for look in rows:
+        groups[look.key].append(look.row)
+    return grouped([group for group in groups.values() if len(group) > 1])
+
+
+def shared_rows(train: Sequence[Look], validation: Sequence[Look]) -> dict[str, Any]:
+    """Rows of the validation part that the training part holds too, and those whose prompt it holds."""
+    keys = {look.key: look.row for look in reversed(train)}
+    prompts = {look.prompt: look.row for look in reversed(train) if look.prompt}
+    same = [[keys[look.key], look.row] for look in validation if look.key in keys]
+    asked = [[prompts[look.prompt], look.row] for look in validation if look.key not in keys and look.prompt in prompts]
+    return {
+        "rows": len(same),
+        "examples": same[:_EXAMPLES],
+        "prompts": len(asked),
+        "prompt_examples": asked[:_EXAMPLES],
+    }
+
+
+def contradictions(rows: Sequence[Look]) -> dict[str, Any]:
+    """Prompts that are asked more than once and answered differently."""
+    answers: dict[str, dict[str, int]] = defaultdict(dict)
+    times: Counter[str] = Counter()
+    for look in rows:
+        if look.prompt and look.answer is not None:
+            answers[look.prompt].setdefault(look.answer, look.row)
+            times[look.prompt] += 1
+    unlike = {prompt: sorted(told.values()) for prompt, told in answers.items() if len(told) > 1}
+    examples = [group[:_GROUP] for group in list(unlike.values())[:_EXAMPLES]]
+    return {"prompts": len(unlike), "rows": sum(times[prompt] for prompt in unlike), "examples": examples}
+
+
+def label_balance(rows: Sequence[Conversation]) -> dict[str, Any] | None:
+    """How often each answer is given, where there are few short ones, as in classification; None elsewhere."""
+    counts: Counter[str] = Counter()
+    for chat in rows:
+        told = _answer(chat)
+        if told is None or len(told) > 80:
+            return None
+        counts[told.strip()] += 1
+        if len(counts) > _FEW_ANSWERS:
+            return None
+    if len(rows) < 10 or not 1 <= len(counts) <= max(2, len(rows) // 5):
+        return None
+    most = counts.most_common(1)[0][1]
+    return {"counts": dict(counts.most_common()), "distinct": len(counts), "largest_share": most / len(rows)}
+
+
+def special_tokens(
+    rows: Iterable[Conversation], specials: Collection[str], step: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Rows in whose text special tokens stand, how often each, and where: [row, role or "text", token]."""
+    counts: Counter[str] = Counter()
+    places: list[list[Any]] = []
+    touched = 0
+    for chat in rows:
+        step()
+        found = special_text(chat, specials)
+        touched += bool(found)
+        counts.update(token for _, token in found)
+        places += [[chat.row, role, token] for role, token in found] if len(places) < _EXAMPLES else []
+    return {"rows": touched, "counts": dict(counts.most_common()), "examples": places[:_EXAMPLES]}
+
+
+def near_duplicates(
+    rows: Sequence[Conversation],
+    *,
+    seconds: float = 5.0,
+    keys: Sequence[str] = (),
+    step: Callable[[int], None] = lambda rows: None,
+) -> dict[str, Any]:
+    """Rows that share most runs of four words with an earlier one, by MinHash; exact duplicates are not counted again.
+
+    Rows are taken evenly over the file for as long as `seconds` lasts: `sampled` says how many, None when all. `keys`
+    are the rows' group keys, where they are known; `step` is called now and then with the rows done since.
+    """
+    end = time.monotonic() + seconds
+    numbers = np.random.default_rng(0).integers(1, 1 << 63, size=_HASHES, dtype=np.uint64) | np.uint64(1)
+    seen: set[str] = set()
+    sketches: list[np.ndarray] = []
+    taken: list[int] = []
+    looked_at = 0
+    for position in _evenly(len(rows)):
+        if time.monotonic() > end:
+            break
+        step(1)
+        looked_at += 1
+        key = keys[position] if keys else group_key(rows[position])
+        sketch = None if key in seen else _sketch(rows[position], numbers)
+        seen.add(key)
+        if sketch is not None:
+            sketches.append(sketch)
+            taken.append(rows[position].row)
+    groups = _alike(np.array(sketches), taken, lambda: step(0)) if sketches else []
+    return {**grouped(groups), "sampled": looked_at if looked_at < len(rows) else None}
+
+
+def _evenly(count: int) -> list[int]:
+    """Positions in an order in which every beginning is spread over the whole."""
+    step = next((step for step in (64, 16, 4) if count > 1000 * step), 1)
+    return [position for start in range(step) for position in range(start, count, step)]
+
+
+def _sketch(chat: Conversation, numbers: np.ndarray) -> np.ndarray | None:
+    """The least hash values of a row's runs of words; None for a row too short to tell.
+
+    Arithmetic is modulo 2 ** 64, so a hash's upper half is the good one.
+    """
+    text = " ".join(text for _, text in _spoken(chat))[:_LONGEST].casefold()
+    words = np.array([zlib.crc32(word.encode()) for word in _WORD.findall(text)], dtype=np.uint64)
+    if len(words) < 2 * _SHINGLE:
+        return None
+    runs = np.zeros(len(words) - _SHINGLE + 1, dtype=np.uint64)
+    for offset in range(_SHINGLE):
+        runs = (runs + words[offset : offset + len(runs)]) * _FACTOR
+    runs ^= runs >> np.uint64(32)
+    least: np.ndarray = ((runs[:, None] * numbers) >> np.uint64(32)).min(axis=0)
+    return least
+
+
+def _alike(sketches: np.ndarray, rows: list[int], tell: Callable[[], None]) -> list[list[int]]:
+    """Groups of rows whose sketches agree in one band and, looked at closer, in most values."""
+    leader = list(range(len(rows)))
+
+    def head(position: int) -> int:
+        while leader[position] != position:
+            leader[position] = leader[leader[position]]
+            position = leader[position]
+        return position
+
+    width = _HASHES // _BANDS
+    for band in range(_BANDS):
+        first: dict[bytes, int] = {}
+        part = np.ascontiguousarray(sketches[:, band * width : (band + 1) * width])
+        for position in range(len(rows)):
+            if position % _TELL_EVERY == 0:
+                tell()
+            other = first.setdefault(part[position].tobytes(), position)
+            if other != position and (sketches[position] == sketches[other]).mean() >= _NEAR:
+                leader[head(position)] = head(other)
+    groups = defaultdict(list)
+    for position, row in enumerate(rows):
+        groups[head(position)].append(row)
+    return [sorted(group) for group in groups.values() if len(group) > 1]
+
+
+def grouped(groups: list[list[int]]) -> dict[str, Any]:
+    """How many rows repeat another, with some of the groups of like rows."""
+    groups = sorted(groups)
+    return {
+        "rows": sum(len(group) - 1 for group in groups),
+        "groups": len(groups),
+        "examples": [group[:_GROUP] for group in groups[:_EXAMPLES]],
+    }
+
+
+def _messages(chat: Conversation) -> tuple[Message, ...]:
+    return (*chat.messages, *chat.chosen, *chat.rejected)
+
+
+def _spoken(chat: Conversation) -> list[tuple[str, str]]:
+    """All that a row says, turn by turn."""
+    if chat.text is not None:
+        return [("text", chat.text)]
+    if chat.input_ids is not None:
+        return [("ids", str(chat.input_ids))]
+    return [(message.role, _said(message)) for message in _messages(chat)]
+
+
+def _said(message: Message) -> str:
+    calls = str(message.tool_calls) if message.tool_calls else ""
+    return "\n".join(part for part in (message.reasoning_content, message.content, calls) if part)
+
+
+def _asked(chat: Conversation) -> list[tuple[str, str]]:
+    """All that stands before the last answer."""
+    turns = chat.messages if chat.chosen else chat.messages[:-1]
+    return [(message.role, _said(message)) for message in turns]
+
+
+def _answer(chat: Conversation) -> str | None:
+    """The last answer of a row; None for rows that have none, or two to compare."""
+    last = chat.messages[-1] if chat.messages and not chat.chosen else None
+    return last.content or str(last.tool_calls) if last is not None and last.role == "assistant" else None
+
+
+def _plain(text: str) -> str:
+    """A text without case and with single spaces. Punctuation stays: 3 + 4 and 3 - 4 are not the same question."""
+    return " ".join(text.casefold().split())
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
+def _sentences(found: dict[str, Any]) -> list[str]:
+    said = []
+    exact, near = found["exact_duplicates"], found["near_duplicates"]
+    shared, unlike, labels = found["shared_with_validation"], found["contradictions"], found["labels"]
+    if exact["rows"]:
+        said.append(f"{exact['rows']} rows repeat an earlier row (for example rows {_listed(exact)}).")
+    if near["rows"]:
+        among = f" among the {near['sampled']} rows looked at" if near["sampled"] else ""
+        said.append(f"{near['rows']} rows{among} nearly repeat an earlier row (for example rows {_listed(near)}).")
+    if shared["rows"]:
+        said.append(f"{shared['rows']} validation rows are in the training rows too: the validation loss will flatter.")
+    if shared["prompts"]:
+        said.append(f"{shared['prompts']} validation rows ask what training rows ask, with other answers.")
+    if unlike["prompts"]:
+        said.append(f"{unlike['prompts']} prompts have different answers (for example rows {_listed(unlike)}).")
+    hidden = found["special_tokens"]
+    if hidden["rows"]:
+        tokens = ", ".join(hidden["counts"])
+        said.append(
+            f"{hidden['rows']} rows hold special tokens as text ({shorten(tokens, 120)}; for example row "
+            f"{hidden['examples'][0][0]}): the model will take them for real ones."
+        )
+    if labels:
+        answer, times = next(iter(labels["counts"].items()))
+        share = round(100 * labels["largest_share"])
+        said.append(
+            f"There are {labels['distinct']} different answers; {shorten(answer, 40)!r} is given most, "
+            f"{times} times ({share} %)."
+        )
+    return said
+
+
+def _listed(finding: dict[str, Any]) -> str:
+    return ", ".join(map(str, finding["examples"][0]))
+
+
+def group_of(conversation: Conversation) -> int:
+    """The same number for rows that say the same."""
+    return int.from_bytes(hashlib.blake2b(group_key(conversation).encode(), digest_size=8).digest(), "little")
+
+
+def split(
+    groups: np.ndarray, fraction: float, seed: int, max_samples: int | None = None, max_eval_samples: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of training and validation rows, each rising; decided by groups, fraction and seed alone.
+
+    At least one row is kept back where a fraction is asked for and a group can be spared; groups too large for the
+    share that is left stay in training.
+    """
+    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))  # groups in order of appearance
+    member = rank[member]
+    sizes = np.bincount(member)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    share = 0 if fraction <= 0 else min(max(round(len(groups) * fraction), 1), len(groups) - 1)
+    kept_back = _fill(order, sizes, share)
+    if share and not len(kept_back) and len(sizes) > 1:
+        kept_back = order[[int(np.argmin(sizes[order]))]]
+    ranked = np.concatenate([kept_back, order[~np.isin(order, kept_back)]])
+    place = np.empty(len(ranked), np.int64)
+    place[ranked] = np.arange(len(ranked))
+    rows = np.argsort(place[member], kind="stable")
+    share = int(sizes[kept_back].sum())
+    return np.sort(rows[share:][:max_samples]), np.sort(rows[:share][:max_eval_samples])
+
+
+def some(count: int, seed: int, most: int | None) -> np.ndarray:
+    """At most `most` of that many rows, by the seed."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
+
+
+def _fill(order: np.ndarray, sizes: np.ndarray, share: int) -> np.ndarray:
+    """Groups, in order, that together have at most `share` rows."""
+    chosen, left = [], share
+    for group, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        if left <= 0:
+            break
+        if size <= left:
+            chosen.append(group)
+            left -= size
+    return np.array(chosen, np.int64)

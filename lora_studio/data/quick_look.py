@@ -1,0 +1,166 @@
+"""A quick look at a file in a process of its own: `python -m lora_studio.data.quick_look FILE OPTIONS`,
+where options are those of `quick_look` as a JSON object.
+
+Prints a JSON object with the number of usable rows and how they are read; nothing, with exit code 1, for a file that
+can't be read or that takes more than it may. Without a tokenizer, so that it can stand beside a form.
+
+A look at a file without any tokenizer: how it is read, its faults, and its rows' lengths in characters.
+
+Of a pair to compare the longer side counts.
+"""
+
+import json
+import signal
+import sys
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_studio.data.cache import ArrayWriter, Cache
+from lora_studio.data.convert import convert, marks_in_words
+from lora_studio.data.dataset import open_data
+from lora_studio.data.formats import Format, Mapping, apply_mapping, read_as, recognise
+from lora_studio.data.mapping import ReadingError
+from lora_studio.data.memory_limit import go_first, limited
+from lora_studio.data.messages import Message, RowError
+from lora_studio.data.pipeline import Progress
+from lora_studio.data.readers.tables import with_header
+from lora_studio.data.report import PERCENTILES, histogram, lengths
+from lora_studio.data.rows import shorten
+from lora_studio.data.sources import Record, open_source
+from lora_studio.data.store import BadRows, BadRowWriter, RecordStore, write_records
+from lora_studio.errors import StudioError
+
+CPU_SECONDS = 10.0
+
+
+MAX_BYTES = 1 << 30
+
+
+SAMPLE = 500  # rows by whose content the reading is recognised
+
+
+SHOWN = 160  # characters of an answer
+
+
+def quick_look(
+    path: Path, *, goal: str = "answers", mapping: dict[str, Any] | None = None, encoding: str | None = None
+) -> dict[str, Any]:
+    """Rows of a file that can be read, and how they are read with their first answer, in sentences.
+
+    Raises `StudioError` where the file can't be read, or takes too much memory.
+    """
+    with limited(most=MAX_BYTES):
+        source = open_source(path, encoding)
+        sample, rows = list[Record](), 0
+        for row in source.rows():
+            if isinstance(row, Record):
+                rows += 1
+                if len(sample) < SAMPLE:
+                    sample.append(row)
+        try:
+            shape = apply_mapping(Mapping.from_dict(mapping), sample, goal) if mapping else recognise(sample, goal)
+        except StudioError as error:
+            return {"rows": rows, "reading": f"{error.message} {error.hint}"}
+        parts = [f"Format: {shape.words}", *source.assumptions]
+        if answer := next((said for record in sample if (said := _answer(record, shape))), ""):
+            parts.append(f"The first row's answer: “{shorten(answer.strip(), SHOWN)}”.".replace("\n", "⏎"))
+        return {"rows": rows, "reading": " ".join(parts)}
+
+
+def _answer(record: Record, shape: Format) -> str:
+    """A row's last answer (of a pair the better one), or its text; "" for a row that can't be used."""
+    try:
+        chat = convert(record, shape)
+    except RowError:
+        return ""
+    said = [message.content for message in (*chat.messages, *chat.chosen) if message.role == "assistant"]
+    return chat.text or (said[-1] if said else "")
+
+
+def main() -> int:
+    """Looks at the file that the command names and returns the exit code."""
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    go_first()
+    name, options = sys.argv[1:]
+    try:
+        print(json.dumps(quick_look(Path(name), **json.loads(options))))
+    except StudioError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+_SAMPLE = 500
+
+
+_LISTED_BAD_ROWS = 200
+
+
+@limited()
+def inspect_characters(
+    name: str,
+    *,
+    mapping: dict[str, Any] | None = None,
+    encoding: str | None = None,
+    percentiles: Sequence[float] = PERCENTILES,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Reading, faults and lengths in characters of a file, a shipped data set or a data set of the Hub."""
+    report = on_progress or (lambda phase, done, total: None)
+    source = open_data(name, encoding)
+    records = RecordStore(Cache(None).get("records", lambda writer: write_records(writer, source, report)))
+    try:
+        shape = read_as(records.spread(_SAMPLE), mapping, "any")
+    except ReadingError as error:
+        raise with_header(error, records.assumptions) from None
+    counts, marked = array("q"), array("q")
+
+    def convert_all(writer: ArrayWriter) -> dict[str, Any]:
+        faults = BadRowWriter(writer)
+        for position, record in enumerate(records.records(range(len(records)))):
+            try:
+                row = convert(record, shape)
+            except RowError as error:
+                faults.add(error.at(record.row))
+            else:
+                if row.label is False:
+                    marked.append(position)
+                    continue
+                said = len(row.text or "") + _characters(row.messages)
+                counts.append(said + max(_characters(row.chosen), _characters(row.rejected)))
+            if position % 2000 == 0:
+                report("convert", position, len(records))
+        return {"bad_reasons": faults.finish()}
+
+    bad_rows = BadRows(records.arrays, Cache(None).get("faults", convert_all))
+    values = np.array(counts, dtype=np.int64)
+    told = [marks_in_words(len(counts), len(marked))] if shape.name == "kto" else []
+    told += [shape.question] if shape.question else []
+    return {
+        "file": str(source.files[0]) if len(source.files) == 1 else source.name,
+        "file_kind": source.kind,
+        "format": shape.name,
+        "words": shape.words,
+        "columns": shape.columns,
+        "assumptions": [*source.assumptions, *told],
+        "rows": len(counts),
+        "marked_bad_rows": len(marked),
+        "bad_rows": len(bad_rows),
+        "bad_row_list": [bad.to_dict() for bad in bad_rows[:_LISTED_BAD_ROWS]],
+        "bad_rows_by_reason": bad_rows.reasons(),
+        "characters": lengths(values, percentiles),
+        "histogram": histogram(values),
+        "total_characters": int(values.sum()),
+    }
+
+
+def _characters(messages: Sequence[Message]) -> int:
+    return sum(len(message.content) for message in messages)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Data sets of the Hugging Face Hub to rows, streamed; offline, what the local cache holds of them."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, urlencode
+
+from lora_studio.data.readers.arrow import CellReader
+from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
+from lora_studio.errors import StudioError
+
+PREFIX = "hub:"
+_BARE = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_OPTIONS = ("config", "split", "revision")
+_WAY_OUT = (
+    "Check the name, config, split and revision, and that this machine reaches the Hub (a private or gated set needs "
+    "HF_TOKEN in the environment). Without a network, download the set's files and give their folder."
+)
+_PATIENCE = 10.0  # seconds
+_BATCH_ROWS = 1000
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name means a data set of the Hub: it says so, or looks like one and is no path."""
+    if name.startswith(PREFIX):
+        return True
+    path = Path(name)
+    return bool(_BARE.fullmatch(name)) and not path.suffix and not os.path.exists(path.parent)
+
+
+def parse_name(name: str) -> tuple[str, dict[str, str]]:
+    """The data set's id, and its config, split and revision where given."""
+    plain, _, query = name.removeprefix(PREFIX).partition("?")
+    options = {key: values[-1] for key, values in parse_qs(query).items()}
+    unknown = [key for key in options if key not in _OPTIONS]
+    if not _BARE.fullmatch(plain) or unknown:
+        found = f"unknown option {unknown[0]!r}" if unknown else f"found {plain!r}"
+        raise StudioError(
+            f"{shorten(name, 120)} is no name of a Hub data set: {found}.",
+            f"Write it as {PREFIX}owner/name?config=C&split=S&revision=R; the options may be left out.",
+        )
+    return plain, options
+
+
+def read_hub(name: str) -> tuple[Reading, str]:
+    """How to read a data set of the Hub, and its name with the revision that is read."""
+    plain, options = parse_name(name)
+    offline = _is_offline()
+    revision = options.get("revision")
+    if not offline:
+        revision = _resolve(plain, revision)
+    split = options.get("split", "train")
+    sentence = f"The split `{split}` of the Hub's data set {plain} is read" + (
+        f" at revision {revision}." if revision else "."
+    )
+    kept = {"config": options.get("config"), "split": split, "revision": revision}
+    resolved = f"{PREFIX}{plain}?{urlencode({key: value for key, value in kept.items() if value}, quote_via=quote)}"
+
+    def load() -> Any:
+        return _load(plain, options.get("config"), split, revision, streaming=not offline)
+
+    tally = Tally()
+    next(_rows(load(), plain, tally), None)
+    notes = [sentence, *(["Read from the local cache."] if offline else [])]
+    return Reading(lambda: _rows(load(), plain, tally), notes, tally), resolved
+
+
+def _rows(rows: Any, name: str, tally: Tally) -> Iterator[Record | BadRow]:
+    number = 0
+    tally.clear()
+    try:
+        for table in rows.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+            cells = CellReader(table.schema, tally)
+            for batch in table.to_batches():
+                for fields in cells.rows(batch):
+                    number += 1
+                    yield Record(number, fields)
+    except _faults() as error:
+        reason = f"Reading {name} from the Hub ended after row {number}: {shorten(str(error))}."
+        raise StudioError(reason, "Try again, or download the set's files and give their folder.") from None
+
+
+def _load(name: str, config: str | None, split: str, revision: str | None, *, streaming: bool) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, config, split=split, revision=revision, streaming=streaming)
+    except _faults() as error:
+        raise StudioError(f"The Hub's data set {name} can't be read: {shorten(str(error), 300)}", _WAY_OUT) from None
+
+
+def _resolve(name: str, revision: str | None) -> str | None:
+    """The commit that a revision stands for now, so that training reads what was looked at."""
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.dataset_info(name, revision=revision, timeout=_PATIENCE).sha
+    except _faults() as error:
+        raise StudioError(f"The Hub's data set {name} can't be found: {shorten(str(error), 300)}", _WAY_OUT) from None
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What the Hub's libraries raise for a wrong name, config or split, a missing network, and a damaged file."""
+    from huggingface_hub.utils import httpx
+
+    return (OSError, ValueError, RuntimeError, ImportError, httpx.HTTPError)
+
+
+def _is_offline() -> bool:
+    import huggingface_hub.constants
+
+    return bool(huggingface_hub.constants.HF_HUB_OFFLINE)

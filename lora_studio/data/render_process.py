@@ -1,0 +1,162 @@
+"""Chat templates rendered within limits of time and memory, in a process of their own that can be ended.
+
+A template that never ends, or that writes without end, costs that process and becomes a `StudioError`; what the caller
+has loaded stays, and the next request starts a new one.
+"""
+
+import json
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+import lora_studio
+from lora_studio.data.messages import Conversation, RowError
+from lora_studio.data.render import Rendered, Rules
+from lora_studio.data.render_worker import LENGTH
+from lora_studio.errors import StudioError
+
+MAX_ROW_SECONDS = 10.0  # of CPU time: a row of a thousand turns takes about five where each answer is looked for
+MAX_TEXT_SECONDS = 4.0  # a text alone takes milliseconds, and others wait for it
+MAX_SILENCE = 300.0  # seconds on the clock, for a machine so busy that a process hardly runs
+_PIECE = 1 << 16
+_HINT = "Mend the chat template. The prompt styles chatml, alpaca and plain do without it, for training."
+_PLACE_OF_PACKAGE = Path(lora_studio.__file__).resolve().parents[1]
+
+
+class LimitedRenderer:
+    """`rendering.Renderer` in the other process. Raises `StudioError` for what is no template."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        _process().ask("rows", MAX_ROW_SECONDS, rules, [])
+
+    def render(self, conversations: Sequence[Conversation]) -> list[Rendered | RowError]:
+        """One result for each conversation, in order. Raises `StudioError` where a limit is reached."""
+        answers = _process().ask("rows", MAX_ROW_SECONDS, self._rules, list(conversations))
+        return [_result(answer) for answer in answers]
+
+
+def render_text(
+    source: str,
+    variables: Mapping[str, Any],
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+    *,
+    prompt: bool,
+) -> str:
+    """What a chat template makes of a conversation, as transformers' `apply_chat_template`; values are plain JSON.
+
+    A message's keys without a value are left out, as there. Raises `TemplateError` where the template refuses it,
+    `StudioError` where a limit is reached.
+    """
+    given = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    request = ("text", MAX_TEXT_SECONDS, source, dict(variables), given, list(tools), prompt)
+    (answer,) = _process().ask(*request)
+    if "refused" in answer:
+        raise TemplateError(answer["refused"])
+    return str(answer["text"])
+
+
+def _result(answer: dict[str, Any]) -> Rendered | RowError:
+    if "reason" in answer:
+        return RowError(answer["reason"], answer["field"], answer["found"])
+    spans = [(start, stop) for start, stop in answer["spans"]]
+    return Rendered(answer["text"], spans, answer["rewritten"], answer["numbered"])
+
+
+class _Process:
+    """The other process: started with the first request, and again after it was ended. One request at a time."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._asking = threading.Lock()
+
+    def ask(self, *request: Any) -> list[dict[str, Any]]:
+        """All answers to a request. Raises `StudioError` for one that is an error, and for the end of the process."""
+        with self._asking:
+            child, answers = self._running(), list[dict[str, Any]]()
+            try:
+                _send(child, pickle.dumps(request, protocol=pickle.HIGHEST_PROTOCOL))
+                for answer in _answers(child):
+                    answers.append(answer)
+            finally:
+                if not answers or "end" not in answers[-1]:
+                    self.end()  # what is still to come would be taken for the next request's answers
+        error = next((answer for answer in answers if "error" in answer), None)
+        if error:
+            raise StudioError(error["error"], error["hint"] or _HINT)
+        return answers[:-1]
+
+    def end(self) -> None:
+        """Ends the process, whatever it does."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.communicate()
+
+    def _running(self) -> "subprocess.Popen[bytes]":
+        if self._child is None or self._child.poll() is not None:
+            self.end()
+            paths = [str(_PLACE_OF_PACKAGE), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "lora_studio.data.render_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
+            )
+        return self._child
+
+
+@cache
+def _process() -> _Process:
+    return _Process()
+
+
+def _send(child: "subprocess.Popen[bytes]", data: bytes) -> None:
+    assert child.stdin
+    try:
+        child.stdin.write(len(data).to_bytes(LENGTH, "big") + data)
+        child.stdin.flush()
+    except BrokenPipeError:
+        raise _ended(child) from None
+
+
+def _answers(child: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]:
+    """The answers to one request as they come, and the line that ends them."""
+    assert child.stdout
+    rest: list[bytes] = []
+    while True:
+        if not select.select([child.stdout], [], [], MAX_SILENCE)[0]:
+            child.kill()
+        piece = os.read(child.stdout.fileno(), _PIECE)
+        if not piece:
+            raise _ended(child)
+        first, *lines = piece.split(b"\n")
+        rest.append(first)
+        for line in lines:
+            answer: dict[str, Any] = json.loads(b"".join(rest))
+            rest = [line]
+            yield answer
+            if "end" in answer:
+                return
+
+
+def _ended(child: "subprocess.Popen[bytes]") -> StudioError:
+    """Why the process ended, in words."""
+    code = child.wait()
+    if code in (-signal.SIGPROF, -signal.SIGKILL):
+        why = "does not come to an end: it was stopped after seconds of work on one conversation"
+    else:
+        why = f"ended the process that renders it (exit code {code})"
+    return StudioError(f"The chat template {why}.", _HINT)

@@ -1,0 +1,491 @@
+"""What a person sees of prepared data as a whole, in numbers and sentences. All of it is JSON-able.
+
+What is wrong with a prepared data set as a whole, looked for once and kept in the cache.
+
+One row step by step: record, messages, text, tokens, what the cut removes, what is trained. All of it is JSON-able.
+
+Cuts are those of the training: `Measures.cuts` and `cut_pairs`, and the rows that the examples themselves leave out.
+
+Numbers about encoded rows: lengths, histogram, what every possible `max_length` would cut, and which to choose.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_studio.data.cache import key_of
+from lora_studio.data.dataset import NOTHING_LEFT, NOTHING_TO_COMPARE, Prepared, prepare, refusal
+from lora_studio.data.encode import Encoded
+from lora_studio.data.examples import cut_pairs, sides
+from lora_studio.data.messages import Conversation, RowError
+from lora_studio.data.pipeline import Part, Progress
+from lora_studio.data.preview import TABLE_ROWS, readings_of, table
+from lora_studio.data.quality import grouped, hygiene
+from lora_studio.data.rows import BadRow, plain, shorten
+from lora_studio.data.truncate import Cuts, Measures, forecast, steps
+from lora_studio.errors import StudioError
+
+_MOST_ROWS = 20_000
+
+
+_SECONDS = 2.0
+
+
+_PIECE = 500
+
+
+_SHOWN = 20
+
+
+def findings(prepared: Prepared, report: Progress) -> dict[str, Any] | None:
+    """Duplicates, leaks, contradictions and lopsided answers; None for a first look at a few rows.
+
+    Of a large file a part is looked at, evenly over the whole: `looked_at` of `of_rows` rows. `report` is called in the
+    phase check, counted in rows. Exact duplicates are those of the whole in any case.
+    """
+    if prepared.sampled is not None:
+        return None
+    parts = (prepared.part, prepared.kept_back or prepared.part)
+    settings = prepared.settings
+    split = [settings.validation_fraction, settings.split_seed, settings.max_samples, settings.max_eval_samples]
+    key = key_of("findings", [part.key for part in parts], split)
+    return prepared.cache.get(key, lambda _: _found(parts, prepared.chosen, prepared.encoder.specials, report)).facts
+
+
+def _found(
+    parts: Sequence[Part], chosen: Sequence[np.ndarray], specials: Sequence[str], report: Progress
+) -> dict[str, Any]:
+    report("check", 0, 0)
+
+    def tell(done: int, total: int) -> None:
+        report("check", done, total)
+
+    train, validation = (_some(part, rows, tell) for part, rows in zip(parts, chosen, strict=True))
+    tell(0, 0)
+    repeated = _repeated(parts[0], chosen[0]) if len(train) < len(chosen[0]) else None
+    found = hygiene(train, validation, seconds=_SECONDS, specials=specials, repeated=repeated, report=tell)
+    return {**found, "looked_at": len(train) + len(validation), "of_rows": sum(map(len, chosen))}
+
+
+def _repeated(part: Part, chosen: np.ndarray) -> dict[str, Any]:
+    """The exact duplicates of a large file, all of them: each row's group is known since it was converted."""
+    groups = part.all_groups[np.searchsorted(part.all_positions, part.rows.position[chosen])]
+    numbers = part.rows.row[chosen]
+    _, first, member, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    like = np.flatnonzero(sizes > 1)
+    shown = like[np.argsort(first[like])][:_SHOWN]
+    examples = [numbers[member == group].tolist() for group in shown]
+    return {**grouped(examples), "rows": int((sizes[like] - 1).sum()), "groups": len(like)}
+
+
+def _some(part: Part, chosen: np.ndarray, tell: Callable[[int, int], None]) -> list[Conversation]:
+    """At most so many of a part's rows, evenly from the whole."""
+    if len(chosen) > _MOST_ROWS:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, _MOST_ROWS).astype(int)]
+    rows: list[Conversation] = []
+    for start in range(0, len(chosen), _PIECE):
+        tell(0, 0)
+        rows += part.conversations.at(part.rows.position[chosen[start : start + _PIECE]])
+    return rows
+
+
+_PAGE = 2000  # tokens shown at once
+
+
+_TOLD = 160  # characters of a row's trained text in a sentence
+
+
+def preview(prepared: Prepared, row_index: int, part: int | None = None) -> dict[str, Any]:
+    """One usable row of the training file (counted from 0, in the file's order), from record to trained tokens.
+
+    `part` chooses the window of a long plain text, or the piece of another long row; None is where training begins.
+    """
+    if not 0 <= row_index < len(prepared.conversations):
+        raise StudioError(
+            f"There is no usable row {row_index + 1}.", f"Choose a row from 1 to {len(prepared.conversations)}."
+        )
+    conversation = prepared.conversations[row_index]
+    position = int(prepared.conversations.positions[row_index])
+    compared = prepared.format.name == "preference"
+    try:
+        shown = _compared(prepared, conversation, part) if compared else _tokens(prepared, conversation, part)
+    except RowError as error:
+        reason = f"Row {conversation.row} can't be shown: {error.reason} ({error.found})."
+        raise StudioError(reason, "Choose another row, or another prompt style.") from None
+    return {
+        "index": row_index,
+        "row": conversation.row,
+        "split": _side(prepared, position),
+        "record": plain(prepared.part.records[position].fields),
+        "messages": [message.to_dict() for message in conversation.messages],
+        **shown,
+    }
+
+
+def reading(prepared: Prepared) -> str:
+    """How a file was read, what was assumed, and what its first row trains, in a few sentences."""
+    parts = [f"Format: {prepared.format.words}", *prepared.assumptions]
+    first = prepared.part.rows.position[:1]
+    for index in np.searchsorted(prepared.conversations.positions, first).tolist():
+        parts.append(f"The first row trains: “{trained_text(preview(prepared, index))}”.")
+    return " ".join(parts)
+
+
+def trained_text(shown: dict[str, Any]) -> str:
+    """The trained text of a row's preview on one line, shortened; "…" stands for what is not trained in between."""
+    pieces: list[str] = []
+    trained_before = False
+    for token in shown["tokens"]:
+        if token["trained"]:
+            if pieces and not trained_before:
+                pieces.append(" … ")
+            pieces.append(token["text"])
+        trained_before = token["trained"]
+    return shorten("".join(pieces).strip().replace("\n", "⏎"), _TOLD)
+
+
+def _tokens(prepared: Prepared, conversation: Conversation, part: int | None) -> dict[str, Any]:
+    """A row's tokens, a page of them, and the numbers of the example that the page belongs to."""
+    settings = prepared.settings
+    encoded, pieces, _ = prepared.encoder.tokens(conversation)
+    cuts = Measures.of([encoded]).cuts(settings.max_length, settings.truncation)
+    out = NOTHING_LEFT if _left_out(prepared, conversation.row) or not cuts.trained.any() else ""
+    return _shown(prepared, encoded, pieces, cuts, part, out)
+
+
+def _compared(prepared: Prepared, conversation: Conversation, part: int | None) -> dict[str, Any]:
+    """The better side like any row, and the worse one under "rejected"; "chosen" and "worse" hold their turns."""
+    settings = prepared.settings
+    whole = [prepared.encoder.tokens(side) for side in sides(conversation)]
+    better, worse = (Measures.of([encoded]) for encoded, _, _ in whole)
+    cuts = cut_pairs(better, worse, settings.max_length, settings.truncation)
+    lost = _left_out(prepared, conversation.row) or not all(cut.trained.any() for cut in cuts)
+    found: list[dict[str, Any]] = []
+    for (encoded, pieces, _), cut in zip(whole, cuts, strict=True):
+        part = found[0]["window"] if found else part
+        found.append(_shown(prepared, encoded, pieces, cut, part, NOTHING_TO_COMPARE if lost else ""))
+    turns = {
+        "chosen": [message.to_dict() for message in conversation.chosen],
+        "worse": [message.to_dict() for message in conversation.rejected],
+    }
+    return {**found[0], **turns, "rejected": found[1], "windows": max(side["windows"] for side in found)}
+
+
+def _shown(
+    prepared: Prepared, encoded: Encoded, pieces: list[str], cuts: Cuts, part: int | None, left_out: str
+) -> dict[str, Any]:
+    """A page of tokens in their places, each with whether it is kept and whether it is (or would be) trained.
+
+    `left_out` is why the whole row goes, where it does. A row that becomes several examples loses nothing.
+    """
+    examples = [np.empty(0, np.int64)] if left_out else _places(cuts)
+    every = np.arange(len(encoded.ids))
+    trained = np.zeros(len(every), bool)
+    for begin, end in encoded.spans:
+        trained[begin:end] = True
+    pages = [
+        (kept, places[start : start + _PAGE])
+        for kept in examples
+        for places in [kept if len(examples) > 1 else every]
+        for start in range(0, max(len(places), 1), _PAGE)
+    ]
+    if part is None:
+        part = next((at for at, (kept, page) in enumerate(pages) if trained[np.intersect1d(kept, page)].any()), 0)
+    part = min(max(part, 0), len(pages) - 1)
+    kept, page = pages[part]
+    is_kept = np.isin(every, kept)
+    special = prepared.encoder.special_ids
+    removed = every[~is_kept] if len(examples) == 1 else every[:0]
+    learned = kept[trained[kept]]
+    return {
+        "text": "".join(pieces[at] for at in page.tolist()),
+        "tokens": [
+            {
+                "id": encoded.ids[at],
+                "text": pieces[at],
+                "trained": bool(trained[at]),
+                "special": encoded.ids[at] in special,
+                "kept": bool(is_kept[at]),
+            }
+            for at in page.tolist()
+        ],
+        "full_length": len(every),
+        "kept_tokens": len(kept),
+        "removed_tokens": len(removed),
+        "removed_after": int((removed > kept[-1]).sum()) if len(kept) else 0,
+        "trained_tokens": len(learned),
+        "lost_trained_tokens": int(trained[removed].sum()),
+        "ends_with_eos": bool(len(learned)) and encoded.ids[learned[-1]] in special,
+        "left_out": left_out,
+        "examples": len(examples),
+        "windows": len(pages),
+        "window": part,
+    }
+
+
+def _places(cuts: Cuts) -> list[np.ndarray]:
+    """The places of the tokens that each example of the row has: one example, or the windows of a long text."""
+    return [
+        np.concatenate([np.zeros(int(head), np.int64), np.arange(first, stop)])
+        for first, stop, head in zip(cuts.first.tolist(), cuts.stop.tolist(), cuts.head.tolist(), strict=True)
+    ]
+
+
+def _left_out(prepared: Prepared, row: int) -> bool:
+    """Whether a row of the training file gives no example: the examples themselves say so."""
+    parts: Sequence[Any] = [prepared.train] if prepared.kept_back else [prepared.train, prepared.validation]
+    return any(row == number for part in parts for number, _ in part.dropped)
+
+
+def _side(prepared: Prepared, position: int) -> str:
+    """Where a row goes: train, validation, or unused where the settings ask for fewer rows."""
+    stores = (prepared.part, prepared.kept_back or prepared.part)
+    for name, store, chosen in zip(("train", "validation"), stores, prepared.chosen, strict=True):
+        if store is prepared.part and position in store.rows.position[chosen]:
+            return name
+    return "unused"
+
+
+PERCENTILES = (50, 90, 95, 99)
+
+
+_MULTIPLE = 64
+
+
+_CANDIDATES = 200
+
+
+_MANY_ROWS = 200_000  # from here on fewer candidates, so that the curve is there in a second or two
+
+
+_BINS = 60
+
+
+_SHORTEST = 8
+
+
+def lengths(values: np.ndarray, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float]:
+    """Minimum, mean, percentiles (nearest rank) and maximum of lengths; zeros for no rows.
+
+    The percentiles are those asked for and always 50, 90, 95 and 99; "p99.9" is the name of 99.9.
+    """
+    if not all(0 <= share <= 100 for share in percentiles):
+        raise StudioError(f"{list(percentiles)} are not all percentiles.", "A percentile is a number from 0 to 100.")
+    shares = sorted({*map(float, percentiles), *map(float, PERCENTILES)})
+    names = [f"p{share:g}" for share in shares]
+    if not len(values):
+        return {"min": 0, "mean": 0.0, **dict.fromkeys(names, 0), "max": 0}
+    ranked = np.sort(values)
+    ranks = [max(math.ceil(share * len(values) / 100 - 1e-9), 1) for share in shares]
+    named = {name: int(ranked[rank - 1]) for name, rank in zip(names, ranks, strict=True)}
+    return {"min": int(values.min()), "mean": round(float(values.mean()), 2), **named, "max": int(values.max())}
+
+
+def suggest(values: np.ndarray) -> dict[str, Any]:
+    """A `max_length` for rows of these lengths, with its reason: 1.1 to 1.2 times the 95th percentile."""
+    found = lengths(values)
+    p95, longest = int(found["p95"]), int(found["max"])
+    low, high = -(-11 * p95 // 10), 12 * p95 // 10
+    rounded = max(_MULTIPLE, -(-low // _MULTIPLE) * _MULTIPLE)
+    if longest <= rounded:
+        return {"max_length": max(longest, _SHORTEST), "reason": f"No row is longer than {longest:,} tokens."}
+    over = int((values > rounded).sum())
+    return {
+        "max_length": rounded,
+        "reason": f"95 of 100 rows have at most {p95:,} tokens; 1.1 to 1.2 times that is {low:,} to {high:,}, "
+        f"rounded up to a multiple of {_MULTIPLE}. {over:,} {'row is' if over == 1 else 'rows are'} longer.",
+    }
+
+
+def histogram(values: np.ndarray, bins: int = _BINS) -> dict[str, list[int]]:
+    """Counts of lengths in at most `bins` whole-numbered bins; `edges` has one more than `counts`."""
+    if not len(values):
+        return {"edges": [], "counts": []}
+    low, high = int(values.min()), int(values.max()) + 1
+    width = max(1, -(-(high - low) // bins))
+    edges = np.arange(low, high + width, width)
+    counts, _ = np.histogram(values, edges)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def cut_curve(
+    measures: Measures, truncation: str, current: int, tell: Callable[[int, int], None] = lambda done, total: None
+) -> list[dict[str, int]]:
+    """For each candidate `max_length`: rows cut, trained tokens lost, rows left with nothing to train. Exact.
+
+    `tell` is called with how many of how many candidates are done.
+    """
+    tell(0, 0)
+    ranked = measures.longest_first()
+    never_trained = np.concatenate([[0], np.cumsum(ranked.trained == 0)])
+    curve = []
+    candidates = _candidates(measures.length, current)
+    for done, candidate in enumerate(candidates):
+        tell(done, len(candidates))
+        over = ranked.first(int(np.searchsorted(-ranked.length, -candidate)))
+        kept = over.kept(candidate, truncation)
+        curve.append(
+            {
+                "max_length": candidate,
+                "rows": int(over.cut_rows(candidate, truncation).sum()),
+                "lost_trained_tokens": over.trained_tokens - int(kept.sum()),
+                "dropped_rows": int((kept == 0).sum() + never_trained[-1] - never_trained[len(kept)]),
+            }
+        )
+    return curve
+
+
+def _candidates(values: np.ndarray, current: int) -> list[int]:
+    """At most 200 lengths: the current one, the percentiles, powers of two, the longest row, and steps between."""
+    if not len(values):
+        return [current]
+    longest = int(values.max())
+    most = _CANDIDATES if len(values) < _MANY_ROWS else _CANDIDATES // 3
+    wanted: set[int] = {current, longest}
+    shares = range(50, 100, 1 if most == _CANDIDATES else 3)
+    wanted.update(int(value) for value in np.percentile(values, shares, method="inverted_cdf"))
+    power = _SHORTEST
+    while power < 2 * longest:
+        wanted.add(power)
+        power *= 2
+    for value in np.unique(np.linspace(_SHORTEST, max(longest, _SHORTEST), most // 2).astype(int)):
+        if len(wanted) < most:
+            wanted.add(int(value))
+    return sorted(wanted)
+
+
+_LISTED_BAD_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a description shows and counts with; none of it changes the data."""
+
+    show_examples: int = 2
+    percentiles: Sequence[float] = PERCENTILES
+    per_device_train_batch_size: int = 4
+    gradient_accumulation_steps: int = 4
+
+
+def inspect(
+    train_file: str,
+    tokenizer: Any,
+    *,
+    look: Look | None = None,
+    on_sample: Callable[[dict[str, Any]], None] | None = None,
+    on_progress: Progress | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Prepares a file (see `dataset.prepare` for the settings) and describes what came out.
+
+    `on_sample` gets the description of the first rows before a large file is looked at whole.
+    """
+    give = (lambda prepared: on_sample(describe(prepared, look))) if on_sample else None
+    prepared = prepare(train_file, tokenizer, on_sample=give, on_progress=on_progress, **settings)
+    return describe(prepared, look, on_progress)
+
+
+def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Reading, faults, lengths and cuts of a prepared data set; training and validation rows together.
+
+    `refusal` is what stops the work where bad rows are not skipped. `on_progress` is called in the phases measure, for
+    every length looked at, and check, while faults of the whole are looked for.
+    """
+    look, report = look or Look(), on_progress or (lambda phase, done, total: None)
+    part, settings, refused = prepared.part, prepared.settings, refusal(prepared)
+    store = part.records
+    return {
+        "file": str(part.name),
+        "kind": part.records.kind,
+        "sampled": prepared.sampled,
+        "assumptions": prepared.assumptions,
+        "format": prepared.format.name,
+        "words": prepared.format.words,
+        "columns": prepared.format.columns,
+        "reading": reading(prepared),
+        "prompt_style": prepared.template.name,
+        "template_origin": prepared.template.origin,
+        "rows": len(prepared.chosen[0]) + len(prepared.chosen[1]),
+        "usable_rows": len(prepared.conversations),
+        "train_rows": len(prepared.train),
+        "validation_rows": len(prepared.validation),
+        "marked_bad_rows": part.marked_bad,
+        "bad_rows": len(prepared.bad_rows),
+        "bad_row_list": [located(part, bad) for bad in prepared.bad_rows[:_LISTED_BAD_ROWS]],
+        "bad_rows_by_reason": prepared.bad_rows.reasons(),
+        "refusal": {"message": refused.message, "hint": refused.hint} if refused else None,
+        **_counts(prepared, look, report),
+        "packing": forecast(prepared.train.length, settings.max_length, look.per_device_train_batch_size),
+        "steps": _steps(prepared, look),
+        **readings_of(prepared),
+        "hygiene": findings(prepared, report),
+        "table": table(list(store.records(range(min(TABLE_ROWS, len(store)))))),
+        "examples": [preview(prepared, index) for index in _shown_indices(prepared, look.show_examples)],
+        "fingerprint": prepared.fingerprint,
+    }
+
+
+def located(part: Part, bad: BadRow) -> dict[str, Any]:
+    """A bad row with its file and its number there, where the part is read from several files."""
+    if len(part.records.starts) < 2:
+        return bad.to_dict()
+    name, row = part.records.place(bad.row)
+    return {**bad.to_dict(), "row": row, "file": name}
+
+
+def save_bad_rows(prepared: Prepared, path: Path) -> int:
+    """Writes every bad row, those of a validation file among them, as one JSON object a line; returns how many."""
+    parts = [part for part in (prepared.part, prepared.kept_back) if part]
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for part in parts:
+            for bad in part.bad_rows:
+                row = {"file": Path(part.name).name, **located(part, bad)}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return sum(len(part.bad_rows) for part in parts)
+
+
+def _counts(prepared: Prepared, look: Look, report: Progress) -> dict[str, Any]:
+    """Lengths, and what the cut costs."""
+    settings = prepared.settings
+    length, how = settings.max_length, settings.truncation
+    report("measure", 0, 0)
+    measures = prepared.train.measures.joined(prepared.validation.measures)
+    kept = int(measures.kept(length, how).sum())
+    return {
+        "tokens": lengths(measures.length, look.percentiles),
+        "suggested": suggest(measures.length),
+        "max_length": length,
+        "truncation": how,
+        "truncated_rows": int(measures.cut_rows(length, how).sum()),
+        "lost_trained_tokens": measures.trained_tokens - kept,
+        "dropped_rows": len(prepared.dropped),
+        "split_rows": prepared.train.split_rows + prepared.validation.split_rows,
+        "windows": len(prepared.train) + len(prepared.validation),
+        "trained_tokens": kept,
+        "total_tokens": int(prepared.train.length.sum() + prepared.validation.length.sum()),
+        "histogram": histogram(measures.length),
+        "cut_curve": cut_curve(measures, how, length, lambda done, total: report("measure", done, total)),
+    }
+
+
+def _steps(prepared: Prepared, look: Look) -> dict[str, int]:
+    """Optimizer steps in an epoch, with the rows one by one and packed."""
+    batch, accumulation = look.per_device_train_batch_size, look.gradient_accumulation_steps
+    packs = forecast(prepared.train.length, prepared.settings.max_length)["packs"]
+    return {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "per_epoch": steps(len(prepared.train), batch, accumulation),
+        "per_epoch_packed": steps(packs, batch, accumulation),
+    }
+
+
+def _shown_indices(prepared: Prepared, count: int) -> list[int]:
+    """The first rows that were rendered: all are, unless the settings ask for fewer."""
+    positions = prepared.part.rows.position[: max(count, 0)]
+    return np.searchsorted(prepared.conversations.positions, positions).tolist()

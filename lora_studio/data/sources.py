@@ -1,0 +1,397 @@
+"""Files to records with row numbers: one file, several, a folder, or a data set of the Hub, read row by row.
+
+Which form a file has is told by its content; the ending only helps. Rows that can't be read are reported and do not
+stop the others. What columns mean is not decided here but in formats.
+
+Names of files and folders to the list of data files they stand for, with what was left aside. Reads no content.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from lora_studio.data.readers.arrow import read_arrow, read_parquet
+from lora_studio.data.readers.compression import KNOWN, is_torn, kind_ending, open_bytes, refuse_stand_in
+from lora_studio.data.readers.hub import is_hub_name, read_hub
+from lora_studio.data.readers.json import BROKEN_LINE, BROKEN_REST, holds_json, read_json
+from lora_studio.data.readers.tables import holds_tabs, read_csv
+from lora_studio.data.readers.text import read_text
+from lora_studio.data.readers.text_encoding import open_text, search_encoding
+from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
+from lora_studio.data.turns import is_turn, without_filled
+from lora_studio.errors import StudioError
+
+_MOST_FILES = 1000
+
+
+_MOST_SEEN = 20_000
+
+
+_NOT_DATA = {
+    *("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "config.json", "package.json"),
+    *("readme.md", "license.md", "license.txt", "changelog.md", "requirements.txt", "contributing.md"),
+}
+
+
+_SPLIT = re.compile(r"(?:^|[^a-z])(train|test|validation|valid|val|dev|eval|heldout)(?:$|[^a-z])")
+
+
+def data_files(paths: list[Path], endings: Mapping[str, str]) -> tuple[list[Path], list[str]]:
+    """The data files of some paths, folders opened, and sentences on what of a folder is not read."""
+    files: list[Path] = []
+    said: list[str] = []
+    for path in paths:
+        if os.path.isdir(path):  # and not path.is_dir(), which fails for a name that no file can bear
+            found, sentences = _in_folder(path, endings)
+            files += found
+            said += sentences
+        elif set("*?[") & set(path.name) and not os.path.exists(path):
+            files += _by_pattern(path)
+        else:
+            files.append(path)
+    return list(dict.fromkeys(files)), said
+
+
+def _by_pattern(pattern: Path) -> list[Path]:
+    """The files beside each other whose names fit a pattern such as part-*.jsonl."""
+    found = [path for path in sorted(pattern.parent.glob(pattern.name)) if path.is_file()][: _MOST_FILES + 1]
+    if not found:
+        raise StudioError(f"No file fits {pattern}.", "Look at the folder and the pattern.")
+    if len(found) > _MOST_FILES:
+        raise StudioError(f"More than {_MOST_FILES} files fit {pattern}.", "Use a narrower pattern, or join the files.")
+    return found
+
+
+def _in_folder(folder: Path, endings: Mapping[str, str]) -> tuple[list[Path], list[str]]:
+    found: dict[str, list[Path]] = {}
+    for path in _walk(folder):
+        kind = endings.get(kind_ending(path))
+        if kind and path.name.lower() not in _NOT_DATA:
+            found.setdefault(kind, []).append(path)
+    if not found:
+        raise StudioError(f"The folder {folder.name} holds no data files.", KNOWN)
+    tables = [path for kind, paths in found.items() if kind != "text" for path in paths]
+    files = sorted(tables or found["text"])
+    said = []
+    if tables and "text" in found:
+        said.append(f"{len(found['text'])} text files of the folder are left aside.")
+    splits: dict[str | None, list[Path]] = {}
+    for path in files:
+        splits.setdefault(_split_of(path.relative_to(folder)), []).append(path)
+    if "train" in splits and len(splits) > 1:
+        others = ", ".join(path.name for name, paths in splits.items() if name != "train" for path in paths[:6])
+        said.append(f"The folder's files named train are read; left aside: {others}.")
+        files = splits["train"]
+    if len(files) > _MOST_FILES:
+        raise StudioError(
+            f"The folder {folder.name} holds {len(files)} data files; at most {_MOST_FILES} are read.",
+            "Choose a folder further down, or join the files.",
+        )
+    names = ", ".join(path.name for path in files[:6]) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
+    return files, [f"The folder's data files are read: {names}.", *said]
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a file's name, or its folder's, speaks of."""
+    for part in (path.name, *reversed(path.parts[:-1])):
+        found = _SPLIT.search(part.lower())
+        if found:
+            return found.group(1)
+    return None
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below a folder, hidden ones and links left out."""
+    seen = 0
+    try:
+        for place, folders, names in os.walk(folder):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                seen += 1
+                if seen > _MOST_SEEN:
+                    raise StudioError(
+                        f"The folder {folder.name} holds more than {_MOST_SEEN} files.", "Choose a folder further down."
+                    )
+                path = Path(place) / name
+                if not name.startswith((".", "_")) and path.is_file() and not path.is_symlink():
+                    yield path
+    except OSError as error:
+        raise StudioError(
+            f"{folder.name} can't be read: {error.strerror}.", "Check its name and permissions."
+        ) from None
+
+
+__all__ = ["BadRow", "Record", "RecordFile", "Source", "open_source", "read_records"]
+
+
+SIDE_BY_SIDE = "{rows} roles and contents in lists side by side: these are read as turns."
+
+
+TORN = "the packed file is damaged or ends too early; what came before is read"
+
+
+ENDINGS = {
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".markdown": "text",
+}
+
+
+_HEAD_LENGTH = 1 << 16
+
+
+_SAMPLE_ROWS = 500
+
+
+_ARROW_STREAM = b"\xff\xff\xff\xff"
+
+
+@dataclass
+class RecordFile:
+    """A file read whole: its usable rows, its bad rows, and what had to be assumed to read it."""
+
+    path: Path
+    kind: str
+    records: list[Record]
+    bad_rows: list[BadRow]
+    assumptions: list[str]
+
+
+@dataclass
+class Source:
+    """Where rows come from. `choices` are sentences on which files these are, `encoding` is the one that was named;
+    `starts` says for each file, in order of reading, how many rows were counted before it."""
+
+    name: str
+    files: list[Path]
+    kind: str
+    readings: list[Reading] = field(repr=False)
+    choices: list[str] = field(default_factory=list)
+    encoding: str | None = None
+    starts: list[tuple[str, int]] = field(default_factory=list)
+
+    def rows(self) -> Iterator[Record | BadRow]:
+        """Every row, lazily and each time anew; over several files the row numbers go on counting."""
+        before = 0
+        self.starts = []
+        for position, reading in enumerate(self.readings):
+            self.starts.append((self.files[position].name if self.files else self.name, before))
+            last = before
+            for row in reading.rows():
+                last = before + row.row
+                turned = _with_turns(row, reading.tally)
+                yield turned if not before else _moved(turned, before)
+            before = last
+
+    @property
+    def assumptions(self) -> list[str]:
+        """What was assumed of the files, and of the rows that have been read."""
+        if len(self.readings) == 1:
+            return [*self.choices, *self.readings[0].notes()]
+        notes = zip(self.files, self.readings, strict=True)
+        return [*self.choices, *(f"{path.name}: {sentence}" for path, one in notes for sentence in one.notes())]
+
+    def place(self, row: int) -> tuple[str, int]:
+        """The file of a row that has been read, and the row's number in that file."""
+        name, before = next((start for start in reversed(self.starts) if start[1] < row), (self.name, 0))
+        return name, row - before
+
+
+def open_source(name: str | Path | Sequence[str | Path], encoding: str | None = None) -> Source:
+    """The rows of a file, of several files, of a folder, or of a Hub data set.
+
+    `encoding` is that of text files, None finds it. A Hub data set is named "owner/name" or
+    "hub:owner/name?config=C&split=S&revision=R". Raises StudioError where
+    nothing can be read.
+    """
+    names = [name] if isinstance(name, str | Path) else list(name)
+    if not names:
+        raise StudioError("No data file is given.", "Give the path of a data file.")
+    if len(names) == 1 and is_hub_name(str(names[0])):
+        reading, resolved = read_hub(str(names[0]))
+        return Source(resolved, [], "hub", [reading])
+    files, assumptions = data_files([Path(one).expanduser() for one in names], ENDINGS)
+    if len(files) == 1:
+        kind, reading = open_file(files[0], encoding)
+        return Source(str(names[0]), files, kind, [reading], assumptions, encoding)
+    opened = [open_file(path, encoding) for path in files]
+    kinds = {kind for kind, _ in opened}
+    assumptions += _unlike_columns(files, [reading for _, reading in opened])
+    shown = ", ".join(map(str, names))
+    return Source(
+        shown, files, kinds.pop() if len(kinds) == 1 else "mixed", [one for _, one in opened], assumptions, encoding
+    )
+
+
+def read_records(path: Path, max_rows: int | None = None) -> RecordFile:
+    """Reads a source's rows into memory, at most `max_rows` of them.
+
+    Raises StudioError for a file that is missing, empty or unreadable, and for one without any usable row.
+    """
+    source = open_source(path)
+    records: list[Record] = []
+    bad_rows: list[BadRow] = []
+    for position, row in enumerate(source.rows()):
+        if max_rows is not None and position >= max_rows:
+            break
+        if isinstance(row, Record):
+            records.append(row)
+        else:
+            bad_rows.append(row)
+    if not records:
+        raise nothing_usable(path.name, source.kind, next(iter(bad_rows), None), len(bad_rows))
+    return RecordFile(path, source.kind, records, bad_rows, source.assumptions)
+
+
+def open_file(path: Path, named: str | None = None) -> tuple[str, Reading]:
+    """The kind of one file, and how to read it; `named` is the encoding that a text is known to have."""
+    head = _head(path)
+    refuse_stand_in(path, head)
+    if head.startswith(b"PAR1"):
+        return "parquet", read_parquet(path)
+    if head.startswith((b"ARROW1", _ARROW_STREAM)):
+        return "arrow", read_arrow(path)
+    ending = kind_ending(path)
+    kind = ENDINGS.get(ending) or _guess(head)
+    if kind is None:
+        raise StudioError(f"{path.name} is not of a known kind (ending {ending or 'missing'}).", KNOWN)
+    if kind in ("parquet", "arrow"):
+        raise StudioError(
+            f"{path.name} is not {'a Parquet' if kind == 'parquet' else 'an Arrow'} file, though its ending says so.",
+            KNOWN,
+        )
+    encoding, assumptions = search_encoding(path, named)
+    kind, reading = _read_text_kind(path, kind, ending, encoding)
+    if kind in ("json", "jsonl") and b'"arguments"' in head and b"null" in head:
+        reading = without_filled(reading, islice(reading.rows(), _SAMPLE_ROWS))
+    return kind, Reading(_until_torn(path, reading.rows), [*assumptions, *reading.assumptions], reading.tally)
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, from the first that is no white space on. Raises StudioError where there are none."""
+    with open_bytes(path) as file:
+        head = file.read(_HEAD_LENGTH)
+        while head and not head.strip() and (more := file.read(_HEAD_LENGTH)):
+            head = more
+        torn = is_torn(file)
+    if torn and not head.strip():
+        raise StudioError(f"{path.name} is packed with gzip and damaged: nothing can be unpacked.", "Pack it again.")
+    if not head.strip():
+        raise StudioError(f"{path.name} is empty.", KNOWN)
+    return head
+
+
+def _read_text_kind(path: Path, kind: str, ending: str, encoding: str) -> tuple[str, Reading]:
+    """The kind that a text file proves to be of, whatever its ending, and how to read it."""
+
+    def opened() -> TextIO:
+        return open_text(path, encoding)
+
+    if kind in ("text", "csv") and holds_json(opened):
+        reading = read_json(opened, "json")
+        return "json", replace(reading, assumptions=[f"The {ending} file holds JSON.", *reading.assumptions])
+    if kind == "csv" or (kind == "text" and holds_tabs(opened)):
+        reading = read_csv(lambda: open_text(path, encoding, newline=""), ending if kind == "csv" else ".tsv")
+        if kind == "text":
+            reading = replace(reading, assumptions=[f"The {ending} file holds a table.", *reading.assumptions])
+        return "csv", reading
+    return kind, read_text(opened) if kind == "text" else read_json(opened, kind)
+
+
+def _until_torn(path: Path, rows: Callable[[], Iterator[Record | BadRow]]) -> Callable[[], Iterator[Record | BadRow]]:
+    """The rows, and after the last the report of a packed file that is not whole."""
+    with open_bytes(path) as file:
+        if file.seekable():
+            return rows
+
+    def reported() -> Iterator[Record | BadRow]:
+        last = 0
+        for row in rows():
+            last = row.row
+            yield row
+        with open_bytes(path) as file:
+            while file.read(1 << 20):
+                pass
+            if is_torn(file):
+                yield BadRow(last + 1, TORN)
+
+    return reported
+
+
+def _guess(data: bytes) -> str | None:
+    """The kind of a file whose ending says nothing: only JSON shows itself."""
+    start = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    return "json" if start in (b"{", b"[") else None
+
+
+def _with_turns(row: Record | BadRow, tally: Tally) -> Record | BadRow:
+    """The row, with turns that lie side by side (a list of roles and one of contents) as a list of turns."""
+    if isinstance(row, BadRow) or not any(_lies_side_by_side(value) for value in row.fields.values()):
+        return row
+    tally.count(SIDE_BY_SIDE)
+    fields = {name: _turned(value) if _lies_side_by_side(value) else value for name, value in row.fields.items()}
+    return Record(row.row, fields)
+
+
+def _lies_side_by_side(value: Any) -> bool:
+    if not isinstance(value, dict) or not value or not all(isinstance(item, list) for item in value.values()):
+        return False
+    return is_turn(value) and len({len(item) for item in value.values()}) == 1
+
+
+def _turned(value: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    turns = (dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True))
+    return [{name: cell for name, cell in turn.items() if cell is not None} for turn in turns]
+
+
+def _moved(row: Record | BadRow, before: int) -> Record | BadRow:
+    if isinstance(row, Record):
+        return Record(row.row + before, row.fields)
+    return BadRow(row.row + before, row.reason, row.found, row.field)
+
+
+def _unlike_columns(files: list[Path], readings: list[Reading]) -> list[str]:
+    """A sentence where files do not share their columns, told by the first row of each."""
+    columns: dict[tuple[str, ...], str] = {}
+    for path, reading in zip(files, readings, strict=True):
+        first = next((row for row in reading.rows() if isinstance(row, Record)), None)
+        if first is not None:
+            columns.setdefault(tuple(sorted(map(str, first.fields))), path.name)
+    if len(columns) < 2:
+        return []
+    said = "; ".join(
+        f"{name} has " + ", ".join(f"`{shorten(one, 40)}`" for one in names[:8])
+        for names, name in list(columns.items())[:4]
+    )
+    return [f"The files do not have the same columns: {said}."]
+
+
+def nothing_usable(name: str, kind: str, first: BadRow | None, bad: int) -> StudioError:
+    """What to say of a source whose every row is bad (the `first` of so many), or that has none."""
+    if first is None:
+        return StudioError(f"{name} holds no rows.", KNOWN)
+    found = f" ({shorten(first.found, 120)})" if first.found else ""
+    count = f"None of the {bad:,} rows" if bad > 1 else "No row"
+    hint = "A row is an object with named fields: messages, instruction and output, prompt and completion, or text."
+    if kind == "csv":
+        hint = "Mend the place, or write the table again with a program that quotes its cells."
+    elif first.reason in (BROKEN_LINE, BROKEN_REST):
+        hint = (
+            "Mend the JSON there: names and texts stand in double quotes, and no comma stands before a closing bracket."
+        )
+    return StudioError(f"{count} of {Path(name).name} can be read. Row {first.row}: {first.reason}{found}.", hint)

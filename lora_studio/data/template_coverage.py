@@ -1,0 +1,101 @@
+"""What a chat template leaves out of the rows it renders: answers, reasoning, what is said beside a tool call.
+
+Most templates print all of a row; some print less without a word, and one that prints no answer would train a model on
+its own marks. Counts and refuses; changes no row.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from lora_studio.data.dialogues import tidy
+from lora_studio.data.encode import Encoder
+from lora_studio.data.examples import sides
+from lora_studio.data.messages import Conversation, Message, RowError
+from lora_studio.errors import StudioError
+
+MOST_ROWS = 2000
+
+Omits = Callable[[Conversation, str], bool]
+
+
+def omits_reasoning(chat: Conversation, text: str) -> bool:
+    """Whether a thought of the row is not in its text."""
+    return any((message.reasoning_content or "").strip() not in text for message in chat.messages)
+
+
+def omits_beside_calls(chat: Conversation, text: str) -> bool:
+    """Whether something that is said beside a tool call is not in the row's text."""
+    return any(speaks_beside_call(message) and message.content.strip() not in text for message in chat.messages)
+
+
+def speaks_beside_call(message: Message) -> bool:
+    return bool(message.tool_calls and message.content.strip())
+
+
+def count_omissions(chats: Iterable[Conversation], encoder: Encoder, omits: Omits) -> int:
+    """How many of the rows miss something in their text, pairs on either side of theirs.
+
+    Rows that can't be rendered are faults of another kind.
+    """
+    found = 0
+    for chat in chats:
+        try:
+            found += any(omits(side, encoder.render(side)) for side in (sides(chat) if chat.chosen else (chat,)))
+        except RowError:
+            continue
+    return found
+
+
+def changed_answers(chats: Sequence[Conversation], encoder: Encoder, template: str) -> dict[str, Any]:
+    """How many rows do not train their last answer word by word: `rows` of `looked_at`.
+
+    Raises StudioError where no row does: what would be learned is then not what the file teaches.
+    """
+    changed = looked_at = 0
+    for chat in chats:
+        last = next((message for message in reversed(chat.messages) if message.role == "assistant"), None)
+        if last is None or not last.trained or not last.content.strip():
+            continue
+        try:
+            encoded, pieces, _ = encoder.tokens(chat)
+        except RowError:
+            continue
+        looked_at += 1
+        trained = ["".join(pieces[begin:end]) for begin, end in encoded.spans]
+        said = tidy(last.content)  # an end token that the file has written out is not written twice
+        changed += not any(said in part for part in trained)
+    if looked_at and changed == looked_at:
+        raise StudioError(
+            f"What would be trained holds none of the answers ({looked_at} rows looked at). {template}",
+            "Choose another prompt style (chatml has a place for every answer), or mend the model's chat template.",
+        )
+    return {"rows": changed, "looked_at": looked_at}
+
+
+def sentences(facts: dict[str, Any]) -> list[str]:
+    """What is left out, in words; nothing where all is there."""
+    said = []
+    for name, what in (
+        ("thoughts", "bring reasoning that the chat template leaves out, in whole or in part"),
+        ("beside", "say something beside a tool call that the chat template leaves out"),
+    ):
+        found = facts[name]
+        among = f" of the {found['looked_at']:,} looked at" if found["looked_at"] < found["of_rows"] else ""
+        if found["rows"]:
+            said.append(f"{found['rows']:,} rows{among} {what}.")
+    if facts["rewritten"]:
+        said.append(
+            f"In {facts['rewritten']:,} rows the chat template writes earlier answers otherwise than the last: each is "
+            "trained as it stands in the whole conversation."
+        )
+    if facts["numbered"]:
+        said.append(
+            f"In {facts['numbered']:,} rows the tool calls get ids (call00001 and so on): the chat template wants "
+            "some, and the rows have none of its kind."
+        )
+    changed = facts["answers"]
+    if changed["rows"]:
+        said.append(
+            f"In {changed['rows']} of {changed['looked_at']} rows looked at, the chat template changes the last answer."
+        )
+    return said

@@ -1,0 +1,207 @@
+"""Lengths and trained token ranges of many rows as arrays, and what any cut leaves of them. Counts, renders nothing.
+
+What `encode.window` says of one row is said here of all rows at once; a test holds the two together.
+
+How many sequences rows become when several share one: best-fit decreasing, counted without packing anything.
+
+The same rule as trl's `packing_strategy="bfd"` (Ding et al. 2024, arXiv:2404.10830); a test compares the two.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_studio.data.encode import PROMPT_SHARE, Encoded
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """What a cut makes of rows: example i is the tokens `first[i]:stop[i]` of row `owner[i]`, with the row's first
+    token in front where `head[i]` says so; `trained[i]` of them are trained, `lost[i]` trained tokens are cut off."""
+
+    owner: np.ndarray
+    first: np.ndarray
+    stop: np.ndarray
+    head: np.ndarray
+    trained: np.ndarray
+    lost: np.ndarray
+
+    @property
+    def length(self) -> np.ndarray:
+        """Tokens of each example."""
+        return self.stop - self.first + self.head
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Length and trained token ranges of rows, flat: range i belongs to row `owner[i]`. `is_text`: plain text."""
+
+    length: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    owner: np.ndarray
+    keep_first: np.ndarray
+    is_text: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[Encoded]) -> "Measures":
+        """The measures of rows before any cut."""
+        spans = [(begin, end, owner) for owner, row in enumerate(rows) for begin, end in row.spans]
+        flat = np.array(spans, dtype=np.int64).reshape(-1, 3)
+        length = np.fromiter((len(row.ids) for row in rows), np.int64, len(rows))
+        keep_first = np.fromiter((row.keep_first for row in rows), bool, len(rows))
+        is_text = np.fromiter((row.is_text for row in rows), bool, len(rows))
+        return cls(length, flat[:, 0], flat[:, 1], flat[:, 2], keep_first, is_text)
+
+    def joined(self, other: "Measures") -> "Measures":
+        """These rows, then the other's."""
+        pairs = [(vars(self)[name], vars(other)[name]) for name in ("length", "begin", "end")]
+        flags = [np.concatenate([vars(self)[name], vars(other)[name]]) for name in ("keep_first", "is_text")]
+        length, begin, end = (np.concatenate(pair) for pair in pairs)
+        return Measures(length, begin, end, np.concatenate([self.owner, other.owner + len(self.length)]), *flags)
+
+    def longest_first(self) -> "Measures":
+        """The same rows by length, so that the rows that a cut touches come first."""
+        order = np.argsort(-self.length, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        spans = np.argsort(place[self.owner], kind="stable")
+        flags = self.keep_first[order], self.is_text[order]
+        return Measures(self.length[order], self.begin[spans], self.end[spans], place[self.owner[spans]], *flags)
+
+    def first(self, count: int) -> "Measures":
+        """The first rows; owners must be rising."""
+        spans = slice(0, int(np.searchsorted(self.owner, count)))
+        flags = self.keep_first[:count], self.is_text[:count]
+        return Measures(self.length[:count], self.begin[spans], self.end[spans], self.owner[spans], *flags)
+
+    @property
+    def trained_tokens(self) -> int:
+        return int((self.end - self.begin).sum())
+
+    @property
+    def trained(self) -> np.ndarray:
+        """Trained tokens of each row before any cut."""
+        return np.bincount(self.owner, self.end - self.begin, minlength=len(self.length)).astype(np.int64)
+
+    def split(self, max_length: int, truncation: str) -> np.ndarray:
+        """Which rows are long plain text, whose every part is learned: split into windows and not cut."""
+        return self.is_text & (self.length > max_length) & (truncation != "drop")
+
+    def cut_rows(self, max_length: int, truncation: str) -> np.ndarray:
+        """Which rows are too long and lose tokens."""
+        return (self.length > max_length) & ~self.split(max_length, truncation)
+
+    def kept(self, max_length: int, truncation: str) -> np.ndarray:
+        """Trained tokens of each row that a cut keeps."""
+        first, stop = self._windows(max_length, truncation)
+        whole = self.split(max_length, truncation)
+        first[whole], stop[whole] = 0, self.length[whole]
+        inside = np.minimum(self.end, stop[self.owner]) - np.maximum(self.begin, first[self.owner])
+        return np.bincount(self.owner, np.maximum(inside, 0), minlength=len(self.length)).astype(np.int64)
+
+    def cuts(self, max_length: int, truncation: str) -> Cuts:
+        """The examples that the rows become, in the rows' order; a row may leave one without any trained token."""
+        first, stop = self._windows(max_length, truncation)
+        head = self.keep_first & (first > 0)
+        kept, whole = self.kept(max_length, truncation), self.trained
+        owner = np.arange(len(self.length))
+        split = self.split(max_length, truncation)
+        if split.any():
+            parts = np.where(split, -(-self.length // max_length), 1)
+            owner = np.repeat(owner, parts)
+            part = np.arange(len(owner)) - np.repeat(np.cumsum(parts) - parts, parts)
+            long, length = split[owner], self.length[owner]
+            # A last window of a single token would have nothing to predict: it takes one from the window before.
+            begins = np.minimum(part * max_length, np.where(part > 0, length - 2, 0))
+            ends = np.where(part + 1 == parts[owner], length, np.minimum((part + 1) * max_length, length - 2))
+            first, stop = np.where(long, begins, first[owner]), np.where(long, ends, stop[owner])
+            head = head[owner] & ~long
+            untrained = np.maximum(0, (length - whole[owner]) - first)  # at most the leading token is not trained
+            kept = np.where(long, stop - first - np.minimum(untrained, stop - first), kept[owner])
+            return Cuts(owner, first, stop, head, kept, np.where(long, 0, whole[owner] - kept))
+        return Cuts(owner, first, stop, head, kept, whole - kept)
+
+    def _windows(self, max_length: int, truncation: str) -> tuple[np.ndarray, np.ndarray]:
+        first = np.zeros_like(self.length)
+        stop = np.minimum(self.length, max_length)
+        over = self.length > max_length
+        if truncation == "drop":
+            stop[over] = 0
+        if truncation != "keep_answer":
+            return first, stop
+        begin, end = np.zeros_like(self.length), np.zeros_like(self.length)
+        begin[self.owner], end[self.owner] = self.begin, self.end
+        budget = max_length - self.keep_first
+        fits = end - begin <= budget
+        left = np.where(fits, end - budget, np.maximum(0, begin - max_length // PROMPT_SHARE))
+        moved = over & (end > max_length)
+        first = np.where(moved, left, first)
+        stop = np.where(moved, np.minimum(left + budget, self.length), stop)
+        return first, stop
+
+
+def count_packs(lengths: np.ndarray, max_length: int) -> int:
+    """Sequences of at most `max_length` tokens that rows of these lengths fill; longer rows count as cut.
+
+    Rows of one length are placed at once: the fullest sequence that still takes one takes as many as it can.
+    """
+    counts = np.bincount(np.minimum(lengths[lengths > 0], max_length), minlength=max_length + 1)
+    free: dict[int, int] = defaultdict(int)  # sequences by the room they have left
+    open_rooms = 0  # the same rooms as bits, to find the smallest that is large enough
+    packs = 0
+    for length in np.flatnonzero(counts)[::-1].tolist():
+        left = int(counts[length])
+        while left:
+            fitting = open_rooms >> length
+            room = length + (fitting & -fitting).bit_length() - 1 if fitting else max_length
+            each = room // length
+            here = free[room] if fitting else left  # a new sequence is always to be had
+            taken = min(here, left // each) or 1
+            rows = min(taken * each, left)
+            if fitting:
+                free[room] -= taken
+                open_rooms &= ~(0 if free[room] else 1 << room)
+            else:
+                packs += taken
+            rest = room - rows // taken * length
+            free[rest] += taken
+            open_rooms |= 1 << rest if rest else 0
+            left -= rows
+    return packs
+
+
+def padding(lengths: np.ndarray, batch_size: int) -> float:
+    """Share of padding where rows come in random batches, each filled up to the longest of its rows."""
+    order = np.random.default_rng(0).permutation(lengths)
+    starts = np.arange(0, len(order), batch_size)
+    if not len(starts):
+        return 0.0
+    sizes = np.diff([*starts, len(order)])
+    filled = int((np.maximum.reduceat(order, starts) * sizes).sum())
+    return round(1 - int(order.sum()) / filled, 4) if filled else 0.0
+
+
+def forecast(lengths: np.ndarray, max_length: int, batch_size: int = 1) -> dict[str, Any]:
+    """What packing would do: rows to sequences, and the share of padding that batches of rows have without it and
+    sequences that are filled up have with it."""
+    rows, tokens = int((lengths > 0).sum()), int(np.minimum(lengths, max_length).sum())
+    packs = count_packs(lengths, max_length)
+    packed = packs * max_length - tokens
+    return {
+        "max_length": max_length,
+        "rows": rows,
+        "packs": packs,
+        "rows_per_pack": round(rows / packs, 2) if packs else 0.0,
+        "padding_alone": padding(np.minimum(lengths[lengths > 0], max_length), batch_size),
+        "padding_packed": round(packed / (packs * max_length), 4) if packs else 0.0,
+    }
+
+
+def steps(rows: int, batch_size: int, accumulation: int) -> int:
+    """Optimizer steps in one epoch on one device, as the trainer counts them: the last one may be short."""
+    return math.ceil(math.ceil(rows / batch_size) / accumulation)

@@ -1,0 +1,378 @@
+"""Streams answers of base and adapters out of one model, all columns in one batch.
+
+peft chooses the adapter row by row, so that every column answers at the same time and the base is held once. Adapters
+that are more than plain LoRA (DoRA, trained biases, whole modules, experts, other kinds) answer after the others, each
+by itself. A token ends a column where it ends that column's answers: tokenizers may differ.
+
+Tokens of several columns to growing text: whole characters, ended by an end token or a stop text, 10 to 15 times a
+second.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from lora_studio.data.readers.text_encoding import is_broken
+from lora_studio.data.render_process import render_text
+from lora_studio.engine.models.multi_adapter import LoadedModel
+from lora_studio.errors import StudioError
+from lora_studio.models.shape import beyond
+
+PIECE_SECONDS = 0.075
+
+
+HALF_CHARACTER = "\ufffd"
+
+
+Pieces = Callable[[list[str], list[int]], None]
+
+
+"""Gets the text added to each column since the last call, and each column's tokens so far."""
+
+
+class ColumnText:
+    """The growing text of one column. What may still change is held back: a character whose bytes are not all there,
+    and the beginning of a stop text. `opening` is what the prompt wrote of the answer already.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        end_ids: frozenset[int],
+        stop_strings: Sequence[str] = (),
+        opening: str = "",
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._end_ids = end_ids
+        self._stop_strings = stop_strings
+        self._window = 0  # decoding starts here: a token's text can depend on the one before it
+        self._decoded = 0
+        self._waiting = opening
+        self.ids: list[int] = []
+        self.text = ""
+        self.finish = ""
+        self.first_token = 0.0
+        self.last_token = 0.0
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.finish)
+
+    def add(self, token: int, now: float) -> None:
+        """Takes the next token; after its end the batch only pads this column."""
+        if self.ended:
+            return
+        if not self.ids:
+            self.first_token = now
+        self.last_token = now
+        self.ids.append(token)
+        if token in self._end_ids:
+            self.finish = "eos"
+        elif self._stop_strings:
+            self._read(all_of_it=False)
+            if self._stop_at() is not None:
+                self.finish = "stop_string"
+
+    def take(self, *, all_of_it: bool = False) -> str:
+        """The text that came since the last call."""
+        self._read(all_of_it=all_of_it)
+        stop = self._stop_at()
+        if stop is None:
+            stop = len(self._waiting) - (0 if all_of_it else self._begun())
+            piece, self._waiting = self._waiting[:stop], self._waiting[stop:]
+        else:
+            piece, self._waiting = self._waiting[:stop], ""
+        self.text += piece
+        return piece
+
+    def _read(self, *, all_of_it: bool) -> None:
+        """Decodes the tokens that came since the last time."""
+        before, now = self._decode(self._window, self._decoded), self._decode(self._window, len(self.ids))
+        if now.endswith(HALF_CHARACTER) and not all_of_it:
+            return
+        self._window, self._decoded = self._decoded, len(self.ids)
+        self._waiting += now[len(before) :]
+
+    def _decode(self, start: int, stop: int) -> str:
+        return str(self._tokenizer.decode(self.ids[start:stop], skip_special_tokens=True))
+
+    def _stop_at(self) -> int | None:
+        """Where the first stop text begins."""
+        found = [at for stop in self._stop_strings if (at := self._waiting.find(stop)) >= 0]
+        return min(found, default=None)
+
+    def _begun(self) -> int:
+        """Length of the end that may be the beginning of a stop text."""
+        for length in range(min(len(self._waiting), max(map(len, self._stop_strings), default=1) - 1), 0, -1):
+            if any(stop.startswith(self._waiting[-length:]) for stop in self._stop_strings):
+                return length
+        return 0
+
+
+class Streamer(BaseStreamer):
+    """Gets one token per column and step from `generate` and hands text on."""
+
+    def __init__(self, columns: Sequence[ColumnText], on_pieces: Pieces, seconds: float = PIECE_SECONDS) -> None:
+        self.columns = columns
+        self._on_pieces = on_pieces
+        self._seconds = seconds
+        self._prompts_seen = False
+        self._handed_on = time.monotonic()
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._prompts_seen:  # the first value holds the prompts, [columns, tokens]
+            self._prompts_seen = True
+            return
+        now = time.monotonic()
+        for column, token in zip(self.columns, value.tolist(), strict=True):
+            column.add(token, now)
+        if now - self._handed_on >= self._seconds:
+            self._hand_on(all_of_it=False)
+
+    def end(self) -> None:
+        self._hand_on(all_of_it=True)
+
+    def _hand_on(self, *, all_of_it: bool) -> None:
+        self._handed_on = time.monotonic()
+        texts = [column.take(all_of_it=all_of_it or column.ended) for column in self.columns]
+        if any(texts):
+            self._on_pieces(texts, [len(column.ids) for column in self.columns])
+
+
+class Ending(StoppingCriteria):
+    """Ends each column with its own last token, and all of them when asked to; `generate` asks after each token."""
+
+    def __init__(self, columns: Sequence[ColumnText], asked: Callable[[], bool]) -> None:
+        self._columns, self._asked = columns, asked
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
+        stopped = self._asked()
+        return torch.tensor([stopped or column.ended for column in self._columns], device=input_ids.device)
+
+
+BASE = "__base__"  # peft's own word for "no adapter"
+
+
+THINK = "<think>"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What one column is asked: `adapter` names who answers, None the base."""
+
+    adapter: str | None
+    messages: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a column said. `finish` is "eos", "stop_string", "length" or "stopped"; `tokens` counts the end token.
+
+    `seconds` are those of its own writing; `first_token_seconds` count from the question on, and hold what came before.
+    """
+
+    text: str
+    tokens: int
+    seconds: float
+    first_token_seconds: float
+    tokens_per_second: float
+    finish: str
+    ids: tuple[int, ...] = ()
+    prompt_tokens: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the page needs: everything but the ids."""
+        return {name: value for name, value in asdict(self).items() if name != "ids"}
+
+
+def generation_config(
+    loaded: LoadedModel,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    repetition_penalty: float,
+    min_p: float = 0.0,
+) -> GenerationConfig:
+    """Sampling settings in transformers' words. Temperature 0 always takes the likeliest token."""
+    sampling: dict[str, Any] = {}
+    if temperature > 0:
+        sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p or None}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        repetition_penalty=repetition_penalty,
+        pad_token_id=loaded.tokenizer.pad_token_id,
+        **sampling,
+    )
+
+
+def greedy(loaded: LoadedModel, max_new_tokens: int) -> GenerationConfig:
+    """Always the likeliest token: the same answer each time."""
+    return generation_config(
+        loaded, max_new_tokens=max_new_tokens, temperature=0, top_p=1, top_k=0, repetition_penalty=1
+    )
+
+
+def end_ids(loaded: LoadedModel, column: str | None = None) -> frozenset[int]:
+    """Every token that ends an answer of an adapter or the base (None): those of its tokenizer and of the base's
+    tokenizer and generation config."""
+    given = loaded.model.generation_config.eos_token_id
+    own = given if isinstance(given, list) else [given]
+    ends = (*own, loaded.tokenizer.eos_token_id, loaded.tokenizer_of(column).eos_token_id)
+    return frozenset(token for token in ends if token is not None)
+
+
+def prompt_ids(loaded: LoadedModel, column: Column, enable_thinking: bool | None) -> list[int]:
+    """The column's messages as the one who answers was trained to see them.
+
+    `enable_thinking` None is what the adapter was trained with.
+    """
+    template = loaded.template(column.adapter)
+    card = loaded.cards[column.adapter] if column.adapter else {}
+    thinking = card.get("enable_thinking") if enable_thinking is None else enable_thinking
+    switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+    try:
+        text = render_text(
+            template, {**loaded.tokenizer_of(column.adapter).special_tokens_map, **switch}, column.messages, prompt=True
+        )
+    except TemplateError as error:
+        raise StudioError(f"The chat template refuses this conversation: {error}", "Change its messages.") from error
+    if is_broken(text):
+        raise StudioError("The conversation holds half a character, which is no text.", "Write it anew.")
+    ids: list[int] = loaded.tokenizer_of(column.adapter)(text, add_special_tokens=False)["input_ids"]
+    embeddings, largest = loaded.rows(column.adapter), max(ids, default=-1)
+    lacking = beyond(loaded.name, embeddings=embeddings, positions=None, largest_id=largest, longest=0)
+    if lacking is not None:
+        raise lacking
+    longest = loaded.longest_text
+    virtual = loaded.virtual_tokens(column.adapter)
+    if longest is not None and len(ids) + virtual >= longest:
+        raise StudioError(
+            f"The conversation has {len(ids)} tokens{f' and {virtual} virtual ones' if virtual else ''}; "
+            f"{loaded.name} reads at most {longest}.",
+            "Start a new one.",
+        )
+    return ids
+
+
+def generate(
+    loaded: LoadedModel,
+    columns: Sequence[Column],
+    settings: GenerationConfig,
+    *,
+    seed: int = 0,
+    enable_thinking: bool | None = None,
+    stop_strings: Sequence[str] = (),
+    on_pieces: Pieces = lambda texts, tokens: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Answer]:
+    """Answers of all columns; a text of `stop_strings` ends one and is left out.
+
+    `stop` is asked after each token; what was said until then is the answer.
+    """
+    unknown = [column.adapter for column in columns if column.adapter not in (None, *loaded.adapters)]
+    if unknown or not columns:
+        raise StudioError(
+            f"There is no adapter {unknown[0]!r} in memory." if unknown else "No column was asked.",
+            f"Loaded are: {', '.join(loaded.adapters) or 'none'}.",
+        )
+    prompts = [prompt_ids(loaded, column, enable_thinking) for column in columns]
+    texts = [
+        ColumnText(
+            loaded.tokenizer_of(column.adapter),
+            end_ids(loaded, column.adapter),
+            stop_strings,
+            _opening(loaded, column.adapter, prompt),
+        )
+        for column, prompt in zip(columns, prompts, strict=True)
+    ]
+    torch.manual_seed(seed)
+    answers: dict[int, Answer] = {}
+    asked = time.monotonic()
+    for group in loaded.groups([column.adapter for column in columns]):
+        began = time.monotonic()
+        _generate_group(
+            loaded,
+            [columns[position].adapter for position in group],
+            [prompts[position] for position in group],
+            settings,
+            Streamer([texts[position] for position in group], _spread(on_pieces, texts, group)),
+            stop,
+        )
+        for position in group:
+            answers[position] = _answer(texts[position], len(prompts[position]), asked, began, stopped=stop())
+    return [answers[position] for position in range(len(columns))]
+
+
+def _opening(loaded: LoadedModel, adapter: str | None, prompt: list[int]) -> str:
+    """Some templates write the beginning of the reasoning themselves: it belongs to the answer."""
+    return f"{THINK}\n" if str(loaded.tokenizer_of(adapter).decode(prompt[-8:])).rstrip().endswith(THINK) else ""
+
+
+def _spread(on_pieces: Pieces, texts: Sequence[ColumnText], group: Sequence[int]) -> Pieces:
+    """Pieces of some columns as pieces of all."""
+
+    def hand_on(pieces: list[str], _: list[int]) -> None:
+        of_all = dict(zip(group, pieces, strict=True))
+        on_pieces([of_all.get(position, "") for position in range(len(texts))], [len(text.ids) for text in texts])
+
+    return hand_on
+
+
+def _generate_group(
+    loaded: LoadedModel,
+    adapters: Sequence[str | None],
+    prompts: Sequence[list[int]],
+    settings: GenerationConfig,
+    streamer: Streamer,
+    stop: Callable[[], bool],
+) -> None:
+    """One call of the model's own `generate`, on left-padded prompts."""
+    longest = max(map(len, prompts))
+    pad = loaded.tokenizer.pad_token_id
+    device = loaded.model.device
+    input_ids = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    most = settings.max_new_tokens
+    if loaded.longest_text is not None:
+        most = min(most, loaded.longest_text - longest - max(map(loaded.virtual_tokens, adapters)))
+    names: dict[str, Any] = {}
+    context: Any = nullcontext(loaded.model)
+    if loaded.lora and loaded.shares(adapters):
+        names = {"adapter_names": [BASE if adapter is None else loaded.adapters[adapter] for adapter in adapters]}
+    elif loaded.adapters:
+        context = loaded.answering_as(adapters[0])
+    with context as model:
+        model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            generation_config=settings,
+            max_new_tokens=most,
+            eos_token_id=sorted(frozenset.intersection(*(end_ids(loaded, adapter) for adapter in adapters))) or None,
+            streamer=streamer,
+            stopping_criteria=[Ending(streamer.columns, stop)],
+            **names,
+        )
+
+
+def _answer(text: ColumnText, prompt_tokens: int, asked: float, began: float, *, stopped: bool) -> Answer:
+    seconds = max(text.last_token - began, 1e-6)
+    return Answer(
+        text=text.text,
+        tokens=len(text.ids),
+        seconds=seconds,
+        first_token_seconds=text.first_token - asked,
+        tokens_per_second=len(text.ids) / seconds,
+        finish=text.finish or ("stopped" if stopped else "length"),
+        ids=tuple(text.ids),
+        prompt_tokens=prompt_tokens,
+    )

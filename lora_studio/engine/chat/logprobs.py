@@ -1,0 +1,340 @@
+"""One forced answer, token by token: how likely base and adapters find each token, and how far apart they are there.
+
+Nothing is generated. All read the very same tokens, those that the first adapter was trained to see.
+
+How well base and adapters predict answers that are given: loss and right tokens of each row, nothing generated.
+
+The rows' tokens are those of training, from the one data path; a row's sums are over its trained tokens.
+
+Base and adapter on the same rows: how well each predicts the answers, and how far apart they are.
+
+Both are asked for the next token at every trained position of a row, given the row as it is up to there. Nothing is
+generated, nothing is trained, and the model is left as it was found.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from lora_studio.data.encode import IGNORED, Example
+from lora_studio.engine.chat.generate import Column, end_ids, prompt_ids
+from lora_studio.engine.models.multi_adapter import LoadedModel
+from lora_studio.engine.runtime import EventLog
+from lora_studio.errors import StudioError
+from lora_studio.jobs.events import Warned
+
+MOST_TOKENS = 2048
+
+
+POSITIONS = 256
+
+
+"""Positions whose scores over the whole vocabulary are in memory at once."""
+
+
+def score(
+    loaded: LoadedModel, adapters: Sequence[str], messages: Sequence[Mapping[str, Any]], answer: str
+) -> dict[str, Any]:
+    """Texts of the answer's tokens, the end token last, and log-probabilities (nats) of each by who scores it.
+
+    "divergence" holds KL(adapter || base) at each token, "mean_divergence" its mean over the answer.
+    """
+    unknown = [name for name in adapters if name not in loaded.adapters]
+    if unknown or not adapters:
+        raise StudioError("Choose an adapter that is in memory.", "The base is compared with it.")
+    prompt = prompt_ids(loaded, Column(adapters[0], messages), None)
+    tokenizer = loaded.tokenizer_of(adapters[0])
+    ids: list[int] = tokenizer.encode(answer, add_special_tokens=False)
+    if not ids:
+        raise StudioError("There is no text to score.", "Ask something first.")
+    room = min(MOST_TOKENS, (loaded.longest_text or math.inf) - len(prompt))
+    ids = [*ids, *sorted(end_ids(loaded, adapters[0]) & {tokenizer.eos_token_id})]
+    if len(ids) > room:
+        raise StudioError(f"The answer has {len(ids):,} tokens; at most {room:,} can be scored here.")
+    known = min(loaded.rows(name) for name in (None, *adapters))
+    if max((*prompt, *ids)) >= known:
+        raise StudioError(
+            f"{adapters[0]} is asked with tokens that not all columns know: they have embeddings for {known:,}.",
+            "Compare their answers; token by token only adapters with the base's vocabulary can be compared.",
+        )
+    rows: dict[str | None, list[torch.Tensor]] = {name: [] for name in (None, *adapters)}
+    divergence: dict[str, list[torch.Tensor]] = {name: [] for name in adapters}
+    for begin in range(0, len(ids), POSITIONS):
+        part = ids[begin : begin + POSITIONS]
+        seen = [*prompt, *ids[: begin + len(part) - 1]]
+        base = _scores(loaded, None, seen, len(part))
+        rows[None].append(_chosen(base, part))
+        for name in adapters:
+            its = _scores(loaded, name, seen, len(part))
+            rows[name].append(_chosen(its, part))
+            divergence[name].append((its.exp() * (its - base)).sum(-1).clamp(min=0))
+    joined = {name: torch.cat(parts).tolist() for name, parts in divergence.items()}
+    return {
+        "texts": [str(tokenizer.decode([token])) for token in ids],
+        "base": torch.cat(rows[None]).tolist(),
+        "adapters": {name: torch.cat(rows[name]).tolist() for name in adapters},
+        "divergence": joined,
+        "mean_divergence": {name: sum(values) / len(values) for name, values in joined.items()},
+    }
+
+
+@torch.inference_mode()
+def _scores(loaded: LoadedModel, name: str | None, ids: Sequence[int], last: int) -> torch.Tensor:
+    """Log-probabilities of what comes after each of the last tokens, [last, vocabulary]."""
+    given = torch.tensor([list(ids)], device=loaded.model.device)
+    with loaded.answering_as(name) as model:
+        logits = model(input_ids=given, use_cache=False, logits_to_keep=last).logits[0, -last:]
+    scores: torch.Tensor = logits.float().log_softmax(dim=-1)
+    return scores
+
+
+def _chosen(scores: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
+    return scores.gather(1, torch.tensor(ids, device=scores.device)[:, None])[:, 0].cpu()
+
+
+MOST_ROWS, MOST_SECONDS, ROWS_AT_ONCE = 200, 20.0, 8
+
+
+MOST_SCORES = 1 << 26
+
+
+"""Scores (positions times vocabulary) that are in memory at once, for base and adapter each: 256 MiB as float32."""
+
+
+NOTHING, HARDLY = 1e-4, 1e-2
+
+
+"""Nats a token below which base and adapter say the same, and below which hardly anything differs. Rounding of half
+precision moves scores that a zero adapter leaves alone by nothing at all: adding zero is exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Means over the trained tokens of `rows` rows, of `asked` that were to be measured.
+
+    Losses in nats a token; `divergence` is KL(adapter || base) in nats a token; accuracies and `changed_tokens`, the
+    positions whose likeliest next token is another than the base's, are shares from 0 to 1.
+    """
+
+    rows: int
+    asked: int
+    tokens: int
+    base_loss: float
+    adapter_loss: float
+    base_token_accuracy: float
+    adapter_token_accuracy: float
+    divergence: float
+    changed_tokens: float
+    seconds: float
+
+    @property
+    def finite(self) -> bool:
+        return all(map(math.isfinite, (self.base_loss, self.adapter_loss, self.divergence)))
+
+    @property
+    def moves(self) -> bool:
+        """Whether the adapter changes what the model would say."""
+        return self.finite and (self.divergence >= HARDLY or self.changed_tokens >= HARDLY)
+
+    def sentence(self) -> str:
+        """Is the adapter doing anything? In words and numbers."""
+        if not self.finite:
+            return "The scores of base or adapter are not numbers: this adapter can't be used."
+        losses = f"Loss: base {self.base_loss:.4g}, adapter {self.adapter_loss:.4g}."
+        apart = f"KL divergence {self.divergence:.2g} nats a token"
+        if self.divergence < NOTHING and self.changed_tokens == 0:
+            return f"The adapter does nothing: it answers as the base does ({apart}). {losses}"
+        others = f"{100 * self.changed_tokens:.1f} % of the likeliest next tokens are others than the base's"
+        if not self.moves:
+            return f"The adapter hardly does anything: {others} ({apart}). {losses}"
+        worse = " It predicts these answers worse than the base does." if self.adapter_loss > self.base_loss else ""
+        return f"The adapter changes what the model says: {others} ({apart}). {losses}{worse}"
+
+    def to_dict(self, rows: str) -> dict[str, Any]:
+        """As complete.json holds it; `rows` says which rows were measured. What is no number is left empty."""
+        numbers = {
+            name: None if value != value or abs(value) == math.inf else value for name, value in asdict(self).items()
+        }
+        return {**numbers, "moves": self.moves, "sentence": self.sentence(), "rows_sentence": rows}
+
+
+def against_base(
+    model: Any,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    *,
+    log: EventLog,
+    check: Callable[[], None],
+    base: Callable[[], AbstractContextManager[Any]],
+) -> dict[str, Any] | None:
+    """The difference of a model whose training is over, as complete.json holds it; None where it can't be measured.
+
+    Rows that were held out, else a sample of those trained on. Inside `base()` the model is the bare base.
+    """
+    rows = spread(validation or train)
+    log.phase("compare", len(rows), "rows")
+    try:
+        found = difference(model, rows, base=base, on_progress=log.progress, check=check)
+    except torch.OutOfMemoryError:
+        log.emit(Warned(time.time(), "Base and adapter are not measured side by side: memory is too little for both."))
+        return None
+    of = (
+        f"{found.rows:,} of {len(validation or train):,}"
+        if found.rows < len(validation or train)
+        else f"all {found.rows:,}"
+    )
+    where = "held-out rows" if validation else "rows that were trained on, as none are held out"
+    return found.to_dict(f"Measured at the {found.tokens:,} trained tokens of {of} {where}.")
+
+
+def spread(rows: Sequence[Example], most: int = MOST_ROWS) -> list[Example]:
+    """At most so many of the rows, evenly over all of them."""
+    return [rows[index * len(rows) // min(most, len(rows))] for index in range(min(most, len(rows)))]
+
+
+@torch.no_grad()
+def difference(
+    model: Any,
+    rows: Sequence[Example],
+    *,
+    base: Callable[[], AbstractContextManager[Any]],
+    most_seconds: float = MOST_SECONDS,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    check: Callable[[], None] = lambda: None,
+) -> Difference:
+    """Measures the rows in their order until the time is over, one batch at least.
+
+    Inside `base()` the model has to be the bare base; outside of it, base and adapter. `check` may raise to end it.
+    """
+    began, was_training = time.monotonic(), model.training
+    vocabulary = model.config.get_text_config().vocab_size
+    sums = torch.zeros(6, dtype=torch.float64)
+    measured = tokens = 0
+    model.eval()
+    try:
+        for group in groups_of(rows, vocabulary):
+            check()
+            for found in _measure(model, group, base, max(1, MOST_SCORES // vocabulary)):
+                sums += found[1]
+                tokens += found[0]
+            measured += len(group)
+            on_progress(measured, len(rows))
+            if time.monotonic() - began > most_seconds:
+                break
+    finally:
+        model.train(was_training)
+    base_loss, loss, base_right, right, divergence, changed = (sums / max(tokens, 1)).tolist()
+    seconds = time.monotonic() - began
+    return Difference(measured, len(rows), tokens, base_loss, loss, base_right, right, divergence, changed, seconds)
+
+
+def groups_of(rows: Sequence[Example], vocabulary: int) -> Iterator[list[Example]]:
+    """Rows that are measured together: so few that their scores stay within bounds."""
+    group: list[Example] = []
+    for row in rows:
+        longest = max(len(each.input_ids) for each in [*group, row])
+        if group and (len(group) == ROWS_AT_ONCE or (len(group) + 1) * longest * vocabulary > MOST_SCORES):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _measure(
+    model: Any, group: Sequence[Example], base: Callable[[], AbstractContextManager[Any]], most: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Number of trained tokens and sums over them, for so many positions at a time as may be in memory."""
+    ids, labels, mask = tensors_of(group)
+    places = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
+    for some in places.split(max(1, most // len(group))):
+        end = int(some[-1]) + 1  # what comes after can't be seen from here: it is left out
+        wanted = labels[:, some + 1]
+        inputs = {"input_ids": ids[:, :end], "attention_mask": mask[:, :end]}
+        with base():
+            before = log_probabilities(model, inputs, some)
+        after = log_probabilities(model, inputs, some)
+        trained = (wanted != IGNORED).to(after.device)
+        yield int(trained.sum()), _sums(before[trained], after[trained], wanted.to(after.device)[trained])
+
+
+def tensors_of(group: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, labels and attention mask of rows padded on the right, [rows, tokens] each."""
+    longest = max(len(row.input_ids) for row in group)
+    ids = torch.tensor([[*row.input_ids, *[0] * (longest - len(row.input_ids))] for row in group])
+    labels = torch.tensor([[*row.labels, *[IGNORED] * (longest - len(row.labels))] for row in group])
+    mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in group])
+    return ids, labels, mask
+
+
+def log_probabilities(model: Any, inputs: dict[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the next token at some places, [rows, places, vocabulary]."""
+    given = {name: value.to(model.device) for name, value in inputs.items()}
+    logits = model(**given, logits_to_keep=places.to(model.device), use_cache=False).logits
+    if logits.shape[1] != len(places):  # a few architectures do not know the argument
+        logits = logits[:, places]
+    return logits.float().log_softmax(dim=-1)
+
+
+def _sums(before: torch.Tensor, after: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Sums over tokens in the order of `Difference`: losses, right tokens, divergence, changed tokens."""
+    place = wanted[:, None]
+    said, says = before.argmax(dim=-1), after.argmax(dim=-1)
+    return torch.stack(
+        [
+            -before.gather(1, place).double().sum(),
+            -after.gather(1, place).double().sum(),
+            (said == wanted).double().sum(),
+            (says == wanted).double().sum(),
+            (after.exp() * (after - before)).double().sum().clamp(min=0),
+            (said != says).double().sum(),
+        ]
+    ).cpu()
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """A row's loss in nats, and how many of its answer's tokens the model would have written next."""
+
+    loss: float
+    right_tokens: int
+    expected_tokens: int
+
+
+@torch.no_grad()
+def forced_scores(loaded: LoadedModel, column: str | None, rows: Sequence[Example]) -> list[Forced]:
+    """Scores of one column (None is the base) for each row, in their order."""
+    vocabulary = loaded.model.config.get_text_config().vocab_size
+    found: list[Forced] = []
+    before = loaded.apart[column].scores_before if column in loaded.apart else 0
+    with loaded.answering_as(column) as model:
+        for group in groups_of(rows, vocabulary):
+            sums = torch.zeros(len(group), 3, dtype=torch.float64)
+            for part in _measure_given(model, group, max(1, MOST_SCORES // vocabulary), before):
+                sums += part
+            found += [Forced(loss, int(right), int(tokens)) for loss, right, tokens in sums.tolist()]
+    return found
+
+
+def _measure_given(model: Any, group: Sequence[Example], most: int, before: int) -> Iterator[torch.Tensor]:
+    """Loss, right tokens and tokens of each row, [rows, 3], for so many positions at a time as may be in memory.
+
+    The model's scores begin with those of `before` virtual tokens.
+    """
+    ids, labels, mask = tensors_of(group)
+    places = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
+    for some in places.split(max(1, most // len(group))):
+        end = int(some[-1]) + 1  # what comes after can't be seen from here: it is left out
+        wanted = labels[:, some + 1]
+        scores = log_probabilities(model, {"input_ids": ids[:, :end], "attention_mask": mask[:, :end]}, some + before)
+        wanted = wanted.to(scores.device)
+        trained = wanted != IGNORED
+        chosen = scores.gather(2, wanted.clamp(min=0)[..., None])[..., 0].double()
+        losses = torch.where(trained, -chosen, 0.0).sum(dim=1)
+        right = (trained & (scores.argmax(dim=-1) == wanted)).sum(dim=1).double()
+        yield torch.stack([losses, right, trained.sum(dim=1).double()], dim=1).cpu()

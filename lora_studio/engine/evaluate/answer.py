@@ -1,0 +1,262 @@
+"""Answers of base and adapters to the rows of a test file, in batches, each beside the answer that the file expects.
+
+A row is asked up to its last answer, which is the reference. Each adapter is asked and scored as it was trained: with
+its own template, system prompt and thinking; the base as the first adapter is, but with a template of its own where it
+has one. Rows of plain text or tokens ask nothing: they are read, and measured is how well each column predicts them.
+Reading goes through `data.dataset.prepare`, so every shape that can be trained on can be tested on: of pairs the better
+answer is the reference, of rows marked good or bad the good ones are asked.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lora_studio.config.sections import Generation
+from lora_studio.data.dataset import Prepared, prepare
+from lora_studio.data.encode import IGNORED, Example
+from lora_studio.data.preview import Question, question_of
+from lora_studio.engine.chat.generate import Answer, Column, generate, generation_config
+from lora_studio.engine.chat.logprobs import forced_scores
+from lora_studio.engine.evaluate.tasks import READING, Task, Verdict, judge
+from lora_studio.engine.models.multi_adapter import LoadedModel
+from lora_studio.errors import StudioError
+from lora_studio.models.adapters import read_card
+
+NO_LIMIT = 1 << 20
+TOO_LONG = "the prompt leaves the model no room for an answer"
+NO_QUESTION = "the row asks nothing that a text answers"
+MARKED_BAD = "the answer is marked bad, so that there is no right one to compare with"
+NOTHING = Answer("", 0, 0.0, 0.0, 0.0, "")
+READ = ("text", "tokenised")
+"""Shapes whose rows are not asked but read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How one who answers is asked: the chat template, and what goes with it. `tokenizer` is None for the base's."""
+
+    template: str | None
+    system_prompt: str | None
+    enable_thinking: bool | None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    @classmethod
+    def of(cls, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> "Voice":
+        """The voice of an adapter, as training left it beside the weights."""
+        card = read_card(folder)
+        return cls(card.template or None, card.values.get("system_prompt"), card.enable_thinking, tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class AskedRow:
+    """A row by its number in the file: what each column is asked, its tokens with the answer, and the reference."""
+
+    row: int
+    asked: Mapping[str, Question]
+    examples: Mapping[str, Example | None]
+
+    @property
+    def reference(self) -> str:
+        return next(iter(self.asked.values())).reference
+
+
+@dataclass(frozen=True)
+class AskedFile:
+    """The rows to answer, or only to be read, and how many were left out, by reason."""
+
+    rows: list[AskedRow]
+    left_out: dict[str, int]
+    prepared: Prepared
+
+    @property
+    def only_read(self) -> bool:
+        """Whether the rows ask nothing."""
+        return self.prepared.format.name in READ
+
+
+def read_asked_file(
+    data: str,
+    tokenizer: PreTrainedTokenizerBase,
+    voices: Mapping[str, Voice],
+    *,
+    mapping: dict[str, Any] | None = None,
+    encoding: str | None = None,
+    most: int | None = None,
+    longest: int | None = None,
+    cache_folder: Path | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> AskedFile:
+    """The first `most` rows of a file that every column can be asked. `longest` is what the model can read, in tokens;
+    `mapping` says which column is what and `encoding` how letters are written; None recognises them.
+
+    Raises `StudioError` where no row is left.
+    """
+    read: dict[Voice, tuple[Prepared, dict[int, Question], dict[int, Example]]] = {}
+    for voice in dict.fromkeys(voices.values()):
+        its = voice.tokenizer or tokenizer
+        own = its.chat_template
+        its.chat_template = voice.template or tokenizer.chat_template
+        prepared = prepare(
+            data,
+            its,
+            goal="any",
+            mapping=mapping,
+            encoding=encoding,
+            cache_folder=cache_folder,
+            on_progress=on_progress,
+            validation_fraction=0.0,
+            system_prompt=voice.system_prompt,
+            enable_thinking=voice.enable_thinking,
+            max_length=NO_LIMIT,
+            train_on="last_turn",
+        )
+        its.chat_template = own
+        if prepared.format.name in READ:
+            read[voice] = prepared, _readings(prepared, its), _cut(_examples(prepared), longest)
+        else:
+            read[voice] = prepared, _questions(prepared), _examples(prepared)
+    prepared, questions, _ = read[next(iter(voices.values()))]
+    shared = [row for row in questions if all(row in found for _, found, _ in read.values())]
+    rows = [
+        AskedRow(
+            row,
+            {name: read[voice][1][row] for name, voice in voices.items()},
+            {name: read[voice][2].get(row) for name, voice in voices.items()},
+        )
+        for row in shared[:most]
+    ]
+    fitting = [row for row in rows if longest is None or _prompt_tokens(row) < longest]
+    left_out = {
+        "the row can't be used": len(prepared.bad_rows),
+        MARKED_BAD: prepared.part.marked_bad,
+        NO_QUESTION: len(prepared.conversations) - len(shared),
+        TOO_LONG: len(rows) - len(fitting),
+    }
+    if not fitting:
+        raise StudioError(
+            f"{Path(data).name} has no row to answer.",
+            f"It was read so: {prepared.format.words} Choose a file of questions with answers.",
+        )
+    return AskedFile(fitting, {reason: count for reason, count in left_out.items() if count}, prepared)
+
+
+def _questions(prepared: Prepared) -> dict[int, Question]:
+    found = ((chat.row, question) for chat in prepared.conversations for question in question_of(chat))
+    return {row: question for row, question in found if question.reference.strip()}
+
+
+def _readings(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> dict[int, Question]:
+    """Each row's text, asked nothing."""
+    return {
+        chat.row: Question(
+            [], chat.text if chat.text is not None else str(tokenizer.decode(list(chat.input_ids or ())))
+        )
+        for chat in prepared.conversations
+    }
+
+
+def _examples(prepared: Prepared) -> dict[int, Example]:
+    """Each row's tokens with its last answer as the trained part; rows that say the same twice have the same."""
+    answers = prepared.train.answers
+    return {answers[at].row: answers[at] for at in range(len(answers))}
+
+
+def _cut(examples: dict[int, Example], longest: int | None) -> dict[int, Example]:
+    """The same up to the tokens that the model can read."""
+    return {
+        row: replace(
+            one,
+            input_ids=one.input_ids[:longest],
+            labels=one.labels[:longest],
+            trained_tokens=sum(label != IGNORED for label in one.labels[:longest]),
+        )
+        for row, one in examples.items()
+    }
+
+
+def _prompt_tokens(row: AskedRow) -> int:
+    """The longest prompt of a row's columns: tokens before the answer."""
+    return max((len(one.input_ids) - one.trained_tokens for one in row.examples.values() if one), default=0)
+
+
+def answer_in_batches(
+    loaded: LoadedModel,
+    rows: Sequence[AskedRow],
+    columns: Mapping[str, str | None],
+    task: Task,
+    settings: Generation,
+    *,
+    batch_size: int,
+    enable_thinking: bool | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[list[dict[str, Any]]]:
+    """The answered rows of one batch after another, as `predictions.jsonl` holds them; ends where `stop` says so.
+
+    `columns` maps the name of each column to its adapter, None for the base. Rows of like length share a batch, the
+    longest first: memory that is too little shows at once.
+    """
+    longest_first = sorted(rows, key=lambda row: (-_prompt_tokens(row), row.row))
+    values = settings.model_dump(exclude={"seed", "stop_strings", "enable_thinking"})
+    thinking = enable_thinking if settings.enable_thinking is None else settings.enable_thinking
+    for first in range(0, len(longest_first), batch_size):
+        batch = longest_first[first : first + batch_size]
+        answers: Sequence[Answer] = [NOTHING] * (len(batch) * len(columns))
+        if task.kind != READING.kind:
+            answers = generate(
+                loaded,
+                [Column(adapter, row.asked[name].messages) for row in batch for name, adapter in columns.items()],
+                generation_config(loaded, **values),
+                seed=settings.seed + first,
+                enable_thinking=thinking,
+                stop_strings=settings.stop_texts,
+                stop=stop,
+            )
+        if stop():
+            return
+        forced = {name: _forced(loaded, adapter, name, batch) for name, adapter in columns.items()}
+        given = iter(answers)
+        done = []
+        for place, row in enumerate(batch):
+            said = {name: _said(task, next(given), row.reference, forced[name][place]) for name in columns}
+            prompt = next(iter(row.asked.values())).messages
+            done.append({"row": row.row, "prompt": prompt, "reference": row.reference, **said})
+        yield done
+
+
+def _said(task: Task, answer: Answer, reference: str, forced: Mapping[str, Any]) -> dict[str, Any]:
+    """What a column has in a row of `predictions.jsonl`."""
+    verdict = judge(task, answer.text, reference)
+    if task.kind == READING.kind and forced["expected_tokens"]:
+        verdict = Verdict(False, math.exp(-forced["loss"] / forced["expected_tokens"]))
+    return {
+        "answer": answer.text,
+        "right": verdict.right,
+        "score": round(verdict.score, 4),
+        "given": verdict.given,
+        "tokens": answer.tokens,
+        "finish": answer.finish,
+        **forced,
+    }
+
+
+def _forced(loaded: LoadedModel, adapter: str | None, name: str, batch: Sequence[AskedRow]) -> list[dict[str, Any]]:
+    """The scores of a column for the expected answers of a batch; none for rows that can't be scored."""
+    scored = [(place, row.examples[name]) for place, row in enumerate(batch)]
+    there = [(place, example) for place, example in scored if example is not None and example.trained_tokens]
+    limit = loaded.longest_text and loaded.longest_text - loaded.virtual_tokens(adapter)
+    there = [(place, example) for place, example in there if limit is None or len(example.input_ids) <= limit]
+    found: list[dict[str, Any]] = [{"loss": None, "right_tokens": None, "expected_tokens": None} for _ in batch]
+    scores = forced_scores(loaded, adapter, [example for _, example in there])
+    for (place, _), score in zip(there, scores, strict=True):
+        found[place] = asdict(score)
+    return found
+
+
+def thinking_of(voices: Sequence[Voice]) -> bool | None:
+    """Whether all columns think: as the adapters were trained, where they agree; None leaves it to each."""
+    said = {voice.enable_thinking for voice in voices}
+    return said.pop() if len(said) == 1 else None

@@ -1,0 +1,361 @@
+"""From answered rows to metrics: each column's value with its interval, and the difference to the first column.
+
+A row is what `predictions.jsonl` holds. A metric is computed over the rows that have what it needs, the same ones for
+all columns. Pure functions of rows; no model.
+
+How sure a measured number is, and whether a difference between two columns is more than chance.
+
+Intervals are of 95 %. Shares get Wilson's interval (Wilson 1927), everything else the percentile bootstrap over rows
+(Efron 1979); rows are drawn together for both columns, as both answered the same ones. Whether one of two columns is
+right more often is McNemar's test in its exact form (McNemar 1947): a fair coin for each row that only one got right.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest, bootstrap
+
+from lora_studio.engine.evaluate import tasks as text_scores
+from lora_studio.engine.evaluate.tasks import READING, Task, is_exact, json_of, label_of
+
+LEVEL = 0.95
+
+
+RESAMPLES = 2000
+
+
+SEED = 42
+
+
+AT_ONCE = 1 << 22  # numbers of resampled rows that are in memory together
+
+
+Statistic = Callable[..., Any]
+
+
+"""Of arrays whose last axis is the rows, given the keyword `axis`, to a number for each of the other axes' places."""
+
+
+def share_interval(right: Sequence[bool]) -> tuple[float, float]:
+    """Wilson's interval of a share; of no rows everything is possible."""
+    if not right:
+        return 0.0, 1.0
+    found = binomtest(sum(right), len(right)).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def interval(rows: Sequence[np.ndarray], statistic: Statistic) -> tuple[float, float] | None:
+    """The bootstrap interval of a statistic over rows, each an array with one entry a row; None for less than two."""
+    count = len(rows[0])
+    if count < 2:
+        return None
+    found = bootstrap(
+        tuple(rows),
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=max(1, AT_ONCE // count),
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def difference_interval(
+    first: Sequence[np.ndarray], second: Sequence[np.ndarray], statistic: Statistic
+) -> tuple[float, float] | None:
+    """The paired bootstrap's interval of how much greater the statistic is for the second column."""
+    parts = len(first)
+
+    def apart(*arrays: np.ndarray, axis: int = -1) -> Any:
+        return statistic(*arrays[parts:], axis=axis) - statistic(*arrays[:parts], axis=axis)
+
+    return interval([*first, *second], apart)
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """How likely so uneven a split of the rows that only one got right is, were both equally good."""
+    only_first = sum(one and not other for one, other in zip(first, second, strict=True))
+    only_second = sum(other and not one for one, other in zip(first, second, strict=True))
+    if not only_first + only_second:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+Row = dict[str, Any]
+
+
+Parts = Callable[[str], Sequence[np.ndarray]]
+
+
+NO_LABEL = "none"
+
+
+CHANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`of(column)` gives one array a number that the statistic needs, with an entry for each row.
+
+    `unit` is share (0 to 1), score (0 to 100) or plain. A metric `of_rights` is the share of rows that are right.
+    """
+
+    name: str
+    title: str
+    about: str
+    unit: str
+    of: Parts
+    statistic: Statistic
+    of_rights: bool = False
+    higher_is_better: bool = True
+
+
+def mean(values: np.ndarray, axis: int = -1) -> Any:
+    return values.mean(axis=axis)
+
+
+def token_share(right: np.ndarray, tokens: np.ndarray, axis: int = -1) -> Any:
+    return right.sum(axis=axis) / tokens.sum(axis=axis)
+
+
+def perplexity(losses: np.ndarray, tokens: np.ndarray, axis: int = -1) -> Any:
+    """The exponential of the mean loss of a token, in nats."""
+    return np.exp(np.minimum(losses.sum(axis=axis) / tokens.sum(axis=axis), 700.0))
+
+
+def label_f1(expected: np.ndarray, given: np.ndarray, label: int, axis: int = -1) -> Any:
+    """Harmonic mean of a label's precision and recall; 0 where it is neither expected nor given."""
+    wanted, said = expected == label, given == label
+    both = wanted.sum(axis=axis) + said.sum(axis=axis)
+    return 2 * (wanted & said).sum(axis=axis) / np.maximum(both, 1)
+
+
+def macro_f1(expected: np.ndarray, given: np.ndarray, labels: int, axis: int = -1) -> Any:
+    """Mean of `label_f1` over the labels that are expected or given, as `metrics.label_scores` has it."""
+    scores = sum(label_f1(expected, given, label, axis) for label in range(labels))
+    there = sum(((expected == label) | (given == label)).any(axis=axis) for label in range(labels))
+    return scores / np.maximum(there, 1)
+
+
+def metrics_of(task: Task, rows: Sequence[Row]) -> list[Metric]:
+    """The metrics of a task over its rows, the most telling first."""
+    if task.kind == READING.kind:
+        return _forced_metrics(rows, "texts")
+    found: list[Metric] = []
+    if task.kind == "labels":
+        found += _label_metrics(task, rows)
+    if task.kind == "numbers":
+        found.append(_rights("number_match", "Right number", "the answer ends in the expected number", rows))
+    if task.kind == "json":
+        found.append(_rights("json_match", "Same JSON", "the answer is JSON of the same value as expected", rows))
+        found.append(
+            _rights(
+                "json_valid", "Valid JSON", "the answer can be read as JSON", rows, lambda row, say: json_of(say)[0]
+            )
+        )
+    found.append(
+        _rights(
+            "exact_match",
+            "Exact match",
+            "the answer is the expected one letter by letter, white space and reasoning apart",
+            rows,
+            lambda row, say: is_exact(say, row["reference"]),
+        )
+    )
+    if task.kind in ("text", "json"):
+        found += _text_metrics(rows)
+    return found + _forced_metrics(rows)
+
+
+def _rights(
+    name: str, title: str, about: str, rows: Sequence[Row], right: Callable[[Row, str], bool] | None = None
+) -> Metric:
+    """The share of rows that are right: as they were judged, or by a rule of one's own."""
+
+    def of(column: str) -> list[np.ndarray]:
+        given = (row[column]["right"] if right is None else right(row, row[column]["answer"]) for row in rows)
+        return [np.fromiter(given, dtype=float, count=len(rows))]
+
+    return Metric(name, title, f"Share of rows where {about}.", "share", of, mean, of_rights=True)
+
+
+def _label_metrics(task: Task, rows: Sequence[Row]) -> list[Metric]:
+    place = {label: at for at, label in enumerate(task.labels)}
+    labelled = [(row, label) for row in rows if (label := label_of(row["reference"], task.labels)) is not None]
+    expected = np.array([place[label] for _, label in labelled])
+
+    def labels_of(column: str) -> list[np.ndarray]:
+        given = [row[column]["given"] for row, _ in labelled]
+        return [expected, np.array([-1 if label is None else place[label] for label in given])]
+
+    def right(column: str) -> list[np.ndarray]:
+        wanted, given = labels_of(column)
+        return [(wanted == given).astype(float)]
+
+    about = "Share of rows whose answer gives the expected label; an answer without a label is wrong."
+    of_each = "Mean over the labels of each one's F1, the harmonic mean of precision and recall: rare labels count too."
+    found = [
+        Metric("accuracy", "Accuracy", about, "share", right, mean, of_rights=True),
+        Metric("f1", "Macro F1", of_each, "share", labels_of, partial(macro_f1, labels=len(task.labels))),
+    ]
+    if task.positive is not None:
+        statistic = partial(label_f1, label=place[task.positive])
+        words = f"Harmonic mean of precision and recall for the answer {task.positive}."
+        found.append(Metric("f1_binary", f"F1 of {task.positive}", words, "share", labels_of, statistic))
+    return found
+
+
+def _text_metrics(rows: Sequence[Row]) -> list[Metric]:
+    def each(score: Callable[[str, str], float]) -> Parts:
+        return lambda column: [np.array([score(row[column]["answer"], row["reference"]) for row in rows])]
+
+    def counts(column: str) -> Sequence[np.ndarray]:
+        return text_scores.bleu_columns([(row[column]["answer"], row["reference"]) for row in rows])
+
+    longest = "Words in the same order as expected (longest common subsequence, F-measure), mean over rows."
+    return [
+        Metric("rouge_l", "ROUGE-L", longest, "share", each(text_scores.rouge_l), mean),
+        Metric(
+            "bleu",
+            "BLEU",
+            "Runs of 1 to 4 words as expected, over all rows together.",
+            "score",
+            counts,
+            text_scores.bleu_of,
+        ),
+        Metric(
+            "chrf", "chrF", "Runs of 1 to 6 letters as expected, mean over rows.", "score", each(text_scores.chrf), mean
+        ),
+    ]
+
+
+def _forced_metrics(rows: Sequence[Row], what: str = "expected answers") -> list[Metric]:
+    scored = [row for row in rows if all(row[name].get("loss") is not None for name in columns_in(row))]
+    if not scored:
+        return []
+
+    def of(*names: str) -> Parts:
+        return lambda column: [np.array([row[column][name] for row in scored], dtype=float) for name in names]
+
+    words = f"How surprised the model is by the {what}, token by token: 1 is not at all, lower is better."
+    share = f"Share of the {what}' tokens that the model would have written next."
+    return [
+        Metric(
+            "perplexity",
+            "Perplexity",
+            words,
+            "plain",
+            of("loss", "expected_tokens"),
+            perplexity,
+            higher_is_better=False,
+        ),
+        Metric("token_accuracy", "Token accuracy", share, "share", of("right_tokens", "expected_tokens"), token_share),
+    ]
+
+
+def columns_in(row: Row) -> list[str]:
+    """Names of the columns that answered a row."""
+    return [name for name, value in row.items() if isinstance(value, dict) and "answer" in value]
+
+
+def measured(metric: Metric, columns: Sequence[str]) -> dict[str, Any]:
+    """A metric of every column, and how far each is from the first: `difference` for the second, `difference2`, …"""
+    parts = {column: metric.of(column) for column in columns}
+    first = columns[0]
+    found: dict[str, Any] = {
+        "title": metric.title,
+        "about": metric.about,
+        "unit": metric.unit,
+        "higher_is_better": metric.higher_is_better,
+        "rows": len(parts[first][0]),
+    }
+    for column in columns:
+        value = float(metric.statistic(*parts[column]))
+        rights = [bool(right) for right in parts[column][0]] if metric.of_rights else []
+        between = share_interval(rights) if metric.of_rights else interval(parts[column], metric.statistic)
+        found[column] = {"value": value, **_bounds(between)}
+    for number, column in enumerate(columns[1:], 1):
+        found["difference" + ("" if number == 1 else str(number))] = _difference(
+            metric, found[column]["value"] - found[first]["value"], parts[first], parts[column]
+        )
+    return found
+
+
+def _difference(
+    metric: Metric, apart: float, first: Sequence[np.ndarray], second: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    between = difference_interval(first, second, metric.statistic)
+    p = None
+    if metric.of_rights:
+        p = mcnemar([bool(one) for one in first[0]], [bool(one) for one in second[0]])
+        certain = p < CHANCE
+    else:
+        certain = between is not None and not between[0] <= 0 <= between[1]
+    return {
+        "value": apart,
+        **_bounds(between),
+        "p": p,
+        "test": "McNemar's exact test" if metric.of_rights else "paired bootstrap",
+        "more_than_chance": certain,
+        "words": _words(apart, certain, metric.higher_is_better, p),
+    }
+
+
+def _bounds(between: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = between or (None, None)
+    return {"low": low, "high": high}
+
+
+def _words(apart: float, certain: bool, higher_is_better: bool, p: float | None) -> str:
+    if math.isclose(apart, 0, abs_tol=1e-12):
+        return "the same"
+    better = "better" if (apart > 0) == higher_is_better else "worse"
+    odds = "" if p is None else f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
+    return f"{better}, more than chance{odds}" if certain else f"{better}, but that may be chance{odds}"
+
+
+def confusion(task: Task, rows: Sequence[Row], column: str) -> dict[str, Any] | None:
+    """How often each expected label got which label; None for tasks without labels."""
+    if task.kind != "labels":
+        return None
+    given = (*task.labels, NO_LABEL)
+    counts = {label: dict.fromkeys(given, 0) for label in task.labels}
+    for row in rows:
+        wanted = label_of(row["reference"], task.labels)
+        if wanted is not None:
+            counts[wanted][row[column]["given"] or NO_LABEL] += 1
+    return {
+        "given": list(given),
+        "expected": list(task.labels),
+        "counts": [list(one.values()) for one in counts.values()],
+    }
+
+
+def disagreements(rows: Sequence[Row], first: str, other: str) -> dict[str, int]:
+    """How many rows both, one or none of two columns got right."""
+    pairs = [(bool(row[first]["right"]), bool(row[other]["right"])) for row in rows]
+    return {
+        "both_right": pairs.count((True, True)),
+        "only_first_right": pairs.count((True, False)),
+        "only_second_right": pairs.count((False, True)),
+        "both_wrong": pairs.count((False, False)),
+    }
+
+
+def summary(task: Task, rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
+    """All metrics of the answered rows, the confusion of labels, and where columns disagree with the first."""
+    asked = task.kind != READING.kind
+    return {
+        "rows": len(rows),
+        "task": {"kind": task.kind, "why": task.why, "labels": list(task.labels), "positive": task.positive},
+        "metrics": {metric.name: measured(metric, columns) for metric in metrics_of(task, rows)},
+        "confusion": {name: confusion(task, rows, name) for name in columns} if task.kind == "labels" else None,
+        "disagreements": {name: disagreements(rows, columns[0], name) for name in columns[1:] if asked},
+    }

@@ -1,0 +1,307 @@
+"""Which kind of task a test file sets, told from its expected answers, and whether one answer solves it.
+
+What counts as the same answer, which label an answer gives, and how many are right. Pure functions on texts.
+
+How near an answer's words come to the expected ones: ROUGE-L, chrF and BLEU, from the libraries that papers use.
+"""
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU, CHRF
+
+_THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+
+
+_END_OF_THINKING = "</think>"
+
+
+_FINAL_NUMBER = re.compile(r"####\s*(\S+)")
+
+
+_NUMBER = re.compile(r"(?:(?<![\w)])[-−])?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)")
+
+
+_PIECE = re.compile(r"[^\W_]+|_|[^\w\s]")
+
+
+def without_thinking(text: str) -> str:
+    """The answer without a reasoning block, as models that think put before it.
+
+    Some templates open the block in the prompt, so that the answer only closes it.
+    """
+    return _THINKING.sub("", text).rpartition(_END_OF_THINKING)[2]
+
+
+def normalise(text: str) -> str:
+    """One form for texts that look the same: composed characters, single blanks, none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", without_thinking(text)).split())
+
+
+def is_exact(answer: str, expected: str) -> bool:
+    """Whether an answer is the expected one, letter by letter, white space and reasoning apart."""
+    return normalise(answer) == normalise(expected)
+
+
+def share(right: list[bool]) -> float:
+    """Part of a whole, 0 to 1; 0 for nothing at all."""
+    return sum(right) / len(right) if right else 0.0
+
+
+def number_of(answer: str) -> Decimal | None:
+    """The number that a worked answer ends in: what follows the last `####` (GSM8K's mark), else its last number."""
+    text = normalise(answer)
+    marked = _FINAL_NUMBER.findall(text)
+    found = _NUMBER.findall(marked[-1] if marked else text)
+    if not found:
+        return None
+    return Decimal((found[0] if marked else found[-1]).replace(",", "").replace("−", "-"))
+
+
+def same_number(answer: str, expected: str) -> bool:
+    """Whether both end in the same number: 1,000 is 1000.0."""
+    wanted = number_of(expected)
+    return wanted is not None and number_of(answer) == wanted
+
+
+def json_of(answer: str) -> tuple[bool, Any]:
+    """Whether an answer is JSON, also inside a code fence, and its value. Bare words and numbers don't count."""
+    text = without_thinking(answer).strip()
+    first, _, rest = text.partition("\n")
+    fenced = first.strip().lower() in ("```", "```json") and rest.endswith("```")
+    try:
+        value = json.loads(rest.removesuffix("```") if fenced else text)
+    except (json.JSONDecodeError, RecursionError):
+        return False, None
+    return isinstance(value, dict | list), value
+
+
+def label_of(answer: str, labels: Sequence[str], *, whole: bool = True) -> str | None:
+    """The label that an answer gives, however it is written; None where it gives none.
+
+    It is the one that the answer begins with (the longest, where one begins another), else the only one that it holds.
+    Case, white space, punctuation around it and reasoning before it don't matter. An answer that is not `whole` breaks
+    off somewhere: it also gives the only label that it is the beginning of.
+    """
+    words = _pieces(answer)
+    known = sorted(((_pieces(label), label) for label in labels), key=lambda pair: -len(pair[0]))
+    firsts = {pieces[0] for pieces, _ in known}
+    while words and not words[0].isalnum() and words[0] not in firsts:
+        words = words[1:]
+    if not whole and words:
+        said = " ".join(words)
+        begun = [label for pieces, label in known if " ".join(pieces).startswith(said)]
+        if len(begun) == 1:
+            return begun[0]
+    found = list[str]()
+    at = 0
+    while at < len(words):
+        label, size = next(
+            ((label, len(pieces)) for pieces, label in known if words[at : at + len(pieces)] == pieces), ("", 1)
+        )
+        if label and at == 0:
+            return label
+        found += [label] if label else []
+        at += size
+    return found[0] if len(set(found)) == 1 else None
+
+
+def _pieces(text: str) -> list[str]:
+    """A text as words and single marks, in lower case."""
+    return _PIECE.findall(normalise(text).casefold())
+
+
+def label_scores(expected: Sequence[str], given: Sequence[str | None]) -> dict[str, float]:
+    """Accuracy, macro F1 and the share without an answer, which counts as wrong. Empty for no rows.
+
+    Macro F1 is the mean of each label's harmonic mean of precision and recall, over the labels expected or given.
+    """
+    if not expected:
+        return {}
+    pairs = list(zip(expected, given, strict=True))
+    f1 = []
+    for label in sorted({*expected, *(one for one in given if one is not None)}):
+        right = sum(wanted == said == label for wanted, said in pairs)
+        f1.append(2 * right / (expected.count(label) + given.count(label)))
+    return {
+        "accuracy": share([wanted == said for wanted, said in pairs]),
+        "f1": sum(f1) / len(f1),
+        "unanswered": share([said is None for _, said in pairs]),
+    }
+
+
+NGRAMS = 4
+
+
+_WORD = re.compile(r"\w+")
+
+
+class _Words:
+    """Words of any script. The library's own tokenizer knows only a to z and digits."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _WORD.findall(text.casefold())
+
+
+_ROUGE = RougeScorer(["rougeL"], tokenizer=_Words())
+
+
+_CHRF = CHRF()
+
+
+_BLEU = BLEU(effective_order=True)  # what single answers are counted with; it does not change the counts
+
+
+def rouge_l(answer: str, expected: str) -> float:
+    """F-measure of the longest common subsequence of words, 0 to 1 (Lin 2004). Two answers without words are equal."""
+    said, wanted = normalise(answer), normalise(expected)
+    if not _WORD.search(said) and not _WORD.search(wanted):
+        return float(said == wanted)
+    return float(_ROUGE.score(wanted, said)["rougeL"].fmeasure)
+
+
+def chrf(answer: str, expected: str) -> float:
+    """F-score of character n-grams, 0 to 100 (Popović 2015)."""
+    return float(_CHRF.sentence_score(normalise(answer), [normalise(expected)]).score)
+
+
+def bleu_counts(answer: str, expected: str) -> list[int]:
+    """What BLEU counts of one answer: lengths of both, right n-grams and all n-grams of 1 to 4 words."""
+    found = _BLEU.sentence_score(normalise(answer), [normalise(expected)])
+    return [found.sys_len, found.ref_len, *found.counts, *found.totals]
+
+
+def bleu(counts: np.ndarray) -> float:
+    """BLEU of a whole file, 0 to 100 (Papineni et al. 2002), from the sums of its rows' `bleu_counts`."""
+    sums = [int(value) for value in counts]
+    said, wanted, right, of = sums[0], sums[1], sums[2 : 2 + NGRAMS], sums[2 + NGRAMS :]
+    score: Any = BLEU.compute_bleu(correct=right, total=of, sys_len=said, ref_len=wanted, smooth_method="exp")
+    return float(score.score)
+
+
+def bleu_of(*counts: np.ndarray, axis: int = -1) -> np.ndarray:
+    """`bleu` of rows whose counts stand in one array a number, over an axis: what a bootstrap takes."""
+    sums = np.stack([part.sum(axis=axis) for part in counts], axis=-1)
+    return np.array([bleu(row) for row in sums.reshape(-1, sums.shape[-1])]).reshape(sums.shape[:-1])
+
+
+def bleu_columns(pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
+    """The counts of many (answer, expected) as `bleu_of` takes them."""
+    return list(np.array([bleu_counts(*pair) for pair in pairs], dtype=np.int64).T)
+
+
+MOST_LABELS, LONGEST_LABEL, ROWS_A_LABEL = 20, 40, 3
+
+
+NEARLY_ALL = 0.9
+
+
+POSITIVE = ("yes", "true", "positive", "1", "spam", "relevant")
+
+
+_WORKED = re.compile(r"####\s*(\S+)")
+
+
+_DIGIT = re.compile(r"\d")
+
+
+_BARE_NUMBER = re.compile(r"[^\w]*\d(?:[\d,. ]*\d)?[^\w]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """`kind` is labels, numbers, json or text, or reading where nothing is asked; `why` says in a sentence how that was
+    told."""
+
+    kind: str
+    why: str
+    labels: Sequence[str] = ()
+
+    @property
+    def positive(self) -> str | None:
+        """Of two labels the one that is looked for: the one that says yes, else the first."""
+        if len(self.labels) != 2:
+            return None
+        return next((label for label in self.labels if label.casefold() in POSITIVE), self.labels[0])
+
+
+READING = Task(
+    "reading",
+    "The rows ask nothing: they are read, as far as the model can, and measured is how well each predicts them.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one answer is worth: `score` from 0 to 1 orders rows; `given` is the label or number read in it."""
+
+    right: bool
+    score: float
+    given: str | None = None
+
+
+def choose_task(expected: Sequence[str], labels: Sequence[str] = (), labels_from: str = "") -> Task:
+    """The task of a file's expected answers; labels that were named settle it."""
+    if labels:
+        known = sum(label_of(answer, labels) is not None for answer in expected)
+        if known:
+            return Task(
+                "labels", f"Each answer is one of the labels {', '.join(labels)}: {labels_from}.", tuple(labels)
+            )
+    if _nearly_all(_is_number(answer) for answer in expected):
+        return Task("numbers", "The expected answers end in a number (after #### where they are worked out).")
+    if _nearly_all(json_of(answer)[0] for answer in expected):
+        return Task("json", "The expected answers are JSON.")
+    found = few_labels(expected)
+    if found:
+        said = f"The expected answers are the same {len(found)} short ones again and again: {', '.join(found)}."
+        return Task("labels", said, found)
+    return Task("text", "The expected answers are free text: neither labels nor numbers nor JSON.")
+
+
+def _is_number(answer: str) -> bool:
+    """Whether an answer is a number by itself or ends in one after ####."""
+    worked = any(map(_DIGIT.search, _WORKED.findall(answer)))
+    return worked or _BARE_NUMBER.fullmatch(normalise(answer)) is not None
+
+
+def _nearly_all(those: Iterable[bool]) -> bool:
+    found = list(those)
+    return bool(found) and sum(found) >= NEARLY_ALL * len(found)
+
+
+def few_labels(expected: Sequence[str]) -> tuple[str, ...]:
+    """The labels that the answers are, the commonest first; none where they are not a few short ones."""
+    plain = [normalise(answer).strip(" .!\"'") for answer in expected]
+    spelled = Counter(plain)
+    ways: dict[str, list[str]] = {}
+    for text, _ in spelled.most_common():
+        ways.setdefault(text.casefold(), []).append(text)
+    few = 2 <= len(ways) <= MOST_LABELS and len(plain) >= ROWS_A_LABEL * len(ways)
+    short = all(0 < len(text) <= LONGEST_LABEL and "\n" not in text for text in ways)
+    return tuple(same[0] for same in ways.values()) if few and short else ()
+
+
+def judge(task: Task, answer: str, expected: str) -> Verdict:
+    """Whether an answer solves its row: the same label, number or JSON value, else the same text."""
+    if task.kind == "labels":
+        given, wanted = label_of(answer, task.labels), label_of(expected, task.labels)
+        right = given == wanted if wanted is not None else is_exact(answer, expected)
+        return Verdict(right, float(right), given)
+    if task.kind == "numbers":
+        found, right = number_of(answer), same_number(answer, expected)
+        return Verdict(right, float(right), None if found is None else str(found))
+    if task.kind == "json":
+        (valid, value), (_, wanted_value) = json_of(answer), json_of(expected)
+        right = valid and value == wanted_value
+        return Verdict(right, 1.0 if right else 0.5 * valid * rouge_l(answer, expected))
+    right = is_exact(answer, expected)
+    return Verdict(right, 1.0 if right else rouge_l(answer, expected))

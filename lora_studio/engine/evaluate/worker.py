@@ -1,0 +1,315 @@
+"""The child that evaluates: `python -m lora_studio.engine.evaluate.worker FOLDER [--resume]`.
+
+Answers are appended to predictions.jsonl batch by batch; a resumed evaluation keeps them and answers the rest. Whatever
+happens, the events end with one `Finished` in plain words, and metrics_summary.json is written last, also over the rows
+that were answered until a stop. Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_studio.engine.models.load import Download
+from lora_studio.engine.runtime import (
+    DONE,
+    WRONG_INPUT,
+    EventLog,
+    Explained,
+    Stop,
+    begin,
+    data_progress,
+    ending_of,
+    last_word,
+    leave,
+    unexpected,
+)
+from lora_studio.errors import StudioError
+from lora_studio.evaluate.request import OF_RUN, Request, request_of
+from lora_studio.files import finite
+from lora_studio.jobs.events import Reason, RowsRead, RunStarted, RunState, Warned
+from lora_studio.jobs.folder import EvaluationFolder
+from lora_studio.models.adapter_files import virtual_tokens
+from lora_studio.models.adapters import AdapterCard, changed, read_card, together
+from lora_studio.workspace import write_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lora_studio.engine.evaluate.answer import AskedFile, AskedRow, Voice
+    from lora_studio.engine.evaluate.tasks import Task
+    from lora_studio.engine.models.multi_adapter import LoadedModel
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluates and returns the exit code."""
+    child = begin(
+        arguments, "lora_studio.engine.evaluate.worker", EvaluationFolder, "evaluation", lambda folder: folder.facts
+    )
+    if child is None:
+        return WRONG_INPUT
+    folder, log, stop = child.folder, child.log, child.stop
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    if not child.resume:
+        folder.predictions.unlink(missing_ok=True)
+
+    def work() -> None:
+        log.phase("start")
+        evaluate(folder, log, stop)
+
+    ending = ending_of(work, stop, explain=_explain)
+    if ending.code != DONE:  # what was answered until an early end is measured too
+        write_summary(folder, request_of(folder), ending.state, log)
+    return last_word(log, ending)
+
+
+def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
+    """The program: read, load, answer, measure."""
+    from lora_studio.engine.evaluate.contamination import warnings_of
+    from lora_studio.engine.evaluate.tasks import READING, choose_task
+    from lora_studio.engine.models import load, multi_adapter  # seconds: the libraries
+    from lora_studio.engine.models.tokenizer import load_tokenizer
+
+    request = request_of(folder)
+    cards = [read_card(Path(column.folder)) for column in request.adapters]
+    notes, card = _same_base(cards), cards[0].values
+    known = {row["row"] for row in folder.rows()}
+    dtype = load.dtype_name(load.choose_dtype("auto"))
+    device = load.device().type
+    log.emit(RunStarted(time.time(), os.getpid(), device, dtype, len(known), device))
+    log.phase("data")
+    tokenizer = load_tokenizer(card["base_model"], card.get("revision"))
+    voices = _voices(request, tokenizer)
+    mapping, lacking = _reading(request)
+    file = _read(folder, request, card, tokenizer, voices, mapping, log)
+    _check_same_rows(log, file.prepared.fingerprint, resumed=bool(known))
+    _tell_data(log, file)
+    _warn(log, notes)
+    _warn(log, _reading_in_words(request, lacking, file.prepared.format.words))
+    _warn(log, warnings_of(folder, request, file))
+    expected = [row.reference for row in file.rows]
+    task = READING if file.only_read else choose_task(expected, request.labels, request.labels_from)
+    write_atomically(folder.task, json.dumps(asdict(task)))
+    rest = [row for row in file.rows if row.row not in known]
+    if rest:
+        log.phase("model")
+        model = multi_adapter.load_base(
+            card["base_model"],
+            revision=card.get("revision"),
+            quantization=card.get("quantization") or "none",
+            four_bit=card.get("four_bit"),
+            tqdm_class=Download(log).bar_class(),
+        )
+        multi_adapter.add_adapters(model, {column.name: Path(column.folder) for column in request.adapters})
+        _warn(log, [words for told in model.told.values() for words in told])
+        _answer(folder, request, model, rest, task, voices, log, stop)
+    stop.check()
+    log.phase("measure")
+    write_summary(folder, request, "done", log)
+
+
+def _voices(request: Request, tokenizer: "PreTrainedTokenizerBase") -> "dict[str, Voice]":
+    """How each column is asked; the base as the first adapter is, in its own tokens."""
+    from lora_studio.engine.evaluate.answer import Voice
+    from lora_studio.engine.models.tokenizer import adapter_tokenizer
+    from lora_studio.engine.models.weights import known_tokens
+
+    adapters = {}
+    for column in request.adapters:
+        folder = Path(column.folder)
+        card = read_card(folder)
+        own, _ = adapter_tokenizer(folder, tokenizer, known_tokens(folder, card.base, card.revision))
+        adapters[column.name] = Voice.of(folder, None if own is tokenizer else own)
+    first = replace(next(iter(adapters.values())), tokenizer=None)
+    return {column.name: adapters.get(column.name, first) for column in request.columns}
+
+
+def _reading(request: Request) -> tuple[dict[str, Any] | None, list[str]]:
+    """The mapping to read the file by, and the columns that it lacks for a mapping that only the run had."""
+    from lora_studio.data.preview import missing_columns
+
+    of_run = request.mapping if request.mapping_from == OF_RUN else None
+    lacking = missing_columns(request.data, of_run, request.encoding) if of_run else []
+    return None if lacking else request.mapping, lacking
+
+
+def _reading_in_words(request: Request, lacking: Sequence[str], words: str) -> list[str]:
+    if request.mapping_from != OF_RUN:
+        return []
+    if not lacking:
+        return [f"The rows are read as those that the adapter learned from: {words}"]
+    columns = ", ".join(f"`{name}`" for name in lacking)
+    return [f"The adapter learned from rows with {columns}, which this file lacks. It is read so: {words}"]
+
+
+def _read(
+    folder: EvaluationFolder,
+    request: Request,
+    card: dict[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    voices: "dict[str, Voice]",
+    mapping: dict[str, Any] | None,
+    log: EventLog,
+) -> "AskedFile":
+    from lora_studio.engine.evaluate.answer import read_asked_file
+    from lora_studio.engine.models.load import read_config
+
+    base, revision = card["base_model"], card.get("revision")
+    longest = read_config(base, revision).get_text_config().to_dict().get("max_position_embeddings")
+    virtual = max(virtual_tokens(Path(column.folder)) for column in request.adapters)
+    return read_asked_file(
+        request.data,
+        tokenizer,
+        voices,
+        mapping=mapping,
+        encoding=request.encoding,
+        most=request.measuring.max_samples,
+        longest=longest - virtual if longest else None,
+        cache_folder=folder.cache,
+        on_progress=data_progress(log),
+    )
+
+
+def _answer(
+    folder: EvaluationFolder,
+    request: Request,
+    loaded: "LoadedModel",
+    rest: "Sequence[AskedRow]",
+    task: "Task",
+    voices: "dict[str, Voice]",
+    log: EventLog,
+    stop: Stop,
+) -> None:
+    """Answers the rows that are left, batch by batch."""
+    from lora_studio.engine.evaluate.answer import answer_in_batches, thinking_of
+
+    done = sum(1 for _ in folder.rows())
+    total = done + len(rest)
+    log.phase("answer", total, "rows")
+    log.progress(done, total)
+    batches = answer_in_batches(
+        loaded,
+        rest,
+        {column.name: column.name if column.folder else None for column in request.columns},
+        task,
+        request.generation,
+        batch_size=request.measuring.batch_size,
+        enable_thinking=thinking_of(list(voices.values())),
+        stop=lambda: stop.asked,
+    )
+    with Predictions(folder) as predictions:
+        for batch in batches:
+            predictions.add(batch)
+            done += len(batch)
+            log.progress(done, total)
+
+
+class Predictions:
+    """Appends answered rows; each batch is with the system before `add` returns. A torn last line is ended first."""
+
+    def __init__(self, folder: EvaluationFolder) -> None:
+        self._path = folder.predictions
+
+    def __enter__(self) -> "Predictions":
+        if self._path.is_file():
+            whole = self._path.read_bytes()
+            if not whole.endswith(b"\n"):
+                os.truncate(self._path, whole.rfind(b"\n") + 1)
+        self._file = self._path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        self._file.flush()
+
+
+def write_summary(folder: EvaluationFolder, request: Request, state: str, log: EventLog) -> None:
+    """What the answered rows amount to, with what a person should know of them; nothing where there are none."""
+    from lora_studio.engine.evaluate.metrics import summary
+    from lora_studio.engine.evaluate.tasks import Task
+
+    rows = sorted(folder.rows(), key=lambda row: row["row"])
+    if not rows:
+        return
+    task = Task(**json.loads(folder.task.read_text(encoding="utf-8")))
+    found = summary(task, rows, [column.name for column in request.columns])
+    known = log.state()
+    asked = rows_asked(known)
+    of = asked.rows if asked else len(rows)
+    about = {"evaluation": folder.id, "state": state, "of_rows": of, "warnings": known.warnings}
+    whole = {**about, **request.to_dict(), **found}
+    write_atomically(folder.complete, json.dumps(finite(whole), indent=2, ensure_ascii=False) + "\n")
+
+
+def _same_base(cards: Sequence[AdapterCard]) -> list[str]:
+    """What a person should know of adapters that are evaluated together. Raises `StudioError` where bases differ."""
+    if lacking := [card.name for card in cards if not card.base]:
+        raise StudioError(
+            f"{lacking[0]} does not say which base it was trained on.",
+            "Set base_model_name_or_path in its adapter_config.json.",
+        )
+    base, revision = cards[0].base, cards[0].revision
+    return [*together(cards), *(words for card in cards if (words := changed(card, base, revision)))]
+
+
+def rows_asked(state: RunState) -> RowsRead | None:
+    """What an evaluation's events tell of its rows. Those of earlier versions told it as rows to train on."""
+    data = state.data
+    if state.test_rows is not None or data is None:
+        return state.test_rows
+    numbers = data.train_rows, data.bad_rows, data.dropped_rows
+    return RowsRead(data.time, *numbers, data.fingerprint, data.prompt_style)
+
+
+def _check_same_rows(log: EventLog, fingerprint: str, *, resumed: bool) -> None:
+    before = rows_asked(log.state())
+    if resumed and before is not None and before.fingerprint != fingerprint:
+        raise StudioError(
+            "The test file or the way it is read changed since this evaluation began.",
+            "Start a new one: answers to the old rows can't stand beside answers to the new ones.",
+        )
+
+
+def _tell_data(log: EventLog, file: "AskedFile") -> None:
+    prepared = file.prepared
+    log.emit(
+        RowsRead(
+            time.time(),
+            rows=len(file.rows),
+            bad_rows=len(prepared.bad_rows),
+            dropped_rows=sum(file.left_out.values()),
+            fingerprint=prepared.fingerprint,
+            prompt_style=prepared.template.name,
+        )
+    )
+    left_out = file.left_out.items()
+    _warn(
+        log, [f"{count:,} {'row is' if count == 1 else 'rows are'} left out: {reason}." for reason, count in left_out]
+    )
+
+
+def _warn(log: EventLog, messages: Sequence[str]) -> None:
+    """What a person should know, once each, also of an evaluation that is resumed."""
+    told = log.state().warnings
+    for message in messages:
+        if message not in told:
+            log.emit(Warned(time.time(), message))
+
+
+def _explain(error: Exception) -> Explained:
+    from lora_studio.engine.train.memory import is_out_of_memory  # torch: it is loaded, or the error was another
+
+    if is_out_of_memory(error):
+        message = "The memory is not enough for this many answers at once."
+        return Explained(Reason.OUT_OF_MEMORY, message, "Take fewer rows at once; then resume.")
+    return unexpected("The evaluation", error, "Its log has the details.")
+
+
+if __name__ == "__main__":
+    leave(main())

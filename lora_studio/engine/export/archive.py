@@ -1,0 +1,237 @@
+"""The adapter as one zip: weights, settings, tokenizer, template, studio.json, model card and report; no pickles.
+
+Nothing of this machine goes with it: the base and the data are called by names that others know, or by no path at all.
+
+The settings of a run as a YAML file that another LoRA Studio starts as it is, and what it has to find there.
+
+The adapter with the exact command by which vLLM serves it beside its base.
+
+What vLLM can't serve as an adapter (DoRA, trained biases, modules trained whole, scales of their own, ranks above 512)
+is said before anything is copied: a merged model serves all of them.
+"""
+
+import json
+import shlex
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from lora_studio.config.parsing import merge, nest, parse, read_yaml, to_yaml
+from lora_studio.config.sections import Config
+from lora_studio.engine.export.context import Outcome, Work, base_to_name, blocks, copy_files, is_local, plain_name
+from lora_studio.engine.export.smoke_test import try_adapter
+from lora_studio.errors import StudioError
+from lora_studio.export.card import CARD_NAME, Subject, model_card
+from lora_studio.export.request import carried
+from lora_studio.models.adapter_files import (
+    CARD_FILE,
+    SETTINGS_FILE,
+    TEMPLATE_FILE,
+    WEIGHTS_FILE,
+    extras,
+    read_lora,
+    read_template,
+    scales_differ,
+)
+from lora_studio.models.shape import architecture, read_config
+from lora_studio.runs.summary import settings_of
+from lora_studio.workspace import DEMO_MODEL, model_source
+
+
+def export_zip(work: Work, *, base_name: str, keep_local_base: bool) -> Outcome:
+    """One zip with a folder in it, which peft, vLLM and LoRA Studio load as it is."""
+    base = base_to_name(work, base_name, keep_local=keep_local_base)
+    texts = rewritten(work, base)
+    target = work.out / f"{work.name}.zip"
+    pack(work, texts, target)
+    with tempfile.TemporaryDirectory(dir=work.out) as place, zipfile.ZipFile(target) as archive:
+        archive.extractall(place)
+        tried, same = try_adapter(work, Path(place) / work.name)
+    if base == DEMO_MODEL:
+        words = (
+            "Unpack it anywhere: LoRA Studio chats with the folder. Its base comes with the studio and nothing else."
+        )
+        return Outcome(words, f"python -m lora_studio chat {work.name}", tried=tried, same=same)
+    notes = []
+    if is_local(base):
+        notes.append(f"It calls its base {base}, a folder of this machine: change it in {SETTINGS_FILE} elsewhere.")
+    words = f"Unpack it anywhere: the folder loads on {base} with peft, vLLM, or LoRA Studio's chat tab."
+    return Outcome(words, tried=tried, same=same, notes=notes)
+
+
+def rewritten(work: Work, base: str) -> dict[str, str]:
+    """The texts that go with the adapter, by file name, without names of this machine."""
+    settings = json.loads((work.adapter / SETTINGS_FILE).read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = base
+    card = {name: value for name, value in work.card.items() if name != "continued_from"} | {"base_model": base}
+    texts = {SETTINGS_FILE: _json(settings), CARD_FILE: _json(card)}
+    if template := read_template(work.adapter):  # also one that stood in the tokenizer's settings: vLLM takes a file
+        texts[TEMPLATE_FILE] = template
+    if work.run is not None and work.run.report.is_file():
+        texts["report.md"] = without_paths(work, work.run.report.read_text(encoding="utf-8"), base)
+    texts[CARD_NAME] = model_card(work.adapter, work.run, Subject(work.title, base))
+    return texts
+
+
+def without_paths(work: Work, text: str, base: str) -> str:
+    """A text in which the base bears its new name, and files only their last."""
+    own = str(work.card.get("base_model") or "")
+    if is_local(own):
+        text = text.replace(own, base)
+    if work.run is None or not work.run.config.is_file():
+        return text
+    config = read_yaml(work.run.config)
+    for section, name in (("data", "train_file"), ("data", "validation_file"), ("model", "adapter_name_or_path")):
+        path = config.get(section, {}).get(name)
+        if path and is_local(path):
+            text = text.replace(path, Path(path).name)
+    return text
+
+
+def pack(work: Work, texts: dict[str, str], target: Path) -> None:
+    """Writes the zip, with progress in bytes."""
+    files = [path for path in carried(work.adapter) if path.name not in texts]
+    total, done = sum(path.stat().st_size for path in files), 0
+    work.log.phase("pack", total, "bytes")
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in texts.items():
+            archive.writestr(f"{work.name}/{name}", text)
+        for path in files:
+            entry = zipfile.ZipInfo.from_file(path, f"{work.name}/{path.name}")
+            entry.compress_type = zipfile.ZIP_STORED if path.name == WEIGHTS_FILE else zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w", force_zip64=True) as place:
+                for block in blocks(path):
+                    place.write(block)
+                    done += len(block)
+                    work.log.progress(done, total)
+                    work.stop.check()
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+PLACES = {
+    "model.name": "the base: give it the name that others know (base_name), or copy the folder",
+    "data.train_file": "the training data: copy the file",
+    "data.validation_file": "the validation data: copy the file",
+    "model.adapter_name_or_path": "the adapter that the run goes on from: copy its folder",
+}
+
+
+def export_config(work: Work, *, base_name: str) -> Outcome:
+    """One YAML file with every setting, those at their default too."""
+    run = work.of_run()
+    config = settings_of(run, work.state())
+    if base_name.strip():
+        config = parse(merge(config.model_dump(), nest({"model.name": base_name.strip()})))
+    target = work.out / f"{work.name}.yaml"
+    target.write_text(to_yaml(config), encoding="utf-8")
+    if parse(read_yaml(target)) != config:
+        raise StudioError("The file does not read back as it was written.", "This is a defect: please report it.")
+    words = "Another LoRA Studio trains it, from a terminal or, saved as a preset, from its page."
+    command = f"python -m lora_studio train {target.name}"
+    return Outcome(words, command, tried="Read back: every setting is the same.", same=True, notes=local_places(config))
+
+
+def local_places(config: Config) -> list[str]:
+    """Which settings name files of this machine, and what to do about each."""
+    values = config.model_dump()
+    found = []
+    for path, what in PLACES.items():
+        section, _, name = path.partition(".")
+        value = values[section][name]
+        if value and is_local(str(value)):
+            found.append(f"{path} is {Path(value)}, a place on this machine. It is {what}, and name the new place.")
+    return found
+
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+"""The values that vLLM takes for --max-lora-rank (vllm/config/lora.py)."""
+
+
+def export_vllm(
+    work: Work, *, base_name: str, keep_local_base: bool, served_name: str, max_model_len: int | None
+) -> Outcome:
+    """A folder with the adapter, its chat template and `serve.sh`."""
+    settings = read_lora(work.adapter)
+    rank = max_rank(settings)
+    base = base_to_name(work, base_name, keep_local=keep_local_base)
+    name = plain_name(served_name) if served_name.strip() else work.name
+    texts = rewritten(work, base)
+    texts.pop("report.md", None)
+    copy_files(work, [path for path in carried(work.adapter) if path.name not in texts], work.out / "adapter")
+    for file, text in texts.items():
+        (work.out / "adapter" / file).write_text(text, encoding="utf-8")
+    source = model_source(base) if base == DEMO_MODEL else base
+    length = max_model_len or longest_text(base, work.card.get("revision"))
+    template = (work.out / "adapter" / "chat_template.jinja").is_file()
+    arguments = serve_arguments(
+        source, name, rank=rank, revision=work.card.get("revision"), max_model_len=length, template=template
+    )
+    script = work.out / "serve.sh"
+    script.write_text(serve_script(source, arguments), encoding="utf-8")
+    script.chmod(0o755)
+    tried, same = try_adapter(work, work.out / "adapter")
+    notes = ["The command itself was not run: it needs vLLM and a GPU. The adapter's folder was tried with peft."]
+    if is_local(source):
+        notes.append(f"The base is a folder of this machine, {source}. Elsewhere: BASE=FOLDER_OR_HUB_NAME ./serve.sh")
+    if settings.get("target_parameters"):
+        notes.append(
+            "The adapter is on stacked experts, which not every version of vLLM serves, nor for every family: where "
+            "yours does not, take the merged model."
+        )
+    words = (
+        f"Run this, or serve.sh in a copy of the folder, where vLLM is; clients ask for the model {name}, or for the "
+        "base by its own name."
+    )
+    return Outcome(words, f"cd {shlex.quote(str(work.final))} && {arguments}", tried=tried, same=same, notes=notes)
+
+
+def max_rank(settings: dict[str, Any]) -> int:
+    """The least --max-lora-rank that holds the adapter. Raises `StudioError` for adapters that vLLM can't serve."""
+    merged = "Take the merged model instead: vLLM serves it as any other."
+    lacking = extras({**settings, "target_parameters": None})
+    if scales_differ(settings):
+        lacking.append("another scale for some modules (rank_pattern, alpha_pattern)")
+    if lacking:
+        raise StudioError(f"vLLM can't serve an adapter with {' and '.join(lacking)}.", merged)
+    rank = max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
+    fitting = [allowed for allowed in RANKS if allowed >= rank]
+    if not fitting:
+        raise StudioError(f"vLLM serves adapters up to rank {RANKS[-1]}, and this one has {rank}.", merged)
+    return fitting[0]
+
+
+def longest_text(base: str, revision: str | None) -> int | None:
+    """Tokens that the base can read, where its config is on this machine."""
+    numbers = read_config(base, revision)
+    model = architecture(numbers) if numbers else None
+    return model.longest if model else None
+
+
+def serve_script(base: str, arguments: str) -> str:
+    """`serve.sh`: the same command with the base as a variable, so that it runs on another machine as well."""
+    rest = arguments.removeprefix(f"vllm serve {shlex.quote(base)}")
+    return f"""#!/bin/sh
+# Serves the adapter beside its base: needs `pip install vllm` and a GPU.
+# The base is a name on the Hub, or a folder of the machine that this runs on. Another one than the following:
+# BASE=FOLDER_OR_HUB_NAME ./serve.sh
+[ -n "$BASE" ] || BASE={shlex.quote(base)}
+cd "$(dirname "$0")" || exit 1
+exec vllm serve "$BASE"{rest}
+"""
+
+
+def serve_arguments(
+    base: str, name: str, *, rank: int, revision: str | None, max_model_len: int | None, template: bool
+) -> str:
+    """The command as a shell reads it; whatever comes from a person or a file is quoted."""
+    parts = ["vllm", "serve", base, *(["--revision", revision] if revision else [])]
+    parts += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}=./adapter"]
+    parts += ["--max-model-len", str(max_model_len)] if max_model_len else []
+    parts += ["--chat-template", "./adapter/chat_template.jinja"] if template else []
+    return shlex.join(parts)

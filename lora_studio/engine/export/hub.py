@@ -1,0 +1,280 @@
+"""Adapter or merged model in a repository of the Hugging Face Hub, with a model card.
+
+The token comes from HF_TOKEN in this child's environment, which the page and the terminal fill for this one child, or
+from the Hub's own login; it is handed to the Hub's library and to nothing else.
+
+Puts a folder into a repository of the Hugging Face Hub: asks who one is, makes the repository, sends the files.
+
+The token is given by the caller and goes to the Hub alone: no word of an error, an event or a log holds it.
+`HF_ENDPOINT` is honoured, as the Hub's library reads it.
+"""
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import httpx, validate_repo_id
+
+from lora_studio.config.parsing import read_yaml
+from lora_studio.data.readers.hub import PREFIX, is_hub_name, parse_name
+from lora_studio.engine.export import merged as export_merged
+from lora_studio.engine.export.archive import rewritten
+from lora_studio.engine.export.context import Outcome, Work, base_to_name, copy_files
+from lora_studio.engine.export.smoke_test import try_adapter
+from lora_studio.engine.runtime import Stopped
+from lora_studio.errors import StudioError
+from lora_studio.export.card import CARD_NAME, Subject, model_card
+from lora_studio.export.request import carried
+
+SETTINGS_PAGE = "https://huggingface.co/settings/tokens"
+
+
+_ALONE = re.compile(r"[\w.-]+")
+
+
+_TOKEN_LIKE = re.compile(r"hf_[A-Za-z0-9]{8,}")
+
+
+def no_token() -> StudioError:
+    """What is said where there is no token."""
+    return StudioError(
+        "There is no token for the Hub.",
+        "Set HF_TOKEN before the start, log in with `hf auth login`, or give one when asked. Make one with the right "
+        f"to write at {SETTINGS_PAGE}.",
+    )
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where the folder is now: the repository's name, its page, and whether others see it."""
+
+    repo: str
+    link: str
+    private: bool
+
+
+def check_name(repo: str) -> str:
+    """A repository's name, as owner/name or as a name alone. Raises `StudioError` for what the Hub refuses."""
+    name = repo.strip()
+    hint = "Write it as OWNER/NAME: letters, digits, dot, dash and underscore, at most 96, such as me/pirate-lora."
+    if not name:
+        raise StudioError("The Hub needs a name for the repository.", hint)
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise StudioError(f"The Hub takes no repository of the name {name[:120]!r}.", hint) from None
+    if "/" not in name and not _ALONE.fullmatch(name):
+        raise StudioError(f"The Hub takes no repository of the name {name[:120]!r}.", hint)
+    return name
+
+
+def full_name(repo: str, token: str, *, endpoint: str | None = None) -> str:
+    """The repository's name with its owner, who is the token's own where none is named. Asks the Hub.
+
+    Raises `StudioError` where the token is unknown to the Hub or may only read.
+    """
+    name = check_name(repo)
+    with _in_words(name):
+        told = HfApi(endpoint=endpoint, token=token).whoami()
+    if told.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise StudioError("This token of the Hub may only read.", f"Make one that may write: {SETTINGS_PAGE}.")
+    return name if "/" in name else f"{told['name']}/{name}"
+
+
+def publish(
+    folder: Path,
+    repo: str,
+    token: str,
+    *,
+    private: bool,
+    update: bool,
+    message: str,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    check: Callable[[], None] = lambda: None,
+    endpoint: str | None = None,
+) -> Published:
+    """Sends every file of a folder in one commit and tells where it is; `check` may raise to end it.
+
+    `update` allows a repository that is there already; its visibility is never changed. Raises `StudioError`.
+    """
+    api = HfApi(endpoint=endpoint, token=token)
+    with _in_words(repo):
+        hidden = _make_repository(api, repo, private=private, update=update)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        with _operations(folder, paths, on_progress, check) as operations:
+            api.preupload_lfs_files(repo, operations, num_threads=1, free_memory=False)
+            check()
+            api.create_commit(repo, operations, commit_message=message, num_threads=1)
+    return Published(repo, f"{api.endpoint}/{repo}", hidden)
+
+
+def _make_repository(api: HfApi, repo: str, *, private: bool, update: bool) -> bool:
+    """Makes the repository where it is not there yet, and tells whether it is private."""
+    try:
+        found = api.model_info(repo)
+    except RepositoryNotFoundError:
+        api.create_repo(repo, private=private)
+        return private
+    if not update:
+        raise StudioError(
+            f"{repo} is on the Hub already.", "Choose another name, or allow an update: its files are then replaced."
+        )
+    if private and not found.private:
+        raise StudioError(
+            f"{repo} is on the Hub already, and everybody can see it.",
+            "Choose another name, or say that it may be public.",
+        )
+    return bool(found.private)
+
+
+class _Counted(io.BufferedReader):
+    """A file that tells how many bytes of it were read, once counting has begun; a read may be where a stop ends it."""
+
+    def __init__(self, path: Path, tell: Callable[[int], None]) -> None:
+        super().__init__(io.FileIO(path))
+        self._tell, self.counting = tell, False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        block = super().read(size)
+        if self.counting:
+            self._tell(len(block))
+        return block
+
+
+@contextmanager
+def _operations(
+    folder: Path, paths: Sequence[Path], on_progress: Callable[[int, int], None], check: Callable[[], None]
+) -> Iterator[list[CommitOperationAdd]]:
+    """The files as the Hub's library takes them, each open; they are read once before, for their fingerprints."""
+    total, done = sum(path.stat().st_size for path in paths), 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(min(done, total), total)
+        check()
+
+    with ExitStack() as stack:
+        files = [stack.enter_context(_Counted(path, tell)) for path in paths]
+        operations = []
+        for path, file in zip(paths, files, strict=True):
+            operations.append(CommitOperationAdd(path.relative_to(folder).as_posix(), file))
+            check()
+        for file in files:
+            file.counting = True
+        yield operations
+
+
+@contextmanager
+def _in_words(repo: str) -> Iterator[None]:
+    """The library's many errors as `StudioError`."""
+    try:
+        yield
+    except OfflineModeIsEnabled:
+        raise StudioError("The Hub is switched off by HF_HUB_OFFLINE.", "Start again without that variable.") from None
+    except HfHubHTTPError as error:
+        raise _refused(error, repo) from None
+    except (httpx.HTTPError, ConnectionError, TimeoutError) as error:
+        raise StudioError(
+            f"The Hub can't be reached: {_clean(error)}", "Check the network and HF_ENDPOINT, then try again."
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        inner = error.__cause__
+        if isinstance(inner, HfHubHTTPError):
+            raise _refused(inner, repo) from None
+        raise StudioError(f"The upload to {repo} failed: {_clean(inner or error)}", "Try again.") from None
+
+
+def _refused(error: HfHubHTTPError, repo: str) -> StudioError:
+    """What the Hub's answer means."""
+    status, said = error.response.status_code, _clean(error.server_message or error)
+    if status == 401:
+        return StudioError(
+            "The Hub does not know this token.", f"It may have expired: make a new one at {SETTINGS_PAGE}."
+        )
+    if status == 403:
+        return StudioError(
+            f"This token may not write to {repo}: {said}",
+            f"Give it that right at {SETTINGS_PAGE}, or name another owner.",
+        )
+    if status == 409:
+        return StudioError(f"{repo} is on the Hub already.", "Choose another name, or allow an update.")
+    if status == 404:
+        return StudioError(f"{repo} is not on the Hub, or this token may not see it.", "Check the owner's name.")
+    if status == 429:
+        return StudioError("The Hub wants a pause: there were too many requests.", "Try again in some minutes.")
+    return StudioError(f"The Hub refused the upload to {repo} ({status}): {said}", "Try again later.")
+
+
+def _clean(error: object) -> str:
+    """The first line of an error, shortened, and without anything that looks like a token."""
+    return _TOKEN_LIKE.sub("hf_...", str(error).strip().partition("\n")[0])[:300]
+
+
+def export(
+    work: Work, *, repo: str, content: str, private: bool, update: bool, base_name: str, license: str, dtype: str
+) -> Outcome:
+    """Makes the files, tries them, sends them, and gives the link."""
+    named = check_name(repo.strip() or work.name)
+    base = base_to_name(work, base_name)
+    token = (os.environ.get("HF_TOKEN") or get_token() or "").strip()
+    if not token:
+        raise no_token()
+    name = full_name(named, token)  # asks the Hub: what is wrong with the token is known before anything slow
+    merged = content == "merged"
+    if merged:
+        made = export_merged.export(work, dtype=dtype, max_shard_size="5GB")
+        tried, same, notes = made.tried, made.same, made.notes
+    else:
+        (tried, same), notes = _adapter(work, base), ()
+    subject = Subject(work.title, base, name, hub_data(work), license, merged, dtype if merged else "")
+    (work.out / CARD_NAME).write_text(model_card(work.adapter, work.run, subject), encoding="utf-8")
+    work.log.phase("upload", sum(path.stat().st_size for path in work.out.rglob("*") if path.is_file()), "bytes")
+    try:
+        found = publish(
+            work.out,
+            name,
+            token,
+            private=private,
+            update=update,
+            message=f"{'Merged model' if merged else 'Adapter'} trained with LoRA Studio",
+            on_progress=work.log.progress,
+            check=work.stop.check,
+        )
+    except Stopped:
+        work.warn(
+            f"The repository {name} may be on the Hub by now, without files: delete it there, or allow an update."
+        )
+        raise
+    seen = "only you and those you let in see it" if found.private else "everybody can see it"
+    return Outcome(f"It is on the Hub as {found.repo}; {seen}.", link=found.link, tried=tried, same=same, notes=notes)
+
+
+def _adapter(work: Work, base: str) -> tuple[str, bool | None]:
+    """The adapter's files in `work.out`, tried."""
+    texts = rewritten(work, base)
+    copy_files(work, [path for path in carried(work.adapter) if path.name not in texts], work.out)
+    for file, text in texts.items():
+        (work.out / file).write_text(text, encoding="utf-8")
+    return try_adapter(work, work.out)
+
+
+def hub_data(work: Work) -> str:
+    """The Hub's name of the training set, where it is one of the Hub."""
+    if work.run is None or not work.run.config.is_file():
+        return ""
+    name = str(read_yaml(work.run.config).get("data", {}).get("train_file", ""))
+    if not is_hub_name(name) or Path(name).exists():
+        return ""
+    return parse_name(name)[0] if name.startswith(PREFIX) else name

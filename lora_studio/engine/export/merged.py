@@ -1,0 +1,157 @@
+"""Base and adapter as one model in safetensors, with tokenizer, chat template and generation config.
+
+The base is read anew in the chosen precision: what 4 or 8 bits lost would stay lost. The adapter's share of each matrix
+is computed in float32.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedTokenizerBase
+
+from lora_studio.engine.chat.generate import end_ids
+from lora_studio.engine.export.context import Outcome, Work, is_local
+from lora_studio.engine.export.smoke_test import Spoken, ask, load_adapters, verdict, why_not
+from lora_studio.engine.models.load import DTYPES, check_in_full, rounding_of, without_weights
+from lora_studio.engine.models.multi_adapter import LoadedModel, load_base, put, put_in
+from lora_studio.errors import StudioError
+from lora_studio.export.card import CARD_NAME, Subject, model_card
+from lora_studio.export.targets import BYTES_A_WEIGHT
+from lora_studio.models.adapter_files import WEIGHTS_FILE, cannot_merge, read_lora
+from lora_studio.models.adapters import read_header
+
+COLUMN = "adapter"
+
+
+def export(work: Work, *, dtype: str, max_shard_size: str) -> Outcome:
+    """A model's folder."""
+    check_mergeable(work)
+    reason = why_not(work, BYTES_A_WEIGHT[dtype])
+    loaded = load_adapters(work, {COLUMN: work.adapter}, DTYPES[dtype], in_full=True)
+    own = None if reason else ask(loaded, COLUMN, work.card)
+    merge(work, loaded)
+    write(work, loaded, max_shard_size)
+    write_card(work, dtype)
+    del loaded  # one model in memory is enough
+    tried, same = (reason, None) if own is None else try_merged(work, own, dtype)
+    words = "A model of its own: any program that reads Hugging Face models loads the folder."
+    notes = [note] if (note := rounded_base(work)) else []
+    return Outcome(words, tried=tried, same=same, notes=notes)
+
+
+def check_mergeable(work: Work) -> None:
+    """Raises `StudioError` for an adapter that no weights can hold, and for a base that can't be had in full."""
+    settings = read_lora(work.adapter)
+    instead = "Take the adapter alone instead (zip), which peft and LoRA Studio put on its base."
+    if kinds := cannot_merge(settings):
+        raise StudioError(f"An adapter of the kind {' and '.join(kinds)} can't be merged into its base.", instead)
+    base, revision = str(work.card["base_model"]), work.card.get("revision")
+    check_in_full(base, revision)
+    if settings.get("lora_bias"):
+        without = [path for path, part in adapted_parts(work, without_weights(base, revision)) if part.bias is None]
+        if without:
+            raise StudioError(
+                f"The adapter adds a bias (lora_bias) to {without[0]}{' and others' if len(without) > 1 else ''}, and "
+                f"{base} has no bias there that could take it in: it can't be merged.",
+                instead,
+            )
+
+
+def adapted_parts(work: Work, model: Any) -> Iterator[tuple[str, Any]]:
+    """The base's modules with a bias of the adapter's own beside them, by path."""
+    for name in read_header(work.adapter / WEIGHTS_FILE):
+        if name.endswith(".lora_B.bias"):
+            path = name.removeprefix("base_model.model.").removesuffix(".lora_B.bias")
+            yield path, model.get_submodule(path)
+
+
+def rounded_base(work: Work) -> str:
+    """A sentence where the base itself is stored rounded: what that took from it stays lost."""
+    stored = rounding_of(str(work.card["base_model"]), work.card.get("revision"))
+    if not stored:
+        return ""
+    return (
+        f"The base is stored in {stored}: its weights were taken out of that, as the adapter was trained on them, and "
+        "what the rounding took stays lost."
+    )
+
+
+def merge(work: Work, loaded: LoadedModel) -> None:
+    """Puts the adapter into the base's weights; afterwards `loaded` is a plain model."""
+    model = _standing_for_good(loaded)
+    untie(model)
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    work.log.phase("merge", len(layers), "matrices")
+    for number, layer in enumerate(layers, 1):
+        layer.merge(safe_merge=True)
+        work.log.progress(number, len(layers))
+        work.stop.check()
+    template, card, ends = loaded.template(COLUMN), loaded.cards[COLUMN], sorted(end_ids(loaded, COLUMN))
+    loaded.model = model.merge_and_unload()  # also notes where embeddings and output layer are no longer one
+    loaded.model.config.get_text_config().vocab_size = loaded.model.get_input_embeddings().weight.shape[0]
+    loaded.model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
+    loaded.tokenizer = loaded.tokenizer_of(COLUMN)
+    loaded.adapters, loaded.apart, loaded.cards, loaded.tokenizers = {}, {}, {COLUMN: card}, {}
+    loaded.templates = {None: template}
+    if not all(torch.isfinite(weight).all() for weight in loaded.model.parameters()):
+        raise StudioError(
+            f"In {str(loaded.model.dtype).removeprefix('torch.')} some of the merged weights are no numbers.",
+            "Choose bfloat16 or float32.",
+        )
+
+
+def _standing_for_good(loaded: LoadedModel) -> Any:
+    """peft's model with what the adapter put around the base's modules in their places for good."""
+    if COLUMN not in loaded.apart:
+        return loaded.model
+    put(loaded.apart[COLUMN].around)
+    put_in(loaded.apart[COLUMN].biases)
+    return loaded.apart[COLUMN].model
+
+
+def untie(model: Any) -> None:
+    """Gives the output layer weights of its own where it shares the embeddings' and only one of them is adapted."""
+    inner = model.get_base_model()
+    entry, output = inner.get_input_embeddings(), inner.get_output_embeddings()
+    adapted = isinstance(entry, BaseTunerLayer) or isinstance(output, BaseTunerLayer)
+    if output is None or not adapted:
+        return
+    first, last = _plain(entry), _plain(output)
+    if first.weight is last.weight:
+        last.weight = torch.nn.Parameter(last.weight.detach().clone(), requires_grad=False)
+
+
+def _plain(module: Any) -> Any:
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def write(work: Work, loaded: LoadedModel, max_shard_size: str) -> None:
+    """Weights, configs, tokenizer and template."""
+    total = sum(weight.nbytes for weight in loaded.model.parameters())
+    with work.growing("write", total):
+        loaded.model.generation_config.pad_token_id = loaded.tokenizer.pad_token_id
+        loaded.model.save_pretrained(str(work.out), max_shard_size=max_shard_size.replace(" ", "").upper())
+        write_tokenizer(loaded.tokenizer, loaded.template(None), work)
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, template: str, work: Work) -> None:
+    """The tokenizer with the template that the adapter was trained with."""
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(str(work.out))
+
+
+def write_card(work: Work, dtype: str) -> None:
+    """The model card; a base that is a folder of this machine is called by its last name."""
+    base = str(work.card["base_model"])
+    subject = Subject(work.title, Path(base).name if is_local(base) else base, merged=True, precision=dtype)
+    (work.out / CARD_NAME).write_text(model_card(work.adapter, work.run, subject), encoding="utf-8")
+
+
+def try_merged(work: Work, own: Spoken, dtype: str) -> tuple[str, bool]:
+    """Loads what was written and asks it what base and adapter were asked."""
+    work.log.phase("try")
+    made = load_base(str(work.out), dtype=DTYPES[dtype])
+    return verdict(own, ask(made, None, work.card), exact=dtype == "float32")

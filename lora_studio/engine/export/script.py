@@ -1,0 +1,343 @@
+"""A program that trains a run again without LoRA Studio: train.py with settings, rows, tokenizer and requirements.
+
+The rows are written as they were prepared, so that nothing of the data path is needed; order of rows, schedule and
+numbers are those of the run. What the program can't do is refused, and what it leaves out is said.
+"""
+
+import json
+import math
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from lora_studio.config.sections import Config
+from lora_studio.data.dataset import Prepared, prepare
+from lora_studio.data.examples import Examples
+from lora_studio.engine import train_script
+from lora_studio.engine.export.context import Outcome, Work, base_to_name, is_local
+from lora_studio.engine.export.smoke_test import check_places
+from lora_studio.engine.models.load import without_weights
+from lora_studio.engine.models.tokenizer import load_tokenizer
+from lora_studio.engine.runtime import data_progress
+from lora_studio.engine.train.callbacks import logging_interval
+from lora_studio.engine.train.program import packing_values, trainer_values
+from lora_studio.engine.train.schedule import SCHEDULE, scheduler_settings
+from lora_studio.errors import StudioError
+from lora_studio.export.request import carried
+from lora_studio.jobs.events import RunState
+from lora_studio.models.adapter_files import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
+from lora_studio.models.adapters import read_header
+from lora_studio.runs.summary import settings_of
+from lora_studio.workspace import DEMO_MODEL, model_source
+
+LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate")
+NOT_BUILT = frozenset(
+    (
+        "task_type",
+        "peft_type",
+        "peft_version",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+    )
+)
+"""What an adapter's saved settings hold beside how it is built."""
+
+TRIAL_SECONDS, CLOSE = 600, 1e-4
+SHOWN_AFTER = 3
+"""Steps after the warm-up whose loss tells one adapter from another: A moves only once B has moved from 0."""
+
+
+def export(work: Work, *, base_name: str, keep_local_base: bool) -> Outcome:
+    """A folder with train.py and all that it reads."""
+    run, state = work.of_run(), work.state()
+    config = settings_of(run, state)
+    check(config, state)
+    base = base_to_name(work, base_name, keep_local=keep_local_base)
+    write_rows(work, rows_of(work, config, state))
+    write_tokenizer(work)
+    if config.model.adapter_name_or_path:
+        copy_start(work, config)
+    if base == DEMO_MODEL:
+        shutil.copytree(model_source(base), work.out / "base")
+    settings = settings_for(config, state, "base" if base == DEMO_MODEL else base, work.adapter)
+    (work.out / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    losses = {str(point.step): point.loss for point in state.steps}
+    (work.out / "losses.json").write_text(json.dumps(losses, indent=1) + "\n", encoding="utf-8")
+    (work.out / "requirements.txt").write_text("\n".join(requirements(config, run.read_facts())) + "\n")
+    shutil.copyfile(train_script.__file__, work.out / "train.py")
+    tried, same = try_script(work, state, config, settings["training"]["warmup_steps"])
+    words = (
+        "Install requirements.txt, run train.py: it trains from the base, compares its losses with the run's and says "
+        "where the adapter is. With --steps 5 it ends after five steps, to see that it works."
+    )
+    command = f"cd {shlex.quote(str(work.final))} && pip install -r requirements.txt && python train.py"
+    notes = list(left_out(config, state))
+    if base not in (config.model.name, DEMO_MODEL, "base"):
+        notes.append(
+            f"It loads {base}; the trial, where there was one, loaded the run's own base, {config.model.name}."
+        )
+    return Outcome(words, command, tried=tried, same=same, notes=notes)
+
+
+def check(config: Config, state: RunState) -> None:
+    """Raises `StudioError` for runs that the program can't make again."""
+    instead = "Take the settings (config) instead, which LoRA Studio runs."
+    if config.training.method != "sft":
+        raise StudioError("The script trains on answers (sft), and this run learned from pairs (dpo).", instead)
+    if config.lora.init_lora_weights in ("pissa", "pissa_niter_16", "olora", "eva", "loftq"):
+        first = config.lora.init_lora_weights
+        raise StudioError(f"The script can't begin an adapter as {first} does.", instead)
+    best, evaluation = config.evaluation.metric_for_best_model, config.evaluation
+    if best != "loss" and (evaluation.load_best_model_at_end or evaluation.early_stopping_patience):
+        raise StudioError(f"The script measures the loss, and this run's best is decided by {best}.", instead)
+    if not state.steps:
+        raise StudioError("This run has made no step yet.", "Wait until it has.")
+
+
+def left_out(config: Config, state: RunState) -> Iterator[str]:
+    """What the run did and the program does not, and what goes with it."""
+    yield "The rows are in it as tokens: whoever gets the folder can read them."
+    if config.evaluation.labels:
+        yield "Accuracy and F1 of the labels are not measured by it."
+    if config.evaluation.gen_eval_samples:
+        yield "It asks no validation questions."
+    if state.extra_epochs:
+        yield "Epochs were added to the run later: the script plans its whole length at once, so that losses differ."
+    if "CPU" not in state.device:
+        yield f"The run was made on {state.device}: on other devices losses differ in the last digits, and more later."
+
+
+def rows_of(work: Work, config: Config, state: RunState) -> Prepared:
+    """The run's rows, prepared again. Raises `StudioError` where they are not the same any more."""
+    work.log.phase("data")
+    prepared = prepare(
+        **config.data.model_dump(),
+        tokenizer=load_tokenizer(config.model.name, config.model.revision),
+        cache_folder=work.of_run().cache,
+        on_progress=data_progress(work.log),
+    )
+    if state.data is None or prepared.fingerprint != state.data.fingerprint:
+        raise StudioError(
+            "The data file, or the way it is read, changed since this run: its rows can't be had any more.",
+            "Put the old file back, or take the settings (config) instead.",
+        )
+    return prepared
+
+
+def write_rows(work: Work, prepared: Prepared) -> None:
+    parts: dict[str, Any] = {"train": prepared.train}
+    if prepared.validation:
+        parts["validation"] = prepared.validation
+    total = sum(map(len, parts.values()))
+    work.log.phase("write", total, "rows")
+    done = 0
+    for name, examples in parts.items():
+        done = _write_part(work, examples, work.out / f"{name}.parquet", done, total)
+
+
+def _write_part(work: Work, examples: Examples, target: Path, done: int, total: int) -> int:
+    tables = examples.tables()
+    first = next(tables)
+    with pq.ParquetWriter(target, first.schema) as writer:
+        for batch in (first, *tables):
+            writer.write_batch(batch)
+            done += len(batch)
+            work.log.progress(done, total)
+            work.stop.check()
+    return done
+
+
+def write_tokenizer(work: Work) -> None:
+    """The tokenizer as the adapter has it, with the chat template of the training."""
+    (work.out / "tokenizer").mkdir()
+    for path in carried(work.adapter):
+        if path.name not in (SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE):
+            shutil.copyfile(path, work.out / "tokenizer" / path.name)
+
+
+def copy_start(work: Work, config: Config) -> None:
+    """The adapter that the run went on from."""
+    before = Path(str(config.model.adapter_name_or_path))
+    if not (before / WEIGHTS_FILE).is_file():
+        raise StudioError(f"The adapter that the run went on from is not in {before} any more.", "Put it back.")
+    check_names(before, work.adapter)
+    (work.out / "start").mkdir()
+    settings = json.loads((before / SETTINGS_FILE).read_text(encoding="utf-8"))
+    if is_local(str(settings.get("base_model_name_or_path") or "")):
+        settings["base_model_name_or_path"] = None
+    (work.out / "start" / SETTINGS_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    shutil.copyfile(before / WEIGHTS_FILE, work.out / "start" / WEIGHTS_FILE)
+
+
+def check_names(before: Path, trained: Path) -> None:
+    """Raises `StudioError` where the run found tensors of the adapter under other names, which peft alone would not."""
+    own, there = (set(read_header(folder / WEIGHTS_FILE)) for folder in (trained, before))
+    if lacking := sorted(own - there):
+        raise StudioError(
+            f"The adapter that the run went on from has no {lacking[0]}{' and others' if len(lacking) > 1 else ''}: "
+            "the run read it under another name, or began it anew, which the script can't.",
+            "Take the settings (config) instead, which LoRA Studio runs.",
+        )
+
+
+def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> dict[str, Any]:
+    """What settings.json holds: what the run decided for itself is in it as a number."""
+    rising, shape = scheduler_settings(state.total_steps, **config.training.model_dump(include=SCHEDULE))
+    asked = config.training.gradient_checkpointing
+    training = {
+        **trainer_values(
+            config,
+            state.dtype,
+            on_cpu=state.device_kind == "cpu",
+            measured=bool(state.data and state.data.validation_rows),
+            checkpointing=state.memory.gradient_checkpointing if state.memory else asked is True,
+        ),
+        **packing_values(config),
+        "warmup_steps": rising,
+        "lr_scheduler_kwargs": shape,
+        "disable_tqdm": False,  # a person sits before it
+        "logging_steps": logging_interval(config.tracking.logging_steps, state.total_steps),
+    }
+    evaluation = config.evaluation
+    return {
+        "base": {
+            "name": base,
+            "revision": config.model.revision,
+            "dtype": state.dtype,
+            "attn_implementation": (state.model.attn_implementation if state.model else "") or None,
+            "quantization": quantization(config, state.dtype),
+        },
+        "lora": lora_settings(config, adapter),
+        "loraplus_lr_ratio": config.lora.loraplus_lr_ratio,
+        "patience": evaluation.model_dump(include={"early_stopping_patience", "early_stopping_threshold"}),
+        "training": training,
+    }
+
+
+def lora_settings(config: Config, adapter: Path) -> dict[str, Any]:
+    """What LoraConfig takes: all that the run's adapter was saved with and that says how it is built.
+
+    An adapter that the run went on from has its settings beside its weights, and only the dropout is the run's.
+    """
+    if config.model.adapter_name_or_path:
+        return {"lora_dropout": config.lora.lora_dropout}
+    own = json.loads((adapter / SETTINGS_FILE).read_text(encoding="utf-8"))
+    first = config.lora.init_lora_weights
+    return {
+        **{name: value for name, value in own.items() if value not in (None, {}) and name not in NOT_BUILT},
+        "lora_dropout": config.lora.lora_dropout,
+        "init_lora_weights": True if first == "default" else first,  # saved as done, see first_weights.beginning
+    }
+
+
+def quantization(config: Config, dtype: str) -> dict[str, Any] | None:
+    """What BitsAndBytesConfig takes; None for a base in full."""
+    if config.model.quantization == "none":
+        return None
+    if config.model.quantization == "8bit":
+        return {"load_in_8bit": True}
+    values = {name: value for name, value in config.model.model_dump().items() if name.startswith("bnb_4bit_")}
+    if values["bnb_4bit_compute_dtype"] == "auto":
+        values["bnb_4bit_compute_dtype"] = dtype
+    return {"load_in_4bit": True, **values}
+
+
+def requirements(config: Config, facts: dict[str, Any]) -> list[str]:
+    """The libraries at the versions of the run."""
+    versions = facts.get("versions", {})
+    eight_bit = any(sign in config.training.optim for sign in ("8bit", "paged", "32bit", "ademamix"))
+    names = [*LIBRARIES, *(["bitsandbytes"] if config.model.quantization != "none" or eight_bit else [])]
+    return [f"{name}=={str(versions[name]).partition('+')[0]}" if name in versions else name for name in names]
+
+
+def try_script(work: Work, state: RunState, config: Config, warmup: int) -> tuple[str, bool | None]:
+    """Runs the program past its warm-up, where the run was made on a CPU as well, and compares with the run.
+
+    Losses have to be the run's, and the adapter's tensors those of the run's adapter. Raises `StudioError` otherwise.
+    """
+    reason = "" if work.trial else "Not tried, as you wished."
+    if not reason and "CPU" not in state.device:
+        first = state.steps[0]
+        reason = f"Not tried: the run was made on a GPU. Its loss at step {first.step} was {first.loss:.4f}."
+    if reason:
+        check_places(work, without_weights(config.model.name, config.model.revision))
+        return reason, None
+    work.log.phase("try")
+    place = work.out / "trial"
+    last = last_step_to_try(state, warmup)
+    command = [sys.executable, "train.py", "--out", str(place), "--steps", str(last)]
+    if config.model.name != DEMO_MODEL:  # what others call the base may not be on this machine
+        command += ["--base", model_source(config.model.name)]
+    try:
+        done = subprocess.run(command, cwd=work.out, capture_output=True, text=True, timeout=TRIAL_SECONDS)
+    except subprocess.TimeoutExpired:
+        shutil.rmtree(place, ignore_errors=True)
+        return f"Not tried to the end: {last} steps take more than {TRIAL_SECONDS // 60} minutes here.", None
+    shutil.rmtree(work.out / "__pycache__", ignore_errors=True)
+    if done.returncode:
+        raise StudioError(f"The script does not run: {done.stderr.strip()[-300:]}", "This is a defect: report it.")
+    history = json.loads((place / "history.json").read_text(encoding="utf-8"))
+    tensors = same_tensors(work.adapter, place / "adapter")
+    shutil.rmtree(place)
+    words, same = compare_losses(history, state, must_equal=not state.extra_epochs and versions_are_those_of(work))
+    inside = "" if last > warmup else f" The warm-up has {warmup}: the rest of it was not tried."
+    return f"Run for {last} steps: {words}.{inside} It trains the same {tensors} tensors.", same
+
+
+def last_step_to_try(state: RunState, warmup: int) -> int:
+    """The first step with a loss of the run at which another adapter would show, of those that the time is enough for.
+
+    In a run that ended before, its last one.
+    """
+    steps = [point.step for point in state.steps]
+    seconds = (state.steps[-1].time - state.steps[0].time) / max(steps[-1] - steps[0], 1)
+    fitting = [step for step in steps if step * seconds < TRIAL_SECONDS / 2] or steps[:1]
+    return next((step for step in fitting if step >= warmup + SHOWN_AFTER), fitting[-1])
+
+
+def same_tensors(own: Path, other: Path) -> int:
+    """How many tensors both adapters have. Raises `StudioError` where names or shapes differ."""
+    first, second = (
+        {name: tensor["shape"] for name, tensor in read_header(folder / WEIGHTS_FILE).items()}
+        for folder in (own, other)
+    )
+    if first != second:
+        apart = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
+        raise StudioError(
+            f"The script trains an adapter of {len(second)} tensors, and the run's has {len(first)}. They differ in "
+            f"{', '.join(apart[:3])}{' and others' if len(apart) > 3 else ''}.",
+            "Take the settings (config) instead, which LoRA Studio runs, and report this defect.",
+        )
+    return len(first)
+
+
+def versions_are_those_of(work: Work) -> bool:
+    """Whether the libraries here are those that the run was made with."""
+    noted = work.of_run().read_facts().get("versions", {})
+    return all(noted.get(name) in (None, version(name)) for name in LIBRARIES)
+
+
+def compare_losses(history: list[dict[str, Any]], state: RunState, *, must_equal: bool) -> tuple[str, bool]:
+    """How far the losses are from the run's, and whether they count as the same.
+
+    Raises `StudioError` where they had to be the same and are not.
+    """
+    own = {point.step: point.loss for point in state.steps}
+    apart = [abs(entry["loss"] - own[entry["step"]]) for entry in history if "loss" in entry and entry["step"] in own]
+    furthest = max(apart, default=math.inf)
+    differ = f"differ from the run's by at most {furthest:.2g}" if furthest else "are the run's to the last digit"
+    if must_equal and not furthest < CLOSE:
+        raise StudioError(
+            f"The script does not train what the run did: its losses {differ}.",
+            "Take the settings (config) instead, which LoRA Studio runs, and report this defect.",
+        )
+    return f"losses {differ}", furthest < CLOSE

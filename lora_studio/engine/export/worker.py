@@ -1,0 +1,166 @@
+"""The child that takes an adapter away: `python -m lora_studio.engine.export.worker FOLDER`.
+
+The result is written beside its place and moved there when it is whole and was tried; result.json is written last. What
+a stop, a full disk or an error leaves half-written is removed, and the events end with one `Finished` in plain words.
+Everything is done on the CPU: an export never takes the GPU from a run. Exit codes: 0 done, 1 failed, 2 wrong input,
+130 stopped.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_studio.engine import runtime
+from lora_studio.engine.runtime import (
+    DONE,
+    WRONG_INPUT,
+    EventLog,
+    Explained,
+    Stop,
+    begin,
+    ending_of,
+    last_word,
+    leave,
+    unexpected,
+)
+from lora_studio.errors import StudioError
+from lora_studio.export.request import Request, check_space, request_of, target_of
+from lora_studio.files import bytes_in
+from lora_studio.jobs.events import Reason, RunStarted
+from lora_studio.jobs.folder import ExportFolder
+from lora_studio.models.adapter_files import read_lora
+from lora_studio.models.adapters import changed, read_card
+from lora_studio.workspace import RunFolder, Workspace, write_atomically
+
+if TYPE_CHECKING:
+    from lora_studio.engine.export.context import Outcome
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exports and returns the exit code."""
+    named = "lora_studio.engine.export.worker"
+    child = begin(arguments, named, ExportFolder, "export", lambda folder: folder.facts, resumes=False)
+    if child is None:
+        return WRONG_INPUT
+    folder, log, stop = child.folder, child.log, child.stop
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+    def work() -> None:
+        log.phase("start")
+        export(folder, log, stop)
+
+    ending = ending_of(work, stop, explain=partial(_explain, folder))
+    if ending.code != DONE:
+        shutil.rmtree(folder.unfinished, ignore_errors=True)
+    return last_word(log, ending)
+
+
+def export(folder: ExportFolder, log: EventLog, stop: Stop) -> None:
+    """The program: look for room, make the result, try it, put it in its place."""
+    request = request_of(folder)
+    log.emit(RunStarted(time.time(), os.getpid(), "cpu", "", device_kind="cpu"))
+    check_space(Workspace(folder.path.parent.parent), request, folder.unfinished.parent)
+    if not (Path(request.folder) / "adapter_config.json").is_file():
+        raise StudioError(f"The adapter in {request.folder} is not there any more.", "Choose another one.")
+    shutil.rmtree(folder.unfinished, ignore_errors=True)
+    folder.unfinished.mkdir()
+    began = time.time()
+    outcome = _make(folder, request, log, stop)
+    stop.check()
+    result, files = folder.result, _files(folder.unfinished)
+    size = bytes_in(folder.unfinished)
+    put_in_place(folder)
+    write_atomically(
+        folder.complete,
+        json.dumps(
+            {
+                "export": folder.id,
+                "state": "done",
+                **asdict(request),
+                "place": str(result),
+                "bytes": size,
+                "files": files,
+                "seconds": time.time() - began,
+                **asdict(outcome),
+            },
+            indent=2,
+            ensure_ascii=False,
+        )
+        + "\n",
+    )
+
+
+def _make(folder: ExportFolder, request: Request, log: EventLog, stop: Stop) -> "Outcome":
+    from lora_studio.engine.export.context import Work  # seconds: the libraries
+
+    read_lora(Path(request.folder))
+    run = RunFolder(Workspace(folder.path.parent.parent).runs_folder / request.run) if request.run else None
+    title, place = request.adapter_title, folder.result
+    work = Work(Path(request.folder), run, folder.unfinished, place, title, request.trial, log=log, stop=stop)
+    card = read_card(work.adapter)
+    if words := changed(card, card.base, card.revision):
+        work.warn(words)
+    return program(request.target)(work, **request.settings)
+
+
+def program(target: str) -> "Callable[..., Outcome]":
+    """The function that makes a target's result."""
+    from lora_studio.engine.export import archive, gguf, hub, merged, ollama, script
+
+    programs: dict[str, Callable[..., Outcome]] = {
+        "zip": archive.export_zip,
+        "merged": merged.export,
+        "ollama": ollama.export,
+        "gguf": gguf.export,
+        "hub": hub.export,
+        "vllm": archive.export_vllm,
+        "script": script.export,
+        "config": archive.export_config,
+    }
+    return programs[target_of(target).name]
+
+
+def _files(folder: Path) -> list[dict[str, object]]:
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [{"name": str(path.relative_to(folder)), "bytes": path.stat().st_size} for path in found]
+
+
+def put_in_place(folder: ExportFolder) -> None:
+    """Moves the finished result to its place; a single file takes the place itself where that is named like one."""
+    result, made = folder.result, folder.unfinished
+    suffix = target_of(request_of(folder).target).suffix
+    if result.exists() and not (result.is_dir() and not any(result.iterdir())):
+        raise StudioError(f"{result} is there already.", "Name a new place: an export writes over nothing.")
+    if suffix and result.suffix == suffix:
+        (only,) = made.iterdir()
+        only.rename(result)
+        made.rmdir()
+        return
+    if result.is_dir():
+        result.rmdir()
+    made.rename(result)
+
+
+def _explain(folder: ExportFolder, error: Exception) -> Explained:
+    from lora_studio.engine.train.memory import is_out_of_memory  # torch: it is loaded, or the error was another
+
+    if runtime.is_full(error, folder.unfinished.parent):
+        message = f"The disk that holds {folder.unfinished.parent} is full."
+        return Explained(Reason.DISK_FULL, message, "Make room, then start it again.")
+    if not (Path(request_of(folder).folder) / "adapter_config.json").is_file():
+        message = "The adapter was deleted while it was exported."
+        return Explained(Reason.ADAPTER_GONE, message, "Choose another one.")
+    if is_out_of_memory(error):
+        message = "The memory is not enough for this model."
+        return Explained(Reason.OUT_OF_MEMORY, message, "Close other programs, or take a smaller precision.")
+    return unexpected("The export", error, "Its log has the details.")
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -1,0 +1,3 @@
+"""Base models, tokenizers and adapters in memory.
+May import engine.runtime.
+"""

@@ -1,0 +1,209 @@
+"""A fresh LoRA adapter on a base: which modules it sits on, checked against the modules that the model has.
+
+An adapter that exists already, put on its base to be trained on; the counterpart of a fresh one in adapters.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lora_studio.config.conflicts import NOT_ON_EXPERTS
+from lora_studio.engine.models.multi_adapter import fitting
+from lora_studio.engine.models.tokenizer import adapter_tokenizer
+from lora_studio.engine.models.weights import put_on, read_weights
+from lora_studio.engine.train.lora_init import peft_settings
+from lora_studio.errors import StudioError
+from lora_studio.models.adapter_files import read_lora, read_template
+from lora_studio.models.module_patterns import check, is_regular_expression, matching
+from lora_studio.models.shape import NAMED, names
+
+ALL_LINEAR = "all-linear"
+
+
+def linear_modules(model: Any) -> list[str]:
+    """Paths of the model's linear modules, without the output layer, in the order of the model."""
+    head = model.get_output_embeddings()
+    return [
+        path
+        for path, module in model.named_modules()
+        # Quantized layers are linear too; GPT-2's Conv1D is the same with its weight turned.
+        if (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D")
+        and module is not head
+        and not is_router(module)
+    ]
+
+
+def is_router(module: torch.nn.Module) -> bool:
+    """Whether it is a matrix that chooses experts, which answers with more than its product: it bears no adapter."""
+    return isinstance(module, torch.nn.Linear) and "Router" in type(module).__name__
+
+
+def last_names(paths: list[str]) -> list[str]:
+    """The last names of module paths, each once: layers.0.mlp.up_proj and layers.1.mlp.up_proj are one up_proj."""
+    return list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+
+
+def target_modules(setting: str, paths: list[str]) -> str | list[str]:
+    """What peft takes for a `lora.target_modules` setting, given the paths of the model's linear modules.
+
+    Raises `StudioError` for modules the model has not.
+    """
+    available = last_names(paths)
+    setting = setting.strip()
+    if setting == ALL_LINEAR:
+        return ALL_LINEAR
+    if setting in NAMED:
+        known = [name for name in available if name in NAMED[setting]]
+        if not known:
+            raise StudioError(
+                f"None of this model's modules bears a name known for {setting}.",
+                f"Name them: the model has {', '.join(available)}.",
+            )
+        return known
+    if is_regular_expression(setting):
+        if not matching(setting, paths):
+            raise StudioError(
+                f"The regular expression {setting} matches no linear module of the model.",
+                f"It has to match whole paths, such as {paths[0]} or {paths[-1]}.",
+            )
+        return setting
+    wanted = names(setting)
+    unknown = [name for name in wanted if not any(path == name or path.endswith(f".{name}") for path in paths)]
+    if unknown or not wanted:
+        noun = "module" if len(unknown) == 1 else "modules"
+        raise StudioError(
+            f"The model has no linear {noun} {', '.join(unknown)}." if unknown else "No target module is named.",
+            f"Its linear modules are: {', '.join(available)}. `all-linear` takes all of them.",
+        )
+    return wanted
+
+
+def bearing_names(model: Any) -> list[str]:
+    """Last names of the modules that hold weights themselves."""
+    return last_names([path for path, part in model.named_modules() if list(part.parameters(recurse=False))])
+
+
+def whole_modules(setting: str | None, model: Any) -> list[str] | None:
+    """The names of a `lora.modules_to_save` setting. Raises `StudioError` for modules that can't be trained whole."""
+    wanted = names(setting or "")
+    for name in wanted:
+        found = [module for path, module in model.named_modules() if path.endswith(name)]  # as peft looks for it
+        if not found:
+            raise StudioError(
+                f"The model has no module {name} to train whole.",
+                f"Its modules are: {', '.join(bearing_names(model))}.",
+            )
+        if not all(weight.is_floating_point() for module in found for weight in module.parameters()):
+            raise StudioError(
+                f"{name} is quantized: it can't be trained whole.",
+                "Leave it out of lora.modules_to_save, or set model.quantization to none.",
+            )
+    return wanted or None
+
+
+def reaches_experts(model: Any, config: LoraConfig) -> bool:
+    """Whether peft would put such an adapter on the experts of a mixture, which stand in one tensor."""
+    with torch.device("meta"):
+        tried = get_peft_model(type(model)(model.config), replace(config, init_lora_weights=True))
+    return any(isinstance(module, ParamWrapper) for module in tried.modules())
+
+
+def add_adapter(
+    model: Any,
+    *,
+    base: str,
+    revision: str | None,
+    target: str,
+    seed: int,
+    init_lora_weights: str = "default",
+    modules_to_save: str | None = None,
+    **lora: Any,
+) -> PeftModel:
+    """`model` with a fresh adapter on top; `lora` are LoraConfig's own settings. The same seed gives the same start."""
+    paths = linear_modules(model)
+    if is_regular_expression(target):
+        check([target], [path for path, _ in model.named_modules()])  # peft matches it with every module
+    torch.manual_seed(seed)
+    try:
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            target_modules=target_modules(target, paths),
+            modules_to_save=whole_modules(modules_to_save, model),
+            exclude_modules=[path for path, module in model.named_modules() if is_router(module)] or None,
+            revision=revision,
+            **peft_settings(init_lora_weights),
+            **lora,
+        )
+        if init_lora_weights in NOT_ON_EXPERTS and reaches_experts(model, config):
+            raise StudioError(
+                f"Adapters on stacked experts can't begin with {init_lora_weights}.",
+                "Set lora.init_lora_weights to default, or lora.target_modules to attention.",
+            )
+        adapted = get_peft_model(model, config)
+    except ValueError as error:  # peft knows what each kind of module can't bear (experts, state spaces)
+        raise StudioError(
+            f"No such adapter can be put on this model: {error}",
+            f"Name other lora.target_modules (of {', '.join(last_names(paths))}), or set lora.lora_dropout to 0.",
+        ) from error
+    # peft notes where the base was loaded from: for a folder that is a path of this machine, which nobody else has.
+    adapted.peft_config["default"].base_model_name_or_path = base
+    return adapted
+
+
+def continue_adapter(
+    model: PreTrainedModel, folder: Path, *, base: str, revision: str | None, dropout: float
+) -> tuple[PeftModel, list[str]]:
+    """`model` with the adapter of that folder on top, its weights as they were saved and ready to be trained; and what
+    could not be taken as it is, in sentences.
+
+    Rank and modules are the adapter's own. Raises `StudioError` where it does not fit the base.
+    """
+    read_lora(folder)
+    with fitting(folder, base):
+        weights = read_weights(folder, model, base)
+        config: Any = weights.config
+        if weights.matrices:
+            raise StudioError(
+                f"{folder.name} brings its own embeddings of {weights.rows:,} tokens: it can't be trained further "
+                f"on {base} as it is.",
+                "Export it merged, and train a fresh adapter on the merged model.",
+            )
+        if config.target_parameters and dropout:
+            raise StudioError(
+                f"{folder.name} is on stacked matrices (target_parameters), which can't have dropout.",
+                "Set lora.lora_dropout to 0.",
+            )
+        config.lora_dropout = dropout
+        adapted = put_on(model, weights, "default", base, trainable=True)
+    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
+        raise StudioError(
+            f"{folder.name} has matrices on the output layer, which the loss here reads by its weights alone: they "
+            "would not be trained.",
+            "Export it merged, and train a fresh adapter on the merged model.",
+        )
+    adapted.peft_config["default"].base_model_name_or_path = base
+    adapted.peft_config["default"].revision = revision
+    return adapted, weights.told
+
+
+def other_text(folder: Path, tokenizer: PreTrainedTokenizerBase, template: str, rows: int) -> Iterator[str]:
+    """Where a run's text is another than the adapter was trained on; `rows` are the tokens that the base knows."""
+    own, lacking = adapter_tokenizer(folder, tokenizer, rows)
+    if lacking or own is not tokenizer:
+        yield (
+            f"{folder.name} brings a tokenizer of its own, and this run trains with the base's: tokens and ends that "
+            "only the adapter's has are not used."
+        )
+    before = read_template(folder)
+    if before and before != template:
+        yield (
+            f"{folder.name} was trained with another chat template than this run trains with: its answers will take "
+            "the new form. data.prompt_style says which."
+        )

@@ -1,0 +1,324 @@
+"""Base models into memory, with errors that say what is wrong with a model's name or files.
+
+Code that comes with a model is not run unless remote_code.py says so; nothing is fetched but the model that was named.
+
+A model that comes from the Hub, as a phase of the run: bytes that are here of all bytes.
+
+The Hub's library shows its progress with bars; one of these counts instead of drawing.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
+
+import psutil
+import torch
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import is_flash_attn_2_available
+
+from lora_studio.engine.models.tokenizer import checked_source, first_line, not_loadable
+from lora_studio.engine.train_script import keep_unpacked, without_router_logits
+from lora_studio.errors import StudioError
+from lora_studio.models.hub import may_run_code_of
+from lora_studio.models.shape import stored_quantization
+from lora_studio.units import count
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+SHOWN_TENSORS = 6
+
+
+CAN_BE_FULL = ("(bitsandbytes)", "fp8", "mxfp4")
+
+
+"""Stored forms that transformers turns into plain weights, by the end of their name in `rounding_of`."""
+
+
+TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+def device() -> torch.device:
+    """The first CUDA GPU, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """The number format of a `model.dtype` setting; auto is bf16 where the GPU has it, else fp16, else (CPU) fp32."""
+    if name != "auto":
+        chosen = DTYPES[name]
+        if chosen is torch.float16 and not torch.cuda.is_available():
+            raise StudioError("float16 needs a CUDA GPU, and this machine shows none.", "Choose auto or float32.")
+        return chosen
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def memory_bytes() -> int:
+    """Most memory held so far: what PyTorch reserved on the GPU, or this process's resident memory on the CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    return psutil.Process().memory_info().rss
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    quantization: str = "none",
+    attn_implementation: str = "auto",
+    four_bit: Mapping[str, Any] | None = None,
+    tqdm_class: type | None = None,
+) -> PreTrainedModel:
+    """The base model on this machine's device, in eval mode. Raises `StudioError` where it can't be had.
+
+    A `dtype` of PyTorch is taken as it is, also where this machine is slow with it. `four_bit` holds the settings of
+    4-bit weights by their names in the config (`bnb_4bit_…`); `tqdm_class` is the progress bar of a download.
+    """
+    source = checked_source(name)
+    config = read_config(name, revision)
+    stored = stored_quantization(config.to_dict())
+    if stored != "none" and quantization not in ("none", stored):
+        raise StudioError(
+            f"{name} is stored in {stored}: {quantization} can't be had of it.",
+            f"Set model.quantization to {stored}, or name the base in 16 bits.",
+        )
+    chosen = dtype if isinstance(dtype, torch.dtype) else choose_dtype(dtype)
+    lacking = why_no_flash_attention(chosen)
+    attention = (None if lacking else "flash_attention_2") if attn_implementation == "auto" else attn_implementation
+    if attention == "flash_attention_2" and lacking:
+        raise StudioError(f"flash_attention_2 can't run here: {lacking}.", "Choose auto or sdpa.")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            revision=revision,
+            dtype=chosen,
+            device_map={"": device()},
+            quantization_config=None if stored != "none" else _quantization(quantization, chosen, **(four_bit or {})),
+            attn_implementation=attention,
+            trust_remote_code=may_run_code_of(name),
+            use_safetensors=True,
+            tqdm_class=tqdm_class,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told by `check_tensors` in words
+        )
+    except (OSError, ValueError, ImportError) as error:
+        if quantization != "none":
+            raise StudioError(
+                f"{name} can't be loaded in {quantization} here: {first_line(error)}",
+                "Choose quantization none, or a machine with a CUDA GPU.",
+            ) from error
+        raise not_loadable(name, revision, error) from error
+    model, found = loaded
+    check_tensors(name, found)
+    keep_unpacked(model)
+    without_router_logits(model)
+    return cast("PreTrainedModel", model.eval())
+
+
+def check_tensors(name: str, found: Mapping[str, Any]) -> None:
+    """Raises `StudioError` where a checkpoint lacks tensors of its model: transformers fills them with random numbers.
+
+    `found` is the loading info of transformers, which leaves out what a model ties or never saves.
+    """
+    missing, misfits = sorted(found["missing_keys"]), sorted(item[0] for item in found["mismatched_keys"])
+    if not missing and not misfits:
+        return
+    told = [f"lacks {_named(missing)}"] if missing else []
+    told += [f"holds {_named(misfits)} in another shape than its config.json says"] if misfits else []
+    raise StudioError(
+        f"The checkpoint of {name} {' and '.join(told)}: there would be random numbers in these places.",
+        "Copy or fetch all of its files again; save a model of your own with its output layer and all of its layers.",
+    )
+
+
+def _named(tensors: list[str]) -> str:
+    """Tensors by name, the first few where they are many."""
+    shown = ", ".join(tensors[:SHOWN_TENSORS])
+    more = len(tensors) - SHOWN_TENSORS
+    return f"{count(len(tensors), 'tensor')} ({shown}{f' and {more:,} more' if more > 0 else ''})"
+
+
+def rounding_of(name: str, revision: str | None = None) -> str:
+    """How the base's own files hold its weights, such as "4 bits (bitsandbytes)"; "" where they are plain numbers."""
+    stored = read_config(name, revision).to_dict().get("quantization_config") or {}
+    method = str(stored.get("quant_method") or "")
+    if method == "bitsandbytes":
+        return "4 bits (bitsandbytes)" if stored.get("load_in_4bit") else "8 bits (bitsandbytes)"
+    return method
+
+
+def check_in_full(name: str, revision: str | None = None) -> None:
+    """Raises `StudioError` for a base whose stored form can't be turned into plain weights here."""
+    stored = rounding_of(name, revision)
+    if stored and not stored.endswith(CAN_BE_FULL):
+        raise StudioError(
+            f"{name} is stored in the form {stored}, out of which no plain weights can be made here.",
+            "Put the adapter on the base in 16 bits: name that one as its base (base_model in studio.json, "
+            "base_model_name_or_path in adapter_config.json).",
+        )
+
+
+def make_full(model: PreTrainedModel) -> None:
+    """Turns weights that are stored rounded into plain ones of the model's precision, in place, and saves them so."""
+    if "quantization_config" in model.config.to_dict():
+        model.dequantize(dtype=model.config.dtype)
+    plain: Any = model
+    exact = {*(plain._keep_in_fp32_modules or ()), *(plain._keep_in_fp32_modules_strict or ())}
+    for name, weight in model.named_parameters():
+        if not any(part in name for part in exact):  # what was not rounded comes in the precision of its file
+            weight.data = weight.data.to(model.config.dtype)
+    plain._weight_conversions = (
+        None  # those of the stored form, by which transformers would save: it takes the family's
+    )
+
+
+def without_weights(name: str, revision: str | None = None) -> PreTrainedModel:
+    """The model as its config describes it, without memory for its weights."""
+    config = read_config(name, revision)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=may_run_code_of(name))
+    except (ValueError, ImportError) as error:
+        raise not_loadable(name, revision, error) from error
+
+
+def why_no_flash_attention(dtype: torch.dtype) -> str:
+    """What FlashAttention 2 lacks here; empty where it can run."""
+    if not torch.cuda.is_available():
+        return "it needs a CUDA GPU"
+    if dtype is torch.float32:
+        return "it needs 16-bit precision"
+    return "" if is_flash_attn_2_available() else "the package flash-attn is not installed"
+
+
+def attention_words(model: PreTrainedModel, asked: str, dtype: torch.dtype) -> str:
+    """Which attention a loaded model computes with, and why that one."""
+    taken = model.config._attn_implementation
+    if asked != "auto":
+        return f"{taken}, as chosen"
+    lacking = why_no_flash_attention(dtype)
+    return f"{taken}: no FlashAttention 2, for {lacking}" if lacking else taken
+
+
+def _quantization(
+    name: str,
+    dtype: torch.dtype,
+    *,
+    bnb_4bit_quant_type: str = "nf4",
+    bnb_4bit_use_double_quant: bool = True,
+    bnb_4bit_compute_dtype: str = "auto",
+) -> BitsAndBytesConfig | None:
+    """QLoRA (Dettmers et al. 2023, arXiv:2305.14314) is nf4 whose quantization constants are quantized again."""
+    if name == "4bit":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=bnb_4bit_use_double_quant,
+            bnb_4bit_compute_dtype=dtype if bnb_4bit_compute_dtype == "auto" else DTYPES[bnb_4bit_compute_dtype],
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if name == "8bit" else None
+
+
+def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
+    """The model's own config, refused early where the model is not one that writes text."""
+    try:
+        config = AutoConfig.from_pretrained(
+            checked_source(name), revision=revision, trust_remote_code=may_run_code_of(name)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise not_loadable(name, revision, error) from error
+    named = config.architectures or []
+    if named and not any(entry.endswith(TEXT_MODELS) for entry in named):
+        raise StudioError(
+            f"{name} is a {named[0]}, which does not write text.", "Choose a causal language model (…ForCausalLM)."
+        )
+    return config
+
+
+SMALLEST_BYTES = 1_000_000  # an index or a config is here before anyone could read of it
+
+
+_SECOND_COUNT = "ownloading bytes"  # the bar of what the network brings, beside that of what is written
+
+
+class Phases(Protocol):
+    """What is told of a download: an event log, or what stands in for one."""
+
+    def phase(self, phase: str, total: int = 0, unit: str = "") -> None: ...
+
+    def progress(self, done: int, total: int) -> None: ...
+
+
+class Calls:
+    """Calls a function with phase, done and total, where there is no log to write events to."""
+
+    def __init__(self, tell: Callable[[str, int, int], None]) -> None:
+        self._tell, self._phase = tell, ""
+
+    def phase(self, phase: str, total: int = 0, unit: str = "") -> None:
+        self._phase = phase
+        self._tell(phase, 0, total)
+
+    def progress(self, done: int, total: int) -> None:
+        self._tell(self._phase, done, total)
+
+
+class Download:
+    """Adds the bars of all files up to one phase, and goes back to the phase before when all are here."""
+
+    def __init__(self, log: Phases, back_to: str = "model") -> None:
+        self._log = log
+        self._back_to = back_to
+        self._lock = threading.Lock()
+        self._bars: list[Any] = []
+        self._going_on = False
+
+    def bar_class(self) -> type[tqdm]:
+        """What to give the Hub's library as `tqdm_class`."""
+        download = self
+
+        class Bar(tqdm):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **{**kwargs, "disable": True})
+                self.counts = kwargs.get("unit") == "B" and not str(kwargs.get("desc")).endswith(_SECOND_COUNT)
+                if self.counts:
+                    download._bars.append(self)
+                    download._tell()
+
+            def update(self, n: float | None = 1) -> bool | None:
+                self.n += n or 0
+                if self.counts:
+                    download._tell()
+                return None
+
+        return Bar
+
+    def _tell(self) -> None:
+        with self._lock:
+            large = [bar for bar in self._bars if (bar.total or 0) >= SMALLEST_BYTES]
+            done, total = sum(int(bar.n) for bar in large), sum(int(bar.total) for bar in large)
+            if not large:
+                return
+            if not self._going_on and done < total:
+                self._going_on = True
+                self._log.phase("download", total, "bytes")
+            if self._going_on:
+                self._log.progress(done, total)
+            if self._going_on and done >= total:
+                self._going_on = False
+                self._log.phase(self._back_to)

@@ -1,0 +1,400 @@
+"""A base in memory with any number of adapters on top: who can answer together, and as whom the model answers.
+
+Adapters are read from safetensors only.
+
+Adapters that are more than plain LoRA (DoRA, whole modules, experts, prompt learning and others), each in a wrapper
+of its own around the one base.
+
+The base is in memory once. What such an adapter puts around the base's modules stands there only while it answers, so
+that nobody else computes with it: `Standing` is which module stands in which place.
+
+The base's own biases, and those that an adapter trained in their place (`lora.bias` all or lora_only).
+
+peft trains and loads such biases inside the base: leaving the adapter out does not bring the base's own back. So
+they are kept as numbers beside the model, and put in for as long as someone is to answer with them.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel, PeftType
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lora_studio.data.encode import choose_template
+from lora_studio.engine.models.load import load_model, make_full, rounding_of
+from lora_studio.engine.models.tokenizer import adapter_tokenizer, first_line, load_tokenizer
+from lora_studio.engine.models.weights import AdapterWeights, own_embeddings, put_on, read_weights
+from lora_studio.errors import StudioError
+from lora_studio.models.adapter_files import KINDS, NEED_FULL_BASE, read_settings
+from lora_studio.models.adapters import read_card
+
+Biases = list[tuple[torch.nn.Parameter, torch.Tensor]]
+
+
+"""Each bias of a model with the values it is to have."""
+
+
+def biases_of(model: Any) -> Biases:
+    """All biases of a model with the values that they have now."""
+    return [
+        (parameter, parameter.detach().clone())
+        for name, parameter in model.named_parameters()
+        if name.endswith(".bias") and ".lora_" not in name
+    ]
+
+
+def put_in(biases: Biases) -> None:
+    """Gives the model these values for good."""
+    for parameter, values in biases:
+        parameter.data.copy_(values)
+
+
+@contextmanager
+def with_biases(biases: Biases) -> Iterator[None]:
+    """The model has these values within, and its present ones again afterwards."""
+    present: Biases = [(parameter, parameter.detach().clone()) for parameter, _ in biases]
+    put_in(biases)
+    try:
+        yield
+    finally:
+        put_in(present)
+
+
+ADAPTER = "adapter"
+
+
+"""peft's name for an adapter in its own wrapper."""
+
+
+Standing = dict[tuple[torch.nn.Module, str], torch.nn.Module]
+
+
+"""The module that stands in each place: under a name in a parent."""
+
+
+def standing(model: torch.nn.Module) -> Standing:
+    """What stands in each place of a model now."""
+    return {(parent, name): child for parent in model.modules() for name, child in parent.named_children()}
+
+
+def put(modules: Standing) -> None:
+    """Puts each module into its place."""
+    for (parent, name), module in modules.items():
+        setattr(parent, name, module)
+
+
+@contextmanager
+def with_modules(modules: Standing) -> Iterator[None]:
+    """These modules stand in their places within, and those of before again afterwards."""
+    before = {(parent, name): parent.get_submodule(name) for parent, name in modules}
+    put(modules)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+@dataclass
+class Apart:
+    """One such adapter. `model` is peft's wrapper, `around` what stands in the base's places while it answers.
+
+    `virtual_tokens` are read before each prompt (prompt learning), and `scores_before` says how many of them its scores
+    have places for: those that stand in the text, other than keys and values of the cache (prefix tuning).
+    """
+
+    model: PeftModel
+    around: Standing
+    biases: Biases
+    virtual_tokens: int
+    scores_before: int
+
+    @contextmanager
+    def answering(self) -> Iterator[PeftModel]:
+        """Inside, the base with this adapter; the base's own modules have to stand in its places."""
+        with with_modules(self.around), with_biases(self.biases):
+            yield self.model
+
+
+def put_apart(base: PreTrainedModel, weights: AdapterWeights, own: Standing, name: str) -> Apart:
+    """Puts an adapter around a base whose own modules stand in its places, and leaves the base as it was.
+
+    `name` is what the base is called. Raises `StudioError` or what peft raises where it does not fit.
+    """
+    biases = biases_of(base)
+    tying = base.config.tie_word_embeddings
+    noted: Any = base.__dict__.pop("peft_config", None)  # peft would take LoRA's note of itself for this adapter's
+    try:
+        for path, module in own_embeddings(base, weights.matrices).items() if weights.matrices else ():
+            base.set_submodule(path, module)
+        model = put_on(base, weights, ADAPTER, name).eval()
+        around = {place: now for place in own if (now := place[0].get_submodule(place[1])) is not own[place]}
+        trained = [(bias, values) for bias, values in biases_of(base) if not _has(biases, bias, values)]
+    finally:
+        put(own)
+        put_in(biases)
+        base.config.tie_word_embeddings = tying
+        base.__dict__.pop("peft_config", None)
+        if noted is not None:
+            base.peft_config = noted
+    settings: Any = model.active_peft_config
+    virtual_tokens = settings.num_virtual_tokens if settings.is_prompt_learning else 0
+    in_text = settings.peft_type != PeftType.PREFIX_TUNING
+    return Apart(model, around, trained, virtual_tokens, virtual_tokens if in_text else 0)
+
+
+def _has(biases: Biases, wanted: torch.nn.Parameter, values: torch.Tensor) -> bool:
+    return any(bias is wanted and torch.equal(own, values) for bias, own in biases)
+
+
+_NUMBERS = itertools.count()
+
+
+@dataclass
+class LoadedModel:
+    """A base with any number of adapters on top. `adapters` maps a column's name to peft's name for the adapter.
+
+    `templates` holds the chat template (Jinja text) that each adapter was trained with, by column name; None stands for
+    the base. `tokenizers` are those of the adapters that bring another one than the base's, `cards` what stands beside
+    their weights, `told` what could not be taken as it is. `own` are the base's own modules, `apart` the columns whose
+    adapters are more than plain LoRA, `flat` the modules that see a batch as one row of tokens, once that is known.
+    """
+
+    name: str
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    own: Standing
+    adapters: dict[str, str] = field(default_factory=dict)
+    templates: dict[str | None, str] = field(default_factory=dict)
+    cards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+    told: dict[str, list[str]] = field(default_factory=dict)
+    apart: dict[str, Apart] = field(default_factory=dict)
+    flat: frozenset[str] | None = None
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The model that all adapters are put on."""
+        found: Any = self.model.base_model.model if isinstance(self.model, PeftModel) else self.model
+        return cast("PreTrainedModel", found)
+
+    @property
+    def lora(self) -> dict[str, str]:
+        """Those of `adapters` that peft holds together on one model."""
+        return {column: inner for column, inner in self.adapters.items() if column not in self.apart}
+
+    def shares(self, columns: Iterable[str | None]) -> bool:
+        """Whether these can answer in one batch: the base and all that are plain LoRA."""
+        return not any(name in self.apart for name in columns)
+
+    def tokenizer_of(self, column: str | None) -> PreTrainedTokenizerBase:
+        """The tokenizer that an adapter was trained with, or the base's (None)."""
+        return self.tokenizer if column is None else self.tokenizers.get(column, self.tokenizer)
+
+    def rows(self, column: str | None) -> int:
+        """Tokens that the embeddings of this column know; plain LoRA has those of the base."""
+        if column not in self.apart:
+            return _rows_of(self.base)
+        with self.answering_as(column) as model:
+            return _rows_of(model)
+
+    def groups(self, columns: Sequence[str | None]) -> list[list[int]]:
+        """Positions of the columns that answer together; those that share no batch come last, each adapter by itself.
+
+        After virtual tokens a prompt bears no padding: peft would count its positions from the padding on.
+        """
+        together = [position for position, name in enumerate(columns) if self.shares([name])]
+        groups: dict[tuple[str | None, int], list[int]] = {}
+        for position, name in enumerate(columns):
+            if position not in together:
+                groups.setdefault((name, position if self.virtual_tokens(name) else 0), []).append(position)
+        return [*([together] if together else []), *groups.values()]
+
+    def virtual_tokens(self, column: str | None) -> int:
+        """Tokens that an adapter of prompt learning puts before each prompt; 0 for all others."""
+        return self.apart[column].virtual_tokens if column in self.apart else 0
+
+    @contextmanager
+    def answering_as(self, column: str | None) -> Iterator[Any]:
+        """Inside, the model that it gives is the base with that one adapter, or the bare base (None)."""
+        if column in self.apart:
+            with with_modules(self.own), self.apart[column].answering() as model:
+                yield model
+        elif column is not None:
+            self.model.set_adapter(self.adapters[column], inference_mode=True)
+            yield self.model
+        elif self.lora:
+            with self.model.disable_adapter():
+                yield self.model
+        else:
+            yield self.model
+
+    @property
+    def longest_text(self) -> int | None:
+        """Tokens that the model can read, prompt and answer together, where its config says so."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)  # GPT-2: n_positions
+        return int(limit) if limit else None
+
+    def template(self, column: str | None) -> str:
+        """The chat template of an adapter or of the base (None).
+
+        A base without one is asked as its adapters are; without adapters as ChatML, like training would.
+        """
+        if column in self.templates:
+            return self.templates[column]
+        for known in (*self.adapters, None):
+            if known in self.templates:
+                return self.templates[known]
+        return choose_template(self.tokenizer, "auto").source
+
+    def without_adapters(self) -> "LoadedModel":
+        """The same base in the same memory; this value must not be used any more."""
+        put(self.own)
+        self.base.__dict__.pop("peft_config", None)
+        templates = own_template(self.tokenizer)
+        return LoadedModel(self.name, self.base, self.tokenizer, self.own, templates=templates, flat=self.flat)
+
+
+def _rows_of(model: Any) -> int:
+    parts = model.get_input_embeddings().modules()
+    return max(len(one.weight) for one in parts if getattr(one, "weight", None) is not None)
+
+
+def load_base(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    quantization: str = "none",
+    four_bit: Mapping[str, Any] | None = None,
+    tqdm_class: type | None = None,
+    in_full: bool = False,
+) -> LoadedModel:
+    """Base and tokenizer, without any adapter; `tqdm_class` is the progress bar of a download.
+
+    With `in_full` a base whose files hold it in 4 or 8 bits gets plain weights.
+    """
+    tokenizer = load_tokenizer(name, revision)
+    how: dict[str, Any] = {"quantization": quantization, "four_bit": four_bit, "tqdm_class": tqdm_class}
+    model = load_model(name, revision=revision, dtype=dtype, **how)
+    if in_full and rounding_of(name, revision):
+        make_full(model)
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    return LoadedModel(name, model, tokenizer, standing(model), templates=own_template(tokenizer))
+
+
+def _contiguous(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The last position of every column in one piece: for a slice PyTorch copies the whole matrix, once a column.
+
+    Through two dimensions, since `contiguous` alone leaves the strides of a slice of one column as they are.
+    """
+    hidden = inputs[0]
+    return (hidden.reshape(-1, hidden.shape[-1]).contiguous().view(hidden.shape), *inputs[1:])
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase) -> dict[str | None, str]:
+    """The chat template that the base brings, if it brings one; of several the default."""
+    found = tokenizer.chat_template
+    found = found.get("default") if isinstance(found, dict) else found
+    return {None: found} if isinstance(found, str) else {}
+
+
+def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
+    """Puts one trained adapter per column name onto the base, in the base's precision: half the memory of float32.
+
+    Plain LoRA goes onto one model of peft's, everything else into a wrapper of its own. Raises `StudioError` for an
+    adapter that does not belong on the base; the base may then be half changed.
+    """
+    kinds = {column: read_settings(folder)["peft_type"] for column, folder in folders.items()}
+    needing = [column for column, kind in kinds.items() if kind in NEED_FULL_BASE]
+    if needing and "quantization_config" in loaded.base.config.to_dict():
+        raise StudioError(
+            f"{needing[0]} is {KINDS[kinds[needing[0]]]}, which can't be put on a base in 4 or 8 bits.",
+            "Leave out adapters that were trained on a quantized base: then it is loaded in full.",
+        )
+    for column, folder in folders.items():
+        with fitting(folder, loaded.name), with_modules(loaded.own):
+            weights = read_weights(folder, loaded.base, loaded.name)
+            together = weights.plain and _mixes(loaded, weights)
+            if not together:
+                loaded.apart[column] = put_apart(loaded.base, weights, loaded.own, loaded.name)
+        inner = f"adapter{next(_NUMBERS)}"  # peft allows no dots in names, people do
+        if together:
+            with fitting(folder, loaded.name):
+                loaded.model = put_on(loaded.model, weights, inner, loaded.name)
+        loaded.adapters[column] = inner
+        card = read_card(folder)
+        loaded.cards[column] = card.values
+        if card.template:
+            loaded.templates[column] = card.template
+        tokenizer, lacking = adapter_tokenizer(folder, loaded.tokenizer, weights.rows)
+        if tokenizer is not loaded.tokenizer:
+            loaded.tokenizers[column] = tokenizer
+        loaded.told[column] = [*weights.told, *([lacking] if lacking else [])]
+    loaded.model.eval()
+
+
+@contextmanager
+def fitting(folder: Path, base: str) -> Iterator[None]:
+    """What peft raises within as a `StudioError` about an adapter that does not fit."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise StudioError(
+            f"The adapter {folder.name} does not fit {base}: {first_line(error)}",
+            "Load the base that it was trained on, in the size and version that it was trained on.",
+        ) from error
+
+
+def _mixes(loaded: LoadedModel, weights: AdapterWeights) -> bool:
+    """Whether peft can choose this adapter row by row: in each of its modules the batch's rows are columns."""
+    if loaded.flat is None:
+        loaded.flat = flattening(loaded.base)
+    entry, output = loaded.base.get_input_embeddings(), loaded.base.get_output_embeddings()
+    ends = {path for path, module in loaded.base.named_modules() if module is entry or module is output}
+    return not (loaded.flat | ends) & weights.places
+
+
+@torch.no_grad()
+def flattening(base: PreTrainedModel) -> frozenset[str]:
+    """Modules with weights that get the tokens of all rows as one, or only some of them (experts, OPT), by name.
+
+    Seen by reading two rows of three tokens.
+    """
+    straight: set[str] = set()
+    watched = {path: module for path, module in base.named_modules() if isinstance(module, torch.nn.Module)}
+
+    def watch(path: str) -> Any:
+        def seen(_module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].shape[:2] == (2, 3):
+                straight.add(path)
+
+        return seen
+
+    hooks = [module.register_forward_pre_hook(watch(path)) for path, module in watched.items()]
+    try:
+        ids = torch.tensor([[1, 2, 3], [3, 2, 1]], device=base.device)
+        base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return frozenset(watched) - straight
+
+
+def remove_adapters(loaded: LoadedModel, columns: Sequence[str]) -> LoadedModel:
+    """The model without these adapters, in the same memory; the value given must not be used any more."""
+    if len(columns) == len(loaded.adapters):
+        return loaded.without_adapters()
+    for column in columns:
+        if column not in loaded.apart:
+            loaded.model.delete_adapter(loaded.adapters[column])
+        held: tuple[dict[Any, Any], ...] = (loaded.adapters, loaded.templates, loaded.cards, loaded.apart)
+        for kept in (*held, loaded.tokenizers, loaded.told):
+            kept.pop(column, None)
+    if not loaded.lora:
+        loaded.model = loaded.without_adapters().model
+    return loaded

@@ -1,0 +1,146 @@
+"""The tokenizer of a model's name, and errors that say what is wrong with the name. No weights are read here.
+
+Code that comes with a model is not run unless remote_code.py says so; nothing is fetched but the model that was named.
+"""
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lora_studio.errors import StudioError
+from lora_studio.models.adapter_files import TOKENIZER_SETTINGS, read_object
+from lora_studio.models.adapters import VOCABULARIES, brings_tokenizer
+from lora_studio.models.hub import may_run_code_of, way_to_allow
+from lora_studio.workspace import model_source
+
+MAX_TOKENIZER_BYTES = 200_000_000
+# Tokens that models bring for padding or that never stand in a text, best first.
+PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's name, with a padding token that exists in its vocabulary."""
+    source = checked_source(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=may_run_code_of(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise not_loadable(name, revision, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = _padding(tokenizer)
+    return tokenizer
+
+
+def adapter_tokenizer(folder: Path, base: PreTrainedTokenizerBase, rows: int) -> tuple[PreTrainedTokenizerBase, str]:
+    """The tokenizer that an adapter was trained with, and why it is not its own, "" where it is or it brings none.
+
+    Its own counts where each of its ids is below `rows`, the tokens of the embeddings, and is the base's for the same
+    token; else, and where it is the same, it is `base` itself.
+    """
+    if not brings_tokenizer(folder):
+        return base, ""
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        return _with_end(base, read_object(folder / TOKENIZER_SETTINGS)), ""
+    try:
+        if (folder / "tokenizer.json").is_file() and "vocab" not in read_object(
+            folder / "tokenizer.json", MAX_TOKENIZER_BYTES
+        )["model"]:
+            raise ValueError("tokenizer.json has no vocabulary")
+        own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (StudioError, OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        return base, f"The tokenizer of {folder.name} can't be read ({first_line(error)}): it is asked with the base's."
+    if why := _why_not(own.get_vocab(), base.get_vocab(), rows):
+        return base, f"The tokenizer of {folder.name} does not fit: {why}. It is asked with the base's."
+    if own.pad_token_id is None:
+        own.pad_token = base.pad_token if base.pad_token in own.get_vocab() else _padding(own)
+    return (base, "") if _same(own, base) else (own, "")
+
+
+def _with_end(base: PreTrainedTokenizerBase, settings: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """The base's tokenizer with the end token of an adapter that left only its tokenizer's settings."""
+    end = settings.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    if not isinstance(end, str) or end == base.eos_token or end not in base.get_vocab():
+        return base
+    own = copy.deepcopy(base)
+    own.eos_token = end
+    return own
+
+
+def _why_not(own: dict[str, int], base: dict[str, int], rows: int) -> str:
+    """Why a vocabulary can't be read with embeddings of so many rows that belong to another; "" where it can."""
+    highest = max(own.values(), default=-1)
+    if highest >= rows:
+        return f"its ids go up to {highest:,}, and the model has embeddings for {rows:,} tokens"
+    shared = [token for token in own if token in base]
+    others = sum(own[token] != base[token] for token in shared)
+    if others or 2 * len(shared) < len(base):
+        return f"{others or len(base) - len(shared):,} of the base's {len(base):,} tokens are others in it"
+    return ""
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two tokenizers make the same ids of every text, and end it the same way."""
+    if one.special_tokens_map != other.special_tokens_map or not (one.is_fast and other.is_fast):
+        return False
+    first, second = (json.loads(each.backend_tokenizer.to_str()) for each in (one, other))
+    return {**first, "truncation": None, "padding": None} == {**second, "truncation": None, "padding": None}
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A token to pad with. Labels are made by us, so that even the end token is never unlearned by padding with it."""
+    vocabulary = tokenizer.get_vocab()
+    for token in PAD_TOKENS:
+        if token in vocabulary and token != tokenizer.eos_token:
+            return token
+    if tokenizer.eos_token is None:
+        raise StudioError(
+            "The tokenizer has neither a padding nor an end token.", "Choose another model, or mend its tokenizer."
+        )
+    return tokenizer.eos_token
+
+
+def checked_source(name: str) -> str:
+    """A folder or a Hub id; a name that can only be a folder must be one that holds a model."""
+    source = model_source(name)
+    path = Path(source)
+    looks_local = source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or os.path.isdir(source)
+    if not looks_local:
+        return source
+    if not os.path.isdir(source):
+        raise StudioError(f"There is no model folder {source}.", "Give a folder with a config.json, or a Hub id.")
+    if not (path / "config.json").is_file():
+        adapter = (path / "adapter_config.json").is_file()
+        found = "an adapter, not a model" if adapter else "no config.json, so no model"
+        raise StudioError(f"The folder {source} holds {found}.", "Give the folder of a base model, or a Hub id.")
+    return source
+
+
+def not_loadable(name: str, revision: str | None, error: Exception) -> StudioError:
+    """The library's many words for "it isn't there" in ours."""
+    text, at = str(error), f" at revision {revision}" if revision else ""
+    if "trust_remote_code" in text or "custom code" in text:
+        return StudioError(
+            f"{name} brings program code of its own, which LoRA Studio does not run.",
+            way_to_allow(name),
+        )
+    if "does not recognize this architecture" in text or "Unrecognized model" in text:
+        return StudioError(f"transformers does not know the architecture of {name}.", first_line(error))
+    if "gated" in text or "401" in text:
+        return StudioError(f"{name} is gated on the Hub.", "Accept its terms there and set HF_TOKEN before the start.")
+    if os.path.isdir(model_source(name)):
+        return StudioError(f"The model in {name} can't be read: {first_line(error)}", "Is the folder whole?")
+    return StudioError(
+        f"The model {name!r}{at} is neither a folder here nor to be had from the Hub.",
+        "Check the spelling and the network; without network only folders, models loaded before and `demo` work.",
+    )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says in its first line, or its first two where the first only announces the second."""
+    lines = str(error).strip().splitlines() or [""]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return " ".join(said.split())[:300]

@@ -1,0 +1,357 @@
+"""An adapter's file onto a base: its names become the base's, what found a place is counted, and what did not is told.
+
+peft only warns of weights that match nothing, so that the base would answer in the adapter's name. Read from
+safetensors only.
+"""
+
+import copy
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, PeftModelForCausalLM, get_peft_model_state_dict
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils import set_peft_model_state_dict
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from lora_studio.engine.models.load import read_config
+from lora_studio.errors import StudioError
+from lora_studio.models.adapter_files import (
+    LORA,
+    WEIGHTS_FILE,
+    lora_place,
+    plain_name,
+    ranks_held,
+    read_settings,
+    renamed,
+    some,
+)
+from lora_studio.models.adapters import read_header
+from lora_studio.models.module_patterns import check_settings
+
+PREFIX = "base_model.model."
+EMBEDDINGS = frozenset(
+    f"{name}{end}"
+    for name in ("embed_tokens", "wte", "word_embeddings", "embed_in")
+    for end in (".weight", ".base_layer.weight", ".modules_to_save.weight")
+)
+"""What peft calls embeddings that it saved whole, beside the leading names."""
+FREE = frozenset(
+    {
+        *("r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora"),
+        *("init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
+        *("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "task_type"),
+        "inference_mode",
+    }
+)
+"""Settings of LoRA that leave it plain: a product of two matrices beside a linear module, and nothing else."""
+
+
+@dataclass
+class AdapterWeights:
+    """An adapter read from its folder for one base: peft's settings and its tensors, by the base's names.
+
+    `told` are sentences on what could not be taken as it is. `places` are the modules that bear LoRA matrices, by the
+    base's names. `matrices` are whole embeddings that peft saved beside the adapter, by the base's module names, and
+    `rows` how many tokens the adapter's embeddings have.
+    """
+
+    name: str
+    config: PeftConfig
+    tensors: dict[str, torch.Tensor]
+    rows: int
+    places: frozenset[str] = frozenset()
+    matrices: dict[str, torch.Tensor] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is nothing but LoRA matrices: peft computes such adapters side by side in one batch."""
+        if self.matrices or not isinstance(self.config, LoraConfig) or self.config.bias != "none":
+            return False
+        usual = LoraConfig()
+        special = [
+            name
+            for name in vars(usual)
+            if name not in FREE and getattr(self.config, name, None) and vars(self.config)[name] != vars(usual)[name]
+        ]
+        places = (lora_place(name) for name in self.tensors)
+        return not special and all(place is not None and place[1] in ("A", "B") for place in places)
+
+
+def read_weights(folder: Path, base: PreTrainedModel, name: str) -> AdapterWeights:
+    """The adapter of a folder for a base whose own modules stand in their places; `name` is what the base is called.
+
+    Raises `StudioError` where nothing of it has a place in the base, or where settings and weights are of two adapters.
+    """
+    settings = read_settings(folder)
+    check_settings(settings, [path for path, _ in base.named_modules()])
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StudioError(f"{WEIGHTS_FILE} of {folder.name} can't be read: {error}", "Copy it again.") from error
+    config = PeftConfig.from_pretrained(str(folder))
+    config.task_type, config.inference_mode = "CAUSAL_LM", True
+    entry: Any = base.get_input_embeddings()
+    found = AdapterWeights(folder.name, config, tensors, rows_of(entry))
+    if broken := [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]:
+        raise StudioError(
+            f"{len(broken):,} of the {len(tensors):,} weights of {folder.name} hold values that are no numbers: "
+            f"{some(broken, 1)}.",
+            "It can't answer: take an earlier checkpoint.",
+        )
+    _take_embeddings(found, base)
+    if settings["peft_type"] == LORA:
+        _place_lora(found, base, name)
+    return found
+
+
+def _take_embeddings(found: AdapterWeights, base: Any) -> None:
+    """Takes whole embeddings out of the tensors: peft saves the base's own where their rows changed or bear LoRA."""
+    paths = {module: path for path, module in base.named_modules()}
+    entry, output = base.get_input_embeddings(), base.get_output_embeddings()
+    saved = set(getattr(found.config, "modules_to_save", None) or ())
+    trained = {module for module in (entry, output) if {paths.get(module), _last(paths.get(module))} & saved}
+    tied = output is not None and output.weight is entry.weight
+    if trained and tied and getattr(found.config, "ensure_weight_tying", False):
+        trained = {entry, output}  # peft trains and saves both as one
+    for module in dict.fromkeys(one for one in (entry, output) if one in paths):
+        whole = [key for key in found.tensors if _is_of(key, paths[module])]
+        for key in whole:
+            tensor, own = found.tensors[key], module.weight
+            if module not in trained or plain_name(key) != plain_name(f"{paths[module]}.weight"):
+                del found.tensors[key]
+            if module is entry:
+                found.rows = tensor.shape[0]
+            compared = module not in trained and not own.is_meta  # without weights only shapes can be compared
+            if tensor.shape != own.shape or (compared and not torch.equal(tensor.to(own), own)):
+                found.matrices[paths[module]] = tensor
+    if found.matrices:
+        rows = entry.weight.shape[0]
+        sizes = f" of {found.rows:,} tokens, and the base's have {rows:,}" if found.rows != rows else ""
+        found.told.append(f"{found.name} brings its own embeddings{sizes}: it answers with its own.")
+
+
+def _last(path: str | None) -> str:
+    return (path or "").rpartition(".")[2]
+
+
+def _is_of(key: str, path: str) -> bool:
+    """Whether a tensor is the whole matrix of a module: as peft or whoever saved it calls it."""
+    ends = (".weight", ".base_layer.weight", ".modules_to_save.weight", ".original_module.weight")
+    return plain_name(key) in {plain_name(path + end) for end in ends}
+
+
+def rows_of(embedding: Any) -> int:
+    """Tokens that an embedding knows."""
+    return int(embedding.weight.shape[0])
+
+
+def known_tokens(folder: Path, base: str, revision: str | None) -> int:
+    """Tokens that an adapter's embeddings know: its own where its file brings some, else the base's by its config."""
+    for name, tensor in read_header(folder / WEIGHTS_FILE).items():
+        if plain_name(name) in EMBEDDINGS:
+            return int(tensor["shape"][0])
+    return int(read_config(base, revision).get_text_config().vocab_size)
+
+
+def _place_lora(found: AdapterWeights, base: PreTrainedModel, name: str) -> None:
+    """Gives LoRA matrices the base's names, and peft the modules, ranks and strengths that the file really holds."""
+    config: Any = found.config
+    config.init_lora_weights = True  # first weights, in whose place the file's are put
+    held = ranks_held({key: tuple(tensor.shape) for key, tensor in found.tensors.items()})
+    modules = dict(base.named_modules())
+    places = renamed(((module.removeprefix(PREFIX)) for module in held), modules)
+    places = {own: place for own, place in places.items() if _bears_weight(modules[place])}
+    by_file = {module: places[own] for module in held if (own := module.removeprefix(PREFIX)) in places}
+    found.places = frozenset(by_file.values())
+    _check_ranks(found, held, by_file)
+    meant = _meant(config, base, places)
+    lost = [module for module in held if module not in by_file]
+    experts = bool(config.target_parameters) or any(".experts" in module for module in lost)
+    if not by_file and not experts and held:
+        raise _no_place(found, list(held), name, sorted(meant) or list(modules)[1:])
+    lacking = sorted(meant - found.places)
+    other_names = any(own != place for own, place in places.items())
+    if by_file and not experts and (other_names or found.places != meant):
+        _as_the_file_says(config, places)
+    if lacking and not experts:
+        found.told.append(
+            f"{found.name} holds no weights for {len(lacking):,} of the {len(meant | found.places):,} modules that its "
+            f"settings name ({some(lacking)}): there the base alone answers."
+        )
+    foreign = {module: place for module, place in by_file.items() if module.removeprefix(PREFIX) != place}
+    if foreign:
+        first = next(iter(foreign))
+        found.told.append(
+            f"{found.name} calls its modules as another class of the same model does ({first.removeprefix(PREFIX)}); "
+            f"they were read as the base's ({foreign[first]}). peft by itself would leave them out."
+        )
+    found.tensors = {_key(key, by_file): tensor for key, tensor in found.tensors.items()}
+
+
+def _bears_weight(module: torch.nn.Module) -> bool:
+    return isinstance(getattr(module, "weight", None), torch.nn.Parameter)
+
+
+def _key(key: str, by_file: Mapping[str, str]) -> str:
+    """A tensor's name as peft saves it on this base."""
+    place = lora_place(key)
+    if place is None or place[0] not in by_file:
+        return key
+    module, part = place
+    ending = "" if part.startswith("embedding") else ".bias" if key.endswith(".bias") else ".weight"
+    return f"{PREFIX}{by_file[module]}.lora_{part}{ending}"
+
+
+def _check_ranks(found: AdapterWeights, held: Mapping[str, int], by_file: Collection[str]) -> None:
+    """The settings' rank of each module is that of its matrices: peft makes matrices of the settings' ranks first."""
+    config: Any = found.config
+    pattern = config.rank_pattern or {}
+    highest = max([config.r, *pattern.values()])
+    largest = max(held.values(), default=highest)
+    if config.target_parameters and highest > largest:
+        raise StudioError(
+            f"The settings of {found.name} say rank {highest:,}, and its largest matrix has {largest:,} rows.",
+            "Copy adapter_config.json and the weights from the same adapter.",
+        )
+    for module, rank in ((module.removeprefix(PREFIX), held[module]) for module in by_file):
+        named = pattern.get(get_pattern_key(list(pattern), module), config.r)
+        if named != rank:
+            raise StudioError(
+                f"The settings of {found.name} say rank {named:,} for {module}, and its matrix has {rank:,} rows.",
+                "Copy adapter_config.json and the weights from the same adapter.",
+            )
+
+
+def _meant(config: Any, base: PreTrainedModel, places: Mapping[str, str]) -> frozenset[str]:
+    """The base's modules that the settings name, by its own names or by those of the file."""
+    names = {place: own for own, place in places.items()}
+    if not config.target_modules or config.target_modules == "all-linear":
+        return frozenset(names)
+    return frozenset(
+        path
+        for path, module in base.named_modules()
+        if _bears_weight(module)
+        and (check_target_module_exists(config, path) or check_target_module_exists(config, names.get(path, path)))
+    )
+
+
+def _as_the_file_says(config: Any, places: Mapping[str, str]) -> None:
+    """Settings for exactly these modules, each with the rank and the strength that it has under its own name."""
+    ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
+    config.rank_pattern = {
+        place: ranks.get(get_pattern_key(list(ranks), own), config.r) for own, place in places.items()
+    }
+    config.alpha_pattern = {
+        place: alphas.get(get_pattern_key(list(alphas), own), config.lora_alpha) for own, place in places.items()
+    }
+    config.rank_pattern = {place: rank for place, rank in config.rank_pattern.items() if rank != config.r}
+    config.alpha_pattern = {place: it for place, it in config.alpha_pattern.items() if it != config.lora_alpha}
+    config.target_modules = set(places.values())
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+
+
+def _no_place(found: AdapterWeights, theirs: Sequence[str], name: str, ours: Sequence[str]) -> StudioError:
+    return StudioError(
+        f"None of the {len(found.tensors):,} weights of {found.name} has a place in {name}: it holds "
+        f"{some([module.removeprefix(PREFIX) for module in theirs], 2)}.",
+        f"It was trained on another model, or its weights were renamed. {name} has {some(ours, 2)}.",
+    )
+
+
+def put_on(model: Any, weights: AdapterWeights, adapter: str, base: str, *, trainable: bool = False) -> PeftModel:
+    """peft's model with the adapter on it: `model` itself where it is peft's already, else one around it.
+
+    Adds to `weights.told` what had no place. Raises `StudioError` where nothing had one, and what peft raises where
+    shapes differ.
+    """
+    weights.config.inference_mode = not trainable
+    if isinstance(model, PeftModel):
+        model.add_adapter(adapter, weights.config, autocast_adapter_dtype=False)
+    else:
+        model = PeftModelForCausalLM(model, weights.config, adapter, autocast_adapter_dtype=trainable)
+    known = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    places = renamed(weights.tensors, known)
+    given = {places.get(key, key): tensor for key, tensor in weights.tensors.items()}
+    lost, lacking = _put(model, weights, adapter, given, known)
+    if lost and len(lost) == len(given):
+        raise _no_place(weights, lost, base, [key.removeprefix(PREFIX) for key in known])
+    if lost:
+        weights.told.append(
+            f"{len(lost):,} of the {len(given):,} weights of {weights.name} have no place in {base} and are left out: "
+            f"{some([key.removeprefix(PREFIX) for key in lost])}."
+        )
+    if lacking:
+        weights.told.append(
+            f"{weights.name} lacks {len(lacking):,} of the {len(known):,} weights that its settings name: "
+            f"{some([key.removeprefix(PREFIX) for key in lacking])}. There the base alone answers."
+        )
+    return model
+
+
+def _put(
+    model: PeftModel, weights: AdapterWeights, adapter: str, given: Mapping[str, torch.Tensor], known: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Loads the tensors; which of them had no place, and which known ones got no value."""
+    kind: Any = weights.config
+    if kind.is_prompt_learning:
+        set_peft_model_state_dict(model, dict(given), adapter_name=adapter)
+        return [key for key in given if key not in known], [key for key in known if key not in given]
+    around = {path: part for path, part in model.named_modules() if isinstance(part, AuxiliaryTrainingWrapper)}
+    needed = [f"{path}.{key}" for path, part in around.items() for key in part.adapter_state_dict_load_map(adapter)]
+    if saved := [key for key in needed if key not in given]:
+        raise StudioError(
+            f"{weights.name} trained whole modules that its file lacks: {some(saved)}.",
+            "Copy the adapter again, or take the module out of its modules_to_save.",
+        )
+    with warnings.catch_warnings():  # where the base is without weights only the names are of interest
+        warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
+        result: Any = set_peft_model_state_dict(model, dict(given), adapter_name=adapter)
+    lost, missing = [
+        [".".join(part for part in key.split(".") if part != adapter) for key in keys]
+        for keys in (result.unexpected_keys, result.missing_keys)
+    ]
+    lacking = [key for key in known if key in set(missing) and not key.startswith(tuple(f"{path}." for path in around))]
+    return lost, lacking  # a layer that is tied to another has no weights of its own in the file
+
+
+def own_embeddings(base: PreTrainedModel, matrices: Mapping[str, torch.Tensor]) -> dict[str, torch.nn.Module]:
+    """Embeddings and output layer with the adapter's own rows, by module name; the base's stay as they are.
+
+    An output layer that shares the base's embeddings shares the new ones, unless it has a matrix of its own.
+    """
+    paths = {module: path for path, module in base.named_modules()}
+    entry, output = base.get_input_embeddings(), base.get_output_embeddings()
+    made: dict[str, torch.nn.Module] = {}
+    for module in (entry, output):
+        if module is not None and (matrix := matrices.get(paths[module])) is not None:
+            made[paths[module]] = _with_rows(module, matrix)
+    if output is not None and output.weight is entry.weight and paths[output] not in made:
+        made[paths[output]] = _with_rows(output, matrices[paths[entry]])
+        made[paths[output]].weight = made[paths[entry]].weight
+    return made
+
+
+def _with_rows(module: Any, matrix: torch.Tensor) -> Any:
+    """A copy of an embedding or output layer with another matrix, [tokens, hidden]."""
+    memo = {id(module.weight): module.weight}
+    copied = copy.deepcopy(module, memo)
+    copied.weight = torch.nn.Parameter(matrix.to(module.weight), requires_grad=False)
+    rows = matrix.shape[0]
+    for name in ("num_embeddings", "out_features"):
+        if hasattr(copied, name):
+            setattr(copied, name, rows)
+    bias = getattr(copied, "bias", None)
+    if isinstance(bias, torch.Tensor) and bias.shape[0] != rows:
+        grown = bias.new_zeros(rows)
+        grown[: min(rows, bias.shape[0])] = bias[: min(rows, bias.shape[0])]
+        copied.bias = torch.nn.Parameter(grown, requires_grad=False)
+    return copied

@@ -1,0 +1,329 @@
+"""How a child that works on a folder begins and ends: whatever happens, a last event in words, and an exit code.
+
+No torch here: a child can end before it imported anything slow.
+
+How a worker hears that it should stop: a signal sets a flag, and, outside of training, ends the phase at once.
+
+No torch here: the worker listens before it imports anything slow.
+
+Appends to a run's `events.jsonl`. No torch here: the worker can report before it imports anything slow.
+
+A disk that ran full while a run was written: how that is recognised, and how the run can still say so.
+
+The libraries tell it in many ways (an OSError, a RuntimeError of torch, an error of safetensors), so that a look at the
+disk itself decides where their words do not. No torch here.
+"""
+
+import argparse
+import errno
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Generic
+
+from lora_studio.errors import StudioError
+from lora_studio.jobs.events import (
+    DataPrepared,
+    Event,
+    Finished,
+    PhaseStarted,
+    Progress,
+    Reason,
+    RunState,
+    fold_lines,
+    to_line,
+)
+from lora_studio.jobs.folder import Folder
+from lora_studio.workspace import RunFolder
+
+if TYPE_CHECKING:
+    from lora_studio.data.dataset import Prepared
+
+# A stop waits so long for the end of a step; after that the batches added up for it so far are given away.
+STEP_SECONDS = 3.0
+
+
+class Stopped(BaseException):
+    """The user asked for an end. Not an `Exception`: a library that catches those must not swallow it."""
+
+
+class Stop:
+    """`asked` once a stop was asked for. Until `finish_step_first` the signal itself raises `Stopped`.
+
+    It is `cut_short` once it did so: libraries that are loading swallow it or make an error of it, and any error after
+    that means the stop.
+    """
+
+    def __init__(self) -> None:
+        self.asked = self.cut_short = False
+        self._asked_at = 0.0
+        self._at_once = True
+
+    def listen(self) -> None:
+        """From now on SIGTERM and Ctrl-C ask for a stop instead of killing the process."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._asked_at = self._asked_at or time.monotonic()
+        if self._at_once:
+            self._at_once = False  # a second signal must not interrupt the tidying up
+            self.cut_short = True
+            raise Stopped
+
+    def check(self) -> None:
+        """Raises `Stopped` if a stop was asked for."""
+        if self.asked:
+            raise Stopped
+
+    def check_long_step(self) -> None:
+        """Between two batches of one step: raises `Stopped` where the whole step would take too long to wait for."""
+        if self.asked and time.monotonic() - self._asked_at > STEP_SECONDS:
+            raise Stopped
+
+    def finish_step_first(self) -> None:
+        """Training begins: a signal only sets the flag, and the callback ends the run after the step."""
+        self._at_once = False
+        self.check()
+
+    def end_at_once(self) -> None:
+        """Training is over: a signal ends what follows."""
+        self._at_once = True
+        self.check()
+
+
+PROGRESS_SECONDS = 0.5
+
+
+COUNTED = {"read": "rows read", "convert": "rows recognised", "encode": "rows tokenized"}
+
+
+"""Steps of the preparation that take long with many rows, and what they count."""
+
+
+class EventLog:
+    """Writes one event a line; every line is handed to the system before `emit` returns.
+
+    What an earlier worker wrote is read once, here: from then on this process alone writes the file, and folds each
+    line as it writes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        before = path.read_bytes() if path.is_file() else b""
+        self.path = path
+        self._file = path.open("ab")
+        if before and not before.endswith(b"\n"):
+            self._file.write(b"\n")  # a crash left half a line: what follows must not be glued to it
+        self._state = fold_lines(before.decode("utf-8", errors="replace").split("\n"))
+        self._writing = threading.RLock()  # progress comes from other threads; again in a signal's handler
+        self._shown = 0.0
+
+    def emit(self, event: Event) -> None:
+        line = to_line(event).encode("utf-8", errors="replace")  # reasons of bad rows may hold half a character
+        with self._writing:
+            self._file.write(line)
+            self._file.flush()
+            fold_lines([line.decode("utf-8")], self._state)  # the line, not the event: what every other reader sees
+
+    def phase(self, phase: str, total: int = 0, unit: str = "") -> None:
+        self._shown = 0.0
+        self.emit(PhaseStarted(time.time(), phase, total, unit))
+
+    def progress(self, done: int, total: int) -> None:
+        """At most two lines a second, and always the last one."""
+        now = time.time()
+        if now - self._shown >= PROGRESS_SECONDS or done == total:
+            self._shown = now
+            self.emit(Progress(now, done, total))
+
+    def state(self) -> RunState:
+        """What the events so far amount to: a live view, which goes on with what is emitted."""
+        return self._state
+
+
+def data_progress(log: EventLog) -> Callable[[str, int, int], None]:
+    """What `prepare` tells of its steps: each that counts rows begins the phase anew, so that it has a speed."""
+    step = ""
+
+    def tell(name: str, done: int, total: int) -> None:
+        nonlocal step
+        if name != step and name in COUNTED:
+            log.phase("data", total, COUNTED[name])
+        step = name
+        log.progress(done, total)
+
+    return tell
+
+
+def data_event(prepared: "Prepared", rows_digest: str = "") -> DataPrepared:
+    """What became of the data, and how it was read. `rows_digest` is that of `resuming.rows_digest`."""
+    from lora_studio.data.report import reading  # the data is prepared: what this imports is there
+
+    return DataPrepared(
+        time=time.time(),
+        train_rows=len(prepared.train),
+        validation_rows=len(prepared.validation),
+        bad_rows=len(prepared.bad_rows),
+        dropped_rows=len(prepared.dropped),
+        tokens=int(prepared.train.length.sum()),
+        trained_tokens=int(prepared.train.trained.sum()),
+        fingerprint=prepared.fingerprint,
+        prompt_style=prepared.template.name,
+        reading=reading(prepared),
+        rows_digest=rows_digest,
+    )
+
+
+DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Child(Generic[Folder]):
+    """A child at work: its folder, whether it goes on with what is there, the stop it hears, its events."""
+
+    folder: Folder
+    resume: bool
+    stop: Stop
+    log: EventLog
+
+
+def begin(
+    arguments: Sequence[str] | None,
+    module: str,
+    kind: Callable[[Path], Folder],
+    noun: str,
+    asked: Callable[[Folder], Path],
+    *,
+    resumes: bool = True,
+) -> Child[Folder] | None:
+    """Listens for a stop and opens the folder that the command names; what an earlier child came to is removed.
+
+    `asked` is the file that says what is to be done. None, with a sentence on stderr, where it is not there.
+    """
+    parser = argparse.ArgumentParser(prog=module)
+    parser.add_argument("folder", type=Path)
+    if resumes:
+        parser.add_argument("--resume", action="store_true")
+    options = vars(parser.parse_args(arguments))
+    stop = Stop()
+    stop.listen()
+    folder = kind(options["folder"].resolve())
+    if not asked(folder).is_file():
+        print(f"{folder.path} is no {noun}: it has no {asked(folder).name}.", file=sys.stderr)
+        return None
+    folder.complete.unlink(missing_ok=True)
+    return Child(folder, resumes and options["resume"], stop, EventLog(folder.events))
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """An exit code with its state, one of `events.FINAL_STATES`, the reason, and what only the worker knows of it."""
+
+    code: int
+    state: str
+    reason: Reason
+    message: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """An error that ended the work: its kind, in one sentence, and what helps."""
+
+    reason: Reason
+    message: str
+    hint: str
+
+
+def ending_of(work: Callable[[], None], stop: Stop, *, explain: Callable[[Exception], Explained]) -> Ending:
+    """Does the work and says how it ended; `explain` puts errors that nobody foresaw into words."""
+    when_stopped = Ending(STOPPED, "stopped", Reason.STOPPED)
+    try:
+        work()
+        return Ending(DONE, "done", Reason.COMPLETED)
+    except Stopped:
+        return when_stopped
+    except StudioError as error:
+        return Ending(WRONG_INPUT, "failed", Reason.REFUSED, error.message, error.hint)
+    except Exception as error:  # the end of the process: nothing else can say what happened
+        ending = when_stopped
+        if not stop.cut_short:
+            known = explain(error)
+            ending = Ending(FAILED, "failed", known.reason, known.message, known.hint)
+        traceback.print_exc()  # not before: on a full disk nothing can be said until room is made
+        return ending
+
+
+def unexpected(work: str, error: Exception, hint: str) -> Explained:
+    """An error that nobody foresaw, in one sentence."""
+    first = str(error).strip().partition("\n")[0][:300]
+    return Explained(Reason.INTERNAL_ERROR, f"{work} ended with an error: {type(error).__name__}: {first}", hint)
+
+
+def last_word(log: EventLog, ending: Ending, step: int = 0) -> int:
+    """Writes the last event and returns the exit code."""
+    log.emit(Finished(time.time(), ending.state, step, ending.message, ending.hint, ending.reason))
+    print(f"{ending.state}: {ending.message} {ending.hint}".strip(": "), flush=True)
+    return ending.code
+
+
+def leave(code: int) -> None:
+    """Ends the process; a thread of a library that is still loading must not hold a stopped child."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+WORDS = (
+    "No space left on device",
+    "StorageFull",
+    "Disk quota exceeded",
+    "File too large",
+    "FileTooLarge",
+    "iostream error",
+)
+
+
+FULL_BYTES = 1 << 20
+
+
+def is_full(error: BaseException, folder: Path) -> bool:
+    """Whether an error came from a full disk (or quota) under `folder`."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in NUMBERS:
+            return True
+        if any(words in str(cause) for words in WORDS):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return shutil.disk_usage(folder).free < FULL_BYTES
+
+
+def make_room(run: RunFolder) -> None:
+    """Removes what was being written and can't be used, so that the run's last words find room."""
+    whole = run.checkpoint_folders()
+    for folder in [*run.checkpoints.glob("checkpoint-*"), run.unfinished_adapter]:
+        if folder not in whole:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def words(run: RunFolder) -> tuple[str, str]:
+    """What to tell the person, and what helps."""
+    whole = run.checkpoint_folders()
+    kept = f"{whole[-1].name} is whole: Resume goes on from it." if whole else "No checkpoint was saved yet."
+    return (
+        f"The disk that holds {run.path.parent} is full: the run could not write on.",
+        f"Delete runs or other files, or lower training.save_total_limit in a new run. {kept}",
+    )

@@ -1,0 +1,463 @@
+"""From a running training to events.
+
+It also obeys a stop: in training the step is finished and saved, in every other phase the work ends at once.
+
+Which evaluation is the best, when to end for want of a gain, and the sentence that says so.
+
+After each evaluation the model answers a few validation questions, as it will once it is used: greedily.
+
+The base answers once, before training. Neither the random numbers of training nor the model's mode are touched.
+
+What a run measures beside its loss, as the settings ask; what can't be measured is refused in a sentence.
+
+A training whose loss or weights are no numbers any more: nothing after that can be right, so it ends there.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+from lora_studio.config.sections import Config
+from lora_studio.data.dataset import Prepared
+from lora_studio.data.preview import Question, questions
+from lora_studio.engine.chat.generate import Column, generate, greedy
+from lora_studio.engine.evaluate.tasks import is_exact
+from lora_studio.engine.models.multi_adapter import LoadedModel
+from lora_studio.engine.runtime import EventLog, Stop
+from lora_studio.engine.train.labels import LabelMeter, labelled_rows
+from lora_studio.engine.train.memory import GIB, read_memory
+from lora_studio.engine.train.schedule import RandomNumbers
+from lora_studio.errors import StudioError
+from lora_studio.jobs.events import CheckpointSaved, Evaluated, QuestionsAnswered, QuestionsAsked, StepLogged, Warned
+from lora_studio.models.hardware import Sensors
+
+RISING = ("accuracy", "f1", "reward_accuracy", "reward_margin")
+
+
+WORDS = {
+    "loss": "the validation loss has not fallen",
+    "accuracy": "accuracy has not risen",
+    "f1": "F1 has not risen",
+    "reward_accuracy": "the share of pairs told apart has not risen",
+    "reward_margin": "the reward margin has not risen",
+}
+
+
+def value_of(evaluation: Evaluated, metric: str) -> float:
+    """The number that a `metric_for_best_model` names."""
+    return evaluation.loss if metric == "loss" else evaluation.metrics[metric]
+
+
+def evaluations_without_gain(values: Sequence[float], *, rising: bool, threshold: float) -> int:
+    """How many evaluations at the end were not better than the best before them by more than `threshold`."""
+    best: float | None = None
+    waited = 0
+    for value in values if rising else [-value for value in values]:
+        waited = 0 if best is None or value - best > threshold else waited + 1
+        best = value if best is None else max(best, value)
+    return waited
+
+
+class EarlyStopping(TrainerCallback):
+    """Ends the training after `patience` evaluations without a gain; `before` are the values of earlier starts."""
+
+    def __init__(self, metric: str, patience: int, threshold: float, before: Sequence[float]) -> None:
+        self.metric = metric
+        self.patience = patience
+        self.threshold = threshold
+        self.values = list(before)
+        self.ended_at: int | None = None
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        if metrics is None:
+            return
+        self.values.append(metrics[f"eval_{self.metric}"])
+        waited = evaluations_without_gain(self.values, rising=self.metric in RISING, threshold=self.threshold)
+        if waited >= self.patience and state.global_step < state.max_steps:
+            control.should_training_stop = True
+            self.ended_at = state.global_step
+
+    @property
+    def words(self) -> str:
+        """Why the run ended early; empty where it did not."""
+        if self.ended_at is None:
+            return ""
+        times = "1 evaluation" if self.patience == 1 else f"{self.patience} evaluations"
+        by = f" by more than {self.threshold:g}" if self.threshold else ""
+        return f"Ended early at step {self.ended_at:,}: {WORDS[self.metric]}{by} for {times}."
+
+
+LONGEST_TEXT = 2000
+
+
+class GenEval(TrainerCallback):
+    """`loaded` is the model that is trained, its adapter on it, with the template of training as the base's own.
+
+    Inside `base()` that model is the bare base.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        questions: Sequence[Question],
+        *,
+        base: Callable[[], AbstractContextManager[None]],
+        at_once: int,
+        max_new_tokens: int,
+        enable_thinking: bool | None,
+        log: EventLog,
+        stop: Stop,
+    ) -> None:
+        self.loaded = loaded
+        self.questions = questions
+        self.base = base
+        self.at_once = at_once
+        self.max_new_tokens = max_new_tokens
+        self.enable_thinking = enable_thinking
+        self.log = log
+        self.stop = stop
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if self.log.state().questions is not None:
+            return  # an earlier start of the run asked the base
+        with self.base():
+            answers = self.ask()
+        self.log.emit(
+            QuestionsAsked(
+                time.time(),
+                [shorten(str(question.messages[-1]["content"])) for question in self.questions],
+                [shorten(question.reference) for question in self.questions],
+                [shorten(answer) for answer in answers],
+                self._right(answers),
+            )
+        )
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        answers = self.ask()
+        said = [shorten(answer) for answer in answers]
+        self.log.emit(QuestionsAnswered(time.time(), state.global_step, state.epoch or 0.0, said, self._right(answers)))
+
+    def ask(self) -> list[str]:
+        """An answer to each question. Raises `Stopped` when asked to stop."""
+        model = self.loaded.model
+        training = model.training
+        model.eval()
+        self.log.phase("evaluate", len(self.questions), "answers")
+        answers: list[str] = []
+        try:
+            with torch.random.fork_rng():
+                while len(answers) < len(self.questions):
+                    batch = self.questions[len(answers) : len(answers) + self.at_once]
+                    said = generate(
+                        self.loaded,
+                        [Column(None, question.messages) for question in batch],
+                        greedy(self.loaded, self.max_new_tokens),
+                        enable_thinking=self.enable_thinking,
+                        stop=lambda: self.stop.asked,
+                    )
+                    self.stop.check()
+                    answers += [answer.text for answer in said]
+                    self.log.progress(len(answers), len(self.questions))
+        finally:
+            model.train(training)
+        return answers
+
+    def _right(self, answers: Sequence[str]) -> list[bool]:
+        pairs = zip(answers, self.questions, strict=True)
+        return [is_exact(answer, question.reference) for answer, question in pairs]
+
+
+def shorten(text: str) -> str:
+    """A text as an event holds it."""
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "…"
+
+
+def label_meter(config: Config, prepared: Prepared, tokenizer: Any, log: EventLog) -> LabelMeter | None:
+    """Measures accuracy and F1 where labels are named. Raises `StudioError` where no validation row has one."""
+    labels, rows = config.evaluation.label_names, prepared.validation.answers
+    if not labels:
+        return None
+    check_rows_to_measure(prepared, "accuracy and F1 of evaluation.labels")
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    found = labelled_rows(rows, labels, decode)
+    if found < len(rows):
+        words = f"{len(rows) - found:,} of {len(rows):,} validation rows have an answer that is none of the labels"
+        log.emit(Warned(time.time(), f"{words} {', '.join(labels)}: accuracy and F1 leave them out."))
+    return LabelMeter(labels, decode)
+
+
+def early_stopping(config: Config, prepared: Prepared, before: Sequence[Evaluated]) -> EarlyStopping | None:
+    """The callback that ends a run without gain, where one is asked for. `before`: evaluations of earlier starts."""
+    evaluation = config.evaluation
+    metric, patience = evaluation.metric_for_best_model, evaluation.early_stopping_patience
+    if not patience:
+        return None
+    check_rows_to_measure(prepared, "a gain (evaluation.early_stopping_patience)")
+    values = [value_of(one, metric) for one in before]
+    return EarlyStopping(metric, patience, evaluation.early_stopping_threshold, values)
+
+
+def questions_to_ask(config: Config, prepared: Prepared) -> list[Question]:
+    """The validation questions that base and adapter answer; none where none were asked for."""
+    count = config.evaluation.gen_eval_samples
+    if not count:
+        return []
+    check_rows_to_measure(prepared, "answers (evaluation.gen_eval_samples)")
+    return questions(prepared, count, seed=config.data.split_seed, longest=config.data.max_length)
+
+
+def check_rows_to_measure(prepared: Prepared, what: str) -> None:
+    if not prepared.validation:
+        raise StudioError(
+            f"No row is left to measure {what} on.", "Raise data.validation_fraction, or name a data.validation_file."
+        )
+
+
+class DivergedError(ArithmeticError):
+    """The loss, the validation loss (`what`) or the adapter's weights are not finite at a step."""
+
+    def __init__(self, what: str, value: float, step: int) -> None:
+        self.what, self.value, self.step = what, value, step
+        shown = "infinite" if math.isinf(value) else "not a number (NaN)"
+        super().__init__(f"The {what} is {shown} at step {step:,}.")
+
+
+def check_number(what: str, value: float, step: int) -> None:
+    """Raises `DivergedError` for a value that is not finite."""
+    if not math.isfinite(value):
+        raise DivergedError(what, value, step)
+
+
+def check_weights(model: Any, step: int) -> None:
+    """Raises `DivergedError` where a trained weight is not finite."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+            raise DivergedError("adapter", math.nan, step)
+
+
+def explain(error: DivergedError, config: Config, dtype: str) -> dict[str, Any]:
+    """What complete.json says of a run that ended so: why, and what helps."""
+    half = dtype == "float16"
+    why = "float16 ran over its largest number" if half else "a step was too large"
+    if error.step <= 1 and error.what == "training loss":
+        why = f"the base itself computes no number in {dtype}" if half else "the base itself computes no number"
+    rate = float(f"{config.training.learning_rate / 3:.2g}")
+    cures = ["set model.dtype to float32 (or auto, where the GPU has bfloat16)"] if half else []
+    cures.append(f"lower training.learning_rate to {rate:g}")
+    if config.training.max_grad_norm > 1:
+        cures.append(f"lower training.max_grad_norm to 1 (it is {config.training.max_grad_norm:g})")
+    return {
+        "message": f"{error} Probably {why}. The training ended there: nothing learned after it can be right.",
+        "hint": f"Start a new run: {', or '.join(cures)}. Checkpoints from before are still good to chat with.",
+    }
+
+
+LEAST_POINTS = 20
+
+
+# What learning by comparison measures: the trainer's name, and ours. A reward is beta times how much likelier an answer
+# is than to the base.
+COMPARED = {
+    "rewards/margins": "reward_margin",
+    "rewards/accuracies": "reward_accuracy",
+    "rewards/chosen": "chosen_reward",
+    "rewards/rejected": "rejected_reward",
+}
+
+
+# What an evaluation measures beside the loss.
+MEASURED = {
+    "eval_mean_token_accuracy": "token_accuracy",
+    "eval_accuracy": "accuracy",
+    "eval_f1": "f1",
+    "eval_unanswered": "unanswered",
+    **{f"eval_{name}": name for name in COMPARED.values()},
+}
+
+
+# What the trainer's log holds that has a place of its own in the event, or none.
+PLACED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy", "num_tokens", "epoch")
+
+
+def put_trackers_last(trainer: Trainer) -> None:
+    """TensorBoard and the like are told after `Report`, which adds its own numbers to what they are told."""
+    trackers = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
+    trainer.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, trackers))
+
+
+def logging_interval(asked: int, total_steps: int) -> int:
+    """Steps between two points: what was asked, but never so many that a run draws fewer than 20 points.
+
+    0 leaves it to us: at least 50 points where the run has as many steps, and one at least every 10 steps.
+    """
+    if asked == 0:
+        return max(1, min(10, total_steps // 50))
+    return max(1, min(asked, total_steps // LEAST_POINTS))
+
+
+class Report(TrainerCallback):
+    """Turns what the trainer does into events. `tokens_before` are those of earlier starts of a resumed run."""
+
+    def __init__(self, log: EventLog, stop: Stop, tokens_before: int = 0, sensors: Sensors | None = None) -> None:
+        self.log = log
+        self.sensors = sensors or Sensors()
+        self.stop = stop
+        self.tokens_before = tokens_before
+        self.tokens = tokens_before
+        self.evaluating = 0
+        self.last_evaluation: tuple[int, float] | None = None
+        self.saved_step = -1
+        self.after_step: RandomNumbers | None = None
+        self._mark = self._step_ended = time.monotonic()
+        self._pause = 0.0
+        self._paused = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.saved_step = state.global_step if state.global_step else -1
+        self.log.phase("train", state.max_steps, "steps")
+        self.log.progress(state.global_step, state.max_steps)
+        self._mark = self._step_ended = time.monotonic()
+        self.stop.finish_step_first()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._paused:
+            self._pause += time.monotonic() - self._step_ended
+            self._paused = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._step_ended = time.monotonic()
+        if args.gradient_accumulation_steps > 1:
+            self.after_step = RandomNumbers()
+        self.log.progress(state.global_step, state.max_steps)
+        if self.stop.asked:
+            control.should_training_stop = True
+            control.should_log = True
+            control.should_save = True
+            control.should_evaluate = False
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.stop.check_long_step()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.stop.asked:
+            control.should_evaluate = False
+            control.should_save = self.saved_step != state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        now = time.monotonic()
+        tokens = self.tokens_before + int(logs["num_tokens"])
+        memory, device = read_memory(), self.sensors.last
+        point = StepLogged(
+            time=time.time(),
+            step=state.global_step,
+            total_steps=state.max_steps,
+            epoch=state.epoch or 0.0,
+            loss=logs["loss"],
+            learning_rate=logs["learning_rate"],
+            grad_norm=logs.get("grad_norm"),
+            token_accuracy=logs.get("mean_token_accuracy"),
+            tokens=tokens,
+            tokens_per_second=(tokens - self.tokens) / max(now - self._mark - self._pause, 1e-6),
+            memory_bytes=memory.now,
+            entropy=logs.get("entropy"),
+            memory_allocated_bytes=memory.allocated,
+            memory_peak_bytes=memory.peak,
+            memory_available_bytes=memory.available,
+            device_load=device.load,
+            device_celsius=device.celsius,
+            metrics={
+                COMPARED.get(name, name): float(value)
+                for name, value in logs.items()
+                if name not in PLACED and not name.startswith("logits/")  # means over the vocabulary: nobody's question
+            },
+        )
+        self.log.emit(point)
+        check_number("training loss", point.loss, point.step)
+        logs.update(for_trackers(point))
+        self.tokens, self._mark, self._pause = tokens, now, 0.0
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        batches = len(kwargs["eval_dataloader"])
+        if self.evaluating == 0:
+            self.log.phase("evaluate", batches, "batches")
+        self.evaluating += 1
+        self.log.progress(self.evaluating, batches)
+        self.stop.check()
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if metrics is None:
+            return
+        self.evaluating = 0
+        self._paused = True
+        self.last_evaluation = (state.global_step, metrics["eval_loss"])
+        others = {ours: metrics[theirs] for theirs, ours in MEASURED.items() if theirs in metrics}
+        self.log.emit(Evaluated(time.time(), state.global_step, state.epoch or 0.0, metrics["eval_loss"], others))
+        check_number("validation loss", metrics["eval_loss"], state.global_step)
+        if not control.should_training_stop:
+            self.log.phase("train", state.max_steps, "steps")
+            self.log.progress(state.global_step, state.max_steps)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._paused = True
+        self.saved_step = state.global_step
+        measured = self.last_evaluation
+        loss = measured[1] if measured and measured[0] == state.global_step else None
+        self.log.emit(CheckpointSaved(time.time(), state.global_step, f"checkpoint-{state.global_step}", loss))
+
+
+def for_trackers(point: StepLogged) -> dict[str, float]:
+    """What we measured of a step beyond the trainer's own numbers, by the names that TensorBoard shows."""
+    numbers = {
+        "tokens_per_second": point.tokens_per_second,
+        "memory_gib": point.memory_bytes / GIB,
+        "memory_peak_gib": point.memory_peak_bytes / GIB,
+        "device_load_percent": point.device_load,
+        "device_celsius": point.device_celsius,
+    }
+    return {name: value for name, value in numbers.items() if value is not None}

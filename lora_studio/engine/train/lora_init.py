@@ -1,0 +1,218 @@
+"""What a fresh adapter begins with beyond random numbers: the base's own weights, its rounding error, or the data.
+
+PiSSA (arXiv:2404.02948) and OLoRA (arXiv:2406.01775) move a part of the base's weights into the adapter. What is handed
+out has to work on the base as everybody has it, so that it is saved as the difference to where it began: an ordinary
+adapter of twice the rank. LoftQ (arXiv:2310.08659) begins with what 4 bits lost, EVA (arXiv:2410.07170) with the
+directions that the data have inside the model.
+"""
+
+import json
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from huggingface_hub import snapshot_download
+from peft import EvaConfig, PeftModel, get_peft_model_state_dict, initialize_lora_eva_weights, set_peft_model_state_dict
+from peft.tuners.lora import Linear4bit
+from peft.utils import ModulesToSaveWrapper
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lora_studio.config.conflicts import NEED_FULL_WEIGHTS
+from lora_studio.data.encode import Example
+from lora_studio.engine.models.multi_adapter import Biases, with_biases
+from lora_studio.engine.models.tokenizer import checked_source
+from lora_studio.errors import StudioError
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+SVD_ROUNDS = 16
+"""Rounds of the randomized decomposition, as `pissa_niter_16` has them: a 7B model in seconds on a GPU."""
+
+EVA_ROWS = 512
+MOST_BATCHES = 400
+"""Batches after which EVA gives up on data that have too few directions."""
+
+
+def peft_settings(first_weights: str) -> dict[str, Any]:
+    """What peft's LoraConfig takes for a `lora.init_lora_weights`; loftq begins as usual and is filled afterwards."""
+    if first_weights == "eva":
+        # rho 1 keeps every module at the rank that was asked for; above 1 modules trade ranks, and some lose theirs.
+        # All tokens are looked at: the answers alone can be a single word, which has no directions.
+        return {"init_lora_weights": "eva", "eva_config": EvaConfig(rho=1.0, use_label_mask=False)}
+    return {"init_lora_weights": True if first_weights in ("default", "loftq") else first_weights}
+
+
+def fill(
+    model: PeftModel,
+    first_weights: str,
+    *,
+    base: tuple[str, str | None],
+    rows: Sequence[Example],
+    pad: int,
+    seed: int,
+) -> None:
+    """Fills a fresh adapter with what `first_weights` names, where peft itself could not: loftq and eva.
+
+    `base` is the model's name and revision, `rows` are what is trained on.
+    """
+    if first_weights == "loftq":
+        fill_with_rounding(model, *base)
+    if first_weights == "eva":
+        chosen = random.Random(seed).sample(range(len(rows)), min(len(rows), EVA_ROWS))
+        tokens = max(1024, 4 * rank_of(model))  # a batch has to span more directions than it gives
+        ids = (rows[row].input_ids for row in chosen)
+        fill_from_data(model, token_batches(ids, tokens=tokens, pad=pad, device=model.device))
+
+
+def rank_of(model: Any) -> int:
+    """The rank of a fresh adapter."""
+    return int(model.peft_config["default"].r)
+
+
+def beginning(model: PeftModel, first_weights: str) -> dict[str, torch.Tensor] | None:
+    """The adapter's weights now, where they were taken out of the base; None for adapters that left the base alone.
+
+    From here on the adapter's own config says that nothing is to be begun: whoever loads it has its weights.
+    """
+    settings: Any = model.peft_config["default"]
+    settings.init_lora_weights = True
+    if first_weights not in NEED_FULL_WEIGHTS:
+        return None
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items() if ".lora_" in name}
+
+
+@contextmanager
+def as_base(model: PeftModel, taken_out: Mapping[str, torch.Tensor] | None, own_biases: Biases) -> Iterator[None]:
+    """The bare base within: its own biases, the adapter left out or giving back what it took out of the base."""
+    with with_biases(own_biases), model.disable_adapter() if taken_out is None else _given_back(model, taken_out):
+        yield
+
+
+@contextmanager
+def _given_back(model: PeftModel, taken_out: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Matrices as they began, which gives the base what they took out of it, and modules trained whole as the base has
+    them."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    trained = {name: tensor.clone() for name, tensor in state.items()}
+    whole = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    set_peft_model_state_dict(model, trained | dict(taken_out))
+    for module in whole:
+        module.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for module in whole:
+            module.enable_adapters(True)
+        set_peft_model_state_dict(model, trained)
+
+
+def save_as_difference(folder: Path, taken_out: Mapping[str, torch.Tensor]) -> None:
+    """Turns the adapter in `folder`, which needs a changed base, into one of twice the rank for the base as it is.
+
+    The base lost B0 A0 and the adapter adds B A: on the whole base that is [B, -B0] [A; A0].
+    """
+    weights = load_file(folder / WEIGHTS)
+    for name, trained in weights.items():
+        if "lora_A" in name:
+            weights[name] = torch.cat([trained, taken_out[name].to(trained.dtype)], dim=0)
+        elif "lora_B" in name:
+            weights[name] = torch.cat([trained, -taken_out[name].to(trained.dtype)], dim=1).contiguous()
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config["r"] *= 2
+    config["lora_alpha"] *= math.sqrt(2) if config["use_rslora"] else 2  # the scale stays as it was
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def fill_with_rounding(model: PeftModel, name: str, revision: str | None) -> None:
+    """LoftQ: the adapter begins as the best small correction of what 4-bit rounding took from the base's weights."""
+    stored = _stored_weights(name, revision)
+    for path, module in model.named_modules():
+        if not isinstance(module, Linear4bit):
+            continue
+        base = module.get_base_layer().weight
+        original = _read(stored, path.removeprefix("base_model.model.") + ".weight").to(base.device, torch.float32)
+        lost = original - bnb.functional.dequantize_4bit(base.data, base.quant_state).float()
+        left, sizes, right = torch.svd_lowrank(lost, q=module.r["default"], niter=SVD_ROUNDS)
+        root = (sizes / module.scaling["default"]).sqrt()
+        for part, value in ((module.lora_A, root[:, None] * right.T), (module.lora_B, left * root)):
+            part["default"].weight.data = value.to(part["default"].weight.dtype).contiguous()
+
+
+def _stored_weights(name: str, revision: str | None) -> dict[str, Path]:
+    """The file that each of the base's tensors is stored in. The model was just loaded: nothing is fetched."""
+    folder = Path(checked_source(name))
+    if not folder.is_dir():
+        kept = snapshot_download(str(folder), revision=revision, allow_patterns="*.safetensors", local_files_only=True)
+        folder = Path(kept)
+    stored = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            stored.update(dict.fromkeys(opened.keys(), file))
+    return stored
+
+
+def _read(stored: Mapping[str, Path], name: str) -> torch.Tensor:
+    """A tensor of the base by its path in the model; some models are stored without the first part of the path."""
+    for candidate in (name, name.partition(".")[2]):
+        if candidate in stored:
+            with safe_open(stored[candidate], framework="pt") as opened:
+                return opened.get_tensor(candidate)
+    raise StudioError(
+        f"LoftQ can't find {name} in the model's files: they store it under another name.",
+        "Set lora.init_lora_weights to default.",
+    )
+
+
+def fill_from_data(model: PeftModel, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
+    """EVA: the adapter's A matrices begin with the strongest directions that the data have inside the model.
+
+    Goes over the batches again and again until the directions are steady.
+    """
+    base: Any = model.get_base_model()
+    decoder = base.get_decoder()
+    seen = 0
+
+    def forward(_: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen > MOST_BATCHES:
+            raise StudioError(
+                f"The data have no {rank_of(model)} steady directions after {MOST_BATCHES} batches.",
+                "Give EVA more varied data or a lower lora.r, or set lora.init_lora_weights to default.",
+            )
+        return decoder(**inputs, use_cache=False)  # without the output layer, whose scores nobody needs here
+
+    initialize_lora_eva_weights(model, batches, forward_fn=forward, show_progress_bar=False)
+
+
+def token_batches(
+    rows: Iterable[Sequence[int]], *, tokens: int, pad: int, device: torch.device
+) -> list[dict[str, torch.Tensor]]:
+    """Rows of token ids as batches of at least `tokens` tokens each, padded on the right.
+
+    What is left at the end and is too little for a batch of its own goes into the last one.
+    """
+    groups: list[list[Sequence[int]]] = [[]]
+    for row in rows:
+        if sum(map(len, groups[-1])) >= tokens:
+            groups.append([])
+        groups[-1].append(row)
+    if len(groups) > 1 and sum(map(len, groups[-1])) < tokens:
+        groups[-2].extend(groups.pop())
+    batches = []
+    for group in groups:
+        longest = max(map(len, group))
+        ids = [[*row, *[pad] * (longest - len(row))] for row in group]
+        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in group]
+        batches.append(
+            {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+        )
+    return batches

@@ -1,0 +1,161 @@
+"""The memory of this process on the device that it computes on.
+
+A run's memory, foreseen and met: the estimate with the real data and device, and whether checkpointing is needed.
+
+And what to say when the memory was not enough after all.
+"""
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from lora_studio.config.sections import Config
+from lora_studio.jobs.events import MemoryEstimated, RunState
+from lora_studio.models.advice import correction
+from lora_studio.models.hardware import GIB
+from lora_studio.models.memory import Estimate, estimate, settled
+from lora_studio.models.shape import architecture
+
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes. On a GPU: reserved by PyTorch, used by tensors, the most reserved so far; on the CPU: resident memory.
+
+    `available` is what this process could come to hold: what it has and what is free.
+    """
+
+    now: int
+    allocated: int
+    peak: int
+    available: int
+
+
+def read_memory() -> Memory:
+    """Memory at this moment; costs well under a millisecond."""
+    if torch.cuda.is_available():
+        now = torch.cuda.memory_reserved()
+        available = torch.cuda.mem_get_info()[0] + now
+        return Memory(now, torch.cuda.memory_allocated(), torch.cuda.max_memory_reserved(), available)
+    now = psutil.Process().memory_info().rss
+    return Memory(now, 0, max(now, _high_water()), psutil.virtual_memory().available + now)
+
+
+def _high_water() -> int:
+    """The most resident memory that this program ever had, as Linux counts it; 0 elsewhere."""
+    if not STATUS.is_file():
+        return 0
+    for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def gpu_id() -> str | None:
+    """The driver's id of the GPU that is computed on, by which its tool knows it; None on the CPU."""
+    return f"GPU-{torch.cuda.get_device_properties(0).uuid}" if torch.cuda.is_available() else None
+
+
+MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+ASKED = re.compile(r"(?:Tried to allocate|you tried to allocate) ([\d.]+) ?(bytes|KiB|MiB|GiB)?", re.IGNORECASE)
+
+
+UNITS = {"": 1, "bytes": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
+
+
+def device_kind() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def available_bytes() -> int:
+    """What this process may come to hold: free memory of the device and what it holds already."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+
+
+def foresee(config: Config, numbers: dict[str, Any], longest: int) -> tuple[bool, MemoryEstimated | None]:
+    """Whether to use gradient checkpointing, and the estimate for these rows; no estimate for a model without numbers.
+
+    `numbers` are those of the model's own config, `longest` the tokens of the longest training row.
+    """
+    model = architecture(numbers)
+    asked = config.training.gradient_checkpointing
+    if model is None:
+        return asked is True or (asked == "auto" and torch.cuda.is_available()), None
+    device, available = device_kind(), available_bytes()
+    chosen = settled(config, model, device, available, longest)
+    found = estimate(chosen, model, device, longest)
+    return found.gradient_checkpointing, MemoryEstimated(
+        time=time.time(),
+        total_bytes=found.total,
+        measurable_bytes=found.measurable,
+        available_bytes=available,
+        parts=found.parts,
+        gradient_checkpointing=found.gradient_checkpointing,
+        reason=_reason(config, found, available),
+    )
+
+
+def _reason(config: Config, found: Estimate, available: int) -> str:
+    """Why checkpointing is on or off, in a sentence; nothing where the settings say it."""
+    if config.training.gradient_checkpointing != "auto":
+        return ""
+    room = f"of the {available / GIB:.1f} GiB that there are"
+    if found.gradient_checkpointing:
+        return f"Gradient checkpointing is on: without it the run would not fit comfortably into 90 % {room}."
+    if device_kind() == "cpu":
+        return "Gradient checkpointing is off: on the CPU it costs time and the memory is there."
+    return f"Gradient checkpointing is off: the run fits without it, at about {found.total / GIB:.1f} {room}."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out. The CPU's allocator and cuBLAS raise a RuntimeError that only its text tells apart."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in MEMORY_SIGNS)
+
+
+def explain(error: BaseException, config: Config, state: RunState) -> dict[str, Any]:
+    """What complete.json says of a run that ran out of memory: the numbers, and the change that fits (`retry`)."""
+    asked = asked_bytes(str(error))
+    total, free, held = device_numbers()
+    foreseen = state.memory
+    words = [
+        f"{'The GPU' if torch.cuda.is_available() else 'The machine'} ran out of memory",
+        f"asked for {asked / GIB:.2f} GiB more" if asked else "",
+        f"{held / GIB:.2f} GiB held, {free / GIB:.2f} GiB free of {total / GIB:.2f} GiB",
+        f"{foreseen.total_bytes / GIB:.2f} GiB estimated" if foreseen else "",
+    ]
+    checkpointing = foreseen.gradient_checkpointing if foreseen else None
+    change = correction(config, checkpointing, device_kind(), needed=held + asked, available=free + held)
+    return {
+        "state": "failed",
+        "message": "; ".join(word for word in words if word) + ".",
+        "hint": f"This would fit: {change.title} ({change.cost})."
+        if change
+        else "No change of these settings would make it fit: take a smaller model, or shorter rows.",
+        "memory": {"asked": asked, "free": free, "total": total, "held": held},
+        "retry": {"title": change.title, "cost": change.cost, "settings": dict(change.settings)} if change else None,
+    }
+
+
+def asked_bytes(text: str) -> int:
+    """The bytes that an allocation asked for, read from PyTorch's message; 0 where it does not say."""
+    found = ASKED.search(text)
+    return round(float(found[1]) * UNITS[(found[2] or "").lower()]) if found else 0
+
+
+def device_numbers() -> tuple[int, int, int]:
+    """Bytes of the device: all, free, and held by this process."""
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return total, free, torch.cuda.max_memory_reserved()
+    memory = psutil.virtual_memory()
+    return memory.total, memory.available, psutil.Process().memory_info().rss

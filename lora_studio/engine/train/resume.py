@@ -1,0 +1,106 @@
+"""The checkpoint to resume a run from, whether its rows are still the same, and the checkpoint that a stop leaves."""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_studio.data.dataset import Prepared
+from lora_studio.data.examples import Examples, Pairs
+from lora_studio.engine.train.callbacks import Report
+from lora_studio.engine.train.trainers import Ways
+from lora_studio.errors import OtherRowsError
+from lora_studio.files import numbered
+from lora_studio.jobs.events import DataPrepared
+from lora_studio.runs.checkpoints import MANIFEST, STATE, damage
+from lora_studio.units import count
+from lora_studio.workspace import RunFolder, step_of
+
+
+def last_whole_checkpoint(run: RunFolder) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that can be resumed from, and what is to be told of others.
+
+    One that a crash left unfinished is removed; one that was finished and is damaged is put aside.
+    """
+    whole: list[Path] = []
+    told: list[str] = []
+    for folder in sorted(run.checkpoints.glob("checkpoint-*"), key=lambda path: path.name):
+        if not (folder / MANIFEST).is_file() and not (folder / STATE).is_file():
+            shutil.rmtree(folder)
+        elif words := damage(folder):
+            aside = next(path for path in numbered(folder.with_name(f"damaged-{folder.name}")) if not path.exists())
+            folder.rename(aside)
+            told.append(f"{folder.name} is damaged: {words}. It is kept as {aside.name}.")
+        else:
+            whole.append(folder)
+    last = max(whole, key=lambda folder: step_of(folder.name), default=None)
+    if last is None:
+        told.append("No whole checkpoint was found: the run starts from the beginning.")
+    return last, told
+
+
+def rows_digest(prepared: Prepared) -> str:
+    """A fingerprint of what is trained and measured: tokens and labels of every row, in their order.
+
+    Whatever the files are called and whichever version read them. Empty for a template that writes the day's date.
+    """
+    if prepared.template.writes_date:
+        return ""
+    return ":".join(_digest(rows) for rows in (prepared.train, prepared.validation))
+
+
+def _digest(rows: Examples | Pairs) -> str:
+    columns: dict[str, Any] = {}
+    for table in rows.tables() if len(rows) else ():
+        for name, column in zip(table.schema.names, table.columns, strict=True):
+            values, lengths = columns.setdefault(name, (hashlib.blake2b(), hashlib.blake2b()))
+            values.update(np.ascontiguousarray(column.values.to_numpy().astype("<i4", copy=False)))
+            lengths.update(np.ascontiguousarray(np.diff(column.offsets.to_numpy()).astype("<i4", copy=False)))
+    every = "".join(hasher.hexdigest() for name in sorted(columns) for hasher in columns[name])
+    return hashlib.sha256(every.encode()).hexdigest()[:32]
+
+
+def other_rows(before: DataPrepared | None, now: DataPrepared) -> str:
+    """How the rows that a run began with differ from those that its files give now, in words; empty where they are
+    the same.
+
+    Runs of earlier versions noted a fingerprint of files and program, and numbers: these decide where it changed.
+    """
+    if before is None or before.fingerprint == now.fingerprint:
+        return ""
+    numbers = [(one.train_rows, one.validation_rows, one.tokens, one.trained_tokens) for one in (before, now)]
+    if before.rows_digest and now.rows_digest:
+        same = before.rows_digest == now.rows_digest
+    else:
+        same = numbers[0][:2] == numbers[1][:2] if not now.rows_digest else numbers[0] == numbers[1]
+    if same:
+        return ""
+    told = [
+        f"{count(rows, 'row')} of {count(tokens, 'token')} and {count(held, 'validation row')}"
+        for rows, held, tokens, _ in numbers
+    ]
+    return f"{told[0]} then, {'as many now, but others' if told[0] == told[1] else f'{told[1]} now'}"
+
+
+def check_same_rows(run: RunFolder, before: DataPrepared | None, now: DataPrepared) -> None:
+    """Raises `OtherRowsError` where a checkpoint was trained on other rows than those that are there now."""
+    if words := other_rows(before, now):
+        raise OtherRowsError(
+            f"The rows are not those that this run began with: {words}.",
+            "Put the files back as they were to go on; or start a new run with the rows that are there now (it can "
+            "continue from this run's adapter); or go on knowingly with other rows: "
+            f"`train --resume {run.id} --other-rows`, on the page Resume with these rows.",
+        )
+
+
+def save_where_stopped(trainer: Ways, report: Report) -> None:
+    """A checkpoint of the last finished step, unless there is one."""
+    step = trainer.state.global_step
+    if step > 0 and report.saved_step != step:
+        if report.after_step is not None:
+            report.after_step.restore()  # as a save between two steps would have found them
+        model: Any = trainer.model
+        trainer._save_checkpoint(model, trial=None)
+        report.on_save(trainer.args, trainer.state, trainer.control)

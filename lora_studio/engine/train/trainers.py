@@ -1,0 +1,283 @@
+"""trl's trainers as we use them: examples come ready with labels, and what they save is what we hand out.
+
+What differs from trl: the order of rows depends on seed and epoch alone (so that a resumed run sees the same rows),
+evaluation leaves the random numbers of training untouched and is a plain mean over tokens, LoRA+ has its optimizer, and
+every save holds the adapter with its tokenizer, template and `studio.json`, and nothing of the machine.
+
+trl's DPOTrainer as we use it: pairs come ready as tokens with our masks, and the reference is the base.
+
+Everything else is as in trainer.py: order of rows, random numbers, what is saved.
+"""
+
+import json
+import mmap
+import secrets
+import shutil
+import tempfile
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from datasets.table import InMemoryTable
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput
+from trl import DPOTrainer, SFTTrainer
+
+from lora_studio.data.encode import IGNORED
+from lora_studio.data.examples import Examples, Pairs
+from lora_studio.engine.train.callbacks import COMPARED, check_weights
+from lora_studio.engine.train.labels import LabelMeter
+from lora_studio.engine.train.lora_init import save_as_difference
+from lora_studio.engine.train.schedule import follow_schedule
+from lora_studio.engine.train_script import EpochOrder, WithoutRouterLoss, loraplus_optimizer
+from lora_studio.models.adapter_files import CARD_FILE
+from lora_studio.runs.checkpoints import write_manifest
+from lora_studio.workspace import RunFolder, write_atomically
+
+AS_TRAINED = "as_trained"
+
+
+"""Folder of a checkpoint with the weights to resume from, where those that are handed out differ from them."""
+
+
+def as_dataset(examples: Examples | Pairs, folder: Path) -> Dataset:
+    """The table that the trainer takes, memory-mapped from a nameless file in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = examples.tables()
+    first = next(tables)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        with pa.ipc.new_stream(file, first.schema) as stream:
+            for table in chain([first], tables):
+                stream.write_batch(table)
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    rows = pa.ipc.open_stream(pa.BufferReader(pa.py_buffer(mapped))).read_all()
+    return Dataset(InMemoryTable(rows), fingerprint=secrets.token_hex(8))
+
+
+def save_adapter(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    card: Mapping[str, Any],
+    folder: Path,
+    taken_out: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Adapter weights and config, tokenizer with chat template, and studio.json into `folder`.
+
+    `taken_out` are the first weights of an adapter that took them out of the base, see `first_weights.beginning`.
+    """
+    model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    if taken_out is not None:
+        save_as_difference(folder, taken_out)
+    tokenizer.save_pretrained(str(folder))
+    write_atomically(folder / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+
+def hand_out(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    card: Mapping[str, Any],
+    run: RunFolder,
+    taken_out: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """The run's finished adapter: written beside its place, so that there is the old one or the new one, never half."""
+    shutil.rmtree(run.unfinished_adapter, ignore_errors=True)
+    save_adapter(model, tokenizer, card, run.unfinished_adapter, taken_out)
+    shutil.rmtree(run.adapter, ignore_errors=True)
+    run.unfinished_adapter.rename(run.adapter)
+
+
+class Ways(WithoutRouterLoss):
+    """What the trainers of both methods do our way; stands before trl's class among the bases.
+
+    `sequences` are the columns of a row that the model reads.
+    """
+
+    sequences: tuple[str, ...] = ("input_ids",)
+    packing = False
+
+    def __init__(
+        self,
+        *,
+        card: Mapping[str, Any],
+        taken_out: Mapping[str, torch.Tensor] | None = None,
+        loraplus_lr_ratio: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.card = card
+        self.taken_out = taken_out
+        self.loraplus_lr_ratio = loraplus_lr_ratio
+        super().__init__(**kwargs)
+
+    def row_lengths(self, dataset: Dataset) -> list[int]:
+        """The length of each row: that of its longest sequence."""
+        columns = [pc.list_value_length(dataset.data.column(name)) for name in self.sequences]
+        return pc.max_element_wise(*columns).to_pylist()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
+        grouped = self.args.train_sampling_strategy == "group_by_length" and not self.packing
+        lengths = self.row_lengths(dataset) if grouped else None
+        return EpochOrder(len(dataset), self.args.train_batch_size, self.args.seed, lengths)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.loraplus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        self.optimizer = loraplus_optimizer(self, self.loraplus_lr_ratio)
+        return self.optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A loss that is no number is told at once, by a point of its own, at which `Report` ends the training."""
+        loss = super().training_step(*args, **kwargs)
+        if not bool(torch.isfinite(loss)):
+            self.control.should_log = True
+        return loss
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        with torch.random.fork_rng():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        check_weights(self.model, self.state.global_step)
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer: Any = self.processing_class
+        adapted: Any = self.model
+        save_adapter(adapted, tokenizer, self.card, folder, self.taken_out)
+        if self.taken_out is not None:
+            adapted.save_pretrained(str(folder / AS_TRAINED), save_embedding_layers=False)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            write_manifest(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(str(self._as_trained(resume_from_checkpoint)), model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        self.state.best_model_checkpoint = str(self._as_trained(best))
+        super()._load_best_model()
+        self.state.best_model_checkpoint = best
+
+    def _as_trained(self, checkpoint: str | None) -> Path:
+        """Where a checkpoint holds the weights that this model had."""
+        folder = Path(str(checkpoint))
+        return folder / AS_TRAINED if self.taken_out is not None else folder
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.optimizer is not None:
+            follow_schedule(self.optimizer, self.lr_scheduler)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card: trl's would stand in the checkpoints with this machine's paths."""
+
+
+class StudioTrainer(Ways, SFTTrainer):
+    """SFTTrainer with the differences that this module's docstring names."""
+
+    def __init__(self, *, meter: LabelMeter | None = None, **kwargs: Any) -> None:
+        self.meter = meter
+        self.packing = kwargs["args"].packing
+        self._eval_nats = 0.0
+        self._eval_tokens = 0
+        super().__init__(**kwargs)
+        if meter:
+            adapted: Any = self.model
+            meter.watch(adapted.get_base_model())
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        trained = int((inputs["labels"][..., 1:] != IGNORED).sum())
+        if loss is not None and trained:  # the mean over no token is no number
+            self._eval_nats += float(loss) * trained
+            self._eval_tokens += trained
+        if self.meter:
+            self.meter.add(inputs)
+        return loss, logits, labels
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        self._eval_nats, self._eval_tokens = 0.0, 0
+        if self.meter:
+            self.meter.begin()
+        smoother, self.label_smoother = self.label_smoother, None  # smoothing is for learning, not for measuring
+        output = super().evaluation_loop(*args, **kwargs)
+        self.label_smoother = smoother
+        metrics = dict(output.metrics or {})
+        metrics["eval_loss"] = self._eval_nats / max(self._eval_tokens, 1)
+        if self.meter:
+            metrics |= {f"eval_{name}": value for name, value in self.meter.scores().items()}
+        return output._replace(metrics=metrics)
+
+
+class Collator:
+    """Pairs as one batch, padded on the right: the better sides, then the worse ones."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, pairs: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        ids = [pair[name] for name in ("chosen_ids", "rejected_ids") for pair in pairs]
+        labels = [pair[name] for name in ("chosen_labels", "rejected_labels") for pair in pairs]
+        shape = len(ids), max(map(len, ids))
+        input_ids = torch.full(shape, self.pad_token_id)
+        attention_mask, completion_mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+        for row, (tokens, trained) in enumerate(zip(ids, labels, strict=True)):
+            input_ids[row, : len(tokens)] = torch.tensor(tokens)
+            attention_mask[row, : len(tokens)] = 1
+            completion_mask[row, : len(tokens)] = torch.tensor(trained) != IGNORED
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
+
+
+class PreferenceTrainer(Ways, DPOTrainer):
+    """DPOTrainer with the differences that the module's docstring names."""
+
+    sequences = ("chosen_ids", "rejected_ids")
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._pairs: list[int] = []
+        super().__init__(data_collator=Collator(kwargs["processing_class"].pad_token_id), **kwargs)
+        adapted: Any = self.model
+        if starts_as_base(adapted):  # trl's copy of the first adapter changes nothing: the bare base is the same
+            adapted.delete_adapter("ref")
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> LengthGroupedSampler:
+        generator = torch.Generator().manual_seed(self.args.seed)
+        lengths = self.row_lengths(eval_dataset)
+        return LengthGroupedSampler(self.args.eval_batch_size, lengths=lengths, generator=generator)
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        self._pairs.append(len(inputs["input_ids"]) // 2)
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Means over pairs, where trl's are over batches."""
+        self._pairs = []
+        output = super().evaluation_loop(*args, **kwargs)
+        metrics = dict(output.metrics or {})
+        for theirs, ours in COMPARED.items():
+            batches = zip(self._metrics["eval"][theirs], self._pairs, strict=True)
+            metrics[f"eval_{ours}"] = sum(mean * pairs for mean, pairs in batches) / sum(self._pairs)
+        return output._replace(metrics=metrics)
+
+
+def starts_as_base(model: Any) -> bool:
+    """Whether a model with its fresh adapter answers exactly as the base: LoRA's second matrix is zero everywhere."""
+    second = [weight for name, weight in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
+    return not any(bool(weight.any()) for weight in second)

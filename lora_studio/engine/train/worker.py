@@ -1,0 +1,104 @@
+"""The child that trains: `python -m lora_studio.engine.train.worker RUN_FOLDER [--resume]`.
+
+Whatever happens, the run's events end with one `Finished` in plain words, and complete.json holds the final numbers.
+Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.engine import runtime
+from lora_studio.engine.runtime import (
+    WRONG_INPUT,
+    Child,
+    Ending,
+    EventLog,
+    Explained,
+    begin,
+    ending_of,
+    last_word,
+    leave,
+    unexpected,
+)
+from lora_studio.errors import OtherRowsError
+from lora_studio.files import finite
+from lora_studio.jobs.events import Reason
+from lora_studio.workspace import RunFolder, write_atomically
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains a run and returns the exit code."""
+    child = begin(arguments, "lora_studio.engine.train.worker", RunFolder, "run folder", lambda run: run.config)
+    if child is None:
+        return WRONG_INPUT
+    if "LOCAL_RANK" not in os.environ:  # trl takes one GPU per process
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    run, log, stop = child.folder, child.log, child.stop
+    result: dict[str, Any] = {}
+
+    def work() -> None:
+        log.phase("start")
+        from lora_studio.engine.train.program import train  # seconds: the libraries
+
+        try:
+            result.update(train(run, resume=child.resume, log=log, stop=stop))
+        except OtherRowsError:
+            result["other_rows"] = True  # the page offers to go on with them
+            raise
+
+    def explain(error: Exception) -> Explained:
+        known, numbers = _explain(error, run, log)
+        result.update(numbers)
+        return known
+
+    return _finish(child, ending_of(work, stop, explain=explain), result)
+
+
+def _explain(error: Exception, run: RunFolder, log: EventLog) -> tuple[Explained, dict[str, Any]]:
+    """An unexpected error in one sentence; running out of memory with the numbers and the change that fits.
+
+    With what complete.json holds of it beside the sentence.
+    """
+    if runtime.is_full(error, run.path):
+        runtime.make_room(run)
+        return Explained(Reason.DISK_FULL, *runtime.words(run)), {}
+    from lora_studio.engine.train import callbacks, memory  # torch: an error before it was loaded is none of these
+
+    if isinstance(error, callbacks.DivergedError):
+        found = callbacks.explain(error, parse(read_yaml(run.config)), log.state().dtype)
+        return Explained(Reason.DIVERGED, found["message"], found["hint"]), found
+    if memory.is_out_of_memory(error):
+        found = memory.explain(error, parse(read_yaml(run.config)), log.state())
+        return Explained(Reason.OUT_OF_MEMORY, found["message"], found["hint"]), found
+    return unexpected("Training", error, "The run's log has the details."), {}
+
+
+def _finish(child: Child[RunFolder], ending: Ending, result: dict[str, Any]) -> int:
+    """Writes complete.json, then the last event: whoever reads the event finds the file."""
+    run, state = child.folder, child.log.state()
+    numbers = {
+        "run": run.id,
+        "state": ending.state,
+        "steps": state.step,
+        "total_steps": state.total_steps,
+        "train_loss": state.steps[-1].loss if state.steps else None,
+        "eval_loss": state.evaluations[-1].loss if state.evaluations else None,
+        "adapter": None,
+        "reason": ending.reason,
+        "message": ending.message,
+        "hint": ending.hint,
+        "seconds": state.seconds_at(time.time()),
+        **result,
+    }
+    write_atomically(run.complete, json.dumps(finite(numbers), indent=2) + "\n")
+    told = replace(ending, message=numbers["message"])
+    return last_word(child.log, told, numbers["steps"])
+
+
+if __name__ == "__main__":
+    leave(main())

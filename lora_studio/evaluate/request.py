@@ -1,0 +1,251 @@
+"""Evaluations: a test file answered by a base and adapters, each in a folder of the workspace like a run's.
+
+The folder holds what was asked for, the answers row by row as they come, and, written last, what they amount to.
+
+Evaluations are begun here, whoever asks: what must be true before, and whether one fits beside what works.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lora_studio.config.fields import Section, setting
+from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.sections import Config, Generation
+from lora_studio.errors import StudioError
+from lora_studio.jobs.device import Verdict, verdict
+from lora_studio.jobs.folder import EvaluationFolder, JobFolders, damaged_request
+from lora_studio.jobs.kinds import EVALUATE
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.models.adapters import named_adapter, read_card
+from lora_studio.workspace import RunFolder, Workspace, shipped_data
+
+MOST_ADAPTERS = 3
+
+
+BASE, ADAPTER = "base", "adapter"
+
+
+NAMED, OF_RUN = "it was given", "the run was trained with it (data.mapping)"
+
+
+class Measuring(Section):
+    """How a test file is gone through; how answers are made is the section `generation` of a config."""
+
+    batch_size: int = setting(
+        16, "Rows at once", "Each row is answered by base and adapters together; fewer need less memory.", ge=1, le=4096
+    )
+    max_samples: int | None = setting(
+        None, "Most rows", "Only this many rows from the file's start are answered; empty means all.", ge=1
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Who answers: `name` is what the files call it, `folder` the adapter's ("" for the base), `run` whose it is."""
+
+    name: str
+    title: str
+    folder: str = ""
+    run: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be evaluated. The base stands first among the columns, where it is one of them.
+
+    `mapping` says which column of the file is what, None recognises it; where `mapping_from` is `OF_RUN`, it counts for
+    files that have the columns. `encoding` is that of a text file that is not UTF-8, None finds it.
+    """
+
+    title: str
+    data: str
+    columns: tuple[Column, ...]
+    labels: tuple[str, ...]
+    labels_from: str
+    measuring: Measuring
+    generation: Generation
+    mapping: dict[str, Any] | None = None
+    mapping_from: str = ""
+    encoding: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the folder keeps it."""
+        return {
+            "title": self.title,
+            "data": self.data,
+            "columns": [asdict(column) for column in self.columns],
+            "labels": list(self.labels),
+            "labels_from": self.labels_from,
+            "measuring": self.measuring.model_dump(),
+            "generation": self.generation.model_dump(),
+            "mapping": self.mapping,
+            "mapping_from": self.mapping_from,
+            "encoding": self.encoding,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Request":
+        return cls(
+            values["title"],
+            values["data"],
+            tuple(Column(**column) for column in values["columns"]),
+            tuple(values["labels"]),
+            values["labels_from"],
+            Measuring(**values["measuring"]),
+            Generation(**values["generation"]),
+            values.get("mapping"),  # absent from what an older studio began
+            values.get("mapping_from", ""),
+            values.get("encoding"),
+        )
+
+    @property
+    def adapters(self) -> tuple[Column, ...]:
+        return tuple(column for column in self.columns if column.folder)
+
+
+def request_of(folder: EvaluationFolder) -> Request:
+    """What was asked for. Raises `StudioError` where its file is damaged."""
+    try:
+        return Request.from_dict(folder.read_facts())
+    except (TypeError, KeyError, AttributeError, ValueError):
+        raise damaged_request(folder) from None
+
+
+def make_request(
+    workspace: Workspace,
+    adapters: Sequence[str],
+    data: str,
+    *,
+    compare: bool = True,
+    labels: str = "",
+    mapping: str | Mapping[str, Any] | None = None,
+    encoding: str | None = None,
+    measuring: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> Request:
+    """What a person asked for, checked. Adapters are named by run, RUN/checkpoint-N or folder.
+
+    Labels, a mapping and an encoding that are not named are those of the first adapter's run. A shipped data set's name
+    stands for its held-out file. Raises `StudioError` for what can't be evaluated.
+    """
+    names = list(dict.fromkeys(adapters))
+    if not 1 <= len(names) <= MOST_ADAPTERS:
+        raise StudioError(
+            f"{len(names)} adapters are chosen.", f"Choose one to {MOST_ADAPTERS}: they answer together with the base."
+        )
+    workspace.check_path(data)
+    columns = [_column(workspace, name, number) for number, name in enumerate(names, 1)]
+    own = _config_of(workspace, columns[0])
+    chosen, origin = parse({"evaluation": {"labels": labels}}).evaluation.label_names, "they were named"
+    if not chosen:
+        chosen, origin = own.evaluation.label_names, "the run was measured with them (evaluation.labels)"
+    given = parse({"data": {"mapping": mapping, "encoding": encoding}}).data
+    reading, reading_from = given.mapping, NAMED
+    if not reading:
+        reading, reading_from = own.data.mapping, OF_RUN
+    path = Path(data).expanduser()
+    shipped = shipped_data().get(data)
+    where = str(shipped.heldout) if shipped else str(path.resolve()) if os.path.exists(path) else data
+    return Request(
+        title=f"{columns[0].title} on {shipped.title if shipped else path.name}",
+        data=where,
+        columns=tuple([Column(BASE, "Base")] * compare + columns),
+        labels=chosen,
+        labels_from=origin if chosen else "",
+        measuring=checked(measuring or {}),
+        generation=parse({"generation": dict(generation or {})}).generation,
+        mapping=reading or None,
+        mapping_from=reading_from if reading else "",
+        encoding=given.encoding or own.data.encoding,
+    )
+
+
+def checked(values: Mapping[str, Any]) -> Measuring:
+    """The settings of a measurement. Raises `StudioError` for values out of bounds."""
+    for name, field in Measuring.model_fields.items():
+        value = values.get(name)
+        if value is not None and (type(value) is not int or value < 1 or (name == "batch_size" and value > 4096)):
+            raise StudioError(f"{field.title} can't be {value}.", f"Give a whole number from 1. {field.description}")
+    return Measuring(**{name: value for name, value in values.items() if value is not None})
+
+
+def _column(workspace: Workspace, name: str, number: int) -> Column:
+    found = named_adapter(workspace, name)
+    return Column(ADAPTER if number == 1 else f"{ADAPTER}{number}", found.title, str(found.folder), found.run)
+
+
+def _config_of(workspace: Workspace, column: Column) -> Config:
+    """The settings of an adapter's run; the defaults for one from elsewhere."""
+    return parse(read_yaml(RunFolder(workspace.runs_folder / column.run).config)) if column.run else Config()
+
+
+def folders(workspace: Workspace) -> JobFolders[EvaluationFolder]:
+    """Where evaluations are kept."""
+    return JobFolders(workspace, workspace.evaluations_folder, EvaluationFolder, "evaluation")
+
+
+def create(workspace: Workspace, request: Request) -> EvaluationFolder:
+    """A new evaluation's folder."""
+    return folders(workspace).create(request.to_dict())
+
+
+def evaluations(workspace: Workspace) -> list[EvaluationFolder]:
+    """Every evaluation, newest first."""
+    return folders(workspace).all()
+
+
+def evaluation(workspace: Workspace, name: str) -> EvaluationFolder:
+    """The evaluation of that id. Raises `StudioError` where there is none."""
+    return folders(workspace).find(name)
+
+
+def of_run(workspace: Workspace, run_id: str) -> list[EvaluationFolder]:
+    """The evaluations in which an adapter of that run answers, newest first."""
+    return [
+        folder
+        for folder in evaluations(workspace)
+        if any(
+            isinstance(column, dict) and column.get("run") == run_id
+            for column in folder.read_facts().get("columns") or ()
+        )
+    ]
+
+
+PROMPT_TOKENS = 512
+
+
+"""Tokens of a test file's row that are reckoned with before its answer."""
+
+
+def start(supervisor: Supervisor, request: Request, *, beside: bool = False) -> str:
+    """Makes the evaluation's folder and starts its worker, or queues it while another job holds the device; its id.
+
+    With `beside` it begins at once: whoever asks for that has looked whether the memory will do (`memory_for`).
+    """
+    workspace = supervisor.workspace
+    most = workspace.test_rows(request.measuring.max_samples)
+    workspace.check_request({"settings": request.generation.model_dump()})
+    request = replace(request, measuring=request.measuring.model_copy(update={"max_samples": most}))
+    return supervisor.submit(EVALUATE, partial(create, workspace, request), beside=beside)
+
+
+def memory_for(request: Request) -> Verdict:
+    """Whether an evaluation fits beside what is in memory now."""
+    card = read_card(Path(request.adapters[0].folder))
+    each = PROMPT_TOKENS + request.generation.max_new_tokens
+    tokens = request.measuring.batch_size * len(request.columns) * each
+    folders = [Path(column.folder) for column in request.adapters]
+    return verdict(card.base, card.revision, card.quantization, folders, tokens)
+
+
+def check_beside(found: Verdict) -> None:
+    """Raises `StudioError` where the memory will not do for a job beside what works."""
+    if found.need is not None and not found.fits:
+        raise StudioError(
+            f"It needs about {found.need / 1e9:.1f} GB, and {found.free / 1e9:.1f} GB are free beside what works now.",
+            "Let it wait in the queue: it begins when the device is free.",
+        )

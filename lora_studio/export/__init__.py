@@ -1,0 +1,3 @@
+"""The forms in which an adapter can be taken away, without torch.
+May import all packages above it.
+"""

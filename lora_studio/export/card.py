@@ -1,0 +1,293 @@
+"""The model card: the README.md that goes with an adapter or a merged model, as the Hugging Face Hub reads it.
+
+It says what was trained, from what, on what, with what result, and how it is used. Nothing of this machine stands in
+it: files bear their last name only, a base is called as others know it. What a person wrote is text, never markup.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.sections import Config
+from lora_studio.jobs.events import Evaluated, RunState, StepLogged, read_state
+from lora_studio.models.adapter_files import SETTINGS_FILE, read_adapter_settings, read_studio_card
+from lora_studio.runs.summary import code, metric, number, plain, share, table
+from lora_studio.workspace import DEMO_MODEL, RunFolder, shipped_data, step_of
+
+CARD_NAME = "README.md"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_CURVE_ROWS, _BAR = 16, 24
+_SELF = "PATH/TO/THIS/FOLDER"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a card is about.
+
+    `base` is the name that others know the base by, `repo` the Hub's name of what the card lies in ("" where it has
+    none), `hub_data` the Hub's name of the training set; `precision` is that of a merged model's weights.
+    """
+
+    title: str
+    base: str
+    repo: str = ""
+    hub_data: str = ""
+    license: str = "unknown"
+    merged: bool = False
+    precision: str = ""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the adapter's folder and its run tell; `step` is that of a checkpoint."""
+
+    settings: dict[str, Any]
+    card: dict[str, Any]
+    config: Config | None = None
+    state: RunState = field(default_factory=RunState)
+    result: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    step: int | None = None
+
+
+def model_card(adapter: Path, run: RunFolder | None, subject: Subject) -> str:
+    """The card's text for an adapter's folder and the run that trained it, where there is one."""
+    known = _known(adapter, run)
+    sections = [
+        *_opening(known, subject),
+        *_results(known),
+        *_usage(known, subject),
+        *_data(known, subject),
+        *_settings(known),
+        *_curves(known),
+        *_versions(known),
+    ]
+    return f"---\n{_front_matter(known, subject)}---\n\n" + "\n".join(sections).rstrip() + "\n"
+
+
+def _known(adapter: Path, run: RunFolder | None) -> _Known:
+    settings, card = read_adapter_settings(adapter / SETTINGS_FILE), read_studio_card(adapter)
+    if run is None or not run.config.is_file():
+        return _Known(settings, card)
+    config = parse(read_yaml(run.config))
+    step = step_of(adapter.name) if adapter.parent == run.checkpoints else None
+    state = read_state(run.events)
+    return _Known(settings, card, config, state, run.read_result() if step is None else {}, run.read_facts(), step)
+
+
+def _front_matter(known: _Known, subject: Subject) -> str:
+    values: dict[str, Any] = {"license": subject.license.strip() or "unknown"}
+    if _HUB_NAME.fullmatch(subject.base):
+        values["base_model"] = subject.base
+        values["base_model_relation"] = "finetune" if subject.merged else "adapter"
+    if subject.hub_data:
+        values["datasets"] = [subject.hub_data]
+    method = known.config.training.method if known.config else ""
+    quantized = known.card.get("quantization", "none") != "none"
+    values |= {
+        "library_name": "transformers" if subject.merged else "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora-studio", "lora", *["qlora"] * quantized, *[method] * bool(method)],
+    }
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _opening(known: _Known, subject: Subject) -> list[str]:
+    what = "Base and adapter as one model" if subject.merged else "A LoRA adapter"
+    base = "the small model that comes with it" if subject.base == DEMO_MODEL else code(subject.base)
+    revision = known.card.get("revision")
+    at = f" at revision {code(str(revision))}" if revision else ""
+    of = f" It is the checkpoint of step {known.step:,}." if known.step is not None else ""
+    further = " It was trained further from an earlier adapter." if known.card.get("continued_from") else ""
+    return [
+        f"# {plain(subject.title) or 'Adapter'}",
+        "",
+        f"{what}, trained with LoRA Studio on {base}{at}.{of}{further} The base's licence applies to it as well.",
+        "",
+    ]
+
+
+def _results(known: _Known) -> list[str]:
+    measured, metrics = known.result.get("difference"), known.result.get("eval_metrics") or {}
+    lines = []
+    if measured:
+        rows = [
+            ("loss, nats a token", number(measured["base_loss"]), number(measured["adapter_loss"])),
+            ("token accuracy", share(measured["base_token_accuracy"]), share(measured["adapter_token_accuracy"])),
+        ]
+        lines += [plain(measured["sentence"]), "", *table(("", "base", "adapter"), rows), ""]
+        lines += [plain(measured["rows_sentence"]), ""]
+    if metrics:
+        rows_of = [(plain(name.replace("_", " ")), metric(name, value)) for name, value in metrics.items()]
+        lines += [*table(("on the validation rows", "adapter"), rows_of), ""]
+    at = next((item for item in known.state.evaluations if item.step == known.step), None)
+    if at is not None:
+        lines += [f"Validation loss at this step: {number(at.loss)} nats a token.", ""]
+    return ["## Results", "", *(lines or ["It was not measured beside its base.", ""])]
+
+
+def _usage(known: _Known, subject: Subject) -> list[str]:
+    config = known.config
+    sampled = f"do_sample=True, temperature={config.generation.temperature}" if config else ""
+    greedy = config is None or not config.generation.temperature
+    system = [{"role": "system", "content": known.card["system_prompt"]}] if known.card.get("system_prompt") else []
+    thinking = known.card.get("enable_thinking")
+    program = "\n".join(
+        [
+            *_loading(known, subject),
+            "",
+            "messages = [",
+            *(f"    {message!r}," for message in [*system, {"role": "user", "content": "Hello!"}]),
+            "]",
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True'
+            + (f", enable_thinking={thinking}" if thinking is not None else ""),
+            ").to(model.device)",
+            "ids = model.generate(",
+            f"    **inputs, max_new_tokens={config.generation.max_new_tokens if config else 256}, "
+            + ("do_sample=False" if greedy else sampled),
+            ")",
+            'print(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+        ]
+    )
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", program)), default=0))
+    return [
+        "## How to use it",
+        "",
+        "The tokenizer here carries the chat template of the training: use it, so that the model is asked as it was "
+        "trained.",
+        "",
+        f"{fence}python",
+        program,
+        fence,
+        "",
+    ]
+
+
+def _loading(known: _Known, subject: Subject) -> list[str]:
+    """The lines that load tokenizer and model."""
+    here = subject.repo or _SELF
+    revision = known.card.get("revision")
+    if subject.merged:
+        return [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f"tokenizer = AutoTokenizer.from_pretrained({here!r})",
+            f'model = AutoModelForCausalLM.from_pretrained({here!r}, dtype="auto")',
+        ]
+    at = f", revision={revision!r}" if revision else ""
+    base = "PATH/TO/lora_studio/demo/model" if subject.base == DEMO_MODEL else subject.base
+    return [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({here!r})",
+        f'base = AutoModelForCausalLM.from_pretrained({base!r}{at}, dtype="auto")',
+        f"model = PeftModel.from_pretrained(base, {here!r})",
+    ]
+
+
+def _data(known: _Known, subject: Subject) -> list[str]:
+    config, data = known.config, known.state.data
+    if config is None:
+        return []
+    rows: list[tuple[str, Any]] = [("training data", _data_name(config.data.train_file, subject.hub_data))]
+    if data is not None:
+        rows += [
+            ("rows to train on", f"{data.train_rows:,}"),
+            ("rows to measure on", f"{data.validation_rows:,}"),
+            ("tokens an epoch, of them trained", f"{data.tokens:,}, {data.trained_tokens:,}"),
+            ("fingerprint of files and settings", code(data.fingerprint)),
+        ]
+    rows += [("prompt style", plain(data.prompt_style if data else config.data.prompt_style))]
+    return ["## Data", "", *table(("", ""), rows), ""]
+
+
+def _data_name(name: str, hub_data: str) -> str:
+    shipped = shipped_data().get(name)
+    if hub_data:
+        return code(hub_data)
+    return f"{plain(shipped.title)}, which comes with LoRA Studio" if shipped else code(Path(name).name)
+
+
+def _settings(known: _Known) -> list[str]:
+    adapter, config = known.settings, known.config
+    variants = [name for name, key in (("rsLoRA", "use_rslora"), ("DoRA", "use_dora")) if adapter.get(key)]
+    rows: list[tuple[str, Any]] = [
+        ("rank (r), alpha", plain(f"{adapter.get('r')}, {adapter.get('lora_alpha')}")),
+        ("modules", code(_modules(adapter.get("target_modules")))),
+        *[("variants", ", ".join(variants))] * bool(variants),
+        ("base's weights while training", _precision(known)),
+    ]
+    if config is not None:
+        training = config.training
+        at_once, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
+        rows += [
+            ("method", plain(training.method)),
+            ("dropout", config.lora.lora_dropout),
+            ("learning rate, schedule", plain(f"{training.learning_rate:g}, {training.lr_scheduler_type}")),
+            ("effective batch", f"{at_once * accumulated} rows ({at_once} × {accumulated})"),
+            ("epochs", f"{known.state.epoch:.2f}" if known.state.epoch else f"{training.num_train_epochs:g}"),
+            ("steps", f"{known.step if known.step is not None else known.state.step:,}"),
+            ("longest row", f"{config.data.max_length:,} tokens"),
+            ("packing", "yes" if training.packing else "no"),
+            ("optimizer, weight decay", plain(f"{training.optim}, {training.weight_decay:g}")),
+            ("seed", training.seed),
+        ]
+    return ["## Settings", "", *table(("", ""), rows), ""]
+
+
+def _modules(given: Any) -> str:
+    return ", ".join(sorted(map(str, given))) if isinstance(given, list) else str(given)
+
+
+def _precision(known: _Known) -> str:
+    quantization, dtype = known.card.get("quantization", "none"), known.card.get("dtype", "")
+    return plain(dtype or "not known") if quantization == "none" else plain(f"{quantization}, computed in {dtype}")
+
+
+def _curves(known: _Known) -> list[str]:
+    """The loss by step, as a table with bars: it shows wherever Markdown does, and can be read as numbers."""
+    last = known.step if known.step is not None else math.inf
+    steps = [item for item in known.state.steps if item.step <= last]
+    evaluations = {item.step: item for item in known.state.evaluations if item.step <= last}
+    if not steps:
+        return []
+    chosen = sorted({*_spread([item.step for item in steps]), *_spread(list(evaluations))})
+    rows = list(_curve(chosen, steps, evaluations))
+    head = ("step", "training loss", "validation loss", "training loss as a bar")
+    return ["## Loss by step", "", *table(head, rows), ""]
+
+
+def _curve(
+    chosen: Sequence[int], steps: Sequence[StepLogged], evaluations: Mapping[int, Evaluated]
+) -> Iterator[tuple[str, str, str, str]]:
+    """A row for each chosen step; training loss is the mean since the row before."""
+    means, before = {}, 0
+    for step in chosen:
+        between = [item.loss for item in steps if before < item.step <= step]
+        means[step], before = (sum(between) / len(between) if between else None), step
+    highest = max((value for value in means.values() if value is not None and math.isfinite(value)), default=0.0)
+    for step in chosen:
+        mean, measured = means[step], evaluations.get(step)
+        shown = mean is not None and math.isfinite(mean) and highest > 0
+        bar = "█" * max(1, round(_BAR * mean / highest)) if shown and mean is not None else ""
+        yield f"{step:,}", number(mean) if mean is not None else "", number(measured.loss) if measured else "", bar
+
+
+def _spread(steps: Sequence[int]) -> list[int]:
+    """At most so many of the steps, evenly over all of them, the last one among them."""
+    most = min(_CURVE_ROWS, len(steps))
+    return [steps[(index + 1) * len(steps) // most - 1] for index in range(most)]
+
+
+def _versions(known: _Known) -> list[str]:
+    versions = known.facts.get("versions", {})
+    words = ", ".join(f"{plain(name)} {plain(str(version))}" for name, version in versions.items())
+    return ["## Versions", "", f"Trained with {words}.", ""] if words else []

@@ -1,0 +1,358 @@
+"""A Jinja chat template in Go's template language, for Ollama: worked out from how it renders, and then proved.
+
+Conversations of marked words are rendered, and what stands between the words becomes a text for each role. The result
+is filled in for many other conversations and must give the Jinja template's very text, or there is none: better no
+template than a model that is asked otherwise than it was trained.
+
+Ollama's Modelfile: which weights, the template as Go reads it, where answers end, and how they are sampled.
+
+What Ollama reads of a Modelfile was looked up in its sources: the quotes it knows, and the signs that it drops.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jinja2 import TemplateError
+
+from lora_studio.config.sections import Generation
+from lora_studio.data.render_process import render_text
+from lora_studio.errors import StudioError
+from lora_studio.export.go_template import fill, text
+
+Chat = list[dict[str, str]]
+
+
+_HINT = (
+    "Use the merged model in a program that reads Jinja templates itself, such as vLLM or llama.cpp's server with "
+    "--jinja, or train with the prompt style chatml, alpaca or plain."
+)
+
+
+_SYSTEM, _THOUGHT = "qsystemq", "qthoughtq"
+
+
+_ASKED, _SAID = ("qaskedoneq", "qaskedtwoq", "qaskedthreeq"), ("qsaidoneq", "qsaidtwoq")
+
+
+_HALF_TOKEN = re.compile(r"[<\[][^<>\[\]\s]*\Z")
+
+
+_OPEN, _CLOSE = "<think>\n", "</think>"
+
+
+_TEXTS = (
+    "Hello",
+    "Two\nlines, and\n\na gap",
+    'Quotes "a" \'b\' `c` and """three"""',
+    "Braces {{ .System }} {% if x %} ${1+1}",
+    "Umlauts äöü, 漢字, 🙂, a\\backslash and <b>markup</b>",
+    "7",
+)
+
+
+class _NoCounterpartError(Exception):
+    """What of a template has no counterpart in Ollama."""
+
+
+@dataclass(frozen=True)
+class GoTemplate:
+    """The template's source, what follows an answer, what was compared, and what a person should know of it."""
+
+    source: str
+    after_answer: str
+    system: bool
+    compared: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Parts:
+    """The texts around each role's words; `inside` says where a system prompt stands: "" is a turn of its own."""
+
+    opening: str
+    user: tuple[str, str]
+    assistant: tuple[str, str]
+    prompt: str
+    system: tuple[str, str] | None = None
+    inside: str = ""
+    thought: tuple[str, str, str] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class _Probe:
+    """The Jinja template, without the beginning-of-text token that Ollama writes itself."""
+
+    def __init__(self, template: str, variables: Mapping[str, object], bos: str) -> None:
+        self._template, self._variables, self._bos = template, variables, bos
+
+    def __call__(self, chat: Chat, *, prompt: bool = True) -> str:
+        return render_text(self._template, self._variables, chat, prompt=prompt).removeprefix(self._bos)
+
+    def gaps(self, chat: Chat, words: Sequence[str], *, prompt: bool = True) -> list[str]:
+        """What stands before, between and after the words, which must come in that order, each once."""
+        rest, gaps = self(chat, prompt=prompt), []
+        for word in words:
+            if rest.count(word) != 1:
+                raise _NoCounterpartError("it leaves a message out, repeats it, or writes it in another order")
+            before, rest = rest.split(word)
+            gaps.append(before)
+        return [*gaps, rest]
+
+
+def to_go(template: str, variables: Mapping[str, object], *, bos: str = "") -> GoTemplate:
+    """A chat template for Ollama; `variables` are the tokenizer's special tokens and enable_thinking.
+
+    `bos` is the beginning-of-text token where the tokenizer writes it by itself, as Ollama then does. Raises
+    `StudioError` for a template that Go's language or Ollama's messages have no counterpart for.
+    """
+    probe = _Probe(template, variables, bos)
+    try:
+        parts = _parts(probe)
+        source = _source(parts)
+        compared = _prove(probe, source, system=parts.system is not None)
+    except _NoCounterpartError as error:
+        raise StudioError(f"This chat template can't be written for Ollama: {error}.", _HINT) from None
+    except TemplateError as error:
+        raise StudioError(
+            f"This chat template can't be written for Ollama: it refuses a dialogue ({error}).", _HINT
+        ) from None
+    notes = [*parts.notes, *_remarks(probe, source, template)]
+    return GoTemplate(source, parts.assistant[1] + parts.user[0], parts.system is not None, compared, tuple(notes))
+
+
+def _chat(asked: Sequence[str], said: Sequence[str] = (), system: str = "") -> Chat:
+    """Questions and answers in turns, after a system prompt where one is given."""
+    turns = [("user", question) for question in asked]
+    answers = [("assistant", answer) for answer in said]
+    woven = [turn for pair in itertools.zip_longest(turns, answers) for turn in pair if turn]
+    return [{"role": role, "content": content} for role, content in [("system", system)] * bool(system) + woven]
+
+
+def _parts(probe: _Probe) -> _Parts:
+    """The texts of each role, from what stands between marked words."""
+    one, two, three = _ASKED
+    words = [one, _SAID[0], two, _SAID[1], three]
+    first, asked, said, asked_again, said_again, last = probe.gaps(_chat(_ASKED, _SAID), words)
+    if (asked, said) != (asked_again, said_again):
+        raise _NoCounterpartError("it writes later turns in another way than the first")
+    if probe.gaps(_chat([one]), [one]) != [first, last]:
+        raise _NoCounterpartError("it writes a first question in another way where more follows")
+    alone = probe.gaps(_chat([one]), [one], prompt=False)[1]
+    after_user = _common_start(_common_start(asked, last), alone)
+    ended = probe.gaps(_chat([one], [_SAID[0]]), [one, _SAID[0]], prompt=False)[2]
+    after_answer = said[: len(said) - len(_common_end(said[len(_common_start(said, ended)) :], first))]
+    before_user = said[len(after_answer) :]
+    parts = _Parts(
+        opening=first[: len(first) - len(before_user)],
+        user=(before_user, after_user),
+        assistant=(asked[len(after_user) :], after_answer),
+        prompt=last[len(after_user) :],
+    )
+    _place_system(probe, parts, first)
+    _place_thought(probe, parts)
+    return parts
+
+
+def _place_system(probe: _Probe, parts: _Parts, first: str) -> None:
+    """Where a system prompt stands: before everything, within the first question, within the last, or nowhere."""
+    nowhere = "The chat template has no place for a system prompt: Ollama leaves one out."
+    one, two = _ASKED[:2]
+    try:
+        told = probe(_chat([one], system=_SYSTEM))
+    except TemplateError:
+        parts.notes.append(nowhere)
+        return
+    if _SYSTEM not in told:
+        parts.notes.append(nowhere)
+        return
+    before, after, _ = probe.gaps(_chat([one], system=_SYSTEM), [_SYSTEM, one])
+    longer = probe(_chat([one, two], [_SAID[0]], _SYSTEM))
+    if longer.find(_SYSTEM) > longer.find(one):
+        parts.system, parts.inside = (before.removeprefix(first), after), "last"
+    elif after.endswith(parts.user[0]):
+        parts.system = before, after[: len(after) - len(parts.user[0])]
+    else:
+        parts.system, parts.inside = (before, after), "first"
+
+
+def _place_thought(probe: _Probe, parts: _Parts) -> None:
+    """A thought's place in earlier answers, for a template that takes thoughts out of the answers' text."""
+    one, two = _ASKED[:2]
+    written = _chat([one, two], [f"{_OPEN}{_THOUGHT}\n{_CLOSE}\n\n{_SAID[0]}"])
+    if probe(written).count(f"{_THOUGHT}\n{_CLOSE}\n\n{_SAID[0]}") and not parts.assistant[0].rstrip().endswith(_CLOSE):
+        return
+    chat = _chat([one, two], [_SAID[0]])
+    chat[1]["reasoning_content"] = _THOUGHT
+    if _THOUGHT not in probe(chat):
+        parts.thought = ("", _OPEN, f"\n{_CLOSE}\n\n")
+        return
+    _, before, after, _, _ = probe.gaps(chat, [one, _THOUGHT, _SAID[0], two])
+    start = before[len(parts.user[1]) : len(before) - len(_OPEN)]
+    if not before.endswith(_OPEN) or not parts.assistant[0].startswith(start):
+        raise _NoCounterpartError("it marks thoughts in a way that Ollama does not know")
+    parts.thought = start, _OPEN, after
+
+
+def _source(parts: _Parts) -> str:
+    """The parts as a template, as one text without line breaks of its own."""
+    before, after = map(text, parts.assistant)
+    user, asked = map(text, parts.user)
+    kept = "{{ .Content }}"
+    lines = [f"{{{{ if not .System }}}}{text(parts.opening)}{{{{ end }}}}"] if parts.system and parts.opening else []
+    lines += [text(parts.opening)] if not parts.system else []
+    lines += ["{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"]
+    turns = []
+    if parts.system and not parts.inside:
+        turns += [("system", f"{text(parts.system[0])}{kept}{text(parts.system[1])}")]
+    if parts.system and parts.inside == "first":
+        start, end = map(text, parts.system)
+        turns += [("system", f"{start}{kept}{end}")]
+        user = f"{{{{ if or (not $.System) (not (eq $i 1)) }}}}{user}{{{{ end }}}}"
+    if parts.system and parts.inside == "last":
+        start, end = map(text, parts.system)
+        user += f"{{{{ if and $last $.System }}}}{start}{{{{ $.System }}}}{end}{{{{ end }}}}"
+    turns += [("user", f"{user}{kept}{asked}")]
+    turns += [("assistant", f"{_thinking(parts, before)}{kept}{{{{ if not $last }}}}{after}{{{{ end }}}}")]
+    for number, (role, turn) in enumerate(turns):
+        lines += [f'{{{{ {"else " * bool(number)}if eq .Role "{role}" }}}}{turn}']
+    lines += ["{{ end }}"]
+    if parts.prompt:
+        lines += [f'{{{{ if and $last (ne .Role "assistant") }}}}{text(parts.prompt)}{{{{ end }}}}']
+    return "".join([*lines, "{{ end }}"])
+
+
+def _thinking(parts: _Parts, before: str) -> str:
+    """What stands before an answer; Ollama finds the marks of thoughts by the texts around `.Thinking`."""
+    if parts.thought is None:
+        return before
+    start, opened, closed = parts.thought
+    if not start:
+        return f"{before}{{{{ if and $last .Thinking }}}}{text(opened)}{{{{ .Thinking }}}}{text(closed)}{{{{ end }}}}"
+    thought = f"{{{{ if .Thinking }}}}{text(opened)}{{{{ .Thinking }}}}{text(closed)}"
+    return f"{text(start)}{thought}{{{{ else }}}}{text(parts.assistant[0][len(start) :])}{{{{ end }}}}"
+
+
+def _prove(probe: _Probe, source: str, *, system: bool) -> int:
+    """How many conversations come out the same from both templates; raises at the first that does not."""
+    compared = 0
+    for chat in _conversations(system):
+        if fill(source, chat) != probe(chat):
+            raise _NoCounterpartError("a dialogue came out in another way")
+        compared += 1
+    return compared
+
+
+def _conversations(system: bool) -> Iterator[Chat]:
+    """Dialogues of one to four questions, with and without a system prompt, each word of many kinds."""
+    for turns in range(1, 5):
+        for at in range(len(_TEXTS)):
+            words = [_TEXTS[(at + step) % len(_TEXTS)] for step in range(2 * turns)]
+            for prompt in ("", _TEXTS[at]) if system else ("",):
+                yield _chat(words[::2], words[1::2][: turns - 1], prompt)
+
+
+def _remarks(probe: _Probe, source: str, template: str) -> Iterator[str]:
+    """Where conversations of a rarer kind come out in another way, which a person should know."""
+    if "strftime_now" in template:
+        yield "The chat template writes the date: this one has the day on which it was made."
+    if _differs(probe, source, _chat(["  Hello \n", "Again"], ["\n Hi "])):
+        yield "The chat template cuts blanks around messages; Ollama sends them as they are."
+
+
+def _differs(probe: _Probe, source: str, chat: Chat) -> bool:
+    return fill(source, chat) != probe(chat)
+
+
+def _common_start(one: str, other: str) -> str:
+    """What two texts begin with alike; a token such as <|end|> is in it whole or not at all."""
+    at = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return _HALF_TOKEN.sub("", one[:at])
+
+
+def _common_end(one: str, other: str) -> str:
+    return next((one[at:] for at in range(len(one)) if other.endswith(one[at:])), "")
+
+
+READ_BY_OLLAMA = frozenset(
+    (
+        "LlamaForCausalLM",
+        "MixtralForCausalLM",
+        "GemmaForCausalLM",
+        "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM",
+        "Phi3ForCausalLM",
+        "Qwen2ForCausalLM",
+        "Olmo3ForCausalLM",
+        "CohereForCausalLM",
+        "GptOssForCausalLM",
+        "DeepseekV3ForCausalLM",
+        "Lfm2ForCausalLM",
+    )
+)
+
+
+"""Architectures whose safetensors Ollama turns into its own form by itself; all others come to it as GGUF."""
+
+
+ADAPTED_BY_OLLAMA = frozenset(
+    ("LlamaForCausalLM", "MistralForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", "MixtralForCausalLM")
+)
+
+
+"""Architectures on which Ollama puts a LoRA adapter by itself (ADAPTER)."""
+
+
+_QUOTES = '"""'
+
+
+def stop_texts(after_answer: str, end: str, tokens: Iterable[str], more: Sequence[str] = ()) -> tuple[str, ...]:
+    """Where an answer ends: at the end-of-text token, and at the first special token that follows an answer.
+
+    `tokens` are the tokenizer's special ones; `more` are texts that a person named.
+    """
+    found = [token for token in tokens if token and token in after_answer]
+    first = sorted(found, key=lambda token: (after_answer.find(token), -len(token)))[:1]
+    return tuple(dict.fromkeys(text for text in (*first, end, *more) if text))
+
+
+def carried_by_quotes(text: str) -> bool:
+    """Whether a Modelfile carries a text as it is: no three quotes in a row, and no sign that is not printed."""
+    return _QUOTES not in text and all(sign.isprintable() or sign in "\n\r\t" for sign in text)
+
+
+def modelfile(
+    source: str,
+    template: str,
+    stops: Sequence[str],
+    generation: Generation,
+    *,
+    system: str = "",
+    adapter: str = "",
+    notes: Sequence[str] = (),
+) -> str:
+    """The file's text; `source` is what FROM names, `notes` stand on top as comments.
+
+    A system prompt that quotes do not carry is left out: say so in a note (`carried_by_quotes`).
+    """
+    lines = [f"# {' '.join(note.split())}" for note in notes]
+    lines += [f"FROM {source}"]
+    lines += [f"ADAPTER {adapter}"] if adapter else []
+    lines += [f"TEMPLATE {_QUOTES}{template}{_QUOTES}"]
+    if system and carried_by_quotes(system):
+        lines += [f"SYSTEM {_QUOTES}{system}{_QUOTES}"]
+    lines += [f"PARAMETER stop {_quoted(text)}" for text in stops if carried_by_quotes(text)]
+    lines += [
+        f"PARAMETER temperature {generation.temperature:g}",
+        f"PARAMETER top_p {generation.top_p:g}",
+        f"PARAMETER top_k {generation.top_k}",
+        f"PARAMETER min_p {generation.min_p:g}",
+        f"PARAMETER repeat_penalty {generation.repetition_penalty:g}",
+        f"PARAMETER seed {generation.seed}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if '"' not in text and "\n" not in text else f"{_QUOTES}{text}{_QUOTES}"

@@ -1,0 +1,296 @@
+"""Exports: an adapter taken away in a form that another program reads, each in a folder of the workspace like a run's.
+
+The folder holds what was asked for, the result, and, written last, what it is and whether it was tried. What forms
+there are stands in export_targets.py.
+
+Exports are begun here, whoever asks: what must be true before, and which of them need the device.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lora_studio.config.fields import Section
+from lora_studio.config.parsing import plain_words
+from lora_studio.errors import StudioError
+from lora_studio.export.llama_cpp import find_llama_cpp
+from lora_studio.export.targets import TARGETS, Sizes, Target
+from lora_studio.files import bytes_in
+from lora_studio.jobs.device import Verdict, verdict
+from lora_studio.jobs.events import DataPrepared, from_line, read_lines
+from lora_studio.jobs.folder import ExportFolder, JobFolders, damaged_request
+from lora_studio.jobs.kinds import EXPORT
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.models.adapter_files import SETTINGS_FILE, read_lora, read_object, read_studio_card
+from lora_studio.models.adapters import named_adapter, read_card
+from lora_studio.models.hardware import devices
+from lora_studio.models.hub import VARIABLE
+from lora_studio.models.shape import architecture, read_config
+from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, model_source
+
+LONGEST_NAME = 200
+
+
+"""Bytes of a result's name: while it is made, the export's id stands in it as well."""
+
+
+SPARE_BYTES = 20_000_000
+
+
+"""Room left on the disk beside what an export takes: for its log, and for whatever else is written meanwhile."""
+
+
+CARRIED = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "studio.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+"""Files of an adapter's folder that are the adapter: no pickle, which runs when read, and nothing of the training."""
+
+
+PHASES = {
+    "start": "starting",
+    "data": "preparing the rows",
+    "model": "loading the model",
+    "download": "downloading the base model",
+    "copy": "copying",
+    "merge": "adding the adapter to the base's weights",
+    "write": "writing",
+    "pack": "packing",
+    "convert": "converting",
+    "upload": "uploading",
+    "try": "trying the result",
+}
+
+
+"""The phases of an export's life, by what a person calls them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be taken away, and how.
+
+    `adapter_title` is what the adapter is called, `folder` where it is, `run` the id of the run that trained it ("" for
+    an adapter from elsewhere), `out` where the result goes ("" for the export's own folder); `trial` asks for a try.
+    """
+
+    title: str
+    target: str
+    adapter: str
+    folder: str
+    run: str
+    settings: dict[str, Any]
+    out: str = ""
+    trial: bool = True
+    adapter_title: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.adapter_title:  # written by an earlier version
+            object.__setattr__(self, "adapter_title", str(self.title).rpartition(":")[0])
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Request":
+        return cls(
+            **{name: value for name, value in values.items() if name not in ("created", "maker", "needs_device")}
+        )
+
+
+def request_of(folder: ExportFolder) -> Request:
+    """What was asked for. Raises `StudioError` where its file is damaged."""
+    try:
+        return Request.from_dict(folder.read_facts())
+    except TypeError:
+        raise damaged_request(folder) from None
+
+
+def folders(workspace: Workspace) -> JobFolders[ExportFolder]:
+    """Where exports are kept."""
+    return JobFolders(workspace, workspace.exports_folder, ExportFolder, "export")
+
+
+def target_of(name: str) -> Target:
+    """The target of that name. Raises `StudioError` where there is none."""
+    if name not in TARGETS:
+        raise StudioError(f"There is no form {name!r} to take an adapter away in.", f"There is: {', '.join(TARGETS)}.")
+    return TARGETS[name]
+
+
+def checked(target: Target, values: Mapping[str, Any]) -> Section:
+    """The settings of a target. Raises `StudioError` with all that is wrong with them."""
+    try:
+        return target.settings(**values)
+    except ValidationError as error:
+        known = target.settings.model_fields
+        problems = []
+        for item in error.errors(include_url=False):
+            name = str(item["loc"][0])
+            if name not in known:
+                problems.append(f"{target.title} has no setting {name}.")
+            else:
+                problems.append(f"{known[name].title or name} {plain_words(item)} (found {item['input']!r}).")
+        names = ", ".join(known) or "no settings"
+        raise StudioError(" ".join(problems), f"{target.title} takes: {names}.") from None
+
+
+def make_request(
+    workspace: Workspace,
+    adapter: str,
+    target_name: str,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    out: str | None = None,
+    trial: bool = True,
+) -> Request:
+    """What a person asked for, checked. The adapter is named by run, RUN/checkpoint-N or folder.
+
+    Raises `StudioError` for what can't be taken away so.
+    """
+    target, found = target_of(target_name), named_adapter(workspace, adapter)
+    if target.needs_run and not found.run:
+        raise StudioError(
+            f"{target.title} is made from a run, and {found.folder} belongs to none here.",
+            "Name a run, or choose another form.",
+        )
+    read_lora(found.folder)
+    chosen = checked(target, settings or {})
+    workspace.check_path(out or "")
+    place = str(_free_place(Path(os.path.abspath(Path(out).expanduser())))) if out else ""
+    title = f"{found.title}: {target.title}"
+    return Request(
+        title, target.name, adapter, str(found.folder), found.run, chosen.model_dump(), place, trial, found.title
+    )
+
+
+def _free_place(out: Path) -> Path:
+    """Where a result may go: a new place, or a folder with nothing in it. Nothing that is there is written over."""
+    if len(os.fsencode(out.name)) > LONGEST_NAME:
+        raise StudioError(f"{out.name[:40]}… is too long for a file's name.", "Name a shorter place.")
+    if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
+        raise StudioError(f"{out} is there already.", "Name a new place: an export writes over nothing.")
+    if not os.path.isdir(out.parent):
+        raise StudioError(f"There is no folder {out.parent}.", "Name a place in a folder that is there.")
+    return out
+
+
+def sizes_of(folder: Path, run: RunFolder | None = None) -> Sizes:
+    """What the sizes of an adapter's exports follow from; `run` is the one that trained it."""
+    adapter = sum(path.stat().st_size for path in carried(folder))
+    base, revision = base_of(folder)
+    numbers = read_config(base, revision) if base else None
+    model = architecture(numbers) if numbers else None
+    built_in = bytes_in(Path(model_source(base))) if base == DEMO_MODEL else 0
+    return Sizes(
+        adapter,
+        model.parameters if model else None,
+        _bytes_of_rows(run) if run else 0,
+        built_in,
+        str((numbers or {}).get("architectures", [""])[0]),
+        find_llama_cpp() is not None,
+    )
+
+
+def _bytes_of_rows(run: RunFolder) -> int:
+    """What ids and labels of a run's training rows take, 32 bits each; 0 where the run did not get so far."""
+    found = (event for event in map(from_line, read_lines(run.events)) if isinstance(event, DataPrepared))
+    prepared = next(found, None)
+    return 8 * prepared.tokens if prepared else 0
+
+
+def carried(folder: Path) -> list[Path]:
+    """The files of an adapter's folder that go with it."""
+    return [folder / name for name in CARRIED if (folder / name).is_file() and not (folder / name).is_symlink()]
+
+
+def base_of(folder: Path) -> tuple[str, str | None]:
+    """Name and revision of the base that an adapter was trained on; "" where nothing says so."""
+    card = read_studio_card(folder)
+    if card.get("base_model"):
+        return str(card["base_model"]), card.get("revision")
+    settings = read_object(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
+    return str(settings.get("base_model_name_or_path") or ""), settings.get("revision")
+
+
+def needed_bytes(workspace: Workspace, request: Request) -> int | None:
+    """What making the result takes on the disk; None where that can't be known before."""
+    target = target_of(request.target)
+    return target.room_for(_sizes(workspace, request), checked(target, request.settings))
+
+
+def result_bytes(workspace: Workspace, request: Request) -> int | None:
+    """How large the result will be; None where that can't be known before."""
+    target = target_of(request.target)
+    return target.size(_sizes(workspace, request), checked(target, request.settings))
+
+
+def _sizes(workspace: Workspace, request: Request) -> Sizes:
+    return sizes_of(Path(request.folder), RunFolder(workspace.runs_folder / request.run) if request.run else None)
+
+
+def check_space(workspace: Workspace, request: Request, place: Path) -> None:
+    """Raises `StudioError` where the disk of `place` has not enough room for the result."""
+    workspace.check_room(needed_bytes(workspace, request) or 0)
+    needed, free = needed_bytes(workspace, request) or 0, shutil.disk_usage(place).free
+    if needed + SPARE_BYTES > free:
+        raise StudioError(
+            f"Making it takes about {needed / 1e6:,.0f} MB, with {SPARE_BYTES // 10**6} MB of room beside it, and "
+            f"{place} has {free / 1e6:,.0f} MB free.",
+            "Make room, or, in a terminal, name another disk with --out.",
+        )
+
+
+def create(workspace: Workspace, request: Request) -> ExportFolder:
+    """A new export's folder. Raises `StudioError` where the disk has no room for the result."""
+    check_space(workspace, request, Path(request.out).parent if request.out else workspace.root)
+    return folders(workspace).create({**asdict(request), "needs_device": needs_device(request)})
+
+
+def needs_device(request: Request) -> bool:
+    """Whether the export computes on the device. All of them work on the CPU, so that none waits for a GPU."""
+    return target_of(request.target).whole_model and devices()[0].kind == "cpu"
+
+
+def exports(workspace: Workspace) -> list[ExportFolder]:
+    """Every export, newest first."""
+    return folders(workspace).all()
+
+
+def start(
+    supervisor: Supervisor, request: Request, secrets: Mapping[str, str] | None = None, *, beside: bool = False
+) -> str:
+    """Makes the export's folder and starts its worker; its id. One that loads the whole model waits for the device.
+
+    `secrets` go into the worker's environment and nowhere else. A visitor never publishes with the owner's token.
+    """
+    workspace = supervisor.workspace
+    workspace.check_may("take adapters away")
+    if request.target == "hub" and not workspace.owned and not (secrets or {}).get(VARIABLE):
+        raise StudioError(
+            "Publishing needs a token of your own: that of this machine is its owner's.",
+            "Put one that may write into the field Token; it is used once and kept nowhere.",
+        )
+    return supervisor.submit(EXPORT, partial(create, workspace, request), beside=beside, secrets=secrets)
+
+
+def memory_for(request: Request) -> Verdict:
+    """Whether an export that loads the whole model fits beside what is in memory now."""
+    card = read_card(Path(request.folder))
+    return verdict(card.base, card.revision, "none", [Path(request.folder)], 0)

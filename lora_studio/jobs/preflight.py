@@ -1,0 +1,354 @@
+"""Numbered checks before a run starts: what would make it fail, found in a second instead of after an hour.
+
+The checks are plain functions of the config and of what others found: `machine` is this machine, `data` what the
+session child said of the first rows (`data.dataset.look_at_first`). Nothing is read, loaded or started here.
+
+The checks before a start, with what a session child says of the data: the same for the page and the terminal.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_studio.config.conflicts import NEED_FULL_WEIGHTS, NOT_ON_EXPERTS
+from lora_studio.config.sections import Config, files_of
+from lora_studio.errors import StudioError
+from lora_studio.jobs.session import READING, Session
+from lora_studio.models.adapters import continued
+from lora_studio.models.advice import changes_that_fit
+from lora_studio.models.hardware import GIB, Device, devices
+from lora_studio.models.hub import may_run_code_of, warning
+from lora_studio.models.memory import checkpoint_bytes, estimate, settled, trained_adapter, verdict
+from lora_studio.models.shape import Architecture, architecture, beyond, read_config
+from lora_studio.workspace import DEMO_MODEL, Workspace, model_source
+
+BITS = {"4bit": "4 bits", "8bit": "8 bits"}
+
+
+ROUGH = "the model's parameters are counted one by one, what a step of this kind of model keeps is guessed"
+
+
+OK, NOTE, ASK, FAILED = "ok", "note", "ask", "failed"
+
+
+"""What a check can say: all right; worth knowing; start only if the person insists; can't work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check: what was looked at, how it went, what was found, and what to do about it."""
+
+    title: str
+    state: str
+    found: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All checks in their order, and one verdict over them."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def state(self) -> str:
+        """The worst that a check says: "failed", "ask" or "ok"."""
+        states = {check.state for check in self.checks}
+        return FAILED if FAILED in states else ASK if ASK in states else OK
+
+    @property
+    def words(self) -> str:
+        """The verdict in a sentence."""
+        wrong = sum(check.state == FAILED for check in self.checks)
+        if wrong:
+            return f"{wrong} of {len(self.checks)} checks failed: this run would not get far."
+        return "The memory will hardly do. Start anyway?" if self.state == ASK else "Ready to start."
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a run is weighed against. `memory` is what it may take of the device, in bytes."""
+
+    device: Device
+    memory: int
+    disk_free: int
+
+
+def this_machine(device: Device, workspace: Workspace, *, busy: bool = False) -> Machine:
+    """`busy` says that a run of ours holds the device: the next one begins when it has gone."""
+    free = device.memory_total if busy else device.memory_free
+    return Machine(device, free, shutil.disk_usage(workspace.root).free)
+
+
+def preflight(
+    config: Config,
+    machine: Machine,
+    data: Mapping[str, Any] | StudioError,
+    seen: Mapping[str, Any] | StudioError | None = None,
+) -> Report:
+    """Every check, in the order in which a run would meet them. `seen` is what the child found of the model itself
+    (`engine.layout.look_at_model`), where the model is on this machine."""
+    numbers = read_config(config.model.name, config.model.revision)
+    model = architecture(numbers) if numbers else None
+    longest = None if isinstance(data, StudioError) else int(data["tokens"]["max"])
+    checks = [
+        _model(config, numbers, seen),
+        *_code(config),
+        *_precision(config, model),
+        _data(config, data, seen),
+        _template(data),
+        _modules(config, model, seen),
+        _batch(config, data),
+        _evaluation(config, data),
+        _disk(config, model, machine),
+        _memory(config, model, machine, longest),
+    ]
+    return Report(tuple(checks))
+
+
+def _model(
+    config: Config, numbers: Mapping[str, Any] | None, seen: Mapping[str, Any] | StudioError | None = None
+) -> Check:
+    name, title = config.model.name, "Model"
+    if isinstance(seen, StudioError):
+        return Check(title, FAILED, seen.message, seen.hint)
+    if seen and seen.get("problem"):
+        return Check(title, FAILED, *seen["problem"])
+    if os.path.isdir(model_source(name)):
+        if numbers is None:
+            return Check(title, FAILED, f"{name} holds no config.json that can be read.", "Give a model's folder.")
+        return Check(title, OK, f"{name} is on this machine.")
+    if numbers is not None:
+        return Check(title, OK, f"{name} is in this machine's cache.")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return Check(title, FAILED, f"There is no model {name}.", "Give a folder with a config.json, or a Hub id.")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        advice = "Unset HF_HUB_OFFLINE, or name a folder."
+        return Check(title, FAILED, f"{name} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it.", advice)
+    return Check(title, NOTE, f"{name} is not on this machine yet: the run begins by fetching it.")
+
+
+def _code(config: Config) -> list[Check]:
+    """That a model's own program code runs, where it was allowed to; nothing where it was not."""
+    if not may_run_code_of(config.model.name):
+        return []
+    return [Check("Code", NOTE, warning(config.model.name), "Go on only if you know what that code does.")]
+
+
+def _precision(config: Config, model: Architecture | None) -> list[Check]:
+    """That a base which is stored in 4 or 8 bits stays so, whatever is chosen; nothing for all others."""
+    if model is None or model.stored == "none":
+        return []
+    title, stored, chosen = "Precision", BITS[model.stored], config.model.quantization
+    if chosen not in ("none", model.stored):
+        advice = f"Set model.quantization to {model.stored}, or name the base in 16 bits."
+        return [Check(title, FAILED, f"The base is stored in {stored}: {chosen} can't be had of it.", advice)]
+    if config.lora.init_lora_weights in NEED_FULL_WEIGHTS:
+        first = config.lora.init_lora_weights
+        advice = "Set lora.init_lora_weights to default, or name the base in 16 bits."
+        return [Check(title, FAILED, f"The base is stored in {stored}, which {first} can't take apart.", advice)]
+    if chosen == "none":
+        return [Check(title, NOTE, f"The base is stored in {stored}, and trained so: as with {model.stored}.")]
+    return [Check(title, OK, f"The base is stored in {stored}, as chosen.")]
+
+
+def _data(
+    config: Config, data: Mapping[str, Any] | StudioError, seen: Mapping[str, Any] | StudioError | None = None
+) -> Check:
+    title = "Data"
+    if isinstance(data, StudioError):
+        return Check(title, FAILED, data.message, data.hint)
+    if isinstance(seen, Mapping) and "largest_id" in data:
+        longest = min(int(data["tokens"]["max"]), config.data.max_length)
+        numbers = {name: seen[name] for name in ("embeddings", "positions")}
+        error = beyond(config.model.name, largest_id=data["largest_id"], longest=longest, **numbers)
+        if error is not None:
+            return Check(title, FAILED, error.message, error.hint)
+    looked = f"the first {data['sampled']:,} rows" if data["sampled"] else "all rows"
+    usable, bad, dropped = data["train_rows"] + data["validation_rows"], data["bad_rows"], data["dropped_rows"]
+    found = f"{data['reading']} Looked at {looked}: {usable:,} can be used"
+    found += f", {data['marked_bad_rows']:,} are marked bad and left out" if data["marked_bad_rows"] else ""
+    found += f", {bad:,} can't be read" if bad else ""
+    found += f", {dropped:,} keep no trained token at {config.data.max_length:,} tokens" if dropped else ""
+    if bad + dropped > usable:
+        return Check(title, NOTE, found + ".", "Look at the Data tab: most rows are lost.")
+    return Check(title, OK, found + ".")
+
+
+def _template(data: Mapping[str, Any] | StudioError) -> Check:
+    title = "Template"
+    if isinstance(data, StudioError):
+        return Check(title, NOTE, "Not looked at: the data could not be read.")
+    style, ends = data["prompt_style"], [shown["ends_with_eos"] for shown in data["examples"]]
+    if not any(ends):
+        advice = "A model that never sees its end token goes on talking; a longer data.max_length may keep it."
+        return Check(title, NOTE, f"{style}: the example's answer does not end with the end token.", advice)
+    return Check(title, OK, f"{style}: answers end with the model's end token, which is trained.")
+
+
+def _modules(config: Config, model: Architecture | None, seen: Mapping[str, Any] | StudioError | None = None) -> Check:
+    title = "Adapter"
+    if isinstance(seen, Mapping) and seen.get("adapter_problem"):
+        return Check(title, FAILED, *seen["adapter_problem"])
+    if model is None:
+        return Check(title, NOTE, f"The model's modules are not known{_why_unknown(config)}.")
+    lora = config.lora
+    trained = trained_adapter(config, model)
+    known = ", ".join(dict.fromkeys(item.leaf for item in model.linears))
+    missing = "" if config.model.adapter_name_or_path else ", ".join(trained.missing)  # the child looked at its places
+    if missing and not model.exact:
+        return Check(title, NOTE, f"{missing}: not among the modules that such a model is expected to have ({known}).")
+    if missing:
+        return Check(title, FAILED, f"The model has no module {missing}.", f"Its modules are: {known}.")
+    if trained.stacks and lora.lora_dropout:
+        advice = "Set lora.lora_dropout to 0, or lora.target_modules to attention."
+        return Check(title, FAILED, "Adapters on stacked experts can't have dropout.", advice)
+    if trained.stacks and lora.init_lora_weights in NOT_ON_EXPERTS:
+        advice = "Set lora.init_lora_weights to default, or lora.target_modules to attention."
+        found = f"Adapters on stacked experts can't begin with {lora.init_lora_weights}."
+        return Check(title, FAILED, found, advice)
+    counted = seen.get("trainable") if isinstance(seen, Mapping) else None
+    number = trained.trainable if counted is None else counted
+    share = 100 * number / (model.parameters + (trained.added if counted is None else counted))
+    about = "" if counted is not None or model.exact else "About "
+    return Check(title, OK, f"{about}{number:,} parameters are trained, {share:.2f} % of the model.")
+
+
+def _why_unknown(config: Config) -> str:
+    """Why a model's numbers are not known."""
+    if read_config(config.model.name, config.model.revision) is None:
+        return " before it is fetched"
+    return ": its config.json has not the numbers of a kind that is known here"
+
+
+def _batch(config: Config, data: Mapping[str, Any] | StudioError) -> Check:
+    title = "Batch"
+    training = config.training
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    if isinstance(data, StudioError) or data["sampled"] or training.packing:
+        return Check(title, OK, f"{rows:,} rows a step.")
+    there = data["train_rows"]
+    if there < rows:
+        advice = "Lower training.gradient_accumulation_steps or training.per_device_train_batch_size."
+        return Check(title, NOTE, f"{rows:,} rows a step, and only {there:,} rows: an epoch is one step.", advice)
+    return Check(title, OK, f"{rows:,} rows a step of {there:,} rows.")
+
+
+def _evaluation(config: Config, data: Mapping[str, Any] | StudioError) -> Check:
+    title, evaluation = "Validation", config.evaluation
+    if isinstance(data, StudioError):
+        return Check(title, NOTE, "Not looked at: the data could not be read.")
+    rows, wanted = data["validation_rows"], evaluation.eval_strategy != "no"
+    uses = {
+        "evaluation.load_best_model_at_end": evaluation.load_best_model_at_end,
+        "evaluation.early_stopping_patience": evaluation.early_stopping_patience,
+        "evaluation.labels": evaluation.labels,
+        "evaluation.gen_eval_samples": evaluation.gen_eval_samples,
+    }
+    needed = [name for name, on in uses.items() if on]
+    if rows or not wanted:
+        return Check(
+            title, OK, f"{rows:,} rows to measure on." if rows else "Nothing is measured, as the settings say."
+        )
+    advice = "Raise data.validation_fraction, or name a data.validation_file."
+    if needed:
+        return Check(title, FAILED, f"No row is left to measure on, which {needed[0]} needs.", advice)
+    return Check(title, NOTE, "No row is left to measure on: there will be no validation loss.", advice)
+
+
+def _disk(config: Config, model: Architecture | None, machine: Machine) -> Check:
+    title, free = "Disk", f"{machine.disk_free / GIB:,.1f} GiB free"
+    if model is None:
+        return Check(title, NOTE, f"{free}; what a checkpoint needs is not known{_why_unknown(config)}.")
+    each = checkpoint_bytes(config, model)
+    kept = 1 if config.training.save_strategy == "no" else config.training.save_total_limit + 2
+    needed = each * kept  # one more while it is written, and the adapter itself
+    found = f"{free}; checkpoints and adapter need up to {needed / GIB:,.2f} GiB."
+    if needed > machine.disk_free:
+        advice = "Free some room, or lower training.save_total_limit."
+        return Check(title, FAILED, found, advice)
+    return Check(title, OK, found)
+
+
+def _memory(config: Config, model: Architecture | None, machine: Machine, longest: int | None) -> Check:
+    title, device = "Memory", machine.device
+    if model is None:
+        return Check(title, NOTE, f"What the run needs is not known{_why_unknown(config)}.")
+    chosen = settled(config, model, device.kind, machine.memory, longest)
+    expected = estimate(chosen, model, device.kind, longest)
+    needed = expected.total
+    found = f"About {needed / GIB:,.1f} GiB of {machine.memory / GIB:,.1f} GiB that are free on {device.name}."
+    said = verdict(needed, machine.memory)
+    if not model.counted:
+        advice = "Start only if you know that the model fits."
+        return Check(title, ASK, f"{found} That is a guess: this kind of model could not be counted.", advice)
+    if not expected.exact:
+        found += f" A rough estimate: {ROUGH}."
+    if said == "fits":
+        return Check(title, OK, found)
+    change = changes_that_fit(config, model, device.kind, machine.memory, longest=longest)
+    advice = (
+        f"{change.title} would make it fit." if change else "No single change would make it fit: take a smaller model."
+    )
+    return Check(title, NOTE if said == "tight" else ASK, found, advice)
+
+
+LOG = "preflight.log"
+
+
+def check_before_start(config: Config, workspace: Workspace, session: Session | None = None, *, busy: bool) -> Report:
+    """All checks of a config. A `session` that is at work, or none, leaves the look at the data to a child of its own.
+
+    `busy` says that a run of ours holds the device until this one begins.
+    """
+    workspace.check_request(files_of(config))
+    config = continued(workspace.admit(config), workspace)
+    machine = this_machine(devices()[0], workspace, busy=busy)
+    if session is not None and not session.busy:
+        return preflight(config, machine, _look(config, session), look_at_model(config, session))
+    with Session(workspace.logs_folder / LOG, patience=lambda: READING) as own:
+        return preflight(config, machine, _look(config, own), look_at_model(config, own))
+
+
+def _look(config: Config, session: Session) -> dict[str, Any] | StudioError:
+    """What the first rows come to with the model's tokenizer, or what is wrong with them."""
+    try:
+        return session.call("look_at_first", **request_of(config))
+    except StudioError as error:
+        return error
+
+
+def look_at_model(config: Config, session: Session) -> dict[str, Any] | StudioError | None:
+    """What the model itself says of the run (`engine.layout.look_at_model`), or what is wrong with it; None for a model
+    that is not on this machine yet."""
+    if read_config(config.model.name, config.model.revision) is None:
+        return None
+    path = Path(config.model.name).expanduser()
+    try:
+        return session.call(
+            "look_at_model",
+            model=str(path.resolve()) if os.path.isdir(path) and config.model.name != DEMO_MODEL else config.model.name,
+            revision=config.model.revision,
+            lora=config.lora.model_dump(),
+            seed=config.training.seed,
+            adapter=config.model.adapter_name_or_path,
+        )
+    except StudioError as error:
+        return error
+
+
+def request_of(config: Config) -> dict[str, Any]:
+    """The child's parameters: the data section, what it is read for, and whose tokenizer is meant."""
+    data = config.data.model_dump()
+    for name in ("train_file", "validation_file"):
+        path = Path(str(data[name] or "")).expanduser()
+        data[name] = str(path.resolve()) if data[name] and os.path.exists(path) else data[name]
+    return {**data, "goal": config.training.goal, "model": config.model.name, "revision": config.model.revision}
+
+
+def fetch_numbers(config: Config, session: Session) -> None:
+    """Lets the child fetch the model's config.json into this machine's cache. Raises `StudioError` where it can't."""
+    session.call("fetch_config", model=config.model.name, revision=config.model.revision)

@@ -1,0 +1,399 @@
+"""Talks to a session child (`lora_studio.engine.chat.session`) over its pipes: one JSON object a line, each way.
+
+The child holds what is heavy (tokenizer, model, device memory); ending it gives all of that back. It starts with the
+first request, and again with the next request after it died. What it prints goes to a log file.
+
+A file's rows and how they are read, for the form: told by a short process, as this one opens nobody's files.
+"""
+
+import functools
+import itertools
+import json
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lora_studio.errors import StudioError
+from lora_studio.jobs.launchers.conversation import Conversation
+from lora_studio.jobs.launchers.interface import last_lines
+from lora_studio.jobs.launchers.local import child_environment, python_module
+
+_CLOSE_SECONDS = 2.0
+
+
+_BEAT_SECONDS = 1.0
+
+
+_DEAD_ON_ARRIVAL_SECONDS = 2.0
+
+
+MAX_ANSWER_CHARACTERS = 1 << 26
+
+
+"""Of one line that the child writes: this process holds all of it, several times over."""
+
+
+class EngineError(StudioError):
+    """The child failed or ended, through no fault of what was asked."""
+
+
+class DeadOnArrivalError(EngineError):
+    """The child had ended before it could take up the request: whoever loads what it held can ask again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """When a request of a reading child is ended, in seconds: after so long without a sign of it, in all, and after
+    whoever asked has gone. None is no end.
+    """
+
+    quiet: float | None = None
+    whole: float | None = None
+    abandoned: float | None = None
+
+
+READING = Patience(quiet=180.0, abandoned=3.0)
+
+
+"""For a look at data: each of its phases says how far it is, and nobody waits for a look that was left."""
+
+
+READING_OF_VISITORS = replace(READING, quiet=60.0, whole=300.0)
+
+
+"""The same for those who share the reader with its owner."""
+
+
+_TOO_LONG = "A row may be huge, or made to take for ever: look into the file, or try a part of it."
+
+
+def _overdue(patience: Patience, whole: float, quiet: float) -> str:
+    """What a request took too long for; "" while it may go on."""
+    if patience.quiet is not None and quiet > patience.quiet:
+        return f"nothing came of it for {patience.quiet:.0f} s"
+    if patience.whole is not None and whole > patience.whole:
+        return f"in {patience.whole:.0f} s it was not finished"
+    return ""
+
+
+class _Child:
+    """One process and the thread that sorts its answers by the request they belong to."""
+
+    def __init__(self, command: Sequence[str], log_path: Path, env: Mapping[str, str] | None) -> None:
+        self._process = Conversation(command, log_path, env)
+        self._writing = threading.Lock()
+        self._answers: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {}
+        self._dispatching = threading.Lock()
+        self._ended = False
+        self.closed_on_purpose = False
+        self.nonsense = ""
+        self.abandoned = False  # whether it was ended because it went on with what nobody waited for
+        self._reader = threading.Thread(target=self._read, name="session answers", daemon=True)
+        self._reader.start()
+
+    @property
+    def running(self) -> bool:
+        return self._process.exit_code is None
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.exit_code
+
+    def send(self, request: dict[str, Any]) -> queue.SimpleQueue[dict[str, Any] | None]:
+        """Writes a request; its answers come into the queue, and None when the child ends."""
+        answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        with self._dispatching:
+            if self._ended:
+                answers.put(None)
+                return answers
+            self._answers[request["id"]] = answers
+        self.tell(request)
+        return answers
+
+    def tell(self, request: dict[str, Any]) -> None:
+        """Writes a request whose answer nobody waits for."""
+        try:
+            with self._writing:
+                self._process.input.write(json.dumps(request) + "\n")
+                self._process.input.flush()
+        except (BrokenPipeError, ValueError):
+            return  # the child is gone: the reader tells whoever waits
+
+    def forget(self, request_id: int) -> None:
+        """Answers to that request are thrown away from now on."""
+        with self._dispatching:
+            self._answers.pop(request_id, None)
+
+    def end(self) -> None:
+        """Ends the child by force."""
+        self._process.kill()
+
+    def wait(self) -> None:
+        """Until the child that said its last word is gone."""
+        self._process.wait(_CLOSE_SECONDS)
+
+    def close(self) -> None:
+        """Ends the child and waits until it is gone: first by closing its input, then by force."""
+        self.closed_on_purpose = True
+        if self._writing.acquire(timeout=_CLOSE_SECONDS):
+            try:
+                self._process.input.close()
+            except BrokenPipeError:
+                pass  # it died with a request half written
+            finally:
+                self._writing.release()
+        if not self._process.wait(_CLOSE_SECONDS):
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(_CLOSE_SECONDS)
+
+    def _read(self) -> None:
+        with self._process.output as lines:
+            while line := lines.readline(MAX_ANSWER_CHARACTERS):
+                try:
+                    answer = json.loads(line)
+                except (json.JSONDecodeError, RecursionError):
+                    self.nonsense = line.strip()[:200]
+                    self.end()
+                    break
+                with self._dispatching:
+                    waiting = self._answers.get(answer["id"])
+                if waiting is not None:
+                    waiting.put(answer)
+        self._process.wait()
+        with self._dispatching:
+            self._ended = True
+            for waiting in self._answers.values():
+                waiting.put(None)
+
+
+class Session:
+    """One session child. Safe to use from many threads; requests are answered one after the other.
+
+    `check` sees the parameters of every request before it is sent, and raises `StudioError` for what may not be asked.
+    `tokenless` says whether the request is answered without this machine's token for the Hub. `patience` says when a
+    request is ended; a child with patience holds nothing that could be lost, and starts anew with the next request.
+    """
+
+    def __init__(
+        self,
+        log_path: Path,
+        env: Mapping[str, str] | None = None,
+        command: Sequence[str] | None = None,
+        check: Callable[[Mapping[str, Any]], None] | None = None,
+        tokenless: Callable[[], bool] = lambda: False,
+        patience: Callable[[], Patience] | None = None,
+    ) -> None:
+        self._log_path = log_path
+        self._env = env
+        self._check = check
+        self._tokenless = tokenless
+        self._patience = patience
+        self._command = list(command or python_module("lora_studio.engine.chat.session"))
+        self._child: _Child | None = None
+        self._starting = threading.Lock()
+        self._one_request = threading.Lock()
+        self._ids = itertools.count(1)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def running(self) -> bool:
+        """Whether a child is alive, and with it what it loaded."""
+        child = self._child
+        return child is not None and child.running
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._one_request.locked()
+
+    def warm_up(self) -> None:
+        """Starts the child, and lets it import what its first request would wait for."""
+        if not self.running:
+            self._living_child().tell({"id": next(self._ids), "method": "warm_up"})
+
+    def stream(self, method: str, *, beat: bool = False, **params: Any) -> Generator[dict[str, Any], None, None]:
+        """Yields progress and pieces as they come and the result last.
+
+        Leaving the iteration early stops the request. With `beat`, {"kind": "waiting"} comes every second in which
+        nothing else does, so that whoever iterates can leave. Raises `StudioError` for an error answer and when the
+        child died.
+        """
+        if self._check is not None:
+            self._check(params)
+        if self._tokenless():
+            params["tokenless"] = True
+        with self._one_request:
+            try:
+                yield from self._asked(method, params, beat)
+            except DeadOnArrivalError:
+                if self._patience is None:  # what it had loaded is gone as well
+                    raise
+                yield from self._asked(method, params, beat)
+
+    def _asked(self, method: str, params: dict[str, Any], beat: bool) -> Generator[dict[str, Any], None, None]:
+        child, request_id = self._living_child(), next(self._ids)
+        patience, sent = self._patience() if self._patience else Patience(), time.monotonic()
+        answers = child.send({"id": request_id, "method": method, "params": params})
+        heard, late, answered, done = sent, "", False, False
+        try:
+            while not done:
+                try:
+                    answer = answers.get(timeout=_BEAT_SECONDS)
+                except queue.Empty:
+                    now = time.monotonic()
+                    if late := _overdue(patience, now - sent, now - heard):
+                        child.end()
+                    elif beat:
+                        yield {"kind": "waiting"}
+                    continue
+                heard = time.monotonic()
+                done = answer is None or answer["kind"] in ("result", "error")
+                if answer is None:
+                    early = not answered and (heard - sent < _DEAD_ON_ARRIVAL_SECONDS or child.abandoned)
+                    raise self._death(child, late, early)
+                answered = True
+                if answer["kind"] == "error":
+                    if answer.get("last"):
+                        child.wait()
+                    kind = EngineError if answer.get("internal") else StudioError
+                    raise kind(answer["message"], answer.get("hint", ""))
+                if late := _overdue(patience, heard - sent, 0.0):
+                    child.end()
+                yield answer
+        finally:
+            child.forget(request_id)
+            if not done:
+                self._left(child, patience)
+
+    def _left(self, child: _Child, patience: Patience) -> None:
+        """Nobody waits for the answer any more: the child is asked to stop, and ended where it does not hear."""
+        stop = next(self._ids)
+        child.tell({"id": stop, "method": "stop"})
+        if patience.abandoned is None:
+            return
+        idle = next(self._ids)
+        answers = child.send({"id": idle, "method": "rest"})
+
+        def end() -> None:
+            try:
+                answers.get(timeout=patience.abandoned)
+                child.forget(idle)
+            except queue.Empty:
+                child.abandoned = True
+                child.end()
+
+        threading.Thread(target=end, name="abandoned request", daemon=True).start()
+
+    def call(
+        self, method: str, on_progress: Callable[[dict[str, Any]], None] | None = None, **params: Any
+    ) -> dict[str, Any]:
+        """The result of a request; `on_progress` gets every answer before it."""
+        result: dict[str, Any] = {}
+        for answer in self.stream(method, **params):
+            if answer["kind"] == "result":
+                result = answer
+            elif on_progress is not None:
+                on_progress(answer)
+        return result
+
+    def stop(self) -> None:
+        """Ends the running request early, from any thread; what it has so far comes as its result."""
+        child = self._child
+        if child is not None and self._one_request.locked():
+            child.tell({"id": next(self._ids), "method": "stop"})
+
+    def close(self) -> None:
+        """Ends the child, and with it whatever it holds. The next request starts a new one."""
+        with self._starting:
+            child, self._child = self._child, None
+        if child is not None:
+            child.close()
+
+    def _living_child(self) -> _Child:
+        with self._starting:
+            if self._child is None or not self._child.running:
+                self._child = _Child(self._command, self._log_path, self._env)
+            return self._child
+
+    def _death(self, child: _Child, late: str, early: bool) -> EngineError:
+        if child.closed_on_purpose:
+            return EngineError("The session was closed before it answered.", "Ask again to start a new one.")
+        if late:
+            return EngineError(f"The work was ended: {late}.", _TOO_LONG)
+        if child.nonsense:
+            return EngineError(f"The process that answers wrote something else than an answer: {child.nonsense!r}.")
+        code, tail = child.exit_code, last_lines(self._log_path, 5)
+        why = ": the system ended it, most often because memory ran out" if code == -signal.SIGKILL else ""
+        if code == -signal.SIGABRT and "memory allocation of" in tail:  # a tokenizer's last words
+            why = ": it needed more memory than it may take"
+        tail = "" if why else tail  # who is killed says nothing of it
+        return (DeadOnArrivalError if early else EngineError)(
+            f"The process that answers ended unexpectedly{why}.",
+            "The next request starts a new one." + (f" Its log ends with:\n{tail}" if tail else ""),
+        )
+
+
+MAX_COUNTED_BYTES = 64_000_000  # larger files are counted by the run itself, the form stays quick
+
+
+WALL_SECONDS = 30.0
+
+
+WAIT_SECONDS = 2.0  # for a file that somebody else has counted now
+
+
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class QuickLook:
+    """Usable rows of a file, and how they are read; None and "" where that is not known."""
+
+    rows: int | None = None
+    reading: str = ""
+
+
+def count_rows(
+    path: Path, goal: str = "answers", mapping: Mapping[str, Any] | None = None, encoding: str | None = None
+) -> QuickLook:
+    """A file's rows for a goal; nothing where there is no such file, it can't be read, or takes too long here."""
+    options = json.dumps({"goal": goal, "mapping": mapping, "encoding": encoding}, sort_keys=True)
+    try:
+        stamp = path.stat()
+    except (OSError, ValueError):  # also a name that no file can bear
+        return QuickLook()
+    if not path.is_file() or stamp.st_size > MAX_COUNTED_BYTES:
+        return QuickLook()
+    if not _one_at_a_time.acquire(timeout=WAIT_SECONDS):
+        return QuickLook()
+    try:
+        return _count(path.resolve(), stamp.st_mtime_ns, stamp.st_size, options)
+    except subprocess.TimeoutExpired:  # a machine that is busy now; asked again, it may have the time
+        return QuickLook()
+    finally:
+        _one_at_a_time.release()
+
+
+@functools.lru_cache(maxsize=64)
+def _count(path: Path, _changed: int, _size: int, options: str) -> QuickLook:
+    command = [*python_module("lora_studio.data.quick_look"), str(path), options]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=WALL_SECONDS, env=child_environment())
+    if ended.returncode:
+        return QuickLook()
+    told = json.loads(ended.stdout)
+    return QuickLook(told["rows"] or None, told["reading"])

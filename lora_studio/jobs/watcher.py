@@ -1,0 +1,305 @@
+"""One job's state kept up to date from its folder: new lines of events.jsonl, and whether the worker lives.
+
+What it adds to the fold of the events is what a dead worker can't say itself. It writes nothing but what the events of
+a job without a worker come to in short, so that the next look at a thousand jobs need not read them.
+
+What the events of a run come to, kept beside them, so that a list of a thousand runs need not read every line again.
+
+A memory aid and never the truth: it holds for the events of one size and time, and where it is missing, damaged or made
+by another version, the events are read. What only a run's own view needs (curves, answers) is left out of it.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lora_studio import __version__
+from lora_studio.jobs.events import (
+    CheckpointSaved,
+    DataPrepared,
+    Evaluated,
+    MemoryEstimated,
+    ModelLoaded,
+    Reason,
+    RowsRead,
+    RunState,
+    StepLogged,
+    fold_lines,
+    of_right_kinds,
+    reason_named,
+)
+from lora_studio.jobs.kinds import TRAIN, Kind
+from lora_studio.jobs.launchers.interface import Exit, Launcher, Worker, last_error
+from lora_studio.workspace import JobFolder
+
+Key = tuple[int, int]
+
+
+"""Size and time of change (nanoseconds) of the events."""
+
+
+_ONE: dict[str, type] = {
+    "data": DataPrepared,
+    "test_rows": RowsRead,
+    "model": ModelLoaded,
+    "memory": MemoryEstimated,
+}
+
+
+_MANY: dict[str, type] = {"steps": StepLogged, "evaluations": Evaluated, "checkpoints": CheckpointSaved}
+
+
+_FIELDS = {
+    kind.__name__: [item.name for item in dataclasses.fields(kind)] for kind in (*_ONE.values(), *_MANY.values())
+}
+
+
+_MADE_BY = [__version__, [item.name for item in dataclasses.fields(RunState)], _FIELDS]
+
+
+def brief(state: RunState) -> RunState:
+    """The same without what grows with every step: of the steps only the last one is left, of the answers none."""
+    return dataclasses.replace(state, steps=state.steps[-1:], questions=None, answers=[])
+
+
+def read_folded(folder: JobFolder, key: Key) -> RunState | None:
+    """The run's brief state as of events of that size and time; None where that is not known."""
+    try:
+        kept = json.loads(folder.folded.read_text(encoding="utf-8"))
+        return _state(kept["state"]) if (kept["made_by"], kept["key"]) == (_MADE_BY, list(key)) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def keep_folded(folder: JobFolder, state: RunState, key: Key) -> None:
+    """Writes the run's brief state down. Where that is not possible (disk full, run gone), nothing is lost but time."""
+    kept = {"made_by": _MADE_BY, "key": key, "state": dataclasses.asdict(brief(state))}
+    temporary = folder.folded.with_name(f"{folder.folded.name}.{os.getpid()}-{threading.get_ident()}")
+    with contextlib.suppress(OSError):
+        temporary.write_text(json.dumps(kept), encoding="utf-8")
+        os.replace(temporary, folder.folded)
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
+def _state(values: Mapping[str, Any]) -> RunState:
+    one = {name: kind(**values[name]) for name, kind in _ONE.items() if values[name] is not None}
+    many = {name: [kind(**item) for item in values[name]] for name, kind in _MANY.items()}
+    pauses = [(begin, end) for begin, end in values["pauses"]]
+    reason = reason_named(values["reason"])
+    state = RunState(**{**values, **one, **many, "pauses": pauses, "reason": reason})
+    if not all(map(of_right_kinds, (state, *one.values(), *(item for items in many.values() for item in items)))):
+        raise ValueError("values of wrong kinds")
+    return state
+
+
+# A job's folder is made a moment before it stands in the queue; another process must not call it lost in between.
+_BIRTH_SECONDS = 10.0
+
+
+_FULL_BYTES = 1 << 20
+
+
+BEFORE_WORK = ("", "start", "data", "download", "model")
+
+
+"""Phases in which a worker has nothing to save yet."""
+
+
+class Follower:
+    """Follows one job. `refresh` sees what is new; `state` is a snapshot that never changes once handed out.
+
+    `alive`: the worker's process is there; `ended`: the worker said its last word. For a moment both are so.
+    `on_device`: it needs the device, which others wait for as long as it is alive.
+    `known`: its events were read, at least in short; of a run without a worker that waits until somebody asks.
+    """
+
+    def __init__(self, folder: JobFolder, launcher: Launcher, kind: Kind = TRAIN) -> None:
+        self.folder, self.kind, self._launcher = folder, kind, launcher
+        facts = folder.read_facts()
+        title, created = str(facts.get("title", folder.id)), facts["created"]
+        self.on_device = bool(facts.get("needs_device", kind.needs_device))
+        self._facts: dict[str, Any] = {"id": folder.id, "kind": kind.name, "title": title, "created": created}
+        self._begin_anew()
+        self._watched = tuple(map(str, folder.watched))
+        self._signature: tuple[object, ...] = ()
+        self._waiting = False
+        self._state: RunState | None = None
+        self._unread = False
+        self._wanted_whole = False
+        self.worker: Worker | None = None
+        self.alive = False
+        self.known = False
+        self.revision = 0
+
+    def _begin_anew(self) -> None:
+        self._folded, self._offset, self._in_short = RunState(**self._facts), 0, False
+
+    def refresh(self, waiting: bool) -> bool:
+        """Reads what is new and says whether anything is; `waiting` means that the job stands in the queue."""
+        files = tuple(map(_signature, self._watched))
+        alive = self.alive
+        if self.alive or files[:1] != self._signature[:1]:
+            self.worker = self._launcher.worker(self.folder)
+            alive = self._launcher.is_alive(self.folder)
+        unborn = self.worker is None and files[1] is None and time.time() - self._facts["created"] < _BIRTH_SECONDS
+        signature = (*files, alive, waiting, unborn)
+        if self.revision and signature == self._signature:
+            return False
+        # The events are read after the look at the process: a worker seen dead has written all it ever will.
+        self.alive = alive
+        self._signature = signature
+        self._waiting, self._state, self._unread = waiting or unborn, None, True
+        if alive or files[1] is None:
+            self.read()
+        self.revision += 1
+        return True
+
+    @property
+    def life(self) -> tuple[bool, bool, bool]:
+        """What changes when it is started, ends, or is queued, and not as its work goes on."""
+        return self.alive, self._waiting, bool(self.worker and self.worker.stop_asked)
+
+    @property
+    def ended(self) -> bool:
+        self.read()
+        launched = self.worker.launched if self.worker else 0.0
+        return self._folded.final and (self._folded.finished or 0.0) >= launched
+
+    @property
+    def state(self) -> RunState:
+        """The run as of the last `refresh`. Made when it is asked for: most of what changes is never looked at."""
+        self._wanted_whole = True
+        if self._in_short:
+            self._begin_anew()
+            self._unread, self._state = True, None
+        return self.in_short
+
+    @property
+    def in_short(self) -> RunState:
+        """The same, or less: of a run without a worker only the last step and no answers."""
+        self.read()
+        if self._state is None:
+            self._state = self._snapshot()
+        return self._state
+
+    def read(self) -> None:
+        """Reads what the run has said since it was last read."""
+        if self._unread:
+            self._unread, self.known = False, True
+            self._read_events()
+
+    def _read_events(self) -> None:
+        try:
+            file = self.folder.events.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            found = os.fstat(file.fileno())
+            key = (found.st_size, found.st_mtime_ns)
+            short = not self.alive and not self._wanted_whole
+            if short and (self._in_short or not self._offset) and (kept := read_folded(self.folder, key)) is not None:
+                self._folded, self._in_short = replace(kept, **self._facts), True
+                return
+            if self._in_short:
+                self._begin_anew()
+            file.seek(self._offset)
+            new = file.read()
+        self._fold_lines(new)
+        if not self.alive and self._folded.events:
+            keep_folded(self.folder, self._folded, key)
+            if short:
+                self._folded, self._in_short = brief(self._folded), True
+
+    def _fold_lines(self, new: bytes) -> None:
+        whole = new[: new.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        fold_lines(whole.decode("utf-8", errors="replace").split("\n"), self._folded)
+
+    def _snapshot(self) -> RunState:
+        """The fold, corrected by what is known of the worker's process and of checkpoints that were deleted since."""
+        folded = self._folded
+        state = replace(
+            folded,
+            steps=list(folded.steps),
+            evaluations=list(folded.evaluations),
+            checkpoints=[item for item in folded.checkpoints if self.folder.holds_checkpoint(item.name)],
+            warnings=list(folded.warnings),
+            pauses=list(folded.pauses),
+        )
+        if state.final:
+            state.warnings += [
+                f"{name} of this {self.kind.noun} is damaged: what it held is not shown."
+                for name in self.folder.damaged()
+            ]
+        launched = self.worker.launched if self.worker else 0.0
+        if self._waiting and (self.ended or not self.alive):
+            state.state, state.finished, state.reason, state.message, state.hint = "queued", None, None, "", ""
+        elif self.alive and self.worker is not None and not self.ended:
+            state.state = "running" if self.worker.stop_asked is None else "stopping"
+            state.finished, state.reason, state.message, state.hint = None, None, "", ""
+            if folded.last_event is None or folded.last_event < launched:
+                state.phase, state.phase_started = "start", launched
+                state.phase_done = state.phase_total = 0
+        elif not self.ended:
+            self._add_end(state)
+        return state
+
+    def _add_end(self, state: RunState) -> None:
+        """How a job ended whose worker is gone and left no last word."""
+        state.finished = state.last_event or state.created
+        state.seconds = state.seconds_at(state.finished)
+        state.saved = bool(self.folder.checkpoint_folders())
+        state.message, state.hint = "", ""
+        if self.worker is None:
+            damaged = self.folder.worker.exists()
+            state.state, state.reason = "failed", Reason.RECORD_DAMAGED if damaged else Reason.NEVER_STARTED
+            return
+        state.reason = self._asked_for(self.worker, begun=bool(state.steps) or state.phase not in BEFORE_WORK)
+        state.state = "stopped"
+        if state.reason is None or state.reason is Reason.OVER_QUOTA:
+            state.state, state.message = "failed", self.worker.reason
+        if state.reason is None:
+            how = self._launcher.how_it_ended(self.folder)
+            state.reason, state.exit_code = self._unasked(how), how.code
+            state.last_output = last_error(self.folder.log) if how.code is not None and how.code > 0 else ""
+
+    def _asked_for(self, worker: Worker, *, begun: bool) -> Reason | None:
+        """Why it ended, where somebody wanted that."""
+        if worker.cancelled:
+            return Reason.CANCELLED
+        if worker.reason:
+            return Reason.OVER_QUOTA
+        if worker.killed is not None:
+            return Reason.ENDED_BY_FORCE
+        if worker.stop_asked is not None:
+            return Reason.STOPPED_SILENTLY if begun else Reason.STOPPED_EARLY
+        return None
+
+    def _unasked(self, how: Exit) -> Reason:
+        """Why it ended, as far as can be seen from outside."""
+        if shutil.disk_usage(self.folder.path).free < _FULL_BYTES:
+            return Reason.DISK_FULL
+        if how.out_of_memory:
+            return Reason.MEMORY_KILL
+        if how.code == -signal.SIGKILL:
+            return Reason.KILLED
+        if how.code is None:
+            return Reason.VANISHED
+        return Reason.CRASHED if how.code < 0 else Reason.EXITED
+
+
+def _signature(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,455 @@
+"""The small files of an adapter, which may come from anywhere: each is read here, within bounds, against one schema.
+
+What passes has the types that peft and the studio count on; all else is a `StudioError` that says what was found.
+
+The kinds of adapters that can be used here, and their settings: what peft may be handed, and what is refused.
+
+Names of an adapter's weights: those that different programs give the same place in a model, made alike.
+
+The same text model is `model.layers...` alone, `model.language_model.layers...` in a multimodal checkpoint and
+`language_model.model.layers...` in an older one; peft, compilers and wrappers put their own names around them.
+
+What a LoRA adapter holds beyond pairs of matrices under one scale: programs that read such pairs alone lose it.
+
+No torch: the adapter's own settings and the names of its tensors say it all.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lora_studio.config.parsing import plain_words
+from lora_studio.errors import StudioError
+from lora_studio.models.module_patterns import check_settings
+
+# Loading a pickle runs what is in it, and who only uses an adapter needs none of these.
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "studio.json"
+
+
+TEMPLATE_FILE, TOKENIZER_SETTINGS = "chat_template.jinja", "tokenizer_config.json"
+
+
+SMALL_FILES = (TOKENIZER_SETTINGS, "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+
+
+"""JSON files beside an adapter that are read when it answers."""
+
+
+MAX_SETTINGS_BYTES, MAX_SMALL_BYTES, MAX_DEPTH = 8_000_000, 4_000_000, 32
+
+
+Rank = Annotated[int, Field(ge=1, le=65_536)]
+
+
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+Names = list[str] | str | None
+
+
+AGAIN = "Copy the adapter's files again, or save it again with peft."
+
+
+class _Checked(BaseModel):
+    """Known names with their types, and whatever else a newer library wrote."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class AdapterSettings(_Checked):
+    """`adapter_config.json` as peft 0.21 writes it, for every kind that can answer here."""
+
+    peft_type: str
+    task_type: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    inference_mode: bool = False
+    r: Annotated[int, Field(ge=0, le=65_536)] | None = None  # 0 is OFT's, whose blocks have sizes instead
+    init_r: Rank | None = None
+    target_r: Rank | None = None
+    lora_alpha: float | int | None = None
+    alpha: float | int | None = None
+    lora_dropout: float | int | None = None
+    bias: Literal["none", "all", "lora_only"] | None = None
+    use_dora: bool | None = None
+    use_rslora: bool | None = None
+    fan_in_fan_out: bool | None = None
+    init_lora_weights: bool | str | None = None
+    target_modules: Names = None
+    exclude_modules: Names = None
+    feedforward_modules: Names = None
+    target_parameters: list[str] | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[Count] | Count | None = None
+    layers_pattern: Names = None
+    rank_pattern: dict[str, Rank | list[bool]] | None = None
+    alpha_pattern: dict[str, float | int] | None = None
+    trainable_token_indices: list[Count] | dict[str, list[Count]] | None = None
+    num_virtual_tokens: Count | None = None
+    token_dim: Count | None = None
+    num_layers: Count | None = None
+    num_attention_heads: Count | None = None
+    encoder_hidden_size: Count | None = None
+    layer_replication: list[Any] | None = None
+    megatron_config: None = None
+    """Names a module of Python that peft would import."""
+
+
+class StudioCard(_Checked):
+    """`studio.json`, which the studio writes beside an adapter."""
+
+    base_model: str | None = None
+    revision: str | None = None
+    quantization: Literal["none", "4bit", "8bit"] | None = None
+    dtype: str | None = None
+    system_prompt: str | None = None
+    prompt_style: str | None = None
+    enable_thinking: bool | None = None
+    base_fingerprint: str | None = None
+    max_length: Count | None = None
+    four_bit: dict[str, Any] | None = None
+
+
+def read_object(path: Path, most: int = MAX_SMALL_BYTES) -> dict[str, Any]:
+    """A JSON object out of a file that may come from anywhere. Raises `StudioError` for everything else."""
+    name = path.name
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise StudioError(f"{name} has {size:,} bytes, and {most:,} are the most that such a file needs.", AGAIN)
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except OSError as error:
+        raise StudioError(f"{name} can't be read: {error.strerror}.", AGAIN) from None
+    except UnicodeDecodeError:
+        raise StudioError(f"{name} is not UTF-8.", AGAIN) from None
+    except RecursionError:
+        raise StudioError(f"{name} is nested too deeply.", AGAIN) from None
+    except ValueError as error:
+        raise StudioError(f"{name} can't be read: {error}", "It has to be a JSON file.") from None
+    if not isinstance(found, dict):
+        raise StudioError(f"{name} holds no settings.", "It has to be a JSON object.")
+    _check_values(found, name)
+    return found
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"it holds {word}, which is no number.")
+
+
+def _check_values(found: dict[str, Any], name: str) -> None:
+    """No nesting that a library would fail at, no number without end, no half of a character."""
+    waiting: list[tuple[Any, int]] = [(found, 1)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise StudioError(f"{name} is nested too deeply.", AGAIN)
+        if isinstance(value, dict):
+            waiting += [(item, depth + 1) for pair in value.items() for item in pair]
+        elif isinstance(value, list):
+            waiting += [(item, depth + 1) for item in value]
+        elif isinstance(value, str) and not value.isascii():
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError:
+                raise StudioError(f"{name} holds half of a character.", AGAIN) from None
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise StudioError(f"{name} holds a number that is too large.", AGAIN)
+
+
+def read_adapter_settings(path: Path) -> dict[str, Any]:
+    """An `adapter_config.json` whose every known setting has its type, and whose expressions end in time."""
+    found = read_object(path, MAX_SETTINGS_BYTES)
+    _check(AdapterSettings, found, path.name)
+    check_settings(found)
+    return found
+
+
+def read_studio_card(folder: Path) -> dict[str, Any]:
+    """The `studio.json` of an adapter's folder; empty where there is none."""
+    path = folder / CARD_FILE
+    if not path.is_file():
+        return {}
+    found = read_object(path)
+    _check(StudioCard, found, path.name)
+    return found
+
+
+def read_template(folder: Path) -> str:
+    """The chat template beside an adapter's weights, where transformers looks for it: a file of its own, else in the
+    tokenizer's settings, where several may stand by name; "" where there is none.
+    """
+    path = folder / TEMPLATE_FILE
+    if not path.is_file():
+        return _template_in_settings(folder / TOKENIZER_SETTINGS)
+    try:
+        if path.stat().st_size > MAX_SMALL_BYTES:
+            raise StudioError(f"{path.name} is larger than {MAX_SMALL_BYTES:,} bytes, which no template needs.", AGAIN)
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StudioError(f"{path.name} can't be read: {error.strerror}.", AGAIN) from None
+    except UnicodeDecodeError:
+        raise StudioError(f"{path.name} is not UTF-8.", "Save it as UTF-8 and zip the adapter again.") from None
+
+
+def _template_in_settings(path: Path) -> str:
+    """The chat template in a tokenizer_config.json; of several the one called default."""
+    found = read_object(path).get("chat_template") if path.is_file() else None
+    if isinstance(found, list):
+        found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+    if isinstance(found, dict):
+        found = found.get("default")
+    if found is not None and not isinstance(found, str):
+        raise StudioError(f"The chat template in {path.name} is no text.", AGAIN)
+    return found or ""
+
+
+def check_small_files(folder: Path) -> None:
+    """Raises `StudioError` where a file that an answer will need can't be read."""
+    read_studio_card(folder)
+    read_template(folder)
+    for name in SMALL_FILES:
+        if (folder / name).is_file():
+            read_object(folder / name)
+
+
+def _check(schema: type[_Checked], found: dict[str, Any], name: str) -> None:
+    """Raises `StudioError` with everything that has a wrong type."""
+    try:
+        schema.model_validate(found)
+    except ValidationError as error:
+        wrong: dict[str, str] = {}
+        for item in error.errors(include_url=False):
+            key = ".".join(str(part) for part in item["loc"][:1])
+            given = repr(found.get(key))
+            shown = "it is missing" if key not in found else f"found {given[:80]}{'…' if len(given) > 80 else ''}"
+            wrong.setdefault(key, f"{key} {plain_words(item)} ({shown})")
+        raise StudioError(f"{name} is not what peft writes: {'; '.join(list(wrong.values())[:5])}.", AGAIN) from None
+
+
+LORA = "LORA"
+
+
+KINDS = {
+    LORA: "LoRA",
+    "ADALORA": "AdaLoRA",
+    "LOHA": "LoHa",
+    "LOKR": "LoKr",
+    "VERA": "VeRA",
+    "OFT": "OFT",
+    "IA3": "(IA)³",
+    "LN_TUNING": "layer norm tuning",
+    "PROMPT_TUNING": "prompt tuning",
+    "P_TUNING": "P-tuning",
+    "PREFIX_TUNING": "prefix tuning",
+}
+
+
+"""Kinds of adapters that can answer, by peft's word for them. None of them reads another file or fetches anything."""
+
+
+PROMPT_LEARNING = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+
+
+NEED_FULL_BASE = ("LOHA", "LOKR")
+
+
+"""Kinds that peft can't put on a base in 4 or 8 bits."""
+
+
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+"""First weights (`init_lora_weights`) whose loading takes something out of the base itself."""
+
+
+WRITE_TEXT = ("CAUSAL_LM", "SEQ_2_SEQ_LM", None)
+
+
+"""Task types of adapters that write text; some tools mark those of multimodal bases as SEQ_2_SEQ_LM."""
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The adapter's `adapter_config.json`.
+
+    Raises `StudioError` unless it is of a known kind, in safetensors, which run no code, and leaves its base alone.
+    """
+    if not (folder / SETTINGS_FILE).is_file():
+        raise StudioError(f"There is no adapter in {folder}.", "Choose a finished run or a checkpoint.")
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise StudioError(
+            f"The adapter in {folder} is not stored as safetensors.",
+            "Other formats can run code when read; convert it.",
+        )
+    settings = read_adapter_settings(folder / SETTINGS_FILE)
+    _check_usable(folder, settings)
+    return settings
+
+
+def _check_usable(folder: Path, settings: dict[str, Any]) -> None:
+    """Raises `StudioError` unless the adapter is of a known kind, writes text and leaves its base alone."""
+    kind, start, task = settings["peft_type"], str(settings.get("init_lora_weights")), settings.get("task_type")
+    if kind not in KINDS:
+        raise StudioError(
+            f"The adapter in {folder} is of the kind {kind[:60]}, which is not known here.",
+            f"Known are {', '.join(KINDS.values())}.",
+        )
+    if task not in WRITE_TEXT:
+        raise StudioError(
+            f"This adapter was trained for {str(task)[:60]}, not to write text.", "Only CAUSAL_LM adapters can chat."
+        )
+    if kind in PROMPT_LEARNING and not settings.get("num_virtual_tokens"):
+        raise StudioError(f"The adapter in {folder} does not say how many virtual tokens it has.", "Save it again.")
+    if start.startswith(CHANGE_THE_BASE):
+        raise StudioError(
+            f"The adapter in {folder} begins with {start[:60]}, which changes the base when it is loaded.",
+            "Save it with peft's path_initial_model_for_weight_conversion: that makes a plain LoRA adapter of it.",
+        )
+    if settings.get("layer_replication"):
+        raise StudioError(
+            f"The adapter in {folder} repeats layers of its base (layer_replication): the base would be another model.",
+            "Nothing can stand beside it; use it with peft alone.",
+        )
+
+
+def virtual_tokens(folder: Path) -> int:
+    """Tokens that an adapter of prompt learning puts before each prompt; 0 for all others."""
+    settings = read_settings(folder)
+    return int(settings["num_virtual_tokens"]) if settings["peft_type"] in PROMPT_LEARNING else 0
+
+
+def read_lora(folder: Path) -> dict[str, Any]:
+    """The same for what only LoRA can be used for. Raises `StudioError` for all other kinds."""
+    settings = read_settings(folder)
+    if settings["peft_type"] != LORA:
+        raise StudioError(
+            f"The adapter in {folder} is {KINDS[settings['peft_type']]}, not LoRA.",
+            "It can answer in chat and be evaluated; only LoRA adapters can be trained further or exported.",
+        )
+    return settings
+
+
+WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+
+"""What torch.compile, FSDP and activation checkpointing put anywhere into a name."""
+
+
+LEADING = frozenset({"base_model", "model", "module", "language_model", "text_model", "transformer"})
+
+
+"""Names that only hold a text model, at the start of a path."""
+
+
+_OF_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B)(?:\..+)?")
+
+
+def plain_name(name: str) -> str:
+    """A weight's or module's name without what only wraps the model, and without the adapter's own name."""
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    while len(parts) > 1 and parts[0] in LEADING:
+        parts.pop(0)
+    kept: list[str] = []
+    for at, part in enumerate(parts):
+        named = at and parts[at - 1].startswith("lora_") and part not in ("weight", "bias")
+        if not named:  # peft's `lora_A.default.weight`
+            kept.append(part)
+    return ".".join(kept)
+
+
+def lora_place(name: str) -> tuple[str, str] | None:
+    """The module that a LoRA matrix is of, as the file names it, and which matrix it is; None for other weights."""
+    match = _OF_LORA.fullmatch(name)
+    return (match["module"], match["part"]) if match else None
+
+
+def renamed(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """The known name of each of these names that has one: the very same, else the only one that is plainly the same."""
+    wanted = list(known)
+    exact, often = frozenset(wanted), Counter(map(plain_name, wanted))
+    plain = {plain_name(name): name for name in wanted if often[plain_name(name)] == 1}
+    found = {name: name if name in exact else plain.get(plain_name(name), "") for name in names}
+    return {name: place for name, place in found.items() if place}
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first names of many, in words."""
+    listed = list(names)
+    rest = len(listed) - most
+    return ", ".join(listed[:most]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def ranks_held(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The rank of each module's LoRA matrices in a file, by the module's name there."""
+    held: dict[str, int] = {}
+    for name, shape in shapes.items():
+        place = lora_place(name)
+        if place and place[1] in ("A", "embedding_A") and shape:
+            held[place[0]] = int(shape[0])
+    return held
+
+
+_EXTRAS = {
+    "use_dora": "DoRA's magnitudes",
+    "modules_to_save": "modules trained whole",
+    "lora_bias": "biases of its own (lora_bias)",
+    "trainable_token_indices": "trained tokens (trainable_token_indices)",
+    "target_parameters": "matrices on stacked experts (target_parameters)",
+    "alora_invocation_tokens": "an invocation (aLoRA)",
+    "arrow_config": "a router over adapters (Arrow)",
+    "use_qalora": "pooled inputs (QA-LoRA)",
+    "use_bdlora": "block-diagonal matrices (BD-LoRA)",
+}
+
+
+"""Settings of an adapter that add something to the pairs, by what a person calls it."""
+
+
+_CANNOT_MERGE = {"alora_invocation_tokens": "aLoRA", "arrow_config": "Arrow", "use_qalora": "QA-LoRA"}
+
+
+"""Settings whose effect depends on the text: no weights of the base have it."""
+
+
+_MODULE = re.compile(r"base_model\.model\.(?P<module>.+?)\.(?:lora_|weight$|bias$|token_adapter|trainable_tokens)")
+
+
+_TARGETS = re.compile(r"model\.layers\.\d+\.(?:self_attn\.[qkvo]|mlp\.(?:gate|up|down))_proj")
+
+
+def extras(settings: Mapping[str, Any]) -> list[str]:
+    """What an adapter with these settings holds beyond pairs of matrices, in words."""
+    found = [words for name, words in _EXTRAS.items() if settings.get(name)]
+    return found + (["trained biases"] if settings.get("bias", "none") != "none" else [])
+
+
+def scale(settings: Mapping[str, Any], pattern: str = "") -> float:
+    """What B A is multiplied by: alpha / r, or alpha / sqrt(r) (rsLoRA), for modules of a pattern or for all others."""
+    rank = (settings.get("rank_pattern") or {}).get(pattern, settings["r"])
+    alpha = (settings.get("alpha_pattern") or {}).get(pattern, settings["lora_alpha"])
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else float(rank))
+
+
+def scales_differ(settings: Mapping[str, Any]) -> bool:
+    """Whether some modules have another scale than the rest."""
+    patterns = {*(settings.get("rank_pattern") or {}), *(settings.get("alpha_pattern") or {})}
+    return any(not math.isclose(scale(settings, pattern), scale(settings)) for pattern in patterns)
+
+
+def other_modules(tensors: Iterable[str]) -> list[str]:
+    """Modules that an adapter of these tensors is on, beside the projections of attention and of a plain MLP."""
+    found = (match["module"] for name in tensors if (match := _MODULE.match(name)))
+    return sorted({module.rpartition(".")[2] for module in found if not _TARGETS.fullmatch(module)})
+
+
+def cannot_merge(settings: Mapping[str, Any]) -> list[str]:
+    """Kinds of LoRA that no weights can hold."""
+    return [words for name, words in _CANNOT_MERGE.items() if settings.get(name)]

@@ -1,0 +1,127 @@
+"""Where a token for the Hugging Face Hub comes from, and how a child gets one: in its environment and nowhere else.
+
+A token is never an argument of a program, never in a file of the workspace, in an event or in a log. What the studio
+reads of the Hub for a visitor it reads without its owner's token: that opens what they alone may see.
+
+Models that bring program code of their own, and which of them may run it: none that was not named at the start.
+
+The names stand in the environment of whoever starts the program, and neither in a config nor in an adapter's files:
+those are copied from elsewhere, and whoever writes them could run anything here.
+
+What a Hugging Face Space tells of itself in its environment: that it is one, whose, and how its visitors log in.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+VARIABLE = "HF_TOKEN"
+
+
+PASSWORD, USERS = "LORA_STUDIO_PASSWORD", "LORA_STUDIO_USERS"
+
+
+API_KEY, TOKEN = "LORA_STUDIO_API_KEY", "LORA_STUDIO_TOKEN"
+
+
+CLIENT_SECRET = "OAUTH_CLIENT_SECRET"
+
+
+SECRETS = (PASSWORD, USERS, API_KEY, TOKEN, CLIENT_SECRET)
+
+
+"""Variables of the server's environment that no child inherits."""
+
+
+NO_TOKEN: Mapping[str, str] = {VARIABLE: "", "HUGGING_FACE_HUB_TOKEN": "", "HF_TOKEN_PATH": os.devnull}
+
+
+"""What the environment of a child says that is to find no token, neither there nor by the Hub's own login."""
+
+
+def knows_token() -> bool:
+    """Whether this machine has a token already: in the environment, or by the Hub's own login."""
+    from huggingface_hub import get_token  # half a second: only who publishes needs it
+
+    return bool(os.environ.get(VARIABLE, "").strip() or get_token())
+
+
+@contextmanager
+def withheld(withhold: bool) -> Iterator[None]:
+    """Where wanted, this process sends no token that it was not told to send. For what does one thing at a time."""
+    if not withhold:
+        yield
+        return
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_IMPLICIT_TOKEN
+    constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = before
+
+
+def hub_secrets(token: str) -> dict[str, str]:
+    """What a child gets of a token that a person typed; nothing where nothing was typed."""
+    return {VARIABLE: token.strip()} if token.strip() else {}
+
+
+TRUSTED = "LORA_STUDIO_TRUST_REMOTE_CODE"
+
+
+def may_run_code_of(name: str) -> bool:
+    """Whether code that comes with this very model may run."""
+    return name in {part.strip() for part in os.environ.get(TRUSTED, "").split(",") if part.strip()}
+
+
+def warning(name: str) -> str:
+    """What is to be known of such a model."""
+    return f"Program code that comes with {name} runs on this machine, as {TRUSTED} says."
+
+
+def way_to_allow(name: str) -> str:
+    """How its code could run."""
+    return (
+        f"Choose a model whose architecture transformers knows; or read the code of {name}, and if you trust it, start "
+        f"with {TRUSTED}={name} in the environment."
+    )
+
+
+AUTHOR, HOSTS = "SPACE_AUTHOR_NAME", "SPACE_HOST"
+
+
+OWNER = "LORA_STUDIO_OWNER"
+
+
+@dataclass(frozen=True)
+class HubApp:
+    """An application of the Hub that people log in to: its names, and the account that owns the studio."""
+
+    client_id: str
+    client_secret: str = field(repr=False)
+    provider: str
+    address: str
+    owner: str
+
+    @property
+    def callback(self) -> str:
+        """Where the Hub sends people back to."""
+        return f"{self.address}/login/callback"
+
+
+def hosts(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The names under which the Space is reached; with a domain of its own there are several."""
+    return tuple(name.strip() for name in environment.get(HOSTS, "").split(",") if name.strip())
+
+
+def hub_app(environment: Mapping[str, str]) -> HubApp | None:
+    """The login that `hf_oauth: true` gives a Space; None without it, or where nobody is named as the owner."""
+    owner = environment.get(OWNER) or environment.get(AUTHOR)
+    given = [environment.get(name) for name in ("OAUTH_CLIENT_ID", CLIENT_SECRET, "OPENID_PROVIDER_URL")]
+    names = hosts(environment)
+    if not owner or not names or not all(given):
+        return None
+    client_id, secret, provider = (value or "" for value in given)
+    return HubApp(client_id, secret, provider.rstrip("/"), f"https://{names[0]}", owner)

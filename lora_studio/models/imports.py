@@ -1,0 +1,229 @@
+"""Adapters that were not trained here: out of an uploaded zip, a folder, or the Hugging Face Hub.
+
+Nothing that can run code comes in: of an archive and of the Hub only safetensors, JSON and text files are taken, by
+name, and every path and size in an archive is checked before anything is written.
+"""
+
+import errno
+import os
+import re
+import shutil
+import stat
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from lora_studio.errors import StudioError
+from lora_studio.models.adapter_files import CARD_FILE, PICKLES, SETTINGS_FILE, WEIGHTS_FILE
+from lora_studio.models.adapters import check_fit, read_card, read_header
+from lora_studio.workspace import Workspace, safe_name
+
+HUB = "hub:"
+TAKEN = (
+    *(SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE, "chat_template.jinja", "README.md"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "generation_config.json"),
+)
+MOST_FILES, MOST_BYTES, MOST_TEXT = 500, 8 * 1000**3, 200 * 1000**2
+MOST_RATIO = 200
+"""How much smaller an archive may make a large file; weights hardly shrink at all."""
+DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError)
+"""What reading a damaged archive raises."""
+MAX_DIRECTORY_BYTES, _END_BYTES = 1_000_000, 70_000
+FULL = (errno.ENOSPC, errno.EDQUOT)
+INCOMING = ".incoming-"
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def is_hub_name(name: str) -> bool:
+    return name.startswith(HUB)
+
+
+def from_zip(archive: Path, workspace: Workspace, name: str, base: str | None = None) -> Path:
+    """Takes an adapter out of a zip into the workspace. Raises `StudioError` where it is unsafe or does not fit."""
+    try:
+        _check_directory(archive)
+        with zipfile.ZipFile(archive) as opened:
+            members = _checked(opened.infolist())
+            root = _root(members)
+            inside = [(member, PurePosixPath(member.filename)) for member in members]
+            taken = [(member, path.name) for member, path in inside if path.parent == root and path.name in TAKEN]
+            workspace.check_room(sum(member.file_size for member, _ in taken))
+            with incoming(workspace) as folder:
+                for member, file in taken:
+                    _copy(opened, member, folder / file)
+                check_fit(folder, base, workspace.check_path)
+                read_header(folder / WEIGHTS_FILE)
+                return _named(folder, workspace, Path(name).stem)
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise full_disk(workspace) from None
+        raise StudioError(f"{name} can't be read as a zip: {error}", "Zip the adapter's folder again.") from None
+
+
+def _check_directory(archive: Path) -> None:
+    """Refuses a zip whose list of files is too long, before it is read: each entry costs ten times its bytes."""
+    with archive.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _END_BYTES))
+        tail = file.read(_END_BYTES)
+        end, place = tail.rfind(b"PK\x05\x06"), tail.rfind(b"PK\x06\x06")
+        if end < 0 or len(tail) < end + 22:
+            return  # no zip, which the reader says
+        (length,) = struct.unpack_from("<I", tail, end + 12)
+        if tail[max(0, end - 20) : end].startswith(b"PK\x06\x07") and 0 <= place <= len(tail) - 48:
+            (length,) = struct.unpack_from("<Q", tail, place + 40)
+    if length > MAX_DIRECTORY_BYTES:
+        raise StudioError("The zip lists far more files than an adapter has.", "Zip the adapter's folder alone.")
+
+
+@contextmanager
+def incoming(workspace: Workspace) -> Iterator[Path]:
+    """A folder out of sight to put an adapter together in; what is left of it afterwards goes."""
+    workspace.adapters_folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=INCOMING, dir=workspace.adapters_folder))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def full_disk(workspace: Workspace) -> StudioError:
+    """What to say where there was no room for a file that came in."""
+    return StudioError(
+        f"The disk that holds {workspace.root} is full: nothing was kept of it.", "Make room, and bring it again."
+    )
+
+
+def _checked(members: Sequence[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+    """The files of an archive, all of whose names and sizes are harmless."""
+    files = [member for member in members if not member.is_dir()]
+    if len(files) > MOST_FILES:
+        raise StudioError(
+            f"The zip holds {len(files):,} files; an adapter has a few.", "Zip the adapter's folder alone."
+        )
+    for member in files:
+        path = PurePosixPath(member.filename)
+        if path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in path.parts[0]:
+            raise StudioError(f"The zip holds a file that leaves its folder: {member.filename}", "It was not taken.")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise StudioError(f"The zip holds a link: {member.filename}", "Zip the files themselves.")
+        if member.flag_bits & 1:
+            raise StudioError("The zip is locked with a password.", "Zip it without one.")
+        large = member.file_size > 1000**2
+        if large and member.file_size > MOST_RATIO * max(1, member.compress_size):
+            raise StudioError(f"{member.filename} would become {member.file_size:,} bytes: no real file shrinks so.")
+        if path.name != WEIGHTS_FILE and path.name in TAKEN and member.file_size > MOST_TEXT:
+            raise StudioError(f"{member.filename} has {member.file_size:,} bytes: no such file is so large.")
+    if sum(member.file_size for member in files) > MOST_BYTES:
+        raise StudioError("The zip holds more than 8 GB.", "Put the adapter's folder on this machine and name it.")
+    return files
+
+
+def _root(members: Sequence[zipfile.ZipInfo]) -> PurePosixPath:
+    """The folder of the archive in which the adapter is."""
+    paths = [PurePosixPath(member.filename) for member in members]
+    roots = sorted({path.parent for path in paths if path.name == SETTINGS_FILE}, key=lambda root: len(root.parts))
+    if not roots:
+        raise StudioError(f"The zip holds no {SETTINGS_FILE}.", "Zip the folder of a LoRA adapter.")
+    if len(roots) > 1 and len(roots[0].parts) == len(roots[1].parts):
+        raise StudioError("The zip holds several adapters.", "Zip one of them.")
+    root = roots[0]
+    if root / WEIGHTS_FILE not in paths:
+        pickled = [path.name for path in paths if path.parent == root and path.suffix in PICKLES]
+        found = f"only {pickled[0]}, which can run code when read" if pickled else "no weights"
+        raise StudioError(f"The zip has no {WEIGHTS_FILE}, {found}.", "Save the adapter as safetensors.")
+    return root
+
+
+def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    """Writes a member, never more bytes than it was announced with."""
+    left = member.file_size
+    with archive.open(member) as source, target.open("wb") as file:
+        while chunk := source.read(min(1 << 20, left + 1)):
+            left -= len(chunk)
+            if left < 0:
+                raise StudioError(f"{member.filename} is larger than the zip says.", "It was not taken.")
+            file.write(chunk)
+
+
+def _named(folder: Path, workspace: Workspace, name: str) -> Path:
+    """Gives a whole adapter its name, or the first with a number behind it that is free."""
+    wanted = safe_name(name, "adapter")
+    for number in range(1, 1000):
+        target = workspace.adapters_folder / (wanted if number == 1 else f"{wanted}-{number}")
+        try:
+            target.mkdir()  # that it is free and taken is one step; a rename takes the place of an empty folder
+        except FileExistsError:
+            continue
+        return folder.rename(target)
+    raise StudioError(f"There are too many adapters called {wanted}.", "Give it another name.")
+
+
+def from_folder(name: str, workspace: Workspace, base: str | None = None) -> Path:
+    """An adapter's folder on this machine, checked."""
+    workspace.check_path(name)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise StudioError(f"There is no folder {name}.", "Give the folder that holds the adapter's files.")
+    check_fit(folder, base, workspace.check_path)
+    return folder.resolve()
+
+
+def from_hub(name: str, workspace: Workspace, base: str | None = None) -> Path:
+    """Fetches an adapter of the Hub (hub:owner/name) into the workspace; nothing but safetensors, JSON and text."""
+    workspace.check_may("fetch adapters from the Hub")
+    workspace.check_room()
+    plain = name.removeprefix(HUB)
+    if not _NAME.fullmatch(plain):
+        raise StudioError(f"{name} is no name of an adapter on the Hub.", f"Write it as {HUB}owner/name.")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise StudioError(
+            f"{plain} can't be fetched: HF_HUB_OFFLINE forbids to go to the Hub.",
+            "Unset it, or give the adapter's folder or zip.",
+        )
+    import huggingface_hub
+    from huggingface_hub.utils import httpx
+
+    target = workspace.adapters_folder / safe_name(plain.replace("/", "--"))
+    token = None if workspace.owned else False  # the owner's opens what is theirs alone
+    with incoming(workspace) as folder:
+        try:
+            huggingface_hub.snapshot_download(plain, allow_patterns=list(TAKEN), local_dir=folder, token=token)
+        except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise full_disk(workspace) from None
+            why = str(error).partition("\n")[0][:300] or type(error).__name__
+            raise StudioError(
+                f"The Hub's adapter {plain} can't be fetched: {why}",
+                "Check the name and the network; a private or gated one needs HF_TOKEN in the environment.",
+            ) from None
+        shutil.rmtree(folder / ".cache", ignore_errors=True)
+        check_fit(folder, base, workspace.check_path)
+        if target.exists():  # fetched before: the new one takes its place whole
+            shutil.rmtree(target.rename(folder.with_name(f"{folder.name}-old")))
+        return folder.rename(target)
+
+
+def brought(workspace: Workspace) -> list[Path]:
+    """Adapters that were uploaded or fetched, newest first."""
+    here = workspace.adapters_folder.glob("*")
+    found = [path for path in here if not path.name.startswith(".") and (path / SETTINGS_FILE).is_file()]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def remove(folder: Path, workspace: Workspace) -> None:
+    """Deletes an adapter that was brought in. Raises `StudioError` for any other folder."""
+    if folder not in brought(workspace):
+        raise StudioError(f"{folder.name} is none of the adapters that were brought in.", "Choose one of the list.")
+    shutil.rmtree(folder.rename(folder.with_name(f"{INCOMING}{folder.name}-gone")))
+
+
+def about(folder: Path) -> str:
+    """An adapter in a line: its kind, rank and base."""
+    card = read_card(folder)
+    return f"{card.kind}{f' of rank {card.r}' if card.r else ''} on {card.base or 'an unnamed base'}"

@@ -1,0 +1,453 @@
+"""Memory that a run will need, part by part, from its config and the numbers of the model's config.json.
+
+Plain arithmetic, so that it can follow every change of the form. The formulas stand at the functions, with where they
+come from; measured peaks are stored with each run, beside what was estimated.
+
+What a training step keeps in memory between forward and backward, counted tensor by tensor for one token.
+
+The counts follow the modelling code of transformers 5 and peft 0.21: a frozen matrix keeps no input, an adapter keeps
+its own. A test compares them with the tensors that PyTorch's autograd really saves.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lora_studio.config.sections import Config
+from lora_studio.models.shape import Adapter, Architecture, Linear, adapter, names
+
+GATED = ("gate_proj", "gate_up_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """How a step computes: bytes of a number in matrix products (2 for 16-bit), and what stands around it.
+
+    `mixed` says that adapter weights are 32-bit below 16-bit products; `quantized` that the base is in 8 or 4 bits;
+    `mask_bytes` what a dropout keeps for each number (one byte in PyTorch's CUDA kernel, the number's size on the CPU);
+    `masked` that attention gets a mask, as it does for rows of several lengths and for packed ones.
+    """
+
+    width: int
+    mixed: bool
+    quantization: str
+    dropout: bool
+    mask_bytes: int
+    eager: bool = False
+    masked: bool = False
+
+
+def layer_bytes(model: Architecture, adapter: Adapter, how: Arithmetic, sequence: int, layer: int) -> int:
+    """Bytes that one layer keeps for each token of a sequence of that length."""
+    present = [item for item in model.linears if layer in item.layers]
+    adapted = {item.name for item, _ in adapter.targets}
+    return (
+        _norms(model, how)
+        + _attention(model, how, sequence)
+        + _inputs(present, adapted, adapter.rank, how)
+        + _feed_forward(model, present, how, layer)
+        + sum(_dora(item, how) for item in present if item.name in adapted and adapter.magnitudes)
+    )
+
+
+def _norms(model: Architecture, how: Arithmetic) -> int:
+    """An RMS norm computes in 32 bits and keeps that copy and one scale; Phi's layer norm keeps its input as it is."""
+    if model.family == "phi":
+        return how.width * model.hidden + 8
+    over_heads = (model.heads + model.kv_heads) * (model.head_size + 1) if model.head_norms else 0
+    return 4 * (model.norms_a_layer * (model.hidden + 1) + over_heads)
+
+
+def _attention(model: Architecture, how: Arithmetic, sequence: int) -> int:
+    """Queries, keys, values, output and one 32-bit sum a head (Dao et al. 2022, arXiv:2205.14135).
+
+    PyTorch's own attention under a mask repeats keys and values for every head, and keeps the mask as numbers; without
+    one, values that are a part of a larger matrix product keep all of that. Eager attention keeps the whole matrix of
+    weights, in 32 bits and in the width of the products.
+    """
+    queries, keys = model.heads * model.head_size, model.kv_heads * model.head_size
+    whole = queries + 2 * keys if any(item.leaf == "qkv_proj" for item in model.linears) else 0
+    repeated = queries if how.masked or how.eager else keys
+    if how.eager:
+        weights = model.heads * sequence * (4 if how.width == 4 else 4 + how.width)
+        return how.width * (queries + 2 * repeated) + weights
+    kept = how.width * (2 * queries + repeated + (whole if whole and repeated == keys else repeated))
+    return kept + 4 * model.heads + (how.width * sequence if how.masked else 0)
+
+
+def _inputs(present: list[Linear], adapted: set[str], rank: int, how: Arithmetic) -> int:
+    """What adapters keep: each its input (after dropout) and its r numbers; inputs that modules share are kept once."""
+    kept = 0
+    shared: set[str] = set()
+    for item in present:
+        place = _place(item)
+        if how.quantization == "8bit" and place not in shared:
+            shared.add(place)  # bitsandbytes' MatMul8bitLt holds its 16-bit input
+            kept += 0 if place == "output" else how.width * item.inputs
+        if item.name not in adapted:
+            continue
+        kept += how.width * rank
+        copies = how.dropout or (how.mixed and how.quantization == "none")
+        if how.dropout:
+            kept += how.mask_bytes * item.inputs
+        if copies:
+            kept += how.width * item.inputs
+        elif place not in shared:
+            shared.add(place)  # attention's own output is kept by attention
+            kept += 0 if place == "output" else how.width * item.inputs
+    return kept
+
+
+def _place(item: Linear) -> str:
+    """Which tensor a module reads: modules of the same place read the same one."""
+    places = {
+        "q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "qkv_proj": "attention",
+        "o_proj": "output", "dense": "output",
+        "gate_proj": "mlp", "up_proj": "mlp", "gate_up_proj": "mlp", "fc1": "mlp", "shared_expert_gate": "mlp",
+    }  # fmt: skip
+    return places.get(item.leaf, item.name)
+
+
+def _feed_forward(model: Architecture, present: list[Linear], how: Arithmetic, layer: int) -> int:
+    """A gated layer keeps the gate before and after its activation, and the other factor.
+
+    Experts keep the same for each of the experts that a token goes to, and their gathered inputs.
+    """
+    kept = 0
+    for item in present:
+        if item.leaf in GATED:
+            inner = item.outputs // 2 if item.leaf == "gate_up_proj" else item.outputs
+            kept += how.width * 3 * inner
+        elif item.leaf == "fc1":
+            kept += how.width * 4 * item.outputs  # the steps of GELU's approximation by tanh
+    for stack in model.stacks:
+        if layer in stack.layers and stack.name.endswith("down_proj"):
+            kept += how.width * model.active_experts * (4 * stack.inputs + 2 * model.hidden)
+    return kept
+
+
+def _dora(item: Linear, how: Arithmetic) -> int:
+    """DoRA keeps the base's and the adapter's answer for the gradient of the magnitudes."""
+    return 2 * how.width * item.outputs
+
+
+def fixed_bytes(model: Architecture, adapter: Adapter, how: Arithmetic, layer: int) -> int:
+    """Bytes that one layer keeps however many tokens there are.
+
+    peft's DoRA sends an identity matrix through the adapter and, with dropout, multiplies by a copy of the weights.
+    Experts with an adapter are multiplied by a copy of their weights too (peft 0.21, `dora.py` and `ParamWrapper`).
+    """
+    kept = 0
+    for item, _ in adapter.targets:
+        if adapter.magnitudes and layer in item.layers:
+            kept += how.width * item.inputs * (item.inputs + adapter.rank) + 12 * item.outputs
+            kept += how.width * item.weights if how.dropout and how.mixed else 0
+    return kept + sum(how.width * stack.weights for stack in adapter.stacks if layer in stack.layers)
+
+
+def working_bytes(model: Architecture, how: Arithmetic) -> int:
+    """Bytes a token that the backward pass of one layer needs besides what was kept: gradients of the widest tensors.
+
+    Under mixed precision each adapter's input gradient is made in 32 bits, twice while dropout is undone.
+    """
+    inner = max((item.outputs if item.leaf in ("gate_proj", "fc1") else item.inputs) for item in model.linears)
+    casts = 8 if how.mixed and how.quantization == "none" else 0
+    return (3 * how.width + casts) * inner + 2 * how.width * model.hidden
+
+
+MIB = 1024**2
+
+
+PARTS = {
+    "weights": ("Base model", "The base's weights, as they are loaded."),
+    "adapter": ("Adapter", "The trained weights, in 32 bits, and what is copied of them for computing."),
+    "gradients": ("Gradients", "One 32-bit number for each trained weight."),
+    "optimizer": ("Optimizer", "What the optimizer remembers of each trained weight."),
+    "activations": ("Activations", "What a step keeps between its forward and its backward pass."),
+    "logits": ("Loss", "Scores of the tokens of the vocabulary; computed tile by tile where the loss allows it."),
+    "overhead": ("System", "The driver's and the libraries' own memory, and what the allocator can't use."),
+}
+
+
+"""The parts by their keys: title, and what they are in a sentence."""
+
+
+CUDA_CONTEXT = 512 * MIB  # context and kernels of PyTorch and cuBLAS; 300 to 600 MiB, by driver and GPU
+
+
+CUBLAS_WORKSPACE = 32 * MIB  # PyTorch's default from Hopper on; 8 MiB before
+
+
+CPU_LIBRARIES = 600 * MIB  # resident memory of a worker that has imported its libraries (torch 2.13 for the CPU)
+
+
+CUDA_RESERVE = 0.06  # of what changes in size from batch to batch: blocks that the allocator can't use again
+
+
+CPU_RESERVE = 0.15
+
+
+TILE_TOKENS, TILE_WORDS = 4096, 32_768  # trl 1.16: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
+
+
+PAGE = 4096  # bytes that Linux gives at once: of each row of the buffer, up to one more than its words need
+
+
+COMFORTABLE = 0.9  # of the memory there is; above it a run may or may not fit
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes by part, what learns, and how the step computes. `exact` is False where what a step keeps is guessed,
+    `counted` where even the parameters are."""
+
+    parts: dict[str, int]
+    parameters: int
+    trainable: int
+    gradient_checkpointing: bool
+    tokens_at_once: int
+    device: str
+    exact: bool
+    counted: bool = True
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def measurable(self) -> int:
+        """The part that PyTorch's own counter sees on a GPU: all but the driver's memory. On the CPU all of it."""
+        return self.total - (CUDA_CONTEXT if self.device == "cuda" else 0)
+
+    @property
+    def share(self) -> float:
+        """Trained share of all parameters, adapter included, as peft counts it."""
+        return self.trainable / self.parameters
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "total": self.total, "measurable": self.measurable, "share": self.share}
+
+
+def estimate(config: Config, model: Architecture, device: str, longest: int | None = None) -> Estimate:
+    """What a run of `config` needs on a device of that kind ("cuda" or "cpu").
+
+    `longest` is the longest row in tokens where it is known; else every row is taken to fill `data.max_length`.
+    Checkpointing left to "auto" is counted as off: `choose_checkpointing` settles it.
+    """
+    how = arithmetic(config, device, quantization_of(config, model))
+    trained = trained_adapter(config, model)
+    sequence = min(config.data.max_length, longest or config.data.max_length)
+    checkpointing = config.training.gradient_checkpointing is True
+    activations, logits = _step(config, model, trained, how, sequence, checkpointing)
+    on_gpu = device == "cuda"
+    fixed, spare = (CUDA_CONTEXT + CUBLAS_WORKSPACE, CUDA_RESERVE) if on_gpu else (CPU_LIBRARIES, CPU_RESERVE)
+    parts = {
+        "weights": weight_bytes(
+            model,
+            quantization_of(config, model),
+            weight_width(config, device),
+            doubly=config.model.bnb_4bit_use_double_quant,
+        ),
+        "adapter": (1 + _has_reference(config)) * trained.added * 4 + (trained.trainable * 2 if how.mixed else 0),
+        "gradients": trained.trainable * 4,
+        "optimizer": optimizer_bytes(config.training.optim, model, trained, config.lora.r),
+        "activations": activations,
+        "logits": logits,
+        "overhead": fixed + round(spare * (activations + logits)),
+    }
+    return Estimate(
+        parts=parts,
+        parameters=model.parameters + trained.added,
+        trainable=trained.trainable,
+        gradient_checkpointing=checkpointing,
+        tokens_at_once=sequences_at_once(config) * sequence,
+        device=device,
+        exact=model.exact and not model.stacks,
+        counted=model.counted,
+    )
+
+
+def trained_adapter(config: Config, model: Architecture) -> Adapter:
+    """The adapter that a config asks for, on this model."""
+    lora = config.lora
+    return adapter(
+        model,
+        r=lora.r,
+        target_modules=lora.target_modules,
+        bias=lora.bias,
+        use_dora=lora.use_dora,
+        modules_to_save=names(lora.modules_to_save or ""),
+    )
+
+
+def _has_reference(config: Config) -> bool:
+    """Whether a second adapter stands beside the trained one: a comparison with an adapter that is not the bare base.
+
+    The reference's own pass needs no more than what stands there already: it keeps nothing, and computes its layers and
+    scores one after the other, as the loss and the backward pass of the trained model do at another moment.
+    """
+    begun = config.model.adapter_name_or_path is not None or config.lora.init_lora_weights in ("loftq", "orthogonal")
+    return config.training.method == "dpo" and begun
+
+
+def weight_width(config: Config, device: str) -> int:
+    """Bytes of an unquantized weight: auto is 16 bits on a GPU and 32 on the CPU (see engine/load.py)."""
+    chosen = config.model.dtype
+    return (2 if device == "cuda" else 4) if chosen == "auto" else 4 if chosen == "float32" else 2
+
+
+def quantization_of(config: Config, model: Architecture) -> str:
+    """The bits that the base is computed from: as it is stored, else as it is chosen."""
+    return config.model.quantization if model.stored == "none" else model.stored
+
+
+def arithmetic(config: Config, device: str, quantization: str | None = None) -> Arithmetic:
+    """How the step computes: 16-bit bases train under mixed precision on a GPU; the CPU computes as the weights are."""
+    width = weight_width(config, device)
+    training = config.training
+    return Arithmetic(
+        width=width,
+        mixed=width == 2 and device == "cuda",
+        quantization=quantization or config.model.quantization,
+        dropout=config.lora.lora_dropout > 0,
+        mask_bytes=1 if device == "cuda" else 4,
+        eager=config.model.attn_implementation == "eager",
+        masked=config.model.attn_implementation != "flash_attention_2"
+        and (training.packing or sequences_at_once(config) > 1),
+    )
+
+
+def weight_bytes(model: Architecture, quantization: str, width: int, *, doubly: bool = True) -> int:
+    """The base's weights. bitsandbytes quantizes the linear modules in the layers and nothing else: embeddings, output
+    layer, norms, biases and stacked experts stay `width` bytes a number.
+
+    8-bit: one byte a weight and a 32-bit scale a row (Dettmers et al. 2022, arXiv:2208.07339). 4-bit: half a byte, an
+    8-bit scale for each 64 weights and a 32-bit one for each 256 of these scales (Dettmers et al. 2023,
+    arXiv:2305.14314, section 3), and the tables of the two kinds of numbers; without double quantization (`doubly`)
+    the first scales have 32 bits.
+    """
+    if quantization == "none":
+        return model.parameters * width
+    rest = (model.parameters - model.linear_weights) * width
+    total = 0
+    for item in model.linears:
+        if quantization == "8bit":
+            each = item.weights + 4 * item.outputs
+        else:
+            scales = math.ceil(item.weights / 64)
+            kept = scales + 4 * math.ceil(scales / 256) + 4 * (256 + 1) if doubly else 4 * scales
+            each = math.ceil(item.weights / 2) + kept + 4 * 16
+        total += each * len(item.layers)
+    return rest + total
+
+
+def optimizer_bytes(optim: str, model: Architecture, trained: Adapter, r: int) -> int:
+    """What the optimizer remembers. Adam: two numbers a weight (Kingma and Ba 2015); Lion, Adagrad, RMSprop: one; plain
+    SGD none; AdEMAMix three. 8-bit: one byte a number and a 32-bit scale for each 256 (Dettmers et al. 2022,
+    arXiv:2110.02861). Adafactor: one number a row and one a column (Shazeer and Stern 2018).
+    """
+    if optim == "adafactor":
+        rows = sum((2 * r + item.inputs + item.outputs) * layers for item, layers in trained.targets)
+        return 4 * (rows + trained.magnitudes + trained.biases)
+    name = optim.removeprefix("paged_")
+    moments = {"sgd": 0, "lion": 1, "adagrad": 1, "rmsprop": 1, "ademamix": 3}.get(name.partition("_")[0], 2)
+    width = 1 + 4 / 256 if name.endswith("8bit") else 4
+    return round(trained.trainable * moments * width)
+
+
+def _step(
+    config: Config, model: Architecture, trained: Adapter, how: Arithmetic, sequence: int, checkpointing: bool
+) -> tuple[int, int]:
+    """Bytes of activations, and of the loss, at the moment when both together are largest.
+
+    With checkpointing a layer keeps its input only and is computed again when its turn comes (Chen et al. 2016,
+    arXiv:1604.06174): the inputs of all layers and the whole of one. The loss has its peak before any layer's backward,
+    so that the two are not added but the larger counts.
+    """
+    training = config.training
+    tokens = sequences_at_once(config) * sequence
+    span = tokens if training.packing else sequence
+    layers = [layer_bytes(model, trained, how, span, layer) for layer in range(model.layers)]
+    fixed = [fixed_bytes(model, trained, how, layer) for layer in range(model.layers)]
+    inputs = how.width * model.hidden * tokens * model.layers
+    kept = inputs if checkpointing else sum(layers) * tokens + sum(fixed)
+    kept += (4 + how.width) * model.hidden * tokens
+    working = working_bytes(model, how) * tokens + _dequantized(model, how.quantization)
+    working += max(layers) * tokens + max(fixed) if checkpointing else 0
+    loss = loss_bytes(config, model, how, tokens)
+    return kept + working, max(0, loss - working)
+
+
+def _dequantized(model: Architecture, quantization: str) -> int:
+    """The largest matrix in 16 bits: a quantized one is unpacked to be multiplied."""
+    return 0 if quantization == "none" else 2 * max(item.weights for item in model.linears)
+
+
+def loss_bytes(config: Config, model: Architecture, how: Arithmetic, tokens: int) -> int:
+    """The loss and what it hands to the backward pass: the gradient of the last layer's output, in 32 bits.
+
+    trl 1.16 scores at most 4,096 tokens against 32,768 words at a time, on a GPU in one buffer, elsewhere in about six
+    32-bit copies of it. The buffer is as wide for a small vocabulary; on the CPU its untouched pages cost nothing.
+    Label smoothing takes the scores of all words: as they come, in 32 bits, and their gradient.
+    """
+    hidden = (4 + 2 * how.width) * model.hidden * tokens
+    if config.training.label_smoothing_factor > 0:
+        return hidden + tokens * model.vocabulary * (how.width + 4 + 4)
+    rows, words = min(tokens, TILE_TOKENS), min(model.vocabulary, TILE_WORDS)
+    if how.mask_bytes == 1:
+        return hidden + rows * TILE_WORDS * how.width
+    touched = min(words * how.width + PAGE, TILE_WORDS * how.width)
+    return hidden + rows * (touched + words * 5 * 4)
+
+
+def checkpoint_bytes(config: Config, model: Architecture) -> int:
+    """A checkpoint on the disk: adapter and optimizer state, and the tokenizer with the small files."""
+    return learned_bytes(config, model) + 16 * MIB
+
+
+def learned_bytes(config: Config, model: Architecture) -> int:
+    """Of a checkpoint on the disk adapter and optimizer state alone."""
+    trained = trained_adapter(config, model)
+    return trained.trainable * 4 + optimizer_bytes(config.training.optim, model, trained, config.lora.r)
+
+
+def verdict(total: float, available: int) -> str:
+    """ "fits", "tight" or "does not fit"."""
+    return "fits" if total <= COMFORTABLE * available else "tight" if total <= available else "does not fit"
+
+
+def choose_checkpointing(
+    config: Config, model: Architecture, device: str, available: int, longest: int | None = None
+) -> bool:
+    """Whether to checkpoint: as the config says, and left to "auto" only where a GPU would not comfortably do without.
+
+    On the CPU the memory is rarely short and the time always is.
+    """
+    asked = config.training.gradient_checkpointing
+    if asked != "auto":
+        return asked
+    without = estimate(with_settings(config, {"training.gradient_checkpointing": False}), model, device, longest)
+    return device == "cuda" and verdict(without.total, available) != "fits"
+
+
+def sequences_at_once(config: Config) -> int:
+    """Sequences that are in memory together: rows, of which a pair to compare has two."""
+    return config.training.per_device_train_batch_size * (2 if config.training.method == "dpo" else 1)
+
+
+def settled(config: Config, model: Architecture, device: str, available: int, longest: int | None = None) -> Config:
+    """The config with checkpointing decided."""
+    chosen = choose_checkpointing(config, model, device, available, longest)
+    return with_settings(config, {"training.gradient_checkpointing": chosen})
+
+
+def with_settings(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The config with some settings, by path, replaced by values that are known to be right: nothing is checked."""
+    sections: dict[str, dict[str, Any]] = {}
+    for path, value in changes.items():
+        section, _, leaf = path.rpartition(".")
+        sections.setdefault(section, {})[leaf] = value
+    update = sections.pop("", {})
+    update |= {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    return config.model_copy(update=update)

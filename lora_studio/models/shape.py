@@ -1,0 +1,597 @@
+"""What a model is made of, from the numbers of its config.json alone: its linear modules, experts and parameters.
+
+Arithmetic only: no weights, no torch, no network. Families whose layout is known here are counted exactly (a test
+compares them with the models themselves); others are counted as Llama would be, and `exact` says so.
+
+Which modules an adapter sits on and how many parameters it trains, from a model's numbers and the LoRA settings.
+
+The same choice that the engine hands to peft, made without peft: a test compares both on the models themselves.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lora_studio.errors import StudioError
+from lora_studio.models.module_patterns import is_regular_expression, matching
+from lora_studio.workspace import model_source, write_atomically
+
+LAYOUT_VERSION = 2
+
+
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo2")
+
+
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
+
+
+LAYER, ATTENTION = "model.layers.{}.", "model.layers.{}.self_attn."
+
+
+BEFORE_BOTH = ("input_layernorm", "post_attention_layernorm")
+
+
+AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
+
+
+AROUND_BOTH = (*BEFORE_BOTH, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+"""The norms of a layer: before attention and feed-forward part, after them, or around them."""
+
+
+EXPERTS_TAKE_LORA = (
+    "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe",
+    "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "hunyuan_v1_moe", "longcat_flash",
+    "mellum", "minimax", "minimax_m2", "mixtral", "olmoe", "qwen3_moe", "qwen3_next", "solar_open",
+)  # fmt: skip
+
+
+"""Families whose experts peft's all-linear reaches (peft 0.21, `_convert_peft_config_moe`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear module that stands in several layers; `{}` in its name is the layer's number."""
+
+    name: str
+    inputs: int
+    outputs: int
+    bias: bool
+    layers: tuple[int, ...]
+
+    @property
+    def leaf(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    @property
+    def paths(self) -> list[str]:
+        """The whole name in every layer."""
+        return [self.name.format(layer) for layer in self.layers]
+
+    @property
+    def weights(self) -> int:
+        """Numbers in one layer's matrix."""
+        return self.inputs * self.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The same matrix of every expert of a layer, kept as one tensor, which is no linear module."""
+
+    name: str
+    experts: int
+    inputs: int
+    outputs: int
+    layers: tuple[int, ...]
+
+    @property
+    def weights(self) -> int:
+        return self.experts * self.inputs * self.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A norm that stands in several layers, or once, without `{}` in its name."""
+
+    name: str
+    size: int
+    layers: tuple[int, ...] = (0,)
+
+    @property
+    def paths(self) -> list[str]:
+        """The whole name in every layer."""
+        return [self.name.format(layer) for layer in self.layers]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A causal language model in numbers. `longest` is how many tokens it can read; `others` are parameters in none of
+    the parts that have names here; `stored` is the quantization that its checkpoint has itself.
+
+    `counted` says that the parameters are the model's own and no guess, `exact` that all of its layout is known here.
+    """
+
+    family: str
+    hidden: int
+    layers: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    linears: tuple[Linear, ...]
+    stacks: tuple[Stack, ...] = ()
+    norms: tuple[Norm, ...] = ()
+    tied: bool = False
+    head_bias: bool = False
+    active_experts: int = 0
+    sliding_window: int | None = None
+    longest: int | None = None
+    others: int = 0
+    stored: str = "none"
+    counted: bool = True
+    exact: bool = True
+
+    @property
+    def embeddings(self) -> int:
+        """Parameters that turn tokens into vectors."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def output_layer(self) -> int:
+        """Parameters of the output layer, where it is not the embeddings themselves."""
+        return (0 if self.tied else self.embeddings) + (self.vocabulary if self.head_bias else 0)
+
+    @property
+    def head_norms(self) -> bool:
+        """Whether queries and keys are normed."""
+        return any(item.name.startswith(ATTENTION) for item in self.norms)
+
+    @property
+    def norms_a_layer(self) -> int:
+        """Norms of what goes from layer to layer."""
+        return sum("{}" in item.name and not item.name.startswith(ATTENTION) for item in self.norms)
+
+    @property
+    def linear_weights(self) -> int:
+        return sum(item.weights * len(item.layers) for item in self.linears)
+
+    @property
+    def stacked_weights(self) -> int:
+        return sum(item.weights * len(item.layers) for item in self.stacks)
+
+    @property
+    def parameters(self) -> int:
+        biases = sum(item.outputs * len(item.layers) for item in self.linears if item.bias)
+        return (
+            self.embeddings
+            + self.output_layer
+            + self.linear_weights
+            + self.stacked_weights
+            + biases
+            + sum(item.size * len(item.layers) for item in self.norms)
+            + self.others
+        )
+
+
+def read_config(name: str, revision: str | None = None) -> dict[str, Any] | None:
+    """The config.json of a model's folder, or of a Hub model that is in this machine's cache; None where neither is.
+
+    Nothing is fetched: a Hub model that was never loaded here has no numbers yet.
+    """
+    folder = model_folder(name, revision)
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else None
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def model_folder(name: str, revision: str | None = None) -> Path | None:
+    """The folder that a model's name stands for on this machine: its own, or the cache's of a Hub model; else None."""
+    source = Path(model_source(name))
+    return source if os.path.isdir(source) else _cached(name, revision)
+
+
+def hub_cache() -> Path:
+    """Where the Hugging Face libraries keep what they fetched, by their own environment variables."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    folder = hub_cache() / f"models--{name.replace('/', '--')}"
+    wanted = revision or "main"
+    reference = folder / "refs" / wanted
+    commit = reference.read_text(encoding="utf-8").strip() if os.path.isfile(reference) else wanted
+    snapshot = folder / "snapshots" / commit
+    return snapshot if os.path.isfile(snapshot / "config.json") else None
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture | None:
+    """The model that a config.json describes; None where it lacks the numbers of a language model.
+
+    A family whose layout is not known here has that of the model itself, where a child has taken it before.
+    """
+    found = _by_family(config)
+    if found is None or not found.exact:
+        found = kept_layout(config) or found
+    return found and replace(found, stored=stored_quantization(config))
+
+
+def stored_quantization(config: Mapping[str, Any]) -> str:
+    """In how many bits bitsandbytes stored the checkpoint: "4bit", "8bit" or "none"."""
+    how = config.get("quantization_config")
+    if not isinstance(how, Mapping) or how.get("quant_method", "bitsandbytes") != "bitsandbytes":
+        return "none"
+    return "4bit" if how.get("load_in_4bit") else "8bit" if how.get("load_in_8bit") else "none"
+
+
+def layout_file(config: Mapping[str, Any]) -> Path:
+    """Where the layout that a child took of such a model is kept for this machine's user."""
+    version = importlib.metadata.version("transformers")
+    whole = json.dumps([LAYOUT_VERSION, version, config], sort_keys=True, default=str)
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return root / "lora-studio" / "layouts" / f"{hashlib.sha256(whole.encode()).hexdigest()[:32]}.json"
+
+
+def keep_layout(config: Mapping[str, Any], layout: Architecture) -> None:
+    """Keeps the layout of a model with that config.json; a disk that takes nothing more only costs time later."""
+    file = layout_file(config)
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(asdict(layout)))
+
+
+def kept_layout(config: Mapping[str, Any]) -> Architecture | None:
+    """The layout that was kept for a model with that config.json."""
+    try:
+        return layout_from(json.loads(layout_file(config).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def layout_from(values: Mapping[str, Any]) -> Architecture:
+    """The layout that `dataclasses.asdict` made these values of, once they were JSON."""
+    kinds: dict[str, type[Linear] | type[Stack] | type[Norm]] = {"linears": Linear, "stacks": Stack, "norms": Norm}
+    parts = {
+        name: tuple(kind(**{**item, "layers": tuple(item["layers"])}) for item in values[name])
+        for name, kind in kinds.items()
+    }
+    return Architecture(**{**values, **parts})
+
+
+def _by_family(config: Mapping[str, Any]) -> Architecture | None:
+    text = config.get("text_config")
+    numbers = dict(text) if isinstance(text, Mapping) else dict(config)
+    try:
+        family = str(numbers.get("model_type", ""))
+        build: Callable[[str, dict[str, Any]], Architecture]
+        build = {"phi3": _phi3, "phi": _phi}.get(family, _mixture if family in MIXTURES else _llama)
+        return build(family, numbers)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+HEAD_SIZES = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
+
+
+"""What transformers takes for a config.json without `head_dim`; elsewhere it is hidden / heads."""
+
+
+def _sizes(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """What all families have, under their common names."""
+    hidden, heads = int(numbers["hidden_size"]), int(numbers["num_attention_heads"])
+    window = numbers.get("sliding_window") if numbers.get("use_sliding_window", True) else None
+    return {
+        "hidden": hidden,
+        "layers": int(numbers["num_hidden_layers"]),
+        "vocabulary": int(numbers["vocab_size"]),
+        "heads": heads,
+        "kv_heads": int(numbers.get("num_key_value_heads") or heads),
+        "head_size": int(numbers.get("head_dim") or HEAD_SIZES.get(str(numbers.get("model_type"))) or hidden // heads),
+        "sliding_window": window,
+        "longest": numbers.get("max_position_embeddings"),
+    }
+
+
+def _attention(numbers: Mapping[str, Any], sizes: Mapping[str, Any], bias: bool, output_bias: bool) -> list[Linear]:
+    every = tuple(range(sizes["layers"]))
+    queries, keys = sizes["heads"] * sizes["head_size"], sizes["kv_heads"] * sizes["head_size"]
+    return [
+        Linear(ATTENTION + "q_proj", sizes["hidden"], queries, bias, every),
+        Linear(ATTENTION + "k_proj", sizes["hidden"], keys, bias, every),
+        Linear(ATTENTION + "v_proj", sizes["hidden"], keys, bias, every),
+        Linear(ATTENTION + "o_proj", queries, sizes["hidden"], output_bias, every),
+    ]
+
+
+def _norms(sizes: Mapping[str, Any], names: Sequence[str], heads: tuple[int, int] | None = None) -> tuple[Norm, ...]:
+    """Those of each layer by name, of queries and keys with those sizes where there are some, and the last one."""
+    every, hidden = tuple(range(sizes["layers"])), sizes["hidden"]
+    found = [Norm(LAYER + name, hidden, every) for name in names]
+    if heads:
+        found += [Norm(ATTENTION + "q_norm", heads[0], every), Norm(ATTENTION + "k_norm", heads[1], every)]
+    return (*found, Norm("model.norm", hidden))
+
+
+def _mlp(place: str, hidden: int, inner: int, bias: bool, layers: tuple[int, ...]) -> list[Linear]:
+    return [
+        Linear(place + "gate_proj", hidden, inner, bias, layers),
+        Linear(place + "up_proj", hidden, inner, bias, layers),
+        Linear(place + "down_proj", inner, hidden, bias, layers),
+    ]
+
+
+def _attention_biases(family: str, numbers: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether queries, keys and values have biases, and whether the output projection has."""
+    if family in ("qwen2", "qwen2_moe"):
+        return True if family == "qwen2" else bool(numbers.get("qkv_bias", True)), False
+    both = bool(numbers.get("attention_bias", False))
+    return both, both
+
+
+def _llama(family: str, numbers: dict[str, Any]) -> Architecture:
+    """Llama and the families that differ from it by biases and norms only."""
+    sizes = _sizes(numbers)
+    every = tuple(range(sizes["layers"]))
+    hidden, size = sizes["hidden"], sizes["head_size"]
+    linears = _attention(numbers, sizes, *_attention_biases(family, numbers))
+    linears += _mlp("model.layers.{}.mlp.", hidden, int(numbers["intermediate_size"]), _mlp_bias(numbers), every)
+    names = {"gemma2": AROUND_BOTH, "gemma3_text": AROUND_BOTH, "olmo2": AFTER_BOTH}.get(family, BEFORE_BOTH)
+    heads = (size, size) if family in ("qwen3", "gemma3_text") else None
+    if family == "olmo2":
+        heads = sizes["heads"] * size, sizes["kv_heads"] * size
+    return Architecture(
+        family=family,
+        **sizes,
+        linears=tuple(linears),
+        norms=_norms(sizes, names, heads),
+        tied=bool(numbers.get("tie_word_embeddings", family.startswith("gemma"))),
+        exact=family in LLAMA_LIKE,
+        counted=family in LLAMA_LIKE,
+    )
+
+
+def _mlp_bias(numbers: Mapping[str, Any]) -> bool:
+    return bool(numbers.get("mlp_bias", False))
+
+
+def _phi3(family: str, numbers: dict[str, Any]) -> Architecture:
+    """Phi-3 and 4: Llama with queries, keys and values in one matrix, and gate and up in one."""
+    sizes = _sizes(numbers)
+    every = tuple(range(sizes["layers"]))
+    hidden, size, inner = sizes["hidden"], sizes["head_size"], int(numbers["intermediate_size"])
+    queries = sizes["heads"] * size
+    linears = (
+        Linear("model.layers.{}.self_attn.qkv_proj", hidden, queries + 2 * sizes["kv_heads"] * size, False, every),
+        Linear("model.layers.{}.self_attn.o_proj", queries, hidden, False, every),
+        Linear("model.layers.{}.mlp.gate_up_proj", hidden, 2 * inner, False, every),
+        Linear("model.layers.{}.mlp.down_proj", inner, hidden, False, every),
+    )
+    tied = bool(numbers.get("tie_word_embeddings", False))
+    return Architecture(family=family, **sizes, linears=linears, norms=_norms(sizes, BEFORE_BOTH), tied=tied)
+
+
+def _phi(family: str, numbers: dict[str, Any]) -> Architecture:
+    """Phi-1 to 2: biases everywhere, one norm a layer (scale and shift), two matrices in the feed-forward part."""
+    sizes = _sizes(numbers)
+    every = tuple(range(sizes["layers"]))
+    hidden, inner = sizes["hidden"], int(numbers["intermediate_size"])
+    linears = _attention(numbers, sizes, True, True)
+    output = linears.pop()
+    linears += [
+        Linear("model.layers.{}.self_attn.dense", output.inputs, hidden, True, every),
+        Linear("model.layers.{}.mlp.fc1", hidden, inner, True, every),
+        Linear("model.layers.{}.mlp.fc2", inner, hidden, True, every),
+    ]
+    norms = [Norm(LAYER + "input_layernorm", 2 * hidden, every), Norm("model.final_layernorm", 2 * hidden)]
+    if numbers.get("qk_layernorm"):
+        norms += [Norm(f"{ATTENTION}{name}_layernorm", 2 * sizes["head_size"], every) for name in ("q", "k")]
+    return Architecture(
+        family=family,
+        **sizes,
+        linears=tuple(linears),
+        norms=tuple(norms),
+        tied=bool(numbers.get("tie_word_embeddings", False)),
+        head_bias=True,
+    )
+
+
+def _mixture(family: str, numbers: dict[str, Any]) -> Architecture:
+    """Mixtures of experts, as transformers 5 keeps them: a router, and the experts' matrices stacked."""
+    sizes = _sizes(numbers)
+    hidden, size = sizes["hidden"], sizes["head_size"]
+    dense, sparse = _dense_and_sparse(numbers, sizes["layers"])
+    experts = int(numbers.get("num_local_experts") or numbers["num_experts"])
+    inner = int(numbers.get("moe_intermediate_size") or numbers["intermediate_size"])
+    linears = _attention(numbers, sizes, *_attention_biases(family, numbers))
+    if dense:
+        linears += _mlp("model.layers.{}.mlp.", hidden, int(numbers["intermediate_size"]), False, dense)
+    if family == "qwen2_moe":
+        shared = int(numbers["shared_expert_intermediate_size"])
+        linears += _mlp("model.layers.{}.mlp.shared_expert.", hidden, shared, False, sparse)
+        linears.append(Linear("model.layers.{}.mlp.shared_expert_gate", hidden, 1, False, sparse))
+    place = "model.layers.{}.mlp.experts."
+    stacks = (
+        Stack("model.layers.{}.mlp.gate.weight", 1, hidden, experts, sparse),
+        Stack(place + "gate_up_proj", experts, hidden, 2 * inner, sparse),
+        Stack(place + "down_proj", experts, inner, hidden, sparse),
+    )
+    return Architecture(
+        family=family,
+        **sizes,
+        linears=tuple(linears),
+        stacks=stacks,
+        norms=_norms(sizes, BEFORE_BOTH, (size, size) if family == "qwen3_moe" else None),
+        tied=bool(numbers.get("tie_word_embeddings", False)),
+        active_experts=int(numbers["num_experts_per_tok"]),
+    )
+
+
+def _dense_and_sparse(numbers: Mapping[str, Any], layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Numbers of the layers without and with experts (`mlp_only_layers`, `decoder_sparse_step`)."""
+    only, step = numbers.get("mlp_only_layers") or [], int(numbers.get("decoder_sparse_step") or 1)
+    sparse = tuple(layer for layer in range(layers) if layer not in only and (layer + 1) % step == 0)
+    return tuple(layer for layer in range(layers) if layer not in sparse), sparse
+
+
+def beyond(
+    name: str, *, embeddings: int, positions: int | None, largest_id: int, longest: int, what: str = "Rows have"
+) -> StudioError | None:
+    """What a model can't read of rows with ids up to `largest_id` and up to `longest` tokens; None where it can all.
+
+    `embeddings` are the tokens that it has vectors for, `positions` the tokens in a row where these are learned, as in
+    GPT-2 and OPT; other models have positions without end.
+    """
+    if largest_id >= embeddings:
+        return StudioError(
+            f"The tokenizer gives ids up to {largest_id:,}, and {name} has embeddings for {embeddings:,} tokens.",
+            "Take the tokenizer that belongs to the model, or resize the model's embeddings to the tokenizer first.",
+        )
+    if positions is not None and longest > positions:
+        return StudioError(
+            f"{what} up to {longest:,} tokens, and {name} has learned {positions:,} positions.",
+            f"Set data.max_length to {positions} at most.",
+        )
+    return None
+
+
+# The projections of attention, and of queries and values alone, under the names that the known families use.
+NAMED = {
+    "attention": (
+        "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "out_proj",
+    ),
+    "q_v": ("q_proj", "v_proj", "query", "value", "q_lin", "v_lin", "wq", "wv"),
+}  # fmt: skip
+
+
+EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter in numbers. `targets` are (module, layers it sits in); `missing` are names that the model has not."""
+
+    rank: int
+    targets: tuple[tuple[Linear, int], ...]
+    stacks: tuple[Stack, ...]
+    lora: int
+    magnitudes: int
+    biases: int
+    saved_modules: int
+    saved_copies: int
+    missing: tuple[str, ...]
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that learn."""
+        return self.lora + self.magnitudes + self.biases + self.saved_modules
+
+    @property
+    def added(self) -> int:
+        """Parameters that are in memory besides the base's."""
+        return self.lora + self.magnitudes + self.saved_copies
+
+
+def adapter(
+    model: Architecture,
+    *,
+    r: int,
+    target_modules: str = "all-linear",
+    bias: str = "none",
+    use_dora: bool = False,
+    modules_to_save: Sequence[str] = (),
+) -> Adapter:
+    """The adapter of these settings (Hu et al. 2021, section 4.1: r x (inputs + outputs) for each matrix).
+
+    DoRA (Liu et al. 2024, arXiv:2402.09353) adds one magnitude an output; a module saved whole is trained in a copy.
+    Raises `PatternError` for an expression that takes too long.
+    """
+    targets, missing = _targets(model, target_modules)
+    stacks = model.stacks if _reaches_experts(model, target_modules) else ()
+    lora = sum(r * (item.inputs + item.outputs) * layers for item, layers in targets)
+    lora += sum(_rank(item, r) * item.experts * (item.inputs + item.outputs) * len(item.layers) for item in stacks)
+    chosen = {item.name: layers for item, layers in targets}
+    biases = 0
+    if bias != "none":
+        for item in model.linears:
+            layers = chosen.get(item.name, 0) if bias == "lora_only" else len(item.layers)
+            biases += item.outputs * layers if item.bias else 0
+    whole, copies, unknown = _saved(model, modules_to_save)
+    return Adapter(
+        rank=r,
+        targets=tuple(targets),
+        stacks=stacks,
+        lora=lora,
+        magnitudes=sum(item.outputs * layers for item, layers in targets) if use_dora else 0,
+        biases=biases,
+        saved_modules=whole,
+        saved_copies=copies,
+        missing=(*missing, *unknown),
+    )
+
+
+def _rank(item: Stack, r: int) -> int:
+    """peft doubles the rank of the two expert matrices that transformers 5 keeps as one (`rank_pattern`)."""
+    return 2 * r if item.name.endswith("gate_up_proj") else r
+
+
+def _reaches_experts(model: Architecture, target_modules: str) -> bool:
+    return model.family in EXPERTS_TAKE_LORA and target_modules.strip().lower() == "all-linear"
+
+
+def names(setting: str) -> list[str]:
+    """A comma-separated setting as its names."""
+    return list(dict.fromkeys(name.strip() for name in setting.split(",") if name.strip()))
+
+
+def _targets(model: Architecture, setting: str) -> tuple[list[tuple[Linear, int]], list[str]]:
+    """The linear modules that a `lora.target_modules` setting names, and the names that fit none."""
+    setting = setting.strip()
+    if setting.lower() == "all-linear":
+        # peft turns these names into those of the experts, and then leaves layers without experts out.
+        lost = EXPERT_NAMES if _reaches_experts(model, setting) else ()
+        return [(item, len(item.layers)) for item in model.linears if item.leaf not in lost], []
+    if is_regular_expression(setting):
+        hit = set(matching(setting, [path for item in model.linears for path in item.paths]))
+        matched = [(item, sum(path in hit for path in item.paths)) for item in model.linears]
+        found = [(item, layers) for item, layers in matched if layers]
+        return found, [] if found else [setting]
+    wanted = NAMED.get(setting) or names(setting)
+    found = [(item, len(item.layers)) for item in model.linears if any(_ends_with(item, name) for name in wanted)]
+    if setting in NAMED:
+        return found, [] if found else [setting]
+    return found, [name for name in wanted if not any(_ends_with(item, name) for item in model.linears)]
+
+
+def _ends_with(item: Linear, name: str) -> bool:
+    """peft takes a name for every module whose path ends with it."""
+    return item.name == name or item.name.endswith(f".{name}")
+
+
+def _saved(model: Architecture, modules: Sequence[str]) -> tuple[int, int, list[str]]:
+    """Parameters of modules trained whole, those that their copies add, and unknown names.
+
+    peft takes a name for every module whose path ends with it, and with a module all that is inside.
+    """
+    sizes = {"model.embed_tokens": model.embeddings, "lm_head": model.vocabulary * (model.hidden + model.head_bias)}
+    for item in model.linears:
+        sizes |= dict.fromkeys(item.paths, item.weights + (item.outputs if item.bias else 0))
+    for norm in model.norms:
+        sizes |= dict.fromkeys(norm.paths, norm.size)
+    whole = {path for path in sizes if any(_inside(path, name) for name in modules)}
+    total = sum(sizes[path] for path in whole)
+    return total, total, [name for name in modules if not any(_inside(path, name) for path in sizes)]
+
+
+def _inside(path: str, name: str) -> bool:
+    """Whether a module or one that it stands in has a path that ends with that name."""
+    parts = path.split(".")
+    return any(".".join(parts[:depth]).endswith(name) for depth in range(1, len(parts) + 1))

@@ -1,0 +1,426 @@
+"""How a run is doing: each function looks for one trouble and names its cause and the change that mends it.
+
+Pure functions of a run's state and its config. The troubles are those that users of such tools report most;
+each docstring says where its threshold comes from.
+"""
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.sections import Config
+from lora_studio.errors import StudioError
+from lora_studio.jobs.events import RunState, StepLogged
+
+SEVERITIES = ("error", "warning")
+USUAL_RATE = {"sft": 2e-4, "dpo": 5e-6}
+"""Learning rates of LoRA by method as trl's documentation names them."""
+MAX_RATE = {"sft": 1e-3, "dpo": 5e-5}
+"""The highest rates that are advised: over 27 models 1e-3 was the best of ten, and 72 of 80 runs at 3e-3 diverged
+(tinker-cookbook, sft_sweep); for DPO ten times the usual rate."""
+MIN_SHARE = 0.05
+"""Below this share of the usual rate no step is too large, whatever the gradients are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """A trouble: what is seen, why that happens, what to do.
+
+    `settings` are the changes by path, empty where it is not a matter of settings.
+    """
+
+    name: str
+    severity: str
+    finding: str
+    cause: str
+    cure: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+Check = Callable[[RunState, Config], Diagnosis | None]
+
+
+def diagnose(run: RunState, config: Config, now: float, measured: Mapping[str, Any] | None = None) -> list[Diagnosis]:
+    """Everything that is wrong with a run, the worst first; `measured` is its comparison with the base.
+
+    Of two that advise different values for one setting, the one that stands first in `CHECKS` counts: the other
+    is a consequence of the same cause.
+    """
+    results = [worse_than_base(run, config, measured), *(check(run, config) for check in CHECKS), stalled(run, now)]
+    ordered = sorted((item for item in results if item is not None), key=lambda item: SEVERITIES.index(item.severity))
+    advised: dict[str, Any] = {}
+    consistent = []
+    for item in ordered:
+        if all(advised.get(path, value) == value for path, value in item.settings.items()):
+            consistent.append(item)
+            advised |= item.settings
+    return consistent
+
+
+def of_folder(run: RunState, config: Path, now: float, measured: Mapping[str, Any] | None = None) -> list[Diagnosis]:
+    """The same for a run whose settings are in a file; nothing is said where an older version wrote them otherwise."""
+    try:
+        return diagnose(run, parse(read_yaml(config)), now, measured)
+    except StudioError:
+        return []
+
+
+def is_worse(measured: Mapping[str, Any], method: str) -> bool:
+    """Whether an adapter predicts the answers worse than the base, or gives no numbers at all.
+
+    DPO may lower the likelihood of good answers while it raises their margin over bad ones, so that only scores
+    that are not numbers count there.
+    """
+    base, adapter = measured.get("base_loss"), measured.get("adapter_loss")
+    if base is None or adapter is None:
+        return True
+    return method != "dpo" and bool(measured.get("moves")) and adapter > base
+
+
+def worse_than_base(run: RunState, config: Config, measured: Mapping[str, Any] | None) -> Diagnosis | None:
+    """The adapter of a finished run predicts the answers worse than the base does: it has collapsed, or overfitted."""
+    if not measured or not is_worse(measured, config.training.method):
+        return None
+    base, adapter = measured.get("base_loss"), measured.get("adapter_loss")
+    losses = [item.loss for item in run.evaluations]
+    if base is not None and losses and _finite(min(losses)) and min(losses) < base and overfitting(run, config):
+        return None  # it was better than the base once: overfitting says when
+    finding = "The scores of base or adapter are not numbers."
+    if base is not None and adapter is not None:
+        finding = f"The adapter is worse than the base: loss {adapter:.3g} against {base:.3g} nats a token."
+    rate = _rounded(min(config.training.learning_rate / 3, USUAL_RATE[config.training.method]))
+    return Diagnosis(
+        "worse-than-base",
+        "error",
+        finding,
+        "The learning rate is too high, so that the adapter collapsed, or the rows contradict each other.",
+        f"A learning rate of {rate:g}.",
+        {"training.learning_rate": rate},
+    )
+
+
+def not_a_number(run: RunState, config: Config) -> Diagnosis | None:
+    """A loss, validation loss or gradient norm that is no number in the last ten points: nothing learned after it can
+    be right."""
+    bad = [item.step for item in run.steps[-10:] if not _finite(item.loss) or not _finite(item.grad_norm or 0.0)]
+    bad += [item.step for item in run.evaluations[-10:] if not _finite(item.loss)]
+    if not bad:
+        return None
+    settings: dict[str, Any] = {"training.learning_rate": _rounded(config.training.learning_rate / 3)}
+    if config.model.dtype == "float16":
+        settings["model.dtype"] = "auto"
+    return Diagnosis(
+        "not-a-number",
+        "error",
+        f"The loss or its gradient is no number any more at step {min(bad):,}.",
+        "A step was too large, or float16 ran over its largest number.",
+        "A third of the learning rate" + (", and a precision with more room." if len(settings) > 1 else "."),
+        settings,
+    )
+
+
+def no_gradient(run: RunState, config: Config) -> Diagnosis | None:
+    """Gradient norm exactly 0 at three points in a row: no weight can change."""
+    last = [item for item in run.steps[-3:] if item.grad_norm == 0]
+    if len(last) < 3:
+        return None
+    quantized = config.model.quantization != "none"
+    settings = {"model.quantization": "none"} if quantized else {"lora.target_modules": "all-linear"}
+    return Diagnosis(
+        "no-gradient",
+        "error",
+        "The gradient is 0: the adapter does not learn.",
+        "The quantized model passes no gradient on." if quantized else "Nothing that is trained reaches the loss.",
+        "The same run without quantization." if quantized else "An adapter on all linear layers.",
+        {} if not quantized and config.lora.target_modules == "all-linear" else settings,
+    )
+
+
+def exploding_gradient(run: RunState, config: Config) -> Diagnosis | None:
+    """The median of the last five gradient norms above 10 and not falling: half of the first five's.
+
+    Many runs begin with a large gradient that falls at once; one that stays large makes every step a jump.
+    """
+    norms = [item.grad_norm for item in run.steps[:5] if item.grad_norm is not None and _finite(item.grad_norm)]
+    last = [item.grad_norm for item in run.steps[-5:] if item.grad_norm is not None and _finite(item.grad_norm)]
+    if len(run.steps) < 10 or len(last) < 5 or not norms:
+        return None
+    now = statistics.median(last)
+    if now <= 10 or now < statistics.median(norms) / 2 or _is_low_rate(config):
+        return None
+    return Diagnosis(
+        "exploding-gradient",
+        "warning",
+        f"The gradient norm is {now:.0f}; 0.2 to 2 is usual.",
+        "The steps are too large, so that each one undoes the last.",
+        "A third of the learning rate, and gradients clipped to length 1.",
+        {
+            "training.learning_rate": _rounded(config.training.learning_rate / 3),
+            "training.max_grad_norm": min(1.0, config.training.max_grad_norm),
+        },
+    )
+
+
+def flat_loss(run: RunState, config: Config) -> Diagnosis | None:
+    """The loss fell less than 2 % over at least twenty points after the warm-up and is not small already.
+
+    Points scatter by some percent each; the means of five at both ends of twenty scatter by half of that.
+    """
+    points = _after_warmup(run, config)
+    if len(points) < 20:
+        return None
+    first, last = _mean_loss(points[:5]), _mean_loss(points[-5:])
+    if not _finite(first) or not _finite(last) or last < 0.1 or last < 0.98 * first:
+        return None
+    method, now = config.training.method, config.training.learning_rate
+    high = now >= MAX_RATE[method]
+    rate = USUAL_RATE[method] if high else _rounded(min(MAX_RATE[method], max(2.5 * USUAL_RATE[method], 3 * now)))
+    return Diagnosis(
+        "flat-loss",
+        "warning",
+        f"The training loss does not fall: {first:.3g} after the warm-up, {last:.3g} now.",
+        f"The learning rate is too {'high' if high else 'low'}, or the model sees its rows in a form that it does "
+        "not know.",
+        f"A learning rate of {rate:g}. Look at the rows on the Data tab too: is the prompt style the model's own?",
+        {"training.learning_rate": rate},
+    )
+
+
+def overfitting(run: RunState, config: Config) -> Diagnosis | None:
+    """The validation loss has risen by 5 % or more since its best, over at least two evaluations.
+
+    One worse evaluation is scatter; two, and 5 %, are more than a validation set of twenty rows scatters by.
+    """
+    losses = [item.loss for item in run.evaluations]
+    if len(losses) < 3 or not all(map(_finite, losses)):
+        return None
+    best = losses.index(min(losses))
+    if len(losses) - 1 - best < 2 or losses[-1] < 1.05 * losses[best] or losses[-1] - losses[best] < 0.01:
+        return None
+    point = run.evaluations[best]
+    measured = config.evaluation
+    strategy = "epoch" if measured.eval_strategy == "no" else measured.eval_strategy
+    epochs = float(max(1, math.ceil(point.epoch)))
+    ended = config.training.max_steps > 0
+    shorter = {"training.max_steps": point.step} if ended else {"training.num_train_epochs": epochs}
+    together = {"training.save_steps": measured.eval_steps} if strategy == "steps" else {}
+    return Diagnosis(
+        "overfitting",
+        "warning",
+        f"The validation loss rises: its best was {losses[best]:.3g} at step {point.step:,}, now {losses[-1]:.3g}.",
+        "The adapter learns its rows by heart (overfitting).",
+        f"Keep the best step, and end at epoch {math.ceil(point.epoch)}.",
+        {
+            "evaluation.load_best_model_at_end": True,
+            "evaluation.eval_strategy": strategy,
+            "training.save_strategy": strategy,
+            **together,
+            **shorter,
+        },
+    )
+
+
+def slower(run: RunState, config: Config) -> Diagnosis | None:
+    """The speed of the last twenty points is less than 40 % of what it was: more than other rows or a nap can explain.
+
+    Rows of like length come together, so that single points differ by a factor of three; medians of twenty do not.
+    """
+    points = [item for item in run.steps if item.tokens_per_second > 0] if len(run.steps) < 1000 else run.steps
+    if len(points) < 50:
+        return None
+    before = statistics.median(item.tokens_per_second for item in points[2:32])
+    now = statistics.median(item.tokens_per_second for item in points[-20:])
+    if now >= 0.4 * before:
+        return None
+    celsius = points[-1].device_celsius
+    heat = f" The device is at {celsius:.0f} °C." if celsius is not None else ""
+    return Diagnosis(
+        "slower",
+        "warning",
+        f"Training has slowed down: {now:,.0f} tokens a second, {before:,.0f} before.",
+        f"Another program uses the device or the memory, or the device is too hot and slows itself down.{heat}",
+        "End other programs. The run itself needs no change.",
+    )
+
+
+def few_labels(run: RunState, config: Config) -> Diagnosis | None:
+    """Under 1 % of the tokens are trained, or a tenth of the rows kept none: most of the work teaches nothing."""
+    data = run.data
+    if data is None or not data.tokens:
+        return None
+    share, rows = data.trained_tokens / data.tokens, data.train_rows + data.dropped_rows
+    if share >= 0.01 and data.dropped_rows < 0.1 * rows:
+        return None
+    if data.dropped_rows >= 0.1 * rows:
+        finding = f"{data.dropped_rows:,} of {rows:,} rows were left out: they kept no trained token."
+    else:
+        finding = f"Only {100 * share:.2f} % of the tokens are trained."
+    return Diagnosis(
+        "few-labels",
+        "warning",
+        finding,
+        "The answers lie beyond the longest length, or are very short beside their prompts.",
+        "Twice the length, and prompts are cut before answers.",
+        {"data.max_length": 2 * config.data.max_length, "data.truncation": "keep_answer"},
+    )
+
+
+def no_learning_rate(run: RunState, config: Config) -> Diagnosis | None:
+    """The learning rate is 0 at three points in a row after the warm-up, before the last twentieth of the steps.
+
+    Every schedule may begin at 0, and all but the constant one end there.
+    """
+    last = _after_warmup(run, config)[-3:]
+    if len(last) < 3 or any(item.learning_rate for item in last) or run.step > 0.95 * run.total_steps:
+        return None
+    return Diagnosis(
+        "no-learning-rate",
+        "error",
+        f"The learning rate is 0 at step {run.step:,}: nothing is learned any more.",
+        "The schedule has ended before the run, or the warm-up is longer than the run.",
+        "The learning rate stays what it is after a short warm-up.",
+        {"training.lr_scheduler_type": "constant_with_warmup", "training.warmup_ratio": 0.03},
+    )
+
+
+def little_memory(run: RunState, config: Config) -> Diagnosis | None:
+    """The most memory held is over 95 % of what there is: one longer batch may be too much.
+
+    A tenth is the usual margin; half of it is left here for what the allocator holds without need.
+    """
+    last = run.steps[-1] if run.steps else None
+    if last is None or not last.memory_available_bytes or last.memory_peak_bytes < 0.95 * last.memory_available_bytes:
+        return None
+    training, gib = config.training, 1024**3
+    settings: dict[str, Any] = {"training.gradient_checkpointing": True}
+    if training.per_device_train_batch_size > 1:
+        settings = {
+            "training.per_device_train_batch_size": training.per_device_train_batch_size // 2,
+            "training.gradient_accumulation_steps": 2 * training.gradient_accumulation_steps,
+        }
+    return Diagnosis(
+        "little-memory",
+        "warning",
+        f"Memory is nearly full: {last.memory_peak_bytes / gib:.1f} of {last.memory_available_bytes / gib:.1f} GiB.",
+        "Rows at once, their length and the model's size decide how much is needed.",
+        "Half as many rows at once with twice the accumulation: the same training in less memory."
+        if len(settings) > 1
+        else "Gradient checkpointing: less memory for a fifth more time.",
+        settings,
+    )
+
+
+def collapsed_entropy(run: RunState, config: Config) -> Diagnosis | None:
+    """After a quarter of the steps the loss is over 0.2 and over five times the entropy, in the mean of ten points.
+
+    A model that is as sure as it is right has a loss equal to its entropy (both in nats a token); five times as much
+    means that it is sure of what is wrong. A loss of comparisons is counted in pairs and says nothing of that.
+    """
+    if config.training.method == "dpo" or _is_low_rate(config):
+        return None
+    points = [item for item in run.steps[-10:] if item.entropy is not None]
+    if len(points) < 10 or run.step < 0.25 * run.total_steps:
+        return None
+    loss, entropy = _mean_loss(points), statistics.fmean(item.entropy or 0.0 for item in points)
+    if not _finite(loss) or loss < 0.2 or loss < 5 * entropy:
+        return None
+    return Diagnosis(
+        "collapsed-entropy",
+        "warning",
+        f"The model is surer than it is right: entropy {entropy:.2g}, loss {loss:.2g} nats a token.",
+        "Too large steps drive its probabilities to 0 and 1 before it has learned the answers.",
+        "Half the learning rate, and a little dropout.",
+        {
+            "training.learning_rate": _rounded(config.training.learning_rate / 2),
+            "lora.lora_dropout": max(0.05, config.lora.lora_dropout),
+        },
+    )
+
+
+def too_easy(run: RunState, config: Config) -> Diagnosis | None:
+    """A loss under 0.001 within the first epoch, after at least ten points: 99.9 % sure of tokens never seen before.
+
+    Rows that are really new can't be foretold like that, so they were seen: twice in the file, or in training already.
+    """
+    early = [item for item in run.steps[:2000] if item.epoch <= 1.0]
+    if len(early) < 10 or _mean_loss(early[-3:]) >= 0.001:
+        return None
+    return Diagnosis(
+        "too-easy",
+        "warning",
+        f"The loss is {early[-1].loss:.1g} before every row was seen once.",
+        "The rows repeat each other, or the answer stands in the prompt.",
+        "Look for duplicates and for rows in both parts on the Data tab.",
+    )
+
+
+def stalled(run: RunState, now: float) -> Diagnosis | None:
+    """No event for ten times the slowest of the last twenty steps, and at least a minute; ten minutes in other phases.
+
+    While it trains a run writes twice a second, or once a step where a step takes longer.
+    """
+    if run.state != "running" or run.last_event is None:
+        return None
+    times = [item.time for item in run.steps[-21:] if item.time >= (run.resumed or 0.0)]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    patience = max(60.0, 10 * max(gaps)) if run.phase == "train" and gaps else 600.0
+    silent = now - run.last_event
+    if silent < patience:
+        return None
+    return Diagnosis(
+        "stalled",
+        "error",
+        f"Nothing has been heard of the run for {silent / 60:.0f} min.",
+        "The machine sleeps, its memory is swapped out, or a download waits for the network.",
+        "Look at the log. If it does not go on: Stop, then Resume.",
+    )
+
+
+def _after_warmup(run: RunState, config: Config) -> Sequence[StepLogged]:
+    warm = max(1, math.ceil(config.training.warmup_ratio * run.total_steps))
+    first = next((index for index, item in enumerate(run.steps) if item.step > warm), len(run.steps))
+    return run.steps[first:]
+
+
+def _mean_loss(points: Sequence[StepLogged]) -> float:
+    return statistics.fmean(item.loss for item in points)
+
+
+def _is_low_rate(config: Config) -> bool:
+    training = config.training
+    return training.learning_rate < MIN_SHARE * USUAL_RATE[training.method]
+
+
+def _finite(value: float) -> bool:
+    return math.isfinite(value)
+
+
+def _rounded(rate: float) -> float:
+    """A learning rate with two digits, as a person would write it."""
+    return float(f"{rate:.2g}")
+
+
+CHECKS: tuple[Check, ...] = (
+    not_a_number,
+    no_gradient,
+    no_learning_rate,
+    exploding_gradient,
+    collapsed_entropy,
+    flat_loss,
+    overfitting,
+    too_easy,
+    few_labels,
+    little_memory,
+    slower,
+)
+
+
+def in_words(found: Diagnosis) -> str:
+    """One paragraph for a terminal or a report."""
+    changes = ", ".join(f"{path} = {value}" for path, value in found.settings.items())
+    return f"{found.finding} {found.cause} What helps: {found.cure}" + (f" ({changes})" if changes else "")

@@ -1,0 +1,173 @@
+"""The chart on the page: draws what `curves` gives, and holds the controls for how it is drawn.
+
+The browser keeps one chart and is given new numbers, so that zoom and hidden curves stay while the run goes on.
+
+The chart of a file's lengths: rows by their number of tokens, percentiles, and the cut line.
+
+The browser keeps one chart and is given new numbers, so that a closer look stays while the cut line moves.
+
+The curves of a run on the runs tab, and how a person wants them drawn.
+
+The wish is kept in the workspace and holds for every run, so that a reload does not lose it.
+"""
+
+import importlib.resources
+import json
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.errors import StudioError
+from lora_studio.ui import html, theme, words
+from lora_studio.ui.curves import AXES, Style
+from lora_studio.ui.data import report
+from lora_studio.ui.sections import QUIET, Look
+from lora_studio.ui.studio import Shared, Studio
+from lora_studio.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The widgets beside a chart, from which `style` is made."""
+
+    axis: gr.Radio
+    smoothing: gr.Slider
+    logarithmic: gr.Checkbox
+    everything: gr.Checkbox
+
+    @property
+    def widgets(self) -> list[Any]:
+        """In the order that `style` takes their values."""
+        return [self.axis, self.smoothing, self.logarithmic, self.everything]
+
+
+def style(axis: str, smoothing: float, logarithmic: bool, everything: bool) -> Style:
+    """How a person wants the curves drawn, from the values of the controls."""
+    return Style(axis, min(max(float(smoothing), 0.0), 0.99), logarithmic, everything)
+
+
+def draw_controls(start: Style | None = None) -> Controls:
+    """Draws the controls in one row."""
+    start = start or Style()
+    with gr.Row(elem_classes="chart-controls"):
+        across = [(name.capitalize(), name) for name in AXES]
+        axis = gr.Radio(across, value=start.axis, label="Horizontal axis", min_width=220)
+        smoothing = gr.Slider(0, 0.99, value=start.smoothing, step=0.01, label="Smoothing", min_width=200)
+        with gr.Column(min_width=180):
+            logarithmic = gr.Checkbox(value=start.logarithmic, label="Logarithmic loss")
+            everything = gr.Checkbox(value=start.everything, label="More curves")
+    return Controls(axis, smoothing, logarithmic, everything)
+
+
+def plotly_script() -> str:
+    """The tag that brings plotly's script out of its own package; a page that has it twice loads it once."""
+    script = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
+    gr.set_static_paths([str(script)])
+    return f'<script src="gradio_api/file={script}"></script>'
+
+
+def curves_chart(
+    elem_id: str = "chart", label: str = "Curves of the run: loss, learning rate, gradient norm"
+) -> gr.HTML:
+    """The chart's place on the page; its value is a `curves.drawing`."""
+    return gr.HTML(
+        value={},
+        html_template=f'<div class="chart" role="img" aria-label="{label}"></div>',
+        js_on_load=theme.on_load("charts.curves"),
+        head=plotly_script(),
+        elem_id=elem_id,
+    )
+
+
+PERCENTILES = (("p50", "50 %"), ("p95", "95 %"), ("p99", "99 %"))
+
+
+EMPTY = '<div class="chart" role="img" aria-label="Rows by number of tokens"></div>'
+
+
+def lengths(result: Mapping[str, Any], cut: int) -> dict[str, Any]:
+    """Everything that the chart shows, as JSON takes it; `cut` is the longest length that is not cut."""
+    edges, counts = result["histogram"]["edges"], result["histogram"]["counts"]
+    if not counts:
+        return {}
+    bars = list(zip(edges, edges[1:], counts, strict=False))
+    first, last = edges[0], edges[-1] - 1
+    # A bar covers whole numbers, low to high - 1: it stands half a token to both sides of them.
+    pad = max(0.5, (edges[-1] - edges[0]) / 100)
+    arrows = ("← " if cut < first else "", " →" if cut > last else "")
+    return {
+        "key": json.dumps([edges, counts]),
+        "x": [(low + high - 1) / 2 for low, high, _ in bars],
+        "width": [high - low for low, high, _ in bars],
+        "rows": counts,
+        "labels": [f"{_tokens(low, high - 1)}: {html.count(rows, 'row')}" for low, high, rows in bars],
+        "over": [low > cut for low, _, _ in bars],
+        "range": [first - 0.5 - pad, last + 0.5 + pad],
+        "marks": [_mark(name, result["tokens"][key]) for key, name in PERCENTILES],
+        "cut": {"at": cut + 0.5, "label": f"{arrows[0]}cut at {html.number(cut)}{arrows[1]}"},
+        "words": f"Rows by number of tokens, {html.number(first)} to {html.number(int(result['tokens']['max']))}. "
+        + "; ".join(f"{name} have at most {html.number(result['tokens'][key])}" for key, name in PERCENTILES)
+        + f". The cut line stands at {html.count(cut, 'token')}. {report.cut_words(result, cut)}",
+    }
+
+
+def _tokens(low: int, high: int) -> str:
+    return html.count(low, "token") if low == high else f"{low:,} to {high:,} tokens"
+
+
+def _mark(name: str, value: float) -> dict[str, Any]:
+    return {"at": value, "label": f"{name} ≤ {html.number(value)}"}
+
+
+def length_chart() -> gr.HTML:
+    """The chart's place on the page. Its value is what `lengths` gives."""
+    return gr.HTML(
+        value={},
+        html_template=EMPTY,
+        js_on_load=theme.on_load("charts.lengths"),
+        head=plotly_script(),
+        elem_id="lengths",
+    )
+
+
+STYLE = "chart-style"
+
+
+def build_chart(studio: Studio, shared: Shared) -> dict[str, Any]:
+    """Controls and chart. A change of the controls is drawn at once."""
+    with gr.Column(visible=False) as row:
+        controls = draw_controls(kept_style(studio.workspace))
+    chart = curves_chart()
+
+    def draw(run_id: str, *wishes: Any) -> Any:
+        studio.workspace.write_draft(STYLE, list(wishes))
+        try:
+            run = studio.supervisor.state(run_id)
+        except StudioError:  # deleted meanwhile: the tab takes it away
+            return gr.skip()
+        return studio.curves.draw({words.name_of(run): run}, style(*wishes))
+
+    changes = [widget.input for widget in controls.widgets]
+    gr.on(changes, draw, [shared.run, *controls.widgets], chart, trigger_mode="always_last", **QUIET)
+    return {"controls": row, "chart": chart}
+
+
+def kept_style(workspace: Workspace) -> Style:
+    """How curves were drawn last."""
+    kept = workspace.read_draft(STYLE)
+    try:
+        return style(*kept) if isinstance(kept, list) else Style()
+    except (TypeError, ValueError):
+        return Style()
+
+
+def stamp_chart(look: Look) -> Hashable:
+    return look.mark, kept_style(look.studio.workspace)
+
+
+def view_chart(look: Look) -> dict[str, Any]:
+    run = look.run
+    style = kept_style(look.studio.workspace)
+    return {"controls": bool(run.steps), "chart": look.studio.curves.draw({words.name_of(run): run}, style)}

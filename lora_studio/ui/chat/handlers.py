@@ -1,0 +1,420 @@
+"""What the chat tab's events do: choose columns, load, ask, edit, undo, stop, and carry pieces of text to the page.
+
+What is said and kept stands in dialogue.py, who can answer in chat_choices.py, what is drawn in chat_board.py, the way
+to the engine in chat_engine.py. Each browser has its own chat, kept in the workspace: a reload loses nothing.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from lora_studio.chat import choices as chat_choices
+from lora_studio.chat import conversation, device
+from lora_studio.chat.arbiter import ConsentError, asker
+from lora_studio.chat.choices import Choice, Columns, from_elsewhere, runs_of, wanted
+from lora_studio.chat.conversation import BASE, SAMPLING, Talk, boxes, checked, plain
+from lora_studio.config.parsing import parse
+from lora_studio.config.presets import presets
+from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
+from lora_studio.jobs.kinds import EVALUATE, EXPORT
+from lora_studio.ui import form, html, job_views
+from lora_studio.ui.chat import columns as chat_board
+from lora_studio.ui.chat import columns as chat_words
+from lora_studio.ui.studio import Studio
+
+KEEP_SECONDS = 1.0  # how often a growing answer is written down
+OWN_SAMPLING = "as set below"
+
+Updates = dict[Any, Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The tab's components."""
+
+    nothing: gr.HTML
+    body: gr.Column
+    choice: gr.Dropdown
+    load: gr.Button
+    unload: gr.Button
+    status: gr.HTML
+    board: gr.HTML
+    question: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    said: gr.HTML
+    extra: gr.HTML
+    system: gr.Textbox
+    like: gr.Dropdown
+    sampling: list[Any]
+
+    def all(self) -> list[Component | gr.Column]:
+        """Every component, for events that may change any of them."""
+        flat: list[Component | gr.Column] = []
+        for part in vars(self).values():
+            flat += part if isinstance(part, list) else [part]
+        return flat
+
+
+class Chat:
+    """What the tab's events do; `who` is the browser that asks."""
+
+    def __init__(self, studio: Studio, parts: Parts) -> None:
+        self.studio, self.parts = studio, parts
+        self.engine = studio.engine
+
+    # -- who can answer, and what was said
+
+    def asker(self, who: str) -> str:
+        """What the engine knows a browser by: with its visitor's name, so that nobody stops another's answer."""
+        return asker("page", self.studio.workspace.maker, who)
+
+    def talk(self, who: str) -> Talk:
+        return conversation.read_talk(self.studio.workspace, who)
+
+    def keep(self, who: str, talk: Talk) -> None:
+        conversation.write_talk(self.studio.workspace, who, talk)
+
+    def choices(self, talk: Talk) -> list[Choice]:
+        """Every adapter there is: a look at every run."""
+        return chat_choices.choices(self.studio.workspace, self.studio.supervisor.runs(), talk.folders)
+
+    def columns(self, talk: Talk) -> Columns:
+        """The adapters of a chat's columns as they are now: a look at their runs alone."""
+        runs = self.studio.supervisor.runs(runs_of(talk.adapters))
+        elsewhere = from_elsewhere(talk.adapters)
+        found = chat_choices.choices(self.studio.workspace, runs, talk.folders, elsewhere=elsewhere)
+        return Columns(found, list(talk.adapters))
+
+    def followed(self, who: str) -> tuple[Talk, Columns, Updates]:
+        """A person's chat, a run's newest adapter in the place of a deleted one; and the sentence that says so."""
+        talk = self.talk(who)
+        columns, told = self._follow(talk)
+        if told:
+            self.keep(who, talk)
+        return talk, columns, told or {self.parts.said: ""}
+
+    def _follow(self, talk: Talk) -> tuple[Columns, Updates]:
+        """The same for a chat that is at hand; without updates where no adapter of it was deleted."""
+        columns = self.columns(talk)
+        words = chat_choices.follow(columns.found, talk)
+        if not words:
+            return columns, {}
+        told = {self.parts.choice: _offered(self.choices(talk), talk), self.parts.said: html.notice(words)}
+        return replace(columns, adapters=list(talk.adapters)), told
+
+    # -- painting
+
+    def arrive(self, who: str, asked: str = "") -> Updates:
+        """The page or the tab is opened: what there is now, and the adapter that another tab `asked` for."""
+        talk, _, told = self.followed(who)
+        found = self.choices(talk)
+        there = {choice.value for choice in found}
+        kept = [value for value in talk.adapters if value in there]
+        if asked or not kept:
+            wanted = chat_choices.preferred(found, asked)
+            kept = kept if wanted and wanted.value in kept else [wanted.value] if wanted else []
+        if kept != talk.adapters:
+            talk.adapters, talk.system = kept, None
+            self.keep(who, talk)
+        return told | self._paint(talk, found) | self._sampling_shown(talk)
+
+    def pick(self, who: str, values: list[str]) -> Updates:
+        """Other columns: those that were shown before bring their conversations back."""
+        talk = self.talk(who)
+        first = talk.adapters[:1]
+        talk.adapters = list(values or [])
+        if talk.adapters[:1] != first:
+            talk.system = None
+        self.keep(who, talk)
+        talk, _, told = self.followed(who)
+        return told | self.paint(talk)
+
+    def paint(self, talk: Talk) -> Updates:
+        """Everything as it is now."""
+        return self._paint(talk, self.choices(talk))
+
+    def _paint(self, talk: Talk, found: Sequence[Choice]) -> Updates:
+        p = self.parts
+        if not found:
+            return {p.nothing: gr.HTML(visible=True), p.body: gr.Column(visible=False)}
+        updates: Updates = {
+            p.nothing: gr.HTML(visible=False),
+            p.body: gr.Column(visible=True),
+            p.choice: _offered(found, talk),
+            p.extra: "",
+        }
+        columns = Columns(found, list(talk.adapters))
+        with contextlib.suppress(StudioError):  # the status says it
+            updates |= {p.system: self.system(talk, columns.chosen)}
+        return updates | self.memory(columns) | {p.board: self.board(talk, columns)}
+
+    def memory(self, columns: Columns) -> Updates:
+        """What is in memory, or why the columns can't answer together; and whether there is something to unload."""
+        try:
+            words = self.status(columns.chosen)
+        except StudioError as error:
+            words = html.problem(error)
+        return {self.parts.status: words, self.parts.unload: gr.Button(interactive=self.engine.loaded is not None)}
+
+    def remember(self, who: str) -> Updates:
+        """The same for a browser, after something else brought models into memory."""
+        return self.memory(self.columns(self.talk(who)))
+
+    def status(self, chosen: Sequence[Choice]) -> str:
+        held = self.engine.loaded if self.engine.holds(wanted(chosen)) else None
+        holder = f"the chat ({self.engine.loaded['base']})" if self.engine.loaded else None
+        evaluating, exporting = (bool(self.studio.supervisor.working(kind)) for kind in (EVALUATE, EXPORT))
+        who = device.holders(self.engine.run, holder, evaluating, exporting)
+        return chat_words.memory(held, chosen, who, self.engine.loaded is not None) + chat_words.cards(chosen)
+
+    def system(self, talk: Talk, chosen: Sequence[Choice]) -> str:
+        """The system prompt that the columns are given."""
+        return chosen[0].card().system_prompt if talk.system is None else talk.system
+
+    def board(self, talk: Talk, columns: Columns) -> str:
+        """All columns of a person's chat. Called for each piece of an answer: reads nothing once something is said."""
+        titles = columns.titles
+        drawn = [
+            (name, titles[name], talk.column(name), talk.notes.get(name, "")) for name in talk.names if name in titles
+        ]
+        said = any(messages for _, _, messages, _ in drawn)
+        return chat_board.board(drawn, marks=talk.marks, examples=() if said else columns.examples)
+
+    def _sampling_shown(self, talk: Talk) -> Updates:
+        boxes = zip(self.parts.sampling, SAMPLING, strict=True)
+        return {box: form.to_widget(item, talk.sampling.get(item.path, item.default)) for box, item in boxes}
+
+    # -- memory
+
+    def load(self, who: str, insist: bool = False) -> Iterator[Updates]:
+        """Brings base and adapters into memory, with progress."""
+        p = self.parts
+        again = {p.load: gr.Button(interactive=True)}
+        _, columns, told = self.followed(who)
+        yield {p.load: gr.Button(interactive=False)} | told
+        try:
+            chosen = columns.chosen
+            with contextlib.closing(self.engine.load(self.asker(who), wanted(chosen), insist=insist)) as answers:
+                for answer in answers:
+                    if answer["kind"] == "status":
+                        yield {p.status: answer["words"]}
+            yield again | self.memory(columns)
+        except StudioError as error:
+            yield again | {p.status: said(error)}
+
+    def unload(self, who: str) -> Iterator[Updates]:
+        """Frees the memory: the owner at once, others when nobody is being answered."""
+        p = self.parts
+        try:
+            with contextlib.closing(
+                self.engine.unload(self.asker(who), at_once=self.studio.workspace.owned)
+            ) as answers:
+                for answer in answers:
+                    if answer["kind"] == "status":
+                        yield {p.status: answer["words"], p.stop: gr.Button(interactive=True)}
+            yield self.paint(self.talk(who)) | {p.stop: gr.Button(interactive=False)}
+        except StudioError as error:
+            yield {p.status: said(error), p.stop: gr.Button(interactive=False)}
+
+    # -- asking
+
+    def send(self, who: str, question: str, system: str, *sampling: Any) -> Iterator[Updates]:
+        """Asks all columns and shows their answers as they grow."""
+        question = question.strip()
+        if not question:
+            yield {self.parts.said: html.notice("There is no question yet.", "Type one, or press an example.")}
+            return
+        talk, columns, told = self.followed(who)
+        yield told
+        try:
+            yield from self.ask(who, talk, columns, dict.fromkeys(talk.names, question), system, sampling)
+        except StudioError as error:
+            yield self._failed(columns, error) | {self.parts.question: question}
+
+    def ask(
+        self,
+        who: str,
+        talk: Talk,
+        columns: Columns,
+        questions: Mapping[str, str],
+        system: str,
+        sampling: Sequence[Any],
+        before: Mapping[str, list[dict[str, str]]] | None = None,
+    ) -> Iterator[Updates]:
+        """Asks each column its question. A failed or stopped answer keeps what was said; without any, the column is as
+        it was `before`, and a new question comes back."""
+        for question in questions.values():
+            check_length("The question", question, QUESTION)
+        check_length("The system prompt", system, SYSTEM_PROMPT)
+        p, names = self.parts, list(questions)
+        workspace = self.studio.workspace.as_now()  # what is kept at the end is kept for whoever asked
+        chosen = columns.chosen
+        own = chosen[0].card().system_prompt
+        talk.sampling, talk.system = checked(sampling), None if system == own else system
+        for name, question in questions.items():
+            talk.ask(question, [name])
+        self.keep(who, talk)
+        begun = {p.send: gr.Button(interactive=False), p.stop: gr.Button(interactive=True), p.question: ""}
+        yield begun | {p.board: self.board(talk, columns), p.extra: ""}
+        asked = [{"adapter": None if name == BASE else name, "messages": talk.prompt(name, system)} for name in names]
+        try:
+            with contextlib.closing(
+                self.engine.answer(self.asker(who), wanted(chosen), asked, plain(talk.sampling))
+            ) as answers:
+                yield from self._carry(who, talk, columns, names, answers)
+            yield self._idle()
+        except StudioError as error:
+            question = questions[names[0]]
+            unanswered = talk.take_back(names, before)
+            # A run may have deleted a checkpoint while that was loaded.
+            columns, told = self._follow(talk) if unanswered else (columns, {})
+            if told and not before:
+                yield told
+                yield from self.ask(who, talk, columns, dict.fromkeys(talk.names, question), system, sampling)
+                return
+            back = {p.question: question} if unanswered and not before else {}
+            yield self._failed(columns, error) | told | back | {p.board: self.board(talk, columns)}
+        finally:
+            talk.take_back(names, before)
+            conversation.write_talk(workspace, who, talk)
+
+    def _carry(
+        self, who: str, talk: Talk, columns: Columns, names: Sequence[str], answers: Iterator[dict[str, Any]]
+    ) -> Iterator[Updates]:
+        """Pieces from the engine to the page; leaving early stops the engine."""
+        p, kept = self.parts, time.monotonic()
+        for answer in answers:
+            if answer["kind"] == "status":
+                yield {p.status: answer["words"]}
+                continue
+            if answer["kind"] == "loaded":
+                yield self.memory(columns)
+                continue
+            if answer["kind"] == "piece":
+                talk.add(dict(zip(names, answer["texts"], strict=True)))
+                words = [html.count(tokens, "token") for tokens in answer["tokens"]]
+                talk.notes |= dict(zip(names, words, strict=True))
+            elif answer["kind"] == "result":
+                talk.finish({name: column["text"] for name, column in zip(names, answer["columns"], strict=True)})
+                notes = [conversation.column_note(column) for column in answer["columns"]]
+                talk.notes |= dict(zip(names, notes, strict=True))
+            if time.monotonic() - kept > KEEP_SECONDS:
+                self.keep(who, talk)
+                kept = time.monotonic()
+            yield {p.board: self.board(talk, columns)}
+
+    def _idle(self) -> Updates:
+        p = self.parts
+        return {p.send: gr.Button(interactive=True), p.stop: gr.Button(interactive=False)}
+
+    def _failed(self, columns: Columns, error: StudioError) -> Updates:
+        """The reason stands where the question was asked; above is again what is in memory."""
+        return self._idle() | self.memory(columns) | {self.parts.said: said(error)}
+
+    def stop(self, who: str) -> None:
+        self.engine.stop(self.asker(who))
+
+    # -- clicks in the columns
+
+    def act(
+        self, event: Mapping[str, str], who: str, system: str, place: gr.HTML, sampling: Sequence[Any]
+    ) -> Iterator[Updates]:
+        """A click in the columns: ask again, change a question, undo, clear, mark, score, or take away."""
+        talk, columns, told = self.followed(who)
+        names = [event["column"]] if event["column"] in talk.names else talk.names
+        yield told
+        try:
+            match event["act"]:
+                case "example":
+                    example = columns.examples[int(event["value"])]
+                    system = example.system or system
+                    yield {self.parts.system: system}
+                    questions = dict.fromkeys(talk.names, example.question)
+                    yield from self.ask(who, talk, columns, questions, system, sampling)
+                case "again" | "edit":
+                    yield from self._again(who, talk, columns, names, event, system, sampling)
+                case "tokens":
+                    yield from self._score(who, talk, columns, system)
+                case "export":
+                    path = job_views.new_file(self.studio.workspace, "conversations.jsonl")
+                    path.write_text(talk.jsonl(system), encoding="utf-8")
+                    yield {place: job_views.link(path)}
+                case "undo" | "clear" | "marks":
+                    if event["act"] == "undo":
+                        talk.undo(names)
+                    elif event["act"] == "clear":
+                        talk.clear()
+                    else:
+                        talk.marks = not talk.marks
+                    self.keep(who, talk)
+                    yield {self.parts.board: self.board(talk, columns), self.parts.extra: ""}
+        except StudioError as error:
+            yield self._failed(columns, error) | {self.parts.extra: ""}
+
+    def _again(
+        self,
+        who: str,
+        talk: Talk,
+        columns: Columns,
+        names: Sequence[str],
+        event: Mapping[str, str],
+        system: str,
+        sampling: Sequence[Any],
+    ) -> Iterator[Updates]:
+        """Each column's last question asked anew, or an earlier one changed; what came after it is taken out."""
+        check_length("The question", event["text"], QUESTION)
+        before = {name: list(talk.column(name)) for name in names}
+        turn = int(event["value"]) if event["act"] == "edit" else None
+        asked = {name: talk.again(name) if turn is None else talk.edit(name, turn) for name in names}
+        questions = {name: event["text"].strip() or question for name, question in asked.items() if question}
+        if questions:
+            yield from self.ask(who, talk, columns, questions, system, sampling, before)
+
+    def _score(self, who: str, talk: Talk, columns: Columns, system: str) -> Iterator[Updates]:
+        """The first adapter's last answer as forced text: how likely base and adapters find each token."""
+        chosen = columns.chosen
+        name = next((value for value in talk.adapters if talk.column(value)), "")
+        if not name or not talk.column(name)[-1]["content"]:
+            raise StudioError(
+                "There is no answer to look at yet.", "Ask something first, and wait until it is answered."
+            )
+        yield {self.parts.extra: html.progress("Scoring the answer with base and adapters")}
+        with contextlib.closing(
+            self.engine.score(
+                self.asker(who), wanted(chosen), talk.prompt(name, system), talk.column(name)[-1]["content"]
+            )
+        ) as answers:
+            for answer in answers:
+                if answer["kind"] == "status":
+                    yield {self.parts.status: answer["words"]}
+                elif answer["kind"] == "loaded":
+                    yield self.memory(columns)
+                elif answer["kind"] == "result":
+                    titles = {choice.value: choice.name for choice in chosen}
+                    yield {self.parts.extra: chat_words.tokens(answer, titles)}
+
+    # -- sampling
+
+    def sampling_like(self, name: str) -> list[Any]:
+        """The widgets' values as a preset has them."""
+        given = parse(presets(self.studio.workspace)[name].values() if name in self.offers() else {})
+        return boxes(given.generation.model_dump())
+
+    def offers(self) -> list[str]:
+        """Presets that say how to sample."""
+        return [name for name, one in presets(self.studio.workspace).items() if "generation" in one.values()]
+
+
+def _offered(found: Sequence[Choice], talk: Talk) -> gr.Dropdown:
+    return gr.Dropdown([(each.label, each.value) for each in found], value=talk.adapters, multiselect=True)
+
+
+def said(error: StudioError) -> str:
+    """An error, or the question whether to go on."""
+    return error.words if isinstance(error, ConsentError) else html.problem(error)

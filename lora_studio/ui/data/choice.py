@@ -1,0 +1,242 @@
+"""What a person chooses on the data tab, what was found of it, and what of both goes to the reader and the train tab.
+
+Choices are settings by their path in the config, kept as a draft. Plain values: the widgets are data_tab.py's.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_studio.config.settings import settings
+from lora_studio.data.cache import code_version
+from lora_studio.data.readers.hub import is_hub_name
+from lora_studio.errors import StudioError
+from lora_studio.ui import form as forms
+from lora_studio.ui.form import read_draft
+from lora_studio.workspace import Workspace, shipped_data
+
+CHOICE = "data"  # the draft of what was chosen
+FOUND = "data-found"  # the draft of what the inspector said of the choice
+BAD_ROWS = "data.bad_rows"
+MAPPING = "data.mapping"
+PERCENTILES = "look.percentiles"
+THINKING = "data.enable_thinking"
+ENCODING = "data.encoding"
+SPLIT = ("data.validation_fraction", "data.split_seed", "data.max_samples", "data.max_eval_samples")
+SETTINGS = {setting.path: setting for setting in settings()}
+PATHS = (
+    "data.train_file",
+    "model.name",
+    "data.max_length",
+    "data.truncation",
+    "data.train_on",
+    "data.prompt_style",
+    "data.system_prompt",
+    THINKING,
+    ENCODING,
+    "data.validation_file",
+    *SPLIT,
+    PERCENTILES,
+    BAD_ROWS,
+    MAPPING,
+)
+DEFAULTS = {path: setting.default for path, setting in SETTINGS.items()} | {
+    MAPPING: None,
+    PERCENTILES: "50, 90, 95, 99",
+}
+STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
+MAX_VISITORS = 1000  # whose last look is in memory; that of others is read from its draft again
+
+
+@dataclass(frozen=True, slots=True)
+class DataLook:
+    """What the inspector found of data under these `settings` by path, as far as other tabs need it.
+
+    `longest` and `mean` are tokens of a row, `packs` the rows after packing, `shape` is the rows' format.
+    """
+
+    settings: Mapping[str, Any]
+    usable_rows: int
+    train_rows: int
+    longest: int
+    mean: float
+    packs: int
+    shape: str
+    reading: str
+
+
+def look_from(draft: Any) -> DataLook | None:
+    """The look that a draft holds; None where it holds none, or one of another version."""
+    try:
+        settings, result = draft["settings"], draft["result"]
+        return DataLook(
+            settings=dict(settings),
+            usable_rows=int(result["usable_rows"]),
+            train_rows=int(result["train_rows"]),
+            longest=int(result["tokens"]["max"]),
+            mean=float(result["tokens"]["mean"]),
+            packs=int(result["packing"]["packs"]),
+            shape=str(result.get("format", "")),
+            reading=str(result.get("reading", "")),  # looks of earlier versions have none
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+class DataLooks:
+    """The last look of each visitor, in memory. Its draft, which holds all that was found, is for a reload of the page
+    and is read where a new server has no look in memory yet."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, DataLook | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def last(self, workspace: Workspace) -> DataLook | None:
+        """What the visitor who is answered looked at last."""
+        maker = workspace.maker
+        with self._lock:
+            if maker in self._of:
+                self._of.move_to_end(maker)
+                return self._of[maker]
+        return self._remember(maker, look_from(workspace.read_draft(FOUND)))
+
+    def keep(self, workspace: Workspace, settings: dict[str, Any], result: dict[str, Any]) -> None:
+        """Another version of the code might draw the draft otherwise, so that it does not count there. Raises
+        `StudioError` where the draft can't be kept; what was found is known all the same."""
+        draft = {"settings": settings, "result": result, "code": code_version()}
+        self._remember(workspace.maker, look_from(draft))
+        workspace.write_draft(FOUND, draft)
+
+    def _remember(self, maker: str, look: DataLook | None) -> DataLook | None:
+        with self._lock:
+            self._of[maker] = look
+            self._of.move_to_end(maker)
+            if len(self._of) > MAX_VISITORS:
+                self._of.popitem(last=False)
+        return look
+
+
+def sources(workspace: Workspace) -> list[tuple[str, str]]:
+    """What is offered: uploads, newest first, then the sets that come with the studio, as (label, value)."""
+    uploads = [(path.name, str(path)) for path in workspace.uploads()]
+    shipped = [(f"{data.title} (built in)", name) for name, data in shipped_data().items()]
+    return uploads + shipped
+
+
+def is_there(name: str, workspace: Workspace) -> bool:
+    """Whether a name can mean data: a set that comes with the studio, files, a folder, a pattern, a set of the Hub.
+
+    Of files that may not be read it is not told whether they are there.
+    """
+    try:
+        workspace.check_path(name)
+    except StudioError:
+        return False
+    if name in shipped_data() or is_hub_name(name):
+        return True
+    path = Path(name).expanduser()
+    try:
+        return path.exists() or (set("*?[") & set(path.name) != set() and any(path.parent.glob(path.name)))
+    except (OSError, ValueError):  # a name that no file can bear
+        return False
+
+
+def remembered(workspace: Workspace) -> dict[str, Any]:
+    """The last choice by path; the defaults where there is none, or where its file is gone."""
+    values = {path: DEFAULTS[path] for path in PATHS}
+    draft = workspace.read_draft(CHOICE)
+    if isinstance(draft, dict) and isinstance(draft.get("settings"), dict):
+        values |= {path: value for path, value in draft["settings"].items() if path in values}
+    if not is_there(str(values["data.train_file"]), workspace):
+        values["data.train_file"], values[MAPPING] = DEFAULTS["data.train_file"], None
+    if values["data.validation_file"] and not is_there(str(values["data.validation_file"]), workspace):
+        values["data.validation_file"] = None
+    return values
+
+
+def values_of(chosen: Sequence[Any]) -> dict[str, Any]:
+    """The widgets' values by path, as the config takes them."""
+    values = dict(zip(PATHS, chosen, strict=True))
+    for path in ("data.train_file", "model.name", "data.validation_file"):
+        values[path] = str(values[path] or "").strip()
+    values["data.validation_file"] = values["data.validation_file"] or None
+    values["data.system_prompt"] = values["data.system_prompt"] or None
+    values[ENCODING] = str(values[ENCODING] or "").strip() or None
+    values[THINKING] = forms.from_widget(SETTINGS[THINKING], values[THINKING])
+    values[PERCENTILES] = str(values[PERCENTILES] or "").strip() or DEFAULTS[PERCENTILES]
+    return values
+
+
+def check(values: dict[str, Any]) -> None:
+    """Refuses what can't be read before a child is started for it."""
+    if not values["data.train_file"]:
+        raise StudioError("No data is chosen.", "Choose a set that comes with the studio, or drop a file.")
+    if not values["model.name"]:
+        about = SETTINGS["model.name"].description
+        raise StudioError("No model is named.", f"Its tokenizer counts the tokens. {about}")
+    setting, length = SETTINGS["data.max_length"], values["data.max_length"]
+    if length is None or not (setting.minimum or 0) <= length <= (setting.maximum or length):
+        raise StudioError(
+            f"The longest row can't be {length}.", f"Give {setting.minimum:,.0f} to {setting.maximum:,.0f} tokens."
+        )
+    values["data.max_length"] = int(length)
+    for path in SPLIT:
+        values[path] = _number(path, values[path])
+    percentiles(values[PERCENTILES])
+
+
+def _number(path: str, given: float | None) -> float | int | None:
+    """A number within the setting's bounds, whole where its default is; empty where that means something."""
+    setting = SETTINGS[path]
+    if given is None and setting.default is None:
+        return None
+    low, high = setting.minimum or 0, setting.maximum
+    if given is None or given < low or (high is not None and given > high):
+        bounds = f"{low:g} to {high:g}" if high is not None else f"{low:g} or more"
+        raise StudioError(f"{setting.title} can't be {'empty' if given is None else given}.", f"Give {bounds}.")
+    return given if isinstance(setting.default, float) else int(given)
+
+
+def percentiles(typed: str) -> list[float]:
+    """Numbers from 0 to 100, with commas or spaces between them."""
+    try:
+        found = [float(part.rstrip("%")) for part in typed.replace(",", " ").replace(";", " ").split() if part != "%"]
+    except ValueError:
+        found = [-1.0]
+    if not all(0 <= share <= 100 for share in found):
+        raise StudioError(f"{typed!r} are not all percentiles.", "Give numbers from 0 to 100, such as 50, 90, 99.9.")
+    return found
+
+
+def request_of(values: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
+    """The reader's parameters: settings by their last name, the model as `model`, how many rows a step has.
+
+    Bad rows never stop a look: what is wrong with them is what a person wants to see.
+    """
+    named = {path.removeprefix("data."): value for path, value in values.items() if path.startswith("data.")}
+    named |= {"bad_rows": "skip"}
+    shown = {"show_examples": 1, "percentiles": percentiles(values[PERCENTILES])}
+    cache = str(workspace.cache_folder)
+    return {**named, **shown, **_rows_a_step(workspace), "model": values["model.name"], "cache_folder": cache}
+
+
+def _rows_a_step(workspace: Workspace) -> dict[str, int]:
+    """Batch size and accumulation as the train tab's form has them; the schema's where it says nothing usable."""
+    typed = forms.values(read_draft(workspace)[1])
+    found = {}
+    for name in STEP:
+        value = typed[f"training.{name}"]
+        found[name] = value if type(value) is int and value > 0 else DEFAULTS[f"training.{name}"]
+    return found
+
+
+def handed_over(values: dict[str, Any], shape: str) -> dict[str, Any]:
+    """What the train tab takes: settings of a run, and nothing that only this tab shows.
+
+    The method of training is the one that rows of this shape are for; an unknown shape ("") leaves it as it is.
+    """
+    settings = {path: value for path, value in values.items() if path != PERCENTILES}
+    return settings | ({"training.method": "dpo" if shape == "preference" else "sft"} if shape else {})

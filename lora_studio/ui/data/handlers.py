@@ -1,0 +1,466 @@
+"""What the data tab's events do: keep an upload, inspect a file, correct its reading, move the cut line.
+
+Reading and tokenizing happen in the inspector, a child process that runs the code that training runs. What was chosen
+and what was found are drafts in the workspace, so that a reload shows them again. Drawing is data_tab.py's, words are
+data_view.py's and data_findings.py's, and pager.py turns the pages.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.access.policy import delete_upload
+from lora_studio.data.cache import code_version
+from lora_studio.errors import StudioError
+from lora_studio.ui import charts, form, html, job_views
+from lora_studio.ui.data import mapping_form, report
+from lora_studio.ui.data.choice import (
+    BAD_ROWS,
+    CHOICE,
+    FOUND,
+    MAPPING,
+    PATHS,
+    SETTINGS,
+    THINKING,
+    DataLook,
+    check,
+    handed_over,
+    remembered,
+    request_of,
+    sources,
+    values_of,
+)
+from lora_studio.ui.data.mapping_form import ReadingForm
+from lora_studio.ui.data.report import Pager, Pages
+from lora_studio.ui.studio import Studio
+
+STEP_SECONDS = 0.3  # between two signs of progress: a slow browser must not have a heap of old ones to draw
+KEPT_BACK = ("A share of the training rows", "")
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What a person chooses; `chosen` has it in the order of `PATHS`."""
+
+    source: gr.Dropdown
+    model: gr.Textbox
+    max_length: gr.Number
+    truncation: gr.Dropdown
+    train_on: gr.Dropdown
+    prompt_style: gr.Dropdown
+    system_prompt: gr.Textbox
+    enable_thinking: gr.Dropdown
+    encoding: gr.Textbox
+    validation: gr.Dropdown
+    validation_fraction: gr.Number
+    split_seed: gr.Number
+    max_samples: gr.Number
+    max_eval_samples: gr.Number
+    percentiles: gr.Textbox
+    bad_rows: gr.Radio
+    mapping: gr.State
+    upload: gr.File
+    upload_validation: gr.UploadButton
+    whole: gr.Column
+    look: gr.Button
+    stop: gr.Button
+
+    def chosen(self) -> list[Any]:
+        """The settings' widgets in the order of `PATHS`."""
+        return self.all()[: len(PATHS)]
+
+    def all(self) -> list[Any]:
+        return list(vars(self).values())
+
+
+@dataclass(frozen=True)
+class View:
+    """What is shown of an inspected file. `found` is the inspector's result."""
+
+    status: gr.HTML
+    body: gr.Column
+    summary: gr.HTML
+    reading: ReadingForm
+    train: gr.Button
+    histogram: gr.HTML
+    cut: gr.Slider
+    sentence: gr.HTML
+    use: gr.Button
+    suggestion: gr.HTML
+    take: gr.Button
+    forecast: gr.HTML
+    percentiles: gr.HTML
+    pager: Pager
+    bad_line: gr.HTML
+    bad_rows: gr.HTML
+    save_bad: gr.Button
+    saved_bad: gr.HTML
+    hygiene: gr.HTML
+    rows: gr.Accordion
+    table: gr.HTML
+    uploads: gr.HTML
+    cache: gr.HTML
+    clear: gr.Button
+    found: gr.State
+
+    def all(self) -> list[Any]:
+        """Every component, those of the reading's form and of the pager among them."""
+        own = [part for part in vars(self).values() if part not in (self.reading, self.pager)]
+        return [*own, *self.reading.all(), *self.pager.all()]
+
+
+Updates = dict[Any, Any]
+
+
+@dataclass
+class Look:
+    """A visitor's look at a file: whether its turn has come, and whether they asked for its end."""
+
+    begun: bool = False
+    stopping: bool = False
+
+
+class Inspection:
+    """What the tab's events do. Keeps no state but the looks that are going on, by visitor."""
+
+    def __init__(self, studio: Studio, controls: Controls, view: View) -> None:
+        self.studio, self.controls, self.view = studio, controls, view
+        self.pages = Pages(view.pager, self._preview)
+        self._looks: dict[str, Look] = {}
+
+    def other(self, path: str, given: Any) -> bool:
+        """Whether a field holds something else than what was analyzed last: leaving a dropdown fires its event, too."""
+        return (str(given or "").strip() or None) != remembered(self.studio.workspace)[path]
+
+    def choose_other(self, source: Any) -> Updates:
+        """Other data may be chosen: what is in sight is not of it, and goes."""
+        return self.choose() if self.other("data.train_file", source) else self._unchanged()
+
+    def analyze_other(self, *chosen: Any) -> Iterator[Updates]:
+        """Analyzes the data where it is not what was analyzed last."""
+        if self.other("data.train_file", chosen[PATHS.index("data.train_file")]):
+            yield from self.look_anew(*chosen)
+        else:
+            yield self._unchanged()
+
+    def measure_other(self, *chosen: Any) -> Iterator[Updates]:
+        """Analyzes the data with other validation rows than the last ones."""
+        if self.other("data.validation_file", chosen[PATHS.index("data.validation_file")]):
+            yield from self.look(*chosen)
+        else:
+            yield self._unchanged()
+
+    def choose(self) -> Updates:
+        """Other data is chosen: what is in sight is not of it, and goes."""
+        words = html.progress("Opening the data")
+        return self._nothing() | {self.view.status: gr.HTML(words, visible=True)}
+
+    def _nothing(self) -> Updates:
+        """Nothing of a file in sight."""
+        v = self.view
+        gone: Updates = {v.body: gr.Column(visible=False), v.summary: "", v.found: None}
+        return gone | {v.reading.box: gr.Column(visible=False), v.rows: gr.Accordion(visible=False)}
+
+    def _unchanged(self) -> Updates:
+        """Nothing to show: an update without any component is an error to Gradio."""
+        return {self.view.status: gr.skip()}
+
+    def keep_upload(self, paths: list[str] | None) -> Updates:
+        """Copies an upload into the workspace and chooses it; several files become a folder of their own."""
+        if not paths:
+            return self._unchanged()
+        try:
+            kept = self.studio.workspace.save_uploads([Path(path) for path in paths])
+        except StudioError as error:
+            return {self.controls.upload: None, self.view.status: gr.HTML(html.problem(error), visible=True)}
+        c, offered = self.controls, sources(self.studio.workspace)
+        return self.choose() | {
+            c.source: gr.Dropdown(choices=offered, value=str(kept)),
+            c.validation: gr.Dropdown(choices=[KEPT_BACK, *offered]),
+            c.upload: None,
+            self.view.uploads: report.uploads(self.studio.workspace),
+        }
+
+    def keep_validation(self, path: str) -> Updates:
+        """Copies a second file into the workspace and chooses it to measure on."""
+        try:
+            kept = self.studio.workspace.save_upload(Path(path))
+        except StudioError as error:
+            return {self.view.status: gr.HTML(html.problem(error), visible=True)}
+        c, offered = self.controls, sources(self.studio.workspace)
+        return {
+            c.source: gr.Dropdown(choices=offered),
+            c.validation: gr.Dropdown(choices=[KEPT_BACK, *offered], value=str(kept)),
+        }
+
+    def look(self, *chosen: Any) -> Iterator[Updates]:
+        """Inspects the chosen file and shows what was found; a failure is a sentence, and the choice stays."""
+        yield from self._inspect(values_of(chosen))
+
+    def look_anew(self, *chosen: Any) -> Iterator[Updates]:
+        """Another file is read as it is recognised, not as the one before was corrected to be."""
+        yield from self._inspect({**values_of(chosen), MAPPING: None})
+
+    def use_reading(self, rows: dict[str, Any] | None, *given: Any) -> Iterator[Updates]:
+        """Reads the file as the form says. `given` are the form's fields, then what is chosen."""
+        fields = len(self.view.reading.fields())
+        if rows:
+            try:
+                mapping = mapping_form.mapping_from(given[:fields], rows["mapping"])
+            except StudioError as error:
+                yield {self.view.reading.said: gr.HTML(mapping_form.problem(error), visible=True)}
+                return
+            yield from self._inspect({**values_of(given[fields:]), MAPPING: mapping}, correcting=rows)
+
+    def take_reading(self, rows: dict[str, Any] | None, index: int | None, *chosen: Any) -> Iterator[Updates]:
+        """Reads the file in another of the ways that it can be read."""
+        if rows and index is not None:
+            mapping = rows["readings"][index]["mapping"] or None
+            yield from self._inspect({**values_of(chosen), MAPPING: mapping}, correcting=rows)
+
+    def try_reading(self, rows: dict[str, Any] | None, source: str, encoding: str | None, *fields: Any) -> Any:
+        """Shows what the form would make of the first rows, while it is filled in."""
+        if not rows or self.studio.inspector.busy:
+            return gr.skip()
+        try:
+            mapping = mapping_form.mapping_from(fields, rows["mapping"])
+            found = self.studio.inspector.call(
+                "try_reading", train_file=source, encoding=encoding or None, mapping=mapping
+            )
+        except StudioError as error:
+            return gr.HTML(mapping_form.problem(error), visible=True)
+        return gr.HTML(mapping_form.trial(found), visible=True)
+
+    def _inspect(self, values: dict[str, Any], *, correcting: dict[str, Any] | None = None) -> Iterator[Updates]:
+        """`correcting` is what was found with the reading that is to be changed: it stays where the new one fails."""
+        c, v, workspace = self.controls, self.view, self.studio.workspace
+        maker = workspace.maker
+        look = self._looks[maker] = Look()
+        yield {
+            v.status: gr.HTML(html.progress("Starting the reader"), visible=True),
+            v.reading.said: gr.HTML("", visible=False),
+            c.look: gr.Button(interactive=False),
+            c.stop: gr.Button(visible=True),
+            **({} if correcting is not None else {c.mapping: values[MAPPING]}),
+        }
+        idle = {c.look: gr.Button(interactive=True), c.stop: gr.Button(visible=False)}
+        unread: dict[str, Any] = {}
+        try:
+            check(values)
+            if correcting is None:
+                workspace.write_draft(CHOICE, {"settings": values})
+            result: dict[str, Any] = {}
+            told, asked = 0.0, request_of(values, workspace)
+            for answer in self.studio.inspector.stream("inspect", beat=True, **asked):
+                look.begun = True
+                if look.stopping:
+                    raise StudioError("The look at the data was stopped.")
+                if answer["kind"] == "result":
+                    result = answer
+                    continue
+                if answer["kind"] == "waiting":
+                    yield self._unchanged()  # a visitor who left is noticed where something is told
+                    continue
+                unread = answer.get("unread", {})
+                first = self.show(answer["sample"], values) if answer.get("sample") else {}
+                if first or time.monotonic() - told >= STEP_SECONDS:
+                    yield first | {v.status: report.step(answer)}
+                    told = time.monotonic()
+            workspace.write_draft(CHOICE, {"settings": values})
+            self.studio.looks.keep(self.studio.workspace, values, result)
+            shown = self.show(result, values) | self.measure_disk()
+            yield idle | shown | {c.mapping: values[MAPPING], v.status: gr.HTML("", visible=False)}
+        except StudioError as error:
+            yield idle | self._failed(error, correcting, unread, stopped=look.stopping)
+        finally:
+            look.begun = False
+            if self._looks.get(maker) is look:
+                del self._looks[maker]
+
+    def _failed(
+        self, error: StudioError, correcting: dict[str, Any] | None, unread: dict[str, Any], *, stopped: bool
+    ) -> Updates:
+        """A stop leaves what is in sight; a reading that does not fit is told beside its form.
+
+        Rows that can't be used as they are read are shown all the same, with the form to say how to read them.
+        """
+        v = self.view
+        before = {} if correcting is None else {v.reading.choice: mapping_form.chosen(correcting)}
+        if stopped:
+            return before | {v.status: gr.HTML(html.notice("Stopped. The file is still chosen."), visible=True)}
+        said = gr.HTML(mapping_form.problem(error), visible=True)
+        if correcting is not None:
+            return before | {v.reading.said: said, v.status: gr.HTML("", visible=False)}
+        nothing = self._nothing() | {v.status: said}
+        if not unread:
+            return nothing
+        form = mapping_form.fill(v.reading, unread, corrected=False, unread=True)
+        return nothing | form | {v.rows: gr.Accordion(visible=True, open=True), v.table: report.rows_table(unread)}
+
+    def stop(self) -> None:
+        """Ends the inspector's child: certain in every phase, and the next look starts a new one. Where it is
+        not sure that a visitor's turn has come, the child is left to whoever is being answered."""
+        look = self._looks.get(self.studio.workspace.maker)
+        if look is not None:
+            look.stopping = True
+            if look.begun or self.studio.workspace.owned:
+                self.studio.inspector.close()
+
+    def show(self, result: dict[str, Any], values: dict[str, Any]) -> Updates:
+        """Everything that is known of a file."""
+        v = self.view
+        low, high = report.cut_bounds(result)
+        length, wanted = result["max_length"], result["suggested"]["max_length"]
+        bad = bool(result["bad_row_list"])
+        place = report.cut_place(result, length)
+        return {
+            v.body: gr.Column(visible=True),
+            **self._judge(result, values),
+            **mapping_form.fill(v.reading, result, corrected=values[MAPPING] is not None),
+            v.suggestion: report.suggestion(result),
+            v.take: gr.Button(f"Take the suggestion: {html.count(wanted, 'token')}", visible=wanted != length),
+            v.forecast: report.forecast(result),
+            v.percentiles: report.percentiles(result),
+            v.hygiene: report.hygiene(result),
+            v.cut: gr.Slider(minimum=low, maximum=high, value=place),
+            **self.move_cut(result, place),
+            v.bad_rows: gr.HTML(report.bad_rows_table(result), visible=bad),
+            v.save_bad: gr.Button(visible=bad and result["sampled"] is None),
+            v.saved_bad: "",
+            v.rows: gr.Accordion(visible=True),
+            v.table: report.rows_table(result),
+            v.found: result,
+            **self.pages.paint(result["examples"][0] if result["examples"] else None, 0, result),
+        }
+
+    def _judge(self, result: dict[str, Any], values: dict[str, Any]) -> Updates:
+        """What depends on whether bad rows are skipped: where they are to stop the work, nothing can be trained."""
+        v, stop = self.view, values[BAD_ROWS] == "stop"
+        return {
+            v.summary: report.first_look(result) + report.summary(result, stop=stop),
+            v.bad_line: report.bad_rows_line(result, stop=stop),
+            v.train: gr.Button(interactive=not (stop and result["refusal"])),
+        }
+
+    def choose_bad_rows(self, result: dict[str, Any] | None, *chosen: Any) -> Updates:
+        """Skip or stop: both are known already, so nothing is read again."""
+        if not result:
+            return self._unchanged()
+        values = values_of(chosen)
+        self.studio.workspace.write_draft(CHOICE, {"settings": values})
+        self.studio.looks.keep(self.studio.workspace, values, result)
+        return self._judge(result, values)
+
+    def move_cut(self, result: dict[str, Any] | None, length: float) -> Updates:
+        """The line and its sentence, from numbers that are already counted."""
+        if not result:
+            return self._unchanged()
+        at, longest, used = report.cut_place(result, length), result["tokens"]["max"], result["max_length"]
+        new = at != used and min(at, used) < longest  # from the longest row on, all lengths are the same
+        return {
+            self.view.histogram: charts.lengths(result, at),
+            self.view.sentence: report.cut_sentence(result, at),
+            self.view.use: gr.Button(f"Use {at:,} as the longest row", visible=new),
+        }
+
+    def settle_cut(self, result: dict[str, Any] | None, length: float) -> Any:
+        """The slider comes to rest where numbers are counted, so that it says what the sentence says."""
+        return report.cut_place(result, length) if result else gr.skip()
+
+    def use_cut(self, result: dict[str, Any] | None, length: float) -> Any:
+        """The cut line's place becomes the longest row."""
+        return self.settle_cut(result, length)
+
+    def take_suggestion(self, result: dict[str, Any] | None) -> Any:
+        """The length that suits the data becomes the longest row."""
+        return result["suggested"]["max_length"] if result else gr.skip()
+
+    def measure_disk(self) -> Updates:
+        """What lies on the disk for whoever looks."""
+        workspace, v = self.studio.workspace, self.view
+        octets = workspace.cache_size()
+        clearable = gr.Button(interactive=octets > 0, visible=workspace.owned)
+        kept = {v.cache: report.cache(octets, owned=workspace.owned), v.clear: clearable}
+        return kept | {v.uploads: report.uploads(workspace)}
+
+    def delete_upload(self, event: gr.EventData) -> Updates:
+        """The page is as after a reload: without the file, and with what was found where that was of another one."""
+        name = Path(str(event.value)).name
+        try:
+            delete_upload(self.studio.workspace, str(event.value))
+        except StudioError as error:
+            return {self.view.uploads: html.problem(error) + report.uploads(self.studio.workspace)}
+        gone = html.notice(f"{name} is deleted.", kind="good")
+        return self._nothing() | self.repaint() | {self.view.status: gr.HTML(gone, visible=True)}
+
+    def clear_cache(self) -> Updates:
+        """Prepared rows are made again when they are wanted."""
+        try:
+            self.studio.workspace.clear_cache()
+        except StudioError as error:
+            return {self.view.cache: html.problem(error)}
+        return self.measure_disk()
+
+    def _preview(self, index: int, window: int | None) -> dict[str, Any]:
+        return self._ask("preview", row_index=index, window=window)
+
+    def save_bad_rows(self) -> str:
+        """All bad rows into a file, and the link to it."""
+        try:
+            source = Path(self._look().settings["data.train_file"])
+            target = job_views.new_file(self.studio.workspace, f"{source.stem}-bad-rows.jsonl")
+            self._ask("save_bad_rows", path=str(target))
+        except StudioError as error:
+            return html.problem(error)
+        return job_views.link(target)
+
+    def _ask(self, method: str, **params: Any) -> dict[str, Any]:
+        """The inspector has a file in memory, which may be another visitor's by now: it is told which is meant."""
+        wanted = request_of(dict(self._look().settings), self.studio.workspace)
+        return self.studio.inspector.call(method, of=wanted, **params)
+
+    def repaint(self) -> Updates:
+        """After a reload: the last choice, and what was found for it."""
+        workspace = self.studio.workspace
+        values = remembered(workspace)
+        updates: Updates = dict(zip(self.controls.chosen(), (values[path] for path in PATHS), strict=True))
+        offered = sources(workspace)
+        updates[self.controls.source] = gr.Dropdown(choices=offered, value=values["data.train_file"])
+        second = gr.Dropdown(choices=[KEPT_BACK, *offered], value=values["data.validation_file"] or "")
+        updates[self.controls.validation] = second
+        updates[self.controls.system_prompt] = values["data.system_prompt"] or ""
+        updates[self.controls.enable_thinking] = form.to_widget(SETTINGS[THINKING], values[THINKING])
+        updates |= self.measure_disk() | {self.controls.whole: gr.Column(visible=True)}
+        found = workspace.read_draft(FOUND)
+        if isinstance(found, dict) and (found["settings"], found.get("code")) == (values, code_version()):
+            updates |= self.show(found["result"], values) | {self.view.status: gr.HTML("", visible=False)}
+        return updates
+
+    def _look(self) -> DataLook:
+        """What was found last. Raises `StudioError` where nothing was, as after the visitor's files were deleted."""
+        look = self.studio.looks.last(self.studio.workspace)
+        if look is None:
+            raise StudioError("Nothing was found of this data yet.", "Press Look at this data.")
+        return look
+
+    def hand_over(self, *chosen: Any) -> tuple[tuple[float, dict[str, Any], str], gr.Tabs, gr.Button]:
+        """To the train tab, with everything chosen here: what was looked at is what is trained on.
+
+        Nothing can be started until its form holds it.
+        """
+        values = values_of(chosen)
+        workspace = self.studio.workspace
+        with contextlib.suppress(StudioError):  # the form can't be kept either then, and says so
+            workspace.write_draft(CHOICE, {"settings": values})
+        look = self.studio.looks.last(workspace)
+        shape = look.shape if look is not None and look.settings == values else ""
+        return (
+            (time.time(), handed_over(values, shape), "The Data tab"),
+            gr.Tabs(selected="train"),
+            gr.Button(interactive=False),
+        )

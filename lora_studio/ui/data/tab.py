@@ -1,0 +1,263 @@
+"""The data tab: choose a file, see what it is, what is trained, what would be cut and what is broken, before training.
+
+Draws and wires; what the events do stands in inspection.py.
+"""
+
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.ui import charts, form, html, job_views, theme
+from lora_studio.ui.data import mapping_form, report
+from lora_studio.ui.data.choice import BAD_ROWS, ENCODING, PERCENTILES, SETTINGS, SPLIT, THINKING, remembered, sources
+from lora_studio.ui.data.handlers import KEPT_BACK, Controls, Inspection, View
+from lora_studio.ui.studio import Shared, Studio
+
+DELETES = "Delete this file? Runs that are not finished can not be resumed without it."
+
+
+def build(studio: Studio, shared: Shared) -> None:
+    """Draws the tab and wires it."""
+    controls = draw_controls(studio)
+    view = draw_view(studio, controls)
+    _wire(Inspection(studio, controls, view), shared)
+
+
+def draw_controls(studio: Studio) -> Controls:
+    values = remembered(studio.workspace)
+    # Hidden until the last choice is there: a file dropped before that would be overwritten by it.
+    with gr.Column(visible=False) as whole:
+        return _draw_choices(values, sources(studio.workspace), whole)
+
+
+def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole: gr.Column) -> Controls:
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=3, min_width=300):
+            source = gr.Dropdown(
+                offered,
+                value=values["data.train_file"],
+                label="Data",
+                filterable=True,
+                allow_custom_value=True,
+                info="A set that comes with the studio or a file of yours; or type a path, a folder, hub:owner/name.",
+            )
+            upload = gr.File(
+                label="Your own files: JSON, JSONL, CSV, Parquet, Arrow, text",
+                height=236,
+                elem_id="data-upload",
+                type="filepath",
+                file_count="multiple",
+            )
+        with gr.Column(scale=2, min_width=300):
+            model = gr.Textbox(values["model.name"], label="Base model", info="Its tokenizer counts the tokens.")
+            with gr.Row():
+                length = _number("data.max_length", values, "Tokens a row may have.")
+                truncation = _dropdown("data.truncation", values)
+            with gr.Accordion("Prompt style, system prompt, trained part, encoding", open=False):
+                train_on = _dropdown("data.train_on", values)
+                style = _dropdown("data.prompt_style", values)
+                system = gr.Textbox(
+                    values["data.system_prompt"] or "",
+                    lines=2,
+                    label=SETTINGS["data.system_prompt"].title,
+                    info=SETTINGS["data.system_prompt"].description,
+                    placeholder="none",
+                )
+                thinking = _dropdown(THINKING, values)
+                encoding = gr.Textbox(
+                    values[ENCODING] or "",
+                    label=SETTINGS[ENCODING].title,
+                    info=SETTINGS[ENCODING].description,
+                    placeholder="found by the letters",
+                )
+            validation, second, parts, percentiles = _draw_folded(values, offered)
+    with gr.Row():
+        look = gr.Button("Look at this data", variant="primary", scale=0, min_width=220, elem_id="data-look")
+        stop = gr.Button("Stop", visible=False, scale=0, min_width=120)
+    read = (style, system, thinking, encoding, validation)
+    settings = (source, model, length, truncation, train_on, *read, *parts, percentiles)
+    mapping = gr.State(values["data.mapping"])
+    return Controls(*settings, _draw_bad_rows(values), mapping, upload, second, whole, look, stop)
+
+
+def _draw_folded(
+    values: dict[str, Any], offered: list[tuple[str, str]]
+) -> tuple[gr.Dropdown, gr.UploadButton, tuple[gr.Number, gr.Number, gr.Number, gr.Number], gr.Textbox]:
+    """What few need: a second file to measure on or another share, fewer rows, other percentiles."""
+    with gr.Accordion("Validation rows, number of rows, percentiles", open=False):
+        validation = gr.Dropdown(
+            [KEPT_BACK, *offered],
+            value=values["data.validation_file"] or "",
+            label=SETTINGS["data.validation_file"].title,
+            info="A second file to measure on, or a share of the training rows.",
+            filterable=True,
+            allow_custom_value=True,
+        )
+        second = gr.UploadButton("Upload a validation file…", size="sm")
+        with gr.Row():
+            fraction, seed, most, measured = (_number(path, values, SETTINGS[path].description) for path in SPLIT)
+        percentiles = gr.Textbox(
+            values[PERCENTILES], label="Percentiles", info="Of the tokens a row, from 0 to 100.", max_lines=1
+        )
+    return validation, second, (fraction, seed, most, measured), percentiles
+
+
+def _number(path: str, values: dict[str, Any], about: str) -> gr.Number:
+    setting = SETTINGS[path]
+    return gr.Number(
+        values[path],
+        label=setting.title,
+        info=about,
+        precision=None if isinstance(setting.default, float) else 0,
+        step=0.05 if isinstance(setting.default, float) else 1,
+        minimum=setting.minimum,
+        maximum=setting.maximum,
+        min_width=180,
+    )
+
+
+def _dropdown(path: str, values: dict[str, Any]) -> gr.Dropdown:
+    setting = SETTINGS[path]
+    return gr.Dropdown(
+        form.options(setting),
+        value=form.to_widget(setting, values[path]),
+        label=setting.title,
+        info=setting.description,
+        min_width=180,
+    )
+
+
+def _draw_bad_rows(values: dict[str, Any]) -> gr.Radio:
+    """Drawn beside the list of bad rows."""
+    setting = SETTINGS[BAD_ROWS]
+    return gr.Radio(
+        form.options(setting),
+        value=values[BAD_ROWS],
+        label=setting.title,
+        info=setting.description,
+        render=False,
+        elem_id="bad-rows",
+    )
+
+
+def draw_view(studio: Studio, controls: Controls) -> View:
+    status = gr.HTML(
+        html.empty("Nothing looked at yet", "Choose a set or drop a file, then press “Look at this data”.")
+    )
+    summary = gr.HTML()
+    reading = mapping_form.draw()
+    with gr.Column(visible=False) as body:
+        train = gr.Button("Train on this", variant="primary", scale=0, min_width=220)
+        lengths = _draw_lengths()
+        gr.HTML('<h3 class="part">One conversation, and what the model learns of it</h3>')
+        pages = report.draw()
+        gr.HTML('<h3 class="part">Rows that can’t be used</h3>')
+        controls.bad_rows.render()
+        bad_line = gr.HTML()
+        bad_rows = gr.HTML()
+        save_bad = gr.Button("Download all bad rows (JSONL)", size="sm", scale=0, min_width=240)
+        saved_bad = job_views.place(studio.workspace)
+        gr.HTML('<h3 class="part">Duplicates, leaks and contradictions</h3>')
+        hygiene = gr.HTML()
+    with gr.Accordion("Rows as they stand in the file", open=False, visible=False) as rows:
+        table = gr.HTML()
+    with gr.Accordion("Your uploads, and prepared data on this disk", open=False, elem_id="data-kept"):
+        uploads = gr.HTML(js_on_load=theme.on_load("clicks", questions={"delete": DELETES}))
+        cache = gr.HTML()
+        clear = gr.Button("Clear", size="sm", scale=0, min_width=120)
+    return View(
+        status=status,
+        body=body,
+        summary=summary,
+        reading=reading,
+        train=train,
+        **lengths,
+        pager=pages,
+        bad_line=bad_line,
+        bad_rows=bad_rows,
+        save_bad=save_bad,
+        saved_bad=saved_bad,
+        hygiene=hygiene,
+        rows=rows,
+        table=table,
+        uploads=uploads,
+        cache=cache,
+        clear=clear,
+        found=gr.State(None),
+    )
+
+
+def _draw_lengths() -> dict[str, Any]:
+    gr.HTML('<h3 class="part">How long the rows are, and what a limit would cut</h3>')
+    gr.HTML(html.hint("Drag across a part of the chart to look closer, double-click to see all of it."))
+    histogram = charts.length_chart()
+    cut = gr.Slider(8, 1024, step=1, label="Cut line (tokens)", buttons=[])
+    sentence = gr.HTML()
+    use = gr.Button("Use as the longest row", size="sm", scale=0, min_width=220)
+    percentiles = gr.HTML()
+    suggestion = gr.HTML()
+    take = gr.Button("Take the suggestion", size="sm", scale=0, min_width=220)
+    forecast = gr.HTML()
+    drawn = {"histogram": histogram, "cut": cut, "sentence": sentence, "use": use, "percentiles": percentiles}
+    return {**drawn, "suggestion": suggestion, "take": take, "forecast": forecast}
+
+
+def _wire(act: Inspection, shared: Shared) -> None:
+    c, v = act.controls, act.view
+    chosen, shown = c.chosen(), [*c.all(), *v.all()]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    inspect: dict[str, Any] = {"concurrency_id": "inspect", "concurrency_limit": 1, **quiet}
+    gr.on(fn=act.repaint, outputs=shown, **quiet)
+    gone = [v.status, v.body, v.summary, v.found, v.reading.box, v.rows]
+    kept = c.upload.upload(act.keep_upload, c.upload, [c.source, c.validation, c.upload, v.uploads, *gone], **quiet)
+    kept.then(None, js=theme.call("showAnalysis"), api_visibility="private")
+    kept.then(act.look_anew, chosen, shown, **inspect)
+    second = c.upload_validation.upload(
+        act.keep_validation, c.upload_validation, [c.source, c.validation, v.status], **quiet
+    )
+    second.then(act.look, chosen, shown, **inspect)
+    # Leaving a dropdown also fires `input`: nothing is done for a choice that was analyzed already.
+    c.source.input(act.choose_other, c.source, gone, **quiet).then(act.analyze_other, chosen, shown, **inspect)
+    c.source.select(None, js=theme.call("showAnalysis"), api_visibility="private")
+    c.validation.input(act.measure_other, chosen, shown, **inspect)
+    gr.on([c.look.click, c.percentiles.submit], act.look, chosen, shown, **inspect)
+    c.stop.click(act.stop, queue=False, **quiet)
+    cut = [v.histogram, v.sentence, v.use]
+    v.cut.input(act.move_cut, [v.found, v.cut], cut, trigger_mode="always_last", **quiet)
+    v.cut.release(act.settle_cut, [v.found, v.cut], v.cut, **quiet)
+    v.use.click(act.use_cut, [v.found, v.cut], [c.max_length], **quiet).then(act.look, chosen, shown, **inspect)
+    taken = v.take.click(act.take_suggestion, v.found, c.max_length, **quiet)
+    taken.then(act.look, chosen, shown, **inspect)
+    c.bad_rows.input(act.choose_bad_rows, [v.found, *chosen], [v.summary, v.bad_line, v.train], **quiet)
+    v.save_bad.click(act.save_bad_rows, None, v.saved_bad, **quiet)
+    v.train.click(act.hand_over, chosen, [shared.data, shared.tabs, shared.start], **quiet)
+    v.clear.click(act.clear_cache, None, [v.uploads, v.cache, v.clear], **quiet)
+    v.uploads.click(act.delete_upload, None, shown, **quiet)
+    _wire_pager(act, quiet)
+    _wire_reading(act, shown, inspect)
+
+
+def _wire_pager(act: Inspection, quiet: dict[str, Any]) -> None:
+    p, found = act.view.pager, act.view.found
+    p.previous.click(act.pages.back, [found, p.index], p.all(), **quiet)
+    p.next.click(act.pages.forward, [found, p.index], p.all(), **quiet)
+    p.row.submit(act.pages.go, [found, p.row], p.all(), **quiet)
+    p.earlier.click(act.pages.earlier, [found, p.index, p.window], p.all(), **quiet)
+    p.later.click(act.pages.later, [found, p.index, p.window], p.all(), **quiet)
+
+
+def _wire_reading(act: Inspection, shown: list[Any], inspect: dict[str, Any]) -> None:
+    chosen, form = act.controls.chosen(), act.view.reading
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    source, encoding = act.controls.source, act.controls.encoding
+    gr.on(
+        [*(field.input for field in form.fields()), form.template.blur],
+        act.try_reading,
+        [form.rows, source, encoding, *form.fields()],
+        form.tried,
+        trigger_mode="always_last",
+        **quiet,
+    )
+    form.choice.input(act.take_reading, [form.rows, form.choice, *chosen], shown, **inspect)
+    form.use.click(act.use_reading, [form.rows, *form.fields(), *chosen], shown, **inspect)
+    form.undo.click(act.look_anew, chosen, shown, **inspect)

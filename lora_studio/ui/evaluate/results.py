@@ -1,0 +1,447 @@
+"""What the evaluate tab shows at one moment, painted from the evaluations' folders and from nothing else. No gradio.
+
+Evaluations in words and markup: the list, how far one is, its metrics and confusion matrix. No gradio.
+
+The answered rows of an evaluation as a table: which of them are shown, in what order, and the markup. No gradio.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lora_studio.errors import StudioError
+from lora_studio.evaluate.request import Request, evaluation, request_of
+from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.events import RunState
+from lora_studio.jobs.folder import EvaluationFolder
+from lora_studio.jobs.kinds import EVALUATE
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.ui import job_views
+from lora_studio.ui import words as run_words
+from lora_studio.ui.html import bubbles, count, empty, notice, pager, progress, render, shorten
+from lora_studio.ui.sections import stat_of
+from lora_studio.ui.words import figure
+from lora_studio.workspace import Workspace, shipped_data
+
+PHASES = {
+    "start": "Starting",
+    "data": "Reading the test file",
+    "model": "Loading base and adapters",
+    "download": "Downloading the base model",
+    "answer": "Answering",
+    "measure": "Measuring the answers",
+}
+
+
+def listing(states: Sequence[RunState], looked_at: str, now: float, headlines: Mapping[str, str]) -> str:
+    """The earlier evaluations to choose from; `headlines` say what each came to."""
+    if not states:
+        return empty(
+            "No evaluation yet",
+            "Choose an adapter and a test file above and press Evaluate: the file's answers stay hidden.",
+        )
+
+    def about(state: RunState) -> tuple[str, str]:
+        said = job_views.STATES[state.state]
+        if state.state == "running" and state.phase_total and state.phase == "answer":
+            said += f", {100 * state.phase_done / state.phase_total:.0f} %"
+        return said, headlines.get(state.id, "")
+
+    return job_views.listing(states, looked_at, now, "evaluation", about)
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """The most telling metric of a summary: Accuracy 52.5 % → 95 %."""
+    metric = next(iter(summary["metrics"].values()))
+    names = [column["name"] for column in summary["columns"]]
+    values = " → ".join(value(metric[name]["value"], metric["unit"]) for name in names)
+    return f"{metric['title']} {values}"
+
+
+def head(state: RunState, request: Request, *, owned: bool = False) -> str:
+    """What is evaluated, how far it is, and what can be done with it. Where the file lies is for the owner alone."""
+    columns = ", ".join(column.title for column in request.columns)
+    file = request.data if request.data.startswith("hub:") else Path(request.data).name
+    where = request.data if owned else None
+    act = (
+        ("stop", "", job_views.stop_label(state))
+        if not state.final
+        else ("resume", "", "Resume")
+        if state.state != "done"
+        else None
+    )
+    return render("evaluate.head", state, _progress(state), f"{columns} on {file}", where, act, _notes(state))
+
+
+def _progress(state: RunState) -> str:
+    if state.final:
+        return job_views.ended(state)
+    if state.state == "queued":
+        return job_views.waits()
+    label = "Stopping" if state.state == "stopping" else PHASES.get(state.phase, "Starting")
+    remark = run_words.speed_words(state, state.step if state.phase == "answer" else 0)
+    if state.phase == "download":
+        share = 100 * state.phase_done // max(1, state.phase_total)
+        return progress(f"{label}, percent", share, 100, remark=f"{run_words.amount(state)}, {remark}".rstrip(", "))
+    total = state.phase_total if state.phase in ("answer", "data") else 0
+    return progress(f"{label}, rows" if total else label, state.phase_done, total, remark=remark)
+
+
+def _notes(state: RunState) -> list[tuple[str, str, str]]:
+    notes = [(words, "", "warning") for words in state.warnings]
+    if state.state in ("failed", "stopped"):
+        notes.insert(0, (*ending_words(state), "error" if state.state == "failed" else "info"))
+    return notes
+
+
+def value(number: float | None, unit: str, *, signed: bool = False) -> str:
+    """A metric's value: 95 % for a share, four digits for others. Shares differ by points: 2 % more of 50 % are 51."""
+    if number is None:
+        return "–"
+    sign = "+" if signed and number > 0 else "−" if number < 0 else ""
+    if unit == "share":
+        return f"{sign}{100 * abs(number):.1f}".removesuffix(".0") + (" points" if signed else " %")
+    return f"{sign}{run_words.figure(abs(number))}"
+
+
+def results(summary: Mapping[str, Any]) -> str:
+    """Metrics, where columns disagree, and confusion, of a summary."""
+    part: tuple[str, ...] = ()
+    if summary["rows"] < summary["of_rows"]:
+        words = f"These are the numbers of {summary['rows']:,} of {count(summary['of_rows'], 'row')}."
+        part = (words, "The longest rows are answered first: the rest may be easier or harder.")
+    files = (
+        ("download", "predictions", "Download all answers (JSONL)"),
+        ("download", "summary", "Download the metrics (JSON)"),
+    )
+    rows, why = count(summary["rows"], "row"), summary["task"]["why"]
+    return render("evaluate.results", part, rows, why, metrics_table(summary), files, confusions(summary))
+
+
+def metrics_table(summary: Mapping[str, Any]) -> str:
+    """Base, adapters and the difference with its verdict, a row a metric."""
+    columns = summary["columns"]
+    base, *others = (str(column["title"]) for column in columns)
+    against = [f"{title} against {base}" for title in others] if len(others) > 1 else ["Difference"] * len(others)
+    apart = [("difference" + ("" if number == 1 else str(number)), name) for number, name in enumerate(against, 1)]
+    verdicts = [title for name in against for title in (name, "More than chance?")]
+    rows = []
+    for metric in summary["metrics"].values():
+        unit, apart_cells = metric["unit"], []
+        for name, title in apart:
+            found = metric[name]
+            certain = found["more_than_chance"] and found["words"] != "the same"
+            kind = "" if not certain else "good" if found["words"].startswith("better") else "bad"
+            verdict = found["words"][:1].upper() + found["words"][1:]
+            apart_cells.append((_measured(found, unit, title, signed=True), kind, found["test"], verdict))
+        measured = [_measured(metric[column["name"]], unit, column["title"]) for column in columns]
+        rows.append((metric, measured, apart_cells))
+    return render("evaluate.metrics", ("Metric", base, *others, *verdicts), rows)
+
+
+def _measured(found: Mapping[str, Any], unit: str, label: str, *, signed: bool = False) -> tuple[str, str, str]:
+    """A cell; on a phone, where a metric stands over its cells, each says by its label what it is."""
+
+    def short(number: float) -> str:
+        return value(number, unit, signed=signed).removesuffix(" %").removesuffix(" points")
+
+    interval = "" if found["low"] is None else f"[{short(found['low'])}, {short(found['high'])}]"
+    return label, value(found["value"], unit, signed=signed), interval
+
+
+def confusions(summary: Mapping[str, Any]) -> str:
+    """A confusion matrix for each column: rows are what was expected, columns what was answered."""
+    if not summary["confusion"]:
+        return ""
+    titles = {column["name"]: column["title"] for column in summary["columns"]}
+    return render(
+        "evaluate.confusions", [_confusion(titles[name], each) for name, each in summary["confusion"].items()]
+    )
+
+
+def _confusion(title: str, matrix: Mapping[str, Any]) -> tuple[str, list[str], list[tuple[str, list[Any]]]]:
+    """The title, the labels that were answered, and for each that was expected how often: (right, share, number)."""
+    most = max((number for line in matrix["counts"] for number in line), default=0) or 1
+    rows = [
+        (
+            shorten(label, 24),
+            [
+                (given == label, f"{100 * number / most:.0f}", f"{number:,}")
+                for given, number in zip(matrix["given"], line, strict=True)
+            ],
+        )
+        for label, line in zip(matrix["expected"], matrix["counts"], strict=True)
+    ]
+    return title, [shorten(label, 24) for label in matrix["given"]], rows
+
+
+ROWS = 20
+
+
+BASE = "base"
+
+
+Row = dict[str, Any]
+
+
+FILTERS: dict[str, tuple[str, str, Callable[[bool, bool], bool]]] = {
+    "all": ("All rows", "All rows", lambda first, other: True),
+    "lost": ("{first} right, {other} wrong", "", lambda first, other: first and not other),
+    "gained": ("{first} wrong, {other} right", "", lambda first, other: other and not first),
+    "wrong": ("Both wrong", "Wrong", lambda first, other: not first and not other),
+    "right": ("Both right", "Right", lambda first, other: first and other),
+}
+
+
+"""Of a filter its words for two columns and for one ("" where it takes two), and which rows it leaves."""
+
+
+ORDERS = {
+    "row": "in the file's order",
+    "worst": "worst answers first",
+    "best": "best answers first",
+    "gained": "what the adapter gained most first",
+    "lost": "what the adapter lost most first",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a person chose in the table. `other` is the column that is held against the first."""
+
+    filter: str = "all"
+    order: str = "row"
+    query: str = ""
+    other: str = "adapter"
+    page: int = 0
+
+    def act(self, action: str, value: str) -> "Choice":
+        """The choice after a click or typed words."""
+        match action:
+            case "filter" if value in FILTERS:
+                return replace(self, filter=value, page=0)
+            case "order" if value in ORDERS:
+                return replace(self, order=value, page=0)
+            case "query":
+                return replace(self, query=value[:200], page=0)
+            case "other":
+                return replace(self, other=value, page=0)
+            case "page":
+                return replace(self, page=max(0, self.page + int(value)))
+            case _:
+                return self
+
+
+def chosen_rows(rows: Sequence[Row], columns: Sequence[str], choice: Choice) -> list[Row]:
+    """The rows that filter and words leave, in the order asked for."""
+    first, other = pair(columns, choice)
+    fits = FILTERS[choice.filter][2]
+    words = choice.query.casefold().split()
+    kept = [
+        row
+        for row in rows
+        if fits(row[first]["right"], row[other]["right"]) and all(word in _text(row, columns) for word in words)
+    ]
+    keys: dict[str, Callable[[Row], Any]] = {
+        "row": lambda row: row["row"],
+        "worst": lambda row: (row[other]["score"], row["row"]),
+        "best": lambda row: (-row[other]["score"], row["row"]),
+        "gained": lambda row: (row[first]["score"] - row[other]["score"], row["row"]),
+        "lost": lambda row: (row[other]["score"] - row[first]["score"], row["row"]),
+    }
+    return sorted(kept, key=keys[choice.order])
+
+
+def pair(columns: Sequence[str], choice: Choice) -> tuple[str, str]:
+    """The two columns that are held against each other; a single one against itself."""
+    other = choice.other if choice.other in columns[1:] else columns[-1] if len(columns) < 2 else columns[1]
+    return columns[0], other
+
+
+def _text(row: Row, columns: Sequence[str]) -> str:
+    said = [row[column]["answer"] for column in columns]
+    return " ".join([*(str(message.get("content")) for message in row["prompt"]), row["reference"], *said]).casefold()
+
+
+def table(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> str:
+    """The rows of the page asked for, with what filters, orders and turns pages. `titles` are the columns'."""
+    if not rows:
+        return empty("No row is answered yet", "Rows appear here batch by batch.")
+    columns = list(titles)
+    found = chosen_rows(rows, columns, choice)
+    page = min(choice.page, max(0, (len(found) - 1) // ROWS))
+    shown = found[page * ROWS : (page + 1) * ROWS]
+    about = ("Asked", "Expected") if rows[0]["prompt"] else ("Read",)
+    if not shown:
+        return controls(rows, titles, choice) + empty("No such row", "Choose another filter, or empty the search.")
+    drawn = render("evaluate.table", ("Row", *about, *titles.values()), [_row(row, titles) for row in shown])
+    return controls(rows, titles, choice) + drawn + pager(len(found), len(rows), page, ROWS, "row")
+
+
+def controls(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> str:
+    """Filters with how many rows each leaves, the order, a search, and with which column the first is compared."""
+    columns = list(titles)
+    first, other = pair(columns, choice)
+    names = {"first": titles[first], "other": titles[other]}
+    chips = []
+    for name, (beside, alone, fits) in FILTERS.items():
+        if (len(columns) < 2 and name in ("lost", "gained")) or (name != "all" and not rows[0]["prompt"]):
+            continue
+        left = sum(fits(row[first]["right"], row[other]["right"]) for row in rows)
+        words = beside.format(**names) if len(columns) > 1 else alone
+        chips.append((name, f"{words} ({left:,})", choice.filter == name))
+    orders = [
+        (name, words, name == choice.order)
+        for name, words in ORDERS.items()
+        if len(columns) > 1 or name not in ("gained", "lost")
+    ]
+    others = [(name, titles[name], name == other) for name in columns[1:]] if len(columns) > 2 else ()
+    return render("evaluate.controls", chips, titles[first], others, orders, choice.query)
+
+
+def _row(row: Row, titles: Mapping[str, str]) -> str:
+    if not row["prompt"]:
+        return _read(row, titles)
+    asked = next((message for message in reversed(row["prompt"]) if message["role"] == "user"), row["prompt"][-1])
+    line = shorten(str(asked.get("content") or ""), 160)
+    answers = [_answer(row[column], title) for column, title in titles.items()]
+    return render("evaluate.asked", row["row"], line, bubbles(row["prompt"]), row["reference"], answers)
+
+
+def _read(row: Row, titles: Mapping[str, str]) -> str:
+    """A row that asks nothing: its text, and how surprised each is by it."""
+    surprises = [(title, _surprise(row[column])) for column, title in titles.items()]
+    return render("evaluate.read", row["row"], shorten(row["reference"], 160), row["reference"], surprises)
+
+
+def _surprise(said: Mapping[str, Any]) -> str:
+    if not said["expected_tokens"]:
+        return "not measured"
+    return f"perplexity {figure(math.exp(min(said['loss'] / said['expected_tokens'], 700.0)))}"
+
+
+def _answer(said: Mapping[str, Any], title: str) -> tuple[str, bool, str, str]:
+    """The column's title, whether its answer is right, the answer, and a note."""
+    notes = [] if said["right"] or not 0 < said["score"] < 1 else [f"score {said['score']:.2f}"]
+    notes += ["cut at the longest answer"] if said["finish"] == "length" else []
+    return title, said["right"], said["answer"], ", ".join(notes)
+
+
+LOOKED_AT, FORM = "evaluation-looked-at", "evaluate"
+
+
+PARTS = ("list", "head", "results", "rows")
+
+
+@dataclass(frozen=True)
+class View:
+    """The evaluation that is looked at, and what was chosen in its table.
+
+    `warned` is the one of which a person knows that the memory will hardly do to go on with it.
+    """
+
+    evaluation: str = ""
+    rows: Choice = field(default_factory=Choice)
+    warned: str = ""
+
+
+class Board:
+    """Reads evaluations for the tab. What did not change on disk is not read again."""
+
+    def __init__(self, workspace: Workspace, jobs: Supervisor) -> None:
+        self.workspace, self.jobs = workspace, jobs
+        self._summaries: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+        self._rows: tuple[str, tuple[int, int], list[dict[str, Any]]] = ("", (0, 0), [])
+
+    def summary(self, folder: EvaluationFolder) -> dict[str, Any]:
+        """What the answers amount to; empty before they were measured."""
+        stamp = stat_of(folder.complete)
+        kept = self._summaries.get(folder.id)
+        if kept is None or kept[0] != stamp:
+            found = folder.read_result()
+            kept = self._summaries[folder.id] = (stamp, found)
+        return kept[1]
+
+    def rows(self, folder: EvaluationFolder) -> list[dict[str, Any]]:
+        """The answered rows of the one evaluation that is looked at."""
+        stamp = stat_of(folder.predictions)
+        if self._rows[:2] != (folder.id, stamp):
+            self._rows = folder.id, stamp, list(folder.rows())
+        return self._rows[2]
+
+    def look(self, view: View, now: float) -> dict[str, str]:
+        """The markup of every part."""
+        states = self.jobs.jobs(EVALUATE)
+        folders = {state.id: EvaluationFolder(self.workspace.evaluations_folder / state.id) for state in states}
+        shown = states[: job_views.LISTED]
+        headlines = {state.id: headline(found) for state in shown if (found := self.summary(folders[state.id]))}
+        listed = listing(states, view.evaluation, now, headlines)
+        state = next((one for one in states if one.id == view.evaluation), None)
+        if state is None:
+            return {"list": listed, "head": "", "results": "", "rows": ""}
+        return {"list": listed, **self._looked_at(state, folders[state.id], view)}
+
+    def _looked_at(self, state: RunState, folder: EvaluationFolder, view: View) -> dict[str, str]:
+        try:
+            request = request_of(folder)
+        except StudioError as error:
+            return {"head": notice(error.message, error.hint, "error"), "results": "", "rows": ""}
+        summary = self.summary(folder)
+        titles = {column.name: column.title for column in request.columns}
+        rows = self.rows(folder)
+        waiting = (
+            "" if state.final else empty("The numbers come when all rows are answered", "The answers so far are below.")
+        )
+        title = '<h3 class="part">Answers</h3>'
+        return {
+            "head": head(state, request, owned=self.workspace.owned),
+            "results": results(summary) if summary else waiting,
+            "rows": title + table(rows, titles, view.rows) if rows or not state.final else "",
+        }
+
+    def opening(self) -> str:
+        """The evaluation to look at first: the one looked at last, else the newest."""
+        return job_views.opening(self.workspace, self.jobs.jobs(EVALUATE), LOOKED_AT)
+
+
+def data_choices(workspace: Workspace) -> list[tuple[str, str]]:
+    """Held-out files that come with the studio, and uploads, as (label, value)."""
+    shipped = [(f"{data.title}: held-out questions (built in)", name) for name, data in shipped_data().items()]
+    return shipped + [(path.name, str(path)) for path in workspace.uploads()]
+
+
+def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], asked: str = "") -> dict[str, Any]:
+    """What was asked for last, as far as it is still there; the adapter `asked` for now is chosen alone."""
+    draft = workspace.read_draft(FORM)
+    kept: Mapping[str, Any] = draft if isinstance(draft, dict) else {}
+    there = [value for _, value in adapters]
+    wanted = [asked] if asked in there else kept.get("adapters", [])
+    chosen = [value for value in wanted if value in there]
+    data = str(kept.get("data") or "pirate")
+    known = [value for _, value in data_choices(workspace)]
+    return {
+        **kept,
+        "adapters": chosen or there[:1],
+        "data": data if data in known or _there(workspace, data) else "pirate",
+    }
+
+
+def _there(workspace: Workspace, name: str) -> bool:
+    """Whether a path is one that may be read, and is there."""
+    try:
+        workspace.check_path(name)
+    except StudioError:
+        return False
+    return os.path.exists(name)
+
+
+def file_of(workspace: Workspace, name: str, which: str) -> Path:
+    """One of the two files of an evaluation. Raises `StudioError` where it is not there."""
+    folder = evaluation(workspace, name)
+    path = folder.predictions if which == "predictions" else folder.complete
+    if not path.is_file():
+        raise StudioError(f"There is no {path.name} yet.", "It is written as rows are answered and measured.")
+    return path

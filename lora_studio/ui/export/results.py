@@ -1,0 +1,274 @@
+"""What the export tab shows at one moment, painted from the exports' folders and from nothing else. No gradio.
+
+Exports in words and markup: the forms to choose from, a form's settings, how far an export is, and what came out.
+"""
+
+import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_studio.config.settings import described
+from lora_studio.errors import StudioError
+from lora_studio.export.request import PHASES, checked, request_of, sizes_of, target_of
+from lora_studio.export.targets import TARGETS, Sizes, Target
+from lora_studio.jobs.ending_words import ending_words
+from lora_studio.jobs.events import RunState
+from lora_studio.jobs.folder import ExportFolder
+from lora_studio.jobs.kinds import EXPORT
+from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.models.adapters import adapter_folder
+from lora_studio.ui import job_views
+from lora_studio.ui import words as run_words
+from lora_studio.ui.html import Html, empty, escape, notice, progress, render, size
+from lora_studio.workspace import Workspace
+
+IN_PART = "Made in part"
+
+
+TOLD = frozenset(("words", "tried", "same", "notes", "link", "command", "files", "bytes", "place"))
+
+
+"""What the result of an export has to hold to be shown."""
+
+
+WHOLE_BYTES = 500_000_000
+
+
+def cards_markup(chosen: str, sizes: Mapping[str, int | None], rooms: Mapping[str, int | None], free: int) -> str:
+    """The forms, each with what it is for, how large it will be, and what it takes on the way where that is more."""
+    forms = [
+        (target, target.name == chosen, _large(sizes[target.name], rooms[target.name])) for target in TARGETS.values()
+    ]
+    return render("export.cards", forms, size(free))
+
+
+def _large(octets: int | None, room: int | None) -> str:
+    words = f"about {size(octets)}" if octets else "size known when the base is here"
+    return f"{words}; {size(room)} of disk while it is made" if octets and room and room > octets else words
+
+
+def form_markup(target: Target, values: Mapping[str, Any]) -> str:
+    """The settings of a form and the button that starts; `values` are those that were typed before."""
+    fields = [(setting, values.get(setting.path, setting.default)) for setting in described(target.settings)]
+    beside = job_views.BESIDE if target.whole_model else ""
+    return render("export.form", target, fields, values.get("trial", True), beside, bool(values.get("beside")))
+
+
+def listing(states: Sequence[RunState], looked_at: str, now: float, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The earlier exports to choose from; `results` are what came out of those that ended well."""
+    if not states:
+        return empty("No export yet", "Choose an adapter and a form above, and press the button below it.")
+
+    def about(state: RunState) -> tuple[str, str]:
+        result = results.get(state.id) or {}
+        said = IN_PART if result.get("missing") else job_views.STATES[state.state]
+        return said, size(int(result["bytes"])) if result.get("bytes") else ""
+
+    return render("export.listing", job_views.listing(states, looked_at, now, "export", about))
+
+
+def head_markup(state: RunState, result: Mapping[str, Any], root: str = "") -> str:
+    """One export: how far it is, or what came out. `root` is the workspace's folder where the places of this machine
+    are not for whoever looks: they download what came out, and its commands are for the folder they put it in."""
+    shown = _head(state, result, places=not root)
+    if root:
+        for place, name in ((str(result.get("place", root)), "."), (root, "."), (sys.executable, "python")):
+            shown = shown.replace(escape(place), name)
+    return shown
+
+
+def _head(state: RunState, result: Mapping[str, Any], *, places: bool) -> str:
+    if not state.final:
+        return render("export.head", state, _progress(state), state.warnings, stop=job_views.stop_label(state))
+    words = ""
+    if state.state == "done" and not result.keys() >= TOLD:
+        damaged = "result.json of this export is damaged: what came out is not known."
+        outcome = notice(damaged, "Make it again.", "error")
+    elif state.state != "done":
+        outcome = notice(*ending_words(state), "error" if state.state == "failed" else "info")
+    else:
+        words, outcome = IN_PART if result.get("missing") else "", _outcome(result, places=places)
+    return render("export.head", state, job_views.ended(state, words), state.warnings, outcome)
+
+
+def _progress(state: RunState) -> str:
+    if state.state == "queued":
+        return job_views.waits()
+    words = "stopping" if state.state == "stopping" else PHASES.get(state.phase, state.phase or "starting")
+    label = words[:1].upper() + words[1:]
+    if state.phase_unit != "bytes":
+        unit = f", {state.phase_unit}" if state.phase_total else ""
+        return progress(label + unit, state.phase_done, state.phase_total, remark=run_words.speed_words(state))
+    done = ", ".join(filter(None, (run_words.amount(state), run_words.speed_words(state))))
+    return progress(f"{label}, percent", 100 * state.phase_done // max(1, state.phase_total), 100, remark=done)
+
+
+def _outcome(result: Mapping[str, Any], *, places: bool) -> Html:
+    """What came out: how it is used, whether it was tried, and the files."""
+    link, files = str(result["link"]), result["files"]
+    whole = ""
+    if len(files) > 1 and result["bytes"] <= WHOLE_BYTES:
+        whole = f"Download all as a zip ({size(result['bytes'])})"
+    return render(
+        "export.outcome",
+        {"missing": "", **result},
+        link if link.startswith(("https://", "http://")) else "",
+        [(file["name"], size(file["bytes"])) for file in files],
+        whole,
+        result["place"] if places else "",
+    )
+
+
+FORM, LOOKED_AT = "export", "export-looked-at"
+
+
+PARTS = ("cards", "form", "head", "list")
+
+
+STEP = 10**8
+
+
+"""Free disk is told in steps of 100 MB, so that it does not change all the time."""
+
+
+Values = tuple[tuple[str, Any], ...]
+
+
+"""Settings by name, as a state of the page can hold them: it has to be hashable."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What is chosen: the adapter, the form, the values that its fields were painted with, the export looked at."""
+
+    adapter: str = ""
+    target: str = "zip"
+    values: Values = ()
+    export: str = ""
+
+
+class Board:
+    """Reads exports for the tab. What did not change on disk is not read again."""
+
+    def __init__(self, workspace: Workspace, jobs: Supervisor) -> None:
+        self.workspace, self.jobs = workspace, jobs
+        self._results: dict[str, dict[str, Any]] = {}
+        self._sizes: dict[str, Sizes] = {}
+
+    def look(self, view: View, now: float) -> dict[str, str]:
+        """The markup of every part."""
+        states = self.jobs.jobs(EXPORT)
+        results = {state.id: self.result(state) for state in states}
+        state = next((one for one in states if one.id == view.export), None)
+        listed = listing(states, view.export, now, results)
+        cards, form, head = "", "", ""
+        if view.adapter:
+            free = shutil.disk_usage(self.workspace.root).free
+            cards = cards_markup(view.target, *self.sizes(view), free // STEP * STEP or free)
+            form = form_markup(target_of(view.target), dict(view.values))
+        if state is not None:
+            root = "" if self.workspace.owned else str(self.workspace.root)
+            head = head_markup(state, results[state.id], root)
+        return {"cards": cards, "form": form, "head": head, "list": listed}
+
+    def result(self, state: RunState) -> dict[str, Any]:
+        """What came out of an export; empty where nothing did (yet)."""
+        if state.state != "done":
+            return {}
+        if state.id not in self._results:
+            self._results[state.id] = ExportFolder(self.workspace.exports_folder / state.id).read_result()
+        return self._results[state.id]
+
+    def sizes(self, view: View) -> tuple[dict[str, int | None], dict[str, int | None]]:
+        """How large each form of the chosen adapter will be, and what making it takes; the chosen one with the settings
+        typed for it."""
+        if view.adapter not in self._sizes:
+            try:
+                folder = adapter_folder(self.workspace, view.adapter)
+            except StudioError:  # deleted meanwhile
+                return dict.fromkeys(TARGETS), dict.fromkeys(TARGETS)
+            inside = [run for run in self.workspace.runs() if run.path in folder.parents]
+            self._sizes[view.adapter] = sizes_of(folder, inside[0] if inside else None)
+        known = self._sizes[view.adapter]
+        found, rooms = {}, {}
+        for name, target in TARGETS.items():
+            try:
+                settings = checked(target, typed(name, dict(view.values)) if name == view.target else {})
+            except StudioError:
+                settings = target.settings()
+            found[name], rooms[name] = target.size(known, settings), target.room_for(known, settings)
+        return found, rooms
+
+    def opening(self) -> str:
+        """The export to look at first: the one looked at last, else the newest."""
+        return job_views.opening(self.workspace, self.jobs.jobs(EXPORT), LOOKED_AT)
+
+
+def typed(target: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a form as typed: a number's empty field is none."""
+    settings = {setting.path: setting for setting in described(target_of(target).settings)}
+    return {
+        name: value
+        for name, value in values.items()
+        if name in settings and not (value == "" and settings[name].kind != "str")
+    }
+
+
+def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], run: str = "") -> View:
+    """What was chosen last, as far as it is still there; an adapter of that `run` goes first."""
+    draft = _kept(workspace)
+    there = [value for _, value in adapters]
+    of_run = [value for value in there if run and value.partition("/")[0] == run]
+    last = draft.get("adapter")
+    adapter = next(iter([*of_run, *([last] if last in there else []), *there]), "")
+    target = str(draft.get("target")) if draft.get("target") in TARGETS else "zip"
+    return View(str(adapter), target, values_of(workspace, target))
+
+
+def _kept(workspace: Workspace) -> dict[str, Any]:
+    draft = workspace.read_draft(FORM)
+    return draft if isinstance(draft, dict) else {}
+
+
+def values_of(workspace: Workspace, target: str) -> Values:
+    """What was typed for a form last."""
+    values = _kept(workspace).get("values")
+    found = values.get(target) if isinstance(values, dict) else None
+    return tuple(found.items()) if isinstance(found, dict) else ()
+
+
+def keep(workspace: Workspace, view: View, values: Mapping[str, Any] | None = None) -> None:
+    """Keeps what is chosen and typed, so that a reload brings it back."""
+    before = _kept(workspace).get("values")
+    after: dict[str, Any] = dict(before) if isinstance(before, dict) else {}
+    if values is not None:
+        after[view.target] = dict(values)
+    workspace.write_draft(FORM, {"adapter": view.adapter, "target": view.target, "values": after})
+
+
+def download(workspace: Workspace, folder: ExportFolder, result: Mapping[str, Any], which: str) -> Path:
+    """A file of a result, or all as a zip, where the browser can fetch it. Raises `StudioError` where it is gone."""
+    place, files = folder.result, result["files"]
+    names = [str(file["name"]) for file in files]
+    found = {name: place if place.is_file() else place / name for name in names}
+    if not all(path.is_file() for path in found.values()):
+        raise StudioError("The result is not there any more.", "It was moved or deleted: make it again.")
+    if which == "all":
+        title = f"{request_of(folder).adapter_title}-{request_of(folder).target}"
+        target = job_views.new_file(workspace, f"{title}.zip")
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+            for name, path in found.items():
+                archive.write(path, f"{target.stem}/{name}")
+        return target
+    name = names[int(which)]
+    target = job_views.new_file(workspace, Path(name).name)
+    try:
+        os.link(found[name], target)  # the same file under a second name: nothing is copied
+    except OSError:  # another disk
+        shutil.copyfile(found[name], target)
+    return target

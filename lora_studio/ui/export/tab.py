@@ -1,0 +1,122 @@
+"""The export tab: an adapter taken away in a form that another program reads.
+
+A child of its own makes it; the tab paints its folder once a second, so that a reload or another server shows the same.
+Draws and wires; what is shown comes from export_board.py.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.chat.choices import adapter_choices
+from lora_studio.errors import StudioError
+from lora_studio.evaluate import request as evaluating
+from lora_studio.export import request as exporting
+from lora_studio.export.request import folders, make_request, needs_device
+from lora_studio.ui import html, job_views, theme
+from lora_studio.ui.export import results as board
+from lora_studio.ui.export.results import PARTS, Board, View
+from lora_studio.ui.sections import QUIET
+from lora_studio.ui.studio import Shared, Studio, Wish
+
+CLICKS = theme.on_load("exportForm", questions={"delete": "Delete this export with its result?"})
+NOTHING = (
+    "There is no adapter yet",
+    "Train one on the Train tab: its first checkpoint can be exported while the run goes on.",
+)
+
+
+def build(studio: Studio, shared: Shared) -> None:
+    """Draws the tab and wires it."""
+    watching = Board(studio.workspace, studio.supervisor)
+    adapter = gr.Dropdown(
+        [], label="Adapter", info="A finished run, or one of its checkpoints.", elem_id="export-adapter"
+    )
+    nothing = gr.HTML(html.empty(*NOTHING), visible=False)
+    parts = {name: gr.HTML(js_on_load=CLICKS, elem_id=f"export-{name}") for name in PARTS[:2]}
+    said = gr.HTML(elem_id="export-said")
+    parts |= {name: gr.HTML(js_on_load=CLICKS, elem_id=f"export-{name}") for name in PARTS[2:]}
+    downloaded = job_views.place(studio.workspace)
+    view = gr.State(View())
+
+    def opening(asked: Wish) -> list[Any]:
+        choices = adapter_choices(studio.workspace, studio.supervisor.runs())
+        now = replace(board.remembered(studio.workspace, choices, asked.adapter), export=watching.opening())
+        if asked.adapter:
+            with contextlib.suppress(StudioError):  # a full disk: it is shown all the same
+                board.keep(studio.workspace, now)
+        there = bool(choices)
+        chosen = gr.Dropdown(choices=choices, value=now.adapter or None, visible=there)
+        return [chosen, now, gr.HTML(visible=not there)]
+
+    def change(chosen: str | None, now: View) -> View:
+        found = replace(now, adapter=chosen or "")
+        board.keep(studio.workspace, found)
+        return found
+
+    def act(event: gr.EventData, now: View) -> tuple[Any, Any, Any]:
+        return after_click(studio, watching, now, str(event.act), str(event.value), event.values, str(event.secret))
+
+    adapter.input(change, [adapter, view], view, **QUIET)
+    # Many at once: a field that is left by a click on the button is kept and the export begun in one moment.
+    clicks: dict[str, Any] = {"act": act, "told": [said, downloaded], "busy": studio.supervisor.busy}
+    job_views.wire(
+        parts,
+        view,
+        watching.look,
+        wish=shared.wish,
+        opening=opening,
+        opened=[adapter, view, nothing],
+        trigger_mode="multiple",
+        **clicks,
+    )
+
+
+def after_click(
+    studio: Studio, watching: Board, now: View, act: str, value: str, values: Mapping[str, Any], secret: str
+) -> tuple[Any, Any, Any]:
+    """View, message and download link after a click: choose a form, start, stop, open, delete, download."""
+    match act:
+        case "choose":
+            now = replace(now, target=value, values=board.values_of(studio.workspace, value))
+            board.keep(studio.workspace, now)
+        case "keep":  # the page shows already what was typed
+            board.keep(studio.workspace, replace(now, target=value), values)
+            return gr.skip(), gr.skip(), gr.skip()
+        case "start":  # what the button says, also where another card was clicked a moment ago
+            board.keep(studio.workspace, replace(now, target=value), values)
+            if value != now.target:
+                now = replace(now, target=value, values=board.values_of(studio.workspace, value))
+            now = replace(now, export=start(studio, now, values, secret))
+            studio.workspace.write_draft(board.LOOKED_AT, now.export)
+        case "open":
+            studio.workspace.write_draft(board.LOOKED_AT, value)
+            now = replace(now, export=value)
+        case "delete":
+            watching.jobs.delete(value)
+            now = replace(now, export=watching.opening()) if now.export == value else now
+        case "stop":
+            watching.jobs.stop(now.export)
+        case _:
+            folder = folders(studio.workspace).find(now.export)
+            made = board.download(studio.workspace, folder, watching.result(watching.jobs.state(now.export)), value)
+            return now, "", job_views.link(made)
+    return now, "", gr.skip()
+
+
+def start(studio: Studio, now: View, values: Mapping[str, Any], secret: str) -> str:
+    """Starts what is chosen and gives the export's id. Raises `StudioError` for what can't be made."""
+    request = make_request(
+        studio.workspace,
+        now.adapter,
+        now.target,
+        settings=board.typed(now.target, values),
+        trial=bool(values.get("trial", True)),
+    )
+    beside = bool(values.get("beside")) and needs_device(request)
+    if beside and studio.supervisor.busy() is not None:
+        evaluating.check_beside(exporting.memory_for(request))
+    return exporting.start(studio.supervisor, request, {"HF_TOKEN": secret} if secret else None, beside=beside)

@@ -1,0 +1,184 @@
+"""What the tabs of jobs with folders of their own (evaluations, exports) share: list, states, buttons. No gradio.
+
+How a tab shows jobs with folders of their own (evaluations, exports): painted once a second, acted on by clicks.
+
+Files made for a download: written when asked for, linked without a copy, cleared away when newer ones are made.
+"""
+
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import gradio as gr
+
+from lora_studio.access.policy import OF
+from lora_studio.errors import StudioError
+from lora_studio.jobs.events import RunState
+from lora_studio.ui import html, theme
+from lora_studio.ui import words as run_words
+from lora_studio.ui.html import Html, count, escape, render, size
+from lora_studio.ui.sections import QUIET
+from lora_studio.ui.studio import Wish
+from lora_studio.workspace import Workspace, safe_name
+
+LISTED = 30
+
+
+BESIDE = (
+    "A job that finds the device taken waits for its turn. Ticked, it begins at once: both share the memory, and are "
+    "slower."
+)
+
+
+STATES = {
+    "queued": "Waiting for its turn",
+    "running": "Running",
+    "stopping": "Stopping",
+    "done": "Finished",
+    "stopped": "Stopped",
+    "failed": "Failed",
+}
+
+
+def opening(workspace: Workspace, states: Sequence[RunState], draft: str) -> str:
+    """The job to look at first: the one looked at last, whose id is the draft of that name, else the newest."""
+    last = workspace.read_draft(draft)
+    known = [state.id for state in states]
+    return str(last) if last in known else next(iter(known), "")
+
+
+def listing(
+    states: Sequence[RunState], looked_at: str, now: float, noun: str, about: Callable[[RunState], tuple[str, str]]
+) -> Html:
+    """The earlier ones to choose from; `about` gives what is said before and after the time of each."""
+    rows = []
+    for state in states[:LISTED]:
+        before, after = about(state)
+        words = " · ".join(filter(None, (before, run_words.ago(state.created, now), after)))
+        rows.append((state, state.id == looked_at, words))
+    left = len(states) - LISTED
+    return render("jobs.listing", rows, noun, count(left, f"older {noun}") if left > 0 else "")
+
+
+def title(state: RunState) -> Html:
+    """What stands above the one that is looked at."""
+    return render("jobs.title", state)
+
+
+def ended(state: RunState, said: str = "") -> Html:
+    """Finished after 12 s; `said` stands in the place of the state's own word."""
+    seconds = run_words.elapsed(state, 0.0)
+    after = "before it began" if seconds is None else f"after {run_words.clock(seconds)}"
+    return render("jobs.ended", f"{said or STATES[state.state]} {after}.")
+
+
+def waits() -> Html:
+    """What is said of a job in the queue."""
+    return render("jobs.ended", "Waiting for its turn: another job holds the device. The Runs tab shows its place.")
+
+
+def stop_label(state: RunState) -> str:
+    """The words on the button that ends a job."""
+    return "Take out of the queue" if state.state == "queued" else "Stop"
+
+
+def buttons(*acts: tuple[str, str, str]) -> Html:
+    """Buttons beside each other: what a click asks for, with which value, and the words on it."""
+    return render("jobs.buttons", acts)
+
+
+def wire(
+    parts: Mapping[str, gr.HTML],
+    view: gr.State,
+    look: Callable[[Any, float], dict[str, str]],
+    *,
+    wish: gr.State,
+    opening: Callable[[Wish], list[Any]],
+    opened: Sequence[Any],
+    act: Callable[[gr.EventData, Any], tuple[Any, Any, Any]],
+    told: Sequence[Any],
+    busy: Callable[[], str | None],
+    trigger_mode: Literal["once", "multiple"] = "once",
+) -> None:
+    """Wires a tab whose parts show what `look` says of a view; a part that shows the same as before is not sent.
+
+    `opening` gives what `opened`, the view among them, shows when the page or the tab opens; the `wish` with which
+    another tab opened this one is taken up by it. `act` turns a click into view, message and download link; a
+    `StudioError` of it becomes the message. The last two are `told`. A message goes when the job that is `busy` ends:
+    that another can't begin beside it is true no more.
+    """
+    shown = gr.State({})
+    painted = [*parts.values(), shown, told[0]]
+
+    def paint(now: Any, before: dict[str, str]) -> list[Any]:
+        seen = look(now, time.time()) | {"busy": busy() or ""}
+        if seen == before:
+            return [gr.skip()] * len(painted)
+        ended = before.get("busy", "") not in ("", seen["busy"])
+        changed = [gr.skip() if seen[name] == before.get(name) else seen[name] for name in parts]
+        return [*changed, seen, "" if ended else gr.skip()]
+
+    def repaint(now: Any) -> list[Any]:
+        return paint(now, {})
+
+    def click(event: gr.EventData, now: Any) -> tuple[Any, Any, Any]:
+        try:
+            return act(event, now)
+        except StudioError as error:
+            return now, html.problem(error), gr.skip()
+
+    def take_up(asked: Wish) -> list[Any]:
+        return [*opening(asked), Wish()]
+
+    tab = _tab_of(opened[0])
+    gr.on(None, lambda: opening(Wish()), None, [*opened], **QUIET).then(repaint, view, painted, **QUIET)
+    for part in parts.values():
+        part.click(click, view, [view, *told], trigger_mode=trigger_mode, **QUIET)
+    view.change(paint, [view, shown], painted, **QUIET)
+    gr.Timer(1).tick(paint, [view, shown], painted, trigger_mode="once", **QUIET)
+    tab.select(take_up, wish, [*opened, wish], **QUIET)  # new runs, and what another tab asks for
+
+
+def _tab_of(component: Any) -> gr.Tab:
+    """The tab in which a component stands."""
+    place = component.parent
+    while not isinstance(place, gr.Tab):
+        place = place.parent
+    return place
+
+
+KEPT_SECONDS = 3600.0
+
+
+def place(workspace: Workspace) -> gr.HTML:
+    """Where a link appears that the browser follows by itself; it stays for those whose browser asks first."""
+    gr.set_static_paths([str(workspace.downloads_folder)])
+    return gr.HTML(visible=True, js_on_load=theme.on_load("download"), elem_classes="download-place")
+
+
+def new_file(workspace: Workspace, name: str) -> Path:
+    """A path for a file of that name; what was made for downloads long ago is removed."""
+    theirs = folder(workspace)
+    theirs.mkdir(parents=True, exist_ok=True)
+    for old in (*theirs.iterdir(), *workspace.downloads_folder.iterdir()):
+        if time.time() - old.stat().st_mtime > KEPT_SECONDS:
+            shutil.rmtree(old)
+    workspace.check_room()
+    new = theirs / secrets.token_hex(8)
+    new.mkdir()
+    return new / safe_name(name)
+
+
+def folder(workspace: Workspace) -> Path:
+    """Where files for whoever is answered now are put."""
+    return workspace.downloads_folder / f"{OF}{workspace.maker}"
+
+
+def link(path: Path) -> str:
+    """The link to a file that was made."""
+    words = f"{path.name} ({size(path.stat().st_size)})"
+    return f'<a class="ls-download" download href="gradio_api/file={quote(str(path))}">{escape(words)}</a>'

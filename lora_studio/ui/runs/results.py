@@ -1,0 +1,207 @@
+"""What base and adapter answer to a few validation questions as the run goes on, on the runs tab.
+
+The checkpoints of a run that are on disk, on the runs tab: what each measured, and what can be done with it.
+
+The evaluations in which a run's adapter or one of its checkpoints answered, on the runs tab.
+"""
+
+import os
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.errors import StudioError
+from lora_studio.evaluate.request import of_run
+from lora_studio.jobs.events import QuestionsAnswered, QuestionsAsked, RunState
+from lora_studio.jobs.folder import EvaluationFolder
+from lora_studio.runs import checkpoints
+from lora_studio.runs.checkpoints import Checkpoint
+from lora_studio.ui import html, job_views, theme
+from lora_studio.ui import words as run_words
+from lora_studio.ui.evaluate.results import headline
+from lora_studio.ui.sections import QUIET, Look, stat_of
+from lora_studio.ui.studio import Shared, Studio, opening
+
+SHOWN = 5
+
+
+HEAD = ("Question", "Expected", "Base", "Adapter")
+
+
+def build_answers(studio: Studio, shared: Shared) -> dict[str, Any]:
+    """A fold with the tables, hidden for a run that asks nothing."""
+    with gr.Accordion("Answers as the run goes on", open=True, visible=False, elem_id="run-answers") as fold:
+        tables = gr.HTML()
+    return {"fold": fold, "tables": tables}
+
+
+def stamp_answers(look: Look) -> Hashable:
+    return look.run.id, look.run.questions is not None, len(look.run.answers), look.run.resumed
+
+
+def view_answers(look: Look) -> dict[str, Any]:
+    return {"fold": look.run.questions is not None, "tables": tables(look.run)}
+
+
+def tables(run: RunState) -> str:
+    """One table for each of the last evaluations, the newest first; only that one is open."""
+    asked = run.questions
+    if asked is None:
+        return ""
+    newest = list(reversed(run.answers))[:SHOWN]
+    if not newest:
+        return html.hint("The adapter answers after the first evaluation.") + _table(asked, None)
+    left = len(run.answers) - len(newest)
+    older = html.count(left, "earlier evaluation") if left else ""
+    return html.render("runs.answers", [(_right(asked, each), _table(asked, each)) for each in newest], older)
+
+
+def _right(asked: QuestionsAsked, answered: QuestionsAnswered) -> str:
+    right, base, of = sum(answered.right), sum(asked.right), len(asked.questions)
+    return (
+        f"Step {answered.step:,}, epoch {answered.epoch:.2f}: the adapter answers {right:,} of {of:,} exactly as "
+        f"expected, the base {base:,}"
+    )
+
+
+def _table(asked: QuestionsAsked, answered: QuestionsAnswered | None) -> str:
+    said: Sequence[str | None] = answered.answers if answered else [None] * len(asked.questions)
+    right: Sequence[bool] = answered.right if answered else [False] * len(asked.questions)
+    rows = [
+        (question, reference, _marked(base, exact), _marked(one, same))
+        for question, reference, base, exact, one, same in zip(
+            asked.questions, asked.references, asked.answers, asked.right, said, right, strict=True
+        )
+    ]
+    label = f"Answers after step {answered.step:,}" if answered else "Answers of the base"
+    return html.table(HEAD if answered else HEAD[:3], rows if answered else [row[:3] for row in rows], label)
+
+
+def _marked(answer: str | None, right: bool) -> str | None:
+    """An answer, with a tick where it is the expected one; an empty one is named."""
+    if answer is None:
+        return None
+    return ("✓ " if right else "") + (answer or "(nothing)")
+
+
+ACTIONS = (("chat", "Chat"), ("download", "Download"), ("delete", "Delete…"))
+
+
+def build_checkpoints(studio: Studio, shared: Shared) -> dict[str, Any]:
+    """A fold with the table; a deletion is asked about first."""
+    doomed = gr.State("")
+    with gr.Accordion("Checkpoints", open=False, elem_id="run-checkpoints") as fold:
+        table = gr.HTML(js_on_load=theme.on_load("clicks"))
+        with gr.Row(visible=False, elem_classes="confirm") as confirm:
+            question = gr.HTML(min_width=260)
+            yes = gr.Button("Delete for good", variant="stop", elem_id="checkpoint-delete-yes", scale=0, min_width=150)
+            no = gr.Button("Keep it", scale=0, min_width=100)
+        said = job_views.place(studio.workspace)
+
+    def act(event: gr.EventData) -> dict[Any, Any]:
+        run_id, _, name = str(event.value).rpartition("/")
+        try:
+            run = studio.workspace.run(run_id)
+            folder = checkpoints.folder_of(run, name)
+            if event.act == "chat":
+                wish, tabs = opening("chat", adapter=f"{run.id}/{name}")
+                return {shared.wish: wish, shared.tabs: tabs}
+            if event.act == "download":
+                target = job_views.new_file(studio.workspace, f"{run.id}-{name}.zip")
+                checkpoints.write_zip(folder, target)
+                return {said: job_views.link(target)}
+        except StudioError as error:
+            return {said: html.problem(error)}
+        words = f"Delete {name}? Neither resuming nor chatting with this step is possible afterwards."
+        return {confirm: gr.Row(visible=True), question: html.notice(words, kind="warning"), doomed: str(event.value)}
+
+    def delete(value: str) -> dict[Any, Any]:
+        run_id, _, name = value.rpartition("/")
+        try:
+            checkpoints.delete(studio.workspace.run(run_id), studio.supervisor.state(run_id), name)
+        except StudioError as error:
+            return {confirm: gr.Row(visible=False), said: html.problem(error)}
+        return {confirm: gr.Row(visible=False), said: ""}
+
+    touched = [confirm, said, question, doomed, shared.wish, shared.tabs]
+    table.click(act, None, touched, show_progress_on=table, api_visibility="private")
+    yes.click(delete, doomed, touched, **QUIET)
+    no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
+    shared.run.change(lambda: (gr.Row(visible=False), ""), None, [confirm, said], **QUIET)
+    return {"fold": fold, "table": table}
+
+
+def stamp_checkpoints(look: Look) -> Hashable:
+    run = look.run
+    return run.id, run.final, len(run.evaluations), tuple(run.checkpoints), stat_of(look.folder.checkpoints)
+
+
+def view_checkpoints(look: Look) -> dict[str, Any]:
+    found = checkpoints.checkpoints(look.folder, look.run)
+    words = f"Checkpoints: {len(found)}, {html.size(sum(item.bytes for item in found))}" if found else "Checkpoints"
+    return {"fold": gr.update(label=words), "table": table(look.run.id, found, look.run.final)}
+
+
+def table(run_id: str, found: list[Checkpoint], final: bool) -> str:
+    """The checkpoints with step, epoch, what was measured there, and buttons; those of a run that goes on stay."""
+    if not found:
+        return html.empty("No checkpoint yet", "One is saved after each epoch, unless the settings say otherwise.")
+    metrics = list(dict.fromkeys(name for item in found for name in item.metrics))
+    more = ["Epoch", *(run_words.sentence_case(_plain(name))[:-1] for name in metrics), "Size"]
+    rows = [(item, *_numbers(item, metrics), [act for act in ACTIONS if final or act[0] != "delete"]) for item in found]
+    return html.render("runs.checkpoints", more, rows, run_id)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _numbers(item: Checkpoint, metrics: list[str]) -> tuple[str, list[str]]:
+    """The validation loss, and what stands in the columns after it."""
+    epoch = "–" if item.epoch is None else f"{item.epoch:.2f}"
+    more = [epoch, *(run_words.figure(item.metrics.get(name)) for name in metrics), html.size(item.bytes)]
+    return run_words.figure(item.loss), more
+
+
+def build_evaluations(studio: Studio, shared: Shared) -> dict[str, Any]:
+    """A fold with the list and the way to the evaluate tab."""
+    with gr.Accordion("Evaluations", open=False, elem_id="run-evaluations") as fold:
+        listed = gr.HTML(js_on_load=theme.on_load("clicks"))
+
+    def act(event: gr.EventData) -> Any:
+        return opening("evaluate", **{"job" if event.act == "open" else "adapter": str(event.value)})
+
+    listed.click(act, None, [shared.wish, shared.tabs], **QUIET)
+    return {"fold": fold, "listed": listed}
+
+
+def stamp_evaluations(look: Look) -> Hashable:
+    return look.run.id, look.run.final, len(look.run.checkpoints), touched(look.studio.workspace.evaluations_folder)
+
+
+def touched(folder: Path) -> tuple[tuple[str, int], ...]:
+    """When each evaluation's folder last got a file: its numbers come as one."""
+    if not folder.is_dir():
+        return ()
+    return tuple((name, stat_of(folder / name)[1]) for name in sorted(os.listdir(folder)))
+
+
+def view_evaluations(look: Look) -> dict[str, Any]:
+    found = of_run(look.studio.workspace, look.run.id)
+    words = f"Evaluations: {len(found)}" if found else "Evaluations"
+    return {"fold": gr.update(label=words), "listed": listing(found, look.run.id, bool(look.run.checkpoints))}
+
+
+def listing(found: list[EvaluationFolder], run_id: str, there: bool) -> str:
+    """Each evaluation with what it came to, and a button to make another; `there` says whether an adapter is."""
+    another = job_views.buttons(("new", run_id, "Evaluate this run…")) if there else ""
+    if not found:
+        return html.empty("No evaluation yet", "A test file shows what the adapter learned, beside its base.") + another
+    return html.render("runs.evaluations", [_listed(folder) for folder in found]) + another
+
+
+def _listed(folder: EvaluationFolder) -> tuple[str, str, str]:
+    measured = folder.read_result()
+    return folder.id, folder.read_facts()["title"], headline(measured) if measured else "not measured yet"

@@ -1,0 +1,391 @@
+"""The table of all runs: which of them are shown, in what order, and the markup. Plain functions; no gradio.
+
+Which runs there are, on the runs tab: search, the table to choose from, and what is done with several at once.
+
+The rows of the table of runs, read again only where something changed, so that a thousand runs cost a glance.
+
+The question before runs are deleted, and the deletion. Words and actions; the buttons stand where they are used.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.errors import StudioError
+from lora_studio.files import bytes_in
+from lora_studio.jobs.events import RunState
+from lora_studio.runs.checkpoints import Deletion, deletions
+from lora_studio.runs.summary import Overview, matching, overview
+from lora_studio.ui import html, theme
+from lora_studio.ui import words as run_words
+from lora_studio.ui.html import Html, count, empty, pager, progress, render, shorten, size
+from lora_studio.ui.sections import QUIET
+from lora_studio.ui.studio import Shared, Studio
+from lora_studio.workspace import RunFolder, Workspace
+
+ROWS = 25
+
+
+NEWEST = "created"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a person chose in the table; `ticked` are ids of runs, `comparing` shows them beside each other."""
+
+    query: str = ""
+    sort: str = NEWEST
+    down: bool = True
+    page: int = 0
+    ticked: tuple[str, ...] = ()
+    comparing: bool = False
+
+    def act(self, action: str, value: str, listed: Sequence[str]) -> "Choice":
+        """The choice after a click in the table: sort, page, tick, or all (of the rows in sight)."""
+        match action:
+            case "sort":
+                return replace(self, sort=value, down=not self.down if value == self.sort else value in DOWN, page=0)
+            case "page":
+                return replace(self, page=max(0, self.page + int(value)))
+            case "tick":
+                left = tuple(run for run in self.ticked if run != value)
+                return replace(self, ticked=left if value in self.ticked else (*self.ticked, value))
+            case "all":
+                others = tuple(run for run in self.ticked if run not in listed)
+                return replace(self, ticked=others if set(listed) <= set(self.ticked) else (*others, *listed))
+            case _:
+                return self
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run in the table, with what only its state and its folder know; `by` says whose it is, to who sees others'."""
+
+    run: Overview
+    state: RunState
+    bytes: int | None = None
+    by: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that can be sorted by; runs without a value come last. `wide` is left out on a phone."""
+
+    key: str
+    title: str
+    value: Callable[[Row], Any]
+    shown: Callable[[Row, float], str]
+    wide: bool = True
+
+
+def _seconds(row: Row, now: float) -> str:
+    return run_words.clock(row.run.seconds if row.state.final else run_words.elapsed(row.state, now))
+
+
+def _best(row: Row, now: float) -> str:
+    if row.run.best_loss is None:
+        return "–"
+    return render("runs.counted", run_words.figure(row.run.best_loss), f"step {row.run.best_step:,}")
+
+
+COLUMNS = (
+    Column("state", "State", lambda row: row.run.state, lambda row, now: _state(row)),
+    Column("step", "Step", lambda row: row.run.step, lambda row, now: _steps(row)),
+    Column("loss", "Training loss", lambda row: row.run.loss, lambda row, now: run_words.figure(row.run.loss)),
+    Column(
+        "eval_loss",
+        "Validation loss",
+        lambda row: row.run.eval_loss,
+        lambda row, now: run_words.figure(row.run.eval_loss),
+        wide=False,
+    ),
+    Column("best_loss", "Best", lambda row: row.run.best_loss, _best),
+    Column("seconds", "Time", lambda row: row.run.seconds, _seconds),
+    Column("bytes", "On disk", lambda row: row.bytes, lambda row, now: "–" if row.bytes is None else size(row.bytes)),
+    Column(NEWEST, "Made", lambda row: row.run.created, lambda row, now: run_words.ago(row.run.created, now)),
+)
+
+
+TITLE = Column("title", "Run", lambda row: row.run.title.casefold(), lambda row, now: _name(row), wide=False)
+
+
+SORTED = {column.key: column for column in (TITLE, *COLUMNS)}
+
+
+DOWN = ("created", "step", "seconds", "bytes")  # the first click shows the largest of these, of others the smallest
+
+
+def chosen_rows(rows: Sequence[Row], choice: Choice) -> list[Row]:
+    """The rows that the search finds, in the order asked for."""
+    found = {run.id for run in matching([row.run for row in rows], choice.query)}
+    kept = [row for row in rows if row.run.id in found]
+    value = SORTED.get(choice.sort, SORTED[NEWEST]).value
+    there = [row for row in kept if _sortable(value(row))]
+    missing = [row for row in kept if not _sortable(value(row))]
+    return sorted(there, key=value, reverse=choice.down) + missing
+
+
+def _sortable(value: Any) -> bool:
+    """There, and equal to itself: a loss may be no number."""
+    return value is not None and value == value
+
+
+def page_of(rows: Sequence[Row], choice: Choice) -> tuple[list[Row], int]:
+    """The rows of the page asked for, and its number; the last page where there are not so many."""
+    page = min(choice.page, max(0, (len(rows) - 1) // ROWS))
+    return list(rows[page * ROWS : (page + 1) * ROWS]), page
+
+
+def table(found: Sequence[Row], of: int, choice: Choice, looked_at: str, now: float) -> str:
+    """The page of the table that is asked for; `of` is how many runs there are."""
+    if not of:
+        return empty(
+            "No run yet",
+            "Press “Start training” on the Train tab: its settings already fit the built-in model and data.",
+        )
+    if not found:
+        return empty(
+            "No run is found", f"None of {count(of, 'run')} has all these words. Empty the search to see them."
+        )
+    rows, page = page_of(found, choice)
+    heads = [(column.key, column.title, *_order(column, choice), _kind(column)) for column in (TITLE, *COLUMNS)]
+    drawn = [
+        (
+            row.run,
+            row.run.id == looked_at,
+            row.run.id in choice.ticked,
+            _name(row),
+            [(_kind(column), column.shown(row, now)) for column in COLUMNS],
+        )
+        for row in rows
+    ]
+    all_ticked = all(row.run.id in choice.ticked for row in rows)
+    return render("runs.table", all_ticked, heads, drawn) + pager(len(found), of, page, ROWS, "run")
+
+
+def _order(column: Column, choice: Choice) -> tuple[str, str]:
+    """How the table is sorted by the column, in the words of HTML, and an arrow for it."""
+    if column.key != choice.sort:
+        return "none", ""
+    return ("descending", " ↓") if choice.down else ("ascending", " ↑")
+
+
+def _kind(column: Column) -> str:
+    return " ".join(filter(None, ("wide" if column.wide else "", "name" if column is TITLE else column.key)))
+
+
+def _name(row: Row) -> Html:
+    run = row.run
+    about = " · ".join(shorten(part, 40) for part in (row.by, run.model, run.data) if part)
+    damaged = f"{' and '.join(run.damaged)}: damaged" if run.damaged else ""
+    return render("runs.name", run, about, _state_words(row), (shorten(run.labels.note, 90), damaged))
+
+
+def _state(row: Row) -> Html:
+    return render("runs.state", _state_words(row), None if row.state.final else run_words.progress(row.state))
+
+
+def _state_words(row: Row) -> str:
+    words = run_words.SHORT_STATES.get(row.run.state, row.run.state)
+    return f"{words}, {100 * run_words.share_done(row.state):.0f} %" if row.run.state == "running" else words
+
+
+def _steps(row: Row) -> Html:
+    total = row.run.total_steps
+    return render("runs.counted", f"{row.run.step:,}", f"of {total:,}" if total and total != row.run.step else "")
+
+
+MOST_KEPT = 5000
+
+
+class Board:
+    """Overviews and sizes by run. A run whose state is the same object, with untouched labels, is not read again."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._rows: dict[str, tuple[int, Row]] = {}
+        self._sizes: dict[str, tuple[tuple[object, ...], int]] = {}
+
+    def rows(self, states: list[RunState]) -> list[Row]:
+        """A row for each run, without its size."""
+        kept, found = self._rows, {}
+        for state in states:
+            run = RunFolder(self._workspace.runs_folder / state.id)
+            touched = _touched(str(run.labels))
+            before = kept.get(state.id)
+            if before is not None and before[0] == touched and before[1].state is state:
+                found[state.id] = before
+            else:
+                found[state.id] = (touched, Row(overview(run, state), state))
+        # Visitors see different runs: rows of others are kept, until they are very many.
+        self._rows = {**kept, **found} if len(kept) < MOST_KEPT else found
+        self._sizes = {run_id: size for run_id, size in self._sizes.items() if run_id in self._rows}
+        return [row for _, row in found.values()]
+
+    def size(self, state: RunState) -> int:
+        """Bytes of the run's folder; of one that goes on, as of its last checkpoint."""
+        run = RunFolder(self._workspace.runs_folder / state.id)
+        mark = (state.state, state.events if state.final else 0, _touched(str(run.checkpoints)))
+        known = self._sizes.get(state.id)
+        if known is None or known[0] != mark:
+            known = self._sizes[state.id] = (mark, bytes_in(run.path))
+        return known[1]
+
+
+def _touched(path: str) -> int:
+    """When a file or folder was changed; 0 where there is none."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def deletion_question(studio: Studio, wanted: Sequence[str]) -> str:
+    """What deleting these runs would take away, as a question."""
+    return words(deletions(studio.workspace, wanted, studio.supervisor.runs()))
+
+
+def words(found: Sequence[Deletion]) -> str:
+    """The question in words; what can't be deleted, and what goes on with an adapter that would be gone, is said."""
+    going = [item for item in found if not item.against]
+    kept = [f"“{item.title}” stays. {item.against}" for item in found if item.against]
+    if not going:
+        return html.notice("None of these can be deleted now.", "\n".join(kept), "warning")
+    what = f"“{going[0].title}” with its adapter" if len(going) == 1 else f"{len(going)} runs with their adapters"
+    total = html.size(sum(item.bytes for item in going))
+    after = [
+        f"“{item.title}” is what {' and '.join(f'“{name}”' for name in item.continued_by)} began with; the newer run "
+        "keeps its own adapter, but can't be made again from here."
+        for item in going
+        if item.continued_by
+    ]
+    return html.notice(f"Delete {what} and checkpoints, {total} in all?", "\n".join([*after, *kept]), "warning")
+
+
+def delete_runs(studio: Studio, wanted: Sequence[str]) -> str:
+    """Deletes what can be deleted, and says what could not; nothing to say is an empty text."""
+    problems = []
+    for run_id in wanted:
+        try:
+            studio.supervisor.delete(run_id)
+        except StudioError as error:
+            problems.append(html.problem(error))
+    return "".join(problems)
+
+
+SELECTION, ORDER = "selected-run", "runs-order"
+
+
+# Of two boxes ticked one right after the other neither click is left out, and the second knows of the first.
+IN_TURN: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_id": "runs-list", "concurrency_limit": 1}
+
+
+def build(studio: Studio, shared: Shared) -> tuple[dict[str, Any], gr.State]:
+    """Search, table and what is done with ticked runs; what was chosen is the state."""
+    choice = gr.State(Choice())
+    with gr.Row(elem_classes="runs-top"):
+        search = gr.Textbox(
+            label="Search runs",
+            placeholder="name, model, data, tag or note",
+            elem_id="run-search",
+            scale=3,
+            min_width=220,
+            max_lines=1,
+        )
+        compare = gr.Button(
+            "Compare", visible=False, variant="primary", elem_id="runs-compare", scale=0, min_width=150, size="md"
+        )
+        delete = gr.Button("Delete…", visible=False, elem_id="runs-delete", size="md", scale=0, min_width=130)
+        clear = gr.Button("Choose none", visible=False, elem_id="runs-clear", size="md", scale=0, min_width=120)
+    with gr.Row(visible=False, elem_classes="confirm") as confirm:
+        question = gr.HTML(min_width=260)
+        yes = gr.Button("Delete for good", variant="stop", elem_id="runs-delete-yes", size="md", scale=0, min_width=150)
+        no = gr.Button("Keep them", elem_id="runs-delete-no", size="md", scale=0, min_width=110)
+    said = gr.HTML(visible=False)
+    listed = gr.HTML(progress("Reading the runs"), js_on_load=theme.on_load("runTable"), elem_id="run-list")
+
+    def act(event: gr.EventData, before: Choice) -> tuple[Any, Any]:
+        now = before.act(str(event.act), str(event.value), [str(run) for run in event.listed])
+        if event.act == "open":
+            studio.workspace.write_draft(SELECTION, event.value)
+            return event.value, replace(now, comparing=False)
+        if event.act == "sort":
+            studio.workspace.write_draft(ORDER, [now.sort, now.down])
+        return gr.skip(), now
+
+    def remove(before: Choice, looked_at: str) -> tuple[Any, ...]:
+        problems = delete_runs(studio, before.ticked)
+        left = {run.id for run in studio.supervisor.runs()}
+        ticked = tuple(run for run in before.ticked if run in left)
+        seen = gr.HTML(problems, visible=bool(problems))
+        now = replace(before, ticked=ticked, comparing=False)
+        return now, looked_at if looked_at in left else "", gr.Row(visible=False), seen
+
+    listed.click(act, choice, [shared.run, choice], **IN_TURN, **QUIET)
+    search.input(
+        lambda query, before: replace(before, query=query, page=0),
+        [search, choice],
+        choice,
+        trigger_mode="always_last",
+        **QUIET,
+    )
+    compare.click(lambda before: replace(before, comparing=not before.comparing), choice, choice, **QUIET)
+    clear.click(lambda before: replace(before, ticked=(), comparing=False), choice, choice, **QUIET)
+    delete.click(
+        lambda before: (gr.Row(visible=True), deletion_question(studio, before.ticked)),
+        choice,
+        [confirm, question],
+        **QUIET,
+    )
+    no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
+    yes.click(remove, [choice, shared.run], [choice, shared.run, confirm, said], **QUIET)
+    choice.change(lambda: gr.Row(visible=False), None, confirm, **QUIET)
+    return {"list": listed, "compare": compare, "delete": delete, "clear": clear}, choice
+
+
+def opening_choice(studio: Studio) -> Choice:
+    """The order chosen last; everything else begins anew."""
+    kept = studio.workspace.read_draft(ORDER)
+    if isinstance(kept, list) and len(kept) == 2 and isinstance(kept[0], str) and isinstance(kept[1], bool):
+        return Choice(sort=kept[0], down=kept[1])
+    return Choice()
+
+
+def view(
+    board: Board, runs: list[RunState], choice: Choice, looked_at: str, now: float, owner: str = ""
+) -> dict[str, Any]:
+    """What list and buttons show; `owner` is the name of who looks, where runs of others are among them."""
+    rows = board.rows(runs)
+    if choice.sort == "bytes":
+        rows = [replace(row, bytes=board.size(row.state)) for row in rows]
+    found = chosen_rows(rows, choice)
+    sized = {
+        row.run.id: replace(row, bytes=board.size(row.state), by=_whose(row.run.maker, owner))
+        for row in page_of(found, choice)[0]
+    }
+    ticked = len(set(choice.ticked) & {run.id for run in runs})
+    words = "Back to one run" if choice.comparing else f"Compare {count(ticked, 'run')}"
+    return {
+        "list": table([sized.get(row.run.id, row) for row in found], len(runs), choice, looked_at, now),
+        "compare": gr.update(value=words, visible=ticked > 1),
+        "delete": gr.update(value=f"Delete {count(ticked, 'run')}…", visible=ticked > 0),
+        "clear": ticked > 0,
+    }
+
+
+def _whose(maker: str, owner: str) -> str:
+    if not owner:
+        return ""
+    return "yours" if maker in ("", owner) else f"by {maker}"
+
+
+def opening_run(studio: Studio) -> str:
+    """The run to look at when the page opens: the one that runs, else the one last looked at, else the newest."""
+    runs = studio.supervisor.runs()
+    active = next((run.id for run in runs if run.state in ("running", "stopping")), None)
+    last = studio.workspace.read_draft(SELECTION)
+    known = {run.id for run in studio.workspace.runs()}
+    return active or (last if last in known else None) or (runs[0].id if runs else "")

@@ -1,0 +1,303 @@
+"""The fold under the presets: keep the form's settings as a preset of one's own, replace or delete one.
+
+The tab gives a function that reads the form and one that shows it anew.
+
+The real module names of the chosen model, to choose from instead of typing them into the form.
+
+They come from the model's config alone: the session builds it without weights.
+
+What the page itself wrote into the train tab's form: a notice that lists the settings that changed, with an undo.
+
+A preset, a config file, the data tab and an earlier run fill the form in one click. The values before are a draft, so
+that a reload still offers to bring them back.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.config.parsing import ConfigError
+from lora_studio.config.presets import NameTakenError, delete_preset, own_presets, save_preset
+from lora_studio.config.sections import Config
+from lora_studio.errors import StudioError
+from lora_studio.jobs.session import Session
+from lora_studio.ui import form as forms
+from lora_studio.ui import html
+from lora_studio.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """The fold's components."""
+
+    name: gr.Textbox
+    about: gr.Textbox
+    save: gr.Button
+    replace: gr.Button
+    delete: gr.Button
+    said: gr.HTML
+
+
+def draw_presets() -> Keeper:
+    with gr.Accordion("Keep these settings as a preset of your own", open=False, elem_id="preset-keeper"):
+        with gr.Row():
+            name = gr.Textbox(label="Name", info="Letters, digits, dashes.", max_lines=1, elem_id="preset-name")
+            about = gr.Textbox(
+                label="What it is for", info="One sentence for the list.", max_lines=1, elem_id="preset-sentence"
+            )
+        said = gr.HTML(visible=False, elem_id="preset-said")
+        with gr.Row(elem_classes="actions"):
+            save = gr.Button("Save preset", size="sm", elem_id="preset-save")
+            replace = gr.Button("Replace it", size="sm", visible=False, elem_id="preset-replace")
+            delete = gr.Button("Delete this preset", size="sm", visible=False, elem_id="preset-delete")
+    return Keeper(name, about, save, replace, delete, said)
+
+
+def updates(keeper: Keeper, workspace: Workspace, preset: str | None) -> dict[Any, Any]:
+    """What the fold shows beside a chosen preset: only one's own can be deleted."""
+    label = f"Delete {preset}" if preset in own_presets(workspace) else ""
+    return {keeper.delete: gr.Button(label, visible=bool(label)), keeper.replace: gr.Button(visible=False)}
+
+
+def keep(
+    workspace: Workspace,
+    read: Callable[[Sequence[Any]], Config],
+    name: str,
+    about: str,
+    raws: Sequence[Any],
+    again: bool,
+) -> tuple[str | None, str, bool]:
+    """Saves the form: the preset's name or None, what to say, and whether to ask for a replacement."""
+    try:
+        kept = save_preset(workspace, name, read(raws), about, replace=again)
+    except NameTakenError as error:
+        return None, html.problem(error), True
+    except ConfigError as error:
+        words = "\n".join(str(problem) for problem in error.problems)
+        return None, html.notice("Only settings that are right can be kept:", words, "error"), False
+    except StudioError as error:
+        return None, html.problem(error), False
+    return kept.name, html.notice(f"Kept as {kept.name}.", "It is in the list of presets now.", "good"), False
+
+
+def wire_presets(
+    keeper: Keeper,
+    workspace: Workspace,
+    preset: gr.Dropdown,
+    widgets: Sequence[Any],
+    shown: Sequence[Any],
+    read: Callable[[Sequence[Any]], Config],
+    show: Callable[[str | None, Sequence[Any]], dict[Any, Any]],
+    quiet: dict[str, Any],
+) -> None:
+    """`show(preset, raws)` fills the tab anew with a preset chosen."""
+    outputs = [*shown, keeper.name, keeper.about, keeper.said, keeper.replace]
+
+    def saved(again: bool, name: str, about: str, raws: Sequence[Any]) -> dict[Any, Any]:
+        kept, words, ask = keep(workspace, read, name, about, raws, again)
+        said = {keeper.said: gr.HTML(words, visible=True), keeper.replace: gr.Button(visible=ask)}
+        return said if kept is None else {**show(kept, raws), **said, keeper.name: "", keeper.about: ""}
+
+    def save(name: str, about: str, *raws: Any) -> dict[Any, Any]:
+        return saved(False, name, about, raws)
+
+    def replace(name: str, about: str, *raws: Any) -> dict[Any, Any]:
+        return saved(True, name, about, raws)
+
+    def delete(name: str | None, *raws: Any) -> dict[Any, Any]:
+        try:
+            delete_preset(workspace, name or "")
+        except StudioError as error:
+            return {keeper.said: gr.HTML(html.problem(error), visible=True)}
+        words = html.notice(f"{name} is deleted.", "The settings in the form stay.", "info")
+        return {**show(None, raws), keeper.said: gr.HTML(words, visible=True)}
+
+    keeper.save.click(save, [keeper.name, keeper.about, *widgets], outputs, trigger_mode="once", **quiet)
+    keeper.replace.click(replace, [keeper.name, keeper.about, *widgets], outputs, trigger_mode="once", **quiet)
+    keeper.delete.click(delete, [preset, *widgets], outputs, trigger_mode="once", **quiet)
+
+
+FIELDS = {"linear": "lora.target_modules", "whole": "lora.modules_to_save"}
+
+
+"""Which setting each list of names is for."""
+
+
+@dataclass(frozen=True)
+class ModuleChoice:
+    """The components, drawn into the fold that holds both settings."""
+
+    look: gr.Button
+    said: gr.HTML
+    lists: dict[str, gr.Dropdown]
+
+    @property
+    def parts(self) -> list[Any]:
+        return [self.said, *self.lists.values()]
+
+
+def draw_modules() -> ModuleChoice:
+    look = gr.Button("Show the names of this model's modules", size="sm", elem_id="modules-look")
+    said = gr.HTML(visible=False, elem_id="modules-said")
+    words = {
+        "linear": ("Modules for the adapter", "What you choose is written into Target modules."),
+        "whole": ("Modules to train whole", "What you choose is written into Modules trained whole; mostly none."),
+    }
+    lists = {
+        kind: gr.Dropdown(
+            [], label=label, info=info, multiselect=True, visible=False, value=[], elem_id=f"modules-{kind}"
+        )
+        for kind, (label, info) in words.items()
+    }
+    return ModuleChoice(look, said, lists)
+
+
+def names(session: Session, model: str, revision: str | None) -> dict[str, list[str]]:
+    """Names of the model's modules by kind. Raises `StudioError` where the model can't be looked at."""
+    found = session.call("modules", model=model, revision=revision or None)
+    return {kind: list(found[kind]) for kind in FIELDS}
+
+
+def wire_modules(
+    choice: ModuleChoice,
+    session: Session,
+    model: Sequence[gr.Textbox],
+    given: Sequence[Any],
+    shown: Sequence[Any],
+    change: Callable[[dict[str, Any], Sequence[Any]], dict[Any, Any]],
+    quiet: dict[str, Any],
+) -> None:
+    """`model` are the widgets of name and revision; `change(settings, given)` puts settings into the form."""
+
+    def look(name: str, revision: str) -> Iterator[dict[Any, Any]]:
+        yield {choice.said: gr.HTML(html.progress("Reading the model's config"), visible=True)}
+        try:
+            found = names(session, name.strip(), revision.strip())
+        except StudioError as error:
+            yield {choice.said: gr.HTML(html.problem(error), visible=True)}
+            return
+        shown_lists = {
+            box: gr.Dropdown(choices=found[kind], value=[], visible=True) for kind, box in choice.lists.items()
+        }
+        yield {choice.said: gr.HTML(visible=False), **shown_lists}
+
+    def writer(path: str) -> Callable[..., dict[Any, Any]]:
+        def write(chosen: list[str], *values: Any) -> dict[Any, Any]:
+            return change({path: ", ".join(chosen) or ("all-linear" if path == FIELDS["linear"] else None)}, values)
+
+        return write
+
+    choice.look.click(look, list(model), choice.parts, trigger_mode="once", **quiet)
+    for kind, box in choice.lists.items():
+        box.input(writer(FIELDS[kind]), [box, *given], list(shown), **quiet)
+
+
+DRAFT = "form-before"
+
+
+MAX_LISTED = 6
+
+
+"""Changes listed in sight; the others are in a fold."""
+
+
+MAX_VALUE_LENGTH = 40
+
+
+@dataclass(frozen=True)
+class Notice:
+    """The notice's components, hidden while there is nothing to undo."""
+
+    row: gr.Row
+    words: gr.HTML
+    undo: gr.Button
+
+    @property
+    def parts(self) -> list[Any]:
+        return [self.row, self.words, self.undo]
+
+
+def draw_changes() -> Notice:
+    with gr.Row(visible=False, elem_id="form-changes") as row:
+        words = gr.HTML(min_width=220)
+        undo = gr.Button("Undo", size="sm", scale=0, min_width=80, elem_id="form-undo")
+    return Notice(row, words, undo)
+
+
+def changes(before: Sequence[Any], after: Sequence[Any]) -> list[tuple[str, str, str]]:
+    """Settings that differ between two forms: (title, value before, value after) in words."""
+    pairs = zip(forms.values(before).items(), forms.values(after).values(), strict=True)
+    return [
+        (forms.title_of(path), _in_words(path, old), _in_words(path, new)) for (path, old), new in pairs if old != new
+    ]
+
+
+def _in_words(path: str, value: Any) -> str:
+    return html.shorten(forms.in_words(path, value), MAX_VALUE_LENGTH)
+
+
+def listed(origin: str, changed: Sequence[tuple[str, str, str]]) -> str:
+    """The notice as markup: where the values come from, then each change."""
+    counted = html.count(len(changed), "setting")
+    return html.render("train.changes", origin, counted, changed[:MAX_LISTED], changed[MAX_LISTED:])
+
+
+def record(
+    notice: Notice,
+    workspace: Workspace,
+    origin: str,
+    before: tuple[str | None, Sequence[Any]],
+    after: Sequence[Any],
+) -> dict[Any, Any]:
+    """The notice after the page filled the form; `before` is the preset and the form it had. Raises `StudioError`."""
+    changed = changes(before[1], after)
+    if not changed:
+        return clear(notice, workspace)
+    kept = {"origin": origin, "preset": before[0], "values": forms.to_draft(before[1]), "changed": changed}
+    workspace.write_draft(DRAFT, kept)
+    return _shown(notice, origin, changed)
+
+
+def clear(notice: Notice, workspace: Workspace) -> dict[Any, Any]:
+    """Nothing to undo any more: the run was started, or nothing differs. Raises `StudioError`."""
+    if workspace.read_draft(DRAFT) is not None:
+        workspace.write_draft(DRAFT, None)
+    return {notice.row: gr.Row(visible=False)}
+
+
+def reopen(notice: Notice, workspace: Workspace) -> dict[Any, Any]:
+    """The notice as it was before a reload."""
+    kept = _read(workspace)
+    return _shown(notice, kept["origin"], kept["changed"]) if kept else {notice.row: gr.Row(visible=False)}
+
+
+def _read(workspace: Workspace) -> dict[str, Any] | None:
+    kept = workspace.read_draft(DRAFT)
+    whole = isinstance(kept, dict) and {"origin", "preset", "values", "changed"} <= kept.keys()
+    return kept if whole else None
+
+
+def _shown(notice: Notice, origin: str, changed: Sequence[tuple[str, str, str]]) -> dict[Any, Any]:
+    return {notice.row: gr.Row(visible=True), notice.words: listed(origin, changed)}
+
+
+def wire_changes(
+    notice: Notice,
+    workspace: Workspace,
+    preset: gr.Dropdown,
+    widgets: Sequence[Any],
+    outputs: Sequence[Any],
+    fill: Callable[[str | None, Sequence[Any], str, tuple[str | None, Sequence[Any]]], dict[Any, Any]],
+    quiet: dict[str, Any],
+) -> None:
+    """`fill(preset, raws, origin, before)` fills the form; an undo is a change that can be undone itself."""
+
+    def undo(chosen: str | None, *raws: Any) -> dict[Any, Any]:
+        kept = _read(workspace)
+        if kept is None:
+            return {notice.row: gr.Row(visible=False)}
+        return fill(kept["preset"], forms.from_draft(kept["values"], raws), "Undone", (chosen, raws))
+
+    notice.undo.click(undo, [preset, *widgets], list(outputs), trigger_mode="once", **quiet)

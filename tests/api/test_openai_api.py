@@ -1,0 +1,230 @@
+"""The endpoint as programs use it: the official `openai` client asks a server, behind which a session plays answers."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from openai.types.chat import ChatCompletionMessageParam
+from starlette.applications import Starlette
+
+from lora_studio.api import openai as openai_api
+from lora_studio.chat.choices import Wanted
+from lora_studio.errors import StudioError
+from lora_studio.jobs.events import RunState
+from lora_studio.jobs.session import EngineError
+from lora_studio.models.hardware import Device
+from lora_studio.ui.studio import Studio
+from lora_studio.workspace import RunFolder, Workspace
+from tests.chat.test_chat_choices import make_run
+from tests.ui.fake_session import FakeSession
+from tests.ui.test_chatting import ANSWER, LOADED, FakeSupervisor
+
+HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
+PATIENCE = 20.0
+
+
+def script(method: str, **params: Any) -> Iterator[dict[str, Any] | StudioError]:
+    """Says Arr; of a question "long" without an end, of "broken" and "wrong" what is the matter."""
+    if method == "load":
+        yield LOADED
+        return
+    question = params["columns"][0]["messages"][-1]["content"]
+    if question == "wrong":
+        yield StudioError("The conversation has 9 tokens; demo reads at most 8.", "Start a new one.")
+    yield {"kind": "piece", "texts": ["Ar"], "tokens": [1]}
+    if question == "broken":
+        yield EngineError("The process that answers ended unexpectedly.")
+    while question == "long":
+        time.sleep(0.01)
+        yield {"kind": "piece", "texts": ["r"], "tokens": [1]}
+    yield {"kind": "piece", "texts": ["r"], "tokens": [2]}
+    yield {"kind": "result", "columns": [ANSWER | {"text": "Arr", "prompt_tokens": 7}]}
+
+
+@pytest.fixture
+def run(workspace: Workspace) -> RunFolder:
+    return make_run(workspace, "Pirate", adapter=True, system_prompt="Be a pirate.")
+
+
+@pytest.fixture
+def studio(workspace: Workspace, run: RunFolder) -> Studio:
+    session: Any = FakeSession(script)  # type: ignore[arg-type]
+    supervisor: Any = FakeSupervisor([RunState(run.id, "Pirate", "done")])
+    return Studio(workspace, supervisor, session, session)
+
+
+@contextmanager
+def served(studio: Studio) -> Iterator[str]:
+    """The endpoint's address."""
+    app = Starlette(routes=openai_api.routes(studio))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    server.should_exit = True
+    thread.join(PATIENCE)
+
+
+@pytest.fixture
+def url(studio: Studio) -> Iterator[str]:
+    with served(studio) as address:
+        yield address
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=PATIENCE) as found:
+        yield found
+
+
+def until(true: Any) -> None:
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_the_official_client_lists_models_and_gets_answers(
+    client: openai.OpenAI, studio: Studio, run: RunFolder
+) -> None:
+    assert [model.id for model in client.models.list()] == ["demo", run.id]
+    assert client.models.retrieve(run.id).owned_by == "lora-studio"
+    answer = client.chat.completions.create(
+        model=run.id, messages=HELLO, temperature=0.5, max_completion_tokens=9, seed=1, stop=["\n\n"]
+    )
+    assert answer.choices[0].message.content == "Arr"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (7, 3)
+    session: Any = studio.chat
+    (load, loaded), (generate, asked) = session.asked
+    assert (load, generate) == ("load", "generate")
+    assert loaded["adapters"] == {run.id: str(run.adapter)}
+    assert asked["stop"] == ["\n\n"]
+    assert asked["settings"]["max_new_tokens"] == 9
+    assert asked["columns"][0]["messages"][0]["content"] == "Be a pirate."
+
+
+def test_a_stream_brings_pieces_the_end_and_the_usage(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="demo", messages=HELLO, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    texts = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
+    assert "".join(texts) == "Arr"
+    assert len([text for text in texts if text]) == 2
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens == 10
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_errors_have_their_status_and_openais_shape(client: openai.OpenAI, url: str) -> None:
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt'") as missing:
+        client.chat.completions.create(model="gpt", messages=HELLO)
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError, match="at most 5"):
+        client.chat.completions.create(model="demo", messages=HELLO, temperature=9)
+    wrong: list[ChatCompletionMessageParam] = [{"role": "user", "content": "wrong"}]
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="reads at most 8"):
+            client.chat.completions.create(model="demo", messages=wrong, stream=stream)
+    broken: list[ChatCompletionMessageParam] = [{"role": "user", "content": "broken"}]
+    with pytest.raises(openai.InternalServerError, match="ended unexpectedly"):
+        client.chat.completions.create(model="demo", messages=broken)
+    with pytest.raises(openai.APIError, match="ended unexpectedly"):
+        list(client.chat.completions.create(model="demo", messages=broken, stream=True))
+    assert httpx.post(f"{url}/chat/completions", content="{}").status_code == 415
+    no_json = httpx.post(f"{url}/chat/completions", content="{", headers={"Content-Type": "application/json"})
+    assert (no_json.status_code, no_json.json()["error"]["type"]) == (400, "invalid_request_error")
+    large = httpx.post(f"{url}/chat/completions", json={"model": "x" * openai_api.MOST_BYTES})
+    assert large.status_code == 413
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_ends_when_its_client_hangs_up(url: str, studio: Studio, stream: bool) -> None:
+    session: Any = studio.chat
+    body = {"model": "demo", "messages": [{"role": "user", "content": "long"}], "stream": stream}
+    with httpx.Client() as client:
+        if stream:
+            with client.stream("POST", f"{url}/chat/completions", json=body) as answer:
+                lines = answer.iter_lines()
+                next(lines)
+                assert session.left_early == 0
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(f"{url}/chat/completions", json=body, timeout=0.5)
+    until(lambda: session.left_early == 1)
+    assert session.stops <= 1
+
+
+def test_requests_are_answered_one_after_the_other(client: openai.OpenAI, url: str, studio: Studio) -> None:
+    long = {"model": "demo", "messages": [{"role": "user", "content": "long"}], "stream": True}
+    said: list[str | None] = []
+
+    def ask() -> None:
+        said.append(client.chat.completions.create(model="demo", messages=HELLO).choices[0].message.content)
+
+    with httpx.stream("POST", f"{url}/chat/completions", json=long, timeout=PATIENCE) as first:
+        lines = first.iter_lines()
+        next(lines)
+        second = threading.Thread(target=ask)
+        second.start()
+        time.sleep(0.2)
+        assert said == []
+    second.join(PATIENCE)
+    assert said == ["Arr"]
+
+
+def test_who_waits_too_long_is_told_to_come_again(
+    client: openai.OpenAI, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = {"model": "demo", "messages": [{"role": "user", "content": "long"}], "stream": True}
+    with httpx.stream("POST", f"{url}/chat/completions", json=long, timeout=PATIENCE) as first:
+        lines = first.iter_lines()
+        next(lines)
+        monkeypatch.setattr(openai_api, "WAIT_SECONDS", 0.0)
+        with pytest.raises(openai.InternalServerError, match="Others are being answered") as error:
+            client.chat.completions.create(model="demo", messages=HELLO)
+        assert (error.value.status_code, error.value.response.headers["retry-after"]) == (503, "10")
+        monkeypatch.setattr(openai_api, "MOST_AT_ONCE", 1)
+        with pytest.raises(openai.InternalServerError, match="wait already"):
+            client.chat.completions.create(model="demo", messages=HELLO)
+
+
+def test_a_program_does_not_take_the_base_from_a_person_who_chats(
+    client: openai.OpenAI, studio: Studio, run: RunFolder, tmp_path: Path
+) -> None:
+    other = Wanted("owner/other-base")
+    list(studio.engine.load("a person", other, insist=True))
+    with pytest.raises(openai.ConflictError, match="holds owner/other-base") as error:
+        client.chat.completions.create(model="demo", messages=HELLO)
+    assert error.value.code == "model_held"
+    list(studio.engine.unload("a person"))
+    assert client.chat.completions.create(model="demo", messages=HELLO).choices[0].message.content == "Arr"
+    list(studio.engine.load("a person", other, insist=True))  # a person may always
+
+
+def test_what_will_hardly_fit_is_refused_with_the_figures(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_studio.chat.device.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
+    with pytest.raises(openai.InternalServerError, match=r"1\.0 MB are free") as error:
+        client.chat.completions.create(model="demo", messages=HELLO)
+    assert (error.value.status_code, error.value.code) == (503, "memory")
+
+
+def test_base_and_run_are_answered_out_of_one_memory(client: openai.OpenAI, studio: Studio, run: RunFolder) -> None:
+    for model in (run.id, "demo", run.id):
+        client.chat.completions.create(model=model, messages=HELLO)
+    session: Any = studio.chat
+    assert [method for method, _ in session.asked] == ["load", "generate", "generate", "generate"]
+    assert [params["columns"][0]["adapter"] for _, params in session.asked[1:]] == [run.id, None, run.id]

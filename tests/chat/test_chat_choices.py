@@ -1,0 +1,87 @@
+"""Which adapters can be talked to, and which of them together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_studio.chat import choices as chat_choices
+from lora_studio.config.parsing import parse, to_yaml
+from lora_studio.errors import StudioError
+from lora_studio.jobs.events import CheckpointSaved, RunState
+from lora_studio.workspace import RunFolder, Workspace
+from tests.adapters import files, write
+
+
+def make_run(workspace: Workspace, title: str, *, adapter: bool, steps: tuple[int, ...] = (), **data: Any) -> RunFolder:
+    """A run of the built-in model with adapters that have all their files."""
+    run = workspace.create_run(title, to_yaml(parse({"title": title, "data": data})), {})
+    card = json.dumps({"base_model": "demo", "system_prompt": data.get("system_prompt")}).encode()
+    folders = [run.checkpoints / f"checkpoint-{step}" for step in steps]
+    for folder in [*folders, *([run.adapter] if adapter else [])]:
+        write(folder, files() | {"studio.json": card, "trainer_state.json": b"{}"})
+    return run
+
+
+def test_a_finished_adapter_comes_first_then_its_checkpoints_from_the_last(workspace: Workspace) -> None:
+    run = make_run(workspace, "Pirate", adapter=True, steps=(8, 16))
+    saved = [CheckpointSaved(0.0, 16, "checkpoint-16", 0.1234)]
+    found = chat_choices.choices(workspace, [RunState(run.id, "Pirate", "done", checkpoints=saved)])
+    assert [choice.value for choice in found] == [run.id, f"{run.id}/checkpoint-16", f"{run.id}/checkpoint-8"]
+    assert found[0].label.startswith("Pirate (finished, 20")
+    assert found[1].label == "Pirate, checkpoint at step 16, validation loss 0.123"
+    assert found[2].name == "Pirate, step 8"
+    assert found[1].folder == run.checkpoints / "checkpoint-16"
+
+
+def test_a_running_run_offers_its_checkpoints_only(workspace: Workspace) -> None:
+    run = make_run(workspace, "Pirate", adapter=True, steps=(8,))
+    found = chat_choices.choices(workspace, [RunState(run.id, "Pirate", "running")])
+    assert [choice.value for choice in found] == [f"{run.id}/checkpoint-8"]
+
+
+def test_a_run_deleted_meanwhile_is_not_offered(workspace: Workspace) -> None:
+    assert chat_choices.choices(workspace, [RunState("20260101-000000-gone-ab12", "Gone", "done")]) == []
+
+
+def test_adapters_from_elsewhere_stand_last(workspace: Workspace, tmp_path: Path) -> None:
+    run = make_run(workspace, "Pirate", adapter=True)
+    write(workspace.adapters_folder / "brought", files())
+    mine = write(tmp_path / "mine", files())
+    found = chat_choices.choices(workspace, [RunState(run.id, "Pirate", "done")], [str(mine), str(tmp_path / "gone")])
+    assert [choice.name for choice in found] == ["Pirate", "brought", "mine"]
+    assert found[2].config() is None
+
+
+def test_what_was_chosen_is_preferred_then_its_run_then_the_newest(workspace: Workspace) -> None:
+    runs = [make_run(workspace, title, adapter=True, steps=(8,)) for title in ("One", "Two")]
+    found = chat_choices.choices(workspace, [RunState(run.id, "", "done") for run in runs])
+    assert chat_choices.preferred(found, f"{runs[1].id}/checkpoint-8") == found[3]
+    assert chat_choices.preferred(found, f"{runs[1].id}/checkpoint-2") == found[2]
+    assert chat_choices.preferred(found, "gone") == found[0]
+    assert chat_choices.preferred([], "") is None
+
+
+def test_columns_that_can_not_answer_together_are_refused(workspace: Workspace, tmp_path: Path) -> None:
+    run = make_run(workspace, "Pirate", adapter=True, steps=(1, 2, 3))
+    other = write(tmp_path / "other", files(base_model_name_or_path="Qwen/Qwen3-8B"))
+    found = chat_choices.choices(workspace, [RunState(run.id, "Pirate", "done")], [str(other)])
+    values = [choice.value for choice in found]
+    assert len(chat_choices.require(found, values[:3])) == 3
+    for wanted, words in (
+        ([], "No adapter is chosen"),
+        (["../../etc"], "not there any more"),
+        (values[:4], "at most 3"),
+        ([values[0], values[4]], "other was trained on Qwen/Qwen3-8B, and Pirate on demo"),
+    ):
+        with pytest.raises(StudioError, match=words):
+            chat_choices.require(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["pirate", "recommender", "technical", "alpaca"])
+def test_a_newcomer_is_offered_held_out_questions_of_a_shipped_set(name: str) -> None:
+    offered = chat_choices.examples(parse({"data": {"train_file": name}}))
+    assert len(offered) == chat_choices.EXAMPLES
+    assert all(example.question for example in offered)
+    assert len({example.question for example in offered}) == chat_choices.EXAMPLES

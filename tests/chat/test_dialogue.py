@@ -1,0 +1,101 @@
+"""What is said in the chat: turns, what is asked, what is changed and kept."""
+
+import json
+
+from lora_studio.chat import conversation as dialogue
+from lora_studio.chat.conversation import BASE, Talk
+from lora_studio.data.formats import convert, recognise
+from lora_studio.data.rows import Record
+from lora_studio.workspace import Workspace
+
+WHO = "0123456789abcdef01234567"
+
+
+def talk_of_two() -> Talk:
+    talk = Talk(adapters=["run"])
+    for question in ("One?", "Two?"):
+        talk.ask(question, talk.names)
+        talk.finish({BASE: f"Base {question}", "run": f"Arr {question}"})
+    return talk
+
+
+def contents(messages: list[dict[str, str]]) -> list[str]:
+    return [message["content"] for message in messages]
+
+
+def test_each_column_is_asked_with_its_own_answers() -> None:
+    talk = Talk(adapters=["run"])
+    talk.ask("One?", talk.names)
+    talk.add({BASE: "Base", "run": "Arr"})
+    talk.add({BASE: " one.", "run": " one!"})
+    talk.ask("Two?", talk.names)
+    assert contents(talk.prompt(BASE, "Be brief.")) == ["Be brief.", "One?", "Base one.", "Two?"]
+    assert contents(talk.prompt("run", " ")) == ["One?", "Arr one!", "Two?"]
+
+
+def test_a_question_that_one_column_did_not_answer_is_left_out_of_its_next_prompt() -> None:
+    talk = Talk(adapters=["run"])
+    talk.ask("One?", talk.names)
+    talk.finish({BASE: "Yes.", "run": ""})
+    assert talk.take_back(talk.names) is False
+    talk.ask("Two?", talk.names)
+    assert contents(talk.prompt("run", "")) == ["Two?"]
+    assert [message["role"] for message in talk.prompt(BASE, "")] == ["user", "assistant", "user"]
+
+
+def test_a_question_that_nobody_answered_is_taken_back() -> None:
+    talk = Talk(adapters=["run"])
+    talk.ask("One?", talk.names)
+    assert talk.take_back(talk.names) is True
+    assert [talk.column(name) for name in talk.names] == [[], []]
+
+
+def test_one_column_is_undone_asked_again_or_changed_by_itself() -> None:
+    talk = talk_of_two()
+    talk.undo(["run"])
+    assert contents(talk.column("run")) == ["One?", "Arr One?"]
+    assert len(talk.column(BASE)) == 4
+    assert talk.again("run") == "One?"
+    assert talk.column("run") == []
+    assert talk.edit(BASE, 0) == "One?"
+    assert talk.column(BASE) == []
+    assert talk.again("run") == talk.edit("run", 7) == ""
+
+
+def test_a_column_that_went_brings_its_conversation_back() -> None:
+    talk = talk_of_two()
+    talk.adapters = ["other"]
+    assert talk.column("other") == []
+    talk.adapters = ["other", "run"]
+    assert len(talk.column("run")) == 4
+    talk.clear()
+    assert [talk.column(name) for name in talk.names] == [[], [], []]
+
+
+def test_a_chat_is_kept_for_each_browser(workspace: Workspace) -> None:
+    talk = talk_of_two()
+    talk.system, talk.marks = "Be brief.", True
+    dialogue.write_talk(workspace, WHO, talk)
+    assert dialogue.read_talk(workspace, WHO) == talk
+    assert dialogue.read_talk(workspace, WHO[::-1]) == Talk()
+    for nonsense in ("../../etc/passwd", "", "a" * 500):
+        assert dialogue.known(nonsense) == "guest"
+
+
+def test_conversations_leave_as_rows_that_the_data_tab_reads() -> None:
+    talk = talk_of_two()
+    talk.ask("Three?", [BASE])
+    rows = [json.loads(line) for line in talk.jsonl("Be brief.").splitlines()]
+    records = [Record(number, row) for number, row in enumerate(rows, start=1)]
+    shape = recognise(records)
+    said = [convert(record, shape, None) for record in records]
+    assert [len(conversation.messages) for conversation in said] == [5, 5]
+    assert said[1].messages[0].content == "Be brief."
+    assert said[1].messages[-1].content == "Arr Two?"
+
+
+def test_speed_and_end_of_an_answer_are_told() -> None:
+    answer = {"tokens": 23, "tokens_per_second": 41.4, "first_token_seconds": 0.118, "finish": "length"}
+    assert dialogue.column_note(answer) == "23 tokens, 41 tokens/s, first after 0.12 s, cut at the longest answer"
+    assert dialogue.column_note({**answer, "finish": "eos"}).endswith("first after 0.12 s")
+    assert dialogue.column_note({**answer, "tokens": 0}) == "No token before the stop"

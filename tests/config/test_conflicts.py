@@ -1,0 +1,106 @@
+"""Settings that can't go together, or not on this machine, are all told before anything starts."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_studio.config.conflicts import machine_conflicts
+from lora_studio.config.parsing import ConfigError, nest, parse
+from lora_studio.models.module_patterns import is_regular_expression
+
+
+def wrong(**settings: Any) -> set[str]:
+    """The paths of what is wrong with a config of some settings by path (dots as `__`)."""
+    try:
+        parse(nest({path.replace("__", "."): value for path, value in settings.items()}))
+    except ConfigError as error:
+        return {problem.path for problem in error.problems}
+    return set()
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora"])
+def test_weights_taken_out_of_the_base_need_a_base_that_is_not_rounded(start: str) -> None:
+    assert wrong(lora__init_lora_weights=start) == set()
+    for quantization in ("4bit", "8bit"):
+        assert wrong(lora__init_lora_weights=start, model__quantization=quantization) == {"lora.init_lora_weights"}
+
+
+def test_loftq_needs_4bit_and_no_dora() -> None:
+    assert wrong(lora__init_lora_weights="loftq") == {"lora.init_lora_weights"}
+    assert wrong(lora__init_lora_weights="loftq", model__quantization="4bit") == set()
+    both = wrong(lora__init_lora_weights="loftq", lora__use_dora=True, model__quantization="8bit")
+    assert both == {"lora.init_lora_weights", "lora.use_dora"}
+
+
+def test_orthogonal_weights_need_an_even_rank() -> None:
+    assert wrong(lora__init_lora_weights="orthogonal", lora__r=7) == {"lora.r"}
+    assert wrong(lora__init_lora_weights="orthogonal", lora__r=8) == set()
+
+
+def test_a_broken_regular_expression_is_told_with_everything_else() -> None:
+    found = wrong(lora__target_modules=r".*(q_proj", training__max_steps=0, training__warmup_steps=3)
+    assert found == {"lora.target_modules", "training.max_steps"}
+
+
+@pytest.mark.parametrize(
+    ("target", "pattern"),
+    [
+        ("all-linear", False),
+        ("q_proj, v_proj", False),
+        ("layers.0.q_proj", False),
+        (r".*\.q_proj", True),
+        ("q|v", True),
+    ],
+)
+def test_names_and_regular_expressions_are_told_apart(target: str, pattern: bool) -> None:
+    assert is_regular_expression(target) is pattern
+
+
+def test_a_warm_up_that_outlasts_the_run_is_refused() -> None:
+    assert wrong(training__warmup_steps=10, training__max_steps=10) == {"training.warmup_steps"}
+    assert wrong(training__warmup_steps=9, training__max_steps=10) == set()
+    stable = {"training__lr_scheduler_type": "warmup_stable_decay", "training__warmup_ratio": 0.6}
+    assert wrong(**stable, training__decay_ratio=0.5) == {"training.decay_ratio"}
+
+
+def here(cuda: bool, **settings: Any) -> dict[str, str]:
+    config = parse(nest({path.replace("__", "."): value for path, value in settings.items()}))
+    return {problem.path: problem.message for problem in machine_conflicts(config, cuda=cuda)}
+
+
+def test_what_needs_a_gpu_is_refused_without_one_and_says_what_to_take() -> None:
+    settings = {
+        "training__optim": "paged_adamw_32bit",
+        "model__dtype": "float16",
+        "model__attn_implementation": "flash_attention_2",
+    }
+    found = here(False, **settings)
+    assert set(found) == {"training.optim", "model.dtype", "model.attn_implementation"}
+    assert found["training.optim"].endswith("take adamw_torch")
+    assert here(False, training__optim="paged_lion_8bit")["training.optim"].endswith("take lion_8bit")
+    assert set(here(True, training__optim="paged_adamw_8bit", model__dtype="float16")) == set()
+
+
+def test_a_tracker_that_is_not_installed_is_refused_and_one_that_is_there_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if importlib.util.find_spec("trackio") is None:
+        assert "pip install trackio" in here(False, tracking__report_to="trackio")["tracking.report_to"]
+    (tmp_path / "wandb.py").write_text("run = None\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert here(False, tracking__report_to="wandb") == {}
+    assert here(False) == {}
+
+
+def test_rewards_decide_what_is_best_only_where_they_are_measured() -> None:
+    assert wrong(evaluation__metric_for_best_model="reward_margin") == {"evaluation.metric_for_best_model"}
+    compared = {"training__method": "dpo", "data__train_file": "preference"}
+    assert wrong(evaluation__metric_for_best_model="reward_margin", **compared) == set()
+    assert wrong(evaluation__metric_for_best_model="f1", **compared) == {"evaluation.metric_for_best_model"}
+
+
+def test_a_comparison_needs_the_bases_own_biases() -> None:
+    assert wrong(lora__bias="all") == set()
+    assert wrong(lora__bias="all", training__method="dpo", data__train_file="preference") == {"lora.bias"}
