@@ -2,8 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
+import gradio as gr
 import pytest
+from fastapi import FastAPI
 
 from lora_studio import ui
 from lora_studio.ui import theme
@@ -51,6 +54,16 @@ def test_no_script_stands_in_a_python_string() -> None:
 def test_the_login_is_asked_for_again_only_where_there_is_one() -> None:
     assert theme.WITH_LOGIN.read_text(encoding="utf-8") in theme.head(login=True)
     assert theme.WITH_LOGIN.read_text(encoding="utf-8") not in theme.head(login=False)
+
+
+def test_a_page_that_is_mounted_in_another_app_has_its_styles_and_scripts() -> None:
+    with gr.Blocks(analytics_enabled=False) as demo:
+        gr.HTML()
+    given: dict[str, Any] = {"css_paths": browser.STYLES, "head": browser.head(login=False), "ssr_mode": False}
+    gr.mount_gradio_app(FastAPI(), demo, "/studio", **given)
+    config = demo.get_config_file()
+    assert all(style.read_text(encoding="utf-8") in str(config["css"]) for style in browser.STYLES)
+    assert config["head"] == browser.head(login=False)
 
 
 def test_options_reach_a_script_as_json() -> None:
