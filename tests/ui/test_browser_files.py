@@ -34,7 +34,7 @@ def test_a_file_fetches_nothing_and_fits_the_screen(file: Path) -> None:
 
 def test_what_the_page_calls_in_the_browser_is_defined_there() -> None:
     python = "".join(file.read_text(encoding="utf-8") for file in UI.rglob("*.py"))
-    called = set(re.findall(r'browser\.(?:on_load|call)\(\s*"([\w.]+)"', python)) | set(
+    called = set(re.findall(r'(?:theme|browser)\.(?:on_load|call)\(\s*"([\w.]+)"', python)) | set(
         re.findall(r"=> studio\.(\w+)\"", python)
     )
     assert {"clicks", "charts.curves", "askedTab", "timersInSight"} <= called
@@ -59,11 +59,11 @@ def test_the_login_is_asked_for_again_only_where_there_is_one() -> None:
 def test_a_page_that_is_mounted_in_another_app_has_its_styles_and_scripts() -> None:
     with gr.Blocks(analytics_enabled=False) as demo:
         gr.HTML()
-    given: dict[str, Any] = {"css_paths": browser.STYLES, "head": browser.head(login=False), "ssr_mode": False}
+    given: dict[str, Any] = {"css_paths": theme.STYLES, "head": theme.head(login=False), "ssr_mode": False}
     gr.mount_gradio_app(FastAPI(), demo, "/studio", **given)
     config = demo.get_config_file()
-    assert all(style.read_text(encoding="utf-8") in str(config["css"]) for style in browser.STYLES)
-    assert config["head"] == browser.head(login=False)
+    assert all(style.read_text(encoding="utf-8") in str(config["css"]) for style in theme.STYLES)
+    assert config["head"] == theme.head(login=False)
 
 
 def test_options_reach_a_script_as_json() -> None:
