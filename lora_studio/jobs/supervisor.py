@@ -72,7 +72,6 @@ class Supervisor:
         self._followers: dict[str, Follower] = {}
         self._secrets: dict[str, Mapping[str, str]] = {}  # until the worker has them
         self._had_secrets: set[str] = set()
-        self._revision = 0
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -130,7 +129,6 @@ class Supervisor:
                 pause = time.monotonic() + at_once
                 for follower in unread:
                     follower.read()
-                    self._revision += 1
                     if time.monotonic() > pause:
                         break
                 else:
@@ -148,14 +146,6 @@ class Supervisor:
                     self._start_next()
 
     # -- looking
-
-    @property
-    def revision(self) -> int:
-        """Grows whenever anything about any run, or the life of any job, changed: equal numbers mean that there is
-        nothing new to show."""
-        with self._lock:
-            self._refresh_all()
-            return self._revision
 
     def find(self, job_id: str) -> tuple[Kind, JobFolder]:
         """Kind and folder of the job of that id, or of the run that a name means. Raises `StudioError` for none."""
@@ -343,7 +333,6 @@ class Supervisor:
             if not all(is_shown(self.workspace, entry) for entry in passed(entries, after)):
                 raise StudioError("The job beside it is another visitor's.", "Only the owner moves jobs past others'.")
             write_queue(self.workspace, after)
-            self._revision += 1
 
     def delete(self, job_id: str) -> None:
         """Removes the job's folder; a waiting one leaves the queue. Raises `StudioError` while its worker lives."""
@@ -467,7 +456,6 @@ class Supervisor:
                 self._refresh(kind, folder, queued)
         for job_id in self._followers.keys() - there:
             del self._followers[job_id]
-            self._revision += 1
 
     def _refresh_lively(self) -> None:
         """Brings what works or waits up to date, and the rest as well where no background thread does."""
@@ -483,13 +471,12 @@ class Supervisor:
         follower = self._followers.get(folder.id)
         if follower is None:
             follower = self._followers[folder.id] = Follower(folder, self._launcher, kind)
-        before, was_alive = follower.life, follower.alive
-        if follower.refresh(folder.id in queued):
-            self._revision += kind is TRAIN or follower.life != before
-            if was_alive and not follower.alive:
-                self._launcher.kill(folder)  # a worker that crashed may have left processes behind
-                if not kind.resumes:
-                    folder.remove_unfinished()
+        was_alive = follower.alive
+        follower.refresh(folder.id in queued)
+        if was_alive and not follower.alive:
+            self._launcher.kill(folder)  # a worker that crashed may have left processes behind
+            if not kind.resumes:
+                folder.remove_unfinished()
 
 
 def _check_longer(extra_epochs: float, *, saved: bool) -> None:

@@ -138,7 +138,7 @@ class Follower:
         self.worker: Worker | None = None
         self.alive = False
         self.known = False
-        self.revision = 0
+        self._refreshed = False
 
     def _begin_anew(self) -> None:
         self._folded, self._offset, self._in_short = RunState(**self._facts), 0, False
@@ -152,7 +152,7 @@ class Follower:
             alive = self._launcher.is_alive(self.folder)
         unborn = self.worker is None and files[1] is None and time.time() - self._facts["created"] < _BIRTH_SECONDS
         signature = (*files, alive, waiting, unborn)
-        if self.revision and signature == self._signature:
+        if self._refreshed and signature == self._signature:
             return False
         # The events are read after the look at the process: a worker seen dead has written all it ever will.
         self.alive = alive
@@ -160,13 +160,8 @@ class Follower:
         self._waiting, self._state, self._unread = waiting or unborn, None, True
         if alive or files[1] is None:
             self.read()
-        self.revision += 1
+        self._refreshed = True
         return True
-
-    @property
-    def life(self) -> tuple[bool, bool, bool]:
-        """What changes when it is started, ends, or is queued, and not as its work goes on."""
-        return self.alive, self._waiting, bool(self.worker and self.worker.stop_asked)
 
     @property
     def ended(self) -> bool:

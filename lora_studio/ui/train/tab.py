@@ -45,7 +45,10 @@ Handover = tuple[float, dict[str, Any], str]
 IN_TURN: dict[str, Any] = {"concurrency_id": "form", "concurrency_limit": 1}  # of two that fill it, the last one tells
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 CHAT_HELD = html.notice("The chat holds a model in memory as well.", "Unload it on the Chat tab, and start again.")
-EVALUATION_HELD = html.notice("An evaluation holds a model in memory as well.", "Wait for it, or stop it on its tab.")
+EVALUATION_HELD = html.notice(
+    "An evaluation holds a model in memory.",
+    "A run that is started now waits for its end; stop it on its tab to begin at once.",
+)
 NOT_TAUGHT = ("preference",)  # shipped pairs that teach by comparison, which this form does not do
 
 
