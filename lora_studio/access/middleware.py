@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from functools import partial
+from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
@@ -41,6 +43,7 @@ WITH_FILES = "/gradio_api/upload"
 # The server calls the first itself, once, when it starts; it does nothing after that.
 OPEN_PATHS = ("/gradio_api/startup-events",)
 PROGRAMS = "/v1/"
+LOGIN_PAGE = Template((Path(__file__).parent / "login.html").read_text(encoding="utf-8"))
 
 
 PROGRAM_OF: ContextVar[str] = ContextVar("program_of", default="")
@@ -439,21 +442,4 @@ def login_page(said: str = "", any_name: bool = False, token: bool = False) -> s
     if token:
         asked = "This studio asks for its token, which the terminal that it was started from shows; any name will do."
     told = f'<p role="alert">{escape(said)}</p>' if said else ""
-    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>LoRA Studio</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }}
-body {{ margin: 0; min-height: 100vh; display: grid; place-items: center; background: light-dark(#f6f8fa, #0e141b); }}
-form {{ width: min(20rem, 80vw); display: grid; gap: .6rem; padding: 2rem; border-radius: 8px;
-  background: light-dark(#fff, #151d26); border: 1px solid light-dark(#dde3ea, #263241); }}
-h1 {{ font-size: 1.25rem; margin: 0; }}
-p {{ margin: 0; color: light-dark(#475569, #a9b6c6); }}
-p[role] {{ color: light-dark(#b42318, #fda29b); white-space: pre-line; }}
-input, button {{ font: inherit; padding: .5rem .7rem; border-radius: 6px;
-  border: 1px solid light-dark(#cbd5e1, #344256); }}
-button {{ background: #137a72; color: #fff; border-color: #137a72; cursor: pointer; margin-top: .4rem; }}
-</style></head><body><form method="post" action="login">
-<h1>LoRA Studio</h1><p>{asked}</p>{told}
-<label for="username">Name</label><input id="username" name="username" autocomplete="username" autofocus>
-<label for="password">Password</label>
-<input id="password" name="password" type="password" autocomplete="current-password" required>
-<button>Log in</button></form></body></html>"""
+    return LOGIN_PAGE.substitute(asked=asked, told=told)

@@ -37,7 +37,6 @@ from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models import hardware
 from lora_studio.models.hardware import Device
 from lora_studio.ui import gradio_patches, html, job_views, theme
-from lora_studio.ui import theme as browser
 from lora_studio.ui.chat import tab as chat_tab
 from lora_studio.ui.data import tab as data_tab
 from lora_studio.ui.evaluate import tab as evaluate_tab
@@ -172,7 +171,7 @@ def _tell_tab_in_sight(demo: gr.Blocks, tabs: Mapping[str, gr.Tab]) -> None:
     timers = [block for block in demo.blocks.values() if isinstance(block, gr.Timer)]
     places = [next(name for name, tab in tabs.items() if _is_in(timer, tab)) for timer in timers]
     opened = [tab.select for tab in tabs.values()]
-    gr.on(opened, None, None, timers, js=browser.call("timersInSight", places), api_visibility="private")
+    gr.on(opened, None, None, timers, js=theme.call("timersInSight", places), api_visibility="private")
 
 
 def _is_in(block: gr.blocks.Block, tab: gr.Tab) -> bool:
@@ -324,8 +323,8 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             },
             max_file_size=int(serving.max_upload_gb * 1e9),
             theme=theme.theme(),
-            css_paths=browser.STYLES,
-            head=browser.head(login=bool(serving.accounts or serving.guests)),
+            css_paths=theme.STYLES,
+            head=theme.head(login=bool(serving.accounts or serving.guests)),
             ssr_mode=False,
             run_history=False,
             footer_links=[],

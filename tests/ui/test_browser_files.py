@@ -34,7 +34,7 @@ def test_a_file_fetches_nothing_and_fits_the_screen(file: Path) -> None:
 
 def test_what_the_page_calls_in_the_browser_is_defined_there() -> None:
     python = "".join(file.read_text(encoding="utf-8") for file in UI.rglob("*.py"))
-    called = set(re.findall(r'(?:theme|browser)\.(?:on_load|call)\(\s*"([\w.]+)"', python)) | set(
+    called = set(re.findall(r'theme\.(?:on_load|call)\(\s*"([\w.]+)"', python)) | set(
         re.findall(r"=> studio\.(\w+)\"", python)
     )
     assert {"clicks", "charts.curves", "askedTab", "timersInSight"} <= called
