@@ -179,12 +179,12 @@ def _add_inspect_flags(inspect: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(parsers: dict[str, argparse.ArgumentParser], arguments: Sequence[str] | None) -> None:
-    wanted = [name for name in WITH_SETTINGS if arguments is None or name in arguments]
-    if not wanted:
+    commands = [name for name in WITH_SETTINGS if arguments is None or name in arguments]
+    if not commands:
         return
     from lora_studio.cli.settings import add_all, add_section, add_sections
 
-    for name in wanted:
+    for name in commands:
         if name in ("train", "check", "estimate"):
             add_all(parsers[name])
         elif name == "export":
@@ -207,14 +207,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _answered(arguments: list[str]) -> int:
     parser = make_parser(arguments)
-    given, unknown = parser.parse_known_args(with_values(parser, arguments))
-    if unknown and given.command not in ("train", "check", "estimate"):
+    args, unknown = parser.parse_known_args(with_values(parser, arguments))
+    if unknown and args.command not in ("train", "check", "estimate"):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return _run(given, unknown)
+        return _run(args, unknown)
     except StudioError as error:
         print(error, file=sys.stderr)
-        if vars(given).get("json"):
+        if vars(args).get("json"):
             print(json.dumps({"error": error.message, "hint": error.hint}, ensure_ascii=False), flush=True)
         return FAILED if isinstance(error, EngineError) else WRONG_INPUT
     except KeyboardInterrupt:
@@ -231,11 +231,11 @@ def with_values(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> li
     """
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     command = next((commands.choices[word] for word in arguments if word in commands.choices), parser)
-    known = command._option_string_actions
+    flags = command._option_string_actions
     joined: list[str] = []
     for word in arguments:
         before = joined[-1] if joined else ""
-        strange = before.startswith("--") and "=" not in before and before not in known and before != "--"
+        strange = before.startswith("--") and "=" not in before and before not in flags and before != "--"
         if strange and not word.startswith("--"):
             joined[-1] = f"{before}={word}"
         else:
@@ -243,58 +243,58 @@ def with_values(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> li
     return joined
 
 
-def _run(given: argparse.Namespace, unknown: list[str]) -> int:
-    workspace = Workspace.find(given.workspace)
+def _run(args: argparse.Namespace, unknown: list[str]) -> int:
+    workspace = Workspace.find(args.workspace)
     _log_defects(workspace)
-    match given.command:
+    match args.command:
         case "train":
             from lora_studio.cli.train import train
 
-            return train(workspace, given, unknown)
+            return train(workspace, args, unknown)
         case "estimate":
             from lora_studio.cli.train import estimate
 
-            return estimate(workspace, given, unknown)
+            return estimate(workspace, args, unknown)
         case "inspect":
             from lora_studio.cli.data import inspect
 
-            return inspect(workspace, given)
+            return inspect(workspace, args)
         case "chat":
             from lora_studio.cli.chat import chat
 
-            return chat(workspace, given)
+            return chat(workspace, args)
         case "evaluate":
             from lora_studio.cli.evaluate import evaluate
 
-            return evaluate(workspace, given)
+            return evaluate(workspace, args)
         case "export":
             from lora_studio.cli.export import export
 
-            return export(workspace, given)
+            return export(workspace, args)
         case "runs":
             from lora_studio.cli.jobs import runs
 
-            return runs(workspace, given)
+            return runs(workspace, args)
         case "jobs":
             from lora_studio.cli.jobs import jobs
 
-            return jobs(workspace, given)
+            return jobs(workspace, args)
         case "cache":
             from lora_studio.cli.data import cache
 
-            return cache(workspace, given)
+            return cache(workspace, args)
         case "presets":
             from lora_studio.cli.config import show_presets
 
-            return show_presets(workspace, given)
+            return show_presets(workspace, args)
         case "check":
             from lora_studio.cli.config import check
 
-            return check(workspace, given, unknown)
+            return check(workspace, args, unknown)
         case _:
             from lora_studio.cli.serve import serve
 
-            return serve(workspace, given)
+            return serve(workspace, args)
 
 
 def _log_defects(workspace: Workspace) -> None:

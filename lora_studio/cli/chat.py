@@ -9,7 +9,7 @@ from lora_studio.cli.output import duration, print_json, say
 from lora_studio.cli.settings import overrides
 from lora_studio.config.parsing import nest, parse
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.request import ADAPTER, BASE, MOST_ADAPTERS
+from lora_studio.evaluate.request import ADAPTER, BASE, MAX_ADAPTERS
 from lora_studio.jobs.session import Session
 from lora_studio.models.adapters import adapter_folder, check_fit, read_card, together
 from lora_studio.workspace import Workspace
@@ -18,26 +18,26 @@ Message = dict[str, str]
 _SAY_SECONDS = 3.0
 
 
-def chat(workspace: Workspace, given: argparse.Namespace) -> int:
+def chat(workspace: Workspace, args: argparse.Namespace) -> int:
     """Answers one prompt, or everything typed until the input ends."""
-    settings = parse(nest(overrides(given))).generation.model_dump()
-    folders = _folders(workspace, [given.adapter, *(given.beside or [])])
+    settings = parse(nest(overrides(args))).generation.model_dump()
+    folders = _folders(workspace, [args.adapter, *(args.beside or [])])
     with Session(workspace.logs_folder / "cli-chat.log") as session:
         say("Loading the model ...")
         loaded = session.call("load", on_progress=_Loading().tell, adapters=folders)
         for note in loaded["notes"]:
             say(f"  note: {note}")
-        columns = [BASE] * given.compare + list(folders)
-        talk = Talk(session, settings, given.system or loaded["system_prompt"], columns)
-        if given.prompt is not None:
-            answers = talk.ask(given.prompt, quiet=given.json)
-            if given.json:
-                print_json(_result(folders, loaded, given.prompt, answers))
+        columns = [BASE] * args.compare + list(folders)
+        talk = Talk(session, settings, args.system or loaded["system_prompt"], columns)
+        if args.prompt is not None:
+            answers = talk.ask(args.prompt, quiet=args.json)
+            if args.json:
+                print_json(_result(folders, loaded, args.prompt, answers))
             return 0
-        if given.json:
+        if args.json:
             raise StudioError("With --json one question is asked and answered.", "Give it with --prompt.")
-        named = ", ".join(f"{name} is {folder}" for name, folder in folders.items())
-        say(f"{named}, on {loaded['base']}. End with Ctrl-D; /clear begins anew.")
+        legend = ", ".join(f"{name} is {folder}" for name, folder in folders.items())
+        say(f"{legend}, on {loaded['base']}. End with Ctrl-D; /clear begins anew.")
         _take_turns(talk)
     return 0
 
@@ -50,17 +50,17 @@ class _Loading:
 
     def tell(self, progress: dict[str, Any]) -> None:
         if progress["phase"] == "download" and time.monotonic() - self._said >= _SAY_SECONDS:
-            self._said, left = time.monotonic(), progress["seconds_left"]
+            self._said, seconds_left = time.monotonic(), progress["seconds_left"]
             mega = [progress[name] / 1e6 for name in ("done", "total", "rows_per_second")]
-            rest = f", {mega[2]:,.1f} MB/s, {duration(left)} left" if left else ""
-            say(f"  downloading the base model: {mega[0]:,.1f} of {mega[1]:,.1f} MB{rest}")
+            speed = f", {mega[2]:,.1f} MB/s, {duration(seconds_left)} left" if seconds_left else ""
+            say(f"  downloading the base model: {mega[0]:,.1f} of {mega[1]:,.1f} MB{speed}")
 
 
 def _folders(workspace: Workspace, names: list[str]) -> dict[str, str]:
     """The folders of the adapters by the names of their columns. Raises `StudioError` unless all are of one base."""
     names = list(dict.fromkeys(names))
-    if len(names) > MOST_ADAPTERS:
-        raise StudioError(f"{len(names)} adapters are named.", f"At most {MOST_ADAPTERS} answer beside the base.")
+    if len(names) > MAX_ADAPTERS:
+        raise StudioError(f"{len(names)} adapters are named.", f"At most {MAX_ADAPTERS} answer beside the base.")
     folders = [adapter_folder(workspace, name) for name in names]
     first = read_card(folders[0]).base or None
     for folder in folders:

@@ -11,45 +11,45 @@ from lora_studio.errors import StudioError
 from lora_studio.workspace import Workspace
 
 
-def show_presets(workspace: Workspace, given: argparse.Namespace) -> int:
+def show_presets(workspace: Workspace, args: argparse.Namespace) -> int:
     """The list of presets, or one preset's file."""
-    known = presets(workspace)
-    if given.action == "list":
-        if given.json:
-            print_json({"presets": [{"name": preset.name, "about": preset.about} for preset in known.values()]})
+    available = presets(workspace)
+    if args.action == "list":
+        if args.json:
+            print_json({"presets": [{"name": preset.name, "about": preset.about} for preset in available.values()]})
         else:
-            print(table(("preset", "what for"), [(preset.name, preset.about) for preset in known.values()]))
+            print(table(("preset", "what for"), [(preset.name, preset.about) for preset in available.values()]))
         return 0
-    if given.preset not in known:
+    if args.preset not in available:
         raise StudioError(
-            "Which preset?" if given.preset is None else f"There is no preset {given.preset!r}.",
-            f"Presets are: {', '.join(sorted(known))}.",
+            "Which preset?" if args.preset is None else f"There is no preset {args.preset!r}.",
+            f"Presets are: {', '.join(sorted(available))}.",
         )
-    preset = known[given.preset]
-    if given.json:
+    preset = available[args.preset]
+    if args.json:
         print_json({"name": preset.name, "about": preset.about, "values": preset.values()})
     else:
         print(preset.path.read_text(encoding="utf-8"), end="")
     return 0
 
 
-def check(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -> int:
+def check(workspace: Workspace, args: argparse.Namespace, unknown: list[str]) -> int:
     """The whole config as YAML, or every problem at once and exit code 2."""
     try:
-        config = resolve(given.config, overrides(given, unknown), workspace)
+        config = resolve(args.config, overrides(args, unknown), workspace)
     except ConfigError as error:
-        if not given.json:
+        if not args.json:
             raise
         say(str(error))
-        problems = [{"path": p.path, "message": p.message, "found": p.found} for p in error.problems]
+        problems = [{"path": p.path, "message": p.message, "found": p.value} for p in error.problems]
         print_json({"ok": False, "problems": problems, "error": error.message, "hint": error.hint})
         return 2
-    if given.preflight:
+    if args.preflight:
         report = check_first(config, workspace, busy=False)
-        if given.json:
+        if args.json:
             print_json({"ok": True, "config": config.model_dump(), "preflight": as_json(report)})
         return 0
-    if given.json:
+    if args.json:
         print_json({"ok": True, "config": config.model_dump()})
     else:
         print(to_yaml(config), end="")

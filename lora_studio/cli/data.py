@@ -41,46 +41,46 @@ _SAY_SECONDS = 3.0
 PAIRS = "Each row is a pair (training.method dpo): lengths are those of its longer side."
 
 
-def inspect(workspace: Workspace, given: argparse.Namespace) -> int:
+def inspect(workspace: Workspace, args: argparse.Namespace) -> int:
     """Prints a report of the file, or the whole of what is known as JSON."""
-    if given.show_examples < 0:
-        raise StudioError(f"--show-examples can't be {given.show_examples}.", "Give 0 or more.")
-    settings = parse(nest(overrides(given))).data.model_dump(exclude={"train_file", "validation_file"})
-    if given.char_only:
+    if args.show_examples < 0:
+        raise StudioError(f"--show-examples can't be {args.show_examples}.", "Give 0 or more.")
+    settings = parse(nest(overrides(args))).data.model_dump(exclude={"train_file", "validation_file"})
+    if args.char_only:
         from lora_studio.data.quick_look import inspect_characters
 
-        found = inspect_characters(
-            given.data,
+        analysis = inspect_characters(
+            args.data,
             mapping=settings["mapping"],
             encoding=settings["encoding"],
-            percentiles=_percentiles(given.percentiles),
+            percentiles=_percentiles(args.percentiles),
         )
-        if given.json:
-            print_json(found)
+        if args.json:
+            print_json(analysis)
         else:
-            print(_reading(found))
-            print(table(("characters a row", *found["characters"]), [("", *found["characters"].values())]))
+            print(_reading(analysis))
+            print(table(("characters a row", *analysis["characters"]), [("", *analysis["characters"].values())]))
         return 0
     with Session(workspace.logs_folder / "cli-inspect.log") as session:
-        found = session.call(
+        analysis = session.call(
             "inspect",
             on_progress=Phases().tell,
-            model=given.model,
-            train_file=given.data,
-            validation_file=given.validation_file,
-            show_examples=given.show_examples,
-            percentiles=_percentiles(given.percentiles),
+            model=args.model,
+            train_file=args.data,
+            validation_file=args.validation_file,
+            show_examples=args.show_examples,
+            percentiles=_percentiles(args.percentiles),
             cache_folder=str(workspace.cache_folder),
             **settings,
         )
-        if given.save_bad_rows:
-            saved = session.call("save_bad_rows", path=str(_new_file(given.save_bad_rows)))
+        if args.save_bad_rows:
+            saved = session.call("save_bad_rows", path=str(_new_file(args.save_bad_rows)))
             verb = "is" if saved["rows"] == 1 else "are"
-            say(f"{count(saved['rows'], 'bad row')} {verb} written to {given.save_bad_rows}.")
-    if given.json:
-        print_json({name: value for name, value in found.items() if name not in ("id", "kind")})
+            say(f"{count(saved['rows'], 'bad row')} {verb} written to {args.save_bad_rows}.")
+    if args.json:
+        print_json({name: value for name, value in analysis.items() if name not in ("id", "kind")})
     else:
-        print(report(found))
+        print(report(analysis))
     return 0
 
 
@@ -118,47 +118,47 @@ class Phases:
             say(f"{_PHASE_WORDS.get(self._last, self._last)} ...")
         elif progress["done"] and progress["total"] and time.monotonic() - self._said >= _SAY_SECONDS:
             self._said = time.monotonic()
-            about, left = "about " if self._last == "read" else "", progress["seconds_left"]
+            about, seconds_left = "about " if self._last == "read" else "", progress["seconds_left"]
             parts = [
                 f"{progress['done']:,} of {about}{progress['total']:,}",
                 f"{progress['rows_per_second']:,.0f} a second",
             ]
-            say(f"  {', '.join([*parts, *([f'{duration(left)} left'] if left else [])])}")
+            say(f"  {', '.join([*parts, *([f'{duration(seconds_left)} left'] if seconds_left else [])])}")
 
 
-def report(found: dict[str, Any]) -> str:
+def report(analysis: dict[str, Any]) -> str:
     """The result of an inspection as text: reading, lengths, what the cut costs, and rows step by step."""
-    rows, cut = found["train_rows"], found["truncated_rows"]
+    rows, cut = analysis["train_rows"], analysis["truncated_rows"]
     lines = [
-        _reading(found),
-        f"Prompt style: {found['prompt_style']}, {found['template_origin']}",
+        _reading(analysis),
+        f"Prompt style: {analysis['prompt_style']}, {analysis['template_origin']}",
         "",
-        table(("tokens a row", *found["tokens"]), [("", *found["tokens"].values())]),
+        table(("tokens a row", *analysis["tokens"]), [("", *analysis["tokens"].values())]),
         "",
-        f"At most {found['max_length']:,} tokens a row ({found['truncation']}): {count(cut, 'row')} "
-        f"{'is' if cut == 1 else 'are'} cut, {found['dropped_rows']:,} left out, "
-        f"{count(found['lost_trained_tokens'], 'trained token')} lost.",
-        f"Trained are {found['trained_tokens']:,} of {found['total_tokens']:,} tokens "
-        f"({found['trained_tokens'] / max(found['total_tokens'], 1):.0%}).",
+        f"At most {analysis['max_length']:,} tokens a row ({analysis['truncation']}): {count(cut, 'row')} "
+        f"{'is' if cut == 1 else 'are'} cut, {analysis['dropped_rows']:,} left out, "
+        f"{count(analysis['lost_trained_tokens'], 'trained token')} lost.",
+        f"Trained are {analysis['trained_tokens']:,} of {analysis['total_tokens']:,} tokens "
+        f"({analysis['trained_tokens'] / max(analysis['total_tokens'], 1):.0%}).",
         f"{count(rows, 'row')} {'is' if rows == 1 else 'are'} trained on, "
-        f"{found['validation_rows']:,} kept back to measure on.",
-        *_advice(found),
-        *found["hygiene"]["sentences"],
+        f"{analysis['validation_rows']:,} kept back to measure on.",
+        *_advice(analysis),
+        *analysis["hygiene"]["sentences"],
     ]
-    for example in found["examples"]:
-        lines += ["", *steps_of(example, found)]
+    for example in analysis["examples"]:
+        lines += ["", *steps_of(example, analysis)]
     return "\n".join(lines)
 
 
-def _advice(found: dict[str, Any]) -> list[str]:
+def _advice(analysis: dict[str, Any]) -> list[str]:
     """A better length, and what packing would do."""
-    suggested, packing, steps = found["suggested"], found["packing"], found["steps"]
+    suggested, packing, steps = analysis["suggested"], analysis["packing"], analysis["steps"]
     batch = f"{steps['per_device_train_batch_size']} x {steps['gradient_accumulation_steps']} rows a step"
     lines = [f"Suggested max_length: {suggested['max_length']}. {suggested['reason']}"]
-    if found["split_rows"]:
-        verb = "is" if found["split_rows"] == 1 else "are"
-        lines.append(f"{count(found['split_rows'], 'long text')} {verb} split into windows; no token of it is lost.")
-    if found["format"] == "preference":
+    if analysis["split_rows"]:
+        verb = "is" if analysis["split_rows"] == 1 else "are"
+        lines.append(f"{count(analysis['split_rows'], 'long text')} {verb} split into windows; no token of it is lost.")
+    if analysis["format"] == "preference":
         return [*lines, PAIRS, f"An epoch has {count(steps['per_epoch'], 'step')} ({batch})."]
     lines.append(
         f"Packing would make {count(packing['packs'], 'sequence')} of {count(packing['rows'], 'row')}, "
@@ -168,26 +168,26 @@ def _advice(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _reading(found: dict[str, Any]) -> str:
+def _reading(analysis: dict[str, Any]) -> str:
     lines = [
-        f"{found['file']}: {found['file_kind']}, {found['format']}",
-        found["words"],
-        *found["assumptions"],
-        f"{count(found['rows'], 'usable row')}, {count(found['bad_rows'], 'bad row')}",
+        f"{analysis['file']}: {analysis['file_kind']}, {analysis['format']}",
+        analysis["words"],
+        *analysis["assumptions"],
+        f"{count(analysis['rows'], 'usable row')}, {count(analysis['bad_rows'], 'bad row')}",
     ]
-    for bad in found["bad_row_list"][:_LISTED_BAD_ROWS]:
+    for bad in analysis["bad_row_list"][:_LISTED_BAD_ROWS]:
         where = f" ({bad['field']})" if bad.get("field") else ""
         row = f"{bad['file']}, row {bad['row']}" if "file" in bad else f"row {bad['row']}"
         lines.append(f"  {row}: {bad['reason']}{where}" + (f": {bad['found']}" if bad.get("found") else ""))
-    if found["bad_rows"] > _LISTED_BAD_ROWS:
-        lines.append(f"  ... and {found['bad_rows'] - _LISTED_BAD_ROWS:,} more (--save-bad-rows FILE writes all)")
+    if analysis["bad_rows"] > _LISTED_BAD_ROWS:
+        lines.append(f"  ... and {analysis['bad_rows'] - _LISTED_BAD_ROWS:,} more (--save-bad-rows FILE writes all)")
     return "\n".join(lines)
 
 
-def steps_of(example: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def steps_of(example: dict[str, Any], analysis: dict[str, Any]) -> list[str]:
     """One row's way from the file to the labels, in six steps; of a pair, the better side, then the worse one's."""
     lines = [
-        f"--- {Path(found['file']).name}, row {example['row']} ---",
+        f"--- {Path(analysis['file']).name}, row {example['row']} ---",
         "1 record",
         "  " + json.dumps(example["record"], ensure_ascii=False),
         "2 messages",
@@ -203,9 +203,9 @@ def steps_of(example: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 def _encoding(example: dict[str, Any]) -> list[str]:
     """From a conversation's text to its labels."""
-    tokens, kept = example["tokens"], example["kept_tokens"]
+    tokens, kept_tokens = example["tokens"], example["kept_tokens"]
     part = f" (here part {example['window'] + 1} of {example['windows']})" if example["windows"] > 1 else ""
-    cut = f"5 truncation: {count(example['removed_tokens'], 'token')} removed, {kept} kept"
+    cut = f"5 truncation: {count(example['removed_tokens'], 'token')} removed, {kept_tokens} kept"
     if example["lost_trained_tokens"]:
         cut += f"; {example['lost_trained_tokens']} of the removed would have been trained"
     return [
@@ -215,8 +215,8 @@ def _encoding(example: dict[str, Any]) -> list[str]:
         "  " + " ".join(f"{token['id']}:{token['text']!r}" for token in tokens),
         cut + (f"; the row is left out: {example['left_out']}" if example["left_out"] else ""),
         *(f"  x {text!r}" for kind, text in _stretches(tokens) if kind == "x"),
-        f"6 trained mask: {example['trained_tokens']} of {kept} tokens are trained "
-        f"({example['trained_tokens'] / max(kept, 1):.0%})",
+        f"6 trained mask: {example['trained_tokens']} of {kept_tokens} tokens are trained "
+        f"({example['trained_tokens'] / max(kept_tokens, 1):.0%})",
         *(f"  {kind} {text!r}" for kind, text in _stretches(tokens) if kind != "x"),
     ]
 
@@ -231,18 +231,18 @@ def _stretches(tokens: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return stretches
 
 
-def cache(workspace: Workspace, given: argparse.Namespace) -> int:
+def cache(workspace: Workspace, args: argparse.Namespace) -> int:
     """Shows the cache's size and limit, or clears it."""
     folder = str(workspace.cache_folder)
-    if given.action == "clear":
+    if args.action == "clear":
         freed = workspace.clear_cache()
-        if given.json:
+        if args.json:
             print_json({"folder": folder, "freed_bytes": freed})
         else:
             print(f"Freed {freed / 1e6:,.1f} MB in {folder}.")
         return 0
     size = workspace.cache_size()
-    if given.json:
+    if args.json:
         print_json({"folder": folder, "bytes": size, "limit_bytes": CACHE_LIMIT})
     else:
         print(f"{size / 1e6:,.1f} MB of prepared data in {folder} (at most {CACHE_LIMIT / 1e9:,.1f} GB are kept).")

@@ -27,31 +27,31 @@ _PHASE_WORDS = {
 }
 
 
-def evaluate(workspace: Workspace, given: argparse.Namespace) -> int:
+def evaluate(workspace: Workspace, args: argparse.Namespace) -> int:
     """Starts or resumes an evaluation and follows it; 0 done, 1 failed, 2 wrong input, 130 stopped."""
     request = make_request(
         workspace,
-        [given.adapter, *(given.beside or [])],
-        given.data,
-        compare=given.compare,
-        labels=given.labels,
-        mapping=given.mapping,
-        encoding=given.encoding,
-        measuring={"batch_size": given.batch_size, "max_samples": given.max_samples},
-        generation=parse(nest(overrides(given))).generation.model_dump(),
+        [args.adapter, *(args.beside or [])],
+        args.data,
+        compare=args.compare,
+        labels=args.labels,
+        mapping=args.mapping,
+        encoding=args.encoding,
+        measuring={"batch_size": args.batch_size, "max_samples": args.max_samples},
+        generation=parse(nest(overrides(args))).generation.model_dump(),
     )
     jobs = Supervisor(workspace)
-    if given.at_once and jobs.busy() is not None:
+    if args.at_once and jobs.busy() is not None:
         evaluating.check_beside(evaluating.memory_for(request))
-    if given.resume:
+    if args.resume:
         name = _unfinished(workspace, jobs, request).id
-        jobs.resume(name, beside=given.at_once)
+        jobs.resume(name, beside=args.at_once)
     else:
-        name = evaluating.start(jobs, request, beside=given.at_once)
+        name = evaluating.start(jobs, request, at_once=args.at_once)
     folder = evaluation(workspace, name)
     say(f"Evaluation {name}: {request.title}")
     say(goes_on(name))
-    return tell_to_end(jobs, folder, given.json, out=given.out)
+    return tell_to_end(jobs, folder, args.json, out=args.out)
 
 
 def tell_to_end(
@@ -98,7 +98,7 @@ def _files(folder: EvaluationFolder, out: str | None) -> dict[str, str]:
 
 def _result(folder: EvaluationFolder, state: RunState, files: dict[str, str]) -> dict[str, Any]:
     summary = _summary(folder)
-    told = {
+    results = {
         name: summary[name] for name in ("rows", "of_rows", "task", "metrics", "confusion", "disagreements") if summary
     }
     words = dict(zip(("message", "hint"), ending_words(state), strict=True)) if state.state != "done" else {}
@@ -112,7 +112,7 @@ def _result(folder: EvaluationFolder, state: RunState, files: dict[str, str]) ->
         **words,
         "warnings": state.warnings,
         "columns": columns,
-        **told,
+        **results,
         **files,
     }
 
@@ -140,14 +140,14 @@ def print_metrics(summary: dict[str, Any]) -> None:
     """The metrics as a table: each column, and the difference with its verdict."""
     print(f"{summary['rows']:,} of {summary['of_rows']:,} rows. {summary['task']['why']}\n")
     names = [column["name"] for column in summary["columns"]]
-    apart = ["difference" + ("" if number == 1 else str(number)) for number in range(1, len(names))]
+    differences = ["difference" + ("" if number == 1 else str(number)) for number in range(1, len(names))]
     rows = []
     for metric in summary["metrics"].values():
         values = [_value(metric[name], metric["unit"]) for name in names]
-        for name in apart:
+        for name in differences:
             values += [_value(metric[name], metric["unit"], signed=True), metric[name]["words"]]
         rows.append([metric["title"], *values])
-    heads = [head for name in apart for head in (name, "more than chance?")]
+    heads = [head for name in differences for head in (name, "more than chance?")]
     print(table(["metric", *names, *heads], rows))
 
 

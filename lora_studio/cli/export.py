@@ -32,27 +32,27 @@ from lora_studio.models.hub import hub_secrets, knows_token
 from lora_studio.workspace import Workspace
 
 
-def export(workspace: Workspace, given: argparse.Namespace) -> int:
+def export(workspace: Workspace, args: argparse.Namespace) -> int:
     """Starts an export and follows it; 0 done, 1 failed or made in part only, 2 wrong input, 130 stopped."""
-    if given.to == "list":
-        return _list(workspace, given)
+    if args.to == "list":
+        return _list(workspace, args)
     request = make_request(
         workspace,
-        given.adapter,
-        given.to,
-        settings={name: value for name, value in overrides(given).items() if value is not None},
-        out=given.out,
-        trial=not given.no_trial,
+        args.adapter,
+        args.to,
+        settings={name: value for name, value in overrides(args).items() if value is not None},
+        out=args.out,
+        trial=not args.no_trial,
     )
     jobs = Supervisor(workspace)
-    beside = given.at_once and needs_device(request)
-    if beside and jobs.busy() is not None:
+    at_once = args.at_once and needs_device(request)
+    if at_once and jobs.busy() is not None:
         evaluating.check_beside(exporting.memory_for(request))
-    folder = folders(workspace).find(exporting.start(jobs, request, _secrets(request.target), beside=beside))
+    folder = folders(workspace).find(exporting.start(jobs, request, _secrets(request.target), at_once=at_once))
     large = result_bytes(workspace, request)
     say(f"Export {folder.id}: {request.title}" + (f", about {size(large)}" if large else ""))
     say(goes_on(folder.id))
-    return tell_to_end(jobs, folder, given.json)
+    return tell_to_end(jobs, folder, args.json)
 
 
 def tell_to_end(jobs: Supervisor, folder: ExportFolder, as_json: bool, *, leaves: bool = False) -> int:
@@ -76,17 +76,19 @@ def _secrets(target: str) -> dict[str, str]:
     return hub_secrets(getpass.getpass("Token for the Hub (not shown while you type, and kept nowhere): "))
 
 
-def _list(workspace: Workspace, given: argparse.Namespace) -> int:
+def _list(workspace: Workspace, args: argparse.Namespace) -> int:
     """The forms that an adapter can take, with their sizes."""
-    found = named_adapter(workspace, given.adapter)
-    rows, sizes = [], sizes_of(found.folder, workspace.run(found.run) if found.run else None)
+    adapter = named_adapter(workspace, args.adapter)
+    rows, sizes = [], sizes_of(adapter.folder, workspace.run(adapter.run) if adapter.run else None)
     for target in TARGETS.values():
-        chosen = target.settings()
-        large, room = target.size(sizes, chosen), target.room_for(sizes, chosen)
-        told = [size(octets) if octets else "not known" for octets in (large, room)]
-        rows.append([target.name, *told, target.what])
-    if given.json:
-        print_json({name: {"size": large, "room": room, "what": what} for name, large, room, what in rows})
+        settings = target.settings()
+        large, room = target.size(sizes, settings), target.room_for(sizes, settings)
+        cells = [size(octets) if octets else "not known" for octets in (large, room)]
+        rows.append([target.name, *cells, target.description])
+    if args.json:
+        print_json(
+            {name: {"size": large, "room": room, "what": description} for name, large, room, description in rows}
+        )
     else:
         print(table(["form", "size", "while it is made", "what for"], rows))
     return 0

@@ -97,10 +97,10 @@ def facts(state: RunState) -> Mapping[str, Any]:
     return {"state": state.state, "reason": state.reason, "message": message, "hint": hint}
 
 
-def ask(what: str) -> None:
+def ask(subject: str) -> None:
     """Asks whether that may be deleted. Raises `StudioError` where nobody says yes."""
-    if not confirmed(f"Delete {what} for good?"):
-        raise StudioError(f"Nothing was deleted. What would go is {what}.", "Say y when asked, or add --yes.")
+    if not confirmed(f"Delete {subject} for good?"):
+        raise StudioError(f"Nothing was deleted. What would go is {subject}.", "Say y when asked, or add --yes.")
 
 
 def end(supervisor: Supervisor, kind: Kind, job_id: str, *, at_once: bool) -> None:
@@ -134,8 +134,8 @@ def _describe_job(state: RunState) -> list[str]:
     lines = [f"{state.id}  {state.title}", f"state       {state.state}, phase {state.phase or '-'}"]
     if state.final:
         lines.append(f"took        {duration(state.seconds)}")
-    elif told := progress_of(state):
-        lines.append(f"progress    {told}")
+    elif progress := progress_of(state):
+        lines.append(f"progress    {progress}")
     return [*lines, *(text for text in ending_words(state) if text)]
 
 
@@ -154,30 +154,30 @@ def going_on(supervisor: Supervisor) -> list[str]:
 BEGINS = {False: "begins", True: "goes on"}
 
 
-def runs(workspace: Workspace, given: argparse.Namespace) -> int:
+def runs(workspace: Workspace, args: argparse.Namespace) -> int:
     """One of the actions on one run, or the list of all."""
     supervisor = Supervisor(workspace)
-    if given.action == "list":
-        list_runs(workspace, supervisor, given.json)
+    if args.action == "list":
+        list_runs(workspace, supervisor, args.json)
         for line in going_on(supervisor):
             say(line)
         return 0
-    if given.action == "queue":
-        return queue(supervisor, given.json)
-    if given.run is None:
-        raise StudioError(f"Which run is to be used for `runs {given.action}`?", "Give its id, or `last`.")
-    if given.more and given.action not in RESULT_ACTIONS:
-        raise StudioError(f"`runs {given.action}` takes one run.", f"Leave {' '.join(given.more)} out.")
-    if given.action in RESULT_ACTIONS:
-        act_on_results(workspace, supervisor, given.action, given.run, given.more, given.json)
+    if args.action == "queue":
+        return queue(supervisor, args.json)
+    if args.run is None:
+        raise StudioError(f"Which run is to be used for `runs {args.action}`?", "Give its id, or `last`.")
+    if args.more and args.action not in RESULT_ACTIONS:
+        raise StudioError(f"`runs {args.action}` takes one run.", f"Leave {' '.join(args.more)} out.")
+    if args.action in RESULT_ACTIONS:
+        act_on_results(workspace, supervisor, args.action, args.run, args.more, args.json)
         return 0
-    _, folder = supervisor.find(given.run)
-    if given.action in ("up", "down"):
-        supervisor.move(folder.id, -1 if given.action == "up" else 1)
-        return queue(supervisor, given.json)
+    _, folder = supervisor.find(args.run)
+    if args.action in ("up", "down"):
+        supervisor.move(folder.id, -1 if args.action == "up" else 1)
+        return queue(supervisor, args.json)
     if isinstance(folder, RunFolder):
-        return act_on_run(workspace, supervisor, folder, given.action, given.json, sure=given.yes)
-    return act(supervisor, folder.id, given.action, given.json, sure=given.yes)
+        return act_on_run(workspace, supervisor, folder, args.action, args.json, sure=args.yes)
+    return act(supervisor, folder.id, args.action, args.json, sure=args.yes)
 
 
 def act_on_run(
@@ -215,11 +215,11 @@ def act_on_run(
 
 def _ask(workspace: Workspace, supervisor: Supervisor, run_id: str) -> None:
     """Asks before a run is deleted; nothing of one that can't be, which the supervisor refuses."""
-    found = next(iter(deletions(workspace, [run_id], supervisor.runs())), None)
-    if found is None or found.against:
+    deletion = next(iter(deletions(workspace, [run_id], supervisor.runs())), None)
+    if deletion is None or deletion.against:
         return
-    after = f", on whose adapter {' and '.join(found.continued_by)} began" if found.continued_by else ""
-    ask(f"run {run_id} ({found.title}, {size(found.bytes)} with its checkpoints and adapter{after})")
+    after = f", on whose adapter {' and '.join(deletion.continued_by)} began" if deletion.continued_by else ""
+    ask(f"run {run_id} ({deletion.title}, {size(deletion.bytes)} with its checkpoints and adapter{after})")
 
 
 def queue(supervisor: Supervisor, as_json: bool) -> int:
@@ -252,8 +252,13 @@ def _facts(state: RunState, health: list[Diagnosis]) -> dict[str, Any]:
     """Everything known of a run but its many logged steps, of which the last stands for all."""
     facts = dataclasses.asdict(dataclasses.replace(state, steps=state.steps[-1:]))
     message, hint = ending_words(state)
-    told = {"message": message, "hint": hint}
-    return {"run": facts.pop("id"), **facts, **told, "health": [dataclasses.asdict(found) for found in health]}
+    ending = {"message": message, "hint": hint}
+    return {
+        "run": facts.pop("id"),
+        **facts,
+        **ending,
+        "health": [dataclasses.asdict(diagnosis) for diagnosis in health],
+    }
 
 
 def _describe(state: RunState, health: list[Diagnosis]) -> str:
@@ -270,7 +275,7 @@ def _describe(state: RunState, health: list[Diagnosis]) -> str:
     lines += [f"measured    step {item.step}: validation loss {item.loss:.4f}" for item in state.evaluations]
     if state.final:
         lines.append(f"took        {duration(state.seconds)}")
-    lines += [f"health      {in_words(found)}" for found in health]
+    lines += [f"health      {in_words(diagnosis)}" for diagnosis in health]
     lines += [text for text in ending_words(state) if text]
     return "\n".join(lines)
 
@@ -283,30 +288,32 @@ def _cancel(supervisor: Supervisor, run_id: str) -> None:
     supervisor.cancel(run_id)
     while not (state := supervisor.state(run_id)).final:
         time.sleep(0.05)
-    kept = f"{state.checkpoints[-1].name} is the last that is kept." if state.checkpoints else "It has no checkpoint."
-    say(f"Cancelled run {run_id}: nothing more was saved. {kept}")
+    remaining = (
+        f"{state.checkpoints[-1].name} is the last that is kept." if state.checkpoints else "It has no checkpoint."
+    )
+    say(f"Cancelled run {run_id}: nothing more was saved. {remaining}")
 
 
 HEAD = ("job", "kind", "state", "name", "how far", "time", "made")
 
 
-def jobs(workspace: Workspace, given: argparse.Namespace) -> int:
+def jobs(workspace: Workspace, args: argparse.Namespace) -> int:
     """One of the actions on one job, or the list of all."""
     supervisor = Supervisor(workspace)
-    if given.action == "list":
-        _list(supervisor, given.json)
+    if args.action == "list":
+        _list(supervisor, args.json)
         return 0
-    if given.action == "queue":
-        return queue(supervisor, given.json)
-    if given.job is None:
-        raise StudioError(f"Which job is to be used for `jobs {given.action}`?", "Give its id; `jobs list` has all.")
-    _, folder = supervisor.find(given.job)
-    if given.action in ("up", "down"):
-        supervisor.move(folder.id, -1 if given.action == "up" else 1)
-        return queue(supervisor, given.json)
+    if args.action == "queue":
+        return queue(supervisor, args.json)
+    if args.job is None:
+        raise StudioError(f"Which job is to be used for `jobs {args.action}`?", "Give its id; `jobs list` has all.")
+    _, folder = supervisor.find(args.job)
+    if args.action in ("up", "down"):
+        supervisor.move(folder.id, -1 if args.action == "up" else 1)
+        return queue(supervisor, args.json)
     if isinstance(folder, RunFolder):
-        return act_on_run(workspace, supervisor, folder, given.action, given.json, sure=given.yes)
-    return act(supervisor, folder.id, given.action, given.json, sure=given.yes)
+        return act_on_run(workspace, supervisor, folder, args.action, args.json, sure=args.yes)
+    return act(supervisor, folder.id, args.action, args.json, sure=args.yes)
 
 
 def _list(supervisor: Supervisor, as_json: bool) -> None:

@@ -188,7 +188,7 @@ def follow(supervisor: Supervisor, job_id: str, telling: Telling, *, leaves: boo
 
 
 def _follow(supervisor: Supervisor, job_id: str, telling: Telling, leaves: bool) -> RunState:
-    said, phase, interrupted, noted, waits_for = 0.0, "", 0, 0, ""
+    last_output, phase, interrupted, noted, waits_for = 0.0, "", 0, 0, ""
     while True:
         try:
             state = supervisor.state(job_id)
@@ -203,10 +203,10 @@ def _follow(supervisor: Supervisor, job_id: str, telling: Telling, leaves: bool)
                 phase, words = state.phase, telling.phases.get(state.phase, "")
                 if words:
                     say(words)
-                said = time.monotonic() if words else 0.0
+                last_output = time.monotonic() if words else 0.0
             line = telling.progress(state) if state.state != "queued" else ""
-            if line and time.monotonic() - said >= SAY_SECONDS:
-                said = time.monotonic()
+            if line and time.monotonic() - last_output >= SAY_SECONDS:
+                last_output = time.monotonic()
                 say(f"  {line}")
             time.sleep(LOOK_SECONDS)
         except KeyboardInterrupt:
@@ -220,11 +220,11 @@ def _follow(supervisor: Supervisor, job_id: str, telling: Telling, leaves: bool)
                 supervisor.cancel(job_id)
 
 
-def tell_waiting(supervisor: Supervisor, told: str) -> str:
+def tell_waiting(supervisor: Supervisor, last_holder: str) -> str:
     """Says once which job holds the device, and which one after it; gives the one that was told."""
     holder = supervisor.busy()
-    if holder is None or holder == told:
-        return told
+    if holder is None or holder == last_holder:
+        return last_holder
     kind = next((job.kind for job in supervisor.working() if job.id == holder), TRAIN.name)
     say(f"Waits in the queue: {KINDS[kind].noun} {holder} holds the device.")
     return holder

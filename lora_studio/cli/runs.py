@@ -43,12 +43,12 @@ def act_on_results(
 
 def list_runs(workspace: Workspace, supervisor: Supervisor, as_json: bool) -> None:
     """Every run with its key numbers, newest first."""
-    found = [(overview(workspace.run(state.id), state), state) for state in supervisor.runs()]
-    sizes = {run.id: bytes_in(workspace.run(run.id).path) for run, _ in found}
+    overviews = [(overview(workspace.run(state.id), state), state) for state in supervisor.runs()]
+    sizes = {run.id: bytes_in(workspace.run(run.id).path) for run, _ in overviews}
     if as_json:
-        print_json({"runs": [run.row() | {"bytes": sizes[run.id]} for run, _ in found]})
+        print_json({"runs": [run.row() | {"bytes": sizes[run.id]} for run, _ in overviews]})
         return
-    if not found:
+    if not overviews:
         say("There are no runs yet. `python -m lora_studio train demo` makes one.")
         return
     rows = [
@@ -64,23 +64,23 @@ def list_runs(workspace: Workspace, supervisor: Supervisor, as_json: bool) -> No
             age(run.created),
             ", ".join(run.labels.tags),
         )
-        for run, _ in found
+        for run, _ in overviews
     ]
     print(table(HEAD, rows))
-    for run, _ in found:
+    for run, _ in overviews:
         if run.damaged:
             say(f"note: {' and '.join(run.damaged)} of {run.id} can't be read: damaged.")
 
 
 def what_came_out(run: RunFolder, state: RunState) -> list[str]:
     """Lines on a run's labels, its adapter beside the base, and its checkpoints."""
-    seen = overview(run, state)
+    summary = overview(run, state)
     lines = []
-    if seen.labels.tags:
-        lines.append(f"tags        {', '.join(seen.labels.tags)}")
-    if seen.labels.note:
-        lines.append(f"note        {seen.labels.note}")
-    if measured := seen.result.get("difference"):
+    if summary.labels.tags:
+        lines.append(f"tags        {', '.join(summary.labels.tags)}")
+    if summary.labels.note:
+        lines.append(f"note        {summary.labels.note}")
+    if measured := summary.result.get("difference"):
         lines.append(f"adapter     {measured['sentence']} {measured['rows_sentence']}")
     for item in reversed(checkpoints(run, state)):
         loss = "not measured" if item.loss is None else f"validation loss {item.loss:.4f}"
@@ -96,17 +96,23 @@ def facts_of(run: RunFolder, state: RunState) -> dict[str, Any]:
     }
 
 
-def _compare(workspace: Workspace, supervisor: Supervisor, wanted: Sequence[str], as_json: bool) -> None:
-    runs = [workspace.run(name) for name in wanted]
+def _compare(workspace: Workspace, supervisor: Supervisor, names: Sequence[str], as_json: bool) -> None:
+    runs = [workspace.run(name) for name in names]
     if len({run.id for run in runs}) < 2:
         raise StudioError("Two runs at least are compared.", "Name them: `python -m lora_studio runs compare RUN RUN`.")
-    seen = [(overview(run, state), state) for run in runs for state in [supervisor.state(run.id)]]
-    settings, outcome = differences([parse(read_yaml(run.config)) for run in runs]), results(seen)
+    overviews = [(overview(run, state), state) for run in runs for state in [supervisor.state(run.id)]]
+    settings, outcome = differences([parse(read_yaml(run.config)) for run in runs]), results(overviews)
     if as_json:
-        named = [{"path": item.path, "title": item.title, "values": item.values} for item in settings]
-        print_json({"runs": [run.id for run in runs], "settings": named, "results": [asdict(item) for item in outcome]})
+        changed_settings = [{"path": item.path, "title": item.title, "values": item.values} for item in settings]
+        print_json(
+            {
+                "runs": [run.id for run in runs],
+                "settings": changed_settings,
+                "results": [asdict(item) for item in outcome],
+            }
+        )
         return
-    head = ("", *(run.title for run, _ in seen))
+    head = ("", *(run.title for run, _ in overviews))
     print(table(head, [(item.name, *(_with_unit(value, item.unit) for value in item.values)) for item in outcome]))
     print()
     print(table(head, [(item.path, *map(_shown, item.values)) for item in settings]) if settings else "Same settings.")

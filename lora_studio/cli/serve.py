@@ -14,12 +14,12 @@ from lora_studio.workspace import Workspace
 _OPEN_WITHIN_SECONDS = 30.0
 
 
-def serve(workspace: Workspace, given: argparse.Namespace) -> int:
+def serve(workspace: Workspace, args: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C."""
-    how = from_flags(given)
+    how = from_flags(args)
     from lora_studio.ui.app import launch
 
-    if given.open:
+    if args.open:
         threading.Thread(target=_open_when_up, args=(how,), daemon=True).start()
     say(f"Workspace: {workspace.root}")
     launch(workspace, how)

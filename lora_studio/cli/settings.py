@@ -30,11 +30,11 @@ def add_section(parser: argparse.ArgumentParser, section: str) -> None:
 def add_sections(parser: argparse.ArgumentParser, sections: Mapping[str, type[Section]]) -> None:
     """A flag for each setting of several sections, by its name: --max-shard-size 2GB; one that several have is one."""
     group = parser.add_argument_group("settings")
-    known: dict[str, tuple[Setting, list[str]]] = {}
+    flags: dict[str, tuple[Setting, list[str]]] = {}
     for name, section in sections.items():
         for setting in described(section):
-            known.setdefault(setting.path, (setting, []))[1].append(name)
-    for setting, names in known.values():
+            flags.setdefault(setting.path, (setting, []))[1].append(name)
+    for setting, names in flags.values():
         about = replace(setting, description=f"{', '.join(names)}: {setting.description}")
         _add(group, about, "--" + setting.path.replace("_", "-"))
 
@@ -51,24 +51,24 @@ def _add(group: argparse._ArgumentGroup, setting: Setting, flag: str) -> None:
     )
 
 
-def overrides(given: argparse.Namespace, unknown: list[str] | None = None) -> dict[str, Any]:
+def overrides(args: argparse.Namespace, unknown: list[str] | None = None) -> dict[str, Any]:
     """The settings given as flags, by path.
 
     Flags that argparse does not know are taken as settings too, so that the schema's check can say what was meant, with
     all other problems.
     """
     optional = {setting.path for setting in settings() if setting.optional}
-    found = {
+    values = {
         name.removeprefix(_PREFIX): value
-        for name, value in vars(given).items()
+        for name, value in vars(args).items()
         if name.startswith(_PREFIX) and value is not None
     }
-    found |= _unknown_flags(list(unknown or []))
-    return {path: None if path in optional and value in ("none", "") else value for path, value in found.items()}
+    values |= _unknown_flags(list(unknown or []))
+    return {path: None if path in optional and value in ("none", "") else value for path, value in values.items()}
 
 
 def _unknown_flags(words: list[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     while words:
         word = words.pop(0)
         name, equals, value = word.partition("=")
@@ -78,5 +78,5 @@ def _unknown_flags(words: list[str]) -> dict[str, str]:
             )
         if not equals:
             value = words.pop(0) if words and not words[0].startswith("--") else ""
-        found[name.removeprefix("--")] = value
-    return found
+        values[name.removeprefix("--")] = value
+    return values

@@ -42,9 +42,9 @@ from lora_studio.workspace import RunFolder, Workspace
 SIGNS = {"ok": "ok", "note": "note", "ask": "to decide", "failed": "FAILED"}
 
 
-def estimate(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -> int:
+def estimate(workspace: Workspace, args: argparse.Namespace, unknown: list[str]) -> int:
     """Memory by part against the machine's, the trained share, and the changes that would save most."""
-    config = resolve(given.config, overrides(given, unknown), workspace)
+    config = resolve(args.config, overrides(args, unknown), workspace)
     config = continued(config, workspace)
     numbers = read_config(config.model.name, config.model.revision)
     if numbers is None:
@@ -55,36 +55,36 @@ def estimate(workspace: Workspace, given: argparse.Namespace, unknown: list[str]
     model, trainable = architecture(numbers), None
     if model is None or not model.exact:
         with Session(workspace.logs_folder / "estimate.log") as child:
-            seen = look_at_model(config, child)
-        if isinstance(seen, StudioError):
-            raise seen
-        model, trainable = architecture(numbers), (seen or {}).get("trainable")
+            analysis = look_at_model(config, child)
+        if isinstance(analysis, StudioError):
+            raise analysis
+        model, trainable = architecture(numbers), (analysis or {}).get("trainable")
     if model is None:
         raise StudioError(
             f"The size of {config.model.name} is not known: its config.json has not the numbers of a language model.",
             "Name a causal language model.",
         )
     here = devices()[0]
-    device = given.device or here.kind
-    available = round(given.memory * GIB) if given.memory else here.memory_free
-    chosen = settled(config, model, device, available)
-    found, changes = estimate_of(chosen, model, device), best_changes(chosen, model, device)
-    found = replace(found, trainable=found.trainable if trainable is None else trainable)
-    said, assumed = verdict(found.total, available), {"assumed_tokens": config.data.max_length}
-    if given.json:
+    device = args.device or here.kind
+    available = round(args.memory * GIB) if args.memory else here.memory_free
+    effective = settled(config, model, device, available)
+    result, changes = estimate_of(effective, model, device), best_changes(effective, model, device)
+    result = replace(result, trainable=result.trainable if trainable is None else trainable)
+    words, assumed = verdict(result.total, available), {"assumed_tokens": config.data.max_length}
+    if args.json:
         listed = [{**asdict(change), "settings": dict(change.settings)} for change in changes]
-        print_json({**found.to_dict(), "available": available, "verdict": said, "changes": listed, **assumed})
+        print_json({**result.to_dict(), "available": available, "verdict": words, "changes": listed, **assumed})
         return 0
-    rows = [(PARTS[key][0], f"{octets / GIB:.2f}") for key, octets in found.parts.items()]
-    print(table(("part", "GiB"), [*rows, ("all", f"{found.total / GIB:.2f}")]))
-    print(f"\n{said[:1].upper() + said[1:]}: {found.total / GIB:.2f} GiB of {available / GIB:.2f} GiB ({device}).")
-    print(f"Trained: {found.trainable:,} of {found.parameters:,} parameters, {100 * found.share:.2f} %.")
-    print(f"Gradient checkpointing is {'on' if found.gradient_checkpointing else 'off'}.")
+    rows = [(PARTS[key][0], f"{octets / GIB:.2f}") for key, octets in result.parts.items()]
+    print(table(("part", "GiB"), [*rows, ("all", f"{result.total / GIB:.2f}")]))
+    print(f"\n{words[:1].upper() + words[1:]}: {result.total / GIB:.2f} GiB of {available / GIB:.2f} GiB ({device}).")
+    print(f"Trained: {result.trainable:,} of {result.parameters:,} parameters, {100 * result.share:.2f} %.")
+    print(f"Gradient checkpointing is {'on' if result.gradient_checkpointing else 'off'}.")
     print(
         f"Every row is taken to have data.max_length tokens, {config.data.max_length:,}; shorter rows need less. "
         "`inspect DATA` tells how long yours are."
     )
-    if not found.exact:
+    if not result.exact:
         print(f"A rough estimate: {ROUGH}.")
     for change in changes:
         print(f"{change.title} saves {change.saves / GIB:.2f} GiB: {change.flags}")
@@ -141,28 +141,28 @@ _PHASE_WORDS = {
 }
 
 
-def train(workspace: Workspace, given: argparse.Namespace, unknown: list[str]) -> int:
+def train(workspace: Workspace, args: argparse.Namespace, unknown: list[str]) -> int:
     """Trains or resumes a run; 0 done, 1 failed, 2 wrong input, 130 stopped."""
     supervisor = Supervisor(workspace)
-    settings = overrides(given, unknown)
-    if given.resume is None:
-        if given.extra_epochs:
+    settings = overrides(args, unknown)
+    if args.resume is None:
+        if args.extra_epochs:
             raise StudioError("Extra epochs are for a run that goes on.", "Name it with --resume RUN.")
-        if given.other_rows:
+        if args.other_rows:
             raise StudioError("--other-rows is for a run that goes on.", "Name it with --resume RUN.")
-        config = resolve(given.config, settings, workspace)
-        if not given.skip_preflight:
+        config = resolve(args.config, settings, workspace)
+        if not args.skip_preflight:
             agree(check_first(config, workspace, busy=bool(supervisor.busy())))
         run_id = supervisor.launch(config)
-    elif given.config is None and not settings:
-        run_id = workspace.run(given.resume).id
-        supervisor.resume(run_id, given.extra_epochs, other_rows=given.other_rows)
+    elif args.config is None and not settings:
+        run_id = workspace.run(args.resume).id
+        supervisor.resume(run_id, args.extra_epochs, other_rows=args.other_rows)
     else:
         raise StudioError(
             "A resumed run keeps its settings.",
             "Leave the config and the settings out; for new ones start a run with --model.adapter_name_or_path RUN.",
         )
-    return follow_to_end(supervisor, workspace.run(run_id), given.json)
+    return follow_to_end(supervisor, workspace.run(run_id), args.json)
 
 
 def follow_to_end(supervisor: Supervisor, run: RunFolder, as_json: bool, *, leaves: bool = False) -> int:
@@ -187,15 +187,15 @@ def follow_to_end(supervisor: Supervisor, run: RunFolder, as_json: bool, *, leav
 
 def _wait(supervisor: Supervisor, run: RunFolder, narrator: "Narrator", leaves: bool) -> RunState:
     heeded = 0
-    with nullcontext(list[int]()) if leaves else _interrupts() as asked:
+    with nullcontext(list[int]()) if leaves else _interrupts() as interrupts:
         while not (state := supervisor.state(run.id)).final:
             narrator.tell(state)
-            if heeded == 0 and asked:
+            if heeded == 0 and interrupts:
                 say("Stopping: the step ends, then the run is saved. Ctrl-C again ends it at once.")
                 supervisor.stop(run.id)
-            elif len(asked) > heeded:
+            elif len(interrupts) > heeded:
                 supervisor.cancel(run.id)
-            heeded = min(len(asked), heeded + 1)
+            heeded = min(len(interrupts), heeded + 1)
             time.sleep(_LOOK_SECONDS)
         narrator.tell(state)
         _wait_for_exit(supervisor, run)

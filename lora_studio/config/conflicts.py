@@ -27,12 +27,12 @@ class Problem:
 
     path: str
     message: str
-    found: Any = None
+    value: Any = None
 
     def __str__(self) -> str:
-        shown = repr(self.found)
-        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
-        return f"{self.path}: {self.message}" + ("" if self.found is None else f" (found {shown})")
+        text = repr(self.value)
+        text = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+        return f"{self.path}: {self.message}" + ("" if self.value is None else f" (found {text})")
 
 
 def contradictions(config: Config) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-LONGEST_TEXT = 4000
+MAX_TEXT = 4000
 
 
 """Characters of a setting that says nothing else: room for any path, and for a list of names."""
@@ -61,35 +61,35 @@ class Section(BaseModel):
     """What all sections share: unknown names are errors, numbers are finite, values never change after the check."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), str_max_length=LONGEST_TEXT
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), str_max_length=MAX_TEXT
     )
 
 
-MOST_VALUES = 100_000
+MAX_VALUES = 100_000
 
 
-MOST_CHARACTERS = 1_000_000
+MAX_CHARACTERS = 1_000_000
 
 
 def load(text: str) -> Any:
     """The values. Raises `yaml.YAMLError` for text that is no YAML, or that stands for too much."""
-    if len(text) > MOST_CHARACTERS:
-        raise yaml.YAMLError(f"it is longer than {MOST_CHARACTERS:,} characters, which no settings need")
+    if len(text) > MAX_CHARACTERS:
+        raise yaml.YAMLError(f"it is longer than {MAX_CHARACTERS:,} characters, which no settings need")
     try:
-        found = yaml.safe_load(text)
+        values = yaml.safe_load(text)
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
-    _check_size(found)
-    return found
+    _check_size(values)
+    return values
 
 
-def _check_size(found: Any) -> None:
+def _check_size(values: Any) -> None:
     """Counts what is there when every alias is followed; one that holds itself never ends."""
-    left, waiting = MOST_VALUES, [found]
+    remaining, waiting = MAX_VALUES, [values]
     while waiting:
         value = waiting.pop()
         inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-        left -= 1 + len(inner)
-        if left < 0:
-            raise yaml.YAMLError(f"it stands for more than {MOST_VALUES:,} values")
+        remaining -= 1 + len(inner)
+        if remaining < 0:
+            raise yaml.YAMLError(f"it stands for more than {MAX_VALUES:,} values")
         waiting.extend(inner)

@@ -259,8 +259,8 @@ def meant(path: str, value: Any = None) -> Meant:
     if leaf in AS_VALUES:
         off = value is None or str(value).lower() in ("false", "no", "off", "disabled", "none")
         return Meant(why="it is off") if off else Meant(*AS_VALUES[leaf])
-    if named := OTHER_NAMES.get(path) or OTHER_NAMES.get(leaf):
-        return Meant(named)
+    if other_name := OTHER_NAMES.get(path) or OTHER_NAMES.get(leaf):
+        return Meant(other_name)
     if leaf in NOT_HERE:
         return Meant(why=NOT_HERE[leaf])
     return Meant(_nearest(path, section, leaf))
@@ -268,14 +268,14 @@ def meant(path: str, value: Any = None) -> Meant:
 
 def _nearest(path: str, section: str, leaf: str) -> str:
     """The setting with that last name in another section, else the one whose name is most like it; "" for none."""
-    known = [setting.path for setting in settings()]
-    leaves = [name.rpartition(".")[2] for name in known]
+    paths = [setting.path for setting in settings()]
+    leaves = [name.rpartition(".")[2] for name in paths]
     near = [leaf] if leaf in leaves else difflib.get_close_matches(leaf, leaves, 1, _CLOSE)
-    if leaf not in leaves and (whole := difflib.get_close_matches(path, known, 1, _CLOSE)):
+    if leaf not in leaves and (whole := difflib.get_close_matches(path, paths, 1, _CLOSE)):
         return whole[0]
-    there = [name for name in known if near and name.rpartition(".")[2] == near[0]]
-    inside = [name for name in there if section and name.startswith(f"{section}.")]
-    return next(iter([*inside, *there]), "")
+    same_leaf = [name for name in paths if near and name.rpartition(".")[2] == near[0]]
+    inside = [name for name in same_leaf if section and name.startswith(f"{section}.")]
+    return next(iter([*inside, *same_leaf]), "")
 
 
 def plain_value(section: str, value: Any) -> str:

@@ -59,12 +59,12 @@ def parse(values: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
-        found: dict[str, Problem] = {}
+        by_path: dict[str, Problem] = {}
         for problem in map(_explain, error.errors(include_url=False)):
-            earlier = found.get(problem.path)
+            earlier = by_path.get(problem.path)
             both = f"{earlier.message}, or {problem.message}" if earlier else problem.message
-            found[problem.path] = Problem(problem.path, both, problem.found)
-        raise ConfigError(list(found.values())) from None
+            by_path[problem.path] = Problem(problem.path, both, problem.value)
+        raise ConfigError(list(by_path.values())) from None
     problems = list(contradictions(config))
     if problems:
         raise ConfigError(problems)
@@ -73,14 +73,14 @@ def parse(values: Mapping[str, Any]) -> Config:
 
 def _explain(item: Any) -> Problem:
     """A pydantic error in plain words; names that are none of ours get the one that is meant."""
-    known = [setting.path for setting in settings()]
+    paths = [setting.path for setting in settings()]
     location = [str(part) for part in item["loc"]]
     path = ".".join(location)
     if item["type"] == "extra_forbidden":
         return Problem(path, f"there is no such setting{meant(path, item['input']).words}", item["input"])
-    if item["type"].startswith("model_") and (named := plain_value(path, item["input"])):
-        return Problem(path, f"is a section: names with values below it; did you mean `{named}`?", item["input"])
-    while path not in known and len(location) > 1:
+    if item["type"].startswith("model_") and (suggestion := plain_value(path, item["input"])):
+        return Problem(path, f"is a section: names with values below it; did you mean `{suggestion}`?", item["input"])
+    while path not in paths and len(location) > 1:
         location.pop()
         path = ".".join(location)
     return Problem(path, plain_words(item), item["input"])
@@ -113,7 +113,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `StudioError` for a missing file, broken YAML or anything but a mapping."""
     try:
         with path.open(encoding="utf-8") as file:
-            values = fields.load(file.read(fields.MOST_CHARACTERS + 1))
+            values = fields.load(file.read(fields.MAX_CHARACTERS + 1))
     except FileNotFoundError:
         raise StudioError(f"There is no file {path}.", "Give the path of a YAML config.") from None
     except (IsADirectoryError, UnicodeDecodeError):

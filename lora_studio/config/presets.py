@@ -34,8 +34,8 @@ class Preset:
 def is_for_model(preset: Preset, model: str) -> bool:
     """Whether a preset's settings suit a model: those for the built-in one, of 2.5 M parameters, suit no other."""
     section = preset.values().get("model")
-    named = section.get("name") if isinstance(section, Mapping) else None
-    return named != DEMO_MODEL or model == DEMO_MODEL
+    model_name = section.get("name") if isinstance(section, Mapping) else None
+    return model_name != DEMO_MODEL or model == DEMO_MODEL
 
 
 class NameTakenError(StudioError):
@@ -61,11 +61,11 @@ def _shipped() -> Mapping[str, Preset]:
 
 
 def _presets_in(folder: Path) -> dict[str, Preset]:
-    found = {}
+    by_name = {}
     for path in sorted(folder.glob("*.yaml")):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
-        found[path.stem] = Preset(path.stem, first.lstrip("# ").strip() if first.startswith("#") else "", path)
-    return found
+        by_name[path.stem] = Preset(path.stem, first.lstrip("# ").strip() if first.startswith("#") else "", path)
+    return by_name
 
 
 def resolve(
@@ -77,14 +77,14 @@ def resolve(
     """
     values: dict[str, Any] = {}
     if source is not None:
-        known = presets(workspace)
-        if source in known:
-            values = known[source].values()
+        available = presets(workspace)
+        if source in available:
+            values = available[source].values()
         elif Path(source).suffix in (".yaml", ".yml") or os.path.isfile(source):
             values = read_yaml(Path(source))
         else:
             raise StudioError(
-                f"{source!r} is neither a preset nor a YAML file.", f"Presets are: {', '.join(sorted(known))}."
+                f"{source!r} is neither a preset nor a YAML file.", f"Presets are: {', '.join(sorted(available))}."
             )
     try:
         return parse(merge(values, nest(overrides or {})))
@@ -96,7 +96,9 @@ def resolve(
 
 def own_presets(workspace: Workspace) -> dict[str, Preset]:
     """The presets that were saved in the workspace, by name."""
-    return {name: one for name, one in presets(workspace).items() if one.path.parent == workspace.presets_folder}
+    return {
+        name: preset for name, preset in presets(workspace).items() if preset.path.parent == workspace.presets_folder
+    }
 
 
 def save_preset(workspace: Workspace, name: str, config: Config, about: str = "", *, replace: bool = False) -> Preset:
@@ -108,13 +110,13 @@ def save_preset(workspace: Workspace, name: str, config: Config, about: str = ""
         raise StudioError("The preset has no name.", "Give it a short one, such as my-support-bot.")
     check_length("The preset's name", name, LINE)
     check_length("What it is for", about, LINE)
-    default, chosen = Config().model_dump(), config.model_copy(update={"title": ""}).model_dump()
+    default, values = Config().model_dump(), config.model_copy(update={"title": ""}).model_dump()
     path = workspace.presets_folder / f"{safe_name(f'{name.strip()}.yaml', 'preset.yaml')}"
     if path.stem in presets():
         raise StudioError(f"A preset {path.stem} comes with the studio.", "Choose another name.")
     if path.exists() and not replace:
         raise NameTakenError(f"There is a preset {path.stem} already.", "Replace it, or choose another name.")
-    text = yaml.safe_dump(_difference(default, chosen), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(_difference(default, values), sort_keys=False, allow_unicode=True)
     workspace.check_growth(len(text))
     write_atomically(path, f"# {' '.join(about.split()) or name}\n{text}")
     return Preset(path.stem, about, path)
@@ -128,9 +130,9 @@ def delete_preset(workspace: Workspace, name: str) -> None:
     own[name].path.unlink()
 
 
-def _difference(default: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+def _difference(default: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for name, value in chosen.items():
+    for name, value in values.items():
         if isinstance(value, Mapping):
             inner = _difference(default[name], value)
             if inner:

@@ -41,13 +41,13 @@ class Setting:
 @cache
 def settings() -> tuple[Setting, ...]:
     """Every setting in the order of the schema, which does not change while a process lives."""
-    found: list[Setting] = []
+    entries: list[Setting] = []
     for name, info in Config.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-            found += described(info.annotation, f"{name}.")
+            entries += described(info.annotation, f"{name}.")
         else:
-            found.append(_describe(name, info))
-    return tuple(found)
+            entries.append(_describe(name, info))
+    return tuple(entries)
 
 
 @cache
@@ -74,20 +74,20 @@ def _describe(path: str, info: FieldInfo) -> Setting:
     lowest = bounds[Ge].ge if Ge in bounds else bounds[Gt].gt if Gt in bounds else None
     highest = bounds[Le].le if Le in bounds else bounds[Lt].lt if Lt in bounds else None
     extra = info.json_schema_extra
-    known: dict[str, Any] = extra if isinstance(extra, dict) else {"basic": False, "group": "", "names": {}}
+    details: dict[str, Any] = extra if isinstance(extra, dict) else {"basic": False, "group": "", "names": {}}
     return Setting(
         path=path,
         kind=kind,
         default=info.default,
         title=info.title or path,
         description=info.description or "",
-        basic=known["basic"],
-        group=known["group"],
+        basic=details["basic"],
+        group=details["group"],
         choices=tuple(choices),
         optional=optional,
         minimum=lowest,
         maximum=highest,
-        names=known["names"],
+        names=details["names"],
     )
 
 

@@ -23,7 +23,7 @@ from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapters import named_adapter, read_card
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
 
-MOST_ADAPTERS = 3
+MAX_ADAPTERS = 3
 
 
 BASE, ADAPTER = "base", "adapter"
@@ -133,18 +133,18 @@ def make_request(
     stands for its held-out file. Raises `StudioError` for what can't be evaluated.
     """
     names = list(dict.fromkeys(adapters))
-    if not 1 <= len(names) <= MOST_ADAPTERS:
+    if not 1 <= len(names) <= MAX_ADAPTERS:
         raise StudioError(
-            f"{len(names)} adapters are chosen.", f"Choose one to {MOST_ADAPTERS}: they answer together with the base."
+            f"{len(names)} adapters are chosen.", f"Choose one to {MAX_ADAPTERS}: they answer together with the base."
         )
     workspace.check_path(data)
     columns = [_column(workspace, name, number) for number, name in enumerate(names, 1)]
     own = _config_of(workspace, columns[0])
-    chosen, origin = parse({"evaluation": {"labels": labels}}).evaluation.label_names, "they were named"
-    if not chosen:
-        chosen, origin = own.evaluation.label_names, "the run was measured with them (evaluation.labels)"
-    given = parse({"data": {"mapping": mapping, "encoding": encoding}}).data
-    reading, reading_from = given.mapping, NAMED
+    label_names, origin = parse({"evaluation": {"labels": labels}}).evaluation.label_names, "they were named"
+    if not label_names:
+        label_names, origin = own.evaluation.label_names, "the run was measured with them (evaluation.labels)"
+    columns_of_file = parse({"data": {"mapping": mapping, "encoding": encoding}}).data
+    reading, reading_from = columns_of_file.mapping, NAMED
     if not reading:
         reading, reading_from = own.data.mapping, OF_RUN
     path = Path(data).expanduser()
@@ -154,13 +154,13 @@ def make_request(
         title=f"{columns[0].title} on {shipped.title if shipped else path.name}",
         data=where,
         columns=tuple([Column(BASE, "Base")] * compare + columns),
-        labels=chosen,
-        labels_from=origin if chosen else "",
+        labels=label_names,
+        labels_from=origin if label_names else "",
         measuring=checked(measuring or {}),
         generation=parse({"generation": dict(generation or {})}).generation,
         mapping=reading or None,
         mapping_from=reading_from if reading else "",
-        encoding=given.encoding or own.data.encoding,
+        encoding=columns_of_file.encoding or own.data.encoding,
     )
 
 
@@ -174,8 +174,8 @@ def checked(values: Mapping[str, Any]) -> Measuring:
 
 
 def _column(workspace: Workspace, name: str, number: int) -> Column:
-    found = named_adapter(workspace, name)
-    return Column(ADAPTER if number == 1 else f"{ADAPTER}{number}", found.title, str(found.folder), found.run)
+    adapter = named_adapter(workspace, name)
+    return Column(ADAPTER if number == 1 else f"{ADAPTER}{number}", adapter.title, str(adapter.folder), adapter.run)
 
 
 def _config_of(workspace: Workspace, column: Column) -> Config:
@@ -221,7 +221,7 @@ PROMPT_TOKENS = 512
 """Tokens of a test file's row that are reckoned with before its answer."""
 
 
-def start(supervisor: Supervisor, request: Request, *, beside: bool = False) -> str:
+def start(supervisor: Supervisor, request: Request, *, at_once: bool = False) -> str:
     """Makes the evaluation's folder and starts its worker, or queues it while another job holds the device; its id.
 
     With `beside` it begins at once: whoever asks for that has looked whether the memory will do (`memory_for`).
@@ -230,22 +230,23 @@ def start(supervisor: Supervisor, request: Request, *, beside: bool = False) -> 
     most = workspace.test_rows(request.measuring.max_samples)
     workspace.check_request({"settings": request.generation.model_dump()})
     request = replace(request, measuring=request.measuring.model_copy(update={"max_samples": most}))
-    return supervisor.submit(EVALUATE, partial(create, workspace, request), beside=beside)
+    return supervisor.submit(EVALUATE, partial(create, workspace, request), beside=at_once)
 
 
 def memory_for(request: Request) -> Verdict:
     """Whether an evaluation fits beside what is in memory now."""
     card = read_card(Path(request.adapters[0].folder))
-    each = PROMPT_TOKENS + request.generation.max_new_tokens
-    tokens = request.measuring.batch_size * len(request.columns) * each
+    row_tokens = PROMPT_TOKENS + request.generation.max_new_tokens
+    tokens = request.measuring.batch_size * len(request.columns) * row_tokens
     folders = [Path(column.folder) for column in request.adapters]
     return verdict(card.base, card.revision, card.quantization, folders, tokens)
 
 
-def check_beside(found: Verdict) -> None:
+def check_beside(memory: Verdict) -> None:
     """Raises `StudioError` where the memory will not do for a job beside what works."""
-    if found.need is not None and not found.fits:
+    if memory.need is not None and not memory.fits:
         raise StudioError(
-            f"It needs about {found.need / 1e9:.1f} GB, and {found.free / 1e9:.1f} GB are free beside what works now.",
+            f"It needs about {memory.need / 1e9:.1f} GB, and {memory.free / 1e9:.1f} GB are free beside what works "
+            "now.",
             "Let it wait in the queue: it begins when the device is free.",
         )

@@ -58,17 +58,17 @@ class _Known:
 
 def model_card(adapter: Path, run: RunFolder | None, subject: Subject) -> str:
     """The card's text for an adapter's folder and the run that trained it, where there is one."""
-    known = _known(adapter, run)
+    source = _known(adapter, run)
     sections = [
-        *_opening(known, subject),
-        *_results(known),
-        *_usage(known, subject),
-        *_data(known, subject),
-        *_settings(known),
-        *_curves(known),
-        *_versions(known),
+        *_opening(source, subject),
+        *_results(source),
+        *_usage(source, subject),
+        *_data(source, subject),
+        *_settings(source),
+        *_curves(source),
+        *_versions(source),
     ]
-    return f"---\n{_front_matter(known, subject)}---\n\n" + "\n".join(sections).rstrip() + "\n"
+    return f"---\n{_front_matter(source, subject)}---\n\n" + "\n".join(sections).rstrip() + "\n"
 
 
 def _known(adapter: Path, run: RunFolder | None) -> _Known:
@@ -81,15 +81,15 @@ def _known(adapter: Path, run: RunFolder | None) -> _Known:
     return _Known(settings, card, config, state, run.read_result() if step is None else {}, run.read_facts(), step)
 
 
-def _front_matter(known: _Known, subject: Subject) -> str:
+def _front_matter(source: _Known, subject: Subject) -> str:
     values: dict[str, Any] = {"license": subject.license.strip() or "unknown"}
     if _HUB_NAME.fullmatch(subject.base):
         values["base_model"] = subject.base
         values["base_model_relation"] = "finetune" if subject.merged else "adapter"
     if subject.hub_data:
         values["datasets"] = [subject.hub_data]
-    method = known.config.training.method if known.config else ""
-    quantized = known.card.get("quantization", "none") != "none"
+    method = source.config.training.method if source.config else ""
+    quantized = source.card.get("quantization", "none") != "none"
     values |= {
         "library_name": "transformers" if subject.merged else "peft",
         "pipeline_tag": "text-generation",
@@ -98,23 +98,23 @@ def _front_matter(known: _Known, subject: Subject) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _opening(known: _Known, subject: Subject) -> list[str]:
-    what = "Base and adapter as one model" if subject.merged else "A LoRA adapter"
+def _opening(source: _Known, subject: Subject) -> list[str]:
+    kind = "Base and adapter as one model" if subject.merged else "A LoRA adapter"
     base = "the small model that comes with it" if subject.base == DEMO_MODEL else code(subject.base)
-    revision = known.card.get("revision")
+    revision = source.card.get("revision")
     at = f" at revision {code(str(revision))}" if revision else ""
-    of = f" It is the checkpoint of step {known.step:,}." if known.step is not None else ""
-    further = " It was trained further from an earlier adapter." if known.card.get("continued_from") else ""
+    of = f" It is the checkpoint of step {source.step:,}." if source.step is not None else ""
+    further = " It was trained further from an earlier adapter." if source.card.get("continued_from") else ""
     return [
         f"# {plain(subject.title) or 'Adapter'}",
         "",
-        f"{what}, trained with LoRA Studio on {base}{at}.{of}{further} The base's licence applies to it as well.",
+        f"{kind}, trained with LoRA Studio on {base}{at}.{of}{further} The base's licence applies to it as well.",
         "",
     ]
 
 
-def _results(known: _Known) -> list[str]:
-    measured, metrics = known.result.get("difference"), known.result.get("eval_metrics") or {}
+def _results(source: _Known) -> list[str]:
+    measured, metrics = source.result.get("difference"), source.result.get("eval_metrics") or {}
     lines = []
     if measured:
         rows = [
@@ -126,21 +126,21 @@ def _results(known: _Known) -> list[str]:
     if metrics:
         rows_of = [(plain(name.replace("_", " ")), metric(name, value)) for name, value in metrics.items()]
         lines += [*table(("on the validation rows", "adapter"), rows_of), ""]
-    at = next((item for item in known.state.evaluations if item.step == known.step), None)
+    at = next((item for item in source.state.evaluations if item.step == source.step), None)
     if at is not None:
         lines += [f"Validation loss at this step: {number(at.loss)} nats a token.", ""]
     return ["## Results", "", *(lines or ["It was not measured beside its base.", ""])]
 
 
-def _usage(known: _Known, subject: Subject) -> list[str]:
-    config = known.config
+def _usage(source: _Known, subject: Subject) -> list[str]:
+    config = source.config
     sampled = f"do_sample=True, temperature={config.generation.temperature}" if config else ""
     greedy = config is None or not config.generation.temperature
-    system = [{"role": "system", "content": known.card["system_prompt"]}] if known.card.get("system_prompt") else []
-    thinking = known.card.get("enable_thinking")
+    system = [{"role": "system", "content": source.card["system_prompt"]}] if source.card.get("system_prompt") else []
+    thinking = source.card.get("enable_thinking")
     program = "\n".join(
         [
-            *_loading(known, subject),
+            *_loading(source, subject),
             "",
             "messages = [",
             *(f"    {message!r}," for message in [*system, {"role": "user", "content": "Hello!"}]),
@@ -170,10 +170,10 @@ def _usage(known: _Known, subject: Subject) -> list[str]:
     ]
 
 
-def _loading(known: _Known, subject: Subject) -> list[str]:
+def _loading(source: _Known, subject: Subject) -> list[str]:
     """The lines that load tokenizer and model."""
     here = subject.repo or _SELF
-    revision = known.card.get("revision")
+    revision = source.card.get("revision")
     if subject.merged:
         return [
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -193,8 +193,8 @@ def _loading(known: _Known, subject: Subject) -> list[str]:
     ]
 
 
-def _data(known: _Known, subject: Subject) -> list[str]:
-    config, data = known.config, known.state.data
+def _data(source: _Known, subject: Subject) -> list[str]:
+    config, data = source.config, source.state.data
     if config is None:
         return []
     rows: list[tuple[str, Any]] = [("training data", _data_name(config.data.train_file, subject.hub_data))]
@@ -216,14 +216,14 @@ def _data_name(name: str, hub_data: str) -> str:
     return f"{plain(shipped.title)}, which comes with LoRA Studio" if shipped else code(Path(name).name)
 
 
-def _settings(known: _Known) -> list[str]:
-    adapter, config = known.settings, known.config
+def _settings(source: _Known) -> list[str]:
+    adapter, config = source.settings, source.config
     variants = [name for name, key in (("rsLoRA", "use_rslora"), ("DoRA", "use_dora")) if adapter.get(key)]
     rows: list[tuple[str, Any]] = [
         ("rank (r), alpha", plain(f"{adapter.get('r')}, {adapter.get('lora_alpha')}")),
         ("modules", code(_modules(adapter.get("target_modules")))),
         *[("variants", ", ".join(variants))] * bool(variants),
-        ("base's weights while training", _precision(known)),
+        ("base's weights while training", _precision(source)),
     ]
     if config is not None:
         training = config.training
@@ -233,8 +233,8 @@ def _settings(known: _Known) -> list[str]:
             ("dropout", config.lora.lora_dropout),
             ("learning rate, schedule", plain(f"{training.learning_rate:g}, {training.lr_scheduler_type}")),
             ("effective batch", f"{at_once * accumulated} rows ({at_once} × {accumulated})"),
-            ("epochs", f"{known.state.epoch:.2f}" if known.state.epoch else f"{training.num_train_epochs:g}"),
-            ("steps", f"{known.step if known.step is not None else known.state.step:,}"),
+            ("epochs", f"{source.state.epoch:.2f}" if source.state.epoch else f"{training.num_train_epochs:g}"),
+            ("steps", f"{source.step if source.step is not None else source.state.step:,}"),
             ("longest row", f"{config.data.max_length:,} tokens"),
             ("packing", "yes" if training.packing else "no"),
             ("optimizer, weight decay", plain(f"{training.optim}, {training.weight_decay:g}")),
@@ -243,41 +243,41 @@ def _settings(known: _Known) -> list[str]:
     return ["## Settings", "", *table(("", ""), rows), ""]
 
 
-def _modules(given: Any) -> str:
-    return ", ".join(sorted(map(str, given))) if isinstance(given, list) else str(given)
+def _modules(target_modules: Any) -> str:
+    return ", ".join(sorted(map(str, target_modules))) if isinstance(target_modules, list) else str(target_modules)
 
 
-def _precision(known: _Known) -> str:
-    quantization, dtype = known.card.get("quantization", "none"), known.card.get("dtype", "")
+def _precision(source: _Known) -> str:
+    quantization, dtype = source.card.get("quantization", "none"), source.card.get("dtype", "")
     return plain(dtype or "not known") if quantization == "none" else plain(f"{quantization}, computed in {dtype}")
 
 
-def _curves(known: _Known) -> list[str]:
+def _curves(source: _Known) -> list[str]:
     """The loss by step, as a table with bars: it shows wherever Markdown does, and can be read as numbers."""
-    last = known.step if known.step is not None else math.inf
-    steps = [item for item in known.state.steps if item.step <= last]
-    evaluations = {item.step: item for item in known.state.evaluations if item.step <= last}
+    last = source.step if source.step is not None else math.inf
+    steps = [item for item in source.state.steps if item.step <= last]
+    evaluations = {item.step: item for item in source.state.evaluations if item.step <= last}
     if not steps:
         return []
-    chosen = sorted({*_spread([item.step for item in steps]), *_spread(list(evaluations))})
-    rows = list(_curve(chosen, steps, evaluations))
+    selected = sorted({*_spread([item.step for item in steps]), *_spread(list(evaluations))})
+    rows = list(_curve(selected, steps, evaluations))
     head = ("step", "training loss", "validation loss", "training loss as a bar")
     return ["## Loss by step", "", *table(head, rows), ""]
 
 
 def _curve(
-    chosen: Sequence[int], steps: Sequence[StepLogged], evaluations: Mapping[int, Evaluated]
+    selected: Sequence[int], steps: Sequence[StepLogged], evaluations: Mapping[int, Evaluated]
 ) -> Iterator[tuple[str, str, str, str]]:
     """A row for each chosen step; training loss is the mean since the row before."""
     means, before = {}, 0
-    for step in chosen:
+    for step in selected:
         between = [item.loss for item in steps if before < item.step <= step]
         means[step], before = (sum(between) / len(between) if between else None), step
     highest = max((value for value in means.values() if value is not None and math.isfinite(value)), default=0.0)
-    for step in chosen:
+    for step in selected:
         mean, measured = means[step], evaluations.get(step)
-        shown = mean is not None and math.isfinite(mean) and highest > 0
-        bar = "█" * max(1, round(_BAR * mean / highest)) if shown and mean is not None else ""
+        has_bar = mean is not None and math.isfinite(mean) and highest > 0
+        bar = "█" * max(1, round(_BAR * mean / highest)) if has_bar and mean is not None else ""
         yield f"{step:,}", number(mean) if mean is not None else "", number(measured.loss) if measured else "", bar
 
 
@@ -287,7 +287,7 @@ def _spread(steps: Sequence[int]) -> list[int]:
     return [steps[(index + 1) * len(steps) // most - 1] for index in range(most)]
 
 
-def _versions(known: _Known) -> list[str]:
-    versions = known.facts.get("versions", {})
+def _versions(source: _Known) -> list[str]:
+    versions = source.facts.get("versions", {})
     words = ", ".join(f"{plain(name)} {plain(str(version))}" for name, version in versions.items())
     return ["## Versions", "", f"Trained with {words}.", ""] if words else []

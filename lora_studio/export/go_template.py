@@ -55,8 +55,8 @@ class _Field:
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "eq": lambda one, other: one == other,
-    "ne": lambda one, other: one != other,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
     "not": lambda value: not value,
     "and": lambda *values: next((value for value in values if not value), values[-1]),
     "or": lambda *values: next((value for value in values if value), values[-1]),
@@ -137,10 +137,10 @@ def _value(expression: Any, dot: Any, scopes: list[dict[str, Any]]) -> Any:
 
 
 def _variable(name: str, scopes: list[dict[str, Any]]) -> Any:
-    found = next((scope[name] for scope in reversed(scopes) if name in scope), None)
-    if found is None:
+    value = next((scope[name] for scope in reversed(scopes) if name in scope), None)
+    if value is None:
         raise GoTemplateError(f"there is no variable {name}")
-    return found
+    return value
 
 
 def _parse(source: str) -> list[Any]:
@@ -208,9 +208,9 @@ def _tokens(action: str) -> list[str]:
 
 
 def _expression(tokens: list[str]) -> Any:
-    value, rest = _terms(tokens)
-    if rest:
-        raise GoTemplateError(f"{rest[0]!r} is not known here")
+    value, remaining = _terms(tokens)
+    if remaining:
+        raise GoTemplateError(f"{remaining[0]!r} is not known here")
     return value
 
 
@@ -220,34 +220,34 @@ def _terms(tokens: list[str]) -> tuple[Any, list[str]]:
         raise GoTemplateError("a value is missing")
     if tokens[0] not in _FUNCTIONS:
         return _operand(tokens)
-    function, rest, arguments = tokens[0], tokens[1:], []
-    while rest and rest[0] != ")":
-        argument, rest = _operand(rest)
+    function, remaining, arguments = tokens[0], tokens[1:], []
+    while remaining and remaining[0] != ")":
+        argument, remaining = _operand(remaining)
         arguments.append(argument)
-    return _Call(function, arguments), rest
+    return _Call(function, arguments), remaining
 
 
 def _operand(tokens: list[str]) -> tuple[Any, list[str]]:
-    first, rest = tokens[0], tokens[1:]
+    first, remaining = tokens[0], tokens[1:]
     if first == "(":
-        value, rest = _terms(rest)
-        if rest[:1] != [")"]:
+        value, remaining = _terms(remaining)
+        if remaining[:1] != [")"]:
             raise GoTemplateError("a parenthesis is not closed")
-        return value, rest[1:]
+        return value, remaining[1:]
     if first.startswith('"'):
-        return _unquoted(first), rest
+        return _unquoted(first), remaining
     if first.isdigit():
-        return int(first), rest
+        return int(first), remaining
     if first[0] not in "$.":
         raise GoTemplateError(f"{first!r} is not known here")
     root, *names = first.split(".")
-    return _Field(root, tuple(name for name in names if name)), rest
+    return _Field(root, tuple(name for name in names if name)), remaining
 
 
 def _unquoted(token: str) -> str:
-    named = {written[1]: sign for sign, written in _QUOTED.items()}
+    escapes = {written[1]: sign for sign, written in _QUOTED.items()}
     return re.sub(
         r"\\(?:U([0-9a-f]{8})|(.))",
-        lambda match: chr(int(match[1], 16)) if match[1] else named[match[2]],
+        lambda match: chr(int(match[1], 16)) if match[1] else escapes[match[2]],
         token[1:-1],
     )

@@ -28,7 +28,7 @@ class Quantization:
 
     name: str
     bits: float
-    what: str
+    description: str
     direct: bool = False
 
 
@@ -56,8 +56,8 @@ class LlamaCpp:
 
 def find_llama_cpp(environment: Mapping[str, str] = os.environ) -> LlamaCpp | None:
     """The llama.cpp that LLAMA_CPP_DIR names, else that on the PATH; None where there is none."""
-    named = environment.get(FOLDER_VARIABLE, "").strip()
-    folder = Path(named).expanduser() if named else None
+    setting = environment.get(FOLDER_VARIABLE, "").strip()
+    folder = Path(setting).expanduser() if setting else None
     on_path = environment.get("PATH", "")
     converter = _first([folder / CONVERTER] if folder else []) or _which(CONVERTER, on_path, os.F_OK)
     if converter is None:
@@ -69,8 +69,8 @@ def find_llama_cpp(environment: Mapping[str, str] = os.environ) -> LlamaCpp | No
 
 def server(environment: Mapping[str, str] = os.environ) -> str:
     """What is typed for the program that serves a GGUF file: with its folder where LLAMA_CPP_DIR has it."""
-    named = environment.get(FOLDER_VARIABLE, "").strip()
-    return str(_first(_places(Path(named).expanduser() if named else None, SERVER)) or SERVER)
+    setting = environment.get(FOLDER_VARIABLE, "").strip()
+    return str(_first(_places(Path(setting).expanduser() if setting else None, SERVER)) or SERVER)
 
 
 def _places(folder: Path | None, program: str) -> list[Path]:
@@ -82,8 +82,8 @@ def _first(paths: Sequence[Path]) -> Path | None:
 
 
 def _which(name: str, path: str, mode: int) -> Path | None:
-    found = shutil.which(name, mode, path)
-    return Path(found).absolute() if found else None
+    executable = shutil.which(name, mode, path)
+    return Path(executable).absolute() if executable else None
 
 
 def commands(quantization: str, model: str, out: str, between: str, tools: LlamaCpp) -> list[list[str]]:

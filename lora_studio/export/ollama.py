@@ -92,13 +92,13 @@ class _Probe:
 
     def gaps(self, chat: Chat, words: Sequence[str], *, prompt: bool = True) -> list[str]:
         """What stands before, between and after the words, which must come in that order, each once."""
-        rest, gaps = self(chat, prompt=prompt), []
+        remaining, gaps = self(chat, prompt=prompt), []
         for word in words:
-            if rest.count(word) != 1:
+            if remaining.count(word) != 1:
                 raise _NoCounterpartError("it leaves a message out, repeats it, or writes it in another order")
-            before, rest = rest.split(word)
+            before, remaining = remaining.split(word)
             gaps.append(before)
-        return [*gaps, rest]
+        return [*gaps, remaining]
 
 
 def to_go(template: str, variables: Mapping[str, object], *, bos: str = "") -> GoTemplate:
@@ -122,32 +122,34 @@ def to_go(template: str, variables: Mapping[str, object], *, bos: str = "") -> G
     return GoTemplate(source, parts.assistant[1] + parts.user[0], parts.system is not None, compared, tuple(notes))
 
 
-def _chat(asked: Sequence[str], said: Sequence[str] = (), system: str = "") -> Chat:
+def _chat(questions: Sequence[str], replies: Sequence[str] = (), system: str = "") -> Chat:
     """Questions and answers in turns, after a system prompt where one is given."""
-    turns = [("user", question) for question in asked]
-    answers = [("assistant", answer) for answer in said]
+    turns = [("user", question) for question in questions]
+    answers = [("assistant", answer) for answer in replies]
     woven = [turn for pair in itertools.zip_longest(turns, answers) for turn in pair if turn]
     return [{"role": role, "content": content} for role, content in [("system", system)] * bool(system) + woven]
 
 
 def _parts(probe: _Probe) -> _Parts:
     """The texts of each role, from what stands between marked words."""
-    one, two, three = _ASKED
-    words = [one, _SAID[0], two, _SAID[1], three]
-    first, asked, said, asked_again, said_again, last = probe.gaps(_chat(_ASKED, _SAID), words)
-    if (asked, said) != (asked_again, said_again):
+    first_question, second_question, third_question = _ASKED
+    words = [first_question, _SAID[0], second_question, _SAID[1], third_question]
+    first, after_question, between_turns, after_second, between_second, last = probe.gaps(_chat(_ASKED, _SAID), words)
+    if (after_question, between_turns) != (after_second, between_second):
         raise _NoCounterpartError("it writes later turns in another way than the first")
-    if probe.gaps(_chat([one]), [one]) != [first, last]:
+    if probe.gaps(_chat([first_question]), [first_question]) != [first, last]:
         raise _NoCounterpartError("it writes a first question in another way where more follows")
-    alone = probe.gaps(_chat([one]), [one], prompt=False)[1]
-    after_user = _common_start(_common_start(asked, last), alone)
-    ended = probe.gaps(_chat([one], [_SAID[0]]), [one, _SAID[0]], prompt=False)[2]
-    after_answer = said[: len(said) - len(_common_end(said[len(_common_start(said, ended)) :], first))]
-    before_user = said[len(after_answer) :]
+    alone = probe.gaps(_chat([first_question]), [first_question], prompt=False)[1]
+    after_user = _common_start(_common_start(after_question, last), alone)
+    ended = probe.gaps(_chat([first_question], [_SAID[0]]), [first_question, _SAID[0]], prompt=False)[2]
+    after_answer = between_turns[
+        : len(between_turns) - len(_common_end(between_turns[len(_common_start(between_turns, ended)) :], first))
+    ]
+    before_user = between_turns[len(after_answer) :]
     parts = _Parts(
         opening=first[: len(first) - len(before_user)],
         user=(before_user, after_user),
-        assistant=(asked[len(after_user) :], after_answer),
+        assistant=(after_question[len(after_user) :], after_answer),
         prompt=last[len(after_user) :],
     )
     _place_system(probe, parts, first)
@@ -158,18 +160,18 @@ def _parts(probe: _Probe) -> _Parts:
 def _place_system(probe: _Probe, parts: _Parts, first: str) -> None:
     """Where a system prompt stands: before everything, within the first question, within the last, or nowhere."""
     nowhere = "The chat template has no place for a system prompt: Ollama leaves one out."
-    one, two = _ASKED[:2]
+    first_question, second_question = _ASKED[:2]
     try:
-        told = probe(_chat([one], system=_SYSTEM))
+        rendered = probe(_chat([first_question], system=_SYSTEM))
     except TemplateError:
         parts.notes.append(nowhere)
         return
-    if _SYSTEM not in told:
+    if _SYSTEM not in rendered:
         parts.notes.append(nowhere)
         return
-    before, after, _ = probe.gaps(_chat([one], system=_SYSTEM), [_SYSTEM, one])
-    longer = probe(_chat([one, two], [_SAID[0]], _SYSTEM))
-    if longer.find(_SYSTEM) > longer.find(one):
+    before, after, _ = probe.gaps(_chat([first_question], system=_SYSTEM), [_SYSTEM, first_question])
+    longer = probe(_chat([first_question, second_question], [_SAID[0]], _SYSTEM))
+    if longer.find(_SYSTEM) > longer.find(first_question):
         parts.system, parts.inside = (before.removeprefix(first), after), "last"
     elif after.endswith(parts.user[0]):
         parts.system = before, after[: len(after) - len(parts.user[0])]
@@ -179,16 +181,16 @@ def _place_system(probe: _Probe, parts: _Parts, first: str) -> None:
 
 def _place_thought(probe: _Probe, parts: _Parts) -> None:
     """A thought's place in earlier answers, for a template that takes thoughts out of the answers' text."""
-    one, two = _ASKED[:2]
-    written = _chat([one, two], [f"{_OPEN}{_THOUGHT}\n{_CLOSE}\n\n{_SAID[0]}"])
+    first_question, second_question = _ASKED[:2]
+    written = _chat([first_question, second_question], [f"{_OPEN}{_THOUGHT}\n{_CLOSE}\n\n{_SAID[0]}"])
     if probe(written).count(f"{_THOUGHT}\n{_CLOSE}\n\n{_SAID[0]}") and not parts.assistant[0].rstrip().endswith(_CLOSE):
         return
-    chat = _chat([one, two], [_SAID[0]])
+    chat = _chat([first_question, second_question], [_SAID[0]])
     chat[1]["reasoning_content"] = _THOUGHT
     if _THOUGHT not in probe(chat):
         parts.thought = ("", _OPEN, f"\n{_CLOSE}\n\n")
         return
-    _, before, after, _, _ = probe.gaps(chat, [one, _THOUGHT, _SAID[0], two])
+    _, before, after, _, _ = probe.gaps(chat, [first_question, _THOUGHT, _SAID[0], second_question])
     start = before[len(parts.user[1]) : len(before) - len(_OPEN)]
     if not before.endswith(_OPEN) or not parts.assistant[0].startswith(start):
         raise _NoCounterpartError("it marks thoughts in a way that Ollama does not know")
@@ -198,23 +200,23 @@ def _place_thought(probe: _Probe, parts: _Parts) -> None:
 def _source(parts: _Parts) -> str:
     """The parts as a template, as one text without line breaks of its own."""
     before, after = map(text, parts.assistant)
-    user, asked = map(text, parts.user)
-    kept = "{{ .Content }}"
+    user, user_end = map(text, parts.user)
+    content = "{{ .Content }}"
     lines = [f"{{{{ if not .System }}}}{text(parts.opening)}{{{{ end }}}}"] if parts.system and parts.opening else []
     lines += [text(parts.opening)] if not parts.system else []
     lines += ["{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"]
     turns = []
     if parts.system and not parts.inside:
-        turns += [("system", f"{text(parts.system[0])}{kept}{text(parts.system[1])}")]
+        turns += [("system", f"{text(parts.system[0])}{content}{text(parts.system[1])}")]
     if parts.system and parts.inside == "first":
         start, end = map(text, parts.system)
-        turns += [("system", f"{start}{kept}{end}")]
+        turns += [("system", f"{start}{content}{end}")]
         user = f"{{{{ if or (not $.System) (not (eq $i 1)) }}}}{user}{{{{ end }}}}"
     if parts.system and parts.inside == "last":
         start, end = map(text, parts.system)
         user += f"{{{{ if and $last $.System }}}}{start}{{{{ $.System }}}}{end}{{{{ end }}}}"
-    turns += [("user", f"{user}{kept}{asked}")]
-    turns += [("assistant", f"{_thinking(parts, before)}{kept}{{{{ if not $last }}}}{after}{{{{ end }}}}")]
+    turns += [("user", f"{user}{content}{user_end}")]
+    turns += [("assistant", f"{_thinking(parts, before)}{content}{{{{ if not $last }}}}{after}{{{{ end }}}}")]
     for number, (role, turn) in enumerate(turns):
         lines += [f'{{{{ {"else " * bool(number)}if eq .Role "{role}" }}}}{turn}']
     lines += ["{{ end }}"]
@@ -265,14 +267,14 @@ def _differs(probe: _Probe, source: str, chat: Chat) -> bool:
     return fill(source, chat) != probe(chat)
 
 
-def _common_start(one: str, other: str) -> str:
+def _common_start(text: str, other: str) -> str:
     """What two texts begin with alike; a token such as <|end|> is in it whole or not at all."""
-    at = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return _HALF_TOKEN.sub("", one[:at])
+    at = next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    return _HALF_TOKEN.sub("", text[:at])
 
 
-def _common_end(one: str, other: str) -> str:
-    return next((one[at:] for at in range(len(one)) if other.endswith(one[at:])), "")
+def _common_end(text: str, other: str) -> str:
+    return next((text[at:] for at in range(len(text)) if other.endswith(text[at:])), "")
 
 
 READ_BY_OLLAMA = frozenset(
@@ -312,8 +314,8 @@ def stop_texts(after_answer: str, end: str, tokens: Iterable[str], more: Sequenc
 
     `tokens` are the tokenizer's special ones; `more` are texts that a person named.
     """
-    found = [token for token in tokens if token and token in after_answer]
-    first = sorted(found, key=lambda token: (after_answer.find(token), -len(token)))[:1]
+    candidates = [token for token in tokens if token and token in after_answer]
+    first = sorted(candidates, key=lambda token: (after_answer.find(token), -len(token)))[:1]
     return tuple(dict.fromkeys(text for text in (*first, end, *more) if text))
 
 

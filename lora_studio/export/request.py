@@ -34,7 +34,7 @@ from lora_studio.models.hub import VARIABLE
 from lora_studio.models.shape import architecture, read_config
 from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, model_source
 
-LONGEST_NAME = 200
+MAX_NAME = 200
 
 
 """Bytes of a result's name: while it is made, the export's id stands in it as well."""
@@ -139,15 +139,15 @@ def checked(target: Target, values: Mapping[str, Any]) -> Section:
     try:
         return target.settings(**values)
     except ValidationError as error:
-        known = target.settings.model_fields
+        fields = target.settings.model_fields
         problems = []
         for item in error.errors(include_url=False):
             name = str(item["loc"][0])
-            if name not in known:
+            if name not in fields:
                 problems.append(f"{target.title} has no setting {name}.")
             else:
-                problems.append(f"{known[name].title or name} {plain_words(item)} (found {item['input']!r}).")
-        names = ", ".join(known) or "no settings"
+                problems.append(f"{fields[name].title or name} {plain_words(item)} (found {item['input']!r}).")
+        names = ", ".join(fields) or "no settings"
         raise StudioError(" ".join(problems), f"{target.title} takes: {names}.") from None
 
 
@@ -164,25 +164,33 @@ def make_request(
 
     Raises `StudioError` for what can't be taken away so.
     """
-    target, found = target_of(target_name), named_adapter(workspace, adapter)
-    if target.needs_run and not found.run:
+    target, adapter_source = target_of(target_name), named_adapter(workspace, adapter)
+    if target.needs_run and not adapter_source.run:
         raise StudioError(
-            f"{target.title} is made from a run, and {found.folder} belongs to none here.",
+            f"{target.title} is made from a run, and {adapter_source.folder} belongs to none here.",
             "Name a run, or choose another form.",
         )
-    read_lora(found.folder)
-    chosen = checked(target, settings or {})
+    read_lora(adapter_source.folder)
+    section = checked(target, settings or {})
     workspace.check_path(out or "")
     place = str(_free_place(Path(os.path.abspath(Path(out).expanduser())))) if out else ""
-    title = f"{found.title}: {target.title}"
+    title = f"{adapter_source.title}: {target.title}"
     return Request(
-        title, target.name, adapter, str(found.folder), found.run, chosen.model_dump(), place, trial, found.title
+        title,
+        target.name,
+        adapter,
+        str(adapter_source.folder),
+        adapter_source.run,
+        section.model_dump(),
+        place,
+        trial,
+        adapter_source.title,
     )
 
 
 def _free_place(out: Path) -> Path:
     """Where a result may go: a new place, or a folder with nothing in it. Nothing that is there is written over."""
-    if len(os.fsencode(out.name)) > LONGEST_NAME:
+    if len(os.fsencode(out.name)) > MAX_NAME:
         raise StudioError(f"{out.name[:40]}… is too long for a file's name.", "Name a shorter place.")
     if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
         raise StudioError(f"{out} is there already.", "Name a new place: an export writes over nothing.")
@@ -210,8 +218,8 @@ def sizes_of(folder: Path, run: RunFolder | None = None) -> Sizes:
 
 def _bytes_of_rows(run: RunFolder) -> int:
     """What ids and labels of a run's training rows take, 32 bits each; 0 where the run did not get so far."""
-    found = (event for event in map(from_line, read_lines(run.events)) if isinstance(event, DataPrepared))
-    prepared = next(found, None)
+    events = (event for event in map(from_line, read_lines(run.events)) if isinstance(event, DataPrepared))
+    prepared = next(events, None)
     return 8 * prepared.tokens if prepared else 0
 
 
@@ -274,7 +282,7 @@ def exports(workspace: Workspace) -> list[ExportFolder]:
 
 
 def start(
-    supervisor: Supervisor, request: Request, secrets: Mapping[str, str] | None = None, *, beside: bool = False
+    supervisor: Supervisor, request: Request, secrets: Mapping[str, str] | None = None, *, at_once: bool = False
 ) -> str:
     """Makes the export's folder and starts its worker; its id. One that loads the whole model waits for the device.
 
@@ -287,7 +295,7 @@ def start(
             "Publishing needs a token of your own: that of this machine is its owner's.",
             "Put one that may write into the field Token; it is used once and kept nowhere.",
         )
-    return supervisor.submit(EXPORT, partial(create, workspace, request), beside=beside, secrets=secrets)
+    return supervisor.submit(EXPORT, partial(create, workspace, request), beside=at_once, secrets=secrets)
 
 
 def memory_for(request: Request) -> Verdict:

@@ -40,7 +40,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One form. `what` says what it is for in a sentence; `size` gives the result's bytes, None where they can't be
+    """One form. `description` says what it is for; `size` gives the bytes of the result, None if they can't be
     known, and `room` what lies on the disk while it is made, where that is more.
 
     `suffix` is that of the one file that it consists of; "" for a folder. `needs_run` says that an adapter without its
@@ -49,7 +49,7 @@ class Target:
 
     name: str
     title: str
-    what: str
+    description: str
     settings: type[Section]
     size: Callable[[Sizes, Any], int | None]
     room: Callable[[Sizes, Any], int | None] | None = None
@@ -57,9 +57,9 @@ class Target:
     needs_run: bool = False
     whole_model: bool = False
 
-    def room_for(self, sizes: Sizes, chosen: Any) -> int | None:
+    def room_for(self, sizes: Sizes, settings: Any) -> int | None:
         """What has to be free on the disk."""
-        return (self.room or self.size)(sizes, chosen)
+        return (self.room or self.size)(sizes, settings)
 
 
 def _base_name() -> Any:
@@ -105,7 +105,7 @@ class Merged(Section):
 
 
 def _quantization() -> Any:
-    kinds = " ".join(f"{kind.name}: {kind.what}" for kind in QUANTIZATIONS.values())
+    kinds = " ".join(f"{kind.name}: {kind.description}" for kind in QUANTIZATIONS.values())
     return setting("q8_0", "Quantization", kinds)
 
 
@@ -163,36 +163,38 @@ class Hub(Section):
     )
 
 
-def _gguf_size(sizes: Sizes, chosen: Any) -> int | None:
+def _gguf_size(sizes: Sizes, settings: Any) -> int | None:
     """The file; without llama.cpp the merged model that it is made from."""
-    bits = QUANTIZATIONS[chosen.quantization].bits if sizes.llama_cpp else 8 * BYTES_A_WEIGHT["bfloat16"]
+    bits = QUANTIZATIONS[settings.quantization].bits if sizes.llama_cpp else 8 * BYTES_A_WEIGHT["bfloat16"]
     return _whole(sizes, bits / 8)
 
 
-def _gguf_room(sizes: Sizes, chosen: Any) -> int | None:
+def _gguf_room(sizes: Sizes, settings: Any) -> int | None:
     """The merged model, a file of 16 bits where llama.cpp needs one on the way, and the file."""
-    kind = QUANTIZATIONS[chosen.quantization]
+    kind = QUANTIZATIONS[settings.quantization]
     whole = BYTES_A_WEIGHT["bfloat16"]
     return _whole(sizes, whole * (1 if kind.direct else 2) + kind.bits / 8) if sizes.llama_cpp else _whole(sizes, whole)
 
 
-def _ollama_size(sizes: Sizes, chosen: Any) -> int | None:
-    return _of_ollama(sizes, chosen, _gguf_size)
+def _ollama_size(sizes: Sizes, settings: Any) -> int | None:
+    return _of_ollama(sizes, settings, _gguf_size)
 
 
-def _ollama_room(sizes: Sizes, chosen: Any) -> int | None:
-    return _of_ollama(sizes, chosen, _gguf_room)
+def _ollama_room(sizes: Sizes, settings: Any) -> int | None:
+    return _of_ollama(sizes, settings, _gguf_room)
 
 
-def _of_ollama(sizes: Sizes, chosen: Any, of_gguf: Callable[[Sizes, Any], int | None]) -> int | None:
-    if chosen.base_in_ollama:
+def _of_ollama(sizes: Sizes, settings: Any, of_gguf: Callable[[Sizes, Any], int | None]) -> int | None:
+    if settings.base_in_ollama:
         return sizes.adapter + TEXT_BYTES
-    merged = chosen.weights == "safetensors" or (chosen.weights == "auto" and sizes.family in READ_BY_OLLAMA)
-    return _whole(sizes, BYTES_A_WEIGHT["bfloat16"]) if merged else of_gguf(sizes, chosen)
+    merged = settings.weights == "safetensors" or (settings.weights == "auto" and sizes.family in READ_BY_OLLAMA)
+    return _whole(sizes, BYTES_A_WEIGHT["bfloat16"]) if merged else of_gguf(sizes, settings)
 
 
-def _hub_size(sizes: Sizes, chosen: Any) -> int | None:
-    return sizes.adapter + TEXT_BYTES if chosen.content == "adapter" else _whole(sizes, BYTES_A_WEIGHT[chosen.dtype])
+def _hub_size(sizes: Sizes, settings: Any) -> int | None:
+    return (
+        sizes.adapter + TEXT_BYTES if settings.content == "adapter" else _whole(sizes, BYTES_A_WEIGHT[settings.dtype])
+    )
 
 
 class Vllm(Section):
@@ -237,7 +239,7 @@ TARGETS: dict[str, Target] = {
             "Merged model",
             "One whole model that any program reads as it reads the base; needs no knowledge of LoRA.",
             Merged,
-            lambda sizes, chosen: _whole(sizes, BYTES_A_WEIGHT[chosen.dtype]),
+            lambda sizes, settings: _whole(sizes, BYTES_A_WEIGHT[settings.dtype]),
             whole_model=True,
         ),
         Target(

@@ -126,7 +126,7 @@ def read_object(path: Path, most: int = MAX_SMALL_BYTES) -> dict[str, Any]:
         size = path.stat().st_size
         if size > most:
             raise StudioError(f"{name} has {size:,} bytes, and {most:,} are the most that such a file needs.", AGAIN)
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
         raise StudioError(f"{name} can't be read: {error.strerror}.", AGAIN) from None
     except UnicodeDecodeError:
@@ -135,19 +135,19 @@ def read_object(path: Path, most: int = MAX_SMALL_BYTES) -> dict[str, Any]:
         raise StudioError(f"{name} is nested too deeply.", AGAIN) from None
     except ValueError as error:
         raise StudioError(f"{name} can't be read: {error}", "It has to be a JSON file.") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise StudioError(f"{name} holds no settings.", "It has to be a JSON object.")
-    _check_values(found, name)
-    return found
+    _check_values(content, name)
+    return content
 
 
 def _refuse(word: str) -> None:
     raise ValueError(f"it holds {word}, which is no number.")
 
 
-def _check_values(found: dict[str, Any], name: str) -> None:
+def _check_values(content: dict[str, Any], name: str) -> None:
     """No nesting that a library would fail at, no number without end, no half of a character."""
-    waiting: list[tuple[Any, int]] = [(found, 1)]
+    waiting: list[tuple[Any, int]] = [(content, 1)]
     while waiting:
         value, depth = waiting.pop()
         if depth > MAX_DEPTH:
@@ -167,10 +167,10 @@ def _check_values(found: dict[str, Any], name: str) -> None:
 
 def read_adapter_settings(path: Path) -> dict[str, Any]:
     """An `adapter_config.json` whose every known setting has its type, and whose expressions end in time."""
-    found = read_object(path, MAX_SETTINGS_BYTES)
-    _check(AdapterSettings, found, path.name)
-    check_settings(found)
-    return found
+    settings = read_object(path, MAX_SETTINGS_BYTES)
+    _check(AdapterSettings, settings, path.name)
+    check_settings(settings)
+    return settings
 
 
 def read_studio_card(folder: Path) -> dict[str, Any]:
@@ -178,9 +178,9 @@ def read_studio_card(folder: Path) -> dict[str, Any]:
     path = folder / CARD_FILE
     if not path.is_file():
         return {}
-    found = read_object(path)
-    _check(StudioCard, found, path.name)
-    return found
+    card = read_object(path)
+    _check(StudioCard, card, path.name)
+    return card
 
 
 def read_template(folder: Path) -> str:
@@ -202,14 +202,14 @@ def read_template(folder: Path) -> str:
 
 def _template_in_settings(path: Path) -> str:
     """The chat template in a tokenizer_config.json; of several the one called default."""
-    found = read_object(path).get("chat_template") if path.is_file() else None
-    if isinstance(found, list):
-        found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-    if isinstance(found, dict):
-        found = found.get("default")
-    if found is not None and not isinstance(found, str):
+    template = read_object(path).get("chat_template") if path.is_file() else None
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+    if isinstance(template, dict):
+        template = template.get("default")
+    if template is not None and not isinstance(template, str):
         raise StudioError(f"The chat template in {path.name} is no text.", AGAIN)
-    return found or ""
+    return template or ""
 
 
 def check_small_files(folder: Path) -> None:
@@ -221,17 +221,17 @@ def check_small_files(folder: Path) -> None:
             read_object(folder / name)
 
 
-def _check(schema: type[_Checked], found: dict[str, Any], name: str) -> None:
+def _check(schema: type[_Checked], content: dict[str, Any], name: str) -> None:
     """Raises `StudioError` with everything that has a wrong type."""
     try:
-        schema.model_validate(found)
+        schema.model_validate(content)
     except ValidationError as error:
         wrong: dict[str, str] = {}
         for item in error.errors(include_url=False):
             key = ".".join(str(part) for part in item["loc"][:1])
-            given = repr(found.get(key))
-            shown = "it is missing" if key not in found else f"found {given[:80]}{'…' if len(given) > 80 else ''}"
-            wrong.setdefault(key, f"{key} {plain_words(item)} ({shown})")
+            text = repr(content.get(key))
+            excerpt = "it is missing" if key not in content else f"found {text[:80]}{'…' if len(text) > 80 else ''}"
+            wrong.setdefault(key, f"{key} {plain_words(item)} ({excerpt})")
         raise StudioError(f"{name} is not what peft writes: {'; '.join(list(wrong.values())[:5])}.", AGAIN) from None
 
 
@@ -357,12 +357,12 @@ def plain_name(name: str) -> str:
     parts = [part for part in name.split(".") if part not in WRAPPERS]
     while len(parts) > 1 and parts[0] in LEADING:
         parts.pop(0)
-    kept: list[str] = []
+    remaining: list[str] = []
     for at, part in enumerate(parts):
-        named = at and parts[at - 1].startswith("lora_") and part not in ("weight", "bias")
-        if not named:  # peft's `lora_A.default.weight`
-            kept.append(part)
-    return ".".join(kept)
+        adapter_name = at and parts[at - 1].startswith("lora_") and part not in ("weight", "bias")
+        if not adapter_name:  # peft's `lora_A.default.weight`
+            remaining.append(part)
+    return ".".join(remaining)
 
 
 def lora_place(name: str) -> tuple[str, str] | None:
@@ -371,30 +371,30 @@ def lora_place(name: str) -> tuple[str, str] | None:
     return (match["module"], match["part"]) if match else None
 
 
-def renamed(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+def renamed(names: Iterable[str], targets: Iterable[str]) -> dict[str, str]:
     """The known name of each of these names that has one: the very same, else the only one that is plainly the same."""
-    wanted = list(known)
-    exact, often = frozenset(wanted), Counter(map(plain_name, wanted))
-    plain = {plain_name(name): name for name in wanted if often[plain_name(name)] == 1}
-    found = {name: name if name in exact else plain.get(plain_name(name), "") for name in names}
-    return {name: place for name, place in found.items() if place}
+    target_names = list(targets)
+    exact, often = frozenset(target_names), Counter(map(plain_name, target_names))
+    plain = {plain_name(name): name for name in target_names if often[plain_name(name)] == 1}
+    matches = {name: name if name in exact else plain.get(plain_name(name), "") for name in names}
+    return {name: place for name, place in matches.items() if place}
 
 
 def some(names: Iterable[str], most: int = 3) -> str:
     """The first names of many, in words."""
     listed = list(names)
-    rest = len(listed) - most
-    return ", ".join(listed[:most]) + (f" and {rest:,} more" if rest > 0 else "")
+    remaining = len(listed) - most
+    return ", ".join(listed[:most]) + (f" and {remaining:,} more" if remaining > 0 else "")
 
 
 def ranks_held(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """The rank of each module's LoRA matrices in a file, by the module's name there."""
-    held: dict[str, int] = {}
+    ranks: dict[str, int] = {}
     for name, shape in shapes.items():
         place = lora_place(name)
         if place and place[1] in ("A", "embedding_A") and shape:
-            held[place[0]] = int(shape[0])
-    return held
+            ranks[place[0]] = int(shape[0])
+    return ranks
 
 
 _EXTRAS = {
@@ -427,8 +427,8 @@ _TARGETS = re.compile(r"model\.layers\.\d+\.(?:self_attn\.[qkvo]|mlp\.(?:gate|up
 
 def extras(settings: Mapping[str, Any]) -> list[str]:
     """What an adapter with these settings holds beyond pairs of matrices, in words."""
-    found = [words for name, words in _EXTRAS.items() if settings.get(name)]
-    return found + (["trained biases"] if settings.get("bias", "none") != "none" else [])
+    features = [words for name, words in _EXTRAS.items() if settings.get(name)]
+    return features + (["trained biases"] if settings.get("bias", "none") != "none" else [])
 
 
 def scale(settings: Mapping[str, Any], pattern: str = "") -> float:
@@ -446,8 +446,8 @@ def scales_differ(settings: Mapping[str, Any]) -> bool:
 
 def other_modules(tensors: Iterable[str]) -> list[str]:
     """Modules that an adapter of these tensors is on, beside the projections of attention and of a plain MLP."""
-    found = (match["module"] for name in tensors if (match := _MODULE.match(name)))
-    return sorted({module.rpartition(".")[2] for module in found if not _TARGETS.fullmatch(module)})
+    modules = (match["module"] for name in tensors if (match := _MODULE.match(name)))
+    return sorted({module.rpartition(".")[2] for module in modules if not _TARGETS.fullmatch(module)})
 
 
 def cannot_merge(settings: Mapping[str, Any]) -> list[str]:

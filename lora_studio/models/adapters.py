@@ -135,16 +135,20 @@ def same_base(first: str, second: str, recorded: str = "") -> bool | None:
     """
     if same_place(first, second):
         return True
-    one, other = recorded or fingerprint(first), fingerprint(second)
-    return one == other if one and other else None
+    digest, other_digest = recorded or fingerprint(first), fingerprint(second)
+    return digest == other_digest if digest and other_digest else None
 
 
 def same_place(first: str, second: str) -> bool:
     """Whether both are one Hub id, or one folder, by whatever path."""
-    one, other = model_source(first), model_source(second)
-    if one.rstrip("/") == other.rstrip("/"):
+    source, other_source = model_source(first), model_source(second)
+    if source.rstrip("/") == other_source.rstrip("/"):
         return True
-    return os.path.isdir(one) and os.path.isdir(other) and os.path.realpath(one) == os.path.realpath(other)
+    return (
+        os.path.isdir(source)
+        and os.path.isdir(other_source)
+        and os.path.realpath(source) == os.path.realpath(other_source)
+    )
 
 
 def fingerprint(name: str, revision: str | None = None) -> str:
@@ -161,8 +165,8 @@ def fingerprint(name: str, revision: str | None = None) -> str:
 
 
 def _weights(folder: Path) -> list[Path]:
-    found = [path for path in sorted(folder.glob("*.safetensors")) if path.name != "adapter_model.safetensors"]
-    return found or sorted(folder.glob("pytorch_model*.bin"))
+    files = [path for path in sorted(folder.glob("*.safetensors")) if path.name != "adapter_model.safetensors"]
+    return files or sorted(folder.glob("pytorch_model*.bin"))
 
 
 @functools.lru_cache(maxsize=64)
@@ -265,7 +269,7 @@ def together(cards: Sequence[AdapterCard]) -> list[str]:
 
     Raises `StudioError` where they are of different bases or revisions.
     """
-    first, told = cards[0], []
+    first, notes = cards[0], []
     for other in cards[1:]:
         if other.base and (why := _unlike_first(other, first)):
             raise StudioError(
@@ -279,13 +283,15 @@ def together(cards: Sequence[AdapterCard]) -> list[str]:
                 "All columns share one base: choose adapters of the same revision.",
             )
         if other.quantization != first.quantization:
-            told.append(
+            notes.append(
                 f"{other.name} was trained on {precision(other)}; here it answers on {precision(first)}, as "
                 f"{first.name} was trained. Base and {other.name} can differ from what they are by themselves."
             )
         if first.base and unproved(other, first.base):
-            told.append(f"{other.base} is not on this machine: {first.base} passes for a copy of it by its name alone.")
-    return told
+            notes.append(
+                f"{other.base} is not on this machine: {first.base} passes for a copy of it by its name alone."
+            )
+    return notes
 
 
 def _unlike_first(other: AdapterCard, first: AdapterCard) -> str:
@@ -310,32 +316,34 @@ def check_fit(folder: Path, base: str | None = None, check_path: Callable[[str],
     """
     settings, card = read_settings(folder), read_card(folder)
     check_small_files(folder)
-    named = card.base
-    for name in filter(None, (named, settings.get("base_model_name_or_path"))):
+    recorded = card.base
+    for name in filter(None, (recorded, settings.get("base_model_name_or_path"))):
         check_path(str(name))
     if base and (why := unlike(card, base)):
         raise StudioError(
-            f"This adapter was trained on {named}; the columns here are on {base}.",
+            f"This adapter was trained on {recorded}; the columns here are on {base}.",
             f"{why[0].upper()}{why[1:]} All columns share one base: choose adapters of the same base, or take the "
             "others out first.",
         )
-    found = base or named
-    if not found:
+    base_name = base or recorded
+    if not base_name:
         raise StudioError(
             "This adapter does not say which base it was trained on.", "Choose a column of its base first."
         )
-    numbers = read_config(found)
+    numbers = read_config(base_name)
     if numbers is None:
-        if found.startswith((".", "/", "~")) or found.count("/") != 1:
-            raise StudioError(f"The adapter's base {found} is not on this machine.", "Copy the model to that place.")
-        return found
+        if base_name.startswith((".", "/", "~")) or base_name.count("/") != 1:
+            raise StudioError(
+                f"The adapter's base {base_name} is not on this machine.", "Copy the model to that place."
+            )
+        return base_name
     header = read_header(folder / WEIGHTS_FILE)
     _check_ranks(header, settings)
     if model := architecture(numbers):  # one that is not counted here is checked when it is loaded
-        _check_shapes(header, model, found)
-        _check_places(header, settings, model, found)
-        _check_prompt(header, settings, model, found)
-    return found
+        _check_shapes(header, model, base_name)
+        _check_places(header, settings, model, base_name)
+        _check_prompt(header, settings, model, base_name)
+    return base_name
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -375,13 +383,13 @@ def _check_ranks(header: Mapping[str, Any], settings: Mapping[str, Any]) -> None
     if settings["peft_type"] != LORA or settings.get("target_parameters"):
         return
     patterns: Mapping[str, int] = settings.get("rank_pattern") or {}
-    for module, held in ranks_held({name: tuple(tensor["shape"]) for name, tensor in header.items()}).items():
+    for module, actual in ranks_held({name: tuple(tensor["shape"]) for name, tensor in header.items()}).items():
         ends = (rank for end, rank in patterns.items() if f".{module}".endswith(f".{end}"))
-        named = next(ends, None if any(map(is_regular_expression, patterns)) else int(settings.get("r") or 8))
-        if named is not None and named != held:
-            matrix = "its largest matrix" if named > held else "its matrix"
+        configured = next(ends, None if any(map(is_regular_expression, patterns)) else int(settings.get("r") or 8))
+        if configured is not None and configured != actual:
+            matrix = "its largest matrix" if configured > actual else "its matrix"
             raise StudioError(
-                f"The adapter's settings say rank {named:,}, and {matrix} has {held:,} rows "
+                f"The adapter's settings say rank {configured:,}, and {matrix} has {actual:,} rows "
                 f"({module.removeprefix('base_model.model.')}).",
                 "Copy adapter_config.json and the weights from the same adapter.",
             )
@@ -389,15 +397,15 @@ def _check_ranks(header: Mapping[str, Any], settings: Mapping[str, Any]) -> None
 
 def _check_places(header: Mapping[str, Any], settings: Mapping[str, Any], model: Architecture, base: str) -> None:
     """At least one LoRA matrix of the file is of a module that the base has, where the base's modules are all known."""
-    known = {plain_name(path) for linear in model.linears for path in linear.paths}
+    module_names = {plain_name(path) for linear in model.linears for path in linear.paths}
     places = {place[0] for name in header if (place := lora_place(name))}
     if settings["peft_type"] != LORA or settings.get("target_parameters") or not model.exact or not places:
         return
     elsewhere = ("embed_tokens", "lm_head", "experts", "router", "gate")
-    if not any(plain_name(place) in known or plain_name(place).endswith(elsewhere) for place in places):
+    if not any(plain_name(place) in module_names or plain_name(place).endswith(elsewhere) for place in places):
         raise StudioError(
             f"None of the adapter's weights has a place in {base}: it holds {some(sorted(places), 2)}.",
-            f"It was trained on another model: {base} has {some(sorted(known), 2)}.",
+            f"It was trained on another model: {base} has {some(sorted(module_names), 2)}.",
         )
 
 
@@ -407,17 +415,17 @@ def _check_prompt(header: Mapping[str, Any], settings: Mapping[str, Any], model:
     if kind not in PROMPT_LEARNING:
         return
     keys_and_values = model.layers * 2 * model.kv_heads * model.head_size
-    wanted = [settings.get("num_virtual_tokens"), keys_and_values if kind == "PREFIX_TUNING" else model.hidden]
-    found = header.get("prompt_embeddings", {}).get("shape")
-    if found != wanted or (settings.get("token_dim") not in (None, wanted[1]) and kind != "PREFIX_TUNING"):
+    expected = [settings.get("num_virtual_tokens"), keys_and_values if kind == "PREFIX_TUNING" else model.hidden]
+    shape = header.get("prompt_embeddings", {}).get("shape")
+    if shape != expected or (settings.get("token_dim") not in (None, expected[1]) and kind != "PREFIX_TUNING"):
         raise StudioError(
-            f"The adapter's virtual tokens have the shape {found}; on {base} they need {wanted}.",
+            f"The adapter's virtual tokens have the shape {shape}; on {base} they need {expected}.",
             "It was trained on another model, or its settings belong to another adapter.",
         )
 
 
 def _check_shapes(header: Mapping[str, Any], model: Architecture, base: str) -> None:
-    known = {plain_name(path): linear for linear in model.linears for path in linear.paths}
+    linears = {plain_name(path): linear for linear in model.linears for path in linear.paths}
     for name, tensor in header.items():
         place = lora_place(name)
         if place is None or place[1] not in ("A", "B") or len(tensor["shape"]) != 2:
@@ -429,14 +437,14 @@ def _check_shapes(header: Mapping[str, Any], model: Architecture, base: str) -> 
                 f"The adapter has weights for layer {int(layer[1]) + 1}, and {base} has {model.layers} layers.",
                 "It was trained on another model.",
             )
-        if module in known:
-            wanted = known[module].inputs if side == "A" else known[module].outputs
-            found = shape[-1] if side == "A" else shape[0]
-            if found != wanted:
+        if module in linears:
+            expected = linears[module].inputs if side == "A" else linears[module].outputs
+            size = shape[-1] if side == "A" else shape[0]
+            if size != expected:
                 counted = "columns" if side == "A" else "rows"
-                shown = place[0].removeprefix("base_model.model.")
+                module_name = place[0].removeprefix("base_model.model.")
                 raise StudioError(
-                    f"The adapter's matrix for {shown} has {found:,} {counted}; on {base} it needs {wanted:,}.",
+                    f"The adapter's matrix for {module_name} has {size:,} {counted}; on {base} it needs {expected:,}.",
                     "It was trained on another model.",
                 )
 
@@ -498,8 +506,8 @@ def named_adapter(workspace: Workspace, name: str) -> NamedAdapter:
 
 def bases_of(folder: Path) -> list[str]:
     """What an adapter's own files say of the base that it belongs on. Raises `StudioError` unless it is one to use."""
-    named = (read_card(folder).base, read_settings(folder).get("base_model_name_or_path"))
-    return [str(base) for base in dict.fromkeys(named) if base]
+    bases = (read_card(folder).base, read_settings(folder).get("base_model_name_or_path"))
+    return [str(base) for base in dict.fromkeys(bases) if base]
 
 
 def continued(config: Config, workspace: Workspace) -> Config:
@@ -515,8 +523,8 @@ def continued(config: Config, workspace: Workspace) -> Config:
     check_base(config, folder)
     values = config.model_dump()
     values["model"]["adapter_name_or_path"] = str(folder)
-    kept = {key: value for key in Lora.model_fields if (value := _kept(key, settings)) is not None}
-    values["lora"] |= {"init_lora_weights": "default", **kept}
+    earlier = {key: value for key in Lora.model_fields if (value := _kept(key, settings)) is not None}
+    values["lora"] |= {"init_lora_weights": "default", **earlier}
     return parse(values)
 
 

@@ -41,12 +41,12 @@ def best_changes(config: Config, model: Architecture, device: str, longest: int 
     `config` has its checkpointing settled (`estimate.settled`).
     """
     now = estimate(config, model, device, longest).total
-    found = []
+    changes = []
     for change in _changes(config, device, longest):
         after = estimate(with_settings(config, change.settings), model, device, longest).total
         if now - after > WORTH_IT * now:
-            found.append(Change(change.kind, change.title, change.cost, change.settings, now - after))
-    return sorted(found, key=lambda change: -change.saves)[:SHOWN]
+            changes.append(Change(change.kind, change.title, change.cost, change.settings, now - after))
+    return sorted(changes, key=lambda change: -change.saves)[:SHOWN]
 
 
 def _changes(config: Config, device: str, longest: int | None) -> Iterator[Change]:
@@ -151,10 +151,10 @@ def _fits(config: Config, model: Architecture, device: str, available: int, long
     return corrected(estimate(config, model, device, longest), factor) <= 0.95 * available
 
 
-def corrected(found: Estimate, factor: float) -> float:
+def corrected(estimate: Estimate, factor: float) -> float:
     """The total with the parts that follow the batch multiplied by what a measurement said of them."""
-    moving = found.parts["activations"] + found.parts["logits"]
-    return found.total + (factor - 1) * moving
+    moving = estimate.parts["activations"] + estimate.parts["logits"]
+    return estimate.total + (factor - 1) * moving
 
 
 def _measured(config: Config, change: Change, model: Architecture, device: str, longest: int | None) -> Change:

@@ -122,8 +122,8 @@ def _cpu_celsius() -> float | None:
     if not (psutil.LINUX or psutil.FREEBSD):
         return None
     chips = psutil.sensors_temperatures()
-    known = [sensor.current for name in CPU_CHIPS for sensor in chips.get(name, [])]
-    return float(known[0]) if known else None
+    readings = [sensor.current for name in CPU_CHIPS for sensor in chips.get(name, [])]
+    return float(readings[0]) if readings else None
 
 
 def gpu_reading(gpu: str) -> Reading:

@@ -119,9 +119,9 @@ def hosts(environment: Mapping[str, str]) -> tuple[str, ...]:
 def hub_app(environment: Mapping[str, str]) -> HubApp | None:
     """The login that `hf_oauth: true` gives a Space; None without it, or where nobody is named as the owner."""
     owner = environment.get(OWNER) or environment.get(AUTHOR)
-    given = [environment.get(name) for name in ("OAUTH_CLIENT_ID", CLIENT_SECRET, "OPENID_PROVIDER_URL")]
+    variables = [environment.get(name) for name in ("OAUTH_CLIENT_ID", CLIENT_SECRET, "OPENID_PROVIDER_URL")]
     names = hosts(environment)
-    if not owner or not names or not all(given):
+    if not owner or not names or not all(variables):
         return None
-    client_id, secret, provider = (value or "" for value in given)
+    client_id, secret, provider = (value or "" for value in variables)
     return HubApp(client_id, secret, provider.rstrip("/"), f"https://{names[0]}", owner)

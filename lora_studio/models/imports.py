@@ -28,8 +28,8 @@ TAKEN = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "generation_config.json"),
 )
-MOST_FILES, MOST_BYTES, MOST_TEXT = 500, 8 * 1000**3, 200 * 1000**2
-MOST_RATIO = 200
+MAX_FILES, MAX_BYTES, MAX_TEXT = 500, 8 * 1000**3, 200 * 1000**2
+MAX_RATIO = 200
 """How much smaller an archive may make a large file; weights hardly shrink at all."""
 DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError)
 """What reading a damaged archive raises."""
@@ -51,10 +51,10 @@ def from_zip(archive: Path, workspace: Workspace, name: str, base: str | None = 
             members = _checked(opened.infolist())
             root = _root(members)
             inside = [(member, PurePosixPath(member.filename)) for member in members]
-            taken = [(member, path.name) for member, path in inside if path.parent == root and path.name in TAKEN]
-            workspace.check_room(sum(member.file_size for member, _ in taken))
+            files = [(member, path.name) for member, path in inside if path.parent == root and path.name in TAKEN]
+            workspace.check_room(sum(member.file_size for member, _ in files))
             with incoming(workspace) as folder:
-                for member, file in taken:
+                for member, file in files:
                     _copy(opened, member, folder / file)
                 check_fit(folder, base, workspace.check_path)
                 read_header(folder / WEIGHTS_FILE)
@@ -102,7 +102,7 @@ def full_disk(workspace: Workspace) -> StudioError:
 def _checked(members: Sequence[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
     """The files of an archive, all of whose names and sizes are harmless."""
     files = [member for member in members if not member.is_dir()]
-    if len(files) > MOST_FILES:
+    if len(files) > MAX_FILES:
         raise StudioError(
             f"The zip holds {len(files):,} files; an adapter has a few.", "Zip the adapter's folder alone."
         )
@@ -115,11 +115,11 @@ def _checked(members: Sequence[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
         if member.flag_bits & 1:
             raise StudioError("The zip is locked with a password.", "Zip it without one.")
         large = member.file_size > 1000**2
-        if large and member.file_size > MOST_RATIO * max(1, member.compress_size):
+        if large and member.file_size > MAX_RATIO * max(1, member.compress_size):
             raise StudioError(f"{member.filename} would become {member.file_size:,} bytes: no real file shrinks so.")
-        if path.name != WEIGHTS_FILE and path.name in TAKEN and member.file_size > MOST_TEXT:
+        if path.name != WEIGHTS_FILE and path.name in TAKEN and member.file_size > MAX_TEXT:
             raise StudioError(f"{member.filename} has {member.file_size:,} bytes: no such file is so large.")
-    if sum(member.file_size for member in files) > MOST_BYTES:
+    if sum(member.file_size for member in files) > MAX_BYTES:
         raise StudioError("The zip holds more than 8 GB.", "Put the adapter's folder on this machine and name it.")
     return files
 
@@ -135,33 +135,33 @@ def _root(members: Sequence[zipfile.ZipInfo]) -> PurePosixPath:
     root = roots[0]
     if root / WEIGHTS_FILE not in paths:
         pickled = [path.name for path in paths if path.parent == root and path.suffix in PICKLES]
-        found = f"only {pickled[0]}, which can run code when read" if pickled else "no weights"
-        raise StudioError(f"The zip has no {WEIGHTS_FILE}, {found}.", "Save the adapter as safetensors.")
+        contents = f"only {pickled[0]}, which can run code when read" if pickled else "no weights"
+        raise StudioError(f"The zip has no {WEIGHTS_FILE}, {contents}.", "Save the adapter as safetensors.")
     return root
 
 
 def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
     """Writes a member, never more bytes than it was announced with."""
-    left = member.file_size
+    remaining = member.file_size
     with archive.open(member) as source, target.open("wb") as file:
-        while chunk := source.read(min(1 << 20, left + 1)):
-            left -= len(chunk)
-            if left < 0:
+        while chunk := source.read(min(1 << 20, remaining + 1)):
+            remaining -= len(chunk)
+            if remaining < 0:
                 raise StudioError(f"{member.filename} is larger than the zip says.", "It was not taken.")
             file.write(chunk)
 
 
 def _named(folder: Path, workspace: Workspace, name: str) -> Path:
     """Gives a whole adapter its name, or the first with a number behind it that is free."""
-    wanted = safe_name(name, "adapter")
+    stem = safe_name(name, "adapter")
     for number in range(1, 1000):
-        target = workspace.adapters_folder / (wanted if number == 1 else f"{wanted}-{number}")
+        target = workspace.adapters_folder / (stem if number == 1 else f"{stem}-{number}")
         try:
             target.mkdir()  # that it is free and taken is one step; a rename takes the place of an empty folder
         except FileExistsError:
             continue
         return folder.rename(target)
-    raise StudioError(f"There are too many adapters called {wanted}.", "Give it another name.")
+    raise StudioError(f"There are too many adapters called {stem}.", "Give it another name.")
 
 
 def from_folder(name: str, workspace: Workspace, base: str | None = None) -> Path:
@@ -212,8 +212,8 @@ def from_hub(name: str, workspace: Workspace, base: str | None = None) -> Path:
 def brought(workspace: Workspace) -> list[Path]:
     """Adapters that were uploaded or fetched, newest first."""
     here = workspace.adapters_folder.glob("*")
-    found = [path for path in here if not path.name.startswith(".") and (path / SETTINGS_FILE).is_file()]
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    folders = [path for path in here if not path.name.startswith(".") and (path / SETTINGS_FILE).is_file()]
+    return sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def remove(folder: Path, workspace: Workspace) -> None:

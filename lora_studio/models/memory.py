@@ -72,31 +72,31 @@ def _attention(model: Architecture, how: Arithmetic, sequence: int) -> int:
     if how.eager:
         weights = model.heads * sequence * (4 if how.width == 4 else 4 + how.width)
         return how.width * (queries + 2 * repeated) + weights
-    kept = how.width * (2 * queries + repeated + (whole if whole and repeated == keys else repeated))
-    return kept + 4 * model.heads + (how.width * sequence if how.masked else 0)
+    stored = how.width * (2 * queries + repeated + (whole if whole and repeated == keys else repeated))
+    return stored + 4 * model.heads + (how.width * sequence if how.masked else 0)
 
 
 def _inputs(present: list[Linear], adapted: set[str], rank: int, how: Arithmetic) -> int:
     """What adapters keep: each its input (after dropout) and its r numbers; inputs that modules share are kept once."""
-    kept = 0
+    stored = 0
     shared: set[str] = set()
     for item in present:
         place = _place(item)
         if how.quantization == "8bit" and place not in shared:
             shared.add(place)  # bitsandbytes' MatMul8bitLt holds its 16-bit input
-            kept += 0 if place == "output" else how.width * item.inputs
+            stored += 0 if place == "output" else how.width * item.inputs
         if item.name not in adapted:
             continue
-        kept += how.width * rank
+        stored += how.width * rank
         copies = how.dropout or (how.mixed and how.quantization == "none")
         if how.dropout:
-            kept += how.mask_bytes * item.inputs
+            stored += how.mask_bytes * item.inputs
         if copies:
-            kept += how.width * item.inputs
+            stored += how.width * item.inputs
         elif place not in shared:
             shared.add(place)  # attention's own output is kept by attention
-            kept += 0 if place == "output" else how.width * item.inputs
-    return kept
+            stored += 0 if place == "output" else how.width * item.inputs
+    return stored
 
 
 def _place(item: Linear) -> str:
@@ -114,17 +114,17 @@ def _feed_forward(model: Architecture, present: list[Linear], how: Arithmetic, l
 
     Experts keep the same for each of the experts that a token goes to, and their gathered inputs.
     """
-    kept = 0
+    stored = 0
     for item in present:
         if item.leaf in GATED:
             inner = item.outputs // 2 if item.leaf == "gate_up_proj" else item.outputs
-            kept += how.width * 3 * inner
+            stored += how.width * 3 * inner
         elif item.leaf == "fc1":
-            kept += how.width * 4 * item.outputs  # the steps of GELU's approximation by tanh
+            stored += how.width * 4 * item.outputs  # the steps of GELU's approximation by tanh
     for stack in model.stacks:
         if layer in stack.layers and stack.name.endswith("down_proj"):
-            kept += how.width * model.active_experts * (4 * stack.inputs + 2 * model.hidden)
-    return kept
+            stored += how.width * model.active_experts * (4 * stack.inputs + 2 * model.hidden)
+    return stored
 
 
 def _dora(item: Linear, how: Arithmetic) -> int:
@@ -138,12 +138,12 @@ def fixed_bytes(model: Architecture, adapter: Adapter, how: Arithmetic, layer: i
     peft's DoRA sends an identity matrix through the adapter and, with dropout, multiplies by a copy of the weights.
     Experts with an adapter are multiplied by a copy of their weights too (peft 0.21, `dora.py` and `ParamWrapper`).
     """
-    kept = 0
+    stored = 0
     for item, _ in adapter.targets:
         if adapter.magnitudes and layer in item.layers:
-            kept += how.width * item.inputs * (item.inputs + adapter.rank) + 12 * item.outputs
-            kept += how.width * item.weights if how.dropout and how.mixed else 0
-    return kept + sum(how.width * stack.weights for stack in adapter.stacks if layer in stack.layers)
+            stored += how.width * item.inputs * (item.inputs + adapter.rank) + 12 * item.outputs
+            stored += how.width * item.weights if how.dropout and how.mixed else 0
+    return stored + sum(how.width * stack.weights for stack in adapter.stacks if layer in stack.layers)
 
 
 def working_bytes(model: Architecture, how: Arithmetic) -> int:
@@ -293,8 +293,8 @@ def _has_reference(config: Config) -> bool:
 
 def weight_width(config: Config, device: str) -> int:
     """Bytes of an unquantized weight: auto is 16 bits on a GPU and 32 on the CPU (see engine/load.py)."""
-    chosen = config.model.dtype
-    return (2 if device == "cuda" else 4) if chosen == "auto" else 4 if chosen == "float32" else 2
+    dtype = config.model.dtype
+    return (2 if device == "cuda" else 4) if dtype == "auto" else 4 if dtype == "float32" else 2
 
 
 def quantization_of(config: Config, model: Architecture) -> str:
@@ -329,17 +329,17 @@ def weight_bytes(model: Architecture, quantization: str, width: int, *, doubly: 
     """
     if quantization == "none":
         return model.parameters * width
-    rest = (model.parameters - model.linear_weights) * width
+    unquantized = (model.parameters - model.linear_weights) * width
     total = 0
     for item in model.linears:
         if quantization == "8bit":
-            each = item.weights + 4 * item.outputs
+            module_bytes = item.weights + 4 * item.outputs
         else:
             scales = math.ceil(item.weights / 64)
-            kept = scales + 4 * math.ceil(scales / 256) + 4 * (256 + 1) if doubly else 4 * scales
-            each = math.ceil(item.weights / 2) + kept + 4 * 16
-        total += each * len(item.layers)
-    return rest + total
+            scale_bytes = scales + 4 * math.ceil(scales / 256) + 4 * (256 + 1) if doubly else 4 * scales
+            module_bytes = math.ceil(item.weights / 2) + scale_bytes + 4 * 16
+        total += module_bytes * len(item.layers)
+    return unquantized + total
 
 
 def optimizer_bytes(optim: str, model: Architecture, trained: Adapter, r: int) -> int:
@@ -371,12 +371,12 @@ def _step(
     layers = [layer_bytes(model, trained, how, span, layer) for layer in range(model.layers)]
     fixed = [fixed_bytes(model, trained, how, layer) for layer in range(model.layers)]
     inputs = how.width * model.hidden * tokens * model.layers
-    kept = inputs if checkpointing else sum(layers) * tokens + sum(fixed)
-    kept += (4 + how.width) * model.hidden * tokens
+    stored = inputs if checkpointing else sum(layers) * tokens + sum(fixed)
+    stored += (4 + how.width) * model.hidden * tokens
     working = working_bytes(model, how) * tokens + _dequantized(model, how.quantization)
     working += max(layers) * tokens + max(fixed) if checkpointing else 0
     loss = loss_bytes(config, model, how, tokens)
-    return kept + working, max(0, loss - working)
+    return stored + working, max(0, loss - working)
 
 
 def _dequantized(model: Architecture, quantization: str) -> int:
@@ -424,9 +424,9 @@ def choose_checkpointing(
 
     On the CPU the memory is rarely short and the time always is.
     """
-    asked = config.training.gradient_checkpointing
-    if asked != "auto":
-        return asked
+    setting = config.training.gradient_checkpointing
+    if setting != "auto":
+        return setting
     without = estimate(with_settings(config, {"training.gradient_checkpointing": False}), model, device, longest)
     return device == "cuda" and verdict(without.total, available) != "fits"
 
@@ -438,8 +438,8 @@ def sequences_at_once(config: Config) -> int:
 
 def settled(config: Config, model: Architecture, device: str, available: int, longest: int | None = None) -> Config:
     """The config with checkpointing decided."""
-    chosen = choose_checkpointing(config, model, device, available, longest)
-    return with_settings(config, {"training.gradient_checkpointing": chosen})
+    checkpointing = choose_checkpointing(config, model, device, available, longest)
+    return with_settings(config, {"training.gradient_checkpointing": checkpointing})
 
 
 def with_settings(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -58,8 +58,8 @@ def is_regular_expression(target: str) -> bool:
 
 def matching(expression: str, names: Sequence[str]) -> list[str]:
     """Those of the names that the expression matches as a whole. Raises `PatternError`."""
-    (found,) = _run((expression,), tuple(names))
-    return [names[at] for at in found]
+    (indices,) = _run((expression,), tuple(names))
+    return [names[at] for at in indices]
 
 
 def check(expressions: Sequence[str], names: Sequence[str] = PROBES) -> None:
@@ -75,8 +75,8 @@ def check_settings(settings: Mapping[str, Any], names: Sequence[str] = PROBES) -
     """
     check(_expressions(settings), names)
     for key in ("target_modules", "modules_to_save", "exclude_modules", "target_parameters", "feedforward_modules"):
-        given = settings.get(key)
-        for name in given if isinstance(given, list | tuple | set) else ():
+        value = settings.get(key)
+        for name in value if isinstance(value, list | tuple | set) else ():
             if is_regular_expression(str(name)):
                 raise PatternError(
                     f"{key} of the adapter's settings lists {str(name)[:80]!r}, which is no name of a module.",
@@ -87,43 +87,47 @@ def check_settings(settings: Mapping[str, Any], names: Sequence[str] = PROBES) -
 def _expressions(settings: Mapping[str, Any]) -> list[str]:
     """The expressions in an adapter's settings, put together as peft does (0.21: tuners_utils.py, utils/other.py)."""
     alone = [settings.get(key) for key in ("target_modules", "exclude_modules", "feedforward_modules")]
-    found = [one for one in alone if isinstance(one, str) and one != "all-linear"]
+    expressions = [pattern for pattern in alone if isinstance(pattern, str) and pattern != "all-linear"]
     for key in ("rank_pattern", "alpha_pattern"):
         patterns = settings.get(key)
-        found += [rf"(.*\.)?({one})" for one in patterns] if isinstance(patterns, Mapping) else []
+        expressions += [rf"(.*\.)?({pattern})" for pattern in patterns] if isinstance(patterns, Mapping) else []
     layers = settings.get("layers_pattern") or []
-    found += [rf"(?:^|.*?\.){one}\.(?P<idx>\d+)\..*" for one in ([layers] if isinstance(layers, str) else layers)]
-    return found
+    expressions += [
+        rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\..*" for pattern in ([layers] if isinstance(layers, str) else layers)
+    ]
+    return expressions
 
 
 def _run(expressions: tuple[str, ...], names: tuple[str, ...]) -> list[list[int]]:
-    for one in expressions:
-        if len(one) > MAX_CHARACTERS:
+    for text in expressions:
+        if len(text) > MAX_CHARACTERS:
             raise PatternError(
-                f"A regular expression for module names has {len(one):,} characters; at most {MAX_CHARACTERS:,} work.",
+                f"A regular expression for module names has {len(text):,} characters; at most {MAX_CHARACTERS:,} work.",
                 "Name the modules' last parts instead, such as q_proj, v_proj.",
             )
-    shown = " or ".join(f"{one[:120]}…" if len(one) > 120 else one for one in expressions[:3])
+    excerpt = " or ".join(
+        f"{expression[:120]}…" if len(expression) > 120 else expression for expression in expressions[:3]
+    )
     answer = _answer(expressions, names)
     if answer is None:
         raise PatternError(
-            f"The regular expression {shown} takes too long on module names: it was ended after {CPU_SECONDS:g} s.",
+            f"The regular expression {excerpt} takes too long on module names: it was ended after {CPU_SECONDS:g} s.",
             r"Repeats inside repeats, as in (a|b*)*, take for ever. Write .*\.(q_proj|v_proj), or only the names.",
         )
     if "wrong" in answer:
         raise PatternError(
-            f"{shown} is no regular expression: {answer['wrong']}.", "Names need no signs: q_proj, v_proj."
+            f"{excerpt} is no regular expression: {answer['wrong']}.", "Names need no signs: q_proj, v_proj."
         )
-    return [list(found) for found in answer["found"]]
+    return [list(indices) for indices in answer["found"]]
 
 
 @functools.lru_cache(maxsize=256)
 def _answer(expressions: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Any] | None:
     """What the process says; None where its time was over. The form asks the same again with every key pressed."""
     command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(CPU_SECONDS), str(MEMORY_BYTES)]
-    asked = json.dumps({"expressions": expressions, "names": names})
+    request = json.dumps({"expressions": expressions, "names": names})
     try:
-        ended = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=WALL_SECONDS)
+        ended = subprocess.run(command, input=request, capture_output=True, text=True, timeout=WALL_SECONDS)
     except subprocess.TimeoutExpired:
         return None
     if ended.returncode in (-signal.SIGPROF, -signal.SIGKILL):

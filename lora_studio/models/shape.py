@@ -22,7 +22,7 @@ from lora_studio.errors import StudioError
 from lora_studio.models.module_patterns import is_regular_expression, matching
 from lora_studio.workspace import model_source, write_atomically
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo2")
@@ -112,7 +112,7 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A causal language model in numbers. `longest` is how many tokens it can read; `others` are parameters in none of
+    """A causal language model in numbers. `longest` is how many tokens it can read; `other_parameters` are in none of
     the parts that have names here; `stored` is the quantization that its checkpoint has itself.
 
     `counted` says that the parameters are the model's own and no guess, `exact` that all of its layout is known here.
@@ -133,7 +133,7 @@ class Architecture:
     active_experts: int = 0
     sliding_window: int | None = None
     longest: int | None = None
-    others: int = 0
+    other_parameters: int = 0
     stored: str = "none"
     counted: bool = True
     exact: bool = True
@@ -176,7 +176,7 @@ class Architecture:
             + self.stacked_weights
             + biases
             + sum(item.size * len(item.layers) for item in self.norms)
-            + self.others
+            + self.other_parameters
         )
 
 
@@ -187,10 +187,10 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any] | None
     """
     folder = model_folder(name, revision)
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else None
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else None
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return config if isinstance(config, dict) else None
 
 
 def model_folder(name: str, revision: str | None = None) -> Path | None:
@@ -207,9 +207,9 @@ def hub_cache() -> Path:
 
 def _cached(name: str, revision: str | None) -> Path | None:
     folder = hub_cache() / f"models--{name.replace('/', '--')}"
-    wanted = revision or "main"
-    reference = folder / "refs" / wanted
-    commit = reference.read_text(encoding="utf-8").strip() if os.path.isfile(reference) else wanted
+    branch = revision or "main"
+    reference = folder / "refs" / branch
+    commit = reference.read_text(encoding="utf-8").strip() if os.path.isfile(reference) else branch
     snapshot = folder / "snapshots" / commit
     return snapshot if os.path.isfile(snapshot / "config.json") else None
 
@@ -219,10 +219,10 @@ def architecture(config: Mapping[str, Any]) -> Architecture | None:
 
     A family whose layout is not known here has that of the model itself, where a child has taken it before.
     """
-    found = _by_family(config)
-    if found is None or not found.exact:
-        found = kept_layout(config) or found
-    return found and replace(found, stored=stored_quantization(config))
+    model = _by_family(config)
+    if model is None or not model.exact:
+        model = kept_layout(config) or model
+    return model and replace(model, stored=stored_quantization(config))
 
 
 def stored_quantization(config: Mapping[str, Any]) -> str:
@@ -315,10 +315,10 @@ def _attention(numbers: Mapping[str, Any], sizes: Mapping[str, Any], bias: bool,
 def _norms(sizes: Mapping[str, Any], names: Sequence[str], heads: tuple[int, int] | None = None) -> tuple[Norm, ...]:
     """Those of each layer by name, of queries and keys with those sizes where there are some, and the last one."""
     every, hidden = tuple(range(sizes["layers"])), sizes["hidden"]
-    found = [Norm(LAYER + name, hidden, every) for name in names]
+    norms = [Norm(LAYER + name, hidden, every) for name in names]
     if heads:
-        found += [Norm(ATTENTION + "q_norm", heads[0], every), Norm(ATTENTION + "k_norm", heads[1], every)]
-    return (*found, Norm("model.norm", hidden))
+        norms += [Norm(ATTENTION + "q_norm", heads[0], every), Norm(ATTENTION + "k_norm", heads[1], every)]
+    return (*norms, Norm("model.norm", hidden))
 
 
 def _mlp(place: str, hidden: int, inner: int, bias: bool, layers: tuple[int, ...]) -> list[Linear]:
@@ -443,7 +443,7 @@ def _dense_and_sparse(numbers: Mapping[str, Any], layers: int) -> tuple[tuple[in
 
 
 def beyond(
-    name: str, *, embeddings: int, positions: int | None, largest_id: int, longest: int, what: str = "Rows have"
+    name: str, *, embeddings: int, positions: int | None, largest_id: int, longest: int, subject: str = "Rows have"
 ) -> StudioError | None:
     """What a model can't read of rows with ids up to `largest_id` and up to `longest` tokens; None where it can all.
 
@@ -457,7 +457,7 @@ def beyond(
         )
     if positions is not None and longest > positions:
         return StudioError(
-            f"{what} up to {longest:,} tokens, and {name} has learned {positions:,} positions.",
+            f"{subject} up to {longest:,} tokens, and {name} has learned {positions:,} positions.",
             f"Set data.max_length to {positions} at most.",
         )
     return None
@@ -518,11 +518,11 @@ def adapter(
     stacks = model.stacks if _reaches_experts(model, target_modules) else ()
     lora = sum(r * (item.inputs + item.outputs) * layers for item, layers in targets)
     lora += sum(_rank(item, r) * item.experts * (item.inputs + item.outputs) * len(item.layers) for item in stacks)
-    chosen = {item.name: layers for item, layers in targets}
+    adapted = {item.name: layers for item, layers in targets}
     biases = 0
     if bias != "none":
         for item in model.linears:
-            layers = chosen.get(item.name, 0) if bias == "lora_only" else len(item.layers)
+            layers = adapted.get(item.name, 0) if bias == "lora_only" else len(item.layers)
             biases += item.outputs * layers if item.bias else 0
     whole, copies, unknown = _saved(model, modules_to_save)
     return Adapter(
@@ -562,13 +562,13 @@ def _targets(model: Architecture, setting: str) -> tuple[list[tuple[Linear, int]
     if is_regular_expression(setting):
         hit = set(matching(setting, [path for item in model.linears for path in item.paths]))
         matched = [(item, sum(path in hit for path in item.paths)) for item in model.linears]
-        found = [(item, layers) for item, layers in matched if layers]
-        return found, [] if found else [setting]
-    wanted = NAMED.get(setting) or names(setting)
-    found = [(item, len(item.layers)) for item in model.linears if any(_ends_with(item, name) for name in wanted)]
+        targets = [(item, layers) for item, layers in matched if layers]
+        return targets, [] if targets else [setting]
+    suffixes = NAMED.get(setting) or names(setting)
+    targets = [(item, len(item.layers)) for item in model.linears if any(_ends_with(item, name) for name in suffixes)]
     if setting in NAMED:
-        return found, [] if found else [setting]
-    return found, [name for name in wanted if not any(_ends_with(item, name) for item in model.linears)]
+        return targets, [] if targets else [setting]
+    return targets, [name for name in suffixes if not any(_ends_with(item, name) for item in model.linears)]
 
 
 def _ends_with(item: Linear, name: str) -> bool:

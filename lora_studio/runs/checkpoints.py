@@ -122,15 +122,17 @@ def checkpoints(run: RunFolder, state: RunState) -> list[Checkpoint]:
     for folder in folders:
         evaluation = measured.get(step_of(folder.name))
         losses[folder.name] = evaluation.loss if evaluation else saved.get(folder.name)
-    known = {name: loss for name, loss in losses.items() if loss is not None and math.isfinite(loss)}
-    best = run.read_result().get("best_checkpoint") or (min(known, key=known.__getitem__) if len(known) > 1 else None)
-    found = []
+    finite_losses = {name: loss for name, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    best = run.read_result().get("best_checkpoint") or (
+        min(finite_losses, key=finite_losses.__getitem__) if len(finite_losses) > 1 else None
+    )
+    entries = []
     for folder in folders:
         step = step_of(folder.name)
         metrics = measured[step].metrics if step in measured else {}
         name, size = folder.name, bytes_in(folder)
-        found.append(Checkpoint(name, step, size, epochs.get(step), losses[name], metrics, name == best))
-    return found
+        entries.append(Checkpoint(name, step, size, epochs.get(step), losses[name], metrics, name == best))
+    return entries
 
 
 def folder_of(run: RunFolder, name: str) -> Path:
@@ -156,8 +158,8 @@ def write_zip(folder: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for path in sorted(folder.rglob("*")):
-            kept = path.suffix not in PICKLES and path.name != MANIFEST
-            if path.is_file() and not path.is_symlink() and kept:
+            included = path.suffix not in PICKLES and path.name != MANIFEST
+            if path.is_file() and not path.is_symlink() and included:
                 archive.write(path, f"{folder.name}/{path.relative_to(folder)}")
 
 
@@ -172,23 +174,23 @@ class Deletion:
     against: str = ""
 
 
-def deletions(workspace: Workspace, wanted: Sequence[str], runs: Sequence[RunState]) -> list[Deletion]:
+def deletions(workspace: Workspace, run_ids: Sequence[str], runs: Sequence[RunState]) -> list[Deletion]:
     """What deleting the wanted runs, by id, comes to; ids of runs that are gone are left out."""
-    known = {run.id: run for run in runs}
+    by_id = {run.id: run for run in runs}
     beginnings = _beginnings(workspace)
-    found = []
-    for state in (known[run_id] for run_id in wanted if run_id in known):
-        after = tuple(known[other].title or other for other, line in beginnings if state.id in line and other in known)
+    entries = []
+    for state in (by_id[run_id] for run_id in run_ids if run_id in by_id):
+        after = tuple(by_id[other].title or other for other, line in beginnings if state.id in line and other in by_id)
         against = "" if state.final or state.state == "queued" else f"It is {state.state}: stop it first."
         size = bytes_in(workspace.run(state.id).path)
-        found.append(Deletion(state.id, state.title or state.id, size, after, against))
-    return found
+        entries.append(Deletion(state.id, state.title or state.id, size, after, against))
+    return entries
 
 
 def _beginnings(workspace: Workspace) -> list[tuple[str, str]]:
     """Of each run that began with another's adapter: its id, and the line of its config that names the other."""
-    found = []
+    beginnings = []
     for run in workspace.runs():
         lines = run.config.read_text(encoding="utf-8").splitlines()
-        found += [(run.id, line) for line in lines if line.lstrip().startswith("adapter_name_or_path:")]
-    return found
+        beginnings += [(run.id, line) for line in lines if line.lstrip().startswith("adapter_name_or_path:")]
+    return beginnings

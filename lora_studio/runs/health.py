@@ -420,7 +420,7 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def in_words(found: Diagnosis) -> str:
+def in_words(diagnosis: Diagnosis) -> str:
     """One paragraph for a terminal or a report."""
-    changes = ", ".join(f"{path} = {value}" for path, value in found.settings.items())
-    return f"{found.finding} {found.cause} What helps: {found.cure}" + (f" ({changes})" if changes else "")
+    changes = ", ".join(f"{path} = {value}" for path, value in diagnosis.settings.items())
+    return f"{diagnosis.finding} {diagnosis.cause} What helps: {diagnosis.cure}" + (f" ({changes})" if changes else "")

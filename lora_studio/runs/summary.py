@@ -84,12 +84,12 @@ class Speed:
 
 def speed(workspace: Workspace, *, model: str, quantization: str, device: str, data: str) -> Speed | None:
     """What the newest finished run with this model on this kind of device did; one on the same data goes before."""
-    found = [
-        known
-        for known in _speeds(workspace, model=model, quantization=quantization, device=device)
-        if known is not None
+    speeds = [
+        candidate
+        for candidate in _speeds(workspace, model=model, quantization=quantization, device=device)
+        if candidate is not None
     ]
-    return next((known for known in found if known.data == data), found[0] if found else None)
+    return next((candidate for candidate in speeds if candidate.data == data), speeds[0] if speeds else None)
 
 
 def _speeds(workspace: Workspace, *, model: str, quantization: str, device: str) -> Iterator[Speed | None]:
@@ -102,13 +102,13 @@ def _speeds(workspace: Workspace, *, model: str, quantization: str, device: str)
 
 
 def _speed(run: RunFolder, facts: dict[str, Any], numbers: dict[str, Any]) -> Speed | None:
-    seen = (numbers.get("train_rows") or 0) * (numbers.get("epochs") or 0)
-    if not numbers.get("tokens_per_second") or not numbers.get("tokens") or not seen:
+    rows = (numbers.get("train_rows") or 0) * (numbers.get("epochs") or 0)
+    if not numbers.get("tokens_per_second") or not numbers.get("tokens") or not rows:
         return None
-    return Speed(numbers["tokens_per_second"], numbers["tokens"] / seen, str(facts.get("data")), run.id)
+    return Speed(numbers["tokens_per_second"], numbers["tokens"] / rows, str(facts.get("data")), run.id)
 
 
-LEAST_SECONDS = 1.0
+MIN_SECONDS = 1.0
 
 
 """After a shorter time a speed is a guess."""
@@ -124,7 +124,7 @@ class Pace:
 
 def pace(done: float, total: float, seconds: float) -> Pace | None:
     """None where nothing is done yet, or too short a time has passed."""
-    if done <= 0 or seconds < LEAST_SECONDS:
+    if done <= 0 or seconds < MIN_SECONDS:
         return None
     return Pace(done / seconds, max(0.0, total - done) * seconds / done)
 
@@ -162,7 +162,7 @@ def words(run: RunState) -> str:
     return f"{more} added after these settings were written: the run has {run.total_steps:,} steps in all."
 
 
-MOST_TAGS, LONGEST_TAG, LONGEST_NOTE = 20, 40, 10_000
+MAX_TAGS, MAX_TAG, MAX_NOTE = 20, 40, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +176,8 @@ class Labels:
 def read_labels(run: RunFolder) -> Labels:
     """The run's labels; none where nothing was written yet."""
     try:
-        found = read_object(run.labels)
-        return Labels(tuple(str(tag) for tag in found["tags"]), str(found["note"]))
+        content = read_object(run.labels)
+        return Labels(tuple(str(tag) for tag in content["tags"]), str(content["note"]))
     except FileNotFoundError:
         return Labels()
     except (ValueError, KeyError, TypeError) as error:
@@ -191,14 +191,14 @@ def write_labels(run: RunFolder, labels: Labels) -> None:
 
 
 def check(labels: Labels) -> None:
-    if len(labels.tags) > MOST_TAGS:
-        raise StudioError(f"{len(labels.tags)} tags are too many.", f"A run may have {MOST_TAGS}.")
+    if len(labels.tags) > MAX_TAGS:
+        raise StudioError(f"{len(labels.tags)} tags are too many.", f"A run may have {MAX_TAGS}.")
     for tag in labels.tags:
-        if len(tag) > LONGEST_TAG:
-            raise StudioError(f"The tag {tag[:20]}… is too long.", f"A tag has at most {LONGEST_TAG} characters.")
-    if len(labels.note) > LONGEST_NOTE:
+        if len(tag) > MAX_TAG:
+            raise StudioError(f"The tag {tag[:20]}… is too long.", f"A tag has at most {MAX_TAG} characters.")
+    if len(labels.note) > MAX_NOTE:
         raise StudioError(
-            f"The note has {len(labels.note):,} characters.", f"There is room for {LONGEST_NOTE:,}: shorten it."
+            f"The note has {len(labels.note):,} characters.", f"There is room for {MAX_NOTE:,}: shorten it."
         )
 
 
@@ -368,12 +368,12 @@ class Difference:
 def differences(configs: Sequence[Config]) -> list[Difference]:
     """The settings in which configs differ, in the order of the schema; a run's name is not one of them."""
     flat = [flatten(config) for config in configs]
-    found = []
+    changed = []
     for setting in settings():
-        values = tuple(each[setting.path] for each in flat)
+        values = tuple(config[setting.path] for config in flat)
         if setting.path != "title" and any(value != values[0] for value in values[1:]):
-            found.append(Difference(setting.path, setting.title, values))
-    return found
+            changed.append(Difference(setting.path, setting.title, values))
+    return changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,10 +387,10 @@ class Result:
 
 def results(runs: Sequence[tuple[Overview, RunState]]) -> list[Result]:
     """What came out of each run; only what at least one of them has."""
-    columns = [_outcome(each, state) for each, state in runs]
+    columns = [_outcome(run, state) for run, state in runs]
     names = dict.fromkeys(key for column in columns for key in column)
-    found = [Result(name, unit, tuple(column.get((name, unit)) for column in columns)) for name, unit in names]
-    return [result for result in found if any(value is not None for value in result.values)]
+    rows = [Result(name, unit, tuple(column.get((name, unit)) for column in columns)) for name, unit in names]
+    return [result for result in rows if any(value is not None for value in result.values)]
 
 
 def _outcome(run: Overview, state: RunState) -> dict[tuple[str, str], Any]:

@@ -47,7 +47,7 @@ def test_all_problems_come_at_once_with_the_nearest_known_name() -> None:
     assert "`lora.r`" in problems["lora.rank"].message
     assert "`training.learning_rate`" in problems["learning_rate"].message
     assert "`training.num_train_epochs`" in problems["training.num_train_epoch"].message
-    assert problems["lora.r"].found == "x"
+    assert problems["lora.r"].value == "x"
     assert "adamw_torch" in problems["training.optim"].message
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from lora_studio.chat.prompts import prompts_of, save
 from lora_studio.cli import main
-from lora_studio.config.fields import MOST_CHARACTERS
+from lora_studio.config.fields import MAX_CHARACTERS
 from lora_studio.config.parsing import ConfigError, parse, read_yaml
 from lora_studio.config.presets import save_preset
 from lora_studio.config.sections import Config
@@ -42,7 +42,7 @@ def test_settings_are_bounded_and_a_refusal_does_not_repeat_all_that_was_typed()
 
 def test_a_config_of_any_size_is_read_no_further_than_settings_need(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(f"title: x # {'a' * MOST_CHARACTERS}")
+    file.write_text(f"title: x # {'a' * MAX_CHARACTERS}")
     with pytest.raises(StudioError, match="longer than 1,000,000 characters"):
         read_yaml(file)
 

@@ -111,5 +111,5 @@ def test_too_little_room_on_the_disk_is_said_before_anything_starts(
 def test_every_form_says_what_it_is_for(adapter: Path) -> None:
     for name, target in TARGETS.items():
         assert name == target.name
-        assert target.what.endswith(".")
+        assert target.description.endswith(".")
         assert target.size(sizes_of(adapter), target.settings())

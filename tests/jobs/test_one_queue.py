@@ -115,7 +115,7 @@ def test_waiting_jobs_of_all_kinds_change_places_and_are_taken_out(make: Make, t
 def test_who_asks_for_it_has_a_job_begin_beside_the_one_that_holds_the_device(make: Make) -> None:
     supervisor = make(GOES_ON)
     run = supervisor.launch(Config())
-    waits, beside = evaluating.start(supervisor, EVALUATION), evaluating.start(supervisor, EVALUATION, beside=True)
+    waits, beside = evaluating.start(supervisor, EVALUATION), evaluating.start(supervisor, EVALUATION, at_once=True)
     assert states(supervisor, [run, waits, beside]) == ["running", "queued", "running"]
     assert {job.id for job in supervisor.working()} == {run, beside}
     supervisor.cancel(run)

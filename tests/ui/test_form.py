@@ -64,7 +64,7 @@ def test_an_optional_number_may_be_left_empty_and_another_may_not() -> None:
 def test_what_is_no_number_is_named_with_what_was_typed() -> None:
     with pytest.raises(ConfigError) as caught:
         form.read(typed(training__learning_rate="fast", lora__r=2.5))
-    assert {problem.path: problem.found for problem in caught.value.problems} == {
+    assert {problem.path: problem.value for problem in caught.value.problems} == {
         "training.learning_rate": "fast",
         "lora.r": 2.5,
     }

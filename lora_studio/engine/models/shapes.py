@@ -55,7 +55,7 @@ def layout_of(model: Any) -> Architecture:
         exact=False,
     )
     others = sum(parameter.numel() for parameter in model.parameters()) - found.parameters
-    return replace(found, others=others)
+    return replace(found, other_parameters=others)
 
 
 def _linears(model: Any) -> tuple[Linear, ...]:

@@ -18,7 +18,7 @@ from lora_studio.chat.choices import adapter_choices
 from lora_studio.errors import LINE, StudioError, check_length
 from lora_studio.evaluate import benchmarks
 from lora_studio.evaluate import request as evaluating
-from lora_studio.evaluate.request import MOST_ADAPTERS, Measuring, Request, evaluation, make_request, request_of
+from lora_studio.evaluate.request import MAX_ADAPTERS, Measuring, Request, evaluation, make_request, request_of
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.kinds import BENCHMARK
 from lora_studio.models.adapters import adapter_folder, read_card
@@ -179,7 +179,7 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
             [],
             label="Adapters",
             multiselect=True,
-            max_choices=MOST_ADAPTERS,
+            max_choices=MAX_ADAPTERS,
             info="One to three runs or checkpoints of one base.",
             scale=4,
             min_width=280,
@@ -253,7 +253,7 @@ def start_one(studio: Studio, chosen: dict[str, Any], warned_of: str) -> tuple[s
     begins = beside or studio.supervisor.busy() is None
     if begins and this != warned_of and (question := _doubt(studio, request, "Evaluate")):
         return "", this, question
-    name = evaluating.start(studio.supervisor, request, beside=beside)
+    name = evaluating.start(studio.supervisor, request, at_once=beside)
     return name, "", _beside_words(studio, name)
 
 

@@ -119,4 +119,4 @@ def start(studio: Studio, now: View, values: Mapping[str, Any], secret: str) -> 
     beside = bool(values.get("beside")) and needs_device(request)
     if beside and studio.supervisor.busy() is not None:
         evaluating.check_beside(exporting.memory_for(request))
-    return exporting.start(studio.supervisor, request, {"HF_TOKEN": secret} if secret else None, beside=beside)
+    return exporting.start(studio.supervisor, request, {"HF_TOKEN": secret} if secret else None, at_once=beside)
