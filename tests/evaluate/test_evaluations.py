@@ -15,11 +15,11 @@ from lora_studio.evaluate.request import (
     create,
     evaluation,
     evaluations,
-    folders,
     make_request,
     of_run,
     request_of,
 )
+from lora_studio.jobs.folder import remove
 from lora_studio.workspace import Workspace, shipped_data
 
 
@@ -102,7 +102,7 @@ def test_what_was_asked_is_kept_and_found_again(workspace: Workspace, run: str) 
     assert request_of(folder) == request == Request.from_dict(request.to_dict())
     assert [one.id for one in evaluations(workspace)] == [one.id for one in of_run(workspace, run)] == [folder.id]
     assert of_run(workspace, "another") == []
-    folders(workspace).delete(evaluation(workspace, folder.id))
+    remove(evaluation(workspace, folder.id))
     assert evaluations(workspace) == []
     with pytest.raises(StudioError, match="no evaluation"):
         evaluation(workspace, folder.id)

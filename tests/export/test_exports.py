@@ -12,13 +12,13 @@ from lora_studio.export.request import (
     checked,
     create,
     exports,
-    folders,
     make_request,
     needed_bytes,
     request_of,
     sizes_of,
 )
 from lora_studio.export.targets import TARGETS, Sizes
+from lora_studio.jobs.folder import remove
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 
@@ -77,7 +77,7 @@ def test_what_was_asked_for_is_read_back(workspace: Workspace, adapter: Path, tm
     assert request_of(folder) == request
     assert (folder.result, folder.unfinished.parent) == (tmp_path / "out", tmp_path)
     assert [found.id for found in exports(workspace)] == [folder.id]
-    folders(workspace).delete(folder)
+    remove(folder)
     assert exports(workspace) == []
 
 
