@@ -74,11 +74,11 @@ def test_a_vanished_run_is_resumed_from_where_it_was_saved_and_its_log_is_quoted
     assert ending_words(replace(state, kind="export"))[0].startswith("The export's process ended")
 
 
-def test_words_of_endings_are_made_in_page_and_terminal_alone() -> None:
+def test_words_of_endings_are_made_in_page_terminal_and_api_alone() -> None:
     users = [
         path.relative_to(PACKAGE).parts[0]
         for path in MODULES
         for node in nodes_of(path)
         if isinstance(node, ast.ImportFrom) and node.module == "lora_studio.jobs.ending_words"
     ]
-    assert set(users) == {"ui", "cli"}
+    assert set(users) == {"ui", "cli", "api"}

@@ -28,7 +28,7 @@ def adapter(workspace: Workspace) -> str:
 
 @pytest.fixture(autouse=True)
 def fake_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = str(Path(__file__).parent / "jobs" / "fake_job.py")
+    fake = str(Path(__file__).parent.parent / "jobs" / "fake_job.py")
     monkeypatch.setattr(local, "python_module", lambda name: [sys.executable, fake, GOES_ON])
 
 
