@@ -40,7 +40,6 @@ MAX_MODULE_LINES, MIN_MODULE_LINES, MAX_FUNCTION_LINES, MAX_IMPORTS = 600, 40, 6
 ENTRIES = {"__init__.py", "__main__.py", "errors.py"}
 WIDE: dict[str, int] = {
     "lora_studio.cli": 16,
-    "lora_studio.cli.jobs": 17,
     "lora_studio.cli.train": 16,
     "lora_studio.data.pipeline": 16,
     "lora_studio.engine.chat.session": 20,

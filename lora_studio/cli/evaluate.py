@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lora_studio.cli.output import Telling, exit_code, follow, goes_on, print_json, progress_line, say, table
+from lora_studio.cli.following import Telling, exit_code, follow, goes_on, progress_line
+from lora_studio.cli.output import print_json, say, table
 from lora_studio.cli.settings import overrides
 from lora_studio.config.parsing import nest, parse
 from lora_studio.errors import StudioError

@@ -5,19 +5,8 @@ import getpass
 import sys
 from typing import Any
 
-from lora_studio.cli.output import (
-    FAILED,
-    Telling,
-    duration,
-    exit_code,
-    follow,
-    goes_on,
-    print_json,
-    progress_line,
-    say,
-    size,
-    table,
-)
+from lora_studio.cli.following import FAILED, Telling, exit_code, follow, goes_on, progress_line
+from lora_studio.cli.output import duration, print_json, say, size, table
 from lora_studio.cli.settings import overrides
 from lora_studio.evaluate import request as evaluating
 from lora_studio.export import request as exporting

@@ -6,26 +6,14 @@ What `jobs` and `runs` do with one job of whatever kind, which goes on without t
 """
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from lora_studio.cli import evaluate, export
-from lora_studio.cli.output import (
-    Telling,
-    age,
-    confirmed,
-    duration,
-    exit_code,
-    follow,
-    print_json,
-    progress_line,
-    say,
-    size,
-    table,
-)
-from lora_studio.cli.runs import RESULT_ACTIONS, act_on_results, facts_of, list_runs, what_came_out
+from lora_studio.cli.following import Telling, exit_code, follow, progress_line
+from lora_studio.cli.output import age, confirmed, duration, print_json, say, size, table
+from lora_studio.cli.runs import RESULT_ACTIONS, act_on_results, describe, facts_of, list_runs, what_came_out, what_goes
 from lora_studio.cli.train import follow_to_end, result_of, step_line
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
@@ -35,9 +23,6 @@ from lora_studio.jobs.folder import EvaluationFolder, ExportFolder
 from lora_studio.jobs.kinds import KINDS, TRAIN, Kind
 from lora_studio.jobs.queue import Waiting, is_shown
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.runs.checkpoints import deletions
-from lora_studio.runs.health import Diagnosis, in_words, of_folder
-from lora_studio.units import count
 from lora_studio.workspace import JobFolder, RunFolder, Workspace
 
 ACTIONS = ("show", "follow", "stop", "cancel", "resume", "delete")
@@ -194,32 +179,19 @@ def act_on_run(
         supervisor.resume(run.id)
         say("Resumed. It goes on in the background: `python -m lora_studio runs list` shows how far it is.")
     elif action == "delete":
-        if not sure:
-            _ask(workspace, supervisor, run.id)
+        if not sure and (subject := what_goes(workspace, supervisor, run.id)):
+            ask(subject)
         supervisor.delete(run.id)
         say(f"Deleted run {run.id}.")
         if as_json:
             print_json({"run": run.id, "state": "deleted"})
         return 0
     state = supervisor.state(run.id)
-    health = of_folder(state, run.config, time.time(), run.read_result().get("difference"))
     if as_json:
-        facts = _facts(state, health) | facts_of(run, state) if action == "show" else result_of(run, state)
-        print_json(facts)
-    elif action == "show":
-        print("\n".join([_describe(state, health), *what_came_out(run, state)]))
+        print_json(facts_of(run, state) if action == "show" else result_of(run, state))
     else:
-        print(_describe(state, health))
+        print("\n".join([*describe(run, state), *(what_came_out(run, state) if action == "show" else ())]))
     return 0
-
-
-def _ask(workspace: Workspace, supervisor: Supervisor, run_id: str) -> None:
-    """Asks before a run is deleted; nothing of one that can't be, which the supervisor refuses."""
-    deletion = next(iter(deletions(workspace, [run_id], supervisor.runs())), None)
-    if deletion is None or deletion.against:
-        return
-    after = f", on whose adapter {' and '.join(deletion.continued_by)} began" if deletion.continued_by else ""
-    ask(f"run {run_id} ({deletion.title}, {size(deletion.bytes)} with its checkpoints and adapter{after})")
 
 
 def queue(supervisor: Supervisor, as_json: bool) -> int:
@@ -246,38 +218,6 @@ def queue(supervisor: Supervisor, as_json: bool) -> int:
 
 def _title(supervisor: Supervisor, entry: Waiting) -> str:
     return supervisor.state(entry.job).title if is_shown(supervisor.workspace, entry) else ""
-
-
-def _facts(state: RunState, health: list[Diagnosis]) -> dict[str, Any]:
-    """Everything known of a run but its many logged steps, of which the last stands for all."""
-    facts = dataclasses.asdict(dataclasses.replace(state, steps=state.steps[-1:]))
-    message, hint = ending_words(state)
-    ending = {"message": message, "hint": hint}
-    return {
-        "run": facts.pop("id"),
-        **facts,
-        **ending,
-        "health": [dataclasses.asdict(diagnosis) for diagnosis in health],
-    }
-
-
-def _describe(state: RunState, health: list[Diagnosis]) -> str:
-    lines = [f"{state.id}  {state.title}", f"state       {state.state}, phase {state.phase or '-'}"]
-    if state.device:
-        lines.append(f"device      {state.device}, {state.dtype}")
-    if state.data is not None:
-        measured = count(state.data.validation_rows, "validation row")
-        lines.append(f"data        {count(state.data.train_rows, 'training row')}, {measured}")
-    if state.model is not None:
-        lines.append(f"parameters  {state.model.trainable_parameters:,} trained of {state.model.parameters:,}")
-    if state.steps:
-        lines.append(f"progress    {step_line(state)}")
-    lines += [f"measured    step {item.step}: validation loss {item.loss:.4f}" for item in state.evaluations]
-    if state.final:
-        lines.append(f"took        {duration(state.seconds)}")
-    lines += [f"health      {in_words(diagnosis)}" for diagnosis in health]
-    lines += [text for text in ending_words(state) if text]
-    return "\n".join(lines)
 
 
 def _cancel(supervisor: Supervisor, run_id: str) -> None:

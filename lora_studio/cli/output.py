@@ -1,7 +1,4 @@
-"""Texts for a terminal: tables, times, and lines that go to stderr so that stdout stays for results.
-
-Follows a job that is no run in the terminal; Ctrl-C is handed on as a stop.
-"""
+"""Texts for a terminal: tables, times, and lines that go to stderr so that stdout stays for results."""
 
 import contextlib
 import io
@@ -9,15 +6,10 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from lora_studio.files import finite
-from lora_studio.jobs.events import RunState
-from lora_studio.jobs.kinds import KINDS, TRAIN
-from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.runs.summary import pace_of, short
 
 _CODES = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 
@@ -123,23 +115,6 @@ def size(octets: float) -> str:
     return f"{octets / 1e3:.1f} kB" if octets < 1e5 else f"{octets / 1e6:,.1f} MB"
 
 
-def progress_line(state: RunState, before: int = 0) -> str:
-    """300 of 1,000 rows, 120 rows/s, 6 s left; "" where nothing is counted or done yet.
-
-    `before` is what was done before this start.
-    """
-    if not state.phase_total or not state.phase_done:
-        return ""
-    going, unit = pace_of(state, before), state.phase_unit
-    if unit == "bytes":
-        parts = [f"{state.phase_done / 1e6:,.1f} of {state.phase_total / 1e6:,.1f} MB"]
-        parts += [f"{going.per_second / 1e6:,.1f} MB/s"] if going else []
-    else:
-        parts = [f"{state.phase_done:,} of {state.phase_total:,} {unit}".rstrip()]
-        parts += [f"{short(going.per_second)} {unit.split()[0]}/s"] if going and unit not in ("", "percent") else []
-    return ", ".join([*parts, *([f"{duration(going.seconds_left)} left"] if going else [])])
-
-
 def age(then: float) -> str:
     """How long ago, in the largest unit that fits."""
     seconds = max(0.0, time.time() - then)
@@ -147,91 +122,3 @@ def age(then: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit} ago"
     return "just now"
-
-
-FAILED = 1
-
-
-LOOK_SECONDS, SAY_SECONDS = 0.2, 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Telling:
-    """What is said of a kind of job. A phase without words is told by its progress alone.
-
-    `progress` gives a line, "" where there is nothing to tell yet; `notes` says that the job's warnings are told as
-    they come (else whoever follows tells them).
-    """
-
-    phases: Mapping[str, str]
-    progress: Callable[[RunState], str]
-    stopping: str
-    notes: bool = False
-
-
-def goes_on(name: str) -> str:
-    """What is said of a job or a run as it begins."""
-    jobs = "python -m lora_studio jobs"
-    return f"  It goes on if this terminal is closed: `{jobs} follow {name}` tells of it, `{jobs} stop {name}` ends it."
-
-
-def follow(supervisor: Supervisor, job_id: str, telling: Telling, *, leaves: bool = False) -> RunState:
-    """Tells of a job until it ends, and starts it where it waits and its turn comes.
-
-    Ctrl-C stops it, a second one ends it at once; with `leaves` it only ends this.
-    """
-    supervisor.start()
-    try:
-        return _follow(supervisor, job_id, telling, leaves)
-    finally:
-        supervisor.close()
-
-
-def _follow(supervisor: Supervisor, job_id: str, telling: Telling, leaves: bool) -> RunState:
-    last_output, phase, interrupted, noted, waits_for = 0.0, "", 0, 0, ""
-    while True:
-        try:
-            state = supervisor.state(job_id)
-            for note in state.warnings[noted:] if telling.notes else ():
-                say(f"  note: {note}")
-            noted = len(state.warnings)
-            if state.final and not supervisor.is_alive(job_id):
-                return state
-            if state.state == "queued":
-                waits_for = tell_waiting(supervisor, waits_for)
-            elif state.phase != phase:
-                phase, words = state.phase, telling.phases.get(state.phase, "")
-                if words:
-                    say(words)
-                last_output = time.monotonic() if words else 0.0
-            line = telling.progress(state) if state.state != "queued" else ""
-            if line and time.monotonic() - last_output >= SAY_SECONDS:
-                last_output = time.monotonic()
-                say(f"  {line}")
-            time.sleep(LOOK_SECONDS)
-        except KeyboardInterrupt:
-            if leaves:
-                raise
-            interrupted += 1
-            if interrupted == 1:
-                say(f"Stopping; {telling.stopping}. Ctrl-C again ends it at once.")
-                supervisor.stop(job_id)
-            else:
-                supervisor.cancel(job_id)
-
-
-def tell_waiting(supervisor: Supervisor, last_holder: str) -> str:
-    """Says once which job holds the device, and which one after it; gives the one that was told."""
-    holder = supervisor.busy()
-    if holder is None or holder == last_holder:
-        return last_holder
-    kind = next((job.kind for job in supervisor.working() if job.id == holder), TRAIN.name)
-    say(f"Waits in the queue: {KINDS[kind].noun} {holder} holds the device.")
-    return holder
-
-
-def exit_code(state: RunState, child: int | None) -> int:
-    """0 done, 1 failed, 2 wrong input, 130 stopped; `child` is how the child itself ended, where that is known."""
-    if state.state == "done":
-        return 0
-    return 130 if state.state == "stopped" else 2 if child == 2 else FAILED

@@ -1,18 +1,23 @@
 """What runs came to, in the terminal: the list, runs beside each other, tags and notes, measurements as CSV."""
 
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from lora_studio.cli.output import age, duration, print_json, say, size, table
+from lora_studio.cli.train import step_line
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
+from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.runs.checkpoints import checkpoints
+from lora_studio.runs.checkpoints import checkpoints, deletions
+from lora_studio.runs.health import Diagnosis, in_words, of_folder
 from lora_studio.runs.summary import Labels, differences, overview, read_labels, results, tags_of, to_csv, write_labels
+from lora_studio.units import count
 from lora_studio.workspace import RunFolder, Workspace
 
 RESULT_ACTIONS = ("tag", "note", "compare", "csv")
@@ -88,12 +93,61 @@ def what_came_out(run: RunFolder, state: RunState) -> list[str]:
     return [*lines, f"on disk     {bytes_in(run.path) / 1e6:.1f} MB"]
 
 
-def facts_of(run: RunFolder, state: RunState) -> dict[str, Any]:
-    """The same for a script."""
-    return overview(run, state).row() | {
-        "bytes": bytes_in(run.path),
-        "checkpoints": [asdict(item) for item in checkpoints(run, state)],
+def describe(run: RunFolder, state: RunState) -> list[str]:
+    """Lines on what a run is, how far it is, and how it fares."""
+    lines = [f"{state.id}  {state.title}", f"state       {state.state}, phase {state.phase or '-'}"]
+    if state.device:
+        lines.append(f"device      {state.device}, {state.dtype}")
+    if state.data is not None:
+        measured = count(state.data.validation_rows, "validation row")
+        lines.append(f"data        {count(state.data.train_rows, 'training row')}, {measured}")
+    if state.model is not None:
+        lines.append(f"parameters  {state.model.trainable_parameters:,} trained of {state.model.parameters:,}")
+    if state.steps:
+        lines.append(f"progress    {step_line(state)}")
+    lines += [f"measured    step {item.step}: validation loss {item.loss:.4f}" for item in state.evaluations]
+    if state.final:
+        lines.append(f"took        {duration(state.seconds)}")
+    lines += [f"health      {in_words(diagnosis)}" for diagnosis in _health(run, state)]
+    return [*lines, *(text for text in ending_words(state) if text)]
+
+
+def _health(run: RunFolder, state: RunState) -> list[Diagnosis]:
+    return of_folder(state, run.config, time.time(), run.read_result().get("difference"))
+
+
+def what_goes(workspace: Workspace, supervisor: Supervisor, run_id: str) -> str:
+    """What a person is asked about before a run is deleted; "" for one that can't be, which the supervisor refuses."""
+    deletion = next(iter(deletions(workspace, [run_id], supervisor.runs())), None)
+    if deletion is None or deletion.against:
+        return ""
+    after = f", on whose adapter {' and '.join(deletion.continued_by)} began" if deletion.continued_by else ""
+    return f"run {run_id} ({deletion.title}, {size(deletion.bytes)} with its checkpoints and adapter{after})"
+
+
+def _whole(run: RunFolder, state: RunState) -> dict[str, Any]:
+    """Everything known of a run but its many logged steps, of which the last stands for all."""
+    facts = asdict(replace(state, steps=state.steps[-1:]))
+    message, hint = ending_words(state)
+    ending = {"message": message, "hint": hint}
+    return {
+        "run": facts.pop("id"),
+        **facts,
+        **ending,
+        "health": [asdict(diagnosis) for diagnosis in _health(run, state)],
     }
+
+
+def facts_of(run: RunFolder, state: RunState) -> dict[str, Any]:
+    """All that is known of a run, for a script."""
+    return (
+        _whole(run, state)
+        | overview(run, state).row()
+        | {
+            "bytes": bytes_in(run.path),
+            "checkpoints": [asdict(item) for item in checkpoints(run, state)],
+        }
+    )
 
 
 def _compare(workspace: Workspace, supervisor: Supervisor, names: Sequence[str], as_json: bool) -> None:

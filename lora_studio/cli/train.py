@@ -11,25 +11,15 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
-from lora_studio.cli.output import (
-    confirmed,
-    duration,
-    exit_code,
-    goes_on,
-    print_json,
-    progress_line,
-    say,
-    table,
-    tell_waiting,
-)
+from lora_studio.cli.following import exit_code, goes_on, progress_line, tell_waiting
+from lora_studio.cli.output import confirmed, duration, print_json, say, table
 from lora_studio.cli.settings import overrides
 from lora_studio.config.presets import resolve
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.preflight import ASK, FAILED, ROUGH, Report, check_before_start, look_at_model
-from lora_studio.jobs.session import Session
+from lora_studio.jobs.preflight import ASK, FAILED, ROUGH, Report, check_before_start, look_at_model_alone
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import best_changes
@@ -54,8 +44,7 @@ def estimate(workspace: Workspace, args: argparse.Namespace, unknown: list[str])
         )
     model, trainable = architecture(numbers), None
     if model is None or not model.exact:
-        with Session(workspace.logs_folder / "estimate.log") as child:
-            analysis = look_at_model(config, child)
+        analysis = look_at_model_alone(config, workspace)
         if isinstance(analysis, StudioError):
             raise analysis
         model, trainable = architecture(numbers), (analysis or {}).get("trainable")

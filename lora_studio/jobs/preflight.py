@@ -340,6 +340,12 @@ def look_at_model(config: Config, session: Session) -> dict[str, Any] | StudioEr
         return error
 
 
+def look_at_model_alone(config: Config, workspace: Workspace) -> dict[str, Any] | StudioError | None:
+    """The same with a child of its own, which ends with the answer."""
+    with Session(workspace.logs_folder / "estimate.log") as own:
+        return look_at_model(config, own)
+
+
 def request_of(config: Config) -> dict[str, Any]:
     """The child's parameters: the data section, what it is read for, and whose tokenizer is meant."""
     data = config.data.model_dump()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.cli.output import progress_line
+from lora_studio.cli.following import progress_line
 from lora_studio.export import request
 from lora_studio.export.request import exports, make_request, request_of
 from lora_studio.export.targets import TARGETS

@@ -1,6 +1,6 @@
 """How fast something goes, and the words for it in terminal and page."""
 
-from lora_studio.cli.output import progress_line
+from lora_studio.cli.following import progress_line
 from lora_studio.jobs.events import RunState
 from lora_studio.runs.summary import Pace, pace, pace_of
 from lora_studio.ui.words import speed_words
