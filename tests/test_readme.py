@@ -67,3 +67,25 @@ def test_every_promise_of_security_and_every_claim_about_the_studio_names_what_k
     assert not [promise for promise, *kept in promises if "`tests/" not in "".join(kept)]
     assert len(claims) > 10
     assert not [row[0] for row in claims if row[1] != "no" and not re.search(r"\]\((tests|benchmarks)/", row[1])]
+
+
+MAX_MODULES = {"upload": 30, "event": 14, "question": 14, "setting": 14}
+"""Modules on each of the four walks through the code that CONTRIBUTING draws."""
+
+
+@pytest.mark.parametrize("walk", MAX_MODULES)
+def test_a_walk_through_the_code_names_few_modules_and_all_exist(walk: str) -> None:
+    text = (readme.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    walks = text.partition("<!-- walks -->")[2].partition("<!-- /walks -->")[0].split("\n- ")[1:]
+    named = [re.findall(r"`([a-z_.]+)`", line) for line in walks if walk in line.partition("**:")[0].lower()]
+    assert len(walks) == len(MAX_MODULES)
+    assert len(named) == 1
+    assert 5 < len(named[0]) <= MAX_MODULES[walk]
+    paths = [readme.ROOT / "lora_studio" / f"{name.replace('.', '/')}.py" for name in named[0]]
+    assert not [path for path in paths if not path.is_file()]
+
+
+def test_every_package_is_on_the_map() -> None:
+    text = (readme.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    packages = {path.parent.name for path in (readme.ROOT / "lora_studio").glob("*/__init__.py")}
+    assert packages == set(re.findall(r"^\| `([a-z]+)`", text, re.MULTILINE)) | {"runs", "evaluate", "export", "chat"}
