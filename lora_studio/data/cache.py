@@ -162,8 +162,10 @@ def digest(path: Path, cache: "Cache", tell: Callable[[], None] = lambda: None) 
     about = path.stat()
     settled = time.time() - max(about.st_mtime, about.st_ctime) > _SETTLED_SECONDS
     stamp = (str(path.resolve()), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
-    kept = (cache if settled else Cache(None)).get(key_of("digest", *stamp), lambda _: {"sha256": _sha256(path, tell)})
-    return str(kept.facts["sha256"])
+    cached = (cache if settled else Cache(None)).get(
+        key_of("digest", *stamp), lambda _: {"sha256": _sha256(path, tell)}
+    )
+    return str(cached.facts["sha256"])
 
 
 def _sha256(path: Path, tell: Callable[[], None]) -> str:
@@ -201,8 +203,8 @@ class Cache:
             arrays.place = place
             return arrays
         self._in_use.add(key)
-        found = self._find(self.folder / key, tell)
-        if found is None:
+        cached = self._find(self.folder / key, tell)
+        if cached is None:
             making = Path(tempfile.mkdtemp(prefix=".making-", dir=self.folder))
             try:
                 self._make(making, build)
@@ -210,8 +212,8 @@ class Cache:
             finally:
                 shutil.rmtree(making, ignore_errors=True)
             self.shrink()
-            found = Arrays(self.folder / key)
-        return found
+            cached = Arrays(self.folder / key)
+        return cached
 
     def _make(self, folder: Path, build: Build) -> Arrays:
         writer = ArrayWriter(folder)
@@ -233,10 +235,10 @@ class Cache:
         os.utime(entry)
         return arrays
 
-    def _put(self, made: Path, entry: Path) -> None:
+    def _put(self, folder: Path, entry: Path) -> None:
         """Another process may have made the same entry meanwhile: then that one stays."""
         try:
-            made.rename(entry)
+            folder.rename(entry)
         except OSError:
             if not (entry / "entry.json").is_file():
                 raise

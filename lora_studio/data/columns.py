@@ -91,14 +91,14 @@ class Columns:
 
     def find_all(self, aliases: Iterable[str], without: Iterable[str] = ()) -> list[str]:
         """The columns that bear one of the names, those first that are filled in nearly as many rows as any."""
-        taken = set(without)
+        excluded = set(without)
         hits = dict.fromkeys(self._by_plain[alias] for alias in aliases if alias in self._by_plain)
-        found = [name for name in hits if name not in taken]
-        if len(found) < 2:
-            return found
-        shares = {name: self.share(name) for name in found}
+        matches = [name for name in hits if name not in excluded]
+        if len(matches) < 2:
+            return matches
+        shares = {name: self.share(name) for name in matches}
         most = max(shares.values())
-        return sorted(found, key=lambda name: -shares[name] if shares[name] < _ENOUGH * most else -most)
+        return sorted(matches, key=lambda name: -shares[name] if shares[name] < _ENOUGH * most else -most)
 
     def values(self, name: str) -> list[Any]:
         return [record.fields[name] for record in self.sample if record.fields.get(name) is not None]
@@ -106,19 +106,19 @@ class Columns:
     def compared(self) -> tuple[str, ...]:
         """The columns of the better and the worse answer, or none; the shortest names, for longer ones tell of them."""
         for worse in sorted(self._by_plain, key=len):
-            for word, others in WORSE_AND_BETTER:
-                better = self._beside(worse, word, others) if f"_{word}_" in f"_{worse}_" else None
+            for word, better_words in WORSE_AND_BETTER:
+                better = self._beside(worse, word, better_words) if f"_{word}_" in f"_{worse}_" else None
                 if better and self._holds_answers(better) and self._holds_answers(self._by_plain[worse]):
                     return better, self._by_plain[worse]
         return ()
 
-    def _beside(self, worse: str, word: str, others: Sequence[str]) -> str | None:
+    def _beside(self, worse: str, word: str, better_words: Sequence[str]) -> str | None:
         """The column of a better answer, by the name that the worse one bears; else that of the whole conversation."""
         before, _, after = f"_{worse}_".partition(f"_{word}_")
-        parts = [[part for part in (before.strip("_"), other, after.strip("_")) if part] for other in others]
+        parts = [[part for part in (before.strip("_"), other, after.strip("_")) if part] for other in better_words]
         better = self.find("_".join(part) for part in parts if part)
-        rest = "_".join(part for part in (before.strip("_"), after.strip("_")) if part)
-        if better or "" not in others or rest not in ("", *ASSISTANT):
+        remainder = "_".join(part for part in (before.strip("_"), after.strip("_")) if part)
+        if better or "" not in better_words or remainder not in ("", *ASSISTANT):
             return better
         return self.find(TURNS)
 
@@ -136,7 +136,9 @@ class Columns:
 
     def texts(self) -> list[str]:
         """Columns whose values are all text."""
-        return [name for name in self.names if (found := self.values(name)) and all(isinstance(v, str) for v in found)]
+        return [
+            name for name in self.names if (values := self.values(name)) and all(isinstance(v, str) for v in values)
+        ]
 
     def contents(self) -> list[str]:
         """Columns of text that say something of their own: not the same in each row, nor an id, a link or the like."""

@@ -81,8 +81,8 @@ def find_problem(columns: Columns) -> dict[str, str] | None:
     parts = {"title": columns.find(("title", "name")), "description": statement}
     parts |= {part: columns.find(names) for part, names in SECTIONS.items()}
     plain = {part: columns.find((part,)) for part in ("input", "output")}
-    taken = {name for name in (*parts.values(), *plain.values()) if name}
-    answer = columns.find(ANSWERS, without=taken)
+    used = {name for name in (*parts.values(), *plain.values()) if name}
+    answer = columns.find(ANSWERS, without=used)
     if answer is None and parts["output"] and plain["output"]:
         answer = plain["output"]
     for part, name in plain.items():
@@ -92,8 +92,8 @@ def find_problem(columns: Columns) -> dict[str, str] | None:
     described = [part for part in ("input", "output", "constraints", "examples", "note") if parts[part]]
     if answer is None or not described:
         return None
-    found = {part: name for part, name in parts.items() if name}
-    return {**found, "completion": answer}
+    present = {part: name for part, name in parts.items() if name}
+    return {**present, "completion": answer}
 
 
 def problem_text(fields: dict[str, Any], columns: dict[str, str]) -> str:
@@ -101,8 +101,8 @@ def problem_text(fields: dict[str, Any], columns: dict[str, str]) -> str:
     blocks = [as_text(fields.get(columns[part]), columns[part]) for part in ("title", "description") if part in columns]
     for part, heading in _HEADINGS.items():
         if part in columns:
-            said = _section(fields.get(columns[part]), columns[part])
-            blocks.append(f"{heading}:\n{said}" if said.strip() else "")
+            section = _section(fields.get(columns[part]), columns[part])
+            blocks.append(f"{heading}:\n{section}" if section.strip() else "")
     return "\n\n".join(block.strip() for block in blocks if block.strip())
 
 
@@ -165,8 +165,8 @@ def _side(value: Any, field: str, marks: Marks | None, roles: Mapping[str, str])
 def _shared(chosen: list[Message], rejected: list[Message]) -> int:
     """How many turns both sides begin with; the last turn is always an answer."""
     shared = 0
-    for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
-        if (one.role, one.content) != (other.role, other.content):
+    for turn, other in zip(chosen[:-1], rejected[:-1], strict=False):
+        if (turn.role, turn.content) != (other.role, other.content):
             break
         shared += 1
     return shared
@@ -198,8 +198,8 @@ def mark_of(value: Any, field: str) -> bool:
 
 def marks_in_words(good: int, bad: int) -> str:
     """What became of rows marked good or bad."""
-    learned, left = ("is" if number == 1 else "are" for number in (good, bad))
-    return f"{count(good, 'answer')} marked good {learned} learned from; {bad:,} marked bad {left} left out."
+    good_verb, bad_verb = ("is" if number == 1 else "are" for number in (good, bad))
+    return f"{count(good, 'answer')} marked good {good_verb} learned from; {bad:,} marked bad {bad_verb} left out."
 
 
 NOT_IDS = "the tokens are not a list of whole numbers"
@@ -228,11 +228,11 @@ def convert(record: Record, fmt: Format, system_prompt: str | None = None) -> Co
         check_text(text, columns["text"])
         return Conversation(record.row, text=text)
     roles = {**ROLES, **fmt.mapping.roles} if fmt.mapping and fmt.mapping.roles else ROLES
-    given = (fmt.mapping.system_prompt if fmt.mapping else None) or system_prompt
+    system = (fmt.mapping.system_prompt if fmt.mapping else None) or system_prompt
     if "chosen" in columns:
-        return _compared(record, fmt, roles, given)
+        return _compared(record, fmt, roles, system)
     messages, place = _turns(fields, fmt, roles)
-    messages = _with_system(messages, fields, columns, given)
+    messages = _with_system(messages, fields, columns, system)
     if "reasoning" in columns:
         messages = _with_reasoning(messages, as_text(fields.get(columns["reasoning"]), columns["reasoning"]))
     _check(messages, place, fields, columns)
@@ -251,10 +251,10 @@ def _turns(fields: dict[str, Any], fmt: Format, roles: Names[str, str]) -> tuple
             raise RowError(NO_MARKS, place, text)
         return parse_dialogue(text, place, fmt.marks), place
     whole = columns.get("messages")
-    beside = "completion" in columns or "output" in columns
-    if whole is not None and (fields.get(whole) or not beside):
+    has_answer_column = "completion" in columns or "output" in columns
+    if whole is not None and (fields.get(whole) or not has_answer_column):
         messages = parse_turns(_needed(fields, whole), whole, roles)
-        if not (beside and fmt.mapping):
+        if not (has_answer_column and fmt.mapping):
             return messages, whole
         place = columns["completion"]
         return messages + _answer_turns(_needed(fields, place), place, roles), place
@@ -264,18 +264,18 @@ def _turns(fields: dict[str, Any], fmt: Format, roles: Names[str, str]) -> tuple
 def _from_columns(fields: dict[str, Any], fmt: Format, roles: Names[str, str]) -> tuple[list[Message], str]:
     """Turns out of a row's columns, and the name of the answer's column."""
     columns = fmt.columns
-    answered = columns.get("output") if "instruction" in columns else columns["completion"]
-    answered = answered or columns["completion"]
-    asked = _asked(fields, fmt, roles)
-    if answered in fields and fields[answered] is None:
-        raise RowError(EMPTY_ANSWER, answered, "the cell is empty")
-    answer = _needed(fields, answered)
+    answer_column = columns.get("output") if "instruction" in columns else columns["completion"]
+    answer_column = answer_column or columns["completion"]
+    question = _asked(fields, fmt, roles)
+    if answer_column in fields and fields[answer_column] is None:
+        raise RowError(EMPTY_ANSWER, answer_column, "the cell is empty")
+    answer = _needed(fields, answer_column)
     if fmt.marks:
         prompt = columns.get("instruction") or columns["prompt"]
-        whole = as_text(_needed(fields, prompt), prompt) + as_text(answer, answered)
-        return parse_dialogue(whole, prompt, fmt.marks), answered
+        whole = as_text(_needed(fields, prompt), prompt) + as_text(answer, answer_column)
+        return parse_dialogue(whole, prompt, fmt.marks), answer_column
     history = parse_history(fields.get(columns["history"]), columns["history"]) if "history" in columns else []
-    return [*history, *asked, *_answer_turns(answer, answered, roles)], answered
+    return [*history, *question, *_answer_turns(answer, answer_column, roles)], answer_column
 
 
 def _asked(fields: dict[str, Any], fmt: Format, roles: Names[str, str]) -> list[Message]:
@@ -289,11 +289,11 @@ def _asked(fields: dict[str, Any], fmt: Format, roles: Names[str, str]) -> list[
         return [Message("user", fill(template, cells))]
     if "description" in columns:
         return [Message("user", problem_text(fields, columns))]
-    asked = columns.get("instruction") or columns["prompt"]
-    prompt = _needed(fields, asked)
+    column = columns.get("instruction") or columns["prompt"]
+    prompt = _needed(fields, column)
     if is_turns(prompt):
-        return parse_turns(prompt, asked, roles)
-    instruction = as_text(prompt, asked)
+        return parse_turns(prompt, column, roles)
+    instruction = as_text(prompt, column)
     extra = as_text(fields.get(columns["input"]), columns["input"]) if "input" in columns else ""
     if not extra.strip():
         return [Message("user", instruction)]
@@ -338,7 +338,7 @@ def _tokenised(record: Record, columns: dict[str, str]) -> Conversation:
         labels = _alike(fields, columns["labels"], ids, least=-100)
     elif fields.get(columns.get("loss_mask", "")) is not None:
         learned = _alike(fields, columns["loss_mask"], ids, least=0)
-        labels = tuple(token if wanted else IGNORED for token, wanted in zip(ids, learned, strict=True))
+        labels = tuple(token if trained else IGNORED for token, trained in zip(ids, learned, strict=True))
     if fields.get(columns.get("attention_mask", "")) is not None:
         mask = _alike(fields, columns["attention_mask"], ids, least=0)
         if not any(mask):
@@ -352,7 +352,7 @@ def _alike(fields: dict[str, Any], name: str, ids: tuple[int, ...], least: int) 
     """The numbers of a column that has one for each token."""
     value = _needed(fields, name)
     if least == 0 and isinstance(value, list):
-        value = [int(one) if isinstance(one, bool) or one in (0.0, 1.0) else one for one in value]
+        value = [int(item) if isinstance(item, bool) or item in (0.0, 1.0) else item for item in value]
     numbers = _numbers(value, name, least)
     if len(numbers) != len(ids):
         raise RowError(UNLIKE_LENGTHS, name, f"{len(ids)} and {len(numbers)}")
@@ -361,18 +361,18 @@ def _alike(fields: dict[str, Any], name: str, ids: tuple[int, ...], least: int) 
 
 def _numbers(value: Any, field: str, least: int) -> tuple[int, ...]:
     whole = isinstance(value, list) and bool(value)
-    if not whole or any(isinstance(one, bool) or not isinstance(one, int) or one < least for one in value):
+    if not whole or any(isinstance(item, bool) or not isinstance(item, int) or item < least for item in value):
         raise RowError(NOT_IDS, field, value)
     return tuple(value)
 
 
 def _with_system(
-    messages: list[Message], fields: dict[str, Any], columns: dict[str, str], given: str | None
+    messages: list[Message], fields: dict[str, Any], columns: dict[str, str], default: str | None
 ) -> list[Message]:
     if messages and messages[0].role == "system":
         return messages
     own = as_text(fields.get(columns["system"]), columns["system"]) if "system" in columns else ""
-    system = given if is_blank(own) else own
+    system = default if is_blank(own) else own
     return messages if system is None or is_blank(system) else [Message("system", system), *messages]
 
 
@@ -391,8 +391,8 @@ def _answer_turns(answer: Any, name: str, roles: Names[str, str]) -> list[Messag
 def _tools(fields: dict[str, Any], columns: dict[str, str]) -> tuple[dict[str, Any], ...]:
     holder = columns.get("messages") or columns.get("prompt") or ""
     place = columns.get("tools", holder)
-    given = fields.get(place) if "tools" in columns else held_beside(fields.get(holder), TOOLS)
-    tools = parse_tools(given, place)
+    value = fields.get(place) if "tools" in columns else held_beside(fields.get(holder), TOOLS)
+    tools = parse_tools(value, place)
     check_values(tools, place)
     return tools
 
@@ -409,10 +409,12 @@ def _check(messages: list[Message], place: str, fields: dict[str, Any], columns:
         check(messages, place)
     except RowError as error:
         if error.reason in (CONTROL, BROKEN_TEXT):
-            held = (name for name in columns.values() if isinstance(value := fields.get(name), str) and is_odd(value))
-            raise RowError(error.reason, next(held, place), error.found) from None
-        asked = columns.get("instruction") or columns.get("prompt", place)
-        column = {EMPTY_TURN: asked, EMPTY_ANSWER: place}.get(error.reason)
+            odd_columns = (
+                name for name in columns.values() if isinstance(value := fields.get(name), str) and is_odd(value)
+            )
+            raise RowError(error.reason, next(odd_columns, place), error.found) from None
+        prompt_column = columns.get("instruction") or columns.get("prompt", place)
+        column = {EMPTY_TURN: prompt_column, EMPTY_ANSWER: place}.get(error.reason)
         if column is None or not isinstance(fields.get(column), str):
             raise
         raise RowError(error.reason, column, repr(fields[column])) from None

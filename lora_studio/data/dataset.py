@@ -296,11 +296,11 @@ def recut(
     """The same data at another length or way of cutting, without reading or tokenising again."""
     settings = replace(prepared.settings, max_length=max_length, truncation=truncation)
     stores = (prepared.part.rows, (prepared.kept_back or prepared.part).rows)
-    made = []
-    for store, chosen in zip(stores, prepared.chosen, strict=True):
+    cut = []
+    for store, selected in zip(stores, prepared.chosen, strict=True):
         report("split", 0, 0)
-        made.append(examples_of(store, chosen, max_length, truncation))
-    train, validation = made
+        cut.append(examples_of(store, selected, max_length, truncation))
+    train, validation = cut
     report("split", 0, 0)
     if not len(train):
         raise StudioError(
@@ -327,22 +327,22 @@ def recut(
 
 
 def _assumptions(part: Part, template: Template, kept_back: Part | None) -> list[str]:
-    found = list(part.records.assumptions)
+    notes = list(part.records.assumptions)
     if part.format.question:
-        found.append(f"The rows can be read in several ways. {part.format.question} The reading above is used.")
-    found += sentences(part.facts["omitted"])
-    found += _marks(part, kept_back)
+        notes.append(f"The rows can be read in several ways. {part.format.question} The reading above is used.")
+    notes += sentences(part.facts["omitted"])
+    notes += _marks(part, kept_back)
     resting = part.facts["resting"]
     if resting:
-        found.append(f"{resting} rows hold answers that the file marks as not to be trained.")
+        notes.append(f"{resting} rows hold answers that the file marks as not to be trained.")
     if template.writes_date:
-        found.append(f"The chat template writes the day's date into every row ({date.today().isoformat()}).")
+        notes.append(f"The chat template writes the day's date into every row ({date.today().isoformat()}).")
     if kept_back:
         bad = len(kept_back.bad_rows)
         rows = f"{len(kept_back.conversations)} rows" + (f", {bad} bad rows left out" if bad else "")
-        found.append(f"The validation file {Path(kept_back.name).name} has {rows}: {kept_back.format.words}")
-        found += [f"Validation file: {sentence}" for sentence in kept_back.records.assumptions]
-    return found
+        notes.append(f"The validation file {Path(kept_back.name).name} has {rows}: {kept_back.format.words}")
+        notes += [f"Validation file: {sentence}" for sentence in kept_back.records.assumptions]
+    return notes
 
 
 def _marks(part: Part, kept_back: Part | None) -> list[str]:
@@ -353,7 +353,7 @@ def _marks(part: Part, kept_back: Part | None) -> list[str]:
 def _source_fingerprint(part: Part, kept_back: Part | None, work: Preparation) -> str:
     """What the examples come from: the files' bytes, how they are read, the tokenizer and the template."""
     parts = [part, *([kept_back] if kept_back else [])]
-    contents = [one.digests or one.name for one in parts]
+    contents = [item.digests or item.name for item in parts]
     return hashlib.sha256(
         json.dumps([contents, work.mapping, work.encoder_key[:2]], sort_keys=True).encode()
     ).hexdigest()

@@ -13,9 +13,9 @@ from lora_studio.data.messages import Message, RowError
 
 NO_MARKS = "the text does not mark its turns as the other rows do"
 TOOL_MARKS = "the text holds tool calls in marks, which are read from `messages` with `tool_calls` only"
-LEAST_SHARE = 0.8
+MIN_SHARE = 0.8
 _LIKE_SHARE = 0.8
-_LOOKED_AT, _MOST_TEXTS = 20_000, 200
+_LOOKED_AT, _MAX_TEXTS = 20_000, 200
 # The answering names that go with an asking one, the likeliest first; any other pair comes after these.
 _ANSWERING = {
     "human": ("assistant", "gpt", "ai", "bot", "chatgpt", "model"),
@@ -98,25 +98,25 @@ class Marks:
         """The marks of a user's and of an assistant's turn, for a person."""
         if self.style == INST:
             return "`[INST]` marks the user's turns and `[/INST]` the assistant's"
-        said = {role: self._written(name) for name, role in reversed(self.roles.items())}
-        return f"`{said['user']}` marks the user's turns and `{said['assistant']}` the assistant's"
+        marks = {role: self._written(name) for name, role in reversed(self.roles.items())}
+        return f"`{marks['user']}` marks the user's turns and `{marks['assistant']}` the assistant's"
 
     def _written(self, name: str) -> str:
-        shown = name.upper() if name in _INITIALS or self.style.startswith("NAME") else name.capitalize()
+        label = name.upper() if name in _INITIALS or self.style.startswith("NAME") else name.capitalize()
         if self.style in _BY_NAME:
-            return f"### {shown}" if self.style.startswith("###") else f"{shown}:"
+            return f"### {label}" if self.style.startswith("###") else f"{label}:"
         if "..." in self.style:
-            return self.style.replace("...", shown if "｜" in self.style else name)
+            return self.style.replace("...", label if "｜" in self.style else name)
         return f"<|{name.upper()}_TOKEN|>" if self.style == "<|START_OF_TURN_TOKEN|>" else f"{self.style}{name}"
 
 
-def marks_of(texts: Sequence[str], least: float = LEAST_SHARE, *, rendered: bool = False) -> Marks | None:
+def marks_of(texts: Sequence[str], least: float = MIN_SHARE, *, rendered: bool = False) -> Marks | None:
     """How texts mark a user's turn and an answer after it; None where less than that share of them does so in one way.
 
     Of several names the pair is taken whose asking name comes first and whose names belong together. `rendered`: only
     the marks count that chat templates write, and no names or headings.
     """
-    texts = [text[:_LOOKED_AT] for text in texts[:: len(texts) // _MOST_TEXTS + 1]]
+    texts = [text[:_LOOKED_AT] for text in texts[:: len(texts) // _MAX_TEXTS + 1]]
     best: tuple[float, Marks | None] = (0.0, None)
     for style in (INST, *(name for name in STYLES if not (rendered and name in _BY_NAME))):
         marks, times = _best_pair(style, texts)
@@ -131,7 +131,7 @@ def _best_pair(style: str, texts: Sequence[str]) -> tuple[Marks | None, int]:
     if style == INST:
         times = sum(0 <= text.find("[INST]") < text.rfind("[/INST]") for text in texts)
         return (Marks(style, {}) if times else None), times
-    rows = [[found.group(1).lower() for found in STYLES[style].finditer(text)] for text in texts]
+    rows = [[mark.group(1).lower() for mark in STYLES[style].finditer(text)] for text in texts]
     pairs: Counter[tuple[str, str]] = Counter()
     first: Counter[str] = Counter()
     for names in rows:
@@ -158,34 +158,34 @@ def _best_pair(style: str, texts: Sequence[str]) -> tuple[Marks | None, int]:
 
 def _rank(pair: tuple[str, str]) -> int:
     user, assistant = pair
-    known = _ANSWERING[user]
-    return known.index(assistant) if assistant in known else len(known) + _ASSISTANTS.index(assistant)
+    partners = _ANSWERING[user]
+    return partners.index(assistant) if assistant in partners else len(partners) + _ASSISTANTS.index(assistant)
 
 
 def parse_dialogue(text: str, field: str, marks: Marks) -> list[Message]:
     """The turns of a dialogue; what stands before the first mark is the system prompt."""
     if marks.style == INST:
         return _from_inst(text, field)
-    found = _turn_marks(text, marks)
-    roles = [role for role, _, _ in found]
+    turn_marks = _turn_marks(text, marks)
+    roles = [role for role, _, _ in turn_marks]
     if "user" not in roles or "assistant" not in roles[roles.index("user") :]:
         raise RowError(NO_MARKS, field, text)
-    head = _preamble(text[: found[0][1]])
+    head = _preamble(text[: turn_marks[0][1]])
     turns = [("system", head)] if head else []
-    ends = [start for _, start, _ in found[1:]] + [len(text)]
-    for (role, _, start), end in zip(found, ends, strict=True):
-        said = tidy(text[start:end], ("###",) if marks.style.startswith("###") else ())
+    ends = [start for _, start, _ in turn_marks[1:]] + [len(text)]
+    for (role, _, start), end in zip(turn_marks, ends, strict=True):
+        content = tidy(text[start:end], ("###",) if marks.style.startswith("###") else ())
         if role == "system":
-            said = _LLAMA_DATES.sub("", said)
+            content = _LLAMA_DATES.sub("", content)
         if role == "input":
-            turns[-1] = ("user", f"{turns[-1][1]}\n\n{said}".strip())
+            turns[-1] = ("user", f"{turns[-1][1]}\n\n{content}".strip())
         elif role == "system" and len(turns) == 1 and turns[0][0] == "system":
-            turns[0] = ("system", f"{turns[0][1]}\n\n{said}".strip())
+            turns[0] = ("system", f"{turns[0][1]}\n\n{content}".strip())
         else:
-            turns.append((role, said))
+            turns.append((role, content))
     if turns[0] == ("system", ""):
         turns = turns[1:]
-    return [Message(role, said) for role, said in turns]
+    return [Message(role, content) for role, content in turns]
 
 
 def role_at(line: str, marks: Marks) -> str | None:
@@ -196,12 +196,12 @@ def role_at(line: str, marks: Marks) -> str | None:
 
 def _turn_marks(text: str, marks: Marks) -> list[tuple[str, int, int]]:
     """The role of each mark of the file in a text, and where the mark begins and ends. An input belongs to its turn."""
-    found: list[tuple[str, int, int]] = []
+    turn_marks: list[tuple[str, int, int]] = []
     for mark in STYLES[marks.style].finditer(text):
         role = marks.roles.get(mark.group(1).lower())
-        if role and (role != "input" or (found and found[-1][0] == "user")):
-            found.append((role, mark.start(), mark.end()))
-    return found
+        if role and (role != "input" or (turn_marks and turn_marks[-1][0] == "user")):
+            turn_marks.append((role, mark.start(), mark.end()))
+    return turn_marks
 
 
 def _from_inst(text: str, field: str) -> list[Message]:
@@ -221,12 +221,12 @@ def _from_inst(text: str, field: str) -> list[Message]:
         raise RowError(NO_MARKS, field, text)
     head, *answers = (*before, text[at:])
     system = [_preamble(head).removeprefix("[SYSTEM_PROMPT]").removesuffix("[/SYSTEM_PROMPT]").strip()]
-    asked = questions[0].strip()
-    if asked.startswith("<<SYS>>") and "<</SYS>>" in asked:
-        told, _, asked = asked.removeprefix("<<SYS>>").partition("<</SYS>>")
-        system.append(told.strip())
+    first_question = questions[0].strip()
+    if first_question.startswith("<<SYS>>") and "<</SYS>>" in first_question:
+        instructions, _, first_question = first_question.removeprefix("<<SYS>>").partition("<</SYS>>")
+        system.append(instructions.strip())
     messages: list[Message] = []
-    for question, answer in zip([asked, *questions[1:]], answers, strict=True):
+    for question, answer in zip([first_question, *questions[1:]], answers, strict=True):
         messages += [Message("user", question.strip()), Message("assistant", tidy(answer, _BEGINS))]
     whole = "\n\n".join(part for part in system if part)
     return [*([Message("system", whole)] if whole else []), *messages]
@@ -240,14 +240,14 @@ def _preamble(text: str) -> str:
     return "" if _LONE_TOKEN.fullmatch(text) else text
 
 
-def tidy(said: str, marks: Sequence[str] = ()) -> str:
+def tidy(text: str, marks: Sequence[str] = ()) -> str:
     """A turn without white space around it and without the marks that end it."""
-    end, ended = len(said.rstrip()), True
+    end, ended = len(text.rstrip()), True
     while ended:
         ended = False
         for mark in (*ENDS, *marks):
-            if said.endswith(mark, 0, end):
+            if text.endswith(mark, 0, end):
                 end, ended = end - len(mark), True
-                while end and said[end - 1].isspace():
+                while end and text[end - 1].isspace():
                     end -= 1
-    return said[:end].lstrip()
+    return text[:end].lstrip()

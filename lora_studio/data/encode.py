@@ -105,14 +105,16 @@ class Encoder:
             bad_rows += bad
         return encoded, bad_rows
 
-    def encode_batches(self, given: Iterable[Sequence[Conversation]]) -> Iterator[tuple[list[Encoded], list[BadRow]]]:
+    def encode_batches(
+        self, chat_batches: Iterable[Sequence[Conversation]]
+    ) -> Iterator[tuple[list[Encoded], list[BadRow]]]:
         """For each batch the rows as tokens and those that can't be rendered.
 
         The next batch is rendered while the tokenizer, which needs no Python meanwhile, works in a thread.
         """
         waiting: tuple[list[tuple[Conversation, Rendered]], list[BadRow], Future[list[Any]]] | None = None
         with _no_garbage_collection(), ThreadPoolExecutor(1, "tokenizer") as thread:
-            for batch in given:
+            for batch in chat_batches:
                 if any(chat.input_ids is not None for chat in batch):
                     yield self._take_over(batch)
                     continue

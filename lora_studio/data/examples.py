@@ -34,30 +34,32 @@ class Examples(Sequence[Example]):
     `length`, `trained` and `full_length` hold the numbers of all examples, without making them.
     """
 
-    def __init__(self, store: RowStore, chosen: np.ndarray, max_length: int, truncation: str) -> None:
-        measures = store.measures(chosen)
-        self._take(store, chosen, measures, measures.cuts(max_length, truncation))
+    def __init__(self, store: RowStore, selected: np.ndarray, max_length: int, truncation: str) -> None:
+        measures = store.measures(selected)
+        self._take(store, selected, measures, measures.cuts(max_length, truncation))
         self.split_rows = int(measures.split(max_length, truncation).sum())
 
-    def _take(self, store: RowStore, chosen: np.ndarray, measures: Measures, cuts: Cuts) -> None:
+    def _take(self, store: RowStore, selected: np.ndarray, measures: Measures, cuts: Cuts) -> None:
         keep = cuts.trained > 0
         self.measures = measures
-        left = cuts.owner[~keep]
-        self.dropped = list(zip(store.row[chosen[left]].tolist(), measures.length[left].tolist(), strict=True))
+        untrained = cuts.owner[~keep]
+        self.dropped = list(
+            zip(store.row[selected[untrained]].tolist(), measures.length[untrained].tolist(), strict=True)
+        )
         self._store = store
         self._cuts = Cuts(*(values[keep] for values in vars(cuts).values()))
-        self._index = chosen[self._cuts.owner]
+        self._index = selected[self._cuts.owner]
         self.length = self._cuts.length
         self.trained = self._cuts.trained
         self.full_length = measures.length[self._cuts.owner]
 
     @classmethod
-    def of_cuts(cls, store: RowStore, chosen: np.ndarray, cuts: Cuts) -> "Examples":
+    def of_cuts(cls, store: RowStore, selected: np.ndarray, cuts: Cuts) -> "Examples":
         """Rows as they are cut already."""
-        made = cls.__new__(cls)
-        made._take(store, chosen, store.measures(chosen), cuts)
-        made.split_rows = 0
-        return made
+        examples = cls.__new__(cls)
+        examples._take(store, selected, store.measures(selected), cuts)
+        examples.split_rows = 0
+        return examples
 
     def __len__(self) -> int:
         return len(self._index)
@@ -107,10 +109,10 @@ class Examples(Sequence[Example]):
             columns = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, labels)]
             yield pa.RecordBatch.from_arrays(columns, names=["input_ids", "labels"])
 
-    def _gather(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _gather(self, selection: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids, labels and the places where each example ends, of several examples one after another."""
-        store, index = self._store, self._index[wanted]
-        first, head, size = self._cuts.first[wanted], self._cuts.head[wanted], self.length[wanted]
+        store, index = self._store, self._index[selection]
+        first, head, size = self._cuts.first[selection], self._cuts.head[selection], self.length[selection]
         ends = np.cumsum(size)
         begins = ends - size
         places = np.arange(int(size.sum())) + np.repeat(store.starts[index] + first - head - begins, size)
@@ -173,10 +175,10 @@ class PairStore:
     def __len__(self) -> int:
         return len(self.row)
 
-    def measures(self, chosen: np.ndarray) -> Measures:
+    def measures(self, selected: np.ndarray) -> Measures:
         """The measures of the longer side of these pairs."""
         length = np.diff(self.sides.starts)
-        return self.sides.measures(2 * chosen + (length[2 * chosen + 1] > length[2 * chosen]))
+        return self.sides.measures(2 * selected + (length[2 * selected + 1] > length[2 * selected]))
 
 
 def cut_pairs(better: Measures, worse: Measures, max_length: int, truncation: str) -> tuple[Cuts, Cuts]:
@@ -188,9 +190,9 @@ def cut_pairs(better: Measures, worse: Measures, max_length: int, truncation: st
 
 def _from(cuts: Cuts, side: Measures, first: np.ndarray) -> Cuts:
     inside = np.minimum(side.end, cuts.stop[side.owner]) - np.maximum(side.begin, first[side.owner])
-    kept = np.bincount(side.owner, np.maximum(inside, 0), minlength=len(side.length)).astype(np.int64)
-    lost = cuts.trained + cuts.lost - kept
-    return replace(cuts, first=first, head=side.keep_first & (first > 0), trained=kept, lost=lost)
+    trained = np.bincount(side.owner, np.maximum(inside, 0), minlength=len(side.length)).astype(np.int64)
+    lost = cuts.trained + cuts.lost - trained
+    return replace(cuts, first=first, head=side.keep_first & (first > 0), trained=trained, lost=lost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +209,12 @@ class Pairs(Sequence[Pair]):
     `measures` are those of the longer sides; `length` and `trained` count the tokens of both.
     """
 
-    def __init__(self, store: PairStore, chosen: np.ndarray, max_length: int, truncation: str) -> None:
-        index = (2 * chosen, 2 * chosen + 1)
+    def __init__(self, store: PairStore, selected: np.ndarray, max_length: int, truncation: str) -> None:
+        index = (2 * selected, 2 * selected + 1)
         cuts = cut_pairs(store.sides.measures(index[0]), store.sides.measures(index[1]), max_length, truncation)
         keep = (cuts[0].trained > 0) & (cuts[1].trained > 0) & ~_alike(store.sides, index, cuts)
-        self.measures = store.measures(chosen)
-        self.dropped = list(zip(store.row[chosen[~keep]].tolist(), self.measures.length[~keep].tolist(), strict=True))
+        self.measures = store.measures(selected)
+        self.dropped = list(zip(store.row[selected[~keep]].tolist(), self.measures.length[~keep].tolist(), strict=True))
         self.split_rows = 0
         self._sides = [
             Examples.of_cuts(store.sides, side[keep], replace(cut, owner=np.arange(int(keep.sum())), **_of(cut, keep)))
@@ -220,7 +222,7 @@ class Pairs(Sequence[Pair]):
         ]
         self.length = self._sides[0].length + self._sides[1].length
         self.trained = self._sides[0].trained + self._sides[1].trained
-        self.row_numbers = store.row[chosen[keep]]
+        self.row_numbers = store.row[selected[keep]]
 
     @property
     def answers(self) -> Examples:
@@ -256,28 +258,28 @@ class Pairs(Sequence[Pair]):
 
 def _alike(rows: RowStore, index: tuple[np.ndarray, np.ndarray], cuts: tuple[Cuts, Cuts]) -> np.ndarray:
     """Which pairs differ only in what is cut off their ends."""
-    found = np.zeros(len(index[0]), bool)
+    identical = np.zeros(len(index[0]), bool)
     length = np.diff(rows.starts)
     ended = [cut.stop < length[side] for side, cut in zip(index, cuts, strict=True)]
     for at in np.flatnonzero((ended[0] | ended[1]) & _maybe_alike(rows, index, cuts)):
-        kept = [
+        ids = [
             np.asarray(rows.ids[rows.starts[side[at]] + cut.first[at] : rows.starts[side[at]] + cut.stop[at]])
             for side, cut in zip(index, cuts, strict=True)
         ]
-        found[at] = np.array_equal(kept[0], kept[1])
-    return found
+        identical[at] = np.array_equal(ids[0], ids[1])
+    return identical
 
 
 def _maybe_alike(rows: RowStore, index: tuple[np.ndarray, np.ndarray], cuts: tuple[Cuts, Cuts]) -> np.ndarray:
     """Pairs that keep as many tokens and agree in two near their ends: few are left to be compared whole."""
-    kept = [cut.stop - cut.first for cut in cuts]
-    maybe = (kept[0] == kept[1]) & (kept[0] > 0)
-    for before in (np.zeros_like(kept[0]), kept[0] // 4):
-        one, other = (
+    lengths = [cut.stop - cut.first for cut in cuts]
+    maybe = (lengths[0] == lengths[1]) & (lengths[0] > 0)
+    for before in (np.zeros_like(lengths[0]), lengths[0] // 4):
+        better, worse = (
             rows.ids[rows.starts[side] + np.maximum(cut.stop - 1 - before, 0)]
             for side, cut in zip(index, cuts, strict=True)
         )
-        maybe &= one == other
+        maybe &= better == worse
     return maybe
 
 
@@ -285,18 +287,20 @@ def _of(cuts: Cuts, keep: np.ndarray) -> dict[str, np.ndarray]:
     return {name: values[keep] for name, values in vars(cuts).items() if name != "owner"}
 
 
-def examples_of(store: RowStore | PairStore, chosen: np.ndarray, max_length: int, truncation: str) -> Examples | Pairs:
+def examples_of(
+    store: RowStore | PairStore, selected: np.ndarray, max_length: int, truncation: str
+) -> Examples | Pairs:
     """What the trainer gets of the rows at these indices."""
     if isinstance(store, PairStore):
-        return Pairs(store, chosen, max_length, truncation)
-    return Examples(store, chosen, max_length, truncation)
+        return Pairs(store, selected, max_length, truncation)
+    return Examples(store, selected, max_length, truncation)
 
 
 def largest_id(rows: Examples | Pairs) -> int:
     """The largest token id of any row; -1 where there is none."""
-    found = -1
+    largest = -1
     for table in rows.tables() if len(rows) else ():
         for name, column in zip(table.schema.names, table.columns, strict=True):
             if name.endswith("ids") and len(column.values):
-                found = max(found, int(column.values.to_numpy().max()))
-    return found
+                largest = max(largest, int(column.values.to_numpy().max()))
+    return largest

@@ -51,9 +51,9 @@ def single_messages(columns: Columns) -> list[str]:
     """The columns that show each row to be one message of a conversation and not a whole one; none elsewhere."""
     role = columns.find(("role", "from", "speaker", "sender"))
     spoken = columns.values_as_text(role) if role else []
-    known = [name for name in map(role_of, spoken) if name]
+    roles = [name for name in map(role_of, spoken) if name]
     parent = columns.find(names.THREADS)
-    speaks = bool(spoken) and len(known) >= _MOSTLY * len(spoken) and (parent or len(set(known)) > 1)
+    speaks = bool(spoken) and len(roles) >= _MOSTLY * len(spoken) and (parent or len(set(roles)) > 1)
     linked = columns.find(("parent_id",)) and columns.find(("message_id", "message_tree_id"))
     return [name for name in (role, parent) if name] if speaks or linked else []
 
@@ -72,10 +72,10 @@ def no_reading(columns: Columns, by_order: Sequence[Format]) -> ReadingError:
             f"Add a column with the answers, such as `solution`. Or: {BY_MAPPING}.",
         )
     if by_order:
-        texts = list(dict.fromkeys(name for one in by_order for name in one.columns.values()))
+        texts = list(dict.fromkeys(name for reading in by_order for name in reading.columns.values()))
         first = by_order[0].columns
         example = f'{{"user": "{first.get("prompt")}", "assistant": "{first.get("completion")}"}}'
-        texts_alone = [one.columns["text"] for one in by_order if one.name == "text"]
+        texts_alone = [reading.columns["text"] for reading in by_order if reading.name == "text"]
         alone = "".join(f', or {{"text": "{name}"}} for that text alone' for name in texts_alone)
         return ReadingError(
             f"The shape of the rows is not known: {quoted(texts)} hold text, and these names do not say which is asked "
@@ -104,28 +104,32 @@ def answer_of(shape: Format) -> str | None:
 
 def with_options(columns: Columns, shape: Format) -> Format | None:
     """The reading that puts the options of multiple-choice rows into the question; None where answers name none."""
-    answer, asked = answer_of(shape), shape.columns.get("prompt") or shape.columns.get("instruction")
+    answer, question = answer_of(shape), shape.columns.get("prompt") or shape.columns.get("instruction")
     options = _option_columns(columns, shape, columns.values(answer)) if answer else {}
-    if not (answer and asked and options) or any(mark in name for name in (asked, *options.values()) for mark in "{}"):
+    if not (answer and question and options) or any(
+        mark in name for name in (question, *options.values()) for mark in "{}"
+    ):
         return None
     lines = [f"{key}. {{{name}}}" for key, name in options.items()]
     extra = shape.columns.get("input")
-    template = "\n\n".join([f"{{{asked}}}", *([f"{{{extra}}}"] if extra else []), "\n".join(lines)])
-    kept = {part: name for part, name in shape.columns.items() if part in ("system", "history", "reasoning", "tools")}
-    mapping = Mapping.from_dict({"user_template": template, "assistant": answer, **kept})
-    return Format("mapped", {"completion": answer, **kept}, mapping=mapping)
+    template = "\n\n".join([f"{{{question}}}", *([f"{{{extra}}}"] if extra else []), "\n".join(lines)])
+    helpers = {
+        part: name for part, name in shape.columns.items() if part in ("system", "history", "reasoning", "tools")
+    }
+    mapping = Mapping.from_dict({"user_template": template, "assistant": answer, **helpers})
+    return Format("mapped", {"completion": answer, **helpers}, mapping=mapping)
 
 
 def _option_columns(columns: Columns, shape: Format, answers: Sequence[Any]) -> dict[str, str]:
     """The columns left aside that the answers name, by what the answers call them: a letter, a number or the name."""
     aside = [name for name in columns.names if name not in shape.columns.values() and columns.values(name)]
-    said = [_key(value) for value in answers]
+    answer_keys = [_key(value) for value in answers]
     lettered = {mark[1]: name for name in aside if (mark := _OPTION.fullmatch(columns.plain(name)))}
-    named = {columns.plain(name): name for name in aside if columns.plain(name) in said}
-    counted = dict(enumerate(lettered.values(), 0 if "0" in said else 1))
+    by_name = {columns.plain(name): name for name in aside if columns.plain(name) in answer_keys}
+    counted = dict(enumerate(lettered.values(), 0 if "0" in answer_keys else 1))
     numbered = {str(place): name for place, name in counted.items()}
-    for keys in (numbered, lettered, named) if "0" in said else (lettered, numbered, named):
-        if len(keys) > 1 and said and sum(key in keys for key in said) >= _MOSTLY * len(said):
+    for keys in (numbered, lettered, by_name) if "0" in answer_keys else (lettered, numbered, by_name):
+        if len(keys) > 1 and answer_keys and sum(key in keys for key in answer_keys) >= _MOSTLY * len(answer_keys):
             upper = any(str(value).strip("(). ").isupper() for value in answers)
             return {key.upper() if upper and keys is lettered else key: name for key, name in keys.items()}
     return {}
@@ -178,8 +182,8 @@ def in_words(shape: Format, columns: Columns) -> Format:
     """The format with its sentence, and with what is left aside."""
     part = {key: quoted([name]) for key, name in shape.columns.items()}
     words = _main(shape, part)
-    said = _EXTRAS if "messages" in part or "dialogue" not in part else ("system", "label")
-    words += "".join(f"; {part[key]} is {_EXTRAS[key]}" for key in said if key in part)
+    extras = _EXTRAS if "messages" in part or "dialogue" not in part else ("system", "label")
+    words += "".join(f"; {part[key]} is {_EXTRAS[key]}" for key in extras if key in part)
     mapping = shape.mapping
     used = {*shape.columns.values(), *places(mapping.user_template or "" if mapping else "")}
     if mapping and mapping.system_prompt:
@@ -198,9 +202,9 @@ def in_words(shape: Format, columns: Columns) -> Format:
 def _main(shape: Format, part: dict[str, str]) -> str:
     if "input_ids" in part:
         learned = part.get("labels") or part.get("loss_mask")
-        beside = f", {learned} what of them is learned" if learned else ", all of which are learned"
+        labels_note = f", {learned} what of them is learned" if learned else ", all of which are learned"
         padding = f"; {part['attention_mask']} marks padding, which is left out" if "attention_mask" in part else ""
-        return f"{part['input_ids']} holds tokens{beside}{padding}"
+        return f"{part['input_ids']} holds tokens{labels_note}{padding}"
     if "text" in part:
         return f"{part['text']} is plain text, learned as it stands"
     if "dialogue" in part:
@@ -210,9 +214,9 @@ def _main(shape: Format, part: dict[str, str]) -> str:
         prompt = _user(shape, part) or "What both begin with"
         words = f"{prompt} is the prompt, {part['chosen']} the better answer, {part['rejected']} the worse"
         return f"{words}; all are written as one text: {shape.marks.words()}" if shape.marks else words
-    asked = _user(shape, part)
+    question = _user(shape, part)
     if "description" in part:
-        answer = f"{asked} make the user's turn, {part['completion']} is the assistant's"
+        answer = f"{question} make the user's turn, {part['completion']} is the assistant's"
         turns = f"; rows that have {part['messages']} bring their turns there" if "messages" in part else ""
         return answer + turns
     if "messages" in part and "completion" not in part:
@@ -220,8 +224,8 @@ def _main(shape: Format, part: dict[str, str]) -> str:
         return f"{part['messages']} holds the conversation, a list of turns, each with {how}"
     answered = part.get("output") if "instruction" in part else part["completion"]
     if shape.marks:
-        return f"{asked} and {answered} together are a conversation written as one text: {shape.marks.words()}"
-    return f"{asked} is the user's turn, {answered} the assistant's"
+        return f"{question} and {answered} together are a conversation written as one text: {shape.marks.words()}"
+    return f"{question} is the user's turn, {answered} the assistant's"
 
 
 def _user(shape: Format, part: dict[str, str]) -> str:
@@ -233,5 +237,5 @@ def _user(shape: Format, part: dict[str, str]) -> str:
         return ", ".join(part[name] for name in _SECTIONS if name in part)
     if "messages" in part:
         return part["messages"]
-    asked = part.get("instruction") or part.get("prompt") or ""
-    return f"{asked} followed by {part['input']}" if asked and "input" in part else asked
+    question = part.get("instruction") or part.get("prompt") or ""
+    return f"{question} followed by {part['input']}" if question and "input" in part else question

@@ -11,7 +11,7 @@ from typing import Any
 from lora_studio.data import columns as names
 from lora_studio.data.columns import Columns, is_turns, may_be_turns, quoted, spread
 from lora_studio.data.convert import STATEMENT, convert, find_problem, is_mark
-from lora_studio.data.dialogues import LEAST_SHARE, Marks, marks_of
+from lora_studio.data.dialogues import MIN_SHARE, Marks, marks_of
 from lora_studio.data.format_questions import (
     answer_of,
     in_words,
@@ -53,15 +53,15 @@ def recognise(records: Sequence[Record], goal: str = "answers") -> Format:
     if goal == "any" and readings and readings[0].name == "preference":
         return readings[0]
     if goal == "preference":
-        fitting = [one for one in readings if one.name in ("preference", "kto")]
+        fitting = [reading for reading in readings if reading.name in ("preference", "kto")]
         if not fitting:
-            said = f" They were read so: {readings[0].words}" if readings else ""
+            best_reading = f" They were read so: {readings[0].words}" if readings else ""
             raise ReadingError(
-                f"The rows hold no comparison.{said}",
+                f"The rows hold no comparison.{best_reading}",
                 "Learning by comparison needs `chosen` and `rejected` beside a `prompt`, or a `label` true or false.",
             )
         return fitting[0]
-    fitting = _asked([one for one in readings if one.name != "preference"])
+    fitting = _asked([reading for reading in readings if reading.name != "preference"])
     if fitting:
         return fitting[0]
     if readings:
@@ -80,7 +80,7 @@ def recognise_all(records: Sequence[Record]) -> list[Format]:
 
 def _asked(readings: Sequence[Format]) -> list[Format]:
     question = _question(readings)
-    return [replace(one, ambiguous=bool(question), question=question) for one in readings]
+    return [replace(reading, ambiguous=bool(question), question=question) for reading in readings]
 
 
 def apply_mapping(mapping: Mapping, records: Sequence[Record], goal: str = "answers") -> Format:
@@ -103,15 +103,15 @@ def mapping_of(shape: Format) -> Mapping:
     parts = dict(shape.columns)
     template = None
     if "description" in parts:
-        made = [parts.pop(part) for part in ("title", "description") if part in parts]
+        leading = [parts.pop(part) for part in ("title", "description") if part in parts]
         headed = [f"{part.capitalize()}:\n{{{parts.pop(part)}}}" for part in _SECTIONS if part in parts]
-        template = "\n\n".join([*(f"{{{name}}}" for name in made), *headed])
+        template = "\n\n".join([*(f"{{{name}}}" for name in leading), *headed])
         parts.pop("messages", None)
     elif "input" in parts:
-        asked = parts.pop("instruction", None) or parts.pop("prompt")
-        template = f"{{{asked}}}\n\n{{{parts.pop('input')}}}"
-    known = {renamed.get(part, part): name for part, name in parts.items() if part not in _OF_TOKENS}
-    return replace(Mapping.from_dict(known), user_template=template)
+        question = parts.pop("instruction", None) or parts.pop("prompt")
+        template = f"{{{question}}}\n\n{{{parts.pop('input')}}}"
+    columns = {renamed.get(part, part): name for part, name in parts.items() if part not in _OF_TOKENS}
+    return replace(Mapping.from_dict(columns), user_template=template)
 
 
 _SECTIONS = ("input", "output", "constraints", "examples", "note")
@@ -132,15 +132,15 @@ def _readings(columns: Columns) -> list[Format]:
         return [in_words(tokenised, columns)]
     pairs, marked = _preference(columns), _marked(columns)
     compared = [shape for shape in (pairs, marked) if shape]
-    found = [shape for shape in (*_problem(columns), _turns(columns), *_pairs(columns)) if shape]
-    if marked or (pairs and not _answers_beside(columns, pairs, found)):
-        found = []  # without their mark bad answers would be read as good ones
+    candidates = [shape for shape in (*_problem(columns), _turns(columns), *_pairs(columns)) if shape]
+    if marked or (pairs and not _answers_beside(columns, pairs, candidates)):
+        candidates = []  # without their mark bad answers would be read as good ones
     else:
-        found += _texts(columns, alone=not found)
-    best = max((_fit(columns, shape) for shape in [*found, *compared]), default=0.0)
-    likely = [shape for shape in found if _fit(columns, shape) >= 0.8 * best > 0]
+        candidates += _texts(columns, alone=not candidates)
+    best = max((_fit(columns, shape) for shape in [*candidates, *compared]), default=0.0)
+    likely = [shape for shape in candidates if _fit(columns, shape) >= 0.8 * best > 0]
     likely += [shape for shape in compared if _fit(columns, shape) >= 0.5 * best > 0]
-    likely = [one for shape in likely for one in (with_options(columns, shape), shape) if one]
+    likely = [reading for shape in likely for reading in (with_options(columns, shape), shape) if reading]
     likely = [replace(shape, marks=shape.marks or _marks(shape, columns)) for shape in likely]
     return [_told(in_words(shape, columns), columns) for shape in likely]
 
@@ -162,15 +162,15 @@ def _fit(columns: Columns, shape: Format) -> float:
 
 
 def _turns(columns: Columns) -> Format | None:
-    named = columns.find(names.TURNS)
-    name = named if named and any(map(may_be_turns, columns.values(named))) else None
+    by_name = columns.find(names.TURNS)
+    name = by_name if by_name and any(map(may_be_turns, columns.values(by_name))) else None
     if name is None:
         user = columns.find(names.USER)
         earlier = columns.find(names.HISTORY) if user else None
         pair = {user, columns.find(names.ASSISTANT), earlier, *columns.compared()}
-        others = [other for other in columns.names if other not in pair]
-        others += [user] if user and _ends_in_answers(columns, user) else []
-        name = next((other for other in others if any(map(is_turns, columns.values(other)))), None)
+        candidates = [other for other in columns.names if other not in pair]
+        candidates += [user] if user and _ends_in_answers(columns, user) else []
+        name = next((other for other in candidates if any(map(is_turns, columns.values(other)))), None)
     if name is None:
         return None
     first = held_turns(next(value for value in columns.values(name) if may_be_turns(value)))
@@ -184,12 +184,12 @@ def _turns(columns: Columns) -> Format | None:
 
 def _problem(columns: Columns) -> list[Format]:
     """Problems in fields, with the turns that some rows have beside them. All rows with turns: those are enough."""
-    found = find_problem(columns)
+    parts = find_problem(columns)
     turns = columns.find(names.TURNS)
-    if found is None or (turns and columns.share(turns) == 1):
+    if parts is None or (turns and columns.share(turns) == 1):
         return []
     with_turns = turns if turns and any(map(may_be_turns, columns.values(turns))) else None
-    return [Format("problem", _present({**found, "messages": with_turns, "system": columns.find(names.SYSTEM)}))]
+    return [Format("problem", _present({**parts, "messages": with_turns, "system": columns.find(names.SYSTEM)}))]
 
 
 def _pairs(columns: Columns) -> list[Format]:
@@ -205,11 +205,11 @@ def _pairs(columns: Columns) -> list[Format]:
     if user is None and not answers:
         return []
     if user is None or not answers:
-        rest = [] if single_messages(columns) else _others(columns, user, *answers)
-        rest = [name for name in rest if user or not columns.is_class(name)]
-        if len(rest) != 1 or rest[0] in columns.compared():
+        remaining = [] if single_messages(columns) else _others(columns, user, *answers)
+        remaining = [name for name in remaining if user or not columns.is_class(name)]
+        if len(remaining) != 1 or remaining[0] in columns.compared():
             return []
-        user, answers = user or rest[0], answers or rest
+        user, answers = user or remaining[0], answers or remaining
     return [_pair(columns, user, answer, user == instruction) for answer in answers]
 
 
@@ -218,22 +218,22 @@ def _answers(columns: Columns, user: str | None) -> list[str]:
 
     They are named so; where those are sparse and one other text is filled, it is that.
     """
-    named = columns.find_all(names.ASSISTANT, without=[user] if user else [])
-    able = [name for name in named if columns.answers(name)]
-    named = able if able or columns.compared() else named
-    shares = {name: columns.share(name) for name in named}
-    if named and user and shares[named[0]] < _SPARSE:
-        filled = [name for name in _others(columns, user, *named) if columns.share(name) >= 2 * shares[named[0]]]
+    by_name = columns.find_all(names.ASSISTANT, without=[user] if user else [])
+    able = [name for name in by_name if columns.answers(name)]
+    by_name = able if able or columns.compared() else by_name
+    shares = {name: columns.share(name) for name in by_name}
+    if by_name and user and shares[by_name[0]] < _SPARSE:
+        filled = [name for name in _others(columns, user, *by_name) if columns.share(name) >= 2 * shares[by_name[0]]]
         if len(filled) == 1:
             return filled
-    like = [name for name in named[1:] if shares[name] >= _SPARSE * shares[named[0]] and name in columns.contents()]
-    return [*named[:1], *(name for name in like if name not in (columns.find(names.EXTRA), *columns.compared()))]
+    like = [name for name in by_name[1:] if shares[name] >= _SPARSE * shares[by_name[0]] and name in columns.contents()]
+    return [*by_name[:1], *(name for name in like if name not in (columns.find(names.EXTRA), *columns.compared()))]
 
 
-def _others(columns: Columns, *known: str | None) -> list[str]:
+def _others(columns: Columns, *excluded: str | None) -> list[str]:
     """Columns of text beside those known that may ask or answer."""
     helpers = [columns.find(aliases) for aliases in (names.SYSTEM, names.HISTORY, names.TOOLS, names.REASONING)]
-    free = [name for name in columns.contents() if name not in (*known, *helpers)]
+    free = [name for name in columns.contents() if name not in (*excluded, *helpers)]
     return [name for name in free if not columns.is_description(name)]
 
 
@@ -257,8 +257,8 @@ def _asked_about(columns: Columns, user: str, answer: str) -> str | None:
     """What a question that is the same in each row is asked about: a text named like a question, or the only other."""
     answers = {*columns.find_all(names.ASSISTANT), *columns.compared()}
     free = [name for name in _others(columns, user, answer) if name not in answers and not columns.is_class(name)]
-    named = [name for name in columns.find_all(names.USER) if name in free]
-    return next(iter(named), free[0] if len(free) == 1 else None)
+    by_name = [name for name in columns.find_all(names.USER) if name in free]
+    return next(iter(by_name), free[0] if len(free) == 1 else None)
 
 
 def _texts(columns: Columns, alone: bool) -> list[Format]:
@@ -279,9 +279,9 @@ def _texts(columns: Columns, alone: bool) -> list[Format]:
 def _only_text(columns: Columns) -> str | None:
     """The one column that says something of its own, unless it asks without an answer."""
     texts = columns.contents()
-    rest = [name for name in columns.names if name not in texts]
-    idle = all(columns.is_constant(name) or columns.is_about_rows(name) for name in rest)
-    asks = bool(rest) and bool(texts) and texts[0] in columns.find_all((*names.USER, *STATEMENT))
+    remaining = [name for name in columns.names if name not in texts]
+    idle = all(columns.is_constant(name) or columns.is_about_rows(name) for name in remaining)
+    asks = bool(remaining) and bool(texts) and texts[0] in columns.find_all((*names.USER, *STATEMENT))
     return texts[0] if len(texts) == 1 and idle and not asks else None
 
 
@@ -312,22 +312,28 @@ def _preference(columns: Columns) -> Format | None:
     return Format("preference", _present(parts))
 
 
-def _marks(shape: Format, columns: Columns, least: float = LEAST_SHARE) -> Marks | None:
+def _marks(shape: Format, columns: Columns, least: float = MIN_SHARE) -> Marks | None:
     """How dialogues in one text are marked: those of a column, or those that both sides of a comparison hold.
 
     A prompt and its answers in columns of their own may be such a text as well, rendered by a chat template.
     """
     parts = shape.columns
-    asked = parts.get("instruction") or parts.get("prompt")
+    prompt_column = parts.get("instruction") or parts.get("prompt")
     answers = [parts[part] for part in ("chosen", "rejected", "output", "completion") if part in parts]
-    if asked and answers and "input" not in parts:
-        rows = [(record.fields.get(asked), record.fields.get(name)) for record in columns.sample for name in answers]
+    if prompt_column and answers and "input" not in parts:
+        rows = [
+            (record.fields.get(prompt_column), record.fields.get(name)) for record in columns.sample for name in answers
+        ]
         pairs = [f"{prompt}{answer}" for prompt, answer in rows if isinstance(prompt, str) and isinstance(answer, str)]
         return marks_of(pairs, rendered=True) if pairs else None
-    held = [parts[part] for part in ("dialogue", "chosen", "rejected") if part in parts]
+    text_columns = [parts[part] for part in ("dialogue", "chosen", "rejected") if part in parts]
     if "chosen" in parts and parts.keys() & {"prompt", "instruction", "messages"}:
         return None
-    return marks_of([text for name in held for text in columns.values_as_text(name)], least) if held else None
+    return (
+        marks_of([text for name in text_columns for text in columns.values_as_text(name)], least)
+        if text_columns
+        else None
+    )
 
 
 def _is_prompt_of(columns: Columns, user: str) -> bool:
@@ -341,20 +347,20 @@ def _marked(columns: Columns) -> Format | None:
     marks = columns.values(label) if label else []
     if not label or not marks or sum(map(is_mark, marks)) < 0.8 * len(marks):
         return None
-    beside = _turns(columns) or next(iter(_pairs(columns)), None)
-    if beside is None or label in beside.columns.values():
+    answers = _turns(columns) or next(iter(_pairs(columns)), None)
+    if answers is None or label in answers.columns.values():
         return None
-    return Format("kto", {**beside.columns, "label": label})
+    return Format("kto", {**answers.columns, "label": label})
 
 
-def _answers_beside(columns: Columns, compared: Format, found: list[Format]) -> bool:
+def _answers_beside(columns: Columns, compared: Format, candidates: list[Format]) -> bool:
     """Whether the rows hold an answer to learn from beside those that are compared."""
-    if not found:
+    if not candidates:
         return False
-    shape = found[0]
+    shape = candidates[0]
     if "messages" not in shape.columns:
-        beside = shape.columns.get("output") or shape.columns.get("completion")
-        return beside not in (compared.columns["chosen"], compared.columns["rejected"])
+        answer_column = shape.columns.get("output") or shape.columns.get("completion")
+        return answer_column not in (compared.columns["chosen"], compared.columns["rejected"])
     turns = shape.columns["messages"]
     return turns != compared.columns["chosen"] and _ends_in_answers(columns, turns)
 
@@ -369,12 +375,12 @@ def _ends_in_answers(columns: Columns, name: str) -> bool:
 def _by_order(columns: Columns) -> list[Format]:
     """Columns of text, of which nothing but their order tells which asks and which answers; a text may stand alone."""
     text = columns.find(names.TEXT)
-    others = second_texts(columns, text) if text else []
-    texts = [name for name in columns.names if name == text or name in others] if text else _others(columns)
+    candidates = second_texts(columns, text) if text else []
+    texts = [name for name in columns.names if name == text or name in candidates] if text else _others(columns)
     if single_messages(columns) or len(texts) < 2 or (not text and (len(texts) > 2 or len(columns.names) > 3)):
         return []
-    pairs = [texts, texts[::-1]] if len(texts) == 2 else [[text, other] for other in others[:_OFFERED] if text]
-    shapes = [Format("prompt_completion", {"prompt": asked, "completion": told}) for asked, told in pairs]
+    pairs = [texts, texts[::-1]] if len(texts) == 2 else [[text, other] for other in candidates[:_OFFERED] if text]
+    shapes = [Format("prompt_completion", {"prompt": prompt, "completion": completion}) for prompt, completion in pairs]
     shapes += [Format("text", {"text": text})] if text else []
     return [in_words(shape, columns) for shape in shapes]
 
@@ -387,16 +393,22 @@ def _question(readings: Sequence[Format]) -> str:
     if "preference" in kinds and len(kinds) > 1:
         chosen = next(shape.columns["chosen"] for shape in readings if shape.name == "preference")
         answer = readings[0].columns.get("output") or readings[0].columns.get("completion")
-        told = f"`{answer}`" if answer else "the answers"
-        return f"The rows hold answers and comparisons: learn from {told}, or compare `{chosen}` with the worse answer?"
+        answer_text = f"`{answer}`" if answer else "the answers"
+        return (
+            f"The rows hold answers and comparisons: learn from {answer_text}, or compare `{chosen}` with the worse "
+            "answer?"
+        )
     if "mapped" in kinds and len(kinds) > 1:
-        named = quoted(places(next(shape.mapping.user_template or "" for shape in readings if shape.mapping))[1:], 4)
-        return f"The answers name other columns ({named}): put these into the question as options, or leave them aside?"
+        template = next(shape.mapping.user_template or "" for shape in readings if shape.mapping)
+        return (
+            f"The answers name other columns ({quoted(places(template)[1:], 4)}): put these into the question as "
+            "options, or leave them aside?"
+        )
     if "prompt_completion" in kinds and "text" in kinds:
         return "There is text beside the text: is one the answer to the other, or is the text learned alone?"
     answers = list(dict.fromkeys(filter(None, map(answer_of, readings))))
-    asked = {shape.columns.get("prompt") or shape.columns.get("instruction") for shape in readings}
-    if len(answers) > 1 and len(asked) == 1:
+    prompts = {shape.columns.get("prompt") or shape.columns.get("instruction") for shape in readings}
+    if len(answers) > 1 and len(prompts) == 1:
         return f"Several columns can be the answer ({quoted(answers)}): which one is learned?"
     if len(answers) > 1 and kinds == {"prompt_completion"}:
         return "The columns' names do not say which is the user's turn and which the assistant's: which is it?"
@@ -412,8 +424,8 @@ def _present(parts: dict[str, str | None]) -> dict[str, str]:
 
 def _pairs_only(shape: Format) -> ReadingError:
     chosen, rejected = shape.columns["chosen"], shape.columns["rejected"]
-    asked = shape.columns.keys() & {"messages", "prompt", "instruction", "user"}
-    part = "the assistant's part" if asked else "the conversation (`messages`)"
+    has_prompt = shape.columns.keys() & {"messages", "prompt", "instruction", "user"}
+    part = "the assistant's part" if has_prompt else "the conversation (`messages`)"
     return ReadingError(
         f"These are preference pairs (`{chosen}` and `{rejected}`), for learning by comparison (DPO), not example.",
         "Set training.method to dpo. Or, to learn from the better answers alone, leave "

@@ -57,11 +57,11 @@ class Mapping:
         """Reads a mapping; StudioError names all that is wrong with it."""
         if not isinstance(value, dict):
             raise ReadingError(f"A mapping is an object of names, not a {type(value).__name__}.", KNOWN_PARTS)
-        known = [one.name for one in fields(cls)]
+        part_names = [part.name for part in fields(cls)]
         problems = []
         for key, item in value.items():
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1)
+            if key not in part_names:
+                near = difflib.get_close_matches(str(key), part_names, 1)
                 problems.append(f"`{key}` is not a part" + (f"; did you mean `{near[0]}`?" if near else "."))
             elif key == "roles":
                 problems += _role_problems(item)
@@ -82,14 +82,14 @@ class Mapping:
 
     def check(self, names: Iterable[str]) -> None:
         """Raises StudioError with all that does not fit a file of these columns."""
-        known = list(map(str, names))
+        columns = list(map(str, names))
         problems = []
         for part, name in self.needs().items():
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean `{near[0]}`?" if near else f"; the columns are {', '.join(known[:12])}."
+            if name not in columns:
+                near = difflib.get_close_matches(name, columns, 1)
+                hint = f"; did you mean `{near[0]}`?" if near else f"; the columns are {', '.join(columns[:12])}."
                 problems.append(f"{part}: there is no column `{name}`{hint}")
-        asked, pair = self.user or self.user_template, (self.chosen, self.rejected)
+        question, pair = self.user or self.user_template, (self.chosen, self.rejected)
         if any(pair) and not all(pair):
             problems.append("A comparison needs both `chosen` and `rejected`.")
         if self.user_template and not places(self.user_template):
@@ -101,7 +101,7 @@ class Mapping:
             problems.append("`text` and `dialogue` are whole rows: leave the other parts empty.")
         elif self.label and (self.text or all(pair)):
             problems.append("`label` marks an answer as good or bad, which plain texts and comparisons do not have.")
-        elif self.assistant and not (asked or self.messages):
+        elif self.assistant and not (question or self.messages):
             problems.append("`assistant` has no turn to answer: name `user`, or write a `user_template`.")
         if problems:
             raise _problems(problems)
@@ -127,14 +127,14 @@ def _problems(problems: list[str]) -> ReadingError:
 
 def places(template: str) -> list[str]:
     """The columns that a template names."""
-    return list(dict.fromkeys(found.group(1) for found in _PLACE.finditer(template) if found.group(1) is not None))
+    return list(dict.fromkeys(match.group(1) for match in _PLACE.finditer(template) if match.group(1) is not None))
 
 
 def fill(template: str, cells: dict[str, str]) -> str:
     """The template with cells put in. Where a cell is empty, the blank lines around it close up."""
 
-    def put(found: re.Match[str]) -> str:
-        return found.group()[0] if found.group(1) is None else cells[found.group(1)]
+    def put(match: re.Match[str]) -> str:
+        return match.group()[0] if match.group(1) is None else cells[match.group(1)]
 
     if all(cells[name].strip() for name in places(template)):
         return _PLACE.sub(put, template)
@@ -144,8 +144,8 @@ def fill(template: str, cells: dict[str, str]) -> str:
 
 def _is_idle(block: str, cells: dict[str, str]) -> bool:
     """Whether a block of a template names columns, all of them empty in this row."""
-    named = places(block)
-    return bool(named) and not any(cells[name].strip() for name in named)
+    columns = places(block)
+    return bool(columns) and not any(cells[name].strip() for name in columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,8 +80,8 @@ def limited(share: float = SHARE, most: int | None = None) -> Iterator[int]:
     """
     may = max(MIN_BYTES, min(int(available() * share), most or sys.maxsize))
     before, highest = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = _written() + may
-    ends = [limit for limit in (before, highest, wanted) if limit != resource.RLIM_INFINITY]
+    target = _written() + may
+    ends = [limit for limit in (before, highest, target) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(ends), highest))
     try:
         yield may

@@ -30,7 +30,7 @@ from lora_studio.data.rows import BadRow, Record
 from lora_studio.data.sources import Source
 from lora_studio.data.store import BadRows, BadRowWriter, RecordStore, RowStore, write_records, write_rows
 from lora_studio.data.template_coverage import (
-    MOST_ROWS,
+    MAX_ROWS,
     Omits,
     changed_answers,
     count_omissions,
@@ -227,22 +227,22 @@ class Preparation:
     ) -> dict[str, Any]:
         self.before_slow()
         bad_rows = BadRowWriter(writer)
-        made = Converted(bad_rows.add)
+        converted = Converted(bad_rows.add)
         few = list(self._convert(sample[:: max(1, len(sample) // _FEW)], shape, Converted(lambda bad: None)))
         compared = shape.name == "preference"
         if compared:
             few = [side for chat in few for side in sides(chat)]
         answers = changed_answers(few, self.encoder, self.template_origin)
-        conversations: Iterable[Conversation] = self._convert(records.records(range(len(records))), shape, made)
+        conversations: Iterable[Conversation] = self._convert(records.records(range(len(records))), shape, converted)
         total = len(records)
         if choose is not None:
             for done, _ in enumerate(conversations):
                 if done % _REPORT_EVERY == 0:
                     self.report("convert", done, total)
             self.report("convert", total, total)
-            chosen = choose(made.groups())
-            conversations = Conversations(records, made.usable()[chosen], shape, self.system_prompt)
-            total = len(chosen)
+            selected = choose(converted.groups())
+            conversations = Conversations(records, converted.usable()[selected], shape, self.system_prompt)
+            total = len(selected)
         write_rows(writer, [], [])
         writer.add("refused", np.empty(0, np.int64))
         done = 0
@@ -259,26 +259,26 @@ class Preparation:
             done += len(rows) // (2 if compared else 1) + len(bad)
             self.report("encode", done, total)
         self.report("encode", total, total)
-        writer.add("usable", made.usable())
-        writer.add("group", made.groups())
-        whole = Conversations(records, made.usable(), shape, self.system_prompt)
+        writer.add("usable", converted.usable())
+        writer.add("group", converted.groups())
+        whole = Conversations(records, converted.usable(), shape, self.system_prompt)
         omitted = {
-            "thoughts": self._omitted(whole, made.thoughtful, omits_reasoning),
-            "beside": self._omitted(whole, made.spoken_calls, omits_beside_calls),
+            "thoughts": self._omitted(whole, converted.thoughtful, omits_reasoning),
+            "beside": self._omitted(whole, converted.spoken_calls, omits_beside_calls),
             "answers": answers,
             "rewritten": (self.encoder.rewritten - rewritten) // (2 if compared else 1),
             "numbered": (self.encoder.numbered - numbered) // (2 if compared else 1),
         }
-        facts = {"resting": made.resting, "marked_bad": made.marked_bad, "omitted": omitted}
+        facts = {"resting": converted.resting, "marked_bad": converted.marked_bad, "omitted": omitted}
         return {**facts, "bad_reasons": bad_rows.finish()}
 
     def _omitted(self, conversations: Conversations, positions: Sequence[int], omits: Omits) -> dict[str, int]:
         """How many of the rows at these positions miss something; of very many a part is looked at."""
-        chosen = np.array(positions, np.int64)
-        if len(chosen) > MOST_ROWS:
-            chosen = chosen[np.linspace(0, len(chosen) - 1, MOST_ROWS).astype(int)]
-        rows = count_omissions(self._alive(conversations.at(chosen)), self.encoder, omits)
-        return {"rows": rows, "looked_at": len(chosen), "of_rows": len(positions)}
+        selected = np.array(positions, np.int64)
+        if len(selected) > MAX_ROWS:
+            selected = selected[np.linspace(0, len(selected) - 1, MAX_ROWS).astype(int)]
+        rows = count_omissions(self._alive(conversations.at(selected)), self.encoder, omits)
+        return {"rows": rows, "looked_at": len(selected), "of_rows": len(positions)}
 
     def _alive(self, rows: Iterable[Conversation]) -> Iterator[Conversation]:
         """The same rows, with a sign of life now and then."""
@@ -287,7 +287,7 @@ class Preparation:
                 self.report("encode", 0, 0)
             yield row
 
-    def _convert(self, records: Iterable[Record], shape: Format, made: "Converted") -> Iterator[Conversation]:
+    def _convert(self, records: Iterable[Record], shape: Format, converted: "Converted") -> Iterator[Conversation]:
         """The usable rows one after another; what is found out on the way is left in `made`.
 
         Rows whose answer is marked bad are good rows, but there is nothing to learn or to expect of them.
@@ -296,12 +296,12 @@ class Preparation:
             try:
                 chat = convert(record, shape, self.system_prompt)
             except RowError as error:
-                made.refuse(error.at(record.row))
+                converted.refuse(error.at(record.row))
             else:
                 if chat.label is False:
-                    made.marked_bad += 1
+                    converted.marked_bad += 1
                     continue
-                made.add(position, chat)
+                converted.add(position, chat)
                 yield chat
 
 
@@ -336,10 +336,10 @@ class Converted:
 def nothing_to_train(name: str, shape: Format, first: BadRow, advice: str) -> ReadingError:
     """What to say of a file that was read, but of which no row can be trained on; `first` is its first bad row."""
     where = f" ({first.field})" if first.field else ""
-    found = f"; found: {first.found[:120].strip().rstrip('.')}" if first.found else ""
+    value = f"; found: {first.found[:120].strip().rstrip('.')}" if first.found else ""
     return ReadingError(
         f"No row of {Path(name).name} can be trained on. It was read so: {shape.words} "
-        f"Row {first.row}: {first.reason.rstrip('.')}{where}{found}.",
+        f"Row {first.row}: {first.reason.rstrip('.')}{where}{value}.",
         advice,
     )
 
@@ -364,8 +364,8 @@ def tokenizer_key(tokenizer: Any) -> str:
     backend.no_truncation()
     backend.no_padding()
     added = json.dumps([tokenizer.special_tokens_map, str(tokenizer.added_tokens_decoder)], sort_keys=True, default=str)
-    known = _KEYS.get(tokenizer)
-    if known is None or known[0] != added:
+    cached = _KEYS.get(tokenizer)
+    if cached is None or cached[0] != added:
         whole = hashlib.sha256((backend.to_str() + added).encode("utf-8", "surrogatepass")).hexdigest()
-        known = _KEYS[tokenizer] = (added, whole)
-    return known[1]
+        cached = _KEYS[tokenizer] = (added, whole)
+    return cached[1]

@@ -38,19 +38,19 @@ _CELL_LENGTH = 300
 
 def first_records(name: str, most: int = SAMPLE, encoding: str | None = None) -> list[Record]:
     """The first rows of a source that can be read."""
-    found = (row for row in islice(open_data(name, encoding).rows(), most) if isinstance(row, Record))
-    return list(found)
+    records = (row for row in islice(open_data(name, encoding).rows(), most) if isinstance(row, Record))
+    return list(records)
 
 
 def missing_columns(name: str, mapping: dict[str, Any], encoding: str | None = None) -> list[str]:
     """The columns of a mapping that the first rows of a source do not have."""
-    there = {column for record in first_records(name, encoding=encoding) for column in record.fields}
-    return [column for column in dict.fromkeys(Mapping.from_dict(mapping).needs().values()) if column not in there]
+    columns = {column for record in first_records(name, encoding=encoding) for column in record.fields}
+    return [column for column in dict.fromkeys(Mapping.from_dict(mapping).needs().values()) if column not in columns]
 
 
 def readings_of(prepared: Prepared) -> dict[str, Any]:
     """Every way to read prepared data, and the one in use."""
-    unknown = prepared.bad_rows.found_with(UNKNOWN_ROLE, SAMPLE)
+    unknown = prepared.bad_rows.values_with(UNKNOWN_ROLE, SAMPLE)
     return readings(prepared.part.records.spread(SAMPLE), prepared.format, unknown)
 
 
@@ -60,16 +60,21 @@ def readings(records: Sequence[Record], used: Format | None = None, unknown: Ite
     `mapping` stands for the reading in use, else for the likeliest ({} where there is none). `speakers` says what each
     role name means, "" for one that means nothing yet. `unknown` are role names beyond those of the rows.
     """
-    found = recognise_all(records)
-    used = used or next(iter(found), None)
+    candidates = recognise_all(records)
+    used = used or next(iter(candidates), None)
     mapping = mapping_of(used) if used else Mapping()
     return {
         "readings": [
-            {"name": one.name, "words": one.words, "columns": one.columns, "mapping": mapping_of(one).to_dict()}
-            for one in found
+            {
+                "name": reading.name,
+                "words": reading.words,
+                "columns": reading.columns,
+                "mapping": mapping_of(reading).to_dict(),
+            }
+            for reading in candidates
         ],
-        "ambiguous": any(one.ambiguous for one in found),
-        "question": next((one.question for one in found if one.question), ""),
+        "ambiguous": any(reading.ambiguous for reading in candidates),
+        "question": next((reading.question for reading in candidates if reading.question), ""),
         "mapping": mapping.to_dict(),
         "speakers": _speakers(records, mapping.roles, unknown),
     }
@@ -84,9 +89,9 @@ def _speakers(records: Sequence[Record], roles: dict[str, str], unknown: Iterabl
 
 def table(records: Sequence[Record]) -> dict[str, list[Any]]:
     """The first rows as a table of short texts, with their numbers before them."""
-    shown = records[:TABLE_ROWS]
-    columns = list(dict.fromkeys(name for record in shown for name in record.fields))
-    rows = [[record.row, *(_cell(record.fields.get(name)) for name in columns)] for record in shown]
+    sample = records[:TABLE_ROWS]
+    columns = list(dict.fromkeys(name for record in sample for name in record.fields))
+    rows = [[record.row, *(_cell(record.fields.get(name)) for name in columns)] for record in sample]
     return {"columns": ["row", *columns], "rows": rows}
 
 
@@ -111,7 +116,7 @@ def tried(records: Sequence[Record], mapping: dict[str, Any] | None) -> dict[str
     some = records[:: max(1, len(records) // _TRIED_ROWS)][:_TRIED_ROWS]
     shape = read_as(records, mapping, "any")
     check_goal(shape, "any")
-    shown: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     marked_bad = 0
     for record in some:
@@ -122,12 +127,12 @@ def tried(records: Sequence[Record], mapping: dict[str, Any] | None) -> dict[str
             continue
         if chat.label is False:
             marked_bad += 1
-        elif len(shown) < _SHOWN_ROWS:
+        elif len(examples) < _SHOWN_ROWS:
             better, worse = ([message.to_dict() for message in side] for side in (chat.chosen, chat.rejected))
             turns = [*chat.to_dicts(), *better]
-            shown.append({"row": chat.row, "messages": turns, "worse": worse, "text": chat.text or ""})
+            examples.append({"row": chat.row, "messages": turns, "worse": worse, "text": chat.text or ""})
     counted = {"failed": len(failed), "first_failure": failed[:1], "marked_bad": marked_bad, "of": len(some)}
-    return {"words": shape.words, "rows": shown, **counted}
+    return {"words": shape.words, "rows": examples, **counted}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,22 +146,22 @@ class Question:
 def questions(prepared: Prepared, count: int, *, seed: int, longest: int) -> list[Question]:
     """At most `count` validation rows of at most `longest` tokens. Raises `StudioError` where none asks anything."""
     part = prepared.kept_back or prepared.part
-    chosen = prepared.chosen[1]
-    order = chosen[part.rows.measures(chosen).length <= longest].tolist()
+    validation_rows = prepared.chosen[1]
+    order = validation_rows[part.rows.measures(validation_rows).length <= longest].tolist()
     random.Random(seed).shuffle(order)
     positions = np.asarray(part.rows.position)[order]
-    found: list[Question] = []
+    collected: list[Question] = []
     for start in range(0, len(positions), count):
-        taken = part.conversations.at(np.sort(positions[start : start + count]))
-        found += [question for chat in taken for question in question_of(chat)]
-        if len(found) >= count:
+        conversations = part.conversations.at(np.sort(positions[start : start + count]))
+        collected += [question for chat in conversations for question in question_of(chat)]
+        if len(collected) >= count:
             break
-    if not found:
+    if not collected:
         raise StudioError(
             f"No validation row of at most {longest:,} tokens asks something that is answered.",
             "Set evaluation.gen_eval_samples to 0, or choose data with questions and answers.",
         )
-    return found[:count]
+    return collected[:count]
 
 
 def question_of(chat: Conversation) -> Iterator[Question]:

@@ -43,7 +43,7 @@ _SHINGLE = 4
 _NEAR = 0.8
 
 
-_LONGEST = 4000
+_MAX_CHARACTERS = 4000
 
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
@@ -66,8 +66,8 @@ def special_text(conversation: Conversation, specials: Collection[str]) -> list[
 
 @lru_cache(maxsize=8)
 def _pattern_of(specials: tuple[str, ...]) -> re.Pattern[str] | None:
-    wanted = sorted((re.escape(token) for token in specials if token.strip()), key=len, reverse=True)
-    return re.compile("|".join(wanted)) if wanted else None
+    alternatives = sorted((re.escape(token) for token in specials if token.strip()), key=len, reverse=True)
+    return re.compile("|".join(alternatives)) if alternatives else None
 
 
 def group_key(conversation: Conversation) -> str:
@@ -77,8 +77,8 @@ def group_key(conversation: Conversation) -> str:
 
 def prompt_key(conversation: Conversation) -> str | None:
     """Equal for rows that ask the same; None for rows that ask nothing."""
-    asked = _asked(conversation)
-    return _digest("\x1e".join(f"{role}\x1f{_plain(text)}" for role, text in asked)) if asked else None
+    prompt = _asked(conversation)
+    return _digest("\x1e".join(f"{role}\x1f{_plain(text)}" for role, text in prompt)) if prompt else None
 
 
 def hygiene(
@@ -95,28 +95,28 @@ def hygiene(
     `specials` are the tokenizer's special tokens, which should not stand written out in the rows. `repeated` are exact
     duplicates counted elsewhere. `report` is told how many rows of how many are done; what it raises ends the work.
     """
-    total, done, told = 3 * len(train) + 2 * len(validation), 0, time.monotonic()
+    total, done, last_report = 3 * len(train) + 2 * len(validation), 0, time.monotonic()
 
     def step(rows: int = 1) -> None:
-        nonlocal done, told
+        nonlocal done, last_report
         done += rows
-        if time.monotonic() - told > _REPORT_SECONDS:
-            told = time.monotonic()
+        if time.monotonic() - last_report > _REPORT_SECONDS:
+            last_report = time.monotonic()
             report(min(done, total), total)
 
     report(0, total)
     ours, theirs = ([_look(chat, step) for chat in rows] for rows in (train, validation))
-    found: dict[str, Any] = {
+    findings: dict[str, Any] = {
         "rows": len(train),
         "exact_duplicates": repeated if repeated is not None else exact_duplicates(ours),
-        "near_duplicates": near_duplicates(train, seconds=seconds, keys=[one.key for one in ours], step=step),
+        "near_duplicates": near_duplicates(train, seconds=seconds, keys=[row.key for row in ours], step=step),
         "shared_with_validation": shared_rows(ours, theirs),
         "contradictions": contradictions(ours),
         "labels": label_balance(train),
         "special_tokens": special_tokens(chain(train, validation), specials, step),
     }
     report(total, total)
-    return {**found, "sentences": _sentences(found)}
+    return {**findings, "sentences": _sentences(findings)}
 
 
 @dataclass(slots=True)
@@ -131,8 +131,8 @@ class Look:
 
 def _look(chat: Conversation, step: Callable[[], None]) -> Look:
     step()
-    told = _answer(chat)
-    return Look(chat.row, group_key(chat), prompt_key(chat), None if told is None else _digest(_plain(told)))
+    answer = _answer(chat)
+    return Look(chat.row, group_key(chat), prompt_key(chat), None if answer is None else _digest(_plain(answer)))
 
 
 def exact_duplicates(rows: Sequence[Look]) -> dict[str, Any]:
@@ -148,12 +148,14 @@ def shared_rows(train: Sequence[Look], validation: Sequence[Look]) -> dict[str, 
     keys = {look.key: look.row for look in reversed(train)}
     prompts = {look.prompt: look.row for look in reversed(train) if look.prompt}
     same = [[keys[look.key], look.row] for look in validation if look.key in keys]
-    asked = [[prompts[look.prompt], look.row] for look in validation if look.key not in keys and look.prompt in prompts]
+    same_prompt = [
+        [prompts[look.prompt], look.row] for look in validation if look.key not in keys and look.prompt in prompts
+    ]
     return {
         "rows": len(same),
         "examples": same[:_EXAMPLES],
-        "prompts": len(asked),
-        "prompt_examples": asked[:_EXAMPLES],
+        "prompts": len(same_prompt),
+        "prompt_examples": same_prompt[:_EXAMPLES],
     }
 
 
@@ -165,7 +167,9 @@ def contradictions(rows: Sequence[Look]) -> dict[str, Any]:
         if look.prompt and look.answer is not None:
             answers[look.prompt].setdefault(look.answer, look.row)
             times[look.prompt] += 1
-    unlike = {prompt: sorted(told.values()) for prompt, told in answers.items() if len(told) > 1}
+    unlike = {
+        prompt: sorted(rows_by_answer.values()) for prompt, rows_by_answer in answers.items() if len(rows_by_answer) > 1
+    }
     examples = [group[:_GROUP] for group in list(unlike.values())[:_EXAMPLES]]
     return {"prompts": len(unlike), "rows": sum(times[prompt] for prompt in unlike), "examples": examples}
 
@@ -174,10 +178,10 @@ def label_balance(rows: Sequence[Conversation]) -> dict[str, Any] | None:
     """How often each answer is given, where there are few short ones, as in classification; None elsewhere."""
     counts: Counter[str] = Counter()
     for chat in rows:
-        told = _answer(chat)
-        if told is None or len(told) > 80:
+        answer = _answer(chat)
+        if answer is None or len(answer) > 80:
             return None
-        counts[told.strip()] += 1
+        counts[answer.strip()] += 1
         if len(counts) > _FEW_ANSWERS:
             return None
     if len(rows) < 10 or not 1 <= len(counts) <= max(2, len(rows) // 5):
@@ -195,10 +199,10 @@ def special_tokens(
     touched = 0
     for chat in rows:
         step()
-        found = special_text(chat, specials)
-        touched += bool(found)
-        counts.update(token for _, token in found)
-        places += [[chat.row, role, token] for role, token in found] if len(places) < _EXAMPLES else []
+        tokens = special_text(chat, specials)
+        touched += bool(tokens)
+        counts.update(token for _, token in tokens)
+        places += [[chat.row, role, token] for role, token in tokens] if len(places) < _EXAMPLES else []
     return {"rows": touched, "counts": dict(counts.most_common()), "examples": places[:_EXAMPLES]}
 
 
@@ -216,9 +220,9 @@ def near_duplicates(
     """
     end = time.monotonic() + seconds
     numbers = np.random.default_rng(0).integers(1, 1 << 63, size=_HASHES, dtype=np.uint64) | np.uint64(1)
-    seen: set[str] = set()
+    earlier_keys: set[str] = set()
     sketches: list[np.ndarray] = []
-    taken: list[int] = []
+    row_numbers: list[int] = []
     looked_at = 0
     for position in _evenly(len(rows)):
         if time.monotonic() > end:
@@ -226,12 +230,12 @@ def near_duplicates(
         step(1)
         looked_at += 1
         key = keys[position] if keys else group_key(rows[position])
-        sketch = None if key in seen else _sketch(rows[position], numbers)
-        seen.add(key)
+        sketch = None if key in earlier_keys else _sketch(rows[position], numbers)
+        earlier_keys.add(key)
         if sketch is not None:
             sketches.append(sketch)
-            taken.append(rows[position].row)
-    groups = _alike(np.array(sketches), taken, lambda: step(0)) if sketches else []
+            row_numbers.append(rows[position].row)
+    groups = _alike(np.array(sketches), row_numbers, lambda: step(0)) if sketches else []
     return {**grouped(groups), "sampled": looked_at if looked_at < len(rows) else None}
 
 
@@ -246,7 +250,7 @@ def _sketch(chat: Conversation, numbers: np.ndarray) -> np.ndarray | None:
 
     Arithmetic is modulo 2 ** 64, so a hash's upper half is the good one.
     """
-    text = " ".join(text for _, text in _spoken(chat))[:_LONGEST].casefold()
+    text = " ".join(text for _, text in _spoken(chat))[:_MAX_CHARACTERS].casefold()
     words = np.array([zlib.crc32(word.encode()) for word in _WORD.findall(text)], dtype=np.uint64)
     if len(words) < 2 * _SHINGLE:
         return None
@@ -333,36 +337,38 @@ def _digest(text: str) -> str:
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
-def _sentences(found: dict[str, Any]) -> list[str]:
-    said = []
-    exact, near = found["exact_duplicates"], found["near_duplicates"]
-    shared, unlike, labels = found["shared_with_validation"], found["contradictions"], found["labels"]
+def _sentences(findings: dict[str, Any]) -> list[str]:
+    sentences = []
+    exact, near = findings["exact_duplicates"], findings["near_duplicates"]
+    shared, unlike, labels = findings["shared_with_validation"], findings["contradictions"], findings["labels"]
     if exact["rows"]:
-        said.append(f"{exact['rows']} rows repeat an earlier row (for example rows {_listed(exact)}).")
+        sentences.append(f"{exact['rows']} rows repeat an earlier row (for example rows {_listed(exact)}).")
     if near["rows"]:
         among = f" among the {near['sampled']} rows looked at" if near["sampled"] else ""
-        said.append(f"{near['rows']} rows{among} nearly repeat an earlier row (for example rows {_listed(near)}).")
+        sentences.append(f"{near['rows']} rows{among} nearly repeat an earlier row (for example rows {_listed(near)}).")
     if shared["rows"]:
-        said.append(f"{shared['rows']} validation rows are in the training rows too: the validation loss will flatter.")
+        sentences.append(
+            f"{shared['rows']} validation rows are in the training rows too: the validation loss will flatter."
+        )
     if shared["prompts"]:
-        said.append(f"{shared['prompts']} validation rows ask what training rows ask, with other answers.")
+        sentences.append(f"{shared['prompts']} validation rows ask what training rows ask, with other answers.")
     if unlike["prompts"]:
-        said.append(f"{unlike['prompts']} prompts have different answers (for example rows {_listed(unlike)}).")
-    hidden = found["special_tokens"]
+        sentences.append(f"{unlike['prompts']} prompts have different answers (for example rows {_listed(unlike)}).")
+    hidden = findings["special_tokens"]
     if hidden["rows"]:
         tokens = ", ".join(hidden["counts"])
-        said.append(
+        sentences.append(
             f"{hidden['rows']} rows hold special tokens as text ({shorten(tokens, 120)}; for example row "
             f"{hidden['examples'][0][0]}): the model will take them for real ones."
         )
     if labels:
         answer, times = next(iter(labels["counts"].items()))
         share = round(100 * labels["largest_share"])
-        said.append(
+        sentences.append(
             f"There are {labels['distinct']} different answers; {shorten(answer, 40)!r} is given most, "
             f"{times} times ({share} %)."
         )
-    return said
+    return sentences
 
 
 def _listed(finding: dict[str, Any]) -> str:
@@ -407,11 +413,11 @@ def some(count: int, seed: int, most: int | None) -> np.ndarray:
 
 def _fill(order: np.ndarray, sizes: np.ndarray, share: int) -> np.ndarray:
     """Groups, in order, that together have at most `share` rows."""
-    chosen, left = [], share
+    selected, room = [], share
     for group, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
-        if left <= 0:
+        if room <= 0:
             break
-        if size <= left:
-            chosen.append(group)
-            left -= size
-    return np.array(chosen, np.int64)
+        if size <= room:
+            selected.append(group)
+            room -= size
+    return np.array(selected, np.int64)

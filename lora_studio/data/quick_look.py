@@ -66,7 +66,7 @@ def quick_look(
         except StudioError as error:
             return {"rows": rows, "reading": f"{error.message} {error.hint}"}
         parts = [f"Format: {shape.words}", *source.assumptions]
-        if answer := next((said for record in sample if (said := _answer(record, shape))), ""):
+        if answer := next((text for record in sample if (text := _answer(record, shape))), ""):
             parts.append(f"The first row's answer: “{shorten(answer.strip(), SHOWN)}”.".replace("\n", "⏎"))
         return {"rows": rows, "reading": " ".join(parts)}
 
@@ -77,8 +77,8 @@ def _answer(record: Record, shape: Format) -> str:
         chat = convert(record, shape)
     except RowError:
         return ""
-    said = [message.content for message in (*chat.messages, *chat.chosen) if message.role == "assistant"]
-    return chat.text or (said[-1] if said else "")
+    answers = [message.content for message in (*chat.messages, *chat.chosen) if message.role == "assistant"]
+    return chat.text or (answers[-1] if answers else "")
 
 
 def main() -> int:
@@ -130,23 +130,23 @@ def inspect_characters(
                 if row.label is False:
                     marked.append(position)
                     continue
-                said = len(row.text or "") + _characters(row.messages)
-                counts.append(said + max(_characters(row.chosen), _characters(row.rejected)))
+                size = len(row.text or "") + _characters(row.messages)
+                counts.append(size + max(_characters(row.chosen), _characters(row.rejected)))
             if position % 2000 == 0:
                 report("convert", position, len(records))
         return {"bad_reasons": faults.finish()}
 
     bad_rows = BadRows(records.arrays, Cache(None).get("faults", convert_all))
     values = np.array(counts, dtype=np.int64)
-    told = [marks_in_words(len(counts), len(marked))] if shape.name == "kto" else []
-    told += [shape.question] if shape.question else []
+    notes = [marks_in_words(len(counts), len(marked))] if shape.name == "kto" else []
+    notes += [shape.question] if shape.question else []
     return {
         "file": str(source.files[0]) if len(source.files) == 1 else source.name,
         "file_kind": source.kind,
         "format": shape.name,
         "words": shape.words,
         "columns": shape.columns,
-        "assumptions": [*source.assumptions, *told],
+        "assumptions": [*source.assumptions, *notes],
         "rows": len(counts),
         "marked_bad_rows": len(marked),
         "bad_rows": len(bad_rows),

@@ -88,12 +88,12 @@ class AnswerSpans:
         """The span of one answer: what its prompt leads to, up to where the answer by itself ends."""
         if number == 0:
             raise RowError(REWRITES, found=whole.text[:_FOUND])
-        asked = number - 1
-        prompt = _without_marks(self._render(marked[:number], True)).after(asked)
+        question = number - 1
+        prompt = _without_marks(self._render(marked[:number], True)).after(question)
         alone = _without_marks(self._render(marked[: number + 1], False))
-        begins = whole.ends[asked] if asked in whole.ends else len(whole.text) - len(whole.after(asked))
+        begins = whole.ends[question] if question in whole.ends else len(whole.text) - len(whole.after(question))
         start = begins + self._length(prompt, whole.text[begins:])
-        own = alone.after(asked)
+        own = alone.after(question)
         answer = own[self._length(prompt, own) :]
         if marked[number]["content"]:
             stop = whole.ends.get(number, -1)
@@ -121,31 +121,31 @@ class AnswerSpans:
 
     def _without_end(self, answer: str) -> str:
         """An answer less the special tokens and white space that close it."""
-        kept = answer.rstrip()
-        while last := next((found for found in self._special.finditer(kept) if found.end() == len(kept)), None):
-            kept = kept[: last.start()].rstrip()
-        return kept
+        stripped = answer.rstrip()
+        while last := next((match for match in self._special.finditer(stripped) if match.end() == len(stripped)), None):
+            stripped = stripped[: last.start()].rstrip()
+        return stripped
 
 
 def common_length(part: str, text: str, special: re.Pattern[str]) -> int:
     """How many characters two texts begin with alike, less a special token of either that they only begin alike."""
     common = common_start(part, text)
-    for one in (part, text):
-        for match in special.finditer(one, max(0, common - 100), common + 100):
+    for side in (part, text):
+        for match in special.finditer(side, max(0, common - 100), common + 100):
             if match.start() < common < match.end():
                 common = match.start()
     return common
 
 
-def common_start(one: str, other: str) -> int:
+def common_start(first: str, second: str) -> int:
     """How many characters two texts begin with alike."""
-    shorter = min(len(one), len(other))
-    if one[:shorter] == other[:shorter]:
+    shorter = min(len(first), len(second))
+    if first[:shorter] == second[:shorter]:
         return shorter
     low, high = 0, shorter  # they are alike up to `low` and not up to `high`
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle)
+        low, high = (middle, high) if first[low:middle] == second[low:middle] else (low, middle)
     return low
 
 
@@ -173,9 +173,9 @@ def _without_marks(marked: str) -> _Marked:
     return _Marked("".join([*pieces, marked[done:]]), ends)
 
 
-def _difference(one: str, other: str) -> str:
-    at = common_start(one, other)
-    return other[max(0, at - 20) : at + _FOUND]
+def _difference(first: str, second: str) -> str:
+    at = common_start(first, second)
+    return second[max(0, at - 20) : at + _FOUND]
 
 
 REFUSED = "the chat template refuses the row"
@@ -294,7 +294,7 @@ class Renderer:
             except TEMPLATE_FAULTS as error:
                 faults.append(RowError(REFUSED, found=str(error)))
         # What one form comes to says more than that another was refused; and a refusal, than that of made-up ids.
-        fault = next((one for one in faults if one.reason != REFUSED), faults[0])
+        fault = next((candidate for candidate in faults if candidate.reason != REFUSED), faults[0])
         return self._naming_system(chat, fault) if fault.reason == REFUSED else fault
 
     def _in_form(self, chat: Conversation, form: Form) -> Rendered:
@@ -343,8 +343,8 @@ class Renderer:
             missing = [name for name, calls in names.items() if part.count(name) < calls]
             for call in message.tool_calls:
                 arguments = call["function"]["arguments"]
-                named = arguments if isinstance(arguments, dict) else {}
-                missing += [key for key in named if not _shows(part, str(key))]
+                keys = arguments if isinstance(arguments, dict) else {}
+                missing += [key for key in keys if not _shows(part, str(key))]
                 if not form.text_arguments and _is_python(arguments, part):
                     raise RowError(REFUSED, found=f"it writes a call's arguments as Python does: {arguments}")
             if missing:
@@ -354,18 +354,18 @@ class Renderer:
         """The fault, or that it is the system prompt's: without one the template takes the row."""
         if chat.messages[0].role != "system":
             return fault
-        rest = self._render_chat(replace(chat, messages=chat.messages[1:]))
-        return RowError(NO_SYSTEM, found=fault.found) if isinstance(rest, Rendered) else fault
+        unprompted = self._render_chat(replace(chat, messages=chat.messages[1:]))
+        return RowError(NO_SYSTEM, found=fault.found) if isinstance(unprompted, Rendered) else fault
 
     @cached_property
     def _cue(self) -> str:
         """What a generation prompt adds to a question; empty for a template that takes no lone question."""
         question = [{"role": "user", "content": "a"}]
         try:
-            asked, told = (self._jinja.render(question, prompt=prompt)[0] for prompt in (True, False))
+            with_cue, without_cue = (self._jinja.render(question, prompt=prompt)[0] for prompt in (True, False))
         except TEMPLATE_FAULTS:
             return ""
-        return asked[common_start(asked, told) :]
+        return with_cue[common_start(with_cue, without_cue) :]
 
     def _spans_by_marks(self, text: str, marks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """The marked spans, those that touch as one, each from the end of its cue where that is near a mark's begin."""
@@ -428,14 +428,14 @@ class Renderer:
 
     def _without_untrained(self, chat: Conversation, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """The spans of the answers that the file wants trained."""
-        wanted = [message.trained for message in chat.messages if message.role == "assistant"]
-        if all(wanted):
+        trained = [message.trained for message in chat.messages if message.role == "assistant"]
+        if all(trained):
             return spans
         if self._train_on == "last_turn":
-            return spans[-1:] if wanted[-1] else []
-        if len(spans) != len(wanted):
-            raise RowError(WEIGHTS, found=f"{len(spans)} marked parts for {len(wanted)} answers")
-        return [span for span, keep in zip(spans, wanted, strict=True) if keep]
+            return spans[-1:] if trained[-1] else []
+        if len(spans) != len(trained):
+            raise RowError(WEIGHTS, found=f"{len(spans)} marked parts for {len(trained)} answers")
+        return [span for span, keep in zip(spans, trained, strict=True) if keep]
 
     def _select(self, text: str, spans: Sequence[tuple[int, int]]) -> Rendered:
         """The trained spans by `train_on`, each with its end-of-turn token and nothing after it."""

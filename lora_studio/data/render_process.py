@@ -59,8 +59,8 @@ def render_text(
     A message's keys without a value are left out, as there. Raises `TemplateError` where the template refuses it,
     `StudioError` where a limit is reached.
     """
-    given = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    request = ("text", MAX_TEXT_SECONDS, source, dict(variables), given, list(tools), prompt)
+    turns = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    request = ("text", MAX_TEXT_SECONDS, source, dict(variables), turns, list(tools), prompt)
     (answer,) = _process().ask(*request)
     if "refused" in answer:
         raise TemplateError(answer["refused"])
@@ -135,7 +135,7 @@ def _send(child: "subprocess.Popen[bytes]", data: bytes) -> None:
 def _answers(child: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]:
     """The answers to one request as they come, and the line that ends them."""
     assert child.stdout
-    rest: list[bytes] = []
+    buffer: list[bytes] = []
     while True:
         if not select.select([child.stdout], [], [], MAX_SILENCE)[0]:
             child.kill()
@@ -143,10 +143,10 @@ def _answers(child: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]:
         if not piece:
             raise _ended(child)
         first, *lines = piece.split(b"\n")
-        rest.append(first)
+        buffer.append(first)
         for line in lines:
-            answer: dict[str, Any] = json.loads(b"".join(rest))
-            rest = [line]
+            answer: dict[str, Any] = json.loads(b"".join(buffer))
+            buffer = [line]
             yield answer
             if "end" in answer:
                 return

@@ -38,17 +38,17 @@ def main() -> None:
         signal.signal(ignored, signal.SIG_IGN)  # the parent decides; with it stdin closes
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while length := requests.read(LENGTH):
-        work, *given = pickle.loads(requests.read(int.from_bytes(length, "big")))
-        for answer in _answers(WORK[work], given):
+        work, *arguments = pickle.loads(requests.read(int.from_bytes(length, "big")))
+        for answer in _answers(WORK[work], arguments):
             answers.write(json.dumps(answer).encode() + b"\n")
         answers.write(b'{"end": true}\n')
         answers.flush()
 
 
-def _answers(work: Callable[..., Iterator[dict[str, Any]]], given: list[Any]) -> Iterator[dict[str, Any]]:
+def _answers(work: Callable[..., Iterator[dict[str, Any]]], arguments: list[Any]) -> Iterator[dict[str, Any]]:
     """What a piece of work comes to; an error is its last answer."""
     try:
-        yield from work(*given)
+        yield from work(*arguments)
     except StudioError as error:
         yield {"error": error.message, "hint": error.hint}
     except MemoryError:

@@ -30,7 +30,7 @@ from lora_studio.data.rows import BadRow, plain, shorten
 from lora_studio.data.truncate import Cuts, Measures, forecast, steps
 from lora_studio.errors import StudioError
 
-_MOST_ROWS = 20_000
+_MAX_ROWS = 20_000
 
 
 _SECONDS = 2.0
@@ -58,39 +58,39 @@ def findings(prepared: Prepared, report: Progress) -> dict[str, Any] | None:
 
 
 def _found(
-    parts: Sequence[Part], chosen: Sequence[np.ndarray], specials: Sequence[str], report: Progress
+    parts: Sequence[Part], selected: Sequence[np.ndarray], specials: Sequence[str], report: Progress
 ) -> dict[str, Any]:
     report("check", 0, 0)
 
     def tell(done: int, total: int) -> None:
         report("check", done, total)
 
-    train, validation = (_some(part, rows, tell) for part, rows in zip(parts, chosen, strict=True))
+    train, validation = (_some(part, rows, tell) for part, rows in zip(parts, selected, strict=True))
     tell(0, 0)
-    repeated = _repeated(parts[0], chosen[0]) if len(train) < len(chosen[0]) else None
-    found = hygiene(train, validation, seconds=_SECONDS, specials=specials, repeated=repeated, report=tell)
-    return {**found, "looked_at": len(train) + len(validation), "of_rows": sum(map(len, chosen))}
+    repeated = _repeated(parts[0], selected[0]) if len(train) < len(selected[0]) else None
+    result = hygiene(train, validation, seconds=_SECONDS, specials=specials, repeated=repeated, report=tell)
+    return {**result, "looked_at": len(train) + len(validation), "of_rows": sum(map(len, selected))}
 
 
-def _repeated(part: Part, chosen: np.ndarray) -> dict[str, Any]:
+def _repeated(part: Part, selected: np.ndarray) -> dict[str, Any]:
     """The exact duplicates of a large file, all of them: each row's group is known since it was converted."""
-    groups = part.all_groups[np.searchsorted(part.all_positions, part.rows.position[chosen])]
-    numbers = part.rows.row[chosen]
+    groups = part.all_groups[np.searchsorted(part.all_positions, part.rows.position[selected])]
+    numbers = part.rows.row[selected]
     _, first, member, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
     like = np.flatnonzero(sizes > 1)
-    shown = like[np.argsort(first[like])][:_SHOWN]
-    examples = [numbers[member == group].tolist() for group in shown]
+    listed = like[np.argsort(first[like])][:_SHOWN]
+    examples = [numbers[member == group].tolist() for group in listed]
     return {**grouped(examples), "rows": int((sizes[like] - 1).sum()), "groups": len(like)}
 
 
-def _some(part: Part, chosen: np.ndarray, tell: Callable[[int, int], None]) -> list[Conversation]:
+def _some(part: Part, selected: np.ndarray, tell: Callable[[int, int], None]) -> list[Conversation]:
     """At most so many of a part's rows, evenly from the whole."""
-    if len(chosen) > _MOST_ROWS:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, _MOST_ROWS).astype(int)]
+    if len(selected) > _MAX_ROWS:
+        selected = selected[np.linspace(0, len(selected) - 1, _MAX_ROWS).astype(int)]
     rows: list[Conversation] = []
-    for start in range(0, len(chosen), _PIECE):
+    for start in range(0, len(selected), _PIECE):
         tell(0, 0)
-        rows += part.conversations.at(part.rows.position[chosen[start : start + _PIECE]])
+        rows += part.conversations.at(part.rows.position[selected[start : start + _PIECE]])
     return rows
 
 
@@ -113,7 +113,7 @@ def preview(prepared: Prepared, row_index: int, part: int | None = None) -> dict
     position = int(prepared.conversations.positions[row_index])
     compared = prepared.format.name == "preference"
     try:
-        shown = _compared(prepared, conversation, part) if compared else _tokens(prepared, conversation, part)
+        view = _compared(prepared, conversation, part) if compared else _tokens(prepared, conversation, part)
     except RowError as error:
         reason = f"Row {conversation.row} can't be shown: {error.reason} ({error.found})."
         raise StudioError(reason, "Choose another row, or another prompt style.") from None
@@ -123,7 +123,7 @@ def preview(prepared: Prepared, row_index: int, part: int | None = None) -> dict
         "split": _side(prepared, position),
         "record": plain(prepared.part.records[position].fields),
         "messages": [message.to_dict() for message in conversation.messages],
-        **shown,
+        **view,
     }
 
 
@@ -136,11 +136,11 @@ def reading(prepared: Prepared) -> str:
     return " ".join(parts)
 
 
-def trained_text(shown: dict[str, Any]) -> str:
+def trained_text(view: dict[str, Any]) -> str:
     """The trained text of a row's preview on one line, shortened; "…" stands for what is not trained in between."""
     pieces: list[str] = []
     trained_before = False
-    for token in shown["tokens"]:
+    for token in view["tokens"]:
         if token["trained"]:
             if pieces and not trained_before:
                 pieces.append(" … ")
@@ -165,15 +165,15 @@ def _compared(prepared: Prepared, conversation: Conversation, part: int | None) 
     better, worse = (Measures.of([encoded]) for encoded, _, _ in whole)
     cuts = cut_pairs(better, worse, settings.max_length, settings.truncation)
     lost = _left_out(prepared, conversation.row) or not all(cut.trained.any() for cut in cuts)
-    found: list[dict[str, Any]] = []
+    views: list[dict[str, Any]] = []
     for (encoded, pieces, _), cut in zip(whole, cuts, strict=True):
-        part = found[0]["window"] if found else part
-        found.append(_shown(prepared, encoded, pieces, cut, part, NOTHING_TO_COMPARE if lost else ""))
+        part = views[0]["window"] if views else part
+        views.append(_shown(prepared, encoded, pieces, cut, part, NOTHING_TO_COMPARE if lost else ""))
     turns = {
         "chosen": [message.to_dict() for message in conversation.chosen],
         "worse": [message.to_dict() for message in conversation.rejected],
     }
-    return {**found[0], **turns, "rejected": found[1], "windows": max(side["windows"] for side in found)}
+    return {**views[0], **turns, "rejected": views[1], "windows": max(side["windows"] for side in views)}
 
 
 def _shown(
@@ -189,19 +189,19 @@ def _shown(
     for begin, end in encoded.spans:
         trained[begin:end] = True
     pages = [
-        (kept, places[start : start + _PAGE])
-        for kept in examples
-        for places in [kept if len(examples) > 1 else every]
+        (example, places[start : start + _PAGE])
+        for example in examples
+        for places in [example if len(examples) > 1 else every]
         for start in range(0, max(len(places), 1), _PAGE)
     ]
     if part is None:
-        part = next((at for at, (kept, page) in enumerate(pages) if trained[np.intersect1d(kept, page)].any()), 0)
+        part = next((at for at, (example, page) in enumerate(pages) if trained[np.intersect1d(example, page)].any()), 0)
     part = min(max(part, 0), len(pages) - 1)
-    kept, page = pages[part]
-    is_kept = np.isin(every, kept)
+    example, page = pages[part]
+    is_kept = np.isin(every, example)
     special = prepared.encoder.special_ids
     removed = every[~is_kept] if len(examples) == 1 else every[:0]
-    learned = kept[trained[kept]]
+    learned = example[trained[example]]
     return {
         "text": "".join(pieces[at] for at in page.tolist()),
         "tokens": [
@@ -215,9 +215,9 @@ def _shown(
             for at in page.tolist()
         ],
         "full_length": len(every),
-        "kept_tokens": len(kept),
+        "kept_tokens": len(example),
         "removed_tokens": len(removed),
-        "removed_after": int((removed > kept[-1]).sum()) if len(kept) else 0,
+        "removed_after": int((removed > example[-1]).sum()) if len(example) else 0,
         "trained_tokens": len(learned),
         "lost_trained_tokens": int(trained[removed].sum()),
         "ends_with_eos": bool(len(learned)) and encoded.ids[learned[-1]] in special,
@@ -245,8 +245,8 @@ def _left_out(prepared: Prepared, row: int) -> bool:
 def _side(prepared: Prepared, position: int) -> str:
     """Where a row goes: train, validation, or unused where the settings ask for fewer rows."""
     stores = (prepared.part, prepared.kept_back or prepared.part)
-    for name, store, chosen in zip(("train", "validation"), stores, prepared.chosen, strict=True):
-        if store is prepared.part and position in store.rows.position[chosen]:
+    for name, store, selected in zip(("train", "validation"), stores, prepared.chosen, strict=True):
+        if store is prepared.part and position in store.rows.position[selected]:
             return name
     return "unused"
 
@@ -266,7 +266,7 @@ _MANY_ROWS = 200_000  # from here on fewer candidates, so that the curve is ther
 _BINS = 60
 
 
-_SHORTEST = 8
+_MIN_LENGTH = 8
 
 
 def lengths(values: np.ndarray, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float]:
@@ -282,18 +282,18 @@ def lengths(values: np.ndarray, percentiles: Sequence[float] = PERCENTILES) -> d
         return {"min": 0, "mean": 0.0, **dict.fromkeys(names, 0), "max": 0}
     ranked = np.sort(values)
     ranks = [max(math.ceil(share * len(values) / 100 - 1e-9), 1) for share in shares]
-    named = {name: int(ranked[rank - 1]) for name, rank in zip(names, ranks, strict=True)}
-    return {"min": int(values.min()), "mean": round(float(values.mean()), 2), **named, "max": int(values.max())}
+    by_percentile = {name: int(ranked[rank - 1]) for name, rank in zip(names, ranks, strict=True)}
+    return {"min": int(values.min()), "mean": round(float(values.mean()), 2), **by_percentile, "max": int(values.max())}
 
 
 def suggest(values: np.ndarray) -> dict[str, Any]:
     """A `max_length` for rows of these lengths, with its reason: 1.1 to 1.2 times the 95th percentile."""
-    found = lengths(values)
-    p95, longest = int(found["p95"]), int(found["max"])
+    summary = lengths(values)
+    p95, longest = int(summary["p95"]), int(summary["max"])
     low, high = -(-11 * p95 // 10), 12 * p95 // 10
     rounded = max(_MULTIPLE, -(-low // _MULTIPLE) * _MULTIPLE)
     if longest <= rounded:
-        return {"max_length": max(longest, _SHORTEST), "reason": f"No row is longer than {longest:,} tokens."}
+        return {"max_length": max(longest, _MIN_LENGTH), "reason": f"No row is longer than {longest:,} tokens."}
     over = int((values > rounded).sum())
     return {
         "max_length": rounded,
@@ -328,13 +328,13 @@ def cut_curve(
     for done, candidate in enumerate(candidates):
         tell(done, len(candidates))
         over = ranked.first(int(np.searchsorted(-ranked.length, -candidate)))
-        kept = over.kept(candidate, truncation)
+        trained = over.kept(candidate, truncation)
         curve.append(
             {
                 "max_length": candidate,
                 "rows": int(over.cut_rows(candidate, truncation).sum()),
-                "lost_trained_tokens": over.trained_tokens - int(kept.sum()),
-                "dropped_rows": int((kept == 0).sum() + never_trained[-1] - never_trained[len(kept)]),
+                "lost_trained_tokens": over.trained_tokens - int(trained.sum()),
+                "dropped_rows": int((trained == 0).sum() + never_trained[-1] - never_trained[len(trained)]),
             }
         )
     return curve
@@ -346,17 +346,17 @@ def _candidates(values: np.ndarray, current: int) -> list[int]:
         return [current]
     longest = int(values.max())
     most = _CANDIDATES if len(values) < _MANY_ROWS else _CANDIDATES // 3
-    wanted: set[int] = {current, longest}
+    candidates: set[int] = {current, longest}
     shares = range(50, 100, 1 if most == _CANDIDATES else 3)
-    wanted.update(int(value) for value in np.percentile(values, shares, method="inverted_cdf"))
-    power = _SHORTEST
+    candidates.update(int(value) for value in np.percentile(values, shares, method="inverted_cdf"))
+    power = _MIN_LENGTH
     while power < 2 * longest:
-        wanted.add(power)
+        candidates.add(power)
         power *= 2
-    for value in np.unique(np.linspace(_SHORTEST, max(longest, _SHORTEST), most // 2).astype(int)):
-        if len(wanted) < most:
-            wanted.add(int(value))
-    return sorted(wanted)
+    for value in np.unique(np.linspace(_MIN_LENGTH, max(longest, _MIN_LENGTH), most // 2).astype(int)):
+        if len(candidates) < most:
+            candidates.add(int(value))
+    return sorted(candidates)
 
 
 _LISTED_BAD_ROWS = 200
@@ -455,18 +455,18 @@ def _counts(prepared: Prepared, look: Look, report: Progress) -> dict[str, Any]:
     length, how = settings.max_length, settings.truncation
     report("measure", 0, 0)
     measures = prepared.train.measures.joined(prepared.validation.measures)
-    kept = int(measures.kept(length, how).sum())
+    trained_tokens = int(measures.kept(length, how).sum())
     return {
         "tokens": lengths(measures.length, look.percentiles),
         "suggested": suggest(measures.length),
         "max_length": length,
         "truncation": how,
         "truncated_rows": int(measures.cut_rows(length, how).sum()),
-        "lost_trained_tokens": measures.trained_tokens - kept,
+        "lost_trained_tokens": measures.trained_tokens - trained_tokens,
         "dropped_rows": len(prepared.dropped),
         "split_rows": prepared.train.split_rows + prepared.validation.split_rows,
         "windows": len(prepared.train) + len(prepared.validation),
-        "trained_tokens": kept,
+        "trained_tokens": trained_tokens,
         "total_tokens": int(prepared.train.length.sum() + prepared.validation.length.sum()),
         "histogram": histogram(measures.length),
         "cut_curve": cut_curve(measures, how, length, lambda done, total: report("measure", done, total)),

@@ -25,10 +25,10 @@ from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
 from lora_studio.data.turns import is_turn, without_filled
 from lora_studio.errors import StudioError
 
-_MOST_FILES = 1000
+_MAX_FILES = 1000
 
 
-_MOST_SEEN = 20_000
+_MAX_WALKED = 20_000
 
 
 _NOT_DATA = {
@@ -43,78 +43,79 @@ _SPLIT = re.compile(r"(?:^|[^a-z])(train|test|validation|valid|val|dev|eval|held
 def data_files(paths: list[Path], endings: Mapping[str, str]) -> tuple[list[Path], list[str]]:
     """The data files of some paths, folders opened, and sentences on what of a folder is not read."""
     files: list[Path] = []
-    said: list[str] = []
+    notes: list[str] = []
     for path in paths:
         if os.path.isdir(path):  # and not path.is_dir(), which fails for a name that no file can bear
-            found, sentences = _in_folder(path, endings)
-            files += found
-            said += sentences
+            folder_files, sentences = _in_folder(path, endings)
+            files += folder_files
+            notes += sentences
         elif set("*?[") & set(path.name) and not os.path.exists(path):
             files += _by_pattern(path)
         else:
             files.append(path)
-    return list(dict.fromkeys(files)), said
+    return list(dict.fromkeys(files)), notes
 
 
 def _by_pattern(pattern: Path) -> list[Path]:
     """The files beside each other whose names fit a pattern such as part-*.jsonl."""
-    found = [path for path in sorted(pattern.parent.glob(pattern.name)) if path.is_file()][: _MOST_FILES + 1]
-    if not found:
+    matches = [path for path in sorted(pattern.parent.glob(pattern.name)) if path.is_file()][: _MAX_FILES + 1]
+    if not matches:
         raise StudioError(f"No file fits {pattern}.", "Look at the folder and the pattern.")
-    if len(found) > _MOST_FILES:
-        raise StudioError(f"More than {_MOST_FILES} files fit {pattern}.", "Use a narrower pattern, or join the files.")
-    return found
+    if len(matches) > _MAX_FILES:
+        raise StudioError(f"More than {_MAX_FILES} files fit {pattern}.", "Use a narrower pattern, or join the files.")
+    return matches
 
 
 def _in_folder(folder: Path, endings: Mapping[str, str]) -> tuple[list[Path], list[str]]:
-    found: dict[str, list[Path]] = {}
+    by_kind: dict[str, list[Path]] = {}
     for path in _walk(folder):
         kind = endings.get(kind_ending(path))
         if kind and path.name.lower() not in _NOT_DATA:
-            found.setdefault(kind, []).append(path)
-    if not found:
+            by_kind.setdefault(kind, []).append(path)
+    if not by_kind:
         raise StudioError(f"The folder {folder.name} holds no data files.", KNOWN)
-    tables = [path for kind, paths in found.items() if kind != "text" for path in paths]
-    files = sorted(tables or found["text"])
-    said = []
-    if tables and "text" in found:
-        said.append(f"{len(found['text'])} text files of the folder are left aside.")
+    tables = [path for kind, paths in by_kind.items() if kind != "text" for path in paths]
+    files = sorted(tables or by_kind["text"])
+    notes = []
+    if tables and "text" in by_kind:
+        notes.append(f"{len(by_kind['text'])} text files of the folder are left aside.")
     splits: dict[str | None, list[Path]] = {}
     for path in files:
         splits.setdefault(_split_of(path.relative_to(folder)), []).append(path)
     if "train" in splits and len(splits) > 1:
-        others = ", ".join(path.name for name, paths in splits.items() if name != "train" for path in paths[:6])
-        said.append(f"The folder's files named train are read; left aside: {others}.")
+        unread = ", ".join(path.name for name, paths in splits.items() if name != "train" for path in paths[:6])
+        notes.append(f"The folder's files named train are read; left aside: {unread}.")
         files = splits["train"]
-    if len(files) > _MOST_FILES:
+    if len(files) > _MAX_FILES:
         raise StudioError(
-            f"The folder {folder.name} holds {len(files)} data files; at most {_MOST_FILES} are read.",
+            f"The folder {folder.name} holds {len(files)} data files; at most {_MAX_FILES} are read.",
             "Choose a folder further down, or join the files.",
         )
     names = ", ".join(path.name for path in files[:6]) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
-    return files, [f"The folder's data files are read: {names}.", *said]
+    return files, [f"The folder's data files are read: {names}.", *notes]
 
 
 def _split_of(path: Path) -> str | None:
     """The split that a file's name, or its folder's, speaks of."""
     for part in (path.name, *reversed(path.parts[:-1])):
-        found = _SPLIT.search(part.lower())
-        if found:
-            return found.group(1)
+        match = _SPLIT.search(part.lower())
+        if match:
+            return match.group(1)
     return None
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     """Files below a folder, hidden ones and links left out."""
-    seen = 0
+    count = 0
     try:
         for place, folders, names in os.walk(folder):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
-                seen += 1
-                if seen > _MOST_SEEN:
+                count += 1
+                if count > _MAX_WALKED:
                     raise StudioError(
-                        f"The folder {folder.name} holds more than {_MOST_SEEN} files.", "Choose a folder further down."
+                        f"The folder {folder.name} holds more than {_MAX_WALKED} files.",
+                        "Choose a folder further down.",
                     )
                 path = Path(place) / name
                 if not name.startswith((".", "_")) and path.is_file() and not path.is_symlink():
@@ -204,7 +205,7 @@ class Source:
         if len(self.readings) == 1:
             return [*self.choices, *self.readings[0].notes()]
         notes = zip(self.files, self.readings, strict=True)
-        return [*self.choices, *(f"{path.name}: {sentence}" for path, one in notes for sentence in one.notes())]
+        return [*self.choices, *(f"{path.name}: {sentence}" for path, reading in notes for sentence in reading.notes())]
 
     def place(self, row: int) -> tuple[str, int]:
         """The file of a row that has been read, and the row's number in that file."""
@@ -225,16 +226,16 @@ def open_source(name: str | Path | Sequence[str | Path], encoding: str | None = 
     if len(names) == 1 and is_hub_name(str(names[0])):
         reading, resolved = read_hub(str(names[0]))
         return Source(resolved, [], "hub", [reading])
-    files, assumptions = data_files([Path(one).expanduser() for one in names], ENDINGS)
+    files, assumptions = data_files([Path(item).expanduser() for item in names], ENDINGS)
     if len(files) == 1:
         kind, reading = open_file(files[0], encoding)
         return Source(str(names[0]), files, kind, [reading], assumptions, encoding)
     opened = [open_file(path, encoding) for path in files]
     kinds = {kind for kind, _ in opened}
     assumptions += _unlike_columns(files, [reading for _, reading in opened])
-    shown = ", ".join(map(str, names))
+    joined = ", ".join(map(str, names))
     return Source(
-        shown, files, kinds.pop() if len(kinds) == 1 else "mixed", [one for _, one in opened], assumptions, encoding
+        joined, files, kinds.pop() if len(kinds) == 1 else "mixed", [item for _, item in opened], assumptions, encoding
     )
 
 
@@ -258,7 +259,7 @@ def read_records(path: Path, max_rows: int | None = None) -> RecordFile:
     return RecordFile(path, source.kind, records, bad_rows, source.assumptions)
 
 
-def open_file(path: Path, named: str | None = None) -> tuple[str, Reading]:
+def open_file(path: Path, configured: str | None = None) -> tuple[str, Reading]:
     """The kind of one file, and how to read it; `named` is the encoding that a text is known to have."""
     head = _head(path)
     refuse_stand_in(path, head)
@@ -275,7 +276,7 @@ def open_file(path: Path, named: str | None = None) -> tuple[str, Reading]:
             f"{path.name} is not {'a Parquet' if kind == 'parquet' else 'an Arrow'} file, though its ending says so.",
             KNOWN,
         )
-    encoding, assumptions = search_encoding(path, named)
+    encoding, assumptions = search_encoding(path, configured)
     kind, reading = _read_text_kind(path, kind, ending, encoding)
     if kind in ("json", "jsonl") and b'"arguments"' in head and b"null" in head:
         reading = without_filled(reading, islice(reading.rows(), _SAMPLE_ROWS))
@@ -374,18 +375,18 @@ def _unlike_columns(files: list[Path], readings: list[Reading]) -> list[str]:
             columns.setdefault(tuple(sorted(map(str, first.fields))), path.name)
     if len(columns) < 2:
         return []
-    said = "; ".join(
-        f"{name} has " + ", ".join(f"`{shorten(one, 40)}`" for one in names[:8])
+    listing = "; ".join(
+        f"{name} has " + ", ".join(f"`{shorten(column, 40)}`" for column in names[:8])
         for names, name in list(columns.items())[:4]
     )
-    return [f"The files do not have the same columns: {said}."]
+    return [f"The files do not have the same columns: {listing}."]
 
 
 def nothing_usable(name: str, kind: str, first: BadRow | None, bad: int) -> StudioError:
     """What to say of a source whose every row is bad (the `first` of so many), or that has none."""
     if first is None:
         return StudioError(f"{name} holds no rows.", KNOWN)
-    found = f" ({shorten(first.found, 120)})" if first.found else ""
+    detail = f" ({shorten(first.found, 120)})" if first.found else ""
     count = f"None of the {bad:,} rows" if bad > 1 else "No row"
     hint = "A row is an object with named fields: messages, instruction and output, prompt and completion, or text."
     if kind == "csv":
@@ -394,4 +395,4 @@ def nothing_usable(name: str, kind: str, first: BadRow | None, bad: int) -> Stud
         hint = (
             "Mend the JSON there: names and texts stand in double quotes, and no comma stands before a closing bracket."
         )
-    return StudioError(f"{count} of {Path(name).name} can be read. Row {first.row}: {first.reason}{found}.", hint)
+    return StudioError(f"{count} of {Path(name).name} can be read. Row {first.row}: {first.reason}{detail}.", hint)

@@ -75,18 +75,18 @@ class RowStore(Sequence[Encoded]):
             bool(self._arrays["is_text"][index]),
         )
 
-    def measures(self, chosen: np.ndarray) -> Measures:
+    def measures(self, selected: np.ndarray) -> Measures:
         """The measures of the rows at these indices."""
-        counts = np.diff(self.span_starts)[chosen]
-        owner = np.repeat(np.arange(len(chosen)), counts)
-        spans = np.arange(len(owner)) + np.repeat(self.span_starts[chosen] - (np.cumsum(counts) - counts), counts)
+        counts = np.diff(self.span_starts)[selected]
+        owner = np.repeat(np.arange(len(selected)), counts)
+        spans = np.arange(len(owner)) + np.repeat(self.span_starts[selected] - (np.cumsum(counts) - counts), counts)
         return Measures(
-            length=np.diff(self.starts)[chosen],
+            length=np.diff(self.starts)[selected],
             begin=self.begins[spans].astype(np.int64),
             end=self.stops[spans].astype(np.int64),
             owner=owner,
-            keep_first=np.asarray(self._arrays["keep_first"])[chosen],
-            is_text=np.asarray(self._arrays["is_text"])[chosen],
+            keep_first=np.asarray(self._arrays["keep_first"])[selected],
+            is_text=np.asarray(self._arrays["is_text"])[selected],
         )
 
 
@@ -168,15 +168,15 @@ class BadRows(Sequence[BadRow]):
             counts.update(dict(zip(store.facts["bad_reasons"], times.tolist(), strict=True)))
         return dict(counts.most_common())
 
-    def found_with(self, reason: str, most: int) -> list[str]:
+    def values_with(self, reason: str, most: int) -> list[str]:
         """What was found in the first rows that have this fault."""
-        found: list[str] = []
+        values: list[str] = []
         for store in self._stores:
             kinds = store.facts["bad_reasons"]
             if reason in kinds:
                 places = np.flatnonzero(np.asarray(store["bad_kind"]) == kinds.index(reason))[:most]
-                found += [self._read(store, int(place)).found for place in places]
-        return found[:most]
+                values += [self._read(store, int(place)).found for place in places]
+        return values[:most]
 
     def _made(self, place: int) -> BadRow:
         number = int(np.searchsorted(self._starts, place, "right")) - 1
@@ -186,9 +186,9 @@ class BadRows(Sequence[BadRow]):
         ends = store["bad_end"]
         begin = int(ends[place - 1]) if place else 0
         data = store["bad_text"][begin : int(ends[place])].tobytes()
-        found, field = json.loads(data.decode("utf-8", "surrogatepass"))
+        value, field = json.loads(data.decode("utf-8", "surrogatepass"))
         reason = store.facts["bad_reasons"][int(store["bad_kind"][place])]
-        return BadRow(int(store["bad_row"][place]), reason, found, field)
+        return BadRow(int(store["bad_row"][place]), reason, value, field)
 
 
 MAX_ROW_BYTES = 8_000_000
@@ -322,11 +322,11 @@ def write_records(writer: ArrayWriter, source: Source, report: Progress, most: i
 
 def _check_growth(source: Source, size: int) -> None:
     """Refuses files whose rows are far larger than they are: some bytes can stand for more than a disk holds."""
-    there = sum(file.stat().st_size for file in source.files)
-    if there and size > max(MAX_GROWN_BYTES, there * MAX_GROWTH):
+    file_bytes = sum(file.stat().st_size for file in source.files)
+    if file_bytes and size > max(MAX_GROWN_BYTES, file_bytes * MAX_GROWTH):
         names = ", ".join(file.name for file in source.files[:3])
         raise StudioError(
-            f"The rows of {names} come to more than {size / 1e6:,.0f} MB, the file to {there / 1e6:,.3g} MB.",
+            f"The rows of {names} come to more than {size / 1e6:,.0f} MB, the file to {file_bytes / 1e6:,.3g} MB.",
             "No real data shrinks so. If it is what you want to train on, save it as JSONL.",
         )
 

@@ -13,7 +13,7 @@ from lora_studio.data.examples import sides
 from lora_studio.data.messages import Conversation, Message, RowError
 from lora_studio.errors import StudioError
 
-MOST_ROWS = 2000
+MAX_ROWS = 2000
 
 Omits = Callable[[Conversation, str], bool]
 
@@ -37,13 +37,13 @@ def count_omissions(chats: Iterable[Conversation], encoder: Encoder, omits: Omit
 
     Rows that can't be rendered are faults of another kind.
     """
-    found = 0
+    count = 0
     for chat in chats:
         try:
-            found += any(omits(side, encoder.render(side)) for side in (sides(chat) if chat.chosen else (chat,)))
+            count += any(omits(side, encoder.render(side)) for side in (sides(chat) if chat.chosen else (chat,)))
         except RowError:
             continue
-    return found
+    return count
 
 
 def changed_answers(chats: Sequence[Conversation], encoder: Encoder, template: str) -> dict[str, Any]:
@@ -62,8 +62,8 @@ def changed_answers(chats: Sequence[Conversation], encoder: Encoder, template: s
             continue
         looked_at += 1
         trained = ["".join(pieces[begin:end]) for begin, end in encoded.spans]
-        said = tidy(last.content)  # an end token that the file has written out is not written twice
-        changed += not any(said in part for part in trained)
+        answer = tidy(last.content)  # an end token that the file has written out is not written twice
+        changed += not any(answer in part for part in trained)
     if looked_at and changed == looked_at:
         raise StudioError(
             f"What would be trained holds none of the answers ({looked_at} rows looked at). {template}",
@@ -74,28 +74,28 @@ def changed_answers(chats: Sequence[Conversation], encoder: Encoder, template: s
 
 def sentences(facts: dict[str, Any]) -> list[str]:
     """What is left out, in words; nothing where all is there."""
-    said = []
-    for name, what in (
+    notes = []
+    for name, description in (
         ("thoughts", "bring reasoning that the chat template leaves out, in whole or in part"),
         ("beside", "say something beside a tool call that the chat template leaves out"),
     ):
-        found = facts[name]
-        among = f" of the {found['looked_at']:,} looked at" if found["looked_at"] < found["of_rows"] else ""
-        if found["rows"]:
-            said.append(f"{found['rows']:,} rows{among} {what}.")
+        counts = facts[name]
+        among = f" of the {counts['looked_at']:,} looked at" if counts["looked_at"] < counts["of_rows"] else ""
+        if counts["rows"]:
+            notes.append(f"{counts['rows']:,} rows{among} {description}.")
     if facts["rewritten"]:
-        said.append(
+        notes.append(
             f"In {facts['rewritten']:,} rows the chat template writes earlier answers otherwise than the last: each is "
             "trained as it stands in the whole conversation."
         )
     if facts["numbered"]:
-        said.append(
+        notes.append(
             f"In {facts['numbered']:,} rows the tool calls get ids (call00001 and so on): the chat template wants "
             "some, and the rows have none of its kind."
         )
     changed = facts["answers"]
     if changed["rows"]:
-        said.append(
+        notes.append(
             f"In {changed['rows']} of {changed['looked_at']} rows looked at, the chat template changes the last answer."
         )
-    return said
+    return notes

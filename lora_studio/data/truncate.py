@@ -108,7 +108,7 @@ class Measures:
         """The examples that the rows become, in the rows' order; a row may leave one without any trained token."""
         first, stop = self._windows(max_length, truncation)
         head = self.keep_first & (first > 0)
-        kept, whole = self.kept(max_length, truncation), self.trained
+        trained, whole = self.kept(max_length, truncation), self.trained
         owner = np.arange(len(self.length))
         split = self.split(max_length, truncation)
         if split.any():
@@ -122,9 +122,9 @@ class Measures:
             first, stop = np.where(long, begins, first[owner]), np.where(long, ends, stop[owner])
             head = head[owner] & ~long
             untrained = np.maximum(0, (length - whole[owner]) - first)  # at most the leading token is not trained
-            kept = np.where(long, stop - first - np.minimum(untrained, stop - first), kept[owner])
-            return Cuts(owner, first, stop, head, kept, np.where(long, 0, whole[owner] - kept))
-        return Cuts(owner, first, stop, head, kept, whole - kept)
+            trained = np.where(long, stop - first - np.minimum(untrained, stop - first), trained[owner])
+            return Cuts(owner, first, stop, head, trained, np.where(long, 0, whole[owner] - trained))
+        return Cuts(owner, first, stop, head, trained, whole - trained)
 
     def _windows(self, max_length: int, truncation: str) -> tuple[np.ndarray, np.ndarray]:
         first = np.zeros_like(self.length)
@@ -138,10 +138,10 @@ class Measures:
         begin[self.owner], end[self.owner] = self.begin, self.end
         budget = max_length - self.keep_first
         fits = end - begin <= budget
-        left = np.where(fits, end - budget, np.maximum(0, begin - max_length // PROMPT_SHARE))
+        start = np.where(fits, end - budget, np.maximum(0, begin - max_length // PROMPT_SHARE))
         moved = over & (end > max_length)
-        first = np.where(moved, left, first)
-        stop = np.where(moved, np.minimum(left + budget, self.length), stop)
+        first = np.where(moved, start, first)
+        stop = np.where(moved, np.minimum(start + budget, self.length), stop)
         return first, stop
 
 
@@ -155,23 +155,23 @@ def count_packs(lengths: np.ndarray, max_length: int) -> int:
     open_rooms = 0  # the same rooms as bits, to find the smallest that is large enough
     packs = 0
     for length in np.flatnonzero(counts)[::-1].tolist():
-        left = int(counts[length])
-        while left:
+        remaining = int(counts[length])
+        while remaining:
             fitting = open_rooms >> length
             room = length + (fitting & -fitting).bit_length() - 1 if fitting else max_length
-            each = room // length
-            here = free[room] if fitting else left  # a new sequence is always to be had
-            taken = min(here, left // each) or 1
-            rows = min(taken * each, left)
+            per_pack = room // length
+            here = free[room] if fitting else remaining  # a new sequence is always to be had
+            filled = min(here, remaining // per_pack) or 1
+            rows = min(filled * per_pack, remaining)
             if fitting:
-                free[room] -= taken
+                free[room] -= filled
                 open_rooms &= ~(0 if free[room] else 1 << room)
             else:
-                packs += taken
-            rest = room - rows // taken * length
-            free[rest] += taken
-            open_rooms |= 1 << rest if rest else 0
-            left -= rows
+                packs += filled
+            room_left = room - rows // filled * length
+            free[room_left] += filled
+            open_rooms |= 1 << room_left if room_left else 0
+            remaining -= rows
     return packs
 
 

@@ -260,9 +260,9 @@ def as_text(value: Any, field: str, depth: int = 0) -> str:
         raise RowError(NOT_TEXT, field, type(value).__name__)
     if isinstance(value, list) and len(value) == 1:
         return as_text(value[0], field, depth + 1)
-    held = next((value[key] for key in _CONTENT_KEYS if key in value), None) if isinstance(value, dict) else None
-    if held is not None:
-        return as_text(held, field, depth + 1)
+    inner = next((value[key] for key in _CONTENT_KEYS if key in value), None) if isinstance(value, dict) else None
+    if inner is not None:
+        return as_text(inner, field, depth + 1)
     if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
         return "".join(part["text"] for part in value)
     raise RowError(NOT_TEXT, field, value)
@@ -270,8 +270,8 @@ def as_text(value: Any, field: str, depth: int = 0) -> str:
 
 def held_turns(value: Any) -> Any:
     """The list of turns in an object that holds one (`{"messages": [...]}`), else the value itself."""
-    held = [value[name] for name in _HOLDERS if isinstance(value.get(name), list)] if isinstance(value, dict) else []
-    return held[0] if held else value
+    turns = [value[name] for name in _HOLDERS if isinstance(value.get(name), list)] if isinstance(value, dict) else []
+    return turns[0] if turns else value
 
 
 def held_beside(value: Any, names: Sequence[str]) -> Any:
@@ -353,10 +353,10 @@ def _parse_message(item: dict[str, Any], field: str, roles: Mapping[str, str]) -
     role = (roles.get(written) or roles.get(written.strip().lower())) if isinstance(written, str) else None
     if role is None:
         raise RowError(UNKNOWN_ROLE, f"{field}.{'role' if 'role' in item else 'from'}", written)
-    there = [key for key in _CONTENT_KEYS if key in item]
-    if not there and not item.keys() & {"tool_calls", "function_call"}:
+    content_keys = [key for key in _CONTENT_KEYS if key in item]
+    if not content_keys and not item.keys() & {"tool_calls", "function_call"}:
         raise RowError(NOT_A_MESSAGE, field, item)
-    key = next((key for key in there if item[key] is not None), there[0] if there else "content")
+    key = next((key for key in content_keys if item[key] is not None), content_keys[0] if content_keys else "content")
     content = item.get(key)
     if role == "call":
         return [Message("assistant", "", tool_calls=parse_calls(content, f"{field}.{key}"))]
@@ -423,30 +423,30 @@ def _parse_content(content: Any, field: str) -> _Content:
 
 def _untyped(part: dict[str, Any], field: str) -> tuple[str, str, tuple[dict[str, Any], ...]]:
     """Text, reasoning and tool calls of a part whose keys tell what it is, as Bedrock and Gemini write them."""
-    there = {key: value for key, value in part.items() if value is not None}
-    called = next((there[key] for key in _CALL_KEYS if key in there), None)
+    present = {key: value for key, value in part.items() if value is not None}
+    called = next((present[key] for key in _CALL_KEYS if key in present), None)
     if isinstance(called, dict):
         function = {"name": called.get("name"), "arguments": called.get("input", called.get("args")) or {}}
         return "", "", parse_calls({"id": called.get("toolUseId", called.get("id")), "function": function}, field)
-    thought = there.get("reasoningContent")
+    thought = present.get("reasoningContent")
     if isinstance(thought, dict):
         return "", as_text(thought.get("reasoningText"), field), ()
-    if isinstance(there.get("text"), str):
-        return ("", there["text"], ()) if there.get("thought") is True else (there["text"], "", ())
-    if any(word in key.lower() for key in there for word in _MEDIA_KEYS):
-        raise RowError(MEDIA, field, ", ".join(there))
+    if isinstance(present.get("text"), str):
+        return ("", present["text"], ()) if present.get("thought") is True else (present["text"], "", ())
+    if any(word in key.lower() for key in present for word in _MEDIA_KEYS):
+        raise RowError(MEDIA, field, ", ".join(present))
     raise RowError(NOT_TEXT, field, part)
 
 
 def _result(part: dict[str, Any], field: str) -> Message:
     """A tool's result, with the tool's name or the id of its call."""
-    told = next((part[key] for key in _RESULT_KEYS if isinstance(part.get(key), dict)), part)
-    content = told.get("content", told.get("response"))
+    body = next((part[key] for key in _RESULT_KEYS if isinstance(part.get(key), dict)), part)
+    content = body.get("content", body.get("response"))
     if isinstance(content, list):
         pieces = [piece.get("text", piece.get("json")) if isinstance(piece, dict) else piece for piece in content]
         content = pieces[0] if len(pieces) == 1 else "".join(_as_json(piece) for piece in pieces)
-    called = next((told[key] for key in ("toolUseId", "tool_use_id", "id") if isinstance(told.get(key), str)), None)
-    name = told.get("name")
+    called = next((body[key] for key in ("toolUseId", "tool_use_id", "id") if isinstance(body.get(key), str)), None)
+    name = body.get("name")
     return Message("tool", _as_json(content), name=name if isinstance(name, str) else None, tool_call_id=called)
 
 
@@ -489,17 +489,23 @@ def parse_tools(value: Any, field: str) -> tuple[dict[str, Any], ...]:
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise RowError(BROKEN_TOOLS, field, value)
     value = without_nulls(value) if has_filled_schema(value) else value
-    named = [one for tool in value for one in tool.get("functionDeclarations") or [tool.get("toolSpec") or tool]]
-    return tuple(tool if "function" in tool else {"type": "function", "function": _schema(tool)} for tool in named)
+    declarations = [
+        declaration
+        for tool in value
+        for declaration in tool.get("functionDeclarations") or [tool.get("toolSpec") or tool]
+    ]
+    return tuple(
+        tool if "function" in tool else {"type": "function", "function": _schema(tool)} for tool in declarations
+    )
 
 
 def _schema(tool: dict[str, Any]) -> dict[str, Any]:
     """A tool with its parameters where OpenAI's form has them."""
-    given = next((tool[key] for key in ("input_schema", "inputSchema") if isinstance(tool.get(key), dict)), None)
-    if given is None or "parameters" in tool:
+    schema = next((tool[key] for key in ("input_schema", "inputSchema") if isinstance(tool.get(key), dict)), None)
+    if schema is None or "parameters" in tool:
         return tool
-    rest = {key: value for key, value in tool.items() if key not in ("input_schema", "inputSchema")}
-    return {**rest, "parameters": given.get("json", given)}
+    remaining = {key: value for key, value in tool.items() if key not in ("input_schema", "inputSchema")}
+    return {**remaining, "parameters": schema.get("json", schema)}
 
 
 def parse_history(value: Any, field: str) -> list[Message]:
@@ -513,8 +519,8 @@ def parse_history(value: Any, field: str) -> list[Message]:
     if not isinstance(value, Sequence) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
         raise RowError(NOT_A_LIST, field, value)
     turns = []
-    for asked, answered in value:
-        turns += [Message("user", as_text(asked, field)), Message("assistant", as_text(answered, field))]
+    for question, answer in value:
+        turns += [Message("user", as_text(question, field)), Message("assistant", as_text(answer, field))]
     _refuse_empty(turns, field)
     return turns
 

@@ -29,7 +29,7 @@ def test_rows_of_two_stores_come_in_the_order_of_the_file():
     assert list(found) == sorted([*one, *other], key=lambda bad: bad.row)
     assert (found[-1], found[1:3]) == (one[1], [other[1], other[0]])
     assert list(found.reasons().items()) == [("torn", 3), ("empty", 1)]
-    assert found.found_with("torn", 2) == ["é\udc80", "é\udc80"]
+    assert found.values_with("torn", 2) == ["é\udc80", "é\udc80"]
     assert not BadRows(_stored([]))
 
 

@@ -94,7 +94,7 @@ def test_a_second_start_takes_a_small_part_of_the_first(write, tokenizer, tmp_pa
 
 
 def test_a_files_fingerprint_is_remembered_until_it_is_touched(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_PIECE", 3)
+    monkeypatch.setattr(cache, "_HASH_CHUNK", 3)
     path, folder, told = write("a.txt", "one"), Cache(tmp_path / "cache"), []
     first = digest(path, folder, lambda: told.append("fresh"))
     assert digest(path, folder, lambda: told.append("fresh")) == first

@@ -76,7 +76,7 @@ def test_special_tokens_written_out_in_a_row_are_named():
 
 
 def test_of_a_large_file_all_exact_duplicates_are_counted(write, tokenizer, monkeypatch):
-    monkeypatch.setattr(report, "_MOST_ROWS", 10)
+    monkeypatch.setattr(report, "_MAX_ROWS", 10)
     rows = [{"prompt": f"Question {number % 190}", "completion": f"Answer {number % 190}"} for number in range(200)]
     prepared = prepare(str(write("a.jsonl", rows)), tokenizer, validation_fraction=0)
     reports = []

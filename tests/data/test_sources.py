@@ -123,7 +123,7 @@ def test_an_arrow_file_of_one_large_batch_is_read_in_slices_and_a_compressed_one
     assert pa.total_allocated_bytes() - before < 1_000_000
     assert sum(1 for _ in rows) == len(texts) - 1
     assert sum(1 for _ in open_source(tmp_path / "packed.arrow").rows()) == len(texts)
-    monkeypatch.setattr(arrow, "_MOST_UNPACKED", 10_000_000)
+    monkeypatch.setattr(arrow, "_MAX_UNPACKED", 10_000_000)
     pool = pa.default_memory_pool()
     watched = pa.proxy_memory_pool(pool)
     pa.set_memory_pool(watched)

@@ -80,15 +80,15 @@ class CellReader:
             return lambda value: None if value is None else _from_pairs(value, value_mend)
         if types.is_nested(kind) and hasattr(kind, "value_type"):
             item = self._mend(kind.value_type)
-            return (lambda value: None if value is None else [item(one) for one in value]) if item else None
+            return (lambda value: None if value is None else [item(element) for element in value]) if item else None
         return None
 
     def _struct(self, value: dict[str, Any], mends: dict[str, Mend]) -> dict[str, Any]:
         for name, mend in mends.items():
             value[name] = mend(value[name])
-        kept = {name: item for name, item in value.items() if item is not None}
-        self._filled = self._filled or len(kept) < len(value)
-        return kept
+        present = {name: item for name, item in value.items() if item is not None}
+        self._filled = self._filled or len(present) < len(value)
+        return present
 
     def _text(self, value: bytes | None) -> str | None:
         """Bytes as text; those that are no UTF-8 stay in it as marks that spoil a row that is learned from."""
@@ -228,7 +228,7 @@ _BATCH_ROWS, _BATCH_BYTES, _FIRST_ROWS = 1024, 1 << 25, 8
 _BUFFER = 1 << 20
 
 
-_MOST_UNPACKED = 1 << 30  # bytes of a compressed batch, which memory has to hold whole
+_MAX_UNPACKED = 1 << 30  # bytes of a compressed batch, which memory has to hold whole
 
 
 Batches = Iterator[Any]
@@ -265,13 +265,15 @@ def read_arrow(path: Path) -> Reading:
         as_file = mapped[:6] == b"ARROW1"
         opened = pa.ipc.open_file(source) if as_file else pa.ipc.open_stream(source)
         size = most_unpacked(buffer, stream=not as_file)
-        if size > _MOST_UNPACKED:
+        if size > _MAX_UNPACKED:
             raise StudioError(
                 f"{path.name} holds {size / 2**30:.1f} GiB of rows compressed in one piece.",
                 "Write it again with smaller record batches (max_chunksize), without compression, or as Parquet.",
             )
-        found = (opened.get_batch(index) for index in range(opened.num_record_batches)) if as_file else iter(opened)
-        return opened.schema, _slices(found, mapped)
+        record_batches = (
+            (opened.get_batch(index) for index in range(opened.num_record_batches)) if as_file else iter(opened)
+        )
+        return opened.schema, _slices(record_batches, mapped)
 
     return _reading(path, "Arrow", batches)
 
@@ -301,8 +303,8 @@ def _reading(path: Path, kind: str, batches: Callable[[IO[bytes]], tuple[Any, Ba
         except MemoryError:
             raise too_large(0) from None
         except faults as error:
-            said = f"The {kind} file can't be read: {shorten(str(error))}."
-            raise StudioError(said, "Write the file again.") from None
+            message = f"The {kind} file can't be read: {shorten(str(error))}."
+            raise StudioError(message, "Write the file again.") from None
     twice = [name for name, times in Counter(schema.names).items() if times > 1]
     if twice:
         raise StudioError(f"Two columns are named {twice[0]!r}.", "Give every column a name of its own.")

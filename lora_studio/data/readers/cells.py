@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TextIO
 
-from lora_studio.data.readers.text_encoding import LONGEST
+from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS
 
 BROKEN_QUOTES = "a quotation mark is neither doubled nor at the cell's end"
 UNCLOSED = "a quoted cell does not end"
@@ -106,7 +106,7 @@ class Cells:
 
     def _line(self, index: int) -> str | None:
         while index >= len(self._lines):
-            line = self._stream.readline(LONGEST)
+            line = self._stream.readline(MAX_ROW_CHARACTERS)
             if not line:
                 return None
             self._read += 1
@@ -202,7 +202,7 @@ class Cells:
             if mark < 0:
                 pieces.append(line[begin:])
                 size += len(line) - begin
-                following = self._line(index + 1) if self._may_span() and size < LONGEST else None
+                following = self._line(index + 1) if self._may_span() and size < MAX_ROW_CHARACTERS else None
                 if following is None:
                     return _Cell(None, index, 0, UNCLOSED)
                 index, line, at, begin = index + 1, following, 0, 0

@@ -36,9 +36,9 @@ def parse_name(name: str) -> tuple[str, dict[str, str]]:
     options = {key: values[-1] for key, values in parse_qs(query).items()}
     unknown = [key for key in options if key not in _OPTIONS]
     if not _BARE.fullmatch(plain) or unknown:
-        found = f"unknown option {unknown[0]!r}" if unknown else f"found {plain!r}"
+        detail = f"unknown option {unknown[0]!r}" if unknown else f"found {plain!r}"
         raise StudioError(
-            f"{shorten(name, 120)} is no name of a Hub data set: {found}.",
+            f"{shorten(name, 120)} is no name of a Hub data set: {detail}.",
             f"Write it as {PREFIX}owner/name?config=C&split=S&revision=R; the options may be left out.",
         )
     return plain, options
@@ -55,8 +55,8 @@ def read_hub(name: str) -> tuple[Reading, str]:
     sentence = f"The split `{split}` of the Hub's data set {plain} is read" + (
         f" at revision {revision}." if revision else "."
     )
-    kept = {"config": options.get("config"), "split": split, "revision": revision}
-    resolved = f"{PREFIX}{plain}?{urlencode({key: value for key, value in kept.items() if value}, quote_via=quote)}"
+    query = {"config": options.get("config"), "split": split, "revision": revision}
+    resolved = f"{PREFIX}{plain}?{urlencode({key: value for key, value in query.items() if value}, quote_via=quote)}"
 
     def load() -> Any:
         return _load(plain, options.get("config"), split, revision, streaming=not offline)

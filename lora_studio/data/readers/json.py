@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, TextIO
 
 from lora_studio.data.columns import THREADS, is_known
-from lora_studio.data.readers.text_encoding import LONGEST, is_broken, lines_of
+from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS, is_broken, lines_of
 from lora_studio.data.rows import NAN, BadRow, Reading, Record, Tally, shorten
 from lora_studio.data.turns import is_turn
 from lora_studio.errors import StudioError
@@ -51,7 +51,7 @@ class TooDeepError(BrokenJsonError):
 class Values:
     """The unread rest of a stream of JSON; `longest` is the number of characters that one value may have."""
 
-    def __init__(self, stream: TextIO, longest: int = LONGEST, decoder: Decoder | None = None) -> None:
+    def __init__(self, stream: TextIO, longest: int = MAX_ROW_CHARACTERS, decoder: Decoder | None = None) -> None:
         self._decoder = decoder or Decoder()
         self._stream = stream
         self._longest = longest
@@ -119,8 +119,8 @@ class Values:
             yield self.value()
 
     def _end_of_space(self) -> int:
-        found = _SPACE.match(self._text, self._at)
-        return found.end() if found else self._at
+        match = _SPACE.match(self._text, self._at)
+        return match.end() if match else self._at
 
     def _more(self) -> bool:
         """Forgets what has been passed and reads on, ever more, so that no long value is read in small steps."""
@@ -179,10 +179,10 @@ _ERROR_NAMES = {"error", "errors", "detail"}
 _BESIDE_ERRORS = {"message", "status", "statusCode", "status_code", "code", "type", "cause", "path", "timestamp"}
 
 
-_LONGEST_OBJECT = 1 << 28
+_MAX_OBJECT_CHARACTERS = 1 << 28
 
 
-_LONGEST_CONVERSATION = 10_000
+_MAX_TURNS = 10_000
 
 
 _FIRST_LINES = 50
@@ -204,7 +204,7 @@ def read_json(open_text: Open, kind: str) -> Reading:
             return _counted(lambda decoder: _lines(open_text, decoder), [BARE_IDS if _is_ids(first) else BARE_LIST])
         return _array(open_text, kind)
     with open_text() as stream:
-        values = Values(stream, _LONGEST_OBJECT)
+        values = Values(stream, _MAX_OBJECT_CHARACTERS)
         try:
             value = values.value()
             one_line = values.lines_passed == 0
@@ -212,8 +212,8 @@ def read_json(open_text: Open, kind: str) -> Reading:
         except BrokenJsonError as error:
             if kind == "jsonl" or _is_line_by_line(sample):
                 return _counted(lambda decoder: _lines(open_text, decoder), _by_line(kind))
-            said = "is nested too deeply to be read" if isinstance(error, TooDeepError) else f"is broken: {error}"
-            raise StudioError(f"The JSON {said}.", "Mend that place, or save the rows as JSONL.") from None
+            problem = "is nested too deeply to be read" if isinstance(error, TooDeepError) else f"is broken: {error}"
+            raise StudioError(f"The JSON {problem}.", "Mend that place, or save the rows as JSONL.") from None
     if more and (one_line or more != "{"):
         return _counted(lambda decoder: _lines(open_text, decoder), _by_line(kind))
     if more:
@@ -308,7 +308,7 @@ def _array(open_text: Open, kind: str) -> Reading:
         start = _first_elements(elements)
     if start and all(is_turn(element) and not element.keys() & {*THREADS} for element in start):
         with open_text() as stream:
-            rows_of_turns = islice(_numbered(Values(stream).array()), _LONGEST_CONVERSATION)
+            rows_of_turns = islice(_numbered(Values(stream).array()), _MAX_TURNS)
             turns = [row.fields for row in rows_of_turns if isinstance(row, Record) and is_turn(row.fields)]
         single = Record(1, {"messages": turns})
         return Reading(lambda: iter([single]), [*assumptions, "The file holds a single conversation: it is one row."])
@@ -331,15 +331,15 @@ def _single_list(open_text: Open, decoder: Decoder) -> Rows:
     """The row that a file is which holds one list of token ids."""
     with open_text() as stream:
         try:
-            yield _row(1, Values(stream, _LONGEST_OBJECT, decoder).value())
+            yield _row(1, Values(stream, _MAX_OBJECT_CHARACTERS, decoder).value())
         except BrokenJsonError as error:
             yield BadRow(1, BROKEN_REST, str(error))
 
 
 def _is_header(first: Any, below: list[Any]) -> bool:
     """Whether a list holds the names of the lists below it."""
-    named = isinstance(first, list) and all(isinstance(name, str) for name in first) and is_known(first)
-    return named and all(isinstance(cells, list) and len(cells) == len(first) for cells in below)
+    is_header = isinstance(first, list) and all(isinstance(name, str) for name in first) and is_known(first)
+    return is_header and all(isinstance(cells, list) and len(cells) == len(first) for cells in below)
 
 
 def _below_header(open_text: Open, decoder: Decoder) -> Rows:
@@ -351,13 +351,13 @@ def _below_header(open_text: Open, decoder: Decoder) -> Rows:
 
 
 def _first_elements(elements: Iterator[Any], most: int = 20) -> list[Any]:
-    found = []
+    head = []
     try:
         for element in islice(elements, most):
-            found.append(element)
+            head.append(element)
     except BrokenJsonError:
-        return found
-    return found
+        return head
+    return head
 
 
 def _numbered(values: Iterator[Any]) -> Rows:
@@ -394,8 +394,8 @@ def _single(open_text: Open, value: Any, kind: str) -> Reading:
 
     def rows(decoder: Decoder) -> Rows:
         with open_text() as stream:
-            found, _ = _from_object(Values(stream, _LONGEST_OBJECT, decoder).value())
-        yield from found
+            inner_rows, _ = _from_object(Values(stream, _MAX_OBJECT_CHARACTERS, decoder).value())
+        yield from inner_rows
 
     whole = ["The file is one JSON value, not one object a line."] if kind == "jsonl" else []
     return _counted(rows, [*whole, *assumptions])
@@ -405,8 +405,8 @@ def _from_object(value: dict[str, Any]) -> tuple[Rows, list[str]]:
     """Columns, rows under one name, or a single row."""
     if isinstance(value.get("train"), dict) and all(isinstance(part, dict) for part in value.values()):
         inner_rows, notes = _from_object(value["train"])
-        others = ", ".join(f"`{name}`" for name in value if name != "train")
-        return inner_rows, [f"The rows are those under `train`{f'; left aside: {others}' if others else ''}.", *notes]
+        unread = ", ".join(f"`{name}`" for name in value if name != "train")
+        return inner_rows, [f"The rows are those under `train`{f'; left aside: {unread}' if unread else ''}.", *notes]
     lists = {name: column for name, column in value.items() if isinstance(column, list)}
     tables = [name for name, column in lists.items() if _is_table(column)]
     if "rows" in tables and all(isinstance(item.get("row"), dict) for item in lists["rows"]):
@@ -414,8 +414,8 @@ def _from_object(value: dict[str, Any]) -> tuple[Rows, list[str]]:
     if len(tables) == len(lists) == 1 or "train" in tables:
         name = "train" if "train" in tables else tables[0]
         aside = [f"`{other}`" for other in tables if other != name]
-        said = f"The rows are those under `{name}`" + (f"; left aside: {', '.join(aside)}." if aside else ".")
-        return _numbered(iter(lists[name])), [said]
+        sentence = f"The rows are those under `{name}`" + (f"; left aside: {', '.join(aside)}." if aside else ".")
+        return _numbered(iter(lists[name])), [sentence]
     if value.keys() <= {"columns", "index", "data"} and _is_split(value):
         rows = [dict(zip(map(str, value["columns"]), cells, strict=False)) for cells in value["data"]]
         return _numbered(iter(rows)), ["The file holds `columns` and `data`, as pandas writes them (orient split)."]
@@ -451,8 +451,8 @@ def _is_by_key(value: dict[str, Any]) -> bool:
         return False
     shared = set(rows[0]).intersection(*rows)
     by_number = all(key.isdigit() for key in value)
-    named = is_known(shared) and not is_known(value)
-    return bool(shared) and (by_number or (named and len(rows) > 1))
+    shares_columns = is_known(shared) and not is_known(value)
+    return bool(shared) and (by_number or (shares_columns and len(rows) > 1))
 
 
 def _from_columns(columns: dict[str, list[Any]]) -> Rows:

@@ -12,7 +12,7 @@ from lora_studio.data.columns import is_known
 from lora_studio.data.mapping import ReadingError
 from lora_studio.data.readers.cells import Cells, Dialect, Fault, find_dialect
 from lora_studio.data.readers.json import BROKEN_BYTES
-from lora_studio.data.readers.text_encoding import LONGEST, is_broken
+from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS, is_broken
 from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
 from lora_studio.errors import StudioError
 
@@ -26,7 +26,7 @@ _SAMPLE_LENGTH = 1 << 16
 _SAMPLE_ROWS = 50
 _SEARCHED_QUOTES = 1 << 26
 _BLOCK = 1 << 20
-_LONGEST_NAME = 60
+_MAX_NAME_LENGTH = 60
 _OFTEN_SHORT = 0.5
 _NUMBER = re.compile(r"[-+]?[\d.,]+%?")
 _SENTENCE = re.compile(r"[.!?。？！]\s*$|\n|[?!。？！]\s")
@@ -55,15 +55,15 @@ def read_csv(open_text: Open, ending: str) -> Reading:
     """
     with open_text() as stream:
         sample = stream.read(_SAMPLE_LENGTH).lstrip("\ufeff")
-        sample += stream.readline(LONGEST)
-    named = _SEPARATOR_LINE.fullmatch(sample.split("\n", 1)[0])
-    sample = sample.split("\n", 1)[1] if named and "\n" in sample else sample
+        sample += stream.readline(MAX_ROW_CHARACTERS)
+    separator = _SEPARATOR_LINE.fullmatch(sample.split("\n", 1)[0])
+    sample = sample.split("\n", 1)[1] if separator and "\n" in sample else sample
     usual = _OF_ENDING.get(ending, ",")
-    delimiter = named.group(1) if named else _find_delimiter(sample, usual)
+    delimiter = separator.group(1) if separator else _find_delimiter(sample, usual)
     dialect = find_dialect(
         io.StringIO(sample, newline=""), delimiter, None if '"' in sample else _lines_with_quotes(open_text)
     )
-    assumptions = _notes(dialect, usual, named is not None)
+    assumptions = _notes(dialect, usual, separator is not None)
     first = list(islice(Cells(io.StringIO(sample, newline=""), dialect), _SAMPLE_ROWS))
     if not first:
         raise StudioError("The table holds no header line.", "The first line of a CSV names its columns.")
@@ -80,7 +80,7 @@ def read_csv(open_text: Open, ending: str) -> Reading:
         assumptions.append(
             f"{_FIRST_LINE} {_LOOKS_LIKE_DATA} and not like names: the columns are called {_quoted(names)}."
         )
-        return _reading(open_text, Table(dialect, names, False, named is not None, short), assumptions)
+        return _reading(open_text, Table(dialect, names, False, separator is not None, short), assumptions)
     twice = [name for name, times in Counter(cells).items() if times > 1 and name]
     if twice:
         raise StudioError(f"Two columns are named {twice[0]!r}.", "Give every column a name of its own.")
@@ -88,14 +88,16 @@ def read_csv(open_text: Open, ending: str) -> Reading:
         cells.pop()
     names = [name or f"column {position}" for position, name in enumerate(cells, 1)]
     assumptions.append(f"{_FIRST_LINE} names the columns: {_quoted(names)}.")
-    return _reading(open_text, Table(dialect, names, True, named is not None, short), assumptions)
+    return _reading(open_text, Table(dialect, names, True, separator is not None, short), assumptions)
 
 
 def holds_tabs(open_text: Open) -> bool:
     """Whether a text is a table: at least two lines, all with tabs between, as many in each or in a header of names."""
     with open_text() as stream:
         sample = stream.read(_SAMPLE_LENGTH)
-        lines = [line.strip(" \r\n") for line in (sample + stream.readline(LONGEST)).splitlines() if line.strip()]
+        lines = [
+            line.strip(" \r\n") for line in (sample + stream.readline(MAX_ROW_CHARACTERS)).splitlines() if line.strip()
+        ]
     tabs = [line.count("\t") for line in lines]
     if len(lines) < 2 or not all(tabs) or any(line.startswith("\t") for line in lines):
         return False
@@ -103,14 +105,14 @@ def holds_tabs(open_text: Open) -> bool:
 
 
 def _quoted(names: list[str]) -> str:
-    return ", ".join(f"`{shorten(name, _LONGEST_NAME)}`" for name in names[:12])
+    return ", ".join(f"`{shorten(name, _MAX_NAME_LENGTH)}`" for name in names[:12])
 
 
-def _notes(dialect: Dialect, usual: str, named: bool) -> list[str]:
+def _notes(dialect: Dialect, usual: str, has_separator_line: bool) -> list[str]:
     """Sentences on how the table is written, where that is not what its ending promises."""
     name = _NAMES.get(dialect.delimiter, dialect.delimiter)
     notes = []
-    if named:
+    if has_separator_line:
         notes.append(f"The line `sep={dialect.delimiter}` says that cells are separated by a {name}; it is no row.")
     elif dialect.delimiter != usual:
         notes.append(f"Cells are separated by a {name}.")
@@ -128,7 +130,7 @@ def _lines_with_quotes(open_text: Open) -> TextIO | None:
     read = 0
     with open_text() as stream:
         while read < _SEARCHED_QUOTES and (block := stream.read(_BLOCK)):
-            block += stream.readline(LONGEST)
+            block += stream.readline(MAX_ROW_CHARACTERS)
             read += len(block)
             if '"' in block:
                 start = max(block.rfind("\n", 0, block.find('"')), block.rfind("\r", 0, block.find('"'))) + 1
@@ -153,7 +155,7 @@ def with_header(error: ReadingError, assumptions: list[str]) -> ReadingError:
 def _is_data(cells: list[str]) -> bool:
     """Whether a first line holds values: a number, a sentence, or a text too long for a name."""
     values = [
-        bool(_NUMBER.fullmatch(cell)) or len(cell) > _LONGEST_NAME or bool(_SENTENCE.search(cell)) for cell in cells
+        bool(_NUMBER.fullmatch(cell)) or len(cell) > _MAX_NAME_LENGTH or bool(_SENTENCE.search(cell)) for cell in cells
     ]
     return any(values) and sum(values) * 2 >= len([cell for cell in cells if cell])
 

@@ -7,14 +7,14 @@ from typing import TextIO
 
 from lora_studio.data.dialogues import Marks, marks_of, role_at
 from lora_studio.data.readers.json import BROKEN_BYTES, TOO_LONG
-from lora_studio.data.readers.text_encoding import LONGEST, is_broken, lines_of
+from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS, is_broken, lines_of
 from lora_studio.data.rows import BadRow, Reading, Record, shorten
 
 TEXT_FIELD = "text"
 _SAMPLE = 1 << 20
-_LEAST_SHARE = 0.8
-_MOST_BLANK = 1000
-_MOST_TITLES = 3
+_MIN_SHARE = 0.8
+_MAX_BLANK = 1000
+_MAX_TITLES = 3
 
 
 def read_text(open_text: Callable[[], TextIO]) -> Reading:
@@ -76,9 +76,9 @@ def _dialogue_of(sample: str) -> _Dialogue | None:
             turns.append((role, gap))
     spoken = [role for role, _ in turns if role != "system"]
     answered = sum(pair == ("user", "assistant") for pair in pairwise(spoken))
-    if marks is None or 2 * answered < _LEAST_SHARE * len(spoken):
+    if marks is None or 2 * answered < _MIN_SHARE * len(spoken):
         return None
-    if title > _MOST_TITLES or (title and answered < 2):
+    if title > _MAX_TITLES or (title and answered < 2):
         return None
     wide = [role for role, gap in turns[1:] if gap]
     if wide and "assistant" not in wide:
@@ -104,8 +104,8 @@ def _is_gap(between: Sequence[str]) -> bool:
 
 def _says(line: str) -> bool:
     """Whether a line is neither blank nor a rule of dashes or the like."""
-    said = line.strip()
-    return bool(said) and (len(said) < 3 or bool(said.strip("-*=_ ")))
+    content = line.strip()
+    return bool(content) and (len(content) < 3 or bool(content.strip("-*=_ ")))
 
 
 def _lines(open_text: Callable[[], TextIO]) -> Iterator[Record | BadRow]:
@@ -129,14 +129,14 @@ def _rows(open_text: Callable[[], TextIO], counts: Callable[[str], bool], begins
     with open_text() as stream:
         for number, line, _ in lines_of(stream):
             if not counts(line):
-                between += [line.strip()] if len(between) < _MOST_BLANK else []
+                between += [line.strip()] if len(between) < _MAX_BLANK else []
                 continue
             if block and begins(line, between, block):
                 yield _long_row(start, block, size)
                 size, block = 0, []
             start = start if block else number
             size += len(line)
-            if size < LONGEST or not block:
+            if size < MAX_ROW_CHARACTERS or not block:
                 block += [*(between if block else []), line.rstrip()]
             between = []
     if block:
@@ -144,7 +144,7 @@ def _rows(open_text: Callable[[], TextIO], counts: Callable[[str], bool], begins
 
 
 def _long_row(number: int, lines: list[str], size: int) -> Record | BadRow:
-    if size >= LONGEST:
+    if size >= MAX_ROW_CHARACTERS:
         return BadRow(number, TOO_LONG, shorten(lines[0]))
     return _row(number, "\n".join(lines))
 

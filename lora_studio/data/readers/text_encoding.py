@@ -152,9 +152,9 @@ def _latin(sample: bytes) -> list[_Fit]:
 
 def _fit(encoding: str, text: str, words: list[str], odd: Counter[tuple[str, str, str]], language: str) -> _Fit:
     letters, frequent = _LANGUAGES[language]
-    known = set(frequent.split())
+    vocabulary = set(frequent.split())
     fitting = sum(times for around, times in odd.items() if _is_fitting(*around, letters))
-    return _Fit(encoding, text, sum(word in known for word in words), fitting / max(odd.total(), 1))
+    return _Fit(encoding, text, sum(word in vocabulary for word in words), fitting / max(odd.total(), 1))
 
 
 def _is_fitting(before: str, letter: str, after: str, letters: str) -> bool:
@@ -173,14 +173,14 @@ def _others(sample: bytes) -> list[Guess]:
     """The encodings of other scripts in which charset-normalizer sees text."""
     import charset_normalizer
 
-    others = [encoding for encoding in NAMES if encoding not in _LATIN]
-    found = charset_normalizer.from_bytes(sample, cp_isolation=others)
-    best = found.best()
+    candidates = [encoding for encoding in NAMES if encoding not in _LATIN]
+    matches = charset_normalizer.from_bytes(sample, cp_isolation=candidates)
+    best = matches.best()
     if best is None:
         return []
     near = [
         match
-        for match in found
+        for match in matches
         if str(match) != str(best)
         and match.chaos <= best.chaos + _NEAR_CHAOS
         and match.coherence >= best.coherence - _NEAR_COHERENCE
@@ -194,7 +194,7 @@ def _guess(encoding: str, text: str) -> Guess:
     return Guess(encoding, line[max(0, at - _SHOWN // 2) :][:_SHOWN])
 
 
-LONGEST = 1 << 25  # characters of one line or row; what is longer is not a row but a fault
+MAX_ROW_CHARACTERS = 1 << 25  # characters of one line or row; what is longer is not a row but a fault
 
 
 _MARKS = (
@@ -230,7 +230,7 @@ _SEARCHED = 1 << 26
 _BLOCK = 1 << 20
 
 
-def search_encoding(path: Path, named: str | None = None) -> tuple[str, list[str]]:
+def search_encoding(path: Path, configured: str | None = None) -> tuple[str, list[str]]:
     """The encoding of a text file, and sentences on what was assumed.
 
     A byte order mark decides, and what is valid UTF-8 is that; else the one that is named counts. Without one it is
@@ -240,7 +240,9 @@ def search_encoding(path: Path, named: str | None = None) -> tuple[str, list[str
     """
     with open_bytes(path) as file:
         head = file.read(_SAMPLE)
-        encoding, assumptions = _by_marks(head) or _by_validity(path.name, head, file, _codec(named) if named else None)
+        encoding, assumptions = _by_marks(head) or _by_validity(
+            path.name, head, file, _codec(configured) if configured else None
+        )
     if _looks_binary(head.decode(encoding, _errors(encoding))):
         raise StudioError("The file holds binary data, not text.", f"{KNOWN} Unpack archives first.")
     return encoding, assumptions
@@ -274,11 +276,11 @@ def _by_marks(head: bytes) -> tuple[str, list[str]] | None:
     return None
 
 
-def _by_validity(name: str, head: bytes, rest: BinaryIO, named: str | None) -> tuple[str, list[str]]:
+def _by_validity(name: str, head: bytes, stream: BinaryIO, configured: str | None) -> tuple[str, list[str]]:
     """UTF-8 or an older encoding, by the lines that hold more than ASCII."""
     block, read, valid, broken, size = head, 0, 0, list[bytes](), 0
     while block and valid + len(broken) < _MAX_LINES and read < _SEARCHED:
-        block += rest.readline(_SEARCHED) if not block.endswith(b"\n") else b""
+        block += stream.readline(_SEARCHED) if not block.endswith(b"\n") else b""
         read += len(block)
         if not block.isascii():
             for line in block.split(b"\n"):
@@ -289,12 +291,14 @@ def _by_validity(name: str, head: bytes, rest: BinaryIO, named: str | None) -> t
                 else:
                     broken.append(line if size < _MAX_GUESSED else b"")
                     size += len(line)
-        block = rest.read(_BLOCK)
+        block = stream.read(_BLOCK)
     if not broken:
-        other = valid and named not in (None, "utf-8", "utf-8-sig")
-        return "utf-8", [f"The file is valid UTF-8 and read so, though data.encoding names {named}."] if other else []
-    if named:
-        return named, [f"The file is read as {_in_words(named)}, as data.encoding says."]
+        other = valid and configured not in (None, "utf-8", "utf-8-sig")
+        return "utf-8", [
+            f"The file is valid UTF-8 and read so, though data.encoding names {configured}."
+        ] if other else []
+    if configured:
+        return configured, [f"The file is read as {_in_words(configured)}, as data.encoding says."]
     if len(broken) < _MIN_BROKEN_SHARE * valid:
         return "utf-8", [_SOME_BROKEN]
     guesses = guess_encoding(_cut(b"\n".join(filter(None, broken))))
@@ -332,14 +336,14 @@ def open_text(path: Path, encoding: str, newline: str | None = None) -> TextIO:
 
 
 def lines_of(stream: TextIO) -> Iterator[tuple[int, str, bool]]:
-    """Line number, line, and whether it is whole: what is longer than `LONGEST` is cut."""
+    """Line number, line, and whether it is whole: what is longer than `MAX_ROW_CHARACTERS` is cut."""
     number = 0
-    while line := stream.readline(LONGEST):
+    while line := stream.readline(MAX_ROW_CHARACTERS):
         number += 1
-        whole = len(line) < LONGEST or line.endswith("\n")
-        rest = line
-        while not whole and rest and not rest.endswith("\n"):
-            rest = stream.readline(LONGEST)
+        whole = len(line) < MAX_ROW_CHARACTERS or line.endswith("\n")
+        tail = line
+        while not whole and tail and not tail.endswith("\n"):
+            tail = stream.readline(MAX_ROW_CHARACTERS)
         yield number, line.lstrip("\ufeff") if number == 1 else line, whole
 
 
