@@ -41,7 +41,6 @@ ENTRIES = {"__init__.py", "__main__.py", "errors.py"}
 WIDE: dict[str, int] = {
     "lora_studio.cli": 16,
     "lora_studio.cli.train": 16,
-    "lora_studio.data.pipeline": 16,
     "lora_studio.engine.chat.session": 20,
     "lora_studio.engine.evaluate.worker": 19,
     "lora_studio.engine.export.ollama": 16,

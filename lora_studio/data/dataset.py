@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from lora_studio.config.sections import Data
 from lora_studio.data.cache import Cache
 from lora_studio.data.encode import Encoder
 from lora_studio.data.examples import Examples, Pairs, examples_of
-from lora_studio.data.mapping import Format
+from lora_studio.data.mapping import Format, MappingValues
 from lora_studio.data.memory_limit import limited
-from lora_studio.data.pipeline import Conversations, Part, Preparation, Progress, tokenizer_key
+from lora_studio.data.pipeline import Conversations, EncodedSource, Preparation, tokenizer_key
 from lora_studio.data.prompt_styles import Template, choose_template
 from lora_studio.data.quality import some, split
 from lora_studio.data.readers.hub import is_hub_name
 from lora_studio.data.rows import BadRow
 from lora_studio.data.sources import Source, open_source
-from lora_studio.data.store import BadRows
-from lora_studio.data.template_coverage import sentences
+from lora_studio.data.store import BadRows, Progress
 from lora_studio.errors import StudioError
 from lora_studio.workspace import shipped_data
 
@@ -33,65 +33,72 @@ _CODE_VERSION = 2
 _SAMPLE_ROWS = 400
 _LARGE_BYTES = 1 << 22
 _NAMED_ROWS = 5
+_NOT_IN_FINGERPRINT = {"train_file", "validation_file", "mapping", "bad_rows"}  # or in the sources' own
 NOTHING_LEFT = "the cut to the longest length leaves no trained token"
 NOTHING_TO_COMPARE = "the cut to the longest length leaves no two answers to compare"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Every setting beside the files that decides what examples come out.
-
-    Names and defaults are those of the config's data section; a test holds the two together.
-    """
-
-    validation_fraction: float = 0.1
-    split_seed: int = 42
-    prompt_style: str = "auto"
-    system_prompt: str | None = None
-    enable_thinking: bool | None = None
-    max_length: int = 1024
-    truncation: str = "keep_answer"
-    train_on: str = "assistant"
-    max_samples: int | None = None
-    max_eval_samples: int | None = None
-    encoding: str | None = None
+SplitRules = tuple[float, int, int | None, int | None]
+"""The validation fraction, the seed, and the most rows to train on and to measure on."""
 
 
 @dataclass
-class Prepared:
-    """A data set ready for training, with all that a view of it needs. Nothing of its size is held in memory.
+class PreparedRows:
+    """The rows of a data set as tokens, split, before any cut to length. Nothing of its size is held in memory.
 
-    `conversations` are the training file's usable rows in the file's order, those kept back included. `dropped` rows
-    keep no trained token. Rows to learn from by comparison are `Pairs`; rows marked bad are neither usable nor bad.
-    `sampled` is the number of rows looked at,
-    where it was not the whole file.
+    `selected` are indices into the rows of `part` to train on, and into those of the validation part to measure on.
+    `sampled` is the number of rows that were read, None for the whole file.
     """
 
-    format: Format
-    template: Template
-    train: Examples | Pairs
-    validation: Examples | Pairs
-    bad_rows: BadRows
-    dropped: list[BadRow]
-    assumptions: list[str]
-    fingerprint: str
-    settings: Settings
     encoder: Encoder
-    part: Part
-    kept_back: Part | None
-    chosen: tuple[np.ndarray, np.ndarray]
+    part: EncodedSource
+    validation_part: EncodedSource | None
+    selected: tuple[np.ndarray, np.ndarray]
+    assumptions: list[str]
     source_fingerprint: str
     cache: Cache
-    sampled: int | None = None
+    sampled: int | None
+
+    @property
+    def template(self) -> Template:
+        return self.encoder.template
+
+    @property
+    def format(self) -> Format:
+        return self.part.format
+
+    @property
+    def bad_rows(self) -> BadRows:
+        return self.part.bad_rows
 
     @property
     def conversations(self) -> Conversations:
+        """The training file's usable rows in the file's order, those of the validation split included."""
         return self.part.conversations
 
     @property
     def marks(self) -> list[str]:
         """What became of rows marked good or bad, in sentences."""
-        return _marks(self.part, self.kept_back)
+        return _marks(self.part, self.validation_part)
+
+
+@dataclass
+class Cut:
+    """The examples of a data set at the length and in the way of `settings`. `dropped` rows keep no trained token.
+
+    Rows to learn from by comparison are `Pairs`; rows marked bad are neither usable nor bad.
+    """
+
+    settings: Data
+    train: Examples | Pairs
+    validation: Examples | Pairs
+    dropped: list[BadRow]
+    fingerprint: str
+
+
+@dataclass
+class Prepared(Cut, PreparedRows):
+    """A data set ready for training, with all that a view of it needs."""
 
 
 def resolve_source(name_or_path: str) -> Path:
@@ -117,7 +124,7 @@ def prepare(
     tokenizer: Any,
     *,
     validation_file: str | None = None,
-    mapping: dict[str, Any] | None = None,
+    mapping: MappingValues | None = None,
     goal: str = "answers",
     bad_rows: str = "skip",
     cache_folder: Path | None = None,
@@ -125,7 +132,7 @@ def prepare(
     on_sample: Callable[[Prepared], None] | None = None,
     **settings: Any,
 ) -> Prepared:
-    """Examples of a file, split into training and validation; `settings` are the fields of `Settings`.
+    """Examples of a file, split into training and validation; `settings` are those of the config's data section.
 
     `goal` is what is to be learned from: "answers", comparisons ("preference"), or "any" of the two, as the rows are.
     `on_progress(phase, done, total)` is called in the phases lookup, read, convert, encode and split, counted in rows
@@ -134,59 +141,121 @@ def prepare(
     `cache_folder` and found there again.
     Raises StudioError where nothing can be trained, and for a single bad row where `bad_rows` is "stop".
     """
-    wanted = Settings(**settings)
-    template = choose_template(tokenizer, wanted.prompt_style)
+    data = _settings(settings)
+    report = on_progress or (lambda phase, done, total: None)
+    work, sources = _preparation(
+        train_file,
+        validation_file,
+        tokenizer,
+        data,
+        mapping=mapping,
+        goal=goal,
+        cache=Cache(cache_folder),
+        report=report,
+    )
+    if on_sample and not _is_small(sources):
+        work.before_slow = FirstLook(work, sources, data, on_sample)
+    return _accepted(_prepared(work, sources, data), bad_rows)
+
+
+@limited()
+def look_at_first(
+    train_file: str,
+    tokenizer: Any,
+    *,
+    validation_file: str | None = None,
+    mapping: MappingValues | None = None,
+    goal: str = "answers",
+    bad_rows: str = "skip",
+    **settings: Any,
+) -> Prepared:
+    """What the first rows of a file come to, in a moment whatever its size. `sampled` is None where that was all.
+
+    Takes and raises what `prepare` does. A file whose first rows are all bad is read whole.
+    """
+    data = _settings(settings)
+    work, sources = _preparation(train_file, validation_file, tokenizer, data, mapping=mapping, goal=goal)
+    sample = None if _is_small(sources) else _first_rows(work, sources, data)
+    return _accepted(sample or _prepared(work, sources, data), bad_rows)
+
+
+class FirstLook:
+    """Hands out what the first rows come to, once, when the preparation is about to take long."""
+
+    def __init__(
+        self, work: Preparation, sources: list[Source], data: Data, on_sample: Callable[[Prepared], None]
+    ) -> None:
+        self._work, self._sources, self._data = work, sources, data
+        self._on_sample: Callable[[Prepared], None] | None = on_sample
+
+    def __call__(self) -> None:
+        on_sample, self._on_sample = self._on_sample, None
+        sample = _first_rows(self._work, self._sources, self._data) if on_sample else None
+        if on_sample and sample:
+            on_sample(sample)
+
+
+def _settings(settings: dict[str, Any]) -> Data:
+    """Settings of the config's data section, with its defaults. They were checked where they were entered."""
+    unknown = settings.keys() - Data.model_fields.keys()
+    if unknown:
+        raise TypeError(f"no settings of data: {', '.join(sorted(unknown))}")
+    return Data.model_construct(**settings)
+
+
+def _preparation(
+    train_file: str,
+    validation_file: str | None,
+    tokenizer: Any,
+    data: Data,
+    *,
+    mapping: MappingValues | None,
+    goal: str,
+    cache: Cache | None = None,
+    report: Progress = lambda phase, done, total: None,
+) -> tuple[Preparation, list[Source]]:
+    """How rows are made, and the sources of the training file and of the validation file."""
+    template = choose_template(tokenizer, data.prompt_style)
     encoder = Encoder(
         tokenizer,
         template,
-        max_length=wanted.max_length,
-        truncation=wanted.truncation,
-        train_on=wanted.train_on,
-        enable_thinking=wanted.enable_thinking,
+        max_length=data.max_length,
+        truncation=data.truncation,
+        train_on=data.train_on,
+        enable_thinking=data.enable_thinking,
     )
     day = date.today().isoformat() if template.writes_date else None
-    key = [tokenizer_key(tokenizer), [template.source, day], wanted.train_on, wanted.enable_thinking]
-    names = [train_file, *([validation_file] if validation_file else [])]
-    sources = [open_data(name, wanted.encoding) for name in names]
-    report = on_progress or (lambda phase, done, total: None)
+    key = [tokenizer_key(tokenizer), [template.source, day], data.train_on, data.enable_thinking]
+    sources = [open_data(name, data.encoding) for name in (train_file, validation_file) if name]
+    work = Preparation(encoder, key, data.system_prompt, mapping, cache or Cache(None), report, goal=goal)
+    return work, sources
 
-    def first_look() -> None:
-        nonlocal on_sample
-        if on_sample:
-            give, on_sample = on_sample, None
-            try:
-                seen = _prepared(work.first_rows(_SAMPLE_ROWS), sources, template, wanted)
-            except StudioError:
-                return  # the first rows may be bad where later ones are not
-            give(replace(seen, sampled=len(seen.conversations)))
 
-    work = Preparation(
-        encoder,
-        key,
-        template.origin,
-        wanted.system_prompt,
-        mapping,
-        Cache(cache_folder),
-        report,
-        before_slow=first_look,
-        goal=goal,
-    )
+def _is_small(sources: list[Source]) -> bool:
+    """Whether the whole is there as soon as a part of it; of a data set of the Hub that is not known."""
     size = sum(path.stat().st_size for source in sources for path in source.files)
-    if size < _LARGE_BYTES and all(source.files for source in sources):
-        on_sample = None  # the whole is there as soon as a part of it
-    return _accepted(_prepared(work, sources, template, wanted), bad_rows)
+    return size < _LARGE_BYTES and all(source.files for source in sources)
+
+
+def _first_rows(work: Preparation, sources: list[Source], data: Data) -> Prepared | None:
+    """What the first rows of the sources come to; None where none of them can be used, as later ones may be good."""
+    try:
+        sample = _prepared(work.first_rows(_SAMPLE_ROWS), sources, data)
+    except StudioError:
+        return None
+    return replace(sample, sampled=len(sample.conversations))
 
 
 def _accepted(prepared: Prepared, bad_rows: str) -> Prepared:
-    refused = refusal(prepared)
-    if bad_rows == "stop" and refused:
-        raise refused
+    error = refusal(prepared)
+    if bad_rows == "stop" and error:
+        raise error
     return prepared
 
 
 def refusal(prepared: Prepared) -> StudioError | None:
     """What to say where bad rows are to stop the work: how many by reason, and the first; None without bad rows."""
-    parts = [part for part in (prepared.part, prepared.kept_back) if part]
+    parts = [part for part in (prepared.part, prepared.validation_part) if part]
     bad = sum(len(part.bad_rows) for part in parts)
     if not bad:
         return None
@@ -206,105 +275,72 @@ def refusal(prepared: Prepared) -> StudioError | None:
     )
 
 
-def look_at_first(
-    train_file: str,
-    tokenizer: Any,
-    *,
-    validation_file: str | None = None,
-    mapping: dict[str, Any] | None = None,
-    bad_rows: str = "skip",
-    **settings: Any,
-) -> Prepared:
-    """What the first rows of a file come to, in a moment whatever its size. `sampled` is None where that was all.
-
-    Takes and raises what `prepare` does. A file whose first rows are all bad is read whole.
-    """
-    given: list[Prepared] = []
-
-    class EnoughError(Exception):
-        """The look is taken: the rest of the file is left alone."""
-
-    def take(prepared: Prepared) -> None:
-        given.append(prepared)
-        raise EnoughError
-
-    try:
-        seen = prepare(
-            train_file, tokenizer, validation_file=validation_file, mapping=mapping, on_sample=take, **settings
-        )
-    except EnoughError:
-        seen = given[0]
-    return _accepted(seen, bad_rows)
-
-
-def _prepared(work: Preparation, sources: list[Source], template: Template, wanted: Settings) -> Prepared:
-    rules = (wanted.validation_fraction, wanted.split_seed, wanted.max_samples, wanted.max_eval_samples)
-    kept_back = None
+def _prepared(work: Preparation, sources: list[Source], data: Data) -> Prepared:
+    rules: SplitRules = (data.validation_fraction, data.split_seed, data.max_samples, data.max_eval_samples)
+    validation_part = None
     if len(sources) > 1:
-        limit = wanted.max_eval_samples
-        kept_back = work.part(
+        limit = data.max_eval_samples
+        validation_part = work.part(
             sources[1],
-            (lambda group: some(len(group), wanted.split_seed, limit)) if limit else None,
-            [wanted.split_seed, limit] if limit else None,
+            (lambda group: some(len(group), data.split_seed, limit)) if limit else None,
+            [data.split_seed, limit] if limit else None,
         )
-        rules = (0.0, wanted.split_seed, wanted.max_samples, None)
-    limited = wanted.max_samples is not None
+        rules = (0.0, data.split_seed, data.max_samples, None)
+    is_limited = data.max_samples is not None
 
     def choose(group: np.ndarray) -> np.ndarray:
         return np.sort(np.concatenate(split(group, *rules)))
 
-    part = work.part(sources[0], choose if limited else None, rules if limited else None)
-    if kept_back and (part.format.name == "preference") != (kept_back.format.name == "preference"):
+    part = work.part(sources[0], choose if is_limited else None, rules if is_limited else None)
+    if validation_part and (part.format.name == "preference") != (validation_part.format.name == "preference"):
         raise StudioError(
             "Of the training and the validation file one holds comparisons, the other does not.",
             "Choose two files of one kind.",
         )
     work.report("split", 0, 0)
-    shell = Prepared(
-        format=part.format,
-        template=template,
-        train=examples_of(part.rows, np.empty(0, np.int64), 1, "drop"),
-        validation=examples_of(part.rows, np.empty(0, np.int64), 1, "drop"),
-        bad_rows=part.bad_rows,
-        dropped=[],
-        assumptions=_assumptions(part, template, kept_back),
-        fingerprint="",
-        settings=wanted,
+    rows = PreparedRows(
         encoder=work.encoder,
         part=part,
-        kept_back=kept_back,
-        chosen=_chosen(part, kept_back, rules),
-        source_fingerprint=_source_fingerprint(part, kept_back, work),
+        validation_part=validation_part,
+        selected=_selected(part, validation_part, rules),
+        assumptions=_assumptions(part, work.encoder.template, validation_part),
+        source_fingerprint=_source_fingerprint(part, validation_part, work),
         cache=work.cache,
+        sampled=None,
     )
-    return recut(shell, max_length=wanted.max_length, truncation=wanted.truncation, report=work.report)
+    return Prepared(**vars(rows), **vars(_cut(rows, data, work.report)))
 
 
-def _chosen(
-    part: Part, kept_back: Part | None, rules: tuple[float, int, int | None, int | None]
+def _selected(
+    part: EncodedSource, validation_part: EncodedSource | None, rules: SplitRules
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices into the rows of the part to train on, and into those of the part to measure on."""
     place = np.full(len(part.all_groups), -1, np.int64)
     place[np.searchsorted(part.all_positions, part.rows.position)] = np.arange(len(part.rows))
     train, validation = (place[side][place[side] >= 0] for side in split(part.all_groups, *rules))
-    return train, np.arange(len(kept_back.rows)) if kept_back else validation
+    return train, np.arange(len(validation_part.rows)) if validation_part else validation
 
 
 def recut(
     prepared: Prepared, *, max_length: int, truncation: str, report: Progress = lambda phase, done, total: None
 ) -> Prepared:
     """The same data at another length or way of cutting, without reading or tokenising again."""
-    settings = replace(prepared.settings, max_length=max_length, truncation=truncation)
-    stores = (prepared.part.rows, (prepared.kept_back or prepared.part).rows)
+    data = prepared.settings.model_copy(update={"max_length": max_length, "truncation": truncation})
+    return replace(prepared, **vars(_cut(prepared, data, report)))
+
+
+def _cut(rows: PreparedRows, data: Data, report: Progress) -> Cut:
+    """The examples that rows become at the length and in the way of `data`. Raises StudioError where none is left."""
+    stores = (rows.part.rows, (rows.validation_part or rows.part).rows)
     cut = []
-    for store, selected in zip(stores, prepared.chosen, strict=True):
+    for store, selected in zip(stores, rows.selected, strict=True):
         report("split", 0, 0)
-        cut.append(examples_of(store, selected, max_length, truncation))
+        cut.append(examples_of(store, selected, data.max_length, data.truncation))
     train, validation = cut
     report("split", 0, 0)
     if not len(train):
         raise StudioError(
-            f"No row keeps a trained token at a longest length of {max_length:,} tokens.",
+            f"No row keeps a trained token at a longest length of {data.max_length:,} tokens.",
             "Choose a greater max_length, or keep the answer when cutting.",
         )
     dropped = [
@@ -312,47 +348,42 @@ def recut(
         for examples in (train, validation)
         for row, length in examples.dropped
     ]
-    rules = vars(settings).copy()
-    if settings.encoding is None:
+    rules = data.model_dump(exclude=_NOT_IN_FINGERPRINT)
+    if data.encoding is None:
         del rules["encoding"]  # so that runs from before there was one are known again
-    whole = json.dumps([prepared.source_fingerprint, _CODE_VERSION, rules], sort_keys=True)
-    return replace(
-        prepared,
-        train=train,
-        validation=validation,
-        dropped=dropped,
-        settings=settings,
-        fingerprint=hashlib.sha256(whole.encode()).hexdigest(),
-    )
+    whole = json.dumps([rows.source_fingerprint, _CODE_VERSION, rules], sort_keys=True)
+    return Cut(data, train, validation, dropped, hashlib.sha256(whole.encode()).hexdigest())
 
 
-def _assumptions(part: Part, template: Template, kept_back: Part | None) -> list[str]:
+def _assumptions(part: EncodedSource, template: Template, validation_part: EncodedSource | None) -> list[str]:
     notes = list(part.records.assumptions)
     if part.format.question:
         notes.append(f"The rows can be read in several ways. {part.format.question} The reading above is used.")
-    notes += sentences(part.facts["omitted"])
-    notes += _marks(part, kept_back)
+    notes += part.omissions
+    notes += _marks(part, validation_part)
     resting = part.facts["resting"]
     if resting:
         notes.append(f"{resting} rows hold answers that the file marks as not to be trained.")
     if template.writes_date:
         notes.append(f"The chat template writes the day's date into every row ({date.today().isoformat()}).")
-    if kept_back:
-        bad = len(kept_back.bad_rows)
-        rows = f"{len(kept_back.conversations)} rows" + (f", {bad} bad rows left out" if bad else "")
-        notes.append(f"The validation file {Path(kept_back.name).name} has {rows}: {kept_back.format.words}")
-        notes += [f"Validation file: {sentence}" for sentence in kept_back.records.assumptions]
+    if validation_part:
+        bad = len(validation_part.bad_rows)
+        rows = f"{len(validation_part.conversations)} rows" + (f", {bad} bad rows left out" if bad else "")
+        notes.append(
+            f"The validation file {Path(validation_part.name).name} has {rows}: {validation_part.format.words}"
+        )
+        notes += [f"Validation file: {sentence}" for sentence in validation_part.records.assumptions]
     return notes
 
 
-def _marks(part: Part, kept_back: Part | None) -> list[str]:
-    own, other = part.marks, kept_back.marks if kept_back else ""
+def _marks(part: EncodedSource, validation_part: EncodedSource | None) -> list[str]:
+    own, other = part.marks, validation_part.marks if validation_part else ""
     return [*([own] if own else []), *([f"Validation file: {other}"] if other else [])]
 
 
-def _source_fingerprint(part: Part, kept_back: Part | None, work: Preparation) -> str:
+def _source_fingerprint(part: EncodedSource, validation_part: EncodedSource | None, work: Preparation) -> str:
     """What the examples come from: the files' bytes, how they are read, the tokenizer and the template."""
-    parts = [part, *([kept_back] if kept_back else [])]
+    parts = [part, *([validation_part] if validation_part else [])]
     contents = [item.digests or item.name for item in parts]
     return hashlib.sha256(
         json.dumps([contents, work.mapping, work.encoder_key[:2]], sort_keys=True).encode()

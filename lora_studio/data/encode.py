@@ -77,6 +77,7 @@ class Encoder:
                 "The model has only a slow tokenizer, which can't tell where its tokens lie in the text.",
                 "Choose a model that brings a tokenizer.json.",
             )
+        self.template = template
         self.max_length = max_length
         self.truncation = truncation
         self.train_on = train_on

@@ -16,6 +16,8 @@ PARTS = (
     *("messages", "user", "assistant", "system", "reasoning", "tools", "history", "text", "dialogue"),
     *("chosen", "rejected", "label"),
 )
+MappingValues = dict[str, Any]
+"""A mapping as a config or a form holds it: the names of `Mapping`'s fields with their values, not yet checked."""
 SPEAKERS = ("system", "user", "assistant", "tool")
 _PLACE = re.compile(r"\{\{|\}\}|\{([^{}\n]*)\}")
 

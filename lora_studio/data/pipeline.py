@@ -21,21 +21,23 @@ from lora_studio.data.encode import Encoder, batches
 from lora_studio.data.examples import PairStore, matched, sides
 from lora_studio.data.format_questions import BY_MAPPING
 from lora_studio.data.formats import check_goal, read_as
-from lora_studio.data.mapping import Format, ReadingError
+from lora_studio.data.mapping import Format, MappingValues, ReadingError
 from lora_studio.data.messages import Conversation, RowError
 from lora_studio.data.quality import group_of
 from lora_studio.data.readers.tables import with_header
-from lora_studio.data.render import CALLS_LEFT_OUT, NO_SYSTEM, NO_TOOLS, NOTHING_MARKED, REFUSED, REWRITES, WEIGHTS
 from lora_studio.data.rows import BadRow, Record
 from lora_studio.data.sources import Source
-from lora_studio.data.store import BadRows, BadRowWriter, RecordStore, RowStore, write_records, write_rows
+from lora_studio.data.store import BadRows, BadRowWriter, Progress, RecordStore, RowStore, write_records, write_rows
 from lora_studio.data.template_coverage import (
+    ADVICE,
     MAX_ROWS,
     Omits,
     changed_answers,
     count_omissions,
     omits_beside_calls,
     omits_reasoning,
+    refuses_system,
+    sentences,
     speaks_beside_call,
 )
 from lora_studio.errors import StudioError
@@ -47,20 +49,8 @@ _REPORT_OMITTED = 100
 ANSWERS_ONLY = "Answers are compared with each other, so that only answers can be trained on."
 _SLOW_SECONDS = 0.5
 NO_SYSTEM_STYLE = "choose another data.prompt_style: chatml has a place for them."
-_OTHER_STYLE = "Choose another data.prompt_style: chatml takes every conversation"
-ADVICE = {
-    REWRITES: f"Set data.train_on to last_turn: the last answer of each row can be trained. Or: {_OTHER_STYLE}.",
-    REFUSED: f"{_OTHER_STYLE}. Or change the rows so that the model's template takes them.",
-    NOTHING_MARKED: f"{_OTHER_STYLE}.",
-    WEIGHTS: f"Set data.train_on to last_turn. Or: {_OTHER_STYLE}.",
-    NO_TOOLS: "Choose a model whose chat template prints tool calls; or take calls and results out of the rows.",
-    CALLS_LEFT_OUT: "Choose a model whose chat template prints tool calls; or take calls and results out of the rows.",
-}
-"""What helps against reasons that are the template's, not the rows'."""
-
 _KEYS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()  # see tokenizer_key
 
-Progress = Callable[[str, int, int], None]
 Choose = Callable[[np.ndarray], np.ndarray]
 
 
@@ -101,7 +91,7 @@ class Conversations(Sequence[Conversation]):
 
 
 @dataclass
-class Part:
+class EncodedSource:
     """A source read and encoded. `conversations` are its usable rows; `key` is its place in the cache.
 
     `rows` are those of the usable rows that were wanted. `all_positions` and `all_groups` are of all rows that could
@@ -126,6 +116,11 @@ class Part:
         return int(self.facts["marked_bad"])
 
     @property
+    def omissions(self) -> list[str]:
+        """What the chat template leaves out of the rows, in sentences."""
+        return sentences(self.facts["omitted"])
+
+    @property
     def marks(self) -> str:
         """What became of rows marked good or bad, in words; "" where none are marked."""
         return marks_in_words(len(self.conversations), self.marked_bad) if self.format.name == "kto" else ""
@@ -140,12 +135,11 @@ class Preparation:
 
     encoder: Encoder
     encoder_key: list[Any]
-    template_origin: str
     system_prompt: str | None
-    mapping: dict[str, Any] | None
+    mapping: MappingValues | None
     cache: Cache
     report: Progress
-    before_slow: Callable[[], None]
+    before_slow: Callable[[], None] = lambda: None
     most: int | None = None
     goal: str = "answers"
     began: float = field(default_factory=time.monotonic)
@@ -160,7 +154,7 @@ class Preparation:
             most=most,
         )
 
-    def part(self, source: Source, choose: Choose | None, choice: Any) -> Part:
+    def part(self, source: Source, choose: Choose | None, choice: Any) -> EncodedSource:
         """Reads, recognises and encodes a source. `choose` picks from the groups of all usable rows the indices of
         those to encode, None all of them; `choice` is that in a JSON-able form."""
         digests = [digest(path, self.cache, self._tell) for path in source.files] if self.most is None else []
@@ -190,7 +184,7 @@ class Preparation:
 
     def _loaded(
         self, source: Source, key: str, digests: list[str], records: RecordStore, shape: Format, arrays: Arrays
-    ) -> Part:
+    ) -> EncodedSource:
         rows = PairStore(arrays) if shape.name == "preference" else RowStore(arrays)
         positions, groups = np.asarray(arrays["usable"]), np.asarray(arrays["group"])
         usable = positions[~np.isin(positions, arrays["refused"])]
@@ -200,11 +194,13 @@ class Preparation:
         if not len(usable) or not len(rows):
             raise nothing_to_train(source.name, shape, bad_rows[0], self._advice(records, shape, bad_rows[0]))
         chats = Conversations(records, usable, shape, self.system_prompt)
-        return Part(source.name, key, digests, records, shape, chats, positions, groups, rows, bad_rows, arrays.facts)
+        return EncodedSource(
+            source.name, key, digests, records, shape, chats, positions, groups, rows, bad_rows, arrays.facts
+        )
 
     def _advice(self, records: RecordStore, shape: Format, first: BadRow) -> str:
         """What helps against a file's first bad row, with the setting that is at fault where one is."""
-        if first.reason != NO_SYSTEM:
+        if not refuses_system(first):
             return ADVICE.get(first.reason, f"Mend the rows. Or, where they are read the wrong way: {BY_MAPPING}.")
         record = next(records.records(np.searchsorted(records.row, [first.row]).tolist()))
         unprompted = replace(shape, mapping=replace(shape.mapping, system_prompt=None) if shape.mapping else None)
@@ -232,7 +228,7 @@ class Preparation:
         compared = shape.name == "preference"
         if compared:
             few = [side for chat in few for side in sides(chat)]
-        answers = changed_answers(few, self.encoder, self.template_origin)
+        answers = changed_answers(few, self.encoder, self.encoder.template.origin)
         conversations: Iterable[Conversation] = self._convert(records.records(range(len(records))), shape, converted)
         total = len(records)
         if choose is not None:

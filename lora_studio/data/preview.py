@@ -145,8 +145,8 @@ class Question:
 
 def questions(prepared: Prepared, count: int, *, seed: int, longest: int) -> list[Question]:
     """At most `count` validation rows of at most `longest` tokens. Raises `StudioError` where none asks anything."""
-    part = prepared.kept_back or prepared.part
-    validation_rows = prepared.chosen[1]
+    part = prepared.validation_part or prepared.part
+    validation_rows = prepared.selected[1]
     order = validation_rows[part.rows.measures(validation_rows).length <= longest].tolist()
     random.Random(seed).shuffle(order)
     positions = np.asarray(part.rows.position)[order]

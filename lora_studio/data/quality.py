@@ -395,14 +395,14 @@ def split(
     sizes = np.bincount(member)
     order = np.random.default_rng(seed).permutation(len(sizes))
     share = 0 if fraction <= 0 else min(max(round(len(groups) * fraction), 1), len(groups) - 1)
-    kept_back = _fill(order, sizes, share)
-    if share and not len(kept_back) and len(sizes) > 1:
-        kept_back = order[[int(np.argmin(sizes[order]))]]
-    ranked = np.concatenate([kept_back, order[~np.isin(order, kept_back)]])
+    validation = _fill(order, sizes, share)
+    if share and not len(validation) and len(sizes) > 1:
+        validation = order[[int(np.argmin(sizes[order]))]]
+    ranked = np.concatenate([validation, order[~np.isin(order, validation)]])
     place = np.empty(len(ranked), np.int64)
     place[ranked] = np.arange(len(ranked))
     rows = np.argsort(place[member], kind="stable")
-    share = int(sizes[kept_back].sum())
+    share = int(sizes[validation].sum())
     return np.sort(rows[share:][:max_samples]), np.sort(rows[:share][:max_eval_samples])
 
 

@@ -26,12 +26,11 @@ from lora_studio.data.formats import Format, Mapping, apply_mapping, read_as, re
 from lora_studio.data.mapping import ReadingError
 from lora_studio.data.memory_limit import go_first, limited
 from lora_studio.data.messages import Message, RowError
-from lora_studio.data.pipeline import Progress
 from lora_studio.data.readers.tables import with_header
 from lora_studio.data.report import PERCENTILES, histogram, lengths
 from lora_studio.data.rows import shorten
 from lora_studio.data.sources import Record, open_source
-from lora_studio.data.store import BadRows, BadRowWriter, RecordStore, write_records
+from lora_studio.data.store import BadRows, BadRowWriter, Progress, RecordStore, write_records
 from lora_studio.errors import StudioError
 
 CPU_SECONDS = 10.0

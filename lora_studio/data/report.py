@@ -23,10 +23,11 @@ from lora_studio.data.dataset import NOTHING_LEFT, NOTHING_TO_COMPARE, Prepared,
 from lora_studio.data.encode import Encoded
 from lora_studio.data.examples import cut_pairs, sides
 from lora_studio.data.messages import Conversation, RowError
-from lora_studio.data.pipeline import Part, Progress
+from lora_studio.data.pipeline import EncodedSource
 from lora_studio.data.preview import TABLE_ROWS, readings_of, table
 from lora_studio.data.quality import grouped, hygiene
 from lora_studio.data.rows import BadRow, plain, shorten
+from lora_studio.data.store import Progress
 from lora_studio.data.truncate import Cuts, Measures, forecast, steps
 from lora_studio.errors import StudioError
 
@@ -50,15 +51,15 @@ def findings(prepared: Prepared, report: Progress) -> dict[str, Any] | None:
     """
     if prepared.sampled is not None:
         return None
-    parts = (prepared.part, prepared.kept_back or prepared.part)
+    parts = (prepared.part, prepared.validation_part or prepared.part)
     settings = prepared.settings
     split = [settings.validation_fraction, settings.split_seed, settings.max_samples, settings.max_eval_samples]
     key = key_of("findings", [part.key for part in parts], split)
-    return prepared.cache.get(key, lambda _: _found(parts, prepared.chosen, prepared.encoder.specials, report)).facts
+    return prepared.cache.get(key, lambda _: _found(parts, prepared.selected, prepared.encoder.specials, report)).facts
 
 
 def _found(
-    parts: Sequence[Part], selected: Sequence[np.ndarray], specials: Sequence[str], report: Progress
+    parts: Sequence[EncodedSource], selected: Sequence[np.ndarray], specials: Sequence[str], report: Progress
 ) -> dict[str, Any]:
     report("check", 0, 0)
 
@@ -72,7 +73,7 @@ def _found(
     return {**result, "looked_at": len(train) + len(validation), "of_rows": sum(map(len, selected))}
 
 
-def _repeated(part: Part, selected: np.ndarray) -> dict[str, Any]:
+def _repeated(part: EncodedSource, selected: np.ndarray) -> dict[str, Any]:
     """The exact duplicates of a large file, all of them: each row's group is known since it was converted."""
     groups = part.all_groups[np.searchsorted(part.all_positions, part.rows.position[selected])]
     numbers = part.rows.row[selected]
@@ -83,7 +84,7 @@ def _repeated(part: Part, selected: np.ndarray) -> dict[str, Any]:
     return {**grouped(examples), "rows": int((sizes[like] - 1).sum()), "groups": len(like)}
 
 
-def _some(part: Part, selected: np.ndarray, tell: Callable[[int, int], None]) -> list[Conversation]:
+def _some(part: EncodedSource, selected: np.ndarray, tell: Callable[[int, int], None]) -> list[Conversation]:
     """At most so many of a part's rows, evenly from the whole."""
     if len(selected) > _MAX_ROWS:
         selected = selected[np.linspace(0, len(selected) - 1, _MAX_ROWS).astype(int)]
@@ -238,14 +239,14 @@ def _places(cuts: Cuts) -> list[np.ndarray]:
 
 def _left_out(prepared: Prepared, row: int) -> bool:
     """Whether a row of the training file gives no example: the examples themselves say so."""
-    parts: Sequence[Any] = [prepared.train] if prepared.kept_back else [prepared.train, prepared.validation]
+    parts: Sequence[Any] = [prepared.train] if prepared.validation_part else [prepared.train, prepared.validation]
     return any(row == number for part in parts for number, _ in part.dropped)
 
 
 def _side(prepared: Prepared, position: int) -> str:
     """Where a row goes: train, validation, or unused where the settings ask for fewer rows."""
-    stores = (prepared.part, prepared.kept_back or prepared.part)
-    for name, store, selected in zip(("train", "validation"), stores, prepared.chosen, strict=True):
+    stores = (prepared.part, prepared.validation_part or prepared.part)
+    for name, store, selected in zip(("train", "validation"), stores, prepared.selected, strict=True):
         if store is prepared.part and position in store.rows.position[selected]:
             return name
     return "unused"
@@ -410,7 +411,7 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
         "reading": reading(prepared),
         "prompt_style": prepared.template.name,
         "template_origin": prepared.template.origin,
-        "rows": len(prepared.chosen[0]) + len(prepared.chosen[1]),
+        "rows": len(prepared.selected[0]) + len(prepared.selected[1]),
         "usable_rows": len(prepared.conversations),
         "train_rows": len(prepared.train),
         "validation_rows": len(prepared.validation),
@@ -430,7 +431,7 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
     }
 
 
-def located(part: Part, bad: BadRow) -> dict[str, Any]:
+def located(part: EncodedSource, bad: BadRow) -> dict[str, Any]:
     """A bad row with its file and its number there, where the part is read from several files."""
     if len(part.records.starts) < 2:
         return bad.to_dict()
@@ -440,7 +441,7 @@ def located(part: Part, bad: BadRow) -> dict[str, Any]:
 
 def save_bad_rows(prepared: Prepared, path: Path) -> int:
     """Writes every bad row, those of a validation file among them, as one JSON object a line; returns how many."""
-    parts = [part for part in (prepared.part, prepared.kept_back) if part]
+    parts = [part for part in (prepared.part, prepared.validation_part) if part]
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for part in parts:
             for bad in part.bad_rows:

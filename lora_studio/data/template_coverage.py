@@ -11,9 +11,21 @@ from lora_studio.data.dialogues import tidy
 from lora_studio.data.encode import Encoder
 from lora_studio.data.examples import sides
 from lora_studio.data.messages import Conversation, Message, RowError
+from lora_studio.data.render import CALLS_LEFT_OUT, NO_SYSTEM, NO_TOOLS, NOTHING_MARKED, REFUSED, REWRITES, WEIGHTS
+from lora_studio.data.rows import BadRow
 from lora_studio.errors import StudioError
 
 MAX_ROWS = 2000
+_OTHER_STYLE = "Choose another data.prompt_style: chatml takes every conversation"
+ADVICE = {
+    REWRITES: f"Set data.train_on to last_turn: the last answer of each row can be trained. Or: {_OTHER_STYLE}.",
+    REFUSED: f"{_OTHER_STYLE}. Or change the rows so that the model's template takes them.",
+    NOTHING_MARKED: f"{_OTHER_STYLE}.",
+    WEIGHTS: f"Set data.train_on to last_turn. Or: {_OTHER_STYLE}.",
+    NO_TOOLS: "Choose a model whose chat template prints tool calls; or take calls and results out of the rows.",
+    CALLS_LEFT_OUT: "Choose a model whose chat template prints tool calls; or take calls and results out of the rows.",
+}
+"""What helps against reasons that are the template's, not the rows'."""
 
 Omits = Callable[[Conversation, str], bool]
 
@@ -30,6 +42,11 @@ def omits_beside_calls(chat: Conversation, text: str) -> bool:
 
 def speaks_beside_call(message: Message) -> bool:
     return bool(message.tool_calls and message.content.strip())
+
+
+def refuses_system(bad: BadRow) -> bool:
+    """Whether the chat template takes the row but for its system prompt."""
+    return bad.reason == NO_SYSTEM
 
 
 def count_omissions(chats: Iterable[Conversation], encoder: Encoder, omits: Omits) -> int:

@@ -109,7 +109,7 @@ def test_a_files_fingerprint_is_remembered_until_it_is_touched(write, tmp_path, 
 
 
 def test_looking_up_a_large_file_tells_of_itself_and_can_be_ended(file, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_PIECE", 1000)
+    monkeypatch.setattr(cache, "_HASH_CHUNK", 1000)
     monkeypatch.setattr(arrays, "_TELL", 1)
     _work(file, tokenizer, tmp_path)
     assert _work(file, tokenizer, tmp_path)[1] == {"lookup"}

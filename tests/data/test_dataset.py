@@ -4,7 +4,7 @@ import pytest
 
 from lora_studio.config.sections import Data
 from lora_studio.data import dataset
-from lora_studio.data.dataset import Settings, prepare, recut
+from lora_studio.data.dataset import prepare, recut
 from lora_studio.data.messages import EMPTY_ANSWER
 from lora_studio.errors import StudioError
 
@@ -34,13 +34,13 @@ def test_the_split_is_decided_by_rows_and_seed_alone(file, tokenizer):
     assert _rows(one.train) == sorted(_rows(one.train))
 
 
-def test_settings_are_those_of_the_config_with_its_defaults():
-    config = Data().model_dump()
-    assert config.pop("train_file") == "pirate"
-    assert config.pop("validation_file") is None
-    assert config.pop("mapping") is None
-    assert config.pop("bad_rows") == "skip"
-    assert vars(Settings()) == config
+def test_settings_are_those_of_the_config_with_its_defaults(file, tokenizer):
+    given = Data(train_file=file, max_samples=7)
+    prepared = prepare(file, tokenizer, max_samples=7)
+    settings = given.model_dump(exclude={"train_file"})
+    assert prepared.settings.model_dump(exclude={"train_file"}) == settings
+    with pytest.raises(TypeError, match="max_rows"):
+        prepare(file, tokenizer, max_rows=7)
 
 
 def test_a_share_of_nothing_keeps_nothing_back_and_a_tiny_one_keeps_a_row(file, tokenizer):

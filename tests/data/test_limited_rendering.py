@@ -148,8 +148,8 @@ def test_templates_run_in_the_process_that_can_be_ended_and_nowhere_else():
         if running.search(re.sub(r"class \w+\(.*|LimitedRenderer\(", "", path.read_text(encoding="utf-8")))
     }
     # The card and the harness name the call in what others run.
-    ours = {"model_card.py"}
-    assert found - ours == {"data/rendering.py", "data/render_worker.py"}
+    ours = {"export/card.py"}
+    assert found - ours == {"data/render.py", "data/render_worker.py"}
 
 
 def test_an_idle_process_takes_no_time_that_counts(hurried):

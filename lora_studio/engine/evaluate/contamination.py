@@ -97,7 +97,7 @@ def _trained_on(config: Config, run: RunFolder) -> np.ndarray | None:
     if not same and not prepared.template.writes_date:  # such a template changes the fingerprint every day
         return None
     part = prepared.part
-    positions = np.asarray(part.rows.position)[prepared.chosen[0]]
+    positions = np.asarray(part.rows.position)[prepared.selected[0]]
     return part.all_groups[np.searchsorted(part.all_positions, positions)].astype(np.uint64)
 
 
