@@ -4,6 +4,7 @@ The truth is on disk (their folders, the queue), so that several supervisors (th
 one workspace at once and a new one finds everything again. Ending a supervisor never touches a worker.
 """
 
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -452,8 +453,9 @@ class Supervisor:
         queued, there = set(self.queue()), set()
         for kind in KINDS.values():
             for folder in self._index.of(kind):
-                there.add(folder.id)
-                self._refresh(kind, folder, queued)
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, by whoever else looks after it
+                    self._refresh(kind, folder, queued)
+                    there.add(folder.id)
         for job_id in self._followers.keys() - there:
             del self._followers[job_id]
 

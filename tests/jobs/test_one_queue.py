@@ -234,3 +234,19 @@ def test_an_export_of_before_that_says_nothing_of_the_device_needs_none(make: Ma
     (state,) = supervisor.jobs(EXPORT)
     assert (state.state, state.reason, state.title) == ("failed", Reason.NEVER_STARTED, "A: zip")
     assert supervisor.busy() is None
+
+
+def test_a_job_that_is_deleted_while_all_are_listed_is_not_there(
+    make: Make, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = make(GOES_ON, watching=False)
+    run, evaluation = supervisor.launch(Config()), evaluating.start(supervisor, EVALUATION)
+    fresh = make(GOES_ON, watching=False)
+    folder = EVALUATE.folder_of(workspace, evaluation)
+    listed = type(fresh._index).of
+    monkeypatch.setattr(
+        type(fresh._index), "of", lambda self, kind: [folder] if kind is EVALUATE else listed(self, kind)
+    )
+    folder.facts.unlink()
+    assert [state.id for state in fresh.runs()] == [run]
+    assert fresh.jobs(EVALUATE) == []
