@@ -46,7 +46,7 @@ def evaluate(workspace: Workspace, args: argparse.Namespace) -> int:
         evaluating.check_beside(evaluating.memory_for(request))
     if args.resume:
         name = _unfinished(workspace, jobs, request).id
-        jobs.resume(name, beside=args.at_once)
+        jobs.resume(name, at_once=args.at_once)
     else:
         name = evaluating.start(jobs, request, at_once=args.at_once)
     folder = evaluation(workspace, name)

@@ -224,13 +224,13 @@ PROMPT_TOKENS = 512
 def start(supervisor: Supervisor, request: Request, *, at_once: bool = False) -> str:
     """Makes the evaluation's folder and starts its worker, or queues it while another job holds the device; its id.
 
-    With `beside` it begins at once: whoever asks for that has looked whether the memory will do (`memory_for`).
+    With `at_once` it begins at once: whoever asks for that has looked whether the memory will do (`memory_for`).
     """
     workspace = supervisor.workspace
     most = workspace.test_rows(request.measuring.max_samples)
     workspace.check_request({"settings": request.generation.model_dump()})
     request = replace(request, measuring=request.measuring.model_copy(update={"max_samples": most}))
-    return supervisor.submit(EVALUATE, partial(create, workspace, request), beside=at_once)
+    return supervisor.submit(EVALUATE, partial(create, workspace, request), at_once=at_once)
 
 
 def memory_for(request: Request) -> Verdict:

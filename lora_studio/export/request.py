@@ -295,7 +295,7 @@ def start(
             "Publishing needs a token of your own: that of this machine is its owner's.",
             "Put one that may write into the field Token; it is used once and kept nowhere.",
         )
-    return supervisor.submit(EXPORT, partial(create, workspace, request), beside=at_once, secrets=secrets)
+    return supervisor.submit(EXPORT, partial(create, workspace, request), at_once=at_once, secrets=secrets)
 
 
 def memory_for(request: Request) -> Verdict:

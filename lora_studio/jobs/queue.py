@@ -25,7 +25,7 @@ class Waiting:
     """A job in the queue, of whatever kind.
 
     `resume` goes on with what an earlier worker left; a run with `extra_epochs` more than it had, and with `other_rows`
-    also where its data files have changed. `beside` lets it begin while another job holds the device.
+    also where its data files have changed. `at_once` lets it begin while another job holds the device.
     """
 
     job: str
@@ -33,7 +33,7 @@ class Waiting:
     extra_epochs: float = 0.0
     other_rows: bool = False
     kind: str = TRAIN.name
-    beside: bool = False
+    at_once: bool = False
 
 
 @contextmanager
@@ -73,7 +73,7 @@ _FIELDS = {
     "resume": (bool,),
     "extra_epochs": (int, float),
     "other_rows": (bool,),
-    "beside": (bool,),
+    "at_once": (bool,),
 }
 
 
@@ -112,8 +112,8 @@ def _kept(entry: Waiting) -> dict[str, Any]:
     if entry.kind == TRAIN.name:
         values = {"run": values.pop("job"), **values}
         del values["kind"]
-    if not entry.beside:
-        del values["beside"]
+    if not entry.at_once:
+        del values["at_once"]
     return values
 
 

@@ -256,12 +256,12 @@ class Supervisor:
         kind: Kind,
         make: Callable[[], JobFolder],
         *,
-        beside: bool = False,
+        at_once: bool = False,
         secrets: Mapping[str, str] | None = None,
     ) -> str:
         """Makes a job's folder and starts its worker, or queues it while what it needs is taken; gives its id.
 
-        With `beside` it begins although another job holds the device. `secrets` go into the worker's environment and
+        With `at_once` it begins although another job holds the device. `secrets` go into the worker's environment and
         nowhere else: as no file may hold them, a job with some never waits.
         """
         with self._lock, lock(self.workspace):
@@ -271,16 +271,18 @@ class Supervisor:
             if secrets:
                 self._secrets[folder.id] = dict(secrets)
                 self._had_secrets.add(folder.id)
-            self._enqueue(Waiting(folder.id, kind=kind.name, beside=beside or bool(secrets)))
+            self._enqueue(Waiting(folder.id, kind=kind.name, at_once=at_once or bool(secrets)))
         return folder.id
 
-    def resume(self, job_id: str, extra_epochs: float = 0.0, *, other_rows: bool = False, beside: bool = False) -> None:
+    def resume(
+        self, job_id: str, extra_epochs: float = 0.0, *, other_rows: bool = False, at_once: bool = False
+    ) -> None:
         """Goes on from what the job's last worker left: a run from its last checkpoint, or from the beginning where
         there is none yet.
 
         `extra_epochs` are added to those of the run's config, which stays as it was written; a run that is done needs
         them, for without it has nothing left to do. `other_rows` lets it go on where its data files have changed.
-        `beside` is as for `submit`.
+        `at_once` is as for `submit`.
         """
         if not 0 <= extra_epochs <= MAX_EXTRA_EPOCHS:
             raise StudioError(f"{extra_epochs:g} extra epochs can't be trained.", "Give a number from 0 to 1000.")
@@ -302,7 +304,7 @@ class Supervisor:
             check_room(self.workspace, read_queue(self.workspace))
             folder = follower.folder
             saved = folder.has_checkpoints if isinstance(folder, RunFolder) else True
-            self._enqueue(Waiting(folder.id, saved, extra_epochs, other_rows, kind.name, beside))
+            self._enqueue(Waiting(folder.id, saved, extra_epochs, other_rows, kind.name, at_once))
 
     def stop(self, job_id: str) -> None:
         """Asks the worker to save and end, or takes a waiting job out of the queue; one that ended stays as it is."""
@@ -399,7 +401,7 @@ class Supervisor:
         for entry in list(entries):
             follower = self._followers[entry.job]
             free = off_device < MAX_OFF_DEVICE if not follower.on_device else not held
-            if follower.alive or not (free or entry.beside):
+            if follower.alive or not (free or entry.at_once):
                 continue
             self._start(entry, follower)
             held, off_device = held or follower.on_device, off_device + (not follower.on_device)

@@ -27,9 +27,9 @@ class Started(Supervisor):
         self.resumed: list[str] = []
         self.holder: str | None = None
 
-    def submit(self, kind: Kind, make: Any, *, beside: bool = False, secrets: Any = None) -> str:
+    def submit(self, kind: Kind, make: Any, *, at_once: bool = False, secrets: Any = None) -> str:
         self.requests.append(request_of(make()))
-        return f"evaluation-{len(self.requests)}{' beside' * beside}"
+        return f"evaluation-{len(self.requests)}{' beside' * at_once}"
 
     def resume(self, job_id: str, *more: Any, **given: Any) -> None:
         self.resumed.append(job_id)
