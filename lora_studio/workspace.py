@@ -9,21 +9,20 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from lora_studio.errors import StudioError
 from lora_studio.files import fits, is_time, meant, numbered, read_object, same_content
-from lora_studio.permissions import Permissions
 
+ConfigT = TypeVar("ConfigT")
 DEMO_MODEL = "demo"
 PRIVATE = 0o700  # of a folder that its owner alone reads
 _CACHE = "cache"
@@ -186,8 +185,8 @@ class JobFolder:
         return {"title": title, "created": self.facts.lstat().st_mtime, "maker": "", "damaged": True}
 
     @property
-    def maker(self) -> str:
-        """Whose it is; empty where nobody was told apart."""
+    def owner_id(self) -> str:
+        """The user who asked for it; empty where users were not told apart."""
         return str(self.read_facts().get("maker", ""))
 
     def read_result(self) -> dict[str, Any]:
@@ -213,7 +212,7 @@ class JobFolder:
         return []
 
     def holds_checkpoint(self, name: str) -> bool:
-        """Whether the checkpoint of that name is there, whole or not."""
+        """Whether the checkpoint of that name exists, whole or not."""
         return False
 
     def remove_unfinished(self) -> None:
@@ -288,67 +287,109 @@ class RunFolder(JobFolder):
             shutil.rmtree(path, ignore_errors=True)
 
 
-class Workspace(Permissions):
-    """Uploads, runs and drafts under one root folder, made where missing. Whoever has it sees all of it and may name
-    any file of the machine; what a visitor with a login of their own sees of it is a `VisitedWorkspace`.
-    """
+class Policy:
+    """What the caller may see and do: everything, as whoever sits at this machine may. `access.policy` has those of
+    users of a server."""
 
-    def __init__(self, root: Path) -> None:
+    owner_id: str = ""  # of what the caller makes; empty where users are not told apart
+    is_admin: bool = True  # whether the caller owns the workspace
+    has_quota: bool = False  # whether any user has less room than the disk
+    max_queued: int | None = None  # jobs that the caller may have in the queue; None for any number
+
+    def can_read(self, job: "JobFolder") -> bool:
+        """Whether the caller may see a job."""
+        return True
+
+    def user_folder(self, root: Path) -> Path:
+        """The folder of the caller's uploads, drafts, presets, prompts and votes, in a workspace at `root`."""
+        return root
+
+    def uploads_of_others(self, root: Path) -> list[Path]:
+        """Uploads of other users that the caller may see."""
+        return []
+
+    def check_path(self, name: str) -> None:
+        """Raises `StudioError` where a name leads to files that the caller may not read."""
+
+    def check_request(self, params: Mapping[str, Any]) -> None:
+        """Checks all names among the parameters of a request to a child process, as `check_path` does."""
+
+    def check_may(self, action: str) -> None:
+        """Raises `StudioError` where the caller may not do it; `action` is a verb with its object."""
+
+    def admit(self, config: ConfigT) -> ConfigT:
+        """The config of a run as the caller may start it. Raises `StudioError` where they may not."""
+        return config
+
+    def run_created(self) -> None:
+        """Counts a run that the caller started."""
+
+    def check_room(self, size: int = 0) -> None:
+        """Raises `StudioError` where the caller has no room on the disk for `size` more bytes."""
+
+    def check_growth(self, size: int) -> None:
+        """Does the same for small and frequent writes, such as what is being typed; nothing if `size` is negative."""
+
+    def over_quota(self, owner_id: str) -> str:
+        """Why the work of that user is ended: it takes more than their room; "" if it may go on."""
+        return ""
+
+    def tokens(self, owner_id: str) -> Mapping[str, str]:
+        """Environment of a child process that works for that user, as to the Hub's tokens."""
+        return {}
+
+    def shares_queue_with(self, owner_id: str) -> bool:
+        """Whether a queued job of that user counts towards the caller's `max_queued`."""
+        return True
+
+    def test_rows(self, requested: int | None) -> int | None:
+        """How many rows of a test file may be answered; None for all."""
+        return requested
+
+
+class Workspace:
+    """Uploads, runs and drafts under one root folder, made where missing. It decides nothing about who may do what:
+    `policy` gives the policy of the current caller."""
+
+    def __init__(self, root: Path, policy: Callable[[], Policy] = Policy) -> None:
         self.root = root.expanduser().resolve()
+        self._policy = policy
+        self.unrestricted = self  # the workspace with nothing hidden, for those who look after the machine
         self._known: dict[str, tuple[int, str, RunFolder]] = {}
         self.root.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
-        for folder in (self.runs_folder, self.uploads_folder, self.logs_folder, self.drafts_folder):
+        for folder in (self.runs_folder, self.logs_folder, self.root / "uploads", self.root / "drafts"):
             folder.mkdir(parents=True, exist_ok=True)
 
     @classmethod
-    def find(cls, given: str | None = None) -> "Workspace":
+    def find(cls, name: str | None = None) -> "Workspace":
         """The workspace named, else that of LORA_STUDIO_HOME, else ./workspace (of a Space: where it may write)."""
-        root = Path(given or os.environ.get("LORA_STUDIO_HOME") or usual_place(os.environ) / "workspace")
+        root = Path(name or os.environ.get("LORA_STUDIO_HOME") or usual_place(os.environ) / "workspace")
         try:
             return cls(root)
         except OSError as error:
             hint = "Name another with --workspace or LORA_STUDIO_HOME."
             raise StudioError(f"The folder {root} can't be made: {error.strerror}.", hint) from None
 
-    @property
-    def open_to(self) -> str:
-        """Who else on this machine may read the workspace, in words; "" for nobody, and where no system says."""
-        mode = self.root.stat().st_mode if os.name == "posix" else 0
-        return "everybody" if mode & stat.S_IRWXO else "its group" if mode & stat.S_IRWXG else ""
+    def with_policy(self, policy: Callable[[], Policy]) -> "Workspace":
+        """The same folder, as callers with that policy see it."""
+        view = Workspace(self.root, policy)
+        view.unrestricted = self.unrestricted
+        return view
 
     @property
-    def whole(self) -> "Workspace":
-        """The workspace with nothing hidden, for those who look after the machine."""
-        return self
+    def policy(self) -> Policy:
+        """What the current caller may see and do."""
+        return self._policy()
 
-    def as_now(self) -> "Workspace":
-        """The same, for the one who is answered now, also after the answer was given."""
-        return self
+    def bound(self) -> "Workspace":
+        """The same for the current caller, also after their request was answered."""
+        policy = self.policy
+        return self.with_policy(lambda: policy)
 
     @property
-    def own(self) -> Path:
+    def user_folder(self) -> Path:
         """The folder of what is one person's: uploads, drafts, presets, prompts, votes."""
-        return self.root
-
-    @property
-    def maker(self) -> str:
-        """Who makes what is made now; empty where nobody is told apart."""
-        return ""
-
-    @property
-    def owned(self) -> bool:
-        """Whether it is the owner who is answered now."""
-        return True
-
-    def shows(self, folder: JobFolder) -> bool:
-        """Whether a job is for whoever is answered now."""
-        return True
-
-    def check_path(self, name: str) -> None:
-        """Raises `StudioError` where a name leads to files that may not be read by whoever is answered now."""
-
-    def check_request(self, params: Mapping[str, Any]) -> None:
-        """The same for all names among the parameters of a request to a child process."""
+        return self.policy.user_folder(self.root)
 
     @property
     def runs_folder(self) -> Path:
@@ -371,22 +412,22 @@ class Workspace(Permissions):
 
     @property
     def uploads_folder(self) -> Path:
-        return self.own / "uploads"
+        return self.user_folder / "uploads"
 
     @property
     def adapters_folder(self) -> Path:
         """Adapters from elsewhere: uploaded, or fetched from the Hub."""
-        return self.own / "adapters"
+        return self.user_folder / "adapters"
 
     @property
     def prompt_sets_folder(self) -> Path:
         """Prompts that a person keeps to ask again and again."""
-        return self.own / "prompts"
+        return self.user_folder / "prompts"
 
     @property
     def votes(self) -> Path:
         """What a person found better without knowing whose answer it was, one vote a line."""
-        return self.own / "votes.jsonl"
+        return self.user_folder / "votes.jsonl"
 
     @property
     def logs_folder(self) -> Path:
@@ -396,7 +437,7 @@ class Workspace(Permissions):
     @property
     def drafts_folder(self) -> Path:
         """What a person typed and did not send yet."""
-        return self.own / "drafts"
+        return self.user_folder / "drafts"
 
     @property
     def downloads_folder(self) -> Path:
@@ -414,6 +455,8 @@ class Workspace(Permissions):
 
     def clear_cache(self) -> int:
         """Removes all prepared data and returns the bytes freed. What is in use stays readable until it is let go."""
+        if not self.policy.is_admin:
+            raise StudioError("Prepared data is shared by all visitors.", "Its owner clears it.")
         freed = self.cache_size()
         shutil.rmtree(self.cache_folder, ignore_errors=True)
         return freed
@@ -421,7 +464,7 @@ class Workspace(Permissions):
     @property
     def presets_folder(self) -> Path:
         """Presets that the user saved."""
-        return self.own / "presets"
+        return self.user_folder / "presets"
 
     @property
     def queue(self) -> Path:
@@ -435,6 +478,8 @@ class Workspace(Permissions):
 
     def create_run(self, title: str, config_yaml: str, facts: Mapping[str, Any]) -> RunFolder:
         """A new run folder with its config, named by time, title and four random letters."""
+        policy = self.policy
+        policy.check_room()
         for _ in range(10):
             stamp = time.strftime("%Y%m%d-%H%M%S")
             name = safe_name(re.sub(r"[/\\]", " ", title), "run").lower()[:40]
@@ -444,25 +489,37 @@ class Workspace(Permissions):
             except FileExistsError:
                 continue
             write_atomically(run.config, config_yaml)
-            made = {"title": title, "created": time.time(), "maker": self.maker}
-            write_atomically(run.facts, json.dumps({**made, **facts}, indent=2))
+            request = {"title": title, "created": time.time(), "maker": policy.owner_id, **facts}
+            write_atomically(run.facts, json.dumps(request, indent=2))
+            policy.run_created()
             return run
         raise StudioError("No new run folder could be made.", f"Look at {self.runs_folder}.")
 
     def run(self, run_id: str) -> RunFolder:
-        """The run of that id, the newest for "last", or the one that `run_names.meant` finds; StudioError for none."""
-        if self._dated(run_id) is not None:
-            return RunFolder(self.runs_folder / run_id)
+        """The run of that id, the newest for "last", or the one that `files.meant` finds; StudioError for none."""
+        run = self.run_named(run_id)
+        if run is not None and self.policy.can_read(run):
+            return run
         runs = {run.id: run for run in self.runs()}
         if run_id == "last" and runs:
             return next(iter(runs.values()))
         return runs[meant(run_id, list(runs), lambda name: str(runs[name].read_facts().get("title", "")))]
 
     def runs(self) -> list[RunFolder]:
-        """Every run, newest first. Only folders not seen before are looked into: what dates a run is written once."""
+        """Every run that the caller may see, newest first. Only folders not seen before are looked into: what dates a
+        run is written once."""
+        policy = self.policy
+        return [run for run in self.unrestricted._all_runs() if policy.can_read(run)]
+
+    def _all_runs(self) -> list[RunFolder]:
         names = {name: self._known.get(name) or self._dated(name) for name in os.listdir(self.runs_folder)}
         self._known = {name: dated for name, dated in names.items() if dated is not None}
         return [run for _, _, run in sorted(self._known.values(), key=lambda item: item[:2], reverse=True)]
+
+    def run_named(self, name: str) -> RunFolder | None:
+        """The run of that very id, whoever made it."""
+        dated = self._dated(name)
+        return dated[2] if dated else None
 
     def _dated(self, name: str) -> tuple[int, str, RunFolder] | None:
         """When the run of that very name was made, its id and its folder; None where it is no run."""
@@ -474,15 +531,9 @@ class Workspace(Permissions):
         except (OSError, ValueError):  # also a name that no folder can bear
             return None
 
-    def delete_run(self, run_id: str) -> None:
-        """Removes a run's folder: first out of sight by a rename, so that no half run is ever listed."""
-        run = self.run(run_id)
-        hidden = run.path.with_name(f".deleted-{run.id}")
-        run.path.rename(hidden)
-        shutil.rmtree(hidden)
-
     def save_upload(self, source: Path, name: str | None = None) -> Path:
         """Copies a file into the workspace under a safe name; a different file of that name is never overwritten."""
+        self.policy.check_room(source.stat().st_size)
         wanted = safe_name(name or source.name)
         for candidate in numbered(self.uploads_folder / wanted):
             if not candidate.exists():
@@ -496,6 +547,7 @@ class Workspace(Permissions):
         """Copies files that belong together into a new folder of the workspace; a single file stands by itself."""
         if len(sources) == 1:
             return self.save_upload(sources[0])
+        self.policy.check_room(sum(source.stat().st_size for source in sources))
         name = f"{safe_name(sources[0].stem)}-and-{len(sources) - 1}-more"
         folder = next(path for path in numbered(self.uploads_folder / name) if not path.exists())
         with self._copied(sources) as hidden:
@@ -522,9 +574,11 @@ class Workspace(Permissions):
             shutil.rmtree(hidden, ignore_errors=True)
 
     def uploads(self) -> list[Path]:
-        """Uploaded files, and folders of files uploaded together, newest first."""
+        """The caller's uploaded files, and folders of files uploaded together, newest first; then others' that they
+        may see."""
         files = [path for path in self.uploads_folder.iterdir() if not path.name.startswith(".")]
-        return sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
+        own = sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
+        return own + self.policy.uploads_of_others(self.root)
 
     def read_draft(self, name: str) -> Any:
         """What `write_draft` kept under that name; None where nothing (readable) is there."""
@@ -537,7 +591,7 @@ class Workspace(Permissions):
         """Keeps a JSON value so that a reload or restart brings it back. Raises `StudioError` without room for it."""
         path, text = self.drafts_folder / f"{safe_name(name)}.json", json.dumps(value, ensure_ascii=False)
         before = path.stat().st_size if path.exists() else 0
-        self.check_growth(len(text.encode("utf-8", "surrogatepass")) - before)
+        self.policy.check_growth(len(text.encode("utf-8", "surrogatepass")) - before)
         try:
             write_atomically(path, text)
         except OSError as error:

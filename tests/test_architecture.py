@@ -24,14 +24,11 @@ PACKAGES: dict[str, set[str]] = {
 }
 """Each package with those that it may import. The order of `DOMAIN` is that of the house, from the ground up."""
 UPWARD: set[str] = {
-    "lora_studio.api.endpoints -> lora_studio.ui.studio",
-    "lora_studio.api.openai -> lora_studio.ui.studio",
     "lora_studio.chat.arbiter -> lora_studio.access.guests",
     "lora_studio.chat.arbiter -> lora_studio.ui.html",
     "lora_studio.chat.conversation -> lora_studio.ui.form",
     "lora_studio.chat.conversation -> lora_studio.ui.html",
     "lora_studio.chat.device -> lora_studio.ui.html",
-    "lora_studio.permissions -> lora_studio.config.sections",
 }
 """Imports that run upwards and should not. The list may only become shorter."""
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate"}
@@ -48,7 +45,7 @@ WIDE: dict[str, int] = {
     "lora_studio.engine.export.worker": 17,
     "lora_studio.engine.train.program": 27,
     "lora_studio.export.request": 17,
-    "lora_studio.ui.app": 26,
+    "lora_studio.ui.app": 25,
     "lora_studio.ui.runs.details": 23,
     "lora_studio.ui.train.tab": 19,
 }
@@ -135,7 +132,7 @@ def test_few_modules_lie_at_the_top() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= MAX_AT_TOP
 
 
-MAX_AT_TOP = 7
+MAX_AT_TOP = 6
 
 
 def test_a_package_says_what_lives_there_and_what_it_may_import() -> None:

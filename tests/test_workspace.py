@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from lora_studio.access.serving import readable_by
 from lora_studio.errors import StudioError
+from lora_studio.jobs.folder import remove
 from lora_studio.workspace import Workspace, model_source, safe_name, usual_place, write_atomically
 
 
@@ -62,7 +64,7 @@ def test_a_half_deleted_run_is_not_listed(workspace: Workspace) -> None:
 
 def test_a_deleted_run_is_gone_from_list_and_disk(workspace: Workspace) -> None:
     run = workspace.create_run("x", "{}", {})
-    workspace.delete_run(run.id)
+    remove(run)
     assert workspace.runs() == []
     assert list(workspace.runs_folder.iterdir()) == []
 
@@ -122,8 +124,8 @@ def test_a_space_keeps_things_where_it_may_write(tmp_path: Path, monkeypatch: py
 def test_a_new_workspace_is_its_owners_alone_and_a_wider_one_is_told(tmp_path: Path) -> None:
     made = Workspace(tmp_path / "a" / "workspace")
     assert made.root.stat().st_mode & 0o777 == 0o700
-    assert made.open_to == ""
+    assert readable_by(made.root) == ""
     for mode, who in ((0o755, "everybody"), (0o750, "its group")):
         made.root.chmod(mode)
-        assert Workspace(made.root).open_to == who
+        assert readable_by(Workspace(made.root).root) == who
     assert made.root.stat().st_mode & 0o777 == 0o750  # what is there is not changed

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_studio.access.policy import downloads_of, made_by, no_room
-from lora_studio.access.users import USERS, VisitedWorkspace
+from lora_studio.access.disk_quota import downloads_of, no_room
+from lora_studio.access.policy import USERS, UserPolicy, Users
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
+from lora_studio.jobs.kinds import made_by
 from lora_studio.models.memory import learned_bytes, sequences_at_once
 from lora_studio.models.shape import architecture, read_config
-from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, shipped_data
+from lora_studio.workspace import DEMO_MODEL, ConfigT, Workspace, shipped_data
 
 ELSEWHERE = "Install the studio, or duplicate the Space, to do this with models and data of your own."
 HOUR, SHRINK_SECONDS = 3600.0, 60.0
@@ -86,102 +87,129 @@ def hub_name(visitor: str) -> str:
     return visitor.removeprefix(_OF_HUB) if visitor.startswith(_OF_HUB) else ""
 
 
-class GuestWorkspace(VisitedWorkspace):
-    """The workspace of a public demonstration: the owner may do everything, everybody else what the limits leave.
+class Guests(Users):
+    """The users of a public demonstration: the owner may do everything, everybody else what the limits leave.
 
-    `waiting` tells the bytes of uploads that lie beside the workspace, of those visitors of whom it is true.
+    `pending_bytes` gives the bytes of uploads beside the workspace, of those users whose names match.
     """
 
     def __init__(
-        self,
-        whole: Workspace,
-        visitor: Callable[[], str],
-        owner: str,
-        folders: Sequence[Path] = (),
-        quota: int | None = None,
+        self, workspace: Workspace, owner: str, folders: Sequence[Path] = (), quota: int | None = None
     ) -> None:
-        super().__init__(whole, visitor, owner, folders, quota)
-        self.waiting: Callable[[Callable[[str], bool]], int] = lambda whose: 0
-        self._shrunk = [0.0]  # when, for all that `seen_by` gives
-        # Also of runs that were deleted since: a start is a start.
+        super().__init__(workspace, owner, folders, quota)
+        self.pending_bytes: Callable[[Callable[[str], bool]], int] = lambda matches: 0
+        self._shrunk_at = 0.0
+        runs_folder = self.workspace.runs_folder
         runs = (
-            (run.read_facts()["created"], name) for name, run in made_by(whole) if run.path.parent == whole.runs_folder
+            (run.read_facts()["created"], name)
+            for name, run in made_by(self.workspace)
+            if run.path.parent == runs_folder
         )
-        self._starts = deque(sorted((when, name) for when, name in runs if self._is_guest(name)))
+        # Also of runs that were deleted since: a start is a start.
+        self._starts = deque(sorted((when, name) for when, name in runs if self.is_guest(name)))
 
-    def _is_guest(self, name: str) -> bool:
-        return name not in ("", self._owner)
+    def policy(self, user_id: str) -> "GuestPolicy":
+        return GuestPolicy(self, user_id)
 
-    def create_run(self, title: str, config_yaml: str, facts: Mapping[str, Any]) -> RunFolder:
-        run = super().create_run(title, config_yaml, facts)
-        if self._is_guest(self.maker):
-            self._starts.append((time.time(), self.maker))
-        return run
+    def is_guest(self, name: str) -> bool:
+        return name not in ("", self.owner)
 
     def forget_guests(self) -> None:
         """Removes what guests of an earlier server uploaded and typed: nobody can come back as one of them."""
-        for folder in (self.root / USERS).glob("guest-*"):
+        for folder in (self.workspace.root / USERS).glob("guest-*"):
             shutil.rmtree(folder)
 
-    def check_room(self, coming: int = 0) -> None:
-        if self.owned or self._quota is None:
-            return
-        self.forget_old()
-        super().check_room(coming)
-        place = origin(self.maker)
-        self._check_shared(
-            coming,
-            lambda name: origin(name) == place,
-            LIMITS.quotas_of_address,
-            "What guests of your address made takes",
+    def run_started(self, user_id: str) -> None:
+        """Counts a run towards those that guests may start within an hour."""
+        if self.is_guest(user_id):
+            self._starts.append((time.time(), user_id))
+
+    def check_starts(self, user_id: str) -> None:
+        """Raises `StudioError` where guests started too many runs within the last hour: all of them together, or those
+        who may be this one."""
+        while self._starts and time.time() - self._starts[0][0] >= HOUR:
+            self._starts.popleft()
+        place = origin(user_id)
+        own = sum(origin(name) == place for _, name in self._starts)
+        for starts, limit, subject in (
+            (own, LIMITS.runs_of_address, "Guests of your address"),
+            (len(self._starts), LIMITS.runs_an_hour, "Guests"),
+        ):
+            if starts >= limit:
+                raise StudioError(f"{subject} started {limit} runs in this hour.", "Come back a little later.")
+
+    def check_shared_room(self, size: int, user_id: str) -> None:
+        """Raises `StudioError` where guests of one address, or all together, have no room for `size` more bytes."""
+        place = origin(user_id)
+        self._check_quotas(
+            size, lambda name: origin(name) == place, LIMITS.quotas_of_address, "What guests of your address made takes"
         )
-        self._check_shared(coming, self._is_guest, LIMITS.quotas_together, "What guests uploaded and made takes")
+        self._check_quotas(size, self.is_guest, LIMITS.quotas_together, "What guests uploaded and made takes")
 
-    def _check_shared(self, coming: int, whose: Callable[[str], bool], quotas: int, words: str) -> None:
-        assert self._quota is not None
-        taken, most = self._taken(whose) + self.waiting(whose), quotas * self._quota
-        if taken + max(coming, 1) > most:
-            raise no_room(taken, coming, most, words, "Come back a little later.")
+    def _check_quotas(self, size: int, matches: Callable[[str], bool], quotas: int, subject: str) -> None:
+        assert self.quota is not None
+        used, limit = self.used_bytes(matches) + self.pending_bytes(matches), quotas * self.quota
+        if used + max(size, 1) > limit:
+            raise no_room(used, size, limit, subject, "Come back a little later.")
 
-    def _way_to_room(self) -> str:
-        return f"Delete your run to make room, or come back later: all is removed after {LIMITS.hours_kept} hours."
-
-    def forget_old(self) -> None:
+    def remove_old(self) -> None:
         """Removes what guests made so long ago that its minutes of work are over, and what they uploaded then."""
-        self._shrink_prepared()
+        self._shrink_cache()
         oldest = time.time() - LIMITS.hours_kept * HOUR
-        theirs = [folder for name, folder in made_by(self.whole) if self._is_guest(name)]
-        downloads = [path for name, path in downloads_of(self.whole) if self._is_guest(name)]
+        jobs = [folder for name, folder in made_by(self.workspace) if self.is_guest(name)]
+        downloads = [path for name, path in downloads_of(self.workspace) if self.is_guest(name)]
         with suppress(FileNotFoundError):  # another guest's request removes the same
-            for folder in theirs:
+            for folder in jobs:
                 if folder.read_facts()["created"] < oldest:
                     shutil.rmtree(folder.path.rename(folder.path.with_name(f".deleted-{folder.id}")))
-            for own in (*(self.root / USERS).glob("*"), *downloads):
+            for own in (*(self.workspace.root / USERS).glob("*"), *downloads):
                 if max((path.stat().st_mtime for path in own.rglob("*")), default=0.0) < oldest:
                     shutil.rmtree(own)
 
-    def _shrink_prepared(self) -> None:
-        """Removes prepared data that all guests' looks and runs left together, oldest first: it is made again when it
-        is wanted."""
-        if time.time() - self._shrunk[0] < SHRINK_SECONDS or not self.cache_folder.is_dir():
+    def _shrink_cache(self) -> None:
+        """Removes prepared data beyond the limit for all guests, oldest first: it is made again when it is wanted."""
+        cache = self.workspace.cache_folder
+        if time.time() - self._shrunk_at < SHRINK_SECONDS or not cache.is_dir():
             return
-        self._shrunk[0] = time.time()
-        entries = sorted((path.stat().st_mtime, path) for path in self.cache_folder.iterdir() if path.is_dir())
+        self._shrunk_at = time.time()
+        entries = sorted((path.stat().st_mtime, path) for path in cache.iterdir() if path.is_dir())
         sizes = {path: bytes_in(path) for _, path in entries}
-        left = sum(sizes.values())
+        total = sum(sizes.values())
         for _, path in entries:
-            if left <= LIMITS.prepared_bytes:
+            if total <= LIMITS.prepared_bytes:
                 return
             shutil.rmtree(path, ignore_errors=True)
-            left -= sizes[path]
+            total -= sizes[path]
 
-    def check_may(self, what: str) -> None:
-        if not self.owned:
-            raise StudioError(f"Guests can't {what} here.", ELSEWHERE)
+
+class GuestPolicy(UserPolicy):
+    """What one visitor of a public demonstration may do."""
+
+    def __init__(self, guests: Guests, user_id: str) -> None:
+        super().__init__(guests, user_id)
+        self._guests = guests
+        self.max_queued = None if self.is_admin else LIMITS.waiting_jobs
+
+    def run_created(self) -> None:
+        self._guests.run_started(self.owner_id)
+
+    def check_room(self, size: int = 0) -> None:
+        if self.is_admin or not self.has_quota:
+            return
+        self._guests.remove_old()
+        super().check_room(size)
+        self._guests.check_shared_room(size, self.owner_id)
+
+    def _room_hint(self) -> str:
+        return f"Delete your run to make room, or come back later: all is removed after {LIMITS.hours_kept} hours."
+
+    def check_may(self, action: str) -> None:
+        if not self.is_admin:
+            raise StudioError(f"Guests can't {action} here.", ELSEWHERE)
 
     def check_request(self, params: Mapping[str, Any]) -> None:
         super().check_request(params)
-        if self.owned:
+        if self.is_admin:
             return
         for name in ("model", "base"):
             if params.get(name) not in (None, "", DEMO_MODEL):
@@ -193,18 +221,20 @@ class GuestWorkspace(VisitedWorkspace):
                 "Choose a shorter longest answer.",
             )
 
-    def admit(self, config: Config) -> Config:
-        if self.owned:
+    def admit(self, config: ConfigT) -> ConfigT:
+        if self.is_admin:
             return config
+        assert isinstance(config, Config)
         if beyond := _beyond(config):
             raise StudioError("\n".join(["This is more than guests may start.", *beyond]), ELSEWHERE)
-        if self.runs():
+        if any(self.can_read(run) for run in self._guests.workspace.runs()):
             raise StudioError("Guests have one run each, and you have yours.", "Delete it to start another one.")
-        self._check_starts()
-        if self._quota is not None and (needed := _disk(config)) > self._quota:
+        self._guests.check_starts(self.owner_id)
+        quota = self._guests.quota
+        if quota is not None and (needed := _disk(config)) > quota:
             raise StudioError(
                 f"Its checkpoints and adapter would take {needed / 1e6:,.0f} MB, and guests have "
-                f"{self._quota / 1e6:,.0f} MB.",
+                f"{quota / 1e6:,.0f} MB.",
                 "Take a smaller rank (lora.r), save no modules whole, or keep fewer checkpoints.",
             )
         data = config.data.model_copy(
@@ -215,38 +245,21 @@ class GuestWorkspace(VisitedWorkspace):
         )
         return config.model_copy(update={"data": data})
 
-    def test_rows(self, wanted: int | None) -> int | None:
-        return wanted if self.owned else min(wanted or LIMITS.test_rows, LIMITS.test_rows)
+    def test_rows(self, requested: int | None) -> int | None:
+        return requested if self.is_admin else min(requested or LIMITS.test_rows, LIMITS.test_rows)
 
-    @property
-    def max_waiting(self) -> int | None:
-        return None if self.owned else LIMITS.waiting_jobs
-
-    def waits_with(self, maker: str) -> bool:
-        return origin(maker) == origin(self.maker)
-
-    def _check_starts(self) -> None:
-        """Of all guests within the last hour, and of those who may be this one."""
-        while self._starts and time.time() - self._starts[0][0] >= HOUR:
-            self._starts.popleft()
-        place = origin(self.maker)
-        own = sum(origin(name) == place for _, name in self._starts)
-        for starts, most, whose in (
-            (own, LIMITS.runs_of_address, "Guests of your address"),
-            (len(self._starts), LIMITS.runs_an_hour, "Guests"),
-        ):
-            if starts >= most:
-                raise StudioError(f"{whose} started {most} runs in this hour.", "Come back a little later.")
+    def shares_queue_with(self, owner_id: str) -> bool:
+        return origin(owner_id) == origin(self.owner_id)
 
     def _is_hub_name(self, name: str) -> bool:
-        if self.owned:
+        if self.is_admin:
             return super()._is_hub_name(name)
         run, _, checkpoint = name.partition("/")
-        own = self._dated(run) is not None and (not checkpoint or _CHECKPOINT.fullmatch(checkpoint) is not None)
+        own = self._may_read_run(run) and (not checkpoint or _CHECKPOINT.fullmatch(checkpoint) is not None)
         return own or name == DEMO_MODEL or name in shipped_data()
 
     def _refusal(self, name: str) -> StudioError:
-        if self.owned:
+        if self.is_admin:
             return super()._refusal(name)
         return StudioError(
             f"{name!r} is not for guests: they use the built-in model, the data that come with the studio, and what "

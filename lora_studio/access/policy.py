@@ -1,72 +1,207 @@
-"""How much of the disk visitors take: what they uploaded and typed, their runs, evaluations, exports and downloads.
+"""What each user of a server may see, read and fill of the workspace: their own uploads and jobs, and no file outside.
 
-What was uploaded and who still reads it: a file that no run or evaluation at work needs can be deleted.
+Jobs of all users stand beside each other, because they share the machine's device; each names its owner. The owner of
+the workspace sees the jobs and uploads of everybody.
 """
 
-import shutil
-from collections.abc import Callable, Iterator
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from lora_studio.config.parsing import read_yaml
+from lora_studio.access.disk_quota import downloads_folder, no_room, used_bytes
 from lora_studio.errors import StudioError
-from lora_studio.evaluate import request
-from lora_studio.files import bytes_in
-from lora_studio.jobs.folder import EvaluationFolder
-from lora_studio.jobs.kinds import made_by
-from lora_studio.workspace import RunFolder, Workspace
+from lora_studio.models.hub import NO_TOKEN
+from lora_studio.workspace import DEMO_MODEL, JobFolder, Policy, Workspace, demo_folder, shipped_data
 
-OF = "of-"  # before a visitor's name, the name of the folder of their downloads
-
-
-def taken(whole: Workspace, whose: Callable[[str], bool], own: Path) -> int:
-    """Bytes of all that the visitors of those names have; each has a folder of their own below `own`."""
-    made = [folder.path for name, folder in made_by(whole) if whose(name)]
-    folders = [path for path in own.iterdir() if whose(path.name)] if own.is_dir() else []
-    downloads = [path for name, path in downloads_of(whole) if whose(name)]
-    return sum(bytes_in(path) for path in [*made, *folders, *downloads])
-
-
-def downloads_of(whole: Workspace) -> Iterator[tuple[str, Path]]:
-    """Every folder of files made for downloads, with the name of whoever asked for them."""
-    for path in whole.downloads_folder.glob(f"{OF}*"):
-        yield path.name.removeprefix(OF), path
+USERS = "users"
+FILE_PARAMETERS = ("train_file", "validation_file", "model", "base", "adapter")
+MAX_CACHED = 10_000
+MAX_QUEUED = 10  # jobs of a user
+MAX_UNMEASURED_BYTES, MAX_UNMEASURED_SECONDS = 100_000, 5.0  # written before the disk is measured again
+_USER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DRIVE = re.compile(r"[A-Za-z]:|\\\\|[A-Za-z][A-Za-z0-9+.-]*://")  # of Windows, or of another machine
+# Options only after hub: elsewhere a question mark is a pattern that fits files.
+_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?|hub:[\w-][\w.-]*/[\w-][\w.-]*(\?[\w.=&%/-]*)?")
+_REVISION = re.compile(r"[\w][\w./-]*")
+_GLOB = set("*?[")
 
 
-def no_room(taken: int, coming: int, most: int, whose: str, hint: str) -> StudioError:
-    """What a visitor is told who has no room left."""
-    more = f", and {coming / 1e6:,.1f} MB would come to it" if coming else ""
-    return StudioError(f"{whose} {taken / 1e6:,.1f} MB of the {most / 1e6:,.0f} MB that there are{more}.", hint)
+class Users:
+    """The users of one server: whose each job is, and how much of the disk each takes.
+
+    `workspace` hides nothing. `folders` are those outside of it in which users may name files. `quota` is the number of
+    bytes that each of them but the owner may fill.
+    """
+
+    def __init__(
+        self, workspace: Workspace, owner: str, folders: Sequence[Path] = (), quota: int | None = None
+    ) -> None:
+        self.workspace, self.owner, self.quota = workspace.unrestricted, owner, quota
+        self.folders = (demo_folder(), *folders)
+        self._empty = tempfile.TemporaryDirectory(prefix="lora-studio-nobody-")
+        self._owner_ids: dict[Path, str] = {}
+        self.growth: dict[str, tuple[int, float]] = {}
+
+    def policy(self, user_id: str) -> "UserPolicy":
+        """What that user may do; "" for a caller without a name, who sees nothing and finds everything empty."""
+        return UserPolicy(self, user_id)
+
+    def workspace_for(self, caller: Callable[[], str]) -> Workspace:
+        """The workspace as the user sees it whom `caller` names at each use."""
+        return self.workspace.with_policy(lambda: self.policy(caller()))
+
+    def folder(self, user_id: str) -> Path:
+        """The folder of that user's uploads and drafts. Raises `StudioError` for a name that no folder can have."""
+        if user_id == self.owner:
+            return self.workspace.root
+        if user_id and not _USER_NAME.fullmatch(user_id):
+            raise StudioError(f"{user_id!r} can't be a visitor's name.", "Use letters, digits, dots and dashes.")
+        folder = self.workspace.root / USERS / user_id if user_id else Path(self._empty.name)
+        for part in ("uploads", "drafts"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def downloads(self, user_id: str) -> Path:
+        """The folder of files that were made for that user to download."""
+        return downloads_folder(self.workspace, user_id)
+
+    def owner_of(self, job: JobFolder) -> str | None:
+        """Who asked for a job; None for one that was deleted meanwhile."""
+        owner_id = self._owner_ids.get(job.path)
+        if owner_id is None:
+            try:
+                owner_id = self._owner_ids[job.path] = job.owner_id
+            except FileNotFoundError:
+                return None
+        return owner_id
+
+    def used_bytes(self, matches: Callable[[str], bool]) -> int:
+        """Bytes that all users of matching names take."""
+        return used_bytes(self.workspace, matches, self.workspace.root / USERS)
 
 
-def delete_upload(workspace: Workspace, name: str) -> None:
-    """Removes a file or folder of the uploads that are listed. Raises `StudioError` where it is none or is needed."""
-    path = next((path for path in workspace.uploads() if str(path) == name), None)
-    if path is None:
-        raise StudioError("That file is not among your uploads any more.")
-    for job, title in _at_work(workspace):
-        if any(path == read or path in read.parents for read in _reads(job)):
-            whose = f"“{title}”" if workspace.shows(job) else "Another visitor's run"
-            raise StudioError(
-                f"{whose} is not finished and reads {path.name}.",
-                "Wait for it, or delete it first; then the file can go.",
-            )
-    hidden = path.rename(path.with_name(f".deleted-{path.name}"))
-    if hidden.is_dir():
-        shutil.rmtree(hidden)
-    else:
-        hidden.unlink()
+class UserPolicy(Policy):
+    """What one user of a server may do."""
 
+    def __init__(self, users: Users, user_id: str) -> None:
+        self._users = users
+        self.owner_id = user_id
+        self.is_admin = user_id == users.owner
+        self.has_quota = users.quota is not None
+        self.max_queued = None if self.is_admin else MAX_QUEUED
 
-def _at_work(workspace: Workspace) -> Iterator[tuple[RunFolder | EvaluationFolder, str]]:
-    """Every run and evaluation without a last word, whoever made it, with its title."""
-    found: tuple[RunFolder | EvaluationFolder, ...] = tuple(workspace.whole.runs())
-    for job in (*found, *request.folders(workspace.whole).everybodys()):
-        if not job.complete.exists():
-            yield job, str(job.read_facts().get("title", job.id))
+    def user_folder(self, root: Path) -> Path:
+        return self._users.folder(self.owner_id)
 
+    def tokens(self, owner_id: str) -> Mapping[str, str]:
+        return {} if owner_id in ("", self._users.owner) else NO_TOKEN
 
-def _reads(job: RunFolder | EvaluationFolder) -> list[Path]:
-    if isinstance(job, EvaluationFolder):
-        return [Path(request.request_of(job).data)]
-    data = read_yaml(job.config)["data"]
-    return [Path(str(data[name])).expanduser() for name in ("train_file", "validation_file") if data.get(name)]
+    def uploads_of_others(self, root: Path) -> list[Path]:
+        others = (root / USERS).glob("*/uploads/*") if self.is_admin else ()
+        return sorted(path for path in others if not path.name.startswith("."))
+
+    def can_read(self, job: JobFolder) -> bool:
+        return self.is_admin or (self.owner_id != "" and self._users.owner_of(job) == self.owner_id)
+
+    def shares_queue_with(self, owner_id: str) -> bool:
+        return owner_id == self.owner_id
+
+    # -- room on the disk
+
+    def check_room(self, size: int = 0) -> None:
+        quota = self._users.quota
+        if quota is None or self.is_admin:
+            return
+        used = self._users.used_bytes(self.owner_id.__eq__)
+        if used + max(size, 1) > quota:
+            raise no_room(used, size, quota, "What you uploaded and made takes", self._room_hint())
+
+    def check_growth(self, size: int) -> None:
+        if not self.has_quota or self.is_admin or size <= 0:
+            return
+        growth = self._users.growth
+        grown, since = growth.get(self.owner_id, (0, 0.0))
+        now = time.monotonic()
+        # To measure the disk at every word that is typed would take longer than to write it.
+        if size + grown > MAX_UNMEASURED_BYTES or now - since > MAX_UNMEASURED_SECONDS:
+            self.check_room(size)
+            grown, since = 0, now
+            if len(growth) > MAX_CACHED:
+                growth.clear()
+        growth[self.owner_id] = grown + size, since
+
+    def over_quota(self, owner_id: str) -> str:
+        quota = self._users.quota
+        if quota is None or owner_id in ("", self._users.owner):
+            return ""
+        used = self._users.used_bytes(owner_id.__eq__)
+        if used <= quota:
+            return ""
+        return (
+            f"It was ended because the disk space of its maker was used up: {used / 1e6:,.1f} MB of "
+            f"{quota / 1e6:,.0f} MB. What it saved last, beyond that, was removed."
+        )
+
+    def _room_hint(self) -> str:
+        return "Delete runs, evaluations or exports that you no longer need, or uploads at the foot of the Data tab."
+
+    # -- files
+
+    def check_path(self, name: str) -> None:
+        """Lets names of the Hub and of shipped things pass, and files of the user and of the named folders."""
+        if not name or self._is_hub_name(name):
+            return
+        if "\0" in name or _DRIVE.match(name):
+            raise self._refusal(name)
+        path = Path(os.path.abspath(os.path.expanduser(name)))
+        paths = [path]
+        if _GLOB & set(path.name) and not os.path.exists(path):
+            paths = [path.parent, *path.parent.glob(path.name)] if self._reaches(path.parent) else [path]
+        if not all(self._reaches(path) for path in paths):
+            raise self._refusal(name)
+
+    def check_request(self, params: Mapping[str, Any]) -> None:
+        for name in FILE_PARAMETERS:
+            self.check_path(str(params.get(name) or ""))
+        for folder in (params.get("adapters") or {}).values():
+            self.check_path(str(folder))
+        revision = str(params.get("revision") or "")
+        if revision and (".." in revision or not _REVISION.fullmatch(revision)):
+            raise StudioError(f"{revision!r} is no revision.", "Give a branch, tag or commit.")
+        if params.get("of"):
+            self.check_request(params["of"])
+
+    def _is_hub_name(self, name: str) -> bool:
+        """Whether a name is that of something on the Hub, or shipped, and of no file here."""
+        if ".." in name or not _HUB.fullmatch(name):
+            return False
+        if name == DEMO_MODEL or name in shipped_data():
+            return True
+        return not os.path.lexists(name.removeprefix("hub:").partition("?")[0])
+
+    def _may_read_run(self, name: str) -> bool:
+        run = self._users.workspace.run_named(name)
+        return run is not None and self.can_read(run)
+
+    def _reaches(self, path: Path) -> bool:
+        """Whether a path, with all links followed, ends in a folder that the user may read."""
+        try:
+            real = path.resolve()
+        except (OSError, RuntimeError):  # links that go round in a circle
+            return False
+        runs = self._users.workspace.runs_folder
+        if runs in real.parents and self._may_read_run(real.relative_to(runs).parts[0]):
+            return True
+        folders = (self._users.folder(self.owner_id).resolve(), *self._users.folders)
+        return any(folder == real or folder in real.parents for folder in folders)
+
+    def _refusal(self, name: str) -> StudioError:
+        folders = ", ".join(str(folder) for folder in self._users.folders[1:])
+        return StudioError(
+            f"{name!r} is outside of what visitors may use.",
+            f"Upload the file, or use one in {folders}." if folders else "Upload the file instead.",
+        )

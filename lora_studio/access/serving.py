@@ -7,6 +7,7 @@ import argparse
 import os
 import re
 import secrets
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,12 @@ class Serving:
             return (*self.allowed_hosts, *self.names)
         alone = self.accounts.token != "" if self.accounts else not self.guests
         return () if self.local and alone else None
+
+
+def readable_by(folder: Path) -> str:
+    """Who else on this machine may read a folder, in words; "" for nobody, and on systems that do not tell."""
+    mode = folder.stat().st_mode if os.name == "posix" else 0
+    return "everybody" if mode & stat.S_IRWXO else "its group" if mode & stat.S_IRWXG else ""
 
 
 def page_address(serving: Serving) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from lora_studio.access.services import Services
 from lora_studio.api import openai_schema
 from lora_studio.chat.arbiter import asker
 from lora_studio.chat.choices import choices
@@ -20,14 +21,13 @@ from lora_studio.errors import ApiError, StudioError
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.preflight import ASK, FAILED, Report, check_before_start
 from lora_studio.runs.summary import matching, overview, rows_of
-from lora_studio.ui.studio import Studio
 
 Json = dict[str, Any]
 
 
-def build(studio: Studio) -> None:
+def build(services: Services) -> None:
     """Adds the endpoints to the page that is being built. Each bears the name of its function."""
-    programs = Programs(studio)
+    programs = Programs(services)
     for function in (
         programs.list_runs,
         programs.start_run,
@@ -42,8 +42,8 @@ def build(studio: Studio) -> None:
 class Programs:
     """The endpoints. Their docstrings are what `client.view_api()` shows."""
 
-    def __init__(self, studio: Studio) -> None:
-        self._studio = studio
+    def __init__(self, services: Services) -> None:
+        self._services = services
         self._numbers = itertools.count(1)
 
     def list_runs(self, search: str = "") -> list[Json]:
@@ -54,8 +54,8 @@ class Programs:
         Returns:
             one object for each run; "run" holds its id
         """
-        known = {run.id: run for run in self._studio.workspace.runs()}
-        states = [state for state in self._studio.supervisor.runs() if state.id in known]
+        known = {run.id: run for run in self._services.workspace.runs()}
+        states = [state for state in self._services.supervisor.runs() if state.id in known]
         return [run.row() for run in matching([overview(known[state.id], state) for state in states], search)]
 
     def start_run(self, preset: str = "", settings: dict[str, Any] | None = None, insist: bool = False) -> Json:
@@ -68,11 +68,11 @@ class Programs:
         Returns:
             the run's id and state
         """
-        workspace, supervisor = self._studio.workspace, self._studio.supervisor
+        workspace, supervisor = self._services.workspace, self._services.supervisor
         if preset and preset not in (known := presets(workspace)):
             raise StudioError(f"There is no preset {preset!r}.", f"Presets are: {', '.join(sorted(known))}.")
         config = resolve(preset or None, settings or {}, workspace)
-        report = check_before_start(config, workspace, self._studio.inspector, busy=bool(supervisor.busy()))
+        report = check_before_start(config, workspace, self._services.inspector, busy=bool(supervisor.busy()))
         if report.state == FAILED or (report.state == ASK and not insist):
             raise StudioError(f"The run was not started. {report.words}", _found(report))
         return self.run_status(supervisor.launch(config))
@@ -85,8 +85,8 @@ class Programs:
         Returns:
             state, phase, steps, losses, seconds left, and of a run that ended its message and what to do about it
         """
-        folder = self._studio.workspace.run(run)
-        state = self._studio.supervisor.state(folder.id)
+        folder = self._services.workspace.run(run)
+        state = self._services.supervisor.state(folder.id)
         going = {"phase": state.phase, "epoch": state.epoch, "seconds_left": state.seconds_left}
         message, hint = ending_words(state)
         said = {"message": message, "hint": hint, "reason": state.reason, "warnings": state.warnings}
@@ -100,8 +100,8 @@ class Programs:
         Returns:
             the run's state; "stopping" until its worker has ended
         """
-        folder = self._studio.workspace.run(run)
-        self._studio.supervisor.stop(folder.id)
+        folder = self._services.workspace.run(run)
+        self._services.supervisor.stop(folder.id)
         return self.run_status(folder.id)
 
     def metrics(self, run: str) -> list[Json]:
@@ -112,7 +112,7 @@ class Programs:
         Returns:
             one object for each logged step (kind "step") and each evaluation (kind "evaluation")
         """
-        return rows_of(self._studio.supervisor.state(self._studio.workspace.run(run).id))
+        return rows_of(self._services.supervisor.state(self._services.workspace.run(run).id))
 
     def chat(
         self,
@@ -133,16 +133,16 @@ class Programs:
         Returns:
             the answer so far; the last one is whole
         """
-        studio = self._studio
+        services = self._services
         sampling = parse({"generation": settings or {}}).generation.model_dump()
-        studio.workspace.check_request({"settings": sampling})  # also before anything is loaded for it
+        services.workspace.policy.check_request({"settings": sampling})  # also before anything is loaded for it
         system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         messages = [*system, *(history or []), {"role": "user", "content": message}]
         asked = openai_schema.read({"model": model, "messages": messages})
-        found = openai_schema.model(choices(studio.workspace, studio.supervisor.runs()), model)
+        found = openai_schema.model(choices(services.workspace, services.supervisor.runs()), model)
         column = {"adapter": found.adapter, "messages": openai_schema.messages_of(asked, found.system_prompt)}
-        said, who = "", asker("endpoint", studio.workspace.maker, str(next(self._numbers)))
-        with contextlib.closing(studio.engine.answer_program(who, found.wanted, column, sampling)) as answers:
+        said, who = "", asker("endpoint", services.workspace.policy.owner_id, str(next(self._numbers)))
+        with contextlib.closing(services.engine.answer_program(who, found.wanted, column, sampling)) as answers:
             for answer in answers:
                 if answer["kind"] == "piece":
                     said += answer["texts"][0]

@@ -19,12 +19,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from lora_studio.access.requests import holds_half_characters
+from lora_studio.access.services import Services
 from lora_studio.api import openai_schema as wire
 from lora_studio.chat.arbiter import Answer, Answers, BusyError, ConsentError, Engine, HeldError, asker
 from lora_studio.chat.choices import Choice, choices
 from lora_studio.errors import ApiError, StudioError
 from lora_studio.jobs.session import EngineError
-from lora_studio.ui.studio import Studio
 
 MOST_AT_ONCE = 32
 WAIT_SECONDS = 120.0
@@ -37,9 +37,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 Events = AsyncGenerator[Answer, None]
 
 
-def routes(studio: Studio) -> list[Route]:
+def routes(services: Services) -> list[Route]:
     """The endpoint's routes, for the server's application."""
-    api = OpenAi(studio)
+    api = OpenAi(services)
     return [
         Route("/v1/models", _in_words(api.models), methods=["GET"]),
         Route("/v1/models/{name:path}", _in_words(api.model), methods=["GET"]),
@@ -50,14 +50,14 @@ def routes(studio: Studio) -> list[Route]:
 class OpenAi:
     """What the routes do."""
 
-    def __init__(self, studio: Studio) -> None:
-        self._studio = studio
+    def __init__(self, services: Services) -> None:
+        self._services = services
         self._names = itertools.count(1)
         self._asking = 0
 
     def found(self, request: Request) -> list[Choice]:
         """Every adapter that can be asked for."""
-        return choices(self._studio.workspace, self._studio.supervisor.runs())
+        return choices(self._services.workspace, self._services.supervisor.runs())
 
     async def models(self, request: Request) -> Response:
         """Bases, and every run with an adapter."""
@@ -89,11 +89,11 @@ class OpenAi:
     def _answers(self, request: Request, asked: wire.ChatRequest) -> tuple[str, Answers]:
         """The engine's answers to a request, and the name that it is asked under."""
         settings = wire.settings_of(asked)
-        self._studio.workspace.check_request({"settings": settings})  # also before anything is loaded for it
+        self._services.workspace.policy.check_request({"settings": settings})  # also before anything is loaded for it
         model = wire.model(self.found(request), asked.model)
         column = {"adapter": model.adapter, "messages": wire.messages_of(asked, model.system_prompt)}
-        who = asker("program", self._studio.workspace.maker, str(next(self._names)))
-        return who, self._studio.engine.answer_program(who, model.wanted, column, settings, wire.stops_of(asked))
+        who = asker("program", self._services.workspace.policy.owner_id, str(next(self._names)))
+        return who, self._services.engine.answer_program(who, model.wanted, column, settings, wire.stops_of(asked))
 
     async def _events(self, request: Request, work: tuple[str, Answers]) -> Events:
         """Pieces and the result; nothing more once the client hung up."""
@@ -101,7 +101,7 @@ class OpenAi:
         begun = time.monotonic()
         self._asking += 1
         try:
-            async with contextlib.aclosing(carried(self._studio.engine, who, answers, request)) as carrying:
+            async with contextlib.aclosing(carried(self._services.engine, who, answers, request)) as carrying:
                 async for answer in carrying:
                     if answer["kind"] in ("piece", "result"):
                         yield answer

@@ -51,7 +51,7 @@ def save(workspace: Workspace, name: str, prompts: Sequence[str]) -> str:
     check_length("The set's name", name, LINE)
     kept = safe_name(name.strip(), "prompts")
     text = json.dumps(list(prompts), ensure_ascii=False)
-    workspace.check_growth(len(text))
+    workspace.policy.check_growth(len(text))
     write_atomically(workspace.prompt_sets_folder / f"{kept}.json", text)
     return kept
 
@@ -145,7 +145,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 def keep(workspace: Workspace, vote: Vote) -> None:
     """Adds a vote to those of the workspace."""
     line = json.dumps(asdict(vote), ensure_ascii=False) + "\n"
-    workspace.check_growth(len(line))
+    workspace.policy.check_growth(len(line))
     with workspace.votes.open("a", encoding="utf-8") as file:
         file.write(line)
 

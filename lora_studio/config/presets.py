@@ -117,7 +117,7 @@ def save_preset(workspace: Workspace, name: str, config: Config, about: str = ""
     if path.exists() and not replace:
         raise NameTakenError(f"There is a preset {path.stem} already.", "Replace it, or choose another name.")
     text = yaml.safe_dump(_difference(default, values), sort_keys=False, allow_unicode=True)
-    workspace.check_growth(len(text))
+    workspace.policy.check_growth(len(text))
     write_atomically(path, f"# {' '.join(about.split()) or name}\n{text}")
     return Preset(path.stem, about, path)
 

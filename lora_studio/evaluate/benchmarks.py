@@ -48,7 +48,7 @@ def start(supervisor: Supervisor, title: str, words: Sequence[str]) -> str:
     `words` are those of `command`. Raises `StudioError` where it can't be run.
     """
     workspace = supervisor.workspace
-    workspace.check_may("run benchmarks")
+    workspace.policy.check_may("run benchmarks")
     if not installed():
         raise StudioError("lm-evaluation-harness is not installed.", "Install it: pip install lm_eval")
     folders = JobFolders(workspace, workspace.benchmarks_folder, BenchmarkFolder, BENCHMARK.noun)

@@ -137,7 +137,7 @@ def make_request(
         raise StudioError(
             f"{len(names)} adapters are chosen.", f"Choose one to {MAX_ADAPTERS}: they answer together with the base."
         )
-    workspace.check_path(data)
+    workspace.policy.check_path(data)
     columns = [_column(workspace, name, number) for number, name in enumerate(names, 1)]
     own = _config_of(workspace, columns[0])
     label_names, origin = parse({"evaluation": {"labels": labels}}).evaluation.label_names, "they were named"
@@ -227,8 +227,8 @@ def start(supervisor: Supervisor, request: Request, *, at_once: bool = False) ->
     With `at_once` it begins at once: whoever asks for that has looked whether the memory will do (`memory_for`).
     """
     workspace = supervisor.workspace
-    most = workspace.test_rows(request.measuring.max_samples)
-    workspace.check_request({"settings": request.generation.model_dump()})
+    most = workspace.policy.test_rows(request.measuring.max_samples)
+    workspace.policy.check_request({"settings": request.generation.model_dump()})
     request = replace(request, measuring=request.measuring.model_copy(update={"max_samples": most}))
     return supervisor.submit(EVALUATE, partial(create, workspace, request), at_once=at_once)
 

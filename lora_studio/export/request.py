@@ -172,7 +172,7 @@ def make_request(
         )
     read_lora(adapter_source.folder)
     section = checked(target, settings or {})
-    workspace.check_path(out or "")
+    workspace.policy.check_path(out or "")
     place = str(_free_place(Path(os.path.abspath(Path(out).expanduser())))) if out else ""
     title = f"{adapter_source.title}: {target.title}"
     return Request(
@@ -255,7 +255,7 @@ def _sizes(workspace: Workspace, request: Request) -> Sizes:
 
 def check_space(workspace: Workspace, request: Request, place: Path) -> None:
     """Raises `StudioError` where the disk of `place` has not enough room for the result."""
-    workspace.check_room(needed_bytes(workspace, request) or 0)
+    workspace.policy.check_room(needed_bytes(workspace, request) or 0)
     needed, free = needed_bytes(workspace, request) or 0, shutil.disk_usage(place).free
     if needed + SPARE_BYTES > free:
         raise StudioError(
@@ -289,8 +289,8 @@ def start(
     `secrets` go into the worker's environment and nowhere else. A visitor never publishes with the owner's token.
     """
     workspace = supervisor.workspace
-    workspace.check_may("take adapters away")
-    if request.target == "hub" and not workspace.owned and not (secrets or {}).get(VARIABLE):
+    workspace.policy.check_may("take adapters away")
+    if request.target == "hub" and not workspace.policy.is_admin and not (secrets or {}).get(VARIABLE):
         raise StudioError(
             "Publishing needs a token of your own: that of this machine is its owner's.",
             "Put one that may write into the field Token; it is used once and kept nowhere.",

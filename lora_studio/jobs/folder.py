@@ -109,18 +109,18 @@ class JobFolders(Generic[Folder]):
 
     def create(self, facts: Mapping[str, Any]) -> Folder:
         """A new folder, named by time and four random letters, with what was asked for."""
-        self.workspace.check_room()
+        self.workspace.policy.check_room()
         folder = self.kind(self.parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
         folder.path.mkdir(parents=True)
-        made = {"created": time.time(), "maker": self.workspace.maker}
+        made = {"created": time.time(), "maker": self.workspace.policy.owner_id}
         write_atomically(folder.facts, json.dumps({**made, **facts}, indent=2))
         return folder
 
     def all(self) -> list[Folder]:
         """Every one that is shown, newest first."""
-        return [folder for folder in self.everybodys() if self.workspace.shows(folder)]
+        return [folder for folder in self.list_all() if self.workspace.policy.can_read(folder)]
 
-    def everybodys(self) -> list[Folder]:
+    def list_all(self) -> list[Folder]:
         """Every one, whoever made it, newest first."""
         if not self.parent.is_dir():
             return []

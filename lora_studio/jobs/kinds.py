@@ -80,7 +80,7 @@ class JobIndex:
     def of(self, kind: Kind) -> Sequence[JobFolder]:
         """Every one of a kind, newest first."""
         if kind is TRAIN:
-            return self._workspace.whole.runs()
+            return self._workspace.unrestricted.runs()
         place = kind.place(self._workspace)
         try:
             names = sorted(os.listdir(place), reverse=True)
@@ -103,7 +103,7 @@ class JobIndex:
             if kind is TRAIN or folder.id != name or name.startswith("."):
                 continue
             try:
-                if folder.facts.is_file() and self._workspace.shows(folder):
+                if folder.facts.is_file() and self._workspace.policy.can_read(folder):
                     return kind, folder
             except OSError:  # a name that no folder can bear
                 break
@@ -115,7 +115,7 @@ def made_by(whole: Workspace) -> Iterator[tuple[str, JobFolder]]:
     index = JobIndex(whole)
     for folder in [folder for kind in KINDS.values() for folder in index.of(kind)]:
         try:
-            yield folder.maker, folder
+            yield folder.owner_id, folder
         except FileNotFoundError:  # deleted meanwhile
             continue
 

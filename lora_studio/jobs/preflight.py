@@ -304,8 +304,8 @@ def check_before_start(config: Config, workspace: Workspace, session: Session | 
 
     `busy` says that a run of ours holds the device until this one begins.
     """
-    workspace.check_request(files_of(config))
-    config = continued(workspace.admit(config), workspace)
+    workspace.policy.check_request(files_of(config))
+    config = continued(workspace.policy.admit(config), workspace)
     machine = this_machine(devices()[0], workspace, busy=busy)
     if session is not None and not session.busy:
         return preflight(config, machine, _look(config, session), look_at_model(config, session))

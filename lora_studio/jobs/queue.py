@@ -119,16 +119,16 @@ def _kept(entry: Waiting) -> dict[str, Any]:
 
 def is_shown(workspace: Workspace, entry: Waiting) -> bool:
     """Whether a waiting job is for whoever is answered now."""
-    return workspace.shows(KINDS[entry.kind].folder_of(workspace, entry.job))
+    return workspace.policy.can_read(KINDS[entry.kind].folder_of(workspace, entry.job))
 
 
 def check_room(workspace: Workspace, entries: list[Waiting]) -> None:
     """Raises `StudioError` where a visitor has as many jobs waiting as one may; the owner may have any number."""
-    most = workspace.max_waiting
+    most = workspace.policy.max_queued
     if most is None:
         return
     folders = (KINDS[entry.kind].folder_of(workspace, entry.job) for entry in entries)
-    own = sum(workspace.waits_with(folder.maker) for folder in folders if folder.facts.is_file())
+    own = sum(workspace.policy.shares_queue_with(folder.owner_id) for folder in folders if folder.facts.is_file())
     if own >= most:
         raise StudioError(f"{own} of your jobs wait already.", "Wait for one to begin, or take one out of the queue.")
 

@@ -173,7 +173,7 @@ class Supervisor:
             if ids is None:
                 self._refresh_all()
             folders = [each for each in self._index.of(kind) if ids is None or each.id in ids]
-            folders = [each for each in folders if self.workspace.shows(each)]
+            folders = [each for each in folders if self.workspace.policy.can_read(each)]
             if ids is not None:
                 queued = set(self.queue())
                 for folder in folders:
@@ -234,8 +234,8 @@ class Supervisor:
         """
         if problems := list(machine_conflicts(config, cuda=any(device.kind == "cuda" for device in devices()))):
             raise ConfigError(problems)
-        self.workspace.check_request(files_of(config))
-        config = self.workspace.admit(config)
+        self.workspace.policy.check_request(files_of(config))
+        config = self.workspace.policy.admit(config)
         config = continued(with_absolute_paths(config), self.workspace)
         title = config.title or Path(config.data.train_file).stem
         facts = {
@@ -246,7 +246,7 @@ class Supervisor:
         }
 
         def make() -> JobFolder:
-            self.workspace.admit(config)  # again: the same visitor may have started another one meanwhile
+            self.workspace.policy.admit(config)  # again: the same visitor may have started another one meanwhile
             return self.workspace.create_run(title, to_yaml(config), facts)
 
         return self.submit(TRAIN, make)
@@ -287,7 +287,7 @@ class Supervisor:
         if not 0 <= extra_epochs <= MAX_EXTRA_EPOCHS:
             raise StudioError(f"{extra_epochs:g} extra epochs can't be trained.", "Give a number from 0 to 1000.")
         if extra_epochs:
-            self.workspace.check_may("train a run longer")
+            self.workspace.policy.check_may("train a run longer")
         with self._lock, lock(self.workspace):
             follower = self._follow(job_id)
             state, kind = follower.state, follower.kind
@@ -415,7 +415,7 @@ class Supervisor:
             _append(folder, Extended(time.time(), entry.extra_epochs))
         if entry.other_rows:
             _append(folder, OtherRowsAccepted(time.time()))
-        env = {**self.workspace.tokens(folder.maker), **self._secrets.pop(folder.id, {})}
+        env = {**self.workspace.policy.tokens(folder.owner_id), **self._secrets.pop(folder.id, {})}
         resume = entry.resume and (not isinstance(folder, RunFolder) or folder.has_checkpoints)
         self._launcher.start(folder, kind.module, resume=resume, env=env)
 
@@ -432,15 +432,15 @@ class Supervisor:
     def _end_the_overdrawn(self) -> None:
         """Ends all kinds of work that fill more of the disk than whoever asked for them has. Nothing more is saved: to
         save would take more of what there is none left of. The checkpoints saved last go where they are too much."""
-        if not self.workspace.bounded:
+        if not self.workspace.policy.has_quota:
             return
-        for maker, folder in at_work(self.workspace.whole):
-            if self._launcher.is_alive(folder) and (reason := self.workspace.overdrawn(maker)):
+        for maker, folder in at_work(self.workspace.unrestricted):
+            if self._launcher.is_alive(folder) and (reason := self.workspace.policy.over_quota(maker)):
                 _log.warning("%s: %s", folder.id, reason)
                 self._launcher.kill(folder, reason=reason)
                 folder.remove_unfinished()
                 for checkpoint in reversed(folder.checkpoint_folders()):
-                    if not self.workspace.overdrawn(maker):
+                    if not self.workspace.policy.over_quota(maker):
                         break
                     shutil.rmtree(checkpoint, ignore_errors=True)  # a writer that dies may still hold it
 

@@ -455,7 +455,7 @@ FREE = ("lora_dropout", "init_lora_weights")
 
 def adapter_folder(workspace: Workspace, name: str) -> Path:
     """The folder of an adapter named by itself, by its run, or by a run's checkpoint."""
-    workspace.check_path(name)
+    workspace.policy.check_path(name)
     path = Path(name).expanduser()
     # os.path, as a path asked itself fails for a name that no file can bear
     if os.path.isfile(path / SETTINGS_FILE):
@@ -495,7 +495,7 @@ def named_adapter(workspace: Workspace, name: str) -> NamedAdapter:
     """The adapter of a run, RUN/checkpoint-N or folder, with its title. Raises `StudioError` unless it can be used."""
     folder = adapter_folder(workspace, name)
     for base in bases_of(folder):
-        workspace.check_path(base)
+        workspace.policy.check_path(base)
     run = folder.parent if folder.parent.parent == workspace.runs_folder else folder.parent.parent
     inside = run.parent == workspace.runs_folder
     title = str(RunFolder(run).read_facts()["title"]) if inside else folder.name

@@ -52,11 +52,11 @@ def from_zip(archive: Path, workspace: Workspace, name: str, base: str | None = 
             root = _root(members)
             inside = [(member, PurePosixPath(member.filename)) for member in members]
             files = [(member, path.name) for member, path in inside if path.parent == root and path.name in TAKEN]
-            workspace.check_room(sum(member.file_size for member, _ in files))
+            workspace.policy.check_room(sum(member.file_size for member, _ in files))
             with incoming(workspace) as folder:
                 for member, file in files:
                     _copy(opened, member, folder / file)
-                check_fit(folder, base, workspace.check_path)
+                check_fit(folder, base, workspace.policy.check_path)
                 read_header(folder / WEIGHTS_FILE)
                 return _named(folder, workspace, Path(name).stem)
     except DAMAGE as error:
@@ -166,18 +166,18 @@ def _named(folder: Path, workspace: Workspace, name: str) -> Path:
 
 def from_folder(name: str, workspace: Workspace, base: str | None = None) -> Path:
     """An adapter's folder on this machine, checked."""
-    workspace.check_path(name)
+    workspace.policy.check_path(name)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise StudioError(f"There is no folder {name}.", "Give the folder that holds the adapter's files.")
-    check_fit(folder, base, workspace.check_path)
+    check_fit(folder, base, workspace.policy.check_path)
     return folder.resolve()
 
 
 def from_hub(name: str, workspace: Workspace, base: str | None = None) -> Path:
     """Fetches an adapter of the Hub (hub:owner/name) into the workspace; nothing but safetensors, JSON and text."""
-    workspace.check_may("fetch adapters from the Hub")
-    workspace.check_room()
+    workspace.policy.check_may("fetch adapters from the Hub")
+    workspace.policy.check_room()
     plain = name.removeprefix(HUB)
     if not _NAME.fullmatch(plain):
         raise StudioError(f"{name} is no name of an adapter on the Hub.", f"Write it as {HUB}owner/name.")
@@ -190,7 +190,7 @@ def from_hub(name: str, workspace: Workspace, base: str | None = None) -> Path:
     from huggingface_hub.utils import httpx
 
     target = workspace.adapters_folder / safe_name(plain.replace("/", "--"))
-    token = None if workspace.owned else False  # the owner's opens what is theirs alone
+    token = None if workspace.policy.is_admin else False  # the owner's opens what is theirs alone
     with incoming(workspace) as folder:
         try:
             huggingface_hub.snapshot_download(plain, allow_patterns=list(TAKEN), local_dir=folder, token=token)
@@ -203,7 +203,7 @@ def from_hub(name: str, workspace: Workspace, base: str | None = None) -> Path:
                 "Check the name and the network; a private or gated one needs HF_TOKEN in the environment.",
             ) from None
         shutil.rmtree(folder / ".cache", ignore_errors=True)
-        check_fit(folder, base, workspace.check_path)
+        check_fit(folder, base, workspace.policy.check_path)
         if target.exists():  # fetched before: the new one takes its place whole
             shutil.rmtree(target.rename(folder.with_name(f"{folder.name}-old")))
         return folder.rename(target)

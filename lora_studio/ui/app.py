@@ -25,18 +25,18 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from lora_studio.access import connections
 from lora_studio.access.accounts import Attempts, Sessions
-from lora_studio.access.guests import ABOUT, GuestWorkspace, hub_name, origin
+from lora_studio.access.guests import ABOUT, Guests, hub_name, origin
 from lora_studio.access.middleware import PROGRAM_OF, USER, Door, Gate
+from lora_studio.access.policy import Users
 from lora_studio.access.requests import CLEARED_SECONDS, Pages, VisitorFiles, remove_abandoned
-from lora_studio.access.serving import Serving, address_words, check_exposure
-from lora_studio.access.users import VisitedWorkspace
+from lora_studio.access.services import session, users_of
+from lora_studio.access.serving import Serving, address_words, check_exposure, readable_by
 from lora_studio.api import endpoints, openai
 from lora_studio.errors import StudioError
-from lora_studio.jobs.session import READING, READING_OF_VISITORS, Patience, Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models import hardware
 from lora_studio.models.hardware import Device
-from lora_studio.ui import gradio_patches, html, job_views, theme
+from lora_studio.ui import gradio_patches, html, theme
 from lora_studio.ui.chat import tab as chat_tab
 from lora_studio.ui.data import tab as data_tab
 from lora_studio.ui.evaluate import tab as evaluate_tab
@@ -57,7 +57,7 @@ def build_banner(studio: Studio) -> None:
 
     def refresh() -> str:
         workspace = studio.workspace
-        return words(owned=workspace.owned, login=login, name=hub_name(workspace.maker))
+        return words(owned=workspace.policy.is_admin, login=login, name=hub_name(workspace.policy.owner_id))
 
     gr.on(None, refresh, None, shown, show_progress="hidden", api_visibility="private")
 
@@ -192,28 +192,18 @@ def _open_tab_of_address(demo: gr.Blocks, tabs: gr.Tabs) -> None:
 
 def make_studio(workspace: Workspace, serving: Serving) -> Studio:
     """The studio behind the page: whole for whoever sits at this machine, else what each visitor may see of it."""
-    if not serving.trusts_visitors:
-        owner, seen_by = serving.owner, GuestWorkspace if serving.guests else VisitedWorkspace
-        asking = visitor if serving.several else lambda: owner
-        workspace = seen_by(workspace, asking, owner, serving.folders, int(serving.quota_gb * 1e9))
-        if isinstance(workspace, GuestWorkspace):
-            workspace.forget_guests()
+    users = users_of(workspace, serving)
+    if users is not None:
+        owner = users.owner
+        workspace = users.workspace_for(visitor if serving.several else lambda: owner)
     return Studio(
         workspace=workspace,
         supervisor=Supervisor(workspace),
-        inspector=_session(workspace, "inspect.log", lambda: READING if workspace.owned else READING_OF_VISITORS),
-        chat=_session(workspace, "chat.log"),
+        inspector=session(workspace, "inspect.log", patience=True),
+        chat=session(workspace, "chat.log"),
         serving=serving,
+        users=users,
     )
-
-
-def _session(workspace: Workspace, log: str, patience: Callable[[], Patience] | None = None) -> Session:
-    """A child that is asked by all visitors, each of whom may read of the Hub what they may see there themselves."""
-
-    def tokenless() -> bool:
-        return not workspace.owned
-
-    return Session(workspace.logs_folder / log, check=workspace.check_request, tokenless=tokenless, patience=patience)
 
 
 def visitor() -> str:
@@ -227,7 +217,7 @@ def launch(workspace: Workspace, serving: Serving) -> None:
     check_exposure(serving)
     gradio_patches.wait_for_no_code()
     os.environ[OF_PROXIES] = ""
-    if readers := workspace.open_to:
+    if readers := readable_by(workspace.root):
         print(f"{workspace.root} can be read by {readers} on this machine: chmod 700 makes it yours alone.", flush=True)
     _keep_uploads_private()
     studio = make_studio(workspace, serving)
@@ -259,9 +249,10 @@ def _keep_uploads_private() -> None:
 
 def _middleware(studio: Studio, demo: gr.Blocks) -> list[Middleware]:
     """The door around everything, and around it what a login at the Hub needs."""
-    serving, workspace = studio.serving, studio.workspace
-    if isinstance(workspace, VisitedWorkspace) and serving.several:
-        pages = Pages(_files(workspace), lambda name: 0 if name == workspace.owner else _waiting(demo, name))
+    serving, users = studio.serving, studio.users
+    if users is not None and serving.several:
+        owner = users.owner
+        pages = Pages(_files(users), lambda name: 0 if name == owner else _waiting(demo, name))
     else:
         pages = Pages()
     if serving.hub_app is None:
@@ -272,16 +263,16 @@ def _middleware(studio: Studio, demo: gr.Blocks) -> list[Middleware]:
     return [hub.middleware(), Middleware(Door, serving, Sessions(), Attempts(), hub, pages)]
 
 
-def _files(workspace: VisitedWorkspace) -> VisitorFiles:
-    """Whose files are whose, in the folders of uploads and downloads that visitors share."""
+def _files(users: Users) -> VisitorFiles:
+    """Whose files are whose, in the folders of uploads and downloads that users share."""
     files = VisitorFiles(
-        workspace.owner,
-        lambda name, size: workspace.seen_by(name).check_room(size),
-        lambda name: job_views.folder(workspace.seen_by(name)),
-        (workspace.root, Path(get_upload_folder()).resolve()),
+        users.owner,
+        lambda name, size: users.policy(name).check_room(size),
+        users.downloads,
+        (users.workspace.root, Path(get_upload_folder()).resolve()),
     )
-    if isinstance(workspace, GuestWorkspace):
-        workspace.waiting = files.waiting
+    if isinstance(users, Guests):
+        users.pending_bytes = files.waiting
     return files
 
 

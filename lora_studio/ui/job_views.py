@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from lora_studio.access.policy import OF
+from lora_studio.access.disk_quota import downloads_folder
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.ui import html, theme
@@ -167,7 +167,7 @@ def new_file(workspace: Workspace, name: str) -> Path:
     for old in (*theirs.iterdir(), *workspace.downloads_folder.iterdir()):
         if time.time() - old.stat().st_mtime > KEPT_SECONDS:
             shutil.rmtree(old)
-    workspace.check_room()
+    workspace.policy.check_room()
     new = theirs / secrets.token_hex(8)
     new.mkdir()
     return new / safe_name(name)
@@ -175,7 +175,7 @@ def new_file(workspace: Workspace, name: str) -> Path:
 
 def folder(workspace: Workspace) -> Path:
     """Where files for whoever is answered now are put."""
-    return workspace.downloads_folder / f"{OF}{workspace.maker}"
+    return downloads_folder(workspace, workspace.policy.owner_id)
 
 
 def link(path: Path) -> str:

@@ -1,45 +1,25 @@
-"""What every tab is given: the workspace, the children behind it, and the few components that tabs share."""
+"""What every tab is given: the services behind it, and the few components that tabs share."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import gradio as gr
 
-from lora_studio.access.guests import LIMITS
-from lora_studio.access.serving import Serving
-from lora_studio.chat.arbiter import Engine
+from lora_studio.access.services import Services
 from lora_studio.jobs.kinds import EVALUATE, EXPORT, TRAIN
-from lora_studio.jobs.session import Session
-from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import words
 from lora_studio.ui.curves import Curves
 from lora_studio.ui.data.choice import DataLooks
-from lora_studio.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Studio:
-    """The running studio. `inspector` reads data with a tokenizer, `chat` holds a model; both start on first use.
+class Studio(Services):
+    """The services with what the page keeps of them: `curves` for the charts, `looks` for each user's data."""
 
-    `curves` keeps what the charts took up of the runs, `looks` what each visitor's data came to. `serving` says who may
-    do what.
-    """
-
-    workspace: Workspace
-    supervisor: Supervisor
-    inspector: Session
-    chat: Session
     curves: Curves = field(default_factory=Curves)
     looks: DataLooks = field(default_factory=DataLooks)
-    serving: Serving = field(default_factory=Serving)
-
-    @cached_property
-    def engine(self) -> Engine:
-        """Answers in turn, whoever asks: the chat tab, a program, an endpoint."""
-        return Engine(self.chat, self.supervisor, LIMITS.questions if self.serving.guests else None)
 
     def status_line(self) -> str:
-        """What this machine is doing, as the top of every tab says it to whoever looks."""
+        """What this machine is doing, for the top of every tab, as the current caller may see it."""
         runs, working = self.supervisor.runs(), self.supervisor.working()
         own = {run.id for run in runs}
         others = any(job.kind == TRAIN.name and job.id not in own for job in working)

@@ -11,7 +11,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from lora_studio.access import guests
-from lora_studio.access.guests import ELSEWHERE, LIMITS, GuestWorkspace
+from lora_studio.access.guests import ELSEWHERE, LIMITS, Guests
 from lora_studio.access.requests import VisitorFiles
 from lora_studio.config.parsing import nest, parse, read_yaml, to_yaml
 from lora_studio.config.presets import resolve
@@ -21,6 +21,7 @@ from lora_studio.evaluate import benchmarks
 from lora_studio.evaluate import request as evaluating
 from lora_studio.evaluate.request import create, make_request
 from lora_studio.export import request as exporting
+from lora_studio.jobs.folder import remove
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.queue import Waiting, check_room
 from lora_studio.jobs.supervisor import Supervisor
@@ -37,7 +38,8 @@ class Visit:
 
     def __init__(self, root: Path) -> None:
         self.now = GUEST
-        self.workspace = GuestWorkspace(Workspace(root / "workspace"), lambda: self.now, OWNER)
+        self.guests = Guests(Workspace(root / "workspace"), OWNER)
+        self.workspace = self.guests.workspace_for(lambda: self.now)
         self.supervisor = Supervisor(self.workspace, LocalLauncher(fake_command("steps=1")))
 
     def run(self, name: str) -> RunFolder:
@@ -66,7 +68,7 @@ def test_a_guest_trains_the_demo_once_on_few_rows(visit: Visit) -> None:
     assert visit.workspace.runs() == []
     visit.supervisor.launch(demo())
     visit.now = OWNER
-    assert visit.workspace.admit(demo()) == demo()
+    assert visit.workspace.policy.admit(demo()) == demo()
 
 
 @pytest.mark.parametrize(
@@ -88,15 +90,15 @@ def test_what_is_beyond_the_limits_is_refused_to_guests_and_left_to_the_owner(
 ) -> None:
     small = {"training.num_train_epochs": 8, "training.per_device_train_batch_size": 8, "data.max_length": 256}
     small["training.gradient_accumulation_steps"] = 1
-    visit.workspace.admit(parse(nest(small)))
+    visit.workspace.policy.admit(parse(nest(small)))
     config = parse(nest({**small, path: value}))
     with pytest.raises(StudioError, match="more than guests may start"):
-        visit.workspace.admit(config)
+        visit.workspace.policy.admit(config)
     with pytest.raises(StudioError):
         visit.supervisor.launch(config)
-    assert visit.workspace.whole.runs() == []
+    assert visit.workspace.unrestricted.runs() == []
     visit.now = OWNER
-    assert visit.workspace.admit(config) == config
+    assert visit.workspace.policy.admit(config) == config
 
 
 @pytest.mark.parametrize(
@@ -115,16 +117,16 @@ def test_a_guests_run_goes_through_so_many_tokens_and_no_more(
     visit: Visit, settings: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(StudioError, match=words):
-        visit.workspace.admit(demo(**settings))
+        visit.workspace.policy.admit(demo(**settings))
 
 
 def test_a_guests_run_whose_checkpoints_have_no_room_is_not_started(tmp_path: Path) -> None:
-    workspace = GuestWorkspace(Workspace(tmp_path / "workspace"), lambda: GUEST, OWNER, quota=100_000_000)
+    workspace = Guests(Workspace(tmp_path / "workspace"), OWNER, quota=100_000_000).workspace_for(lambda: GUEST)
     for fits in ({}, {"lora.r": 64}):
-        workspace.admit(demo(**fits))
+        workspace.policy.admit(demo(**fits))
     for settings in ({"lora.r": 1024}, {"lora.r": 512, "training.save_total_limit": 2}):
         with pytest.raises(StudioError, match=r"would take [\d,]+ MB, and guests have 100 MB"):
-            workspace.admit(demo(**settings))
+            workspace.policy.admit(demo(**settings))
 
 
 def test_all_guests_together_start_so_many_runs_an_hour(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,32 +135,32 @@ def test_all_guests_together_start_so_many_runs_an_hour(visit: Visit, monkeypatc
     visit.run(OWNER)
     visit.now = GUEST
     with pytest.raises(StudioError, match=r"Guests started 12 runs in this hour.\nCome back"):
-        visit.workspace.admit(demo())
+        visit.workspace.policy.admit(demo())
     monkeypatch.setattr(time, "time", lambda now=time.time: now() + guests.HOUR)
-    visit.workspace.admit(demo())
+    visit.workspace.policy.admit(demo())
 
 
 def test_one_person_with_many_cookies_leaves_runs_to_others(visit: Visit) -> None:
     for number in range(LIMITS.runs_of_address):
         run = visit.run(f"guest-1-{number}")
-        visit.workspace.delete_run(run.id)  # a start is a start
+        remove(run)  # a start is a start
     for name, fits in (("guest-1-z", False), ("guest-2-a", True), ("hub-anna", True)):
         visit.now = name
         if fits:
-            visit.workspace.admit(demo())
+            visit.workspace.policy.admit(demo())
         else:
             with pytest.raises(StudioError, match="Guests of your address started 4 runs"):
-                visit.workspace.admit(demo())
-    again = GuestWorkspace(visit.workspace.whole, lambda: "guest-3-a", OWNER)
-    again.admit(demo())
+                visit.workspace.policy.admit(demo())
+    again = Guests(visit.workspace.unrestricted, OWNER).workspace_for(lambda: "guest-3-a")
+    again.policy.admit(demo())
 
 
 def test_a_new_server_remembers_the_runs_of_the_last_hour(visit: Visit) -> None:
     for number in range(LIMITS.runs_an_hour):
         visit.run(f"guest-{number + 10}-a")
-    again = GuestWorkspace(visit.workspace.whole, lambda: GUEST, OWNER)
+    again = Guests(visit.workspace.unrestricted, OWNER).workspace_for(lambda: GUEST)
     with pytest.raises(StudioError, match="in this hour"):
-        again.admit(demo())
+        again.policy.admit(demo())
 
 
 def test_two_starts_of_one_guest_at_once_make_one_run(visit: Visit) -> None:
@@ -185,28 +187,28 @@ def test_two_starts_of_one_guest_at_once_make_one_run(visit: Visit) -> None:
 )
 def test_the_engine_is_asked_nothing_that_guests_may_not(visit: Visit, params: dict[str, Any]) -> None:
     with pytest.raises(StudioError, match="guests"):
-        visit.workspace.check_request(params)
+        visit.workspace.policy.check_request(params)
     if params.get("base") != "/etc":
         visit.now = OWNER
-        visit.workspace.check_request(params)
+        visit.workspace.policy.check_request(params)
 
 
 def test_the_demo_and_a_guests_own_upload_may_be_asked_for(visit: Visit, tmp_path: Path) -> None:
     source = tmp_path / "mine.jsonl"
     source.write_text("{}")
     mine = visit.workspace.save_upload(source)
-    visit.workspace.check_request({"model": "demo", "train_file": str(mine), "settings": {"max_new_tokens": 50}})
-    visit.workspace.check_request({"base": "demo", "train_file": "pirate"})
+    visit.workspace.policy.check_request({"model": "demo", "train_file": str(mine), "settings": {"max_new_tokens": 50}})
+    visit.workspace.policy.check_request({"base": "demo", "train_file": "pirate"})
     visit.now = "guest-2-a"
     with pytest.raises(StudioError, match="guests"):
-        visit.workspace.check_request({"train_file": str(mine)})
+        visit.workspace.policy.check_request({"train_file": str(mine)})
 
 
 def test_a_new_server_forgets_what_guests_of_the_last_one_typed(visit: Visit, tmp_path: Path) -> None:
     visit.workspace.write_draft("form", {"a": 1})
     visit.now = OWNER
     visit.workspace.write_draft("form", {"b": 2})
-    visit.workspace.forget_guests()
+    visit.guests.forget_guests()
     assert visit.workspace.read_draft("form") == {"b": 2}
     visit.now = GUEST
     assert visit.workspace.read_draft("form") is None
@@ -243,9 +245,9 @@ def test_a_guests_evaluation_answers_few_rows(visit: Visit, monkeypatch: pytest.
     for wrong in (f"{run.id}/../../x", f"{run.id}/worker.log", "hub:owner/adapter"):
         with pytest.raises(StudioError, match="guests"):
             make_request(visit.workspace, [wrong], "pirate")
-    assert visit.workspace.test_rows(3) == 3
+    assert visit.workspace.policy.test_rows(3) == 3
     visit.now = OWNER
-    assert visit.workspace.test_rows(None) is None
+    assert visit.workspace.policy.test_rows(None) is None
 
 
 def test_guests_of_one_address_have_a_few_jobs_in_the_queue_together(visit: Visit) -> None:
@@ -261,39 +263,38 @@ def test_guests_of_one_address_have_a_few_jobs_in_the_queue_together(visit: Visi
 
 def test_guests_have_room_for_so_much_each_and_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [GUEST]
-    workspace = GuestWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], OWNER, quota=1000)
+    workspace = Guests(Workspace(tmp_path / "workspace"), OWNER, quota=1000).workspace_for(lambda: now[0])
     monkeypatch.setattr(guests, "LIMITS", replace(LIMITS, quotas_together=2))
     for number, size in ((1, 900), (2, 900)):
         now[0] = f"guest-{number}-a"
         (workspace.uploads_folder / "data.csv").write_bytes(b"x" * size)
     with pytest.raises(StudioError, match=r"you uploaded and made takes.*\n.*after 24 hours"):
-        workspace.check_room(101)
+        workspace.policy.check_room(101)
     now[0] = "guest-3-a"
-    workspace.check_room(200)
+    workspace.policy.check_room(200)
     with pytest.raises(StudioError, match="What guests uploaded and made takes"):
-        workspace.check_room(201)
+        workspace.policy.check_room(201)
     now[0] = OWNER
-    workspace.check_room(10**12)
+    workspace.policy.check_room(10**12)
 
 
 def test_one_person_with_many_cookies_leaves_room_to_others(tmp_path: Path) -> None:
     now = [GUEST]
-    workspace = GuestWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], OWNER, quota=1000)
+    workspace = Guests(Workspace(tmp_path / "workspace"), OWNER, quota=1000).workspace_for(lambda: now[0])
     for number in range(LIMITS.quotas_of_address):
         now[0] = f"guest-1-{number}"
         (workspace.uploads_folder / "data.csv").write_bytes(b"x" * 1000)
     now[0] = "guest-1-z"
     with pytest.raises(StudioError, match="What guests of your address made takes"):
-        workspace.check_room()
+        workspace.policy.check_room()
     now[0] = "guest-2-a"
-    workspace.check_room(1000)
+    workspace.policy.check_room(1000)
 
 
 def test_uploads_that_wait_in_the_temporary_folder_count_for_all_guests(tmp_path: Path) -> None:
-    now = [GUEST]
-    workspace = GuestWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], OWNER, quota=1000)
-    files = VisitorFiles(OWNER, lambda name, size: workspace.seen_by(name).check_room(size), lambda name: tmp_path, ())
-    workspace.waiting = files.waiting
+    guests = Guests(Workspace(tmp_path / "workspace"), OWNER, quota=1000)
+    files = VisitorFiles(OWNER, lambda name, size: guests.policy(name).check_room(size), lambda name: tmp_path, ())
+    guests.pending_bytes = files.waiting
 
     def upload_much(name: str) -> None:
         for number in range(100):
@@ -316,7 +317,7 @@ def test_prepared_data_of_all_guests_together_stays_small(visit: Visit, monkeypa
         entry.mkdir(parents=True)
         (entry / "ids").write_bytes(b"x" * 1000)
         os.utime(entry, (number, number))
-    visit.workspace.forget_old()
+    visit.guests.remove_old()
     assert sorted(path.name for path in visit.workspace.cache_folder.iterdir()) == ["entry-3", "entry-4"]
 
 
@@ -324,9 +325,9 @@ def test_what_guests_made_is_gone_after_a_day_and_makes_room(visit: Visit, monke
     old, kept = visit.run(GUEST), visit.run(OWNER)
     visit.now = GUEST
     (visit.workspace.uploads_folder / "data.csv").write_text("x")
-    visit.workspace.forget_old()
+    visit.guests.remove_old()
     assert old.path.exists()
     monkeypatch.setattr(time, "time", lambda now=time.time: now() + LIMITS.hours_kept * guests.HOUR + 1)
-    visit.workspace.forget_old()
-    assert [run.id for run in visit.workspace.whole.runs()] == [kept.id]
+    visit.guests.remove_old()
+    assert [run.id for run in visit.workspace.unrestricted.runs()] == [kept.id]
     assert list((visit.workspace.root / "users").iterdir()) == []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.access.policy import delete_upload
+from lora_studio.access.disk_quota import delete_upload
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import request
@@ -21,7 +21,7 @@ def visit(tmp_path: Path) -> Visit:
 
 def test_a_visitor_deletes_an_upload_of_their_own_and_nobody_elses(visit: Visit, tmp_path: Path) -> None:
     files = {name: upload(visit, name, tmp_path) for name in ("bert", "carl")}
-    for name in (str(files["carl"]), str(visit.by("bert").own), f"{files['bert'].parent}/../drafts"):
+    for name in (str(files["carl"]), str(visit.by("bert").user_folder), f"{files['bert'].parent}/../drafts"):
         with pytest.raises(StudioError, match="not among your uploads"):
             delete_upload(visit.by("bert"), name)
     assert 'aria-label="Delete bert.jsonl"' in uploads(visit.by("bert"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.access.users import MAX_WAITING, VisitedWorkspace
+from lora_studio.access.policy import MAX_QUEUED, Users
 from lora_studio.chat import prompts
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.config.presets import own_presets, save_preset
@@ -17,7 +17,7 @@ from lora_studio.evaluate.request import make_request
 from lora_studio.export import request as exports
 from lora_studio.files import bytes_in
 from lora_studio.jobs.ending_words import ending_words
-from lora_studio.jobs.folder import EvaluationFolder
+from lora_studio.jobs.folder import EvaluationFolder, remove
 from lora_studio.jobs.kinds import EVALUATE
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.queue import Waiting, check_room, lock, write_queue
@@ -37,9 +37,9 @@ class Visit:
         self.plain = Workspace(root / "workspace")
         self.shared = root / "shared"
         self.shared.mkdir()
-        self.workspace = VisitedWorkspace(self.plain, lambda: self.now, "anna", [self.shared])
+        self.workspace = Users(self.plain, "anna", [self.shared]).workspace_for(lambda: self.now)
 
-    def by(self, name: str) -> VisitedWorkspace:
+    def by(self, name: str) -> Workspace:
         self.now = name
         return self.workspace
 
@@ -69,7 +69,7 @@ def test_visitors_see_their_own_runs_and_the_owner_sees_all(visit: Visit) -> Non
         with pytest.raises(StudioError, match="no such run"):
             visit.by("bert").run(wanted)
     with pytest.raises(StudioError, match="no such run"):
-        visit.by("bert").delete_run(runs["carl"].id)
+        remove(visit.by("bert").run(runs["carl"].id))
     assert runs["carl"].path.is_dir()
 
 
@@ -122,7 +122,7 @@ def test_the_queue_is_everybodys_but_nobody_passes_others(visit: Visit) -> None:
 
 
 def test_a_visitor_has_a_few_runs_in_the_queue_and_the_owner_any_number(visit: Visit) -> None:
-    runs = [visit.run("bert") for _ in range(MAX_WAITING)]
+    runs = [visit.run("bert") for _ in range(MAX_QUEUED)]
     waiting = [Waiting(run.id) for run in runs]
     with pytest.raises(StudioError, match="10 of your jobs wait"):
         check_room(visit.by("bert"), waiting)
@@ -153,7 +153,7 @@ def test_uploads_drafts_presets_prompts_and_votes_are_ones_own(visit: Visit, tmp
 
 
 def test_what_is_kept_after_an_answer_is_kept_for_whoever_asked(visit: Visit) -> None:
-    later = visit.by("bert").as_now()
+    later = visit.by("bert").bound()
     visit.by("carl").write_draft("chat", "carl's")
     later.write_draft("chat", "bert's")
     assert visit.by("bert").read_draft("chat") == "bert's"
@@ -228,7 +228,7 @@ def test_no_path_leaves_what_a_visitor_may_use(
     visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    others, own = visit.run("carl"), visit.by("bert").own
+    others, own = visit.run("carl"), visit.by("bert").user_folder
     others.adapter.mkdir()
     (own / "link").symlink_to("/etc/passwd")
     (visit.shared / "link").symlink_to("/etc/passwd")
@@ -237,10 +237,10 @@ def test_no_path_leaves_what_a_visitor_may_use(
     given = name.format(own=own, shared=visit.shared, root=visit.plain.root, others=others.path)
     for request in ({"train_file": given}, {"validation_file": given}, {"model": given}, {"base": given}):
         with pytest.raises(StudioError, match="outside"):
-            visit.workspace.check_request(request)
+            visit.workspace.policy.check_request(request)
     for nested in ({"adapters": {"a": given}}, {"of": {"train_file": given}}):
         with pytest.raises(StudioError, match="outside"):
-            visit.workspace.check_request(nested)
+            visit.workspace.policy.check_request(nested)
 
 
 @pytest.mark.parametrize(
@@ -268,21 +268,23 @@ def test_what_a_visitor_may_name_passes(
     monkeypatch.chdir(tmp_path)
     mine = visit.run("bert").path
     (visit.workspace.uploads_folder / "x.jsonl").write_text("{}")
-    given = name.format(own=visit.workspace.own, shared=visit.shared, mine=mine)
-    visit.workspace.check_request({"train_file": given, "model": given, "adapters": {"a": given}, "revision": "main"})
+    given = name.format(own=visit.workspace.user_folder, shared=visit.shared, mine=mine)
+    visit.workspace.policy.check_request(
+        {"train_file": given, "model": given, "adapters": {"a": given}, "revision": "main"}
+    )
 
 
 @pytest.mark.parametrize("revision", ["../../x", "a/../b", "/etc", "a b", "-x\n"])
 def test_a_revision_is_no_path(visit: Visit, revision: str) -> None:
     with pytest.raises(StudioError, match="no revision"):
-        visit.by("bert").check_request({"model": "owner/name", "revision": revision})
+        visit.by("bert").policy.check_request({"model": "owner/name", "revision": revision})
 
 
 def test_the_owner_reaches_the_whole_workspace_and_no_more(visit: Visit, tmp_path: Path) -> None:
     file = upload(visit, "bert", tmp_path)
-    visit.by("anna").check_path(str(file))
+    visit.by("anna").policy.check_path(str(file))
     with pytest.raises(StudioError, match="outside"):
-        visit.by("anna").check_path("/etc/passwd")
+        visit.by("anna").policy.check_path("/etc/passwd")
 
 
 def test_a_run_is_refused_before_it_is_made_where_its_files_are_others(visit: Visit, tmp_path: Path) -> None:
@@ -304,7 +306,7 @@ def test_a_name_that_is_no_folders_name_gets_none(visit: Visit, name: str) -> No
 def test_visitors_have_room_for_so_much_on_the_disk_and_the_owner_for_all(tmp_path: Path) -> None:
     now = ["bert"]
     plain = Workspace(tmp_path / "workspace")
-    workspace = VisitedWorkspace(plain, lambda: now[0], "anna", quota=5_000_000)
+    workspace = Users(plain, "anna", quota=5_000_000).workspace_for(lambda: now[0])
     big = tmp_path / "big.jsonl"
     big.write_bytes(b"x" * 3_000_000)
     workspace.save_upload(big)
@@ -329,13 +331,13 @@ def test_visitors_have_room_for_so_much_on_the_disk_and_the_owner_for_all(tmp_pa
         workspace.create_run("run", to_yaml(Config()), {})
         workspace.save_uploads([big, big])
     now[0] = "bert"
-    workspace.delete_run(run.id)
+    remove(run)
     workspace.create_run("run", to_yaml(Config()), {})
 
 
 def test_work_that_fills_more_than_its_makers_room_is_ended_while_it_grows(tmp_path: Path) -> None:
     now = ["bert"]
-    workspace = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], "anna", quota=1_000_000)
+    workspace = Users(Workspace(tmp_path / "workspace"), "anna", quota=1_000_000).workspace_for(lambda: now[0])
     supervisor = Supervisor(workspace, LocalLauncher(fake_command("greedy")))
 
     def ended() -> bool:
@@ -355,11 +357,11 @@ def test_work_that_fills_more_than_its_makers_room_is_ended_while_it_grows(tmp_p
     ]  # the torn one is gone
     now[0] = "bert"
     (workspace.uploads_folder / "data.csv").write_bytes(b"x" * 300_000)
-    workspace.delete_run(run)
+    remove(workspace.run(run))
     run = supervisor.launch(Config())
     wait_until(ended)
     assert sorted(path.name for path in workspace.run(run).checkpoints.iterdir()) == ["checkpoint-1"]
-    workspace.check_room()
+    workspace.policy.check_room()
     now[0] = "anna"  # whose room is the disk
     run = supervisor.launch(Config())
     wait_until(lambda: (workspace.run(run).checkpoints / "checkpoint-3" / "optimizer.pt").exists())
@@ -382,7 +384,7 @@ def _preset(workspace: Workspace, text: str) -> None:
 
 @pytest.mark.parametrize("write", [_draft, _prompts, _preset])
 def test_what_is_typed_counts_as_well(tmp_path: Path, write: Callable[[Workspace, str], None]) -> None:
-    workspace = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: "bert", "anna", quota=150_000)
+    workspace = Users(Workspace(tmp_path / "workspace"), "anna", quota=150_000).workspace_for(lambda: "bert")
 
     def write_much() -> None:
         for number in range(100):
@@ -390,11 +392,11 @@ def test_what_is_typed_counts_as_well(tmp_path: Path, write: Callable[[Workspace
 
     with pytest.raises(StudioError, match=r"takes .* MB of the"):
         write_much()
-    assert bytes_in(workspace.own) <= 270_000  # it is measured after every tenth of a megabyte
+    assert bytes_in(workspace.user_folder) <= 270_000  # it is measured after every tenth of a megabyte
 
 
 def test_a_draft_that_shrinks_needs_no_room(tmp_path: Path) -> None:
-    workspace = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: "bert", "anna", quota=500_000)
+    workspace = Users(Workspace(tmp_path / "workspace"), "anna", quota=500_000).workspace_for(lambda: "bert")
     workspace.write_draft("form", "x" * 400_000)
     (workspace.uploads_folder / "data.csv").write_bytes(b"x" * 200_000)
     with pytest.raises(StudioError):
@@ -404,8 +406,9 @@ def test_a_draft_that_shrinks_needs_no_room(tmp_path: Path) -> None:
 
 
 def test_downloads_count_as_well(tmp_path: Path) -> None:
-    workspace = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: "bert", "anna", quota=1000)
+    users = Users(Workspace(tmp_path / "workspace"), "anna", quota=1000)
+    workspace = users.workspace_for(lambda: "bert")
     job_views.new_file(workspace, "run.zip").write_bytes(b"x" * 1001)
     with pytest.raises(StudioError, match="takes"):
         job_views.new_file(workspace, "run.zip")
-    workspace.seen_by("carl").check_room(1000)
+    users.policy("carl").check_room(1000)

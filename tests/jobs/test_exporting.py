@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.access.users import VisitedWorkspace
+from lora_studio.access.policy import Users
 from lora_studio.errors import StudioError
 from lora_studio.export import request
 from lora_studio.export.request import Request, exports
@@ -91,7 +91,7 @@ def test_a_secret_reaches_the_child_and_no_file(jobs: Jobs, workspace: Workspace
 def test_a_visitor_publishes_with_a_token_of_their_own_or_not_at_all(
     workspace: Workspace, request_: Request, tmp_path: Path
 ) -> None:
-    visited = VisitedWorkspace(workspace, lambda: "ben", "anna", [tmp_path])
+    visited = Users(workspace, "anna", [tmp_path]).workspace_for(lambda: "ben")
     program = str(Path(__file__).with_name("fake_exporter.py"))
     mine = Supervisor(visited, LocalLauncher([sys.executable, program, "secret"], env={"HF_TOKEN": "hf_of_the_owner"}))
     published = replace(request_, target="hub", settings={"repo": "pirate"})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.access.users import VisitedWorkspace
+from lora_studio.access.policy import Users
 from lora_studio.errors import StudioError
 from lora_studio.models import imports
 from lora_studio.models.adapters import read_card
@@ -172,7 +172,7 @@ def test_whether_a_base_is_there_is_not_told_where_it_may_not_be_read(tmp_path: 
     there = tmp_path / "models" / "base"
     there.mkdir(parents=True)
     (there / "config.json").write_text('{"model_type": "qwen3"}')
-    workspace = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: "bert", "anna")
+    workspace = Users(Workspace(tmp_path / "workspace"), "anna").workspace_for(lambda: "bert")
     said = []
     for base in (there, tmp_path / "models" / "none"):
         config = json.dumps({**json.loads(files()["adapter_config.json"]), "base_model_name_or_path": str(base)})

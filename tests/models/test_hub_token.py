@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub.utils import build_hf_headers
 
-from lora_studio.access.users import VisitedWorkspace
+from lora_studio.access.policy import Users
 from lora_studio.cli import export as export_command
 from lora_studio.cli import main
 from lora_studio.config.sections import Config
@@ -96,28 +96,28 @@ def test_blanks_are_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_child_that_works_for_a_visitor_finds_no_token_and_the_owners_does(tmp_path: Path) -> None:
-    visited = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: "bert", "anna")
+    visited = Users(Workspace(tmp_path / "workspace"), "anna").workspace_for(lambda: "bert")
     login = tmp_path / "hub" / "token"
     login.parent.mkdir()
     login.write_text(OWNERS)
     ask = "import huggingface_hub; print(huggingface_hub.get_token())"
     typed, logged_in = {"HF_TOKEN": OWNERS}, {"HF_TOKEN": "", "HF_TOKEN_PATH": str(login)}
     for variables, maker, found in ((typed, "bert", "None"), (logged_in, "bert", "None"), (logged_in, "anna", OWNERS)):
-        env = os.environ | variables | visited.tokens(maker)
+        env = os.environ | variables | visited.policy.tokens(maker)
         said = subprocess.run([sys.executable, "-c", ask], env=env, capture_output=True, text=True)
         assert said.stdout.strip() == found
-    assert visited.tokens("") == {}
+    assert visited.policy.tokens("") == {}
 
 
 def test_runs_and_other_jobs_of_visitors_are_started_without_the_owners_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = ["bert"]
-    visited = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], "anna")
+    visited = Users(Workspace(tmp_path / "workspace"), "anna").workspace_for(lambda: now[0])
     started: list[tuple[str, str | None]] = []
 
     def start(self: LocalLauncher, job: JobFolder, module: str, **given: Any) -> None:
-        started.append((job.maker, (given["env"] or {}).get("HF_TOKEN")))
+        started.append((job.owner_id, (given["env"] or {}).get("HF_TOKEN")))
 
     monkeypatch.setattr(LocalLauncher, "start", start)
     supervisor = Supervisor(visited)
@@ -141,7 +141,7 @@ def test_an_adapter_is_fetched_for_a_visitor_without_the_owners_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, tokens = ["bert"], []
-    visited = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], "anna")
+    visited = Users(Workspace(tmp_path / "workspace"), "anna").workspace_for(lambda: now[0])
 
     def fetched(name: str, *, allow_patterns: list[str], local_dir: Path, token: bool | None) -> None:
         tokens.append(token)

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from lora_studio.access.users import VisitedWorkspace
+from lora_studio.access.policy import Users
 from lora_studio.chat import choices, conversation
 from lora_studio.chat.arbiter import BusyError, Engine, asker
 from lora_studio.chat.choices import Wanted
@@ -343,7 +343,7 @@ def test_load_says_what_is_in_memory_and_unload_ends_the_child(act: Chat) -> Non
 
 def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_owner(tmp_path: Path) -> None:
     now, session = ["anna"], FakeSession(script)
-    workspace = VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], "anna")
+    workspace = Users(Workspace(tmp_path / "workspace"), "anna").workspace_for(lambda: now[0])
     runs = []
     for now[0] in ("carl", "anna"):
         runs.append(RunState(make_run(workspace, "Pirate", adapter=True).id, "Pirate", "done"))

@@ -29,7 +29,7 @@ from lora_studio.ui.export.results import (
     typed,
     values_of,
 )
-from lora_studio.workspace import Workspace
+from lora_studio.workspace import Policy, Workspace
 from tests.adapters import files, write
 
 HOSTILE = "<b>${1+1}</b>"
@@ -124,15 +124,15 @@ def test_one_that_lacks_what_was_asked_for_is_not_called_finished(board: Board, 
 
 
 def test_a_visitor_downloads_what_came_out_and_reads_no_place_of_the_machine(workspace: Workspace, run: str) -> None:
-    class Visited(Workspace):
-        owned = False
+    class Visitor(Policy):
+        is_admin = False
 
     folder = finished(workspace, run)
     view = View(run, export=folder.id)
     assert (
         f"On this machine: {folder.result}" in Board(workspace, Supervisor(workspace)).look(view, time.time())["head"]
     )
-    visited = Visited(workspace.root)
+    visited = workspace.with_policy(Visitor)
     seen = "".join(Board(visited, Supervisor(visited)).look(view, time.time()).values())
     assert str(workspace.root) not in seen
     assert "<pre>cd . &amp;&amp; python &#x27;a b" in seen

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from lora_studio.access.users import VisitedWorkspace
+from lora_studio.access.policy import Users
 from lora_studio.errors import StudioError
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.data import choice as data_choice
@@ -223,7 +223,7 @@ def test_a_stop_says_so_and_leaves_what_was_shown(act: Inspection) -> None:
 
 def test_a_visitor_stops_their_own_look_and_nobody_elses(tmp_path: Path) -> None:
     now = ["bert"]
-    act = acting(VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], "anna"))
+    act = acting(Users(Workspace(tmp_path / "workspace"), "anna").workspace_for(lambda: now[0]))
     steps = [{"kind": "progress", "phase": "encode", "done": done, "total": 5} for done in range(5)]
     session: Any = act.studio.inspector
     session.script = lambda method, **params: [*steps, RESULT]
@@ -245,7 +245,7 @@ def test_a_visitor_stops_their_own_look_and_nobody_elses(tmp_path: Path) -> None
 
 def test_prepared_data_is_cleared_by_the_owner_alone(tmp_path: Path) -> None:
     now = ["bert"]
-    act = acting(VisitedWorkspace(Workspace(tmp_path / "workspace"), lambda: now[0], "anna"))
+    act = acting(Users(Workspace(tmp_path / "workspace"), "anna").workspace_for(lambda: now[0]))
     entry = act.studio.workspace.cache_folder / "entry"
     entry.mkdir(parents=True)
     (entry / "ids").write_bytes(b"x" * 1000)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio.access.accounts import OWNER
-from lora_studio.access.users import VisitedWorkspace
+from lora_studio.access.policy import Users
 from lora_studio.evaluate.request import create, make_request
 from lora_studio.export import request
 from lora_studio.jobs.kinds import EVALUATE, EXPORT
@@ -35,7 +35,7 @@ def test_a_day_of_ticks_leaves_nothing_behind(tmp_path: Path) -> None:
     write(runs[0].adapter, files())
     create(whole, make_request(whole, [runs[0].id], "pirate"))
     request.create(whole, request.make_request(whole, runs[0].id, "merged"))
-    workspace = VisitedWorkspace(whole, lambda: OWNER, OWNER)
+    workspace = Users(whole, OWNER).workspace_for(lambda: OWNER)
     log = whole.logs_folder / "log"
     studio = Studio(workspace, Supervisor(workspace), Session(log), Session(log))
     board, evaluated = Board(workspace), evaluate_board.Board(workspace, studio.supervisor)

@@ -72,7 +72,7 @@ class Chat:
 
     def asker(self, who: str) -> str:
         """What the engine knows a browser by: with its visitor's name, so that nobody stops another's answer."""
-        return asker("page", self.studio.workspace.maker, who)
+        return asker("page", self.studio.workspace.policy.owner_id, who)
 
     def talk(self, who: str) -> Talk:
         return conversation.read_talk(self.studio.workspace, who)
@@ -213,7 +213,7 @@ class Chat:
         p = self.parts
         try:
             with contextlib.closing(
-                self.engine.unload(self.asker(who), at_once=self.studio.workspace.owned)
+                self.engine.unload(self.asker(who), at_once=self.studio.workspace.policy.is_admin)
             ) as answers:
                 for answer in answers:
                     if answer["kind"] == "status":
@@ -253,7 +253,7 @@ class Chat:
             check_length("The question", question, QUESTION)
         check_length("The system prompt", system, SYSTEM_PROMPT)
         p, names = self.parts, list(questions)
-        workspace = self.studio.workspace.as_now()  # what is kept at the end is kept for whoever asked
+        workspace = self.studio.workspace.bound()  # what is kept at the end is kept for whoever asked
         chosen = columns.chosen
         own = chosen[0].card().system_prompt
         talk.sampling, talk.system = checked(sampling), None if system == own else system

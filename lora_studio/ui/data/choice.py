@@ -96,7 +96,7 @@ class DataLooks:
 
     def last(self, workspace: Workspace) -> DataLook | None:
         """What the visitor who is answered looked at last."""
-        maker = workspace.maker
+        maker = workspace.policy.owner_id
         with self._lock:
             if maker in self._of:
                 self._of.move_to_end(maker)
@@ -107,7 +107,7 @@ class DataLooks:
         """Another version of the code might draw the draft otherwise, so that it does not count there. Raises
         `StudioError` where the draft can't be kept; what was found is known all the same."""
         draft = {"settings": settings, "result": result, "code": code_version()}
-        self._remember(workspace.maker, look_from(draft))
+        self._remember(workspace.policy.owner_id, look_from(draft))
         workspace.write_draft(FOUND, draft)
 
     def _remember(self, maker: str, look: DataLook | None) -> DataLook | None:
@@ -132,7 +132,7 @@ def is_there(name: str, workspace: Workspace) -> bool:
     Of files that may not be read it is not told whether they are there.
     """
     try:
-        workspace.check_path(name)
+        workspace.policy.check_path(name)
     except StudioError:
         return False
     if name in shipped_data() or is_hub_name(name):

@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.access.policy import delete_upload
+from lora_studio.access.disk_quota import delete_upload
 from lora_studio.data.cache import code_version
 from lora_studio.errors import StudioError
 from lora_studio.ui import charts, form, html, job_views
@@ -239,7 +239,7 @@ class Inspection:
     def _inspect(self, values: dict[str, Any], *, correcting: dict[str, Any] | None = None) -> Iterator[Updates]:
         """`correcting` is what was found with the reading that is to be changed: it stays where the new one fails."""
         c, v, workspace = self.controls, self.view, self.studio.workspace
-        maker = workspace.maker
+        maker = workspace.policy.owner_id
         look = self._looks[maker] = Look()
         yield {
             v.status: gr.HTML(html.progress("Starting the reader"), visible=True),
@@ -305,10 +305,10 @@ class Inspection:
     def stop(self) -> None:
         """Ends the inspector's child: certain in every phase, and the next look starts a new one. Where it is
         not sure that a visitor's turn has come, the child is left to whoever is being answered."""
-        look = self._looks.get(self.studio.workspace.maker)
+        look = self._looks.get(self.studio.workspace.policy.owner_id)
         if look is not None:
             look.stopping = True
-            if look.begun or self.studio.workspace.owned:
+            if look.begun or self.studio.workspace.policy.is_admin:
                 self.studio.inspector.close()
 
     def show(self, result: dict[str, Any], values: dict[str, Any]) -> Updates:
@@ -384,8 +384,8 @@ class Inspection:
         """What lies on the disk for whoever looks."""
         workspace, v = self.studio.workspace, self.view
         octets = workspace.cache_size()
-        clearable = gr.Button(interactive=octets > 0, visible=workspace.owned)
-        kept = {v.cache: report.cache(octets, owned=workspace.owned), v.clear: clearable}
+        clearable = gr.Button(interactive=octets > 0, visible=workspace.policy.is_admin)
+        kept = {v.cache: report.cache(octets, owned=workspace.policy.is_admin), v.clear: clearable}
         return kept | {v.uploads: report.uploads(workspace)}
 
     def delete_upload(self, event: gr.EventData) -> Updates:

@@ -397,7 +397,7 @@ class Board:
         )
         title = '<h3 class="part">Answers</h3>'
         return {
-            "head": head(state, request, owned=self.workspace.owned),
+            "head": head(state, request, owned=self.workspace.policy.is_admin),
             "results": results(summary) if summary else waiting,
             "rows": title + table(rows, titles, view.rows) if rows or not state.final else "",
         }
@@ -432,7 +432,7 @@ def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], asked:
 def _there(workspace: Workspace, name: str) -> bool:
     """Whether a path is one that may be read, and is there."""
     try:
-        workspace.check_path(name)
+        workspace.policy.check_path(name)
     except StudioError:
         return False
     return os.path.exists(name)

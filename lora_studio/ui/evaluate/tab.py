@@ -79,7 +79,7 @@ def build_harness(studio: Studio, adapters: gr.Dropdown) -> None:
 def words_for(studio: Studio, names: list[str] | None, tasks: str, results: str = "") -> list[str]:
     """The command's words for the first adapter that is chosen. Raises `StudioError` where there is none."""
     check_length("The list of tasks", tasks, LINE)
-    if not studio.workspace.owned:
+    if not studio.workspace.policy.is_admin:
         raise StudioError("Public benchmarks are the owner's to run.", "They fetch from the Hub and run for hours.")
     if not names:
         raise StudioError("No adapter is chosen.", "Choose one above: its command appears here.")
@@ -273,7 +273,7 @@ def asked_for(studio: Studio, chosen: dict[str, Any]) -> Request:
     if not chosen["adapters"]:
         raise StudioError("No adapter is chosen.", "Train one on the Train tab; its first checkpoint can be evaluated.")
     data = str(chosen["data"] or "").strip()
-    studio.workspace.check_path(data)
+    studio.workspace.policy.check_path(data)
     if not is_there(data, studio.workspace):
         raise StudioError(f"There is no test data {data!r}.", "Choose a file from the list, or type a file's path.")
     return make_request(

@@ -172,7 +172,7 @@ class Board:
             cards = cards_markup(view.target, *self.sizes(view), free // STEP * STEP or free)
             form = form_markup(target_of(view.target), dict(view.values))
         if state is not None:
-            root = "" if self.workspace.owned else str(self.workspace.root)
+            root = "" if self.workspace.policy.is_admin else str(self.workspace.root)
             head = head_markup(state, results[state.id], root)
         return {"cards": cards, "form": form, "head": head, "list": listed}
 

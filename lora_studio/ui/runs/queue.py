@@ -64,7 +64,7 @@ def view_queue(look: Look) -> dict[str, Any]:
     supervisor, workspace = look.studio.supervisor, look.studio.workspace
     waiting, working = supervisor.waiting(), supervisor.working()
     hidden = {entry.job for entry in waiting if not is_shown(workspace, entry)}
-    hidden |= {job.id for job in working if not workspace.shows(KINDS[job.kind].folder_of(workspace, job.id))}
+    hidden |= {job.id for job in working if not workspace.policy.can_read(KINDS[job.kind].folder_of(workspace, job.id))}
     others = [job for job in working if job.kind != TRAIN.name]
     titles = {entry.job: supervisor.state(entry.job).title for entry in waiting if entry.job not in hidden}
     listed = rows(waiting, titles, hidden, working) if waiting or others else None

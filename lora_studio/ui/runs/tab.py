@@ -122,7 +122,7 @@ def look(studio: Studio, board: Board, run_id: str, choice: Choice, before: Show
     now, status = time.time(), studio.status_line()
     runs = studio.supervisor.runs()
     several = run_compare.chosen(runs, choice.ticked) if choice.comparing else []
-    owner = studio.serving.owner if studio.serving.several and studio.workspace.owned else ""
+    owner = studio.serving.owner if studio.serving.several and studio.workspace.policy.is_admin else ""
     listed = table.view(board, runs, choice, "" if len(several) > 1 else run_id, now, owner)
     if unread := studio.supervisor.unread:
         reading = html.progress(f"Reading {html.count(unread, 'older run')}")

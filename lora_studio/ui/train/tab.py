@@ -292,7 +292,7 @@ def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
         try:
             if isinstance(form, ConfigError):
                 raise form
-            run_id = starter.start(form, studio.workspace.maker)
+            run_id = starter.start(form, studio.workspace.policy.owner_id)
         except StudioError as error:
             return refused(error, told, form)
         with contextlib.suppress(StudioError):  # a full disk: the run was started all the same
@@ -404,7 +404,7 @@ def checked(raws: Sequence[Any], workspace: Workspace) -> Config:
     config = forms.read(raws)
     problems = []
     try:
-        workspace.check_request({"model": config.model.name, "revision": config.model.revision})
+        workspace.policy.check_request({"model": config.model.name, "revision": config.model.revision})
     except StudioError as error:
         problems.append(Problem("model.name", error.message, config.model.name))
     for path, name in (
