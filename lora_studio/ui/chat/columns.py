@@ -17,6 +17,8 @@ Message = Mapping[str, Any]
 
 
 NOTHING_SAID = "The answers will stand here."
+# Of a growing chat only the last answers change, thirteen times a second: what stays is not made anew.
+_drawn_once = lru_cache(maxsize=256, typed=True)(render)
 
 
 def board(
@@ -28,42 +30,35 @@ def board(
         (
             name,
             title,
-            bool(messages) and bool(messages[-1]["content"]),
+            _drawn_once("chat.head", name, title, bool(messages) and bool(messages[-1]["content"])),
             talk(name, messages, first if marks and at else None),
             note,
         )
         for at, (name, title, messages, note) in enumerate(columns)
     ]
-    buttons = [
-        {"act": "example", "value": at, "words": shorten(example.question, 70)} for at, example in enumerate(examples)
-    ]
     if any(messages for _, _, messages, _ in columns):
-        buttons = [
-            {"act": "again", "words": "Ask all again"},
-            {"act": "undo", "words": "Undo the last turn"},
-            {"act": "marks", "words": "Mark words that differ", "pressed": marks},
-            {"act": "tokens", "words": "Compare token by token"},
-            {"act": "export", "words": "Download as training data"},
-            {"act": "clear", "words": "Clear"},
-        ]
-    return render("chat.board", drawn, buttons)
+        return render("chat.board", drawn, _drawn_once("chat.tools", marks))
+    asked = (
+        {"act": "example", "value": at, "words": shorten(example.question, 70)} for at, example in enumerate(examples)
+    )
+    return render("chat.board", drawn, render("chat.bar", list(asked)))
 
 
 def talk(
     name: str, messages: Sequence[Message], base: Sequence[Message] | None = None, *, editable: bool = True
 ) -> Html:
     """A column's messages, exactly as they are: markup in an answer is shown, not obeyed."""
-    turns: list[tuple[int | None, str]] = []
+    drawn = []
     for at, message in enumerate(messages):
         other = base[at] if base is not None and at < len(base) else None
         if message["role"] == "user":
-            turns.append((at // 2, str(message["content"])))
+            drawn.append(_drawn_once("chat.question", name, at // 2, str(message["content"]), editable))
         else:
-            turns.append((None, answer(str(message["content"]), str(other["content"]) if other else None)))
-    return render("chat.talk", name, turns, editable, NOTHING_SAID)
+            drawn.append(answer(str(message["content"]), str(other["content"]) if other else None))
+    return render("chat.talk", drawn, NOTHING_SAID)
 
 
-@lru_cache(maxsize=256)  # of a growing chat only the last answers change, thirteen times a second
+@lru_cache(maxsize=256)
 def answer(content: str, other: str | None = None) -> Html:
     """An answer, its reasoning folded, words that `other` has not marked; awaited while it is empty."""
     if not content:
