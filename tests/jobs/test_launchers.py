@@ -1,7 +1,10 @@
 """Only launchers know processes: nothing else starts, signals or looks for one by its number."""
 
 import ast
+import subprocess
+import sys
 
+from lora_studio.jobs.kinds import KINDS
 from lora_studio.jobs.launchers import local
 from lora_studio.jobs.launchers.interface import Exit, Launcher
 from lora_studio.workspace import Workspace
@@ -17,6 +20,7 @@ OF_PROCESSES = {
     "psutil.process_iter",
     "psutil.wait_procs",
 }
+HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "gradio")
 OWN = ("psutil.Process()",)  # what this process itself takes
 ELSEWHERE = {  # no job's worker: programs that are run to their end, and what the reader of data starts beside itself
     "data/render_process.py",
@@ -62,3 +66,10 @@ def test_a_worker_is_found_from_its_folder_by_a_launcher_that_did_not_start_it(w
     wait_until(lambda: not mine.is_alive(run))
     assert mine.how_it_ended(run) == Exit(130)
     assert other.how_it_ended(run) == Exit(None)
+
+
+def test_the_program_of_every_kind_can_report_before_it_has_the_slow_libraries() -> None:
+    modules = [kind.module for kind in KINDS.values()]
+    program = f"import sys, {', '.join(modules)}; print(*[name for name in {HEAVY} if name in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == ""

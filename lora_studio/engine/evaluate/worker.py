@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_studio.engine.models.load import Download
 from lora_studio.engine.runtime import (
     DONE,
     WRONG_INPUT,
@@ -101,7 +100,7 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
             revision=card.get("revision"),
             quantization=card.get("quantization") or "none",
             four_bit=card.get("four_bit"),
-            tqdm_class=Download(log).bar_class(),
+            tqdm_class=load.Download(log).bar_class(),
         )
         multi_adapter.add_adapters(model, {column.name: Path(column.folder) for column in request.adapters})
         _warn(log, [words for told in model.told.values() for words in told])
