@@ -42,7 +42,7 @@ LOCK := $(BIN)/uv pip compile -q requirements.txt --universal --python-version 3
 lock: .venv/installed-dev  ## requirements-cuda.lock and requirements-cpu.lock from requirements.txt
 	$(LOCK) -o requirements-cuda.lock
 	$(LOCK) -o requirements-cpu.lock $$(grep -oE '^(torch|triton|nvidia|cuda)[a-z0-9-]*==' requirements-cuda.lock \
-	  | sed 's/==$$//; s/^/--no-emit-package /')
+	  | grep -v '^nvidia-ml-py==' | sed 's/==$$//; s/^/--no-emit-package /')
 
 audit: .venv/installed-dev  ## whether a locked package has a known hole; fails where the list can't be asked
 	$(BIN)/python -m tests.audit

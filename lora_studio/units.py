@@ -3,6 +3,7 @@
 import html
 import unicodedata
 
+GIB = 1024**3
 JOINERS = "\u200c\u200d"  # invisible, but Persian, Hindi and emoji are written with them
 TEMPLATE = str.maketrans({"$": "&#36;", "{": "&#123;", "`": "&#96;"})  # gr.HTML runs what stands in ${...}
 

@@ -11,7 +11,7 @@ from tests.audit import CLEAN, HOLES, NOT_AUDITED, judged
 
 ROOT = Path(__file__).parent.parent
 CPU, CUDA = ROOT / "requirements-cpu.lock", ROOT / "requirements-cuda.lock"
-OF_TORCH = re.compile(r"torch|triton|(nvidia|cuda)-.*")
+OF_TORCH = re.compile(r"torch|triton|(nvidia|cuda)-(?!ml-py).*")
 
 
 def names_in(path: Path) -> dict[str, str]:

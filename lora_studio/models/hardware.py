@@ -1,26 +1,19 @@
-"""Which accelerator this machine has and how much memory, without torch.
+"""Which accelerator this machine has, its memory, load and temperature, without torch.
 
 The page shows it before anything is loaded; the engine decides for itself what it uses.
-
-Load and temperature of the device that trains, where the machine tells them, without torch.
-
-Asking takes up to a second with a GPU (the driver's own tool is a program), so a thread asks every few seconds and the
-training only takes the last answer.
 """
 
-import csv
 import functools
-import io
-import shutil
-import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
+import pynvml
 
-GIB = 1024**3
-
+from lora_studio.units import GIB
 
 RECENT_SECONDS = 5.0
 
@@ -39,7 +32,7 @@ class Device:
 
 
 def devices() -> list[Device]:
-    """NVIDIA GPUs as the driver's own tool lists them; the CPU where there is none."""
+    """The NVIDIA GPUs whose memory the driver reports; the CPU if there are none."""
     return _nvidia() or [cpu()]
 
 
@@ -60,20 +53,29 @@ def cpu() -> Device:
 
 
 def _nvidia() -> list[Device]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
+    if not _load_driver():
         return []
-    query = [tool, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    handles = [_ask(pynvml.nvmlDeviceGetHandleByIndex, at) for at in range(_ask(pynvml.nvmlDeviceGetCount) or 0)]
+    answers = [(_ask(pynvml.nvmlDeviceGetName, it), _ask(pynvml.nvmlDeviceGetMemoryInfo, it)) for it in handles if it]
+    return [Device(name, "cuda", memory.total, memory.free) for name, memory in answers if name and memory]
+
+
+@functools.cache
+def _load_driver() -> bool:
+    """Loads NVIDIA's management library, once a process; whether there is one."""
     try:
-        listing = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
-    except (subprocess.SubprocessError, OSError):
-        return []
-    rows = [row for row in csv.reader(io.StringIO(listing), skipinitialspace=True) if len(row) == 3]
-    return [
-        Device(name, "cuda", int(total) * 1024**2, int(free) * 1024**2)
-        for name, total, free in rows
-        if total.isdigit() and free.isdigit()
-    ]
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return False
+    return True
+
+
+def _ask(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The driver's answer; None for what this card does not report."""
+    try:
+        return function(*arguments)
+    except pynvml.NVMLError:
+        return None
 
 
 SECONDS = 5.0
@@ -85,14 +87,14 @@ CPU_CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "acpitz")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Percent of the device that is busy, and its temperature in degrees Celsius; None where it is not told."""
+    """Percent of the device that is busy, and its temperature in degrees Celsius; None if unknown."""
 
     load: float | None = None
     celsius: float | None = None
 
 
 class Sensors:
-    """Reads the CPU, or the GPU of a driver's id (GPU-…), again and again until `close`."""
+    """Reads the CPU, or the GPU with a UUID of the driver (GPU-…), every few seconds until `close`."""
 
     def __init__(self, gpu: str | None = None, seconds: float = SECONDS) -> None:
         self.last = Reading()
@@ -127,19 +129,10 @@ def _cpu_celsius() -> float | None:
 
 
 def gpu_reading(gpu: str) -> Reading:
-    """What nvidia-smi says of a GPU; nothing where the tool is missing or does not answer."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
+    """Load and temperature of the GPU with that UUID; nothing without a driver or such a card."""
+    handle = _ask(pynvml.nvmlDeviceGetHandleByUUID, gpu) if _load_driver() else None
+    if handle is None:
         return Reading()
-    query = [tool, f"--id={gpu}", "--query-gpu=utilization.gpu,temperature.gpu", "--format=csv,noheader,nounits"]
-    try:
-        line = subprocess.run(query, capture_output=True, text=True, timeout=SECONDS, check=True).stdout
-    except (subprocess.SubprocessError, OSError):
-        return Reading()
-    return parse_reading(line)
-
-
-def parse_reading(line: str) -> Reading:
-    """`57, 61` as nvidia-smi prints it; what a card does not tell stands there in words."""
-    numbers = [float(cell) if cell.strip().isdigit() else None for cell in line.strip().split(",")]
-    return Reading(*numbers) if len(numbers) == 2 else Reading()
+    load = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    celsius = _ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
+    return Reading(None if load is None else float(load.gpu), None if celsius is None else float(celsius))
