@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from lora_studio.errors import StudioError
-from lora_studio.models.hardware import GIB
+from lora_studio.units import GIB
 
 SHARE = 0.5
 """Of the memory that is free when the work begins: the rest is for the server and for what else runs."""

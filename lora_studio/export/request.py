@@ -19,20 +19,16 @@ from pydantic import ValidationError
 from lora_studio.config.fields import Section
 from lora_studio.config.parsing import plain_words
 from lora_studio.errors import StudioError
-from lora_studio.export.llama_cpp import find_llama_cpp
-from lora_studio.export.targets import TARGETS, Sizes, Target
-from lora_studio.files import bytes_in
+from lora_studio.export.targets import TARGETS, Sizes, Target, sizes_of
 from lora_studio.jobs.device import Verdict, verdict
-from lora_studio.jobs.events import DataPrepared, from_line, read_lines
 from lora_studio.jobs.folder import ExportFolder, JobFolders, damaged_request
 from lora_studio.jobs.kinds import EXPORT
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.models.adapter_files import SETTINGS_FILE, read_lora, read_object, read_studio_card
+from lora_studio.models.adapter_files import read_lora
 from lora_studio.models.adapters import named_adapter, read_card
 from lora_studio.models.hardware import devices
 from lora_studio.models.hub import VARIABLE
-from lora_studio.models.shape import architecture, read_config
-from lora_studio.workspace import DEMO_MODEL, RunFolder, Workspace, model_source
+from lora_studio.workspace import RunFolder, Workspace
 
 MAX_NAME = 200
 
@@ -44,27 +40,6 @@ SPARE_BYTES = 20_000_000
 
 
 """Room left on the disk beside what an export takes: for its log, and for whatever else is written meanwhile."""
-
-
-CARRIED = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "studio.json",
-    "chat_template.jinja",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
-
-
-"""Files of an adapter's folder that are the adapter: no pickle, which runs when read, and nothing of the training."""
 
 
 PHASES = {
@@ -197,44 +172,6 @@ def _free_place(out: Path) -> Path:
     if not os.path.isdir(out.parent):
         raise StudioError(f"There is no folder {out.parent}.", "Name a place in a folder that is there.")
     return out
-
-
-def sizes_of(folder: Path, run: RunFolder | None = None) -> Sizes:
-    """What the sizes of an adapter's exports follow from; `run` is the one that trained it."""
-    adapter = sum(path.stat().st_size for path in carried(folder))
-    base, revision = base_of(folder)
-    numbers = read_config(base, revision) if base else None
-    model = architecture(numbers) if numbers else None
-    built_in = bytes_in(Path(model_source(base))) if base == DEMO_MODEL else 0
-    return Sizes(
-        adapter,
-        model.parameters if model else None,
-        _bytes_of_rows(run) if run else 0,
-        built_in,
-        str((numbers or {}).get("architectures", [""])[0]),
-        find_llama_cpp() is not None,
-    )
-
-
-def _bytes_of_rows(run: RunFolder) -> int:
-    """What ids and labels of a run's training rows take, 32 bits each; 0 where the run did not get so far."""
-    events = (event for event in map(from_line, read_lines(run.events)) if isinstance(event, DataPrepared))
-    prepared = next(events, None)
-    return 8 * prepared.tokens if prepared else 0
-
-
-def carried(folder: Path) -> list[Path]:
-    """The files of an adapter's folder that go with it."""
-    return [folder / name for name in CARRIED if (folder / name).is_file() and not (folder / name).is_symlink()]
-
-
-def base_of(folder: Path) -> tuple[str, str | None]:
-    """Name and revision of the base that an adapter was trained on; "" where nothing says so."""
-    card = read_studio_card(folder)
-    if card.get("base_model"):
-        return str(card["base_model"]), card.get("revision")
-    settings = read_object(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
-    return str(settings.get("base_model_name_or_path") or ""), settings.get("revision")
 
 
 def needed_bytes(workspace: Workspace, request: Request) -> int | None:

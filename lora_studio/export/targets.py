@@ -6,14 +6,21 @@ The program of a target stands in `engine/export_NAME.py`; form, flags and docum
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import field_validator
 from pydantic_core import PydanticCustomError
 
 from lora_studio.config.fields import Section, setting
-from lora_studio.export.llama_cpp import QUANTIZATIONS
+from lora_studio.export.llama_cpp import QUANTIZATIONS, find_llama_cpp
 from lora_studio.export.ollama import READ_BY_OLLAMA
+from lora_studio.files import bytes_in
+from lora_studio.jobs.events import DataPrepared, from_line, read_lines
+from lora_studio.models.adapter_files import carried
+from lora_studio.models.adapters import read_card
+from lora_studio.models.shape import architecture, read_config
+from lora_studio.workspace import DEMO_MODEL, RunFolder, model_source
 
 BYTES_A_WEIGHT = {"bfloat16": 2, "float16": 2, "float32": 4}
 _FILE_SIZE = re.compile(r"[1-9][0-9]{0,5} ?(GB|MB|KB)", re.IGNORECASE)
@@ -36,6 +43,30 @@ class Sizes:
     built_in: int = 0
     family: str = ""
     llama_cpp: bool = False
+
+
+def sizes_of(folder: Path, run: RunFolder | None = None) -> Sizes:
+    """What the sizes of an adapter's exports follow from; `run` is the one that trained it."""
+    adapter = sum(path.stat().st_size for path in carried(folder))
+    card = read_card(folder)
+    numbers = read_config(card.base, card.revision) if card.base else None
+    model = architecture(numbers) if numbers else None
+    built_in = bytes_in(Path(model_source(card.base))) if card.base == DEMO_MODEL else 0
+    return Sizes(
+        adapter,
+        model.parameters if model else None,
+        _bytes_of_rows(run) if run else 0,
+        built_in,
+        str((numbers or {}).get("architectures", [""])[0]),
+        find_llama_cpp() is not None,
+    )
+
+
+def _bytes_of_rows(run: RunFolder) -> int:
+    """What ids and labels of a run's training rows take, 32 bits each; 0 where the run did not get so far."""
+    events = (event for event in map(from_line, read_lines(run.events)) if isinstance(event, DataPrepared))
+    prepared = next(events, None)
+    return 8 * prepared.tokens if prepared else 0
 
 
 @dataclass(frozen=True, slots=True)

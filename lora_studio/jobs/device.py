@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.models.hardware import Device, devices
 from lora_studio.models.memory import CPU_LIBRARIES, CUDA_CONTEXT, weight_bytes
 from lora_studio.models.shape import architecture, read_config
@@ -38,7 +39,7 @@ def model_bytes(
         return None
     width = 2 if device == "cuda" else 4
     weights = weight_bytes(model, quantization if model.stored == "none" else model.stored, width)
-    learned = sum((folder / "adapter_model.safetensors").stat().st_size for folder in adapters)
+    learned = sum((folder / WEIGHTS_FILE).stat().st_size for folder in adapters)
     cache = 2 * model.layers * model.kv_heads * model.head_size * width * tokens
     fixed = CUDA_CONTEXT if device == "cuda" else CPU_LIBRARIES
     return round(SPARE * (weights + cache)) + learned + fixed

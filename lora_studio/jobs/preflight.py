@@ -19,10 +19,11 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.session import READING, Session
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import changes_that_fit
-from lora_studio.models.hardware import GIB, Device, devices
+from lora_studio.models.hardware import Device, devices
 from lora_studio.models.hub import may_run_code_of, warning
 from lora_studio.models.memory import checkpoint_bytes, estimate, settled, trained_adapter, verdict
 from lora_studio.models.shape import Architecture, architecture, beyond, read_config
+from lora_studio.units import GIB
 from lora_studio.workspace import DEMO_MODEL, Workspace, model_source
 
 BITS = {"4bit": "4 bits", "8bit": "8 bits"}

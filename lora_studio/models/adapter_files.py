@@ -38,6 +38,20 @@ SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.s
 TEMPLATE_FILE, TOKENIZER_SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 
 
+VOCABULARIES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
+)
+
+
+ADAPTER_FILES = (
+    *(SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE, TEMPLATE_FILE, TOKENIZER_SETTINGS, *VOCABULARIES),
+    *("special_tokens_map.json", "added_tokens.json", "merges.txt"),
+)
+
+
+"""Files of an adapter's folder that are the adapter: no pickle, which runs when read, and nothing of the training."""
+
+
 SMALL_FILES = (TOKENIZER_SETTINGS, "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 
 
@@ -233,6 +247,11 @@ def _check(schema: type[_Checked], content: dict[str, Any], name: str) -> None:
             excerpt = "it is missing" if key not in content else f"found {text[:80]}{'…' if len(text) > 80 else ''}"
             wrong.setdefault(key, f"{key} {plain_words(item)} ({excerpt})")
         raise StudioError(f"{name} is not what peft writes: {'; '.join(list(wrong.values())[:5])}.", AGAIN) from None
+
+
+def carried(folder: Path) -> list[Path]:
+    """The files of an adapter's folder that go with it."""
+    return [folder / name for name in ADAPTER_FILES if (folder / name).is_file() and not (folder / name).is_symlink()]
 
 
 LORA = "LORA"

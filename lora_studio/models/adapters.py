@@ -37,6 +37,7 @@ from lora_studio.models.adapter_files import (
     PROMPT_LEARNING,
     SETTINGS_FILE,
     TOKENIZER_SETTINGS,
+    VOCABULARIES,
     WEIGHTS_FILE,
     check_small_files,
     lora_place,
@@ -51,10 +52,6 @@ from lora_studio.models.adapter_files import (
 from lora_studio.models.module_patterns import is_regular_expression
 from lora_studio.models.shape import Architecture, architecture, model_folder, read_config
 from lora_studio.workspace import RunFolder, Workspace, model_source
-
-VOCABULARIES = (
-    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +162,7 @@ def fingerprint(name: str, revision: str | None = None) -> str:
 
 
 def _weights(folder: Path) -> list[Path]:
-    files = [path for path in sorted(folder.glob("*.safetensors")) if path.name != "adapter_model.safetensors"]
+    files = [path for path in sorted(folder.glob("*.safetensors")) if path.name != WEIGHTS_FILE]
     return files or sorted(folder.glob("pytorch_model*.bin"))
 
 

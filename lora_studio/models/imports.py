@@ -18,16 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from lora_studio.errors import StudioError
-from lora_studio.models.adapter_files import CARD_FILE, PICKLES, SETTINGS_FILE, WEIGHTS_FILE
+from lora_studio.models.adapter_files import ADAPTER_FILES, PICKLES, SETTINGS_FILE, WEIGHTS_FILE
 from lora_studio.models.adapters import check_fit, read_card, read_header
 from lora_studio.workspace import Workspace, safe_name
 
 HUB = "hub:"
-TAKEN = (
-    *(SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE, "chat_template.jinja", "README.md"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "generation_config.json"),
-)
+TAKEN = (*ADAPTER_FILES, "README.md", "generation_config.json")
 MAX_FILES, MAX_BYTES, MAX_TEXT = 500, 8 * 1000**3, 200 * 1000**2
 MAX_RATIO = 200
 """How much smaller an archive may make a large file; weights hardly shrink at all."""
@@ -39,7 +35,8 @@ INCOMING = ".incoming-"
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def is_hub_name(name: str) -> bool:
+def is_on_hub(name: str) -> bool:
+    """Whether a name means an adapter of the Hub."""
     return name.startswith(HUB)
 
 

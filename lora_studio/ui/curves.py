@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged
+from lora_studio.units import GIB
 
 MOST_A_LINE = 500
 
@@ -129,9 +130,6 @@ class Smoothed:
 def short(value: float) -> float | None:
     """Five digits are more than a chart can show; None where there is no number."""
     return None if math.isnan(value) else float(f"{value:.5g}")
-
-
-GIB = 1024**3
 
 
 MOST_POINTS = 2000  # in one drawing, shared by all its lines: about 18 bytes each stays under 50 kB

@@ -11,8 +11,8 @@ from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.engine.train import memory, trainers
 from lora_studio.jobs.events import Finished, MemoryEstimated
 from lora_studio.models.advice import correction
-from lora_studio.models.hardware import GIB
 from lora_studio.models.shape import read_config
+from lora_studio.units import GIB
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, events
 

@@ -7,18 +7,16 @@ import pytest
 
 from lora_studio.errors import StudioError
 from lora_studio.export.request import (
-    base_of,
-    carried,
     checked,
     create,
     exports,
     make_request,
     needed_bytes,
     request_of,
-    sizes_of,
 )
-from lora_studio.export.targets import TARGETS, Sizes
+from lora_studio.export.targets import TARGETS, Sizes, sizes_of
 from lora_studio.jobs.folder import remove
+from lora_studio.models.adapter_files import carried
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 
@@ -31,7 +29,6 @@ def adapter(tmp_path: Path) -> Path:
 def test_only_the_files_of_an_adapter_go_with_it(adapter: Path) -> None:
     (adapter / "chat_template.jinja").symlink_to("/etc/hostname")
     assert [path.name for path in carried(adapter)] == ["adapter_config.json", "adapter_model.safetensors"]
-    assert base_of(adapter) == ("demo", None)
 
 
 def test_sizes_follow_from_adapter_base_and_precision(workspace: Workspace, adapter: Path) -> None:

@@ -11,8 +11,9 @@ from lora_studio.config.parsing import nest, parse
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.preflight import Check, Machine, preflight
-from lora_studio.models.hardware import GIB, Device
+from lora_studio.models.hardware import Device
 from lora_studio.models.shape import architecture, keep_layout, read_config
+from lora_studio.units import GIB
 
 CPU = Device("CPU, 2 cores", "cpu", 16 * GIB, 12 * GIB)
 DATA: dict[str, Any] = {

@@ -8,7 +8,6 @@ import pytest
 from lora_studio.config.parsing import nest, parse
 from lora_studio.config.sections import Config
 from lora_studio.models.advice import best_changes, changes_that_fit, corrected
-from lora_studio.models.hardware import GIB
 from lora_studio.models.memory import (
     arithmetic,
     choose_checkpointing,
@@ -19,6 +18,7 @@ from lora_studio.models.memory import (
     with_settings,
 )
 from lora_studio.models.shape import Architecture, architecture
+from lora_studio.units import GIB
 
 QWEN3_8B = {
     "model_type": "qwen3",

@@ -10,11 +10,12 @@ import pytest
 from lora_studio.config.parsing import nest, parse, to_yaml
 from lora_studio.jobs import session
 from lora_studio.jobs.preflight import Check, Report
-from lora_studio.models.hardware import GIB, Device
+from lora_studio.models.hardware import Device
 from lora_studio.models.shape import read_config
 from lora_studio.ui.data.choice import DataLooks
 from lora_studio.ui.train import plan as plan_words
 from lora_studio.ui.train import plan as plans
+from lora_studio.units import GIB
 from lora_studio.workspace import Workspace
 from tests import adapters
 

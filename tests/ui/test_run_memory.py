@@ -9,8 +9,8 @@ import pytest
 from lora_studio.config.parsing import nest, parse, to_yaml
 from lora_studio.jobs.events import MemoryEstimated, Reason, RunState
 from lora_studio.jobs.launchers.local import oom_kills
-from lora_studio.models.hardware import GIB
 from lora_studio.ui.runs.details import memory_words, retry_of
+from lora_studio.units import GIB
 from lora_studio.workspace import RunFolder, Workspace
 
 FORESEEN = MemoryEstimated(0.0, 6 * GIB, 5 * GIB, 5 * GIB, {"weights": 6 * GIB}, False, "Off: it fits.")

@@ -23,12 +23,12 @@ from lora_studio.engine.export.context import Outcome, Work, base_to_name, block
 from lora_studio.engine.export.smoke_test import try_adapter
 from lora_studio.errors import StudioError
 from lora_studio.export.card import CARD_NAME, Subject, model_card
-from lora_studio.export.request import carried
 from lora_studio.models.adapter_files import (
     CARD_FILE,
     SETTINGS_FILE,
     TEMPLATE_FILE,
     WEIGHTS_FILE,
+    carried,
     extras,
     read_lora,
     read_template,

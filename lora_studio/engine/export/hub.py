@@ -35,7 +35,7 @@ from lora_studio.engine.export.smoke_test import try_adapter
 from lora_studio.engine.runtime import Stopped
 from lora_studio.errors import StudioError
 from lora_studio.export.card import CARD_NAME, Subject, model_card
-from lora_studio.export.request import carried
+from lora_studio.models.adapter_files import carried
 
 SETTINGS_PAGE = "https://huggingface.co/settings/tokens"
 

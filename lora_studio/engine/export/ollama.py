@@ -34,11 +34,11 @@ from lora_studio.export.ollama import (
     stop_texts,
     to_go,
 )
-from lora_studio.export.request import carried
 from lora_studio.models.adapter_files import (
     CARD_FILE,
     SETTINGS_FILE,
     WEIGHTS_FILE,
+    carried,
     extras,
     other_modules,
     read_lora,

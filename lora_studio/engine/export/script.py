@@ -30,9 +30,8 @@ from lora_studio.engine.train.callbacks import logging_interval
 from lora_studio.engine.train.program import packing_values, trainer_values
 from lora_studio.engine.train.schedule import SCHEDULE, scheduler_settings
 from lora_studio.errors import StudioError
-from lora_studio.export.request import carried
 from lora_studio.jobs.events import RunState
-from lora_studio.models.adapter_files import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE
+from lora_studio.models.adapter_files import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE, carried
 from lora_studio.models.adapters import read_header
 from lora_studio.runs.summary import settings_of
 from lora_studio.workspace import DEMO_MODEL, model_source

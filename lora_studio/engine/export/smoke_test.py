@@ -20,7 +20,7 @@ from lora_studio.engine.models.load import Download, read_config, without_weight
 from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, fitting, load_base
 from lora_studio.engine.models.weights import put_on, read_weights
 from lora_studio.errors import StudioError
-from lora_studio.export.request import sizes_of
+from lora_studio.export.targets import sizes_of
 from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.models.adapters import read_header
 

@@ -34,7 +34,7 @@ from lora_studio.export.request import Request, check_space, request_of, target_
 from lora_studio.files import bytes_in
 from lora_studio.jobs.events import Reason, RunStarted
 from lora_studio.jobs.folder import ExportFolder
-from lora_studio.models.adapter_files import read_lora
+from lora_studio.models.adapter_files import SETTINGS_FILE, read_lora
 from lora_studio.models.adapters import changed, read_card
 from lora_studio.workspace import RunFolder, Workspace, write_atomically
 
@@ -66,7 +66,7 @@ def export(folder: ExportFolder, log: EventLog, stop: Stop) -> None:
     request = request_of(folder)
     log.emit(RunStarted(time.time(), os.getpid(), "cpu", "", device_kind="cpu"))
     check_space(Workspace(folder.path.parent.parent), request, folder.unfinished.parent)
-    if not (Path(request.folder) / "adapter_config.json").is_file():
+    if not (Path(request.folder) / SETTINGS_FILE).is_file():
         raise StudioError(f"The adapter in {request.folder} is not there any more.", "Choose another one.")
     shutil.rmtree(folder.unfinished, ignore_errors=True)
     folder.unfinished.mkdir()
@@ -153,7 +153,7 @@ def _explain(folder: ExportFolder, error: Exception) -> Explained:
     if runtime.is_full(error, folder.unfinished.parent):
         message = f"The disk that holds {folder.unfinished.parent} is full."
         return Explained(Reason.DISK_FULL, message, "Make room, then start it again.")
-    if not (Path(request_of(folder).folder) / "adapter_config.json").is_file():
+    if not (Path(request_of(folder).folder) / SETTINGS_FILE).is_file():
         message = "The adapter was deleted while it was exported."
         return Explained(Reason.ADAPTER_GONE, message, "Choose another one.")
     if is_out_of_memory(error):

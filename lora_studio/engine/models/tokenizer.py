@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lora_studio.errors import StudioError
-from lora_studio.models.adapter_files import TOKENIZER_SETTINGS, read_object
+from lora_studio.models.adapter_files import SETTINGS_FILE, TOKENIZER_SETTINGS, read_object
 from lora_studio.models.adapters import VOCABULARIES, brings_tokenizer
 from lora_studio.models.hub import may_run_code_of, way_to_allow
 from lora_studio.workspace import model_source
@@ -113,7 +113,7 @@ def checked_source(name: str) -> str:
     if not os.path.isdir(source):
         raise StudioError(f"There is no model folder {source}.", "Give a folder with a config.json, or a Hub id.")
     if not (path / "config.json").is_file():
-        adapter = (path / "adapter_config.json").is_file()
+        adapter = (path / SETTINGS_FILE).is_file()
         found = "an adapter, not a model" if adapter else "no config.json, so no model"
         raise StudioError(f"The folder {source} holds {found}.", "Give the folder of a base model, or a Hub id.")
     return source

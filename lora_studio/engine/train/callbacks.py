@@ -31,11 +31,12 @@ from lora_studio.engine.evaluate.tasks import is_exact
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.engine.runtime import EventLog, Stop
 from lora_studio.engine.train.labels import LabelMeter, labelled_rows
-from lora_studio.engine.train.memory import GIB, read_memory
+from lora_studio.engine.train.memory import read_memory
 from lora_studio.engine.train.schedule import RandomNumbers
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import CheckpointSaved, Evaluated, QuestionsAnswered, QuestionsAsked, StepLogged, Warned
 from lora_studio.models.hardware import Sensors
+from lora_studio.units import GIB
 
 RISING = ("accuracy", "f1", "reward_accuracy", "reward_margin")
 

@@ -28,8 +28,8 @@ from lora_studio.data.encode import Example
 from lora_studio.engine.models.multi_adapter import Biases, with_biases
 from lora_studio.engine.models.tokenizer import checked_source
 from lora_studio.errors import StudioError
+from lora_studio.models.adapter_files import SETTINGS_FILE, WEIGHTS_FILE
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 SVD_ROUNDS = 16
 """Rounds of the randomized decomposition, as `pissa_niter_16` has them: a 7B model in seconds on a GPU."""
 
@@ -117,17 +117,17 @@ def save_as_difference(folder: Path, taken_out: Mapping[str, torch.Tensor]) -> N
 
     The base lost B0 A0 and the adapter adds B A: on the whole base that is [B, -B0] [A; A0].
     """
-    weights = load_file(folder / WEIGHTS)
+    weights = load_file(folder / WEIGHTS_FILE)
     for name, trained in weights.items():
         if "lora_A" in name:
             weights[name] = torch.cat([trained, taken_out[name].to(trained.dtype)], dim=0)
         elif "lora_B" in name:
             weights[name] = torch.cat([trained, -taken_out[name].to(trained.dtype)], dim=1).contiguous()
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     config["r"] *= 2
     config["lora_alpha"] *= math.sqrt(2) if config["use_rslora"] else 2  # the scale stays as it was
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / SETTINGS_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()

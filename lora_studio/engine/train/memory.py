@@ -17,9 +17,9 @@ import torch
 from lora_studio.config.sections import Config
 from lora_studio.jobs.events import MemoryEstimated, RunState
 from lora_studio.models.advice import correction
-from lora_studio.models.hardware import GIB
 from lora_studio.models.memory import Estimate, estimate, settled
 from lora_studio.models.shape import architecture
+from lora_studio.units import GIB
 
 STATUS = Path("/proc/self/status")
 

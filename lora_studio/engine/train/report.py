@@ -15,9 +15,9 @@ from lora_studio.files import bytes_in
 from lora_studio.jobs.events import RunState
 from lora_studio.runs.health import diagnose, in_words
 from lora_studio.runs.summary import code, metric, number, plain, prose, share, table
+from lora_studio.units import GIB, size
 from lora_studio.workspace import RunFolder, write_atomically
 
-GIB = 1024**3
 HYPERPARAMETERS = (
     ("epochs", "training.num_train_epochs"),
     ("most steps (-1: no limit)", "training.max_steps"),
@@ -215,10 +215,6 @@ def _settings(config: Config) -> list[str]:
     default = flatten(Config())
     changed = [(code(path), code(str(value))) for path, value in flatten(config).items() if value != default[path]]
     return ["## Settings that are not at their default", "", *table(("setting", "value"), changed)]
-
-
-def size(octets: int) -> str:
-    return f"{octets:,} bytes" if octets < 10_000 else f"{octets / 1e6:,.2f} MB"
 
 
 def _memory(result: Mapping[str, Any]) -> str:

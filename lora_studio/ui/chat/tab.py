@@ -75,7 +75,7 @@ def added(act: Chat, who: str, given: str, *, zipped: bool = False) -> Updates:
         base = act.columns(talk).chosen[0].card().base if talk.adapters else None
         if zipped:
             folder = imports.from_zip(Path(given), workspace, Path(given).name, base)
-        elif imports.is_hub_name(given):
+        elif imports.is_on_hub(given):
             folder = imports.from_hub(given, workspace, base)
         else:
             folder = imports.from_folder(given, workspace, base)

@@ -14,8 +14,8 @@ from typing import Any
 
 from lora_studio.config.settings import described
 from lora_studio.errors import StudioError
-from lora_studio.export.request import PHASES, checked, request_of, sizes_of, target_of
-from lora_studio.export.targets import TARGETS, Sizes, Target
+from lora_studio.export.request import PHASES, checked, request_of, target_of
+from lora_studio.export.targets import TARGETS, Sizes, Target, sizes_of
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.folder import ExportFolder

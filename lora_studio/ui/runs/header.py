@@ -25,6 +25,7 @@ from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState, StepLogged
+from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.runs.health import is_worse
 from lora_studio.runs.summary import settings_of
 from lora_studio.ui import html, words
@@ -33,6 +34,7 @@ from lora_studio.ui.runs import table
 from lora_studio.ui.sections import QUIET, Look, stat_of
 from lora_studio.ui.studio import Shared, Studio, Wish, opening
 from lora_studio.ui.words import clock, elapsed, figure
+from lora_studio.units import GIB
 from lora_studio.workspace import RunFolder
 
 
@@ -171,7 +173,7 @@ def stamp_head(look: Look) -> Hashable:
 
 def view_head(look: Look) -> dict[str, Any]:
     run, folder = look.run, look.folder
-    usable = (folder.adapter / "adapter_model.safetensors").is_file() or bool(folder.checkpoint_folders())
+    usable = (folder.adapter / WEIGHTS_FILE).is_file() or bool(folder.checkpoint_folders())
     return {
         "headline": words.headline(run, is_collapsed(look)),
         "stop": run.state in ("running", "queued"),
@@ -272,9 +274,6 @@ def view_life(look: Look) -> dict[str, Any]:
 
 def _quiet(words: str) -> str:
     return f'<p class="quiet">{words}</p>'
-
-
-GIB = 1024**3
 
 
 NOTHING = "\u00a0"  # keeps a line's height

@@ -24,13 +24,14 @@ from lora_studio.jobs.preflight import ASK, FAILED, NOTE, OK, ROUGH, Report
 from lora_studio.jobs.session import QuickLook, count_rows
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import SHOWN, Change, best_changes
-from lora_studio.models.hardware import GIB, Device, recent_devices
+from lora_studio.models.hardware import Device, recent_devices
 from lora_studio.models.memory import MIB, PARTS, Estimate, estimate, settled, verdict
 from lora_studio.models.shape import architecture, read_config
 from lora_studio.runs.summary import Speed, speed
 from lora_studio.ui.data.choice import DataLook
 from lora_studio.ui.html import hint, render, tiles
 from lora_studio.ui.words import clock, figure
+from lora_studio.units import GIB
 from lora_studio.workspace import Workspace, shipped_data
 
 GUESSED = "a guess"
