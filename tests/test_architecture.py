@@ -36,15 +36,11 @@ VAGUE = {"utils", "util", "common", "helpers", "misc", "core", "base", "shared"}
 MAX_MODULE_LINES, MIN_MODULE_LINES, MAX_FUNCTION_LINES, MAX_IMPORTS = 600, 40, 60, 15
 ENTRIES = {"__init__.py", "__main__.py", "errors.py"}
 WIDE: dict[str, int] = {
-    "lora_studio.cli": 16,
-    "lora_studio.cli.train": 16,
     "lora_studio.engine.chat.session": 20,
     "lora_studio.engine.evaluate.worker": 19,
-    "lora_studio.engine.export.ollama": 16,
-    "lora_studio.engine.export.script": 19,
+    "lora_studio.engine.export.script": 18,
     "lora_studio.engine.export.worker": 17,
     "lora_studio.engine.train.program": 27,
-    "lora_studio.export.request": 17,
     "lora_studio.ui.app": 25,
     "lora_studio.ui.runs.details": 23,
     "lora_studio.ui.train.tab": 19,

@@ -2,11 +2,11 @@
 
 May import everything but engine; ui only in the command that serves it.
 
-Here are the flags and the exit codes; what a command does stands in its own module, imported only when it is called, so
-that `--help` is there at once. Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
+Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
 """
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -22,7 +22,22 @@ from lora_studio.jobs.session import EngineError
 from lora_studio.workspace import Workspace
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
-# Commands whose flags are made from the schema, which takes a moment to import.
+COMMANDS = {
+    "train": ("train", "train"),
+    "estimate": ("estimate", "estimate"),
+    "inspect": ("data", "inspect"),
+    "cache": ("data", "cache"),
+    "chat": ("chat", "chat"),
+    "evaluate": ("evaluate", "evaluate"),
+    "export": ("export", "export"),
+    "runs": ("jobs", "runs"),
+    "jobs": ("jobs", "jobs"),
+    "presets": ("config", "list_or_show"),
+    "check": ("config", "check"),
+    "ui": ("serve", "serve"),
+}
+"""Module of this package and function of each command, imported when it is called: `--help` answers at once."""
+
 RUN_ACTIONS = (
     "list",
     "show",
@@ -53,7 +68,9 @@ ABOUT_ACTIONS = (
     "measurements; show, follow, stop, cancel and delete take an evaluation's or an export's id as well, "
     "and resume an evaluation's"
 )
-WITH_SETTINGS = ("train", "check", "estimate", "inspect", "chat", "evaluate", "export")
+WITH_ALL_SETTINGS = ("train", "check", "estimate")
+WITH_SETTINGS = (*WITH_ALL_SETTINGS, "inspect", "chat", "evaluate", "export")
+"""Commands whose flags are made from the schema, which takes a moment to import."""
 
 
 def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
@@ -185,7 +202,7 @@ def _add_settings(parsers: dict[str, argparse.ArgumentParser], arguments: Sequen
     from lora_studio.cli.settings import add_all, add_section, add_sections
 
     for name in commands:
-        if name in ("train", "check", "estimate"):
+        if name in WITH_ALL_SETTINGS:
             add_all(parsers[name])
         elif name == "export":
             from lora_studio.export.targets import TARGETS
@@ -208,10 +225,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _answered(arguments: list[str]) -> int:
     parser = make_parser(arguments)
     args, unknown = parser.parse_known_args(with_values(parser, arguments))
-    if unknown and args.command not in ("train", "check", "estimate"):
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.unknown = unknown
+    if args.unknown and args.command not in WITH_ALL_SETTINGS:
+        parser.error(f"unrecognized arguments: {' '.join(args.unknown)}")
     try:
-        return _run(args, unknown)
+        return _run(args)
     except StudioError as error:
         print(error, file=sys.stderr)
         if vars(args).get("json"):
@@ -243,58 +261,12 @@ def with_values(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> li
     return joined
 
 
-def _run(args: argparse.Namespace, unknown: list[str]) -> int:
+def _run(args: argparse.Namespace) -> int:
     workspace = Workspace.find(args.workspace)
     _log_defects(workspace)
-    match args.command:
-        case "train":
-            from lora_studio.cli.train import train
-
-            return train(workspace, args, unknown)
-        case "estimate":
-            from lora_studio.cli.train import estimate
-
-            return estimate(workspace, args, unknown)
-        case "inspect":
-            from lora_studio.cli.data import inspect
-
-            return inspect(workspace, args)
-        case "chat":
-            from lora_studio.cli.chat import chat
-
-            return chat(workspace, args)
-        case "evaluate":
-            from lora_studio.cli.evaluate import evaluate
-
-            return evaluate(workspace, args)
-        case "export":
-            from lora_studio.cli.export import export
-
-            return export(workspace, args)
-        case "runs":
-            from lora_studio.cli.jobs import runs
-
-            return runs(workspace, args)
-        case "jobs":
-            from lora_studio.cli.jobs import jobs
-
-            return jobs(workspace, args)
-        case "cache":
-            from lora_studio.cli.data import cache
-
-            return cache(workspace, args)
-        case "presets":
-            from lora_studio.cli.config import show_presets
-
-            return show_presets(workspace, args)
-        case "check":
-            from lora_studio.cli.config import check
-
-            return check(workspace, args, unknown)
-        case _:
-            from lora_studio.cli.serve import serve
-
-            return serve(workspace, args)
+    module, function = COMMANDS[args.command]
+    command = getattr(importlib.import_module(f"lora_studio.cli.{module}"), function)
+    return int(command(workspace, args))
 
 
 def _log_defects(workspace: Workspace) -> None:

@@ -5,13 +5,14 @@ import sys
 import time
 from typing import Any
 
-from lora_studio.cli.output import duration, print_json, say
+from lora_studio.cli.output import print_json, say
 from lora_studio.cli.settings import overrides
 from lora_studio.config.parsing import nest, parse
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import ADAPTER, BASE, MAX_ADAPTERS
 from lora_studio.jobs.session import Session
 from lora_studio.models.adapters import adapter_folder, check_fit, read_card, together
+from lora_studio.units import duration
 from lora_studio.workspace import Workspace
 
 Message = dict[str, str]

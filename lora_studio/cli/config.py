@@ -2,16 +2,16 @@
 
 import argparse
 
+from lora_studio.cli.estimate import as_json, check_first
 from lora_studio.cli.output import print_json, say, table
 from lora_studio.cli.settings import overrides
-from lora_studio.cli.train import as_json, check_first
 from lora_studio.config.parsing import ConfigError, to_yaml
 from lora_studio.config.presets import presets, resolve
 from lora_studio.errors import StudioError
 from lora_studio.workspace import Workspace
 
 
-def show_presets(workspace: Workspace, args: argparse.Namespace) -> int:
+def list_or_show(workspace: Workspace, args: argparse.Namespace) -> int:
     """The list of presets, or one preset's file."""
     available = presets(workspace)
     if args.action == "list":
@@ -33,10 +33,10 @@ def show_presets(workspace: Workspace, args: argparse.Namespace) -> int:
     return 0
 
 
-def check(workspace: Workspace, args: argparse.Namespace, unknown: list[str]) -> int:
+def check(workspace: Workspace, args: argparse.Namespace) -> int:
     """The whole config as YAML, or every problem at once and exit code 2."""
     try:
-        config = resolve(args.config, overrides(args, unknown), workspace)
+        config = resolve(args.config, overrides(args), workspace)
     except ConfigError as error:
         if not args.json:
             raise

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lora_studio.cli.output import duration, print_json, say, table
+from lora_studio.cli.output import print_json, say, table
 from lora_studio.cli.settings import overrides
 from lora_studio.config.parsing import nest, parse
 from lora_studio.data.cache import CACHE_LIMIT
 from lora_studio.errors import StudioError
 from lora_studio.jobs.session import Session
-from lora_studio.units import count
+from lora_studio.units import count, duration
 from lora_studio.workspace import Workspace
 
 _PHASE_WORDS = {

@@ -6,18 +6,19 @@ import sys
 from typing import Any
 
 from lora_studio.cli.following import FAILED, Telling, exit_code, follow, goes_on, progress_line
-from lora_studio.cli.output import duration, print_json, say, size, table
+from lora_studio.cli.output import print_json, say, table
 from lora_studio.cli.settings import overrides
 from lora_studio.evaluate import request as evaluating
 from lora_studio.export import request as exporting
-from lora_studio.export.request import PHASES, folders, make_request, needs_device, result_bytes, sizes_of
-from lora_studio.export.targets import TARGETS
+from lora_studio.export.request import PHASES, folders, make_request, needs_device, result_bytes
+from lora_studio.export.targets import TARGETS, sizes_of
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.folder import ExportFolder
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapters import named_adapter
 from lora_studio.models.hub import hub_secrets, knows_token
+from lora_studio.units import duration, size
 from lora_studio.workspace import Workspace
 
 

@@ -1,14 +1,16 @@
-"""Follows a job that is no run in the terminal; Ctrl-C is handed on as a stop."""
+"""Follows a job that is no run in the terminal, where Ctrl-C asks it to stop, and lists the jobs that wait."""
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from lora_studio.cli.output import duration, say
+from lora_studio.cli.output import print_json, say, table
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import KINDS, TRAIN
+from lora_studio.jobs.queue import Waiting, is_shown
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.runs.summary import pace_of, short
+from lora_studio.units import duration
 
 FAILED = 1
 
@@ -113,3 +115,29 @@ def exit_code(state: RunState, child: int | None) -> int:
     if state.state == "done":
         return 0
     return 130 if state.state == "stopped" else 2 if child == 2 else FAILED
+
+
+def list_queue(supervisor: Supervisor, as_json: bool) -> int:
+    """The jobs that wait, the next one first."""
+    waiting = supervisor.waiting()
+    if as_json:
+        print_json({"running": supervisor.busy(), "queue": [entry.job for entry in waiting]})
+    elif not waiting:
+        say("No job waits. One that is started while another holds the device is put into the queue.")
+    else:
+        rows = [
+            (
+                place,
+                entry.job,
+                KINDS[entry.kind].noun,
+                _title(supervisor, entry),
+                "goes on" if entry.resume else "begins",
+            )
+            for place, entry in enumerate(waiting, start=1)
+        ]
+        print(table(("place", "job", "kind", "name", "what it does"), rows))
+    return 0
+
+
+def _title(supervisor: Supervisor, entry: Waiting) -> str:
+    return supervisor.state(entry.job).title if is_shown(supervisor.workspace, entry) else ""

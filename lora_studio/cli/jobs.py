@@ -1,9 +1,4 @@
-"""`jobs`: runs, evaluations, exports and benchmarks in one list, and what can be done with each of them.
-
-`runs`: lists, shows, stops, cancels, resumes and deletes runs, also those that the page started, and the queue.
-
-What `jobs` and `runs` do with one job of whatever kind, which goes on without the terminal that started it.
-"""
+"""`jobs` and `runs`: list, show, follow, stop, resume or delete jobs of all kinds, also those that the page started."""
 
 import argparse
 import time
@@ -11,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_studio.cli import evaluate, export
-from lora_studio.cli.following import Telling, exit_code, follow, progress_line
-from lora_studio.cli.output import age, confirmed, duration, print_json, say, size, table
+from lora_studio.cli.following import Telling, exit_code, follow, list_queue, progress_line
+from lora_studio.cli.output import age, confirmed, print_json, say, table
 from lora_studio.cli.runs import RESULT_ACTIONS, act_on_results, describe, facts_of, list_runs, what_came_out, what_goes
 from lora_studio.cli.train import follow_to_end, result_of, step_line
 from lora_studio.errors import StudioError
@@ -21,8 +16,8 @@ from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.folder import EvaluationFolder, ExportFolder
 from lora_studio.jobs.kinds import KINDS, TRAIN, Kind
-from lora_studio.jobs.queue import Waiting, is_shown
 from lora_studio.jobs.supervisor import Supervisor
+from lora_studio.units import duration, size
 from lora_studio.workspace import JobFolder, RunFolder, Workspace
 
 ACTIONS = ("show", "follow", "stop", "cancel", "resume", "delete")
@@ -136,9 +131,6 @@ def going_on(supervisor: Supervisor) -> list[str]:
     ]
 
 
-BEGINS = {False: "begins", True: "goes on"}
-
-
 def runs(workspace: Workspace, args: argparse.Namespace) -> int:
     """One of the actions on one run, or the list of all."""
     supervisor = Supervisor(workspace)
@@ -148,7 +140,7 @@ def runs(workspace: Workspace, args: argparse.Namespace) -> int:
             say(line)
         return 0
     if args.action == "queue":
-        return queue(supervisor, args.json)
+        return list_queue(supervisor, args.json)
     if args.run is None:
         raise StudioError(f"Which run is to be used for `runs {args.action}`?", "Give its id, or `last`.")
     if args.more and args.action not in RESULT_ACTIONS:
@@ -156,10 +148,15 @@ def runs(workspace: Workspace, args: argparse.Namespace) -> int:
     if args.action in RESULT_ACTIONS:
         act_on_results(workspace, supervisor, args.action, args.run, args.more, args.json)
         return 0
-    _, folder = supervisor.find(args.run)
+    return _act_on_any(workspace, supervisor, args.run, args)
+
+
+def _act_on_any(workspace: Workspace, supervisor: Supervisor, name: str, args: argparse.Namespace) -> int:
+    """An action on a job of any kind, named by a person; the exit code."""
+    _, folder = supervisor.find(name)
     if args.action in ("up", "down"):
         supervisor.move(folder.id, -1 if args.action == "up" else 1)
-        return queue(supervisor, args.json)
+        return list_queue(supervisor, args.json)
     if isinstance(folder, RunFolder):
         return act_on_run(workspace, supervisor, folder, args.action, args.json, sure=args.yes)
     return act(supervisor, folder.id, args.action, args.json, sure=args.yes)
@@ -194,32 +191,6 @@ def act_on_run(
     return 0
 
 
-def queue(supervisor: Supervisor, as_json: bool) -> int:
-    """The jobs that wait, the next one first."""
-    waiting = supervisor.waiting()
-    if as_json:
-        print_json({"running": supervisor.busy(), "queue": [entry.job for entry in waiting]})
-    elif not waiting:
-        say("No job waits. One that is started while another holds the device is put into the queue.")
-    else:
-        rows = [
-            (
-                place,
-                entry.job,
-                KINDS[entry.kind].noun,
-                _title(supervisor, entry),
-                "goes on" if entry.resume else "begins",
-            )
-            for place, entry in enumerate(waiting, start=1)
-        ]
-        print(table(("place", "job", "kind", "name", "what it does"), rows))
-    return 0
-
-
-def _title(supervisor: Supervisor, entry: Waiting) -> str:
-    return supervisor.state(entry.job).title if is_shown(supervisor.workspace, entry) else ""
-
-
 def _cancel(supervisor: Supervisor, run_id: str) -> None:
     """Ends the run at once and says what is left of it."""
     if supervisor.state(run_id).final:
@@ -244,16 +215,10 @@ def jobs(workspace: Workspace, args: argparse.Namespace) -> int:
         _list(supervisor, args.json)
         return 0
     if args.action == "queue":
-        return queue(supervisor, args.json)
+        return list_queue(supervisor, args.json)
     if args.job is None:
         raise StudioError(f"Which job is to be used for `jobs {args.action}`?", "Give its id; `jobs list` has all.")
-    _, folder = supervisor.find(args.job)
-    if args.action in ("up", "down"):
-        supervisor.move(folder.id, -1 if args.action == "up" else 1)
-        return queue(supervisor, args.json)
-    if isinstance(folder, RunFolder):
-        return act_on_run(workspace, supervisor, folder, args.action, args.json, sure=args.yes)
-    return act(supervisor, folder.id, args.action, args.json, sure=args.yes)
+    return _act_on_any(workspace, supervisor, args.job, args)
 
 
 def _list(supervisor: Supervisor, as_json: bool) -> None:

@@ -98,27 +98,10 @@ def _is_number(text: str) -> bool:
     return text in ("", "-") or text.replace(",", "").replace(".", "", 1).lstrip("-").isdigit()
 
 
-def duration(seconds: float) -> str:
-    """12 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def size(octets: float) -> str:
-    """812 bytes, 1.9 kB, 6.7 MB, 1,204.5 MB: never a nought for something that is there."""
-    if octets < 1000:
-        return f"{octets:.0f} bytes"
-    return f"{octets / 1e3:.1f} kB" if octets < 1e5 else f"{octets / 1e6:,.1f} MB"
-
-
 def age(then: float) -> str:
     """How long ago, in the largest unit that fits."""
     seconds = max(0.0, time.time() - then)
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit} ago"
+    for length, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit} ago"
     return "just now"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from lora_studio.cli.output import age, duration, print_json, say, size, table
+from lora_studio.cli.output import age, print_json, say, table
 from lora_studio.cli.train import step_line
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.errors import StudioError
@@ -17,7 +17,7 @@ from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.runs.checkpoints import checkpoints, deletions
 from lora_studio.runs.health import Diagnosis, in_words, of_folder
 from lora_studio.runs.summary import Labels, differences, overview, read_labels, results, tags_of, to_csv, write_labels
-from lora_studio.units import count
+from lora_studio.units import count, duration, size
 from lora_studio.workspace import RunFolder, Workspace
 
 RESULT_ACTIONS = ("tag", "note", "compare", "csv")

@@ -51,11 +51,11 @@ def _add(group: argparse._ArgumentGroup, setting: Setting, flag: str) -> None:
     )
 
 
-def overrides(args: argparse.Namespace, unknown: list[str] | None = None) -> dict[str, Any]:
+def overrides(args: argparse.Namespace) -> dict[str, Any]:
     """The settings given as flags, by path.
 
-    Flags that argparse does not know are taken as settings too, so that the schema's check can say what was meant, with
-    all other problems.
+    Flags that argparse does not know (`args.unknown`) are taken as settings too, so that the schema's check can report
+    them with all other problems.
     """
     optional = {setting.path for setting in settings() if setting.optional}
     values = {
@@ -63,7 +63,7 @@ def overrides(args: argparse.Namespace, unknown: list[str] | None = None) -> dic
         for name, value in vars(args).items()
         if name.startswith(_PREFIX) and value is not None
     }
-    values |= _unknown_flags(list(unknown or []))
+    values |= _unknown_flags(list(args.unknown))
     return {path: None if path in optional and value in ("none", "") else value for path, value in values.items()}
 
 

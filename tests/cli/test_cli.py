@@ -14,7 +14,7 @@ import pytest
 
 from lora_studio.cli import main, make_parser
 from lora_studio.cli.data import steps_of
-from lora_studio.cli.output import age, duration, size, table
+from lora_studio.cli.output import age, table
 from lora_studio.cli.train import follow_to_end
 from lora_studio.config.parsing import parse
 from lora_studio.config.sections import Config
@@ -22,6 +22,7 @@ from lora_studio.config.settings import settings
 from lora_studio.errors import StudioError
 from lora_studio.jobs.launchers.local import find, kill
 from lora_studio.models.adapters import adapter_folder
+from lora_studio.units import duration, size
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import fake_command, supervise, wait_until
 
@@ -418,8 +419,8 @@ def test_an_adapter_is_found_by_folder_run_and_checkpoint(workspace: Workspace, 
 
 
 def test_times_and_tables_read_well() -> None:
-    assert [duration(value) for value in (0.4, 59.4, 200, 7500)] == ["0 s", "59 s", "3 min 20 s", "2 h 05 min"]
-    assert [size(value) for value in (95, 1908, 6_700_000)] == ["95 bytes", "1.9 kB", "6.7 MB"]
+    assert [duration(value) for value in (0.4, 59.4, 200, 7500)] == ["0.40 s", "59 s", "3 min 20 s", "2 h 5 min"]
+    assert [size(value) for value in (95, 1908, 6_700_000)] == ["95 B", "1.9 kB", "6.7 MB"]
     assert [age(time.time() - value) for value in (1, 90, 7300, 200_000)] == [
         "just now",
         "1 min ago",
