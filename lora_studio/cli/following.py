@@ -83,11 +83,11 @@ def _follow(supervisor: Supervisor, job_id: str, telling: Telling, leaves: bool)
                 supervisor.cancel(job_id)
 
 
-def tell_waiting(supervisor: Supervisor, told: str) -> str:
+def tell_waiting(supervisor: Supervisor, last_holder: str) -> str:
     """Says once which job holds the device, and which one after it; gives the one that was told."""
     holder = supervisor.busy()
-    if holder is None or holder == told:
-        return told
+    if holder is None or holder == last_holder:
+        return last_holder
     kind = next((job.kind for job in supervisor.working() if job.id == holder), TRAIN.name)
     say(f"Waits in the queue: {KINDS[kind].noun} {holder} holds the device.")
     return holder
