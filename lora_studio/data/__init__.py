@@ -1,3 +1,4 @@
-"""From files to examples: the one path that preview and training share.
+"""From data files to training examples: the one path that the preview and the training share.
+
 May import config and models; no torch, no gradio.
 """

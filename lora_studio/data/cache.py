@@ -1,12 +1,6 @@
-"""Keeps prepared data on the disk between starts, found by a fingerprint of all that it was made from.
+"""Keeps prepared data on disk between starts, as folders of numpy arrays under a fingerprint of their inputs.
 
-An entry is a folder of arrays under its key. It is made beside its place and renamed, so that a reader sees a whole
-entry or none; a damaged one is removed and made anew. When the folder outgrows its limit, the entries that were used
-longest ago go first. Without a folder, everything is made in a temporary place that goes with the data.
-
-Named flat arrays in a folder: written piece by piece, read memory-mapped, checked for damage. Knows no meaning.
-
-A folder without its `entry.json`, which is written last, was never finished and counts as absent.
+An entry is written beside its place and renamed, and checked for damage when it is read.
 """
 
 import hashlib
@@ -20,17 +14,23 @@ import zlib
 from collections.abc import Callable
 from functools import cache as once
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 
 _ENTRY = "entry.json"
-
-
 _CHUNK_BYTES = 1 << 22
-
-
 _TELL = 1 << 25  # bytes, a multiple of the piece
+Facts = dict[str, Any]
+"""What is known of the arrays of a folder beside their numbers: anything that JSON can hold."""
+
+
+class ArrayInfo(TypedDict):
+    """An array as the folder's entry describes it."""
+
+    dtype: str
+    bytes: int
+    crc: int
 
 
 class DamagedError(Exception):
@@ -43,7 +43,7 @@ class ArrayWriter:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, BinaryIO] = {}
-        self._about: dict[str, dict[str, Any]] = {}
+        self._about: dict[str, ArrayInfo] = {}
 
     def add(self, name: str, values: np.ndarray) -> None:
         """Appends to the array of that name; its first piece decides the type."""
@@ -56,7 +56,7 @@ class ArrayWriter:
         about["bytes"] += len(data)
         about["crc"] = zlib.crc32(data, about["crc"])
 
-    def finish(self, facts: dict[str, Any]) -> None:
+    def finish(self, facts: Facts) -> None:
         """Closes the arrays and writes down what they are, with JSON-able facts beside them."""
         self.close()
         written = json.dumps({"arrays": self._about, "facts": facts}, ensure_ascii=False)
@@ -110,7 +110,7 @@ def check(folder: Path, tell: Callable[[], None] = lambda: None) -> None:
             raise DamagedError(f"{name} is not as it was written")
 
 
-def _read_entry(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def _read_entry(folder: Path) -> tuple[dict[str, ArrayInfo], Facts]:
     try:
         whole = json.loads((folder / _ENTRY).read_text(encoding="utf-8"))
         written = whole["entry"]
@@ -123,18 +123,10 @@ def _read_entry(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]
 
 
 CACHE_LIMIT = 10 * 1024**3  # bytes
-
-
 _HASH_CHUNK = 1 << 24
-
-
 _SETTLED_SECONDS = 2.0
-
-
 _STALE_SECONDS = 24 * 3600  # what a crash left behind is removed after a day
-
-
-Build = Callable[[ArrayWriter], dict[str, Any]]
+Build = Callable[[ArrayWriter], Facts]
 
 
 def key_of(*parts: Any) -> str:

@@ -21,6 +21,7 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
 
+from lora_studio.data.messages import ChatMessage, Tool
 from lora_studio.errors import StudioError
 
 # Two of Unicode's noncharacters, which no text may hold: rows that do are refused before they come here.
@@ -49,7 +50,7 @@ class ChatTemplate:
         self._context = self._template.new_context(self._names, shared=True)
 
     def render(
-        self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), *, prompt: bool = False
+        self, messages: list[ChatMessage], tools: Sequence[Tool] = (), *, prompt: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
         """The text of a conversation of plain JSON values, and the character spans of its marked parts.
 

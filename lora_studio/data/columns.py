@@ -1,4 +1,4 @@
-"""The names that columns bear in the wild, and a sample of rows looked at column by column. Decides nothing."""
+"""Known column names, and a sample of rows seen column by column."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -55,7 +55,6 @@ _DESCRIPTION = re.compile(
 )
 _ENOUGH = 0.95
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-
 _NAMES = {*TURNS, *USER, *ASSISTANT, *TEXT, *(word for word, _ in WORSE_AND_BETTER)}
 
 

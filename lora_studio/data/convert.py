@@ -1,9 +1,4 @@
-"""One row to a Conversation, by the parts that a Format says its columns play. Recognises nothing.
-
-Rows that describe a problem in several fields (title, description, input, output, examples) to the user's turn.
-
-Rows for learning by comparison: pairs of a better and a worse answer, and answers marked good or bad.
-"""
+"""Converts a row of any known format to a `Conversation`, the one form that all later steps take."""
 
 import json
 import re
@@ -26,13 +21,14 @@ from lora_studio.data.messages import (
     Conversation,
     Message,
     RowError,
+    Tool,
     check,
     check_text,
     check_values,
     is_blank,
     is_odd,
 )
-from lora_studio.data.rows import Record
+from lora_studio.data.rows import Fields, Record
 from lora_studio.data.turns import (
     MEDIA,
     MISSING,
@@ -47,8 +43,6 @@ from lora_studio.data.turns import (
 from lora_studio.units import count
 
 STATEMENT = ("description", "problem_description", "statement", "problem_statement", "problem")
-
-
 SECTIONS = {
     "input": ("input_format", "input_specification", "input_description", "input_spec"),
     "output": ("output_format", "output_specification", "output_description", "output_spec"),
@@ -56,11 +50,7 @@ SECTIONS = {
     "examples": ("examples", "sample_tests", "public_tests", "sample_io", "test_cases"),
     "note": ("note", "notes"),
 }
-
-
 ANSWERS = ("generation", "solution", "solutions", "code", "python_solution", "editorial", *ASSISTANT)
-
-
 _HEADINGS = {"input": "Input", "output": "Output", "constraints": "Constraints", "examples": "Examples", "note": "Note"}
 
 
@@ -96,7 +86,7 @@ def find_problem(columns: Columns) -> dict[str, str] | None:
     return {**present, "completion": answer}
 
 
-def problem_text(fields: dict[str, Any], columns: dict[str, str]) -> str:
+def problem_text(fields: Fields, columns: dict[str, str]) -> str:
     """The problem as one text: title, description, and each further part under its heading."""
     blocks = [as_text(fields.get(columns[part]), columns[part]) for part in ("title", "description") if part in columns]
     for part, heading in _HEADINGS.items():
@@ -118,19 +108,13 @@ def _section(value: Any, field: str) -> str:
 
 
 SAME_ANSWERS = "the better and the worse answer are the same"
-
-
 NO_SHARED_PROMPT = "the better and the worse answer share no prompt"
-
-
 NOT_A_MARK = "the mark for good or bad is neither true nor false"
-
-
 _MARKS = {"true": True, "false": False, "1": True, "0": False, "good": True, "bad": False}
 
 
 def answers_of(
-    fields: dict[str, Any], fmt: Format, prompt: list[Message] | None, roles: Mapping[str, str]
+    fields: Fields, fmt: Format, prompt: list[Message] | None, roles: Mapping[str, str]
 ) -> tuple[list[Message], list[Message], list[Message]]:
     """The prompt, and the better and the worse answer to it; without a prompt column it is what both begin with."""
     columns = fmt.columns
@@ -203,14 +187,8 @@ def marks_in_words(good: int, bad: int) -> str:
 
 
 NOT_IDS = "the tokens are not a list of whole numbers"
-
-
 UNLIKE_LENGTHS = "`input_ids` and what stands beside them are not equally long"
-
-
 ONLY_PADDING = "the row holds nothing but padding"
-
-
 _MEDIA_TAG = re.compile(r"<(img|audio|video)>[^<]+</\1>")
 
 
@@ -241,7 +219,7 @@ def convert(record: Record, fmt: Format, system_prompt: str | None = None) -> Co
     return Conversation(record.row, tuple(messages), tools=_tools(fields, columns), label=label)
 
 
-def _turns(fields: dict[str, Any], fmt: Format, roles: Names[str, str]) -> tuple[list[Message], str]:
+def _turns(fields: Fields, fmt: Format, roles: Names[str, str]) -> tuple[list[Message], str]:
     """The turns of a row and the column that a fault in them is reported for."""
     columns = fmt.columns
     if "dialogue" in columns:
@@ -261,7 +239,7 @@ def _turns(fields: dict[str, Any], fmt: Format, roles: Names[str, str]) -> tuple
     return _from_columns(fields, fmt, roles)
 
 
-def _from_columns(fields: dict[str, Any], fmt: Format, roles: Names[str, str]) -> tuple[list[Message], str]:
+def _from_columns(fields: Fields, fmt: Format, roles: Names[str, str]) -> tuple[list[Message], str]:
     """Turns out of a row's columns, and the name of the answer's column."""
     columns = fmt.columns
     answer_column = columns.get("output") if "instruction" in columns else columns["completion"]
@@ -278,7 +256,7 @@ def _from_columns(fields: dict[str, Any], fmt: Format, roles: Names[str, str]) -
     return [*history, *question, *_answer_turns(answer, answer_column, roles)], answer_column
 
 
-def _asked(fields: dict[str, Any], fmt: Format, roles: Names[str, str]) -> list[Message]:
+def _asked(fields: Fields, fmt: Format, roles: Names[str, str]) -> list[Message]:
     """The user's turn (or, of a conversational prompt, turns) of a row in columns."""
     columns = fmt.columns
     template = fmt.mapping.user_template if fmt.mapping else None
@@ -348,7 +326,7 @@ def _tokenised(record: Record, columns: dict[str, str]) -> Conversation:
     return Conversation(record.row, input_ids=ids, labels=labels)
 
 
-def _alike(fields: dict[str, Any], name: str, ids: tuple[int, ...], least: int) -> tuple[int, ...]:
+def _alike(fields: Fields, name: str, ids: tuple[int, ...], least: int) -> tuple[int, ...]:
     """The numbers of a column that has one for each token."""
     value = _needed(fields, name)
     if least == 0 and isinstance(value, list):
@@ -367,7 +345,7 @@ def _numbers(value: Any, field: str, least: int) -> tuple[int, ...]:
 
 
 def _with_system(
-    messages: list[Message], fields: dict[str, Any], columns: dict[str, str], default: str | None
+    messages: list[Message], fields: Fields, columns: dict[str, str], default: str | None
 ) -> list[Message]:
     if messages and messages[0].role == "system":
         return messages
@@ -388,7 +366,7 @@ def _answer_turns(answer: Any, name: str, roles: Names[str, str]) -> list[Messag
     return parse_turns(answer, name, roles) if is_turns(answer) else [Message("assistant", as_text(answer, name))]
 
 
-def _tools(fields: dict[str, Any], columns: dict[str, str]) -> tuple[dict[str, Any], ...]:
+def _tools(fields: Fields, columns: dict[str, str]) -> tuple[Tool, ...]:
     holder = columns.get("messages") or columns.get("prompt") or ""
     place = columns.get("tools", holder)
     value = fields.get(place) if "tools" in columns else held_beside(fields.get(holder), TOOLS)
@@ -397,13 +375,13 @@ def _tools(fields: dict[str, Any], columns: dict[str, str]) -> tuple[dict[str, A
     return tools
 
 
-def _needed(fields: dict[str, Any], name: str) -> Any:
+def _needed(fields: Fields, name: str) -> Any:
     if fields.get(name) is None:
         raise RowError(MISSING, name, "fields: " + ", ".join(map(str, fields)))
     return fields[name]
 
 
-def _check(messages: list[Message], place: str, fields: dict[str, Any], columns: dict[str, str]) -> None:
+def _check(messages: list[Message], place: str, fields: Fields, columns: dict[str, str]) -> None:
     """Raises RowError for the first rule that the turns break, with the column that the fault lies in."""
     try:
         check(messages, place)
@@ -420,7 +398,7 @@ def _check(messages: list[Message], place: str, fields: dict[str, Any], columns:
         raise RowError(error.reason, column, repr(fields[column])) from None
 
 
-def _refuse_media(fields: dict[str, Any]) -> None:
+def _refuse_media(fields: Fields) -> None:
     for name, value in fields.items():
         if value and (name in MEDIA_COLUMNS or (isinstance(value, dict) and "bytes" in value and "path" in value)):
             raise RowError(MEDIA, name, value)

@@ -1,10 +1,10 @@
-"""prepare(): read, convert, split, encode. The one path from a file to examples that preview and training share."""
+"""`prepare()`: read, convert, split, encode: the one path from a file to examples for both preview and training."""
 
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import islice
@@ -36,8 +36,6 @@ _NAMED_ROWS = 5
 _NOT_IN_FINGERPRINT = {"train_file", "validation_file", "mapping", "bad_rows"}  # or in the sources' own
 NOTHING_LEFT = "the cut to the longest length leaves no trained token"
 NOTHING_TO_COMPARE = "the cut to the longest length leaves no two answers to compare"
-
-
 SplitRules = tuple[float, int, int | None, int | None]
 """The validation fraction, the seed, and the most rows to train on and to measure on."""
 
@@ -195,7 +193,7 @@ class FirstLook:
             on_sample(sample)
 
 
-def _settings(settings: dict[str, Any]) -> Data:
+def _settings(settings: Mapping[str, Any]) -> Data:
     """Settings of the config's data section, with its defaults. They were checked where they were entered."""
     unknown = settings.keys() - Data.model_fields.keys()
     if unknown:

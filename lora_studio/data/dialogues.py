@@ -1,7 +1,6 @@
-"""Dialogues written as one text ("Human: ... Assistant: ...") to messages: the ways of marking turns in use.
+"""Finds the turns of a dialogue that is written as one text ("Human: ... Assistant: ..."), by the marks in use.
 
-A file marks its turns in one way and with one pair of names, which are decided over many rows. Marks are whole words;
-other headings and names are text of the turn they stand in.
+The marks of a file are decided over many rows, so that other headings stay text of the turn they stand in.
 """
 
 import re

@@ -21,7 +21,6 @@ from lora_studio.data.rows import BadRow
 from lora_studio.errors import StudioError
 
 __all__ = ["IGNORED", "Encoded", "Encoder", "Example", "Template", "choose_template", "cut", "window"]
-
 _BATCH = 512
 _BATCH_CHARACTERS = 1 << 21
 PROMPT_SHARE = 4

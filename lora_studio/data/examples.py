@@ -1,10 +1,4 @@
-"""What the trainer gets, as a sequence that makes each example when it is asked for, and as tables in batches.
-
-Pairs of a better and a worse answer to one prompt: how they are encoded, kept, cut and handed to the trainer.
-
-Each side is a whole conversation that comes through the same rendering, masks and cuts as any row; trained are the
-turns after the prompt. Both sides lose the same part of the prompt, so that they still answer the same.
-"""
+"""Training examples as sequences that build each example on access, and as Arrow batches; pairs for DPO too."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +12,6 @@ from lora_studio.data.messages import Conversation
 from lora_studio.data.rows import BadRow
 from lora_studio.data.store import RowStore
 from lora_studio.data.truncate import Cuts, Measures
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 if TYPE_CHECKING:
     import pyarrow as pa

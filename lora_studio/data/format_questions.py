@@ -1,9 +1,4 @@
-"""What the columns of a file leave open: which text is the answer, what answers point to, messages that stand alone.
-
-Finds it and says it; formats decides what becomes of it.
-
-A reading of a file in one sentence, in the file's own column names.
-"""
+"""Describes a format in words, and finds what columns leave open: the answer, options, single messages as rows."""
 
 import re
 from collections.abc import Sequence
@@ -20,22 +15,12 @@ _SHAPES = (
     "Known shapes: `messages` or `conversations` with a list of turns; `instruction`, `input`, `output`; pairs such as "
     "`prompt` and `completion` or `question` and `answer`; `text`."
 )
-
-
 BY_MAPPING = (
     "say in data.mapping which column plays which part (--mapping in the terminal, Correct the reading on the page)"
 )
-
-
 _OPTION = re.compile(r"(?:(?:option|choice|answer|opt|op|sol|solution|ending|candidate|alternative)_?)?([a-j]|\d)")
-
-
 _LISTED = ("choices", "options", "endings", "candidates", "alternatives", "answers", "mc_choices")
-
-
 _MOSTLY = 0.8
-
-
 _LETTERS = "abcdefghij"
 
 
@@ -170,11 +155,7 @@ _EXTRAS = {
     "reasoning": "the reasoning before the answer",
     "label": "the mark of good answers, the only ones that are used",
 }
-
-
 _SECTIONS = ("title", "description", "input", "output", "constraints", "examples", "note")
-
-
 _THOUGHT = "<think>"
 
 

@@ -1,12 +1,11 @@
-"""Recognises the shape of a file by its content over many rows, and applies a person's mapping instead.
+"""Detects the format of a file by its content over many rows, or applies a mapping by hand.
 
-Shapes: lists of turns (messages, sharegpt), columns (alpaca, instruction, prompt_completion, problem), one-string
-dialogues, plain text, preference pairs and good/bad marks (kto), and tokenised rows. Several may fit one file.
+Formats: lists of turns (messages, sharegpt), columns (alpaca, instruction, prompt_completion, problem), dialogues in
+one text, plain text, preference pairs, good/bad labels (kto) and tokenised rows. Several may fit one file.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from lora_studio.data import columns as names
 from lora_studio.data.columns import Columns, is_turns, may_be_turns, quoted, spread
@@ -22,12 +21,11 @@ from lora_studio.data.format_questions import (
     sparse_answers,
     with_options,
 )
-from lora_studio.data.mapping import Format, Mapping, ReadingError, places
+from lora_studio.data.mapping import Format, Mapping, MappingValues, ReadingError, places
 from lora_studio.data.rows import Record
 from lora_studio.data.turns import held_turns, role_of
 
 __all__ = ["Format", "Mapping", "apply_mapping", "convert", "mapping_of", "read_as", "recognise", "recognise_all"]
-
 _SPARSE = 0.5
 _OFFERED = 4
 _OPTIONAL = {
@@ -37,7 +35,7 @@ _OPTIONAL = {
 _OF_TOKENS = ("input_ids", "labels", "attention_mask", "loss_mask")
 
 
-def read_as(records: Sequence[Record], mapping: dict[str, Any] | None, goal: str = "answers") -> Format:
+def read_as(records: Sequence[Record], mapping: MappingValues | None, goal: str = "answers") -> Format:
     """The reading that a person's mapping gives, or without one that which fits best. Raises StudioError."""
     return apply_mapping(Mapping.from_dict(mapping), records, goal) if mapping else recognise(records, goal)
 

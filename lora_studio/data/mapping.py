@@ -1,7 +1,4 @@
-"""What plays which part: `Format`, as recognised, and `Mapping`, by which a person says or corrects it. JSON-able.
-
-Nothing here looks at a file's content; formats recognises and applies, conversion converts.
-"""
+"""Which column plays which part: `Format` as detected, and `Mapping` by which a person sets or corrects it."""
 
 import difflib
 import re
@@ -10,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from lora_studio.data.dialogues import Marks
+from lora_studio.data.rows import JsonObject
 from lora_studio.errors import StudioError
 
 PARTS = (
@@ -50,7 +48,7 @@ class Mapping:
     user_template: str | None = None
     system_prompt: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> MappingValues:
         """What is set."""
         return {name: value for name, value in asdict(self).items() if value}
 
@@ -166,7 +164,7 @@ class Format:
     question: str = ""
     marks: Marks | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return {
             "name": self.name,
             "columns": dict(self.columns),
@@ -178,7 +176,7 @@ class Format:
         }
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> "Format":
+    def from_dict(cls, value: JsonObject) -> "Format":
         mapping, marks = value.get("mapping"), value.get("marks")
         parsed = {
             "mapping": Mapping.from_dict(mapping) if mapping else None,

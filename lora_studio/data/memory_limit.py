@@ -1,8 +1,7 @@
-"""A limit of memory for work on files that others made: it ends in words before the machine, or the server, runs out.
+"""Limits the memory of work on untrusted files, so that it fails with a message before the machine runs out.
 
-Linux counts what a process may write (`RLIMIT_DATA`): not what it maps of files, of which libraries map much. Where a
-control group has less left than the machine (a container, a job of a cluster), that is the measure. Elsewhere (macOS)
-the limit holds for nothing, and the system's own care remains.
+Linux counts private writable memory (`RLIMIT_DATA`), not mapped files. A control group with less memory left than the
+machine (a container, a cluster job) sets the limit. On macOS the limit has no effect.
 """
 
 import contextlib

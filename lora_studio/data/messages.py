@@ -1,4 +1,4 @@
-"""Message and Conversation, the one form that rows of every shape become, and the rules a conversation keeps."""
+"""`Message` and `Conversation`, the form that rows of every format are converted to, and the rules they must keep."""
 
 import json
 import re
@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_studio.data.readers.text_encoding import is_broken
-from lora_studio.data.rows import BadRow, shorten
+from lora_studio.data.rows import BadRow, JsonObject, shorten
 
+ChatMessage = dict[str, Any]
+"""A message as chat templates take it: role, content, and what else it has."""
+ToolCall = dict[str, Any]
+"""A call in OpenAI's form: type, function with name and arguments, perhaps an id."""
+Tool = dict[str, Any]
+"""A tool on offer, as a JSON schema in OpenAI's form."""
 IGNORED = -100  # the label of a token that is context only
 NO_ANSWER = "the row has no answer to learn from"
 EMPTY_ANSWER = "an answer is empty"
@@ -42,7 +48,7 @@ class RowError(ValueError):
         return BadRow(row, self.reason, self.found, self.field)
 
 
-class Arguments(dict[str, Any]):
+class Arguments(JsonObject):
     """A tool call's arguments, with the JSON text `written` that the file has of them; "" where it holds an object."""
 
     def __init__(self, values: Mapping[str, Any], written: str = "") -> None:
@@ -78,16 +84,16 @@ class Message:
     role: str
     content: str
     reasoning_content: str | None = None
-    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
     instruction: str | None = None
     input: str | None = None
     tool_call_id: str | None = None
     trained: bool = True
 
-    def to_dict(self, form: Form = FORMS[0]) -> dict[str, Any]:
+    def to_dict(self, form: Form = FORMS[0]) -> ChatMessage:
         """The message as chat templates take it, without what it has not."""
-        message: dict[str, Any] = {"role": self.role, "content": self.content}
+        message: ChatMessage = {"role": self.role, "content": self.content}
         if form.null_content and self.tool_calls and not self.content:
             message["content"] = None
         if self.reasoning_content is not None:
@@ -115,19 +121,19 @@ class Conversation:
     row: int
     messages: tuple[Message, ...] = ()
     text: str | None = None
-    tools: tuple[dict[str, Any], ...] = ()
+    tools: tuple[Tool, ...] = ()
     chosen: tuple[Message, ...] = ()
     rejected: tuple[Message, ...] = ()
     label: bool | None = None
     input_ids: tuple[int, ...] | None = None
     labels: tuple[int, ...] | None = None
 
-    def to_dicts(self, form: Form = FORMS[0]) -> list[dict[str, Any]]:
+    def to_dicts(self, form: Form = FORMS[0]) -> list[ChatMessage]:
         messages = [message.to_dict(form) for message in self.messages]
         return _numbered(messages) if form.numbered else messages
 
 
-def _call_in(call: dict[str, Any], form: Form) -> dict[str, Any]:
+def _call_in(call: ToolCall, form: Form) -> ToolCall:
     """A tool call of plain JSON values, its arguments an object or JSON text: the file's own text where it has one."""
     arguments = call["function"]["arguments"]
     if form.text_arguments and not isinstance(arguments, str):
@@ -138,7 +144,7 @@ def _call_in(call: dict[str, Any], form: Form) -> dict[str, Any]:
     return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
-def _numbered(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _numbered(messages: list[ChatMessage]) -> list[ChatMessage]:
     """The messages with calls numbered through the conversation, and results with the numbers of calls in order."""
     number, waiting = 0, list[str]()
     for message in messages:

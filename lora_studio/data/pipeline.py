@@ -1,6 +1,6 @@
-"""One source on its way to rows of tokens: read, recognised, converted, encoded; each step kept where a cache is.
+"""Takes one source from file to tokens: read, detect the format, convert, encode; each step is cached.
 
-`dataset.prepare` puts the parts of a run (training file, validation file) together.
+`dataset.prepare` combines the training file and the validation file.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lora_studio.data.cache import Arrays, ArrayWriter, Cache, code_version, digest, key_of
+from lora_studio.data.cache import Arrays, ArrayWriter, Cache, Facts, code_version, digest, key_of
 from lora_studio.data.convert import convert, marks_in_words
 from lora_studio.data.encode import Encoder, batches
 from lora_studio.data.examples import PairStore, matched, sides
@@ -50,7 +50,6 @@ ANSWERS_ONLY = "Answers are compared with each other, so that only answers can b
 _SLOW_SECONDS = 0.5
 NO_SYSTEM_STYLE = "choose another data.prompt_style: chatml has a place for them."
 _KEYS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()  # see tokenizer_key
-
 Choose = Callable[[np.ndarray], np.ndarray]
 
 
@@ -108,7 +107,7 @@ class EncodedSource:
     all_groups: np.ndarray
     rows: RowStore | PairStore
     bad_rows: BadRows
-    facts: dict[str, Any]
+    facts: Facts
 
     @property
     def marked_bad(self) -> int:
@@ -209,7 +208,7 @@ class Preparation:
         setting = "data.mapping.system_prompt" if self.system_prompt is None else "data.system_prompt"
         return f"Leave {setting} empty, or {NO_SYSTEM_STYLE}"
 
-    def _read(self, writer: ArrayWriter, source: Source) -> dict[str, Any]:
+    def _read(self, writer: ArrayWriter, source: Source) -> Facts:
         self.before_slow()
         return write_records(writer, source, self.report, self.most)
 
@@ -220,7 +219,7 @@ class Preparation:
         shape: Format,
         sample: Sequence[Record],
         choose: Choose | None,
-    ) -> dict[str, Any]:
+    ) -> Facts:
         self.before_slow()
         bad_rows = BadRowWriter(writer)
         converted = Converted(bad_rows.add)

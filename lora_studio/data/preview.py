@@ -1,39 +1,78 @@
-"""How rows are read, shown on the rows themselves: every reading that fits, role names, a mapping tried out.
-
-Looks at some rows and changes nothing. What comes out is JSON-able.
-
-Validation rows as questions with the answer that each row gives, always the same ones for a seed.
-"""
+"""Shows how rows are read: candidate formats, role names, a mapping applied to a sample, validation questions."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from lora_studio.data.dataset import Prepared, open_data
 from lora_studio.data.formats import check_goal, convert, mapping_of, read_as, recognise_all
-from lora_studio.data.mapping import Format, Mapping
-from lora_studio.data.messages import Conversation, Message, RowError
-from lora_studio.data.rows import Record, plain, shorten
+from lora_studio.data.mapping import Format, Mapping, MappingValues
+from lora_studio.data.messages import ChatMessage, Conversation, Message, RowError
+from lora_studio.data.rows import JsonObject, Record, plain, shorten
 from lora_studio.data.turns import UNKNOWN_ROLE, role_names, role_of
 from lora_studio.errors import StudioError
 
 SAMPLE = 500
-
-
 _TRIED_ROWS = 50
-
-
 _SHOWN_ROWS = 2
-
-
 TABLE_ROWS = 100
-
-
 _CELL_LENGTH = 300
+
+
+class FormatCandidate(TypedDict):
+    """A way to read the rows, in words and as the mapping that stands for it."""
+
+    name: str
+    words: str
+    columns: dict[str, str]
+    mapping: MappingValues
+
+
+class Readings(TypedDict):
+    """Every way to read the rows. `speakers` says what each role name means, "" for an unknown one."""
+
+    readings: list[FormatCandidate]
+    ambiguous: bool
+    question: str
+    mapping: MappingValues
+    speakers: dict[str, str]
+
+
+class RowTable(TypedDict):
+    """Rows as a table of short texts, with their numbers in the first column."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+
+
+class UnreadRows(Readings):
+    """All that helps a person to say how rows are to be read."""
+
+    table: RowTable
+
+
+class TriedRow(TypedDict):
+    """A row as a mapping reads it; `worse` is the worse answer of a comparison."""
+
+    row: int
+    messages: list[ChatMessage]
+    worse: list[ChatMessage]
+    text: str
+
+
+class TriedMapping(TypedDict):
+    """What a mapping makes of some rows: `failed` of `of` can't be used, `marked_bad` are left out."""
+
+    words: str
+    rows: list[TriedRow]
+    failed: int
+    first_failure: list[JsonObject]
+    marked_bad: int
+    of: int
 
 
 def first_records(name: str, most: int = SAMPLE, encoding: str | None = None) -> list[Record]:
@@ -42,19 +81,19 @@ def first_records(name: str, most: int = SAMPLE, encoding: str | None = None) ->
     return list(records)
 
 
-def missing_columns(name: str, mapping: dict[str, Any], encoding: str | None = None) -> list[str]:
+def missing_columns(name: str, mapping: MappingValues, encoding: str | None = None) -> list[str]:
     """The columns of a mapping that the first rows of a source do not have."""
     columns = {column for record in first_records(name, encoding=encoding) for column in record.fields}
     return [column for column in dict.fromkeys(Mapping.from_dict(mapping).needs().values()) if column not in columns]
 
 
-def readings_of(prepared: Prepared) -> dict[str, Any]:
+def readings_of(prepared: Prepared) -> Readings:
     """Every way to read prepared data, and the one in use."""
     unknown = prepared.bad_rows.values_with(UNKNOWN_ROLE, SAMPLE)
     return readings(prepared.part.records.spread(SAMPLE), prepared.format, unknown)
 
 
-def readings(records: Sequence[Record], used: Format | None = None, unknown: Iterable[str] = ()) -> dict[str, Any]:
+def readings(records: Sequence[Record], used: Format | None = None, unknown: Iterable[str] = ()) -> Readings:
     """Every way to read the rows, the likeliest first, each with the mapping that stands for it.
 
     `mapping` stands for the reading in use, else for the likeliest ({} where there is none). `speakers` says what each
@@ -87,7 +126,7 @@ def _speakers(records: Sequence[Record], roles: dict[str, str], unknown: Iterabl
     return {name: roles.get(name) or role_of(name) or "" for name in names}
 
 
-def table(records: Sequence[Record]) -> dict[str, list[Any]]:
+def table(records: Sequence[Record]) -> RowTable:
     """The first rows as a table of short texts, with their numbers before them."""
     sample = records[:TABLE_ROWS]
     columns = list(dict.fromkeys(name for record in sample for name in record.fields))
@@ -101,13 +140,13 @@ def _cell(value: Any) -> str:
     return shorten(value if isinstance(value, str) else str(plain(value)), _CELL_LENGTH)
 
 
-def unread(name: str, encoding: str | None = None) -> dict[str, Any]:
+def unread(name: str, encoding: str | None = None) -> UnreadRows:
     """What a person needs to say how rows are to be read that can't be used as they are read."""
     records = first_records(name, encoding=encoding)
     return {**readings(records), "table": table(records)}
 
 
-def tried(records: Sequence[Record], mapping: dict[str, Any] | None) -> dict[str, Any]:
+def tried(records: Sequence[Record], mapping: MappingValues | None) -> JsonObject:
     """A mapping (None: what is recognised) on some rows: its words, the first rows as it reads them, how many fail
     and how many are left out as marked bad.
 
@@ -116,8 +155,8 @@ def tried(records: Sequence[Record], mapping: dict[str, Any] | None) -> dict[str
     some = records[:: max(1, len(records) // _TRIED_ROWS)][:_TRIED_ROWS]
     shape = read_as(records, mapping, "any")
     check_goal(shape, "any")
-    examples: list[dict[str, Any]] = []
-    failed: list[dict[str, Any]] = []
+    examples: list[TriedRow] = []
+    failed: list[JsonObject] = []
     marked_bad = 0
     for record in some:
         try:
@@ -131,15 +170,22 @@ def tried(records: Sequence[Record], mapping: dict[str, Any] | None) -> dict[str
             better, worse = ([message.to_dict() for message in side] for side in (chat.chosen, chat.rejected))
             turns = [*chat.to_dicts(), *better]
             examples.append({"row": chat.row, "messages": turns, "worse": worse, "text": chat.text or ""})
-    counted = {"failed": len(failed), "first_failure": failed[:1], "marked_bad": marked_bad, "of": len(some)}
-    return {"words": shape.words, "rows": examples, **counted}
+    result: TriedMapping = {
+        "words": shape.words,
+        "rows": examples,
+        "failed": len(failed),
+        "first_failure": failed[:1],
+        "marked_bad": marked_bad,
+        "of": len(some),
+    }
+    return {**result}
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is asked, as a chat template takes it, and what the row answers."""
 
-    messages: list[dict[str, Any]]
+    messages: list[ChatMessage]
     reference: str
 
 

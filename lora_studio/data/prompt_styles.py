@@ -1,6 +1,6 @@
-"""Chooses the chat template that a run uses: the tokenizer's own, a training variant of it, or one of ours.
+"""Chooses the chat template of a run: the tokenizer's own, trl's training variant of it, or a built-in one.
 
-A template is chosen once, before anything is rendered, and travels with the adapter. Nothing here renders.
+The template is chosen once, before anything is rendered, and is saved with the adapter.
 """
 
 import importlib.util

@@ -1,9 +1,4 @@
-"""What is wrong with a data set as a whole: duplicates, leaks between its parts, contradictions, lopsided answers.
-
-Pure functions over conversations; results are JSON-able, with counts and example row numbers. Changes no row.
-
-Which rows are trained on and which are kept back. Rows that say the same stay on the same side.
-"""
+"""Finds duplicates, leaks, contradictions and imbalance in a data set, and splits it with equal rows on one side."""
 
 import hashlib
 import re
@@ -15,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -23,36 +18,81 @@ from lora_studio.data.messages import Conversation, Message
 from lora_studio.data.rows import shorten
 
 _WORD = re.compile(r"\w+")
-
-
 _EXAMPLES = 20
-
-
 _GROUP = 8
-
-
 _FEW_ANSWERS = 30
-
-
 _HASHES, _BANDS = 32, 8
-
-
 _SHINGLE = 4
-
-
 _NEAR = 0.8
-
-
 _MAX_CHARACTERS = 4000
-
-
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
-
-
 _REPORT_SECONDS = 0.1
-
-
 _TELL_EVERY = 1000
+
+
+class Duplicates(TypedDict):
+    """Rows that repeat another, in groups of like rows. `examples` are row numbers of some groups."""
+
+    rows: int
+    groups: int
+    examples: list[list[int]]
+
+
+class NearDuplicates(Duplicates):
+    """`sampled` is how many rows were compared, None for all."""
+
+    sampled: int | None
+
+
+class SharedRows(TypedDict):
+    """Validation rows that training holds too, and those whose prompt it holds, as pairs of row numbers."""
+
+    rows: int
+    examples: list[list[int]]
+    prompts: int
+    prompt_examples: list[list[int]]
+
+
+class Contradictions(TypedDict):
+    """Prompts with different answers, and the rows that have them."""
+
+    prompts: int
+    rows: int
+    examples: list[list[int]]
+
+
+class LabelBalance(TypedDict):
+    """How often each of a few answers is given."""
+
+    counts: dict[str, int]
+    distinct: int
+    largest_share: float
+
+
+class SpecialTokens(TypedDict):
+    """Rows with special tokens in their text; examples are [row, role or "text", token]."""
+
+    rows: int
+    counts: dict[str, int]
+    examples: list[list[Any]]
+
+
+class Findings(TypedDict):
+    """All that is looked for in a data set."""
+
+    rows: int
+    exact_duplicates: Duplicates
+    near_duplicates: NearDuplicates
+    shared_with_validation: SharedRows
+    contradictions: Contradictions
+    labels: LabelBalance | None
+    special_tokens: SpecialTokens
+
+
+class DataQuality(Findings):
+    """The findings, with sentences for a person."""
+
+    sentences: list[str]
 
 
 def special_text(conversation: Conversation, specials: Collection[str]) -> list[tuple[str, str]]:
@@ -87,9 +127,9 @@ def hygiene(
     *,
     seconds: float = 5.0,
     specials: Collection[str] = (),
-    repeated: dict[str, Any] | None = None,
+    repeated: Duplicates | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
+) -> DataQuality:
     """Every finding about a data set, with sentences for a person. `seconds` bounds the search for near duplicates.
 
     `specials` are the tokenizer's special tokens, which should not stand written out in the rows. `repeated` are exact
@@ -105,8 +145,8 @@ def hygiene(
             report(min(done, total), total)
 
     report(0, total)
-    ours, theirs = ([_look(chat, step) for chat in rows] for rows in (train, validation))
-    findings: dict[str, Any] = {
+    ours, theirs = ([_row_keys(chat, step) for chat in rows] for rows in (train, validation))
+    findings: Findings = {
         "rows": len(train),
         "exact_duplicates": repeated if repeated is not None else exact_duplicates(ours),
         "near_duplicates": near_duplicates(train, seconds=seconds, keys=[row.key for row in ours], step=step),
@@ -120,7 +160,7 @@ def hygiene(
 
 
 @dataclass(slots=True)
-class Look:
+class RowKeys:
     """What of a row is compared with other rows: all that it says, what it asks, and its answer."""
 
     row: int
@@ -129,27 +169,27 @@ class Look:
     answer: str | None
 
 
-def _look(chat: Conversation, step: Callable[[], None]) -> Look:
+def _row_keys(chat: Conversation, step: Callable[[], None]) -> RowKeys:
     step()
     answer = _answer(chat)
-    return Look(chat.row, group_key(chat), prompt_key(chat), None if answer is None else _digest(_plain(answer)))
+    return RowKeys(chat.row, group_key(chat), prompt_key(chat), None if answer is None else _digest(_plain(answer)))
 
 
-def exact_duplicates(rows: Sequence[Look]) -> dict[str, Any]:
+def exact_duplicates(rows: Sequence[RowKeys]) -> Duplicates:
     """Rows that repeat an earlier one word by word (case and white space aside)."""
     groups = defaultdict(list)
-    for look in rows:
-        groups[look.key].append(look.row)
+    for row in rows:
+        groups[row.key].append(row.row)
     return grouped([group for group in groups.values() if len(group) > 1])
 
 
-def shared_rows(train: Sequence[Look], validation: Sequence[Look]) -> dict[str, Any]:
+def shared_rows(train: Sequence[RowKeys], validation: Sequence[RowKeys]) -> SharedRows:
     """Rows of the validation part that the training part holds too, and those whose prompt it holds."""
-    keys = {look.key: look.row for look in reversed(train)}
-    prompts = {look.prompt: look.row for look in reversed(train) if look.prompt}
-    same = [[keys[look.key], look.row] for look in validation if look.key in keys]
+    keys = {row.key: row.row for row in reversed(train)}
+    prompts = {row.prompt: row.row for row in reversed(train) if row.prompt}
+    same = [[keys[row.key], row.row] for row in validation if row.key in keys]
     same_prompt = [
-        [prompts[look.prompt], look.row] for look in validation if look.key not in keys and look.prompt in prompts
+        [prompts[row.prompt], row.row] for row in validation if row.key not in keys and row.prompt in prompts
     ]
     return {
         "rows": len(same),
@@ -159,14 +199,14 @@ def shared_rows(train: Sequence[Look], validation: Sequence[Look]) -> dict[str, 
     }
 
 
-def contradictions(rows: Sequence[Look]) -> dict[str, Any]:
+def contradictions(rows: Sequence[RowKeys]) -> Contradictions:
     """Prompts that are asked more than once and answered differently."""
     answers: dict[str, dict[str, int]] = defaultdict(dict)
     times: Counter[str] = Counter()
-    for look in rows:
-        if look.prompt and look.answer is not None:
-            answers[look.prompt].setdefault(look.answer, look.row)
-            times[look.prompt] += 1
+    for row in rows:
+        if row.prompt and row.answer is not None:
+            answers[row.prompt].setdefault(row.answer, row.row)
+            times[row.prompt] += 1
     unlike = {
         prompt: sorted(rows_by_answer.values()) for prompt, rows_by_answer in answers.items() if len(rows_by_answer) > 1
     }
@@ -174,7 +214,7 @@ def contradictions(rows: Sequence[Look]) -> dict[str, Any]:
     return {"prompts": len(unlike), "rows": sum(times[prompt] for prompt in unlike), "examples": examples}
 
 
-def label_balance(rows: Sequence[Conversation]) -> dict[str, Any] | None:
+def label_balance(rows: Sequence[Conversation]) -> LabelBalance | None:
     """How often each answer is given, where there are few short ones, as in classification; None elsewhere."""
     counts: Counter[str] = Counter()
     for chat in rows:
@@ -192,7 +232,7 @@ def label_balance(rows: Sequence[Conversation]) -> dict[str, Any] | None:
 
 def special_tokens(
     rows: Iterable[Conversation], specials: Collection[str], step: Callable[[], None] = lambda: None
-) -> dict[str, Any]:
+) -> SpecialTokens:
     """Rows in whose text special tokens stand, how often each, and where: [row, role or "text", token]."""
     counts: Counter[str] = Counter()
     places: list[list[Any]] = []
@@ -212,7 +252,7 @@ def near_duplicates(
     seconds: float = 5.0,
     keys: Sequence[str] = (),
     step: Callable[[int], None] = lambda rows: None,
-) -> dict[str, Any]:
+) -> NearDuplicates:
     """Rows that share most runs of four words with an earlier one, by MinHash; exact duplicates are not counted again.
 
     Rows are taken evenly over the file for as long as `seconds` lasts: `sampled` says how many, None when all. `keys`
@@ -288,7 +328,7 @@ def _alike(sketches: np.ndarray, rows: list[int], tell: Callable[[], None]) -> l
     return [sorted(group) for group in groups.values() if len(group) > 1]
 
 
-def grouped(groups: list[list[int]]) -> dict[str, Any]:
+def grouped(groups: list[list[int]]) -> Duplicates:
     """How many rows repeat another, with some of the groups of like rows."""
     groups = sorted(groups)
     return {
@@ -337,7 +377,7 @@ def _digest(text: str) -> str:
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
-def _sentences(findings: dict[str, Any]) -> list[str]:
+def _sentences(findings: Findings) -> list[str]:
     sentences = []
     exact, near = findings["exact_duplicates"], findings["near_duplicates"]
     shared, unlike, labels = findings["shared_with_validation"], findings["contradictions"], findings["labels"]
@@ -371,7 +411,7 @@ def _sentences(findings: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def _listed(finding: dict[str, Any]) -> str:
+def _listed(finding: Duplicates | Contradictions) -> str:
     return ", ".join(map(str, finding["examples"][0]))
 
 

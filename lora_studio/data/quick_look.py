@@ -1,12 +1,7 @@
-"""A quick look at a file in a process of its own: `python -m lora_studio.data.quick_look FILE OPTIONS`,
-where options are those of `quick_look` as a JSON object.
+"""Reads a file without a tokenizer: format, bad rows, lengths in characters.
 
-Prints a JSON object with the number of usable rows and how they are read; nothing, with exit code 1, for a file that
-can't be read or that takes more than it may. Without a tokenizer, so that it can stand beside a form.
-
-A look at a file without any tokenizer: how it is read, its faults, and its rows' lengths in characters.
-
-Of a pair to compare the longer side counts.
+As a program, `python -m lora_studio.data.quick_look FILE OPTIONS` prints `quick_look` as JSON within limits of time and
+memory; OPTIONS is a JSON object of its arguments.
 """
 
 import json
@@ -15,39 +10,59 @@ import sys
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from lora_studio.data.cache import ArrayWriter, Cache
+from lora_studio.data.cache import ArrayWriter, Cache, Facts
 from lora_studio.data.convert import convert, marks_in_words
 from lora_studio.data.dataset import open_data
 from lora_studio.data.formats import Format, Mapping, apply_mapping, read_as, recognise
-from lora_studio.data.mapping import ReadingError
+from lora_studio.data.mapping import MappingValues, ReadingError
 from lora_studio.data.memory_limit import go_first, limited
 from lora_studio.data.messages import Message, RowError
 from lora_studio.data.readers.tables import with_header
-from lora_studio.data.report import PERCENTILES, histogram, lengths
-from lora_studio.data.rows import shorten
+from lora_studio.data.rows import JsonObject, shorten
 from lora_studio.data.sources import Record, open_source
+from lora_studio.data.statistics import PERCENTILES, histogram, lengths
 from lora_studio.data.store import BadRows, BadRowWriter, Progress, RecordStore, write_records
 from lora_studio.errors import StudioError
 
 CPU_SECONDS = 10.0
-
-
 MAX_BYTES = 1 << 30
-
-
 SAMPLE = 500  # rows by whose content the reading is recognised
-
-
 SHOWN = 160  # characters of an answer
 
 
+class QuickLook(TypedDict):
+    """The number of usable rows, and how they are read."""
+
+    rows: int
+    reading: str
+
+
+class CharacterReport(TypedDict):
+    """A file without a tokenizer: its reading, faults, and lengths in characters."""
+
+    file: str
+    file_kind: str
+    format: str
+    words: str
+    columns: dict[str, str]
+    assumptions: list[str]
+    rows: int
+    marked_bad_rows: int
+    bad_rows: int
+    bad_row_list: list[JsonObject]
+    bad_rows_by_reason: dict[str, int]
+    characters: dict[str, float]
+    histogram: dict[str, list[int]]
+    total_characters: int
+
+
 def quick_look(
-    path: Path, *, goal: str = "answers", mapping: dict[str, Any] | None = None, encoding: str | None = None
-) -> dict[str, Any]:
+    path: Path, *, goal: str = "answers", mapping: MappingValues | None = None, encoding: str | None = None
+) -> QuickLook:
     """Rows of a file that can be read, and how they are read with their first answer, in sentences.
 
     Raises `StudioError` where the file can't be read, or takes too much memory.
@@ -94,8 +109,6 @@ def main() -> int:
 
 
 _SAMPLE = 500
-
-
 _LISTED_BAD_ROWS = 200
 
 
@@ -103,11 +116,11 @@ _LISTED_BAD_ROWS = 200
 def inspect_characters(
     name: str,
     *,
-    mapping: dict[str, Any] | None = None,
+    mapping: MappingValues | None = None,
     encoding: str | None = None,
     percentiles: Sequence[float] = PERCENTILES,
     on_progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Reading, faults and lengths in characters of a file, a shipped data set or a data set of the Hub."""
     report = on_progress or (lambda phase, done, total: None)
     source = open_data(name, encoding)
@@ -118,7 +131,7 @@ def inspect_characters(
         raise with_header(error, records.assumptions) from None
     counts, marked = array("q"), array("q")
 
-    def convert_all(writer: ArrayWriter) -> dict[str, Any]:
+    def convert_all(writer: ArrayWriter) -> Facts:
         faults = BadRowWriter(writer)
         for position, record in enumerate(records.records(range(len(records)))):
             try:
@@ -139,7 +152,7 @@ def inspect_characters(
     values = np.array(counts, dtype=np.int64)
     notes = [marks_in_words(len(counts), len(marked))] if shape.name == "kto" else []
     notes += [shape.question] if shape.question else []
-    return {
+    analysis: CharacterReport = {
         "file": str(source.files[0]) if len(source.files) == 1 else source.name,
         "file_kind": source.kind,
         "format": shape.name,
@@ -155,6 +168,7 @@ def inspect_characters(
         "histogram": histogram(values),
         "total_characters": int(values.sum()),
     }
+    return {**analysis}
 
 
 def _characters(messages: Sequence[Message]) -> int:

@@ -1,14 +1,7 @@
-"""Conversations to text, with the character spans that are trained.
+"""Renders conversations with a chat template and finds the character spans that are trained.
 
-With a template that has generation marks, the marks are the spans, less what a generation prompt brings by itself.
-Without marks, the text before each answer is rendered with the generation prompt and is what the whole text begins
-with; where it is not, answer_spans finds the answers. Nothing here knows tokens' ids.
-
-Where the answers of a conversation stand in its whole text, for a template without generation marks.
-
-A template that writes earlier turns otherwise than the last one (reasoning kept in the last turn only, the system
-prompt moved to the newest question) is rendered again with a mark at the end of each message's content. The marks say
-where a turn ends; what the prompt for an answer and the answer by itself bring is then found around them.
+Generation marks of a template are the spans. Without marks, each prompt is rendered and matched with the whole text;
+`AnswerSpans` handles templates that rewrite earlier turns.
 """
 
 import json
@@ -23,25 +16,27 @@ from jinja2 import TemplateError
 
 from lora_studio.data.chat_jinja import MARKS, ChatTemplate
 from lora_studio.data.dialogues import ENDS
-from lora_studio.data.messages import BROKEN_TEXT, CONTROL, EMPTY_ANSWER, FORMS, Conversation, Form, RowError
+from lora_studio.data.messages import (
+    BROKEN_TEXT,
+    CONTROL,
+    EMPTY_ANSWER,
+    FORMS,
+    ChatMessage,
+    Conversation,
+    Form,
+    RowError,
+    Tool,
+)
 from lora_studio.data.prompt_styles import Template, adds_bos
 from lora_studio.data.readers.text_encoding import is_broken
 from lora_studio.errors import StudioError
 
 REWRITES = "the chat template changes earlier turns as the conversation goes on, so they can't be trained"
-
-
 # Unicode's noncharacters, which no row holds: a mark is the number of its message between two of them.
 _OPEN, _CLOSE, _ZERO = "\ufdd2", "\ufdd3", 0xFDD4
-
-
 _MARK = re.compile(f"{_OPEN}([{chr(_ZERO)}-{chr(_ZERO + 9)}]+){_CLOSE}")
-
-
 _FOUND = 200
-
-
-Render = Callable[[Sequence[dict[str, Any]], bool], str]
+Render = Callable[[Sequence[ChatMessage], bool], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +63,7 @@ class AnswerSpans:
         self._render = render
         self._special = special
 
-    def find(self, messages: Sequence[dict[str, Any]], text: str) -> list[tuple[int, int]]:
+    def find(self, messages: Sequence[ChatMessage], text: str) -> list[tuple[int, int]]:
         """The character spans of all assistant messages in `text`, in order. Raises RowError."""
         marked = [_with_mark(message, number) for number, message in enumerate(messages)]
         whole = _without_marks(self._render(marked, False))
@@ -84,7 +79,7 @@ class AnswerSpans:
                 spans.append((start, stop))
         return spans
 
-    def _span(self, marked: Sequence[dict[str, Any]], number: int, whole: _Marked) -> tuple[int, int]:
+    def _span(self, marked: Sequence[ChatMessage], number: int, whole: _Marked) -> tuple[int, int]:
         """The span of one answer: what its prompt leads to, up to where the answer by itself ends."""
         if number == 0:
             raise RowError(REWRITES, found=whole.text[:_FOUND])
@@ -149,7 +144,7 @@ def common_start(first: str, second: str) -> int:
     return low
 
 
-def _with_mark(message: dict[str, Any], number: int) -> dict[str, Any]:
+def _with_mark(message: ChatMessage, number: int) -> ChatMessage:
     """The message with its mark behind the last letter of its content; white space there may be stripped."""
     content = message["content"]
     if not isinstance(content, str) or not content.strip():
@@ -179,30 +174,14 @@ def _difference(first: str, second: str) -> str:
 
 
 REFUSED = "the chat template refuses the row"
-
-
 NO_SYSTEM = "the chat template takes no system prompt"
-
-
 NO_TOOLS = "the chat template has no place for tool calls and their results"
-
-
 CALLS_LEFT_OUT = "the chat template leaves tool calls of the row out of the answers"
-
-
 WEIGHTS = "the row leaves single answers out of training, but the chat template does not mark answer by answer"
-
-
 NOTHING_MARKED = "the chat template marks nothing of the row as the model's answer"
-
-
 # RuntimeError: macros that call each other for ever; ArithmeticError: a range or a number that is too large.
 TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError)
-
-
 _END = re.compile(r"end|eot|eos|/s", re.IGNORECASE)
-
-
 _THINK = ("<think>", "</think>")
 
 
@@ -317,7 +296,7 @@ class Renderer:
             self._select(text, self._without_untrained(chat, spans)), rewritten=rewritten, numbered=form.numbered
         )
 
-    def _without_end(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _without_end(self, message: ChatMessage) -> ChatMessage:
         """An answer less the end token that the file has written into it, for the template writes it."""
         content = message["content"]
         if message["role"] != "assistant" or not content or not content.rstrip().endswith(self._ends or "\0"):
@@ -390,9 +369,7 @@ class Renderer:
         whole = common and begin >= 0 and not self._special.sub("", cue[common:]).strip()
         return begin + common if whole else start  # the cue opens reasoning that the turn does not have
 
-    def _spans_by_prefix(
-        self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], text: str
-    ) -> list[tuple[int, int]]:
+    def _spans_by_prefix(self, messages: list[ChatMessage], tools: Sequence[Tool], text: str) -> list[tuple[int, int]]:
         """The answers' spans in the whole text of a conversation, by what is rendered before and after each.
 
         Raises RowError where the text does not begin with that.
@@ -407,12 +384,10 @@ class Renderer:
             spans.append((self._common_length(before, text), self._common_length(after, text)))
         return spans
 
-    def _spans_in_whole(
-        self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], text: str
-    ) -> list[tuple[int, int]]:
+    def _spans_in_whole(self, messages: list[ChatMessage], tools: Sequence[Tool], text: str) -> list[tuple[int, int]]:
         """The answers' spans in a text that does not begin with what is rendered before each. Raises RowError."""
 
-        def render(part: Sequence[dict[str, Any]], prompt: bool) -> str:
+        def render(part: Sequence[ChatMessage], prompt: bool) -> str:
             return self._jinja.render(list(part), tools, prompt=prompt)[0]
 
         return AnswerSpans(render, self._special).find(messages, text)

@@ -1,7 +1,7 @@
-"""Chat templates rendered within limits of time and memory, in a process of their own that can be ended.
+"""Renders chat templates in a child process within limits of time and memory.
 
-A template that never ends, or that writes without end, costs that process and becomes a `StudioError`; what the caller
-has loaded stays, and the next request starts a new one.
+A template that never ends or writes without end costs that process and becomes a `StudioError`; the next request starts
+a new one.
 """
 
 import json
@@ -22,7 +22,7 @@ from jinja2 import TemplateError
 import lora_studio
 from lora_studio.data.messages import Conversation, RowError
 from lora_studio.data.render import Rendered, Rules
-from lora_studio.data.render_worker import LENGTH
+from lora_studio.data.render_worker import LENGTH, Answer
 from lora_studio.errors import StudioError
 
 MAX_ROW_SECONDS = 10.0  # of CPU time: a row of a thousand turns takes about five where each answer is looked for
@@ -67,7 +67,7 @@ def render_text(
     return str(answer["text"])
 
 
-def _result(answer: dict[str, Any]) -> Rendered | RowError:
+def _result(answer: Answer) -> Rendered | RowError:
     if "reason" in answer:
         return RowError(answer["reason"], answer["field"], answer["found"])
     spans = [(start, stop) for start, stop in answer["spans"]]
@@ -81,10 +81,10 @@ class _Process:
         self._child: subprocess.Popen[bytes] | None = None
         self._asking = threading.Lock()
 
-    def ask(self, *request: Any) -> list[dict[str, Any]]:
+    def ask(self, *request: Any) -> list[Answer]:
         """All answers to a request. Raises `StudioError` for one that is an error, and for the end of the process."""
         with self._asking:
-            child, answers = self._running(), list[dict[str, Any]]()
+            child, answers = self._running(), list[Answer]()
             try:
                 _send(child, pickle.dumps(request, protocol=pickle.HIGHEST_PROTOCOL))
                 for answer in _answers(child):
@@ -132,7 +132,7 @@ def _send(child: "subprocess.Popen[bytes]", data: bytes) -> None:
         raise _ended(child) from None
 
 
-def _answers(child: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]:
+def _answers(child: "subprocess.Popen[bytes]") -> Iterator[Answer]:
     """The answers to one request as they come, and the line that ends them."""
     assert child.stdout
     buffer: list[bytes] = []
@@ -145,7 +145,7 @@ def _answers(child: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]:
         first, *lines = piece.split(b"\n")
         buffer.append(first)
         for line in lines:
-            answer: dict[str, Any] = json.loads(b"".join(buffer))
+            answer: Answer = json.loads(b"".join(buffer))
             buffer = [line]
             yield answer
             if "end" in answer:

@@ -1,8 +1,7 @@
-"""The process that runs chat templates: `python -m lora_studio.data.render_worker`, started by limited_rendering.
+"""The process that runs chat templates: `python -m lora_studio.data.render_worker`, started by `render_process`.
 
-A template is a program that somebody else wrote. It gets so much CPU time and memory, and the system ends this process
-when it takes more: nothing else is lost with it. Requests come on stdin, each a pickle after its length in eight bytes;
-answers go to stdout, one JSON object a line. No file is read and nothing is loaded here but jinja2.
+A template is untrusted code: CPU time and memory are limited, and only jinja2 is loaded. Requests are pickles on stdin,
+each after its length in eight bytes; answers are JSON lines on stdout.
 """
 
 import json
@@ -12,13 +11,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypedDict
 
 from jinja2 import TemplateError
 
 from lora_studio.data.chat_jinja import ChatTemplate
 from lora_studio.data.messages import RowError
 from lora_studio.data.render import TEMPLATE_FAULTS, Renderer, Rules
+from lora_studio.data.rows import JsonObject
 from lora_studio.errors import StudioError
 
 MAX_MEMORY = 3 << 29
@@ -26,6 +26,22 @@ MAX_CHARACTERS = 1 << 25  # of a rendered text; no row that is read has more
 LENGTH = 8  # bytes before a request that say how long it is
 TOO_MUCH_MEMORY = f"The chat template needs more than {MAX_MEMORY / 2**30:g} GiB of memory for one conversation."
 TOO_LONG = f"The chat template writes more than {MAX_CHARACTERS:,} characters for one conversation."
+
+
+class Answer(TypedDict, total=False):
+    """One line of an answer: a rendered conversation, why it can't be rendered, an error, or the end of a request."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    rewritten: bool
+    numbered: bool
+    reason: str
+    found: str
+    field: str
+    refused: str
+    error: str
+    hint: str
+    end: bool
 
 
 def main() -> None:
@@ -45,7 +61,7 @@ def main() -> None:
         answers.flush()
 
 
-def _answers(work: Callable[..., Iterator[dict[str, Any]]], arguments: list[Any]) -> Iterator[dict[str, Any]]:
+def _answers(work: Callable[..., Iterator[Answer]], arguments: list[Any]) -> Iterator[Answer]:
     """What a piece of work comes to; an error is its last answer."""
     try:
         yield from work(*arguments)
@@ -55,7 +71,7 @@ def _answers(work: Callable[..., Iterator[dict[str, Any]]], arguments: list[Any]
         yield {"error": TOO_MUCH_MEMORY, "hint": ""}
 
 
-def rows(seconds: float, rules: Rules, conversations: list[Any]) -> Iterator[dict[str, Any]]:
+def rows(seconds: float, rules: Rules, conversations: list[Any]) -> Iterator[Answer]:
     """One answer for each conversation, in order; the rules' template is compiled in any case."""
     with _Limit(seconds):
         renderer = _renderer(rules)
@@ -65,13 +81,17 @@ def rows(seconds: float, rules: Rules, conversations: list[Any]) -> Iterator[dic
         if isinstance(result, RowError):
             yield {"reason": result.reason, "found": result.found, "field": result.field}
         else:
-            notes = {"rewritten": result.rewritten, "numbered": result.numbered}
-            yield {"text": _bounded(result.text), "spans": result.spans, **notes}
+            yield {
+                "text": _bounded(result.text),
+                "spans": result.spans,
+                "rewritten": result.rewritten,
+                "numbered": result.numbered,
+            }
 
 
 def text(
-    seconds: float, source: str, variables: dict[str, Any], messages: list[Any], tools: list[Any], prompt: bool
-) -> Iterator[dict[str, Any]]:
+    seconds: float, source: str, variables: JsonObject, messages: list[Any], tools: list[Any], prompt: bool
+) -> Iterator[Answer]:
     """The text of one conversation, or why the template refuses it."""
     try:
         with _Limit(seconds):
@@ -82,7 +102,7 @@ def text(
         yield {"text": _bounded(rendered), "spans": spans}
 
 
-WORK: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {"rows": rows, "text": text}
+WORK: dict[str, Callable[..., Iterator[Answer]]] = {"rows": rows, "text": text}
 
 
 class _Limit:

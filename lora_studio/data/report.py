@@ -1,49 +1,34 @@
-"""What a person sees of prepared data as a whole, in numbers and sentences. All of it is JSON-able.
-
-What is wrong with a prepared data set as a whole, looked for once and kept in the cache.
-
-One row step by step: record, messages, text, tokens, what the cut removes, what is trained. All of it is JSON-able.
-
-Cuts are those of the training: `Measures.cuts` and `cut_pairs`, and the rows that the examples themselves leave out.
-
-Numbers about encoded rows: lengths, histogram, what every possible `max_length` would cut, and which to choose.
-"""
+"""The report on prepared data: numbers, findings, and single rows from record to trained tokens, as JSON."""
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from lora_studio.data.cache import key_of
+from lora_studio.data.cache import Facts, key_of
 from lora_studio.data.dataset import NOTHING_LEFT, NOTHING_TO_COMPARE, Prepared, prepare, refusal
 from lora_studio.data.encode import Encoded
 from lora_studio.data.examples import cut_pairs, sides
-from lora_studio.data.messages import Conversation, RowError
+from lora_studio.data.messages import ChatMessage, Conversation, RowError
 from lora_studio.data.pipeline import EncodedSource
-from lora_studio.data.preview import TABLE_ROWS, readings_of, table
-from lora_studio.data.quality import grouped, hygiene
-from lora_studio.data.rows import BadRow, plain, shorten
+from lora_studio.data.preview import TABLE_ROWS, Readings, RowTable, readings_of, table
+from lora_studio.data.quality import Duplicates, grouped, hygiene
+from lora_studio.data.rows import BadRow, Fields, JsonObject, plain, shorten
+from lora_studio.data.statistics import PERCENTILES, Suggestion, cut_curve, histogram, lengths, suggest
 from lora_studio.data.store import Progress
-from lora_studio.data.truncate import Cuts, Measures, forecast, steps
+from lora_studio.data.truncate import Cuts, Measures, PackingForecast, forecast, steps
 from lora_studio.errors import StudioError
 
 _MAX_ROWS = 20_000
-
-
 _SECONDS = 2.0
-
-
 _PIECE = 500
-
-
 _SHOWN = 20
 
 
-def findings(prepared: Prepared, report: Progress) -> dict[str, Any] | None:
+def findings(prepared: Prepared, report: Progress) -> Facts | None:
     """Duplicates, leaks, contradictions and lopsided answers; None for a first look at a few rows.
 
     Of a large file a part is looked at, evenly over the whole: `looked_at` of `of_rows` rows. `report` is called in the
@@ -60,7 +45,7 @@ def findings(prepared: Prepared, report: Progress) -> dict[str, Any] | None:
 
 def _found(
     parts: Sequence[EncodedSource], selected: Sequence[np.ndarray], specials: Sequence[str], report: Progress
-) -> dict[str, Any]:
+) -> Facts:
     report("check", 0, 0)
 
     def tell(done: int, total: int) -> None:
@@ -73,7 +58,7 @@ def _found(
     return {**result, "looked_at": len(train) + len(validation), "of_rows": sum(map(len, selected))}
 
 
-def _repeated(part: EncodedSource, selected: np.ndarray) -> dict[str, Any]:
+def _repeated(part: EncodedSource, selected: np.ndarray) -> Duplicates:
     """The exact duplicates of a large file, all of them: each row's group is known since it was converted."""
     groups = part.all_groups[np.searchsorted(part.all_positions, part.rows.position[selected])]
     numbers = part.rows.row[selected]
@@ -95,13 +80,65 @@ def _some(part: EncodedSource, selected: np.ndarray, tell: Callable[[int, int], 
     return rows
 
 
+class Token(TypedDict):
+    """A token of a row: whether it is trained, special, and kept by the cut."""
+
+    id: int
+    text: str
+    trained: bool
+    special: bool
+    kept: bool
+
+
+class TokenView(TypedDict):
+    """A page of a row's tokens, with the numbers of the example that the page belongs to."""
+
+    text: str
+    tokens: list[Token]
+    full_length: int
+    kept_tokens: int
+    removed_tokens: int
+    removed_after: int
+    trained_tokens: int
+    lost_trained_tokens: int
+    ends_with_eos: bool
+    left_out: str
+    examples: int
+    windows: int
+    window: int
+
+
+class PairView(TokenView):
+    """The better side of a comparison as any row, the worse one under `rejected`; the turns of both."""
+
+    chosen: list[ChatMessage]
+    worse: list[ChatMessage]
+    rejected: TokenView
+
+
+class RowView(TokenView):
+    """A usable row from record to trained tokens; the last three where it holds a comparison."""
+
+    index: int
+    row: int
+    split: str
+    record: Fields
+    messages: list[ChatMessage]
+    chosen: NotRequired[list[ChatMessage]]
+    worse: NotRequired[list[ChatMessage]]
+    rejected: NotRequired[TokenView]
+
+
 _PAGE = 2000  # tokens shown at once
-
-
 _TOLD = 160  # characters of a row's trained text in a sentence
 
 
-def preview(prepared: Prepared, row_index: int, part: int | None = None) -> dict[str, Any]:
+def preview(prepared: Prepared, row_index: int, part: int | None = None) -> JsonObject:
+    """The view of a usable row as a plain object of JSON: see `row_view`."""
+    return {**row_view(prepared, row_index, part)}
+
+
+def row_view(prepared: Prepared, row_index: int, part: int | None = None) -> RowView:
     """One usable row of the training file (counted from 0, in the file's order), from record to trained tokens.
 
     `part` chooses the window of a long plain text, or the piece of another long row; None is where training begins.
@@ -133,11 +170,11 @@ def reading(prepared: Prepared) -> str:
     parts = [f"Format: {prepared.format.words}", *prepared.assumptions]
     first = prepared.part.rows.position[:1]
     for index in np.searchsorted(prepared.conversations.positions, first).tolist():
-        parts.append(f"The first row trains: “{trained_text(preview(prepared, index))}”.")
+        parts.append(f"The first row trains: “{trained_text(row_view(prepared, index))}”.")
     return " ".join(parts)
 
 
-def trained_text(view: dict[str, Any]) -> str:
+def trained_text(view: RowView) -> str:
     """The trained text of a row's preview on one line, shortened; "…" stands for what is not trained in between."""
     pieces: list[str] = []
     trained_before = False
@@ -150,7 +187,7 @@ def trained_text(view: dict[str, Any]) -> str:
     return shorten("".join(pieces).strip().replace("\n", "⏎"), _TOLD)
 
 
-def _tokens(prepared: Prepared, conversation: Conversation, part: int | None) -> dict[str, Any]:
+def _tokens(prepared: Prepared, conversation: Conversation, part: int | None) -> TokenView:
     """A row's tokens, a page of them, and the numbers of the example that the page belongs to."""
     settings = prepared.settings
     encoded, pieces, _ = prepared.encoder.tokens(conversation)
@@ -159,27 +196,29 @@ def _tokens(prepared: Prepared, conversation: Conversation, part: int | None) ->
     return _shown(prepared, encoded, pieces, cuts, part, out)
 
 
-def _compared(prepared: Prepared, conversation: Conversation, part: int | None) -> dict[str, Any]:
+def _compared(prepared: Prepared, conversation: Conversation, part: int | None) -> PairView:
     """The better side like any row, and the worse one under "rejected"; "chosen" and "worse" hold their turns."""
     settings = prepared.settings
     whole = [prepared.encoder.tokens(side) for side in sides(conversation)]
     better, worse = (Measures.of([encoded]) for encoded, _, _ in whole)
     cuts = cut_pairs(better, worse, settings.max_length, settings.truncation)
     lost = _left_out(prepared, conversation.row) or not all(cut.trained.any() for cut in cuts)
-    views: list[dict[str, Any]] = []
+    views: list[TokenView] = []
     for (encoded, pieces, _), cut in zip(whole, cuts, strict=True):
         part = views[0]["window"] if views else part
         views.append(_shown(prepared, encoded, pieces, cut, part, NOTHING_TO_COMPARE if lost else ""))
-    turns = {
+    return {
+        **views[0],
         "chosen": [message.to_dict() for message in conversation.chosen],
         "worse": [message.to_dict() for message in conversation.rejected],
+        "rejected": views[1],
+        "windows": max(side["windows"] for side in views),
     }
-    return {**views[0], **turns, "rejected": views[1], "windows": max(side["windows"] for side in views)}
 
 
 def _shown(
     prepared: Prepared, encoded: Encoded, pieces: list[str], cuts: Cuts, part: int | None, left_out: str
-) -> dict[str, Any]:
+) -> TokenView:
     """A page of tokens in their places, each with whether it is kept and whether it is (or would be) trained.
 
     `left_out` is why the whole row goes, where it does. A row that becomes several examples loses nothing.
@@ -252,114 +291,6 @@ def _side(prepared: Prepared, position: int) -> str:
     return "unused"
 
 
-PERCENTILES = (50, 90, 95, 99)
-
-
-_MULTIPLE = 64
-
-
-_CANDIDATES = 200
-
-
-_MANY_ROWS = 200_000  # from here on fewer candidates, so that the curve is there in a second or two
-
-
-_BINS = 60
-
-
-_MIN_LENGTH = 8
-
-
-def lengths(values: np.ndarray, percentiles: Sequence[float] = PERCENTILES) -> dict[str, float]:
-    """Minimum, mean, percentiles (nearest rank) and maximum of lengths; zeros for no rows.
-
-    The percentiles are those asked for and always 50, 90, 95 and 99; "p99.9" is the name of 99.9.
-    """
-    if not all(0 <= share <= 100 for share in percentiles):
-        raise StudioError(f"{list(percentiles)} are not all percentiles.", "A percentile is a number from 0 to 100.")
-    shares = sorted({*map(float, percentiles), *map(float, PERCENTILES)})
-    names = [f"p{share:g}" for share in shares]
-    if not len(values):
-        return {"min": 0, "mean": 0.0, **dict.fromkeys(names, 0), "max": 0}
-    ranked = np.sort(values)
-    ranks = [max(math.ceil(share * len(values) / 100 - 1e-9), 1) for share in shares]
-    by_percentile = {name: int(ranked[rank - 1]) for name, rank in zip(names, ranks, strict=True)}
-    return {"min": int(values.min()), "mean": round(float(values.mean()), 2), **by_percentile, "max": int(values.max())}
-
-
-def suggest(values: np.ndarray) -> dict[str, Any]:
-    """A `max_length` for rows of these lengths, with its reason: 1.1 to 1.2 times the 95th percentile."""
-    summary = lengths(values)
-    p95, longest = int(summary["p95"]), int(summary["max"])
-    low, high = -(-11 * p95 // 10), 12 * p95 // 10
-    rounded = max(_MULTIPLE, -(-low // _MULTIPLE) * _MULTIPLE)
-    if longest <= rounded:
-        return {"max_length": max(longest, _MIN_LENGTH), "reason": f"No row is longer than {longest:,} tokens."}
-    over = int((values > rounded).sum())
-    return {
-        "max_length": rounded,
-        "reason": f"95 of 100 rows have at most {p95:,} tokens; 1.1 to 1.2 times that is {low:,} to {high:,}, "
-        f"rounded up to a multiple of {_MULTIPLE}. {over:,} {'row is' if over == 1 else 'rows are'} longer.",
-    }
-
-
-def histogram(values: np.ndarray, bins: int = _BINS) -> dict[str, list[int]]:
-    """Counts of lengths in at most `bins` whole-numbered bins; `edges` has one more than `counts`."""
-    if not len(values):
-        return {"edges": [], "counts": []}
-    low, high = int(values.min()), int(values.max()) + 1
-    width = max(1, -(-(high - low) // bins))
-    edges = np.arange(low, high + width, width)
-    counts, _ = np.histogram(values, edges)
-    return {"edges": edges.tolist(), "counts": counts.tolist()}
-
-
-def cut_curve(
-    measures: Measures, truncation: str, current: int, tell: Callable[[int, int], None] = lambda done, total: None
-) -> list[dict[str, int]]:
-    """For each candidate `max_length`: rows cut, trained tokens lost, rows left with nothing to train. Exact.
-
-    `tell` is called with how many of how many candidates are done.
-    """
-    tell(0, 0)
-    ranked = measures.longest_first()
-    never_trained = np.concatenate([[0], np.cumsum(ranked.trained == 0)])
-    curve = []
-    candidates = _candidates(measures.length, current)
-    for done, candidate in enumerate(candidates):
-        tell(done, len(candidates))
-        over = ranked.first(int(np.searchsorted(-ranked.length, -candidate)))
-        trained = over.kept(candidate, truncation)
-        curve.append(
-            {
-                "max_length": candidate,
-                "rows": int(over.cut_rows(candidate, truncation).sum()),
-                "lost_trained_tokens": over.trained_tokens - int(trained.sum()),
-                "dropped_rows": int((trained == 0).sum() + never_trained[-1] - never_trained[len(trained)]),
-            }
-        )
-    return curve
-
-
-def _candidates(values: np.ndarray, current: int) -> list[int]:
-    """At most 200 lengths: the current one, the percentiles, powers of two, the longest row, and steps between."""
-    if not len(values):
-        return [current]
-    longest = int(values.max())
-    most = _CANDIDATES if len(values) < _MANY_ROWS else _CANDIDATES // 3
-    candidates: set[int] = {current, longest}
-    shares = range(50, 100, 1 if most == _CANDIDATES else 3)
-    candidates.update(int(value) for value in np.percentile(values, shares, method="inverted_cdf"))
-    power = _MIN_LENGTH
-    while power < 2 * longest:
-        candidates.add(power)
-        power *= 2
-    for value in np.unique(np.linspace(_MIN_LENGTH, max(longest, _MIN_LENGTH), most // 2).astype(int)):
-        if len(candidates) < most:
-            candidates.add(int(value))
-    return sorted(candidates)
-
-
 _LISTED_BAD_ROWS = 200
 
 
@@ -373,15 +304,63 @@ class Look:
     gradient_accumulation_steps: int = 4
 
 
+class LengthReport(TypedDict):
+    """Lengths of the rows, and what the cut costs."""
+
+    tokens: dict[str, float]
+    suggested: Suggestion
+    max_length: int
+    truncation: str
+    truncated_rows: int
+    lost_trained_tokens: int
+    dropped_rows: int
+    split_rows: int
+    windows: int
+    trained_tokens: int
+    total_tokens: int
+    histogram: dict[str, list[int]]
+    cut_curve: list[dict[str, int]]
+
+
+class Description(LengthReport, Readings):
+    """All that a person sees of prepared data. `refusal` is what stops the work where bad rows are not skipped."""
+
+    file: str
+    kind: str
+    sampled: int | None
+    assumptions: list[str]
+    format: str
+    words: str
+    columns: dict[str, str]
+    reading: str
+    prompt_style: str
+    template_origin: str
+    rows: int
+    usable_rows: int
+    train_rows: int
+    validation_rows: int
+    marked_bad_rows: int
+    bad_rows: int
+    bad_row_list: list[JsonObject]
+    bad_rows_by_reason: dict[str, int]
+    refusal: dict[str, str] | None
+    packing: PackingForecast
+    steps: dict[str, int]
+    hygiene: Facts | None
+    table: RowTable
+    examples: list[RowView]
+    fingerprint: str
+
+
 def inspect(
     train_file: str,
     tokenizer: Any,
     *,
     look: Look | None = None,
-    on_sample: Callable[[dict[str, Any]], None] | None = None,
+    on_sample: Callable[[JsonObject], None] | None = None,
     on_progress: Progress | None = None,
     **settings: Any,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Prepares a file (see `dataset.prepare` for the settings) and describes what came out.
 
     `on_sample` gets the description of the first rows before a large file is looked at whole.
@@ -391,8 +370,8 @@ def inspect(
     return describe(prepared, look, on_progress)
 
 
-def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Reading, faults, lengths and cuts of a prepared data set; training and validation rows together.
+def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress | None = None) -> JsonObject:
+    """A prepared data set as a `Description`: training and validation rows together.
 
     `refusal` is what stops the work where bad rows are not skipped. `on_progress` is called in the phases measure, for
     every length looked at, and check, while faults of the whole are looked for.
@@ -400,7 +379,7 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
     look, report = look or Look(), on_progress or (lambda phase, done, total: None)
     part, settings, refused = prepared.part, prepared.settings, refusal(prepared)
     store = part.records
-    return {
+    description: Description = {
         "file": str(part.name),
         "kind": part.records.kind,
         "sampled": prepared.sampled,
@@ -426,12 +405,13 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
         **readings_of(prepared),
         "hygiene": findings(prepared, report),
         "table": table(list(store.records(range(min(TABLE_ROWS, len(store)))))),
-        "examples": [preview(prepared, index) for index in _shown_indices(prepared, look.show_examples)],
+        "examples": [row_view(prepared, index) for index in _shown_indices(prepared, look.show_examples)],
         "fingerprint": prepared.fingerprint,
     }
+    return {**description}
 
 
-def located(part: EncodedSource, bad: BadRow) -> dict[str, Any]:
+def located(part: EncodedSource, bad: BadRow) -> JsonObject:
     """A bad row with its file and its number there, where the part is read from several files."""
     if len(part.records.starts) < 2:
         return bad.to_dict()
@@ -450,7 +430,7 @@ def save_bad_rows(prepared: Prepared, path: Path) -> int:
     return sum(len(part.bad_rows) for part in parts)
 
 
-def _counts(prepared: Prepared, look: Look, report: Progress) -> dict[str, Any]:
+def _counts(prepared: Prepared, look: Look, report: Progress) -> LengthReport:
     """Lengths, and what the cut costs."""
     settings = prepared.settings
     length, how = settings.max_length, settings.truncation

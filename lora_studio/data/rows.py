@@ -1,7 +1,6 @@
 """What every reader yields: a record with its row number, or a bad row with the reason it can't be used.
 
-Row numbers count as a person would: the line of a JSONL or text file, the element of a JSON array, the data row of a
-table (the header is not counted).
+Row numbers are the line of a JSONL or text file, the element of a JSON array, or the data row of a table.
 """
 
 import math
@@ -11,6 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 FOUND_LENGTH = 200
+Fields = dict[str, Any]
+"""The fields of a row by name, with values as JSON holds them."""
+JsonObject = dict[str, Any]
+"""An object of JSON that somebody else wrote: nothing is known of its keys."""
 FILLED = "{rows} structs with empty fields, as Arrow fills what a row lacks: these fields are left out."
 NAN = "{cells} NaN, which stands for a missing value: it is read as empty."
 
@@ -20,7 +23,7 @@ class Record:
     """One row of a file as it stands there."""
 
     row: int
-    fields: dict[str, Any]
+    fields: Fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class BadRow:
     found: str = ""
     field: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return asdict(self)
 
 

@@ -1,9 +1,6 @@
-"""Files to records with row numbers: one file, several, a folder, or a data set of the Hub, read row by row.
+"""Opens data by name as a stream of rows: a file, several files, a folder or a data set of the Hub.
 
-Which form a file has is told by its content; the ending only helps. Rows that can't be read are reported and do not
-stop the others. What columns mean is not decided here but in formats.
-
-Names of files and folders to the list of data files they stand for, with what was left aside. Reads no content.
+The content decides the format of a file; the ending only helps. Bad rows are reported and do not stop the others.
 """
 
 import os
@@ -26,17 +23,11 @@ from lora_studio.data.turns import is_turn, without_filled
 from lora_studio.errors import StudioError
 
 _MAX_FILES = 1000
-
-
 _MAX_WALKED = 20_000
-
-
 _NOT_DATA = {
     *("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "config.json", "package.json"),
     *("readme.md", "license.md", "license.txt", "changelog.md", "requirements.txt", "contributing.md"),
 }
-
-
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|test|validation|valid|val|dev|eval|heldout)(?:$|[^a-z])")
 
 
@@ -127,14 +118,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 __all__ = ["BadRow", "Record", "RecordFile", "Source", "open_source", "read_records"]
-
-
 SIDE_BY_SIDE = "{rows} roles and contents in lists side by side: these are read as turns."
-
-
 TORN = "the packed file is damaged or ends too early; what came before is read"
-
-
 ENDINGS = {
     ".json": "json",
     ".jsonl": "jsonl",
@@ -151,14 +136,8 @@ ENDINGS = {
     ".md": "text",
     ".markdown": "text",
 }
-
-
 _HEAD_LENGTH = 1 << 16
-
-
 _SAMPLE_ROWS = 500
-
-
 _ARROW_STREAM = b"\xff\xff\xff\xff"
 
 

@@ -1,22 +1,17 @@
-"""A source's records on the disk: read once, then any row is at hand without holding the others in memory.
+"""Records, encoded rows and bad rows on disk, so that a million rows cost megabytes of memory.
 
-Records are kept as JSON. What JSON has no form for (a date of a Parquet file) is kept as its text, as a preview shows
-it; a column that is learned from holds none of these, or its row is bad.
-
-Encoded rows in flat arrays on the disk: a million rows cost megabytes of memory. Single rows are made on demand.
-
-Bad rows on the disk: however many there are, memory holds a few bytes of each.
+Records are JSON; a value that JSON lacks (a date) is stored as its text.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
-from lora_studio.data.cache import Arrays, ArrayWriter
+from lora_studio.data.cache import Arrays, ArrayWriter, Facts
 from lora_studio.data.encode import Encoded
 from lora_studio.data.readers.json import TOO_DEEP
 from lora_studio.data.rows import BadRow, Record
@@ -192,20 +187,10 @@ class BadRows(Sequence[BadRow]):
 
 
 MAX_ROW_BYTES = 8_000_000
-
-
 """Of one row as JSON, about two million tokens: more than any model takes, and all that a tokenizer can bear."""
-
-
 TOO_LONG = f"the row has more than {MAX_ROW_BYTES // 10**6} MB of text, which no model takes at once"
-
-
 MAX_GROWN_BYTES, MAX_GROWTH = 1 << 28, 1000
-
-
 _PIECE_BYTES = 1 << 22
-
-
 Progress = Callable[[str, int, int], None]
 
 
@@ -262,7 +247,7 @@ class RecordStore:
         return list(self.records(places))
 
 
-def write_records(writer: ArrayWriter, source: Source, report: Progress, most: int | None = None) -> dict[str, Any]:
+def write_records(writer: ArrayWriter, source: Source, report: Progress, most: int | None = None) -> Facts:
     """Reads a source, at most its first `most` rows, into a store; returns the store's facts.
 
     Raises StudioError for a source without a usable row.

@@ -1,18 +1,17 @@
-"""What a chat template leaves out of the rows it renders: answers, reasoning, what is said beside a tool call.
+"""Counts what a chat template leaves out of the rows it renders: answers, reasoning, text beside a tool call.
 
-Most templates print all of a row; some print less without a word, and one that prints no answer would train a model on
-its own marks. Counts and refuses; changes no row.
+A template that prints no answer would train a model on its own marks; that is refused.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TypedDict
 
 from lora_studio.data.dialogues import tidy
 from lora_studio.data.encode import Encoder
 from lora_studio.data.examples import sides
 from lora_studio.data.messages import Conversation, Message, RowError
 from lora_studio.data.render import CALLS_LEFT_OUT, NO_SYSTEM, NO_TOOLS, NOTHING_MARKED, REFUSED, REWRITES, WEIGHTS
-from lora_studio.data.rows import BadRow
+from lora_studio.data.rows import BadRow, JsonObject
 from lora_studio.errors import StudioError
 
 MAX_ROWS = 2000
@@ -26,8 +25,14 @@ ADVICE = {
     CALLS_LEFT_OUT: "Choose a model whose chat template prints tool calls; or take calls and results out of the rows.",
 }
 """What helps against reasons that are the template's, not the rows'."""
-
 Omits = Callable[[Conversation, str], bool]
+
+
+class ChangedAnswers(TypedDict):
+    """How many rows do not train their last answer word by word, of how many that were looked at."""
+
+    rows: int
+    looked_at: int
 
 
 def omits_reasoning(chat: Conversation, text: str) -> bool:
@@ -63,7 +68,7 @@ def count_omissions(chats: Iterable[Conversation], encoder: Encoder, omits: Omit
     return count
 
 
-def changed_answers(chats: Sequence[Conversation], encoder: Encoder, template: str) -> dict[str, Any]:
+def changed_answers(chats: Sequence[Conversation], encoder: Encoder, template: str) -> ChangedAnswers:
     """How many rows do not train their last answer word by word: `rows` of `looked_at`.
 
     Raises StudioError where no row does: what would be learned is then not what the file teaches.
@@ -89,7 +94,7 @@ def changed_answers(chats: Sequence[Conversation], encoder: Encoder, template: s
     return {"rows": changed, "looked_at": looked_at}
 
 
-def sentences(facts: dict[str, Any]) -> list[str]:
+def sentences(facts: JsonObject) -> list[str]:
     """What is left out, in words; nothing where all is there."""
     notes = []
     for name, description in (

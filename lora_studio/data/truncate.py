@@ -1,17 +1,13 @@
-"""Lengths and trained token ranges of many rows as arrays, and what any cut leaves of them. Counts, renders nothing.
+"""Truncation of many rows at once as array arithmetic, and the forecast of packing (best-fit decreasing, as trl).
 
-What `encode.window` says of one row is said here of all rows at once; a test holds the two together.
-
-How many sequences rows become when several share one: best-fit decreasing, counted without packing anything.
-
-The same rule as trl's `packing_strategy="bfd"` (Ding et al. 2024, arXiv:2404.10830); a test compares the two.
+The rule for one row is `encode.window`; a test compares the two. Packing: Ding et al. 2024, arXiv:2404.10830.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -145,6 +141,17 @@ class Measures:
         return first, stop
 
 
+class PackingForecast(TypedDict):
+    """Rows and the sequences that they fill, with the share of padding alone and packed."""
+
+    max_length: int
+    rows: int
+    packs: int
+    rows_per_pack: float
+    padding_alone: float
+    padding_packed: float
+
+
 def count_packs(lengths: np.ndarray, max_length: int) -> int:
     """Sequences of at most `max_length` tokens that rows of these lengths fill; longer rows count as cut.
 
@@ -186,7 +193,7 @@ def padding(lengths: np.ndarray, batch_size: int) -> float:
     return round(1 - int(order.sum()) / filled, 4) if filled else 0.0
 
 
-def forecast(lengths: np.ndarray, max_length: int, batch_size: int = 1) -> dict[str, Any]:
+def forecast(lengths: np.ndarray, max_length: int, batch_size: int = 1) -> PackingForecast:
     """What packing would do: rows to sequences, and the share of padding that batches of rows have without it and
     sequences that are filled up have with it."""
     rows, tokens = int((lengths > 0).sum()), int(np.minimum(lengths, max_length).sum())

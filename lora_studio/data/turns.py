@@ -1,13 +1,6 @@
-"""Lists of turns as files write them (OpenAI, ShareGPT, Bedrock, Gemini, pairs) to messages, and cells to text.
+"""Parses lists of turns in the forms that files use (OpenAI, ShareGPT, Bedrock, Gemini, pairs) to messages.
 
-What a column means is told by formats.
-
-JSON that was written out of Arrow: tool calls and schemas in which the fields of all others stand as null.
-
-A null that one call has by itself is a value and stays. Where all calls have the same arguments, and those of one
-function are always null in another's calls, they came from Arrow, which has one struct for all of them.
-
-Lists and objects that a cell holds as text: JSON, or Python's own form, as pandas writes them into a CSV.
+Also reads lists and objects stored as text, and removes the nulls that Arrow fills into tool calls and schemas.
 """
 
 import ast
@@ -17,12 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora_studio.data.messages import EMPTY_ANSWER, EMPTY_TURN, Arguments, Message, RowError, is_blank
-from lora_studio.data.rows import FILLED, BadRow, Reading, Record
+from lora_studio.data.messages import EMPTY_ANSWER, EMPTY_TURN, Arguments, Message, RowError, Tool, ToolCall, is_blank
+from lora_studio.data.rows import FILLED, BadRow, JsonObject, Reading, Record
 
 _NEVER_NULL = ("properties", "items", "enum", "required", "type", "anyOf", "additionalProperties")
-
-
 _MIN_CALLS = 2
 
 
@@ -54,7 +45,7 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def is_filled(calls: list[tuple[str, dict[str, Any]]]) -> bool:
+def is_filled(calls: list[tuple[str, JsonObject]]) -> bool:
     """Whether calls, each a function's name and arguments, have the fields that Arrow gives them."""
     if len(calls) < _MIN_CALLS or any(arguments.keys() != calls[0][1].keys() for _, arguments in calls):
         return False
@@ -76,7 +67,7 @@ def has_filled_schema(tool: Any) -> bool:
     return any(key in tool and tool[key] is None for key in _NEVER_NULL) or any(map(has_filled_schema, tool.values()))
 
 
-def _calls(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def _calls(value: Any) -> Iterator[tuple[str, JsonObject]]:
     """The calls anywhere in a value, each as the function's name and its arguments."""
     if isinstance(value, list):
         for item in value:
@@ -91,14 +82,8 @@ def _calls(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 WITHOUT_COMMAS = "the turns are written as numpy prints them, without commas between them"
-
-
 _MAX_LENGTH = 1 << 20  # characters; Python's parser takes about a hundred times as many bytes
-
-
 _MAX_DEPTH = 64
-
-
 _OPEN, _CLOSE = "[{(", "]})"
 
 
@@ -147,32 +132,14 @@ def _may_be_python(text: str) -> bool:
 
 
 NOT_A_LIST = "the conversation is not a list of messages"
-
-
 NOT_A_MESSAGE = "a message is not an object with a role and content"
-
-
 UNKNOWN_ROLE = "a message has an unknown role"
-
-
 NOT_TEXT = "the value is not text"
-
-
 MISSING = "the row lacks a needed field"
-
-
 MEDIA = "images, audio and video can't be trained on here"
-
-
 BROKEN_CALL = "a tool call is not an object with a name and arguments"
-
-
 BROKEN_TOOLS = "the list of tools can't be read"
-
-
 PARTLY_TRAINED = "a turn is to be trained in parts only, which is not possible here"
-
-
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -195,44 +162,18 @@ ROLES = {
     "tool_response": "tool",
     "ipython": "tool",
 }
-
-
 _TEXT_PARTS = ("text", "input_text", "output_text")
-
-
 _THOUGHT_PARTS = ("reasoning", "thinking", "reasoning_content")
-
-
 _CALL_PARTS = ("tool_call", "tool_use", "function_call")
-
-
 _CALL_KEYS = ("toolUse", "functionCall", "function_call")
-
-
 _RESULT_KEYS = ("toolResult", "functionResponse", "function_response", "tool_result")
-
-
 _MEDIA_KEYS = ("image", "audio", "video", "file", "document", "inlinedata", "inline_data")
-
-
 _CONTENT_KEYS = ("content", "value", "text", "parts")
-
-
 _HOLDERS = ("messages", "contents", "conversations", "conversation")
-
-
 _SYSTEM_KEYS = ("system", "systemInstruction", "system_instruction")
-
-
 _WEIGHT_KEYS = ("weight", "loss", "loss_weight", "train", "training")
-
-
 _PART_WEIGHT_KEYS = ("train_detail", "training_detail")
-
-
 _NESTED = 3
-
-
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -334,7 +275,7 @@ def _append(messages: list[Message], new: Iterable[Message]) -> None:
             messages.append(message)
 
 
-def parse_item(item: dict[str, Any], field: str, roles: Mapping[str, str] = ROLES) -> list[Message]:
+def parse_item(item: JsonObject, field: str, roles: Mapping[str, str] = ROLES) -> list[Message]:
     """The message, or the question and answer, that one element of a list of turns holds."""
     if item.keys() & {"role", "from", "parts"}:
         return _parse_message(item, field, roles)
@@ -347,7 +288,7 @@ def parse_item(item: dict[str, Any], field: str, roles: Mapping[str, str] = ROLE
 _SPOKEN = ("system", "user", "assistant")
 
 
-def _parse_message(item: dict[str, Any], field: str, roles: Mapping[str, str]) -> list[Message]:
+def _parse_message(item: JsonObject, field: str, roles: Mapping[str, str]) -> list[Message]:
     """The turn of an element, after the tools' results that it brings."""
     written = item.get("role", item.get("from", "user"))
     role = (roles.get(written) or roles.get(written.strip().lower())) if isinstance(written, str) else None
@@ -386,7 +327,7 @@ def _is_off(mark: Any) -> bool:
     return mark in (0, False) or (isinstance(mark, str) and mark.strip().lower() in ("0", "0.0", "false"))
 
 
-_Content = tuple[str, str, tuple[dict[str, Any], ...], list[Message]]
+_Content = tuple[str, str, tuple[ToolCall, ...], list[Message]]
 
 
 def _parse_content(content: Any, field: str) -> _Content:
@@ -394,7 +335,7 @@ def _parse_content(content: Any, field: str) -> _Content:
     if not isinstance(content, list):
         return as_text(content, field), "", (), []
     texts, thoughts = list[str](), list[str]()
-    calls: tuple[dict[str, Any], ...] = ()
+    calls: tuple[ToolCall, ...] = ()
     results: list[Message] = []
     for part in content:
         if isinstance(part, str):
@@ -421,7 +362,7 @@ def _parse_content(content: Any, field: str) -> _Content:
     return "".join(texts), "".join(thoughts), calls, results
 
 
-def _untyped(part: dict[str, Any], field: str) -> tuple[str, str, tuple[dict[str, Any], ...]]:
+def _untyped(part: JsonObject, field: str) -> tuple[str, str, tuple[ToolCall, ...]]:
     """Text, reasoning and tool calls of a part whose keys tell what it is, as Bedrock and Gemini write them."""
     present = {key: value for key, value in part.items() if value is not None}
     called = next((present[key] for key in _CALL_KEYS if key in present), None)
@@ -438,7 +379,7 @@ def _untyped(part: dict[str, Any], field: str) -> tuple[str, str, tuple[dict[str
     raise RowError(NOT_TEXT, field, part)
 
 
-def _result(part: dict[str, Any], field: str) -> Message:
+def _result(part: JsonObject, field: str) -> Message:
     """A tool's result, with the tool's name or the id of its call."""
     body = next((part[key] for key in _RESULT_KEYS if isinstance(part.get(key), dict)), part)
     content = body.get("content", body.get("response"))
@@ -455,7 +396,7 @@ def _as_json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def parse_calls(value: Any, field: str) -> tuple[dict[str, Any], ...]:
+def parse_calls(value: Any, field: str) -> tuple[ToolCall, ...]:
     """Tool calls in OpenAI's form, from one call or a list, each as an object or as JSON text."""
     if isinstance(value, str):
         value = _load(value, BROKEN_CALL, field)
@@ -478,7 +419,7 @@ def _arguments(value: Any, field: str) -> Any:
     return Arguments(value, written) if isinstance(value, dict) else value or {}
 
 
-def parse_tools(value: Any, field: str) -> tuple[dict[str, Any], ...]:
+def parse_tools(value: Any, field: str) -> tuple[Tool, ...]:
     """A row's tools as JSON schemas in OpenAI's form; nothing or an empty text means none."""
     if isinstance(value, str):
         value = _load(value, BROKEN_TOOLS, field) if value.strip() else []
@@ -499,7 +440,7 @@ def parse_tools(value: Any, field: str) -> tuple[dict[str, Any], ...]:
     )
 
 
-def _schema(tool: dict[str, Any]) -> dict[str, Any]:
+def _schema(tool: Tool) -> Tool:
     """A tool with its parameters where OpenAI's form has them."""
     schema = next((tool[key] for key in ("input_schema", "inputSchema") if isinstance(tool.get(key), dict)), None)
     if schema is None or "parameters" in tool:

@@ -1,16 +1,7 @@
-"""Parquet and Arrow (file and stream) to rows, read in batches. A cell that can't be read spoils its row only.
+"""Reads Parquet and Arrow files (file and stream) in batches; a cell that can't be read makes only its row bad.
 
-An Arrow file may be one batch of any size: it is mapped, and what has been read of the map is given back.
-
-Cells of Arrow tables as JSON would hold them: without what Arrow fills in, bytes as text, NaN as an empty cell.
-
-Arrow has one set of fields for all structs of a column and fills those that a row lacks with null; trl's
-`remove_none_values` takes them out for the same reason.
-
-How much memory the batches of an Arrow file take once unpacked, told by their headers: nothing is unpacked for it.
-
-A message is a flatbuffer (Arrow's Message.fbs) and a body; each compressed buffer of the body begins with its length
-unpacked, which is what Arrow allocates.
+Cells become JSON values. Arrow fills fields that a row lacks with null: these are removed, as trl's
+`remove_none_values` does. An Arrow file is mapped, and pages that were read are released.
 """
 
 import contextlib
@@ -29,12 +20,10 @@ from typing import IO, Any
 from lora_studio.data.memory_limit import MemoryLimitError
 from lora_studio.data.readers.compression import is_torn, open_bytes
 from lora_studio.data.readers.json import BROKEN_BYTES
-from lora_studio.data.rows import FILLED, NAN, BadRow, Reading, Record, Tally, shorten
+from lora_studio.data.rows import FILLED, NAN, BadRow, Fields, JsonObject, Reading, Record, Tally, shorten
 from lora_studio.errors import StudioError
 
 AS_TEXT = "{cells} bytes, which are read as UTF-8 text."
-
-
 Mend = Callable[[Any], Any]
 
 
@@ -46,7 +35,7 @@ class CellReader:
         self._filled = False
         self._mends = {field.name: mend for field in schema if (mend := self._mend(field.type))}
 
-    def rows(self, batch: Any) -> Iterator[dict[str, Any]]:
+    def rows(self, batch: Any) -> Iterator[Fields]:
         """The batch's rows. Raises what pyarrow raises for a cell that can't be read."""
         for fields in batch.to_pylist():
             self._filled = False
@@ -83,7 +72,7 @@ class CellReader:
             return (lambda value: None if value is None else [item(element) for element in value]) if item else None
         return None
 
-    def _struct(self, value: dict[str, Any], mends: dict[str, Mend]) -> dict[str, Any]:
+    def _struct(self, value: JsonObject, mends: dict[str, Mend]) -> JsonObject:
         for name, mend in mends.items():
             value[name] = mend(value[name])
         present = {name: item for name, item in value.items() if item is not None}
@@ -123,22 +112,14 @@ def _parsed(value: str | None) -> Any:
         return value
 
 
-def _from_pairs(value: list[tuple[Any, Any]], mend: Mend | None) -> dict[str, Any]:
+def _from_pairs(value: list[tuple[Any, Any]], mend: Mend | None) -> JsonObject:
     return {str(name): mend(item) if mend else item for name, item in value}
 
 
 _FOOTER_BLOCKS = (2, 3)  # fields of a footer: dictionaries and record batches
-
-
 _HEADER_KIND, _HEADER = 1, 2  # fields of a message
-
-
 _BUFFERS, _COMPRESSION = 2, 3  # fields of a record batch
-
-
 _DICTIONARY_ROWS = 1  # field of a dictionary batch that holds its record batch
-
-
 _DICTIONARY, _ROWS = 2, 3  # kinds of header
 
 
@@ -220,17 +201,9 @@ def _follow(head: memoryview, place: int) -> int:
 
 
 BROKEN_CELL = "a cell of the row can't be read"
-
-
 _BATCH_ROWS, _BATCH_BYTES, _FIRST_ROWS = 1024, 1 << 25, 8
-
-
 _BUFFER = 1 << 20
-
-
 _MAX_UNPACKED = 1 << 30  # bytes of a compressed batch, which memory has to hold whole
-
-
 Batches = Iterator[Any]
 
 

@@ -1,4 +1,4 @@
-"""Opens the bytes of a data file, unpacking gzip on the way, and refuses other packers. Interprets nothing."""
+"""Opens the bytes of a data file, unpacks gzip, and refuses other archives and files that only stand for the data."""
 
 import io
 import zlib

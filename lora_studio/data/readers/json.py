@@ -1,8 +1,6 @@
-"""JSON and JSONL to rows: an array, columns of equal length, one object a line, or a list of rows under one name.
+"""Reads JSON and JSONL: an array, an object of columns, one object a line, or rows under one key.
 
-The content decides which of these a file is, whatever its ending says.
-
-Takes JSON values one by one out of a stream of characters, so that an array of any length needs little memory.
+The content decides, whatever the ending is. Arrays are parsed as a stream, so that their length costs no memory.
 """
 
 import json
@@ -13,16 +11,12 @@ from typing import Any, TextIO
 
 from lora_studio.data.columns import THREADS, is_known
 from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS, is_broken, lines_of
-from lora_studio.data.rows import NAN, BadRow, Reading, Record, Tally, shorten
+from lora_studio.data.rows import NAN, BadRow, JsonObject, Reading, Record, Tally, shorten
 from lora_studio.data.turns import is_turn
 from lora_studio.errors import StudioError
 
 _BLOCK = 1 << 20
-
-
 _MARGIN = 16  # an error this near to the end of what is read may only mean that more must be read
-
-
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 
 
@@ -144,53 +138,21 @@ class Values:
 
 
 BROKEN_LINE = "the line is not valid JSON"
-
-
 BROKEN_REST = "the JSON is broken from here on; nothing after this place is read"
-
-
 BROKEN_BYTES = "the row holds bytes that are not valid text"
-
-
 NOT_AN_OBJECT = "the row is not an object with named fields"
-
-
 TOO_DEEP = "the row is nested too deeply"
-
-
 TOO_LONG = "the row is longer than 32 million characters"
-
-
 BARE_LIST = "Rows that are bare lists of messages are read as `messages`."
-
-
 BELOW_HEADER = "The first list names the columns, each further list is a row."
-
-
 BARE_IDS = "Rows that are bare lists of whole numbers are read as `input_ids`."
-
-
 _SHAPES = "Known are an array of objects, one object a line, and an object of equally long arrays (columns)."
-
-
 _ERROR_NAMES = {"error", "errors", "detail"}
-
-
 _BESIDE_ERRORS = {"message", "status", "statusCode", "status_code", "code", "type", "cause", "path", "timestamp"}
-
-
 _MAX_OBJECT_CHARACTERS = 1 << 28
-
-
 _MAX_TURNS = 10_000
-
-
 _FIRST_LINES = 50
-
-
 Open = Callable[[], TextIO]
-
-
 Rows = Iterator[Record | BadRow]
 
 
@@ -401,7 +363,7 @@ def _single(open_text: Open, value: Any, kind: str) -> Reading:
     return _counted(rows, [*whole, *assumptions])
 
 
-def _from_object(value: dict[str, Any]) -> tuple[Rows, list[str]]:
+def _from_object(value: JsonObject) -> tuple[Rows, list[str]]:
     """Columns, rows under one name, or a single row."""
     if isinstance(value.get("train"), dict) and all(isinstance(part, dict) for part in value.values()):
         inner_rows, notes = _from_object(value["train"])
@@ -434,7 +396,7 @@ def _from_object(value: dict[str, Any]) -> tuple[Rows, list[str]]:
     return iter([Record(1, value)] if value else []), ["The file holds a single object: it is one row."]
 
 
-def _is_split(value: dict[str, Any]) -> bool:
+def _is_split(value: JsonObject) -> bool:
     """Whether these are pandas' columns and data: lists of cells, each as long as the list of names."""
     names, data = value.get("columns"), value.get("data")
     if not isinstance(names, list) or not isinstance(data, list) or not names or not data:
@@ -442,7 +404,7 @@ def _is_split(value: dict[str, Any]) -> bool:
     return all(isinstance(cells, list) and len(cells) == len(names) for cells in data)
 
 
-def _is_by_key(value: dict[str, Any]) -> bool:
+def _is_by_key(value: JsonObject) -> bool:
     """Whether an object's values are rows: they have fields in common, and these bear the names of columns."""
     rows = list(value.values())
     if len(rows) > 1 and all(map(_is_conversation, rows)):
@@ -460,7 +422,7 @@ def _from_columns(columns: dict[str, list[Any]]) -> Rows:
         yield Record(number, dict(zip(columns, cells, strict=True)))
 
 
-def _is_tokens(value: dict[str, Any]) -> bool:
+def _is_tokens(value: JsonObject) -> bool:
     """Whether it is one row of tokens: as columns of such rows its lists would hold lists."""
     ids = value.get("input_ids")
     return isinstance(ids, list) and bool(ids) and isinstance(ids[0], int)

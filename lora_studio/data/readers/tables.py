@@ -1,4 +1,4 @@
-"""CSV and TSV to rows. The first line names the columns, unless it looks like data: then they are numbered."""
+"""Reads CSV and TSV. The first line names the columns unless it looks like data; then columns are numbered."""
 
 import io
 import re
@@ -33,7 +33,6 @@ _SENTENCE = re.compile(r"[.!?。？！]\s*$|\n|[?!。？！]\s")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _FIRST_LINE, _LOOKS_LIKE_DATA = "The first line", "looks like data"
 _BACKSLASHES = "A backslash before a quotation mark in a quoted cell is read as an escape."
-
 Open = Callable[[], TextIO]
 
 

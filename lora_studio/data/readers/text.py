@@ -1,4 +1,4 @@
-"""Plain text and Markdown to rows: exchanges of a dialogue, paragraphs where blank lines divide the text, or lines."""
+"""Reads plain text and Markdown: a row is a dialogue exchange, a paragraph between blank lines, or a line."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Bytes to text: finds the encoding of a file, says what it assumed, and opens the file as a stream of characters.
+"""Detects the encoding of a text file and opens it as characters.
 
-Which encoding older than UTF-8 a text is in: by the letters of its language where these are Latin, else by
-charset-normalizer. Where two encodings make sense, nothing is chosen.
+UTF-8 first; Latin encodings by the letters of their languages, others by charset-normalizer. An ambiguous encoding is
+an error that lists the candidates.
 """
 
 import codecs
@@ -44,11 +44,7 @@ NAMES = {
     "cp932": "Windows-932, Shift-JIS (Japanese)",
     "euc_jp": "EUC-JP (Japanese)",
 }
-
-
 _LATIN = ("cp1252", "cp1250", "cp1254", "cp1257", "iso8859_2", "mac_roman", "cp850", "mac_latin2", "cp852")
-
-
 # The letters beyond a to z that a language's texts are written with, and some of its most frequent words.
 _LANGUAGES = {
     "English": (
@@ -77,32 +73,14 @@ _LANGUAGES = {
     "Latvian": ("āčēģīķļņšūž", "un ir ka no uz ar par kā tas bet kas kur pie vai"),
     "Estonian": ("äõöüšž", "ja on ei et see ta kui oli ka mis kus aga oma"),
 }
-
-
 _SIGNS = "“”‘’„‚«»‹›–—…€£°·•§©®™×÷±½¼¾²³ºª´µ¥¢†‰\u00a0"
-
-
 _ALONE = "àáèéêíóôöøåæúâîûőį"
-
-
 _IN_WORDS = "’‘–—…\u00a0"
-
-
 _WORD = re.compile(r"[^\W\d_]+")
-
-
 _MIN_SHARE = 0.97  # of the letters beyond ASCII that a language must account for
-
-
 _MAX_ODD_SHARE = 0.3  # of all letters, where no frequent word shows the language
-
-
 _MIN_LEAD = 2  # frequent words more than the next language's
-
-
 _NEAR_CHAOS, _NEAR_COHERENCE = 0.02, 0.1
-
-
 _SHOWN = 60
 
 
@@ -195,8 +173,6 @@ def _guess(encoding: str, text: str) -> Guess:
 
 
 MAX_ROW_CHARACTERS = 1 << 25  # characters of one line or row; what is longer is not a row but a fault
-
-
 _MARKS = (
     (b"\xff\xfe\x00\x00", "utf-32"),
     (b"\x00\x00\xfe\xff", "utf-32"),
@@ -204,29 +180,13 @@ _MARKS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
-
-
 _ISO_2022_JP = re.compile(rb"\x1b\$[@B]")
-
-
 _SOME_BROKEN = "Some bytes are not valid UTF-8; the rows that hold them are reported."
-
-
 _MIN_BROKEN_SHARE = 10  # broken lines for each valid one, where the whole file may be in another encoding
-
-
 _MAX_LINES = 20_000
-
-
 _MAX_GUESSED = 1 << 13
-
-
 _SAMPLE = 4096
-
-
 _SEARCHED = 1 << 26
-
-
 _BLOCK = 1 << 20
 
 
