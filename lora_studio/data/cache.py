@@ -22,7 +22,7 @@ _ENTRY = "entry.json"
 _CHUNK_BYTES = 1 << 22
 _TELL = 1 << 25  # bytes, a multiple of the piece
 Facts = dict[str, Any]
-"""What is known of the arrays of a folder beside their numbers: anything that JSON can hold."""
+"""Metadata stored with the arrays of a folder: any JSON values."""
 
 
 class ArrayInfo(TypedDict):
@@ -34,7 +34,7 @@ class ArrayInfo(TypedDict):
 
 
 class DamagedError(Exception):
-    """A folder of arrays is not what was written."""
+    """A folder of arrays fails its checksums or is incomplete."""
 
 
 class ArrayWriter:
@@ -57,7 +57,7 @@ class ArrayWriter:
         about["crc"] = zlib.crc32(data, about["crc"])
 
     def finish(self, facts: Facts) -> None:
-        """Closes the arrays and writes down what they are, with JSON-able facts beside them."""
+        """Closes the arrays and writes the entry file with their types, sizes, checksums and `facts`."""
         self.close()
         written = json.dumps({"arrays": self._about, "facts": facts}, ensure_ascii=False)
         whole = json.dumps({"crc": zlib.crc32(written.encode("utf-8", "surrogatepass")), "entry": written})
@@ -69,7 +69,7 @@ class ArrayWriter:
 
 
 class Arrays:
-    """The arrays of a finished folder, memory-mapped, and the facts written beside them.
+    """The memory-mapped arrays of a finished folder, and its facts.
 
     `place` is set where the folder is temporary: it goes when nothing holds the arrays any more.
     """
@@ -95,7 +95,7 @@ class Arrays:
 
 
 def check(folder: Path, tell: Callable[[], None] = lambda: None) -> None:
-    """Reads every byte; raises DamagedError where one is not as it was written. `tell` is called now and then."""
+    """Verifies the checksums of all arrays. Raises DamagedError. `tell` is called about every 32 MiB."""
     for name, array in _read_entry(folder)[0].items():
         crc = size = 0
         try:
@@ -125,7 +125,7 @@ def _read_entry(folder: Path) -> tuple[dict[str, ArrayInfo], Facts]:
 CACHE_LIMIT = 10 * 1024**3  # bytes
 _HASH_CHUNK = 1 << 24
 _SETTLED_SECONDS = 2.0
-_STALE_SECONDS = 24 * 3600  # what a crash left behind is removed after a day
+_STALE_SECONDS = 24 * 3600  # leftovers of a crash are removed after a day
 Build = Callable[[ArrayWriter], Facts]
 
 
@@ -171,7 +171,7 @@ def _sha256(path: Path, tell: Callable[[], None]) -> str:
 
 
 class Cache:
-    """The entries of one folder; `None` keeps nothing beyond the life of what was made."""
+    """The entries of one folder; without a folder, entries live in a temporary directory."""
 
     def __init__(self, folder: Path | None, limit: int = CACHE_LIMIT) -> None:
         self.folder = folder
@@ -181,11 +181,11 @@ class Cache:
             folder.mkdir(parents=True, exist_ok=True)
 
     def has(self, key: str) -> bool:
-        """Whether there is an entry, whole by the look of it."""
+        """Whether a finished entry exists; its checksums are not verified."""
         return self.folder is not None and (self.folder / key / "entry.json").is_file()
 
     def get(self, key: str, build: Build, tell: Callable[[], None] = lambda: None) -> Arrays:
-        """The entry of a key; `build` writes its arrays and returns its facts where there is none.
+        """The entry of a key, built first if it is missing; `build` writes the arrays and returns the facts.
 
         `tell` is called now and then while a large entry is read for damage; what it raises ends the work.
         """
@@ -228,7 +228,7 @@ class Cache:
         return arrays
 
     def _put(self, folder: Path, entry: Path) -> None:
-        """Another process may have made the same entry meanwhile: then that one stays."""
+        """Moves a finished entry to its place, unless another process has built it meanwhile."""
         try:
             folder.rename(entry)
         except OSError:

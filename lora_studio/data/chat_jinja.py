@@ -61,7 +61,7 @@ class ChatTemplate:
                 message["thinking"] = message["reasoning_content"]
         self._names |= {"messages": messages, "tools": list(tools) or None, "add_generation_prompt": prompt}
         context = self._context
-        context.vars.clear()  # what the last conversation left
+        context.vars.clear()  # variables of the last conversation
         context.exported_vars.clear()
         return _spans_of("".join(self._template.root_render_func(context)))
 
@@ -74,7 +74,7 @@ def _unreadable(why: str) -> StudioError:
 
 
 def _spans_of(marked: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without its marks, and what they enclose: the outer parts where they nest."""
+    """The text without its marks, and the spans they enclose; of nested marks the outer spans."""
     before, *parts = marked.split(BEGIN)
     pieces, spans = [before], list[tuple[int, int]]()
     length, begin, depth = len(before), 0, 0

@@ -59,12 +59,12 @@ _NAMES = {*TURNS, *USER, *ASSISTANT, *TEXT, *(word for word, _ in WORSE_AND_BETT
 
 
 def is_known(names: Iterable[str]) -> bool:
-    """Whether one of the names is one that columns to learn from bear."""
+    """Whether any name is a known name of a training column."""
     return any(name.strip().lower() in _NAMES for name in names)
 
 
 def spread(records: Sequence[Record]) -> list[Record]:
-    """Rows for recognition, evenly spread over those given."""
+    """A sample for format detection, spread evenly over the records."""
     step = max(1, len(records) // SAMPLE)
     return list(records[::step][:SAMPLE])
 
@@ -85,11 +85,11 @@ class Columns:
             self._by_plain.setdefault(plain.removesuffix("s"), name)
 
     def find(self, aliases: Iterable[str], without: Iterable[str] = ()) -> str | None:
-        """The first column that bears one of the names, or a later one where that is filled in more rows."""
+        """The best match of `find_all`, or None."""
         return next(iter(self.find_all(aliases, without)), None)
 
     def find_all(self, aliases: Iterable[str], without: Iterable[str] = ()) -> list[str]:
-        """The columns that bear one of the names, those first that are filled in nearly as many rows as any."""
+        """The columns with one of the names; those filled in nearly as many rows as the fullest come first."""
         excluded = set(without)
         hits = dict.fromkeys(self._by_plain[alias] for alias in aliases if alias in self._by_plain)
         matches = [name for name in hits if name not in excluded]
@@ -103,7 +103,7 @@ class Columns:
         return [record.fields[name] for record in self.sample if record.fields.get(name) is not None]
 
     def compared(self) -> tuple[str, ...]:
-        """The columns of the better and the worse answer, or none; the shortest names, for longer ones tell of them."""
+        """Columns of the better and the worse answer, or (); the shortest names win, as longer ones describe them."""
         for worse in sorted(self._by_plain, key=len):
             for word, better_words in WORSE_AND_BETTER:
                 better = self._beside(worse, word, better_words) if f"_{word}_" in f"_{worse}_" else None
@@ -112,7 +112,7 @@ class Columns:
         return ()
 
     def _beside(self, worse: str, word: str, better_words: Sequence[str]) -> str | None:
-        """The column of a better answer, by the name that the worse one bears; else that of the whole conversation."""
+        """The column of the better answer by the name of the worse one, else the column of the conversation."""
         before, _, after = f"_{worse}_".partition(f"_{word}_")
         parts = [[part for part in (before.strip("_"), other, after.strip("_")) if part] for other in better_words]
         better = self.find("_".join(part) for part in parts if part)
@@ -144,11 +144,11 @@ class Columns:
         return [name for name in self.texts() if not self.is_constant(name) and not self.is_about_rows(name)]
 
     def is_constant(self, name: str) -> bool:
-        """Whether a column holds one value where the rows differ in others."""
+        """Whether a column has a single value while other columns vary."""
         return self._distinct(name) == 1 and any(self._distinct(other) > 1 for other in self.names)
 
     def answers(self, name: str) -> bool:
-        """Whether some value of a column can be an answer: a text, what is written as one, or turns."""
+        """Whether some value of a column can be an answer: text, a value written as text, or turns."""
         return not self.values(name) or any(map(_is_answer, self.values(name)))
 
     def is_class(self, name: str) -> bool:
@@ -162,13 +162,13 @@ class Columns:
         return self._counts[name]
 
     def is_about_rows(self, name: str) -> bool:
-        """Whether a column tells of its row: an id, a link, a date, where it comes from."""
+        """Whether a column is metadata: an id, a link, a date, a source."""
         texts = self.values_as_text(name)[:_LOOKED_AT]
         machine = bool(texts) and all(len(text) < 200 and _MACHINE_MADE.fullmatch(text.strip()) for text in texts)
         return machine or _ABOUT_ROWS.search(self._plain[name]) is not None
 
     def is_description(self, name: str) -> bool:
-        """Whether a column says what an answer or a question is to look like."""
+        """Whether a column describes the form of an answer or a question."""
         return _DESCRIPTION.fullmatch(self._plain[name]) is not None
 
     def plain(self, name: str) -> str:
@@ -205,7 +205,7 @@ def may_be_turns(value: Any) -> bool:
     try:
         return is_turns(read_value(value))
     except ValueError:
-        return True  # broken turns are still meant as turns: the row is reported, not read as text
+        return True  # broken turns are still turns: the row is reported as bad, not read as text
 
 
 def quoted(names: Iterable[str], most: int = 8) -> str:

@@ -61,7 +61,7 @@ def lacks_solution(columns: Columns) -> bool:
 
 
 def find_problem(columns: Columns) -> dict[str, str] | None:
-    """Which column plays which part of a problem and its solution; None where the rows are no such.
+    """Columns of a problem and its solution by part; None if the rows are not problems.
 
     What the output is to look like is never the answer; a column named `output` alone may be.
     """
@@ -77,7 +77,7 @@ def find_problem(columns: Columns) -> dict[str, str] | None:
         answer = plain["output"]
     for part, name in plain.items():
         parts[part] = parts[part] or (name if name != answer else None)
-    if answer is None and plain["output"]:  # then `output` can only be the answer, and not what the output looks like
+    if answer is None and plain["output"]:  # `output` is then the answer, not a description of the output
         answer, parts["output"] = plain["output"], None
     described = [part for part in ("input", "output", "constraints", "examples", "note") if parts[part]]
     if answer is None or not described:
@@ -116,17 +116,17 @@ _MARKS = {"true": True, "false": False, "1": True, "0": False, "good": True, "ba
 def answers_of(
     fields: Fields, fmt: Format, prompt: list[Message] | None, roles: Mapping[str, str]
 ) -> tuple[list[Message], list[Message], list[Message]]:
-    """The prompt, and the better and the worse answer to it; without a prompt column it is what both begin with."""
+    """The prompt, the better and the worse answer; without a prompt column, their common beginning is the prompt."""
     columns = fmt.columns
     marks = fmt.marks if prompt is None else None
     chosen = _side(fields.get(columns["chosen"]), columns["chosen"], marks, roles)
     rejected = _side(fields.get(columns["rejected"]), columns["rejected"], marks, roles)
     if prompt and len(prompt) > 1 and prompt[-1].role == "assistant":
-        prompt = prompt[:-1]  # the conversation stands there with its answer, which is one of the two
+        prompt = prompt[:-1]  # the prompt column ends with one of the two answers
     if prompt is None:
         shared = _shared(chosen, rejected)
         if not shared and len(rejected) == 1 < len(chosen) and chosen[-1].role == "assistant":
-            shared, rejected = len(chosen) - 1, [*chosen[:-1], *rejected]  # a bare answer beside a whole conversation
+            shared, rejected = len(chosen) - 1, [*chosen[:-1], *rejected]  # one answer, one whole conversation
         if not shared:
             raise RowError(NO_SHARED_PROMPT, columns["chosen"], " → ".join(message.role for message in chosen))
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
@@ -171,7 +171,7 @@ def is_mark(value: Any) -> bool:
 
 
 def mark_of(value: Any, field: str) -> bool:
-    """Whether a row's mark says good."""
+    """Whether a row's label is good. Raises RowError for an unknown label."""
     if isinstance(value, bool):
         return value
     mark = _MARKS.get(str(value).strip().lower())
@@ -181,7 +181,7 @@ def mark_of(value: Any, field: str) -> bool:
 
 
 def marks_in_words(good: int, bad: int) -> str:
-    """What became of rows marked good or bad."""
+    """A sentence on how rows labelled good or bad are used."""
     good_verb, bad_verb = ("is" if number == 1 else "are" for number in (good, bad))
     return f"{count(good, 'answer')} marked good {good_verb} learned from; {bad:,} marked bad {bad_verb} left out."
 
@@ -193,7 +193,7 @@ _MEDIA_TAG = re.compile(r"<(img|audio|video)>[^<]+</\1>")
 
 
 def convert(record: Record, fmt: Format, system_prompt: str | None = None) -> Conversation:
-    """A row as a conversation. `system_prompt` is put in front only where the row brings none. Raises RowError.
+    """Converts a row. `system_prompt` is used if neither the row nor the mapping has one. Raises RowError.
 
     A mapping's own system prompt comes before the one given. Preference rows have the prompt as `messages`.
     """
@@ -292,7 +292,7 @@ def _compared(record: Record, fmt: Format, roles: Names[str, str], system: str |
             prompt = [*parse_history(fields.get(columns["history"]), columns["history"]), *prompt]
     for side in ("chosen", "rejected"):
         _needed(fields, columns[side])
-    if fmt.marks and prompt is not None:  # a rendered prompt, which each answer goes on from
+    if fmt.marks and prompt is not None:  # a rendered prompt that each answer continues
         name = columns.get("instruction") or columns["prompt"]
         begin, prompt = as_text(fields[name], name), None
         sides = (columns["chosen"], columns["rejected"])
@@ -308,7 +308,7 @@ def _compared(record: Record, fmt: Format, roles: Names[str, str], system: str |
 
 
 def _tokenised(record: Record, columns: dict[str, str]) -> Conversation:
-    """A row of tokens, without those that its attention mask marks as padding, wherever they stand."""
+    """A tokenised row without the tokens that its attention mask marks as padding."""
     fields = record.fields
     ids = _numbers(_needed(fields, columns["input_ids"]), columns["input_ids"], least=0)
     labels = None
@@ -327,7 +327,7 @@ def _tokenised(record: Record, columns: dict[str, str]) -> Conversation:
 
 
 def _alike(fields: Fields, name: str, ids: tuple[int, ...], least: int) -> tuple[int, ...]:
-    """The numbers of a column that has one for each token."""
+    """A column with a number for each token. Raises RowError if the lengths differ."""
     value = _needed(fields, name)
     if least == 0 and isinstance(value, list):
         value = [int(item) if isinstance(item, bool) or item in (0.0, 1.0) else item for item in value]
@@ -355,7 +355,7 @@ def _with_system(
 
 
 def _with_reasoning(messages: list[Message], thought: str) -> list[Message]:
-    """The reasoning before the last answer, where that has none of its own."""
+    """Adds the reasoning column to the last answer if it has no reasoning."""
     last = messages[-1] if messages else None
     if last is None or last.role != "assistant" or last.reasoning_content or not thought.strip():
         return messages

@@ -100,7 +100,7 @@ class Prepared(Cut, PreparedRows):
 
 
 def resolve_source(name_or_path: str) -> Path:
-    """The training file that a name of a shipped data set, or a path, stands for."""
+    """The training file of a shipped data set, or the path. Raises StudioError for a name that is neither."""
     shipped = shipped_data()
     if name_or_path in shipped:
         return shipped[name_or_path].train
@@ -112,7 +112,7 @@ def resolve_source(name_or_path: str) -> Path:
 
 
 def open_data(name: str, encoding: str | None = None) -> Source:
-    """The rows that a name stands for: a shipped data set, a path, or a data set of the Hub."""
+    """Opens a shipped data set, a path, or a data set of the Hub."""
     return open_source(name if is_hub_name(name) else resolve_source(name), encoding)
 
 
@@ -167,7 +167,7 @@ def look_at_first(
     bad_rows: str = "skip",
     **settings: Any,
 ) -> Prepared:
-    """What the first rows of a file come to, in a moment whatever its size. `sampled` is None where that was all.
+    """Prepares the first rows of a file only, quickly for any size. `sampled` is None for a file read whole.
 
     Takes and raises what `prepare` does. A file whose first rows are all bad is read whole.
     """
@@ -178,7 +178,7 @@ def look_at_first(
 
 
 class FirstLook:
-    """Hands out what the first rows come to, once, when the preparation is about to take long."""
+    """Prepares the first rows once and hands them to `on_sample`, before the work that takes long."""
 
     def __init__(
         self, work: Preparation, sources: list[Source], data: Data, on_sample: Callable[[Prepared], None]
@@ -230,13 +230,13 @@ def _preparation(
 
 
 def _is_small(sources: list[Source]) -> bool:
-    """Whether the whole is there as soon as a part of it; of a data set of the Hub that is not known."""
+    """Whether reading all takes no longer than a sample; never for data sets of the Hub, whose size is unknown."""
     size = sum(path.stat().st_size for source in sources for path in source.files)
     return size < _LARGE_BYTES and all(source.files for source in sources)
 
 
 def _first_rows(work: Preparation, sources: list[Source], data: Data) -> Prepared | None:
-    """What the first rows of the sources come to; None where none of them can be used, as later ones may be good."""
+    """The first rows of the sources, prepared; None if none of them is usable, as later rows may be."""
     try:
         sample = _prepared(work.first_rows(_SAMPLE_ROWS), sources, data)
     except StudioError:
@@ -252,7 +252,7 @@ def _accepted(prepared: Prepared, bad_rows: str) -> Prepared:
 
 
 def refusal(prepared: Prepared) -> StudioError | None:
-    """What to say where bad rows are to stop the work: how many by reason, and the first; None without bad rows."""
+    """The error for `bad_rows: stop`, with counts by reason and the first bad rows; None without bad rows."""
     parts = [part for part in (prepared.part, prepared.validation_part) if part]
     bad = sum(len(part.bad_rows) for part in parts)
     if not bad:
@@ -328,7 +328,7 @@ def recut(
 
 
 def _cut(rows: PreparedRows, data: Data, report: Progress) -> Cut:
-    """The examples that rows become at the length and in the way of `data`. Raises StudioError where none is left."""
+    """Truncates rows by the settings of `data`. Raises StudioError if no training example is left."""
     stores = (rows.part.rows, (rows.validation_part or rows.part).rows)
     cut = []
     for store, selected in zip(stores, rows.selected, strict=True):
@@ -348,7 +348,7 @@ def _cut(rows: PreparedRows, data: Data, report: Progress) -> Cut:
     ]
     rules = data.model_dump(exclude=_NOT_IN_FINGERPRINT)
     if data.encoding is None:
-        del rules["encoding"]  # so that runs from before there was one are known again
+        del rules["encoding"]  # keeps the fingerprints of runs older than this setting
     whole = json.dumps([rows.source_fingerprint, _CODE_VERSION, rules], sort_keys=True)
     return Cut(data, train, validation, dropped, hashlib.sha256(whole.encode()).hexdigest())
 
@@ -380,7 +380,7 @@ def _marks(part: EncodedSource, validation_part: EncodedSource | None) -> list[s
 
 
 def _source_fingerprint(part: EncodedSource, validation_part: EncodedSource | None, work: Preparation) -> str:
-    """What the examples come from: the files' bytes, how they are read, the tokenizer and the template."""
+    """Fingerprint of the files' bytes, the mapping, the tokenizer and the template."""
     parts = [part, *([validation_part] if validation_part else [])]
     contents = [item.digests or item.name for item in parts]
     return hashlib.sha256(

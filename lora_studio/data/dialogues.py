@@ -88,13 +88,13 @@ _TOOLS = ("[AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]")
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """How a file marks who speaks: the way, and what each of the names that it uses means."""
+    """How a file marks turns: the style, and the role of each name in use."""
 
     style: str
     roles: dict[str, str]
 
     def words(self) -> str:
-        """The marks of a user's and of an assistant's turn, for a person."""
+        """A sentence that shows the marks of the user's and the assistant's turns."""
         if self.style == INST:
             return "`[INST]` marks the user's turns and `[/INST]` the assistant's"
         marks = {role: self._written(name) for name, role in reversed(self.roles.items())}
@@ -110,7 +110,7 @@ class Marks:
 
 
 def marks_of(texts: Sequence[str], least: float = MIN_SHARE, *, rendered: bool = False) -> Marks | None:
-    """How texts mark a user's turn and an answer after it; None where less than that share of them does so in one way.
+    """The style by which at least the share `least` of the texts marks a user's turn and an answer; else None.
 
     Of several names the pair is taken whose asking name comes first and whose names belong together. `rendered`: only
     the marks count that chat templates write, and no names or headings.
@@ -126,7 +126,7 @@ def marks_of(texts: Sequence[str], least: float = MIN_SHARE, *, rendered: bool =
 
 
 def _best_pair(style: str, texts: Sequence[str]) -> tuple[Marks | None, int]:
-    """The names that most texts use with one way of marking, and how many texts."""
+    """The pair of names that most texts use in one style, and the number of texts."""
     if style == INST:
         times = sum(0 <= text.find("[INST]") < text.rfind("[/INST]") for text in texts)
         return (Marks(style, {}) if times else None), times
@@ -162,7 +162,7 @@ def _rank(pair: tuple[str, str]) -> int:
 
 
 def parse_dialogue(text: str, field: str, marks: Marks) -> list[Message]:
-    """The turns of a dialogue; what stands before the first mark is the system prompt."""
+    """The turns of a dialogue; text before the first mark is the system prompt. Raises RowError."""
     if marks.style == INST:
         return _from_inst(text, field)
     turn_marks = _turn_marks(text, marks)
@@ -232,7 +232,7 @@ def _from_inst(text: str, field: str) -> list[Message]:
 
 
 def _preamble(text: str) -> str:
-    """What stands before the first mark, without the token that begins a text."""
+    """The text before the first mark, without a begin-of-text token."""
     text = text.strip()
     for mark in _BEGINS:
         text = text.removeprefix(mark).lstrip()

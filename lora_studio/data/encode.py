@@ -45,7 +45,7 @@ class Encoded:
 
 @dataclass(slots=True)
 class Example:
-    """What the trainer gets of a row. `full_length` is in tokens before the cut."""
+    """A training example. `full_length` is the number of tokens before truncation."""
 
     row: int
     input_ids: list[int]

@@ -77,7 +77,7 @@ class Examples(Sequence[Example]):
 
     @property
     def answers(self) -> "Examples":
-        """The examples whose answers the model is to give: these."""
+        """The examples to generate answers for: all of them."""
         return self
 
     @property
@@ -188,7 +188,7 @@ def _from(cuts: Cuts, side: Measures, first: np.ndarray) -> Cuts:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What the trainer gets of a row."""
+    """A training example of DPO: the better and the worse side."""
 
     chosen: Example
     rejected: Example
@@ -217,7 +217,7 @@ class Pairs(Sequence[Pair]):
 
     @property
     def answers(self) -> Examples:
-        """The examples whose answers the model is to give: the better sides."""
+        """The examples to generate answers for: the better sides."""
         return self._sides[0]
 
     @property
@@ -248,7 +248,7 @@ class Pairs(Sequence[Pair]):
 
 
 def _alike(rows: RowStore, index: tuple[np.ndarray, np.ndarray], cuts: tuple[Cuts, Cuts]) -> np.ndarray:
-    """Which pairs differ only in what is cut off their ends."""
+    """Mask of the pairs that are identical after truncation."""
     identical = np.zeros(len(index[0]), bool)
     length = np.diff(rows.starts)
     ended = [cut.stop < length[side] for side, cut in zip(index, cuts, strict=True)]
@@ -262,7 +262,7 @@ def _alike(rows: RowStore, index: tuple[np.ndarray, np.ndarray], cuts: tuple[Cut
 
 
 def _maybe_alike(rows: RowStore, index: tuple[np.ndarray, np.ndarray], cuts: tuple[Cuts, Cuts]) -> np.ndarray:
-    """Pairs that keep as many tokens and agree in two near their ends: few are left to be compared whole."""
+    """Candidates for identical pairs: equal length, and two equal tokens near the end."""
     lengths = [cut.stop - cut.first for cut in cuts]
     maybe = (lengths[0] == lengths[1]) & (lengths[0] > 0)
     for before in (np.zeros_like(lengths[0]), lengths[0] // 4):
@@ -281,14 +281,14 @@ def _of(cuts: Cuts, keep: np.ndarray) -> dict[str, np.ndarray]:
 def examples_of(
     store: RowStore | PairStore, selected: np.ndarray, max_length: int, truncation: str
 ) -> Examples | Pairs:
-    """What the trainer gets of the rows at these indices."""
+    """The training examples of the rows at these indices."""
     if isinstance(store, PairStore):
         return Pairs(store, selected, max_length, truncation)
     return Examples(store, selected, max_length, truncation)
 
 
 def largest_id(rows: Examples | Pairs) -> int:
-    """The largest token id of any row; -1 where there is none."""
+    """The largest token id of all rows; -1 without rows."""
     largest = -1
     for table in rows.tables() if len(rows) else ():
         for name, column in zip(table.schema.names, table.columns, strict=True):

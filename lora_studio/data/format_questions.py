@@ -25,7 +25,7 @@ _LETTERS = "abcdefghij"
 
 
 def second_texts(columns: Columns, text: str) -> list[str]:
-    """Columns beside a column of text that say something as well, titles aside."""
+    """Other columns with content beside a text column, titles excepted."""
     helpers = [columns.find(aliases) for aliases in (names.SYSTEM, names.REASONING, names.HISTORY, names.TOOLS)]
     titles = columns.find_all(names.TITLES)
     filled = [name for name in columns.contents() if 2 * columns.share(name) >= columns.share(text)]
@@ -33,7 +33,7 @@ def second_texts(columns: Columns, text: str) -> list[str]:
 
 
 def single_messages(columns: Columns) -> list[str]:
-    """The columns that show each row to be one message of a conversation and not a whole one; none elsewhere."""
+    """The columns which show that each row is a single message; [] for rows that are whole conversations."""
     role = columns.find(("role", "from", "speaker", "sender"))
     spoken = columns.values_as_text(role) if role else []
     roles = [name for name in map(role_of, spoken) if name]
@@ -74,7 +74,7 @@ def no_reading(columns: Columns, by_order: Sequence[Format]) -> ReadingError:
 
 
 def sparse_answers(columns: Columns, shape: Format) -> str:
-    """What to say of columns named like an answer that are filled in fewer rows than the one that is used."""
+    """A note on columns named like answers that are filled in fewer rows than the answer column."""
     used = answer_of(shape)
     aside = [name for name in columns.find_all(names.ASSISTANT) if name not in shape.columns.values()]
     shares = {name: columns.share(name) for name in aside}
@@ -83,12 +83,12 @@ def sparse_answers(columns: Columns, shape: Format) -> str:
 
 
 def answer_of(shape: Format) -> str | None:
-    """The column of the answers, where there is one."""
+    """The answer column, or None."""
     return shape.columns.get("completion") or shape.columns.get("output")
 
 
 def with_options(columns: Columns, shape: Format) -> Format | None:
-    """The reading that puts the options of multiple-choice rows into the question; None where answers name none."""
+    """The format that adds multiple-choice options to the question; None if the answers name no option."""
     answer, question = answer_of(shape), shape.columns.get("prompt") or shape.columns.get("instruction")
     options = _option_columns(columns, shape, columns.values(answer)) if answer else {}
     if not (answer and question and options) or any(
@@ -106,7 +106,7 @@ def with_options(columns: Columns, shape: Format) -> Format | None:
 
 
 def _option_columns(columns: Columns, shape: Format, answers: Sequence[Any]) -> dict[str, str]:
-    """The columns left aside that the answers name, by what the answers call them: a letter, a number or the name."""
+    """Unused columns that the answers refer to, keyed by letter, number or name."""
     aside = [name for name in columns.names if name not in shape.columns.values() and columns.values(name)]
     answer_keys = [_key(value) for value in answers]
     lettered = {mark[1]: name for name in aside if (mark := _OPTION.fullmatch(columns.plain(name)))}
@@ -125,7 +125,7 @@ def _key(value: Any) -> str:
 
 
 def pointed_list(columns: Columns, shape: Format) -> str | None:
-    """A column left aside that holds a list of options, of which the answers give the number or the letter."""
+    """An unused column with a list of options that the answers index by number or letter."""
     answer, listed = answer_of(shape), columns.find(_LISTED, without=shape.columns.values())
     if not answer or not listed:
         return None
@@ -160,7 +160,7 @@ _THOUGHT = "<think>"
 
 
 def in_words(shape: Format, columns: Columns) -> Format:
-    """The format with its sentence, and with what is left aside."""
+    """The format with its description, which names unused columns too."""
     part = {key: quoted([name]) for key, name in shape.columns.items()}
     words = _main(shape, part)
     extras = _EXTRAS if "messages" in part or "dialogue" not in part else ("system", "label")
@@ -210,7 +210,7 @@ def _main(shape: Format, part: dict[str, str]) -> str:
 
 
 def _user(shape: Format, part: dict[str, str]) -> str:
-    """What the user's turn is made of."""
+    """The columns of the user's turn, described."""
     template = shape.mapping.user_template if shape.mapping else None
     if template:
         return "A template of " + quoted(places(template))

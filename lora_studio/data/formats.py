@@ -36,7 +36,7 @@ _OF_TOKENS = ("input_ids", "labels", "attention_mask", "loss_mask")
 
 
 def read_as(records: Sequence[Record], mapping: MappingValues | None, goal: str = "answers") -> Format:
-    """The reading that a person's mapping gives, or without one that which fits best. Raises StudioError."""
+    """The format set by a mapping, or the detected one without a mapping. Raises StudioError."""
     return apply_mapping(Mapping.from_dict(mapping), records, goal) if mapping else recognise(records, goal)
 
 
@@ -68,7 +68,7 @@ def recognise(records: Sequence[Record], goal: str = "answers") -> Format:
 
 
 def recognise_all(records: Sequence[Record]) -> list[Format]:
-    """Every reading that fits, the likeliest first; where the rows leave it open, each is `ambiguous` with a question.
+    """All formats that fit, the likeliest first; `ambiguous` with a question if several are plausible.
 
     Columns of text whose names say nothing are offered in each way.
     """
@@ -124,7 +124,7 @@ def _name_of(mapping: Mapping) -> str:
 
 
 def _readings(columns: Columns) -> list[Format]:
-    """All shapes that a good part of the rows fits, in the order in which they are believed."""
+    """The formats that fit most rows, by likelihood."""
     tokenised = _tokenised(columns)
     if tokenised:
         return [in_words(tokenised, columns)]
@@ -144,7 +144,7 @@ def _readings(columns: Columns) -> list[Format]:
 
 
 def _told(shape: Format, columns: Columns) -> Format:
-    """The reading with what it leaves aside although the answers may need it."""
+    """The format with a note on unused columns that the answers may need."""
     words, listed = shape.words + sparse_answers(columns, shape), pointed_list(columns, shape)
     if listed:
         words += f" The answers point into {quoted([listed])}, which is left aside: what they mean is not learned."
@@ -181,7 +181,7 @@ def _turns(columns: Columns) -> Format | None:
 
 
 def _problem(columns: Columns) -> list[Format]:
-    """Problems in fields, with the turns that some rows have beside them. All rows with turns: those are enough."""
+    """Problems in columns, with turns that only some rows have; if all rows have turns, []."""
     parts = find_problem(columns)
     turns = columns.find(names.TURNS)
     if parts is None or (turns and columns.share(turns) == 1):
@@ -191,7 +191,7 @@ def _problem(columns: Columns) -> list[Format]:
 
 
 def _pairs(columns: Columns) -> list[Format]:
-    """A column that asks and one that answers, more than one where several are named like answers and are filled.
+    """Formats of a question and an answer column; one for each plausible answer column.
 
     The second may bear any name where it is the only other text that says something of its own.
     """
@@ -199,7 +199,7 @@ def _pairs(columns: Columns) -> list[Format]:
     user = instruction or columns.find(names.USER)
     answers = _answers(columns, user)
     if user and not answers and columns.plain(user) == "source":
-        user = None  # it asks for a `target`, and tells elsewhere where a row comes from
+        user = None  # a question only beside a `target`; otherwise the row's origin
     if user is None and not answers:
         return []
     if user is None or not answers:
@@ -229,7 +229,7 @@ def _answers(columns: Columns, user: str | None) -> list[str]:
 
 
 def _others(columns: Columns, *excluded: str | None) -> list[str]:
-    """Columns of text beside those known that may ask or answer."""
+    """Other text columns that may be a question or an answer."""
     helpers = [columns.find(aliases) for aliases in (names.SYSTEM, names.HISTORY, names.TOOLS, names.REASONING)]
     free = [name for name in columns.contents() if name not in (*excluded, *helpers)]
     return [name for name in free if not columns.is_description(name)]
@@ -252,7 +252,7 @@ def _pair(columns: Columns, user: str, answer: str, instruction: bool) -> Format
 
 
 def _asked_about(columns: Columns, user: str, answer: str) -> str | None:
-    """What a question that is the same in each row is asked about: a text named like a question, or the only other."""
+    """The column that a constant question refers to: one named like a question, or the only other text."""
     answers = {*columns.find_all(names.ASSISTANT), *columns.compared()}
     free = [name for name in _others(columns, user, answer) if name not in answers and not columns.is_class(name)]
     by_name = [name for name in columns.find_all(names.USER) if name in free]
@@ -275,7 +275,7 @@ def _texts(columns: Columns, alone: bool) -> list[Format]:
 
 
 def _only_text(columns: Columns) -> str | None:
-    """The one column that says something of its own, unless it asks without an answer."""
+    """The only column with content, unless it is a question without an answer."""
     texts = columns.contents()
     remaining = [name for name in columns.names if name not in texts]
     idle = all(columns.is_constant(name) or columns.is_about_rows(name) for name in remaining)
@@ -311,7 +311,7 @@ def _preference(columns: Columns) -> Format | None:
 
 
 def _marks(shape: Format, columns: Columns, least: float = MIN_SHARE) -> Marks | None:
-    """How dialogues in one text are marked: those of a column, or those that both sides of a comparison hold.
+    """The turn marks of a dialogue column, or of both sides of a comparison; None without marks.
 
     A prompt and its answers in columns of their own may be such a text as well, rendered by a chat template.
     """
@@ -340,7 +340,7 @@ def _is_prompt_of(columns: Columns, user: str) -> bool:
 
 
 def _marked(columns: Columns) -> Format | None:
-    """Answers, each with a mark in most rows; a row whose mark is none is a bad row."""
+    """KTO data: answers with a good/bad label in most rows; a row without a valid label is bad."""
     label = columns.find(names.LABEL)
     marks = columns.values(label) if label else []
     if not label or not marks or sum(map(is_mark, marks)) < 0.8 * len(marks):
@@ -352,7 +352,7 @@ def _marked(columns: Columns) -> Format | None:
 
 
 def _answers_beside(columns: Columns, compared: Format, candidates: list[Format]) -> bool:
-    """Whether the rows hold an answer to learn from beside those that are compared."""
+    """Whether the rows have an answer column besides the compared ones."""
     if not candidates:
         return False
     shape = candidates[0]
@@ -371,7 +371,7 @@ def _ends_in_answers(columns: Columns, name: str) -> bool:
 
 
 def _by_order(columns: Columns) -> list[Format]:
-    """Columns of text, of which nothing but their order tells which asks and which answers; a text may stand alone."""
+    """Candidate formats for text columns with unknown names, by column order."""
     text = columns.find(names.TEXT)
     candidates = second_texts(columns, text) if text else []
     texts = [name for name in columns.names if name == text or name in candidates] if text else _others(columns)
@@ -384,7 +384,7 @@ def _by_order(columns: Columns) -> list[Format]:
 
 
 def _question(readings: Sequence[Format]) -> str:
-    """What to ask where readings mean different things; turns and a pair of columns of one row mean the same."""
+    """The question that decides between formats; "" if they mean the same."""
     kinds = {shape.name for shape in readings}
     if "dialogue" in kinds and "text" in kinds:
         return "The texts look like conversations: learn the answers in them, or the text as it stands?"

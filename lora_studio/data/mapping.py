@@ -15,13 +15,13 @@ PARTS = (
     *("chosen", "rejected", "label"),
 )
 MappingValues = dict[str, Any]
-"""A mapping as a config or a form holds it: the names of `Mapping`'s fields with their values, not yet checked."""
+"""An unchecked mapping from a config or a form: `Mapping`'s fields by name."""
 SPEAKERS = ("system", "user", "assistant", "tool")
 _PLACE = re.compile(r"\{\{|\}\}|\{([^{}\n]*)\}")
 
 
 class ReadingError(StudioError):
-    """The rows are there, but can't be learned from as they are read: a person may say which column is what."""
+    """The rows were read, but their format is unknown or unusable; a mapping can correct it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Mapping:
     system_prompt: str | None = None
 
     def to_dict(self) -> MappingValues:
-        """What is set."""
+        """The fields with a value."""
         return {name: value for name, value in asdict(self).items() if value}
 
     @classmethod
@@ -76,7 +76,7 @@ class Mapping:
         return {part: name for part, name in self.to_dict().items() if part in PARTS}
 
     def needs(self) -> dict[str, str]:
-        """The columns that a file must have, by what each is for."""
+        """The columns that a file must have, keyed by their use."""
         template = places(self.user_template or "")
         return {**self.columns(), **{f"user_template {{{name}}}": name for name in template}}
 
@@ -131,7 +131,7 @@ def places(template: str) -> list[str]:
 
 
 def fill(template: str, cells: dict[str, str]) -> str:
-    """The template with cells put in. Where a cell is empty, the blank lines around it close up."""
+    """Fills the template with cells; a block whose cells are all empty is left out."""
 
     def put(match: re.Match[str]) -> str:
         return match.group()[0] if match.group(1) is None else cells[match.group(1)]
@@ -150,7 +150,7 @@ def _is_idle(block: str, cells: dict[str, str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A reading of a file: `columns` says which column plays which part, `words` says it to a person.
+    """The format of a file: `columns` maps parts to columns, `words` describes it.
 
     `ambiguous` readings stand beside others that fit as well; `question` asks which is meant. `marks` say who speaks in
     dialogues that are written as one text.

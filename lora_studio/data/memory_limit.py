@@ -16,7 +16,7 @@ from lora_studio.errors import StudioError
 from lora_studio.units import GIB
 
 SHARE = 0.5
-"""Of the memory that is free when the work begins: the rest is for the server and for what else runs."""
+"""Share of the memory free at the start; the rest is for the server and other processes."""
 MIN_BYTES = 1 << 28  # below it not even the readers of files can be imported
 _GROUPS = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60
@@ -28,7 +28,7 @@ def available() -> int:
 
 
 def _left_in_groups() -> Iterator[int]:
-    """What the control groups that this process is in have left, each with those around it, in both of Linux' forms."""
+    """Bytes left in each control group of this process and its parents, for cgroups v1 and v2."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -50,7 +50,7 @@ def _left_in_groups() -> Iterator[int]:
 
 
 def _reclaimable(group: Path) -> int:
-    """Bytes of files that the group holds in memory and that go when room is wanted."""
+    """Bytes of the group's page cache that can be reclaimed."""
     with contextlib.suppress(OSError, ValueError):
         words = [line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines()]
         counts = {name: int(count) for name, count in words}
@@ -73,7 +73,7 @@ class MemoryLimitError(StudioError):
 
 @contextlib.contextmanager
 def limited(share: float = SHARE, most: int | None = None) -> Iterator[int]:
-    """Inside, this process may take that share of the free memory, or `most`, beside what it has; yields those bytes.
+    """Limits new memory of this process to a share of the free memory, at most `most`; yields the bytes.
 
     Raises `MemoryLimitError` where it is not enough, for whichever library found it so.
     """
@@ -91,7 +91,7 @@ def limited(share: float = SHARE, most: int | None = None) -> Iterator[int]:
 
 
 def too_much(may: int) -> MemoryLimitError:
-    """What to say of work that needs more than it may take."""
+    """The error for work that exceeds the limit."""
     return MemoryLimitError(
         f"This file needs more than {may / GIB:,.1f} GiB of memory, all that it may take here: it was not read.",
         "It unpacks to far more than its size, or single cells are huge: split it, or save it as JSONL.",
@@ -99,6 +99,6 @@ def too_much(may: int) -> MemoryLimitError:
 
 
 def go_first() -> None:
-    """Where memory runs out all the same, the system ends this process before the one that started it."""
+    """Makes the kernel's OOM killer choose this process before its parent."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")

@@ -11,7 +11,7 @@ from lora_studio.data.readers.text_encoding import is_broken
 from lora_studio.data.rows import BadRow, JsonObject, shorten
 
 ChatMessage = dict[str, Any]
-"""A message as chat templates take it: role, content, and what else it has."""
+"""A message as chat templates take it: role, content and optional keys."""
 ToolCall = dict[str, Any]
 """A call in OpenAI's form: type, function with name and arguments, perhaps an id."""
 Tool = dict[str, Any]
@@ -35,7 +35,7 @@ _INKLESS_CATEGORIES = ("Zs", "Zl", "Zp", "Cc", "Cf")
 
 
 class RowError(ValueError):
-    """Why one row can't be used; `reason` is the same sentence for every row with the same fault."""
+    """A row can't be used; rows with the same fault share the same `reason`."""
 
     def __init__(self, reason: str, field: str = "", found: Any = "") -> None:
         super().__init__(reason)
@@ -49,7 +49,7 @@ class RowError(ValueError):
 
 
 class Arguments(JsonObject):
-    """A tool call's arguments, with the JSON text `written` that the file has of them; "" where it holds an object."""
+    """Arguments of a tool call, with their JSON text in the file as `written`; "" if the file has an object."""
 
     def __init__(self, values: Mapping[str, Any], written: str = "") -> None:
         super().__init__(values)
@@ -58,7 +58,7 @@ class Arguments(JsonObject):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a template gets tool calls: arguments as objects or as JSON text; no content beside a call as "" or None.
+    """The form of tool calls for a template: arguments as objects or JSON text, empty content as "" or None.
 
     `numbered`: calls and their results get ids of nine letters and digits, which Mistral's templates insist on.
     """
@@ -76,7 +76,7 @@ FORMS = (
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `instruction` and `input` are the parts of an Alpaca turn, for prompt styles that name them apart.
+    """One turn. `instruction` and `input` are the parts of an Alpaca turn, for prompt styles that use them.
 
     An answer with `trained` unset is context only, as a weight of 0 in the file asks for.
     """
@@ -92,7 +92,7 @@ class Message:
     trained: bool = True
 
     def to_dict(self, form: Form = FORMS[0]) -> ChatMessage:
-        """The message as chat templates take it, without what it has not."""
+        """The message as chat templates take it, without empty keys."""
         message: ChatMessage = {"role": self.role, "content": self.content}
         if form.null_content and self.tool_calls and not self.content:
             message["content"] = None
@@ -134,7 +134,7 @@ class Conversation:
 
 
 def _call_in(call: ToolCall, form: Form) -> ToolCall:
-    """A tool call of plain JSON values, its arguments an object or JSON text: the file's own text where it has one."""
+    """A tool call with its arguments as an object or as JSON text, in the file's own spelling if it has one."""
     arguments = call["function"]["arguments"]
     if form.text_arguments and not isinstance(arguments, str):
         written = arguments.written if isinstance(arguments, Arguments) else ""
@@ -193,7 +193,7 @@ def check_text(text: str, field: str = "") -> None:
 
 
 def check_values(values: Sequence[Any], field: str = "") -> None:
-    """Raises RowError for tool calls or tools that hold what is no text, in names, keys or values of any depth."""
+    """Raises RowError for invalid characters anywhere in tool calls or tools."""
     for text in _texts_in(values) if values else ():
         _check_letters(text, field)
 
@@ -204,7 +204,7 @@ def is_blank(text: str) -> bool:
 
 
 def is_odd(text: str) -> bool:
-    """Whether it holds letters that are no text."""
+    """Whether a text holds undecodable or control characters."""
     return is_broken(text) or _CONTROLS.search(text) is not None
 
 
@@ -214,7 +214,7 @@ def _is_inkless(letter: str) -> bool:
 
 
 def _texts_in(values: Sequence[Any]) -> Iterator[str]:
-    """Every text in JSON values, keys included; without recursion, as values nest as deep as their file wants."""
+    """Every string in JSON values, keys included; iterative, as files may nest to any depth."""
     waiting = list(values)
     while waiting:
         value = waiting.pop()
@@ -227,7 +227,7 @@ def _texts_in(values: Sequence[Any]) -> Iterator[str]:
 
 
 def _check_letters(text: str, field: str) -> None:
-    """Raises RowError for what is no text: undecodable bytes, control characters other than tab and line ends."""
+    """Raises RowError for undecodable bytes and for control characters other than tab and line ends."""
     if is_broken(text):
         raise RowError(BROKEN_TEXT, field, text)
     control = _CONTROLS.search(text)

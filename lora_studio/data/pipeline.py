@@ -54,7 +54,7 @@ Choose = Callable[[np.ndarray], np.ndarray]
 
 
 class Conversations(Sequence[Conversation]):
-    """The usable rows of a part as conversations, made from the records when asked for."""
+    """The usable rows of a source as conversations, converted on access."""
 
     def __init__(self, records: RecordStore, positions: np.ndarray, shape: Format, system_prompt: str | None) -> None:
         self._records = records
@@ -81,7 +81,7 @@ class Conversations(Sequence[Conversation]):
         return self._made(self.positions)
 
     def at(self, positions: np.ndarray) -> Iterator[Conversation]:
-        """Those at these places among the records, one after another."""
+        """The conversations of the records at these positions."""
         return self._made(positions)
 
     def _made(self, positions: np.ndarray) -> Iterator[Conversation]:
@@ -111,23 +111,23 @@ class EncodedSource:
 
     @property
     def marked_bad(self) -> int:
-        """How many rows are left out because their answer is marked bad."""
+        """Number of rows excluded for a bad label."""
         return int(self.facts["marked_bad"])
 
     @property
     def omissions(self) -> list[str]:
-        """What the chat template leaves out of the rows, in sentences."""
+        """Sentences on what the chat template leaves out of the rows."""
         return sentences(self.facts["omitted"])
 
     @property
     def marks(self) -> str:
-        """What became of rows marked good or bad, in words; "" where none are marked."""
+        """A sentence on rows with good/bad labels; "" without labels."""
         return marks_in_words(len(self.conversations), self.marked_bad) if self.format.name == "kto" else ""
 
 
 @dataclass
 class Preparation:
-    """What all parts of a data set share while they are made. `before_slow` is called before anything that takes long.
+    """How the sources of a data set are prepared. `before_slow` is called before work that takes long.
 
     `most`: only the first rows are read, for a first look. `goal`: see `formats.recognise`.
     """
@@ -144,7 +144,7 @@ class Preparation:
     began: float = field(default_factory=time.monotonic)
 
     def first_rows(self, most: int) -> "Preparation":
-        """The same for the first rows only, kept nowhere and told as one phase."""
+        """The same for the first rows only, without a cache, reported as one phase."""
         return replace(
             self,
             cache=Cache(None),
@@ -176,7 +176,7 @@ class Preparation:
         return self._loaded(source, key, digests, records, shape, arrays)
 
     def _tell(self) -> None:
-        """A sign of life while files are looked up in the cache, which takes seconds where they are large."""
+        """Reports progress during a cache lookup, which takes seconds for large files."""
         if time.monotonic() - self.began > _SLOW_SECONDS:
             self.before_slow()
         self.report("lookup", 0, 0)
@@ -198,7 +198,7 @@ class Preparation:
         )
 
     def _advice(self, records: RecordStore, shape: Format, first: BadRow) -> str:
-        """What helps against a file's first bad row, with the setting that is at fault where one is."""
+        """Advice against the first bad row of a file, which names the setting to change."""
         if not refuses_system(first):
             return ADVICE.get(first.reason, f"Mend the rows. Or, where they are read the wrong way: {BY_MAPPING}.")
         record = next(records.records(np.searchsorted(records.row, [first.row]).tolist()))
@@ -268,7 +268,7 @@ class Preparation:
         return {**facts, "bad_reasons": bad_rows.finish()}
 
     def _omitted(self, conversations: Conversations, positions: Sequence[int], omits: Omits) -> dict[str, int]:
-        """How many of the rows at these positions miss something; of very many a part is looked at."""
+        """Number of these rows with omissions, from a sample of at most MAX_ROWS."""
         selected = np.array(positions, np.int64)
         if len(selected) > MAX_ROWS:
             selected = selected[np.linspace(0, len(selected) - 1, MAX_ROWS).astype(int)]
@@ -283,7 +283,7 @@ class Preparation:
             yield row
 
     def _convert(self, records: Iterable[Record], shape: Format, converted: "Converted") -> Iterator[Conversation]:
-        """The usable rows one after another; what is found out on the way is left in `made`.
+        """Yields the usable rows and records positions, groups and faults in `converted`.
 
         Rows whose answer is marked bad are good rows, but there is nothing to learn or to expect of them.
         """
@@ -301,7 +301,7 @@ class Preparation:
 
 
 class Converted:
-    """What converting a source's rows found: the usable ones' places and groups. `refuse` takes the bad ones."""
+    """Positions and groups of the usable rows of a source. `refuse` receives the bad rows."""
 
     def __init__(self, refuse: Callable[[BadRow], None]) -> None:
         self.refuse = refuse
@@ -324,12 +324,12 @@ class Converted:
         return np.array(self._usable, np.int64)
 
     def groups(self) -> np.ndarray:
-        """The same number for rows that say the same, one for each usable row."""
+        """A group number for each usable row, equal for rows with the same text."""
         return np.array(self._groups, np.uint64)
 
 
 def nothing_to_train(name: str, shape: Format, first: BadRow, advice: str) -> ReadingError:
-    """What to say of a file that was read, but of which no row can be trained on; `first` is its first bad row."""
+    """The error for a file without a trainable row; `first` is its first bad row."""
     where = f" ({first.field})" if first.field else ""
     value = f"; found: {first.found[:120].strip().rstrip('.')}" if first.found else ""
     return ReadingError(
@@ -340,7 +340,7 @@ def nothing_to_train(name: str, shape: Format, first: BadRow, advice: str) -> Re
 
 
 def nothing_good(name: str, shape: Format, marked_bad: int, unusable: int) -> ReadingError:
-    """What to say of a file of marked answers of which none is a good one."""
+    """The error for a labelled file without a good answer."""
     label = shape.columns["label"]
     more = f", {unusable:,} can't be used" if unusable else ""
     return ReadingError(
@@ -350,7 +350,7 @@ def nothing_good(name: str, shape: Format, marked_bad: int, unusable: int) -> Re
 
 
 def tokenizer_key(tokenizer: Any) -> str:
-    """A fingerprint of a tokenizer: everything that decides which tokens a text becomes.
+    """A fingerprint of a tokenizer: vocabulary, merges and special tokens.
 
     Writing out a vocabulary takes a tenth of a second, so it is done once for a tokenizer, and again when tokens were
     added to it or changed.

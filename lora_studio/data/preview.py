@@ -24,7 +24,7 @@ _CELL_LENGTH = 300
 
 
 class FormatCandidate(TypedDict):
-    """A way to read the rows, in words and as the mapping that stands for it."""
+    """A format that fits the rows, with its description and the equivalent mapping."""
 
     name: str
     words: str
@@ -33,7 +33,7 @@ class FormatCandidate(TypedDict):
 
 
 class Readings(TypedDict):
-    """Every way to read the rows. `speakers` says what each role name means, "" for an unknown one."""
+    """The formats that fit the rows. `speakers` maps role names to roles, "" for unknown ones."""
 
     readings: list[FormatCandidate]
     ambiguous: bool
@@ -65,7 +65,7 @@ class TriedRow(TypedDict):
 
 
 class TriedMapping(TypedDict):
-    """What a mapping makes of some rows: `failed` of `of` can't be used, `marked_bad` are left out."""
+    """The result of a mapping on a sample: `failed` of `of` rows can't be used, `marked_bad` are left out."""
 
     words: str
     rows: list[TriedRow]
@@ -88,13 +88,13 @@ def missing_columns(name: str, mapping: MappingValues, encoding: str | None = No
 
 
 def readings_of(prepared: Prepared) -> Readings:
-    """Every way to read prepared data, and the one in use."""
+    """The formats that fit prepared data, and the one in use."""
     unknown = prepared.bad_rows.values_with(UNKNOWN_ROLE, SAMPLE)
     return readings(prepared.part.records.spread(SAMPLE), prepared.format, unknown)
 
 
 def readings(records: Sequence[Record], used: Format | None = None, unknown: Iterable[str] = ()) -> Readings:
-    """Every way to read the rows, the likeliest first, each with the mapping that stands for it.
+    """The formats that fit the rows, the likeliest first, each with its mapping.
 
     `mapping` stands for the reading in use, else for the likeliest ({} where there is none). `speakers` says what each
     role name means, "" for one that means nothing yet. `unknown` are role names beyond those of the rows.
@@ -120,7 +120,7 @@ def readings(records: Sequence[Record], used: Format | None = None, unknown: Ite
 
 
 def _speakers(records: Sequence[Record], roles: dict[str, str], unknown: Iterable[str]) -> dict[str, str]:
-    """Role names of the rows and what they mean: as said, as known by themselves, or "" where nobody knows."""
+    """Role names of the rows and their roles, by the mapping or by known names; "" for unknown ones."""
     written = (name for record in records for value in record.fields.values() for name in role_names(value))
     names = dict.fromkeys([*written, *unknown, *roles])
     return {name: roles.get(name) or role_of(name) or "" for name in names}
@@ -141,7 +141,7 @@ def _cell(value: Any) -> str:
 
 
 def unread(name: str, encoding: str | None = None) -> UnreadRows:
-    """What a person needs to say how rows are to be read that can't be used as they are read."""
+    """What a person needs to write a mapping: candidate formats and the first rows."""
     records = first_records(name, encoding=encoding)
     return {**readings(records), "table": table(records)}
 
@@ -183,14 +183,14 @@ def tried(records: Sequence[Record], mapping: MappingValues | None) -> JsonObjec
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, as a chat template takes it, and what the row answers."""
+    """A prompt as a chat template takes it, and the reference answer."""
 
     messages: list[ChatMessage]
     reference: str
 
 
 def questions(prepared: Prepared, count: int, *, seed: int, longest: int) -> list[Question]:
-    """At most `count` validation rows of at most `longest` tokens. Raises `StudioError` where none asks anything."""
+    """At most `count` validation rows of at most `longest` tokens. Raises `StudioError` if none has a question."""
     part = prepared.validation_part or prepared.part
     validation_rows = prepared.selected[1]
     order = validation_rows[part.rows.measures(validation_rows).length <= longest].tolist()
@@ -211,7 +211,7 @@ def questions(prepared: Prepared, count: int, *, seed: int, longest: int) -> lis
 
 
 def question_of(chat: Conversation) -> Iterator[Question]:
-    """The last answer of a conversation and what stands before it."""
+    """Yields the last answer of a conversation with the turns before it."""
     messages: tuple[Message, ...] = (*chat.messages, *chat.chosen[:1])
     if len(messages) > 1 and messages[-1].role == "assistant":
         yield Question([message.to_dict() for message in messages[:-1]], messages[-1].content)

@@ -17,7 +17,7 @@ _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class Template:
-    """A chat template: its Jinja `source`, and `origin`, a sentence on where it came from."""
+    """A chat template: its Jinja `source`, and a sentence on its `origin`."""
 
     name: str
     source: str
@@ -25,12 +25,12 @@ class Template:
 
     @property
     def has_marks(self) -> bool:
-        """Whether `{% generation %}` marks say what the model writes."""
+        """Whether the template has `{% generation %}` marks."""
         return _MARK.search(self.source) is not None
 
     @property
     def writes_date(self) -> bool:
-        """Whether each row gets the day on which it is rendered."""
+        """Whether the template writes the current date."""
         return "strftime_now" in self.source
 
 
@@ -62,7 +62,7 @@ def choose_template(tokenizer: Any, prompt_style: str) -> Template:
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts a beginning-of-text token before a text of its own accord."""
+    """Whether the tokenizer adds a beginning-of-text token by itself."""
     if tokenizer.bos_token_id is None:
         return False
     ids = tokenizer("a")["input_ids"]
@@ -77,7 +77,7 @@ def _own_template(tokenizer: Any) -> str | None:
 
 
 def _built_in(tokenizer: Any, name: str, why: str) -> Template:
-    """One of our templates; it writes the beginning-of-text token itself, as chat templates are rendered without."""
+    """A built-in template. It writes the beginning-of-text token, as text is tokenised without special tokens."""
     source = (Path(__file__).parent / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
     if tokenizer.eos_token is None:
         raise StudioError(

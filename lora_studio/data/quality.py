@@ -45,7 +45,7 @@ class NearDuplicates(Duplicates):
 
 
 class SharedRows(TypedDict):
-    """Validation rows that training holds too, and those whose prompt it holds, as pairs of row numbers."""
+    """Validation rows that are also in training, and those that share a prompt, as pairs of row numbers."""
 
     rows: int
     examples: list[list[int]]
@@ -96,7 +96,7 @@ class DataQuality(Findings):
 
 
 def special_text(conversation: Conversation, specials: Collection[str]) -> list[tuple[str, str]]:
-    """Special tokens that stand written out in a row's texts: (role of the turn or "text", token)."""
+    """Special tokens in the text of a row: (role of the turn or "text", token)."""
     texts = [(message.role, message.content) for message in _messages(conversation)]
     if conversation.text is not None:
         texts.append(("text", conversation.text))
@@ -111,12 +111,12 @@ def _pattern_of(specials: tuple[str, ...]) -> re.Pattern[str] | None:
 
 
 def group_key(conversation: Conversation) -> str:
-    """Equal for rows that say the same but for case and white space: a split keeps them on one side."""
+    """A key equal for rows with the same text, ignoring case and white space; a split keeps them together."""
     return _digest("\x1e".join(f"{role}\x1f{_plain(text)}" for role, text in _spoken(conversation)))
 
 
 def prompt_key(conversation: Conversation) -> str | None:
-    """Equal for rows that ask the same; None for rows that ask nothing."""
+    """A key equal for rows with the same prompt; None without a prompt."""
     prompt = _asked(conversation)
     return _digest("\x1e".join(f"{role}\x1f{_plain(text)}" for role, text in prompt)) if prompt else None
 
@@ -130,7 +130,7 @@ def hygiene(
     repeated: Duplicates | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> DataQuality:
-    """Every finding about a data set, with sentences for a person. `seconds` bounds the search for near duplicates.
+    """All findings about a data set, with sentences. `seconds` limits the search for near duplicates.
 
     `specials` are the tokenizer's special tokens, which should not stand written out in the rows. `repeated` are exact
     duplicates counted elsewhere. `report` is told how many rows of how many are done; what it raises ends the work.
@@ -161,7 +161,7 @@ def hygiene(
 
 @dataclass(slots=True)
 class RowKeys:
-    """What of a row is compared with other rows: all that it says, what it asks, and its answer."""
+    """Keys of a row to compare it with others: whole text, prompt and answer."""
 
     row: int
     key: str
@@ -176,7 +176,7 @@ def _row_keys(chat: Conversation, step: Callable[[], None]) -> RowKeys:
 
 
 def exact_duplicates(rows: Sequence[RowKeys]) -> Duplicates:
-    """Rows that repeat an earlier one word by word (case and white space aside)."""
+    """Rows that repeat an earlier row, ignoring case and white space."""
     groups = defaultdict(list)
     for row in rows:
         groups[row.key].append(row.row)
@@ -184,7 +184,7 @@ def exact_duplicates(rows: Sequence[RowKeys]) -> Duplicates:
 
 
 def shared_rows(train: Sequence[RowKeys], validation: Sequence[RowKeys]) -> SharedRows:
-    """Rows of the validation part that the training part holds too, and those whose prompt it holds."""
+    """Validation rows that are also in training, and those that share only a prompt."""
     keys = {row.key: row.row for row in reversed(train)}
     prompts = {row.prompt: row.row for row in reversed(train) if row.prompt}
     same = [[keys[row.key], row.row] for row in validation if row.key in keys]
@@ -200,7 +200,7 @@ def shared_rows(train: Sequence[RowKeys], validation: Sequence[RowKeys]) -> Shar
 
 
 def contradictions(rows: Sequence[RowKeys]) -> Contradictions:
-    """Prompts that are asked more than once and answered differently."""
+    """Repeated prompts with different answers."""
     answers: dict[str, dict[str, int]] = defaultdict(dict)
     times: Counter[str] = Counter()
     for row in rows:
@@ -215,7 +215,7 @@ def contradictions(rows: Sequence[RowKeys]) -> Contradictions:
 
 
 def label_balance(rows: Sequence[Conversation]) -> LabelBalance | None:
-    """How often each answer is given, where there are few short ones, as in classification; None elsewhere."""
+    """Counts of answers for classification data (few short answers); None for other data."""
     counts: Counter[str] = Counter()
     for chat in rows:
         answer = _answer(chat)
@@ -233,7 +233,7 @@ def label_balance(rows: Sequence[Conversation]) -> LabelBalance | None:
 def special_tokens(
     rows: Iterable[Conversation], specials: Collection[str], step: Callable[[], None] = lambda: None
 ) -> SpecialTokens:
-    """Rows in whose text special tokens stand, how often each, and where: [row, role or "text", token]."""
+    """Rows with special tokens in their text, counts by token, and examples: [row, role or "text", token]."""
     counts: Counter[str] = Counter()
     places: list[list[Any]] = []
     touched = 0
@@ -253,7 +253,7 @@ def near_duplicates(
     keys: Sequence[str] = (),
     step: Callable[[int], None] = lambda rows: None,
 ) -> NearDuplicates:
-    """Rows that share most runs of four words with an earlier one, by MinHash; exact duplicates are not counted again.
+    """Rows that share most 4-word shingles with an earlier row, by MinHash; exact duplicates are not counted.
 
     Rows are taken evenly over the file for as long as `seconds` lasts: `sampled` says how many, None when all. `keys`
     are the rows' group keys, where they are known; `step` is called now and then with the rows done since.
@@ -280,13 +280,13 @@ def near_duplicates(
 
 
 def _evenly(count: int) -> list[int]:
-    """Positions in an order in which every beginning is spread over the whole."""
+    """Positions in an order whose every prefix is spread over the whole."""
     step = next((step for step in (64, 16, 4) if count > 1000 * step), 1)
     return [position for start in range(step) for position in range(start, count, step)]
 
 
 def _sketch(chat: Conversation, numbers: np.ndarray) -> np.ndarray | None:
-    """The least hash values of a row's runs of words; None for a row too short to tell.
+    """The MinHash sketch of a row's word shingles; None for a row that is too short.
 
     Arithmetic is modulo 2 ** 64, so a hash's upper half is the good one.
     """
@@ -303,7 +303,7 @@ def _sketch(chat: Conversation, numbers: np.ndarray) -> np.ndarray | None:
 
 
 def _alike(sketches: np.ndarray, rows: list[int], tell: Callable[[], None]) -> list[list[int]]:
-    """Groups of rows whose sketches agree in one band and, looked at closer, in most values."""
+    """Groups of rows whose sketches agree in a band and in most values."""
     leader = list(range(len(rows)))
 
     def head(position: int) -> int:
@@ -343,7 +343,7 @@ def _messages(chat: Conversation) -> tuple[Message, ...]:
 
 
 def _spoken(chat: Conversation) -> list[tuple[str, str]]:
-    """All that a row says, turn by turn."""
+    """The text of a row, turn by turn."""
     if chat.text is not None:
         return [("text", chat.text)]
     if chat.input_ids is not None:
@@ -357,7 +357,7 @@ def _said(message: Message) -> str:
 
 
 def _asked(chat: Conversation) -> list[tuple[str, str]]:
-    """All that stands before the last answer."""
+    """The turns before the last answer."""
     turns = chat.messages if chat.chosen else chat.messages[:-1]
     return [(message.role, _said(message)) for message in turns]
 

@@ -30,7 +30,7 @@ from lora_studio.errors import StudioError
 
 CPU_SECONDS = 10.0
 MAX_BYTES = 1 << 30
-SAMPLE = 500  # rows by whose content the reading is recognised
+SAMPLE = 500  # rows for format detection
 SHOWN = 160  # characters of an answer
 
 
@@ -86,7 +86,7 @@ def quick_look(
 
 
 def _answer(record: Record, shape: Format) -> str:
-    """A row's last answer (of a pair the better one), or its text; "" for a row that can't be used."""
+    """The last answer of a row (the better one of a pair) or its text; "" for a bad row."""
     try:
         chat = convert(record, shape)
     except RowError:

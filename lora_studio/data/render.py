@@ -47,7 +47,7 @@ class _Marked:
     ends: Mapping[int, int]
 
     def after(self, message: int) -> str:
-        """What follows a message's content. Raises RowError where the template does not write that content."""
+        """The text after a message's content. Raises RowError if the template leaves that content out."""
         if message not in self.ends:
             raise RowError(REWRITES, found=self.text[:_FOUND])
         return self.text[self.ends[message] :]
@@ -80,7 +80,7 @@ class AnswerSpans:
         return spans
 
     def _span(self, marked: Sequence[ChatMessage], number: int, whole: _Marked) -> tuple[int, int]:
-        """The span of one answer: what its prompt leads to, up to where the answer by itself ends."""
+        """The span of an answer: from the end of its rendered prompt to the end of its turn."""
         if number == 0:
             raise RowError(REWRITES, found=whole.text[:_FOUND])
         question = number - 1
@@ -241,12 +241,12 @@ class Renderer:
         self._eos, self._bos, self._start = rules.eos, rules.bos, rules.start
         added = sorted({*rules.added, *_THINK}, key=len, reverse=True)
         self._special = re.compile("|".join(re.escape(token) for token in added))
-        # Tokens that end an answer: one that the file has written out already is not written twice.
+        # Tokens that end an answer; an end token already in the text is not repeated.
         self._ends = tuple(token for token in added if token == self._eos or token in ENDS)
         self._added = tuple(token for token in added if token not in _THINK and not token.isspace())
 
     def render(self, conversation: Conversation) -> Rendered | RowError:
-        """The text of a conversation and what of it is trained, or why it can't be rendered."""
+        """The text of a conversation with its trained spans, or why it can't be rendered."""
         if conversation.text is not None:
             return self._plain_text(conversation.text)
         if not self._knows_tools and _uses_tools(conversation):
@@ -254,7 +254,7 @@ class Renderer:
         return self._render_chat(conversation)
 
     def _plain_text(self, text: str) -> Rendered:
-        """The text between the tokens that begin and end one, less those that it has already."""
+        """Plain text with begin and end tokens, unless it already has them."""
         begun = bool(self._bos) and text.startswith(self._bos)
         ended = any(text.rstrip().endswith(token) for token in self._ends)
         whole = ("" if begun else self._start) + text + ("" if ended else self._eos)
@@ -272,12 +272,12 @@ class Renderer:
                 faults.append(error)
             except TEMPLATE_FAULTS as error:
                 faults.append(RowError(REFUSED, found=str(error)))
-        # What one form comes to says more than that another was refused; and a refusal, than that of made-up ids.
+        # A fault of one form explains more than a refusal; the first refusal more than that of generated ids.
         fault = next((candidate for candidate in faults if candidate.reason != REFUSED), faults[0])
         return self._naming_system(chat, fault) if fault.reason == REFUSED else fault
 
     def _in_form(self, chat: Conversation, form: Form) -> Rendered:
-        """The row with its tool calls in one form. Raises RowError, and what templates raise."""
+        """Renders the row with tool calls in one form. Raises RowError and TEMPLATE_FAULTS."""
         messages = [self._without_end(message) for message in chat.to_dicts(form)]
         text, marks = self._jinja.render(messages, chat.tools)
         if is_broken(text):
@@ -309,13 +309,13 @@ class Renderer:
         return {**message, "content": content}
 
     def _check_calls(self, chat: Conversation, form: Form, text: str, spans: Sequence[tuple[int, int]]) -> None:
-        """Raises RowError where the name or an argument of a tool call is not in its answer, or not as JSON."""
+        """Raises RowError if a tool call's name or an argument is missing in its answer, or not written as JSON."""
         answers = [message for message in chat.messages if message.role == "assistant"]
         if self._template.has_marks:
             parts = [" ".join(text[start:stop] for start, stop in spans)] * len(answers)
         elif len(spans) == len(answers):
             parts = [text[start:stop] for start, stop in spans]
-        else:  # only the last answer was looked for: the others are anywhere before it
+        else:  # only the last answer has a span: the others are somewhere before it
             parts = [*[text[: spans[-1][0]]] * (len(answers) - 1), text[spans[-1][0] : spans[-1][1]]]
         for message, part in zip(answers, parts, strict=True):
             names = Counter(call["function"]["name"] for call in message.tool_calls)
@@ -330,7 +330,7 @@ class Renderer:
                 raise RowError(CALLS_LEFT_OUT, found=", ".join(missing))
 
     def _naming_system(self, chat: Conversation, fault: RowError) -> RowError:
-        """The fault, or that it is the system prompt's: without one the template takes the row."""
+        """The fault, or NO_SYSTEM if the row renders without its system prompt."""
         if chat.messages[0].role != "system":
             return fault
         unprompted = self._render_chat(replace(chat, messages=chat.messages[1:]))
@@ -338,7 +338,7 @@ class Renderer:
 
     @cached_property
     def _cue(self) -> str:
-        """What a generation prompt adds to a question; empty for a template that takes no lone question."""
+        """The text that a generation prompt adds; "" for a template that refuses a single question."""
         question = [{"role": "user", "content": "a"}]
         try:
             with_cue, without_cue = (self._jinja.render(question, prompt=prompt)[0] for prompt in (True, False))
@@ -402,7 +402,7 @@ class Renderer:
         return common
 
     def _without_untrained(self, chat: Conversation, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The spans of the answers that the file wants trained."""
+        """The spans without answers that the file marks as untrained."""
         trained = [message.trained for message in chat.messages if message.role == "assistant"]
         if all(trained):
             return spans
@@ -438,7 +438,7 @@ class Renderer:
 
 
 def _text_start(tokenizer: Any, bos: str) -> str:
-    """What stands before a plain text so that it gets the tokenizer's own ids.
+    """The text before plain text that yields the tokenizer's own ids.
 
     A tokenizer that writes a space before a text leaves it out behind a token that is written out.
     """

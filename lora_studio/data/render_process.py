@@ -25,7 +25,7 @@ from lora_studio.data.render import Rendered, Rules
 from lora_studio.data.render_worker import LENGTH, Answer
 from lora_studio.errors import StudioError
 
-MAX_ROW_SECONDS = 10.0  # of CPU time: a row of a thousand turns takes about five where each answer is looked for
+MAX_ROW_SECONDS = 10.0  # CPU time; a row of a thousand turns takes about five
 MAX_TEXT_SECONDS = 4.0  # a text alone takes milliseconds, and others wait for it
 MAX_SILENCE = 300.0  # seconds on the clock, for a machine so busy that a process hardly runs
 _PIECE = 1 << 16
@@ -34,14 +34,14 @@ _PLACE_OF_PACKAGE = Path(lora_studio.__file__).resolve().parents[1]
 
 
 class LimitedRenderer:
-    """`rendering.Renderer` in the other process. Raises `StudioError` for what is no template."""
+    """`render.Renderer` in the child process. Raises `StudioError` for an invalid template."""
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         _process().ask("rows", MAX_ROW_SECONDS, rules, [])
 
     def render(self, conversations: Sequence[Conversation]) -> list[Rendered | RowError]:
-        """One result for each conversation, in order. Raises `StudioError` where a limit is reached."""
+        """One result for each conversation, in order. Raises `StudioError` if a limit is reached."""
         answers = _process().ask("rows", MAX_ROW_SECONDS, self._rules, list(conversations))
         return [_result(answer) for answer in answers]
 
@@ -54,7 +54,7 @@ def render_text(
     *,
     prompt: bool,
 ) -> str:
-    """What a chat template makes of a conversation, as transformers' `apply_chat_template`; values are plain JSON.
+    """Renders a conversation as transformers' `apply_chat_template` does; values are plain JSON.
 
     A message's keys without a value are left out, as there. Raises `TemplateError` where the template refuses it,
     `StudioError` where a limit is reached.
@@ -75,14 +75,14 @@ def _result(answer: Answer) -> Rendered | RowError:
 
 
 class _Process:
-    """The other process: started with the first request, and again after it was ended. One request at a time."""
+    """The child process, started on demand and restarted after its end. One request at a time."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._asking = threading.Lock()
 
     def ask(self, *request: Any) -> list[Answer]:
-        """All answers to a request. Raises `StudioError` for one that is an error, and for the end of the process."""
+        """All answers to a request. Raises `StudioError` for an error answer and if the process ends."""
         with self._asking:
             child, answers = self._running(), list[Answer]()
             try:
@@ -91,7 +91,7 @@ class _Process:
                     answers.append(answer)
             finally:
                 if not answers or "end" not in answers[-1]:
-                    self.end()  # what is still to come would be taken for the next request's answers
+                    self.end()  # remaining answers would be read as the next request's
         error = next((answer for answer in answers if "error" in answer), None)
         if error:
             raise StudioError(error["error"], error["hint"] or _HINT)
@@ -133,7 +133,7 @@ def _send(child: "subprocess.Popen[bytes]", data: bytes) -> None:
 
 
 def _answers(child: "subprocess.Popen[bytes]") -> Iterator[Answer]:
-    """The answers to one request as they come, and the line that ends them."""
+    """Yields the answers to a request, the closing line included."""
     assert child.stdout
     buffer: list[bytes] = []
     while True:
@@ -153,7 +153,7 @@ def _answers(child: "subprocess.Popen[bytes]") -> Iterator[Answer]:
 
 
 def _ended(child: "subprocess.Popen[bytes]") -> StudioError:
-    """Why the process ended, in words."""
+    """The error that explains why the process ended."""
     code = child.wait()
     if code in (-signal.SIGPROF, -signal.SIGKILL):
         why = "does not come to an end: it was stopped after seconds of work on one conversation"

@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _answers(work: Callable[..., Iterator[Answer]], arguments: list[Any]) -> Iterator[Answer]:
-    """What a piece of work comes to; an error is its last answer."""
+    """The answers of a piece of work; an error is the last one."""
     try:
         yield from work(*arguments)
     except StudioError as error:
@@ -72,7 +72,7 @@ def _answers(work: Callable[..., Iterator[Answer]], arguments: list[Any]) -> Ite
 
 
 def rows(seconds: float, rules: Rules, conversations: list[Any]) -> Iterator[Answer]:
-    """One answer for each conversation, in order; the rules' template is compiled in any case."""
+    """One answer for each conversation, in order. The template is compiled even without conversations."""
     with _Limit(seconds):
         renderer = _renderer(rules)
     for conversation in conversations:

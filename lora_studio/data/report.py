@@ -109,7 +109,7 @@ class TokenView(TypedDict):
 
 
 class PairView(TokenView):
-    """The better side of a comparison as any row, the worse one under `rejected`; the turns of both."""
+    """The better side of a comparison as the view, the worse one under `rejected`, and the turns of both."""
 
     chosen: list[ChatMessage]
     worse: list[ChatMessage]
@@ -117,7 +117,7 @@ class PairView(TokenView):
 
 
 class RowView(TokenView):
-    """A usable row from record to trained tokens; the last three where it holds a comparison."""
+    """A usable row from record to trained tokens; the last three keys for comparisons only."""
 
     index: int
     row: int
@@ -166,7 +166,7 @@ def row_view(prepared: Prepared, row_index: int, part: int | None = None) -> Row
 
 
 def reading(prepared: Prepared) -> str:
-    """How a file was read, what was assumed, and what its first row trains, in a few sentences."""
+    """Sentences on the format, the assumptions, and the trained text of the first row."""
     parts = [f"Format: {prepared.format.words}", *prepared.assumptions]
     first = prepared.part.rows.position[:1]
     for index in np.searchsorted(prepared.conversations.positions, first).tolist():
@@ -175,7 +175,7 @@ def reading(prepared: Prepared) -> str:
 
 
 def trained_text(view: RowView) -> str:
-    """The trained text of a row's preview on one line, shortened; "…" stands for what is not trained in between."""
+    """The trained text of a row on one line, shortened; "…" replaces untrained text in between."""
     pieces: list[str] = []
     trained_before = False
     for token in view["tokens"]:
@@ -197,7 +197,7 @@ def _tokens(prepared: Prepared, conversation: Conversation, part: int | None) ->
 
 
 def _compared(prepared: Prepared, conversation: Conversation, part: int | None) -> PairView:
-    """The better side like any row, and the worse one under "rejected"; "chosen" and "worse" hold their turns."""
+    """The view of a comparison: see `PairView`."""
     settings = prepared.settings
     whole = [prepared.encoder.tokens(side) for side in sides(conversation)]
     better, worse = (Measures.of([encoded]) for encoded, _, _ in whole)
@@ -219,7 +219,7 @@ def _compared(prepared: Prepared, conversation: Conversation, part: int | None) 
 def _shown(
     prepared: Prepared, encoded: Encoded, pieces: list[str], cuts: Cuts, part: int | None, left_out: str
 ) -> TokenView:
-    """A page of tokens in their places, each with whether it is kept and whether it is (or would be) trained.
+    """A page of tokens, each with whether the cut keeps it and whether it is (or would be) trained.
 
     `left_out` is why the whole row goes, where it does. A row that becomes several examples loses nothing.
     """
@@ -269,7 +269,7 @@ def _shown(
 
 
 def _places(cuts: Cuts) -> list[np.ndarray]:
-    """The places of the tokens that each example of the row has: one example, or the windows of a long text."""
+    """Token positions of each example of a row: one example, or the windows of a long text."""
     return [
         np.concatenate([np.zeros(int(head), np.int64), np.arange(first, stop)])
         for first, stop, head in zip(cuts.first.tolist(), cuts.stop.tolist(), cuts.head.tolist(), strict=True)
@@ -283,7 +283,7 @@ def _left_out(prepared: Prepared, row: int) -> bool:
 
 
 def _side(prepared: Prepared, position: int) -> str:
-    """Where a row goes: train, validation, or unused where the settings ask for fewer rows."""
+    """The split of a row: train, validation, or unused if the settings limit the rows."""
     stores = (prepared.part, prepared.validation_part or prepared.part)
     for name, store, selected in zip(("train", "validation"), stores, prepared.selected, strict=True):
         if store is prepared.part and position in store.rows.position[selected]:
@@ -296,7 +296,7 @@ _LISTED_BAD_ROWS = 200
 
 @dataclass(frozen=True)
 class Look:
-    """What a description shows and counts with; none of it changes the data."""
+    """Options of a report; none of them changes the data."""
 
     show_examples: int = 2
     percentiles: Sequence[float] = PERCENTILES
@@ -305,7 +305,7 @@ class Look:
 
 
 class LengthReport(TypedDict):
-    """Lengths of the rows, and what the cut costs."""
+    """Row lengths, and the cost of truncation."""
 
     tokens: dict[str, float]
     suggested: Suggestion
@@ -323,7 +323,7 @@ class LengthReport(TypedDict):
 
 
 class Description(LengthReport, Readings):
-    """All that a person sees of prepared data. `refusal` is what stops the work where bad rows are not skipped."""
+    """The report on prepared data. `refusal` is the error if bad rows are to stop the work."""
 
     file: str
     kind: str
@@ -412,7 +412,7 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
 
 
 def located(part: EncodedSource, bad: BadRow) -> JsonObject:
-    """A bad row with its file and its number there, where the part is read from several files."""
+    """A bad row as JSON, with its file and its number there if the source has several files."""
     if len(part.records.starts) < 2:
         return bad.to_dict()
     name, row = part.records.place(bad.row)
@@ -431,7 +431,7 @@ def save_bad_rows(prepared: Prepared, path: Path) -> int:
 
 
 def _counts(prepared: Prepared, look: Look, report: Progress) -> LengthReport:
-    """Lengths, and what the cut costs."""
+    """Row lengths, and the cost of truncation."""
     settings = prepared.settings
     length, how = settings.max_length, settings.truncation
     report("measure", 0, 0)
@@ -455,7 +455,7 @@ def _counts(prepared: Prepared, look: Look, report: Progress) -> LengthReport:
 
 
 def _steps(prepared: Prepared, look: Look) -> dict[str, int]:
-    """Optimizer steps in an epoch, with the rows one by one and packed."""
+    """Optimizer steps in an epoch, unpacked and packed."""
     batch, accumulation = look.per_device_train_batch_size, look.gradient_accumulation_steps
     packs = forecast(prepared.train.length, prepared.settings.max_length)["packs"]
     return {

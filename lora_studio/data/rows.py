@@ -20,7 +20,7 @@ NAN = "{cells} NaN, which stands for a missing value: it is read as empty."
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row of a file as it stands there."""
+    """One row of a file as read."""
 
     row: int
     fields: Fields
@@ -40,7 +40,7 @@ class BadRow:
 
 
 class Tally:
-    """Rows or cells counted by what was assumed of them, in a sentence with a place for the number: {rows} becomes
+    """Counts assumptions about rows or cells by sentence, with a placeholder for the number: {rows} becomes
     "4 rows have", {cells} "4 cells hold"."""
 
     def __init__(self) -> None:
@@ -51,11 +51,11 @@ class Tally:
         self._counts.clear()
 
     def count(self, sentence: str, times: int = 1) -> None:
-        """So many more of which this was assumed."""
+        """Counts an assumption."""
         self._counts[sentence] += times
 
     def sentences(self) -> list[str]:
-        """What was assumed, with the numbers."""
+        """The assumptions with their counts."""
         return [
             sentence.replace("{rows}", f"{times:,} rows have" if times > 1 else "1 row has").replace(
                 "{cells}", f"{times:,} cells hold" if times > 1 else "1 cell holds"
@@ -81,13 +81,13 @@ class Reading:
 
 
 def shorten(value: Any, length: int = FOUND_LENGTH) -> str:
-    """A value as text for a person, cut to `length` characters."""
+    """A value as text, shortened to `length` characters."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: what JSON has no form for becomes its text."""
+    """A value as JSON: what JSON can't represent becomes its text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if value is None or isinstance(value, (str, int)):

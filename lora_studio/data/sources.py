@@ -32,11 +32,11 @@ _SPLIT = re.compile(r"(?:^|[^a-z])(train|test|validation|valid|val|dev|eval|held
 
 
 def data_files(paths: list[Path], endings: Mapping[str, str]) -> tuple[list[Path], list[str]]:
-    """The data files of some paths, folders opened, and sentences on what of a folder is not read."""
+    """The data files of paths and folders, and notes on files that are not read."""
     files: list[Path] = []
     notes: list[str] = []
     for path in paths:
-        if os.path.isdir(path):  # and not path.is_dir(), which fails for a name that no file can bear
+        if os.path.isdir(path):  # path.is_dir() raises for names that are invalid
             folder_files, sentences = _in_folder(path, endings)
             files += folder_files
             notes += sentences
@@ -48,7 +48,7 @@ def data_files(paths: list[Path], endings: Mapping[str, str]) -> tuple[list[Path
 
 
 def _by_pattern(pattern: Path) -> list[Path]:
-    """The files beside each other whose names fit a pattern such as part-*.jsonl."""
+    """The files that match a pattern such as part-*.jsonl."""
     matches = [path for path in sorted(pattern.parent.glob(pattern.name)) if path.is_file()][: _MAX_FILES + 1]
     if not matches:
         raise StudioError(f"No file fits {pattern}.", "Look at the folder and the pattern.")
@@ -143,7 +143,7 @@ _ARROW_STREAM = b"\xff\xff\xff\xff"
 
 @dataclass
 class RecordFile:
-    """A file read whole: its usable rows, its bad rows, and what had to be assumed to read it."""
+    """A file read into memory: records, bad rows and assumptions."""
 
     path: Path
     kind: str
@@ -154,8 +154,8 @@ class RecordFile:
 
 @dataclass
 class Source:
-    """Where rows come from. `choices` are sentences on which files these are, `encoding` is the one that was named;
-    `starts` says for each file, in order of reading, how many rows were counted before it."""
+    """A stream of rows. `choices` are notes on the choice of files, `encoding` is the configured one;
+    `starts` has the number of rows before each file, in reading order."""
 
     name: str
     files: list[Path]
@@ -180,7 +180,7 @@ class Source:
 
     @property
     def assumptions(self) -> list[str]:
-        """What was assumed of the files, and of the rows that have been read."""
+        """Assumptions about the files and about the rows read so far."""
         if len(self.readings) == 1:
             return [*self.choices, *self.readings[0].notes()]
         notes = zip(self.files, self.readings, strict=True)
@@ -239,7 +239,7 @@ def read_records(path: Path, max_rows: int | None = None) -> RecordFile:
 
 
 def open_file(path: Path, configured: str | None = None) -> tuple[str, Reading]:
-    """The kind of one file, and how to read it; `named` is the encoding that a text is known to have."""
+    """The kind of a file, and its reading; `configured` is the encoding set for text files."""
     head = _head(path)
     refuse_stand_in(path, head)
     if head.startswith(b"PAR1"):
@@ -263,7 +263,7 @@ def open_file(path: Path, configured: str | None = None) -> tuple[str, Reading]:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file, from the first that is no white space on. Raises StudioError where there are none."""
+    """The first bytes of a file after leading white space. Raises StudioError for an empty file."""
     with open_bytes(path) as file:
         head = file.read(_HEAD_LENGTH)
         while head and not head.strip() and (more := file.read(_HEAD_LENGTH)):
@@ -314,13 +314,13 @@ def _until_torn(path: Path, rows: Callable[[], Iterator[Record | BadRow]]) -> Ca
 
 
 def _guess(data: bytes) -> str | None:
-    """The kind of a file whose ending says nothing: only JSON shows itself."""
+    """The kind of a file with an unknown ending: only JSON is recognisable."""
     start = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     return "json" if start in (b"{", b"[") else None
 
 
 def _with_turns(row: Record | BadRow, tally: Tally) -> Record | BadRow:
-    """The row, with turns that lie side by side (a list of roles and one of contents) as a list of turns."""
+    """The row with parallel lists of roles and contents converted to a list of turns."""
     if isinstance(row, BadRow) or not any(_lies_side_by_side(value) for value in row.fields.values()):
         return row
     tally.count(SIDE_BY_SIDE)
@@ -346,7 +346,7 @@ def _moved(row: Record | BadRow, before: int) -> Record | BadRow:
 
 
 def _unlike_columns(files: list[Path], readings: list[Reading]) -> list[str]:
-    """A sentence where files do not share their columns, told by the first row of each."""
+    """A note if the first rows of files have different columns."""
     columns: dict[tuple[str, ...], str] = {}
     for path, reading in zip(files, readings, strict=True):
         first = next((row for row in reading.rows() if isinstance(row, Record)), None)
@@ -362,7 +362,7 @@ def _unlike_columns(files: list[Path], readings: list[Reading]) -> list[str]:
 
 
 def nothing_usable(name: str, kind: str, first: BadRow | None, bad: int) -> StudioError:
-    """What to say of a source whose every row is bad (the `first` of so many), or that has none."""
+    """The error for a source without usable rows; `first` is the first of `bad` bad rows."""
     if first is None:
         return StudioError(f"{name} holds no rows.", KNOWN)
     detail = f" ({shorten(first.found, 120)})" if first.found else ""

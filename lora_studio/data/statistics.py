@@ -12,7 +12,7 @@ from lora_studio.errors import StudioError
 PERCENTILES = (50, 90, 95, 99)
 _MULTIPLE = 64
 _CANDIDATES = 200
-_MANY_ROWS = 200_000  # from here on fewer candidates, so that the curve is there in a second or two
+_MANY_ROWS = 200_000  # fewer candidates from here on, for a curve within two seconds
 _BINS = 60
 _MIN_LENGTH = 8
 
@@ -71,7 +71,7 @@ def histogram(values: np.ndarray, bins: int = _BINS) -> dict[str, list[int]]:
 def cut_curve(
     measures: Measures, truncation: str, current: int, tell: Callable[[int, int], None] = lambda done, total: None
 ) -> list[dict[str, int]]:
-    """For each candidate `max_length`: rows cut, trained tokens lost, rows left with nothing to train. Exact.
+    """For each candidate `max_length`: rows cut, trained tokens lost, rows left without trained tokens. Exact.
 
     `tell` is called with how many of how many candidates are done.
     """

@@ -93,7 +93,7 @@ _PIECE = 1000
 
 
 class BadRowWriter:
-    """Appends bad rows to a folder of arrays, beside whatever else it holds; `finish` gives the facts to keep."""
+    """Appends bad rows to a folder of arrays; `finish` returns the reasons for its facts."""
 
     def __init__(self, writer: ArrayWriter) -> None:
         self._writer = writer
@@ -116,7 +116,7 @@ class BadRowWriter:
             self._flush()
 
     def finish(self) -> list[str]:
-        """Writes what is left; returns the reasons, which belong into the facts under "bad_reasons"."""
+        """Flushes; returns the reasons, to be stored in the facts as "bad_reasons"."""
         self._flush()
         return list(self._reasons)
 
@@ -130,7 +130,7 @@ class BadRowWriter:
 
 
 class BadRows(Sequence[BadRow]):
-    """The bad rows of several folders together, by their number in the file; each is made when asked for."""
+    """The bad rows of several folders, sorted by row number and loaded on access."""
 
     def __init__(self, *stores: Arrays) -> None:
         self._stores = stores
@@ -164,7 +164,7 @@ class BadRows(Sequence[BadRow]):
         return dict(counts.most_common())
 
     def values_with(self, reason: str, most: int) -> list[str]:
-        """What was found in the first rows that have this fault."""
+        """The faulty values of the first rows with this reason."""
         values: list[str] = []
         for store in self._stores:
             kinds = store.facts["bad_reasons"]
@@ -187,7 +187,7 @@ class BadRows(Sequence[BadRow]):
 
 
 MAX_ROW_BYTES = 8_000_000
-"""Of one row as JSON, about two million tokens: more than any model takes, and all that a tokenizer can bear."""
+"""Of one row as JSON: about two million tokens, more than any model takes."""
 TOO_LONG = f"the row has more than {MAX_ROW_BYTES // 10**6} MB of text, which no model takes at once"
 MAX_GROWN_BYTES, MAX_GROWTH = 1 << 28, 1000
 _PIECE_BYTES = 1 << 22
@@ -224,7 +224,7 @@ class RecordStore:
                 yield Record(number, json.loads(data.decode("utf-8", "surrogatepass")))
 
     def _texts(self, begins: list[int], ends: list[int]) -> Iterator[bytes]:
-        """The bytes between, read at once where they lie close together."""
+        """The bytes of each range, in one read if they are close together."""
         assert self._bytes
         first, size = begins[0], ends[-1] - begins[0]
         if size <= _PIECE_BYTES:
@@ -237,7 +237,7 @@ class RecordStore:
             yield self._bytes.read(end - begin)
 
     def place(self, row: int) -> tuple[str, int]:
-        """The file of a row, and the row's number in it, where several files were read."""
+        """The file of a row, and the row's number in that file."""
         name, before = next(start for start in reversed(self.starts) if start[1] < row)
         return name, row - before
 
@@ -306,7 +306,7 @@ def write_records(writer: ArrayWriter, source: Source, report: Progress, most: i
 
 
 def _check_growth(source: Source, size: int) -> None:
-    """Refuses files whose rows are far larger than they are: some bytes can stand for more than a disk holds."""
+    """Raises StudioError if the rows are far larger than their file, as those of a decompression bomb."""
     file_bytes = sum(file.stat().st_size for file in source.files)
     if file_bytes and size > max(MAX_GROWN_BYTES, file_bytes * MAX_GROWTH):
         names = ", ".join(file.name for file in source.files[:3])
@@ -317,6 +317,6 @@ def _check_growth(source: Source, size: int) -> None:
 
 
 def _expected_bytes(source: Source) -> int:
-    """About how many bytes the records will have, to tell how far the reading is; 0 where it can't be known."""
+    """Estimated bytes of all records, for progress; 0 if unknown."""
     plain = source.kind in ("jsonl", "json", "csv", "text") and all(file.suffix != ".gz" for file in source.files)
     return sum(file.stat().st_size for file in source.files) if plain else 0

@@ -29,7 +29,7 @@ Omits = Callable[[Conversation, str], bool]
 
 
 class ChangedAnswers(TypedDict):
-    """How many rows do not train their last answer word by word, of how many that were looked at."""
+    """Rows whose last answer is not trained verbatim, of the rows checked."""
 
     rows: int
     looked_at: int
@@ -41,7 +41,7 @@ def omits_reasoning(chat: Conversation, text: str) -> bool:
 
 
 def omits_beside_calls(chat: Conversation, text: str) -> bool:
-    """Whether something that is said beside a tool call is not in the row's text."""
+    """Whether the rendered text lacks the content beside a tool call."""
     return any(speaks_beside_call(message) and message.content.strip() not in text for message in chat.messages)
 
 
@@ -95,7 +95,7 @@ def changed_answers(chats: Sequence[Conversation], encoder: Encoder, template: s
 
 
 def sentences(facts: JsonObject) -> list[str]:
-    """What is left out, in words; nothing where all is there."""
+    """Sentences on omissions; [] if nothing is left out."""
     notes = []
     for name, description in (
         ("thoughts", "bring reasoning that the chat template leaves out, in whole or in part"),

@@ -85,11 +85,11 @@ class Measures:
         return np.bincount(self.owner, self.end - self.begin, minlength=len(self.length)).astype(np.int64)
 
     def split(self, max_length: int, truncation: str) -> np.ndarray:
-        """Which rows are long plain text, whose every part is learned: split into windows and not cut."""
+        """Mask of long plain texts, which are split into windows instead of truncated."""
         return self.is_text & (self.length > max_length) & (truncation != "drop")
 
     def cut_rows(self, max_length: int, truncation: str) -> np.ndarray:
-        """Which rows are too long and lose tokens."""
+        """Mask of rows that lose tokens."""
         return (self.length > max_length) & ~self.split(max_length, truncation)
 
     def kept(self, max_length: int, truncation: str) -> np.ndarray:
@@ -183,7 +183,7 @@ def count_packs(lengths: np.ndarray, max_length: int) -> int:
 
 
 def padding(lengths: np.ndarray, batch_size: int) -> float:
-    """Share of padding where rows come in random batches, each filled up to the longest of its rows."""
+    """Share of padding in random batches that are padded to their longest row."""
     order = np.random.default_rng(0).permutation(lengths)
     starts = np.arange(0, len(order), batch_size)
     if not len(starts):
@@ -194,7 +194,7 @@ def padding(lengths: np.ndarray, batch_size: int) -> float:
 
 
 def forecast(lengths: np.ndarray, max_length: int, batch_size: int = 1) -> PackingForecast:
-    """What packing would do: rows to sequences, and the share of padding that batches of rows have without it and
+    """Forecast of packing: rows to sequences, and the share of padding of batches without it and
     sequences that are filled up have with it."""
     rows, tokens = int((lengths > 0).sum()), int(np.minimum(lengths, max_length).sum())
     packs = count_packs(lengths, max_length)

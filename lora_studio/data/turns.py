@@ -18,7 +18,7 @@ _MIN_CALLS = 2
 
 
 def without_filled(reading: Reading, sample: Iterable[Record | BadRow]) -> Reading:
-    """The reading, with what Arrow filled into its calls and tools left out, if a sample of its rows shows that."""
+    """The reading without the nulls that Arrow filled into tool calls and schemas, if a sample shows them."""
     calls = [call for row in sample if isinstance(row, Record) for call in _calls(row.fields)]
     if not is_filled(calls):
         return reading
@@ -103,7 +103,7 @@ def read_value(text: str) -> Any:
 
 
 def lacks_commas(text: str) -> bool:
-    """Whether a list's objects stand beside each other without commas, as numpy prints an array of them."""
+    """Whether the objects of a list have no commas between them, as numpy prints arrays."""
     depth, before, quote, at = 0, "", "", 0
     for at, letter in enumerate(text):
         if quote:
@@ -119,7 +119,7 @@ def lacks_commas(text: str) -> bool:
 
 
 def _may_be_python(text: str) -> bool:
-    """Whether a text begins as a list or dict with a quoted text in it, and is small enough to be looked at closer."""
+    """Whether a text may be a Python list or dict, small and shallow enough to parse."""
     start = text.lstrip()[:200]
     inside = start.lstrip("[{( \t\r\n")
     if start[:1] not in ("[", "{") or inside[:1] not in ("'", '"') or len(text) > _MAX_LENGTH:
@@ -216,7 +216,7 @@ def held_turns(value: Any) -> Any:
 
 
 def held_beside(value: Any, names: Sequence[str]) -> Any:
-    """What stands under one of the names in an object that holds turns; None elsewhere."""
+    """The value of the first of the names in an object with turns; None elsewhere."""
     inside = value if isinstance(value, dict) and held_turns(value) is not value else {}
     return next((inside[name] for name in names if inside.get(name)), None)
 
@@ -248,12 +248,12 @@ def _refuse_empty(messages: Sequence[Message], field: str) -> None:
 
 
 def role_of(written: Any) -> str | None:
-    """What a role name of a file means by itself; None for a name that is not known."""
+    """The role of a known role name; None for an unknown one."""
     return (ROLES.get(written) or ROLES.get(written.strip().lower())) if isinstance(written, str) else None
 
 
 def role_names(value: Any) -> list[str]:
-    """The role names that a list of turns (or the text of one) bears; none for other values."""
+    """The role names in a list of turns or its text; [] for other values."""
     if isinstance(value, str):
         try:
             value = read_value(value) if value.lstrip().startswith("[") else None
@@ -323,7 +323,7 @@ def _parse_message(item: JsonObject, field: str, roles: Mapping[str, str]) -> li
 
 
 def _is_off(mark: Any) -> bool:
-    """Whether a turn's weight or mark says that it is not trained; tables write it as text."""
+    """Whether a turn's weight excludes it from training; tables hold it as text."""
     return mark in (0, False) or (isinstance(mark, str) and mark.strip().lower() in ("0", "0.0", "false"))
 
 

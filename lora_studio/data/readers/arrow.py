@@ -28,7 +28,7 @@ Mend = Callable[[Any], Any]
 
 
 class CellReader:
-    """Makes rows of batches that have one schema, and counts in the tally what it had to assume."""
+    """Converts batches of one schema to rows, and counts assumptions in the tally."""
 
     def __init__(self, schema: Any, tally: Tally) -> None:
         self._tally = tally
@@ -61,7 +61,7 @@ class CellReader:
         if types.is_struct(kind):
             inner = [kind.field(at) for at in range(kind.num_fields)]
             if {"bytes", "path"} <= {field.name for field in inner}:
-                return None  # an image or a sound, which is refused as such
+                return None  # images and audio are refused later
             mends = {field.name: mend for field in inner if (mend := self._mend(field.type))}
             return lambda value: None if value is None else self._struct(value, mends)
         if types.is_map(kind):
@@ -147,7 +147,7 @@ def _of_stream(source: Any) -> Iterator[Any]:
 
 
 def _of_file(source: Any) -> Iterator[Any]:
-    """The messages that the footer (File.fbs) points at: these are what a reader takes, wherever they stand."""
+    """The messages that the footer (File.fbs) points to, which are the ones a reader loads."""
     import pyarrow as pa
 
     (length,) = struct.unpack_from("<i", source, source.size - 10)
@@ -203,7 +203,7 @@ def _follow(head: memoryview, place: int) -> int:
 BROKEN_CELL = "a cell of the row can't be read"
 _BATCH_ROWS, _BATCH_BYTES, _FIRST_ROWS = 1024, 1 << 25, 8
 _BUFFER = 1 << 20
-_MAX_UNPACKED = 1 << 30  # bytes of a compressed batch, which memory has to hold whole
+_MAX_UNPACKED = 1 << 30  # bytes of a compressed batch, which is unpacked whole
 Batches = Iterator[Any]
 
 
@@ -220,7 +220,7 @@ def read_parquet(path: Path) -> Reading:
 
 
 def _of_table(table: Any) -> Batches:
-    """Fewer rows at once where the first are large: what the file holds once is unpacked for every row that has it."""
+    """Batches with fewer rows if rows are large: a dictionary value is unpacked for every row that has it."""
     first = next(table.iter_batches(batch_size=_FIRST_ROWS), None)
     a_row = first.nbytes // max(1, first.num_rows) if first is not None else 0
     yield from table.iter_batches(batch_size=max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, a_row))))
@@ -252,7 +252,7 @@ def read_arrow(path: Path) -> Reading:
 
 
 def _slices(batches: Batches, mapped: mmap.mmap) -> Batches:
-    """Batches in small slices; the memory that a slice took of the map is given back after it."""
+    """Batches in small slices; the mapped pages of a slice are released after it."""
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH_ROWS):
             yield batch.slice(start, _BATCH_ROWS)
@@ -306,13 +306,13 @@ def _rows(batch: Any, before: int, cells: CellReader) -> list[Record | BadRow]:
     import pyarrow as pa
 
     faults = (pa.ArrowException, ValueError, OverflowError)
-    batch.validate()  # a damaged file may point anywhere in memory: what does not prove sound is not touched
+    batch.validate()  # a damaged file may point anywhere in memory
     try:
         batch.validate(full=True)
         return [Record(number, fields) for number, fields in enumerate(cells.rows(batch), before + 1)]
     except MemoryError:
         raise
-    except faults:  # not what memory has no room for, though Arrow's own error of it is among them
+    except faults:  # ArrowMemoryError is among them and was raised above
         pass
     rows: list[Record | BadRow] = []
     for position in range(batch.num_rows):
@@ -333,7 +333,7 @@ def _rows(batch: Any, before: int, cells: CellReader) -> list[Record | BadRow]:
 
 @contextmanager
 def _seekable(path: Path) -> Iterator[IO[bytes]]:
-    """The file itself, or, where it is packed, a copy of what is inside that vanishes when closed."""
+    """The file, or an unpacked temporary copy of a packed file."""
     with open_bytes(path) as file:
         if file.seekable():
             yield file

@@ -96,7 +96,7 @@ def _packed(path: Path, name: str) -> StudioError:
 
 
 def refuse_stand_in(path: Path, head: bytes) -> None:
-    """Raises StudioError for a file that stands in place of the data: a pointer to them, or a page about them."""
+    """Raises StudioError for a file that is not the data: a Git LFS pointer or a web page."""
     if head.startswith(_POINTERS):
         raise StudioError(
             f"{path.name} is not the data but a pointer to them, as Git keeps for large files.",
@@ -113,11 +113,11 @@ def refuse_stand_in(path: Path, head: bytes) -> None:
 
 
 def is_torn(file: io.IOBase) -> bool:
-    """Whether what was read from the file came to an end before the packed data should have."""
+    """Whether the packed data ended too early."""
     raw = file.raw if isinstance(file, io.BufferedReader) else None
     return isinstance(raw, Gunzip) and raw.torn
 
 
 def kind_ending(path: Path) -> str:
-    """The ending that tells a file's kind: that before .gz where there is one."""
+    """The file ending that decides the kind, without .gz."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() in (".gz", ".gzip") else path.suffix.lower()

@@ -23,7 +23,7 @@ _BATCH_ROWS = 1000
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name means a data set of the Hub: it says so, or looks like one and is no path."""
+    """Whether a name is a data set of the Hub: it has the prefix, or looks like owner/name and is no path."""
     if name.startswith(PREFIX):
         return True
     path = Path(name)
@@ -92,7 +92,7 @@ def _load(name: str, config: str | None, split: str, revision: str | None, *, st
 
 
 def _resolve(name: str, revision: str | None) -> str | None:
-    """The commit that a revision stands for now, so that training reads what was looked at."""
+    """The current commit of a revision, so that training reads what the preview showed."""
     import huggingface_hub
 
     try:
@@ -102,7 +102,7 @@ def _resolve(name: str, revision: str | None) -> str | None:
 
 
 def _faults() -> tuple[type[Exception], ...]:
-    """What the Hub's libraries raise for a wrong name, config or split, a missing network, and a damaged file."""
+    """Exceptions of the Hub's libraries for wrong names, a missing network and damaged files."""
     from huggingface_hub.utils import httpx
 
     return (OSError, ValueError, RuntimeError, ImportError, httpx.HTTPError)

@@ -16,12 +16,12 @@ from lora_studio.data.turns import is_turn
 from lora_studio.errors import StudioError
 
 _BLOCK = 1 << 20
-_MARGIN = 16  # an error this near to the end of what is read may only mean that more must be read
+_MARGIN = 16  # an error this close to the end of the buffer may need more input
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 
 
 class Decoder(json.JSONDecoder):
-    """JSON in which NaN, as Python's and pandas' writers put it for a missing value, is null; `empty` counts these."""
+    """A JSON decoder that reads NaN (a missing value of pandas) as null; `empty` counts them."""
 
     def __init__(self) -> None:
         super().__init__(parse_constant=self._constant)
@@ -117,7 +117,7 @@ class Values:
         return match.end() if match else self._at
 
     def _more(self) -> bool:
-        """Forgets what has been passed and reads on, ever more, so that no long value is read in small steps."""
+        """Drops consumed text and reads more, doubling the buffer for long values."""
         if self._ended:
             return False
         block = self._stream.read(max(_BLOCK, len(self._text) - self._at))
@@ -222,7 +222,7 @@ def _by_line(kind: str) -> list[str]:
 
 
 def _counted(rows: Callable[[Decoder], Rows], assumptions: list[str]) -> Reading:
-    """A reading that tells how many cells were empty in the way of pandas."""
+    """A reading that counts NaN cells."""
     tally = Tally()
 
     def counted() -> Rows:
@@ -290,7 +290,7 @@ def _array(open_text: Open, kind: str) -> Reading:
 
 
 def _single_list(open_text: Open, decoder: Decoder) -> Rows:
-    """The row that a file is which holds one list of token ids."""
+    """The row of a file that holds a single list of token ids."""
     with open_text() as stream:
         try:
             yield _row(1, Values(stream, _MAX_OBJECT_CHARACTERS, decoder).value())
@@ -323,7 +323,7 @@ def _first_elements(elements: Iterator[Any], most: int = 20) -> list[Any]:
 
 
 def _numbered(values: Iterator[Any]) -> Rows:
-    """Rows of values; where the JSON breaks, what came before is kept and the break is the last row."""
+    """Rows of values; broken JSON ends them with a bad row."""
     number = 0
     try:
         for value in values:
@@ -346,7 +346,7 @@ def _row(number: int, value: Any) -> Record | BadRow:
 
 
 def _single(open_text: Open, value: Any, kind: str) -> Reading:
-    """A file that is one object: it is held only while its rows are read."""
+    """The reading of a file with a single JSON object."""
     if not isinstance(value, dict):
         raise StudioError(f"The file holds one {type(value).__name__}, not rows.", _SHAPES)
     if value.keys() & _ERROR_NAMES and value.keys() <= _ERROR_NAMES | _BESIDE_ERRORS:
@@ -405,7 +405,7 @@ def _is_split(value: JsonObject) -> bool:
 
 
 def _is_by_key(value: JsonObject) -> bool:
-    """Whether an object's values are rows: they have fields in common, and these bear the names of columns."""
+    """Whether an object's values are rows: they share fields with known column names."""
     rows = list(value.values())
     if len(rows) > 1 and all(map(_is_conversation, rows)):
         return not is_known(value)

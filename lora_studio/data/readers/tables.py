@@ -125,7 +125,7 @@ def _notes(dialect: Dialect, usual: str, has_separator_line: bool) -> list[str]:
 
 
 def _lines_with_quotes(open_text: Open) -> TextIO | None:
-    """Some lines from the first that holds a quotation mark on; None where there is none in the first 64 MiB."""
+    """Lines from the first quotation mark on; None without one in the first 64 MiB."""
     read = 0
     with open_text() as stream:
         while read < _SEARCHED_QUOTES and (block := stream.read(_BLOCK)):
@@ -138,7 +138,7 @@ def _lines_with_quotes(open_text: Open) -> TextIO | None:
 
 
 def with_header(error: ReadingError, assumptions: list[str]) -> ReadingError:
-    """The error, of rows of a table, with what was taken for the columns' names and how to say it otherwise."""
+    """The error of a table, with the assumed header and how to correct it."""
     header = next((sentence for sentence in assumptions if _FIRST_LINE in sentence), None)
     if header is None:
         return error
@@ -165,7 +165,7 @@ def _reading(open_text: Open, table: Table, assumptions: list[str]) -> Reading:
 
 
 def _rows(open_text: Open, table: Table, tally: Tally) -> Iterator[Record | BadRow]:
-    """The data rows, numbered from 1. Each is held back until the next is seen, as two short ones may be one."""
+    """The data rows, numbered from 1. Short rows wait for the next, as two short rows may be one broken row."""
     tally.clear()
     width = len(table.names)
     before: tuple[int, list[str]] | None = None  # a short row
@@ -219,7 +219,7 @@ def _width_of(cells: list[str], width: int) -> str:
 
 
 def _find_delimiter(sample: str, usual: str) -> str:
-    """The delimiter that divides most of the first lines alike; of several the usual one, else the most cells."""
+    """The delimiter that splits the first lines most evenly; ties go to the usual one, then to more cells."""
 
     def evenness(delimiter: str) -> tuple[float, bool, int]:
         best = (0.0, False, 0)

@@ -87,7 +87,7 @@ def _dialogue_of(sample: str) -> _Dialogue | None:
 
 
 def _gaps(lines: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """The lines that say something, each with whether a rule or more than one blank line stands before it."""
+    """Lines with content, each with whether a gap (a rule or several blank lines) precedes it."""
     between: list[str] = []
     for line in lines:
         if _says(line):

@@ -85,7 +85,7 @@ _SHOWN = 60
 
 
 class Guess(NamedTuple):
-    """An encoding and what the text's first telling line is in it."""
+    """An encoding, and the first distinctive line decoded with it."""
 
     encoding: str
     line: str
@@ -172,7 +172,7 @@ def _guess(encoding: str, text: str) -> Guess:
     return Guess(encoding, line[max(0, at - _SHOWN // 2) :][:_SHOWN])
 
 
-MAX_ROW_CHARACTERS = 1 << 25  # characters of one line or row; what is longer is not a row but a fault
+MAX_ROW_CHARACTERS = 1 << 25  # characters of one line or row; a longer one is a bad row
 _MARKS = (
     (b"\xff\xfe\x00\x00", "utf-32"),
     (b"\x00\x00\xfe\xff", "utf-32"),
@@ -209,7 +209,7 @@ def search_encoding(path: Path, configured: str | None = None) -> tuple[str, lis
 
 
 def _codec(name: str) -> str:
-    """Python's name of an encoding that a person named. Raises StudioError for one that is not known."""
+    """Python's name of a configured encoding. Raises StudioError for an unknown one."""
     try:
         encoding = codecs.lookup(name.strip()).name
         "a".encode(encoding)
@@ -280,7 +280,7 @@ def _cut(sample: bytes) -> bytes:
 
 
 def _unknown(name: str, guesses: list[Guess]) -> StudioError:
-    """What to say where the encoding is not certain: the same line in each that makes sense."""
+    """The error for an ambiguous encoding, with one line in each candidate."""
     lines = "".join(f"\n{guess.encoding}, {NAMES[guess.encoding]}: {guess.line}" for guess in guesses[:6])
     which = f"It may be one of these, in which it says:{lines}" if guesses else "None that is known fits its letters."
     return StudioError(
