@@ -13,7 +13,7 @@ from typing import Any
 from lora_studio.chat.conversation import BASE, Talk
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.config.sections import Config
-from lora_studio.data.formats import convert, recognise
+from lora_studio.data.formats import convert, detect_format
 from lora_studio.data.messages import RowError
 from lora_studio.data.sources import read_records
 from lora_studio.errors import StudioError
@@ -206,7 +206,7 @@ def examples(config: Config | None) -> list[Example]:
 @lru_cache(64)  # the file comes with the studio and does not change
 def _examples(heldout: Path, system_prompt: str | None) -> tuple[Example, ...]:
     records = read_records(heldout).records
-    shape = recognise(records)
+    shape = detect_format(records)
     found: dict[str, Example] = {}
     for record in records[:: max(1, len(records) // (3 * EXAMPLES))]:
         try:

@@ -180,7 +180,7 @@ def mark_of(value: Any, field: str) -> bool:
     return mark
 
 
-def marks_in_words(good: int, bad: int) -> str:
+def describe_labels(good: int, bad: int) -> str:
     """A sentence on how rows labelled good or bad are used."""
     good_verb, bad_verb = ("is" if number == 1 else "are" for number in (good, bad))
     return f"{count(good, 'answer')} marked good {good_verb} learned from; {bad:,} marked bad {bad_verb} left out."
@@ -244,7 +244,7 @@ def _from_columns(fields: Fields, fmt: Format, roles: Names[str, str]) -> tuple[
     columns = fmt.columns
     answer_column = columns.get("output") if "instruction" in columns else columns["completion"]
     answer_column = answer_column or columns["completion"]
-    question = _asked(fields, fmt, roles)
+    question = _user_turns(fields, fmt, roles)
     if answer_column in fields and fields[answer_column] is None:
         raise RowError(EMPTY_ANSWER, answer_column, "the cell is empty")
     answer = _needed(fields, answer_column)
@@ -256,7 +256,7 @@ def _from_columns(fields: Fields, fmt: Format, roles: Names[str, str]) -> tuple[
     return [*history, *question, *_answer_turns(answer, answer_column, roles)], answer_column
 
 
-def _asked(fields: Fields, fmt: Format, roles: Names[str, str]) -> list[Message]:
+def _user_turns(fields: Fields, fmt: Format, roles: Names[str, str]) -> list[Message]:
     """The user's turn (or, of a conversational prompt, turns) of a row in columns."""
     columns = fmt.columns
     template = fmt.mapping.user_template if fmt.mapping else None
@@ -287,7 +287,7 @@ def _compared(record: Record, fmt: Format, roles: Names[str, str], system: str |
     if whole:
         prompt = parse_turns(_needed(fields, whole), whole, roles)
     elif columns.keys() & {"prompt", "instruction", "description"} or (fmt.mapping and fmt.mapping.user_template):
-        prompt = _asked(fields, fmt, roles)
+        prompt = _user_turns(fields, fmt, roles)
         if "history" in columns:
             prompt = [*parse_history(fields.get(columns["history"]), columns["history"]), *prompt]
     for side in ("chosen", "rejected"):

@@ -21,7 +21,7 @@ from lora_studio.data.mapping import Format, MappingValues
 from lora_studio.data.memory_limit import limited
 from lora_studio.data.pipeline import Conversations, EncodedSource, Preparation, tokenizer_key
 from lora_studio.data.prompt_styles import Template, choose_template
-from lora_studio.data.quality import some, split
+from lora_studio.data.quality import sample_rows, split
 from lora_studio.data.readers.hub import is_hub_name
 from lora_studio.data.rows import BadRow
 from lora_studio.data.sources import Source, open_source
@@ -280,7 +280,7 @@ def _prepared(work: Preparation, sources: list[Source], data: Data) -> Prepared:
         limit = data.max_eval_samples
         validation_part = work.part(
             sources[1],
-            (lambda group: some(len(group), data.split_seed, limit)) if limit else None,
+            (lambda group: sample_rows(len(group), data.split_seed, limit)) if limit else None,
             [data.split_seed, limit] if limit else None,
         )
         rules = (0.0, data.split_seed, data.max_samples, None)

@@ -134,7 +134,7 @@ def sides(conversation: Conversation) -> tuple[Conversation, Conversation]:
     )
 
 
-def matched(
+def match_pairs(
     encoded: Iterable[tuple[list[Encoded], list[BadRow]]],
 ) -> Iterator[tuple[list[Encoded], list[BadRow]]]:
     """Batches of encoded sides as batches of whole pairs, side after side; a pair with a bad side is bad, once."""

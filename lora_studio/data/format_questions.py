@@ -159,7 +159,7 @@ _SECTIONS = ("title", "description", "input", "output", "constraints", "examples
 _THOUGHT = "<think>"
 
 
-def in_words(shape: Format, columns: Columns) -> Format:
+def describe_format(shape: Format, columns: Columns) -> Format:
     """The format with its description, which names unused columns too."""
     part = {key: quoted([name]) for key, name in shape.columns.items()}
     words = _main(shape, part)

@@ -13,7 +13,7 @@ from lora_studio.data.convert import STATEMENT, convert, find_problem, is_mark
 from lora_studio.data.dialogues import MIN_SHARE, Marks, marks_of
 from lora_studio.data.format_questions import (
     answer_of,
-    in_words,
+    describe_format,
     no_reading,
     pointed_list,
     second_texts,
@@ -25,7 +25,7 @@ from lora_studio.data.mapping import Format, Mapping, MappingValues, ReadingErro
 from lora_studio.data.rows import Record
 from lora_studio.data.turns import held_turns, role_of
 
-__all__ = ["Format", "Mapping", "apply_mapping", "convert", "mapping_of", "read_as", "recognise", "recognise_all"]
+__all__ = ["Format", "Mapping", "apply_mapping", "convert", "detect_format", "detect_formats", "mapping_of", "read_as"]
 _SPARSE = 0.5
 _OFFERED = 4
 _OPTIONAL = {
@@ -37,10 +37,10 @@ _OF_TOKENS = ("input_ids", "labels", "attention_mask", "loss_mask")
 
 def read_as(records: Sequence[Record], mapping: MappingValues | None, goal: str = "answers") -> Format:
     """The format set by a mapping, or the detected one without a mapping. Raises StudioError."""
-    return apply_mapping(Mapping.from_dict(mapping), records, goal) if mapping else recognise(records, goal)
+    return apply_mapping(Mapping.from_dict(mapping), records, goal) if mapping else detect_format(records, goal)
 
 
-def recognise(records: Sequence[Record], goal: str = "answers") -> Format:
+def detect_format(records: Sequence[Record], goal: str = "answers") -> Format:
     """The reading that fits the rows best for a goal: to learn from "answers", by "preference", or "any" of the two.
 
     Of rows marked good or bad the good answers can be learned from; compared are pairs alone.
@@ -59,7 +59,7 @@ def recognise(records: Sequence[Record], goal: str = "answers") -> Format:
                 "Learning by comparison needs `chosen` and `rejected` beside a `prompt`, or a `label` true or false.",
             )
         return fitting[0]
-    fitting = _asked([reading for reading in readings if reading.name != "preference"])
+    fitting = _with_question([reading for reading in readings if reading.name != "preference"])
     if fitting:
         return fitting[0]
     if readings:
@@ -67,16 +67,16 @@ def recognise(records: Sequence[Record], goal: str = "answers") -> Format:
     raise no_reading(columns, _by_order(columns))
 
 
-def recognise_all(records: Sequence[Record]) -> list[Format]:
+def detect_formats(records: Sequence[Record]) -> list[Format]:
     """All formats that fit, the likeliest first; `ambiguous` with a question if several are plausible.
 
     Columns of text whose names say nothing are offered in each way.
     """
     columns = Columns(spread(records))
-    return _asked(_readings(columns) or _by_order(columns))
+    return _with_question(_readings(columns) or _by_order(columns))
 
 
-def _asked(readings: Sequence[Format]) -> list[Format]:
+def _with_question(readings: Sequence[Format]) -> list[Format]:
     question = _question(readings)
     return [replace(reading, ambiguous=bool(question), question=question) for reading in readings]
 
@@ -90,7 +90,7 @@ def apply_mapping(mapping: Mapping, records: Sequence[Record], goal: str = "answ
     shape = Format(_name_of(mapping), {renamed.get(part, part): name for part, name in parts.items()}, mapping=mapping)
     if goal == "answers" and shape.name == "preference":
         raise _pairs_only(shape)
-    return in_words(replace(shape, marks=_marks(shape, columns, least=0.0)), columns)
+    return describe_format(replace(shape, marks=_marks(shape, columns, least=0.0)), columns)
 
 
 def mapping_of(shape: Format) -> Mapping:
@@ -127,7 +127,7 @@ def _readings(columns: Columns) -> list[Format]:
     """The formats that fit most rows, by likelihood."""
     tokenised = _tokenised(columns)
     if tokenised:
-        return [in_words(tokenised, columns)]
+        return [describe_format(tokenised, columns)]
     pairs, marked = _preference(columns), _marked(columns)
     compared = [shape for shape in (pairs, marked) if shape]
     candidates = [shape for shape in (*_problem(columns), _turns(columns), *_pairs(columns)) if shape]
@@ -140,10 +140,10 @@ def _readings(columns: Columns) -> list[Format]:
     likely += [shape for shape in compared if _fit(columns, shape) >= 0.5 * best > 0]
     likely = [reading for shape in likely for reading in (with_options(columns, shape), shape) if reading]
     likely = [replace(shape, marks=shape.marks or _marks(shape, columns)) for shape in likely]
-    return [_told(in_words(shape, columns), columns) for shape in likely]
+    return [_with_notes(describe_format(shape, columns), columns) for shape in likely]
 
 
-def _told(shape: Format, columns: Columns) -> Format:
+def _with_notes(shape: Format, columns: Columns) -> Format:
     """The format with a note on unused columns that the answers may need."""
     words, listed = shape.words + sparse_answers(columns, shape), pointed_list(columns, shape)
     if listed:
@@ -242,7 +242,7 @@ def _pair(columns: Columns, user: str, answer: str, instruction: bool) -> Format
         passages = columns.find_all(names.PASSAGES, without=[user, answer])
         extra = next((name for name in passages if name in columns.contents()), None)
     if extra is None and columns.is_constant(user):
-        extra = _asked_about(columns, user, answer)
+        extra = _subject_column(columns, user, answer)
     parts = {"system": columns.find(names.SYSTEM), "history": columns.find(names.HISTORY), "reasoning": reasoning}
     if instruction:
         shape = {"instruction": user, "input": extra, "output": answer, **parts}
@@ -251,7 +251,7 @@ def _pair(columns: Columns, user: str, answer: str, instruction: bool) -> Format
     return Format("prompt_completion", _present(shape))
 
 
-def _asked_about(columns: Columns, user: str, answer: str) -> str | None:
+def _subject_column(columns: Columns, user: str, answer: str) -> str | None:
     """The column that a constant question refers to: one named like a question, or the only other text."""
     answers = {*columns.find_all(names.ASSISTANT), *columns.compared()}
     free = [name for name in _others(columns, user, answer) if name not in answers and not columns.is_class(name)]
@@ -380,7 +380,7 @@ def _by_order(columns: Columns) -> list[Format]:
     pairs = [texts, texts[::-1]] if len(texts) == 2 else [[text, other] for other in candidates[:_OFFERED] if text]
     shapes = [Format("prompt_completion", {"prompt": prompt, "completion": completion}) for prompt, completion in pairs]
     shapes += [Format("text", {"text": text})] if text else []
-    return [in_words(shape, columns) for shape in shapes]
+    return [describe_format(shape, columns) for shape in shapes]
 
 
 def _question(readings: Sequence[Format]) -> str:

@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from lora_studio.data.cache import Arrays, ArrayWriter, Cache, Facts, code_version, digest, key_of
-from lora_studio.data.convert import convert, marks_in_words
+from lora_studio.data.convert import convert, describe_labels
 from lora_studio.data.encode import Encoder, batches
-from lora_studio.data.examples import PairStore, matched, sides
+from lora_studio.data.examples import PairStore, match_pairs, sides
 from lora_studio.data.format_questions import BY_MAPPING
 from lora_studio.data.formats import check_goal, read_as
 from lora_studio.data.mapping import Format, MappingValues, ReadingError
@@ -73,18 +73,18 @@ class Conversations(Sequence[Conversation]):
 
     def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
         if isinstance(index, slice):
-            return list(self._made(self.positions[index]))
-        (conversation,) = self._made(self.positions[[index]])
+            return list(self._convert_at(self.positions[index]))
+        (conversation,) = self._convert_at(self.positions[[index]])
         return conversation
 
     def __iter__(self) -> Iterator[Conversation]:
-        return self._made(self.positions)
+        return self._convert_at(self.positions)
 
     def at(self, positions: np.ndarray) -> Iterator[Conversation]:
         """The conversations of the records at these positions."""
-        return self._made(positions)
+        return self._convert_at(positions)
 
-    def _made(self, positions: np.ndarray) -> Iterator[Conversation]:
+    def _convert_at(self, positions: np.ndarray) -> Iterator[Conversation]:
         for record in self._records.records(positions.tolist()):
             yield convert(record, self._shape, self._system_prompt)
 
@@ -122,14 +122,14 @@ class EncodedSource:
     @property
     def marks(self) -> str:
         """A sentence on rows with good/bad labels; "" without labels."""
-        return marks_in_words(len(self.conversations), self.marked_bad) if self.format.name == "kto" else ""
+        return describe_labels(len(self.conversations), self.marked_bad) if self.format.name == "kto" else ""
 
 
 @dataclass
 class Preparation:
     """How the sources of a data set are prepared. `before_slow` is called before work that takes long.
 
-    `most`: only the first rows are read, for a first look. `goal`: see `formats.recognise`.
+    `most`: only the first rows are read, for a first look. `goal`: see `formats.detect_format`.
     """
 
     encoder: Encoder
@@ -246,7 +246,7 @@ class Preparation:
             conversations = (side for chat in conversations for side in sides(chat))
         rewritten, numbered = self.encoder.rewritten, self.encoder.numbered
         encoded = self.encoder.encode_batches(batches(conversations))
-        for rows, bad in matched(encoded) if compared else encoded:
+        for rows, bad in match_pairs(encoded) if compared else encoded:
             write_rows(writer, rows, np.searchsorted(records.row, [row.row for row in rows]))
             for row in bad:
                 bad_rows.add(row)

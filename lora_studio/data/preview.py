@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from lora_studio.data.dataset import Prepared, open_data
-from lora_studio.data.formats import check_goal, convert, mapping_of, read_as, recognise_all
+from lora_studio.data.formats import check_goal, convert, detect_formats, mapping_of, read_as
 from lora_studio.data.mapping import Format, Mapping, MappingValues
 from lora_studio.data.messages import ChatMessage, Conversation, Message, RowError
 from lora_studio.data.rows import JsonObject, Record, plain, shorten
@@ -87,19 +87,19 @@ def missing_columns(name: str, mapping: MappingValues, encoding: str | None = No
     return [column for column in dict.fromkeys(Mapping.from_dict(mapping).needs().values()) if column not in columns]
 
 
-def readings_of(prepared: Prepared) -> Readings:
+def candidates_of(prepared: Prepared) -> Readings:
     """The formats that fit prepared data, and the one in use."""
     unknown = prepared.bad_rows.values_with(UNKNOWN_ROLE, SAMPLE)
-    return readings(prepared.part.records.spread(SAMPLE), prepared.format, unknown)
+    return format_candidates(prepared.part.records.spread(SAMPLE), prepared.format, unknown)
 
 
-def readings(records: Sequence[Record], used: Format | None = None, unknown: Iterable[str] = ()) -> Readings:
+def format_candidates(records: Sequence[Record], used: Format | None = None, unknown: Iterable[str] = ()) -> Readings:
     """The formats that fit the rows, the likeliest first, each with its mapping.
 
     `mapping` stands for the reading in use, else for the likeliest ({} where there is none). `speakers` says what each
     role name means, "" for one that means nothing yet. `unknown` are role names beyond those of the rows.
     """
-    candidates = recognise_all(records)
+    candidates = detect_formats(records)
     used = used or next(iter(candidates), None)
     mapping = mapping_of(used) if used else Mapping()
     return {
@@ -143,7 +143,7 @@ def _cell(value: Any) -> str:
 def unread(name: str, encoding: str | None = None) -> UnreadRows:
     """What a person needs to write a mapping: candidate formats and the first rows."""
     records = first_records(name, encoding=encoding)
-    return {**readings(records), "table": table(records)}
+    return {**format_candidates(records), "table": table(records)}
 
 
 def tried(records: Sequence[Record], mapping: MappingValues | None) -> JsonObject:

@@ -112,16 +112,16 @@ def _pattern_of(specials: tuple[str, ...]) -> re.Pattern[str] | None:
 
 def group_key(conversation: Conversation) -> str:
     """A key equal for rows with the same text, ignoring case and white space; a split keeps them together."""
-    return _digest("\x1e".join(f"{role}\x1f{_plain(text)}" for role, text in _spoken(conversation)))
+    return _digest("\x1e".join(f"{role}\x1f{_plain(text)}" for role, text in _turn_texts(conversation)))
 
 
 def prompt_key(conversation: Conversation) -> str | None:
     """A key equal for rows with the same prompt; None without a prompt."""
-    prompt = _asked(conversation)
+    prompt = _prompt_turns(conversation)
     return _digest("\x1e".join(f"{role}\x1f{_plain(text)}" for role, text in prompt)) if prompt else None
 
 
-def hygiene(
+def data_quality(
     train: Sequence[Conversation],
     validation: Sequence[Conversation] = (),
     *,
@@ -290,7 +290,7 @@ def _sketch(chat: Conversation, numbers: np.ndarray) -> np.ndarray | None:
 
     Arithmetic is modulo 2 ** 64, so a hash's upper half is the good one.
     """
-    text = " ".join(text for _, text in _spoken(chat))[:_MAX_CHARACTERS].casefold()
+    text = " ".join(text for _, text in _turn_texts(chat))[:_MAX_CHARACTERS].casefold()
     words = np.array([zlib.crc32(word.encode()) for word in _WORD.findall(text)], dtype=np.uint64)
     if len(words) < 2 * _SHINGLE:
         return None
@@ -342,24 +342,24 @@ def _messages(chat: Conversation) -> tuple[Message, ...]:
     return (*chat.messages, *chat.chosen, *chat.rejected)
 
 
-def _spoken(chat: Conversation) -> list[tuple[str, str]]:
+def _turn_texts(chat: Conversation) -> list[tuple[str, str]]:
     """The text of a row, turn by turn."""
     if chat.text is not None:
         return [("text", chat.text)]
     if chat.input_ids is not None:
         return [("ids", str(chat.input_ids))]
-    return [(message.role, _said(message)) for message in _messages(chat)]
+    return [(message.role, _text_of(message)) for message in _messages(chat)]
 
 
-def _said(message: Message) -> str:
+def _text_of(message: Message) -> str:
     calls = str(message.tool_calls) if message.tool_calls else ""
     return "\n".join(part for part in (message.reasoning_content, message.content, calls) if part)
 
 
-def _asked(chat: Conversation) -> list[tuple[str, str]]:
+def _prompt_turns(chat: Conversation) -> list[tuple[str, str]]:
     """The turns before the last answer."""
     turns = chat.messages if chat.chosen else chat.messages[:-1]
-    return [(message.role, _said(message)) for message in turns]
+    return [(message.role, _text_of(message)) for message in turns]
 
 
 def _answer(chat: Conversation) -> str | None:
@@ -446,7 +446,7 @@ def split(
     return np.sort(rows[share:][:max_samples]), np.sort(rows[:share][:max_eval_samples])
 
 
-def some(count: int, seed: int, most: int | None) -> np.ndarray:
+def sample_rows(count: int, seed: int, most: int | None) -> np.ndarray:
     """At most `most` of that many rows, by the seed."""
     return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 

@@ -15,9 +15,9 @@ from typing import TypedDict
 import numpy as np
 
 from lora_studio.data.cache import ArrayWriter, Cache, Facts
-from lora_studio.data.convert import convert, marks_in_words
+from lora_studio.data.convert import convert, describe_labels
 from lora_studio.data.dataset import open_data
-from lora_studio.data.formats import Format, Mapping, apply_mapping, read_as, recognise
+from lora_studio.data.formats import Format, Mapping, apply_mapping, detect_format, read_as
 from lora_studio.data.mapping import MappingValues, ReadingError
 from lora_studio.data.memory_limit import go_first, limited
 from lora_studio.data.messages import Message, RowError
@@ -76,7 +76,7 @@ def quick_look(
                 if len(sample) < SAMPLE:
                     sample.append(row)
         try:
-            shape = apply_mapping(Mapping.from_dict(mapping), sample, goal) if mapping else recognise(sample, goal)
+            shape = apply_mapping(Mapping.from_dict(mapping), sample, goal) if mapping else detect_format(sample, goal)
         except StudioError as error:
             return {"rows": rows, "reading": f"{error.message} {error.hint}"}
         parts = [f"Format: {shape.words}", *source.assumptions]
@@ -150,7 +150,7 @@ def inspect_characters(
 
     bad_rows = BadRows(records.arrays, Cache(None).get("faults", convert_all))
     values = np.array(counts, dtype=np.int64)
-    notes = [marks_in_words(len(counts), len(marked))] if shape.name == "kto" else []
+    notes = [describe_labels(len(counts), len(marked))] if shape.name == "kto" else []
     notes += [shape.question] if shape.question else []
     analysis: CharacterReport = {
         "file": str(source.files[0]) if len(source.files) == 1 else source.name,

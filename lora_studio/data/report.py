@@ -14,8 +14,8 @@ from lora_studio.data.encode import Encoded
 from lora_studio.data.examples import cut_pairs, sides
 from lora_studio.data.messages import ChatMessage, Conversation, RowError
 from lora_studio.data.pipeline import EncodedSource
-from lora_studio.data.preview import TABLE_ROWS, Readings, RowTable, readings_of, table
-from lora_studio.data.quality import Duplicates, grouped, hygiene
+from lora_studio.data.preview import TABLE_ROWS, Readings, RowTable, candidates_of, table
+from lora_studio.data.quality import Duplicates, data_quality, grouped
 from lora_studio.data.rows import BadRow, Fields, JsonObject, plain, shorten
 from lora_studio.data.statistics import PERCENTILES, Suggestion, cut_curve, histogram, lengths, suggest
 from lora_studio.data.store import Progress
@@ -40,10 +40,10 @@ def findings(prepared: Prepared, report: Progress) -> Facts | None:
     settings = prepared.settings
     split = [settings.validation_fraction, settings.split_seed, settings.max_samples, settings.max_eval_samples]
     key = key_of("findings", [part.key for part in parts], split)
-    return prepared.cache.get(key, lambda _: _found(parts, prepared.selected, prepared.encoder.specials, report)).facts
+    return prepared.cache.get(key, lambda _: _assess(parts, prepared.selected, prepared.encoder.specials, report)).facts
 
 
-def _found(
+def _assess(
     parts: Sequence[EncodedSource], selected: Sequence[np.ndarray], specials: Sequence[str], report: Progress
 ) -> Facts:
     report("check", 0, 0)
@@ -51,10 +51,10 @@ def _found(
     def tell(done: int, total: int) -> None:
         report("check", done, total)
 
-    train, validation = (_some(part, rows, tell) for part, rows in zip(parts, selected, strict=True))
+    train, validation = (_sample(part, rows, tell) for part, rows in zip(parts, selected, strict=True))
     tell(0, 0)
     repeated = _repeated(parts[0], selected[0]) if len(train) < len(selected[0]) else None
-    result = hygiene(train, validation, seconds=_SECONDS, specials=specials, repeated=repeated, report=tell)
+    result = data_quality(train, validation, seconds=_SECONDS, specials=specials, repeated=repeated, report=tell)
     return {**result, "looked_at": len(train) + len(validation), "of_rows": sum(map(len, selected))}
 
 
@@ -69,7 +69,7 @@ def _repeated(part: EncodedSource, selected: np.ndarray) -> Duplicates:
     return {**grouped(examples), "rows": int((sizes[like] - 1).sum()), "groups": len(like)}
 
 
-def _some(part: EncodedSource, selected: np.ndarray, tell: Callable[[int, int], None]) -> list[Conversation]:
+def _sample(part: EncodedSource, selected: np.ndarray, tell: Callable[[int, int], None]) -> list[Conversation]:
     """At most so many of a part's rows, evenly from the whole."""
     if len(selected) > _MAX_ROWS:
         selected = selected[np.linspace(0, len(selected) - 1, _MAX_ROWS).astype(int)]
@@ -130,7 +130,7 @@ class RowView(TokenView):
 
 
 _PAGE = 2000  # tokens shown at once
-_TOLD = 160  # characters of a row's trained text in a sentence
+_TEXT_LENGTH = 160  # characters of a row's trained text in a sentence
 
 
 def preview(prepared: Prepared, row_index: int, part: int | None = None) -> JsonObject:
@@ -184,7 +184,7 @@ def trained_text(view: RowView) -> str:
                 pieces.append(" … ")
             pieces.append(token["text"])
         trained_before = token["trained"]
-    return shorten("".join(pieces).strip().replace("\n", "⏎"), _TOLD)
+    return shorten("".join(pieces).strip().replace("\n", "⏎"), _TEXT_LENGTH)
 
 
 def _tokens(prepared: Prepared, conversation: Conversation, part: int | None) -> TokenView:
@@ -193,7 +193,7 @@ def _tokens(prepared: Prepared, conversation: Conversation, part: int | None) ->
     encoded, pieces, _ = prepared.encoder.tokens(conversation)
     cuts = Measures.of([encoded]).cuts(settings.max_length, settings.truncation)
     out = NOTHING_LEFT if _left_out(prepared, conversation.row) or not cuts.trained.any() else ""
-    return _shown(prepared, encoded, pieces, cuts, part, out)
+    return _page_view(prepared, encoded, pieces, cuts, part, out)
 
 
 def _compared(prepared: Prepared, conversation: Conversation, part: int | None) -> PairView:
@@ -206,7 +206,7 @@ def _compared(prepared: Prepared, conversation: Conversation, part: int | None) 
     views: list[TokenView] = []
     for (encoded, pieces, _), cut in zip(whole, cuts, strict=True):
         part = views[0]["window"] if views else part
-        views.append(_shown(prepared, encoded, pieces, cut, part, NOTHING_TO_COMPARE if lost else ""))
+        views.append(_page_view(prepared, encoded, pieces, cut, part, NOTHING_TO_COMPARE if lost else ""))
     return {
         **views[0],
         "chosen": [message.to_dict() for message in conversation.chosen],
@@ -216,7 +216,7 @@ def _compared(prepared: Prepared, conversation: Conversation, part: int | None) 
     }
 
 
-def _shown(
+def _page_view(
     prepared: Prepared, encoded: Encoded, pieces: list[str], cuts: Cuts, part: int | None, left_out: str
 ) -> TokenView:
     """A page of tokens, each with whether the cut keeps it and whether it is (or would be) trained.
@@ -396,22 +396,22 @@ def describe(prepared: Prepared, look: Look | None = None, on_progress: Progress
         "validation_rows": len(prepared.validation),
         "marked_bad_rows": part.marked_bad,
         "bad_rows": len(prepared.bad_rows),
-        "bad_row_list": [located(part, bad) for bad in prepared.bad_rows[:_LISTED_BAD_ROWS]],
+        "bad_row_list": [bad_row_entry(part, bad) for bad in prepared.bad_rows[:_LISTED_BAD_ROWS]],
         "bad_rows_by_reason": prepared.bad_rows.reasons(),
         "refusal": {"message": refused.message, "hint": refused.hint} if refused else None,
         **_counts(prepared, look, report),
         "packing": forecast(prepared.train.length, settings.max_length, look.per_device_train_batch_size),
         "steps": _steps(prepared, look),
-        **readings_of(prepared),
+        **candidates_of(prepared),
         "hygiene": findings(prepared, report),
         "table": table(list(store.records(range(min(TABLE_ROWS, len(store)))))),
-        "examples": [row_view(prepared, index) for index in _shown_indices(prepared, look.show_examples)],
+        "examples": [row_view(prepared, index) for index in _first_indices(prepared, look.show_examples)],
         "fingerprint": prepared.fingerprint,
     }
     return {**description}
 
 
-def located(part: EncodedSource, bad: BadRow) -> JsonObject:
+def bad_row_entry(part: EncodedSource, bad: BadRow) -> JsonObject:
     """A bad row as JSON, with its file and its number there if the source has several files."""
     if len(part.records.starts) < 2:
         return bad.to_dict()
@@ -425,7 +425,7 @@ def save_bad_rows(prepared: Prepared, path: Path) -> int:
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for part in parts:
             for bad in part.bad_rows:
-                row = {"file": Path(part.name).name, **located(part, bad)}
+                row = {"file": Path(part.name).name, **bad_row_entry(part, bad)}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return sum(len(part.bad_rows) for part in parts)
 
@@ -466,7 +466,7 @@ def _steps(prepared: Prepared, look: Look) -> dict[str, int]:
     }
 
 
-def _shown_indices(prepared: Prepared, count: int) -> list[int]:
+def _first_indices(prepared: Prepared, count: int) -> list[int]:
     """The first rows that were rendered: all are, unless the settings ask for fewer."""
     positions = prepared.part.rows.position[: max(count, 0)]
     return np.searchsorted(prepared.conversations.positions, positions).tolist()

@@ -149,11 +149,11 @@ class BadRows(Sequence[BadRow]):
 
     def __getitem__(self, index: int | slice) -> BadRow | list[BadRow]:
         if isinstance(index, slice):
-            return [self._made(int(place)) for place in self._order[index]]
-        return self._made(int(self._order[index]))
+            return [self._load(int(place)) for place in self._order[index]]
+        return self._load(int(self._order[index]))
 
     def __iter__(self) -> Iterator[BadRow]:
-        return (self._made(int(place)) for place in self._order)
+        return (self._load(int(place)) for place in self._order)
 
     def reasons(self) -> dict[str, int]:
         """How many rows have each fault, the most frequent first."""
@@ -173,7 +173,7 @@ class BadRows(Sequence[BadRow]):
                 values += [self._read(store, int(place)).found for place in places]
         return values[:most]
 
-    def _made(self, place: int) -> BadRow:
+    def _load(self, place: int) -> BadRow:
         number = int(np.searchsorted(self._starts, place, "right")) - 1
         return self._read(self._stores[number], place - int(self._starts[number]))
 

@@ -4,7 +4,7 @@ import json
 
 from lora_studio.chat import conversation as dialogue
 from lora_studio.chat.conversation import BASE, Talk
-from lora_studio.data.formats import convert, recognise
+from lora_studio.data.formats import convert, detect_format
 from lora_studio.data.rows import Record
 from lora_studio.workspace import Workspace
 
@@ -87,7 +87,7 @@ def test_conversations_leave_as_rows_that_the_data_tab_reads() -> None:
     talk.ask("Three?", [BASE])
     rows = [json.loads(line) for line in talk.jsonl("Be brief.").splitlines()]
     records = [Record(number, row) for number, row in enumerate(rows, start=1)]
-    shape = recognise(records)
+    shape = detect_format(records)
     said = [convert(record, shape, None) for record in records]
     assert [len(conversation.messages) for conversation in said] == [5, 5]
     assert said[1].messages[0].content == "Be brief."

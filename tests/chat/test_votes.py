@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 
 from lora_studio.chat import prompts
 from lora_studio.chat.prompts import TIE, Vote
-from lora_studio.data.formats import convert, recognise
+from lora_studio.data.formats import convert, detect_format
 from lora_studio.data.sources import read_records
 from lora_studio.workspace import Workspace
 
@@ -52,7 +52,7 @@ def test_votes_leave_as_preference_pairs_that_the_data_tab_reads(tmp_path: Path)
     path = tmp_path / "preferences.jsonl"
     path.write_text(prompts.votes_as_jsonl([vote(1), vote(TIE), vote(0, same=True), vote(0)]), encoding="utf-8")
     records = read_records(path).records
-    shape = recognise(records, "preference")
+    shape = detect_format(records, "preference")
     pairs = [convert(record, shape, None) for record in records]
     assert len(pairs) == 2
     assert [message.content for message in pairs[0].messages] == ["Be brief.", "Why?"]

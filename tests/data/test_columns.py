@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_studio.data.formats import convert, recognise, recognise_all
+from lora_studio.data.formats import convert, detect_format, detect_formats
 from lora_studio.data.rows import Record
 from lora_studio.errors import StudioError
 
@@ -16,7 +16,7 @@ def _records(make, count=4):
 
 def _turns(make, count=4):
     records = _records(make, count)
-    shape = recognise(records)
+    shape = detect_format(records)
     return [[message.content for message in convert(record, shape).messages] for record in records]
 
 
@@ -39,16 +39,16 @@ def test_the_filled_column_wins_over_one_that_is_filled_in_some_rows(make):
 
 
 def test_a_sparse_answer_that_is_not_used_is_told():
-    shape = recognise(_records(lambda at, q, a: {"question": q, "sql": a, "answer": "x" if at == 0 else None}))
+    shape = detect_format(_records(lambda at, q, a: {"question": q, "sql": a, "answer": "x" if at == 0 else None}))
     assert "`answer`, filled in 25% of the rows, is not the answer." in shape.words
 
 
 def test_two_filled_columns_that_are_named_like_answers_are_asked_about():
     records = _records(lambda at, q, a: {"problem": q, "solution": a, "answer": str(at)})
-    readings = recognise_all(records)
+    readings = detect_formats(records)
     assert [shape.columns["completion"] for shape in readings] == ["answer", "solution"]
     assert readings[0].ambiguous
-    assert "which one is learned" in recognise(records).question
+    assert "which one is learned" in detect_format(records).question
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_two_filled_columns_that_are_named_like_answers_are_asked_about():
 )
 def test_a_column_that_says_nothing_of_its_own_is_no_question(row):
     records = _records(lambda at, q, a: {**row, "output": a})
-    (shape,) = recognise_all(records)
+    (shape,) = detect_formats(records)
     assert (shape.name, shape.columns) == ("text", {"text": "output"})
     assert convert(records[0], shape).text == TOLD[0]
 
@@ -77,7 +77,7 @@ def test_a_column_that_says_nothing_of_its_own_is_no_question(row):
 )
 def test_what_a_constant_question_is_asked_about_belongs_to_it(row, asked, about):
     records = _records(lambda at, q, a: {**row, about: q, "response": a, "target": a})
-    shape = recognise(records)
+    shape = detect_format(records)
     assert [shape.columns[part] for part in ("instruction" if asked == "instruction" else "prompt", "input")] == [
         asked,
         about,
@@ -88,22 +88,22 @@ def test_what_a_constant_question_is_asked_about_belongs_to_it(row, asked, about
 
 def test_where_rows_come_from_is_no_question_beside_one():
     records = _records(lambda at, q, a: {"source": "web", "text_input": q, "response": a})
-    assert recognise(records).columns == {"prompt": "text_input", "completion": "response"}
+    assert detect_format(records).columns == {"prompt": "text_input", "completion": "response"}
 
 
 def test_a_few_classes_are_no_question_and_an_ask_without_an_answer_is_no_text():
     records = _records(lambda at, q, a: {"category": "ab"[at % 2], "output": f"{a} {at}"}, count=40)
-    assert recognise_all(records)[0].ambiguous
+    assert detect_formats(records)[0].ambiguous
     for row in ({"question": 1, "task": "qa"}, {"question": 1, "answer_format": "one word"}):
         with pytest.raises(StudioError):
-            recognise(_records(lambda at, q, a, row=row: {**row, "question": q}))
+            detect_format(_records(lambda at, q, a, row=row: {**row, "question": q}))
 
 
 @pytest.mark.parametrize("text", ["text", "content", "document", "body", "passage"])
 @pytest.mark.parametrize("other", ["summary", "code", "label", "highlights"])
 def test_a_second_text_is_asked_about_and_never_left_aside(text, other):
     records = _records(lambda at, q, a: {text: q, other: a})
-    readings = recognise_all(records)
+    readings = detect_formats(records)
     assert [shape.columns for shape in readings] == [
         {"prompt": text, "completion": other},
         {"prompt": other, "completion": text},
@@ -111,7 +111,7 @@ def test_a_second_text_is_asked_about_and_never_left_aside(text, other):
     ]
     assert all(shape.ambiguous for shape in readings)
     with pytest.raises(StudioError, match=f"`{text}`, `{other}` hold text") as error:
-        recognise(records)
+        detect_format(records)
     assert f'{{"user": "{text}", "assistant": "{other}"}}' in error.value.hint
 
 
@@ -126,12 +126,12 @@ def test_a_second_text_is_asked_about_and_never_left_aside(text, other):
     ],
 )
 def test_what_tells_of_a_row_stands_beside_its_text_unasked(aside):
-    (shape,) = recognise_all(_records(lambda at, q, a: {"text": q, **aside}))
+    (shape,) = detect_formats(_records(lambda at, q, a: {"text": q, **aside}))
     assert shape.columns == {"text": "text"}
 
 
 def test_a_title_beside_a_text_is_asked_about_and_the_text_taken():
-    text, pair = recognise_all(_records(lambda at, q, a: {"title": q, "text": a, "url": "https://a.b"}))
+    text, pair = detect_formats(_records(lambda at, q, a: {"title": q, "text": a, "url": "https://a.b"}))
     assert (text.name, pair.columns) == ("text", {"prompt": "title", "completion": "text"})
     assert text.ambiguous
 
@@ -146,9 +146,9 @@ def test_a_title_beside_a_text_is_asked_about_and_the_text_taken():
     ],
 )
 def test_messages_one_a_row_are_no_texts(make):
-    assert recognise_all(_records(make)) == []
+    assert detect_formats(_records(make)) == []
     with pytest.raises(StudioError, match="one message of a conversation") as error:
-        recognise(_records(make))
+        detect_format(_records(make))
     assert "`messages`" in error.value.hint
 
 
@@ -164,10 +164,10 @@ OPTIONS = [
 @pytest.mark.parametrize(("make", "options", "answers"), OPTIONS)
 def test_answers_that_name_columns_get_these_as_options_in_the_question_and_it_is_asked(make, options, answers):
     records = _records(lambda at, q, a: {"question": q, **make(at, a)})
-    readings = recognise_all(records)
+    readings = detect_formats(records)
     assert [shape.name for shape in readings] == ["mapped", "prompt_completion"]
     assert "put these into the question as options" in readings[0].question
-    asked, told = (message.content for message in convert(records[1], recognise(records)).messages)
+    asked, told = (message.content for message in convert(records[1], detect_format(records)).messages)
     assert asked == f"{ASKED[1]}\n\n{options.format(TOLD[1])}"
     assert told == (answers or ["first", "second"])[1]
 
@@ -181,13 +181,13 @@ def test_answers_that_name_columns_get_these_as_options_in_the_question_and_it_i
     ],
 )
 def test_answers_that_point_into_a_list_left_aside_are_told_and_asked_about(make):
-    shape = recognise(_records(lambda at, q, a: {"question": q, **make(at, a)}))
+    shape = detect_format(_records(lambda at, q, a: {"question": q, **make(at, a)}))
     assert "which is left aside: what they mean is not learned" in shape.words
     assert shape.question
 
 
 def test_options_whose_text_is_the_answer_are_left_aside_unasked():
-    (shape,) = recognise_all(_records(lambda at, q, a: {"question": q, "choices": [a, "x"], "answer": a}))
+    (shape,) = detect_formats(_records(lambda at, q, a: {"question": q, "choices": [a, "x"], "answer": a}))
     assert not shape.ambiguous
 
 
@@ -195,19 +195,19 @@ def test_options_whose_text_is_the_answer_are_left_aside_unasked():
 def test_what_the_output_looks_like_is_never_the_answer(described):
     make = lambda at, q, a: {"title": f"T{at}", "description": q, "input_format": f"n{at}", described: a}  # noqa: E731
     with pytest.raises(StudioError, match="hold no answer"):
-        recognise(_records(make))
+        detect_format(_records(make))
     with pytest.raises(StudioError, match="hold no answer"):
-        recognise(_records(lambda at, q, a: {"problem": q, described: a}))
+        detect_format(_records(lambda at, q, a: {"problem": q, described: a}))
 
 
 def test_a_list_of_several_texts_is_not_the_answer_whatever_its_name():
     make = lambda at, q, a: {"input": q, "generations": [a, "x"], "chosen": a, "rejected": "no"}  # noqa: E731
-    assert [shape.name for shape in recognise_all(_records(make))] == ["preference"]
+    assert [shape.name for shape in detect_formats(_records(make))] == ["preference"]
 
 
 def test_a_passage_beside_a_question_belongs_to_it():
     records = _records(lambda at, q, a: {"question": q, "passage": a, "answer": at % 2 == 0})
-    shape = recognise(records)
+    shape = detect_format(records)
     assert "`question` followed by `passage` is the user's turn" in shape.words
     contents = [message.content for message in convert(records[0], shape).messages]
     assert contents == [f"{ASKED[0]}\n\n{TOLD[0]}", "true"]

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from lora_studio.data import dialogues
-from lora_studio.data.formats import apply_mapping, convert, recognise, recognise_all
+from lora_studio.data.formats import apply_mapping, convert, detect_format, detect_formats
 from lora_studio.data.mapping import Format, Mapping
 from lora_studio.data.messages import RowError
 from lora_studio.data.rows import Record
@@ -19,7 +19,7 @@ def _records(*texts):
 
 def _turns(text, *others):
     records = _records(text, *others)
-    shape = recognise(records)
+    shape = detect_format(records)
     assert shape.name == "dialogue"
     return [(message.role, message.content) for message in convert(records[0], shape).messages]
 
@@ -66,7 +66,7 @@ def test_the_pair_is_decided_over_the_file_and_not_for_a_row():
     usual = ["Question: what?\nAnswer: this"] * 8
     odd = "Human: what?\nAssistant: that"
     records = _records(*usual, odd)
-    shape = recognise(records)
+    shape = detect_format(records)
     assert "`Question:` marks the user's turns and `Answer:` the assistant's" in shape.words
     with pytest.raises(RowError, match=dialogues.NO_MARKS):
         convert(records[-1], shape)
@@ -96,7 +96,7 @@ def test_what_stands_before_the_first_inst_is_the_system_prompt(head, system):
 
 def test_tool_calls_in_inst_texts_are_refused_and_not_learned_as_an_answer():
     text = "[INST]ask[/INST]tell</s>[AVAILABLE_TOOLS][{}][/AVAILABLE_TOOLS][INST]two[/INST]three</s>"
-    shape = recognise(_records(text, "[INST]ask[/INST]tell"))
+    shape = detect_format(_records(text, "[INST]ask[/INST]tell"))
     with pytest.raises(RowError, match=dialogues.TOOL_MARKS):
         convert(_records(text)[0], shape)
 
@@ -118,7 +118,7 @@ def test_texts_that_a_template_rendered_are_read_as_its_turns(text):
 
 def test_the_marks_are_kept_with_the_reading_and_found_for_a_persons_mapping_too():
     records = _records("Human: ask\nModel: X\nAssistant: tell", "nothing of the kind", "nor here")
-    assert [shape.name for shape in recognise_all(records)] == ["text"]
+    assert [shape.name for shape in detect_formats(records)] == ["text"]
     shape = apply_mapping(Mapping(dialogue="text"), records)
     assert Format.from_dict(shape.to_dict()) == shape
     assert convert(records[0], shape).messages[0].content == "ask\nModel: X"
@@ -163,7 +163,7 @@ def test_a_dialogue_over_the_lines_of_a_text_is_read_as_rows_of_whole_exchanges(
     assert [row for _, row in _rows_of(write, "talk.txt", text)] == rows
     assumed = open_source(write("talk.txt", text)).assumptions
     assert any("The lines of the text are a dialogue" in sentence for sentence in assumed)
-    shape, plain = recognise_all([Record(1, {"text": row}) for row in rows if row != "# Talk"])
+    shape, plain = detect_formats([Record(1, {"text": row}) for row in rows if row != "# Talk"])
     assert (shape.name, plain.name, shape.ambiguous) == ("dialogue", "text", True)
 
 
@@ -199,7 +199,7 @@ def test_other_texts_stay_paragraphs_and_lines(write, text, rows):
 def test_a_hundred_thousand_letters_of_anything_are_read_within_a_second(unit, end):
     text = f"Human: {unit * (100_000 // len(unit))}{end}"
     began = time.process_time()
-    for shape in recognise_all(_records(text, text)):
+    for shape in detect_formats(_records(text, text)):
         with contextlib.suppress(RowError):
             convert(_records(text)[0], shape)
     assert time.process_time() - began < 1

@@ -3,7 +3,7 @@
 import pytest
 
 from lora_studio.data import messages, turns
-from lora_studio.data.formats import convert, recognise
+from lora_studio.data.formats import convert, detect_format
 from lora_studio.data.messages import Message, RowError
 from lora_studio.data.rows import Record
 from lora_studio.errors import StudioError
@@ -17,7 +17,7 @@ def _records(*rows):
 
 def _read(*rows, system_prompt=None):
     records = _records(*rows)
-    shape = recognise(records)
+    shape = detect_format(records)
     return shape, [convert(record, shape, system_prompt) for record in records]
 
 
@@ -71,7 +71,7 @@ def test_the_reading_is_said_in_the_files_own_words():
 
 def test_the_shape_is_that_of_most_rows_and_not_of_the_first():
     records = _records({"note": "header"}, *[{"prompt": "ask", "completion": "tell"}] * 9)
-    shape = recognise(records)
+    shape = detect_format(records)
     assert shape.name == "prompt_completion"
     with pytest.raises(RowError, match=turns.MISSING):
         convert(records[0], shape)
@@ -185,7 +185,7 @@ def test_sharegpt_calls_join_the_turn_of_the_assistant():
     ],
 )
 def test_each_broken_rule_is_a_reason_with_its_field(reason, conversation):
-    shape = recognise(_records(*[{"messages": OPENAI}] * 3))
+    shape = detect_format(_records(*[{"messages": OPENAI}] * 3))
     with pytest.raises(RowError) as error:
         convert(Record(4, {"messages": conversation}), shape)
     bad = error.value.at(4)
@@ -197,7 +197,7 @@ def test_each_broken_rule_is_a_reason_with_its_field(reason, conversation):
     "row", [{"prompt": "see <img>a.png</img>", "completion": "x"}, {"prompt": "a", "completion": "b", "images": ["c"]}]
 )
 def test_rows_with_media_are_refused(row):
-    shape = recognise(_records(*[{"prompt": "ask", "completion": "tell"}] * 3))
+    shape = detect_format(_records(*[{"prompt": "ask", "completion": "tell"}] * 3))
     with pytest.raises(RowError, match=turns.MEDIA):
         convert(Record(1, row), shape)
 
@@ -214,7 +214,7 @@ def test_rows_with_media_are_refused(row):
 )
 def test_what_can_not_be_learned_by_example_is_refused_with_a_way_out(said, row):
     with pytest.raises(StudioError, match=said) as error:
-        recognise(_records(row, row))
+        detect_format(_records(row, row))
     assert error.value.hint
 
 
@@ -229,7 +229,7 @@ def test_what_can_not_be_learned_by_example_is_refused_with_a_way_out(said, row)
     ],
 )
 def test_a_fault_is_told_of_the_column_that_it_lies_in(reason, field, row):
-    shape = recognise(_records(*[{"question": "ask", "answer": "tell"}] * 3))
+    shape = detect_format(_records(*[{"question": "ask", "answer": "tell"}] * 3))
     with pytest.raises(RowError) as error:
         convert(Record(1, row), shape)
     assert (error.value.reason, error.value.field) == (reason, field)

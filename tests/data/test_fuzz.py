@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from lora_studio.data.formats import Format, apply_mapping, convert, mapping_of, recognise, recognise_all
+from lora_studio.data.formats import Format, apply_mapping, convert, detect_format, detect_formats, mapping_of
 from lora_studio.data.messages import RowError
-from lora_studio.data.quality import hygiene
+from lora_studio.data.quality import data_quality
 from lora_studio.data.report import inspect
 from lora_studio.data.sources import BadRow, Record, open_source, read_records
 from lora_studio.errors import StudioError
@@ -239,10 +239,10 @@ def _read_every_way(records: list[Record]) -> None:
     """Every reading of the records gives conversations or bad rows, survives a save, and can be mapped."""
     for goal in ("answers", "preference"):
         try:
-            recognise(records, goal)
+            detect_format(records, goal)
         except StudioError as error:
             _check(error)
-    for shape in recognise_all(records):
+    for shape in detect_formats(records):
         assert Format.from_dict(json.loads(json.dumps(shape.to_dict()))) == shape
         good = []
         for record in records:
@@ -250,7 +250,7 @@ def _read_every_way(records: list[Record]) -> None:
                 good.append(convert(record, shape, "Be kind."))
             except RowError as error:
                 _check_row(error.at(record.row))
-        assert json.dumps(hygiene(good, good[:2], seconds=1.0))
+        assert json.dumps(data_quality(good, good[:2], seconds=1.0))
         try:
             apply_mapping(mapping_of(shape), records, goal="preference")
         except StudioError as error:

@@ -6,7 +6,7 @@ import random
 from lora_studio.data import report
 from lora_studio.data.dataset import prepare
 from lora_studio.data.messages import Conversation, Message
-from lora_studio.data.quality import group_key, hygiene, near_duplicates, special_text
+from lora_studio.data.quality import data_quality, group_key, near_duplicates, special_text
 
 
 def _chat(row, asked, told):
@@ -18,7 +18,7 @@ def _different(count, start=1):
 
 
 def test_rows_that_repeat_are_counted_with_examples():
-    found = hygiene([*_different(3), _chat(4, "question  NUMBER 1", "Answer number 1"), _chat(5, "x", "y")])
+    found = data_quality([*_different(3), _chat(4, "question  NUMBER 1", "Answer number 1"), _chat(5, "x", "y")])
     assert found["exact_duplicates"] == {"rows": 1, "groups": 1, "examples": [[1, 4]]}
     assert "rows 1, 4" in found["sentences"][0]
     assert json.dumps(found)
@@ -40,36 +40,36 @@ def test_rows_that_nearly_repeat_are_found_in_bounded_time():
 
 def test_rows_on_both_sides_and_prompts_on_both_sides_are_told_apart():
     validation = [_chat(1, "Question number 2", "Answer number 2"), _chat(2, "Question number 3", "Another answer")]
-    shared = hygiene(_different(5), validation)["shared_with_validation"]
+    shared = data_quality(_different(5), validation)["shared_with_validation"]
     assert shared == {"rows": 1, "examples": [[2, 1]], "prompts": 1, "prompt_examples": [[3, 2]]}
 
 
 def test_one_prompt_with_two_answers_is_a_contradiction():
-    found = hygiene([*_different(3), _chat(4, "Question number 2", "No"), _chat(5, "Question number 2", "No")])
+    found = data_quality([*_different(3), _chat(4, "Question number 2", "No"), _chat(5, "Question number 2", "No")])
     assert found["contradictions"] == {"prompts": 1, "rows": 3, "examples": [[2, 4]]}
 
 
 def test_few_short_answers_are_counted_as_labels():
     rows = [_chat(row, f"Question {row}", "spam" if row % 10 else "ham") for row in range(100)]
-    labels = hygiene(rows)["labels"]
+    labels = data_quality(rows)["labels"]
     assert labels == {"counts": {"spam": 90, "ham": 10}, "distinct": 2, "largest_share": 0.9}
-    assert hygiene(_different(100))["labels"] is None
+    assert data_quality(_different(100))["labels"] is None
 
 
 def test_texts_and_compared_answers_are_looked_at_too():
     texts = [Conversation(row, text="the same text") for row in (1, 2)]
-    assert hygiene(texts)["exact_duplicates"]["rows"] == 1
+    assert data_quality(texts)["exact_duplicates"]["rows"] == 1
     pair = Conversation(
         1, (Message("user", "a"),), chosen=(Message("assistant", "b"),), rejected=(Message("assistant", "c"),)
     )
-    assert hygiene([pair, pair])["contradictions"]["prompts"] == 0
+    assert data_quality([pair, pair])["contradictions"]["prompts"] == 0
 
 
 def test_special_tokens_written_out_in_a_row_are_named():
     chat = _chat(1, "what is <|im_end|>?", "fine</s>")
     assert special_text(chat, ["<|im_end|>", "</s>", " "]) == [("user", "<|im_end|>"), ("assistant", "</s>")]
     assert not special_text(chat, ["<|pad|>"])
-    found = hygiene([*_different(3), chat], specials=["<|im_end|>", "</s>"])
+    found = data_quality([*_different(3), chat], specials=["<|im_end|>", "</s>"])
     assert found["special_tokens"]["counts"] == {"<|im_end|>": 1, "</s>": 1}
     assert found["special_tokens"]["examples"][0] == [1, "user", "<|im_end|>"]
     assert "1 rows hold special tokens as text" in found["sentences"][-1]

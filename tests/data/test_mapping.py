@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lora_studio.data import messages, turns
-from lora_studio.data.formats import Format, Mapping, apply_mapping, convert, mapping_of, recognise, recognise_all
+from lora_studio.data.formats import Format, Mapping, apply_mapping, convert, detect_format, detect_formats, mapping_of
 from lora_studio.data.messages import RowError
 from lora_studio.data.rows import Record
 from lora_studio.errors import StudioError
@@ -52,7 +52,7 @@ def test_a_template_makes_the_users_turn_out_of_columns_and_closes_up_where_one_
 def test_role_names_of_the_file_can_be_named():
     talk = [{"role": "Kunde", "content": "ask"}, {"role": "Berater", "content": "tell"}]
     with pytest.raises(RowError, match=turns.UNKNOWN_ROLE):
-        convert(Record(1, {"talk": talk}), recognise(_records({"talk": talk})))
+        convert(Record(1, {"talk": talk}), detect_format(_records({"talk": talk})))
     _, chat = _mapped({"talk": talk}, messages="talk", roles={"Kunde": "user", "Berater": "assistant"})
     assert _turns(chat) == [("user", "ask"), ("assistant", "tell")]
 
@@ -123,7 +123,7 @@ def test_a_mapping_of_preference_is_refused_for_learning_by_example():
 )
 def test_a_recognised_reading_is_a_mapping_to_start_from(row):
     records = _records(row, row)
-    shape = recognise(records)
+    shape = detect_format(records)
     again = apply_mapping(Mapping.from_dict(mapping_of(shape).to_dict()), records)
     told = convert(records[0], shape), convert(records[0], again)
     assert told[0].text == told[1].text
@@ -135,26 +135,26 @@ def test_a_recognised_reading_is_a_mapping_to_start_from(row):
 
 def test_answers_and_comparisons_in_one_file_are_asked_about():
     row = {"instruction": "i", "input": "", "output": "o", "chosen": "c", "rejected": "r"}
-    readings = recognise_all(_records(row, row))
+    readings = detect_formats(_records(row, row))
     assert [shape.name for shape in readings] == ["alpaca", "preference"]
     assert all(shape.ambiguous and "`output`" in shape.question for shape in readings)
 
 
 def test_columns_whose_names_say_nothing_are_offered_both_ways_and_never_guessed():
     records = _records({"foo": "a", "bar": "b"})
-    readings = recognise_all(records)
+    readings = detect_formats(records)
     assert [shape.columns for shape in readings] == [
         {"prompt": "foo", "completion": "bar"},
         {"prompt": "bar", "completion": "foo"},
     ]
     assert readings[0].ambiguous
     with pytest.raises(StudioError, match="not known"):
-        recognise(records)
-    assert recognise_all(_records({"n": 1})) == []
+        detect_format(records)
+    assert detect_formats(_records({"n": 1})) == []
 
 
 def test_a_clear_file_is_not_asked_about():
-    (shape,) = recognise_all(_records({"question": "a", "answer": "b"}))
+    (shape,) = detect_formats(_records({"question": "a", "answer": "b"}))
     assert not shape.ambiguous
     assert shape.question == ""
 

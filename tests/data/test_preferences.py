@@ -8,7 +8,7 @@ import pytest
 
 from lora_studio.data import convert
 from lora_studio.data.dataset import prepare
-from lora_studio.data.formats import recognise_all
+from lora_studio.data.formats import detect_formats
 from lora_studio.data.preview import first_records, tried
 from lora_studio.data.quick_look import inspect_characters
 from lora_studio.data.report import describe, preview
@@ -68,16 +68,16 @@ def test_a_table_writes_its_marks_as_text(write: Write, tokenizer: Any) -> None:
 
 def test_other_labels_are_no_marks() -> None:
     for label in (0, 2, "spam", "good"):
-        (shape,) = recognise_all([Record(1, {"prompt": "a", "completion": "b", "label": label})])
+        (shape,) = detect_formats([Record(1, {"prompt": "a", "completion": "b", "label": label})])
         assert shape.name == "prompt_completion"
         assert "Left aside: `label`" in shape.words
-    (shape,) = recognise_all([Record(1, {"prompt": "a", "label": "true"})])
+    (shape,) = detect_formats([Record(1, {"prompt": "a", "label": "true"})])
     assert shape.columns == {"prompt": "prompt", "completion": "label"}
 
 
 def test_where_rows_are_pairs_with_a_mark_as_well_their_plain_answers_are_not_offered() -> None:
     row = {"prompt": "a", "completion": "b", "chosen": "c", "rejected": "d", "label": False}
-    assert [shape.name for shape in recognise_all([Record(1, row)])] == ["preference", "kto"]
+    assert [shape.name for shape in detect_formats([Record(1, row)])] == ["preference", "kto"]
 
 
 def test_a_person_says_which_column_is_the_mark_and_numbers_will_do(write: Write, tokenizer: Any) -> None:

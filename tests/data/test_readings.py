@@ -6,7 +6,7 @@ import pytest
 
 from lora_studio.data.dataset import prepare
 from lora_studio.data.mapping import ReadingError
-from lora_studio.data.preview import first_records, readings, readings_of, tried, unread
+from lora_studio.data.preview import candidates_of, first_records, format_candidates, tried, unread
 
 TALK = [
     {"role": "customer", "content": "Where is it?"},
@@ -17,7 +17,7 @@ TALK = [
 
 def test_role_names_of_the_rows_are_listed_with_what_they_mean(write):
     rows = [{"talk": TALK}, {"talk": json.dumps([{"from": "Human", "value": "a"}]), "note": "[not json"}]
-    found = readings(first_records(str(write("a.jsonl", rows))))
+    found = format_candidates(first_records(str(write("a.jsonl", rows))))
     assert found["speakers"] == {"customer": "", "agent": "", "tool_call": "call", "Human": "user"}
     assert found["mapping"] == {"messages": "talk"}
     assert json.dumps(found)
@@ -28,11 +28,11 @@ def test_a_role_name_that_only_a_bad_row_bears_is_listed_too(write, tokenizer):
     rows = [{"messages": turns}] * 700
     rows[333] = {"messages": [{"role": "narrator", "content": "Once."}, *turns]}
     prepared = prepare(str(write("a.jsonl", rows)), tokenizer)
-    assert readings_of(prepared)["speakers"] == {"user": "user", "assistant": "assistant", "narrator": ""}
+    assert candidates_of(prepared)["speakers"] == {"user": "user", "assistant": "assistant", "narrator": ""}
     again = prepare(
         str(write("a.jsonl", rows)), tokenizer, mapping={"messages": "messages", "roles": {"narrator": "system"}}
     )
-    assert readings_of(again)["speakers"]["narrator"] == "system"
+    assert candidates_of(again)["speakers"]["narrator"] == "system"
     assert not again.bad_rows
 
 

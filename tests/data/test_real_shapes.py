@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_studio.data.formats import apply_mapping, convert, mapping_of, recognise, recognise_all
+from lora_studio.data.formats import apply_mapping, convert, detect_format, detect_formats, mapping_of
 from lora_studio.data.messages import RowError
 from lora_studio.data.sources import Record, open_source
 from lora_studio.errors import StudioError
@@ -60,21 +60,21 @@ def test_a_real_file_is_read_as_its_owner_means_it(real, name, expected):
         assert isinstance(row, Record)
         records.append(row)
     found = []
-    for shape in recognise_all(records):
+    for shape in detect_formats(records):
         told, again = _convert(records, shape), mapping_of(shape)
         found.append((shape.name, len(told), len(records) - len(told)))
         assert len(_convert(records, apply_mapping(again, records, goal="preference"))) == len(told)
     assert found == expected
-    assert {shape.ambiguous for shape in recognise_all(records)} == {len(expected) > 1}
+    assert {shape.ambiguous for shape in detect_formats(records)} == {len(expected) > 1}
 
 
 @pytest.mark.parametrize("name", [name for name, readings in READINGS.items() if readings[0][0] == "preference"])
 def test_a_real_file_for_comparison_is_refused_for_examples_only(real, name):
     records = [row for row in open_source(real / "datasets" / name).rows() if isinstance(row, Record)]
     with pytest.raises(StudioError) as error:
-        recognise(records)
+        detect_format(records)
     assert error.value.hint
-    chats = _convert(records, recognise(records, goal="preference"))
+    chats = _convert(records, detect_format(records, goal="preference"))
     assert all(chat.chosen and chat.rejected for chat in chats)
 
 

@@ -5,7 +5,7 @@ import pytest
 from lora_studio.data import convert as conversion
 from lora_studio.data import convert as preferences
 from lora_studio.data import dialogues, messages
-from lora_studio.data.formats import convert, recognise, recognise_all
+from lora_studio.data.formats import convert, detect_format, detect_formats
 from lora_studio.data.messages import RowError
 from lora_studio.data.rows import Record
 
@@ -37,7 +37,7 @@ def _texts(turns):
     ],
 )
 def test_comparisons_of_every_form_become_prompt_chosen_and_rejected(row):
-    shape = recognise(_records(row, row), goal="preference")
+    shape = detect_format(_records(row, row), goal="preference")
     assert shape.name == "preference"
     chat = convert(Record(1, row), shape)
     assert _texts(chat.messages) == [("user", "ask")]
@@ -55,13 +55,13 @@ def test_comparisons_of_every_form_become_prompt_chosen_and_rejected(row):
     ],
 )
 def test_a_comparison_that_compares_nothing_is_a_bad_row(reason, row):
-    shape = recognise(_records(*[{"prompt": "ask", "chosen": "tell", "rejected": "no"}] * 3), goal="preference")
+    shape = detect_format(_records(*[{"prompt": "ask", "chosen": "tell", "rejected": "no"}] * 3), goal="preference")
     with pytest.raises(RowError, match=reason):
         convert(Record(1, row), shape)
 
 
 def test_comparisons_that_share_no_prompt_are_bad_rows():
-    shape = recognise(_records(*[{"chosen": [ASK, TELL], "rejected": [ASK, WORSE]}] * 2), goal="preference")
+    shape = detect_format(_records(*[{"chosen": [ASK, TELL], "rejected": [ASK, WORSE]}] * 2), goal="preference")
     with pytest.raises(RowError, match=preferences.NO_SHARED_PROMPT):
         convert(Record(1, {"chosen": [TELL], "rejected": [WORSE]}), shape)
 
@@ -69,7 +69,7 @@ def test_comparisons_that_share_no_prompt_are_bad_rows():
 @pytest.mark.parametrize("row", [{"messages": [ASK, TELL]}, {"prompt": "ask", "completion": "tell"}])
 def test_marked_answers_keep_their_mark(row):
     records = _records({**row, "label": True}, {**row, "label": False})
-    shape = recognise(records, goal="preference")
+    shape = detect_format(records, goal="preference")
     assert shape.name == "kto"
     assert [convert(record, shape).label for record in records] == [True, False]
     assert _texts(convert(records[0], shape).messages) == [("user", "ask"), ("assistant", "tell")]
@@ -93,7 +93,7 @@ def test_marked_answers_keep_their_mark(row):
     ],
 )
 def test_dialogues_in_one_text_are_read_as_turns_or_as_text(text):
-    readings = recognise_all(_records({"text": text}, {"text": text}))
+    readings = detect_formats(_records({"text": text}, {"text": text}))
     assert [shape.name for shape in readings] == ["dialogue", "text"]
     assert readings[0].ambiguous
     assert _texts(convert(Record(1, {"text": text}), readings[0]).messages) == [("user", "ask"), ("assistant", "tell")]
@@ -102,11 +102,11 @@ def test_dialogues_in_one_text_are_read_as_turns_or_as_text(text):
 
 def test_what_stands_before_a_dialogue_is_the_system_prompt_and_inputs_join_their_turn():
     text = "Below is a task.\n\n### Instruction:\nask\n\n### Input:\nmore\n\n### Response:\ntell"
-    (shape, _) = recognise_all(_records({"text": text}))
+    (shape, _) = detect_formats(_records({"text": text}))
     chat = convert(Record(1, {"text": text}), shape)
     assert _texts(chat.messages) == [("system", "Below is a task."), ("user", "ask\n\nmore"), ("assistant", "tell")]
     inst = "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nask [/INST] tell </s><s>[INST] two [/INST] three"
-    (other, _) = recognise_all(_records({"text": inst}))
+    (other, _) = detect_formats(_records({"text": inst}))
     chat = convert(Record(1, {"text": inst}), other)
     assert [message.content for message in chat.messages] == ["Be kind.", "ask", "tell", "two", "three"]
     with pytest.raises(RowError, match=dialogues.NO_MARKS):
@@ -114,7 +114,7 @@ def test_what_stands_before_a_dialogue_is_the_system_prompt_and_inputs_join_thei
 
 
 def test_a_text_that_only_mentions_a_name_is_plain_text():
-    assert recognise(_records({"text": "Question: who was it? He did not know."})).name == "text"
+    assert detect_format(_records({"text": "Question: who was it? He did not know."})).name == "text"
 
 
 PROBLEM = {
@@ -129,7 +129,7 @@ PROBLEM = {
 
 def test_problems_in_fields_become_one_turn_and_their_solution_the_answer():
     row = {**PROBLEM, "generation": "<think>easy</think>print(a + b)"}
-    shape = recognise(_records(row, row))
+    shape = detect_format(_records(row, row))
     assert shape.name == "problem"
     assert "Some answers hold reasoning in <think> marks" in shape.words
     chat = convert(Record(1, row), shape)
@@ -142,9 +142,9 @@ def test_problems_in_fields_become_one_turn_and_their_solution_the_answer():
 def test_input_and_output_describe_a_problem_that_has_a_solution_and_answer_one_that_has_none():
     fields = {"title": "Sum", "description": "Add.", "input": "a b", "output": "sum", "examples": "1 2 -> 3"}
     with_solution = {**fields, "solution": "code"}
-    chat = convert(Record(1, with_solution), recognise(_records(with_solution)))
+    chat = convert(Record(1, with_solution), detect_format(_records(with_solution)))
     assert (chat.messages[1].content, "Output:\nsum" in chat.messages[0].content) == ("code", True)
-    chat = convert(Record(1, fields), recognise(_records(fields)))
+    chat = convert(Record(1, fields), detect_format(_records(fields)))
     assert (chat.messages[1].content, "sum" in chat.messages[0].content) == ("sum", False)
 
 
@@ -153,8 +153,8 @@ def test_problems_with_turns_beside_them_use_the_turns_where_a_row_has_them():
         {**PROBLEM, "solution": "x", "messages": [ASK, TELL]},
         {**PROBLEM, "solution": "code", "messages": None},
     )
-    assert recognise(_records(with_turns, with_turns)).name == "messages"
-    shape = recognise(_records(with_turns, without))
+    assert detect_format(_records(with_turns, with_turns)).name == "messages"
+    shape = detect_format(_records(with_turns, without))
     assert shape.name == "problem"
     assert _texts(convert(Record(1, with_turns), shape).messages) == [("user", "ask"), ("assistant", "tell")]
     assert convert(Record(2, without), shape).messages[1].content == "code"
@@ -162,17 +162,17 @@ def test_problems_with_turns_beside_them_use_the_turns_where_a_row_has_them():
 
 def test_a_column_of_reasoning_goes_before_the_answer():
     row = {"Question": "ask", "Complex_CoT": "hm", "Response": "tell"}
-    shape = recognise(_records(row))
+    shape = detect_format(_records(row))
     assert "`Complex_CoT` is the reasoning before the answer" in shape.words
     assert convert(Record(1, row), shape).messages[1].reasoning_content == "hm"
 
 
 def test_tokenised_rows_are_named_and_kept_as_they_are():
     row = {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "attention_mask": [1, 1, 1]}
-    (shape,) = recognise_all(_records(row))
+    (shape,) = detect_formats(_records(row))
     chat = convert(Record(1, row), shape)
     assert (shape.name, chat.input_ids, chat.labels) == ("tokenised", (1, 2, 3), (-100, 2, 3))
-    (bare,) = recognise_all(_records({"input_ids": [1]}))
+    (bare,) = detect_formats(_records({"input_ids": [1]}))
     assert convert(Record(1, {"input_ids": [1]}), bare).labels is None
     for wrong, reason in (([1, "x"], conversion.NOT_IDS), ([], conversion.NOT_IDS), ([1], conversion.UNLIKE_LENGTHS)):
         with pytest.raises(RowError, match=reason):
@@ -181,7 +181,7 @@ def test_tokenised_rows_are_named_and_kept_as_they_are():
 
 @pytest.mark.parametrize("letter", ["\x00", "\x07", "\x1b", "\x0c"])
 def test_control_characters_are_reported_with_their_place(letter):
-    shape = recognise(_records({"prompt": "ask", "completion": "tell"}))
+    shape = detect_format(_records({"prompt": "ask", "completion": "tell"}))
     with pytest.raises(RowError, match=messages.CONTROL) as error:
         convert(Record(1, {"prompt": "ask", "completion": f"te{letter}ll"}), shape)
     assert error.value.found.startswith(f"U+{ord(letter):04X} at character 3")
@@ -192,7 +192,7 @@ def test_a_tools_result_keeps_the_id_of_its_call():
     call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     told = {"role": "tool", "tool_call_id": "call_1", "content": "rain"}
     row = {"messages": [ASK, {"role": "assistant", "content": None, "tool_calls": [call]}, told, TELL]}
-    chat = convert(Record(1, row), recognise(_records(row)))
+    chat = convert(Record(1, row), detect_format(_records(row)))
     assert chat.messages[1].tool_calls[0]["id"] == "call_1"
     assert chat.messages[2].to_dict() == told
 
@@ -202,11 +202,11 @@ def test_a_tools_result_keeps_the_id_of_its_call():
 )
 def test_earlier_turns_are_pairs_or_turns(history):
     row = {"history": history, "query": "ask", "response": "tell"}
-    chat = convert(Record(1, row), recognise(_records(row)))
+    chat = convert(Record(1, row), detect_format(_records(row)))
     assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
 
 
 def test_a_picture_in_a_cell_is_refused():
-    shape = recognise(_records({"prompt": "ask", "completion": "tell"}))
+    shape = detect_format(_records({"prompt": "ask", "completion": "tell"}))
     with pytest.raises(RowError, match="images, audio and video"):
         convert(Record(1, {"prompt": "ask", "completion": "tell", "scan": {"bytes": b"x", "path": None}}), shape)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lora_studio.data import sources
-from lora_studio.data.formats import convert, recognise
+from lora_studio.data.formats import convert, detect_format
 from lora_studio.data.messages import RowError
 from lora_studio.data.readers import arrow, hub
 from lora_studio.data.readers import compression as opening
@@ -332,7 +332,7 @@ def test_media_of_the_hub_are_not_decoded_but_refused(tmp_path):
     (row,) = hub._rows(hub._load(str(tmp_path), None, "train", None, streaming=True), "own/set", Tally())
     assert row.fields["image"]["bytes"] == b"no picture"
     with pytest.raises(RowError, match="images"):
-        convert(row, recognise([row]))
+        convert(row, detect_format([row]))
 
 
 def test_a_path_is_never_taken_for_a_name_of_the_hub(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 
 from lora_studio.data import messages, turns
-from lora_studio.data.formats import convert, recognise
+from lora_studio.data.formats import convert, detect_format
 from lora_studio.data.messages import RowError
 from lora_studio.data.rows import Record
 from lora_studio.errors import StudioError
@@ -13,7 +13,7 @@ ASK, TELL, WORSE = ({"role": r, "content": c} for r, c in (("user", "ask"), ("as
 
 def _chat(row, goal="answers"):
     records = [Record(1, row), Record(2, row)]
-    return convert(records[0], recognise(records, goal))
+    return convert(records[0], detect_format(records, goal))
 
 
 def _texts(turns):
@@ -88,7 +88,7 @@ def test_calls_results_and_thoughts_of_bedrock_and_gemini_are_kept():
     ],
 )
 def test_what_a_turn_holds_beside_text_is_refused_by_its_name(reason, turn):
-    shape = recognise([Record(1, {"messages": [ASK, TELL]})])
+    shape = detect_format([Record(1, {"messages": [ASK, TELL]})])
     with pytest.raises(RowError, match=reason):
         convert(Record(1, {"messages": [turn, TELL]}), shape)
 
@@ -126,7 +126,7 @@ def test_the_tools_of_openais_pairs_are_those_of_their_input():
 
 
 def test_columns_of_numbers_are_no_pair():
-    shape = recognise([Record(1, {"messages": [ASK, TELL], "chosen_score": 1, "rejected_score": 0})])
+    shape = detect_format([Record(1, {"messages": [ASK, TELL], "chosen_score": 1, "rejected_score": 0})])
     assert shape.name == "messages"
 
 
@@ -173,7 +173,7 @@ def test_several_texts_are_no_text(value):
     ],
 )
 def test_an_empty_turn_is_told_of_the_column_that_it_stands_in(history, reason):
-    shape = recognise([Record(1, {"prompt": "ask", "response": "tell", "history": [["a", "b"]]})])
+    shape = detect_format([Record(1, {"prompt": "ask", "response": "tell", "history": [["a", "b"]]})])
     with pytest.raises(RowError) as error:
         convert(Record(1, {"prompt": "ask", "response": "tell", "history": history}), shape)
     assert (error.value.reason, error.value.field) == (reason, "history")

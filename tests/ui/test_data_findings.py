@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lora_studio.data.messages import Conversation, Message
-from lora_studio.data.quality import hygiene
+from lora_studio.data.quality import data_quality
 from lora_studio.ui.data import report
 
 
@@ -15,7 +15,7 @@ def chat(row: int, question: str, answer: str) -> Conversation:
 
 def found(train: list[Conversation], validation: list[Conversation]) -> dict[str, Any]:
     whole = len(train) + len(validation)
-    return {**hygiene(train, validation, specials=["<|im_end|>"]), "looked_at": whole, "of_rows": whole}
+    return {**data_quality(train, validation, specials=["<|im_end|>"]), "looked_at": whole, "of_rows": whole}
 
 
 @pytest.fixture

@@ -78,11 +78,11 @@ class Values:
                 unfinished = error.pos >= len(self._text) - _MARGIN or error.msg.startswith("Unterminated")
                 if unfinished and len(self._text) - self._at < self._longest and self._more():
                     continue
-                raise BrokenJsonError(self._said(error.pos, error.msg)) from None
+                raise BrokenJsonError(self._located(error.pos, error.msg)) from None
             except RecursionError:
-                raise TooDeepError(self._said(self._at, "nested too deeply")) from None
+                raise TooDeepError(self._located(self._at, "nested too deeply")) from None
             except ValueError as error:  # a number of more digits than Python reads
-                raise BrokenJsonError(self._said(self._at, str(error).split(";")[0])) from None
+                raise BrokenJsonError(self._located(self._at, str(error).split(";")[0])) from None
             if end > len(self._text) - _MARGIN and isinstance(value, (int, float)) and self._more():
                 continue
             self.lines_passed = self._text.count("\n", self._at, end)
@@ -97,13 +97,13 @@ class Values:
         while (following := self.peek()) != "]":
             if not first:
                 if following != ",":
-                    raise BrokenJsonError(self._said(self._at, "Expecting ',' delimiter"))
+                    raise BrokenJsonError(self._located(self._at, "Expecting ',' delimiter"))
                 self.skip()
             yield self.value()
             first = False
         self.skip()
         if self.peek():
-            raise BrokenJsonError(self._said(self._at, "more stands after the end of the array"))
+            raise BrokenJsonError(self._located(self._at, "more stands after the end of the array"))
 
     def rest(self) -> Iterator[Any]:
         """All values that follow, with or without commas between them."""
@@ -130,7 +130,7 @@ class Values:
         self._text, self._at = self._text[self._at :] + block, 0
         return True
 
-    def _said(self, position: int, message: str) -> str:
+    def _located(self, position: int, message: str) -> str:
         passed = self._text[:position]
         line = self._line + passed.count("\n")
         column = len(passed) - passed.rfind("\n") + (0 if "\n" in passed else self._column)

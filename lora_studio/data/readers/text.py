@@ -24,7 +24,7 @@ def read_text(open_text: Callable[[], TextIO]) -> Reading:
     blocks = [block for block in sample.replace("\n \n", "\n\n").split("\n\n") if block.strip()]
     dialogue = None if len(blocks) > 1 and marks_of(blocks) else _dialogue_of(sample)
     if dialogue:
-        return Reading(lambda: _rows(open_text, _says, dialogue.begins), [dialogue.words()])
+        return Reading(lambda: _rows(open_text, _has_content, dialogue.begins), [dialogue.words()])
     if len(blocks) > 1 and any("\n" in block.strip("\n") for block in blocks):
         return Reading(
             lambda: _rows(open_text, _is_written, _follows_blank), ["Blank lines divide the text into rows."]
@@ -90,7 +90,7 @@ def _gaps(lines: Iterable[str]) -> Iterator[tuple[str, bool]]:
     """Lines with content, each with whether a gap (a rule or several blank lines) precedes it."""
     between: list[str] = []
     for line in lines:
-        if _says(line):
+        if _has_content(line):
             yield line, _is_gap(between)
             between = []
         else:
@@ -102,7 +102,7 @@ def _is_gap(between: Sequence[str]) -> bool:
     return any(between) or len(between) > 1
 
 
-def _says(line: str) -> bool:
+def _has_content(line: str) -> bool:
     """Whether a line is neither blank nor a rule of dashes or the like."""
     content = line.strip()
     return bool(content) and (len(content) < 3 or bool(content.strip("-*=_ ")))
