@@ -21,6 +21,10 @@ class StudioError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
+class EngineError(StudioError):
+    """A session child failed or ended, through no fault of the request."""
+
+
 class OtherRowsError(StudioError):
     """A run can't go on as it began: its rows are others now. A person may let it go on with them."""
 

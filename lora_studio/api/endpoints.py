@@ -20,6 +20,7 @@ from lora_studio.config.presets import presets, resolve
 from lora_studio.errors import ApiError, StudioError
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.preflight import ASK, FAILED, Report, check_before_start
+from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
 from lora_studio.runs.summary import matching, overview, rows_of
 
 Json = dict[str, Any]
@@ -140,15 +141,15 @@ class Programs:
         messages = [*system, *(history or []), {"role": "user", "content": message}]
         asked = openai_schema.read({"model": model, "messages": messages})
         found = openai_schema.model(choices(services.workspace, services.supervisor.runs()), model)
-        column = {"adapter": found.adapter, "messages": openai_schema.messages_of(asked, found.system_prompt)}
+        column = ColumnPrompt(adapter=found.adapter, messages=openai_schema.messages_of(asked, found.system_prompt))
         said, who = "", asker("endpoint", services.workspace.policy.owner_id, str(next(self._numbers)))
         with contextlib.closing(services.engine.answer_program(who, found.wanted, column, sampling)) as answers:
             for answer in answers:
-                if answer["kind"] == "piece":
-                    said += answer["texts"][0]
+                if isinstance(answer, Piece):
+                    said += answer.texts[0]
                     yield said
-                elif answer["kind"] == "result":
-                    yield answer["columns"][0]["text"]
+                elif isinstance(answer, Generated):
+                    yield answer.columns[0].text
 
 
 def _found(report: Report) -> str:

@@ -21,10 +21,10 @@ from starlette.routing import Route
 from lora_studio.access.requests import holds_half_characters
 from lora_studio.access.services import Services
 from lora_studio.api import openai_schema as wire
-from lora_studio.chat.arbiter import Answer, Answers, BusyError, ConsentError, Engine, HeldError, asker
+from lora_studio.chat.arbiter import Answer, Answers, BusyError, ConsentError, Engine, HeldError, Status, asker
 from lora_studio.chat.choices import Choice, choices
-from lora_studio.errors import ApiError, StudioError
-from lora_studio.jobs.session import EngineError
+from lora_studio.errors import ApiError, EngineError, StudioError
+from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
 
 MOST_AT_ONCE = 32
 WAIT_SECONDS = 120.0
@@ -83,15 +83,15 @@ class OpenAi:
             usage = asked.stream_options is not None and asked.stream_options.include_usage
             return StreamingResponse(_lines(reply, first, events, usage), media_type="text/event-stream")
         async with contextlib.aclosing(events):
-            results = [answer async for answer in events if answer["kind"] == "result"]
-        return JSONResponse(reply.whole(results[0]["columns"][0])) if results else Response(status_code=HUNG_UP)
+            results = [answer async for answer in events if isinstance(answer, Generated)]
+        return JSONResponse(reply.whole(results[0].columns[0])) if results else Response(status_code=HUNG_UP)
 
     def _answers(self, request: Request, asked: wire.ChatRequest) -> tuple[str, Answers]:
         """The engine's answers to a request, and the name that it is asked under."""
         settings = wire.settings_of(asked)
         self._services.workspace.policy.check_request({"settings": settings})  # also before anything is loaded for it
         model = wire.model(self.found(request), asked.model)
-        column = {"adapter": model.adapter, "messages": wire.messages_of(asked, model.system_prompt)}
+        column = ColumnPrompt(adapter=model.adapter, messages=wire.messages_of(asked, model.system_prompt))
         who = asker("program", self._services.workspace.policy.owner_id, str(next(self._names)))
         return who, self._services.engine.answer_program(who, model.wanted, column, settings, wire.stops_of(asked))
 
@@ -103,9 +103,9 @@ class OpenAi:
         try:
             async with contextlib.aclosing(carried(self._services.engine, who, answers, request)) as carrying:
                 async for answer in carrying:
-                    if answer["kind"] in ("piece", "result"):
+                    if isinstance(answer, Piece | Generated):
                         yield answer
-                    elif answer.get("waiting") and time.monotonic() - begun > WAIT_SECONDS:
+                    elif isinstance(answer, Status) and answer.waiting and time.monotonic() - begun > WAIT_SECONDS:
                         raise ApiError(503, "Others are being answered. Ask again in a while.", "busy")
         finally:
             self._asking -= 1
@@ -162,10 +162,10 @@ async def _lines(reply: wire.Reply, first: Answer, events: Events, usage: bool) 
     async with contextlib.aclosing(events):
         try:
             while answer is not None:
-                if answer["kind"] == "piece":
-                    yield _line(reply.piece(answer["texts"][0]))
-                else:
-                    for event in reply.ending(answer["columns"][0], with_usage=usage):
+                if isinstance(answer, Piece):
+                    yield _line(reply.piece(answer.texts[0]))
+                elif isinstance(answer, Generated):
+                    for event in reply.ending(answer.columns[0], with_usage=usage):
                         yield _line(event)
                 answer = await anext(events, None)
         except StudioError as error:

@@ -6,7 +6,7 @@ let pass.
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from lora_studio.chat.choices import Choice, Wanted
 from lora_studio.config.parsing import ConfigError, parse, plain_words
 from lora_studio.config.sections import Config
 from lora_studio.errors import ApiError, StudioError
+from lora_studio.jobs.protocol import ColumnAnswer
 from lora_studio.workspace import DEMO_MODEL
 
 FINISH = {"length": "length"}  # every other end of ours is a "stop"
@@ -205,9 +206,9 @@ class Reply:
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, column: Mapping[str, Any]) -> Json:
+    def whole(self, column: ColumnAnswer) -> Json:
         """The answer to a request that did not ask for a stream."""
-        message = {"role": "assistant", "content": column["text"], "refusal": None}
+        message = {"role": "assistant", "content": column.text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish(column)}
         return self._frame("chat.completion", [choice]) | {"usage": usage(column)}
 
@@ -218,7 +219,7 @@ class Reply:
     def piece(self, text: str) -> Json:
         return self._delta({"content": text})
 
-    def ending(self, column: Mapping[str, Any], *, with_usage: bool) -> list[Json]:
+    def ending(self, column: ColumnAnswer, *, with_usage: bool) -> list[Json]:
         """The last events of a stream, but for the word that it is done."""
         last = [self._delta({}, finish(column))]
         return [*last, self._frame("chat.completion.chunk", []) | {"usage": usage(column)}] if with_usage else last
@@ -231,11 +232,11 @@ class Reply:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
 
-def finish(column: Mapping[str, Any]) -> str:
+def finish(column: ColumnAnswer) -> str:
     """OpenAI's word for why an answer ended."""
-    return FINISH.get(column["finish"], "stop")
+    return FINISH.get(column.finish, "stop")
 
 
-def usage(column: Mapping[str, Any]) -> Json:
-    prompt, said = column["prompt_tokens"], column["tokens"]
+def usage(column: ColumnAnswer) -> Json:
+    prompt, said = column.prompt_tokens, column.tokens
     return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lora_studio.access.guests import origin
@@ -13,6 +14,18 @@ from lora_studio.chat import device
 from lora_studio.chat.choices import Wanted
 from lora_studio.errors import StudioError
 from lora_studio.jobs.kinds import TRAIN
+from lora_studio.jobs.protocol import (
+    ColumnPrompt,
+    Generate,
+    Generated,
+    Loaded,
+    Piece,
+    Progress,
+    Request,
+    Score,
+    Scored,
+    Waiting,
+)
 from lora_studio.jobs.session import DeadOnArrivalError, Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import html
@@ -22,7 +35,26 @@ WAIT_SECONDS = 0.4
 KEPT_SECONDS = 600.0
 """How long a base that was used on the page is not put out of memory for a program's request."""
 
-Answer = dict[str, Any]
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Why no answer comes yet, as markup. `waiting`: somebody else is being answered."""
+
+    words: str
+    waiting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The wanted base and adapters are in memory now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """The memory is free."""
+
+
+Answer = Status | Ready | Unloaded | Progress | Piece | Waiting | Generated | Scored
 Answers = Generator[Answer, None, None]
 
 
@@ -63,12 +95,12 @@ class Engine:
         self._holder = ""
         self._waiting: set[str] = set()
         self._loading, self._given_up = False, False  # whether the holder waits for a base, and whether not any more
-        self._loaded: Answer | None = None
+        self._loaded: Loaded | None = None
         self._loaded_for: Wanted | None = None
         self._page: tuple[object, float] = (None, 0.0)  # the base that a person used last, and when
 
     @property
-    def loaded(self) -> Answer | None:
+    def loaded(self) -> Loaded | None:
         """What is in memory; nothing once the child has ended."""
         return self._loaded if self._session.running else None
 
@@ -88,28 +120,28 @@ class Engine:
         return "another visitor's run" if self._supervisor.working(TRAIN) else None
 
     def load(self, who: str, wanted: Wanted, *, insist: bool = False) -> Answers:
-        """Brings base and adapters into memory; yields {"kind": "status", "words": markup} meanwhile."""
+        """Brings base and adapters into memory; yields `Status` meanwhile."""
         yield from self._in_turn(who, self._on_page(wanted, self._ready(wanted, insist=insist)))
 
-    def answer(self, who: str, wanted: Wanted, columns: Sequence[Answer], settings: Answer) -> Answers:
+    def answer(self, who: str, wanted: Wanted, columns: Sequence[ColumnPrompt], settings: dict[str, Any]) -> Answers:
         """Pieces and the result of all columns, after whatever has to be waited for and loaded."""
-        asked = {"columns": list(columns), "settings": settings}
-        yield from self._in_turn(who, self._on_page(wanted, self._answered(wanted, "generate", **asked)))
+        request = Generate(columns=list(columns), settings=settings)
+        yield from self._in_turn(who, self._on_page(wanted, self._answered(wanted, request)))
 
     def answer_program(
-        self, who: str, wanted: Wanted, column: Answer, settings: Answer, stop: Sequence[str] = ()
+        self, who: str, wanted: Wanted, column: ColumnPrompt, settings: dict[str, Any], stop: Sequence[str] = ()
     ) -> Answers:
         """One column's answer to a program. Raises `HeldError` where that would take the base from a person's chat.
 
         `stop` are texts that end the answer, beside those of the settings.
         """
-        asked = {"columns": [column], "settings": settings, "stop": list(stop)}
-        yield from self._in_turn(who, self._behind_the_page(wanted, self._answered(wanted, "generate", **asked)))
+        request = Generate(columns=[column], settings=settings, stop=list(stop))
+        yield from self._in_turn(who, self._behind_the_page(wanted, self._answered(wanted, request)))
 
-    def score(self, who: str, wanted: Wanted, messages: Sequence[Answer], said: str) -> Answers:
+    def score(self, who: str, wanted: Wanted, messages: Sequence[dict[str, Any]], text: str) -> Answers:
         """How likely base and adapters find each token of a text."""
-        asked = {"adapters": [name for name, _ in wanted.adapters], "messages": list(messages), "answer": said}
-        yield from self._in_turn(who, self._on_page(wanted, self._answered(wanted, "score", **asked)))
+        request = Score(adapters=[name for name, _ in wanted.adapters], messages=list(messages), answer=text)
+        yield from self._in_turn(who, self._on_page(wanted, self._answered(wanted, request)))
 
     def stop(self, who: str) -> None:
         """Ends this one's answer or waiting, nobody else's. A base that is being loaded ends with its child."""
@@ -136,7 +168,7 @@ class Engine:
     def _unloaded(self) -> Answers:
         self._session.close()
         self._loaded, self._loaded_for = None, None
-        yield {"kind": "unloaded"}
+        yield Unloaded()
 
     def _in_turn(self, who: str, work: Answers) -> Answers:
         with self._naming:
@@ -156,9 +188,7 @@ class Engine:
                 while not self._turn.acquire(timeout=WAIT_SECONDS):
                     if who not in self._waiting:
                         raise StudioError("Stopped before it began.", "Somebody else was being answered. Ask again.")
-                    yield _status(html.progress("Somebody else is being answered; yours comes next")) | {
-                        "waiting": True
-                    }
+                    yield Status(html.progress("Somebody else is being answered; yours comes next"), waiting=True)
                 try:
                     with self._naming:
                         self._waiting.discard(who)
@@ -189,14 +219,14 @@ class Engine:
             )
         yield from work
 
-    def _answered(self, wanted: Wanted, method: str, **params: Any) -> Answers:
+    def _answered(self, wanted: Wanted, request: Request[Any]) -> Answers:
         try:
-            yield from self._asked(wanted, method, params)
+            yield from self._asked(wanted, request)
         except DeadOnArrivalError:  # the engine was killed after its last answer: a new one loads and answers
             self._loaded, self._loaded_for = None, None
-            yield from self._asked(wanted, method, params)
+            yield from self._asked(wanted, request)
 
-    def _asked(self, wanted: Wanted, method: str, params: Answer) -> Answers:
+    def _asked(self, wanted: Wanted, request: Request[Any]) -> Answers:
         try:
             yield from self._ready(wanted)
         except StudioError:
@@ -204,7 +234,7 @@ class Engine:
                 raise
         if self._given_up:
             raise StudioError("Stopped before it began.", "Ask again when you like.")
-        with contextlib.closing(self._session.stream(method, **params)) as answers:
+        with contextlib.closing(self._session.stream(request)) as answers:
             yield from answers
 
     def _ready(self, wanted: Wanted, *, insist: bool = False) -> Answers:
@@ -214,32 +244,28 @@ class Engine:
         held = self.loaded
         same_base = held is not None and self._loaded_for is not None and self._loaded_for.of_base == wanted.of_base
         if not insist and not same_base:
-            found = device.verdict(wanted, int(held["memory_bytes"]) if held else 0)
+            found = device.verdict(wanted, held.memory_bytes if held else 0)
             if not found.fits:
                 raise ConsentError(found, self.run)
-        yield _status(html.progress("Starting the engine" if held is None else "Loading"))
+        yield Status(html.progress("Starting the engine" if held is None else "Loading"))
         self._loaded, self._loaded_for, self._loading = None, None, not same_base
         try:
-            with contextlib.closing(self._session.stream("load", **wanted.request())) as answers:
+            with contextlib.closing(self._session.stream(wanted.request())) as answers:
                 for answer in answers:
-                    if answer["kind"] == "result":
+                    if isinstance(answer, Loaded):
                         self._loaded, self._loaded_for = answer, wanted
-                        yield {"kind": "loaded"}
-                    else:
-                        yield _status(_loading(answer))
+                        yield Ready()
+                    elif isinstance(answer, Progress):
+                        yield Status(_loading(answer))
         finally:
             self._loading = False
 
 
-def _loading(answer: Answer) -> str:
+def _loading(progress: Progress) -> str:
     """How far the loading is; a base that is not on this machine yet is fetched first."""
-    if answer["phase"] != "download":
-        return html.progress(LOADING.get(answer["phase"], "Loading"))
-    done, total, left = answer["done"], max(1, answer["total"]), answer["seconds_left"]
-    said = [f"{html.size(done)} of {html.size(total)}"]
-    said += [f"{html.size(answer['rows_per_second'])} a second, {html.duration(left)} left"] if left else []
-    return html.progress("Downloading the base model, percent", 100 * done // total, 100, remark=", ".join(said))
-
-
-def _status(words: str) -> Answer:
-    return {"kind": "status", "words": words}
+    if progress.phase != "download":
+        return html.progress(LOADING.get(progress.phase, "Loading"))
+    done, total, left = progress.done, max(1, progress.total), progress.seconds_left
+    parts = [f"{html.size(done)} of {html.size(total)}"]
+    parts += [f"{html.size(progress.rows_per_second)} a second, {html.duration(left)} left"] if left else []
+    return html.progress("Downloading the base model, percent", 100 * done // total, 100, remark=", ".join(parts))

@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 from lora_studio.chat.conversation import BASE, Talk
 from lora_studio.config.parsing import parse, read_yaml
@@ -18,6 +17,7 @@ from lora_studio.data.messages import RowError
 from lora_studio.data.sources import read_records
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
+from lora_studio.jobs.protocol import Load
 from lora_studio.models import imports
 from lora_studio.models.adapters import AdapterCard, read_card, together
 from lora_studio.workspace import RunFolder, Workspace, shipped_data, step_of
@@ -233,14 +233,14 @@ class Wanted:
         """What two of them share that need no other base."""
         return self.base, self.revision, self.quantization
 
-    def request(self) -> dict[str, Any]:
-        """The same as the engine is asked for it."""
-        return {
-            "base": self.base or None,
-            "revision": self.revision,
-            "quantization": self.quantization,
-            "adapters": {name: str(folder) for name, folder in self.adapters},
-        }
+    def request(self) -> Load:
+        """The request that brings it into memory."""
+        return Load(
+            base=self.base or None,
+            revision=self.revision,
+            quantization=self.quantization,
+            adapters={name: str(folder) for name, folder in self.adapters},
+        )
 
 
 def wanted(chosen: Sequence[Choice]) -> Wanted:

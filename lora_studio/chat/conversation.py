@@ -13,6 +13,7 @@ from typing import Any
 
 from lora_studio.config.parsing import nest, parse
 from lora_studio.config.settings import settings
+from lora_studio.jobs.protocol import ColumnAnswer
 from lora_studio.ui import form, html
 from lora_studio.workspace import Workspace
 
@@ -152,14 +153,14 @@ def write_talk(workspace: Workspace, who: str, talk: Talk) -> None:
     workspace.write_draft(f"chat-{known(who)}", asdict(talk))
 
 
-def column_note(answer: Mapping[str, Any]) -> str:
+def column_note(answer: ColumnAnswer) -> str:
     """How quick an answer was and how it ended."""
-    if not answer["tokens"]:
+    if not answer.tokens:
         return "No token before the stop"
-    ended = FINISH[answer["finish"]]
+    ended = FINISH[answer.finish]
     words = (
-        f"{html.count(answer['tokens'], 'token')}, {answer['tokens_per_second']:.0f} tokens/s, "
-        f"first after {html.duration(answer['first_token_seconds'])}"
+        f"{html.count(answer.tokens, 'token')}, {answer.tokens_per_second:.0f} tokens/s, "
+        f"first after {html.duration(answer.first_token_seconds)}"
     )
     return f"{words}, {ended}" if ended else words
 

@@ -10,6 +10,7 @@ from lora_studio.cli.settings import overrides
 from lora_studio.config.parsing import nest, parse
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import ADAPTER, BASE, MAX_ADAPTERS
+from lora_studio.jobs.protocol import ColumnAnswer, ColumnPrompt, Generate, Generated, Load, Loaded, Piece, Progress
 from lora_studio.jobs.session import Session
 from lora_studio.models.adapters import adapter_folder, check_fit, read_card, together
 from lora_studio.units import duration
@@ -25,11 +26,11 @@ def chat(workspace: Workspace, args: argparse.Namespace) -> int:
     folders = _folders(workspace, [args.adapter, *(args.beside or [])])
     with Session(workspace.logs_folder / "cli-chat.log") as session:
         say("Loading the model ...")
-        loaded = session.call("load", on_progress=_Loading().tell, adapters=folders)
-        for note in loaded["notes"]:
+        loaded = session.call(Load(adapters=folders), on_progress=_Loading().show)
+        for note in loaded.notes:
             say(f"  note: {note}")
         columns = [BASE] * args.compare + list(folders)
-        talk = Talk(session, settings, args.system or loaded["system_prompt"], columns)
+        talk = Talk(session, settings, args.system or loaded.system_prompt, columns)
         if args.prompt is not None:
             answers = talk.ask(args.prompt, quiet=args.json)
             if args.json:
@@ -38,7 +39,7 @@ def chat(workspace: Workspace, args: argparse.Namespace) -> int:
         if args.json:
             raise StudioError("With --json one question is asked and answered.", "Give it with --prompt.")
         legend = ", ".join(f"{name} is {folder}" for name, folder in folders.items())
-        say(f"{legend}, on {loaded['base']}. End with Ctrl-D; /clear begins anew.")
+        say(f"{legend}, on {loaded.base}. End with Ctrl-D; /clear begins anew.")
         _take_turns(talk)
     return 0
 
@@ -49,10 +50,10 @@ class _Loading:
     def __init__(self) -> None:
         self._said = 0.0
 
-    def tell(self, progress: dict[str, Any]) -> None:
-        if progress["phase"] == "download" and time.monotonic() - self._said >= _SAY_SECONDS:
-            self._said, seconds_left = time.monotonic(), progress["seconds_left"]
-            mega = [progress[name] / 1e6 for name in ("done", "total", "rows_per_second")]
+    def show(self, progress: Progress) -> None:
+        if progress.phase == "download" and time.monotonic() - self._said >= _SAY_SECONDS:
+            self._said, seconds_left = time.monotonic(), progress.seconds_left
+            mega = [number / 1e6 for number in (progress.done, progress.total, progress.rows_per_second)]
             speed = f", {mega[2]:,.1f} MB/s, {duration(seconds_left)} left" if seconds_left else ""
             say(f"  downloading the base model: {mega[0]:,.1f} of {mega[1]:,.1f} MB{speed}")
 
@@ -85,24 +86,24 @@ class Talk:
         """Forgets what was said."""
         self._histories = {column: list(self._system) for column in self._columns}
 
-    def ask(self, prompt: str, quiet: bool = False) -> dict[str, dict[str, Any]]:
+    def ask(self, prompt: str, quiet: bool = False) -> dict[str, ColumnAnswer]:
         """Each column's answer with its numbers; unless `quiet` it is shown, a single one while it is made."""
         question = {"role": "user", "content": prompt}
         columns = [
-            {"adapter": None if column == BASE else column, "messages": [*history, question]}
+            ColumnPrompt(adapter=None if column == BASE else column, messages=[*history, question])
             for column, history in self._histories.items()
         ]
         alone = len(columns) == 1
-        answers: dict[str, dict[str, Any]] = {}
-        for answer in self._session.stream("generate", columns=columns, settings=self._settings):
-            if answer["kind"] == "piece" and alone and not quiet:
-                print(answer["texts"][0], end="", flush=True)
-            elif answer["kind"] == "result":
-                answers = dict(zip(self._columns, answer["columns"], strict=True))
+        answers: dict[str, ColumnAnswer] = {}
+        for message in self._session.stream(Generate(columns=columns, settings=self._settings)):
+            if isinstance(message, Piece) and alone and not quiet:
+                print(message.texts[0], end="", flush=True)
+            elif isinstance(message, Generated):
+                answers = dict(zip(self._columns, message.columns, strict=True))
         for column, answer in answers.items():
-            self._histories[column] += [question, {"role": "assistant", "content": answer["text"]}]
+            self._histories[column] += [question, {"role": "assistant", "content": answer.text}]
             if not quiet and not alone:
-                print(f"{column + ':':<10}{answer['text']}", flush=True)
+                print(f"{column + ':':<10}{answer.text}", flush=True)
         if alone and not quiet:
             print(flush=True)
         return answers
@@ -123,19 +124,17 @@ def _take_turns(talk: Talk) -> None:
                 say("\n(stopped)")
 
 
-def _result(
-    folders: dict[str, str], loaded: dict[str, Any], prompt: str, answers: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
-    stats = {name: {key: value for key, value in answer.items() if key != "text"} for name, answer in answers.items()}
+def _result(folders: dict[str, str], loaded: Loaded, prompt: str, answers: dict[str, ColumnAnswer]) -> dict[str, Any]:
+    stats = {name: answer.model_dump(exclude={"text"}) for name, answer in answers.items()}
     return {
         "prompt": prompt,
-        **{name: answer["text"] for name, answer in answers.items()},
+        **{name: answer.text for name, answer in answers.items()},
         "stats": stats,
-        "model": loaded["base"],
+        "model": loaded.base,
         "adapter_folder": folders[ADAPTER],
         "adapter_folders": folders,
-        "device": loaded["device"],
-        "dtype": loaded["dtype"],
-        "quantization": loaded["quantization"],
-        "notes": loaded["notes"],
+        "device": loaded.device,
+        "dtype": loaded.dtype,
+        "quantization": loaded.quantization,
+        "notes": loaded.notes,
     }

@@ -14,6 +14,7 @@ from lora_studio.cli.settings import overrides
 from lora_studio.config.parsing import nest, parse
 from lora_studio.data.cache import CACHE_LIMIT
 from lora_studio.errors import StudioError
+from lora_studio.jobs.protocol import Inspect, Progress, SaveBadRows
 from lora_studio.jobs.session import Session
 from lora_studio.units import count, duration
 from lora_studio.workspace import Workspace
@@ -62,9 +63,7 @@ def inspect(workspace: Workspace, args: argparse.Namespace) -> int:
             print(table(("characters a row", *analysis["characters"]), [("", *analysis["characters"].values())]))
         return 0
     with Session(workspace.logs_folder / "cli-inspect.log") as session:
-        analysis = session.call(
-            "inspect",
-            on_progress=Phases().tell,
+        request = Inspect(
             model=args.model,
             train_file=args.data,
             validation_file=args.validation_file,
@@ -73,12 +72,13 @@ def inspect(workspace: Workspace, args: argparse.Namespace) -> int:
             cache_folder=str(workspace.cache_folder),
             **settings,
         )
+        analysis = session.call(request, on_progress=Phases().show).report
         if args.save_bad_rows:
-            saved = session.call("save_bad_rows", path=str(_new_file(args.save_bad_rows)))
-            verb = "is" if saved["rows"] == 1 else "are"
-            say(f"{count(saved['rows'], 'bad row')} {verb} written to {args.save_bad_rows}.")
+            saved = session.call(SaveBadRows(path=str(_new_file(args.save_bad_rows)))).rows
+            verb = "is" if saved == 1 else "are"
+            say(f"{count(saved, 'bad row')} {verb} written to {args.save_bad_rows}.")
     if args.json:
-        print_json({name: value for name, value in analysis.items() if name not in ("id", "kind")})
+        print_json(analysis)
     else:
         print(report(analysis))
     return 0
@@ -108,20 +108,20 @@ class Phases:
     def __init__(self) -> None:
         self._last, self._said = "", 0.0
 
-    def tell(self, progress: dict[str, Any]) -> None:
-        if "sample" in progress:
-            sample = progress["sample"]
+    def show(self, progress: Progress) -> None:
+        if progress.sample is not None:
+            sample = progress.sample
             tokens, about = sample["tokens"], f"The first {count(sample['sampled'], 'row')}"
             say(f"{about}: {sample['words']} {tokens['mean']:g} tokens a row, at most {tokens['max']:,}.")
-        elif progress["phase"] != self._last:
-            self._last, self._said = progress["phase"], time.monotonic()
+        elif progress.phase != self._last:
+            self._last, self._said = progress.phase, time.monotonic()
             say(f"{_PHASE_WORDS.get(self._last, self._last)} ...")
-        elif progress["done"] and progress["total"] and time.monotonic() - self._said >= _SAY_SECONDS:
+        elif progress.done and progress.total and time.monotonic() - self._said >= _SAY_SECONDS:
             self._said = time.monotonic()
-            about, seconds_left = "about " if self._last == "read" else "", progress["seconds_left"]
+            about, seconds_left = "about " if self._last == "read" else "", progress.seconds_left
             parts = [
-                f"{progress['done']:,} of {about}{progress['total']:,}",
-                f"{progress['rows_per_second']:,.0f} a second",
+                f"{progress.done:,} of {about}{progress.total:,}",
+                f"{progress.rows_per_second:,.0f} a second",
             ]
             say(f"  {', '.join([*parts, *([f'{duration(seconds_left)} left'] if seconds_left else [])])}")
 

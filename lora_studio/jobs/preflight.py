@@ -16,6 +16,7 @@ from typing import Any
 from lora_studio.config.conflicts import NEED_FULL_WEIGHTS, NOT_ON_EXPERTS
 from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
+from lora_studio.jobs.protocol import FetchConfig, FirstRows, LookAtFirst, LookAtModel, ModelFacts
 from lora_studio.jobs.session import READING, Session
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import changes_that_fit
@@ -87,14 +88,14 @@ def this_machine(device: Device, workspace: Workspace, *, busy: bool = False) ->
 def preflight(
     config: Config,
     machine: Machine,
-    data: Mapping[str, Any] | StudioError,
-    seen: Mapping[str, Any] | StudioError | None = None,
+    data: FirstRows | StudioError,
+    seen: ModelFacts | StudioError | None = None,
 ) -> Report:
     """Every check, in the order in which a run would meet them. `seen` is what the child found of the model itself
     (`engine.layout.look_at_model`), where the model is on this machine."""
     numbers = read_config(config.model.name, config.model.revision)
     model = architecture(numbers) if numbers else None
-    longest = None if isinstance(data, StudioError) else int(data["tokens"]["max"])
+    longest = None if isinstance(data, StudioError) else int(data.report["tokens"]["max"])
     checks = [
         _model(config, numbers, seen),
         *_code(config),
@@ -110,14 +111,12 @@ def preflight(
     return Report(tuple(checks))
 
 
-def _model(
-    config: Config, numbers: Mapping[str, Any] | None, seen: Mapping[str, Any] | StudioError | None = None
-) -> Check:
+def _model(config: Config, numbers: Mapping[str, Any] | None, seen: ModelFacts | StudioError | None = None) -> Check:
     name, title = config.model.name, "Model"
     if isinstance(seen, StudioError):
         return Check(title, FAILED, seen.message, seen.hint)
-    if seen and seen.get("problem"):
-        return Check(title, FAILED, *seen["problem"])
+    if seen and seen.problem:
+        return Check(title, FAILED, *seen.problem)
     if os.path.isdir(model_source(name)):
         if numbers is None:
             return Check(title, FAILED, f"{name} holds no config.json that can be read.", "Give a model's folder.")
@@ -156,22 +155,26 @@ def _precision(config: Config, model: Architecture | None) -> list[Check]:
     return [Check(title, OK, f"The base is stored in {stored}, as chosen.")]
 
 
-def _data(
-    config: Config, data: Mapping[str, Any] | StudioError, seen: Mapping[str, Any] | StudioError | None = None
-) -> Check:
+def _data(config: Config, data: FirstRows | StudioError, seen: ModelFacts | StudioError | None = None) -> Check:
     title = "Data"
     if isinstance(data, StudioError):
         return Check(title, FAILED, data.message, data.hint)
-    if isinstance(seen, Mapping) and "largest_id" in data:
-        longest = min(int(data["tokens"]["max"]), config.data.max_length)
-        numbers = {name: seen[name] for name in ("embeddings", "positions")}
-        error = beyond(config.model.name, largest_id=data["largest_id"], longest=longest, **numbers)
+    report = data.report
+    if isinstance(seen, ModelFacts):
+        longest = min(int(report["tokens"]["max"]), config.data.max_length)
+        error = beyond(
+            config.model.name,
+            largest_id=data.largest_id,
+            longest=longest,
+            embeddings=seen.embeddings,
+            positions=seen.positions,
+        )
         if error is not None:
             return Check(title, FAILED, error.message, error.hint)
-    looked = f"the first {data['sampled']:,} rows" if data["sampled"] else "all rows"
-    usable, bad, dropped = data["train_rows"] + data["validation_rows"], data["bad_rows"], data["dropped_rows"]
-    found = f"{data['reading']} Looked at {looked}: {usable:,} can be used"
-    found += f", {data['marked_bad_rows']:,} are marked bad and left out" if data["marked_bad_rows"] else ""
+    looked = f"the first {report['sampled']:,} rows" if report["sampled"] else "all rows"
+    usable, bad, dropped = report["train_rows"] + report["validation_rows"], report["bad_rows"], report["dropped_rows"]
+    found = f"{report['reading']} Looked at {looked}: {usable:,} can be used"
+    found += f", {report['marked_bad_rows']:,} are marked bad and left out" if report["marked_bad_rows"] else ""
     found += f", {bad:,} can't be read" if bad else ""
     found += f", {dropped:,} keep no trained token at {config.data.max_length:,} tokens" if dropped else ""
     if bad + dropped > usable:
@@ -179,21 +182,22 @@ def _data(
     return Check(title, OK, found + ".")
 
 
-def _template(data: Mapping[str, Any] | StudioError) -> Check:
+def _template(data: FirstRows | StudioError) -> Check:
     title = "Template"
     if isinstance(data, StudioError):
         return Check(title, NOTE, "Not looked at: the data could not be read.")
-    style, ends = data["prompt_style"], [shown["ends_with_eos"] for shown in data["examples"]]
+    report = data.report
+    style, ends = report["prompt_style"], [shown["ends_with_eos"] for shown in report["examples"]]
     if not any(ends):
         advice = "A model that never sees its end token goes on talking; a longer data.max_length may keep it."
         return Check(title, NOTE, f"{style}: the example's answer does not end with the end token.", advice)
     return Check(title, OK, f"{style}: answers end with the model's end token, which is trained.")
 
 
-def _modules(config: Config, model: Architecture | None, seen: Mapping[str, Any] | StudioError | None = None) -> Check:
+def _modules(config: Config, model: Architecture | None, seen: ModelFacts | StudioError | None = None) -> Check:
     title = "Adapter"
-    if isinstance(seen, Mapping) and seen.get("adapter_problem"):
-        return Check(title, FAILED, *seen["adapter_problem"])
+    if isinstance(seen, ModelFacts) and seen.adapter_problem:
+        return Check(title, FAILED, *seen.adapter_problem)
     if model is None:
         return Check(title, NOTE, f"The model's modules are not known{_why_unknown(config)}.")
     lora = config.lora
@@ -211,7 +215,7 @@ def _modules(config: Config, model: Architecture | None, seen: Mapping[str, Any]
         advice = "Set lora.init_lora_weights to default, or lora.target_modules to attention."
         found = f"Adapters on stacked experts can't begin with {lora.init_lora_weights}."
         return Check(title, FAILED, found, advice)
-    counted = seen.get("trainable") if isinstance(seen, Mapping) else None
+    counted = seen.trainable if isinstance(seen, ModelFacts) else None
     number = trained.trainable if counted is None else counted
     share = 100 * number / (model.parameters + (trained.added if counted is None else counted))
     about = "" if counted is not None or model.exact else "About "
@@ -225,24 +229,24 @@ def _why_unknown(config: Config) -> str:
     return ": its config.json has not the numbers of a kind that is known here"
 
 
-def _batch(config: Config, data: Mapping[str, Any] | StudioError) -> Check:
+def _batch(config: Config, data: FirstRows | StudioError) -> Check:
     title = "Batch"
     training = config.training
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    if isinstance(data, StudioError) or data["sampled"] or training.packing:
+    if isinstance(data, StudioError) or data.report["sampled"] or training.packing:
         return Check(title, OK, f"{rows:,} rows a step.")
-    there = data["train_rows"]
+    there = data.report["train_rows"]
     if there < rows:
         advice = "Lower training.gradient_accumulation_steps or training.per_device_train_batch_size."
         return Check(title, NOTE, f"{rows:,} rows a step, and only {there:,} rows: an epoch is one step.", advice)
     return Check(title, OK, f"{rows:,} rows a step of {there:,} rows.")
 
 
-def _evaluation(config: Config, data: Mapping[str, Any] | StudioError) -> Check:
+def _evaluation(config: Config, data: FirstRows | StudioError) -> Check:
     title, evaluation = "Validation", config.evaluation
     if isinstance(data, StudioError):
         return Check(title, NOTE, "Not looked at: the data could not be read.")
-    rows, wanted = data["validation_rows"], evaluation.eval_strategy != "no"
+    rows, wanted = data.report["validation_rows"], evaluation.eval_strategy != "no"
     uses = {
         "evaluation.load_best_model_at_end": evaluation.load_best_model_at_end,
         "evaluation.early_stopping_patience": evaluation.early_stopping_patience,
@@ -314,48 +318,51 @@ def check_before_start(config: Config, workspace: Workspace, session: Session | 
         return preflight(config, machine, _look(config, own), look_at_model(config, own))
 
 
-def _look(config: Config, session: Session) -> dict[str, Any] | StudioError:
+def _look(config: Config, session: Session) -> FirstRows | StudioError:
     """What the first rows come to with the model's tokenizer, or what is wrong with them."""
     try:
-        return session.call("look_at_first", **request_of(config))
+        return session.call(request_of(config))
     except StudioError as error:
         return error
 
 
-def look_at_model(config: Config, session: Session) -> dict[str, Any] | StudioError | None:
+def look_at_model(config: Config, session: Session) -> ModelFacts | StudioError | None:
     """What the model itself says of the run (`engine.layout.look_at_model`), or what is wrong with it; None for a model
     that is not on this machine yet."""
     if read_config(config.model.name, config.model.revision) is None:
         return None
     path = Path(config.model.name).expanduser()
+    folder = os.path.isdir(path) and config.model.name != DEMO_MODEL
     try:
         return session.call(
-            "look_at_model",
-            model=str(path.resolve()) if os.path.isdir(path) and config.model.name != DEMO_MODEL else config.model.name,
-            revision=config.model.revision,
-            lora=config.lora.model_dump(),
-            seed=config.training.seed,
-            adapter=config.model.adapter_name_or_path,
+            LookAtModel(
+                model=str(path.resolve()) if folder else config.model.name,
+                revision=config.model.revision,
+                lora=config.lora.model_dump(),
+                seed=config.training.seed,
+                adapter=config.model.adapter_name_or_path,
+            )
         )
     except StudioError as error:
         return error
 
 
-def look_at_model_alone(config: Config, workspace: Workspace) -> dict[str, Any] | StudioError | None:
+def look_at_model_alone(config: Config, workspace: Workspace) -> ModelFacts | StudioError | None:
     """The same with a child of its own, which ends with the answer."""
     with Session(workspace.logs_folder / "estimate.log") as own:
         return look_at_model(config, own)
 
 
-def request_of(config: Config) -> dict[str, Any]:
-    """The child's parameters: the data section, what it is read for, and whose tokenizer is meant."""
+def request_of(config: Config) -> LookAtFirst:
+    """The look at the first rows: the data section, what it is read for, and whose tokenizer is meant."""
     data = config.data.model_dump()
     for name in ("train_file", "validation_file"):
         path = Path(str(data[name] or "")).expanduser()
         data[name] = str(path.resolve()) if data[name] and os.path.exists(path) else data[name]
-    return {**data, "goal": config.training.goal, "model": config.model.name, "revision": config.model.revision}
+    model = config.model
+    return LookAtFirst(**data, goal=config.training.goal, model=model.name, revision=model.revision)
 
 
 def fetch_numbers(config: Config, session: Session) -> None:
     """Lets the child fetch the model's config.json into this machine's cache. Raises `StudioError` where it can't."""
-    session.call("fetch_config", model=config.model.name, revision=config.model.revision)
+    session.call(FetchConfig(model=config.model.name, revision=config.model.revision))

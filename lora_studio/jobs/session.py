@@ -20,10 +20,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lora_studio.errors import StudioError
+from lora_studio.errors import EngineError, StudioError
 from lora_studio.jobs.launchers.conversation import Conversation
 from lora_studio.jobs.launchers.interface import last_lines
 from lora_studio.jobs.launchers.local import child_environment, python_module
+from lora_studio.jobs.protocol import (
+    Failure,
+    JsonObject,
+    Piece,
+    Progress,
+    R,
+    Request,
+    Rest,
+    Result,
+    Stop,
+    Waiting,
+    WarmUp,
+)
 
 _CLOSE_SECONDS = 2.0
 
@@ -38,10 +51,6 @@ MAX_ANSWER_CHARACTERS = 1 << 26
 
 
 """Of one line that the child writes: this process holds all of it, several times over."""
-
-
-class EngineError(StudioError):
-    """The child failed or ended, through no fault of what was asked."""
 
 
 class DeadOnArrivalError(EngineError):
@@ -89,7 +98,7 @@ class _Child:
     def __init__(self, command: Sequence[str], log_path: Path, env: Mapping[str, str] | None) -> None:
         self._process = Conversation(command, log_path, env)
         self._writing = threading.Lock()
-        self._answers: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {}
+        self._answers: dict[int, queue.SimpleQueue[JsonObject | None]] = {}
         self._dispatching = threading.Lock()
         self._ended = False
         self.closed_on_purpose = False
@@ -106,22 +115,22 @@ class _Child:
     def exit_code(self) -> int | None:
         return self._process.exit_code
 
-    def send(self, request: dict[str, Any]) -> queue.SimpleQueue[dict[str, Any] | None]:
+    def send(self, number: int, request: Request[Any]) -> "queue.SimpleQueue[JsonObject | None]":
         """Writes a request; its answers come into the queue, and None when the child ends."""
-        answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        answers: queue.SimpleQueue[JsonObject | None] = queue.SimpleQueue()
         with self._dispatching:
             if self._ended:
                 answers.put(None)
                 return answers
-            self._answers[request["id"]] = answers
-        self.tell(request)
+            self._answers[number] = answers
+        self.post(number, request)
         return answers
 
-    def tell(self, request: dict[str, Any]) -> None:
+    def post(self, number: int, request: Request[Any]) -> None:
         """Writes a request whose answer nobody waits for."""
         try:
             with self._writing:
-                self._process.input.write(json.dumps(request) + "\n")
+                self._process.input.write(json.dumps(request.line(number)) + "\n")
                 self._process.input.flush()
         except (BrokenPipeError, ValueError):
             return  # the child is gone: the reader tells whoever waits
@@ -224,70 +233,76 @@ class Session:
     def warm_up(self) -> None:
         """Starts the child, and lets it import what its first request would wait for."""
         if not self.running:
-            self._living_child().tell({"id": next(self._ids), "method": "warm_up"})
+            self._living_child().post(next(self._ids), WarmUp())
 
-    def stream(self, method: str, *, beat: bool = False, **params: Any) -> Generator[dict[str, Any], None, None]:
+    def stream(
+        self, request: Request[R], *, beat: bool = False
+    ) -> Generator[Progress | Piece | Waiting | R, None, None]:
         """Yields progress and pieces as they come and the result last.
 
-        Leaving the iteration early stops the request. With `beat`, {"kind": "waiting"} comes every second in which
-        nothing else does, so that whoever iterates can leave. Raises `StudioError` for an error answer and when the
-        child died.
+        Leaving the iteration early stops the request. With `beat`, `Waiting` comes every second in which nothing else
+        does, so that the caller can leave. Raises `StudioError` for a failure and when the child died.
         """
         if self._check is not None:
-            self._check(params)
+            self._check(request.to_fields())
         if self._tokenless():
-            params["tokenless"] = True
+            request = request.model_copy(update={"tokenless": True})
         with self._one_request:
             try:
-                yield from self._asked(method, params, beat)
+                yield from self._answers_to(request, beat)
             except DeadOnArrivalError:
                 if self._patience is None:  # what it had loaded is gone as well
                     raise
-                yield from self._asked(method, params, beat)
+                yield from self._answers_to(request, beat)
 
-    def _asked(self, method: str, params: dict[str, Any], beat: bool) -> Generator[dict[str, Any], None, None]:
-        child, request_id = self._living_child(), next(self._ids)
+    def _answers_to(self, request: Request[R], beat: bool) -> Generator[Progress | Piece | Waiting | R, None, None]:
+        child, number = self._living_child(), next(self._ids)
         patience, sent = self._patience() if self._patience else Patience(), time.monotonic()
-        answers = child.send({"id": request_id, "method": method, "params": params})
+        lines = child.send(number, request)
         heard, late, answered, done = sent, "", False, False
         try:
             while not done:
                 try:
-                    answer = answers.get(timeout=_BEAT_SECONDS)
+                    line = lines.get(timeout=_BEAT_SECONDS)
                 except queue.Empty:
                     now = time.monotonic()
                     if late := _overdue(patience, now - sent, now - heard):
                         child.end()
                     elif beat:
-                        yield {"kind": "waiting"}
+                        yield Waiting()
                     continue
                 heard = time.monotonic()
-                done = answer is None or answer["kind"] in ("result", "error")
-                if answer is None:
+                if line is None:
+                    done = True
                     early = not answered and (heard - sent < _DEAD_ON_ARRIVAL_SECONDS or child.abandoned)
                     raise self._death(child, late, early)
                 answered = True
-                if answer["kind"] == "error":
-                    if answer.get("last"):
+                try:
+                    answer = request.parse_answer(line)
+                except (KeyError, ValueError):
+                    child.end()
+                    child.wait()
+                    raise EngineError(f"The process that answers wrote no answer to {request.method!r}.") from None
+                done = isinstance(answer, Failure | Result)
+                if isinstance(answer, Failure):
+                    if answer.last:
                         child.wait()
-                    kind = EngineError if answer.get("internal") else StudioError
-                    raise kind(answer["message"], answer.get("hint", ""))
+                    raise (EngineError if answer.internal else StudioError)(answer.message, answer.hint)
                 if late := _overdue(patience, heard - sent, 0.0):
                     child.end()
                 yield answer
         finally:
-            child.forget(request_id)
+            child.forget(number)
             if not done:
                 self._left(child, patience)
 
     def _left(self, child: _Child, patience: Patience) -> None:
         """Nobody waits for the answer any more: the child is asked to stop, and ended where it does not hear."""
-        stop = next(self._ids)
-        child.tell({"id": stop, "method": "stop"})
+        child.post(next(self._ids), Stop())
         if patience.abandoned is None:
             return
         idle = next(self._ids)
-        answers = child.send({"id": idle, "method": "rest"})
+        answers = child.send(idle, Rest())
 
         def end() -> None:
             try:
@@ -299,23 +314,20 @@ class Session:
 
         threading.Thread(target=end, name="abandoned request", daemon=True).start()
 
-    def call(
-        self, method: str, on_progress: Callable[[dict[str, Any]], None] | None = None, **params: Any
-    ) -> dict[str, Any]:
-        """The result of a request; `on_progress` gets every answer before it."""
-        result: dict[str, Any] = {}
-        for answer in self.stream(method, **params):
-            if answer["kind"] == "result":
-                result = answer
-            elif on_progress is not None:
+    def call(self, request: Request[R], on_progress: Callable[[Progress], None] | None = None) -> R:
+        """The result of a request; `on_progress` gets the progress before it."""
+        for answer in self.stream(request):
+            if isinstance(answer, Result):
+                return answer
+            if on_progress is not None and isinstance(answer, Progress):
                 on_progress(answer)
-        return result
+        raise EngineError("The process that answers ended without a result.")
 
     def stop(self) -> None:
         """Ends the running request early, from any thread; what it has so far comes as its result."""
         child = self._child
         if child is not None and self._one_request.locked():
-            child.tell({"id": next(self._ids), "method": "stop"})
+            child.post(next(self._ids), Stop())
 
     def close(self) -> None:
         """Ends the child, and with it whatever it holds. The next request starts a new one."""

@@ -16,9 +16,8 @@ from starlette.applications import Starlette
 
 from lora_studio.api import openai as openai_api
 from lora_studio.chat.choices import Wanted
-from lora_studio.errors import StudioError
+from lora_studio.errors import EngineError, StudioError
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.session import EngineError
 from lora_studio.models.hardware import Device
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace

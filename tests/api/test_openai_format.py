@@ -8,11 +8,21 @@ from lora_studio.api import openai_schema as wire
 from lora_studio.chat.choices import choices
 from lora_studio.errors import ApiError
 from lora_studio.jobs.events import RunState
+from lora_studio.jobs.protocol import ColumnAnswer
 from lora_studio.workspace import RunFolder, Workspace
 from tests.chat.test_chat_choices import make_run
 
 HELLO = [{"role": "user", "content": "Hello"}]
-COLUMN = {"text": "Arr", "tokens": 3, "prompt_tokens": 7, "finish": "eos"}
+COLUMN = ColumnAnswer(
+    **{
+        "text": "Arr",
+        "tokens": 3,
+        "prompt_tokens": 7,
+        "finish": "eos",
+        "first_token_seconds": 0.1,
+        "tokens_per_second": 9.0,
+    }
+)
 
 
 def asked(**given: Any) -> wire.ChatRequest:
@@ -126,6 +136,9 @@ def test_an_answer_says_why_it_ended_and_what_it_took() -> None:
     assert whole["choices"][0]["message"]["content"] == "Arr"
     assert whole["choices"][0]["finish_reason"] == "stop"
     assert whole["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-    assert wire.Reply("demo").whole(COLUMN | {"finish": "length"})["choices"][0]["finish_reason"] == "length"
+    assert (
+        wire.Reply("demo").whole(COLUMN.model_copy(update={"finish": "length"}))["choices"][0]["finish_reason"]
+        == "length"
+    )
     assert len(wire.Reply("demo").ending(COLUMN, with_usage=False)) == 1
     assert wire.Reply("demo").ending(COLUMN, with_usage=True)[-1]["choices"] == []

@@ -2,7 +2,8 @@
 
 import pytest
 
-from lora_studio.jobs.session import EngineError, Session
+from lora_studio.errors import EngineError
+from lora_studio.jobs.session import Session
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 from tests.conftest import Say

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, get_cosine_schedule_with_warmup
 
 from lora_studio.engine import runtime
-from lora_studio.engine.chat.session import Request, Session
+from lora_studio.engine.chat.session import Call, Session
 from lora_studio.engine.evaluate import worker
 from lora_studio.engine.runtime import EventLog
 from lora_studio.engine.train.callbacks import Report
@@ -42,6 +42,7 @@ from lora_studio.jobs.events import (
     from_line,
     to_line,
 )
+from lora_studio.jobs.protocol import Load
 from lora_studio.models.adapters import read_card
 from lora_studio.runs.checkpoints import MANIFEST
 from lora_studio.workspace import RunFolder
@@ -378,8 +379,8 @@ def test_a_base_that_changed_in_its_place_is_told_wherever_the_adapter_goes(
     child = Session()
 
     def load(number: int) -> list[str]:
-        request = Request(number, "load", {"adapters": {"it": str(run.adapter)}}, lambda answer: None)
-        return [note for note in child.load(request)["notes"] if "changed since" in note]
+        call = Call(number, Load(adapters={"it": str(run.adapter)}), lambda line: None)
+        return [note for note in child.load(call).notes if "changed since" in note]
 
     assert load(1) == []
     weights = load_file(own / "model.safetensors")

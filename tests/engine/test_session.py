@@ -86,15 +86,17 @@ def test_inspecting_looks_at_data_as_training_does(child: Child, base: Path, dat
 
 
 def test_the_look_before_a_start_reads_rows_as_the_run_will(child: Child, tmp_path: Path) -> None:
-    *_, pairs = child.answers("look_at_first", **request_of(resolve("demo-preference", {})))
+    *_, pairs = child.answers("look_at_first", **request_of(resolve("demo-preference", {})).to_fields())
     assert (pairs["kind"], pairs["format"]) == ("result", "preference")
     marks = tmp_path / "marks.jsonl"
     rows = [{"prompt": f"Ask {n}", "completion": f"Tell {n}", "label": n < 4} for n in range(6)]
     marks.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    *_, good = child.answers("look_at_first", **request_of(resolve("demo", {"data.train_file": str(marks)})))
+    *_, good = child.answers(
+        "look_at_first", **request_of(resolve("demo", {"data.train_file": str(marks)})).to_fields()
+    )
     assert (good["usable_rows"], good["marked_bad_rows"]) == (4, 2)
     settings = {"data.train_file": str(marks), "training.method": "dpo"}
-    *_, refused = child.answers("look_at_first", **request_of(resolve("demo", settings)))
+    *_, refused = child.answers("look_at_first", **request_of(resolve("demo", settings)).to_fields())
     assert "DPO compares two answers" in refused["message"]
 
 

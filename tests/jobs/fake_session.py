@@ -38,11 +38,13 @@ def serve(request: dict[str, Any]) -> None:
         case "count":
             done = 0
             for done in range(1, params["to"] + 1):
-                answer(request, "piece", done=done)
+                answer(request, "progress", phase="count", done=done)
                 time.sleep(0.01)
                 if stop.is_set():
                     break
             answer(request, "result", done=done)
+        case "half":
+            answer(request, "result")
         case "fail":
             answer(request, "error", message="The model can't be found.", hint="Check its name.")
         case "die":

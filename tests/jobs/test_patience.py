@@ -11,7 +11,9 @@ import pytest
 
 from lora_studio.errors import StudioError
 from lora_studio.jobs import session as client
+from lora_studio.jobs.protocol import Waiting
 from lora_studio.jobs.session import DeadOnArrivalError, Patience, Session
+from tests.jobs.requests import Count, Die, Echo, Hang
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_session.py"))]
 
@@ -30,19 +32,19 @@ def patient(tmp_path: Path) -> Iterator[Session]:
 
 def test_a_request_of_which_nothing_comes_is_ended_and_told(patient: Session) -> None:
     with pytest.raises(StudioError, match="nothing came of it for 0 s"):
-        patient.call("hang")
-    assert patient.call("echo", word="next")["word"] == "next"
+        patient.call(Hang())
+    assert patient.call(Echo(word="next")).word == "next"
 
 
 def test_a_request_that_goes_on_and_on_is_ended_and_told(patient: Session) -> None:
     with pytest.raises(StudioError, match="in 1 s it was not finished"):
-        patient.call("count", to=10_000)
+        patient.call(Count(to=10_000))
 
 
 def test_a_request_that_was_left_and_does_not_hear_is_ended_with_its_child(patient: Session) -> None:
-    pid = patient.call("echo")["pid"]
-    answers = patient.stream("hang", beat=True)
-    assert next(answers) == {"kind": "waiting"}
+    pid = patient.call(Echo()).pid
+    answers = patient.stream(Hang(), beat=True)
+    assert next(answers) == Waiting()
     answers.close()
     end = time.monotonic() + 5
     while psutil.pid_exists(pid) and time.monotonic() < end:
@@ -51,35 +53,35 @@ def test_a_request_that_was_left_and_does_not_hear_is_ended_with_its_child(patie
 
 
 def test_whoever_asks_behind_a_request_that_was_left_is_answered(patient: Session) -> None:
-    answers = patient.stream("hang", beat=True)
+    answers = patient.stream(Hang(), beat=True)
     next(answers)
     answers.close()
-    assert patient.call("echo", word="mine")["word"] == "mine"
+    assert patient.call(Echo(word="mine")).word == "mine"
 
 
 def test_a_request_that_was_left_and_heard_costs_no_child(patient: Session) -> None:
-    pid = patient.call("echo")["pid"]
-    answers = patient.stream("count", to=10_000)
+    pid = patient.call(Echo()).pid
+    answers = patient.stream(Count(to=10_000))
     next(answers)
     answers.close()
     time.sleep(0.5)
-    assert patient.call("echo")["pid"] == pid
+    assert patient.call(Echo()).pid == pid
 
 
 def test_a_child_that_was_dead_before_it_was_asked_is_replaced_without_a_word(patient: Session) -> None:
-    pid = patient.call("echo")["pid"]
+    pid = patient.call(Echo()).pid
     os.kill(pid, 9)  # and the request is sent before the system has told its end
-    assert patient.call("echo", word="again")["word"] == "again"
+    assert patient.call(Echo(word="again")).word == "again"
 
 
 def test_a_child_that_holds_something_is_told_to_be_gone(tmp_path: Path) -> None:
     with Session(tmp_path / "session.log", command=FAKE) as session:
         session.warm_up()
         with pytest.raises(DeadOnArrivalError):
-            session.call("die")
+            session.call(Die())
 
 
 def test_an_answer_of_any_length_does_not_fill_this_process(patient: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MAX_ANSWER_CHARACTERS", 1000)
     with pytest.raises(StudioError, match="something else than an answer"):
-        patient.call("echo", word="x" * 5000)
+        patient.call(Echo(word="x" * 5000))

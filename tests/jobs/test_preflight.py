@@ -11,6 +11,7 @@ from lora_studio.config.parsing import nest, parse
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.preflight import Check, Machine, preflight
+from lora_studio.jobs.protocol import FirstRows, ModelFacts
 from lora_studio.models.hardware import Device
 from lora_studio.models.shape import architecture, keep_layout, read_config
 from lora_studio.units import GIB
@@ -30,17 +31,20 @@ DATA: dict[str, Any] = {
 }
 
 
+FIRST = FirstRows(report=DATA, largest_id=5)
+
+
 def config(**settings: Any) -> Config:
     return parse(nest({path.replace("__", "."): value for path, value in settings.items()}))
 
 
 def check(title: str, config: Config, data: Any = DATA, memory: int = 12 * GIB, disk: int = 50 * GIB) -> Check:
-    report = preflight(config, Machine(CPU, memory, disk), data)
+    report = preflight(config, Machine(CPU, memory, disk), FirstRows(report=data, largest_id=5))
     return next(found for found in report.checks if found.title == title)
 
 
 def test_the_defaults_pass_every_check() -> None:
-    report = preflight(config(), Machine(CPU, 12 * GIB, 50 * GIB), DATA)
+    report = preflight(config(), Machine(CPU, 12 * GIB, 50 * GIB), FIRST)
     assert [found.state for found in report.checks] == ["ok"] * 8
     assert (report.state, report.words) == ("ok", "Ready to start.")
 
@@ -76,31 +80,32 @@ def test_a_fault_is_found(
     assert found.found
 
 
-SEEN: dict[str, Any] = {"embeddings": 400, "positions": None, "trainable": 12_345, "problem": None}
+SEEN = ModelFacts(embeddings=400, parameters=1_000_000, trainable=12_345)
 
 
-def seen_check(title: str, seen: Any, data: Any = DATA, **settings: Any) -> Check:
-    report = preflight(config(**settings), Machine(CPU, 12 * GIB, 50 * GIB), data, seen)
+def seen_check(title: str, seen: ModelFacts | StudioError, largest_id: int = 5, **settings: Any) -> Check:
+    first = FirstRows(report=DATA, largest_id=largest_id)
+    report = preflight(config(**settings), Machine(CPU, 12 * GIB, 50 * GIB), first, seen)
     return next(found for found in report.checks if found.title == title)
 
 
 def test_what_the_model_itself_says_is_told_before_the_start() -> None:
     assert "12,345 parameters are trained" in seen_check("Adapter", SEEN).found
-    problem = SEEN | {"problem": ["It lacks lm_head.weight.", "Copy it again."]}
+    problem = SEEN.model_copy(update={"problem": ("It lacks lm_head.weight.", "Copy it again.")})
     assert seen_check("Model", problem) == Check("Model", "failed", "It lacks lm_head.weight.", "Copy it again.")
-    no_module = SEEN | {"adapter_problem": ["No module x.", "Name another."]}
+    no_module = SEEN.model_copy(update={"adapter_problem": ("No module x.", "Name another.")})
     assert seen_check("Adapter", no_module) == Check("Adapter", "failed", "No module x.", "Name another.")
     assert seen_check("Model", StudioError("Not loadable.", "Fetch it.")).state == "failed"
 
 
 def test_rows_that_the_model_can_not_read_fail_before_the_start() -> None:
-    assert seen_check("Data", SEEN, DATA | {"largest_id": 399}).state == "ok"
-    found = seen_check("Data", SEEN, DATA | {"largest_id": 400})
+    assert seen_check("Data", SEEN, 399).state == "ok"
+    found = seen_check("Data", SEEN, 400)
     assert (found.state, "ids up to 400" in found.found) == ("failed", True)
-    learned = SEEN | {"positions": 100}
-    assert seen_check("Data", learned, DATA | {"largest_id": 5}).state == "failed"
+    learned = SEEN.model_copy(update={"positions": 100})
+    assert seen_check("Data", learned).state == "failed"
     cut = {"data__max_length": 100}
-    assert seen_check("Data", learned, DATA | {"largest_id": 5}, **cut).state == "ok"
+    assert seen_check("Data", learned, **cut).state == "ok"
 
 
 def stored(tmp_path: Path) -> dict[str, Any]:
@@ -147,7 +152,7 @@ def test_rows_marked_bad_are_told_and_lose_no_row() -> None:
 def test_a_full_disk_fails_and_too_little_memory_asks() -> None:
     assert check("Disk", config(), disk=10_000).state == "failed"
     assert check("Memory", config(), memory=GIB // 2).state == "ask"
-    report = preflight(config(), Machine(CPU, GIB // 2, 50 * GIB), DATA)
+    report = preflight(config(), Machine(CPU, GIB // 2, 50 * GIB), FIRST)
     assert report.state == "ask"
     assert "Start anyway?" in report.words
 

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lora_studio.errors import StudioError
+from lora_studio.jobs.protocol import Request
 
 Script = Callable[..., list[dict[str, Any] | StudioError]]
 
 
 class FakeSession:
-    """Stands in for jobs.client.Session. `script(method, **params)` gives the answers, an error is raised."""
+    """Stands in for jobs.session.Session. `script(method, **params)` gives the lines of the answers, an error is
+    raised. `asked` holds the requests as they would be on their lines."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -19,8 +21,9 @@ class FakeSession:
         self.left_early = 0
         self.stops = 0
 
-    def stream(self, method: str, *, beat: bool = False, **params: Any) -> Iterator[dict[str, Any]]:
+    def stream(self, request: Request[Any], *, beat: bool = False) -> Iterator[Any]:
         self.running = True
+        method, params = request.method, request.to_fields()
         self.asked.append((method, params))
         done = False
         try:
@@ -28,12 +31,12 @@ class FakeSession:
                 done = isinstance(answer, StudioError) or answer["kind"] == "result"
                 if isinstance(answer, StudioError):
                     raise answer
-                yield answer
+                yield request.parse_answer(answer)
         finally:
             self.left_early += not done
 
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        return list(self.stream(method, **params))[-1]
+    def call(self, request: Request[Any]) -> Any:
+        return list(self.stream(request))[-1]
 
     def stop(self) -> None:
         self.stops += 1

@@ -16,6 +16,7 @@ from lora_studio.chat.choices import Wanted
 from lora_studio.chat.conversation import BASE, SAMPLING, Talk
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
+from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
 from lora_studio.models.hardware import Device
 from lora_studio.ui.chat import tab
 from lora_studio.ui.chat.handlers import Chat, Updates
@@ -350,8 +351,8 @@ def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_o
     fakes: tuple[Any, Any] = (FakeSupervisor(runs), session)
     with gr.Blocks():
         act = Chat(Studio(workspace, fakes[0], fakes[1], fakes[1]), tab.draw())
-    answered = act.engine.answer(f"page bert {WHO}", Wanted("demo"), [{"adapter": None, "messages": HELLO}], {})
-    while next(answered)["kind"] != "piece":
+    answered = act.engine.answer(f"page bert {WHO}", Wanted("demo"), [ColumnPrompt(adapter=None, messages=HELLO)], {})
+    while not isinstance(next(answered), Piece):
         pass
     now[0] = "carl"
     act.arrive(WHO)
@@ -361,12 +362,12 @@ def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_o
     unloading = act.unload(WHO)
     assert "Somebody else is being answered" in next(unloading)[act.parts.status]
     assert session.running
-    assert next(answered)["kind"] == "result"
+    assert isinstance(next(answered), Generated)
     assert list(answered) == []
     assert "No model is in memory" in list(unloading)[-1][act.parts.status]
     assert not session.running
-    answered = act.engine.answer(f"page bert {WHO}", Wanted("demo"), [{"adapter": None, "messages": HELLO}], {})
-    while next(answered)["kind"] != "piece":
+    answered = act.engine.answer(f"page bert {WHO}", Wanted("demo"), [ColumnPrompt(adapter=None, messages=HELLO)], {})
+    while not isinstance(next(answered), Piece):
         pass
     unloading = act.unload(OTHER)
     next(unloading)
@@ -385,18 +386,18 @@ def test_a_guest_leaves_turns_to_others(act: Chat) -> None:
 
     def ask(visitor: str, which: str) -> Any:
         who = asker("page", visitor, which)
-        return engine.answer(who, Wanted("demo"), [{"adapter": None, "messages": HELLO}], {})
+        return engine.answer(who, Wanted("demo"), [ColumnPrompt(adapter=None, messages=HELLO)], {})
 
     answered = ask("guest-a-1", "1")
-    while next(answered)["kind"] != "piece":
+    while not isinstance(next(answered), Piece):
         pass
     waiting = [ask("guest-b-1", "1"), ask("guest-b-2", "1")]
-    assert all(next(one)["waiting"] for one in waiting)
+    assert all(next(one).waiting for one in waiting)
     with pytest.raises(BusyError, match="2 questions of yours, or of your address, wait already"):
         next(ask("guest-b-3", "1"))
     next(ask("guest-c-1", "1"))
     waiting[0].close()  # its page was closed
-    assert next(ask("guest-b-3", "1"))["waiting"]
+    assert next(ask("guest-b-3", "1")).waiting
     answered.close()
 
 

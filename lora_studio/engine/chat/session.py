@@ -13,11 +13,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Generic, TextIO, TypeVar
+
+from pydantic import ValidationError
 
 from lora_studio.config.parsing import parse
 from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
@@ -29,6 +30,7 @@ from lora_studio.data.report import Look, describe, preview, save_bad_rows
 from lora_studio.data.rows import Record
 from lora_studio.engine.models.load import Calls, Download
 from lora_studio.errors import StudioError
+from lora_studio.jobs import protocol
 from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.models.adapters import changed, fingerprint, read_card, together
 from lora_studio.models.hub import withheld
@@ -37,34 +39,37 @@ if TYPE_CHECKING:
     from lora_studio.engine.models.multi_adapter import LoadedModel
 
 PROGRESS_SECONDS = 0.2
-MOST_ADAPTERS = 8
+MAX_ADAPTERS = 8
+
+M = TypeVar("M", bound=protocol.Request[Any])
 
 
-class Request:
-    """One request: its parameters, a flag that "stop" sets, and the way to answer."""
+class Call(Generic[M]):
+    """A request that is being answered: its message, a flag that "stop" sets, and the way to answer."""
 
-    def __init__(self, number: int, method: str, params: dict[str, Any], write: Callable[[dict[str, Any]], None]):
+    def __init__(self, number: int, message: M, write: Callable[[dict[str, Any]], None]) -> None:
         self.number = number
-        self.method = method
-        self.params = params
+        self.message = message
         self.stopped = threading.Event()
         self._write = write
-        self._shown = 0.0
+        self._sent = 0.0
         self._phase, self._began = "", 0.0
 
-    def answer(self, kind: str, /, **values: Any) -> None:
-        self._write({**values, "id": self.number, "kind": kind})
+    def answer(self, message: protocol.Message) -> None:
+        self._write({**message.to_fields(), "id": self.number, "kind": protocol.kind_of(message)})
 
     def progress(self, phase: str, done: int = 0, total: int = 0) -> None:
         """At most five a second, and always the first and last of a phase; with the phase's speed and time left."""
         now = time.monotonic()
         if phase != self._phase:
             self._phase, self._began = phase, now
-        if done in (0, total) or now - self._shown >= PROGRESS_SECONDS:
-            self._shown = now
+        if done in (0, total) or now - self._sent >= PROGRESS_SECONDS:
+            self._sent = now
             speed = done / (now - self._began) if done and now > self._began else 0.0
             left = (total - done) / speed if speed and total else None
-            self.answer("progress", phase=phase, done=done, total=total, rows_per_second=speed, seconds_left=left)
+            self.answer(
+                protocol.Progress(phase=phase, done=done, total=total, rows_per_second=speed, seconds_left=left)
+            )
 
 
 class Session:
@@ -80,154 +85,155 @@ class Session:
         self._loaded_for: tuple[Any, ...] = ()
         self._adapters: dict[str, tuple[str, int]] = {}
 
-    def inspect(self, request: Request) -> dict[str, Any]:
-        """Looks at a data file as training would. Parameters: model, revision, cache_folder, those of `Look`
-        and those of prepare()."""
-        prepared, look = self._have(request, request.params)
-        return _named(describe(prepared, look, _progress(request)))
+    def inspect(self, call: Call[protocol.Inspect]) -> protocol.Inspected:
+        """Looks at a data file as training would."""
+        prepared, view = self._prepare(call, call.message)
+        return protocol.Inspected(report=_report(describe(prepared, view, _progress(call))))
 
-    def _have(self, request: Request, wanted: Mapping[str, Any]) -> tuple[Prepared, Look]:
-        """The data of these parameters of `inspect`, prepared now unless they are what was prepared last."""
-        params = dict(wanted)
-        model, revision = params.pop("model", "demo"), params.pop("revision", None)
-        look = Look(**{field.name: params.pop(field.name) for field in fields(Look) if field.name in params})
-        length, cut = params.pop("max_length", 1024), params.pop("truncation", "keep_answer")
-        folder = params.pop("cache_folder", None)
-        encoding = params.get("encoding")
-        stamps = [_stamps(name, encoding) for name in (params["train_file"], params.get("validation_file")) if name]
-        key = (model, revision, json.dumps(params, sort_keys=True), stamps)
+    def _prepare(self, call: Call[Any], message: protocol.Inspect) -> tuple[Prepared, Look]:
+        """The data of a request to inspect, prepared now unless it is what was prepared last."""
+        settings, view = message.settings(), Look(**message.view())
+        length, truncation = settings.pop("max_length", 1024), settings.pop("truncation", "keep_answer")
+        encoding = message.encoding
+        stamps = [_stamps(name, encoding) for name in (message.train_file, message.validation_file) if name]
+        key = (message.model, message.revision, json.dumps(settings, sort_keys=True), stamps)
 
         def first_look(sample: Prepared) -> None:
             rows = len(sample.conversations)
-            request.answer("progress", phase="sample", done=rows, total=0, sample=_named(describe(sample, look)))
+            report = _report(describe(sample, view))
+            call.answer(protocol.Progress(phase="sample", done=rows, total=0, sample=report))
 
-        progress = _progress(request)
+        progress = _progress(call)
         if self._prepared is None or key != self._prepared_for:
-            request.progress("tokenizer")
-            tokenizer = self._tokenizer(model, revision)
+            call.progress("tokenizer")
+            tokenizer = self._tokenizer(message.model, message.revision)
             try:
                 self._prepared = prepare(
                     tokenizer=tokenizer,
                     max_length=length,
-                    truncation=cut,
+                    truncation=truncation,
                     goal="any",
-                    cache_folder=Path(folder) if folder else None,
+                    cache_folder=Path(message.cache_folder) if message.cache_folder else None,
                     on_progress=progress,
                     on_sample=first_look,
-                    **params,
+                    **settings,
                 )
             except ReadingError:
-                request.answer("progress", phase="rows", done=0, total=0, unread=unread(params["train_file"], encoding))
+                rows = unread(message.train_file, encoding)
+                call.answer(protocol.Progress(phase="rows", done=0, total=0, unread=rows))
                 raise
             self._prepared_for = key
-        elif (length, cut) != (self._prepared.settings.max_length, self._prepared.settings.truncation):
-            self._prepared = recut(self._prepared, max_length=length, truncation=cut, report=progress)
-        return self._prepared, look
+        elif (length, truncation) != (self._prepared.settings.max_length, self._prepared.settings.truncation):
+            self._prepared = recut(self._prepared, max_length=length, truncation=truncation, report=progress)
+        return self._prepared, view
 
-    def _meant(self, request: Request) -> Prepared:
-        """The data that a request is about: those of its parameter `of`, else those last inspected."""
-        if request.params.get("of"):
-            return self._have(request, request.params["of"])[0]
+    def _prepared_of(self, call: Call[Any], of: protocol.Inspect | None) -> Prepared:
+        """The data of the request `of`, else what was last inspected."""
+        if of is not None:
+            return self._prepare(call, of)[0]
         if self._prepared is None:
             raise StudioError("No data has been looked at yet.", "Choose a file first.")
         return self._prepared
 
-    def try_reading(self, request: Request) -> dict[str, Any]:
-        """What a mapping makes of the first rows, before the file is read by it. Parameters: train_file, mapping,
-        encoding."""
-        name, encoding = request.params["train_file"], request.params.get("encoding")
+    def try_reading(self, call: Call[protocol.TryReading]) -> protocol.TriedReading:
+        """What a mapping makes of the first rows, before the file is read by it."""
+        name, encoding = call.message.train_file, call.message.encoding
         key = (name, encoding, _stamps(name, encoding))
         if key != self._first_for:
             self._first, self._first_for = first_records(name, encoding=encoding), key
-        return tried(self._first, request.params.get("mapping"))
+        return protocol.TriedReading(**tried(self._first, call.message.mapping))
 
-    def preview(self, request: Request) -> dict[str, Any]:
-        """One row of inspected data, from record to trained tokens. Parameters: row_index, window, and `of`."""
-        return preview(self._meant(request), int(request.params["row_index"]), request.params.get("window"))
+    def preview(self, call: Call[protocol.Preview]) -> protocol.PreviewedRow:
+        """One row of inspected data, from record to trained tokens."""
+        message = call.message
+        row = preview(self._prepared_of(call, message.of), message.row_index, message.window)
+        return protocol.PreviewedRow(report=row)
 
-    def save_bad_rows(self, request: Request) -> dict[str, Any]:
-        """Writes all bad rows of inspected data into a file. Parameters: path, and `of`."""
-        return {"rows": save_bad_rows(self._meant(request), Path(request.params["path"]))}
+    def save_bad_rows(self, call: Call[protocol.SaveBadRows]) -> protocol.SavedRows:
+        """Writes all bad rows of inspected data into a file."""
+        return protocol.SavedRows(rows=save_bad_rows(self._prepared_of(call, call.message.of), Path(call.message.path)))
 
-    def look_at_first(self, request: Request) -> dict[str, Any]:
-        """The first rows as training would see them. Parameters: model, revision, and those of prepare()."""
-        params = dict(request.params)
-        tokenizer = self._tokenizer(params.pop("model", "demo"), params.pop("revision", None))
-        seen = look_at_first(tokenizer=tokenizer, **params)
-        largest = max(largest_id(rows) for rows in (seen.train, seen.validation))
-        return _named(describe(seen, Look(show_examples=1))) | {"largest_id": largest}
+    def look_at_first(self, call: Call[protocol.LookAtFirst]) -> protocol.FirstRows:
+        """The first rows as training would see them."""
+        tokenizer = self._tokenizer(call.message.model, call.message.revision)
+        prepared = look_at_first(tokenizer=tokenizer, **call.message.settings())
+        largest = max(largest_id(rows) for rows in (prepared.train, prepared.validation))
+        return protocol.FirstRows(report=_report(describe(prepared, Look(show_examples=1))), largest_id=largest)
 
-    def rest(self, request: Request) -> dict[str, Any]:
+    def rest(self, call: Call[protocol.Rest]) -> protocol.Done:
         """Answers as soon as nothing else is being done."""
-        return {}
+        return protocol.Done()
 
-    def warm_up(self, request: Request) -> dict[str, Any]:
+    def warm_up(self, call: Call[protocol.WarmUp]) -> protocol.Done:
         """Imports what reads a tokenizer, which takes seconds."""
         importlib.import_module("lora_studio.engine.models.tokenizer")
-        return {}
+        return protocol.Done()
 
-    def fetch_config(self, request: Request) -> dict[str, Any]:
-        """The model's config.json into this machine's cache, and nothing else of it. Parameters: model, revision."""
+    def fetch_config(self, call: Call[protocol.FetchConfig]) -> protocol.FetchedConfig:
+        """The model's config.json into this machine's cache, and nothing else of it."""
         from lora_studio.engine.models.load import read_config
         from lora_studio.engine.models.shapes import take_layout  # seconds: torch, transformers, peft
 
-        model, revision = request.params["model"], request.params.get("revision")
+        model, revision = call.message.model, call.message.revision
         numbers = read_config(model, revision).to_dict()
         take_layout(model, revision)
-        return {"numbers": numbers}
+        return protocol.FetchedConfig(numbers=numbers)
 
-    def look_at_model(self, request: Request) -> dict[str, Any]:
-        """What the checks before a start want to know of a model: see `layout.look_at_model`, whose parameters these
-        are, with `model` for its name."""
+    def look_at_model(self, call: Call[protocol.LookAtModel]) -> protocol.ModelFacts:
+        """What the checks before a start want to know of a model."""
         from lora_studio.engine.models import shapes  # seconds: torch, transformers, peft
 
-        params = dict(request.params)
-        return shapes.look_at_model(params.pop("model"), params.pop("revision", None), **params)
+        message = call.message
+        facts = shapes.look_at_model(
+            message.model, message.revision, lora=message.lora, seed=message.seed, adapter=message.adapter
+        )
+        return protocol.ModelFacts(**facts)
 
-    def load(self, request: Request) -> dict[str, Any]:
+    def load(self, call: Call[protocol.Load]) -> protocol.Loaded:
         """Base and adapters into memory; what is there already is kept, and of adapters not asked for the last few."""
         from lora_studio.engine.models import load, multi_adapter  # seconds: torch, transformers, peft
 
-        params = request.params
-        folders = {name: Path(folder) for name, folder in params.get("adapters", {}).items()}
+        message = call.message
+        folders = {name: Path(folder) for name, folder in message.adapters.items()}
         cards = [read_card(folder) for folder in folders.values()]
         notes = together(cards) if cards else []
         card: dict[str, Any] = cards[0].values if cards else {}
-        base = params.get("base") or card.get("base_model") or "demo"
-        revision = params.get("revision") or (card.get("revision") if base == card.get("base_model") else None)
-        quantization = params.get("quantization") or card.get("quantization") or "none"
-        dtype = params.get("dtype") or "auto"
+        base = message.base or card.get("base_model") or "demo"
+        revision = message.revision or (card.get("revision") if base == card.get("base_model") else None)
+        quantization = message.quantization or card.get("quantization") or "none"
+        dtype = message.dtype or "auto"
         four_bit = card.get("four_bit") or {}
         key = (base, revision, quantization, dtype, *four_bit.items())
         if self._loaded is None or (*key, fingerprint(base, revision)) != self._loaded_for:
-            self.unload(request)
-            request.progress("base", 0, 1)
-            bar = Download(Calls(request.progress), "base").bar_class()
+            self._forget_model()
+            call.progress("base", 0, 1)
+            bar = Download(Calls(call.progress), "base").bar_class()
             self._loaded = multi_adapter.load_base(
                 base, revision=revision, dtype=dtype, quantization=quantization, four_bit=four_bit, tqdm_class=bar
             )
             self._loaded_for = (*key, fingerprint(base, revision))  # after it was fetched, where it was not here
-        self._have_adapters(request, folders)
-        notes += [words for adapter in cards if (words := changed(adapter, base, revision))]
-        return {
-            "base": base,
-            "adapters": list(folders),
-            "cards": {name: self._loaded.cards[name] for name in folders},
-            "device": self._loaded.model.device.type,
-            "dtype": load.dtype_name(self._loaded.model.dtype),
-            "quantization": quantization,
-            "memory_bytes": load.memory_bytes(),
-            "template_name": card.get("prompt_style", "chat"),
-            "templates": {name: self._loaded.template(name) for name in folders},
-            "system_prompt": card.get("system_prompt"),
-            "enable_thinking": card.get("enable_thinking"),
-            "max_length": card.get("max_length"),
-            "longest_text": self._loaded.longest_text,
-            "mixes": self._loaded.shares(folders),
-            "notes": list(dict.fromkeys([*notes, *(words for name in folders for words in self._loaded.told[name])])),
-        }
+        self._load_adapters(call, folders)
+        notes += [note for adapter in cards if (note := changed(adapter, base, revision))]
+        notes += [note for name in folders for note in self._loaded.told[name]]
+        return protocol.Loaded(
+            base=base,
+            adapters=list(folders),
+            cards={name: self._loaded.cards[name] for name in folders},
+            device=self._loaded.model.device.type,
+            dtype=load.dtype_name(self._loaded.model.dtype),
+            quantization=quantization,
+            memory_bytes=load.memory_bytes(),
+            template_name=card.get("prompt_style", "chat"),
+            templates={name: self._loaded.template(name) for name in folders},
+            system_prompt=card.get("system_prompt"),
+            enable_thinking=card.get("enable_thinking"),
+            max_length=card.get("max_length"),
+            longest_text=self._loaded.longest_text,
+            mixes=self._loaded.shares(folders),
+            notes=list(dict.fromkeys(notes)),
+        )
 
-    def _have_adapters(self, request: Request, folders: dict[str, Path]) -> None:
+    def _load_adapters(self, call: Call[Any], folders: dict[str, Path]) -> None:
         """Adds the adapters that are not in memory; those used longest ago go where there are too many."""
         from lora_studio.engine.models import multi_adapter
 
@@ -235,70 +241,73 @@ class Session:
         stamps = {name: (str(folder), (folder / WEIGHTS_FILE).stat().st_mtime_ns) for name, folder in folders.items()}
         gone = [name for name in folders if name in self._adapters and self._adapters[name] != stamps[name]]
         others = [name for name in self._adapters if name not in folders]
-        gone += others[: max(0, len(others) + len(folders) - MOST_ADAPTERS)]
+        gone += others[: max(0, len(others) + len(folders) - MAX_ADAPTERS)]
         new = {name: folder for name, folder in folders.items() if name in gone or name not in self._adapters}
-        request.progress("adapters", 0, len(new))
+        call.progress("adapters", 0, len(new))
         try:
             if gone:
                 self._loaded = multi_adapter.remove_adapters(self._loaded, gone)
             multi_adapter.add_adapters(self._loaded, new)
         except StudioError:
-            self.unload(request)  # an adapter that does not fit leaves the base half changed
+            self._forget_model()  # an adapter that does not fit leaves the base half changed
             raise
         kept = {name: stamp for name, stamp in self._adapters.items() if name not in gone and name not in folders}
         self._adapters = kept | stamps  # the last used stand last
-        request.progress("adapters", len(new), len(new))
+        call.progress("adapters", len(new), len(new))
 
-    def generate(self, request: Request) -> dict[str, Any]:
-        """All columns answer at once; pieces of text come while they do. Parameters: columns, settings, and in `stop`
-        texts that end an answer, which other than those of the settings may have several lines."""
+    def generate(self, call: Call[protocol.Generate]) -> protocol.Generated:
+        """All columns answer at once; pieces of text come while they do."""
         from lora_studio.engine.chat import generate
 
-        loaded = self._model()
-        chosen = parse({"generation": dict(request.params.get("settings", {}))}).generation
-        values = chosen.model_dump(exclude={"seed", "stop_strings", "enable_thinking"})
-        columns = [generate.Column(column.get("adapter"), column["messages"]) for column in request.params["columns"]]
+        loaded, message = self._model(), call.message
+        settings = parse({"generation": message.settings}).generation
+        values = settings.model_dump(exclude={"seed", "stop_strings", "enable_thinking"})
         answers = generate.generate(
             loaded,
-            columns,
+            [generate.Column(column.adapter, column.messages) for column in message.columns],
             generate.generation_config(loaded, **values),
-            seed=chosen.seed,
-            enable_thinking=chosen.enable_thinking,
-            stop_strings=(*chosen.stop_texts, *request.params.get("stop", ())),
-            on_pieces=lambda texts, tokens: request.answer("piece", texts=texts, tokens=tokens),
-            stop=request.stopped.is_set,
+            seed=settings.seed,
+            enable_thinking=settings.enable_thinking,
+            stop_strings=(*settings.stop_texts, *message.stop),
+            on_pieces=lambda texts, tokens: call.answer(protocol.Piece(texts=list(texts), tokens=list(tokens))),
+            stop=call.stopped.is_set,
         )
-        return {"columns": [answer.to_dict() for answer in answers]}
+        return protocol.Generated(columns=[protocol.ColumnAnswer(**answer.to_dict()) for answer in answers])
 
-    def score(self, request: Request) -> dict[str, Any]:
-        """How base and adapters predict one forced answer, token by token. Parameters: adapters, messages, answer."""
+    def score(self, call: Call[protocol.Score]) -> protocol.Scored:
+        """How base and adapters predict a given answer, token by token."""
         from lora_studio.engine.chat import logprobs
 
-        params = request.params
-        return logprobs.score(self._model(), params["adapters"], params["messages"], params["answer"])
+        message = call.message
+        return protocol.Scored(**logprobs.score(self._model(), message.adapters, message.messages, message.answer))
 
     def _model(self) -> "LoadedModel":
         if self._loaded is None:
             raise StudioError("No model is loaded.", "Load one first.")
         return self._loaded
 
-    def modules(self, request: Request) -> dict[str, Any]:
-        """Names of a model's modules, from its config alone. Parameters: model, revision."""
+    def modules(self, call: Call[protocol.Modules]) -> protocol.ModuleNames:
+        """Names of a model's modules, from its config alone."""
         from lora_studio.engine.models import adapter as adapters
         from lora_studio.engine.models import load
 
-        model = load.without_weights(request.params.get("model") or "demo", request.params.get("revision"))
-        return {"linear": adapters.last_names(adapters.linear_modules(model)), "whole": adapters.bearing_names(model)}
+        model = load.without_weights(call.message.model or "demo", call.message.revision)
+        return protocol.ModuleNames(
+            linear=list(adapters.last_names(adapters.linear_modules(model))), whole=list(adapters.bearing_names(model))
+        )
 
-    def unload(self, request: Request) -> dict[str, Any]:
+    def unload(self, call: Call[protocol.Unload]) -> protocol.Done:
         """Forgets the model. Certain to give all memory back is only the end of this process."""
+        self._forget_model()
+        return protocol.Done()
+
+    def _forget_model(self) -> None:
         if self._loaded is not None:
             import torch
 
             self._loaded, self._loaded_for, self._adapters = None, (), {}
             gc.collect()
             torch.cuda.empty_cache()
-        return {}
 
     def _tokenizer(self, model: str, revision: str | None) -> Any:
         from lora_studio.engine.models.tokenizer import load_tokenizer
@@ -308,13 +317,13 @@ class Session:
         return self._tokenizers[model, revision]
 
 
-def _progress(request: Request) -> Callable[[str, int, int], None]:
+def _progress(call: Call[Any]) -> Callable[[str, int, int], None]:
     """Tells how far a look at data is, until a stop is asked for."""
 
     def progress(phase: str, done: int, total: int) -> None:
-        if request.stopped.is_set():
+        if call.stopped.is_set():
             raise StudioError("The look at the data was stopped.", "Look again to start anew.")
-        request.progress(phase, done, total)
+        call.progress(phase, done, total)
 
     return progress
 
@@ -324,71 +333,93 @@ def _stamps(name: str, encoding: str | None) -> list[tuple[str, int, int]]:
     return [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in open_data(name, encoding).files]
 
 
-def _named(found: dict[str, Any]) -> dict[str, Any]:
-    """A description with its `kind` under a name that an answer has not taken yet."""
-    return {**found, "file_kind": found["kind"]}
+def _report(report: dict[str, Any]) -> dict[str, Any]:
+    """A report with its `kind` as `file_kind`: an answer has a kind of its own."""
+    return {name: value for name, value in report.items() if name != "kind"} | {"file_kind": report["kind"]}
 
 
-METHODS: dict[str, Callable[[Session, Request], dict[str, Any]]] = {
-    "inspect": Session.inspect,
-    "preview": Session.preview,
-    "save_bad_rows": Session.save_bad_rows,
-    "look_at_first": Session.look_at_first,
-    "fetch_config": Session.fetch_config,
-    "look_at_model": Session.look_at_model,
-    "try_reading": Session.try_reading,
-    "load": Session.load,
-    "generate": Session.generate,
-    "score": Session.score,
-    "modules": Session.modules,
-    "unload": Session.unload,
-    "warm_up": Session.warm_up,
-    "rest": Session.rest,
+METHODS: dict[type[protocol.Request[Any]], Callable[[Session, Call[Any]], protocol.Result]] = {
+    protocol.Inspect: Session.inspect,
+    protocol.Preview: Session.preview,
+    protocol.SaveBadRows: Session.save_bad_rows,
+    protocol.LookAtFirst: Session.look_at_first,
+    protocol.FetchConfig: Session.fetch_config,
+    protocol.LookAtModel: Session.look_at_model,
+    protocol.TryReading: Session.try_reading,
+    protocol.Load: Session.load,
+    protocol.Generate: Session.generate,
+    protocol.Score: Session.score,
+    protocol.Modules: Session.modules,
+    protocol.Unload: Session.unload,
+    protocol.WarmUp: Session.warm_up,
+    protocol.Rest: Session.rest,
 }
+BY_NAME = {request.method: request for request in METHODS} | {protocol.Stop.method: protocol.Stop}
 
 
-READING = ("inspect", "preview", "save_bad_rows", "look_at_first", "try_reading")
-"""Methods that read files of other people, which may take only so much memory."""
+READING = (
+    protocol.Inspect,
+    protocol.Preview,
+    protocol.SaveBadRows,
+    protocol.LookAtFirst,
+    protocol.TryReading,
+)
+"""Requests that read files of other people, which may take only so much memory."""
+
+
+def parse_request(line: dict[str, Any]) -> protocol.Request[Any]:
+    """The request of a line. Raises `StudioError` for an unknown method and for fields that are not right."""
+    method = line["method"]
+    if method not in BY_NAME:
+        raise StudioError(f"There is no method {method!r}.", f"There are: {', '.join(BY_NAME)}.")
+    try:
+        return BY_NAME[method].model_validate(line.get("params", {}))
+    except ValidationError as error:
+        raise StudioError(f"The fields of {method!r} are not right: {error}.") from None
 
 
 class Inbox(threading.Thread):
-    """Reads requests. "stop" is obeyed here and now, everything else waits its turn in `requests`."""
+    """Reads requests. "stop" is obeyed here and now, everything else waits its turn in `calls`."""
 
     def __init__(self, lines: TextIO, write: Callable[[dict[str, Any]], None]) -> None:
         super().__init__(name="requests", daemon=True)
-        self.requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self.calls: queue.SimpleQueue[Call[Any]] = queue.SimpleQueue()
         self._lines = lines
         self._write = write
-        self._latest: Request | None = None
+        self._latest: Call[Any] | None = None
 
     def run(self) -> None:
-        for line in self._lines:
-            message = json.loads(line)
-            request = Request(message["id"], message["method"], message.get("params", {}), self._write)
-            if request.method == "stop":
+        for text in self._lines:
+            line = json.loads(text)
+            try:
+                call: Call[Any] = Call(line["id"], parse_request(line), self._write)
+            except StudioError as error:
+                Call(line["id"], protocol.Stop(), self._write).answer(
+                    protocol.Failure(message=error.message, hint=error.hint)
+                )
+                continue
+            if isinstance(call.message, protocol.Stop):
                 if self._latest is not None:
                     self._latest.stopped.set()
-                request.answer("result")
+                call.answer(protocol.Done())
             else:
-                self._latest = request
-                self.requests.put(request)
+                self._latest = call
+                self.calls.put(call)
         os._exit(0)  # the parent is gone: nobody waits for an answer, and the memory is wanted
 
 
-def serve(session: Session, request: Request) -> bool:
-    """Answers one request with a result or an error; says whether the process is fit for another one.
+def serve(session: Session, call: Call[Any]) -> bool:
+    """Answers one request with a result or a failure; says whether the process is fit for another one.
 
     After the limit of memory was met it is not: what filled it may still be held somewhere.
     """
     try:
-        if request.method not in METHODS:
-            raise StudioError(f"There is no method {request.method!r}.", f"There are: {', '.join(METHODS)}.")
-        within = limited() if request.method in READING else nullcontext()
-        with withheld(request.params.pop("tokenless", False)), within:
-            request.answer("result", **METHODS[request.method](session, request))
+        limit = limited() if isinstance(call.message, READING) else nullcontext()
+        with withheld(call.message.tokenless), limit:
+            call.answer(METHODS[type(call.message)](session, call))
     except StudioError as error:
         fit = not isinstance(error, MemoryLimitError)
-        request.answer("error", message=error.message, hint=error.hint, last=not fit)
+        call.answer(protocol.Failure(message=error.message, hint=error.hint, last=not fit))
         return fit
     except Exception as error:  # the child's edge: one failed request must not take the loaded model with it
         traceback.print_exc()
@@ -397,7 +428,7 @@ def serve(session: Session, request: Request) -> bool:
         memory = is_out_of_memory(error)
         message = "The memory is not enough for this." if memory else f"{type(error).__name__}: {error}"
         hint = "Take a smaller model, 4bit, or fewer adapters." if memory else "The session's log has the details."
-        request.answer("error", message=message, hint=hint, internal=True)
+        call.answer(protocol.Failure(message=message, hint=hint, internal=True))
     return True
 
 
@@ -423,7 +454,7 @@ def main() -> None:
     inbox.start()
     session = Session()
     go_first()
-    while serve(session, inbox.requests.get()):
+    while serve(session, inbox.calls.get()):
         pass
     os._exit(0)
 

@@ -9,9 +9,11 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.chat import prompts
+from lora_studio.chat.arbiter import Status
 from lora_studio.chat.choices import wanted
 from lora_studio.chat.conversation import BASE, Talk, checked, plain
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
+from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui.chat import columns as chat_board
 from lora_studio.ui.chat.handlers import Chat, said
@@ -79,7 +81,7 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
     order = random.SystemRandom().sample(list(titles), len(titles))
     opening = [{"role": "system", "content": system}] if system.strip() else []
     messages = [*opening, {"role": "user", "content": question}]
-    columns = [{"adapter": None if name == BASE else name, "messages": messages} for name in order]
+    columns = [ColumnPrompt(adapter=None if name == BASE else name, messages=messages) for name in order]
     blind: dict[str, Any] = {
         "base": chosen[0].card().base,
         "messages": messages,
@@ -94,13 +96,13 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
     so_far = tally(prompts.read_votes(act.studio.workspace))
     with contextlib.closing(act.engine.answer(act.asker(who), wanted(chosen), columns, settings)) as answers:
         for answer in answers:
-            if answer["kind"] == "status":
-                yield answer["words"], _question(blind) + so_far
-            elif answer["kind"] == "piece":
-                blind["answers"] = [a + b for a, b in zip(blind["answers"], answer["texts"], strict=True)]
+            if isinstance(answer, Status):
+                yield answer.words, _question(blind) + so_far
+            elif isinstance(answer, Piece):
+                blind["answers"] = [a + b for a, b in zip(blind["answers"], answer.texts, strict=True)]
                 yield "", _question(blind) + so_far
-            elif answer["kind"] == "result":
-                blind["answers"] = [column["text"] for column in answer["columns"]]
+            elif isinstance(answer, Generated):
+                blind["answers"] = [column.text for column in answer.columns]
                 blind["done"] = True
     kept = act.talk(who)  # the chat may have gone on meanwhile
     kept.blind = blind

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from lora_studio.chat.choices import Choice, Example
+from lora_studio.jobs.protocol import Loaded, Scored
 from lora_studio.ui import html
 from lora_studio.ui.html import Html, render, shorten, thoughts
 
@@ -98,18 +99,18 @@ LEGEND = (
 )
 
 
-def memory(loaded: Mapping[str, Any] | None, chosen: Sequence[Choice], holders: str, other: bool) -> str:
+def memory(loaded: Loaded | None, chosen: Sequence[Choice], holders: str, other: bool) -> str:
     """What is in memory, and who holds the device."""
     if loaded is None:
         words = "Other columns are in memory; these" if other else "No model is in memory. It"
         verb = "are" if other else "is"
         return html.notice(f"{words} {verb} loaded with the next question.", holders)
     names = " and ".join(choice.name for choice in chosen)
-    where = f"{loaded['device']}, {loaded['dtype']}, {html.size(loaded['memory_bytes'])}"
-    apart = "" if loaded["mixes"] else SHARE_NO_BATCH
-    bits = "" if loaded.get("quantization", "none") == "none" else f" in {loaded['quantization']}"
-    words = html.notice(f"In memory: {loaded['base']}{bits} with {names} ({where}).", holders + apart, "good")
-    return words + "".join(html.notice(note, kind="warning") for note in loaded.get("notes", ()))
+    where = f"{loaded.device}, {loaded.dtype}, {html.size(loaded.memory_bytes)}"
+    apart = "" if loaded.mixes else SHARE_NO_BATCH
+    bits = "" if loaded.quantization == "none" else f" in {loaded.quantization}"
+    words = html.notice(f"In memory: {loaded.base}{bits} with {names} ({where}).", holders + apart, "good")
+    return words + "".join(html.notice(note, kind="warning") for note in loaded.notes)
 
 
 def cards(chosen: Sequence[Choice]) -> str:
@@ -133,15 +134,15 @@ def cards(chosen: Sequence[Choice]) -> str:
     return html.render("chat.cards", table)
 
 
-def tokens(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+def tokens(scored: Scored, titles: Mapping[str, str]) -> str:
     """A forced answer for each adapter: green where it finds a token likelier than the base does, red where less."""
     adapters = []
-    for name, values in found["adapters"].items():
-        scored = zip(found["texts"][:MOST_TOKENS], found["base"], values, found["divergence"][name], strict=False)
-        left = len(found["texts"]) - MOST_TOKENS
+    for name, values in scored.adapters.items():
+        tokens = zip(scored.texts[:MOST_TOKENS], scored.base, values, scored.divergence[name], strict=False)
+        left = len(scored.texts) - MOST_TOKENS
         more = html.count(left, "more token") if left > 0 else ""
         adapters.append(
-            (titles[name], f"{found['mean_divergence'][name]:.3g}", [_token(*each) for each in scored], more)
+            (titles[name], f"{scored.mean_divergence[name]:.3g}", [_token(*token) for token in tokens], more)
         )
     return html.render("chat.tokens", LEGEND, adapters)
 

@@ -15,13 +15,14 @@ from gradio.components import Component
 
 from lora_studio.chat import choices as chat_choices
 from lora_studio.chat import conversation, device
-from lora_studio.chat.arbiter import ConsentError, asker
+from lora_studio.chat.arbiter import Answer, ConsentError, Ready, Status, asker
 from lora_studio.chat.choices import Choice, Columns, from_elsewhere, runs_of, wanted
 from lora_studio.chat.conversation import BASE, SAMPLING, Talk, boxes, checked, plain
 from lora_studio.config.parsing import parse
 from lora_studio.config.presets import presets
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
 from lora_studio.jobs.kinds import EVALUATE, EXPORT
+from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece, Scored
 from lora_studio.ui import form, html, job_views
 from lora_studio.ui.chat import columns as chat_board
 from lora_studio.ui.chat import columns as chat_words
@@ -168,7 +169,7 @@ class Chat:
 
     def status(self, chosen: Sequence[Choice]) -> str:
         held = self.engine.loaded if self.engine.holds(wanted(chosen)) else None
-        holder = f"the chat ({self.engine.loaded['base']})" if self.engine.loaded else None
+        holder = f"the chat ({self.engine.loaded.base})" if self.engine.loaded else None
         evaluating, exporting = (bool(self.studio.supervisor.working(kind)) for kind in (EVALUATE, EXPORT))
         who = device.holders(self.engine.run, holder, evaluating, exporting)
         return chat_words.memory(held, chosen, who, self.engine.loaded is not None) + chat_words.cards(chosen)
@@ -202,8 +203,8 @@ class Chat:
             chosen = columns.chosen
             with contextlib.closing(self.engine.load(self.asker(who), wanted(chosen), insist=insist)) as answers:
                 for answer in answers:
-                    if answer["kind"] == "status":
-                        yield {p.status: answer["words"]}
+                    if isinstance(answer, Status):
+                        yield {p.status: answer.words}
             yield again | self.memory(columns)
         except StudioError as error:
             yield again | {p.status: said(error)}
@@ -216,8 +217,8 @@ class Chat:
                 self.engine.unload(self.asker(who), at_once=self.studio.workspace.policy.is_admin)
             ) as answers:
                 for answer in answers:
-                    if answer["kind"] == "status":
-                        yield {p.status: answer["words"], p.stop: gr.Button(interactive=True)}
+                    if isinstance(answer, Status):
+                        yield {p.status: answer.words, p.stop: gr.Button(interactive=True)}
             yield self.paint(self.talk(who)) | {p.stop: gr.Button(interactive=False)}
         except StudioError as error:
             yield {p.status: said(error), p.stop: gr.Button(interactive=False)}
@@ -262,7 +263,9 @@ class Chat:
         self.keep(who, talk)
         begun = {p.send: gr.Button(interactive=False), p.stop: gr.Button(interactive=True), p.question: ""}
         yield begun | {p.board: self.board(talk, columns), p.extra: ""}
-        asked = [{"adapter": None if name == BASE else name, "messages": talk.prompt(name, system)} for name in names]
+        asked = [
+            ColumnPrompt(adapter=None if name == BASE else name, messages=talk.prompt(name, system)) for name in names
+        ]
         try:
             with contextlib.closing(
                 self.engine.answer(self.asker(who), wanted(chosen), asked, plain(talk.sampling))
@@ -285,24 +288,24 @@ class Chat:
             conversation.write_talk(workspace, who, talk)
 
     def _carry(
-        self, who: str, talk: Talk, columns: Columns, names: Sequence[str], answers: Iterator[dict[str, Any]]
+        self, who: str, talk: Talk, columns: Columns, names: Sequence[str], answers: Iterator[Answer]
     ) -> Iterator[Updates]:
         """Pieces from the engine to the page; leaving early stops the engine."""
         p, kept = self.parts, time.monotonic()
         for answer in answers:
-            if answer["kind"] == "status":
-                yield {p.status: answer["words"]}
+            if isinstance(answer, Status):
+                yield {p.status: answer.words}
                 continue
-            if answer["kind"] == "loaded":
+            if isinstance(answer, Ready):
                 yield self.memory(columns)
                 continue
-            if answer["kind"] == "piece":
-                talk.add(dict(zip(names, answer["texts"], strict=True)))
-                words = [html.count(tokens, "token") for tokens in answer["tokens"]]
+            if isinstance(answer, Piece):
+                talk.add(dict(zip(names, answer.texts, strict=True)))
+                words = [html.count(tokens, "token") for tokens in answer.tokens]
                 talk.notes |= dict(zip(names, words, strict=True))
-            elif answer["kind"] == "result":
-                talk.finish({name: column["text"] for name, column in zip(names, answer["columns"], strict=True)})
-                notes = [conversation.column_note(column) for column in answer["columns"]]
+            elif isinstance(answer, Generated):
+                talk.finish({name: column.text for name, column in zip(names, answer.columns, strict=True)})
+                notes = [conversation.column_note(column) for column in answer.columns]
                 talk.notes |= dict(zip(names, notes, strict=True))
             if time.monotonic() - kept > KEEP_SECONDS:
                 self.keep(who, talk)
@@ -391,11 +394,11 @@ class Chat:
             )
         ) as answers:
             for answer in answers:
-                if answer["kind"] == "status":
-                    yield {self.parts.status: answer["words"]}
-                elif answer["kind"] == "loaded":
+                if isinstance(answer, Status):
+                    yield {self.parts.status: answer.words}
+                elif isinstance(answer, Ready):
                     yield self.memory(columns)
-                elif answer["kind"] == "result":
+                elif isinstance(answer, Scored):
                     titles = {choice.value: choice.name for choice in chosen}
                     yield {self.parts.extra: chat_words.tokens(answer, titles)}
 

@@ -7,10 +7,12 @@ from typing import Any
 import gradio as gr
 
 from lora_studio.chat import prompts as prompt_sets
+from lora_studio.chat.arbiter import Status
 from lora_studio.chat.choices import wanted
 from lora_studio.chat.conversation import BASE, checked, known, plain
 from lora_studio.chat.prompts import Answered
 from lora_studio.errors import StudioError
+from lora_studio.jobs.protocol import ColumnPrompt, Generated
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui.chat.handlers import Chat, said
 from lora_studio.workspace import Workspace
@@ -109,14 +111,14 @@ def asked(
     for prompt in prompts:
         yield html.progress("Asking", len(rows), len(prompts)), drawn(titles, rows)
         messages = [*opening, {"role": "user", "content": prompt}]
-        columns = [{"adapter": None if name == BASE else name, "messages": messages} for name in names]
+        columns = [ColumnPrompt(adapter=None if name == BASE else name, messages=messages) for name in names]
         with contextlib.closing(act.engine.answer(act.asker(who), wanted(chosen), columns, settings)) as answers:
             for answer in answers:
-                if answer["kind"] == "status":
-                    yield answer["words"], drawn(titles, rows)
-                elif answer["kind"] == "result":
-                    rows.append(Answered(prompt, tuple(column["text"] for column in answer["columns"])))
-                    stopped = any(column["finish"] == "stopped" for column in answer["columns"])
+                if isinstance(answer, Status):
+                    yield answer.words, drawn(titles, rows)
+                elif isinstance(answer, Generated):
+                    rows.append(Answered(prompt, tuple(column.text for column in answer.columns)))
+                    stopped = any(column.finish == "stopped" for column in answer.columns)
         act.studio.workspace.write_draft(
             f"chat-prompts-{known(who)}", {"columns": titles, "rows": [[row.prompt, *row.answers] for row in rows]}
         )

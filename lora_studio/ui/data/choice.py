@@ -14,6 +14,7 @@ from lora_studio.config.settings import settings
 from lora_studio.data.cache import code_version
 from lora_studio.data.readers.hub import is_hub_name
 from lora_studio.errors import StudioError
+from lora_studio.jobs.protocol import Inspect
 from lora_studio.ui import form as forms
 from lora_studio.ui.form import read_draft
 from lora_studio.workspace import Workspace, shipped_data
@@ -211,16 +212,20 @@ def percentiles(typed: str) -> list[float]:
     return found
 
 
-def request_of(values: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
+def request_of(values: dict[str, Any], workspace: Workspace) -> Inspect:
     """The reader's parameters: settings by their last name, the model as `model`, how many rows a step has.
 
     Bad rows never stop a look: what is wrong with them is what a person wants to see.
     """
     named = {path.removeprefix("data."): value for path, value in values.items() if path.startswith("data.")}
     named |= {"bad_rows": "skip"}
-    shown = {"show_examples": 1, "percentiles": percentiles(values[PERCENTILES])}
+    view: dict[str, Any] = {
+        "show_examples": 1,
+        "percentiles": percentiles(values[PERCENTILES]),
+        **_rows_a_step(workspace),
+    }
     cache = str(workspace.cache_folder)
-    return {**named, **shown, **_rows_a_step(workspace), "model": values["model.name"], "cache_folder": cache}
+    return Inspect(**named, **view, model=values["model.name"], cache_folder=cache)
 
 
 def _rows_a_step(workspace: Workspace) -> dict[str, int]:

@@ -17,6 +17,7 @@ import gradio as gr
 from lora_studio.access.disk_quota import delete_upload
 from lora_studio.data.cache import code_version
 from lora_studio.errors import StudioError
+from lora_studio.jobs.protocol import Inspect, Inspected, Preview, Progress, SaveBadRows, TryReading
 from lora_studio.ui import charts, form, html, job_views
 from lora_studio.ui.data import mapping_form, report
 from lora_studio.ui.data.choice import (
@@ -229,9 +230,8 @@ class Inspection:
             return gr.skip()
         try:
             mapping = mapping_form.mapping_from(fields, rows["mapping"])
-            found = self.studio.inspector.call(
-                "try_reading", train_file=source, encoding=encoding or None, mapping=mapping
-            )
+            request = TryReading(train_file=source, encoding=encoding or None, mapping=mapping)
+            found = self.studio.inspector.call(request)
         except StudioError as error:
             return gr.HTML(mapping_form.problem(error), visible=True)
         return gr.HTML(mapping_form.trial(found), visible=True)
@@ -255,19 +255,19 @@ class Inspection:
             if correcting is None:
                 workspace.write_draft(CHOICE, {"settings": values})
             result: dict[str, Any] = {}
-            told, asked = 0.0, request_of(values, workspace)
-            for answer in self.studio.inspector.stream("inspect", beat=True, **asked):
+            told = 0.0
+            for answer in self.studio.inspector.stream(request_of(values, workspace), beat=True):
                 look.begun = True
                 if look.stopping:
                     raise StudioError("The look at the data was stopped.")
-                if answer["kind"] == "result":
-                    result = answer
+                if isinstance(answer, Inspected):
+                    result = answer.report
                     continue
-                if answer["kind"] == "waiting":
+                if not isinstance(answer, Progress):
                     yield self._unchanged()  # a visitor who left is noticed where something is told
                     continue
-                unread = answer.get("unread", {})
-                first = self.show(answer["sample"], values) if answer.get("sample") else {}
+                unread = answer.unread or {}
+                first = self.show(answer.sample, values) if answer.sample else {}
                 if first or time.monotonic() - told >= STEP_SECONDS:
                     yield first | {v.status: report.step(answer)}
                     told = time.monotonic()
@@ -407,22 +407,21 @@ class Inspection:
         return self.measure_disk()
 
     def _preview(self, index: int, window: int | None) -> dict[str, Any]:
-        return self._ask("preview", row_index=index, window=window)
+        return self.studio.inspector.call(Preview(row_index=index, window=window, of=self._analysis())).report
 
     def save_bad_rows(self) -> str:
         """All bad rows into a file, and the link to it."""
         try:
             source = Path(self._look().settings["data.train_file"])
             target = job_views.new_file(self.studio.workspace, f"{source.stem}-bad-rows.jsonl")
-            self._ask("save_bad_rows", path=str(target))
+            self.studio.inspector.call(SaveBadRows(path=str(target), of=self._analysis()))
         except StudioError as error:
             return html.problem(error)
         return job_views.link(target)
 
-    def _ask(self, method: str, **params: Any) -> dict[str, Any]:
-        """The inspector has a file in memory, which may be another visitor's by now: it is told which is meant."""
-        wanted = request_of(dict(self._look().settings), self.studio.workspace)
-        return self.studio.inspector.call(method, of=wanted, **params)
+    def _analysis(self) -> Inspect:
+        """The request that the analysis in sight came from: the inspector may hold another visitor's file by now."""
+        return request_of(dict(self._look().settings), self.studio.workspace)
 
     def repaint(self) -> Updates:
         """After a reload: the last choice, and what was found for it."""

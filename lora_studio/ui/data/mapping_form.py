@@ -14,6 +14,7 @@ import gradio as gr
 from lora_studio.data.mapping import KNOWN_PARTS, SPEAKERS
 from lora_studio.data.turns import role_of
 from lora_studio.errors import StudioError
+from lora_studio.jobs.protocol import TriedReading
 from lora_studio.ui import html
 
 PARTS = {
@@ -203,20 +204,20 @@ def roles_from(named: Sequence[Sequence[str] | None]) -> dict[str, str]:
     return {name: role for name, role in meant.items() if role_of(name) != role}
 
 
-def trial(found: Result) -> str:
+def trial(tried: TriedReading) -> str:
     """What a reading would make of the first rows, before the whole file is read by it."""
-    words = f'<p class="ls-words">{html.marked(found["words"])}</p>'
-    if found["failed"]:
-        bad = found["first_failure"][0]
+    words = f'<p class="ls-words">{html.marked(tried.words)}</p>'
+    if tried.failed:
+        bad = tried.first_failure[0]
         where = f" ({bad['field']})" if bad["field"] else ""
         words += html.notice(
-            f"{found['failed']:,} of the {found['of']:,} rows looked at can't be used like this.",
+            f"{tried.failed:,} of the {tried.of:,} rows looked at can't be used like this.",
             f"Row {bad['row']:,}: {bad['reason']}{where}.",
             "warning",
         )
-    if found["marked_bad"]:
-        words += html.notice(f"{found['marked_bad']:,} of the {found['of']:,} rows looked at are left out: marked bad.")
-    return words + "".join(map(_trial_row, found["rows"]))
+    if tried.marked_bad:
+        words += html.notice(f"{tried.marked_bad:,} of the {tried.of:,} rows looked at are left out: marked bad.")
+    return words + "".join(map(_trial_row, tried.rows))
 
 
 def _trial_row(row: Result) -> str:

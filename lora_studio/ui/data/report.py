@@ -20,6 +20,7 @@ import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
+from lora_studio.jobs.protocol import Progress
 from lora_studio.ui import html, theme
 from lora_studio.workspace import Workspace
 
@@ -254,18 +255,18 @@ PHASES = {
 GROUPS = 5  # examples of a finding that are named
 
 
-def step(answer: Mapping[str, Any]) -> str:
+def step(progress: Progress) -> str:
     """How far the reader is; while a file is read its number of rows is a guess."""
-    phase = str(answer.get("phase", ""))
+    phase, left = progress.phase, progress.seconds_left
     remarks = []
-    if answer.get("rows_per_second") and answer.get("done"):
-        remarks.append(f"{answer['rows_per_second']:,.0f} rows a second")
-    if answer.get("seconds_left"):
-        left = round(answer["seconds_left"])
-        remarks.append(f"about {html.duration(left) if left > 9 else f'{max(1, left)} s'} left")
+    if progress.rows_per_second and progress.done:
+        remarks.append(f"{progress.rows_per_second:,.0f} rows a second")
+    if left:
+        seconds = round(left)
+        remarks.append(f"about {html.duration(seconds) if seconds > 9 else f'{max(1, seconds)} s'} left")
     label = PHASES.get(phase, phase.capitalize() or "Working")
-    done = 0 if phase == "sample" else answer.get("done", 0)
-    return html.progress(label, done, answer.get("total", 0), remark=", ".join(remarks), guessed=phase == "read")
+    done = 0 if phase == "sample" else progress.done
+    return html.progress(label, done, progress.total, remark=", ".join(remarks), guessed=phase == "read")
 
 
 def first_look(result: Result) -> str:

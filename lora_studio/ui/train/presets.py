@@ -22,6 +22,7 @@ from lora_studio.config.parsing import ConfigError
 from lora_studio.config.presets import NameTakenError, delete_preset, own_presets, save_preset
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
+from lora_studio.jobs.protocol import Modules
 from lora_studio.jobs.session import Session
 from lora_studio.ui import form as forms
 from lora_studio.ui import html
@@ -156,8 +157,8 @@ def draw_modules() -> ModuleChoice:
 
 def names(session: Session, model: str, revision: str | None) -> dict[str, list[str]]:
     """Names of the model's modules by kind. Raises `StudioError` where the model can't be looked at."""
-    found = session.call("modules", model=model, revision=revision or None)
-    return {kind: list(found[kind]) for kind in FIELDS}
+    names = session.call(Modules(model=model, revision=revision or None))
+    return {"linear": names.linear, "whole": names.whole}
 
 
 def wire_modules(

@@ -1,0 +1,422 @@
+"""The messages between this process and a session child: requests, progress, pieces, results and failures.
+
+On the pipes each is one JSON object a line, {"id", "method", "params"} there and {"id", "kind", ...} back. A field that
+was not set is not on the line: the child's own default applies.
+"""
+
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict
+
+JsonObject = dict[str, Any]
+Report = JsonObject
+"""A description of prepared data (`data.report.describe`) or of one of its rows (`data.report.preview`)."""
+
+
+class Message(BaseModel):
+    """Fields that are checked when a message is made, on either side of the pipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def from_fields(cls, fields: JsonObject) -> "Message":
+        """The message with these fields of a line."""
+        return cls.model_validate(fields)
+
+    def to_fields(self) -> JsonObject:
+        """The fields as they stand on a line."""
+        return self.model_dump(exclude_unset=True)
+
+
+class Progress(Message):
+    """How far a request is; `done` of `total` rows, bytes or adapters, 0 where that is not known.
+
+    An analysis of data also sends `sample`, the report on the first rows of a large file, and `unread`, the first rows
+    of a file that can't be used as it is read.
+    """
+
+    phase: str
+    done: int = 0
+    total: int = 0
+    rows_per_second: float = 0.0
+    seconds_left: float | None = None
+    sample: Report | None = None
+    unread: JsonObject | None = None
+
+
+class Piece(Message):
+    """New text of each column, and how many tokens each has so far."""
+
+    texts: list[str]
+    tokens: list[int]
+
+
+class Waiting(Message):
+    """Nothing came for a second. Only on this side of the pipe, where `Session.stream` was asked for a beat."""
+
+
+class Failure(Message):
+    """The request failed. `last`: the child ends itself after it. `internal`: through no fault of the request."""
+
+    message: str
+    hint: str = ""
+    last: bool = False
+    internal: bool = False
+
+
+class Result(Message):
+    """The last answer to a request that did not fail."""
+
+
+class Done(Result):
+    """A result without fields."""
+
+
+class Inspected(Result):
+    """The report on prepared data. Its "kind" is called "file_kind" on a line, which has a kind of its own."""
+
+    report: Report
+
+    @classmethod
+    def from_fields(cls, fields: JsonObject) -> "Inspected":
+        return cls(report=fields)
+
+    def to_fields(self) -> JsonObject:
+        return self.report
+
+
+class PreviewedRow(Inspected):
+    """One row, from record to trained tokens."""
+
+
+class FirstRows(Inspected):
+    """The report on the first rows, and the largest token id among them."""
+
+    largest_id: int
+
+    @classmethod
+    def from_fields(cls, fields: JsonObject) -> "FirstRows":
+        report = dict(fields)
+        return cls(largest_id=report.pop("largest_id"), report=report)
+
+    def to_fields(self) -> JsonObject:
+        return {**self.report, "largest_id": self.largest_id}
+
+
+class TriedReading(Result):
+    """What a mapping makes of the first rows (`data.preview.tried`); `of` is how many were tried."""
+
+    words: str
+    rows: list[JsonObject]
+    failed: int
+    first_failure: list[JsonObject] = []
+    marked_bad: int
+    of: int
+
+
+class SavedRows(Result):
+    """How many rows were written."""
+
+    rows: int
+
+
+class FetchedConfig(Result):
+    """A model's config.json."""
+
+    numbers: JsonObject
+
+
+class ModelFacts(Result):
+    """What the checks before a start want to know of a model. A problem is a message and a hint."""
+
+    embeddings: int
+    positions: int | None = None
+    parameters: int
+    problem: tuple[str, str] | None = None
+    trainable: int | None = None
+    adapter_problem: tuple[str, str] | None = None
+
+
+class ModuleNames(Result):
+    """Last parts of the names of a model's modules: linear ones, and those that can be trained whole."""
+
+    linear: list[str]
+    whole: list[str]
+
+
+class Loaded(Result):
+    """What is in memory: the base, its adapters, and how the first adapter was trained."""
+
+    base: str
+    adapters: list[str] = []
+    cards: dict[str, JsonObject] = {}
+    device: str
+    dtype: str
+    quantization: str = "none"
+    memory_bytes: int
+    template_name: str = "chat"
+    templates: dict[str, Any] = {}
+    system_prompt: str | None = None
+    enable_thinking: bool | None = None
+    max_length: int | None = None
+    longest_text: int | None = None
+    mixes: bool
+    notes: list[str] = []
+
+
+class ColumnAnswer(Message):
+    """A column's answer. `finish` is "eos", "stop_string", "length" or "stopped"; `tokens` counts the end token."""
+
+    text: str
+    tokens: int
+    seconds: float = 0.0
+    first_token_seconds: float
+    tokens_per_second: float
+    finish: str
+    prompt_tokens: int = 0
+
+
+class Generated(Result):
+    """The answers of all columns, in the order of the request."""
+
+    columns: list[ColumnAnswer]
+
+
+class Scored(Result):
+    """Log-probabilities (nats) of an answer's tokens under the base and each adapter, and KL(adapter || base)."""
+
+    texts: list[str]
+    base: list[float]
+    adapters: dict[str, list[float]]
+    divergence: dict[str, list[float]]
+    mean_divergence: dict[str, float]
+
+
+R = TypeVar("R", bound=Result)
+
+
+def _arguments(form: type[BaseModel]) -> tuple[Any, ...]:
+    return form.__pydantic_generic_metadata__["args"]
+
+
+class Request(Message, Generic[R]):
+    """A request whose result is an `R`. `tokenless`: it is answered without this machine's token for the Hub."""
+
+    method: ClassVar[str]
+    result: ClassVar[type[Result]]
+
+    tokenless: bool = False
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """The result's type is the parameter of the generic class, as `Loaded` in `Load(Request[Loaded])`."""
+        for form in cls.__mro__[1:]:
+            if issubclass(form, Request) and isinstance(result := (*_arguments(form), None)[0], type):
+                cls.result = result
+                return
+
+    def line(self, number: int) -> JsonObject:
+        """The request as it is written to the child."""
+        return {"id": number, "method": self.method, "params": self.to_fields()}
+
+    def parse_answer(self, line: JsonObject) -> Progress | Piece | Failure | R:
+        """An answer to this request, from its line. Raises `ValueError` where the line is none."""
+        fields = {name: value for name, value in line.items() if name not in ("id", "kind")}
+        if line["kind"] == "result":
+            return cast(R, self.result.from_fields(fields))
+        if line["kind"] not in _KINDS:
+            raise ValueError(f"There is no kind of answer {line['kind']!r}.")
+        return cast(Progress | Piece | Failure, _KINDS[line["kind"]].from_fields(fields))
+
+
+_KINDS: dict[str, type[Message]] = {"progress": Progress, "piece": Piece, "error": Failure}
+
+
+def kind_of(answer: Message) -> str:
+    """The kind that stands on an answer's line."""
+    return next((kind for kind, form in _KINDS.items() if isinstance(answer, form)), "result")
+
+
+class DataRequest(Request[R]):
+    """Data and whose tokenizer encodes it. The settings are those of the config's data section."""
+
+    train_file: str
+    model: str = "demo"
+    revision: str | None = None
+    goal: str | None = None
+    validation_file: str | None = None
+    validation_fraction: float | None = None
+    split_seed: int | None = None
+    max_samples: int | None = None
+    max_eval_samples: int | None = None
+    prompt_style: str | None = None
+    system_prompt: str | None = None
+    enable_thinking: bool | None = None
+    max_length: int | None = None
+    truncation: str | None = None
+    bad_rows: str | None = None
+    train_on: str | None = None
+    encoding: str | None = None
+    mapping: JsonObject | None = None
+
+    def settings(self) -> JsonObject:
+        """The parameters of `data.dataset.prepare` that were set, beside the tokenizer and what follows its work."""
+        return self.model_dump(exclude_unset=True, exclude={"model", "revision", "tokenless"})
+
+
+class Inspect(DataRequest[Inspected]):
+    """Analyzes data as training reads it. The fields here are those of `data.report.Look`."""
+
+    method: ClassVar[str] = "inspect"
+
+    cache_folder: str | None = None
+    show_examples: int | None = None
+    percentiles: list[float] | None = None
+    per_device_train_batch_size: int | None = None
+    gradient_accumulation_steps: int | None = None
+
+    _VIEW: ClassVar = {
+        "show_examples",
+        "percentiles",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+    }
+
+    def settings(self) -> JsonObject:
+        return {name: value for name, value in super().settings().items() if name not in {*self._VIEW, "cache_folder"}}
+
+    def view(self) -> JsonObject:
+        """What the report shows and counts with; none of it changes the data."""
+        return self.model_dump(exclude_unset=True, include=self._VIEW)
+
+
+class Preview(Request[PreviewedRow]):
+    """One row of inspected data: of those of the request `of`, else of those last inspected. `window` is the page of a
+    long row; None is where training begins."""
+
+    method: ClassVar[str] = "preview"
+
+    row_index: int
+    window: int | None = None
+    of: Inspect | None = None
+
+
+class SaveBadRows(Request[SavedRows]):
+    """Writes all bad rows of inspected data into the file `path`."""
+
+    method: ClassVar[str] = "save_bad_rows"
+
+    path: str
+    of: Inspect | None = None
+
+
+class TryReading(Request[TriedReading]):
+    """Tries a mapping on the first rows, before the whole file is read by it."""
+
+    method: ClassVar[str] = "try_reading"
+
+    train_file: str
+    encoding: str | None = None
+    mapping: JsonObject | None = None
+
+
+class LookAtFirst(DataRequest[FirstRows]):
+    """The first rows as training would see them."""
+
+    method: ClassVar[str] = "look_at_first"
+
+
+class FetchConfig(Request[FetchedConfig]):
+    """Fetches the model's config.json into this machine's cache, and nothing else of it."""
+
+    method: ClassVar[str] = "fetch_config"
+
+    model: str
+    revision: str | None = None
+
+
+class LookAtModel(Request[ModelFacts]):
+    """Counts a model on this machine. `lora` are the settings of a fresh adapter, `adapter` the folder of one to
+    continue from."""
+
+    method: ClassVar[str] = "look_at_model"
+
+    model: str
+    revision: str | None = None
+    lora: JsonObject
+    seed: int
+    adapter: str | None = None
+
+
+class Modules(Request[ModuleNames]):
+    """Names of a model's modules, from its config alone."""
+
+    method: ClassVar[str] = "modules"
+
+    model: str | None = None
+    revision: str | None = None
+
+
+class Load(Request[Loaded]):
+    """Base and adapters into memory. What is not set is taken from the first adapter's card. `adapters` are folders by
+    the names that columns call them."""
+
+    method: ClassVar[str] = "load"
+
+    base: str | None = None
+    revision: str | None = None
+    quantization: str | None = None
+    dtype: str | None = None
+    adapters: dict[str, str] = {}
+
+
+class ColumnPrompt(Message):
+    """What a column is asked: `adapter` names who answers, None the base."""
+
+    adapter: str | None = None
+    messages: list[dict[str, Any]]
+
+
+class Generate(Request[Generated]):
+    """All columns answer at once. `settings` are those of the generation section; `stop` are further texts that end an
+    answer, which may have several lines."""
+
+    method: ClassVar[str] = "generate"
+
+    columns: list[ColumnPrompt]
+    settings: JsonObject = {}
+    stop: list[str] = []
+
+
+class Score(Request[Scored]):
+    """How base and adapters predict a given answer, token by token."""
+
+    method: ClassVar[str] = "score"
+
+    adapters: list[str]
+    messages: list[dict[str, Any]]
+    answer: str
+
+
+class Unload(Request[Done]):
+    """Forgets the model. Only the end of the child is certain to give all memory back."""
+
+    method: ClassVar[str] = "unload"
+
+
+class WarmUp(Request[Done]):
+    """Imports what the first request would wait for."""
+
+    method: ClassVar[str] = "warm_up"
+
+
+class Rest(Request[Done]):
+    """Answered as soon as nothing else is being done."""
+
+    method: ClassVar[str] = "rest"
+
+
+class Stop(Request[Done]):
+    """Ends the running request early; answered at once."""
+
+    method: ClassVar[str] = "stop"
