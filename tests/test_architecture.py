@@ -36,7 +36,6 @@ VAGUE = {"utils", "util", "common", "helpers", "misc", "core", "base", "shared"}
 MAX_MODULE_LINES, MIN_MODULE_LINES, MAX_FUNCTION_LINES, MAX_IMPORTS = 600, 40, 60, 15
 ENTRIES = {"__init__.py", "__main__.py", "errors.py"}
 WIDE: dict[str, int] = {
-    "lora_studio.engine.chat.session": 20,
     "lora_studio.engine.evaluate.worker": 19,
     "lora_studio.engine.export.script": 18,
     "lora_studio.engine.export.worker": 17,

@@ -37,7 +37,7 @@ def estimate(workspace: Workspace, args: argparse.Namespace) -> int:
         analysis = look_at_model_alone(config, workspace)
         if isinstance(analysis, StudioError):
             raise analysis
-        model, trainable = architecture(numbers), (analysis or {}).get("trainable")
+        model, trainable = architecture(numbers), analysis.trainable if analysis else None
     if model is None:
         raise StudioError(
             f"The size of {config.model.name} is not known: its config.json has not the numbers of a language model.",

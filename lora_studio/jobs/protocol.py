@@ -6,7 +6,9 @@ was not set is not on the line: the child's own default applies.
 
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lora_studio.errors import StudioError
 
 JsonObject = dict[str, Any]
 Report = JsonObject
@@ -420,3 +422,36 @@ class Stop(Request[Done]):
     """Ends the running request early; answered at once."""
 
     method: ClassVar[str] = "stop"
+
+
+_REQUESTS: tuple[type[Request[Any]], ...] = (
+    Inspect,
+    Preview,
+    SaveBadRows,
+    LookAtFirst,
+    TryReading,
+    FetchConfig,
+    LookAtModel,
+    Load,
+    Generate,
+    Score,
+    Modules,
+    Unload,
+    WarmUp,
+    Rest,
+    Stop,
+)
+_BY_METHOD = {request.method: request for request in _REQUESTS}
+READING = (Inspect, Preview, SaveBadRows, LookAtFirst, TryReading)
+"""Requests that read files of other people, which may take only so much memory."""
+
+
+def parse_request(line: JsonObject) -> Request[Any]:
+    """The request of a line. Raises `StudioError` for an unknown method and for fields that are not right."""
+    method = line["method"]
+    if method not in _BY_METHOD:
+        raise StudioError(f"There is no method {method!r}.", f"There are: {', '.join(_BY_METHOD)}.")
+    try:
+        return _BY_METHOD[method].model_validate(line.get("params", {}))
+    except ValidationError as error:
+        raise StudioError(f"The fields of {method!r} are not right: {error}.") from None

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from lora_studio.config.sections import Data
 from lora_studio.data.report import Look
+from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import (
     DataRequest,
     FirstRows,
@@ -19,6 +20,7 @@ from lora_studio.jobs.protocol import (
     Preview,
     Request,
     kind_of,
+    parse_request,
 )
 
 
@@ -67,6 +69,11 @@ def test_an_answer_is_read_as_what_its_request_asks_for() -> None:
 
 
 def test_every_request_names_its_method_and_its_result() -> None:
+    with pytest.raises(StudioError, match="no method 'dance'"):
+        parse_request({"id": 1, "method": "dance"})
+    with pytest.raises(StudioError, match="fields of 'preview' are not right"):
+        parse_request({"id": 1, "method": "preview", "params": {}})
+    assert parse_request(Preview(row_index=1).line(3)) == Preview(row_index=1)
     kinds: list[type[Request[Any]]] = [Inspect, LookAtFirst, Preview, Load]
     assert [kind.method for kind in kinds] == ["inspect", "look_at_first", "preview", "load"]
     assert [kind.result.__name__ for kind in kinds] == ["Inspected", "FirstRows", "PreviewedRow", "Loaded"]

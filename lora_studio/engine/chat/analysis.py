@@ -1,0 +1,163 @@
+"""The requests of the session child that read data, and a request while it is answered."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
+from lora_studio.data.examples import largest_id
+from lora_studio.data.mapping import ReadingError
+from lora_studio.data.preview import first_records, tried, unread
+from lora_studio.data.report import Look, describe, preview, save_bad_rows
+from lora_studio.data.rows import Record
+from lora_studio.errors import StudioError
+from lora_studio.jobs import protocol
+
+PROGRESS_SECONDS = 0.2
+
+M = TypeVar("M", bound=protocol.Request[Any])
+
+
+class Call(Generic[M]):
+    """A request that is being answered: its message, a flag that "stop" sets, and the way to answer."""
+
+    def __init__(self, number: int, message: M, write: Callable[[dict[str, Any]], None]) -> None:
+        self.number = number
+        self.message = message
+        self.stopped = threading.Event()
+        self._write = write
+        self._sent = 0.0
+        self._phase, self._began = "", 0.0
+
+    def answer(self, message: protocol.Message) -> None:
+        self._write({**message.to_fields(), "id": self.number, "kind": protocol.kind_of(message)})
+
+    def progress(self, phase: str, done: int = 0, total: int = 0) -> None:
+        """At most five a second, and always the first and last of a phase; with the phase's speed and time left."""
+        now = time.monotonic()
+        if phase != self._phase:
+            self._phase, self._began = phase, now
+        if done in (0, total) or now - self._sent >= PROGRESS_SECONDS:
+            self._sent = now
+            speed = done / (now - self._began) if done and now > self._began else 0.0
+            left = (total - done) / speed if speed and total else None
+            self.answer(
+                protocol.Progress(phase=phase, done=done, total=total, rows_per_second=speed, seconds_left=left)
+            )
+
+
+class DataAnalysis:
+    """Answers what is asked of data, with the last data that was prepared."""
+
+    def __init__(self) -> None:
+        self._tokenizers: dict[tuple[str, str | None], Any] = {}
+        self._prepared: Prepared | None = None
+        self._prepared_for: tuple[Any, ...] = ()
+        self._first: list[Record] = []
+        self._first_for: tuple[Any, ...] = ()
+
+    def inspect(self, call: Call[protocol.Inspect]) -> protocol.Inspected:
+        """Looks at a data file as training would."""
+        prepared, view = self._prepare(call, call.message)
+        return protocol.Inspected(report=_report(describe(prepared, view, _progress(call))))
+
+    def _prepare(self, call: Call[Any], message: protocol.Inspect) -> tuple[Prepared, Look]:
+        """The data of a request to inspect, prepared now unless it is what was prepared last."""
+        settings, view = message.settings(), Look(**message.view())
+        length, truncation = settings.pop("max_length", 1024), settings.pop("truncation", "keep_answer")
+        encoding = message.encoding
+        stamps = [_stamps(name, encoding) for name in (message.train_file, message.validation_file) if name]
+        key = (message.model, message.revision, json.dumps(settings, sort_keys=True), stamps)
+
+        def first_look(sample: Prepared) -> None:
+            rows = len(sample.conversations)
+            report = _report(describe(sample, view))
+            call.answer(protocol.Progress(phase="sample", done=rows, total=0, sample=report))
+
+        progress = _progress(call)
+        if self._prepared is None or key != self._prepared_for:
+            call.progress("tokenizer")
+            tokenizer = self._tokenizer(message.model, message.revision)
+            try:
+                self._prepared = prepare(
+                    tokenizer=tokenizer,
+                    max_length=length,
+                    truncation=truncation,
+                    goal="any",
+                    cache_folder=Path(message.cache_folder) if message.cache_folder else None,
+                    on_progress=progress,
+                    on_sample=first_look,
+                    **settings,
+                )
+            except ReadingError:
+                rows = unread(message.train_file, encoding)
+                call.answer(protocol.Progress(phase="rows", done=0, total=0, unread=rows))
+                raise
+            self._prepared_for = key
+        elif (length, truncation) != (self._prepared.settings.max_length, self._prepared.settings.truncation):
+            self._prepared = recut(self._prepared, max_length=length, truncation=truncation, report=progress)
+        return self._prepared, view
+
+    def _prepared_of(self, call: Call[Any], of: protocol.Inspect | None) -> Prepared:
+        """The data of the request `of`, else what was last inspected."""
+        if of is not None:
+            return self._prepare(call, of)[0]
+        if self._prepared is None:
+            raise StudioError("No data has been looked at yet.", "Choose a file first.")
+        return self._prepared
+
+    def try_reading(self, call: Call[protocol.TryReading]) -> protocol.TriedReading:
+        """What a mapping makes of the first rows, before the file is read by it."""
+        name, encoding = call.message.train_file, call.message.encoding
+        key = (name, encoding, _stamps(name, encoding))
+        if key != self._first_for:
+            self._first, self._first_for = first_records(name, encoding=encoding), key
+        return protocol.TriedReading(**tried(self._first, call.message.mapping))
+
+    def preview(self, call: Call[protocol.Preview]) -> protocol.PreviewedRow:
+        """One row of inspected data, from record to trained tokens."""
+        message = call.message
+        row = preview(self._prepared_of(call, message.of), message.row_index, message.window)
+        return protocol.PreviewedRow(report=row)
+
+    def save_bad_rows(self, call: Call[protocol.SaveBadRows]) -> protocol.SavedRows:
+        """Writes all bad rows of inspected data into a file."""
+        return protocol.SavedRows(rows=save_bad_rows(self._prepared_of(call, call.message.of), Path(call.message.path)))
+
+    def look_at_first(self, call: Call[protocol.LookAtFirst]) -> protocol.FirstRows:
+        """The first rows as training would see them."""
+        tokenizer = self._tokenizer(call.message.model, call.message.revision)
+        prepared = look_at_first(tokenizer=tokenizer, **call.message.settings())
+        largest = max(largest_id(rows) for rows in (prepared.train, prepared.validation))
+        return protocol.FirstRows(report=_report(describe(prepared, Look(show_examples=1))), largest_id=largest)
+
+    def _tokenizer(self, model: str, revision: str | None) -> Any:
+        from lora_studio.engine.models.tokenizer import load_tokenizer
+
+        if (model, revision) not in self._tokenizers:
+            self._tokenizers = {(model, revision): load_tokenizer(model, revision)}
+        return self._tokenizers[model, revision]
+
+
+def _progress(call: Call[Any]) -> Callable[[str, int, int], None]:
+    """Tells how far a look at data is, until a stop is asked for."""
+
+    def progress(phase: str, done: int, total: int) -> None:
+        if call.stopped.is_set():
+            raise StudioError("The look at the data was stopped.", "Look again to start anew.")
+        call.progress(phase, done, total)
+
+    return progress
+
+
+def _stamps(name: str, encoding: str | None) -> list[tuple[str, int, int]]:
+    """What tells whether the files of a source are still the same."""
+    return [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in open_data(name, encoding).files]
+
+
+def _report(report: dict[str, Any]) -> dict[str, Any]:
+    """A report with its `kind` as `file_kind`: an answer has a kind of its own."""
+    return {name: value for name, value in report.items() if name != "kind"} | {"file_kind": report["kind"]}
