@@ -94,7 +94,7 @@ class DataAnalysis:
                 )
             except ReadingError:
                 rows = unread(message.train_file, encoding)
-                call.answer(protocol.Progress(phase="rows", done=0, total=0, unread=rows))
+                call.answer(protocol.Progress(phase="rows", done=0, total=0, unread={**rows}))
                 raise
             self._prepared_for = key
         elif (length, truncation) != (self._prepared.settings.max_length, self._prepared.settings.truncation):
