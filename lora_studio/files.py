@@ -12,13 +12,16 @@ from typing import Any
 
 from lora_studio.errors import StudioError
 
+JsonObject = dict[str, Any]
+"""What a file, a line or a script's answer holds, with keys that it names itself."""
+
 LAST_TIME = 1e11
 
 
 """Seconds: later than any time that a file of ours can name."""
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> JsonObject:
     """The JSON object in a file. Raises `FileNotFoundError` where there is none, `ValueError` for one that is damaged:
     cut, no text, nested without end, or no object."""
     try:

@@ -2,13 +2,13 @@
 
 import argparse
 from dataclasses import asdict, replace
-from typing import Any
 
 from lora_studio.cli.output import confirmed, print_json, say, table
 from lora_studio.cli.settings import overrides
 from lora_studio.config.presets import resolve
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.jobs.preflight import ASK, FAILED, ROUGH, Report, check_before_start, look_at_model_alone
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import best_changes
@@ -95,5 +95,5 @@ def agree(report: Report) -> None:
         )
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: Report) -> JsonObject:
     return {"state": report.state, "words": report.words, "checks": [asdict(check) for check in report.checks]}

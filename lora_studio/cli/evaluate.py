@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import shutil
 from pathlib import Path
-from typing import Any
 
 from lora_studio.cli.following import Telling, exit_code, follow, goes_on, progress_line
 from lora_studio.cli.output import print_json, say, table
@@ -13,6 +12,7 @@ from lora_studio.config.parsing import nest, parse
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import request as evaluating
 from lora_studio.evaluate.request import Request, evaluation, evaluations, make_request, request_of
+from lora_studio.files import JsonObject
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.folder import EvaluationFolder
@@ -97,8 +97,8 @@ def _files(folder: EvaluationFolder, out: str | None) -> dict[str, str]:
     return {name: str(path.resolve()) for name, path in files.items() if path.is_file()}
 
 
-def _result(folder: EvaluationFolder, state: RunState, files: dict[str, str]) -> dict[str, Any]:
-    summary = _summary(folder)
+def _result(folder: EvaluationFolder, state: RunState, files: dict[str, str]) -> JsonObject:
+    summary = folder.read_result()
     results = {
         name: summary[name] for name in ("rows", "of_rows", "task", "metrics", "confusion", "disagreements") if summary
     }
@@ -118,12 +118,8 @@ def _result(folder: EvaluationFolder, state: RunState, files: dict[str, str]) ->
     }
 
 
-def _summary(folder: EvaluationFolder) -> dict[str, Any]:
-    return folder.read_result()
-
-
 def _tell(folder: EvaluationFolder, state: RunState, files: dict[str, str], *, show: bool) -> None:
-    summary = _summary(folder)
+    summary = folder.read_result()
     if summary and show:
         print_metrics(summary)
     message, hint = ending_words(state)
@@ -137,7 +133,7 @@ def _tell(folder: EvaluationFolder, state: RunState, files: dict[str, str], *, s
         say(path)
 
 
-def print_metrics(summary: dict[str, Any]) -> None:
+def print_metrics(summary: JsonObject) -> None:
     """The metrics as a table: each column, and the difference with its verdict."""
     print(f"{summary['rows']:,} of {summary['of_rows']:,} rows. {summary['task']['why']}\n")
     names = [column["name"] for column in summary["columns"]]
@@ -152,7 +148,7 @@ def print_metrics(summary: dict[str, Any]) -> None:
     print(table(["metric", *names, *heads], rows))
 
 
-def _value(measured: dict[str, Any], unit: str, *, signed: bool = False) -> str:
+def _value(measured: JsonObject, unit: str, *, signed: bool = False) -> str:
     """A value with its interval: 83.3 % [71.0, 91.2]; shares differ by points."""
 
     def number(value: float | None, sign: str = "") -> str:

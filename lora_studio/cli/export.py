@@ -3,7 +3,6 @@
 import argparse
 import getpass
 import sys
-from typing import Any
 
 from lora_studio.cli.following import FAILED, Telling, exit_code, follow, goes_on, progress_line
 from lora_studio.cli.output import print_json, say, table
@@ -12,6 +11,7 @@ from lora_studio.evaluate import request as evaluating
 from lora_studio.export import request as exporting
 from lora_studio.export.request import PHASES, folders, make_request, needs_device, result_bytes
 from lora_studio.export.targets import TARGETS, sizes_of
+from lora_studio.files import JsonObject
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.folder import ExportFolder
@@ -84,7 +84,7 @@ def _list(workspace: Workspace, args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(state: RunState, result: dict[str, Any], *, show: bool) -> None:
+def _tell(state: RunState, result: JsonObject, *, show: bool) -> None:
     for words in state.warnings:
         say(f"note: {words}")
     if state.state != "done":

@@ -11,7 +11,7 @@ from lora_studio.cli.output import age, confirmed, print_json, say, table
 from lora_studio.cli.runs import RESULT_ACTIONS, act_on_results, describe, facts_of, list_runs, what_came_out, what_goes
 from lora_studio.cli.train import follow_to_end, result_of, step_line
 from lora_studio.errors import StudioError
-from lora_studio.files import bytes_in
+from lora_studio.files import JsonObject, bytes_in
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.folder import EvaluationFolder, ExportFolder
@@ -247,7 +247,7 @@ def _list(supervisor: Supervisor, as_json: bool) -> None:
     print(table(HEAD, rows))
 
 
-def _row(state: RunState) -> dict[str, Any]:
+def _row(state: RunState) -> JsonObject:
     step = {"step": state.step, "total_steps": state.total_steps} if state.kind == TRAIN.name else {}
     return {
         "job": state.id,

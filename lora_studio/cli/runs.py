@@ -10,7 +10,7 @@ from lora_studio.cli.output import age, print_json, say, table
 from lora_studio.cli.train import step_line
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.errors import StudioError
-from lora_studio.files import bytes_in
+from lora_studio.files import JsonObject, bytes_in
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.supervisor import Supervisor
@@ -125,7 +125,7 @@ def what_goes(workspace: Workspace, supervisor: Supervisor, run_id: str) -> str:
     return f"run {run_id} ({deletion.title}, {size(deletion.bytes)} with its checkpoints and adapter{after})"
 
 
-def _whole(run: RunFolder, state: RunState) -> dict[str, Any]:
+def _whole(run: RunFolder, state: RunState) -> JsonObject:
     """Everything known of a run but its many logged steps, of which the last stands for all."""
     facts = asdict(replace(state, steps=state.steps[-1:]))
     message, hint = ending_words(state)
@@ -138,7 +138,7 @@ def _whole(run: RunFolder, state: RunState) -> dict[str, Any]:
     }
 
 
-def facts_of(run: RunFolder, state: RunState) -> dict[str, Any]:
+def facts_of(run: RunFolder, state: RunState) -> JsonObject:
     """All that is known of a run, for a script."""
     return (
         _whole(run, state)

@@ -3,9 +3,8 @@
 import argparse
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from lora_studio.config.fields import Section
+from lora_studio.config.fields import Section, SettingValues
 from lora_studio.config.settings import Setting, described, settings
 from lora_studio.errors import StudioError
 
@@ -51,7 +50,7 @@ def _add(group: argparse._ArgumentGroup, setting: Setting, flag: str) -> None:
     )
 
 
-def overrides(args: argparse.Namespace) -> dict[str, Any]:
+def overrides(args: argparse.Namespace) -> SettingValues:
     """The settings given as flags, by path.
 
     Flags that argparse does not know (`args.unknown`) are taken as settings too, so that the schema's check can report

@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 from lora_studio.cli.estimate import agree, check_first
 from lora_studio.cli.following import exit_code, goes_on, progress_line, tell_waiting
@@ -13,6 +12,7 @@ from lora_studio.cli.output import print_json, say
 from lora_studio.cli.settings import overrides
 from lora_studio.config.presets import resolve
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.supervisor import Supervisor
@@ -118,7 +118,7 @@ def _wait_for_exit(supervisor: Supervisor, run: RunFolder) -> None:
         time.sleep(0.02)
 
 
-def result_of(run: RunFolder, state: RunState) -> dict[str, Any]:
+def result_of(run: RunFolder, state: RunState) -> JsonObject:
     """The run's final numbers: those of complete.json, or what is known of a run that has none."""
     last = state.steps[-1].loss if state.steps else None
     evaluated = state.evaluations[-1].loss if state.evaluations else None

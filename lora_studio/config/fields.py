@@ -13,6 +13,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+SettingValues = dict[str, Any]
+"""Values of settings: by path ("lora.r"), or nested by section."""
+
 MAX_TEXT = 4000
 
 
@@ -53,7 +56,7 @@ def setting(
 
     `names` says what the page calls choices whose own names are no words.
     """
-    extra: dict[str, Any] = {"basic": basic, "group": group, "names": dict(names or {})}
+    extra: SettingValues = {"basic": basic, "group": group, "names": dict(names or {})}
     return Field(default=default, title=title, description=description, json_schema_extra=extra, **bounds)
 
 

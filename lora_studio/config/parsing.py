@@ -91,7 +91,7 @@ def plain_words(item: Any) -> str:
     return _PLAIN.get(item["type"], str(item["msg"])).format(**item.get("ctx", {}))
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> fields.SettingValues:
     """`base` with the values of `over` on top, section by section."""
     merged = dict(base)
     for name, value in over.items():
@@ -100,16 +100,16 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nest(flat: Mapping[str, Any]) -> fields.SettingValues:
     """{"lora.r": 8} as {"lora": {"r": 8}}."""
-    nested: dict[str, Any] = {}
+    nested: fields.SettingValues = {}
     for path, value in flat.items():
         section, _, leaf = path.rpartition(".")
         nested = merge(nested, {section: {leaf: value}} if section else {leaf: value})
     return nested
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> fields.SettingValues:
     """The mapping in a YAML file. Raises `StudioError` for a missing file, broken YAML or anything but a mapping."""
     try:
         with path.open(encoding="utf-8") as file:

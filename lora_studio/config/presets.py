@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import ConfigError, merge, nest, parse, read_yaml
 from lora_studio.config.sections import Config
 from lora_studio.errors import LINE, StudioError, check_length
@@ -27,7 +28,7 @@ class Preset:
     about: str
     path: Path
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> SettingValues:
         return read_yaml(self.path)
 
 
@@ -75,7 +76,7 @@ def resolve(
 
     Raises `StudioError` where there is neither, `ConfigError` with every problem of the values.
     """
-    values: dict[str, Any] = {}
+    values: SettingValues = {}
     if source is not None:
         available = presets(workspace)
         if source in available:
@@ -130,8 +131,8 @@ def delete_preset(workspace: Workspace, name: str) -> None:
     own[name].path.unlink()
 
 
-def _difference(default: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def _difference(default: Mapping[str, Any], values: Mapping[str, Any]) -> SettingValues:
+    result: SettingValues = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             inner = _difference(default[name], value)

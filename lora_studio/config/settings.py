@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from lora_studio.config.fields import Section
+from lora_studio.config.fields import Section, SettingValues
 from lora_studio.config.sections import Config
 
 
@@ -74,7 +74,7 @@ def _describe(path: str, info: FieldInfo) -> Setting:
     lowest = bounds[Ge].ge if Ge in bounds else bounds[Gt].gt if Gt in bounds else None
     highest = bounds[Le].le if Le in bounds else bounds[Lt].lt if Lt in bounds else None
     extra = info.json_schema_extra
-    details: dict[str, Any] = extra if isinstance(extra, dict) else {"basic": False, "group": "", "names": {}}
+    details: SettingValues = extra if isinstance(extra, dict) else {"basic": False, "group": "", "names": {}}
     return Setting(
         path=path,
         kind=kind,
@@ -91,7 +91,7 @@ def _describe(path: str, info: FieldInfo) -> Setting:
     )
 
 
-def flatten(config: Config) -> dict[str, Any]:
+def flatten(config: Config) -> SettingValues:
     """Every setting's value by its path."""
     values = config.model_dump()
     return {

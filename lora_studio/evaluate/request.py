@@ -16,6 +16,7 @@ from lora_studio.config.fields import Section, setting
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.jobs.device import Verdict, verdict
 from lora_studio.jobs.folder import EvaluationFolder, JobFolders, damaged_request
 from lora_studio.jobs.kinds import EVALUATE
@@ -68,11 +69,11 @@ class Request:
     labels_from: str
     measuring: Measuring
     generation: Generation
-    mapping: dict[str, Any] | None = None
+    mapping: JsonObject | None = None
     mapping_from: str = ""
     encoding: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As the folder keeps it."""
         return {
             "title": self.title,

@@ -15,6 +15,7 @@ import yaml
 
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.config.sections import Config
+from lora_studio.files import JsonObject
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged, read_state
 from lora_studio.models.adapter_files import SETTINGS_FILE, read_adapter_settings, read_studio_card
 from lora_studio.runs.summary import code, metric, number, plain, share, table
@@ -47,12 +48,12 @@ class Subject:
 class _Known:
     """What the adapter's folder and its run tell; `step` is that of a checkpoint."""
 
-    settings: dict[str, Any]
-    card: dict[str, Any]
+    settings: JsonObject
+    card: JsonObject
     config: Config | None = None
     state: RunState = field(default_factory=RunState)
-    result: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    result: JsonObject = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
     step: int | None = None
 
 
@@ -82,7 +83,7 @@ def _known(adapter: Path, run: RunFolder | None) -> _Known:
 
 
 def _front_matter(source: _Known, subject: Subject) -> str:
-    values: dict[str, Any] = {"license": subject.license.strip() or "unknown"}
+    values: JsonObject = {"license": subject.license.strip() or "unknown"}
     if _HUB_NAME.fullmatch(subject.base):
         values["base_model"] = subject.base
         values["base_model_relation"] = "finetune" if subject.merged else "adapter"

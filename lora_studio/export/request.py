@@ -20,6 +20,7 @@ from lora_studio.config.fields import Section
 from lora_studio.config.parsing import plain_words
 from lora_studio.errors import StudioError
 from lora_studio.export.targets import TARGETS, Sizes, Target, sizes_of
+from lora_studio.files import JsonObject
 from lora_studio.jobs.device import Verdict, verdict
 from lora_studio.jobs.folder import ExportFolder, JobFolders, damaged_request
 from lora_studio.jobs.kinds import EXPORT
@@ -73,7 +74,7 @@ class Request:
     adapter: str
     folder: str
     run: str
-    settings: dict[str, Any]
+    settings: JsonObject
     out: str = ""
     trial: bool = True
     adapter_title: str = ""

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_studio.config.parsing import plain_words
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.models.module_patterns import check_settings
 
 # Loading a pickle runs what is in it, and who only uses an adapter needs none of these.
@@ -133,7 +134,7 @@ class StudioCard(_Checked):
     four_bit: dict[str, Any] | None = None
 
 
-def read_object(path: Path, most: int = MAX_SMALL_BYTES) -> dict[str, Any]:
+def read_object(path: Path, most: int = MAX_SMALL_BYTES) -> JsonObject:
     """A JSON object out of a file that may come from anywhere. Raises `StudioError` for everything else."""
     name = path.name
     try:
@@ -159,7 +160,7 @@ def _refuse(word: str) -> None:
     raise ValueError(f"it holds {word}, which is no number.")
 
 
-def _check_values(content: dict[str, Any], name: str) -> None:
+def _check_values(content: JsonObject, name: str) -> None:
     """No nesting that a library would fail at, no number without end, no half of a character."""
     waiting: list[tuple[Any, int]] = [(content, 1)]
     while waiting:
@@ -179,7 +180,7 @@ def _check_values(content: dict[str, Any], name: str) -> None:
             raise StudioError(f"{name} holds a number that is too large.", AGAIN)
 
 
-def read_adapter_settings(path: Path) -> dict[str, Any]:
+def read_adapter_settings(path: Path) -> JsonObject:
     """An `adapter_config.json` whose every known setting has its type, and whose expressions end in time."""
     settings = read_object(path, MAX_SETTINGS_BYTES)
     _check(AdapterSettings, settings, path.name)
@@ -187,7 +188,7 @@ def read_adapter_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def read_studio_card(folder: Path) -> dict[str, Any]:
+def read_studio_card(folder: Path) -> JsonObject:
     """The `studio.json` of an adapter's folder; empty where there is none."""
     path = folder / CARD_FILE
     if not path.is_file():
@@ -235,7 +236,7 @@ def check_small_files(folder: Path) -> None:
             read_object(folder / name)
 
 
-def _check(schema: type[_Checked], content: dict[str, Any], name: str) -> None:
+def _check(schema: type[_Checked], content: JsonObject, name: str) -> None:
     """Raises `StudioError` with everything that has a wrong type."""
     try:
         schema.model_validate(content)
@@ -296,7 +297,7 @@ WRITE_TEXT = ("CAUSAL_LM", "SEQ_2_SEQ_LM", None)
 """Task types of adapters that write text; some tools mark those of multimodal bases as SEQ_2_SEQ_LM."""
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> JsonObject:
     """The adapter's `adapter_config.json`.
 
     Raises `StudioError` unless it is of a known kind, in safetensors, which run no code, and leaves its base alone.
@@ -313,7 +314,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _check_usable(folder: Path, settings: dict[str, Any]) -> None:
+def _check_usable(folder: Path, settings: JsonObject) -> None:
     """Raises `StudioError` unless the adapter is of a known kind, writes text and leaves its base alone."""
     kind, start, task = settings["peft_type"], str(settings.get("init_lora_weights")), settings.get("task_type")
     if kind not in KINDS:
@@ -345,7 +346,7 @@ def virtual_tokens(folder: Path) -> int:
     return int(settings["num_virtual_tokens"]) if settings["peft_type"] in PROMPT_LEARNING else 0
 
 
-def read_lora(folder: Path) -> dict[str, Any]:
+def read_lora(folder: Path) -> JsonObject:
     """The same for what only LoRA can be used for. Raises `StudioError` for all other kinds."""
     settings = read_settings(folder)
     if settings["peft_type"] != LORA:

@@ -31,6 +31,7 @@ from typing import Any, BinaryIO
 from lora_studio.config.parsing import parse
 from lora_studio.config.sections import Config, Lora
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.models.adapter_files import (
     KINDS,
     LORA,
@@ -73,7 +74,7 @@ class AdapterCard:
     template: str
     kind: str
     r: int
-    values: dict[str, Any]
+    values: JsonObject
 
     @property
     def thinks(self) -> bool:
@@ -187,7 +188,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, bytes]]:
         length = struct.unpack("<Q", file.read(8))[0]
         if length > MAX_HEADER_BYTES:
             raise ValueError(f"{path.name} is no safetensors file")
-        header: dict[str, Any] = json.loads(file.read(length))
+        header: JsonObject = json.loads(file.read(length))
         header.pop("__metadata__", None)
         for name, tensor in header.items():
             begin, end = tensor["data_offsets"]
@@ -343,7 +344,7 @@ def check_fit(folder: Path, base: str | None = None, check_path: Callable[[str],
     return base_name
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path) -> JsonObject:
     """Names, types and shapes of a safetensors file's tensors, without the numbers."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -525,7 +526,7 @@ def continued(config: Config, workspace: Workspace) -> Config:
     return parse(values)
 
 
-def _kept(key: str, settings: dict[str, Any]) -> Any:
+def _kept(key: str, settings: JsonObject) -> Any:
     """The adapter's own value of a LoRA setting; None where it has none or a run may choose it."""
     value = None if key in FREE else settings.get(key)
     if key == "target_modules":

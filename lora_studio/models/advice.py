@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_studio.config.conflicts import contradictions
+from lora_studio.config.fields import SettingValues
 from lora_studio.config.sections import Config
 from lora_studio.models.memory import Estimate, estimate, settled, with_settings
 from lora_studio.models.shape import Architecture, architecture, read_config
@@ -59,7 +60,7 @@ def _changes(config: Config, device: str, longest: int | None) -> Iterator[Chang
 def _smaller(config: Config, device: str, longest: int | None) -> Iterator[Change]:
     training = config.training
     if not training.gradient_checkpointing:
-        settings: dict[str, Any] = {"training.gradient_checkpointing": True}
+        settings: SettingValues = {"training.gradient_checkpointing": True}
         yield Change(
             "checkpointing", "Turn gradient checkpointing on", "about a third more time for each step", settings
         )
@@ -104,7 +105,7 @@ def changes_that_fit(
     for change in _changes(start, device, longest):
         if _fits(with_settings(start, change.settings), model, device, available, longest, factor):
             return _measured(start, change, model, device, longest)
-    together: dict[str, Any] = {}
+    together: SettingValues = {}
     titles: dict[str, str] = {}
     current = start
     while mild := next(_useful(current, model, device, longest), None):

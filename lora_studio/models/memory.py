@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lora_studio.config.fields import SettingValues
 from lora_studio.config.sections import Config
+from lora_studio.files import JsonObject
 from lora_studio.models.shape import Adapter, Architecture, Linear, adapter, names
 
 GATED = ("gate_proj", "gate_up_proj")
@@ -225,7 +227,7 @@ class Estimate:
         """Trained share of all parameters, adapter included, as peft counts it."""
         return self.trainable / self.parameters
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return {**asdict(self), "total": self.total, "measurable": self.measurable, "share": self.share}
 
 
@@ -444,7 +446,7 @@ def settled(config: Config, model: Architecture, device: str, available: int, lo
 
 def with_settings(config: Config, changes: Mapping[str, Any]) -> Config:
     """The config with some settings, by path, replaced by values that are known to be right: nothing is checked."""
-    sections: dict[str, dict[str, Any]] = {}
+    sections: dict[str, SettingValues] = {}
     for path, value in changes.items():
         section, _, leaf = path.rpartition(".")
         sections.setdefault(section, {})[leaf] = value

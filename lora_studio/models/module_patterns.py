@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 
 MAX_CHARACTERS = 4000  # of an expression; unsloth's longest for multimodal models have 500
 CPU_SECONDS = 0.5
@@ -122,7 +123,7 @@ def _run(expressions: tuple[str, ...], names: tuple[str, ...]) -> list[list[int]
 
 
 @functools.lru_cache(maxsize=256)
-def _answer(expressions: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Any] | None:
+def _answer(expressions: tuple[str, ...], names: tuple[str, ...]) -> JsonObject | None:
     """What the process says; None where its time was over. The form asks the same again with every key pressed."""
     command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(CPU_SECONDS), str(MEMORY_BYTES)]
     request = json.dumps({"expressions": expressions, "names": names})
@@ -134,5 +135,5 @@ def _answer(expressions: tuple[str, ...], names: tuple[str, ...]) -> dict[str, A
         return None
     if ended.returncode:
         return {"wrong": ended.stderr.strip().rpartition("\n")[2] or f"its check ended with {ended.returncode}"}
-    answer: dict[str, Any] = json.loads(ended.stdout)
+    answer: JsonObject = json.loads(ended.stdout)
     return answer

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.models.module_patterns import is_regular_expression, matching
 from lora_studio.workspace import model_source, write_atomically
 
@@ -180,7 +181,7 @@ class Architecture:
         )
 
 
-def read_config(name: str, revision: str | None = None) -> dict[str, Any] | None:
+def read_config(name: str, revision: str | None = None) -> JsonObject | None:
     """The config.json of a model's folder, or of a Hub model that is in this machine's cache; None where neither is.
 
     Nothing is fetched: a Hub model that was never loaded here has no numbers yet.
@@ -272,7 +273,7 @@ def _by_family(config: Mapping[str, Any]) -> Architecture | None:
     numbers = dict(text) if isinstance(text, Mapping) else dict(config)
     try:
         family = str(numbers.get("model_type", ""))
-        build: Callable[[str, dict[str, Any]], Architecture]
+        build: Callable[[str, JsonObject], Architecture]
         build = {"phi3": _phi3, "phi": _phi}.get(family, _mixture if family in MIXTURES else _llama)
         return build(family, numbers)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
@@ -337,7 +338,7 @@ def _attention_biases(family: str, numbers: Mapping[str, Any]) -> tuple[bool, bo
     return both, both
 
 
-def _llama(family: str, numbers: dict[str, Any]) -> Architecture:
+def _llama(family: str, numbers: JsonObject) -> Architecture:
     """Llama and the families that differ from it by biases and norms only."""
     sizes = _sizes(numbers)
     every = tuple(range(sizes["layers"]))
@@ -363,7 +364,7 @@ def _mlp_bias(numbers: Mapping[str, Any]) -> bool:
     return bool(numbers.get("mlp_bias", False))
 
 
-def _phi3(family: str, numbers: dict[str, Any]) -> Architecture:
+def _phi3(family: str, numbers: JsonObject) -> Architecture:
     """Phi-3 and 4: Llama with queries, keys and values in one matrix, and gate and up in one."""
     sizes = _sizes(numbers)
     every = tuple(range(sizes["layers"]))
@@ -379,7 +380,7 @@ def _phi3(family: str, numbers: dict[str, Any]) -> Architecture:
     return Architecture(family=family, **sizes, linears=linears, norms=_norms(sizes, BEFORE_BOTH), tied=tied)
 
 
-def _phi(family: str, numbers: dict[str, Any]) -> Architecture:
+def _phi(family: str, numbers: JsonObject) -> Architecture:
     """Phi-1 to 2: biases everywhere, one norm a layer (scale and shift), two matrices in the feed-forward part."""
     sizes = _sizes(numbers)
     every = tuple(range(sizes["layers"]))
@@ -404,7 +405,7 @@ def _phi(family: str, numbers: dict[str, Any]) -> Architecture:
     )
 
 
-def _mixture(family: str, numbers: dict[str, Any]) -> Architecture:
+def _mixture(family: str, numbers: JsonObject) -> Architecture:
     """Mixtures of experts, as transformers 5 keeps them: a router, and the experts' matrices stacked."""
     sizes = _sizes(numbers)
     hidden, size = sizes["hidden"], sizes["head_size"]

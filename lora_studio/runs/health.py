@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
@@ -39,7 +40,7 @@ class Diagnosis:
     finding: str
     cause: str
     cure: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: SettingValues = field(default_factory=dict)
 
 
 Check = Callable[[RunState, Config], Diagnosis | None]
@@ -53,7 +54,7 @@ def diagnose(run: RunState, config: Config, now: float, measured: Mapping[str, A
     """
     results = [worse_than_base(run, config, measured), *(check(run, config) for check in CHECKS), stalled(run, now)]
     ordered = sorted((item for item in results if item is not None), key=lambda item: SEVERITIES.index(item.severity))
-    advised: dict[str, Any] = {}
+    advised: SettingValues = {}
     consistent = []
     for item in ordered:
         if all(advised.get(path, value) == value for path, value in item.settings.items()):
@@ -111,7 +112,7 @@ def not_a_number(run: RunState, config: Config) -> Diagnosis | None:
     bad += [item.step for item in run.evaluations[-10:] if not _finite(item.loss)]
     if not bad:
         return None
-    settings: dict[str, Any] = {"training.learning_rate": _rounded(config.training.learning_rate / 3)}
+    settings: SettingValues = {"training.learning_rate": _rounded(config.training.learning_rate / 3)}
     if config.model.dtype == "float16":
         settings["model.dtype"] = "auto"
     return Diagnosis(
@@ -297,7 +298,7 @@ def little_memory(run: RunState, config: Config) -> Diagnosis | None:
     if last is None or not last.memory_available_bytes or last.memory_peak_bytes < 0.95 * last.memory_available_bytes:
         return None
     training, gib = config.training, 1024**3
-    settings: dict[str, Any] = {"training.gradient_checkpointing": True}
+    settings: SettingValues = {"training.gradient_checkpointing": True}
     if training.per_device_train_batch_size > 1:
         settings = {
             "training.per_device_train_batch_size": training.per_device_train_batch_size // 2,

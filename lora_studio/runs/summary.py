@@ -31,14 +31,14 @@ from lora_studio.config.parsing import merge, nest, parse, read_yaml
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import flatten, settings
 from lora_studio.errors import StudioError
-from lora_studio.files import read_object
+from lora_studio.files import JsonObject, read_object
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged
 from lora_studio.workspace import RunFolder, Workspace, write_atomically
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def rows_of(run: RunState) -> list[dict[str, Any]]:
+def rows_of(run: RunState) -> list[JsonObject]:
     """What was measured, by the names of the events; `kind` is step or evaluation."""
     rows = [_row("step", item) for item in run.steps] + [_row("evaluation", item) for item in run.evaluations]
     return sorted(rows, key=lambda row: (row["step"], row["kind"] != "step"))
@@ -56,7 +56,7 @@ def to_csv(run: RunState) -> str:
     return out.getvalue()
 
 
-def _row(kind: str, item: StepLogged | Evaluated) -> dict[str, Any]:
+def _row(kind: str, item: StepLogged | Evaluated) -> JsonObject:
     values = {name: value for name, value in dataclasses.asdict(item).items() if value is not None}
     metrics = values.pop("metrics", {})
     return {"kind": kind, **values, **metrics}
@@ -101,7 +101,7 @@ def _speeds(workspace: Workspace, *, model: str, quantization: str, device: str)
             yield _speed(run, facts, numbers)
 
 
-def _speed(run: RunFolder, facts: dict[str, Any], numbers: dict[str, Any]) -> Speed | None:
+def _speed(run: RunFolder, facts: JsonObject, numbers: JsonObject) -> Speed | None:
     rows = (numbers.get("train_rows") or 0) * (numbers.get("epochs") or 0)
     if not numbers.get("tokens_per_second") or not numbers.get("tokens") or not rows:
         return None
@@ -230,9 +230,9 @@ class Overview:
     seconds: float | None = None
     maker: str = ""
     damaged: tuple[str, ...] = ()
-    result: dict[str, Any] = field(default_factory=dict)
+    result: JsonObject = field(default_factory=dict)
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> JsonObject:
         """As one JSON object, by the names that a script reads."""
         return {
             "run": self.id,
