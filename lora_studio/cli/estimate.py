@@ -1,4 +1,4 @@
-"""`estimate` and the checks before a start: what a run would need, and whether it would get far."""
+"""`estimate`, and the preflight checks of `train` and `check`."""
 
 import argparse
 from dataclasses import asdict, replace

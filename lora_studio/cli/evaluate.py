@@ -1,4 +1,4 @@
-"""`evaluate`: answers a test file with an adapter, alone or beside its base, and says how good the answers are."""
+"""`evaluate`: answers a test file with adapters and their base, and prints the metrics."""
 
 import argparse
 import contextlib

@@ -1,4 +1,4 @@
-"""`export`: takes an adapter away in a form that another program reads, and says what came out."""
+"""`export`: exports an adapter for another program, and prints where the result is."""
 
 import argparse
 import getpass

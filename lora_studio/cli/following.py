@@ -1,4 +1,4 @@
-"""Follows a job that is no run in the terminal, where Ctrl-C asks it to stop, and lists the jobs that wait."""
+"""Follows a job in the terminal, where Ctrl-C asks it to stop, and lists the queue."""
 
 import time
 from collections.abc import Callable, Mapping

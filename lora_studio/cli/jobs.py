@@ -1,4 +1,4 @@
-"""`jobs` and `runs`: list, show, follow, stop, resume or delete jobs of all kinds, also those that the page started."""
+"""`jobs` and `runs`: list, show, follow, stop, resume and delete jobs, also those started on the page."""
 
 import argparse
 import time

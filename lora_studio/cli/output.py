@@ -1,4 +1,4 @@
-"""Texts for a terminal: tables, times, and lines that go to stderr so that stdout stays for results."""
+"""Text for a terminal: tables and ages, and messages on stderr so that stdout holds only results."""
 
 import contextlib
 import io

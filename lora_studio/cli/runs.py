@@ -1,4 +1,4 @@
-"""What runs came to, in the terminal: the list, runs beside each other, tags and notes, measurements as CSV."""
+"""Results of runs in the terminal: list, comparison, tags, notes, and measurements as CSV."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Flags made from the schema, and their values on the way back to it. The schema, not argparse, checks values."""
+"""Command-line flags made from the schema, and their values. The schema checks the values, not argparse."""
 
 import argparse
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""`train`: starts a run as the page does, follows it, and hands Ctrl-C on as a stop."""
+"""`train`: starts a run, follows it, and turns Ctrl-C into a stop."""
 
 import argparse
 import signal

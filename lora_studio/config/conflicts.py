@@ -1,6 +1,6 @@
-"""Settings that are right alone and wrong together, or wrong on this machine: all of them, before anything slow.
+"""Settings that are valid alone and wrong together, or wrong on this machine.
 
-What is wrong with one value alone is the schema's matter. Every message says what to choose instead.
+All conflicts are reported before anything slow, each with what to choose instead. The schema checks single values.
 """
 
 import importlib.util

@@ -1,10 +1,6 @@
-"""What a schema is made of: `setting`, which makes a field with its words, and `Section`, which holds fields.
+"""The building blocks of the schema (`setting`, `Section`), and YAML reading within limits.
 
-The settings themselves stand in config.py and config_training.py.
-
-YAML from a person, a file or a visitor to plain values, of a size that its text warrants.
-
-A few lines of YAML whose aliases name each other can stand for billions of values.
+A few lines of YAML whose aliases refer to each other can expand to billions of values, so their number is limited.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a setting is called here that LLaMA-Factory, axolotl, Unsloth, trl, or a slip of the hand, call otherwise."""
+"""What LLaMA-Factory, axolotl, Unsloth, trl or a typo call a setting, and its name here."""
 
 import difflib
 from collections.abc import Mapping

@@ -1,8 +1,4 @@
-"""From a mapping or a YAML file to a checked config, and back; every problem is told at once.
-
-What the settings are stands in config.py, which of them can't go together in conflicts.py; this module only reads,
-explains and writes them.
-"""
+"""From a mapping or a YAML file to a checked config, and back. Every problem is reported at once."""
 
 from collections.abc import Mapping
 from pathlib import Path

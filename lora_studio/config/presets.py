@@ -1,6 +1,6 @@
-"""Presets: small YAML overlays on the defaults, each holding only what differs and why.
+"""Presets: small YAML overlays on the defaults that hold only what differs, with the reason.
 
-The ones that come with the studio are in `presets/`; a workspace can hold the user's own.
+The presets of the studio are in `presets/`; a workspace can hold the user's own.
 """
 
 import importlib.resources

@@ -1,12 +1,7 @@
 """The schema: every setting once, with type, bounds, default, title and description.
 
-The form, the flags of the command line, the check of a YAML file and the table in the documentation are made from these
-models, which `settings.py` describes one by one. Names are those of transformers, peft and trl. Nothing else holds a
-default or a bound; how the model learns has its own module, config_training.py.
-
-The sections of the schema that say how the model learns: the adapter and the schedule of the run.
-
-What is trained on and measured, and the schema as a whole, stand in config.py.
+The form, the command-line flags, the check of a YAML file and the documentation are made from these models. Names are
+those of transformers, peft and trl. Nothing else holds a default or a bound.
 """
 
 from typing import Any, Literal

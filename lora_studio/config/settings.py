@@ -1,4 +1,4 @@
-"""The schema's settings one by one, as form, flags and documentation need them, read off the models of `config.py`."""
+"""The settings of the schema one by one, as form, flags and documentation need them."""
 
 import types
 from collections.abc import Mapping

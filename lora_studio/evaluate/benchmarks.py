@@ -1,6 +1,6 @@
-"""lm-evaluation-harness, where it is installed: the command that measures an adapter on public benchmarks, its start.
+"""Public benchmarks with lm-evaluation-harness, if it is installed: the command, and starting it as a job.
 
-A package of its own, not one of ours: it fetches its questions from the Hugging Face Hub.
+The harness fetches its questions from the Hugging Face Hub.
 """
 
 import importlib.util

@@ -1,9 +1,4 @@
-"""Evaluations: a test file answered by a base and adapters, each in a folder of the workspace like a run's.
-
-The folder holds what was asked for, the answers row by row as they come, and, written last, what they amount to.
-
-Evaluations are begun here, whoever asks: what must be true before, and whether one fits beside what works.
-"""
+"""What an evaluation is asked for, checked and stored in its folder, and how it is started."""
 
 import os
 from collections.abc import Mapping, Sequence

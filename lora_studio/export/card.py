@@ -1,7 +1,6 @@
-"""The model card: the README.md that goes with an adapter or a merged model, as the Hugging Face Hub reads it.
+"""The model card: the README.md of an adapter or a merged model, as the Hugging Face Hub reads it.
 
-It says what was trained, from what, on what, with what result, and how it is used. Nothing of this machine stands in
-it: files bear their last name only, a base is called as others know it. What a person wrote is text, never markup.
+It holds no path of this machine, and text from users is escaped.
 """
 
 import math

@@ -1,7 +1,6 @@
-"""The part of Go's template language that a Modelfile here is written in: read and filled in, so that it can be proved.
+"""An interpreter for the subset of Go templates that our Modelfiles use, so that a template can be proved.
 
-Ollama fills a template with the conversation's messages and the joined system prompts; `fill` does the same. What the
-part leaves out (pipes, trimming, user functions) is refused, so that nothing is proved of what was not understood.
+`fill` renders a conversation as Ollama does. Anything outside the subset (pipes, trimming, functions) is refused.
 """
 
 import re

@@ -1,7 +1,4 @@
-"""An installed llama.cpp: where its programs are, what they are called with, and what their output says of progress.
-
-Nothing is started here.
-"""
+"""An installed llama.cpp: where its programs are, how to call them, and how to read their progress."""
 
 import os
 import re

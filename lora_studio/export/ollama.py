@@ -1,12 +1,7 @@
-"""A Jinja chat template in Go's template language, for Ollama: worked out from how it renders, and then proved.
+"""A chat template and a Modelfile for Ollama, derived from the Jinja template and then proved.
 
-Conversations of marked words are rendered, and what stands between the words becomes a text for each role. The result
-is filled in for many other conversations and must give the Jinja template's very text, or there is none: better no
-template than a model that is asked otherwise than it was trained.
-
-Ollama's Modelfile: which weights, the template as Go reads it, where answers end, and how they are sampled.
-
-What Ollama reads of a Modelfile was looked up in its sources: the quotes it knows, and the signs that it drops.
+Marked conversations are rendered with Jinja to find the text around each role. The resulting Go template must render
+many other conversations identically, otherwise there is none: a wrong template is worse than no template.
 """
 
 import itertools

@@ -1,10 +1,4 @@
-"""Exports: an adapter taken away in a form that another program reads, each in a folder of the workspace like a run's.
-
-The folder holds what was asked for, the result, and, written last, what it is and whether it was tried. What forms
-there are stands in export_targets.py.
-
-Exports are begun here, whoever asks: what must be true before, and which of them need the device.
-"""
+"""What an export is asked for, checked and stored in its folder, and how it is started."""
 
 import os
 import shutil

@@ -1,6 +1,6 @@
-"""The forms in which an adapter can be taken away: what each is for, how large it will be, and its settings.
+"""The forms of an export: purpose, settings and size of each.
 
-The program of a target stands in `engine/export_NAME.py`; form, flags and documentation are made from what stands here.
+Form, flags and documentation are made from this table; `engine/export` holds the programs.
 """
 
 import re

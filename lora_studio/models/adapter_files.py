@@ -1,17 +1,7 @@
-"""The small files of an adapter, which may come from anywhere: each is read here, within bounds, against one schema.
+"""The files of an adapter: their names, the kinds of adapters that can be used, and bounded reads checked by a schema.
 
-What passes has the types that peft and the studio count on; all else is a `StudioError` that says what was found.
-
-The kinds of adapters that can be used here, and their settings: what peft may be handed, and what is refused.
-
-Names of an adapter's weights: those that different programs give the same place in a model, made alike.
-
-The same text model is `model.layers...` alone, `model.language_model.layers...` in a multimodal checkpoint and
-`language_model.model.layers...` in an older one; peft, compilers and wrappers put their own names around them.
-
-What a LoRA adapter holds beyond pairs of matrices under one scale: programs that read such pairs alone lose it.
-
-No torch: the adapter's own settings and the names of its tensors say it all.
+An adapter may come from anywhere. What passes has the types that peft and the studio expect; everything else raises
+`StudioError`. No torch: settings and tensor names are enough.
 """
 
 import json

@@ -1,20 +1,6 @@
-"""Adapters that exist already: found by run, checkpoint or folder, and what a run that continues one takes from it.
+"""An adapter without its weights: its card, its base, and whether it fits a base.
 
-Rank, strength and modules belong to the weights: a run that starts from an adapter has them from there, and its config
-says so. No torch: only the small JSON files beside the weights are read.
-
-What is known of an adapter without loading it: base, precision, chat template, tokenizer and system prompt.
-
-The one place that reads an adapter's folder for page, terminal, evaluation and export alike. No torch.
-
-Whether an adapter from anywhere may be put on a base: its kind, its task, its base, and the shape of every matrix.
-
-No torch: adapter_config.json, the header of adapter_model.safetensors and the base's config.json are all that is read.
-
-Whether two names stand for one base model: the same folder or Hub id, or the same config and weights.
-
-A fingerprint is over the config and a sample of every tensor, so that a copy elsewhere, or in other shards, has the
-same one. Nothing is fetched: of a Hub model only what is in this machine's cache is read.
+Reads JSON files and the header of the safetensors file only; nothing is fetched and torch is not needed.
 """
 
 import functools

@@ -1,6 +1,6 @@
-"""Which changes of the settings would save the most memory, what each costs, and which of them make a run fit.
+"""The changes of settings that save the most memory, with what each costs.
 
-Every change is tried with the same estimate that the page shows, so that what is promised is what the form then says.
+Every change is computed with the estimate that the page shows, so the form confirms what was promised.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,14 +1,7 @@
-"""Where a token for the Hugging Face Hub comes from, and how a child gets one: in its environment and nowhere else.
+"""The Hugging Face Hub as the environment describes it: token, models that may run their own code, and the Space.
 
-A token is never an argument of a program, never in a file of the workspace, in an event or in a log. What the studio
-reads of the Hub for a visitor it reads without its owner's token: that opens what they alone may see.
-
-Models that bring program code of their own, and which of them may run it: none that was not named at the start.
-
-The names stand in the environment of whoever starts the program, and neither in a config nor in an adapter's files:
-those are copied from elsewhere, and whoever writes them could run anything here.
-
-What a Hugging Face Space tells of itself in its environment: that it is one, whose, and how its visitors log in.
+A token reaches a child through its environment only, never as an argument or in a file, an event or a log. Models with
+code of their own run only if they were named at the start, never because a config or an adapter asks for it.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Adapters that were not trained here: out of an uploaded zip, a folder, or the Hugging Face Hub.
+"""Adapters that were not trained here: from an uploaded zip, a folder or the Hugging Face Hub.
 
-Nothing that can run code comes in: of an archive and of the Hub only safetensors, JSON and text files are taken, by
-name, and every path and size in an archive is checked before anything is written.
+Nothing that can run code gets in. Only safetensors, JSON and text files with known names are taken, and every path and
+size in an archive is checked before anything is written.
 """
 
 import errno

@@ -1,12 +1,7 @@
-"""Memory that a run will need, part by part, from its config and the numbers of the model's config.json.
+"""The memory that a run needs, by part, computed from its config and the model's config.json.
 
-Plain arithmetic, so that it can follow every change of the form. The formulas stand at the functions, with where they
-come from; measured peaks are stored with each run, beside what was estimated.
-
-What a training step keeps in memory between forward and backward, counted tensor by tensor for one token.
-
-The counts follow the modelling code of transformers 5 and peft 0.21: a frozen matrix keeps no input, an adapter keeps
-its own. A test compares them with the tensors that PyTorch's autograd really saves.
+The counts for a training step follow the modelling code of transformers 5 and peft 0.21 tensor by tensor; a test
+compares them with the tensors that autograd saves.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""Regular expressions for module names, which people and adapters bring: matched in a process that ends in time.
+"""Regular expressions for module names, matched in a process with a time limit.
 
-The engine is Python's own `re`, which peft uses: what is matched here is what peft matches, and what explodes there
-ends here first. A match holds its whole process, so that no process with other work ever runs one of these.
+Users and adapters supply them. The engine is Python's `re`, as in peft, so both match the same modules; a match blocks
+its whole process, so none ever runs in a process with other work.
 """
 
 import functools

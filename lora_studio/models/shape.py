@@ -1,11 +1,7 @@
-"""What a model is made of, from the numbers of its config.json alone: its linear modules, experts and parameters.
+"""The shape of a model and of an adapter on it, computed from its config.json: modules, experts and parameters.
 
-Arithmetic only: no weights, no torch, no network. Families whose layout is known here are counted exactly (a test
-compares them with the models themselves); others are counted as Llama would be, and `exact` says so.
-
-Which modules an adapter sits on and how many parameters it trains, from a model's numbers and the LoRA settings.
-
-The same choice that the engine hands to peft, made without peft: a test compares both on the models themselves.
+Arithmetic only: no weights, no torch, no network. Known families are exact, and a test compares them with the models
+themselves. Others use the layout that a child took from the model; before that they are counted as Llama (`exact`).
 """
 
 import hashlib

@@ -1,10 +1,6 @@
-"""The checkpoints of a run that are on disk: what each measured, how large it is, and a zip of one without pickles.
+"""The checkpoints of a run: their measurements and sizes, manifests, zips without pickles, and what a deletion removes.
 
-The manifest of a checkpoint: size and checksum of every file, written last, so that damage is seen before a resume.
-
-Checkpoints of earlier versions have none: of these, what can be seen without one is looked at.
-
-What goes with a run when it is deleted, and what stands against it. Deleting itself is the supervisor's matter.
+A manifest holds size and checksum of every file and is written last, so damage is noticed before a resume.
 """
 
 import hashlib

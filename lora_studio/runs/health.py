@@ -1,7 +1,6 @@
-"""How a run is doing: each function looks for one trouble and names its cause and the change that mends it.
+"""The health of a run: each check looks for one problem, names its cause and the change that fixes it.
 
-Pure functions of a run's state and its config. The troubles are those that users of such tools report most;
-each docstring says where its threshold comes from.
+Pure functions of a run's state and config. Each docstring gives the source of its threshold.
 """
 
 import itertools

@@ -1,21 +1,4 @@
-"""A run on one line, as tables of runs show it: what it is, how far it is, what it measured. Also search and order.
-
-Runs beside each other: the settings in which they differ, and what came out.
-
-What a run measured, as rows and as CSV: one for each logged step and each evaluation, in the order of steps.
-
-How fast earlier runs of this workspace went, so that the time of the next one can be told beforehand.
-
-Reads what finished runs left in complete.json. A model that never ran here has no speed: then nothing is guessed.
-
-How fast something goes and how long the rest of it takes: numbers, which terminal and page put into words.
-
-What a run was trained with in all: its config, which stays as it was written, and epochs that were added since.
-
-Tags and the note that a person gives a run, kept beside what the run wrote itself. They change nothing about it.
-
-Markdown in which whatever comes from a person, a file or a model is read as text, never as markup.
-"""
+"""A run in numbers and text: table rows, search, comparison, CSV, speed, tags, and escaped Markdown."""
 
 import csv
 import dataclasses
