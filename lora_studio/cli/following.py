@@ -84,7 +84,7 @@ def _follow(supervisor: Supervisor, job_id: str, telling: Telling, leaves: bool)
 
 
 def tell_waiting(supervisor: Supervisor, last_holder: str) -> str:
-    """Says once which job holds the device, and which one after it; gives the one that was told."""
+    """Says once which job holds the device, and which one after it; gives the one that was announced."""
     holder = supervisor.busy()
     if holder is None or holder == last_holder:
         return last_holder

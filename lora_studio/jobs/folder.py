@@ -40,9 +40,9 @@ class EvaluationFolder(JobFolder):
 
     def read_result(self) -> dict[str, Any]:
         """What the answers amount to; empty before they were measured, and where the file is damaged."""
-        found = super().read_result()
+        summary = super().read_result()
         try:
-            return found if all(metric["unit"] for metric in found["metrics"].values()) and found["columns"] else {}
+            return summary if all(item["unit"] for item in summary["metrics"].values()) and summary["columns"] else {}
         except (KeyError, TypeError, AttributeError):
             return {}
 
@@ -125,15 +125,15 @@ class JobFolders(Generic[Folder]):
         if not self.parent.is_dir():
             return []
         names = sorted(os.listdir(self.parent), reverse=True)
-        found = [self.kind(self.parent / name) for name in names if not name.startswith(".")]
-        return [folder for folder in found if folder.facts.is_file()]
+        folders = [self.kind(self.parent / name) for name in names if not name.startswith(".")]
+        return [folder for folder in folders if folder.facts.is_file()]
 
     def find(self, name: str) -> Folder:
         """The one of that id. Raises `StudioError` where there is none."""
-        found = next((folder for folder in self.all() if folder.id == name), None)
-        if found is None:
+        match = next((folder for folder in self.all() if folder.id == name), None)
+        if match is None:
             raise StudioError(f"There is no {self.noun} {name!r}.", "It may have been deleted: choose another one.")
-        return found
+        return match
 
 
 def remove(folder: JobFolder) -> None:

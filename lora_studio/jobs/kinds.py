@@ -87,13 +87,13 @@ class JobIndex:
         except FileNotFoundError:
             return []
         before = self._known
-        found = {}
+        folders = {}
         for path in (place / name for name in names if not name.startswith(".")):
             folder = before.get(path) or kind.folder(path)
             if path in before or folder.facts.is_file():
-                found[path] = folder
-        self._known = {path: folder for path, folder in before.items() if path.parent != place} | found
-        return list(found.values())
+                folders[path] = folder
+        self._known = {path: folder for path, folder in before.items() if path.parent != place} | folders
+        return list(folders.values())
 
     def find(self, name: str) -> tuple[Kind, JobFolder]:
         """The job of that id which is shown to whoever is answered; a run also by the beginning of its id, its title or

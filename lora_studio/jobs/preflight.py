@@ -286,19 +286,19 @@ def _memory(config: Config, model: Architecture | None, machine: Machine, longes
     expected = estimate(chosen, model, device.kind, longest)
     needed = expected.total
     found = f"About {needed / GIB:,.1f} GiB of {machine.memory / GIB:,.1f} GiB that are free on {device.name}."
-    said = verdict(needed, machine.memory)
+    fit = verdict(needed, machine.memory)
     if not model.counted:
         advice = "Start only if you know that the model fits."
         return Check(title, ASK, f"{found} That is a guess: this kind of model could not be counted.", advice)
     if not expected.exact:
         found += f" A rough estimate: {ROUGH}."
-    if said == "fits":
+    if fit == "fits":
         return Check(title, OK, found)
     change = changes_that_fit(config, model, device.kind, machine.memory, longest=longest)
     advice = (
         f"{change.title} would make it fit." if change else "No single change would make it fit: take a smaller model."
     )
-    return Check(title, NOTE if said == "tight" else ASK, found, advice)
+    return Check(title, NOTE if fit == "tight" else ASK, found, advice)
 
 
 LOG = "preflight.log"

@@ -407,5 +407,5 @@ def _count(path: Path, _changed: int, _size: int, options: str) -> QuickLook:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=WALL_SECONDS, env=child_environment())
     if ended.returncode:
         return QuickLook()
-    told = json.loads(ended.stdout)
-    return QuickLook(told["rows"] or None, told["reading"])
+    answer = json.loads(ended.stdout)
+    return QuickLook(answer["rows"] or None, answer["reading"])

@@ -73,18 +73,18 @@ def brief(state: RunState) -> RunState:
 def read_folded(folder: JobFolder, key: Key) -> RunState | None:
     """The run's brief state as of events of that size and time; None where that is not known."""
     try:
-        kept = json.loads(folder.folded.read_text(encoding="utf-8"))
-        return _state(kept["state"]) if (kept["made_by"], kept["key"]) == (_MADE_BY, list(key)) else None
+        snapshot = json.loads(folder.folded.read_text(encoding="utf-8"))
+        return _state(snapshot["state"]) if (snapshot["made_by"], snapshot["key"]) == (_MADE_BY, list(key)) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
 def keep_folded(folder: JobFolder, state: RunState, key: Key) -> None:
     """Writes the run's brief state down. Where that is not possible (disk full, run gone), nothing is lost but time."""
-    kept = {"made_by": _MADE_BY, "key": key, "state": dataclasses.asdict(brief(state))}
+    snapshot = {"made_by": _MADE_BY, "key": key, "state": dataclasses.asdict(brief(state))}
     temporary = folder.folded.with_name(f"{folder.folded.name}.{os.getpid()}-{threading.get_ident()}")
     with contextlib.suppress(OSError):
-        temporary.write_text(json.dumps(kept), encoding="utf-8")
+        temporary.write_text(json.dumps(snapshot), encoding="utf-8")
         os.replace(temporary, folder.folded)
     with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)
@@ -198,11 +198,11 @@ class Follower:
         except FileNotFoundError:
             return
         with file:
-            found = os.fstat(file.fileno())
-            key = (found.st_size, found.st_mtime_ns)
+            status = os.fstat(file.fileno())
+            key = (status.st_size, status.st_mtime_ns)
             short = not self.alive and not self._wanted_whole
-            if short and (self._in_short or not self._offset) and (kept := read_folded(self.folder, key)) is not None:
-                self._folded, self._in_short = replace(kept, **self._facts), True
+            if short and (self._in_short or not self._offset) and (known := read_folded(self.folder, key)) is not None:
+                self._folded, self._in_short = replace(known, **self._facts), True
                 return
             if self._in_short:
                 self._begin_anew()
@@ -294,7 +294,7 @@ class Follower:
 
 def _signature(path: str) -> tuple[int, int, int] | None:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -81,8 +81,8 @@ def last_lines(path: Path, count: int, max_bytes: int = 65_536) -> str:
             text = file.read().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return ""
-    shown = [line.rstrip("\r").rpartition("\r")[2] for line in _TERMINAL_CODES.sub("", text).split("\n")]
-    return "\n".join([line.rstrip() for line in shown if line.strip()][-count:])
+    visible = [line.rstrip("\r").rpartition("\r")[2] for line in _TERMINAL_CODES.sub("", text).split("\n")]
+    return "\n".join([line.rstrip() for line in visible if line.strip()][-count:])
 
 
 def last_error(path: Path) -> str:
