@@ -22,7 +22,7 @@ import gradio as gr
 import numpy as np
 from safetensors.numpy import save_file
 
-from lora_studio.chat.conversation import SAMPLING, Talk
+from lora_studio.chat.conversation import SAMPLING, ChatState
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.jobs.events import Finished, RunStarted, to_line
 from lora_studio.jobs.supervisor import Supervisor
@@ -101,13 +101,13 @@ def chat_of(workspace: Workspace, tokens: int) -> Chat:
     supervisor = Supervisor(workspace)
     with gr.Blocks():
         chat = Chat(Studio(workspace, supervisor, player, player), tab.draw())
-    chat.keep(WHO, Talk(adapters=[supervisor.runs()[0].id]))
+    chat.keep(WHO, ChatState(adapters=[supervisor.runs()[0].id]))
     return chat
 
 
 def ask(chat: Chat, opened: Opened) -> dict[str, float]:
     """One question in an empty conversation, until its answer is whole."""
-    chat.keep(WHO, Talk(adapters=chat.talk(WHO).adapters))
+    chat.keep(WHO, ChatState(adapters=chat.talk(WHO).adapters))
     sampling = [to_widget(setting, setting.default) for setting in SAMPLING]
     files, folders, cpu = opened.files, opened.folders, time.process_time()
     updates = sum(1 for _ in chat.send(WHO, "Where is the library?", "", *sampling))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from lora_studio.access.guests import LIMITS, Guests
+from lora_studio.access.guests import LIMITS, Guests, origin
 from lora_studio.access.policy import Users
 from lora_studio.access.serving import Serving
 from lora_studio.chat.arbiter import Engine
@@ -32,7 +32,7 @@ class Services:
     @cached_property
     def engine(self) -> Engine:
         """Answers in turn, whoever asks: the chat tab, a program, an endpoint."""
-        return Engine(self.chat, self.supervisor, LIMITS.questions if self.serving.guests else None)
+        return Engine(self.chat, self.supervisor, LIMITS.questions if self.serving.guests else None, origin)
 
 
 def users_of(workspace: Workspace, serving: Serving) -> Users | None:

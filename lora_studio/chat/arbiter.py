@@ -5,14 +5,13 @@ needed, asked before it is loaded where memory is short.
 import contextlib
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_studio.access.guests import origin
-from lora_studio.chat import device
 from lora_studio.chat.choices import Wanted
 from lora_studio.errors import StudioError
+from lora_studio.jobs.device import Verdict, model_bytes
 from lora_studio.jobs.kinds import TRAIN
 from lora_studio.jobs.protocol import (
     ColumnPrompt,
@@ -28,19 +27,27 @@ from lora_studio.jobs.protocol import (
 )
 from lora_studio.jobs.session import DeadOnArrivalError, Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui import html
+from lora_studio.models.hardware import devices
+from lora_studio.units import duration, size
 
 LOADING = {"base": "Loading the base model", "adapters": "Loading the adapters"}
 WAIT_SECONDS = 0.4
 KEPT_SECONDS = 600.0
 """How long a base that was used on the page is not put out of memory for a program's request."""
 
+RESERVED_TOKENS = 2048
+"""Tokens of a conversation whose keys and values are reckoned with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Why no answer comes yet, as markup. `waiting`: somebody else is being answered."""
+    """Why no answer comes yet, and how far that is; `total` 0 where it is not known. `waiting`: somebody else is being
+    answered."""
 
-    words: str
+    label: str
+    done: int = 0
+    total: int = 0
+    remark: str = ""
     waiting: bool = False
 
 
@@ -59,11 +66,10 @@ Answers = Generator[Answer, None, None]
 
 
 class ConsentError(StudioError):
-    """The memory will hardly do: a person has to say whether to go on. `words` is the question as markup."""
+    """The memory will hardly do: a person has to say whether to go on."""
 
-    def __init__(self, found: device.Verdict, run: str | None) -> None:
-        super().__init__(device.shortage(found, run), "Load it on the page anyway, or choose a smaller base.")
-        self.words = device.question(found, run)
+    def __init__(self, verdict: Verdict, run: str | None) -> None:
+        super().__init__(shortage(verdict, run), "Load it on the page anyway, or choose a smaller base.")
 
 
 class HeldError(StudioError):
@@ -79,17 +85,22 @@ def asker(kind: str, visitor: str, which: str) -> str:
     return f"{kind} {visitor} {which}"
 
 
-def _person(who: str) -> str:
-    """What those who ask and may be one person have in common; "" where visitors are not told apart."""
-    return origin(who.split(" ")[1]) if who.count(" ") == 2 else ""
-
-
 class Engine:
-    """Shared by all. `loaded` is what the child said it holds. Of one visitor so many questions wait as `most_waiting`
-    says; any number where that is None."""
+    """Shared by all. `loaded` is what the session holds in memory.
 
-    def __init__(self, session: Session, supervisor: Supervisor, most_waiting: int | None = None) -> None:
-        self._session, self._supervisor, self._most_waiting = session, supervisor, most_waiting
+    At most `max_waiting` questions of one person wait; None for any number. `person_of` gives what user names have in
+    common that may belong to one person.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        supervisor: Supervisor,
+        max_waiting: int | None = None,
+        person_of: Callable[[str], str] = str,
+    ) -> None:
+        self._session, self._supervisor = session, supervisor
+        self._max_waiting, self._person_of = max_waiting, person_of
         self._turn = threading.Lock()
         self._naming = threading.Lock()
         self._holder = ""
@@ -170,16 +181,17 @@ class Engine:
         self._loaded, self._loaded_for = None, None
         yield Unloaded()
 
+    def _person(self, who: str) -> str:
+        """Who may be the same person as others that ask; "" where users are not told apart."""
+        return self._person_of(who.split(" ")[1]) if who.count(" ") == 2 else ""
+
     def _in_turn(self, who: str, work: Answers) -> Answers:
         with self._naming:
-            person = _person(who)
-            if (
-                self._most_waiting
-                and person
-                and self._most_waiting <= sum(_person(one) == person for one in self._waiting)
-            ):
+            person = self._person(who)
+            waiting = sum(self._person(other) == person for other in self._waiting) if person else 0
+            if self._max_waiting and waiting >= self._max_waiting:
                 raise BusyError(
-                    f"{self._most_waiting} questions of yours, or of your address, wait already.",
+                    f"{self._max_waiting} questions of yours, or of your address, wait already.",
                     "Ask again in a moment.",
                 )
             self._waiting.add(who)
@@ -188,7 +200,7 @@ class Engine:
                 while not self._turn.acquire(timeout=WAIT_SECONDS):
                     if who not in self._waiting:
                         raise StudioError("Stopped before it began.", "Somebody else was being answered. Ask again.")
-                    yield Status(html.progress("Somebody else is being answered; yours comes next"), waiting=True)
+                    yield Status("Somebody else is being answered; yours comes next", waiting=True)
                 try:
                     with self._naming:
                         self._waiting.discard(who)
@@ -241,13 +253,13 @@ class Engine:
         """Loads what is wanted unless it is what is in memory."""
         if self.holds(wanted):
             return
-        held = self.loaded
-        same_base = held is not None and self._loaded_for is not None and self._loaded_for.of_base == wanted.of_base
+        loaded = self.loaded
+        same_base = loaded is not None and self._loaded_for is not None and self._loaded_for.of_base == wanted.of_base
         if not insist and not same_base:
-            found = device.verdict(wanted, held.memory_bytes if held else 0)
-            if not found.fits:
-                raise ConsentError(found, self.run)
-        yield Status(html.progress("Starting the engine" if held is None else "Loading"))
+            verdict = chat_verdict(wanted, loaded.memory_bytes if loaded else 0)
+            if not verdict.fits:
+                raise ConsentError(verdict, self.run)
+        yield Status("Starting the engine" if loaded is None else "Loading")
         self._loaded, self._loaded_for, self._loading = None, None, not same_base
         try:
             with contextlib.closing(self._session.stream(wanted.request())) as answers:
@@ -256,16 +268,46 @@ class Engine:
                         self._loaded, self._loaded_for = answer, wanted
                         yield Ready()
                     elif isinstance(answer, Progress):
-                        yield Status(_loading(answer))
+                        yield _loading(answer)
         finally:
             self._loading = False
 
 
-def _loading(progress: Progress) -> str:
+def chat_bytes(wanted: Wanted, device: str, tokens: int | None = None) -> int | None:
+    """Memory of a base with these adapters and so many tokens read or written; else a conversation in each column."""
+    held = RESERVED_TOKENS * (1 + len(wanted.adapters)) if tokens is None else tokens
+    folders = [folder for _, folder in wanted.adapters]
+    return model_bytes(wanted.base, wanted.revision, wanted.quantization, folders, device, held)
+
+
+def chat_verdict(wanted: Wanted, held: int = 0) -> Verdict:
+    """`held` is what a chat holds now that goes when this one is loaded."""
+    device = devices()[0]
+    return Verdict(chat_bytes(wanted, device.kind), device.memory_free + held, device)
+
+
+def shortage(found: Verdict, run: str | None) -> str:
+    """What is needed that the memory will hardly do for, and what there is."""
+    beside = f" while {run} trains on the same device" if run else ""
+    return f"Loading this needs about {size(found.need or 0)}, and {size(found.free)} are free{beside}."
+
+
+def holders(run: str | None, chat: str | None, evaluating: bool = False, exporting: bool = False) -> str:
+    """Who holds the device, in a sentence."""
+    others = ["an evaluation"] * evaluating + ["an export"] * exporting
+    who = [f"the run {run}" if run else "", chat or "", *others]
+    held = [name for name in who if name]
+    if not held:
+        return "Nothing holds the device."
+    return f"The device is held by {' and '.join(held)}" + (": they share memory and speed." if len(held) > 1 else ".")
+
+
+def _loading(progress: Progress) -> Status:
     """How far the loading is; a base that is not on this machine yet is fetched first."""
     if progress.phase != "download":
-        return html.progress(LOADING.get(progress.phase, "Loading"))
-    done, total, left = progress.done, max(1, progress.total), progress.seconds_left
-    parts = [f"{html.size(done)} of {html.size(total)}"]
-    parts += [f"{html.size(progress.rows_per_second)} a second, {html.duration(left)} left"] if left else []
-    return html.progress("Downloading the base model, percent", 100 * done // total, 100, remark=", ".join(parts))
+        return Status(LOADING.get(progress.phase, "Loading"))
+    done, total, seconds_left = progress.done, max(1, progress.total), progress.seconds_left
+    remark = f"{size(done)} of {size(total)}"
+    if seconds_left:
+        remark += f", {size(progress.rows_per_second)} a second, {duration(seconds_left)} left"
+    return Status("Downloading the base model, percent", 100 * done // total, 100, remark)

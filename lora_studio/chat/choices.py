@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from lora_studio.chat.conversation import BASE, Talk
+from lora_studio.chat.conversation import BASE, ChatState
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.config.sections import Config
 from lora_studio.data.formats import convert, detect_format
@@ -111,7 +111,7 @@ def preferred(found: Sequence[Choice], wanted: str) -> Choice | None:
     return next(iter([*exact, *of_run, *found]), None)
 
 
-def follow(found: Sequence[Choice], talk: Talk) -> str:
+def follow(found: Sequence[Choice], talk: ChatState) -> str:
     """Puts what a run has now in the place of its adapters that are gone: it deletes older checkpoints as it goes on.
 
     Says so in words; empty where all are there, or where nothing can take their place.

@@ -1,8 +1,6 @@
-"""What is said in the chat: a conversation for each column, what each is asked, and what is kept between visits.
+"""The state of a chat: a conversation for each column, how its answers are sampled, and what a reload brings back.
 
-Pure functions and values; no gradio, no model. Columns are named by who answers: "base", or an adapter's value.
-
-How the chat's answers are sampled: the settings of a config's section `generation`, from its boxes to the engine.
+Columns are named by who answers: "base", or an adapter's value.
 """
 
 import json
@@ -11,16 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from lora_studio.config.parsing import nest, parse
 from lora_studio.config.settings import settings
-from lora_studio.jobs.protocol import ColumnAnswer
-from lora_studio.ui import form, html
 from lora_studio.workspace import Workspace
 
 BASE = "base"
-
-
-FINISH = {"eos": "", "stop_string": "ended by a stop text", "length": "cut at the longest answer", "stopped": "stopped"}
 
 
 _WHO = re.compile(r"[0-9a-f]{8,40}")
@@ -30,8 +22,8 @@ Message = dict[str, str]
 
 
 @dataclass
-class Talk:
-    """One person's chat as it is kept: which adapters answer, what was said in each column, and how it is shown.
+class ChatState:
+    """One person's chat: which adapters answer, the conversation of each column, and how it is shown.
 
     `system` None is each adapter's own; `columns` keeps columns that are not shown now, so that they can come back.
     """
@@ -135,58 +127,27 @@ def _complete(column: Sequence[Message]) -> list[Message]:
     return [message for turn in turns if turn[1]["content"] for message in turn]
 
 
-def known(who: str) -> str:
+def draft_key(who: str) -> str:
     """The name under which a browser's chat is kept: its own random one, or "guest"."""
     return who if _WHO.fullmatch(who) else "guest"
 
 
-def read_talk(workspace: Workspace, who: str) -> Talk:
+def read_state(workspace: Workspace, who: str) -> ChatState:
     """What this browser's chat was when it was left."""
-    draft = workspace.read_draft(f"chat-{known(who)}")
+    draft = workspace.read_draft(f"chat-{draft_key(who)}")
     if not isinstance(draft, dict):
-        return Talk()
-    names = {item.name for item in fields(Talk)}
-    return Talk(**{name: value for name, value in draft.items() if name in names})
+        return ChatState()
+    names = {item.name for item in fields(ChatState)}
+    return ChatState(**{name: value for name, value in draft.items() if name in names})
 
 
-def write_talk(workspace: Workspace, who: str, talk: Talk) -> None:
-    workspace.write_draft(f"chat-{known(who)}", asdict(talk))
-
-
-def column_note(answer: ColumnAnswer) -> str:
-    """How quick an answer was and how it ended."""
-    if not answer.tokens:
-        return "No token before the stop"
-    ended = FINISH[answer.finish]
-    words = (
-        f"{html.count(answer.tokens, 'token')}, {answer.tokens_per_second:.0f} tokens/s, "
-        f"first after {html.duration(answer.first_token_seconds)}"
-    )
-    return f"{words}, {ended}" if ended else words
+def write_state(workspace: Workspace, who: str, state: ChatState) -> None:
+    workspace.write_draft(f"chat-{draft_key(who)}", asdict(state))
 
 
 SAMPLING = tuple(setting for setting in settings() if setting.section == "generation")
 
 
-def checked(raws: Sequence[Any]) -> dict[str, Any]:
-    """The settings by path, checked; an emptied box is its default."""
-    chosen = {}
-    for setting, raw in zip(SAMPLING, raws, strict=True):
-        value = form.from_widget(setting, raw)
-        chosen[setting.path] = setting.default if value is None else value
-    found = parse(nest(chosen)).generation.model_dump()
-    return {setting.path: found[_name(setting.path)] for setting in SAMPLING}
-
-
-def boxes(generation: Mapping[str, Any]) -> list[Any]:
-    """What the boxes hold for these settings, given by their last names."""
-    return [form.to_widget(setting, generation[_name(setting.path)]) for setting in SAMPLING]
-
-
 def plain(sampling: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by their last names, as the engine takes them."""
-    return {_name(path): value for path, value in sampling.items()}
-
-
-def _name(path: str) -> str:
-    return path.rpartition(".")[2]
+    return {path.rpartition(".")[2]: value for path, value in sampling.items()}

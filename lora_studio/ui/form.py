@@ -16,6 +16,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from lora_studio.chat.conversation import SAMPLING
 from lora_studio.config.fields import GROUPS
 from lora_studio.config.parsing import Problem, nest, parse
 from lora_studio.config.presets import presets
@@ -211,6 +212,22 @@ def _as_float(text: str) -> float | str:
 def values(raws: Sequence[Any]) -> dict[str, Any]:
     """The whole form as config values by path."""
     return {setting.path: from_widget(setting, raw) for setting, raw in zip(settings(), raws, strict=True)}
+
+
+def sampling(raws: Sequence[Any]) -> dict[str, Any]:
+    """The checked settings of how answers are sampled, by path, as the boxes of the chat hold them; an emptied box is
+    its default."""
+    values = {}
+    for setting, raw in zip(SAMPLING, raws, strict=True):
+        value = from_widget(setting, raw)
+        values[setting.path] = setting.default if value is None else value
+    generation = parse(nest(values)).generation
+    return {setting.path: getattr(generation, setting.path.rpartition(".")[2]) for setting in SAMPLING}
+
+
+def sampling_boxes(generation: Mapping[str, Any]) -> list[Any]:
+    """What the boxes hold for these settings, given by their last names."""
+    return [to_widget(setting, generation[setting.path.rpartition(".")[2]]) for setting in SAMPLING]
 
 
 def read(raws: Sequence[Any]) -> Config:

@@ -3,7 +3,7 @@
 import json
 
 from lora_studio.chat import conversation as dialogue
-from lora_studio.chat.conversation import BASE, Talk
+from lora_studio.chat.conversation import BASE, ChatState
 from lora_studio.data.formats import convert, detect_format
 from lora_studio.data.rows import Record
 from lora_studio.workspace import Workspace
@@ -11,8 +11,8 @@ from lora_studio.workspace import Workspace
 WHO = "0123456789abcdef01234567"
 
 
-def talk_of_two() -> Talk:
-    talk = Talk(adapters=["run"])
+def talk_of_two() -> ChatState:
+    talk = ChatState(adapters=["run"])
     for question in ("One?", "Two?"):
         talk.ask(question, talk.names)
         talk.finish({BASE: f"Base {question}", "run": f"Arr {question}"})
@@ -24,7 +24,7 @@ def contents(messages: list[dict[str, str]]) -> list[str]:
 
 
 def test_each_column_is_asked_with_its_own_answers() -> None:
-    talk = Talk(adapters=["run"])
+    talk = ChatState(adapters=["run"])
     talk.ask("One?", talk.names)
     talk.add({BASE: "Base", "run": "Arr"})
     talk.add({BASE: " one.", "run": " one!"})
@@ -34,7 +34,7 @@ def test_each_column_is_asked_with_its_own_answers() -> None:
 
 
 def test_a_question_that_one_column_did_not_answer_is_left_out_of_its_next_prompt() -> None:
-    talk = Talk(adapters=["run"])
+    talk = ChatState(adapters=["run"])
     talk.ask("One?", talk.names)
     talk.finish({BASE: "Yes.", "run": ""})
     assert talk.take_back(talk.names) is False
@@ -44,7 +44,7 @@ def test_a_question_that_one_column_did_not_answer_is_left_out_of_its_next_promp
 
 
 def test_a_question_that_nobody_answered_is_taken_back() -> None:
-    talk = Talk(adapters=["run"])
+    talk = ChatState(adapters=["run"])
     talk.ask("One?", talk.names)
     assert talk.take_back(talk.names) is True
     assert [talk.column(name) for name in talk.names] == [[], []]
@@ -75,11 +75,11 @@ def test_a_column_that_went_brings_its_conversation_back() -> None:
 def test_a_chat_is_kept_for_each_browser(workspace: Workspace) -> None:
     talk = talk_of_two()
     talk.system, talk.marks = "Be brief.", True
-    dialogue.write_talk(workspace, WHO, talk)
-    assert dialogue.read_talk(workspace, WHO) == talk
-    assert dialogue.read_talk(workspace, WHO[::-1]) == Talk()
+    dialogue.write_state(workspace, WHO, talk)
+    assert dialogue.read_state(workspace, WHO) == talk
+    assert dialogue.read_state(workspace, WHO[::-1]) == ChatState()
     for nonsense in ("../../etc/passwd", "", "a" * 500):
-        assert dialogue.known(nonsense) == "guest"
+        assert dialogue.draft_key(nonsense) == "guest"
 
 
 def test_conversations_leave_as_rows_that_the_data_tab_reads() -> None:
@@ -92,10 +92,3 @@ def test_conversations_leave_as_rows_that_the_data_tab_reads() -> None:
     assert [len(conversation.messages) for conversation in said] == [5, 5]
     assert said[1].messages[0].content == "Be brief."
     assert said[1].messages[-1].content == "Arr Two?"
-
-
-def test_speed_and_end_of_an_answer_are_told() -> None:
-    answer = {"tokens": 23, "tokens_per_second": 41.4, "first_token_seconds": 0.118, "finish": "length"}
-    assert dialogue.column_note(answer) == "23 tokens, 41 tokens/s, first after 0.12 s, cut at the longest answer"
-    assert dialogue.column_note({**answer, "finish": "eos"}).endswith("first after 0.12 s")
-    assert dialogue.column_note({**answer, "tokens": 0}) == "No token before the stop"

@@ -6,7 +6,7 @@ import gradio as gr
 import pytest
 
 from lora_studio.chat import prompts as votes
-from lora_studio.chat.conversation import Talk
+from lora_studio.chat.conversation import ChatState
 from lora_studio.chat.prompts import TIE
 from lora_studio.jobs.events import RunState
 from lora_studio.ui.chat import blind, tab
@@ -32,7 +32,7 @@ def act(workspace: Workspace, run: RunFolder) -> Chat:
     supervisor: Any = FakeSupervisor([RunState(run.id, "Pirate", "done")])
     with gr.Blocks():
         chat = Chat(Studio(workspace, supervisor, session, session), tab.draw())
-    chat.keep(WHO, Talk(adapters=[run.id]))
+    chat.keep(WHO, ChatState(adapters=[run.id]))
     return chat
 
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.chat import device
+from lora_studio.chat import arbiter
 from lora_studio.chat.choices import Choice, wanted
+from lora_studio.jobs.protocol import ColumnAnswer, Loaded
 from lora_studio.ui.chat import columns
 from tests.adapters import files, write
 
-LOADED = {"base": "demo", "device": "cpu", "dtype": "float32", "memory_bytes": 11_000_000, "mixes": True}
+LOADED = Loaded(base="demo", device="cpu", dtype="float32", memory_bytes=11_000_000, mixes=True)
 
 
 @pytest.fixture
@@ -19,14 +20,14 @@ def choice(tmp_path: Path) -> Choice:
 
 
 def test_the_page_says_what_is_in_memory_and_who_holds_the_device(choice: Choice) -> None:
-    holders = device.holders("Long one", "the chat (demo)")
+    holders = arbiter.holders("Long one", "the chat (demo)")
     shown = columns.memory(LOADED, [choice], holders, other=True)
     assert "In memory: demo with A (cpu, float32, 11 MB)." in shown
     assert "held by the run Long one and the chat (demo): they share memory and speed." in shown
-    assert "No model is in memory" in columns.memory(None, [choice], device.holders(None, None), other=False)
-    assert device.holders(None, None) == "Nothing holds the device."
-    assert device.holders(None, None, exporting=True) == "The device is held by an export."
-    apart = columns.memory(LOADED | {"mixes": False}, [choice], "", other=True)
+    assert "No model is in memory" in columns.memory(None, [choice], arbiter.holders(None, None), other=False)
+    assert arbiter.holders(None, None) == "Nothing holds the device."
+    assert arbiter.holders(None, None, exporting=True) == "The device is held by an export."
+    apart = columns.memory(LOADED.model_copy(update={"mixes": False}), [choice], "", other=True)
     assert "those columns answer one after the other" in apart
 
 
@@ -37,14 +38,14 @@ def test_what_an_adapter_brings_is_shown_as_text(choice: Choice) -> None:
 
 
 def test_a_chat_needs_base_cache_and_each_adapter(choice: Choice, tmp_path: Path) -> None:
-    one, two = device.chat_bytes(wanted([choice]), "cpu"), device.chat_bytes(wanted([choice, choice]), "cpu")
+    one, two = arbiter.chat_bytes(wanted([choice]), "cpu"), arbiter.chat_bytes(wanted([choice, choice]), "cpu")
     assert one is not None
     assert two is not None
     assert 0 < two - one < one
     unknown = write(tmp_path / "b", files(base_model_name_or_path="owner/never-fetched"))
     elsewhere = Choice("b", "B", "B", unknown)
-    assert device.chat_bytes(wanted([elsewhere]), "cuda") is None
-    assert device.verdict(wanted([elsewhere])).fits
+    assert arbiter.chat_bytes(wanted([elsewhere]), "cuda") is None
+    assert arbiter.chat_verdict(wanted([elsewhere])).fits
 
 
 def test_tokens_that_training_made_likelier_are_green() -> None:
@@ -61,6 +62,15 @@ def test_tokens_that_training_made_likelier_are_green() -> None:
 def test_what_could_not_be_taken_as_it_is_stands_beside_what_is_in_memory() -> None:
     choice = Choice("one", "One", "One", Path("one"))
     notes = ["One lacks <b>half</b> of its weights."]
-    shown = columns.memory(LOADED | {"quantization": "4bit", "notes": notes}, [choice], "", other=False)
+    shown = columns.memory(
+        LOADED.model_copy(update={"quantization": "4bit", "notes": notes}), [choice], "", other=False
+    )
     assert "In memory: demo in 4bit with One" in shown
     assert "One lacks &lt;b&gt;half&lt;/b&gt; of its weights." in shown
+
+
+def test_speed_and_end_of_an_answer_are_told() -> None:
+    answer = ColumnAnswer(text="", tokens=23, first_token_seconds=0.118, tokens_per_second=41.4, finish="length")
+    assert columns.column_note(answer) == "23 tokens, 41 tokens/s, first after 0.12 s, cut at the longest answer"
+    assert columns.column_note(answer.model_copy(update={"finish": "eos"})).endswith("first after 0.12 s")
+    assert columns.column_note(answer.model_copy(update={"tokens": 0})) == "No token before the stop"

@@ -9,11 +9,12 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from lora_studio.access.guests import origin
 from lora_studio.access.policy import Users
 from lora_studio.chat import choices, conversation
 from lora_studio.chat.arbiter import BusyError, Engine, asker
 from lora_studio.chat.choices import Wanted
-from lora_studio.chat.conversation import BASE, SAMPLING, Talk
+from lora_studio.chat.conversation import BASE, SAMPLING, ChatState
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
@@ -82,7 +83,7 @@ def act(workspace: Workspace, run: RunFolder) -> Chat:
     supervisor: Any = FakeSupervisor([RunState(run.id, "Pirate", "done")])
     with gr.Blocks():
         chat = Chat(Studio(workspace, supervisor, session, session), tab.draw())
-    chat.keep(WHO, Talk(adapters=[run.id]))
+    chat.keep(WHO, ChatState(adapters=[run.id]))
     return chat
 
 
@@ -187,7 +188,7 @@ def test_what_a_comparison_of_tokens_loaded_can_be_unloaded(act: Chat) -> None:
 
 
 def test_two_people_have_columns_and_conversations_of_their_own(act: Chat, run: RunFolder) -> None:
-    act.keep(OTHER, Talk(adapters=[f"{run.id}/checkpoint-8"]))
+    act.keep(OTHER, ChatState(adapters=[f"{run.id}/checkpoint-8"]))
     send(act, "One?")
     send(act, "Two?", OTHER)
     assert answers(act, run.id) == ["Arr, One?"]
@@ -308,7 +309,7 @@ def test_a_page_that_goes_away_stops_the_engine_and_keeps_what_was_said(act: Cha
 
 def test_no_question_and_no_adapter_are_sentences(act: Chat) -> None:
     assert "There is no question yet." in send(act, "  ")[-1][act.parts.said]
-    act.keep(WHO, Talk(adapters=["../../etc"]))
+    act.keep(WHO, ChatState(adapters=["../../etc"]))
     last = send(act, "Hi")[-1]
     assert "not there any more" in last[act.parts.said]
     assert last[act.parts.question] == "Hi"
@@ -382,7 +383,7 @@ def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_o
 
 def test_a_guest_leaves_turns_to_others(act: Chat) -> None:
     session: Any = act.studio.chat
-    engine = Engine(session, act.studio.supervisor, most_waiting=2)
+    engine = Engine(session, act.studio.supervisor, max_waiting=2, person_of=origin)
 
     def ask(visitor: str, which: str) -> Any:
         who = asker("page", visitor, which)
@@ -402,7 +403,7 @@ def test_a_guest_leaves_turns_to_others(act: Chat) -> None:
 
 
 def test_a_chat_that_will_hardly_fit_is_asked_about_first(act: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_studio.chat.device.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
+    monkeypatch.setattr("lora_studio.chat.arbiter.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
     act.studio.supervisor.found.append(RunState("20260101-000000-x-ab12", "Long one", "running"))
     last = list(act.load(WHO))[-1]
     assert "1.0 MB are free while Long one trains" in last[act.parts.status]
@@ -469,7 +470,7 @@ def test_conversations_are_downloaded_as_training_data(act: Chat) -> None:
     updates = click(act, "export")[-1]
     assert "conversations.jsonl" in updates[act.parts.extra]
     (path,) = act.studio.workspace.downloads_folder.glob("*/*/conversations.jsonl")
-    assert path.read_text() == conversation.Talk(**vars(act.talk(WHO))).jsonl("Be a pirate.")
+    assert path.read_text() == conversation.ChatState(**vars(act.talk(WHO))).jsonl("Be a pirate.")
 
 
 def test_stop_ends_only_ones_own_answer(act: Chat) -> None:

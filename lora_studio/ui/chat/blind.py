@@ -11,10 +11,10 @@ import gradio as gr
 from lora_studio.chat import prompts
 from lora_studio.chat.arbiter import Status
 from lora_studio.chat.choices import wanted
-from lora_studio.chat.conversation import BASE, Talk, checked, plain
+from lora_studio.chat.conversation import BASE, ChatState, plain
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
-from lora_studio.ui import html, job_views, theme
+from lora_studio.ui import form, html, job_views, theme
 from lora_studio.ui.chat import columns as chat_board
 from lora_studio.ui.chat.handlers import Chat, said
 from lora_studio.ui.chat.prompts import QUIET
@@ -92,12 +92,12 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
         "best": None,
     }
     talk.blind = blind
-    settings = plain(checked(sampling))
+    settings = plain(form.sampling(sampling))
     so_far = tally(prompts.read_votes(act.studio.workspace))
     with contextlib.closing(act.engine.answer(act.asker(who), wanted(chosen), columns, settings)) as answers:
         for answer in answers:
             if isinstance(answer, Status):
-                yield answer.words, _question(blind) + so_far
+                yield chat_board.status(answer), _question(blind) + so_far
             elif isinstance(answer, Piece):
                 blind["answers"] = [a + b for a, b in zip(blind["answers"], answer.texts, strict=True)]
                 yield "", _question(blind) + so_far
@@ -122,7 +122,7 @@ def vote(act: Chat, who: str, best: int) -> str:
     return drawn(act, talk)
 
 
-def drawn(act: Chat, talk: Talk) -> str:
+def drawn(act: Chat, talk: ChatState) -> str:
     """Question, unnamed answers, the vote or what it revealed, and the tally of all votes."""
     return _question(talk.blind) + tally(prompts.read_votes(act.studio.workspace))
 

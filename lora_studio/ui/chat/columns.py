@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from lora_studio.chat.arbiter import ConsentError, Status
 from lora_studio.chat.choices import Choice, Example
-from lora_studio.jobs.protocol import Loaded, Scored
+from lora_studio.jobs.protocol import ColumnAnswer, Loaded, Scored
 from lora_studio.ui import html
 from lora_studio.ui.html import Html, render, shorten, thoughts
 
@@ -20,6 +21,38 @@ Message = Mapping[str, Any]
 NOTHING_SAID = "The answers will stand here."
 # Of a growing chat only the last answers change, thirteen times a second: what stays is not made anew.
 _drawn_once = lru_cache(maxsize=256, typed=True)(render)
+
+
+def status(status: Status) -> Html:
+    """How far the engine is with what was asked of it."""
+    return html.progress(status.label, status.done, status.total, remark=status.remark)
+
+
+def memory_question(error: ConsentError) -> str:
+    """The question before a chat is loaded for which the memory will hardly do."""
+    return (
+        html.notice(
+            error.message,
+            "It may end the chat or slow everything down. Wait, choose a smaller base, or load it anyway.",
+            "warning",
+        )
+        + '<div class="chat-bar"><button type="button" data-act="insist">Load it anyway</button></div>'
+    )
+
+
+FINISH = {"eos": "", "stop_string": "ended by a stop text", "length": "cut at the longest answer", "stopped": "stopped"}
+
+
+def column_note(answer: ColumnAnswer) -> str:
+    """How quick an answer was and how it ended."""
+    if not answer.tokens:
+        return "No token before the stop"
+    ended = FINISH[answer.finish]
+    words = (
+        f"{html.count(answer.tokens, 'token')}, {answer.tokens_per_second:.0f} tokens/s, "
+        f"first after {html.duration(answer.first_token_seconds)}"
+    )
+    return f"{words}, {ended}" if ended else words
 
 
 def board(

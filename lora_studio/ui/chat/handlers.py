@@ -13,11 +13,11 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from lora_studio.chat import arbiter, conversation
 from lora_studio.chat import choices as chat_choices
-from lora_studio.chat import conversation, device
 from lora_studio.chat.arbiter import Answer, ConsentError, Ready, Status, asker
 from lora_studio.chat.choices import Choice, Columns, from_elsewhere, runs_of, wanted
-from lora_studio.chat.conversation import BASE, SAMPLING, Talk, boxes, checked, plain
+from lora_studio.chat.conversation import BASE, SAMPLING, ChatState, plain
 from lora_studio.config.parsing import parse
 from lora_studio.config.presets import presets
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
@@ -25,7 +25,6 @@ from lora_studio.jobs.kinds import EVALUATE, EXPORT
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece, Scored
 from lora_studio.ui import form, html, job_views
 from lora_studio.ui.chat import columns as chat_board
-from lora_studio.ui.chat import columns as chat_words
 from lora_studio.ui.studio import Studio
 
 KEEP_SECONDS = 1.0  # how often a growing answer is written down
@@ -75,24 +74,24 @@ class Chat:
         """What the engine knows a browser by: with its visitor's name, so that nobody stops another's answer."""
         return asker("page", self.studio.workspace.policy.owner_id, who)
 
-    def talk(self, who: str) -> Talk:
-        return conversation.read_talk(self.studio.workspace, who)
+    def talk(self, who: str) -> ChatState:
+        return conversation.read_state(self.studio.workspace, who)
 
-    def keep(self, who: str, talk: Talk) -> None:
-        conversation.write_talk(self.studio.workspace, who, talk)
+    def keep(self, who: str, talk: ChatState) -> None:
+        conversation.write_state(self.studio.workspace, who, talk)
 
-    def choices(self, talk: Talk) -> list[Choice]:
+    def choices(self, talk: ChatState) -> list[Choice]:
         """Every adapter there is: a look at every run."""
         return chat_choices.choices(self.studio.workspace, self.studio.supervisor.runs(), talk.folders)
 
-    def columns(self, talk: Talk) -> Columns:
+    def columns(self, talk: ChatState) -> Columns:
         """The adapters of a chat's columns as they are now: a look at their runs alone."""
         runs = self.studio.supervisor.runs(runs_of(talk.adapters))
         elsewhere = from_elsewhere(talk.adapters)
         found = chat_choices.choices(self.studio.workspace, runs, talk.folders, elsewhere=elsewhere)
         return Columns(found, list(talk.adapters))
 
-    def followed(self, who: str) -> tuple[Talk, Columns, Updates]:
+    def followed(self, who: str) -> tuple[ChatState, Columns, Updates]:
         """A person's chat, a run's newest adapter in the place of a deleted one; and the sentence that says so."""
         talk = self.talk(who)
         columns, told = self._follow(talk)
@@ -100,7 +99,7 @@ class Chat:
             self.keep(who, talk)
         return talk, columns, told or {self.parts.said: ""}
 
-    def _follow(self, talk: Talk) -> tuple[Columns, Updates]:
+    def _follow(self, talk: ChatState) -> tuple[Columns, Updates]:
         """The same for a chat that is at hand; without updates where no adapter of it was deleted."""
         columns = self.columns(talk)
         words = chat_choices.follow(columns.found, talk)
@@ -136,11 +135,11 @@ class Chat:
         talk, _, told = self.followed(who)
         return told | self.paint(talk)
 
-    def paint(self, talk: Talk) -> Updates:
+    def paint(self, talk: ChatState) -> Updates:
         """Everything as it is now."""
         return self._paint(talk, self.choices(talk))
 
-    def _paint(self, talk: Talk, found: Sequence[Choice]) -> Updates:
+    def _paint(self, talk: ChatState, found: Sequence[Choice]) -> Updates:
         p = self.parts
         if not found:
             return {p.nothing: gr.HTML(visible=True), p.body: gr.Column(visible=False)}
@@ -171,14 +170,14 @@ class Chat:
         held = self.engine.loaded if self.engine.holds(wanted(chosen)) else None
         holder = f"the chat ({self.engine.loaded.base})" if self.engine.loaded else None
         evaluating, exporting = (bool(self.studio.supervisor.working(kind)) for kind in (EVALUATE, EXPORT))
-        who = device.holders(self.engine.run, holder, evaluating, exporting)
-        return chat_words.memory(held, chosen, who, self.engine.loaded is not None) + chat_words.cards(chosen)
+        who = arbiter.holders(self.engine.run, holder, evaluating, exporting)
+        return chat_board.memory(held, chosen, who, self.engine.loaded is not None) + chat_board.cards(chosen)
 
-    def system(self, talk: Talk, chosen: Sequence[Choice]) -> str:
+    def system(self, talk: ChatState, chosen: Sequence[Choice]) -> str:
         """The system prompt that the columns are given."""
         return chosen[0].card().system_prompt if talk.system is None else talk.system
 
-    def board(self, talk: Talk, columns: Columns) -> str:
+    def board(self, talk: ChatState, columns: Columns) -> str:
         """All columns of a person's chat. Called for each piece of an answer: reads nothing once something is said."""
         titles = columns.titles
         drawn = [
@@ -187,7 +186,7 @@ class Chat:
         said = any(messages for _, _, messages, _ in drawn)
         return chat_board.board(drawn, marks=talk.marks, examples=() if said else columns.examples)
 
-    def _sampling_shown(self, talk: Talk) -> Updates:
+    def _sampling_shown(self, talk: ChatState) -> Updates:
         boxes = zip(self.parts.sampling, SAMPLING, strict=True)
         return {box: form.to_widget(item, talk.sampling.get(item.path, item.default)) for box, item in boxes}
 
@@ -204,7 +203,7 @@ class Chat:
             with contextlib.closing(self.engine.load(self.asker(who), wanted(chosen), insist=insist)) as answers:
                 for answer in answers:
                     if isinstance(answer, Status):
-                        yield {p.status: answer.words}
+                        yield {p.status: chat_board.status(answer)}
             yield again | self.memory(columns)
         except StudioError as error:
             yield again | {p.status: said(error)}
@@ -218,7 +217,7 @@ class Chat:
             ) as answers:
                 for answer in answers:
                     if isinstance(answer, Status):
-                        yield {p.status: answer.words, p.stop: gr.Button(interactive=True)}
+                        yield {p.status: chat_board.status(answer), p.stop: gr.Button(interactive=True)}
             yield self.paint(self.talk(who)) | {p.stop: gr.Button(interactive=False)}
         except StudioError as error:
             yield {p.status: said(error), p.stop: gr.Button(interactive=False)}
@@ -241,7 +240,7 @@ class Chat:
     def ask(
         self,
         who: str,
-        talk: Talk,
+        talk: ChatState,
         columns: Columns,
         questions: Mapping[str, str],
         system: str,
@@ -257,7 +256,7 @@ class Chat:
         workspace = self.studio.workspace.bound()  # what is kept at the end is kept for whoever asked
         chosen = columns.chosen
         own = chosen[0].card().system_prompt
-        talk.sampling, talk.system = checked(sampling), None if system == own else system
+        talk.sampling, talk.system = form.sampling(sampling), None if system == own else system
         for name, question in questions.items():
             talk.ask(question, [name])
         self.keep(who, talk)
@@ -285,16 +284,16 @@ class Chat:
             yield self._failed(columns, error) | told | back | {p.board: self.board(talk, columns)}
         finally:
             talk.take_back(names, before)
-            conversation.write_talk(workspace, who, talk)
+            conversation.write_state(workspace, who, talk)
 
     def _carry(
-        self, who: str, talk: Talk, columns: Columns, names: Sequence[str], answers: Iterator[Answer]
+        self, who: str, talk: ChatState, columns: Columns, names: Sequence[str], answers: Iterator[Answer]
     ) -> Iterator[Updates]:
         """Pieces from the engine to the page; leaving early stops the engine."""
         p, kept = self.parts, time.monotonic()
         for answer in answers:
             if isinstance(answer, Status):
-                yield {p.status: answer.words}
+                yield {p.status: chat_board.status(answer)}
                 continue
             if isinstance(answer, Ready):
                 yield self.memory(columns)
@@ -305,7 +304,7 @@ class Chat:
                 talk.notes |= dict(zip(names, words, strict=True))
             elif isinstance(answer, Generated):
                 talk.finish({name: column.text for name, column in zip(names, answer.columns, strict=True)})
-                notes = [conversation.column_note(column) for column in answer.columns]
+                notes = [chat_board.column_note(column) for column in answer.columns]
                 talk.notes |= dict(zip(names, notes, strict=True))
             if time.monotonic() - kept > KEEP_SECONDS:
                 self.keep(who, talk)
@@ -363,7 +362,7 @@ class Chat:
     def _again(
         self,
         who: str,
-        talk: Talk,
+        talk: ChatState,
         columns: Columns,
         names: Sequence[str],
         event: Mapping[str, str],
@@ -379,7 +378,7 @@ class Chat:
         if questions:
             yield from self.ask(who, talk, columns, questions, system, sampling, before)
 
-    def _score(self, who: str, talk: Talk, columns: Columns, system: str) -> Iterator[Updates]:
+    def _score(self, who: str, talk: ChatState, columns: Columns, system: str) -> Iterator[Updates]:
         """The first adapter's last answer as forced text: how likely base and adapters find each token."""
         chosen = columns.chosen
         name = next((value for value in talk.adapters if talk.column(value)), "")
@@ -395,29 +394,29 @@ class Chat:
         ) as answers:
             for answer in answers:
                 if isinstance(answer, Status):
-                    yield {self.parts.status: answer.words}
+                    yield {self.parts.status: chat_board.status(answer)}
                 elif isinstance(answer, Ready):
                     yield self.memory(columns)
                 elif isinstance(answer, Scored):
                     titles = {choice.value: choice.name for choice in chosen}
-                    yield {self.parts.extra: chat_words.tokens(answer, titles)}
+                    yield {self.parts.extra: chat_board.tokens(answer, titles)}
 
     # -- sampling
 
     def sampling_like(self, name: str) -> list[Any]:
         """The widgets' values as a preset has them."""
         given = parse(presets(self.studio.workspace)[name].values() if name in self.offers() else {})
-        return boxes(given.generation.model_dump())
+        return form.sampling_boxes(given.generation.model_dump())
 
     def offers(self) -> list[str]:
         """Presets that say how to sample."""
         return [name for name, one in presets(self.studio.workspace).items() if "generation" in one.values()]
 
 
-def _offered(found: Sequence[Choice], talk: Talk) -> gr.Dropdown:
+def _offered(found: Sequence[Choice], talk: ChatState) -> gr.Dropdown:
     return gr.Dropdown([(each.label, each.value) for each in found], value=talk.adapters, multiselect=True)
 
 
 def said(error: StudioError) -> str:
     """An error, or the question whether to go on."""
-    return error.words if isinstance(error, ConsentError) else html.problem(error)
+    return chat_board.memory_question(error) if isinstance(error, ConsentError) else html.problem(error)

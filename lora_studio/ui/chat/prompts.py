@@ -9,11 +9,12 @@ import gradio as gr
 from lora_studio.chat import prompts as prompt_sets
 from lora_studio.chat.arbiter import Status
 from lora_studio.chat.choices import wanted
-from lora_studio.chat.conversation import BASE, checked, known, plain
+from lora_studio.chat.conversation import BASE, draft_key, plain
 from lora_studio.chat.prompts import Answered
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import ColumnPrompt, Generated
-from lora_studio.ui import html, job_views, theme
+from lora_studio.ui import form, html, job_views, theme
+from lora_studio.ui.chat import columns as chat_board
 from lora_studio.ui.chat.handlers import Chat, said
 from lora_studio.workspace import Workspace
 
@@ -104,7 +105,7 @@ def asked(
     chosen = adapters.chosen
     names = [BASE, *(choice.value for choice in chosen)]
     titles = [f"Base: {chosen[0].card().base}", *(choice.name for choice in chosen)]
-    settings = plain(checked(sampling))
+    settings = plain(form.sampling(sampling))
     opening = [{"role": "system", "content": system}] if system.strip() else []
     rows: list[Answered] = []
     stopped = False
@@ -115,12 +116,12 @@ def asked(
         with contextlib.closing(act.engine.answer(act.asker(who), wanted(chosen), columns, settings)) as answers:
             for answer in answers:
                 if isinstance(answer, Status):
-                    yield answer.words, drawn(titles, rows)
+                    yield chat_board.status(answer), drawn(titles, rows)
                 elif isinstance(answer, Generated):
                     rows.append(Answered(prompt, tuple(column.text for column in answer.columns)))
                     stopped = any(column.finish == "stopped" for column in answer.columns)
         act.studio.workspace.write_draft(
-            f"chat-prompts-{known(who)}", {"columns": titles, "rows": [[row.prompt, *row.answers] for row in rows]}
+            f"chat-prompts-{draft_key(who)}", {"columns": titles, "rows": [[row.prompt, *row.answers] for row in rows]}
         )
         if stopped:
             break
@@ -133,7 +134,7 @@ def asked(
 
 def kept_rows(act: Chat, who: str) -> tuple[list[str], list[Answered]]:
     """The answers of the last time, by this browser."""
-    draft = act.studio.workspace.read_draft(f"chat-prompts-{known(who)}")
+    draft = act.studio.workspace.read_draft(f"chat-prompts-{draft_key(who)}")
     if not isinstance(draft, dict):
         return [], []
     return list(draft["columns"]), [Answered(row[0], tuple(row[1:])) for row in draft["rows"]]

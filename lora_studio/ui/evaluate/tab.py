@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.chat import device
+from lora_studio.chat import arbiter
 from lora_studio.chat.choices import adapter_choices
 from lora_studio.errors import LINE, StudioError, check_length
 from lora_studio.evaluate import benchmarks
@@ -264,8 +264,15 @@ def _beside_words(studio: Studio, name: str) -> str:
 
 def _doubt(studio: Studio, request: Request, button: str) -> str:
     """What is asked before an evaluation for which the memory will hardly do; "" where it will."""
-    found = evaluating.memory_for(request)
-    return "" if found.fits else device.evaluation_question(found, studio.engine.run, button)
+    verdict = evaluating.memory_for(request)
+    if verdict.fits:
+        return ""
+    fewer = "take fewer rows at once, " if button == "Evaluate" else ""
+    return html.notice(
+        arbiter.shortage(verdict, studio.engine.run),
+        f"It may fail or slow everything down. Wait, {fewer}or press {button} again to start anyway.",
+        "warning",
+    )
 
 
 def asked_for(studio: Studio, chosen: dict[str, Any]) -> Request:
