@@ -16,7 +16,7 @@ from lora_studio.access.serving import MAX_UPLOAD
 from lora_studio.chat import prompts
 from lora_studio.config.parsing import parse
 from lora_studio.config.presets import save_preset
-from lora_studio.runs.summary import Labels, write_labels
+from lora_studio.runs.summary import Tags, write_tags
 from lora_studio.workspace import Workspace
 from tests.chat.test_chat_choices import make_run
 from tests.serving import HOSTILE, PATIENCE, Server, open_tab
@@ -34,7 +34,7 @@ def workspace(tmp_path: Path) -> Workspace:
     run = make_run(found, HOSTILE, adapter=True)
     shutil.copyfile(EVENTS, run.events)
     run.log.write_text(EVIL)
-    write_labels(run, Labels((EVIL[:30],), EVIL))
+    write_tags(run, Tags((EVIL[:30],), EVIL))
     save_preset(found, "evil", parse({"lora": {"r": 4}}), EVIL)
     prompts.save(found, "evil", [EVIL])
     prompts.keep(found, prompts.Vote(1.0, "demo", [{"role": "user", "content": EVIL}], [EVIL, "b"], [EVIL, "so"], 0))

@@ -86,7 +86,7 @@ def choices(
             measured = "" if loss is None else f", validation loss {loss:.3g}"
             label = f"{title}, checkpoint at step {step}{measured}"
             found.append(Choice(f"{run.id}/{folder.name}", label, f"{title}, step {step}", folder, run))
-    brought = [*imports.brought(workspace), *map(Path, folders)] if elsewhere else []
+    brought = [*imports.imported(workspace), *map(Path, folders)] if elsewhere else []
     for folder in dict.fromkeys(brought):
         if folder.is_dir():
             found.append(Choice(f"{FOLDER}{folder}", f"{folder.name} (from elsewhere)", folder.name, folder))

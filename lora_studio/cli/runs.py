@@ -16,7 +16,7 @@ from lora_studio.jobs.events import RunState
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.runs.checkpoints import checkpoints, deletions
 from lora_studio.runs.health import Diagnosis, in_words, of_folder
-from lora_studio.runs.summary import Labels, differences, overview, read_labels, results, tags_of, to_csv, write_labels
+from lora_studio.runs.summary import Tags, differences, overview, read_tags, results, tags_of, to_csv, write_tags
 from lora_studio.units import count, duration, size
 from lora_studio.workspace import RunFolder, Workspace
 
@@ -35,11 +35,11 @@ def act_on_results(
         print(to_csv(supervisor.state(run.id)), end="")
     else:
         if more:
-            old = read_labels(run)
+            old = read_tags(run)
             typed = (", " if action == "tag" else " ").join(more)
-            new = Labels(tags_of(typed), old.note) if action == "tag" else Labels(old.tags, typed.strip())
-            write_labels(run, new)
-        labels = read_labels(run)
+            new = Tags(tags_of(typed), old.note) if action == "tag" else Tags(old.tags, typed.strip())
+            write_tags(run, new)
+        labels = read_tags(run)
         if as_json:
             print_json({"run": run.id, **asdict(labels)})
         else:

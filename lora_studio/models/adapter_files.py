@@ -390,7 +390,7 @@ def renamed(names: Iterable[str], targets: Iterable[str]) -> dict[str, str]:
     return {name: place for name, place in matches.items() if place}
 
 
-def some(names: Iterable[str], most: int = 3) -> str:
+def first_names(names: Iterable[str], most: int = 3) -> str:
     """The first names of many, in words."""
     listed = list(names)
     remaining = len(listed) - most

@@ -27,6 +27,7 @@ from lora_studio.models.adapter_files import (
     VOCABULARIES,
     WEIGHTS_FILE,
     check_small_files,
+    first_names,
     lora_place,
     plain_name,
     ranks_held,
@@ -34,7 +35,6 @@ from lora_studio.models.adapter_files import (
     read_settings,
     read_studio_card,
     read_template,
-    some,
 )
 from lora_studio.models.module_patterns import is_regular_expression
 from lora_studio.models.shape import Architecture, architecture, model_folder, read_config
@@ -388,8 +388,8 @@ def _check_places(header: Mapping[str, Any], settings: Mapping[str, Any], model:
     elsewhere = ("embed_tokens", "lm_head", "experts", "router", "gate")
     if not any(plain_name(place) in module_names or plain_name(place).endswith(elsewhere) for place in places):
         raise StudioError(
-            f"None of the adapter's weights has a place in {base}: it holds {some(sorted(places), 2)}.",
-            f"It was trained on another model: {base} has {some(sorted(module_names), 2)}.",
+            f"None of the adapter's weights has a place in {base}: it holds {first_names(sorted(places), 2)}.",
+            f"It was trained on another model: {base} has {first_names(sorted(module_names), 2)}.",
         )
 
 

@@ -206,7 +206,7 @@ def from_hub(name: str, workspace: Workspace, base: str | None = None) -> Path:
         return folder.rename(target)
 
 
-def brought(workspace: Workspace) -> list[Path]:
+def imported(workspace: Workspace) -> list[Path]:
     """Adapters that were uploaded or fetched, newest first."""
     here = workspace.adapters_folder.glob("*")
     folders = [path for path in here if not path.name.startswith(".") and (path / SETTINGS_FILE).is_file()]
@@ -215,7 +215,7 @@ def brought(workspace: Workspace) -> list[Path]:
 
 def remove(folder: Path, workspace: Workspace) -> None:
     """Deletes an adapter that was brought in. Raises `StudioError` for any other folder."""
-    if folder not in brought(workspace):
+    if folder not in imported(workspace):
         raise StudioError(f"{folder.name} is none of the adapters that were brought in.", "Choose one of the list.")
     shutil.rmtree(folder.rename(folder.with_name(f"{INCOMING}{folder.name}-gone")))
 

@@ -149,31 +149,31 @@ MAX_TAGS, MAX_TAG, MAX_NOTE = 20, 40, 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Labels:
+class Tags:
     """What a person wrote on a run."""
 
     tags: tuple[str, ...] = ()
     note: str = ""
 
 
-def read_labels(run: RunFolder) -> Labels:
+def read_tags(run: RunFolder) -> Tags:
     """The run's labels; none where nothing was written yet."""
     try:
         content = read_object(run.labels)
-        return Labels(tuple(str(tag) for tag in content["tags"]), str(content["note"]))
+        return Tags(tuple(str(tag) for tag in content["tags"]), str(content["note"]))
     except FileNotFoundError:
-        return Labels()
+        return Tags()
     except (ValueError, KeyError, TypeError) as error:
         raise StudioError(f"{run.labels} can't be read: {error}.", "Mend the file, or delete it.") from None
 
 
-def write_labels(run: RunFolder, labels: Labels) -> None:
+def write_tags(run: RunFolder, labels: Tags) -> None:
     """Replaces the run's labels. Raises `StudioError` for what is too much."""
     check(labels)
     write_atomically(run.labels, json.dumps(asdict(labels), ensure_ascii=False, indent=2) + "\n")
 
 
-def check(labels: Labels) -> None:
+def check(labels: Tags) -> None:
     if len(labels.tags) > MAX_TAGS:
         raise StudioError(f"{len(labels.tags)} tags are too many.", f"A run may have {MAX_TAGS}.")
     for tag in labels.tags:
@@ -202,7 +202,7 @@ class Overview:
     state: str
     model: str
     data: str
-    labels: Labels
+    labels: Tags
     created: float
     step: int = 0
     total_steps: int = 0
@@ -264,12 +264,12 @@ def overview(run: RunFolder, state: RunState) -> Overview:
     )
 
 
-def _labels(run: RunFolder) -> Labels:
+def _labels(run: RunFolder) -> Tags:
     """A file that can't be read says so where its note would stand."""
     try:
-        return read_labels(run)
+        return read_tags(run)
     except StudioError as error:
-        return Labels(note=error.message)
+        return Tags(note=error.message)
 
 
 def matching(runs: Sequence[Overview], query: str) -> list[Overview]:

@@ -31,7 +31,7 @@ def test_an_adapter_comes_out_of_a_zip_with_what_runs_no_code_alone(workspace: W
         "studio.json",
     ]
     assert read_card(folder).system_prompt == "Arr."
-    assert imports.brought(workspace) == [folder]
+    assert imports.imported(workspace) == [folder]
     assert take(workspace, archive) != folder
 
 
@@ -48,7 +48,7 @@ def test_an_adapter_comes_out_of_a_zip_with_what_runs_no_code_alone(workspace: W
 def test_a_path_that_leaves_the_folder_is_refused(workspace: Workspace, tmp_path: Path, name: str, words: str) -> None:
     with pytest.raises(StudioError, match=words):
         take(workspace, zipped(tmp_path / "a.zip", files() | {name: b"{}"}))
-    assert imports.brought(workspace) == []
+    assert imports.imported(workspace) == []
 
 
 def test_a_link_in_a_zip_is_refused(workspace: Workspace, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_file_that_lies_about_its_size_is_refused(workspace: Workspace, tmp_pa
     archive.write_bytes(lie)
     with pytest.raises(StudioError, match=r"can't be read as a zip|larger than the zip says"):
         take(workspace, archive)
-    assert imports.brought(workspace) == []
+    assert imports.imported(workspace) == []
 
 
 def test_pickled_weights_are_refused_by_name(workspace: Workspace, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_another_task_kind_or_base_is_refused_with_the_reason(workspace: Workspa
         take(workspace, zipped(tmp_path / "c.zip", files(base_model_name_or_path="Qwen/Qwen3-8B")), "demo")
     with pytest.raises(StudioError, match="base /nowhere/model is not on this machine"):
         take(workspace, zipped(tmp_path / "d.zip", files(base_model_name_or_path="/nowhere/model")))
-    assert imports.brought(workspace) == []
+    assert imports.imported(workspace) == []
 
 
 def test_matrices_that_do_not_fit_the_base_are_refused(workspace: Workspace, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_damaged_weights_are_refused(workspace: Workspace, tmp_path: Path, weigh
     given = files() | {"adapter_model.safetensors": weights}
     with pytest.raises(StudioError, match="safetensors"):
         take(workspace, zipped(tmp_path / "a.zip", given))
-    assert imports.brought(workspace) == []
+    assert imports.imported(workspace) == []
 
 
 def test_what_is_no_zip_or_holds_no_adapter_is_a_sentence(workspace: Workspace, tmp_path: Path) -> None:

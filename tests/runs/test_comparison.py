@@ -6,12 +6,12 @@ from typing import Any
 from lora_studio.config.parsing import parse
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged
 from lora_studio.runs.checkpoints import deletions
-from lora_studio.runs.summary import Labels, Overview, differences, matching, overview, results
+from lora_studio.runs.summary import Overview, Tags, differences, matching, overview, results
 from lora_studio.workspace import Workspace
 
 
 def run_of(title: str, **more: Any) -> Overview:
-    plain = Overview(title, title, "done", "demo", "pirate", Labels(), 0.0)
+    plain = Overview(title, title, "done", "demo", "pirate", Tags(), 0.0)
     return dataclasses.replace(plain, **more)
 
 
@@ -47,8 +47,8 @@ def test_results_name_only_what_one_of_the_runs_has() -> None:
 
 def test_every_word_of_a_search_has_to_be_found_somewhere() -> None:
     runs = [
-        run_of("Pirate A", labels=Labels(("Baseline",), "")),
-        run_of("pirate b", labels=Labels((), "answers too LONG")),
+        run_of("Pirate A", labels=Tags(("Baseline",), "")),
+        run_of("pirate b", labels=Tags((), "answers too LONG")),
         run_of("other", model="Qwen/Qwen3-0.6B"),
     ]
 

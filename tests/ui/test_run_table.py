@@ -11,7 +11,7 @@ from lora_studio.config.sections import Config
 from lora_studio.jobs.events import Evaluated, Finished, RunStarted, RunState, StepLogged, to_line
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.runs.checkpoints import Deletion
-from lora_studio.runs.summary import Labels, Overview, write_labels
+from lora_studio.runs.summary import Overview, Tags, write_tags
 from lora_studio.ui.runs import table as run_deletion
 from lora_studio.ui.runs import table as runs_list
 from lora_studio.ui.runs.table import ROWS, Board, Choice, Row, chosen_rows, table
@@ -19,7 +19,7 @@ from lora_studio.workspace import RunFolder, Workspace
 
 
 def row_of(title: str, created: float = 0.0, loss: float | None = None, octets: int | None = None) -> Row:
-    run = Overview(title, title, "done", "demo", "pirate", Labels(), created, eval_loss=loss)
+    run = Overview(title, title, "done", "demo", "pirate", Tags(), created, eval_loss=loss)
     return Row(run, RunState(id=title, title=title, state="done"), octets)
 
 
@@ -56,7 +56,7 @@ def test_an_empty_table_says_how_it_is_filled_and_an_empty_search_how_it_is_mend
 
 def test_what_comes_from_people_is_text_and_never_markup() -> None:
     evil = '<img src=x onerror="x()">${1+1}'
-    run = replace(row_of("x").run, title=evil, model=evil, data=evil, labels=Labels((evil,), evil))
+    run = replace(row_of("x").run, title=evil, model=evil, data=evil, labels=Tags((evil,), evil))
     markup = table([Row(run, RunState(id="x"))], 1, Choice(), "", 0.0)
     assert "<img" not in markup
     assert "${" not in markup
@@ -117,7 +117,7 @@ def test_labels_written_elsewhere_show_at_the_next_look(workspace: Workspace) ->
     run = make(workspace, 1)
     supervisor, board = Supervisor(workspace), Board(workspace)
     assert "later" not in runs_list.view(board, supervisor.runs(), Choice(), "", 0.0)["list"]
-    write_labels(run, Labels(("later",)))
+    write_tags(run, Tags(("later",)))
     assert "later" in runs_list.view(board, supervisor.runs(), Choice(), "", 0.0)["list"]
 
 

@@ -24,7 +24,7 @@ from lora_studio.jobs.events import (
 )
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.runs.summary import Labels, read_labels, settings_of, write_labels
+from lora_studio.runs.summary import Tags, read_tags, settings_of, write_tags
 from lora_studio.ui import job_views
 from lora_studio.ui.runs import details, header, tab
 from lora_studio.ui.runs import table as runs_list
@@ -240,7 +240,7 @@ def test_what_the_adapter_does_stands_at_the_top(studio: Studio) -> None:
 
 def test_tags_and_note_are_those_of_the_run_and_a_damaged_file_is_told(studio: Studio) -> None:
     run = finished(studio.workspace, "noted")
-    write_labels(run, Labels(("a", "b"), "first try"))
+    write_tags(run, Tags(("a", "b"), "first try"))
     shown = shown_of(studio, run.id)
     assert (shown["tags"]["value"], shown["note"]["value"]) == ("a, b", "first try")
     assert json.loads(shown["filled"]["value"])["run"] == run.id
@@ -251,13 +251,13 @@ def test_tags_and_note_are_those_of_the_run_and_a_damaged_file_is_told(studio: S
 def test_only_the_field_that_was_changed_is_written_and_the_other_keeps_what_the_terminal_wrote(studio: Studio) -> None:
     run = finished(studio.workspace, "noted")
     filled = json.loads(shown_of(studio, run.id)["filled"]["value"])
-    write_labels(run, Labels(("from elsewhere",), ""))
+    write_tags(run, Tags(("from elsewhere",), ""))
     assert saved(studio.workspace, filled, "tags", "") == gr.skip()
     now = json.loads(saved(studio.workspace, filled, "note", "seen "))
-    assert read_labels(run) == Labels(("from elsewhere",), "seen")
+    assert read_tags(run) == Tags(("from elsewhere",), "seen")
     assert saved(studio.workspace, now, "note", "seen ") == gr.skip()
     saved(studio.workspace, now, "tags", "mine")
-    assert read_labels(run) == Labels(("mine",), "seen")
+    assert read_tags(run) == Tags(("mine",), "seen")
 
 
 HOSTILE = """# <script>hit()</script> ${1+1}

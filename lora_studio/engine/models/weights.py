@@ -25,12 +25,12 @@ from lora_studio.errors import StudioError
 from lora_studio.models.adapter_files import (
     LORA,
     WEIGHTS_FILE,
+    first_names,
     lora_place,
     plain_name,
     ranks_held,
     read_settings,
     renamed,
-    some,
 )
 from lora_studio.models.adapters import read_header
 from lora_studio.models.module_patterns import check_settings
@@ -104,7 +104,7 @@ def read_weights(folder: Path, base: PreTrainedModel, name: str) -> AdapterWeigh
     if broken := [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]:
         raise StudioError(
             f"{len(broken):,} of the {len(tensors):,} weights of {folder.name} hold values that are no numbers: "
-            f"{some(broken, 1)}.",
+            f"{first_names(broken, 1)}.",
             "It can't answer: take an earlier checkpoint.",
         )
     _take_embeddings(found, base)
@@ -185,7 +185,7 @@ def _place_lora(found: AdapterWeights, base: PreTrainedModel, name: str) -> None
     if lacking and not experts:
         found.told.append(
             f"{found.name} holds no weights for {len(lacking):,} of the {len(meant | found.places):,} modules that its "
-            f"settings name ({some(lacking)}): there the base alone answers."
+            f"settings name ({first_names(lacking)}): there the base alone answers."
         )
     foreign = {module: place for module, place in by_file.items() if module.removeprefix(PREFIX) != place}
     if foreign:
@@ -262,8 +262,8 @@ def _as_the_file_says(config: Any, places: Mapping[str, str]) -> None:
 def _no_place(found: AdapterWeights, theirs: Sequence[str], name: str, ours: Sequence[str]) -> StudioError:
     return StudioError(
         f"None of the {len(found.tensors):,} weights of {found.name} has a place in {name}: it holds "
-        f"{some([module.removeprefix(PREFIX) for module in theirs], 2)}.",
-        f"It was trained on another model, or its weights were renamed. {name} has {some(ours, 2)}.",
+        f"{first_names([module.removeprefix(PREFIX) for module in theirs], 2)}.",
+        f"It was trained on another model, or its weights were renamed. {name} has {first_names(ours, 2)}.",
     )
 
 
@@ -287,12 +287,12 @@ def put_on(model: Any, weights: AdapterWeights, adapter: str, base: str, *, trai
     if lost:
         weights.told.append(
             f"{len(lost):,} of the {len(given):,} weights of {weights.name} have no place in {base} and are left out: "
-            f"{some([key.removeprefix(PREFIX) for key in lost])}."
+            f"{first_names([key.removeprefix(PREFIX) for key in lost])}."
         )
     if lacking:
         weights.told.append(
             f"{weights.name} lacks {len(lacking):,} of the {len(known):,} weights that its settings name: "
-            f"{some([key.removeprefix(PREFIX) for key in lacking])}. There the base alone answers."
+            f"{first_names([key.removeprefix(PREFIX) for key in lacking])}. There the base alone answers."
         )
     return model
 
@@ -309,7 +309,7 @@ def _put(
     needed = [f"{path}.{key}" for path, part in around.items() for key in part.adapter_state_dict_load_map(adapter)]
     if saved := [key for key in needed if key not in given]:
         raise StudioError(
-            f"{weights.name} trained whole modules that its file lacks: {some(saved)}.",
+            f"{weights.name} trained whole modules that its file lacks: {first_names(saved)}.",
             "Copy the adapter again, or take the module out of its modules_to_save.",
         )
     with warnings.catch_warnings():  # where the base is without weights only the names are of interest

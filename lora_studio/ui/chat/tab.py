@@ -94,7 +94,7 @@ def added(act: Chat, who: str, given: str, *, zipped: bool = False) -> Updates:
 
 def offered(act: Chat) -> list[tuple[str, str]]:
     """The adapters that were brought in, as (name, folder), those among them that can't be read."""
-    return [(folder.name, str(folder)) for folder in imports.brought(act.studio.workspace)]
+    return [(folder.name, str(folder)) for folder in imports.imported(act.studio.workspace)]
 
 
 def removed(act: Chat, who: str, chosen: str | None) -> Updates:

@@ -32,7 +32,7 @@ from lora_studio.models.advice import correction
 from lora_studio.models.hardware import devices
 from lora_studio.runs import summary
 from lora_studio.runs.health import Diagnosis, of_folder
-from lora_studio.runs.summary import Labels, read_labels, settings_of, tags_of, to_csv, write_labels
+from lora_studio.runs.summary import Tags, read_tags, settings_of, tags_of, to_csv, write_tags
 from lora_studio.ui import form, html, job_views, theme, words
 from lora_studio.ui.evaluate.results import value
 from lora_studio.ui.runs.results import touched
@@ -221,9 +221,9 @@ def saved(workspace: Workspace, before: dict[str, str], name: str, typed: str) -
     if typed == before[name]:
         return gr.skip()
     run = workspace.run(before["run"])
-    old = read_labels(run)
-    new = Labels(tags_of(typed), old.note) if name == "tags" else Labels(old.tags, typed.strip())
-    write_labels(run, new)
+    old = read_tags(run)
+    new = Tags(tags_of(typed), old.note) if name == "tags" else Tags(old.tags, typed.strip())
+    write_tags(run, new)
     return json.dumps({**before, name: typed})
 
 
@@ -233,9 +233,9 @@ def stamp_labels(look: Look) -> Hashable:
 
 def view_labels(look: Look) -> dict[str, Any]:
     try:
-        labels = read_labels(look.folder)
+        labels = read_tags(look.folder)
     except StudioError as error:
-        labels = Labels(note=error.message)  # it is not written over: saving reads the file first, and says so
+        labels = Tags(note=error.message)  # it is not written over: saving reads the file first, and says so
     shown = {"tags": ", ".join(labels.tags), "note": labels.note}
     filled = json.dumps({"run": look.run.id, **shown})
     return {name: gr.update(value=value) for name, value in {"filled": filled, **shown}.items()}
