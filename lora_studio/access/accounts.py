@@ -55,16 +55,16 @@ class Accounts:
         """Whether visitors are told apart."""
         return len(self.passwords) > 1
 
-    def name(self, given: str) -> str:
+    def name(self, name: str) -> str:
         """The name that counts for what was typed as one."""
-        return self.owner if self.one else given.strip()
+        return self.owner if self.one else name.strip()
 
     def user(self, name: str, password: str) -> str | None:
         """Who that is; None where name and password do not belong together. An unknown name takes as long."""
         name = self.name(name)
-        known = self.passwords.get(name)
-        same = hmac.compare_digest(_digest(password), _digest(known if known is not None else ""))
-        return name if same and known is not None else None
+        account = self.passwords.get(name)
+        same = hmac.compare_digest(_digest(password), _digest(account if account is not None else ""))
+        return name if same and account is not None else None
 
 
 def _digest(password: str) -> bytes:
@@ -99,9 +99,9 @@ def read_api_key(environment: Mapping[str, str] = os.environ) -> str | None:
     return key
 
 
-def same_secret(given: str, secret: str) -> bool:
+def same_secret(candidate: str, secret: str) -> bool:
     """Whether both are equal, in a time that tells nothing of the secret."""
-    return hmac.compare_digest(_digest(given), _digest(secret))
+    return hmac.compare_digest(_digest(candidate), _digest(secret))
 
 
 def _read(path: Path) -> str:

@@ -272,8 +272,8 @@ def _disk(config: Config) -> int:
     """Bytes of the checkpoints that a run keeps, of one more while it is written, and of the adapter."""
     numbers = read_config(config.model.name)
     model = architecture(numbers) if numbers else None
-    kept = 1 if config.training.save_strategy == "no" else config.training.save_total_limit + 2
-    return kept * (learned_bytes(config, model) + SMALL_FILES) if model else 0
+    checkpoints = 1 if config.training.save_strategy == "no" else config.training.save_total_limit + 2
+    return checkpoints * (learned_bytes(config, model) + SMALL_FILES) if model else 0
 
 
 def _beyond(config: Config) -> list[str]:
@@ -287,7 +287,7 @@ def _beyond(config: Config) -> list[str]:
     measured = _measured(config, steps, steps * batch / rows)
     answer = config.generation.max_new_tokens
     widest = max(sequences_at_once(config), config.evaluation.per_device_eval_batch_size)
-    asked = (
+    limits = (
         (config.model.name == DEMO_MODEL, f"{config.model.name} is not the built-in model."),
         (
             steps <= LIMITS.steps,
@@ -319,7 +319,7 @@ def _beyond(config: Config) -> list[str]:
         ),
         (tracking.report_to == "tensorboard", f"Figures go to {tracking.report_to}; those of guests stay here."),
     )
-    return [words for fits, words in asked if not fits]
+    return [words for fits, words in limits if not fits]
 
 
 def _measured(config: Config, steps: int, epochs: float) -> int:

@@ -35,8 +35,8 @@ _log = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
 USER, COOKIE = "user", "lora-studio-cookie"
-LONGEST_LOGIN = 10_000  # bytes of a name and a password
-MOST_BYTES = 10_000_000  # of any other request; one with files is limited by the file, and not held in memory
+MAX_LOGIN_BYTES = 10_000  # bytes of a name and a password
+MAX_BYTES = 10_000_000  # of any other request; one with files is limited by the file, and not held in memory
 LARGE_BODY, MAX_LARGE, MAX_LARGE_OF_ADDRESS = 1_000_000, 32, 8  # bytes, and how many such requests at once
 LARGE = 100_000  # bytes of a request that is looked through beside the others
 WITH_FILES = "/gradio_api/upload"
@@ -99,8 +99,8 @@ class Door:
         request = Request(scope, receive)
         place = of_one_person(_address(request)) if _is_large(request) else None
         if place is not None and not self._large.begin(place):
-            said = "Several large requests are under way. Try again in a moment."
-            await JSONResponse({"error": said}, 503)(scope, receive, send)
+            message = "Several large requests are under way. Try again in a moment."
+            await JSONResponse({"error": message}, 503)(scope, receive, send)
             return
         try:
             await self._let_in(request, send)
@@ -131,20 +131,20 @@ class Door:
             if self._pages.files is not None:
                 headers = Request(scope).headers
                 try:
-                    said = await asyncio.to_thread(self._pages.files.check_upload, scope.get(USER) or "", headers)
+                    message = await asyncio.to_thread(self._pages.files.check_upload, scope.get(USER) or "", headers)
                 except StudioError as error:
                     return PlainTextResponse(str(error), 413), receive
-                if said:
-                    return PlainTextResponse(said, 411), receive
+                if message:
+                    return PlainTextResponse(message, 411), receive
         elif scope["method"] not in ("GET", "HEAD"):
-            body = await _body(Request(scope, receive), MOST_BYTES)
+            body = await _body(Request(scope, receive), MAX_BYTES)
             receive = _again(body or b"", receive)
         if body is None:
-            said = f"A request may have {MOST_BYTES / 1e6:.0f} MB beside its files."
-            return JSONResponse({"error": said}, 413), receive
-        named = (scope.get(USER), scope["path"], scope["query_string"], body)
+            message = f"A request may have {MAX_BYTES / 1e6:.0f} MB beside its files."
+            return JSONResponse({"error": message}, 413), receive
+        args = (scope.get(USER), scope["path"], scope["query_string"], body)
         large = len(body) > LARGE
-        refused = await asyncio.to_thread(self._pages.refused, *named) if large else self._pages.refused(*named)
+        refused = await asyncio.to_thread(self._pages.refused, *args) if large else self._pages.refused(*args)
         return JSONResponse({"error": refused.words}, refused.status) if refused else None, receive
 
     async def _answer(self, request: Request) -> Response | None:
@@ -184,9 +184,9 @@ class Door:
         key, token = self._serving.api_key, self._token
         if not self._serving.accounts and not self._serving.guests and key is None:
             return None
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
         keys = [known for known in (key, token) if known]
-        if scheme.lower() == "bearer" and any(same_secret(given.strip(), known) for known in keys):
+        if scheme.lower() == "bearer" and any(same_secret(credentials.strip(), known) for known in keys):
             request.scope[USER] = self._serving.owner
             return None
         user = self._sessions.user(request.cookies.get(self._cookie, ""))
@@ -242,12 +242,12 @@ class Door:
         assert self._serving.accounts is not None
         address = of_one_person(_address(request))
         by_browser = "text/html" in request.headers.get("accept", "")
-        form = (await _body(request, LONGEST_LOGIN) or b"").decode("utf-8", "replace")
-        given = parse_qs(form, keep_blank_values=True)
-        name = self._serving.accounts.name(given.get("username", [""])[0])
+        form = (await _body(request, MAX_LOGIN_BYTES) or b"").decode("utf-8", "replace")
+        form_fields = parse_qs(form, keep_blank_values=True)
+        name = self._serving.accounts.name(form_fields.get("username", [""])[0])
         try:
             self._attempts.check(address, name)
-            user = self._serving.accounts.user(name, given.get("password", [""])[0])
+            user = self._serving.accounts.user(name, form_fields.get("password", [""])[0])
             if user is None:
                 self._attempts.failed(address, name)
                 together = "Name and password do not belong together."
@@ -262,8 +262,8 @@ class Door:
         answer.headers["set-cookie"] = self._cookie_for(request, user)
         return answer
 
-    def _login_page(self, said: str = "") -> str:
-        return login_page(said, any_name=self._any_name, token=self._token != "")
+    def _login_page(self, message: str = "") -> str:
+        return login_page(message, any_name=self._any_name, token=self._token != "")
 
     def _logout(self, request: Request, token: str) -> Response:
         """Ends a session, but not for a mere link, which the page of another site could send people along."""
@@ -366,16 +366,16 @@ def _with_cookie(scope: Scope, send: Any) -> Any:
 
 def _told(send: Any, tell: Callable[[bytes], None]) -> Any:
     """Sends what the app answers, and tells of a good answer as soon as it is whole."""
-    good, found = False, bytearray()
+    good, body = False, bytearray()
 
     async def sending(message: MutableMapping[str, Any]) -> None:
         nonlocal good
         if message["type"] == "http.response.start":
             good = message["status"] == 200
         elif good:
-            found.extend(message.get("body", b""))
+            body.extend(message.get("body", b""))
             if not message.get("more_body"):
-                tell(bytes(found))
+                tell(bytes(body))
         await send(message)
 
     return sending
@@ -417,12 +417,12 @@ def _hostname(host: str) -> str:
 
 async def _body(request: Request, most: int) -> bytes | None:
     """What a request brings; None where it is more than that, of which nothing more is read."""
-    found = bytearray()
+    body = bytearray()
     async for chunk in request.stream():
-        found += chunk
-        if len(found) > most:
+        body += chunk
+        if len(body) > most:
             return None
-    return bytes(found)
+    return bytes(body)
 
 
 def _again(body: bytes, receive: Any) -> Any:
@@ -435,11 +435,11 @@ def _again(body: bytes, receive: Any) -> Any:
     return receiving
 
 
-def login_page(said: str = "", any_name: bool = False, token: bool = False) -> str:
+def login_page(message: str = "", any_name: bool = False, token: bool = False) -> str:
     """The page that asks who one is. Whole in itself: nothing else is served before. Where one password is all that
     counts, it says so: who was told a password alone would look for a name to go with it."""
-    asked = "This studio has one password; any name will do." if any_name else "This studio asks who you are."
+    intro = "This studio has one password; any name will do." if any_name else "This studio asks who you are."
     if token:
-        asked = "This studio asks for its token, which the terminal that it was started from shows; any name will do."
-    told = f'<p role="alert">{escape(said)}</p>' if said else ""
-    return LOGIN_PAGE.substitute(asked=asked, told=told)
+        intro = "This studio asks for its token, which the terminal that it was started from shows; any name will do."
+    alert = f'<p role="alert">{escape(message)}</p>' if message else ""
+    return LOGIN_PAGE.substitute(asked=intro, told=alert)

@@ -101,8 +101,8 @@ class UserPolicy(Policy):
         return {} if owner_id in ("", self._users.owner) else NO_TOKEN
 
     def uploads_of_others(self, root: Path) -> list[Path]:
-        others = (root / USERS).glob("*/uploads/*") if self.is_admin else ()
-        return sorted(path for path in others if not path.name.startswith("."))
+        paths = (root / USERS).glob("*/uploads/*") if self.is_admin else ()
+        return sorted(path for path in paths if not path.name.startswith("."))
 
     def can_read(self, job: JobFolder) -> bool:
         return self.is_admin or (self.owner_id != "" and self._users.owner_of(job) == self.owner_id)

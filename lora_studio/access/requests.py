@@ -66,13 +66,13 @@ class VisitorFiles:
             self._lately.append((self._clock(), user, size))
         return ""
 
-    def waiting(self, whose: Callable[[str], bool]) -> int:
+    def waiting(self, matches: Callable[[str], bool]) -> int:
         """Bytes that those visitors uploaded within the last hour, whether they were taken over or not."""
         now = self._clock()
         with self._lock:
             while self._lately and now - self._lately[0][0] > CLEARED_SECONDS:
                 self._lately.popleft()
-            return sum(size for _, name, size in self._lately if name != self._owner and whose(name))
+            return sum(size for _, name, size in self._lately if name != self._owner and matches(name))
 
     def came(self, user: str, answer: bytes) -> None:
         """Remembers whose the files are that Gradio says it took."""
@@ -124,7 +124,7 @@ JOINING = (f"{GRADIO}queue/join", f"{GRADIO}call/")  # what waits for its turn
 MAX_WAITING_OF_VISITOR = 100  # a page that is open waits for a dozen
 
 
-MOST_PAGES = 10_000
+MAX_PAGES = 10_000
 
 
 SESSION = "session_hash"
@@ -156,8 +156,8 @@ class Pages:
             return Refusal(400, "The address holds characters that no address of the page has.")
         if path.startswith(GRADIO.rstrip("/")) and not USED.fullmatch(path):
             return Refusal(404, "The page has no such address.")
-        asked = path.removeprefix(FILE) if path.startswith(FILE) else ""
-        if asked and self.files is not None and not self.files.for_download(user or "", asked):
+        file = path.removeprefix(FILE) if path.startswith(FILE) else ""
+        if file and self.files is not None and not self.files.for_download(user or "", file):
             return Refusal(403, "This file is not for you, or it is there no longer.")
         if path.startswith(JOINING) and self._waiting(user or "") >= MAX_WAITING_OF_VISITOR:
             return Refusal(503, f"{MAX_WAITING_OF_VISITOR} requests of yours wait already. Try again in a moment.")
@@ -188,7 +188,7 @@ class Pages:
         with self._lock:
             owner = self._owners.setdefault(session, user)
             self._owners.move_to_end(session)
-            if len(self._owners) > MOST_PAGES:
+            if len(self._owners) > MAX_PAGES:
                 self._owners.popitem(last=False)
         return owner == user
 
@@ -211,12 +211,12 @@ def holds_half_characters(body: bytes, brought: Any) -> bool:
 
 def _places(brought: Any) -> list[str]:
     """Where the files lie that anything in what was sent names, as Gradio understands it."""
-    found, waiting = [], [brought]
+    places, waiting = [], [brought]
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
             if isinstance(one.get("path"), str):
-                found.append(one["path"])
+                places.append(one["path"])
             one = list(one.values())
         waiting += [part for part in one if isinstance(part, dict | list)] if isinstance(one, list) else []
-    return found
+    return places

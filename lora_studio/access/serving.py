@@ -172,38 +172,38 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def from_flags(given: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Serving:
+def from_flags(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Serving:
     """What flags and environment say, checked. Raises `StudioError` for what would be open to everybody."""
-    accounts, alone = read_accounts(given.users_file, environment), _token(given, environment)
+    accounts, alone = read_accounts(args.users_file, environment), _token(args, environment)
     if accounts and alone:
         raise StudioError("Passwords are given, and a token as well.", "Choose one of both.")
     accounts = accounts or alone
-    guests = given.guests or (in_space(environment) and accounts is None and not given.insecure)
+    guests = args.guests or (in_space(environment) and accounts is None and not args.insecure)
     if guests and accounts:
         raise StudioError("Guests are let in, and a login is asked for.", "Choose one of both.")
-    host = given.host or environment.get(HOST) or environment.get("GRADIO_SERVER_NAME")
+    host = args.host or environment.get(HOST) or environment.get("GRADIO_SERVER_NAME")
     port = environment.get(PORT) or environment.get("GRADIO_SERVER_PORT")
-    folders = given.folder or [part for part in environment.get(FOLDERS, "").split(os.pathsep) if part]
+    folders = args.folder or [part for part in environment.get(FOLDERS, "").split(os.pathsep) if part]
     serving = Serving(
         host=host or ("0.0.0.0" if in_space(environment) else "127.0.0.1"),
-        port=given.port if given.port is not None else int(_number(PORT, port, 7860)),
+        port=args.port if args.port is not None else int(_number(PORT, port, 7860)),
         accounts=accounts,
-        insecure=given.insecure,
+        insecure=args.insecure,
         api_key=read_api_key(environment),
         folders=tuple(_folder(folder) for folder in folders),
-        max_upload_gb=_size("--max-upload-gb", given.max_upload_gb, MAX_UPLOAD, environment, GUEST_GB if guests else 2),
-        quota_gb=_size("--quota-gb", given.quota_gb, QUOTA, environment, GUEST_QUOTA_GB if guests else USUAL_QUOTA_GB),
+        max_upload_gb=_size("--max-upload-gb", args.max_upload_gb, MAX_UPLOAD, environment, GUEST_GB if guests else 2),
+        quota_gb=_size("--quota-gb", args.quota_gb, QUOTA, environment, GUEST_QUOTA_GB if guests else USUAL_QUOTA_GB),
         guests=guests,
         hub_app=hub_app(environment) if guests else None,
         names=hosts(environment),
-        proxies=_proxies(given, environment),
-        allowed_hosts=_allowed_hosts(given, environment),
+        proxies=_proxies(args, environment),
+        allowed_hosts=_allowed_hosts(args, environment),
     )
     check_exposure(serving)
     return serving
 
 
-def _token(given: argparse.Namespace, environment: Mapping[str, str]) -> Accounts | None:
+def _token(args: argparse.Namespace, environment: Mapping[str, str]) -> Accounts | None:
     """The owner alone, who is let in by a token: that of the environment, or a new one."""
     token = environment.get(TOKEN) or ""
     if token and len(token) < SHORTEST_KEY:
@@ -213,44 +213,44 @@ def _token(given: argparse.Namespace, environment: Mapping[str, str]) -> Account
         )
     if token and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
         raise StudioError(f"{TOKEN} can't stand in an address.", "Use letters, digits, dots, dashes and underscores.")
-    if given.token or token:
+    if args.token or token:
         token = token or secrets.token_hex(24)
         return Accounts({OWNER: token}, OWNER, one=True, token=token)
     return None
 
 
-def _proxies(given: argparse.Namespace, environment: Mapping[str, str]) -> tuple[str, ...]:
+def _proxies(args: argparse.Namespace, environment: Mapping[str, str]) -> tuple[str, ...]:
     """The proxies that are named; in a Space those in front of it where nobody names others."""
-    named = given.trusted_proxy or _words(environment, PROXIES)
-    return checked_proxies(named) if named else PRIVATE_NETWORKS if in_space(environment) else ()
+    addresses = args.trusted_proxy or _words(environment, PROXIES)
+    return checked_proxies(addresses) if addresses else PRIVATE_NETWORKS if in_space(environment) else ()
 
 
-def _allowed_hosts(given: argparse.Namespace, environment: Mapping[str, str]) -> tuple[str, ...]:
-    named = [name.strip().lower() for name in given.allowed_host or _words(environment, NAMES)]
-    if wrong := [name for name in named if not _HOST_NAME.fullmatch(name)]:
+def _allowed_hosts(args: argparse.Namespace, environment: Mapping[str, str]) -> tuple[str, ...]:
+    names = [name.strip().lower() for name in args.allowed_host or _words(environment, NAMES)]
+    if wrong := [name for name in names if not _HOST_NAME.fullmatch(name)]:
         raise StudioError(
             f"{wrong[0]!r} is no host name.",
             "Give it as the browser shows it, without http:// and path: studio.example.org",
         )
-    return tuple(named)
+    return tuple(names)
 
 
 def _words(environment: Mapping[str, str], name: str) -> list[str]:
     return [word.strip() for word in environment.get(name, "").split(",") if word.strip()]
 
 
-def _size(flag: str, given: float | None, name: str, environment: Mapping[str, str], default: float) -> float:
+def _size(flag: str, value: float | None, name: str, environment: Mapping[str, str], default: float) -> float:
     """A size in GB, of a flag or of the environment."""
-    return _number(name, environment.get(name), default) if given is None else _number(flag, str(given), default)
+    return _number(name, environment.get(name), default) if value is None else _number(flag, str(value), default)
 
 
-def _number(name: str, given: str | None, default: float) -> float:
+def _number(name: str, text: str | None, default: float) -> float:
     try:
-        number = float(given or default)
+        number = float(text or default)
     except ValueError:
         number = -1.0
     if not 0 < number < 1e6:
-        raise StudioError(f"{name} is {given!r}, which is no usable number.", f"The default is {default}.")
+        raise StudioError(f"{name} is {text!r}, which is no usable number.", f"The default is {default}.")
     return number
 
 

@@ -26,10 +26,10 @@ from lora_studio.chat.choices import Choice, choices
 from lora_studio.errors import ApiError, EngineError, StudioError
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
 
-MOST_AT_ONCE = 32
+MAX_AT_ONCE = 32
 WAIT_SECONDS = 120.0
 """How long a request waits for others to be answered before it is told to come again."""
-MOST_BYTES = 8_000_000
+MAX_BYTES = 8_000_000
 AGAIN = {"Retry-After": "10"}
 HUNG_UP = 499  # nobody reads it: nginx' number for a client that left
 
@@ -71,8 +71,8 @@ class OpenAi:
     async def chat(self, request: Request) -> Response:
         """One answer, whole or as a stream. Nothing is sent before the first token: what fails until then has its
         status."""
-        if self._asking >= MOST_AT_ONCE:
-            raise ApiError(503, f"{MOST_AT_ONCE} requests wait already. Ask again in a while.", "busy")
+        if self._asking >= MAX_AT_ONCE:
+            raise ApiError(503, f"{MAX_AT_ONCE} requests wait already. Ask again in a while.", "busy")
         asked = wire.read(await _json(request))
         events = self._events(request, await asyncio.to_thread(self._answers, request, asked))
         reply = wire.Reply(asked.model)
@@ -185,8 +185,8 @@ async def _json(request: Request) -> Any:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MOST_BYTES:
-            raise ApiError(413, f"The body is larger than {MOST_BYTES / 1e6:.0f} MB.")
+        if len(body) > MAX_BYTES:
+            raise ApiError(413, f"The body is larger than {MAX_BYTES / 1e6:.0f} MB.")
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):

@@ -100,7 +100,7 @@ def settings_of(request: ChatRequest) -> Json:
     Without a seed each answer is sampled anew, as programs expect.
     """
     most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-    given = {
+    sampling = {
         "max_new_tokens": most,
         "temperature": request.temperature,
         "top_p": request.top_p,
@@ -109,7 +109,7 @@ def settings_of(request: ChatRequest) -> Json:
         "seed": secrets.randbelow(2**31) if request.seed is None else request.seed,
     }
     try:
-        config: Config = parse({"generation": {name: value for name, value in given.items() if value is not None}})
+        config: Config = parse({"generation": {name: value for name, value in sampling.items() if value is not None}})
     except ConfigError as error:
         first = error.problems[0]
         name = first.path.rpartition(".")[2]
@@ -121,21 +121,21 @@ def settings_of(request: ChatRequest) -> Json:
 
 def stops_of(request: ChatRequest) -> list[str]:
     """Texts that end the answer."""
-    given = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    return [text for text in given if text]
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    return [text for text in stops if text]
 
 
 def messages_of(request: ChatRequest, system_prompt: str) -> list[Json]:
     """The conversation as the engine takes it. One without a system message of its own begins with `system_prompt`,
     which the adapter was trained with; an empty one asks for none."""
-    told = [
+    messages = [
         {"role": "system" if m.role == "developer" else m.role, "content": _text(m.content)} for m in request.messages
     ]
-    if system_prompt and all(message["role"] != "system" for message in told):
-        told.insert(0, {"role": "system", "content": system_prompt})
-    if told[-1]["role"] == "assistant":
+    if system_prompt and all(message["role"] != "system" for message in messages):
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    if messages[-1]["role"] == "assistant":
         raise ApiError(400, "The last message has to be the user's: answers can't be continued.", None, "messages")
-    return [message for message in told if message["role"] != "system" or message["content"]]
+    return [message for message in messages if message["role"] != "system" or message["content"]]
 
 
 def _text(content: Content) -> str:
@@ -238,5 +238,5 @@ def finish(column: ColumnAnswer) -> str:
 
 
 def usage(column: ColumnAnswer) -> Json:
-    prompt, said = column.prompt_tokens, column.tokens
-    return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+    prompt, completion = column.prompt_tokens, column.tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -275,9 +275,9 @@ class Engine:
 
 def chat_bytes(wanted: Wanted, device: str, tokens: int | None = None) -> int | None:
     """Memory of a base with these adapters and so many tokens read or written; else a conversation in each column."""
-    held = RESERVED_TOKENS * (1 + len(wanted.adapters)) if tokens is None else tokens
+    tokens_held = RESERVED_TOKENS * (1 + len(wanted.adapters)) if tokens is None else tokens
     folders = [folder for _, folder in wanted.adapters]
-    return model_bytes(wanted.base, wanted.revision, wanted.quantization, folders, device, held)
+    return model_bytes(wanted.base, wanted.revision, wanted.quantization, folders, device, tokens_held)
 
 
 def chat_verdict(wanted: Wanted, held: int = 0) -> Verdict:
@@ -286,20 +286,22 @@ def chat_verdict(wanted: Wanted, held: int = 0) -> Verdict:
     return Verdict(chat_bytes(wanted, device.kind), device.memory_free + held, device)
 
 
-def shortage(found: Verdict, run: str | None) -> str:
+def shortage(verdict: Verdict, run: str | None) -> str:
     """What is needed that the memory will hardly do for, and what there is."""
     beside = f" while {run} trains on the same device" if run else ""
-    return f"Loading this needs about {size(found.need or 0)}, and {size(found.free)} are free{beside}."
+    return f"Loading this needs about {size(verdict.need or 0)}, and {size(verdict.free)} are free{beside}."
 
 
 def holders(run: str | None, chat: str | None, evaluating: bool = False, exporting: bool = False) -> str:
     """Who holds the device, in a sentence."""
     others = ["an evaluation"] * evaluating + ["an export"] * exporting
     who = [f"the run {run}" if run else "", chat or "", *others]
-    held = [name for name in who if name]
-    if not held:
+    names = [name for name in who if name]
+    if not names:
         return "Nothing holds the device."
-    return f"The device is held by {' and '.join(held)}" + (": they share memory and speed." if len(held) > 1 else ".")
+    return f"The device is held by {' and '.join(names)}" + (
+        ": they share memory and speed." if len(names) > 1 else "."
+    )
 
 
 def _loading(progress: Progress) -> Status:

@@ -152,17 +152,17 @@ def keep(workspace: Workspace, vote: Vote) -> None:
 
 def read_votes(workspace: Workspace) -> list[Vote]:
     """All votes, oldest first; a torn last line is left out."""
-    found = []
+    votes = []
     try:
         lines = workspace.votes.read_text(encoding="utf-8").split("\n")  # a vote's words may hold other line ends
     except FileNotFoundError:
         return []
     for line in lines:
         try:
-            found.append(Vote(**json.loads(line)))
+            votes.append(Vote(**json.loads(line)))
         except (json.JSONDecodeError, TypeError):
             continue
-    return found
+    return votes
 
 
 def tallies(votes: Sequence[Vote]) -> list[Tally]:

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from lora_studio.access import accounts as logins
 from lora_studio.access import middleware
 from lora_studio.access.accounts import Accounts, Attempts, Sessions
-from lora_studio.access.middleware import LONGEST_LOGIN, USER, Door, Gate, login_page
+from lora_studio.access.middleware import MAX_LOGIN_BYTES, USER, Door, Gate, login_page
 from lora_studio.access.serving import Serving
 
 ANNA = {"username": "anna", "password": "one"}
@@ -134,7 +134,7 @@ def test_the_address_with_the_token_lets_the_owner_in() -> None:
 def test_what_a_login_holds_is_no_markup_and_no_flood() -> None:
     assert "<script" not in login_page("<script>alert(1)</script>")
     guest = visitor(Serving(accounts=TWO))
-    assert guest.post("/login", content=b"x" * (LONGEST_LOGIN + 1)).status_code == 401
+    assert guest.post("/login", content=b"x" * (MAX_LOGIN_BYTES + 1)).status_code == 401
 
 
 def test_over_https_the_cookie_is_sent_over_nothing_else() -> None:
@@ -181,7 +181,7 @@ def test_only_a_space_is_shown_in_a_frame_of_another_site(names: tuple[str, ...]
 
 
 def test_a_request_is_not_held_in_memory_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(middleware, "MOST_BYTES", 100)
+    monkeypatch.setattr(middleware, "MAX_BYTES", 100)
     guest = visitor(Serving("0.0.0.0", insecure=True))
     assert guest.post("/gradio_api/queue/join", content=b"x" * 101).status_code == 413
     assert guest.post("/gradio_api/queue/join", content=b"x" * 100).json()["bytes"] == 100

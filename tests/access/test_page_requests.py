@@ -98,7 +98,7 @@ def test_what_is_no_json_or_too_deep_breaks_nothing() -> None:
 
 
 def test_pages_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "MOST_PAGES", 2)
+    monkeypatch.setattr(requests, "MAX_PAGES", 2)
     pages = Pages()
     for name in ("a", "b", "c"):
         assert status(pages, "anna", f"/gradio_api/heartbeat/{name}") == 200

@@ -144,7 +144,7 @@ def test_errors_have_their_status_and_openais_shape(client: openai.OpenAI, url: 
     assert httpx.post(f"{url}/chat/completions", content="{}").status_code == 415
     no_json = httpx.post(f"{url}/chat/completions", content="{", headers={"Content-Type": "application/json"})
     assert (no_json.status_code, no_json.json()["error"]["type"]) == (400, "invalid_request_error")
-    large = httpx.post(f"{url}/chat/completions", json={"model": "x" * openai_api.MOST_BYTES})
+    large = httpx.post(f"{url}/chat/completions", json={"model": "x" * openai_api.MAX_BYTES})
     assert large.status_code == 413
 
 
@@ -194,7 +194,7 @@ def test_who_waits_too_long_is_told_to_come_again(
         with pytest.raises(openai.InternalServerError, match="Others are being answered") as error:
             client.chat.completions.create(model="demo", messages=HELLO)
         assert (error.value.status_code, error.value.response.headers["retry-after"]) == (503, "10")
-        monkeypatch.setattr(openai_api, "MOST_AT_ONCE", 1)
+        monkeypatch.setattr(openai_api, "MAX_AT_ONCE", 1)
         with pytest.raises(openai.InternalServerError, match="wait already"):
             client.chat.completions.create(model="demo", messages=HELLO)
 

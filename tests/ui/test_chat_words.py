@@ -1,12 +1,13 @@
 """The chat's state in words: memory, who holds the device, what adapters bring, and what a chat needs."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lora_studio.chat import arbiter
 from lora_studio.chat.choices import Choice, wanted
-from lora_studio.jobs.protocol import ColumnAnswer, Loaded
+from lora_studio.jobs.protocol import ColumnAnswer, Loaded, Scored
 from lora_studio.ui.chat import columns
 from tests.adapters import files, write
 
@@ -49,8 +50,8 @@ def test_a_chat_needs_base_cache_and_each_adapter(choice: Choice, tmp_path: Path
 
 
 def test_tokens_that_training_made_likelier_are_green() -> None:
-    numbers = {"adapters": {"a": [-0.1, -3.0]}, "divergence": {"a": [2.0, 0.1]}, "mean_divergence": {"a": 1.05}}
-    shown = columns.tokens({"texts": ["Arr", "${x}"], "base": [-5.0, -0.1], **numbers}, {"a": "<A>"})
+    numbers: Any = {"adapters": {"a": [-0.1, -3.0]}, "divergence": {"a": [2.0, 0.1]}, "mean_divergence": {"a": 1.05}}
+    shown = columns.tokens(Scored(texts=["Arr", "${x}"], base=[-5.0, -0.1], **numbers), {"a": "<A>"})
     assert "&lt;A&gt;: KL divergence from the base, 1.05 nats a token" in shown
     assert "0 is the same" in shown
     assert "var(--good)" in shown.split("Arr")[0]
