@@ -201,13 +201,13 @@ def begin(
     module: str,
     kind: Callable[[Path], Folder],
     noun: str,
-    asked: Callable[[Folder], Path],
+    request_file: Callable[[Folder], Path],
     *,
     resumes: bool = True,
 ) -> Child[Folder] | None:
     """Listens for a stop and opens the folder that the command names; what an earlier child came to is removed.
 
-    `asked` is the file that says what is to be done. None, with a sentence on stderr, where it is not there.
+    `request_file` is the file that says what is to be done. None, with a sentence on stderr, where it is not there.
     """
     parser = argparse.ArgumentParser(prog=module)
     parser.add_argument("folder", type=Path)
@@ -217,8 +217,8 @@ def begin(
     stop = Stop()
     stop.listen()
     folder = kind(options["folder"].resolve())
-    if not asked(folder).is_file():
-        print(f"{folder.path} is no {noun}: it has no {asked(folder).name}.", file=sys.stderr)
+    if not request_file(folder).is_file():
+        print(f"{folder.path} is no {noun}: it has no {request_file(folder).name}.", file=sys.stderr)
         return None
     folder.complete.unlink(missing_ok=True)
     return Child(folder, resumes and options["resume"], stop, EventLog(folder.events))
@@ -257,8 +257,8 @@ def ending_of(work: Callable[[], None], stop: Stop, *, explain: Callable[[Except
     except Exception as error:  # the end of the process: nothing else can say what happened
         ending = when_stopped
         if not stop.cut_short:
-            known = explain(error)
-            ending = Ending(FAILED, "failed", known.reason, known.message, known.hint)
+            explained = explain(error)
+            ending = Ending(FAILED, "failed", explained.reason, explained.message, explained.hint)
         traceback.print_exc()  # not before: on a full disk nothing can be said until room is made
         return ending
 
@@ -322,8 +322,8 @@ def make_room(run: RunFolder) -> None:
 def words(run: RunFolder) -> tuple[str, str]:
     """What to tell the person, and what helps."""
     whole = run.checkpoint_folders()
-    kept = f"{whole[-1].name} is whole: Resume goes on from it." if whole else "No checkpoint was saved yet."
+    advice = f"{whole[-1].name} is whole: Resume goes on from it." if whole else "No checkpoint was saved yet."
     return (
         f"The disk that holds {run.path.parent} is full: the run could not write on.",
-        f"Delete runs or other files, or lower training.save_total_limit in a new run. {kept}",
+        f"Delete runs or other files, or lower training.save_total_limit in a new run. {advice}",
     )

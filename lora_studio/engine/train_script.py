@@ -171,11 +171,11 @@ class Trainer(WithoutRouterLoss, SFTTrainer):
         return self.optimizer
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        found = super().prediction_step(model, inputs, *args, **kwargs)
+        outputs = super().prediction_step(model, inputs, *args, **kwargs)
         trained = int((inputs["labels"][..., 1:] != IGNORED).sum())
-        self._nats += float(found[0]) * trained
+        self._nats += float(outputs[0]) * trained
         self._tokens += trained
-        return found
+        return outputs
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         self._nats, self._tokens = 0.0, 0
@@ -222,11 +222,11 @@ def rows(name: str) -> Dataset | None:
 def compared(history: list[dict[str, Any]]) -> str:
     """How far the losses are from those of the run."""
     own = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
-    known = json.loads((HERE / "losses.json").read_text(encoding="utf-8"))
-    both = [(own[int(step)], loss) for step, loss in known.items() if int(step) in own]
+    expected = json.loads((HERE / "losses.json").read_text(encoding="utf-8"))
+    both = [(own[int(step)], loss) for step, loss in expected.items() if int(step) in own]
     if not both:
         return "No step has a loss in both, this and the run."
-    furthest = max(abs(one - other) for one, other in both)
+    furthest = max(abs(first - expected_loss) for first, expected_loss in both)
     differ = f"differ from the run's by at most {furthest:.3g}" if furthest else "are the run's to the last digit"
     return f"Losses compared at {len(both)} of the steps: they {differ}."
 
@@ -248,17 +248,17 @@ def main() -> None:
     parser.add_argument("--base", default=settings["base"]["name"], help="the base model: a Hub id or a folder")
     parser.add_argument("--out", default=str(HERE / "out"), help="where checkpoints and the adapter go")
     parser.add_argument("--steps", type=int, default=0, help="end after so many steps; 0 goes through to the end")
-    given = parser.parse_args()
+    args = parser.parse_args()
     print("Loading the base model.", flush=True)
-    base = str(HERE / "base") if given.base == "base" and (HERE / "base").is_dir() else given.base
+    base = str(HERE / "base") if args.base == "base" and (HERE / "base").is_dir() else args.base
     model, patience = load_model(settings, base), settings["patience"]
-    callbacks: list[TrainerCallback] = [StopAt(given.steps)]
+    callbacks: list[TrainerCallback] = [StopAt(args.steps)]
     if patience["early_stopping_patience"]:
         callbacks.append(EarlyStoppingCallback(**patience))
     trained_on, tokenizer = rows("train"), AutoTokenizer.from_pretrained(HERE / "tokenizer")
     trainer = Trainer(
         model=model,
-        args=SFTConfig(output_dir=given.out, report_to="none", **settings["training"]),
+        args=SFTConfig(output_dir=args.out, report_to="none", **settings["training"]),
         train_dataset=trained_on,
         eval_dataset=rows("validation"),
         processing_class=tokenizer,
@@ -270,11 +270,11 @@ def main() -> None:
             parameter.data = parameter.data.float()
     print(f"Training on {len(trained_on or ()):,} rows; the bar counts steps.", flush=True)
     trainer.train()
-    adapter = Path(given.out).resolve() / "adapter"
+    adapter = Path(args.out).resolve() / "adapter"
     model.save_pretrained(str(adapter), save_embedding_layers=False)  # they are the base's
     tokenizer.save_pretrained(str(adapter))
     history = trainer.state.log_history
-    (Path(given.out) / "history.json").write_text(json.dumps(history, indent=2), encoding="utf-8")
+    (Path(args.out) / "history.json").write_text(json.dumps(history, indent=2), encoding="utf-8")
     print(compared(history))
     print(f"Done after {trainer.state.global_step:,} steps. The adapter is in {adapter}")
 

@@ -43,9 +43,9 @@ class Call(Generic[M]):
         if done in (0, total) or now - self._sent >= PROGRESS_SECONDS:
             self._sent = now
             speed = done / (now - self._began) if done and now > self._began else 0.0
-            left = (total - done) / speed if speed and total else None
+            seconds_left = (total - done) / speed if speed and total else None
             self.answer(
-                protocol.Progress(phase=phase, done=done, total=total, rows_per_second=speed, seconds_left=left)
+                protocol.Progress(phase=phase, done=done, total=total, rows_per_second=speed, seconds_left=seconds_left)
             )
 
 

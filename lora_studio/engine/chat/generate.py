@@ -105,8 +105,8 @@ class ColumnText:
 
     def _stop_at(self) -> int | None:
         """Where the first stop text begins."""
-        found = [at for stop in self._stop_strings if (at := self._waiting.find(stop)) >= 0]
-        return min(found, default=None)
+        positions = [at for stop in self._stop_strings if (at := self._waiting.find(stop)) >= 0]
+        return min(positions, default=None)
 
     def _begun(self) -> int:
         """Length of the end that may be the beginning of a stop text."""
@@ -149,8 +149,8 @@ class Streamer(BaseStreamer):
 class Ending(StoppingCriteria):
     """Ends each column with its own last token, and all of them when asked to; `generate` asks after each token."""
 
-    def __init__(self, columns: Sequence[ColumnText], asked: Callable[[], bool]) -> None:
-        self._columns, self._asked = columns, asked
+    def __init__(self, columns: Sequence[ColumnText], stop_requested: Callable[[], bool]) -> None:
+        self._columns, self._asked = columns, stop_requested
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
         stopped = self._asked()
@@ -225,8 +225,8 @@ def greedy(loaded: LoadedModel, max_new_tokens: int) -> GenerationConfig:
 def end_ids(loaded: LoadedModel, column: str | None = None) -> frozenset[int]:
     """Every token that ends an answer of an adapter or the base (None): those of its tokenizer and of the base's
     tokenizer and generation config."""
-    given = loaded.model.generation_config.eos_token_id
-    own = given if isinstance(given, list) else [given]
+    eos_token_id = loaded.model.generation_config.eos_token_id
+    own = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
     ends = (*own, loaded.tokenizer.eos_token_id, loaded.tokenizer_of(column).eos_token_id)
     return frozenset(token for token in ends if token is not None)
 
@@ -297,7 +297,7 @@ def generate(
     ]
     torch.manual_seed(seed)
     answers: dict[int, Answer] = {}
-    asked = time.monotonic()
+    requested_at = time.monotonic()
     for group in loaded.groups([column.adapter for column in columns]):
         began = time.monotonic()
         _generate_group(
@@ -309,7 +309,7 @@ def generate(
             stop,
         )
         for position in group:
-            answers[position] = _answer(texts[position], len(prompts[position]), asked, began, stopped=stop())
+            answers[position] = _answer(texts[position], len(prompts[position]), requested_at, began, stopped=stop())
     return [answers[position] for position in range(len(columns))]
 
 
@@ -364,13 +364,13 @@ def _generate_group(
         )
 
 
-def _answer(text: ColumnText, prompt_tokens: int, asked: float, began: float, *, stopped: bool) -> Answer:
+def _answer(text: ColumnText, prompt_tokens: int, requested_at: float, began: float, *, stopped: bool) -> Answer:
     seconds = max(text.last_token - began, 1e-6)
     return Answer(
         text=text.text,
         tokens=len(text.ids),
         seconds=seconds,
-        first_token_seconds=text.first_token - asked,
+        first_token_seconds=text.first_token - requested_at,
         tokens_per_second=len(text.ids) / seconds,
         finish=text.finish or ("stopped" if stopped else "length"),
         ids=tuple(text.ids),

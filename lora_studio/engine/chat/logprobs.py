@@ -56,23 +56,23 @@ def score(
     ids = [*ids, *sorted(end_ids(loaded, adapters[0]) & {tokenizer.eos_token_id})]
     if len(ids) > room:
         raise StudioError(f"The answer has {len(ids):,} tokens; at most {room:,} can be scored here.")
-    known = min(loaded.rows(name) for name in (None, *adapters))
-    if max((*prompt, *ids)) >= known:
+    vocabulary = min(loaded.rows(name) for name in (None, *adapters))
+    if max((*prompt, *ids)) >= vocabulary:
         raise StudioError(
-            f"{adapters[0]} is asked with tokens that not all columns know: they have embeddings for {known:,}.",
+            f"{adapters[0]} is asked with tokens that not all columns know: they have embeddings for {vocabulary:,}.",
             "Compare their answers; token by token only adapters with the base's vocabulary can be compared.",
         )
     rows: dict[str | None, list[torch.Tensor]] = {name: [] for name in (None, *adapters)}
     divergence: dict[str, list[torch.Tensor]] = {name: [] for name in adapters}
     for begin in range(0, len(ids), POSITIONS):
         part = ids[begin : begin + POSITIONS]
-        seen = [*prompt, *ids[: begin + len(part) - 1]]
-        base = _scores(loaded, None, seen, len(part))
+        context = [*prompt, *ids[: begin + len(part) - 1]]
+        base = _scores(loaded, None, context, len(part))
         rows[None].append(_chosen(base, part))
         for name in adapters:
-            its = _scores(loaded, name, seen, len(part))
-            rows[name].append(_chosen(its, part))
-            divergence[name].append((its.exp() * (its - base)).sum(-1).clamp(min=0))
+            scores = _scores(loaded, name, context, len(part))
+            rows[name].append(_chosen(scores, part))
+            divergence[name].append((scores.exp() * (scores - base)).sum(-1).clamp(min=0))
     joined = {name: torch.cat(parts).tolist() for name, parts in divergence.items()}
     return {
         "texts": [str(tokenizer.decode([token])) for token in ids],
@@ -86,9 +86,9 @@ def score(
 @torch.inference_mode()
 def _scores(loaded: LoadedModel, name: str | None, ids: Sequence[int], last: int) -> torch.Tensor:
     """Log-probabilities of what comes after each of the last tokens, [last, vocabulary]."""
-    given = torch.tensor([list(ids)], device=loaded.model.device)
+    input_ids = torch.tensor([list(ids)], device=loaded.model.device)
     with loaded.answering_as(name) as model:
-        logits = model(input_ids=given, use_cache=False, logits_to_keep=last).logits[0, -last:]
+        logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=last).logits[0, -last:]
     scores: torch.Tensor = logits.float().log_softmax(dim=-1)
     return scores
 
@@ -146,14 +146,14 @@ class Difference:
         if not self.finite:
             return "The scores of base or adapter are not numbers: this adapter can't be used."
         losses = f"Loss: base {self.base_loss:.4g}, adapter {self.adapter_loss:.4g}."
-        apart = f"KL divergence {self.divergence:.2g} nats a token"
+        divergence = f"KL divergence {self.divergence:.2g} nats a token"
         if self.divergence < NOTHING and self.changed_tokens == 0:
-            return f"The adapter does nothing: it answers as the base does ({apart}). {losses}"
-        others = f"{100 * self.changed_tokens:.1f} % of the likeliest next tokens are others than the base's"
+            return f"The adapter does nothing: it answers as the base does ({divergence}). {losses}"
+        changed = f"{100 * self.changed_tokens:.1f} % of the likeliest next tokens are others than the base's"
         if not self.moves:
-            return f"The adapter hardly does anything: {others} ({apart}). {losses}"
+            return f"The adapter hardly does anything: {changed} ({divergence}). {losses}"
         worse = " It predicts these answers worse than the base does." if self.adapter_loss > self.base_loss else ""
-        return f"The adapter changes what the model says: {others} ({apart}). {losses}{worse}"
+        return f"The adapter changes what the model says: {changed} ({divergence}). {losses}{worse}"
 
     def to_dict(self, rows: str) -> dict[str, Any]:
         """As complete.json holds it; `rows` says which rows were measured. What is no number is left empty."""
@@ -179,17 +179,17 @@ def against_base(
     rows = spread(validation or train)
     log.phase("compare", len(rows), "rows")
     try:
-        found = difference(model, rows, base=base, on_progress=log.progress, check=check)
+        comparison = difference(model, rows, base=base, on_progress=log.progress, check=check)
     except torch.OutOfMemoryError:
         log.emit(Warned(time.time(), "Base and adapter are not measured side by side: memory is too little for both."))
         return None
     of = (
-        f"{found.rows:,} of {len(validation or train):,}"
-        if found.rows < len(validation or train)
-        else f"all {found.rows:,}"
+        f"{comparison.rows:,} of {len(validation or train):,}"
+        if comparison.rows < len(validation or train)
+        else f"all {comparison.rows:,}"
     )
     where = "held-out rows" if validation else "rows that were trained on, as none are held out"
-    return found.to_dict(f"Measured at the {found.tokens:,} trained tokens of {of} {where}.")
+    return comparison.to_dict(f"Measured at the {comparison.tokens:,} trained tokens of {of} {where}.")
 
 
 def spread(rows: Sequence[Example], most: int = MOST_ROWS) -> list[Example]:
@@ -219,9 +219,9 @@ def difference(
     try:
         for group in groups_of(rows, vocabulary):
             check()
-            for found in _measure(model, group, base, max(1, MOST_SCORES // vocabulary)):
-                sums += found[1]
-                tokens += found[0]
+            for sums_of_batch in _measure(model, group, base, max(1, MOST_SCORES // vocabulary)):
+                sums += sums_of_batch[1]
+                tokens += sums_of_batch[0]
             measured += len(group)
             on_progress(measured, len(rows))
             if time.monotonic() - began > most_seconds:
@@ -237,7 +237,7 @@ def groups_of(rows: Sequence[Example], vocabulary: int) -> Iterator[list[Example
     """Rows that are measured together: so few that their scores stay within bounds."""
     group: list[Example] = []
     for row in rows:
-        longest = max(len(each.input_ids) for each in [*group, row])
+        longest = max(len(example.input_ids) for example in [*group, row])
         if group and (len(group) == ROWS_AT_ONCE or (len(group) + 1) * longest * vocabulary > MOST_SCORES):
             yield group
             group = []
@@ -254,13 +254,13 @@ def _measure(
     places = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
     for some in places.split(max(1, most // len(group))):
         end = int(some[-1]) + 1  # what comes after can't be seen from here: it is left out
-        wanted = labels[:, some + 1]
+        targets = labels[:, some + 1]
         inputs = {"input_ids": ids[:, :end], "attention_mask": mask[:, :end]}
         with base():
             before = log_probabilities(model, inputs, some)
         after = log_probabilities(model, inputs, some)
-        trained = (wanted != IGNORED).to(after.device)
-        yield int(trained.sum()), _sums(before[trained], after[trained], wanted.to(after.device)[trained])
+        trained = (targets != IGNORED).to(after.device)
+        yield int(trained.sum()), _sums(before[trained], after[trained], targets.to(after.device)[trained])
 
 
 def tensors_of(group: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -274,25 +274,25 @@ def tensors_of(group: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, to
 
 def log_probabilities(model: Any, inputs: dict[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of the next token at some places, [rows, places, vocabulary]."""
-    given = {name: value.to(model.device) for name, value in inputs.items()}
-    logits = model(**given, logits_to_keep=places.to(model.device), use_cache=False).logits
+    tensors = {name: value.to(model.device) for name, value in inputs.items()}
+    logits = model(**tensors, logits_to_keep=places.to(model.device), use_cache=False).logits
     if logits.shape[1] != len(places):  # a few architectures do not know the argument
         logits = logits[:, places]
     return logits.float().log_softmax(dim=-1)
 
 
-def _sums(before: torch.Tensor, after: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def _sums(before: torch.Tensor, after: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Sums over tokens in the order of `Difference`: losses, right tokens, divergence, changed tokens."""
-    place = wanted[:, None]
-    said, says = before.argmax(dim=-1), after.argmax(dim=-1)
+    place = targets[:, None]
+    base_choice, adapter_choice = before.argmax(dim=-1), after.argmax(dim=-1)
     return torch.stack(
         [
             -before.gather(1, place).double().sum(),
             -after.gather(1, place).double().sum(),
-            (said == wanted).double().sum(),
-            (says == wanted).double().sum(),
+            (base_choice == targets).double().sum(),
+            (adapter_choice == targets).double().sum(),
             (after.exp() * (after - before)).double().sum().clamp(min=0),
-            (said != says).double().sum(),
+            (base_choice != adapter_choice).double().sum(),
         ]
     ).cpu()
 
@@ -310,15 +310,15 @@ class Forced:
 def forced_scores(loaded: LoadedModel, column: str | None, rows: Sequence[Example]) -> list[Forced]:
     """Scores of one column (None is the base) for each row, in their order."""
     vocabulary = loaded.model.config.get_text_config().vocab_size
-    found: list[Forced] = []
+    results: list[Forced] = []
     before = loaded.apart[column].scores_before if column in loaded.apart else 0
     with loaded.answering_as(column) as model:
         for group in groups_of(rows, vocabulary):
             sums = torch.zeros(len(group), 3, dtype=torch.float64)
             for part in _measure_given(model, group, max(1, MOST_SCORES // vocabulary), before):
                 sums += part
-            found += [Forced(loss, int(right), int(tokens)) for loss, right, tokens in sums.tolist()]
-    return found
+            results += [Forced(loss, int(right), int(tokens)) for loss, right, tokens in sums.tolist()]
+    return results
 
 
 def _measure_given(model: Any, group: Sequence[Example], most: int, before: int) -> Iterator[torch.Tensor]:
@@ -330,11 +330,11 @@ def _measure_given(model: Any, group: Sequence[Example], most: int, before: int)
     places = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
     for some in places.split(max(1, most // len(group))):
         end = int(some[-1]) + 1  # what comes after can't be seen from here: it is left out
-        wanted = labels[:, some + 1]
+        targets = labels[:, some + 1]
         scores = log_probabilities(model, {"input_ids": ids[:, :end], "attention_mask": mask[:, :end]}, some + before)
-        wanted = wanted.to(scores.device)
-        trained = wanted != IGNORED
-        chosen = scores.gather(2, wanted.clamp(min=0)[..., None])[..., 0].double()
-        losses = torch.where(trained, -chosen, 0.0).sum(dim=1)
-        right = (trained & (scores.argmax(dim=-1) == wanted)).sum(dim=1).double()
+        targets = targets.to(scores.device)
+        trained = targets != IGNORED
+        target_scores = scores.gather(2, targets.clamp(min=0)[..., None])[..., 0].double()
+        losses = torch.where(trained, -target_scores, 0.0).sum(dim=1)
+        right = (trained & (scores.argmax(dim=-1) == targets)).sum(dim=1).double()
         yield torch.stack([losses, right, trained.sum(dim=1).double()], dim=1).cpu()

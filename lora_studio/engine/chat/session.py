@@ -138,8 +138,8 @@ class Session:
         assert self._loaded is not None
         stamps = {name: (str(folder), (folder / WEIGHTS_FILE).stat().st_mtime_ns) for name, folder in folders.items()}
         gone = [name for name in folders if name in self._adapters and self._adapters[name] != stamps[name]]
-        others = [name for name in self._adapters if name not in folders]
-        gone += others[: max(0, len(others) + len(folders) - MAX_ADAPTERS)]
+        unused = [name for name in self._adapters if name not in folders]
+        gone += unused[: max(0, len(unused) + len(folders) - MAX_ADAPTERS)]
         new = {name: folder for name, folder in folders.items() if name in gone or name not in self._adapters}
         call.progress("adapters", 0, len(new))
         try:
@@ -149,8 +149,8 @@ class Session:
         except StudioError:
             self._forget_model()  # an adapter that does not fit leaves the base half changed
             raise
-        kept = {name: stamp for name, stamp in self._adapters.items() if name not in gone and name not in folders}
-        self._adapters = kept | stamps  # the last used stand last
+        remaining = {name: stamp for name, stamp in self._adapters.items() if name not in gone and name not in folders}
+        self._adapters = remaining | stamps  # the last used stand last
         call.progress("adapters", len(new), len(new))
 
     def generate(self, call: Call[protocol.Generate]) -> protocol.Generated:

@@ -120,7 +120,9 @@ def read_asked_file(
         else:
             read[voice] = prepared, _questions(prepared), _examples(prepared)
     prepared, questions, _ = read[next(iter(voices.values()))]
-    shared = [row for row in questions if all(row in found for _, found, _ in read.values())]
+    shared = [
+        row for row in questions if all(row in questions_of_column for _, questions_of_column, _ in read.values())
+    ]
     rows = [
         AskedRow(
             row,
@@ -145,8 +147,8 @@ def read_asked_file(
 
 
 def _questions(prepared: Prepared) -> dict[int, Question]:
-    found = ((chat.row, question) for chat in prepared.conversations for question in question_of(chat))
-    return {row: question for row, question in found if question.reference.strip()}
+    numbered = ((chat.row, question) for chat in prepared.conversations for question in question_of(chat))
+    return {row: question for row, question in numbered if question.reference.strip()}
 
 
 def _readings(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> dict[int, Question]:
@@ -169,18 +171,20 @@ def _cut(examples: dict[int, Example], longest: int | None) -> dict[int, Example
     """The same up to the tokens that the model can read."""
     return {
         row: replace(
-            one,
-            input_ids=one.input_ids[:longest],
-            labels=one.labels[:longest],
-            trained_tokens=sum(label != IGNORED for label in one.labels[:longest]),
+            example,
+            input_ids=example.input_ids[:longest],
+            labels=example.labels[:longest],
+            trained_tokens=sum(label != IGNORED for label in example.labels[:longest]),
         )
-        for row, one in examples.items()
+        for row, example in examples.items()
     }
 
 
 def _prompt_tokens(row: AskedRow) -> int:
     """The longest prompt of a row's columns: tokens before the answer."""
-    return max((len(one.input_ids) - one.trained_tokens for one in row.examples.values() if one), default=0)
+    return max(
+        (len(example.input_ids) - example.trained_tokens for example in row.examples.values() if example), default=0
+    )
 
 
 def answer_in_batches(
@@ -218,12 +222,14 @@ def answer_in_batches(
         if stop():
             return
         forced = {name: _forced(loaded, adapter, name, batch) for name, adapter in columns.items()}
-        given = iter(answers)
+        remaining_answers = iter(answers)
         done = []
         for place, row in enumerate(batch):
-            said = {name: _said(task, next(given), row.reference, forced[name][place]) for name in columns}
+            results = {
+                name: _said(task, next(remaining_answers), row.reference, forced[name][place]) for name in columns
+            }
             prompt = next(iter(row.asked.values())).messages
-            done.append({"row": row.row, "prompt": prompt, "reference": row.reference, **said})
+            done.append({"row": row.row, "prompt": prompt, "reference": row.reference, **results})
         yield done
 
 
@@ -246,17 +252,17 @@ def _said(task: Task, answer: Answer, reference: str, forced: Mapping[str, Any])
 def _forced(loaded: LoadedModel, adapter: str | None, name: str, batch: Sequence[AskedRow]) -> list[dict[str, Any]]:
     """The scores of a column for the expected answers of a batch; none for rows that can't be scored."""
     scored = [(place, row.examples[name]) for place, row in enumerate(batch)]
-    there = [(place, example) for place, example in scored if example is not None and example.trained_tokens]
+    scorable = [(place, example) for place, example in scored if example is not None and example.trained_tokens]
     limit = loaded.longest_text and loaded.longest_text - loaded.virtual_tokens(adapter)
-    there = [(place, example) for place, example in there if limit is None or len(example.input_ids) <= limit]
-    found: list[dict[str, Any]] = [{"loss": None, "right_tokens": None, "expected_tokens": None} for _ in batch]
-    scores = forced_scores(loaded, adapter, [example for _, example in there])
-    for (place, _), score in zip(there, scores, strict=True):
-        found[place] = asdict(score)
-    return found
+    scorable = [(place, example) for place, example in scorable if limit is None or len(example.input_ids) <= limit]
+    results: list[dict[str, Any]] = [{"loss": None, "right_tokens": None, "expected_tokens": None} for _ in batch]
+    scores = forced_scores(loaded, adapter, [example for _, example in scorable])
+    for (place, _), score in zip(scorable, scores, strict=True):
+        results[place] = asdict(score)
+    return results
 
 
 def thinking_of(voices: Sequence[Voice]) -> bool | None:
     """Whether all columns think: as the adapters were trained, where they agree; None leaves it to each."""
-    said = {voice.enable_thinking for voice in voices}
-    return said.pop() if len(said) == 1 else None
+    settings = {voice.enable_thinking for voice in voices}
+    return settings.pop() if len(settings) == 1 else None

@@ -27,8 +27,8 @@ class HarnessError(RuntimeError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmarks and returns the exit code."""
-    named = "lora_studio.engine.evaluate.benchmark"
-    child = begin(arguments, named, BenchmarkFolder, "benchmark", lambda folder: folder.facts, resumes=False)
+    module = "lora_studio.engine.evaluate.benchmark"
+    child = begin(arguments, module, BenchmarkFolder, "benchmark", lambda folder: folder.facts, resumes=False)
     if child is None:
         return WRONG_INPUT
     folder, log = child.folder, child.log

@@ -36,25 +36,25 @@ def warnings_of(folder: EvaluationFolder, request: Request, file: "AskedFile") -
     numbers = {row.row for row in file.rows}
     groups = [group_of(chat) for chat in file.prepared.conversations if chat.row in numbers]
     tested = np.array(groups, dtype=np.uint64)
-    found = []
+    warnings = []
     for column in request.adapters:
         if not column.run:
             continue
-        sure, seen = np.zeros(len(tested), dtype=bool), False
+        sure, same_file = np.zeros(len(tested), dtype=bool), False
         for config, run in _trainings(Workspace(folder.path.parent.parent).runs_folder, column.run):
             trained = _trained_on(config, run)
             if trained is not None:
                 sure |= np.isin(tested, trained)
             else:
-                seen |= _same_file(config.data.train_file, request.data)
+                same_file |= _same_file(config.data.train_file, request.data)
         if sure.any():
-            found.append(_in_words(column.title, int(sure.sum()), len(tested)))
-        elif seen:
-            found.append(
+            warnings.append(_in_words(column.title, int(sure.sum()), len(tested)))
+        elif same_file:
+            warnings.append(
                 f"{column.title} was trained on this very file, or on what it was then: which of these rows it saw "
                 f"could not be looked up quickly. {MEANING}"
             )
-    return found
+    return warnings
 
 
 def _in_words(title: str, trained: int, of: int) -> str:
@@ -67,9 +67,9 @@ def _in_words(title: str, trained: int, of: int) -> str:
 
 def _trainings(runs: Path, name: str) -> Iterator[tuple[Config, RunFolder]]:
     """The run of that id, and those that it goes on from."""
-    known: set[str] = set()
-    while name and name not in known and (run := RunFolder(runs / name)).config.is_file():
-        known.add(name)
+    visited: set[str] = set()
+    while name and name not in visited and (run := RunFolder(runs / name)).config.is_file():
+        visited.add(name)
         config = parse(read_yaml(run.config))
         yield config, run
         before = Path(config.model.adapter_name_or_path or "")

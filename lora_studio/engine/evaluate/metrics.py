@@ -44,8 +44,8 @@ def share_interval(right: Sequence[bool]) -> tuple[float, float]:
     """Wilson's interval of a share; of no rows everything is possible."""
     if not right:
         return 0.0, 1.0
-    found = binomtest(sum(right), len(right)).proportion_ci(LEVEL, method="wilson")
-    return float(found.low), float(found.high)
+    bounds = binomtest(sum(right), len(right)).proportion_ci(LEVEL, method="wilson")
+    return float(bounds.low), float(bounds.high)
 
 
 def interval(rows: Sequence[np.ndarray], statistic: Statistic) -> tuple[float, float] | None:
@@ -53,7 +53,7 @@ def interval(rows: Sequence[np.ndarray], statistic: Statistic) -> tuple[float, f
     count = len(rows[0])
     if count < 2:
         return None
-    found = bootstrap(
+    result = bootstrap(
         tuple(rows),
         statistic,
         paired=True,
@@ -64,7 +64,7 @@ def interval(rows: Sequence[np.ndarray], statistic: Statistic) -> tuple[float, f
         method="percentile",
         rng=np.random.default_rng(SEED),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(result.low), float(result.high)
 
 
 def difference_interval(
@@ -81,8 +81,8 @@ def difference_interval(
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     """How likely so uneven a split of the rows that only one got right is, were both equally good."""
-    only_first = sum(one and not other for one, other in zip(first, second, strict=True))
-    only_second = sum(other and not one for one, other in zip(first, second, strict=True))
+    only_first = sum(first_right and not second_right for first_right, second_right in zip(first, second, strict=True))
+    only_second = sum(second_right and not first_right for first_right, second_right in zip(first, second, strict=True))
     if not only_first + only_second:
         return 1.0
     return float(binomtest(only_first, only_first + only_second).pvalue)
@@ -130,37 +130,37 @@ def perplexity(losses: np.ndarray, tokens: np.ndarray, axis: int = -1) -> Any:
     return np.exp(np.minimum(losses.sum(axis=axis) / tokens.sum(axis=axis), 700.0))
 
 
-def label_f1(expected: np.ndarray, given: np.ndarray, label: int, axis: int = -1) -> Any:
+def label_f1(expected: np.ndarray, predicted: np.ndarray, label: int, axis: int = -1) -> Any:
     """Harmonic mean of a label's precision and recall; 0 where it is neither expected nor given."""
-    wanted, said = expected == label, given == label
-    both = wanted.sum(axis=axis) + said.sum(axis=axis)
-    return 2 * (wanted & said).sum(axis=axis) / np.maximum(both, 1)
+    is_expected, is_predicted = expected == label, predicted == label
+    both = is_expected.sum(axis=axis) + is_predicted.sum(axis=axis)
+    return 2 * (is_expected & is_predicted).sum(axis=axis) / np.maximum(both, 1)
 
 
-def macro_f1(expected: np.ndarray, given: np.ndarray, labels: int, axis: int = -1) -> Any:
+def macro_f1(expected: np.ndarray, predicted: np.ndarray, labels: int, axis: int = -1) -> Any:
     """Mean of `label_f1` over the labels that are expected or given, as `metrics.label_scores` has it."""
-    scores = sum(label_f1(expected, given, label, axis) for label in range(labels))
-    there = sum(((expected == label) | (given == label)).any(axis=axis) for label in range(labels))
-    return scores / np.maximum(there, 1)
+    scores = sum(label_f1(expected, predicted, label, axis) for label in range(labels))
+    present = sum(((expected == label) | (predicted == label)).any(axis=axis) for label in range(labels))
+    return scores / np.maximum(present, 1)
 
 
 def metrics_of(task: Task, rows: Sequence[Row]) -> list[Metric]:
     """The metrics of a task over its rows, the most telling first."""
     if task.kind == READING.kind:
         return _forced_metrics(rows, "texts")
-    found: list[Metric] = []
+    metrics: list[Metric] = []
     if task.kind == "labels":
-        found += _label_metrics(task, rows)
+        metrics += _label_metrics(task, rows)
     if task.kind == "numbers":
-        found.append(_rights("number_match", "Right number", "the answer ends in the expected number", rows))
+        metrics.append(_rights("number_match", "Right number", "the answer ends in the expected number", rows))
     if task.kind == "json":
-        found.append(_rights("json_match", "Same JSON", "the answer is JSON of the same value as expected", rows))
-        found.append(
+        metrics.append(_rights("json_match", "Same JSON", "the answer is JSON of the same value as expected", rows))
+        metrics.append(
             _rights(
                 "json_valid", "Valid JSON", "the answer can be read as JSON", rows, lambda row, say: json_of(say)[0]
             )
         )
-    found.append(
+    metrics.append(
         _rights(
             "exact_match",
             "Exact match",
@@ -170,8 +170,8 @@ def metrics_of(task: Task, rows: Sequence[Row]) -> list[Metric]:
         )
     )
     if task.kind in ("text", "json"):
-        found += _text_metrics(rows)
-    return found + _forced_metrics(rows)
+        metrics += _text_metrics(rows)
+    return metrics + _forced_metrics(rows)
 
 
 def _rights(
@@ -180,8 +180,8 @@ def _rights(
     """The share of rows that are right: as they were judged, or by a rule of one's own."""
 
     def of(column: str) -> list[np.ndarray]:
-        given = (row[column]["right"] if right is None else right(row, row[column]["answer"]) for row in rows)
-        return [np.fromiter(given, dtype=float, count=len(rows))]
+        values = (row[column]["right"] if right is None else right(row, row[column]["answer"]) for row in rows)
+        return [np.fromiter(values, dtype=float, count=len(rows))]
 
     return Metric(name, title, f"Share of rows where {about}.", "share", of, mean, of_rights=True)
 
@@ -192,24 +192,24 @@ def _label_metrics(task: Task, rows: Sequence[Row]) -> list[Metric]:
     expected = np.array([place[label] for _, label in labelled])
 
     def labels_of(column: str) -> list[np.ndarray]:
-        given = [row[column]["given"] for row, _ in labelled]
-        return [expected, np.array([-1 if label is None else place[label] for label in given])]
+        predicted = [row[column]["given"] for row, _ in labelled]
+        return [expected, np.array([-1 if label is None else place[label] for label in predicted])]
 
     def right(column: str) -> list[np.ndarray]:
-        wanted, given = labels_of(column)
-        return [(wanted == given).astype(float)]
+        expected, predicted = labels_of(column)
+        return [(expected == predicted).astype(float)]
 
     about = "Share of rows whose answer gives the expected label; an answer without a label is wrong."
     of_each = "Mean over the labels of each one's F1, the harmonic mean of precision and recall: rare labels count too."
-    found = [
+    metrics = [
         Metric("accuracy", "Accuracy", about, "share", right, mean, of_rights=True),
         Metric("f1", "Macro F1", of_each, "share", labels_of, partial(macro_f1, labels=len(task.labels))),
     ]
     if task.positive is not None:
         statistic = partial(label_f1, label=place[task.positive])
         words = f"Harmonic mean of precision and recall for the answer {task.positive}."
-        found.append(Metric("f1_binary", f"F1 of {task.positive}", words, "share", labels_of, statistic))
-    return found
+        metrics.append(Metric("f1_binary", f"F1 of {task.positive}", words, "share", labels_of, statistic))
+    return metrics
 
 
 def _text_metrics(rows: Sequence[Row]) -> list[Metric]:
@@ -236,7 +236,7 @@ def _text_metrics(rows: Sequence[Row]) -> list[Metric]:
     ]
 
 
-def _forced_metrics(rows: Sequence[Row], what: str = "expected answers") -> list[Metric]:
+def _forced_metrics(rows: Sequence[Row], noun: str = "expected answers") -> list[Metric]:
     scored = [row for row in rows if all(row[name].get("loss") is not None for name in columns_in(row))]
     if not scored:
         return []
@@ -244,8 +244,8 @@ def _forced_metrics(rows: Sequence[Row], what: str = "expected answers") -> list
     def of(*names: str) -> Parts:
         return lambda column: [np.array([row[column][name] for row in scored], dtype=float) for name in names]
 
-    words = f"How surprised the model is by the {what}, token by token: 1 is not at all, lower is better."
-    share = f"Share of the {what}' tokens that the model would have written next."
+    words = f"How surprised the model is by the {noun}, token by token: 1 is not at all, lower is better."
+    share = f"Share of the {noun}' tokens that the model would have written next."
     return [
         Metric(
             "perplexity",
@@ -269,7 +269,7 @@ def measured(metric: Metric, columns: Sequence[str]) -> dict[str, Any]:
     """A metric of every column, and how far each is from the first: `difference` for the second, `difference2`, …"""
     parts = {column: metric.of(column) for column in columns}
     first = columns[0]
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "title": metric.title,
         "about": metric.about,
         "unit": metric.unit,
@@ -280,31 +280,31 @@ def measured(metric: Metric, columns: Sequence[str]) -> dict[str, Any]:
         value = float(metric.statistic(*parts[column]))
         rights = [bool(right) for right in parts[column][0]] if metric.of_rights else []
         between = share_interval(rights) if metric.of_rights else interval(parts[column], metric.statistic)
-        found[column] = {"value": value, **_bounds(between)}
+        values[column] = {"value": value, **_bounds(between)}
     for number, column in enumerate(columns[1:], 1):
-        found["difference" + ("" if number == 1 else str(number))] = _difference(
-            metric, found[column]["value"] - found[first]["value"], parts[first], parts[column]
+        values["difference" + ("" if number == 1 else str(number))] = _difference(
+            metric, values[column]["value"] - values[first]["value"], parts[first], parts[column]
         )
-    return found
+    return values
 
 
 def _difference(
-    metric: Metric, apart: float, first: Sequence[np.ndarray], second: Sequence[np.ndarray]
+    metric: Metric, difference: float, first: Sequence[np.ndarray], second: Sequence[np.ndarray]
 ) -> dict[str, Any]:
     between = difference_interval(first, second, metric.statistic)
     p = None
     if metric.of_rights:
-        p = mcnemar([bool(one) for one in first[0]], [bool(one) for one in second[0]])
+        p = mcnemar([bool(value) for value in first[0]], [bool(value) for value in second[0]])
         certain = p < CHANCE
     else:
         certain = between is not None and not between[0] <= 0 <= between[1]
     return {
-        "value": apart,
+        "value": difference,
         **_bounds(between),
         "p": p,
         "test": "McNemar's exact test" if metric.of_rights else "paired bootstrap",
         "more_than_chance": certain,
-        "words": _words(apart, certain, metric.higher_is_better, p),
+        "words": _words(difference, certain, metric.higher_is_better, p),
     }
 
 
@@ -313,10 +313,10 @@ def _bounds(between: tuple[float, float] | None) -> dict[str, float | None]:
     return {"low": low, "high": high}
 
 
-def _words(apart: float, certain: bool, higher_is_better: bool, p: float | None) -> str:
-    if math.isclose(apart, 0, abs_tol=1e-12):
+def _words(difference: float, certain: bool, higher_is_better: bool, p: float | None) -> str:
+    if math.isclose(difference, 0, abs_tol=1e-12):
         return "the same"
-    better = "better" if (apart > 0) == higher_is_better else "worse"
+    better = "better" if (difference > 0) == higher_is_better else "worse"
     odds = "" if p is None else f" (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
     return f"{better}, more than chance{odds}" if certain else f"{better}, but that may be chance{odds}"
 
@@ -325,16 +325,16 @@ def confusion(task: Task, rows: Sequence[Row], column: str) -> dict[str, Any] | 
     """How often each expected label got which label; None for tasks without labels."""
     if task.kind != "labels":
         return None
-    given = (*task.labels, NO_LABEL)
-    counts = {label: dict.fromkeys(given, 0) for label in task.labels}
+    predictions = (*task.labels, NO_LABEL)
+    counts = {label: dict.fromkeys(predictions, 0) for label in task.labels}
     for row in rows:
-        wanted = label_of(row["reference"], task.labels)
-        if wanted is not None:
-            counts[wanted][row[column]["given"] or NO_LABEL] += 1
+        expected = label_of(row["reference"], task.labels)
+        if expected is not None:
+            counts[expected][row[column]["given"] or NO_LABEL] += 1
     return {
-        "given": list(given),
+        "given": list(predictions),
         "expected": list(task.labels),
-        "counts": [list(one.values()) for one in counts.values()],
+        "counts": [list(row_counts.values()) for row_counts in counts.values()],
     }
 
 
@@ -351,11 +351,11 @@ def disagreements(rows: Sequence[Row], first: str, other: str) -> dict[str, int]
 
 def summary(task: Task, rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
     """All metrics of the answered rows, the confusion of labels, and where columns disagree with the first."""
-    asked = task.kind != READING.kind
+    is_scored = task.kind != READING.kind
     return {
         "rows": len(rows),
         "task": {"kind": task.kind, "why": task.why, "labels": list(task.labels), "positive": task.positive},
         "metrics": {metric.name: measured(metric, columns) for metric in metrics_of(task, rows)},
         "confusion": {name: confusion(task, rows, name) for name in columns} if task.kind == "labels" else None,
-        "disagreements": {name: disagreements(rows, columns[0], name) for name in columns[1:] if asked},
+        "disagreements": {name: disagreements(rows, columns[0], name) for name in columns[1:] if is_scored},
     }

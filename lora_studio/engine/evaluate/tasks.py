@@ -60,25 +60,25 @@ def number_of(answer: str) -> Decimal | None:
     """The number that a worked answer ends in: what follows the last `####` (GSM8K's mark), else its last number."""
     text = normalise(answer)
     marked = _FINAL_NUMBER.findall(text)
-    found = _NUMBER.findall(marked[-1] if marked else text)
-    if not found:
+    numbers = _NUMBER.findall(marked[-1] if marked else text)
+    if not numbers:
         return None
-    return Decimal((found[0] if marked else found[-1]).replace(",", "").replace("−", "-"))
+    return Decimal((numbers[0] if marked else numbers[-1]).replace(",", "").replace("−", "-"))
 
 
 def same_number(answer: str, expected: str) -> bool:
     """Whether both end in the same number: 1,000 is 1000.0."""
-    wanted = number_of(expected)
-    return wanted is not None and number_of(answer) == wanted
+    number = number_of(expected)
+    return number is not None and number_of(answer) == number
 
 
 def json_of(answer: str) -> tuple[bool, Any]:
     """Whether an answer is JSON, also inside a code fence, and its value. Bare words and numbers don't count."""
     text = without_thinking(answer).strip()
-    first, _, rest = text.partition("\n")
-    fenced = first.strip().lower() in ("```", "```json") and rest.endswith("```")
+    first, _, body = text.partition("\n")
+    fenced = first.strip().lower() in ("```", "```json") and body.endswith("```")
     try:
-        value = json.loads(rest.removesuffix("```") if fenced else text)
+        value = json.loads(body.removesuffix("```") if fenced else text)
     except (json.JSONDecodeError, RecursionError):
         return False, None
     return isinstance(value, dict | list), value
@@ -92,26 +92,27 @@ def label_of(answer: str, labels: Sequence[str], *, whole: bool = True) -> str |
     off somewhere: it also gives the only label that it is the beginning of.
     """
     words = _pieces(answer)
-    known = sorted(((_pieces(label), label) for label in labels), key=lambda pair: -len(pair[0]))
-    firsts = {pieces[0] for pieces, _ in known}
+    labels_by_length = sorted(((_pieces(label), label) for label in labels), key=lambda pair: -len(pair[0]))
+    firsts = {pieces[0] for pieces, _ in labels_by_length}
     while words and not words[0].isalnum() and words[0] not in firsts:
         words = words[1:]
     if not whole and words:
-        said = " ".join(words)
-        begun = [label for pieces, label in known if " ".join(pieces).startswith(said)]
+        prefix = " ".join(words)
+        begun = [label for pieces, label in labels_by_length if " ".join(pieces).startswith(prefix)]
         if len(begun) == 1:
             return begun[0]
-    found = list[str]()
+    matches = list[str]()
     at = 0
     while at < len(words):
         label, size = next(
-            ((label, len(pieces)) for pieces, label in known if words[at : at + len(pieces)] == pieces), ("", 1)
+            ((label, len(pieces)) for pieces, label in labels_by_length if words[at : at + len(pieces)] == pieces),
+            ("", 1),
         )
         if label and at == 0:
             return label
-        found += [label] if label else []
+        matches += [label] if label else []
         at += size
-    return found[0] if len(set(found)) == 1 else None
+    return matches[0] if len(set(matches)) == 1 else None
 
 
 def _pieces(text: str) -> list[str]:
@@ -119,22 +120,22 @@ def _pieces(text: str) -> list[str]:
     return _PIECE.findall(normalise(text).casefold())
 
 
-def label_scores(expected: Sequence[str], given: Sequence[str | None]) -> dict[str, float]:
+def label_scores(expected: Sequence[str], predicted: Sequence[str | None]) -> dict[str, float]:
     """Accuracy, macro F1 and the share without an answer, which counts as wrong. Empty for no rows.
 
     Macro F1 is the mean of each label's harmonic mean of precision and recall, over the labels expected or given.
     """
     if not expected:
         return {}
-    pairs = list(zip(expected, given, strict=True))
+    pairs = list(zip(expected, predicted, strict=True))
     f1 = []
-    for label in sorted({*expected, *(one for one in given if one is not None)}):
-        right = sum(wanted == said == label for wanted, said in pairs)
-        f1.append(2 * right / (expected.count(label) + given.count(label)))
+    for label in sorted({*expected, *(value for value in predicted if value is not None)}):
+        right = sum(expected_label == predicted_label == label for expected_label, predicted_label in pairs)
+        f1.append(2 * right / (expected.count(label) + predicted.count(label)))
     return {
-        "accuracy": share([wanted == said for wanted, said in pairs]),
+        "accuracy": share([expected_label == predicted_label for expected_label, predicted_label in pairs]),
         "f1": sum(f1) / len(f1),
-        "unanswered": share([said is None for _, said in pairs]),
+        "unanswered": share([predicted_label is None for _, predicted_label in pairs]),
     }
 
 
@@ -162,10 +163,10 @@ _BLEU = BLEU(effective_order=True)  # what single answers are counted with; it d
 
 def rouge_l(answer: str, expected: str) -> float:
     """F-measure of the longest common subsequence of words, 0 to 1 (Lin 2004). Two answers without words are equal."""
-    said, wanted = normalise(answer), normalise(expected)
-    if not _WORD.search(said) and not _WORD.search(wanted):
-        return float(said == wanted)
-    return float(_ROUGE.score(wanted, said)["rougeL"].fmeasure)
+    answer_text, expected_text = normalise(answer), normalise(expected)
+    if not _WORD.search(answer_text) and not _WORD.search(expected_text):
+        return float(answer_text == expected_text)
+    return float(_ROUGE.score(expected_text, answer_text)["rougeL"].fmeasure)
 
 
 def chrf(answer: str, expected: str) -> float:
@@ -175,15 +176,17 @@ def chrf(answer: str, expected: str) -> float:
 
 def bleu_counts(answer: str, expected: str) -> list[int]:
     """What BLEU counts of one answer: lengths of both, right n-grams and all n-grams of 1 to 4 words."""
-    found = _BLEU.sentence_score(normalise(answer), [normalise(expected)])
-    return [found.sys_len, found.ref_len, *found.counts, *found.totals]
+    score = _BLEU.sentence_score(normalise(answer), [normalise(expected)])
+    return [score.sys_len, score.ref_len, *score.counts, *score.totals]
 
 
 def bleu(counts: np.ndarray) -> float:
     """BLEU of a whole file, 0 to 100 (Papineni et al. 2002), from the sums of its rows' `bleu_counts`."""
     sums = [int(value) for value in counts]
-    said, wanted, right, of = sums[0], sums[1], sums[2 : 2 + NGRAMS], sums[2 + NGRAMS :]
-    score: Any = BLEU.compute_bleu(correct=right, total=of, sys_len=said, ref_len=wanted, smooth_method="exp")
+    answer_length, expected_length, right, of = sums[0], sums[1], sums[2 : 2 + NGRAMS], sums[2 + NGRAMS :]
+    score: Any = BLEU.compute_bleu(
+        correct=right, total=of, sys_len=answer_length, ref_len=expected_length, smooth_method="exp"
+    )
     return float(score.score)
 
 
@@ -251,8 +254,8 @@ class Verdict:
 def choose_task(expected: Sequence[str], labels: Sequence[str] = (), labels_from: str = "") -> Task:
     """The task of a file's expected answers; labels that were named settle it."""
     if labels:
-        known = sum(label_of(answer, labels) is not None for answer in expected)
-        if known:
+        with_label = sum(label_of(answer, labels) is not None for answer in expected)
+        if with_label:
             return Task(
                 "labels", f"Each answer is one of the labels {', '.join(labels)}: {labels_from}.", tuple(labels)
             )
@@ -260,10 +263,10 @@ def choose_task(expected: Sequence[str], labels: Sequence[str] = (), labels_from
         return Task("numbers", "The expected answers end in a number (after #### where they are worked out).")
     if _nearly_all(json_of(answer)[0] for answer in expected):
         return Task("json", "The expected answers are JSON.")
-    found = few_labels(expected)
-    if found:
-        said = f"The expected answers are the same {len(found)} short ones again and again: {', '.join(found)}."
-        return Task("labels", said, found)
+    few = few_labels(expected)
+    if few:
+        reason = f"The expected answers are the same {len(few)} short ones again and again: {', '.join(few)}."
+        return Task("labels", reason, few)
     return Task("text", "The expected answers are free text: neither labels nor numbers nor JSON.")
 
 
@@ -274,8 +277,8 @@ def _is_number(answer: str) -> bool:
 
 
 def _nearly_all(those: Iterable[bool]) -> bool:
-    found = list(those)
-    return bool(found) and sum(found) >= NEARLY_ALL * len(found)
+    values = list(those)
+    return bool(values) and sum(values) >= NEARLY_ALL * len(values)
 
 
 def few_labels(expected: Sequence[str]) -> tuple[str, ...]:
@@ -293,12 +296,12 @@ def few_labels(expected: Sequence[str]) -> tuple[str, ...]:
 def judge(task: Task, answer: str, expected: str) -> Verdict:
     """Whether an answer solves its row: the same label, number or JSON value, else the same text."""
     if task.kind == "labels":
-        given, wanted = label_of(answer, task.labels), label_of(expected, task.labels)
-        right = given == wanted if wanted is not None else is_exact(answer, expected)
-        return Verdict(right, float(right), given)
+        predicted, label = label_of(answer, task.labels), label_of(expected, task.labels)
+        right = predicted == label if label is not None else is_exact(answer, expected)
+        return Verdict(right, float(right), predicted)
     if task.kind == "numbers":
-        found, right = number_of(answer), same_number(answer, expected)
-        return Verdict(right, float(right), None if found is None else str(found))
+        number, right = number_of(answer), same_number(answer, expected)
+        return Verdict(right, float(right), None if number is None else str(number))
     if task.kind == "json":
         (valid, value), (_, wanted_value) = json_of(answer), json_of(expected)
         right = valid and value == wanted_value

@@ -75,16 +75,16 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     request = request_of(folder)
     cards = [read_card(Path(column.folder)) for column in request.adapters]
     notes, card = _same_base(cards), cards[0].values
-    known = {row["row"] for row in folder.rows()}
+    done_rows = {row["row"] for row in folder.rows()}
     dtype = load.dtype_name(load.choose_dtype("auto"))
     device = load.device().type
-    log.emit(RunStarted(time.time(), os.getpid(), device, dtype, len(known), device))
+    log.emit(RunStarted(time.time(), os.getpid(), device, dtype, len(done_rows), device))
     log.phase("data")
     tokenizer = load_tokenizer(card["base_model"], card.get("revision"))
     voices = _voices(request, tokenizer)
     mapping, lacking = _reading(request)
     file = _read(folder, request, card, tokenizer, voices, mapping, log)
-    _check_same_rows(log, file.prepared.fingerprint, resumed=bool(known))
+    _check_same_rows(log, file.prepared.fingerprint, resumed=bool(done_rows))
     _tell_data(log, file)
     _warn(log, notes)
     _warn(log, _reading_in_words(request, lacking, file.prepared.format.words))
@@ -92,8 +92,8 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     expected = [row.reference for row in file.rows]
     task = READING if file.only_read else choose_task(expected, request.labels, request.labels_from)
     write_atomically(folder.task, json.dumps(asdict(task)))
-    rest = [row for row in file.rows if row.row not in known]
-    if rest:
+    remaining = [row for row in file.rows if row.row not in done_rows]
+    if remaining:
         log.phase("model")
         model = multi_adapter.load_base(
             card["base_model"],
@@ -103,8 +103,8 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
             tqdm_class=load.Download(log).bar_class(),
         )
         multi_adapter.add_adapters(model, {column.name: Path(column.folder) for column in request.adapters})
-        _warn(log, [words for told in model.told.values() for words in told])
-        _answer(folder, request, model, rest, task, voices, log, stop)
+        _warn(log, [words for column_notes in model.told.values() for words in column_notes])
+        _answer(folder, request, model, remaining, task, voices, log, stop)
     stop.check()
     log.phase("measure")
     write_summary(folder, request, "done", log)
@@ -176,7 +176,7 @@ def _answer(
     folder: EvaluationFolder,
     request: Request,
     loaded: "LoadedModel",
-    rest: "Sequence[AskedRow]",
+    remaining: "Sequence[AskedRow]",
     task: "Task",
     voices: "dict[str, Voice]",
     log: EventLog,
@@ -186,12 +186,12 @@ def _answer(
     from lora_studio.engine.evaluate.answer import answer_in_batches, thinking_of
 
     done = sum(1 for _ in folder.rows())
-    total = done + len(rest)
+    total = done + len(remaining)
     log.phase("answer", total, "rows")
     log.progress(done, total)
     batches = answer_in_batches(
         loaded,
-        rest,
+        remaining,
         {column.name: column.name if column.folder else None for column in request.columns},
         task,
         request.generation,
@@ -237,12 +237,12 @@ def write_summary(folder: EvaluationFolder, request: Request, state: str, log: E
     if not rows:
         return
     task = Task(**json.loads(folder.task.read_text(encoding="utf-8")))
-    found = summary(task, rows, [column.name for column in request.columns])
-    known = log.state()
-    asked = rows_asked(known)
-    of = asked.rows if asked else len(rows)
-    about = {"evaluation": folder.id, "state": state, "of_rows": of, "warnings": known.warnings}
-    whole = {**about, **request.to_dict(), **found}
+    metrics = summary(task, rows, [column.name for column in request.columns])
+    run_state = log.state()
+    question_counts = rows_asked(run_state)
+    of = question_counts.rows if question_counts else len(rows)
+    about = {"evaluation": folder.id, "state": state, "of_rows": of, "warnings": run_state.warnings}
+    whole = {**about, **request.to_dict(), **metrics}
     write_atomically(folder.complete, json.dumps(finite(whole), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -295,9 +295,9 @@ def _tell_data(log: EventLog, file: "AskedFile") -> None:
 
 def _warn(log: EventLog, messages: Sequence[str]) -> None:
     """What a person should know, once each, also of an evaluation that is resumed."""
-    told = log.state().warnings
+    warnings = log.state().warnings
     for message in messages:
-        if message not in told:
+        if message not in warnings:
             log.emit(Warned(time.time(), message))
 
 

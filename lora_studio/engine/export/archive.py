@@ -138,13 +138,13 @@ def export_config(work: Work, *, base_name: str) -> Outcome:
 def local_places(config: Config) -> list[str]:
     """Which settings name files of this machine, and what to do about each."""
     values = config.model_dump()
-    found = []
-    for path, what in PLACES.items():
+    notes = []
+    for path, advice in PLACES.items():
         section, _, name = path.partition(".")
         value = values[section][name]
         if value and is_local(str(value)):
-            found.append(f"{path} is {Path(value)}, a place on this machine. It is {what}, and name the new place.")
-    return found
+            notes.append(f"{path} is {Path(value)}, a place on this machine. It is {advice}, and name the new place.")
+    return notes
 
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -215,14 +215,14 @@ def longest_text(base: str, revision: str | None) -> int | None:
 
 def serve_script(base: str, arguments: str) -> str:
     """`serve.sh`: the same command with the base as a variable, so that it runs on another machine as well."""
-    rest = arguments.removeprefix(f"vllm serve {shlex.quote(base)}")
+    options = arguments.removeprefix(f"vllm serve {shlex.quote(base)}")
     return f"""#!/bin/sh
 # Serves the adapter beside its base: needs `pip install vllm` and a GPU.
 # The base is a name on the Hub, or a folder of the machine that this runs on. Another one than the following:
 # BASE=FOLDER_OR_HUB_NAME ./serve.sh
 [ -n "$BASE" ] || BASE={shlex.quote(base)}
 cd "$(dirname "$0")" || exit 1
-exec vllm serve "$BASE"{rest}
+exec vllm serve "$BASE"{options}
 """
 
 

@@ -48,7 +48,7 @@ _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|_KEY$")
 _LAST_LINES = 8
 
 
-def run_program(command: Sequence[str], log: EventLog, *, phase: str, what: str) -> None:
+def run_program(command: Sequence[str], log: EventLog, *, phase: str, noun: str) -> None:
     """Runs one program to its end. Raises `StudioError` with its last words where it fails.
 
     What of this process' environment looks like a secret is not handed on. A stop, which arrives as an exception, ends
@@ -68,31 +68,31 @@ def run_program(command: Sequence[str], log: EventLog, *, phase: str, what: str)
     try:
         assert child.stdout is not None
         for line in _lines(child.stdout):
-            told = progress_of(line)
-            if told is None:
+            progress = progress_of(line)
+            if progress is None:
                 print(line, flush=True)
                 words.append(line)
                 continue
             if not began:
                 began = True
-                log.phase(phase, told[1], "percent" if told[1] == 100 else "tensors")
-            log.progress(*told)
+                log.phase(phase, progress[1], "percent" if progress[1] == 100 else "tensors")
+            log.progress(*progress)
         code = child.wait()
     finally:
         _end(child)
     if code:
-        said = next((line for line in reversed(words) if line.strip()), "it said nothing")
-        raise StudioError(f"{what} failed (exit code {code}): {said.strip()[:300]}", _hint(said))
+        message = next((line for line in reversed(words) if line.strip()), "it said nothing")
+        raise StudioError(f"{noun} failed (exit code {code}): {message.strip()[:300]}", _hint(message))
 
 
-def _hint(said: str) -> str:
+def _hint(message: str) -> str:
     """What helps against the failures of the converter that are known."""
-    if "No module named" in said:
+    if "No module named" in message:
         return (
             "llama.cpp's converter lacks what it needs: install the requirements.txt of its folder into a .venv there "
             "(it is used where it is there), or into the Python that runs LoRA Studio."
         )
-    if "pre-tokenizer was not recognized" in said:
+    if "pre-tokenizer was not recognized" in message:
         return (
             "llama.cpp does not know this model's tokenizer: a newer llama.cpp may, else the model can't become a GGUF."
         )
@@ -104,17 +104,17 @@ def _lines(output: IO[bytes]) -> Iterator[str]:
 
     Waits in short pieces, as a signal that another thread got is heard only in between.
     """
-    rest = b""
+    buffer = b""
     while True:
         if not select.select([output], [], [], LOOK_SECONDS)[0]:
             continue
         block = os.read(output.fileno(), 1 << 16)
         if not block:
             break
-        *whole, rest = re.split(rb"[\r\n]+", rest + block)
+        *whole, buffer = re.split(rb"[\r\n]+", buffer + block)
         yield from (line.decode("utf-8", "replace") for line in whole if line)
-    if rest:
-        yield rest.decode("utf-8", "replace")
+    if buffer:
+        yield buffer.decode("utf-8", "replace")
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -156,26 +156,26 @@ class Made:
 
 def export(work: Work, *, quantization: str) -> Outcome:
     """A folder with the file; or, without llama.cpp, with the merged model and the commands."""
-    made = make_gguf(work, quantization)
-    place = work.final / made.file
+    gguf = make_gguf(work, quantization)
+    place = work.final / gguf.file
     serve = f"{shlex.quote(server())} -m {shlex.quote(str(place))} --jinja"
-    if made.there:
+    if gguf.there:
         return Outcome(
             "One file for llama.cpp and what is built on it (LM Studio, Jan, Ollama). The chat template of the "
             "training is in it: --jinja makes llama.cpp use it.",
             serve,
-            tried=made.tried,
-            same=made.same,
-            notes=made.notes,
+            tried=gguf.tried,
+            same=gguf.same,
+            notes=gguf.notes,
         )
     return Outcome(
-        f"The merged model is in {MODEL}/. {made.file} was not made: llama.cpp, which makes it, was not found here. "
+        f"The merged model is in {MODEL}/. {gguf.file} was not made: llama.cpp, which makes it, was not found here. "
         f"{HOW} Or set {FOLDER_VARIABLE} before LoRA Studio is started, and export again.",
-        made.commands,
-        tried=made.tried,
-        same=made.same,
-        notes=made.notes,
-        missing=made.file,
+        gguf.commands,
+        tried=gguf.tried,
+        same=gguf.same,
+        notes=gguf.notes,
+        missing=gguf.file,
     )
 
 
@@ -186,14 +186,14 @@ def make_gguf(work: Work, quantization: str) -> Made:
     model = work.out / MODEL
     merged = export_merged.export(replace(work, out=model), dtype=PRECISION, max_shard_size="50GB")
     if tools is None:
-        there = work.final
-        text = typed_commands(quantization, str(there / MODEL), str(there / file), str(there / "between.gguf"))
-        anywhere = text.replace(f"{there}/", "").replace(sys.executable, "python")
+        final = work.final
+        text = typed_commands(quantization, str(final / MODEL), str(final / file), str(final / "between.gguf"))
+        anywhere = text.replace(f"{final}/", "").replace(sys.executable, "python")
         (work.out / COMMANDS).write_text(anywhere + "\n", encoding="utf-8")
         return Made(file, False, text, merged.tried, merged.same, merged.notes)
     between = work.out / "between.gguf"
     for number, command in enumerate(commands(quantization, str(model), str(work.out / file), str(between), tools)):
-        run_program(command, work.log, phase="convert", what="The quantization" if number else "The conversion")
+        run_program(command, work.log, phase="convert", noun="The quantization" if number else "The conversion")
     between.unlink(missing_ok=True)
     tensors = check_gguf(work.out / file)
     shutil.rmtree(model)

@@ -86,10 +86,10 @@ def full_name(repo: str, token: str, *, endpoint: str | None = None) -> str:
     """
     name = check_name(repo)
     with _in_words(name):
-        told = HfApi(endpoint=endpoint, token=token).whoami()
-    if told.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        account = HfApi(endpoint=endpoint, token=token).whoami()
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise StudioError("This token of the Hub may only read.", f"Make one that may write: {SETTINGS_PAGE}.")
-    return name if "/" in name else f"{told['name']}/{name}"
+    return name if "/" in name else f"{account['name']}/{name}"
 
 
 def publish(
@@ -122,7 +122,7 @@ def publish(
 def _make_repository(api: HfApi, repo: str, *, private: bool, update: bool) -> bool:
     """Makes the repository where it is not there yet, and tells whether it is private."""
     try:
-        found = api.model_info(repo)
+        info = api.model_info(repo)
     except RepositoryNotFoundError:
         api.create_repo(repo, private=private)
         return private
@@ -130,12 +130,12 @@ def _make_repository(api: HfApi, repo: str, *, private: bool, update: bool) -> b
         raise StudioError(
             f"{repo} is on the Hub already.", "Choose another name, or allow an update: its files are then replaced."
         )
-    if private and not found.private:
+    if private and not info.private:
         raise StudioError(
             f"{repo} is on the Hub already, and everybody can see it.",
             "Choose another name, or say that it may be public.",
         )
-    return bool(found.private)
+    return bool(info.private)
 
 
 class _Counted(io.BufferedReader):
@@ -198,14 +198,14 @@ def _in_words(repo: str) -> Iterator[None]:
 
 def _refused(error: HfHubHTTPError, repo: str) -> StudioError:
     """What the Hub's answer means."""
-    status, said = error.response.status_code, _clean(error.server_message or error)
+    status, message = error.response.status_code, _clean(error.server_message or error)
     if status == 401:
         return StudioError(
             "The Hub does not know this token.", f"It may have expired: make a new one at {SETTINGS_PAGE}."
         )
     if status == 403:
         return StudioError(
-            f"This token may not write to {repo}: {said}",
+            f"This token may not write to {repo}: {message}",
             f"Give it that right at {SETTINGS_PAGE}, or name another owner.",
         )
     if status == 409:
@@ -214,7 +214,7 @@ def _refused(error: HfHubHTTPError, repo: str) -> StudioError:
         return StudioError(f"{repo} is not on the Hub, or this token may not see it.", "Check the owner's name.")
     if status == 429:
         return StudioError("The Hub wants a pause: there were too many requests.", "Try again in some minutes.")
-    return StudioError(f"The Hub refused the upload to {repo} ({status}): {said}", "Try again later.")
+    return StudioError(f"The Hub refused the upload to {repo} ({status}): {message}", "Try again later.")
 
 
 def _clean(error: object) -> str:
@@ -226,23 +226,23 @@ def export(
     work: Work, *, repo: str, content: str, private: bool, update: bool, base_name: str, license: str, dtype: str
 ) -> Outcome:
     """Makes the files, tries them, sends them, and gives the link."""
-    named = check_name(repo.strip() or work.name)
+    repository = check_name(repo.strip() or work.name)
     base = base_to_name(work, base_name)
     token = (os.environ.get("HF_TOKEN") or get_token() or "").strip()
     if not token:
         raise no_token()
-    name = full_name(named, token)  # asks the Hub: what is wrong with the token is known before anything slow
+    name = full_name(repository, token)  # asks the Hub: what is wrong with the token is known before anything slow
     merged = content == "merged"
     if merged:
-        made = export_merged.export(work, dtype=dtype, max_shard_size="5GB")
-        tried, same, notes = made.tried, made.same, made.notes
+        result = export_merged.export(work, dtype=dtype, max_shard_size="5GB")
+        tried, same, notes = result.tried, result.same, result.notes
     else:
         (tried, same), notes = _adapter(work, base), ()
     subject = Subject(work.title, base, name, hub_data(work), license, merged, dtype if merged else "")
     (work.out / CARD_NAME).write_text(model_card(work.adapter, work.run, subject), encoding="utf-8")
     work.log.phase("upload", sum(path.stat().st_size for path in work.out.rglob("*") if path.is_file()), "bytes")
     try:
-        found = publish(
+        published = publish(
             work.out,
             name,
             token,
@@ -257,8 +257,10 @@ def export(
             f"The repository {name} may be on the Hub by now, without files: delete it there, or allow an update."
         )
         raise
-    seen = "only you and those you let in see it" if found.private else "everybody can see it"
-    return Outcome(f"It is on the Hub as {found.repo}; {seen}.", link=found.link, tried=tried, same=same, notes=notes)
+    visibility = "only you and those you let in see it" if published.private else "everybody can see it"
+    return Outcome(
+        f"It is on the Hub as {published.repo}; {visibility}.", link=published.link, tried=tried, same=same, notes=notes
+    )
 
 
 def _adapter(work: Work, base: str) -> tuple[str, bool | None]:

@@ -153,5 +153,5 @@ def write_card(work: Work, dtype: str) -> None:
 def try_merged(work: Work, own: Spoken, dtype: str) -> tuple[str, bool]:
     """Loads what was written and asks it what base and adapter were asked."""
     work.log.phase("try")
-    made = load_base(str(work.out), dtype=DTYPES[dtype])
-    return verdict(own, ask(made, None, work.card), exact=dtype == "float32")
+    merged = load_base(str(work.out), dtype=DTYPES[dtype])
+    return verdict(own, ask(merged, None, work.card), exact=dtype == "float32")

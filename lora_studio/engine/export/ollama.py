@@ -70,8 +70,8 @@ def export(work: Work, *, weights: str, quantization: str, base_in_ollama: str) 
     if base_in_ollama.strip():
         check_adapter(work.adapter)
     name, revision = str(work.card["base_model"]), work.card.get("revision")
-    known = known_tokens(work.adapter, name, revision)
-    tokenizer, _ = adapter_tokenizer(work.adapter, load_tokenizer(name, revision), known)
+    base_tokens = known_tokens(work.adapter, name, revision)
+    tokenizer, _ = adapter_tokenizer(work.adapter, load_tokenizer(name, revision), base_tokens)
     template = go_template(work, tokenizer)
     kind = _architecture(work)
     if base_in_ollama.strip():
@@ -88,11 +88,11 @@ def export(work: Work, *, weights: str, quantization: str, base_in_ollama: str) 
             f"{weighed.missing} was not made: llama.cpp was not found here. {HOW} The last one belongs where Ollama "
             f"is: it makes the model {name} and starts a conversation."
         )
-    made = f"cd {place} && ollama create {name} && ollama run {name}"
+    commands = f"cd {place} && ollama create {name} && ollama run {name}"
     proof = f"The template gives the prompts of the training in {template.compared} of {template.compared} dialogues."
     return Outcome(
         words,
-        f"{weighed.commands}\n{made}".strip(),
+        f"{weighed.commands}\n{commands}".strip(),
         tried=f"{proof} {weighed.tried}".strip(),
         same=weighed.same,
         notes=(*template.notes, *_missing(work), *weighed.notes),
@@ -118,9 +118,9 @@ def _whole(work: Work, kind: str, weights: str, quantization: str) -> Weights:
     """The whole model, as safetensors or GGUF."""
     if weights == "gguf" or (weights == "auto" and kind not in READ_BY_OLLAMA):
         usable_tools(quantization)
-        made = make_gguf(work, quantization)
-        missing = "" if made.there else made.file
-        return Weights(f"./{made.file}", "", made.tried, made.same, made.notes, made.commands, missing)
+        gguf = make_gguf(work, quantization)
+        missing = "" if gguf.there else gguf.file
+        return Weights(f"./{gguf.file}", "", gguf.tried, gguf.same, gguf.notes, gguf.commands, missing)
     merged = export_merged.export(replace(work, out=work.out / MODEL), dtype=PRECISION, max_shard_size="5GB")
     return Weights(f"./{MODEL}", "", merged.tried, merged.same, merged.notes)
 
@@ -128,9 +128,10 @@ def _whole(work: Work, kind: str, weights: str, quantization: str) -> Weights:
 def _adapter(work: Work, kind: str, base: str) -> Weights:
     """The adapter alone, which Ollama puts on a base that it has."""
     if kind not in ADAPTED_BY_OLLAMA:
-        known = ", ".join(sorted(name.removesuffix("ForCausalLM") for name in ADAPTED_BY_OLLAMA))
+        families = ", ".join(sorted(name.removesuffix("ForCausalLM") for name in ADAPTED_BY_OLLAMA))
         raise StudioError(
-            f"Ollama puts adapters on {known} only, and this base is a {kind.removesuffix('ForCausalLM') or 'model'}.",
+            f"Ollama puts adapters on {families} only, "
+            f"and this base is a {kind.removesuffix('ForCausalLM') or 'model'}.",
             "Leave the base's name in Ollama empty: then base and adapter go as one model.",
         )
     if not _BASE_NAME.fullmatch(base):
@@ -173,16 +174,16 @@ def write_adapter(work: Work) -> str:
     texts = rewritten(work, str(work.card["base_model"]))
     copy_files(work, [path for path in carried(work.adapter) if path.name not in texts], target)
     factor = scale(settings)
-    wanted = factor * settings["r"]
-    alpha = max(1, round(wanted))
+    exact_alpha = factor * settings["r"]
+    alpha = max(1, round(exact_alpha))
     written = {**json.loads(texts[SETTINGS_FILE]), "lora_alpha": alpha, "use_rslora": False}
     (target / SETTINGS_FILE).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (target / CARD_FILE).write_text(texts[CARD_FILE], encoding="utf-8")
-    if not math.isclose(alpha, wanted):
+    if not math.isclose(alpha, exact_alpha):
         weights = load_file(target / WEIGHTS_FILE)
         for name in weights:
             if ".lora_B." in name:
-                weights[name] = (weights[name].float() * (wanted / alpha)).contiguous()
+                weights[name] = (weights[name].float() * (exact_alpha / alpha)).contiguous()
         save_file(weights, target / WEIGHTS_FILE, metadata={"format": "pt"})
     if settings["lora_alpha"] == alpha:
         return ""

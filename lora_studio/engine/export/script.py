@@ -179,8 +179,8 @@ def copy_start(work: Work, config: Config) -> None:
 
 def check_names(before: Path, trained: Path) -> None:
     """Raises `StudioError` where the run found tensors of the adapter under other names, which peft alone would not."""
-    own, there = (set(read_header(folder / WEIGHTS_FILE)) for folder in (trained, before))
-    if lacking := sorted(own - there):
+    own, starting = (set(read_header(folder / WEIGHTS_FILE)) for folder in (trained, before))
+    if lacking := sorted(own - starting):
         raise StudioError(
             f"The adapter that the run went on from has no {lacking[0]}{' and others' if len(lacking) > 1 else ''}: "
             "the run read it under another name, or began it anew, which the script can't.",
@@ -191,14 +191,14 @@ def check_names(before: Path, trained: Path) -> None:
 def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> dict[str, Any]:
     """What settings.json holds: what the run decided for itself is in it as a number."""
     rising, shape = scheduler_settings(state.total_steps, **config.training.model_dump(include=SCHEDULE))
-    asked = config.training.gradient_checkpointing
+    setting = config.training.gradient_checkpointing
     training = {
         **trainer_values(
             config,
             state.dtype,
             on_cpu=state.device_kind == "cpu",
             measured=bool(state.data and state.data.validation_rows),
-            checkpointing=state.memory.gradient_checkpointing if state.memory else asked is True,
+            checkpointing=state.memory.gradient_checkpointing if state.memory else setting is True,
         ),
         **packing_values(config),
         "warmup_steps": rising,
@@ -310,10 +310,10 @@ def same_tensors(own: Path, other: Path) -> int:
         for folder in (own, other)
     )
     if first != second:
-        apart = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
+        different = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
         raise StudioError(
             f"The script trains an adapter of {len(second)} tensors, and the run's has {len(first)}. They differ in "
-            f"{', '.join(apart[:3])}{' and others' if len(apart) > 3 else ''}.",
+            f"{', '.join(different[:3])}{' and others' if len(different) > 3 else ''}.",
             "Take the settings (config) instead, which LoRA Studio runs, and report this defect.",
         )
     return len(first)
@@ -331,8 +331,10 @@ def compare_losses(history: list[dict[str, Any]], state: RunState, *, must_equal
     Raises `StudioError` where they had to be the same and are not.
     """
     own = {point.step: point.loss for point in state.steps}
-    apart = [abs(entry["loss"] - own[entry["step"]]) for entry in history if "loss" in entry and entry["step"] in own]
-    furthest = max(apart, default=math.inf)
+    differences = [
+        abs(entry["loss"] - own[entry["step"]]) for entry in history if "loss" in entry and entry["step"] in own
+    ]
+    furthest = max(differences, default=math.inf)
     differ = f"differ from the run's by at most {furthest:.2g}" if furthest else "are the run's to the last digit"
     if must_equal and not furthest < CLOSE:
         raise StudioError(

@@ -42,8 +42,8 @@ class Spoken:
         """The largest difference between two scores; infinite where the prompts differ or a score is no number."""
         if self.prompt != other.prompt or self.scores.shape != other.scores.shape:
             return math.inf
-        found = float((self.scores - other.scores).abs().max())
-        return found if math.isfinite(found) else math.inf
+        largest = float((self.scores - other.scores).abs().max())
+        return largest if math.isfinite(largest) else math.inf
 
 
 def ask(loaded: LoadedModel, adapter: str | None, card: Mapping[str, Any]) -> Spoken:
@@ -86,13 +86,13 @@ def _load_base(work: Work, dtype: torch.dtype, *, in_full: bool = False) -> Load
 
 def _put_adapters(work: Work, loaded: LoadedModel, folders: Mapping[str, Path]) -> LoadedModel:
     add_adapters(loaded, folders)
-    for words in dict.fromkeys(words for told in loaded.told.values() for words in told):
+    for words in dict.fromkeys(words for notes in loaded.told.values() for words in notes):
         work.warn(words)
     return loaded
 
 
-def try_adapter(work: Work, made: Path) -> tuple[str, bool | None]:
-    """Whether the adapter in `made` answers as the one that it was made from, in words.
+def try_adapter(work: Work, exported: Path) -> tuple[str, bool | None]:
+    """Whether the adapter in `exported` answers as the one that it was made from, in words.
 
     Raises `StudioError` where it has no place in its base: nobody could use what was made.
     """
@@ -108,7 +108,7 @@ def try_adapter(work: Work, made: Path) -> tuple[str, bool | None]:
     if reason:
         check_places(work, bare)
         return reason, None
-    _put_adapters(work, loaded, {"own": work.adapter, "made": made})
+    _put_adapters(work, loaded, {"own": work.adapter, "made": exported})
     work.log.phase("try")
     own, other = ask(loaded, "own", work.card), ask(loaded, "made", work.card)
     return verdict(own, other, exact=True)

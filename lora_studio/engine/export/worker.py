@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exports and returns the exit code."""
-    named = "lora_studio.engine.export.worker"
-    child = begin(arguments, named, ExportFolder, "export", lambda folder: folder.facts, resumes=False)
+    module = "lora_studio.engine.export.worker"
+    child = begin(arguments, module, ExportFolder, "export", lambda folder: folder.facts, resumes=False)
     if child is None:
         return WRONG_INPUT
     folder, log, stop = child.folder, child.log, child.stop
@@ -127,24 +127,24 @@ def program(target: str) -> "Callable[..., Outcome]":
 
 
 def _files(folder: Path) -> list[dict[str, object]]:
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [{"name": str(path.relative_to(folder)), "bytes": path.stat().st_size} for path in found]
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [{"name": str(path.relative_to(folder)), "bytes": path.stat().st_size} for path in paths]
 
 
 def put_in_place(folder: ExportFolder) -> None:
     """Moves the finished result to its place; a single file takes the place itself where that is named like one."""
-    result, made = folder.result, folder.unfinished
+    result, unfinished = folder.result, folder.unfinished
     suffix = target_of(request_of(folder).target).suffix
     if result.exists() and not (result.is_dir() and not any(result.iterdir())):
         raise StudioError(f"{result} is there already.", "Name a new place: an export writes over nothing.")
     if suffix and result.suffix == suffix:
-        (only,) = made.iterdir()
+        (only,) = unfinished.iterdir()
         only.rename(result)
-        made.rmdir()
+        unfinished.rmdir()
         return
     if result.is_dir():
         result.rmdir()
-    made.rename(result)
+    unfinished.rename(result)
 
 
 def _explain(folder: ExportFolder, error: Exception) -> Explained:

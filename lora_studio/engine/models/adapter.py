@@ -60,13 +60,13 @@ def target_modules(setting: str, paths: list[str]) -> str | list[str]:
     if setting == ALL_LINEAR:
         return ALL_LINEAR
     if setting in NAMED:
-        known = [name for name in available if name in NAMED[setting]]
-        if not known:
+        matches = [name for name in available if name in NAMED[setting]]
+        if not matches:
             raise StudioError(
                 f"None of this model's modules bears a name known for {setting}.",
                 f"Name them: the model has {', '.join(available)}.",
             )
-        return known
+        return matches
     if is_regular_expression(setting):
         if not matching(setting, paths):
             raise StudioError(
@@ -74,15 +74,15 @@ def target_modules(setting: str, paths: list[str]) -> str | list[str]:
                 f"It has to match whole paths, such as {paths[0]} or {paths[-1]}.",
             )
         return setting
-    wanted = names(setting)
-    unknown = [name for name in wanted if not any(path == name or path.endswith(f".{name}") for path in paths)]
-    if unknown or not wanted:
+    module_names = names(setting)
+    unknown = [name for name in module_names if not any(path == name or path.endswith(f".{name}") for path in paths)]
+    if unknown or not module_names:
         noun = "module" if len(unknown) == 1 else "modules"
         raise StudioError(
             f"The model has no linear {noun} {', '.join(unknown)}." if unknown else "No target module is named.",
             f"Its linear modules are: {', '.join(available)}. `all-linear` takes all of them.",
         )
-    return wanted
+    return module_names
 
 
 def bearing_names(model: Any) -> list[str]:
@@ -92,20 +92,20 @@ def bearing_names(model: Any) -> list[str]:
 
 def whole_modules(setting: str | None, model: Any) -> list[str] | None:
     """The names of a `lora.modules_to_save` setting. Raises `StudioError` for modules that can't be trained whole."""
-    wanted = names(setting or "")
-    for name in wanted:
-        found = [module for path, module in model.named_modules() if path.endswith(name)]  # as peft looks for it
-        if not found:
+    module_names = names(setting or "")
+    for name in module_names:
+        modules = [module for path, module in model.named_modules() if path.endswith(name)]  # as peft looks for it
+        if not modules:
             raise StudioError(
                 f"The model has no module {name} to train whole.",
                 f"Its modules are: {', '.join(bearing_names(model))}.",
             )
-        if not all(weight.is_floating_point() for module in found for weight in module.parameters()):
+        if not all(weight.is_floating_point() for module in modules for weight in module.parameters()):
             raise StudioError(
                 f"{name} is quantized: it can't be trained whole.",
                 "Leave it out of lora.modules_to_save, or set model.quantization to none.",
             )
-    return wanted or None
+    return module_names or None
 
 
 def reaches_experts(model: Any, config: LoraConfig) -> bool:

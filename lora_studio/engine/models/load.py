@@ -53,10 +53,10 @@ def device() -> torch.device:
 def choose_dtype(name: str) -> torch.dtype:
     """The number format of a `model.dtype` setting; auto is bf16 where the GPU has it, else fp16, else (CPU) fp32."""
     if name != "auto":
-        chosen = DTYPES[name]
-        if chosen is torch.float16 and not torch.cuda.is_available():
+        dtype = DTYPES[name]
+        if dtype is torch.float16 and not torch.cuda.is_available():
             raise StudioError("float16 needs a CUDA GPU, and this machine shows none.", "Choose auto or float32.")
-        return chosen
+        return dtype
     if not torch.cuda.is_available():
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -96,8 +96,8 @@ def load_model(
             f"{name} is stored in {stored}: {quantization} can't be had of it.",
             f"Set model.quantization to {stored}, or name the base in 16 bits.",
         )
-    chosen = dtype if isinstance(dtype, torch.dtype) else choose_dtype(dtype)
-    lacking = why_no_flash_attention(chosen)
+    torch_dtype = dtype if isinstance(dtype, torch.dtype) else choose_dtype(dtype)
+    lacking = why_no_flash_attention(torch_dtype)
     attention = (None if lacking else "flash_attention_2") if attn_implementation == "auto" else attn_implementation
     if attention == "flash_attention_2" and lacking:
         raise StudioError(f"flash_attention_2 can't run here: {lacking}.", "Choose auto or sdpa.")
@@ -106,9 +106,11 @@ def load_model(
             source,
             config=config,
             revision=revision,
-            dtype=chosen,
+            dtype=torch_dtype,
             device_map={"": device()},
-            quantization_config=None if stored != "none" else _quantization(quantization, chosen, **(four_bit or {})),
+            quantization_config=None
+            if stored != "none"
+            else _quantization(quantization, torch_dtype, **(four_bit or {})),
             attn_implementation=attention,
             trust_remote_code=may_run_code_of(name),
             use_safetensors=True,
@@ -123,34 +125,34 @@ def load_model(
                 "Choose quantization none, or a machine with a CUDA GPU.",
             ) from error
         raise not_loadable(name, revision, error) from error
-    model, found = loaded
-    check_tensors(name, found)
+    model, loading_info = loaded
+    check_tensors(name, loading_info)
     keep_unpacked(model)
     without_router_logits(model)
     return cast("PreTrainedModel", model.eval())
 
 
-def check_tensors(name: str, found: Mapping[str, Any]) -> None:
+def check_tensors(name: str, loading_info: Mapping[str, Any]) -> None:
     """Raises `StudioError` where a checkpoint lacks tensors of its model: transformers fills them with random numbers.
 
-    `found` is the loading info of transformers, which leaves out what a model ties or never saves.
+    `loading_info` is that of transformers, which leaves out what a model ties or never saves.
     """
-    missing, misfits = sorted(found["missing_keys"]), sorted(item[0] for item in found["mismatched_keys"])
+    missing, misfits = sorted(loading_info["missing_keys"]), sorted(item[0] for item in loading_info["mismatched_keys"])
     if not missing and not misfits:
         return
-    told = [f"lacks {_named(missing)}"] if missing else []
-    told += [f"holds {_named(misfits)} in another shape than its config.json says"] if misfits else []
+    problems = [f"lacks {_named(missing)}"] if missing else []
+    problems += [f"holds {_named(misfits)} in another shape than its config.json says"] if misfits else []
     raise StudioError(
-        f"The checkpoint of {name} {' and '.join(told)}: there would be random numbers in these places.",
+        f"The checkpoint of {name} {' and '.join(problems)}: there would be random numbers in these places.",
         "Copy or fetch all of its files again; save a model of your own with its output layer and all of its layers.",
     )
 
 
 def _named(tensors: list[str]) -> str:
     """Tensors by name, the first few where they are many."""
-    shown = ", ".join(tensors[:SHOWN_TENSORS])
+    examples = ", ".join(tensors[:SHOWN_TENSORS])
     more = len(tensors) - SHOWN_TENSORS
-    return f"{count(len(tensors), 'tensor')} ({shown}{f' and {more:,} more' if more > 0 else ''})"
+    return f"{count(len(tensors), 'tensor')} ({examples}{f' and {more:,} more' if more > 0 else ''})"
 
 
 def rounding_of(name: str, revision: str | None = None) -> str:
@@ -206,13 +208,13 @@ def why_no_flash_attention(dtype: torch.dtype) -> str:
     return "" if is_flash_attn_2_available() else "the package flash-attn is not installed"
 
 
-def attention_words(model: PreTrainedModel, asked: str, dtype: torch.dtype) -> str:
+def attention_words(model: PreTrainedModel, setting: str, dtype: torch.dtype) -> str:
     """Which attention a loaded model computes with, and why that one."""
-    taken = model.config._attn_implementation
-    if asked != "auto":
-        return f"{taken}, as chosen"
+    implementation = model.config._attn_implementation
+    if setting != "auto":
+        return f"{implementation}, as chosen"
     lacking = why_no_flash_attention(dtype)
-    return f"{taken}: no FlashAttention 2, for {lacking}" if lacking else taken
+    return f"{implementation}: no FlashAttention 2, for {lacking}" if lacking else implementation
 
 
 def _quantization(
@@ -242,10 +244,11 @@ def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
         )
     except (OSError, ValueError, KeyError) as error:
         raise not_loadable(name, revision, error) from error
-    named = config.architectures or []
-    if named and not any(entry.endswith(TEXT_MODELS) for entry in named):
+    architectures = config.architectures or []
+    if architectures and not any(entry.endswith(TEXT_MODELS) for entry in architectures):
         raise StudioError(
-            f"{name} is a {named[0]}, which does not write text.", "Choose a causal language model (…ForCausalLM)."
+            f"{name} is a {architectures[0]}, which does not write text.",
+            "Choose a causal language model (…ForCausalLM).",
         )
     return config
 

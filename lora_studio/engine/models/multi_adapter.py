@@ -147,8 +147,8 @@ def put_apart(base: PreTrainedModel, weights: AdapterWeights, own: Standing, nam
     return Apart(model, around, trained, virtual_tokens, virtual_tokens if in_text else 0)
 
 
-def _has(biases: Biases, wanted: torch.nn.Parameter, values: torch.Tensor) -> bool:
-    return any(bias is wanted and torch.equal(own, values) for bias, own in biases)
+def _has(biases: Biases, parameter: torch.nn.Parameter, values: torch.Tensor) -> bool:
+    return any(bias is parameter and torch.equal(own, values) for bias, own in biases)
 
 
 _NUMBERS = itertools.count()
@@ -179,8 +179,8 @@ class LoadedModel:
     @property
     def base(self) -> PreTrainedModel:
         """The model that all adapters are put on."""
-        found: Any = self.model.base_model.model if isinstance(self.model, PeftModel) else self.model
-        return cast("PreTrainedModel", found)
+        model: Any = self.model.base_model.model if isinstance(self.model, PeftModel) else self.model
+        return cast("PreTrainedModel", model)
 
     @property
     def lora(self) -> dict[str, str]:
@@ -246,9 +246,9 @@ class LoadedModel:
         """
         if column in self.templates:
             return self.templates[column]
-        for known in (*self.adapters, None):
-            if known in self.templates:
-                return self.templates[known]
+        for candidate in (*self.adapters, None):
+            if candidate in self.templates:
+                return self.templates[candidate]
         return choose_template(self.tokenizer, "auto").source
 
     def without_adapters(self) -> "LoadedModel":
@@ -261,7 +261,7 @@ class LoadedModel:
 
 def _rows_of(model: Any) -> int:
     parts = model.get_input_embeddings().modules()
-    return max(len(one.weight) for one in parts if getattr(one, "weight", None) is not None)
+    return max(len(module.weight) for module in parts if getattr(module, "weight", None) is not None)
 
 
 def load_base(
@@ -298,9 +298,9 @@ def _contiguous(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> t
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> dict[str | None, str]:
     """The chat template that the base brings, if it brings one; of several the default."""
-    found = tokenizer.chat_template
-    found = found.get("default") if isinstance(found, dict) else found
-    return {None: found} if isinstance(found, str) else {}
+    template = tokenizer.chat_template
+    template = template.get("default") if isinstance(template, dict) else template
+    return {None: template} if isinstance(template, str) else {}
 
 
 def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
@@ -392,9 +392,9 @@ def remove_adapters(loaded: LoadedModel, columns: Sequence[str]) -> LoadedModel:
     for column in columns:
         if column not in loaded.apart:
             loaded.model.delete_adapter(loaded.adapters[column])
-        held: tuple[dict[Any, Any], ...] = (loaded.adapters, loaded.templates, loaded.cards, loaded.apart)
-        for kept in (*held, loaded.tokenizers, loaded.told):
-            kept.pop(column, None)
+        by_column: tuple[dict[Any, Any], ...] = (loaded.adapters, loaded.templates, loaded.cards, loaded.apart)
+        for values in (*by_column, loaded.tokenizers, loaded.told):
+            values.pop(column, None)
     if not loaded.lora:
         loaded.model = loaded.without_adapters().model
     return loaded

@@ -39,7 +39,7 @@ def layout_of(model: Any) -> Architecture:
     hidden, heads = number("hidden_size"), number("num_attention_heads") or 1
     embeddings, output = model.get_input_embeddings().weight, model.get_output_embeddings()
     linears, stacks = _linears(model), _stacks(model)
-    found = Architecture(
+    layout = Architecture(
         family=str(text.model_type),
         hidden=hidden,
         layers=number("num_hidden_layers"),
@@ -54,14 +54,14 @@ def layout_of(model: Any) -> Architecture:
         longest=number("max_position_embeddings") or None,
         exact=False,
     )
-    others = sum(parameter.numel() for parameter in model.parameters()) - found.parameters
-    return replace(found, other_parameters=others)
+    other_parameters = sum(parameter.numel() for parameter in model.parameters()) - layout.parameters
+    return replace(layout, other_parameters=other_parameters)
 
 
 def _linears(model: Any) -> tuple[Linear, ...]:
     """The linear modules, those that stand in several layers together."""
     modules = dict(model.named_modules())
-    found: dict[tuple[str, int, int, bool], list[int]] = {}
+    layers_of: dict[tuple[str, int, int, bool], list[int]] = {}
     for path in linear_modules(model):
         weight = modules[path].weight
         turned = type(modules[path]).__name__ == "Conv1D"
@@ -69,13 +69,13 @@ def _linears(model: Any) -> tuple[Linear, ...]:
         layer = _LAYER.search(f"{path}.")
         name = _LAYER.sub(".{}.", path, count=1) if layer else path
         key = name, int(inputs), int(outputs), modules[path].bias is not None
-        found.setdefault(key, []).append(int(layer[1]) if layer else 0)
-    return tuple(Linear(*key, tuple(layers)) for key, layers in found.items())
+        layers_of.setdefault(key, []).append(int(layer[1]) if layer else 0)
+    return tuple(Linear(*key, tuple(layers)) for key, layers in layers_of.items())
 
 
 def _stacks(model: Any) -> tuple[Stack, ...]:
     """The experts' matrices, each kind in one tensor of three dimensions, and the routers that are no linear module."""
-    found: dict[tuple[str, int, int, int], list[int]] = {}
+    layers_of: dict[tuple[str, int, int, int], list[int]] = {}
     linear = {f"{path}.weight" for path in linear_modules(model)}
     for path, parameter in model.named_parameters():
         layer = _LAYER.search(path)
@@ -83,8 +83,8 @@ def _stacks(model: Any) -> tuple[Stack, ...]:
         if layer and (router or (parameter.ndim == 3 and "experts" in path)):
             experts, outputs, inputs = (1, *parameter.shape) if router else parameter.shape
             key = _LAYER.sub(".{}.", path, count=1), int(experts), int(inputs), int(outputs)
-            found.setdefault(key, []).append(int(layer[1]))
-    return tuple(Stack(*key, tuple(layers)) for key, layers in found.items())
+            layers_of.setdefault(key, []).append(int(layer[1]))
+    return tuple(Stack(*key, tuple(layers)) for key, layers in layers_of.items())
 
 
 def learned_positions(model: Any) -> int | None:
@@ -101,8 +101,8 @@ def learned_positions(model: Any) -> int | None:
 def take_layout(name: str, revision: str | None = None) -> None:
     """Keeps the layout of a model whose kind is not known in full, unless it is kept already."""
     numbers = read_numbers(name, revision)
-    known = architecture(numbers) if numbers else None
-    if numbers and (known is None or not known.counted):
+    layout = architecture(numbers) if numbers else None
+    if numbers and (layout is None or not layout.counted):
         keep_layout(numbers, layout_of(without_weights(name, revision)))
 
 
@@ -117,10 +117,10 @@ def look_at_model(
     model = without_weights(name, revision)
     numbers = read_numbers(name, revision) or config.to_dict()
     layout = layout_of(model)
-    known = architecture(numbers)
-    if known is None or not known.counted:
+    known_layout = architecture(numbers)
+    if known_layout is None or not known_layout.counted:
         keep_layout(numbers, layout)
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "embeddings": layout.vocabulary,
         "positions": learned_positions(model),
         "parameters": layout.parameters,
@@ -128,10 +128,10 @@ def look_at_model(
     }
     try:
         with torch.device("meta"):
-            found["trainable"] = _adapted(name, model, lora, seed, adapter).get_nb_trainable_parameters()[0]
+            facts["trainable"] = _adapted(name, model, lora, seed, adapter).get_nb_trainable_parameters()[0]
     except StudioError as error:
-        found["adapter_problem"] = [error.message, error.hint]
-    return found
+        facts["adapter_problem"] = [error.message, error.hint]
+    return facts
 
 
 def _adapted(name: str, model: Any, lora: Mapping[str, Any], seed: int, adapter: str | None) -> Any:

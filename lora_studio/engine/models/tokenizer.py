@@ -76,17 +76,17 @@ def _why_not(own: dict[str, int], base: dict[str, int], rows: int) -> str:
     if highest >= rows:
         return f"its ids go up to {highest:,}, and the model has embeddings for {rows:,} tokens"
     shared = [token for token in own if token in base]
-    others = sum(own[token] != base[token] for token in shared)
-    if others or 2 * len(shared) < len(base):
-        return f"{others or len(base) - len(shared):,} of the base's {len(base):,} tokens are others in it"
+    different = sum(own[token] != base[token] for token in shared)
+    if different or 2 * len(shared) < len(base):
+        return f"{different or len(base) - len(shared):,} of the base's {len(base):,} tokens are others in it"
     return ""
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(tokenizer: Any, other: Any) -> bool:
     """Whether two tokenizers make the same ids of every text, and end it the same way."""
-    if one.special_tokens_map != other.special_tokens_map or not (one.is_fast and other.is_fast):
+    if tokenizer.special_tokens_map != other.special_tokens_map or not (tokenizer.is_fast and other.is_fast):
         return False
-    first, second = (json.loads(each.backend_tokenizer.to_str()) for each in (one, other))
+    first, second = (json.loads(item.backend_tokenizer.to_str()) for item in (tokenizer, other))
     return {**first, "truncation": None, "padding": None} == {**second, "truncation": None, "padding": None}
 
 
@@ -114,8 +114,8 @@ def checked_source(name: str) -> str:
         raise StudioError(f"There is no model folder {source}.", "Give a folder with a config.json, or a Hub id.")
     if not (path / "config.json").is_file():
         adapter = (path / SETTINGS_FILE).is_file()
-        found = "an adapter, not a model" if adapter else "no config.json, so no model"
-        raise StudioError(f"The folder {source} holds {found}.", "Give the folder of a base model, or a Hub id.")
+        content = "an adapter, not a model" if adapter else "no config.json, so no model"
+        raise StudioError(f"The folder {source} holds {content}.", "Give the folder of a base model, or a Hub id.")
     return source
 
 
@@ -142,5 +142,5 @@ def not_loadable(name: str, revision: str | None, error: Exception) -> StudioErr
 def first_line(error: Exception) -> str:
     """What an error says in its first line, or its first two where the first only announces the second."""
     lines = str(error).strip().splitlines() or [""]
-    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return " ".join(said.split())[:300]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return " ".join(text.split())[:300]

@@ -100,43 +100,43 @@ def read_weights(folder: Path, base: PreTrainedModel, name: str) -> AdapterWeigh
     config = PeftConfig.from_pretrained(str(folder))
     config.task_type, config.inference_mode = "CAUSAL_LM", True
     entry: Any = base.get_input_embeddings()
-    found = AdapterWeights(folder.name, config, tensors, rows_of(entry))
+    weights = AdapterWeights(folder.name, config, tensors, rows_of(entry))
     if broken := [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]:
         raise StudioError(
             f"{len(broken):,} of the {len(tensors):,} weights of {folder.name} hold values that are no numbers: "
             f"{first_names(broken, 1)}.",
             "It can't answer: take an earlier checkpoint.",
         )
-    _take_embeddings(found, base)
+    _take_embeddings(weights, base)
     if settings["peft_type"] == LORA:
-        _place_lora(found, base, name)
-    return found
+        _place_lora(weights, base, name)
+    return weights
 
 
-def _take_embeddings(found: AdapterWeights, base: Any) -> None:
+def _take_embeddings(weights: AdapterWeights, base: Any) -> None:
     """Takes whole embeddings out of the tensors: peft saves the base's own where their rows changed or bear LoRA."""
     paths = {module: path for path, module in base.named_modules()}
     entry, output = base.get_input_embeddings(), base.get_output_embeddings()
-    saved = set(getattr(found.config, "modules_to_save", None) or ())
+    saved = set(getattr(weights.config, "modules_to_save", None) or ())
     trained = {module for module in (entry, output) if {paths.get(module), _last(paths.get(module))} & saved}
     tied = output is not None and output.weight is entry.weight
-    if trained and tied and getattr(found.config, "ensure_weight_tying", False):
+    if trained and tied and getattr(weights.config, "ensure_weight_tying", False):
         trained = {entry, output}  # peft trains and saves both as one
-    for module in dict.fromkeys(one for one in (entry, output) if one in paths):
-        whole = [key for key in found.tensors if _is_of(key, paths[module])]
+    for module in dict.fromkeys(candidate for candidate in (entry, output) if candidate in paths):
+        whole = [key for key in weights.tensors if _is_of(key, paths[module])]
         for key in whole:
-            tensor, own = found.tensors[key], module.weight
+            tensor, own = weights.tensors[key], module.weight
             if module not in trained or plain_name(key) != plain_name(f"{paths[module]}.weight"):
-                del found.tensors[key]
+                del weights.tensors[key]
             if module is entry:
-                found.rows = tensor.shape[0]
+                weights.rows = tensor.shape[0]
             compared = module not in trained and not own.is_meta  # without weights only shapes can be compared
             if tensor.shape != own.shape or (compared and not torch.equal(tensor.to(own), own)):
-                found.matrices[paths[module]] = tensor
-    if found.matrices:
+                weights.matrices[paths[module]] = tensor
+    if weights.matrices:
         rows = entry.weight.shape[0]
-        sizes = f" of {found.rows:,} tokens, and the base's have {rows:,}" if found.rows != rows else ""
-        found.told.append(f"{found.name} brings its own embeddings{sizes}: it answers with its own.")
+        sizes = f" of {weights.rows:,} tokens, and the base's have {rows:,}" if weights.rows != rows else ""
+        weights.told.append(f"{weights.name} brings its own embeddings{sizes}: it answers with its own.")
 
 
 def _last(path: str | None) -> str:
@@ -162,39 +162,39 @@ def known_tokens(folder: Path, base: str, revision: str | None) -> int:
     return int(read_config(base, revision).get_text_config().vocab_size)
 
 
-def _place_lora(found: AdapterWeights, base: PreTrainedModel, name: str) -> None:
+def _place_lora(weights: AdapterWeights, base: PreTrainedModel, name: str) -> None:
     """Gives LoRA matrices the base's names, and peft the modules, ranks and strengths that the file really holds."""
-    config: Any = found.config
+    config: Any = weights.config
     config.init_lora_weights = True  # first weights, in whose place the file's are put
-    held = ranks_held({key: tuple(tensor.shape) for key, tensor in found.tensors.items()})
+    ranks = ranks_held({key: tuple(tensor.shape) for key, tensor in weights.tensors.items()})
     modules = dict(base.named_modules())
-    places = renamed(((module.removeprefix(PREFIX)) for module in held), modules)
+    places = renamed(((module.removeprefix(PREFIX)) for module in ranks), modules)
     places = {own: place for own, place in places.items() if _bears_weight(modules[place])}
-    by_file = {module: places[own] for module in held if (own := module.removeprefix(PREFIX)) in places}
-    found.places = frozenset(by_file.values())
-    _check_ranks(found, held, by_file)
-    meant = _meant(config, base, places)
-    lost = [module for module in held if module not in by_file]
+    by_file = {module: places[own] for module in ranks if (own := module.removeprefix(PREFIX)) in places}
+    weights.places = frozenset(by_file.values())
+    _check_ranks(weights, ranks, by_file)
+    targeted = _meant(config, base, places)
+    lost = [module for module in ranks if module not in by_file]
     experts = bool(config.target_parameters) or any(".experts" in module for module in lost)
-    if not by_file and not experts and held:
-        raise _no_place(found, list(held), name, sorted(meant) or list(modules)[1:])
-    lacking = sorted(meant - found.places)
+    if not by_file and not experts and ranks:
+        raise _no_place(weights, list(ranks), name, sorted(targeted) or list(modules)[1:])
+    lacking = sorted(targeted - weights.places)
     other_names = any(own != place for own, place in places.items())
-    if by_file and not experts and (other_names or found.places != meant):
+    if by_file and not experts and (other_names or weights.places != targeted):
         _as_the_file_says(config, places)
     if lacking and not experts:
-        found.told.append(
-            f"{found.name} holds no weights for {len(lacking):,} of the {len(meant | found.places):,} modules that its "
-            f"settings name ({first_names(lacking)}): there the base alone answers."
+        weights.told.append(
+            f"{weights.name} holds no weights for {len(lacking):,} of the {len(targeted | weights.places):,} modules "
+            f"that its settings name ({first_names(lacking)}): there the base alone answers."
         )
     foreign = {module: place for module, place in by_file.items() if module.removeprefix(PREFIX) != place}
     if foreign:
         first = next(iter(foreign))
-        found.told.append(
-            f"{found.name} calls its modules as another class of the same model does ({first.removeprefix(PREFIX)}); "
+        weights.told.append(
+            f"{weights.name} calls its modules as another class of the same model does ({first.removeprefix(PREFIX)}); "
             f"they were read as the base's ({foreign[first]}). peft by itself would leave them out."
         )
-    found.tensors = {_key(key, by_file): tensor for key, tensor in found.tensors.items()}
+    weights.tensors = {_key(key, by_file): tensor for key, tensor in weights.tensors.items()}
 
 
 def _bears_weight(module: torch.nn.Module) -> bool:
@@ -211,22 +211,23 @@ def _key(key: str, by_file: Mapping[str, str]) -> str:
     return f"{PREFIX}{by_file[module]}.lora_{part}{ending}"
 
 
-def _check_ranks(found: AdapterWeights, held: Mapping[str, int], by_file: Collection[str]) -> None:
+def _check_ranks(weights: AdapterWeights, ranks: Mapping[str, int], by_file: Collection[str]) -> None:
     """The settings' rank of each module is that of its matrices: peft makes matrices of the settings' ranks first."""
-    config: Any = found.config
+    config: Any = weights.config
     pattern = config.rank_pattern or {}
     highest = max([config.r, *pattern.values()])
-    largest = max(held.values(), default=highest)
+    largest = max(ranks.values(), default=highest)
     if config.target_parameters and highest > largest:
         raise StudioError(
-            f"The settings of {found.name} say rank {highest:,}, and its largest matrix has {largest:,} rows.",
+            f"The settings of {weights.name} say rank {highest:,}, and its largest matrix has {largest:,} rows.",
             "Copy adapter_config.json and the weights from the same adapter.",
         )
-    for module, rank in ((module.removeprefix(PREFIX), held[module]) for module in by_file):
-        named = pattern.get(get_pattern_key(list(pattern), module), config.r)
-        if named != rank:
+    for module, rank in ((module.removeprefix(PREFIX), ranks[module]) for module in by_file):
+        configured = pattern.get(get_pattern_key(list(pattern), module), config.r)
+        if configured != rank:
             raise StudioError(
-                f"The settings of {found.name} say rank {named:,} for {module}, and its matrix has {rank:,} rows.",
+                f"The settings of {weights.name} say rank {configured:,} for {module}, "
+                f"and its matrix has {rank:,} rows.",
                 "Copy adapter_config.json and the weights from the same adapter.",
             )
 
@@ -259,9 +260,9 @@ def _as_the_file_says(config: Any, places: Mapping[str, str]) -> None:
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
 
 
-def _no_place(found: AdapterWeights, theirs: Sequence[str], name: str, ours: Sequence[str]) -> StudioError:
+def _no_place(weights: AdapterWeights, theirs: Sequence[str], name: str, ours: Sequence[str]) -> StudioError:
     return StudioError(
-        f"None of the {len(found.tensors):,} weights of {found.name} has a place in {name}: it holds "
+        f"None of the {len(weights.tensors):,} weights of {weights.name} has a place in {name}: it holds "
         f"{first_names([module.removeprefix(PREFIX) for module in theirs], 2)}.",
         f"It was trained on another model, or its weights were renamed. {name} has {first_names(ours, 2)}.",
     )
@@ -278,48 +279,54 @@ def put_on(model: Any, weights: AdapterWeights, adapter: str, base: str, *, trai
         model.add_adapter(adapter, weights.config, autocast_adapter_dtype=False)
     else:
         model = PeftModelForCausalLM(model, weights.config, adapter, autocast_adapter_dtype=trainable)
-    known = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-    places = renamed(weights.tensors, known)
-    given = {places.get(key, key): tensor for key, tensor in weights.tensors.items()}
-    lost, lacking = _put(model, weights, adapter, given, known)
-    if lost and len(lost) == len(given):
-        raise _no_place(weights, lost, base, [key.removeprefix(PREFIX) for key in known])
+    expected = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    places = renamed(weights.tensors, expected)
+    tensors = {places.get(key, key): tensor for key, tensor in weights.tensors.items()}
+    lost, lacking = _put(model, weights, adapter, tensors, expected)
+    if lost and len(lost) == len(tensors):
+        raise _no_place(weights, lost, base, [key.removeprefix(PREFIX) for key in expected])
     if lost:
         weights.told.append(
-            f"{len(lost):,} of the {len(given):,} weights of {weights.name} have no place in {base} and are left out: "
-            f"{first_names([key.removeprefix(PREFIX) for key in lost])}."
+            f"{len(lost):,} of the {len(tensors):,} weights of {weights.name} have no place in {base} "
+            f"and are left out: {first_names([key.removeprefix(PREFIX) for key in lost])}."
         )
     if lacking:
         weights.told.append(
-            f"{weights.name} lacks {len(lacking):,} of the {len(known):,} weights that its settings name: "
+            f"{weights.name} lacks {len(lacking):,} of the {len(expected):,} weights that its settings name: "
             f"{first_names([key.removeprefix(PREFIX) for key in lacking])}. There the base alone answers."
         )
     return model
 
 
 def _put(
-    model: PeftModel, weights: AdapterWeights, adapter: str, given: Mapping[str, torch.Tensor], known: Mapping[str, Any]
+    model: PeftModel,
+    weights: AdapterWeights,
+    adapter: str,
+    tensors: Mapping[str, torch.Tensor],
+    expected: Mapping[str, Any],
 ) -> tuple[list[str], list[str]]:
     """Loads the tensors; which of them had no place, and which known ones got no value."""
     kind: Any = weights.config
     if kind.is_prompt_learning:
-        set_peft_model_state_dict(model, dict(given), adapter_name=adapter)
-        return [key for key in given if key not in known], [key for key in known if key not in given]
+        set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter)
+        return [key for key in tensors if key not in expected], [key for key in expected if key not in tensors]
     around = {path: part for path, part in model.named_modules() if isinstance(part, AuxiliaryTrainingWrapper)}
     needed = [f"{path}.{key}" for path, part in around.items() for key in part.adapter_state_dict_load_map(adapter)]
-    if saved := [key for key in needed if key not in given]:
+    if saved := [key for key in needed if key not in tensors]:
         raise StudioError(
             f"{weights.name} trained whole modules that its file lacks: {first_names(saved)}.",
             "Copy the adapter again, or take the module out of its modules_to_save.",
         )
     with warnings.catch_warnings():  # where the base is without weights only the names are of interest
         warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
-        result: Any = set_peft_model_state_dict(model, dict(given), adapter_name=adapter)
+        result: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter)
     lost, missing = [
         [".".join(part for part in key.split(".") if part != adapter) for key in keys]
         for keys in (result.unexpected_keys, result.missing_keys)
     ]
-    lacking = [key for key in known if key in set(missing) and not key.startswith(tuple(f"{path}." for path in around))]
+    lacking = [
+        key for key in expected if key in set(missing) and not key.startswith(tuple(f"{path}." for path in around))
+    ]
     return lost, lacking  # a layer that is tied to another has no weights of its own in the file
 
 
@@ -330,14 +337,14 @@ def own_embeddings(base: PreTrainedModel, matrices: Mapping[str, torch.Tensor]) 
     """
     paths = {module: path for path, module in base.named_modules()}
     entry, output = base.get_input_embeddings(), base.get_output_embeddings()
-    made: dict[str, torch.nn.Module] = {}
+    modules_of: dict[str, torch.nn.Module] = {}
     for module in (entry, output):
         if module is not None and (matrix := matrices.get(paths[module])) is not None:
-            made[paths[module]] = _with_rows(module, matrix)
-    if output is not None and output.weight is entry.weight and paths[output] not in made:
-        made[paths[output]] = _with_rows(output, matrices[paths[entry]])
-        made[paths[output]].weight = made[paths[entry]].weight
-    return made
+            modules_of[paths[module]] = _with_rows(module, matrix)
+    if output is not None and output.weight is entry.weight and paths[output] not in modules_of:
+        modules_of[paths[output]] = _with_rows(output, matrices[paths[entry]])
+        modules_of[paths[output]].weight = modules_of[paths[entry]].weight
+    return modules_of
 
 
 def _with_rows(module: Any, matrix: torch.Tensor) -> Any:

@@ -152,8 +152,10 @@ class GenEval(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         answers = self.ask()
-        said = [shorten(answer) for answer in answers]
-        self.log.emit(QuestionsAnswered(time.time(), state.global_step, state.epoch or 0.0, said, self._right(answers)))
+        texts = [shorten(answer) for answer in answers]
+        self.log.emit(
+            QuestionsAnswered(time.time(), state.global_step, state.epoch or 0.0, texts, self._right(answers))
+        )
 
     def ask(self) -> list[str]:
         """An answer to each question. Raises `Stopped` when asked to stop."""
@@ -166,7 +168,7 @@ class GenEval(TrainerCallback):
             with torch.random.fork_rng():
                 while len(answers) < len(self.questions):
                     batch = self.questions[len(answers) : len(answers) + self.at_once]
-                    said = generate(
+                    generated = generate(
                         self.loaded,
                         [Column(None, question.messages) for question in batch],
                         greedy(self.loaded, self.max_new_tokens),
@@ -174,7 +176,7 @@ class GenEval(TrainerCallback):
                         stop=lambda: self.stop.asked,
                     )
                     self.stop.check()
-                    answers += [answer.text for answer in said]
+                    answers += [answer.text for answer in generated]
                     self.log.progress(len(answers), len(self.questions))
         finally:
             model.train(training)
@@ -200,9 +202,9 @@ def label_meter(config: Config, prepared: Prepared, tokenizer: Any, log: EventLo
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=True))
 
-    found = labelled_rows(rows, labels, decode)
-    if found < len(rows):
-        words = f"{len(rows) - found:,} of {len(rows):,} validation rows have an answer that is none of the labels"
+    labelled = labelled_rows(rows, labels, decode)
+    if labelled < len(rows):
+        words = f"{len(rows) - labelled:,} of {len(rows):,} validation rows have an answer that is none of the labels"
         log.emit(Warned(time.time(), f"{words} {', '.join(labels)}: accuracy and F1 leave them out."))
     return LabelMeter(labels, decode)
 
@@ -214,7 +216,7 @@ def early_stopping(config: Config, prepared: Prepared, before: Sequence[Evaluate
     if not patience:
         return None
     check_rows_to_measure(prepared, "a gain (evaluation.early_stopping_patience)")
-    values = [value_of(one, metric) for one in before]
+    values = [value_of(measured, metric) for measured in before]
     return EarlyStopping(metric, patience, evaluation.early_stopping_threshold, values)
 
 
@@ -227,10 +229,10 @@ def questions_to_ask(config: Config, prepared: Prepared) -> list[Question]:
     return questions(prepared, count, seed=config.data.split_seed, longest=config.data.max_length)
 
 
-def check_rows_to_measure(prepared: Prepared, what: str) -> None:
+def check_rows_to_measure(prepared: Prepared, noun: str) -> None:
     if not prepared.validation:
         raise StudioError(
-            f"No row is left to measure {what} on.", "Raise data.validation_fraction, or name a data.validation_file."
+            f"No row is left to measure {noun} on.", "Raise data.validation_fraction, or name a data.validation_file."
         )
 
 
@@ -239,8 +241,8 @@ class DivergedError(ArithmeticError):
 
     def __init__(self, what: str, value: float, step: int) -> None:
         self.what, self.value, self.step = what, value, step
-        shown = "infinite" if math.isinf(value) else "not a number (NaN)"
-        super().__init__(f"The {what} is {shown} at step {step:,}.")
+        state = "infinite" if math.isinf(value) else "not a number (NaN)"
+        super().__init__(f"The {what} is {state} at step {step:,}.")
 
 
 def check_number(what: str, value: float, step: int) -> None:
@@ -306,14 +308,14 @@ def put_trackers_last(trainer: Trainer) -> None:
     trainer.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, trackers))
 
 
-def logging_interval(asked: int, total_steps: int) -> int:
+def logging_interval(setting: int, total_steps: int) -> int:
     """Steps between two points: what was asked, but never so many that a run draws fewer than 20 points.
 
     0 leaves it to us: at least 50 points where the run has as many steps, and one at least every 10 steps.
     """
-    if asked == 0:
+    if setting == 0:
         return max(1, min(10, total_steps // 50))
-    return max(1, min(asked, total_steps // LEAST_POINTS))
+    return max(1, min(setting, total_steps // LEAST_POINTS))
 
 
 class Report(TrainerCallback):
@@ -437,8 +439,8 @@ class Report(TrainerCallback):
         self.evaluating = 0
         self._paused = True
         self.last_evaluation = (state.global_step, metrics["eval_loss"])
-        others = {ours: metrics[theirs] for theirs, ours in MEASURED.items() if theirs in metrics}
-        self.log.emit(Evaluated(time.time(), state.global_step, state.epoch or 0.0, metrics["eval_loss"], others))
+        extra = {ours: metrics[theirs] for theirs, ours in MEASURED.items() if theirs in metrics}
+        self.log.emit(Evaluated(time.time(), state.global_step, state.epoch or 0.0, metrics["eval_loss"], extra))
         check_number("validation loss", metrics["eval_loss"], state.global_step)
         if not control.should_training_stop:
             self.log.phase("train", state.max_steps, "steps")

@@ -52,21 +52,21 @@ class LabelMeter:
         positions = inputs["position_ids"].cpu().numpy() if "position_ids" in inputs else None
         for row, start, stop in answer_spans(labels, positions):
             answer = labels[row, start:stop].tolist()
-            wanted = label_of(self.decode(answer), self.labels)
-            if wanted is None:
+            label = label_of(self.decode(answer), self.labels)
+            if label is None:
                 continue
             thought = thinking_tokens(answer, self.decode)
             likeliest = self._likeliest(hidden[row, start + thought - 1 : stop - 1])
-            self.expected.append(wanted)
+            self.expected.append(label)
             self.given.append(given_label(answer[thought:], likeliest, self.labels, self.decode))
 
     def _likeliest(self, hidden: torch.Tensor) -> list[int]:
         head = self._model.get_output_embeddings()
         rows = max(1, AT_ONCE // head.weight.shape[0])
-        found = list[int]()
+        ids = list[int]()
         for piece in hidden.split(rows):
-            found += head(piece.to(head.weight.dtype)).argmax(-1).tolist()
-        return found
+            ids += head(piece.to(head.weight.dtype)).argmax(-1).tolist()
+        return ids
 
     def scores(self) -> dict[str, float]:
         """Accuracy, macro F1 and share of unanswered rows; empty where no row had a label."""
@@ -98,21 +98,21 @@ def thinking_tokens(answer: list[int], decode: Decode) -> int:
 def given_label(answer: list[int], likeliest: list[int], labels: Sequence[str], decode: Decode) -> str | None:
     """The label of an answer as far as the likeliest tokens say the same, and of the first one that does not."""
     same = next((at for at, pair in enumerate(zip(answer, likeliest, strict=True)) if pair[0] != pair[1]), len(answer))
-    said = decode([*answer[:same], *likeliest[same : same + 1]])
-    return label_of(said, labels, whole=same == len(answer))
+    text = decode([*answer[:same], *likeliest[same : same + 1]])
+    return label_of(text, labels, whole=same == len(answer))
 
 
 def labelled_rows(rows: Sequence[Any], labels: Sequence[str], decode: Decode) -> int:
     """How many examples have an answer that gives a label. Raises `StudioError` where none has."""
-    found, answers = 0, list[str]()
+    labelled, answers = 0, list[str]()
     for example in rows:
         for _, start, stop in answer_spans(np.array([example.labels])):
             answers.append(decode(example.labels[start:stop]))
-            found += label_of(answers[-1], labels) is not None
-    if not found:
-        seen = "; ".join(f"“{answer.strip()[:60]}”" for answer in dict.fromkeys(answers[:3]))
+            labelled += label_of(answers[-1], labels) is not None
+    if not labelled:
+        examples = "; ".join(f"“{answer.strip()[:60]}”" for answer in dict.fromkeys(answers[:3]))
         raise StudioError(
             f"No answer among the {len(rows):,} validation rows gives one of the labels {', '.join(labels)}.",
-            f"Their answers begin so: {seen}. Set evaluation.labels to what the answers say, or leave it empty.",
+            f"Their answers begin so: {examples}. Set evaluation.labels to what the answers say, or leave it empty.",
         )
-    return found
+    return labelled

@@ -63,9 +63,9 @@ def fill(
     if first_weights == "loftq":
         fill_with_rounding(model, *base)
     if first_weights == "eva":
-        chosen = random.Random(seed).sample(range(len(rows)), min(len(rows), EVA_ROWS))
+        sample = random.Random(seed).sample(range(len(rows)), min(len(rows), EVA_ROWS))
         tokens = max(1024, 4 * rank_of(model))  # a batch has to span more directions than it gives
-        ids = (rows[row].input_ids for row in chosen)
+        ids = (rows[row].input_ids for row in sample)
         fill_from_data(model, token_batches(ids, tokens=tokens, pad=pad, device=model.device))
 
 
@@ -140,9 +140,9 @@ def fill_with_rounding(model: PeftModel, name: str, revision: str | None) -> Non
         base = module.get_base_layer().weight
         original = _read(stored, path.removeprefix("base_model.model.") + ".weight").to(base.device, torch.float32)
         lost = original - bnb.functional.dequantize_4bit(base.data, base.quant_state).float()
-        left, sizes, right = torch.svd_lowrank(lost, q=module.r["default"], niter=SVD_ROUNDS)
+        left_vectors, sizes, right_vectors = torch.svd_lowrank(lost, q=module.r["default"], niter=SVD_ROUNDS)
         root = (sizes / module.scaling["default"]).sqrt()
-        for part, value in ((module.lora_A, root[:, None] * right.T), (module.lora_B, left * root)):
+        for part, value in ((module.lora_A, root[:, None] * right_vectors.T), (module.lora_B, left_vectors * root)):
             part["default"].weight.data = value.to(part["default"].weight.dtype).contiguous()
 
 
@@ -150,8 +150,10 @@ def _stored_weights(name: str, revision: str | None) -> dict[str, Path]:
     """The file that each of the base's tensors is stored in. The model was just loaded: nothing is fetched."""
     folder = Path(checked_source(name))
     if not folder.is_dir():
-        kept = snapshot_download(str(folder), revision=revision, allow_patterns="*.safetensors", local_files_only=True)
-        folder = Path(kept)
+        snapshot = snapshot_download(
+            str(folder), revision=revision, allow_patterns="*.safetensors", local_files_only=True
+        )
+        folder = Path(snapshot)
     stored = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
@@ -178,12 +180,12 @@ def fill_from_data(model: PeftModel, batches: Sequence[Mapping[str, torch.Tensor
     """
     base: Any = model.get_base_model()
     decoder = base.get_decoder()
-    seen = 0
+    batches_seen = 0
 
     def forward(_: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
-        nonlocal seen
-        seen += 1
-        if seen > MOST_BATCHES:
+        nonlocal batches_seen
+        batches_seen += 1
+        if batches_seen > MOST_BATCHES:
             raise StudioError(
                 f"The data have no {rank_of(model)} steady directions after {MOST_BATCHES} batches.",
                 "Give EVA more varied data or a lower lora.r, or set lora.init_lora_weights to default.",

@@ -88,33 +88,33 @@ def foresee(config: Config, numbers: dict[str, Any], longest: int) -> tuple[bool
     `numbers` are those of the model's own config, `longest` the tokens of the longest training row.
     """
     model = architecture(numbers)
-    asked = config.training.gradient_checkpointing
+    setting = config.training.gradient_checkpointing
     if model is None:
-        return asked is True or (asked == "auto" and torch.cuda.is_available()), None
+        return setting is True or (setting == "auto" and torch.cuda.is_available()), None
     device, available = device_kind(), available_bytes()
-    chosen = settled(config, model, device, available, longest)
-    found = estimate(chosen, model, device, longest)
-    return found.gradient_checkpointing, MemoryEstimated(
+    effective = settled(config, model, device, available, longest)
+    expected = estimate(effective, model, device, longest)
+    return expected.gradient_checkpointing, MemoryEstimated(
         time=time.time(),
-        total_bytes=found.total,
-        measurable_bytes=found.measurable,
+        total_bytes=expected.total,
+        measurable_bytes=expected.measurable,
         available_bytes=available,
-        parts=found.parts,
-        gradient_checkpointing=found.gradient_checkpointing,
-        reason=_reason(config, found, available),
+        parts=expected.parts,
+        gradient_checkpointing=expected.gradient_checkpointing,
+        reason=_reason(config, expected, available),
     )
 
 
-def _reason(config: Config, found: Estimate, available: int) -> str:
+def _reason(config: Config, expected: Estimate, available: int) -> str:
     """Why checkpointing is on or off, in a sentence; nothing where the settings say it."""
     if config.training.gradient_checkpointing != "auto":
         return ""
     room = f"of the {available / GIB:.1f} GiB that there are"
-    if found.gradient_checkpointing:
+    if expected.gradient_checkpointing:
         return f"Gradient checkpointing is on: without it the run would not fit comfortably into 90 % {room}."
     if device_kind() == "cpu":
         return "Gradient checkpointing is off: on the CPU it costs time and the memory is there."
-    return f"Gradient checkpointing is off: the run fits without it, at about {found.total / GIB:.1f} {room}."
+    return f"Gradient checkpointing is off: the run fits without it, at about {expected.total / GIB:.1f} {room}."
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -124,32 +124,32 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def explain(error: BaseException, config: Config, state: RunState) -> dict[str, Any]:
     """What complete.json says of a run that ran out of memory: the numbers, and the change that fits (`retry`)."""
-    asked = asked_bytes(str(error))
-    total, free, held = device_numbers()
+    requested = asked_bytes(str(error))
+    total, free, allocated = device_numbers()
     foreseen = state.memory
     words = [
         f"{'The GPU' if torch.cuda.is_available() else 'The machine'} ran out of memory",
-        f"asked for {asked / GIB:.2f} GiB more" if asked else "",
-        f"{held / GIB:.2f} GiB held, {free / GIB:.2f} GiB free of {total / GIB:.2f} GiB",
+        f"asked for {requested / GIB:.2f} GiB more" if requested else "",
+        f"{allocated / GIB:.2f} GiB held, {free / GIB:.2f} GiB free of {total / GIB:.2f} GiB",
         f"{foreseen.total_bytes / GIB:.2f} GiB estimated" if foreseen else "",
     ]
     checkpointing = foreseen.gradient_checkpointing if foreseen else None
-    change = correction(config, checkpointing, device_kind(), needed=held + asked, available=free + held)
+    change = correction(config, checkpointing, device_kind(), needed=allocated + requested, available=free + allocated)
     return {
         "state": "failed",
         "message": "; ".join(word for word in words if word) + ".",
         "hint": f"This would fit: {change.title} ({change.cost})."
         if change
         else "No change of these settings would make it fit: take a smaller model, or shorter rows.",
-        "memory": {"asked": asked, "free": free, "total": total, "held": held},
+        "memory": {"asked": requested, "free": free, "total": total, "held": allocated},
         "retry": {"title": change.title, "cost": change.cost, "settings": dict(change.settings)} if change else None,
     }
 
 
 def asked_bytes(text: str) -> int:
     """The bytes that an allocation asked for, read from PyTorch's message; 0 where it does not say."""
-    found = ASKED.search(text)
-    return round(float(found[1]) * UNITS[(found[2] or "").lower()]) if found else 0
+    match = ASKED.search(text)
+    return round(float(match[1]) * UNITS[(match[2] or "").lower()]) if match else 0
 
 
 def device_numbers() -> tuple[int, int, int]:

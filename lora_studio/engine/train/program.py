@@ -100,14 +100,14 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     if problems := list(machine_conflicts(config, cuda=torch.cuda.is_available())):
         raise ConfigError(problems)
     dtype = choose_dtype(config.model.dtype)
-    checkpoint, told = last_whole_checkpoint(run) if resume else (None, [])
+    checkpoint, notes = last_whole_checkpoint(run) if resume else (None, [])
     first_step = step_of(checkpoint.name) if checkpoint else 0
     kind = device().type
     log.emit(RunStarted(time.time(), os.getpid(), device_name(), dtype_name(dtype), first_step, kind))
     begun = config.model.adapter_name_or_path
     if start := checkpoint or (Path(begun) if begun else None):
-        told += [changed(read_card(start), config.model.name, config.model.revision)]
-    for sentence in filter(None, told):
+        notes += [changed(read_card(start), config.model.name, config.model.revision)]
+    for sentence in filter(None, notes):
         log.emit(Warned(time.time(), sentence))
 
     # Data: the same function that the preview uses.
@@ -131,7 +131,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     for sentence in prepared.marks:
         log.emit(Warned(time.time(), sentence))
     meter = label_meter(config, prepared, tokenizer, log)
-    asked = questions_to_ask(config, prepared)
+    samples = questions_to_ask(config, prepared)
 
     # The base, and on it a fresh adapter or the one to continue from; a checkpoint has the latter's shape as well. A
     # comparison is with where the run began, resumed or not: the trainer puts a checkpoint's weights in afterwards.
@@ -154,7 +154,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     own_biases = biases_of(base)
     attention = attention_words(base, config.model.attn_implementation, dtype)
     if begun:
-        model, told = continue_adapter(
+        model, notes = continue_adapter(
             base,
             Path(begun) if compares or not checkpoint else checkpoint,
             base=config.model.name,
@@ -162,7 +162,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
             dropout=config.lora.lora_dropout,
         )
         rows = rows_of(base.get_input_embeddings())
-        for sentence in (*told, *other_text(Path(begun), tokenizer, prepared.template.source, rows)):
+        for sentence in (*notes, *other_text(Path(begun), tokenizer, prepared.template.source, rows)):
             log.emit(Warned(time.time(), sentence))
     else:
         model = add_adapter(
@@ -202,12 +202,12 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     report = Report(log, stop, tokens_before=log.state().steps[-1].tokens if log.state().steps else 0, sensors=sensors)
     ending = early_stopping(config, prepared, log.state().evaluations)
     callbacks: list[TrainerCallback] = [ending] if ending else []
-    if asked:
+    if samples:
         template: dict[str | None, str] = {None: prepared.template.source}
         callbacks.append(
             GenEval(
                 LoadedModel(config.model.name, model, tokenizer, {}, templates=template),
-                asked,
+                samples,
                 base=bare,
                 at_once=config.evaluation.per_device_eval_batch_size,
                 max_new_tokens=config.generation.max_new_tokens,
@@ -377,13 +377,13 @@ def four_bit(config: Config) -> dict[str, Any] | None:
 def check_base(config: Config, base: Any, prepared: Prepared, stored: str) -> Iterator[str]:
     """What is to be told of a base that was loaded. Raises `StudioError` where it can't read the rows, or not be taken
     apart as the adapter's first weights want it."""
-    rows = [one for one in (prepared.train, prepared.validation) if len(one)]
+    rows = [part for part in (prepared.train, prepared.validation) if len(part)]
     error = beyond(
         config.model.name,
         embeddings=base.get_input_embeddings().weight.shape[0],
         positions=learned_positions(base),
         largest_id=max(map(largest_id, rows)),
-        longest=max(one.longest for one in rows),
+        longest=max(part.longest for part in rows),
     )
     if error is not None:
         raise error
@@ -406,9 +406,9 @@ def device_name() -> str:
 
 def remarks(config: Config, prepared: Prepared, total_steps: int) -> Iterator[str]:
     """Where the run does not do what a setting asks for."""
-    asked, interval = config.tracking.logging_steps, logging_interval(config.tracking.logging_steps, total_steps)
-    if asked > interval:
-        yield f"A point every {asked} steps would be too few for {total_steps} steps: there is one every {interval}."
+    setting, interval = config.tracking.logging_steps, logging_interval(config.tracking.logging_steps, total_steps)
+    if setting > interval:
+        yield f"A point every {setting} steps would be too few for {total_steps} steps: there is one every {interval}."
     if config.evaluation.load_best_model_at_end and not prepared.validation:
         yield "No row is left to measure on: the last step is handed out, not the best."
     if config.training.label_smoothing_factor:
@@ -425,11 +425,11 @@ def final_evaluation(trainer: Ways, log: EventLog) -> Evaluated:
     state = trainer.state
     best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
     step = step_of(str(best)) if best else state.global_step
-    known = {evaluation.step: evaluation for evaluation in log.state().evaluations}
-    if step not in known:
+    by_step = {evaluation.step: evaluation for evaluation in log.state().evaluations}
+    if step not in by_step:
         trainer.evaluate()
         return log.state().evaluations[-1]
-    return known[step]
+    return by_step[step]
 
 
 def training_speed(points: list[StepLogged]) -> float:

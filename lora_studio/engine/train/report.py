@@ -103,11 +103,15 @@ def _model(config: Config, state: RunState, result: Mapping[str, Any]) -> list[s
 
 
 def _data(config: Config, prepared: Prepared) -> list[str]:
-    held = config.data.validation_file
-    kept = code(held) if held else f"{100 * config.data.validation_fraction:g} % of the rows kept back"
+    validation_file = config.data.validation_file
+    validation = (
+        code(validation_file)
+        if validation_file
+        else f"{100 * config.data.validation_fraction:g} % of the rows kept back"
+    )
     rows = [
         ("training data", code(config.data.train_file)),
-        ("validation data", kept if len(prepared.validation) else "none"),
+        ("validation data", validation if len(prepared.validation) else "none"),
         ("rows to train on", f"{len(prepared.train):,}"),
         ("rows to measure on", f"{len(prepared.validation):,}"),
         ("rows that could not be read", f"{len(prepared.bad_rows):,}"),
@@ -136,9 +140,9 @@ def _training(config: Config) -> list[str]:
     flat, training = flatten(config), config.training
     at_once, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
     rows: list[tuple[str, Any]] = [("effective batch", f"{at_once * accumulated} rows ({at_once} × {accumulated})")]
-    given = [(name, flat[path]) for name, path in HYPERPARAMETERS if flat.get(path) is not None]
+    values = [(name, flat[path]) for name, path in HYPERPARAMETERS if flat.get(path) is not None]
     rows += [
-        (name, ("on" if value else "off") if isinstance(value, bool) else plain(str(value))) for name, value in given
+        (name, ("on" if value else "off") if isinstance(value, bool) else plain(str(value))) for name, value in values
     ]
     return ["## Hyperparameters", "", *table(("", ""), rows), ""]
 
@@ -160,12 +164,12 @@ def _results(state: RunState, result: Mapping[str, Any]) -> list[str]:
     lines = ["## Results", "", *table(("", ""), rows), ""]
     measured = result.get("difference")
     if measured:
-        beside = [
+        comparison = [
             ("loss, nats a token", number(measured["base_loss"]), number(measured["adapter_loss"])),
             ("token accuracy", share(measured["base_token_accuracy"]), share(measured["adapter_token_accuracy"])),
         ]
         lines += ["### Beside the base", "", plain(measured["rows_sentence"]), ""]
-        lines += [*table(("", "base", "adapter"), beside), ""]
+        lines += [*table(("", "base", "adapter"), comparison), ""]
         lines += [
             f"KL divergence of the adapter from the base (0 is the same): {number(measured['divergence'])} nats a "
             f"token. Likeliest next tokens that differ: {share(measured['changed_tokens'])}.",
@@ -179,8 +183,8 @@ def _results(state: RunState, result: Mapping[str, Any]) -> list[str]:
 
 def _health(state: RunState, config: Config, result: Mapping[str, Any]) -> list[str]:
     """What was wrong with the run, and what helps; no section where nothing was."""
-    found = diagnose(state, config, time.time(), result.get("difference"))
-    return ["## Health", "", *(f"- {prose(in_words(item))}" for item in found), ""] if found else []
+    remarks = diagnose(state, config, time.time(), result.get("difference"))
+    return ["## Health", "", *(f"- {prose(in_words(item))}" for item in remarks), ""] if remarks else []
 
 
 def _cost(state: RunState, result: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
@@ -202,10 +206,10 @@ def _files(run: RunFolder) -> list[str]:
     rows += [
         (code(f"{run.checkpoints.name}/{folder.name}/"), size(bytes_in(folder))) for folder in run.checkpoint_folders()
     ]
-    others: tuple[Path, ...] = (run.config, run.events, run.tensorboard)
+    paths: tuple[Path, ...] = (run.config, run.events, run.tensorboard)
     rows += [
         (code(path.name), size(bytes_in(path) if path.is_dir() else path.stat().st_size))
-        for path in others
+        for path in paths
         if path.exists()
     ]
     return ["## Files", "", *table(("file", "size"), rows), ""]

@@ -25,20 +25,20 @@ def last_whole_checkpoint(run: RunFolder) -> tuple[Path | None, list[str]]:
     One that a crash left unfinished is removed; one that was finished and is damaged is put aside.
     """
     whole: list[Path] = []
-    told: list[str] = []
+    notes: list[str] = []
     for folder in sorted(run.checkpoints.glob("checkpoint-*"), key=lambda path: path.name):
         if not (folder / MANIFEST).is_file() and not (folder / STATE).is_file():
             shutil.rmtree(folder)
         elif words := damage(folder):
             aside = next(path for path in numbered(folder.with_name(f"damaged-{folder.name}")) if not path.exists())
             folder.rename(aside)
-            told.append(f"{folder.name} is damaged: {words}. It is kept as {aside.name}.")
+            notes.append(f"{folder.name} is damaged: {words}. It is kept as {aside.name}.")
         else:
             whole.append(folder)
     last = max(whole, key=lambda folder: step_of(folder.name), default=None)
     if last is None:
-        told.append("No whole checkpoint was found: the run starts from the beginning.")
-    return last, told
+        notes.append("No whole checkpoint was found: the run starts from the beginning.")
+    return last, notes
 
 
 def rows_digest(prepared: Prepared) -> str:
@@ -70,18 +70,19 @@ def other_rows(before: DataPrepared | None, now: DataPrepared) -> str:
     """
     if before is None or before.fingerprint == now.fingerprint:
         return ""
-    numbers = [(one.train_rows, one.validation_rows, one.tokens, one.trained_tokens) for one in (before, now)]
+    numbers = [(event.train_rows, event.validation_rows, event.tokens, event.trained_tokens) for event in (before, now)]
     if before.rows_digest and now.rows_digest:
         same = before.rows_digest == now.rows_digest
     else:
         same = numbers[0][:2] == numbers[1][:2] if not now.rows_digest else numbers[0] == numbers[1]
     if same:
         return ""
-    told = [
-        f"{count(rows, 'row')} of {count(tokens, 'token')} and {count(held, 'validation row')}"
-        for rows, held, tokens, _ in numbers
+    descriptions = [
+        f"{count(rows, 'row')} of {count(tokens, 'token')} and {count(validation, 'validation row')}"
+        for rows, validation, tokens, _ in numbers
     ]
-    return f"{told[0]} then, {'as many now, but others' if told[0] == told[1] else f'{told[1]} now'}"
+    then, now_has = descriptions
+    return f"{then} then, {'as many now, but others' if then == now_has else f'{now_has} now'}"
 
 
 def check_same_rows(run: RunFolder, before: DataPrepared | None, now: DataPrepared) -> None:

@@ -52,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
 
     def explain(error: Exception) -> Explained:
-        known, numbers = _explain(error, run, log)
+        explained, numbers = _explain(error, run, log)
         result.update(numbers)
-        return known
+        return explained
 
     return _finish(child, ending_of(work, stop, explain=explain), result)
 
@@ -70,11 +70,11 @@ def _explain(error: Exception, run: RunFolder, log: EventLog) -> tuple[Explained
     from lora_studio.engine.train import callbacks, memory  # torch: an error before it was loaded is none of these
 
     if isinstance(error, callbacks.DivergedError):
-        found = callbacks.explain(error, parse(read_yaml(run.config)), log.state().dtype)
-        return Explained(Reason.DIVERGED, found["message"], found["hint"]), found
+        explanation = callbacks.explain(error, parse(read_yaml(run.config)), log.state().dtype)
+        return Explained(Reason.DIVERGED, explanation["message"], explanation["hint"]), explanation
     if memory.is_out_of_memory(error):
-        found = memory.explain(error, parse(read_yaml(run.config)), log.state())
-        return Explained(Reason.OUT_OF_MEMORY, found["message"], found["hint"]), found
+        explanation = memory.explain(error, parse(read_yaml(run.config)), log.state())
+        return Explained(Reason.OUT_OF_MEMORY, explanation["message"], explanation["hint"]), explanation
     return unexpected("Training", error, "The run's log has the details."), {}
 
 
@@ -96,8 +96,8 @@ def _finish(child: Child[RunFolder], ending: Ending, result: dict[str, Any]) -> 
         **result,
     }
     write_atomically(run.complete, json.dumps(finite(numbers), indent=2) + "\n")
-    told = replace(ending, message=numbers["message"])
-    return last_word(child.log, told, numbers["steps"])
+    explained = replace(ending, message=numbers["message"])
+    return last_word(child.log, explained, numbers["steps"])
 
 
 if __name__ == "__main__":
