@@ -120,9 +120,7 @@ def read_asked_file(
         else:
             read[voice] = prepared, _questions(prepared), _examples(prepared)
     prepared, questions, _ = read[next(iter(voices.values()))]
-    shared = [
-        row for row in questions if all(row in questions_of_column for _, questions_of_column, _ in read.values())
-    ]
+    shared = [row for row in questions if all(row in own for _, own, _ in read.values())]
     rows = [
         AskedRow(
             row,
@@ -222,12 +220,10 @@ def answer_in_batches(
         if stop():
             return
         forced = {name: _forced(loaded, adapter, name, batch) for name, adapter in columns.items()}
-        remaining_answers = iter(answers)
+        queue = iter(answers)
         done = []
         for place, row in enumerate(batch):
-            results = {
-                name: _said(task, next(remaining_answers), row.reference, forced[name][place]) for name in columns
-            }
+            results = {name: _said(task, next(queue), row.reference, forced[name][place]) for name in columns}
             prompt = next(iter(row.asked.values())).messages
             done.append({"row": row.row, "prompt": prompt, "reference": row.reference, **results})
         yield done
