@@ -117,7 +117,7 @@ class World:
         assert supervisor.working() == []
         view = evaluate_board.View(self.evaluation.id)
         shown += evaluate_board.Board(workspace, supervisor).look(view, now).values()
-        shown.append(listing(evaluation_folders(workspace).all(), self.bad.id, there=True))
+        shown.append(listing(evaluation_folders(workspace).all(), self.bad.id, has_adapter=True))
         view_of = export_board.View(self.bad.id, export=self.export.id)
         shown += export_board.Board(workspace, supervisor).look(view_of, now).values()
         return "".join(shown) + "".join(

@@ -53,13 +53,13 @@ LOGIN = ' <a href="login/hub" target="_blank">Log in with Hugging Face</a> if it
 def build_banner(studio: Studio) -> None:
     """Draws the banner; whom it is for is known when the page is opened."""
     login = studio.serving.hub_app is not None
-    shown = gr.HTML(words(owned=False, login=login), elem_id="guests")
+    banner = gr.HTML(words(owned=False, login=login), elem_id="guests")
 
     def refresh() -> str:
         workspace = studio.workspace
         return words(owned=workspace.policy.is_admin, login=login, name=hub_name(workspace.policy.owner_id))
 
-    gr.on(None, refresh, None, shown, show_progress="hidden", api_visibility="private")
+    gr.on(None, refresh, None, banner, show_progress="hidden", api_visibility="private")
 
 
 def words(*, owned: bool, login: bool, name: str = "") -> str:
@@ -139,7 +139,7 @@ def _warm_up_soon(studio: Studio) -> None:
 
 def _keep_status(demo: gr.Blocks, status: gr.HTML, header: gr.HTML, studio: Studio) -> None:
     """What runs and how much memory is free, in sight on every tab; sent only when it changes."""
-    shown = gr.State(("", ()))
+    displayed = gr.State(("", ()))
     logins = studio.serving.accounts is not None
 
     def refresh(before: tuple[str, tuple[Device, ...]]) -> tuple[object, object, object]:
@@ -154,8 +154,8 @@ def _keep_status(demo: gr.Blocks, status: gr.HTML, header: gr.HTML, studio: Stud
     gr.on(
         [demo.load, timer.tick],
         refresh,
-        shown,
-        [status, header, shown],
+        displayed,
+        [status, header, displayed],
         show_progress="hidden",
         api_visibility="private",
         trigger_mode="once",
@@ -182,12 +182,12 @@ def _is_in(block: gr.blocks.Block, tab: gr.Tab) -> bool:
 
 
 def _open_tab_of_address(demo: gr.Blocks, tabs: gr.Tabs) -> None:
-    asked = gr.Textbox(visible=False)
+    requested = gr.Textbox(visible=False)
 
     def choose(name: str) -> object:
         return gr.Tabs(selected=name) if name in {tab[0] for tab in TABS} else gr.skip()
 
-    demo.load(choose, asked, tabs, js="() => studio.askedTab", show_progress="hidden", api_visibility="private")
+    demo.load(choose, requested, tabs, js="() => studio.askedTab", show_progress="hidden", api_visibility="private")
 
 
 def make_studio(workspace: Workspace, serving: Serving) -> Studio:
@@ -235,8 +235,8 @@ def launch(workspace: Workspace, serving: Serving) -> None:
 
 def _waiting(demo: gr.Blocks, visitor: str) -> int:
     """How many events of a visitor, and of those who may be the same person, wait for their turn."""
-    whose = origin(visitor)
-    return sum(origin(user) == whose for user in gradio_patches.waiting_users(demo))
+    network = origin(visitor)
+    return sum(origin(user) == network for user in gradio_patches.waiting_users(demo))
 
 
 def _keep_uploads_private() -> None:

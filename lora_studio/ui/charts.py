@@ -156,9 +156,9 @@ def build_chart(studio: Studio, shared: Shared) -> dict[str, Any]:
 
 def kept_style(workspace: Workspace) -> Style:
     """How curves were drawn last."""
-    kept = workspace.read_draft(STYLE)
+    draft = workspace.read_draft(STYLE)
     try:
-        return style(*kept) if isinstance(kept, list) else Style()
+        return style(*draft) if isinstance(draft, list) else Style()
     except (TypeError, ValueError):
         return Style()
 

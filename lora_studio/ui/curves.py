@@ -59,15 +59,15 @@ class Thinned:
         together = 1
         while 2 * math.ceil(len(self._low) / together) > most - 2:
             together *= 2
-        kept = {0, count - 1}
+        indexes = {0, count - 1}
         for start in range(0, len(self._low), together):
             low, high = self._low[start], self._high[start]
             for next_low, next_high in zip(
                 self._low[start + 1 : start + together], self._high[start + 1 : start + together], strict=True
             ):
                 low, high = self._wider(low, high, next_low, next_high)
-            kept |= {low, high}
-        return sorted(kept)
+            indexes |= {low, high}
+        return sorted(indexes)
 
     def _merge(self) -> None:
         """Two neighbouring buckets become one."""
@@ -101,8 +101,8 @@ def thin(
     curve = Thinned()
     for y in ys:
         curve.add(y)
-    kept = curve.kept(most)
-    return [xs[index] for index in kept], [short(curve.values[index]) for index in kept]
+    indexes = curve.kept(most)
+    return [xs[index] for index in indexes], [short(curve.values[index]) for index in indexes]
 
 
 class Smoothed:
@@ -290,8 +290,8 @@ class _Points:
 
     def fits(self, points: Sequence[StepLogged | Evaluated]) -> bool:
         """Whether `points` go on from those that were taken up; a resumed run forgets some."""
-        taken = len(self.axes["step"])
-        return taken == 0 or (len(points) >= taken and points[taken - 1] is self.last)
+        count = len(self.axes["step"])
+        return count == 0 or (len(points) >= count and points[count - 1] is self.last)
 
     def add(self, point: StepLogged | Evaluated, seconds: float, values: Mapping[str, float | None]) -> None:
         place = len(self.axes["step"])
@@ -341,10 +341,10 @@ class _Draft:
     share: int = 1
 
     def line(self, most: int, axis: str, divisor: float) -> Line:
-        kept = self.curve.kept(most)
+        indexes = self.curve.kept(most)
         across = self.points.axes[axis]
-        xs = [across[self.measured.places[index]] / divisor for index in kept]
-        ys = [short(self.curve.values[index]) for index in kept]
+        xs = [across[self.measured.places[index]] / divisor for index in indexes]
+        ys = [short(self.curve.values[index]) for index in indexes]
         group = self.name.removesuffix(_EACH_POINT)
         return Line(self.name, [_place(x, axis) for x in xs], ys, self.ink, self.kind, group)
 

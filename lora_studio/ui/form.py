@@ -81,8 +81,8 @@ class Form:
     @property
     def edits(self) -> list[Any]:
         """The events of a person changing something; none of them comes from values that the page itself puts in."""
-        chosen = (gr.Dropdown, gr.Checkbox)
-        return [self.service.input, *(widget.input for widget in self.widgets if isinstance(widget, chosen))]
+        selectors = (gr.Dropdown, gr.Checkbox)
+        return [self.service.input, *(widget.input for widget in self.widgets if isinstance(widget, selectors))]
 
     @property
     def parts(self) -> list[Any]:
@@ -95,13 +95,13 @@ def draw(files: Sequence[tuple[str, str]]) -> Form:
 
     `files` are (label, value) of known data.
     """
-    drawn: dict[str, Field] = {}
+    fields: dict[str, Field] = {}
     ordered = settings()
     form = Form(gr.HTML({}, html_template="<i></i>", js_on_load=theme.on_load("form"), elem_classes="nothing"))
     with gr.Column(elem_classes="grid"):
         for setting in ordered:
             if setting.basic:
-                drawn[setting.path] = Field(setting, draw_widget(setting, element_id(setting.path), files))
+                fields[setting.path] = Field(setting, draw_widget(setting, element_id(setting.path), files))
     for fold in dict.fromkeys(fold_of(setting) for setting in ordered if not setting.basic):
         folded = [setting for setting in ordered if fold_of(setting) == fold and not setting.basic]
         with gr.Accordion(
@@ -111,8 +111,8 @@ def draw(files: Sequence[tuple[str, str]]) -> Form:
             if folded[0].group:
                 gr.HTML(quiet(GROUPS[folded[0].group]))
             for setting in folded:
-                drawn[setting.path] = Field(setting, draw_widget(setting, element_id(setting.path), files))
-    form.fields = [drawn[setting.path] for setting in ordered]
+                fields[setting.path] = Field(setting, draw_widget(setting, element_id(setting.path), files))
+    form.fields = [fields[setting.path] for setting in ordered]
     return form
 
 
@@ -156,8 +156,8 @@ def in_words(path: str, value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return SWITCH[value]
-    shown = to_widget(setting, value)
-    return setting.names.get(shown, shown) if isinstance(shown, str) else f"{shown:,}"
+    text = to_widget(setting, value)
+    return setting.names.get(text, text) if isinstance(text, str) else f"{text:,}"
 
 
 def to_widget(setting: Setting, value: Any) -> Any:
@@ -267,15 +267,15 @@ def from_draft(draft: Any, start: Sequence[Any]) -> list[Any]:
 
 def beside_fields(problems: Iterable[Problem]) -> tuple[dict[str, str], list[str]]:
     """Problems by the path of their field, and those that belong to none."""
-    known = {setting.path for setting in settings()}
+    paths = {setting.path for setting in settings()}
     fields: dict[str, str] = {}
-    others: list[str] = []
+    general: list[str] = []
     for problem in problems:
-        if problem.path in known:
+        if problem.path in paths:
             fields[problem.path] = sentence(problem.message)
         else:
-            others.append(str(problem))
-    return fields, others
+            general.append(str(problem))
+    return fields, general
 
 
 def sentence(message: str) -> str:
@@ -288,8 +288,8 @@ def notes(config: Config) -> dict[str, str]:
     """What settings come to together, by the path of the field that it is said under."""
     training = config.training
     rows, times = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    what = "pairs" if training.method == "dpo" else "rows"
-    return {"training.gradient_accumulation_steps": f"Effective batch: {rows:,} × {times:,} = {rows * times:,} {what}."}
+    unit = "pairs" if training.method == "dpo" else "rows"
+    return {"training.gradient_accumulation_steps": f"Effective batch: {rows:,} × {times:,} = {rows * times:,} {unit}."}
 
 
 def line_updates(form: Form, errors: Mapping[str, str], noted: Mapping[str, str]) -> dict[Any, Any]:
@@ -303,15 +303,15 @@ def line_updates(form: Form, errors: Mapping[str, str], noted: Mapping[str, str]
     return updates
 
 
-def known_values(given: Mapping[str, Any]) -> dict[str, Any]:
+def known_values(nested: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a nested mapping names, by path, right or wrong; names that are no settings are left out."""
-    found = {}
+    flat = {}
     for setting in settings():
         section, _, leaf = setting.path.rpartition(".")
-        holder = given.get(section) if section else given
+        holder = nested.get(section) if section else nested
         if isinstance(holder, Mapping) and leaf in holder:
-            found[setting.path] = holder[leaf]
-    return found
+            flat[setting.path] = holder[leaf]
+    return flat
 
 
 def title_of(path: str) -> str:

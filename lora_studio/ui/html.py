@@ -31,16 +31,16 @@ class Html(str):
         return str(self)
 
 
-def render(macro: str, *values: Any, **named: Any) -> Html:
+def render(macro: str, *values: Any, **options: Any) -> Html:
     """The markup that a macro makes, named as `file.macro` under templates/. All values are escaped but `Html`."""
-    return Html(_macro(macro)(*values, **named))
+    return Html(_macro(macro)(*values, **options))
 
 
 @cache
 def _macro(name: str) -> Callable[..., str]:
     file, _, macro = name.partition(".")
-    found: Callable[..., str] = getattr(TEMPLATES.get_template(f"{file}.jinja").module, macro)
-    return found
+    macro_function: Callable[..., str] = getattr(TEMPLATES.get_template(f"{file}.jinja").module, macro)
+    return macro_function
 
 
 def notice(message: str, hint: str = "", kind: str = "info", *, link: str = "") -> Html:
@@ -93,13 +93,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], label: str) 
     return render("text.table", columns, rows, label)
 
 
-def pager(found: int, of: int, page: int, rows: int, noun: str) -> Html:
+def pager(matches: int, total: int, page: int, rows: int, noun: str) -> Html:
     """What part of a table is shown, `rows` on a page, and buttons that turn it; `page` counts from 0."""
-    last = (found - 1) // rows
-    words = count(found, noun) if found == of else f"{found:,} of {count(of, noun)}"
+    last = (matches - 1) // rows
+    words = count(matches, noun) if matches == total else f"{matches:,} of {count(total, noun)}"
     if last <= 0:
         return render("text.pager", words, ())
-    words = f"{page * rows + 1:,} to {min(found, (page + 1) * rows):,} of {words}"
+    words = f"{page * rows + 1:,} to {min(matches, (page + 1) * rows):,} of {words}"
     return render("text.pager", words, ((-1, "Previous page", page > 0), (1, "Next page", page < last)))
 
 
@@ -119,8 +119,8 @@ def thoughts(answer: str) -> tuple[str, str]:
     """An answer's reasoning between <think> and </think> (still open while it streams), and the rest."""
     if not answer.lstrip().startswith("<think>"):
         return "", answer
-    inside, _, rest = answer.lstrip().removeprefix("<think>").partition("</think>")
-    return inside.strip(), rest.lstrip()
+    inside, _, remainder = answer.lstrip().removeprefix("<think>").partition("</think>")
+    return inside.strip(), remainder.lstrip()
 
 
 class _Loader(FileSystemLoader):

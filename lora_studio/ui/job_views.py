@@ -47,8 +47,8 @@ STATES = {
 def opening(workspace: Workspace, states: Sequence[RunState], draft: str) -> str:
     """The job to look at first: the one looked at last, whose id is the draft of that name, else the newest."""
     last = workspace.read_draft(draft)
-    known = [state.id for state in states]
-    return str(last) if last in known else next(iter(known), "")
+    ids = [state.id for state in states]
+    return str(last) if last in ids else next(iter(ids), "")
 
 
 def listing(
@@ -60,8 +60,8 @@ def listing(
         before, after = about(state)
         words = " · ".join(filter(None, (before, run_words.ago(state.created, now), after)))
         rows.append((state, state.id == looked_at, words))
-    left = len(states) - LISTED
-    return render("jobs.listing", rows, noun, count(left, f"older {noun}") if left > 0 else "")
+    omitted = len(states) - LISTED
+    return render("jobs.listing", rows, noun, count(omitted, f"older {noun}") if omitted > 0 else "")
 
 
 def title(state: RunState) -> Html:
@@ -69,11 +69,11 @@ def title(state: RunState) -> Html:
     return render("jobs.title", state)
 
 
-def ended(state: RunState, said: str = "") -> Html:
+def ended(state: RunState, outcome: str = "") -> Html:
     """Finished after 12 s; `said` stands in the place of the state's own word."""
     seconds = run_words.elapsed(state, 0.0)
     after = "before it began" if seconds is None else f"after {run_words.clock(seconds)}"
-    return render("jobs.ended", f"{said or STATES[state.state]} {after}.")
+    return render("jobs.ended", f"{outcome or STATES[state.state]} {after}.")
 
 
 def waits() -> Html:
@@ -100,7 +100,7 @@ def wire(
     opening: Callable[[Wish], list[Any]],
     opened: Sequence[Any],
     act: Callable[[gr.EventData, Any], tuple[Any, Any, Any]],
-    told: Sequence[Any],
+    messages: Sequence[Any],
     busy: Callable[[], str | None],
     trigger_mode: Literal["once", "multiple"] = "once",
 ) -> None:
@@ -108,19 +108,19 @@ def wire(
 
     `opening` gives what `opened`, the view among them, shows when the page or the tab opens; the `wish` with which
     another tab opened this one is taken up by it. `act` turns a click into view, message and download link; a
-    `StudioError` of it becomes the message. The last two are `told`. A message goes when the job that is `busy` ends:
+    `StudioError` of it becomes the message. `messages` are the last two. A message goes when the `busy` job ends:
     that another can't begin beside it is true no more.
     """
-    shown = gr.State({})
-    painted = [*parts.values(), shown, told[0]]
+    displayed = gr.State({})
+    painted = [*parts.values(), displayed, messages[0]]
 
     def paint(now: Any, before: dict[str, str]) -> list[Any]:
-        seen = look(now, time.time()) | {"busy": busy() or ""}
-        if seen == before:
+        current = look(now, time.time()) | {"busy": busy() or ""}
+        if current == before:
             return [gr.skip()] * len(painted)
-        ended = before.get("busy", "") not in ("", seen["busy"])
-        changed = [gr.skip() if seen[name] == before.get(name) else seen[name] for name in parts]
-        return [*changed, seen, "" if ended else gr.skip()]
+        ended = before.get("busy", "") not in ("", current["busy"])
+        changed = [gr.skip() if current[name] == before.get(name) else current[name] for name in parts]
+        return [*changed, current, "" if ended else gr.skip()]
 
     def repaint(now: Any) -> list[Any]:
         return paint(now, {})
@@ -131,15 +131,15 @@ def wire(
         except StudioError as error:
             return now, html.problem(error), gr.skip()
 
-    def take_up(asked: Wish) -> list[Any]:
-        return [*opening(asked), Wish()]
+    def take_up(request: Wish) -> list[Any]:
+        return [*opening(request), Wish()]
 
     tab = _tab_of(opened[0])
     gr.on(None, lambda: opening(Wish()), None, [*opened], **QUIET).then(repaint, view, painted, **QUIET)
     for part in parts.values():
-        part.click(click, view, [view, *told], trigger_mode=trigger_mode, **QUIET)
-    view.change(paint, [view, shown], painted, **QUIET)
-    gr.Timer(1).tick(paint, [view, shown], painted, trigger_mode="once", **QUIET)
+        part.click(click, view, [view, *messages], trigger_mode=trigger_mode, **QUIET)
+    view.change(paint, [view, displayed], painted, **QUIET)
+    gr.Timer(1).tick(paint, [view, displayed], painted, trigger_mode="once", **QUIET)
     tab.select(take_up, wish, [*opened, wish], **QUIET)  # new runs, and what another tab asks for
 
 

@@ -49,24 +49,24 @@ class Section:
     view: Callable[[Look], dict[str, Any]]
 
 
-def look_again(sections: Mapping[str, Section], look: Look, seen: Seen) -> Seen:
+def look_again(sections: Mapping[str, Section], look: Look, before: Seen) -> Seen:
     """What every section shows now, by its name; the view of a section whose stamp is the same is kept."""
     now: Seen = {}
     for name, section in sections.items():
         stamp = section.stamp(look)
-        before = seen.get(name)
-        now[name] = before if before is not None and before[0] == stamp else (stamp, section.view(look))
+        previous = before.get(name)
+        now[name] = previous if previous is not None and previous[0] == stamp else (stamp, section.view(look))
     return now
 
 
-def updates(parts: Sequence[tuple[str, str]], now: Seen, seen: Seen) -> list[Any]:
+def updates(parts: Sequence[tuple[str, str]], now: Seen, before: Seen) -> list[Any]:
     """An update for each part (section, component); `gr.skip()` for those that show the same as before."""
-    found = []
+    changes = []
     for section, name in parts:
-        before = seen[section][1].get(name, ...) if section in seen else ...
+        previous = before[section][1].get(name, ...) if section in before else ...
         value = now[section][1].get(name, ...) if section in now else ...
-        found.append(gr.skip() if value is ... or value == before else as_update(value))
-    return found
+        changes.append(gr.skip() if value is ... or value == previous else as_update(value))
+    return changes
 
 
 def as_update(value: Any) -> Any:
@@ -81,7 +81,7 @@ def as_update(value: Any) -> Any:
 def stat_of(path: Any) -> tuple[int, int]:
     """Size and time of a file or folder, (0, 0) where there is none: equal pairs mean that it was not touched."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except FileNotFoundError:
         return 0, 0
-    return found.st_size, found.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns

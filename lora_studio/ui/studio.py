@@ -22,10 +22,10 @@ class Studio(Services):
         """What this machine is doing, for the top of every tab, as the current caller may see it."""
         runs, working = self.supervisor.runs(), self.supervisor.working()
         own = {run.id for run in runs}
-        others = any(job.kind == TRAIN.name and job.id not in own for job in working)
+        others_train = any(job.kind == TRAIN.name and job.id not in own for job in working)
         evaluating, exporting = (any(job.kind == kind.name for job in working) for kind in (EVALUATE, EXPORT))
         waiting = sum(entry.kind != TRAIN.name for entry in self.supervisor.waiting())
-        return words.status_line(runs, self.chat.running, evaluating, others, exporting, waiting)
+        return words.status_line(runs, self.chat.running, evaluating, others_train, exporting, waiting)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,8 +102,8 @@ def phase_words(run: RunState) -> str:
         return f"{words}: step {run.step:,} of {run.total_steps:,}"
     if not run.phase_total:
         return words
-    said = f"{words}: {amount(run)}"
-    return f"{said}, {speed}" if (speed := speed_words(run)) else said
+    text = f"{words}: {amount(run)}"
+    return f"{text}, {speed}" if (speed := speed_words(run)) else text
 
 
 def amount(state: RunState) -> str:
@@ -121,11 +121,11 @@ def speed_words(state: RunState, before: int = 0) -> str:
     going, unit = pace_of(state, before), state.phase_unit
     if going is None:
         return ""
-    left = f"{clock(going.seconds_left)} left"
+    remaining = f"{clock(going.seconds_left)} left"
     if unit in ("", "percent"):
-        return left
+        return remaining
     speed = size(going.per_second) if unit == "bytes" else f"{short(going.per_second)} {unit.split()[0]}"
-    return f"{speed} a second, {left}"
+    return f"{speed} a second, {remaining}"
 
 
 def elapsed(run: RunState, now: float) -> float | None:
@@ -151,9 +151,9 @@ def status_line(
 
     `elses` says that a run trains which is another visitor's; `other_jobs` wait beside the runs that do.
     """
-    others = ["the chat holds a model in memory"] * chat + ["an evaluation is going on"] * evaluating
-    others += ["an export is going on"] * exporting
-    held = ", ".join(others)
+    holders = ["the chat holds a model in memory"] * chat + ["an evaluation is going on"] * evaluating
+    holders += ["an export is going on"] * exporting
+    held_by = ", ".join(holders)
     active = next((run for run in runs if run.state in ("running", "stopping")), None)
     waiting = sum(run.state == "queued" for run in runs)
     waits = count(waiting, "run") if not other_jobs else count(waiting + other_jobs, "job")
@@ -162,10 +162,15 @@ def status_line(
         idle = queue + " to start" if queue else "No run is going on"
         if elses:
             idle = "Another visitor's run is going on" + (f", {queue}" if queue else "")
-        return render("runs.status", "", f"{idle}; {held}." if held else f"{idle}.")
-    what = phase_words(active) if active.state == "running" else "stopping"
-    left = active.seconds_left if active.state == "running" else None
-    parts = [f"{name_of(active)} is {what}", f"{clock(left)} left" if left is not None else "", queue, held]
+        return render("runs.status", "", f"{idle}; {held_by}." if held_by else f"{idle}.")
+    activity = phase_words(active) if active.state == "running" else "stopping"
+    seconds_left = active.seconds_left if active.state == "running" else None
+    parts = [
+        f"{name_of(active)} is {activity}",
+        f"{clock(seconds_left)} left" if seconds_left is not None else "",
+        queue,
+        held_by,
+    ]
     return render("runs.status", active.state, ", ".join(part for part in parts if part))
 
 

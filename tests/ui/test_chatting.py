@@ -137,14 +137,14 @@ def test_the_newest_adapter_of_a_run_takes_over_from_a_checkpoint_that_the_run_d
     shutil.rmtree(run.adapter)
     told = send(act, "Two?")[0]
     assert "The checkpoint at step 8 is not there any more: Pirate, checkpoint at step 16 answers in its place." in str(
-        told[act.parts.said]
+        told[act.parts.message]
     )
     assert told[act.parts.choice].value == [f"{run.id}/checkpoint-16"]
     assert answers(act, f"{run.id}/checkpoint-16") == ["Arr, One?", "Arr, Two?"]
     assert act.studio.chat.asked[-2][1]["adapters"] == {
         f"{run.id}/checkpoint-16": str(run.checkpoints / "checkpoint-16")
     }
-    assert send(act, "Three?")[0] == {act.parts.said: ""}
+    assert send(act, "Three?")[0] == {act.parts.message: ""}
 
 
 def test_a_checkpoint_that_the_run_deletes_while_it_is_loaded_is_succeeded_as_well(act: Chat, run: RunFolder) -> None:
@@ -159,7 +159,7 @@ def test_a_checkpoint_that_the_run_deletes_while_it_is_loaded_is_succeeded_as_we
 
     act.studio.chat.script = gone
     told = send(act, "One?")
-    sentences = [str(update[act.parts.said]) for update in told if act.parts.said in update]
+    sentences = [str(update[act.parts.message]) for update in told if act.parts.message in update]
     assert "Pirate, checkpoint at step 16 answers in its place." in sentences[-1]
     assert answers(act, f"{run.id}/checkpoint-16") == ["Arr, One?"]
     assert answers(act, BASE) == ["Rome, One?"]
@@ -173,7 +173,7 @@ def test_a_stop_while_the_base_is_loaded_ends_the_load_and_gives_the_question_ba
     act.stop(WHO)
     assert not act.studio.chat.running
     last = list(asking)[-1]
-    assert "Stopped before it began" in last[act.parts.said]
+    assert "Stopped before it began" in last[act.parts.message]
     assert last[act.parts.question] == "One?"
     assert [method for method, _ in act.studio.chat.asked] == ["load"]
     send(act, "Two?")
@@ -208,7 +208,7 @@ def test_the_second_person_waits_for_the_first_and_may_give_up(act: Chat) -> Non
     assert "Somebody else is being answered" in waiting[2][act.parts.status]
     act.stop(OTHER)
     assert act.studio.chat.stops == 0
-    assert "Stopped before it began" in list(second)[-1][act.parts.said]
+    assert "Stopped before it began" in list(second)[-1][act.parts.message]
     act.stop(WHO)
     assert act.studio.chat.stops == 1
     list(first)
@@ -244,7 +244,7 @@ def test_one_column_is_asked_again_changed_and_undone(act: Chat, run: RunFolder)
 def test_an_answer_that_could_not_be_had_again_leaves_the_old_one(act: Chat, run: RunFolder) -> None:
     send(act, "One?")
     last = click(act, "edit", run.id, "0", "fail at once")[-1]
-    assert "No memory is left." in last[act.parts.said]
+    assert "No memory is left." in last[act.parts.message]
     assert act.parts.question not in last
     assert answers(act, run.id) == ["Arr, One?"]
 
@@ -267,7 +267,7 @@ def test_words_that_differ_are_marked_on_demand(act: Chat) -> None:
 
 
 def test_an_answer_is_compared_token_by_token(act: Chat, run: RunFolder) -> None:
-    assert "no answer to look at" in str(click(act, "tokens")[-1][act.parts.said])
+    assert "no answer to look at" in str(click(act, "tokens")[-1][act.parts.message])
     send(act, "One?")
     shown = click(act, "tokens")[-1][act.parts.extra]
     assert act.studio.chat.asked[-1][1]["answer"] == "Arr, One?"
@@ -284,7 +284,7 @@ def test_an_example_is_asked_with_the_system_prompt_of_its_data(act: Chat) -> No
 
 def test_a_failure_before_the_first_word_gives_the_question_back(act: Chat) -> None:
     last = send(act, "fail at once")[-1]
-    assert "No memory is left." in last[act.parts.said]
+    assert "No memory is left." in last[act.parts.message]
     assert last[act.parts.question] == "fail at once"
     assert answers(act, BASE) == []
 
@@ -292,7 +292,7 @@ def test_a_failure_before_the_first_word_gives_the_question_back(act: Chat) -> N
 @pytest.mark.slow
 def test_a_failure_later_keeps_the_question_and_what_was_said(act: Chat, run: RunFolder) -> None:
     last = send(act, "fail later")[-1]
-    assert "Take a smaller model." in last[act.parts.said]
+    assert "Take a smaller model." in last[act.parts.message]
     assert answers(act, run.id) == ["Arr"]
 
 
@@ -308,17 +308,17 @@ def test_a_page_that_goes_away_stops_the_engine_and_keeps_what_was_said(act: Cha
 
 
 def test_no_question_and_no_adapter_are_sentences(act: Chat) -> None:
-    assert "There is no question yet." in send(act, "  ")[-1][act.parts.said]
+    assert "There is no question yet." in send(act, "  ")[-1][act.parts.message]
     act.keep(WHO, ChatState(adapters=["../../etc"]))
     last = send(act, "Hi")[-1]
-    assert "not there any more" in last[act.parts.said]
+    assert "not there any more" in last[act.parts.message]
     assert last[act.parts.question] == "Hi"
     assert act.studio.chat.asked == []
 
 
 def test_sampling_is_checked_and_an_emptied_box_is_its_default(act: Chat) -> None:
     last = list(act.send(WHO, "Hi", "", *[-1, *DEFAULTS[1:]]))[-1]
-    assert "generation.max_new_tokens" in last[act.parts.said]
+    assert "generation.max_new_tokens" in last[act.parts.message]
     assert act.studio.chat.asked == []
     emptied = [None if value == "" or not isinstance(value, str) else value for value in DEFAULTS]
     list(act.send(WHO, "Hi", "", *emptied))
@@ -409,7 +409,7 @@ def test_a_chat_that_will_hardly_fit_is_asked_about_first(act: Chat, monkeypatch
     assert "1.0 MB are free while Long one trains" in last[act.parts.status]
     assert 'data-act="insist"' in last[act.parts.status]
     assert act.studio.chat.asked == []
-    assert "are free while" in send(act, "Hi")[-1][act.parts.said]
+    assert "are free while" in send(act, "Hi")[-1][act.parts.message]
     last = list(act.load(WHO, insist=True))[-1]
     assert "held by the run Long one and the chat (demo)" in last[act.parts.status]
     assert answers(act, BASE) == []

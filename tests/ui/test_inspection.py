@@ -153,7 +153,7 @@ def test_looking_shows_progress_then_everything_that_was_found(act: Inspection) 
     assert "Making tokens: 1 of 3" in str(updates[1][act.view.status])
     assert "Plain text." in updates[-1][act.view.summary]
     assert "Conversation 1 of 3 (row 3 of the file)" in updates[-1][act.view.pager.position]
-    assert updates[-1][act.view.found] == {name: value for name, value in RESULT.items() if name != "kind"}
+    assert updates[-1][act.view.result] == {name: value for name, value in RESULT.items() if name != "kind"}
     method, params = act.studio.inspector.asked[0]
     assert (method, params["train_file"], params["model"], params["system_prompt"]) == (
         "inspect",
@@ -461,7 +461,7 @@ def test_a_corrected_reading_is_read_kept_and_handed_to_the_train_tab(act: Inspe
 def test_a_reading_that_does_not_fit_is_told_beside_its_form_and_not_kept(act: Inspection) -> None:
     list(act.look(*chosen()))
     last = list(act.use_reading(RESULT, *form_fields(user="q", assistant="a", text="b"), *chosen()))[-1]
-    assert "leave the other parts empty" in last[act.view.reading.said].value
+    assert "leave the other parts empty" in last[act.view.reading.error_box].value
     assert act.view.body not in last
     assert act.controls.mapping not in last
     assert last[act.view.reading.choice] == 0
@@ -476,7 +476,7 @@ def test_rows_that_nobody_could_read_are_shown_with_the_form_and_read_as_it_says
     assert failed[form.roles[2]].value == ["bot"]
     assert failed[form.roles[1]].choices == [("customer", "customer"), ("bot", "bot")]
     assert "The first 1 row of the file" in failed[act.view.table]
-    assert failed[act.view.found] is None
+    assert failed[act.view.result] is None
     fields = form_fields(messages="q", roles=[[], ["customer"], ["bot"], []])
     taken = list(act.use_reading(failed[form.rows], *fields, *chosen()))[-1]
     assert taken[act.controls.mapping] == {"messages": "q", "roles": {"customer": "user"}}
@@ -490,7 +490,7 @@ def test_a_reading_is_tried_while_the_form_is_filled_in(act: Inspection) -> None
     clash = form_fields(messages="q", roles=[["x"], ["x"], [], []])
     assert "can&#x27;t be both system and user" in act.try_reading(RESULT, "pirate", "", *clash).value
     said = list(act.use_reading(RESULT, *clash, *chosen()))[-1]
-    assert "can&#x27;t be both" in said[act.view.reading.said].value
+    assert "can&#x27;t be both" in said[act.view.reading.error_box].value
 
 
 def test_another_file_is_read_as_it_is_recognised(act: Inspection) -> None:

@@ -96,8 +96,8 @@ def test_the_data_tab_looks_corrects_pages_and_hands_over_without_opening_a_file
     choice = chosen(**{"data.train_file": str(bomb), "data.validation_file": str(bomb)})
     for events in (act.look(*choice), act.look_anew(*choice)):
         (*_, last) = events
-        assert last[act.view.found]
-    act.choose_bad_rows(last[act.view.found], *choice)
+        assert last[act.view.result]
+    act.choose_bad_rows(last[act.view.result], *choice)
     act.save_bad_rows()
     act.hand_over(*choice)
     act.repaint()

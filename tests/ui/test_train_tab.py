@@ -230,7 +230,7 @@ def test_what_the_data_tab_found_is_read_from_its_draft_once_a_server_and_not_at
     kept = workspace.read_draft
     monkeypatch.setattr(workspace, "read_draft", lambda name: read.append(name) or kept(name))
     for _ in range(3):
-        handler("changed")(preset, tab.Told(), *raws)
+        handler("changed")(preset, tab.ReportedProblems(), *raws)
     assert read.count(FOUND) == 1
     assert read == [FOUND]
 
@@ -308,7 +308,7 @@ def test_a_preset_for_the_built_in_model_does_not_set_the_rate_of_another_model(
 def test_what_was_typed_over_a_preset_stays_when_the_model_is_typed_anew(workspace: Workspace) -> None:
     _, handler = page_of(workspace)
     typed = demo_form(workspace, model__name="my/4b", training__learning_rate=5e-4)
-    written = handler("changed")("demo", tab.Told(), *typed)
+    written = handler("changed")("demo", tab.ReportedProblems(), *typed)
     values = form.values(form_draft.read_draft(workspace)[1])
     assert values["training.learning_rate"] == 5e-4
     assert values["training.num_train_epochs"] == Config().training.num_train_epochs
@@ -338,7 +338,7 @@ def test_the_form_is_parsed_once_for_an_edit_and_once_for_a_start(
 ) -> None:
     page, handler = page_of(workspace)
     preset, raws = form_draft.read_draft(workspace)
-    told = tab.Told()
+    told = tab.ReportedProblems()
     parsed.clear()
     handler("changed")(preset, told, *raws)
     assert len(parsed) == 1
@@ -353,7 +353,7 @@ def test_the_form_is_parsed_once_for_an_edit_and_once_for_a_start(
 
 def test_wrong_settings_are_parsed_once_for_a_refused_start(workspace: Workspace, parsed: list[object]) -> None:
     _, handler = page_of(workspace)
-    told = tab.Told()
+    told = tab.ReportedProblems()
     parsed.clear()
     updates = list(handler("start")(told, *overlaid(lora__r=-1)))
     assert told.paths == ("lora.r",)

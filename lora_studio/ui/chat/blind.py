@@ -34,17 +34,17 @@ def build(act: Chat, who: gr.State) -> None:
             question = gr.Textbox(label="Question", placeholder="Enter asks", scale=6, min_width=260, max_lines=8)
             ask = gr.Button("Ask blindly", variant="primary", scale=0, min_width=150)
             stop = gr.Button("Stop", scale=0, min_width=80)
-        told = gr.HTML()
+        message = gr.HTML()
         panel = gr.HTML(js_on_load=theme.on_load("clicks"), elem_id="chat-blind-panel")
         place = job_views.place(act.studio.workspace)
 
-    def asked(person: str, wanted: str, system: str, *sampling: Any) -> Iterator[dict[Any, Any]]:
+    def asked(person: str, text: str, system: str, *sampling: Any) -> Iterator[dict[Any, Any]]:
         try:
-            for words, shown in answered(act, person, wanted.strip(), system, sampling):
-                yield {told: words, panel: shown}
-            yield {told: "", question: ""}
+            for words, markup in answered(act, person, text.strip(), system, sampling):
+                yield {message: words, panel: markup}
+            yield {message: "", question: ""}
         except StudioError as error:
-            yield {told: said(error)}
+            yield {message: said(error)}
 
     def click(event: gr.EventData, person: str) -> dict[Any, Any]:
         if event.act == "download":
@@ -58,7 +58,7 @@ def build(act: Chat, who: gr.State) -> None:
         [ask.click, question.submit],
         asked,
         [who, question, parts.system, *parts.sampling],
-        [told, panel, question],
+        [message, panel, question],
         concurrency_id="chat",
         concurrency_limit=8,
         **QUIET,
@@ -76,14 +76,14 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
     check_length("The question", question, QUESTION)
     check_length("The system prompt", system, SYSTEM_PROMPT)
     talk, adapters, _ = act.followed(who)
-    chosen = adapters.chosen
-    titles = {BASE: f"Base: {chosen[0].card().base}"} | {choice.value: choice.name for choice in chosen}
+    selected = adapters.chosen
+    titles = {BASE: f"Base: {selected[0].card().base}"} | {choice.value: choice.name for choice in selected}
     order = random.SystemRandom().sample(list(titles), len(titles))
     opening = [{"role": "system", "content": system}] if system.strip() else []
     messages = [*opening, {"role": "user", "content": question}]
     columns = [ColumnPrompt(adapter=None if name == BASE else name, messages=messages) for name in order]
     blind: dict[str, Any] = {
-        "base": chosen[0].card().base,
+        "base": selected[0].card().base,
         "messages": messages,
         "names": [titles[name] for name in order],
         "base_at": order.index(BASE),
@@ -94,7 +94,7 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
     talk.blind = blind
     settings = plain(form.sampling(sampling))
     so_far = tally(prompts.read_votes(act.studio.workspace))
-    with contextlib.closing(act.engine.answer(act.asker(who), wanted(chosen), columns, settings)) as answers:
+    with contextlib.closing(act.engine.answer(act.asker(who), wanted(selected), columns, settings)) as answers:
         for answer in answers:
             if isinstance(answer, Status):
                 yield chat_board.status(answer), _question(blind) + so_far
@@ -104,10 +104,10 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
             elif isinstance(answer, Generated):
                 blind["answers"] = [column.text for column in answer.columns]
                 blind["done"] = True
-    kept = act.talk(who)  # the chat may have gone on meanwhile
-    kept.blind = blind
-    act.keep(who, kept)
-    yield "", drawn(act, kept)
+    latest = act.talk(who)  # the chat may have gone on meanwhile
+    latest.blind = blind
+    act.keep(who, latest)
+    yield "", drawn(act, latest)
 
 
 def vote(act: Chat, who: str, best: int) -> str:
@@ -116,8 +116,8 @@ def vote(act: Chat, who: str, best: int) -> str:
     blind = talk.blind
     if blind and blind["done"] and blind["best"] is None and best < len(blind["names"]):
         blind["best"] = best
-        given = {name: blind[name] for name in ("base", "messages", "names", "answers", "best")}
-        prompts.keep(act.studio.workspace, prompts.Vote(time=time.time(), **given, base_at=blind.get("base_at")))
+        fields = {name: blind[name] for name in ("base", "messages", "names", "answers", "best")}
+        prompts.keep(act.studio.workspace, prompts.Vote(time=time.time(), **fields, base_at=blind.get("base_at")))
         act.keep(who, talk)
     return drawn(act, talk)
 
@@ -139,19 +139,19 @@ def _question(blind: dict[str, Any]) -> str:
     return html.render("chat.blind", blind["messages"][-1]["content"], columns, voting, prompts.TIE)
 
 
-def tally(given: Sequence[prompts.Vote]) -> str:
+def tally(votes: Sequence[prompts.Vote]) -> str:
     """What came of all votes, as a table."""
-    if not given:
+    if not votes:
         return html.empty("No vote yet", "Ask something, and say which answer is better.")
     rows = []
-    for pair in prompts.tallies(given):
+    for pair in prompts.tallies(votes):
         share = "nothing decided"
         if pair.decided:
             low, high = pair.interval
             share = f"{100 * pair.wins / pair.decided:.0f} % (95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
         rows.append((pair.first, pair.second, pair.wins, pair.losses, pair.ties, share))
     head = ("First", "Second", "First better", "Second better", "Neither", "First better, of those decided")
-    pairs = sum(1 for _ in prompts.pairs(given))
+    pairs = sum(1 for _ in prompts.pairs(votes))
     button = {"act": "download", "words": f"Download {html.count(pairs, 'preference pair')}"}
-    counted, table = html.count(len(given), "vote"), html.table(head, rows, "Votes")
+    counted, table = html.count(len(votes), "vote"), html.table(head, rows, "Votes")
     return html.render("chat.tally", counted, table, [button] if pairs else ())

@@ -24,7 +24,7 @@ _drawn_once = lru_cache(maxsize=256, typed=True)(render)
 
 
 def status(status: Status) -> Html:
-    """How far the engine is with what was asked of it."""
+    """How far the engine is with what was examples_bar of it."""
     return html.progress(status.label, status.done, status.total, remark=status.remark)
 
 
@@ -60,7 +60,7 @@ def board(
 ) -> str:
     """All columns: (name, title, messages, note) each, the base first; `marks` marks words that differ from it."""
     first = columns[0][2] if columns else ()
-    drawn = [
+    views = [
         (
             name,
             title,
@@ -71,25 +71,25 @@ def board(
         for at, (name, title, messages, note) in enumerate(columns)
     ]
     if any(messages for _, _, messages, _ in columns):
-        return render("chat.board", drawn, _drawn_once("chat.tools", marks))
-    asked = (
+        return render("chat.board", views, _drawn_once("chat.tools", marks))
+    examples_bar = (
         {"act": "example", "value": at, "words": shorten(example.question, 70)} for at, example in enumerate(examples)
     )
-    return render("chat.board", drawn, render("chat.bar", list(asked)))
+    return render("chat.board", views, render("chat.bar", list(examples_bar)))
 
 
 def talk(
     name: str, messages: Sequence[Message], base: Sequence[Message] | None = None, *, editable: bool = True
 ) -> Html:
     """A column's messages, exactly as they are: markup in an answer is shown, not obeyed."""
-    drawn = []
+    turns = []
     for at, message in enumerate(messages):
         other = base[at] if base is not None and at < len(base) else None
         if message["role"] == "user":
-            drawn.append(_drawn_once("chat.question", name, at // 2, str(message["content"]), editable))
+            turns.append(_drawn_once("chat.question", name, at // 2, str(message["content"]), editable))
         else:
-            drawn.append(answer(str(message["content"]), str(other["content"]) if other else None))
-    return render("chat.talk", drawn, NOTHING_SAID)
+            turns.append(answer(str(message["content"]), str(other["content"]) if other else None))
+    return render("chat.talk", turns, NOTHING_SAID)
 
 
 @lru_cache(maxsize=256)
@@ -97,16 +97,16 @@ def answer(content: str, other: str | None = None) -> Html:
     """An answer, its reasoning folded, words that `other` has not marked; awaited while it is empty."""
     if not content:
         return render("chat.awaited")
-    thought, rest = thoughts(content)
-    return render("chat.answer", thought, marked_words(rest, thoughts(other)[1]) if other else rest)
+    thought, text = thoughts(content)
+    return render("chat.answer", thought, marked_words(text, thoughts(other)[1]) if other else text)
 
 
 def marked_words(content: str, other: str) -> Html:
     """The text with the words marked that are not in the same place of the other text."""
-    here, there = re.findall(r"\s+|\w+|[^\w\s]", content), re.findall(r"\s+|\w+|[^\w\s]", other)
-    changes = difflib.SequenceMatcher(None, here, there, autojunk=False).get_opcodes()
-    parts = [("".join(here[begin:end]), kind != "equal") for kind, begin, end, _, _ in changes]
-    return render("chat.words", [(words, apart and bool(words.strip())) for words, apart in parts])
+    tokens, other_tokens = re.findall(r"\s+|\w+|[^\w\s]", content), re.findall(r"\s+|\w+|[^\w\s]", other)
+    changes = difflib.SequenceMatcher(None, tokens, other_tokens, autojunk=False).get_opcodes()
+    parts = [("".join(tokens[begin:end]), kind != "equal") for kind, begin, end, _, _ in changes]
+    return render("chat.words", [(words, differs and bool(words.strip())) for words, differs in parts])
 
 
 MOST_TOKENS = 400
@@ -132,24 +132,24 @@ LEGEND = (
 )
 
 
-def memory(loaded: Loaded | None, chosen: Sequence[Choice], holders: str, other: bool) -> str:
+def memory(loaded: Loaded | None, selected: Sequence[Choice], holders: str, other: bool) -> str:
     """What is in memory, and who holds the device."""
     if loaded is None:
         words = "Other columns are in memory; these" if other else "No model is in memory. It"
         verb = "are" if other else "is"
         return html.notice(f"{words} {verb} loaded with the next question.", holders)
-    names = " and ".join(choice.name for choice in chosen)
+    names = " and ".join(choice.name for choice in selected)
     where = f"{loaded.device}, {loaded.dtype}, {html.size(loaded.memory_bytes)}"
-    apart = "" if loaded.mixes else SHARE_NO_BATCH
+    batching = "" if loaded.mixes else SHARE_NO_BATCH
     bits = "" if loaded.quantization == "none" else f" in {loaded.quantization}"
-    words = html.notice(f"In memory: {loaded.base}{bits} with {names} ({where}).", holders + apart, "good")
+    words = html.notice(f"In memory: {loaded.base}{bits} with {names} ({where}).", holders + batching, "good")
     return words + "".join(html.notice(note, kind="warning") for note in loaded.notes)
 
 
-def cards(chosen: Sequence[Choice]) -> str:
+def cards(selected: Sequence[Choice]) -> str:
     """System prompt, template and thinking of each adapter, folded."""
     rows = []
-    for choice in chosen:
+    for choice in selected:
         card = choice.card()
         thinking = {None: "as the template has it", True: "on", False: "off"}[card.enable_thinking]
         rows.append(
@@ -172,8 +172,8 @@ def tokens(scored: Scored, titles: Mapping[str, str]) -> str:
     adapters = []
     for name, values in scored.adapters.items():
         tokens = zip(scored.texts[:MOST_TOKENS], scored.base, values, scored.divergence[name], strict=False)
-        left = len(scored.texts) - MOST_TOKENS
-        more = html.count(left, "more token") if left > 0 else ""
+        omitted = len(scored.texts) - MOST_TOKENS
+        more = html.count(omitted, "more token") if omitted > 0 else ""
         adapters.append(
             (titles[name], f"{scored.mean_divergence[name]:.3g}", [_token(*token) for token in tokens], more)
         )

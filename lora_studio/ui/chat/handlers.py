@@ -47,7 +47,7 @@ class Parts:
     question: gr.Textbox
     send: gr.Button
     stop: gr.Button
-    said: gr.HTML
+    message: gr.HTML
     extra: gr.HTML
     system: gr.Textbox
     like: gr.Dropdown
@@ -88,16 +88,16 @@ class Chat:
         """The adapters of a chat's columns as they are now: a look at their runs alone."""
         runs = self.studio.supervisor.runs(runs_of(talk.adapters))
         elsewhere = from_elsewhere(talk.adapters)
-        found = chat_choices.choices(self.studio.workspace, runs, talk.folders, elsewhere=elsewhere)
-        return Columns(found, list(talk.adapters))
+        choices = chat_choices.choices(self.studio.workspace, runs, talk.folders, elsewhere=elsewhere)
+        return Columns(choices, list(talk.adapters))
 
     def followed(self, who: str) -> tuple[ChatState, Columns, Updates]:
         """A person's chat, a run's newest adapter in the place of a deleted one; and the sentence that says so."""
         talk = self.talk(who)
-        columns, told = self._follow(talk)
-        if told:
+        columns, updates = self._follow(talk)
+        if updates:
             self.keep(who, talk)
-        return talk, columns, told or {self.parts.said: ""}
+        return talk, columns, updates or {self.parts.message: ""}
 
     def _follow(self, talk: ChatState) -> tuple[Columns, Updates]:
         """The same for a chat that is at hand; without updates where no adapter of it was deleted."""
@@ -105,24 +105,24 @@ class Chat:
         words = chat_choices.follow(columns.found, talk)
         if not words:
             return columns, {}
-        told = {self.parts.choice: _offered(self.choices(talk), talk), self.parts.said: html.notice(words)}
-        return replace(columns, adapters=list(talk.adapters)), told
+        updates = {self.parts.choice: _offered(self.choices(talk), talk), self.parts.message: html.notice(words)}
+        return replace(columns, adapters=list(talk.adapters)), updates
 
     # -- painting
 
-    def arrive(self, who: str, asked: str = "") -> Updates:
+    def arrive(self, who: str, adapter: str = "") -> Updates:
         """The page or the tab is opened: what there is now, and the adapter that another tab `asked` for."""
-        talk, _, told = self.followed(who)
-        found = self.choices(talk)
-        there = {choice.value for choice in found}
-        kept = [value for value in talk.adapters if value in there]
-        if asked or not kept:
-            wanted = chat_choices.preferred(found, asked)
-            kept = kept if wanted and wanted.value in kept else [wanted.value] if wanted else []
-        if kept != talk.adapters:
-            talk.adapters, talk.system = kept, None
+        talk, _, updates = self.followed(who)
+        choices = self.choices(talk)
+        available = {choice.value for choice in choices}
+        adapters = [value for value in talk.adapters if value in available]
+        if adapter or not adapters:
+            preferred = chat_choices.preferred(choices, adapter)
+            adapters = adapters if preferred and preferred.value in adapters else [preferred.value] if preferred else []
+        if adapters != talk.adapters:
+            talk.adapters, talk.system = adapters, None
             self.keep(who, talk)
-        return told | self._paint(talk, found) | self._sampling_shown(talk)
+        return updates | self._paint(talk, choices) | self._sampling_shown(talk)
 
     def pick(self, who: str, values: list[str]) -> Updates:
         """Other columns: those that were shown before bring their conversations back."""
@@ -132,24 +132,24 @@ class Chat:
         if talk.adapters[:1] != first:
             talk.system = None
         self.keep(who, talk)
-        talk, _, told = self.followed(who)
-        return told | self.paint(talk)
+        talk, _, updates = self.followed(who)
+        return updates | self.paint(talk)
 
     def paint(self, talk: ChatState) -> Updates:
         """Everything as it is now."""
         return self._paint(talk, self.choices(talk))
 
-    def _paint(self, talk: ChatState, found: Sequence[Choice]) -> Updates:
+    def _paint(self, talk: ChatState, choices: Sequence[Choice]) -> Updates:
         p = self.parts
-        if not found:
+        if not choices:
             return {p.nothing: gr.HTML(visible=True), p.body: gr.Column(visible=False)}
         updates: Updates = {
             p.nothing: gr.HTML(visible=False),
             p.body: gr.Column(visible=True),
-            p.choice: _offered(found, talk),
+            p.choice: _offered(choices, talk),
             p.extra: "",
         }
-        columns = Columns(found, list(talk.adapters))
+        columns = Columns(choices, list(talk.adapters))
         with contextlib.suppress(StudioError):  # the status says it
             updates |= {p.system: self.system(talk, columns.chosen)}
         return updates | self.memory(columns) | {p.board: self.board(talk, columns)}
@@ -166,25 +166,25 @@ class Chat:
         """The same for a browser, after something else brought models into memory."""
         return self.memory(self.columns(self.talk(who)))
 
-    def status(self, chosen: Sequence[Choice]) -> str:
-        held = self.engine.loaded if self.engine.holds(wanted(chosen)) else None
+    def status(self, selected: Sequence[Choice]) -> str:
+        loaded = self.engine.loaded if self.engine.holds(wanted(selected)) else None
         holder = f"the chat ({self.engine.loaded.base})" if self.engine.loaded else None
         evaluating, exporting = (bool(self.studio.supervisor.working(kind)) for kind in (EVALUATE, EXPORT))
         who = arbiter.holders(self.engine.run, holder, evaluating, exporting)
-        return chat_board.memory(held, chosen, who, self.engine.loaded is not None) + chat_board.cards(chosen)
+        return chat_board.memory(loaded, selected, who, self.engine.loaded is not None) + chat_board.cards(selected)
 
-    def system(self, talk: ChatState, chosen: Sequence[Choice]) -> str:
+    def system(self, talk: ChatState, selected: Sequence[Choice]) -> str:
         """The system prompt that the columns are given."""
-        return chosen[0].card().system_prompt if talk.system is None else talk.system
+        return selected[0].card().system_prompt if talk.system is None else talk.system
 
     def board(self, talk: ChatState, columns: Columns) -> str:
         """All columns of a person's chat. Called for each piece of an answer: reads nothing once something is said."""
         titles = columns.titles
-        drawn = [
+        columns_shown = [
             (name, titles[name], talk.column(name), talk.notes.get(name, "")) for name in talk.names if name in titles
         ]
-        said = any(messages for _, _, messages, _ in drawn)
-        return chat_board.board(drawn, marks=talk.marks, examples=() if said else columns.examples)
+        has_messages = any(messages for _, _, messages, _ in columns_shown)
+        return chat_board.board(columns_shown, marks=talk.marks, examples=() if has_messages else columns.examples)
 
     def _sampling_shown(self, talk: ChatState) -> Updates:
         boxes = zip(self.parts.sampling, SAMPLING, strict=True)
@@ -196,11 +196,11 @@ class Chat:
         """Brings base and adapters into memory, with progress."""
         p = self.parts
         again = {p.load: gr.Button(interactive=True)}
-        _, columns, told = self.followed(who)
-        yield {p.load: gr.Button(interactive=False)} | told
+        _, columns, updates = self.followed(who)
+        yield {p.load: gr.Button(interactive=False)} | updates
         try:
-            chosen = columns.chosen
-            with contextlib.closing(self.engine.load(self.asker(who), wanted(chosen), insist=insist)) as answers:
+            selected = columns.chosen
+            with contextlib.closing(self.engine.load(self.asker(who), wanted(selected), insist=insist)) as answers:
                 for answer in answers:
                     if isinstance(answer, Status):
                         yield {p.status: chat_board.status(answer)}
@@ -228,10 +228,10 @@ class Chat:
         """Asks all columns and shows their answers as they grow."""
         question = question.strip()
         if not question:
-            yield {self.parts.said: html.notice("There is no question yet.", "Type one, or press an example.")}
+            yield {self.parts.message: html.notice("There is no question yet.", "Type one, or press an example.")}
             return
-        talk, columns, told = self.followed(who)
-        yield told
+        talk, columns, updates = self.followed(who)
+        yield updates
         try:
             yield from self.ask(who, talk, columns, dict.fromkeys(talk.names, question), system, sampling)
         except StudioError as error:
@@ -254,20 +254,20 @@ class Chat:
         check_length("The system prompt", system, SYSTEM_PROMPT)
         p, names = self.parts, list(questions)
         workspace = self.studio.workspace.bound()  # what is kept at the end is kept for whoever asked
-        chosen = columns.chosen
-        own = chosen[0].card().system_prompt
+        selected = columns.chosen
+        own = selected[0].card().system_prompt
         talk.sampling, talk.system = form.sampling(sampling), None if system == own else system
         for name, question in questions.items():
             talk.ask(question, [name])
         self.keep(who, talk)
         begun = {p.send: gr.Button(interactive=False), p.stop: gr.Button(interactive=True), p.question: ""}
         yield begun | {p.board: self.board(talk, columns), p.extra: ""}
-        asked = [
+        requests = [
             ColumnPrompt(adapter=None if name == BASE else name, messages=talk.prompt(name, system)) for name in names
         ]
         try:
             with contextlib.closing(
-                self.engine.answer(self.asker(who), wanted(chosen), asked, plain(talk.sampling))
+                self.engine.answer(self.asker(who), wanted(selected), requests, plain(talk.sampling))
             ) as answers:
                 yield from self._carry(who, talk, columns, names, answers)
             yield self._idle()
@@ -275,13 +275,13 @@ class Chat:
             question = questions[names[0]]
             unanswered = talk.take_back(names, before)
             # A run may have deleted a checkpoint while that was loaded.
-            columns, told = self._follow(talk) if unanswered else (columns, {})
-            if told and not before:
-                yield told
+            columns, updates = self._follow(talk) if unanswered else (columns, {})
+            if updates and not before:
+                yield updates
                 yield from self.ask(who, talk, columns, dict.fromkeys(talk.names, question), system, sampling)
                 return
             back = {p.question: question} if unanswered and not before else {}
-            yield self._failed(columns, error) | told | back | {p.board: self.board(talk, columns)}
+            yield self._failed(columns, error) | updates | back | {p.board: self.board(talk, columns)}
         finally:
             talk.take_back(names, before)
             conversation.write_state(workspace, who, talk)
@@ -290,7 +290,7 @@ class Chat:
         self, who: str, talk: ChatState, columns: Columns, names: Sequence[str], answers: Iterator[Answer]
     ) -> Iterator[Updates]:
         """Pieces from the engine to the page; leaving early stops the engine."""
-        p, kept = self.parts, time.monotonic()
+        p, written = self.parts, time.monotonic()
         for answer in answers:
             if isinstance(answer, Status):
                 yield {p.status: chat_board.status(answer)}
@@ -306,9 +306,9 @@ class Chat:
                 talk.finish({name: column.text for name, column in zip(names, answer.columns, strict=True)})
                 notes = [chat_board.column_note(column) for column in answer.columns]
                 talk.notes |= dict(zip(names, notes, strict=True))
-            if time.monotonic() - kept > KEEP_SECONDS:
+            if time.monotonic() - written > KEEP_SECONDS:
                 self.keep(who, talk)
-                kept = time.monotonic()
+                written = time.monotonic()
             yield {p.board: self.board(talk, columns)}
 
     def _idle(self) -> Updates:
@@ -317,7 +317,7 @@ class Chat:
 
     def _failed(self, columns: Columns, error: StudioError) -> Updates:
         """The reason stands where the question was asked; above is again what is in memory."""
-        return self._idle() | self.memory(columns) | {self.parts.said: said(error)}
+        return self._idle() | self.memory(columns) | {self.parts.message: said(error)}
 
     def stop(self, who: str) -> None:
         self.engine.stop(self.asker(who))
@@ -328,9 +328,9 @@ class Chat:
         self, event: Mapping[str, str], who: str, system: str, place: gr.HTML, sampling: Sequence[Any]
     ) -> Iterator[Updates]:
         """A click in the columns: ask again, change a question, undo, clear, mark, score, or take away."""
-        talk, columns, told = self.followed(who)
+        talk, columns, updates = self.followed(who)
         names = [event["column"]] if event["column"] in talk.names else talk.names
-        yield told
+        yield updates
         try:
             match event["act"]:
                 case "example":
@@ -373,14 +373,14 @@ class Chat:
         check_length("The question", event["text"], QUESTION)
         before = {name: list(talk.column(name)) for name in names}
         turn = int(event["value"]) if event["act"] == "edit" else None
-        asked = {name: talk.again(name) if turn is None else talk.edit(name, turn) for name in names}
-        questions = {name: event["text"].strip() or question for name, question in asked.items() if question}
+        removed = {name: talk.again(name) if turn is None else talk.edit(name, turn) for name in names}
+        questions = {name: event["text"].strip() or question for name, question in removed.items() if question}
         if questions:
             yield from self.ask(who, talk, columns, questions, system, sampling, before)
 
     def _score(self, who: str, talk: ChatState, columns: Columns, system: str) -> Iterator[Updates]:
         """The first adapter's last answer as forced text: how likely base and adapters find each token."""
-        chosen = columns.chosen
+        selected = columns.chosen
         name = next((value for value in talk.adapters if talk.column(value)), "")
         if not name or not talk.column(name)[-1]["content"]:
             raise StudioError(
@@ -389,7 +389,7 @@ class Chat:
         yield {self.parts.extra: html.progress("Scoring the answer with base and adapters")}
         with contextlib.closing(
             self.engine.score(
-                self.asker(who), wanted(chosen), talk.prompt(name, system), talk.column(name)[-1]["content"]
+                self.asker(who), wanted(selected), talk.prompt(name, system), talk.column(name)[-1]["content"]
             )
         ) as answers:
             for answer in answers:
@@ -398,23 +398,23 @@ class Chat:
                 elif isinstance(answer, Ready):
                     yield self.memory(columns)
                 elif isinstance(answer, Scored):
-                    titles = {choice.value: choice.name for choice in chosen}
+                    titles = {choice.value: choice.name for choice in selected}
                     yield {self.parts.extra: chat_board.tokens(answer, titles)}
 
     # -- sampling
 
     def sampling_like(self, name: str) -> list[Any]:
         """The widgets' values as a preset has them."""
-        given = parse(presets(self.studio.workspace)[name].values() if name in self.offers() else {})
-        return form.sampling_boxes(given.generation.model_dump())
+        config = parse(presets(self.studio.workspace)[name].values() if name in self.offers() else {})
+        return form.sampling_boxes(config.generation.model_dump())
 
     def offers(self) -> list[str]:
         """Presets that say how to sample."""
-        return [name for name, one in presets(self.studio.workspace).items() if "generation" in one.values()]
+        return [name for name, preset in presets(self.studio.workspace).items() if "generation" in preset.values()]
 
 
-def _offered(found: Sequence[Choice], talk: ChatState) -> gr.Dropdown:
-    return gr.Dropdown([(each.label, each.value) for each in found], value=talk.adapters, multiselect=True)
+def _offered(choices: Sequence[Choice], talk: ChatState) -> gr.Dropdown:
+    return gr.Dropdown([(choice.label, choice.value) for choice in choices], value=talk.adapters, multiselect=True)
 
 
 def said(error: StudioError) -> str:

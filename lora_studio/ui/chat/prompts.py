@@ -24,7 +24,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 def build(act: Chat, who: gr.State) -> None:
     """Draws the fold and wires it."""
     with gr.Accordion("Prompt sets", open=False, elem_id="chat-prompts"):
-        prompts, told = _kept_sets(act.studio.workspace, who)
+        prompts, message = _kept_sets(act.studio.workspace, who)
         with gr.Row(elem_classes="actions"):
             run = gr.Button("Ask them all", variant="primary", scale=0, min_width=130)
             stop = gr.Button("Stop", scale=0, min_width=80, interactive=False)
@@ -35,11 +35,11 @@ def build(act: Chat, who: gr.State) -> None:
         yield {run: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
         idle = {run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
         try:
-            for words, shown in asked(act, person, prompt_sets.prompts_of(lines), system, sampling):
-                yield {told: words, table: shown}
+            for words, markup in asked(act, person, prompt_sets.prompts_of(lines), system, sampling):
+                yield {message: words, table: markup}
             yield idle
         except StudioError as error:
-            yield idle | {told: said(error)}
+            yield idle | {message: said(error)}
 
     def download(event: gr.EventData, person: str) -> str:
         columns, rows = kept_rows(act, person)
@@ -48,8 +48,8 @@ def build(act: Chat, who: gr.State) -> None:
         path.write_text(write(columns, rows), encoding="utf-8")
         return job_views.link(path)
 
-    given = [who, prompts, act.parts.system, *act.parts.sampling]
-    asking = run.click(ask, given, [run, stop, told, table], concurrency_id="chat", concurrency_limit=8, **QUIET)
+    inputs = [who, prompts, act.parts.system, *act.parts.sampling]
+    asking = run.click(ask, inputs, [run, stop, message, table], concurrency_id="chat", concurrency_limit=8, **QUIET)
     asking.then(act.remember, who, [act.parts.status, act.parts.unload], **QUIET)
     stop.click(act.stop, who, queue=False, **QUIET)
     table.click(download, who, place, **QUIET)
@@ -70,31 +70,31 @@ def _kept_sets(workspace: Workspace, who: gr.State) -> tuple[gr.Textbox, gr.HTML
         lines=4,
         max_lines=12,
     )
-    told = gr.HTML()
+    message = gr.HTML()
 
-    def choose(chosen: str | None) -> tuple[Any, Any, Any]:
+    def choose(set_name: str | None) -> tuple[Any, Any, Any]:
         try:
-            return chosen or "", "\n".join(prompt_sets.read_prompts(workspace, chosen or "")), ""
+            return set_name or "", "\n".join(prompt_sets.read_prompts(workspace, set_name or "")), ""
         except StudioError as error:
             return gr.skip(), gr.skip(), html.problem(error)
 
-    def keep_set(wanted: str, lines: str) -> tuple[Any, Any]:
+    def keep_set(set_name: str, lines: str) -> tuple[Any, Any]:
         try:
-            kept = prompt_sets.save(workspace, wanted, prompt_sets.prompts_of(lines))
+            saved_name = prompt_sets.save(workspace, set_name, prompt_sets.prompts_of(lines))
         except StudioError as error:
             return gr.skip(), html.problem(error)
-        words = html.notice(f"Kept as {kept}.", kind="good")
-        return gr.Dropdown(choices=prompt_sets.names(workspace), value=kept), words
+        words = html.notice(f"Kept as {saved_name}.", kind="good")
+        return gr.Dropdown(choices=prompt_sets.names(workspace), value=saved_name), words
 
-    def delete_set(chosen: str | None) -> tuple[Any, Any]:
-        prompt_sets.delete(workspace, chosen or "")
+    def delete_set(set_name: str | None) -> tuple[Any, Any]:
+        prompt_sets.delete(workspace, set_name or "")
         return gr.Dropdown(choices=prompt_sets.names(workspace), value=None), ""
 
     who.change(lambda: gr.Dropdown(choices=prompt_sets.names(workspace)), None, saved, **QUIET)
-    saved.select(choose, saved, [name, prompts, told], **QUIET)
-    keep.click(keep_set, [name, prompts], [saved, told], **QUIET)
-    delete.click(delete_set, saved, [saved, told], **QUIET)
-    return prompts, told
+    saved.select(choose, saved, [name, prompts, message], **QUIET)
+    keep.click(keep_set, [name, prompts], [saved, message], **QUIET)
+    delete.click(delete_set, saved, [saved, message], **QUIET)
+    return prompts, message
 
 
 def asked(
@@ -102,9 +102,9 @@ def asked(
 ) -> Iterator[tuple[str, str]]:
     """Asks one prompt after the other; yields words on how far it is, and the table so far."""
     _, adapters, _ = act.followed(who)
-    chosen = adapters.chosen
-    names = [BASE, *(choice.value for choice in chosen)]
-    titles = [f"Base: {chosen[0].card().base}", *(choice.name for choice in chosen)]
+    selected = adapters.chosen
+    names = [BASE, *(choice.value for choice in selected)]
+    titles = [f"Base: {selected[0].card().base}", *(choice.name for choice in selected)]
     settings = plain(form.sampling(sampling))
     opening = [{"role": "system", "content": system}] if system.strip() else []
     rows: list[Answered] = []
@@ -113,7 +113,7 @@ def asked(
         yield html.progress("Asking", len(rows), len(prompts)), drawn(titles, rows)
         messages = [*opening, {"role": "user", "content": prompt}]
         columns = [ColumnPrompt(adapter=None if name == BASE else name, messages=messages) for name in names]
-        with contextlib.closing(act.engine.answer(act.asker(who), wanted(chosen), columns, settings)) as answers:
+        with contextlib.closing(act.engine.answer(act.asker(who), wanted(selected), columns, settings)) as answers:
             for answer in answers:
                 if isinstance(answer, Status):
                     yield chat_board.status(answer), drawn(titles, rows)

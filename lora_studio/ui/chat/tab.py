@@ -40,45 +40,47 @@ def build_sources(act: Chat, who: gr.State) -> None:
             add = gr.Button("Add", scale=0, min_width=100)
             zipped = gr.UploadButton("Upload a zip", file_types=[".zip"], scale=0, min_width=170)
         with gr.Row(equal_height=True, elem_classes="ls-pager"):
-            kept = gr.Dropdown([], label="Adapters that were brought in", scale=4, min_width=260, elem_id="chat-kept")
+            imported = gr.Dropdown(
+                [], label="Adapters that were brought in", scale=4, min_width=260, elem_id="chat-kept"
+            )
             gone = gr.Button("Remove", scale=0, min_width=100, elem_id="chat-remove")
-        said = gr.HTML(elem_id="chat-elsewhere-said")
-    outputs = [*act.parts.all(), said, name, kept]
+        message = gr.HTML(elem_id="chat-elsewhere-said")
+    outputs = [*act.parts.all(), message, name, imported]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
-    def named(given: str, person: str) -> Updates:
-        return added(act, person, given.strip())
+    def named(text: str, person: str) -> Updates:
+        return added(act, person, text.strip())
 
     def upload(path: str, person: str) -> Updates:
         return added(act, person, path, zipped=True)
 
     def told(updates: Updates) -> Updates:
-        own = {"said": said, "name": name}
+        own = {"said": message, "name": name}
         return {own.get(key, key): value for key, value in updates.items()} | listed()
 
     def listed() -> Updates:
-        return {kept: gr.Dropdown(choices=offered(act), value=None)}
+        return {imported: gr.Dropdown(choices=offered(act), value=None)}
 
-    gr.on([add.click, name.submit], lambda given, person: told(named(given, person)), [name, who], outputs, **quiet)
-    gone.click(lambda chosen, person: told(removed(act, person, chosen)), [kept, who], outputs, **quiet)
-    fold.expand(listed, None, [kept], **quiet)
+    gr.on([add.click, name.submit], lambda text, person: told(named(text, person)), [name, who], outputs, **quiet)
+    gone.click(lambda folder, person: told(removed(act, person, folder)), [imported, who], outputs, **quiet)
+    fold.expand(listed, None, [imported], **quiet)
     zipped.upload(lambda path, person: told(upload(path, person)), [zipped, who], outputs, **quiet)
 
 
-def added(act: Chat, who: str, given: str, *, zipped: bool = False) -> Updates:
+def added(act: Chat, who: str, source: str, *, zipped: bool = False) -> Updates:
     """Takes an adapter in and gives it a column; "said" and "name" stand for the fold's own components."""
     talk = act.talk(who)
     workspace = act.studio.workspace
     try:
-        if not given:
+        if not source:
             raise StudioError("Nothing is named yet.", "Type a folder or hub:owner/name, or upload a zip.")
         base = act.columns(talk).chosen[0].card().base if talk.adapters else None
         if zipped:
-            folder = imports.from_zip(Path(given), workspace, Path(given).name, base)
-        elif imports.is_on_hub(given):
-            folder = imports.from_hub(given, workspace, base)
+            folder = imports.from_zip(Path(source), workspace, Path(source).name, base)
+        elif imports.is_on_hub(source):
+            folder = imports.from_hub(source, workspace, base)
         else:
-            folder = imports.from_folder(given, workspace, base)
+            folder = imports.from_folder(source, workspace, base)
             talk.folders = list(dict.fromkeys([*talk.folders, str(folder)]))
         value = f"{FOLDER}{folder}"
         full = len(talk.adapters) >= MOST and value not in talk.adapters
@@ -97,13 +99,13 @@ def offered(act: Chat) -> list[tuple[str, str]]:
     return [(folder.name, str(folder)) for folder in imports.imported(act.studio.workspace)]
 
 
-def removed(act: Chat, who: str, chosen: str | None) -> Updates:
+def removed(act: Chat, who: str, selected: str | None) -> Updates:
     """Deletes an adapter that was brought in, and takes it out of the columns."""
     talk = act.talk(who)
     try:
-        if not chosen:
+        if not selected:
             raise StudioError("No adapter is chosen to be removed.", "Choose one of those that were brought in.")
-        folder = Path(chosen)
+        folder = Path(selected)
         imports.remove(folder, act.studio.workspace)
         talk.adapters = [value for value in talk.adapters if value != f"{FOLDER}{folder}"]
         act.keep(who, talk)
@@ -180,8 +182,8 @@ def draw(like: str = OWN_SAMPLING) -> Parts:
                 sampling = [
                     form.draw_widget(setting, f"chat-{setting.path.rpartition('.')[2]}") for setting in SAMPLING
                 ]
-    said = (question, send, stop, near, extra, system, like_box)
-    return Parts(nothing, body, choice, load, unload, status, board, *said, sampling)
+    own = (question, send, stop, near, extra, system, like_box)
+    return Parts(nothing, body, choice, load, unload, status, board, *own, sampling)
 
 
 def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
@@ -190,11 +192,11 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     answer: dict[str, Any] = {"concurrency_id": "chat", "concurrency_limit": 8, **quiet}
 
-    def open_page(given: str) -> Updates:
-        return {who: given} | act.arrive(given)
+    def open_page(browser: str) -> Updates:
+        return {who: browser} | act.arrive(browser)
 
-    def take_up(person: str, asked: Wish) -> Updates:
-        return {wish: Wish()} | act.arrive(person, asked.adapter)
+    def take_up(person: str, request: Wish) -> Updates:
+        return {wish: Wish()} | act.arrive(person, request.adapter)
 
     name = gr.Textbox(visible=False)
     gr.on(fn=open_page, inputs=name, outputs=[who, *everything], js=theme.call("chatName"), **quiet)
@@ -209,11 +211,16 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
     p.like.select(act.sampling_like, p.like, p.sampling, **quiet)
 
     def click(event: gr.EventData, person: str, system: str, *sampling: Any) -> Iterator[Updates]:
-        given = {"act": str(event.act), "column": str(event.column), "value": str(event.value), "text": str(event.text)}
-        yield from act.act(given, person, system, place, sampling)
+        fields = {
+            "act": str(event.act),
+            "column": str(event.column),
+            "value": str(event.value),
+            "text": str(event.text),
+        }
+        yield from act.act(fields, person, system, place, sampling)
 
     def insist(event: gr.EventData, person: str) -> Iterator[Updates]:
         yield from act.load(person, insist=event.act == "insist")
 
     p.board.click(click, [who, p.system, *p.sampling], [*everything, place], **answer)
-    gr.on([p.status.click, p.said.click], insist, who, everything, **answer)
+    gr.on([p.status.click, p.message.click], insist, who, everything, **answer)

@@ -158,9 +158,9 @@ def remembered(workspace: Workspace) -> dict[str, Any]:
     return values
 
 
-def values_of(chosen: Sequence[Any]) -> dict[str, Any]:
+def values_of(widget_values: Sequence[Any]) -> dict[str, Any]:
     """The widgets' values by path, as the config takes them."""
-    values = dict(zip(PATHS, chosen, strict=True))
+    values = dict(zip(PATHS, widget_values, strict=True))
     for path in ("data.train_file", "model.name", "data.validation_file"):
         values[path] = str(values[path] or "").strip()
     values["data.validation_file"] = values["data.validation_file"] or None
@@ -189,27 +189,27 @@ def check(values: dict[str, Any]) -> None:
     percentiles(values[PERCENTILES])
 
 
-def _number(path: str, given: float | None) -> float | int | None:
+def _number(path: str, value: float | None) -> float | int | None:
     """A number within the setting's bounds, whole where its default is; empty where that means something."""
     setting = SETTINGS[path]
-    if given is None and setting.default is None:
+    if value is None and setting.default is None:
         return None
     low, high = setting.minimum or 0, setting.maximum
-    if given is None or given < low or (high is not None and given > high):
+    if value is None or value < low or (high is not None and value > high):
         bounds = f"{low:g} to {high:g}" if high is not None else f"{low:g} or more"
-        raise StudioError(f"{setting.title} can't be {'empty' if given is None else given}.", f"Give {bounds}.")
-    return given if isinstance(setting.default, float) else int(given)
+        raise StudioError(f"{setting.title} can't be {'empty' if value is None else value}.", f"Give {bounds}.")
+    return value if isinstance(setting.default, float) else int(value)
 
 
 def percentiles(typed: str) -> list[float]:
     """Numbers from 0 to 100, with commas or spaces between them."""
     try:
-        found = [float(part.rstrip("%")) for part in typed.replace(",", " ").replace(";", " ").split() if part != "%"]
+        shares = [float(part.rstrip("%")) for part in typed.replace(",", " ").replace(";", " ").split() if part != "%"]
     except ValueError:
-        found = [-1.0]
-    if not all(0 <= share <= 100 for share in found):
+        shares = [-1.0]
+    if not all(0 <= share <= 100 for share in shares):
         raise StudioError(f"{typed!r} are not all percentiles.", "Give numbers from 0 to 100, such as 50, 90, 99.9.")
-    return found
+    return shares
 
 
 def request_of(values: dict[str, Any], workspace: Workspace) -> Inspect:
@@ -217,25 +217,25 @@ def request_of(values: dict[str, Any], workspace: Workspace) -> Inspect:
 
     Bad rows never stop a look: what is wrong with them is what a person wants to see.
     """
-    named = {path.removeprefix("data."): value for path, value in values.items() if path.startswith("data.")}
-    named |= {"bad_rows": "skip"}
+    settings = {path.removeprefix("data."): value for path, value in values.items() if path.startswith("data.")}
+    settings |= {"bad_rows": "skip"}
     view: dict[str, Any] = {
         "show_examples": 1,
         "percentiles": percentiles(values[PERCENTILES]),
         **_rows_a_step(workspace),
     }
     cache = str(workspace.cache_folder)
-    return Inspect(**named, **view, model=values["model.name"], cache_folder=cache)
+    return Inspect(**settings, **view, model=values["model.name"], cache_folder=cache)
 
 
 def _rows_a_step(workspace: Workspace) -> dict[str, int]:
     """Batch size and accumulation as the train tab's form has them; the schema's where it says nothing usable."""
     typed = forms.values(read_draft(workspace)[1])
-    found = {}
+    sizes = {}
     for name in STEP:
         value = typed[f"training.{name}"]
-        found[name] = value if type(value) is int and value > 0 else DEFAULTS[f"training.{name}"]
-    return found
+        sizes[name] = value if type(value) is int and value > 0 else DEFAULTS[f"training.{name}"]
+    return sizes
 
 
 def handed_over(values: dict[str, Any], shape: str) -> dict[str, Any]:

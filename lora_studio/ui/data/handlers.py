@@ -81,7 +81,7 @@ class Controls:
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of an inspected file. `found` is the inspector's result."""
+    """What is shown of an inspected file. `result` is the inspector's result."""
 
     status: gr.HTML
     body: gr.Column
@@ -107,7 +107,7 @@ class View:
     uploads: gr.HTML
     cache: gr.HTML
     clear: gr.Button
-    found: gr.State
+    result: gr.State
 
     def all(self) -> list[Any]:
         """Every component, those of the reading's form and of the pager among them."""
@@ -134,25 +134,25 @@ class Inspection:
         self.pages = Pages(view.pager, self._preview)
         self._looks: dict[str, Look] = {}
 
-    def other(self, path: str, given: Any) -> bool:
+    def other(self, path: str, value: Any) -> bool:
         """Whether a field holds something else than what was analyzed last: leaving a dropdown fires its event, too."""
-        return (str(given or "").strip() or None) != remembered(self.studio.workspace)[path]
+        return (str(value or "").strip() or None) != remembered(self.studio.workspace)[path]
 
     def choose_other(self, source: Any) -> Updates:
         """Other data may be chosen: what is in sight is not of it, and goes."""
         return self.choose() if self.other("data.train_file", source) else self._unchanged()
 
-    def analyze_other(self, *chosen: Any) -> Iterator[Updates]:
+    def analyze_other(self, *widget_values: Any) -> Iterator[Updates]:
         """Analyzes the data where it is not what was analyzed last."""
-        if self.other("data.train_file", chosen[PATHS.index("data.train_file")]):
-            yield from self.look_anew(*chosen)
+        if self.other("data.train_file", widget_values[PATHS.index("data.train_file")]):
+            yield from self.look_anew(*widget_values)
         else:
             yield self._unchanged()
 
-    def measure_other(self, *chosen: Any) -> Iterator[Updates]:
+    def measure_other(self, *widget_values: Any) -> Iterator[Updates]:
         """Analyzes the data with other validation rows than the last ones."""
-        if self.other("data.validation_file", chosen[PATHS.index("data.validation_file")]):
-            yield from self.look(*chosen)
+        if self.other("data.validation_file", widget_values[PATHS.index("data.validation_file")]):
+            yield from self.look(*widget_values)
         else:
             yield self._unchanged()
 
@@ -164,7 +164,7 @@ class Inspection:
     def _nothing(self) -> Updates:
         """Nothing of a file in sight."""
         v = self.view
-        gone: Updates = {v.body: gr.Column(visible=False), v.summary: "", v.found: None}
+        gone: Updates = {v.body: gr.Column(visible=False), v.summary: "", v.result: None}
         return gone | {v.reading.box: gr.Column(visible=False), v.rows: gr.Accordion(visible=False)}
 
     def _unchanged(self) -> Updates:
@@ -176,12 +176,12 @@ class Inspection:
         if not paths:
             return self._unchanged()
         try:
-            kept = self.studio.workspace.save_uploads([Path(path) for path in paths])
+            saved = self.studio.workspace.save_uploads([Path(path) for path in paths])
         except StudioError as error:
             return {self.controls.upload: None, self.view.status: gr.HTML(html.problem(error), visible=True)}
         c, offered = self.controls, sources(self.studio.workspace)
         return self.choose() | {
-            c.source: gr.Dropdown(choices=offered, value=str(kept)),
+            c.source: gr.Dropdown(choices=offered, value=str(saved)),
             c.validation: gr.Dropdown(choices=[KEPT_BACK, *offered]),
             c.upload: None,
             self.view.uploads: report.uploads(self.studio.workspace),
@@ -190,39 +190,39 @@ class Inspection:
     def keep_validation(self, path: str) -> Updates:
         """Copies a second file into the workspace and chooses it to measure on."""
         try:
-            kept = self.studio.workspace.save_upload(Path(path))
+            saved = self.studio.workspace.save_upload(Path(path))
         except StudioError as error:
             return {self.view.status: gr.HTML(html.problem(error), visible=True)}
         c, offered = self.controls, sources(self.studio.workspace)
         return {
             c.source: gr.Dropdown(choices=offered),
-            c.validation: gr.Dropdown(choices=[KEPT_BACK, *offered], value=str(kept)),
+            c.validation: gr.Dropdown(choices=[KEPT_BACK, *offered], value=str(saved)),
         }
 
-    def look(self, *chosen: Any) -> Iterator[Updates]:
+    def look(self, *widget_values: Any) -> Iterator[Updates]:
         """Inspects the chosen file and shows what was found; a failure is a sentence, and the choice stays."""
-        yield from self._inspect(values_of(chosen))
+        yield from self._inspect(values_of(widget_values))
 
-    def look_anew(self, *chosen: Any) -> Iterator[Updates]:
+    def look_anew(self, *widget_values: Any) -> Iterator[Updates]:
         """Another file is read as it is recognised, not as the one before was corrected to be."""
-        yield from self._inspect({**values_of(chosen), MAPPING: None})
+        yield from self._inspect({**values_of(widget_values), MAPPING: None})
 
-    def use_reading(self, rows: dict[str, Any] | None, *given: Any) -> Iterator[Updates]:
+    def use_reading(self, rows: dict[str, Any] | None, *widget_values: Any) -> Iterator[Updates]:
         """Reads the file as the form says. `given` are the form's fields, then what is chosen."""
         fields = len(self.view.reading.fields())
         if rows:
             try:
-                mapping = mapping_form.mapping_from(given[:fields], rows["mapping"])
+                mapping = mapping_form.mapping_from(widget_values[:fields], rows["mapping"])
             except StudioError as error:
-                yield {self.view.reading.said: gr.HTML(mapping_form.problem(error), visible=True)}
+                yield {self.view.reading.error_box: gr.HTML(mapping_form.problem(error), visible=True)}
                 return
-            yield from self._inspect({**values_of(given[fields:]), MAPPING: mapping}, correcting=rows)
+            yield from self._inspect({**values_of(widget_values[fields:]), MAPPING: mapping}, correcting=rows)
 
-    def take_reading(self, rows: dict[str, Any] | None, index: int | None, *chosen: Any) -> Iterator[Updates]:
+    def take_reading(self, rows: dict[str, Any] | None, index: int | None, *widget_values: Any) -> Iterator[Updates]:
         """Reads the file in another of the ways that it can be read."""
         if rows and index is not None:
             mapping = rows["readings"][index]["mapping"] or None
-            yield from self._inspect({**values_of(chosen), MAPPING: mapping}, correcting=rows)
+            yield from self._inspect({**values_of(widget_values), MAPPING: mapping}, correcting=rows)
 
     def try_reading(self, rows: dict[str, Any] | None, source: str, encoding: str | None, *fields: Any) -> Any:
         """Shows what the form would make of the first rows, while it is filled in."""
@@ -231,10 +231,10 @@ class Inspection:
         try:
             mapping = mapping_form.mapping_from(fields, rows["mapping"])
             request = TryReading(train_file=source, encoding=encoding or None, mapping=mapping)
-            found = self.studio.inspector.call(request)
+            result = self.studio.inspector.call(request)
         except StudioError as error:
             return gr.HTML(mapping_form.problem(error), visible=True)
-        return gr.HTML(mapping_form.trial(found), visible=True)
+        return gr.HTML(mapping_form.trial(result), visible=True)
 
     def _inspect(self, values: dict[str, Any], *, correcting: dict[str, Any] | None = None) -> Iterator[Updates]:
         """`correcting` is what was found with the reading that is to be changed: it stays where the new one fails."""
@@ -243,7 +243,7 @@ class Inspection:
         look = self._looks[maker] = Look()
         yield {
             v.status: gr.HTML(html.progress("Starting the reader"), visible=True),
-            v.reading.said: gr.HTML("", visible=False),
+            v.reading.error_box: gr.HTML("", visible=False),
             c.look: gr.Button(interactive=False),
             c.stop: gr.Button(visible=True),
             **({} if correcting is not None else {c.mapping: values[MAPPING]}),
@@ -255,7 +255,7 @@ class Inspection:
             if correcting is None:
                 workspace.write_draft(CHOICE, {"settings": values})
             result: dict[str, Any] = {}
-            told = 0.0
+            last_update = 0.0
             for answer in self.studio.inspector.stream(request_of(values, workspace), beat=True):
                 look.begun = True
                 if look.stopping:
@@ -268,13 +268,13 @@ class Inspection:
                     continue
                 unread = answer.unread or {}
                 first = self.show(answer.sample, values) if answer.sample else {}
-                if first or time.monotonic() - told >= STEP_SECONDS:
+                if first or time.monotonic() - last_update >= STEP_SECONDS:
                     yield first | {v.status: report.step(answer)}
-                    told = time.monotonic()
+                    last_update = time.monotonic()
             workspace.write_draft(CHOICE, {"settings": values})
             self.studio.looks.keep(self.studio.workspace, values, result)
-            shown = self.show(result, values) | self.measure_disk()
-            yield idle | shown | {c.mapping: values[MAPPING], v.status: gr.HTML("", visible=False)}
+            updates = self.show(result, values) | self.measure_disk()
+            yield idle | updates | {c.mapping: values[MAPPING], v.status: gr.HTML("", visible=False)}
         except StudioError as error:
             yield idle | self._failed(error, correcting, unread, stopped=look.stopping)
         finally:
@@ -293,10 +293,10 @@ class Inspection:
         before = {} if correcting is None else {v.reading.choice: mapping_form.chosen(correcting)}
         if stopped:
             return before | {v.status: gr.HTML(html.notice("Stopped. The file is still chosen."), visible=True)}
-        said = gr.HTML(mapping_form.problem(error), visible=True)
+        message = gr.HTML(mapping_form.problem(error), visible=True)
         if correcting is not None:
-            return before | {v.reading.said: said, v.status: gr.HTML("", visible=False)}
-        nothing = self._nothing() | {v.status: said}
+            return before | {v.reading.error_box: message, v.status: gr.HTML("", visible=False)}
+        nothing = self._nothing() | {v.status: message}
         if not unread:
             return nothing
         form = mapping_form.fill(v.reading, unread, corrected=False, unread=True)
@@ -315,7 +315,7 @@ class Inspection:
         """Everything that is known of a file."""
         v = self.view
         low, high = report.cut_bounds(result)
-        length, wanted = result["max_length"], result["suggested"]["max_length"]
+        length, suggested = result["max_length"], result["suggested"]["max_length"]
         bad = bool(result["bad_row_list"])
         place = report.cut_place(result, length)
         return {
@@ -323,7 +323,7 @@ class Inspection:
             **self._judge(result, values),
             **mapping_form.fill(v.reading, result, corrected=values[MAPPING] is not None),
             v.suggestion: report.suggestion(result),
-            v.take: gr.Button(f"Take the suggestion: {html.count(wanted, 'token')}", visible=wanted != length),
+            v.take: gr.Button(f"Take the suggestion: {html.count(suggested, 'token')}", visible=suggested != length),
             v.forecast: report.forecast(result),
             v.percentiles: report.percentiles(result),
             v.hygiene: report.hygiene(result),
@@ -334,7 +334,7 @@ class Inspection:
             v.saved_bad: "",
             v.rows: gr.Accordion(visible=True),
             v.table: report.rows_table(result),
-            v.found: result,
+            v.result: result,
             **self.pages.paint(result["examples"][0] if result["examples"] else None, 0, result),
         }
 
@@ -347,11 +347,11 @@ class Inspection:
             v.train: gr.Button(interactive=not (stop and result["refusal"])),
         }
 
-    def choose_bad_rows(self, result: dict[str, Any] | None, *chosen: Any) -> Updates:
+    def choose_bad_rows(self, result: dict[str, Any] | None, *widget_values: Any) -> Updates:
         """Skip or stop: both are known already, so nothing is read again."""
         if not result:
             return self._unchanged()
-        values = values_of(chosen)
+        values = values_of(widget_values)
         self.studio.workspace.write_draft(CHOICE, {"settings": values})
         self.studio.looks.keep(self.studio.workspace, values, result)
         return self._judge(result, values)
@@ -385,8 +385,8 @@ class Inspection:
         workspace, v = self.studio.workspace, self.view
         octets = workspace.cache_size()
         clearable = gr.Button(interactive=octets > 0, visible=workspace.policy.is_admin)
-        kept = {v.cache: report.cache(octets, owned=workspace.policy.is_admin), v.clear: clearable}
-        return kept | {v.uploads: report.uploads(workspace)}
+        updates = {v.cache: report.cache(octets, owned=workspace.policy.is_admin), v.clear: clearable}
+        return updates | {v.uploads: report.uploads(workspace)}
 
     def delete_upload(self, event: gr.EventData) -> Updates:
         """The page is as after a reload: without the file, and with what was found where that was of another one."""
@@ -435,9 +435,9 @@ class Inspection:
         updates[self.controls.system_prompt] = values["data.system_prompt"] or ""
         updates[self.controls.enable_thinking] = form.to_widget(SETTINGS[THINKING], values[THINKING])
         updates |= self.measure_disk() | {self.controls.whole: gr.Column(visible=True)}
-        found = workspace.read_draft(FOUND)
-        if isinstance(found, dict) and (found["settings"], found.get("code")) == (values, code_version()):
-            updates |= self.show(found["result"], values) | {self.view.status: gr.HTML("", visible=False)}
+        draft = workspace.read_draft(FOUND)
+        if isinstance(draft, dict) and (draft["settings"], draft.get("code")) == (values, code_version()):
+            updates |= self.show(draft["result"], values) | {self.view.status: gr.HTML("", visible=False)}
         return updates
 
     def _look(self) -> DataLook:
@@ -447,12 +447,12 @@ class Inspection:
             raise StudioError("Nothing was found of this data yet.", "Press Look at this data.")
         return look
 
-    def hand_over(self, *chosen: Any) -> tuple[tuple[float, dict[str, Any], str], gr.Tabs, gr.Button]:
+    def hand_over(self, *widget_values: Any) -> tuple[tuple[float, dict[str, Any], str], gr.Tabs, gr.Button]:
         """To the train tab, with everything chosen here: what was looked at is what is trained on.
 
         Nothing can be started until its form holds it.
         """
-        values = values_of(chosen)
+        values = values_of(widget_values)
         workspace = self.studio.workspace
         with contextlib.suppress(StudioError):  # the form can't be kept either then, and says so
             workspace.write_draft(CHOICE, {"settings": values})

@@ -59,7 +59,7 @@ class ReadingForm:
     roles: tuple[gr.Dropdown, ...]
     template: gr.Textbox
     tried: gr.HTML
-    said: gr.HTML
+    error_box: gr.HTML
     use: gr.Button
     undo: gr.Button
     rows: gr.State
@@ -68,27 +68,36 @@ class ReadingForm:
         return [*self.parts, *self.roles, self.template]
 
     def all(self) -> list[Any]:
-        shown = [self.box, self.question, self.choice, self.fold, self.speakers, *self.fields(), self.tried, self.said]
-        return [*shown, self.use, self.undo, self.rows]
+        displayed = [
+            self.box,
+            self.question,
+            self.choice,
+            self.fold,
+            self.speakers,
+            *self.fields(),
+            self.tried,
+            self.error_box,
+        ]
+        return [*displayed, self.use, self.undo, self.rows]
 
 
 def problem(error: StudioError) -> str:
     """What is wrong with a reading, in the words of the form where a config file has names of its own."""
     labels = {part: label for part, (label, _) in PARTS.items()} | {"user_template": "User's turn from several columns"}
-    said = re.sub(
+    message = re.sub(
         r"(?<!column )(?<!mean )`(\w+)`",
         lambda part: f"“{labels[part[1]]}”" if part[1] in labels else part[0],
         error.message,
     )
-    said = re.sub(r"\b(\w+)(?=: there is no column)", lambda part: labels.get(part[1], part[1]), said)
-    return html.problem(StudioError(said, FORM_HINT if error.hint == KNOWN_PARTS else error.hint))
+    message = re.sub(r"\b(\w+)(?=: there is no column)", lambda part: labels.get(part[1], part[1]), message)
+    return html.problem(StudioError(message, FORM_HINT if error.hint == KNOWN_PARTS else error.hint))
 
 
 def draw() -> ReadingForm:
     with gr.Column(visible=False) as box:
         question = gr.HTML(visible=False)
         choice = gr.Radio([], label="Read it as", visible=False)
-        said = gr.HTML(visible=False)
+        error_box = gr.HTML(visible=False)
         with gr.Accordion("Correct the reading", open=False) as fold:
             with gr.Column(elem_classes="grid"):
                 parts = tuple(_draw_part(part) for part in PARTS)
@@ -107,7 +116,7 @@ def draw() -> ReadingForm:
             with gr.Row():
                 use = gr.Button("Use this reading", size="md", scale=0, min_width=220)
                 undo = gr.Button("Back to what was recognised", size="md", scale=0, min_width=280, visible=False)
-    buttons = (tried, said, use, undo, gr.State(None))
+    buttons = (tried, error_box, use, undo, gr.State(None))
     return ReadingForm(box, question, choice, fold, parts, speakers, roles, template, *buttons)
 
 
@@ -128,10 +137,12 @@ def fill(form: ReadingForm, result: Result, *, corrected: bool, unread: bool = F
     columns = [("none", NONE), *((name, name) for name in columns_of(result))]
     reading, speakers = result["mapping"], result["speakers"]
     several = result["ambiguous"] and len(result["readings"]) > 1
-    asked = html.notice(result["question"] or "The rows can be read in several ways. Which is meant?", kind="warning")
+    question = html.notice(
+        result["question"] or "The rows can be read in several ways. Which is meant?", kind="warning"
+    )
     return {
         form.box: gr.Column(visible=True),
-        form.question: gr.HTML(asked if several and not corrected else "", visible=several and not corrected),
+        form.question: gr.HTML(question if several and not corrected else "", visible=several and not corrected),
         form.choice: gr.Radio(choices=choices(result), value=chosen(result), visible=several),
         form.fold: gr.Accordion(open=True) if unread else gr.skip(),
         **{
@@ -149,7 +160,7 @@ def fill(form: ReadingForm, result: Result, *, corrected: bool, unread: bool = F
         },
         form.template: reading.get("user_template", ""),
         form.tried: gr.HTML("", visible=False),
-        form.said: gr.HTML("", visible=False),
+        form.error_box: gr.HTML("", visible=False),
         form.undo: gr.Button(visible=corrected),
         form.rows: {key: result[key] for key in ("mapping", "readings", "speakers", "table", "ambiguous", "question")},
     }
@@ -163,7 +174,7 @@ def columns_of(result: Result) -> list[str]:
 
 def choices(result: Result) -> list[tuple[str, int]]:
     """Every reading in words. A radio shows words as they are, so what hides is made visible."""
-    return [(_quoted(html.visible(one["words"])), index) for index, one in enumerate(result["readings"])]
+    return [(_quoted(html.visible(candidate["words"])), index) for index, candidate in enumerate(result["readings"])]
 
 
 def _quoted(words: str) -> str:
@@ -173,7 +184,7 @@ def _quoted(words: str) -> str:
 
 def chosen(result: Result) -> int | None:
     """Which of the readings is in use."""
-    same = (index for index, one in enumerate(result["readings"]) if one["mapping"] == result["mapping"])
+    same = (index for index, candidate in enumerate(result["readings"]) if candidate["mapping"] == result["mapping"])
     return next(same, None)
 
 
@@ -182,26 +193,26 @@ def mapping_from(fields: Sequence[Any], before: Reading) -> Reading:
 
     Raises StudioError where a name is to mean two roles.
     """
-    columns, named, template = fields[: len(PARTS)], fields[len(PARTS) : -1], fields[-1]
-    said = {part: name for part, name in zip(PARTS, columns, strict=True) if name}
+    columns, role_names, template = fields[: len(PARTS)], fields[len(PARTS) : -1], fields[-1]
+    mapping = {part: name for part, name in zip(PARTS, columns, strict=True) if name}
     if template and template.strip():
-        said["user_template"] = template.strip()
-        if said.get("user") == before.get("user"):
-            said.pop("user", None)  # left from the reading that the template replaces
-    kept = {part: value for part, value in before.items() if part not in (*PARTS, "roles", "user_template")}
-    roles = roles_from(named) if said.get("messages") else {}
-    return {**kept, **said, **({"roles": roles} if roles else {})}
+        mapping["user_template"] = template.strip()
+        if mapping.get("user") == before.get("user"):
+            mapping.pop("user", None)  # left from the reading that the template replaces
+    unchanged = {part: value for part, value in before.items() if part not in (*PARTS, "roles", "user_template")}
+    roles = roles_from(role_names) if mapping.get("messages") else {}
+    return {**unchanged, **mapping, **({"roles": roles} if roles else {})}
 
 
-def roles_from(named: Sequence[Sequence[str] | None]) -> dict[str, str]:
+def roles_from(names_by_role: Sequence[Sequence[str] | None]) -> dict[str, str]:
     """What role names mean beyond what they mean by themselves."""
-    meant: dict[str, str] = {}
-    for role, names in zip(SPEAKERS, named, strict=True):
+    roles: dict[str, str] = {}
+    for role, names in zip(SPEAKERS, names_by_role, strict=True):
         for name in names or ():
-            if name in meant:
-                raise StudioError(f"“{name}” can't be both {meant[name]} and {role}.", "Take it out of one of the two.")
-            meant[name] = role
-    return {name: role for name, role in meant.items() if role_of(name) != role}
+            if name in roles:
+                raise StudioError(f"“{name}” can't be both {roles[name]} and {role}.", "Take it out of one of the two.")
+            roles[name] = role
+    return {name: role for name, role in roles.items() if role_of(name) != role}
 
 
 def trial(tried: TriedReading) -> str:

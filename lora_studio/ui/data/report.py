@@ -102,8 +102,8 @@ def rows_table(result: Result) -> str:
     rows = result["table"]["rows"]
     counts = [result.get(name, 0) for name in ("usable_rows", "bad_rows", "marked_bad_rows")]
     whole = len(rows) >= sum(counts) > 0
-    shown = "All rows" if whole else f"The first {html.count(len(rows), 'row')} of the file"
-    return html.table(result["table"]["columns"], rows, shown)
+    caption = "All rows" if whole else f"The first {html.count(len(rows), 'row')} of the file"
+    return html.table(result["table"]["columns"], rows, caption)
 
 
 def nearest_cut(curve: Sequence[Mapping[str, Any]], length: float) -> Mapping[str, Any]:
@@ -152,7 +152,7 @@ def cut_words(result: Result, length: float) -> str:
 def tokens(preview: Result) -> str:
     """Every token of a row in its place; trained ones marked, special ones framed, those cut off struck through."""
     sides = [("better", preview), ("worse", preview["rejected"])] if "rejected" in preview else [("", preview)]
-    drawn = [
+    sections = [
         (
             f"{name.capitalize()} answer" if name else "",
             f"Tokens of the {name} answer" if name else "Tokens",
@@ -161,7 +161,7 @@ def tokens(preview: Result) -> str:
         )
         for name, side in sides
     ]
-    return html.render("data.tokens", drawn)
+    return html.render("data.tokens", sections)
 
 
 def token_line(preview: Result) -> str:
@@ -205,16 +205,16 @@ def _token(token: Mapping[str, Any]) -> str:
     marks = (("ls-t", token["trained"] and token["kept"]), ("ls-s", token["special"]), ("ls-x", not token["kept"]))
     classes = " ".join(["ls-tok", *(name for name, is_so in marks if is_so)])
     raw, number = token["text"], token["id"]
-    shown = html.escape(raw).replace("\n", "<i>↵</i>\n").replace("\t", "<i>→</i>\t")
+    text = html.escape(raw).replace("\n", "<i>↵</i>\n").replace("\t", "<i>→</i>\t")
     if not raw:
-        shown = "<i>∅</i>"
+        text = "<i>∅</i>"
     elif raw.isspace() and "\n" not in raw:
-        shown = f"<i>{'·' * len(raw)}</i>"
+        text = f"<i>{'·' * len(raw)}</i>"
     state = "trained" if token["trained"] else "only read"
     if not token["kept"]:
         state = "cut off" + (", would have been trained" if token["trained"] else "")
     state += "" if raw else ", part of a character beside it"
-    return f'<span class="{classes}" data-id="{number}" title="id {number}, {state}">{shown}</span>'
+    return f'<span class="{classes}" data-id="{number}" title="id {number}, {state}">{text}</span>'
 
 
 FATES = {"train": "trained on", "validation": "kept back to measure on", "unused": "not used at these settings"}
@@ -257,12 +257,12 @@ GROUPS = 5  # examples of a finding that are named
 
 def step(progress: Progress) -> str:
     """How far the reader is; while a file is read its number of rows is a guess."""
-    phase, left = progress.phase, progress.seconds_left
+    phase, seconds_left = progress.phase, progress.seconds_left
     remarks = []
     if progress.rows_per_second and progress.done:
         remarks.append(f"{progress.rows_per_second:,.0f} rows a second")
-    if left:
-        seconds = round(left)
+    if seconds_left:
+        seconds = round(seconds_left)
         remarks.append(f"about {html.duration(seconds) if seconds > 9 else f'{max(1, seconds)} s'} left")
     label = PHASES.get(phase, phase.capitalize() or "Working")
     done = 0 if phase == "sample" else progress.done
@@ -283,12 +283,12 @@ def first_look(result: Result) -> str:
 
 def hygiene(result: Result) -> str:
     """Duplicates, leaks, contradictions and lopsided answers: a line each where there are any."""
-    found = result["hygiene"]
-    if found is None:
+    quality = result["hygiene"]
+    if quality is None:
         return html.notice("Duplicates and contradictions are looked for once the whole file is read.")
-    lines = [line for line in (*_repeats(found), *_leaks(found), *_unlike(found), *_specials(found)) if line]
+    lines = [line for line in (*_repeats(quality), *_leaks(quality), *_unlike(quality), *_specials(quality)) if line]
     body = html.render("data.findings", lines) if lines else html.notice(CLEAN, kind="good")
-    return body + _labels(found["labels"]) + _looked_at(found)
+    return body + _labels(quality["labels"]) + _looked_at(quality)
 
 
 CLEAN = "No duplicates, no row in both parts, no contradictory answers, no special tokens in the texts."
@@ -309,11 +309,11 @@ def _groups(examples: Sequence[Sequence[int]]) -> list[str]:
 
 
 def _pairs(examples: Sequence[Sequence[int]]) -> list[str]:
-    return [f"row {train:,} and validation row {held:,}" for train, held in examples]
+    return [f"row {train:,} and validation row {validation:,}" for train, validation in examples]
 
 
-def _repeats(found: Result) -> list[Finding]:
-    exact, near = found["exact_duplicates"], found["near_duplicates"]
+def _repeats(quality: Result) -> list[Finding]:
+    exact, near = quality["exact_duplicates"], quality["near_duplicates"]
     lines = []
     if exact["rows"]:
         verb = "repeats" if exact["rows"] == 1 else "repeat"
@@ -327,8 +327,8 @@ def _repeats(found: Result) -> list[Finding]:
     return lines
 
 
-def _leaks(found: Result) -> list[Finding]:
-    shared = found["shared_with_validation"]
+def _leaks(quality: Result) -> list[Finding]:
+    shared = quality["shared_with_validation"]
     lines = []
     if shared["rows"]:
         verb = "is" if shared["rows"] == 1 else "are"
@@ -345,8 +345,8 @@ def _leaks(found: Result) -> list[Finding]:
     return lines
 
 
-def _unlike(found: Result) -> list[Finding]:
-    unlike = found["contradictions"]
+def _unlike(quality: Result) -> list[Finding]:
+    unlike = quality["contradictions"]
     if not unlike["prompts"]:
         return []
     verb = "has" if unlike["prompts"] == 1 else "have"
@@ -356,8 +356,8 @@ def _unlike(found: Result) -> list[Finding]:
     return [_finding("Contradictory answers", words, _groups(unlike["examples"]))]
 
 
-def _specials(found: Result) -> list[Finding]:
-    hidden = found["special_tokens"]
+def _specials(quality: Result) -> list[Finding]:
+    hidden = quality["special_tokens"]
     if not hidden["rows"]:
         return []
     verb = "holds" if hidden["rows"] == 1 else "hold"
@@ -385,19 +385,19 @@ def _labels(labels: Result | None) -> str:
     return html.render("data.labels", words, table)
 
 
-def _looked_at(found: Result) -> str:
-    if found["looked_at"] >= found["of_rows"]:
+def _looked_at(quality: Result) -> str:
+    if quality["looked_at"] >= quality["of_rows"]:
         return ""
-    words = f"Looked at {found['looked_at']:,} of {found['of_rows']:,} rows, taken evenly from the whole."
+    words = f"Looked at {quality['looked_at']:,} of {quality['of_rows']:,} rows, taken evenly from the whole."
     return html.hint(words)
 
 
 def suggestion(result: Result) -> str:
     """The longest row that suits the data, and why."""
-    wanted = result["suggested"]
-    words = f"Suggested longest row: {html.count(wanted['max_length'], 'token')}"
-    words += ", the one in use." if wanted["max_length"] == result["max_length"] else "."
-    return html.notice(words, wanted["reason"])
+    suggested = result["suggested"]
+    words = f"Suggested longest row: {html.count(suggested['max_length'], 'token')}"
+    words += ", the one in use." if suggested["max_length"] == result["max_length"] else "."
+    return html.notice(words, suggested["reason"])
 
 
 def percentiles(result: Result) -> str:
@@ -446,9 +446,9 @@ def _share(share: float) -> str:
 
 def uploads(workspace: Workspace) -> str:
     """The files that were uploaded, each with its size and a way to delete it."""
-    if not (found := workspace.uploads()):
+    if not (paths := workspace.uploads()):
         return html.hint("Nothing that you uploaded is kept.")
-    return html.render("data.uploads", [(path, _size_of(path)) for path in found])
+    return html.render("data.uploads", [(path, _size_of(path)) for path in paths])
 
 
 def _size_of(path: Path) -> str:
@@ -507,8 +507,8 @@ def draw() -> Pager:
         with gr.Column(scale=3, min_width=300, elem_classes="ls-marked"):
             gr.HTML(LEGEND)
             tokens = gr.HTML(js_on_load=theme.on_load("tokens"))
-    shown = (position, previous, row, following, windows, earlier, later, conversation, tokens)
-    return Pager(*shown, gr.State(0), gr.State(0))
+    components = (position, previous, row, following, windows, earlier, later, conversation, tokens)
+    return Pager(*components, gr.State(0), gr.State(0))
 
 
 class Pages:

@@ -183,7 +183,7 @@ def draw_view(studio: Studio, controls: Controls) -> View:
         uploads=uploads,
         cache=cache,
         clear=clear,
-        found=gr.State(None),
+        result=gr.State(None),
     )
 
 
@@ -198,56 +198,56 @@ def _draw_lengths() -> dict[str, Any]:
     suggestion = gr.HTML()
     take = gr.Button("Take the suggestion", size="sm", scale=0, min_width=220)
     forecast = gr.HTML()
-    drawn = {"histogram": histogram, "cut": cut, "sentence": sentence, "use": use, "percentiles": percentiles}
-    return {**drawn, "suggestion": suggestion, "take": take, "forecast": forecast}
+    components = {"histogram": histogram, "cut": cut, "sentence": sentence, "use": use, "percentiles": percentiles}
+    return {**components, "suggestion": suggestion, "take": take, "forecast": forecast}
 
 
 def _wire(act: Inspection, shared: Shared) -> None:
     c, v = act.controls, act.view
-    chosen, shown = c.chosen(), [*c.all(), *v.all()]
+    settings, outputs = c.chosen(), [*c.all(), *v.all()]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     inspect: dict[str, Any] = {"concurrency_id": "inspect", "concurrency_limit": 1, **quiet}
-    gr.on(fn=act.repaint, outputs=shown, **quiet)
-    gone = [v.status, v.body, v.summary, v.found, v.reading.box, v.rows]
-    kept = c.upload.upload(act.keep_upload, c.upload, [c.source, c.validation, c.upload, v.uploads, *gone], **quiet)
-    kept.then(None, js=theme.call("showAnalysis"), api_visibility="private")
-    kept.then(act.look_anew, chosen, shown, **inspect)
+    gr.on(fn=act.repaint, outputs=outputs, **quiet)
+    gone = [v.status, v.body, v.summary, v.result, v.reading.box, v.rows]
+    uploaded = c.upload.upload(act.keep_upload, c.upload, [c.source, c.validation, c.upload, v.uploads, *gone], **quiet)
+    uploaded.then(None, js=theme.call("showAnalysis"), api_visibility="private")
+    uploaded.then(act.look_anew, settings, outputs, **inspect)
     second = c.upload_validation.upload(
         act.keep_validation, c.upload_validation, [c.source, c.validation, v.status], **quiet
     )
-    second.then(act.look, chosen, shown, **inspect)
+    second.then(act.look, settings, outputs, **inspect)
     # Leaving a dropdown also fires `input`: nothing is done for a choice that was analyzed already.
-    c.source.input(act.choose_other, c.source, gone, **quiet).then(act.analyze_other, chosen, shown, **inspect)
+    c.source.input(act.choose_other, c.source, gone, **quiet).then(act.analyze_other, settings, outputs, **inspect)
     c.source.select(None, js=theme.call("showAnalysis"), api_visibility="private")
-    c.validation.input(act.measure_other, chosen, shown, **inspect)
-    gr.on([c.look.click, c.percentiles.submit], act.look, chosen, shown, **inspect)
+    c.validation.input(act.measure_other, settings, outputs, **inspect)
+    gr.on([c.look.click, c.percentiles.submit], act.look, settings, outputs, **inspect)
     c.stop.click(act.stop, queue=False, **quiet)
     cut = [v.histogram, v.sentence, v.use]
-    v.cut.input(act.move_cut, [v.found, v.cut], cut, trigger_mode="always_last", **quiet)
-    v.cut.release(act.settle_cut, [v.found, v.cut], v.cut, **quiet)
-    v.use.click(act.use_cut, [v.found, v.cut], [c.max_length], **quiet).then(act.look, chosen, shown, **inspect)
-    taken = v.take.click(act.take_suggestion, v.found, c.max_length, **quiet)
-    taken.then(act.look, chosen, shown, **inspect)
-    c.bad_rows.input(act.choose_bad_rows, [v.found, *chosen], [v.summary, v.bad_line, v.train], **quiet)
+    v.cut.input(act.move_cut, [v.result, v.cut], cut, trigger_mode="always_last", **quiet)
+    v.cut.release(act.settle_cut, [v.result, v.cut], v.cut, **quiet)
+    v.use.click(act.use_cut, [v.result, v.cut], [c.max_length], **quiet).then(act.look, settings, outputs, **inspect)
+    accepted = v.take.click(act.take_suggestion, v.result, c.max_length, **quiet)
+    accepted.then(act.look, settings, outputs, **inspect)
+    c.bad_rows.input(act.choose_bad_rows, [v.result, *settings], [v.summary, v.bad_line, v.train], **quiet)
     v.save_bad.click(act.save_bad_rows, None, v.saved_bad, **quiet)
-    v.train.click(act.hand_over, chosen, [shared.data, shared.tabs, shared.start], **quiet)
+    v.train.click(act.hand_over, settings, [shared.data, shared.tabs, shared.start], **quiet)
     v.clear.click(act.clear_cache, None, [v.uploads, v.cache, v.clear], **quiet)
-    v.uploads.click(act.delete_upload, None, shown, **quiet)
+    v.uploads.click(act.delete_upload, None, outputs, **quiet)
     _wire_pager(act, quiet)
-    _wire_reading(act, shown, inspect)
+    _wire_reading(act, outputs, inspect)
 
 
 def _wire_pager(act: Inspection, quiet: dict[str, Any]) -> None:
-    p, found = act.view.pager, act.view.found
-    p.previous.click(act.pages.back, [found, p.index], p.all(), **quiet)
-    p.next.click(act.pages.forward, [found, p.index], p.all(), **quiet)
-    p.row.submit(act.pages.go, [found, p.row], p.all(), **quiet)
-    p.earlier.click(act.pages.earlier, [found, p.index, p.window], p.all(), **quiet)
-    p.later.click(act.pages.later, [found, p.index, p.window], p.all(), **quiet)
+    p, result = act.view.pager, act.view.result
+    p.previous.click(act.pages.back, [result, p.index], p.all(), **quiet)
+    p.next.click(act.pages.forward, [result, p.index], p.all(), **quiet)
+    p.row.submit(act.pages.go, [result, p.row], p.all(), **quiet)
+    p.earlier.click(act.pages.earlier, [result, p.index, p.window], p.all(), **quiet)
+    p.later.click(act.pages.later, [result, p.index, p.window], p.all(), **quiet)
 
 
-def _wire_reading(act: Inspection, shown: list[Any], inspect: dict[str, Any]) -> None:
-    chosen, form = act.controls.chosen(), act.view.reading
+def _wire_reading(act: Inspection, outputs: list[Any], inspect: dict[str, Any]) -> None:
+    settings, form = act.controls.chosen(), act.view.reading
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     source, encoding = act.controls.source, act.controls.encoding
     gr.on(
@@ -258,6 +258,6 @@ def _wire_reading(act: Inspection, shown: list[Any], inspect: dict[str, Any]) ->
         trigger_mode="always_last",
         **quiet,
     )
-    form.choice.input(act.take_reading, [form.rows, form.choice, *chosen], shown, **inspect)
-    form.use.click(act.use_reading, [form.rows, *form.fields(), *chosen], shown, **inspect)
-    form.undo.click(act.look_anew, chosen, shown, **inspect)
+    form.choice.input(act.take_reading, [form.rows, form.choice, *settings], outputs, **inspect)
+    form.use.click(act.use_reading, [form.rows, *form.fields(), *settings], outputs, **inspect)
+    form.undo.click(act.look_anew, settings, outputs, **inspect)

@@ -45,10 +45,10 @@ def listing(states: Sequence[RunState], looked_at: str, now: float, headlines: M
         )
 
     def about(state: RunState) -> tuple[str, str]:
-        said = job_views.STATES[state.state]
+        status = job_views.STATES[state.state]
         if state.state == "running" and state.phase_total and state.phase == "answer":
-            said += f", {100 * state.phase_done / state.phase_total:.0f} %"
-        return said, headlines.get(state.id, "")
+            status += f", {100 * state.phase_done / state.phase_total:.0f} %"
+        return status, headlines.get(state.id, "")
 
     return job_views.listing(states, looked_at, now, "evaluation", about)
 
@@ -124,32 +124,34 @@ def results(summary: Mapping[str, Any]) -> str:
 def metrics_table(summary: Mapping[str, Any]) -> str:
     """Base, adapters and the difference with its verdict, a row a metric."""
     columns = summary["columns"]
-    base, *others = (str(column["title"]) for column in columns)
-    against = [f"{title} against {base}" for title in others] if len(others) > 1 else ["Difference"] * len(others)
-    apart = [("difference" + ("" if number == 1 else str(number)), name) for number, name in enumerate(against, 1)]
+    base, *adapters = (str(column["title"]) for column in columns)
+    against = [f"{title} against {base}" for title in adapters] if len(adapters) > 1 else ["Difference"] * len(adapters)
+    differences = [
+        ("difference" + ("" if number == 1 else str(number)), name) for number, name in enumerate(against, 1)
+    ]
     verdicts = [title for name in against for title in (name, "More than chance?")]
     rows = []
     for metric in summary["metrics"].values():
         unit, apart_cells = metric["unit"], []
-        for name, title in apart:
-            found = metric[name]
-            certain = found["more_than_chance"] and found["words"] != "the same"
-            kind = "" if not certain else "good" if found["words"].startswith("better") else "bad"
-            verdict = found["words"][:1].upper() + found["words"][1:]
-            apart_cells.append((_measured(found, unit, title, signed=True), kind, found["test"], verdict))
+        for name, title in differences:
+            difference = metric[name]
+            certain = difference["more_than_chance"] and difference["words"] != "the same"
+            kind = "" if not certain else "good" if difference["words"].startswith("better") else "bad"
+            verdict = difference["words"][:1].upper() + difference["words"][1:]
+            apart_cells.append((_measured(difference, unit, title, signed=True), kind, difference["test"], verdict))
         measured = [_measured(metric[column["name"]], unit, column["title"]) for column in columns]
         rows.append((metric, measured, apart_cells))
-    return render("evaluate.metrics", ("Metric", base, *others, *verdicts), rows)
+    return render("evaluate.metrics", ("Metric", base, *adapters, *verdicts), rows)
 
 
-def _measured(found: Mapping[str, Any], unit: str, label: str, *, signed: bool = False) -> tuple[str, str, str]:
+def _measured(measurement: Mapping[str, Any], unit: str, label: str, *, signed: bool = False) -> tuple[str, str, str]:
     """A cell; on a phone, where a metric stands over its cells, each says by its label what it is."""
 
     def short(number: float) -> str:
         return value(number, unit, signed=signed).removesuffix(" %").removesuffix(" points")
 
-    interval = "" if found["low"] is None else f"[{short(found['low'])}, {short(found['high'])}]"
-    return label, value(found["value"], unit, signed=signed), interval
+    interval = "" if measurement["low"] is None else f"[{short(measurement['low'])}, {short(measurement['high'])}]"
+    return label, value(measurement["value"], unit, signed=signed), interval
 
 
 def confusions(summary: Mapping[str, Any]) -> str:
@@ -158,7 +160,7 @@ def confusions(summary: Mapping[str, Any]) -> str:
         return ""
     titles = {column["name"]: column["title"] for column in summary["columns"]}
     return render(
-        "evaluate.confusions", [_confusion(titles[name], each) for name, each in summary["confusion"].items()]
+        "evaluate.confusions", [_confusion(titles[name], matrix) for name, matrix in summary["confusion"].items()]
     )
 
 
@@ -169,8 +171,8 @@ def _confusion(title: str, matrix: Mapping[str, Any]) -> tuple[str, list[str], l
         (
             shorten(label, 24),
             [
-                (given == label, f"{100 * number / most:.0f}", f"{number:,}")
-                for given, number in zip(matrix["given"], line, strict=True)
+                (answered == label, f"{100 * number / most:.0f}", f"{number:,}")
+                for answered, number in zip(matrix["given"], line, strict=True)
             ],
         )
         for label, line in zip(matrix["expected"], matrix["counts"], strict=True)
@@ -240,7 +242,7 @@ def chosen_rows(rows: Sequence[Row], columns: Sequence[str], choice: Choice) -> 
     first, other = pair(columns, choice)
     fits = FILTERS[choice.filter][2]
     words = choice.query.casefold().split()
-    kept = [
+    matches = [
         row
         for row in rows
         if fits(row[first]["right"], row[other]["right"]) and all(word in _text(row, columns) for word in words)
@@ -252,7 +254,7 @@ def chosen_rows(rows: Sequence[Row], columns: Sequence[str], choice: Choice) -> 
         "gained": lambda row: (row[first]["score"] - row[other]["score"], row["row"]),
         "lost": lambda row: (row[other]["score"] - row[first]["score"], row["row"]),
     }
-    return sorted(kept, key=keys[choice.order])
+    return sorted(matches, key=keys[choice.order])
 
 
 def pair(columns: Sequence[str], choice: Choice) -> tuple[str, str]:
@@ -262,8 +264,10 @@ def pair(columns: Sequence[str], choice: Choice) -> tuple[str, str]:
 
 
 def _text(row: Row, columns: Sequence[str]) -> str:
-    said = [row[column]["answer"] for column in columns]
-    return " ".join([*(str(message.get("content")) for message in row["prompt"]), row["reference"], *said]).casefold()
+    answers = [row[column]["answer"] for column in columns]
+    return " ".join(
+        [*(str(message.get("content")) for message in row["prompt"]), row["reference"], *answers]
+    ).casefold()
 
 
 def table(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> str:
@@ -271,14 +275,14 @@ def table(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> str
     if not rows:
         return empty("No row is answered yet", "Rows appear here batch by batch.")
     columns = list(titles)
-    found = chosen_rows(rows, columns, choice)
-    page = min(choice.page, max(0, (len(found) - 1) // ROWS))
-    shown = found[page * ROWS : (page + 1) * ROWS]
+    matches = chosen_rows(rows, columns, choice)
+    page = min(choice.page, max(0, (len(matches) - 1) // ROWS))
+    page_rows = matches[page * ROWS : (page + 1) * ROWS]
     about = ("Asked", "Expected") if rows[0]["prompt"] else ("Read",)
-    if not shown:
+    if not page_rows:
         return controls(rows, titles, choice) + empty("No such row", "Choose another filter, or empty the search.")
-    drawn = render("evaluate.table", ("Row", *about, *titles.values()), [_row(row, titles) for row in shown])
-    return controls(rows, titles, choice) + drawn + pager(len(found), len(rows), page, ROWS, "row")
+    markup = render("evaluate.table", ("Row", *about, *titles.values()), [_row(row, titles) for row in page_rows])
+    return controls(rows, titles, choice) + markup + pager(len(matches), len(rows), page, ROWS, "row")
 
 
 def controls(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> str:
@@ -287,26 +291,26 @@ def controls(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> 
     first, other = pair(columns, choice)
     names = {"first": titles[first], "other": titles[other]}
     chips = []
-    for name, (beside, alone, fits) in FILTERS.items():
+    for name, (paired, alone, fits) in FILTERS.items():
         if (len(columns) < 2 and name in ("lost", "gained")) or (name != "all" and not rows[0]["prompt"]):
             continue
-        left = sum(fits(row[first]["right"], row[other]["right"]) for row in rows)
-        words = beside.format(**names) if len(columns) > 1 else alone
-        chips.append((name, f"{words} ({left:,})", choice.filter == name))
+        matches = sum(fits(row[first]["right"], row[other]["right"]) for row in rows)
+        words = paired.format(**names) if len(columns) > 1 else alone
+        chips.append((name, f"{words} ({matches:,})", choice.filter == name))
     orders = [
         (name, words, name == choice.order)
         for name, words in ORDERS.items()
         if len(columns) > 1 or name not in ("gained", "lost")
     ]
-    others = [(name, titles[name], name == other) for name in columns[1:]] if len(columns) > 2 else ()
-    return render("evaluate.controls", chips, titles[first], others, orders, choice.query)
+    second_columns = [(name, titles[name], name == other) for name in columns[1:]] if len(columns) > 2 else ()
+    return render("evaluate.controls", chips, titles[first], second_columns, orders, choice.query)
 
 
 def _row(row: Row, titles: Mapping[str, str]) -> str:
     if not row["prompt"]:
         return _read(row, titles)
-    asked = next((message for message in reversed(row["prompt"]) if message["role"] == "user"), row["prompt"][-1])
-    line = shorten(str(asked.get("content") or ""), 160)
+    question = next((message for message in reversed(row["prompt"]) if message["role"] == "user"), row["prompt"][-1])
+    line = shorten(str(question.get("content") or ""), 160)
     answers = [_answer(row[column], title) for column, title in titles.items()]
     return render("evaluate.asked", row["row"], line, bubbles(row["prompt"]), row["reference"], answers)
 
@@ -317,17 +321,17 @@ def _read(row: Row, titles: Mapping[str, str]) -> str:
     return render("evaluate.read", row["row"], shorten(row["reference"], 160), row["reference"], surprises)
 
 
-def _surprise(said: Mapping[str, Any]) -> str:
-    if not said["expected_tokens"]:
+def _surprise(answer: Mapping[str, Any]) -> str:
+    if not answer["expected_tokens"]:
         return "not measured"
-    return f"perplexity {figure(math.exp(min(said['loss'] / said['expected_tokens'], 700.0)))}"
+    return f"perplexity {figure(math.exp(min(answer['loss'] / answer['expected_tokens'], 700.0)))}"
 
 
-def _answer(said: Mapping[str, Any], title: str) -> tuple[str, bool, str, str]:
+def _answer(answer: Mapping[str, Any], title: str) -> tuple[str, bool, str, str]:
     """The column's title, whether its answer is right, the answer, and a note."""
-    notes = [] if said["right"] or not 0 < said["score"] < 1 else [f"score {said['score']:.2f}"]
-    notes += ["cut at the longest answer"] if said["finish"] == "length" else []
-    return title, said["right"], said["answer"], ", ".join(notes)
+    notes = [] if answer["right"] or not 0 < answer["score"] < 1 else [f"score {answer['score']:.2f}"]
+    notes += ["cut at the longest answer"] if answer["finish"] == "length" else []
+    return title, answer["right"], answer["answer"], ", ".join(notes)
 
 
 LOOKED_AT, FORM = "evaluation-looked-at", "evaluate"
@@ -359,11 +363,11 @@ class Board:
     def summary(self, folder: EvaluationFolder) -> dict[str, Any]:
         """What the answers amount to; empty before they were measured."""
         stamp = stat_of(folder.complete)
-        kept = self._summaries.get(folder.id)
-        if kept is None or kept[0] != stamp:
-            found = folder.read_result()
-            kept = self._summaries[folder.id] = (stamp, found)
-        return kept[1]
+        cached = self._summaries.get(folder.id)
+        if cached is None or cached[0] != stamp:
+            summary = folder.read_result()
+            cached = self._summaries[folder.id] = (stamp, summary)
+        return cached[1]
 
     def rows(self, folder: EvaluationFolder) -> list[dict[str, Any]]:
         """The answered rows of the one evaluation that is looked at."""
@@ -376,10 +380,10 @@ class Board:
         """The markup of every part."""
         states = self.jobs.jobs(EVALUATE)
         folders = {state.id: EvaluationFolder(self.workspace.evaluations_folder / state.id) for state in states}
-        shown = states[: job_views.LISTED]
-        headlines = {state.id: headline(found) for state in shown if (found := self.summary(folders[state.id]))}
+        visible = states[: job_views.LISTED]
+        headlines = {state.id: headline(summary) for state in visible if (summary := self.summary(folders[state.id]))}
         listed = listing(states, view.evaluation, now, headlines)
-        state = next((one for one in states if one.id == view.evaluation), None)
+        state = next((candidate for candidate in states if candidate.id == view.evaluation), None)
         if state is None:
             return {"list": listed, "head": "", "results": "", "rows": ""}
         return {"list": listed, **self._looked_at(state, folders[state.id], view)}
@@ -413,19 +417,19 @@ def data_choices(workspace: Workspace) -> list[tuple[str, str]]:
     return shipped + [(path.name, str(path)) for path in workspace.uploads()]
 
 
-def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], asked: str = "") -> dict[str, Any]:
+def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], adapter: str = "") -> dict[str, Any]:
     """What was asked for last, as far as it is still there; the adapter `asked` for now is chosen alone."""
     draft = workspace.read_draft(FORM)
-    kept: Mapping[str, Any] = draft if isinstance(draft, dict) else {}
-    there = [value for _, value in adapters]
-    wanted = [asked] if asked in there else kept.get("adapters", [])
-    chosen = [value for value in wanted if value in there]
-    data = str(kept.get("data") or "pirate")
-    known = [value for _, value in data_choices(workspace)]
+    saved: Mapping[str, Any] = draft if isinstance(draft, dict) else {}
+    available = [value for _, value in adapters]
+    requested = [adapter] if adapter in available else saved.get("adapters", [])
+    selected = [value for value in requested if value in available]
+    data = str(saved.get("data") or "pirate")
+    names = [value for _, value in data_choices(workspace)]
     return {
-        **kept,
-        "adapters": chosen or there[:1],
-        "data": data if data in known or _there(workspace, data) else "pirate",
+        **saved,
+        "adapters": selected or available[:1],
+        "data": data if data in names or _there(workspace, data) else "pirate",
     }
 
 

@@ -37,43 +37,43 @@ ABOUT = (
 
 def build_harness(studio: Studio, adapters: gr.Dropdown) -> None:
     """A fold with the command; buttons to run it where the package is installed."""
-    there = benchmarks.installed()
+    installed = benchmarks.installed()
     with gr.Accordion("Public benchmarks (lm-evaluation-harness)", open=False, elem_id="harness"):
         gr.HTML(html.hint(ABOUT))
         tasks = gr.Textbox(benchmarks.TASKS, label="Tasks", info="Names of lm_eval's tasks, with commas between them.")
-        shown = gr.HTML()
-        if there:
+        command = gr.HTML()
+        if installed:
             with gr.Row(elem_classes="actions"):
                 start = gr.Button("Run the benchmarks", scale=0, min_width=180)
                 stop = gr.Button("Stop them", scale=0, min_width=120)
             log = gr.HTML()
-    asked = [adapters, tasks]
+    inputs = [adapters, tasks]
 
-    def show(names: list[str] | None, wanted: str) -> str:
+    def show(names: list[str] | None, task_names: str) -> str:
         try:
-            return _shown(benchmarks.in_a_shell(words_for(studio, names, wanted)))
+            return _shown(benchmarks.in_a_shell(words_for(studio, names, task_names)))
         except StudioError as error:
             return html.problem(error)
 
-    def run(names: list[str] | None, wanted: str) -> str:
+    def run(names: list[str] | None, task_names: str) -> str:
         try:
-            start_benchmark(studio, names, wanted)
+            start_benchmark(studio, names, task_names)
         except StudioError as error:
             return html.problem(error)
         return _shown(progress(studio))
 
     # As it comes: of an adapter that was deleted on another page Gradio would say that it is none of its choices.
-    gr.on([adapters.change, tasks.change], show, asked, shown, preprocess=False, **QUIET)
-    if there:
-        start.click(run, asked, log, **QUIET)
+    gr.on([adapters.change, tasks.change], show, inputs, command, preprocess=False, **QUIET)
+    if installed:
+        start.click(run, inputs, log, **QUIET)
         stop.click(lambda: stop_one(studio), None, None, **QUIET)
-        seen = gr.State("")
+        displayed = gr.State("")
 
         def tick(before: str) -> tuple[object, object]:
             now = progress(studio)
             return (gr.skip(), gr.skip()) if now == before else (_shown(now), now)
 
-        gr.Timer(3).tick(tick, seen, [log, seen], **QUIET)
+        gr.Timer(3).tick(tick, displayed, [log, displayed], **QUIET)
 
 
 def words_for(studio: Studio, names: list[str] | None, tasks: str, results: str = "") -> list[str]:
@@ -147,7 +147,7 @@ def build(studio: Studio, shared: Shared) -> None:
     watching = Board(studio.workspace, studio.supervisor)
     form, start = _draw_form()
     build_harness(studio, form[0])
-    said = gr.HTML(elem_id="evaluation-said")
+    message = gr.HTML(elem_id="evaluation-said")
     parts = {name: gr.HTML(js_on_load=CLICKS, elem_id=f"evaluation-{name}") for name in PARTS}
     downloaded = job_views.place(studio.workspace)
     view, warned = gr.State(View()), gr.State("")
@@ -162,14 +162,14 @@ def build(studio: Studio, shared: Shared) -> None:
     def act(event: gr.EventData, now: View) -> tuple[Any, Any, Any]:
         return after_click(studio, watching, now, str(event.act), str(event.value))
 
-    def opening(asked: Wish) -> list[Any]:
-        view = _look_at(studio, asked.job) if asked.job else View(watching.opening())
-        return [*fill(studio, asked.adapter), view]
+    def opening(request: Wish) -> list[Any]:
+        view = _look_at(studio, request.job) if request.job else View(watching.opening())
+        return [*fill(studio, request.adapter), view]
 
-    start.click(begin, [view, warned, *form], [view, warned, said], **QUIET)
-    clicks: dict[str, Any] = {"act": act, "told": [said, downloaded], "busy": studio.supervisor.busy}
+    start.click(begin, [view, warned, *form], [view, warned, message], **QUIET)
+    clicks: dict[str, Any] = {"act": act, "messages": [message, downloaded], "busy": studio.supervisor.busy}
     job_views.wire(parts, view, watching.look, wish=shared.wish, opening=opening, opened=[*form, view], **clicks)
-    gr.on([part.input for part in form], lambda *chosen: keep(studio, *chosen), form, None, **QUIET)
+    gr.on([part.input for part in form], lambda *values: keep(studio, *values), form, None, **QUIET)
 
 
 def _draw_form() -> tuple[list[Any], gr.Button]:
@@ -219,41 +219,41 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
             placeholder="gb18030",
             max_lines=1,
         )
-        beside = gr.Checkbox(False, label="Begin beside what works", info=job_views.BESIDE, elem_id="evaluate-beside")
-    return [adapters, data, base, *numbers, longest, labels, reading, encoding, beside], start
+        at_once = gr.Checkbox(False, label="Begin beside what works", info=job_views.BESIDE, elem_id="evaluate-beside")
+    return [adapters, data, base, *numbers, longest, labels, reading, encoding, at_once], start
 
 
-def fill(studio: Studio, asked: str = "") -> list[Any]:
+def fill(studio: Studio, adapter: str = "") -> list[Any]:
     """The form as it was sent last; the newest adapter at first, or the one that is `asked` for, which is kept."""
     adapters = adapter_choices(studio.workspace, studio.supervisor.runs())
-    kept = board.remembered(studio.workspace, adapters, asked)
-    if asked:
+    saved = board.remembered(studio.workspace, adapters, adapter)
+    if adapter:
         with contextlib.suppress(StudioError):  # a full disk: it is shown all the same
-            studio.workspace.write_draft(board.FORM, kept)
+            studio.workspace.write_draft(board.FORM, saved)
     first = [
-        gr.Dropdown(choices=adapters, value=kept["adapters"]),
-        gr.Dropdown(choices=board.data_choices(studio.workspace), value=kept["data"]),
+        gr.Dropdown(choices=adapters, value=saved["adapters"]),
+        gr.Dropdown(choices=board.data_choices(studio.workspace), value=saved["data"]),
     ]
-    return first + [kept.get(name, FIRST[name]) for name in FIELDS[2:]]  # an empty number that is not said shows as 0
+    return first + [saved.get(name, FIRST[name]) for name in FIELDS[2:]]  # an empty number that is not said shows as 0
 
 
-def keep(studio: Studio, *chosen: Any) -> None:
+def keep(studio: Studio, *values: Any) -> None:
     """Keeps what is chosen, so that a reload brings it back."""
-    studio.workspace.write_draft(board.FORM, dict(zip(FIELDS, chosen, strict=True)))
+    studio.workspace.write_draft(board.FORM, dict(zip(FIELDS, values, strict=True)))
 
 
-def start_one(studio: Studio, chosen: dict[str, Any], warned_of: str) -> tuple[str, str, str]:
+def start_one(studio: Studio, values: dict[str, Any], warned_of: str) -> tuple[str, str, str]:
     """Starts or queues what the form says; its id, what a person was warned of, and words. No id: the memory will
     hardly do.
 
     Who presses again after that warning starts it anyway. Raises `StudioError` for what can't be evaluated.
     """
-    request, beside = asked_for(studio, chosen), bool(chosen.get("beside"))
-    this = json.dumps([request.to_dict(), beside])
-    begins = beside or studio.supervisor.busy() is None
+    request, at_once = asked_for(studio, values), bool(values.get("beside"))
+    this = json.dumps([request.to_dict(), at_once])
+    begins = at_once or studio.supervisor.busy() is None
     if begins and this != warned_of and (question := _doubt(studio, request, "Evaluate")):
         return "", this, question
-    name = evaluating.start(studio.supervisor, request, at_once=beside)
+    name = evaluating.start(studio.supervisor, request, at_once=at_once)
     return name, "", _beside_words(studio, name)
 
 
@@ -275,24 +275,24 @@ def _doubt(studio: Studio, request: Request, button: str) -> str:
     )
 
 
-def asked_for(studio: Studio, chosen: dict[str, Any]) -> Request:
+def asked_for(studio: Studio, values: dict[str, Any]) -> Request:
     """What the form says. Raises `StudioError` for what can't be evaluated."""
-    if not chosen["adapters"]:
+    if not values["adapters"]:
         raise StudioError("No adapter is chosen.", "Train one on the Train tab; its first checkpoint can be evaluated.")
-    data = str(chosen["data"] or "").strip()
+    data = str(values["data"] or "").strip()
     studio.workspace.policy.check_path(data)
     if not is_there(data, studio.workspace):
         raise StudioError(f"There is no test data {data!r}.", "Choose a file from the list, or type a file's path.")
     return make_request(
         studio.workspace,
-        chosen["adapters"],
+        values["adapters"],
         data,
-        compare=bool(chosen["base"]),
-        labels=str(chosen["labels"] or ""),
-        mapping=str(chosen["mapping"] or ""),
-        encoding=str(chosen["encoding"] or "").strip() or None,
-        measuring={name: chosen[name] for name in Measuring.model_fields},
-        generation={"max_new_tokens": chosen["max_new_tokens"] or LONGEST.default},
+        compare=bool(values["base"]),
+        labels=str(values["labels"] or ""),
+        mapping=str(values["mapping"] or ""),
+        encoding=str(values["encoding"] or "").strip() or None,
+        measuring={name: values[name] for name in Measuring.model_fields},
+        generation={"max_new_tokens": values["max_new_tokens"] or LONGEST.default},
     )
 
 

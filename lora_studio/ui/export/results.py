@@ -39,10 +39,10 @@ TOLD = frozenset(("words", "tried", "same", "notes", "link", "command", "files",
 WHOLE_BYTES = 500_000_000
 
 
-def cards_markup(chosen: str, sizes: Mapping[str, int | None], rooms: Mapping[str, int | None], free: int) -> str:
+def cards_markup(selected: str, sizes: Mapping[str, int | None], rooms: Mapping[str, int | None], free: int) -> str:
     """The forms, each with what it is for, how large it will be, and what it takes on the way where that is more."""
     forms = [
-        (target, target.name == chosen, _large(sizes[target.name], rooms[target.name])) for target in TARGETS.values()
+        (target, target.name == selected, _large(sizes[target.name], rooms[target.name])) for target in TARGETS.values()
     ]
     return render("export.cards", forms, size(free))
 
@@ -55,8 +55,8 @@ def _large(octets: int | None, room: int | None) -> str:
 def form_markup(target: Target, values: Mapping[str, Any]) -> str:
     """The settings of a form and the button that starts; `values` are those that were typed before."""
     fields = [(setting, values.get(setting.path, setting.default)) for setting in described(target.settings)]
-    beside = job_views.BESIDE if target.whole_model else ""
-    return render("export.form", target, fields, values.get("trial", True), beside, bool(values.get("beside")))
+    at_once = job_views.BESIDE if target.whole_model else ""
+    return render("export.form", target, fields, values.get("trial", True), at_once, bool(values.get("beside")))
 
 
 def listing(states: Sequence[RunState], looked_at: str, now: float, results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -66,8 +66,8 @@ def listing(states: Sequence[RunState], looked_at: str, now: float, results: Map
 
     def about(state: RunState) -> tuple[str, str]:
         result = results.get(state.id) or {}
-        said = IN_PART if result.get("missing") else job_views.STATES[state.state]
-        return said, size(int(result["bytes"])) if result.get("bytes") else ""
+        status = IN_PART if result.get("missing") else job_views.STATES[state.state]
+        return status, size(int(result["bytes"])) if result.get("bytes") else ""
 
     return render("export.listing", job_views.listing(states, looked_at, now, "export", about))
 
@@ -75,11 +75,11 @@ def listing(states: Sequence[RunState], looked_at: str, now: float, results: Map
 def head_markup(state: RunState, result: Mapping[str, Any], root: str = "") -> str:
     """One export: how far it is, or what came out. `root` is the workspace's folder where the places of this machine
     are not for whoever looks: they download what came out, and its commands are for the folder they put it in."""
-    shown = _head(state, result, places=not root)
+    markup = _head(state, result, places=not root)
     if root:
         for place, name in ((str(result.get("place", root)), "."), (root, "."), (sys.executable, "python")):
-            shown = shown.replace(escape(place), name)
-    return shown
+            markup = markup.replace(escape(place), name)
+    return markup
 
 
 def _head(state: RunState, result: Mapping[str, Any], *, places: bool) -> str:
@@ -164,7 +164,7 @@ class Board:
         """The markup of every part."""
         states = self.jobs.jobs(EXPORT)
         results = {state.id: self.result(state) for state in states}
-        state = next((one for one in states if one.id == view.export), None)
+        state = next((candidate for candidate in states if candidate.id == view.export), None)
         listed = listing(states, view.export, now, results)
         cards, form, head = "", "", ""
         if view.adapter:
@@ -194,15 +194,15 @@ class Board:
                 return dict.fromkeys(TARGETS), dict.fromkeys(TARGETS)
             inside = [run for run in self.workspace.runs() if run.path in folder.parents]
             self._sizes[view.adapter] = sizes_of(folder, inside[0] if inside else None)
-        known = self._sizes[view.adapter]
-        found, rooms = {}, {}
+        measured = self._sizes[view.adapter]
+        sizes, rooms = {}, {}
         for name, target in TARGETS.items():
             try:
                 settings = checked(target, typed(name, dict(view.values)) if name == view.target else {})
             except StudioError:
                 settings = target.settings()
-            found[name], rooms[name] = target.size(known, settings), target.room_for(known, settings)
-        return found, rooms
+            sizes[name], rooms[name] = target.size(measured, settings), target.room_for(measured, settings)
+        return sizes, rooms
 
     def opening(self) -> str:
         """The export to look at first: the one looked at last, else the newest."""
@@ -222,10 +222,10 @@ def typed(target: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], run: str = "") -> View:
     """What was chosen last, as far as it is still there; an adapter of that `run` goes first."""
     draft = _kept(workspace)
-    there = [value for _, value in adapters]
-    of_run = [value for value in there if run and value.partition("/")[0] == run]
+    available = [value for _, value in adapters]
+    of_run = [value for value in available if run and value.partition("/")[0] == run]
     last = draft.get("adapter")
-    adapter = next(iter([*of_run, *([last] if last in there else []), *there]), "")
+    adapter = next(iter([*of_run, *([last] if last in available else []), *available]), "")
     target = str(draft.get("target")) if draft.get("target") in TARGETS else "zip"
     return View(str(adapter), target, values_of(workspace, target))
 
@@ -238,8 +238,8 @@ def _kept(workspace: Workspace) -> dict[str, Any]:
 def values_of(workspace: Workspace, target: str) -> Values:
     """What was typed for a form last."""
     values = _kept(workspace).get("values")
-    found = values.get(target) if isinstance(values, dict) else None
-    return tuple(found.items()) if isinstance(found, dict) else ()
+    typed_values = values.get(target) if isinstance(values, dict) else None
+    return tuple(typed_values.items()) if isinstance(typed_values, dict) else ()
 
 
 def keep(workspace: Workspace, view: View, values: Mapping[str, Any] | None = None) -> None:
@@ -255,20 +255,20 @@ def download(workspace: Workspace, folder: ExportFolder, result: Mapping[str, An
     """A file of a result, or all as a zip, where the browser can fetch it. Raises `StudioError` where it is gone."""
     place, files = folder.result, result["files"]
     names = [str(file["name"]) for file in files]
-    found = {name: place if place.is_file() else place / name for name in names}
-    if not all(path.is_file() for path in found.values()):
+    paths = {name: place if place.is_file() else place / name for name in names}
+    if not all(path.is_file() for path in paths.values()):
         raise StudioError("The result is not there any more.", "It was moved or deleted: make it again.")
     if which == "all":
         title = f"{request_of(folder).adapter_title}-{request_of(folder).target}"
         target = job_views.new_file(workspace, f"{title}.zip")
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-            for name, path in found.items():
+            for name, path in paths.items():
                 archive.write(path, f"{target.stem}/{name}")
         return target
     name = names[int(which)]
     target = job_views.new_file(workspace, Path(name).name)
     try:
-        os.link(found[name], target)  # the same file under a second name: nothing is copied
+        os.link(paths[name], target)  # the same file under a second name: nothing is copied
     except OSError:  # another disk
-        shutil.copyfile(found[name], target)
+        shutil.copyfile(paths[name], target)
     return target

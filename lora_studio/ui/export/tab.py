@@ -37,32 +37,32 @@ def build(studio: Studio, shared: Shared) -> None:
     )
     nothing = gr.HTML(html.empty(*NOTHING), visible=False)
     parts = {name: gr.HTML(js_on_load=CLICKS, elem_id=f"export-{name}") for name in PARTS[:2]}
-    said = gr.HTML(elem_id="export-said")
+    message = gr.HTML(elem_id="export-said")
     parts |= {name: gr.HTML(js_on_load=CLICKS, elem_id=f"export-{name}") for name in PARTS[2:]}
     downloaded = job_views.place(studio.workspace)
     view = gr.State(View())
 
-    def opening(asked: Wish) -> list[Any]:
+    def opening(request: Wish) -> list[Any]:
         choices = adapter_choices(studio.workspace, studio.supervisor.runs())
-        now = replace(board.remembered(studio.workspace, choices, asked.adapter), export=watching.opening())
-        if asked.adapter:
+        now = replace(board.remembered(studio.workspace, choices, request.adapter), export=watching.opening())
+        if request.adapter:
             with contextlib.suppress(StudioError):  # a full disk: it is shown all the same
                 board.keep(studio.workspace, now)
-        there = bool(choices)
-        chosen = gr.Dropdown(choices=choices, value=now.adapter or None, visible=there)
-        return [chosen, now, gr.HTML(visible=not there)]
+        has_adapters = bool(choices)
+        dropdown = gr.Dropdown(choices=choices, value=now.adapter or None, visible=has_adapters)
+        return [dropdown, now, gr.HTML(visible=not has_adapters)]
 
-    def change(chosen: str | None, now: View) -> View:
-        found = replace(now, adapter=chosen or "")
-        board.keep(studio.workspace, found)
-        return found
+    def change(value: str | None, now: View) -> View:
+        changed = replace(now, adapter=value or "")
+        board.keep(studio.workspace, changed)
+        return changed
 
     def act(event: gr.EventData, now: View) -> tuple[Any, Any, Any]:
         return after_click(studio, watching, now, str(event.act), str(event.value), event.values, str(event.secret))
 
     adapter.input(change, [adapter, view], view, **QUIET)
     # Many at once: a field that is left by a click on the button is kept and the export begun in one moment.
-    clicks: dict[str, Any] = {"act": act, "told": [said, downloaded], "busy": studio.supervisor.busy}
+    clicks: dict[str, Any] = {"act": act, "messages": [message, downloaded], "busy": studio.supervisor.busy}
     job_views.wire(
         parts,
         view,
@@ -102,8 +102,8 @@ def after_click(
             watching.jobs.stop(now.export)
         case _:
             folder = folders(studio.workspace).find(now.export)
-            made = board.download(studio.workspace, folder, watching.result(watching.jobs.state(now.export)), value)
-            return now, "", job_views.link(made)
+            path = board.download(studio.workspace, folder, watching.result(watching.jobs.state(now.export)), value)
+            return now, "", job_views.link(path)
     return now, "", gr.skip()
 
 
@@ -116,7 +116,7 @@ def start(studio: Studio, now: View, values: Mapping[str, Any], secret: str) -> 
         settings=board.typed(now.target, values),
         trial=bool(values.get("trial", True)),
     )
-    beside = bool(values.get("beside")) and needs_device(request)
-    if beside and studio.supervisor.busy() is not None:
+    at_once = bool(values.get("beside")) and needs_device(request)
+    if at_once and studio.supervisor.busy() is not None:
         evaluating.check_beside(exporting.memory_for(request))
-    return exporting.start(studio.supervisor, request, {"HF_TOKEN": secret} if secret else None, at_once=beside)
+    return exporting.start(studio.supervisor, request, {"HF_TOKEN": secret} if secret else None, at_once=at_once)

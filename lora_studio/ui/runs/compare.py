@@ -28,8 +28,8 @@ def build(studio: Studio) -> dict[str, Any]:
 
 def chosen(runs: Sequence[RunState], ticked: Sequence[str]) -> list[RunState]:
     """The ticked runs that are still there, in the order of ticking; not more than fit beside each other."""
-    known = {run.id: run for run in runs}
-    return [known[run_id] for run_id in ticked if run_id in known][:MOST]
+    by_id = {run.id: run for run in runs}
+    return [by_id[run_id] for run_id in ticked if run_id in by_id][:MOST]
 
 
 def view(studio: Studio, runs: Sequence[RunState], ticked: int, style: Style) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def view(studio: Studio, runs: Sequence[RunState], ticked: int, style: Style) ->
     folders = [studio.workspace.run(run.id) for run in runs]
     names = named(runs)
     left_out = f" The first {MOST} of {ticked} are shown." if ticked > MOST else ""
-    found = results([(overview(folder, run), run) for folder, run in zip(folders, runs, strict=True)])
+    outcomes = results([(overview(folder, run), run) for folder, run in zip(folders, runs, strict=True)])
     try:
         trained = [settings_of(folder, run) for folder, run in zip(folders, runs, strict=True)]
         settings = settings_table(differences(trained), names)
@@ -46,7 +46,7 @@ def view(studio: Studio, runs: Sequence[RunState], ticked: int, style: Style) ->
     return {
         "words": f'<div class="run-head"><h2>{html.count(len(runs), "run")} compared</h2>{left_out}</div>',
         "chart": studio.curves.draw(dict(zip(names, runs, strict=True)), style),
-        "results": results_table(found, names),
+        "results": results_table(outcomes, names),
         "settings": settings,
     }
 
@@ -60,19 +60,20 @@ def named(runs: Sequence[RunState]) -> list[str]:
     ]
 
 
-def settings_table(found: Sequence[Difference], names: Sequence[str]) -> str:
+def settings_table(differing: Sequence[Difference], names: Sequence[str]) -> str:
     """Only the settings that differ, each by its title and its name in a config."""
-    if not found:
+    if not differing:
         return html.notice(
             "These runs have the same settings.", "Only their names, data files' contents or machines can differ."
         )
-    rows = [(item.title, item.path, [in_words(item.path, value) for value in item.values]) for item in found]
+    rows = [(item.title, item.path, [in_words(item.path, value) for value in item.values]) for item in differing]
     return html.render("runs.beside", "Settings that differ", names, rows)
 
 
-def results_table(found: Sequence[Result], names: Sequence[str]) -> str:
+def results_table(outcomes: Sequence[Result], names: Sequence[str]) -> str:
     rows = [
-        (words.sentence_case(item.name)[:-1], "", [shown(value, item.unit) for value in item.values]) for item in found
+        (words.sentence_case(item.name)[:-1], "", [shown(value, item.unit) for value in item.values])
+        for item in outcomes
     ]
     return html.render("runs.beside", "Results", names, rows)
 

@@ -49,7 +49,7 @@ WORDS = {"error": "Serious", "warning": "Look at this"}
 
 def build_health(studio: Studio, shared: Shared) -> dict[str, Any]:
     """The list; a click on a button goes to the train tab."""
-    found = gr.HTML(js_on_load=theme.on_load("clicks"), elem_id="run-health", visible=False)
+    listing = gr.HTML(js_on_load=theme.on_load("clicks"), elem_id="run-health", visible=False)
 
     def apply(event: gr.EventData, run_id: str) -> tuple[Any, Any]:
         values = changed(studio, run_id, event.value)
@@ -58,8 +58,8 @@ def build_health(studio: Studio, shared: Shared) -> dict[str, Any]:
         origin = f"{words.name_of(studio.supervisor.state(run_id))} with the change"
         return (time.time(), values, origin), gr.Tabs(selected="train")
 
-    found.click(apply, shared.run, [shared.data, shared.tabs], **QUIET)
-    return {"found": found}
+    listing.click(apply, shared.run, [shared.data, shared.tabs], **QUIET)
+    return {"found": listing}
 
 
 def stamp_health(look: Look) -> Hashable:
@@ -71,8 +71,8 @@ def stamp_health(look: Look) -> Hashable:
 
 
 def view_health(look: Look) -> dict[str, Any]:
-    found = of_folder(look.run, look.folder.config, look.now, measured(look.folder, look.run))
-    return {"found": listed(found) if found else None}
+    diagnoses = of_folder(look.run, look.folder.config, look.now, measured(look.folder, look.run))
+    return {"found": listed(diagnoses) if diagnoses else None}
 
 
 def measured(folder: RunFolder, run: RunState) -> dict[str, Any] | None:
@@ -86,26 +86,28 @@ def changed(studio: Studio, run_id: str, name: str) -> dict[str, Any] | None:
         run, folder = studio.supervisor.state(run_id), studio.workspace.run(run_id)
     except StudioError:
         return None
-    for found in of_folder(run, folder.config, time.time(), measured(folder, run)):
-        if found.name == name:
-            return {**flatten(settings_of(folder, run)), **found.settings}
+    for diagnosis in of_folder(run, folder.config, time.time(), measured(folder, run)):
+        if diagnosis.name == name:
+            return {**flatten(settings_of(folder, run)), **diagnosis.settings}
     return None
 
 
-def listed(found: Sequence[Diagnosis]) -> str:
+def listed(diagnoses: Sequence[Diagnosis]) -> str:
     """The list as markup."""
-    return html.render("runs.health", [(each, WORDS[each.severity], _changes(each)) for each in found])
+    return html.render("runs.health", [(item, WORDS[item.severity], _changes(item)) for item in diagnoses])
 
 
-def _changes(found: Diagnosis) -> str:
-    return ", ".join(f"{form.title_of(path)}: {form.in_words(path, value)}" for path, value in found.settings.items())
+def _changes(diagnosis: Diagnosis) -> str:
+    return ", ".join(
+        f"{form.title_of(path)}: {form.in_words(path, value)}" for path, value in diagnosis.settings.items()
+    )
 
 
 def build_memory(studio: Studio, shared: Shared) -> dict[str, Any]:
     """A line of numbers, and the button that is there only after the memory ran out."""
     parts: dict[str, Any] = {"numbers": gr.HTML(elem_id="run-memory", visible=False)}
     parts["retry"] = gr.Button(variant="primary", visible=False, elem_id="run-retry")
-    said = gr.HTML(visible=False)
+    error_box = gr.HTML(visible=False)
 
     def start(run_id: str) -> tuple[Any, Any]:
         folder = studio.workspace.run(run_id)
@@ -118,7 +120,7 @@ def build_memory(studio: Studio, shared: Shared) -> dict[str, Any]:
         except StudioError as error:
             return gr.skip(), gr.HTML(html.problem(error), visible=True)
 
-    parts["retry"].click(start, shared.run, [shared.run, said], trigger_mode="once", **QUIET)
+    parts["retry"].click(start, shared.run, [shared.run, error_box], trigger_mode="once", **QUIET)
     return parts
 
 
@@ -153,12 +155,12 @@ def retry_of(folder: RunFolder, run: RunState) -> dict[str, Any] | None:
     if run.state != "failed":
         return None
     if run.reason is None or not run.reason.by_the_system:
-        found: dict[str, Any] | None = folder.read_result().get("retry")
-        return found
+        retry: dict[str, Any] | None = folder.read_result().get("retry")
+        return retry
     device = devices()[0]
-    chosen = run.memory.gradient_checkpointing if run.memory else None
+    checkpointing = run.memory.gradient_checkpointing if run.memory else None
     room = run.memory.available_bytes if run.memory else device.memory_total
-    change = correction(config_of(folder), chosen, device.kind, needed=0, available=room)
+    change = correction(config_of(folder), checkpointing, device.kind, needed=0, available=room)
     return {"title": change.title, "settings": dict(change.settings)} if change else None
 
 
@@ -197,7 +199,7 @@ def build_labels(studio: Studio, shared: Shared) -> dict[str, Any]:
         note = gr.Textbox(
             label="Note", placeholder="what you tried and what you saw", lines=1, max_lines=8, elem_id="run-note"
         )
-    said = gr.HTML(visible=False)
+    error_box = gr.HTML(visible=False)
 
     def save(name: str) -> Callable[[str, str], tuple[Any, Any]]:
         def handler(before: str, typed: str) -> tuple[Any, Any]:
@@ -210,9 +212,9 @@ def build_labels(studio: Studio, shared: Shared) -> dict[str, Any]:
 
     # One after the other, none left out: the second field may be left while the first is still being saved.
     queued: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "labels", **QUIET}
-    gr.on([tags.blur, tags.submit], save("tags"), [filled, tags], [filled, said], **queued)
-    note.blur(save("note"), [filled, note], [filled, said], **queued)
-    shared.run.change(lambda: gr.HTML(visible=False), None, said, **QUIET)
+    gr.on([tags.blur, tags.submit], save("tags"), [filled, tags], [filled, error_box], **queued)
+    note.blur(save("note"), [filled, note], [filled, error_box], **queued)
+    shared.run.change(lambda: gr.HTML(visible=False), None, error_box, **QUIET)
     return {"filled": filled, "tags": tags, "note": note}
 
 
@@ -236,9 +238,9 @@ def view_labels(look: Look) -> dict[str, Any]:
         labels = read_tags(look.folder)
     except StudioError as error:
         labels = Tags(note=error.message)  # it is not written over: saving reads the file first, and says so
-    shown = {"tags": ", ".join(labels.tags), "note": labels.note}
-    filled = json.dumps({"run": look.run.id, **shown})
-    return {name: gr.update(value=value) for name, value in {"filled": filled, **shown}.items()}
+    fields = {"tags": ", ".join(labels.tags), "note": labels.note}
+    filled = json.dumps({"run": look.run.id, **fields})
+    return {name: gr.update(value=value) for name, value in {"filled": filled, **fields}.items()}
 
 
 def build_report(studio: Studio, shared: Shared) -> dict[str, Any]:
@@ -249,7 +251,7 @@ def build_report(studio: Studio, shared: Shared) -> dict[str, Any]:
             numbers = gr.Button(
                 "Download measurements (CSV)", size="md", scale=0, min_width=210, elem_id="download-csv"
             )
-        said = job_views.place(studio.workspace)
+        download = job_views.place(studio.workspace)
         words = gr.HTML(elem_classes="report")
 
     def give_report(run_id: str) -> str:
@@ -273,8 +275,8 @@ def build_report(studio: Studio, shared: Shared) -> dict[str, Any]:
         return job_views.link(target)
 
     for button, give in ((report, give_report), (numbers, give_numbers)):
-        button.click(give, shared.run, said, show_progress_on=button, api_visibility="private")
-    shared.run.change(lambda: "", None, said, show_progress="hidden", api_visibility="private")
+        button.click(give, shared.run, download, show_progress_on=button, api_visibility="private")
+    shared.run.change(lambda: "", None, download, show_progress="hidden", api_visibility="private")
     return {"report": report, "words": words}
 
 
@@ -300,8 +302,8 @@ def _part(folder: EvaluationFolder) -> list[str]:
     """An evaluation as a section of a report: every metric of every column, and how sure the differences are."""
     request, summary = request_of(folder), folder.read_result()
     names = [column["name"] for column in summary["columns"]]
-    apart = ["difference" + ("" if number == 1 else str(number)) for number in range(1, len(names))]
-    heads = ["metric", *(column["title"] for column in summary["columns"]), *("difference" for _ in apart)]
+    differences = ["difference" + ("" if number == 1 else str(number)) for number in range(1, len(names))]
+    heads = ["metric", *(column["title"] for column in summary["columns"]), *("difference" for _ in differences)]
     lines = [
         *(f"## Evaluation: {_plain(request.title)}", ""),
         *(f"{summary['rows']:,} of {summary['of_rows']:,} rows of {_plain(request.data)}.", ""),
@@ -310,7 +312,8 @@ def _part(folder: EvaluationFolder) -> list[str]:
     for metric in summary["metrics"].values():
         values = [value(metric[name]["value"], metric["unit"]) for name in names]
         unlike = [
-            f"{value(metric[name]['value'], metric['unit'], signed=True)}: {metric[name]['words']}" for name in apart
+            f"{value(metric[name]['value'], metric['unit'], signed=True)}: {metric[name]['words']}"
+            for name in differences
         ]
         lines.append(_row([metric["title"], *values, *unlike]))
     return [*lines, ""]

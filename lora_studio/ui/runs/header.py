@@ -114,7 +114,7 @@ def build_head(studio: Studio, shared: Shared) -> dict[str, Any]:
         question = gr.HTML(min_width=260)
         yes = gr.Button("Delete for good", variant="stop", elem_id="run-delete-yes", size="md", scale=0, min_width=150)
         no = gr.Button("Keep it", elem_id="run-delete-no", size="md", scale=0, min_width=100)
-    said = gr.HTML(visible=False)
+    error_box = gr.HTML(visible=False)
 
     def ask(run_id: str) -> tuple[Any, Any]:
         return gr.Row(visible=True), table.deletion_question(studio, [run_id])
@@ -134,18 +134,18 @@ def build_head(studio: Studio, shared: Shared) -> dict[str, Any]:
             gr.HTML(visible=False),
         )
 
-    parts["stop"].click(acting(studio.supervisor.stop), shared.run, said, **QUIET)
-    parts["cancel"].click(acting(studio.supervisor.cancel), shared.run, said, **QUIET)
-    parts["resume"].click(acting(studio.supervisor.resume), shared.run, said, **QUIET)
+    parts["stop"].click(acting(studio.supervisor.stop), shared.run, error_box, **QUIET)
+    parts["cancel"].click(acting(studio.supervisor.cancel), shared.run, error_box, **QUIET)
+    parts["resume"].click(acting(studio.supervisor.resume), shared.run, error_box, **QUIET)
     go_on = partial(studio.supervisor.resume, other_rows=True)
-    parts["other_rows"].click(acting(go_on), shared.run, said, **QUIET)
+    parts["other_rows"].click(acting(go_on), shared.run, error_box, **QUIET)
     for tab in ("chat", "export"):
         parts[tab].click(partial(_open, tab), shared.run, [shared.wish, shared.tabs], **QUIET)
-    parts["again"].click(again, shared.run, [shared.form, shared.tabs, said], **QUIET)
+    parts["again"].click(again, shared.run, [shared.form, shared.tabs, error_box], **QUIET)
     parts["delete"].click(ask, shared.run, [confirm, question], **QUIET)
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
-    yes.click(delete, shared.run, [shared.run, confirm, said], **QUIET)
-    shared.run.change(lambda: (gr.Row(visible=False), gr.HTML(visible=False)), None, [confirm, said], **QUIET)
+    yes.click(delete, shared.run, [shared.run, confirm, error_box], **QUIET)
+    shared.run.change(lambda: (gr.Row(visible=False), gr.HTML(visible=False)), None, [confirm, error_box], **QUIET)
     return parts
 
 
@@ -213,7 +213,7 @@ def build_life(studio: Studio, shared: Shared) -> dict[str, Any]:
             parts["continue"] = gr.Button(
                 "Continue from its adapter…", size="md", scale=0, min_width=0, elem_id="run-continue"
             )
-    said = gr.HTML(visible=False)
+    error_box = gr.HTML(visible=False)
 
     def extend(run_id: str, epochs: float | None) -> Any:
         return told(lambda: studio.supervisor.resume(run_id, checked(epochs)))
@@ -221,9 +221,9 @@ def build_life(studio: Studio, shared: Shared) -> dict[str, Any]:
     def go_on(run_id: str) -> tuple[Any, Any]:
         return (time.time(), continuation(studio, run_id), f"Continued from {run_id}"), gr.Tabs(selected="train")
 
-    parts["extend"].click(extend, [shared.run, parts["epochs"]], said, **QUIET)
+    parts["extend"].click(extend, [shared.run, parts["epochs"]], error_box, **QUIET)
     parts["continue"].click(go_on, shared.run, [shared.form, shared.tabs], **QUIET)
-    shared.run.change(lambda: gr.HTML(visible=False), None, said, **QUIET)
+    shared.run.change(lambda: gr.HTML(visible=False), None, error_box, **QUIET)
     return parts
 
 
@@ -340,8 +340,8 @@ def _memory(last: StepLogged | None) -> str:
 def _peak(last: StepLogged | None) -> str:
     if last is None or not last.memory_peak_bytes:
         return ""
-    there = f" of {last.memory_available_bytes / GIB:.1f}" if last.memory_available_bytes else ""
-    return f"at most {last.memory_peak_bytes / GIB:.2f}{there} GiB"
+    capacity = f" of {last.memory_available_bytes / GIB:.1f}" if last.memory_available_bytes else ""
+    return f"at most {last.memory_peak_bytes / GIB:.2f}{capacity} GiB"
 
 
 def _heat(last: StepLogged | None) -> str:
@@ -355,11 +355,11 @@ def stations(run: RunState) -> list[tuple[str, str]]:
     at = order.index(phase) if phase in order else -1
     if run.state == "done":
         at = len(order)
-    found = []
+    labelled = []
     for number, (_, label) in enumerate(STATIONS):
         state = "done" if number < at else "next" if number > at else "ended" if run.final else "now"
-        found.append((label, state))
-    return found
+        labelled.append((label, state))
+    return labelled
 
 
 def phases(run: RunState) -> str:

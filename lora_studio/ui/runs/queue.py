@@ -25,7 +25,7 @@ EXPLAINED = "One job holds the device at a time. Others start one after the othe
 def build_queue(studio: Studio, shared: Shared) -> dict[str, Any]:
     """The list, hidden while nothing waits, and what went wrong with an action."""
     listed = gr.HTML(js_on_load=theme.on_load("clicks"), visible=False, elem_id="run-queue")
-    said = gr.HTML(visible=False)
+    error_box = gr.HTML(visible=False)
 
     def act(event: gr.EventData) -> dict[Any, Any]:
         try:
@@ -36,10 +36,10 @@ def build_queue(studio: Studio, shared: Shared) -> dict[str, Any]:
             else:
                 studio.supervisor.move(event.value, -1 if event.act == "up" else 1)
         except StudioError as error:
-            return {said: gr.HTML(html.problem(error), visible=True)}
-        return {said: gr.HTML(visible=False)}
+            return {error_box: gr.HTML(html.problem(error), visible=True)}
+        return {error_box: gr.HTML(visible=False)}
 
-    listed.click(act, None, [said, shared.form, shared.tabs], **QUIET)
+    listed.click(act, None, [error_box, shared.form, shared.tabs], **QUIET)
     return {"queue": listed}
 
 
@@ -65,9 +65,9 @@ def view_queue(look: Look) -> dict[str, Any]:
     waiting, working = supervisor.waiting(), supervisor.working()
     hidden = {entry.job for entry in waiting if not is_shown(workspace, entry)}
     hidden |= {job.id for job in working if not workspace.policy.can_read(KINDS[job.kind].folder_of(workspace, job.id))}
-    others = [job for job in working if job.kind != TRAIN.name]
+    other_kinds = [job for job in working if job.kind != TRAIN.name]
     titles = {entry.job: supervisor.state(entry.job).title for entry in waiting if entry.job not in hidden}
-    listed = rows(waiting, titles, hidden, working) if waiting or others else None
+    listed = rows(waiting, titles, hidden, working) if waiting or other_kinds else None
     return {"queue": listed}
 
 
@@ -96,8 +96,8 @@ def rows(
             ("out", entry.job, "Take out", f"Take {name} out of the queue", False),
         ]
         editable = entry.kind == TRAIN.name and not entry.resume
-        shown = [act for act in buttons if act[0] != "edit" or editable]
-        items.append((str(place + 1), name, purpose(entry), shown))
+        offered = [act for act in buttons if act[0] != "edit" or editable]
+        items.append((str(place + 1), name, purpose(entry), offered))
     return html.render("runs.queue", "Waiting for their turn" if waiting else "Working now", EXPLAINED, items)
 
 
@@ -106,8 +106,8 @@ def _working(job: RunState, *, hidden: bool) -> tuple[str, str, str, Sequence[Bu
     if hidden:
         return "▸", f"Another visitor's {noun}", "", ()
     name, stopping = job.title or job.id, job.state == "stopping"
-    what = f"{noun}, {'stopping' if stopping else 'works'}"
-    return "▸", name, what, [("stop", job.id, "Stop", f"Stop {name}", stopping)]
+    activity = f"{noun}, {'stopping' if stopping else 'works'}"
+    return "▸", name, activity, [("stop", job.id, "Stop", f"Stop {name}", stopping)]
 
 
 def purpose(entry: Waiting) -> str:

@@ -47,32 +47,34 @@ def view_answers(look: Look) -> dict[str, Any]:
 
 def tables(run: RunState) -> str:
     """One table for each of the last evaluations, the newest first; only that one is open."""
-    asked = run.questions
-    if asked is None:
+    questions = run.questions
+    if questions is None:
         return ""
     newest = list(reversed(run.answers))[:SHOWN]
     if not newest:
-        return html.hint("The adapter answers after the first evaluation.") + _table(asked, None)
-    left = len(run.answers) - len(newest)
-    older = html.count(left, "earlier evaluation") if left else ""
-    return html.render("runs.answers", [(_right(asked, each), _table(asked, each)) for each in newest], older)
+        return html.hint("The adapter answers after the first evaluation.") + _table(questions, None)
+    omitted = len(run.answers) - len(newest)
+    older = html.count(omitted, "earlier evaluation") if omitted else ""
+    return html.render(
+        "runs.answers", [(_right(questions, answered), _table(questions, answered)) for answered in newest], older
+    )
 
 
-def _right(asked: QuestionsAsked, answered: QuestionsAnswered) -> str:
-    right, base, of = sum(answered.right), sum(asked.right), len(asked.questions)
+def _right(questions: QuestionsAsked, answered: QuestionsAnswered) -> str:
+    right, base, of = sum(answered.right), sum(questions.right), len(questions.questions)
     return (
         f"Step {answered.step:,}, epoch {answered.epoch:.2f}: the adapter answers {right:,} of {of:,} exactly as "
         f"expected, the base {base:,}"
     )
 
 
-def _table(asked: QuestionsAsked, answered: QuestionsAnswered | None) -> str:
-    said: Sequence[str | None] = answered.answers if answered else [None] * len(asked.questions)
-    right: Sequence[bool] = answered.right if answered else [False] * len(asked.questions)
+def _table(questions: QuestionsAsked, answered: QuestionsAnswered | None) -> str:
+    answers: Sequence[str | None] = answered.answers if answered else [None] * len(questions.questions)
+    right: Sequence[bool] = answered.right if answered else [False] * len(questions.questions)
     rows = [
-        (question, reference, _marked(base, exact), _marked(one, same))
-        for question, reference, base, exact, one, same in zip(
-            asked.questions, asked.references, asked.answers, asked.right, said, right, strict=True
+        (question, reference, _marked(base, exact), _marked(answer, same))
+        for question, reference, base, exact, answer, same in zip(
+            questions.questions, questions.references, questions.answers, questions.right, answers, right, strict=True
         )
     ]
     label = f"Answers after step {answered.step:,}" if answered else "Answers of the base"
@@ -98,7 +100,7 @@ def build_checkpoints(studio: Studio, shared: Shared) -> dict[str, Any]:
             question = gr.HTML(min_width=260)
             yes = gr.Button("Delete for good", variant="stop", elem_id="checkpoint-delete-yes", scale=0, min_width=150)
             no = gr.Button("Keep it", scale=0, min_width=100)
-        said = job_views.place(studio.workspace)
+        result_box = job_views.place(studio.workspace)
 
     def act(event: gr.EventData) -> dict[Any, Any]:
         run_id, _, name = str(event.value).rpartition("/")
@@ -111,9 +113,9 @@ def build_checkpoints(studio: Studio, shared: Shared) -> dict[str, Any]:
             if event.act == "download":
                 target = job_views.new_file(studio.workspace, f"{run.id}-{name}.zip")
                 checkpoints.write_zip(folder, target)
-                return {said: job_views.link(target)}
+                return {result_box: job_views.link(target)}
         except StudioError as error:
-            return {said: html.problem(error)}
+            return {result_box: html.problem(error)}
         words = f"Delete {name}? Neither resuming nor chatting with this step is possible afterwards."
         return {confirm: gr.Row(visible=True), question: html.notice(words, kind="warning"), doomed: str(event.value)}
 
@@ -122,14 +124,14 @@ def build_checkpoints(studio: Studio, shared: Shared) -> dict[str, Any]:
         try:
             checkpoints.delete(studio.workspace.run(run_id), studio.supervisor.state(run_id), name)
         except StudioError as error:
-            return {confirm: gr.Row(visible=False), said: html.problem(error)}
-        return {confirm: gr.Row(visible=False), said: ""}
+            return {confirm: gr.Row(visible=False), result_box: html.problem(error)}
+        return {confirm: gr.Row(visible=False), result_box: ""}
 
-    touched = [confirm, said, question, doomed, shared.wish, shared.tabs]
+    touched = [confirm, result_box, question, doomed, shared.wish, shared.tabs]
     table.click(act, None, touched, show_progress_on=table, api_visibility="private")
     yes.click(delete, doomed, touched, **QUIET)
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
-    shared.run.change(lambda: (gr.Row(visible=False), ""), None, [confirm, said], **QUIET)
+    shared.run.change(lambda: (gr.Row(visible=False), ""), None, [confirm, result_box], **QUIET)
     return {"fold": fold, "table": table}
 
 
@@ -139,18 +141,22 @@ def stamp_checkpoints(look: Look) -> Hashable:
 
 
 def view_checkpoints(look: Look) -> dict[str, Any]:
-    found = checkpoints.checkpoints(look.folder, look.run)
-    words = f"Checkpoints: {len(found)}, {html.size(sum(item.bytes for item in found))}" if found else "Checkpoints"
-    return {"fold": gr.update(label=words), "table": table(look.run.id, found, look.run.final)}
+    on_disk = checkpoints.checkpoints(look.folder, look.run)
+    words = (
+        f"Checkpoints: {len(on_disk)}, {html.size(sum(item.bytes for item in on_disk))}" if on_disk else "Checkpoints"
+    )
+    return {"fold": gr.update(label=words), "table": table(look.run.id, on_disk, look.run.final)}
 
 
-def table(run_id: str, found: list[Checkpoint], final: bool) -> str:
+def table(run_id: str, on_disk: list[Checkpoint], final: bool) -> str:
     """The checkpoints with step, epoch, what was measured there, and buttons; those of a run that goes on stay."""
-    if not found:
+    if not on_disk:
         return html.empty("No checkpoint yet", "One is saved after each epoch, unless the settings say otherwise.")
-    metrics = list(dict.fromkeys(name for item in found for name in item.metrics))
+    metrics = list(dict.fromkeys(name for item in on_disk for name in item.metrics))
     more = ["Epoch", *(run_words.sentence_case(_plain(name))[:-1] for name in metrics), "Size"]
-    rows = [(item, *_numbers(item, metrics), [act for act in ACTIONS if final or act[0] != "delete"]) for item in found]
+    rows = [
+        (item, *_numbers(item, metrics), [act for act in ACTIONS if final or act[0] != "delete"]) for item in on_disk
+    ]
     return html.render("runs.checkpoints", more, rows, run_id)
 
 
@@ -189,17 +195,17 @@ def touched(folder: Path) -> tuple[tuple[str, int], ...]:
 
 
 def view_evaluations(look: Look) -> dict[str, Any]:
-    found = of_run(look.studio.workspace, look.run.id)
-    words = f"Evaluations: {len(found)}" if found else "Evaluations"
-    return {"fold": gr.update(label=words), "listed": listing(found, look.run.id, bool(look.run.checkpoints))}
+    evaluations = of_run(look.studio.workspace, look.run.id)
+    words = f"Evaluations: {len(evaluations)}" if evaluations else "Evaluations"
+    return {"fold": gr.update(label=words), "listed": listing(evaluations, look.run.id, bool(look.run.checkpoints))}
 
 
-def listing(found: list[EvaluationFolder], run_id: str, there: bool) -> str:
+def listing(evaluations: list[EvaluationFolder], run_id: str, has_adapter: bool) -> str:
     """Each evaluation with what it came to, and a button to make another; `there` says whether an adapter is."""
-    another = job_views.buttons(("new", run_id, "Evaluate this run…")) if there else ""
-    if not found:
+    another = job_views.buttons(("new", run_id, "Evaluate this run…")) if has_adapter else ""
+    if not evaluations:
         return html.empty("No evaluation yet", "A test file shows what the adapter learned, beside its base.") + another
-    return html.render("runs.evaluations", [_listed(folder) for folder in found]) + another
+    return html.render("runs.evaluations", [_listed(folder) for folder in evaluations]) + another
 
 
 def _listed(folder: EvaluationFolder) -> tuple[str, str, str]:

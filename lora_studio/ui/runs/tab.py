@@ -49,9 +49,9 @@ def build_sections(studio: Studio, shared: Shared) -> dict[tuple[str, str], Any]
     }
 
 
-def view_sections(look: Look, seen: Seen) -> Seen:
+def view_sections(look: Look, before: Seen) -> Seen:
     """What every section shows."""
-    return look_again(SECTIONS, look, seen)
+    return look_again(SECTIONS, look, before)
 
 
 @dataclass(frozen=True)
@@ -77,44 +77,44 @@ def build(studio: Studio, shared: Shared) -> None:
     listed, choice = table.build(studio, shared)
     with gr.Column(visible=False, elem_classes="runs-compared") as several:
         compared = run_compare.build(studio)
-    with gr.Column(visible=False, elem_classes="run-looked-at") as one:
+    with gr.Column(visible=False, elem_classes="run-looked-at") as single:
         parts = build_sections(studio, shared)
-    seen = gr.State(Shown())
-    outputs = [*listed.values(), *parts.values(), *compared.values(), one, several, shared.status, seen]
+    state = gr.State(Shown())
+    outputs = [*listed.values(), *parts.values(), *compared.values(), single, several, shared.status, state]
 
-    def paint(run_id: str, chosen: Choice, before: Shown) -> list[Any]:
-        now = look(studio, board, run_id, chosen, before)
+    def paint(run_id: str, choice: Choice, before: Shown) -> list[Any]:
+        now = look(studio, board, run_id, choice, before)
         if now == before:
             return [gr.skip()] * len(outputs)
         top = updates([("list", name) for name in listed], {"list": (0, now.listed)}, {"list": (0, before.listed)})
-        beside = updates([("compare", name) for name in compared], now.compare, before.compare)
+        comparison = updates([("compare", name) for name in compared], now.compare, before.compare)
         places = [
-            gr.Column(visible=place) if place != shown else gr.skip()
-            for place, shown in zip(now.places, before.places, strict=True)
+            gr.Column(visible=place) if place != visible else gr.skip()
+            for place, visible in zip(now.places, before.places, strict=True)
         ]
         detail = before.detail if before.run == now.run else {}  # another run: what was typed for this one goes, too
         status = now.status if now.status != before.status else gr.skip()
-        return [*top, *updates(list(parts), now.detail, detail), *beside, *places, status, now]
+        return [*top, *updates(list(parts), now.detail, detail), *comparison, *places, status, now]
 
     def begin() -> tuple[str, Choice]:
         return table.opening_run(studio), table.opening_choice(studio)
 
-    def open_run(run_id: str, chosen: Choice, before: Shown) -> list[Any]:
+    def open_run(run_id: str, choice: Choice, before: Shown) -> list[Any]:
         """Another run is looked at; in the place of one that is gone, the newest."""
         other = run_id or table.opening_run(studio)
-        return [gr.skip() if other == run_id else other, *paint(other, chosen, before)]
+        return [gr.skip() if other == run_id else other, *paint(other, choice, before)]
 
-    def repaint(run_id: str, chosen: Choice) -> list[Any]:
-        return paint(run_id, chosen, Shown())
+    def repaint(run_id: str, choice: Choice) -> list[Any]:
+        return paint(run_id, choice, Shown())
 
     anew = [shared.run, choice]
     gr.on(None, begin, None, anew, **QUIET).then(repaint, anew, outputs, **QUIET)
     shared.run.change(None, js=theme.call("hideRun"), api_visibility="private")
-    opened = shared.run.change(open_run, [*anew, seen], [shared.run, *outputs], **QUIET)
+    opened = shared.run.change(open_run, [*anew, state], [shared.run, *outputs], **QUIET)
     opened.then(None, js=theme.call("showRun"), api_visibility="private")
-    choice.change(paint, [*anew, seen], outputs, **QUIET)
+    choice.change(paint, [*anew, state], outputs, **QUIET)
     # Not oftener: for each answer Gradio's page looks at every component, which takes a slow browser half a second.
-    gr.Timer(1).tick(paint, [*anew, seen], outputs, trigger_mode="once", **QUIET)
+    gr.Timer(1).tick(paint, [*anew, state], outputs, trigger_mode="once", **QUIET)
 
 
 def look(studio: Studio, board: Board, run_id: str, choice: Choice, before: Shown) -> Shown:
@@ -136,14 +136,14 @@ def look(studio: Studio, board: Board, run_id: str, choice: Choice, before: Show
         run = studio.supervisor.state(run_id)
     except StudioError:  # deleted meanwhile
         return Shown("", status, listed)
-    chosen = Look(studio, run, studio.workspace.run(run.id), now)
-    return Shown(run.id, status, listed, view_sections(chosen, before.detail if before.run == run.id else {}))
+    view = Look(studio, run, studio.workspace.run(run.id), now)
+    return Shown(run.id, status, listed, view_sections(view, before.detail if before.run == run.id else {}))
 
 
 def _compared(studio: Studio, runs: list[RunState], choice: Choice, before: Shown) -> Seen:
     style = charts.kept_style(studio.workspace)
     stamp = (style, *((run.id, run.events, run.state) for run in runs))
-    kept = before.compare.get("compare")
-    if kept is not None and kept[0] == stamp:
+    cached = before.compare.get("compare")
+    if cached is not None and cached[0] == stamp:
         return before.compare
     return {"compare": (stamp, run_compare.view(studio, runs, len(choice.ticked), style))}

@@ -51,11 +51,11 @@ class Choice:
             case "page":
                 return replace(self, page=max(0, self.page + int(value)))
             case "tick":
-                left = tuple(run for run in self.ticked if run != value)
-                return replace(self, ticked=left if value in self.ticked else (*self.ticked, value))
+                ticked = tuple(run for run in self.ticked if run != value)
+                return replace(self, ticked=ticked if value in self.ticked else (*self.ticked, value))
             case "all":
-                others = tuple(run for run in self.ticked if run not in listed)
-                return replace(self, ticked=others if set(listed) <= set(self.ticked) else (*others, *listed))
+                elsewhere = tuple(run for run in self.ticked if run not in listed)
+                return replace(self, ticked=elsewhere if set(listed) <= set(self.ticked) else (*elsewhere, *listed))
             case _:
                 return self
 
@@ -77,7 +77,7 @@ class Column:
     key: str
     title: str
     value: Callable[[Row], Any]
-    shown: Callable[[Row, float], str]
+    text: Callable[[Row, float], str]
     wide: bool = True
 
 
@@ -120,12 +120,12 @@ DOWN = ("created", "step", "seconds", "bytes")  # the first click shows the larg
 
 def chosen_rows(rows: Sequence[Row], choice: Choice) -> list[Row]:
     """The rows that the search finds, in the order asked for."""
-    found = {run.id for run in matching([row.run for row in rows], choice.query)}
-    kept = [row for row in rows if row.run.id in found]
+    matches = {run.id for run in matching([row.run for row in rows], choice.query)}
+    matching_rows = [row for row in rows if row.run.id in matches]
     value = SORTED.get(choice.sort, SORTED[NEWEST]).value
-    there = [row for row in kept if _sortable(value(row))]
-    missing = [row for row in kept if not _sortable(value(row))]
-    return sorted(there, key=value, reverse=choice.down) + missing
+    present = [row for row in matching_rows if _sortable(value(row))]
+    missing = [row for row in matching_rows if not _sortable(value(row))]
+    return sorted(present, key=value, reverse=choice.down) + missing
 
 
 def _sortable(value: Any) -> bool:
@@ -139,31 +139,31 @@ def page_of(rows: Sequence[Row], choice: Choice) -> tuple[list[Row], int]:
     return list(rows[page * ROWS : (page + 1) * ROWS]), page
 
 
-def table(found: Sequence[Row], of: int, choice: Choice, looked_at: str, now: float) -> str:
+def table(matches: Sequence[Row], total: int, choice: Choice, looked_at: str, now: float) -> str:
     """The page of the table that is asked for; `of` is how many runs there are."""
-    if not of:
+    if not total:
         return empty(
             "No run yet",
             "Press “Start training” on the Train tab: its settings already fit the built-in model and data.",
         )
-    if not found:
+    if not matches:
         return empty(
-            "No run is found", f"None of {count(of, 'run')} has all these words. Empty the search to see them."
+            "No run is found", f"None of {count(total, 'run')} has all these words. Empty the search to see them."
         )
-    rows, page = page_of(found, choice)
+    rows, page = page_of(matches, choice)
     heads = [(column.key, column.title, *_order(column, choice), _kind(column)) for column in (TITLE, *COLUMNS)]
-    drawn = [
+    cells = [
         (
             row.run,
             row.run.id == looked_at,
             row.run.id in choice.ticked,
             _name(row),
-            [(_kind(column), column.shown(row, now)) for column in COLUMNS],
+            [(_kind(column), column.text(row, now)) for column in COLUMNS],
         )
         for row in rows
     ]
     all_ticked = all(row.run.id in choice.ticked for row in rows)
-    return render("runs.table", all_ticked, heads, drawn) + pager(len(found), of, page, ROWS, "run")
+    return render("runs.table", all_ticked, heads, cells) + pager(len(matches), total, page, ROWS, "run")
 
 
 def _order(column: Column, choice: Choice) -> tuple[str, str]:
@@ -211,28 +211,28 @@ class Board:
 
     def rows(self, states: list[RunState]) -> list[Row]:
         """A row for each run, without its size."""
-        kept, found = self._rows, {}
+        cached, current = self._rows, {}
         for state in states:
             run = RunFolder(self._workspace.runs_folder / state.id)
             touched = _touched(str(run.labels))
-            before = kept.get(state.id)
+            before = cached.get(state.id)
             if before is not None and before[0] == touched and before[1].state is state:
-                found[state.id] = before
+                current[state.id] = before
             else:
-                found[state.id] = (touched, Row(overview(run, state), state))
+                current[state.id] = (touched, Row(overview(run, state), state))
         # Visitors see different runs: rows of others are kept, until they are very many.
-        self._rows = {**kept, **found} if len(kept) < MOST_KEPT else found
+        self._rows = {**cached, **current} if len(cached) < MOST_KEPT else current
         self._sizes = {run_id: size for run_id, size in self._sizes.items() if run_id in self._rows}
-        return [row for _, row in found.values()]
+        return [row for _, row in current.values()]
 
     def size(self, state: RunState) -> int:
         """Bytes of the run's folder; of one that goes on, as of its last checkpoint."""
         run = RunFolder(self._workspace.runs_folder / state.id)
         mark = (state.state, state.events if state.final else 0, _touched(str(run.checkpoints)))
-        known = self._sizes.get(state.id)
-        if known is None or known[0] != mark:
-            known = self._sizes[state.id] = (mark, bytes_in(run.path))
-        return known[1]
+        cached = self._sizes.get(state.id)
+        if cached is None or cached[0] != mark:
+            cached = self._sizes[state.id] = (mark, bytes_in(run.path))
+        return cached[1]
 
 
 def _touched(path: str) -> int:
@@ -243,18 +243,18 @@ def _touched(path: str) -> int:
         return 0
 
 
-def deletion_question(studio: Studio, wanted: Sequence[str]) -> str:
+def deletion_question(studio: Studio, run_ids: Sequence[str]) -> str:
     """What deleting these runs would take away, as a question."""
-    return words(deletions(studio.workspace, wanted, studio.supervisor.runs()))
+    return words(deletions(studio.workspace, run_ids, studio.supervisor.runs()))
 
 
-def words(found: Sequence[Deletion]) -> str:
+def words(items: Sequence[Deletion]) -> str:
     """The question in words; what can't be deleted, and what goes on with an adapter that would be gone, is said."""
-    going = [item for item in found if not item.against]
-    kept = [f"“{item.title}” stays. {item.against}" for item in found if item.against]
+    going = [item for item in items if not item.against]
+    blocked = [f"“{item.title}” stays. {item.against}" for item in items if item.against]
     if not going:
-        return html.notice("None of these can be deleted now.", "\n".join(kept), "warning")
-    what = f"“{going[0].title}” with its adapter" if len(going) == 1 else f"{len(going)} runs with their adapters"
+        return html.notice("None of these can be deleted now.", "\n".join(blocked), "warning")
+    subject = f"“{going[0].title}” with its adapter" if len(going) == 1 else f"{len(going)} runs with their adapters"
     total = html.size(sum(item.bytes for item in going))
     after = [
         f"“{item.title}” is what {' and '.join(f'“{name}”' for name in item.continued_by)} began with; the newer run "
@@ -262,13 +262,13 @@ def words(found: Sequence[Deletion]) -> str:
         for item in going
         if item.continued_by
     ]
-    return html.notice(f"Delete {what} and checkpoints, {total} in all?", "\n".join([*after, *kept]), "warning")
+    return html.notice(f"Delete {subject} and checkpoints, {total} in all?", "\n".join([*after, *blocked]), "warning")
 
 
-def delete_runs(studio: Studio, wanted: Sequence[str]) -> str:
+def delete_runs(studio: Studio, run_ids: Sequence[str]) -> str:
     """Deletes what can be deleted, and says what could not; nothing to say is an empty text."""
     problems = []
-    for run_id in wanted:
+    for run_id in run_ids:
         try:
             studio.supervisor.delete(run_id)
         except StudioError as error:
@@ -304,7 +304,7 @@ def build(studio: Studio, shared: Shared) -> tuple[dict[str, Any], gr.State]:
         question = gr.HTML(min_width=260)
         yes = gr.Button("Delete for good", variant="stop", elem_id="runs-delete-yes", size="md", scale=0, min_width=150)
         no = gr.Button("Keep them", elem_id="runs-delete-no", size="md", scale=0, min_width=110)
-    said = gr.HTML(visible=False)
+    error_box = gr.HTML(visible=False)
     listed = gr.HTML(progress("Reading the runs"), js_on_load=theme.on_load("runTable"), elem_id="run-list")
 
     def act(event: gr.EventData, before: Choice) -> tuple[Any, Any]:
@@ -318,11 +318,11 @@ def build(studio: Studio, shared: Shared) -> tuple[dict[str, Any], gr.State]:
 
     def remove(before: Choice, looked_at: str) -> tuple[Any, ...]:
         problems = delete_runs(studio, before.ticked)
-        left = {run.id for run in studio.supervisor.runs()}
-        ticked = tuple(run for run in before.ticked if run in left)
-        seen = gr.HTML(problems, visible=bool(problems))
+        remaining = {run.id for run in studio.supervisor.runs()}
+        ticked = tuple(run for run in before.ticked if run in remaining)
+        errors = gr.HTML(problems, visible=bool(problems))
         now = replace(before, ticked=ticked, comparing=False)
-        return now, looked_at if looked_at in left else "", gr.Row(visible=False), seen
+        return now, looked_at if looked_at in remaining else "", gr.Row(visible=False), errors
 
     listed.click(act, choice, [shared.run, choice], **IN_TURN, **QUIET)
     search.input(
@@ -341,16 +341,16 @@ def build(studio: Studio, shared: Shared) -> tuple[dict[str, Any], gr.State]:
         **QUIET,
     )
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
-    yes.click(remove, [choice, shared.run], [choice, shared.run, confirm, said], **QUIET)
+    yes.click(remove, [choice, shared.run], [choice, shared.run, confirm, error_box], **QUIET)
     choice.change(lambda: gr.Row(visible=False), None, confirm, **QUIET)
     return {"list": listed, "compare": compare, "delete": delete, "clear": clear}, choice
 
 
 def opening_choice(studio: Studio) -> Choice:
     """The order chosen last; everything else begins anew."""
-    kept = studio.workspace.read_draft(ORDER)
-    if isinstance(kept, list) and len(kept) == 2 and isinstance(kept[0], str) and isinstance(kept[1], bool):
-        return Choice(sort=kept[0], down=kept[1])
+    draft = studio.workspace.read_draft(ORDER)
+    if isinstance(draft, list) and len(draft) == 2 and isinstance(draft[0], str) and isinstance(draft[1], bool):
+        return Choice(sort=draft[0], down=draft[1])
     return Choice()
 
 
@@ -361,15 +361,15 @@ def view(
     rows = board.rows(runs)
     if choice.sort == "bytes":
         rows = [replace(row, bytes=board.size(row.state)) for row in rows]
-    found = chosen_rows(rows, choice)
+    matches = chosen_rows(rows, choice)
     sized = {
         row.run.id: replace(row, bytes=board.size(row.state), by=_whose(row.run.maker, owner))
-        for row in page_of(found, choice)[0]
+        for row in page_of(matches, choice)[0]
     }
     ticked = len(set(choice.ticked) & {run.id for run in runs})
     words = "Back to one run" if choice.comparing else f"Compare {count(ticked, 'run')}"
     return {
-        "list": table([sized.get(row.run.id, row) for row in found], len(runs), choice, looked_at, now),
+        "list": table([sized.get(row.run.id, row) for row in matches], len(runs), choice, looked_at, now),
         "compare": gr.update(value=words, visible=ticked > 1),
         "delete": gr.update(value=f"Delete {count(ticked, 'run')}…", visible=ticked > 0),
         "clear": ticked > 0,
@@ -387,5 +387,5 @@ def opening_run(studio: Studio) -> str:
     runs = studio.supervisor.runs()
     active = next((run.id for run in runs if run.state in ("running", "stopping")), None)
     last = studio.workspace.read_draft(SELECTION)
-    known = {run.id for run in studio.workspace.runs()}
-    return active or (last if last in known else None) or (runs[0].id if runs else "")
+    ids = {run.id for run in studio.workspace.runs()}
+    return active or (last if last in ids else None) or (runs[0].id if runs else "")

@@ -84,18 +84,18 @@ def plan(config: Config, workspace: Workspace, look: DataLook | None = None, *, 
     device until this one begins."""
     training = config.training
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    seen, rows = seen_data(config, look), training_rows(config, look)
-    steps = total_steps(config, rows, seen)
+    measured, rows = seen_data(config, look), training_rows(config, look)
+    steps = total_steps(config, rows, measured)
     device = recent_devices()[0]
-    known = speed(
+    earlier = speed(
         workspace,
         model=config.model.name,
         quantization=config.model.quantization,
         device=device.kind,
         data=config.data.train_file,
     )
-    memory = needed_memory(_as_trained(config, workspace), device, seen.longest if seen else None, busy=busy)
-    return Plan(batch, rows, steps, seconds(config, steps, known, seen), memory, reading(config, look))
+    memory = needed_memory(_as_trained(config, workspace), device, measured.longest if measured else None, busy=busy)
+    return Plan(batch, rows, steps, seconds(config, steps, earlier, measured), memory, reading(config, look))
 
 
 def _as_trained(config: Config, workspace: Workspace) -> Config:
@@ -113,12 +113,12 @@ def needed_memory(config: Config, device: Device, longest: int | None, *, busy: 
     if model is None:
         return None
     available = device.memory_total if busy else device.memory_free
-    chosen = settled(config, model, device.kind, available, longest)
-    found = estimate(chosen, model, device.kind, longest)
-    changes = best_changes(chosen, model, device.kind, longest)
+    resolved = settled(config, model, device.kind, available, longest)
+    estimated = estimate(resolved, model, device.kind, longest)
+    changes = best_changes(resolved, model, device.kind, longest)
     assumed = config.data.max_length if longest is None else None
-    said = verdict(found.total, available) if model.counted else GUESSED
-    return Memory(found, device, available, said, tuple(changes), assumed)
+    outcome = verdict(estimated.total, available) if model.counted else GUESSED
+    return Memory(estimated, device, available, outcome, tuple(changes), assumed)
 
 
 def seen_data(config: Config, look: DataLook | None) -> Seen | None:
@@ -140,20 +140,20 @@ def _looked_at(config: Config) -> dict[str, Any]:
 
 def training_rows(config: Config, look: DataLook | None) -> int | None:
     """Rows that are left to train on after the split, where the data was looked at or is quick to count."""
-    data, known = config.data, counted(config, look)
-    if known and known.exact:
-        return known.train_rows
-    found = known.usable_rows if known else _quick_look(config).rows
-    if found is None:
+    data, counts = config.data, counted(config, look)
+    if counts and counts.exact:
+        return counts.train_rows
+    usable = counts.usable_rows if counts else _quick_look(config).rows
+    if usable is None:
         return None
-    kept = 0 if data.validation_file else round(found * data.validation_fraction)
-    return min(found - kept, data.max_samples or found)
+    validation = 0 if data.validation_file else round(usable * data.validation_fraction)
+    return min(usable - validation, data.max_samples or usable)
 
 
 def reading(config: Config, look: DataLook | None) -> str:
     """How the data is read, in sentences: as the data tab did, or by a quick look; "" where neither could."""
-    known = counted(config, look)
-    return known.reading if known and known.exact and known.reading else _quick_look(config).reading
+    counts = counted(config, look)
+    return counts.reading if counts and counts.exact and counts.reading else _quick_look(config).reading
 
 
 def _quick_look(config: Config) -> QuickLook:
@@ -176,20 +176,22 @@ def counted(config: Config, look: DataLook | None) -> Counted | None:
     if look is None:
         return None
     settings = look.settings
-    given = {path.removeprefix("data."): value for path, value in settings.items() if path.startswith("data.")}
-    then, now = ({**one, "bad_rows": None} for one in ({**Data().model_dump(), **given}, config.data.model_dump()))
+    data_settings = {path.removeprefix("data."): value for path, value in settings.items() if path.startswith("data.")}
+    then, now = (
+        {**data, "bad_rows": None} for data in ({**Data().model_dump(), **data_settings}, config.data.model_dump())
+    )
     if any(then[name] != now[name] for name in ("train_file", "mapping")):
         return None
     exact = then == now and settings["model.name"] == config.model.name
     return Counted(look.usable_rows, look.train_rows, exact, look.reading)
 
 
-def total_steps(config: Config, rows: int | None, seen: Seen | None) -> int | None:
+def total_steps(config: Config, rows: int | None, measured: Seen | None) -> int | None:
     """Optimizer steps of the whole run; packed rows can only be counted after a look at the data."""
     training = config.training
     if training.max_steps > 0:
         return training.max_steps
-    units = seen.packs if training.packing and seen else None if training.packing else rows
+    units = measured.packs if training.packing and measured else None if training.packing else rows
     if units is None:
         return None
     batches = math.ceil(units / training.per_device_train_batch_size)
@@ -197,18 +199,18 @@ def total_steps(config: Config, rows: int | None, seen: Seen | None) -> int | No
     return math.ceil(per_epoch * training.num_train_epochs)
 
 
-def seconds(config: Config, steps: int | None, known: Speed | None, seen: Seen | None) -> float | None:
+def seconds(config: Config, steps: int | None, earlier: Speed | None, measured: Seen | None) -> float | None:
     """Time of training at the speed of an earlier run, by real tokens."""
-    if steps is None or known is None:
+    if steps is None or earlier is None:
         return None
     training = config.training
-    mean = seen.mean if seen else known.tokens_per_row if known.data == config.data.train_file else None
+    mean = measured.mean if measured else earlier.tokens_per_row if earlier.data == config.data.train_file else None
     if training.packing:
         mean = float(config.data.max_length)
     if mean is None:
         return None
     rows = steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return rows * mean / known.tokens_per_second
+    return rows * mean / earlier.tokens_per_second
 
 
 def data_path(name: str) -> Path:
@@ -251,24 +253,28 @@ def gib(octets: float) -> str:
     return f"{value:,.0f} GiB" if value >= 100 else f"{value:.1f} GiB" if value >= 1 else f"{value:.2f} GiB"
 
 
-def numbers_markup(found: Plan | None) -> str:
+def numbers_markup(planned: Plan | None) -> str:
     """Batch, rows, steps and time as tiles; `None` stands for settings that are not right yet."""
-    if found is None:
+    if planned is None:
         return tiles([("–", name, "") for name in ("Effective batch", "Training rows", "Steps", "Time")])
-    known = found.seconds is not None
-    trained = found.memory.estimate if found.memory else None
-    shown = [
-        (f"{found.effective_batch:,}", "Effective batch", "rows a step"),
-        ("–" if found.rows is None else f"{found.rows:,}", "Training rows", ""),
-        ("–" if found.steps is None else figure(found.steps), "Steps", "about"),
-        (clock(found.seconds) if known else "–", "Time", "as fast as before" if known else "unknown until a first run"),
+    timed = planned.seconds is not None
+    trained = planned.memory.estimate if planned.memory else None
+    facts = [
+        (f"{planned.effective_batch:,}", "Effective batch", "rows a step"),
+        ("–" if planned.rows is None else f"{planned.rows:,}", "Training rows", ""),
+        ("–" if planned.steps is None else figure(planned.steps), "Steps", "about"),
+        (
+            clock(planned.seconds) if timed else "–",
+            "Time",
+            "as fast as before" if timed else "unknown until a first run",
+        ),
     ]
     if trained:
         share = f"{100 * trained.share:.2f} % of {_short(trained.parameters)}"
-        shown += [(_short(trained.trainable), "Trained parameters", share)]
-    missing = NO_ROWS if found.rows is None else NO_PACKS if found.steps is None else ""
-    above, below = hint(missing) if missing else "", hint(found.reading, "plan-reading") if found.reading else ""
-    return above + tiles(shown) + below
+        facts += [(_short(trained.trainable), "Trained parameters", share)]
+    missing = NO_ROWS if planned.rows is None else NO_PACKS if planned.steps is None else ""
+    above, below = hint(missing) if missing else "", hint(planned.reading, "plan-reading") if planned.reading else ""
+    return above + tiles(facts) + below
 
 
 def _short(value: int) -> str:
@@ -279,21 +285,21 @@ def _short(value: int) -> str:
     return str(value)
 
 
-def memory(found: Memory | None) -> str:
+def memory(needed: Memory | None) -> str:
     """The verdict, a bar of the parts against the memory there is, and a line for each part."""
-    if found is None:
+    if needed is None:
         return render("train.no_memory")
-    estimate, room = found.estimate, max(found.available, found.estimate.total)
+    estimate, room = needed.estimate, max(needed.available, needed.estimate.total)
     notes = [] if estimate.exact else [f"A rough estimate: {ROUGH}." if estimate.counted else GUESS]
-    if found.assumed_tokens is not None:
+    if needed.assumed_tokens is not None:
         notes.append(
-            f"Counted for rows of {found.assumed_tokens:,} tokens, the most allowed. For the real ones, {LOOK}."
+            f"Counted for rows of {needed.assumed_tokens:,} tokens, the most allowed. For the real ones, {LOOK}."
         )
     if estimate.gradient_checkpointing:
         notes.append("With gradient checkpointing.")
     parts = [(key, 100 * octets / room, gib(octets), *PARTS[key]) for key, octets in estimate.parts.items()]
-    total, available = gib(estimate.total), gib(found.available)
-    return render("train.memory", VERDICTS[found.verdict], total, available, found.device.name, parts, notes)
+    total, available = gib(estimate.total), gib(needed.available)
+    return render("train.memory", VERDICTS[needed.verdict], total, available, needed.device.name, parts, notes)
 
 
 def change_label(change: Change) -> str:
@@ -303,9 +309,9 @@ def change_label(change: Change) -> str:
 
 def checks(report: Report) -> str:
     """Every check with its number, and what to do about those that are not all right."""
-    found = [(check, *SIGNS[check.state], SPOKEN[check.state]) for check in report.checks]
+    rows = [(check, *SIGNS[check.state], SPOKEN[check.state]) for check in report.checks]
     kind = "error" if report.state == FAILED else "warning" if report.state == ASK else "good"
-    return render("train.checks", report.words, kind, found)
+    return render("train.checks", report.words, kind, rows)
 
 
 @dataclass(frozen=True)
@@ -315,15 +321,15 @@ class Card:
     numbers: gr.HTML
     memory: gr.HTML
     fetch: gr.Button
-    said: gr.HTML
+    error_box: gr.HTML
     heading: gr.HTML
     buttons: tuple[gr.Button, ...]
     offered: gr.State
 
     @property
-    def shown(self) -> list[Any]:
+    def outputs(self) -> list[Any]:
         """Everything that a change of the form may change."""
-        return [self.numbers, self.memory, self.fetch, self.said, self.heading, *self.buttons, self.offered]
+        return [self.numbers, self.memory, self.fetch, self.error_box, self.heading, *self.buttons, self.offered]
 
 
 def draw() -> Card:
@@ -331,29 +337,29 @@ def draw() -> Card:
     numbers = gr.HTML(numbers_markup(None), elem_id="plan")
     memory = gr.HTML(elem_id="plan-memory")
     fetch = gr.Button("Look up this model's size", size="sm", visible=False, elem_id="plan-fetch")
-    said = gr.HTML(visible=False, elem_id="plan-said")
+    error_box = gr.HTML(visible=False, elem_id="plan-said")
     heading = gr.HTML('<h3 class="part">What would save most memory</h3>', visible=False)
     buttons = tuple(
         gr.Button(size="sm", visible=False, elem_id=f"plan-change-{number}", elem_classes="plan-change")
         for number in range(1, SHOWN + 1)
     )
-    return Card(numbers, memory, fetch, said, heading, buttons, gr.State([]))
+    return Card(numbers, memory, fetch, error_box, heading, buttons, gr.State([]))
 
 
-def updates(card: Card, found: Plan | None) -> dict[Any, Any]:
+def updates(card: Card, planned: Plan | None) -> dict[Any, Any]:
     """What the card shows of a plan; None stands for settings that are not right yet."""
-    if found is None:
+    if planned is None:
         hidden: dict[Any, Any] = {button: gr.Button(visible=False) for button in card.buttons}
         blank = {card.memory: "", card.fetch: gr.Button(visible=False), card.heading: gr.HTML(visible=False)}
         return {card.numbers: numbers_markup(None), **blank, **hidden, card.offered: []}
-    changes = found.memory.changes if found.memory else ()
+    changes = planned.memory.changes if planned.memory else ()
     labels = [change_label(change) for change in changes]
     labels += [""] * (len(card.buttons) - len(labels))
     return {
-        card.numbers: numbers_markup(found),
-        card.memory: memory(found.memory),
-        card.fetch: gr.Button(visible=found.memory is None),
-        card.said: gr.HTML(visible=False),
+        card.numbers: numbers_markup(planned),
+        card.memory: memory(planned.memory),
+        card.fetch: gr.Button(visible=planned.memory is None),
+        card.error_box: gr.HTML(visible=False),
         card.heading: gr.HTML(visible=bool(changes)),
         **{button: gr.Button(label, visible=bool(label)) for button, label in zip(card.buttons, labels, strict=True)},
         card.offered: [dict(change.settings) for change in changes],

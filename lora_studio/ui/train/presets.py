@@ -38,7 +38,7 @@ class Keeper:
     save: gr.Button
     replace: gr.Button
     delete: gr.Button
-    said: gr.HTML
+    result_box: gr.HTML
 
 
 def draw_presets() -> Keeper:
@@ -48,12 +48,12 @@ def draw_presets() -> Keeper:
             about = gr.Textbox(
                 label="What it is for", info="One sentence for the list.", max_lines=1, elem_id="preset-sentence"
             )
-        said = gr.HTML(visible=False, elem_id="preset-said")
+        result_box = gr.HTML(visible=False, elem_id="preset-said")
         with gr.Row(elem_classes="actions"):
             save = gr.Button("Save preset", size="sm", elem_id="preset-save")
             replace = gr.Button("Replace it", size="sm", visible=False, elem_id="preset-replace")
             delete = gr.Button("Delete this preset", size="sm", visible=False, elem_id="preset-delete")
-    return Keeper(name, about, save, replace, delete, said)
+    return Keeper(name, about, save, replace, delete, result_box)
 
 
 def updates(keeper: Keeper, workspace: Workspace, preset: str | None) -> dict[Any, Any]:
@@ -72,7 +72,7 @@ def keep(
 ) -> tuple[str | None, str, bool]:
     """Saves the form: the preset's name or None, what to say, and whether to ask for a replacement."""
     try:
-        kept = save_preset(workspace, name, read(raws), about, replace=again)
+        preset = save_preset(workspace, name, read(raws), about, replace=again)
     except NameTakenError as error:
         return None, html.problem(error), True
     except ConfigError as error:
@@ -80,7 +80,7 @@ def keep(
         return None, html.notice("Only settings that are right can be kept:", words, "error"), False
     except StudioError as error:
         return None, html.problem(error), False
-    return kept.name, html.notice(f"Kept as {kept.name}.", "It is in the list of presets now.", "good"), False
+    return preset.name, html.notice(f"Kept as {preset.name}.", "It is in the list of presets now.", "good"), False
 
 
 def wire_presets(
@@ -88,18 +88,20 @@ def wire_presets(
     workspace: Workspace,
     preset: gr.Dropdown,
     widgets: Sequence[Any],
-    shown: Sequence[Any],
+    outputs: Sequence[Any],
     read: Callable[[Sequence[Any]], Config],
     show: Callable[[str | None, Sequence[Any]], dict[Any, Any]],
     quiet: dict[str, Any],
 ) -> None:
     """`show(preset, raws)` fills the tab anew with a preset chosen."""
-    outputs = [*shown, keeper.name, keeper.about, keeper.said, keeper.replace]
+    touched = [*outputs, keeper.name, keeper.about, keeper.result_box, keeper.replace]
 
     def saved(again: bool, name: str, about: str, raws: Sequence[Any]) -> dict[Any, Any]:
-        kept, words, ask = keep(workspace, read, name, about, raws, again)
-        said = {keeper.said: gr.HTML(words, visible=True), keeper.replace: gr.Button(visible=ask)}
-        return said if kept is None else {**show(kept, raws), **said, keeper.name: "", keeper.about: ""}
+        preset_name, words, ask = keep(workspace, read, name, about, raws, again)
+        result = {keeper.result_box: gr.HTML(words, visible=True), keeper.replace: gr.Button(visible=ask)}
+        return (
+            result if preset_name is None else {**show(preset_name, raws), **result, keeper.name: "", keeper.about: ""}
+        )
 
     def save(name: str, about: str, *raws: Any) -> dict[Any, Any]:
         return saved(False, name, about, raws)
@@ -111,13 +113,13 @@ def wire_presets(
         try:
             delete_preset(workspace, name or "")
         except StudioError as error:
-            return {keeper.said: gr.HTML(html.problem(error), visible=True)}
+            return {keeper.result_box: gr.HTML(html.problem(error), visible=True)}
         words = html.notice(f"{name} is deleted.", "The settings in the form stay.", "info")
-        return {**show(None, raws), keeper.said: gr.HTML(words, visible=True)}
+        return {**show(None, raws), keeper.result_box: gr.HTML(words, visible=True)}
 
-    keeper.save.click(save, [keeper.name, keeper.about, *widgets], outputs, trigger_mode="once", **quiet)
-    keeper.replace.click(replace, [keeper.name, keeper.about, *widgets], outputs, trigger_mode="once", **quiet)
-    keeper.delete.click(delete, [preset, *widgets], outputs, trigger_mode="once", **quiet)
+    keeper.save.click(save, [keeper.name, keeper.about, *widgets], touched, trigger_mode="once", **quiet)
+    keeper.replace.click(replace, [keeper.name, keeper.about, *widgets], touched, trigger_mode="once", **quiet)
+    keeper.delete.click(delete, [preset, *widgets], touched, trigger_mode="once", **quiet)
 
 
 FIELDS = {"linear": "lora.target_modules", "whole": "lora.modules_to_save"}
@@ -131,17 +133,17 @@ class ModuleChoice:
     """The components, drawn into the fold that holds both settings."""
 
     look: gr.Button
-    said: gr.HTML
+    result_box: gr.HTML
     lists: dict[str, gr.Dropdown]
 
     @property
     def parts(self) -> list[Any]:
-        return [self.said, *self.lists.values()]
+        return [self.result_box, *self.lists.values()]
 
 
 def draw_modules() -> ModuleChoice:
     look = gr.Button("Show the names of this model's modules", size="sm", elem_id="modules-look")
-    said = gr.HTML(visible=False, elem_id="modules-said")
+    result_box = gr.HTML(visible=False, elem_id="modules-said")
     words = {
         "linear": ("Modules for the adapter", "What you choose is written into Target modules."),
         "whole": ("Modules to train whole", "What you choose is written into Modules trained whole; mostly none."),
@@ -152,7 +154,7 @@ def draw_modules() -> ModuleChoice:
         )
         for kind, (label, info) in words.items()
     }
-    return ModuleChoice(look, said, lists)
+    return ModuleChoice(look, result_box, lists)
 
 
 def names(session: Session, model: str, revision: str | None) -> dict[str, list[str]]:
@@ -165,34 +167,34 @@ def wire_modules(
     choice: ModuleChoice,
     session: Session,
     model: Sequence[gr.Textbox],
-    given: Sequence[Any],
-    shown: Sequence[Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
     change: Callable[[dict[str, Any], Sequence[Any]], dict[Any, Any]],
     quiet: dict[str, Any],
 ) -> None:
     """`model` are the widgets of name and revision; `change(settings, given)` puts settings into the form."""
 
     def look(name: str, revision: str) -> Iterator[dict[Any, Any]]:
-        yield {choice.said: gr.HTML(html.progress("Reading the model's config"), visible=True)}
+        yield {choice.result_box: gr.HTML(html.progress("Reading the model's config"), visible=True)}
         try:
-            found = names(session, name.strip(), revision.strip())
+            modules = names(session, name.strip(), revision.strip())
         except StudioError as error:
-            yield {choice.said: gr.HTML(html.problem(error), visible=True)}
+            yield {choice.result_box: gr.HTML(html.problem(error), visible=True)}
             return
         shown_lists = {
-            box: gr.Dropdown(choices=found[kind], value=[], visible=True) for kind, box in choice.lists.items()
+            box: gr.Dropdown(choices=modules[kind], value=[], visible=True) for kind, box in choice.lists.items()
         }
-        yield {choice.said: gr.HTML(visible=False), **shown_lists}
+        yield {choice.result_box: gr.HTML(visible=False), **shown_lists}
 
     def writer(path: str) -> Callable[..., dict[Any, Any]]:
-        def write(chosen: list[str], *values: Any) -> dict[Any, Any]:
-            return change({path: ", ".join(chosen) or ("all-linear" if path == FIELDS["linear"] else None)}, values)
+        def write(selected: list[str], *values: Any) -> dict[Any, Any]:
+            return change({path: ", ".join(selected) or ("all-linear" if path == FIELDS["linear"] else None)}, values)
 
         return write
 
     choice.look.click(look, list(model), choice.parts, trigger_mode="once", **quiet)
     for kind, box in choice.lists.items():
-        box.input(writer(FIELDS[kind]), [box, *given], list(shown), **quiet)
+        box.input(writer(FIELDS[kind]), [box, *inputs], list(outputs), **quiet)
 
 
 DRAFT = "form-before"
@@ -256,8 +258,8 @@ def record(
     changed = changes(before[1], after)
     if not changed:
         return clear(notice, workspace)
-    kept = {"origin": origin, "preset": before[0], "values": forms.to_draft(before[1]), "changed": changed}
-    workspace.write_draft(DRAFT, kept)
+    draft = {"origin": origin, "preset": before[0], "values": forms.to_draft(before[1]), "changed": changed}
+    workspace.write_draft(DRAFT, draft)
     return _shown(notice, origin, changed)
 
 
@@ -270,14 +272,14 @@ def clear(notice: Notice, workspace: Workspace) -> dict[Any, Any]:
 
 def reopen(notice: Notice, workspace: Workspace) -> dict[Any, Any]:
     """The notice as it was before a reload."""
-    kept = _read(workspace)
-    return _shown(notice, kept["origin"], kept["changed"]) if kept else {notice.row: gr.Row(visible=False)}
+    draft = _read(workspace)
+    return _shown(notice, draft["origin"], draft["changed"]) if draft else {notice.row: gr.Row(visible=False)}
 
 
 def _read(workspace: Workspace) -> dict[str, Any] | None:
-    kept = workspace.read_draft(DRAFT)
-    whole = isinstance(kept, dict) and {"origin", "preset", "values", "changed"} <= kept.keys()
-    return kept if whole else None
+    draft = workspace.read_draft(DRAFT)
+    whole = isinstance(draft, dict) and {"origin", "preset", "values", "changed"} <= draft.keys()
+    return draft if whole else None
 
 
 def _shown(notice: Notice, origin: str, changed: Sequence[tuple[str, str, str]]) -> dict[Any, Any]:
@@ -295,10 +297,10 @@ def wire_changes(
 ) -> None:
     """`fill(preset, raws, origin, before)` fills the form; an undo is a change that can be undone itself."""
 
-    def undo(chosen: str | None, *raws: Any) -> dict[Any, Any]:
-        kept = _read(workspace)
-        if kept is None:
+    def undo(current: str | None, *raws: Any) -> dict[Any, Any]:
+        draft = _read(workspace)
+        if draft is None:
             return {notice.row: gr.Row(visible=False)}
-        return fill(kept["preset"], forms.from_draft(kept["values"], raws), "Undone", (chosen, raws))
+        return fill(draft["preset"], forms.from_draft(draft["values"], raws), "Undone", (current, raws))
 
     notice.undo.click(undo, [preset, *widgets], list(outputs), trigger_mode="once", **quiet)

@@ -61,30 +61,30 @@ class Starter:
         self._last: tuple[tuple[Config, str], str, float] | None = None
 
     def start(self, config: Config, visitor: str = "") -> str:
-        asked = (config, visitor)
+        request = (config, visitor)
         with self._lock:
-            if self._last and self._last[0] == asked and time.monotonic() - self._last[2] < self._seconds:
+            if self._last and self._last[0] == request and time.monotonic() - self._last[2] < self._seconds:
                 return self._last[1]
             run_id = self._supervisor.launch(config)
-            self._last = (asked, run_id, time.monotonic())
+            self._last = (request, run_id, time.monotonic())
             return run_id
 
 
 @dataclass
-class Told:
-    """Problems that the person was told of: `paths` of fields, and `others` that belong to no field.
+class ReportedProblems:
+    """Problems that the person was told of: `paths` of fields, and `general` ones that belong to no field.
 
     A field is not called wrong while it is being typed, only once a start or a file brought the mistake to light.
     Events that run at once share the object: a start may be refused while an edit before it is still looked at.
     """
 
     paths: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
+    general: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The tab's components. `told` is what is in sight of problems, see `Told`."""
+class TrainView:
+    """The tab's components. `reported` is what is in sight of problems, see `ReportedProblems`."""
 
     whole: gr.Row
     form: forms.Form
@@ -98,33 +98,33 @@ class Drawn:
     start: gr.Button
     anyway: gr.Button
     yaml: gr.Code
-    told: gr.State
+    reported: gr.State
     keeper: preset_keeper.Keeper
     modules: module_choice.ModuleChoice
 
     @property
-    def shown(self) -> list[Any]:
+    def outputs(self) -> list[Any]:
         """Everything that a change of the form may change."""
-        shown = [self.preset, self.about, self.summary, self.checks, self.anyway, self.yaml, self.told]
-        shown += self.changes.parts
-        return [*shown, self.keeper.delete, self.keeper.replace, *self.card.shown, *self.form.parts]
+        own = [self.preset, self.about, self.summary, self.checks, self.anyway, self.yaml, self.reported]
+        own += self.changes.parts
+        return [*own, self.keeper.delete, self.keeper.replace, *self.card.outputs, *self.form.parts]
 
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
-    drawn = _draw(studio.workspace, shared.start)
-    _keep(drawn, studio)
-    _fill(drawn, shared, studio)
-    _start(drawn, shared, studio)
+    view = _draw(studio.workspace, shared.start)
+    _keep(view, studio)
+    _fill(view, shared, studio)
+    _start(view, shared, studio)
 
 
-def _draw(workspace: Workspace, start: gr.Button) -> Drawn:
-    known = list(presets(workspace))
+def _draw(workspace: Workspace, start: gr.Button) -> TrainView:
+    names = list(presets(workspace))
     # Hidden until the kept form is there: what is typed before that would be overwritten.
     with gr.Row(elem_classes="train", visible=False) as whole:
         with gr.Column(scale=3, min_width=300, elem_id="form"):
             info = "A starting point that sets everything but your model and data, unless it names them."
-            preset = gr.Dropdown(known, label="Preset", info=info, filterable=False, elem_id="preset")
+            preset = gr.Dropdown(names, label="Preset", info=info, filterable=False, elem_id="preset")
             about = gr.HTML(elem_id="preset-about")
             changes = form_changes.draw_changes()
             keeper = preset_keeper.draw_presets()
@@ -141,45 +141,49 @@ def _draw(workspace: Workspace, start: gr.Button) -> Drawn:
             with gr.Accordion("As a config file", open=False):
                 upload = gr.UploadButton("Open a config file…", file_types=[".yaml", ".yml"], size="sm")
                 yaml = gr.Code(language="yaml", show_label=False, interactive=False, max_lines=24, elem_id="form-yaml")
-    told = gr.State(Told())
-    said = (upload, summary, card, checks, start, anyway, yaml, told, keeper, modules)
-    return Drawn(whole, form, preset, about, changes, *said)
+    reported = gr.State(ReportedProblems())
+    parts = (upload, summary, card, checks, start, anyway, yaml, reported, keeper, modules)
+    return TrainView(whole, form, preset, about, changes, *parts)
 
 
-def _keep(drawn: Drawn, studio: Studio) -> None:
+def _keep(view: TrainView, studio: Studio) -> None:
     """Each change is kept and shown for what it comes to; a load of the page brings the kept form back."""
     workspace = studio.workspace
 
-    def changed(preset: str | None, told: Told, *raws: Any) -> dict[Any, Any]:
-        left = left_preset(workspace, preset, raws)
-        if left is None:
-            about = {drawn.about: _about(presets(workspace).get(preset or ""), raws)} if preset else {}
-            shown = _look(drawn, studio, _read(raws, workspace), told)
-            return shown | about | _kept(drawn, workspace, preset, raws)
+    def changed(preset: str | None, reported: ReportedProblems, *raws: Any) -> dict[Any, Any]:
+        without_preset = left_preset(workspace, preset, raws)
+        if without_preset is None:
+            about = {view.about: _about(presets(workspace).get(preset or ""), raws)} if preset else {}
+            updates = _look(view, studio, _read(raws, workspace), reported)
+            return updates | about | _kept(view, workspace, preset, raws)
         # Only what changes is written: the model's name may still be being typed.
         origin = f"Preset {preset} is for the built-in model"
-        written = {item.widget: new for item, old, new in zip(drawn.form.fields, raws, left, strict=True) if old != new}
-        shown = _look(drawn, studio, _read(left, workspace), told)
-        filled = {drawn.preset: gr.Dropdown(value=None), drawn.about: "", **shown, **written}
-        return filled | _recorded(drawn, workspace, origin, (None, raws), (None, left))
+        written = {
+            item.widget: new
+            for item, old, new in zip(view.form.fields, raws, without_preset, strict=True)
+            if old != new
+        }
+        updates = _look(view, studio, _read(without_preset, workspace), reported)
+        filled = {view.preset: gr.Dropdown(value=None), view.about: "", **updates, **written}
+        return filled | _recorded(view, workspace, origin, (None, raws), (None, without_preset))
 
     def restore() -> dict[Any, Any]:
         preset, raws = read_draft(workspace)
-        shown = _show(drawn, studio, preset, raws) | form_changes.reopen(drawn.changes, workspace)
-        return {**shown, drawn.whole: gr.Row(visible=True)}
+        updates = _show(view, studio, preset, raws) | form_changes.reopen(view.changes, workspace)
+        return {**updates, view.whole: gr.Row(visible=True)}
 
     def recount() -> dict[Any, Any]:
-        return plan_card.updates(drawn.card, _planned(studio, _read(read_draft(workspace)[1], workspace)))
+        return plan_card.updates(view.card, _planned(studio, _read(read_draft(workspace)[1], workspace)))
 
-    given = [drawn.preset, drawn.told, *drawn.form.widgets]
-    gr.on(drawn.form.edits, changed, given, drawn.shown, trigger_mode="always_last", **QUIET)
-    gr.on(None, restore, None, [*drawn.shown, drawn.whole], **QUIET)
-    tab = drawn.whole.parent
+    inputs = [view.preset, view.reported, *view.form.widgets]
+    gr.on(view.form.edits, changed, inputs, view.outputs, trigger_mode="always_last", **QUIET)
+    gr.on(None, restore, None, [*view.outputs, view.whole], **QUIET)
+    tab = view.whole.parent
     assert isinstance(tab, gr.Tab)  # what the data tab counted since is known when this one is opened again
-    tab.select(recount, None, drawn.card.shown, **IN_TURN, **QUIET)
+    tab.select(recount, None, view.card.outputs, **IN_TURN, **QUIET)
 
 
-def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
+def _fill(view: TrainView, shared: Shared, studio: Studio) -> None:
     """A preset, a config file, the data tab, an earlier run or a change that saves memory writes into the form."""
     workspace = studio.workspace
 
@@ -189,123 +193,127 @@ def _fill(drawn: Drawn, shared: Shared, studio: Studio) -> None:
 
     def open_file(path: str, preset: str | None, *raws: Any) -> dict[Any, Any]:
         try:
-            given = read_yaml(Path(path))
+            settings = read_yaml(Path(path))
         except StudioError as error:
-            return {drawn.summary: gr.HTML(html.problem(error), visible=True)}
-        filled = forms.overlay(forms.shown(Config()), forms.known_values(given))
-        fields, others = forms.beside_fields(problems_of(given))
-        told = Told(tuple(fields), tuple(others))
-        return show(None, filled, f"Config file {Path(path).name}", (preset, raws), told)
+            return {view.summary: gr.HTML(html.problem(error), visible=True)}
+        filled = forms.overlay(forms.shown(Config()), forms.known_values(settings))
+        fields, general = forms.beside_fields(problems_of(settings))
+        reported = ReportedProblems(tuple(fields), tuple(general))
+        return show(None, filled, f"Config file {Path(path).name}", (preset, raws), reported)
 
     def change(settings: Mapping[str, Any], values: Sequence[Any]) -> dict[Any, Any]:
         preset, *raws = values
         return show(preset, forms.overlay(raws, settings), "Your choice", (preset, raws))
 
-    def fetch(told: Told, *raws: Any) -> dict[Any, Any]:
+    def fetch(reported: ReportedProblems, *raws: Any) -> dict[Any, Any]:
         form = _read(raws, workspace)
         try:
             if isinstance(form, Config):
                 fetch_numbers(form, studio.inspector)
         except StudioError as error:
-            return {drawn.card.said: gr.HTML(html.problem(error), visible=True)}
-        return _look(drawn, studio, form, told)
+            return {view.card.error_box: gr.HTML(html.problem(error), visible=True)}
+        return _look(view, studio, form, reported)
 
     def show(
-        preset: str | None, raws: Sequence[Any], origin: str, before: FormState, told: Told | None = None
+        preset: str | None,
+        raws: Sequence[Any],
+        origin: str,
+        before: FormState,
+        reported: ReportedProblems | None = None,
     ) -> dict[Any, Any]:
-        filled = _show(drawn, studio, preset, raws, told)
-        return filled | _recorded(drawn, workspace, origin, before, (preset, raws))
+        filled = _show(view, studio, preset, raws, reported)
+        return filled | _recorded(view, workspace, origin, before, (preset, raws))
 
     def renamed(preset: str | None, raws: Sequence[Any]) -> dict[Any, Any]:
-        return _show(drawn, studio, preset, raws) | _kept(drawn, workspace, preset, raws)
+        return _show(view, studio, preset, raws) | _kept(view, workspace, preset, raws)
 
-    widgets = drawn.form.widgets
-    whole = [drawn.preset, *widgets]
-    of_model = [drawn.form.widget("model.name"), drawn.form.widget("model.revision")]
-    module_choice.wire_modules(drawn.modules, studio.inspector, of_model, whole, drawn.shown, change, QUIET)
-    preset_keeper.wire_presets(drawn.keeper, workspace, drawn.preset, widgets, drawn.shown, forms.read, renamed, QUIET)
-    plan_card.wire(drawn.card, [drawn.preset, *widgets], drawn.shown, change, QUIET)
-    drawn.card.fetch.click(fetch, [drawn.told, *widgets], drawn.shown, trigger_mode="once", api_visibility="private")
+    widgets = view.form.widgets
+    whole = [view.preset, *widgets]
+    of_model = [view.form.widget("model.name"), view.form.widget("model.revision")]
+    module_choice.wire_modules(view.modules, studio.inspector, of_model, whole, view.outputs, change, QUIET)
+    preset_keeper.wire_presets(view.keeper, workspace, view.preset, widgets, view.outputs, forms.read, renamed, QUIET)
+    plan_card.wire(view.card, [view.preset, *widgets], view.outputs, change, QUIET)
+    view.card.fetch.click(fetch, [view.reported, *widgets], view.outputs, trigger_mode="once", api_visibility="private")
     # A dropdown's `input` also fires when it is left without a choice; `select` only when an option is chosen.
-    drawn.preset.select(use_preset, whole, drawn.shown, **QUIET)
-    drawn.upload.upload(open_file, [drawn.upload, *whole], drawn.shown, **QUIET)
-    form_changes.wire_changes(drawn.changes, workspace, drawn.preset, widgets, drawn.shown, show, QUIET)
-    _take_over(drawn, shared, workspace, show)
+    view.preset.select(use_preset, whole, view.outputs, **QUIET)
+    view.upload.upload(open_file, [view.upload, *whole], view.outputs, **QUIET)
+    form_changes.wire_changes(view.changes, workspace, view.preset, widgets, view.outputs, show, QUIET)
+    _take_over(view, shared, workspace, show)
 
 
-def _take_over(drawn: Drawn, shared: Shared, workspace: Workspace, show: Callable[..., dict[Any, Any]]) -> None:
+def _take_over(view: TrainView, shared: Shared, workspace: Workspace, show: Callable[..., dict[Any, Any]]) -> None:
     """What other tabs hand over: settings on top of the form, or a whole config. The notice of changes is in sight."""
 
-    def use_data(chosen: Handover, preset: str | None, *raws: Any) -> dict[Any, Any]:
-        _, settings, origin = chosen
+    def use_data(handover: Handover, preset: str | None, *raws: Any) -> dict[Any, Any]:
+        _, settings, origin = handover
         filled = forms.overlay(raws, settings)
-        left = left_preset(workspace, preset, filled, settings)
-        if left is not None:
+        without_preset = left_preset(workspace, preset, filled, settings)
+        if without_preset is not None:
             origin += f" (preset {preset} is for the built-in model)"
-        after = (preset, filled) if left is None else (None, left)
-        return show(*after, origin, (preset, raws)) | {drawn.start: gr.Button(interactive=True)}
+        after = (preset, filled) if without_preset is None else (None, without_preset)
+        return show(*after, origin, (preset, raws)) | {view.start: gr.Button(interactive=True)}
 
-    def use_config(chosen: Handover, preset: str | None, *raws: Any) -> dict[Any, Any]:
-        _, settings, origin = chosen
+    def use_config(handover: Handover, preset: str | None, *raws: Any) -> dict[Any, Any]:
+        _, settings, origin = handover
         return show(None, forms.overlay(forms.shown(Config()), settings), origin, (preset, raws))
 
-    given = [drawn.preset, *drawn.form.widgets]
+    inputs = [view.preset, *view.form.widgets]
     events = (
-        shared.data.change(use_data, [shared.data, *given], [*drawn.shown, drawn.start], **IN_TURN, **QUIET),
-        shared.form.change(use_config, [shared.form, *given], drawn.shown, **QUIET),
+        shared.data.change(use_data, [shared.data, *inputs], [*view.outputs, view.start], **IN_TURN, **QUIET),
+        shared.form.change(use_config, [shared.form, *inputs], view.outputs, **QUIET),
     )
     for event in events:
         event.then(None, js=theme.call("showChanges"), api_visibility="private")
 
 
-def _start(drawn: Drawn, shared: Shared, studio: Studio) -> None:
+def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
     """Start checks first what would make the run fail; a run whose memory will hardly do asks once more."""
     starter = Starter(studio.supervisor)
 
-    def start(told: Told, *raws: Any) -> Iterator[dict[Any, Any]]:
-        yield {drawn.checks: gr.HTML(html.progress("Checking data, model, memory and disk"), visible=True)}
+    def start(reported: ReportedProblems, *raws: Any) -> Iterator[dict[Any, Any]]:
+        yield {view.checks: gr.HTML(html.progress("Checking data, model, memory and disk"), visible=True)}
         form = _read(raws, studio.workspace)
         try:
             if isinstance(form, ConfigError):
                 raise form
             report = check_before_start(form, studio.workspace, studio.inspector, busy=bool(studio.supervisor.busy()))
         except StudioError as error:
-            yield refused(error, told, form)
+            yield refused(error, reported, form)
             return
         if report.state in (FAILED, ASK):
-            held = beside(studio) if report.state == ASK else ""
-            shown = {drawn.checks: gr.HTML(plan_words.checks(report) + held, visible=True)}
-            yield {**shown, drawn.anyway: gr.Button(visible=report.state == ASK)}
+            holders = beside(studio) if report.state == ASK else ""
+            updates = {view.checks: gr.HTML(plan_words.checks(report) + holders, visible=True)}
+            yield {**updates, view.anyway: gr.Button(visible=report.state == ASK)}
             return
-        yield begin(told, form)
+        yield begin(reported, form)
 
-    def start_anyway(told: Told, *raws: Any) -> dict[Any, Any]:
-        return begin(told, _read(raws, studio.workspace))
+    def start_anyway(reported: ReportedProblems, *raws: Any) -> dict[Any, Any]:
+        return begin(reported, _read(raws, studio.workspace))
 
-    def refused(error: StudioError, told: Told, form: Config | ConfigError) -> dict[Any, Any]:
+    def refused(error: StudioError, reported: ReportedProblems, form: Config | ConfigError) -> dict[Any, Any]:
         if isinstance(error, ConfigError):
-            told.paths, told.others = tuple(item.path for item in error.problems), ()
-            return _look(drawn, studio, form, told)
-        return {drawn.summary: gr.HTML(html.problem(error), visible=True), drawn.checks: gr.HTML(visible=False)}
+            reported.paths, reported.general = tuple(item.path for item in error.problems), ()
+            return _look(view, studio, form, reported)
+        return {view.summary: gr.HTML(html.problem(error), visible=True), view.checks: gr.HTML(visible=False)}
 
-    def begin(told: Told, form: Config | ConfigError) -> dict[Any, Any]:
+    def begin(reported: ReportedProblems, form: Config | ConfigError) -> dict[Any, Any]:
         try:
             if isinstance(form, ConfigError):
                 raise form
             run_id = starter.start(form, studio.workspace.policy.owner_id)
         except StudioError as error:
-            return refused(error, told, form)
+            return refused(error, reported, form)
         with contextlib.suppress(StudioError):  # a full disk: the run was started all the same
-            form_changes.clear(drawn.changes, studio.workspace)
-        told.paths = told.others = ()
-        shown = {**_look(drawn, studio, form, told), drawn.changes.row: gr.Row(visible=False)}
-        return {**shown, shared.run: run_id, shared.tabs: gr.Tabs(selected="runs")}
+            form_changes.clear(view.changes, studio.workspace)
+        reported.paths = reported.general = ()
+        updates = {**_look(view, studio, form, reported), view.changes.row: gr.Row(visible=False)}
+        return {**updates, shared.run: run_id, shared.tabs: gr.Tabs(selected="runs")}
 
-    for button, handler in ((drawn.start, start), (drawn.anyway, start_anyway)):
+    for button, handler in ((view.start, start), (view.anyway, start_anyway)):
         clicked = button.click(
             handler,
-            [drawn.told, *drawn.form.widgets],
-            [*drawn.shown, shared.run, shared.tabs],
+            [view.reported, *view.form.widgets],
+            [*view.outputs, shared.run, shared.tabs],
             trigger_mode="once",
             show_progress="minimal",
             show_progress_on=button,
@@ -321,40 +329,42 @@ def beside(studio: Studio) -> str:
 
 
 def _show(
-    drawn: Drawn, studio: Studio, preset: str | None, raws: Sequence[Any], told: Told | None = None
+    view: TrainView, studio: Studio, preset: str | None, raws: Sequence[Any], reported: ReportedProblems | None = None
 ) -> dict[Any, Any]:
     """The whole form filled anew, with the files that are there now."""
     workspace = studio.workspace
-    known, files = presets(workspace), data_choices(workspace)
+    available, files = presets(workspace), data_choices(workspace)
     updates = {
         item.widget: gr.Dropdown(choices=files, value=raw) if item.setting.path in forms.FILES else raw
-        for item, raw in zip(drawn.form.fields, raws, strict=True)
+        for item, raw in zip(view.form.fields, raws, strict=True)
     }
     return {
         **updates,
-        drawn.preset: gr.Dropdown(choices=list(known), value=preset),
-        drawn.about: _about(known.get(preset or ""), raws),
-        **preset_keeper.updates(drawn.keeper, workspace, preset),
-        **_look(drawn, studio, _read(raws, workspace), told or Told()),
+        view.preset: gr.Dropdown(choices=list(available), value=preset),
+        view.about: _about(available.get(preset or ""), raws),
+        **preset_keeper.updates(view.keeper, workspace, preset),
+        **_look(view, studio, _read(raws, workspace), reported or ReportedProblems()),
     }
 
 
-def _kept(drawn: Drawn, workspace: Workspace, preset: str | None, raws: Sequence[Any]) -> dict[Any, Any]:
+def _kept(view: TrainView, workspace: Workspace, preset: str | None, raws: Sequence[Any]) -> dict[Any, Any]:
     """Keeps the form as it is; where that is not possible, says so, and the form goes on."""
     try:
         save_draft(workspace, preset, raws)
     except StudioError as error:
-        return {drawn.summary: gr.HTML(html.problem(error), visible=True)}
+        return {view.summary: gr.HTML(html.problem(error), visible=True)}
     return {}
 
 
-def _recorded(drawn: Drawn, workspace: Workspace, origin: str, before: FormState, after: FormState) -> dict[Any, Any]:
+def _recorded(
+    view: TrainView, workspace: Workspace, origin: str, before: FormState, after: FormState
+) -> dict[Any, Any]:
     """Keeps a form that the page filled, and shows what changed; where it can't be kept, says so."""
     try:
         save_draft(workspace, *after)
-        return form_changes.record(drawn.changes, workspace, origin, before, after[1])
+        return form_changes.record(view.changes, workspace, origin, before, after[1])
     except StudioError as error:
-        return {drawn.summary: gr.HTML(html.problem(error), visible=True)}
+        return {view.summary: gr.HTML(html.problem(error), visible=True)}
 
 
 def _read(raws: Sequence[Any], workspace: Workspace) -> Config | ConfigError:
@@ -376,26 +386,26 @@ def _planned(studio: Studio, form: Config | ConfigError) -> Plan | None:
         return None
 
 
-def _look(drawn: Drawn, studio: Studio, form: Config | ConfigError, told: Told) -> dict[Any, Any]:
+def _look(view: TrainView, studio: Studio, form: Config | ConfigError, reported: ReportedProblems) -> dict[Any, Any]:
     """What the form comes to, and of its problems those that were told and are still there."""
     if isinstance(form, ConfigError):
         problems, yaml, noted = form.problems, "# Some settings are not right yet.", {}
     else:
         cuda = recent_devices()[0].kind == "cuda"
         problems, yaml, noted = list(machine_conflicts(form, cuda=cuda)), to_yaml(form), forms.notes(form)
-    card = plan_card.updates(drawn.card, _planned(studio, form))  # first: a start may be refused meanwhile
+    card = plan_card.updates(view.card, _planned(studio, form))  # first: a start may be refused meanwhile
     fields, _ = forms.beside_fields(problems)
-    told.paths = tuple(path for path in told.paths if path in fields)
-    in_sight = {path: message for path, message in fields.items() if path in told.paths}
-    words = summary(in_sight, told.others)
+    reported.paths = tuple(path for path in reported.paths if path in fields)
+    in_sight = {path: message for path, message in fields.items() if path in reported.paths}
+    words = summary(in_sight, reported.general)
     return {
         **card,
-        drawn.checks: gr.HTML(visible=False),
-        drawn.anyway: gr.Button(visible=False),
-        drawn.yaml: yaml,
-        drawn.told: told,
-        drawn.summary: gr.HTML(words, visible=bool(words)),
-        **forms.line_updates(drawn.form, in_sight, noted),
+        view.checks: gr.HTML(visible=False),
+        view.anyway: gr.Button(visible=False),
+        view.yaml: yaml,
+        view.reported: reported,
+        view.summary: gr.HTML(words, visible=bool(words)),
+        **forms.line_updates(view.form, in_sight, noted),
     }
 
 
@@ -418,47 +428,53 @@ def checked(raws: Sequence[Any], workspace: Workspace) -> Config:
     return config
 
 
-def problems_of(given: Mapping[str, Any]) -> list[Problem]:
+def problems_of(settings: Mapping[str, Any]) -> list[Problem]:
     """Everything wrong with the settings of a config file."""
     try:
-        parse(given)
+        parse(settings)
     except ConfigError as error:
         return error.problems
     return []
 
 
-def summary(fields: Mapping[str, str], others: Sequence[str]) -> str:
+def summary(fields: Mapping[str, str], general: Sequence[str]) -> str:
     """All that is wrong in one place, by the titles of the fields."""
     lines = [f"{forms.title_of(path)}: {message}" for path, message in fields.items()]
     parts = []
     if lines:
         head = "One setting is not right:" if len(lines) == 1 else f"{len(lines)} settings are not right:"
         parts.append(html.notice(head, "\n".join(lines), "error"))
-    if others:
-        parts.append(html.notice("Not taken from the file:", "\n".join(others), "warning"))
+    if general:
+        parts.append(html.notice("Not taken from the file:", "\n".join(general), "warning"))
     return "".join(parts)
 
 
 def with_preset(raws: Sequence[Any], overlay: Mapping[str, Any]) -> list[Any]:
     """The form of a preset; model and data stay as they are unless the preset names them."""
-    named = forms.known_values(overlay)
-    flat = {path: value for path, value in flatten(parse(overlay)).items() if path in named or path not in OWN_CHOICES}
+    overridden = forms.known_values(overlay)
+    flat = {
+        path: value for path, value in flatten(parse(overlay)).items() if path in overridden or path not in OWN_CHOICES
+    }
     return forms.overlay(raws, flat)
 
 
 def left_preset(
-    workspace: Workspace, preset: str | None, raws: Sequence[Any], given: Collection[str] = ()
+    workspace: Workspace, preset: str | None, raws: Sequence[Any], protected: Collection[str] = ()
 ) -> list[Any] | None:
     """The form without the values of a preset for the built-in model, where another model is chosen; else None.
 
     Its learning rate and epochs are for 2.5 M parameters. What was typed since, and the settings `given`, stay.
     """
     model = forms.values(raws)["model.name"]
-    known = presets(workspace).get(preset or "") if model != DEMO_MODEL else None
-    if known is None or is_for_model(known, str(model)):
+    selected = presets(workspace).get(preset or "") if model != DEMO_MODEL else None
+    if selected is None or is_for_model(selected, str(model)):
         return None
-    named = {path: forms.overlay(raws, {path: value}) for path, value in forms.known_values(known.values()).items()}
-    same = [path for path, filled in named.items() if filled == list(raws) and path not in (*OWN_CHOICES, *given)]
+    overlaid = {
+        path: forms.overlay(raws, {path: value}) for path, value in forms.known_values(selected.values()).items()
+    }
+    same = [
+        path for path, filled in overlaid.items() if filled == list(raws) and path not in (*OWN_CHOICES, *protected)
+    ]
     default = flatten(Config())
     return forms.overlay(raws, {path: default[path] for path in same})
 
@@ -473,8 +489,8 @@ def _about(preset: Preset | None, raws: Sequence[Any]) -> str:
     """What a chosen preset is for, and which of its own model and data the form has not."""
     if preset is None:
         return ""
-    named, typed = forms.known_values(preset.values()), forms.values(raws)
-    model, data = named.get("model.name"), named.get("data.train_file")
+    overridden, typed = forms.known_values(preset.values()), forms.values(raws)
+    model, data = overridden.get("model.name"), overridden.get("data.train_file")
     notes = [preset.about]
     if model and model != typed["model.name"]:
         notes.append(f"Its settings are for {model}: check them for the model below.")
