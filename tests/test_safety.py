@@ -225,7 +225,7 @@ def test_many_visitors_at_once_meet_no_error(world: World) -> None:
 def test_nothing_was_sent_beyond_this_machine(world: World, run: RunFolder) -> None:
     said = world.refused.read_text().splitlines()
     programs = " ".join(line for line in said if line.startswith("on guard"))
-    assert all(name in programs for name in ("app.py", "engine.worker", "engine.session"))
+    assert all(name in programs for name in ("app.py", "engine.train.worker", "engine.chat.session"))
     assert [line for line in said if not line.startswith("on guard")] == []
 
 
@@ -234,7 +234,7 @@ def test_secrets_are_in_no_file_no_command_and_no_childs_reach(world: World, run
     files = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place]) if path.is_file()]
     assert run.log in files
     assert [path for path in files if MARK.encode() in path.read_bytes()] == []
-    assert any("engine.worker" in command for command in world.commands)
+    assert any("engine.train.worker" in command for command in world.commands)
     assert [command for command in world.commands if MARK in command] == []
     children = [found for found in world.environments if found]
     assert children
