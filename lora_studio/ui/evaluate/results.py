@@ -1,9 +1,4 @@
-"""What the evaluate tab shows at one moment, painted from the evaluations' folders and from nothing else. No gradio.
-
-Evaluations in words and markup: the list, how far one is, its metrics and confusion matrix. No gradio.
-
-The answered rows of an evaluation as a table: which of them are shown, in what order, and the markup. No gradio.
-"""
+"""What the evaluate tab shows: the list of evaluations, progress, metrics, confusion matrix and answered rows. No gradio."""
 
 import math
 import os

@@ -1,7 +1,4 @@
-"""What the export tab shows at one moment, painted from the exports' folders and from nothing else. No gradio.
-
-Exports in words and markup: the forms to choose from, a form's settings, how far an export is, and what came out.
-"""
+"""What the export tab shows: export targets, their settings, progress and results. No gradio."""
 
 import os
 import shutil

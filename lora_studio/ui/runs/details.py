@@ -1,15 +1,4 @@
-"""What is wrong with a run, on the runs tab: a short list, each entry with what mends it and a button that applies it.
-
-The button fills the train tab's form with the run's own settings and the change; nothing starts by itself.
-
-Estimated and measured memory of a run on the runs tab, and the button that starts it smaller after it ran out.
-
-A run's log and its settings, as its folder holds them, on the runs tab.
-
-Tags and note of a run on the runs tab, saved when the field is left.
-
-What a finished run's report says, and its files to take along: the report, and all measurements as CSV.
-"""
+"""The lower sections of a run on the runs tab: health, memory, log and settings, tags and note, report."""
 
 import json
 import re

@@ -1,17 +1,4 @@
-"""The top of a run on the runs tab: name, state and progress, and the buttons that act on it.
-
-How a run ended, at the top of the runs tab: why it failed or stopped, or what its adapter does beside the base.
-
-How a run's life goes on beyond Stop and Resume: more epochs, or a new run that continues from its adapter.
-
-Each has a sentence on what is kept, because the difference is not plain from the words on the buttons.
-
-A run in numbers on the runs tab: what a person should know of it, and what it comes to so far.
-
-A run's numbers and phases as the runs tab shows them while it goes on. Plain functions of a run's state; no gradio.
-
-Every number has its place from the start, with a dash where it is not known yet, so that nothing moves while it fills.
-"""
+"""The top of a run on the runs tab: name, state, actions, outcome, ways to train it further, progress and numbers."""
 
 import time
 from collections.abc import Callable, Hashable, Mapping

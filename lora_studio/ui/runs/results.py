@@ -1,9 +1,4 @@
-"""What base and adapter answer to a few validation questions as the run goes on, on the runs tab.
-
-The checkpoints of a run that are on disk, on the runs tab: what each measured, and what can be done with it.
-
-The evaluations in which a run's adapter or one of its checkpoints answered, on the runs tab.
-"""
+"""What came out of a run, on the runs tab: answers to sample questions, checkpoints, evaluations."""
 
 import os
 from collections.abc import Hashable, Sequence

@@ -1,10 +1,6 @@
-"""The runs: a table, and all about the one that is looked at, painted from its folder and from nothing else.
+"""The runs tab: the table of runs, and the sections of the selected run or a comparison of several.
 
-A timer looks for news once a second; what did not change is not sent. The table is in runs_list.py, a run's sections in
-run_detail.py, several runs beside each other in run_compare.py; how a section is added stands in run_section.py. Acting
-on a run is the supervisor's matter.
-
-All about one run: the sections of the runs tab that are painted from its folder, in the order of the page.
+A timer looks for news once a second; what did not change is not sent.
 """
 
 import time

@@ -1,11 +1,4 @@
-"""The table of all runs: which of them are shown, in what order, and the markup. Plain functions; no gradio.
-
-Which runs there are, on the runs tab: search, the table to choose from, and what is done with several at once.
-
-The rows of the table of runs, read again only where something changed, so that a thousand runs cost a glance.
-
-The question before runs are deleted, and the deletion. Words and actions; the buttons stand where they are used.
-"""
+"""The table of runs: search, order, selection, and the deletion of several runs."""
 
 import os
 from collections.abc import Callable, Sequence

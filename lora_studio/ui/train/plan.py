@@ -1,14 +1,4 @@
-"""What the form's settings come to before anything starts: rows, steps, time, memory. Plain arithmetic, no drawing.
-
-What is not known is None: the rows of a large file, the speed of a model that never ran here, the memory of a model
-whose config.json is not on this machine.
-
-The plan and the checks before a start, as markup. Plain functions; drawing and wiring are plan_card.py's.
-
-The card beside the form that says what a run would need, and the buttons that make it need less.
-
-Words are plan_words.py's, numbers plan.py's. Each of the three changes has a button that writes it into the form.
-"""
+"""The plan of a run before it starts: rows, steps, time and memory, and the card beside the form that shows it."""
 
 import math
 from collections.abc import Callable, Mapping
