@@ -1,4 +1,4 @@
-"""What the evaluate tab shows: the list of evaluations, progress, metrics, confusion matrix and answered rows. No gradio."""
+"""What the Evaluate tab shows: list, progress, metrics, confusion matrix and answered rows. No gradio."""
 
 import math
 import os
