@@ -48,8 +48,6 @@ class ApiError(Exception):
 
 
 QUESTION, SYSTEM_PROMPT, TEST_PROMPT, LINE = 100_000, 20_000, 10_000, 300
-
-
 """Characters of a question to a model, of its system prompt, of a prompt in a set, and of a name or a line of words."""
 
 

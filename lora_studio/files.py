@@ -16,8 +16,6 @@ JsonObject = dict[str, Any]
 """What a file, a line or a script's answer holds, with keys that it names itself."""
 
 LAST_TIME = 1e11
-
-
 """Seconds: later than any time that a file of ours can name."""
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from lora_studio.access.serving import readable_by
 from lora_studio.errors import StudioError
-from lora_studio.jobs.folder import remove
+from lora_studio.jobs.kinds import remove
 from lora_studio.workspace import Workspace, model_source, safe_name, usual_place, write_atomically
 
 

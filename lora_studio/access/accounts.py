@@ -7,6 +7,10 @@ Network addresses: which are this machine's own, which belong to one person, whi
 Who is logged in, and who may try to: sessions that end, and attempts that are limited.
 
 Both live in memory alone, so that a restart of the server ends every session. Safe to use from many threads.
+
+Logging in with an account of the Hugging Face Hub, as a Space offers it: who somebody is, and nothing else.
+
+OpenID Connect by Authlib. What must be remembered between the two halves of a login is in a signed cookie of minutes.
 """
 
 import hashlib
@@ -23,18 +27,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from authlib.integrations.starlette_client import OAuth, OAuthError
+from starlette.middleware import Middleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
 from lora_studio.errors import StudioError
-from lora_studio.models.hub import API_KEY, PASSWORD, USERS
+from lora_studio.models.hub import API_KEY, PASSWORD, USERS, HubApp
 
 USERS_FILE = "LORA_STUDIO_USERS_FILE"
-
-
 OWNER = "owner"
-
-
 SHORTEST_KEY = 16
-
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")  # a name is also the name of the visitor's folder
 
 
@@ -142,12 +146,8 @@ def _parsed(lines: list[str], place: str) -> Accounts:
 
 
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what stands for all addresses, and the one of them to open
-
-
 # Behind these stands the proxy of a Space, which nothing but that proxy reaches.
 PRIVATE_NETWORKS = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8", "fc00::/7", "::1")
-
-
 _NETWORK_OF_ONE = 64  # leading bits of an IPv6 address that one connection to the internet has to itself
 
 
@@ -210,32 +210,14 @@ def checked_proxies(names: Sequence[str]) -> tuple[str, ...]:
 
 
 IDLE_SECONDS = 8 * 3600.0
-
-
 LONGEST_SECONDS = 7 * 24 * 3600.0
-
-
 MAX_GUEST_SESSIONS = 1000  # in all: anybody can begin one
-
-
 MAX_SESSIONS_OF_ADDRESS = 50  # of guests who come from one address
-
-
 MAX_SESSIONS_OF_USER = 50
-
-
 FREE_FAILURES = 5  # wrong passwords before the first wait
-
-
 FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 30.0, 3600.0  # each further wrong password doubles the wait
-
-
 FORGOTTEN_SECONDS = 2 * MAX_WAIT_SECONDS
-
-
 MAX_REMEMBERED = 10_000
-
-
 MAX_NAME = 100  # characters of a name that tell it from others
 
 
@@ -347,3 +329,53 @@ class Attempts:
     def _forget_one(self, now: float) -> None:
         """The one that waits the least: who invents names pushes out none that is being guessed at."""
         del self._failures[min(self._failures, key=lambda key: self._failures[key].last + self._failures[key].wait)]
+
+
+MINUTES = 10
+
+
+class HubLogin:
+    """The two halves of a login: away to the Hub, and back from it."""
+
+    def __init__(self, app: HubApp) -> None:
+        self._app = app
+        self._oauth = OAuth()
+        self._oauth.register(
+            "hub",
+            client_id=app.client_id,
+            client_secret=app.client_secret,
+            client_kwargs={"scope": "openid profile", "code_challenge_method": "S256"},
+            server_metadata_url=f"{app.provider}/.well-known/openid-configuration",
+        )
+
+    @property
+    def owner(self) -> str:
+        """The account that owns the studio."""
+        return self._app.owner
+
+    def middleware(self) -> Middleware:
+        """Keeps the state of a login that is under way; belongs around the door."""
+        https = self._app.address.startswith("https:")
+        return Middleware(
+            SessionMiddleware,
+            secret_key=self._app.client_secret,
+            session_cookie="lora-studio-login",
+            max_age=60 * MINUTES,
+            same_site="none" if https else "lax",  # a Space is shown in a frame of another site
+            https_only=https,
+        )
+
+    async def away(self, request: Request) -> Response:
+        """To the Hub, which asks the person and sends them back."""
+        answer: RedirectResponse = await self._oauth.hub.authorize_redirect(request, self._app.callback)
+        return answer
+
+    async def back(self, request: Request) -> str:
+        """The account's name. Raises `StudioError` where the Hub does not vouch for anybody."""
+        try:
+            token = await self._oauth.hub.authorize_access_token(request)
+        except OAuthError as error:
+            raise StudioError(f"The Hub did not log you in: {error.description or error.error}", "Try again.") from None
+        finally:
+            request.session.clear()
+        return str(token["userinfo"]["preferred_username"])

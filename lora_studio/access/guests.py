@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_studio.access.disk_quota import downloads_of, no_room
-from lora_studio.access.policy import USERS, UserPolicy, Users
+from lora_studio.access.policy import USERS, UserPolicy, Users, downloads_of, no_room
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in

@@ -29,7 +29,7 @@ from lora_studio.errors import ApiError, StudioError
 from lora_studio.units import escape
 
 if TYPE_CHECKING:
-    from lora_studio.access.oauth import HubLogin
+    from lora_studio.access.accounts import HubLogin
 
 _log = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
@@ -44,8 +44,6 @@ WITH_FILES = "/gradio_api/upload"
 OPEN_PATHS = ("/gradio_api/startup-events",)
 PROGRAMS = "/v1/"
 LOGIN_PAGE = Template((Path(__file__).parent / "login.html").read_text(encoding="utf-8"))
-
-
 PROGRAM_OF: ContextVar[str] = ContextVar("program_of", default="")
 """The visitor for whom the program asks whose request is being answered."""
 

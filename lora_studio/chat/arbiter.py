@@ -11,7 +11,6 @@ from typing import Any
 
 from lora_studio.chat.choices import Wanted
 from lora_studio.errors import StudioError
-from lora_studio.jobs.device import Verdict, model_bytes
 from lora_studio.jobs.kinds import TRAIN
 from lora_studio.jobs.protocol import (
     ColumnPrompt,
@@ -25,6 +24,7 @@ from lora_studio.jobs.protocol import (
     Scored,
     Waiting,
 )
+from lora_studio.jobs.queue import Verdict, model_bytes
 from lora_studio.jobs.session import DeadOnArrivalError, Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hardware import devices

@@ -6,25 +6,21 @@ Pure functions and values; no gradio, no model.
 import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from lora_studio.chat.conversation import BASE, ChatState
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.config.sections import Config
-from lora_studio.data.formats import convert, detect_format
-from lora_studio.data.messages import RowError
-from lora_studio.data.sources import read_records
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.protocol import Load
 from lora_studio.models import imports
 from lora_studio.models.adapters import AdapterCard, read_card, together
-from lora_studio.workspace import RunFolder, Workspace, shipped_data, step_of
+from lora_studio.workspace import RunFolder, Workspace, step_of
 
 MOST = 3
 """Adapters beside the base."""
-EXAMPLES = 4
 FOLDER = "folder:"
 
 
@@ -179,44 +175,6 @@ class Columns:
         """What stands above each column."""
         base = f"Base: {base_of(self.shown)}" if self.shown else "Base"
         return {choice.value: choice.name for choice in self.shown} | {BASE: base}
-
-    @cached_property
-    def examples(self) -> list["Example"]:
-        """Questions to begin with, out of the data of the first one's run."""
-        try:
-            return examples(self.shown[0].config()) if self.shown else []
-        except StudioError:
-            return []  # the run's config is of another version: it can answer all the same
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A question that the training did not see, with the system prompt that it was asked with in the data."""
-
-    question: str
-    system: str
-
-
-def examples(config: Config | None) -> list[Example]:
-    """Questions out of the held-out file of a data set that comes with the studio; none for other data."""
-    shipped = shipped_data().get(config.data.train_file) if config else None
-    return list(_examples(shipped.heldout, config.data.system_prompt)) if shipped and config else []
-
-
-@lru_cache(64)  # the file comes with the studio and does not change
-def _examples(heldout: Path, system_prompt: str | None) -> tuple[Example, ...]:
-    records = read_records(heldout).records
-    shape = detect_format(records)
-    found: dict[str, Example] = {}
-    for record in records[:: max(1, len(records) // (3 * EXAMPLES))]:
-        try:
-            messages = convert(record, shape, system_prompt).messages
-        except RowError:
-            continue  # a bad row makes no question
-        said = {message.role: message.content for message in reversed(messages)}
-        if "user" in said:
-            found.setdefault(said["user"], Example(said["user"], said.get("system", "")))
-    return tuple(found.values())[:EXAMPLES]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,7 @@ from lora_studio.config.settings import settings
 from lora_studio.workspace import Workspace
 
 BASE = "base"
-
-
 _WHO = re.compile(r"[0-9a-f]{8,40}")
-
-
 Message = dict[str, str]
 
 

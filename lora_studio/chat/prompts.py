@@ -1,6 +1,6 @@
-"""Prompts that a person keeps to ask again and again, each set a file of the workspace.
+"""What is asked in the chat: kept sets of prompts, votes of a blind comparison, and questions to begin with.
 
-Votes of a blind comparison: which of several answers was better, kept one a line; tallies and preference pairs.
+Each set of prompts is a file of the workspace; votes are kept one a line.
 """
 
 import csv
@@ -10,13 +10,21 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from lora_studio.chat.choices import Choice
+from lora_studio.config.sections import Config
+from lora_studio.data.formats import convert, detect_format
+from lora_studio.data.messages import RowError
+from lora_studio.data.sources import read_records
 from lora_studio.errors import LINE, TEST_PROMPT, StudioError, check_length
 from lora_studio.runs.summary import cell
-from lora_studio.workspace import Workspace, safe_name, write_atomically
+from lora_studio.workspace import Workspace, safe_name, shipped_data, write_atomically
 
 MOST = 1000
+EXAMPLES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +94,6 @@ def answers_as_jsonl(columns: Sequence[str], rows: Sequence[Answered]) -> str:
 
 
 TIE = NO_BASE = -1
-
-
 Z95 = 1.959963984540054
 
 
@@ -196,3 +202,41 @@ def pairs(votes: Sequence[Vote]) -> Iterator[dict[str, Any]]:
 def votes_as_jsonl(votes: Sequence[Vote]) -> str:
     """The preference pairs as a file that the data tab reads."""
     return "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs(votes))
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question that the training did not see, with the system prompt that it was asked with in the data."""
+
+    question: str
+    system: str
+
+
+def examples(config: Config | None) -> list[Example]:
+    """Questions out of the held-out file of a data set that comes with the studio; none for other data."""
+    shipped = shipped_data().get(config.data.train_file) if config else None
+    return list(_examples(shipped.heldout, config.data.system_prompt)) if shipped and config else []
+
+
+@lru_cache(64)  # the file comes with the studio and does not change
+def _examples(heldout: Path, system_prompt: str | None) -> tuple[Example, ...]:
+    records = read_records(heldout).records
+    shape = detect_format(records)
+    found: dict[str, Example] = {}
+    for record in records[:: max(1, len(records) // (3 * EXAMPLES))]:
+        try:
+            messages = convert(record, shape, system_prompt).messages
+        except RowError:
+            continue  # a bad row makes no question
+        said = {message.role: message.content for message in reversed(messages)}
+        if "user" in said:
+            found.setdefault(said["user"], Example(said["user"], said.get("system", "")))
+    return tuple(found.values())[:EXAMPLES]
+
+
+def examples_for(choices: Sequence[Choice]) -> list[Example]:
+    """Questions to begin with, out of the data of the first choice's run."""
+    try:
+        return examples(choices[0].config()) if choices else []
+    except StudioError:
+        return []  # the run's config is of another version: it can answer all the same

@@ -1,14 +1,106 @@
-"""`presets` and `check`: looks at settings without starting anything."""
+"""`presets` and `check`: looks at settings without starting anything.
+
+`estimate`, and the preflight checks of `train` and `check`.
+"""
 
 import argparse
+from dataclasses import asdict, replace
 
-from lora_studio.cli.estimate import as_json, check_first
-from lora_studio.cli.output import print_json, say, table
+from lora_studio.cli.output import confirmed, print_json, say, table
 from lora_studio.cli.settings import overrides
 from lora_studio.config.parsing import ConfigError, to_yaml
 from lora_studio.config.presets import presets, resolve
+from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
+from lora_studio.jobs.preflight import ASK, FAILED, ROUGH, Report, check_before_start, look_at_model_alone
+from lora_studio.models.adapters import continued
+from lora_studio.models.advice import best_changes
+from lora_studio.models.hardware import devices
+from lora_studio.models.memory import PARTS, settled, verdict
+from lora_studio.models.memory import estimate as estimate_of
+from lora_studio.models.shape import architecture, read_config
+from lora_studio.units import GIB
 from lora_studio.workspace import Workspace
+
+SIGNS = {"ok": "ok", "note": "note", "ask": "to decide", "failed": "FAILED"}
+
+
+def estimate(workspace: Workspace, args: argparse.Namespace) -> int:
+    """Memory by part against the machine's, the trained share, and the changes that would save most."""
+    config = resolve(args.config, overrides(args), workspace)
+    config = continued(config, workspace)
+    numbers = read_config(config.model.name, config.model.revision)
+    if numbers is None:
+        raise StudioError(
+            f"The size of {config.model.name} is not known: its config.json is not on this machine.",
+            "Name a model's folder, or load the model once.",
+        )
+    model, trainable = architecture(numbers), None
+    if model is None or not model.exact:
+        analysis = look_at_model_alone(config, workspace)
+        if isinstance(analysis, StudioError):
+            raise analysis
+        model, trainable = architecture(numbers), analysis.trainable if analysis else None
+    if model is None:
+        raise StudioError(
+            f"The size of {config.model.name} is not known: its config.json has not the numbers of a language model.",
+            "Name a causal language model.",
+        )
+    here = devices()[0]
+    device = args.device or here.kind
+    available = round(args.memory * GIB) if args.memory else here.memory_free
+    effective = settled(config, model, device, available)
+    result, changes = estimate_of(effective, model, device), best_changes(effective, model, device)
+    result = replace(result, trainable=result.trainable if trainable is None else trainable)
+    words, assumed = verdict(result.total, available), {"assumed_tokens": config.data.max_length}
+    if args.json:
+        listed = [{**asdict(change), "settings": dict(change.settings)} for change in changes]
+        print_json({**result.to_dict(), "available": available, "verdict": words, "changes": listed, **assumed})
+        return 0
+    rows = [(PARTS[key][0], f"{octets / GIB:.2f}") for key, octets in result.parts.items()]
+    print(table(("part", "GiB"), [*rows, ("all", f"{result.total / GIB:.2f}")]))
+    print(f"\n{words[:1].upper() + words[1:]}: {result.total / GIB:.2f} GiB of {available / GIB:.2f} GiB ({device}).")
+    print(f"Trained: {result.trainable:,} of {result.parameters:,} parameters, {100 * result.share:.2f} %.")
+    print(f"Gradient checkpointing is {'on' if result.gradient_checkpointing else 'off'}.")
+    print(
+        f"Every row is taken to have data.max_length tokens, {config.data.max_length:,}; shorter rows need less. "
+        "`inspect DATA` tells how long yours are."
+    )
+    if not result.exact:
+        print(f"A rough estimate: {ROUGH}.")
+    for change in changes:
+        print(f"{change.title} saves {change.saves / GIB:.2f} GiB: {change.flags}")
+    return 0
+
+
+def check_first(config: Config, workspace: Workspace, *, busy: bool) -> Report:
+    """The checks before a start, told one by one. Raises `StudioError` where the run would not get far."""
+    report = check_before_start(config, workspace, busy=busy)
+    for number, check in enumerate(report.checks, 1):
+        say(f"{number}. {check.title}: {SIGNS[check.state]}. {check.found}")
+        if check.advice:
+            say(f"   {check.advice}")
+    say(report.words)
+    if report.state == FAILED:
+        raise StudioError(
+            "The run was not started: it would not get far.", "See the checks above; --skip-preflight skips them."
+        )
+    return report
+
+
+def agree(report: Report) -> None:
+    """Asks a person about what needs a decision. Raises `StudioError` where nobody says yes."""
+    if report.state != ASK:
+        return
+    if not confirmed("Start anyway?"):
+        raise StudioError(
+            "The run was not started: the memory will hardly do.", "Change the settings, or add --skip-preflight."
+        )
+
+
+def as_json(report: Report) -> JsonObject:
+    return {"state": report.state, "words": report.words, "checks": [asdict(check) for check in report.checks]}
 
 
 def list_or_show(workspace: Workspace, args: argparse.Namespace) -> int:

@@ -31,14 +31,8 @@ _PHASE_WORDS = {
     "tokenizer": "loading the tokenizer",
     "rows": "looking at the rows as they stand",
 }
-
-
 _LISTED_BAD_ROWS = 10
-
-
 _SAY_SECONDS = 3.0
-
-
 PAIRS = "Each row is a pair (training.method dpo): lengths are those of its longer side."
 
 

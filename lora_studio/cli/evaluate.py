@@ -15,7 +15,7 @@ from lora_studio.evaluate.request import Request, evaluation, evaluations, make_
 from lora_studio.files import JsonObject
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.folder import EvaluationFolder
+from lora_studio.jobs.kinds import EvaluationFolder
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.workspace import Workspace
 

@@ -14,7 +14,7 @@ from lora_studio.export.targets import TARGETS, sizes_of
 from lora_studio.files import JsonObject
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.folder import ExportFolder
+from lora_studio.jobs.kinds import ExportFolder
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapters import named_adapter
 from lora_studio.models.hub import hub_secrets, knows_token

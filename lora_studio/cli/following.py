@@ -13,8 +13,6 @@ from lora_studio.runs.summary import pace_of, short
 from lora_studio.units import duration
 
 FAILED = 1
-
-
 LOOK_SECONDS, SAY_SECONDS = 0.2, 3.0
 
 

@@ -14,15 +14,12 @@ from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, bytes_in
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.folder import EvaluationFolder, ExportFolder
-from lora_studio.jobs.kinds import KINDS, TRAIN, Kind
+from lora_studio.jobs.kinds import KINDS, TRAIN, EvaluationFolder, ExportFolder, Kind
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.units import duration, size
 from lora_studio.workspace import JobFolder, RunFolder, Workspace
 
 ACTIONS = ("show", "follow", "stop", "cancel", "resume", "delete")
-
-
 _BENCHMARKING = Telling({"answer": "asking"}, progress_line, "what was asked is lost")
 
 

@@ -12,8 +12,6 @@ from typing import Any, TextIO
 from lora_studio.files import finite
 
 _CODES = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
-
-
 """What steers a terminal or turns its text about; tabs and line ends do no harm."""
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from lora_studio.cli.estimate import agree, check_first
+from lora_studio.cli.config import agree, check_first
 from lora_studio.cli.following import exit_code, goes_on, progress_line, tell_waiting
 from lora_studio.cli.output import print_json, say
 from lora_studio.cli.settings import overrides
@@ -20,8 +20,6 @@ from lora_studio.units import duration
 from lora_studio.workspace import RunFolder, Workspace
 
 _LOOK_SECONDS, _SAY_SECONDS, _EXIT_SECONDS = 0.2, 3.0, 10.0
-
-
 # Measuring comes again and again between steps: its results are told, its beginning is not.
 _PHASE_WORDS = {
     "start": "starting: PyTorch and its libraries are loading",

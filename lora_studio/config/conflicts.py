@@ -16,8 +16,6 @@ NEED_FULL_WEIGHTS = ("pissa", "pissa_niter_16", "olora")
 
 NOT_ON_EXPERTS = (*NEED_FULL_WEIGHTS, "orthogonal", "eva")
 """First weights that stacked experts can't begin with: peft looks for one matrix a module there."""
-
-
 SHOWN = 200  # characters of what was found
 
 

@@ -13,17 +13,9 @@ SettingValues = dict[str, Any]
 """Values of settings: by path ("lora.r"), or nested by section."""
 
 MAX_TEXT = 4000
-
-
 """Characters of a setting that says nothing else: room for any path, and for a list of names."""
-
-
 MAX_SEED = 2**32 - 1
-
-
 """The largest that numpy takes."""
-
-
 GROUPS = {
     "Strength and place": "How much the adapter may change, and which of the model's modules bear it.",
     "Variants": "Other ways to begin and to scale an adapter, for those who compare them.",
@@ -33,8 +25,6 @@ GROUPS = {
     "Against overfitting": "Makes learning by heart harder, for small data sets.",
     "Checkpoints": "What is kept on the disk on the way.",
 }
-
-
 """Groups of folded settings within a section, with one sentence each."""
 
 
@@ -65,8 +55,6 @@ class Section(BaseModel):
 
 
 MAX_VALUES = 100_000
-
-
 MAX_CHARACTERS = 1_000_000
 
 

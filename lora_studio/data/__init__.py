@@ -1,4 +1,3 @@
-"""From data files to training examples: the one path that the preview and the training share.
-
+"""From files to examples: the one path that preview and training share.
 May import config and models; no torch, no gradio.
 """

@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lora_studio.data.messages import RowError
-from lora_studio.data.rows import Record, shorten
+from lora_studio.data.messages import Record, RowError, shorten
 from lora_studio.data.turns import ROLES, as_text, held_turns, read_value
 
 SAMPLE = 500

@@ -19,7 +19,9 @@ from lora_studio.data.messages import (
     EMPTY_TURN,
     IGNORED,
     Conversation,
+    Fields,
     Message,
+    Record,
     RowError,
     Tool,
     check,
@@ -28,7 +30,6 @@ from lora_studio.data.messages import (
     is_blank,
     is_odd,
 )
-from lora_studio.data.rows import Fields, Record
 from lora_studio.data.turns import (
     MEDIA,
     MISSING,

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from lora_studio.data.messages import IGNORED, Conversation, RowError
+from lora_studio.data.messages import IGNORED, BadRow, Conversation, RowError
 from lora_studio.data.prompt_styles import Template, choose_template
 from lora_studio.data.render import Rendered, rules_of
 from lora_studio.data.render_process import LimitedRenderer
-from lora_studio.data.rows import BadRow
 from lora_studio.errors import StudioError
 
 __all__ = ["IGNORED", "Encoded", "Encoder", "Example", "Template", "choose_template", "cut", "window"]

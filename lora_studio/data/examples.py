@@ -8,8 +8,7 @@ import numpy as np
 
 from lora_studio.data.cache import Arrays
 from lora_studio.data.encode import IGNORED, Encoded, Example
-from lora_studio.data.messages import Conversation
-from lora_studio.data.rows import BadRow
+from lora_studio.data.messages import BadRow, Conversation
 from lora_studio.data.store import RowStore
 from lora_studio.data.truncate import Cuts, Measures
 

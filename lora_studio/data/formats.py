@@ -22,7 +22,7 @@ from lora_studio.data.format_questions import (
     with_options,
 )
 from lora_studio.data.mapping import Format, Mapping, MappingValues, ReadingError, places
-from lora_studio.data.rows import Record
+from lora_studio.data.messages import Record
 from lora_studio.data.turns import held_turns, role_of
 
 __all__ = ["Format", "Mapping", "apply_mapping", "convert", "detect_format", "detect_formats", "mapping_of", "read_as"]

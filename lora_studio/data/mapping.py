@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from lora_studio.data.dialogues import Marks
-from lora_studio.data.rows import JsonObject
+from lora_studio.data.messages import JsonObject
 from lora_studio.errors import StudioError
 
 PARTS = (

@@ -22,24 +22,23 @@ from lora_studio.data.examples import PairStore, match_pairs, sides
 from lora_studio.data.format_questions import BY_MAPPING
 from lora_studio.data.formats import check_goal, read_as
 from lora_studio.data.mapping import Format, MappingValues, ReadingError
-from lora_studio.data.messages import Conversation, RowError
-from lora_studio.data.quality import group_of
-from lora_studio.data.readers.tables import with_header
-from lora_studio.data.rows import BadRow, Record
-from lora_studio.data.sources import Source
-from lora_studio.data.store import BadRows, BadRowWriter, Progress, RecordStore, RowStore, write_records, write_rows
-from lora_studio.data.template_coverage import (
+from lora_studio.data.messages import BadRow, Conversation, Record, RowError
+from lora_studio.data.quality import (
     ADVICE,
     MAX_ROWS,
     Omits,
     changed_answers,
     count_omissions,
+    group_of,
     omits_beside_calls,
     omits_reasoning,
     refuses_system,
     sentences,
     speaks_beside_call,
 )
+from lora_studio.data.readers.tables import with_header
+from lora_studio.data.sources import Source
+from lora_studio.data.store import BadRows, BadRowWriter, Progress, RecordStore, RowStore, write_records, write_rows
 from lora_studio.errors import StudioError
 
 _SAMPLE = 500

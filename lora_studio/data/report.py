@@ -12,14 +12,24 @@ from lora_studio.data.cache import Facts, key_of
 from lora_studio.data.dataset import NOTHING_LEFT, NOTHING_TO_COMPARE, Prepared, prepare, refusal
 from lora_studio.data.encode import Encoded
 from lora_studio.data.examples import cut_pairs, sides
-from lora_studio.data.messages import ChatMessage, Conversation, RowError
+from lora_studio.data.messages import BadRow, ChatMessage, Conversation, Fields, JsonObject, RowError, plain, shorten
 from lora_studio.data.pipeline import EncodedSource
 from lora_studio.data.preview import TABLE_ROWS, Readings, RowTable, candidates_of, table
 from lora_studio.data.quality import Duplicates, data_quality, grouped
-from lora_studio.data.rows import BadRow, Fields, JsonObject, plain, shorten
-from lora_studio.data.statistics import PERCENTILES, Suggestion, cut_curve, histogram, lengths, suggest
 from lora_studio.data.store import Progress
-from lora_studio.data.truncate import Cuts, Measures, PackingForecast, forecast, steps
+from lora_studio.data.truncate import (
+    PERCENTILES,
+    Cuts,
+    Measures,
+    PackingForecast,
+    Suggestion,
+    cut_curve,
+    forecast,
+    histogram,
+    lengths,
+    steps,
+    suggest,
+)
 from lora_studio.errors import StudioError
 
 _MAX_ROWS = 20_000

@@ -11,14 +11,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from lora_studio.data.messages import BadRow, Reading, Record, Tally, shorten
 from lora_studio.data.readers.arrow import read_arrow, read_parquet
-from lora_studio.data.readers.compression import KNOWN, is_torn, kind_ending, open_bytes, refuse_stand_in
 from lora_studio.data.readers.hub import is_hub_name, read_hub
 from lora_studio.data.readers.json import BROKEN_LINE, BROKEN_REST, holds_json, read_json
 from lora_studio.data.readers.tables import holds_tabs, read_csv
 from lora_studio.data.readers.text import read_text
-from lora_studio.data.readers.text_encoding import open_text, search_encoding
-from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
+from lora_studio.data.readers.text_encoding import (
+    KNOWN,
+    is_torn,
+    kind_ending,
+    open_bytes,
+    open_text,
+    refuse_stand_in,
+    search_encoding,
+)
 from lora_studio.data.turns import is_turn, without_filled
 from lora_studio.errors import StudioError
 

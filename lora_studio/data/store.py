@@ -13,8 +13,8 @@ import numpy as np
 
 from lora_studio.data.cache import Arrays, ArrayWriter, Facts
 from lora_studio.data.encode import Encoded
+from lora_studio.data.messages import BadRow, Record
 from lora_studio.data.readers.json import TOO_DEEP
-from lora_studio.data.rows import BadRow, Record
 from lora_studio.data.sources import Source, nothing_usable
 from lora_studio.data.truncate import Measures
 from lora_studio.errors import StudioError

@@ -10,8 +10,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora_studio.data.messages import EMPTY_ANSWER, EMPTY_TURN, Arguments, Message, RowError, Tool, ToolCall, is_blank
-from lora_studio.data.rows import FILLED, BadRow, JsonObject, Reading, Record
+from lora_studio.data.messages import (
+    EMPTY_ANSWER,
+    EMPTY_TURN,
+    FILLED,
+    Arguments,
+    BadRow,
+    JsonObject,
+    Message,
+    Reading,
+    Record,
+    RowError,
+    Tool,
+    ToolCall,
+    is_blank,
+)
 
 _NEVER_NULL = ("properties", "items", "enum", "required", "type", "anyOf", "additionalProperties")
 _MIN_CALLS = 2

@@ -27,11 +27,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Generic
+from typing import Generic
 
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import (
-    DataPrepared,
     Event,
     Finished,
     PhaseStarted,
@@ -41,11 +40,8 @@ from lora_studio.jobs.events import (
     fold_lines,
     to_line,
 )
-from lora_studio.jobs.folder import Folder
+from lora_studio.jobs.kinds import Folder
 from lora_studio.workspace import RunFolder
-
-if TYPE_CHECKING:
-    from lora_studio.data.dataset import Prepared
 
 # A stop waits so long for the end of a step; after that the batches added up for it so far are given away.
 STEP_SECONDS = 3.0
@@ -102,11 +98,7 @@ class Stop:
 
 
 PROGRESS_SECONDS = 0.5
-
-
 COUNTED = {"read": "rows read", "convert": "rows recognised", "encode": "rows tokenized"}
-
-
 """Steps of the preparation that take long with many rows, and what they count."""
 
 
@@ -162,25 +154,6 @@ def data_progress(log: EventLog) -> Callable[[str, int, int], None]:
         log.progress(done, total)
 
     return tell
-
-
-def data_event(prepared: "Prepared", rows_digest: str = "") -> DataPrepared:
-    """What became of the data, and how it was read. `rows_digest` is that of `resuming.rows_digest`."""
-    from lora_studio.data.report import reading  # the data is prepared: what this imports is there
-
-    return DataPrepared(
-        time=time.time(),
-        train_rows=len(prepared.train),
-        validation_rows=len(prepared.validation),
-        bad_rows=len(prepared.bad_rows),
-        dropped_rows=len(prepared.dropped),
-        tokens=int(prepared.train.length.sum()),
-        trained_tokens=int(prepared.train.trained.sum()),
-        fingerprint=prepared.fingerprint,
-        prompt_style=prepared.template.name,
-        reading=reading(prepared),
-        rows_digest=rows_digest,
-    )
 
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
@@ -284,8 +257,6 @@ def leave(code: int) -> None:
 
 
 NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 WORDS = (
     "No space left on device",
     "StorageFull",
@@ -294,8 +265,6 @@ WORDS = (
     "FileTooLarge",
     "iostream error",
 )
-
-
 FULL_BYTES = 1 << 20
 
 

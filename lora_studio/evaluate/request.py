@@ -1,6 +1,13 @@
-"""What an evaluation is asked for, checked and stored in its folder, and how it is started."""
+"""What an evaluation is asked for, checked and stored in its folder, and how it is started.
 
+Public benchmarks with lm-evaluation-harness, if it is installed: the command, and starting it as a job.
+
+The harness fetches its questions from the Hugging Face Hub.
+"""
+
+import importlib.util
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,19 +19,14 @@ from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
-from lora_studio.jobs.device import Verdict, verdict
-from lora_studio.jobs.folder import EvaluationFolder, JobFolders, damaged_request
-from lora_studio.jobs.kinds import EVALUATE
+from lora_studio.jobs.kinds import BENCHMARK, EVALUATE, BenchmarkFolder, EvaluationFolder, JobFolders, damaged_request
+from lora_studio.jobs.queue import Verdict, verdict
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapters import named_adapter, read_card
-from lora_studio.workspace import RunFolder, Workspace, shipped_data
+from lora_studio.workspace import RunFolder, Workspace, model_source, shipped_data
 
 MAX_ADAPTERS = 3
-
-
 BASE, ADAPTER = "base", "adapter"
-
-
 NAMED, OF_RUN = "it was given", "the run was trained with it (data.mapping)"
 
 
@@ -212,8 +214,6 @@ def of_run(workspace: Workspace, run_id: str) -> list[EvaluationFolder]:
 
 
 PROMPT_TOKENS = 512
-
-
 """Tokens of a test file's row that are reckoned with before its answer."""
 
 
@@ -246,3 +246,44 @@ def check_beside(memory: Verdict) -> None:
             "now.",
             "Let it wait in the queue: it begins when the device is free.",
         )
+
+
+PACKAGE = "lm_eval"
+TASKS = "hellaswag, arc_easy"
+
+
+def installed() -> bool:
+    """Whether this Python can run it."""
+    return importlib.util.find_spec(PACKAGE) is not None
+
+
+def command(adapter: Path, base: str, quantization: str, tasks: str, results: Path | str = "results") -> list[str]:
+    """The words of the command. Raises `StudioError` for names that are no tasks."""
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names or not all(name.replace("_", "").replace("-", "").isalnum() for name in names):
+        raise StudioError(f"{tasks!r} are no names of tasks.", f"Give names with commas between them, such as {TASKS}.")
+    for part in (base, str(adapter)):
+        if "," in part:  # where lm_eval's next argument begins: an adapter's own files say what its base is called
+            raise StudioError(f"lm_eval can't be given a name with a comma: {part!r}.", "Name base and folder without.")
+    bits = {"4bit": ",load_in_4bit=True", "8bit": ",load_in_8bit=True"}.get(quantization, "")
+    model = f"pretrained={model_source(base)},peft={adapter},tokenizer={adapter}{bits}"
+    words = ["--model", "hf", "--model_args", model, "--tasks", ",".join(names), "--apply_chat_template"]
+    return [PACKAGE, *words, "--batch_size", "auto", "--output_path", str(results)]
+
+
+def in_a_shell(words: Sequence[str]) -> str:
+    """The command as it can be typed."""
+    return shlex.join(words)
+
+
+def start_benchmark(supervisor: Supervisor, title: str, words: Sequence[str]) -> str:
+    """Makes a benchmark's folder and starts it, or queues it while another job holds the device; its id.
+
+    `words` are those of `command`. Raises `StudioError` where it can't be run.
+    """
+    workspace = supervisor.workspace
+    workspace.policy.check_may("run benchmarks")
+    if not installed():
+        raise StudioError("lm-evaluation-harness is not installed.", "Install it: pip install lm_eval")
+    folders = JobFolders(workspace, workspace.benchmarks_folder, BenchmarkFolder, BENCHMARK.noun)
+    return supervisor.submit(BENCHMARK, lambda: folders.create({"title": title, "words": list(words)}))

@@ -17,26 +17,14 @@ from lora_studio.errors import StudioError
 from lora_studio.export.go_template import fill, text
 
 Chat = list[dict[str, str]]
-
-
 _HINT = (
     "Use the merged model in a program that reads Jinja templates itself, such as vLLM or llama.cpp's server with "
     "--jinja, or train with the prompt style chatml, alpaca or plain."
 )
-
-
 _SYSTEM, _THOUGHT = "qsystemq", "qthoughtq"
-
-
 _ASKED, _SAID = ("qaskedoneq", "qaskedtwoq", "qaskedthreeq"), ("qsaidoneq", "qsaidtwoq")
-
-
 _HALF_TOKEN = re.compile(r"[<\[][^<>\[\]\s]*\Z")
-
-
 _OPEN, _CLOSE = "<think>\n", "</think>"
-
-
 _TEXTS = (
     "Hello",
     "Two\nlines, and\n\na gap",
@@ -288,19 +276,11 @@ READ_BY_OLLAMA = frozenset(
         "Lfm2ForCausalLM",
     )
 )
-
-
 """Architectures whose safetensors Ollama turns into its own form by itself; all others come to it as GGUF."""
-
-
 ADAPTED_BY_OLLAMA = frozenset(
     ("LlamaForCausalLM", "MistralForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", "MixtralForCausalLM")
 )
-
-
 """Architectures on which Ollama puts a LoRA adapter by itself (ADAPTER)."""
-
-
 _QUOTES = '"""'
 
 

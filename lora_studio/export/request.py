@@ -15,9 +15,8 @@ from lora_studio.config.parsing import plain_words
 from lora_studio.errors import StudioError
 from lora_studio.export.targets import TARGETS, Sizes, Target, sizes_of
 from lora_studio.files import JsonObject
-from lora_studio.jobs.device import Verdict, verdict
-from lora_studio.jobs.folder import ExportFolder, JobFolders, damaged_request
-from lora_studio.jobs.kinds import EXPORT
+from lora_studio.jobs.kinds import EXPORT, ExportFolder, JobFolders, damaged_request
+from lora_studio.jobs.queue import Verdict, verdict
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapter_files import read_lora
 from lora_studio.models.adapters import named_adapter, read_card
@@ -26,17 +25,9 @@ from lora_studio.models.hub import VARIABLE
 from lora_studio.workspace import RunFolder, Workspace
 
 MAX_NAME = 200
-
-
 """Bytes of a result's name: while it is made, the export's id stands in it as well."""
-
-
 SPARE_BYTES = 20_000_000
-
-
 """Room left on the disk beside what an export takes: for its log, and for whatever else is written meanwhile."""
-
-
 PHASES = {
     "start": "starting",
     "data": "preparing the rows",
@@ -50,8 +41,6 @@ PHASES = {
     "upload": "uploading",
     "try": "trying the result",
 }
-
-
 """The phases of an export's life, by what a person calls them."""
 
 

@@ -28,14 +28,8 @@ from lora_studio.units import GIB
 from lora_studio.workspace import DEMO_MODEL, Workspace, model_source
 
 BITS = {"4bit": "4 bits", "8bit": "8 bits"}
-
-
 ROUGH = "the model's parameters are counted one by one, what a step of this kind of model keeps is guessed"
-
-
 OK, NOTE, ASK, FAILED = "ok", "note", "ask", "failed"
-
-
 """What a check can say: all right; worth knowing; start only if the person insists; can't work."""
 
 

@@ -2,19 +2,26 @@
 
 Page and terminal may work on one workspace at once. Whoever changes the queue or starts a worker holds the lock, which
 the system takes back from a process that dies.
+
+What a model takes of the device's memory, and whether that still fits beside what holds it: reckoned, not tried.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import StudioError
 from lora_studio.files import fits
 from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex
+from lora_studio.models.adapter_files import WEIGHTS_FILE
+from lora_studio.models.hardware import Device, devices
+from lora_studio.models.memory import CPU_LIBRARIES, CUDA_CONTEXT, weight_bytes
+from lora_studio.models.shape import architecture, read_config
 from lora_studio.workspace import Workspace, write_atomically
 
 MAX_EXTRA_EPOCHS = 1000
@@ -144,3 +151,48 @@ def moved(entries: list[Waiting], job_id: str, places: int) -> list[Waiting]:
 def passed(before: list[Waiting], after: list[Waiting]) -> list[Waiting]:
     """The entries whose place a move changed."""
     return [entry for entry, other in zip(before, after, strict=True) if entry != other]
+
+
+SPARE = 1.1  # of weights and cache: what computing needs beside them
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a job or a chat needs and what is free, in bytes.
+
+    `need` is None for a base whose numbers are not on this machine.
+    """
+
+    need: int | None
+    free: int
+    device: Device
+
+    @property
+    def fits(self) -> bool:
+        return self.need is None or self.need <= self.free
+
+
+def model_bytes(
+    base: str, revision: str | None, quantization: str, adapters: Sequence[Path], device: str, tokens: int
+) -> int | None:
+    """Memory of a base with these adapters' folders and the keys and values of so many tokens; None where the base's
+    numbers are not on this machine."""
+    numbers = read_config(base, revision)
+    model = architecture(numbers) if numbers else None
+    if model is None:
+        return None
+    width = 2 if device == "cuda" else 4
+    weights = weight_bytes(model, quantization if model.stored == "none" else model.stored, width)
+    learned = sum((folder / WEIGHTS_FILE).stat().st_size for folder in adapters)
+    cache = 2 * model.layers * model.kv_heads * model.head_size * width * tokens
+    fixed = CUDA_CONTEXT if device == "cuda" else CPU_LIBRARIES
+    return round(SPARE * (weights + cache)) + learned + fixed
+
+
+def verdict(
+    base: str, revision: str | None, quantization: str, adapters: Sequence[Path], tokens: int, held: int = 0
+) -> Verdict:
+    """The same beside what is free now; `held` is what will be given back before it is taken."""
+    device = devices()[0]
+    need = model_bytes(base, revision, quantization, adapters, device.kind, tokens)
+    return Verdict(need, device.memory_free + held, device)

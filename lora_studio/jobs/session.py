@@ -39,17 +39,9 @@ from lora_studio.jobs.protocol import (
 )
 
 _CLOSE_SECONDS = 2.0
-
-
 _BEAT_SECONDS = 1.0
-
-
 _DEAD_ON_ARRIVAL_SECONDS = 2.0
-
-
 MAX_ANSWER_CHARACTERS = 1 << 26
-
-
 """Of one line that the child writes: this process holds all of it, several times over."""
 
 
@@ -69,17 +61,9 @@ class Patience:
 
 
 READING = Patience(quiet=180.0, abandoned=3.0)
-
-
 """For a look at data: each of its phases says how far it is, and nobody waits for a look that was left."""
-
-
 READING_OF_VISITORS = replace(READING, quiet=60.0, whole=300.0)
-
-
 """The same for those who share the reader with its owner."""
-
-
 _TOO_LONG = "A row may be huge, or made to take for ever: look into the file, or try a part of it."
 
 
@@ -361,14 +345,8 @@ class Session:
 
 
 MAX_COUNTED_BYTES = 64_000_000  # larger files are counted by the run itself, the form stays quick
-
-
 WALL_SECONDS = 30.0
-
-
 WAIT_SECONDS = 2.0  # for a file that somebody else has counted now
-
-
 _one_at_a_time = threading.Lock()
 
 

@@ -41,27 +41,17 @@ from lora_studio.jobs.launchers.interface import Exit, Launcher, Worker, last_er
 from lora_studio.workspace import JobFolder
 
 Key = tuple[int, int]
-
-
 """Size and time of change (nanoseconds) of the events."""
-
-
 _ONE: dict[str, type] = {
     "data": DataPrepared,
     "test_rows": RowsRead,
     "model": ModelLoaded,
     "memory": MemoryEstimated,
 }
-
-
 _MANY: dict[str, type] = {"steps": StepLogged, "evaluations": Evaluated, "checkpoints": CheckpointSaved}
-
-
 _FIELDS = {
     kind.__name__: [item.name for item in dataclasses.fields(kind)] for kind in (*_ONE.values(), *_MANY.values())
 }
-
-
 _MADE_BY = [__version__, [item.name for item in dataclasses.fields(RunState)], _FIELDS]
 
 
@@ -103,14 +93,8 @@ def _state(values: Mapping[str, Any]) -> RunState:
 
 # A job's folder is made a moment before it stands in the queue; another process must not call it lost in between.
 _BIRTH_SECONDS = 10.0
-
-
 _FULL_BYTES = 1 << 20
-
-
 BEFORE_WORK = ("", "start", "data", "download", "model")
-
-
 """Phases in which a worker has nothing to save yet."""
 
 

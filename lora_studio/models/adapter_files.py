@@ -21,46 +21,22 @@ from lora_studio.models.module_patterns import check_settings
 
 # Loading a pickle runs what is in it, and who only uses an adapter needs none of these.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-
-
 SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "studio.json"
-
-
 TEMPLATE_FILE, TOKENIZER_SETTINGS = "chat_template.jinja", "tokenizer_config.json"
-
-
 VOCABULARIES = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
 )
-
-
 ADAPTER_FILES = (
     *(SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE, TEMPLATE_FILE, TOKENIZER_SETTINGS, *VOCABULARIES),
     *("special_tokens_map.json", "added_tokens.json", "merges.txt"),
 )
-
-
 """Files of an adapter's folder that are the adapter: no pickle, which runs when read, and nothing of the training."""
-
-
 SMALL_FILES = (TOKENIZER_SETTINGS, "special_tokens_map.json", "added_tokens.json", "generation_config.json")
-
-
 """JSON files beside an adapter that are read when it answers."""
-
-
 MAX_SETTINGS_BYTES, MAX_SMALL_BYTES, MAX_DEPTH = 8_000_000, 4_000_000, 32
-
-
 Rank = Annotated[int, Field(ge=1, le=65_536)]
-
-
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
-
-
 Names = list[str] | str | None
-
-
 AGAIN = "Copy the adapter's files again, or save it again with peft."
 
 
@@ -246,8 +222,6 @@ def carried(folder: Path) -> list[Path]:
 
 
 LORA = "LORA"
-
-
 KINDS = {
     LORA: "LoRA",
     "ADALORA": "AdaLoRA",
@@ -261,29 +235,13 @@ KINDS = {
     "P_TUNING": "P-tuning",
     "PREFIX_TUNING": "prefix tuning",
 }
-
-
 """Kinds of adapters that can answer, by peft's word for them. None of them reads another file or fetches anything."""
-
-
 PROMPT_LEARNING = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
-
-
 NEED_FULL_BASE = ("LOHA", "LOKR")
-
-
 """Kinds that peft can't put on a base in 4 or 8 bits."""
-
-
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
-
-
 """First weights (`init_lora_weights`) whose loading takes something out of the base itself."""
-
-
 WRITE_TEXT = ("CAUSAL_LM", "SEQ_2_SEQ_LM", None)
-
-
 """Task types of adapters that write text; some tools mark those of multimodal bases as SEQ_2_SEQ_LM."""
 
 
@@ -348,17 +306,9 @@ def read_lora(folder: Path) -> JsonObject:
 
 
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-
-
 """What torch.compile, FSDP and activation checkpointing put anywhere into a name."""
-
-
 LEADING = frozenset({"base_model", "model", "module", "language_model", "text_model", "transformer"})
-
-
 """Names that only hold a text model, at the start of a path."""
-
-
 _OF_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B)(?:\..+)?")
 
 
@@ -418,20 +368,10 @@ _EXTRAS = {
     "use_qalora": "pooled inputs (QA-LoRA)",
     "use_bdlora": "block-diagonal matrices (BD-LoRA)",
 }
-
-
 """Settings of an adapter that add something to the pairs, by what a person calls it."""
-
-
 _CANNOT_MERGE = {"alora_invocation_tokens": "aLoRA", "arrow_config": "Arrow", "use_qalora": "QA-LoRA"}
-
-
 """Settings whose effect depends on the text: no weights of the base have it."""
-
-
 _MODULE = re.compile(r"base_model\.model\.(?P<module>.+?)\.(?:lora_|weight$|bias$|token_adapter|trainable_tokens)")
-
-
 _TARGETS = re.compile(r"model\.layers\.\d+\.(?:self_attn\.[qkvo]|mlp\.(?:gate|up|down))_proj")
 
 

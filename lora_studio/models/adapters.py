@@ -97,17 +97,9 @@ def brings_tokenizer(folder: Path) -> bool:
 
 
 SAMPLE_BYTES = 4096
-
-
 """Read at the start, in the middle and at the end of each tensor."""
-
-
 MAX_HEADER_BYTES = 256 * 1024**2
-
-
 VOLATILE = ("_name_or_path", "_commit_hash", "transformers_version")
-
-
 """What a config.json says of who wrote it, and not of the model."""
 
 
@@ -200,11 +192,7 @@ def _sample(file: BinaryIO, begin: int, size: int) -> bytes:
 
 
 MAX_HEADER, MIN_HEADER = 16 * 1024**2, 1 << 16
-
-
 """Bytes of names and shapes: the most there can be, and the most that there can be with hardly any numbers."""
-
-
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 

@@ -79,8 +79,6 @@ def _ask(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 SECONDS = 5.0
-
-
 # What the chips of common processors call themselves, the whole package first.
 CPU_CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "acpitz")
 

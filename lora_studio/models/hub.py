@@ -10,26 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 VARIABLE = "HF_TOKEN"
-
-
 PASSWORD, USERS = "LORA_STUDIO_PASSWORD", "LORA_STUDIO_USERS"
-
-
 API_KEY, TOKEN = "LORA_STUDIO_API_KEY", "LORA_STUDIO_TOKEN"
-
-
 CLIENT_SECRET = "OAUTH_CLIENT_SECRET"
-
-
 SECRETS = (PASSWORD, USERS, API_KEY, TOKEN, CLIENT_SECRET)
-
-
 """Variables of the server's environment that no child inherits."""
-
-
 NO_TOKEN: Mapping[str, str] = {VARIABLE: "", "HUGGING_FACE_HUB_TOKEN": "", "HF_TOKEN_PATH": os.devnull}
-
-
 """What the environment of a child says that is to find no token, neither there nor by the Hub's own login."""
 
 
@@ -83,8 +69,6 @@ def way_to_allow(name: str) -> str:
 
 
 AUTHOR, HOSTS = "SPACE_AUTHOR_NAME", "SPACE_HOST"
-
-
 OWNER = "LORA_STUDIO_OWNER"
 
 

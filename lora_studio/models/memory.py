@@ -154,8 +154,6 @@ def working_bytes(model: Architecture, how: Arithmetic) -> int:
 
 
 MIB = 1024**2
-
-
 PARTS = {
     "weights": ("Base model", "The base's weights, as they are loaded."),
     "adapter": ("Adapter", "The trained weights, in 32 bits, and what is copied of them for computing."),
@@ -165,32 +163,14 @@ PARTS = {
     "logits": ("Loss", "Scores of the tokens of the vocabulary; computed tile by tile where the loss allows it."),
     "overhead": ("System", "The driver's and the libraries' own memory, and what the allocator can't use."),
 }
-
-
 """The parts by their keys: title, and what they are in a sentence."""
-
-
 CUDA_CONTEXT = 512 * MIB  # context and kernels of PyTorch and cuBLAS; 300 to 600 MiB, by driver and GPU
-
-
 CUBLAS_WORKSPACE = 32 * MIB  # PyTorch's default from Hopper on; 8 MiB before
-
-
 CPU_LIBRARIES = 600 * MIB  # resident memory of a worker that has imported its libraries (torch 2.13 for the CPU)
-
-
 CUDA_RESERVE = 0.06  # of what changes in size from batch to batch: blocks that the allocator can't use again
-
-
 CPU_RESERVE = 0.15
-
-
 TILE_TOKENS, TILE_WORDS = 4096, 32_768  # trl 1.16: trl/kernels/chunked_logprob.py, trl/trainer/utils.py
-
-
 PAGE = 4096  # bytes that Linux gives at once: of each row of the buffer, up to one more than its words need
-
-
 COMFORTABLE = 0.9  # of the memory there is; above it a run may or may not fit
 
 

@@ -20,36 +20,18 @@ from lora_studio.models.module_patterns import is_regular_expression, matching
 from lora_studio.workspace import model_source, write_atomically
 
 LAYOUT_VERSION = 3
-
-
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo2")
-
-
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
-
-
 LAYER, ATTENTION = "model.layers.{}.", "model.layers.{}.self_attn."
-
-
 BEFORE_BOTH = ("input_layernorm", "post_attention_layernorm")
-
-
 AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
-
-
 AROUND_BOTH = (*BEFORE_BOTH, "pre_feedforward_layernorm", "post_feedforward_layernorm")
-
-
 """The norms of a layer: before attention and feed-forward part, after them, or around them."""
-
-
 EXPERTS_TAKE_LORA = (
     "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe",
     "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "hunyuan_v1_moe", "longcat_flash",
     "mellum", "minimax", "minimax_m2", "mixtral", "olmoe", "qwen3_moe", "qwen3_next", "solar_open",
 )  # fmt: skip
-
-
 """Families whose experts peft's all-linear reaches (peft 0.21, `_convert_peft_config_moe`)."""
 
 
@@ -277,8 +259,6 @@ def _by_family(config: Mapping[str, Any]) -> Architecture | None:
 
 
 HEAD_SIZES = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
-
-
 """What transformers takes for a config.json without `head_dim`; elsewhere it is hidden / heads."""
 
 
@@ -467,8 +447,6 @@ NAMED = {
     ),
     "q_v": ("q_proj", "v_proj", "query", "value", "q_lin", "v_lin", "wq", "wv"),
 }  # fmt: skip
-
-
 EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj")
 
 

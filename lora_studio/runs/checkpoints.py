@@ -20,14 +20,8 @@ from lora_studio.models.adapters import read_header
 from lora_studio.workspace import RunFolder, Workspace, step_of, write_atomically
 
 MANIFEST = "manifest.json"
-
-
 STATE = "trainer_state.json"
-
-
 TORCH_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
-
-
 _BLOCK = 1 << 20
 
 

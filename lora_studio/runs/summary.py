@@ -92,8 +92,6 @@ def _speed(run: RunFolder, facts: JsonObject, numbers: JsonObject) -> Speed | No
 
 
 MIN_SECONDS = 1.0
-
-
 """After a shorter time a speed is a guess."""
 
 
@@ -287,8 +285,6 @@ def _text(run: Overview) -> str:
 
 
 SHARES = ("token_accuracy", "accuracy", "f1", "unanswered", "reward_accuracy")
-
-
 """Metrics of a run that lie between 0 and 1 and are told in percent, as evaluations tell them."""
 
 

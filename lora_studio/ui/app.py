@@ -23,7 +23,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from lora_studio.access import connections
+from lora_studio.access import requests as connections
 from lora_studio.access.accounts import Attempts, Sessions
 from lora_studio.access.guests import ABOUT, Guests, hub_name, origin
 from lora_studio.access.middleware import PROGRAM_OF, USER, Door, Gate
@@ -82,23 +82,11 @@ TABS = (
     ("evaluate", "Evaluate", evaluate_tab.build),
     ("export", "Export", export_tab.build),
 )
-
-
 OF_PROXIES = "FORWARDED_ALLOW_IPS"  # whom the server believes where nobody says; whom we believe, `_gated` says
-
-
 CLEAR_EVERY = 600  # seconds
-
-
 MAX_WAITING_EVENTS = 500  # of all open pages together; Gradio tells who comes after them that the queue is full
-
-
 FIRST = 1  # the first process of a container, with which all others end
-
-
 SAVE_SECONDS = 8.0  # Docker gives ten
-
-
 WARM_UP_SECONDS = 3.0  # after the page asked for its contents
 
 
@@ -257,7 +245,7 @@ def _middleware(studio: Studio, demo: gr.Blocks) -> list[Middleware]:
         pages = Pages()
     if serving.hub_app is None:
         return [Middleware(Door, serving, Sessions(), Attempts(), pages=pages)]
-    from lora_studio.access.oauth import HubLogin  # a third of a second that only a Space has to wait for
+    from lora_studio.access.accounts import HubLogin  # a third of a second that only a Space has to wait for
 
     hub = HubLogin(serving.hub_app)
     return [hub.middleware(), Middleware(Door, serving, Sessions(), Attempts(), hub, pages)]

@@ -23,8 +23,7 @@ from lora_studio.errors import StudioError
 from lora_studio.ui import html, theme, words
 from lora_studio.ui.curves import AXES, Style
 from lora_studio.ui.data import report
-from lora_studio.ui.sections import QUIET, Look
-from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.studio import QUIET, Look, Shared, Studio
 from lora_studio.workspace import Workspace
 
 
@@ -82,8 +81,6 @@ def curves_chart(
 
 
 PERCENTILES = (("p50", "50 %"), ("p95", "95 %"), ("p99", "99 %"))
-
-
 EMPTY = '<div class="chart" role="img" aria-label="Rows by number of tokens"></div>'
 
 

@@ -133,17 +133,9 @@ def short(value: float) -> float | None:
 
 
 MOST_POINTS = 2000  # in one drawing, shared by all its lines: about 18 bytes each stays under 50 kB
-
-
 FEWEST_A_LINE = 12
-
-
 RUNS_KEPT = 12
-
-
 LOSS = "Loss"
-
-
 AXES = ("step", "epoch", "time")
 
 
@@ -211,8 +203,6 @@ def drawing(key: str, panels: Sequence[Panel], style: Style | None = None, acros
 
 
 Value = Callable[[StepLogged], float | None]
-
-
 # What a logged step tells, as (panel, whether a logarithmic axis makes sense, whether it is in sight at first, value).
 _OF_A_STEP: tuple[tuple[str, bool, bool, Value], ...] = (
     (LOSS, True, True, lambda point: point.loss),
@@ -223,23 +213,11 @@ _OF_A_STEP: tuple[tuple[str, bool, bool, Value], ...] = (
     ("Tokens a second", False, False, lambda point: point.tokens_per_second or None),
     ("Memory, GiB", False, False, lambda point: point.memory_bytes / GIB or None),
 )
-
-
 _LOGARITHMIC = {title for title, logarithmic, _, _ in _OF_A_STEP if logarithmic}
-
-
 _FOLDED = {title for title, _, first, _ in _OF_A_STEP if not first}
-
-
 _EACH_POINT = ", each point"
-
-
 _SMOOTHED_LENGTH = 128  # points for which the weight of the moving average is what the control says
-
-
 _UNSMOOTHED = ("Learning rate", "Memory, GiB")
-
-
 _OF_A_METRIC = {"token_accuracy": "Token accuracy", "entropy": "Entropy, nats a token", "f1": "F1"}
 
 

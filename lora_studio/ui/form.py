@@ -36,17 +36,9 @@ SECTIONS = {
     "tracking": "Tracking",
     "generation": "Generation",
 }
-
-
 SWITCH = {True: "on", False: "off"}
-
-
 NEITHER = "default"
-
-
 FILES = ("data.train_file", "data.validation_file")
-
-
 LONG_TEXT = ("data.system_prompt", "generation.stop_strings")
 
 
@@ -328,8 +320,6 @@ def known_files(shipped: Mapping[str, str], uploads: Iterable[Path]) -> list[tup
 
 
 DRAFT = "form"
-
-
 FIRST_PRESET = "demo"
 
 

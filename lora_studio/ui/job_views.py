@@ -15,25 +15,20 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from lora_studio.access.disk_quota import downloads_folder
+from lora_studio.access.policy import downloads_folder
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.ui import html, theme
 from lora_studio.ui import words as run_words
 from lora_studio.ui.html import Html, count, escape, render, size
-from lora_studio.ui.sections import QUIET
-from lora_studio.ui.studio import Wish
+from lora_studio.ui.studio import QUIET, Wish
 from lora_studio.workspace import Workspace, safe_name
 
 LISTED = 30
-
-
 BESIDE = (
     "A job that finds the device taken waits for its turn. Ticked, it begins at once: both share the memory, and are "
     "slower."
 )
-
-
 STATES = {
     "queued": "Waiting for its turn",
     "running": "Running",

@@ -19,14 +19,8 @@ from lora_studio.models.hardware import Device
 from lora_studio.ui.html import escape
 
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
-
-
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
-
-
 LOG_OUT = '<form class="log-out" method="post" action="logout"><button>Log out</button></form>'
-
-
 TEAL = gr.themes.Color(
     name="studio",
     c50="#effaf8",
@@ -125,18 +119,10 @@ def header(devices: Sequence[Device], logins: bool = False) -> str:
 
 
 STATIC = Path(__file__).parent / "static"
-
-
 # In this order: of two rules that are equally specific, the later one holds.
 STYLES = tuple(STATIC / f"{name}.css" for name in ("markup", "studio", "runs", "evaluate", "export", "chat"))
-
-
 SCRIPTS = tuple(STATIC / f"{name}.js" for name in ("page", "clicks", "form", "charts", "connection"))
-
-
 WITH_LOGIN = STATIC / "login.js"
-
-
 GIVEN = "{element, trigger, props, watch}"  # what Gradio gives the script of a component
 
 

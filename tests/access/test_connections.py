@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from lora_studio.access import connections
+from lora_studio.access import requests as connections
 
 SECONDS = 0.5
 

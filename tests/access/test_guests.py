@@ -17,11 +17,11 @@ from lora_studio.config.parsing import nest, parse, read_yaml, to_yaml
 from lora_studio.config.presets import resolve
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
-from lora_studio.evaluate import benchmarks
+from lora_studio.evaluate import request as benchmarks
 from lora_studio.evaluate import request as evaluating
 from lora_studio.evaluate.request import create, make_request
 from lora_studio.export import request as exporting
-from lora_studio.jobs.folder import remove
+from lora_studio.jobs.kinds import remove
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.queue import Waiting, check_room
 from lora_studio.jobs.supervisor import Supervisor
@@ -222,7 +222,7 @@ def test_exports_benchmarks_and_longer_runs_are_the_owners(visit: Visit) -> None
     with pytest.raises(StudioError, match="fetch adapters"):
         from_hub("hub:owner/adapter", visit.workspace)
     with pytest.raises(StudioError, match="run benchmarks"):
-        benchmarks.start(visit.supervisor, "title", ["lm_eval"])
+        benchmarks.start_benchmark(visit.supervisor, "title", ["lm_eval"])
     run = visit.run(GUEST)
     with pytest.raises(StudioError, match="train a run longer"):
         visit.supervisor.resume(run.id, extra_epochs=1)

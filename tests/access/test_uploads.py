@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.access.disk_quota import delete_upload
+from lora_studio.access.policy import delete_upload
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import request

@@ -17,8 +17,7 @@ from lora_studio.evaluate.request import make_request
 from lora_studio.export import request as exports
 from lora_studio.files import bytes_in
 from lora_studio.jobs.ending_words import ending_words
-from lora_studio.jobs.folder import EvaluationFolder, remove
-from lora_studio.jobs.kinds import EVALUATE
+from lora_studio.jobs.kinds import EVALUATE, EvaluationFolder, remove
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.queue import Waiting, check_room, lock, write_queue
 from lora_studio.jobs.supervisor import Supervisor

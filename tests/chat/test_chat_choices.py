@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lora_studio.chat import choices as chat_choices
+from lora_studio.chat import prompts as chat_prompts
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import CheckpointSaved, RunState
@@ -81,7 +82,7 @@ def test_columns_that_can_not_answer_together_are_refused(workspace: Workspace, 
 
 @pytest.mark.parametrize("name", ["pirate", "recommender", "technical", "alpaca"])
 def test_a_newcomer_is_offered_held_out_questions_of_a_shipped_set(name: str) -> None:
-    offered = chat_choices.examples(parse({"data": {"train_file": name}}))
+    offered = chat_prompts.examples(parse({"data": {"train_file": name}}))
     assert len(offered) == chat_choices.EXAMPLES
     assert all(example.question for example in offered)
     assert len({example.question for example in offered}) == chat_choices.EXAMPLES

@@ -5,7 +5,7 @@ import json
 from lora_studio.chat import conversation as dialogue
 from lora_studio.chat.conversation import BASE, ChatState
 from lora_studio.data.formats import convert, detect_format
-from lora_studio.data.rows import Record
+from lora_studio.data.messages import Record
 from lora_studio.workspace import Workspace
 
 WHO = "0123456789abcdef01234567"

@@ -7,11 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lora_studio.data.messages import BROKEN_TEXT
+from lora_studio.data.messages import BROKEN_TEXT, Tally
 from lora_studio.data.readers import hub
 from lora_studio.data.readers.arrow import AS_TEXT
 from lora_studio.data.report import Look, inspect
-from lora_studio.data.rows import Tally
 from lora_studio.data.sources import open_source, read_records
 from lora_studio.data.turns import NOT_TEXT, parse_tools
 

@@ -7,8 +7,8 @@ import pytest
 
 from lora_studio.data.cache import Cache
 from lora_studio.data.dataset import prepare
+from lora_studio.data.messages import BadRow
 from lora_studio.data.report import describe, save_bad_rows
-from lora_studio.data.rows import BadRow
 from lora_studio.data.store import BadRows, BadRowWriter
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lora_studio.data.formats import convert, detect_format, detect_formats
-from lora_studio.data.rows import Record
+from lora_studio.data.messages import Record
 from lora_studio.errors import StudioError
 
 ASKED = ["Where is the office?", "When does it close?", "How much is it?", "Is there a cafe?"]

@@ -4,8 +4,7 @@ import pytest
 
 from lora_studio.data import messages, turns
 from lora_studio.data.formats import convert, detect_format
-from lora_studio.data.messages import Message, RowError
-from lora_studio.data.rows import Record
+from lora_studio.data.messages import Message, Record, RowError
 from lora_studio.errors import StudioError
 
 U, A = Message("user", "ask"), Message("assistant", "tell")

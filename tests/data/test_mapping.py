@@ -6,8 +6,7 @@ import pytest
 
 from lora_studio.data import messages, turns
 from lora_studio.data.formats import Format, Mapping, apply_mapping, convert, detect_format, detect_formats, mapping_of
-from lora_studio.data.messages import RowError
-from lora_studio.data.rows import Record
+from lora_studio.data.messages import Record, RowError
 from lora_studio.errors import StudioError
 
 

@@ -6,8 +6,7 @@ from lora_studio.data import convert as conversion
 from lora_studio.data import convert as preferences
 from lora_studio.data import dialogues, messages
 from lora_studio.data.formats import convert, detect_format, detect_formats
-from lora_studio.data.messages import RowError
-from lora_studio.data.rows import Record
+from lora_studio.data.messages import Record, RowError
 
 ASK, TELL, WORSE = ({"role": r, "content": c} for r, c in (("user", "ask"), ("assistant", "tell"), ("assistant", "no")))
 HUMAN, GPT, BAD = ({"from": f, "value": v} for f, v in (("human", "ask"), ("gpt", "tell"), ("gpt", "no")))

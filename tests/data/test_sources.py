@@ -15,12 +15,11 @@ import pytest
 
 from lora_studio.data import sources
 from lora_studio.data.formats import convert, detect_format
-from lora_studio.data.messages import RowError
+from lora_studio.data.messages import RowError, Tally
 from lora_studio.data.readers import arrow, hub
-from lora_studio.data.readers import compression as opening
 from lora_studio.data.readers import json as json_files
+from lora_studio.data.readers import text_encoding as opening
 from lora_studio.data.readers.arrow import most_unpacked
-from lora_studio.data.rows import Tally
 from lora_studio.data.sources import BadRow, Record, open_source, read_records
 from lora_studio.errors import StudioError
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from lora_studio.data.encode import Encoded, cut
-from lora_studio.data.statistics import cut_curve, histogram, lengths, suggest
-from lora_studio.data.truncate import Measures
+from lora_studio.data.truncate import Measures, cut_curve, histogram, lengths, suggest
 from lora_studio.errors import StudioError
 
 

@@ -4,8 +4,7 @@ import pytest
 
 from lora_studio.data import messages, turns
 from lora_studio.data.formats import convert, detect_format
-from lora_studio.data.messages import RowError
-from lora_studio.data.rows import Record
+from lora_studio.data.messages import Record, RowError
 from lora_studio.errors import StudioError
 
 ASK, TELL, WORSE = ({"role": r, "content": c} for r, c in (("user", "ask"), ("assistant", "tell"), ("assistant", "no")))

@@ -8,8 +8,8 @@ import pytest
 
 from lora_studio.data import dataset
 from lora_studio.data.dataset import prepare
+from lora_studio.data.messages import plain
 from lora_studio.data.report import Look, describe, inspect, preview
-from lora_studio.data.rows import plain
 from lora_studio.errors import StudioError
 
 ROWS = [

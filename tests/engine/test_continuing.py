@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from lora_studio.config.parsing import nest, parse, to_yaml
-from lora_studio.engine.models.adapter import continue_adapter
+from lora_studio.engine.models.adapter import continue_adapter, look_at_model
 from lora_studio.engine.models.load import load_model
-from lora_studio.engine.models.shapes import look_at_model
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import StepLogged
 from lora_studio.models.adapters import continued

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from lora_studio.engine.export.ollama import check_adapter
+from lora_studio.engine.export.gguf import check_adapter
 from lora_studio.errors import StudioError
 from lora_studio.export.go_template import fill
 from lora_studio.models.adapter_files import WEIGHTS_FILE

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_studio.engine.export.smoke_test import EXACT, Spoken, verdict
+from lora_studio.engine.export.context import EXACT, Spoken, verdict
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunStarted, Warned, from_line, to_line
 from lora_studio.workspace import RunFolder

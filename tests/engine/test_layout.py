@@ -22,8 +22,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from lora_studio.config.parsing import nest, parse
 from lora_studio.config.sections import Config
+from lora_studio.engine.models.adapter import look_at_model, take_layout
 from lora_studio.engine.models.load import load_model
-from lora_studio.engine.models.shapes import look_at_model, take_layout
 from lora_studio.errors import StudioError
 from lora_studio.models.memory import estimate, trained_adapter, weight_bytes
 from lora_studio.models.shape import EXPERTS_TAKE_LORA, adapter, architecture, kept_layout

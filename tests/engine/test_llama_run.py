@@ -12,7 +12,7 @@ import pytest
 from lora_studio.engine.export.gguf import run_program
 from lora_studio.engine.runtime import EventLog, Stop, Stopped
 from lora_studio.errors import StudioError
-from lora_studio.export.llama_cpp import commands, find_llama_cpp
+from lora_studio.export.targets import commands, find_llama_cpp
 from tests.llama_stand_in import write_llama_cpp
 
 

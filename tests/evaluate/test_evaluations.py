@@ -19,7 +19,7 @@ from lora_studio.evaluate.request import (
     of_run,
     request_of,
 )
-from lora_studio.jobs.folder import remove
+from lora_studio.jobs.kinds import remove
 from lora_studio.workspace import Workspace, shipped_data
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluate import benchmarks
-from lora_studio.evaluate.benchmarks import command, in_a_shell
+from lora_studio.evaluate import request
+from lora_studio.evaluate.request import command, in_a_shell
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import Reason
 from lora_studio.jobs.kinds import BENCHMARK
@@ -37,9 +37,9 @@ def test_a_name_can_not_bring_an_argument_of_its_own(adapter: str, base: str) ->
 
 
 def test_where_it_is_not_installed_that_is_said(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmarks, "installed", lambda: False)
+    monkeypatch.setattr(request, "installed", lambda: False)
     with pytest.raises(StudioError, match="not installed"):
-        benchmarks.start(Supervisor(workspace), "title", ["lm_eval"])
+        request.start_benchmark(Supervisor(workspace), "title", ["lm_eval"])
 
 
 STAND_IN = """
@@ -69,7 +69,7 @@ def bench(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_one_is_a_job_whose_numbers_are_kept_in_its_folder(bench: Supervisor) -> None:
-    name = benchmarks.start(bench, "A on one", ["lm_eval", "--tasks", "one"])
+    name = request.start_benchmark(bench, "A on one", ["lm_eval", "--tasks", "one"])
     wait_until(lambda: bench.state(name).final)
     state, (_, folder) = bench.state(name), bench.find(name)
     assert (state.state, state.title, state.reason) == ("done", "A on one", Reason.COMPLETED)
@@ -78,14 +78,14 @@ def test_one_is_a_job_whose_numbers_are_kept_in_its_folder(bench: Supervisor) ->
 
 
 def test_one_that_the_package_ends_is_a_failure_with_its_exit_code(bench: Supervisor) -> None:
-    name = benchmarks.start(bench, "A on one", ["lm_eval", "wrong"])
+    name = request.start_benchmark(bench, "A on one", ["lm_eval", "wrong"])
     wait_until(lambda: bench.state(name).final)
     assert "exit code 3" in ending_words(bench.state(name))[0]
 
 
 @pytest.mark.slow
 def test_another_server_finds_the_one_that_works_and_stops_it(bench: Supervisor, workspace: Workspace) -> None:
-    name = benchmarks.start(bench, "A on one", ["lm_eval", "slow"])
+    name = request.start_benchmark(bench, "A on one", ["lm_eval", "slow"])
     wait_until(lambda: "asked for" in bench.log(name))
     other = Supervisor(workspace)
     assert (other.busy(), other.state(name).state) == (name, "running")

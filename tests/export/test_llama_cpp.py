@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.export.llama_cpp import (
+from lora_studio.export.targets import (
     QUANTIZATIONS,
     LlamaCpp,
     commands,

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from lora_studio.jobs.events import Event, Finished, PhaseStarted, Progress, RunStarted, to_line
-from lora_studio.jobs.folder import EvaluationFolder
+from lora_studio.jobs.kinds import EvaluationFolder
 
 
 def main(mode: str, folder: EvaluationFolder) -> int:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from lora_studio.jobs.events import Event, Finished, PhaseStarted, Progress, RunStarted, to_line
-from lora_studio.jobs.folder import ExportFolder
+from lora_studio.jobs.kinds import ExportFolder
 
 
 def main(mode: str, folder: ExportFolder) -> int:

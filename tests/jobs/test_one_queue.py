@@ -18,8 +18,7 @@ from lora_studio.evaluate.request import Request as EvaluationRequest
 from lora_studio.export import request as exporting
 from lora_studio.export.request import Request as ExportRequest
 from lora_studio.jobs.events import Reason
-from lora_studio.jobs.folder import BenchmarkFolder, JobFolders
-from lora_studio.jobs.kinds import BENCHMARK, EVALUATE, EXPORT, KINDS, TRAIN
+from lora_studio.jobs.kinds import BENCHMARK, EVALUATE, EXPORT, KINDS, TRAIN, BenchmarkFolder, JobFolders
 from lora_studio.jobs.launchers.local import LocalLauncher, find, kill, read_worker
 from lora_studio.jobs.queue import Waiting, read_queue, write_queue
 from lora_studio.jobs.supervisor import MAX_OFF_DEVICE, Supervisor

@@ -9,8 +9,9 @@ from lora_studio.chat import prompts as votes
 from lora_studio.chat.conversation import ChatState
 from lora_studio.chat.prompts import TIE
 from lora_studio.jobs.events import RunState
-from lora_studio.ui.chat import blind, tab
+from lora_studio.ui.chat import prompts as blind
 from lora_studio.ui.chat import prompts as chat_prompts
+from lora_studio.ui.chat import tab
 from lora_studio.ui.chat.handlers import Chat
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace
@@ -69,7 +70,7 @@ def test_a_vote_goes_to_whoever_gave_that_answer_and_is_counted_once(act: Chat) 
             zip(NAMES, ("Rome, Why?", "Arr, Why?"), strict=True)
         )
         assert vote.messages[-1]["content"] == "Why?"
-    shown = blind.drawn(act, act.talk(WHO))
+    shown = blind.drawn_blind(act, act.talk(WHO))
     assert "4 votes so far" in shown
     assert "95 % interval" in shown
     assert "Download 3 preference pairs" in shown

@@ -1,6 +1,6 @@
 """The columns as markup: nothing in an answer is obeyed, reasoning is folded, differences are marked."""
 
-from lora_studio.chat.choices import Example
+from lora_studio.chat.prompts import Example
 from lora_studio.ui.chat import columns
 
 ASKED = {"role": "user", "content": "One?"}

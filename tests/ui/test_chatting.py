@@ -12,6 +12,7 @@ import pytest
 from lora_studio.access.guests import origin
 from lora_studio.access.policy import Users
 from lora_studio.chat import choices, conversation
+from lora_studio.chat import prompts as chat_prompts
 from lora_studio.chat.arbiter import BusyError, Engine, asker
 from lora_studio.chat.choices import Wanted
 from lora_studio.chat.conversation import BASE, SAMPLING, ChatState
@@ -277,7 +278,7 @@ def test_an_answer_is_compared_token_by_token(act: Chat, run: RunFolder) -> None
 
 
 def test_an_example_is_asked_with_the_system_prompt_of_its_data(act: Chat) -> None:
-    offered = choices.examples(act.columns(act.talk(WHO)).chosen[0].config())
+    offered = chat_prompts.examples(act.columns(act.talk(WHO)).chosen[0].config())
     click(act, "example", value="1")
     assert act.studio.chat.asked[-1][1]["columns"][0]["messages"][-1]["content"] == offered[1].question
 

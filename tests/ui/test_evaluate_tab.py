@@ -54,7 +54,7 @@ def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     def begin(warned: str, **changed: Any) -> tuple[str, str, str]:
         return tab.start_one(studio, {**chosen, **changed}, warned)
 
-    monkeypatch.setattr("lora_studio.jobs.device.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
+    monkeypatch.setattr("lora_studio.jobs.queue.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
     name, warned, words = begin("")
     assert (name, jobs.requests) == ("", [])
     assert "and 1.0 MB are free." in words
@@ -72,7 +72,7 @@ def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     assert jobs.resumed == []
     resume(seen)
     assert jobs.resumed == [folder.id]
-    monkeypatch.setattr("lora_studio.jobs.device.devices", lambda: [Device("CPU", "cpu", 10**11, 10**11)])
+    monkeypatch.setattr("lora_studio.jobs.queue.devices", lambda: [Device("CPU", "cpu", 10**11, 10**11)])
     assert begin("")[0] == "evaluation-2"
 
 
@@ -86,7 +86,7 @@ def test_beside_a_job_that_holds_the_device_one_waits_without_a_question_or_begi
     adapter = write(tmp_path / "adapter", files())
     chosen = {**Measuring().model_dump(), "adapters": [str(adapter)], "data": "pirate", "base": True}
     chosen |= {"max_new_tokens": 8, "labels": "", "mapping": "", "encoding": ""}
-    monkeypatch.setattr("lora_studio.jobs.device.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
+    monkeypatch.setattr("lora_studio.jobs.queue.devices", lambda: [Device("CPU", "cpu", 10**9, 10**6)])
     assert tab.start_one(studio, {**chosen, "beside": False}, "") == ("evaluation-1", "", "")
     name, warned, words = tab.start_one(studio, {**chosen, "beside": True}, "")
     assert (name, "are free" in words) == ("", True)

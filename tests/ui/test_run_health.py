@@ -8,8 +8,7 @@ from lora_studio.jobs.events import Event, RunStarted, StepLogged, to_line
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.runs import details
-from lora_studio.ui.sections import Look
-from lora_studio.ui.studio import Studio
+from lora_studio.ui.studio import Look, Studio
 from lora_studio.workspace import RunFolder, Workspace
 
 

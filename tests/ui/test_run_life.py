@@ -16,9 +16,8 @@ from lora_studio.jobs.queue import Waiting
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.runs import header
-from lora_studio.ui.runs import queue as queue_view
-from lora_studio.ui.sections import Look
-from lora_studio.ui.studio import Studio
+from lora_studio.ui.runs import results as queue_view
+from lora_studio.ui.studio import Look, Studio
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import fake_command, wait_until
 

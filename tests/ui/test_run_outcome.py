@@ -12,8 +12,7 @@ from lora_studio.jobs.events import Event, Finished, RunStarted, to_line
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.runs import header
-from lora_studio.ui.sections import Look
-from lora_studio.ui.studio import Studio
+from lora_studio.ui.studio import Look, Studio
 from lora_studio.workspace import Workspace
 
 MEASURED = {"base_loss": 3.0, "adapter_loss": 1.0, "moves": True, "sentence": "Other answers.", "rows_sentence": "9"}

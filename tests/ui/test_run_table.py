@@ -145,9 +145,11 @@ def test_ticked_runs_offer_what_can_be_done_with_them(workspace: Workspace) -> N
 
 
 def test_the_question_before_a_deletion_tells_size_and_what_stays() -> None:
-    one = run_deletion.words([Deletion("a", "first", 1_500_000, ("second",))])
+    one = run_deletion.deletion_words([Deletion("a", "first", 1_500_000, ("second",))])
     assert "“first” with its adapter and checkpoints, 1.5 MB" in one
     assert "“second” began with" in one
-    both = run_deletion.words([Deletion("a", "first", 1000, ()), Deletion("b", "live", 5, (), "It is running.")])
+    both = run_deletion.deletion_words(
+        [Deletion("a", "first", 1000, ()), Deletion("b", "live", 5, (), "It is running.")]
+    )
     assert "“live” stays. It is running." in both
-    assert "None of these" in run_deletion.words([Deletion("b", "live", 5, (), "It is running.")])
+    assert "None of these" in run_deletion.deletion_words([Deletion("b", "live", 5, (), "It is running.")])

@@ -1,4 +1,3 @@
-"""One module for each file format: bytes to rows, with a report for each row that can't be read.
-
+"""One module a file format: bytes to rows, with the rows that can't be read told.
 May import errors, data.rows and each other.
 """

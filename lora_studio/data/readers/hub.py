@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
+from lora_studio.data.messages import BadRow, Reading, Record, Tally, shorten
 from lora_studio.data.readers.arrow import CellReader
-from lora_studio.data.rows import BadRow, Reading, Record, Tally, shorten
 from lora_studio.errors import StudioError
 
 PREFIX = "hub:"

@@ -10,9 +10,9 @@ from typing import Any, Generic, TypeVar
 from lora_studio.data.dataset import Prepared, look_at_first, open_data, prepare, recut
 from lora_studio.data.examples import largest_id
 from lora_studio.data.mapping import ReadingError
+from lora_studio.data.messages import Record
 from lora_studio.data.preview import first_records, tried, unread
 from lora_studio.data.report import Look, describe, preview, save_bad_rows
-from lora_studio.data.rows import Record
 from lora_studio.errors import StudioError
 from lora_studio.jobs import protocol
 

@@ -26,14 +26,8 @@ from lora_studio.errors import StudioError
 from lora_studio.models.shape import beyond
 
 PIECE_SECONDS = 0.075
-
-
 HALF_CHARACTER = "\ufffd"
-
-
 Pieces = Callable[[list[str], list[int]], None]
-
-
 """Gets the text added to each column since the last call, and each column's tokens so far."""
 
 
@@ -158,8 +152,6 @@ class Ending(StoppingCriteria):
 
 
 BASE = "__base__"  # peft's own word for "no adapter"
-
-
 THINK = "<think>"
 
 

@@ -29,11 +29,7 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Warned
 
 MOST_TOKENS = 2048
-
-
 POSITIONS = 256
-
-
 """Positions whose scores over the whole vocabulary are in memory at once."""
 
 
@@ -98,17 +94,9 @@ def _chosen(scores: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
 
 
 MOST_ROWS, MOST_SECONDS, ROWS_AT_ONCE = 200, 20.0, 8
-
-
 MOST_SCORES = 1 << 26
-
-
 """Scores (positions times vocabulary) that are in memory at once, for base and adapter each: 256 MiB as float32."""
-
-
 NOTHING, HARDLY = 1e-4, 1e-2
-
-
 """Nats a token below which base and adapter say the same, and below which hardly anything differs. Rounding of half
 precision moves scores that a zero adapter leaves alone by nothing at all: adding zero is exact."""
 

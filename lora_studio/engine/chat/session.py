@@ -69,8 +69,8 @@ class Session:
 
     def fetch_config(self, call: Call[protocol.FetchConfig]) -> protocol.FetchedConfig:
         """The model's config.json into this machine's cache, and nothing else of it."""
+        from lora_studio.engine.models.adapter import take_layout  # seconds: torch, transformers, peft
         from lora_studio.engine.models.load import read_config
-        from lora_studio.engine.models.shapes import take_layout  # seconds: torch, transformers, peft
 
         model, revision = call.message.model, call.message.revision
         numbers = read_config(model, revision).to_dict()
@@ -79,7 +79,7 @@ class Session:
 
     def look_at_model(self, call: Call[protocol.LookAtModel]) -> protocol.ModelFacts:
         """What the checks before a start want to know of a model."""
-        from lora_studio.engine.models import shapes  # seconds: torch, transformers, peft
+        from lora_studio.engine.models import adapter as shapes  # seconds: torch, transformers, peft
 
         message = call.message
         facts = shapes.look_at_model(

@@ -17,7 +17,7 @@ from lora_studio.engine.runtime import WRONG_INPUT, Explained, begin, ending_of,
 from lora_studio.errors import StudioError
 from lora_studio.files import finite, read_object
 from lora_studio.jobs.events import RunStarted
-from lora_studio.jobs.folder import BenchmarkFolder, damaged_request
+from lora_studio.jobs.kinds import BenchmarkFolder, damaged_request
 from lora_studio.workspace import write_atomically
 
 

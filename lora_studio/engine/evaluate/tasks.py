@@ -19,17 +19,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 
 _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
-
-
 _END_OF_THINKING = "</think>"
-
-
 _FINAL_NUMBER = re.compile(r"####\s*(\S+)")
-
-
 _NUMBER = re.compile(r"(?:(?<![\w)])[-−])?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)")
-
-
 _PIECE = re.compile(r"[^\W_]+|_|[^\w\s]")
 
 
@@ -140,8 +132,6 @@ def label_scores(expected: Sequence[str], predicted: Sequence[str | None]) -> di
 
 
 NGRAMS = 4
-
-
 _WORD = re.compile(r"\w+")
 
 
@@ -153,11 +143,7 @@ class _Words:
 
 
 _ROUGE = RougeScorer(["rougeL"], tokenizer=_Words())
-
-
 _CHRF = CHRF()
-
-
 _BLEU = BLEU(effective_order=True)  # what single answers are counted with; it does not change the counts
 
 
@@ -202,20 +188,10 @@ def bleu_columns(pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
 
 
 MOST_LABELS, LONGEST_LABEL, ROWS_A_LABEL = 20, 40, 3
-
-
 NEARLY_ALL = 0.9
-
-
 POSITIVE = ("yes", "true", "positive", "1", "spam", "relevant")
-
-
 _WORKED = re.compile(r"####\s*(\S+)")
-
-
 _DIGIT = re.compile(r"\d")
-
-
 _BARE_NUMBER = re.compile(r"[^\w]*\d(?:[\d,. ]*\d)?[^\w]*")
 
 

@@ -30,7 +30,7 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import OF_RUN, Request, request_of
 from lora_studio.files import finite
 from lora_studio.jobs.events import Reason, RowsRead, RunStarted, RunState, Warned
-from lora_studio.jobs.folder import EvaluationFolder
+from lora_studio.jobs.kinds import EvaluationFolder
 from lora_studio.models.adapter_files import virtual_tokens
 from lora_studio.models.adapters import AdapterCard, changed, read_card, together
 from lora_studio.workspace import write_atomically
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     """The program: read, load, answer, measure."""
-    from lora_studio.engine.evaluate.contamination import warnings_of
+    from lora_studio.engine.evaluate.metrics import warnings_of
     from lora_studio.engine.evaluate.tasks import READING, choose_task
     from lora_studio.engine.models import load, multi_adapter  # seconds: the libraries
     from lora_studio.engine.models.tokenizer import load_tokenizer

@@ -19,8 +19,16 @@ from typing import Any
 
 from lora_studio.config.parsing import merge, nest, parse, read_yaml, to_yaml
 from lora_studio.config.sections import Config
-from lora_studio.engine.export.context import Outcome, Work, base_to_name, blocks, copy_files, is_local, plain_name
-from lora_studio.engine.export.smoke_test import try_adapter
+from lora_studio.engine.export.context import (
+    Outcome,
+    Work,
+    base_to_name,
+    blocks,
+    copy_files,
+    is_local,
+    plain_name,
+    try_adapter,
+)
 from lora_studio.errors import StudioError
 from lora_studio.export.card import CARD_NAME, Subject, model_card
 from lora_studio.models.adapter_files import (
@@ -148,8 +156,6 @@ def local_places(config: Config) -> list[str]:
 
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-
-
 """The values that vLLM takes for --max-lora-rank (vllm/config/lora.py)."""
 
 

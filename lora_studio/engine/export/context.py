@@ -2,22 +2,38 @@
 
 A target's program is a function `export(work, *, SETTINGS) -> Outcome` in a module `export_NAME.py`; its settings are
 those of the target in export_targets.py, as plain arguments. It writes into `work.out` and nowhere else.
+
+Tries what was exported: one greedy answer of the result, beside what base and adapter answer together.
+
+The question is of no matter, the agreement is: of the prompt's tokens (the template travelled), of the scores of its
+last token, and of the answer.
 """
 
+import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+
+from lora_studio.engine.chat.generate import Column, generate, greedy, prompt_ids
+from lora_studio.engine.models.load import Download, read_config, without_weights
+from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, fitting, load_base
+from lora_studio.engine.models.weights import put_on, read_weights
 from lora_studio.engine.runtime import EventLog, Stop
 from lora_studio.errors import StudioError
+from lora_studio.export.targets import sizes_of
 from lora_studio.files import bytes_in
 from lora_studio.jobs.events import RunState, Warned, read_state
-from lora_studio.models.adapters import read_card
+from lora_studio.models.adapter_files import WEIGHTS_FILE
+from lora_studio.models.adapters import read_card, read_header
 from lora_studio.workspace import RunFolder, model_source, safe_name
 
 BLOCK, LOOK_SECONDS = 1 << 22, 0.5
@@ -142,3 +158,145 @@ def copy_files(work: Work, files: Sequence[Path], target: Path) -> None:
 def plain_name(title: str) -> str:
     """A title as the name of a file or of a served model: letters, digits, dot, dash and underscore."""
     return safe_name(title.replace("/", " "), "adapter")
+
+
+QUESTION = "Hello! What can you do?"
+TOKENS = 24
+EXACT = 1e-3
+"""Scores of two float32 models that are to be one and the same differ by less: different orders of adding."""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """The tokens of the prompt, the scores of the token after it (`[vocabulary]`), and the answer."""
+
+    prompt: tuple[int, ...]
+    scores: torch.Tensor
+    text: str
+
+    def difference(self, other: "Spoken") -> float:
+        """The largest difference between two scores; infinite where the prompts differ or a score is no number."""
+        if self.prompt != other.prompt or self.scores.shape != other.scores.shape:
+            return math.inf
+        largest = float((self.scores - other.scores).abs().max())
+        return largest if math.isfinite(largest) else math.inf
+
+
+def ask(loaded: LoadedModel, adapter: str | None, card: Mapping[str, Any]) -> Spoken:
+    """Asks one who answers, as the adapter was trained to be asked."""
+    system = [{"role": "system", "content": card["system_prompt"]}] if card.get("system_prompt") else []
+    column = Column(adapter, [*system, {"role": "user", "content": QUESTION}])
+    thinking = card.get("enable_thinking")
+    prompt = prompt_ids(loaded, column, thinking)
+    with torch.no_grad(), loaded.answering_as(adapter) as model:
+        ids = torch.tensor([prompt], device=loaded.model.device)
+        scores = model(input_ids=ids).logits[0, -1].float()
+    (answer,) = generate(loaded, [column], greedy(loaded, TOKENS), enable_thinking=thinking)
+    return Spoken(tuple(prompt), scores, answer.text.strip())
+
+
+def why_not(work: Work, bytes_a_weight: int) -> str:
+    """Why nothing can be tried here; "" where it can. A model has to be in memory for it."""
+    if not work.trial:
+        return "Not tried, as you wished."
+    parameters = sizes_of(work.adapter).parameters or 0
+    needed, free = parameters * bytes_a_weight * 1.2, psutil.virtual_memory().available
+    if needed > free:
+        return f"Not tried: that needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free."
+    return ""
+
+
+def load_adapters(work: Work, folders: Mapping[str, Path], dtype: torch.dtype, *, in_full: bool = False) -> LoadedModel:
+    """The base in that precision with these adapters on top, by column name.
+
+    With `in_full` a base that is stored in 4 or 8 bits gets plain weights of that precision.
+    """
+    return _put_adapters(work, _load_base(work, dtype, in_full=in_full), folders)
+
+
+def _load_base(work: Work, dtype: torch.dtype, *, in_full: bool = False) -> LoadedModel:
+    work.log.phase("model")
+    base, revision, bar = str(work.card["base_model"]), work.card.get("revision"), Download(work.log).bar_class()
+    return load_base(base, revision=revision, dtype=dtype, tqdm_class=bar, in_full=in_full)
+
+
+def _put_adapters(work: Work, loaded: LoadedModel, folders: Mapping[str, Path]) -> LoadedModel:
+    add_adapters(loaded, folders)
+    for words in dict.fromkeys(words for notes in loaded.told.values() for words in notes):
+        work.warn(words)
+    return loaded
+
+
+def try_adapter(work: Work, exported: Path) -> tuple[str, bool | None]:
+    """Whether the adapter in `exported` answers as the one that it was made from, in words.
+
+    Raises `StudioError` where it has no place in its base: nobody could use what was made.
+    """
+    try:
+        if note := text_model_note(work):
+            work.warn(note)
+        if reason := why_not(work, 4):
+            bare = without_weights(str(work.card["base_model"]), work.card.get("revision"))
+        else:
+            loaded = _load_base(work, torch.float32)
+    except StudioError as error:
+        return f"Not tried: {error.message}", None
+    if reason:
+        check_places(work, bare)
+        return reason, None
+    _put_adapters(work, loaded, {"own": work.adapter, "made": exported})
+    work.log.phase("try")
+    own, other = ask(loaded, "own", work.card), ask(loaded, "made", work.card)
+    return verdict(own, other, exact=True)
+
+
+def check_places(work: Work, bare: PreTrainedModel) -> None:
+    """Tells what of the adapter has no place in its base, `bare` being that without weights.
+
+    Raises `StudioError` where nothing of it has one.
+    """
+    base = str(work.card["base_model"])
+    with fitting(work.adapter, base):
+        weights = read_weights(work.adapter, bare, base)
+        put_on(bare, weights, "default", base)
+    for words in weights.told:
+        work.warn(words)
+
+
+def text_model_note(work: Work) -> str:
+    """What others should know of an adapter on the text model of a checkpoint that holds more; "" for all others."""
+    config = read_config(str(work.card["base_model"]), work.card.get("revision"))
+    stored = (config.architectures or [""])[0]
+    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    text = getattr(model, "__name__", stored)
+    if stored == text or not stored.endswith("ForConditionalGeneration"):
+        return ""
+    if any("language_model." in name for name in read_header(work.adapter / WEIGHTS_FILE)):
+        return ""
+    return (
+        f"The base is stored as {stored}, and this adapter is one of its text model, {text}: peft finds its places "
+        f"where the base is loaded with AutoModelForCausalLM, and none on {stored}. Servers that load the whole model, "
+        "as vLLM does, may leave it out without a word: compare an answer with the base's, or take the merged model."
+    )
+
+
+def verdict(own: Spoken, other: Spoken, *, exact: bool) -> tuple[str, bool]:
+    """What a trial came to. Raises `StudioError` where the result had to be the same and is not.
+
+    `exact` says that both compute in the same numbers; otherwise rounding may move scores, and at a near-tie the words.
+    """
+    if own.prompt != other.prompt:
+        raise StudioError(
+            "The result does not ask as the adapter was trained: the prompt has other tokens.",
+            "This is a defect of LoRA Studio: please report it.",
+        )
+    difference = own.difference(other)
+    if exact and difference > EXACT:
+        raise StudioError(
+            f"The result does not compute what base and adapter compute: scores differ by {difference:.3g}.",
+            "This is a defect of LoRA Studio: please report it.",
+        )
+    scores = f"logits at most {difference:.2g} apart" if difference else "the very same logits"
+    if own.text == other.text:
+        return f"Loaded and asked: it gives the same answer as base and adapter, {scores}.", True
+    return f"Loaded and asked: its words differ from those of base and adapter by rounding, {scores}.", False

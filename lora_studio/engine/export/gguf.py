@@ -5,8 +5,14 @@ llama.cpp's programs get files of the export's folder only, and none of this pro
 Runs llama.cpp's programs: no shell, their output into the log, their own words on progress as events, and a stop.
 
 They stay in the export's process group, so that whoever ends the export ends them.
+
+A Modelfile with what it names: the merged model, a GGUF file, or the adapter, as Ollama reads the model's family.
+
+The template is proved before anything slow: Ollama asks as the adapter was trained, or there is no export.
 """
 
+import json
+import math
 import os
 import re
 import select
@@ -18,13 +24,30 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from safetensors.torch import load_file, save_file
+
+from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.sections import Generation
+from lora_studio.data.prompt_styles import adds_bos, choose_template
 from lora_studio.engine.export import merged as export_merged
-from lora_studio.engine.export.context import Outcome, Work
+from lora_studio.engine.export.archive import rewritten
+from lora_studio.engine.export.context import Outcome, Work, copy_files, try_adapter
+from lora_studio.engine.models.tokenizer import adapter_tokenizer, load_tokenizer
+from lora_studio.engine.models.weights import known_tokens
 from lora_studio.engine.runtime import EventLog
 from lora_studio.errors import StudioError
-from lora_studio.export.llama_cpp import (
+from lora_studio.export.ollama import (
+    ADAPTED_BY_OLLAMA,
+    READ_BY_OLLAMA,
+    GoTemplate,
+    carried_by_quotes,
+    modelfile,
+    stop_texts,
+    to_go,
+)
+from lora_studio.export.targets import (
     FOLDER_VARIABLE,
     MAGIC,
     QUANTIZATIONS,
@@ -35,16 +58,22 @@ from lora_studio.export.llama_cpp import (
     server,
     typed_commands,
 )
+from lora_studio.models.adapter_files import (
+    CARD_FILE,
+    SETTINGS_FILE,
+    WEIGHTS_FILE,
+    carried,
+    extras,
+    other_modules,
+    read_lora,
+    scale,
+)
+from lora_studio.models.adapters import read_header, read_template
+from lora_studio.models.shape import read_config
 
 PATIENCE = 5.0  # seconds between asking a program to end and ending it
-
-
 LOOK_SECONDS = 0.5
-
-
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|_KEY$")
-
-
 _LAST_LINES = 8
 
 
@@ -131,11 +160,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 MODEL, COMMANDS = "model", "commands.txt"
-
-
 PRECISION = "bfloat16"
-
-
 HOW = (
     f"The commands can be pasted in any folder of this machine; {COMMANDS} has them to be typed in a copy of what "
     f"was made. They look for llama.cpp where {FOLDER_VARIABLE} says, else in ~/llama.cpp."
@@ -154,7 +179,7 @@ class Made:
     notes: Sequence[str]
 
 
-def export(work: Work, *, quantization: str) -> Outcome:
+def export_gguf(work: Work, *, quantization: str) -> Outcome:
     """A folder with the file; or, without llama.cpp, with the merged model and the commands."""
     gguf = make_gguf(work, quantization)
     place = work.final / gguf.file
@@ -223,3 +248,174 @@ def check_gguf(path: Path) -> int:
     if not head.startswith(MAGIC) or len(head) < 16 or not tensors:
         raise StudioError(f"llama.cpp ended without a whole {path.name}.", "The export's log has what it said.")
     return tensors
+
+
+MODELFILE, ADAPTER = "Modelfile", "adapter"
+_BASE_NAME = re.compile(r"[\w.-]+(/[\w.-]+){0,3}(:[\w.-]+)?")
+_NO_NAME = re.compile(r"[^a-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What FROM and ADAPTER name ("" for no adapter), how the trial went, and what is missing, with its commands."""
+
+    source: str
+    adapter: str
+    tried: str
+    same: bool | None
+    notes: Sequence[str] = ()
+    commands: str = ""
+    missing: str = ""
+
+
+def export_ollama(work: Work, *, weights: str, quantization: str, base_in_ollama: str) -> Outcome:
+    """A folder in which `ollama create` makes the model."""
+    if base_in_ollama.strip():
+        check_adapter(work.adapter)
+    name, revision = str(work.card["base_model"]), work.card.get("revision")
+    base_tokens = known_tokens(work.adapter, name, revision)
+    tokenizer, _ = adapter_tokenizer(work.adapter, load_tokenizer(name, revision), base_tokens)
+    template = go_template(work, tokenizer)
+    kind = _architecture(work)
+    if base_in_ollama.strip():
+        weighed = _adapter(work, kind, base_in_ollama.strip())
+    else:
+        weighed = _whole(work, kind, weights, quantization)
+    text = _modelfile(work, tokenizer, template, weighed)
+    (work.out / MODELFILE).write_text(text, encoding="utf-8")
+    name = _NO_NAME.sub("-", work.name.lower()).strip("-._") or "adapter"
+    place = shlex.quote(str(work.final))
+    words = f"Type the command where Ollama is: it makes the model {name} and starts a conversation."
+    if weighed.commands:
+        words = (
+            f"{weighed.missing} was not made: llama.cpp was not found here. {HOW} The last one belongs where Ollama "
+            f"is: it makes the model {name} and starts a conversation."
+        )
+    commands = f"cd {place} && ollama create {name} && ollama run {name}"
+    proof = f"The template gives the prompts of the training in {template.compared} of {template.compared} dialogues."
+    return Outcome(
+        words,
+        f"{weighed.commands}\n{commands}".strip(),
+        tried=f"{proof} {weighed.tried}".strip(),
+        same=weighed.same,
+        notes=(*template.notes, *_missing(work), *weighed.notes),
+        missing=weighed.missing,
+    )
+
+
+def go_template(work: Work, tokenizer: Any) -> GoTemplate:
+    """The adapter's chat template in Go's language. Raises `StudioError` where it has no counterpart there."""
+    thinking = work.card.get("enable_thinking")
+    source = read_template(work.adapter) or choose_template(tokenizer, "auto").source
+    switch = {} if thinking is None else {"enable_thinking": thinking}
+    bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
+    return to_go(source, {**tokenizer.special_tokens_map, **switch}, bos=bos)
+
+
+def _architecture(work: Work) -> str:
+    config = read_config(str(work.card["base_model"]), work.card.get("revision")) or {}
+    return str((config.get("architectures") or [""])[0])
+
+
+def _whole(work: Work, kind: str, weights: str, quantization: str) -> Weights:
+    """The whole model, as safetensors or GGUF."""
+    if weights == "gguf" or (weights == "auto" and kind not in READ_BY_OLLAMA):
+        usable_tools(quantization)
+        gguf = make_gguf(work, quantization)
+        missing = "" if gguf.there else gguf.file
+        return Weights(f"./{gguf.file}", "", gguf.tried, gguf.same, gguf.notes, gguf.commands, missing)
+    merged = export_merged.export(replace(work, out=work.out / MODEL), dtype=PRECISION, max_shard_size="5GB")
+    return Weights(f"./{MODEL}", "", merged.tried, merged.same, merged.notes)
+
+
+def _adapter(work: Work, kind: str, base: str) -> Weights:
+    """The adapter alone, which Ollama puts on a base that it has."""
+    if kind not in ADAPTED_BY_OLLAMA:
+        families = ", ".join(sorted(name.removesuffix("ForCausalLM") for name in ADAPTED_BY_OLLAMA))
+        raise StudioError(
+            f"Ollama puts adapters on {families} only, "
+            f"and this base is a {kind.removesuffix('ForCausalLM') or 'model'}.",
+            "Leave the base's name in Ollama empty: then base and adapter go as one model.",
+        )
+    if not _BASE_NAME.fullmatch(base):
+        raise StudioError(f"Ollama has no model of the name {base[:120]!r}.", "Write it as in `ollama list`.")
+    note = write_adapter(work)
+    tried, same = try_adapter(work, work.out / ADAPTER)
+    for file in (work.out / ADAPTER).iterdir():
+        if file.name not in (WEIGHTS_FILE, SETTINGS_FILE):  # the rest was for the trial: Ollama has a tokenizer
+            file.unlink()
+    tried = f"{tried} {note}That was on the base of the training: {base} in Ollama must be the very same model."
+    return Weights(base, f"./{ADAPTER}", tried, same)
+
+
+def check_adapter(folder: Path) -> None:
+    """Raises `StudioError` for an adapter of which Ollama would leave something out without a word.
+
+    Its import reads pairs of matrices of the attention and of a plain MLP, and one number, lora_alpha
+    (ollama/convert/convert_llama_adapter.go and convert.go).
+    """
+    settings = read_lora(folder)
+    lost = extras(settings)
+    if settings.get("rank_pattern") or settings.get("alpha_pattern"):
+        lost.append("ranks or alphas of their own (rank_pattern, alpha_pattern)")
+    if modules := other_modules(read_header(folder / WEIGHTS_FILE)):
+        lost.append(f"weights for {', '.join(modules)}")
+    if lost:
+        raise StudioError(
+            f"Ollama reads plain LoRA only, and this adapter has {' and '.join(dict.fromkeys(lost))}: on a base in "
+            "Ollama that would be lost.",
+            "Leave the base's name in Ollama empty: then base and adapter go as one model, which has all of it.",
+        )
+
+
+def write_adapter(work: Work) -> str:
+    """The adapter with the scale as Ollama applies it, in `work.out`; a sentence where it had to be written otherwise.
+
+    Ollama multiplies B A by lora_alpha / r, with lora_alpha a whole number: what that can't say goes into B.
+    """
+    target, settings = work.out / ADAPTER, read_lora(work.adapter)
+    texts = rewritten(work, str(work.card["base_model"]))
+    copy_files(work, [path for path in carried(work.adapter) if path.name not in texts], target)
+    factor = scale(settings)
+    exact_alpha = factor * settings["r"]
+    alpha = max(1, round(exact_alpha))
+    written = {**json.loads(texts[SETTINGS_FILE]), "lora_alpha": alpha, "use_rslora": False}
+    (target / SETTINGS_FILE).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (target / CARD_FILE).write_text(texts[CARD_FILE], encoding="utf-8")
+    if not math.isclose(alpha, exact_alpha):
+        weights = load_file(target / WEIGHTS_FILE)
+        for name in weights:
+            if ".lora_B." in name:
+                weights[name] = (weights[name].float() * (exact_alpha / alpha)).contiguous()
+        save_file(weights, target / WEIGHTS_FILE, metadata={"format": "pt"})
+    if settings["lora_alpha"] == alpha:
+        return ""
+    return f"Ollama applies lora_alpha / r, so that the adapter's scale of {factor:g} is written so. "
+
+
+def _modelfile(work: Work, tokenizer: Any, template: GoTemplate, weights: Weights) -> str:
+    generation = Generation()
+    if work.run is not None and work.run.config.is_file():
+        generation = parse(read_yaml(work.run.config)).generation
+    system = str(work.card.get("system_prompt") or "") if template.system else ""
+    stops = stop_texts(
+        template.after_answer, tokenizer.eos_token or "", tokenizer.get_added_vocab(), generation.stop_texts
+    )
+    notes = [f"{work.name}, made by LoRA Studio. Tool calls are no part of the template.", *template.notes]
+    return modelfile(
+        weights.source,
+        template.source,
+        stops,
+        generation,
+        system=system,
+        adapter=weights.adapter,
+        notes=[*notes, *_missing(work)],
+    )
+
+
+def _missing(work: Work) -> list[str]:
+    """What a Modelfile can't carry of the adapter's system prompt."""
+    system = str(work.card.get("system_prompt") or "")
+    if carried_by_quotes(system):
+        return []
+    return ["The system prompt of the training holds signs that a Modelfile loses: send it with each conversation."]

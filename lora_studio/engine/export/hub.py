@@ -30,19 +30,14 @@ from lora_studio.config.parsing import read_yaml
 from lora_studio.data.readers.hub import PREFIX, is_hub_name, parse_name
 from lora_studio.engine.export import merged as export_merged
 from lora_studio.engine.export.archive import rewritten
-from lora_studio.engine.export.context import Outcome, Work, base_to_name, copy_files
-from lora_studio.engine.export.smoke_test import try_adapter
+from lora_studio.engine.export.context import Outcome, Work, base_to_name, copy_files, try_adapter
 from lora_studio.engine.runtime import Stopped
 from lora_studio.errors import StudioError
 from lora_studio.export.card import CARD_NAME, Subject, model_card
 from lora_studio.models.adapter_files import carried
 
 SETTINGS_PAGE = "https://huggingface.co/settings/tokens"
-
-
 _ALONE = re.compile(r"[\w.-]+")
-
-
 _TOKEN_LIKE = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 

@@ -13,8 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedTokenizerBase
 
 from lora_studio.engine.chat.generate import end_ids
-from lora_studio.engine.export.context import Outcome, Work, is_local
-from lora_studio.engine.export.smoke_test import Spoken, ask, load_adapters, verdict, why_not
+from lora_studio.engine.export.context import Outcome, Spoken, Work, ask, is_local, load_adapters, verdict, why_not
 from lora_studio.engine.models.load import DTYPES, check_in_full, rounding_of, without_weights
 from lora_studio.engine.models.multi_adapter import LoadedModel, load_base, put, put_in
 from lora_studio.errors import StudioError

@@ -21,8 +21,7 @@ from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.examples import Examples
 from lora_studio.engine import train_script
-from lora_studio.engine.export.context import Outcome, Work, base_to_name, is_local
-from lora_studio.engine.export.smoke_test import check_places
+from lora_studio.engine.export.context import Outcome, Work, base_to_name, check_places, is_local
 from lora_studio.engine.models.load import without_weights
 from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.engine.runtime import data_progress

@@ -33,7 +33,7 @@ from lora_studio.errors import StudioError
 from lora_studio.export.request import Request, check_space, request_of, target_of
 from lora_studio.files import bytes_in
 from lora_studio.jobs.events import Reason, RunStarted
-from lora_studio.jobs.folder import ExportFolder
+from lora_studio.jobs.kinds import ExportFolder
 from lora_studio.models.adapter_files import SETTINGS_FILE, read_lora
 from lora_studio.models.adapters import changed, read_card
 from lora_studio.workspace import RunFolder, Workspace, write_atomically
@@ -111,13 +111,14 @@ def _make(folder: ExportFolder, request: Request, log: EventLog, stop: Stop) -> 
 
 def program(target: str) -> "Callable[..., Outcome]":
     """The function that makes a target's result."""
-    from lora_studio.engine.export import archive, gguf, hub, merged, ollama, script
+    from lora_studio.engine.export import archive, gguf, hub, merged, script
+    from lora_studio.engine.export import gguf as ollama
 
     programs: dict[str, Callable[..., Outcome]] = {
         "zip": archive.export_zip,
         "merged": merged.export,
-        "ollama": ollama.export,
-        "gguf": gguf.export,
+        "ollama": ollama.export_ollama,
+        "gguf": gguf.export_gguf,
         "hub": hub.export,
         "vllm": archive.export_vllm,
         "script": script.export,

@@ -31,17 +31,9 @@ from lora_studio.models.shape import stored_quantization
 from lora_studio.units import count
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
 SHOWN_TENSORS = 6
-
-
 CAN_BE_FULL = ("(bitsandbytes)", "fp8", "mxfp4")
-
-
 """Stored forms that transformers turns into plain weights, by the end of their name in `rounding_of`."""
-
-
 TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -254,8 +246,6 @@ def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
 
 
 SMALLEST_BYTES = 1_000_000  # an index or a config is here before anyone could read of it
-
-
 _SECOND_COUNT = "ownloading bytes"  # the bar of what the network brings, beside that of what is written
 
 

@@ -34,8 +34,6 @@ from lora_studio.models.adapter_files import KINDS, NEED_FULL_BASE, read_setting
 from lora_studio.models.adapters import read_card
 
 Biases = list[tuple[torch.nn.Parameter, torch.Tensor]]
-
-
 """Each bias of a model with the values it is to have."""
 
 
@@ -66,14 +64,8 @@ def with_biases(biases: Biases) -> Iterator[None]:
 
 
 ADAPTER = "adapter"
-
-
 """peft's name for an adapter in its own wrapper."""
-
-
 Standing = dict[tuple[torch.nn.Module, str], torch.nn.Module]
-
-
 """The module that stands in each place: under a name in a parent."""
 
 

@@ -26,6 +26,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared
 from lora_studio.data.preview import Question, questions
+from lora_studio.data.report import reading
 from lora_studio.engine.chat.generate import Column, generate, greedy
 from lora_studio.engine.evaluate.tasks import is_exact
 from lora_studio.engine.models.multi_adapter import LoadedModel
@@ -34,13 +35,19 @@ from lora_studio.engine.train.labels import LabelMeter, labelled_rows
 from lora_studio.engine.train.memory import read_memory
 from lora_studio.engine.train.schedule import RandomNumbers
 from lora_studio.errors import StudioError
-from lora_studio.jobs.events import CheckpointSaved, Evaluated, QuestionsAnswered, QuestionsAsked, StepLogged, Warned
+from lora_studio.jobs.events import (
+    CheckpointSaved,
+    DataPrepared,
+    Evaluated,
+    QuestionsAnswered,
+    QuestionsAsked,
+    StepLogged,
+    Warned,
+)
 from lora_studio.models.hardware import Sensors
 from lora_studio.units import GIB
 
 RISING = ("accuracy", "f1", "reward_accuracy", "reward_margin")
-
-
 WORDS = {
     "loss": "the validation loss has not fallen",
     "accuracy": "accuracy has not risen",
@@ -276,8 +283,6 @@ def explain(error: DivergedError, config: Config, dtype: str) -> dict[str, Any]:
 
 
 LEAST_POINTS = 20
-
-
 # What learning by comparison measures: the trainer's name, and ours. A reward is beta times how much likelier an answer
 # is than to the base.
 COMPARED = {
@@ -286,8 +291,6 @@ COMPARED = {
     "rewards/chosen": "chosen_reward",
     "rewards/rejected": "rejected_reward",
 }
-
-
 # What an evaluation measures beside the loss.
 MEASURED = {
     "eval_mean_token_accuracy": "token_accuracy",
@@ -296,8 +299,6 @@ MEASURED = {
     "eval_unanswered": "unanswered",
     **{f"eval_{name}": name for name in COMPARED.values()},
 }
-
-
 # What the trainer's log holds that has a place of its own in the event, or none.
 PLACED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy", "num_tokens", "epoch")
 
@@ -464,3 +465,20 @@ def for_trackers(point: StepLogged) -> dict[str, float]:
         "device_celsius": point.device_celsius,
     }
     return {name: value for name, value in numbers.items() if value is not None}
+
+
+def data_event(prepared: Prepared, rows_digest: str = "") -> DataPrepared:
+    """What became of the data, and how it was read. `rows_digest` is that of `resuming.rows_digest`."""
+    return DataPrepared(
+        time=time.time(),
+        train_rows=len(prepared.train),
+        validation_rows=len(prepared.validation),
+        bad_rows=len(prepared.bad_rows),
+        dropped_rows=len(prepared.dropped),
+        tokens=int(prepared.train.length.sum()),
+        trained_tokens=int(prepared.train.trained.sum()),
+        fingerprint=prepared.fingerprint,
+        prompt_style=prepared.template.name,
+        reading=reading(prepared),
+        rows_digest=rows_digest,
+    )

@@ -63,11 +63,7 @@ def gpu_id() -> str | None:
 
 
 MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-
 ASKED = re.compile(r"(?:Tried to allocate|you tried to allocate) ([\d.]+) ?(bytes|KiB|MiB|GiB)?", re.IGNORECASE)
-
-
 UNITS = {"": 1, "bytes": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 
 

@@ -21,7 +21,7 @@ from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.examples import largest_id
 from lora_studio.engine.chat.logprobs import against_base
-from lora_studio.engine.models.adapter import add_adapter, continue_adapter, other_text
+from lora_studio.engine.models.adapter import add_adapter, continue_adapter, learned_positions, other_text, take_layout
 from lora_studio.engine.models.load import (
     Download,
     attention_words,
@@ -32,15 +32,15 @@ from lora_studio.engine.models.load import (
     memory_bytes,
 )
 from lora_studio.engine.models.multi_adapter import LoadedModel, biases_of
-from lora_studio.engine.models.shapes import learned_positions, take_layout
 from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.engine.models.weights import rows_of
-from lora_studio.engine.runtime import EventLog, Stop, Stopped, data_event, data_progress
+from lora_studio.engine.runtime import EventLog, Stop, Stopped, data_progress
 from lora_studio.engine.train.callbacks import (
     RISING,
     GenEval,
     Report,
     check_weights,
+    data_event,
     early_stopping,
     label_meter,
     logging_interval,

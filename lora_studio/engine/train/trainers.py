@@ -41,8 +41,6 @@ from lora_studio.runs.checkpoints import write_manifest
 from lora_studio.workspace import RunFolder, write_atomically
 
 AS_TRAINED = "as_trained"
-
-
 """Folder of a checkpoint with the weights to resume from, where those that are handed out differ from them."""
 
 

@@ -28,8 +28,6 @@ from lora_studio.models.hub import SECRETS
 from lora_studio.workspace import JobFolder, write_atomically
 
 MACHINE = Path("/proc/vmstat")
-
-
 GROUP = Path("/sys/fs/cgroup/memory.events")
 
 
@@ -49,8 +47,6 @@ def _count(path: Path) -> int | None:
 
 # Start times come from the clock ticks since boot; setting the machine's clock moves them by fractions of a second.
 _SAME_START_SECONDS = 2.0
-
-
 MAX_PID = 1 << 31
 
 

@@ -10,21 +10,20 @@ from functools import lru_cache
 from typing import Any
 
 from lora_studio.chat.arbiter import ConsentError, Status
-from lora_studio.chat.choices import Choice, Example
+from lora_studio.chat.choices import Choice
+from lora_studio.chat.prompts import Example
 from lora_studio.jobs.protocol import ColumnAnswer, Loaded, Scored
 from lora_studio.ui import html
 from lora_studio.ui.html import Html, render, shorten, thoughts
 
 Message = Mapping[str, Any]
-
-
 NOTHING_SAID = "The answers will stand here."
 # Of a growing chat only the last answers change, thirteen times a second: what stays is not made anew.
 _drawn_once = lru_cache(maxsize=256, typed=True)(render)
 
 
 def status(status: Status) -> Html:
-    """How far the engine is with what was examples_bar of it."""
+    """How far the engine is with a request."""
     return html.progress(status.label, status.done, status.total, remark=status.remark)
 
 
@@ -110,20 +109,12 @@ def marked_words(content: str, other: str) -> Html:
 
 
 MOST_TOKENS = 400
-
-
 SHARE_NO_BATCH = (
     " Adapters that are more than plain LoRA (DoRA, trained biases, whole modules, experts, other kinds) share no "
     "batch: those columns answer one after the other."
 )
-
-
 APART = 2.0
-
-
 """Nats between base and adapter at which a token's colour is full: 7 times as likely, or a seventh."""
-
-
 LEGEND = (
     "The first adapter's last answer, as all columns score it. Green: training made the token likelier; red: less "
     "likely. Point at a token for its probabilities; a dotted line marks where the adapter's choices of the next token "

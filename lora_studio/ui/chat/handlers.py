@@ -18,6 +18,7 @@ from lora_studio.chat import choices as chat_choices
 from lora_studio.chat.arbiter import Answer, ConsentError, Ready, Status, asker
 from lora_studio.chat.choices import Choice, Columns, from_elsewhere, runs_of, wanted
 from lora_studio.chat.conversation import BASE, SAMPLING, ChatState, plain
+from lora_studio.chat.prompts import examples_for
 from lora_studio.config.parsing import parse
 from lora_studio.config.presets import presets
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
@@ -184,7 +185,9 @@ class Chat:
             (name, titles[name], talk.column(name), talk.notes.get(name, "")) for name in talk.names if name in titles
         ]
         has_messages = any(messages for _, _, messages, _ in columns_shown)
-        return chat_board.board(columns_shown, marks=talk.marks, examples=() if has_messages else columns.examples)
+        return chat_board.board(
+            columns_shown, marks=talk.marks, examples=() if has_messages else examples_for(columns.shown)
+        )
 
     def _sampling_shown(self, talk: ChatState) -> Updates:
         boxes = zip(self.parts.sampling, SAMPLING, strict=True)
@@ -334,7 +337,7 @@ class Chat:
         try:
             match event["act"]:
                 case "example":
-                    example = columns.examples[int(event["value"])]
+                    example = examples_for(columns.shown)[int(event["value"])]
                     system = example.system or system
                     yield {self.parts.system: system}
                     questions = dict.fromkeys(talk.names, example.question)

@@ -16,7 +16,8 @@ from lora_studio.chat.conversation import SAMPLING
 from lora_studio.errors import StudioError
 from lora_studio.models import imports
 from lora_studio.ui import form, html, job_views, theme
-from lora_studio.ui.chat import blind, prompts
+from lora_studio.ui.chat import prompts
+from lora_studio.ui.chat import prompts as blind
 from lora_studio.ui.chat.handlers import OWN_SAMPLING, Chat, Parts, Updates
 from lora_studio.ui.studio import Shared, Studio, Wish
 
@@ -128,7 +129,7 @@ def build(studio: Studio, shared: Shared) -> None:
     build_sources(act, who)
     with parts.body:
         prompts.build(act, who)
-        blind.build(act, who)
+        blind.build_blind(act, who)
 
 
 def draw(like: str = OWN_SAMPLING) -> Parts:

@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.access.disk_quota import delete_upload
+from lora_studio.access.policy import delete_upload
 from lora_studio.data.cache import code_version
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import Inspect, Inspected, Preview, Progress, SaveBadRows, TryReading

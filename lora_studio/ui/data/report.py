@@ -25,8 +25,6 @@ from lora_studio.ui import html, theme
 from lora_studio.workspace import Workspace
 
 Result = Mapping[str, Any]
-
-
 FORMATS = {
     "messages": "Conversations as lists of messages",
     "sharegpt": "Conversations in ShareGPT form",
@@ -41,8 +39,6 @@ FORMATS = {
     "preference": "Pairs of a better and a worse answer",
     "kto": "Answers marked good or bad",
 }
-
-
 PAIRS = (
     "Learned by comparison (training.method dpo): the better answer is made likelier than the worse one. Each row is a "
     "pair; lengths are those of its longer side."
@@ -250,8 +246,6 @@ PHASES = {
     "rows": "Looking at the rows",
     "sample": "Reading the whole file",
 }
-
-
 GROUPS = 5  # examples of a finding that are named
 
 
@@ -292,11 +286,7 @@ def hygiene(result: Result) -> str:
 
 
 CLEAN = "No duplicates, no row in both parts, no contradictory answers, no special tokens in the texts."
-
-
 Finding = tuple[str, str, str]
-
-
 """Title, words and examples."""
 
 
@@ -467,8 +457,6 @@ def cache(octets: int, *, owned: bool = True) -> str:
 
 
 Updates = dict[Any, Any]
-
-
 Preview = Callable[[int, int | None], dict[str, Any]]
 
 

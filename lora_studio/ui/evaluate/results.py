@@ -11,13 +11,12 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import Request, evaluation, request_of
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.folder import EvaluationFolder
-from lora_studio.jobs.kinds import EVALUATE
+from lora_studio.jobs.kinds import EVALUATE, EvaluationFolder
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui import job_views
 from lora_studio.ui import words as run_words
 from lora_studio.ui.html import bubbles, count, empty, notice, pager, progress, render, shorten
-from lora_studio.ui.sections import stat_of
+from lora_studio.ui.studio import stat_of
 from lora_studio.ui.words import figure
 from lora_studio.workspace import Workspace, shipped_data
 
@@ -176,14 +175,8 @@ def _confusion(title: str, matrix: Mapping[str, Any]) -> tuple[str, list[str], l
 
 
 ROWS = 20
-
-
 BASE = "base"
-
-
 Row = dict[str, Any]
-
-
 FILTERS: dict[str, tuple[str, str, Callable[[bool, bool], bool]]] = {
     "all": ("All rows", "All rows", lambda first, other: True),
     "lost": ("{first} right, {other} wrong", "", lambda first, other: first and not other),
@@ -191,11 +184,7 @@ FILTERS: dict[str, tuple[str, str, Callable[[bool, bool], bool]]] = {
     "wrong": ("Both wrong", "Wrong", lambda first, other: not first and not other),
     "right": ("Both right", "Right", lambda first, other: first and other),
 }
-
-
 """Of a filter its words for two columns and for one ("" where it takes two), and which rows it leaves."""
-
-
 ORDERS = {
     "row": "in the file's order",
     "worst": "worst answers first",
@@ -330,8 +319,6 @@ def _answer(answer: Mapping[str, Any], title: str) -> tuple[str, bool, str, str]
 
 
 LOOKED_AT, FORM = "evaluation-looked-at", "evaluate"
-
-
 PARTS = ("list", "head", "results", "rows")
 
 

@@ -16,7 +16,7 @@ import gradio as gr
 from lora_studio.chat import arbiter
 from lora_studio.chat.choices import adapter_choices
 from lora_studio.errors import LINE, StudioError, check_length
-from lora_studio.evaluate import benchmarks
+from lora_studio.evaluate import request as benchmarks
 from lora_studio.evaluate import request as evaluating
 from lora_studio.evaluate.request import MAX_ADAPTERS, Measuring, Request, evaluation, make_request, request_of
 from lora_studio.jobs.ending_words import ending_words
@@ -26,8 +26,7 @@ from lora_studio.ui import html, job_views, theme
 from lora_studio.ui.data.choice import SETTINGS, is_there
 from lora_studio.ui.evaluate import results as board
 from lora_studio.ui.evaluate.results import PARTS, Board, View
-from lora_studio.ui.sections import QUIET
-from lora_studio.ui.studio import Shared, Studio, Wish
+from lora_studio.ui.studio import QUIET, Shared, Studio, Wish
 
 ABOUT = (
     "lm-evaluation-harness asks the public benchmarks that papers report. It is a package of its own (pip install "
@@ -93,7 +92,7 @@ def words_for(studio: Studio, names: list[str] | None, tasks: str, results: str 
 def start_benchmark(studio: Studio, names: list[str] | None, tasks: str) -> str:
     """Starts or queues a benchmark of the first adapter that is chosen; its id. Raises `StudioError` where it can't."""
     words = words_for(studio, names, tasks, "results")
-    return benchmarks.start(studio.supervisor, f"{(names or [''])[0]} on {tasks}", words)
+    return benchmarks.start_benchmark(studio.supervisor, f"{(names or [''])[0]} on {tasks}", words)
 
 
 def stop_one(studio: Studio) -> None:
@@ -119,11 +118,7 @@ def _shown(words: str) -> str:
 
 
 LONGEST, LABELS = SETTINGS["generation.max_new_tokens"], SETTINGS["evaluation.labels"]
-
-
 READING, ENCODING = SETTINGS["data.mapping"], SETTINGS["data.encoding"]
-
-
 FIRST = {"base": True, **Measuring().model_dump(), "max_new_tokens": LONGEST.default}
 
 
@@ -131,14 +126,8 @@ FIRST |= dict.fromkeys(("labels", "mapping", "encoding"), "") | {"beside": False
 
 
 """What the settings of an evaluation are at first."""
-
-
 FIELDS = ("adapters", "data", *FIRST)
-
-
 CLICKS = theme.on_load("evaluation", questions={"delete": "Delete this evaluation with all its answers?"})
-
-
 BESIDE_A_RUN = html.notice("A run is training on the same device: both are slower until one of them is done.")
 
 

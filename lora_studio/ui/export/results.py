@@ -15,8 +15,7 @@ from lora_studio.export.request import PHASES, checked, request_of, target_of
 from lora_studio.export.targets import TARGETS, Sizes, Target, sizes_of
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.folder import ExportFolder
-from lora_studio.jobs.kinds import EXPORT
+from lora_studio.jobs.kinds import EXPORT, ExportFolder
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapters import adapter_folder
 from lora_studio.ui import job_views
@@ -25,14 +24,8 @@ from lora_studio.ui.html import Html, empty, escape, notice, progress, render, s
 from lora_studio.workspace import Workspace
 
 IN_PART = "Made in part"
-
-
 TOLD = frozenset(("words", "tried", "same", "notes", "link", "command", "files", "bytes", "place"))
-
-
 """What the result of an export has to hold to be shown."""
-
-
 WHOLE_BYTES = 500_000_000
 
 
@@ -122,20 +115,10 @@ def _outcome(result: Mapping[str, Any], *, places: bool) -> Html:
 
 
 FORM, LOOKED_AT = "export", "export-looked-at"
-
-
 PARTS = ("cards", "form", "head", "list")
-
-
 STEP = 10**8
-
-
 """Free disk is told in steps of 100 MB, so that it does not change all the time."""
-
-
 Values = tuple[tuple[str, Any], ...]
-
-
 """Settings by name, as a state of the page can hold them: it has to be hashable."""
 
 

@@ -19,8 +19,7 @@ from lora_studio.export.request import folders, make_request, needs_device
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui.export import results as board
 from lora_studio.ui.export.results import PARTS, Board, View
-from lora_studio.ui.sections import QUIET
-from lora_studio.ui.studio import Shared, Studio, Wish
+from lora_studio.ui.studio import QUIET, Shared, Studio, Wish
 
 CLICKS = theme.on_load("exportForm", questions={"delete": "Delete this export with its result?"})
 NOTHING = (

@@ -16,7 +16,7 @@ from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import of_run, request_of
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.folder import EvaluationFolder
+from lora_studio.jobs.kinds import EvaluationFolder
 from lora_studio.models.advice import correction
 from lora_studio.models.hardware import devices
 from lora_studio.runs import summary
@@ -25,14 +25,11 @@ from lora_studio.runs.summary import Tags, read_tags, settings_of, tags_of, to_c
 from lora_studio.ui import form, html, job_views, theme, words
 from lora_studio.ui.evaluate.results import value
 from lora_studio.ui.runs.results import touched
-from lora_studio.ui.sections import QUIET, Look, stat_of
-from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.studio import QUIET, Look, Shared, Studio, stat_of
 from lora_studio.ui.train.plan import gib
 from lora_studio.workspace import RunFolder, Workspace, safe_name
 
 _LOOK_SECONDS = 5  # a silence grows without any event
-
-
 WORDS = {"error": "Serious", "warning": "Look at this"}
 
 

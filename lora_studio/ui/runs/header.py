@@ -18,8 +18,7 @@ from lora_studio.runs.summary import settings_of
 from lora_studio.ui import html, words
 from lora_studio.ui.html import render
 from lora_studio.ui.runs import table
-from lora_studio.ui.sections import QUIET, Look, stat_of
-from lora_studio.ui.studio import Shared, Studio, Wish, opening
+from lora_studio.ui.studio import QUIET, Look, Shared, Studio, Wish, opening, stat_of
 from lora_studio.ui.words import clock, elapsed, figure
 from lora_studio.units import GIB
 from lora_studio.workspace import RunFolder
@@ -178,14 +177,8 @@ GOING = (
     "<b>Stop</b> ends after the step and saves a checkpoint. <b>Cancel</b> ends at once: what came after the last "
     "checkpoint is lost, the checkpoints stay. Resume goes on after either."
 )
-
-
 RESUME = "<b>Resume</b> goes on with the same settings, exactly as if the run had not ended."
-
-
 LONGER = "<b>More epochs</b> goes on beyond the planned end, with the learning rate of a run planned so long at first."
-
-
 ADAPTER = "<b>Continue from its adapter</b> begins a new run that starts with what this one learnt, with new settings."
 
 
@@ -264,8 +257,6 @@ def _quiet(words: str) -> str:
 
 
 NOTHING = "\u00a0"  # keeps a line's height
-
-
 # The phases that every run goes through, by what a person calls them; downloads and measurements come in between.
 STATIONS = (
     ("start", "Start"),
@@ -275,11 +266,7 @@ STATIONS = (
     ("save", "Save"),
     ("compare", "Compare"),
 )
-
-
 WITHIN = {"download": "model", "evaluate": "train"}
-
-
 MARKS = {"done": "✓", "now": "●", "next": "○", "ended": "✕"}
 
 

@@ -12,11 +12,11 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.ui import charts, html, theme
-from lora_studio.ui.runs import compare as run_compare
-from lora_studio.ui.runs import details, header, queue, results, table
+from lora_studio.ui.runs import details, header, results, table
+from lora_studio.ui.runs import results as queue
+from lora_studio.ui.runs import table as run_compare
 from lora_studio.ui.runs.table import Board, Choice
-from lora_studio.ui.sections import QUIET, Look, Section, Seen, look_again, updates
-from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.studio import QUIET, Look, Section, Seen, Shared, Studio, look_again, updates
 
 SECTIONS: dict[str, Section] = {
     "queue": Section(queue.build_queue, queue.stamp_queue, queue.view_queue),
@@ -72,7 +72,7 @@ def build(studio: Studio, shared: Shared) -> None:
     board = Board(studio.workspace)
     listed, choice = table.build(studio, shared)
     with gr.Column(visible=False, elem_classes="runs-compared") as several:
-        compared = run_compare.build(studio)
+        compared = run_compare.build_compare(studio)
     with gr.Column(visible=False, elem_classes="run-looked-at") as single:
         parts = build_sections(studio, shared)
     state = gr.State(Shown())
@@ -142,4 +142,4 @@ def _compared(studio: Studio, runs: list[RunState], choice: Choice, before: Show
     cached = before.compare.get("compare")
     if cached is not None and cached[0] == stamp:
         return before.compare
-    return {"compare": (stamp, run_compare.view(studio, runs, len(choice.ticked), style))}
+    return {"compare": (stamp, run_compare.view_compare(studio, runs, len(choice.ticked), style))}

@@ -25,8 +25,6 @@ from lora_studio.units import GIB
 from lora_studio.workspace import Workspace, shipped_data
 
 GUESSED = "a guess"
-
-
 """The verdict on a model whose parameters could not be counted: nothing is promised of it."""
 
 
@@ -215,23 +213,11 @@ VERDICTS = {
     "does not fit": ("bad", "Does not fit"),
     "a guess": ("warn", "Not known"),
 }
-
-
 GUESS = "A guess: this kind of model is counted when the run is checked before its start."
-
-
 LOOK = "press “Look at this data” on the Data tab"
-
-
 NO_ROWS = f"The rows of this data are not counted yet: {LOOK}, then they stand here."
-
-
 NO_PACKS = f"How many steps there are depends on how the rows fill the packs: with these settings, {LOOK}."
-
-
 SIGNS = {OK: ("good", "✓"), NOTE: ("warn", "!"), ASK: ("warn", "?"), FAILED: ("bad", "✗")}
-
-
 SPOKEN = {OK: "all right", NOTE: "worth knowing", ASK: "to decide", FAILED: "failed"}
 
 

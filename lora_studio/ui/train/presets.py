@@ -123,8 +123,6 @@ def wire_presets(
 
 
 FIELDS = {"linear": "lora.target_modules", "whole": "lora.modules_to_save"}
-
-
 """Which setting each list of names is for."""
 
 
@@ -198,14 +196,8 @@ def wire_modules(
 
 
 DRAFT = "form-before"
-
-
 MAX_LISTED = 6
-
-
 """Changes listed in sight; the others are in a fold."""
-
-
 MAX_VALUE_LENGTH = 40
 
 
