@@ -80,9 +80,9 @@ def read_accounts(users_file: str | None = None, environment: Mapping[str, str] 
     """The accounts that the environment or a file names; None where neither does."""
     path = users_file or environment.get(USERS_FILE)
     given = {PASSWORD: environment.get(PASSWORD), USERS: environment.get(USERS), "a users file": path}
-    named = [name for name, value in given.items() if value]
-    if len(named) > 1:
-        raise StudioError(f"Logins are given twice: by {' and by '.join(named)}.", "Give them in one place.")
+    names = [name for name, value in given.items() if value]
+    if len(names) > 1:
+        raise StudioError(f"Logins are given twice: by {' and by '.join(names)}.", "Give them in one place.")
     if path:
         return _parsed(_read(Path(path).expanduser()).splitlines(), path)
     if users := given[USERS]:

@@ -183,8 +183,8 @@ class Door:
         if not self._serving.accounts and not self._serving.guests and key is None:
             return None
         scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
-        keys = [known for known in (key, token) if known]
-        if scheme.lower() == "bearer" and any(same_secret(credentials.strip(), known) for known in keys):
+        keys = [secret for secret in (key, token) if secret]
+        if scheme.lower() == "bearer" and any(same_secret(credentials.strip(), secret) for secret in keys):
             request.scope[USER] = self._serving.owner
             return None
         user = self._sessions.user(request.cookies.get(self._cookie, ""))

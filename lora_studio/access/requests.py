@@ -211,12 +211,12 @@ def _places(brought: Any) -> list[str]:
     """Where the files lie that anything in what was sent names, as Gradio understands it."""
     places, waiting = [], [brought]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            if isinstance(one.get("path"), str):
-                places.append(one["path"])
-            one = list(one.values())
-        waiting += [part for part in one if isinstance(part, dict | list)] if isinstance(one, list) else []
+        place = waiting.pop()
+        if isinstance(place, dict):
+            if isinstance(place.get("path"), str):
+                places.append(place["path"])
+            place = list(place.values())
+        waiting += [part for part in place if isinstance(part, dict | list)] if isinstance(place, list) else []
     return places
 
 
@@ -246,7 +246,7 @@ class Connections:
         """Whether there is room for one more. For it the oldest goes whose request is not whole: of the same address
         where that has its share, else of any."""
         if not is_among(new.address, self._shared):
-            alike = [one for one in self._open if one.place == new.place]
+            alike = [connection for connection in self._open if connection.place == new.place]
             if len(alike) >= self._of_address and not self._end_one(alike):
                 return False
         if len(self._open) >= self._total and not self._end_one(list(self._open)):
@@ -254,14 +254,14 @@ class Connections:
         self._open[new] = None
         return True
 
-    def release(self, one: "PatientProtocol") -> None:
-        self._open.pop(one, None)
+    def release(self, connection: "PatientProtocol") -> None:
+        self._open.pop(connection, None)
 
     def __len__(self) -> int:
         return len(self._open)
 
     def _end_one(self, among: "list[PatientProtocol]") -> bool:
-        oldest = next((one for one in among if one.unfinished), None)
+        oldest = next((connection for connection in among if connection.unfinished), None)
         if oldest is None:
             return False
         self.release(oldest)
@@ -333,8 +333,8 @@ class PatientProtocol(H11Protocol):
 
 def bound(server: uvicorn.Server, proxies: tuple[str, ...] = ()) -> None:
     """Sets the bounds of a server for all connections to come."""
-    made: Any = partial(PatientProtocol, Connections(most_connections(), proxies))
-    server.config.http_protocol_class = made
+    protocol: Any = partial(PatientProtocol, Connections(most_connections(), proxies))
+    server.config.http_protocol_class = protocol
 
 
 def most_connections() -> int:
@@ -344,8 +344,8 @@ def most_connections() -> int:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + RESERVED_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    limit = MAX_CONNECTIONS + RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        soft = limit if hard == resource.RLIM_INFINITY else min(hard, limit)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(16, min(MAX_CONNECTIONS, soft - RESERVED_FILES))

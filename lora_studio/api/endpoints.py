@@ -90,8 +90,8 @@ class Programs:
         state = self._services.supervisor.state(folder.id)
         going = {"phase": state.phase, "epoch": state.epoch, "seconds_left": state.seconds_left}
         message, hint = ending_words(state)
-        said = {"message": message, "hint": hint, "reason": state.reason, "warnings": state.warnings}
-        return overview(folder, state).row() | going | said
+        status = {"message": message, "hint": hint, "reason": state.reason, "warnings": state.warnings}
+        return overview(folder, state).row() | going | status
 
     def stop_run(self, run: str) -> Json:
         """Asks a run to save and end, or takes a waiting one out of the queue.
@@ -139,11 +139,13 @@ class Programs:
         services.workspace.policy.check_request({"settings": sampling})  # also before anything is loaded for it
         system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         messages = [*system, *(history or []), {"role": "user", "content": message}]
-        asked = openai_schema.read({"model": model, "messages": messages})
-        found = openai_schema.model(choices(services.workspace, services.supervisor.runs()), model)
-        column = ColumnPrompt(adapter=found.adapter, messages=openai_schema.messages_of(asked, found.system_prompt))
+        request = openai_schema.read({"model": model, "messages": messages})
+        available = openai_schema.model(choices(services.workspace, services.supervisor.runs()), model)
+        column = ColumnPrompt(
+            adapter=available.adapter, messages=openai_schema.messages_of(request, available.system_prompt)
+        )
         said, who = "", asker("endpoint", services.workspace.policy.owner_id, str(next(self._numbers)))
-        with contextlib.closing(services.engine.answer_program(who, found.wanted, column, sampling)) as answers:
+        with contextlib.closing(services.engine.answer_program(who, available.wanted, column, sampling)) as answers:
             for answer in answers:
                 if isinstance(answer, Piece):
                     said += answer.texts[0]

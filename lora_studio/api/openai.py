@@ -65,35 +65,37 @@ class OpenAi:
         return JSONResponse({"object": "list", "data": listed})
 
     async def model(self, request: Request) -> Response:
-        found = await asyncio.to_thread(lambda: wire.model(self.found(request), request.path_params["name"]))
-        return JSONResponse(found.body())
+        available = await asyncio.to_thread(lambda: wire.model(self.found(request), request.path_params["name"]))
+        return JSONResponse(available.body())
 
     async def chat(self, request: Request) -> Response:
         """One answer, whole or as a stream. Nothing is sent before the first token: what fails until then has its
         status."""
         if self._asking >= MAX_AT_ONCE:
             raise ApiError(503, f"{MAX_AT_ONCE} requests wait already. Ask again in a while.", "busy")
-        asked = wire.read(await _json(request))
-        events = self._events(request, await asyncio.to_thread(self._answers, request, asked))
-        reply = wire.Reply(asked.model)
-        if asked.stream:
+        request_fields = wire.read(await _json(request))
+        events = self._events(request, await asyncio.to_thread(self._answers, request, request_fields))
+        reply = wire.Reply(request_fields.model)
+        if request_fields.stream:
             first = await anext(events, None)
             if first is None:
                 return Response(status_code=HUNG_UP)
-            usage = asked.stream_options is not None and asked.stream_options.include_usage
+            usage = request_fields.stream_options is not None and request_fields.stream_options.include_usage
             return StreamingResponse(_lines(reply, first, events, usage), media_type="text/event-stream")
         async with contextlib.aclosing(events):
             results = [answer async for answer in events if isinstance(answer, Generated)]
         return JSONResponse(reply.whole(results[0].columns[0])) if results else Response(status_code=HUNG_UP)
 
-    def _answers(self, request: Request, asked: wire.ChatRequest) -> tuple[str, Answers]:
+    def _answers(self, request: Request, request_fields: wire.ChatRequest) -> tuple[str, Answers]:
         """The engine's answers to a request, and the name that it is asked under."""
-        settings = wire.settings_of(asked)
+        settings = wire.settings_of(request_fields)
         self._services.workspace.policy.check_request({"settings": settings})  # also before anything is loaded for it
-        model = wire.model(self.found(request), asked.model)
-        column = ColumnPrompt(adapter=model.adapter, messages=wire.messages_of(asked, model.system_prompt))
+        model = wire.model(self.found(request), request_fields.model)
+        column = ColumnPrompt(adapter=model.adapter, messages=wire.messages_of(request_fields, model.system_prompt))
         who = asker("program", self._services.workspace.policy.owner_id, str(next(self._names)))
-        return who, self._services.engine.answer_program(who, model.wanted, column, settings, wire.stops_of(asked))
+        return who, self._services.engine.answer_program(
+            who, model.wanted, column, settings, wire.stops_of(request_fields)
+        )
 
     async def _events(self, request: Request, work: tuple[str, Answers]) -> Events:
         """Pieces and the result; nothing more once the client hung up."""

@@ -140,10 +140,10 @@ def messages_of(request: ChatRequest, system_prompt: str) -> list[Json]:
 
 def _text(content: Content) -> str:
     if isinstance(content, list):
-        others = {str(part.get("type")) for part in content if part.get("type") != "text"}
-        if others:
-            what = ", ".join(sorted(others))
-            raise ApiError(400, f"LoRA Studio reads text only, and this message has {what}.", None, "messages")
+        other_parts = {str(part.get("type")) for part in content if part.get("type") != "text"}
+        if other_parts:
+            field = ", ".join(sorted(other_parts))
+            raise ApiError(400, f"LoRA Studio reads text only, and this message has {field}.", None, "messages")
         return "".join(str(part.get("text", "")) for part in content)
     return content or ""
 
@@ -163,11 +163,11 @@ class Model:
         return {"id": self.id, "object": "model", "created": self.created, "owned_by": "lora-studio", "parent": parent}
 
 
-def models(found: Sequence[Choice]) -> list[Model]:
+def models(available: Sequence[Choice]) -> list[Model]:
     """The built-in base, the bases of all adapters, then every run with an adapter, its id naming it."""
     bases = {DEMO_MODEL: Model(DEMO_MODEL, Wanted(DEMO_MODEL))}
     runs = []
-    for choice in found:
+    for choice in available:
         if choice.run is None or choice.value != choice.run.id:
             continue
         try:
@@ -181,12 +181,12 @@ def models(found: Sequence[Choice]) -> list[Model]:
     return [*bases.values(), *runs]
 
 
-def model(found: Sequence[Choice], name: str) -> Model:
+def model(available: Sequence[Choice], name: str) -> Model:
     """The model of that id; besides those listed, `RUN/checkpoint-N`. Raises `ApiError` where there is none."""
-    for known in models(found):
+    for known in models(available):
         if known.id == name:
             return known
-    for choice in found:
+    for choice in available:
         if choice.run is not None and choice.value == name:
             card = choice.card()
             base = Wanted(card.base, card.revision, card.quantization)

@@ -115,12 +115,12 @@ class Engine:
         """What is in memory; nothing once the child has ended."""
         return self._loaded if self._session.running else None
 
-    def holds(self, wanted: Wanted) -> bool:
+    def holds(self, selection: Wanted) -> bool:
         """Whether this base and these adapters can answer at once."""
-        held = self._loaded_for
-        if self.loaded is None or held is None:
+        loaded_models = self._loaded_for
+        if self.loaded is None or loaded_models is None:
             return False
-        return held.of_base == wanted.of_base and set(wanted.adapters) <= set(held.adapters)
+        return loaded_models.of_base == selection.of_base and set(selection.adapters) <= set(loaded_models.adapters)
 
     @property
     def run(self) -> str | None:
@@ -130,29 +130,29 @@ class Engine:
             return busy[0].title or busy[0].id
         return "another visitor's run" if self._supervisor.working(TRAIN) else None
 
-    def load(self, who: str, wanted: Wanted, *, insist: bool = False) -> Answers:
+    def load(self, who: str, selection: Wanted, *, insist: bool = False) -> Answers:
         """Brings base and adapters into memory; yields `Status` meanwhile."""
-        yield from self._in_turn(who, self._on_page(wanted, self._ready(wanted, insist=insist)))
+        yield from self._in_turn(who, self._on_page(selection, self._ready(selection, insist=insist)))
 
-    def answer(self, who: str, wanted: Wanted, columns: Sequence[ColumnPrompt], settings: dict[str, Any]) -> Answers:
+    def answer(self, who: str, selection: Wanted, columns: Sequence[ColumnPrompt], settings: dict[str, Any]) -> Answers:
         """Pieces and the result of all columns, after whatever has to be waited for and loaded."""
         request = Generate(columns=list(columns), settings=settings)
-        yield from self._in_turn(who, self._on_page(wanted, self._answered(wanted, request)))
+        yield from self._in_turn(who, self._on_page(selection, self._answered(selection, request)))
 
     def answer_program(
-        self, who: str, wanted: Wanted, column: ColumnPrompt, settings: dict[str, Any], stop: Sequence[str] = ()
+        self, who: str, selection: Wanted, column: ColumnPrompt, settings: dict[str, Any], stop: Sequence[str] = ()
     ) -> Answers:
         """One column's answer to a program. Raises `HeldError` where that would take the base from a person's chat.
 
         `stop` are texts that end the answer, beside those of the settings.
         """
         request = Generate(columns=[column], settings=settings, stop=list(stop))
-        yield from self._in_turn(who, self._behind_the_page(wanted, self._answered(wanted, request)))
+        yield from self._in_turn(who, self._behind_the_page(selection, self._answered(selection, request)))
 
-    def score(self, who: str, wanted: Wanted, messages: Sequence[dict[str, Any]], text: str) -> Answers:
+    def score(self, who: str, selection: Wanted, messages: Sequence[dict[str, Any]], text: str) -> Answers:
         """How likely base and adapters find each token of a text."""
-        request = Score(adapters=[name for name, _ in wanted.adapters], messages=list(messages), answer=text)
-        yield from self._in_turn(who, self._on_page(wanted, self._answered(wanted, request)))
+        request = Score(adapters=[name for name, _ in selection.adapters], messages=list(messages), answer=text)
+        yield from self._in_turn(who, self._on_page(selection, self._answered(selection, request)))
 
     def stop(self, who: str) -> None:
         """Ends this one's answer or waiting, nobody else's. A base that is being loaded ends with its child."""
@@ -213,34 +213,39 @@ class Engine:
         finally:
             self._waiting.discard(who)
 
-    def _on_page(self, wanted: Wanted, work: Answers) -> Answers:
+    def _on_page(self, selection: Wanted, work: Answers) -> Answers:
         """What a person asks for: the base is kept for them from now on."""
         try:
             yield from work
         finally:
-            self._page = wanted.of_base, time.monotonic()
+            self._page = selection.of_base, time.monotonic()
 
-    def _behind_the_page(self, wanted: Wanted, work: Answers) -> Answers:
-        held, (theirs, used) = self._loaded_for if self.loaded else None, self._page
+    def _behind_the_page(self, selection: Wanted, work: Answers) -> Answers:
+        loaded_models, (theirs, used) = self._loaded_for if self.loaded else None, self._page
         recent = time.monotonic() - used < KEPT_SECONDS
-        if held is not None and held.of_base == theirs and recent and held.of_base != wanted.of_base:
+        if (
+            loaded_models is not None
+            and loaded_models.of_base == theirs
+            and recent
+            and loaded_models.of_base != selection.of_base
+        ):
             raise HeldError(
-                f"The chat on the page holds {held.base}, and {wanted.base} would have to take its place.",
-                f"Ask for a model on {held.base}, or unload it on the Chat tab; after "
+                f"The chat on the page holds {loaded_models.base}, and {selection.base} would have to take its place.",
+                f"Ask for a model on {loaded_models.base}, or unload it on the Chat tab; after "
                 f"{KEPT_SECONDS / 60:.0f} minutes without a question there it makes room.",
             )
         yield from work
 
-    def _answered(self, wanted: Wanted, request: Request[Any]) -> Answers:
+    def _answered(self, selection: Wanted, request: Request[Any]) -> Answers:
         try:
-            yield from self._asked(wanted, request)
+            yield from self._asked(selection, request)
         except DeadOnArrivalError:  # the engine was killed after its last answer: a new one loads and answers
             self._loaded, self._loaded_for = None, None
-            yield from self._asked(wanted, request)
+            yield from self._asked(selection, request)
 
-    def _asked(self, wanted: Wanted, request: Request[Any]) -> Answers:
+    def _asked(self, selection: Wanted, request: Request[Any]) -> Answers:
         try:
-            yield from self._ready(wanted)
+            yield from self._ready(selection)
         except StudioError:
             if not self._given_up:
                 raise
@@ -249,23 +254,25 @@ class Engine:
         with contextlib.closing(self._session.stream(request)) as answers:
             yield from answers
 
-    def _ready(self, wanted: Wanted, *, insist: bool = False) -> Answers:
+    def _ready(self, selection: Wanted, *, insist: bool = False) -> Answers:
         """Loads what is wanted unless it is what is in memory."""
-        if self.holds(wanted):
+        if self.holds(selection):
             return
         loaded = self.loaded
-        same_base = loaded is not None and self._loaded_for is not None and self._loaded_for.of_base == wanted.of_base
+        same_base = (
+            loaded is not None and self._loaded_for is not None and self._loaded_for.of_base == selection.of_base
+        )
         if not insist and not same_base:
-            verdict = chat_verdict(wanted, loaded.memory_bytes if loaded else 0)
+            verdict = chat_verdict(selection, loaded.memory_bytes if loaded else 0)
             if not verdict.fits:
                 raise ConsentError(verdict, self.run)
         yield Status("Starting the engine" if loaded is None else "Loading")
         self._loaded, self._loaded_for, self._loading = None, None, not same_base
         try:
-            with contextlib.closing(self._session.stream(wanted.request())) as answers:
+            with contextlib.closing(self._session.stream(selection.request())) as answers:
                 for answer in answers:
                     if isinstance(answer, Loaded):
-                        self._loaded, self._loaded_for = answer, wanted
+                        self._loaded, self._loaded_for = answer, selection
                         yield Ready()
                     elif isinstance(answer, Progress):
                         yield _loading(answer)
@@ -273,29 +280,29 @@ class Engine:
             self._loading = False
 
 
-def chat_bytes(wanted: Wanted, device: str, tokens: int | None = None) -> int | None:
+def chat_bytes(selection: Wanted, device: str, tokens: int | None = None) -> int | None:
     """Memory of a base with these adapters and so many tokens read or written; else a conversation in each column."""
-    tokens_held = RESERVED_TOKENS * (1 + len(wanted.adapters)) if tokens is None else tokens
-    folders = [folder for _, folder in wanted.adapters]
-    return model_bytes(wanted.base, wanted.revision, wanted.quantization, folders, device, tokens_held)
+    tokens_held = RESERVED_TOKENS * (1 + len(selection.adapters)) if tokens is None else tokens
+    folders = [folder for _, folder in selection.adapters]
+    return model_bytes(selection.base, selection.revision, selection.quantization, folders, device, tokens_held)
 
 
-def chat_verdict(wanted: Wanted, held: int = 0) -> Verdict:
+def chat_verdict(selection: Wanted, loaded_models: int = 0) -> Verdict:
     """`held` is what a chat holds now that goes when this one is loaded."""
     device = devices()[0]
-    return Verdict(chat_bytes(wanted, device.kind), device.memory_free + held, device)
+    return Verdict(chat_bytes(selection, device.kind), device.memory_free + loaded_models, device)
 
 
 def shortage(verdict: Verdict, run: str | None) -> str:
     """What is needed that the memory will hardly do for, and what there is."""
-    beside = f" while {run} trains on the same device" if run else ""
-    return f"Loading this needs about {size(verdict.need or 0)}, and {size(verdict.free)} are free{beside}."
+    suffix = f" while {run} trains on the same device" if run else ""
+    return f"Loading this needs about {size(verdict.need or 0)}, and {size(verdict.free)} are free{suffix}."
 
 
 def holders(run: str | None, chat: str | None, evaluating: bool = False, exporting: bool = False) -> str:
     """Who holds the device, in a sentence."""
-    others = ["an evaluation"] * evaluating + ["an export"] * exporting
-    who = [f"the run {run}" if run else "", chat or "", *others]
+    other_holders = ["an evaluation"] * evaluating + ["an export"] * exporting
+    who = [f"the run {run}" if run else "", chat or "", *other_holders]
     names = [name for name in who if name]
     if not names:
         return "Nothing holds the device."

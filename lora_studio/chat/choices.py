@@ -49,9 +49,9 @@ class Choice:
         return parse(read_yaml(self.run.config)) if self.run else None
 
 
-def base_of(shown: Sequence[Choice]) -> str:
+def base_of(columns: Sequence[Choice]) -> str:
     """The base of the first adapter whose files can be read; "" where there is none."""
-    for choice in shown:
+    for choice in columns:
         with contextlib.suppress(StudioError):
             return choice.card().base
     return ""
@@ -65,77 +65,77 @@ def choices(
     After them those from elsewhere, unless they are not asked for; `folders` are folders of this machine that a person
     named.
     """
-    known = {run.id: run for run in workspace.runs()} if runs else {}
-    found = []
+    run_ids = {run.id: run for run in workspace.runs()} if runs else {}
+    result = []
     for state in runs:
-        run = known.get(state.id)
+        run = run_ids.get(state.id)
         if run is None:
             continue
         title = state.title or state.id
         if state.final and run.adapter.is_dir():
             ended = "finished" if state.state == "done" else state.state
-            found.append(Choice(run.id, f"{title} ({ended}, {_when(state.id)})", title, run.adapter, run))
+            result.append(Choice(run.id, f"{title} ({ended}, {_when(state.id)})", title, run.adapter, run))
         losses = {saved.name: saved.loss for saved in state.checkpoints}
         for folder in reversed(run.checkpoint_folders()):
             step = step_of(folder.name)
             loss = losses.get(folder.name)
             measured = "" if loss is None else f", validation loss {loss:.3g}"
             label = f"{title}, checkpoint at step {step}{measured}"
-            found.append(Choice(f"{run.id}/{folder.name}", label, f"{title}, step {step}", folder, run))
+            result.append(Choice(f"{run.id}/{folder.name}", label, f"{title}, step {step}", folder, run))
     brought = [*imports.imported(workspace), *map(Path, folders)] if elsewhere else []
     for folder in dict.fromkeys(brought):
         if folder.is_dir():
-            found.append(Choice(f"{FOLDER}{folder}", f"{folder.name} (from elsewhere)", folder.name, folder))
-    return found
+            result.append(Choice(f"{FOLDER}{folder}", f"{folder.name} (from elsewhere)", folder.name, folder))
+    return result
 
 
 def adapter_choices(workspace: Workspace, runs: Sequence[RunState]) -> list[tuple[str, str]]:
     """Every adapter as (label, what an evaluation or an export takes), in the same order."""
-    return [(one.label, one.value if one.run else str(one.folder)) for one in choices(workspace, runs)]
+    return [(choice.label, choice.value if choice.run else str(choice.folder)) for choice in choices(workspace, runs)]
 
 
 def _when(run_id: str) -> str:
     """Day and time out of a run's id, which begins with them."""
-    day, _, rest = run_id.partition("-")
-    return f"{day[:4]}-{day[4:6]}-{day[6:]} {rest[:2]}:{rest[2:4]}"
+    day, _, clock = run_id.partition("-")
+    return f"{day[:4]}-{day[4:6]}-{day[6:]} {clock[:2]}:{clock[2:4]}"
 
 
-def preferred(found: Sequence[Choice], wanted: str) -> Choice | None:
+def preferred(available: Sequence[Choice], run_id: str) -> Choice | None:
     """The adapter of that value, else the first of its run (finished, or newest checkpoint), else the newest of all."""
-    exact = [choice for choice in found if choice.value == wanted]
-    of_run = [choice for choice in found if choice.run and choice.run.id == wanted.partition("/")[0]]
-    return next(iter([*exact, *of_run, *found]), None)
+    exact = [choice for choice in available if choice.value == run_id]
+    of_run = [choice for choice in available if choice.run and choice.run.id == run_id.partition("/")[0]]
+    return next(iter([*exact, *of_run, *available]), None)
 
 
-def follow(found: Sequence[Choice], talk: ChatState) -> str:
+def follow(available: Sequence[Choice], talk: ChatState) -> str:
     """Puts what a run has now in the place of its adapters that are gone: it deletes older checkpoints as it goes on.
 
     Says so in words; empty where all are there, or where nothing can take their place.
     """
-    there = {choice.value for choice in found}
-    newest = {choice.run.id: choice for choice in reversed(found) if choice.run}
-    said = []
+    values = {choice.value for choice in available}
+    newest = {choice.run.id: choice for choice in reversed(available) if choice.run}
+    sentences = []
     for value in talk.adapters:
         run, _, checkpoint = value.partition("/")
-        if value not in there and run in newest:
+        if value not in values and run in newest:
             talk.succeed(value, newest[run].value)
             gone = f"The checkpoint at step {step_of(checkpoint)}" if checkpoint else "The finished adapter"
-            said.append(f"{gone} is not there any more: {newest[run].label} answers in its place.")
-    return "\n".join(said)
+            sentences.append(f"{gone} is not there any more: {newest[run].label} answers in its place.")
+    return "\n".join(sentences)
 
 
-def require(found: Sequence[Choice], values: Sequence[str]) -> list[Choice]:
+def require(available: Sequence[Choice], values: Sequence[str]) -> list[Choice]:
     """The choices of these values, all of one base. Raises `StudioError` where one is gone or does not go with them."""
     if not values:
         raise StudioError("No adapter is chosen.", "Choose one to three above; the base always answers beside them.")
     if len(values) > MOST:
         raise StudioError(f"{len(values)} adapters are chosen; at most {MOST} answer beside the base.", "Take one out.")
-    by_value = {choice.value: choice for choice in found}
+    by_value = {choice.value: choice for choice in available}
     if any(value not in by_value for value in values):
         raise StudioError("An adapter that was chosen is not there any more.", "Choose another one.")
-    chosen = [by_value[value] for value in values]
-    together([replace(choice.card(), name=choice.name) for choice in chosen])
-    return chosen
+    selected = [by_value[value] for value in values]
+    together([replace(choice.card(), name=choice.name) for choice in selected])
+    return selected
 
 
 def runs_of(values: Sequence[str]) -> Collection[str]:
@@ -201,8 +201,8 @@ class Wanted:
         )
 
 
-def wanted(chosen: Sequence[Choice]) -> Wanted:
+def wanted(selected: Sequence[Choice]) -> Wanted:
     """What the engine has to hold so that these columns, and the base, can answer."""
-    card = chosen[0].card()
-    adapters = tuple((choice.value, choice.folder) for choice in chosen)
+    card = selected[0].card()
+    adapters = tuple((choice.value, choice.folder) for choice in selected)
     return Wanted(card.base, card.revision, card.quantization, adapters)

@@ -106,10 +106,10 @@ class ChatState:
         """The conversations shown, a line each, in the messages form that the data tab reads."""
         rows = []
         for name in self.names:
-            said = _complete(self.column(name))
-            if said:
+            messages = _complete(self.column(name))
+            if messages:
                 opening = [{"role": "system", "content": system}] if system.strip() else []
-                rows.append(json.dumps({"messages": opening + said, "answered_by": name}, ensure_ascii=False))
+                rows.append(json.dumps({"messages": opening + messages, "answered_by": name}, ensure_ascii=False))
         return "".join(row + "\n" for row in rows)
 
 

@@ -37,14 +37,14 @@ class Answered:
 
 def prompts_of(lines: str) -> list[str]:
     """The prompts of a text, one a line."""
-    found = [line.strip() for line in lines.splitlines() if line.strip()]
-    if not found:
+    prompts = [line.strip() for line in lines.splitlines() if line.strip()]
+    if not prompts:
         raise StudioError("There is no prompt yet.", "Write one a line.")
-    if len(found) > MOST:
-        raise StudioError(f"These are {len(found):,} prompts; a set has at most {MOST:,}.", "Use the Evaluate tab.")
-    for prompt in found:
+    if len(prompts) > MOST:
+        raise StudioError(f"These are {len(prompts):,} prompts; a set has at most {MOST:,}.", "Use the Evaluate tab.")
+    for prompt in prompts:
         check_length("A prompt", prompt, TEST_PROMPT)
-    return found
+    return prompts
 
 
 def names(workspace: Workspace) -> list[str]:
@@ -57,19 +57,19 @@ def save(workspace: Workspace, name: str, prompts: Sequence[str]) -> str:
     if not name.strip():
         raise StudioError("The set has no name.", "Give it a short one.")
     check_length("The set's name", name, LINE)
-    kept = safe_name(name.strip(), "prompts")
+    lines = safe_name(name.strip(), "prompts")
     text = json.dumps(list(prompts), ensure_ascii=False)
     workspace.policy.check_growth(len(text))
-    write_atomically(workspace.prompt_sets_folder / f"{kept}.json", text)
-    return kept
+    write_atomically(workspace.prompt_sets_folder / f"{lines}.json", text)
+    return lines
 
 
 def read_prompts(workspace: Workspace, name: str) -> list[str]:
     """The prompts of a set. Raises `StudioError` where there is none of that name."""
     if name not in names(workspace):
         raise StudioError(f"There is no set of prompts called {name!r}.", "Choose another one.")
-    found: list[str] = json.loads((workspace.prompt_sets_folder / f"{name}.json").read_text(encoding="utf-8"))
-    return found
+    path: list[str] = json.loads((workspace.prompt_sets_folder / f"{name}.json").read_text(encoding="utf-8"))
+    return path
 
 
 def delete(workspace: Workspace, name: str) -> None:
@@ -180,7 +180,7 @@ def tallies(votes: Sequence[Vote]) -> list[Tally]:
             if vote.best in (TIE, first, second):  # two that both lost to a third were not compared
                 place = counts.setdefault((vote.names[first], vote.names[second]), [0, 0, 0])
                 place[2 if vote.best == TIE else 0 if vote.best == first else 1] += 1
-    return [Tally(first, second, *found) for (first, second), found in sorted(counts.items())]
+    return [Tally(first, second, *result) for (first, second), result in sorted(counts.items())]
 
 
 def pairs(votes: Sequence[Vote]) -> Iterator[dict[str, Any]]:
@@ -222,16 +222,16 @@ def examples(config: Config | None) -> list[Example]:
 def _examples(heldout: Path, system_prompt: str | None) -> tuple[Example, ...]:
     records = read_records(heldout).records
     shape = detect_format(records)
-    found: dict[str, Example] = {}
+    by_question: dict[str, Example] = {}
     for record in records[:: max(1, len(records) // (3 * EXAMPLES))]:
         try:
             messages = convert(record, shape, system_prompt).messages
         except RowError:
             continue  # a bad row makes no question
-        said = {message.role: message.content for message in reversed(messages)}
-        if "user" in said:
-            found.setdefault(said["user"], Example(said["user"], said.get("system", "")))
-    return tuple(found.values())[:EXAMPLES]
+        by_role = {message.role: message.content for message in reversed(messages)}
+        if "user" in by_role:
+            by_question.setdefault(by_role["user"], Example(by_role["user"], by_role.get("system", "")))
+    return tuple(by_question.values())[:EXAMPLES]
 
 
 def examples_for(choices: Sequence[Choice]) -> list[Example]:
