@@ -23,7 +23,7 @@ from lora_studio.workspace import Workspace
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
 COMMANDS = {
     "train": ("train", "train"),
-    "estimate": ("estimate", "estimate"),
+    "estimate": ("config", "estimate"),
     "inspect": ("data", "inspect"),
     "cache": ("data", "cache"),
     "chat": ("chat", "chat"),

@@ -83,6 +83,6 @@ def test_columns_that_can_not_answer_together_are_refused(workspace: Workspace, 
 @pytest.mark.parametrize("name", ["pirate", "recommender", "technical", "alpaca"])
 def test_a_newcomer_is_offered_held_out_questions_of_a_shipped_set(name: str) -> None:
     offered = chat_prompts.examples(parse({"data": {"train_file": name}}))
-    assert len(offered) == chat_choices.EXAMPLES
+    assert len(offered) == chat_prompts.EXAMPLES
     assert all(example.question for example in offered)
-    assert len({example.question for example in offered}) == chat_choices.EXAMPLES
+    assert len({example.question for example in offered}) == chat_prompts.EXAMPLES

@@ -1,5 +1,6 @@
 """The terminal's commands: flags from the schema, plain errors, exit codes, Ctrl-C, and JSON on stdout."""
 
+import importlib
 import json
 import os
 import signal
@@ -465,3 +466,9 @@ def test_the_cache_is_shown_and_cleared(workspace: Workspace, capsys: pytest.Cap
     assert main(["cache", "clear", "--json", "--workspace", str(workspace.root)]) == 0
     assert json.loads(capsys.readouterr().out)["freed_bytes"] == 2_000_000
     assert workspace.cache_size() == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_function_in_the_module_that_it_names(command: str) -> None:
+    module, function = COMMANDS[command]
+    assert callable(getattr(importlib.import_module(f"lora_studio.cli.{module}"), function))
