@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.cli import main, make_parser
+from lora_studio.cli import COMMANDS, main, make_parser
 from lora_studio.cli.data import steps_of
 from lora_studio.cli.output import age, table
 from lora_studio.cli.train import follow_to_end
