@@ -143,6 +143,31 @@ def test_a_module_says_what_it_is_for_and_is_neither_short_nor_long(path: Path) 
     assert path.stem not in VAGUE
 
 
+EVERYDAY = frozenset(
+    "found said told given wanted known kept one each made taken shown asked chosen there left came held meant what"
+    " whose others rest apart beside seen named drawn".split()
+)
+"""Everyday words that say nothing of a value: a result, a message, arguments, a selection have names of their own."""
+MAX_EVERYDAY_PER_1000 = 8.0
+MAX_UNTYPED = 253
+"""`dict[str, Any]` in the package. The number may only become smaller."""
+
+
+def test_values_are_called_by_what_they_are() -> None:
+    names = [
+        node.id if isinstance(node, ast.Name) else node.arg
+        for path in MODULES
+        for node in nodes_of(path)
+        if isinstance(node, ast.arg) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    ]
+    assert len(names) > 1000
+    assert 1000 * sum(name in EVERYDAY for name in names) / len(names) <= MAX_EVERYDAY_PER_1000
+
+
+def test_few_values_are_dictionaries_of_anything() -> None:
+    assert sum(path.read_text(encoding="utf-8").count("dict[str, Any]") for path in MODULES) <= MAX_UNTYPED
+
+
 def test_the_command_line_imports_the_page_only_inside_a_function() -> None:
     commands = [path for path in MODULES if package_of(name_of(path)) == "cli"]
     at_start = {module for path in commands for module, _ in imports(path, everywhere=False)}

@@ -86,7 +86,7 @@ def preflight(
     seen: ModelFacts | StudioError | None = None,
 ) -> Report:
     """Every check, in the order in which a run would meet them. `seen` is what the child found of the model itself
-    (`engine.layout.look_at_model`), where the model is on this machine."""
+    (`engine.models.adapter.look_at_model`), where the model is on this machine."""
     numbers = read_config(config.model.name, config.model.revision)
     model = architecture(numbers) if numbers else None
     longest = None if isinstance(data, StudioError) else int(data.report["tokens"]["max"])
@@ -321,7 +321,7 @@ def _look(config: Config, session: Session) -> FirstRows | StudioError:
 
 
 def look_at_model(config: Config, session: Session) -> ModelFacts | StudioError | None:
-    """What the model itself says of the run (`engine.layout.look_at_model`), or what is wrong with it; None for a model
+    """What the model itself says of the run (`engine.models.adapter.look_at_model`), or what is wrong with it; None for a model
     that is not on this machine yet."""
     if read_config(config.model.name, config.model.revision) is None:
         return None

@@ -269,7 +269,7 @@ def _has_reference(config: Config) -> bool:
 
 
 def weight_width(config: Config, device: str) -> int:
-    """Bytes of an unquantized weight: auto is 16 bits on a GPU and 32 on the CPU (see engine/load.py)."""
+    """Bytes of an unquantized weight: auto is 16 bits on a GPU and 32 on the CPU (see engine/models/load.py)."""
     dtype = config.model.dtype
     return (2 if device == "cuda" else 4) if dtype == "auto" else 4 if dtype == "float32" else 2
 
