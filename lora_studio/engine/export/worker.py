@@ -65,9 +65,9 @@ def export(folder: ExportFolder, log: EventLog, stop: Stop) -> None:
     """The program: look for room, make the result, try it, put it in its place."""
     request = request_of(folder)
     log.emit(RunStarted(time.time(), os.getpid(), "cpu", "", device_kind="cpu"))
-    check_space(Workspace(folder.path.parent.parent), request, folder.unfinished.parent)
     if not (Path(request.folder) / SETTINGS_FILE).is_file():
         raise StudioError(f"The adapter in {request.folder} is not there any more.", "Choose another one.")
+    check_space(Workspace(folder.path.parent.parent), request, folder.unfinished.parent)
     shutil.rmtree(folder.unfinished, ignore_errors=True)
     folder.unfinished.mkdir()
     began = time.time()
