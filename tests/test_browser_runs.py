@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 from lora_studio.config.parsing import parse, read_yaml, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.jobs.events import Evaluated, Event, Finished, PhaseStarted, RunStarted, StepLogged, to_line
-from lora_studio.jobs.launchers.local import Worker, find
+from lora_studio.jobs.launchers.local import LocalWorker, find
 from lora_studio.jobs.queue import Waiting, read_queue
 from lora_studio.ui.form import DRAFT
 from lora_studio.workspace import RunFolder, Workspace
@@ -56,7 +56,7 @@ def holder(workspace: Workspace) -> Iterator[RunFolder]:
     process = subprocess.Popen(["sleep", "600"], start_new_session=True)
     run = written(workspace, "holder", 60.0, Config())
     began = psutil.Process(process.pid).create_time()
-    run.worker.write_text(json.dumps(asdict(Worker(process.pid, began, began))))
+    run.worker.write_text(json.dumps(asdict(LocalWorker(process.pid, began, began))))
     yield run
     process.kill()
     process.wait(10)
@@ -92,8 +92,8 @@ def choose(page: Page, run: RunFolder, title: str) -> None:
 
 
 def waiting(page: Page, workspace: Workspace, number: int) -> list[Waiting]:
-    """The queue once so many runs wait in it, on the page and on the disk."""
-    expect(page.locator("#run-queue li")).to_have_count(number, timeout=PATIENCE)
+    """The queue once so many runs wait in it, on the page beside the one that works, and on the disk."""
+    expect(page.locator("#run-queue li")).to_have_count(number + 1, timeout=PATIENCE)
     return read_queue(workspace)
 
 
@@ -148,7 +148,7 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
 
     # The queue: up, down, out.
     page.locator(f'#run-queue [data-act="up"][data-value="{heart.id}"]').click()
-    expect(page.locator("#run-queue li").first).to_contain_text("heart", timeout=PATIENCE)
+    expect(page.locator("#run-queue li").nth(1)).to_contain_text("heart", timeout=PATIENCE)
     assert [entry.job for entry in read_queue(workspace)] == [heart.id, retry.job]
     page.locator(f'#run-queue [data-act="down"][data-value="{heart.id}"]').click()
     expect(page.locator("#run-queue li").last).to_contain_text("heart", timeout=PATIENCE)

@@ -119,4 +119,4 @@ def test_characters_are_those_of_the_good_answers(write: Write) -> None:
 
 
 def test_one_of_a_kind_is_told_as_one() -> None:
-    assert convert.marks_in_words(1, 1) == "1 answer marked good is learned from; 1 marked bad is left out."
+    assert convert.describe_labels(1, 1) == "1 answer marked good is learned from; 1 marked bad is left out."
