@@ -321,8 +321,8 @@ def _look(config: Config, session: Session) -> FirstRows | StudioError:
 
 
 def look_at_model(config: Config, session: Session) -> ModelFacts | StudioError | None:
-    """What the model itself says of the run (`engine.models.adapter.look_at_model`), or what is wrong with it; None for a model
-    that is not on this machine yet."""
+    """What the model itself says of the run (by `look_at_model` of the engine), or what is wrong with it; None for a
+    model that is not on this machine yet."""
     if read_config(config.model.name, config.model.revision) is None:
         return None
     path = Path(config.model.name).expanduser()
