@@ -6,6 +6,7 @@ import pytest
 
 from lora_studio.data.messages import Conversation, Message
 from lora_studio.data.quality import data_quality
+from lora_studio.jobs.protocol import Progress
 from lora_studio.ui.data import report
 
 
@@ -104,8 +105,8 @@ def test_a_first_look_says_how_much_was_looked_at(result: dict[str, Any]) -> Non
 
 def test_progress_has_rows_a_second_and_time_left_and_says_that_a_total_is_a_guess() -> None:
     answer = {"phase": "read", "done": 120_000, "total": 1_000_000, "rows_per_second": 45_000.0, "seconds_left": 19.6}
-    said = report.step(answer)
+    said = report.step(Progress(**answer))
     assert "Reading rows: 120,000 of about 1,000,000 (45,000 rows a second, about 20 s left)" in said
-    assert "about 4 s left" in report.step({**answer, "seconds_left": 4.2})
-    assert "about" not in report.step({"phase": "encode", "done": 1, "total": 3, "seconds_left": None})
+    assert "about 4 s left" in report.step(Progress(**{**answer, "seconds_left": 4.2}))
+    assert "about" not in report.step(Progress(phase="encode", done=1, total=3))
     assert "Reading rows: 5,000…" in report.step({"phase": "read", "done": 5000, "total": 0})

@@ -8,6 +8,7 @@ import pytest
 
 from lora_studio.data.mapping import PARTS, Mapping
 from lora_studio.errors import StudioError
+from lora_studio.jobs.protocol import TriedReading
 from lora_studio.ui.data import mapping_form
 from lora_studio.ui.data.mapping_form import ReadingForm
 
@@ -98,7 +99,7 @@ def test_a_reading_on_trial_shows_the_first_rows_and_what_fails() -> None:
     ]
     bad = {"row": 7, "reason": "the answer is empty", "field": "a"}
     found = {"words": "`q` asks.", "rows": rows, "failed": 2, "of": 50, "first_failure": [bad], "marked_bad": 0}
-    drawn = mapping_form.trial(found)
+    drawn = mapping_form.trial(TriedReading(**found))
     assert "&lt;i&gt;" in drawn
     assert "The worse answer" in drawn
     assert "2 of the 50 rows looked at" in drawn
