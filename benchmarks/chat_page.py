@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 from lora_studio.chat.conversation import SAMPLING, ChatState
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.jobs.events import Finished, RunStarted, to_line
+from lora_studio.jobs.protocol import Piece, Request
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.chat import tab
 from lora_studio.ui.chat.handlers import Chat
@@ -46,15 +47,16 @@ class Player:
     def __init__(self, tokens: int) -> None:
         self.tokens, self.running, self.busy = tokens, False, False
 
-    def stream(self, method: str, *, beat: bool = False, **params: Any) -> Iterator[dict[str, Any]]:
+    def stream(self, request: Request[Any], *, beat: bool = False) -> Iterator[Any]:
         self.running = True
-        if method == "load":
-            yield LOADED
+        if request.method == "load":
+            yield request.parse_answer(LOADED)
             return
-        columns = len(params["columns"])
+        columns = len(request.to_fields()["columns"])
         for at in range(self.tokens):
-            yield {"kind": "piece", "texts": [PIECE] * columns, "tokens": [at + 1] * columns}
-        yield {"kind": "result", "columns": [{"text": PIECE * self.tokens, "tokens": self.tokens, **ENDED}] * columns}
+            yield Piece(texts=[PIECE] * columns, tokens=[at + 1] * columns)
+        column = {"text": PIECE * self.tokens, "tokens": self.tokens, **ENDED}
+        yield request.parse_answer({"kind": "result", "columns": [column] * columns})
 
     def stop(self) -> None:
         pass

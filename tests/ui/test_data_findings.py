@@ -109,4 +109,4 @@ def test_progress_has_rows_a_second_and_time_left_and_says_that_a_total_is_a_gue
     assert "Reading rows: 120,000 of about 1,000,000 (45,000 rows a second, about 20 s left)" in said
     assert "about 4 s left" in report.step(Progress(**{**answer, "seconds_left": 4.2}))
     assert "about" not in report.step(Progress(phase="encode", done=1, total=3))
-    assert "Reading rows: 5,000…" in report.step({"phase": "read", "done": 5000, "total": 0})
+    assert "Reading rows: 5,000…" in report.step(Progress(**{"phase": "read", "done": 5000, "total": 0}))

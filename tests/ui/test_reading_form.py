@@ -105,7 +105,9 @@ def test_a_reading_on_trial_shows_the_first_rows_and_what_fails() -> None:
     assert "2 of the 50 rows looked at" in drawn
     assert "Row 7: the answer is empty (a)." in drawn
     assert "marked bad" not in drawn
-    assert "20 of the 50 rows looked at are left out: marked bad." in mapping_form.trial({**found, "marked_bad": 20})
+    assert "20 of the 50 rows looked at are left out: marked bad." in mapping_form.trial(
+        TriedReading(**{**found, "marked_bad": 20})
+    )
     assert "<pre>a ${</pre>".replace("${", "&#36;&#123;") in mapping_form.trial(
         {**found, "failed": 0, "rows": [{"row": 1, "messages": [], "text": "a ${", "worse": []}]}
     )
