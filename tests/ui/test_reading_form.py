@@ -109,5 +109,5 @@ def test_a_reading_on_trial_shows_the_first_rows_and_what_fails() -> None:
         TriedReading(**{**found, "marked_bad": 20})
     )
     assert "<pre>a ${</pre>".replace("${", "&#36;&#123;") in mapping_form.trial(
-        {**found, "failed": 0, "rows": [{"row": 1, "messages": [], "text": "a ${", "worse": []}]}
+        TriedReading(**(found | {"failed": 0, "rows": [{"row": 1, "messages": [], "text": "a ${", "worse": []}]}))
     )
