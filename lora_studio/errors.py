@@ -1,9 +1,7 @@
-"""The one error that a user can cause.
+"""The errors that a user can cause, and how long typed texts may be.
 
-Everything that a person can mend is raised as `StudioError` and shown as its message and hint, never as a traceback.
-Defects of the program are ordinary exceptions and are logged whole.
-
-How long texts may be that people type into fields which no setting of the schema bounds.
+`StudioError` is shown as its message and hint, never as a traceback. Defects of the program are ordinary exceptions and
+are logged whole.
 """
 
 from typing import Any

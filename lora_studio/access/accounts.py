@@ -1,16 +1,7 @@
-"""Who may log in to the page: names and passwords out of the environment or a file, and whose name owns the studio.
+"""Accounts, sessions and addresses: who may log in, who is logged in, and where a request comes from.
 
-Passwords are compared in constant time and held by this process alone: no child inherits them.
-
-Network addresses: which are this machine's own, which belong to one person, which a proxy may have.
-
-Who is logged in, and who may try to: sessions that end, and attempts that are limited.
-
-Both live in memory alone, so that a restart of the server ends every session. Safe to use from many threads.
-
-Logging in with an account of the Hugging Face Hub, as a Space offers it: who somebody is, and nothing else.
-
-OpenID Connect by Authlib. What must be remembered between the two halves of a login is in a signed cookie of minutes.
+Passwords are compared in constant time, and no child process inherits them. Sessions and counts of attempts live in
+memory, so a restart of the server ends every session. A Space logs in by OpenID Connect (Authlib).
 """
 
 import hashlib

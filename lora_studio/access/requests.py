@@ -1,16 +1,7 @@
-"""What may be asked of Gradio's own server: what the page asks, with files that were uploaded, for pages of one's own.
+"""Bounds what a page may ask of Gradio's server: addresses, files, sizes and connections.
 
-That server has more addresses than the page uses, fetches a file whose place is an address on the web, and gives the
-events and the state of a page to whoever names the session that the page made up for itself.
-
-Files on their way in and out where visitors are told apart: how much may come, and whose each one is.
-
-What is uploaded lies in a folder of Gradio's that all share, until it is cleared away; downloads lie in one of ours.
-
-Connections of the server: how many may be open, and how long one may take to say what it wants.
-
-The server itself waits for ever for the end of a request, so that somebody who opens a thousand connections and says
-nothing would leave none to others.
+That server has more addresses than the page uses, keeps the files of all users in one folder, and waits without a
+limit for the end of a request: all three are bounded here.
 """
 
 import asyncio

@@ -1,8 +1,6 @@
-"""`Message` and `Conversation`, the form that rows of every format are converted to, and the rules they must keep.
+"""`Record` and `Conversation`: what every reader yields, and the one form that rows of every format are converted to.
 
-What every reader yields: a record with its row number, or a bad row with the reason it can't be used.
-
-Row numbers are the line of a JSONL or text file, the element of a JSON array, or the data row of a table.
+A row number is the line of a JSONL or text file, the element of a JSON array, or the data row of a table.
 """
 
 import json

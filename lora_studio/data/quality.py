@@ -1,8 +1,6 @@
-"""Finds duplicates, leaks, contradictions and imbalance in a data set, and splits it with equal rows on one side.
+"""Finds duplicates, leaks, contradictions and imbalance in a data set, and counts what its chat template leaves out.
 
-Counts what a chat template leaves out of the rows it renders: answers, reasoning, text beside a tool call.
-
-A template that prints no answer would train a model on its own marks; that is refused.
+A template that prints no answer would train a model on its own marks, so it is refused.
 """
 
 import hashlib

@@ -1,8 +1,6 @@
-"""Truncation of many rows at once as array arithmetic, and the forecast of packing (best-fit decreasing, as trl).
+"""Truncation and packing of many rows as array arithmetic, and statistics of their lengths.
 
-The rule for one row is `encode.window`; a test compares the two. Packing: Ding et al. 2024, arXiv:2404.10830.
-
-Numbers about encoded rows: lengths, their histogram, what every `max_length` would cut, and which to choose.
+`encode.window` is the rule for one row; a test compares the two. Packing: Ding et al. 2024, arXiv:2404.10830.
 """
 
 import math

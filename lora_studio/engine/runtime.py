@@ -1,17 +1,6 @@
-"""How a child that works on a folder begins and ends: whatever happens, a last event in words, and an exit code.
+"""How a worker begins, reports and ends: exit codes, the event log, the stop signal, a full disk.
 
-No torch here: a child can end before it imported anything slow.
-
-How a worker hears that it should stop: a signal sets a flag, and, outside of training, ends the phase at once.
-
-No torch here: the worker listens before it imports anything slow.
-
-Appends to a run's `events.jsonl`. No torch here: the worker can report before it imports anything slow.
-
-A disk that ran full while a run was written: how that is recognised, and how the run can still say so.
-
-The libraries tell it in many ways (an OSError, a RuntimeError of torch, an error of safetensors), so that a look at the
-disk itself decides where their words do not. No torch here.
+No torch: a worker listens and reports before it imports anything slow, and whatever happens its last event says why.
 """
 
 import argparse

@@ -1,8 +1,6 @@
-"""The kinds of jobs: what does each is started by name, and where its folders lie. All else is one life for all.
+"""The kinds of jobs and their folders: which program does each, and where its folders lie.
 
-Folders of jobs that are no runs (evaluations, exports): made, listed, found and deleted in one way.
-
-Each has a run's life (events, worker, log), so that whatever follows and stops runs follows and stops them.
+Every kind has the same life: request, events, worker, log and result in one folder.
 """
 
 import contextlib

@@ -1,9 +1,6 @@
-"""Numbered checks before a run starts: what would make it fail, found in a second instead of after an hour.
+"""Numbered checks before a run starts: what would make it fail, in a second instead of after an hour.
 
-The checks are plain functions of the config and of what others found: `machine` is this machine, `data` what the
-session child said of the first rows (`data.dataset.look_at_first`). Nothing is read, loaded or started here.
-
-The checks before a start, with what a session child says of the data: the same for the page and the terminal.
+The checks are plain functions of the config, the machine and what a session child reports on data and model.
 """
 
 import os

@@ -1,9 +1,7 @@
-"""The queue of jobs that wait for the device, kept in the workspace, and the lock around it.
+"""The queue of jobs that wait for the device, its lock, and whether a model fits beside what holds memory.
 
 Page and terminal may work on one workspace at once. Whoever changes the queue or starts a worker holds the lock, which
 the system takes back from a process that dies.
-
-What a model takes of the device's memory, and whether that still fits beside what holds it: reckoned, not tried.
 """
 
 import fcntl

@@ -1,9 +1,7 @@
 """Talks to a session child (`lora_studio.engine.chat.session`) over its pipes: one JSON object a line, each way.
 
-The child holds what is heavy (tokenizer, model, device memory); ending it gives all of that back. It starts with the
-first request, and again with the next request after it died. What it prints goes to a log file.
-
-A file's rows and how they are read, for the form: told by a short process, as this one opens nobody's files.
+The child holds what is heavy, and ending it gives all of that back. A short child of another kind counts a file's rows,
+because the process behind the page opens no data file.
 """
 
 import functools

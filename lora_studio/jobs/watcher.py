@@ -1,12 +1,7 @@
 """One job's state kept up to date from its folder: new lines of events.jsonl, and whether the worker lives.
 
-What it adds to the fold of the events is what a dead worker can't say itself. It writes nothing but what the events of
-a job without a worker come to in short, so that the next look at a thousand jobs need not read them.
-
-What the events of a run come to, kept beside them, so that a list of a thousand runs need not read every line again.
-
-A memory aid and never the truth: it holds for the events of one size and time, and where it is missing, damaged or made
-by another version, the events are read. What only a run's own view needs (curves, answers) is left out of it.
+A snapshot of the fold beside the events saves reading them again. It holds for one size and time of the file and may be
+deleted at any time.
 """
 
 import contextlib

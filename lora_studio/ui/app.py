@@ -1,8 +1,6 @@
-"""The page as a whole: header, tabs in order, and how it is served.
+"""The page as a whole: header, banner of a public demonstration, tabs in order, and how it is served.
 
-What a tab shows is the tab's own matter. The page keeps nothing that a reload would lose: closing it touches no run.
-
-What a public demonstration says at its top: to guests what they may do, to the owner that all of it is theirs.
+The page keeps nothing that a reload would lose, and closing it touches no run.
 """
 
 import asyncio

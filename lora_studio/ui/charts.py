@@ -1,14 +1,7 @@
-"""The chart on the page: draws what `curves` gives, and holds the controls for how it is drawn.
+"""The charts on the page: curves of runs, and lengths of a data set's rows.
 
-The browser keeps one chart and is given new numbers, so that zoom and hidden curves stay while the run goes on.
-
-The chart of a file's lengths: rows by their number of tokens, percentiles, and the cut line.
-
-The browser keeps one chart and is given new numbers, so that a closer look stays while the cut line moves.
-
-The curves of a run on the runs tab, and how a person wants them drawn.
-
-The wish is kept in the workspace and holds for every run, so that a reload does not lose it.
+The browser keeps one chart and gets new numbers, so zoom and hidden curves stay. How curves are drawn is kept in the
+workspace and holds for every run.
 """
 
 import importlib.resources

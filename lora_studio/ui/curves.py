@@ -1,11 +1,6 @@
-"""Curves of runs as a chart takes them: what a run measured, in panels, thinned and smoothed. No gradio.
+"""Curves of runs as a chart takes them: panels of points, downsampled and smoothed. No gradio.
 
-`Curves` keeps what it took up of each run, so that a style costs what is new and not what there is.
-
-Lines of very many points made fit to be drawn: thinned so that spikes survive, and smoothed.
-
-A run only ever gets longer, so a line takes up new points and is never made anew: a hundred thousand of them cost no
-more a look than a thousand.
+A run only gets longer, so a line takes up new points and is never made anew. Downsampling keeps spikes.
 """
 
 import math

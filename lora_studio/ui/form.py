@@ -1,9 +1,6 @@
-"""The form: widgets made from the schema, and values carried both ways. Nothing else knows both schema and widgets.
+"""The form: widgets made from the schema, values carried both ways, and the draft that outlives a reload.
 
-What a person typed is never bent on the way: text that is no number goes to the check as it is and comes back as a
-message beside its field.
-
-The train tab's form as it was left: kept in the workspace as typed, right or wrong, and brought back from there.
+Text that a person typed reaches the check unchanged. Nothing else knows both schema and widgets.
 """
 
 import json

@@ -1,9 +1,4 @@
-"""What the tabs of jobs with folders of their own (evaluations, exports) share: list, states, buttons. No gradio.
-
-How a tab shows jobs with folders of their own (evaluations, exports): painted once a second, acted on by clicks.
-
-Files made for a download: written when asked for, linked without a copy, cleared away when newer ones are made.
-"""
+"""What the tabs of evaluations and exports share: list, states, buttons, wiring, and files for a download."""
 
 import secrets
 import shutil

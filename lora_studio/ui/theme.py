@@ -1,11 +1,6 @@
-"""Gradio's own settings of how the page looks: one theme with system fonts, light and dark; and the page's header.
+"""How the page looks and what runs in the browser: Gradio's theme, header, and the files under static/.
 
-What Gradio has no setting for stands in static/studio.css.
-
-How the page looks and what runs in the browser: the files under static/ as Gradio takes them, and calls into them.
-
-They are read when the page is served and go out with it, so that nothing is fetched from anywhere, before or after a
-login, whoever serves it.
+The files go out with the page, so nothing is fetched from anywhere.
 """
 
 import json

@@ -1,9 +1,6 @@
-"""Detects the encoding of a text file and opens it as characters.
+"""Opens a data file: unpacks gzip, detects the encoding, and yields characters. Refuses other archives.
 
-UTF-8 first; Latin encodings by the letters of their languages, others by charset-normalizer. An ambiguous encoding is
-an error that lists the candidates.
-
-Opens the bytes of a data file, unpacks gzip, and refuses other archives and files that only stand for the data.
+UTF-8 comes first, then Latin encodings by the letters of their languages, then charset-normalizer.
 """
 
 import codecs

@@ -1,11 +1,7 @@
-"""Streams answers of base and adapters out of one model, all columns in one batch.
+"""Streams the answers of base and adapters out of one model, with all columns in one batch.
 
-peft chooses the adapter row by row, so that every column answers at the same time and the base is held once. Adapters
-that are more than plain LoRA (DoRA, trained biases, whole modules, experts, other kinds) answer after the others, each
-by itself. A token ends a column where it ends that column's answers: tokenizers may differ.
-
-Tokens of several columns to growing text: whole characters, ended by an end token or a stop text, 10 to 15 times a
-second.
+peft chooses the adapter row by row, so the base is in memory once. Text leaves in whole characters, 10 to 15 times a
+second, until an end token or a stop string.
 """
 
 import time

@@ -1,15 +1,6 @@
-"""One forced answer, token by token: how likely base and adapters find each token, and how far apart they are there.
+"""Log-likelihoods of given answers under base and adapters, token by token and summed over rows.
 
-Nothing is generated. All read the very same tokens, those that the first adapter was trained to see.
-
-How well base and adapters predict answers that are given: loss and right tokens of each row, nothing generated.
-
-The rows' tokens are those of training, from the one data path; a row's sums are over its trained tokens.
-
-Base and adapter on the same rows: how well each predicts the answers, and how far apart they are.
-
-Both are asked for the next token at every trained position of a row, given the row as it is up to there. Nothing is
-generated, nothing is trained, and the model is left as it was found.
+Nothing is generated. All columns read the tokens that training used, each position given the row up to it.
 """
 
 import math

@@ -1,17 +1,7 @@
-"""From answered rows to metrics: each column's value with its interval, and the difference to the first column.
+"""From answered rows to metrics with 95 % intervals, and which of the rows an adapter was trained on.
 
-A row is what `predictions.jsonl` holds. A metric is computed over the rows that have what it needs, the same ones for
-all columns. Pure functions of rows; no model.
-
-How sure a measured number is, and whether a difference between two columns is more than chance.
-
-Intervals are of 95 %. Shares get Wilson's interval (Wilson 1927), everything else the percentile bootstrap over rows
-(Efron 1979); rows are drawn together for both columns, as both answered the same ones. Whether one of two columns is
-right more often is McNemar's test in its exact form (McNemar 1947): a fair coin for each row that only one got right.
-
-Which rows of a test file an adapter was trained on: told before anybody takes its numbers for those of new rows.
-
-Rows are compared by what they say, with those that the run trained on; its own rows to measure on are not among them.
+Shares get Wilson's interval (Wilson 1927), all else a percentile bootstrap over rows. A metric is computed over the
+same rows for every column. Rows are compared with the training rows by what they say.
 """
 
 import math

@@ -1,9 +1,4 @@
-"""Which kind of task a test file sets, told from its expected answers, and whether one answer solves it.
-
-What counts as the same answer, which label an answer gives, and how many are right. Pure functions on texts.
-
-How near an answer's words come to the expected ones: ROUGE-L, chrF and BLEU, from the libraries that papers use.
-"""
+"""Detects the task of a test file from its expected answers and scores an answer: match, label, ROUGE-L and others."""
 
 import json
 import re

@@ -1,13 +1,6 @@
-"""The adapter as one zip: weights, settings, tokenizer, template, studio.json, model card and report; no pickles.
+"""The adapter as files: a zip, its settings as YAML, or with the command by which vLLM serves it beside its base.
 
-Nothing of this machine goes with it: the base and the data are called by names that others know, or by no path at all.
-
-The settings of a run as a YAML file that another LoRA Studio starts as it is, and what it has to find there.
-
-The adapter with the exact command by which vLLM serves it beside its base.
-
-What vLLM can't serve as an adapter (DoRA, trained biases, modules trained whole, scales of their own, ranks above 512)
-is said before anything is copied: a merged model serves all of them.
+Pickles and names of this machine stay out. What vLLM can't serve as an adapter is refused with the way out.
 """
 
 import json

@@ -1,12 +1,7 @@
-"""What the program of an export's target is given, and what it gives back.
+"""What the program of an export's target gets and returns, and the trial of its result.
 
-A target's program is a function `export(work, *, SETTINGS) -> Outcome` in a module `export_NAME.py`; its settings are
-those of the target in export_targets.py, as plain arguments. It writes into `work.out` and nowhere else.
-
-Tries what was exported: one greedy answer of the result, beside what base and adapter answer together.
-
-The question is of no matter, the agreement is: of the prompt's tokens (the template travelled), of the scores of its
-last token, and of the answer.
+A program is a function `export_NAME(work, *, SETTINGS) -> Outcome`. The trial compares a greedy answer and its scores
+with those of base and adapter.
 """
 
 import math

@@ -1,14 +1,7 @@
-"""Base and adapter as one GGUF file, made by an installed llama.cpp from the merged model; without one, the commands.
+"""Exports that llama.cpp and Ollama read: a GGUF file made by an installed llama.cpp, and a Modelfile.
 
-llama.cpp's programs get files of the export's folder only, and none of this process' secrets.
-
-Runs llama.cpp's programs: no shell, their output into the log, their own words on progress as events, and a stop.
-
-They stay in the export's process group, so that whoever ends the export ends them.
-
-A Modelfile with what it names: the merged model, a GGUF file, or the adapter, as Ollama reads the model's family.
-
-The template is proved before anything slow: Ollama asks as the adapter was trained, or there is no export.
+llama.cpp's programs run without a shell, in the export's process group and without this process' secrets. The
+template of a Modelfile is proved before anything slow.
 """
 
 import json

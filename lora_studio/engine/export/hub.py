@@ -1,12 +1,6 @@
-"""Adapter or merged model in a repository of the Hugging Face Hub, with a model card.
+"""Uploads an adapter or a merged model to a repository of the Hugging Face Hub, with a model card.
 
-The token comes from HF_TOKEN in this child's environment, which the page and the terminal fill for this one child, or
-from the Hub's own login; it is handed to the Hub's library and to nothing else.
-
-Puts a folder into a repository of the Hugging Face Hub: asks who one is, makes the repository, sends the files.
-
-The token is given by the caller and goes to the Hub alone: no word of an error, an event or a log holds it.
-`HF_ENDPOINT` is honoured, as the Hub's library reads it.
+The token comes from HF_TOKEN in this child's environment and goes to the Hub alone: no error, event or log holds it.
 """
 
 import io

@@ -1,11 +1,7 @@
-"""A fresh LoRA adapter on a base: which modules it sits on, checked against the modules that the model has.
+"""Puts a fresh or an existing LoRA adapter on a base for training, and takes a model's shape from the meta device.
 
-An adapter that exists already, put on its base to be trained on; the counterpart of a fresh one in adapters.py.
-
-What a model is made of, taken from the model itself without memory for its weights.
-
-For families whose layout architecture.py does not know, and for what no config.json tells: learned positions, tensors
-that a checkpoint lacks, and how many parameters peft would train.
+Target modules are checked against those that the model has. Shapes of families that `models.shape` does not know
+exactly are measured without memory for weights.
 """
 
 import re

@@ -1,10 +1,6 @@
-"""Base models into memory, with errors that say what is wrong with a model's name or files.
+"""Loads base models, with errors that say what is wrong with a name or its files, and downloads them with progress.
 
-Code that comes with a model is not run unless remote_code.py says so; nothing is fetched but the model that was named.
-
-A model that comes from the Hub, as a phase of the run: bytes that are here of all bytes.
-
-The Hub's library shows its progress with bars; one of these counts instead of drawing.
+A model's own code runs only if it was named at the start, and nothing is fetched but the model that was named.
 """
 
 import threading

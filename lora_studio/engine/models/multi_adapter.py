@@ -1,17 +1,7 @@
 """A base in memory with any number of adapters on top: who can answer together, and as whom the model answers.
 
-Adapters are read from safetensors only.
-
-Adapters that are more than plain LoRA (DoRA, whole modules, experts, prompt learning and others), each in a wrapper
-of its own around the one base.
-
-The base is in memory once. What such an adapter puts around the base's modules stands there only while it answers, so
-that nobody else computes with it: `Standing` is which module stands in which place.
-
-The base's own biases, and those that an adapter trained in their place (`lora.bias` all or lora_only).
-
-peft trains and loads such biases inside the base: leaving the adapter out does not bring the base's own back. So
-they are kept as numbers beside the model, and put in for as long as someone is to answer with them.
+Adapters are read from safetensors only. An adapter beyond plain LoRA (DoRA, whole modules, prompt learning) stands
+around the base's modules only while it answers. Biases that peft trains inside the base are put back to its own.
 """
 
 import itertools

@@ -1,16 +1,7 @@
-"""From a running training to events.
+"""Callbacks of the trainer: events, progress, stop, early stopping, sample generations, and the check for NaN.
 
-It also obeys a stop: in training the step is finished and saved, in every other phase the work ends at once.
-
-Which evaluation is the best, when to end for want of a gain, and the sentence that says so.
-
-After each evaluation the model answers a few validation questions, as it will once it is used: greedily.
-
-The base answers once, before training. Neither the random numbers of training nor the model's mode are touched.
-
-What a run measures beside its loss, as the settings ask; what can't be measured is refused in a sentence.
-
-A training whose loss or weights are no numbers any more: nothing after that can be right, so it ends there.
+A stop finishes and saves the current step. Sample answers are greedy and touch neither the random numbers of training
+nor the mode of the model.
 """
 
 import math

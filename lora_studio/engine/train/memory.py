@@ -1,9 +1,4 @@
-"""The memory of this process on the device that it computes on.
-
-A run's memory, foreseen and met: the estimate with the real data and device, and whether checkpointing is needed.
-
-And what to say when the memory was not enough after all.
-"""
+"""The memory of this process on its device: measured, estimated before the start, and explained when it ran out."""
 
 import re
 import time

@@ -1,9 +1,6 @@
-"""How the learning rate moves: a schedule's name and shares as whole steps, once the run's length is known.
+"""The learning-rate schedule in whole steps, and more epochs than a run had planned.
 
-More epochs than a run had planned, and random numbers set back to a moment between two steps.
-
-A run that goes on for longer follows the schedule of a run that was so long from the start. Where the learning rate had
-fallen to 0 at the old end, it steps up to what that longer schedule has there, and falls to 0 at the new end.
+A run that is lengthened follows the schedule of a run that had that length from the start.
 """
 
 import math

@@ -1,12 +1,6 @@
-"""trl's trainers as we use them: examples come ready with labels, and what they save is what we hand out.
+"""trl's SFTTrainer and DPOTrainer for examples that come ready with labels.
 
-What differs from trl: the order of rows depends on seed and epoch alone (so that a resumed run sees the same rows),
-evaluation leaves the random numbers of training untouched and is a plain mean over tokens, LoRA+ has its optimizer, and
-every save holds the adapter with its tokenizer, template and `studio.json`, and nothing of the machine.
-
-trl's DPOTrainer as we use it: pairs come ready as tokens with our masks, and the reference is the base.
-
-Everything else is as in trainer.py: order of rows, random numbers, what is saved.
+They differ from trl in the order of rows, which depends on seed and epoch alone, and in what a checkpoint holds.
 """
 
 import json

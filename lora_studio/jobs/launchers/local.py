@@ -1,12 +1,7 @@
-"""Workers on this machine: how one is started, recognised, asked to stop and ended.
+"""Workers on this machine: how each is started, recognised, asked to stop and killed.
 
-A worker is a process of its own session that writes to files, never to pipes, so that it outlives the page, the
-terminal and the web server. `worker.json` in the job's folder holds its process id and start time: together they name
-one process for good, while an id alone is given to another process later.
-
-How many processes the system killed for want of memory: a count that grew since a worker began says why it died.
-
-Linux counts for the whole machine and for the control group that a container is; other systems tell nothing.
+A worker is a process of its own session that writes to files, never to pipes, so it outlives the page and the server.
+The system's count of processes killed for memory says why one died.
 """
 
 import json

@@ -1,8 +1,6 @@
-"""The chat tab: one question, the answers of the base and of up to three adapters side by side.
+"""The Chat tab: one question, the answers of the base and up to three adapters side by side.
 
-Draws and wires; what the events do stands in chatting.py.
-
-The fold of the chat tab that brings in adapters from elsewhere: a folder, a zip, or one of the Hub.
+Draws and wires; `ui.chat.handlers` has what the events do. A fold loads external adapters.
 """
 
 from collections.abc import Iterator

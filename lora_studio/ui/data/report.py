@@ -1,13 +1,6 @@
-"""What an inspected file looks like on the page: summary, the cut line in words, conversation, tokens, bad rows.
+"""What an analyzed file looks like on the page: summary, findings, conversations, tokens, invalid rows.
 
-Pure functions from the inspector's answers (see data/dataset.py) to HTML; no gradio.
-
-What follows from an inspected file, in words: its faults as a whole, a length that fits, packing, steps, progress.
-
-Functions from the inspector's answers, and from what lies on the disk, to HTML; no gradio. The file's shape and its
-single rows are data_view.py's.
-
-The conversations of an inspected file one by one, and the parts of long ones: buttons, and what they show.
+Functions from the session's report to HTML, and the pager of conversations.
 """
 
 import json

@@ -1,9 +1,6 @@
-"""The evaluate tab: a test file answered by base and adapters, measured, and every answer to be read.
+"""The Evaluate tab: a test file answered by base and adapters and measured, and public benchmarks.
 
-A child of its own answers; the tab paints its folder once a second, so that a reload or another server shows the same.
-Draws and wires; what is shown comes from evaluate_board.py.
-
-Public benchmarks on the evaluate tab: lm-evaluation-harness' command for the chosen adapter, and its start.
+Jobs do the work; the tab paints their folders once a second, so a reload or another server shows the same.
 """
 
 import contextlib

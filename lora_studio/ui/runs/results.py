@@ -1,8 +1,6 @@
-"""What came out of a run, on the runs tab: answers to sample questions, checkpoints, evaluations.
+"""The Runs tab's results of a run (sample answers, checkpoints, evaluations) and the queue of jobs.
 
-The queue on the runs tab: the jobs that work, and those that wait for the device, in order, each with its buttons.
-
-A run that was never started can be edited: it leaves the queue, and its settings stand in the train form.
+A queued run that was never started can be edited: it leaves the queue, and its settings stand in the form.
 """
 
 import os

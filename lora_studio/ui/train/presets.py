@@ -1,15 +1,7 @@
-"""The fold under the presets: keep the form's settings as a preset of one's own, replace or delete one.
+"""Presets of one's own, the modules to choose from, and the notice of what filled the form.
 
-The tab gives a function that reads the form and one that shows it anew.
-
-The real module names of the chosen model, to choose from instead of typing them into the form.
-
-They come from the model's config alone: the session builds it without weights.
-
-What the page itself wrote into the train tab's form: a notice that lists the settings that changed, with an undo.
-
-A preset, a config file, the data tab and an earlier run fill the form in one click. The values before are a draft, so
-that a reload still offers to bring them back.
+Module names come from the model's config without weights. A preset, a config file, the Data tab and an earlier run fill
+the form in one click, which Undo takes back.
 """
 
 from collections.abc import Callable, Iterator, Sequence
