@@ -1,7 +1,7 @@
 """An endpoint as OpenAI's beside the page, answered by the chat's engine: `/v1/models` and `/v1/chat/completions`.
 
-Thin: what a request means and what an answer looks like stands in openai_format.py, whose turn it is in chat_engine.py.
-Who may ask at all is the door's matter.
+`api.openai_schema` has the shapes of requests and answers, `chat.arbiter` decides whose turn it is, and
+`access.middleware` lets requests in.
 """
 
 import asyncio

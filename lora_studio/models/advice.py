@@ -39,7 +39,7 @@ class Change:
 def best_changes(config: Config, model: Architecture, device: str, longest: int | None = None) -> list[Change]:
     """The three changes that save the most, the largest saving first; fewer where fewer would help.
 
-    `config` has its checkpointing settled (`estimate.settled`).
+    `config` has its checkpointing settled (`memory.settled`).
     """
     now = estimate(config, model, device, longest).total
     changes = []

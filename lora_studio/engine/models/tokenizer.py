@@ -1,6 +1,6 @@
 """The tokenizer of a model's name, and errors that say what is wrong with the name. No weights are read here.
 
-Code that comes with a model is not run unless remote_code.py says so; nothing is fetched but the model that was named.
+A model's own code runs only if it was named at the start; nothing is fetched but the model that was named.
 """
 
 import copy

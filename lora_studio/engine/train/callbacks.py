@@ -459,7 +459,7 @@ def for_trackers(point: StepLogged) -> dict[str, float]:
 
 
 def data_event(prepared: Prepared, rows_digest: str = "") -> DataPrepared:
-    """What became of the data, and how it was read. `rows_digest` is that of `resuming.rows_digest`."""
+    """What became of the data, and how it was read. `rows_digest` is that of `resume.rows_digest`."""
     return DataPrepared(
         time=time.time(),
         train_rows=len(prepared.train),

@@ -62,7 +62,7 @@ def save_adapter(
 ) -> None:
     """Adapter weights and config, tokenizer with chat template, and studio.json into `folder`.
 
-    `taken_out` are the first weights of an adapter that took them out of the base, see `first_weights.beginning`.
+    `taken_out` are the first weights of an adapter that took them out of the base, see `lora_init.beginning`.
     """
     model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card

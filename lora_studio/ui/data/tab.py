@@ -1,6 +1,6 @@
 """The data tab: choose a file, see what it is, what is trained, what would be cut and what is broken, before training.
 
-Draws and wires; what the events do stands in inspection.py.
+Draws and wires; `ui.data.handlers` has what the events do.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """The export tab: an adapter taken away in a form that another program reads.
 
 A child of its own makes it; the tab paints its folder once a second, so that a reload or another server shows the same.
-Draws and wires; what is shown comes from export_board.py.
+Draws and wires; `ui.export.results` makes what is shown.
 """
 
 import contextlib
