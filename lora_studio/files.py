@@ -91,18 +91,18 @@ def finite(value: Any) -> Any:
 _NAMED = 10  # runs that a message names at most
 
 
-def meant(name: str, ids: Sequence[str], title_of: Callable[[str], str]) -> str:
+def meant(name: str, ids: Sequence[str], title_of: Callable[[str], str], noun: str = "run") -> str:
     """The id of the only run whose id begins so, or else whose title this is, large or small letters alike.
 
-    Raises `StudioError` where there is none, or more than one.
+    Raises `StudioError` where there is none, or more than one; `noun` is what the caller looked for.
     """
     matches, found = [run for run in ids if name and run.startswith(name)], "several runs begin so"
     if not matches:
         wanted, found = name.strip().casefold(), "several runs have that title"
         matches = [run for run in ids if wanted and title_of(run).strip().casefold() == wanted]
     if not matches:
-        every = "`python -m lora_studio runs list` shows every run's id."
-        raise StudioError(f"Run {name!r}: there is no such run.", every)
+        every = f"`python -m lora_studio {noun}s list` shows every {noun}'s id."
+        raise StudioError(f"{noun.capitalize()} {name!r}: there is no such {noun}.", every)
     if len(matches) > 1:
         listed = ", ".join(matches[:_NAMED]) + (", …" if len(matches) > _NAMED else "")
         raise StudioError(f"Run {name!r}: {found}.", f"Name one by its id: {listed}.")

@@ -495,7 +495,7 @@ class Workspace:
             return run
         raise StudioError("No new run folder could be made.", f"Look at {self.runs_folder}.")
 
-    def run(self, run_id: str) -> RunFolder:
+    def run(self, run_id: str, noun: str = "run") -> RunFolder:
         """The run of that id, the newest for "last", or the one that `files.meant` finds; StudioError for none."""
         run = self.run_named(run_id)
         if run is not None and self.policy.can_read(run):
@@ -503,7 +503,7 @@ class Workspace:
         runs = {run.id: run for run in self.runs()}
         if run_id == "last" and runs:
             return next(iter(runs.values()))
-        return runs[meant(run_id, list(runs), lambda name: str(runs[name].read_facts().get("title", "")))]
+        return runs[meant(run_id, list(runs), lambda name: str(runs[name].read_facts().get("title", "")), noun)]
 
     def runs(self) -> list[RunFolder]:
         """Every run that the caller may see, newest first. Only folders not seen before are looked into: what dates a

@@ -145,12 +145,12 @@ def runs(workspace: Workspace, args: argparse.Namespace) -> int:
     if args.action in RESULT_ACTIONS:
         act_on_results(workspace, supervisor, args.action, args.run, args.more, args.json)
         return 0
-    return _act_on_any(workspace, supervisor, args.run, args)
+    return _act_on_any(workspace, supervisor, args.run, args, "run")
 
 
-def _act_on_any(workspace: Workspace, supervisor: Supervisor, name: str, args: argparse.Namespace) -> int:
+def _act_on_any(workspace: Workspace, supervisor: Supervisor, name: str, args: argparse.Namespace, noun: str) -> int:
     """An action on a job of any kind, named by a person; the exit code."""
-    _, folder = supervisor.find(name)
+    _, folder = supervisor.find(name, noun)
     if args.action in ("up", "down"):
         supervisor.move(folder.id, -1 if args.action == "up" else 1)
         return list_queue(supervisor, args.json)
@@ -215,7 +215,7 @@ def jobs(workspace: Workspace, args: argparse.Namespace) -> int:
         return list_queue(supervisor, args.json)
     if args.job is None:
         raise StudioError(f"Which job is to be used for `jobs {args.action}`?", "Give its id; `jobs list` has all.")
-    return _act_on_any(workspace, supervisor, args.job, args)
+    return _act_on_any(workspace, supervisor, args.job, args, "job")
 
 
 def _list(supervisor: Supervisor, as_json: bool) -> None:

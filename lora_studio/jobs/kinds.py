@@ -229,7 +229,7 @@ class JobIndex:
         self._known = {path: folder for path, folder in before.items() if path.parent != place} | folders
         return list(folders.values())
 
-    def find(self, name: str) -> tuple[Kind, JobFolder]:
+    def find(self, name: str, noun: str = "run") -> tuple[Kind, JobFolder]:
         """The job of that id which is shown to whoever is answered; a run also by the beginning of its id, its title or
         "last". Raises `StudioError` where there is none."""
         for kind in KINDS.values():
@@ -241,7 +241,7 @@ class JobIndex:
                     return kind, folder
             except OSError:  # a name that no folder can bear
                 break
-        return TRAIN, self._workspace.run(name)
+        return TRAIN, self._workspace.run(name, noun)
 
 
 def made_by(whole: Workspace) -> Iterator[tuple[str, JobFolder]]:

@@ -147,9 +147,10 @@ class Supervisor:
 
     # -- looking
 
-    def find(self, job_id: str) -> tuple[Kind, JobFolder]:
-        """Kind and folder of the job of that id, or of the run that a name means. Raises `StudioError` for none."""
-        return self._index.find(job_id)
+    def find(self, job_id: str, noun: str = "run") -> tuple[Kind, JobFolder]:
+        """Kind and folder of the job of that id, or of the run that a name means. Raises `StudioError` for none, in
+        which it is called `noun`."""
+        return self._index.find(job_id, noun)
 
     def state(self, job_id: str) -> RunState:
         """The job's state as of now: a snapshot, not to be changed. Raises `StudioError` where there is no such job."""

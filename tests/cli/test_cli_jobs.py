@@ -71,7 +71,7 @@ def test_all_kinds_stand_in_one_list_with_why_each_ended(say: Say, workspace: Wo
 def test_an_unknown_job_and_a_missing_one_are_wrong_input(say: Say) -> None:
     assert say("jobs", "stop")[0] == 2
     code, _, told = say("jobs", "show", "nothing")
-    assert (code, "no such run" in told) == (2, True)
+    assert (code, "there is no such job" in told, "jobs list" in told) == (2, True, True)
 
 
 @pytest.mark.slow
