@@ -94,10 +94,14 @@ def page(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="LoRA Studio", analytics_enabled=False, fill_width=True, delete_cache=cleared) as demo:
         endpoints.build(studio)  # first: private events of the same name get another one
         logins = studio.serving.accounts is not None
-        header = gr.HTML(theme.header(hardware.recent_devices(), logins), elem_id="header")
+        with gr.Row(elem_id="header"):
+            gr.HTML(theme.brand(), elem_id="brand")
+            status = gr.HTML(studio.status_line(), elem_id="status")
+            tools = gr.HTML(
+                theme.tools(hardware.recent_devices(), logins), elem_id="tools", js_on_load=theme.on_load("header")
+            )
         if studio.serving.guests:
             build_banner(studio)
-        status = gr.HTML(studio.status_line(), elem_id="status")
         # Not inside the tabs: gradio would count them as tabs.
         data, form, run, wish = gr.State(), gr.State(), gr.State(""), gr.State(Wish())
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
@@ -109,7 +113,7 @@ def page(studio: Studio) -> gr.Blocks:
                     build(studio, shared)
                 built[name] = tab
         _tell_tab_in_sight(demo, built)
-        _keep_status(demo, status, header, studio)
+        _keep_status(demo, status, tools, studio)
         _open_tab_of_address(demo, tabs)
         demo.load(lambda: _warm_up_soon(studio), show_progress="hidden", api_visibility="private")
     gradio_patches.show_silent_events_on(demo, status)
@@ -123,7 +127,7 @@ def _warm_up_soon(studio: Studio) -> None:
     timer.start()
 
 
-def _keep_status(demo: gr.Blocks, status: gr.HTML, header: gr.HTML, studio: Studio) -> None:
+def _keep_status(demo: gr.Blocks, status: gr.HTML, tools: gr.HTML, studio: Studio) -> None:
     """What runs and how much memory is free, in sight on every tab; sent only when it changes."""
     displayed = gr.State(("", ()))
     logins = studio.serving.accounts is not None
@@ -133,7 +137,7 @@ def _keep_status(demo: gr.Blocks, status: gr.HTML, header: gr.HTML, studio: Stud
         if not theme.differs(before[1], devices):
             devices = before[1]
         now = (line, devices)
-        top = gr.skip() if devices == before[1] else theme.header(devices, logins)
+        top = gr.skip() if devices == before[1] else theme.tools(devices, logins)
         return (gr.skip() if line == before[0] else line), top, (gr.skip() if now == before else now)
 
     timer = gr.Timer(2)
@@ -141,7 +145,7 @@ def _keep_status(demo: gr.Blocks, status: gr.HTML, header: gr.HTML, studio: Stud
         [demo.load, timer.tick],
         refresh,
         displayed,
-        [status, header, displayed],
+        [status, tools, displayed],
         show_progress="hidden",
         api_visibility="private",
         trigger_mode="once",
@@ -300,6 +304,7 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             },
             max_file_size=int(serving.max_upload_gb * 1e9),
             theme=theme.theme(),
+            favicon_path=theme.ICON,
             css_paths=theme.STYLES,
             head=theme.head(login=bool(serving.accounts or serving.guests)),
             ssr_mode=False,

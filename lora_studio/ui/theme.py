@@ -9,38 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes.utils.sizes import Size
 
+from lora_studio import __version__
 from lora_studio.models.hardware import Device
-from lora_studio.ui.html import escape
+from lora_studio.ui.html import Html, render
 
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
 LOG_OUT = '<form class="log-out" method="post" action="logout"><button>Log out</button></form>'
-TEAL = gr.themes.Color(
-    name="studio",
-    c50="#effaf8",
-    c100="#d5f2ed",
-    c200="#aee4dc",
-    c300="#79cfc5",
-    c400="#45b3a8",
-    c500="#22958b",
-    c600="#137a72",
-    c700="#12625d",
-    c800="#134e4b",
-    c900="#13413f",
-    c950="#042625",
-)
+# Gradio's seven steps, on the design's four type sizes, one radius, and distances of multiples of four.
+TEXT = Size("12px", "12px", "12px", "14px", "14px", "16px", "20px", name="studio_text")
+SPACING = Size("2px", "4px", "4px", "8px", "8px", "12px", "16px", name="studio_spacing")
+RADIUS = Size(*["6px"] * 7, name="studio_radius")
 
 
 def theme() -> gr.themes.Base:
-    """Slate and teal on plain surfaces; lines instead of shadows."""
+    """Slate on plain surfaces, lines instead of shadows; teal marks the primary button and nothing else.
+
+    Sizes are the design's tokens, which `static/studio.css` names for everything that is not Gradio's.
+    """
     return gr.themes.Base(
-        primary_hue=TEAL,
-        secondary_hue=TEAL,
+        primary_hue=gr.themes.colors.slate,
+        secondary_hue=gr.themes.colors.slate,
         neutral_hue=gr.themes.colors.slate,
-        text_size=gr.themes.sizes.text_md,
-        spacing_size=gr.themes.sizes.spacing_md,
-        radius_size=gr.themes.sizes.radius_md,
+        text_size=TEXT,
+        spacing_size=SPACING,
+        radius_size=RADIUS,
         font=SANS,
         font_mono=MONO,
     ).set(
@@ -50,9 +45,12 @@ def theme() -> gr.themes.Base:
         background_fill_primary_dark="#151d26",
         background_fill_secondary="#f6f8fa",
         background_fill_secondary_dark="#111821",
-        block_background_fill="#ffffff",
-        block_background_fill_dark="#151d26",
-        block_border_width="1px",
+        block_background_fill="transparent",
+        block_background_fill_dark="transparent",
+        panel_background_fill="#ffffff",
+        panel_background_fill_dark="#151d26",
+        block_border_width="0px",
+        block_padding="0px",
         block_border_color="#dde3ea",
         block_border_color_dark="#263241",
         border_color_primary="#dde3ea",
@@ -77,14 +75,33 @@ def theme() -> gr.themes.Base:
         input_border_width="1px",
         input_border_color="#cbd5e1",
         input_border_color_dark="#344256",
-        input_border_color_focus="#137a72",
-        input_border_color_focus_dark="#45b3a8",
-        input_shadow_focus="0 0 0 3px rgba(34, 149, 139, 0.22)",
+        input_border_color_focus="#475569",
+        input_border_color_focus_dark="#93a1b3",
+        input_shadow_focus="0 0 0 3px rgba(100, 116, 139, 0.22)",
+        input_padding="8px",
+        checkbox_background_color_selected="#475569",
+        checkbox_background_color_selected_dark="#64748b",
+        checkbox_border_color_selected="#475569",
+        checkbox_border_color_selected_dark="#64748b",
+        slider_color="#475569",
+        slider_color_dark="#93a1b3",
+        link_text_color="#0f5c8c",
+        link_text_color_dark="#7cc4f5",
         button_primary_background_fill="#137a72",
         button_primary_background_fill_hover="#12625d",
         button_primary_background_fill_dark="#137a72",
-        button_primary_background_fill_hover_dark="#22958b",
+        button_primary_background_fill_hover_dark="#12625d",
         button_primary_text_color="#ffffff",
+        button_primary_text_color_dark="#ffffff",
+        button_large_padding="0 16px",
+        button_large_text_size="14px",
+        button_large_text_weight="600",
+        button_medium_padding="0 16px",
+        button_medium_text_size="14px",
+        button_medium_text_weight="500",
+        button_small_padding="0 12px",
+        button_small_text_size="12px",
+        button_small_text_weight="500",
         button_secondary_background_fill="#ffffff",
         button_secondary_background_fill_hover="#eef2f6",
         button_secondary_background_fill_dark="#1b2530",
@@ -103,17 +120,18 @@ def differs(before: Sequence[Device], now: Sequence[Device]) -> bool:
     )
 
 
-def header(devices: Sequence[Device], logins: bool = False) -> str:
-    """The line at the top of every tab: what this is, what it runs on, and the way out where one logged in."""
-    out = f" · {LOG_OUT}" if logins else ""
-    return (
-        '<div class="studio-head"><h1>LoRA Studio</h1>'
-        '<span class="what">Teach a language model your own way of answering, and compare.</span>'
-        f'<span class="device">{escape(" · ".join(map(str, devices)))}{out}</span></div>'
-    )
+def brand() -> str:
+    """The icon and the product's name."""
+    return render("page.brand", Html(ICON.read_text(encoding="utf-8")))
+
+
+def tools(devices: Sequence[Device], logins: bool = False) -> str:
+    """What stands at the right of the header: device, version, docs, theme switch, help, and the way out of a login."""
+    return render("page.tools", [str(device) for device in devices], __version__, logins)
 
 
 STATIC = Path(__file__).parent / "static"
+ICON = STATIC / "icon.svg"
 # In this order: of two rules that are equally specific, the later one holds.
 STYLES = tuple(STATIC / f"{name}.css" for name in ("markup", "studio", "runs", "evaluate", "export", "chat"))
 SCRIPTS = tuple(STATIC / f"{name}.js" for name in ("page", "clicks", "form", "charts", "connection"))

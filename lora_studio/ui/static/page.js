@@ -9,6 +9,36 @@ addEventListener('hashchange', () => {
   tabs.find((tab) => '#' + tab.dataset.tabId === location.hash)?.click();
 });
 
+// Light or dark, as the person chose last in this browser; without a choice, as the system does.
+{
+  const KEY = 'lora-studio-theme';
+  const asked = new URLSearchParams(location.search).get('__theme');
+  const store = (value) => {
+    try {
+      if (value) localStorage.setItem(KEY, value);
+      return localStorage.getItem(KEY);
+    } catch {
+      return null; // a browser that keeps nothing follows the system
+    }
+  };
+  const chosen = asked ?? store();
+  if (chosen === 'dark' || chosen === 'light') {
+    // Gradio sets its class by the system's theme as it starts, and when that changes.
+    const hold = () => document.body.classList.toggle('dark', (store() ?? chosen) === 'dark');
+    if (!asked) addEventListener('DOMContentLoaded', () => new MutationObserver(hold).observe(document.body, {attributeFilter: ['class']}));
+  }
+  studio.header = ({element}) =>
+    studio.clicks({element}, {
+      here: {
+        theme: () => {
+          const dark = !document.body.classList.contains('dark');
+          store(dark ? 'dark' : 'light');
+          document.body.classList.toggle('dark', dark);
+        },
+      },
+    });
+}
+
 // Writes the tab in sight into the address; of the timers, each named by its tab, those of that tab tick.
 studio.timersInSight = (places) => {
   const open = document.querySelector('#tabs [role=tab][aria-selected=true]').dataset.tabId;
