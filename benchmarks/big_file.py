@@ -23,7 +23,7 @@ from typing import Any
 
 from lora_studio.workspace import model_source
 
-MOST_MEMORY_GB, FIRST_SECONDS, SILENT_SECONDS, SILENT_WORK_SECONDS = 1.5, 3.0, 2.0, 1.0
+MAX_MEMORY_GB, FIRST_SECONDS, SILENT_SECONDS, SILENT_WORK_SECONDS = 1.5, 3.0, 2.0, 1.0
 WORDS = ("the", "of", "model", "train", "row", "token", "quick", "brown", "42", "nothing", "because", "however")
 
 
@@ -45,7 +45,7 @@ def main() -> None:
         print(f"{name}: first statistics {first:.1f} s, {run['rows']:,} rows {run['seconds']:.1f} s, {memory}")
         print(f"  silent for {run['silent_seconds']:.1f} s at most ({run['silent_where']}), {run['reports']} reports")
         print(f"  of own work, silent for {run['silent_work_seconds']:.2f} s at most ({run['silent_work_where']})")
-    wanted = {"peak_gb": MOST_MEMORY_GB, "sample_seconds": FIRST_SECONDS, "silent_seconds": SILENT_SECONDS}
+    wanted = {"peak_gb": MAX_MEMORY_GB, "sample_seconds": FIRST_SECONDS, "silent_seconds": SILENT_SECONDS}
     wanted["silent_work_seconds"] = SILENT_WORK_SECONDS
     print(
         json.dumps({"kind": given.kind, "rows": given.rows, "megabytes": round(megabytes, 1), **runs, "wanted": wanted})

@@ -17,9 +17,9 @@ from typing import Any
 from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.config.presets import presets
 from lora_studio.config.sections import Config
-from lora_studio.engine.runtime import EventLog, Stop
+from lora_studio.engine.runtime import EventLog, StopSignal
 from lora_studio.engine.train import program
-from lora_studio.engine.train.callbacks import Report
+from lora_studio.engine.train.callbacks import ReportCallback
 from lora_studio.jobs.events import PhaseStarted, RunState, fold, from_line
 from lora_studio.runs.health import diagnose
 from lora_studio.ui.curves import Curves
@@ -56,8 +56,8 @@ def measure(folder: Path) -> dict[str, float]:
     run = workspace.create_run("overhead", to_yaml(config), {"created": time.time()})
     clock = Clock()
     for name in ("on_step_begin", "on_step_end", "on_log", "on_prediction_step", "on_evaluate", "on_save"):
-        clock.around(Report, name)
-    program.train(run, resume=False, log=EventLog(run.events), stop=Stop())
+        clock.around(ReportCallback, name)
+    program.train(run, resume=False, log=EventLog(run.events), stop=StopSignal())
     training = training_seconds(run)
     drawing, ticks = draw_second_by_second(run, config)
     return {

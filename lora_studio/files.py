@@ -15,7 +15,7 @@ from lora_studio.errors import StudioError
 JsonObject = dict[str, Any]
 """What a file, a line or a script's answer holds, with keys that it names itself."""
 
-LAST_TIME = 1e11
+MAX_TIME = 1e11
 """Seconds: later than any time that a file of ours can name."""
 
 
@@ -35,7 +35,7 @@ def read_object(path: Path) -> JsonObject:
 
 def is_time(value: Any) -> bool:
     """Whether a value out of a file is a time in seconds that a clock can show."""
-    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value < LAST_TIME
+    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value < MAX_TIME
 
 
 def fits(values: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> bool:

@@ -16,7 +16,7 @@ from lora_studio.config.parsing import parse, read_yaml, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.jobs.events import Evaluated, Event, Finished, PhaseStarted, RunStarted, StepLogged, to_line
 from lora_studio.jobs.launchers.local import LocalWorker, find
-from lora_studio.jobs.queue import Waiting, read_queue
+from lora_studio.jobs.queue import QueueEntry, read_queue
 from lora_studio.ui.form import DRAFT
 from lora_studio.workspace import RunFolder, Workspace
 from tests.serving import PATIENCE, Server, open_tab, visited
@@ -91,7 +91,7 @@ def choose(page: Page, run: RunFolder, title: str) -> None:
     expect(page.locator("#run-headline h2")).to_have_text(title, timeout=PATIENCE)
 
 
-def waiting(page: Page, workspace: Workspace, number: int) -> list[Waiting]:
+def waiting(page: Page, workspace: Workspace, number: int) -> list[QueueEntry]:
     """The queue once so many runs wait in it, on the page beside the one that works, and on the disk."""
     expect(page.locator("#run-queue li")).to_have_count(number + 1, timeout=PATIENCE)
     return read_queue(workspace)
@@ -143,7 +143,7 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
     open_tab(page, "Runs")
     page.locator("#run-epochs input").fill("2")
     page.locator("#run-extend").click()
-    assert waiting(page, workspace, 2) == [retry, Waiting(heart.id, resume=True, extra_epochs=2.0)]
+    assert waiting(page, workspace, 2) == [retry, QueueEntry(heart.id, resume=True, extra_epochs=2.0)]
     expect(page.locator("#run-queue li").last).to_contain_text("goes on for 2 more epochs")
 
     # The queue: up, down, out.

@@ -15,7 +15,7 @@ from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import Evaluated, Finished, Reason, RunStarted, StepLogged, to_line
 from lora_studio.jobs.kinds import EVALUATE, EXPORT
 from lora_studio.jobs.launchers.local import LocalLauncher
-from lora_studio.jobs.queue import Waiting, read_queue, write_queue
+from lora_studio.jobs.queue import QueueEntry, read_queue, write_queue
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.jobs.watcher import keep_folded
 from lora_studio.runs import summary
@@ -87,7 +87,7 @@ class World:
             found = run.events.stat()
             state = Supervisor(workspace).state(run.id)
             keep_folded(run, state, (found.st_size, found.st_mtime_ns))
-        write_queue(workspace, [Waiting(self.waiting.id)])
+        write_queue(workspace, [QueueEntry(self.waiting.id)])
         self.evaluation = evaluation_folders(workspace).create(request().to_dict())
         self.evaluation.complete.write_text(json.dumps(SUMMARY), encoding="utf-8")
         self.export = create(workspace, make_request(workspace, self.bad.id, "zip"))
@@ -190,7 +190,7 @@ def test_a_damaged_queue_is_made_again_of_the_runs_that_were_never_started(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later = world.run("later")
-    expected = [Waiting(world.waiting.id), Waiting(later.id)]
+    expected = [QueueEntry(world.waiting.id), QueueEntry(later.id)]
     for content in ("", "{", '{"run": 1}', "[" * 100_000):
         world.workspace.queue.write_text(content)
         assert read_queue(world.workspace) == expected

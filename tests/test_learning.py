@@ -23,7 +23,7 @@ from lora_studio.workspace import RunFolder, Workspace, shipped_data
 from tools.demo_model.conversations import Dialogue
 from tools.demo_model.pretrain import answers
 
-LONGEST_SECONDS = 90
+MAX_SECONDS = 90
 
 
 def held_out() -> list[Dialogue]:
@@ -73,7 +73,7 @@ def test_an_adapter_learns_the_persona_that_the_base_does_not_have(workspace, qu
     assert exact(loaded) <= 0.05
     add_adapters(loaded, {"pirate": run.adapter})
     assert exact(loaded) >= 0.95
-    assert seconds <= LONGEST_SECONDS
+    assert seconds <= MAX_SECONDS
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from lora_studio.models.hub import API_KEY, PASSWORD, USERS, HubApp
 
 USERS_FILE = "LORA_STUDIO_USERS_FILE"
 OWNER = "owner"
-SHORTEST_KEY = 16
+MIN_KEY = 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")  # a name is also the name of the visitor's folder
 
 
@@ -86,10 +86,10 @@ def read_accounts(users_file: str | None = None, environment: Mapping[str, str] 
 def read_api_key(environment: Mapping[str, str] = os.environ) -> str | None:
     """The key that programs give instead of a login, and that opens what is the owner's; None where there is none."""
     key = environment.get(API_KEY) or None
-    if key is not None and len(key) < SHORTEST_KEY:
+    if key is not None and len(key) < MIN_KEY:
         raise StudioError(
             f"{API_KEY} has {len(key)} characters and could be guessed.",
-            f"Give it {SHORTEST_KEY} or more, for instance what `openssl rand -hex 24` prints.",
+            f"Give it {MIN_KEY} or more, for instance what `openssl rand -hex 24` prints.",
         )
     return key
 
@@ -201,7 +201,7 @@ def checked_proxies(names: Sequence[str]) -> tuple[str, ...]:
 
 
 IDLE_SECONDS = 8 * 3600.0
-LONGEST_SECONDS = 7 * 24 * 3600.0
+MAX_SECONDS = 7 * 24 * 3600.0
 MAX_GUEST_SESSIONS = 1000  # in all: anybody can begin one
 MAX_SESSIONS_OF_ADDRESS = 50  # of guests who come from one address
 MAX_SESSIONS_OF_USER = 50
@@ -269,7 +269,7 @@ class Sessions:
 
     @staticmethod
     def _lives(login: _Login, now: float) -> bool:
-        return now - login.seen < IDLE_SECONDS and now - login.begun < LONGEST_SECONDS
+        return now - login.seen < IDLE_SECONDS and now - login.begun < MAX_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

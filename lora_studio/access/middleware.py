@@ -67,7 +67,7 @@ class LargeRequests:
         self._places += Counter()  # forgets those that have none
 
 
-class Door:
+class AuthMiddleware:
     """ASGI middleware around the whole server."""
 
     def __init__(
@@ -287,7 +287,7 @@ class Door:
         return carrier.headers["set-cookie"]
 
 
-class Gate:
+class OriginMiddleware:
     """ASGI middleware around all others: turns the pages of other sites away before Gradio's answers them.
 
     That one lets any page ask beforehand which headers it may send, and hands it what it asked for. What passes can be

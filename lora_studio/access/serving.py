@@ -14,9 +14,9 @@ from pathlib import Path
 
 from lora_studio.access.accounts import (
     EVERYWHERE,
+    MIN_KEY,
     OWNER,
     PRIVATE_NETWORKS,
-    SHORTEST_KEY,
     USERS_FILE,
     Accounts,
     checked_proxies,
@@ -206,10 +206,10 @@ def from_flags(args: argparse.Namespace, environment: Mapping[str, str] = os.env
 def _token(args: argparse.Namespace, environment: Mapping[str, str]) -> Accounts | None:
     """The owner alone, who is let in by a token: that of the environment, or a new one."""
     token = environment.get(TOKEN) or ""
-    if token and len(token) < SHORTEST_KEY:
+    if token and len(token) < MIN_KEY:
         raise StudioError(
             f"{TOKEN} has {len(token)} characters and could be guessed.",
-            f"Give it {SHORTEST_KEY} or more, or start with --token, which makes one.",
+            f"Give it {MIN_KEY} or more, or start with --token, which makes one.",
         )
     if token and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
         raise StudioError(f"{TOKEN} can't stand in an address.", "Use letters, digits, dots, dashes and underscores.")

@@ -94,7 +94,7 @@ class OpenAi:
         column = ColumnPrompt(adapter=model.adapter, messages=wire.messages_of(request_fields, model.system_prompt))
         who = asker("program", self._services.workspace.policy.owner_id, str(next(self._names)))
         return who, self._services.engine.answer_program(
-            who, model.wanted, column, settings, wire.stops_of(request_fields)
+            who, model.selection, column, settings, wire.stops_of(request_fields)
         )
 
     async def _events(self, request: Request, work: tuple[str, Answers]) -> Events:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lora_studio.chat.choices import Choice, Wanted
+from lora_studio.chat.choices import Choice, ModelSelection
 from lora_studio.config.parsing import ConfigError, parse, plain_words
 from lora_studio.config.sections import Config
 from lora_studio.errors import ApiError, StudioError
@@ -32,7 +32,7 @@ Content = str | list[dict[str, Any]] | None
 Json = dict[str, Any]
 
 
-class Message(BaseModel):
+class RequestMessage(BaseModel):
     """One message; `content` may come in parts, which have to be texts."""
 
     model_config = ConfigDict(extra="ignore")
@@ -49,7 +49,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: list[RequestMessage] = Field(min_length=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float | None = None
@@ -149,23 +149,23 @@ def _text(content: Content) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ListedModel:
     """What a request can name. `adapter` is None for a base."""
 
     id: str
-    wanted: Wanted
+    selection: ModelSelection
     adapter: str | None = None
     system_prompt: str = ""
     created: int = 0
 
     def body(self) -> Json:
-        parent = None if self.adapter is None else self.wanted.base
+        parent = None if self.adapter is None else self.selection.base
         return {"id": self.id, "object": "model", "created": self.created, "owned_by": "lora-studio", "parent": parent}
 
 
-def models(available: Sequence[Choice]) -> list[Model]:
+def models(available: Sequence[Choice]) -> list[ListedModel]:
     """The built-in base, the bases of all adapters, then every run with an adapter, its id naming it."""
-    bases = {DEMO_MODEL: Model(DEMO_MODEL, Wanted(DEMO_MODEL))}
+    bases = {DEMO_MODEL: ListedModel(DEMO_MODEL, ModelSelection(DEMO_MODEL))}
     runs = []
     for choice in available:
         if choice.run is None or choice.value != choice.run.id:
@@ -174,14 +174,14 @@ def models(available: Sequence[Choice]) -> list[Model]:
             card = choice.card()
         except StudioError:
             continue  # the files of one adapter are damaged: the others can answer
-        base = Wanted(card.base, card.revision, card.quantization)
-        bases.setdefault(card.base, Model(card.base, base))
+        base = ModelSelection(card.base, card.revision, card.quantization)
+        bases.setdefault(card.base, ListedModel(card.base, base))
         created = int(choice.run.facts.stat().st_mtime)
-        runs.append(Model(choice.value, _with(base, choice), choice.value, card.system_prompt, created))
+        runs.append(ListedModel(choice.value, _with(base, choice), choice.value, card.system_prompt, created))
     return [*bases.values(), *runs]
 
 
-def model(available: Sequence[Choice], name: str) -> Model:
+def model(available: Sequence[Choice], name: str) -> ListedModel:
     """The model of that id; besides those listed, `RUN/checkpoint-N`. Raises `ApiError` where there is none."""
     for known in models(available):
         if known.id == name:
@@ -189,13 +189,13 @@ def model(available: Sequence[Choice], name: str) -> Model:
     for choice in available:
         if choice.run is not None and choice.value == name:
             card = choice.card()
-            base = Wanted(card.base, card.revision, card.quantization)
-            return Model(name, _with(base, choice), name, card.system_prompt)
+            base = ModelSelection(card.base, card.revision, card.quantization)
+            return ListedModel(name, _with(base, choice), name, card.system_prompt)
     raise ApiError(404, f"There is no model {name!r}; GET /v1/models lists them.", "model_not_found", "model")
 
 
-def _with(base: Wanted, choice: Choice) -> Wanted:
-    return Wanted(base.base, base.revision, base.quantization, ((choice.value, choice.folder),))
+def _with(base: ModelSelection, choice: Choice) -> ModelSelection:
+    return ModelSelection(base.base, base.revision, base.quantization, ((choice.value, choice.folder),))
 
 
 @dataclass(frozen=True, slots=True)

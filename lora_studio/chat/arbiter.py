@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_studio.chat.choices import Wanted
+from lora_studio.chat.choices import ModelSelection
 from lora_studio.errors import StudioError
 from lora_studio.jobs.kinds import TRAIN
 from lora_studio.jobs.protocol import (
@@ -24,7 +24,7 @@ from lora_studio.jobs.protocol import (
     Scored,
     Waiting,
 )
-from lora_studio.jobs.queue import Verdict, model_bytes
+from lora_studio.jobs.queue import MemoryVerdict, model_bytes
 from lora_studio.jobs.session import DeadOnArrivalError, Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hardware import devices
@@ -68,7 +68,7 @@ Answers = Generator[Answer, None, None]
 class ConsentError(StudioError):
     """The memory will hardly do: a person has to say whether to go on."""
 
-    def __init__(self, verdict: Verdict, run: str | None) -> None:
+    def __init__(self, verdict: MemoryVerdict, run: str | None) -> None:
         super().__init__(shortage(verdict, run), "Load it on the page anyway, or choose a smaller base.")
 
 
@@ -107,7 +107,7 @@ class Engine:
         self._waiting: set[str] = set()
         self._loading, self._given_up = False, False  # whether the holder waits for a base, and whether not any more
         self._loaded: Loaded | None = None
-        self._loaded_for: Wanted | None = None
+        self._loaded_for: ModelSelection | None = None
         self._page: tuple[object, float] = (None, 0.0)  # the base that a person used last, and when
 
     @property
@@ -115,7 +115,7 @@ class Engine:
         """What is in memory; nothing once the child has ended."""
         return self._loaded if self._session.running else None
 
-    def holds(self, selection: Wanted) -> bool:
+    def holds(self, selection: ModelSelection) -> bool:
         """Whether this base and these adapters can answer at once."""
         loaded_models = self._loaded_for
         if self.loaded is None or loaded_models is None:
@@ -130,17 +130,24 @@ class Engine:
             return busy[0].title or busy[0].id
         return "another visitor's run" if self._supervisor.working(TRAIN) else None
 
-    def load(self, who: str, selection: Wanted, *, insist: bool = False) -> Answers:
+    def load(self, who: str, selection: ModelSelection, *, force: bool = False) -> Answers:
         """Brings base and adapters into memory; yields `Status` meanwhile."""
-        yield from self._in_turn(who, self._on_page(selection, self._ready(selection, insist=insist)))
+        yield from self._in_turn(who, self._on_page(selection, self._ready(selection, force=force)))
 
-    def answer(self, who: str, selection: Wanted, columns: Sequence[ColumnPrompt], settings: dict[str, Any]) -> Answers:
+    def answer(
+        self, who: str, selection: ModelSelection, columns: Sequence[ColumnPrompt], settings: dict[str, Any]
+    ) -> Answers:
         """Pieces and the result of all columns, after whatever has to be waited for and loaded."""
         request = Generate(columns=list(columns), settings=settings)
         yield from self._in_turn(who, self._on_page(selection, self._answered(selection, request)))
 
     def answer_program(
-        self, who: str, selection: Wanted, column: ColumnPrompt, settings: dict[str, Any], stop: Sequence[str] = ()
+        self,
+        who: str,
+        selection: ModelSelection,
+        column: ColumnPrompt,
+        settings: dict[str, Any],
+        stop: Sequence[str] = (),
     ) -> Answers:
         """One column's answer to a program. Raises `HeldError` where that would take the base from a person's chat.
 
@@ -149,7 +156,7 @@ class Engine:
         request = Generate(columns=[column], settings=settings, stop=list(stop))
         yield from self._in_turn(who, self._behind_the_page(selection, self._answered(selection, request)))
 
-    def score(self, who: str, selection: Wanted, messages: Sequence[dict[str, Any]], text: str) -> Answers:
+    def score(self, who: str, selection: ModelSelection, messages: Sequence[dict[str, Any]], text: str) -> Answers:
         """How likely base and adapters find each token of a text."""
         request = Score(adapters=[name for name, _ in selection.adapters], messages=list(messages), answer=text)
         yield from self._in_turn(who, self._on_page(selection, self._answered(selection, request)))
@@ -213,14 +220,14 @@ class Engine:
         finally:
             self._waiting.discard(who)
 
-    def _on_page(self, selection: Wanted, work: Answers) -> Answers:
+    def _on_page(self, selection: ModelSelection, work: Answers) -> Answers:
         """What a person asks for: the base is kept for them from now on."""
         try:
             yield from work
         finally:
             self._page = selection.of_base, time.monotonic()
 
-    def _behind_the_page(self, selection: Wanted, work: Answers) -> Answers:
+    def _behind_the_page(self, selection: ModelSelection, work: Answers) -> Answers:
         loaded_models, (theirs, used) = self._loaded_for if self.loaded else None, self._page
         recent = time.monotonic() - used < KEPT_SECONDS
         if (
@@ -236,14 +243,14 @@ class Engine:
             )
         yield from work
 
-    def _answered(self, selection: Wanted, request: Request[Any]) -> Answers:
+    def _answered(self, selection: ModelSelection, request: Request[Any]) -> Answers:
         try:
             yield from self._asked(selection, request)
         except DeadOnArrivalError:  # the engine was killed after its last answer: a new one loads and answers
             self._loaded, self._loaded_for = None, None
             yield from self._asked(selection, request)
 
-    def _asked(self, selection: Wanted, request: Request[Any]) -> Answers:
+    def _asked(self, selection: ModelSelection, request: Request[Any]) -> Answers:
         try:
             yield from self._ready(selection)
         except StudioError:
@@ -254,7 +261,7 @@ class Engine:
         with contextlib.closing(self._session.stream(request)) as answers:
             yield from answers
 
-    def _ready(self, selection: Wanted, *, insist: bool = False) -> Answers:
+    def _ready(self, selection: ModelSelection, *, force: bool = False) -> Answers:
         """Loads what is wanted unless it is what is in memory."""
         if self.holds(selection):
             return
@@ -262,7 +269,7 @@ class Engine:
         same_base = (
             loaded is not None and self._loaded_for is not None and self._loaded_for.of_base == selection.of_base
         )
-        if not insist and not same_base:
+        if not force and not same_base:
             verdict = chat_verdict(selection, loaded.memory_bytes if loaded else 0)
             if not verdict.fits:
                 raise ConsentError(verdict, self.run)
@@ -280,20 +287,20 @@ class Engine:
             self._loading = False
 
 
-def chat_bytes(selection: Wanted, device: str, tokens: int | None = None) -> int | None:
+def chat_bytes(selection: ModelSelection, device: str, tokens: int | None = None) -> int | None:
     """Memory of a base with these adapters and so many tokens read or written; else a conversation in each column."""
     tokens_held = RESERVED_TOKENS * (1 + len(selection.adapters)) if tokens is None else tokens
     folders = [folder for _, folder in selection.adapters]
     return model_bytes(selection.base, selection.revision, selection.quantization, folders, device, tokens_held)
 
 
-def chat_verdict(selection: Wanted, loaded_models: int = 0) -> Verdict:
+def chat_verdict(selection: ModelSelection, loaded_models: int = 0) -> MemoryVerdict:
     """`held` is what a chat holds now that goes when this one is loaded."""
     device = devices()[0]
-    return Verdict(chat_bytes(selection, device.kind), device.memory_free + loaded_models, device)
+    return MemoryVerdict(chat_bytes(selection, device.kind), device.memory_free + loaded_models, device)
 
 
-def shortage(verdict: Verdict, run: str | None) -> str:
+def shortage(verdict: MemoryVerdict, run: str | None) -> str:
     """What is needed that the memory will hardly do for, and what there is."""
     suffix = f" while {run} trains on the same device" if run else ""
     return f"Loading this needs about {size(verdict.need or 0)}, and {size(verdict.free)} are free{suffix}."

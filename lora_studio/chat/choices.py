@@ -19,7 +19,7 @@ from lora_studio.models import imports
 from lora_studio.models.adapters import AdapterCard, read_card, together
 from lora_studio.workspace import RunFolder, Workspace, step_of
 
-MOST = 3
+MAX_ADAPTERS = 3
 """Adapters beside the base."""
 FOLDER = "folder:"
 
@@ -128,8 +128,10 @@ def require(available: Sequence[Choice], values: Sequence[str]) -> list[Choice]:
     """The choices of these values, all of one base. Raises `StudioError` where one is gone or does not go with them."""
     if not values:
         raise StudioError("No adapter is chosen.", "Choose one to three above; the base always answers beside them.")
-    if len(values) > MOST:
-        raise StudioError(f"{len(values)} adapters are chosen; at most {MOST} answer beside the base.", "Take one out.")
+    if len(values) > MAX_ADAPTERS:
+        raise StudioError(
+            f"{len(values)} adapters are chosen; at most {MAX_ADAPTERS} answer beside the base.", "Take one out."
+        )
     by_value = {choice.value: choice for choice in available}
     if any(value not in by_value for value in values):
         raise StudioError("An adapter that was chosen is not there any more.", "Choose another one.")
@@ -178,7 +180,7 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ModelSelection:
     """What the engine is to hold: a base, and on it the folders of adapters by the names that columns call them."""
 
     base: str
@@ -201,8 +203,8 @@ class Wanted:
         )
 
 
-def wanted(selected: Sequence[Choice]) -> Wanted:
+def select_models(selected: Sequence[Choice]) -> ModelSelection:
     """What the engine has to hold so that these columns, and the base, can answer."""
     card = selected[0].card()
     adapters = tuple((choice.value, choice.folder) for choice in selected)
-    return Wanted(card.base, card.revision, card.quantization, adapters)
+    return ModelSelection(card.base, card.revision, card.quantization, adapters)

@@ -23,7 +23,7 @@ from lora_studio.errors import LINE, TEST_PROMPT, StudioError, check_length
 from lora_studio.runs.summary import cell
 from lora_studio.workspace import Workspace, safe_name, shipped_data, write_atomically
 
-MOST = 1000
+MAX_PROMPTS = 1000
 EXAMPLES = 4
 
 
@@ -40,8 +40,10 @@ def prompts_of(lines: str) -> list[str]:
     prompts = [line.strip() for line in lines.splitlines() if line.strip()]
     if not prompts:
         raise StudioError("There is no prompt yet.", "Write one a line.")
-    if len(prompts) > MOST:
-        raise StudioError(f"These are {len(prompts):,} prompts; a set has at most {MOST:,}.", "Use the Evaluate tab.")
+    if len(prompts) > MAX_PROMPTS:
+        raise StudioError(
+            f"These are {len(prompts):,} prompts; a set has at most {MAX_PROMPTS:,}.", "Use the Evaluate tab."
+        )
     for prompt in prompts:
         check_length("A prompt", prompt, TEST_PROMPT)
     return prompts
@@ -119,7 +121,7 @@ class Vote:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class VoteTally:
     """How often `first` was better than `second`, and the reverse, in votes in which both answered."""
 
     first: str
@@ -171,7 +173,7 @@ def read_votes(workspace: Workspace) -> list[Vote]:
     return votes
 
 
-def tallies(votes: Sequence[Vote]) -> list[Tally]:
+def tallies(votes: Sequence[Vote]) -> list[VoteTally]:
     """Every pair that was compared, in the order of its names; an adapter comes before the base."""
     counts: dict[tuple[str, str], list[int]] = {}
     for vote in votes:
@@ -180,7 +182,7 @@ def tallies(votes: Sequence[Vote]) -> list[Tally]:
             if vote.best in (TIE, first, second):  # two that both lost to a third were not compared
                 place = counts.setdefault((vote.names[first], vote.names[second]), [0, 0, 0])
                 place[2 if vote.best == TIE else 0 if vote.best == first else 1] += 1
-    return [Tally(first, second, *result) for (first, second), result in sorted(counts.items())]
+    return [VoteTally(first, second, *result) for (first, second), result in sorted(counts.items())]
 
 
 def pairs(votes: Sequence[Vote]) -> Iterator[dict[str, Any]]:
@@ -205,24 +207,24 @@ def votes_as_jsonl(votes: Sequence[Vote]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class StarterQuestion:
     """A question that the training did not see, with the system prompt that it was asked with in the data."""
 
     question: str
     system: str
 
 
-def examples(config: Config | None) -> list[Example]:
+def examples(config: Config | None) -> list[StarterQuestion]:
     """Questions out of the held-out file of a data set that comes with the studio; none for other data."""
     shipped = shipped_data().get(config.data.train_file) if config else None
     return list(_examples(shipped.heldout, config.data.system_prompt)) if shipped and config else []
 
 
 @lru_cache(64)  # the file comes with the studio and does not change
-def _examples(heldout: Path, system_prompt: str | None) -> tuple[Example, ...]:
+def _examples(heldout: Path, system_prompt: str | None) -> tuple[StarterQuestion, ...]:
     records = read_records(heldout).records
     shape = detect_format(records)
-    by_question: dict[str, Example] = {}
+    by_question: dict[str, StarterQuestion] = {}
     for record in records[:: max(1, len(records) // (3 * EXAMPLES))]:
         try:
             messages = convert(record, shape, system_prompt).messages
@@ -230,11 +232,11 @@ def _examples(heldout: Path, system_prompt: str | None) -> tuple[Example, ...]:
             continue  # a bad row makes no question
         by_role = {message.role: message.content for message in reversed(messages)}
         if "user" in by_role:
-            by_question.setdefault(by_role["user"], Example(by_role["user"], by_role.get("system", "")))
+            by_question.setdefault(by_role["user"], StarterQuestion(by_role["user"], by_role.get("system", "")))
     return tuple(by_question.values())[:EXAMPLES]
 
 
-def examples_for(choices: Sequence[Choice]) -> list[Example]:
+def examples_for(choices: Sequence[Choice]) -> list[StarterQuestion]:
     """Questions to begin with, out of the data of the first choice's run."""
     try:
         return examples(choices[0].config()) if choices else []

@@ -66,7 +66,7 @@ def inspect(workspace: Workspace, args: argparse.Namespace) -> int:
             cache_folder=str(workspace.cache_folder),
             **settings,
         )
-        analysis = session.call(request, on_progress=Phases().show).report
+        analysis = session.call(request, on_progress=PhaseLines().show).report
         if args.save_bad_rows:
             saved = session.call(SaveBadRows(path=str(_new_file(args.save_bad_rows)))).rows
             verb = "is" if saved == 1 else "are"
@@ -96,7 +96,7 @@ def _percentiles(text: str) -> list[float]:
         ) from None
 
 
-class Phases:
+class PhaseLines:
     """Names each phase of the work, how far a long one is, and what a first look at a large file shows."""
 
     def __init__(self) -> None:

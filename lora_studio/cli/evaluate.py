@@ -11,7 +11,7 @@ from lora_studio.cli.settings import overrides
 from lora_studio.config.parsing import nest, parse
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import request as evaluating
-from lora_studio.evaluate.request import Request, evaluation, evaluations, make_request, request_of
+from lora_studio.evaluate.request import EvaluationRequest, evaluation, evaluations, make_request, request_of
 from lora_studio.files import JsonObject
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
@@ -68,7 +68,7 @@ def tell_to_end(
     return exit_code(state, jobs.exit_code(folder.id))
 
 
-def _unfinished(workspace: Workspace, jobs: Supervisor, request: Request) -> EvaluationFolder:
+def _unfinished(workspace: Workspace, jobs: Supervisor, request: EvaluationRequest) -> EvaluationFolder:
     """The newest evaluation that was asked for in the same words and ended early."""
     for folder in evaluations(workspace):
         state = jobs.state(folder.id)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lora_studio.cli.output import print_json, say, table
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import KINDS, TRAIN
-from lora_studio.jobs.queue import Waiting, is_shown
+from lora_studio.jobs.queue import QueueEntry, is_shown
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.runs.summary import pace_of, short
 from lora_studio.units import duration
@@ -137,5 +137,5 @@ def list_queue(supervisor: Supervisor, as_json: bool) -> int:
     return 0
 
 
-def _title(supervisor: Supervisor, entry: Waiting) -> str:
+def _title(supervisor: Supervisor, entry: QueueEntry) -> str:
     return supervisor.state(entry.job).title if is_shown(supervisor.workspace, entry) else ""

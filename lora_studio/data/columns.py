@@ -68,7 +68,7 @@ def spread(records: Sequence[Record]) -> list[Record]:
     return list(records[::step][:SAMPLE])
 
 
-class Columns:
+class ColumnSample:
     """The columns of sample rows by plain name: lower case, underscores, also without a plural s."""
 
     def __init__(self, sample: Sequence[Record]) -> None:

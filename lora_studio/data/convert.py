@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import compress
 from typing import Any
 
-from lora_studio.data.columns import ASSISTANT, TOOLS, Columns, is_turns, may_be_turns
+from lora_studio.data.columns import ASSISTANT, TOOLS, ColumnSample, is_turns, may_be_turns
 from lora_studio.data.columns import MEDIA as MEDIA_COLUMNS
 from lora_studio.data.dialogues import NO_MARKS, Marks, parse_dialogue
 from lora_studio.data.mapping import Format, fill, places
@@ -55,13 +55,13 @@ ANSWERS = ("generation", "solution", "solutions", "code", "python_solution", "ed
 _HEADINGS = {"input": "Input", "output": "Output", "constraints": "Constraints", "examples": "Examples", "note": "Note"}
 
 
-def lacks_solution(columns: Columns) -> bool:
+def lacks_solution(columns: ColumnSample) -> bool:
     """Whether the rows describe problems, but none of their columns can be the solution."""
     described = columns.find(STATEMENT) and any(columns.find(aliases) for aliases in SECTIONS.values())
     return bool(described) and find_problem(columns) is None
 
 
-def find_problem(columns: Columns) -> dict[str, str] | None:
+def find_problem(columns: ColumnSample) -> dict[str, str] | None:
     """Columns of a problem and its solution by part; None if the rows are not problems.
 
     What the output is to look like is never the answer; a column named `output` alone may be.

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_studio.data import columns as names
-from lora_studio.data.columns import Columns, quoted
+from lora_studio.data.columns import ColumnSample, quoted
 from lora_studio.data.convert import lacks_solution
 from lora_studio.data.mapping import Format, Mapping, ReadingError, places
 from lora_studio.data.turns import held_turns, role_of
@@ -20,11 +20,11 @@ BY_MAPPING = (
 )
 _OPTION = re.compile(r"(?:(?:option|choice|answer|opt|op|sol|solution|ending|candidate|alternative)_?)?([a-j]|\d)")
 _LISTED = ("choices", "options", "endings", "candidates", "alternatives", "answers", "mc_choices")
-_MOSTLY = 0.8
+_MIN_SHARE = 0.8
 _LETTERS = "abcdefghij"
 
 
-def second_texts(columns: Columns, text: str) -> list[str]:
+def second_texts(columns: ColumnSample, text: str) -> list[str]:
     """Other columns with content beside a text column, titles excepted."""
     helpers = [columns.find(aliases) for aliases in (names.SYSTEM, names.REASONING, names.HISTORY, names.TOOLS)]
     titles = columns.find_all(names.TITLES)
@@ -32,18 +32,18 @@ def second_texts(columns: Columns, text: str) -> list[str]:
     return [name for name in filled if name not in (text, *helpers, *titles)]
 
 
-def single_messages(columns: Columns) -> list[str]:
+def single_messages(columns: ColumnSample) -> list[str]:
     """The columns which show that each row is a single message; [] for rows that are whole conversations."""
     role = columns.find(("role", "from", "speaker", "sender"))
     spoken = columns.values_as_text(role) if role else []
     roles = [name for name in map(role_of, spoken) if name]
     parent = columns.find(names.THREADS)
-    speaks = bool(spoken) and len(roles) >= _MOSTLY * len(spoken) and (parent or len(set(roles)) > 1)
+    speaks = bool(spoken) and len(roles) >= _MIN_SHARE * len(spoken) and (parent or len(set(roles)) > 1)
     linked = columns.find(("parent_id",)) and columns.find(("message_id", "message_tree_id"))
     return [name for name in (role, parent) if name] if speaks or linked else []
 
 
-def no_reading(columns: Columns, by_order: Sequence[Format]) -> ReadingError:
+def no_reading(columns: ColumnSample, by_order: Sequence[Format]) -> ReadingError:
     """Why the rows can't be read without a person's word; `by_order` are the readings that a person may choose from."""
     single = single_messages(columns)
     if single:
@@ -73,7 +73,7 @@ def no_reading(columns: Columns, by_order: Sequence[Format]) -> ReadingError:
     )
 
 
-def sparse_answers(columns: Columns, shape: Format) -> str:
+def sparse_answers(columns: ColumnSample, shape: Format) -> str:
     """A note on columns named like answers that are filled in fewer rows than the answer column."""
     used = answer_of(shape)
     aside = [name for name in columns.find_all(names.ASSISTANT) if name not in shape.columns.values()]
@@ -87,7 +87,7 @@ def answer_of(shape: Format) -> str | None:
     return shape.columns.get("completion") or shape.columns.get("output")
 
 
-def with_options(columns: Columns, shape: Format) -> Format | None:
+def with_options(columns: ColumnSample, shape: Format) -> Format | None:
     """The format that adds multiple-choice options to the question; None if the answers name no option."""
     answer, question = answer_of(shape), shape.columns.get("prompt") or shape.columns.get("instruction")
     options = _option_columns(columns, shape, columns.values(answer)) if answer else {}
@@ -105,7 +105,7 @@ def with_options(columns: Columns, shape: Format) -> Format | None:
     return Format("mapped", {"completion": answer, **helpers}, mapping=mapping)
 
 
-def _option_columns(columns: Columns, shape: Format, answers: Sequence[Any]) -> dict[str, str]:
+def _option_columns(columns: ColumnSample, shape: Format, answers: Sequence[Any]) -> dict[str, str]:
     """Unused columns that the answers refer to, keyed by letter, number or name."""
     aside = [name for name in columns.names if name not in shape.columns.values() and columns.values(name)]
     answer_keys = [_key(value) for value in answers]
@@ -114,7 +114,7 @@ def _option_columns(columns: Columns, shape: Format, answers: Sequence[Any]) -> 
     counted = dict(enumerate(lettered.values(), 0 if "0" in answer_keys else 1))
     numbered = {str(place): name for place, name in counted.items()}
     for keys in (numbered, lettered, by_name) if "0" in answer_keys else (lettered, numbered, by_name):
-        if len(keys) > 1 and answer_keys and sum(key in keys for key in answer_keys) >= _MOSTLY * len(answer_keys):
+        if len(keys) > 1 and answer_keys and sum(key in keys for key in answer_keys) >= _MIN_SHARE * len(answer_keys):
             upper = any(str(value).strip("(). ").isupper() for value in answers)
             return {key.upper() if upper and keys is lettered else key: name for key, name in keys.items()}
     return {}
@@ -124,7 +124,7 @@ def _key(value: Any) -> str:
     return str(value).strip().rstrip(".)").lstrip("(").lower()
 
 
-def pointed_list(columns: Columns, shape: Format) -> str | None:
+def pointed_list(columns: ColumnSample, shape: Format) -> str | None:
     """An unused column with a list of options that the answers index by number or letter."""
     answer, listed = answer_of(shape), columns.find(_LISTED, without=shape.columns.values())
     if not answer or not listed:
@@ -132,7 +132,7 @@ def pointed_list(columns: Columns, shape: Format) -> str | None:
     rows = [record.fields for record in columns.sample]
     rows = [row for row in rows if row.get(answer) is not None and len(_options(row.get(listed))) > 1]
     points = [_points(_key(row[answer]), _options(row[listed])) for row in rows]
-    return listed if points and sum(points) >= _MOSTLY * len(points) else None
+    return listed if points and sum(points) >= _MIN_SHARE * len(points) else None
 
 
 def _options(value: Any) -> list[Any]:
@@ -159,7 +159,7 @@ _SECTIONS = ("title", "description", "input", "output", "constraints", "examples
 _THOUGHT = "<think>"
 
 
-def describe_format(shape: Format, columns: Columns) -> Format:
+def describe_format(shape: Format, columns: ColumnSample) -> Format:
     """The format with its description, which names unused columns too."""
     part = {key: quoted([name]) for key, name in shape.columns.items()}
     words = _main(shape, part)

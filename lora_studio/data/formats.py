@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lora_studio.data import columns as names
-from lora_studio.data.columns import Columns, is_turns, may_be_turns, quoted, spread
+from lora_studio.data.columns import ColumnSample, is_turns, may_be_turns, quoted, spread
 from lora_studio.data.convert import STATEMENT, convert, find_problem, is_mark
 from lora_studio.data.dialogues import MIN_SHARE, Marks, marks_of
 from lora_studio.data.format_questions import (
@@ -46,7 +46,7 @@ def detect_format(records: Sequence[Record], goal: str = "answers") -> Format:
     Of rows marked good or bad the good answers can be learned from; compared are pairs alone.
     Raises StudioError for unknown shapes and for those that the goal can't use.
     """
-    columns = Columns(spread(records))
+    columns = ColumnSample(spread(records))
     readings = _readings(columns)
     if goal == "any" and readings and readings[0].name == "preference":
         return readings[0]
@@ -72,7 +72,7 @@ def detect_formats(records: Sequence[Record]) -> list[Format]:
 
     Columns of text whose names say nothing are offered in each way.
     """
-    columns = Columns(spread(records))
+    columns = ColumnSample(spread(records))
     return _with_question(_readings(columns) or _by_order(columns))
 
 
@@ -83,7 +83,7 @@ def _with_question(readings: Sequence[Format]) -> list[Format]:
 
 def apply_mapping(mapping: Mapping, records: Sequence[Record], goal: str = "answers") -> Format:
     """The reading that a person gives. Raises StudioError with all that does not fit the rows or the goal."""
-    columns = Columns(spread(records))
+    columns = ColumnSample(spread(records))
     mapping.check(columns.names)
     parts = mapping.columns()
     renamed = {"user": "prompt", "assistant": "completion"}
@@ -123,7 +123,7 @@ def _name_of(mapping: Mapping) -> str:
     return "text" if mapping.text else "dialogue" if mapping.dialogue else "mapped"
 
 
-def _readings(columns: Columns) -> list[Format]:
+def _readings(columns: ColumnSample) -> list[Format]:
     """The formats that fit most rows, by likelihood."""
     tokenised = _tokenised(columns)
     if tokenised:
@@ -143,7 +143,7 @@ def _readings(columns: Columns) -> list[Format]:
     return [_with_notes(describe_format(shape, columns), columns) for shape in likely]
 
 
-def _with_notes(shape: Format, columns: Columns) -> Format:
+def _with_notes(shape: Format, columns: ColumnSample) -> Format:
     """The format with a note on unused columns that the answers may need."""
     words, listed = shape.words + sparse_answers(columns, shape), pointed_list(columns, shape)
     if listed:
@@ -151,7 +151,7 @@ def _with_notes(shape: Format, columns: Columns) -> Format:
     return replace(shape, words=words)
 
 
-def _fit(columns: Columns, shape: Format) -> float:
+def _fit(columns: ColumnSample, shape: Format) -> float:
     needed = [name for part, name in shape.columns.items() if part not in _OPTIONAL]
     if "description" in shape.columns and "messages" in shape.columns:
         needed.remove(shape.columns["messages"])
@@ -159,7 +159,7 @@ def _fit(columns: Columns, shape: Format) -> float:
     return sum(rows) / max(len(rows), 1)
 
 
-def _turns(columns: Columns) -> Format | None:
+def _turns(columns: ColumnSample) -> Format | None:
     by_name = columns.find(names.TURNS)
     name = by_name if by_name and any(map(may_be_turns, columns.values(by_name))) else None
     if name is None:
@@ -180,7 +180,7 @@ def _turns(columns: Columns) -> Format | None:
     return Format("messages" if openai else "sharegpt", _present(parts))
 
 
-def _problem(columns: Columns) -> list[Format]:
+def _problem(columns: ColumnSample) -> list[Format]:
     """Problems in columns, with turns that only some rows have; if all rows have turns, []."""
     parts = find_problem(columns)
     turns = columns.find(names.TURNS)
@@ -190,7 +190,7 @@ def _problem(columns: Columns) -> list[Format]:
     return [Format("problem", _present({**parts, "messages": with_turns, "system": columns.find(names.SYSTEM)}))]
 
 
-def _pairs(columns: Columns) -> list[Format]:
+def _pairs(columns: ColumnSample) -> list[Format]:
     """Formats of a question and an answer column; one for each plausible answer column.
 
     The second may bear any name where it is the only other text that says something of its own.
@@ -211,7 +211,7 @@ def _pairs(columns: Columns) -> list[Format]:
     return [_pair(columns, user, answer, user == instruction) for answer in answers]
 
 
-def _answers(columns: Columns, user: str | None) -> list[str]:
+def _answers(columns: ColumnSample, user: str | None) -> list[str]:
     """The columns that may be the answer, the likeliest first.
 
     They are named so; where those are sparse and one other text is filled, it is that.
@@ -228,14 +228,14 @@ def _answers(columns: Columns, user: str | None) -> list[str]:
     return [*by_name[:1], *(name for name in like if name not in (columns.find(names.EXTRA), *columns.compared()))]
 
 
-def _others(columns: Columns, *excluded: str | None) -> list[str]:
+def _others(columns: ColumnSample, *excluded: str | None) -> list[str]:
     """Other text columns that may be a question or an answer."""
     helpers = [columns.find(aliases) for aliases in (names.SYSTEM, names.HISTORY, names.TOOLS, names.REASONING)]
     free = [name for name in columns.contents() if name not in (*excluded, *helpers)]
     return [name for name in free if not columns.is_description(name)]
 
 
-def _pair(columns: Columns, user: str, answer: str, instruction: bool) -> Format:
+def _pair(columns: ColumnSample, user: str, answer: str, instruction: bool) -> Format:
     reasoning = columns.find(names.REASONING, without=[answer])
     extra = columns.find(names.EXTRA, without=[user, answer])
     if extra is None:
@@ -251,7 +251,7 @@ def _pair(columns: Columns, user: str, answer: str, instruction: bool) -> Format
     return Format("prompt_completion", _present(shape))
 
 
-def _subject_column(columns: Columns, user: str, answer: str) -> str | None:
+def _subject_column(columns: ColumnSample, user: str, answer: str) -> str | None:
     """The column that a constant question refers to: one named like a question, or the only other text."""
     answers = {*columns.find_all(names.ASSISTANT), *columns.compared()}
     free = [name for name in _others(columns, user, answer) if name not in answers and not columns.is_class(name)]
@@ -259,7 +259,7 @@ def _subject_column(columns: Columns, user: str, answer: str) -> str | None:
     return next(iter(by_name), free[0] if len(free) == 1 else None)
 
 
-def _texts(columns: Columns, alone: bool) -> list[Format]:
+def _texts(columns: ColumnSample, alone: bool) -> list[Format]:
     """Plain text, and before it the dialogue that most texts are written as; a text with a title may answer to that.
 
     `alone`: a column of any name is plain text where no other says anything of its own.
@@ -274,7 +274,7 @@ def _texts(columns: Columns, alone: bool) -> list[Format]:
     return [*([dialogue] if marks else []), Format("text", {"text": name}), *([pair] if title else [])]
 
 
-def _only_text(columns: Columns) -> str | None:
+def _only_text(columns: ColumnSample) -> str | None:
     """The only column with content, unless it is a question without an answer."""
     texts = columns.contents()
     remaining = [name for name in columns.names if name not in texts]
@@ -283,7 +283,7 @@ def _only_text(columns: Columns) -> str | None:
     return texts[0] if len(texts) == 1 and idle and not asks else None
 
 
-def _tokenised(columns: Columns) -> Format | None:
+def _tokenised(columns: ColumnSample) -> Format | None:
     ids = columns.find(("input_ids",))
     if ids and any(isinstance(value, list) and value and isinstance(value[0], int) for value in columns.values(ids)):
         labels = columns.find(("labels",), without=[ids])
@@ -292,7 +292,7 @@ def _tokenised(columns: Columns) -> Format | None:
     return None
 
 
-def _preference(columns: Columns) -> Format | None:
+def _preference(columns: ColumnSample) -> Format | None:
     pair = columns.compared()
     if not pair:
         return None
@@ -310,7 +310,7 @@ def _preference(columns: Columns) -> Format | None:
     return Format("preference", _present(parts))
 
 
-def _marks(shape: Format, columns: Columns, least: float = MIN_SHARE) -> Marks | None:
+def _marks(shape: Format, columns: ColumnSample, least: float = MIN_SHARE) -> Marks | None:
     """The turn marks of a dialogue column, or of both sides of a comparison; None without marks.
 
     A prompt and its answers in columns of their own may be such a text as well, rendered by a chat template.
@@ -334,12 +334,12 @@ def _marks(shape: Format, columns: Columns, least: float = MIN_SHARE) -> Marks |
     )
 
 
-def _is_prompt_of(columns: Columns, user: str) -> bool:
+def _is_prompt_of(columns: ColumnSample, user: str) -> bool:
     """Whether a column holds a prompt, by itself or as turns, in most rows."""
     return columns.share(user) >= 0.8
 
 
-def _marked(columns: Columns) -> Format | None:
+def _marked(columns: ColumnSample) -> Format | None:
     """KTO data: answers with a good/bad label in most rows; a row without a valid label is bad."""
     label = columns.find(names.LABEL)
     marks = columns.values(label) if label else []
@@ -351,7 +351,7 @@ def _marked(columns: Columns) -> Format | None:
     return Format("kto", {**answers.columns, "label": label})
 
 
-def _answers_beside(columns: Columns, compared: Format, candidates: list[Format]) -> bool:
+def _answers_beside(columns: ColumnSample, compared: Format, candidates: list[Format]) -> bool:
     """Whether the rows have an answer column besides the compared ones."""
     if not candidates:
         return False
@@ -363,14 +363,14 @@ def _answers_beside(columns: Columns, compared: Format, candidates: list[Format]
     return turns != compared.columns["chosen"] and _ends_in_answers(columns, turns)
 
 
-def _ends_in_answers(columns: Columns, name: str) -> bool:
+def _ends_in_answers(columns: ColumnSample, name: str) -> bool:
     """Whether most lists of turns in a column end with the assistant's."""
     turns = [held_turns(value) for value in columns.values(name) if is_turns(value)]
     ends = [role_of(turn[-1].get("role", turn[-1].get("from"))) for turn in turns if isinstance(turn[-1], dict)]
     return 2 * ends.count("assistant") > len(turns)
 
 
-def _by_order(columns: Columns) -> list[Format]:
+def _by_order(columns: ColumnSample) -> list[Format]:
     """Candidate formats for text columns with unknown names, by column order."""
     text = columns.find(names.TEXT)
     candidates = second_texts(columns, text) if text else []

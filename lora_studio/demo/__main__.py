@@ -17,7 +17,7 @@ from lora_studio.jobs.events import RunState, read_state
 from lora_studio.workspace import RunFolder, Workspace, shipped_data
 
 SHOWN = 5
-LONGEST_ANSWER = 128
+MAX_NEW_TOKENS = 128
 
 
 def main() -> int:
@@ -81,7 +81,7 @@ def compare(config: Config, run: RunFolder) -> None:
     file = read_asked_file(heldout, loaded.tokenizer, {BASE: voice, ADAPTER: voice})
     columns = {BASE: None, ADAPTER: ADAPTER}
     task = Task("text", "The persona's answers are free text.")
-    settings = config.generation.model_copy(update={"max_new_tokens": LONGEST_ANSWER})
+    settings = config.generation.model_copy(update={"max_new_tokens": MAX_NEW_TOKENS})
     batches = answer_in_batches(loaded, file.rows, columns, task, settings, batch_size=16)
     answered = sorted((row for batch in batches for row in batch), key=lambda row: row["row"])
     for row in answered[:SHOWN]:

@@ -40,7 +40,7 @@ class Stopped(BaseException):
     """The user asked for an end. Not an `Exception`: a library that catches those must not swallow it."""
 
 
-class Stop:
+class StopSignal:
     """`asked` once a stop was asked for. Until `finish_step_first` the signal itself raises `Stopped`.
 
     It is `cut_short` once it did so: libraries that are loading swallow it or make an error of it, and any error after
@@ -154,7 +154,7 @@ class Child(Generic[Folder]):
 
     folder: Folder
     resume: bool
-    stop: Stop
+    stop: StopSignal
     log: EventLog
 
 
@@ -176,7 +176,7 @@ def begin(
     if resumes:
         parser.add_argument("--resume", action="store_true")
     options = vars(parser.parse_args(arguments))
-    stop = Stop()
+    stop = StopSignal()
     stop.listen()
     folder = kind(options["folder"].resolve())
     if not request_file(folder).is_file():
@@ -206,7 +206,7 @@ class Explained:
     hint: str
 
 
-def ending_of(work: Callable[[], None], stop: Stop, *, explain: Callable[[Exception], Explained]) -> Ending:
+def ending_of(work: Callable[[], None], stop: StopSignal, *, explain: Callable[[Exception], Explained]) -> Ending:
     """Does the work and says how it ended; `explain` puts errors that nobody foresaw into words."""
     when_stopped = Ending(STOPPED, "stopped", Reason.STOPPED)
     try:
@@ -231,7 +231,7 @@ def unexpected(work: str, error: Exception, hint: str) -> Explained:
     return Explained(Reason.INTERNAL_ERROR, f"{work} ended with an error: {type(error).__name__}: {first}", hint)
 
 
-def last_word(log: EventLog, ending: Ending, step: int = 0) -> int:
+def emit_finished(log: EventLog, ending: Ending, step: int = 0) -> int:
     """Writes the last event and returns the exit code."""
     log.emit(Finished(time.time(), ending.state, step, ending.message, ending.hint, ending.reason))
     print(f"{ending.state}: {ending.message} {ending.hint}".strip(": "), flush=True)

@@ -20,7 +20,7 @@ from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.jobs.kinds import BENCHMARK, EVALUATE, BenchmarkFolder, EvaluationFolder, JobFolders, damaged_request
-from lora_studio.jobs.queue import Verdict, verdict
+from lora_studio.jobs.queue import MemoryVerdict, verdict
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapters import named_adapter, read_card
 from lora_studio.workspace import RunFolder, Workspace, model_source, shipped_data
@@ -42,7 +42,7 @@ class Measuring(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class EvaluatedColumn:
     """Who answers: `name` is what the files call it, `folder` the adapter's ("" for the base), `run` whose it is."""
 
     name: str
@@ -52,7 +52,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class EvaluationRequest:
     """What is to be evaluated. The base stands first among the columns, where it is one of them.
 
     `mapping` says which column of the file is what, None recognises it; where `mapping_from` is `OF_RUN`, it counts for
@@ -61,7 +61,7 @@ class Request:
 
     title: str
     data: str
-    columns: tuple[Column, ...]
+    columns: tuple[EvaluatedColumn, ...]
     labels: tuple[str, ...]
     labels_from: str
     measuring: Measuring
@@ -86,11 +86,11 @@ class Request:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Request":
+    def from_dict(cls, values: Mapping[str, Any]) -> "EvaluationRequest":
         return cls(
             values["title"],
             values["data"],
-            tuple(Column(**column) for column in values["columns"]),
+            tuple(EvaluatedColumn(**column) for column in values["columns"]),
             tuple(values["labels"]),
             values["labels_from"],
             Measuring(**values["measuring"]),
@@ -101,14 +101,14 @@ class Request:
         )
 
     @property
-    def adapters(self) -> tuple[Column, ...]:
+    def adapters(self) -> tuple[EvaluatedColumn, ...]:
         return tuple(column for column in self.columns if column.folder)
 
 
-def request_of(folder: EvaluationFolder) -> Request:
+def request_of(folder: EvaluationFolder) -> EvaluationRequest:
     """What was asked for. Raises `StudioError` where its file is damaged."""
     try:
-        return Request.from_dict(folder.read_facts())
+        return EvaluationRequest.from_dict(folder.read_facts())
     except (TypeError, KeyError, AttributeError, ValueError):
         raise damaged_request(folder) from None
 
@@ -124,7 +124,7 @@ def make_request(
     encoding: str | None = None,
     measuring: Mapping[str, Any] | None = None,
     generation: Mapping[str, Any] | None = None,
-) -> Request:
+) -> EvaluationRequest:
     """What a person asked for, checked. Adapters are named by run, RUN/checkpoint-N or folder.
 
     Labels, a mapping and an encoding that are not named are those of the first adapter's run. A shipped data set's name
@@ -148,10 +148,10 @@ def make_request(
     path = Path(data).expanduser()
     shipped = shipped_data().get(data)
     where = str(shipped.heldout) if shipped else str(path.resolve()) if os.path.exists(path) else data
-    return Request(
+    return EvaluationRequest(
         title=f"{columns[0].title} on {shipped.title if shipped else path.name}",
         data=where,
-        columns=tuple([Column(BASE, "Base")] * compare + columns),
+        columns=tuple([EvaluatedColumn(BASE, "Base")] * compare + columns),
         labels=label_names,
         labels_from=origin if label_names else "",
         measuring=checked(measuring or {}),
@@ -171,12 +171,14 @@ def checked(values: Mapping[str, Any]) -> Measuring:
     return Measuring(**{name: value for name, value in values.items() if value is not None})
 
 
-def _column(workspace: Workspace, name: str, number: int) -> Column:
+def _column(workspace: Workspace, name: str, number: int) -> EvaluatedColumn:
     adapter = named_adapter(workspace, name)
-    return Column(ADAPTER if number == 1 else f"{ADAPTER}{number}", adapter.title, str(adapter.folder), adapter.run)
+    return EvaluatedColumn(
+        ADAPTER if number == 1 else f"{ADAPTER}{number}", adapter.title, str(adapter.folder), adapter.run
+    )
 
 
-def _config_of(workspace: Workspace, column: Column) -> Config:
+def _config_of(workspace: Workspace, column: EvaluatedColumn) -> Config:
     """The settings of an adapter's run; the defaults for one from elsewhere."""
     return parse(read_yaml(RunFolder(workspace.runs_folder / column.run).config)) if column.run else Config()
 
@@ -186,7 +188,7 @@ def folders(workspace: Workspace) -> JobFolders[EvaluationFolder]:
     return JobFolders(workspace, workspace.evaluations_folder, EvaluationFolder, "evaluation")
 
 
-def create(workspace: Workspace, request: Request) -> EvaluationFolder:
+def create(workspace: Workspace, request: EvaluationRequest) -> EvaluationFolder:
     """A new evaluation's folder."""
     return folders(workspace).create(request.to_dict())
 
@@ -217,7 +219,7 @@ PROMPT_TOKENS = 512
 """Tokens of a test file's row that are reckoned with before its answer."""
 
 
-def start(supervisor: Supervisor, request: Request, *, at_once: bool = False) -> str:
+def start(supervisor: Supervisor, request: EvaluationRequest, *, at_once: bool = False) -> str:
     """Makes the evaluation's folder and starts its worker, or queues it while another job holds the device; its id.
 
     With `at_once` it begins at once: whoever asks for that has looked whether the memory will do (`memory_for`).
@@ -229,7 +231,7 @@ def start(supervisor: Supervisor, request: Request, *, at_once: bool = False) ->
     return supervisor.submit(EVALUATE, partial(create, workspace, request), at_once=at_once)
 
 
-def memory_for(request: Request) -> Verdict:
+def memory_for(request: EvaluationRequest) -> MemoryVerdict:
     """Whether an evaluation fits beside what is in memory now."""
     card = read_card(Path(request.adapters[0].folder))
     row_tokens = PROMPT_TOKENS + request.generation.max_new_tokens
@@ -238,7 +240,7 @@ def memory_for(request: Request) -> Verdict:
     return verdict(card.base, card.revision, card.quantization, folders, tokens)
 
 
-def check_beside(memory: Verdict) -> None:
+def check_beside(memory: MemoryVerdict) -> None:
     """Raises `StudioError` where the memory will not do for a job beside what works."""
     if memory.need is not None and not memory.fits:
         raise StudioError(

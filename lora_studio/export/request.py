@@ -16,7 +16,7 @@ from lora_studio.errors import StudioError
 from lora_studio.export.targets import TARGETS, Sizes, Target, sizes_of
 from lora_studio.files import JsonObject
 from lora_studio.jobs.kinds import EXPORT, ExportFolder, JobFolders, damaged_request
-from lora_studio.jobs.queue import Verdict, verdict
+from lora_studio.jobs.queue import MemoryVerdict, verdict
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapter_files import read_lora
 from lora_studio.models.adapters import named_adapter, read_card
@@ -45,7 +45,7 @@ PHASES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ExportRequest:
     """What is to be taken away, and how.
 
     `adapter_title` is what the adapter is called, `folder` where it is, `run` the id of the run that trained it ("" for
@@ -67,16 +67,16 @@ class Request:
             object.__setattr__(self, "adapter_title", str(self.title).rpartition(":")[0])
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Request":
+    def from_dict(cls, values: Mapping[str, Any]) -> "ExportRequest":
         return cls(
             **{name: value for name, value in values.items() if name not in ("created", "maker", "needs_device")}
         )
 
 
-def request_of(folder: ExportFolder) -> Request:
+def request_of(folder: ExportFolder) -> ExportRequest:
     """What was asked for. Raises `StudioError` where its file is damaged."""
     try:
-        return Request.from_dict(folder.read_facts())
+        return ExportRequest.from_dict(folder.read_facts())
     except TypeError:
         raise damaged_request(folder) from None
 
@@ -118,7 +118,7 @@ def make_request(
     settings: Mapping[str, Any] | None = None,
     out: str | None = None,
     trial: bool = True,
-) -> Request:
+) -> ExportRequest:
     """What a person asked for, checked. The adapter is named by run, RUN/checkpoint-N or folder.
 
     Raises `StudioError` for what can't be taken away so.
@@ -134,7 +134,7 @@ def make_request(
     workspace.policy.check_path(out or "")
     place = str(_free_place(Path(os.path.abspath(Path(out).expanduser())))) if out else ""
     title = f"{adapter_source.title}: {target.title}"
-    return Request(
+    return ExportRequest(
         title,
         target.name,
         adapter,
@@ -158,23 +158,23 @@ def _free_place(out: Path) -> Path:
     return out
 
 
-def needed_bytes(workspace: Workspace, request: Request) -> int | None:
+def needed_bytes(workspace: Workspace, request: ExportRequest) -> int | None:
     """What making the result takes on the disk; None where that can't be known before."""
     target = target_of(request.target)
     return target.room_for(_sizes(workspace, request), checked(target, request.settings))
 
 
-def result_bytes(workspace: Workspace, request: Request) -> int | None:
+def result_bytes(workspace: Workspace, request: ExportRequest) -> int | None:
     """How large the result will be; None where that can't be known before."""
     target = target_of(request.target)
     return target.size(_sizes(workspace, request), checked(target, request.settings))
 
 
-def _sizes(workspace: Workspace, request: Request) -> Sizes:
+def _sizes(workspace: Workspace, request: ExportRequest) -> Sizes:
     return sizes_of(Path(request.folder), RunFolder(workspace.runs_folder / request.run) if request.run else None)
 
 
-def check_space(workspace: Workspace, request: Request, place: Path) -> None:
+def check_space(workspace: Workspace, request: ExportRequest, place: Path) -> None:
     """Raises `StudioError` where the disk of `place` has not enough room for the result."""
     workspace.policy.check_room(needed_bytes(workspace, request) or 0)
     needed, free = needed_bytes(workspace, request) or 0, shutil.disk_usage(place).free
@@ -186,13 +186,13 @@ def check_space(workspace: Workspace, request: Request, place: Path) -> None:
         )
 
 
-def create(workspace: Workspace, request: Request) -> ExportFolder:
+def create(workspace: Workspace, request: ExportRequest) -> ExportFolder:
     """A new export's folder. Raises `StudioError` where the disk has no room for the result."""
     check_space(workspace, request, Path(request.out).parent if request.out else workspace.root)
     return folders(workspace).create({**asdict(request), "needs_device": needs_device(request)})
 
 
-def needs_device(request: Request) -> bool:
+def needs_device(request: ExportRequest) -> bool:
     """Whether the export computes on the device. All of them work on the CPU, so that none waits for a GPU."""
     return target_of(request.target).whole_model and devices()[0].kind == "cpu"
 
@@ -203,7 +203,7 @@ def exports(workspace: Workspace) -> list[ExportFolder]:
 
 
 def start(
-    supervisor: Supervisor, request: Request, secrets: Mapping[str, str] | None = None, *, at_once: bool = False
+    supervisor: Supervisor, request: ExportRequest, secrets: Mapping[str, str] | None = None, *, at_once: bool = False
 ) -> str:
     """Makes the export's folder and starts its worker; its id. One that loads the whole model waits for the device.
 
@@ -219,7 +219,7 @@ def start(
     return supervisor.submit(EXPORT, partial(create, workspace, request), at_once=at_once, secrets=secrets)
 
 
-def memory_for(request: Request) -> Verdict:
+def memory_for(request: ExportRequest) -> MemoryVerdict:
     """Whether an export that loads the whole model fits beside what is in memory now."""
     card = read_card(Path(request.folder))
     return verdict(card.base, card.revision, "none", [Path(request.folder)], 0)

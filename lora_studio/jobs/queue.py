@@ -26,7 +26,7 @@ MAX_EXTRA_EPOCHS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class QueueEntry:
     """A job in the queue, of whatever kind.
 
     `resume` goes on with what an earlier worker left; a run with `extra_epochs` more than it had, and with `other_rows`
@@ -53,7 +53,7 @@ def lock(workspace: Workspace) -> Iterator[None]:
         os.close(file)
 
 
-def read_queue(workspace: Workspace) -> list[Waiting]:
+def read_queue(workspace: Workspace) -> list[QueueEntry]:
     """The jobs that wait, the next one first.
 
     Of a damaged queue what can be read, and then those that were never started, oldest first.
@@ -82,7 +82,7 @@ _FIELDS = {
 }
 
 
-def _waiting(entry: Any) -> Waiting | None:
+def _waiting(entry: Any) -> QueueEntry | None:
     """An entry of the queue's file; None for what is none. A run stands there under "run"."""
     if not isinstance(entry, dict):
         return None
@@ -90,15 +90,15 @@ def _waiting(entry: Any) -> Waiting | None:
         entry = {"job": entry["run"], **{name: value for name, value in entry.items() if name != "run"}}
     if "job" not in entry or not fits(entry, _FIELDS) or not entry.keys() <= _FIELDS.keys():
         return None
-    waiting = Waiting(**entry)
+    waiting = QueueEntry(**entry)
     return waiting if waiting.kind in KINDS and 0 <= waiting.extra_epochs <= MAX_EXTRA_EPOCHS else None
 
 
-def _never_started(workspace: Workspace) -> list[Waiting]:
+def _never_started(workspace: Workspace) -> list[QueueEntry]:
     """A job stands in the queue from its first moment on, and one that leaves it has a worker or a last word."""
     folders = JobIndex(workspace)
     waiting = [
-        (folder.read_facts()["created"], Waiting(folder.id, kind=kind.name))
+        (folder.read_facts()["created"], QueueEntry(folder.id, kind=kind.name))
         for kind in KINDS.values()
         for folder in folders.of(kind)
         if not folder.worker.exists() and not folder.events.exists()
@@ -106,12 +106,12 @@ def _never_started(workspace: Workspace) -> list[Waiting]:
     return [entry for _, entry in sorted(waiting, key=lambda item: item[0])]
 
 
-def write_queue(workspace: Workspace, entries: list[Waiting]) -> None:
+def write_queue(workspace: Workspace, entries: list[QueueEntry]) -> None:
     """Replaces the queue. Only inside `lock`."""
     write_atomically(workspace.queue, json.dumps(list(map(_kept, entries))))
 
 
-def _kept(entry: Waiting) -> dict[str, Any]:
+def _kept(entry: QueueEntry) -> dict[str, Any]:
     """An entry as its file holds it: that of a run as earlier versions read it."""
     values = asdict(entry)
     if entry.kind == TRAIN.name:
@@ -122,12 +122,12 @@ def _kept(entry: Waiting) -> dict[str, Any]:
     return values
 
 
-def is_shown(workspace: Workspace, entry: Waiting) -> bool:
+def is_shown(workspace: Workspace, entry: QueueEntry) -> bool:
     """Whether a waiting job is for whoever is answered now."""
     return workspace.policy.can_read(KINDS[entry.kind].folder_of(workspace, entry.job))
 
 
-def check_room(workspace: Workspace, entries: list[Waiting]) -> None:
+def check_room(workspace: Workspace, entries: list[QueueEntry]) -> None:
     """Raises `StudioError` where a visitor has as many jobs waiting as one may; the owner may have any number."""
     most = workspace.policy.max_queued
     if most is None:
@@ -138,7 +138,7 @@ def check_room(workspace: Workspace, entries: list[Waiting]) -> None:
         raise StudioError(f"{own} of your jobs wait already.", "Wait for one to begin, or take one out of the queue.")
 
 
-def moved(entries: list[Waiting], job_id: str, places: int) -> list[Waiting]:
+def moved(entries: list[QueueEntry], job_id: str, places: int) -> list[QueueEntry]:
     """The queue with one job moved towards the front (negative) or the end; at either end it stays."""
     at = next(place for place, entry in enumerate(entries) if entry.job == job_id)
     others = [entry for entry in entries if entry.job != job_id]
@@ -146,7 +146,7 @@ def moved(entries: list[Waiting], job_id: str, places: int) -> list[Waiting]:
     return others
 
 
-def passed(before: list[Waiting], after: list[Waiting]) -> list[Waiting]:
+def passed(before: list[QueueEntry], after: list[QueueEntry]) -> list[QueueEntry]:
     """The entries whose place a move changed."""
     return [entry for entry, other in zip(before, after, strict=True) if entry != other]
 
@@ -155,7 +155,7 @@ SPARE = 1.1  # of weights and cache: what computing needs beside them
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class MemoryVerdict:
     """What a job or a chat needs and what is free, in bytes.
 
     `need` is None for a base whose numbers are not on this machine.
@@ -189,8 +189,8 @@ def model_bytes(
 
 def verdict(
     base: str, revision: str | None, quantization: str, adapters: Sequence[Path], tokens: int, held: int = 0
-) -> Verdict:
+) -> MemoryVerdict:
     """The same beside what is free now; `held` is what will be given back before it is taken."""
     device = devices()[0]
     need = model_bytes(base, revision, quantization, adapters, device.kind, tokens)
-    return Verdict(need, device.memory_free + held, device)
+    return MemoryVerdict(need, device.memory_free + held, device)

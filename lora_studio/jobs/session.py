@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from lora_studio.errors import EngineError, StudioError
-from lora_studio.jobs.launchers.conversation import Conversation
+from lora_studio.jobs.launchers.conversation import ProcessPipes
 from lora_studio.jobs.launchers.interface import last_lines
 from lora_studio.jobs.launchers.local import child_environment, python_module
 from lora_studio.jobs.protocol import (
@@ -78,7 +78,7 @@ class _Child:
     """One process and the thread that sorts its answers by the request they belong to."""
 
     def __init__(self, command: Sequence[str], log_path: Path, env: Mapping[str, str] | None) -> None:
-        self._process = Conversation(command, log_path, env)
+        self._process = ProcessPipes(command, log_path, env)
         self._writing = threading.Lock()
         self._answers: dict[int, queue.SimpleQueue[JsonObject | None]] = {}
         self._dispatching = threading.Lock()
@@ -349,7 +349,7 @@ _one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
-class QuickLook:
+class FileSummary:
     """Usable rows of a file, and how they are read; None and "" where that is not known."""
 
     rows: int | None = None
@@ -358,30 +358,30 @@ class QuickLook:
 
 def count_rows(
     path: Path, goal: str = "answers", mapping: Mapping[str, Any] | None = None, encoding: str | None = None
-) -> QuickLook:
+) -> FileSummary:
     """A file's rows for a goal; nothing where there is no such file, it can't be read, or takes too long here."""
     options = json.dumps({"goal": goal, "mapping": mapping, "encoding": encoding}, sort_keys=True)
     try:
         stamp = path.stat()
     except (OSError, ValueError):  # also a name that no file can bear
-        return QuickLook()
+        return FileSummary()
     if not path.is_file() or stamp.st_size > MAX_COUNTED_BYTES:
-        return QuickLook()
+        return FileSummary()
     if not _one_at_a_time.acquire(timeout=WAIT_SECONDS):
-        return QuickLook()
+        return FileSummary()
     try:
         return _count(path.resolve(), stamp.st_mtime_ns, stamp.st_size, options)
     except subprocess.TimeoutExpired:  # a machine that is busy now; asked again, it may have the time
-        return QuickLook()
+        return FileSummary()
     finally:
         _one_at_a_time.release()
 
 
 @functools.lru_cache(maxsize=64)
-def _count(path: Path, _changed: int, _size: int, options: str) -> QuickLook:
+def _count(path: Path, _changed: int, _size: int, options: str) -> FileSummary:
     command = [*python_module("lora_studio.data.quick_look"), str(path), options]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=WALL_SECONDS, env=child_environment())
     if ended.returncode:
-        return QuickLook()
+        return FileSummary()
     answer = json.loads(ended.stdout)
-    return QuickLook(answer["rows"] or None, answer["reading"])
+    return FileSummary(answer["rows"] or None, answer["reading"])

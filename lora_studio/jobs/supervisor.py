@@ -25,7 +25,7 @@ from lora_studio.jobs.launchers.interface import Launcher
 from lora_studio.jobs.launchers.local import LocalLauncher, end_last_line
 from lora_studio.jobs.queue import (
     MAX_EXTRA_EPOCHS,
-    Waiting,
+    QueueEntry,
     check_room,
     is_shown,
     lock,
@@ -101,7 +101,7 @@ class Supervisor:
             self._refresh_all()
             at_work = [each for each in self._followers.values() if each.alive and not each.ended]
             again = [each for each in at_work if each.folder.id not in self._had_secrets]
-            first = [Waiting(each.folder.id, each.kind.resumes, kind=each.kind.name) for each in again]
+            first = [QueueEntry(each.folder.id, each.kind.resumes, kind=each.kind.name) for each in again]
             ids = {each.folder.id for each in at_work}
             others = [entry for entry in read_queue(self.workspace) if entry.job not in ids]
             write_queue(self.workspace, [*sorted(first, key=lambda entry: entry.kind != TRAIN.name), *others])
@@ -191,7 +191,7 @@ class Supervisor:
         """Ids of the jobs that wait, the next one first."""
         return [entry.job for entry in self.waiting()]
 
-    def waiting(self) -> list[Waiting]:
+    def waiting(self) -> list[QueueEntry]:
         """The same with what each is to do: begin, or go on, and for how many epochs more."""
         return read_queue(self.workspace)
 
@@ -271,7 +271,7 @@ class Supervisor:
             if secrets:
                 self._secrets[folder.id] = dict(secrets)
                 self._had_secrets.add(folder.id)
-            self._enqueue(Waiting(folder.id, kind=kind.name, at_once=at_once or bool(secrets)))
+            self._enqueue(QueueEntry(folder.id, kind=kind.name, at_once=at_once or bool(secrets)))
         return folder.id
 
     def resume(
@@ -304,7 +304,7 @@ class Supervisor:
             check_room(self.workspace, read_queue(self.workspace))
             folder = follower.folder
             saved = folder.has_checkpoints if isinstance(folder, RunFolder) else True
-            self._enqueue(Waiting(folder.id, saved, extra_epochs, other_rows, kind.name, at_once))
+            self._enqueue(QueueEntry(folder.id, saved, extra_epochs, other_rows, kind.name, at_once))
 
     def stop(self, job_id: str) -> None:
         """Asks the worker to save and end, or takes a waiting job out of the queue; one that ended stays as it is."""
@@ -355,7 +355,7 @@ class Supervisor:
 
     # -- inside: self._lock is held; for the queue also the workspace's lock
 
-    def _enqueue(self, entry: Waiting) -> None:
+    def _enqueue(self, entry: QueueEntry) -> None:
         write_queue(self.workspace, [*read_queue(self.workspace), entry])
         self._start_next()
 
@@ -409,7 +409,7 @@ class Supervisor:
             write_queue(self.workspace, entries)
         self._refresh_all()
 
-    def _start(self, entry: Waiting, follower: Follower) -> None:
+    def _start(self, entry: QueueEntry, follower: Follower) -> None:
         folder, kind = follower.folder, follower.kind
         if entry.extra_epochs:
             _append(folder, Extended(time.time(), entry.extra_epochs))

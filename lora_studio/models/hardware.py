@@ -84,7 +84,7 @@ CPU_CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "acpitz")
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class SensorReading:
     """Percent of the device that is busy, and its temperature in degrees Celsius; None if unknown."""
 
     load: float | None = None
@@ -95,7 +95,7 @@ class Sensors:
     """Reads the CPU, or the GPU with a UUID of the driver (GPU-…), every few seconds until `close`."""
 
     def __init__(self, gpu: str | None = None, seconds: float = SECONDS) -> None:
-        self.last = Reading()
+        self.last = SensorReading()
         self._gpu = gpu
         self._seconds = seconds
         self._closing = threading.Event()
@@ -113,9 +113,9 @@ class Sensors:
             self.last = gpu_reading(self._gpu) if self._gpu else cpu_reading()
 
 
-def cpu_reading() -> Reading:
+def cpu_reading() -> SensorReading:
     """Load of all cores since the last call, and the processor's temperature where the system has a sensor for it."""
-    return Reading(psutil.cpu_percent(), _cpu_celsius())
+    return SensorReading(psutil.cpu_percent(), _cpu_celsius())
 
 
 def _cpu_celsius() -> float | None:
@@ -126,11 +126,11 @@ def _cpu_celsius() -> float | None:
     return float(readings[0]) if readings else None
 
 
-def gpu_reading(gpu: str) -> Reading:
+def gpu_reading(gpu: str) -> SensorReading:
     """Load and temperature of the GPU with that UUID; nothing without a driver or such a card."""
     handle = _ask(pynvml.nvmlDeviceGetHandleByUUID, gpu) if _load_driver() else None
     if handle is None:
-        return Reading()
+        return SensorReading()
     load = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
     celsius = _ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
-    return Reading(None if load is None else float(load.gpu), None if celsius is None else float(celsius))
+    return SensorReading(None if load is None else float(load.gpu), None if celsius is None else float(celsius))

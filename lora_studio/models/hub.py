@@ -27,7 +27,7 @@ def knows_token() -> bool:
 
 
 @contextmanager
-def withheld(withhold: bool) -> Iterator[None]:
+def without_implicit_token(withhold: bool) -> Iterator[None]:
     """Where wanted, this process sends no token that it was not told to send. For what does one thing at a time."""
     if not withhold:
         yield

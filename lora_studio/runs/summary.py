@@ -336,7 +336,7 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class SettingDifference:
     """A setting that is not the same in all runs, with its value in each."""
 
     path: str
@@ -344,19 +344,19 @@ class Difference:
     values: tuple[Any, ...]
 
 
-def differences(configs: Sequence[Config]) -> list[Difference]:
+def differences(configs: Sequence[Config]) -> list[SettingDifference]:
     """The settings in which configs differ, in the order of the schema; a run's name is not one of them."""
     flat = [flatten(config) for config in configs]
     changed = []
     for setting in settings():
         values = tuple(config[setting.path] for config in flat)
         if setting.path != "title" and any(value != values[0] for value in values[1:]):
-            changed.append(Difference(setting.path, setting.title, values))
+            changed.append(SettingDifference(setting.path, setting.title, values))
     return changed
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class RunResult:
     """One thing that came out of runs; `unit` is loss, share, count, bytes, seconds or words."""
 
     name: str
@@ -364,11 +364,11 @@ class Result:
     values: tuple[Any, ...]
 
 
-def results(runs: Sequence[tuple[Overview, RunState]]) -> list[Result]:
+def results(runs: Sequence[tuple[Overview, RunState]]) -> list[RunResult]:
     """What came out of each run; only what at least one of them has."""
     columns = [_outcome(run, state) for run, state in runs]
     names = dict.fromkeys(key for column in columns for key in column)
-    rows = [Result(name, unit, tuple(column.get((name, unit)) for column in columns)) for name, unit in names]
+    rows = [RunResult(name, unit, tuple(column.get((name, unit)) for column in columns)) for name, unit in names]
     return [result for result in rows if any(value is not None for value in result.values)]
 
 

@@ -24,7 +24,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from lora_studio.access import requests as connections
 from lora_studio.access.accounts import Attempts, Sessions
 from lora_studio.access.guests import ABOUT, Guests, hub_name, origin
-from lora_studio.access.middleware import PROGRAM_OF, USER, Door, Gate
+from lora_studio.access.middleware import PROGRAM_OF, USER, AuthMiddleware, OriginMiddleware
 from lora_studio.access.policy import Users
 from lora_studio.access.requests import CLEARED_SECONDS, Pages, VisitorFiles, remove_abandoned
 from lora_studio.access.services import session, users_of
@@ -246,11 +246,11 @@ def _middleware(studio: Studio, demo: gr.Blocks) -> list[Middleware]:
     else:
         pages = Pages()
     if serving.hub_app is None:
-        return [Middleware(Door, serving, Sessions(), Attempts(), pages=pages)]
+        return [Middleware(AuthMiddleware, serving, Sessions(), Attempts(), pages=pages)]
     from lora_studio.access.accounts import HubLogin  # a third of a second that only a Space has to wait for
 
     hub = HubLogin(serving.hub_app)
-    return [hub.middleware(), Middleware(Door, serving, Sessions(), Attempts(), hub, pages)]
+    return [hub.middleware(), Middleware(AuthMiddleware, serving, Sessions(), Attempts(), hub, pages)]
 
 
 def _files(users: Users) -> VisitorFiles:
@@ -271,7 +271,7 @@ def _gated(serving: Serving) -> Callable[[App], AbstractAsyncContextManager[None
 
     @asynccontextmanager
     async def lifespan(app: App) -> AsyncIterator[None]:
-        gradio_patches.wrap(app, lambda stack: Gate(stack, serving))
+        gradio_patches.wrap(app, lambda stack: OriginMiddleware(stack, serving))
         if serving.proxies:
             gradio_patches.wrap(app, lambda stack: ProxyHeadersMiddleware(stack, list(serving.proxies)))
         tidying = asyncio.create_task(_tidy_up())

@@ -6,8 +6,8 @@ import pytest
 
 from lora_studio.access.accounts import (
     API_KEY,
+    MIN_KEY,
     PASSWORD,
-    SHORTEST_KEY,
     USERS,
     USERS_FILE,
     read_accounts,
@@ -80,7 +80,7 @@ def test_passwords_show_in_no_print_and_no_child_inherits_them(monkeypatch: pyte
 def test_a_key_that_could_be_guessed_is_refused_and_others_are_compared_whole() -> None:
     assert read_api_key({}) is None
     assert read_api_key({API_KEY: ""}) is None
-    key = "k" * SHORTEST_KEY
+    key = "k" * MIN_KEY
     assert read_api_key({API_KEY: key}) == key
     with pytest.raises(StudioError, match="could be guessed") as refused:
         read_api_key({API_KEY: key[1:]})

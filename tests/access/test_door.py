@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from lora_studio.access import accounts as logins
 from lora_studio.access import middleware
 from lora_studio.access.accounts import Accounts, Attempts, Sessions
-from lora_studio.access.middleware import MAX_LOGIN_BYTES, USER, Door, Gate, login_page
+from lora_studio.access.middleware import MAX_LOGIN_BYTES, USER, AuthMiddleware, OriginMiddleware, login_page
 from lora_studio.access.serving import Serving
 
 ANNA = {"username": "anna", "password": "one"}
@@ -25,7 +25,7 @@ def visitor(serving: Serving, sessions: Sessions | None = None, address: str = "
         return JSONResponse({"user": request.scope.get(USER), "bytes": len(await request.body())})
 
     routes = [Route("/{path:path}", inside, methods=["GET", "POST", "HEAD"])]
-    made: Any = Door(Starlette(routes=routes), serving, sessions or Sessions(), Attempts())
+    made: Any = AuthMiddleware(Starlette(routes=routes), serving, sessions or Sessions(), Attempts())
     return TestClient(made, "http://studio:7860", client=(address, 1), follow_redirects=False)
 
 
@@ -160,7 +160,7 @@ def test_the_page_of_another_site_is_handed_nothing_and_not_told_that_it_may_ask
         return JSONResponse("anything", headers={"access-control-allow-origin": "*"})
 
     routes = [Route("/{path:path}", any_site, methods=["GET", "POST", "OPTIONS"])]
-    gate: Any = Gate(Starlette(routes=routes), Serving(accounts=TWO))
+    gate: Any = OriginMiddleware(Starlette(routes=routes), Serving(accounts=TWO))
     site = TestClient(gate, "http://studio:7860")
     asked = {"origin": "http://evil.org", "access-control-request-headers": "x-forwarded-host"}
     for answer in (site.options("/gradio_api/queue/join", headers=asked), site.get("/v1/models", headers=asked)):
@@ -175,7 +175,7 @@ def test_only_a_space_is_shown_in_a_frame_of_another_site(names: tuple[str, ...]
     async def page(_: Request) -> JSONResponse:
         return JSONResponse("page")
 
-    gate: Any = Gate(Starlette(routes=[Route("/", page)]), Serving(accounts=TWO, names=names))
+    gate: Any = OriginMiddleware(Starlette(routes=[Route("/", page)]), Serving(accounts=TWO, names=names))
     answer = TestClient(gate, "http://studio:7860").get("/")
     assert answer.headers.get("content-security-policy") == policy
 
@@ -235,7 +235,7 @@ def test_browsers_are_told_to_guess_no_types_and_to_name_the_page_to_nobody() ->
     async def page(_: Request) -> JSONResponse:
         return JSONResponse("page", headers={"Referrer-Policy": "no-referrer"})
 
-    gate: Any = Gate(Starlette(routes=[Route("/", page)]), Serving("0.0.0.0", accounts=TWO))
+    gate: Any = OriginMiddleware(Starlette(routes=[Route("/", page)]), Serving("0.0.0.0", accounts=TWO))
     asked = TestClient(gate, "http://studio:7860")
     assert asked.get("/").headers["x-content-type-options"] == "nosniff"
     assert asked.get("/").headers["referrer-policy"] == "no-referrer"
@@ -248,7 +248,9 @@ def test_who_owns_the_studio_hears_once_of_a_proxy_that_is_not_named(caplog: pyt
         return JSONResponse("page")
 
     for proxies, heard in (((), 1), (("10.0.0.1",), 0)):
-        gate: Any = Gate(Starlette(routes=[Route("/", page)]), Serving("0.0.0.0", accounts=TWO, proxies=proxies))
+        gate: Any = OriginMiddleware(
+            Starlette(routes=[Route("/", page)]), Serving("0.0.0.0", accounts=TWO, proxies=proxies)
+        )
         asked = TestClient(gate, "http://studio:7860", client=("10.0.0.1", 1))
         caplog.clear()
         for _ in range(3):

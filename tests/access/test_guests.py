@@ -23,7 +23,7 @@ from lora_studio.evaluate.request import create, make_request
 from lora_studio.export import request as exporting
 from lora_studio.jobs.kinds import remove
 from lora_studio.jobs.launchers.local import LocalLauncher
-from lora_studio.jobs.queue import Waiting, check_room
+from lora_studio.jobs.queue import QueueEntry, check_room
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.imports import from_hub
 from lora_studio.workspace import RunFolder, Workspace
@@ -252,7 +252,7 @@ def test_a_guests_evaluation_answers_few_rows(visit: Visit, monkeypatch: pytest.
 
 def test_guests_of_one_address_have_a_few_jobs_in_the_queue_together(visit: Visit) -> None:
     runs = [visit.run(f"guest-1-{letter}") for letter in "abc"]
-    waiting = [Waiting(run.id) for run in runs]
+    waiting = [QueueEntry(run.id) for run in runs]
     visit.now = "guest-1-d"
     with pytest.raises(StudioError, match="3 of your jobs wait"):
         check_room(visit.workspace, waiting)

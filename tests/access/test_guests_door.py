@@ -20,7 +20,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from lora_studio.access.accounts import Attempts, HubLogin, Sessions
 from lora_studio.access.guests import origin
-from lora_studio.access.middleware import USER, Door
+from lora_studio.access.middleware import USER, AuthMiddleware
 from lora_studio.access.serving import Serving
 from lora_studio.models.hub import HubApp
 
@@ -35,7 +35,7 @@ APP = Starlette(routes=[Route("/{path:path}", inside, methods=["GET", "POST"])])
 
 
 def guest(address: str = "10.0.0.1", serving: Serving | None = None) -> TestClient:
-    door: Any = Door(APP, serving or Serving(guests=True), Sessions(), Attempts())
+    door: Any = AuthMiddleware(APP, serving or Serving(guests=True), Sessions(), Attempts())
     return TestClient(door, "http://studio:7860", client=(address, 1), follow_redirects=False)
 
 
@@ -53,7 +53,7 @@ def test_a_guest_is_known_by_a_cookie_from_the_first_page_on() -> None:
 
 def test_a_program_without_cookies_is_known_by_its_address() -> None:
     serving = Serving(guests=True)
-    door: Any = Door(APP, serving, Sessions(), Attempts())
+    door: Any = AuthMiddleware(APP, serving, Sessions(), Attempts())
 
     def user(address: str, **headers: str) -> str:
         program = TestClient(door, "http://studio:7860", client=(address, 1))
@@ -65,7 +65,7 @@ def test_a_program_without_cookies_is_known_by_its_address() -> None:
 
 
 def test_what_a_request_says_of_its_origin_counts_from_a_proxy_that_is_named() -> None:
-    door: Any = Door(APP, Serving(guests=True), Sessions(), Attempts())
+    door: Any = AuthMiddleware(APP, Serving(guests=True), Sessions(), Attempts())
     proxied: Any = ProxyHeadersMiddleware(door, ["10.9.9.0/24"])
 
     def user(address: str, said: str) -> str:
@@ -161,7 +161,7 @@ def hub() -> Iterator[FakeHub]:
 def visitor(hub: FakeHub) -> TestClient:
     login = HubLogin(HubApp("app", "s" * 32, hub.url, "http://studio:7860", "anna"))
     app = Starlette(middleware=[login.middleware()])
-    app.mount("/", Door(APP, Serving(guests=True), Sessions(), Attempts(), login))
+    app.mount("/", AuthMiddleware(APP, Serving(guests=True), Sessions(), Attempts(), login))
     return TestClient(app, "http://studio:7860", follow_redirects=False)
 
 

@@ -19,7 +19,7 @@ from lora_studio.files import bytes_in
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.kinds import EVALUATE, EvaluationFolder, remove
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
-from lora_studio.jobs.queue import Waiting, check_room, lock, write_queue
+from lora_studio.jobs.queue import QueueEntry, check_room, lock, write_queue
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapters import adapter_folder
 from lora_studio.ui import job_views
@@ -110,7 +110,7 @@ def test_no_act_reaches_another_visitors_run_by_its_id(visit: Visit) -> None:
 def test_the_queue_is_everybodys_but_nobody_passes_others(visit: Visit) -> None:
     mine, others = visit.run("bert"), visit.run("carl")
     with lock(visit.plain):
-        write_queue(visit.plain, [Waiting(others.id), Waiting(mine.id)])
+        write_queue(visit.plain, [QueueEntry(others.id), QueueEntry(mine.id)])
     supervisor = Supervisor(visit.workspace)
     visit.by("bert")
     with pytest.raises(StudioError, match="another visitor's"):
@@ -122,7 +122,7 @@ def test_the_queue_is_everybodys_but_nobody_passes_others(visit: Visit) -> None:
 
 def test_a_visitor_has_a_few_runs_in_the_queue_and_the_owner_any_number(visit: Visit) -> None:
     runs = [visit.run("bert") for _ in range(MAX_QUEUED)]
-    waiting = [Waiting(run.id) for run in runs]
+    waiting = [QueueEntry(run.id) for run in runs]
     with pytest.raises(StudioError, match="10 of your jobs wait"):
         check_room(visit.by("bert"), waiting)
     check_room(visit.by("bert"), waiting[1:])

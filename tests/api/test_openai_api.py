@@ -15,7 +15,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from starlette.applications import Starlette
 
 from lora_studio.api import openai as openai_api
-from lora_studio.chat.choices import Wanted
+from lora_studio.chat.choices import ModelSelection
 from lora_studio.errors import EngineError, StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.models.hardware import Device
@@ -202,14 +202,14 @@ def test_who_waits_too_long_is_told_to_come_again(
 def test_a_program_does_not_take_the_base_from_a_person_who_chats(
     client: openai.OpenAI, studio: Studio, run: RunFolder, tmp_path: Path
 ) -> None:
-    other = Wanted("owner/other-base")
-    list(studio.engine.load("a person", other, insist=True))
+    other = ModelSelection("owner/other-base")
+    list(studio.engine.load("a person", other, force=True))
     with pytest.raises(openai.ConflictError, match="holds owner/other-base") as error:
         client.chat.completions.create(model="demo", messages=HELLO)
     assert error.value.code == "model_held"
     list(studio.engine.unload("a person"))
     assert client.chat.completions.create(model="demo", messages=HELLO).choices[0].message.content == "Arr"
-    list(studio.engine.load("a person", other, insist=True))  # a person may always
+    list(studio.engine.load("a person", other, force=True))  # a person may always
 
 
 def test_what_will_hardly_fit_is_refused_with_the_figures(

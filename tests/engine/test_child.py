@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.engine.runtime import FAILED, STOPPED, Ending, Explained, Stop, Stopped, ending_of
+from lora_studio.engine.runtime import FAILED, STOPPED, Ending, Explained, Stopped, StopSignal, ending_of
 from lora_studio.jobs.events import Reason
 from tests.engine.conftest import MakeRun, events, run_worker
 
@@ -26,7 +26,7 @@ def explain(error: Exception) -> Explained:
 
 
 def test_an_error_that_a_stop_caused_is_a_stop() -> None:
-    stop, before = Stop(), signal.getsignal(signal.SIGTERM)
+    stop, before = StopSignal(), signal.getsignal(signal.SIGTERM)
     stop.listen()
     try:
         ended = ending_of(loads_badly, stop, explain=explain)
@@ -39,7 +39,7 @@ def test_an_error_without_a_stop_is_an_error() -> None:
     def fail() -> None:
         raise ValueError("broken")
 
-    assert ending_of(fail, Stop(), explain=explain) == Ending(
+    assert ending_of(fail, StopSignal(), explain=explain) == Ending(
         FAILED, "failed", Reason.INTERNAL_ERROR, "broken", "the log"
     )
 

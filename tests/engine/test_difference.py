@@ -91,7 +91,7 @@ def test_little_memory_changes_nothing_but_the_pieces(
 ) -> None:
     model = moved(fresh(base))
     whole = difference(model, examples, base=model.disable_adapter)
-    monkeypatch.setattr(module, "MOST_SCORES", 3 * model.config.vocab_size)
+    monkeypatch.setattr(module, "MAX_SCORES", 3 * model.config.vocab_size)
     pieces = difference(model, examples, base=model.disable_adapter)
     for name in ("tokens", "base_loss", "adapter_loss", "divergence", "changed_tokens", "adapter_token_accuracy"):
         assert vars_of(pieces)[name] == pytest.approx(vars_of(whole)[name], rel=1e-5), name

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lora_studio.engine.evaluate import worker
-from lora_studio.evaluate.request import NAMED, OF_RUN, Request, create, make_request
+from lora_studio.evaluate.request import NAMED, OF_RUN, EvaluationRequest, create, make_request
 from lora_studio.jobs.events import DataPrepared, Finished, RowsRead, Warned, fold, from_line
 from lora_studio.jobs.kinds import EvaluationFolder
 from lora_studio.workspace import RunFolder, Workspace
@@ -39,7 +39,7 @@ def labelled(tmp_path: Path) -> Path:
     return path
 
 
-def request_for(workspace: Workspace, run: RunFolder, data: Path, **settings: Any) -> Request:
+def request_for(workspace: Workspace, run: RunFolder, data: Path, **settings: Any) -> EvaluationRequest:
     generation = {"max_new_tokens": 10}
     measuring = {"batch_size": 10, **settings}
     names = ", ".join(COLOURS)

@@ -11,7 +11,7 @@ from lora_studio.data.dataset import prepare
 from lora_studio.data.preview import questions
 from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.engine.runtime import EventLog
-from lora_studio.engine.train.callbacks import LONGEST_TEXT, shorten
+from lora_studio.engine.train.callbacks import MAX_TEXT, shorten
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Event, Finished, PhaseStarted, QuestionsAnswered, QuestionsAsked, StepLogged, fold
 from lora_studio.workspace import RunFolder
@@ -44,7 +44,7 @@ def test_texts_without_questions_are_refused(base: Path, tmp_path: Path) -> None
 
 def test_a_long_answer_is_cut_for_the_event() -> None:
     assert shorten("short") == "short"
-    assert len(shorten("x" * 9999)) == LONGEST_TEXT + 1
+    assert len(shorten("x" * 9999)) == MAX_TEXT + 1
 
 
 ASKING: dict[str, Any] = {"evaluation__gen_eval_samples": 3, "generation__max_new_tokens": 6}

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from lora_studio.engine.export.gguf import run_program
-from lora_studio.engine.runtime import EventLog, Stop, Stopped
+from lora_studio.engine.runtime import EventLog, Stopped, StopSignal
 from lora_studio.errors import StudioError
 from lora_studio.export.targets import commands, find_llama_cpp
 from tests.llama_stand_in import write_llama_cpp
@@ -54,7 +54,7 @@ def test_a_program_that_fails_is_quoted(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_stop_ends_the_program_at_once(tmp_path: Path) -> None:
-    stop, before = Stop(), signal.getsignal(signal.SIGTERM)
+    stop, before = StopSignal(), signal.getsignal(signal.SIGTERM)
     log = EventLog(tmp_path / "events.jsonl")
     try:
         stop.listen()

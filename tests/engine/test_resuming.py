@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, get_cosine_schedule_with_warmup
 
 from lora_studio.engine import runtime
-from lora_studio.engine.chat.session import Call, Session
+from lora_studio.engine.chat.session import Call, SessionWorker
 from lora_studio.engine.evaluate import worker
 from lora_studio.engine.runtime import EventLog
-from lora_studio.engine.train.callbacks import Report
+from lora_studio.engine.train.callbacks import ReportCallback
 from lora_studio.engine.train.resume import last_whole_checkpoint, other_rows
 from lora_studio.engine.train.schedule import RandomNumbers, follow_schedule, lengthen
 from lora_studio.jobs.events import (
@@ -175,15 +175,15 @@ def test_a_stop_inside_a_long_step_saves_the_step_before_and_loses_no_random_num
     trained: RunFolder, make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run()
-    asked = Report.on_substep_end
+    asked = ReportCallback.on_substep_end
 
-    def stop_inside_step_three(self: Report, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def stop_inside_step_three(self: ReportCallback, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         asked(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Report, "on_substep_end", stop_inside_step_three)
+        patch.setattr(ReportCallback, "on_substep_end", stop_inside_step_three)
         patch.setattr(runtime, "STEP_SECONDS", -1.0)
         assert train(run) == 130
     assert [item.step for item in events(run, CheckpointSaved)] == [2]
@@ -376,7 +376,7 @@ def test_a_base_that_changed_in_its_place_is_told_wherever_the_adapter_goes(
     own = shutil.copytree(base, tmp_path / "own")
     run = make_run(model__name=str(own), training__max_steps=2)
     assert train(run) == 0
-    child = Session()
+    child = SessionWorker()
 
     def load(number: int) -> list[str]:
         call = Call(number, Load(adapters={"it": str(run.adapter)}), lambda line: None)

@@ -10,7 +10,7 @@ from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
 from lora_studio.engine.models.tokenizer import load_tokenizer
-from lora_studio.engine.runtime import EventLog, Stop, Stopped
+from lora_studio.engine.runtime import EventLog, Stopped, StopSignal
 from lora_studio.engine.train.callbacks import logging_interval
 from lora_studio.engine.train.program import mean_loss, trainer_settings
 from lora_studio.engine.train.trainers import StudioTrainer, as_dataset
@@ -111,13 +111,13 @@ def test_the_mean_loss_weighs_points_by_the_steps_they_stand_for() -> None:
 
 
 def test_a_stop_in_training_waits_for_the_step_and_elsewhere_ends_at_once() -> None:
-    stop = Stop()
+    stop = StopSignal()
     stop.finish_step_first()
     stop._on_signal(15, None)
     assert stop.asked
     with pytest.raises(Stopped):
         stop.check()
-    at_once = Stop()
+    at_once = StopSignal()
     with pytest.raises(Stopped):
         at_once._on_signal(15, None)
     at_once._on_signal(15, None)  # a second one does not disturb the tidying up

@@ -11,7 +11,7 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import (
     NAMED,
     OF_RUN,
-    Request,
+    EvaluationRequest,
     create,
     evaluation,
     evaluations,
@@ -66,7 +66,7 @@ def test_the_encoding_is_the_one_named_else_the_runs(workspace: Workspace) -> No
     run = made_run(workspace, {"data": {"encoding": "koi8_r"}})
     assert make_request(workspace, [run], "recommender").encoding == "koi8_r"
     named = make_request(workspace, [run], "recommender", encoding="cp1251")
-    assert (named.encoding, Request.from_dict(named.to_dict())) == ("cp1251", named)
+    assert (named.encoding, EvaluationRequest.from_dict(named.to_dict())) == ("cp1251", named)
     with pytest.raises(StudioError, match=r"data\.encoding"):
         make_request(workspace, [run], "recommender", encoding="klingon")
 
@@ -99,7 +99,7 @@ def test_settings_out_of_bounds_are_refused(workspace: Workspace, run: str, meas
 def test_what_was_asked_is_kept_and_found_again(workspace: Workspace, run: str) -> None:
     request = make_request(workspace, [run], "recommender", measuring={"max_samples": 7}, generation={"top_k": 3})
     folder = create(workspace, request)
-    assert request_of(folder) == request == Request.from_dict(request.to_dict())
+    assert request_of(folder) == request == EvaluationRequest.from_dict(request.to_dict())
     assert [one.id for one in evaluations(workspace)] == [one.id for one in of_run(workspace, run)] == [folder.id]
     assert of_run(workspace, "another") == []
     remove(evaluation(workspace, folder.id))

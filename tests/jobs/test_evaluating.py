@@ -9,7 +9,7 @@ import pytest
 from lora_studio.config.sections import Generation
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import request
-from lora_studio.evaluate.request import Column, Measuring, Request, evaluations
+from lora_studio.evaluate.request import EvaluatedColumn, EvaluationRequest, Measuring, evaluations
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.kinds import EVALUATE
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
@@ -18,7 +18,9 @@ from lora_studio.workspace import Workspace
 
 from .conftest import wait_until
 
-REQUEST = Request("title", "data", (Column("adapter", "A", "/a"),), (), "", Measuring(), Generation())
+REQUEST = EvaluationRequest(
+    "title", "data", (EvaluatedColumn("adapter", "A", "/a"),), (), "", Measuring(), Generation()
+)
 Jobs = Callable[[str], Supervisor]
 
 

@@ -10,7 +10,7 @@ import pytest
 from lora_studio.access.policy import Users
 from lora_studio.errors import StudioError
 from lora_studio.export import request
-from lora_studio.export.request import Request, exports
+from lora_studio.export.request import ExportRequest, exports
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.kinds import EXPORT
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
@@ -25,9 +25,9 @@ Jobs = Callable[[str], Supervisor]
 
 
 @pytest.fixture
-def request_(tmp_path: Path) -> Request:
+def request_(tmp_path: Path) -> ExportRequest:
     folder = write(tmp_path / "adapter", files())
-    return Request("A: zip", "zip", str(folder), str(folder), "", {"base_name": "", "keep_local_base": True})
+    return ExportRequest("A: zip", "zip", str(folder), str(folder), "", {"base_name": "", "keep_local_base": True})
 
 
 @pytest.fixture
@@ -39,7 +39,9 @@ def jobs(workspace: Workspace) -> Iterator[Jobs]:
         kill(folder)
 
 
-def test_one_that_is_done_has_a_result_and_goes_with_it(jobs: Jobs, workspace: Workspace, request_: Request) -> None:
+def test_one_that_is_done_has_a_result_and_goes_with_it(
+    jobs: Jobs, workspace: Workspace, request_: ExportRequest
+) -> None:
     mine = jobs("quick")
     name = request.start(mine, request_)
     wait_until(lambda: mine.state(name).state == "done")
@@ -50,7 +52,7 @@ def test_one_that_is_done_has_a_result_and_goes_with_it(jobs: Jobs, workspace: W
     assert not folder.path.exists()
 
 
-def test_one_that_works_is_not_deleted_and_a_stopped_one_says_so(jobs: Jobs, request_: Request) -> None:
+def test_one_that_works_is_not_deleted_and_a_stopped_one_says_so(jobs: Jobs, request_: ExportRequest) -> None:
     mine = jobs("slow")
     name = request.start(mine, request_)
     wait_until(lambda: mine.state(name).phase == "write")
@@ -62,7 +64,7 @@ def test_one_that_works_is_not_deleted_and_a_stopped_one_says_so(jobs: Jobs, req
 
 
 def test_a_killed_one_is_found_to_be_over_and_the_next_clears_what_it_left(
-    jobs: Jobs, workspace: Workspace, request_: Request
+    jobs: Jobs, workspace: Workspace, request_: ExportRequest
 ) -> None:
     name = request.start(jobs("slow"), request_)
     other = jobs("quick")
@@ -77,7 +79,7 @@ def test_a_killed_one_is_found_to_be_over_and_the_next_clears_what_it_left(
     wait_until(lambda: other.state(next_one).state == "done")
 
 
-def test_a_secret_reaches_the_child_and_no_file(jobs: Jobs, workspace: Workspace, request_: Request) -> None:
+def test_a_secret_reaches_the_child_and_no_file(jobs: Jobs, workspace: Workspace, request_: ExportRequest) -> None:
     mine = jobs("secret")
     name = request.start(mine, request_, {"HF_TOKEN": "hf_sesame"})
     wait_until(lambda: mine.state(name).state == "done")
@@ -89,7 +91,7 @@ def test_a_secret_reaches_the_child_and_no_file(jobs: Jobs, workspace: Workspace
 
 
 def test_a_visitor_publishes_with_a_token_of_their_own_or_not_at_all(
-    workspace: Workspace, request_: Request, tmp_path: Path
+    workspace: Workspace, request_: ExportRequest, tmp_path: Path
 ) -> None:
     visited = Users(workspace, "anna", [tmp_path]).workspace_for(lambda: "ben")
     program = str(Path(__file__).with_name("fake_exporter.py"))

@@ -13,21 +13,22 @@ import pytest
 from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import request as evaluating
-from lora_studio.evaluate.request import Column, Measuring
-from lora_studio.evaluate.request import Request as EvaluationRequest
+from lora_studio.evaluate.request import EvaluatedColumn, EvaluationRequest, Measuring
 from lora_studio.export import request as exporting
-from lora_studio.export.request import Request as ExportRequest
+from lora_studio.export.request import ExportRequest
 from lora_studio.jobs.events import Reason
 from lora_studio.jobs.kinds import BENCHMARK, EVALUATE, EXPORT, KINDS, TRAIN, BenchmarkFolder, JobFolders
 from lora_studio.jobs.launchers.local import LocalLauncher, find, kill, read_worker
-from lora_studio.jobs.queue import Waiting, read_queue, write_queue
+from lora_studio.jobs.queue import QueueEntry, read_queue, write_queue
 from lora_studio.jobs.supervisor import MAX_OFF_DEVICE, Supervisor
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
 
 from .conftest import wait_until
 
-EVALUATION = EvaluationRequest("Test", "data", (Column("adapter", "A", "/a"),), (), "", Measuring(), Generation())
+EVALUATION = EvaluationRequest(
+    "Test", "data", (EvaluatedColumn("adapter", "A", "/a"),), (), "", Measuring(), Generation()
+)
 GOES_ON = "runs:steps=1000,evaluations:slow,exports:slow,benchmarks:steps=1000"
 ENDS = "runs:steps=3,evaluations:rows=2,exports:quick,benchmarks:steps=3"
 Make = Callable[..., Supervisor]
@@ -146,7 +147,7 @@ def test_the_queue_of_all_kinds_survives_the_server_killed_while_one_works(
     program = (
         "import sys; sys.path.insert(0, '.')\n"
         "from tests.jobs.test_one_queue import *\n"
-        "import time; Request = ExportRequest\n"
+        "import time\n"
         f"supervisor = Supervisor(Workspace.find({str(workspace.root)!r}), LocalLauncher(command(GOES_ON)))\n"
         f"supervisor.start(); print(*begin_all(supervisor, {to_export!r}), flush=True); time.sleep(600)\n"
     )
@@ -198,7 +199,7 @@ def test_a_container_that_ends_goes_on_with_jobs_of_all_kinds(make: Make, worksp
     run = supervisor.launch(Config())
     wait_until(lambda: supervisor.state(evaluation).phase_done > 1)
     supervisor.go_to_sleep(60)
-    assert read_queue(workspace) == [Waiting(evaluation, True, kind=EVALUATE.name), Waiting(run)]
+    assert read_queue(workspace) == [QueueEntry(evaluation, True, kind=EVALUATE.name), QueueEntry(run)]
     after = make(ENDS)
     wait_until(lambda: states(after, [evaluation, run]) == ["done", "done"])
     assert "--resume" in " ".join(after.log(run)) or after.state(evaluation).resumed
@@ -208,11 +209,11 @@ def test_a_queue_that_an_earlier_version_wrote_is_one_of_runs(make: Make, worksp
     run = workspace.create_run("old", "{}", {})
     old = [{"run": run.id, "resume": False, "extra_epochs": 0.0, "other_rows": False}]
     workspace.queue.write_text(json.dumps(old))
-    assert read_queue(workspace) == [Waiting(run.id)]
+    assert read_queue(workspace) == [QueueEntry(run.id)]
     workspace.queue.write_text(json.dumps([{"job": run.id, "kind": "a kind of a newer version"}]))
-    assert read_queue(workspace) == [Waiting(run.id)], "of what can't be read, those that were never started"
-    write_queue(workspace, [Waiting(run.id, kind=TRAIN.name)])
-    assert make(ENDS, watching=False).waiting() == [Waiting(run.id)]
+    assert read_queue(workspace) == [QueueEntry(run.id)], "of what can't be read, those that were never started"
+    write_queue(workspace, [QueueEntry(run.id, kind=TRAIN.name)])
+    assert make(ENDS, watching=False).waiting() == [QueueEntry(run.id)]
 
 
 def test_a_damaged_queue_is_made_of_the_jobs_of_all_kinds_that_never_began(

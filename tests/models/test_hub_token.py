@@ -19,10 +19,10 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluate import request as evaluating
 from lora_studio.evaluate.request import make_request as make_evaluation
 from lora_studio.export import request as exporting
-from lora_studio.export.request import Request, make_request
+from lora_studio.export.request import ExportRequest, make_request
 from lora_studio.jobs.launchers.local import LocalLauncher
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.models.hub import hub_secrets, knows_token, withheld
+from lora_studio.models.hub import hub_secrets, knows_token, without_implicit_token
 from lora_studio.models.imports import from_hub
 from lora_studio.workspace import JobFolder, Workspace
 from tests import adapters
@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         shown.append(prompt)
         return " hf_typedtyped12 "
 
-    def start(supervisor: Supervisor, request: Request, secrets: dict[str, str], **_: bool) -> str:
+    def start(supervisor: Supervisor, request: ExportRequest, secrets: dict[str, str], **_: bool) -> str:
         raise StartedError(secrets)
 
     monkeypatch.setattr(getpass, "getpass", typed)
@@ -134,7 +134,7 @@ def test_runs_and_other_jobs_of_visitors_are_started_without_the_owners_token(
 def test_a_child_that_all_share_sends_the_owners_token_for_the_owner_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", OWNERS)
     for withhold, sent in ((True, False), (False, True)):
-        with withheld(withhold):
+        with without_implicit_token(withhold):
             assert ("authorization" in build_hf_headers()) is sent
     assert "authorization" in build_hf_headers()
 

@@ -9,7 +9,7 @@ import pynvml
 import pytest
 
 from lora_studio.models import hardware
-from lora_studio.models.hardware import Device, Reading, Sensors, devices, gpu_reading
+from lora_studio.models.hardware import Device, SensorReading, Sensors, devices, gpu_reading
 from lora_studio.units import GIB
 
 CARDS = ("GPU-1", "GPU-2", "GPU-3")
@@ -65,9 +65,9 @@ def test_cards_whose_memory_is_known_are_the_devices(driver: None) -> None:
 
 
 def test_load_and_temperature_are_those_of_the_card_with_that_uuid(driver: None) -> None:
-    assert gpu_reading("GPU-1") == Reading(57.0, 61.0)
-    assert gpu_reading("GPU-2") == Reading(None, 61.0)
-    assert gpu_reading("GPU-3") == gpu_reading("GPU-9") == Reading()
+    assert gpu_reading("GPU-1") == SensorReading(57.0, 61.0)
+    assert gpu_reading("GPU-2") == SensorReading(None, 61.0)
+    assert gpu_reading("GPU-3") == gpu_reading("GPU-9") == SensorReading()
 
 
 def test_a_machine_without_a_driver_has_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,18 +76,18 @@ def test_a_machine_without_a_driver_has_its_cpu(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(pynvml, "nvmlInit", missing)
     hardware._load_driver.cache_clear()
-    assert gpu_reading("GPU-1") == Reading()
+    assert gpu_reading("GPU-1") == SensorReading()
     assert [device.kind for device in devices()] == ["cpu"]
     hardware._load_driver.cache_clear()
 
 
 def test_the_thread_keeps_the_last_reading_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "cpu_reading", lambda: Reading(12.5))
+    monkeypatch.setattr(hardware, "cpu_reading", lambda: SensorReading(12.5))
     watching = Sensors(seconds=0.01)
-    assert watching.last == Reading()
+    assert watching.last == SensorReading()
     watching.start()
     end = time.monotonic() + 10
-    while watching.last == Reading() and time.monotonic() < end:
+    while watching.last == SensorReading() and time.monotonic() < end:
         time.sleep(0.01)
     watching.close()
-    assert watching.last == Reading(12.5)
+    assert watching.last == SensorReading(12.5)

@@ -3,15 +3,17 @@
 from typing import Any
 
 from lora_studio.config.sections import Generation
-from lora_studio.evaluate.request import Column, Measuring, Request
+from lora_studio.evaluate.request import EvaluatedColumn, EvaluationRequest, Measuring
 
 HOSTILE = "<img src=x onerror=alert(1)>${1+1}"
 TITLES = {"base": "Base", "adapter": HOSTILE}
 
 
-def request() -> Request:
-    columns = (Column("base", "Base"), Column("adapter", HOSTILE, "/adapter", "run"))
-    return Request(f"{HOSTILE} on films", "/films.json", columns, ("Yes", "No"), "", Measuring(), Generation())
+def request() -> EvaluationRequest:
+    columns = (EvaluatedColumn("base", "Base"), EvaluatedColumn("adapter", HOSTILE, "/adapter", "run"))
+    return EvaluationRequest(
+        f"{HOSTILE} on films", "/films.json", columns, ("Yes", "No"), "", Measuring(), Generation()
+    )
 
 
 def row(number: int, base: bool, adapter: bool, score: float | None = None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The columns as markup: nothing in an answer is obeyed, reasoning is folded, differences are marked."""
 
-from lora_studio.chat.prompts import Example
+from lora_studio.chat.prompts import StarterQuestion
 from lora_studio.ui.chat import columns
 
 ASKED = {"role": "user", "content": "One?"}
@@ -36,11 +36,13 @@ def test_words_that_differ_are_marked_and_nothing_else() -> None:
 
 
 def test_examples_are_offered_until_something_is_said() -> None:
-    begun = columns.board([("base", "Base: demo", [], "")], marks=False, examples=[Example("Why?", "")])
+    begun = columns.board([("base", "Base: demo", [], "")], marks=False, examples=[StarterQuestion("Why?", "")])
     assert 'data-act="example" data-value="0">Why?' in begun
     assert "Regenerate" not in begun
     said = [ASKED, {"role": "assistant", "content": "Yes."}]
-    later = columns.board([("base", "Base: demo", said, "3 tokens")], marks=True, examples=[Example("Why?", "")])
+    later = columns.board(
+        [("base", "Base: demo", said, "3 tokens")], marks=True, examples=[StarterQuestion("Why?", "")]
+    )
     assert "Why?" not in later
     assert "Regenerate" in later
     assert 'aria-pressed="true"' in later

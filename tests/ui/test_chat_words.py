@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lora_studio.chat import arbiter
-from lora_studio.chat.choices import Choice, wanted
+from lora_studio.chat.choices import Choice, select_models
 from lora_studio.jobs.protocol import ColumnAnswer, Loaded, Scored
 from lora_studio.ui.chat import columns
 from tests.adapters import files, write
@@ -39,14 +39,17 @@ def test_what_an_adapter_brings_is_shown_as_text(choice: Choice) -> None:
 
 
 def test_a_chat_needs_base_cache_and_each_adapter(choice: Choice, tmp_path: Path) -> None:
-    one, two = arbiter.chat_bytes(wanted([choice]), "cpu"), arbiter.chat_bytes(wanted([choice, choice]), "cpu")
+    one, two = (
+        arbiter.chat_bytes(select_models([choice]), "cpu"),
+        arbiter.chat_bytes(select_models([choice, choice]), "cpu"),
+    )
     assert one is not None
     assert two is not None
     assert 0 < two - one < one
     unknown = write(tmp_path / "b", files(base_model_name_or_path="owner/never-fetched"))
     elsewhere = Choice("b", "B", "B", unknown)
-    assert arbiter.chat_bytes(wanted([elsewhere]), "cuda") is None
-    assert arbiter.chat_verdict(wanted([elsewhere])).fits
+    assert arbiter.chat_bytes(select_models([elsewhere]), "cuda") is None
+    assert arbiter.chat_verdict(select_models([elsewhere])).fits
 
 
 def test_tokens_that_training_made_likelier_are_green() -> None:

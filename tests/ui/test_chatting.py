@@ -14,7 +14,7 @@ from lora_studio.access.policy import Users
 from lora_studio.chat import choices, conversation
 from lora_studio.chat import prompts as chat_prompts
 from lora_studio.chat.arbiter import BusyError, Engine, asker
-from lora_studio.chat.choices import Wanted
+from lora_studio.chat.choices import ModelSelection
 from lora_studio.chat.conversation import BASE, SAMPLING, ChatState
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
@@ -353,7 +353,9 @@ def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_o
     fakes: tuple[Any, Any] = (FakeSupervisor(runs), session)
     with gr.Blocks():
         act = Chat(Studio(workspace, fakes[0], fakes[1], fakes[1]), tab.draw())
-    answered = act.engine.answer(f"page bert {WHO}", Wanted("demo"), [ColumnPrompt(adapter=None, messages=HELLO)], {})
+    answered = act.engine.answer(
+        f"page bert {WHO}", ModelSelection("demo"), [ColumnPrompt(adapter=None, messages=HELLO)], {}
+    )
     while not isinstance(next(answered), Piece):
         pass
     now[0] = "carl"
@@ -368,7 +370,9 @@ def test_who_unloads_waits_for_others_that_are_being_answered_unless_it_is_the_o
     assert list(answered) == []
     assert "No model is in memory" in list(unloading)[-1][act.parts.status]
     assert not session.running
-    answered = act.engine.answer(f"page bert {WHO}", Wanted("demo"), [ColumnPrompt(adapter=None, messages=HELLO)], {})
+    answered = act.engine.answer(
+        f"page bert {WHO}", ModelSelection("demo"), [ColumnPrompt(adapter=None, messages=HELLO)], {}
+    )
     while not isinstance(next(answered), Piece):
         pass
     unloading = act.unload(OTHER)
@@ -388,7 +392,7 @@ def test_a_guest_leaves_turns_to_others(act: Chat) -> None:
 
     def ask(visitor: str, which: str) -> Any:
         who = asker("page", visitor, which)
-        return engine.answer(who, Wanted("demo"), [ColumnPrompt(adapter=None, messages=HELLO)], {})
+        return engine.answer(who, ModelSelection("demo"), [ColumnPrompt(adapter=None, messages=HELLO)], {})
 
     answered = ask("guest-a-1", "1")
     while not isinstance(next(answered), Piece):
@@ -408,10 +412,10 @@ def test_a_chat_that_will_hardly_fit_is_asked_about_first(act: Chat, monkeypatch
     act.studio.supervisor.found.append(RunState("20260101-000000-x-ab12", "Long one", "running"))
     last = list(act.load(WHO))[-1]
     assert "1.0 MB are free while Long one trains" in last[act.parts.status]
-    assert 'data-act="insist"' in last[act.parts.status]
+    assert 'data-act="force"' in last[act.parts.status]
     assert act.studio.chat.asked == []
     assert "are free while" in send(act, "Hi")[-1][act.parts.message]
-    last = list(act.load(WHO, insist=True))[-1]
+    last = list(act.load(WHO, force=True))[-1]
     assert "held by the run Long one and the chat (demo)" in last[act.parts.status]
     assert answers(act, BASE) == []
     send(act, "Hi")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.evaluate.request import Measuring, Request, create, request_of
+from lora_studio.evaluate.request import EvaluationRequest, Measuring, create, request_of
 from lora_studio.jobs.kinds import Kind
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hardware import Device
@@ -23,7 +23,7 @@ class Started(Supervisor):
 
     def __init__(self, workspace: Workspace) -> None:
         super().__init__(workspace)
-        self.requests: list[Request] = []
+        self.requests: list[EvaluationRequest] = []
         self.resumed: list[str] = []
         self.holder: str | None = None
 

@@ -9,10 +9,10 @@ import pytest
 from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import request
-from lora_studio.evaluate.request import Column, Measuring, Request
+from lora_studio.evaluate.request import EvaluatedColumn, EvaluationRequest, Measuring
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
-from lora_studio.jobs.queue import Waiting
+from lora_studio.jobs.queue import QueueEntry
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.runs import header
@@ -21,7 +21,7 @@ from lora_studio.ui.studio import Look, Studio
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import fake_command, wait_until
 
-REQUEST = Request("Test", "data", (Column("adapter", "A", "/a"),), (), "", Measuring(), Generation())
+REQUEST = EvaluationRequest("Test", "data", (EvaluatedColumn("adapter", "A", "/a"),), (), "", Measuring(), Generation())
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_the_queue_is_out_of_sight_while_nothing_waits(studio: Studio) -> None:
 
 
 def test_waiting_runs_stand_in_order_with_their_buttons() -> None:
-    waiting = [Waiting("a"), Waiting("b", True), Waiting("c", True, 2.0)]
+    waiting = [QueueEntry("a"), QueueEntry("b", True), QueueEntry("c", True, 2.0)]
     html = queue_view.rows(waiting, {"a": "<b>first</b>"})
     assert html.index("&lt;b&gt;first") < html.index(">b<") < html.index("goes on for 2 more epochs")
     assert html.count('data-act="edit"') == 1
@@ -90,7 +90,7 @@ def test_waiting_runs_stand_in_order_with_their_buttons() -> None:
 
 
 def test_jobs_of_other_kinds_stand_in_the_queue_and_those_that_work_above_it() -> None:
-    waiting = [Waiting("a"), Waiting("e", True, kind="evaluate"), Waiting("x", kind="export")]
+    waiting = [QueueEntry("a"), QueueEntry("e", True, kind="evaluate"), QueueEntry("x", kind="export")]
     working = [
         RunState("b", "Bench & co", "running", kind="benchmark"),
         RunState("r", "Run", "stopping"),

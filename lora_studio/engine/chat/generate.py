@@ -136,7 +136,7 @@ class Streamer(BaseStreamer):
             self._on_pieces(texts, [len(column.ids) for column in self.columns])
 
 
-class Ending(StoppingCriteria):
+class AnswerEnding(StoppingCriteria):
     """Ends each column with its own last token, and all of them when asked to; `generate` asks after each token."""
 
     def __init__(self, columns: Sequence[ColumnText], stop_requested: Callable[[], bool]) -> None:
@@ -347,7 +347,7 @@ def _generate_group(
             max_new_tokens=most,
             eos_token_id=sorted(frozenset.intersection(*(end_ids(loaded, adapter) for adapter in adapters))) or None,
             streamer=streamer,
-            stopping_criteria=[Ending(streamer.columns, stop)],
+            stopping_criteria=[AnswerEnding(streamer.columns, stop)],
             **names,
         )
 

@@ -19,7 +19,7 @@ from lora_studio.engine.runtime import EventLog
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Warned
 
-MOST_TOKENS = 2048
+MAX_TOKENS = 2048
 POSITIONS = 256
 """Positions whose scores over the whole vocabulary are in memory at once."""
 
@@ -39,7 +39,7 @@ def score(
     ids: list[int] = tokenizer.encode(answer, add_special_tokens=False)
     if not ids:
         raise StudioError("There is no text to score.", "Ask something first.")
-    room = min(MOST_TOKENS, (loaded.longest_text or math.inf) - len(prompt))
+    room = min(MAX_TOKENS, (loaded.longest_text or math.inf) - len(prompt))
     ids = [*ids, *sorted(end_ids(loaded, adapters[0]) & {tokenizer.eos_token_id})]
     if len(ids) > room:
         raise StudioError(f"The answer has {len(ids):,} tokens; at most {room:,} can be scored here.")
@@ -84,8 +84,8 @@ def _chosen(scores: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
     return scores.gather(1, torch.tensor(ids, device=scores.device)[:, None])[:, 0].cpu()
 
 
-MOST_ROWS, MOST_SECONDS, ROWS_AT_ONCE = 200, 20.0, 8
-MOST_SCORES = 1 << 26
+MAX_ROWS, MAX_SECONDS, ROWS_AT_ONCE = 200, 20.0, 8
+MAX_SCORES = 1 << 26
 """Scores (positions times vocabulary) that are in memory at once, for base and adapter each: 256 MiB as float32."""
 NOTHING, HARDLY = 1e-4, 1e-2
 """Nats a token below which base and adapter say the same, and below which hardly anything differs. Rounding of half
@@ -171,7 +171,7 @@ def against_base(
     return comparison.to_dict(f"Measured at the {comparison.tokens:,} trained tokens of {of} {where}.")
 
 
-def spread(rows: Sequence[Example], most: int = MOST_ROWS) -> list[Example]:
+def spread(rows: Sequence[Example], most: int = MAX_ROWS) -> list[Example]:
     """At most so many of the rows, evenly over all of them."""
     return [rows[index * len(rows) // min(most, len(rows))] for index in range(min(most, len(rows)))]
 
@@ -182,7 +182,7 @@ def difference(
     rows: Sequence[Example],
     *,
     base: Callable[[], AbstractContextManager[Any]],
-    most_seconds: float = MOST_SECONDS,
+    most_seconds: float = MAX_SECONDS,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     check: Callable[[], None] = lambda: None,
 ) -> Difference:
@@ -198,7 +198,7 @@ def difference(
     try:
         for group in groups_of(rows, vocabulary):
             check()
-            for sums_of_batch in _measure(model, group, base, max(1, MOST_SCORES // vocabulary)):
+            for sums_of_batch in _measure(model, group, base, max(1, MAX_SCORES // vocabulary)):
                 sums += sums_of_batch[1]
                 tokens += sums_of_batch[0]
             measured += len(group)
@@ -217,7 +217,7 @@ def groups_of(rows: Sequence[Example], vocabulary: int) -> Iterator[list[Example
     group: list[Example] = []
     for row in rows:
         longest = max(len(example.input_ids) for example in [*group, row])
-        if group and (len(group) == ROWS_AT_ONCE or (len(group) + 1) * longest * vocabulary > MOST_SCORES):
+        if group and (len(group) == ROWS_AT_ONCE or (len(group) + 1) * longest * vocabulary > MAX_SCORES):
             yield group
             group = []
         group.append(row)
@@ -277,7 +277,7 @@ def _sums(before: torch.Tensor, after: torch.Tensor, targets: torch.Tensor) -> t
 
 
 @dataclass(frozen=True, slots=True)
-class Forced:
+class Loglikelihood:
     """A row's loss in nats, and how many of its answer's tokens the model would have written next."""
 
     loss: float
@@ -286,17 +286,17 @@ class Forced:
 
 
 @torch.no_grad()
-def forced_scores(loaded: LoadedModel, column: str | None, rows: Sequence[Example]) -> list[Forced]:
+def forced_scores(loaded: LoadedModel, column: str | None, rows: Sequence[Example]) -> list[Loglikelihood]:
     """Scores of one column (None is the base) for each row, in their order."""
     vocabulary = loaded.model.config.get_text_config().vocab_size
-    results: list[Forced] = []
+    results: list[Loglikelihood] = []
     before = loaded.apart[column].scores_before if column in loaded.apart else 0
     with loaded.answering_as(column) as model:
         for group in groups_of(rows, vocabulary):
             sums = torch.zeros(len(group), 3, dtype=torch.float64)
-            for part in _measure_given(model, group, max(1, MOST_SCORES // vocabulary), before):
+            for part in _measure_given(model, group, max(1, MAX_SCORES // vocabulary), before):
                 sums += part
-            results += [Forced(loss, int(right), int(tokens)) for loss, right, tokens in sums.tolist()]
+            results += [Loglikelihood(loss, int(right), int(tokens)) for loss, right, tokens in sums.tolist()]
     return results
 
 

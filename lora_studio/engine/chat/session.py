@@ -25,7 +25,7 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs import protocol
 from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.models.adapters import changed, fingerprint, read_card, together
-from lora_studio.models.hub import withheld
+from lora_studio.models.hub import without_implicit_token
 
 if TYPE_CHECKING:
     from lora_studio.engine.models.multi_adapter import LoadedModel
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MAX_ADAPTERS = 8
 
 
-class Session:
+class SessionWorker:
     """What the child holds between requests: the last data analyzed, and the model in memory."""
 
     def __init__(self) -> None:
@@ -238,14 +238,14 @@ class Inbox(threading.Thread):
         os._exit(0)  # the parent is gone: nobody waits for an answer, and the memory is wanted
 
 
-def serve(session: Session, call: Call[Any]) -> bool:
+def serve(session: SessionWorker, call: Call[Any]) -> bool:
     """Answers one request with a result or a failure; says whether the process is fit for another one.
 
     After the limit of memory was met it is not: what filled it may still be held somewhere.
     """
     try:
         limit = limited() if isinstance(call.message, protocol.READING) else nullcontext()
-        with withheld(call.message.tokenless), limit:
+        with without_implicit_token(call.message.tokenless), limit:
             call.answer(session.methods[type(call.message)](call))
     except StudioError as error:
         fit = not isinstance(error, MemoryLimitError)
@@ -282,7 +282,7 @@ def main() -> None:
 
     inbox = Inbox(os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8"), write)
     inbox.start()
-    session = Session()
+    session = SessionWorker()
     go_first()
     while serve(session, inbox.calls.get()):
         pass

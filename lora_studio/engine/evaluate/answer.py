@@ -21,7 +21,7 @@ from lora_studio.data.encode import IGNORED, Example
 from lora_studio.data.preview import Question, question_of
 from lora_studio.engine.chat.generate import Answer, Column, generate, generation_config
 from lora_studio.engine.chat.logprobs import forced_scores
-from lora_studio.engine.evaluate.tasks import READING, Task, Verdict, judge
+from lora_studio.engine.evaluate.tasks import READING, AnswerVerdict, Task, judge
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.errors import StudioError
 from lora_studio.models.adapters import read_card
@@ -233,7 +233,7 @@ def _said(task: Task, answer: Answer, reference: str, forced: Mapping[str, Any])
     """What a column has in a row of `predictions.jsonl`."""
     verdict = judge(task, answer.text, reference)
     if task.kind == READING.kind and forced["expected_tokens"]:
-        verdict = Verdict(False, math.exp(-forced["loss"] / forced["expected_tokens"]))
+        verdict = AnswerVerdict(False, math.exp(-forced["loss"] / forced["expected_tokens"]))
     return {
         "answer": answer.text,
         "right": verdict.right,

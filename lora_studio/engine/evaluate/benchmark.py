@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from lora_studio.engine.runtime import WRONG_INPUT, Explained, begin, ending_of, last_word, leave, unexpected
+from lora_studio.engine.runtime import WRONG_INPUT, Explained, begin, emit_finished, ending_of, leave, unexpected
 from lora_studio.errors import StudioError
 from lora_studio.files import finite, read_object
 from lora_studio.jobs.events import RunStarted
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.phase("measure")
         keep_results(folder)
 
-    return last_word(log, ending_of(work, child.stop, explain=explain))
+    return emit_finished(log, ending_of(work, child.stop, explain=explain))
 
 
 def run(words: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from lora_studio.data.readers.hub import is_hub_name
 from lora_studio.engine.evaluate import tasks as text_scores
 from lora_studio.engine.evaluate.tasks import READING, Task, is_exact, json_of, label_of
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.request import Request
+from lora_studio.evaluate.request import EvaluationRequest
 from lora_studio.jobs.events import read_state
 from lora_studio.jobs.kinds import EvaluationFolder
 from lora_studio.workspace import RunFolder, Workspace
@@ -361,7 +361,7 @@ class SlowError(Exception):
     """Reading the training data again would take long."""
 
 
-def warnings_of(folder: EvaluationFolder, request: Request, file: "AskedFile") -> list[str]:
+def warnings_of(folder: EvaluationFolder, request: EvaluationRequest, file: "AskedFile") -> list[str]:
     """A sentence for each adapter that was trained on some of the rows that are to be answered."""
     numbers = {row.row for row in file.rows}
     groups = [group_of(chat) for chat in file.prepared.conversations if chat.row in numbers]

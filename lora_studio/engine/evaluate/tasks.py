@@ -182,7 +182,7 @@ def bleu_columns(pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
     return list(np.array([bleu_counts(*pair) for pair in pairs], dtype=np.int64).T)
 
 
-MOST_LABELS, LONGEST_LABEL, ROWS_A_LABEL = 20, 40, 3
+MAX_LABELS, MAX_LABEL_LENGTH, MIN_ROWS_A_LABEL = 20, 40, 3
 NEARLY_ALL = 0.9
 POSITIVE = ("yes", "true", "positive", "1", "spam", "relevant")
 _WORKED = re.compile(r"####\s*(\S+)")
@@ -214,7 +214,7 @@ READING = Task(
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AnswerVerdict:
     """What one answer is worth: `score` from 0 to 1 orders rows; `given` is the label or number read in it."""
 
     right: bool
@@ -259,23 +259,23 @@ def few_labels(expected: Sequence[str]) -> tuple[str, ...]:
     ways: dict[str, list[str]] = {}
     for text, _ in spelled.most_common():
         ways.setdefault(text.casefold(), []).append(text)
-    few = 2 <= len(ways) <= MOST_LABELS and len(plain) >= ROWS_A_LABEL * len(ways)
-    short = all(0 < len(text) <= LONGEST_LABEL and "\n" not in text for text in ways)
+    few = 2 <= len(ways) <= MAX_LABELS and len(plain) >= MIN_ROWS_A_LABEL * len(ways)
+    short = all(0 < len(text) <= MAX_LABEL_LENGTH and "\n" not in text for text in ways)
     return tuple(same[0] for same in ways.values()) if few and short else ()
 
 
-def judge(task: Task, answer: str, expected: str) -> Verdict:
+def judge(task: Task, answer: str, expected: str) -> AnswerVerdict:
     """Whether an answer solves its row: the same label, number or JSON value, else the same text."""
     if task.kind == "labels":
         predicted, label = label_of(answer, task.labels), label_of(expected, task.labels)
         right = predicted == label if label is not None else is_exact(answer, expected)
-        return Verdict(right, float(right), predicted)
+        return AnswerVerdict(right, float(right), predicted)
     if task.kind == "numbers":
         number, right = number_of(answer), same_number(answer, expected)
-        return Verdict(right, float(right), None if number is None else str(number))
+        return AnswerVerdict(right, float(right), None if number is None else str(number))
     if task.kind == "json":
         (valid, value), (_, wanted_value) = json_of(answer), json_of(expected)
         right = valid and value == wanted_value
-        return Verdict(right, 1.0 if right else 0.5 * valid * rouge_l(answer, expected))
+        return AnswerVerdict(right, 1.0 if right else 0.5 * valid * rouge_l(answer, expected))
     right = is_exact(answer, expected)
-    return Verdict(right, 1.0 if right else rouge_l(answer, expected))
+    return AnswerVerdict(right, 1.0 if right else rouge_l(answer, expected))

@@ -18,16 +18,16 @@ from lora_studio.engine.runtime import (
     WRONG_INPUT,
     EventLog,
     Explained,
-    Stop,
+    StopSignal,
     begin,
     data_progress,
+    emit_finished,
     ending_of,
-    last_word,
     leave,
     unexpected,
 )
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.request import OF_RUN, Request, request_of
+from lora_studio.evaluate.request import OF_RUN, EvaluationRequest, request_of
 from lora_studio.files import finite
 from lora_studio.jobs.events import Reason, RowsRead, RunStarted, RunState, Warned
 from lora_studio.jobs.kinds import EvaluationFolder
@@ -62,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ending = ending_of(work, stop, explain=_explain)
     if ending.code != DONE:  # what was answered until an early end is measured too
         write_summary(folder, request_of(folder), ending.state, log)
-    return last_word(log, ending)
+    return emit_finished(log, ending)
 
 
-def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
+def evaluate(folder: EvaluationFolder, log: EventLog, stop: StopSignal) -> None:
     """The program: read, load, answer, measure."""
     from lora_studio.engine.evaluate.metrics import warnings_of
     from lora_studio.engine.evaluate.tasks import READING, choose_task
@@ -110,7 +110,7 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: Stop) -> None:
     write_summary(folder, request, "done", log)
 
 
-def _voices(request: Request, tokenizer: "PreTrainedTokenizerBase") -> "dict[str, Voice]":
+def _voices(request: EvaluationRequest, tokenizer: "PreTrainedTokenizerBase") -> "dict[str, Voice]":
     """How each column is asked; the base as the first adapter is, in its own tokens."""
     from lora_studio.engine.evaluate.answer import Voice
     from lora_studio.engine.models.tokenizer import adapter_tokenizer
@@ -126,7 +126,7 @@ def _voices(request: Request, tokenizer: "PreTrainedTokenizerBase") -> "dict[str
     return {column.name: adapters.get(column.name, first) for column in request.columns}
 
 
-def _reading(request: Request) -> tuple[dict[str, Any] | None, list[str]]:
+def _reading(request: EvaluationRequest) -> tuple[dict[str, Any] | None, list[str]]:
     """The mapping to read the file by, and the columns that it lacks for a mapping that only the run had."""
     from lora_studio.data.preview import missing_columns
 
@@ -135,7 +135,7 @@ def _reading(request: Request) -> tuple[dict[str, Any] | None, list[str]]:
     return None if lacking else request.mapping, lacking
 
 
-def _reading_in_words(request: Request, lacking: Sequence[str], words: str) -> list[str]:
+def _reading_in_words(request: EvaluationRequest, lacking: Sequence[str], words: str) -> list[str]:
     if request.mapping_from != OF_RUN:
         return []
     if not lacking:
@@ -146,7 +146,7 @@ def _reading_in_words(request: Request, lacking: Sequence[str], words: str) -> l
 
 def _read(
     folder: EvaluationFolder,
-    request: Request,
+    request: EvaluationRequest,
     card: dict[str, Any],
     tokenizer: "PreTrainedTokenizerBase",
     voices: "dict[str, Voice]",
@@ -174,13 +174,13 @@ def _read(
 
 def _answer(
     folder: EvaluationFolder,
-    request: Request,
+    request: EvaluationRequest,
     loaded: "LoadedModel",
     remaining: "Sequence[AskedRow]",
     task: "Task",
     voices: "dict[str, Voice]",
     log: EventLog,
-    stop: Stop,
+    stop: StopSignal,
 ) -> None:
     """Answers the rows that are left, batch by batch."""
     from lora_studio.engine.evaluate.answer import answer_in_batches, thinking_of
@@ -228,7 +228,7 @@ class Predictions:
         self._file.flush()
 
 
-def write_summary(folder: EvaluationFolder, request: Request, state: str, log: EventLog) -> None:
+def write_summary(folder: EvaluationFolder, request: EvaluationRequest, state: str, log: EventLog) -> None:
     """What the answered rows amount to, with what a person should know of them; nothing where there are none."""
     from lora_studio.engine.evaluate.metrics import summary
     from lora_studio.engine.evaluate.tasks import Task

@@ -13,8 +13,8 @@ from typing import Any
 from lora_studio.config.parsing import merge, nest, parse, read_yaml, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.engine.export.context import (
-    Outcome,
-    Work,
+    ExportContext,
+    ExportResult,
     base_to_name,
     blocks,
     copy_files,
@@ -40,7 +40,7 @@ from lora_studio.runs.summary import settings_of
 from lora_studio.workspace import DEMO_MODEL, model_source
 
 
-def export_zip(work: Work, *, base_name: str, keep_local_base: bool) -> Outcome:
+def export_zip(work: ExportContext, *, base_name: str, keep_local_base: bool) -> ExportResult:
     """One zip with a folder in it, which peft, vLLM and LoRA Studio load as it is."""
     base = base_to_name(work, base_name, keep_local=keep_local_base)
     texts = rewritten(work, base)
@@ -53,15 +53,15 @@ def export_zip(work: Work, *, base_name: str, keep_local_base: bool) -> Outcome:
         words = (
             "Unpack it anywhere: LoRA Studio chats with the folder. Its base comes with the studio and nothing else."
         )
-        return Outcome(words, f"python -m lora_studio chat {work.name}", tried=tried, same=same)
+        return ExportResult(words, f"python -m lora_studio chat {work.name}", tried=tried, same=same)
     notes = []
     if is_local(base):
         notes.append(f"It calls its base {base}, a folder of this machine: change it in {SETTINGS_FILE} elsewhere.")
     words = f"Unpack it anywhere: the folder loads on {base} with peft, vLLM, or LoRA Studio's chat tab."
-    return Outcome(words, tried=tried, same=same, notes=notes)
+    return ExportResult(words, tried=tried, same=same, notes=notes)
 
 
-def rewritten(work: Work, base: str) -> dict[str, str]:
+def rewritten(work: ExportContext, base: str) -> dict[str, str]:
     """The texts that go with the adapter, by file name, without names of this machine."""
     settings = json.loads((work.adapter / SETTINGS_FILE).read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = base
@@ -75,7 +75,7 @@ def rewritten(work: Work, base: str) -> dict[str, str]:
     return texts
 
 
-def without_paths(work: Work, text: str, base: str) -> str:
+def without_paths(work: ExportContext, text: str, base: str) -> str:
     """A text in which the base bears its new name, and files only their last."""
     own = str(work.card.get("base_model") or "")
     if is_local(own):
@@ -90,7 +90,7 @@ def without_paths(work: Work, text: str, base: str) -> str:
     return text
 
 
-def pack(work: Work, texts: dict[str, str], target: Path) -> None:
+def pack(work: ExportContext, texts: dict[str, str], target: Path) -> None:
     """Writes the zip, with progress in bytes."""
     files = [path for path in carried(work.adapter) if path.name not in texts]
     total, done = sum(path.stat().st_size for path in files), 0
@@ -121,7 +121,7 @@ PLACES = {
 }
 
 
-def export_config(work: Work, *, base_name: str) -> Outcome:
+def export_config(work: ExportContext, *, base_name: str) -> ExportResult:
     """One YAML file with every setting, those at their default too."""
     run = work.of_run()
     config = settings_of(run, work.state())
@@ -133,7 +133,9 @@ def export_config(work: Work, *, base_name: str) -> Outcome:
         raise StudioError("The file does not read back as it was written.", "This is a defect: please report it.")
     words = "Another LoRA Studio trains it, from a terminal or, saved as a preset, from its page."
     command = f"python -m lora_studio train {target.name}"
-    return Outcome(words, command, tried="Read back: every setting is the same.", same=True, notes=local_places(config))
+    return ExportResult(
+        words, command, tried="Read back: every setting is the same.", same=True, notes=local_places(config)
+    )
 
 
 def local_places(config: Config) -> list[str]:
@@ -153,8 +155,8 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def export_vllm(
-    work: Work, *, base_name: str, keep_local_base: bool, served_name: str, max_model_len: int | None
-) -> Outcome:
+    work: ExportContext, *, base_name: str, keep_local_base: bool, served_name: str, max_model_len: int | None
+) -> ExportResult:
     """A folder with the adapter, its chat template and `serve.sh`."""
     settings = read_lora(work.adapter)
     rank = max_rank(settings)
@@ -187,7 +189,7 @@ def export_vllm(
         f"Run this, or serve.sh in a copy of the folder, where vLLM is; clients ask for the model {name}, or for the "
         "base by its own name."
     )
-    return Outcome(words, f"cd {shlex.quote(str(work.final))} && {arguments}", tried=tried, same=same, notes=notes)
+    return ExportResult(words, f"cd {shlex.quote(str(work.final))} && {arguments}", tried=tried, same=same, notes=notes)
 
 
 def max_rank(settings: dict[str, Any]) -> int:

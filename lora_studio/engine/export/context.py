@@ -22,7 +22,7 @@ from lora_studio.engine.chat.generate import Column, generate, greedy, prompt_id
 from lora_studio.engine.models.load import Download, read_config, without_weights
 from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, fitting, load_base
 from lora_studio.engine.models.weights import put_on, read_weights
-from lora_studio.engine.runtime import EventLog, Stop
+from lora_studio.engine.runtime import EventLog, StopSignal
 from lora_studio.errors import StudioError
 from lora_studio.export.targets import sizes_of
 from lora_studio.files import bytes_in
@@ -35,7 +35,7 @@ BLOCK, LOOK_SECONDS = 1 << 22, 0.5
 
 
 @dataclass(frozen=True)
-class Work:
+class ExportContext:
     """An adapter to take away: its folder, its run where it has one, and `out`, the empty folder for the result.
 
     `title` is the adapter's, `name` the same as a file name; `final` is where `out` will be moved to when all is done;
@@ -49,7 +49,7 @@ class Work:
     title: str
     trial: bool
     log: EventLog
-    stop: Stop
+    stop: StopSignal
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ExportResult:
     """What came out: a sentence on how it is used, a command to copy, a link, and how the trial went.
 
     `same` says whether the result answered as the adapter did; None where it was not tried or need not be the same.
@@ -111,7 +111,7 @@ class Outcome:
     missing: str = ""
 
 
-def base_to_name(work: Work, base_name: str, *, keep_local: bool = False) -> str:
+def base_to_name(work: ExportContext, base_name: str, *, keep_local: bool = False) -> str:
     """What a result calls the base: the name given, else its own. Raises `StudioError` for a folder of this machine."""
     own = str(work.card.get("base_model") or "")
     if base_name.strip():
@@ -136,7 +136,7 @@ def blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def copy_files(work: Work, files: Sequence[Path], target: Path) -> None:
+def copy_files(work: ExportContext, files: Sequence[Path], target: Path) -> None:
     """Copies files into a folder with progress in bytes, and stops in between when asked to."""
     total, done = sum(path.stat().st_size for path in files), 0
     work.log.phase("copy", total, "bytes")
@@ -190,7 +190,7 @@ def ask(loaded: LoadedModel, adapter: str | None, card: Mapping[str, Any]) -> Sp
     return Spoken(tuple(prompt), scores, answer.text.strip())
 
 
-def why_not(work: Work, bytes_a_weight: int) -> str:
+def why_not(work: ExportContext, bytes_a_weight: int) -> str:
     """Why nothing can be tried here; "" where it can. A model has to be in memory for it."""
     if not work.trial:
         return "Not tried, as you wished."
@@ -201,7 +201,9 @@ def why_not(work: Work, bytes_a_weight: int) -> str:
     return ""
 
 
-def load_adapters(work: Work, folders: Mapping[str, Path], dtype: torch.dtype, *, in_full: bool = False) -> LoadedModel:
+def load_adapters(
+    work: ExportContext, folders: Mapping[str, Path], dtype: torch.dtype, *, in_full: bool = False
+) -> LoadedModel:
     """The base in that precision with these adapters on top, by column name.
 
     With `in_full` a base that is stored in 4 or 8 bits gets plain weights of that precision.
@@ -209,20 +211,20 @@ def load_adapters(work: Work, folders: Mapping[str, Path], dtype: torch.dtype, *
     return _put_adapters(work, _load_base(work, dtype, in_full=in_full), folders)
 
 
-def _load_base(work: Work, dtype: torch.dtype, *, in_full: bool = False) -> LoadedModel:
+def _load_base(work: ExportContext, dtype: torch.dtype, *, in_full: bool = False) -> LoadedModel:
     work.log.phase("model")
     base, revision, bar = str(work.card["base_model"]), work.card.get("revision"), Download(work.log).bar_class()
     return load_base(base, revision=revision, dtype=dtype, tqdm_class=bar, in_full=in_full)
 
 
-def _put_adapters(work: Work, loaded: LoadedModel, folders: Mapping[str, Path]) -> LoadedModel:
+def _put_adapters(work: ExportContext, loaded: LoadedModel, folders: Mapping[str, Path]) -> LoadedModel:
     add_adapters(loaded, folders)
     for words in dict.fromkeys(words for notes in loaded.told.values() for words in notes):
         work.warn(words)
     return loaded
 
 
-def try_adapter(work: Work, exported: Path) -> tuple[str, bool | None]:
+def try_adapter(work: ExportContext, exported: Path) -> tuple[str, bool | None]:
     """Whether the adapter in `exported` answers as the one that it was made from, in words.
 
     Raises `StudioError` where it has no place in its base: nobody could use what was made.
@@ -245,7 +247,7 @@ def try_adapter(work: Work, exported: Path) -> tuple[str, bool | None]:
     return verdict(own, other, exact=True)
 
 
-def check_places(work: Work, bare: PreTrainedModel) -> None:
+def check_places(work: ExportContext, bare: PreTrainedModel) -> None:
     """Tells what of the adapter has no place in its base, `bare` being that without weights.
 
     Raises `StudioError` where nothing of it has one.
@@ -258,7 +260,7 @@ def check_places(work: Work, bare: PreTrainedModel) -> None:
         work.warn(words)
 
 
-def text_model_note(work: Work) -> str:
+def text_model_note(work: ExportContext) -> str:
     """What others should know of an adapter on the text model of a checkpoint that holds more; "" for all others."""
     config = read_config(str(work.card["base_model"]), work.card.get("revision"))
     stored = (config.architectures or [""])[0]

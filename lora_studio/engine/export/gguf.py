@@ -26,7 +26,7 @@ from lora_studio.config.sections import Generation
 from lora_studio.data.prompt_styles import adds_bos, choose_template
 from lora_studio.engine.export import merged as export_merged
 from lora_studio.engine.export.archive import rewritten
-from lora_studio.engine.export.context import Outcome, Work, copy_files, try_adapter
+from lora_studio.engine.export.context import ExportContext, ExportResult, copy_files, try_adapter
 from lora_studio.engine.models.tokenizer import adapter_tokenizer, load_tokenizer
 from lora_studio.engine.models.weights import known_tokens
 from lora_studio.engine.runtime import EventLog
@@ -172,13 +172,13 @@ class Made:
     notes: Sequence[str]
 
 
-def export_gguf(work: Work, *, quantization: str) -> Outcome:
+def export_gguf(work: ExportContext, *, quantization: str) -> ExportResult:
     """A folder with the file; or, without llama.cpp, with the merged model and the commands."""
     gguf = make_gguf(work, quantization)
     place = work.final / gguf.file
     serve = f"{shlex.quote(server())} -m {shlex.quote(str(place))} --jinja"
     if gguf.there:
-        return Outcome(
+        return ExportResult(
             "One file for llama.cpp and what is built on it (LM Studio, Jan, Ollama). The chat template of the "
             "training is in it: --jinja makes llama.cpp use it.",
             serve,
@@ -186,7 +186,7 @@ def export_gguf(work: Work, *, quantization: str) -> Outcome:
             same=gguf.same,
             notes=gguf.notes,
         )
-    return Outcome(
+    return ExportResult(
         f"The merged model is in {MODEL}/. {gguf.file} was not made: llama.cpp, which makes it, was not found here. "
         f"{HOW} Or set {FOLDER_VARIABLE} before LoRA Studio is started, and export again.",
         gguf.commands,
@@ -197,7 +197,7 @@ def export_gguf(work: Work, *, quantization: str) -> Outcome:
     )
 
 
-def make_gguf(work: Work, quantization: str) -> Made:
+def make_gguf(work: ExportContext, quantization: str) -> Made:
     """Merges, and makes the file in `work.out` where llama.cpp is; else leaves the merged model and the commands."""
     tools = usable_tools(quantization)
     file = f"{work.name}-{quantization.upper()}.gguf"
@@ -261,7 +261,7 @@ class Weights:
     missing: str = ""
 
 
-def export_ollama(work: Work, *, weights: str, quantization: str, base_in_ollama: str) -> Outcome:
+def export_ollama(work: ExportContext, *, weights: str, quantization: str, base_in_ollama: str) -> ExportResult:
     """A folder in which `ollama create` makes the model."""
     if base_in_ollama.strip():
         check_adapter(work.adapter)
@@ -286,7 +286,7 @@ def export_ollama(work: Work, *, weights: str, quantization: str, base_in_ollama
         )
     commands = f"cd {place} && ollama create {name} && ollama run {name}"
     proof = f"The template gives the prompts of the training in {template.compared} of {template.compared} dialogues."
-    return Outcome(
+    return ExportResult(
         words,
         f"{weighed.commands}\n{commands}".strip(),
         tried=f"{proof} {weighed.tried}".strip(),
@@ -296,7 +296,7 @@ def export_ollama(work: Work, *, weights: str, quantization: str, base_in_ollama
     )
 
 
-def go_template(work: Work, tokenizer: Any) -> GoTemplate:
+def go_template(work: ExportContext, tokenizer: Any) -> GoTemplate:
     """The adapter's chat template in Go's language. Raises `StudioError` where it has no counterpart there."""
     thinking = work.card.get("enable_thinking")
     source = read_template(work.adapter) or choose_template(tokenizer, "auto").source
@@ -305,12 +305,12 @@ def go_template(work: Work, tokenizer: Any) -> GoTemplate:
     return to_go(source, {**tokenizer.special_tokens_map, **switch}, bos=bos)
 
 
-def _architecture(work: Work) -> str:
+def _architecture(work: ExportContext) -> str:
     config = read_config(str(work.card["base_model"]), work.card.get("revision")) or {}
     return str((config.get("architectures") or [""])[0])
 
 
-def _whole(work: Work, kind: str, weights: str, quantization: str) -> Weights:
+def _whole(work: ExportContext, kind: str, weights: str, quantization: str) -> Weights:
     """The whole model, as safetensors or GGUF."""
     if weights == "gguf" or (weights == "auto" and kind not in READ_BY_OLLAMA):
         usable_tools(quantization)
@@ -321,7 +321,7 @@ def _whole(work: Work, kind: str, weights: str, quantization: str) -> Weights:
     return Weights(f"./{MODEL}", "", merged.tried, merged.same, merged.notes)
 
 
-def _adapter(work: Work, kind: str, base: str) -> Weights:
+def _adapter(work: ExportContext, kind: str, base: str) -> Weights:
     """The adapter alone, which Ollama puts on a base that it has."""
     if kind not in ADAPTED_BY_OLLAMA:
         families = ", ".join(sorted(name.removesuffix("ForCausalLM") for name in ADAPTED_BY_OLLAMA))
@@ -361,7 +361,7 @@ def check_adapter(folder: Path) -> None:
         )
 
 
-def write_adapter(work: Work) -> str:
+def write_adapter(work: ExportContext) -> str:
     """The adapter with the scale as Ollama applies it, in `work.out`; a sentence where it had to be written otherwise.
 
     Ollama multiplies B A by lora_alpha / r, with lora_alpha a whole number: what that can't say goes into B.
@@ -386,7 +386,7 @@ def write_adapter(work: Work) -> str:
     return f"Ollama applies lora_alpha / r, so that the adapter's scale of {factor:g} is written so. "
 
 
-def _modelfile(work: Work, tokenizer: Any, template: GoTemplate, weights: Weights) -> str:
+def _modelfile(work: ExportContext, tokenizer: Any, template: GoTemplate, weights: Weights) -> str:
     generation = Generation()
     if work.run is not None and work.run.config.is_file():
         generation = parse(read_yaml(work.run.config)).generation
@@ -406,7 +406,7 @@ def _modelfile(work: Work, tokenizer: Any, template: GoTemplate, weights: Weight
     )
 
 
-def _missing(work: Work) -> list[str]:
+def _missing(work: ExportContext) -> list[str]:
     """What a Modelfile can't carry of the adapter's system prompt."""
     system = str(work.card.get("system_prompt") or "")
     if carried_by_quotes(system):

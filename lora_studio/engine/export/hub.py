@@ -24,7 +24,7 @@ from lora_studio.config.parsing import read_yaml
 from lora_studio.data.readers.hub import PREFIX, is_hub_name, parse_name
 from lora_studio.engine.export import merged as export_merged
 from lora_studio.engine.export.archive import rewritten
-from lora_studio.engine.export.context import Outcome, Work, base_to_name, copy_files, try_adapter
+from lora_studio.engine.export.context import ExportContext, ExportResult, base_to_name, copy_files, try_adapter
 from lora_studio.engine.runtime import Stopped
 from lora_studio.errors import StudioError
 from lora_studio.export.card import CARD_NAME, Subject, model_card
@@ -212,8 +212,16 @@ def _clean(error: object) -> str:
 
 
 def export(
-    work: Work, *, repo: str, content: str, private: bool, update: bool, base_name: str, license: str, dtype: str
-) -> Outcome:
+    work: ExportContext,
+    *,
+    repo: str,
+    content: str,
+    private: bool,
+    update: bool,
+    base_name: str,
+    license: str,
+    dtype: str,
+) -> ExportResult:
     """Makes the files, tries them, sends them, and gives the link."""
     repository = check_name(repo.strip() or work.name)
     base = base_to_name(work, base_name)
@@ -247,12 +255,12 @@ def export(
         )
         raise
     visibility = "only you and those you let in see it" if published.private else "everybody can see it"
-    return Outcome(
+    return ExportResult(
         f"It is on the Hub as {published.repo}; {visibility}.", link=published.link, tried=tried, same=same, notes=notes
     )
 
 
-def _adapter(work: Work, base: str) -> tuple[str, bool | None]:
+def _adapter(work: ExportContext, base: str) -> tuple[str, bool | None]:
     """The adapter's files in `work.out`, tried."""
     texts = rewritten(work, base)
     copy_files(work, [path for path in carried(work.adapter) if path.name not in texts], work.out)
@@ -261,7 +269,7 @@ def _adapter(work: Work, base: str) -> tuple[str, bool | None]:
     return try_adapter(work, work.out)
 
 
-def hub_data(work: Work) -> str:
+def hub_data(work: ExportContext) -> str:
     """The Hub's name of the training set, where it is one of the Hub."""
     if work.run is None or not work.run.config.is_file():
         return ""

@@ -13,7 +13,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedTokenizerBase
 
 from lora_studio.engine.chat.generate import end_ids
-from lora_studio.engine.export.context import Outcome, Spoken, Work, ask, is_local, load_adapters, verdict, why_not
+from lora_studio.engine.export.context import (
+    ExportContext,
+    ExportResult,
+    Spoken,
+    ask,
+    is_local,
+    load_adapters,
+    verdict,
+    why_not,
+)
 from lora_studio.engine.models.load import DTYPES, check_in_full, rounding_of, without_weights
 from lora_studio.engine.models.multi_adapter import LoadedModel, load_base, put, put_in
 from lora_studio.errors import StudioError
@@ -25,7 +34,7 @@ from lora_studio.models.adapters import read_header
 COLUMN = "adapter"
 
 
-def export(work: Work, *, dtype: str, max_shard_size: str) -> Outcome:
+def export(work: ExportContext, *, dtype: str, max_shard_size: str) -> ExportResult:
     """A model's folder."""
     check_mergeable(work)
     reason = why_not(work, BYTES_A_WEIGHT[dtype])
@@ -38,10 +47,10 @@ def export(work: Work, *, dtype: str, max_shard_size: str) -> Outcome:
     tried, same = (reason, None) if own is None else try_merged(work, own, dtype)
     words = "A model of its own: any program that reads Hugging Face models loads the folder."
     notes = [note] if (note := rounded_base(work)) else []
-    return Outcome(words, tried=tried, same=same, notes=notes)
+    return ExportResult(words, tried=tried, same=same, notes=notes)
 
 
-def check_mergeable(work: Work) -> None:
+def check_mergeable(work: ExportContext) -> None:
     """Raises `StudioError` for an adapter that no weights can hold, and for a base that can't be had in full."""
     settings = read_lora(work.adapter)
     instead = "Take the adapter alone instead (zip), which peft and LoRA Studio put on its base."
@@ -59,7 +68,7 @@ def check_mergeable(work: Work) -> None:
             )
 
 
-def adapted_parts(work: Work, model: Any) -> Iterator[tuple[str, Any]]:
+def adapted_parts(work: ExportContext, model: Any) -> Iterator[tuple[str, Any]]:
     """The base's modules with a bias of the adapter's own beside them, by path."""
     for name in read_header(work.adapter / WEIGHTS_FILE):
         if name.endswith(".lora_B.bias"):
@@ -67,7 +76,7 @@ def adapted_parts(work: Work, model: Any) -> Iterator[tuple[str, Any]]:
             yield path, model.get_submodule(path)
 
 
-def rounded_base(work: Work) -> str:
+def rounded_base(work: ExportContext) -> str:
     """A sentence where the base itself is stored rounded: what that took from it stays lost."""
     stored = rounding_of(str(work.card["base_model"]), work.card.get("revision"))
     if not stored:
@@ -78,7 +87,7 @@ def rounded_base(work: Work) -> str:
     )
 
 
-def merge(work: Work, loaded: LoadedModel) -> None:
+def merge(work: ExportContext, loaded: LoadedModel) -> None:
     """Puts the adapter into the base's weights; afterwards `loaded` is a plain model."""
     model = _standing_for_good(loaded)
     untie(model)
@@ -127,7 +136,7 @@ def _plain(module: Any) -> Any:
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
-def write(work: Work, loaded: LoadedModel, max_shard_size: str) -> None:
+def write(work: ExportContext, loaded: LoadedModel, max_shard_size: str) -> None:
     """Weights, configs, tokenizer and template."""
     total = sum(weight.nbytes for weight in loaded.model.parameters())
     with work.growing("write", total):
@@ -136,20 +145,20 @@ def write(work: Work, loaded: LoadedModel, max_shard_size: str) -> None:
         write_tokenizer(loaded.tokenizer, loaded.template(None), work)
 
 
-def write_tokenizer(tokenizer: PreTrainedTokenizerBase, template: str, work: Work) -> None:
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, template: str, work: ExportContext) -> None:
     """The tokenizer with the template that the adapter was trained with."""
     tokenizer.chat_template = template
     tokenizer.save_pretrained(str(work.out))
 
 
-def write_card(work: Work, dtype: str) -> None:
+def write_card(work: ExportContext, dtype: str) -> None:
     """The model card; a base that is a folder of this machine is called by its last name."""
     base = str(work.card["base_model"])
     subject = Subject(work.title, Path(base).name if is_local(base) else base, merged=True, precision=dtype)
     (work.out / CARD_NAME).write_text(model_card(work.adapter, work.run, subject), encoding="utf-8")
 
 
-def try_merged(work: Work, own: Spoken, dtype: str) -> tuple[str, bool]:
+def try_merged(work: ExportContext, own: Spoken, dtype: str) -> tuple[str, bool]:
     """Loads what was written and asks it what base and adapter were asked."""
     work.log.phase("try")
     merged = load_base(str(work.out), dtype=DTYPES[dtype])

@@ -21,7 +21,7 @@ from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.examples import Examples
 from lora_studio.engine import train_script
-from lora_studio.engine.export.context import Outcome, Work, base_to_name, check_places, is_local
+from lora_studio.engine.export.context import ExportContext, ExportResult, base_to_name, check_places, is_local
 from lora_studio.engine.models.load import without_weights
 from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.engine.runtime import data_progress
@@ -54,7 +54,7 @@ SHOWN_AFTER = 3
 """Steps after the warm-up whose loss tells one adapter from another: A moves only once B has moved from 0."""
 
 
-def export(work: Work, *, base_name: str, keep_local_base: bool) -> Outcome:
+def export(work: ExportContext, *, base_name: str, keep_local_base: bool) -> ExportResult:
     """A folder with train.py and all that it reads."""
     run, state = work.of_run(), work.state()
     config = settings_of(run, state)
@@ -83,7 +83,7 @@ def export(work: Work, *, base_name: str, keep_local_base: bool) -> Outcome:
         notes.append(
             f"It loads {base}; the trial, where there was one, loaded the run's own base, {config.model.name}."
         )
-    return Outcome(words, command, tried=tried, same=same, notes=notes)
+    return ExportResult(words, command, tried=tried, same=same, notes=notes)
 
 
 def check(config: Config, state: RunState) -> None:
@@ -114,7 +114,7 @@ def left_out(config: Config, state: RunState) -> Iterator[str]:
         yield f"The run was made on {state.device}: on other devices losses differ in the last digits, and more later."
 
 
-def rows_of(work: Work, config: Config, state: RunState) -> Prepared:
+def rows_of(work: ExportContext, config: Config, state: RunState) -> Prepared:
     """The run's rows, prepared again. Raises `StudioError` where they are not the same any more."""
     work.log.phase("data")
     prepared = prepare(
@@ -131,7 +131,7 @@ def rows_of(work: Work, config: Config, state: RunState) -> Prepared:
     return prepared
 
 
-def write_rows(work: Work, prepared: Prepared) -> None:
+def write_rows(work: ExportContext, prepared: Prepared) -> None:
     parts: dict[str, Any] = {"train": prepared.train}
     if prepared.validation:
         parts["validation"] = prepared.validation
@@ -142,7 +142,7 @@ def write_rows(work: Work, prepared: Prepared) -> None:
         done = _write_part(work, examples, work.out / f"{name}.parquet", done, total)
 
 
-def _write_part(work: Work, examples: Examples, target: Path, done: int, total: int) -> int:
+def _write_part(work: ExportContext, examples: Examples, target: Path, done: int, total: int) -> int:
     tables = examples.tables()
     first = next(tables)
     with pq.ParquetWriter(target, first.schema) as writer:
@@ -154,7 +154,7 @@ def _write_part(work: Work, examples: Examples, target: Path, done: int, total: 
     return done
 
 
-def write_tokenizer(work: Work) -> None:
+def write_tokenizer(work: ExportContext) -> None:
     """The tokenizer as the adapter has it, with the chat template of the training."""
     (work.out / "tokenizer").mkdir()
     for path in carried(work.adapter):
@@ -162,7 +162,7 @@ def write_tokenizer(work: Work) -> None:
             shutil.copyfile(path, work.out / "tokenizer" / path.name)
 
 
-def copy_start(work: Work, config: Config) -> None:
+def copy_start(work: ExportContext, config: Config) -> None:
     """The adapter that the run went on from."""
     before = Path(str(config.model.adapter_name_or_path))
     if not (before / WEIGHTS_FILE).is_file():
@@ -257,7 +257,7 @@ def requirements(config: Config, facts: dict[str, Any]) -> list[str]:
     return [f"{name}=={str(versions[name]).partition('+')[0]}" if name in versions else name for name in names]
 
 
-def try_script(work: Work, state: RunState, config: Config, warmup: int) -> tuple[str, bool | None]:
+def try_script(work: ExportContext, state: RunState, config: Config, warmup: int) -> tuple[str, bool | None]:
     """Runs the program past its warm-up, where the run was made on a CPU as well, and compares with the run.
 
     Losses have to be the run's, and the adapter's tensors those of the run's adapter. Raises `StudioError` otherwise.
@@ -318,7 +318,7 @@ def same_tensors(own: Path, other: Path) -> int:
     return len(first)
 
 
-def versions_are_those_of(work: Work) -> bool:
+def versions_are_those_of(work: ExportContext) -> bool:
     """Whether the libraries here are those that the run was made with."""
     noted = work.of_run().read_facts().get("versions", {})
     return all(noted.get(name) in (None, version(name)) for name in LIBRARIES)

@@ -22,15 +22,15 @@ from lora_studio.engine.runtime import (
     WRONG_INPUT,
     EventLog,
     Explained,
-    Stop,
+    StopSignal,
     begin,
+    emit_finished,
     ending_of,
-    last_word,
     leave,
     unexpected,
 )
 from lora_studio.errors import StudioError
-from lora_studio.export.request import Request, check_space, request_of, target_of
+from lora_studio.export.request import ExportRequest, check_space, request_of, target_of
 from lora_studio.files import bytes_in
 from lora_studio.jobs.events import Reason, RunStarted
 from lora_studio.jobs.kinds import ExportFolder
@@ -39,7 +39,7 @@ from lora_studio.models.adapters import changed, read_card
 from lora_studio.workspace import RunFolder, Workspace, write_atomically
 
 if TYPE_CHECKING:
-    from lora_studio.engine.export.context import Outcome
+    from lora_studio.engine.export.context import ExportResult
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ending = ending_of(work, stop, explain=partial(_explain, folder))
     if ending.code != DONE:
         shutil.rmtree(folder.unfinished, ignore_errors=True)
-    return last_word(log, ending)
+    return emit_finished(log, ending)
 
 
-def export(folder: ExportFolder, log: EventLog, stop: Stop) -> None:
+def export(folder: ExportFolder, log: EventLog, stop: StopSignal) -> None:
     """The program: look for room, make the result, try it, put it in its place."""
     request = request_of(folder)
     log.emit(RunStarted(time.time(), os.getpid(), "cpu", "", device_kind="cpu"))
@@ -96,25 +96,25 @@ def export(folder: ExportFolder, log: EventLog, stop: Stop) -> None:
     )
 
 
-def _make(folder: ExportFolder, request: Request, log: EventLog, stop: Stop) -> "Outcome":
-    from lora_studio.engine.export.context import Work  # seconds: the libraries
+def _make(folder: ExportFolder, request: ExportRequest, log: EventLog, stop: StopSignal) -> "ExportResult":
+    from lora_studio.engine.export.context import ExportContext  # seconds: the libraries
 
     read_lora(Path(request.folder))
     run = RunFolder(Workspace(folder.path.parent.parent).runs_folder / request.run) if request.run else None
     title, place = request.adapter_title, folder.result
-    work = Work(Path(request.folder), run, folder.unfinished, place, title, request.trial, log=log, stop=stop)
+    work = ExportContext(Path(request.folder), run, folder.unfinished, place, title, request.trial, log=log, stop=stop)
     card = read_card(work.adapter)
     if words := changed(card, card.base, card.revision):
         work.warn(words)
     return program(request.target)(work, **request.settings)
 
 
-def program(target: str) -> "Callable[..., Outcome]":
+def program(target: str) -> "Callable[..., ExportResult]":
     """The function that makes a target's result."""
     from lora_studio.engine.export import archive, gguf, hub, merged, script
     from lora_studio.engine.export import gguf as ollama
 
-    programs: dict[str, Callable[..., Outcome]] = {
+    programs: dict[str, Callable[..., ExportResult]] = {
         "zip": archive.export_zip,
         "merged": merged.export,
         "ollama": ollama.export_ollama,

@@ -241,7 +241,7 @@ def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
     return config
 
 
-SMALLEST_BYTES = 1_000_000  # an index or a config is here before anyone could read of it
+MIN_BYTES = 1_000_000  # an index or a config is here before anyone could read of it
 _SECOND_COUNT = "ownloading bytes"  # the bar of what the network brings, beside that of what is written
 
 
@@ -299,7 +299,7 @@ class Download:
 
     def _tell(self) -> None:
         with self._lock:
-            large = [bar for bar in self._bars if (bar.total or 0) >= SMALLEST_BYTES]
+            large = [bar for bar in self._bars if (bar.total or 0) >= MIN_BYTES]
             done, total = sum(int(bar.n) for bar in large), sum(int(bar.total) for bar in large)
             if not large:
                 return

@@ -55,23 +55,23 @@ def with_biases(biases: Biases) -> Iterator[None]:
 
 ADAPTER = "adapter"
 """peft's name for an adapter in its own wrapper."""
-Standing = dict[tuple[torch.nn.Module, str], torch.nn.Module]
+ModuleMap = dict[tuple[torch.nn.Module, str], torch.nn.Module]
 """The module that stands in each place: under a name in a parent."""
 
 
-def standing(model: torch.nn.Module) -> Standing:
+def standing(model: torch.nn.Module) -> ModuleMap:
     """What stands in each place of a model now."""
     return {(parent, name): child for parent in model.modules() for name, child in parent.named_children()}
 
 
-def put(modules: Standing) -> None:
+def put(modules: ModuleMap) -> None:
     """Puts each module into its place."""
     for (parent, name), module in modules.items():
         setattr(parent, name, module)
 
 
 @contextmanager
-def with_modules(modules: Standing) -> Iterator[None]:
+def swap_modules(modules: ModuleMap) -> Iterator[None]:
     """These modules stand in their places within, and those of before again afterwards."""
     before = {(parent, name): parent.get_submodule(name) for parent, name in modules}
     put(modules)
@@ -82,7 +82,7 @@ def with_modules(modules: Standing) -> Iterator[None]:
 
 
 @dataclass
-class Apart:
+class NonLoraAdapter:
     """One such adapter. `model` is peft's wrapper, `around` what stands in the base's places while it answers.
 
     `virtual_tokens` are read before each prompt (prompt learning), and `scores_before` says how many of them its scores
@@ -90,7 +90,7 @@ class Apart:
     """
 
     model: PeftModel
-    around: Standing
+    around: ModuleMap
     biases: Biases
     virtual_tokens: int
     scores_before: int
@@ -98,11 +98,11 @@ class Apart:
     @contextmanager
     def answering(self) -> Iterator[PeftModel]:
         """Inside, the base with this adapter; the base's own modules have to stand in its places."""
-        with with_modules(self.around), with_biases(self.biases):
+        with swap_modules(self.around), with_biases(self.biases):
             yield self.model
 
 
-def put_apart(base: PreTrainedModel, weights: AdapterWeights, own: Standing, name: str) -> Apart:
+def put_apart(base: PreTrainedModel, weights: AdapterWeights, own: ModuleMap, name: str) -> NonLoraAdapter:
     """Puts an adapter around a base whose own modules stand in its places, and leaves the base as it was.
 
     `name` is what the base is called. Raises `StudioError` or what peft raises where it does not fit.
@@ -126,7 +126,7 @@ def put_apart(base: PreTrainedModel, weights: AdapterWeights, own: Standing, nam
     settings: Any = model.active_peft_config
     virtual_tokens = settings.num_virtual_tokens if settings.is_prompt_learning else 0
     in_text = settings.peft_type != PeftType.PREFIX_TUNING
-    return Apart(model, around, trained, virtual_tokens, virtual_tokens if in_text else 0)
+    return NonLoraAdapter(model, around, trained, virtual_tokens, virtual_tokens if in_text else 0)
 
 
 def _has(biases: Biases, parameter: torch.nn.Parameter, values: torch.Tensor) -> bool:
@@ -149,13 +149,13 @@ class LoadedModel:
     name: str
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    own: Standing
+    own: ModuleMap
     adapters: dict[str, str] = field(default_factory=dict)
     templates: dict[str | None, str] = field(default_factory=dict)
     cards: dict[str, dict[str, Any]] = field(default_factory=dict)
     tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
     told: dict[str, list[str]] = field(default_factory=dict)
-    apart: dict[str, Apart] = field(default_factory=dict)
+    apart: dict[str, NonLoraAdapter] = field(default_factory=dict)
     flat: frozenset[str] | None = None
 
     @property
@@ -204,7 +204,7 @@ class LoadedModel:
     def answering_as(self, column: str | None) -> Iterator[Any]:
         """Inside, the model that it gives is the base with that one adapter, or the bare base (None)."""
         if column in self.apart:
-            with with_modules(self.own), self.apart[column].answering() as model:
+            with swap_modules(self.own), self.apart[column].answering() as model:
                 yield model
         elif column is not None:
             self.model.set_adapter(self.adapters[column], inference_mode=True)
@@ -299,7 +299,7 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
             "Leave out adapters that were trained on a quantized base: then it is loaded in full.",
         )
     for column, folder in folders.items():
-        with fitting(folder, loaded.name), with_modules(loaded.own):
+        with fitting(folder, loaded.name), swap_modules(loaded.own):
             weights = read_weights(folder, loaded.base, loaded.name)
             together = weights.plain and _mixes(loaded, weights)
             if not together:

@@ -21,7 +21,7 @@ from lora_studio.data.report import reading
 from lora_studio.engine.chat.generate import Column, generate, greedy
 from lora_studio.engine.evaluate.tasks import is_exact
 from lora_studio.engine.models.multi_adapter import LoadedModel
-from lora_studio.engine.runtime import EventLog, Stop
+from lora_studio.engine.runtime import EventLog, StopSignal
 from lora_studio.engine.train.labels import LabelMeter, labelled_rows
 from lora_studio.engine.train.memory import read_memory
 from lora_studio.engine.train.schedule import RandomNumbers
@@ -99,7 +99,7 @@ class EarlyStopping(TrainerCallback):
         return f"Ended early at step {self.ended_at:,}: {WORDS[self.metric]}{by} for {times}."
 
 
-LONGEST_TEXT = 2000
+MAX_TEXT = 2000
 
 
 class GenEval(TrainerCallback):
@@ -118,7 +118,7 @@ class GenEval(TrainerCallback):
         max_new_tokens: int,
         enable_thinking: bool | None,
         log: EventLog,
-        stop: Stop,
+        stop: StopSignal,
     ) -> None:
         self.loaded = loaded
         self.questions = questions
@@ -187,7 +187,7 @@ class GenEval(TrainerCallback):
 
 def shorten(text: str) -> str:
     """A text as an event holds it."""
-    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "…"
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
 
 
 def label_meter(config: Config, prepared: Prepared, tokenizer: Any, log: EventLog) -> LabelMeter | None:
@@ -273,7 +273,7 @@ def explain(error: DivergedError, config: Config, dtype: str) -> dict[str, Any]:
     }
 
 
-LEAST_POINTS = 20
+MIN_POINTS = 20
 # What learning by comparison measures: the trainer's name, and ours. A reward is beta times how much likelier an answer
 # is than to the base.
 COMPARED = {
@@ -295,7 +295,7 @@ PLACED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy"
 
 
 def put_trackers_last(trainer: Trainer) -> None:
-    """TensorBoard and the like are told after `Report`, which adds its own numbers to what they are told."""
+    """TensorBoard and the like are told after `ReportCallback`, which adds its own numbers to what they are told."""
     trackers = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
     trainer.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, trackers))
 
@@ -307,13 +307,13 @@ def logging_interval(setting: int, total_steps: int) -> int:
     """
     if setting == 0:
         return max(1, min(10, total_steps // 50))
-    return max(1, min(setting, total_steps // LEAST_POINTS))
+    return max(1, min(setting, total_steps // MIN_POINTS))
 
 
-class Report(TrainerCallback):
+class ReportCallback(TrainerCallback):
     """Turns what the trainer does into events. `tokens_before` are those of earlier starts of a resumed run."""
 
-    def __init__(self, log: EventLog, stop: Stop, tokens_before: int = 0, sensors: Sensors | None = None) -> None:
+    def __init__(self, log: EventLog, stop: StopSignal, tokens_before: int = 0, sensors: Sensors | None = None) -> None:
         self.log = log
         self.sensors = sensors or Sensors()
         self.stop = stop

@@ -34,7 +34,7 @@ SVD_ROUNDS = 16
 """Rounds of the randomized decomposition, as `pissa_niter_16` has them: a 7B model in seconds on a GPU."""
 
 EVA_ROWS = 512
-MOST_BATCHES = 400
+MAX_BATCHES = 400
 """Batches after which EVA gives up on data that have too few directions."""
 
 
@@ -185,9 +185,9 @@ def fill_from_data(model: PeftModel, batches: Sequence[Mapping[str, torch.Tensor
     def forward(_: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
         nonlocal batches_seen
         batches_seen += 1
-        if batches_seen > MOST_BATCHES:
+        if batches_seen > MAX_BATCHES:
             raise StudioError(
-                f"The data have no {rank_of(model)} steady directions after {MOST_BATCHES} batches.",
+                f"The data have no {rank_of(model)} steady directions after {MAX_BATCHES} batches.",
                 "Give EVA more varied data or a lower lora.r, or set lora.init_lora_weights to default.",
             )
         return decoder(**inputs, use_cache=False)  # without the output layer, whose scores nobody needs here

@@ -34,11 +34,11 @@ from lora_studio.engine.models.load import (
 from lora_studio.engine.models.multi_adapter import LoadedModel, biases_of
 from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.engine.models.weights import rows_of
-from lora_studio.engine.runtime import EventLog, Stop, Stopped, data_progress
+from lora_studio.engine.runtime import EventLog, Stopped, StopSignal, data_progress
 from lora_studio.engine.train.callbacks import (
     RISING,
     GenEval,
-    Report,
+    ReportCallback,
     check_weights,
     data_event,
     early_stopping,
@@ -58,7 +58,13 @@ from lora_studio.engine.train.resume import (
     save_where_stopped,
 )
 from lora_studio.engine.train.schedule import SCHEDULE, planned_steps, scheduler_settings
-from lora_studio.engine.train.trainers import PreferenceTrainer, StudioTrainer, Ways, as_dataset, hand_out
+from lora_studio.engine.train.trainers import (
+    PreferenceTrainer,
+    StudioTrainer,
+    TrainerMixin,
+    as_dataset,
+    save_final_adapter,
+)
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Evaluated, ModelLoaded, RunStarted, StepLogged, Warned
 from lora_studio.models.adapters import changed, fingerprint, read_card
@@ -93,7 +99,7 @@ SAME_NAME = {
 """Settings of training that the trainers take as they are."""
 
 
-def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[str, Any]:
+def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> dict[str, Any]:
     """Trains what the run's config says and returns the numbers of complete.json. Raises `Stopped` when asked to."""
     # Config and where to start from.
     config = parse(read_yaml(run.config))
@@ -199,7 +205,9 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     os.environ.setdefault("WANDB_PROJECT", PROJECT)
     card = studio_card(config, run, dtype, prepared.template.name, quantization)
     sensors = Sensors(gpu_id())
-    report = Report(log, stop, tokens_before=log.state().steps[-1].tokens if log.state().steps else 0, sensors=sensors)
+    report = ReportCallback(
+        log, stop, tokens_before=log.state().steps[-1].tokens if log.state().steps else 0, sensors=sensors
+    )
     ending = early_stopping(config, prepared, log.state().evaluations)
     callbacks: list[TrainerCallback] = [ending] if ending else []
     if samples:
@@ -254,7 +262,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: Stop) -> dict[st
     stop.end_at_once()
     check_weights(trainer.model, trainer.state.global_step)
     log.phase("save")
-    hand_out(trainer.model, tokenizer, card, run, taken_out)
+    save_final_adapter(trainer.model, tokenizer, card, run, taken_out)
     evaluation = final_evaluation(trainer, log) if prepared.validation else None
     result = {
         "run": run.id,
@@ -420,7 +428,7 @@ def remarks(config: Config, prepared: Prepared, total_steps: int) -> Iterator[st
         yield f"The warm-up takes {warm} steps and the run has {total_steps}: the rate never reaches its full value."
 
 
-def final_evaluation(trainer: Ways, log: EventLog) -> Evaluated:
+def final_evaluation(trainer: TrainerMixin, log: EventLog) -> Evaluated:
     """What the adapter that is handed out measures; measured only where it isn't known yet."""
     state = trainer.state
     best = trainer.args.load_best_model_at_end and state.best_model_checkpoint

@@ -9,8 +9,8 @@ import numpy as np
 
 from lora_studio.data.dataset import Prepared
 from lora_studio.data.examples import Examples, Pairs
-from lora_studio.engine.train.callbacks import Report
-from lora_studio.engine.train.trainers import Ways
+from lora_studio.engine.train.callbacks import ReportCallback
+from lora_studio.engine.train.trainers import TrainerMixin
 from lora_studio.errors import OtherRowsError
 from lora_studio.files import numbered
 from lora_studio.jobs.events import DataPrepared
@@ -96,7 +96,7 @@ def check_same_rows(run: RunFolder, before: DataPrepared | None, now: DataPrepar
         )
 
 
-def save_where_stopped(trainer: Ways, report: Report) -> None:
+def save_where_stopped(trainer: TrainerMixin, report: ReportCallback) -> None:
     """A checkpoint of the last finished step, unless there is one."""
     step = trainer.state.global_step
     if step > 0 and report.saved_step != step:

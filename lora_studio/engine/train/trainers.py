@@ -72,7 +72,7 @@ def save_adapter(
     write_atomically(folder / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
 
 
-def hand_out(
+def save_final_adapter(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     card: Mapping[str, Any],
@@ -86,7 +86,7 @@ def hand_out(
     run.unfinished_adapter.rename(run.adapter)
 
 
-class Ways(WithoutRouterLoss):
+class TrainerMixin(WithoutRouterLoss):
     """What the trainers of both methods do our way; stands before trl's class among the bases.
 
     `sequences` are the columns of a row that the model reads.
@@ -174,7 +174,7 @@ class Ways(WithoutRouterLoss):
         """No card: trl's would stand in the checkpoints with this machine's paths."""
 
 
-class StudioTrainer(Ways, SFTTrainer):
+class StudioTrainer(TrainerMixin, SFTTrainer):
     """SFTTrainer with the differences that this module's docstring names."""
 
     def __init__(self, *, meter: LabelMeter | None = None, **kwargs: Any) -> None:
@@ -232,7 +232,7 @@ class Collator:
         return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
 
 
-class PreferenceTrainer(Ways, DPOTrainer):
+class PreferenceTrainer(TrainerMixin, DPOTrainer):
     """DPOTrainer with the differences that the module's docstring names."""
 
     sequences = ("chosen_ids", "rejected_ids")

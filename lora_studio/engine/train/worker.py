@@ -20,8 +20,8 @@ from lora_studio.engine.runtime import (
     EventLog,
     Explained,
     begin,
+    emit_finished,
     ending_of,
-    last_word,
     leave,
     unexpected,
 )
@@ -97,7 +97,7 @@ def _finish(child: Child[RunFolder], ending: Ending, result: dict[str, Any]) -> 
     }
     write_atomically(run.complete, json.dumps(finite(numbers), indent=2) + "\n")
     explained = replace(ending, message=numbers["message"])
-    return last_word(child.log, explained, numbers["steps"])
+    return emit_finished(child.log, explained, numbers["steps"])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_studio.jobs.launchers.local import child_environment
 
 
-class Conversation:
+class ProcessPipes:
     """A child with lines of text in both directions. It has a session of its own: Ctrl-C is the parent's to handle."""
 
     def __init__(self, command: Sequence[str], log_path: Path, env: Mapping[str, str] | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_studio.chat.arbiter import ConsentError, Status
 from lora_studio.chat.choices import Choice
-from lora_studio.chat.prompts import Example
+from lora_studio.chat.prompts import StarterQuestion
 from lora_studio.jobs.protocol import ColumnAnswer, Loaded, Scored
 from lora_studio.ui import html
 from lora_studio.ui.html import Html, render, shorten, thoughts
@@ -35,7 +35,7 @@ def memory_question(error: ConsentError) -> str:
             "It may end the chat or slow everything down. Wait, choose a smaller base, or load it anyway.",
             "warning",
         )
-        + '<div class="chat-bar"><button type="button" data-act="insist">Load it anyway</button></div>'
+        + '<div class="chat-bar"><button type="button" data-act="force">Load it anyway</button></div>'
     )
 
 
@@ -55,7 +55,7 @@ def column_note(answer: ColumnAnswer) -> str:
 
 
 def board(
-    columns: Sequence[tuple[str, str, Sequence[Message], str]], *, marks: bool, examples: Sequence[Example] = ()
+    columns: Sequence[tuple[str, str, Sequence[Message], str]], *, marks: bool, examples: Sequence[StarterQuestion] = ()
 ) -> str:
     """All columns: (name, title, messages, note) each, the base first; `marks` marks words that differ from it."""
     first = columns[0][2] if columns else ()

@@ -16,7 +16,7 @@ from gradio.components import Component
 from lora_studio.chat import arbiter, conversation
 from lora_studio.chat import choices as chat_choices
 from lora_studio.chat.arbiter import Answer, ConsentError, Ready, Status, asker
-from lora_studio.chat.choices import Choice, Columns, from_elsewhere, runs_of, wanted
+from lora_studio.chat.choices import Choice, Columns, from_elsewhere, runs_of, select_models
 from lora_studio.chat.conversation import BASE, SAMPLING, ChatState, plain
 from lora_studio.chat.prompts import examples_for
 from lora_studio.config.parsing import parse
@@ -168,7 +168,7 @@ class Chat:
         return self.memory(self.columns(self.talk(who)))
 
     def status(self, selected: Sequence[Choice]) -> str:
-        loaded = self.engine.loaded if self.engine.holds(wanted(selected)) else None
+        loaded = self.engine.loaded if self.engine.holds(select_models(selected)) else None
         holder = f"the chat ({self.engine.loaded.base})" if self.engine.loaded else None
         evaluating, exporting = (bool(self.studio.supervisor.working(kind)) for kind in (EVALUATE, EXPORT))
         who = arbiter.holders(self.engine.run, holder, evaluating, exporting)
@@ -195,7 +195,7 @@ class Chat:
 
     # -- memory
 
-    def load(self, who: str, insist: bool = False) -> Iterator[Updates]:
+    def load(self, who: str, force: bool = False) -> Iterator[Updates]:
         """Brings base and adapters into memory, with progress."""
         p = self.parts
         again = {p.load: gr.Button(interactive=True)}
@@ -203,7 +203,7 @@ class Chat:
         yield {p.load: gr.Button(interactive=False)} | updates
         try:
             selected = columns.chosen
-            with contextlib.closing(self.engine.load(self.asker(who), wanted(selected), insist=insist)) as answers:
+            with contextlib.closing(self.engine.load(self.asker(who), select_models(selected), force=force)) as answers:
                 for answer in answers:
                     if isinstance(answer, Status):
                         yield {p.status: chat_board.status(answer)}
@@ -270,7 +270,7 @@ class Chat:
         ]
         try:
             with contextlib.closing(
-                self.engine.answer(self.asker(who), wanted(selected), requests, plain(talk.sampling))
+                self.engine.answer(self.asker(who), select_models(selected), requests, plain(talk.sampling))
             ) as answers:
                 yield from self._carry(who, talk, columns, names, answers)
             yield self._idle()
@@ -392,7 +392,7 @@ class Chat:
         yield {self.parts.extra: html.progress("Scoring the answer with base and adapters")}
         with contextlib.closing(
             self.engine.score(
-                self.asker(who), wanted(selected), talk.prompt(name, system), talk.column(name)[-1]["content"]
+                self.asker(who), select_models(selected), talk.prompt(name, system), talk.column(name)[-1]["content"]
             )
         ) as answers:
             for answer in answers:

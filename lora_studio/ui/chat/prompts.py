@@ -14,7 +14,7 @@ import gradio as gr
 from lora_studio.chat import prompts
 from lora_studio.chat import prompts as prompt_sets
 from lora_studio.chat.arbiter import Status
-from lora_studio.chat.choices import wanted
+from lora_studio.chat.choices import select_models
 from lora_studio.chat.conversation import BASE, ChatState, draft_key, plain
 from lora_studio.chat.prompts import Answered
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
@@ -119,7 +119,9 @@ def asked(
         yield html.progress("Asking", len(rows), len(prompts)), drawn(titles, rows)
         messages = [*opening, {"role": "user", "content": prompt}]
         columns = [ColumnPrompt(adapter=None if name == BASE else name, messages=messages) for name in names]
-        with contextlib.closing(act.engine.answer(act.asker(who), wanted(selected), columns, settings)) as answers:
+        with contextlib.closing(
+            act.engine.answer(act.asker(who), select_models(selected), columns, settings)
+        ) as answers:
             for answer in answers:
                 if isinstance(answer, Status):
                     yield chat_board.status(answer), drawn(titles, rows)
@@ -230,7 +232,7 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
     talk.blind = blind
     settings = plain(form.sampling(sampling))
     so_far = tally(prompts.read_votes(act.studio.workspace))
-    with contextlib.closing(act.engine.answer(act.asker(who), wanted(selected), columns, settings)) as answers:
+    with contextlib.closing(act.engine.answer(act.asker(who), select_models(selected), columns, settings)) as answers:
         for answer in answers:
             if isinstance(answer, Status):
                 yield chat_board.status(answer), _question(blind) + so_far

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.chat.choices import FOLDER, MOST
+from lora_studio.chat.choices import FOLDER, MAX_ADAPTERS
 from lora_studio.chat.conversation import SAMPLING
 from lora_studio.errors import StudioError
 from lora_studio.models import imports
@@ -82,7 +82,7 @@ def added(act: Chat, who: str, source: str, *, zipped: bool = False) -> Updates:
             folder = imports.from_folder(source, workspace, base)
             talk.folders = list(dict.fromkeys([*talk.folders, str(folder)]))
         value = f"{FOLDER}{folder}"
-        full = len(talk.adapters) >= MOST and value not in talk.adapters
+        full = len(talk.adapters) >= MAX_ADAPTERS and value not in talk.adapters
         if not full:
             talk.adapters = list(dict.fromkeys([*talk.adapters, value]))
         act.keep(who, talk)
@@ -136,9 +136,9 @@ def draw(like: str = OWN_SAMPLING) -> Parts:
         with gr.Row(equal_height=True, elem_classes="ls-pager"):
             choice = gr.Dropdown(
                 [],
-                label=f"Adapters beside the base, up to {MOST}",
+                label=f"Adapters beside the base, up to {MAX_ADAPTERS}",
                 multiselect=True,
-                max_choices=MOST,
+                max_choices=MAX_ADAPTERS,
                 scale=4,
                 min_width=260,
                 elem_id="chat-choice",
@@ -218,8 +218,8 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
         }
         yield from act.act(fields, person, system, place, sampling)
 
-    def insist(event: gr.EventData, person: str) -> Iterator[Updates]:
-        yield from act.load(person, insist=event.act == "insist")
+    def force(event: gr.EventData, person: str) -> Iterator[Updates]:
+        yield from act.load(person, force=event.act == "force")
 
     p.board.click(click, [who, p.system, *p.sampling], [*everything, place], **answer)
-    gr.on([p.status.click, p.message.click], insist, who, everything, **answer)
+    gr.on([p.status.click, p.message.click], force, who, everything, **answer)

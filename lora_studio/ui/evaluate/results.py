@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.request import Request, evaluation, request_of
+from lora_studio.evaluate.request import EvaluationRequest, evaluation, request_of
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import EVALUATE, EvaluationFolder
@@ -55,7 +55,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     return f"{metric['title']} {values}"
 
 
-def head(state: RunState, request: Request, *, owned: bool = False) -> str:
+def head(state: RunState, request: EvaluationRequest, *, owned: bool = False) -> str:
     """What is evaluated, how far it is, and what can be done with it. Where the file lies is for the owner alone."""
     columns = ", ".join(column.title for column in request.columns)
     file = request.data if request.data.startswith("hub:") else Path(request.data).name

@@ -15,7 +15,14 @@ from lora_studio.chat.choices import adapter_choices
 from lora_studio.errors import LINE, StudioError, check_length
 from lora_studio.evaluate import request as benchmarks
 from lora_studio.evaluate import request as evaluating
-from lora_studio.evaluate.request import MAX_ADAPTERS, Measuring, Request, evaluation, make_request, request_of
+from lora_studio.evaluate.request import (
+    MAX_ADAPTERS,
+    EvaluationRequest,
+    Measuring,
+    evaluation,
+    make_request,
+    request_of,
+)
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.kinds import BENCHMARK
 from lora_studio.models.adapters import adapter_folder, read_card
@@ -248,7 +255,7 @@ def _beside_words(studio: Studio, name: str) -> str:
     return BESIDE_A_RUN if studio.engine.run and studio.supervisor.is_alive(name) else ""
 
 
-def _doubt(studio: Studio, request: Request, button: str) -> str:
+def _doubt(studio: Studio, request: EvaluationRequest, button: str) -> str:
     """What is asked before an evaluation for which the memory will hardly do; "" where it will."""
     verdict = evaluating.memory_for(request)
     if verdict.fits:
@@ -261,7 +268,7 @@ def _doubt(studio: Studio, request: Request, button: str) -> str:
     )
 
 
-def asked_for(studio: Studio, values: dict[str, Any]) -> Request:
+def asked_for(studio: Studio, values: dict[str, Any]) -> EvaluationRequest:
     """What the form says. Raises `StudioError` for what can't be evaluated."""
     if not values["adapters"]:
         raise StudioError("No adapter is chosen.", "Train one on the Train tab; its first checkpoint can be evaluated.")

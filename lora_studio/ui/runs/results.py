@@ -17,7 +17,7 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import of_run
 from lora_studio.jobs.events import QuestionsAnswered, QuestionsAsked, RunState
 from lora_studio.jobs.kinds import KINDS, TRAIN, EvaluationFolder
-from lora_studio.jobs.queue import Waiting, is_shown
+from lora_studio.jobs.queue import QueueEntry, is_shown
 from lora_studio.runs import checkpoints
 from lora_studio.runs.checkpoints import Checkpoint
 from lora_studio.ui import html, job_views, theme
@@ -269,7 +269,7 @@ Button = tuple[str, str, str, str, bool]
 
 
 def rows(
-    waiting: Sequence[Waiting],
+    waiting: Sequence[QueueEntry],
     titles: Mapping[str, str],
     hidden: Collection[str] = (),
     working: Sequence[RunState] = (),
@@ -303,7 +303,7 @@ def _working(job: RunState, *, hidden: bool) -> tuple[str, str, str, Sequence[Bu
     return "▸", name, activity, [("stop", job.id, "Stop", f"Stop {name}", stopping)]
 
 
-def purpose(entry: Waiting) -> str:
+def purpose(entry: QueueEntry) -> str:
     """What a waiting job is to do."""
     if entry.kind != TRAIN.name:
         return f"{KINDS[entry.kind].noun}, {'goes on' if entry.resume else 'begins'}"

@@ -14,7 +14,16 @@ from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
 from lora_studio.jobs.events import RunState
 from lora_studio.runs.checkpoints import Deletion, deletions
-from lora_studio.runs.summary import Difference, Overview, Result, differences, matching, overview, results, settings_of
+from lora_studio.runs.summary import (
+    Overview,
+    RunResult,
+    SettingDifference,
+    differences,
+    matching,
+    overview,
+    results,
+    settings_of,
+)
 from lora_studio.ui import charts, html, theme, words
 from lora_studio.ui import words as run_words
 from lora_studio.ui.curves import Style
@@ -425,7 +434,7 @@ def named(runs: Sequence[RunState]) -> list[str]:
     ]
 
 
-def settings_table(differing: Sequence[Difference], names: Sequence[str]) -> str:
+def settings_table(differing: Sequence[SettingDifference], names: Sequence[str]) -> str:
     """Only the settings that differ, each by its title and its name in a config."""
     if not differing:
         return html.notice(
@@ -435,7 +444,7 @@ def settings_table(differing: Sequence[Difference], names: Sequence[str]) -> str
     return html.render("runs.beside", "Settings that differ", names, rows)
 
 
-def results_table(outcomes: Sequence[Result], names: Sequence[str]) -> str:
+def results_table(outcomes: Sequence[RunResult], names: Sequence[str]) -> str:
     rows = [
         (words.sentence_case(item.name)[:-1], "", [shown(value, item.unit) for value in item.values])
         for item in outcomes

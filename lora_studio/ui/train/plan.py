@@ -11,7 +11,7 @@ import gradio as gr
 from lora_studio.config.sections import Config, Data
 from lora_studio.errors import StudioError
 from lora_studio.jobs.preflight import ASK, FAILED, NOTE, OK, ROUGH, Report
-from lora_studio.jobs.session import QuickLook, count_rows
+from lora_studio.jobs.session import FileSummary, count_rows
 from lora_studio.models.adapters import continued
 from lora_studio.models.advice import SHOWN, Change, best_changes
 from lora_studio.models.hardware import Device, recent_devices
@@ -144,7 +144,7 @@ def reading(config: Config, look: DataLook | None) -> str:
     return counts.reading if counts and counts.exact and counts.reading else _quick_look(config).reading
 
 
-def _quick_look(config: Config) -> QuickLook:
+def _quick_look(config: Config) -> FileSummary:
     data = config.data
     return count_rows(data_path(data.train_file), config.training.goal, data.mapping or None, data.encoding)
 
