@@ -4,8 +4,6 @@
 are logged whole.
 """
 
-from typing import Any
-
 
 class StudioError(Exception):
     """Something the user can mend: `message` says what is wrong and what was found, `hint` what to do."""
@@ -41,7 +39,7 @@ class ApiError(Exception):
             return "authentication_error"
         return "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, dict[str, str | None]]:
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 

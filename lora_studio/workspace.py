@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from lora_studio.errors import StudioError
-from lora_studio.files import fits, is_time, meant, numbered, read_object, same_content
+from lora_studio.files import JsonObject, fits, is_time, meant, numbered, read_object, same_content
 
 ConfigT = TypeVar("ConfigT")
 DEMO_MODEL = "demo"
@@ -173,7 +173,7 @@ class JobFolder:
         """The workspace's folder of prepared data."""
         return self.path.parent.parent / _CACHE
 
-    def read_facts(self) -> dict[str, Any]:
+    def read_facts(self) -> JsonObject:
         """What was noted before the start; of a damaged file, when it was written, under a title that says so."""
         try:
             found = read_object(self.facts)
@@ -189,7 +189,7 @@ class JobFolder:
         """The user who asked for it; empty where users were not told apart."""
         return str(self.read_facts().get("maker", ""))
 
-    def read_result(self) -> dict[str, Any]:
+    def read_result(self) -> JsonObject:
         """The final numbers; empty while the job has none, and where their file is damaged."""
         try:
             found = read_object(self.complete)

@@ -15,15 +15,15 @@ from lora_studio.access.services import Services
 from lora_studio.api import openai_schema
 from lora_studio.chat.arbiter import asker
 from lora_studio.chat.choices import choices
+from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import parse
 from lora_studio.config.presets import presets, resolve
 from lora_studio.errors import ApiError, StudioError
+from lora_studio.files import JsonObject
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.preflight import ASK, FAILED, Report, check_before_start
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
 from lora_studio.runs.summary import matching, overview, rows_of
-
-Json = dict[str, Any]
 
 
 def build(services: Services) -> None:
@@ -47,7 +47,7 @@ class Programs:
         self._services = services
         self._numbers = itertools.count(1)
 
-    def list_runs(self, search: str = "") -> list[Json]:
+    def list_runs(self, search: str = "") -> list[JsonObject]:
         """Every run, newest first: what it is, how far it is, what it measured.
 
         Parameters:
@@ -59,7 +59,7 @@ class Programs:
         states = [state for state in self._services.supervisor.runs() if state.id in known]
         return [run.row() for run in matching([overview(known[state.id], state) for state in states], search)]
 
-    def start_run(self, preset: str = "", settings: dict[str, Any] | None = None, insist: bool = False) -> Json:
+    def start_run(self, preset: str = "", settings: SettingValues | None = None, insist: bool = False) -> JsonObject:
         """Checks a training and starts it, or queues it while another one holds the device.
 
         Parameters:
@@ -78,7 +78,7 @@ class Programs:
             raise StudioError(f"The run was not started. {report.words}", _found(report))
         return self.run_status(supervisor.launch(config))
 
-    def run_status(self, run: str) -> Json:
+    def run_status(self, run: str) -> JsonObject:
         """How far a run is.
 
         Parameters:
@@ -93,7 +93,7 @@ class Programs:
         status = {"message": message, "hint": hint, "reason": state.reason, "warnings": state.warnings}
         return overview(folder, state).row() | going | status
 
-    def stop_run(self, run: str) -> Json:
+    def stop_run(self, run: str) -> JsonObject:
         """Asks a run to save and end, or takes a waiting one out of the queue.
 
         Parameters:
@@ -105,7 +105,7 @@ class Programs:
         self._services.supervisor.stop(folder.id)
         return self.run_status(folder.id)
 
-    def metrics(self, run: str) -> list[Json]:
+    def metrics(self, run: str) -> list[JsonObject]:
         """What a run measured, in the order of steps.
 
         Parameters:
@@ -121,7 +121,7 @@ class Programs:
         model: str = "demo",
         history: list[dict[str, str]] | None = None,
         system_prompt: str | None = None,
-        settings: dict[str, Any] | None = None,
+        settings: SettingValues | None = None,
     ) -> Iterator[str]:
         """An answer of a base or of a run's adapter, as it grows.
 
@@ -145,7 +145,7 @@ class Programs:
             adapter=available.adapter, messages=openai_schema.messages_of(request, available.system_prompt)
         )
         said, who = "", asker("endpoint", services.workspace.policy.owner_id, str(next(self._numbers)))
-        with contextlib.closing(services.engine.answer_program(who, available.wanted, column, sampling)) as answers:
+        with contextlib.closing(services.engine.answer_program(who, available.selection, column, sampling)) as answers:
             for answer in answers:
                 if isinstance(answer, Piece):
                     said += answer.texts[0]

@@ -24,6 +24,7 @@ from lora_studio.api import openai_schema as wire
 from lora_studio.chat.arbiter import Answer, Answers, BusyError, ConsentError, Engine, HeldError, Status, asker
 from lora_studio.chat.choices import Choice, choices
 from lora_studio.errors import ApiError, EngineError, StudioError
+from lora_studio.files import JsonObject
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
 
 MAX_AT_ONCE = 32
@@ -176,7 +177,7 @@ async def _lines(reply: wire.Reply, first: Answer, events: Events, usage: bool) 
     yield "data: [DONE]\n\n"
 
 
-def _line(event: wire.Json) -> str:
+def _line(event: JsonObject) -> str:
     return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 

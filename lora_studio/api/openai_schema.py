@@ -16,6 +16,7 @@ from lora_studio.chat.choices import Choice, ModelSelection
 from lora_studio.config.parsing import ConfigError, parse, plain_words
 from lora_studio.config.sections import Config
 from lora_studio.errors import ApiError, StudioError
+from lora_studio.files import JsonObject
 from lora_studio.jobs.protocol import ColumnAnswer
 from lora_studio.workspace import DEMO_MODEL
 
@@ -28,8 +29,7 @@ NOT_DONE = {
     "presence_penalty": "There is no `presence_penalty`: leave it out, or send `repetition_penalty`.",
     "response_format": "Answers are plain text: leave `response_format` out.",
 }
-Content = str | list[dict[str, Any]] | None
-Json = dict[str, Any]
+Content = str | list[JsonObject] | None
 
 
 class RequestMessage(BaseModel):
@@ -94,7 +94,7 @@ def read(body: Any) -> ChatRequest:
         raise ApiError(400, words, "invalid_value", param) from None
 
 
-def settings_of(request: ChatRequest) -> Json:
+def settings_of(request: ChatRequest) -> JsonObject:
     """The request's sampling in the studio's words, checked by the schema; what is not given has the schema's default.
 
     Without a seed each answer is sampled anew, as programs expect.
@@ -125,7 +125,7 @@ def stops_of(request: ChatRequest) -> list[str]:
     return [text for text in stops if text]
 
 
-def messages_of(request: ChatRequest, system_prompt: str) -> list[Json]:
+def messages_of(request: ChatRequest, system_prompt: str) -> list[JsonObject]:
     """The conversation as the engine takes it. One without a system message of its own begins with `system_prompt`,
     which the adapter was trained with; an empty one asks for none."""
     messages = [
@@ -158,7 +158,7 @@ class ListedModel:
     system_prompt: str = ""
     created: int = 0
 
-    def body(self) -> Json:
+    def body(self) -> JsonObject:
         parent = None if self.adapter is None else self.selection.base
         return {"id": self.id, "object": "model", "created": self.created, "owned_by": "lora-studio", "parent": parent}
 
@@ -206,29 +206,29 @@ class Reply:
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, column: ColumnAnswer) -> Json:
+    def whole(self, column: ColumnAnswer) -> JsonObject:
         """The answer to a request that did not ask for a stream."""
         message = {"role": "assistant", "content": column.text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish(column)}
         return self._frame("chat.completion", [choice]) | {"usage": usage(column)}
 
-    def opening(self) -> Json:
+    def opening(self) -> JsonObject:
         """The first event of a stream."""
         return self._delta({"role": "assistant", "content": ""})
 
-    def piece(self, text: str) -> Json:
+    def piece(self, text: str) -> JsonObject:
         return self._delta({"content": text})
 
-    def ending(self, column: ColumnAnswer, *, with_usage: bool) -> list[Json]:
+    def ending(self, column: ColumnAnswer, *, with_usage: bool) -> list[JsonObject]:
         """The last events of a stream, but for the word that it is done."""
         last = [self._delta({}, finish(column))]
         return [*last, self._frame("chat.completion.chunk", []) | {"usage": usage(column)}] if with_usage else last
 
-    def _delta(self, delta: Json, finish_reason: str | None = None) -> Json:
+    def _delta(self, delta: JsonObject, finish_reason: str | None = None) -> JsonObject:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return self._frame("chat.completion.chunk", [choice])
 
-    def _frame(self, kind: str, choices: list[Json]) -> Json:
+    def _frame(self, kind: str, choices: list[JsonObject]) -> JsonObject:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
 
@@ -237,6 +237,6 @@ def finish(column: ColumnAnswer) -> str:
     return FINISH.get(column.finish, "stop")
 
 
-def usage(column: ColumnAnswer) -> Json:
+def usage(column: ColumnAnswer) -> JsonObject:
     prompt, completion = column.prompt_tokens, column.tokens
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_studio.chat.choices import ModelSelection
+from lora_studio.config.fields import SettingValues
+from lora_studio.data.messages import ChatMessage
 from lora_studio.errors import StudioError
 from lora_studio.jobs.kinds import TRAIN
 from lora_studio.jobs.protocol import (
@@ -135,7 +137,7 @@ class Engine:
         yield from self._in_turn(who, self._on_page(selection, self._ready(selection, force=force)))
 
     def answer(
-        self, who: str, selection: ModelSelection, columns: Sequence[ColumnPrompt], settings: dict[str, Any]
+        self, who: str, selection: ModelSelection, columns: Sequence[ColumnPrompt], settings: SettingValues
     ) -> Answers:
         """Pieces and the result of all columns, after whatever has to be waited for and loaded."""
         request = Generate(columns=list(columns), settings=settings)
@@ -146,7 +148,7 @@ class Engine:
         who: str,
         selection: ModelSelection,
         column: ColumnPrompt,
-        settings: dict[str, Any],
+        settings: SettingValues,
         stop: Sequence[str] = (),
     ) -> Answers:
         """One column's answer to a program. Raises `HeldError` where that would take the base from a person's chat.
@@ -156,7 +158,7 @@ class Engine:
         request = Generate(columns=[column], settings=settings, stop=list(stop))
         yield from self._in_turn(who, self._behind_the_page(selection, self._answered(selection, request)))
 
-    def score(self, who: str, selection: ModelSelection, messages: Sequence[dict[str, Any]], text: str) -> Answers:
+    def score(self, who: str, selection: ModelSelection, messages: Sequence[ChatMessage], text: str) -> Answers:
         """How likely base and adapters find each token of a text."""
         request = Score(adapters=[name for name, _ in selection.adapters], messages=list(messages), answer=text)
         yield from self._in_turn(who, self._on_page(selection, self._answered(selection, request)))

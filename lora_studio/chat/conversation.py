@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from lora_studio.config.fields import SettingValues
 from lora_studio.config.settings import settings
+from lora_studio.files import JsonObject
 from lora_studio.workspace import Workspace
 
 BASE = "base"
@@ -28,10 +30,10 @@ class ChatState:
     system: str | None = None
     columns: dict[str, list[Message]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
-    sampling: dict[str, Any] = field(default_factory=dict)
+    sampling: SettingValues = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
     marks: bool = False
-    blind: dict[str, Any] = field(default_factory=dict)
+    blind: JsonObject = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -144,6 +146,6 @@ def write_state(workspace: Workspace, who: str, state: ChatState) -> None:
 SAMPLING = tuple(setting for setting in settings() if setting.section == "generation")
 
 
-def plain(sampling: Mapping[str, Any]) -> dict[str, Any]:
+def plain(sampling: Mapping[str, Any]) -> SettingValues:
     """Settings by their last names, as the engine takes them."""
     return {path.rpartition(".")[2]: value for path, value in sampling.items()}

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from lora_studio.chat.choices import Choice
 from lora_studio.config.sections import Config
@@ -185,7 +185,17 @@ def tallies(votes: Sequence[Vote]) -> list[VoteTally]:
     return [VoteTally(first, second, *result) for (first, second), result in sorted(counts.items())]
 
 
-def pairs(votes: Sequence[Vote]) -> Iterator[dict[str, Any]]:
+class PreferencePair(TypedDict):
+    """A row for DPO, and which columns wrote its answers."""
+
+    prompt: list[dict[str, str]]
+    chosen: list[dict[str, str]]
+    rejected: list[dict[str, str]]
+    chosen_by: str
+    rejected_by: str
+
+
+def pairs(votes: Sequence[Vote]) -> Iterator[PreferencePair]:
     """Preference pairs for DPO: the better answer against each other one; ties and equal answers teach nothing."""
     for vote in votes:
         if vote.best == TIE:

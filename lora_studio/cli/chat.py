@@ -3,13 +3,14 @@
 import argparse
 import sys
 import time
-from typing import Any
 
 from lora_studio.cli.output import print_json, say
 from lora_studio.cli.settings import overrides
+from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import nest, parse
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import ADAPTER, BASE, MAX_ADAPTERS
+from lora_studio.files import JsonObject
 from lora_studio.jobs.protocol import ColumnAnswer, ColumnPrompt, Generate, Generated, Load, Loaded, Piece, Progress
 from lora_studio.jobs.session import Session
 from lora_studio.models.adapters import adapter_folder, check_fit, read_card, together
@@ -74,7 +75,7 @@ def _folders(workspace: Workspace, names: list[str]) -> dict[str, str]:
 class Talk:
     """A conversation with one or several columns, each with its own history."""
 
-    def __init__(self, session: Session, settings: dict[str, Any], system: str | None, columns: list[str]) -> None:
+    def __init__(self, session: Session, settings: SettingValues, system: str | None, columns: list[str]) -> None:
         self._session = session
         self._settings = settings
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
@@ -124,7 +125,7 @@ def _take_turns(talk: Talk) -> None:
                 say("\n(stopped)")
 
 
-def _result(folders: dict[str, str], loaded: Loaded, prompt: str, answers: dict[str, ColumnAnswer]) -> dict[str, Any]:
+def _result(folders: dict[str, str], loaded: Loaded, prompt: str, answers: dict[str, ColumnAnswer]) -> JsonObject:
     stats = {name: answer.model_dump(exclude={"text"}) for name, answer in answers.items()}
     return {
         "prompt": prompt,

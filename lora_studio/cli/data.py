@@ -7,7 +7,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from lora_studio.cli.output import print_json, say, table
 from lora_studio.cli.settings import overrides
@@ -18,6 +18,9 @@ from lora_studio.jobs.protocol import Inspect, Progress, SaveBadRows
 from lora_studio.jobs.session import Session
 from lora_studio.units import count, duration
 from lora_studio.workspace import Workspace
+
+if TYPE_CHECKING:
+    from lora_studio.data.report import Analysis, RowView, Token, TokenView
 
 _PHASE_WORDS = {
     "lookup": "looking for what is kept of the file",
@@ -74,7 +77,7 @@ def inspect(workspace: Workspace, args: argparse.Namespace) -> int:
     if args.json:
         print_json(analysis)
     else:
-        print(report(analysis))
+        print(report(cast("Analysis", analysis)))
     return 0
 
 
@@ -120,9 +123,9 @@ class PhaseLines:
             say(f"  {', '.join([*parts, *([f'{duration(seconds_left)} left'] if seconds_left else [])])}")
 
 
-def report(analysis: dict[str, Any]) -> str:
+def report(analysis: "Analysis") -> str:
     """The result of an inspection as text: reading, lengths, what the cut costs, and rows step by step."""
-    rows, cut = analysis["train_rows"], analysis["truncated_rows"]
+    rows, cut, hygiene = analysis["train_rows"], analysis["truncated_rows"], analysis["hygiene"]
     lines = [
         _reading(analysis),
         f"Prompt style: {analysis['prompt_style']}, {analysis['template_origin']}",
@@ -137,14 +140,14 @@ def report(analysis: dict[str, Any]) -> str:
         f"{count(rows, 'row')} {'is' if rows == 1 else 'are'} trained on, "
         f"{analysis['validation_rows']:,} kept back to measure on.",
         *_advice(analysis),
-        *analysis["hygiene"]["sentences"],
+        *(hygiene["sentences"] if hygiene else []),
     ]
     for example in analysis["examples"]:
         lines += ["", *steps_of(example, analysis)]
     return "\n".join(lines)
 
 
-def _advice(analysis: dict[str, Any]) -> list[str]:
+def _advice(analysis: "Analysis") -> list[str]:
     """A better length, and what packing would do."""
     suggested, packing, steps = analysis["suggested"], analysis["packing"], analysis["steps"]
     batch = f"{steps['per_device_train_batch_size']} x {steps['gradient_accumulation_steps']} rows a step"
@@ -162,7 +165,7 @@ def _advice(analysis: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _reading(analysis: dict[str, Any]) -> str:
+def _reading(analysis: "Analysis") -> str:
     lines = [
         f"{analysis['file']}: {analysis['file_kind']}, {analysis['format']}",
         analysis["words"],
@@ -178,7 +181,7 @@ def _reading(analysis: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def steps_of(example: dict[str, Any], analysis: dict[str, Any]) -> list[str]:
+def steps_of(example: "RowView", analysis: "Analysis") -> list[str]:
     """One row's way from the file to the labels, in six steps; of a pair, the better side, then the worse one's."""
     lines = [
         f"--- {Path(analysis['file']).name}, row {example['row']} ---",
@@ -195,7 +198,7 @@ def steps_of(example: dict[str, Any], analysis: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _encoding(example: dict[str, Any]) -> list[str]:
+def _encoding(example: "TokenView") -> list[str]:
     """From a conversation's text to its labels."""
     tokens, kept_tokens = example["tokens"], example["kept_tokens"]
     part = f" (here part {example['window'] + 1} of {example['windows']})" if example["windows"] > 1 else ""
@@ -215,7 +218,7 @@ def _encoding(example: dict[str, Any]) -> list[str]:
     ]
 
 
-def _stretches(tokens: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def _stretches(tokens: list["Token"]) -> list[tuple[str, str]]:
     """Stretches of tokens that are trained (+), only read (-) or removed (x)."""
     stretches: list[tuple[str, str]] = []
     for token in tokens:

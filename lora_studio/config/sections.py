@@ -10,7 +10,7 @@ import yaml
 from pydantic import field_validator
 
 from lora_studio.config import fields
-from lora_studio.config.fields import MAX_SEED, Section, setting
+from lora_studio.config.fields import MAX_SEED, Section, SettingValues, setting
 
 
 class Lora(Section):
@@ -379,7 +379,7 @@ class Data(Section):
         "Of a text file that is not UTF-8, for instance gb18030 or windows-1250; empty finds it by its letters.",
         max_length=40,
     )
-    mapping: dict[str, Any] | None = setting(
+    mapping: SettingValues | None = setting(
         None, "Reading", "Which column is what, where the recognised reading is not the right one; empty recognises it."
     )
 

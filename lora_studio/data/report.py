@@ -332,11 +332,10 @@ class LengthReport(TypedDict):
     cut_curve: list[dict[str, int]]
 
 
-class Description(LengthReport, Readings):
+class Described(LengthReport, Readings):
     """The report on prepared data. `refusal` is the error if bad rows are to stop the work."""
 
     file: str
-    kind: str
     sampled: int | None
     assumptions: list[str]
     format: str
@@ -360,6 +359,18 @@ class Description(LengthReport, Readings):
     table: RowTable
     examples: list[RowView]
     fingerprint: str
+
+
+class Description(Described):
+    """The report, with the kind of the file."""
+
+    kind: str
+
+
+class Analysis(Described):
+    """The report as a session answers it, whose answers have a kind of their own."""
+
+    file_kind: str
 
 
 def inspect(

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from lora_studio.data.messages import BadRow, Reading, Record, Tally, shorten
+from lora_studio.data.messages import BadRow, JsonObject, Reading, Record, Tally, shorten
 from lora_studio.data.readers.arrow import read_arrow, read_parquet
 from lora_studio.data.readers.hub import is_hub_name, read_hub
 from lora_studio.data.readers.json import BROKEN_LINE, BROKEN_REST, holds_json, read_json
@@ -341,7 +341,7 @@ def _lies_side_by_side(value: Any) -> bool:
     return is_turn(value) and len({len(item) for item in value.values()}) == 1
 
 
-def _turned(value: dict[str, list[Any]]) -> list[dict[str, Any]]:
+def _turned(value: dict[str, list[Any]]) -> list[JsonObject]:
     turns = (dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True))
     return [{name: cell for name, cell in turn.items() if cell is not None} for turn in turns]
 

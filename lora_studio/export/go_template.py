@@ -100,7 +100,11 @@ def fill(source: str, messages: Sequence[Mapping[str, str]]) -> str:
     return "".join(_run(_parse(source), data, [{"$": data}]))
 
 
-def _run(nodes: Sequence[Any], dot: Any, scopes: list[dict[str, Any]]) -> Iterator[str]:
+Scope = dict[str, Any]
+"""Variables of a template by name, as one block sets them."""
+
+
+def _run(nodes: Sequence[Any], dot: Any, scopes: list[Scope]) -> Iterator[str]:
     inner = [*scopes, {}]
     for node in nodes:
         match node:
@@ -120,7 +124,7 @@ def _run(nodes: Sequence[Any], dot: Any, scopes: list[dict[str, Any]]) -> Iterat
                     yield from _run(node.body, item, [*inner, {node.index: number}])
 
 
-def _value(expression: Any, dot: Any, scopes: list[dict[str, Any]]) -> Any:
+def _value(expression: Any, dot: Any, scopes: list[Scope]) -> Any:
     match expression:
         case _Call():
             return _FUNCTIONS[expression.function](*(_value(item, dot, scopes) for item in expression.arguments))
@@ -135,7 +139,7 @@ def _value(expression: Any, dot: Any, scopes: list[dict[str, Any]]) -> Any:
             return expression
 
 
-def _variable(name: str, scopes: list[dict[str, Any]]) -> Any:
+def _variable(name: str, scopes: list[Scope]) -> Any:
     value = next((scope[name] for scope in reversed(scopes) if name in scope), None)
     if value is None:
         raise GoTemplateError(f"there is no variable {name}")

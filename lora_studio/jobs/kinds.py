@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.workspace import JobFolder, RunFolder, Workspace, write_atomically
 
 Folder = TypeVar("Folder", bound=JobFolder)
@@ -38,7 +39,7 @@ class EvaluationFolder(JobFolder):
         """What the answers amount to: the last file written."""
         return self.path / "metrics_summary.json"
 
-    def read_result(self) -> dict[str, Any]:
+    def read_result(self) -> JsonObject:
         """What the answers amount to; empty before they were measured, and where the file is damaged."""
         summary = super().read_result()
         try:
@@ -46,7 +47,7 @@ class EvaluationFolder(JobFolder):
         except (KeyError, TypeError, AttributeError):
             return {}
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[JsonObject]:
         """The answered rows; a line that a killed process left torn is no row."""
         try:
             with self.predictions.open(encoding="utf-8") as file:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from lora_studio.data.messages import ChatMessage
 from lora_studio.errors import StudioError
 
 JsonObject = dict[str, Any]
@@ -157,7 +158,7 @@ class Loaded(Result):
     quantization: str = "none"
     memory_bytes: int
     template_name: str = "chat"
-    templates: dict[str, Any] = {}
+    templates: dict[str, str] = {}
     system_prompt: str | None = None
     enable_thinking: bool | None = None
     max_length: int | None = None
@@ -376,7 +377,7 @@ class ColumnPrompt(Message):
     """What a column is asked: `adapter` names who answers, None the base."""
 
     adapter: str | None = None
-    messages: list[dict[str, Any]]
+    messages: list[ChatMessage]
 
 
 class Generate(Request[Generated]):
@@ -396,7 +397,7 @@ class Score(Request[Scored]):
     method: ClassVar[str] = "score"
 
     adapters: list[str]
-    messages: list[dict[str, Any]]
+    messages: list[ChatMessage]
     answer: str
 
 

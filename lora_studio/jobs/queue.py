@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import StudioError
-from lora_studio.files import fits
+from lora_studio.files import JsonObject, fits
 from lora_studio.jobs.kinds import KINDS, TRAIN, JobIndex
 from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.models.hardware import Device, devices
@@ -111,7 +111,7 @@ def write_queue(workspace: Workspace, entries: list[QueueEntry]) -> None:
     write_atomically(workspace.queue, json.dumps(list(map(_kept, entries))))
 
 
-def _kept(entry: QueueEntry) -> dict[str, Any]:
+def _kept(entry: QueueEntry) -> JsonObject:
     """An entry as its file holds it: that of a run as earlier versions read it."""
     values = asdict(entry)
     if entry.kind == TRAIN.name:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 from lora_studio import __version__
 from lora_studio.jobs.events import (
@@ -93,6 +93,15 @@ BEFORE_WORK = ("", "start", "data", "download", "model")
 """Phases in which a worker has nothing to save yet."""
 
 
+class JobFacts(TypedDict):
+    """The fields of a job's state that its folder's facts give, not its events."""
+
+    id: str
+    kind: str
+    title: str
+    created: float
+
+
 class Follower:
     """Follows one job. `refresh` sees what is new; `state` is a snapshot that never changes once handed out.
 
@@ -106,7 +115,7 @@ class Follower:
         facts = folder.read_facts()
         title, created = str(facts.get("title", folder.id)), facts["created"]
         self.on_device = bool(facts.get("needs_device", kind.needs_device))
-        self._facts: dict[str, Any] = {"id": folder.id, "kind": kind.name, "title": title, "created": created}
+        self._facts: JobFacts = {"id": folder.id, "kind": kind.name, "title": title, "created": created}
         self._begin_anew()
         self._watched = tuple(map(str, folder.watched))
         self._signature: tuple[object, ...] = ()

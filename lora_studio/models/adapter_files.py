@@ -97,7 +97,7 @@ class StudioCard(_Checked):
     enable_thinking: bool | None = None
     base_fingerprint: str | None = None
     max_length: Count | None = None
-    four_bit: dict[str, Any] | None = None
+    four_bit: JsonObject | None = None
 
 
 def read_object(path: Path, most: int = MAX_SMALL_BYTES) -> JsonObject:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
@@ -262,8 +262,20 @@ HEAD_SIZES = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
 """What transformers takes for a config.json without `head_dim`; elsewhere it is hidden / heads."""
 
 
-def _sizes(numbers: Mapping[str, Any]) -> dict[str, Any]:
+class Sizes(TypedDict):
     """What all families have, under their common names."""
+
+    hidden: int
+    layers: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    sliding_window: int | None
+    longest: int | None
+
+
+def _sizes(numbers: Mapping[str, Any]) -> Sizes:
     hidden, heads = int(numbers["hidden_size"]), int(numbers["num_attention_heads"])
     window = numbers.get("sliding_window") if numbers.get("use_sliding_window", True) else None
     return {
@@ -278,7 +290,7 @@ def _sizes(numbers: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _attention(numbers: Mapping[str, Any], sizes: Mapping[str, Any], bias: bool, output_bias: bool) -> list[Linear]:
+def _attention(numbers: Mapping[str, Any], sizes: Sizes, bias: bool, output_bias: bool) -> list[Linear]:
     every = tuple(range(sizes["layers"]))
     queries, keys = sizes["heads"] * sizes["head_size"], sizes["kv_heads"] * sizes["head_size"]
     return [
@@ -289,7 +301,7 @@ def _attention(numbers: Mapping[str, Any], sizes: Mapping[str, Any], bias: bool,
     ]
 
 
-def _norms(sizes: Mapping[str, Any], names: Sequence[str], heads: tuple[int, int] | None = None) -> tuple[Norm, ...]:
+def _norms(sizes: Sizes, names: Sequence[str], heads: tuple[int, int] | None = None) -> tuple[Norm, ...]:
     """Those of each layer by name, of queries and keys with those sizes where there are some, and the last one."""
     every, hidden = tuple(range(sizes["layers"])), sizes["hidden"]
     norms = [Norm(LAYER + name, hidden, every) for name in names]

@@ -122,8 +122,8 @@ def test_the_base_and_every_run_with_an_adapter_are_models(workspace: Workspace,
     found = choices(workspace, [RunState(run.id, "Pirate", "done")])
     assert [model.id for model in wire.models(found)] == ["demo", run.id]
     base, adapter = wire.models(found)
-    assert base.wanted.adapters == ()
-    assert adapter.wanted.of_base == base.wanted.of_base
+    assert base.selection.adapters == ()
+    assert adapter.selection.of_base == base.selection.of_base
     assert adapter.body()["parent"] == "demo"
     assert wire.model(found, f"{run.id}/checkpoint-8").adapter == f"{run.id}/checkpoint-8"
     with pytest.raises(ApiError, match="no model 'gpt'") as error:

@@ -14,6 +14,7 @@ from lora_studio.data.messages import Record
 from lora_studio.data.preview import first_records, tried, unread
 from lora_studio.data.report import Look, describe, preview, save_bad_rows
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.jobs import protocol
 
 PROGRESS_SECONDS = 0.2
@@ -24,7 +25,7 @@ M = TypeVar("M", bound=protocol.Request[Any])
 class Call(Generic[M]):
     """A request that is being answered: its message, a flag that "stop" sets, and the way to answer."""
 
-    def __init__(self, number: int, message: M, write: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, number: int, message: M, write: Callable[[JsonObject], None]) -> None:
         self.number = number
         self.message = message
         self.stopped = threading.Event()
@@ -158,6 +159,6 @@ def _stamps(name: str, encoding: str | None) -> list[tuple[str, int, int]]:
     return [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in open_data(name, encoding).files]
 
 
-def _report(report: dict[str, Any]) -> dict[str, Any]:
+def _report(report: JsonObject) -> protocol.Report:
     """A report with its `kind` as `file_kind`: an answer has a kind of its own."""
     return {name: value for name, value in report.items() if name != "kind"} | {"file_kind": report["kind"]}

@@ -19,6 +19,7 @@ from lora_studio.data.readers.text_encoding import is_broken
 from lora_studio.data.render_process import render_text
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.models.shape import beyond
 
 PIECE_SECONDS = 0.075
@@ -175,7 +176,7 @@ class Answer:
     ids: tuple[int, ...] = ()
     prompt_tokens: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """What the page needs: everything but the ids."""
         return {name: value for name, value in asdict(self).items() if name != "ids"}
 
@@ -191,7 +192,7 @@ def generation_config(
     min_p: float = 0.0,
 ) -> GenerationConfig:
     """Sampling settings in transformers' words. Temperature 0 always takes the likeliest token."""
-    sampling: dict[str, Any] = {}
+    sampling: dict[str, float | None] = {}
     if temperature > 0:
         sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p or None}
     return GenerationConfig(
@@ -227,7 +228,7 @@ def prompt_ids(loaded: LoadedModel, column: Column, enable_thinking: bool | None
     template = loaded.template(column.adapter)
     card = loaded.cards[column.adapter] if column.adapter else {}
     thinking = card.get("enable_thinking") if enable_thinking is None else enable_thinking
-    switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+    switch: dict[str, bool] = {} if thinking is None else {"enable_thinking": thinking}
     try:
         text = render_text(
             template, {**loaded.tokenizer_of(column.adapter).special_tokens_map, **switch}, column.messages, prompt=True
@@ -333,7 +334,7 @@ def _generate_group(
     most = settings.max_new_tokens
     if loaded.longest_text is not None:
         most = min(most, loaded.longest_text - longest - max(map(loaded.virtual_tokens, adapters)))
-    names: dict[str, Any] = {}
+    names: dict[str, list[str]] = {}
     context: Any = nullcontext(loaded.model)
     if loaded.lora and loaded.shares(adapters):
         names = {"adapter_names": [BASE if adapter is None else loaded.adapters[adapter] for adapter in adapters]}

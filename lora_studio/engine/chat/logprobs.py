@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -17,6 +17,7 @@ from lora_studio.engine.chat.generate import Column, end_ids, prompt_ids
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.engine.runtime import EventLog
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.jobs.events import Warned
 
 MAX_TOKENS = 2048
@@ -24,13 +25,20 @@ POSITIONS = 256
 """Positions whose scores over the whole vocabulary are in memory at once."""
 
 
+class TokenScores(TypedDict):
+    """An answer's tokens: texts, log-probabilities in nats by who scores, and KL(adapter || base)."""
+
+    texts: list[str]
+    base: list[float]
+    adapters: dict[str, list[float]]
+    divergence: dict[str, list[float]]
+    mean_divergence: dict[str, float]
+
+
 def score(
     loaded: LoadedModel, adapters: Sequence[str], messages: Sequence[Mapping[str, Any]], answer: str
-) -> dict[str, Any]:
-    """Texts of the answer's tokens, the end token last, and log-probabilities (nats) of each by who scores it.
-
-    "divergence" holds KL(adapter || base) at each token, "mean_divergence" its mean over the answer.
-    """
+) -> TokenScores:
+    """How base and adapters predict an answer token by token, its end token last."""
     unknown = [name for name in adapters if name not in loaded.adapters]
     if unknown or not adapters:
         raise StudioError("Choose an adapter that is in memory.", "The base is compared with it.")
@@ -134,7 +142,7 @@ class Difference:
         worse = " It predicts these answers worse than the base does." if self.adapter_loss > self.base_loss else ""
         return f"The adapter changes what the model says: {changed} ({divergence}). {losses}{worse}"
 
-    def to_dict(self, rows: str) -> dict[str, Any]:
+    def to_dict(self, rows: str) -> JsonObject:
         """As complete.json holds it; `rows` says which rows were measured. What is no number is left empty."""
         numbers = {
             name: None if value != value or abs(value) == math.inf else value for name, value in asdict(self).items()
@@ -150,7 +158,7 @@ def against_base(
     log: EventLog,
     check: Callable[[], None],
     base: Callable[[], AbstractContextManager[Any]],
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """The difference of a model whose training is over, as complete.json holds it; None where it can't be measured.
 
     Rows that were held out, else a sample of those trained on. Inside `base()` the model is the bare base.

@@ -22,6 +22,7 @@ from lora_studio.data.memory_limit import MemoryLimitError, go_first, limited
 from lora_studio.engine.chat.analysis import Call, DataAnalysis
 from lora_studio.engine.models.load import Calls, Download
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.jobs import protocol
 from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.models.adapters import changed, fingerprint, read_card, together
@@ -95,7 +96,7 @@ class SessionWorker:
         folders = {name: Path(folder) for name, folder in message.adapters.items()}
         cards = [read_card(folder) for folder in folders.values()]
         notes = together(cards) if cards else []
-        card: dict[str, Any] = cards[0].values if cards else {}
+        card: JsonObject = cards[0].values if cards else {}
         base = message.base or card.get("base_model") or "demo"
         revision = message.revision or (card.get("revision") if base == card.get("base_model") else None)
         quantization = message.quantization or card.get("quantization") or "none"
@@ -211,7 +212,7 @@ class SessionWorker:
 class Inbox(threading.Thread):
     """Reads requests. "stop" is obeyed here and now, everything else waits its turn in `calls`."""
 
-    def __init__(self, lines: TextIO, write: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, lines: TextIO, write: Callable[[JsonObject], None]) -> None:
         super().__init__(name="requests", daemon=True)
         self.calls: queue.SimpleQueue[Call[Any]] = queue.SimpleQueue()
         self._lines = lines
@@ -271,7 +272,7 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     lock = threading.Lock()
 
-    def write(message: dict[str, Any]) -> None:
+    def write(message: JsonObject) -> None:
         line = json.dumps(message, ensure_ascii=False) + "\n"
         try:
             with lock:

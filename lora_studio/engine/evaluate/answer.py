@@ -9,21 +9,23 @@ answer is the reference, of rows marked good or bad the good ones are asked.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
 from lora_studio.config.sections import Generation
 from lora_studio.data.dataset import Prepared, prepare
 from lora_studio.data.encode import IGNORED, Example
+from lora_studio.data.mapping import MappingValues
 from lora_studio.data.preview import Question, question_of
 from lora_studio.engine.chat.generate import Answer, Column, generate, generation_config
 from lora_studio.engine.chat.logprobs import forced_scores
 from lora_studio.engine.evaluate.tasks import READING, AnswerVerdict, Task, judge
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.models.adapters import read_card
 
 NO_LIMIT = 1 << 20
@@ -83,7 +85,7 @@ def read_asked_file(
     tokenizer: PreTrainedTokenizerBase,
     voices: Mapping[str, Voice],
     *,
-    mapping: dict[str, Any] | None = None,
+    mapping: MappingValues | None = None,
     encoding: str | None = None,
     most: int | None = None,
     longest: int | None = None,
@@ -195,7 +197,7 @@ def answer_in_batches(
     batch_size: int,
     enable_thinking: bool | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[list[JsonObject]]:
     """The answered rows of one batch after another, as `predictions.jsonl` holds them; ends where `stop` says so.
 
     `columns` maps the name of each column to its adapter, None for the base. Rows of like length share a batch, the
@@ -219,21 +221,40 @@ def answer_in_batches(
             )
         if stop():
             return
-        forced = {name: _forced(loaded, adapter, name, batch) for name, adapter in columns.items()}
+        expected = {name: _expected_scores(loaded, adapter, name, batch) for name, adapter in columns.items()}
         queue = iter(answers)
-        done = []
+        done: list[JsonObject] = []
         for place, row in enumerate(batch):
-            results = {name: _said(task, next(queue), row.reference, forced[name][place]) for name in columns}
+            results = {name: _prediction(task, next(queue), row.reference, expected[name][place]) for name in columns}
             prompt = next(iter(row.asked.values())).messages
             done.append({"row": row.row, "prompt": prompt, "reference": row.reference, **results})
         yield done
 
 
-def _said(task: Task, answer: Answer, reference: str, forced: Mapping[str, Any]) -> dict[str, Any]:
+class ExpectedScore(TypedDict):
+    """The expected answer under a column: its loss (nats, summed), and its tokens; None for a row without a score."""
+
+    loss: float | None
+    right_tokens: int | None
+    expected_tokens: int | None
+
+
+class ColumnPrediction(ExpectedScore):
     """What a column has in a row of `predictions.jsonl`."""
+
+    answer: str
+    right: bool | None
+    score: float
+    given: str | None
+    tokens: int
+    finish: str
+
+
+def _prediction(task: Task, answer: Answer, reference: str, expected: ExpectedScore) -> ColumnPrediction:
     verdict = judge(task, answer.text, reference)
-    if task.kind == READING.kind and forced["expected_tokens"]:
-        verdict = AnswerVerdict(False, math.exp(-forced["loss"] / forced["expected_tokens"]))
+    loss, tokens = expected["loss"], expected["expected_tokens"]
+    if task.kind == READING.kind and loss is not None and tokens:
+        verdict = AnswerVerdict(False, math.exp(-loss / tokens))
     return {
         "answer": answer.text,
         "right": verdict.right,
@@ -241,20 +262,26 @@ def _said(task: Task, answer: Answer, reference: str, forced: Mapping[str, Any])
         "given": verdict.given,
         "tokens": answer.tokens,
         "finish": answer.finish,
-        **forced,
+        **expected,
     }
 
 
-def _forced(loaded: LoadedModel, adapter: str | None, name: str, batch: Sequence[AskedRow]) -> list[dict[str, Any]]:
+def _expected_scores(
+    loaded: LoadedModel, adapter: str | None, name: str, batch: Sequence[AskedRow]
+) -> list[ExpectedScore]:
     """The scores of a column for the expected answers of a batch; none for rows that can't be scored."""
     scored = [(place, row.examples[name]) for place, row in enumerate(batch)]
     scorable = [(place, example) for place, example in scored if example is not None and example.trained_tokens]
     limit = loaded.longest_text and loaded.longest_text - loaded.virtual_tokens(adapter)
     scorable = [(place, example) for place, example in scorable if limit is None or len(example.input_ids) <= limit]
-    results: list[dict[str, Any]] = [{"loss": None, "right_tokens": None, "expected_tokens": None} for _ in batch]
+    results: list[ExpectedScore] = [{"loss": None, "right_tokens": None, "expected_tokens": None} for _ in batch]
     scores = forced_scores(loaded, adapter, [example for _, example in scorable])
     for (place, _), score in zip(scorable, scores, strict=True):
-        results[place] = asdict(score)
+        results[place] = {
+            "loss": score.loss,
+            "right_tokens": score.right_tokens,
+            "expected_tokens": score.expected_tokens,
+        }
     return results
 
 

@@ -11,11 +11,10 @@ import runpy
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from lora_studio.engine.runtime import WRONG_INPUT, Explained, begin, emit_finished, ending_of, leave, unexpected
 from lora_studio.errors import StudioError
-from lora_studio.files import finite, read_object
+from lora_studio.files import JsonObject, finite, read_object
 from lora_studio.jobs.events import RunStarted
 from lora_studio.jobs.kinds import BenchmarkFolder, damaged_request
 from lora_studio.workspace import write_atomically
@@ -59,7 +58,7 @@ def run(words: Sequence[str]) -> None:
 
 def keep_results(folder: BenchmarkFolder) -> None:
     """The measured numbers of each task, in complete.json. Raises `StudioError` where the package left none."""
-    measured: dict[str, Any] = {}
+    measured: JsonObject = {}
     for path in sorted(folder.results.rglob("results_*.json")):
         measured |= read_object(path).get("results", {})
     if not measured:

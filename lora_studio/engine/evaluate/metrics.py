@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap
@@ -24,6 +24,7 @@ from lora_studio.engine.evaluate import tasks as text_scores
 from lora_studio.engine.evaluate.tasks import READING, Task, is_exact, json_of, label_of
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import EvaluationRequest
+from lora_studio.files import JsonObject
 from lora_studio.jobs.events import read_state
 from lora_studio.jobs.kinds import EvaluationFolder
 from lora_studio.workspace import RunFolder, Workspace
@@ -87,7 +88,8 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     return float(binomtest(only_first, only_first + only_second).pvalue)
 
 
-Row = dict[str, Any]
+Row = JsonObject
+"""A line of `predictions.jsonl`: row, prompt and reference, and each column's prediction by the column's name."""
 Parts = Callable[[str], Sequence[np.ndarray]]
 NO_LABEL = "none"
 CHANCE = 0.05
@@ -258,11 +260,11 @@ def columns_in(row: Row) -> list[str]:
     return [name for name, value in row.items() if isinstance(value, dict) and "answer" in value]
 
 
-def measured(metric: Metric, columns: Sequence[str]) -> dict[str, Any]:
+def measured(metric: Metric, columns: Sequence[str]) -> JsonObject:
     """A metric of every column, and how far each is from the first: `difference` for the second, `difference2`, …"""
     parts = {column: metric.of(column) for column in columns}
     first = columns[0]
-    values: dict[str, Any] = {
+    values: JsonObject = {
         "title": metric.title,
         "about": metric.about,
         "unit": metric.unit,
@@ -281,9 +283,44 @@ def measured(metric: Metric, columns: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+class Bounds(TypedDict):
+    """A 95 % interval; None where there is none."""
+
+    low: float | None
+    high: float | None
+
+
+class MetricDifference(Bounds):
+    """How far a column is from the first, and whether that is more than chance."""
+
+    value: float
+    p: float | None
+    test: str
+    more_than_chance: bool
+    words: str
+
+
+class Confusion(TypedDict):
+    """How often each expected label got which label: a row of counts for each expected label."""
+
+    given: list[str]
+    expected: list[str]
+    counts: list[list[int]]
+
+
+class Summary(TypedDict):
+    """What answered rows amount to: metrics by name, confusion and disagreements by column."""
+
+    rows: int
+    task: JsonObject
+    metrics: dict[str, JsonObject]
+    confusion: dict[str, Confusion | None] | None
+    disagreements: dict[str, dict[str, int]]
+
+
 def _difference(
     metric: Metric, difference: float, first: Sequence[np.ndarray], second: Sequence[np.ndarray]
-) -> dict[str, Any]:
+) -> MetricDifference:
     between = difference_interval(first, second, metric.statistic)
     p = None
     if metric.of_rights:
@@ -301,7 +338,7 @@ def _difference(
     }
 
 
-def _bounds(between: tuple[float, float] | None) -> dict[str, float | None]:
+def _bounds(between: tuple[float, float] | None) -> Bounds:
     low, high = between or (None, None)
     return {"low": low, "high": high}
 
@@ -314,7 +351,7 @@ def _words(difference: float, certain: bool, higher_is_better: bool, p: float | 
     return f"{better}, more than chance{odds}" if certain else f"{better}, but that may be chance{odds}"
 
 
-def confusion(task: Task, rows: Sequence[Row], column: str) -> dict[str, Any] | None:
+def confusion(task: Task, rows: Sequence[Row], column: str) -> Confusion | None:
     """How often each expected label got which label; None for tasks without labels."""
     if task.kind != "labels":
         return None
@@ -342,7 +379,7 @@ def disagreements(rows: Sequence[Row], first: str, other: str) -> dict[str, int]
     }
 
 
-def summary(task: Task, rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
+def summary(task: Task, rows: Sequence[Row], columns: Sequence[str]) -> Summary:
     """All metrics of the answered rows, the confusion of labels, and where columns disagree with the first."""
     is_scored = task.kind != READING.kind
     return {

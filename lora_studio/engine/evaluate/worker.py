@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_studio.engine.runtime import (
     DONE,
@@ -28,7 +28,7 @@ from lora_studio.engine.runtime import (
 )
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import OF_RUN, EvaluationRequest, request_of
-from lora_studio.files import finite
+from lora_studio.files import JsonObject, finite
 from lora_studio.jobs.events import Reason, RowsRead, RunStarted, RunState, Warned
 from lora_studio.jobs.kinds import EvaluationFolder
 from lora_studio.models.adapter_files import virtual_tokens
@@ -74,13 +74,13 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: StopSignal) -> None:
 
     request = request_of(folder)
     cards = [read_card(Path(column.folder)) for column in request.adapters]
-    notes, card = _same_base(cards), cards[0].values
+    notes, card = _same_base(cards), cards[0]
     done_rows = {row["row"] for row in folder.rows()}
     dtype = load.dtype_name(load.choose_dtype("auto"))
     device = load.device().type
     log.emit(RunStarted(time.time(), os.getpid(), device, dtype, len(done_rows), device))
     log.phase("data")
-    tokenizer = load_tokenizer(card["base_model"], card.get("revision"))
+    tokenizer = load_tokenizer(card.base, card.revision)
     voices = _voices(request, tokenizer)
     mapping, lacking = _reading(request)
     file = _read(folder, request, card, tokenizer, voices, mapping, log)
@@ -96,10 +96,10 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: StopSignal) -> None:
     if remaining:
         log.phase("model")
         model = multi_adapter.load_base(
-            card["base_model"],
-            revision=card.get("revision"),
-            quantization=card.get("quantization") or "none",
-            four_bit=card.get("four_bit"),
+            card.base,
+            revision=card.revision,
+            quantization=card.quantization,
+            four_bit=card.values.get("four_bit"),
             tqdm_class=load.Download(log).bar_class(),
         )
         multi_adapter.add_adapters(model, {column.name: Path(column.folder) for column in request.adapters})
@@ -126,7 +126,7 @@ def _voices(request: EvaluationRequest, tokenizer: "PreTrainedTokenizerBase") ->
     return {column.name: adapters.get(column.name, first) for column in request.columns}
 
 
-def _reading(request: EvaluationRequest) -> tuple[dict[str, Any] | None, list[str]]:
+def _reading(request: EvaluationRequest) -> tuple[JsonObject | None, list[str]]:
     """The mapping to read the file by, and the columns that it lacks for a mapping that only the run had."""
     from lora_studio.data.preview import missing_columns
 
@@ -147,17 +147,16 @@ def _reading_in_words(request: EvaluationRequest, lacking: Sequence[str], words:
 def _read(
     folder: EvaluationFolder,
     request: EvaluationRequest,
-    card: dict[str, Any],
+    card: AdapterCard,
     tokenizer: "PreTrainedTokenizerBase",
     voices: "dict[str, Voice]",
-    mapping: dict[str, Any] | None,
+    mapping: JsonObject | None,
     log: EventLog,
 ) -> "AskedFile":
     from lora_studio.engine.evaluate.answer import read_asked_file
     from lora_studio.engine.models.load import read_config
 
-    base, revision = card["base_model"], card.get("revision")
-    longest = read_config(base, revision).get_text_config().to_dict().get("max_position_embeddings")
+    longest = read_config(card.base, card.revision).get_text_config().to_dict().get("max_position_embeddings")
     virtual = max(virtual_tokens(Path(column.folder)) for column in request.adapters)
     return read_asked_file(
         request.data,
@@ -223,7 +222,7 @@ class Predictions:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+    def add(self, rows: Sequence[JsonObject]) -> None:
         self._file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         self._file.flush()
 

@@ -8,7 +8,6 @@ import shlex
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from lora_studio.config.parsing import merge, nest, parse, read_yaml, to_yaml
 from lora_studio.config.sections import Config
@@ -24,6 +23,7 @@ from lora_studio.engine.export.context import (
 )
 from lora_studio.errors import StudioError
 from lora_studio.export.card import CARD_NAME, Subject, model_card
+from lora_studio.files import JsonObject
 from lora_studio.models.adapter_files import (
     CARD_FILE,
     SETTINGS_FILE,
@@ -109,7 +109,7 @@ def pack(work: ExportContext, texts: dict[str, str], target: Path) -> None:
                     work.stop.check()
 
 
-def _json(values: dict[str, Any]) -> str:
+def _json(values: JsonObject) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
 
 
@@ -192,7 +192,7 @@ def export_vllm(
     return ExportResult(words, f"cd {shlex.quote(str(work.final))} && {arguments}", tried=tried, same=same, notes=notes)
 
 
-def max_rank(settings: dict[str, Any]) -> int:
+def max_rank(settings: JsonObject) -> int:
     """The least --max-lora-rank that holds the adapter. Raises `StudioError` for adapters that vLLM can't serve."""
     merged = "Take the merged model instead: vLLM serves it as any other."
     lacking = extras({**settings, "target_parameters": None})

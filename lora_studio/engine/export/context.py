@@ -25,7 +25,7 @@ from lora_studio.engine.models.weights import put_on, read_weights
 from lora_studio.engine.runtime import EventLog, StopSignal
 from lora_studio.errors import StudioError
 from lora_studio.export.targets import sizes_of
-from lora_studio.files import bytes_in
+from lora_studio.files import JsonObject, bytes_in
 from lora_studio.jobs.events import RunState, Warned, read_state
 from lora_studio.models.adapter_files import WEIGHTS_FILE
 from lora_studio.models.adapters import read_card, read_header
@@ -57,7 +57,7 @@ class ExportContext:
         return plain_name(self.title)
 
     @property
-    def card(self) -> dict[str, Any]:
+    def card(self) -> JsonObject:
         """What training noted beside the adapter: base, revision, quantization, system prompt."""
         return read_card(self.adapter).values
 

@@ -10,10 +10,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow.parquet as pq
 
@@ -27,7 +27,7 @@ from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.engine.runtime import data_progress
 from lora_studio.engine.train.callbacks import logging_interval
 from lora_studio.engine.train.program import packing_values, trainer_values
-from lora_studio.engine.train.schedule import SCHEDULE, scheduler_settings
+from lora_studio.engine.train.schedule import SCHEDULE, TrainerArguments, scheduler_settings
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.models.adapter_files import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE, carried
@@ -132,7 +132,7 @@ def rows_of(work: ExportContext, config: Config, state: RunState) -> Prepared:
 
 
 def write_rows(work: ExportContext, prepared: Prepared) -> None:
-    parts: dict[str, Any] = {"train": prepared.train}
+    parts: dict[str, Examples] = {"train": prepared.train}
     if prepared.validation:
         parts["validation"] = prepared.validation
     total = sum(map(len, parts.values()))
@@ -187,7 +187,27 @@ def check_names(before: Path, trained: Path) -> None:
         )
 
 
-def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> dict[str, Any]:
+class BaseSettings(TypedDict):
+    """How the script loads the base."""
+
+    name: str
+    revision: str | None
+    dtype: str
+    attn_implementation: str | None
+    quantization: dict[str, str | bool] | None
+
+
+class ScriptSettings(TypedDict):
+    """settings.json of an exported training script."""
+
+    base: BaseSettings
+    lora: Mapping[str, Any]
+    loraplus_lr_ratio: float | None
+    patience: Mapping[str, Any]
+    training: TrainerArguments
+
+
+def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> ScriptSettings:
     """What settings.json holds: what the run decided for itself is in it as a number."""
     rising, shape = scheduler_settings(state.total_steps, **config.training.model_dump(include=SCHEDULE))
     setting = config.training.gradient_checkpointing
@@ -221,7 +241,7 @@ def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> d
     }
 
 
-def lora_settings(config: Config, adapter: Path) -> dict[str, Any]:
+def lora_settings(config: Config, adapter: Path) -> Mapping[str, Any]:
     """What LoraConfig takes: all that the run's adapter was saved with and that says how it is built.
 
     An adapter that the run went on from has its settings beside its weights, and only the dropout is the run's.
@@ -237,19 +257,21 @@ def lora_settings(config: Config, adapter: Path) -> dict[str, Any]:
     }
 
 
-def quantization(config: Config, dtype: str) -> dict[str, Any] | None:
+def quantization(config: Config, dtype: str) -> dict[str, str | bool] | None:
     """What BitsAndBytesConfig takes; None for a base in full."""
     if config.model.quantization == "none":
         return None
     if config.model.quantization == "8bit":
         return {"load_in_8bit": True}
-    values = {name: value for name, value in config.model.model_dump().items() if name.startswith("bnb_4bit_")}
+    values: dict[str, str | bool] = {
+        name: value for name, value in config.model.model_dump().items() if name.startswith("bnb_4bit_")
+    }
     if values["bnb_4bit_compute_dtype"] == "auto":
         values["bnb_4bit_compute_dtype"] = dtype
     return {"load_in_4bit": True, **values}
 
 
-def requirements(config: Config, facts: dict[str, Any]) -> list[str]:
+def requirements(config: Config, facts: Mapping[str, Any]) -> list[str]:
     """The libraries at the versions of the run."""
     versions = facts.get("versions", {})
     eight_bit = any(sign in config.training.optim for sign in ("8bit", "paged", "32bit", "ademamix"))
@@ -324,7 +346,7 @@ def versions_are_those_of(work: ExportContext) -> bool:
     return all(noted.get(name) in (None, version(name)) for name in LIBRARIES)
 
 
-def compare_losses(history: list[dict[str, Any]], state: RunState, *, must_equal: bool) -> tuple[str, bool]:
+def compare_losses(history: Sequence[Mapping[str, Any]], state: RunState, *, must_equal: bool) -> tuple[str, bool]:
     """How far the losses are from the run's, and whether they count as the same.
 
     Raises `StudioError` where they had to be the same and are not.

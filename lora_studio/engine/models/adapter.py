@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -298,9 +298,20 @@ def take_layout(name: str, revision: str | None = None) -> None:
         keep_layout(numbers, layout_of(without_weights(name, revision)))
 
 
+class CountedModel(TypedDict):
+    """The numbers of a model on this machine; each problem as a message and a hint."""
+
+    embeddings: int
+    positions: int | None
+    parameters: int
+    problem: tuple[str, str] | None
+    trainable: NotRequired[int]
+    adapter_problem: NotRequired[tuple[str, str]]
+
+
 def look_at_model(
     name: str, revision: str | None, *, lora: Mapping[str, Any], seed: int, adapter: str | None
-) -> dict[str, Any]:
+) -> CountedModel:
     """What the checks before a start want to know of a model that is on this machine.
 
     `lora` are the settings of a fresh adapter; `adapter` is the folder of one to continue from, whose own count.
@@ -312,7 +323,7 @@ def look_at_model(
     known_layout = architecture(numbers)
     if known_layout is None or not known_layout.counted:
         keep_layout(numbers, layout)
-    facts: dict[str, Any] = {
+    facts: CountedModel = {
         "embeddings": layout.vocabulary,
         "positions": learned_positions(model),
         "parameters": layout.parameters,
@@ -322,7 +333,7 @@ def look_at_model(
         with torch.device("meta"):
             facts["trainable"] = _adapted(name, model, lora, seed, adapter).get_nb_trainable_parameters()[0]
     except StudioError as error:
-        facts["adapter_problem"] = [error.message, error.hint]
+        facts["adapter_problem"] = (error.message, error.hint)
     return facts
 
 
@@ -337,7 +348,7 @@ def _adapted(name: str, model: Any, lora: Mapping[str, Any], seed: int, adapter:
     )
 
 
-def _whole(name: str, revision: str | None, numbers: Mapping[str, Any]) -> list[str] | None:
+def _whole(name: str, revision: str | None, numbers: Mapping[str, Any]) -> tuple[str, str] | None:
     """What is wrong with the checkpoint of a model in a folder: tensors that it lacks, by their names."""
     folder = Path(checked_source(name))
     files = list(folder.glob("*.safetensors")) if folder.is_dir() else []

@@ -20,6 +20,7 @@ from lora_studio.engine.models.load import load_model, make_full, rounding_of
 from lora_studio.engine.models.tokenizer import adapter_tokenizer, first_line, load_tokenizer
 from lora_studio.engine.models.weights import AdapterWeights, own_embeddings, put_on, read_weights
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.models.adapter_files import KINDS, NEED_FULL_BASE, read_settings
 from lora_studio.models.adapters import read_card
 
@@ -152,7 +153,7 @@ class LoadedModel:
     own: ModuleMap
     adapters: dict[str, str] = field(default_factory=dict)
     templates: dict[str | None, str] = field(default_factory=dict)
-    cards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cards: dict[str, JsonObject] = field(default_factory=dict)
     tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
     told: dict[str, list[str]] = field(default_factory=dict)
     apart: dict[str, NonLoraAdapter] = field(default_factory=dict)
@@ -261,8 +262,9 @@ def load_base(
     With `in_full` a base whose files hold it in 4 or 8 bits gets plain weights.
     """
     tokenizer = load_tokenizer(name, revision)
-    how: dict[str, Any] = {"quantization": quantization, "four_bit": four_bit, "tqdm_class": tqdm_class}
-    model = load_model(name, revision=revision, dtype=dtype, **how)
+    model = load_model(
+        name, revision=revision, dtype=dtype, quantization=quantization, four_bit=four_bit, tqdm_class=tqdm_class
+    )
     if in_full and rounding_of(name, revision):
         make_full(model)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 from lora_studio.models.adapter_files import SETTINGS_FILE, TOKENIZER_SETTINGS, read_object
 from lora_studio.models.adapters import VOCABULARIES, brings_tokenizer
 from lora_studio.models.hub import may_run_code_of, way_to_allow
@@ -59,7 +60,7 @@ def adapter_tokenizer(folder: Path, base: PreTrainedTokenizerBase, rows: int) ->
     return (base, "") if _same(own, base) else (own, "")
 
 
-def _with_end(base: PreTrainedTokenizerBase, settings: dict[str, Any]) -> PreTrainedTokenizerBase:
+def _with_end(base: PreTrainedTokenizerBase, settings: JsonObject) -> PreTrainedTokenizerBase:
     """The base's tokenizer with the end token of an adapter that left only its tokenizer's settings."""
     end = settings.get("eos_token")
     end = end.get("content") if isinstance(end, dict) else end

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -256,7 +256,14 @@ def check_weights(model: Any, step: int) -> None:
             raise DivergedError("adapter", math.nan, step)
 
 
-def explain(error: DivergedError, config: Config, dtype: str) -> dict[str, Any]:
+class Explanation(TypedDict):
+    """What complete.json says of a training that diverged."""
+
+    message: str
+    hint: str
+
+
+def explain(error: DivergedError, config: Config, dtype: str) -> Explanation:
     """What complete.json says of a run that ended so: why, and what helps."""
     half = dtype == "float16"
     why = "float16 ran over its largest number" if half else "a step was too large"

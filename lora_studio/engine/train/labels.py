@@ -19,6 +19,8 @@ AT_ONCE = 1 << 25  # logits that are in memory together
 _END_OF_THINKING = "</think>"
 
 Decode = Callable[[list[int]], str]
+Batch = dict[str, torch.Tensor]
+"""What the model is called with: input_ids, labels, attention_mask, each [rows, tokens]."""
 
 
 class LabelMeter:
@@ -44,7 +46,7 @@ class LabelMeter:
         """Forgets the evaluation before."""
         self.expected, self.given = [], []
 
-    def add(self, inputs: dict[str, Any]) -> None:
+    def add(self, inputs: Batch) -> None:
         """Takes the batch that the last pass was made for."""
         assert self._hidden is not None, "no pass was watched"
         hidden, self._hidden = self._hidden, None

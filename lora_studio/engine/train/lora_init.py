@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_studio.config.conflicts import NEED_FULL_WEIGHTS
+from lora_studio.config.fields import SettingValues
 from lora_studio.data.encode import Example
 from lora_studio.engine.models.multi_adapter import Biases, with_biases
 from lora_studio.engine.models.tokenizer import checked_source
@@ -38,7 +39,7 @@ MAX_BATCHES = 400
 """Batches after which EVA gives up on data that have too few directions."""
 
 
-def peft_settings(first_weights: str) -> dict[str, Any]:
+def peft_settings(first_weights: str) -> SettingValues:
     """What peft's LoraConfig takes for a `lora.init_lora_weights`; loftq begins as usual and is filled afterwards."""
     if first_weights == "eva":
         # rho 1 keeps every module at the rank that was asked for; above 1 modules trade ranks, and some lose theirs.

@@ -4,12 +4,13 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import psutil
 import torch
 
 from lora_studio.config.sections import Config
+from lora_studio.files import JsonObject
 from lora_studio.jobs.events import MemoryEstimated, RunState
 from lora_studio.models.advice import correction
 from lora_studio.models.memory import Estimate, estimate, settled
@@ -73,7 +74,7 @@ def available_bytes() -> int:
     return psutil.virtual_memory().available + psutil.Process().memory_info().rss
 
 
-def foresee(config: Config, numbers: dict[str, Any], longest: int) -> tuple[bool, MemoryEstimated | None]:
+def foresee(config: Config, numbers: JsonObject, longest: int) -> tuple[bool, MemoryEstimated | None]:
     """Whether to use gradient checkpointing, and the estimate for these rows; no estimate for a model without numbers.
 
     `numbers` are those of the model's own config, `longest` the tokens of the longest training row.
@@ -113,7 +114,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in MEMORY_SIGNS)
 
 
-def explain(error: BaseException, config: Config, state: RunState) -> dict[str, Any]:
+class Retry(TypedDict):
+    """The change of settings that would fit."""
+
+    title: str
+    cost: str
+    settings: JsonObject
+
+
+class OutOfMemory(TypedDict):
+    """What complete.json says of a run that ran out of memory; `memory` in bytes."""
+
+    state: str
+    message: str
+    hint: str
+    memory: dict[str, int]
+    retry: Retry | None
+
+
+def explain(error: BaseException, config: Config, state: RunState) -> OutOfMemory:
     """What complete.json says of a run that ran out of memory: the numbers, and the change that fits (`retry`)."""
     requested = asked_bytes(str(error))
     total, free, allocated = device_numbers()

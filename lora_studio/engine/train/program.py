@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from transformers import TrainerCallback, set_seed
@@ -49,7 +49,7 @@ from lora_studio.engine.train.callbacks import (
 )
 from lora_studio.engine.train.lora_init import as_base, beginning, fill
 from lora_studio.engine.train.memory import foresee, gpu_id, read_memory
-from lora_studio.engine.train.report import write_report
+from lora_studio.engine.train.report import TrainResult, write_report
 from lora_studio.engine.train.resume import (
     check_same_rows,
     last_whole_checkpoint,
@@ -57,7 +57,7 @@ from lora_studio.engine.train.resume import (
     rows_digest,
     save_where_stopped,
 )
-from lora_studio.engine.train.schedule import SCHEDULE, planned_steps, scheduler_settings
+from lora_studio.engine.train.schedule import SCHEDULE, TrainerArguments, planned_steps, scheduler_settings
 from lora_studio.engine.train.trainers import (
     PreferenceTrainer,
     StudioTrainer,
@@ -99,7 +99,7 @@ SAME_NAME = {
 """Settings of training that the trainers take as they are."""
 
 
-def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> dict[str, Any]:
+def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> TrainResult:
     """Trains what the run's config says and returns the numbers of complete.json. Raises `Stopped` when asked to."""
     # Config and where to start from.
     config = parse(read_yaml(run.config))
@@ -264,7 +264,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> d
     log.phase("save")
     save_final_adapter(trainer.model, tokenizer, card, run, taken_out)
     evaluation = final_evaluation(trainer, log) if prepared.validation else None
-    result = {
+    result: TrainResult = {
         "run": run.id,
         "state": "done",
         "steps": trainer.state.global_step,
@@ -321,7 +321,7 @@ def trainer_settings(
     )
 
 
-def packing_values(config: Config) -> dict[str, Any]:
+def packing_values(config: Config) -> TrainerArguments:
     """What only SFTConfig takes."""
     packing = config.training.packing
     return {
@@ -332,7 +332,9 @@ def packing_values(config: Config) -> dict[str, Any]:
     }
 
 
-def trainer_values(config: Config, dtype: str, *, on_cpu: bool, measured: bool, checkpointing: bool) -> dict[str, Any]:
+def trainer_values(
+    config: Config, dtype: str, *, on_cpu: bool, measured: bool, checkpointing: bool
+) -> TrainerArguments:
     """What the configs of both methods take, as plain values: a run's script is made from the same."""
     training, evaluation = config.training, config.evaluation
     return {
@@ -355,10 +357,25 @@ def trainer_values(config: Config, dtype: str, *, on_cpu: bool, measured: bool, 
     }
 
 
-def studio_card(
-    config: Config, run: RunFolder, dtype: torch.dtype, prompt_style: str, quantization: str
-) -> dict[str, Any]:
+class CardValues(TypedDict):
     """studio.json: what chat, evaluation and export have to know to use the adapter as training did."""
+
+    base_model: str
+    revision: str | None
+    base_fingerprint: str
+    dtype: str
+    quantization: str
+    four_bit: dict[str, str | bool] | None
+    prompt_style: str
+    system_prompt: str | None
+    enable_thinking: bool | None
+    max_length: int
+    run: str
+    continued_from: str | None
+
+
+def studio_card(config: Config, run: RunFolder, dtype: torch.dtype, prompt_style: str, quantization: str) -> CardValues:
+    """The values of studio.json for a run's adapter."""
     return {
         "base_model": config.model.name,
         "revision": config.model.revision,
@@ -375,7 +392,7 @@ def studio_card(
     }
 
 
-def four_bit(config: Config) -> dict[str, Any] | None:
+def four_bit(config: Config) -> dict[str, str | bool] | None:
     """The settings of 4-bit weights by name; None for a base that has none."""
     if config.model.quantization != "4bit":
         return None

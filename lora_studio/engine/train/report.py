@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,7 +11,7 @@ from lora_studio.config.sections import Config
 from lora_studio.config.settings import flatten
 from lora_studio.data.dataset import Prepared
 from lora_studio.data.report import reading
-from lora_studio.files import bytes_in
+from lora_studio.files import JsonObject, bytes_in
 from lora_studio.jobs.events import RunState
 from lora_studio.runs.health import diagnose, in_words
 from lora_studio.runs.summary import code, metric, number, plain, prose, share, table
@@ -37,13 +37,41 @@ HYPERPARAMETERS = (
 )
 
 
+class TrainResult(TypedDict):
+    """complete.json of a run that is done: losses in nats a trained token, times in seconds, memory in bytes."""
+
+    run: str
+    state: str
+    steps: int
+    epochs: float | None
+    train_loss: float
+    last_loss: float
+    eval_loss: float | None
+    eval_metrics: dict[str, float]
+    message: str
+    adapter: str
+    seconds: float
+    tokens: int
+    trainable_parameters: int
+    parameters: int
+    train_rows: int
+    validation_rows: int
+    tokens_per_second: float
+    device_kind: str
+    quantization: str
+    peak_memory_bytes: int
+    estimated_memory_bytes: int | None
+    best_checkpoint: str | None
+    difference: NotRequired[JsonObject | None]
+
+
 def write_report(
     run: RunFolder,
     config: Config,
     prepared: Prepared,
     tokenizer: PreTrainedTokenizerBase,
     state: RunState,
-    result: Mapping[str, Any],
+    result: TrainResult,
 ) -> None:
     """Writes the report of a run that is done."""
     facts = run.read_facts()
@@ -69,7 +97,7 @@ def write_report(
     write_atomically(run.report, "\n".join(lines) + "\n")
 
 
-def _outcome(result: Mapping[str, Any]) -> list[str]:
+def _outcome(result: TrainResult) -> list[str]:
     """The measurement beside the base in words; where there is none, that is said as well."""
     measured = result.get("difference")
     if not measured:
@@ -77,7 +105,7 @@ def _outcome(result: Mapping[str, Any]) -> list[str]:
     return [f"**{plain(measured['sentence'])}**", "", plain(measured["rows_sentence"]), ""]
 
 
-def _model(config: Config, state: RunState, result: Mapping[str, Any]) -> list[str]:
+def _model(config: Config, state: RunState, result: TrainResult) -> list[str]:
     lora = config.lora
     share = 100 * result["trainable_parameters"] / max(1, result["parameters"])
     rows = [
@@ -147,7 +175,7 @@ def _training(config: Config) -> list[str]:
     return ["## Hyperparameters", "", *table(("", ""), rows), ""]
 
 
-def _results(state: RunState, result: Mapping[str, Any]) -> list[str]:
+def _results(state: RunState, result: TrainResult) -> list[str]:
     rows = [
         ("training loss, mean", number(result["train_loss"])),
         ("training loss at the end", number(result["last_loss"])),
@@ -181,13 +209,13 @@ def _results(state: RunState, result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _health(state: RunState, config: Config, result: Mapping[str, Any]) -> list[str]:
+def _health(state: RunState, config: Config, result: TrainResult) -> list[str]:
     """What was wrong with the run, and what helps; no section where nothing was."""
     remarks = diagnose(state, config, time.time(), result.get("difference"))
     return ["## Health", "", *(f"- {prose(in_words(item))}" for item in remarks), ""] if remarks else []
 
 
-def _cost(state: RunState, result: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+def _cost(state: RunState, result: TrainResult, facts: Mapping[str, Any]) -> list[str]:
     rows = [
         ("time", f"{result['seconds']:.0f} s"),
         ("device", plain(state.device)),
@@ -221,7 +249,7 @@ def _settings(config: Config) -> list[str]:
     return ["## Settings that are not at their default", "", *table(("setting", "value"), changed)]
 
 
-def _memory(result: Mapping[str, Any]) -> str:
+def _memory(result: TrainResult) -> str:
     measured, foreseen = result["peak_memory_bytes"], result.get("estimated_memory_bytes")
     before = f"estimated {foreseen / GIB:.2f} GiB, " if foreseen else ""
     return f"{before}measured {measured / GIB:.2f} GiB"

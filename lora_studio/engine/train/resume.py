@@ -52,7 +52,7 @@ def rows_digest(prepared: Prepared) -> str:
 
 
 def _digest(rows: Examples | Pairs) -> str:
-    columns: dict[str, Any] = {}
+    columns: dict[str, tuple[hashlib.blake2b, hashlib.blake2b]] = {}
     for table in rows.tables() if len(rows) else ():
         for name, column in zip(table.schema.names, table.columns, strict=True):
             values, lengths = columns.setdefault(name, (hashlib.blake2b(), hashlib.blake2b()))

@@ -14,6 +14,10 @@ SCHEDULE = {"lr_scheduler_type", "warmup_ratio", "warmup_steps", "num_cycles", "
 """The settings of training that `scheduler_settings` takes."""
 
 
+TrainerArguments = dict[str, Any]
+"""Arguments of the trainers' configs by transformers' and trl's names."""
+
+
 def scheduler_settings(
     total_steps: int,
     *,
@@ -23,7 +27,7 @@ def scheduler_settings(
     num_cycles: int,
     decay_ratio: float,
     min_lr_rate: float,
-) -> tuple[int, dict[str, Any]]:
+) -> tuple[int, TrainerArguments]:
     """Steps of the warm-up, and what the scheduler of that name takes beside it (`lr_scheduler_kwargs`).
 
     A warm-up given in steps wins over its share, which leaves the last step at full rate at least. The first step of a
@@ -32,7 +36,7 @@ def scheduler_settings(
     rising = min(math.ceil(warmup_ratio * total_steps), total_steps - 1) if warmup_steps is None else warmup_steps
     rising = rising if total_steps > 1 else 0
     falling = min(math.ceil(decay_ratio * total_steps), max(total_steps - rising, 0))
-    own: dict[str, dict[str, Any]] = {
+    own: dict[str, TrainerArguments] = {
         "cosine_with_restarts": {"num_cycles": num_cycles},
         "cosine_with_min_lr": {"min_lr_rate": min_lr_rate},
         "warmup_stable_decay": {"num_decay_steps": falling, "decay_type": "linear"},

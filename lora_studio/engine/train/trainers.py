@@ -26,7 +26,7 @@ from trl import DPOTrainer, SFTTrainer
 from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Examples, Pairs
 from lora_studio.engine.train.callbacks import COMPARED, check_weights
-from lora_studio.engine.train.labels import LabelMeter
+from lora_studio.engine.train.labels import Batch, LabelMeter
 from lora_studio.engine.train.lora_init import save_as_difference
 from lora_studio.engine.train.schedule import follow_schedule
 from lora_studio.engine.train_script import EpochOrder, WithoutRouterLoss, loraplus_optimizer
@@ -136,7 +136,7 @@ class TrainerMixin(WithoutRouterLoss):
         with torch.random.fork_rng():
             return super().evaluation_loop(*args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         check_weights(self.model, self.state.global_step)
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ class StudioTrainer(TrainerMixin, SFTTrainer):
             meter.watch(adapted.get_base_model())
 
     def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self, model: Any, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         trained = int((inputs["labels"][..., 1:] != IGNORED).sum())
@@ -253,7 +253,7 @@ class PreferenceTrainer(TrainerMixin, DPOTrainer):
         return LengthGroupedSampler(self.args.eval_batch_size, lengths=lengths, generator=generator)
 
     def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self, model: Any, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         self._pairs.append(len(inputs["input_ids"]) // 2)
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from lora_studio.config.parsing import parse, read_yaml
 from lora_studio.engine import runtime
@@ -26,7 +25,7 @@ from lora_studio.engine.runtime import (
     unexpected,
 )
 from lora_studio.errors import OtherRowsError
-from lora_studio.files import finite
+from lora_studio.files import JsonObject, finite
 from lora_studio.jobs.events import Reason
 from lora_studio.workspace import RunFolder, write_atomically
 
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "LOCAL_RANK" not in os.environ:  # trl takes one GPU per process
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     run, log, stop = child.folder, child.log, child.stop
-    result: dict[str, Any] = {}
+    result: JsonObject = {}
 
     def work() -> None:
         log.phase("start")
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _finish(child, ending_of(work, stop, explain=explain), result)
 
 
-def _explain(error: Exception, run: RunFolder, log: EventLog) -> tuple[Explained, dict[str, Any]]:
+def _explain(error: Exception, run: RunFolder, log: EventLog) -> tuple[Explained, JsonObject]:
     """An unexpected error in one sentence; running out of memory with the numbers and the change that fits.
 
     With what complete.json holds of it beside the sentence.
@@ -71,14 +70,14 @@ def _explain(error: Exception, run: RunFolder, log: EventLog) -> tuple[Explained
 
     if isinstance(error, callbacks.DivergedError):
         explanation = callbacks.explain(error, parse(read_yaml(run.config)), log.state().dtype)
-        return Explained(Reason.DIVERGED, explanation["message"], explanation["hint"]), explanation
+        return Explained(Reason.DIVERGED, explanation["message"], explanation["hint"]), {**explanation}
     if memory.is_out_of_memory(error):
-        explanation = memory.explain(error, parse(read_yaml(run.config)), log.state())
-        return Explained(Reason.OUT_OF_MEMORY, explanation["message"], explanation["hint"]), explanation
+        numbers = memory.explain(error, parse(read_yaml(run.config)), log.state())
+        return Explained(Reason.OUT_OF_MEMORY, numbers["message"], numbers["hint"]), {**numbers}
     return unexpected("Training", error, "The run's log has the details."), {}
 
 
-def _finish(child: Child[RunFolder], ending: Ending, result: dict[str, Any]) -> int:
+def _finish(child: Child[RunFolder], ending: Ending, result: JsonObject) -> int:
     """Writes complete.json, then the last event: whoever reads the event finds the file."""
     run, state = child.folder, child.log.state()
     numbers = {
