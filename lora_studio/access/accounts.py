@@ -35,9 +35,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")  # a name is also the nam
 
 @dataclass(frozen=True)
 class Accounts:
-    """Passwords by name. The owner sees what all made; with `one`, any name with the one password is the owner's.
+    """Passwords by user name. The first user is the owner and sees everybody's jobs. With `one`, any name with that
+    password logs in as the owner.
 
-    `token` is that password where it is let in from an address as well; "" where it has to be typed.
+    `token` is the password if it is also accepted in the address, "" if it has to be typed.
     """
 
     passwords: Mapping[str, str] = field(repr=False)
@@ -51,11 +52,12 @@ class Accounts:
         return len(self.passwords) > 1
 
     def name(self, name: str) -> str:
-        """The name that counts for what was typed as one."""
+        """The account name for a name as it was typed."""
         return self.owner if self.one else name.strip()
 
     def user(self, name: str, password: str) -> str | None:
-        """Who that is; None where name and password do not belong together. An unknown name takes as long."""
+        """The user with this name and password; None if they do not match. Unknown names take as long to check as known
+        ones."""
         name = self.name(name)
         account = self.passwords.get(name)
         same = hmac.compare_digest(_digest(password), _digest(account if account is not None else ""))
@@ -63,12 +65,12 @@ class Accounts:
 
 
 def _digest(password: str) -> bytes:
-    """Of one length whatever the password's, so that a comparison tells nothing of it."""
+    """A digest of fixed length, so that a comparison reveals nothing about the password's length."""
     return hashlib.sha256(password.encode()).digest()
 
 
 def read_accounts(users_file: str | None = None, environment: Mapping[str, str] = os.environ) -> Accounts | None:
-    """The accounts that the environment or a file names; None where neither does."""
+    """The accounts named by the environment or a file; None if neither names any."""
     path = users_file or environment.get(USERS_FILE)
     given = {PASSWORD: environment.get(PASSWORD), USERS: environment.get(USERS), "a users file": path}
     names = [name for name, value in given.items() if value]
@@ -84,7 +86,7 @@ def read_accounts(users_file: str | None = None, environment: Mapping[str, str] 
 
 
 def read_api_key(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The key that programs give instead of a login, and that opens what is the owner's; None where there is none."""
+    """The key that programs send instead of logging in, which gives the owner's rights; None if there is none."""
     key = environment.get(API_KEY) or None
     if key is not None and len(key) < MIN_KEY:
         raise StudioError(
@@ -95,7 +97,7 @@ def read_api_key(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def same_secret(candidate: str, secret: str) -> bool:
-    """Whether both are equal, in a time that tells nothing of the secret."""
+    """Compares two secrets in constant time."""
     return hmac.compare_digest(_digest(candidate), _digest(secret))
 
 
@@ -116,7 +118,7 @@ def _read(path: Path) -> str:
 
 
 def _parsed(lines: list[str], place: str) -> Accounts:
-    """`name:password` each; the first is the owner. An error never repeats what stands in a line."""
+    """Parses lines of `name:password`; the first user is the owner. Error messages never repeat the text of a line."""
     passwords: dict[str, str] = {}
     for number, line in enumerate((line.strip() for line in lines), 1):
         if not line or line.startswith("#"):
@@ -136,20 +138,20 @@ def _parsed(lines: list[str], place: str) -> Accounts:
     return Accounts(passwords, next(iter(passwords)))
 
 
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what stands for all addresses, and the one of them to open
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # wildcard addresses, and the address to open instead
 # Behind these stands the proxy of a Space, which nothing but that proxy reaches.
 PRIVATE_NETWORKS = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8", "fc00::/7", "::1")
-_NETWORK_OF_ONE = 64  # leading bits of an IPv6 address that one connection to the internet has to itself
+_NETWORK_OF_ONE = 64  # prefix length of an IPv6 network that a provider assigns to one customer
 
 
 def reachable(host: str) -> str:
-    """The address under which this machine's own programs reach a server that listens on `host`."""
+    """The address at which programs on this machine reach a server that listens on `host`."""
     name = EVERYWHERE.get(host.strip("[]"), host)
     return f"[{name}]" if ":" in name and not name.startswith("[") else name
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own and no other machine's."""
+    """Whether an address is a loopback address of this machine."""
     if host == "localhost":
         return True
     try:
@@ -159,7 +161,8 @@ def is_loopback(host: str) -> bool:
 
 
 def of_one_person(address: str) -> str:
-    """What the addresses that one person can choose among have in common: an IPv4 address, 64 bits of an IPv6 one."""
+    """The part of an address that a single person cannot vary: a whole IPv4 address, the first 64 bits of an IPv6
+    address."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -172,7 +175,7 @@ def of_one_person(address: str) -> str:
 
 
 def is_among(address: str, networks: Sequence[str]) -> bool:
-    """Whether an address is one of these, or in one of these networks."""
+    """Whether an address equals one of these, or lies in one of these networks."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
@@ -181,7 +184,7 @@ def is_among(address: str, networks: Sequence[str]) -> bool:
 
 
 def checked_proxies(names: Sequence[str]) -> tuple[str, ...]:
-    """Addresses and networks of proxies in one spelling. Raises `StudioError` for what is neither."""
+    """Addresses and networks of proxies in canonical form. Raises `StudioError` for anything else."""
     found = []
     for name in names:
         try:
@@ -202,8 +205,8 @@ def checked_proxies(names: Sequence[str]) -> tuple[str, ...]:
 
 IDLE_SECONDS = 8 * 3600.0
 MAX_SECONDS = 7 * 24 * 3600.0
-MAX_GUEST_SESSIONS = 1000  # in all: anybody can begin one
-MAX_SESSIONS_OF_ADDRESS = 50  # of guests who come from one address
+MAX_GUEST_SESSIONS = 1000  # in total: anybody can start a session
+MAX_SESSIONS_OF_ADDRESS = 50  # per address of guests
 MAX_SESSIONS_OF_USER = 50
 FREE_FAILURES = 5  # wrong passwords before the first wait
 FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 30.0, 3600.0  # each further wrong password doubles the wait
@@ -221,7 +224,7 @@ class _Login:
 
 
 class Sessions:
-    """Who a secret token stands for, until it is idle for too long, or too old, or logged out."""
+    """Maps session tokens to users. A session ends when it is idle too long, too old, or logged out."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -229,10 +232,10 @@ class Sessions:
         self._logins: dict[str, _Login] = {}
 
     def begin(self, user: str, *, guest_from: str = "") -> str:
-        """A new token for that user; `guest_from` is where a guest comes from, whom nobody knows.
+        """Starts a session and returns its token. `guest_from` is the place that an anonymous guest comes from.
 
-        Of very many sessions the one unused for longest ends: of a guest one from the same place, then any guest's;
-        of others one of the same name. So nobody pushes others out.
+        When there are too many sessions, the one idle longest is dropped: for a guest, one from the same place, else
+        any guest's; for other users, one of the same name. Nobody can push out another user's sessions.
         """
         token, now = secrets.token_urlsafe(32), self._clock()
         with self._lock:
@@ -251,7 +254,7 @@ class Sessions:
             del self._logins[min(tokens, key=lambda token: self._logins[token].seen)]
 
     def user(self, token: str) -> str | None:
-        """Who the token stands for; None where it ended. Asking keeps the session awake."""
+        """The user of a token; None if the session has ended. The call counts as activity."""
         now = self._clock()
         with self._lock:
             login = self._logins.get(token)
@@ -285,8 +288,8 @@ class _Failures:
 
 
 class Attempts:
-    """Wrong passwords, counted for each name and address together: who guesses waits ever longer, and neither those
-    with another name nor the same name's owner at another address wait with them."""
+    """Counts failed logins per name and address. Each failure lengthens the wait for that pair only, so that an
+    attacker does not lock out other names or the same user at another address."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -294,7 +297,7 @@ class Attempts:
         self._failures: dict[tuple[str, str], _Failures] = {}
 
     def check(self, address: str, name: str) -> None:
-        """Raises `StudioError` with the time to wait where that address failed too often under that name."""
+        """Raises `StudioError` with the remaining wait if this name failed too often from this address."""
         with self._lock:
             failures = self._failures.get((address, name[:MAX_NAME]), _Failures(0, 0.0))
         left = failures.last + failures.wait - self._clock()
@@ -313,12 +316,12 @@ class Attempts:
             self._failures[key] = _Failures(count + 1, now)
 
     def succeeded(self, address: str, name: str) -> None:
-        """The right password: what was wrong before counts no more."""
+        """Clears the failures after a correct password."""
         with self._lock:
             self._failures.pop((address, name[:MAX_NAME]), None)
 
     def _forget_one(self, now: float) -> None:
-        """The one that waits the least: who invents names pushes out none that is being guessed at."""
+        """Drops the entry with the shortest wait, so that made-up names cannot displace an entry under attack."""
         del self._failures[min(self._failures, key=lambda key: self._failures[key].last + self._failures[key].wait)]
 
 
@@ -326,7 +329,7 @@ MINUTES = 10
 
 
 class HubLogin:
-    """The two halves of a login: away to the Hub, and back from it."""
+    """Both halves of a login with the Hub: the redirect to it and the callback from it."""
 
     def __init__(self, app: HubApp) -> None:
         self._app = app
@@ -341,11 +344,11 @@ class HubLogin:
 
     @property
     def owner(self) -> str:
-        """The account that owns the studio."""
+        """The Hub account that owns the studio."""
         return self._app.owner
 
     def middleware(self) -> Middleware:
-        """Keeps the state of a login that is under way; belongs around the door."""
+        """The middleware that holds the state of a login in progress; it wraps `AuthMiddleware`."""
         https = self._app.address.startswith("https:")
         return Middleware(
             SessionMiddleware,
@@ -357,12 +360,12 @@ class HubLogin:
         )
 
     async def away(self, request: Request) -> Response:
-        """To the Hub, which asks the person and sends them back."""
+        """Redirects to the Hub, which authenticates the user and sends them back."""
         answer: RedirectResponse = await self._oauth.hub.authorize_redirect(request, self._app.callback)
         return answer
 
     async def back(self, request: Request) -> str:
-        """The account's name. Raises `StudioError` where the Hub does not vouch for anybody."""
+        """The account name from the Hub's callback. Raises `StudioError` if the Hub does not confirm the login."""
         try:
             token = await self._oauth.hub.authorize_access_token(request)
         except OAuthError as error:

@@ -1,6 +1,6 @@
-"""What guests of a public demonstration may do: try the built-in model on small data, one run each.
+"""What guests of a public demonstration may do: try the built-in model on small data, with one run each.
 
-The limits are kept here, where everything that starts something asks, whichever way a guest came.
+The limits are enforced here, where every job and request is checked, regardless of how a guest connects.
 """
 
 import math
@@ -33,12 +33,12 @@ _CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """For each guest, but for what all guests share: `runs_an_hour` and, on the disk, so many guests' room. Those who
-    come from one address share `runs_of_address` an hour, `quotas_of_address`, `questions` that wait for an answer and
-    `waiting_jobs` in the queue, for they may be one person.
+    """Limits per guest, except for those that all guests share: `runs_an_hour` and disk space for a number of guests.
+    Guests from one address may be one person, so they share `runs_of_address` an hour, `quotas_of_address`, `questions`
+    waiting for an answer and `waiting_jobs` in the queue.
 
-    `tokens` are those that a run trains on and measures with, as many as its settings allow, of which it has so many
-    in memory `at_once`. Data prepared for all visitors takes `prepared_bytes`.
+    `tokens` is the number of tokens that a run's settings let it train on and evaluate, `at_once` how many of them are
+    in memory together. `prepared_bytes` limits the prepared data of all visitors.
     """
 
     rows: int = 500
@@ -67,29 +67,29 @@ ABOUT = (
 
 
 def named(hub_account: str) -> str:
-    """What a guest is called who logged in with an account of the Hub."""
+    """The user name of a guest who logged in with a Hub account."""
     return f"{_OF_HUB}{hub_account}"
 
 
 def new_name(place: str) -> str:
-    """A name for a guest who comes from that place, whom nobody was before."""
+    """A new, unused name for an anonymous guest from this place."""
     return f"{_OF_PLACE}{place}-{secrets.token_hex(5)}"
 
 
 def origin(visitor: str) -> str:
-    """What all guests have in common who may be one person: the place that they come from; of others the name."""
+    """What guests who may be one person have in common: the place they come from; for other users, their name."""
     return visitor.rpartition("-")[0] if visitor.startswith(_OF_PLACE) else visitor
 
 
 def hub_name(visitor: str) -> str:
-    """The account of the Hub that a visitor logged in with; "" for others."""
+    """The Hub account that a visitor logged in with; "" for others."""
     return visitor.removeprefix(_OF_HUB) if visitor.startswith(_OF_HUB) else ""
 
 
 class Guests(Users):
-    """The users of a public demonstration: the owner may do everything, everybody else what the limits leave.
+    """The users of a public demonstration: the owner may do everything, everyone else what the limits allow.
 
-    `pending_bytes` gives the bytes of uploads beside the workspace, of those users whose names match.
+    `pending_bytes` returns the bytes of uploads outside the workspace for users whose names match.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Guests(Users):
             for name, run in made_by(self.workspace)
             if run.path.parent == runs_folder
         )
-        # Also of runs that were deleted since: a start is a start.
+        # Includes runs that were deleted since.
         self._starts = deque(sorted((when, name) for when, name in runs if self.is_guest(name)))
 
     def policy(self, user_id: str) -> "GuestPolicy":
@@ -114,18 +114,18 @@ class Guests(Users):
         return name not in ("", self.owner)
 
     def forget_guests(self) -> None:
-        """Removes what guests of an earlier server uploaded and typed: nobody can come back as one of them."""
+        """Removes the uploads and drafts of anonymous guests of an earlier server: their sessions cannot be resumed."""
         for folder in (self.workspace.root / USERS).glob("guest-*"):
             shutil.rmtree(folder)
 
     def run_started(self, user_id: str) -> None:
-        """Counts a run towards those that guests may start within an hour."""
+        """Counts a run towards the hourly limits."""
         if self.is_guest(user_id):
             self._starts.append((time.time(), user_id))
 
     def check_starts(self, user_id: str) -> None:
-        """Raises `StudioError` where guests started too many runs within the last hour: all of them together, or those
-        who may be this one."""
+        """Raises `StudioError` if all guests together, or those who may be this person, started too many runs within an
+        hour."""
         while self._starts and time.time() - self._starts[0][0] >= HOUR:
             self._starts.popleft()
         place = origin(user_id)
@@ -138,7 +138,8 @@ class Guests(Users):
                 raise StudioError(f"{subject} started {limit} runs in this hour.", "Come back a little later.")
 
     def check_shared_room(self, size: int, user_id: str) -> None:
-        """Raises `StudioError` where guests of one address, or all together, have no room for `size` more bytes."""
+        """Raises `StudioError` if the guests of one address, or all guests together, have no room for `size` more
+        bytes."""
         place = origin(user_id)
         self._check_quotas(
             size, lambda name: origin(name) == place, LIMITS.quotas_of_address, "What guests of your address made takes"
@@ -152,7 +153,7 @@ class Guests(Users):
             raise no_room(used, size, limit, subject, "Come back a little later.")
 
     def remove_old(self) -> None:
-        """Removes what guests made so long ago that its minutes of work are over, and what they uploaded then."""
+        """Removes jobs and uploads of guests that are older than the retention time."""
         self._shrink_cache()
         oldest = time.time() - LIMITS.hours_kept * HOUR
         jobs = [folder for name, folder in made_by(self.workspace) if self.is_guest(name)]
@@ -166,7 +167,7 @@ class Guests(Users):
                     shutil.rmtree(own)
 
     def _shrink_cache(self) -> None:
-        """Removes prepared data beyond the limit for all guests, oldest first: it is made again when it is wanted."""
+        """Removes prepared data beyond the shared limit, oldest first. It is prepared again on demand."""
         cache = self.workspace.cache_folder
         if time.time() - self._shrunk_at < SHRINK_SECONDS or not cache.is_dir():
             return
@@ -268,7 +269,7 @@ class GuestPolicy(UserPolicy):
 
 
 def _disk(config: Config) -> int:
-    """Bytes of the checkpoints that a run keeps, of one more while it is written, and of the adapter."""
+    """Bytes of the checkpoints that a run keeps, of one more while it is being written, and of the adapter."""
     numbers = read_config(config.model.name)
     model = architecture(numbers) if numbers else None
     checkpoints = 1 if config.training.save_strategy == "no" else config.training.save_total_limit + 2
@@ -276,7 +277,7 @@ def _disk(config: Config) -> int:
 
 
 def _beyond(config: Config) -> list[str]:
-    """What a guest asks for beyond the limits."""
+    """The settings of a guest's request that exceed the limits."""
     training = config.training
     rows = min(config.data.max_samples or LIMITS.rows, LIMITS.rows)
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
@@ -322,7 +323,7 @@ def _beyond(config: Config) -> list[str]:
 
 
 def _measured(config: Config, steps: int, epochs: float) -> int:
-    """Tokens that evaluations go through at most. A token of an answer is a step of its own and counts as ten."""
+    """The maximum number of tokens that evaluations process. A generated token needs its own step and counts as ten."""
     how = config.evaluation
     times = {"no": 0, "epoch": math.ceil(epochs), "steps": steps // how.eval_steps}[how.eval_strategy] + 2
     rows = min(config.data.max_eval_samples or LIMITS.test_rows, LIMITS.test_rows) * config.data.max_length

@@ -1,8 +1,8 @@
-"""The door of the server: which requests get in, and who they are from. Everything served stands behind it.
+"""Authentication for everything that the server serves: which requests are admitted, and which user sent them.
 
-Without logins it lets in what comes from this machine's own pages. With logins it asks for a name and a password, keeps
-a cookie that no script can read, and hands the name on as `scope["user"]`. Programs may give a key instead. Guests are
-let in and told apart, where they are let in at all.
+Without logins, requests from this machine's own pages are admitted. With logins, the middleware asks for name and
+password, sets an HttpOnly cookie, and passes the user on as `scope["user"]`. Programs may send a key instead. On a
+public demonstration, guests are admitted and told apart.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
 USER, COOKIE = "user", "lora-studio-cookie"
 MAX_LOGIN_BYTES = 10_000  # bytes of a name and a password
-MAX_BYTES = 10_000_000  # of any other request; one with files is limited by the file, and not held in memory
+MAX_BYTES = 10_000_000  # of any other request; uploads are limited per file and go to disk
 LARGE_BODY, MAX_LARGE, MAX_LARGE_OF_ADDRESS = 1_000_000, 32, 8  # bytes, and how many such requests at once
 LARGE = 100_000  # bytes of a request that is looked through beside the others
 WITH_FILES = "/gradio_api/upload"
@@ -45,18 +45,18 @@ OPEN_PATHS = ("/gradio_api/startup-events",)
 PROGRAMS = "/v1/"
 LOGIN_PAGE = Template((Path(__file__).parent / "login.html").read_text(encoding="utf-8"))
 PROGRAM_OF: ContextVar[str] = ContextVar("program_of", default="")
-"""The visitor for whom the program asks whose request is being answered."""
+"""The visitor on whose behalf the current request of a program is made."""
 
 
 class LargeRequests:
-    """How many requests with much in them are under way, of each address and in all: what they bring is held in memory.
-    Used in the server's event loop alone."""
+    """Counts large requests in progress, per address and in total, because their bodies are held in memory. Used only
+    in the server's event loop."""
 
     def __init__(self) -> None:
         self._places: Counter[str] = Counter()
 
     def begin(self, place: str) -> bool:
-        """Whether there is room for one more."""
+        """Counts a request if there is room for it, and returns whether there is."""
         if self._places[place] >= MAX_LARGE_OF_ADDRESS or self._places.total() >= MAX_LARGE:
             return False
         self._places[place] += 1
@@ -68,7 +68,7 @@ class LargeRequests:
 
 
 class AuthMiddleware:
-    """ASGI middleware around the whole server."""
+    """ASGI middleware that authenticates each request to the server."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class AuthMiddleware:
         self._any_name = serving.accounts is not None and serving.accounts.one
         self._token = serving.accounts.token if serving.accounts else ""
         self._pages = pages or Pages()
-        self._cookie = f"lora-studio-{secrets.token_hex(4)}"  # two studios of one machine share a host's cookies
+        self._cookie = f"lora-studio-{secrets.token_hex(4)}"  # several studios on this machine share the host's cookies
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -107,7 +107,7 @@ class AuthMiddleware:
                 self._large.end(place)
 
     async def _let_in(self, request: Request, send: Any) -> None:
-        """Answers a request, or hands it on."""
+        """Answers a request, or passes it on to the app."""
         scope, receive = request.scope, request.receive
         answer = await self._answer(request)
         files, user = self._pages.files, scope.get(USER) or ""
@@ -123,7 +123,8 @@ class AuthMiddleware:
         await (answer or self._app)(scope, receive, _with_cookie(scope, send))
 
     async def _weighed(self, scope: Scope, receive: Any) -> tuple[Response | None, Any]:
-        """What speaks against a request by what it brings and names; and how to read again what was read of it."""
+        """A refusal because of a request's body or the files it names, if any; and a `receive` that replays what was
+        read."""
         body: bytes | None = b""
         if scope["path"] == WITH_FILES:
             if self._pages.files is not None:
@@ -146,7 +147,7 @@ class AuthMiddleware:
         return JSONResponse({"error": refused.words}, refused.status) if refused else None, receive
 
     async def _answer(self, request: Request) -> Response | None:
-        """What the door itself answers; None for a request that may pass."""
+        """The middleware's own response; None for a request that may pass."""
         if refused := foreign(request, self._serving):
             return JSONResponse({"error": refused}, 403)
         path = request.scope["path"].rstrip("/")
@@ -174,11 +175,11 @@ class AuthMiddleware:
         return None
 
     def _has_token(self, request: Request) -> bool:
-        """Whether the address holds the token that lets the owner in."""
+        """Whether the URL holds the token that gives the owner's rights."""
         return self._token != "" and same_secret(request.query_params.get("token", ""), self._token)
 
     def _program(self, request: Request) -> Response | None:
-        """The endpoint for programs: a key opens it as the owner, a visitor's cookie as that visitor."""
+        """The API for programs: a key grants the owner's rights, a visitor's cookie those of the visitor."""
         key, token = self._serving.api_key, self._token
         if not self._serving.accounts and not self._serving.guests and key is None:
             return None
@@ -200,8 +201,7 @@ class AuthMiddleware:
         return JSONResponse(refused.body(), refused.status)
 
     async def _guest(self, request: Request, path: str) -> Response | None:
-        """Where everybody gets in: a guest is known by a cookie, or by the address where cookies are refused; the
-        owner logs in at the Hub."""
+        """Admits a guest, known by a cookie, or by address if cookies are refused. The owner logs in at the Hub."""
         token = request.cookies.get(self._cookie, "")
         if path == "/logout":
             return self._logout(request, token)
@@ -217,7 +217,7 @@ class AuthMiddleware:
         return None
 
     async def _from_hub(self, hub: "HubLogin", request: Request) -> Response:
-        """A session for whoever the Hub says it is: the owner, or a guest with a name."""
+        """Starts a session for the user that the Hub confirms: the owner, or a named guest."""
         try:
             name = await hub.back(request)
         except StudioError as error:
@@ -232,11 +232,11 @@ class AuthMiddleware:
         return f"guest-{self._place(request)}-address"
 
     def _place(self, request: Request) -> str:
-        """Where a guest comes from, of which nothing can be read but that others come from there too."""
+        """An opaque identifier of a guest's address. It only reveals that others come from the same place."""
         return _hash(self._cookie + of_one_person(_address(request)))
 
     async def _login(self, request: Request) -> Response:
-        """A session for the right password. A browser is sent to the page, a program told so."""
+        """Starts a session for a correct password. Browsers are redirected to the page, programs get a JSON answer."""
         assert self._serving.accounts is not None
         address = of_one_person(_address(request))
         by_browser = "text/html" in request.headers.get("accept", "")
@@ -264,7 +264,7 @@ class AuthMiddleware:
         return login_page(message, any_name=self._any_name, token=self._token != "")
 
     def _logout(self, request: Request, token: str) -> Response:
-        """Ends a session, but not for a mere link, which the page of another site could send people along."""
+        """Ends a session, but not for a plain link, which a page of another site could make users follow."""
         gone = RedirectResponse("./", 303)
         if request.method == "POST":
             self._sessions.end(token)
@@ -272,10 +272,10 @@ class AuthMiddleware:
         return gone
 
     def _cookie_for(self, request: Request, user: str, *, guest_from: str = "") -> str:
-        """A new session, as a header."""
+        """Starts a session and returns its Set-Cookie header."""
         https = bool(self._serving.names) or "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
         carrier = Response()
-        # In a frame of another site, as a Space is shown, a cookie comes back only where it allows so.
+        # A Space is shown in a frame of another site, where cookies need SameSite=None.
         framed: Literal["none", "lax"] = "none" if self._serving.names else "lax"
         carrier.set_cookie(
             self._cookie,
@@ -288,17 +288,17 @@ class AuthMiddleware:
 
 
 class OriginMiddleware:
-    """ASGI middleware around all others: turns the pages of other sites away before Gradio's answers them.
+    """ASGI middleware that rejects cross-origin requests. It runs before Gradio's own CORS middleware.
 
-    That one lets any page ask beforehand which headers it may send, and hands it what it asked for. What passes can be
-    shown inside the page of another site for a Space alone, and is taken by browsers for what it says it is.
+    Gradio's answers any preflight request with the headers it asks for. Responses may be framed by another site only on
+    a Space, and browsers must not guess their content type.
     """
 
     def __init__(self, app: App, serving: Serving) -> None:
         self._app, self._serving = app, serving
         self._told = False
         self._headers = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin")]
-        # A Space is shown in a frame of the Hub's page; anywhere else a frame could only lead clicks astray.
+        # A Space is shown in a frame of the Hub's page; anywhere else framing allows clickjacking.
         if not serving.names:
             self._headers.append((b"content-security-policy", b"frame-ancestors 'self'"))
 
@@ -312,7 +312,7 @@ class OriginMiddleware:
         await (answer or self._app)(scope, receive, _with_headers(send, self._headers))
 
     def _tell_of_proxy(self, request: Request) -> None:
-        """Once, in the terminal: behind a proxy that nobody named, all visitors have one address."""
+        """Warns once, in the terminal, that behind an undeclared proxy all visitors share one address."""
         if self._told or self._serving.proxies or "x-forwarded-for" not in request.headers:
             return
         self._told = True
@@ -324,10 +324,10 @@ class OriginMiddleware:
 
 
 def foreign(request: Request, serving: Serving) -> str:
-    """Why a request is turned away before anything else: a page of another site sent it; "" where none did."""
+    """Why a request is rejected as cross-origin; "" if it is not."""
     host = request.headers.get("host", "")
     origin = request.headers.get("origin")
-    # A proxy may put its own name into Host. Pages of other sites can't: they are not told that they may.
+    # A proxy may put its own name into Host. Pages of other sites cannot: the preflight does not allow it.
     ours = (host, request.headers.get("x-forwarded-host"), *serving.names, *serving.allowed_hosts)
     if origin and _place(origin) not in ours:
         return "This request comes from the page of another site."
@@ -340,7 +340,7 @@ def foreign(request: Request, serving: Serving) -> str:
 
 
 def _is_large(request: Request) -> bool:
-    """Whether what a request brings takes much memory, or may. Files go to the disk."""
+    """Whether the body of a request takes, or may take, much memory. File uploads go to disk."""
     if request.method in ("GET", "HEAD", "OPTIONS") or request.scope["path"] == WITH_FILES:
         return False
     length = request.headers.get("content-length", "")
@@ -350,7 +350,7 @@ def _is_large(request: Request) -> bool:
 
 
 def _with_cookie(scope: Scope, send: Any) -> Any:
-    """Sends what the app answers, with the cookie that the door has for a new guest."""
+    """Sends the app's response, adding the session cookie of a new guest."""
     if COOKIE not in scope:
         return send
 
@@ -363,7 +363,7 @@ def _with_cookie(scope: Scope, send: Any) -> Any:
 
 
 def _told(send: Any, tell: Callable[[bytes], None]) -> Any:
-    """Sends what the app answers, and tells of a good answer as soon as it is whole."""
+    """Sends the app's response, and calls back as soon as a successful one is complete."""
     good, body = False, bytearray()
 
     async def sending(message: MutableMapping[str, Any]) -> None:
@@ -380,7 +380,7 @@ def _told(send: Any, tell: Callable[[bytes], None]) -> Any:
 
 
 def _with_headers(send: Any, headers: list[tuple[bytes, bytes]]) -> Any:
-    """Sends what the app answers with these headers, but for those that it has already."""
+    """Sends the app's response with these headers, unless it already has them."""
 
     async def sending(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -392,7 +392,7 @@ def _with_headers(send: Any, headers: list[tuple[bytes, bytes]]) -> Any:
 
 
 def _address(request: Request) -> str:
-    """Where a request comes from: the other end of its connection, or of a trusted proxy's."""
+    """The client's address: the other end of the connection, or what a trusted proxy reports."""
     return request.client.host if request.client else ""
 
 
@@ -401,12 +401,12 @@ def _hash(text: str) -> str:
 
 
 def _place(origin: str) -> str:
-    """Host and port of an Origin header; of one that names none, such as "null", what no Host header is."""
+    """Host and port of an Origin header; for an opaque origin such as "null", a value that no Host header can have."""
     return origin.partition("://")[2] or origin
 
 
 def _hostname(host: str) -> str:
-    """The name in a Host header, without its port."""
+    """The name in a Host header, without the port."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -414,7 +414,7 @@ def _hostname(host: str) -> str:
 
 
 async def _body(request: Request, most: int) -> bytes | None:
-    """What a request brings; None where it is more than that, of which nothing more is read."""
+    """The body of a request; None if it is larger than the limit, in which case the rest is not read."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -424,7 +424,7 @@ async def _body(request: Request, most: int) -> bytes | None:
 
 
 def _again(body: bytes, receive: Any) -> Any:
-    """Hands on a body that was read already, and after it whatever comes."""
+    """Replays a body that was already read, then passes on whatever follows."""
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receiving() -> Any:
@@ -434,8 +434,8 @@ def _again(body: bytes, receive: Any) -> Any:
 
 
 def login_page(message: str = "", any_name: bool = False, token: bool = False) -> str:
-    """The page that asks who one is. Whole in itself: nothing else is served before. Where one password is all that
-    counts, it says so: who was told a password alone would look for a name to go with it."""
+    """The login page, self-contained because nothing else is served before login. If only the password matters, it says
+    so: a user who was given a password alone would look for a name to go with it."""
     intro = "This studio has one password; any name will do." if any_name else "This studio asks who you are."
     if token:
         intro = "This studio asks for its token, which the terminal that it was started from shows; any name will do."

@@ -1,9 +1,7 @@
-"""What each user of a server may see, read and fill of the workspace: their own uploads and jobs, and no file outside.
+"""What each user of a server may see, read and store in the workspace: their own uploads and jobs, and no other files.
 
-Jobs of all users stand beside each other, because they share the machine's device; each names its owner. The owner of
-the workspace sees the jobs and uploads of everybody.
-
-How much of the disk users take with uploads, drafts, jobs and downloads; and deleting uploads that no job reads.
+Jobs of all users are listed together, because they share the device; each names its owner. The workspace's owner sees
+the jobs and uploads of everybody. Disk usage counts uploads, drafts, jobs and downloads.
 """
 
 import os
@@ -27,7 +25,7 @@ OF = "of-"  # before a visitor's name, the name of the folder of their downloads
 
 
 def used_bytes(workspace: Workspace, matches: Callable[[str], bool], users_folder: Path) -> int:
-    """Bytes of all that users of matching names have; each has a folder of their own below `users_folder`."""
+    """Bytes used by all users whose names match; each has a folder of their own below `users_folder`."""
     jobs = [folder.path for name, folder in made_by(workspace) if matches(name)]
     folders = [path for path in users_folder.iterdir() if matches(path.name)] if users_folder.is_dir() else []
     downloads = [path for name, path in downloads_of(workspace) if matches(name)]
@@ -35,24 +33,24 @@ def used_bytes(workspace: Workspace, matches: Callable[[str], bool], users_folde
 
 
 def downloads_folder(workspace: Workspace, user_id: str) -> Path:
-    """The folder of files that were made for a user to download."""
+    """The folder of files prepared for a user to download."""
     return workspace.downloads_folder / f"{OF}{user_id}"
 
 
 def downloads_of(workspace: Workspace) -> Iterator[tuple[str, Path]]:
-    """Every folder of files made for downloads, with the name of the user who asked for them."""
+    """All download folders, with the user they belong to."""
     for path in workspace.downloads_folder.glob(f"{OF}*"):
         yield path.name.removeprefix(OF), path
 
 
 def no_room(used: int, size: int, limit: int, subject: str, hint: str) -> StudioError:
-    """The error of a user who has no room for `size` bytes more."""
+    """The error for a user who has no room for `size` more bytes."""
     more = f", and {size / 1e6:,.1f} MB would come to it" if size else ""
     return StudioError(f"{subject} {used / 1e6:,.1f} MB of the {limit / 1e6:,.0f} MB that there are{more}.", hint)
 
 
 def delete_upload(workspace: Workspace, name: str) -> None:
-    """Removes a file or folder of the uploads that are listed. Raises `StudioError` where it is none or is needed."""
+    """Deletes a listed upload. Raises `StudioError` if there is none of that name or a job needs it."""
     path = next((path for path in workspace.uploads() if str(path) == name), None)
     if path is None:
         raise StudioError("That file is not among your uploads any more.")
@@ -71,7 +69,7 @@ def delete_upload(workspace: Workspace, name: str) -> None:
 
 
 def _at_work(workspace: Workspace) -> Iterator[tuple[RunFolder | EvaluationFolder, str]]:
-    """Every run and evaluation without a last word, whoever made it, with its title."""
+    """All unfinished runs and evaluations of all users, with their titles."""
     runs: tuple[RunFolder | EvaluationFolder, ...] = tuple(workspace.unrestricted.runs())
     for job in (*runs, *request.folders(workspace.unrestricted).list_all()):
         if not job.complete.exists():
@@ -99,10 +97,10 @@ _GLOB = set("*?[")
 
 
 class Users:
-    """The users of one server: whose each job is, and how much of the disk each takes.
+    """The users of one server: who owns each job, and how much disk space each user takes.
 
-    `workspace` hides nothing. `folders` are those outside of it in which users may name files. `quota` is the number of
-    bytes that each of them but the owner may fill.
+    `workspace` is unrestricted. `folders` are folders outside it in which users may name files. `quota` is the number
+    of bytes that each user except the owner may store.
     """
 
     def __init__(
@@ -115,15 +113,15 @@ class Users:
         self.growth: dict[str, tuple[int, float]] = {}
 
     def policy(self, user_id: str) -> "UserPolicy":
-        """What that user may do; "" for a caller without a name, who sees nothing and finds everything empty."""
+        """The policy of that user; a caller without a name ("") sees nothing."""
         return UserPolicy(self, user_id)
 
     def workspace_for(self, caller: Callable[[], str]) -> Workspace:
-        """The workspace as the user sees it whom `caller` names at each use."""
+        """The workspace as seen by the user that `caller` returns, evaluated at each use."""
         return self.workspace.with_policy(lambda: self.policy(caller()))
 
     def folder(self, user_id: str) -> Path:
-        """The folder of that user's uploads and drafts. Raises `StudioError` for a name that no folder can have."""
+        """The folder of a user's uploads and drafts. Raises `StudioError` for a name that cannot be a folder."""
         if user_id == self.owner:
             return self.workspace.root
         if user_id and not _USER_NAME.fullmatch(user_id):
@@ -134,11 +132,11 @@ class Users:
         return folder
 
     def downloads(self, user_id: str) -> Path:
-        """The folder of files that were made for that user to download."""
+        """The folder of files prepared for that user to download."""
         return downloads_folder(self.workspace, user_id)
 
     def owner_of(self, job: JobFolder) -> str | None:
-        """Who asked for a job; None for one that was deleted meanwhile."""
+        """The owner of a job; None if it was deleted meanwhile."""
         owner_id = self._owner_ids.get(job.path)
         if owner_id is None:
             try:
@@ -148,7 +146,7 @@ class Users:
         return owner_id
 
     def used_bytes(self, matches: Callable[[str], bool]) -> int:
-        """Bytes that all users of matching names take."""
+        """Bytes used by all users whose names match."""
         return used_bytes(self.workspace, matches, self.workspace.root / USERS)
 
 
@@ -178,7 +176,7 @@ class UserPolicy(Policy):
     def shares_queue_with(self, owner_id: str) -> bool:
         return owner_id == self.owner_id
 
-    # -- room on the disk
+    # -- disk usage
 
     def check_room(self, size: int = 0) -> None:
         quota = self._users.quota
@@ -194,7 +192,7 @@ class UserPolicy(Policy):
         growth = self._users.growth
         grown, since = growth.get(self.owner_id, (0, 0.0))
         now = time.monotonic()
-        # To measure the disk at every word that is typed would take longer than to write it.
+        # Measuring the disk for every keystroke would take longer than writing it.
         if size + grown > MAX_UNMEASURED_BYTES or now - since > MAX_UNMEASURED_SECONDS:
             self.check_room(size)
             grown, since = 0, now
@@ -220,7 +218,7 @@ class UserPolicy(Policy):
     # -- files
 
     def check_path(self, name: str) -> None:
-        """Lets names of the Hub and of shipped things pass, and files of the user and of the named folders."""
+        """Accepts names on the Hub, shipped names, and files of the user or in the shared folders."""
         if not name or self._is_hub_name(name):
             return
         if "\0" in name or _DRIVE.match(name):
@@ -244,7 +242,7 @@ class UserPolicy(Policy):
             self.check_request(params["of"])
 
     def _is_hub_name(self, name: str) -> bool:
-        """Whether a name is that of something on the Hub, or shipped, and of no file here."""
+        """Whether a name is on the Hub or shipped, and not a local file."""
         if ".." in name or not _HUB.fullmatch(name):
             return False
         if name == DEMO_MODEL or name in shipped_data():
@@ -256,7 +254,7 @@ class UserPolicy(Policy):
         return run is not None and self.can_read(run)
 
     def _reaches(self, path: Path) -> bool:
-        """Whether a path, with all links followed, ends in a folder that the user may read."""
+        """Whether a path, after resolving links, lies in a folder that the user may read."""
         try:
             real = path.resolve()
         except (OSError, RuntimeError):  # links that go round in a circle

@@ -1,7 +1,7 @@
-"""Bounds what a page may ask of Gradio's server: addresses, files, sizes and connections.
+"""Bounds requests to Gradio's server: addresses, files, sizes and connections.
 
-That server has more addresses than the page uses, keeps the files of all users in one folder, and waits without a
-limit for the end of a request: all three are bounded here.
+Gradio has more routes than the page uses, keeps the files of all users in one folder, and waits without limit for the
+end of a request.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ ABANDONED_SECONDS = 900.0  # without a byte more, an upload will not go on
 
 
 class VisitorFiles:
-    """Safe to use from many threads. `owner` may use all; `theirs` gives the folder of what was made for a visitor to
-    download, and `kept` are folders out of which nothing else is handed to anybody."""
+    """Tracks which visitor owns each uploaded file. Thread-safe. `owner` may read all files; `theirs` returns the
+    folder of a visitor's downloads, and `kept` lists folders from which nothing else is served."""
 
     def __init__(
         self,
@@ -51,13 +51,12 @@ class VisitorFiles:
         self._uploaded: deque[tuple[float, str, str]] = deque()
 
     def check_upload(self, user: str, headers: Headers) -> str:
-        """What speaks against an upload that is about to come; "" where nothing does. Raises `StudioError` where the
-        visitor has no room for it."""
+        """Why an upload is refused; "" if it is accepted. Raises `StudioError` if the visitor has no room for it."""
         length = headers.get("content-length", "")
         if not length.isdecimal() or "transfer-encoding" in headers:
             return "An upload says beforehand how large it is."
         size = int(length)
-        with self._lock:  # all the while: of two that come at once the second one sees the first
+        with self._lock:  # held throughout: of two simultaneous uploads the second sees the first
             lately = self.waiting(user.__eq__)
             try:
                 self._check_room(user, lately + size)
@@ -68,7 +67,7 @@ class VisitorFiles:
         return ""
 
     def waiting(self, matches: Callable[[str], bool]) -> int:
-        """Bytes that those visitors uploaded within the last hour, whether they were taken over or not."""
+        """Bytes that these visitors uploaded within the last hour, whether or not they were used."""
         now = self._clock()
         with self._lock:
             while self._lately and now - self._lately[0][0] > CLEARED_SECONDS:
@@ -76,7 +75,7 @@ class VisitorFiles:
             return sum(size for _, name, size in self._lately if name != self._owner and matches(name))
 
     def came(self, user: str, answer: bytes) -> None:
-        """Remembers whose the files are that Gradio says it took."""
+        """Records the owner of the files that Gradio reports as received."""
         now = self._clock()
         with self._lock:
             while self._uploaded and now - self._uploaded[0][0] > CLEARED_SECONDS:
@@ -84,12 +83,12 @@ class VisitorFiles:
             self._uploaded += [(now, user, str(path)) for path in json.loads(answer)]
 
     def brought_by(self, user: str, path: str) -> bool:
-        """Whether that visitor uploaded the file, in this very form of its path."""
+        """Whether that visitor uploaded the file under exactly this path."""
         with self._lock:
             return user == self._owner or any(name == user and uploaded == path for _, name, uploaded in self._uploaded)
 
     def for_download(self, user: str, path: str) -> bool:
-        """Whether that visitor may be handed a file, as far as it lies in a folder that visitors share."""
+        """Whether a file in a folder that visitors share may be served to that visitor."""
         place = Path(os.path.realpath(path))
         if user == self._owner or self.brought_by(user, path) or self._theirs(user) in place.parents:
             return True
@@ -97,8 +96,7 @@ class VisitorFiles:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Removes what is left of uploads that broke off: Gradio gives a file its name when it is whole, and forgets those
-    that never were."""
+    """Removes the remains of interrupted uploads: Gradio renames a file when it is complete, and forgets the others."""
     now = time.time()
     with suppress(FileNotFoundError):  # no folder yet, or a file that is whole by now
         for path in folder.glob("tmp*"):
@@ -121,16 +119,16 @@ SESSION = "session_hash"
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request is not handed on; 401 makes a page load itself anew."""
+    """Why a request is refused; status 401 makes the page reload."""
 
     status: int
     words: str
 
 
 class Pages:
-    """Whose each open page is: that of the first who named its session. Safe to use from many threads.
+    """Assigns each open page to the user who first named its session. Thread-safe.
 
-    `files` knows whose each file is, where visitors are told apart, and `waiting` how many events of a visitor wait
+    `files` tracks the owner of each file if visitors are told apart, `waiting` is how many events of a visitor may wait
     for an answer.
     """
 
@@ -140,7 +138,7 @@ class Pages:
         self._owners: OrderedDict[str, str | None] = OrderedDict()
 
     def refused(self, user: str | None, path: str, query: bytes, body: bytes) -> Refusal | None:
-        """What speaks against a request of that user; None where nothing does."""
+        """Why a user's request is refused; None if it is accepted."""
         if not is_sound(path) or not is_sound(unquote(query.decode("latin-1"))):
             return Refusal(400, "The address holds characters that no address of the page has.")
         if path.startswith(GRADIO.rstrip("/")) and not USED.fullmatch(path):
@@ -183,12 +181,12 @@ class Pages:
 
 
 def is_sound(text: str) -> bool:
-    """Whether a text of an address has neither control characters nor halves of characters, at which libraries fail."""
+    """Whether a text in an address is free of control characters and lone surrogates, which make libraries fail."""
     return text.isprintable() or not any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text)
 
 
 def holds_half_characters(body: bytes, brought: Any) -> bool:
-    """Whether a JSON body that was read holds surrogates without their other half: no UTF-8 can be written of it."""
+    """Whether a parsed JSON body holds lone surrogates, which cannot be encoded as UTF-8."""
     if not any(mark in body for mark in (b"\\ud", b"\\uD", b"\xed")):
         return False
     try:
@@ -199,7 +197,7 @@ def holds_half_characters(body: bytes, brought: Any) -> bool:
 
 
 def _places(brought: Any) -> list[str]:
-    """Where the files lie that anything in what was sent names, as Gradio understands it."""
+    """The paths of all files that a request names, as Gradio interprets them."""
     places, waiting = [], [brought]
     while waiting:
         place = waiting.pop()
@@ -215,7 +213,7 @@ HEADER_SECONDS = 15.0
 BODY_SECONDS, MIN_BODY_BYTES = 30.0, 30_000  # so many bytes of a body come in each such time
 MAX_CONNECTIONS = 4096
 RESERVED_FILES = 256  # of the process' open files, for everything but connections
-SHARE_OF_ADDRESS = 4  # one address has a fourth of all connections
+SHARE_OF_ADDRESS = 4  # an address may hold a fourth of all connections
 REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\nretry-after: 10\r\nconnection: close\r\n\r\n"
     b"Too many connections are open. Try again in a moment."
@@ -223,7 +221,7 @@ REFUSAL = (
 
 
 class Connections:
-    """The open ones, by the address at their other end. Used in the server's event loop alone.
+    """The open connections, by remote address. Used only in the server's event loop.
 
     Addresses in `shared` are those of proxies, which stand for many people.
     """
@@ -234,8 +232,8 @@ class Connections:
         self._open: dict[PatientProtocol, None] = {}  # in the order in which they came
 
     def take(self, new: "PatientProtocol") -> bool:
-        """Whether there is room for one more. For it the oldest goes whose request is not whole: of the same address
-        where that has its share, else of any."""
+        """Admits a connection if there is room. The oldest connection with an incomplete request is closed for it: from
+        the same address if that has reached its share, else from any."""
         if not is_among(new.address, self._shared):
             alike = [connection for connection in self._open if connection.place == new.place]
             if len(alike) >= self._of_address and not self._end_one(alike):
@@ -261,7 +259,7 @@ class Connections:
 
 
 class PatientProtocol(H11Protocol):
-    """The server's side of a connection, whose patience ends."""
+    """The server's side of a connection, with a timeout for incomplete requests."""
 
     def __init__(self, connections: Connections, **given: Any) -> None:
         super().__init__(**given)
@@ -272,7 +270,7 @@ class PatientProtocol(H11Protocol):
 
     @property
     def unfinished(self) -> bool:
-        """Whether the request is still to come, or the rest of it."""
+        """Whether the request, or the rest of it, is still to come."""
         return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -301,7 +299,7 @@ class PatientProtocol(H11Protocol):
                 self._timer = self.loop.call_later(BODY_SECONDS, self._look_at_body)
 
     def _look_at_body(self) -> None:
-        # Where reading is paused, it is we who are slow.
+        # If reading is paused, the server is slow, not the client.
         if self._came < MIN_BODY_BYTES and not self.flow.read_paused:
             self.transport.abort()
             return
@@ -323,13 +321,13 @@ class PatientProtocol(H11Protocol):
 
 
 def bound(server: uvicorn.Server, proxies: tuple[str, ...] = ()) -> None:
-    """Sets the bounds of a server for all connections to come."""
+    """Applies the bounds of a server to all future connections."""
     protocol: Any = partial(PatientProtocol, Connections(most_connections(), proxies))
     server.config.http_protocol_class = protocol
 
 
 def most_connections() -> int:
-    """How many connections the process may hold; where its own limit of open files is low, that is raised first."""
+    """The maximum number of connections of this process; raises its limit of open files first if that is low."""
     if sys.platform == "win32":
         return MAX_CONNECTIONS
     import resource

@@ -1,4 +1,4 @@
-"""What the page and the endpoints for programs work with: the workspace, its jobs, and the sessions that answer."""
+"""What the page and the API work with: the workspace, its jobs, and the session children."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,8 +18,8 @@ from lora_studio.workspace import Workspace
 class Services:
     """What serves requests. `inspector` reads data with a tokenizer, `chat` holds a model; both start on first use.
 
-    `serving` says how the page is served, `users` what each of its users may do; None for the one person at this
-    machine, who may do everything.
+    `serving` says how the page is served, `users` what each user may do; None for the single local user, who may do
+    everything.
     """
 
     workspace: Workspace
@@ -31,12 +31,12 @@ class Services:
 
     @cached_property
     def engine(self) -> Engine:
-        """Answers in turn, whoever asks: the chat tab, a program, an endpoint."""
+        """The arbiter that answers in turn, for the chat tab and for programs."""
         return Engine(self.chat, self.supervisor, LIMITS.questions if self.serving.guests else None, origin)
 
 
 def users_of(workspace: Workspace, serving: Serving) -> Users | None:
-    """The users of a page that is served so; None where whoever opens it sits at this machine and may do everything."""
+    """The users of a served page; None if whoever opens it is at this machine and may do everything."""
     if serving.trusts_visitors:
         return None
     kind = Guests if serving.guests else Users
@@ -47,8 +47,8 @@ def users_of(workspace: Workspace, serving: Serving) -> Users | None:
 
 
 def session(workspace: Workspace, log: str, *, patience: bool = False) -> Session:
-    """A child that answers all users; each request may read what its own user may read, here and on the Hub. With
-    `patience` a request that takes too long is ended."""
+    """A session child for all users; each request may read what its user may read, here and on the Hub. With
+    `patience`, a request that takes too long is ended."""
 
     def check(params: Mapping[str, Any]) -> None:
         workspace.policy.check_request(params)

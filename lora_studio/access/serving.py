@@ -1,6 +1,6 @@
-"""How the page is served, for `app.py` and the `ui` command alike: address, logins, folders, and the flags for them.
+"""How the page is served, for both `app.py` and the `ui` command: address, logins, folders, and their flags.
 
-Every flag has a variable of the environment, which a container sets; a flag wins.
+Every flag also has an environment variable, for containers; the flag takes precedence.
 """
 
 import argparse
@@ -45,14 +45,14 @@ USUAL_QUOTA_GB, GUEST_QUOTA_GB = 20.0, 0.1
 
 @dataclass(frozen=True)
 class Serving:
-    """How the page is served. `folders` may be read by visitors beside the workspace; sizes in GB of 10^9 bytes.
-    `quota_gb` is what each visitor but the owner may fill of the disk.
+    """How the page is served. `folders` may be read by visitors beside the workspace; sizes are in GB of 10^9 bytes.
+    `quota_gb` is the disk space of each visitor except the owner.
 
-    With `guests` everybody gets in, and may do what guests.py says; whoever owns the Hub account that `hub_app` names
-    logs in there and may do everything. `names` are hosts that a page of ours may have, whatever a proxy says.
+    With `guests` everybody is admitted, within the limits of guests.py; the Hub account named by `hub_app` logs in as
+    the owner. `names` are the hosts that serve the page, whatever a proxy reports.
 
-    What a request says of the address that it was sent from counts where it comes from one of `proxies` alone. With
-    `allowed_hosts` the page answers to these names and to no other.
+    The forwarded client address counts only if the request comes from one of `proxies`. With `allowed_hosts` the page
+    answers to these names only.
     """
 
     host: str = "127.0.0.1"
@@ -71,12 +71,12 @@ class Serving:
 
     @property
     def local(self) -> bool:
-        """Whether only programs of this machine reach the page."""
+        """Whether only programs on this machine can reach the page."""
         return is_loopback(self.host)
 
     @property
     def owner(self) -> str:
-        """The name of whoever sees and may do everything."""
+        """The name of the user who sees and may do everything."""
         return self.accounts.owner if self.accounts else OWNER
 
     @property
@@ -86,16 +86,16 @@ class Serving:
 
     @property
     def trusts_visitors(self) -> bool:
-        """Whether whoever has the page open is at this machine and may name any of its files."""
+        """Whether whoever opens the page is at this machine and may name any of its files."""
         alone = self.accounts is None or self.accounts.token != ""
         return self.local and alone and not self.insecure and not self.guests
 
     @property
     def page_names(self) -> tuple[str, ...] | None:
-        """The hosts that the page answers to beside this machine's own names; None for any.
+        """The hosts that the page answers to besides this machine's own names; None for any.
 
-        Where only this machine reaches the page and its owner alone is let in, without a password, another name is
-        that of a page which leads the owner's browser here.
+        If only this machine reaches the page and no password protects it, another host name means that a page of
+        another site is directing the owner's browser here (DNS rebinding).
         """
         if self.allowed_hosts:
             return (*self.allowed_hosts, *self.names)
@@ -104,19 +104,19 @@ class Serving:
 
 
 def readable_by(folder: Path) -> str:
-    """Who else on this machine may read a folder, in words; "" for nobody, and on systems that do not tell."""
+    """Which other users of this machine may read a folder, in words; "" for none, and on systems that do not tell."""
     mode = folder.stat().st_mode if os.name == "posix" else 0
     return "everybody" if mode & stat.S_IRWXO else "its group" if mode & stat.S_IRWXG else ""
 
 
 def page_address(serving: Serving) -> str:
-    """The address to open on this machine; with a token it lets in whoever knows it."""
+    """The URL to open on this machine; with a token, the URL itself grants access."""
     token = f"/?token={serving.accounts.token}" if serving.accounts and serving.accounts.token else ""
     return f"http://{reachable(serving.host)}:{serving.port}{token}"
 
 
 def address_words(serving: Serving) -> str:
-    """Where the page is, to be opened as it stands, and who else reaches it."""
+    """The page's URL, and who else can reach it."""
     host, port = serving.host, serving.port
     here = f"LoRA Studio is on {page_address(serving)}"
     if is_loopback(host):
@@ -126,7 +126,7 @@ def address_words(serving: Serving) -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of a server, the same wherever one is started. Whoever starts it adds `--workspace`."""
+    """Adds the flags of a server, shared by all entry points. The caller adds `--workspace`."""
     parser.add_argument("--host", help=f"address to listen on (else {HOST}, else 127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, help=f"port to listen on (else {PORT}, else 7860)")
     parser.add_argument(
@@ -173,7 +173,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def from_flags(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Serving:
-    """What flags and environment say, checked. Raises `StudioError` for what would be open to everybody."""
+    """The checked settings from flags and environment. Raises `StudioError` if they would open the page to anyone."""
     accounts, alone = read_accounts(args.users_file, environment), _token(args, environment)
     if accounts and alone:
         raise StudioError("Passwords are given, and a token as well.", "Choose one of both.")
@@ -204,7 +204,7 @@ def from_flags(args: argparse.Namespace, environment: Mapping[str, str] = os.env
 
 
 def _token(args: argparse.Namespace, environment: Mapping[str, str]) -> Accounts | None:
-    """The owner alone, who is let in by a token: that of the environment, or a new one."""
+    """An account for the owner alone, who is admitted by a token: the environment's, or a new one."""
     token = environment.get(TOKEN) or ""
     if token and len(token) < MIN_KEY:
         raise StudioError(
@@ -220,7 +220,7 @@ def _token(args: argparse.Namespace, environment: Mapping[str, str]) -> Accounts
 
 
 def _proxies(args: argparse.Namespace, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The proxies that are named; in a Space those in front of it where nobody names others."""
+    """The declared proxies; on a Space, by default, those in front of it."""
     addresses = args.trusted_proxy or _words(environment, PROXIES)
     return checked_proxies(addresses) if addresses else PRIVATE_NETWORKS if in_space(environment) else ()
 
@@ -240,7 +240,7 @@ def _words(environment: Mapping[str, str], name: str) -> list[str]:
 
 
 def _size(flag: str, value: float | None, name: str, environment: Mapping[str, str], default: float) -> float:
-    """A size in GB, of a flag or of the environment."""
+    """A size in GB, from a flag or the environment."""
     return _number(name, environment.get(name), default) if value is None else _number(flag, str(value), default)
 
 

@@ -1,7 +1,7 @@
-"""Training and answering: the only place with torch, transformers, peft and trl. Runs only in child processes.
+"""Training and inference: the only package with torch, transformers, peft and trl. It runs only in child processes.
 
-May import what knows neither torch nor gradio, but not access and api; inside: runtime, models, chat, evaluate,
-train, export, each those before it.
+May import every package without torch and gradio, except access and api. Inside, the order is runtime, models, chat,
+evaluate, train, export; each may import those before it.
 """
 
 import os

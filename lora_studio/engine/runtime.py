@@ -1,6 +1,7 @@
-"""How a worker begins, reports and ends: exit codes, the event log, the stop signal, a full disk.
+"""The life of a worker: exit codes, the event log, the stop signal, a full disk.
 
-No torch: a worker listens and reports before it imports anything slow, and whatever happens its last event says why.
+No torch: a worker handles signals and reports before it imports anything slow, and its last event always says why it
+ended.
 """
 
 import argparse
@@ -37,14 +38,14 @@ STEP_SECONDS = 3.0
 
 
 class Stopped(BaseException):
-    """The user asked for an end. Not an `Exception`: a library that catches those must not swallow it."""
+    """The user asked for a stop. Not an `Exception`, so that libraries which catch those do not swallow it."""
 
 
 class StopSignal:
-    """`asked` once a stop was asked for. Until `finish_step_first` the signal itself raises `Stopped`.
+    """`asked` is true once a stop was requested. Until `finish_step_first` the signal handler itself raises `Stopped`.
 
-    It is `cut_short` once it did so: libraries that are loading swallow it or make an error of it, and any error after
-    that means the stop.
+    `cut_short` is true once it did: libraries may swallow it or convert it to an error while loading, and any later
+    error counts as the stop.
     """
 
     def __init__(self) -> None:
@@ -53,7 +54,7 @@ class StopSignal:
         self._at_once = True
 
     def listen(self) -> None:
-        """From now on SIGTERM and Ctrl-C ask for a stop instead of killing the process."""
+        """From now on SIGTERM and Ctrl-C request a stop instead of killing the process."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
 
@@ -66,35 +67,35 @@ class StopSignal:
             raise Stopped
 
     def check(self) -> None:
-        """Raises `Stopped` if a stop was asked for."""
+        """Raises `Stopped` if a stop was requested."""
         if self.asked:
             raise Stopped
 
     def check_long_step(self) -> None:
-        """Between two batches of one step: raises `Stopped` where the whole step would take too long to wait for."""
+        """Between two batches of a step: raises `Stopped` if finishing the step would take too long."""
         if self.asked and time.monotonic() - self._asked_at > STEP_SECONDS:
             raise Stopped
 
     def finish_step_first(self) -> None:
-        """Training begins: a signal only sets the flag, and the callback ends the run after the step."""
+        """Training begins: a signal only sets the flag, and the callback stops after the step."""
         self._at_once = False
         self.check()
 
     def end_at_once(self) -> None:
-        """Training is over: a signal ends what follows."""
+        """Training is over: a signal raises again."""
         self._at_once = True
         self.check()
 
 
 PROGRESS_SECONDS = 0.5
 COUNTED = {"read": "rows read", "convert": "rows recognised", "encode": "rows tokenized"}
-"""Steps of the preparation that take long with many rows, and what they count."""
+"""Slow steps of the preparation, and the units they count."""
 
 
 class EventLog:
-    """Writes one event a line; every line is handed to the system before `emit` returns.
+    """Writes one event per line; every line is flushed before `emit` returns.
 
-    What an earlier worker wrote is read once, here: from then on this process alone writes the file, and folds each
+    Events of an earlier worker are read once, here. From then on only this process writes the file, and it folds each
     line as it writes it.
     """
 
@@ -127,12 +128,12 @@ class EventLog:
             self.emit(Progress(now, done, total))
 
     def state(self) -> RunState:
-        """What the events so far amount to: a live view, which goes on with what is emitted."""
+        """The state folded from the events so far: a live view that changes with further events."""
         return self._state
 
 
 def data_progress(log: EventLog) -> Callable[[str, int, int], None]:
-    """What `prepare` tells of its steps: each that counts rows begins the phase anew, so that it has a speed."""
+    """The progress callback of `prepare`: each step that counts rows begins the phase anew, so that it has a speed."""
     step = ""
 
     def tell(name: str, done: int, total: int) -> None:
@@ -150,7 +151,7 @@ DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
 @dataclass(frozen=True)
 class Child(Generic[Folder]):
-    """A child at work: its folder, whether it goes on with what is there, the stop it hears, its events."""
+    """A worker's job: its folder, whether it resumes, its stop signal, its events."""
 
     folder: Folder
     resume: bool
@@ -167,9 +168,10 @@ def begin(
     *,
     resumes: bool = True,
 ) -> Child[Folder] | None:
-    """Listens for a stop and opens the folder that the command names; what an earlier child came to is removed.
+    """Installs the signal handlers and opens the folder that the command names; removes the result of an earlier
+    worker.
 
-    `request_file` is the file that says what is to be done. None, with a sentence on stderr, where it is not there.
+    `request_file` is the file with the request. If it is missing, the result is None and stderr says so.
     """
     parser = argparse.ArgumentParser(prog=module)
     parser.add_argument("folder", type=Path)
@@ -188,7 +190,7 @@ def begin(
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """An exit code with its state, one of `events.FINAL_STATES`, the reason, and what only the worker knows of it."""
+    """An exit code with its state, one of `events.FINAL_STATES`, the reason, and details that only the worker knows."""
 
     code: int
     state: str
@@ -199,7 +201,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """An error that ended the work: its kind, in one sentence, and what helps."""
+    """An error that ended the work: its kind, a sentence, and a hint."""
 
     reason: Reason
     message: str
@@ -207,7 +209,7 @@ class Explained:
 
 
 def ending_of(work: Callable[[], None], stop: StopSignal, *, explain: Callable[[Exception], Explained]) -> Ending:
-    """Does the work and says how it ended; `explain` puts errors that nobody foresaw into words."""
+    """Does the work and returns how it ended; `explain` describes unexpected errors."""
     when_stopped = Ending(STOPPED, "stopped", Reason.STOPPED)
     try:
         work()
@@ -226,7 +228,7 @@ def ending_of(work: Callable[[], None], stop: StopSignal, *, explain: Callable[[
 
 
 def unexpected(work: str, error: Exception, hint: str) -> Explained:
-    """An error that nobody foresaw, in one sentence."""
+    """An unexpected error in one sentence."""
     first = str(error).strip().partition("\n")[0][:300]
     return Explained(Reason.INTERNAL_ERROR, f"{work} ended with an error: {type(error).__name__}: {first}", hint)
 
@@ -239,7 +241,7 @@ def emit_finished(log: EventLog, ending: Ending, step: int = 0) -> int:
 
 
 def leave(code: int) -> None:
-    """Ends the process; a thread of a library that is still loading must not hold a stopped child."""
+    """Ends the process without waiting for threads of libraries, which must not keep a stopped child alive."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -270,7 +272,7 @@ def is_full(error: BaseException, folder: Path) -> bool:
 
 
 def make_room(run: RunFolder) -> None:
-    """Removes what was being written and can't be used, so that the run's last words find room."""
+    """Removes partly written files, so that the run's last events fit on the disk."""
     whole = run.checkpoint_folders()
     for folder in [*run.checkpoints.glob("checkpoint-*"), run.unfinished_adapter]:
         if folder not in whole:
@@ -278,7 +280,7 @@ def make_room(run: RunFolder) -> None:
 
 
 def words(run: RunFolder) -> tuple[str, str]:
-    """What to tell the person, and what helps."""
+    """The message and hint for a full disk."""
     whole = run.checkpoint_folders()
     advice = f"{whole[-1].name} is whole: Resume goes on from it." if whole else "No checkpoint was saved yet."
     return (

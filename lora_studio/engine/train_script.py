@@ -1,6 +1,6 @@
-"""Trains the adapter of one LoRA Studio run again, with nothing but transformers, peft, trl and datasets.
+"""Repeats the training of a LoRA Studio run, with nothing but transformers, peft, trl and datasets.
 
-`python train.py` reads what lies beside it: settings.json (every setting, by the names of those libraries), rows in
+`python train.py` reads the files beside it: settings.json (every setting, by the names of those libraries), rows in
 train.parquet (the tokens and labels of each row, in the order of the run), the tokenizer, and the losses of the run,
 which it compares its own with. On the same kind of machine with the same versions (requirements.txt) they are equal.
 """
@@ -36,9 +36,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 def length_grouped(lengths: list[int], batch_size: int, generator: torch.Generator) -> list[int]:
-    """Every row once: rows of like length share a batch, batches come in random order, the longest row is in the first.
+    """A permutation of the rows: rows of similar length share a batch, batches are shuffled, the longest row is in the
+    first.
 
-    A batch that is not full can only be the last.
+    Only the last batch may be partial.
     """
     order = torch.randperm(len(lengths), generator=generator).tolist()
     pool = batch_size * max(1, min(POOL_BATCHES, len(order) // (4 * batch_size)))
@@ -56,7 +57,7 @@ def length_grouped(lengths: list[int], batch_size: int, generator: torch.Generat
 
 
 class EpochOrder(torch.utils.data.Sampler[int]):
-    """The rows of an epoch in an order that seed and epoch alone decide."""
+    """The order of an epoch's rows, which depends only on seed and epoch."""
 
     def __init__(self, rows: int, batch_size: int, seed: int, lengths: list[int] | None) -> None:
         self.rows, self.batch_size, self.seed, self.lengths, self.epoch = rows, batch_size, seed, lengths, 0
@@ -75,11 +76,11 @@ class EpochOrder(torch.utils.data.Sampler[int]):
 
 
 def keep_unpacked(model: torch.nn.Module) -> None:
-    """Leaves 4-bit weights as they are stored, on every CPU.
+    """Keeps 4-bit weights in their stored layout, on every CPU.
 
-    Where a CPU has AVX512-BF16, bitsandbytes packs them at the first forward in evaluation mode: for a kernel that has
-    no backward, with scales rounded to bf16, and for matrices whose rows divide by 32. Training would have wrong
-    gradients after a measurement.
+    On CPUs with AVX512-BF16, bitsandbytes repacks them at the first forward pass in evaluation mode: for a kernel
+    without a backward pass, with scales rounded to bf16, and for matrices whose rows divide by 32. Training after a
+    measurement would have wrong gradients.
     """
     module: Any
     for module in model.modules():
@@ -88,9 +89,9 @@ def keep_unpacked(model: torch.nn.Module) -> None:
 
 
 def without_router_logits(model: Any) -> None:
-    """No forward computes the router's loss unless it is asked to: generating can't, and a measurement leaves it out.
+    """Disables the router's loss unless it is requested: generation cannot compute it, and evaluation leaves it out.
 
-    A mixture without experts has no such loss, and each names the number of its experts as trl does.
+    A model without experts has no such loss; the others get the number of experts under the name that trl reads.
     """
     text = model.config.get_text_config()
     if not hasattr(text, "output_router_logits"):
@@ -104,7 +105,7 @@ def without_router_logits(model: Any) -> None:
 
 
 def with_bias_of_head(model: Any) -> None:
-    """Lets trl's loss read the bias of an output layer with trained tokens: peft's wrapper hands on its weight only."""
+    """Lets trl's loss read the bias of an output layer with trained tokens: peft's wrapper exposes only its weight."""
     head = model.get_output_embeddings()
     if isinstance(head, TrainableTokensWrapper):
         vars(head)["bias"] = head.original_module.bias  # no second name for the same weights: it would be saved
@@ -120,9 +121,9 @@ def loraplus_optimizer(trainer: Any, ratio: float) -> torch.optim.Optimizer:
 
 
 class WithoutRouterLoss(HuggingFaceTrainer):
-    """A loss that is told is that of the tokens: what balances a mixture's experts is learned from and told apart.
+    """Logs the loss of the tokens alone; the router's balancing loss is trained on but logged separately.
 
-    Stands before trl's class among the bases.
+    Precedes trl's class among the bases.
     """
 
     aux_loss_enabled: bool
@@ -188,7 +189,7 @@ class Trainer(WithoutRouterLoss, SFTTrainer):
 
 
 def load_model(settings: dict[str, Any], base: str) -> Any:
-    """The base as the run loaded it, with the run's adapter at its beginning."""
+    """The base as the run loaded it, with the run's initial adapter."""
     how = settings["base"]
     quantized = dict(how["quantization"] or {})
     if "bnb_4bit_compute_dtype" in quantized:
@@ -220,7 +221,7 @@ def rows(name: str) -> Dataset | None:
 
 
 def compared(history: list[dict[str, Any]]) -> str:
-    """How far the losses are from those of the run."""
+    """How far the losses are from the run's."""
     own = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
     expected = json.loads((HERE / "losses.json").read_text(encoding="utf-8"))
     both = [(own[int(step)], loss) for step, loss in expected.items() if int(step) in own]
@@ -232,7 +233,7 @@ def compared(history: list[dict[str, Any]]) -> str:
 
 
 class StopAt(TrainerCallback):
-    """Ends the training after a step; the schedule stays that of the whole run."""
+    """Stops after a step; the schedule remains that of the whole run."""
 
     def __init__(self, last: int) -> None:
         self.last = last

@@ -1,3 +1,2 @@
-"""Answers: the session behind pipes, generation, and the probabilities of tokens.
-May import engine.models and engine.runtime.
-"""
+"""The chat session: the child behind pipes, generation, and token probabilities. May import engine.models and
+engine.runtime."""

@@ -1,4 +1,4 @@
-"""The requests of the session child that read data, and a request while it is answered."""
+"""The session child's requests that read data, and the state of a request in progress."""
 
 import json
 import threading
@@ -23,7 +23,7 @@ M = TypeVar("M", bound=protocol.Request[Any])
 
 
 class Call(Generic[M]):
-    """A request that is being answered: its message, a flag that "stop" sets, and the way to answer."""
+    """A request in progress: its message, a flag that "stop" sets, and the way to answer."""
 
     def __init__(self, number: int, message: M, write: Callable[[JsonObject], None]) -> None:
         self.number = number
@@ -37,7 +37,7 @@ class Call(Generic[M]):
         self._write({**message.to_fields(), "id": self.number, "kind": protocol.kind_of(message)})
 
     def progress(self, phase: str, done: int = 0, total: int = 0) -> None:
-        """At most five a second, and always the first and last of a phase; with the phase's speed and time left."""
+        """Sends at most five messages a second, and always the first and last of a phase, with speed and time left."""
         now = time.monotonic()
         if phase != self._phase:
             self._phase, self._began = phase, now
@@ -51,7 +51,7 @@ class Call(Generic[M]):
 
 
 class DataAnalysis:
-    """Answers what is asked of data, with the last data that was prepared."""
+    """Answers requests about data, keeping the data set that was prepared last."""
 
     def __init__(self) -> None:
         self._tokenizers: dict[tuple[str, str | None], Any] = {}
@@ -61,12 +61,12 @@ class DataAnalysis:
         self._first_for: tuple[Any, ...] = ()
 
     def inspect(self, call: Call[protocol.Inspect]) -> protocol.Inspected:
-        """Looks at a data file as training would."""
+        """Analyzes a data file as training reads it."""
         prepared, view = self._prepare(call, call.message)
         return protocol.Inspected(report=_report(describe(prepared, view, _progress(call))))
 
     def _prepare(self, call: Call[Any], message: protocol.Inspect) -> tuple[Prepared, Look]:
-        """The data of a request to inspect, prepared now unless it is what was prepared last."""
+        """The data of a request; prepared now unless it was the last to be prepared."""
         settings, view = message.settings(), Look(**message.view())
         length, truncation = settings.pop("max_length", 1024), settings.pop("truncation", "keep_answer")
         encoding = message.encoding
@@ -103,7 +103,7 @@ class DataAnalysis:
         return self._prepared, view
 
     def _prepared_of(self, call: Call[Any], of: protocol.Inspect | None) -> Prepared:
-        """The data of the request `of`, else what was last inspected."""
+        """The data of the request `of`, else the data analyzed last."""
         if of is not None:
             return self._prepare(call, of)[0]
         if self._prepared is None:
@@ -111,7 +111,7 @@ class DataAnalysis:
         return self._prepared
 
     def try_reading(self, call: Call[protocol.TryReading]) -> protocol.TriedReading:
-        """What a mapping makes of the first rows, before the file is read by it."""
+        """The first rows read with a mapping, before the whole file is."""
         name, encoding = call.message.train_file, call.message.encoding
         key = (name, encoding, _stamps(name, encoding))
         if key != self._first_for:
@@ -119,13 +119,13 @@ class DataAnalysis:
         return protocol.TriedReading(**tried(self._first, call.message.mapping))
 
     def preview(self, call: Call[protocol.Preview]) -> protocol.PreviewedRow:
-        """One row of inspected data, from record to trained tokens."""
+        """One row of the analyzed data, from record to trained tokens."""
         message = call.message
         row = preview(self._prepared_of(call, message.of), message.row_index, message.window)
         return protocol.PreviewedRow(report=row)
 
     def save_bad_rows(self, call: Call[protocol.SaveBadRows]) -> protocol.SavedRows:
-        """Writes all bad rows of inspected data into a file."""
+        """Writes all invalid rows of the analyzed data to a file."""
         return protocol.SavedRows(rows=save_bad_rows(self._prepared_of(call, call.message.of), Path(call.message.path)))
 
     def look_at_first(self, call: Call[protocol.LookAtFirst]) -> protocol.FirstRows:
@@ -144,7 +144,7 @@ class DataAnalysis:
 
 
 def _progress(call: Call[Any]) -> Callable[[str, int, int], None]:
-    """Tells how far a look at data is, until a stop is asked for."""
+    """Reports the progress of an analysis, until a stop is requested."""
 
     def progress(phase: str, done: int, total: int) -> None:
         if call.stopped.is_set():
@@ -155,10 +155,10 @@ def _progress(call: Call[Any]) -> Callable[[str, int, int], None]:
 
 
 def _stamps(name: str, encoding: str | None) -> list[tuple[str, int, int]]:
-    """What tells whether the files of a source are still the same."""
+    """Path, modification time and size of a source's files, to detect changes."""
     return [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in open_data(name, encoding).files]
 
 
 def _report(report: JsonObject) -> protocol.Report:
-    """A report with its `kind` as `file_kind`: an answer has a kind of its own."""
+    """A report with `kind` renamed to `file_kind`, because answers have a `kind` of their own."""
     return {name: value for name, value in report.items() if name != "kind"} | {"file_kind": report["kind"]}

@@ -1,6 +1,6 @@
-"""Streams the answers of base and adapters out of one model, with all columns in one batch.
+"""Streams the answers of base and adapters from one model, with all columns in one batch.
 
-peft chooses the adapter row by row, so the base is in memory once. Text leaves in whole characters, 10 to 15 times a
+peft selects the adapter per row, so the base is in memory once. Text is emitted in whole characters, 10 to 15 times a
 second, until an end token or a stop string.
 """
 
@@ -25,13 +25,12 @@ from lora_studio.models.shape import beyond
 PIECE_SECONDS = 0.075
 HALF_CHARACTER = "\ufffd"
 Pieces = Callable[[list[str], list[int]], None]
-"""Gets the text added to each column since the last call, and each column's tokens so far."""
+"""Receives each column's new text, and its number of tokens so far."""
 
 
 class ColumnText:
-    """The growing text of one column. What may still change is held back: a character whose bytes are not all there,
-    and the beginning of a stop text. `opening` is what the prompt wrote of the answer already.
-    """
+    """The growing text of one column. Text that may still change is withheld: an incomplete character, and the
+    beginning of a stop string. `opening` is the part of the answer that the prompt already contains."""
 
     def __init__(
         self,
@@ -57,7 +56,7 @@ class ColumnText:
         return bool(self.finish)
 
     def add(self, token: int, now: float) -> None:
-        """Takes the next token; after its end the batch only pads this column."""
+        """Takes the next token. After the end, the batch only pads this column."""
         if self.ended:
             return
         if not self.ids:
@@ -72,7 +71,7 @@ class ColumnText:
                 self.finish = "stop_string"
 
     def take(self, *, all_of_it: bool = False) -> str:
-        """The text that came since the last call."""
+        """The text since the last call."""
         self._read(all_of_it=all_of_it)
         stop = self._stop_at()
         if stop is None:
@@ -84,7 +83,7 @@ class ColumnText:
         return piece
 
     def _read(self, *, all_of_it: bool) -> None:
-        """Decodes the tokens that came since the last time."""
+        """Decodes the tokens since the last call."""
         before, now = self._decode(self._window, self._decoded), self._decode(self._window, len(self.ids))
         if now.endswith(HALF_CHARACTER) and not all_of_it:
             return
@@ -95,12 +94,12 @@ class ColumnText:
         return str(self._tokenizer.decode(self.ids[start:stop], skip_special_tokens=True))
 
     def _stop_at(self) -> int | None:
-        """Where the first stop text begins."""
+        """The position of the first stop string."""
         positions = [at for stop in self._stop_strings if (at := self._waiting.find(stop)) >= 0]
         return min(positions, default=None)
 
     def _begun(self) -> int:
-        """Length of the end that may be the beginning of a stop text."""
+        """The length of a suffix that may be the beginning of a stop string."""
         for length in range(min(len(self._waiting), max(map(len, self._stop_strings), default=1) - 1), 0, -1):
             if any(stop.startswith(self._waiting[-length:]) for stop in self._stop_strings):
                 return length
@@ -108,7 +107,7 @@ class ColumnText:
 
 
 class Streamer(BaseStreamer):
-    """Gets one token per column and step from `generate` and hands text on."""
+    """Receives one token per column and step from `generate` and passes text on."""
 
     def __init__(self, columns: Sequence[ColumnText], on_pieces: Pieces, seconds: float = PIECE_SECONDS) -> None:
         self.columns = columns
@@ -138,7 +137,7 @@ class Streamer(BaseStreamer):
 
 
 class AnswerEnding(StoppingCriteria):
-    """Ends each column with its own last token, and all of them when asked to; `generate` asks after each token."""
+    """Ends each column at its own last token, and all of them on request; `generate` checks after each token."""
 
     def __init__(self, columns: Sequence[ColumnText], stop_requested: Callable[[], bool]) -> None:
         self._columns, self._asked = columns, stop_requested
@@ -154,7 +153,7 @@ THINK = "<think>"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What one column is asked: `adapter` names who answers, None the base."""
+    """The prompt of one column: `adapter` names who answers, None the base."""
 
     adapter: str | None
     messages: Sequence[Mapping[str, Any]]
@@ -162,9 +161,9 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a column said. `finish` is "eos", "stop_string", "length" or "stopped"; `tokens` counts the end token.
+    """A column's answer. `finish` is "eos", "stop_string", "length" or "stopped"; `tokens` counts the end token.
 
-    `seconds` are those of its own writing; `first_token_seconds` count from the question on, and hold what came before.
+    `seconds` is the time spent generating it; `first_token_seconds` counts from the request on.
     """
 
     text: str
@@ -177,7 +176,7 @@ class Answer:
     prompt_tokens: int = 0
 
     def to_dict(self) -> JsonObject:
-        """What the page needs: everything but the ids."""
+        """All fields except the ids."""
         return {name: value for name, value in asdict(self).items() if name != "ids"}
 
 
@@ -191,7 +190,7 @@ def generation_config(
     repetition_penalty: float,
     min_p: float = 0.0,
 ) -> GenerationConfig:
-    """Sampling settings in transformers' words. Temperature 0 always takes the likeliest token."""
+    """Sampling settings as transformers names them. Temperature 0 is greedy decoding."""
     sampling: dict[str, float | None] = {}
     if temperature > 0:
         sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p or None}
@@ -205,15 +204,15 @@ def generation_config(
 
 
 def greedy(loaded: LoadedModel, max_new_tokens: int) -> GenerationConfig:
-    """Always the likeliest token: the same answer each time."""
+    """Greedy decoding: deterministic answers."""
     return generation_config(
         loaded, max_new_tokens=max_new_tokens, temperature=0, top_p=1, top_k=0, repetition_penalty=1
     )
 
 
 def end_ids(loaded: LoadedModel, column: str | None = None) -> frozenset[int]:
-    """Every token that ends an answer of an adapter or the base (None): those of its tokenizer and of the base's
-    tokenizer and generation config."""
+    """All tokens that end an answer of an adapter or the base (None): those of its tokenizer, of the base's tokenizer
+    and of the generation config."""
     eos_token_id = loaded.model.generation_config.eos_token_id
     own = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
     ends = (*own, loaded.tokenizer.eos_token_id, loaded.tokenizer_of(column).eos_token_id)
@@ -221,9 +220,9 @@ def end_ids(loaded: LoadedModel, column: str | None = None) -> frozenset[int]:
 
 
 def prompt_ids(loaded: LoadedModel, column: Column, enable_thinking: bool | None) -> list[int]:
-    """The column's messages as the one who answers was trained to see them.
+    """The column's messages, encoded as the adapter was trained to see them.
 
-    `enable_thinking` None is what the adapter was trained with.
+    If `enable_thinking` is None, the adapter's own setting applies.
     """
     template = loaded.template(column.adapter)
     card = loaded.cards[column.adapter] if column.adapter else {}
@@ -264,9 +263,9 @@ def generate(
     on_pieces: Pieces = lambda texts, tokens: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Answer]:
-    """Answers of all columns; a text of `stop_strings` ends one and is left out.
+    """Answers of all columns. A stop string ends an answer and is not part of it.
 
-    `stop` is asked after each token; what was said until then is the answer.
+    `stop` is checked after each token; the text generated until then is the answer.
     """
     unknown = [column.adapter for column in columns if column.adapter not in (None, *loaded.adapters)]
     if unknown or not columns:
@@ -303,12 +302,12 @@ def generate(
 
 
 def _opening(loaded: LoadedModel, adapter: str | None, prompt: list[int]) -> str:
-    """Some templates write the beginning of the reasoning themselves: it belongs to the answer."""
+    """The beginning of the reasoning that some templates write into the prompt: it belongs to the answer."""
     return f"{THINK}\n" if str(loaded.tokenizer_of(adapter).decode(prompt[-8:])).rstrip().endswith(THINK) else ""
 
 
 def _spread(on_pieces: Pieces, texts: Sequence[ColumnText], group: Sequence[int]) -> Pieces:
-    """Pieces of some columns as pieces of all."""
+    """Pieces of some columns, as a list for all columns."""
 
     def hand_on(pieces: list[str], _: list[int]) -> None:
         of_all = dict(zip(group, pieces, strict=True))
@@ -325,7 +324,7 @@ def _generate_group(
     streamer: Streamer,
     stop: Callable[[], bool],
 ) -> None:
-    """One call of the model's own `generate`, on left-padded prompts."""
+    """One call of the model's `generate`, on left-padded prompts."""
     longest = max(map(len, prompts))
     pad = loaded.tokenizer.pad_token_id
     device = loaded.model.device

@@ -1,6 +1,6 @@
-"""Log-likelihoods of given answers under base and adapters, token by token and summed over rows.
+"""Log-likelihoods of given answers under base and adapters, per token and summed over rows.
 
-Nothing is generated. All columns read the tokens that training used, each position given the row up to it.
+Nothing is generated (teacher forcing). All columns read the same tokens as training.
 """
 
 import math
@@ -22,11 +22,11 @@ from lora_studio.jobs.events import Warned
 
 MAX_TOKENS = 2048
 POSITIONS = 256
-"""Positions whose scores over the whole vocabulary are in memory at once."""
+"""Positions whose logits are in memory at once."""
 
 
 class TokenScores(TypedDict):
-    """An answer's tokens: texts, log-probabilities in nats by who scores, and KL(adapter || base)."""
+    """An answer's tokens: texts, log-probabilities (nats) under base and adapters, and KL(adapter || base)."""
 
     texts: list[str]
     base: list[float]
@@ -38,7 +38,7 @@ class TokenScores(TypedDict):
 def score(
     loaded: LoadedModel, adapters: Sequence[str], messages: Sequence[Mapping[str, Any]], answer: str
 ) -> TokenScores:
-    """How base and adapters predict an answer token by token, its end token last."""
+    """Scores an answer token by token under base and adapters, including its end token."""
     unknown = [name for name in adapters if name not in loaded.adapters]
     if unknown or not adapters:
         raise StudioError("Choose an adapter that is in memory.", "The base is compared with it.")
@@ -80,7 +80,7 @@ def score(
 
 @torch.inference_mode()
 def _scores(loaded: LoadedModel, name: str | None, ids: Sequence[int], last: int) -> torch.Tensor:
-    """Log-probabilities of what comes after each of the last tokens, [last, vocabulary]."""
+    """Log-probabilities of the token after each of the last positions, [last, vocabulary]."""
     input_ids = torch.tensor([list(ids)], device=loaded.model.device)
     with loaded.answering_as(name) as model:
         logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=last).logits[0, -last:]
@@ -94,7 +94,7 @@ def _chosen(scores: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
 
 MAX_ROWS, MAX_SECONDS, ROWS_AT_ONCE = 200, 20.0, 8
 MAX_SCORES = 1 << 26
-"""Scores (positions times vocabulary) that are in memory at once, for base and adapter each: 256 MiB as float32."""
+"""Logits (positions x vocabulary) in memory at once, for base and adapter each: 256 MiB in float32."""
 NOTHING, HARDLY = 1e-4, 1e-2
 """Nats a token below which base and adapter say the same, and below which hardly anything differs. Rounding of half
 precision moves scores that a zero adapter leaves alone by nothing at all: adding zero is exact."""
@@ -102,10 +102,10 @@ precision moves scores that a zero adapter leaves alone by nothing at all: addin
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Means over the trained tokens of `rows` rows, of `asked` that were to be measured.
+    """Means over the trained tokens of `rows` rows, out of `asked` requested.
 
-    Losses in nats a token; `divergence` is KL(adapter || base) in nats a token; accuracies and `changed_tokens`, the
-    positions whose likeliest next token is another than the base's, are shares from 0 to 1.
+    Losses in nats per token; `divergence` is KL(adapter || base) in nats per token. The accuracies, and
+    `changed_tokens`, the share of positions whose top-1 token differs from the base's, are between 0 and 1.
     """
 
     rows: int
@@ -125,11 +125,11 @@ class Difference:
 
     @property
     def moves(self) -> bool:
-        """Whether the adapter changes what the model would say."""
+        """Whether the adapter changes the model's predictions."""
         return self.finite and (self.divergence >= HARDLY or self.changed_tokens >= HARDLY)
 
     def sentence(self) -> str:
-        """Is the adapter doing anything? In words and numbers."""
+        """What the adapter changes, in words and numbers."""
         if not self.finite:
             return "The scores of base or adapter are not numbers: this adapter can't be used."
         losses = f"Loss: base {self.base_loss:.4g}, adapter {self.adapter_loss:.4g}."
@@ -143,7 +143,7 @@ class Difference:
         return f"The adapter changes what the model says: {changed} ({divergence}). {losses}{worse}"
 
     def to_dict(self, rows: str) -> JsonObject:
-        """As complete.json holds it; `rows` says which rows were measured. What is no number is left empty."""
+        """The values for complete.json; `rows` says which rows were measured. Non-finite numbers become None."""
         numbers = {
             name: None if value != value or abs(value) == math.inf else value for name, value in asdict(self).items()
         }
@@ -159,9 +159,9 @@ def against_base(
     check: Callable[[], None],
     base: Callable[[], AbstractContextManager[Any]],
 ) -> JsonObject | None:
-    """The difference of a model whose training is over, as complete.json holds it; None where it can't be measured.
+    """Compares a trained model with its base, as complete.json holds it; None if memory is too small.
 
-    Rows that were held out, else a sample of those trained on. Inside `base()` the model is the bare base.
+    Uses the validation rows, else a sample of the training rows. Inside `base()` the model is the bare base.
     """
     rows = spread(validation or train)
     log.phase("compare", len(rows), "rows")
@@ -180,7 +180,7 @@ def against_base(
 
 
 def spread(rows: Sequence[Example], most: int = MAX_ROWS) -> list[Example]:
-    """At most so many of the rows, evenly over all of them."""
+    """At most `most` rows, evenly spaced over all of them."""
     return [rows[index * len(rows) // min(most, len(rows))] for index in range(min(most, len(rows)))]
 
 
@@ -194,9 +194,9 @@ def difference(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     check: Callable[[], None] = lambda: None,
 ) -> Difference:
-    """Measures the rows in their order until the time is over, one batch at least.
+    """Measures rows in order until the time is up, at least one batch.
 
-    Inside `base()` the model has to be the bare base; outside of it, base and adapter. `check` may raise to end it.
+    Inside `base()` the model is the bare base, outside it base and adapter. `check` may raise to stop.
     """
     began, was_training = time.monotonic(), model.training
     vocabulary = model.config.get_text_config().vocab_size
@@ -221,7 +221,7 @@ def difference(
 
 
 def groups_of(rows: Sequence[Example], vocabulary: int) -> Iterator[list[Example]]:
-    """Rows that are measured together: so few that their scores stay within bounds."""
+    """Groups of rows measured together, small enough for their scores to fit in memory."""
     group: list[Example] = []
     for row in rows:
         longest = max(len(example.input_ids) for example in [*group, row])
@@ -236,7 +236,7 @@ def groups_of(rows: Sequence[Example], vocabulary: int) -> Iterator[list[Example
 def _measure(
     model: Any, group: Sequence[Example], base: Callable[[], AbstractContextManager[Any]], most: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Number of trained tokens and sums over them, for so many positions at a time as may be in memory."""
+    """Number of trained tokens, and sums over them, for at most `most` positions at a time."""
     ids, labels, mask = tensors_of(group)
     places = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
     for some in places.split(max(1, most // len(group))):
@@ -260,7 +260,7 @@ def tensors_of(group: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, to
 
 
 def log_probabilities(model: Any, inputs: dict[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of the next token at some places, [rows, places, vocabulary]."""
+    """Log-probabilities of the next token at the given positions, [rows, positions, vocabulary]."""
     tensors = {name: value.to(model.device) for name, value in inputs.items()}
     logits = model(**tensors, logits_to_keep=places.to(model.device), use_cache=False).logits
     if logits.shape[1] != len(places):  # a few architectures do not know the argument
@@ -269,7 +269,7 @@ def log_probabilities(model: Any, inputs: dict[str, torch.Tensor], places: torch
 
 
 def _sums(before: torch.Tensor, after: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sums over tokens in the order of `Difference`: losses, right tokens, divergence, changed tokens."""
+    """Sums over tokens in the order of `Difference`: losses, correct tokens, divergence, changed tokens."""
     place = targets[:, None]
     base_choice, adapter_choice = before.argmax(dim=-1), after.argmax(dim=-1)
     return torch.stack(
@@ -286,7 +286,7 @@ def _sums(before: torch.Tensor, after: torch.Tensor, targets: torch.Tensor) -> t
 
 @dataclass(frozen=True, slots=True)
 class Loglikelihood:
-    """A row's loss in nats, and how many of its answer's tokens the model would have written next."""
+    """A row's loss in nats, and how many tokens of its answer are the model's top-1 token."""
 
     loss: float
     right_tokens: int
@@ -295,7 +295,7 @@ class Loglikelihood:
 
 @torch.no_grad()
 def forced_scores(loaded: LoadedModel, column: str | None, rows: Sequence[Example]) -> list[Loglikelihood]:
-    """Scores of one column (None is the base) for each row, in their order."""
+    """The log-likelihood of each row under one column (None is the base)."""
     vocabulary = loaded.model.config.get_text_config().vocab_size
     results: list[Loglikelihood] = []
     before = loaded.apart[column].scores_before if column in loaded.apart else 0
@@ -309,7 +309,7 @@ def forced_scores(loaded: LoadedModel, column: str | None, rows: Sequence[Exampl
 
 
 def _measure_given(model: Any, group: Sequence[Example], most: int, before: int) -> Iterator[torch.Tensor]:
-    """Loss, right tokens and tokens of each row, [rows, 3], for so many positions at a time as may be in memory.
+    """Loss, correct tokens and tokens of each row, [rows, 3], in chunks of positions that fit in memory.
 
     The model's scores begin with those of `before` virtual tokens.
     """

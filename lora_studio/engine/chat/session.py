@@ -1,7 +1,7 @@
-"""The child process behind pipes that analyzes data and answers chats, in the messages of `jobs.protocol`.
+"""The child process that analyzes data and generates chat answers, with the messages of `jobs.protocol` over pipes.
 
-A thread reads the requests, so that a stop is heard while an answer is made. The process ends when stdin closes, for
-then its parent is gone. What libraries print goes to stderr.
+A thread reads the requests, so that a stop arrives while an answer is generated. The process ends when stdin closes,
+because its parent is gone. Output of libraries goes to stderr.
 """
 
 import gc
@@ -35,7 +35,7 @@ MAX_ADAPTERS = 8
 
 
 class SessionWorker:
-    """What the child holds between requests: the last data analyzed, and the model in memory."""
+    """The child's state between requests: the data analyzed last, and the model in memory."""
 
     def __init__(self) -> None:
         self._loaded: LoadedModel | None = None
@@ -60,16 +60,16 @@ class SessionWorker:
         }
 
     def rest(self, call: Call[protocol.Rest]) -> protocol.Done:
-        """Answers as soon as nothing else is being done."""
+        """Answers as soon as all earlier requests are done."""
         return protocol.Done()
 
     def warm_up(self, call: Call[protocol.WarmUp]) -> protocol.Done:
-        """Imports what reads a tokenizer, which takes seconds."""
+        """Imports what loads a tokenizer, which takes seconds."""
         importlib.import_module("lora_studio.engine.models.tokenizer")
         return protocol.Done()
 
     def fetch_config(self, call: Call[protocol.FetchConfig]) -> protocol.FetchedConfig:
-        """The model's config.json into this machine's cache, and nothing else of it."""
+        """Downloads the model's config.json into the cache, and nothing else."""
         from lora_studio.engine.models.adapter import take_layout  # seconds: torch, transformers, peft
         from lora_studio.engine.models.load import read_config
 
@@ -79,7 +79,7 @@ class SessionWorker:
         return protocol.FetchedConfig(numbers=numbers)
 
     def look_at_model(self, call: Call[protocol.LookAtModel]) -> protocol.ModelFacts:
-        """What the checks before a start want to know of a model."""
+        """The facts about a model for the checks before a start."""
         from lora_studio.engine.models import adapter as shapes  # seconds: torch, transformers, peft
 
         message = call.message
@@ -89,7 +89,8 @@ class SessionWorker:
         return protocol.ModelFacts(**facts)
 
     def load(self, call: Call[protocol.Load]) -> protocol.Loaded:
-        """Base and adapters into memory; what is there already is kept, and of adapters not asked for the last few."""
+        """Loads base and adapters into memory. What is loaded already stays, including the most recently used other
+        adapters."""
         from lora_studio.engine.models import load, multi_adapter  # seconds: torch, transformers, peft
 
         message = call.message
@@ -110,7 +111,10 @@ class SessionWorker:
             self._loaded = multi_adapter.load_base(
                 base, revision=revision, dtype=dtype, quantization=quantization, four_bit=four_bit, tqdm_class=bar
             )
-            self._loaded_for = (*key, fingerprint(base, revision))  # after it was fetched, where it was not here
+            self._loaded_for = (
+                *key,
+                fingerprint(base, revision),
+            )  # the load may have downloaded it
         self._load_adapters(call, folders)
         notes += [note for adapter in cards if (note := changed(adapter, base, revision))]
         notes += [note for name in folders for note in self._loaded.told[name]]
@@ -133,7 +137,7 @@ class SessionWorker:
         )
 
     def _load_adapters(self, call: Call[Any], folders: dict[str, Path]) -> None:
-        """Adds the adapters that are not in memory; those used longest ago go where there are too many."""
+        """Adds the adapters that are not in memory; the least recently used are evicted if there are too many."""
         from lora_studio.engine.models import multi_adapter
 
         assert self._loaded is not None
@@ -155,7 +159,7 @@ class SessionWorker:
         call.progress("adapters", len(new), len(new))
 
     def generate(self, call: Call[protocol.Generate]) -> protocol.Generated:
-        """All columns answer at once; pieces of text come while they do."""
+        """Generates the answers of all columns at once, and streams their text."""
         from lora_studio.engine.chat import generate
 
         loaded, message = self._model(), call.message
@@ -174,7 +178,7 @@ class SessionWorker:
         return protocol.Generated(columns=[protocol.ColumnAnswer(**answer.to_dict()) for answer in answers])
 
     def score(self, call: Call[protocol.Score]) -> protocol.Scored:
-        """How base and adapters predict a given answer, token by token."""
+        """Scores a given answer token by token under base and adapters."""
         from lora_studio.engine.chat import logprobs
 
         message = call.message
@@ -196,7 +200,7 @@ class SessionWorker:
         )
 
     def unload(self, call: Call[protocol.Unload]) -> protocol.Done:
-        """Forgets the model. Certain to give all memory back is only the end of this process."""
+        """Drops the model. Only the end of this process is certain to free all memory."""
         self._forget_model()
         return protocol.Done()
 
@@ -210,7 +214,7 @@ class SessionWorker:
 
 
 class Inbox(threading.Thread):
-    """Reads requests. "stop" is obeyed here and now, everything else waits its turn in `calls`."""
+    """Reads requests. "stop" is handled immediately; everything else is queued in `calls`."""
 
     def __init__(self, lines: TextIO, write: Callable[[JsonObject], None]) -> None:
         super().__init__(name="requests", daemon=True)
@@ -236,13 +240,13 @@ class Inbox(threading.Thread):
             else:
                 self._latest = call
                 self.calls.put(call)
-        os._exit(0)  # the parent is gone: nobody waits for an answer, and the memory is wanted
+        os._exit(0)  # the parent is gone: free the memory at once
 
 
 def serve(session: SessionWorker, call: Call[Any]) -> bool:
-    """Answers one request with a result or a failure; says whether the process is fit for another one.
+    """Answers one request with a result or a failure; returns whether the process can take another request.
 
-    After the limit of memory was met it is not: what filled it may still be held somewhere.
+    After the memory limit was hit it cannot, because the memory may still be referenced somewhere.
     """
     try:
         limit = limited() if isinstance(call.message, protocol.READING) else nullcontext()
@@ -252,7 +256,7 @@ def serve(session: SessionWorker, call: Call[Any]) -> bool:
         fit = not isinstance(error, MemoryLimitError)
         call.answer(protocol.Failure(message=error.message, hint=error.hint, last=not fit))
         return fit
-    except Exception as error:  # the child's edge: one failed request must not take the loaded model with it
+    except Exception as error:  # a failed request must not cost the loaded model
         traceback.print_exc()
         from lora_studio.engine.train.memory import is_out_of_memory
 
@@ -267,7 +271,7 @@ def main() -> None:
     """Serves until stdin closes."""
     if "LOCAL_RANK" not in os.environ:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    # Half a character, which a bad row may be shown with, is no text: a question mark stands for it.
+    # A lone surrogate in a shown bad row cannot be encoded: it becomes a question mark.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     lock = threading.Lock()

@@ -1,10 +1,9 @@
-"""Answers of base and adapters to the rows of a test file, in batches, each beside the answer that the file expects.
+"""Answers of base and adapters to the rows of a test file, in batches, each with the expected answer.
 
-A row is asked up to its last answer, which is the reference. Each adapter is asked and scored as it was trained: with
-its own template, system prompt and thinking; the base as the first adapter is, but with a template of its own where it
-has one. Rows of plain text or tokens ask nothing: they are read, and measured is how well each column predicts them.
-Reading goes through `data.dataset.prepare`, so every shape that can be trained on can be tested on: of pairs the better
-answer is the reference, of rows marked good or bad the good ones are asked.
+The reference is a row's last answer, of preference pairs the chosen one. Each adapter is prompted as it was trained,
+with its own template, system prompt and thinking setting; the base like the first adapter, in its own template if it
+has one. Rows of plain text or tokens are not answered but scored. Files are read by `data.dataset.prepare`, so every
+format that can be trained on can be evaluated.
 """
 
 import math
@@ -34,12 +33,12 @@ NO_QUESTION = "the row asks nothing that a text answers"
 MARKED_BAD = "the answer is marked bad, so that there is no right one to compare with"
 NOTHING = Answer("", 0, 0.0, 0.0, 0.0, "")
 READ = ("text", "tokenised")
-"""Shapes whose rows are not asked but read."""
+"""Formats whose rows are scored, not answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """How one who answers is asked: the chat template, and what goes with it. `tokenizer` is None for the base's."""
+    """How a column is prompted: chat template, system prompt and thinking. `tokenizer` is None for the base's."""
 
     template: str | None
     system_prompt: str | None
@@ -48,14 +47,14 @@ class Voice:
 
     @classmethod
     def of(cls, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> "Voice":
-        """The voice of an adapter, as training left it beside the weights."""
+        """How an adapter is prompted, according to the files beside its weights."""
         card = read_card(folder)
         return cls(card.template or None, card.values.get("system_prompt"), card.enable_thinking, tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
 class AskedRow:
-    """A row by its number in the file: what each column is asked, its tokens with the answer, and the reference."""
+    """A row by its number in the file: each column's prompt, its tokens with the answer, and the reference."""
 
     row: int
     asked: Mapping[str, Question]
@@ -68,7 +67,7 @@ class AskedRow:
 
 @dataclass(frozen=True)
 class AskedFile:
-    """The rows to answer, or only to be read, and how many were left out, by reason."""
+    """The rows to answer or to score, and how many were left out, by reason."""
 
     rows: list[AskedRow]
     left_out: dict[str, int]
@@ -76,7 +75,7 @@ class AskedFile:
 
     @property
     def only_read(self) -> bool:
-        """Whether the rows ask nothing."""
+        """Whether the rows contain no questions."""
         return self.prepared.format.name in READ
 
 
@@ -92,10 +91,10 @@ def read_asked_file(
     cache_folder: Path | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> AskedFile:
-    """The first `most` rows of a file that every column can be asked. `longest` is what the model can read, in tokens;
-    `mapping` says which column is what and `encoding` how letters are written; None recognises them.
+    """The first `most` rows of a file that every column can answer. `longest` is the model's context length in tokens;
+    `mapping` is the column mapping and `encoding` the text encoding; None detects them.
 
-    Raises `StudioError` where no row is left.
+    Raises `StudioError` if no row is left.
     """
     read: dict[Voice, tuple[Prepared, dict[int, Question], dict[int, Example]]] = {}
     for voice in dict.fromkeys(voices.values()):
@@ -152,7 +151,7 @@ def _questions(prepared: Prepared) -> dict[int, Question]:
 
 
 def _readings(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> dict[int, Question]:
-    """Each row's text, asked nothing."""
+    """Each row's text, for rows without a question."""
     return {
         chat.row: Question(
             [], chat.text if chat.text is not None else str(tokenizer.decode(list(chat.input_ids or ())))
@@ -162,13 +161,13 @@ def _readings(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> dict[in
 
 
 def _examples(prepared: Prepared) -> dict[int, Example]:
-    """Each row's tokens with its last answer as the trained part; rows that say the same twice have the same."""
+    """Each row's tokens with its last answer as the trained part; duplicate rows share an example."""
     answers = prepared.train.answers
     return {answers[at].row: answers[at] for at in range(len(answers))}
 
 
 def _cut(examples: dict[int, Example], longest: int | None) -> dict[int, Example]:
-    """The same up to the tokens that the model can read."""
+    """The examples truncated to the model's context length."""
     return {
         row: replace(
             example,
@@ -181,7 +180,7 @@ def _cut(examples: dict[int, Example], longest: int | None) -> dict[int, Example
 
 
 def _prompt_tokens(row: AskedRow) -> int:
-    """The longest prompt of a row's columns: tokens before the answer."""
+    """The length in tokens of a row's longest prompt over its columns."""
     return max(
         (len(example.input_ids) - example.trained_tokens for example in row.examples.values() if example), default=0
     )
@@ -198,10 +197,10 @@ def answer_in_batches(
     enable_thinking: bool | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[JsonObject]]:
-    """The answered rows of one batch after another, as `predictions.jsonl` holds them; ends where `stop` says so.
+    """Yields the answered rows batch by batch, as `predictions.jsonl` holds them, until `stop` returns true.
 
-    `columns` maps the name of each column to its adapter, None for the base. Rows of like length share a batch, the
-    longest first: memory that is too little shows at once.
+    `columns` maps the name of each column to its adapter, None for the base. Rows of similar length share a batch, the
+    longest first, so that a lack of memory shows at once.
     """
     longest_first = sorted(rows, key=lambda row: (-_prompt_tokens(row), row.row))
     values = settings.model_dump(exclude={"seed", "stop_strings", "enable_thinking"})
@@ -232,7 +231,8 @@ def answer_in_batches(
 
 
 class ExpectedScore(TypedDict):
-    """The expected answer under a column: its loss (nats, summed), and its tokens; None for a row without a score."""
+    """The log-likelihood of the expected answer under a column: summed loss in nats, and tokens; None if it was not
+    scored."""
 
     loss: float | None
     right_tokens: int | None
@@ -240,7 +240,7 @@ class ExpectedScore(TypedDict):
 
 
 class ColumnPrediction(ExpectedScore):
-    """What a column has in a row of `predictions.jsonl`."""
+    """A column's entry in a row of `predictions.jsonl`."""
 
     answer: str
     right: bool | None
@@ -269,7 +269,7 @@ def _prediction(task: Task, answer: Answer, reference: str, expected: ExpectedSc
 def _expected_scores(
     loaded: LoadedModel, adapter: str | None, name: str, batch: Sequence[AskedRow]
 ) -> list[ExpectedScore]:
-    """The scores of a column for the expected answers of a batch; none for rows that can't be scored."""
+    """A column's scores for the expected answers of a batch; empty for rows that cannot be scored."""
     scored = [(place, row.examples[name]) for place, row in enumerate(batch)]
     scorable = [(place, example) for place, example in scored if example is not None and example.trained_tokens]
     limit = loaded.longest_text and loaded.longest_text - loaded.virtual_tokens(adapter)
@@ -286,6 +286,6 @@ def _expected_scores(
 
 
 def thinking_of(voices: Sequence[Voice]) -> bool | None:
-    """Whether all columns think: as the adapters were trained, where they agree; None leaves it to each."""
+    """The thinking setting that all adapters share; None leaves it to each."""
     settings = {voice.enable_thinking for voice in voices}
     return settings.pop() if len(settings) == 1 else None

@@ -1,7 +1,7 @@
-"""The child that asks public benchmarks: `python -m lora_studio.engine.evaluate.benchmark FOLDER`.
+"""The worker that runs public benchmarks: `python -m lora_studio.engine.evaluate.benchmark FOLDER`.
 
-It runs lm-evaluation-harness inside of itself, so that the job lives and ends as every other does. What that package
-measured lies in the folder's `results`, and in short in complete.json. Exit codes: 0 done, 1 failed, 2 wrong input, 130
+It runs lm-evaluation-harness in its own process, so that the job starts, stops and ends like every other. The full
+results are in the folder's `results`, a summary in complete.json. Exit codes: 0 done, 1 failed, 2 wrong input, 130
 stopped.
 """
 
@@ -21,7 +21,7 @@ from lora_studio.workspace import write_atomically
 
 
 class HarnessError(RuntimeError):
-    """The package ended with an exit code of its own."""
+    """The package ended with a non-zero exit code."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(words: Sequence[str]) -> None:
-    """What typing the command does. Raises `HarnessError` for an exit code other than 0."""
+    """Runs a module as the command line would. Raises `HarnessError` for a non-zero exit code."""
     sys.argv = list(words)
     try:
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
@@ -57,7 +57,7 @@ def run(words: Sequence[str]) -> None:
 
 
 def keep_results(folder: BenchmarkFolder) -> None:
-    """The measured numbers of each task, in complete.json. Raises `StudioError` where the package left none."""
+    """Writes the metrics of each task to complete.json. Raises `StudioError` if the package left no results."""
     measured: JsonObject = {}
     for path in sorted(folder.results.rglob("results_*.json")):
         measured |= read_object(path).get("results", {})
@@ -68,7 +68,7 @@ def keep_results(folder: BenchmarkFolder) -> None:
 
 
 def explain(error: Exception) -> Explained:
-    """An error that nobody foresaw, in one sentence."""
+    """An unexpected error in one sentence."""
     return unexpected("The benchmark", error, "Its log has the details.")
 
 

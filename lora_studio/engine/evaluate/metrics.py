@@ -1,7 +1,7 @@
-"""From answered rows to metrics with 95 % intervals, and which of the rows an adapter was trained on.
+"""Metrics with 95 % intervals from answered rows, and which of the rows an adapter was trained on.
 
-Shares get Wilson's interval (Wilson 1927), all else a percentile bootstrap over rows. A metric is computed over the
-same rows for every column. Rows are compared with the training rows by what they say.
+Shares get a Wilson interval (Wilson 1927), everything else a percentile bootstrap over rows. A metric is computed over
+the same rows for every column. Test rows are compared with the training rows by their content.
 """
 
 import math
@@ -37,11 +37,11 @@ RESAMPLES = 2000
 SEED = 42
 AT_ONCE = 1 << 22  # numbers of resampled rows that are in memory together
 Statistic = Callable[..., Any]
-"""Of arrays whose last axis is the rows, given the keyword `axis`, to a number for each of the other axes' places."""
+"""A statistic of arrays over the keyword `axis`, by default the last, which counts the rows."""
 
 
 def share_interval(right: Sequence[bool]) -> tuple[float, float]:
-    """Wilson's interval of a share; of no rows everything is possible."""
+    """The Wilson interval of a share; [0, 1] for no rows."""
     if not right:
         return 0.0, 1.0
     bounds = binomtest(sum(right), len(right)).proportion_ci(LEVEL, method="wilson")
@@ -49,7 +49,8 @@ def share_interval(right: Sequence[bool]) -> tuple[float, float]:
 
 
 def interval(rows: Sequence[np.ndarray], statistic: Statistic) -> tuple[float, float] | None:
-    """The bootstrap interval of a statistic over rows, each an array with one entry a row; None for less than two."""
+    """The bootstrap interval of a statistic over rows, given arrays with one entry per row; None for fewer than two
+    rows."""
     count = len(rows[0])
     if count < 2:
         return None
@@ -70,7 +71,7 @@ def interval(rows: Sequence[np.ndarray], statistic: Statistic) -> tuple[float, f
 def difference_interval(
     first: Sequence[np.ndarray], second: Sequence[np.ndarray], statistic: Statistic
 ) -> tuple[float, float] | None:
-    """The paired bootstrap's interval of how much greater the statistic is for the second column."""
+    """The paired bootstrap interval of the second column's statistic minus the first's."""
     parts = len(first)
 
     def apart(*arrays: np.ndarray, axis: int = -1) -> Any:
@@ -80,7 +81,7 @@ def difference_interval(
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """How likely so uneven a split of the rows that only one got right is, were both equally good."""
+    """The p-value of McNemar's exact test."""
     only_first = sum(first_right and not second_right for first_right, second_right in zip(first, second, strict=True))
     only_second = sum(second_right and not first_right for first_right, second_right in zip(first, second, strict=True))
     if not only_first + only_second:
@@ -97,9 +98,9 @@ CHANCE = 0.05
 
 @dataclass(frozen=True)
 class Metric:
-    """`of(column)` gives one array a number that the statistic needs, with an entry for each row.
+    """`of(column)` returns the arrays that the statistic takes, each with one entry per row.
 
-    `unit` is share (0 to 1), score (0 to 100) or plain. A metric `of_rights` is the share of rows that are right.
+    `unit` is share (0 to 1), score (0 to 100) or plain. A metric with `of_rights` is the share of correct rows.
     """
 
     name: str
@@ -121,26 +122,26 @@ def token_share(right: np.ndarray, tokens: np.ndarray, axis: int = -1) -> Any:
 
 
 def perplexity(losses: np.ndarray, tokens: np.ndarray, axis: int = -1) -> Any:
-    """The exponential of the mean loss of a token, in nats."""
+    """The exponential of the mean loss per token, in nats."""
     return np.exp(np.minimum(losses.sum(axis=axis) / tokens.sum(axis=axis), 700.0))
 
 
 def label_f1(expected: np.ndarray, predicted: np.ndarray, label: int, axis: int = -1) -> Any:
-    """Harmonic mean of a label's precision and recall; 0 where it is neither expected nor given."""
+    """F1 of a label; 0 if it is neither expected nor predicted."""
     is_expected, is_predicted = expected == label, predicted == label
     both = is_expected.sum(axis=axis) + is_predicted.sum(axis=axis)
     return 2 * (is_expected & is_predicted).sum(axis=axis) / np.maximum(both, 1)
 
 
 def macro_f1(expected: np.ndarray, predicted: np.ndarray, labels: int, axis: int = -1) -> Any:
-    """Mean of `label_f1` over the labels that are expected or given, as `metrics.label_scores` has it."""
+    """Mean of `label_f1` over the labels that are expected or predicted, as in `tasks.label_scores`."""
     scores = sum(label_f1(expected, predicted, label, axis) for label in range(labels))
     present = sum(((expected == label) | (predicted == label)).any(axis=axis) for label in range(labels))
     return scores / np.maximum(present, 1)
 
 
 def metrics_of(task: Task, rows: Sequence[Row]) -> list[Metric]:
-    """The metrics of a task over its rows, the most telling first."""
+    """The metrics of a task over its rows, the most informative first."""
     if task.kind == READING.kind:
         return _forced_metrics(rows, "texts")
     metrics: list[Metric] = []
@@ -172,7 +173,7 @@ def metrics_of(task: Task, rows: Sequence[Row]) -> list[Metric]:
 def _rights(
     name: str, title: str, about: str, rows: Sequence[Row], right: Callable[[Row, str], bool] | None = None
 ) -> Metric:
-    """The share of rows that are right: as they were judged, or by a rule of one's own."""
+    """The share of correct rows, as they were judged or by the rule `right`."""
 
     def of(column: str) -> list[np.ndarray]:
         values = (row[column]["right"] if right is None else right(row, row[column]["answer"]) for row in rows)
@@ -261,7 +262,8 @@ def columns_in(row: Row) -> list[str]:
 
 
 def measured(metric: Metric, columns: Sequence[str]) -> JsonObject:
-    """A metric of every column, and how far each is from the first: `difference` for the second, `difference2`, …"""
+    """A metric of every column, and each column's difference from the first: `difference` for the second,
+    `difference2`, …"""
     parts = {column: metric.of(column) for column in columns}
     first = columns[0]
     values: JsonObject = {
@@ -284,14 +286,14 @@ def measured(metric: Metric, columns: Sequence[str]) -> JsonObject:
 
 
 class Bounds(TypedDict):
-    """A 95 % interval; None where there is none."""
+    """A 95 % interval; None if there is none."""
 
     low: float | None
     high: float | None
 
 
 class MetricDifference(Bounds):
-    """How far a column is from the first, and whether that is more than chance."""
+    """A column's difference from the first column, and whether it is significant."""
 
     value: float
     p: float | None
@@ -301,7 +303,7 @@ class MetricDifference(Bounds):
 
 
 class Confusion(TypedDict):
-    """How often each expected label got which label: a row of counts for each expected label."""
+    """A confusion matrix: a row of counts for each expected label."""
 
     given: list[str]
     expected: list[str]
@@ -309,7 +311,7 @@ class Confusion(TypedDict):
 
 
 class Summary(TypedDict):
-    """What answered rows amount to: metrics by name, confusion and disagreements by column."""
+    """The results of an evaluation: metrics by name, confusion and disagreements by column."""
 
     rows: int
     task: JsonObject
@@ -352,7 +354,7 @@ def _words(difference: float, certain: bool, higher_is_better: bool, p: float | 
 
 
 def confusion(task: Task, rows: Sequence[Row], column: str) -> Confusion | None:
-    """How often each expected label got which label; None for tasks without labels."""
+    """The confusion matrix of a column; None for tasks without labels."""
     if task.kind != "labels":
         return None
     predictions = (*task.labels, NO_LABEL)
@@ -369,7 +371,7 @@ def confusion(task: Task, rows: Sequence[Row], column: str) -> Confusion | None:
 
 
 def disagreements(rows: Sequence[Row], first: str, other: str) -> dict[str, int]:
-    """How many rows both, one or none of two columns got right."""
+    """How many rows both columns, only one or neither got right."""
     pairs = [(bool(row[first]["right"]), bool(row[other]["right"])) for row in rows]
     return {
         "both_right": pairs.count((True, True)),
@@ -380,7 +382,7 @@ def disagreements(rows: Sequence[Row], first: str, other: str) -> dict[str, int]
 
 
 def summary(task: Task, rows: Sequence[Row], columns: Sequence[str]) -> Summary:
-    """All metrics of the answered rows, the confusion of labels, and where columns disagree with the first."""
+    """All metrics of the answered rows, the confusion matrices, and disagreements with the first column."""
     is_scored = task.kind != READING.kind
     return {
         "rows": len(rows),
@@ -395,11 +397,11 @@ MEANING = "What it scores on rows that it was trained on says how well it rememb
 
 
 class SlowError(Exception):
-    """Reading the training data again would take long."""
+    """Reading the training data again would take too long."""
 
 
 def warnings_of(folder: EvaluationFolder, request: EvaluationRequest, file: "AskedFile") -> list[str]:
-    """A sentence for each adapter that was trained on some of the rows that are to be answered."""
+    """A sentence for each adapter that was trained on some of the test rows."""
     numbers = {row.row for row in file.rows}
     groups = [group_of(chat) for chat in file.prepared.conversations if chat.row in numbers]
     tested = np.array(groups, dtype=np.uint64)
@@ -433,7 +435,7 @@ def _in_words(title: str, trained: int, of: int) -> str:
 
 
 def _trainings(runs: Path, name: str) -> Iterator[tuple[Config, RunFolder]]:
-    """The run of that id, and those that it goes on from."""
+    """The run of that id, and the runs that it continued from."""
     visited: set[str] = set()
     while name and name not in visited and (run := RunFolder(runs / name)).config.is_file():
         visited.add(name)
@@ -444,7 +446,7 @@ def _trainings(runs: Path, name: str) -> Iterator[tuple[Config, RunFolder]]:
 
 
 def _trained_on(config: Config, run: RunFolder) -> np.ndarray | None:
-    """Numbers that stand for the rows of a training; None where they are not in hand or changed since."""
+    """Hashes of a run's training rows; None if they are not cached or have changed since."""
     from lora_studio.engine.models.tokenizer import load_tokenizer
 
     if is_hub_name(config.data.train_file):
@@ -469,7 +471,7 @@ def _trained_on(config: Config, run: RunFolder) -> np.ndarray | None:
 
 
 def _give_up(first: Prepared) -> None:
-    """`prepare` shows its first look at a large file before what takes long."""
+    """Aborts `prepare` after the first rows of a large file, before the slow part."""
     raise SlowError
 
 

@@ -1,4 +1,4 @@
-"""Detects the task of a test file from its expected answers and scores an answer: match, label, ROUGE-L and others."""
+"""Detects the task of a test file from its expected answers, and scores answers: match, label, ROUGE-L and others."""
 
 import json
 import re
@@ -21,7 +21,7 @@ _PIECE = re.compile(r"[^\W_]+|_|[^\w\s]")
 
 
 def without_thinking(text: str) -> str:
-    """The answer without a reasoning block, as models that think put before it.
+    """The answer without the reasoning block of a thinking model.
 
     Some templates open the block in the prompt, so that the answer only closes it.
     """
@@ -29,22 +29,22 @@ def without_thinking(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """One form for texts that look the same: composed characters, single blanks, none at the ends."""
+    """A canonical form for texts that look the same: composed characters, single spaces, none at the ends."""
     return " ".join(unicodedata.normalize("NFC", without_thinking(text)).split())
 
 
 def is_exact(answer: str, expected: str) -> bool:
-    """Whether an answer is the expected one, letter by letter, white space and reasoning apart."""
+    """Whether an answer equals the expected answer, ignoring white space and reasoning."""
     return normalise(answer) == normalise(expected)
 
 
 def share(right: list[bool]) -> float:
-    """Part of a whole, 0 to 1; 0 for nothing at all."""
+    """A part of a whole, 0 to 1; 0 if the whole is 0."""
     return sum(right) / len(right) if right else 0.0
 
 
 def number_of(answer: str) -> Decimal | None:
-    """The number that a worked answer ends in: what follows the last `####` (GSM8K's mark), else its last number."""
+    """The final number of a worked answer: what follows the last `####` (as in GSM8K), else its last number."""
     text = normalise(answer)
     marked = _FINAL_NUMBER.findall(text)
     numbers = _NUMBER.findall(marked[-1] if marked else text)
@@ -54,13 +54,13 @@ def number_of(answer: str) -> Decimal | None:
 
 
 def same_number(answer: str, expected: str) -> bool:
-    """Whether both end in the same number: 1,000 is 1000.0."""
+    """Whether both answers end in the same number: 1,000 equals 1000.0."""
     number = number_of(expected)
     return number is not None and number_of(answer) == number
 
 
 def json_of(answer: str) -> tuple[bool, Any]:
-    """Whether an answer is JSON, also inside a code fence, and its value. Bare words and numbers don't count."""
+    """Whether an answer is JSON, also inside a code fence, and its value. Bare words and numbers do not count."""
     text = without_thinking(answer).strip()
     first, _, body = text.partition("\n")
     fenced = first.strip().lower() in ("```", "```json") and body.endswith("```")
@@ -72,11 +72,11 @@ def json_of(answer: str) -> tuple[bool, Any]:
 
 
 def label_of(answer: str, labels: Sequence[str], *, whole: bool = True) -> str | None:
-    """The label that an answer gives, however it is written; None where it gives none.
+    """The label that an answer gives; None if it gives none.
 
-    It is the one that the answer begins with (the longest, where one begins another), else the only one that it holds.
-    Case, white space, punctuation around it and reasoning before it don't matter. An answer that is not `whole` breaks
-    off somewhere: it also gives the only label that it is the beginning of.
+    It is the label that the answer begins with (the longest if several match), else the only one that it contains.
+    Case, white space, surrounding punctuation and reasoning are ignored. An answer that is not `whole` was cut off: it
+    also gives the only label that it is a prefix of.
     """
     words = _pieces(answer)
     labels_by_length = sorted(((_pieces(label), label) for label in labels), key=lambda pair: -len(pair[0]))
@@ -103,14 +103,14 @@ def label_of(answer: str, labels: Sequence[str], *, whole: bool = True) -> str |
 
 
 def _pieces(text: str) -> list[str]:
-    """A text as words and single marks, in lower case."""
+    """A text as lower-case words and single punctuation marks."""
     return _PIECE.findall(normalise(text).casefold())
 
 
 def label_scores(expected: Sequence[str], predicted: Sequence[str | None]) -> dict[str, float]:
     """Accuracy, macro F1 and the share without an answer, which counts as wrong. Empty for no rows.
 
-    Macro F1 is the mean of each label's harmonic mean of precision and recall, over the labels expected or given.
+    Macro F1 is the mean F1 over the labels that are expected or predicted.
     """
     if not expected:
         return {}
@@ -131,7 +131,7 @@ _WORD = re.compile(r"\w+")
 
 
 class _Words:
-    """Words of any script. The library's own tokenizer knows only a to z and digits."""
+    """Splits words of any script. The library's own tokenizer knows only a to z and digits."""
 
     def tokenize(self, text: str) -> list[str]:
         return _WORD.findall(text.casefold())
@@ -156,7 +156,7 @@ def chrf(answer: str, expected: str) -> float:
 
 
 def bleu_counts(answer: str, expected: str) -> list[int]:
-    """What BLEU counts of one answer: lengths of both, right n-grams and all n-grams of 1 to 4 words."""
+    """BLEU's counts for one answer: lengths of both texts, matching and total n-grams of 1 to 4 words."""
     score = _BLEU.sentence_score(normalise(answer), [normalise(expected)])
     return [score.sys_len, score.ref_len, *score.counts, *score.totals]
 
@@ -172,13 +172,13 @@ def bleu(counts: np.ndarray) -> float:
 
 
 def bleu_of(*counts: np.ndarray, axis: int = -1) -> np.ndarray:
-    """`bleu` of rows whose counts stand in one array a number, over an axis: what a bootstrap takes."""
+    """`bleu` from arrays of counts, over an axis, as a bootstrap takes it."""
     sums = np.stack([part.sum(axis=axis) for part in counts], axis=-1)
     return np.array([bleu(row) for row in sums.reshape(-1, sums.shape[-1])]).reshape(sums.shape[:-1])
 
 
 def bleu_columns(pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
-    """The counts of many (answer, expected) as `bleu_of` takes them."""
+    """The counts of many (answer, expected) pairs, as `bleu_of` takes them."""
     return list(np.array([bleu_counts(*pair) for pair in pairs], dtype=np.int64).T)
 
 
@@ -192,8 +192,7 @@ _BARE_NUMBER = re.compile(r"[^\w]*\d(?:[\d,. ]*\d)?[^\w]*")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """`kind` is labels, numbers, json or text, or reading where nothing is asked; `why` says in a sentence how that was
-    told."""
+    """`kind` is labels, numbers, json, text, or reading for rows without questions; `why` says how it was detected."""
 
     kind: str
     why: str
@@ -201,7 +200,7 @@ class Task:
 
     @property
     def positive(self) -> str | None:
-        """Of two labels the one that is looked for: the one that says yes, else the first."""
+        """The positive label of two: the one that means yes, else the first."""
         if len(self.labels) != 2:
             return None
         return next((label for label in self.labels if label.casefold() in POSITIVE), self.labels[0])
@@ -215,7 +214,8 @@ READING = Task(
 
 @dataclass(frozen=True, slots=True)
 class AnswerVerdict:
-    """What one answer is worth: `score` from 0 to 1 orders rows; `given` is the label or number read in it."""
+    """The judgement of an answer: `score` from 0 to 1 orders rows; `given` is the label or number that was read from
+    it."""
 
     right: bool
     score: float
@@ -223,7 +223,7 @@ class AnswerVerdict:
 
 
 def choose_task(expected: Sequence[str], labels: Sequence[str] = (), labels_from: str = "") -> Task:
-    """The task of a file's expected answers; labels that were named settle it."""
+    """The task that the expected answers set; explicit labels decide it."""
     if labels:
         with_label = sum(label_of(answer, labels) is not None for answer in expected)
         if with_label:
@@ -242,7 +242,7 @@ def choose_task(expected: Sequence[str], labels: Sequence[str] = (), labels_from
 
 
 def _is_number(answer: str) -> bool:
-    """Whether an answer is a number by itself or ends in one after ####."""
+    """Whether an answer is a number, or ends in one after ####."""
     worked = any(map(_DIGIT.search, _WORKED.findall(answer)))
     return worked or _BARE_NUMBER.fullmatch(normalise(answer)) is not None
 
@@ -253,7 +253,7 @@ def _nearly_all(those: Iterable[bool]) -> bool:
 
 
 def few_labels(expected: Sequence[str]) -> tuple[str, ...]:
-    """The labels that the answers are, the commonest first; none where they are not a few short ones."""
+    """The distinct answers as labels, the most frequent first; empty unless they are few and short."""
     plain = [normalise(answer).strip(" .!\"'") for answer in expected]
     spelled = Counter(plain)
     ways: dict[str, list[str]] = {}
@@ -265,7 +265,7 @@ def few_labels(expected: Sequence[str]) -> tuple[str, ...]:
 
 
 def judge(task: Task, answer: str, expected: str) -> AnswerVerdict:
-    """Whether an answer solves its row: the same label, number or JSON value, else the same text."""
+    """Whether an answer is correct: the same label, number or JSON value, else the same text."""
     if task.kind == "labels":
         predicted, label = label_of(answer, task.labels), label_of(expected, task.labels)
         right = predicted == label if label is not None else is_exact(answer, expected)

@@ -1,8 +1,8 @@
-"""The child that evaluates: `python -m lora_studio.engine.evaluate.worker FOLDER [--resume]`.
+"""The worker that evaluates: `python -m lora_studio.engine.evaluate.worker FOLDER [--resume]`.
 
-Answers are appended to predictions.jsonl batch by batch; a resumed evaluation keeps them and answers the rest. Whatever
-happens, the events end with one `Finished` in plain words, and metrics_summary.json is written last, also over the rows
-that were answered until a stop. Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
+Answers are appended to predictions.jsonl batch by batch; a resumed evaluation keeps them and answers the remaining
+rows. The events always end with a `Finished`. metrics_summary.json is written last, also over the rows answered before
+a stop. Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
 """
 
 import json
@@ -111,7 +111,7 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: StopSignal) -> None:
 
 
 def _voices(request: EvaluationRequest, tokenizer: "PreTrainedTokenizerBase") -> "dict[str, Voice]":
-    """How each column is asked; the base as the first adapter is, in its own tokens."""
+    """How each column is prompted; the base like the first adapter, with its own tokenizer."""
     from lora_studio.engine.evaluate.answer import Voice
     from lora_studio.engine.models.tokenizer import adapter_tokenizer
     from lora_studio.engine.models.weights import known_tokens
@@ -127,7 +127,7 @@ def _voices(request: EvaluationRequest, tokenizer: "PreTrainedTokenizerBase") ->
 
 
 def _reading(request: EvaluationRequest) -> tuple[JsonObject | None, list[str]]:
-    """The mapping to read the file by, and the columns that it lacks for a mapping that only the run had."""
+    """The column mapping for the file, and the columns that it lacks if only the run has a mapping."""
     from lora_studio.data.preview import missing_columns
 
     of_run = request.mapping if request.mapping_from == OF_RUN else None
@@ -181,7 +181,7 @@ def _answer(
     log: EventLog,
     stop: StopSignal,
 ) -> None:
-    """Answers the rows that are left, batch by batch."""
+    """Answers the remaining rows, batch by batch."""
     from lora_studio.engine.evaluate.answer import answer_in_batches, thinking_of
 
     done = sum(1 for _ in folder.rows())
@@ -206,7 +206,7 @@ def _answer(
 
 
 class Predictions:
-    """Appends answered rows; each batch is with the system before `add` returns. A torn last line is ended first."""
+    """Appends answered rows; each batch is flushed before `add` returns. A torn last line is cut off first."""
 
     def __init__(self, folder: EvaluationFolder) -> None:
         self._path = folder.predictions
@@ -228,7 +228,7 @@ class Predictions:
 
 
 def write_summary(folder: EvaluationFolder, request: EvaluationRequest, state: str, log: EventLog) -> None:
-    """What the answered rows amount to, with what a person should know of them; nothing where there are none."""
+    """Writes the metrics of the answered rows, with warnings; nothing if there are no rows."""
     from lora_studio.engine.evaluate.metrics import summary
     from lora_studio.engine.evaluate.tasks import Task
 
@@ -246,7 +246,7 @@ def write_summary(folder: EvaluationFolder, request: EvaluationRequest, state: s
 
 
 def _same_base(cards: Sequence[AdapterCard]) -> list[str]:
-    """What a person should know of adapters that are evaluated together. Raises `StudioError` where bases differ."""
+    """Notes on adapters that are evaluated together. Raises `StudioError` if their bases differ."""
     if lacking := [card.name for card in cards if not card.base]:
         raise StudioError(
             f"{lacking[0]} does not say which base it was trained on.",
@@ -257,7 +257,7 @@ def _same_base(cards: Sequence[AdapterCard]) -> list[str]:
 
 
 def rows_asked(state: RunState) -> RowsRead | None:
-    """What an evaluation's events tell of its rows. Those of earlier versions told it as rows to train on."""
+    """The counts of an evaluation's rows from its events. Earlier versions logged them as training rows."""
     data = state.data
     if state.test_rows is not None or data is None:
         return state.test_rows
@@ -293,7 +293,7 @@ def _tell_data(log: EventLog, file: "AskedFile") -> None:
 
 
 def _warn(log: EventLog, messages: Sequence[str]) -> None:
-    """What a person should know, once each, also of an evaluation that is resumed."""
+    """Logs each warning once, also when an evaluation is resumed."""
     warnings = log.state().warnings
     for message in messages:
         if message not in warnings:

@@ -1,3 +1,2 @@
-"""An adapter written in a form that another program reads, and tried.
-May import engine.chat, engine.models and engine.runtime.
-"""
+"""Writes adapters in the formats of other programs, and verifies the result. May import engine.chat, engine.models and
+engine.runtime."""

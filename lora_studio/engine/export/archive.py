@@ -1,6 +1,6 @@
-"""The adapter as files: a zip, its settings as YAML, or with the command by which vLLM serves it beside its base.
+"""Exports an adapter as files: a zip, its settings as YAML, or a folder with the command that serves it with vLLM.
 
-Pickles and names of this machine stay out. What vLLM can't serve as an adapter is refused with the way out.
+Pickles and local paths are left out. Adapters that vLLM cannot serve are refused, with an alternative.
 """
 
 import json
@@ -41,7 +41,7 @@ from lora_studio.workspace import DEMO_MODEL, model_source
 
 
 def export_zip(work: ExportContext, *, base_name: str, keep_local_base: bool) -> ExportResult:
-    """One zip with a folder in it, which peft, vLLM and LoRA Studio load as it is."""
+    """Exports a zip with a single folder that peft, vLLM and LoRA Studio load directly."""
     base = base_to_name(work, base_name, keep_local=keep_local_base)
     texts = rewritten(work, base)
     target = work.out / f"{work.name}.zip"
@@ -62,7 +62,7 @@ def export_zip(work: ExportContext, *, base_name: str, keep_local_base: bool) ->
 
 
 def rewritten(work: ExportContext, base: str) -> dict[str, str]:
-    """The texts that go with the adapter, by file name, without names of this machine."""
+    """The text files of the export by name, without local paths."""
     settings = json.loads((work.adapter / SETTINGS_FILE).read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = base
     card = {name: value for name, value in work.card.items() if name != "continued_from"} | {"base_model": base}
@@ -76,7 +76,7 @@ def rewritten(work: ExportContext, base: str) -> dict[str, str]:
 
 
 def without_paths(work: ExportContext, text: str, base: str) -> str:
-    """A text in which the base bears its new name, and files only their last."""
+    """A text with the base's new name, and files without their folders."""
     own = str(work.card.get("base_model") or "")
     if is_local(own):
         text = text.replace(own, base)
@@ -122,7 +122,7 @@ PLACES = {
 
 
 def export_config(work: ExportContext, *, base_name: str) -> ExportResult:
-    """One YAML file with every setting, those at their default too."""
+    """Exports a YAML file with every setting, including defaults."""
     run = work.of_run()
     config = settings_of(run, work.state())
     if base_name.strip():
@@ -139,7 +139,7 @@ def export_config(work: ExportContext, *, base_name: str) -> ExportResult:
 
 
 def local_places(config: Config) -> list[str]:
-    """Which settings name files of this machine, and what to do about each."""
+    """A note on each setting that names a local file."""
     values = config.model_dump()
     notes = []
     for path, advice in PLACES.items():
@@ -157,7 +157,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 def export_vllm(
     work: ExportContext, *, base_name: str, keep_local_base: bool, served_name: str, max_model_len: int | None
 ) -> ExportResult:
-    """A folder with the adapter, its chat template and `serve.sh`."""
+    """Exports a folder with the adapter, its chat template and `serve.sh`."""
     settings = read_lora(work.adapter)
     rank = max_rank(settings)
     base = base_to_name(work, base_name, keep_local=keep_local_base)
@@ -193,7 +193,7 @@ def export_vllm(
 
 
 def max_rank(settings: JsonObject) -> int:
-    """The least --max-lora-rank that holds the adapter. Raises `StudioError` for adapters that vLLM can't serve."""
+    """The smallest --max-lora-rank for the adapter. Raises `StudioError` for adapters that vLLM cannot serve."""
     merged = "Take the merged model instead: vLLM serves it as any other."
     lacking = extras({**settings, "target_parameters": None})
     if scales_differ(settings):
@@ -208,14 +208,14 @@ def max_rank(settings: JsonObject) -> int:
 
 
 def longest_text(base: str, revision: str | None) -> int | None:
-    """Tokens that the base can read, where its config is on this machine."""
+    """The base's context length in tokens, if its config is on this machine."""
     numbers = read_config(base, revision)
     model = architecture(numbers) if numbers else None
     return model.longest if model else None
 
 
 def serve_script(base: str, arguments: str) -> str:
-    """`serve.sh`: the same command with the base as a variable, so that it runs on another machine as well."""
+    """`serve.sh`: the same command with the base as a variable, so that it also runs on other machines."""
     options = arguments.removeprefix(f"vllm serve {shlex.quote(base)}")
     return f"""#!/bin/sh
 # Serves the adapter beside its base: needs `pip install vllm` and a GPU.
@@ -230,7 +230,7 @@ exec vllm serve "$BASE"{options}
 def serve_arguments(
     base: str, name: str, *, rank: int, revision: str | None, max_model_len: int | None, template: bool
 ) -> str:
-    """The command as a shell reads it; whatever comes from a person or a file is quoted."""
+    """The shell command; every value from a user or a file is quoted."""
     parts = ["vllm", "serve", base, *(["--revision", revision] if revision else [])]
     parts += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}=./adapter"]
     parts += ["--max-model-len", str(max_model_len)] if max_model_len else []

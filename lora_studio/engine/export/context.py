@@ -1,7 +1,7 @@
-"""What the program of an export's target gets and returns, and the trial of its result.
+"""The input and output of an export target's program, and the verification of its result.
 
-A program is a function `export_NAME(work, *, SETTINGS) -> Outcome`. The trial compares a greedy answer and its scores
-with those of base and adapter.
+A program is a function `export_NAME(work, *, SETTINGS) -> ExportResult`. Verification compares a greedy answer and its
+log-probabilities with those of base and adapter.
 """
 
 import math
@@ -36,10 +36,10 @@ BLOCK, LOOK_SECONDS = 1 << 22, 0.5
 
 @dataclass(frozen=True)
 class ExportContext:
-    """An adapter to take away: its folder, its run where it has one, and `out`, the empty folder for the result.
+    """An adapter to export: its folder, its run if it has one, and `out`, the empty folder for the result.
 
-    `title` is the adapter's, `name` the same as a file name; `final` is where `out` will be moved to when all is done;
-    `trial` says whether the result is to be tried.
+    `title` is the adapter's title, `name` the same as a file name; `final` is where `out` is moved when it is complete;
+    `trial` says whether to verify the result.
     """
 
     adapter: Path
@@ -58,26 +58,26 @@ class ExportContext:
 
     @property
     def card(self) -> JsonObject:
-        """What training noted beside the adapter: base, revision, quantization, system prompt."""
+        """The adapter's studio.json: base, revision, quantization, system prompt."""
         return read_card(self.adapter).values
 
     def of_run(self) -> RunFolder:
-        """The run, for targets that need one. Raises `StudioError` where it was deleted meanwhile."""
+        """The run, for targets that need one. Raises `StudioError` if it was deleted meanwhile."""
         if self.run is None or not self.run.config.is_file():
             raise StudioError("The run of this adapter is not there any more.", "Choose another one.")
         return self.run
 
     def state(self) -> RunState:
-        """What the run's events come to."""
+        """The run's state, folded from its events."""
         return read_state(self.of_run().events)
 
     def warn(self, words: str) -> None:
-        """Something that a person should know and that does not end the export."""
+        """Logs a warning that does not end the export."""
         self.log.emit(Warned(time.time(), words))
 
     @contextmanager
     def growing(self, phase: str, total: int) -> Iterator[None]:
-        """A phase in which a library writes into `out`: progress is how much lies there, of about `total` bytes."""
+        """A phase in which a library writes into `out`: progress is the size of the folder, of about `total` bytes."""
         self.log.phase(phase, total, "bytes")
         over = threading.Event()
 
@@ -96,10 +96,10 @@ class ExportContext:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What came out: a sentence on how it is used, a command to copy, a link, and how the trial went.
+    """The result: a sentence on its use, a command to copy, a link, and the outcome of the verification.
 
-    `same` says whether the result answered as the adapter did; None where it was not tried or need not be the same.
-    `missing` names what was asked for and could not be made here; "" where all of it was.
+    `same` says whether the result answered like the adapter; None if it was not verified or need not be the same.
+    `missing` names what could not be produced here; "" if nothing is missing.
     """
 
     words: str
@@ -112,7 +112,7 @@ class ExportResult:
 
 
 def base_to_name(work: ExportContext, base_name: str, *, keep_local: bool = False) -> str:
-    """What a result calls the base: the name given, else its own. Raises `StudioError` for a folder of this machine."""
+    """The base's name in the result: the given name, else its own. Raises `StudioError` for a local folder."""
     own = str(work.card.get("base_model") or "")
     if base_name.strip():
         return base_name.strip()
@@ -125,19 +125,19 @@ def base_to_name(work: ExportContext, base_name: str, *, keep_local: bool = Fals
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's or data set's name is a path of this machine."""
+    """Whether the name of a model or data set is a local path."""
     return name.startswith((".", "/", "~", "\\")) or (name != "" and os.path.exists(model_source(name)) and "/" in name)
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """A file's content, piece by piece."""
+    """Yields a file's content in blocks."""
     with path.open("rb") as file:
         while block := file.read(BLOCK):
             yield block
 
 
 def copy_files(work: ExportContext, files: Sequence[Path], target: Path) -> None:
-    """Copies files into a folder with progress in bytes, and stops in between when asked to."""
+    """Copies files into a folder with progress in bytes; can be stopped."""
     total, done = sum(path.stat().st_size for path in files), 0
     work.log.phase("copy", total, "bytes")
     target.mkdir(parents=True, exist_ok=True)
@@ -151,26 +151,26 @@ def copy_files(work: ExportContext, files: Sequence[Path], target: Path) -> None
 
 
 def plain_name(title: str) -> str:
-    """A title as the name of a file or of a served model: letters, digits, dot, dash and underscore."""
+    """A title as the name of a file or a served model: letters, digits, dot, dash and underscore."""
     return safe_name(title.replace("/", " "), "adapter")
 
 
 QUESTION = "Hello! What can you do?"
 TOKENS = 24
 EXACT = 1e-3
-"""Scores of two float32 models that are to be one and the same differ by less: different orders of adding."""
+"""Scores of two identical float32 models differ by less: the order of summation varies."""
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """The tokens of the prompt, the scores of the token after it (`[vocabulary]`), and the answer."""
+    """The prompt's tokens, the scores of the next token (`[vocabulary]`), and the answer."""
 
     prompt: tuple[int, ...]
     scores: torch.Tensor
     text: str
 
     def difference(self, other: "Spoken") -> float:
-        """The largest difference between two scores; infinite where the prompts differ or a score is no number."""
+        """The largest difference between two scores; infinite if the prompts differ or a score is not finite."""
         if self.prompt != other.prompt or self.scores.shape != other.scores.shape:
             return math.inf
         largest = float((self.scores - other.scores).abs().max())
@@ -178,7 +178,7 @@ class Spoken:
 
 
 def ask(loaded: LoadedModel, adapter: str | None, card: Mapping[str, Any]) -> Spoken:
-    """Asks one who answers, as the adapter was trained to be asked."""
+    """Prompts a model the way the adapter was trained."""
     system = [{"role": "system", "content": card["system_prompt"]}] if card.get("system_prompt") else []
     column = Column(adapter, [*system, {"role": "user", "content": QUESTION}])
     thinking = card.get("enable_thinking")
@@ -191,7 +191,7 @@ def ask(loaded: LoadedModel, adapter: str | None, card: Mapping[str, Any]) -> Sp
 
 
 def why_not(work: ExportContext, bytes_a_weight: int) -> str:
-    """Why nothing can be tried here; "" where it can. A model has to be in memory for it."""
+    """Why the result cannot be verified here; "" if it can. The model has to fit in memory."""
     if not work.trial:
         return "Not tried, as you wished."
     parameters = sizes_of(work.adapter).parameters or 0
@@ -206,7 +206,7 @@ def load_adapters(
 ) -> LoadedModel:
     """The base in that precision with these adapters on top, by column name.
 
-    With `in_full` a base that is stored in 4 or 8 bits gets plain weights of that precision.
+    With `in_full`, a base stored in 4 or 8 bits is dequantized to that precision.
     """
     return _put_adapters(work, _load_base(work, dtype, in_full=in_full), folders)
 
@@ -225,9 +225,9 @@ def _put_adapters(work: ExportContext, loaded: LoadedModel, folders: Mapping[str
 
 
 def try_adapter(work: ExportContext, exported: Path) -> tuple[str, bool | None]:
-    """Whether the adapter in `exported` answers as the one that it was made from, in words.
+    """Whether the exported adapter answers like the original, in words.
 
-    Raises `StudioError` where it has no place in its base: nobody could use what was made.
+    Raises `StudioError` if it matches no module of its base: nobody could use it.
     """
     try:
         if note := text_model_note(work):
@@ -248,9 +248,9 @@ def try_adapter(work: ExportContext, exported: Path) -> tuple[str, bool | None]:
 
 
 def check_places(work: ExportContext, bare: PreTrainedModel) -> None:
-    """Tells what of the adapter has no place in its base, `bare` being that without weights.
+    """Warns about parts of the adapter that match no module of its base. `bare` is the base without weights.
 
-    Raises `StudioError` where nothing of it has one.
+    Raises `StudioError` if no part matches.
     """
     base = str(work.card["base_model"])
     with fitting(work.adapter, base):
@@ -261,7 +261,7 @@ def check_places(work: ExportContext, bare: PreTrainedModel) -> None:
 
 
 def text_model_note(work: ExportContext) -> str:
-    """What others should know of an adapter on the text model of a checkpoint that holds more; "" for all others."""
+    """A note for an adapter on the text model of a multimodal checkpoint; "" for all others."""
     config = read_config(str(work.card["base_model"]), work.card.get("revision"))
     stored = (config.architectures or [""])[0]
     model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -278,9 +278,10 @@ def text_model_note(work: ExportContext) -> str:
 
 
 def verdict(own: Spoken, other: Spoken, *, exact: bool) -> tuple[str, bool]:
-    """What a trial came to. Raises `StudioError` where the result had to be the same and is not.
+    """The outcome of a verification. Raises `StudioError` if the result had to be the same and is not.
 
-    `exact` says that both compute in the same numbers; otherwise rounding may move scores, and at a near-tie the words.
+    `exact` says that both compute in the same precision; otherwise rounding may change scores and, at near-ties,
+    answers.
     """
     if own.prompt != other.prompt:
         raise StudioError(

@@ -1,7 +1,7 @@
-"""Exports that llama.cpp and Ollama read: a GGUF file made by an installed llama.cpp, and a Modelfile.
+"""Exports for llama.cpp and Ollama: a GGUF file made by an installed llama.cpp, and a Modelfile.
 
-llama.cpp's programs run without a shell, in the export's process group and without this process' secrets. The
-template of a Modelfile is proved before anything slow.
+llama.cpp's programs run without a shell, in the export's process group and without this process's secrets. The
+Modelfile's template is verified before anything slow.
 """
 
 import json
@@ -71,10 +71,10 @@ _LAST_LINES = 8
 
 
 def run_program(command: Sequence[str], log: EventLog, *, phase: str, noun: str) -> None:
-    """Runs one program to its end. Raises `StudioError` with its last words where it fails.
+    """Runs a program to its end. Raises `StudioError` with its last output if it fails.
 
-    What of this process' environment looks like a secret is not handed on. A stop, which arrives as an exception, ends
-    the program first.
+    Environment variables that look like secrets are not passed on. A stop, raised as an exception, ends the program
+    first.
     """
     log.phase(phase)
     environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name.upper())}
@@ -108,7 +108,7 @@ def run_program(command: Sequence[str], log: EventLog, *, phase: str, noun: str)
 
 
 def _hint(message: str) -> str:
-    """What helps against the failures of the converter that are known."""
+    """A hint for the known failures of the converter."""
     if "No module named" in message:
         return (
             "llama.cpp's converter lacks what it needs: install the requirements.txt of its folder into a .venv there "
@@ -122,9 +122,9 @@ def _hint(message: str) -> str:
 
 
 def _lines(output: IO[bytes]) -> Iterator[str]:
-    """The lines of a program's output, those that it writes over (carriage return) one by one as well.
+    """The lines of a program's output, including those that a carriage return overwrites.
 
-    Waits in short pieces, as a signal that another thread got is heard only in between.
+    Waits in short intervals, because a signal that another thread received is only handled in between.
     """
     buffer = b""
     while True:
@@ -140,7 +140,7 @@ def _lines(output: IO[bytes]) -> Iterator[str]:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Ends a program that still runs; one that does not hear is ended at once."""
+    """Terminates a running program, and kills it if it does not react."""
     if child.poll() is None:
         child.terminate()
         try:
@@ -162,7 +162,7 @@ HOW = (
 
 @dataclass(frozen=True)
 class Made:
-    """The file's name, whether it is there, the commands that make it where it is not, the trial, and notes."""
+    """The file's name, whether it exists, the commands that make it otherwise, the verification, and notes."""
 
     file: str
     there: bool
@@ -173,7 +173,7 @@ class Made:
 
 
 def export_gguf(work: ExportContext, *, quantization: str) -> ExportResult:
-    """A folder with the file; or, without llama.cpp, with the merged model and the commands."""
+    """Exports a folder with the GGUF file or, without llama.cpp, the merged model and the commands."""
     gguf = make_gguf(work, quantization)
     place = work.final / gguf.file
     serve = f"{shlex.quote(server())} -m {shlex.quote(str(place))} --jinja"
@@ -198,7 +198,7 @@ def export_gguf(work: ExportContext, *, quantization: str) -> ExportResult:
 
 
 def make_gguf(work: ExportContext, quantization: str) -> Made:
-    """Merges, and makes the file in `work.out` where llama.cpp is; else leaves the merged model and the commands."""
+    """Merges the model and converts it if llama.cpp is installed, else leaves the merged model and the commands."""
     tools = usable_tools(quantization)
     file = f"{work.name}-{quantization.upper()}.gguf"
     model = work.out / MODEL
@@ -220,7 +220,7 @@ def make_gguf(work: ExportContext, quantization: str) -> Made:
 
 
 def usable_tools(quantization: str) -> LlamaCpp | None:
-    """The llama.cpp of this machine, where it has what this form needs. Raises `StudioError` where it is half there."""
+    """The installed llama.cpp, if it has what this format needs. Raises `StudioError` if it is incomplete."""
     tools = find_llama_cpp()
     if tools is not None and tools.quantizer is None and not QUANTIZATIONS[quantization].direct:
         direct = ", ".join(kind.name for kind in QUANTIZATIONS.values() if kind.direct)
@@ -232,7 +232,7 @@ def usable_tools(quantization: str) -> LlamaCpp | None:
 
 
 def check_gguf(path: Path) -> int:
-    """How many tensors the file says that it has. Raises `StudioError` for a file that is no GGUF."""
+    """The number of tensors in the file. Raises `StudioError` if it is not GGUF."""
     head = b""
     if path.is_file():
         with path.open("rb") as file:
@@ -250,7 +250,7 @@ _NO_NAME = re.compile(r"[^a-z0-9._-]+")
 
 @dataclass(frozen=True)
 class Weights:
-    """What FROM and ADAPTER name ("" for no adapter), how the trial went, and what is missing, with its commands."""
+    """The values of FROM and ADAPTER ("" for no adapter), the verification, and what is missing, with its commands."""
 
     source: str
     adapter: str
@@ -262,7 +262,7 @@ class Weights:
 
 
 def export_ollama(work: ExportContext, *, weights: str, quantization: str, base_in_ollama: str) -> ExportResult:
-    """A folder in which `ollama create` makes the model."""
+    """Exports a folder from which `ollama create` makes the model."""
     if base_in_ollama.strip():
         check_adapter(work.adapter)
     name, revision = str(work.card["base_model"]), work.card.get("revision")
@@ -297,7 +297,7 @@ def export_ollama(work: ExportContext, *, weights: str, quantization: str, base_
 
 
 def go_template(work: ExportContext, tokenizer: Any) -> GoTemplate:
-    """The adapter's chat template in Go's language. Raises `StudioError` where it has no counterpart there."""
+    """The adapter's chat template in Go's language. Raises `StudioError` if it cannot be expressed there."""
     thinking = work.card.get("enable_thinking")
     source = read_template(work.adapter) or choose_template(tokenizer, "auto").source
     switch = {} if thinking is None else {"enable_thinking": thinking}
@@ -342,9 +342,9 @@ def _adapter(work: ExportContext, kind: str, base: str) -> Weights:
 
 
 def check_adapter(folder: Path) -> None:
-    """Raises `StudioError` for an adapter of which Ollama would leave something out without a word.
+    """Raises `StudioError` for an adapter of which Ollama would silently ignore a part.
 
-    Its import reads pairs of matrices of the attention and of a plain MLP, and one number, lora_alpha
+    Its import reads LoRA matrices of the attention and of a plain MLP, and one lora_alpha
     (ollama/convert/convert_llama_adapter.go and convert.go).
     """
     settings = read_lora(folder)
@@ -362,9 +362,9 @@ def check_adapter(folder: Path) -> None:
 
 
 def write_adapter(work: ExportContext) -> str:
-    """The adapter with the scale as Ollama applies it, in `work.out`; a sentence where it had to be written otherwise.
+    """Writes the adapter with the scale as Ollama applies it to `work.out`; returns a note if it had to be rescaled.
 
-    Ollama multiplies B A by lora_alpha / r, with lora_alpha a whole number: what that can't say goes into B.
+    Ollama multiplies B A by lora_alpha / r with an integer lora_alpha: the remaining factor goes into B.
     """
     target, settings = work.out / ADAPTER, read_lora(work.adapter)
     texts = rewritten(work, str(work.card["base_model"]))
@@ -407,7 +407,7 @@ def _modelfile(work: ExportContext, tokenizer: Any, template: GoTemplate, weight
 
 
 def _missing(work: ExportContext) -> list[str]:
-    """What a Modelfile can't carry of the adapter's system prompt."""
+    """Parts of the adapter's prompt that a Modelfile cannot express."""
     system = str(work.card.get("system_prompt") or "")
     if carried_by_quotes(system):
         return []

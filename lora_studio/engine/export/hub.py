@@ -1,6 +1,7 @@
-"""Uploads an adapter or a merged model to a repository of the Hugging Face Hub, with a model card.
+"""Uploads an adapter or a merged model to a repository on the Hugging Face Hub, with a model card.
 
-The token comes from HF_TOKEN in this child's environment and goes to the Hub alone: no error, event or log holds it.
+The token comes from HF_TOKEN in this child's environment and is sent only to the Hub: it appears in no error, event or
+log.
 """
 
 import io
@@ -36,7 +37,7 @@ _TOKEN_LIKE = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 
 def no_token() -> StudioError:
-    """What is said where there is no token."""
+    """The error for a missing token."""
     return StudioError(
         "There is no token for the Hub.",
         "Set HF_TOKEN before the start, log in with `hf auth login`, or give one when asked. Make one with the right "
@@ -46,7 +47,7 @@ def no_token() -> StudioError:
 
 @dataclass(frozen=True)
 class Published:
-    """Where the folder is now: the repository's name, its page, and whether others see it."""
+    """The repository's name, its page, and whether it is public."""
 
     repo: str
     link: str
@@ -54,7 +55,7 @@ class Published:
 
 
 def check_name(repo: str) -> str:
-    """A repository's name, as owner/name or as a name alone. Raises `StudioError` for what the Hub refuses."""
+    """A repository's name, with or without an owner. Raises `StudioError` for names that the Hub refuses."""
     name = repo.strip()
     hint = "Write it as OWNER/NAME: letters, digits, dot, dash and underscore, at most 96, such as me/pirate-lora."
     if not name:
@@ -69,9 +70,9 @@ def check_name(repo: str) -> str:
 
 
 def full_name(repo: str, token: str, *, endpoint: str | None = None) -> str:
-    """The repository's name with its owner, who is the token's own where none is named. Asks the Hub.
+    """The repository's name with its owner, by default the token's. Asks the Hub.
 
-    Raises `StudioError` where the token is unknown to the Hub or may only read.
+    Raises `StudioError` if the token is invalid or read-only.
     """
     name = check_name(repo)
     with _in_words(name):
@@ -93,9 +94,9 @@ def publish(
     check: Callable[[], None] = lambda: None,
     endpoint: str | None = None,
 ) -> Published:
-    """Sends every file of a folder in one commit and tells where it is; `check` may raise to end it.
+    """Uploads all files of a folder in one commit; `check` may raise to stop.
 
-    `update` allows a repository that is there already; its visibility is never changed. Raises `StudioError`.
+    `update` allows an existing repository; its visibility never changes. Raises `StudioError`.
     """
     api = HfApi(endpoint=endpoint, token=token)
     with _in_words(repo):
@@ -109,7 +110,7 @@ def publish(
 
 
 def _make_repository(api: HfApi, repo: str, *, private: bool, update: bool) -> bool:
-    """Makes the repository where it is not there yet, and tells whether it is private."""
+    """Creates the repository if it does not exist, and returns whether it is private."""
     try:
         info = api.model_info(repo)
     except RepositoryNotFoundError:
@@ -128,7 +129,7 @@ def _make_repository(api: HfApi, repo: str, *, private: bool, update: bool) -> b
 
 
 class _Counted(io.BufferedReader):
-    """A file that tells how many bytes of it were read, once counting has begun; a read may be where a stop ends it."""
+    """A file that reports how many bytes were read, once counting has begun; a read is where a stop takes effect."""
 
     def __init__(self, path: Path, tell: Callable[[int], None]) -> None:
         super().__init__(io.FileIO(path))
@@ -145,7 +146,7 @@ class _Counted(io.BufferedReader):
 def _operations(
     folder: Path, paths: Sequence[Path], on_progress: Callable[[int, int], None], check: Callable[[], None]
 ) -> Iterator[list[CommitOperationAdd]]:
-    """The files as the Hub's library takes them, each open; they are read once before, for their fingerprints."""
+    """The files as huggingface_hub takes them, opened; they are read once before, for their hashes."""
     total, done = sum(path.stat().st_size for path in paths), 0
 
     def tell(count: int) -> None:
@@ -167,7 +168,7 @@ def _operations(
 
 @contextmanager
 def _in_words(repo: str) -> Iterator[None]:
-    """The library's many errors as `StudioError`."""
+    """Converts the library's errors to `StudioError`."""
     try:
         yield
     except OfflineModeIsEnabled:
@@ -186,7 +187,7 @@ def _in_words(repo: str) -> Iterator[None]:
 
 
 def _refused(error: HfHubHTTPError, repo: str) -> StudioError:
-    """What the Hub's answer means."""
+    """The meaning of the Hub's response."""
     status, message = error.response.status_code, _clean(error.server_message or error)
     if status == 401:
         return StudioError(
@@ -207,7 +208,7 @@ def _refused(error: HfHubHTTPError, repo: str) -> StudioError:
 
 
 def _clean(error: object) -> str:
-    """The first line of an error, shortened, and without anything that looks like a token."""
+    """The first line of an error, shortened, without anything that looks like a token."""
     return _TOKEN_LIKE.sub("hf_...", str(error).strip().partition("\n")[0])[:300]
 
 
@@ -222,7 +223,7 @@ def export(
     license: str,
     dtype: str,
 ) -> ExportResult:
-    """Makes the files, tries them, sends them, and gives the link."""
+    """Makes the files, verifies them, uploads them, and returns the link."""
     repository = check_name(repo.strip() or work.name)
     base = base_to_name(work, base_name)
     token = (os.environ.get("HF_TOKEN") or get_token() or "").strip()
@@ -261,7 +262,7 @@ def export(
 
 
 def _adapter(work: ExportContext, base: str) -> tuple[str, bool | None]:
-    """The adapter's files in `work.out`, tried."""
+    """The adapter's files in `work.out`, verified."""
     texts = rewritten(work, base)
     copy_files(work, [path for path in carried(work.adapter) if path.name not in texts], work.out)
     for file, text in texts.items():
@@ -270,7 +271,7 @@ def _adapter(work: ExportContext, base: str) -> tuple[str, bool | None]:
 
 
 def hub_data(work: ExportContext) -> str:
-    """The Hub's name of the training set, where it is one of the Hub."""
+    """The training set's name on the Hub, if it is from there."""
     if work.run is None or not work.run.config.is_file():
         return ""
     name = str(read_yaml(work.run.config).get("data", {}).get("train_file", ""))

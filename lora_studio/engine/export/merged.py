@@ -1,7 +1,7 @@
 """Base and adapter as one model in safetensors, with tokenizer, chat template and generation config.
 
-The base is read anew in the chosen precision: what 4 or 8 bits lost would stay lost. The adapter's share of each matrix
-is computed in float32.
+The base is loaded again in the chosen precision, so that quantization error does not become permanent. The adapter's
+update of each matrix is computed in float32.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ COLUMN = "adapter"
 
 
 def export(work: ExportContext, *, dtype: str, max_shard_size: str) -> ExportResult:
-    """A model's folder."""
+    """Exports the folder of a merged model."""
     check_mergeable(work)
     reason = why_not(work, BYTES_A_WEIGHT[dtype])
     loaded = load_adapters(work, {COLUMN: work.adapter}, DTYPES[dtype], in_full=True)
@@ -51,7 +51,8 @@ def export(work: ExportContext, *, dtype: str, max_shard_size: str) -> ExportRes
 
 
 def check_mergeable(work: ExportContext) -> None:
-    """Raises `StudioError` for an adapter that no weights can hold, and for a base that can't be had in full."""
+    """Raises `StudioError` for an adapter that cannot be merged, and for a base that cannot be loaded in full
+    precision."""
     settings = read_lora(work.adapter)
     instead = "Take the adapter alone instead (zip), which peft and LoRA Studio put on its base."
     if kinds := cannot_merge(settings):
@@ -69,7 +70,7 @@ def check_mergeable(work: ExportContext) -> None:
 
 
 def adapted_parts(work: ExportContext, model: Any) -> Iterator[tuple[str, Any]]:
-    """The base's modules with a bias of the adapter's own beside them, by path."""
+    """The base's modules with the adapter's own bias, by path."""
     for name in read_header(work.adapter / WEIGHTS_FILE):
         if name.endswith(".lora_B.bias"):
             path = name.removeprefix("base_model.model.").removesuffix(".lora_B.bias")
@@ -77,7 +78,7 @@ def adapted_parts(work: ExportContext, model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def rounded_base(work: ExportContext) -> str:
-    """A sentence where the base itself is stored rounded: what that took from it stays lost."""
+    """A note if the base itself is stored quantized: its rounding error remains."""
     stored = rounding_of(str(work.card["base_model"]), work.card.get("revision"))
     if not stored:
         return ""
@@ -88,7 +89,7 @@ def rounded_base(work: ExportContext) -> str:
 
 
 def merge(work: ExportContext, loaded: LoadedModel) -> None:
-    """Puts the adapter into the base's weights; afterwards `loaded` is a plain model."""
+    """Merges the adapter into the base's weights; afterwards `loaded` is a plain model."""
     model = _standing_for_good(loaded)
     untie(model)
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
@@ -112,7 +113,7 @@ def merge(work: ExportContext, loaded: LoadedModel) -> None:
 
 
 def _standing_for_good(loaded: LoadedModel) -> Any:
-    """peft's model with what the adapter put around the base's modules in their places for good."""
+    """peft's model with the adapter's modules permanently in place of the base's."""
     if COLUMN not in loaded.apart:
         return loaded.model
     put(loaded.apart[COLUMN].around)
@@ -121,7 +122,7 @@ def _standing_for_good(loaded: LoadedModel) -> Any:
 
 
 def untie(model: Any) -> None:
-    """Gives the output layer weights of its own where it shares the embeddings' and only one of them is adapted."""
+    """Unties the output layer from the embeddings if only one of them is adapted."""
     inner = model.get_base_model()
     entry, output = inner.get_input_embeddings(), inner.get_output_embeddings()
     adapted = isinstance(entry, BaseTunerLayer) or isinstance(output, BaseTunerLayer)
@@ -137,7 +138,7 @@ def _plain(module: Any) -> Any:
 
 
 def write(work: ExportContext, loaded: LoadedModel, max_shard_size: str) -> None:
-    """Weights, configs, tokenizer and template."""
+    """Writes weights, configs, tokenizer and template."""
     total = sum(weight.nbytes for weight in loaded.model.parameters())
     with work.growing("write", total):
         loaded.model.generation_config.pad_token_id = loaded.tokenizer.pad_token_id
@@ -146,20 +147,20 @@ def write(work: ExportContext, loaded: LoadedModel, max_shard_size: str) -> None
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, template: str, work: ExportContext) -> None:
-    """The tokenizer with the template that the adapter was trained with."""
+    """Writes the tokenizer with the template that the adapter was trained with."""
     tokenizer.chat_template = template
     tokenizer.save_pretrained(str(work.out))
 
 
 def write_card(work: ExportContext, dtype: str) -> None:
-    """The model card; a base that is a folder of this machine is called by its last name."""
+    """Writes the model card; a local base is called by its folder's name."""
     base = str(work.card["base_model"])
     subject = Subject(work.title, Path(base).name if is_local(base) else base, merged=True, precision=dtype)
     (work.out / CARD_NAME).write_text(model_card(work.adapter, work.run, subject), encoding="utf-8")
 
 
 def try_merged(work: ExportContext, own: Spoken, dtype: str) -> tuple[str, bool]:
-    """Loads what was written and asks it what base and adapter were asked."""
+    """Loads the merged model and compares its answers with those of base and adapter."""
     work.log.phase("try")
     merged = load_base(str(work.out), dtype=DTYPES[dtype])
     return verdict(own, ask(merged, None, work.card), exact=dtype == "float32")

@@ -1,7 +1,8 @@
-"""A program that trains a run again without LoRA Studio: train.py with settings, rows, tokenizer and requirements.
+"""A program that repeats a run's training without LoRA Studio: train.py with settings, rows, tokenizer and
+requirements.
 
-The rows are written as they were prepared, so that nothing of the data path is needed; order of rows, schedule and
-numbers are those of the run. What the program can't do is refused, and what it leaves out is said.
+The rows are exported as prepared, so the data path is not needed; the order of rows, schedule and numbers are the
+run's. Runs that it cannot repeat are refused, and what it leaves out is listed.
 """
 
 import json
@@ -47,15 +48,15 @@ NOT_BUILT = frozenset(
         "inference_mode",
     )
 )
-"""What an adapter's saved settings hold beside how it is built."""
+"""Entries of an adapter's saved settings that do not define its structure."""
 
 TRIAL_SECONDS, CLOSE = 600, 1e-4
 SHOWN_AFTER = 3
-"""Steps after the warm-up whose loss tells one adapter from another: A moves only once B has moved from 0."""
+"""Steps after the warm-up until the loss distinguishes adapters: A changes only once B is no longer 0."""
 
 
 def export(work: ExportContext, *, base_name: str, keep_local_base: bool) -> ExportResult:
-    """A folder with train.py and all that it reads."""
+    """Exports a folder with train.py and all its inputs."""
     run, state = work.of_run(), work.state()
     config = settings_of(run, state)
     check(config, state)
@@ -87,7 +88,7 @@ def export(work: ExportContext, *, base_name: str, keep_local_base: bool) -> Exp
 
 
 def check(config: Config, state: RunState) -> None:
-    """Raises `StudioError` for runs that the program can't make again."""
+    """Raises `StudioError` for runs that the program cannot repeat."""
     instead = "Take the settings (config) instead, which LoRA Studio runs."
     if config.training.method != "sft":
         raise StudioError("The script trains on answers (sft), and this run learned from pairs (dpo).", instead)
@@ -102,7 +103,7 @@ def check(config: Config, state: RunState) -> None:
 
 
 def left_out(config: Config, state: RunState) -> Iterator[str]:
-    """What the run did and the program does not, and what goes with it."""
+    """What the run did and the program does not."""
     yield "The rows are in it as tokens: whoever gets the folder can read them."
     if config.evaluation.labels:
         yield "Accuracy and F1 of the labels are not measured by it."
@@ -115,7 +116,7 @@ def left_out(config: Config, state: RunState) -> Iterator[str]:
 
 
 def rows_of(work: ExportContext, config: Config, state: RunState) -> Prepared:
-    """The run's rows, prepared again. Raises `StudioError` where they are not the same any more."""
+    """The run's rows, prepared again. Raises `StudioError` if they have changed."""
     work.log.phase("data")
     prepared = prepare(
         **config.data.model_dump(),
@@ -155,7 +156,7 @@ def _write_part(work: ExportContext, examples: Examples, target: Path, done: int
 
 
 def write_tokenizer(work: ExportContext) -> None:
-    """The tokenizer as the adapter has it, with the chat template of the training."""
+    """Writes the adapter's tokenizer, with the chat template of the training."""
     (work.out / "tokenizer").mkdir()
     for path in carried(work.adapter):
         if path.name not in (SETTINGS_FILE, WEIGHTS_FILE, CARD_FILE):
@@ -163,7 +164,7 @@ def write_tokenizer(work: ExportContext) -> None:
 
 
 def copy_start(work: ExportContext, config: Config) -> None:
-    """The adapter that the run went on from."""
+    """Copies the adapter that the run continued from."""
     before = Path(str(config.model.adapter_name_or_path))
     if not (before / WEIGHTS_FILE).is_file():
         raise StudioError(f"The adapter that the run went on from is not in {before} any more.", "Put it back.")
@@ -177,7 +178,7 @@ def copy_start(work: ExportContext, config: Config) -> None:
 
 
 def check_names(before: Path, trained: Path) -> None:
-    """Raises `StudioError` where the run found tensors of the adapter under other names, which peft alone would not."""
+    """Raises `StudioError` if the run matched the adapter's tensors under other names, which peft alone would not."""
     own, starting = (set(read_header(folder / WEIGHTS_FILE)) for folder in (trained, before))
     if lacking := sorted(own - starting):
         raise StudioError(
@@ -208,7 +209,7 @@ class ScriptSettings(TypedDict):
 
 
 def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> ScriptSettings:
-    """What settings.json holds: what the run decided for itself is in it as a number."""
+    """The content of settings.json; what the run chose automatically is a fixed value in it."""
     rising, shape = scheduler_settings(state.total_steps, **config.training.model_dump(include=SCHEDULE))
     setting = config.training.gradient_checkpointing
     training = {
@@ -242,9 +243,9 @@ def settings_for(config: Config, state: RunState, base: str, adapter: Path) -> S
 
 
 def lora_settings(config: Config, adapter: Path) -> Mapping[str, Any]:
-    """What LoraConfig takes: all that the run's adapter was saved with and that says how it is built.
+    """The arguments of LoraConfig: all saved settings of the run's adapter that define its structure.
 
-    An adapter that the run went on from has its settings beside its weights, and only the dropout is the run's.
+    An adapter that the run continued from keeps its settings beside its weights; only the dropout is the run's.
     """
     if config.model.adapter_name_or_path:
         return {"lora_dropout": config.lora.lora_dropout}
@@ -258,7 +259,7 @@ def lora_settings(config: Config, adapter: Path) -> Mapping[str, Any]:
 
 
 def quantization(config: Config, dtype: str) -> dict[str, str | bool] | None:
-    """What BitsAndBytesConfig takes; None for a base in full."""
+    """The arguments of BitsAndBytesConfig; None for an unquantized base."""
     if config.model.quantization == "none":
         return None
     if config.model.quantization == "8bit":
@@ -272,7 +273,7 @@ def quantization(config: Config, dtype: str) -> dict[str, str | bool] | None:
 
 
 def requirements(config: Config, facts: Mapping[str, Any]) -> list[str]:
-    """The libraries at the versions of the run."""
+    """The libraries, pinned to the versions of the run."""
     versions = facts.get("versions", {})
     eight_bit = any(sign in config.training.optim for sign in ("8bit", "paged", "32bit", "ademamix"))
     names = [*LIBRARIES, *(["bitsandbytes"] if config.model.quantization != "none" or eight_bit else [])]
@@ -280,9 +281,9 @@ def requirements(config: Config, facts: Mapping[str, Any]) -> list[str]:
 
 
 def try_script(work: ExportContext, state: RunState, config: Config, warmup: int) -> tuple[str, bool | None]:
-    """Runs the program past its warm-up, where the run was made on a CPU as well, and compares with the run.
+    """Runs the program past its warm-up, if the run was trained on a CPU as well, and compares it with the run.
 
-    Losses have to be the run's, and the adapter's tensors those of the run's adapter. Raises `StudioError` otherwise.
+    The losses and the adapter's tensors have to match the run's. Raises `StudioError` otherwise.
     """
     reason = "" if work.trial else "Not tried, as you wished."
     if not reason and "CPU" not in state.device:
@@ -314,9 +315,9 @@ def try_script(work: ExportContext, state: RunState, config: Config, warmup: int
 
 
 def last_step_to_try(state: RunState, warmup: int) -> int:
-    """The first step with a loss of the run at which another adapter would show, of those that the time is enough for.
+    """The first logged step at which a different adapter would show, among those that fit in the time limit.
 
-    In a run that ended before, its last one.
+    For a shorter run, its last step.
     """
     steps = [point.step for point in state.steps]
     seconds = (state.steps[-1].time - state.steps[0].time) / max(steps[-1] - steps[0], 1)
@@ -325,7 +326,7 @@ def last_step_to_try(state: RunState, warmup: int) -> int:
 
 
 def same_tensors(own: Path, other: Path) -> int:
-    """How many tensors both adapters have. Raises `StudioError` where names or shapes differ."""
+    """The number of tensors in both adapters. Raises `StudioError` if names or shapes differ."""
     first, second = (
         {name: tensor["shape"] for name, tensor in read_header(folder / WEIGHTS_FILE).items()}
         for folder in (own, other)
@@ -341,15 +342,15 @@ def same_tensors(own: Path, other: Path) -> int:
 
 
 def versions_are_those_of(work: ExportContext) -> bool:
-    """Whether the libraries here are those that the run was made with."""
+    """Whether the installed libraries have the versions of the run."""
     noted = work.of_run().read_facts().get("versions", {})
     return all(noted.get(name) in (None, version(name)) for name in LIBRARIES)
 
 
 def compare_losses(history: Sequence[Mapping[str, Any]], state: RunState, *, must_equal: bool) -> tuple[str, bool]:
-    """How far the losses are from the run's, and whether they count as the same.
+    """How far the losses are from the run's, and whether they count as equal.
 
-    Raises `StudioError` where they had to be the same and are not.
+    Raises `StudioError` if they had to be equal and are not.
     """
     own = {point.step: point.loss for point in state.steps}
     differences = [

@@ -1,9 +1,8 @@
-"""The child that takes an adapter away: `python -m lora_studio.engine.export.worker FOLDER`.
+"""The worker that exports an adapter: `python -m lora_studio.engine.export.worker FOLDER`.
 
-The result is written beside its place and moved there when it is whole and was tried; result.json is written last. What
-a stop, a full disk or an error leaves half-written is removed, and the events end with one `Finished` in plain words.
-Everything is done on the CPU: an export never takes the GPU from a run. Exit codes: 0 done, 1 failed, 2 wrong input,
-130 stopped.
+The result is written beside its destination and moved there once it is complete and verified; result.json is written
+last. After a stop, a full disk or an error, partial files are removed, and the events end with a `Finished`. Exports
+run on the CPU, so they never take the GPU from a run. Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
 """
 
 import json
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export(folder: ExportFolder, log: EventLog, stop: StopSignal) -> None:
-    """The program: look for room, make the result, try it, put it in its place."""
+    """The program: check the disk, make the result, verify it, move it to its destination."""
     request = request_of(folder)
     log.emit(RunStarted(time.time(), os.getpid(), "cpu", "", device_kind="cpu"))
     if not (Path(request.folder) / SETTINGS_FILE).is_file():
@@ -133,7 +132,7 @@ def _files(folder: Path) -> list[dict[str, object]]:
 
 
 def put_in_place(folder: ExportFolder) -> None:
-    """Moves the finished result to its place; a single file takes the place itself where that is named like one."""
+    """Moves the finished result to its destination; a single file takes its name if the destination is a file name."""
     result, unfinished = folder.result, folder.unfinished
     suffix = target_of(request_of(folder).target).suffix
     if result.exists() and not (result.is_dir() and not any(result.iterdir())):

@@ -1,7 +1,7 @@
-"""Puts a fresh or an existing LoRA adapter on a base for training, and takes a model's shape from the meta device.
+"""Puts a new or an existing LoRA adapter on a base for training, and reads a model's shape on the meta device.
 
-Target modules are checked against those that the model has. Shapes of families that `models.shape` does not know
-exactly are measured without memory for weights.
+Target modules are checked against the model's modules. Shapes of families that `models.shape` does not know exactly are
+measured without allocating weights.
 """
 
 import re
@@ -33,12 +33,12 @@ ALL_LINEAR = "all-linear"
 
 
 def linear_modules(model: Any) -> list[str]:
-    """Paths of the model's linear modules, without the output layer, in the order of the model."""
+    """Paths of the model's linear modules, without the output layer, in the model's order."""
     head = model.get_output_embeddings()
     return [
         path
         for path, module in model.named_modules()
-        # Quantized layers are linear too; GPT-2's Conv1D is the same with its weight turned.
+        # Quantized layers are linear too; GPT-2's Conv1D is one with a transposed weight.
         if (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D")
         and module is not head
         and not is_router(module)
@@ -46,19 +46,19 @@ def linear_modules(model: Any) -> list[str]:
 
 
 def is_router(module: torch.nn.Module) -> bool:
-    """Whether it is a matrix that chooses experts, which answers with more than its product: it bears no adapter."""
+    """Whether a module is a mixture's router, which returns more than its product and cannot take an adapter."""
     return isinstance(module, torch.nn.Linear) and "Router" in type(module).__name__
 
 
 def last_names(paths: list[str]) -> list[str]:
-    """The last names of module paths, each once: layers.0.mlp.up_proj and layers.1.mlp.up_proj are one up_proj."""
+    """The distinct last parts of module paths: layers.0.mlp.up_proj and layers.1.mlp.up_proj give up_proj."""
     return list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
 
 
 def target_modules(setting: str, paths: list[str]) -> str | list[str]:
-    """What peft takes for a `lora.target_modules` setting, given the paths of the model's linear modules.
+    """peft's value for a `lora.target_modules` setting, given the paths of the model's linear modules.
 
-    Raises `StudioError` for modules the model has not.
+    Raises `StudioError` for modules that the model does not have.
     """
     available = last_names(paths)
     setting = setting.strip()
@@ -91,12 +91,12 @@ def target_modules(setting: str, paths: list[str]) -> str | list[str]:
 
 
 def bearing_names(model: Any) -> list[str]:
-    """Last names of the modules that hold weights themselves."""
+    """Last parts of the names of modules that hold weights themselves."""
     return last_names([path for path, part in model.named_modules() if list(part.parameters(recurse=False))])
 
 
 def whole_modules(setting: str | None, model: Any) -> list[str] | None:
-    """The names of a `lora.modules_to_save` setting. Raises `StudioError` for modules that can't be trained whole."""
+    """The modules of a `lora.modules_to_save` setting. Raises `StudioError` for those that cannot be trained fully."""
     module_names = names(setting or "")
     for name in module_names:
         modules = [module for path, module in model.named_modules() if path.endswith(name)]  # as peft looks for it
@@ -114,7 +114,7 @@ def whole_modules(setting: str | None, model: Any) -> list[str] | None:
 
 
 def reaches_experts(model: Any, config: LoraConfig) -> bool:
-    """Whether peft would put such an adapter on the experts of a mixture, which stand in one tensor."""
+    """Whether peft would put such an adapter on a mixture's experts, which are stacked in one tensor."""
     with torch.device("meta"):
         tried = get_peft_model(type(model)(model.config), replace(config, init_lora_weights=True))
     return any(isinstance(module, ParamWrapper) for module in tried.modules())
@@ -131,7 +131,7 @@ def add_adapter(
     modules_to_save: str | None = None,
     **lora: Any,
 ) -> PeftModel:
-    """`model` with a fresh adapter on top; `lora` are LoraConfig's own settings. The same seed gives the same start."""
+    """`model` with a new adapter; `lora` are LoraConfig's own settings. The seed determines the initial weights."""
     paths = linear_modules(model)
     if is_regular_expression(target):
         check([target], [path for path, _ in model.named_modules()])  # peft matches it with every module
@@ -157,7 +157,7 @@ def add_adapter(
             f"No such adapter can be put on this model: {error}",
             f"Name other lora.target_modules (of {', '.join(last_names(paths))}), or set lora.lora_dropout to 0.",
         ) from error
-    # peft notes where the base was loaded from: for a folder that is a path of this machine, which nobody else has.
+    # peft records where the base was loaded from; a local path means nothing on other machines.
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
 
@@ -165,10 +165,10 @@ def add_adapter(
 def continue_adapter(
     model: PreTrainedModel, folder: Path, *, base: str, revision: str | None, dropout: float
 ) -> tuple[PeftModel, list[str]]:
-    """`model` with the adapter of that folder on top, its weights as they were saved and ready to be trained; and what
-    could not be taken as it is, in sentences.
+    """`model` with the adapter of that folder, its saved weights trainable; and notes on what was not taken over
+    unchanged.
 
-    Rank and modules are the adapter's own. Raises `StudioError` where it does not fit the base.
+    Rank and modules are the adapter's own. Raises `StudioError` if it does not fit the base.
     """
     read_lora(folder)
     with fitting(folder, base):
@@ -199,7 +199,8 @@ def continue_adapter(
 
 
 def other_text(folder: Path, tokenizer: PreTrainedTokenizerBase, template: str, rows: int) -> Iterator[str]:
-    """Where a run's text is another than the adapter was trained on; `rows` are the tokens that the base knows."""
+    """Notes on differences between the run's prompts and those the adapter was trained on; `rows` is the embedding
+    size."""
     own, lacking = adapter_tokenizer(folder, tokenizer, rows)
     if lacking or own is not tokenizer:
         yield (
@@ -215,12 +216,12 @@ def other_text(folder: Path, tokenizer: PreTrainedTokenizerBase, template: str, 
 
 
 MAX_READ = 4 * 1024**3
-"""Bytes of a checkpoint up to which its tensors are looked at before a run; for a larger one the run does it."""
+"""Bytes up to which a checkpoint's tensors are checked before a run; larger ones are checked by the run."""
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
 def layout_of(model: Any) -> Architecture:
-    """The layout of a model, whose parameters are counted one by one. The rest of a step's memory stays a guess."""
+    """The layout of a model whose parameters are counted; the activation memory of a step remains an estimate."""
     text = model.config.get_text_config()
     values = text.to_dict()
 
@@ -251,7 +252,7 @@ def layout_of(model: Any) -> Architecture:
 
 
 def _linears(model: Any) -> tuple[Linear, ...]:
-    """The linear modules, those that stand in several layers together."""
+    """The linear modules, grouped over layers."""
     modules = dict(model.named_modules())
     layers_of: dict[tuple[str, int, int, bool], list[int]] = {}
     for path in linear_modules(model):
@@ -266,7 +267,7 @@ def _linears(model: Any) -> tuple[Linear, ...]:
 
 
 def _stacks(model: Any) -> tuple[Stack, ...]:
-    """The experts' matrices, each kind in one tensor of three dimensions, and the routers that are no linear module."""
+    """The experts' matrices, each kind in one three-dimensional tensor, and routers that are not linear modules."""
     layers_of: dict[tuple[str, int, int, int], list[int]] = {}
     linear = {f"{path}.weight" for path in linear_modules(model)}
     for path, parameter in model.named_parameters():
@@ -280,7 +281,7 @@ def _stacks(model: Any) -> tuple[Stack, ...]:
 
 
 def learned_positions(model: Any) -> int | None:
-    """Tokens that a model with learned positions can read, such as GPT-2 and OPT; None for all others."""
+    """The context length of a model with learned position embeddings, such as GPT-2 and OPT; None for all others."""
     tables = [
         name
         for name, module in model.named_modules()
@@ -291,7 +292,7 @@ def learned_positions(model: Any) -> int | None:
 
 
 def take_layout(name: str, revision: str | None = None) -> None:
-    """Keeps the layout of a model whose kind is not known in full, unless it is kept already."""
+    """Stores the layout of a model whose family is not fully known, unless it is stored already."""
     numbers = read_numbers(name, revision)
     layout = architecture(numbers) if numbers else None
     if numbers and (layout is None or not layout.counted):
@@ -299,7 +300,7 @@ def take_layout(name: str, revision: str | None = None) -> None:
 
 
 class CountedModel(TypedDict):
-    """The numbers of a model on this machine; each problem as a message and a hint."""
+    """The sizes of a model on this machine; each problem is a message and a hint."""
 
     embeddings: int
     positions: int | None
@@ -312,9 +313,9 @@ class CountedModel(TypedDict):
 def look_at_model(
     name: str, revision: str | None, *, lora: Mapping[str, Any], seed: int, adapter: str | None
 ) -> CountedModel:
-    """What the checks before a start want to know of a model that is on this machine.
+    """The sizes of a model on this machine, for the checks before a start.
 
-    `lora` are the settings of a fresh adapter; `adapter` is the folder of one to continue from, whose own count.
+    `lora` are the settings of a new adapter; `adapter` is the folder of one to continue from, which is counted instead.
     """
     config = read_config(name, revision)
     model = without_weights(name, revision)
@@ -349,7 +350,7 @@ def _adapted(name: str, model: Any, lora: Mapping[str, Any], seed: int, adapter:
 
 
 def _whole(name: str, revision: str | None, numbers: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What is wrong with the checkpoint of a model in a folder: tensors that it lacks, by their names."""
+    """The problem of an incomplete checkpoint in a local folder: the names of missing tensors."""
     folder = Path(checked_source(name))
     files = list(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files or "quantization_config" in numbers or sum(file.stat().st_size for file in files) > MAX_READ:

@@ -1,6 +1,6 @@
-"""Loads base models, with errors that say what is wrong with a name or its files, and downloads them with progress.
+"""Loads base models with understandable errors, and downloads them with progress.
 
-A model's own code runs only if it was named at the start, and nothing is fetched but the model that was named.
+Remote code runs only if the model was named for it at the start, and nothing else is downloaded.
 """
 
 import threading
@@ -29,7 +29,7 @@ from lora_studio.units import count
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SHOWN_TENSORS = 6
 CAN_BE_FULL = ("(bitsandbytes)", "fp8", "mxfp4")
-"""Stored forms that transformers turns into plain weights, by the end of their name in `rounding_of`."""
+"""Quantizations that transformers can reverse, by the end of their name in `rounding_of`."""
 TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -39,7 +39,7 @@ def device() -> torch.device:
 
 
 def choose_dtype(name: str) -> torch.dtype:
-    """The number format of a `model.dtype` setting; auto is bf16 where the GPU has it, else fp16, else (CPU) fp32."""
+    """The dtype of a `model.dtype` setting; auto is bf16 if the GPU supports it, else fp16, and fp32 on the CPU."""
     if name != "auto":
         dtype = DTYPES[name]
         if dtype is torch.float16 and not torch.cuda.is_available():
@@ -55,7 +55,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def memory_bytes() -> int:
-    """Most memory held so far: what PyTorch reserved on the GPU, or this process's resident memory on the CPU."""
+    """Peak memory: reserved by PyTorch on the GPU, or this process's resident memory on the CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
     return psutil.Process().memory_info().rss
@@ -71,10 +71,10 @@ def load_model(
     four_bit: Mapping[str, Any] | None = None,
     tqdm_class: type | None = None,
 ) -> PreTrainedModel:
-    """The base model on this machine's device, in eval mode. Raises `StudioError` where it can't be had.
+    """The base model on this machine's device, in eval mode. Raises `StudioError` if it cannot be loaded.
 
-    A `dtype` of PyTorch is taken as it is, also where this machine is slow with it. `four_bit` holds the settings of
-    4-bit weights by their names in the config (`bnb_4bit_…`); `tqdm_class` is the progress bar of a download.
+    A PyTorch `dtype` is used as it is, even if it is slow here. `four_bit` holds the settings of 4-bit weights by their
+    names in the config (`bnb_4bit_…`); `tqdm_class` is the progress bar of a download.
     """
     source = checked_source(name)
     config = read_config(name, revision)
@@ -121,9 +121,9 @@ def load_model(
 
 
 def check_tensors(name: str, loading_info: Mapping[str, Any]) -> None:
-    """Raises `StudioError` where a checkpoint lacks tensors of its model: transformers fills them with random numbers.
+    """Raises `StudioError` if a checkpoint lacks tensors, which transformers would initialize randomly.
 
-    `loading_info` is that of transformers, which leaves out what a model ties or never saves.
+    `loading_info` is transformers'; it omits tied tensors and those that are never saved.
     """
     missing, misfits = sorted(loading_info["missing_keys"]), sorted(item[0] for item in loading_info["mismatched_keys"])
     if not missing and not misfits:
@@ -137,14 +137,14 @@ def check_tensors(name: str, loading_info: Mapping[str, Any]) -> None:
 
 
 def _named(tensors: list[str]) -> str:
-    """Tensors by name, the first few where they are many."""
+    """Names of tensors, only the first few of many."""
     examples = ", ".join(tensors[:SHOWN_TENSORS])
     more = len(tensors) - SHOWN_TENSORS
     return f"{count(len(tensors), 'tensor')} ({examples}{f' and {more:,} more' if more > 0 else ''})"
 
 
 def rounding_of(name: str, revision: str | None = None) -> str:
-    """How the base's own files hold its weights, such as "4 bits (bitsandbytes)"; "" where they are plain numbers."""
+    """The quantization of the base's own files, such as "4 bits (bitsandbytes)"; "" if they are not quantized."""
     stored = read_config(name, revision).to_dict().get("quantization_config") or {}
     method = str(stored.get("quant_method") or "")
     if method == "bitsandbytes":
@@ -153,7 +153,7 @@ def rounding_of(name: str, revision: str | None = None) -> str:
 
 
 def check_in_full(name: str, revision: str | None = None) -> None:
-    """Raises `StudioError` for a base whose stored form can't be turned into plain weights here."""
+    """Raises `StudioError` for a base whose quantization cannot be reversed here."""
     stored = rounding_of(name, revision)
     if stored and not stored.endswith(CAN_BE_FULL):
         raise StudioError(
@@ -164,7 +164,7 @@ def check_in_full(name: str, revision: str | None = None) -> None:
 
 
 def make_full(model: PreTrainedModel) -> None:
-    """Turns weights that are stored rounded into plain ones of the model's precision, in place, and saves them so."""
+    """Dequantizes weights to the model's precision, in place."""
     if "quantization_config" in model.config.to_dict():
         model.dequantize(dtype=model.config.dtype)
     plain: Any = model
@@ -178,7 +178,7 @@ def make_full(model: PreTrainedModel) -> None:
 
 
 def without_weights(name: str, revision: str | None = None) -> PreTrainedModel:
-    """The model as its config describes it, without memory for its weights."""
+    """The model of a config on the meta device, without memory for its weights."""
     config = read_config(name, revision)
     try:
         with torch.device("meta"):
@@ -188,7 +188,7 @@ def without_weights(name: str, revision: str | None = None) -> PreTrainedModel:
 
 
 def why_no_flash_attention(dtype: torch.dtype) -> str:
-    """What FlashAttention 2 lacks here; empty where it can run."""
+    """Why FlashAttention 2 cannot be used here; "" if it can."""
     if not torch.cuda.is_available():
         return "it needs a CUDA GPU"
     if dtype is torch.float32:
@@ -197,7 +197,7 @@ def why_no_flash_attention(dtype: torch.dtype) -> str:
 
 
 def attention_words(model: PreTrainedModel, setting: str, dtype: torch.dtype) -> str:
-    """Which attention a loaded model computes with, and why that one."""
+    """The attention implementation of a loaded model, and the reason for it."""
     implementation = model.config._attn_implementation
     if setting != "auto":
         return f"{implementation}, as chosen"
@@ -213,7 +213,7 @@ def _quantization(
     bnb_4bit_use_double_quant: bool = True,
     bnb_4bit_compute_dtype: str = "auto",
 ) -> BitsAndBytesConfig | None:
-    """QLoRA (Dettmers et al. 2023, arXiv:2305.14314) is nf4 whose quantization constants are quantized again."""
+    """QLoRA (Dettmers et al. 2023, arXiv:2305.14314) is nf4 with double quantization."""
     if name == "4bit":
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -225,7 +225,7 @@ def _quantization(
 
 
 def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
-    """The model's own config, refused early where the model is not one that writes text."""
+    """The model's config; refused early if the model does not generate text."""
     try:
         config = AutoConfig.from_pretrained(
             checked_source(name), revision=revision, trust_remote_code=may_run_code_of(name)
@@ -246,7 +246,7 @@ _SECOND_COUNT = "ownloading bytes"  # the bar of what the network brings, beside
 
 
 class Phases(Protocol):
-    """What is told of a download: an event log, or what stands in for one."""
+    """The receiver of a download's progress: an event log, or a substitute."""
 
     def phase(self, phase: str, total: int = 0, unit: str = "") -> None: ...
 
@@ -254,7 +254,7 @@ class Phases(Protocol):
 
 
 class Calls:
-    """Calls a function with phase, done and total, where there is no log to write events to."""
+    """Calls a function with phase, done and total, if there is no event log."""
 
     def __init__(self, tell: Callable[[str, int, int], None]) -> None:
         self._tell, self._phase = tell, ""
@@ -268,7 +268,7 @@ class Calls:
 
 
 class Download:
-    """Adds the bars of all files up to one phase, and goes back to the phase before when all are here."""
+    """Sums the progress bars of all files into one phase, and returns to the previous phase when all are complete."""
 
     def __init__(self, log: Phases, back_to: str = "model") -> None:
         self._log = log
@@ -278,7 +278,7 @@ class Download:
         self._going_on = False
 
     def bar_class(self) -> type[tqdm]:
-        """What to give the Hub's library as `tqdm_class`."""
+        """The `tqdm_class` for huggingface_hub."""
         download = self
 
         class Bar(tqdm):

@@ -1,7 +1,7 @@
-"""A base in memory with any number of adapters on top: who can answer together, and as whom the model answers.
+"""A base in memory with any number of adapters, and which of them can answer in one batch.
 
-Adapters are read from safetensors only. An adapter beyond plain LoRA (DoRA, whole modules, prompt learning) stands
-around the base's modules only while it answers. Biases that peft trains inside the base are put back to its own.
+Adapters are read from safetensors only. An adapter beyond plain LoRA (DoRA, full modules, prompt learning) replaces the
+base's modules only while it answers. Biases that peft trains inside the base are restored.
 """
 
 import itertools
@@ -25,11 +25,11 @@ from lora_studio.models.adapter_files import KINDS, NEED_FULL_BASE, read_setting
 from lora_studio.models.adapters import read_card
 
 Biases = list[tuple[torch.nn.Parameter, torch.Tensor]]
-"""Each bias of a model with the values it is to have."""
+"""Values for the biases of a model."""
 
 
 def biases_of(model: Any) -> Biases:
-    """All biases of a model with the values that they have now."""
+    """All biases of a model with their current values."""
     return [
         (parameter, parameter.detach().clone())
         for name, parameter in model.named_parameters()
@@ -38,14 +38,14 @@ def biases_of(model: Any) -> Biases:
 
 
 def put_in(biases: Biases) -> None:
-    """Gives the model these values for good."""
+    """Sets the model's biases to these values permanently."""
     for parameter, values in biases:
         parameter.data.copy_(values)
 
 
 @contextmanager
 def with_biases(biases: Biases) -> Iterator[None]:
-    """The model has these values within, and its present ones again afterwards."""
+    """Sets the model's biases to these values inside, and restores the previous ones afterwards."""
     present: Biases = [(parameter, parameter.detach().clone()) for parameter, _ in biases]
     put_in(biases)
     try:
@@ -57,11 +57,11 @@ def with_biases(biases: Biases) -> Iterator[None]:
 ADAPTER = "adapter"
 """peft's name for an adapter in its own wrapper."""
 ModuleMap = dict[tuple[torch.nn.Module, str], torch.nn.Module]
-"""The module that stands in each place: under a name in a parent."""
+"""Modules by their place: a name in a parent."""
 
 
 def standing(model: torch.nn.Module) -> ModuleMap:
-    """What stands in each place of a model now."""
+    """The model's current modules by their places."""
     return {(parent, name): child for parent in model.modules() for name, child in parent.named_children()}
 
 
@@ -73,7 +73,7 @@ def put(modules: ModuleMap) -> None:
 
 @contextmanager
 def swap_modules(modules: ModuleMap) -> Iterator[None]:
-    """These modules stand in their places within, and those of before again afterwards."""
+    """Puts these modules into their places inside, and restores the previous ones afterwards."""
     before = {(parent, name): parent.get_submodule(name) for parent, name in modules}
     put(modules)
     try:
@@ -84,10 +84,10 @@ def swap_modules(modules: ModuleMap) -> Iterator[None]:
 
 @dataclass
 class NonLoraAdapter:
-    """One such adapter. `model` is peft's wrapper, `around` what stands in the base's places while it answers.
+    """An adapter beyond plain LoRA. `model` is peft's wrapper, `around` the modules that it puts in the base's places.
 
-    `virtual_tokens` are read before each prompt (prompt learning), and `scores_before` says how many of them its scores
-    have places for: those that stand in the text, other than keys and values of the cache (prefix tuning).
+    `virtual_tokens` precede each prompt (prompt learning); `scores_before` is how many of them have logits: those that
+    are part of the input, unlike cached keys and values (prefix tuning).
     """
 
     model: PeftModel
@@ -98,15 +98,15 @@ class NonLoraAdapter:
 
     @contextmanager
     def answering(self) -> Iterator[PeftModel]:
-        """Inside, the base with this adapter; the base's own modules have to stand in its places."""
+        """Inside, the base with this adapter; the base's own modules have to be in place."""
         with swap_modules(self.around), with_biases(self.biases):
             yield self.model
 
 
 def put_apart(base: PreTrainedModel, weights: AdapterWeights, own: ModuleMap, name: str) -> NonLoraAdapter:
-    """Puts an adapter around a base whose own modules stand in its places, and leaves the base as it was.
+    """Wraps an adapter around the base without changing it.
 
-    `name` is what the base is called. Raises `StudioError` or what peft raises where it does not fit.
+    `name` is the base's name. Raises `StudioError`, or what peft raises if it does not fit.
     """
     biases = biases_of(base)
     tying = base.config.tie_word_embeddings
@@ -141,10 +141,10 @@ _NUMBERS = itertools.count()
 class LoadedModel:
     """A base with any number of adapters on top. `adapters` maps a column's name to peft's name for the adapter.
 
-    `templates` holds the chat template (Jinja text) that each adapter was trained with, by column name; None stands for
-    the base. `tokenizers` are those of the adapters that bring another one than the base's, `cards` what stands beside
-    their weights, `told` what could not be taken as it is. `own` are the base's own modules, `apart` the columns whose
-    adapters are more than plain LoRA, `flat` the modules that see a batch as one row of tokens, once that is known.
+    `templates` holds the chat template (Jinja text) of each adapter by column name; None is the base. `tokenizers` are
+    those of adapters whose tokenizer differs from the base's, `cards` the files beside their weights, `told` notes on
+    what was not taken over unchanged. `own` are the base's own modules, `apart` the columns with adapters beyond plain
+    LoRA, `flat` the modules that see a batch as one row of tokens, once known.
     """
 
     name: str
@@ -167,11 +167,11 @@ class LoadedModel:
 
     @property
     def lora(self) -> dict[str, str]:
-        """Those of `adapters` that peft holds together on one model."""
+        """The `adapters` that peft holds together on one model."""
         return {column: inner for column, inner in self.adapters.items() if column not in self.apart}
 
     def shares(self, columns: Iterable[str | None]) -> bool:
-        """Whether these can answer in one batch: the base and all that are plain LoRA."""
+        """Whether these columns can answer in one batch: the base and plain LoRA adapters."""
         return not any(name in self.apart for name in columns)
 
     def tokenizer_of(self, column: str | None) -> PreTrainedTokenizerBase:
@@ -179,16 +179,17 @@ class LoadedModel:
         return self.tokenizer if column is None else self.tokenizers.get(column, self.tokenizer)
 
     def rows(self, column: str | None) -> int:
-        """Tokens that the embeddings of this column know; plain LoRA has those of the base."""
+        """The number of tokens in this column's embeddings; plain LoRA has the base's."""
         if column not in self.apart:
             return _rows_of(self.base)
         with self.answering_as(column) as model:
             return _rows_of(model)
 
     def groups(self, columns: Sequence[str | None]) -> list[list[int]]:
-        """Positions of the columns that answer together; those that share no batch come last, each adapter by itself.
+        """Positions of the columns that share a batch; adapters beyond plain LoRA come last, each in a batch of its
+        own.
 
-        After virtual tokens a prompt bears no padding: peft would count its positions from the padding on.
+        Virtual tokens do not allow padded prompts: peft would count positions from the padding on.
         """
         together = [position for position, name in enumerate(columns) if self.shares([name])]
         groups: dict[tuple[str | None, int], list[int]] = {}
@@ -198,12 +199,12 @@ class LoadedModel:
         return [*([together] if together else []), *groups.values()]
 
     def virtual_tokens(self, column: str | None) -> int:
-        """Tokens that an adapter of prompt learning puts before each prompt; 0 for all others."""
+        """The number of virtual tokens before each prompt (prompt learning); 0 for all others."""
         return self.apart[column].virtual_tokens if column in self.apart else 0
 
     @contextmanager
     def answering_as(self, column: str | None) -> Iterator[Any]:
-        """Inside, the model that it gives is the base with that one adapter, or the bare base (None)."""
+        """Inside, the model with only that adapter, or the bare base (None)."""
         if column in self.apart:
             with swap_modules(self.own), self.apart[column].answering() as model:
                 yield model
@@ -218,14 +219,14 @@ class LoadedModel:
 
     @property
     def longest_text(self) -> int | None:
-        """Tokens that the model can read, prompt and answer together, where its config says so."""
+        """The context length in tokens, if the model's config gives one."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)  # GPT-2: n_positions
         return int(limit) if limit else None
 
     def template(self, column: str | None) -> str:
         """The chat template of an adapter or of the base (None).
 
-        A base without one is asked as its adapters are; without adapters as ChatML, like training would.
+        A base without a template uses an adapter's; without adapters ChatML, as training does.
         """
         if column in self.templates:
             return self.templates[column]
@@ -235,7 +236,7 @@ class LoadedModel:
         return choose_template(self.tokenizer, "auto").source
 
     def without_adapters(self) -> "LoadedModel":
-        """The same base in the same memory; this value must not be used any more."""
+        """The same base in the same memory; this object must not be used afterwards."""
         put(self.own)
         self.base.__dict__.pop("peft_config", None)
         templates = own_template(self.tokenizer)
@@ -259,7 +260,7 @@ def load_base(
 ) -> LoadedModel:
     """Base and tokenizer, without any adapter; `tqdm_class` is the progress bar of a download.
 
-    With `in_full` a base whose files hold it in 4 or 8 bits gets plain weights.
+    With `in_full`, a base stored in 4 or 8 bits is dequantized.
     """
     tokenizer = load_tokenizer(name, revision)
     model = load_model(
@@ -272,26 +273,26 @@ def load_base(
 
 
 def _contiguous(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """The last position of every column in one piece: for a slice PyTorch copies the whole matrix, once a column.
+    """Makes the last position of every column contiguous: for a slice, PyTorch copies the whole matrix once per column.
 
-    Through two dimensions, since `contiguous` alone leaves the strides of a slice of one column as they are.
+    Reshapes to two dimensions, since `contiguous` alone keeps the strides of a slice of one column.
     """
     hidden = inputs[0]
     return (hidden.reshape(-1, hidden.shape[-1]).contiguous().view(hidden.shape), *inputs[1:])
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> dict[str | None, str]:
-    """The chat template that the base brings, if it brings one; of several the default."""
+    """The base's own chat template, if any; of several the default."""
     template = tokenizer.chat_template
     template = template.get("default") if isinstance(template, dict) else template
     return {None: template} if isinstance(template, str) else {}
 
 
 def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
-    """Puts one trained adapter per column name onto the base, in the base's precision: half the memory of float32.
+    """Puts a trained adapter per column onto the base, in the base's precision: half the memory of float32.
 
-    Plain LoRA goes onto one model of peft's, everything else into a wrapper of its own. Raises `StudioError` for an
-    adapter that does not belong on the base; the base may then be half changed.
+    Plain LoRA adapters share peft's model, others get a wrapper each. Raises `StudioError` for an adapter that does not
+    fit the base; the base may then be partly changed.
     """
     kinds = {column: read_settings(folder)["peft_type"] for column, folder in folders.items()}
     needing = [column for column, kind in kinds.items() if kind in NEED_FULL_BASE]
@@ -324,7 +325,7 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
 
 @contextmanager
 def fitting(folder: Path, base: str) -> Iterator[None]:
-    """What peft raises within as a `StudioError` about an adapter that does not fit."""
+    """Converts what peft raises inside to a `StudioError` about an adapter that does not fit."""
     try:
         yield
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -335,7 +336,7 @@ def fitting(folder: Path, base: str) -> Iterator[None]:
 
 
 def _mixes(loaded: LoadedModel, weights: AdapterWeights) -> bool:
-    """Whether peft can choose this adapter row by row: in each of its modules the batch's rows are columns."""
+    """Whether peft can select this adapter per row: each of its modules sees the batch's rows as columns."""
     if loaded.flat is None:
         loaded.flat = flattening(loaded.base)
     entry, output = loaded.base.get_input_embeddings(), loaded.base.get_output_embeddings()
@@ -345,9 +346,9 @@ def _mixes(loaded: LoadedModel, weights: AdapterWeights) -> bool:
 
 @torch.no_grad()
 def flattening(base: PreTrainedModel) -> frozenset[str]:
-    """Modules with weights that get the tokens of all rows as one, or only some of them (experts, OPT), by name.
+    """Names of modules that see the tokens of all rows as one row, or only some of them (experts, OPT).
 
-    Seen by reading two rows of three tokens.
+    Determined by running two rows of three tokens.
     """
     straight: set[str] = set()
     watched = {path: module for path, module in base.named_modules() if isinstance(module, torch.nn.Module)}
@@ -370,7 +371,7 @@ def flattening(base: PreTrainedModel) -> frozenset[str]:
 
 
 def remove_adapters(loaded: LoadedModel, columns: Sequence[str]) -> LoadedModel:
-    """The model without these adapters, in the same memory; the value given must not be used any more."""
+    """The model without these adapters, in the same memory; the argument must not be used afterwards."""
     if len(columns) == len(loaded.adapters):
         return loaded.without_adapters()
     for column in columns:

@@ -1,6 +1,6 @@
-"""The tokenizer of a model's name, and errors that say what is wrong with the name. No weights are read here.
+"""Loads the tokenizer of a model, with understandable errors for wrong names. No weights are read here.
 
-A model's own code runs only if it was named at the start; nothing is fetched but the model that was named.
+Remote code runs only if the model was named for it at the start, and nothing else is downloaded.
 """
 
 import copy
@@ -36,10 +36,10 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def adapter_tokenizer(folder: Path, base: PreTrainedTokenizerBase, rows: int) -> tuple[PreTrainedTokenizerBase, str]:
-    """The tokenizer that an adapter was trained with, and why it is not its own, "" where it is or it brings none.
+    """The tokenizer that an adapter was trained with, and why its own is not used; "" if it is used or there is none.
 
-    Its own counts where each of its ids is below `rows`, the tokens of the embeddings, and is the base's for the same
-    token; else, and where it is the same, it is `base` itself.
+    Its own is used if all its ids are below `rows`, the size of the embeddings, and it agrees with the base's on shared
+    tokens; otherwise, and if both are equal, the result is `base` itself.
     """
     if not brings_tokenizer(folder):
         return base, ""
@@ -61,7 +61,7 @@ def adapter_tokenizer(folder: Path, base: PreTrainedTokenizerBase, rows: int) ->
 
 
 def _with_end(base: PreTrainedTokenizerBase, settings: JsonObject) -> PreTrainedTokenizerBase:
-    """The base's tokenizer with the end token of an adapter that left only its tokenizer's settings."""
+    """The base's tokenizer with the end token of an adapter that has only a tokenizer_config.json."""
     end = settings.get("eos_token")
     end = end.get("content") if isinstance(end, dict) else end
     if not isinstance(end, str) or end == base.eos_token or end not in base.get_vocab():
@@ -72,7 +72,7 @@ def _with_end(base: PreTrainedTokenizerBase, settings: JsonObject) -> PreTrained
 
 
 def _why_not(own: dict[str, int], base: dict[str, int], rows: int) -> str:
-    """Why a vocabulary can't be read with embeddings of so many rows that belong to another; "" where it can."""
+    """Why a vocabulary does not fit embeddings with that many rows; "" if it fits."""
     highest = max(own.values(), default=-1)
     if highest >= rows:
         return f"its ids go up to {highest:,}, and the model has embeddings for {rows:,} tokens"
@@ -84,7 +84,7 @@ def _why_not(own: dict[str, int], base: dict[str, int], rows: int) -> str:
 
 
 def _same(tokenizer: Any, other: Any) -> bool:
-    """Whether two tokenizers make the same ids of every text, and end it the same way."""
+    """Whether two tokenizers encode every text the same way, including its end."""
     if tokenizer.special_tokens_map != other.special_tokens_map or not (tokenizer.is_fast and other.is_fast):
         return False
     first, second = (json.loads(item.backend_tokenizer.to_str()) for item in (tokenizer, other))
@@ -92,7 +92,7 @@ def _same(tokenizer: Any, other: Any) -> bool:
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A token to pad with. Labels are made by us, so that even the end token is never unlearned by padding with it."""
+    """A padding token. Labels are explicit here, so padding with the end token does not make the model unlearn it."""
     vocabulary = tokenizer.get_vocab()
     for token in PAD_TOKENS:
         if token in vocabulary and token != tokenizer.eos_token:
@@ -105,7 +105,7 @@ def _padding(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def checked_source(name: str) -> str:
-    """A folder or a Hub id; a name that can only be a folder must be one that holds a model."""
+    """A folder or a Hub id; a name that can only be a folder has to contain a model."""
     source = model_source(name)
     path = Path(source)
     looks_local = source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or os.path.isdir(source)
@@ -121,7 +121,7 @@ def checked_source(name: str) -> str:
 
 
 def not_loadable(name: str, revision: str | None, error: Exception) -> StudioError:
-    """The library's many words for "it isn't there" in ours."""
+    """Converts the libraries' many errors for a missing model to one of ours."""
     text, at = str(error), f" at revision {revision}" if revision else ""
     if "trust_remote_code" in text or "custom code" in text:
         return StudioError(
@@ -141,7 +141,7 @@ def not_loadable(name: str, revision: str | None, error: Exception) -> StudioErr
 
 
 def first_line(error: Exception) -> str:
-    """What an error says in its first line, or its first two where the first only announces the second."""
+    """The first line of an error, or two if the first only introduces the second."""
     lines = str(error).strip().splitlines() or [""]
     text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return " ".join(text.split())[:300]

@@ -1,7 +1,8 @@
-"""An adapter's file onto a base: its names become the base's, what found a place is counted, and what did not is told.
+"""Loads an adapter's file onto a base: maps its names to the base's, counts the matches, and reports what does not
+match.
 
-peft only warns of weights that match nothing, so that the base would answer in the adapter's name. Read from
-safetensors only.
+peft only warns about weights that match nothing; the base would then answer in the adapter's name. Reads safetensors
+only.
 """
 
 import copy
@@ -41,7 +42,7 @@ EMBEDDINGS = frozenset(
     for name in ("embed_tokens", "wte", "word_embeddings", "embed_in")
     for end in (".weight", ".base_layer.weight", ".modules_to_save.weight")
 )
-"""What peft calls embeddings that it saved whole, beside the leading names."""
+"""peft's names for embeddings that it saved in full, without prefixes."""
 FREE = frozenset(
     {
         *("r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora"),
@@ -51,16 +52,16 @@ FREE = frozenset(
         "inference_mode",
     }
 )
-"""Settings of LoRA that leave it plain: a product of two matrices beside a linear module, and nothing else."""
+"""Settings of plain LoRA: a product of two matrices beside a linear module."""
 
 
 @dataclass
 class AdapterWeights:
-    """An adapter read from its folder for one base: peft's settings and its tensors, by the base's names.
+    """An adapter read for one base: peft's settings and its tensors, by the base's names.
 
-    `told` are sentences on what could not be taken as it is. `places` are the modules that bear LoRA matrices, by the
-    base's names. `matrices` are whole embeddings that peft saved beside the adapter, by the base's module names, and
-    `rows` how many tokens the adapter's embeddings have.
+    `told` are notes on what was not taken over unchanged. `places` are the modules with LoRA matrices, by the base's
+    names. `matrices` are full embeddings that peft saved beside the adapter, by the base's module names, and `rows` is
+    the number of tokens in the adapter's embeddings.
     """
 
     name: str
@@ -73,7 +74,7 @@ class AdapterWeights:
 
     @property
     def plain(self) -> bool:
-        """Whether it is nothing but LoRA matrices: peft computes such adapters side by side in one batch."""
+        """Whether it consists of LoRA matrices only, which peft computes side by side in one batch."""
         if self.matrices or not isinstance(self.config, LoraConfig) or self.config.bias != "none":
             return False
         usual = LoraConfig()
@@ -87,9 +88,9 @@ class AdapterWeights:
 
 
 def read_weights(folder: Path, base: PreTrainedModel, name: str) -> AdapterWeights:
-    """The adapter of a folder for a base whose own modules stand in their places; `name` is what the base is called.
+    """Reads the adapter of a folder for a base with its own modules in place; `name` is the base's name.
 
-    Raises `StudioError` where nothing of it has a place in the base, or where settings and weights are of two adapters.
+    Raises `StudioError` if no tensor matches the base, or if settings and weights belong to different adapters.
     """
     settings = read_settings(folder)
     check_settings(settings, [path for path, _ in base.named_modules()])
@@ -114,7 +115,7 @@ def read_weights(folder: Path, base: PreTrainedModel, name: str) -> AdapterWeigh
 
 
 def _take_embeddings(weights: AdapterWeights, base: Any) -> None:
-    """Takes whole embeddings out of the tensors: peft saves the base's own where their rows changed or bear LoRA."""
+    """Takes full embeddings out of the tensors: peft saves the base's own if their size changed or they have LoRA."""
     paths = {module: path for path, module in base.named_modules()}
     entry, output = base.get_input_embeddings(), base.get_output_embeddings()
     saved = set(getattr(weights.config, "modules_to_save", None) or ())
@@ -144,18 +145,18 @@ def _last(path: str | None) -> str:
 
 
 def _is_of(key: str, path: str) -> bool:
-    """Whether a tensor is the whole matrix of a module: as peft or whoever saved it calls it."""
+    """Whether a tensor is a module's full matrix, by any of the names it is saved under."""
     ends = (".weight", ".base_layer.weight", ".modules_to_save.weight", ".original_module.weight")
     return plain_name(key) in {plain_name(path + end) for end in ends}
 
 
 def rows_of(embedding: Any) -> int:
-    """Tokens that an embedding knows."""
+    """The number of tokens in an embedding."""
     return int(embedding.weight.shape[0])
 
 
 def known_tokens(folder: Path, base: str, revision: str | None) -> int:
-    """Tokens that an adapter's embeddings know: its own where its file brings some, else the base's by its config."""
+    """The number of tokens in an adapter's embeddings: its own if its file has any, else the base's by its config."""
     for name, tensor in read_header(folder / WEIGHTS_FILE).items():
         if plain_name(name) in EMBEDDINGS:
             return int(tensor["shape"][0])
@@ -163,7 +164,7 @@ def known_tokens(folder: Path, base: str, revision: str | None) -> int:
 
 
 def _place_lora(weights: AdapterWeights, base: PreTrainedModel, name: str) -> None:
-    """Gives LoRA matrices the base's names, and peft the modules, ranks and strengths that the file really holds."""
+    """Maps LoRA matrices to the base's names, and sets the modules, ranks and alphas that the file contains."""
     config: Any = weights.config
     config.init_lora_weights = True  # first weights, in whose place the file's are put
     ranks = ranks_held({key: tuple(tensor.shape) for key, tensor in weights.tensors.items()})
@@ -212,7 +213,7 @@ def _key(key: str, by_file: Mapping[str, str]) -> str:
 
 
 def _check_ranks(weights: AdapterWeights, ranks: Mapping[str, int], by_file: Collection[str]) -> None:
-    """The settings' rank of each module is that of its matrices: peft makes matrices of the settings' ranks first."""
+    """Checks that each module's rank in the settings is that of its matrices, since peft allocates by the settings."""
     config: Any = weights.config
     pattern = config.rank_pattern or {}
     highest = max([config.r, *pattern.values()])
@@ -246,7 +247,7 @@ def _meant(config: Any, base: PreTrainedModel, places: Mapping[str, str]) -> fro
 
 
 def _as_the_file_says(config: Any, places: Mapping[str, str]) -> None:
-    """Settings for exactly these modules, each with the rank and the strength that it has under its own name."""
+    """Settings for exactly these modules, each with its own rank and alpha."""
     ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
     config.rank_pattern = {
         place: ranks.get(get_pattern_key(list(ranks), own), config.r) for own, place in places.items()
@@ -269,10 +270,10 @@ def _no_place(weights: AdapterWeights, theirs: Sequence[str], name: str, ours: S
 
 
 def put_on(model: Any, weights: AdapterWeights, adapter: str, base: str, *, trainable: bool = False) -> PeftModel:
-    """peft's model with the adapter on it: `model` itself where it is peft's already, else one around it.
+    """peft's model with the adapter on it: `model` itself if it is peft's already, else a wrapper around it.
 
-    Adds to `weights.told` what had no place. Raises `StudioError` where nothing had one, and what peft raises where
-    shapes differ.
+    Adds notes on tensors that do not match to `weights.told`. Raises `StudioError` if none matches, and what peft
+    raises if shapes differ.
     """
     weights.config.inference_mode = not trainable
     if isinstance(model, PeftModel):
@@ -305,7 +306,7 @@ def _put(
     tensors: Mapping[str, torch.Tensor],
     expected: Mapping[str, Any],
 ) -> tuple[list[str], list[str]]:
-    """Loads the tensors; which of them had no place, and which known ones got no value."""
+    """Loads the tensors; returns those that match nothing, and the adapter's parameters that got no value."""
     kind: Any = weights.config
     if kind.is_prompt_learning:
         set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter)
@@ -331,9 +332,9 @@ def _put(
 
 
 def own_embeddings(base: PreTrainedModel, matrices: Mapping[str, torch.Tensor]) -> dict[str, torch.nn.Module]:
-    """Embeddings and output layer with the adapter's own rows, by module name; the base's stay as they are.
+    """Embeddings and output layer with the adapter's own matrices, by module name; the base's are unchanged.
 
-    An output layer that shares the base's embeddings shares the new ones, unless it has a matrix of its own.
+    An output layer tied to the base's embeddings is tied to the new ones, unless it has a matrix of its own.
     """
     paths = {module: path for path, module in base.named_modules()}
     entry, output = base.get_input_embeddings(), base.get_output_embeddings()

@@ -1,7 +1,7 @@
-"""Callbacks of the trainer: events, progress, stop, early stopping, sample generations, and the check for NaN.
+"""Trainer callbacks: events, progress, stop, early stopping, sample generations, and the check for NaN.
 
-A stop finishes and saves the current step. Sample answers are greedy and touch neither the random numbers of training
-nor the mode of the model.
+A stop finishes and saves the current step. Sample generations are greedy and change neither the random state of
+training nor the model's mode.
 """
 
 import math
@@ -49,12 +49,12 @@ WORDS = {
 
 
 def value_of(evaluation: Evaluated, metric: str) -> float:
-    """The number that a `metric_for_best_model` names."""
+    """The value of a `metric_for_best_model`."""
     return evaluation.loss if metric == "loss" else evaluation.metrics[metric]
 
 
 def evaluations_without_gain(values: Sequence[float], *, rising: bool, threshold: float) -> int:
-    """How many evaluations at the end were not better than the best before them by more than `threshold`."""
+    """The number of evaluations since the last improvement by more than `threshold`."""
     best: float | None = None
     waited = 0
     for value in values if rising else [-value for value in values]:
@@ -64,7 +64,7 @@ def evaluations_without_gain(values: Sequence[float], *, rising: bool, threshold
 
 
 class EarlyStopping(TrainerCallback):
-    """Ends the training after `patience` evaluations without a gain; `before` are the values of earlier starts."""
+    """Stops after `patience` evaluations without improvement; `before` are the values of earlier starts."""
 
     def __init__(self, metric: str, patience: int, threshold: float, before: Sequence[float]) -> None:
         self.metric = metric
@@ -91,7 +91,7 @@ class EarlyStopping(TrainerCallback):
 
     @property
     def words(self) -> str:
-        """Why the run ended early; empty where it did not."""
+        """Why the run stopped early; "" if it did not."""
         if self.ended_at is None:
             return ""
         times = "1 evaluation" if self.patience == 1 else f"{self.patience} evaluations"
@@ -103,9 +103,10 @@ MAX_TEXT = 2000
 
 
 class GenEval(TrainerCallback):
-    """`loaded` is the model that is trained, its adapter on it, with the template of training as the base's own.
+    """Sample generations after each evaluation. `loaded` is the model in training, with the training template as the
+    base's.
 
-    Inside `base()` that model is the bare base.
+    Inside `base()` the model is the bare base.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class GenEval(TrainerCallback):
         )
 
     def ask(self) -> list[str]:
-        """An answer to each question. Raises `Stopped` when asked to stop."""
+        """The answers to all questions. Raises `Stopped` on a stop."""
         model = self.loaded.model
         training = model.training
         model.eval()
@@ -186,12 +187,12 @@ class GenEval(TrainerCallback):
 
 
 def shorten(text: str) -> str:
-    """A text as an event holds it."""
+    """A text shortened for an event."""
     return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
 
 
 def label_meter(config: Config, prepared: Prepared, tokenizer: Any, log: EventLog) -> LabelMeter | None:
-    """Measures accuracy and F1 where labels are named. Raises `StudioError` where no validation row has one."""
+    """Measures accuracy and F1 if labels are configured. Raises `StudioError` if no validation row has one."""
     labels, rows = config.evaluation.label_names, prepared.validation.answers
     if not labels:
         return None
@@ -208,7 +209,7 @@ def label_meter(config: Config, prepared: Prepared, tokenizer: Any, log: EventLo
 
 
 def early_stopping(config: Config, prepared: Prepared, before: Sequence[Evaluated]) -> EarlyStopping | None:
-    """The callback that ends a run without gain, where one is asked for. `before`: evaluations of earlier starts."""
+    """The early-stopping callback, if configured. `before`: evaluations of earlier starts."""
     evaluation = config.evaluation
     metric, patience = evaluation.metric_for_best_model, evaluation.early_stopping_patience
     if not patience:
@@ -219,7 +220,7 @@ def early_stopping(config: Config, prepared: Prepared, before: Sequence[Evaluate
 
 
 def questions_to_ask(config: Config, prepared: Prepared) -> list[Question]:
-    """The validation questions that base and adapter answer; none where none were asked for."""
+    """The validation questions for sample generations; empty if none are configured."""
     count = config.evaluation.gen_eval_samples
     if not count:
         return []
@@ -235,7 +236,7 @@ def check_rows_to_measure(prepared: Prepared, noun: str) -> None:
 
 
 class DivergedError(ArithmeticError):
-    """The loss, the validation loss (`what`) or the adapter's weights are not finite at a step."""
+    """The training loss, the validation loss (`what`) or the adapter's weights are not finite."""
 
     def __init__(self, what: str, value: float, step: int) -> None:
         self.what, self.value, self.step = what, value, step
@@ -250,21 +251,21 @@ def check_number(what: str, value: float, step: int) -> None:
 
 
 def check_weights(model: Any, step: int) -> None:
-    """Raises `DivergedError` where a trained weight is not finite."""
+    """Raises `DivergedError` if a trained weight is not finite."""
     for parameter in model.parameters():
         if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
             raise DivergedError("adapter", math.nan, step)
 
 
 class Explanation(TypedDict):
-    """What complete.json says of a training that diverged."""
+    """The entries of complete.json for a training that diverged."""
 
     message: str
     hint: str
 
 
 def explain(error: DivergedError, config: Config, dtype: str) -> Explanation:
-    """What complete.json says of a run that ended so: why, and what helps."""
+    """The message and hint of complete.json for a training that diverged."""
     half = dtype == "float16"
     why = "float16 ran over its largest number" if half else "a step was too large"
     if error.step <= 1 and error.what == "training loss":
@@ -302,15 +303,15 @@ PLACED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy"
 
 
 def put_trackers_last(trainer: Trainer) -> None:
-    """TensorBoard and the like are told after `ReportCallback`, which adds its own numbers to what they are told."""
+    """Calls TensorBoard and other trackers after `ReportCallback`, which adds its own numbers to the logs."""
     trackers = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
     trainer.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, trackers))
 
 
 def logging_interval(setting: int, total_steps: int) -> int:
-    """Steps between two points: what was asked, but never so many that a run draws fewer than 20 points.
+    """Steps between log points: the setting, reduced so that a run logs at least 20 points.
 
-    0 leaves it to us: at least 50 points where the run has as many steps, and one at least every 10 steps.
+    0 means automatic: at least 50 points if the run has that many steps, and a point at least every 10 steps.
     """
     if setting == 0:
         return max(1, min(10, total_steps // 50))
@@ -318,7 +319,7 @@ def logging_interval(setting: int, total_steps: int) -> int:
 
 
 class ReportCallback(TrainerCallback):
-    """Turns what the trainer does into events. `tokens_before` are those of earlier starts of a resumed run."""
+    """Converts the trainer's callbacks to events. `tokens_before` is the count of earlier starts of a resumed run."""
 
     def __init__(self, log: EventLog, stop: StopSignal, tokens_before: int = 0, sensors: Sensors | None = None) -> None:
         self.log = log
@@ -407,7 +408,7 @@ class ReportCallback(TrainerCallback):
             metrics={
                 COMPARED.get(name, name): float(value)
                 for name, value in logs.items()
-                if name not in PLACED and not name.startswith("logits/")  # means over the vocabulary: nobody's question
+                if name not in PLACED and not name.startswith("logits/")  # means over the vocabulary tell nothing
             },
         )
         self.log.emit(point)
@@ -454,7 +455,7 @@ class ReportCallback(TrainerCallback):
 
 
 def for_trackers(point: StepLogged) -> dict[str, float]:
-    """What we measured of a step beyond the trainer's own numbers, by the names that TensorBoard shows."""
+    """Additional measurements of a step, by the names that TensorBoard shows."""
     numbers = {
         "tokens_per_second": point.tokens_per_second,
         "memory_gib": point.memory_bytes / GIB,
@@ -466,7 +467,7 @@ def for_trackers(point: StepLogged) -> dict[str, float]:
 
 
 def data_event(prepared: Prepared, rows_digest: str = "") -> DataPrepared:
-    """What became of the data, and how it was read. `rows_digest` is that of `resume.rows_digest`."""
+    """The event on the prepared data. `rows_digest` is that of `resume.rows_digest`."""
     return DataPrepared(
         time=time.time(),
         train_rows=len(prepared.train),

@@ -1,8 +1,8 @@
-"""Which label the model gives to each validation row, read off the evaluation's own forward pass.
+"""The label that the model predicts for each validation row, from the evaluation's own forward pass.
 
-The likeliest token is computed at the positions of the answer alone: no second pass and no logits of the rest. Up to
-the first token that differs from the row's answer this is what greedy generation writes; what follows would not be,
-and is not looked at. So an answer is right here exactly when greedy generation gives it.
+Top-1 tokens are computed only at the answer's positions: no second pass, and no logits elsewhere. Up to the first token
+that differs from the row's answer they equal greedy generation; later ones are ignored. So an answer counts as correct
+exactly when greedy generation produces it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +20,11 @@ _END_OF_THINKING = "</think>"
 
 Decode = Callable[[list[int]], str]
 Batch = dict[str, torch.Tensor]
-"""What the model is called with: input_ids, labels, attention_mask, each [rows, tokens]."""
+"""The model's inputs: input_ids, labels, attention_mask, each [rows, tokens]."""
 
 
 class LabelMeter:
-    """Collects expected and given labels over an evaluation. `decode` gives the text of ids without special tokens."""
+    """Collects expected and predicted labels over an evaluation. `decode` decodes ids without special tokens."""
 
     def __init__(self, labels: Sequence[str], decode: Decode) -> None:
         self.labels = tuple(labels)
@@ -35,7 +35,7 @@ class LabelMeter:
         self._model: Any = None
 
     def watch(self, model: Any) -> None:
-        """Keeps the last hidden states of every pass of a causal language model that does not learn."""
+        """Keeps the last hidden states of every forward pass of a causal language model in evaluation."""
         self._model = model
         model.base_model.register_forward_hook(self._keep)
 
@@ -43,11 +43,11 @@ class LabelMeter:
         self._hidden = None if torch.is_grad_enabled() else output.last_hidden_state
 
     def begin(self) -> None:
-        """Forgets the evaluation before."""
+        """Clears the previous evaluation."""
         self.expected, self.given = [], []
 
     def add(self, inputs: Batch) -> None:
-        """Takes the batch that the last pass was made for."""
+        """Adds the batch of the last forward pass."""
         assert self._hidden is not None, "no pass was watched"
         hidden, self._hidden = self._hidden, None
         labels = inputs["labels"].cpu().numpy()
@@ -71,13 +71,13 @@ class LabelMeter:
         return ids
 
     def scores(self) -> dict[str, float]:
-        """Accuracy, macro F1 and share of unanswered rows; empty where no row had a label."""
+        """Accuracy, macro F1 and the share of unanswered rows; empty if no row had a label."""
         return label_scores(self.expected, self.given)
 
 
 def answer_spans(labels: np.ndarray, positions: np.ndarray | None = None) -> Iterator[tuple[int, int, int]]:
-    """Batch row, start and stop of each example's last trained stretch, which is its answer. `labels` are [batch,
-    sequence]; where examples stand one after the other in one row, `positions` begin anew with each."""
+    """Batch row, start and stop of each example's last trained span, which is its answer. `labels` are [batch,
+    sequence]; in packed rows, `positions` restart with each example."""
     for row, values in enumerate(labels):
         begins = np.flatnonzero(positions[row] == 0).tolist() if positions is not None else [0]
         for begin, end in zip(begins, [*begins[1:], len(values)], strict=True):
@@ -91,21 +91,21 @@ def answer_spans(labels: np.ndarray, positions: np.ndarray | None = None) -> Ite
 
 
 def thinking_tokens(answer: list[int], decode: Decode) -> int:
-    """How many of an answer's tokens are its reasoning."""
+    """The number of reasoning tokens in an answer."""
     if _END_OF_THINKING not in decode(answer):
         return 0
     return next(size for size in range(1, len(answer) + 1) if _END_OF_THINKING in decode(answer[:size]))
 
 
 def given_label(answer: list[int], likeliest: list[int], labels: Sequence[str], decode: Decode) -> str | None:
-    """The label of an answer as far as the likeliest tokens say the same, and of the first one that does not."""
+    """The label of an answer up to and including the first token that the model would not have generated."""
     same = next((at for at, pair in enumerate(zip(answer, likeliest, strict=True)) if pair[0] != pair[1]), len(answer))
     text = decode([*answer[:same], *likeliest[same : same + 1]])
     return label_of(text, labels, whole=same == len(answer))
 
 
 def labelled_rows(rows: Sequence[Any], labels: Sequence[str], decode: Decode) -> int:
-    """How many examples have an answer that gives a label. Raises `StudioError` where none has."""
+    """The number of examples whose answer gives a label. Raises `StudioError` if there are none."""
     labelled, answers = 0, list[str]()
     for example in rows:
         for _, start, stop in answer_spans(np.array([example.labels])):

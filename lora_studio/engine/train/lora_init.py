@@ -1,9 +1,9 @@
-"""What a fresh adapter begins with beyond random numbers: the base's own weights, its rounding error, or the data.
+"""Initial weights of an adapter other than random ones: from the base's weights, its rounding error, or the data.
 
-PiSSA (arXiv:2404.02948) and OLoRA (arXiv:2406.01775) move a part of the base's weights into the adapter. What is handed
-out has to work on the base as everybody has it, so that it is saved as the difference to where it began: an ordinary
-adapter of twice the rank. LoftQ (arXiv:2310.08659) begins with what 4 bits lost, EVA (arXiv:2410.07170) with the
-directions that the data have inside the model.
+PiSSA (arXiv:2404.02948) and OLoRA (arXiv:2406.01775) move a part of the base's weights into the adapter. The saved
+adapter has to work on the unchanged base, so it is saved as the difference from its initial weights: an ordinary
+adapter of twice the rank. LoftQ (arXiv:2310.08659) starts from the 4-bit quantization error, EVA (arXiv:2410.07170)
+from the principal directions of the activations.
 """
 
 import json
@@ -32,18 +32,18 @@ from lora_studio.errors import StudioError
 from lora_studio.models.adapter_files import SETTINGS_FILE, WEIGHTS_FILE
 
 SVD_ROUNDS = 16
-"""Rounds of the randomized decomposition, as `pissa_niter_16` has them: a 7B model in seconds on a GPU."""
+"""Iterations of the randomized SVD, as in `pissa_niter_16`: a 7B model takes seconds on a GPU."""
 
 EVA_ROWS = 512
 MAX_BATCHES = 400
-"""Batches after which EVA gives up on data that have too few directions."""
+"""Batches after which EVA gives up, because the data have too few directions."""
 
 
 def peft_settings(first_weights: str) -> SettingValues:
-    """What peft's LoraConfig takes for a `lora.init_lora_weights`; loftq begins as usual and is filled afterwards."""
+    """LoraConfig's arguments for a `lora.init_lora_weights`; loftq is initialized as usual and filled afterwards."""
     if first_weights == "eva":
-        # rho 1 keeps every module at the rank that was asked for; above 1 modules trade ranks, and some lose theirs.
-        # All tokens are looked at: the answers alone can be a single word, which has no directions.
+        # rho 1 keeps every module at the configured rank; above 1 ranks are redistributed, and some become 0.
+        # All tokens count: answers alone can be a single word, which has no principal directions.
         return {"init_lora_weights": "eva", "eva_config": EvaConfig(rho=1.0, use_label_mask=False)}
     return {"init_lora_weights": True if first_weights in ("default", "loftq") else first_weights}
 
@@ -57,9 +57,9 @@ def fill(
     pad: int,
     seed: int,
 ) -> None:
-    """Fills a fresh adapter with what `first_weights` names, where peft itself could not: loftq and eva.
+    """Fills a new adapter with the initial weights that peft itself cannot compute here: loftq and eva.
 
-    `base` is the model's name and revision, `rows` are what is trained on.
+    `base` is the model's name and revision, `rows` are the training rows.
     """
     if first_weights == "loftq":
         fill_with_rounding(model, *base)
@@ -71,14 +71,14 @@ def fill(
 
 
 def rank_of(model: Any) -> int:
-    """The rank of a fresh adapter."""
+    """The rank of a new adapter."""
     return int(model.peft_config["default"].r)
 
 
 def beginning(model: PeftModel, first_weights: str) -> dict[str, torch.Tensor] | None:
-    """The adapter's weights now, where they were taken out of the base; None for adapters that left the base alone.
+    """A copy of the adapter's initial weights if they were taken out of the base; else None.
 
-    From here on the adapter's own config says that nothing is to be begun: whoever loads it has its weights.
+    Afterwards the adapter's config no longer requests an initialization: whoever loads it has its weights.
     """
     settings: Any = model.peft_config["default"]
     settings.init_lora_weights = True
@@ -90,15 +90,14 @@ def beginning(model: PeftModel, first_weights: str) -> dict[str, torch.Tensor] |
 
 @contextmanager
 def as_base(model: PeftModel, taken_out: Mapping[str, torch.Tensor] | None, own_biases: Biases) -> Iterator[None]:
-    """The bare base within: its own biases, the adapter left out or giving back what it took out of the base."""
+    """Inside, the bare base: with its own biases, and the adapter disabled or restored to its initial weights."""
     with with_biases(own_biases), model.disable_adapter() if taken_out is None else _given_back(model, taken_out):
         yield
 
 
 @contextmanager
 def _given_back(model: PeftModel, taken_out: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Matrices as they began, which gives the base what they took out of it, and modules trained whole as the base has
-    them."""
+    """Restores the initial matrices, which gives the base back what they took, and modules trained in full."""
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     trained = {name: tensor.clone() for name, tensor in state.items()}
     whole = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
@@ -114,9 +113,9 @@ def _given_back(model: PeftModel, taken_out: Mapping[str, torch.Tensor]) -> Iter
 
 
 def save_as_difference(folder: Path, taken_out: Mapping[str, torch.Tensor]) -> None:
-    """Turns the adapter in `folder`, which needs a changed base, into one of twice the rank for the base as it is.
+    """Converts the adapter in `folder`, which needs a changed base, to one of twice the rank for the unchanged base.
 
-    The base lost B0 A0 and the adapter adds B A: on the whole base that is [B, -B0] [A; A0].
+    The base lost B0 A0 and the adapter adds B A: on the unchanged base that is [B, -B0] [A; A0].
     """
     weights = load_file(folder / WEIGHTS_FILE)
     for name, trained in weights.items():
@@ -133,7 +132,7 @@ def save_as_difference(folder: Path, taken_out: Mapping[str, torch.Tensor]) -> N
 
 @torch.no_grad()
 def fill_with_rounding(model: PeftModel, name: str, revision: str | None) -> None:
-    """LoftQ: the adapter begins as the best small correction of what 4-bit rounding took from the base's weights."""
+    """LoftQ: the adapter starts as the best low-rank approximation of the 4-bit quantization error."""
     stored = _stored_weights(name, revision)
     for path, module in model.named_modules():
         if not isinstance(module, Linear4bit):
@@ -148,7 +147,7 @@ def fill_with_rounding(model: PeftModel, name: str, revision: str | None) -> Non
 
 
 def _stored_weights(name: str, revision: str | None) -> dict[str, Path]:
-    """The file that each of the base's tensors is stored in. The model was just loaded: nothing is fetched."""
+    """The file of each of the base's tensors. The model was just loaded, so nothing is downloaded."""
     folder = Path(checked_source(name))
     if not folder.is_dir():
         snapshot = snapshot_download(
@@ -163,7 +162,7 @@ def _stored_weights(name: str, revision: str | None) -> dict[str, Path]:
 
 
 def _read(stored: Mapping[str, Path], name: str) -> torch.Tensor:
-    """A tensor of the base by its path in the model; some models are stored without the first part of the path."""
+    """A tensor of the base by its path in the model; some checkpoints omit the first part of the path."""
     for candidate in (name, name.partition(".")[2]):
         if candidate in stored:
             with safe_open(stored[candidate], framework="pt") as opened:
@@ -175,9 +174,9 @@ def _read(stored: Mapping[str, Path], name: str) -> torch.Tensor:
 
 
 def fill_from_data(model: PeftModel, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
-    """EVA: the adapter's A matrices begin with the strongest directions that the data have inside the model.
+    """EVA: the adapter's A matrices start as the principal directions of the activations.
 
-    Goes over the batches again and again until the directions are steady.
+    Repeats the batches until the directions converge.
     """
     base: Any = model.get_base_model()
     decoder = base.get_decoder()
@@ -199,9 +198,9 @@ def fill_from_data(model: PeftModel, batches: Sequence[Mapping[str, torch.Tensor
 def token_batches(
     rows: Iterable[Sequence[int]], *, tokens: int, pad: int, device: torch.device
 ) -> list[dict[str, torch.Tensor]]:
-    """Rows of token ids as batches of at least `tokens` tokens each, padded on the right.
+    """Rows of token ids as batches of at least `tokens` tokens, padded on the right.
 
-    What is left at the end and is too little for a batch of its own goes into the last one.
+    A remainder too small for a batch of its own joins the last batch.
     """
     groups: list[list[Sequence[int]]] = [[]]
     for row in rows:

@@ -1,4 +1,4 @@
-"""The memory of this process on its device: measured, estimated before the start, and explained when it ran out."""
+"""Memory of this process on its device: measured, estimated before the start, and explained when it runs out."""
 
 import re
 import time
@@ -22,9 +22,9 @@ STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes. On a GPU: reserved by PyTorch, used by tensors, the most reserved so far; on the CPU: resident memory.
+    """Bytes. On a GPU: reserved by PyTorch, allocated to tensors, peak reserved; on the CPU: resident memory.
 
-    `available` is what this process could come to hold: what it has and what is free.
+    `available` is what this process could hold: its own memory plus what is free.
     """
 
     now: int
@@ -34,7 +34,7 @@ class Memory:
 
 
 def read_memory() -> Memory:
-    """Memory at this moment; costs well under a millisecond."""
+    """The current memory; takes well under a millisecond."""
     if torch.cuda.is_available():
         now = torch.cuda.memory_reserved()
         available = torch.cuda.mem_get_info()[0] + now
@@ -44,7 +44,7 @@ def read_memory() -> Memory:
 
 
 def _high_water() -> int:
-    """The most resident memory that this program ever had, as Linux counts it; 0 elsewhere."""
+    """The peak resident memory of this process on Linux; 0 elsewhere."""
     if not STATUS.is_file():
         return 0
     for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
@@ -54,7 +54,7 @@ def _high_water() -> int:
 
 
 def gpu_id() -> str | None:
-    """The driver's id of the GPU that is computed on, by which its tool knows it; None on the CPU."""
+    """The driver's id of the GPU in use; None on the CPU."""
     return f"GPU-{torch.cuda.get_device_properties(0).uuid}" if torch.cuda.is_available() else None
 
 
@@ -68,16 +68,16 @@ def device_kind() -> str:
 
 
 def available_bytes() -> int:
-    """What this process may come to hold: free memory of the device and what it holds already."""
+    """The memory that this process could hold: what is free on the device plus its own."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     return psutil.virtual_memory().available + psutil.Process().memory_info().rss
 
 
 def foresee(config: Config, numbers: JsonObject, longest: int) -> tuple[bool, MemoryEstimated | None]:
-    """Whether to use gradient checkpointing, and the estimate for these rows; no estimate for a model without numbers.
+    """Whether to use gradient checkpointing, and the memory estimate; None if the model's shape is unknown.
 
-    `numbers` are those of the model's own config, `longest` the tokens of the longest training row.
+    `numbers` is the model's config, `longest` the length in tokens of the longest training row.
     """
     model = architecture(numbers)
     setting = config.training.gradient_checkpointing
@@ -98,7 +98,7 @@ def foresee(config: Config, numbers: JsonObject, longest: int) -> tuple[bool, Me
 
 
 def _reason(config: Config, expected: Estimate, available: int) -> str:
-    """Why checkpointing is on or off, in a sentence; nothing where the settings say it."""
+    """Why checkpointing is on or off; "" if the settings decide it."""
     if config.training.gradient_checkpointing != "auto":
         return ""
     room = f"of the {available / GIB:.1f} GiB that there are"
@@ -110,7 +110,7 @@ def _reason(config: Config, expected: Estimate, available: int) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out. The CPU's allocator and cuBLAS raise a RuntimeError that only its text tells apart."""
+    """Whether memory ran out. The CPU allocator and cuBLAS raise a RuntimeError that only its text identifies."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in MEMORY_SIGNS)
 
 
@@ -123,7 +123,7 @@ class Retry(TypedDict):
 
 
 class OutOfMemory(TypedDict):
-    """What complete.json says of a run that ran out of memory; `memory` in bytes."""
+    """The entries of complete.json for a run that ran out of memory; `memory` in bytes."""
 
     state: str
     message: str
@@ -133,7 +133,7 @@ class OutOfMemory(TypedDict):
 
 
 def explain(error: BaseException, config: Config, state: RunState) -> OutOfMemory:
-    """What complete.json says of a run that ran out of memory: the numbers, and the change that fits (`retry`)."""
+    """The entries of complete.json for a run that ran out of memory: the numbers, and settings that fit (`retry`)."""
     requested = asked_bytes(str(error))
     total, free, allocated = device_numbers()
     foreseen = state.memory
@@ -157,13 +157,13 @@ def explain(error: BaseException, config: Config, state: RunState) -> OutOfMemor
 
 
 def asked_bytes(text: str) -> int:
-    """The bytes that an allocation asked for, read from PyTorch's message; 0 where it does not say."""
+    """The size of a failed allocation, from PyTorch's message; 0 if it does not say."""
     match = ASKED.search(text)
     return round(float(match[1]) * UNITS[(match[2] or "").lower()]) if match else 0
 
 
 def device_numbers() -> tuple[int, int, int]:
-    """Bytes of the device: all, free, and held by this process."""
+    """Bytes of the device: total, free, and held by this process."""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return total, free, torch.cuda.max_memory_reserved()

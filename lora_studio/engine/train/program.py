@@ -1,6 +1,6 @@
-"""The training program, to be read from top to bottom: config, data, model, adapter, training, adapter out, report.
+"""The training program, to be read from top to bottom: config, data, model, adapter, training, saving, report.
 
-The data path is `data.dataset.prepare`, the loop is trl's; what is ours here is the order, the checks and the run's
+The data path is `data.dataset.prepare` and the loop is trl's; this module adds the order, the checks and the run's
 folder. Only this module of the engine knows the config.
 """
 
@@ -96,11 +96,11 @@ SAME_NAME = {
     "save_steps",
     "save_total_limit",
 }
-"""Settings of training that the trainers take as they are."""
+"""Settings that the trainers take under the same name."""
 
 
 def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> TrainResult:
-    """Trains what the run's config says and returns the numbers of complete.json. Raises `Stopped` when asked to."""
+    """Trains with the run's config and returns the content of complete.json. Raises `Stopped` on a stop."""
     # Config and where to start from.
     config = parse(read_yaml(run.config))
     if problems := list(machine_conflicts(config, cuda=torch.cuda.is_available())):
@@ -139,8 +139,8 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> T
     meter = label_meter(config, prepared, tokenizer, log)
     samples = questions_to_ask(config, prepared)
 
-    # The base, and on it a fresh adapter or the one to continue from; a checkpoint has the latter's shape as well. A
-    # comparison is with where the run began, resumed or not: the trainer puts a checkpoint's weights in afterwards.
+    # The base with a new adapter or the one to continue from; a checkpoint has the same shape. DPO's reference is the
+    # start of the run, also when resuming: the trainer loads a checkpoint's weights afterwards.
     log.phase("model")
     compares = config.training.method == "dpo"
     set_seed(config.training.seed)
@@ -199,7 +199,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> T
     if foreseen:
         log.emit(foreseen)
 
-    # The trainer. Its trackers' callbacks take folder and project from the environment only.
+    # The trainer. Trackers read folder and project from the environment only.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)
     os.environ.setdefault("WANDB_DIR", str(run.path))
     os.environ.setdefault("WANDB_PROJECT", PROJECT)
@@ -247,7 +247,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> T
     for message in remarks(config, prepared, total_steps):
         log.emit(Warned(time.time(), message))
 
-    # Training. A stop in the middle of an evaluation leaves the trainer by an exception: save what is there.
+    # Training. A stop during an evaluation leaves the trainer by an exception: save the last step.
     sensors.start()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -258,7 +258,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> T
     finally:
         sensors.close()
 
-    # The adapter out, the last measurements (base and adapter side by side among them), and the words.
+    # Save the adapter, measure it beside the base, and write the report.
     stop.end_at_once()
     check_weights(trainer.model, trainer.state.global_step)
     log.phase("save")
@@ -306,7 +306,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> T
 def trainer_settings(
     config: Config, run: RunFolder, dtype: torch.dtype, *, measured: bool, checkpointing: bool
 ) -> SFTConfig | DPOConfig:
-    """The config in trl's words. Lengths and labels are settled already, so trl only packs."""
+    """The config as trl's arguments. Truncation and labels are done already, so trl only packs."""
     dpo = partial(DPOConfig, **config.preference.model_dump(), max_length=None, remove_unused_columns=False)
     sft = partial(SFTConfig, **packing_values(config))
     method: Callable[..., SFTConfig | DPOConfig] = dpo if config.training.method == "dpo" else sft
@@ -322,7 +322,7 @@ def trainer_settings(
 
 
 def packing_values(config: Config) -> TrainerArguments:
-    """What only SFTConfig takes."""
+    """Arguments of SFTConfig alone."""
     packing = config.training.packing
     return {
         "packing": packing,
@@ -335,7 +335,7 @@ def packing_values(config: Config) -> TrainerArguments:
 def trainer_values(
     config: Config, dtype: str, *, on_cpu: bool, measured: bool, checkpointing: bool
 ) -> TrainerArguments:
-    """What the configs of both methods take, as plain values: a run's script is made from the same."""
+    """Arguments shared by both methods, as plain values; an exported training script uses the same."""
     training, evaluation = config.training, config.evaluation
     return {
         **training.model_dump(include=SAME_NAME),
@@ -358,7 +358,7 @@ def trainer_values(
 
 
 class CardValues(TypedDict):
-    """studio.json: what chat, evaluation and export have to know to use the adapter as training did."""
+    """The content of studio.json: what chat, evaluation and export need to use the adapter as in training."""
 
     base_model: str
     revision: str | None
@@ -375,7 +375,7 @@ class CardValues(TypedDict):
 
 
 def studio_card(config: Config, run: RunFolder, dtype: torch.dtype, prompt_style: str, quantization: str) -> CardValues:
-    """The values of studio.json for a run's adapter."""
+    """The content of studio.json for a run's adapter."""
     return {
         "base_model": config.model.name,
         "revision": config.model.revision,
@@ -393,15 +393,15 @@ def studio_card(config: Config, run: RunFolder, dtype: torch.dtype, prompt_style
 
 
 def four_bit(config: Config) -> dict[str, str | bool] | None:
-    """The settings of 4-bit weights by name; None for a base that has none."""
+    """The settings of 4-bit weights by name; None for a base without them."""
     if config.model.quantization != "4bit":
         return None
     return {name: value for name, value in config.model.model_dump().items() if name.startswith("bnb_4bit_")}
 
 
 def check_base(config: Config, base: Any, prepared: Prepared, stored: str) -> Iterator[str]:
-    """What is to be told of a base that was loaded. Raises `StudioError` where it can't read the rows, or not be taken
-    apart as the adapter's first weights want it."""
+    """Notes on the loaded base. Raises `StudioError` if it cannot read the rows, or does not support the adapter's
+    initialization."""
     rows = [part for part in (prepared.train, prepared.validation) if len(part)]
     error = beyond(
         config.model.name,
@@ -430,7 +430,7 @@ def device_name() -> str:
 
 
 def remarks(config: Config, prepared: Prepared, total_steps: int) -> Iterator[str]:
-    """Where the run does not do what a setting asks for."""
+    """Notes on settings that have no effect in this run."""
     setting, interval = config.tracking.logging_steps, logging_interval(config.tracking.logging_steps, total_steps)
     if setting > interval:
         yield f"A point every {setting} steps would be too few for {total_steps} steps: there is one every {interval}."
@@ -446,7 +446,7 @@ def remarks(config: Config, prepared: Prepared, total_steps: int) -> Iterator[st
 
 
 def final_evaluation(trainer: TrainerMixin, log: EventLog) -> Evaluated:
-    """What the adapter that is handed out measures; measured only where it isn't known yet."""
+    """The evaluation of the final adapter; measured only if it is not known yet."""
     state = trainer.state
     best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
     step = step_of(str(best)) if best else state.global_step
@@ -458,13 +458,13 @@ def final_evaluation(trainer: TrainerMixin, log: EventLog) -> Evaluated:
 
 
 def training_speed(points: list[StepLogged]) -> float:
-    """Real tokens a second over all points, evaluation and saving left out; 0 where there is no point."""
+    """Real tokens per second over all points, without evaluation and saving; 0 if there are no points."""
     seconds = sum(tokens / point.tokens_per_second for tokens, point in _tokens_of(points) if point.tokens_per_second)
     return sum(tokens for tokens, _ in _tokens_of(points)) / seconds if seconds else 0.0
 
 
 def _tokens_of(points: list[StepLogged]) -> Iterator[tuple[int, StepLogged]]:
-    """Tokens since the point before, with each point."""
+    """Each point with its tokens since the previous point."""
     before = 0
     for point in points:
         yield point.tokens - before, point
@@ -472,6 +472,6 @@ def _tokens_of(points: list[StepLogged]) -> Iterator[tuple[int, StepLogged]]:
 
 
 def mean_loss(points: list[StepLogged]) -> float:
-    """The mean over all steps, earlier starts of a resumed run included; each point stands for the steps before it."""
+    """The mean over all steps, including earlier starts of a resumed run; each point stands for the steps before it."""
     first = [0, *(point.step for point in points)]
     return sum(point.loss * (point.step - before) for point, before in zip(points, first, strict=False)) / first[-1]

@@ -1,4 +1,4 @@
-"""report.md: what a finished run was trained from, on and with, and what came out, beside the base it began from."""
+"""report.md: the base, data and settings of a finished run, and its results compared with the base."""
 
 import time
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ HYPERPARAMETERS = (
 
 
 class TrainResult(TypedDict):
-    """complete.json of a run that is done: losses in nats a trained token, times in seconds, memory in bytes."""
+    """complete.json of a finished run: losses in nats per trained token, times in seconds, memory in bytes."""
 
     run: str
     state: str
@@ -73,7 +73,7 @@ def write_report(
     state: RunState,
     result: TrainResult,
 ) -> None:
-    """Writes the report of a run that is done."""
+    """Writes the report of a finished run."""
     facts = run.read_facts()
     seconds = f"{result['seconds']:.0f} s"
     method = "QLoRA" if config.model.quantization != "none" else "LoRA"
@@ -98,7 +98,7 @@ def write_report(
 
 
 def _outcome(result: TrainResult) -> list[str]:
-    """The measurement beside the base in words; where there is none, that is said as well."""
+    """The comparison with the base in words, or that there is none."""
     measured = result.get("difference")
     if not measured:
         return ["Base and adapter were not measured side by side.", ""]
@@ -210,7 +210,7 @@ def _results(state: RunState, result: TrainResult) -> list[str]:
 
 
 def _health(state: RunState, config: Config, result: TrainResult) -> list[str]:
-    """What was wrong with the run, and what helps; no section where nothing was."""
+    """Problems of the run and how to fix them; no section if there were none."""
     remarks = diagnose(state, config, time.time(), result.get("difference"))
     return ["## Health", "", *(f"- {prose(in_words(item))}" for item in remarks), ""] if remarks else []
 

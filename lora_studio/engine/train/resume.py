@@ -1,4 +1,4 @@
-"""The checkpoint to resume a run from, whether its rows are still the same, and the checkpoint that a stop leaves."""
+"""The checkpoint to resume from, whether the rows are unchanged, and the checkpoint that a stop leaves."""
 
 import hashlib
 import shutil
@@ -20,9 +20,9 @@ from lora_studio.workspace import RunFolder, step_of
 
 
 def last_whole_checkpoint(run: RunFolder) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that can be resumed from, and what is to be told of others.
+    """The newest complete checkpoint, and notes on the others.
 
-    One that a crash left unfinished is removed; one that was finished and is damaged is put aside.
+    Unfinished checkpoints of a crash are removed; damaged ones are moved aside.
     """
     whole: list[Path] = []
     notes: list[str] = []
@@ -42,9 +42,9 @@ def last_whole_checkpoint(run: RunFolder) -> tuple[Path | None, list[str]]:
 
 
 def rows_digest(prepared: Prepared) -> str:
-    """A fingerprint of what is trained and measured: tokens and labels of every row, in their order.
+    """A fingerprint of the training and validation rows: tokens and labels of every row, in order.
 
-    Whatever the files are called and whichever version read them. Empty for a template that writes the day's date.
+    It does not depend on file names or versions. Empty for a template that writes the current date.
     """
     if prepared.template.writes_date:
         return ""
@@ -63,10 +63,9 @@ def _digest(rows: Examples | Pairs) -> str:
 
 
 def other_rows(before: DataPrepared | None, now: DataPrepared) -> str:
-    """How the rows that a run began with differ from those that its files give now, in words; empty where they are
-    the same.
+    """How a run's original rows differ from its current ones, in words; "" if they are the same.
 
-    Runs of earlier versions noted a fingerprint of files and program, and numbers: these decide where it changed.
+    Runs of earlier versions logged a fingerprint of files and program, and counts: the counts decide if it changed.
     """
     if before is None or before.fingerprint == now.fingerprint:
         return ""
@@ -86,7 +85,7 @@ def other_rows(before: DataPrepared | None, now: DataPrepared) -> str:
 
 
 def check_same_rows(run: RunFolder, before: DataPrepared | None, now: DataPrepared) -> None:
-    """Raises `OtherRowsError` where a checkpoint was trained on other rows than those that are there now."""
+    """Raises `OtherRowsError` if the rows have changed since the checkpoint was written."""
     if words := other_rows(before, now):
         raise OtherRowsError(
             f"The rows are not those that this run began with: {words}.",
@@ -97,7 +96,7 @@ def check_same_rows(run: RunFolder, before: DataPrepared | None, now: DataPrepar
 
 
 def save_where_stopped(trainer: TrainerMixin, report: ReportCallback) -> None:
-    """A checkpoint of the last finished step, unless there is one."""
+    """Saves a checkpoint of the last finished step, unless there is one."""
     step = trainer.state.global_step
     if step > 0 and report.saved_step != step:
         if report.after_step is not None:

@@ -1,6 +1,6 @@
-"""The learning-rate schedule in whole steps, and more epochs than a run had planned.
+"""The learning-rate schedule in whole steps, and extra epochs beyond a run's plan.
 
-A run that is lengthened follows the schedule of a run that had that length from the start.
+An extended run follows the schedule of a run that had that length from the start.
 """
 
 import math
@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
 
 SCHEDULE = {"lr_scheduler_type", "warmup_ratio", "warmup_steps", "num_cycles", "decay_ratio", "min_lr_rate"}
-"""The settings of training that `scheduler_settings` takes."""
+"""The training settings that `scheduler_settings` takes."""
 
 
 TrainerArguments = dict[str, Any]
@@ -28,10 +28,10 @@ def scheduler_settings(
     decay_ratio: float,
     min_lr_rate: float,
 ) -> tuple[int, TrainerArguments]:
-    """Steps of the warm-up, and what the scheduler of that name takes beside it (`lr_scheduler_kwargs`).
+    """The warm-up steps, and the scheduler's own arguments (`lr_scheduler_kwargs`).
 
-    A warm-up given in steps wins over its share, which leaves the last step at full rate at least. The first step of a
-    warm-up has the rate 0: a run of one step has none.
+    Warm-up steps take precedence over the ratio, which leaves at least the last step at full rate. The first step of a
+    warm-up has a rate of 0, so a run of one step has none.
     """
     rising = min(math.ceil(warmup_ratio * total_steps), total_steps - 1) if warmup_steps is None else warmup_steps
     rising = rising if total_steps > 1 else 0
@@ -45,7 +45,7 @@ def scheduler_settings(
 
 
 def lengthen(args: TrainingArguments, extra_epochs: float, steps_an_epoch: int) -> None:
-    """Adds epochs to a trainer's plan; where it counts steps, as many as those epochs have."""
+    """Adds epochs to a trainer's plan, or their number of steps if it counts steps."""
     if args.max_steps > 0:
         args.max_steps += math.ceil(extra_epochs * steps_an_epoch)
     else:
@@ -53,7 +53,7 @@ def lengthen(args: TrainingArguments, extra_epochs: float, steps_an_epoch: int) 
 
 
 def planned_steps(trainer: Trainer, extra_epochs: float) -> int:
-    """How many steps a trainer makes in all, once epochs were added to its plan."""
+    """The total number of steps, including extra epochs."""
     loader = trainer.get_train_dataloader()
     steps_an_epoch = trainer.set_initial_training_values(trainer.args, loader)[1]
     lengthen(trainer.args, extra_epochs, steps_an_epoch)
@@ -61,9 +61,9 @@ def planned_steps(trainer: Trainer, extra_epochs: float) -> int:
 
 
 def follow_schedule(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-    """Gives the next step the learning rate that the schedule has for it.
+    """Sets the next step's learning rate to that of the schedule.
 
-    A checkpoint brings the rate that the old schedule had; only for a run of the same length is that the same number.
+    A checkpoint restores the old schedule's rate, which is the same only for a run of the same length.
     """
     if isinstance(scheduler, LambdaLR):
         rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
@@ -73,7 +73,7 @@ def follow_schedule(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
 
 
 class RandomNumbers:
-    """Where torch's random numbers stood at a moment, on the CPU and on the GPUs."""
+    """A snapshot of torch's random state on the CPU and the GPUs."""
 
     def __init__(self) -> None:
         self._cpu = torch.get_rng_state()

@@ -1,6 +1,6 @@
-"""trl's SFTTrainer and DPOTrainer for examples that come ready with labels.
+"""trl's SFTTrainer and DPOTrainer for examples that already have labels.
 
-They differ from trl in the order of rows, which depends on seed and epoch alone, and in what a checkpoint holds.
+They differ from trl in the order of rows, which depends only on seed and epoch, and in the content of checkpoints.
 """
 
 import json
@@ -35,11 +35,11 @@ from lora_studio.runs.checkpoints import write_manifest
 from lora_studio.workspace import RunFolder, write_atomically
 
 AS_TRAINED = "as_trained"
-"""Folder of a checkpoint with the weights to resume from, where those that are handed out differ from them."""
+"""Folder of a checkpoint with the weights to resume from, if the saved adapter's differ from them."""
 
 
 def as_dataset(examples: Examples | Pairs, folder: Path) -> Dataset:
-    """The table that the trainer takes, memory-mapped from a nameless file in `folder`."""
+    """The trainer's table, memory-mapped from an unnamed file in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = examples.tables()
     first = next(tables)
@@ -60,9 +60,9 @@ def save_adapter(
     folder: Path,
     taken_out: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Adapter weights and config, tokenizer with chat template, and studio.json into `folder`.
+    """Saves adapter weights and config, tokenizer with chat template, and studio.json to `folder`.
 
-    `taken_out` are the first weights of an adapter that took them out of the base, see `lora_init.beginning`.
+    `taken_out` are initial weights that were taken out of the base, see `lora_init.beginning`.
     """
     model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
@@ -79,7 +79,7 @@ def save_final_adapter(
     run: RunFolder,
     taken_out: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """The run's finished adapter: written beside its place, so that there is the old one or the new one, never half."""
+    """Saves the run's final adapter atomically: written to a temporary folder, then renamed."""
     shutil.rmtree(run.unfinished_adapter, ignore_errors=True)
     save_adapter(model, tokenizer, card, run.unfinished_adapter, taken_out)
     shutil.rmtree(run.adapter, ignore_errors=True)
@@ -87,7 +87,7 @@ def save_final_adapter(
 
 
 class TrainerMixin(WithoutRouterLoss):
-    """What the trainers of both methods do our way; stands before trl's class among the bases.
+    """The changes common to both trainers; precedes trl's class among the bases.
 
     `sequences` are the columns of a row that the model reads.
     """
@@ -126,7 +126,7 @@ class TrainerMixin(WithoutRouterLoss):
         return self.optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """A loss that is no number is told at once, by a point of its own, at which `Report` ends the training."""
+        """Logs a loss that is not finite at once, so that `ReportCallback` ends the training."""
         loss = super().training_step(*args, **kwargs)
         if not bool(torch.isfinite(loss)):
             self.control.should_log = True
@@ -161,7 +161,7 @@ class TrainerMixin(WithoutRouterLoss):
         self.state.best_model_checkpoint = best
 
     def _as_trained(self, checkpoint: str | None) -> Path:
-        """Where a checkpoint holds the weights that this model had."""
+        """The folder in a checkpoint with the weights as this model had them."""
         folder = Path(str(checkpoint))
         return folder / AS_TRAINED if self.taken_out is not None else folder
 
@@ -171,11 +171,11 @@ class TrainerMixin(WithoutRouterLoss):
             follow_schedule(self.optimizer, self.lr_scheduler)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No card: trl's would stand in the checkpoints with this machine's paths."""
+        """No card: trl's would contain local paths."""
 
 
 class StudioTrainer(TrainerMixin, SFTTrainer):
-    """SFTTrainer with the differences that this module's docstring names."""
+    """SFTTrainer with the differences that the module's docstring names."""
 
     def __init__(self, *, meter: LabelMeter | None = None, **kwargs: Any) -> None:
         self.meter = meter
@@ -214,7 +214,7 @@ class StudioTrainer(TrainerMixin, SFTTrainer):
 
 
 class Collator:
-    """Pairs as one batch, padded on the right: the better sides, then the worse ones."""
+    """Pads pairs on the right into one batch: the chosen answers, then the rejected ones."""
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
@@ -259,7 +259,7 @@ class PreferenceTrainer(TrainerMixin, DPOTrainer):
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Means over pairs, where trl's are over batches."""
+        """Means over pairs; trl's are over batches."""
         self._pairs = []
         output = super().evaluation_loop(*args, **kwargs)
         metrics = dict(output.metrics or {})
@@ -270,6 +270,6 @@ class PreferenceTrainer(TrainerMixin, DPOTrainer):
 
 
 def starts_as_base(model: Any) -> bool:
-    """Whether a model with its fresh adapter answers exactly as the base: LoRA's second matrix is zero everywhere."""
+    """Whether a model with its new adapter equals the base: LoRA's B matrix is zero everywhere."""
     second = [weight for name, weight in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
     return not any(bool(weight.any()) for weight in second)

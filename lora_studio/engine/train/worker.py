@@ -1,7 +1,7 @@
-"""The child that trains: `python -m lora_studio.engine.train.worker RUN_FOLDER [--resume]`.
+"""The worker that trains: `python -m lora_studio.engine.train.worker RUN_FOLDER [--resume]`.
 
-Whatever happens, the run's events end with one `Finished` in plain words, and complete.json holds the final numbers.
-Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped.
+The run's events always end with a `Finished`, and complete.json holds the final numbers. Exit codes: 0 done, 1 failed,
+2 wrong input, 130 stopped.
 """
 
 import json
@@ -59,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception, run: RunFolder, log: EventLog) -> tuple[Explained, JsonObject]:
-    """An unexpected error in one sentence; running out of memory with the numbers and the change that fits.
+    """An unexpected error in one sentence, and its further entries in complete.json.
 
-    With what complete.json holds of it beside the sentence.
+    Running out of memory comes with the numbers and a change of settings that fits.
     """
     if runtime.is_full(error, run.path):
         runtime.make_room(run)
@@ -78,7 +78,7 @@ def _explain(error: Exception, run: RunFolder, log: EventLog) -> tuple[Explained
 
 
 def _finish(child: Child[RunFolder], ending: Ending, result: JsonObject) -> int:
-    """Writes complete.json, then the last event: whoever reads the event finds the file."""
+    """Writes complete.json, then the last event, so that readers of the event find the file."""
     run, state = child.folder, child.log.state()
     numbers = {
         "run": run.id,
