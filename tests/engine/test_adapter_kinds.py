@@ -27,7 +27,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def computed(loaded: LoadedModel, column: str | None) -> torch.Tensor:
-    with loaded.answering_as(column) as model:
+    with loaded.use_adapter(column) as model:
         return logits(model, IDS)
 
 
@@ -41,7 +41,7 @@ def test_every_kind_after_every_other_computes_what_it_computes_alone(world: tup
     order = NAMES[::-1] if tied else NAMES
     loaded = load_base(str(base))
     add_adapters(loaded, {name: folders[name] for name in order})
-    assert loaded.told == {name: [] for name in order}
+    assert loaded.notes == {name: [] for name in order}
     before = None
     for column in itertools.chain.from_iterable(itertools.combinations((None, *order), 2)):  # each pair, both ways
         assert torch.equal(computed(loaded, column), expected[column]), (column, "after", before)

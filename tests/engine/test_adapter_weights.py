@@ -51,7 +51,7 @@ def put(base: Path, folder: Path) -> LoadedModel:
 
 
 def computed(loaded: LoadedModel, column: str | None = "it", ids: torch.Tensor = IDS) -> torch.Tensor:
-    with loaded.answering_as(column) as model:
+    with loaded.use_adapter(column) as model:
         return logits(model, ids)
 
 
@@ -107,11 +107,11 @@ def test_what_lacks_and_what_has_no_place_is_told_by_name(base: Path, adapter: P
     folder = rewritten(adapter, tmp_path / "half", lambda key: None if "layers.1" in key else key)
     loaded = put(base, folder)
     assert torch.equal(computed(loaded), alone(base, folder, IDS))
-    (told,) = loaded.told["it"]
+    (told,) = loaded.notes["it"]
     assert "no weights for 3 of the 6 modules" in told
     assert "model.layers.1.mlp.up_proj" in told
     folder = rewritten(adapter, tmp_path / "more", lambda key: key.replace("layers.1", "visual.blocks.1"))
-    told_of = " ".join(put(base, folder).told["it"])
+    told_of = " ".join(put(base, folder).notes["it"])
     assert "6 of the 12 weights of more have no place" in told_of
     assert "visual.blocks.1" in told_of
 
@@ -121,7 +121,7 @@ def test_ranks_below_r_are_loaded_and_ranks_of_another_adapter_refused(base: Pat
     folder = make(base, tmp_path / "it", **settings)
     loaded = put(base, folder)
     assert torch.equal(computed(loaded), alone(base, folder, IDS))
-    assert loaded.told["it"] == []
+    assert loaded.notes["it"] == []
     wrong = rewritten(folder, tmp_path / "wrong", lambda key: key, rank_pattern={"q_proj": 4})
     with pytest.raises(StudioError, match=r"say rank 32 for model\.layers\.0\.self_attn\.v_proj, and its matrix has 8"):
         put(base, wrong)
@@ -169,7 +169,7 @@ def test_a_larger_vocabulary_is_loaded_as_peft_saved_it(whole: list[str] | None,
     loaded = put(base, tmp_path)
     assert torch.equal(computed(loaded, "it", ids), logits(made, ids))
     assert torch.equal(computed(loaded, None), logits(bare(base), IDS))
-    assert f"its own embeddings of {len(tokenizer):,} tokens" in loaded.told["it"][0]
+    assert f"its own embeddings of {len(tokenizer):,} tokens" in loaded.notes["it"][0]
     expected = tokenizer.apply_chat_template(ask("Hi!"), return_dict=True)["input_ids"]
     assert prompt_ids(loaded, Column("it", ask("Hi!")), None) == expected
     assert prompt_ids(loaded, Column(None, ask("Hi!")), None) != expected
@@ -187,11 +187,11 @@ def test_an_adapters_own_tokenizer_counts_where_it_fits(tmp_path: Path) -> None:
     loaded = put(padded, folder)
     expected = tokenizer.apply_chat_template(ask("Hi!"), return_dict=True)["input_ids"]
     assert prompt_ids(loaded, Column("it", ask("Hi!")), None) == expected
-    assert loaded.told["it"] == []
+    assert loaded.notes["it"] == []
     small = tiny_llama(tmp_path / "small")
     other = make(small, tmp_path / "too large", target_modules=["q_proj"])
     tokenizer.save_pretrained(other)
-    (told,) = put(small, other).told["it"]
+    (told,) = put(small, other).notes["it"]
     assert "does not fit" in told
     assert "embeddings for" in told
     (said,) = other_text(folder, loaded.tokenizer, TEMPLATE, 10_000)
@@ -278,6 +278,6 @@ def test_an_adapter_of_a_multimodal_checkpoint_lands_on_its_text_model(tmp_path:
     assert type(loaded.base).__name__ == "Qwen3_5ForCausalLM"
     assert torch.allclose(computed(loaded), expected, atol=1e-4)
     assert not torch.allclose(computed(loaded, None), expected, atol=0.1)
-    assert "peft by itself would leave them out" in loaded.told["it"][0]
+    assert "peft by itself would leave them out" in loaded.notes["it"][0]
     text_model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     assert (logits(text_model.eval(), IDS) - computed(loaded, None)).abs().max() < 1e-4

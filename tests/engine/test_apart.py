@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_studio.data.encode import Example
 from lora_studio.engine.chat.generate import Column, generate, greedy
-from lora_studio.engine.chat.logprobs import forced_scores, score
+from lora_studio.engine.chat.logprobs import loglikelihoods, score
 from lora_studio.engine.models.multi_adapter import LoadedModel, add_adapters, load_base, remove_adapters
 from lora_studio.errors import StudioError
 from lora_studio.models.adapter_files import KINDS, virtual_tokens
@@ -133,7 +133,7 @@ def test_given_answers_are_scored_as_peft_alone_scores_them(
 ) -> None:
     rows = [[5, 9, 30, 41, 7, 12], [8, 3, 9]]
     model = PeftModel.from_pretrained(bare(), folders[kind]).eval()
-    found = forced_scores(loaded, kind, [example(row) for row in rows])
+    found = loglikelihoods(loaded, kind, [example(row) for row in rows])
     for row, one in zip(rows, found, strict=True):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -len(row) :]
@@ -164,7 +164,7 @@ def test_a_base_that_they_left_is_the_bare_base(folders: dict[str, Path]) -> Non
     loaded = load_with(folders, "IA3", "LORA", "PREFIX_TUNING", "LN_TUNING")
     for gone in (["LORA"], ["IA3", "PREFIX_TUNING"], ["LN_TUNING"]):
         loaded = remove_adapters(loaded, gone)
-        with torch.no_grad(), loaded.answering_as(None) as model:
+        with torch.no_grad(), loaded.use_adapter(None) as model:
             assert torch.equal(model(input_ids=ids).logits, expected)
     assert not loaded.adapters
     add_adapters(loaded, {"LORA": folders["LORA"]})

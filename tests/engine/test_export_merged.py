@@ -23,7 +23,7 @@ IDS = torch.tensor([[5, 9, 33, 71, 12, 40, 8]])
 def scores_of_adapter(run: RunFolder, base: Path) -> torch.Tensor:
     loaded = load_base(str(base), dtype="float32")
     add_adapters(loaded, {"it": run.adapter})
-    with torch.no_grad(), loaded.answering_as("it"):
+    with torch.no_grad(), loaded.use_adapter("it"):
         return loaded.model(input_ids=IDS).logits
 
 
@@ -63,7 +63,7 @@ def test_a_run_on_a_base_in_four_bits_is_merged_into_the_base_as_it_was(
     apart = (scores_of_merged(export.result) - scores_of_adapter(trained, base)).abs().max()
     rounded = load_base(str(base), dtype="float32", quantization="4bit")
     add_adapters(rounded, {"it": trained.adapter})
-    with torch.no_grad(), rounded.answering_as("it"):
+    with torch.no_grad(), rounded.use_adapter("it"):
         lost = (rounded.model(input_ids=IDS).logits - scores_of_adapter(trained, base)).abs().max()
     assert apart < lost / 3
 

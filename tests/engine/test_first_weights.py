@@ -17,9 +17,9 @@ from lora_studio.engine.models.multi_adapter import biases_of, load_base
 from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.engine.train.lora_init import (
     as_base,
-    beginning,
     fill_from_data,
     fill_with_rounding,
+    initial_lora_state,
     save_as_difference,
     token_batches,
 )
@@ -76,15 +76,15 @@ def test_weights_taken_out_of_the_base_come_back_as_an_adapter_for_the_base_as_i
     changed = model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight
     assert not torch.allclose(changed, bare.model.layers[0].mlp.up_proj.weight, atol=1e-4)
     assert torch.allclose(scores(model), scores(bare), atol=1e-3)
-    taken_out = beginning(model, start)
-    assert taken_out is not None
+    initial_state = initial_lora_state(model, start)
+    assert initial_state is not None
     torch.manual_seed(2)
     for weight in [*matrices(model, "lora_A"), *matrices(model, "lora_B")]:
         weight += 0.05 * torch.randn_like(weight)
     model.save_pretrained(str(tmp_path))
-    save_as_difference(tmp_path, taken_out)
+    save_as_difference(tmp_path, initial_state)
     moved = scores(model)
-    with as_base(model, taken_out, biases_of(model)):
+    with as_base(model, initial_state, biases_of(model)):
         assert torch.allclose(scores(model), scores(bare), atol=1e-3)
     assert torch.equal(scores(model), moved)
     assert not torch.allclose(moved, scores(bare), atol=1e-2)

@@ -338,7 +338,7 @@ def _generate_group(
     if loaded.lora and loaded.shares(adapters):
         names = {"adapter_names": [BASE if adapter is None else loaded.adapters[adapter] for adapter in adapters]}
     elif loaded.adapters:
-        context = loaded.answering_as(adapters[0])
+        context = loaded.use_adapter(adapters[0])
     with context as model:
         model.generate(
             input_ids=input_ids,

@@ -82,7 +82,7 @@ def score(
 def _scores(loaded: LoadedModel, name: str | None, ids: Sequence[int], last: int) -> torch.Tensor:
     """Log-probabilities of the token after each of the last positions, [last, vocabulary]."""
     input_ids = torch.tensor([list(ids)], device=loaded.model.device)
-    with loaded.answering_as(name) as model:
+    with loaded.use_adapter(name) as model:
         logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=last).logits[0, -last:]
     scores: torch.Tensor = logits.float().log_softmax(dim=-1)
     return scores
@@ -294,12 +294,12 @@ class Loglikelihood:
 
 
 @torch.no_grad()
-def forced_scores(loaded: LoadedModel, column: str | None, rows: Sequence[Example]) -> list[Loglikelihood]:
+def loglikelihoods(loaded: LoadedModel, column: str | None, rows: Sequence[Example]) -> list[Loglikelihood]:
     """The log-likelihood of each row under one column (None is the base)."""
     vocabulary = loaded.model.config.get_text_config().vocab_size
     results: list[Loglikelihood] = []
-    before = loaded.apart[column].scores_before if column in loaded.apart else 0
-    with loaded.answering_as(column) as model:
+    before = loaded.non_lora[column].scores_before if column in loaded.non_lora else 0
+    with loaded.use_adapter(column) as model:
         for group in groups_of(rows, vocabulary):
             sums = torch.zeros(len(group), 3, dtype=torch.float64)
             for part in _measure_given(model, group, max(1, MAX_SCORES // vocabulary), before):

@@ -117,7 +117,7 @@ class SessionWorker:
             )  # the load may have downloaded it
         self._load_adapters(call, folders)
         notes += [note for adapter in cards if (note := changed(adapter, base, revision))]
-        notes += [note for name in folders for note in self._loaded.told[name]]
+        notes += [note for name in folders for note in self._loaded.notes[name]]
         return protocol.Loaded(
             base=base,
             adapters=list(folders),

@@ -20,7 +20,7 @@ from lora_studio.data.encode import IGNORED, Example
 from lora_studio.data.mapping import MappingValues
 from lora_studio.data.preview import Question, question_of
 from lora_studio.engine.chat.generate import Answer, Column, generate, generation_config
-from lora_studio.engine.chat.logprobs import forced_scores
+from lora_studio.engine.chat.logprobs import loglikelihoods
 from lora_studio.engine.evaluate.tasks import READING, AnswerVerdict, Task, judge
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.errors import StudioError
@@ -275,7 +275,7 @@ def _expected_scores(
     limit = loaded.longest_text and loaded.longest_text - loaded.virtual_tokens(adapter)
     scorable = [(place, example) for place, example in scorable if limit is None or len(example.input_ids) <= limit]
     results: list[ExpectedScore] = [{"loss": None, "right_tokens": None, "expected_tokens": None} for _ in batch]
-    scores = forced_scores(loaded, adapter, [example for _, example in scorable])
+    scores = loglikelihoods(loaded, adapter, [example for _, example in scorable])
     for (place, _), score in zip(scorable, scores, strict=True):
         results[place] = {
             "loss": score.loss,

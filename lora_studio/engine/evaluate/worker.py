@@ -103,7 +103,7 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: StopSignal) -> None:
             tqdm_class=load.Download(log).bar_class(),
         )
         multi_adapter.add_adapters(model, {column.name: Path(column.folder) for column in request.adapters})
-        _warn(log, [words for column_notes in model.told.values() for words in column_notes])
+        _warn(log, [words for column_notes in model.notes.values() for words in column_notes])
         _answer(folder, request, model, remaining, task, voices, log, stop)
     stop.check()
     log.phase("measure")

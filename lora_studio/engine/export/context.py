@@ -183,7 +183,7 @@ def ask(loaded: LoadedModel, adapter: str | None, card: Mapping[str, Any]) -> Sp
     column = Column(adapter, [*system, {"role": "user", "content": QUESTION}])
     thinking = card.get("enable_thinking")
     prompt = prompt_ids(loaded, column, thinking)
-    with torch.no_grad(), loaded.answering_as(adapter) as model:
+    with torch.no_grad(), loaded.use_adapter(adapter) as model:
         ids = torch.tensor([prompt], device=loaded.model.device)
         scores = model(input_ids=ids).logits[0, -1].float()
     (answer,) = generate(loaded, [column], greedy(loaded, TOKENS), enable_thinking=thinking)
@@ -219,7 +219,7 @@ def _load_base(work: ExportContext, dtype: torch.dtype, *, in_full: bool = False
 
 def _put_adapters(work: ExportContext, loaded: LoadedModel, folders: Mapping[str, Path]) -> LoadedModel:
     add_adapters(loaded, folders)
-    for words in dict.fromkeys(words for notes in loaded.told.values() for words in notes):
+    for words in dict.fromkeys(words for notes in loaded.notes.values() for words in notes):
         work.warn(words)
     return loaded
 
@@ -256,7 +256,7 @@ def check_places(work: ExportContext, bare: PreTrainedModel) -> None:
     with fitting(work.adapter, base):
         weights = read_weights(work.adapter, bare, base)
         put_on(bare, weights, "default", base)
-    for words in weights.told:
+    for words in weights.notes:
         work.warn(words)
 
 

@@ -165,7 +165,7 @@ class Made:
     """The file's name, whether it exists, the commands that make it otherwise, the verification, and notes."""
 
     file: str
-    there: bool
+    exists: bool
     commands: str
     tried: str
     same: bool | None
@@ -177,7 +177,7 @@ def export_gguf(work: ExportContext, *, quantization: str) -> ExportResult:
     gguf = make_gguf(work, quantization)
     place = work.final / gguf.file
     serve = f"{shlex.quote(server())} -m {shlex.quote(str(place))} --jinja"
-    if gguf.there:
+    if gguf.exists:
         return ExportResult(
             "One file for llama.cpp and what is built on it (LM Studio, Jan, Ollama). The chat template of the "
             "training is in it: --jinja makes llama.cpp use it.",
@@ -315,7 +315,7 @@ def _whole(work: ExportContext, kind: str, weights: str, quantization: str) -> W
     if weights == "gguf" or (weights == "auto" and kind not in READ_BY_OLLAMA):
         usable_tools(quantization)
         gguf = make_gguf(work, quantization)
-        missing = "" if gguf.there else gguf.file
+        missing = "" if gguf.exists else gguf.file
         return Weights(f"./{gguf.file}", "", gguf.tried, gguf.same, gguf.notes, gguf.commands, missing)
     merged = export_merged.export(replace(work, out=work.out / MODEL), dtype=PRECISION, max_shard_size="5GB")
     return Weights(f"./{MODEL}", "", merged.tried, merged.same, merged.notes)

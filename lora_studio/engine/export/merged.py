@@ -103,7 +103,7 @@ def merge(work: ExportContext, loaded: LoadedModel) -> None:
     loaded.model.config.get_text_config().vocab_size = loaded.model.get_input_embeddings().weight.shape[0]
     loaded.model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
     loaded.tokenizer = loaded.tokenizer_of(COLUMN)
-    loaded.adapters, loaded.apart, loaded.cards, loaded.tokenizers = {}, {}, {COLUMN: card}, {}
+    loaded.adapters, loaded.non_lora, loaded.cards, loaded.tokenizers = {}, {}, {COLUMN: card}, {}
     loaded.templates = {None: template}
     if not all(torch.isfinite(weight).all() for weight in loaded.model.parameters()):
         raise StudioError(
@@ -114,11 +114,11 @@ def merge(work: ExportContext, loaded: LoadedModel) -> None:
 
 def _standing_for_good(loaded: LoadedModel) -> Any:
     """peft's model with the adapter's modules permanently in place of the base's."""
-    if COLUMN not in loaded.apart:
+    if COLUMN not in loaded.non_lora:
         return loaded.model
-    put(loaded.apart[COLUMN].around)
-    put_in(loaded.apart[COLUMN].biases)
-    return loaded.apart[COLUMN].model
+    put(loaded.non_lora[COLUMN].around)
+    put_in(loaded.non_lora[COLUMN].biases)
+    return loaded.non_lora[COLUMN].model
 
 
 def untie(model: Any) -> None:

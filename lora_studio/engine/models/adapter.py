@@ -195,7 +195,7 @@ def continue_adapter(
         )
     adapted.peft_config["default"].base_model_name_or_path = base
     adapted.peft_config["default"].revision = revision
-    return adapted, weights.told
+    return adapted, weights.notes
 
 
 def other_text(folder: Path, tokenizer: PreTrainedTokenizerBase, template: str, rows: int) -> Iterator[str]:

@@ -60,7 +60,7 @@ ModuleMap = dict[tuple[torch.nn.Module, str], torch.nn.Module]
 """Modules by their place: a name in a parent."""
 
 
-def standing(model: torch.nn.Module) -> ModuleMap:
+def current_modules(model: torch.nn.Module) -> ModuleMap:
     """The model's current modules by their places."""
     return {(parent, name): child for parent in model.modules() for name, child in parent.named_children()}
 
@@ -103,7 +103,7 @@ class NonLoraAdapter:
             yield self.model
 
 
-def put_apart(base: PreTrainedModel, weights: AdapterWeights, own: ModuleMap, name: str) -> NonLoraAdapter:
+def wrap_adapter(base: PreTrainedModel, weights: AdapterWeights, own: ModuleMap, name: str) -> NonLoraAdapter:
     """Wraps an adapter around the base without changing it.
 
     `name` is the base's name. Raises `StudioError`, or what peft raises if it does not fit.
@@ -142,9 +142,9 @@ class LoadedModel:
     """A base with any number of adapters on top. `adapters` maps a column's name to peft's name for the adapter.
 
     `templates` holds the chat template (Jinja text) of each adapter by column name; None is the base. `tokenizers` are
-    those of adapters whose tokenizer differs from the base's, `cards` the files beside their weights, `told` notes on
-    what was not taken over unchanged. `own` are the base's own modules, `apart` the columns with adapters beyond plain
-    LoRA, `flat` the modules that see a batch as one row of tokens, once known.
+    those of adapters whose tokenizer differs from the base's, `cards` the values of their studio.json, `notes` what was
+    not taken over unchanged. `own` are the base's own modules, `non_lora` the columns with adapters beyond plain LoRA,
+    `flat` the modules that see a batch as one row of tokens, once known.
     """
 
     name: str
@@ -155,8 +155,8 @@ class LoadedModel:
     templates: dict[str | None, str] = field(default_factory=dict)
     cards: dict[str, JsonObject] = field(default_factory=dict)
     tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
-    told: dict[str, list[str]] = field(default_factory=dict)
-    apart: dict[str, NonLoraAdapter] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    non_lora: dict[str, NonLoraAdapter] = field(default_factory=dict)
     flat: frozenset[str] | None = None
 
     @property
@@ -168,11 +168,11 @@ class LoadedModel:
     @property
     def lora(self) -> dict[str, str]:
         """The `adapters` that peft holds together on one model."""
-        return {column: inner for column, inner in self.adapters.items() if column not in self.apart}
+        return {column: inner for column, inner in self.adapters.items() if column not in self.non_lora}
 
     def shares(self, columns: Iterable[str | None]) -> bool:
         """Whether these columns can answer in one batch: the base and plain LoRA adapters."""
-        return not any(name in self.apart for name in columns)
+        return not any(name in self.non_lora for name in columns)
 
     def tokenizer_of(self, column: str | None) -> PreTrainedTokenizerBase:
         """The tokenizer that an adapter was trained with, or the base's (None)."""
@@ -180,9 +180,9 @@ class LoadedModel:
 
     def rows(self, column: str | None) -> int:
         """The number of tokens in this column's embeddings; plain LoRA has the base's."""
-        if column not in self.apart:
+        if column not in self.non_lora:
             return _rows_of(self.base)
-        with self.answering_as(column) as model:
+        with self.use_adapter(column) as model:
             return _rows_of(model)
 
     def groups(self, columns: Sequence[str | None]) -> list[list[int]]:
@@ -200,13 +200,13 @@ class LoadedModel:
 
     def virtual_tokens(self, column: str | None) -> int:
         """The number of virtual tokens before each prompt (prompt learning); 0 for all others."""
-        return self.apart[column].virtual_tokens if column in self.apart else 0
+        return self.non_lora[column].virtual_tokens if column in self.non_lora else 0
 
     @contextmanager
-    def answering_as(self, column: str | None) -> Iterator[Any]:
+    def use_adapter(self, column: str | None) -> Iterator[Any]:
         """Inside, the model with only that adapter, or the bare base (None)."""
-        if column in self.apart:
-            with swap_modules(self.own), self.apart[column].answering() as model:
+        if column in self.non_lora:
+            with swap_modules(self.own), self.non_lora[column].answering() as model:
                 yield model
         elif column is not None:
             self.model.set_adapter(self.adapters[column], inference_mode=True)
@@ -269,7 +269,7 @@ def load_base(
     if in_full and rounding_of(name, revision):
         make_full(model)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
-    return LoadedModel(name, model, tokenizer, standing(model), templates=own_template(tokenizer))
+    return LoadedModel(name, model, tokenizer, current_modules(model), templates=own_template(tokenizer))
 
 
 def _contiguous(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -306,7 +306,7 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
             weights = read_weights(folder, loaded.base, loaded.name)
             together = weights.plain and _mixes(loaded, weights)
             if not together:
-                loaded.apart[column] = put_apart(loaded.base, weights, loaded.own, loaded.name)
+                loaded.non_lora[column] = wrap_adapter(loaded.base, weights, loaded.own, loaded.name)
         inner = f"adapter{next(_NUMBERS)}"  # peft allows no dots in names, people do
         if together:
             with fitting(folder, loaded.name):
@@ -319,7 +319,7 @@ def add_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> None:
         tokenizer, lacking = adapter_tokenizer(folder, loaded.tokenizer, weights.rows)
         if tokenizer is not loaded.tokenizer:
             loaded.tokenizers[column] = tokenizer
-        loaded.told[column] = [*weights.told, *([lacking] if lacking else [])]
+        loaded.notes[column] = [*weights.notes, *([lacking] if lacking else [])]
     loaded.model.eval()
 
 
@@ -375,10 +375,10 @@ def remove_adapters(loaded: LoadedModel, columns: Sequence[str]) -> LoadedModel:
     if len(columns) == len(loaded.adapters):
         return loaded.without_adapters()
     for column in columns:
-        if column not in loaded.apart:
+        if column not in loaded.non_lora:
             loaded.model.delete_adapter(loaded.adapters[column])
-        by_column: tuple[dict[Any, Any], ...] = (loaded.adapters, loaded.templates, loaded.cards, loaded.apart)
-        for values in (*by_column, loaded.tokenizers, loaded.told):
+        by_column: tuple[dict[Any, Any], ...] = (loaded.adapters, loaded.templates, loaded.cards, loaded.non_lora)
+        for values in (*by_column, loaded.tokenizers, loaded.notes):
             values.pop(column, None)
     if not loaded.lora:
         loaded.model = loaded.without_adapters().model

@@ -59,9 +59,9 @@ FREE = frozenset(
 class AdapterWeights:
     """An adapter read for one base: peft's settings and its tensors, by the base's names.
 
-    `told` are notes on what was not taken over unchanged. `places` are the modules with LoRA matrices, by the base's
-    names. `matrices` are full embeddings that peft saved beside the adapter, by the base's module names, and `rows` is
-    the number of tokens in the adapter's embeddings.
+    `notes` say what was not taken over unchanged. `places` are the modules with LoRA matrices, by the base's names.
+    `matrices` are full embeddings that peft saved beside the adapter, by the base's module names, and `rows` is the
+    number of tokens in the adapter's embeddings.
     """
 
     name: str
@@ -70,7 +70,7 @@ class AdapterWeights:
     rows: int
     places: frozenset[str] = frozenset()
     matrices: dict[str, torch.Tensor] = field(default_factory=dict)
-    told: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def plain(self) -> bool:
@@ -137,7 +137,7 @@ def _take_embeddings(weights: AdapterWeights, base: Any) -> None:
     if weights.matrices:
         rows = entry.weight.shape[0]
         sizes = f" of {weights.rows:,} tokens, and the base's have {rows:,}" if weights.rows != rows else ""
-        weights.told.append(f"{weights.name} brings its own embeddings{sizes}: it answers with its own.")
+        weights.notes.append(f"{weights.name} brings its own embeddings{sizes}: it answers with its own.")
 
 
 def _last(path: str | None) -> str:
@@ -184,14 +184,14 @@ def _place_lora(weights: AdapterWeights, base: PreTrainedModel, name: str) -> No
     if by_file and not experts and (other_names or weights.places != targeted):
         _as_the_file_says(config, places)
     if lacking and not experts:
-        weights.told.append(
+        weights.notes.append(
             f"{weights.name} holds no weights for {len(lacking):,} of the {len(targeted | weights.places):,} modules "
             f"that its settings name ({first_names(lacking)}): there the base alone answers."
         )
     foreign = {module: place for module, place in by_file.items() if module.removeprefix(PREFIX) != place}
     if foreign:
         first = next(iter(foreign))
-        weights.told.append(
+        weights.notes.append(
             f"{weights.name} calls its modules as another class of the same model does ({first.removeprefix(PREFIX)}); "
             f"they were read as the base's ({foreign[first]}). peft by itself would leave them out."
         )
@@ -272,7 +272,7 @@ def _no_place(weights: AdapterWeights, theirs: Sequence[str], name: str, ours: S
 def put_on(model: Any, weights: AdapterWeights, adapter: str, base: str, *, trainable: bool = False) -> PeftModel:
     """peft's model with the adapter on it: `model` itself if it is peft's already, else a wrapper around it.
 
-    Adds notes on tensors that do not match to `weights.told`. Raises `StudioError` if none matches, and what peft
+    Adds notes on tensors that do not match to `weights.notes`. Raises `StudioError` if none matches, and what peft
     raises if shapes differ.
     """
     weights.config.inference_mode = not trainable
@@ -287,12 +287,12 @@ def put_on(model: Any, weights: AdapterWeights, adapter: str, base: str, *, trai
     if lost and len(lost) == len(tensors):
         raise _no_place(weights, lost, base, [key.removeprefix(PREFIX) for key in expected])
     if lost:
-        weights.told.append(
+        weights.notes.append(
             f"{len(lost):,} of the {len(tensors):,} weights of {weights.name} have no place in {base} "
             f"and are left out: {first_names([key.removeprefix(PREFIX) for key in lost])}."
         )
     if lacking:
-        weights.told.append(
+        weights.notes.append(
             f"{weights.name} lacks {len(lacking):,} of the {len(expected):,} weights that its settings name: "
             f"{first_names([key.removeprefix(PREFIX) for key in lacking])}. There the base alone answers."
         )

@@ -75,7 +75,7 @@ def rank_of(model: Any) -> int:
     return int(model.peft_config["default"].r)
 
 
-def beginning(model: PeftModel, first_weights: str) -> dict[str, torch.Tensor] | None:
+def initial_lora_state(model: PeftModel, first_weights: str) -> dict[str, torch.Tensor] | None:
     """A copy of the adapter's initial weights if they were taken out of the base; else None.
 
     Afterwards the adapter's config no longer requests an initialization: whoever loads it has its weights.
@@ -89,19 +89,22 @@ def beginning(model: PeftModel, first_weights: str) -> dict[str, torch.Tensor] |
 
 
 @contextmanager
-def as_base(model: PeftModel, taken_out: Mapping[str, torch.Tensor] | None, own_biases: Biases) -> Iterator[None]:
+def as_base(model: PeftModel, initial_state: Mapping[str, torch.Tensor] | None, own_biases: Biases) -> Iterator[None]:
     """Inside, the bare base: with its own biases, and the adapter disabled or restored to its initial weights."""
-    with with_biases(own_biases), model.disable_adapter() if taken_out is None else _given_back(model, taken_out):
+    with (
+        with_biases(own_biases),
+        model.disable_adapter() if initial_state is None else _given_back(model, initial_state),
+    ):
         yield
 
 
 @contextmanager
-def _given_back(model: PeftModel, taken_out: Mapping[str, torch.Tensor]) -> Iterator[None]:
+def _given_back(model: PeftModel, initial_state: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Restores the initial matrices, which gives the base back what they took, and modules trained in full."""
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     trained = {name: tensor.clone() for name, tensor in state.items()}
     whole = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
-    set_peft_model_state_dict(model, trained | dict(taken_out))
+    set_peft_model_state_dict(model, trained | dict(initial_state))
     for module in whole:
         module.enable_adapters(False)
     try:
@@ -112,7 +115,7 @@ def _given_back(model: PeftModel, taken_out: Mapping[str, torch.Tensor]) -> Iter
         set_peft_model_state_dict(model, trained)
 
 
-def save_as_difference(folder: Path, taken_out: Mapping[str, torch.Tensor]) -> None:
+def save_as_difference(folder: Path, initial_state: Mapping[str, torch.Tensor]) -> None:
     """Converts the adapter in `folder`, which needs a changed base, to one of twice the rank for the unchanged base.
 
     The base lost B0 A0 and the adapter adds B A: on the unchanged base that is [B, -B0] [A; A0].
@@ -120,9 +123,9 @@ def save_as_difference(folder: Path, taken_out: Mapping[str, torch.Tensor]) -> N
     weights = load_file(folder / WEIGHTS_FILE)
     for name, trained in weights.items():
         if "lora_A" in name:
-            weights[name] = torch.cat([trained, taken_out[name].to(trained.dtype)], dim=0)
+            weights[name] = torch.cat([trained, initial_state[name].to(trained.dtype)], dim=0)
         elif "lora_B" in name:
-            weights[name] = torch.cat([trained, -taken_out[name].to(trained.dtype)], dim=1).contiguous()
+            weights[name] = torch.cat([trained, -initial_state[name].to(trained.dtype)], dim=1).contiguous()
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     config["r"] *= 2

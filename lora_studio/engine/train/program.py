@@ -47,7 +47,7 @@ from lora_studio.engine.train.callbacks import (
     put_trackers_last,
     questions_to_ask,
 )
-from lora_studio.engine.train.lora_init import as_base, beginning, fill
+from lora_studio.engine.train.lora_init import as_base, fill, initial_lora_state
 from lora_studio.engine.train.memory import foresee, gpu_id, read_memory
 from lora_studio.engine.train.report import TrainResult, write_report
 from lora_studio.engine.train.resume import (
@@ -188,8 +188,8 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> T
                 pad=tokenizer.pad_token_id,
                 seed=config.training.seed,
             )
-    taken_out = beginning(model, config.lora.init_lora_weights)
-    bare = partial(as_base, model, taken_out, own_biases)
+    initial_state = initial_lora_state(model, config.lora.init_lora_weights)
+    bare = partial(as_base, model, initial_state, own_biases)
     trainable, parameters = model.get_nb_trainable_parameters()
     computes_with = base.config._attn_implementation or ""
     log.emit(ModelLoaded(time.time(), parameters, trainable, memory_bytes(), attention, computes_with))
@@ -233,7 +233,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> T
         processing_class=tokenizer,
         callbacks=[*callbacks, report],
         card=card,
-        taken_out=taken_out,
+        initial_state=initial_state,
         loraplus_lr_ratio=config.lora.loraplus_lr_ratio,
     )
     put_trackers_last(trainer)
@@ -262,7 +262,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> T
     stop.end_at_once()
     check_weights(trainer.model, trainer.state.global_step)
     log.phase("save")
-    save_final_adapter(trainer.model, tokenizer, card, run, taken_out)
+    save_final_adapter(trainer.model, tokenizer, card, run, initial_state)
     evaluation = final_evaluation(trainer, log) if prepared.validation else None
     result: TrainResult = {
         "run": run.id,

@@ -58,16 +58,16 @@ def save_adapter(
     tokenizer: PreTrainedTokenizerBase,
     card: Mapping[str, Any],
     folder: Path,
-    taken_out: Mapping[str, torch.Tensor] | None = None,
+    initial_state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Saves adapter weights and config, tokenizer with chat template, and studio.json to `folder`.
 
-    `taken_out` are initial weights that were taken out of the base, see `lora_init.beginning`.
+    `initial_state` are initial weights taken out of the base, see `lora_init.initial_lora_state`.
     """
     model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    if taken_out is not None:
-        save_as_difference(folder, taken_out)
+    if initial_state is not None:
+        save_as_difference(folder, initial_state)
     tokenizer.save_pretrained(str(folder))
     write_atomically(folder / CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
 
@@ -77,11 +77,11 @@ def save_final_adapter(
     tokenizer: PreTrainedTokenizerBase,
     card: Mapping[str, Any],
     run: RunFolder,
-    taken_out: Mapping[str, torch.Tensor] | None = None,
+    initial_state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Saves the run's final adapter atomically: written to a temporary folder, then renamed."""
     shutil.rmtree(run.unfinished_adapter, ignore_errors=True)
-    save_adapter(model, tokenizer, card, run.unfinished_adapter, taken_out)
+    save_adapter(model, tokenizer, card, run.unfinished_adapter, initial_state)
     shutil.rmtree(run.adapter, ignore_errors=True)
     run.unfinished_adapter.rename(run.adapter)
 
@@ -99,12 +99,12 @@ class TrainerMixin(WithoutRouterLoss):
         self,
         *,
         card: Mapping[str, Any],
-        taken_out: Mapping[str, torch.Tensor] | None = None,
+        initial_state: Mapping[str, torch.Tensor] | None = None,
         loraplus_lr_ratio: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.card = card
-        self.taken_out = taken_out
+        self.initial_state = initial_state
         self.loraplus_lr_ratio = loraplus_lr_ratio
         super().__init__(**kwargs)
 
@@ -142,8 +142,8 @@ class TrainerMixin(WithoutRouterLoss):
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer: Any = self.processing_class
         adapted: Any = self.model
-        save_adapter(adapted, tokenizer, self.card, folder, self.taken_out)
-        if self.taken_out is not None:
+        save_adapter(adapted, tokenizer, self.card, folder, self.initial_state)
+        if self.initial_state is not None:
             adapted.save_pretrained(str(folder / AS_TRAINED), save_embedding_layers=False)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -163,7 +163,7 @@ class TrainerMixin(WithoutRouterLoss):
     def _as_trained(self, checkpoint: str | None) -> Path:
         """The folder in a checkpoint with the weights as this model had them."""
         folder = Path(str(checkpoint))
-        return folder / AS_TRAINED if self.taken_out is not None else folder
+        return folder / AS_TRAINED if self.initial_state is not None else folder
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
