@@ -160,7 +160,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def of_one_person(address: str) -> str:
+def client_prefix(address: str) -> str:
     """The part of an address that a single person cannot vary: a whole IPv4 address, the first 64 bits of an IPv6
     address."""
     try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_studio.access.policy import USERS, UserPolicy, Users, downloads_of, no_room
+from lora_studio.access.policy import USERS, UserPolicy, Users, downloads_of, quota_exceeded
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
@@ -150,7 +150,7 @@ class Guests(Users):
         assert self.quota is not None
         used, limit = self.used_bytes(matches) + self.pending_bytes(matches), quotas * self.quota
         if used + max(size, 1) > limit:
-            raise no_room(used, size, limit, subject, "Come back a little later.")
+            raise quota_exceeded(used, size, limit, subject, "Come back a little later.")
 
     def remove_old(self) -> None:
         """Removes jobs and uploads of guests that are older than the retention time."""

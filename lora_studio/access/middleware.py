@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 
 from lora_studio.access import guests
-from lora_studio.access.accounts import API_KEY, Attempts, Sessions, is_loopback, of_one_person, same_secret
+from lora_studio.access.accounts import API_KEY, Attempts, Sessions, client_prefix, is_loopback, same_secret
 from lora_studio.access.requests import Pages
 from lora_studio.access.serving import Serving
 from lora_studio.errors import ApiError, StudioError
@@ -95,18 +95,18 @@ class AuthMiddleware:
             await send({"type": "websocket.close", "code": 1008})
             return
         request = Request(scope, receive)
-        place = of_one_person(_address(request)) if _is_large(request) else None
+        place = client_prefix(_address(request)) if _is_large(request) else None
         if place is not None and not self._large.begin(place):
             message = "Several large requests are under way. Try again in a moment."
             await JSONResponse({"error": message}, 503)(scope, receive, send)
             return
         try:
-            await self._let_in(request, send)
+            await self._handle(request, send)
         finally:
             if place is not None:
                 self._large.end(place)
 
-    async def _let_in(self, request: Request, send: Any) -> None:
+    async def _handle(self, request: Request, send: Any) -> None:
         """Answers a request, or passes it on to the app."""
         scope, receive = request.scope, request.receive
         answer = await self._answer(request)
@@ -115,14 +115,14 @@ class AuthMiddleware:
             PROGRAM_OF.set(user)
         elif answer is None:
             try:
-                answer, receive = await self._weighed(scope, receive)
+                answer, receive = await self._check_body(scope, receive)
             except ClientDisconnect:
                 return
             if files is not None and scope["path"] == WITH_FILES:
-                send = _told(send, partial(files.came, user))
+                send = _with_callback(send, partial(files.record_upload, user))
         await (answer or self._app)(scope, receive, _with_cookie(scope, send))
 
-    async def _weighed(self, scope: Scope, receive: Any) -> tuple[Response | None, Any]:
+    async def _check_body(self, scope: Scope, receive: Any) -> tuple[Response | None, Any]:
         """A refusal because of a request's body or the files it names, if any; and a `receive` that replays what was
         read."""
         body: bytes | None = b""
@@ -137,7 +137,7 @@ class AuthMiddleware:
                     return PlainTextResponse(message, 411), receive
         elif scope["method"] not in ("GET", "HEAD"):
             body = await _body(Request(scope, receive), MAX_BYTES)
-            receive = _again(body or b"", receive)
+            receive = _replay(body or b"", receive)
         if body is None:
             message = f"A request may have {MAX_BYTES / 1e6:.0f} MB beside its files."
             return JSONResponse({"error": message}, 413), receive
@@ -233,12 +233,12 @@ class AuthMiddleware:
 
     def _place(self, request: Request) -> str:
         """An opaque identifier of a guest's address. It only reveals that others come from the same place."""
-        return _hash(self._cookie + of_one_person(_address(request)))
+        return _hash(self._cookie + client_prefix(_address(request)))
 
     async def _login(self, request: Request) -> Response:
         """Starts a session for a correct password. Browsers are redirected to the page, programs get a JSON answer."""
         assert self._serving.accounts is not None
-        address = of_one_person(_address(request))
+        address = client_prefix(_address(request))
         by_browser = "text/html" in request.headers.get("accept", "")
         form = (await _body(request, MAX_LOGIN_BYTES) or b"").decode("utf-8", "replace")
         form_fields = parse_qs(form, keep_blank_values=True)
@@ -296,7 +296,7 @@ class OriginMiddleware:
 
     def __init__(self, app: App, serving: Serving) -> None:
         self._app, self._serving = app, serving
-        self._told = False
+        self._warned = False
         self._headers = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin")]
         # A Space is shown in a frame of the Hub's page; anywhere else framing allows clickjacking.
         if not serving.names:
@@ -306,16 +306,16 @@ class OriginMiddleware:
         refused = ""
         if scope["type"] == "http":
             request = Request(scope)
-            self._tell_of_proxy(request)
+            self._warn_of_proxy(request)
             refused = foreign(request, self._serving)
         answer = JSONResponse({"error": refused}, 403) if refused else None
         await (answer or self._app)(scope, receive, _with_headers(send, self._headers))
 
-    def _tell_of_proxy(self, request: Request) -> None:
+    def _warn_of_proxy(self, request: Request) -> None:
         """Warns once, in the terminal, that behind an undeclared proxy all visitors share one address."""
-        if self._told or self._serving.proxies or "x-forwarded-for" not in request.headers:
+        if self._warned or self._serving.proxies or "x-forwarded-for" not in request.headers:
             return
-        self._told = True
+        self._warned = True
         _log.warning(
             "A request from %s says that it was sent on for somebody else, which is not believed. Where that is your "
             "proxy, name it with --trusted-proxy: visitors are told apart by their addresses.",
@@ -362,7 +362,7 @@ def _with_cookie(scope: Scope, send: Any) -> Any:
     return sending
 
 
-def _told(send: Any, tell: Callable[[bytes], None]) -> Any:
+def _with_callback(send: Any, tell: Callable[[bytes], None]) -> Any:
     """Sends the app's response, and calls back as soon as a successful one is complete."""
     good, body = False, bytearray()
 
@@ -423,7 +423,7 @@ async def _body(request: Request, most: int) -> bytes | None:
     return bytes(body)
 
 
-def _again(body: bytes, receive: Any) -> Any:
+def _replay(body: bytes, receive: Any) -> Any:
     """Replays a body that was already read, then passes on whatever follows."""
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -43,7 +43,7 @@ def downloads_of(workspace: Workspace) -> Iterator[tuple[str, Path]]:
         yield path.name.removeprefix(OF), path
 
 
-def no_room(used: int, size: int, limit: int, subject: str, hint: str) -> StudioError:
+def quota_exceeded(used: int, size: int, limit: int, subject: str, hint: str) -> StudioError:
     """The error for a user who has no room for `size` more bytes."""
     more = f", and {size / 1e6:,.1f} MB would come to it" if size else ""
     return StudioError(f"{subject} {used / 1e6:,.1f} MB of the {limit / 1e6:,.0f} MB that there are{more}.", hint)
@@ -54,7 +54,7 @@ def delete_upload(workspace: Workspace, name: str) -> None:
     path = next((path for path in workspace.uploads() if str(path) == name), None)
     if path is None:
         raise StudioError("That file is not among your uploads any more.")
-    for job, title in _at_work(workspace):
+    for job, title in _unfinished_jobs(workspace):
         if any(path == read or path in read.parents for read in _reads(job)):
             subject = f"“{title}”" if workspace.policy.can_read(job) else "Another visitor's run"
             raise StudioError(
@@ -68,7 +68,7 @@ def delete_upload(workspace: Workspace, name: str) -> None:
         hidden.unlink()
 
 
-def _at_work(workspace: Workspace) -> Iterator[tuple[RunFolder | EvaluationFolder, str]]:
+def _unfinished_jobs(workspace: Workspace) -> Iterator[tuple[RunFolder | EvaluationFolder, str]]:
     """All unfinished runs and evaluations of all users, with their titles."""
     runs: tuple[RunFolder | EvaluationFolder, ...] = tuple(workspace.unrestricted.runs())
     for job in (*runs, *request.folders(workspace.unrestricted).list_all()):
@@ -184,7 +184,7 @@ class UserPolicy(Policy):
             return
         used = self._users.used_bytes(self.owner_id.__eq__)
         if used + max(size, 1) > quota:
-            raise no_room(used, size, quota, "What you uploaded and made takes", self._room_hint())
+            raise quota_exceeded(used, size, quota, "What you uploaded and made takes", self._room_hint())
 
     def check_growth(self, size: int) -> None:
         if not self.has_quota or self.is_admin or size <= 0:
@@ -226,8 +226,8 @@ class UserPolicy(Policy):
         path = Path(os.path.abspath(os.path.expanduser(name)))
         paths = [path]
         if _GLOB & set(path.name) and not os.path.exists(path):
-            paths = [path.parent, *path.parent.glob(path.name)] if self._reaches(path.parent) else [path]
-        if not all(self._reaches(path) for path in paths):
+            paths = [path.parent, *path.parent.glob(path.name)] if self._is_readable(path.parent) else [path]
+        if not all(self._is_readable(path) for path in paths):
             raise self._refusal(name)
 
     def check_request(self, params: Mapping[str, Any]) -> None:
@@ -253,7 +253,7 @@ class UserPolicy(Policy):
         run = self._users.workspace.run_named(name)
         return run is not None and self.can_read(run)
 
-    def _reaches(self, path: Path) -> bool:
+    def _is_readable(self, path: Path) -> bool:
         """Whether a path, after resolving links, lies in a folder that the user may read."""
         try:
             real = path.resolve()

@@ -26,7 +26,7 @@ import uvicorn
 from starlette.datastructures import Headers
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from lora_studio.access.accounts import is_among, of_one_person
+from lora_studio.access.accounts import client_prefix, is_among
 from lora_studio.errors import StudioError
 
 CLEARED_SECONDS = 3600.0
@@ -74,7 +74,7 @@ class VisitorFiles:
                 self._lately.popleft()
             return sum(size for _, name, size in self._lately if name != self._owner and matches(name))
 
-    def came(self, user: str, answer: bytes) -> None:
+    def record_upload(self, user: str, answer: bytes) -> None:
         """Records the owner of the files that Gradio reports as received."""
         now = self._clock()
         with self._lock:
@@ -82,7 +82,7 @@ class VisitorFiles:
                 self._uploaded.popleft()
             self._uploaded += [(now, user, str(path)) for path in json.loads(answer)]
 
-    def brought_by(self, user: str, path: str) -> bool:
+    def is_uploader(self, user: str, path: str) -> bool:
         """Whether that visitor uploaded the file under exactly this path."""
         with self._lock:
             return user == self._owner or any(name == user and uploaded == path for _, name, uploaded in self._uploaded)
@@ -90,7 +90,7 @@ class VisitorFiles:
     def for_download(self, user: str, path: str) -> bool:
         """Whether a file in a folder that visitors share may be served to that visitor."""
         place = Path(os.path.realpath(path))
-        if user == self._owner or self.brought_by(user, path) or self._theirs(user) in place.parents:
+        if user == self._owner or self.is_uploader(user, path) or self._theirs(user) in place.parents:
             return True
         return not any(folder == place or folder in place.parents for folder in self._kept)
 
@@ -158,12 +158,12 @@ class Pages:
                 brought = None
             except RecursionError:
                 return Refusal(400, "This is nested deeper than anything that the page sends.")
-            if holds_half_characters(body, brought):
+            if has_lone_surrogates(body, brought):
                 return Refusal(400, "A text holds half of a character, which can't be kept or shown.")
             for place in _places(brought):
                 if place.lower().startswith(("http://", "https://")):
                     return Refusal(400, "Files are uploaded: none is fetched from an address.")
-                if self.files is not None and not self.files.brought_by(user or "", place):
+                if self.files is not None and not self.files.is_uploader(user or "", place):
                     return Refusal(400, "That is no file that you uploaded within the last hour.")
             if isinstance(brought, dict) and isinstance(brought.get(SESSION), str):
                 sessions.append(brought[SESSION])
@@ -185,7 +185,7 @@ def is_sound(text: str) -> bool:
     return text.isprintable() or not any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text)
 
 
-def holds_half_characters(body: bytes, brought: Any) -> bool:
+def has_lone_surrogates(body: bytes, brought: Any) -> bool:
     """Whether a parsed JSON body holds lone surrogates, which cannot be encoded as UTF-8."""
     if not any(mark in body for mark in (b"\\ud", b"\\uD", b"\xed")):
         return False
@@ -276,7 +276,7 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.address = self.client[0] if self.client else ""
-        self.place = of_one_person(self.address)
+        self.place = client_prefix(self.address)
         if self._all.take(self):
             self._timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
         else:

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from lora_studio.access.requests import holds_half_characters
+from lora_studio.access.requests import has_lone_surrogates
 from lora_studio.access.services import Services
 from lora_studio.api import openai_schema as wire
 from lora_studio.chat.arbiter import Answer, Answers, BusyError, ConsentError, Engine, HeldError, Status, asker
@@ -194,7 +194,7 @@ async def _json(request: Request) -> Any:
         found = json.loads(body)
     except (ValueError, RecursionError):
         raise ApiError(400, "The body is no JSON, or is nested too deeply.") from None
-    if holds_half_characters(bytes(body), found):
+    if has_lone_surrogates(bytes(body), found):
         raise ApiError(400, "A text holds half of a character (a lone surrogate), which no model can read.")
     return found
 

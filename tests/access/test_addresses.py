@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_studio.access.accounts import checked_proxies, is_among, of_one_person
+from lora_studio.access.accounts import checked_proxies, client_prefix, is_among
 from lora_studio.errors import StudioError
 
 
@@ -18,7 +18,7 @@ from lora_studio.errors import StudioError
     ],
 )
 def test_whoever_has_one_address_is_one_person(address: str, place: str) -> None:
-    assert of_one_person(address) == place
+    assert client_prefix(address) == place
 
 
 def test_an_address_is_among_others_or_in_their_networks() -> None:

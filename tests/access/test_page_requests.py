@@ -110,7 +110,7 @@ def test_files_that_are_named_were_uploaded_by_whoever_names_them(tmp_path: Path
     pages = Pages(files(tmp_path))
     assert pages.files is not None
     mine = str(tmp_path / "temp" / "hash" / "a.csv")
-    pages.files.came("bert", json.dumps([mine]).encode())
+    pages.files.record_upload("bert", json.dumps([mine]).encode())
     for user, place, found in (
         ("bert", mine, 200),
         ("carl", mine, 400),

@@ -46,8 +46,8 @@ def test_an_upload_whose_size_is_not_said_beforehand_is_refused(headers: dict[st
 def test_what_was_uploaded_long_ago_is_nobodys(tmp_path: Path) -> None:
     now = [0.0]
     found = files(tmp_path, lambda: now[0])
-    found.came("bert", b'["/temp/a"]')
-    assert found.brought_by("bert", "/temp/a")
+    found.record_upload("bert", b'["/temp/a"]')
+    assert found.is_uploader("bert", "/temp/a")
     now[0] = requests.CLEARED_SECONDS + 1
-    found.came("carl", b'["/temp/b"]')
-    assert not found.brought_by("bert", "/temp/a")
+    found.record_upload("carl", b'["/temp/b"]')
+    assert not found.is_uploader("bert", "/temp/a")
