@@ -366,5 +366,5 @@ def _whole(name: str, revision: str | None, numbers: Mapping[str, Any]) -> tuple
     try:
         check_tensors(name, loaded[1])
     except StudioError as error:
-        return [error.message, error.hint]
+        return error.message, error.hint
     return None
