@@ -20,6 +20,7 @@ from lora_studio.units import count, duration
 from lora_studio.workspace import Workspace
 
 if TYPE_CHECKING:
+    from lora_studio.data.quick_look import CharacterReport
     from lora_studio.data.report import Analysis, RowView, Token, TokenView
 
 _PHASE_WORDS = {
@@ -47,17 +48,17 @@ def inspect(workspace: Workspace, args: argparse.Namespace) -> int:
     if args.char_only:
         from lora_studio.data.quick_look import inspect_characters
 
-        analysis = inspect_characters(
+        characters = inspect_characters(
             args.data,
             mapping=settings["mapping"],
             encoding=settings["encoding"],
             percentiles=_percentiles(args.percentiles),
         )
         if args.json:
-            print_json(analysis)
+            print_json(characters)
         else:
-            print(_reading(analysis))
-            print(table(("characters a row", *analysis["characters"]), [("", *analysis["characters"].values())]))
+            print(_reading(characters))
+            print(table(("characters a row", *characters["characters"]), [("", *characters["characters"].values())]))
         return 0
     with Session(workspace.logs_folder / "cli-inspect.log") as session:
         request = Inspect(
@@ -165,7 +166,7 @@ def _advice(analysis: "Analysis") -> list[str]:
     return lines
 
 
-def _reading(analysis: "Analysis") -> str:
+def _reading(analysis: "Analysis | CharacterReport") -> str:
     lines = [
         f"{analysis['file']}: {analysis['file_kind']}, {analysis['format']}",
         analysis["words"],

@@ -119,7 +119,7 @@ def inspect_characters(
     encoding: str | None = None,
     percentiles: Sequence[float] = PERCENTILES,
     on_progress: Progress | None = None,
-) -> JsonObject:
+) -> CharacterReport:
     """Reading, faults and lengths in characters of a file, a shipped data set or a data set of the Hub."""
     report = on_progress or (lambda phase, done, total: None)
     source = open_data(name, encoding)
@@ -151,7 +151,7 @@ def inspect_characters(
     values = np.array(counts, dtype=np.int64)
     notes = [describe_labels(len(counts), len(marked))] if shape.name == "kto" else []
     notes += [shape.question] if shape.question else []
-    analysis: CharacterReport = {
+    return {
         "file": str(source.files[0]) if len(source.files) == 1 else source.name,
         "file_kind": source.kind,
         "format": shape.name,
@@ -167,7 +167,6 @@ def inspect_characters(
         "histogram": histogram(values),
         "total_characters": int(values.sum()),
     }
-    return {**analysis}
 
 
 def _characters(messages: Sequence[Message]) -> int:

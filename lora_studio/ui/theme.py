@@ -21,7 +21,7 @@ LOG_OUT = '<form class="log-out" method="post" action="logout"><button>Log out</
 # Gradio's seven steps, on the design's four type sizes, one radius, and distances of multiples of four.
 TEXT = Size("12px", "12px", "12px", "14px", "14px", "16px", "20px", name="studio_text")
 SPACING = Size("2px", "4px", "4px", "8px", "8px", "12px", "16px", name="studio_spacing")
-RADIUS = Size(*["6px"] * 7, name="studio_radius")
+RADIUS = Size("6px", "6px", "6px", "6px", "6px", "6px", "6px", name="studio_radius")
 
 
 def theme() -> gr.themes.Base:

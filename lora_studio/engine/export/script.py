@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared, prepare
-from lora_studio.data.examples import Examples
+from lora_studio.data.examples import Examples, Pairs
 from lora_studio.engine import train_script
 from lora_studio.engine.export.context import ExportContext, ExportResult, base_to_name, check_places, is_local
 from lora_studio.engine.models.load import without_weights
@@ -133,7 +133,7 @@ def rows_of(work: ExportContext, config: Config, state: RunState) -> Prepared:
 
 
 def write_rows(work: ExportContext, prepared: Prepared) -> None:
-    parts: dict[str, Examples] = {"train": prepared.train}
+    parts: dict[str, Examples | Pairs] = {"train": prepared.train}
     if prepared.validation:
         parts["validation"] = prepared.validation
     total = sum(map(len, parts.values()))
@@ -143,7 +143,7 @@ def write_rows(work: ExportContext, prepared: Prepared) -> None:
         done = _write_part(work, examples, work.out / f"{name}.parquet", done, total)
 
 
-def _write_part(work: ExportContext, examples: Examples, target: Path, done: int, total: int) -> int:
+def _write_part(work: ExportContext, examples: Examples | Pairs, target: Path, done: int, total: int) -> int:
     tables = examples.tables()
     first = next(tables)
     with pq.ParquetWriter(target, first.schema) as writer:

@@ -56,8 +56,8 @@ def _digest(rows: Examples | Pairs) -> str:
     for table in rows.tables() if len(rows) else ():
         for name, column in zip(table.schema.names, table.columns, strict=True):
             values, lengths = columns.setdefault(name, (hashlib.blake2b(), hashlib.blake2b()))
-            values.update(np.ascontiguousarray(column.values.to_numpy().astype("<i4", copy=False)))
-            lengths.update(np.ascontiguousarray(np.diff(column.offsets.to_numpy()).astype("<i4", copy=False)))
+            values.update(np.ascontiguousarray(column.values.to_numpy().astype("<i4", copy=False)).data)
+            lengths.update(np.ascontiguousarray(np.diff(column.offsets.to_numpy()).astype("<i4", copy=False)).data)
     every = "".join(hasher.hexdigest() for name in sorted(columns) for hasher in columns[name])
     return hashlib.sha256(every.encode()).hexdigest()[:32]
 
