@@ -29,7 +29,7 @@ def theme() -> gr.themes.Base:
 
     Sizes are the design's tokens, which `static/studio.css` names for everything that is not Gradio's.
     """
-    return gr.themes.Base(
+    plain = gr.themes.Base(
         primary_hue=gr.themes.colors.slate,
         secondary_hue=gr.themes.colors.slate,
         neutral_hue=gr.themes.colors.slate,
@@ -87,6 +87,12 @@ def theme() -> gr.themes.Base:
         slider_color_dark="#93a1b3",
         link_text_color="#0f5c8c",
         link_text_color_dark="#7cc4f5",
+    )
+    return _with_buttons(plain)
+
+
+def _with_buttons(plain: gr.themes.Base) -> gr.themes.Base:
+    return plain.set(
         button_primary_background_fill="#137a72",
         button_primary_background_fill_hover="#12625d",
         button_primary_background_fill_dark="#137a72",
