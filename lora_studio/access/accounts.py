@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from authlib.integrations.starlette_client import OAuth, OAuthError
 from starlette.middleware import Middleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
@@ -332,6 +331,9 @@ class HubLogin:
     """Both halves of a login with the Hub: the redirect to it and the callback from it."""
 
     def __init__(self, app: HubApp) -> None:
+        # A third of a second and 11 MB that only a server with this login pays for.
+        from authlib.integrations.starlette_client import OAuth
+
         self._app = app
         self._oauth = OAuth()
         self._oauth.register(
@@ -366,6 +368,8 @@ class HubLogin:
 
     async def back(self, request: Request) -> str:
         """The account name from the Hub's callback. Raises `StudioError` if the Hub does not confirm the login."""
+        from authlib.integrations.starlette_client import OAuthError
+
         try:
             token = await self._oauth.hub.authorize_access_token(request)
         except OAuthError as error:

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from lora_studio.access import requests as connections
-from lora_studio.access.accounts import Attempts, Sessions
+from lora_studio.access.accounts import Attempts, HubLogin, Sessions
 from lora_studio.access.guests import ABOUT, Guests, hub_name, origin
 from lora_studio.access.middleware import PROGRAM_OF, USER, AuthMiddleware, OriginMiddleware
 from lora_studio.access.policy import Users
@@ -247,8 +247,6 @@ def _middleware(studio: Studio, demo: gr.Blocks) -> list[Middleware]:
         pages = Pages()
     if serving.hub_app is None:
         return [Middleware(AuthMiddleware, serving, Sessions(), Attempts(), pages=pages)]
-    from lora_studio.access.accounts import HubLogin  # a third of a second that only a Space has to wait for
-
     hub = HubLogin(serving.hub_app)
     return [hub.middleware(), Middleware(AuthMiddleware, serving, Sessions(), Attempts(), hub, pages)]
 
