@@ -23,7 +23,8 @@ from lora_studio.workspace import Workspace
 workspace = Workspace(Path({str(tmp_path)!r}))
 log = workspace.logs_folder / "log"
 demo = page(Studio(workspace, Supervisor(workspace), Session(log), Session(log)))
-heavy = {{"torch", "transformers", "peft", "trl", "authlib", "cryptography"}} & {{name.split(".")[0] for name in sys.modules}}
+slow = {{"torch", "transformers", "peft", "trl", "authlib", "cryptography"}}
+heavy = slow & {{name.split(".")[0] for name in sys.modules}}
 public = [fn.api_name for fn in demo.fns.values() if fn.api_visibility == "public"]
 queue(demo)
 from gradio import component_meta
