@@ -23,7 +23,7 @@ from lora_studio.runs.summary import overview
 from lora_studio.ui.evaluate import results as evaluate_board
 from lora_studio.ui.export import results as export_board
 from lora_studio.ui.runs.results import listing
-from lora_studio.ui.runs.table import Board, Choice, table
+from lora_studio.ui.runs.table import RunBoard, TableChoice, table
 from lora_studio.workspace import RunFolder, Workspace
 from tests.adapters import files, write
 from tests.conftest import Say
@@ -110,16 +110,16 @@ class World:
         assert supervisor.state(self.good.id).state == "done"
         assert supervisor.queue() == [self.waiting.id]
         assert [overview(workspace.run(state.id), state).row()["run"] for state in states]
-        shown = [table(Board(workspace).rows(states), 3, Choice(), "", now)]
+        shown = [table(RunBoard(workspace).rows(states), 3, TableChoice(), "", now)]
         summary.speed(workspace, model="demo", quantization="none", device="cpu", data="pirate")
         for kind in (EVALUATE, EXPORT):
             assert len(supervisor.jobs(kind)) == 1
         assert supervisor.working() == []
-        view = evaluate_board.View(self.evaluation.id)
-        shown += evaluate_board.Board(workspace, supervisor).look(view, now).values()
+        view = evaluate_board.EvaluationView(self.evaluation.id)
+        shown += evaluate_board.EvaluationBoard(workspace, supervisor).look(view, now).values()
         shown.append(listing(evaluation_folders(workspace).all(), self.bad.id, has_adapter=True))
-        view_of = export_board.View(self.bad.id, export=self.export.id)
-        shown += export_board.Board(workspace, supervisor).look(view_of, now).values()
+        view_of = export_board.ExportView(self.bad.id, export=self.export.id)
+        shown += export_board.ExportBoard(workspace, supervisor).look(view_of, now).values()
         return "".join(shown) + "".join(
             words for state in map(supervisor.state, [self.bad.id]) for words in state.warnings
         )

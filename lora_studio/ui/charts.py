@@ -16,7 +16,7 @@ from lora_studio.errors import StudioError
 from lora_studio.ui import html, theme, words
 from lora_studio.ui.curves import AXES, Style
 from lora_studio.ui.data import report
-from lora_studio.ui.studio import QUIET, Look, Shared, Studio
+from lora_studio.ui.studio import QUIET, RunView, Shared, Studio
 from lora_studio.workspace import Workspace
 
 
@@ -153,11 +153,11 @@ def kept_style(workspace: Workspace) -> Style:
         return Style()
 
 
-def stamp_chart(look: Look) -> Hashable:
-    return look.mark, kept_style(look.studio.workspace)
+def stamp_chart(view: RunView) -> Hashable:
+    return view.mark, kept_style(view.studio.workspace)
 
 
-def view_chart(look: Look) -> dict[str, Any]:
-    run = look.run
-    style = kept_style(look.studio.workspace)
-    return {"controls": bool(run.steps), "chart": look.studio.curves.draw({words.name_of(run): run}, style)}
+def view_chart(view: RunView) -> dict[str, Any]:
+    run = view.run
+    style = kept_style(view.studio.workspace)
+    return {"controls": bool(run.steps), "chart": view.studio.curves.draw({words.name_of(run): run}, style)}

@@ -17,7 +17,7 @@ from lora_studio.units import GIB
 MOST_A_LINE = 500
 
 
-class Thinned:
+class Downsampled:
     """Values that only get more. `kept` names those to draw: of every bucket the lowest and the highest.
 
     Buckets hold a power of two of neighbouring values and double when there are too many, so that what is drawn stays
@@ -89,11 +89,11 @@ class Thinned:
         )
 
 
-def thin(
+def downsample(
     xs: Sequence[float], ys: Sequence[float | None], most: int = MOST_A_LINE
 ) -> tuple[list[float], list[float | None]]:
     """At most `most` points of a curve that is there as a whole, lowest and highest of each bucket kept."""
-    curve = Thinned()
+    curve = Downsampled()
     for y in ys:
         curve.add(y)
     indexes = curve.kept(most)
@@ -108,7 +108,7 @@ class Smoothed:
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
-        self.curve = Thinned()
+        self.curve = Downsampled()
         self._sum = self._weights = 0.0
 
     def follow(self, values: Sequence[float]) -> None:
@@ -146,7 +146,7 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line as the browser draws it; `ink` numbers the colour from 1; `kind` is line, pale, marks or best.
+    """A line as the browser draws it; `color_index` numbers the colour from 1; `kind` is line, pale, marks or best.
 
     Lines of the same `group` are hidden together by a click in the legend.
     """
@@ -154,7 +154,7 @@ class Line:
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
-    ink: int = 1
+    color_index: int = 1
     kind: str = "line"
     group: str = ""
 
@@ -186,7 +186,7 @@ def drawing(key: str, panels: Sequence[Panel], style: Style | None = None, acros
                         "group": line.group or line.name,
                         "x": list(line.x),
                         "y": list(line.y),
-                        "ink": line.ink,
+                        "color_index": line.color_index,
                         "kind": line.kind,
                     }
                     for line in panel.lines
@@ -230,7 +230,7 @@ class _Measured:
     """One quantity of a run at some of its points; `places` says at which."""
 
     def __init__(self) -> None:
-        self.curve = Thinned()
+        self.curve = Downsampled()
         self.places = array("q")
         self.present = False
         self._smoothed: Smoothed | None = None
@@ -240,7 +240,7 @@ class _Measured:
         self.curve.add(value)
         self.present = self.present or (value is not None and math.isfinite(value))
 
-    def smoothed(self, weight: float) -> Thinned:
+    def smoothed(self, weight: float) -> Downsampled:
         """The moving average. Its reach is a share of the line, so that the same weight looks the same on any length.
 
         The length counts in powers of two: only when it doubles is the average made anew.
@@ -308,8 +308,8 @@ class _Draft:
     name: str
     points: _Points
     measured: _Measured
-    curve: Thinned
-    ink: int
+    curve: Downsampled
+    color_index: int
     kind: str
     share: int = 1
 
@@ -319,7 +319,7 @@ class _Draft:
         xs = [across[self.measured.places[index]] / divisor for index in indexes]
         ys = [short(self.curve.values[index]) for index in indexes]
         group = self.name.removesuffix(_EACH_POINT)
-        return Line(self.name, [_place(x, axis) for x in xs], ys, self.ink, self.kind, group)
+        return Line(self.name, [_place(x, axis) for x in xs], ys, self.color_index, self.kind, group)
 
 
 class Curves:
@@ -363,8 +363,8 @@ class Curves:
         return curves
 
 
-def _drafts(curves: _RunCurves, name: str, inks: tuple[int, int], style: Style) -> Iterator[_Draft]:
-    """The lines of a run: of the steps in the first ink, of the evaluations in the second."""
+def _drafts(curves: _RunCurves, name: str, color_indices: tuple[int, int], style: Style) -> Iterator[_Draft]:
+    """The lines of a run: of the steps in the first colour, of the evaluations in the second."""
     for title in curves.titles():
         if title in _FOLDED and not style.everything:
             continue
@@ -375,23 +375,23 @@ def _drafts(curves: _RunCurves, name: str, inks: tuple[int, int], style: Style) 
             label = name or "training"
             kind = "pale" if smooth else "line"
             raw = label + _EACH_POINT if smooth else label
-            yield _Draft(title, raw, curves.steps, of_steps, of_steps.curve, inks[0], kind, weight)
+            yield _Draft(title, raw, curves.steps, of_steps, of_steps.curve, color_indices[0], kind, weight)
             if smooth:
                 curve = of_steps.smoothed(style.smoothing)
-                yield _Draft(title, label, curves.steps, of_steps, curve, inks[0], "line", weight)
+                yield _Draft(title, label, curves.steps, of_steps, curve, color_indices[0], "line", weight)
         if measured is not None and measured.present:
             label = f"{name}, validation" if name else "validation"
-            yield _Draft(title, label, curves.evaluations, measured, measured.curve, inks[1], "marks", weight)
+            yield _Draft(title, label, curves.evaluations, measured, measured.curve, color_indices[1], "marks", weight)
 
 
-def _best(run: RunState, name: str, ink: int, axis: str, divisor: float) -> list[Line]:
+def _best(run: RunState, name: str, color_index: int, axis: str, divisor: float) -> list[Line]:
     """The evaluation that is the best so far, marked."""
     best = run.best
     if best is None or not math.isfinite(best.loss):
         return []
     across = {"step": best.step, "epoch": best.epoch, "time": run.seconds_at(best.time)}[axis] / divisor
     label = f"{name}, best" if name else f"best (step {best.step:,})"
-    return [Line(label, [_place(across, axis)], [short(best.loss)], ink, "best")]
+    return [Line(label, [_place(across, axis)], [short(best.loss)], color_index, "best")]
 
 
 def _unit(seconds: float) -> tuple[float, str]:

@@ -48,7 +48,7 @@ class Field:
 
 
 @dataclass
-class Form:
+class SettingsForm:
     """All fields in the order of the schema, the folds by name (see `fold_of`), and what serves them in the browser."""
 
     service: gr.HTML
@@ -79,14 +79,14 @@ class Form:
         return [*self.widgets, self.service, *self.folds.values()]
 
 
-def draw(files: Sequence[tuple[str, str]]) -> Form:
+def draw(files: Sequence[tuple[str, str]]) -> SettingsForm:
     """Draws every setting, inside a block named "form": basics in sight, the rest folded by section and group.
 
     `files` are (label, value) of known data.
     """
     fields: dict[str, Field] = {}
     ordered = settings()
-    form = Form(gr.HTML({}, html_template="<i></i>", js_on_load=theme.on_load("form"), elem_classes="nothing"))
+    form = SettingsForm(gr.HTML({}, html_template="<i></i>", js_on_load=theme.on_load("form"), elem_classes="nothing"))
     with gr.Column(elem_classes="grid"):
         for setting in ordered:
             if setting.basic:
@@ -281,7 +281,7 @@ def notes(config: Config) -> dict[str, str]:
     return {"training.gradient_accumulation_steps": f"Effective batch: {rows:,} × {times:,} = {rows * times:,} {unit}."}
 
 
-def line_updates(form: Form, errors: Mapping[str, str], noted: Mapping[str, str]) -> dict[Any, Any]:
+def line_updates(form: SettingsForm, errors: Mapping[str, str], noted: Mapping[str, str]) -> dict[Any, Any]:
     """The lines under the fields, errors before notes; folded sections that hold an error open."""
     lines = {path: {"words": words, "wrong": False} for path, words in noted.items()}
     lines |= {path: {"words": visible(words), "wrong": True} for path, words in errors.items()}

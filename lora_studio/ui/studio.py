@@ -6,8 +6,8 @@ A section is three functions:
 
 - `build(studio, shared)` draws its components where it stands, wires their events (the chosen run's id is
   `shared.run`), and returns by name those that are painted again while the page is open;
-- `stamp(look)` is what its view depends on, and is cheap: `look.mark` for what follows from the run's events;
-- `view(look)` says what each of these components shows: a value, True or False to show or hide it, None to hide it, or
+- `stamp(view)` is what its view depends on, and is cheap: `view.mark` for what follows from the run's events;
+- `view(view)` says what each of these components shows: a value, True or False to show or hide it, None to hide it, or
   a `gr.update(...)`. It is called when the stamp changed, draws nothing and is tested without a page.
 
 To add one, write them in a module of `ui/runs` and name it in `ui.runs.tab.SECTIONS` in the place where it stands.
@@ -80,12 +80,12 @@ class Shared:
     status: gr.HTML
 
 
-Seen = dict[str, tuple[Hashable, dict[str, Any]]]
+ViewState = dict[str, tuple[Hashable, dict[str, Any]]]
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
-class Look:
+class RunView:
     """The run that is looked at, at one moment."""
 
     studio: Studio
@@ -100,25 +100,25 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """The three functions of a section: see the module's own words."""
 
     build: Callable[[Studio, Shared], dict[str, Any]]
-    stamp: Callable[[Look], Hashable]
-    view: Callable[[Look], dict[str, Any]]
+    stamp: Callable[[RunView], Hashable]
+    view: Callable[[RunView], dict[str, Any]]
 
 
-def look_again(sections: Mapping[str, Section], look: Look, before: Seen) -> Seen:
+def refresh_view(sections: Mapping[str, PageSection], view: RunView, before: ViewState) -> ViewState:
     """What every section shows now, by its name; the view of a section whose stamp is the same is kept."""
-    now: Seen = {}
+    now: ViewState = {}
     for name, section in sections.items():
-        stamp = section.stamp(look)
+        stamp = section.stamp(view)
         previous = before.get(name)
-        now[name] = previous if previous is not None and previous[0] == stamp else (stamp, section.view(look))
+        now[name] = previous if previous is not None and previous[0] == stamp else (stamp, section.view(view))
     return now
 
 
-def updates(parts: Sequence[tuple[str, str]], now: Seen, before: Seen) -> list[Any]:
+def updates(parts: Sequence[tuple[str, str]], now: ViewState, before: ViewState) -> list[Any]:
     """An update for each part (section, component); `gr.skip()` for those that show the same as before."""
     changes = []
     for section, name in parts:

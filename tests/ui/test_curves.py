@@ -75,12 +75,12 @@ def test_the_curves_of_a_run_are_json_and_name_the_best_evaluation() -> None:
 def test_what_a_method_measures_beyond_the_loss_has_a_panel_of_its_own() -> None:
     drawn = Curves().draw({"run": run_of(STEPS)}, PLAIN)
     assert lines(drawn, "Accuracy")["validation"]["y"] == [0.25, 0.5]
-    assert lines(drawn, "Rewards: margins")["training"] | {"ink": 0} == {
+    assert lines(drawn, "Rewards: margins")["training"] | {"color_index": 0} == {
         "name": "training",
         "group": "training",
         "x": [2],
         "y": [1.5],
-        "ink": 0,
+        "color_index": 0,
         "kind": "line",
     }
     assert title_of("f1") == "F1"
@@ -152,7 +152,7 @@ def test_several_runs_lie_over_each_other_each_in_its_colour_and_under_its_name(
     runs = {"pirate": long_run(100, "a"), "robot": long_run(80, "b")}
     runs["robot"].evaluations = [Evaluated(5.0, 50, 0.05, 1.0)]
     loss = lines(Curves().draw(runs, PLAIN), "Loss")
-    assert {name: line["ink"] for name, line in loss.items()} == {
+    assert {name: line["color_index"] for name, line in loss.items()} == {
         "pirate": 1,
         "robot": 2,
         "robot, validation": 2,
@@ -163,7 +163,7 @@ def test_several_runs_lie_over_each_other_each_in_its_colour_and_under_its_name(
 def test_lines_of_ones_own_are_drawn_as_they_are_given() -> None:
     drawn = drawing("own", [Panel("Loss", [Line("adapter", [1, 2], [0.5, None])], main=True)])
     assert drawn["panels"][0]["lines"] == [
-        {"name": "adapter", "group": "adapter", "x": [1, 2], "y": [0.5, None], "ink": 1, "kind": "line"}
+        {"name": "adapter", "group": "adapter", "x": [1, 2], "y": [0.5, None], "color_index": 1, "kind": "line"}
     ]
 
 

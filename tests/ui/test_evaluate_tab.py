@@ -11,7 +11,7 @@ from lora_studio.jobs.kinds import Kind
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hardware import Device
 from lora_studio.ui.evaluate import tab
-from lora_studio.ui.evaluate.results import View
+from lora_studio.ui.evaluate.results import EvaluationView
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 from tests.adapters import files, write
@@ -64,10 +64,10 @@ def test_an_evaluation_that_the_memory_will_hardly_do_for_is_asked_about_once(
     folder = create(workspace, jobs.requests[0])
     watching: Any = SimpleNamespace(jobs=jobs)
 
-    def resume(view: View) -> tuple[View, str]:
+    def resume(view: EvaluationView) -> tuple[EvaluationView, str]:
         return tab.after_click(studio, watching, view, "resume", "")[:2]
 
-    seen, words = resume(View(folder.id))
+    seen, words = resume(EvaluationView(folder.id))
     assert "press Resume again" in words
     assert jobs.resumed == []
     resume(seen)

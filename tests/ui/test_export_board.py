@@ -18,8 +18,8 @@ from lora_studio.jobs.events import Finished, PhaseStarted, Progress, RunStarted
 from lora_studio.jobs.kinds import ExportFolder
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.export.results import (
-    Board,
-    View,
+    ExportBoard,
+    ExportView,
     cards_markup,
     download,
     form_markup,
@@ -43,8 +43,8 @@ def run(workspace: Workspace) -> str:
 
 
 @pytest.fixture
-def board(workspace: Workspace) -> Board:
-    return Board(workspace, Supervisor(workspace))
+def board(workspace: Workspace) -> ExportBoard:
+    return ExportBoard(workspace, Supervisor(workspace))
 
 
 def finished(workspace: Workspace, run: str, names: tuple[str, ...] = ("a.txt", "b/c.txt")) -> ExportFolder:
@@ -71,11 +71,11 @@ def finished(workspace: Workspace, run: str, names: tuple[str, ...] = ("a.txt", 
     return folder
 
 
-def test_every_form_is_a_card_with_its_size_and_a_set_of_fields(board: Board, run: str) -> None:
-    seen = board.look(View(run), time.time())
+def test_every_form_is_a_card_with_its_size_and_a_set_of_fields(board: ExportBoard, run: str) -> None:
+    seen = board.look(ExportView(run), time.time())
     assert seen["cards"].count('role="radio"') == len(TARGETS)
     assert seen["cards"].count('aria-checked="true"') == 1
-    assert hash(View(run))
+    assert hash(ExportView(run))
     assert "about" in seen["cards"]
     assert "No export yet" in seen["list"]
     for target in TARGETS.values():
@@ -84,13 +84,13 @@ def test_every_form_is_a_card_with_its_size_and_a_set_of_fields(board: Board, ru
     assert "data-secret" in form_markup(TARGETS["hub"], {})
 
 
-def test_the_size_follows_what_is_typed(board: Board, run: str) -> None:
-    small = board.sizes(View(run, "merged", (("dtype", "float16"),)))[0]["merged"]
-    large = board.sizes(View(run, "merged", (("dtype", "float32"),)))[0]["merged"]
+def test_the_size_follows_what_is_typed(board: ExportBoard, run: str) -> None:
+    small = board.sizes(ExportView(run, "merged", (("dtype", "float16"),)))[0]["merged"]
+    large = board.sizes(ExportView(run, "merged", (("dtype", "float32"),)))[0]["merged"]
     assert small is not None
     assert large is not None
     assert small < large
-    assert board.sizes(View(run, "merged", (("dtype", "nonsense"),)))[0]["merged"] == small
+    assert board.sizes(ExportView(run, "merged", (("dtype", "nonsense"),)))[0]["merged"] == small
 
 
 def test_a_form_that_takes_more_room_on_the_way_than_it_leaves_says_both() -> None:
@@ -100,9 +100,11 @@ def test_a_form_that_takes_more_room_on_the_way_than_it_leaves_says_both() -> No
     assert shown.count("about 5.0 GB") == len(TARGETS)
 
 
-def test_a_finished_export_shows_its_files_and_names_are_text(board: Board, workspace: Workspace, run: str) -> None:
+def test_a_finished_export_shows_its_files_and_names_are_text(
+    board: ExportBoard, workspace: Workspace, run: str
+) -> None:
     folder = finished(workspace, run)
-    seen = board.look(View(run, export=folder.id), time.time())
+    seen = board.look(ExportView(run, export=folder.id), time.time())
     assert "Finished" in seen["list"]
     assert seen["head"].count('data-act="download"') == 3
     assert "Loaded." in seen["head"]
@@ -112,10 +114,12 @@ def test_a_finished_export_shows_its_files_and_names_are_text(board: Board, work
     assert "${" not in whole
 
 
-def test_one_that_lacks_what_was_asked_for_is_not_called_finished(board: Board, workspace: Workspace, run: str) -> None:
+def test_one_that_lacks_what_was_asked_for_is_not_called_finished(
+    board: ExportBoard, workspace: Workspace, run: str
+) -> None:
     folder = finished(workspace, run)
     folder.complete.write_text(json.dumps({**folder.read_result(), "missing": f"{HOSTILE}.gguf"}), encoding="utf-8")
-    seen = board.look(View(run, export=folder.id), time.time())
+    seen = board.look(ExportView(run, export=folder.id), time.time())
     assert "Made in part after" in seen["head"]
     assert ".gguf was not made." in seen["head"]
     assert "Made in part" in seen["list"]
@@ -128,18 +132,19 @@ def test_a_visitor_downloads_what_came_out_and_reads_no_place_of_the_machine(wor
         is_admin = False
 
     folder = finished(workspace, run)
-    view = View(run, export=folder.id)
+    view = ExportView(run, export=folder.id)
     assert (
-        f"On this machine: {folder.result}" in Board(workspace, Supervisor(workspace)).look(view, time.time())["head"]
+        f"On this machine: {folder.result}"
+        in ExportBoard(workspace, Supervisor(workspace)).look(view, time.time())["head"]
     )
     visited = workspace.with_policy(Visitor)
-    seen = "".join(Board(visited, Supervisor(visited)).look(view, time.time()).values())
+    seen = "".join(ExportBoard(visited, Supervisor(visited)).look(view, time.time()).values())
     assert str(workspace.root) not in seen
     assert "<pre>cd . &amp;&amp; python &#x27;a b" in seen
     assert seen.count('data-act="download"') == 3
 
 
-def test_one_that_goes_on_says_how_far_it_is(board: Board, workspace: Workspace, run: str) -> None:
+def test_one_that_goes_on_says_how_far_it_is(board: ExportBoard, workspace: Workspace, run: str) -> None:
     folder = create(workspace, make_request(workspace, run, "merged"))
     now = time.time()
     events = [RunStarted(now, 1, "cpu", ""), PhaseStarted(now, "write", 2_000_000, "bytes"), Progress(now, 500_000, 2)]
@@ -151,7 +156,7 @@ def test_one_that_goes_on_says_how_far_it_is(board: Board, workspace: Workspace,
     assert 'data-act="stop"' in words
 
 
-def test_results_are_downloaded_one_by_one_or_as_a_zip(workspace: Workspace, board: Board, run: str) -> None:
+def test_results_are_downloaded_one_by_one_or_as_a_zip(workspace: Workspace, board: ExportBoard, run: str) -> None:
     folder = finished(workspace, run)
     result = folder.read_result()
     one = download(workspace, folder, result, "1")
@@ -165,11 +170,11 @@ def test_results_are_downloaded_one_by_one_or_as_a_zip(workspace: Workspace, boa
 
 def test_what_is_chosen_and_typed_comes_back_and_another_tab_can_choose(workspace: Workspace) -> None:
     adapters = [("One", "one"), ("Two", "two")]
-    assert remembered(workspace, []) == View()
-    assert remembered(workspace, adapters) == View("one")
-    keep(workspace, View("two", "vllm"), {"served_name": "x", "max_model_len": ""})
-    keep(workspace, View("two", "zip"), {"base_name": "O/N"})
-    assert remembered(workspace, adapters) == View("two", "zip", (("base_name", "O/N"),))
+    assert remembered(workspace, []) == ExportView()
+    assert remembered(workspace, adapters) == ExportView("one")
+    keep(workspace, ExportView("two", "vllm"), {"served_name": "x", "max_model_len": ""})
+    keep(workspace, ExportView("two", "zip"), {"base_name": "O/N"})
+    assert remembered(workspace, adapters) == ExportView("two", "zip", (("base_name", "O/N"),))
     assert typed("vllm", dict(values_of(workspace, "vllm"))) == {"served_name": "x"}
-    assert remembered(workspace, adapters, "one") == View("one", "zip", (("base_name", "O/N"),))
+    assert remembered(workspace, adapters, "one") == ExportView("one", "zip", (("base_name", "O/N"),))
     assert remembered(workspace, adapters, "gone").adapter == "two"

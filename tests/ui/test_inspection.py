@@ -13,7 +13,7 @@ from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.data import choice as data_choice
 from lora_studio.ui.data import mapping_form, tab
 from lora_studio.ui.data.choice import PATHS
-from lora_studio.ui.data.handlers import Inspection
+from lora_studio.ui.data.handlers import AnalysisHandlers
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import Workspace
 from tests.ui.fake_session import FakeSession
@@ -122,16 +122,16 @@ def script(method: str, **params: Any) -> list[dict[str, Any] | StudioError]:
 
 
 @pytest.fixture
-def act(workspace: Workspace) -> Inspection:
+def act(workspace: Workspace) -> AnalysisHandlers:
     return acting(workspace)
 
 
-def acting(workspace: Workspace) -> Inspection:
+def acting(workspace: Workspace) -> AnalysisHandlers:
     session: Any = FakeSession(script)
     studio = Studio(workspace, Supervisor(workspace), session, session)
     with gr.Blocks():
         controls = tab.draw_controls(studio)
-        return Inspection(studio, controls, tab.draw_view(studio, controls))
+        return AnalysisHandlers(studio, controls, tab.draw_view(studio, controls))
 
 
 def chosen(**changed: Any) -> list[Any]:
@@ -148,7 +148,7 @@ def form_fields(*, roles: list[list[str]] | None = None, **parts: str) -> list[A
     return [*columns, *(roles or [[], [], [], []]), parts.get("template", "")]
 
 
-def test_looking_shows_progress_then_everything_that_was_found(act: Inspection) -> None:
+def test_looking_shows_progress_then_everything_that_was_found(act: AnalysisHandlers) -> None:
     updates = list(act.look(*chosen()))
     assert "Making tokens: 1 of 3" in str(updates[1][act.view.status])
     assert "Plain text." in updates[-1][act.view.summary]
@@ -163,7 +163,9 @@ def test_looking_shows_progress_then_everything_that_was_found(act: Inspection) 
     )
 
 
-def test_the_share_kept_back_and_the_number_of_rows_go_to_the_reader_and_to_the_train_tab(act: Inspection) -> None:
+def test_the_share_kept_back_and_the_number_of_rows_go_to_the_reader_and_to_the_train_tab(
+    act: AnalysisHandlers,
+) -> None:
     split = {"data.validation_fraction": 0.2, "data.split_seed": 7.0, "data.max_samples": 100.0}
     split["data.max_eval_samples"] = 9.0
     list(act.look(*chosen(**split)))
@@ -176,7 +178,7 @@ def test_the_share_kept_back_and_the_number_of_rows_go_to_the_reader_and_to_the_
         assert "can&#x27;t be" in str(last[act.view.status].value)
 
 
-def test_the_thinking_switch_goes_to_the_reader_and_comes_back_after_a_reload(act: Inspection) -> None:
+def test_the_thinking_switch_goes_to_the_reader_and_comes_back_after_a_reload(act: AnalysisHandlers) -> None:
     for shown, meant in (("default", None), ("off", False), ("on", True)):
         list(act.look(*chosen(**{"data.enable_thinking": shown})))
         assert act.studio.inspector.asked[-1][1]["enable_thinking"] is meant
@@ -184,7 +186,7 @@ def test_the_thinking_switch_goes_to_the_reader_and_comes_back_after_a_reload(ac
         assert act.hand_over(*chosen(**{"data.enable_thinking": shown}))[0][1]["data.enable_thinking"] is meant
 
 
-def test_a_failure_is_a_sentence_and_keeps_the_choice(act: Inspection) -> None:
+def test_a_failure_is_a_sentence_and_keeps_the_choice(act: AnalysisHandlers) -> None:
     last = list(act.look(*chosen(**{"model.name": "gone"})))[-1]
     assert "There is no model &#x27;gone&#x27;." in str(last[act.view.status].value)
     assert "Name another one." in str(last[act.view.status].value)
@@ -204,14 +206,14 @@ def test_a_failure_is_a_sentence_and_keeps_the_choice(act: Inspection) -> None:
     ],
 )
 def test_a_choice_that_can_not_be_is_told_before_anything_starts(
-    act: Inspection, path: str, value: Any, words: str
+    act: AnalysisHandlers, path: str, value: Any, words: str
 ) -> None:
     last = list(act.look(*chosen(**{path: value})))[-1]
     assert words in str(last[act.view.status].value)
     assert act.studio.inspector.asked == []
 
 
-def test_a_stop_says_so_and_leaves_what_was_shown(act: Inspection) -> None:
+def test_a_stop_says_so_and_leaves_what_was_shown(act: AnalysisHandlers) -> None:
     running = act.look(*chosen())
     next(running)
     act.stop()
@@ -259,7 +261,7 @@ def test_prepared_data_is_cleared_by_the_owner_alone(tmp_path: Path) -> None:
     assert not entry.exists()
 
 
-def test_an_upload_is_copied_chosen_and_offered(act: Inspection, tmp_path: Path) -> None:
+def test_an_upload_is_copied_chosen_and_offered(act: AnalysisHandlers, tmp_path: Path) -> None:
     (tmp_path / "my <data>.jsonl").write_text("{}")
     updates = act.keep_upload([str(tmp_path / "my <data>.jsonl")])
     kept = updates[act.controls.source].value
@@ -268,7 +270,7 @@ def test_an_upload_is_copied_chosen_and_offered(act: Inspection, tmp_path: Path)
     assert act.keep_upload(None) == {act.view.status: gr.skip()}
 
 
-def test_the_cut_line_moves_without_asking_the_inspector(act: Inspection) -> None:
+def test_the_cut_line_moves_without_asking_the_inspector(act: AnalysisHandlers) -> None:
     updates = act.move_cut(RESULT, 10)
     assert "At 8 tokens: 1 row" in updates[act.view.sentence]
     assert updates[act.view.histogram]["cut"] == {"at": 8.5, "label": "cut at 8"}
@@ -277,7 +279,7 @@ def test_the_cut_line_moves_without_asking_the_inspector(act: Inspection) -> Non
     assert act.move_cut(None, 10) == {act.view.status: gr.skip()}
 
 
-def test_slider_line_and_sentence_name_one_length_also_beyond_the_longest_row(act: Inspection) -> None:
+def test_slider_line_and_sentence_name_one_length_also_beyond_the_longest_row(act: AnalysisHandlers) -> None:
     curve = [*RESULT["cut_curve"], {"max_length": 30, "rows": 0, "lost_trained_tokens": 0, "dropped_rows": 0}]
     shown = act.show({**RESULT, "cut_curve": curve}, dict(zip(PATHS, chosen(), strict=True)))
     assert (shown[act.view.cut].value, shown[act.view.cut].maximum) == (30, 30)
@@ -288,7 +290,7 @@ def test_slider_line_and_sentence_name_one_length_also_beyond_the_longest_row(ac
     assert act.settle_cut({**RESULT, "cut_curve": curve}, 12) == 8
 
 
-def test_windows_of_a_long_text_turn_and_the_next_row_begins_with_its_first(act: Inspection) -> None:
+def test_windows_of_a_long_text_turn_and_the_next_row_begins_with_its_first(act: AnalysisHandlers) -> None:
     pager = act.view.pager
     first = list(act.look(*chosen()))[-1]
     assert first[pager.windows].visible is False
@@ -305,7 +307,7 @@ def test_windows_of_a_long_text_turn_and_the_next_row_begins_with_its_first(act:
     assert act.studio.inspector.asked[-1][1].items() >= {"row_index": 2, "window": None}.items()
 
 
-def test_a_slow_page_is_not_sent_every_step_and_a_stop_does_not_wait_for_those_left(act: Inspection) -> None:
+def test_a_slow_page_is_not_sent_every_step_and_a_stop_does_not_wait_for_those_left(act: AnalysisHandlers) -> None:
     session: Any = act.studio.inspector
     steps = [{"kind": "progress", "phase": "encode", "done": done, "total": 500} for done in range(500)]
     session.script = lambda method, **params: [*steps, RESULT]
@@ -318,7 +320,7 @@ def test_a_slow_page_is_not_sent_every_step_and_a_stop_does_not_wait_for_those_l
     assert "Stopped. The file is still chosen." in last[act.view.status].value
 
 
-def test_all_bad_rows_are_written_where_the_page_can_link_to_them(act: Inspection) -> None:
+def test_all_bad_rows_are_written_where_the_page_can_link_to_them(act: AnalysisHandlers) -> None:
     list(act.look(*chosen()))
     link = act.save_bad_rows()
     method, params = act.studio.inspector.asked[-1]
@@ -327,7 +329,7 @@ def test_all_bad_rows_are_written_where_the_page_can_link_to_them(act: Inspectio
     assert Path(params["path"]).is_relative_to(act.studio.workspace.downloads_folder)
 
 
-def test_bad_rows_that_stop_a_run_are_told_and_shown_without_reading_again(act: Inspection) -> None:
+def test_bad_rows_that_stop_a_run_are_told_and_shown_without_reading_again(act: AnalysisHandlers) -> None:
     result = {**RESULT, "bad_rows": 1, "refusal": {"message": "1 row can't be used.", "hint": "Mend it."}}
     values = chosen(**{"data.bad_rows": "stop"})
     updates = act.choose_bad_rows(result, *values)
@@ -342,7 +344,7 @@ def test_bad_rows_that_stop_a_run_are_told_and_shown_without_reading_again(act: 
     assert act.hand_over(*values)[0][1]["data.bad_rows"] == "stop"
 
 
-def test_pages_turn_and_stop_at_the_ends(act: Inspection) -> None:
+def test_pages_turn_and_stop_at_the_ends(act: AnalysisHandlers) -> None:
     list(act.look(*chosen()))
     assert act.pages.forward(RESULT, 0)[act.view.pager.index] == 1
     assert "row 11 of the file" in act.pages.forward(RESULT, 0)[act.view.pager.position]
@@ -352,14 +354,14 @@ def test_pages_turn_and_stop_at_the_ends(act: Inspection) -> None:
     assert act.pages.go(None, 1) == {}
 
 
-def test_a_reader_is_told_which_file_a_page_is_of_for_it_may_have_been_closed(act: Inspection) -> None:
+def test_a_reader_is_told_which_file_a_page_is_of_for_it_may_have_been_closed(act: AnalysisHandlers) -> None:
     list(act.look(*chosen()))
     act.stop()
     act.pages.forward(RESULT, 0)
     assert [method for method, _ in act.studio.inspector.asked] == ["inspect", "preview"]
 
 
-def test_a_reload_shows_the_last_choice_and_what_was_found(act: Inspection) -> None:
+def test_a_reload_shows_the_last_choice_and_what_was_found(act: AnalysisHandlers) -> None:
     assert act.view.summary not in act.repaint()
     list(act.look(*chosen(**{"data.max_length": 512})))
     updates = act.repaint()
@@ -367,7 +369,7 @@ def test_a_reload_shows_the_last_choice_and_what_was_found(act: Inspection) -> N
     assert "Plain text." in updates[act.view.summary]
 
 
-def test_a_choice_changed_after_looking_hides_what_no_longer_fits(act: Inspection) -> None:
+def test_a_choice_changed_after_looking_hides_what_no_longer_fits(act: AnalysisHandlers) -> None:
     list(act.look(*chosen()))
     act.hand_over(*chosen(**{"data.train_file": "technical"}))
     updates = act.repaint()
@@ -375,13 +377,13 @@ def test_a_choice_changed_after_looking_hides_what_no_longer_fits(act: Inspectio
     assert act.view.summary not in updates
 
 
-def test_an_upload_deleted_meanwhile_is_forgotten(act: Inspection) -> None:
+def test_an_upload_deleted_meanwhile_is_forgotten(act: AnalysisHandlers) -> None:
     act.studio.workspace.write_draft("data", {"settings": {"data.train_file": "/gone.jsonl", "data.max_length": 64}})
     values = data_choice.remembered(act.studio.workspace)
     assert (values["data.train_file"], values["data.max_length"]) == ("pirate", 64)
 
 
-def test_handing_over_carries_every_choice_to_the_train_tab_and_keeps_it_as_a_draft(act: Inspection) -> None:
+def test_handing_over_carries_every_choice_to_the_train_tab_and_keeps_it_as_a_draft(act: AnalysisHandlers) -> None:
     (_, values, _), tabs, start = act.hand_over(*chosen(**{"data.max_length": 128}))
     assert start.interactive is False
     assert (values["data.train_file"], values["data.max_length"], tabs.selected) == ("pirate", 128, "train")
@@ -390,7 +392,7 @@ def test_handing_over_carries_every_choice_to_the_train_tab_and_keeps_it_as_a_dr
     assert draft["settings"]["data.max_length"] == 128
 
 
-def test_files_uploaded_together_become_one_choice(act: Inspection, tmp_path: Path) -> None:
+def test_files_uploaded_together_become_one_choice(act: AnalysisHandlers, tmp_path: Path) -> None:
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "rows.jsonl").write_text(folder)
@@ -400,7 +402,7 @@ def test_files_uploaded_together_become_one_choice(act: Inspection, tmp_path: Pa
     assert sorted(path.read_text() for path in kept.iterdir()) == ["first", "second"]
 
 
-def test_a_second_file_is_kept_to_measure_on(act: Inspection, tmp_path: Path) -> None:
+def test_a_second_file_is_kept_to_measure_on(act: AnalysisHandlers, tmp_path: Path) -> None:
     (tmp_path / "held.jsonl").write_text("{}")
     updates = act.keep_validation(str(tmp_path / "held.jsonl"))
     kept = updates[act.controls.validation].value
@@ -409,7 +411,7 @@ def test_a_second_file_is_kept_to_measure_on(act: Inspection, tmp_path: Path) ->
     assert act.repaint()[act.controls.validation].value == kept
 
 
-def test_the_reader_is_told_of_the_cache_the_percentiles_and_the_rows_of_a_step(act: Inspection) -> None:
+def test_the_reader_is_told_of_the_cache_the_percentiles_and_the_rows_of_a_step(act: AnalysisHandlers) -> None:
     workspace = act.studio.workspace
     workspace.write_draft("form", {"values": {"training.per_device_train_batch_size": 7}})
     list(act.look(*chosen(**{"look.percentiles": "75, 99.9"})))
@@ -422,7 +424,7 @@ def test_the_reader_is_told_of_the_cache_the_percentiles_and_the_rows_of_a_step(
     assert "look.percentiles" not in asked
 
 
-def test_a_first_look_is_shown_at_once_and_replaced_by_the_whole(act: Inspection) -> None:
+def test_a_first_look_is_shown_at_once_and_replaced_by_the_whole(act: AnalysisHandlers) -> None:
     sample = {**RESULT, "sampled": 2}
     progress = {"kind": "progress", "phase": "sample", "done": 2, "total": 0, "sample": sample}
     act.studio.inspector.script = lambda method, **params: [progress, RESULT]
@@ -434,7 +436,7 @@ def test_a_first_look_is_shown_at_once_and_replaced_by_the_whole(act: Inspection
     assert whole[act.view.pager.next].interactive is True
 
 
-def test_an_ambiguous_file_asks_and_the_other_reading_is_taken_with_a_click(act: Inspection) -> None:
+def test_an_ambiguous_file_asks_and_the_other_reading_is_taken_with_a_click(act: AnalysisHandlers) -> None:
     form = act.view.reading
     shown = list(act.look(*chosen()))[-1]
     assert "Learn from <code>a</code>" in shown[form.question].value
@@ -445,7 +447,7 @@ def test_an_ambiguous_file_asks_and_the_other_reading_is_taken_with_a_click(act:
     assert (taken[form.choice].value, taken[form.question].visible) == (1, False)
 
 
-def test_a_corrected_reading_is_read_kept_and_handed_to_the_train_tab(act: Inspection) -> None:
+def test_a_corrected_reading_is_read_kept_and_handed_to_the_train_tab(act: AnalysisHandlers) -> None:
     form = act.view.reading
     fields = form_fields(user="q", assistant="b")
     taken = list(act.use_reading(RESULT, *fields, *chosen()))[-1]
@@ -458,7 +460,7 @@ def test_a_corrected_reading_is_read_kept_and_handed_to_the_train_tab(act: Inspe
     assert values["data.mapping"] == mapping
 
 
-def test_a_reading_that_does_not_fit_is_told_beside_its_form_and_not_kept(act: Inspection) -> None:
+def test_a_reading_that_does_not_fit_is_told_beside_its_form_and_not_kept(act: AnalysisHandlers) -> None:
     list(act.look(*chosen()))
     last = list(act.use_reading(RESULT, *form_fields(user="q", assistant="a", text="b"), *chosen()))[-1]
     assert "leave the other parts empty" in last[act.view.reading.error_box].value
@@ -468,7 +470,7 @@ def test_a_reading_that_does_not_fit_is_told_beside_its_form_and_not_kept(act: I
     assert data_choice.remembered(act.studio.workspace)["data.mapping"] is None
 
 
-def test_rows_that_nobody_could_read_are_shown_with_the_form_and_read_as_it_says(act: Inspection) -> None:
+def test_rows_that_nobody_could_read_are_shown_with_the_form_and_read_as_it_says(act: AnalysisHandlers) -> None:
     form = act.view.reading
     failed = list(act.look(*chosen(**{"data.train_file": "nobody"})))[-1]
     assert "shape of the rows is not known" in failed[act.view.status].value
@@ -483,7 +485,7 @@ def test_rows_that_nobody_could_read_are_shown_with_the_form_and_read_as_it_says
     assert taken[act.view.body].visible is True
 
 
-def test_a_reading_is_tried_while_the_form_is_filled_in(act: Inspection) -> None:
+def test_a_reading_is_tried_while_the_form_is_filled_in(act: AnalysisHandlers) -> None:
     tried = act.try_reading(RESULT, "pirate", "", *form_fields(user="q", assistant="b"))
     assert "&#x27;assistant&#x27;: &#x27;b&#x27;" in tried.value
     assert act.studio.inspector.asked[0][1]["train_file"] == "pirate"
@@ -493,19 +495,19 @@ def test_a_reading_is_tried_while_the_form_is_filled_in(act: Inspection) -> None
     assert "can&#x27;t be both" in said[act.view.reading.error_box].value
 
 
-def test_another_file_is_read_as_it_is_recognised(act: Inspection) -> None:
+def test_another_file_is_read_as_it_is_recognised(act: AnalysisHandlers) -> None:
     last = list(act.look_anew(*chosen(**{"data.mapping": {"text": "gone"}})))[-1]
     assert last[act.controls.mapping] is None
     assert act.studio.inspector.asked[0][1]["mapping"] is None
 
 
-def test_the_suggested_length_is_taken_with_a_click(act: Inspection) -> None:
+def test_the_suggested_length_is_taken_with_a_click(act: AnalysisHandlers) -> None:
     shown = list(act.look(*chosen()))[-1]
     assert shown[act.view.take].value == "Take the suggestion: 64 tokens"
     assert act.take_suggestion(RESULT) == 64
 
 
-def test_the_cache_is_measured_and_cleared(act: Inspection) -> None:
+def test_the_cache_is_measured_and_cleared(act: AnalysisHandlers) -> None:
     folder = act.studio.workspace.cache_folder
     folder.mkdir(parents=True)
     (folder / "rows.bin").write_bytes(bytes(2500))
@@ -532,7 +534,7 @@ def test_a_folder_can_be_chosen_and_a_name_no_file_can_bear_can_not(tmp_path: Pa
     assert not data_choice.is_there("null\0byte", workspace)
 
 
-def test_leaving_a_list_without_a_choice_reads_nothing_and_another_choice_does(act: Inspection) -> None:
+def test_leaving_a_list_without_a_choice_reads_nothing_and_another_choice_does(act: AnalysisHandlers) -> None:
     list(act.look(*chosen()))
     before = len(act.studio.inspector.asked)
     left = [act.choose_other("pirate"), *act.analyze_other(*chosen()), *act.measure_other(*chosen())]

@@ -17,7 +17,7 @@ from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.hardware import recent_devices
 from lora_studio.ui import form
 from lora_studio.ui.data import tab as data_tab
-from lora_studio.ui.data.handlers import Inspection
+from lora_studio.ui.data.handlers import AnalysisHandlers
 from lora_studio.ui.studio import Shared, Studio, Wish
 from lora_studio.ui.train import tab as train_tab
 from lora_studio.ui.train.plan import plan
@@ -92,7 +92,7 @@ def test_the_data_tab_looks_corrects_pages_and_hands_over_without_opening_a_file
     studio = Studio(workspace, Supervisor(workspace), session, session)
     with gr.Blocks():
         controls = data_tab.draw_controls(studio)
-        act = Inspection(studio, controls, data_tab.draw_view(studio, controls))
+        act = AnalysisHandlers(studio, controls, data_tab.draw_view(studio, controls))
     choice = chosen(**{"data.train_file": str(bomb), "data.validation_file": str(bomb)})
     for events in (act.look(*choice), act.look_anew(*choice)):
         (*_, last) = events

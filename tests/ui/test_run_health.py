@@ -8,7 +8,7 @@ from lora_studio.jobs.events import Event, RunStarted, StepLogged, to_line
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.runs import details
-from lora_studio.ui.studio import Look, Studio
+from lora_studio.ui.studio import RunView, Studio
 from lora_studio.workspace import RunFolder, Workspace
 
 
@@ -22,8 +22,8 @@ def run_with(workspace: Workspace, grad_norm: float, config: Config) -> tuple[St
     return studio, run
 
 
-def look(studio: Studio, run: RunFolder) -> Look:
-    return Look(studio, studio.supervisor.state(run.id), run, time.time())
+def look(studio: Studio, run: RunFolder) -> RunView:
+    return RunView(studio, studio.supervisor.state(run.id), run, time.time())
 
 
 def test_a_run_that_is_well_shows_no_list(workspace: Workspace) -> None:

@@ -17,7 +17,7 @@ from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.runs import header
 from lora_studio.ui.runs import results as queue_view
-from lora_studio.ui.studio import Look, Studio
+from lora_studio.ui.studio import RunView, Studio
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import fake_command, wait_until
 
@@ -34,8 +34,8 @@ def studio(workspace: Workspace) -> Iterator[Studio]:
         kill(run)
 
 
-def look(studio: Studio, run_id: str) -> Look:
-    return Look(studio, studio.supervisor.state(run_id), studio.workspace.run(run_id), 0.0)
+def look(studio: Studio, run_id: str) -> RunView:
+    return RunView(studio, studio.supervisor.state(run_id), studio.workspace.run(run_id), 0.0)
 
 
 def test_each_state_offers_what_it_can_and_says_what_is_kept(studio: Studio) -> None:

@@ -12,7 +12,7 @@ from lora_studio.jobs.events import Event, Finished, RunStarted, to_line
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.runs import header
-from lora_studio.ui.studio import Look, Studio
+from lora_studio.ui.studio import RunView, Studio
 from lora_studio.workspace import Workspace
 
 MEASURED = {"base_loss": 3.0, "adapter_loss": 1.0, "moves": True, "sentence": "Other answers.", "rows_sentence": "9"}
@@ -22,7 +22,7 @@ def seen(workspace: Workspace, end: Finished, measured: dict[str, Any] | None = 
     return header.view_outcome(look_of(workspace, end, measured))
 
 
-def look_of(workspace: Workspace, end: Finished, measured: dict[str, Any] | None = None) -> Look:
+def look_of(workspace: Workspace, end: Finished, measured: dict[str, Any] | None = None) -> RunView:
     log = workspace.logs_folder / "log"
     studio = Studio(workspace, Supervisor(workspace), Session(log), Session(log))
     run = workspace.create_run("ended", to_yaml(Config()), {"created": time.time() - 600})
@@ -30,7 +30,7 @@ def look_of(workspace: Workspace, end: Finished, measured: dict[str, Any] | None
     run.events.write_text("".join(map(to_line, events)))
     if measured:
         run.complete.write_text(json.dumps({"difference": measured}))
-    return Look(studio, studio.supervisor.state(run.id), run, time.time())
+    return RunView(studio, studio.supervisor.state(run.id), run, time.time())
 
 
 @pytest.mark.parametrize(

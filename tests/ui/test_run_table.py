@@ -14,7 +14,7 @@ from lora_studio.runs.checkpoints import Deletion
 from lora_studio.runs.summary import Overview, Tags, write_tags
 from lora_studio.ui.runs import table as run_deletion
 from lora_studio.ui.runs import table as runs_list
-from lora_studio.ui.runs.table import ROWS, Board, Choice, Row, chosen_rows, table
+from lora_studio.ui.runs.table import ROWS, Row, RunBoard, TableChoice, chosen_rows, table
 from lora_studio.workspace import RunFolder, Workspace
 
 
@@ -26,12 +26,12 @@ def row_of(title: str, created: float = 0.0, loss: float | None = None, octets: 
 ROWS_OF_FOUR = [row_of("b", 4, 0.5), row_of("a", 3), row_of("d", 2, float("nan")), row_of("c", 1, 0.1)]
 
 
-def order(choice: Choice) -> str:
+def order(choice: TableChoice) -> str:
     return "".join(row.run.title for row in chosen_rows(ROWS_OF_FOUR, choice))
 
 
 def test_the_newest_is_first_until_a_column_is_chosen() -> None:
-    first = Choice()
+    first = TableChoice()
     assert order(first) == "badc"
     by_loss = first.act("sort", "eval_loss", [])
     assert order(by_loss) == "cbad"  # the smallest first; what has no number last
@@ -41,7 +41,7 @@ def test_the_newest_is_first_until_a_column_is_chosen() -> None:
 
 
 def test_ticks_are_kept_over_pages_and_all_means_those_in_sight() -> None:
-    choice = Choice().act("tick", "x", ["x", "y"]).act("page", "1", [])
+    choice = TableChoice().act("tick", "x", ["x", "y"]).act("page", "1", [])
     assert (choice.ticked, choice.page) == (("x",), 1)
     choice = choice.act("all", "", ["y", "z"])
     assert choice.ticked == ("x", "y", "z")
@@ -50,20 +50,20 @@ def test_ticks_are_kept_over_pages_and_all_means_those_in_sight() -> None:
 
 
 def test_an_empty_table_says_how_it_is_filled_and_an_empty_search_how_it_is_mended() -> None:
-    assert "Train tab" in table([], 0, Choice(), "", 0.0)
-    assert "Empty the search" in table([], 3, Choice(query="x"), "", 0.0)
+    assert "Train tab" in table([], 0, TableChoice(), "", 0.0)
+    assert "Empty the search" in table([], 3, TableChoice(query="x"), "", 0.0)
 
 
 def test_what_comes_from_people_is_text_and_never_markup() -> None:
     evil = '<img src=x onerror="x()">${1+1}'
     run = replace(row_of("x").run, title=evil, model=evil, data=evil, labels=Tags((evil,), evil))
-    markup = table([Row(run, RunState(id="x"))], 1, Choice(), "", 0.0)
+    markup = table([Row(run, RunState(id="x"))], 1, TableChoice(), "", 0.0)
     assert "<img" not in markup
     assert "${" not in markup
 
 
 def test_the_chosen_run_the_ticks_and_the_order_are_told_to_every_reader() -> None:
-    markup = table(ROWS_OF_FOUR, 4, Choice(sort="eval_loss", down=False, ticked=("a",)), "b", 0.0)
+    markup = table(ROWS_OF_FOUR, 4, TableChoice(sort="eval_loss", down=False, ticked=("a",)), "b", 0.0)
     assert markup.count('aria-current="true"') == 1
     assert markup.count(" checked") == 1
     assert markup.count('aria-sort="ascending"') == 1
@@ -72,7 +72,7 @@ def test_the_chosen_run_the_ticks_and_the_order_are_told_to_every_reader() -> No
 
 def test_long_lists_come_in_pages_and_the_last_page_is_never_empty() -> None:
     rows = [row_of(str(number)) for number in range(2 * ROWS + 1)]
-    last = table(rows, len(rows), Choice(page=9), "", 0.0)
+    last = table(rows, len(rows), TableChoice(page=9), "", 0.0)
     assert last.count("data-open=") == 1
     assert f"{2 * ROWS + 1} to {2 * ROWS + 1} of {2 * ROWS + 1} runs" in last
     assert '" disabled>Next page' in last
@@ -96,7 +96,7 @@ def test_a_thousand_runs_cost_a_glance_a_second(workspace: Workspace) -> None:
         folder.config.write_text(text)
         folder.facts.write_text(f'{{"title": "run {number}", "created": {number}, "model": "demo", "data": "pirate"}}')
         folder.events.write_text(to_line(Evaluated(2.0, 5, 1.0, number / 1000)) + to_line(Finished(3.0, "done", 5)))
-    supervisor, board, choice = Supervisor(workspace), Board(workspace), Choice(sort="eval_loss", down=False)
+    supervisor, board, choice = Supervisor(workspace), RunBoard(workspace), TableChoice(sort="eval_loss", down=False)
     first = runs_list.view(board, supervisor.runs(), choice, "", 0.0)
     assert first["list"].count("data-open=") == ROWS
     assert "run 0<" in first["list"]
@@ -109,38 +109,38 @@ def test_a_thousand_runs_cost_a_glance_a_second(workspace: Workspace) -> None:
         assert runs_list.view(board, states, choice, "", 0.0) == first
         taken.append(time.process_time() - began)
     assert min(taken) < 0.1
-    searched = runs_list.view(board, states, Choice(query="run 77"), "", 0.0)
+    searched = runs_list.view(board, states, TableChoice(query="run 77"), "", 0.0)
     assert "19 of 1,000 runs" in searched["list"]
 
 
 def test_labels_written_elsewhere_show_at_the_next_look(workspace: Workspace) -> None:
     run = make(workspace, 1)
-    supervisor, board = Supervisor(workspace), Board(workspace)
-    assert "later" not in runs_list.view(board, supervisor.runs(), Choice(), "", 0.0)["list"]
+    supervisor, board = Supervisor(workspace), RunBoard(workspace)
+    assert "later" not in runs_list.view(board, supervisor.runs(), TableChoice(), "", 0.0)["list"]
     write_tags(run, Tags(("later",)))
-    assert "later" in runs_list.view(board, supervisor.runs(), Choice(), "", 0.0)["list"]
+    assert "later" in runs_list.view(board, supervisor.runs(), TableChoice(), "", 0.0)["list"]
 
 
 def test_who_sees_the_runs_of_several_visitors_is_told_whose_each_is(workspace: Workspace) -> None:
     make(workspace, 1)
     facts = (theirs := make(workspace, 2)).read_facts()
     theirs.facts.write_text(json.dumps(facts | {"maker": "ada"}))
-    supervisor, board = Supervisor(workspace), Board(workspace)
-    alone = runs_list.view(board, supervisor.runs(), Choice(), "", 0.0)["list"]
+    supervisor, board = Supervisor(workspace), RunBoard(workspace)
+    alone = runs_list.view(board, supervisor.runs(), TableChoice(), "", 0.0)["list"]
     assert "by ada" not in alone
     assert "yours" not in alone
-    shown = runs_list.view(board, supervisor.runs(), Choice(), "", 0.0, "owner")["list"]
+    shown = runs_list.view(board, supervisor.runs(), TableChoice(), "", 0.0, "owner")["list"]
     assert (shown.count("by ada · demo"), shown.count("yours · demo")) == (1, 1)
-    searched = runs_list.view(board, supervisor.runs(), Choice(query="ada"), "", 0.0, "owner")["list"]
+    searched = runs_list.view(board, supervisor.runs(), TableChoice(query="ada"), "", 0.0, "owner")["list"]
     assert searched.count("data-open=") == 1
 
 
 def test_ticked_runs_offer_what_can_be_done_with_them(workspace: Workspace) -> None:
     runs = [make(workspace, number) for number in range(2)]
-    supervisor, board = Supervisor(workspace), Board(workspace)
-    shown = runs_list.view(board, supervisor.runs(), Choice(ticked=(runs[0].id,)), "", 0.0)
+    supervisor, board = Supervisor(workspace), RunBoard(workspace)
+    shown = runs_list.view(board, supervisor.runs(), TableChoice(ticked=(runs[0].id,)), "", 0.0)
     assert (shown["compare"]["visible"], shown["delete"]["visible"]) == (False, True)
-    shown = runs_list.view(board, supervisor.runs(), Choice(ticked=(runs[0].id, runs[1].id, "gone")), "", 0.0)
+    shown = runs_list.view(board, supervisor.runs(), TableChoice(ticked=(runs[0].id, runs[1].id, "gone")), "", 0.0)
     assert (shown["compare"]["value"], shown["compare"]["visible"]) == ("Compare 2 runs", True)
 
 

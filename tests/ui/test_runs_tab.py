@@ -30,7 +30,7 @@ from lora_studio.ui.runs import details, header, tab
 from lora_studio.ui.runs import table as runs_list
 from lora_studio.ui.runs.details import saved
 from lora_studio.ui.runs.tab import Shown
-from lora_studio.ui.runs.table import Board, Choice
+from lora_studio.ui.runs.table import RunBoard, TableChoice
 from lora_studio.ui.studio import Studio
 from lora_studio.workspace import RunFolder, Workspace
 
@@ -72,8 +72,8 @@ def with_checkpoints(workspace: Workspace, losses: dict[int, float], on_disk: tu
     return run
 
 
-def look(studio: Studio, run_id: str, before: Shown | None = None, choice: Choice | None = None) -> Shown:
-    return tab.look(studio, Board(studio.workspace), run_id, choice or Choice(), before or Shown())
+def look(studio: Studio, run_id: str, before: Shown | None = None, choice: TableChoice | None = None) -> Shown:
+    return tab.look(studio, RunBoard(studio.workspace), run_id, choice or TableChoice(), before or Shown())
 
 
 def shown_of(studio: Studio, run_id: str, before: Shown | None = None) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def test_a_log_that_grows_is_shown_again(studio: Studio, tmp_path: Path) -> None
 def test_two_ticked_runs_are_laid_over_each_other_with_what_differs(studio: Studio) -> None:
     first = finished(studio.workspace, "same name", config=parse({"lora": {"r": 4}}))
     second = finished(studio.workspace, "same name", config=parse({"lora": {"r": 8}}))
-    shown = look(studio, first.id, choice=Choice(ticked=(first.id, second.id), comparing=True))
+    shown = look(studio, first.id, choice=TableChoice(ticked=(first.id, second.id), comparing=True))
     assert not shown.run
     assert not shown.detail
     compared = shown.compare["compare"][1]
@@ -217,13 +217,13 @@ def test_two_ticked_runs_are_laid_over_each_other_with_what_differs(studio: Stud
     names = {line["name"] for panel in compared["chart"]["panels"] for line in panel["lines"]}
     assert any(first.id[-4:] in name for name in names)
     assert any(second.id[-4:] in name for name in names)
-    again = look(studio, first.id, shown, Choice(ticked=(first.id, second.id), comparing=True))
+    again = look(studio, first.id, shown, TableChoice(ticked=(first.id, second.id), comparing=True))
     assert again.compare is shown.compare
 
 
 def test_one_ticked_run_is_no_comparison(studio: Studio) -> None:
     run = finished(studio.workspace, "alone")
-    assert look(studio, run.id, choice=Choice(ticked=(run.id, "gone"), comparing=True)).run == run.id
+    assert look(studio, run.id, choice=TableChoice(ticked=(run.id, "gone"), comparing=True)).run == run.id
 
 
 def test_what_the_adapter_does_stands_at_the_top(studio: Studio) -> None:

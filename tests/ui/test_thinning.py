@@ -5,25 +5,25 @@ import time
 
 import pytest
 
-from lora_studio.ui.curves import MOST_A_LINE, Smoothed, Thinned, thin
+from lora_studio.ui.curves import MOST_A_LINE, Downsampled, Smoothed, downsample
 
 
-def curve(values: list[float | None]) -> Thinned:
-    made = Thinned()
+def curve(values: list[float | None]) -> Downsampled:
+    made = Downsampled()
     for value in values:
         made.add(value)
     return made
 
 
 def test_a_short_line_is_left_as_it_is() -> None:
-    assert thin([1, 2, 3], [5.0, 4.0, 3.0]) == ([1, 2, 3], [5.0, 4.0, 3.0])
+    assert downsample([1, 2, 3], [5.0, 4.0, 3.0]) == ([1, 2, 3], [5.0, 4.0, 3.0])
 
 
 @pytest.mark.parametrize("most", [12, 37, 200, MOST_A_LINE])
 def test_a_single_spike_up_or_down_survives(most: int) -> None:
     ys: list[float | None] = [1.0] * 100_000
     ys[54_321], ys[77_777] = 99.0, -99.0
-    xs, thinned = thin(range(100_000), ys, most)
+    xs, thinned = downsample(range(100_000), ys, most)
     assert len(thinned) <= most
     drawn = dict(zip(xs, thinned, strict=True))
     assert (drawn[54_321], drawn[77_777]) == (99.0, -99.0)
@@ -31,7 +31,7 @@ def test_a_single_spike_up_or_down_survives(most: int) -> None:
 
 @pytest.mark.parametrize("count", [501, 1023, 1024, 1025, 2049, 50_000, 65_537])
 def test_first_and_last_point_stay_and_steps_rise(count: int) -> None:
-    xs, _ = thin(range(10, 10 + count), [math.sin(i / 50) for i in range(count)])
+    xs, _ = downsample(range(10, 10 + count), [math.sin(i / 50) for i in range(count)])
     assert (xs[0], xs[-1]) == (10, 9 + count)
     assert xs == sorted(set(xs))
     assert MOST_A_LINE / 5 < len(xs) <= MOST_A_LINE
@@ -39,7 +39,7 @@ def test_first_and_last_point_stay_and_steps_rise(count: int) -> None:
 
 def test_lowest_and_highest_of_the_whole_are_always_drawn() -> None:
     values = [math.sin(i * i) for i in range(30_000)]
-    _, ys = thin(range(len(values)), values, 50)
+    _, ys = downsample(range(len(values)), values, 50)
     drawn = [y for y in ys if y is not None]
     assert max(drawn) == pytest.approx(max(values), rel=1e-4)
     assert min(drawn) == pytest.approx(min(values), rel=1e-4)
@@ -54,8 +54,8 @@ def test_what_is_drawn_of_a_long_line_stays_when_a_few_points_are_added() -> Non
 
 
 def test_values_that_are_no_numbers_become_gaps() -> None:
-    assert thin([1, 2, 3, 4], [1.0, math.nan, math.inf, None])[1] == [1.0, None, None, None]
-    _, thinned = thin(range(10_000), [math.nan] * 10_000)
+    assert downsample([1, 2, 3, 4], [1.0, math.nan, math.inf, None])[1] == [1.0, None, None, None]
+    _, thinned = downsample(range(10_000), [math.nan] * 10_000)
     assert set(thinned) == {None}
     assert len(thinned) <= MOST_A_LINE
 
@@ -79,7 +79,7 @@ def test_smoothing_goes_on_where_it_stopped_and_passes_over_gaps() -> None:
 
 
 def test_a_hundred_thousand_points_are_taken_up_in_less_than_a_tenth_of_a_second_each_thousand() -> None:
-    growing = Thinned()
+    growing = Downsampled()
     begun = time.process_time()
     for i in range(100_000):
         growing.add(float(i % 977))

@@ -16,7 +16,7 @@ from lora_studio.ui.evaluate import results as evaluate_board
 from lora_studio.ui.export import results as export_board
 from lora_studio.ui.runs import tab
 from lora_studio.ui.runs.tab import Shown
-from lora_studio.ui.runs.table import Board, Choice
+from lora_studio.ui.runs.table import RunBoard, TableChoice
 from lora_studio.ui.studio import Studio
 from lora_studio.ui.words import status_line
 from lora_studio.workspace import Workspace
@@ -38,8 +38,8 @@ def test_a_day_of_ticks_leaves_nothing_behind(tmp_path: Path) -> None:
     workspace = Users(whole, OWNER).workspace_for(lambda: OWNER)
     log = whole.logs_folder / "log"
     studio = Studio(workspace, Supervisor(workspace), Session(log), Session(log))
-    board, evaluated = Board(workspace), evaluate_board.Board(workspace, studio.supervisor)
-    taken = export_board.Board(workspace, studio.supervisor)
+    board, evaluated = RunBoard(workspace), evaluate_board.EvaluationBoard(workspace, studio.supervisor)
+    taken = export_board.ExportBoard(workspace, studio.supervisor)
     (shown,), (export,) = studio.supervisor.jobs(EVALUATE), studio.supervisor.jobs(EXPORT)
     before = Shown()
 
@@ -52,9 +52,9 @@ def test_a_day_of_ticks_leaves_nothing_behind(tmp_path: Path) -> None:
             bool(studio.supervisor.working(EVALUATE)),
             exporting=bool(studio.supervisor.working(EXPORT)),
         )
-        before = tab.look(studio, board, runs[number % 3].id, Choice(), before)
-        evaluated.look(evaluate_board.View(shown.id), 0.0)
-        taken.look(export_board.View(runs[0].id, export=export.id), 0.0)
+        before = tab.look(studio, board, runs[number % 3].id, TableChoice(), before)
+        evaluated.look(evaluate_board.EvaluationView(shown.id), 0.0)
+        taken.look(export_board.ExportView(runs[0].id, export=export.id), 0.0)
 
     for number in range(30):
         tick(number)

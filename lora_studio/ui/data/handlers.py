@@ -37,7 +37,7 @@ from lora_studio.ui.data.choice import (
     values_of,
 )
 from lora_studio.ui.data.mapping_form import ReadingForm
-from lora_studio.ui.data.report import Pager, Pages
+from lora_studio.ui.data.report import Pager, RowPages
 from lora_studio.ui.studio import Studio
 
 STEP_SECONDS = 0.3  # between two signs of progress: a slow browser must not have a heap of old ones to draw
@@ -45,7 +45,7 @@ KEPT_BACK = ("A share of the training rows", "")
 
 
 @dataclass(frozen=True)
-class Controls:
+class DataControls:
     """What a person chooses; `chosen` has it in the order of `PATHS`."""
 
     source: gr.Dropdown
@@ -80,7 +80,7 @@ class Controls:
 
 
 @dataclass(frozen=True)
-class View:
+class DataView:
     """What is shown of an inspected file. `result` is the inspector's result."""
 
     status: gr.HTML
@@ -119,20 +119,20 @@ Updates = dict[Any, Any]
 
 
 @dataclass
-class Look:
+class Analysis:
     """A visitor's look at a file: whether its turn has come, and whether they asked for its end."""
 
     begun: bool = False
     stopping: bool = False
 
 
-class Inspection:
+class AnalysisHandlers:
     """What the tab's events do. Keeps no state but the looks that are going on, by visitor."""
 
-    def __init__(self, studio: Studio, controls: Controls, view: View) -> None:
+    def __init__(self, studio: Studio, controls: DataControls, view: DataView) -> None:
         self.studio, self.controls, self.view = studio, controls, view
-        self.pages = Pages(view.pager, self._preview)
-        self._looks: dict[str, Look] = {}
+        self.pages = RowPages(view.pager, self._preview)
+        self._looks: dict[str, Analysis] = {}
 
     def other(self, path: str, value: Any) -> bool:
         """Whether a field holds something else than what was analyzed last: leaving a dropdown fires its event, too."""
@@ -240,7 +240,7 @@ class Inspection:
         """`correcting` is what was found with the reading that is to be changed: it stays where the new one fails."""
         c, v, workspace = self.controls, self.view, self.studio.workspace
         maker = workspace.policy.owner_id
-        look = self._looks[maker] = Look()
+        look = self._looks[maker] = Analysis()
         yield {
             v.status: gr.HTML(html.progress("Starting the reader"), visible=True),
             v.reading.error_box: gr.HTML("", visible=False),

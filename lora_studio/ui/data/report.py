@@ -492,7 +492,7 @@ def draw() -> Pager:
     return Pager(*components, gr.State(0), gr.State(0))
 
 
-class Pages:
+class RowPages:
     """What the pager's buttons do. `preview(index, window)` asks the reader for one conversation.
 
     A window of None is the one in which training begins.

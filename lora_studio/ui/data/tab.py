@@ -10,7 +10,7 @@ import gradio as gr
 from lora_studio.ui import charts, form, html, job_views, theme
 from lora_studio.ui.data import mapping_form, report
 from lora_studio.ui.data.choice import BAD_ROWS, ENCODING, PERCENTILES, SETTINGS, SPLIT, THINKING, remembered, sources
-from lora_studio.ui.data.handlers import KEPT_BACK, Controls, Inspection, View
+from lora_studio.ui.data.handlers import KEPT_BACK, AnalysisHandlers, DataControls, DataView
 from lora_studio.ui.studio import Shared, Studio
 
 DELETES = "Delete this file? Runs that are not finished can not be resumed without it."
@@ -20,17 +20,17 @@ def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
     controls = draw_controls(studio)
     view = draw_view(studio, controls)
-    _wire(Inspection(studio, controls, view), shared)
+    _wire(AnalysisHandlers(studio, controls, view), shared)
 
 
-def draw_controls(studio: Studio) -> Controls:
+def draw_controls(studio: Studio) -> DataControls:
     values = remembered(studio.workspace)
     # Hidden until the last choice is there: a file dropped before that would be overwritten by it.
     with gr.Column(visible=False) as whole:
         return _draw_choices(values, sources(studio.workspace), whole)
 
 
-def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole: gr.Column) -> Controls:
+def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole: gr.Column) -> DataControls:
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300):
             source = gr.Dropdown(
@@ -77,7 +77,7 @@ def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole:
     read = (style, system, thinking, encoding, validation)
     settings = (source, model, length, truncation, train_on, *read, *parts, percentiles)
     mapping = gr.State(values["data.mapping"])
-    return Controls(*settings, _draw_bad_rows(values), mapping, upload, second, whole, look, stop)
+    return DataControls(*settings, _draw_bad_rows(values), mapping, upload, second, whole, look, stop)
 
 
 def _draw_folded(
@@ -140,7 +140,7 @@ def _draw_bad_rows(values: dict[str, Any]) -> gr.Radio:
     )
 
 
-def draw_view(studio: Studio, controls: Controls) -> View:
+def draw_view(studio: Studio, controls: DataControls) -> DataView:
     status = gr.HTML(
         html.empty("Nothing looked at yet", "Choose a set or drop a file, then press “Look at this data”.")
     )
@@ -165,7 +165,7 @@ def draw_view(studio: Studio, controls: Controls) -> View:
         uploads = gr.HTML(js_on_load=theme.on_load("clicks", questions={"delete": DELETES}))
         cache = gr.HTML()
         clear = gr.Button("Clear", size="sm", scale=0, min_width=120)
-    return View(
+    return DataView(
         status=status,
         body=body,
         summary=summary,
@@ -202,7 +202,7 @@ def _draw_lengths() -> dict[str, Any]:
     return {**components, "suggestion": suggestion, "take": take, "forecast": forecast}
 
 
-def _wire(act: Inspection, shared: Shared) -> None:
+def _wire(act: AnalysisHandlers, shared: Shared) -> None:
     c, v = act.controls, act.view
     settings, outputs = c.chosen(), [*c.all(), *v.all()]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -237,7 +237,7 @@ def _wire(act: Inspection, shared: Shared) -> None:
     _wire_reading(act, outputs, inspect)
 
 
-def _wire_pager(act: Inspection, quiet: dict[str, Any]) -> None:
+def _wire_pager(act: AnalysisHandlers, quiet: dict[str, Any]) -> None:
     p, result = act.view.pager, act.view.result
     p.previous.click(act.pages.back, [result, p.index], p.all(), **quiet)
     p.next.click(act.pages.forward, [result, p.index], p.all(), **quiet)
@@ -246,7 +246,7 @@ def _wire_pager(act: Inspection, quiet: dict[str, Any]) -> None:
     p.later.click(act.pages.later, [result, p.index, p.window], p.all(), **quiet)
 
 
-def _wire_reading(act: Inspection, outputs: list[Any], inspect: dict[str, Any]) -> None:
+def _wire_reading(act: AnalysisHandlers, outputs: list[Any], inspect: dict[str, Any]) -> None:
     settings, form = act.controls.chosen(), act.view.reading
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     source, encoding = act.controls.source, act.controls.encoding

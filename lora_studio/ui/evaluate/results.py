@@ -195,7 +195,7 @@ ORDERS = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class RowChoice:
     """What a person chose in the table. `other` is the column that is held against the first."""
 
     filter: str = "all"
@@ -204,7 +204,7 @@ class Choice:
     other: str = "adapter"
     page: int = 0
 
-    def act(self, action: str, value: str) -> "Choice":
+    def act(self, action: str, value: str) -> "RowChoice":
         """The choice after a click or typed words."""
         match action:
             case "filter" if value in FILTERS:
@@ -221,7 +221,7 @@ class Choice:
                 return self
 
 
-def chosen_rows(rows: Sequence[Row], columns: Sequence[str], choice: Choice) -> list[Row]:
+def chosen_rows(rows: Sequence[Row], columns: Sequence[str], choice: RowChoice) -> list[Row]:
     """The rows that filter and words leave, in the order asked for."""
     first, other = pair(columns, choice)
     fits = FILTERS[choice.filter][2]
@@ -241,7 +241,7 @@ def chosen_rows(rows: Sequence[Row], columns: Sequence[str], choice: Choice) -> 
     return sorted(matches, key=keys[choice.order])
 
 
-def pair(columns: Sequence[str], choice: Choice) -> tuple[str, str]:
+def pair(columns: Sequence[str], choice: RowChoice) -> tuple[str, str]:
     """The two columns that are held against each other; a single one against itself."""
     other = choice.other if choice.other in columns[1:] else columns[-1] if len(columns) < 2 else columns[1]
     return columns[0], other
@@ -254,7 +254,7 @@ def _text(row: Row, columns: Sequence[str]) -> str:
     ).casefold()
 
 
-def table(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> str:
+def table(rows: Sequence[Row], titles: Mapping[str, str], choice: RowChoice) -> str:
     """The rows of the page asked for, with what filters, orders and turns pages. `titles` are the columns'."""
     if not rows:
         return empty("No row is answered yet", "Rows appear here batch by batch.")
@@ -269,7 +269,7 @@ def table(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> str
     return controls(rows, titles, choice) + markup + pager(len(matches), len(rows), page, ROWS, "row")
 
 
-def controls(rows: Sequence[Row], titles: Mapping[str, str], choice: Choice) -> str:
+def controls(rows: Sequence[Row], titles: Mapping[str, str], choice: RowChoice) -> str:
     """Filters with how many rows each leaves, the order, a search, and with which column the first is compared."""
     columns = list(titles)
     first, other = pair(columns, choice)
@@ -323,18 +323,18 @@ PARTS = ("list", "head", "results", "rows")
 
 
 @dataclass(frozen=True)
-class View:
+class EvaluationView:
     """The evaluation that is looked at, and what was chosen in its table.
 
     `warned` is the one of which a person knows that the memory will hardly do to go on with it.
     """
 
     evaluation: str = ""
-    rows: Choice = field(default_factory=Choice)
+    rows: RowChoice = field(default_factory=RowChoice)
     warned: str = ""
 
 
-class Board:
+class EvaluationBoard:
     """Reads evaluations for the tab. What did not change on disk is not read again."""
 
     def __init__(self, workspace: Workspace, jobs: Supervisor) -> None:
@@ -358,7 +358,7 @@ class Board:
             self._rows = folder.id, stamp, list(folder.rows())
         return self._rows[2]
 
-    def look(self, view: View, now: float) -> dict[str, str]:
+    def look(self, view: EvaluationView, now: float) -> dict[str, str]:
         """The markup of every part."""
         states = self.jobs.jobs(EVALUATE)
         folders = {state.id: EvaluationFolder(self.workspace.evaluations_folder / state.id) for state in states}
@@ -370,7 +370,7 @@ class Board:
             return {"list": listed, "head": "", "results": "", "rows": ""}
         return {"list": listed, **self._looked_at(state, folders[state.id], view)}
 
-    def _looked_at(self, state: RunState, folder: EvaluationFolder, view: View) -> dict[str, str]:
+    def _looked_at(self, state: RunState, folder: EvaluationFolder, view: EvaluationView) -> dict[str, str]:
         try:
             request = request_of(folder)
         except StudioError as error:

@@ -29,7 +29,7 @@ from lora_studio.models.adapters import adapter_folder, read_card
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui.data.choice import SETTINGS, is_there
 from lora_studio.ui.evaluate import results as board
-from lora_studio.ui.evaluate.results import PARTS, Board, View
+from lora_studio.ui.evaluate.results import PARTS, EvaluationBoard, EvaluationView
 from lora_studio.ui.studio import QUIET, Shared, Studio, Wish
 
 ABOUT = (
@@ -137,26 +137,26 @@ BESIDE_A_RUN = html.notice("A run is training on the same device: both are slowe
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
-    watching = Board(studio.workspace, studio.supervisor)
+    watching = EvaluationBoard(studio.workspace, studio.supervisor)
     form, start = _draw_form()
     build_harness(studio, form[0])
     message = gr.HTML(elem_id="evaluation-said")
     parts = {name: gr.HTML(js_on_load=CLICKS, elem_id=f"evaluation-{name}") for name in PARTS}
     downloaded = job_views.place(studio.workspace)
-    view, warned = gr.State(View()), gr.State("")
+    view, warned = gr.State(EvaluationView()), gr.State("")
 
-    def begin(now: View, warned_of: str, *values: Any) -> tuple[Any, Any, Any]:
+    def begin(now: EvaluationView, warned_of: str, *values: Any) -> tuple[Any, Any, Any]:
         try:
             name, warned, words = start_one(studio, dict(zip(FIELDS, values, strict=True)), warned_of)
         except StudioError as error:
             return now, "", html.problem(error)
         return _look_at(studio, name) if name else now, warned, words
 
-    def act(event: gr.EventData, now: View) -> tuple[Any, Any, Any]:
+    def act(event: gr.EventData, now: EvaluationView) -> tuple[Any, Any, Any]:
         return after_click(studio, watching, now, str(event.act), str(event.value))
 
     def opening(request: Wish) -> list[Any]:
-        view = _look_at(studio, request.job) if request.job else View(watching.opening())
+        view = _look_at(studio, request.job) if request.job else EvaluationView(watching.opening())
         return [*fill(studio, request.adapter), view]
 
     start.click(begin, [view, warned, *form], [view, warned, message], **QUIET)
@@ -289,12 +289,14 @@ def asked_for(studio: Studio, values: dict[str, Any]) -> EvaluationRequest:
     )
 
 
-def _look_at(studio: Studio, name: str) -> View:
+def _look_at(studio: Studio, name: str) -> EvaluationView:
     studio.workspace.write_draft(board.LOOKED_AT, name)
-    return View(name)
+    return EvaluationView(name)
 
 
-def after_click(studio: Studio, watching: Board, now: View, act: str, value: str) -> tuple[Any, Any, Any]:
+def after_click(
+    studio: Studio, watching: EvaluationBoard, now: EvaluationView, act: str, value: str
+) -> tuple[Any, Any, Any]:
     """View, message and download link after a click: choose, stop, resume, delete, download, filter, turn pages."""
     jobs = watching.jobs
     match act:

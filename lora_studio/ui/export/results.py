@@ -123,7 +123,7 @@ Values = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
-class View:
+class ExportView:
     """What is chosen: the adapter, the form, the values that its fields were painted with, the export looked at."""
 
     adapter: str = ""
@@ -132,7 +132,7 @@ class View:
     export: str = ""
 
 
-class Board:
+class ExportBoard:
     """Reads exports for the tab. What did not change on disk is not read again."""
 
     def __init__(self, workspace: Workspace, jobs: Supervisor) -> None:
@@ -140,7 +140,7 @@ class Board:
         self._results: dict[str, dict[str, Any]] = {}
         self._sizes: dict[str, Sizes] = {}
 
-    def look(self, view: View, now: float) -> dict[str, str]:
+    def look(self, view: ExportView, now: float) -> dict[str, str]:
         """The markup of every part."""
         states = self.jobs.jobs(EXPORT)
         results = {state.id: self.result(state) for state in states}
@@ -164,7 +164,7 @@ class Board:
             self._results[state.id] = ExportFolder(self.workspace.exports_folder / state.id).read_result()
         return self._results[state.id]
 
-    def sizes(self, view: View) -> tuple[dict[str, int | None], dict[str, int | None]]:
+    def sizes(self, view: ExportView) -> tuple[dict[str, int | None], dict[str, int | None]]:
         """How large each form of the chosen adapter will be, and what making it takes; the chosen one with the settings
         typed for it."""
         if view.adapter not in self._sizes:
@@ -199,7 +199,7 @@ def typed(target: str, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], run: str = "") -> View:
+def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], run: str = "") -> ExportView:
     """What was chosen last, as far as it is still there; an adapter of that `run` goes first."""
     draft = _kept(workspace)
     available = [value for _, value in adapters]
@@ -207,7 +207,7 @@ def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], run: s
     last = draft.get("adapter")
     adapter = next(iter([*of_run, *([last] if last in available else []), *available]), "")
     target = str(draft.get("target")) if draft.get("target") in TARGETS else "zip"
-    return View(str(adapter), target, values_of(workspace, target))
+    return ExportView(str(adapter), target, values_of(workspace, target))
 
 
 def _kept(workspace: Workspace) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def values_of(workspace: Workspace, target: str) -> Values:
     return tuple(typed_values.items()) if isinstance(typed_values, dict) else ()
 
 
-def keep(workspace: Workspace, view: View, values: Mapping[str, Any] | None = None) -> None:
+def keep(workspace: Workspace, view: ExportView, values: Mapping[str, Any] | None = None) -> None:
     """Keeps what is chosen and typed, so that a reload brings it back."""
     before = _kept(workspace).get("values")
     after: dict[str, Any] = dict(before) if isinstance(before, dict) else {}

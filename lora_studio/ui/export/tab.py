@@ -18,7 +18,7 @@ from lora_studio.export import request as exporting
 from lora_studio.export.request import folders, make_request, needs_device
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui.export import results as board
-from lora_studio.ui.export.results import PARTS, Board, View
+from lora_studio.ui.export.results import PARTS, ExportBoard, ExportView
 from lora_studio.ui.studio import QUIET, Shared, Studio, Wish
 
 CLICKS = theme.on_load("exportForm", questions={"delete": "Delete this export with its result?"})
@@ -30,7 +30,7 @@ NOTHING = (
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
-    watching = Board(studio.workspace, studio.supervisor)
+    watching = ExportBoard(studio.workspace, studio.supervisor)
     adapter = gr.Dropdown(
         [], label="Adapter", info="A finished run, or one of its checkpoints.", elem_id="export-adapter"
     )
@@ -39,7 +39,7 @@ def build(studio: Studio, shared: Shared) -> None:
     message = gr.HTML(elem_id="export-said")
     parts |= {name: gr.HTML(js_on_load=CLICKS, elem_id=f"export-{name}") for name in PARTS[2:]}
     downloaded = job_views.place(studio.workspace)
-    view = gr.State(View())
+    view = gr.State(ExportView())
 
     def opening(request: Wish) -> list[Any]:
         choices = adapter_choices(studio.workspace, studio.supervisor.runs())
@@ -51,12 +51,12 @@ def build(studio: Studio, shared: Shared) -> None:
         dropdown = gr.Dropdown(choices=choices, value=now.adapter or None, visible=has_adapters)
         return [dropdown, now, gr.HTML(visible=not has_adapters)]
 
-    def change(value: str | None, now: View) -> View:
+    def change(value: str | None, now: ExportView) -> ExportView:
         changed = replace(now, adapter=value or "")
         board.keep(studio.workspace, changed)
         return changed
 
-    def act(event: gr.EventData, now: View) -> tuple[Any, Any, Any]:
+    def act(event: gr.EventData, now: ExportView) -> tuple[Any, Any, Any]:
         return after_click(studio, watching, now, str(event.act), str(event.value), event.values, str(event.secret))
 
     adapter.input(change, [adapter, view], view, **QUIET)
@@ -75,7 +75,7 @@ def build(studio: Studio, shared: Shared) -> None:
 
 
 def after_click(
-    studio: Studio, watching: Board, now: View, act: str, value: str, values: Mapping[str, Any], secret: str
+    studio: Studio, watching: ExportBoard, now: ExportView, act: str, value: str, values: Mapping[str, Any], secret: str
 ) -> tuple[Any, Any, Any]:
     """View, message and download link after a click: choose a form, start, stop, open, delete, download."""
     match act:
@@ -106,7 +106,7 @@ def after_click(
     return now, "", gr.skip()
 
 
-def start(studio: Studio, now: View, values: Mapping[str, Any], secret: str) -> str:
+def start(studio: Studio, now: ExportView, values: Mapping[str, Any], secret: str) -> str:
     """Starts what is chosen and gives the export's id. Raises `StudioError` for what can't be made."""
     request = make_request(
         studio.workspace,

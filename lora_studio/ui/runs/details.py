@@ -25,7 +25,7 @@ from lora_studio.runs.summary import Tags, read_tags, settings_of, tags_of, to_c
 from lora_studio.ui import form, html, job_views, theme, words
 from lora_studio.ui.evaluate.results import value
 from lora_studio.ui.runs.results import touched
-from lora_studio.ui.studio import QUIET, Look, Shared, Studio, stat_of
+from lora_studio.ui.studio import QUIET, RunView, Shared, Studio, stat_of
 from lora_studio.ui.train.plan import gib
 from lora_studio.workspace import RunFolder, Workspace, safe_name
 
@@ -48,16 +48,16 @@ def build_health(studio: Studio, shared: Shared) -> dict[str, Any]:
     return {"found": listing}
 
 
-def stamp_health(look: Look) -> Hashable:
+def stamp_health(view: RunView) -> Hashable:
     return (
-        look.mark,
-        stat_of(look.folder.complete),
-        int(look.now / _LOOK_SECONDS) if look.run.state == "running" else None,
+        view.mark,
+        stat_of(view.folder.complete),
+        int(view.now / _LOOK_SECONDS) if view.run.state == "running" else None,
     )
 
 
-def view_health(look: Look) -> dict[str, Any]:
-    diagnoses = of_folder(look.run, look.folder.config, look.now, measured(look.folder, look.run))
+def view_health(view: RunView) -> dict[str, Any]:
+    diagnoses = of_folder(view.run, view.folder.config, view.now, measured(view.folder, view.run))
     return {"found": listed(diagnoses) if diagnoses else None}
 
 
@@ -110,15 +110,15 @@ def build_memory(studio: Studio, shared: Shared) -> dict[str, Any]:
     return parts
 
 
-def stamp_memory(look: Look) -> Hashable:
-    return look.mark, stat_of(look.folder.complete)
+def stamp_memory(view: RunView) -> Hashable:
+    return view.mark, stat_of(view.folder.complete)
 
 
-def view_memory(look: Look) -> dict[str, Any]:
-    change = retry_of(look.folder, look.run)
+def view_memory(view: RunView) -> dict[str, Any]:
+    change = retry_of(view.folder, view.run)
     label = f"Start it again so: {change['title']}" if change else ""
     button = gr.update(value=label, visible=bool(change))
-    return {"numbers": memory_words(look.run, look.folder.read_result()) or None, "retry": button}
+    return {"numbers": memory_words(view.run, view.folder.read_result()) or None, "retry": button}
 
 
 def memory_words(run: RunState, result: dict[str, Any]) -> str:
@@ -160,15 +160,15 @@ def build_files(studio: Studio, shared: Shared) -> dict[str, Any]:
     return parts
 
 
-def stamp_files(look: Look) -> Hashable:
-    return look.run.id, stat_of(look.folder.log), summary.words(look.run)
+def stamp_files(view: RunView) -> Hashable:
+    return view.run.id, stat_of(view.folder.log), summary.words(view.run)
 
 
-def view_files(look: Look) -> dict[str, Any]:
-    longer = summary.words(look.run)
+def view_files(view: RunView) -> dict[str, Any]:
+    longer = summary.words(view.run)
     return {
-        "log": look.studio.supervisor.log(look.run.id),
-        "settings": (f"# {longer}\n" if longer else "") + look.folder.config.read_text(encoding="utf-8"),
+        "log": view.studio.supervisor.log(view.run.id),
+        "settings": (f"# {longer}\n" if longer else "") + view.folder.config.read_text(encoding="utf-8"),
     }
 
 
@@ -215,17 +215,17 @@ def saved(workspace: Workspace, before: dict[str, str], name: str, typed: str) -
     return json.dumps({**before, name: typed})
 
 
-def stamp_labels(look: Look) -> Hashable:
-    return look.run.id
+def stamp_labels(view: RunView) -> Hashable:
+    return view.run.id
 
 
-def view_labels(look: Look) -> dict[str, Any]:
+def view_labels(view: RunView) -> dict[str, Any]:
     try:
-        labels = read_tags(look.folder)
+        labels = read_tags(view.folder)
     except StudioError as error:
         labels = Tags(note=error.message)  # it is not written over: saving reads the file first, and says so
     fields = {"tags": ", ".join(labels.tags), "note": labels.note}
-    filled = json.dumps({"run": look.run.id, **fields})
+    filled = json.dumps({"run": view.run.id, **fields})
     return {name: gr.update(value=value) for name, value in {"filled": filled, **fields}.items()}
 
 
@@ -266,16 +266,16 @@ def build_report(studio: Studio, shared: Shared) -> dict[str, Any]:
     return {"report": report, "words": words}
 
 
-def stamp_report(look: Look) -> Hashable:
-    evaluated = touched(look.studio.workspace.evaluations_folder)
-    return look.run.id, look.run.final, stat_of(look.folder.report), evaluated
+def stamp_report(view: RunView) -> Hashable:
+    evaluated = touched(view.studio.workspace.evaluations_folder)
+    return view.run.id, view.run.final, stat_of(view.folder.report), evaluated
 
 
-def view_report(look: Look) -> dict[str, Any]:
-    if not look.folder.report.is_file():
+def view_report(view: RunView) -> dict[str, Any]:
+    if not view.folder.report.is_file():
         words = html.empty("No report yet", "It is written when the run is finished.")
         return {"report": False, "words": words}
-    return {"report": True, "words": rendered(whole(look.studio.workspace, look.folder))}
+    return {"report": True, "words": rendered(whole(view.studio.workspace, view.folder))}
 
 
 def whole(workspace: Workspace, run: RunFolder) -> str:

@@ -18,7 +18,7 @@ from lora_studio.runs.summary import settings_of
 from lora_studio.ui import html, words
 from lora_studio.ui.html import render
 from lora_studio.ui.runs import table
-from lora_studio.ui.studio import QUIET, Look, Shared, Studio, Wish, opening, stat_of
+from lora_studio.ui.studio import QUIET, RunView, Shared, Studio, Wish, opening, stat_of
 from lora_studio.ui.words import clock, elapsed, figure
 from lora_studio.units import GIB
 from lora_studio.workspace import RunFolder
@@ -32,25 +32,25 @@ def build_outcome(studio: Studio, shared: Shared) -> dict[str, Any]:
     }
 
 
-def stamp_outcome(look: Look) -> Hashable:
-    return look.mark, stat_of(look.folder.complete)
+def stamp_outcome(view: RunView) -> Hashable:
+    return view.mark, stat_of(view.folder.complete)
 
 
-def view_outcome(look: Look) -> dict[str, Any]:
+def view_outcome(view: RunView) -> dict[str, Any]:
     """Why the run ended, where that needs words; the comparison, where there is one."""
-    measured = comparison(look)
-    return {"ending": ending(look.run) or None, "outcome": compared(measured, look.folder) if measured else None}
+    measured = comparison(view)
+    return {"ending": ending(view.run) or None, "outcome": compared(measured, view.folder) if measured else None}
 
 
-def comparison(look: Look) -> dict[str, Any] | None:
+def comparison(view: RunView) -> dict[str, Any] | None:
     """A finished run's comparison with its base; None where it was not measured."""
-    return look.folder.read_result().get("difference") if look.run.final else None
+    return view.folder.read_result().get("difference") if view.run.final else None
 
 
-def is_collapsed(look: Look) -> bool:
+def is_collapsed(view: RunView) -> bool:
     """Whether the run's adapter is worse than its base."""
-    measured = comparison(look)
-    return measured is not None and is_worse(measured, _method(look.folder))
+    measured = comparison(view)
+    return measured is not None and is_worse(measured, _method(view.folder))
 
 
 def _method(folder: RunFolder) -> str:
@@ -152,16 +152,16 @@ def acting(action: Callable[[str], None]) -> Callable[[str], Any]:
     return handler
 
 
-def stamp_head(look: Look) -> Hashable:
-    folder = look.folder
-    return look.mark, stat_of(folder.checkpoints), stat_of(folder.adapter), stat_of(folder.complete)
+def stamp_head(view: RunView) -> Hashable:
+    folder = view.folder
+    return view.mark, stat_of(folder.checkpoints), stat_of(folder.adapter), stat_of(folder.complete)
 
 
-def view_head(look: Look) -> dict[str, Any]:
-    run, folder = look.run, look.folder
+def view_head(view: RunView) -> dict[str, Any]:
+    run, folder = view.run, view.folder
     usable = (folder.adapter / WEIGHTS_FILE).is_file() or bool(folder.checkpoint_folders())
     return {
-        "headline": words.headline(run, is_collapsed(look)),
+        "headline": words.headline(run, is_collapsed(view)),
         "stop": run.state in ("running", "queued"),
         "cancel": run.state in ("running", "stopping"),
         "resume": run.state in ("stopped", "failed"),
@@ -231,15 +231,15 @@ def continuation(studio: Studio, run_id: str) -> dict[str, Any]:
     return values | {"title": title[:120], "model.adapter_name_or_path": run.id}
 
 
-def stamp_life(look: Look) -> Hashable:
-    return look.run.id, look.run.state, stat_of(look.folder.checkpoints), stat_of(look.folder.adapter)
+def stamp_life(view: RunView) -> Hashable:
+    return view.run.id, view.run.state, stat_of(view.folder.checkpoints), stat_of(view.folder.adapter)
 
 
-def view_life(look: Look) -> dict[str, Any]:
-    state = look.run.state
-    saved = bool(look.folder.checkpoint_folders())
-    usable = look.run.final and (saved or look.folder.adapter.is_dir())
-    longer = look.run.final and (saved or state != "done")
+def view_life(view: RunView) -> dict[str, Any]:
+    state = view.run.state
+    saved = bool(view.folder.checkpoint_folders())
+    usable = view.run.final and (saved or view.folder.adapter.is_dir())
+    longer = view.run.final and (saved or state != "done")
     words = GOING if state in ("running", "stopping") else RESUME if state in ("stopped", "failed") else ""
     ways = " ".join([LONGER] * longer + [ADAPTER] * usable)
     return {
@@ -350,16 +350,16 @@ def build_progress(studio: Studio, shared: Shared) -> dict[str, Any]:
     }
 
 
-def stamp_progress(look: Look) -> Hashable:
+def stamp_progress(view: RunView) -> Hashable:
     """Times pass while the run goes on."""
-    return look.mark, None if look.run.final else int(look.now)
+    return view.mark, None if view.run.final else int(view.now)
 
 
-def view_progress(look: Look) -> dict[str, Any]:
+def view_progress(view: RunView) -> dict[str, Any]:
     return {
-        "notices": notices(look.run) or None,
-        "phases": phases(look.run),
-        "numbers": html.tiles(numbers(look.run, look.now)),
+        "notices": notices(view.run) or None,
+        "phases": phases(view.run),
+        "numbers": html.tiles(numbers(view.run, view.now)),
     }
 
 

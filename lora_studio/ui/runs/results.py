@@ -23,7 +23,7 @@ from lora_studio.runs.checkpoints import Checkpoint
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui import words as run_words
 from lora_studio.ui.evaluate.results import headline
-from lora_studio.ui.studio import QUIET, Look, Shared, Studio, opening, stat_of
+from lora_studio.ui.studio import QUIET, RunView, Shared, Studio, opening, stat_of
 
 SHOWN = 5
 HEAD = ("Question", "Expected", "Base", "Adapter")
@@ -36,12 +36,12 @@ def build_answers(studio: Studio, shared: Shared) -> dict[str, Any]:
     return {"fold": fold, "tables": tables}
 
 
-def stamp_answers(look: Look) -> Hashable:
-    return look.run.id, look.run.questions is not None, len(look.run.answers), look.run.resumed
+def stamp_answers(view: RunView) -> Hashable:
+    return view.run.id, view.run.questions is not None, len(view.run.answers), view.run.resumed
 
 
-def view_answers(look: Look) -> dict[str, Any]:
-    return {"fold": look.run.questions is not None, "tables": tables(look.run)}
+def view_answers(view: RunView) -> dict[str, Any]:
+    return {"fold": view.run.questions is not None, "tables": tables(view.run)}
 
 
 def tables(run: RunState) -> str:
@@ -134,17 +134,17 @@ def build_checkpoints(studio: Studio, shared: Shared) -> dict[str, Any]:
     return {"fold": fold, "table": table}
 
 
-def stamp_checkpoints(look: Look) -> Hashable:
-    run = look.run
-    return run.id, run.final, len(run.evaluations), tuple(run.checkpoints), stat_of(look.folder.checkpoints)
+def stamp_checkpoints(view: RunView) -> Hashable:
+    run = view.run
+    return run.id, run.final, len(run.evaluations), tuple(run.checkpoints), stat_of(view.folder.checkpoints)
 
 
-def view_checkpoints(look: Look) -> dict[str, Any]:
-    on_disk = checkpoints.checkpoints(look.folder, look.run)
+def view_checkpoints(view: RunView) -> dict[str, Any]:
+    on_disk = checkpoints.checkpoints(view.folder, view.run)
     words = (
         f"Checkpoints: {len(on_disk)}, {html.size(sum(item.bytes for item in on_disk))}" if on_disk else "Checkpoints"
     )
-    return {"fold": gr.update(label=words), "table": table(look.run.id, on_disk, look.run.final)}
+    return {"fold": gr.update(label=words), "table": table(view.run.id, on_disk, view.run.final)}
 
 
 def table(run_id: str, on_disk: list[Checkpoint], final: bool) -> str:
@@ -182,8 +182,8 @@ def build_evaluations(studio: Studio, shared: Shared) -> dict[str, Any]:
     return {"fold": fold, "listed": listed}
 
 
-def stamp_evaluations(look: Look) -> Hashable:
-    return look.run.id, look.run.final, len(look.run.checkpoints), touched(look.studio.workspace.evaluations_folder)
+def stamp_evaluations(view: RunView) -> Hashable:
+    return view.run.id, view.run.final, len(view.run.checkpoints), touched(view.studio.workspace.evaluations_folder)
 
 
 def touched(folder: Path) -> tuple[tuple[str, int], ...]:
@@ -193,10 +193,10 @@ def touched(folder: Path) -> tuple[tuple[str, int], ...]:
     return tuple((name, stat_of(folder / name)[1]) for name in sorted(os.listdir(folder)))
 
 
-def view_evaluations(look: Look) -> dict[str, Any]:
-    evaluations = of_run(look.studio.workspace, look.run.id)
+def view_evaluations(view: RunView) -> dict[str, Any]:
+    evaluations = of_run(view.studio.workspace, view.run.id)
     words = f"Evaluations: {len(evaluations)}" if evaluations else "Evaluations"
-    return {"fold": gr.update(label=words), "listed": listing(evaluations, look.run.id, bool(look.run.checkpoints))}
+    return {"fold": gr.update(label=words), "listed": listing(evaluations, view.run.id, bool(view.run.checkpoints))}
 
 
 def listing(evaluations: list[EvaluationFolder], run_id: str, has_adapter: bool) -> str:
@@ -248,13 +248,13 @@ def edit(studio: Studio, run_id: str) -> tuple[float, dict[str, Any], str]:
     return time.time(), values, f"Edited run {run.id}"
 
 
-def stamp_queue(look: Look) -> Hashable:
-    working = look.studio.supervisor.working()
-    return tuple(look.studio.supervisor.waiting()), tuple((job.id, job.state) for job in working)
+def stamp_queue(view: RunView) -> Hashable:
+    working = view.studio.supervisor.working()
+    return tuple(view.studio.supervisor.waiting()), tuple((job.id, job.state) for job in working)
 
 
-def view_queue(look: Look) -> dict[str, Any]:
-    supervisor, workspace = look.studio.supervisor, look.studio.workspace
+def view_queue(view: RunView) -> dict[str, Any]:
+    supervisor, workspace = view.studio.supervisor, view.studio.workspace
     waiting, working = supervisor.waiting(), supervisor.working()
     hidden = {entry.job for entry in waiting if not is_shown(workspace, entry)}
     hidden |= {job.id for job in working if not workspace.policy.can_read(KINDS[job.kind].folder_of(workspace, job.id))}

@@ -15,24 +15,24 @@ from lora_studio.ui import charts, html, theme
 from lora_studio.ui.runs import details, header, results, table
 from lora_studio.ui.runs import results as queue
 from lora_studio.ui.runs import table as run_compare
-from lora_studio.ui.runs.table import Board, Choice
-from lora_studio.ui.studio import QUIET, Look, Section, Seen, Shared, Studio, look_again, updates
+from lora_studio.ui.runs.table import RunBoard, TableChoice
+from lora_studio.ui.studio import QUIET, PageSection, RunView, Shared, Studio, ViewState, refresh_view, updates
 
-SECTIONS: dict[str, Section] = {
-    "queue": Section(queue.build_queue, queue.stamp_queue, queue.view_queue),
-    "head": Section(header.build_head, header.stamp_head, header.view_head),
-    "outcome": Section(header.build_outcome, header.stamp_outcome, header.view_outcome),
-    "life": Section(header.build_life, header.stamp_life, header.view_life),
-    "progress": Section(header.build_progress, header.stamp_progress, header.view_progress),
-    "memory": Section(details.build_memory, details.stamp_memory, details.view_memory),
-    "health": Section(details.build_health, details.stamp_health, details.view_health),
-    "chart": Section(charts.build_chart, charts.stamp_chart, charts.view_chart),
-    "answers": Section(results.build_answers, results.stamp_answers, results.view_answers),
-    "labels": Section(details.build_labels, details.stamp_labels, details.view_labels),
-    "checkpoints": Section(results.build_checkpoints, results.stamp_checkpoints, results.view_checkpoints),
-    "evaluations": Section(results.build_evaluations, results.stamp_evaluations, results.view_evaluations),
-    "report": Section(details.build_report, details.stamp_report, details.view_report),
-    "files": Section(details.build_files, details.stamp_files, details.view_files),
+SECTIONS: dict[str, PageSection] = {
+    "queue": PageSection(queue.build_queue, queue.stamp_queue, queue.view_queue),
+    "head": PageSection(header.build_head, header.stamp_head, header.view_head),
+    "outcome": PageSection(header.build_outcome, header.stamp_outcome, header.view_outcome),
+    "life": PageSection(header.build_life, header.stamp_life, header.view_life),
+    "progress": PageSection(header.build_progress, header.stamp_progress, header.view_progress),
+    "memory": PageSection(details.build_memory, details.stamp_memory, details.view_memory),
+    "health": PageSection(details.build_health, details.stamp_health, details.view_health),
+    "chart": PageSection(charts.build_chart, charts.stamp_chart, charts.view_chart),
+    "answers": PageSection(results.build_answers, results.stamp_answers, results.view_answers),
+    "labels": PageSection(details.build_labels, details.stamp_labels, details.view_labels),
+    "checkpoints": PageSection(results.build_checkpoints, results.stamp_checkpoints, results.view_checkpoints),
+    "evaluations": PageSection(results.build_evaluations, results.stamp_evaluations, results.view_evaluations),
+    "report": PageSection(details.build_report, details.stamp_report, details.view_report),
+    "files": PageSection(details.build_files, details.stamp_files, details.view_files),
 }
 
 
@@ -45,9 +45,9 @@ def build_sections(studio: Studio, shared: Shared) -> dict[tuple[str, str], Any]
     }
 
 
-def view_sections(look: Look, before: Seen) -> Seen:
+def view_sections(view: RunView, before: ViewState) -> ViewState:
     """What every section shows."""
-    return look_again(SECTIONS, look, before)
+    return refresh_view(SECTIONS, view, before)
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Shown:
     run: str = ""
     status: str = ""
     listed: dict[str, Any] = field(default_factory=dict)
-    detail: Seen = field(default_factory=dict)
-    compare: Seen = field(default_factory=dict)
+    detail: ViewState = field(default_factory=dict)
+    compare: ViewState = field(default_factory=dict)
 
     @property
     def places(self) -> tuple[bool, bool]:
@@ -69,7 +69,7 @@ class Shown:
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
-    board = Board(studio.workspace)
+    board = RunBoard(studio.workspace)
     listed, choice = table.build(studio, shared)
     with gr.Column(visible=False, elem_classes="runs-compared") as several:
         compared = run_compare.build_compare(studio)
@@ -78,7 +78,7 @@ def build(studio: Studio, shared: Shared) -> None:
     state = gr.State(Shown())
     outputs = [*listed.values(), *parts.values(), *compared.values(), single, several, shared.status, state]
 
-    def paint(run_id: str, choice: Choice, before: Shown) -> list[Any]:
+    def paint(run_id: str, choice: TableChoice, before: Shown) -> list[Any]:
         now = look(studio, board, run_id, choice, before)
         if now == before:
             return [gr.skip()] * len(outputs)
@@ -92,15 +92,15 @@ def build(studio: Studio, shared: Shared) -> None:
         status = now.status if now.status != before.status else gr.skip()
         return [*top, *updates(list(parts), now.detail, detail), *comparison, *places, status, now]
 
-    def begin() -> tuple[str, Choice]:
+    def begin() -> tuple[str, TableChoice]:
         return table.opening_run(studio), table.opening_choice(studio)
 
-    def open_run(run_id: str, choice: Choice, before: Shown) -> list[Any]:
+    def open_run(run_id: str, choice: TableChoice, before: Shown) -> list[Any]:
         """Another run is looked at; in the place of one that is gone, the newest."""
         other = run_id or table.opening_run(studio)
         return [gr.skip() if other == run_id else other, *paint(other, choice, before)]
 
-    def repaint(run_id: str, choice: Choice) -> list[Any]:
+    def repaint(run_id: str, choice: TableChoice) -> list[Any]:
         return paint(run_id, choice, Shown())
 
     anew = [shared.run, choice]
@@ -113,7 +113,7 @@ def build(studio: Studio, shared: Shared) -> None:
     gr.Timer(1).tick(paint, [*anew, state], outputs, trigger_mode="once", **QUIET)
 
 
-def look(studio: Studio, board: Board, run_id: str, choice: Choice, before: Shown) -> Shown:
+def look(studio: Studio, board: RunBoard, run_id: str, choice: TableChoice, before: Shown) -> Shown:
     """What every part of the tab shows now. Costly parts are taken from `before` where nothing happened."""
     now, status = time.time(), studio.status_line()
     runs = studio.supervisor.runs()
@@ -132,11 +132,11 @@ def look(studio: Studio, board: Board, run_id: str, choice: Choice, before: Show
         run = studio.supervisor.state(run_id)
     except StudioError:  # deleted meanwhile
         return Shown("", status, listed)
-    view = Look(studio, run, studio.workspace.run(run.id), now)
+    view = RunView(studio, run, studio.workspace.run(run.id), now)
     return Shown(run.id, status, listed, view_sections(view, before.detail if before.run == run.id else {}))
 
 
-def _compared(studio: Studio, runs: list[RunState], choice: Choice, before: Shown) -> Seen:
+def _compared(studio: Studio, runs: list[RunState], choice: TableChoice, before: Shown) -> ViewState:
     style = charts.kept_style(studio.workspace)
     stamp = (style, *((run.id, run.events, run.state) for run in runs))
     cached = before.compare.get("compare")

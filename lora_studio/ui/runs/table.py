@@ -37,7 +37,7 @@ NEWEST = "created"
 
 
 @dataclass(frozen=True)
-class Choice:
+class TableChoice:
     """What a person chose in the table; `ticked` are ids of runs, `comparing` shows them beside each other."""
 
     query: str = ""
@@ -47,7 +47,7 @@ class Choice:
     ticked: tuple[str, ...] = ()
     comparing: bool = False
 
-    def act(self, action: str, value: str, listed: Sequence[str]) -> "Choice":
+    def act(self, action: str, value: str, listed: Sequence[str]) -> "TableChoice":
         """The choice after a click in the table: sort, page, tick, or all (of the rows in sight)."""
         match action:
             case "sort":
@@ -75,7 +75,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column that can be sorted by; runs without a value come last. `wide` is left out on a phone."""
 
     key: str
@@ -96,27 +96,29 @@ def _best(row: Row, now: float) -> str:
 
 
 COLUMNS = (
-    Column("state", "State", lambda row: row.run.state, lambda row, now: _state(row)),
-    Column("step", "Step", lambda row: row.run.step, lambda row, now: _steps(row)),
-    Column("loss", "Training loss", lambda row: row.run.loss, lambda row, now: run_words.figure(row.run.loss)),
-    Column(
+    TableColumn("state", "State", lambda row: row.run.state, lambda row, now: _state(row)),
+    TableColumn("step", "Step", lambda row: row.run.step, lambda row, now: _steps(row)),
+    TableColumn("loss", "Training loss", lambda row: row.run.loss, lambda row, now: run_words.figure(row.run.loss)),
+    TableColumn(
         "eval_loss",
         "Validation loss",
         lambda row: row.run.eval_loss,
         lambda row, now: run_words.figure(row.run.eval_loss),
         wide=False,
     ),
-    Column("best_loss", "Best", lambda row: row.run.best_loss, _best),
-    Column("seconds", "Time", lambda row: row.run.seconds, _seconds),
-    Column("bytes", "On disk", lambda row: row.bytes, lambda row, now: "–" if row.bytes is None else size(row.bytes)),
-    Column(NEWEST, "Made", lambda row: row.run.created, lambda row, now: run_words.ago(row.run.created, now)),
+    TableColumn("best_loss", "Best", lambda row: row.run.best_loss, _best),
+    TableColumn("seconds", "Time", lambda row: row.run.seconds, _seconds),
+    TableColumn(
+        "bytes", "On disk", lambda row: row.bytes, lambda row, now: "–" if row.bytes is None else size(row.bytes)
+    ),
+    TableColumn(NEWEST, "Made", lambda row: row.run.created, lambda row, now: run_words.ago(row.run.created, now)),
 )
-TITLE = Column("title", "Run", lambda row: row.run.title.casefold(), lambda row, now: _name(row), wide=False)
+TITLE = TableColumn("title", "Run", lambda row: row.run.title.casefold(), lambda row, now: _name(row), wide=False)
 SORTED = {column.key: column for column in (TITLE, *COLUMNS)}
 DOWN = ("created", "step", "seconds", "bytes")  # the first click shows the largest of these, of others the smallest
 
 
-def chosen_rows(rows: Sequence[Row], choice: Choice) -> list[Row]:
+def chosen_rows(rows: Sequence[Row], choice: TableChoice) -> list[Row]:
     """The rows that the search finds, in the order asked for."""
     matches = {run.id for run in matching([row.run for row in rows], choice.query)}
     matching_rows = [row for row in rows if row.run.id in matches]
@@ -131,13 +133,13 @@ def _sortable(value: Any) -> bool:
     return value is not None and value == value
 
 
-def page_of(rows: Sequence[Row], choice: Choice) -> tuple[list[Row], int]:
+def page_of(rows: Sequence[Row], choice: TableChoice) -> tuple[list[Row], int]:
     """The rows of the page asked for, and its number; the last page where there are not so many."""
     page = min(choice.page, max(0, (len(rows) - 1) // ROWS))
     return list(rows[page * ROWS : (page + 1) * ROWS]), page
 
 
-def table(matches: Sequence[Row], total: int, choice: Choice, looked_at: str, now: float) -> str:
+def table(matches: Sequence[Row], total: int, choice: TableChoice, looked_at: str, now: float) -> str:
     """The page of the table that is asked for; `of` is how many runs there are."""
     if not total:
         return empty(
@@ -164,14 +166,14 @@ def table(matches: Sequence[Row], total: int, choice: Choice, looked_at: str, no
     return render("runs.table", all_ticked, heads, cells) + pager(len(matches), total, page, ROWS, "run")
 
 
-def _order(column: Column, choice: Choice) -> tuple[str, str]:
+def _order(column: TableColumn, choice: TableChoice) -> tuple[str, str]:
     """How the table is sorted by the column, in the words of HTML, and an arrow for it."""
     if column.key != choice.sort:
         return "none", ""
     return ("descending", " ↓") if choice.down else ("ascending", " ↑")
 
 
-def _kind(column: Column) -> str:
+def _kind(column: TableColumn) -> str:
     return " ".join(filter(None, ("wide" if column.wide else "", "name" if column is TITLE else column.key)))
 
 
@@ -199,7 +201,7 @@ def _steps(row: Row) -> Html:
 MOST_KEPT = 5000
 
 
-class Board:
+class RunBoard:
     """Overviews and sizes by run. A run whose state is the same object, with untouched labels, is not read again."""
 
     def __init__(self, workspace: Workspace) -> None:
@@ -281,7 +283,7 @@ IN_TURN: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_id": "runs-l
 
 def build(studio: Studio, shared: Shared) -> tuple[dict[str, Any], gr.State]:
     """Search, table and what is done with ticked runs; what was chosen is the state."""
-    choice = gr.State(Choice())
+    choice = gr.State(TableChoice())
     with gr.Row(elem_classes="runs-top"):
         search = gr.Textbox(
             label="Search runs",
@@ -303,7 +305,7 @@ def build(studio: Studio, shared: Shared) -> tuple[dict[str, Any], gr.State]:
     error_box = gr.HTML(visible=False)
     listed = gr.HTML(progress("Reading the runs"), js_on_load=theme.on_load("runTable"), elem_id="run-list")
 
-    def act(event: gr.EventData, before: Choice) -> tuple[Any, Any]:
+    def act(event: gr.EventData, before: TableChoice) -> tuple[Any, Any]:
         now = before.act(str(event.act), str(event.value), [str(run) for run in event.listed])
         if event.act == "open":
             studio.workspace.write_draft(SELECTION, event.value)
@@ -312,7 +314,7 @@ def build(studio: Studio, shared: Shared) -> tuple[dict[str, Any], gr.State]:
             studio.workspace.write_draft(ORDER, [now.sort, now.down])
         return gr.skip(), now
 
-    def remove(before: Choice, looked_at: str) -> tuple[Any, ...]:
+    def remove(before: TableChoice, looked_at: str) -> tuple[Any, ...]:
         problems = delete_runs(studio, before.ticked)
         remaining = {run.id for run in studio.supervisor.runs()}
         ticked = tuple(run for run in before.ticked if run in remaining)
@@ -342,16 +344,16 @@ def build(studio: Studio, shared: Shared) -> tuple[dict[str, Any], gr.State]:
     return {"list": listed, "compare": compare, "delete": delete, "clear": clear}, choice
 
 
-def opening_choice(studio: Studio) -> Choice:
+def opening_choice(studio: Studio) -> TableChoice:
     """The order chosen last; everything else begins anew."""
     draft = studio.workspace.read_draft(ORDER)
     if isinstance(draft, list) and len(draft) == 2 and isinstance(draft[0], str) and isinstance(draft[1], bool):
-        return Choice(sort=draft[0], down=draft[1])
-    return Choice()
+        return TableChoice(sort=draft[0], down=draft[1])
+    return TableChoice()
 
 
 def view(
-    board: Board, runs: list[RunState], choice: Choice, looked_at: str, now: float, owner: str = ""
+    board: RunBoard, runs: list[RunState], choice: TableChoice, looked_at: str, now: float, owner: str = ""
 ) -> dict[str, Any]:
     """What list and buttons show; `owner` is the name of who looks, where runs of others are among them."""
     rows = board.rows(runs)

@@ -32,7 +32,7 @@ studio.charts = (() => {
   }
 
   function trace(tone, part, suffix, legend) {
-    const color = tone(`--curve-${((part.ink - 1) % INKS) + 1}`);
+    const color = tone(`--curve-${((part.color_index - 1) % INKS) + 1}`);
     const plain = {
       x: part.x,
       y: part.y,

@@ -29,7 +29,7 @@ GUESSED = "a guess"
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryPlan:
     """The estimate against the device: "fits", "tight", "does not fit" or "a guess", and the changes that save most.
 
     `assumed_tokens` is the length that every row is taken to have while nobody has looked at the data.
@@ -54,7 +54,7 @@ class Plan:
     rows: int | None = None
     steps: int | None = None
     seconds: float | None = None
-    memory: Memory | None = None
+    memory: MemoryPlan | None = None
     reading: str = ""
 
 
@@ -94,7 +94,7 @@ def _as_trained(config: Config, workspace: Workspace) -> Config:
         return config
 
 
-def needed_memory(config: Config, device: Device, longest: int | None, *, busy: bool) -> Memory | None:
+def needed_memory(config: Config, device: Device, longest: int | None, *, busy: bool) -> MemoryPlan | None:
     """The estimate for the config; None for a model whose numbers are not here."""
     numbers = read_config(config.model.name, config.model.revision)
     model = architecture(numbers) if numbers else None
@@ -106,7 +106,7 @@ def needed_memory(config: Config, device: Device, longest: int | None, *, busy: 
     changes = best_changes(resolved, model, device.kind, longest)
     assumed = config.data.max_length if longest is None else None
     outcome = verdict(estimated.total, available) if model.counted else GUESSED
-    return Memory(estimated, device, available, outcome, tuple(changes), assumed)
+    return MemoryPlan(estimated, device, available, outcome, tuple(changes), assumed)
 
 
 def seen_data(config: Config, look: DataLook | None) -> Seen | None:
@@ -261,7 +261,7 @@ def _short(value: int) -> str:
     return str(value)
 
 
-def memory(needed: Memory | None) -> str:
+def memory(needed: MemoryPlan | None) -> str:
     """The verdict, a bar of the parts against the memory there is, and a line for each part."""
     if needed is None:
         return render("train.no_memory")

@@ -87,7 +87,7 @@ class TrainView:
     """The tab's components. `reported` is what is in sight of problems, see `ReportedProblems`."""
 
     whole: gr.Row
-    form: forms.Form
+    form: forms.SettingsForm
     preset: gr.Dropdown
     about: gr.HTML
     changes: form_changes.Notice
