@@ -13,7 +13,7 @@ from typing import Any
 from lora_studio.errors import StudioError
 
 JsonObject = dict[str, Any]
-"""What a file, a line or a script's answer holds, with keys that it names itself."""
+"""An object of JSON with any keys."""
 
 MAX_TIME = 1e11
 """Seconds: later than any time that a file of ours can name."""

@@ -7,16 +7,31 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.settings import settings
-from lora_studio.files import JsonObject
 from lora_studio.workspace import Workspace
 
 BASE = "base"
 _WHO = re.compile(r"[0-9a-f]{8,40}")
 Message = dict[str, str]
+
+
+class BlindTrial(TypedDict, total=False):
+    """A question whose answers are compared without names; empty before the first.
+
+    `names` and `answers` stand in the order shown, `base_at` is the base's place in it, `best` the place of the answer
+    that was voted for.
+    """
+
+    base: str
+    messages: list[Message]
+    names: list[str]
+    base_at: int
+    answers: list[str]
+    done: bool
+    best: int | None
 
 
 @dataclass
@@ -33,7 +48,7 @@ class ChatState:
     sampling: SettingValues = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
     marks: bool = False
-    blind: JsonObject = field(default_factory=dict)
+    blind: BlindTrial = field(default_factory=BlindTrial)
 
     @property
     def names(self) -> list[str]:

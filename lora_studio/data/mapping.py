@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from lora_studio.data.dialogues import Marks
-from lora_studio.data.messages import JsonObject
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 
 PARTS = (
     *("messages", "user", "assistant", "system", "reasoning", "tools", "history", "text", "dialogue"),

@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lora_studio.data.readers.text_encoding import is_broken
+from lora_studio.files import JsonObject
 
 FOUND_LENGTH = 200
 Fields = dict[str, Any]
 """The fields of a row by name, with values as JSON holds them."""
-JsonObject = dict[str, Any]
-"""An object of JSON that somebody else wrote: nothing is known of its keys."""
 FILLED = "{rows} structs with empty fields, as Arrow fills what a row lacks: these fields are left out."
 NAN = "{cells} NaN, which stands for a missing value: it is read as empty."
 

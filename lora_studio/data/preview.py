@@ -11,9 +11,10 @@ import numpy as np
 from lora_studio.data.dataset import Prepared, open_data
 from lora_studio.data.formats import check_goal, convert, detect_formats, mapping_of, read_as
 from lora_studio.data.mapping import Format, Mapping, MappingValues
-from lora_studio.data.messages import ChatMessage, Conversation, JsonObject, Message, Record, RowError, plain, shorten
+from lora_studio.data.messages import ChatMessage, Conversation, Message, Record, RowError, plain, shorten
 from lora_studio.data.turns import UNKNOWN_ROLE, role_names, role_of
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 
 SAMPLE = 500
 _TRIED_ROWS = 50

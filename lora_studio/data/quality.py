@@ -20,9 +20,10 @@ import numpy as np
 from lora_studio.data.dialogues import tidy
 from lora_studio.data.encode import Encoder
 from lora_studio.data.examples import sides
-from lora_studio.data.messages import BadRow, Conversation, JsonObject, Message, RowError, shorten
+from lora_studio.data.messages import BadRow, Conversation, Message, RowError, shorten
 from lora_studio.data.render import CALLS_LEFT_OUT, NO_SYSTEM, NO_TOOLS, NOTHING_MARKED, REFUSED, REWRITES, WEIGHTS
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 
 _WORD = re.compile(r"\w+")
 _EXAMPLES = 20

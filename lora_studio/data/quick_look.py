@@ -20,12 +20,13 @@ from lora_studio.data.dataset import open_data
 from lora_studio.data.formats import Format, Mapping, apply_mapping, detect_format, read_as
 from lora_studio.data.mapping import MappingValues, ReadingError
 from lora_studio.data.memory_limit import go_first, limited
-from lora_studio.data.messages import JsonObject, Message, RowError, shorten
+from lora_studio.data.messages import Message, RowError, shorten
 from lora_studio.data.readers.tables import with_header
 from lora_studio.data.sources import Record, open_source
 from lora_studio.data.store import BadRows, BadRowWriter, Progress, RecordStore, write_records
 from lora_studio.data.truncate import PERCENTILES, histogram, lengths
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 
 CPU_SECONDS = 10.0
 MAX_BYTES = 1 << 30

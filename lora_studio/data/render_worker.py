@@ -16,9 +16,10 @@ from typing import Any, TypedDict
 from jinja2 import TemplateError
 
 from lora_studio.data.chat_jinja import ChatTemplate
-from lora_studio.data.messages import JsonObject, RowError
+from lora_studio.data.messages import RowError
 from lora_studio.data.render import TEMPLATE_FAULTS, Renderer, Rules
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 
 MAX_MEMORY = 3 << 29
 MAX_CHARACTERS = 1 << 25  # of a rendered text; no row that is read has more

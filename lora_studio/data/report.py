@@ -12,7 +12,7 @@ from lora_studio.data.cache import Facts, key_of
 from lora_studio.data.dataset import NOTHING_LEFT, NOTHING_TO_COMPARE, Prepared, prepare, refusal
 from lora_studio.data.encode import Encoded
 from lora_studio.data.examples import cut_pairs, sides
-from lora_studio.data.messages import BadRow, ChatMessage, Conversation, Fields, JsonObject, RowError, plain, shorten
+from lora_studio.data.messages import BadRow, ChatMessage, Conversation, Fields, RowError, plain, shorten
 from lora_studio.data.pipeline import EncodedSource
 from lora_studio.data.preview import TABLE_ROWS, Readings, RowTable, candidates_of, table
 from lora_studio.data.quality import Duplicates, data_quality, grouped
@@ -31,6 +31,7 @@ from lora_studio.data.truncate import (
     suggest,
 )
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 
 _MAX_ROWS = 20_000
 _SECONDS = 2.0

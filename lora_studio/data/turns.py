@@ -16,7 +16,6 @@ from lora_studio.data.messages import (
     FILLED,
     Arguments,
     BadRow,
-    JsonObject,
     Message,
     Reading,
     Record,
@@ -25,6 +24,7 @@ from lora_studio.data.messages import (
     ToolCall,
     is_blank,
 )
+from lora_studio.files import JsonObject
 
 _NEVER_NULL = ("properties", "items", "enum", "required", "type", "anyOf", "additionalProperties")
 _MIN_CALLS = 2

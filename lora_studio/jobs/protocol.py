@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_studio.data.messages import ChatMessage
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 
-JsonObject = dict[str, Any]
 Report = JsonObject
 """A description of prepared data (`data.report.describe`) or of one of its rows (`data.report.preview`)."""
 

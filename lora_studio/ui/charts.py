@@ -8,7 +8,7 @@ import importlib.resources
 import json
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import gradio as gr
 
@@ -16,7 +16,7 @@ from lora_studio.errors import StudioError
 from lora_studio.ui import html, theme, words
 from lora_studio.ui.curves import AXES, Style
 from lora_studio.ui.data import report
-from lora_studio.ui.studio import QUIET, RunView, Shared, Studio
+from lora_studio.ui.studio import QUIET, Components, RunView, Shared, Studio, ViewValues
 from lora_studio.workspace import Workspace
 
 
@@ -77,7 +77,29 @@ PERCENTILES = (("p50", "50 %"), ("p95", "95 %"), ("p99", "99 %"))
 EMPTY = '<div class="chart" role="img" aria-label="Rows by number of tokens"></div>'
 
 
-def lengths(result: Mapping[str, Any], cut: int) -> dict[str, Any]:
+class Mark(TypedDict):
+    """A vertical line of the chart with its label; `at` is its length in tokens."""
+
+    at: float
+    label: str
+
+
+class LengthDrawing(TypedDict, total=False):
+    """The value of the chart of lengths, empty for data without rows. The lists have an entry for each bar."""
+
+    key: str
+    x: list[float]
+    width: list[int]
+    rows: list[int]
+    labels: list[str]
+    over: list[bool]
+    range: list[float]
+    marks: list[Mark]
+    cut: Mark
+    words: str
+
+
+def lengths(result: Mapping[str, Any], cut: int) -> LengthDrawing:
     """Everything that the chart shows, as JSON takes it; `cut` is the longest length that is not cut."""
     edges, counts = result["histogram"]["edges"], result["histogram"]["counts"]
     if not counts:
@@ -107,7 +129,7 @@ def _tokens(low: int, high: int) -> str:
     return html.count(low, "token") if low == high else f"{low:,} to {high:,} tokens"
 
 
-def _mark(name: str, value: float) -> dict[str, Any]:
+def _mark(name: str, value: float) -> Mark:
     return {"at": value, "label": f"{name} ≤ {html.number(value)}"}
 
 
@@ -125,7 +147,7 @@ def length_chart() -> gr.HTML:
 STYLE = "chart-style"
 
 
-def build_chart(studio: Studio, shared: Shared) -> dict[str, Any]:
+def build_chart(studio: Studio, shared: Shared) -> Components:
     """Controls and chart. A change of the controls is drawn at once."""
     with gr.Column(visible=False) as row:
         controls = draw_controls(kept_style(studio.workspace))
@@ -157,7 +179,7 @@ def stamp_chart(view: RunView) -> Hashable:
     return view.mark, kept_style(view.studio.workspace)
 
 
-def view_chart(view: RunView) -> dict[str, Any]:
+def view_chart(view: RunView) -> ViewValues:
     run = view.run
     style = kept_style(view.studio.workspace)
     return {"controls": bool(run.steps), "chart": view.studio.curves.draw({words.name_of(run): run}, style)}

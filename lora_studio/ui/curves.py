@@ -9,7 +9,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged
 from lora_studio.units import GIB
@@ -169,7 +169,35 @@ class Panel:
     main: bool = False
 
 
-def drawing(key: str, panels: Sequence[Panel], style: Style | None = None, across: str = "step") -> dict[str, Any]:
+class LineDrawing(TypedDict):
+    """A `Line` as JSON."""
+
+    name: str
+    group: str
+    x: list[float]
+    y: list[float | None]
+    color_index: int
+    kind: str
+
+
+class PanelDrawing(TypedDict):
+    """A `Panel` as JSON; `log` says whether its axis is logarithmic."""
+
+    title: str
+    log: bool
+    main: bool
+    lines: list[LineDrawing]
+
+
+class Drawing(TypedDict):
+    """The chart's value: zoom is kept as long as `key` stays, `across` names the horizontal axis."""
+
+    key: str
+    across: str
+    panels: list[PanelDrawing]
+
+
+def drawing(key: str, panels: Sequence[Panel], style: Style | None = None, across: str = "step") -> Drawing:
     """What the chart on the page takes. Zoom is kept as long as `key` stays; `across` is written under the axis."""
     style = style or Style()
     return {
@@ -329,7 +357,7 @@ class Curves:
         self._lock = threading.Lock()
         self._runs: OrderedDict[str, _RunCurves] = OrderedDict()
 
-    def draw(self, runs: Mapping[str, RunState], style: Style | None = None) -> dict[str, Any]:
+    def draw(self, runs: Mapping[str, RunState], style: Style | None = None) -> Drawing:
         """A drawing of one run, or of several over each other, each under the name that it is given here."""
         style = style or Style()
         with self._lock:

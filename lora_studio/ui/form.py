@@ -14,7 +14,7 @@ import gradio as gr
 from gradio.components import Component
 
 from lora_studio.chat.conversation import SAMPLING
-from lora_studio.config.fields import GROUPS
+from lora_studio.config.fields import GROUPS, SettingValues
 from lora_studio.config.parsing import Problem, nest, parse
 from lora_studio.config.presets import presets
 from lora_studio.config.sections import Config
@@ -198,12 +198,12 @@ def _as_float(text: str) -> float | str:
         return text
 
 
-def values(raws: Sequence[Any]) -> dict[str, Any]:
+def values(raws: Sequence[Any]) -> SettingValues:
     """The whole form as config values by path."""
     return {setting.path: from_widget(setting, raw) for setting, raw in zip(settings(), raws, strict=True)}
 
 
-def sampling(raws: Sequence[Any]) -> dict[str, Any]:
+def sampling(raws: Sequence[Any]) -> SettingValues:
     """The checked settings of how answers are sampled, by path, as the boxes of the chat hold them; an emptied box is
     its default."""
     values = {}
@@ -238,7 +238,7 @@ def overlay(raws: Sequence[Any], flat: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def to_draft(raws: Sequence[Any]) -> dict[str, Any]:
+def to_draft(raws: Sequence[Any]) -> SettingValues:
     """The form exactly as typed, by path."""
     return {setting.path: raw for setting, raw in zip(settings(), raws, strict=True)}
 
@@ -292,7 +292,7 @@ def line_updates(form: SettingsForm, errors: Mapping[str, str], noted: Mapping[s
     return updates
 
 
-def known_values(nested: Mapping[str, Any]) -> dict[str, Any]:
+def known_values(nested: Mapping[str, Any]) -> SettingValues:
     """The settings that a nested mapping names, by path, right or wrong; names that are no settings are left out."""
     flat = {}
     for setting in settings():

@@ -15,15 +15,17 @@ To add one, write them in a module of `ui/runs` and name it in `ui.runs.tab.SECT
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.blocks import Block
 
 from lora_studio.access.services import Services
+from lora_studio.config.fields import SettingValues
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import EVALUATE, EXPORT, TRAIN
 from lora_studio.ui import words
-from lora_studio.ui.curves import Curves
+from lora_studio.ui.curves import Curves, Drawing
 from lora_studio.ui.data.choice import DataLooks
 from lora_studio.workspace import RunFolder
 
@@ -62,8 +64,7 @@ def opening(tab: str, *, adapter: str = "", job: str = "") -> tuple[Wish, gr.Tab
 class Shared:
     """Components through which one tab hands something to another.
 
-    `data` holds settings that another tab puts into the train tab's form, as (when, settings by path,
-    where they come from in words), so that choosing the same again counts;
+    `data` holds settings that another tab puts into the train tab's form, as a `Handover`;
     `form` holds a whole config's settings, which take the place of all that the form held, in the same way;
     `run` holds the id of the run looked at; `start` is the train tab's button, which waits for what is handed over.
     `wish` holds a `Wish` until the tab that opens takes it up; what is shown then is kept for a reload.
@@ -80,8 +81,30 @@ class Shared:
     status: gr.HTML
 
 
-ViewState = dict[str, tuple[Hashable, dict[str, Any]]]
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+class Handover(NamedTuple):
+    """Settings for the train tab's form, with the time, so that the same settings count again.
+
+    `origin` tells the person where the settings come from.
+    """
+
+    time: float
+    settings: SettingValues
+    origin: str
+
+
+Components = dict[str, Block]
+"""Components by name."""
+Update = dict[str, Any]
+"""A change of a component's properties, as `gr.update` returns it."""
+Updates = dict[Any, Any]
+"""New values by component, as a handler with many outputs returns them."""
+ViewValues = dict[str, str | bool | Update | Drawing | None]
+"""What each component of a section shows, by its name."""
+ViewState = dict[str, tuple[Hashable, ViewValues]]
+"""The stamp and the values of each section, by its name."""
+EventOptions = dict[str, Any]
+"""Keyword arguments of a Gradio event."""
+QUIET: EventOptions = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
@@ -98,14 +121,19 @@ class RunView:
         """Changes with every event of the run, and with its state."""
         return (self.run.id, self.run.events, self.run.state)
 
+    @property
+    def comparison(self) -> Mapping[str, Any] | None:
+        """The comparison of a finished run's adapter with its base; None if it was not measured."""
+        return self.folder.read_result().get("difference") if self.run.final else None
+
 
 @dataclass(frozen=True)
 class PageSection:
     """The three functions of a section: see the module's own words."""
 
-    build: Callable[[Studio, Shared], dict[str, Any]]
+    build: Callable[[Studio, Shared], Components]
     stamp: Callable[[RunView], Hashable]
-    view: Callable[[RunView], dict[str, Any]]
+    view: Callable[[RunView], ViewValues]
 
 
 def refresh_view(sections: Mapping[str, PageSection], view: RunView, before: ViewState) -> ViewState:

@@ -37,8 +37,9 @@ def test_a_trouble_has_a_button_that_fills_the_form_with_the_run_and_the_change(
     markup = details.view_health(look(studio, run))["found"]
     assert 'data-act="apply" data-value="no-gradient"' in markup
     assert "Quantization: none" in markup
-    values = details.changed(studio, run.id, "no-gradient")
-    assert values is not None
+    handover = details.changed(studio, run.id, "no-gradient")
+    assert handover is not None
+    values = handover.settings
     assert (values["model.quantization"], values["lora.r"]) == ("none", 3)
 
 

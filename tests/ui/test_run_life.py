@@ -61,7 +61,7 @@ def test_each_state_offers_what_it_can_and_says_what_is_kept(studio: Studio) -> 
 
 def test_continuing_fills_the_form_with_the_runs_settings_and_its_adapter(studio: Studio) -> None:
     run_id = studio.supervisor.launch(Config(title="first"))
-    values = header.continuation(studio, run_id)
+    values = header.continuation(studio, run_id).settings
     assert (values["title"], values["model.adapter_name_or_path"]) == ("first, continued", run_id)
     assert values["lora.r"] == Config().lora.r
 

@@ -23,16 +23,18 @@ def folder(workspace: Workspace, **settings: Any) -> RunFolder:
 
 def test_the_estimate_stands_beside_what_was_measured() -> None:
     run = RunState(memory=FORESEEN)
-    assert "Memory: estimated 5.0 GiB. Off: it fits." in memory_words(run, {})
-    assert "estimated 5.0 GiB, measured 4.2 GiB." in memory_words(run, {"peak_memory_bytes": 4.2 * GIB})
-    assert memory_words(RunState(), {}) == ""
+    assert "Memory: estimated 5.0 GiB. Off: it fits." in memory_words(run, None)
+    assert "estimated 5.0 GiB, measured 4.2 GiB." in memory_words(run, 4.2 * GIB)
+    assert memory_words(RunState(), None) == ""
 
 
 def test_a_run_that_ran_out_of_memory_offers_what_its_worker_found(workspace: Workspace) -> None:
     run = folder(workspace)
     retry = {"title": "2 rows", "cost": "", "settings": {"training.per_device_train_batch_size": 2}}
     run.complete.write_text(json.dumps({"retry": retry}))
-    assert retry_of(run, RunState(state="failed", reason=Reason.OUT_OF_MEMORY)) == retry
+    offered = retry_of(run, RunState(state="failed", reason=Reason.OUT_OF_MEMORY))
+    assert offered is not None
+    assert (offered.title, offered.settings) == (retry["title"], retry["settings"])
     assert retry_of(run, RunState(state="done")) is None
 
 
@@ -41,7 +43,7 @@ def test_a_worker_that_the_system_killed_is_offered_a_smaller_run(workspace: Wor
     run = folder(workspace, training__per_device_train_batch_size=256, data__max_length=1024)
     found = retry_of(run, RunState(state="failed", reason=reason, memory=FORESEEN))
     assert found is not None
-    assert found["settings"]
+    assert found.settings
     other = RunState(state="failed", reason=Reason.INTERNAL_ERROR, memory=FORESEEN)
     assert retry_of(run, other) is None
 

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from lora_studio.data.memory_limit import MemoryLimitError
-from lora_studio.data.messages import FILLED, NAN, BadRow, Fields, JsonObject, Reading, Record, Tally, shorten
+from lora_studio.data.messages import FILLED, NAN, BadRow, Fields, Reading, Record, Tally, shorten
 from lora_studio.data.readers.json import BROKEN_BYTES
 from lora_studio.data.readers.text_encoding import is_torn, open_bytes
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 
 AS_TEXT = "{cells} bytes, which are read as UTF-8 text."
 Mend = Callable[[Any], Any]

@@ -10,10 +10,11 @@ from itertools import islice
 from typing import Any, TextIO
 
 from lora_studio.data.columns import THREADS, is_known
-from lora_studio.data.messages import NAN, BadRow, JsonObject, Reading, Record, Tally, shorten
+from lora_studio.data.messages import NAN, BadRow, Reading, Record, Tally, shorten
 from lora_studio.data.readers.text_encoding import MAX_ROW_CHARACTERS, is_broken, lines_of
 from lora_studio.data.turns import is_turn
 from lora_studio.errors import StudioError
+from lora_studio.files import JsonObject
 
 _BLOCK = 1 << 20
 _MARGIN = 16  # an error this close to the end of the buffer may need more input

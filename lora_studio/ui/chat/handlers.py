@@ -26,12 +26,10 @@ from lora_studio.jobs.kinds import EVALUATE, EXPORT
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece, Scored
 from lora_studio.ui import form, html, job_views
 from lora_studio.ui.chat import columns as chat_board
-from lora_studio.ui.studio import Studio
+from lora_studio.ui.studio import Studio, Updates
 
 KEEP_SECONDS = 1.0  # how often a growing answer is written down
 OWN_SAMPLING = "as set below"
-
-Updates = dict[Any, Any]
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,15 @@ from lora_studio.chat import prompts
 from lora_studio.chat import prompts as prompt_sets
 from lora_studio.chat.arbiter import Status
 from lora_studio.chat.choices import select_models
-from lora_studio.chat.conversation import BASE, ChatState, draft_key, plain
+from lora_studio.chat.conversation import BASE, BlindTrial, ChatState, draft_key, plain
 from lora_studio.chat.prompts import Answered
 from lora_studio.errors import QUESTION, SYSTEM_PROMPT, StudioError, check_length
 from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
 from lora_studio.ui import form, html, job_views, theme
 from lora_studio.ui.chat import columns as chat_board
 from lora_studio.ui.chat.handlers import Chat, said
+from lora_studio.ui.studio import QUIET, Updates
 from lora_studio.workspace import Workspace
-
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def build(act: Chat, who: gr.State) -> None:
@@ -37,7 +36,7 @@ def build(act: Chat, who: gr.State) -> None:
         table = gr.HTML(js_on_load=theme.on_load("clicks"), elem_id="chat-prompts-table")
         place = job_views.place(act.studio.workspace)
 
-    def ask(person: str, lines: str, system: str, *sampling: Any) -> Iterator[dict[Any, Any]]:
+    def ask(person: str, lines: str, system: str, *sampling: Any) -> Iterator[Updates]:
         yield {run: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
         idle = {run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
         try:
@@ -176,7 +175,7 @@ def build_blind(act: Chat, who: gr.State) -> None:
         panel = gr.HTML(js_on_load=theme.on_load("clicks"), elem_id="chat-blind-panel")
         place = job_views.place(act.studio.workspace)
 
-    def asked(person: str, text: str, system: str, *sampling: Any) -> Iterator[dict[Any, Any]]:
+    def asked(person: str, text: str, system: str, *sampling: Any) -> Iterator[Updates]:
         try:
             for words, markup in answered(act, person, text.strip(), system, sampling):
                 yield {message: words, panel: markup}
@@ -184,7 +183,7 @@ def build_blind(act: Chat, who: gr.State) -> None:
         except StudioError as error:
             yield {message: said(error)}
 
-    def click(event: gr.EventData, person: str) -> dict[Any, Any]:
+    def click(event: gr.EventData, person: str) -> Updates:
         if event.act == "download":
             path = job_views.new_file(act.studio.workspace, "preferences.jsonl")
             path.write_text(prompts.votes_as_jsonl(prompts.read_votes(act.studio.workspace)), encoding="utf-8")
@@ -220,7 +219,7 @@ def answered(act: Chat, who: str, question: str, system: str, sampling: Sequence
     opening = [{"role": "system", "content": system}] if system.strip() else []
     messages = [*opening, {"role": "user", "content": question}]
     columns = [ColumnPrompt(adapter=None if name == BASE else name, messages=messages) for name in order]
-    blind: dict[str, Any] = {
+    blind: BlindTrial = {
         "base": selected[0].card().base,
         "messages": messages,
         "names": [titles[name] for name in order],
@@ -254,8 +253,8 @@ def vote(act: Chat, who: str, best: int) -> str:
     blind = talk.blind
     if blind and blind["done"] and blind["best"] is None and best < len(blind["names"]):
         blind["best"] = best
-        fields = {name: blind[name] for name in ("base", "messages", "names", "answers", "best")}
-        prompts.keep(act.studio.workspace, prompts.Vote(time=time.time(), **fields, base_at=blind.get("base_at")))
+        answers = blind["base"], blind["messages"], blind["names"], blind["answers"]
+        prompts.keep(act.studio.workspace, prompts.Vote(time.time(), *answers, best, blind.get("base_at")))
         act.keep(who, talk)
     return drawn_blind(act, talk)
 
@@ -265,7 +264,7 @@ def drawn_blind(act: Chat, talk: ChatState) -> str:
     return _question(talk.blind) + tally(prompts.read_votes(act.studio.workspace))
 
 
-def _question(blind: dict[str, Any]) -> str:
+def _question(blind: BlindTrial) -> str:
     if not blind:
         return ""
     best = blind["best"]

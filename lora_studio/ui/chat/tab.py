@@ -17,7 +17,7 @@ from lora_studio.ui import form, html, job_views, theme
 from lora_studio.ui.chat import prompts
 from lora_studio.ui.chat import prompts as blind
 from lora_studio.ui.chat.handlers import OWN_SAMPLING, Chat, Parts, Updates
-from lora_studio.ui.studio import Shared, Studio, Wish
+from lora_studio.ui.studio import QUIET, EventOptions, Shared, Studio, Wish
 
 ABOUT = (
     "Adapters of the same base, stored as safetensors: LoRA, or another kind that peft trains. "
@@ -45,7 +45,6 @@ def build_sources(act: Chat, who: gr.State) -> None:
             gone = gr.Button("Remove", scale=0, min_width=100, elem_id="chat-remove")
         message = gr.HTML(elem_id="chat-elsewhere-said")
     outputs = [*act.parts.all(), message, name, imported]
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
     def named(text: str, person: str) -> Updates:
         return added(act, person, text.strip())
@@ -60,10 +59,10 @@ def build_sources(act: Chat, who: gr.State) -> None:
     def listed() -> Updates:
         return {imported: gr.Dropdown(choices=offered(act), value=None)}
 
-    gr.on([add.click, name.submit], lambda text, person: told(named(text, person)), [name, who], outputs, **quiet)
-    gone.click(lambda folder, person: told(removed(act, person, folder)), [imported, who], outputs, **quiet)
-    fold.expand(listed, None, [imported], **quiet)
-    zipped.upload(lambda path, person: told(upload(path, person)), [zipped, who], outputs, **quiet)
+    gr.on([add.click, name.submit], lambda text, person: told(named(text, person)), [name, who], outputs, **QUIET)
+    gone.click(lambda folder, person: told(removed(act, person, folder)), [imported, who], outputs, **QUIET)
+    fold.expand(listed, None, [imported], **QUIET)
+    zipped.upload(lambda path, person: told(upload(path, person)), [zipped, who], outputs, **QUIET)
 
 
 def added(act: Chat, who: str, source: str, *, zipped: bool = False) -> Updates:
@@ -188,8 +187,7 @@ def draw(like: str = OWN_SAMPLING) -> Parts:
 def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
     p = act.parts
     everything = p.all()
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    answer: dict[str, Any] = {"concurrency_id": "chat", "concurrency_limit": 8, **quiet}
+    answer: EventOptions = {"concurrency_id": "chat", "concurrency_limit": 8, **QUIET}
 
     def open_page(browser: str) -> Updates:
         return {who: browser} | act.arrive(browser)
@@ -198,16 +196,16 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
         return {wish: Wish()} | act.arrive(person, request.adapter)
 
     name = gr.Textbox(visible=False)
-    gr.on(fn=open_page, inputs=name, outputs=[who, *everything], js=theme.call("chatName"), **quiet)
+    gr.on(fn=open_page, inputs=name, outputs=[who, *everything], js=theme.call("chatName"), **QUIET)
     tab = p.body.parent
     assert isinstance(tab, gr.Tab)  # its own event, because that of `shared.tabs` is silent when another tab opens it
-    tab.select(take_up, [who, wish], [*everything, wish], **quiet)
-    p.choice.input(act.pick, [who, p.choice], everything, **quiet)
+    tab.select(take_up, [who, wish], [*everything, wish], **QUIET)
+    p.choice.input(act.pick, [who, p.choice], everything, **QUIET)
     p.load.click(act.load, who, everything, **answer)
     p.unload.click(act.unload, who, everything, **answer)
     gr.on([p.send.click, p.question.submit], act.send, [who, p.question, p.system, *p.sampling], everything, **answer)
-    p.stop.click(act.stop, who, queue=False, **quiet)
-    p.like.select(act.sampling_like, p.like, p.sampling, **quiet)
+    p.stop.click(act.stop, who, queue=False, **QUIET)
+    p.like.select(act.sampling_like, p.like, p.sampling, **QUIET)
 
     def click(event: gr.EventData, person: str, system: str, *sampling: Any) -> Iterator[Updates]:
         fields = {

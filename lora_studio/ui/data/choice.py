@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_studio.config.fields import SettingValues
 from lora_studio.config.settings import settings
 from lora_studio.data.cache import code_version
 from lora_studio.data.readers.hub import is_hub_name
@@ -104,7 +105,7 @@ class DataLooks:
                 return self._of[maker]
         return self._remember(maker, look_from(workspace.read_draft(FOUND)))
 
-    def keep(self, workspace: Workspace, settings: dict[str, Any], result: dict[str, Any]) -> None:
+    def keep(self, workspace: Workspace, settings: SettingValues, result: Mapping[str, Any]) -> None:
         """Another version of the code might draw the draft otherwise, so that it does not count there. Raises
         `StudioError` where the draft can't be kept; what was found is known all the same."""
         draft = {"settings": settings, "result": result, "code": code_version()}
@@ -145,7 +146,7 @@ def is_there(name: str, workspace: Workspace) -> bool:
         return False
 
 
-def remembered(workspace: Workspace) -> dict[str, Any]:
+def remembered(workspace: Workspace) -> SettingValues:
     """The last choice by path; the defaults where there is none, or where its file is gone."""
     values = {path: DEFAULTS[path] for path in PATHS}
     draft = workspace.read_draft(CHOICE)
@@ -158,7 +159,7 @@ def remembered(workspace: Workspace) -> dict[str, Any]:
     return values
 
 
-def values_of(widget_values: Sequence[Any]) -> dict[str, Any]:
+def values_of(widget_values: Sequence[Any]) -> SettingValues:
     """The widgets' values by path, as the config takes them."""
     values = dict(zip(PATHS, widget_values, strict=True))
     for path in ("data.train_file", "model.name", "data.validation_file"):
@@ -171,7 +172,7 @@ def values_of(widget_values: Sequence[Any]) -> dict[str, Any]:
     return values
 
 
-def check(values: dict[str, Any]) -> None:
+def check(values: SettingValues) -> None:
     """Refuses what can't be read before a child is started for it."""
     if not values["data.train_file"]:
         raise StudioError("No data is chosen.", "Choose a set that comes with the studio, or drop a file.")
@@ -212,20 +213,20 @@ def percentiles(typed: str) -> list[float]:
     return shares
 
 
-def request_of(values: dict[str, Any], workspace: Workspace) -> Inspect:
+def request_of(values: SettingValues, workspace: Workspace) -> Inspect:
     """The reader's parameters: settings by their last name, the model as `model`, how many rows a step has.
 
     Bad rows never stop a look: what is wrong with them is what a person wants to see.
     """
     settings = {path.removeprefix("data."): value for path, value in values.items() if path.startswith("data.")}
-    settings |= {"bad_rows": "skip"}
-    view: dict[str, Any] = {
-        "show_examples": 1,
-        "percentiles": percentiles(values[PERCENTILES]),
+    return Inspect(
+        **settings | {"bad_rows": "skip"},
         **_rows_a_step(workspace),
-    }
-    cache = str(workspace.cache_folder)
-    return Inspect(**settings, **view, model=values["model.name"], cache_folder=cache)
+        model=values["model.name"],
+        cache_folder=str(workspace.cache_folder),
+        show_examples=1,
+        percentiles=percentiles(values[PERCENTILES]),
+    )
 
 
 def _rows_a_step(workspace: Workspace) -> dict[str, int]:
@@ -238,7 +239,7 @@ def _rows_a_step(workspace: Workspace) -> dict[str, int]:
     return sizes
 
 
-def handed_over(values: dict[str, Any], shape: str) -> dict[str, Any]:
+def handed_over(values: SettingValues, shape: str) -> SettingValues:
     """What the train tab takes: settings of a run, and nothing that only this tab shows.
 
     The method of training is the one that rows of this shape are for; an unknown shape ("") leaves it as it is.

@@ -10,14 +10,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gradio as gr
 
 from lora_studio.access.policy import delete_upload
+from lora_studio.config.fields import SettingValues
 from lora_studio.data.cache import code_version
 from lora_studio.errors import StudioError
-from lora_studio.jobs.protocol import Inspect, Inspected, Preview, Progress, SaveBadRows, TryReading
+from lora_studio.jobs.protocol import Inspect, Inspected, Preview, Progress, Report, SaveBadRows, TryReading
 from lora_studio.ui import charts, form, html, job_views
 from lora_studio.ui.data import mapping_form, report
 from lora_studio.ui.data.choice import (
@@ -38,7 +39,11 @@ from lora_studio.ui.data.choice import (
 )
 from lora_studio.ui.data.mapping_form import ReadingForm
 from lora_studio.ui.data.report import Pager, RowPages
-from lora_studio.ui.studio import Studio
+from lora_studio.ui.studio import Handover, Studio, Updates
+
+if TYPE_CHECKING:
+    from lora_studio.data.report import Description, RowView
+    from lora_studio.ui.data.mapping_form import UnreadRows
 
 STEP_SECONDS = 0.3  # between two signs of progress: a slow browser must not have a heap of old ones to draw
 KEPT_BACK = ("A share of the training rows", "")
@@ -113,9 +118,6 @@ class DataView:
         """Every component, those of the reading's form and of the pager among them."""
         own = [part for part in vars(self).values() if part not in (self.reading, self.pager)]
         return [*own, *self.reading.all(), *self.pager.all()]
-
-
-Updates = dict[Any, Any]
 
 
 @dataclass
@@ -207,7 +209,7 @@ class AnalysisHandlers:
         """Another file is read as it is recognised, not as the one before was corrected to be."""
         yield from self._inspect({**values_of(widget_values), MAPPING: None})
 
-    def use_reading(self, rows: dict[str, Any] | None, *widget_values: Any) -> Iterator[Updates]:
+    def use_reading(self, rows: "UnreadRows | None", *widget_values: Any) -> Iterator[Updates]:
         """Reads the file as the form says. `given` are the form's fields, then what is chosen."""
         fields = len(self.view.reading.fields())
         if rows:
@@ -218,13 +220,13 @@ class AnalysisHandlers:
                 return
             yield from self._inspect({**values_of(widget_values[fields:]), MAPPING: mapping}, correcting=rows)
 
-    def take_reading(self, rows: dict[str, Any] | None, index: int | None, *widget_values: Any) -> Iterator[Updates]:
+    def take_reading(self, rows: "UnreadRows | None", index: int | None, *widget_values: Any) -> Iterator[Updates]:
         """Reads the file in another of the ways that it can be read."""
         if rows and index is not None:
             mapping = rows["readings"][index]["mapping"] or None
             yield from self._inspect({**values_of(widget_values), MAPPING: mapping}, correcting=rows)
 
-    def try_reading(self, rows: dict[str, Any] | None, source: str, encoding: str | None, *fields: Any) -> Any:
+    def try_reading(self, rows: "UnreadRows | None", source: str, encoding: str | None, *fields: Any) -> Any:
         """Shows what the form would make of the first rows, while it is filled in."""
         if not rows or self.studio.inspector.busy:
             return gr.skip()
@@ -236,7 +238,7 @@ class AnalysisHandlers:
             return gr.HTML(mapping_form.problem(error), visible=True)
         return gr.HTML(mapping_form.trial(result), visible=True)
 
-    def _inspect(self, values: dict[str, Any], *, correcting: dict[str, Any] | None = None) -> Iterator[Updates]:
+    def _inspect(self, values: SettingValues, *, correcting: "UnreadRows | None" = None) -> Iterator[Updates]:
         """`correcting` is what was found with the reading that is to be changed: it stays where the new one fails."""
         c, v, workspace = self.controls, self.view, self.studio.workspace
         maker = workspace.policy.owner_id
@@ -249,28 +251,29 @@ class AnalysisHandlers:
             **({} if correcting is not None else {c.mapping: values[MAPPING]}),
         }
         idle = {c.look: gr.Button(interactive=True), c.stop: gr.Button(visible=False)}
-        unread: dict[str, Any] = {}
+        unread: UnreadRows | None = None
         try:
             check(values)
             if correcting is None:
                 workspace.write_draft(CHOICE, {"settings": values})
-            result: dict[str, Any] = {}
+            content: Report = {}
             last_update = 0.0
             for answer in self.studio.inspector.stream(request_of(values, workspace), beat=True):
                 look.begun = True
                 if look.stopping:
                     raise StudioError("The look at the data was stopped.")
                 if isinstance(answer, Inspected):
-                    result = answer.report
+                    content = answer.report
                     continue
                 if not isinstance(answer, Progress):
                     yield self._unchanged()  # a visitor who left is noticed where something is told
                     continue
-                unread = answer.unread or {}
-                first = self.show(answer.sample, values) if answer.sample else {}
+                unread = cast("UnreadRows | None", answer.unread)
+                first = self.show(cast("Description", answer.sample), values) if answer.sample else {}
                 if first or time.monotonic() - last_update >= STEP_SECONDS:
                     yield first | {v.status: report.step(answer)}
                     last_update = time.monotonic()
+            result = cast("Description", content)
             workspace.write_draft(CHOICE, {"settings": values})
             self.studio.looks.keep(self.studio.workspace, values, result)
             updates = self.show(result, values) | self.measure_disk()
@@ -283,7 +286,7 @@ class AnalysisHandlers:
                 del self._looks[maker]
 
     def _failed(
-        self, error: StudioError, correcting: dict[str, Any] | None, unread: dict[str, Any], *, stopped: bool
+        self, error: StudioError, correcting: "UnreadRows | None", unread: "UnreadRows | None", *, stopped: bool
     ) -> Updates:
         """A stop leaves what is in sight; a reading that does not fit is told beside its form.
 
@@ -311,7 +314,7 @@ class AnalysisHandlers:
             if look.begun or self.studio.workspace.policy.is_admin:
                 self.studio.inspector.close()
 
-    def show(self, result: dict[str, Any], values: dict[str, Any]) -> Updates:
+    def show(self, result: "Description", values: SettingValues) -> Updates:
         """Everything that is known of a file."""
         v = self.view
         low, high = report.cut_bounds(result)
@@ -338,7 +341,7 @@ class AnalysisHandlers:
             **self.pages.paint(result["examples"][0] if result["examples"] else None, 0, result),
         }
 
-    def _judge(self, result: dict[str, Any], values: dict[str, Any]) -> Updates:
+    def _judge(self, result: "Description", values: SettingValues) -> Updates:
         """What depends on whether bad rows are skipped: where they are to stop the work, nothing can be trained."""
         v, stop = self.view, values[BAD_ROWS] == "stop"
         return {
@@ -347,7 +350,7 @@ class AnalysisHandlers:
             v.train: gr.Button(interactive=not (stop and result["refusal"])),
         }
 
-    def choose_bad_rows(self, result: dict[str, Any] | None, *widget_values: Any) -> Updates:
+    def choose_bad_rows(self, result: "Description | None", *widget_values: Any) -> Updates:
         """Skip or stop: both are known already, so nothing is read again."""
         if not result:
             return self._unchanged()
@@ -356,7 +359,7 @@ class AnalysisHandlers:
         self.studio.looks.keep(self.studio.workspace, values, result)
         return self._judge(result, values)
 
-    def move_cut(self, result: dict[str, Any] | None, length: float) -> Updates:
+    def move_cut(self, result: "Description | None", length: float) -> Updates:
         """The line and its sentence, from numbers that are already counted."""
         if not result:
             return self._unchanged()
@@ -368,15 +371,15 @@ class AnalysisHandlers:
             self.view.use: gr.Button(f"Use {at:,} as the longest row", visible=new),
         }
 
-    def settle_cut(self, result: dict[str, Any] | None, length: float) -> Any:
+    def settle_cut(self, result: "Description | None", length: float) -> Any:
         """The slider comes to rest where numbers are counted, so that it says what the sentence says."""
         return report.cut_place(result, length) if result else gr.skip()
 
-    def use_cut(self, result: dict[str, Any] | None, length: float) -> Any:
+    def use_cut(self, result: "Description | None", length: float) -> Any:
         """The cut line's place becomes the longest row."""
         return self.settle_cut(result, length)
 
-    def take_suggestion(self, result: dict[str, Any] | None) -> Any:
+    def take_suggestion(self, result: "Description | None") -> Any:
         """The length that suits the data becomes the longest row."""
         return result["suggested"]["max_length"] if result else gr.skip()
 
@@ -406,8 +409,9 @@ class AnalysisHandlers:
             return {self.view.cache: html.problem(error)}
         return self.measure_disk()
 
-    def _preview(self, index: int, window: int | None) -> dict[str, Any]:
-        return self.studio.inspector.call(Preview(row_index=index, window=window, of=self._analysis())).report
+    def _preview(self, index: int, window: int | None) -> "RowView":
+        answer = self.studio.inspector.call(Preview(row_index=index, window=window, of=self._analysis()))
+        return cast("RowView", answer.report)
 
     def save_bad_rows(self) -> str:
         """All bad rows into a file, and the link to it."""
@@ -447,7 +451,7 @@ class AnalysisHandlers:
             raise StudioError("Nothing was found of this data yet.", "Press Look at this data.")
         return look
 
-    def hand_over(self, *widget_values: Any) -> tuple[tuple[float, dict[str, Any], str], gr.Tabs, gr.Button]:
+    def hand_over(self, *widget_values: Any) -> tuple[Handover, gr.Tabs, gr.Button]:
         """To the train tab, with everything chosen here: what was looked at is what is trained on.
 
         Nothing can be started until its form holds it.
@@ -459,7 +463,7 @@ class AnalysisHandlers:
         look = self.studio.looks.last(workspace)
         shape = look.shape if look is not None and look.settings == values else ""
         return (
-            (time.time(), handed_over(values, shape), "The Data tab"),
+            Handover(time.time(), handed_over(values, shape), "The Data tab"),
             gr.Tabs(selected="train"),
             gr.Button(interactive=False),
         )

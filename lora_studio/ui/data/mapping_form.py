@@ -7,15 +7,19 @@ which also shows at each change what it would make of the first rows.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from lora_studio.data.mapping import KNOWN_PARTS, SPEAKERS
+from lora_studio.data.mapping import KNOWN_PARTS, SPEAKERS, MappingValues
 from lora_studio.data.turns import role_of
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import TriedReading
 from lora_studio.ui import html
+from lora_studio.ui.studio import Updates
+
+if TYPE_CHECKING:
+    from lora_studio.data.preview import UnreadRows
 
 PARTS = {
     "user": ("User", "What is asked."),
@@ -41,7 +45,6 @@ FORM_HINT = "Change the columns below; what has no column stays empty."
 NONE = ""
 
 Result = Mapping[str, Any]
-Reading = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def _draw_role(role: str) -> gr.Dropdown:
     return gr.Dropdown([], value=[], multiselect=True, label=ROLES[role], elem_id=f"reading-role-{role}")
 
 
-def fill(form: ReadingForm, result: Result, *, corrected: bool, unread: bool = False) -> dict[Any, Any]:
+def fill(form: ReadingForm, result: Result, *, corrected: bool, unread: bool = False) -> Updates:
     """The form for a file just read: its columns to choose from, the reading in use, the question if there is one.
 
     `unread` rows could not be used as they were read: the form stands open.
@@ -162,7 +165,18 @@ def fill(form: ReadingForm, result: Result, *, corrected: bool, unread: bool = F
         form.tried: gr.HTML("", visible=False),
         form.error_box: gr.HTML("", visible=False),
         form.undo: gr.Button(visible=corrected),
-        form.rows: {key: result[key] for key in ("mapping", "readings", "speakers", "table", "ambiguous", "question")},
+        form.rows: _unread(result),
+    }
+
+
+def _unread(result: Result) -> "UnreadRows":
+    return {
+        "mapping": result["mapping"],
+        "readings": result["readings"],
+        "speakers": result["speakers"],
+        "table": result["table"],
+        "ambiguous": result["ambiguous"],
+        "question": result["question"],
     }
 
 
@@ -188,7 +202,7 @@ def chosen(result: Result) -> int | None:
     return next(same, None)
 
 
-def mapping_from(fields: Sequence[Any], before: Reading) -> Reading:
+def mapping_from(fields: Sequence[Any], before: MappingValues) -> MappingValues:
     """What the form says, as a mapping. Parts without a field stay as they were.
 
     Raises StudioError where a name is to mean two roles.

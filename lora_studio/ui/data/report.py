@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -15,7 +15,11 @@ from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
 from lora_studio.jobs.protocol import Progress
 from lora_studio.ui import html, theme
+from lora_studio.ui.studio import Updates
 from lora_studio.workspace import Workspace
+
+if TYPE_CHECKING:
+    from lora_studio.data.report import Description, RowView
 
 Result = Mapping[str, Any]
 FORMATS = {
@@ -449,8 +453,7 @@ def cache(octets: int, *, owned: bool = True) -> str:
     return html.hint(words)
 
 
-Updates = dict[Any, Any]
-Preview = Callable[[int, int | None], dict[str, Any]]
+Preview = Callable[[int, int | None], "RowView"]
 
 
 @dataclass(frozen=True)
@@ -501,23 +504,23 @@ class RowPages:
     def __init__(self, view: Pager, preview: Preview) -> None:
         self.view, self._preview = view, preview
 
-    def back(self, result: dict[str, Any] | None, index: int) -> Updates:
+    def back(self, result: "Description | None", index: int) -> Updates:
         return self.go(result, index)
 
-    def forward(self, result: dict[str, Any] | None, index: int) -> Updates:
+    def forward(self, result: "Description | None", index: int) -> Updates:
         return self.go(result, index + 2)
 
-    def go(self, result: dict[str, Any] | None, number: float | None) -> Updates:
+    def go(self, result: "Description | None", number: float | None) -> Updates:
         """Shows one conversation, counted from 1; beyond an end stands the end."""
         return self._open(result, int(number) - 1, None) if number is not None else {}
 
-    def earlier(self, result: dict[str, Any] | None, index: int, window: int) -> Updates:
+    def earlier(self, result: "Description | None", index: int, window: int) -> Updates:
         return self._open(result, index, max(window - 1, 0))
 
-    def later(self, result: dict[str, Any] | None, index: int, window: int) -> Updates:
+    def later(self, result: "Description | None", index: int, window: int) -> Updates:
         return self._open(result, index, window + 1)
 
-    def _open(self, result: dict[str, Any] | None, index: int, window: int | None) -> Updates:
+    def _open(self, result: "Description | None", index: int, window: int | None) -> Updates:
         if not result or result["sampled"] is not None:
             return {}
         index = min(max(index, 0), result["usable_rows"] - 1)
@@ -526,7 +529,7 @@ class RowPages:
         except StudioError as error:
             return {self.view.conversation: html.problem(error), self.view.tokens: ""}
 
-    def paint(self, preview: dict[str, Any] | None, index: int, result: dict[str, Any]) -> Updates:
+    def paint(self, preview: "RowView | None", index: int, result: "Description") -> Updates:
         v, rows = self.view, result["usable_rows"]
         idle = result["sampled"] is None  # at a first look the reader is busy with the whole file
         if preview is None:

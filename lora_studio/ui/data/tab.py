@@ -7,11 +7,12 @@ from typing import Any
 
 import gradio as gr
 
+from lora_studio.config.fields import SettingValues
 from lora_studio.ui import charts, form, html, job_views, theme
 from lora_studio.ui.data import mapping_form, report
 from lora_studio.ui.data.choice import BAD_ROWS, ENCODING, PERCENTILES, SETTINGS, SPLIT, THINKING, remembered, sources
 from lora_studio.ui.data.handlers import KEPT_BACK, AnalysisHandlers, DataControls, DataView
-from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.studio import QUIET, EventOptions, Shared, Studio
 
 DELETES = "Delete this file? Runs that are not finished can not be resumed without it."
 
@@ -30,7 +31,7 @@ def draw_controls(studio: Studio) -> DataControls:
         return _draw_choices(values, sources(studio.workspace), whole)
 
 
-def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole: gr.Column) -> DataControls:
+def _draw_choices(values: SettingValues, offered: list[tuple[str, str]], whole: gr.Column) -> DataControls:
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300):
             source = gr.Dropdown(
@@ -81,7 +82,7 @@ def _draw_choices(values: dict[str, Any], offered: list[tuple[str, str]], whole:
 
 
 def _draw_folded(
-    values: dict[str, Any], offered: list[tuple[str, str]]
+    values: SettingValues, offered: list[tuple[str, str]]
 ) -> tuple[gr.Dropdown, gr.UploadButton, tuple[gr.Number, gr.Number, gr.Number, gr.Number], gr.Textbox]:
     """What few need: a second file to measure on or another share, fewer rows, other percentiles."""
     with gr.Accordion("Validation rows, number of rows, percentiles", open=False):
@@ -102,7 +103,7 @@ def _draw_folded(
     return validation, second, (fraction, seed, most, measured), percentiles
 
 
-def _number(path: str, values: dict[str, Any], about: str) -> gr.Number:
+def _number(path: str, values: SettingValues, about: str) -> gr.Number:
     setting = SETTINGS[path]
     return gr.Number(
         values[path],
@@ -116,7 +117,7 @@ def _number(path: str, values: dict[str, Any], about: str) -> gr.Number:
     )
 
 
-def _dropdown(path: str, values: dict[str, Any]) -> gr.Dropdown:
+def _dropdown(path: str, values: SettingValues) -> gr.Dropdown:
     setting = SETTINGS[path]
     return gr.Dropdown(
         form.options(setting),
@@ -127,7 +128,7 @@ def _dropdown(path: str, values: dict[str, Any]) -> gr.Dropdown:
     )
 
 
-def _draw_bad_rows(values: dict[str, Any]) -> gr.Radio:
+def _draw_bad_rows(values: SettingValues) -> gr.Radio:
     """Drawn beside the list of bad rows."""
     setting = SETTINGS[BAD_ROWS]
     return gr.Radio(
@@ -166,12 +167,12 @@ def draw_view(studio: Studio, controls: DataControls) -> DataView:
         cache = gr.HTML()
         clear = gr.Button("Clear", size="sm", scale=0, min_width=120)
     return DataView(
-        status=status,
-        body=body,
-        summary=summary,
-        reading=reading,
-        train=train,
-        **lengths,
+        status,
+        body,
+        summary,
+        reading,
+        train,
+        *lengths,
         pager=pages,
         bad_line=bad_line,
         bad_rows=bad_rows,
@@ -187,7 +188,11 @@ def draw_view(studio: Studio, controls: DataControls) -> DataView:
     )
 
 
-def _draw_lengths() -> dict[str, Any]:
+Lengths = tuple[gr.HTML, gr.Slider, gr.HTML, gr.Button, gr.HTML, gr.Button, gr.HTML, gr.HTML]
+
+
+def _draw_lengths() -> Lengths:
+    """The components in the order of `DataView`: `histogram` to `percentiles`."""
     gr.HTML('<h3 class="part">How long the rows are, and what a limit would cut</h3>')
     gr.HTML(html.hint("Drag across a part of the chart to look closer, double-click to see all of it."))
     histogram = charts.length_chart()
@@ -198,57 +203,54 @@ def _draw_lengths() -> dict[str, Any]:
     suggestion = gr.HTML()
     take = gr.Button("Take the suggestion", size="sm", scale=0, min_width=220)
     forecast = gr.HTML()
-    components = {"histogram": histogram, "cut": cut, "sentence": sentence, "use": use, "percentiles": percentiles}
-    return {**components, "suggestion": suggestion, "take": take, "forecast": forecast}
+    return histogram, cut, sentence, use, suggestion, take, forecast, percentiles
 
 
 def _wire(act: AnalysisHandlers, shared: Shared) -> None:
     c, v = act.controls, act.view
     settings, outputs = c.chosen(), [*c.all(), *v.all()]
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    inspect: dict[str, Any] = {"concurrency_id": "inspect", "concurrency_limit": 1, **quiet}
-    gr.on(fn=act.repaint, outputs=outputs, **quiet)
+    inspect: EventOptions = {"concurrency_id": "inspect", "concurrency_limit": 1, **QUIET}
+    gr.on(fn=act.repaint, outputs=outputs, **QUIET)
     gone = [v.status, v.body, v.summary, v.result, v.reading.box, v.rows]
-    uploaded = c.upload.upload(act.keep_upload, c.upload, [c.source, c.validation, c.upload, v.uploads, *gone], **quiet)
+    uploaded = c.upload.upload(act.keep_upload, c.upload, [c.source, c.validation, c.upload, v.uploads, *gone], **QUIET)
     uploaded.then(None, js=theme.call("showAnalysis"), api_visibility="private")
     uploaded.then(act.look_anew, settings, outputs, **inspect)
     second = c.upload_validation.upload(
-        act.keep_validation, c.upload_validation, [c.source, c.validation, v.status], **quiet
+        act.keep_validation, c.upload_validation, [c.source, c.validation, v.status], **QUIET
     )
     second.then(act.look, settings, outputs, **inspect)
     # Leaving a dropdown also fires `input`: nothing is done for a choice that was analyzed already.
-    c.source.input(act.choose_other, c.source, gone, **quiet).then(act.analyze_other, settings, outputs, **inspect)
+    c.source.input(act.choose_other, c.source, gone, **QUIET).then(act.analyze_other, settings, outputs, **inspect)
     c.source.select(None, js=theme.call("showAnalysis"), api_visibility="private")
     c.validation.input(act.measure_other, settings, outputs, **inspect)
     gr.on([c.look.click, c.percentiles.submit], act.look, settings, outputs, **inspect)
-    c.stop.click(act.stop, queue=False, **quiet)
+    c.stop.click(act.stop, queue=False, **QUIET)
     cut = [v.histogram, v.sentence, v.use]
-    v.cut.input(act.move_cut, [v.result, v.cut], cut, trigger_mode="always_last", **quiet)
-    v.cut.release(act.settle_cut, [v.result, v.cut], v.cut, **quiet)
-    v.use.click(act.use_cut, [v.result, v.cut], [c.max_length], **quiet).then(act.look, settings, outputs, **inspect)
-    accepted = v.take.click(act.take_suggestion, v.result, c.max_length, **quiet)
+    v.cut.input(act.move_cut, [v.result, v.cut], cut, trigger_mode="always_last", **QUIET)
+    v.cut.release(act.settle_cut, [v.result, v.cut], v.cut, **QUIET)
+    v.use.click(act.use_cut, [v.result, v.cut], [c.max_length], **QUIET).then(act.look, settings, outputs, **inspect)
+    accepted = v.take.click(act.take_suggestion, v.result, c.max_length, **QUIET)
     accepted.then(act.look, settings, outputs, **inspect)
-    c.bad_rows.input(act.choose_bad_rows, [v.result, *settings], [v.summary, v.bad_line, v.train], **quiet)
-    v.save_bad.click(act.save_bad_rows, None, v.saved_bad, **quiet)
-    v.train.click(act.hand_over, settings, [shared.data, shared.tabs, shared.start], **quiet)
-    v.clear.click(act.clear_cache, None, [v.uploads, v.cache, v.clear], **quiet)
-    v.uploads.click(act.delete_upload, None, outputs, **quiet)
-    _wire_pager(act, quiet)
+    c.bad_rows.input(act.choose_bad_rows, [v.result, *settings], [v.summary, v.bad_line, v.train], **QUIET)
+    v.save_bad.click(act.save_bad_rows, None, v.saved_bad, **QUIET)
+    v.train.click(act.hand_over, settings, [shared.data, shared.tabs, shared.start], **QUIET)
+    v.clear.click(act.clear_cache, None, [v.uploads, v.cache, v.clear], **QUIET)
+    v.uploads.click(act.delete_upload, None, outputs, **QUIET)
+    _wire_pager(act)
     _wire_reading(act, outputs, inspect)
 
 
-def _wire_pager(act: AnalysisHandlers, quiet: dict[str, Any]) -> None:
+def _wire_pager(act: AnalysisHandlers) -> None:
     p, result = act.view.pager, act.view.result
-    p.previous.click(act.pages.back, [result, p.index], p.all(), **quiet)
-    p.next.click(act.pages.forward, [result, p.index], p.all(), **quiet)
-    p.row.submit(act.pages.go, [result, p.row], p.all(), **quiet)
-    p.earlier.click(act.pages.earlier, [result, p.index, p.window], p.all(), **quiet)
-    p.later.click(act.pages.later, [result, p.index, p.window], p.all(), **quiet)
+    p.previous.click(act.pages.back, [result, p.index], p.all(), **QUIET)
+    p.next.click(act.pages.forward, [result, p.index], p.all(), **QUIET)
+    p.row.submit(act.pages.go, [result, p.row], p.all(), **QUIET)
+    p.earlier.click(act.pages.earlier, [result, p.index, p.window], p.all(), **QUIET)
+    p.later.click(act.pages.later, [result, p.index, p.window], p.all(), **QUIET)
 
 
-def _wire_reading(act: AnalysisHandlers, outputs: list[Any], inspect: dict[str, Any]) -> None:
+def _wire_reading(act: AnalysisHandlers, outputs: list[Any], inspect: EventOptions) -> None:
     settings, form = act.controls.chosen(), act.view.reading
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     source, encoding = act.controls.source, act.controls.encoding
     gr.on(
         [*(field.input for field in form.fields()), form.template.blur],
@@ -256,7 +258,7 @@ def _wire_reading(act: AnalysisHandlers, outputs: list[Any], inspect: dict[str, 
         [form.rows, source, encoding, *form.fields()],
         form.tried,
         trigger_mode="always_last",
-        **quiet,
+        **QUIET,
     )
     form.choice.input(act.take_reading, [form.rows, form.choice, *settings], outputs, **inspect)
     form.use.click(act.use_reading, [form.rows, *form.fields(), *settings], outputs, **inspect)

@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import EvaluationRequest, evaluation, request_of
+from lora_studio.files import JsonObject
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import EVALUATE, EvaluationFolder
@@ -176,7 +177,8 @@ def _confusion(title: str, matrix: Mapping[str, Any]) -> tuple[str, list[str], l
 
 ROWS = 20
 BASE = "base"
-Row = dict[str, Any]
+Row = JsonObject
+"""An answered row: `row`, `prompt`, `reference`, and each column's answer by the column's name."""
 FILTERS: dict[str, tuple[str, str, Callable[[bool, bool], bool]]] = {
     "all": ("All rows", "All rows", lambda first, other: True),
     "lost": ("{first} right, {other} wrong", "", lambda first, other: first and not other),
@@ -339,10 +341,10 @@ class EvaluationBoard:
 
     def __init__(self, workspace: Workspace, jobs: Supervisor) -> None:
         self.workspace, self.jobs = workspace, jobs
-        self._summaries: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
-        self._rows: tuple[str, tuple[int, int], list[dict[str, Any]]] = ("", (0, 0), [])
+        self._summaries: dict[str, tuple[tuple[int, int], JsonObject]] = {}
+        self._rows: tuple[str, tuple[int, int], list[Row]] = ("", (0, 0), [])
 
-    def summary(self, folder: EvaluationFolder) -> dict[str, Any]:
+    def summary(self, folder: EvaluationFolder) -> JsonObject:
         """What the answers amount to; empty before they were measured."""
         stamp = stat_of(folder.complete)
         cached = self._summaries.get(folder.id)
@@ -351,7 +353,7 @@ class EvaluationBoard:
             cached = self._summaries[folder.id] = (stamp, summary)
         return cached[1]
 
-    def rows(self, folder: EvaluationFolder) -> list[dict[str, Any]]:
+    def rows(self, folder: EvaluationFolder) -> list[Row]:
         """The answered rows of the one evaluation that is looked at."""
         stamp = stat_of(folder.predictions)
         if self._rows[:2] != (folder.id, stamp):
@@ -399,7 +401,7 @@ def data_choices(workspace: Workspace) -> list[tuple[str, str]]:
     return shipped + [(path.name, str(path)) for path in workspace.uploads()]
 
 
-def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], adapter: str = "") -> dict[str, Any]:
+def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], adapter: str = "") -> JsonObject:
     """What was asked for last, as far as it is still there; the adapter `asked` for now is chosen alone."""
     draft = workspace.read_draft(FORM)
     saved: Mapping[str, Any] = draft if isinstance(draft, dict) else {}

@@ -23,6 +23,7 @@ from lora_studio.evaluate.request import (
     make_request,
     request_of,
 )
+from lora_studio.files import JsonObject
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.kinds import BENCHMARK
 from lora_studio.models.adapters import adapter_folder, read_card
@@ -160,8 +161,17 @@ def build(studio: Studio, shared: Shared) -> None:
         return [*fill(studio, request.adapter), view]
 
     start.click(begin, [view, warned, *form], [view, warned, message], **QUIET)
-    clicks: dict[str, Any] = {"act": act, "messages": [message, downloaded], "busy": studio.supervisor.busy}
-    job_views.wire(parts, view, watching.look, wish=shared.wish, opening=opening, opened=[*form, view], **clicks)
+    job_views.wire(
+        parts,
+        view,
+        watching.look,
+        wish=shared.wish,
+        opening=opening,
+        opened=[*form, view],
+        act=act,
+        messages=[message, downloaded],
+        busy=studio.supervisor.busy,
+    )
     gr.on([part.input for part in form], lambda *values: keep(studio, *values), form, None, **QUIET)
 
 
@@ -235,7 +245,7 @@ def keep(studio: Studio, *values: Any) -> None:
     studio.workspace.write_draft(board.FORM, dict(zip(FIELDS, values, strict=True)))
 
 
-def start_one(studio: Studio, values: dict[str, Any], warned_of: str) -> tuple[str, str, str]:
+def start_one(studio: Studio, values: JsonObject, warned_of: str) -> tuple[str, str, str]:
     """Starts or queues what the form says; its id, what a person was warned of, and words. No id: the memory will
     hardly do.
 
@@ -268,7 +278,7 @@ def _doubt(studio: Studio, request: EvaluationRequest, button: str) -> str:
     )
 
 
-def asked_for(studio: Studio, values: dict[str, Any]) -> EvaluationRequest:
+def asked_for(studio: Studio, values: JsonObject) -> EvaluationRequest:
     """What the form says. Raises `StudioError` for what can't be evaluated."""
     if not values["adapters"]:
         raise StudioError("No adapter is chosen.", "Train one on the Train tab; its first checkpoint can be evaluated.")

@@ -13,6 +13,7 @@ from lora_studio.config.settings import described
 from lora_studio.errors import StudioError
 from lora_studio.export.request import PHASES, checked, request_of, target_of
 from lora_studio.export.targets import TARGETS, Sizes, Target, sizes_of
+from lora_studio.files import JsonObject
 from lora_studio.jobs.ending_words import ending_words
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import EXPORT, ExportFolder
@@ -137,7 +138,7 @@ class ExportBoard:
 
     def __init__(self, workspace: Workspace, jobs: Supervisor) -> None:
         self.workspace, self.jobs = workspace, jobs
-        self._results: dict[str, dict[str, Any]] = {}
+        self._results: dict[str, JsonObject] = {}
         self._sizes: dict[str, Sizes] = {}
 
     def look(self, view: ExportView, now: float) -> dict[str, str]:
@@ -156,7 +157,7 @@ class ExportBoard:
             head = head_markup(state, results[state.id], root)
         return {"cards": cards, "form": form, "head": head, "list": listed}
 
-    def result(self, state: RunState) -> dict[str, Any]:
+    def result(self, state: RunState) -> JsonObject:
         """What came out of an export; empty where nothing did (yet)."""
         if state.state != "done":
             return {}
@@ -189,7 +190,7 @@ class ExportBoard:
         return job_views.opening(self.workspace, self.jobs.jobs(EXPORT), LOOKED_AT)
 
 
-def typed(target: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def typed(target: str, values: Mapping[str, Any]) -> JsonObject:
     """The settings of a form as typed: a number's empty field is none."""
     settings = {setting.path: setting for setting in described(target_of(target).settings)}
     return {
@@ -210,7 +211,7 @@ def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], run: s
     return ExportView(str(adapter), target, values_of(workspace, target))
 
 
-def _kept(workspace: Workspace) -> dict[str, Any]:
+def _kept(workspace: Workspace) -> JsonObject:
     draft = workspace.read_draft(FORM)
     return draft if isinstance(draft, dict) else {}
 
@@ -225,7 +226,7 @@ def values_of(workspace: Workspace, target: str) -> Values:
 def keep(workspace: Workspace, view: ExportView, values: Mapping[str, Any] | None = None) -> None:
     """Keeps what is chosen and typed, so that a reload brings it back."""
     before = _kept(workspace).get("values")
-    after: dict[str, Any] = dict(before) if isinstance(before, dict) else {}
+    after: JsonObject = dict(before) if isinstance(before, dict) else {}
     if values is not None:
         after[view.target] = dict(values)
     workspace.write_draft(FORM, {"adapter": view.adapter, "target": view.target, "values": after})

@@ -61,7 +61,6 @@ def build(studio: Studio, shared: Shared) -> None:
 
     adapter.input(change, [adapter, view], view, **QUIET)
     # Many at once: a field that is left by a click on the button is kept and the export begun in one moment.
-    clicks: dict[str, Any] = {"act": act, "messages": [message, downloaded], "busy": studio.supervisor.busy}
     job_views.wire(
         parts,
         view,
@@ -69,8 +68,10 @@ def build(studio: Studio, shared: Shared) -> None:
         wish=shared.wish,
         opening=opening,
         opened=[adapter, view, nothing],
+        act=act,
+        messages=[message, downloaded],
+        busy=studio.supervisor.busy,
         trigger_mode="multiple",
-        **clicks,
     )
 
 

@@ -17,7 +17,7 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import of_run, request_of
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import EvaluationFolder
-from lora_studio.models.advice import correction
+from lora_studio.models.advice import Change, correction
 from lora_studio.models.hardware import devices
 from lora_studio.runs import summary
 from lora_studio.runs.health import Diagnosis, of_folder
@@ -25,7 +25,17 @@ from lora_studio.runs.summary import Tags, read_tags, settings_of, tags_of, to_c
 from lora_studio.ui import form, html, job_views, theme, words
 from lora_studio.ui.evaluate.results import value
 from lora_studio.ui.runs.results import touched
-from lora_studio.ui.studio import QUIET, RunView, Shared, Studio, stat_of
+from lora_studio.ui.studio import (
+    QUIET,
+    Components,
+    EventOptions,
+    Handover,
+    RunView,
+    Shared,
+    Studio,
+    ViewValues,
+    stat_of,
+)
 from lora_studio.ui.train.plan import gib
 from lora_studio.workspace import RunFolder, Workspace, safe_name
 
@@ -33,16 +43,13 @@ _LOOK_SECONDS = 5  # a silence grows without any event
 WORDS = {"error": "Serious", "warning": "Look at this"}
 
 
-def build_health(studio: Studio, shared: Shared) -> dict[str, Any]:
+def build_health(studio: Studio, shared: Shared) -> Components:
     """The list; a click on a button goes to the train tab."""
     listing = gr.HTML(js_on_load=theme.on_load("clicks"), elem_id="run-health", visible=False)
 
     def apply(event: gr.EventData, run_id: str) -> tuple[Any, Any]:
-        values = changed(studio, run_id, event.value)
-        if values is None:
-            return gr.skip(), gr.skip()
-        origin = f"{words.name_of(studio.supervisor.state(run_id))} with the change"
-        return (time.time(), values, origin), gr.Tabs(selected="train")
+        handover = changed(studio, run_id, event.value)
+        return (handover, gr.Tabs(selected="train")) if handover else (gr.skip(), gr.skip())
 
     listing.click(apply, shared.run, [shared.data, shared.tabs], **QUIET)
     return {"found": listing}
@@ -56,25 +63,26 @@ def stamp_health(view: RunView) -> Hashable:
     )
 
 
-def view_health(view: RunView) -> dict[str, Any]:
-    diagnoses = of_folder(view.run, view.folder.config, view.now, measured(view.folder, view.run))
+def view_health(view: RunView) -> ViewValues:
+    diagnoses = _diagnoses(view)
     return {"found": listed(diagnoses) if diagnoses else None}
 
 
-def measured(folder: RunFolder, run: RunState) -> dict[str, Any] | None:
-    """A finished run's comparison with its base."""
-    return folder.read_result().get("difference") if run.final else None
+def _diagnoses(view: RunView) -> list[Diagnosis]:
+    return of_folder(view.run, view.folder.config, view.now, view.comparison)
 
 
-def changed(studio: Studio, run_id: str, name: str) -> dict[str, Any] | None:
-    """The run's settings with the change of a diagnosis, by path; None where the run or the trouble is gone."""
+def changed(studio: Studio, run_id: str, name: str) -> Handover | None:
+    """The run's settings with the change of a diagnosis; None if the run or the diagnosis is gone."""
     try:
         run, folder = studio.supervisor.state(run_id), studio.workspace.run(run_id)
     except StudioError:
         return None
-    for diagnosis in of_folder(run, folder.config, time.time(), measured(folder, run)):
+    now = time.time()
+    for diagnosis in _diagnoses(RunView(studio, run, folder, now)):
         if diagnosis.name == name:
-            return {**flatten(settings_of(folder, run)), **diagnosis.settings}
+            values = {**flatten(settings_of(folder, run)), **diagnosis.settings}
+            return Handover(now, values, f"{words.name_of(run)} with the change")
     return None
 
 
@@ -89,10 +97,10 @@ def _changes(diagnosis: Diagnosis) -> str:
     )
 
 
-def build_memory(studio: Studio, shared: Shared) -> dict[str, Any]:
+def build_memory(studio: Studio, shared: Shared) -> Components:
     """A line of numbers, and the button that is there only after the memory ran out."""
-    parts: dict[str, Any] = {"numbers": gr.HTML(elem_id="run-memory", visible=False)}
-    parts["retry"] = gr.Button(variant="primary", visible=False, elem_id="run-retry")
+    numbers = gr.HTML(elem_id="run-memory", visible=False)
+    retry = gr.Button(variant="primary", visible=False, elem_id="run-retry")
     error_box = gr.HTML(visible=False)
 
     def start(run_id: str) -> tuple[Any, Any]:
@@ -101,33 +109,33 @@ def build_memory(studio: Studio, shared: Shared) -> dict[str, Any]:
         if change is None:
             return gr.skip(), gr.HTML(visible=False)
         try:
-            smaller = parse(merge(config_of(folder).model_dump(), nest(change["settings"])))  # out of a file: checked
+            smaller = parse(merge(config_of(folder).model_dump(), nest(change.settings)))  # out of a file: checked
             return studio.supervisor.launch(smaller), gr.HTML(visible=False)
         except StudioError as error:
             return gr.skip(), gr.HTML(html.problem(error), visible=True)
 
-    parts["retry"].click(start, shared.run, [shared.run, error_box], trigger_mode="once", **QUIET)
-    return parts
+    retry.click(start, shared.run, [shared.run, error_box], trigger_mode="once", **QUIET)
+    return {"numbers": numbers, "retry": retry}
 
 
 def stamp_memory(view: RunView) -> Hashable:
     return view.mark, stat_of(view.folder.complete)
 
 
-def view_memory(view: RunView) -> dict[str, Any]:
+def view_memory(view: RunView) -> ViewValues:
     change = retry_of(view.folder, view.run)
-    label = f"Start it again so: {change['title']}" if change else ""
+    label = f"Start it again so: {change.title}" if change else ""
     button = gr.update(value=label, visible=bool(change))
-    return {"numbers": memory_words(view.run, view.folder.read_result()) or None, "retry": button}
+    peak_bytes = view.folder.read_result().get("peak_memory_bytes")
+    return {"numbers": memory_words(view.run, peak_bytes) or None, "retry": button}
 
 
-def memory_words(run: RunState, result: dict[str, Any]) -> str:
+def memory_words(run: RunState, peak_bytes: float | None) -> str:
     """Estimated x GiB, measured y GiB, and why checkpointing is on or off."""
     if run.memory is None:
         return ""
-    measured = result.get("peak_memory_bytes")
     parts = [f"estimated {gib(run.memory.measurable_bytes)}"]
-    parts += [f"measured {gib(measured)}"] if measured else []
+    parts += [f"measured {gib(peak_bytes)}"] if peak_bytes else []
     sentence = f"Memory: {', '.join(parts)}. {run.memory.reason}".strip()
     return html.quiet(sentence)
 
@@ -136,35 +144,33 @@ def config_of(folder: RunFolder) -> Config:
     return parse(read_yaml(folder.config))
 
 
-def retry_of(folder: RunFolder, run: RunState) -> dict[str, Any] | None:
+def retry_of(folder: RunFolder, run: RunState) -> Change | None:
     """The change that fits, after the memory ran out: the worker's own word, or ours where it was killed."""
     if run.state != "failed":
         return None
     if run.reason is None or not run.reason.by_the_system:
-        retry: dict[str, Any] | None = folder.read_result().get("retry")
-        return retry
+        retry = folder.read_result().get("retry")
+        return Change("retry", retry["title"], retry.get("cost", ""), retry["settings"]) if retry else None
     device = devices()[0]
     checkpointing = run.memory.gradient_checkpointing if run.memory else None
     room = run.memory.available_bytes if run.memory else device.memory_total
-    change = correction(config_of(folder), checkpointing, device.kind, needed=0, available=room)
-    return {"title": change.title, "settings": dict(change.settings)} if change else None
+    return correction(config_of(folder), checkpointing, device.kind, needed=0, available=room)
 
 
-def build_files(studio: Studio, shared: Shared) -> dict[str, Any]:
+def build_files(studio: Studio, shared: Shared) -> Components:
     """Two folds."""
-    parts: dict[str, Any] = {}
     with gr.Accordion("Log", open=False):
-        parts["log"] = gr.Textbox(lines=14, max_lines=14, show_label=False, container=False, elem_id="log")
+        log = gr.Textbox(lines=14, max_lines=14, show_label=False, container=False, elem_id="log")
     with gr.Accordion("Settings of this run", open=False):
-        parts["settings"] = gr.Code(language="yaml", show_label=False, interactive=False, max_lines=24)
-    return parts
+        settings = gr.Code(language="yaml", show_label=False, interactive=False, max_lines=24)
+    return {"log": log, "settings": settings}
 
 
 def stamp_files(view: RunView) -> Hashable:
     return view.run.id, stat_of(view.folder.log), summary.words(view.run)
 
 
-def view_files(view: RunView) -> dict[str, Any]:
+def view_files(view: RunView) -> ViewValues:
     longer = summary.words(view.run)
     return {
         "log": view.studio.supervisor.log(view.run.id),
@@ -172,7 +178,7 @@ def view_files(view: RunView) -> dict[str, Any]:
     }
 
 
-def build_labels(studio: Studio, shared: Shared) -> dict[str, Any]:
+def build_labels(studio: Studio, shared: Shared) -> Components:
     """Two fields. What they were filled with travels along: another run may be chosen while they are saved.
 
     They are filled when a run is opened and never while it is looked at: what is being typed is not written over.
@@ -197,7 +203,7 @@ def build_labels(studio: Studio, shared: Shared) -> dict[str, Any]:
         return handler
 
     # One after the other, none left out: the second field may be left while the first is still being saved.
-    queued: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "labels", **QUIET}
+    queued: EventOptions = {"trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "labels", **QUIET}
     gr.on([tags.blur, tags.submit], save("tags"), [filled, tags], [filled, error_box], **queued)
     note.blur(save("note"), [filled, note], [filled, error_box], **queued)
     shared.run.change(lambda: gr.HTML(visible=False), None, error_box, **QUIET)
@@ -219,7 +225,7 @@ def stamp_labels(view: RunView) -> Hashable:
     return view.run.id
 
 
-def view_labels(view: RunView) -> dict[str, Any]:
+def view_labels(view: RunView) -> ViewValues:
     try:
         labels = read_tags(view.folder)
     except StudioError as error:
@@ -229,7 +235,7 @@ def view_labels(view: RunView) -> dict[str, Any]:
     return {name: gr.update(value=value) for name, value in {"filled": filled, **fields}.items()}
 
 
-def build_report(studio: Studio, shared: Shared) -> dict[str, Any]:
+def build_report(studio: Studio, shared: Shared) -> Components:
     """A fold with the report, and two buttons."""
     with gr.Accordion("Report and measurements", open=False, elem_id="run-report"):
         with gr.Row(elem_classes="actions"):
@@ -271,7 +277,7 @@ def stamp_report(view: RunView) -> Hashable:
     return view.run.id, view.run.final, stat_of(view.folder.report), evaluated
 
 
-def view_report(view: RunView) -> dict[str, Any]:
+def view_report(view: RunView) -> ViewValues:
     if not view.folder.report.is_file():
         words = html.empty("No report yet", "It is written when the run is finished.")
         return {"report": False, "words": words}

@@ -18,13 +18,24 @@ from lora_studio.runs.summary import settings_of
 from lora_studio.ui import html, words
 from lora_studio.ui.html import render
 from lora_studio.ui.runs import table
-from lora_studio.ui.studio import QUIET, RunView, Shared, Studio, Wish, opening, stat_of
+from lora_studio.ui.studio import (
+    QUIET,
+    Components,
+    Handover,
+    RunView,
+    Shared,
+    Studio,
+    ViewValues,
+    Wish,
+    opening,
+    stat_of,
+)
 from lora_studio.ui.words import clock, elapsed, figure
 from lora_studio.units import GIB
 from lora_studio.workspace import RunFolder
 
 
-def build_outcome(studio: Studio, shared: Shared) -> dict[str, Any]:
+def build_outcome(studio: Studio, shared: Shared) -> Components:
     """The ending in words, and the comparison with the base."""
     return {
         "ending": gr.HTML(elem_id="run-ending", visible=False),
@@ -36,20 +47,15 @@ def stamp_outcome(view: RunView) -> Hashable:
     return view.mark, stat_of(view.folder.complete)
 
 
-def view_outcome(view: RunView) -> dict[str, Any]:
+def view_outcome(view: RunView) -> ViewValues:
     """Why the run ended, where that needs words; the comparison, where there is one."""
-    measured = comparison(view)
+    measured = view.comparison
     return {"ending": ending(view.run) or None, "outcome": compared(measured, view.folder) if measured else None}
-
-
-def comparison(view: RunView) -> dict[str, Any] | None:
-    """A finished run's comparison with its base; None where it was not measured."""
-    return view.folder.read_result().get("difference") if view.run.final else None
 
 
 def is_collapsed(view: RunView) -> bool:
     """Whether the run's adapter is worse than its base."""
-    measured = comparison(view)
+    measured = view.comparison
     return measured is not None and is_worse(measured, _method(view.folder))
 
 
@@ -86,14 +92,14 @@ BUTTONS: tuple[tuple[str, str, Literal["primary", "secondary"]], ...] = (
 )
 
 
-def build_head(studio: Studio, shared: Shared) -> dict[str, Any]:
+def build_head(studio: Studio, shared: Shared) -> Components:
     """Headline, buttons, the question before a deletion, and what went wrong with an action."""
-    parts: dict[str, Any] = {}
+    buttons: dict[str, gr.Button] = {}
     with gr.Row(elem_classes="run-top"):
-        parts["headline"] = gr.HTML(elem_id="run-headline", min_width=260)
+        headline = gr.HTML(elem_id="run-headline", min_width=260)
         with gr.Row(elem_classes="actions", scale=0):
             for name, label, kind in BUTTONS:
-                parts[name] = gr.Button(
+                buttons[name] = gr.Button(
                     label, variant=kind, size="md", visible=False, scale=0, min_width=0, elem_id=f"run-{name}"
                 )
     with gr.Row(visible=False, elem_classes="confirm") as confirm:
@@ -115,24 +121,24 @@ def build_head(studio: Studio, shared: Shared) -> dict[str, Any]:
         except StudioError as error:
             return gr.skip(), gr.skip(), gr.HTML(html.problem(error), visible=True)
         return (
-            (time.time(), flatten(config), f"Copied from {run_id}"),
+            Handover(time.time(), flatten(config), f"Copied from {run_id}"),
             gr.Tabs(selected="train"),
             gr.HTML(visible=False),
         )
 
-    parts["stop"].click(acting(studio.supervisor.stop), shared.run, error_box, **QUIET)
-    parts["cancel"].click(acting(studio.supervisor.cancel), shared.run, error_box, **QUIET)
-    parts["resume"].click(acting(studio.supervisor.resume), shared.run, error_box, **QUIET)
+    buttons["stop"].click(acting(studio.supervisor.stop), shared.run, error_box, **QUIET)
+    buttons["cancel"].click(acting(studio.supervisor.cancel), shared.run, error_box, **QUIET)
+    buttons["resume"].click(acting(studio.supervisor.resume), shared.run, error_box, **QUIET)
     go_on = partial(studio.supervisor.resume, other_rows=True)
-    parts["other_rows"].click(acting(go_on), shared.run, error_box, **QUIET)
+    buttons["other_rows"].click(acting(go_on), shared.run, error_box, **QUIET)
     for tab in ("chat", "export"):
-        parts[tab].click(partial(_open, tab), shared.run, [shared.wish, shared.tabs], **QUIET)
-    parts["again"].click(again, shared.run, [shared.form, shared.tabs, error_box], **QUIET)
-    parts["delete"].click(ask, shared.run, [confirm, question], **QUIET)
+        buttons[tab].click(partial(_open, tab), shared.run, [shared.wish, shared.tabs], **QUIET)
+    buttons["again"].click(again, shared.run, [shared.form, shared.tabs, error_box], **QUIET)
+    buttons["delete"].click(ask, shared.run, [confirm, question], **QUIET)
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
     yes.click(delete, shared.run, [shared.run, confirm, error_box], **QUIET)
     shared.run.change(lambda: (gr.Row(visible=False), gr.HTML(visible=False)), None, [confirm, error_box], **QUIET)
-    return parts
+    return {"headline": headline, **buttons}
 
 
 def _open(tab: str, run_id: str) -> tuple[Wish, gr.Tabs]:
@@ -157,7 +163,7 @@ def stamp_head(view: RunView) -> Hashable:
     return view.mark, stat_of(folder.checkpoints), stat_of(folder.adapter), stat_of(folder.complete)
 
 
-def view_head(view: RunView) -> dict[str, Any]:
+def view_head(view: RunView) -> ViewValues:
     run, folder = view.run, view.folder
     usable = (folder.adapter / WEIGHTS_FILE).is_file() or bool(folder.checkpoint_folders())
     return {
@@ -182,29 +188,28 @@ LONGER = "<b>More epochs</b> goes on beyond the planned end, with the learning r
 ADAPTER = "<b>Continue from its adapter</b> begins a new run that starts with what this one learnt, with new settings."
 
 
-def build_life(studio: Studio, shared: Shared) -> dict[str, Any]:
+def build_life(studio: Studio, shared: Shared) -> Components:
     """Sentences, and for a run that ended a fold with the controls that fit its state."""
-    parts: dict[str, Any] = {"words": gr.HTML(visible=False, elem_id="run-life")}
-    with gr.Accordion("Train it further", open=False, visible=False, elem_id="run-further") as parts["further"]:
-        parts["ways"] = gr.HTML()
+    words = gr.HTML(visible=False, elem_id="run-life")
+    with gr.Accordion("Train it further", open=False, visible=False, elem_id="run-further") as further:
+        ways = gr.HTML()
         with gr.Row(elem_classes="run-life-row"):
-            parts["epochs"] = gr.Number(1, label="Epochs more", minimum=0, scale=0, min_width=150, elem_id="run-epochs")
-            parts["extend"] = gr.Button("Train more epochs", size="md", scale=0, min_width=0, elem_id="run-extend")
-            parts["continue"] = gr.Button(
-                "Continue from its adapter…", size="md", scale=0, min_width=0, elem_id="run-continue"
-            )
+            epochs = gr.Number(1, label="Epochs more", minimum=0, scale=0, min_width=150, elem_id="run-epochs")
+            more = gr.Button("Train more epochs", size="md", scale=0, min_width=0, elem_id="run-extend")
+            following = gr.Button("Continue from its adapter…", size="md", scale=0, min_width=0, elem_id="run-continue")
     error_box = gr.HTML(visible=False)
 
     def extend(run_id: str, epochs: float | None) -> Any:
         return told(lambda: studio.supervisor.resume(run_id, checked(epochs)))
 
-    def go_on(run_id: str) -> tuple[Any, Any]:
-        return (time.time(), continuation(studio, run_id), f"Continued from {run_id}"), gr.Tabs(selected="train")
+    def go_on(run_id: str) -> tuple[Handover, gr.Tabs]:
+        return continuation(studio, run_id), gr.Tabs(selected="train")
 
-    parts["extend"].click(extend, [shared.run, parts["epochs"]], error_box, **QUIET)
-    parts["continue"].click(go_on, shared.run, [shared.form, shared.tabs], **QUIET)
+    more.click(extend, [shared.run, epochs], error_box, **QUIET)
+    following.click(go_on, shared.run, [shared.form, shared.tabs], **QUIET)
     shared.run.change(lambda: gr.HTML(visible=False), None, error_box, **QUIET)
-    return parts
+    parts: Components = {"words": words, "further": further, "ways": ways, "epochs": epochs}
+    return parts | {"extend": more, "continue": following}
 
 
 def told(action: Any) -> Any:
@@ -223,19 +228,20 @@ def checked(epochs: float | None) -> float:
     return float(epochs)
 
 
-def continuation(studio: Studio, run_id: str) -> dict[str, Any]:
+def continuation(studio: Studio, run_id: str) -> Handover:
     """The train form's values for a new run that begins with this run's adapter."""
     run = studio.workspace.run(run_id)
     values = flatten(parse(read_yaml(run.config)))
     title = f"{studio.supervisor.state(run.id).title or 'run'}, continued"
-    return values | {"title": title[:120], "model.adapter_name_or_path": run.id}
+    values |= {"title": title[:120], "model.adapter_name_or_path": run.id}
+    return Handover(time.time(), values, f"Continued from {run_id}")
 
 
 def stamp_life(view: RunView) -> Hashable:
     return view.run.id, view.run.state, stat_of(view.folder.checkpoints), stat_of(view.folder.adapter)
 
 
-def view_life(view: RunView) -> dict[str, Any]:
+def view_life(view: RunView) -> ViewValues:
     state = view.run.state
     saved = bool(view.folder.checkpoint_folders())
     usable = view.run.final and (saved or view.folder.adapter.is_dir())
@@ -341,7 +347,7 @@ def phases(run: RunState) -> str:
     return render("runs.phases", [(state, MARKS[state], label) for label, state in stations(run)])
 
 
-def build_progress(studio: Studio, shared: Shared) -> dict[str, Any]:
+def build_progress(studio: Studio, shared: Shared) -> Components:
     """Notices, phases and tiles."""
     return {
         "notices": gr.HTML(elem_id="run-notices"),
@@ -355,7 +361,7 @@ def stamp_progress(view: RunView) -> Hashable:
     return view.mark, None if view.run.final else int(view.now)
 
 
-def view_progress(view: RunView) -> dict[str, Any]:
+def view_progress(view: RunView) -> ViewValues:
     return {
         "notices": notices(view.run) or None,
         "phases": phases(view.run),

@@ -23,13 +23,24 @@ from lora_studio.runs.checkpoints import Checkpoint
 from lora_studio.ui import html, job_views, theme
 from lora_studio.ui import words as run_words
 from lora_studio.ui.evaluate.results import headline
-from lora_studio.ui.studio import QUIET, RunView, Shared, Studio, opening, stat_of
+from lora_studio.ui.studio import (
+    QUIET,
+    Components,
+    Handover,
+    RunView,
+    Shared,
+    Studio,
+    Updates,
+    ViewValues,
+    opening,
+    stat_of,
+)
 
 SHOWN = 5
 HEAD = ("Question", "Expected", "Base", "Adapter")
 
 
-def build_answers(studio: Studio, shared: Shared) -> dict[str, Any]:
+def build_answers(studio: Studio, shared: Shared) -> Components:
     """A fold with the tables, hidden for a run that asks nothing."""
     with gr.Accordion("Answers as the run goes on", open=True, visible=False, elem_id="run-answers") as fold:
         tables = gr.HTML()
@@ -40,7 +51,7 @@ def stamp_answers(view: RunView) -> Hashable:
     return view.run.id, view.run.questions is not None, len(view.run.answers), view.run.resumed
 
 
-def view_answers(view: RunView) -> dict[str, Any]:
+def view_answers(view: RunView) -> ViewValues:
     return {"fold": view.run.questions is not None, "tables": tables(view.run)}
 
 
@@ -90,7 +101,7 @@ def _marked(answer: str | None, right: bool) -> str | None:
 ACTIONS = (("chat", "Chat"), ("download", "Download"), ("delete", "Delete…"))
 
 
-def build_checkpoints(studio: Studio, shared: Shared) -> dict[str, Any]:
+def build_checkpoints(studio: Studio, shared: Shared) -> Components:
     """A fold with the table; a deletion is asked about first."""
     doomed = gr.State("")
     with gr.Accordion("Checkpoints", open=False, elem_id="run-checkpoints") as fold:
@@ -101,7 +112,7 @@ def build_checkpoints(studio: Studio, shared: Shared) -> dict[str, Any]:
             no = gr.Button("Keep it", scale=0, min_width=100)
         result_box = job_views.place(studio.workspace)
 
-    def act(event: gr.EventData) -> dict[Any, Any]:
+    def act(event: gr.EventData) -> Updates:
         run_id, _, name = str(event.value).rpartition("/")
         try:
             run = studio.workspace.run(run_id)
@@ -118,7 +129,7 @@ def build_checkpoints(studio: Studio, shared: Shared) -> dict[str, Any]:
         words = f"Delete {name}? Neither resuming nor chatting with this step is possible afterwards."
         return {confirm: gr.Row(visible=True), question: html.notice(words, kind="warning"), doomed: str(event.value)}
 
-    def delete(value: str) -> dict[Any, Any]:
+    def delete(value: str) -> Updates:
         run_id, _, name = value.rpartition("/")
         try:
             checkpoints.delete(studio.workspace.run(run_id), studio.supervisor.state(run_id), name)
@@ -139,7 +150,7 @@ def stamp_checkpoints(view: RunView) -> Hashable:
     return run.id, run.final, len(run.evaluations), tuple(run.checkpoints), stat_of(view.folder.checkpoints)
 
 
-def view_checkpoints(view: RunView) -> dict[str, Any]:
+def view_checkpoints(view: RunView) -> ViewValues:
     on_disk = checkpoints.checkpoints(view.folder, view.run)
     words = (
         f"Checkpoints: {len(on_disk)}, {html.size(sum(item.bytes for item in on_disk))}" if on_disk else "Checkpoints"
@@ -170,7 +181,7 @@ def _numbers(item: Checkpoint, metrics: list[str]) -> tuple[str, list[str]]:
     return run_words.figure(item.loss), more
 
 
-def build_evaluations(studio: Studio, shared: Shared) -> dict[str, Any]:
+def build_evaluations(studio: Studio, shared: Shared) -> Components:
     """A fold with the list and the way to the evaluate tab."""
     with gr.Accordion("Evaluations", open=False, elem_id="run-evaluations") as fold:
         listed = gr.HTML(js_on_load=theme.on_load("clicks"))
@@ -193,7 +204,7 @@ def touched(folder: Path) -> tuple[tuple[str, int], ...]:
     return tuple((name, stat_of(folder / name)[1]) for name in sorted(os.listdir(folder)))
 
 
-def view_evaluations(view: RunView) -> dict[str, Any]:
+def view_evaluations(view: RunView) -> ViewValues:
     evaluations = of_run(view.studio.workspace, view.run.id)
     words = f"Evaluations: {len(evaluations)}" if evaluations else "Evaluations"
     return {"fold": gr.update(label=words), "listed": listing(evaluations, view.run.id, bool(view.run.checkpoints))}
@@ -215,12 +226,12 @@ def _listed(folder: EvaluationFolder) -> tuple[str, str, str]:
 EXPLAINED = "One job holds the device at a time. Others start one after the other, from the top, also after a restart."
 
 
-def build_queue(studio: Studio, shared: Shared) -> dict[str, Any]:
+def build_queue(studio: Studio, shared: Shared) -> Components:
     """The list, hidden while nothing waits, and what went wrong with an action."""
     listed = gr.HTML(js_on_load=theme.on_load("clicks"), visible=False, elem_id="run-queue")
     error_box = gr.HTML(visible=False)
 
-    def act(event: gr.EventData) -> dict[Any, Any]:
+    def act(event: gr.EventData) -> Updates:
         try:
             if event.act == "edit":
                 return {shared.form: edit(studio, event.value), shared.tabs: gr.Tabs(selected="train")}
@@ -236,7 +247,7 @@ def build_queue(studio: Studio, shared: Shared) -> dict[str, Any]:
     return {"queue": listed}
 
 
-def edit(studio: Studio, run_id: str) -> tuple[float, dict[str, Any], str]:
+def edit(studio: Studio, run_id: str) -> Handover:
     """Takes a waiting run away and gives its settings. Raises `StudioError` for one that trained before."""
     run = studio.workspace.run(run_id)
     if studio.supervisor.state(run.id).state != "queued" or run.worker.exists():
@@ -245,7 +256,7 @@ def edit(studio: Studio, run_id: str) -> tuple[float, dict[str, Any], str]:
         )
     values = flatten(parse(read_yaml(run.config)))
     studio.supervisor.delete(run.id)
-    return time.time(), values, f"Edited run {run.id}"
+    return Handover(time.time(), values, f"Edited run {run.id}")
 
 
 def stamp_queue(view: RunView) -> Hashable:
@@ -253,7 +264,7 @@ def stamp_queue(view: RunView) -> Hashable:
     return tuple(view.studio.supervisor.waiting()), tuple((job.id, job.state) for job in working)
 
 
-def view_queue(view: RunView) -> dict[str, Any]:
+def view_queue(view: RunView) -> ViewValues:
     supervisor, workspace = view.studio.supervisor, view.studio.workspace
     waiting, working = supervisor.waiting(), supervisor.working()
     hidden = {entry.job for entry in waiting if not is_shown(workspace, entry)}

@@ -16,7 +16,17 @@ from lora_studio.ui.runs import details, header, results, table
 from lora_studio.ui.runs import results as queue
 from lora_studio.ui.runs import table as run_compare
 from lora_studio.ui.runs.table import RunBoard, TableChoice
-from lora_studio.ui.studio import QUIET, PageSection, RunView, Shared, Studio, ViewState, refresh_view, updates
+from lora_studio.ui.studio import (
+    QUIET,
+    PageSection,
+    RunView,
+    Shared,
+    Studio,
+    ViewState,
+    ViewValues,
+    refresh_view,
+    updates,
+)
 
 SECTIONS: dict[str, PageSection] = {
     "queue": PageSection(queue.build_queue, queue.stamp_queue, queue.view_queue),
@@ -57,7 +67,7 @@ class Shown:
 
     run: str = ""
     status: str = ""
-    listed: dict[str, Any] = field(default_factory=dict)
+    listed: ViewValues = field(default_factory=dict)
     detail: ViewState = field(default_factory=dict)
     compare: ViewState = field(default_factory=dict)
 
@@ -122,7 +132,7 @@ def look(studio: Studio, board: RunBoard, run_id: str, choice: TableChoice, befo
     listed = table.view(board, runs, choice, "" if len(several) > 1 else run_id, now, owner)
     if unread := studio.supervisor.unread:
         reading = html.progress(f"Reading {html.count(unread, 'older run')}")
-        listed["list"] = listed["list"] + reading if runs else reading
+        listed["list"] = f"{listed['list']}{reading}" if runs else reading
     try:
         if len(several) > 1:
             whole = [studio.supervisor.state(run.id) for run in several]

@@ -29,7 +29,7 @@ from lora_studio.ui import words as run_words
 from lora_studio.ui.curves import Style
 from lora_studio.ui.form import in_words
 from lora_studio.ui.html import Html, count, empty, pager, progress, render, shorten, size
-from lora_studio.ui.studio import QUIET, Shared, Studio
+from lora_studio.ui.studio import QUIET, Components, EventOptions, Shared, Studio, ViewValues
 from lora_studio.workspace import RunFolder, Workspace
 
 ROWS = 25
@@ -278,10 +278,10 @@ def delete_runs(studio: Studio, run_ids: Sequence[str]) -> str:
 
 SELECTION, ORDER = "selected-run", "runs-order"
 # Of two boxes ticked one right after the other neither click is left out, and the second knows of the first.
-IN_TURN: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_id": "runs-list", "concurrency_limit": 1}
+IN_TURN: EventOptions = {"trigger_mode": "multiple", "concurrency_id": "runs-list", "concurrency_limit": 1}
 
 
-def build(studio: Studio, shared: Shared) -> tuple[dict[str, Any], gr.State]:
+def build(studio: Studio, shared: Shared) -> tuple[Components, gr.State]:
     """Search, table and what is done with ticked runs; what was chosen is the state."""
     choice = gr.State(TableChoice())
     with gr.Row(elem_classes="runs-top"):
@@ -354,7 +354,7 @@ def opening_choice(studio: Studio) -> TableChoice:
 
 def view(
     board: RunBoard, runs: list[RunState], choice: TableChoice, looked_at: str, now: float, owner: str = ""
-) -> dict[str, Any]:
+) -> ViewValues:
     """What list and buttons show; `owner` is the name of who looks, where runs of others are among them."""
     rows = board.rows(runs)
     if choice.sort == "bytes":
@@ -392,7 +392,7 @@ def opening_run(studio: Studio) -> str:
 MOST = 8
 
 
-def build_compare(studio: Studio) -> dict[str, Any]:
+def build_compare(studio: Studio) -> Components:
     """Words, curves over each other, two tables."""
     return {
         "words": gr.HTML(elem_id="compare-words"),
@@ -408,7 +408,7 @@ def chosen(runs: Sequence[RunState], ticked: Sequence[str]) -> list[RunState]:
     return [by_id[run_id] for run_id in ticked if run_id in by_id][:MOST]
 
 
-def view_compare(studio: Studio, runs: Sequence[RunState], ticked: int, style: Style) -> dict[str, Any]:
+def view_compare(studio: Studio, runs: Sequence[RunState], ticked: int, style: Style) -> ViewValues:
     """What the comparison shows; curves in the style that a single run's are drawn in."""
     folders = [studio.workspace.run(run.id) for run in runs]
     names = named(runs)

@@ -117,7 +117,7 @@ def seen_data(config: Config, look: DataLook | None) -> Seen | None:
     return Seen(min(limit, look.longest), min(limit, look.mean), look.packs)
 
 
-def _looked_at(config: Config) -> dict[str, Any]:
+def _looked_at(config: Config) -> dict[str, str | int]:
     return {
         "model.name": config.model.name,
         "data.train_file": config.data.train_file,
@@ -352,7 +352,7 @@ def wire(
     """Each button hands its change to `apply`, with the values of `inputs`."""
 
     def press(number: int) -> Callable[..., dict[Any, Any]]:
-        def pressed(offered: list[dict[str, Any]], *values: Any) -> dict[Any, Any]:
+        def pressed(offered: list[Mapping[str, Any]], *values: Any) -> dict[Any, Any]:
             return apply(offered[number] if number < len(offered) else {}, list(values))
 
         return pressed

@@ -6,10 +6,11 @@ the form in one click, which Undo takes back.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import gradio as gr
 
+from lora_studio.config.fields import SettingValues
 from lora_studio.config.parsing import ConfigError
 from lora_studio.config.presets import NameTakenError, delete_preset, own_presets, save_preset
 from lora_studio.config.sections import Config
@@ -18,6 +19,7 @@ from lora_studio.jobs.protocol import Modules
 from lora_studio.jobs.session import Session
 from lora_studio.ui import form as forms
 from lora_studio.ui import html
+from lora_studio.ui.studio import QUIET, Updates
 from lora_studio.workspace import Workspace
 
 
@@ -48,7 +50,7 @@ def draw_presets() -> Keeper:
     return Keeper(name, about, save, replace, delete, result_box)
 
 
-def updates(keeper: Keeper, workspace: Workspace, preset: str | None) -> dict[Any, Any]:
+def updates(keeper: Keeper, workspace: Workspace, preset: str | None) -> Updates:
     """What the fold shows beside a chosen preset: only one's own can be deleted."""
     label = f"Delete {preset}" if preset in own_presets(workspace) else ""
     return {keeper.delete: gr.Button(label, visible=bool(label)), keeper.replace: gr.Button(visible=False)}
@@ -82,26 +84,25 @@ def wire_presets(
     widgets: Sequence[Any],
     outputs: Sequence[Any],
     read: Callable[[Sequence[Any]], Config],
-    show: Callable[[str | None, Sequence[Any]], dict[Any, Any]],
-    quiet: dict[str, Any],
+    show: Callable[[str | None, Sequence[Any]], Updates],
 ) -> None:
     """`show(preset, raws)` fills the tab anew with a preset chosen."""
     touched = [*outputs, keeper.name, keeper.about, keeper.result_box, keeper.replace]
 
-    def saved(again: bool, name: str, about: str, raws: Sequence[Any]) -> dict[Any, Any]:
+    def saved(again: bool, name: str, about: str, raws: Sequence[Any]) -> Updates:
         preset_name, words, ask = keep(workspace, read, name, about, raws, again)
         result = {keeper.result_box: gr.HTML(words, visible=True), keeper.replace: gr.Button(visible=ask)}
         return (
             result if preset_name is None else {**show(preset_name, raws), **result, keeper.name: "", keeper.about: ""}
         )
 
-    def save(name: str, about: str, *raws: Any) -> dict[Any, Any]:
+    def save(name: str, about: str, *raws: Any) -> Updates:
         return saved(False, name, about, raws)
 
-    def replace(name: str, about: str, *raws: Any) -> dict[Any, Any]:
+    def replace(name: str, about: str, *raws: Any) -> Updates:
         return saved(True, name, about, raws)
 
-    def delete(name: str | None, *raws: Any) -> dict[Any, Any]:
+    def delete(name: str | None, *raws: Any) -> Updates:
         try:
             delete_preset(workspace, name or "")
         except StudioError as error:
@@ -109,9 +110,9 @@ def wire_presets(
         words = html.notice(f"{name} is deleted.", "The settings in the form stay.", "info")
         return {**show(None, raws), keeper.result_box: gr.HTML(words, visible=True)}
 
-    keeper.save.click(save, [keeper.name, keeper.about, *widgets], touched, trigger_mode="once", **quiet)
-    keeper.replace.click(replace, [keeper.name, keeper.about, *widgets], touched, trigger_mode="once", **quiet)
-    keeper.delete.click(delete, [preset, *widgets], touched, trigger_mode="once", **quiet)
+    keeper.save.click(save, [keeper.name, keeper.about, *widgets], touched, trigger_mode="once", **QUIET)
+    keeper.replace.click(replace, [keeper.name, keeper.about, *widgets], touched, trigger_mode="once", **QUIET)
+    keeper.delete.click(delete, [preset, *widgets], touched, trigger_mode="once", **QUIET)
 
 
 FIELDS = {"linear": "lora.target_modules", "whole": "lora.modules_to_save"}
@@ -159,12 +160,11 @@ def wire_modules(
     model: Sequence[gr.Textbox],
     inputs: Sequence[Any],
     outputs: Sequence[Any],
-    change: Callable[[dict[str, Any], Sequence[Any]], dict[Any, Any]],
-    quiet: dict[str, Any],
+    change: Callable[[SettingValues, Sequence[Any]], Updates],
 ) -> None:
     """`model` are the widgets of name and revision; `change(settings, given)` puts settings into the form."""
 
-    def look(name: str, revision: str) -> Iterator[dict[Any, Any]]:
+    def look(name: str, revision: str) -> Iterator[Updates]:
         yield {choice.result_box: gr.HTML(html.progress("Reading the model's config"), visible=True)}
         try:
             modules = names(session, name.strip(), revision.strip())
@@ -176,21 +176,30 @@ def wire_modules(
         }
         yield {choice.result_box: gr.HTML(visible=False), **shown_lists}
 
-    def writer(path: str) -> Callable[..., dict[Any, Any]]:
-        def write(selected: list[str], *values: Any) -> dict[Any, Any]:
+    def writer(path: str) -> Callable[..., Updates]:
+        def write(selected: list[str], *values: Any) -> Updates:
             return change({path: ", ".join(selected) or ("all-linear" if path == FIELDS["linear"] else None)}, values)
 
         return write
 
-    choice.look.click(look, list(model), choice.parts, trigger_mode="once", **quiet)
+    choice.look.click(look, list(model), choice.parts, trigger_mode="once", **QUIET)
     for kind, box in choice.lists.items():
-        box.input(writer(FIELDS[kind]), [box, *inputs], list(outputs), **quiet)
+        box.input(writer(FIELDS[kind]), [box, *inputs], list(outputs), **QUIET)
 
 
 DRAFT = "form-before"
 MAX_LISTED = 6
 """Changes listed in sight; the others are in a fold."""
 MAX_VALUE_LENGTH = 40
+
+
+class FormBefore(TypedDict):
+    """The draft that an undo brings back: the form as it was, and the changes since."""
+
+    origin: str
+    preset: str | None
+    values: SettingValues
+    changed: list[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
@@ -237,36 +246,37 @@ def record(
     origin: str,
     before: tuple[str | None, Sequence[Any]],
     after: Sequence[Any],
-) -> dict[Any, Any]:
+) -> Updates:
     """The notice after the page filled the form; `before` is the preset and the form it had. Raises `StudioError`."""
     changed = changes(before[1], after)
     if not changed:
         return clear(notice, workspace)
-    draft = {"origin": origin, "preset": before[0], "values": forms.to_draft(before[1]), "changed": changed}
+    values = forms.to_draft(before[1])
+    draft: FormBefore = {"origin": origin, "preset": before[0], "values": values, "changed": changed}
     workspace.write_draft(DRAFT, draft)
     return _shown(notice, origin, changed)
 
 
-def clear(notice: Notice, workspace: Workspace) -> dict[Any, Any]:
+def clear(notice: Notice, workspace: Workspace) -> Updates:
     """Nothing to undo any more: the run was started, or nothing differs. Raises `StudioError`."""
     if workspace.read_draft(DRAFT) is not None:
         workspace.write_draft(DRAFT, None)
     return {notice.row: gr.Row(visible=False)}
 
 
-def reopen(notice: Notice, workspace: Workspace) -> dict[Any, Any]:
+def reopen(notice: Notice, workspace: Workspace) -> Updates:
     """The notice as it was before a reload."""
     draft = _read(workspace)
     return _shown(notice, draft["origin"], draft["changed"]) if draft else {notice.row: gr.Row(visible=False)}
 
 
-def _read(workspace: Workspace) -> dict[str, Any] | None:
+def _read(workspace: Workspace) -> FormBefore | None:
     draft = workspace.read_draft(DRAFT)
     whole = isinstance(draft, dict) and {"origin", "preset", "values", "changed"} <= draft.keys()
     return draft if whole else None
 
 
-def _shown(notice: Notice, origin: str, changed: Sequence[tuple[str, str, str]]) -> dict[Any, Any]:
+def _shown(notice: Notice, origin: str, changed: Sequence[tuple[str, str, str]]) -> Updates:
     return {notice.row: gr.Row(visible=True), notice.words: listed(origin, changed)}
 
 
@@ -276,15 +286,14 @@ def wire_changes(
     preset: gr.Dropdown,
     widgets: Sequence[Any],
     outputs: Sequence[Any],
-    fill: Callable[[str | None, Sequence[Any], str, tuple[str | None, Sequence[Any]]], dict[Any, Any]],
-    quiet: dict[str, Any],
+    fill: Callable[[str | None, Sequence[Any], str, tuple[str | None, Sequence[Any]]], Updates],
 ) -> None:
     """`fill(preset, raws, origin, before)` fills the form; an undo is a change that can be undone itself."""
 
-    def undo(current: str | None, *raws: Any) -> dict[Any, Any]:
+    def undo(current: str | None, *raws: Any) -> Updates:
         draft = _read(workspace)
         if draft is None:
             return {notice.row: gr.Row(visible=False)}
         return fill(draft["preset"], forms.from_draft(draft["values"], raws), "Undone", (current, raws))
 
-    notice.undo.click(undo, [preset, *widgets], list(outputs), trigger_mode="once", **quiet)
+    notice.undo.click(undo, [preset, *widgets], list(outputs), trigger_mode="once", **QUIET)

@@ -29,7 +29,7 @@ from lora_studio.ui import form as forms
 from lora_studio.ui import html, theme
 from lora_studio.ui.data.choice import is_there
 from lora_studio.ui.form import read_draft, save_draft
-from lora_studio.ui.studio import Shared, Studio
+from lora_studio.ui.studio import QUIET, EventOptions, Handover, Shared, Studio, Updates
 from lora_studio.ui.train import plan as plan_card
 from lora_studio.ui.train import plan as plan_words
 from lora_studio.ui.train import presets as form_changes
@@ -40,10 +40,7 @@ from lora_studio.workspace import DEMO_MODEL, Workspace, shipped_data
 
 OWN_CHOICES = ("model.name", "model.revision", "data.train_file", "data.validation_file")
 FormState = tuple[str | None, Sequence[Any]]
-Handover = tuple[float, dict[str, Any], str]
-"""When, settings by path, and where they come from in words."""
-IN_TURN: dict[str, Any] = {"concurrency_id": "form", "concurrency_limit": 1}  # of two that fill it, the last one tells
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+IN_TURN: EventOptions = {"concurrency_id": "form", "concurrency_limit": 1}  # of two that fill it, the last one tells
 CHAT_HELD = html.notice("The chat holds a model in memory as well.", "Unload it on the Chat tab, and start again.")
 EVALUATION_HELD = html.notice(
     "An evaluation holds a model in memory.",
@@ -150,7 +147,7 @@ def _keep(view: TrainView, studio: Studio) -> None:
     """Each change is kept and shown for what it comes to; a load of the page brings the kept form back."""
     workspace = studio.workspace
 
-    def changed(preset: str | None, reported: ReportedProblems, *raws: Any) -> dict[Any, Any]:
+    def changed(preset: str | None, reported: ReportedProblems, *raws: Any) -> Updates:
         without_preset = left_preset(workspace, preset, raws)
         if without_preset is None:
             about = {view.about: _about(presets(workspace).get(preset or ""), raws)} if preset else {}
@@ -167,12 +164,12 @@ def _keep(view: TrainView, studio: Studio) -> None:
         filled = {view.preset: gr.Dropdown(value=None), view.about: "", **updates, **written}
         return filled | _recorded(view, workspace, origin, (None, raws), (None, without_preset))
 
-    def restore() -> dict[Any, Any]:
+    def restore() -> Updates:
         preset, raws = read_draft(workspace)
         updates = _show(view, studio, preset, raws) | form_changes.reopen(view.changes, workspace)
         return {**updates, view.whole: gr.Row(visible=True)}
 
-    def recount() -> dict[Any, Any]:
+    def recount() -> Updates:
         return plan_card.updates(view.card, _planned(studio, _read(read_draft(workspace)[1], workspace)))
 
     inputs = [view.preset, view.reported, *view.form.widgets]
@@ -187,11 +184,11 @@ def _fill(view: TrainView, shared: Shared, studio: Studio) -> None:
     """A preset, a config file, the data tab, an earlier run or a change that saves memory writes into the form."""
     workspace = studio.workspace
 
-    def use_preset(name: str, *raws: Any) -> dict[Any, Any]:
+    def use_preset(name: str, *raws: Any) -> Updates:
         filled = with_preset(raws, presets(workspace)[name].values())
         return show(name, filled, f"Preset {name}", (read_draft(workspace)[0], raws))
 
-    def open_file(path: str, preset: str | None, *raws: Any) -> dict[Any, Any]:
+    def open_file(path: str, preset: str | None, *raws: Any) -> Updates:
         try:
             settings = read_yaml(Path(path))
         except StudioError as error:
@@ -201,11 +198,11 @@ def _fill(view: TrainView, shared: Shared, studio: Studio) -> None:
         reported = ReportedProblems(tuple(fields), tuple(general))
         return show(None, filled, f"Config file {Path(path).name}", (preset, raws), reported)
 
-    def change(settings: Mapping[str, Any], values: Sequence[Any]) -> dict[Any, Any]:
+    def change(settings: Mapping[str, Any], values: Sequence[Any]) -> Updates:
         preset, *raws = values
         return show(preset, forms.overlay(raws, settings), "Your choice", (preset, raws))
 
-    def fetch(reported: ReportedProblems, *raws: Any) -> dict[Any, Any]:
+    def fetch(reported: ReportedProblems, *raws: Any) -> Updates:
         form = _read(raws, workspace)
         try:
             if isinstance(form, Config):
@@ -220,31 +217,31 @@ def _fill(view: TrainView, shared: Shared, studio: Studio) -> None:
         origin: str,
         before: FormState,
         reported: ReportedProblems | None = None,
-    ) -> dict[Any, Any]:
+    ) -> Updates:
         filled = _show(view, studio, preset, raws, reported)
         return filled | _recorded(view, workspace, origin, before, (preset, raws))
 
-    def renamed(preset: str | None, raws: Sequence[Any]) -> dict[Any, Any]:
+    def renamed(preset: str | None, raws: Sequence[Any]) -> Updates:
         return _show(view, studio, preset, raws) | _kept(view, workspace, preset, raws)
 
     widgets = view.form.widgets
     whole = [view.preset, *widgets]
     of_model = [view.form.widget("model.name"), view.form.widget("model.revision")]
-    module_choice.wire_modules(view.modules, studio.inspector, of_model, whole, view.outputs, change, QUIET)
-    preset_keeper.wire_presets(view.keeper, workspace, view.preset, widgets, view.outputs, forms.read, renamed, QUIET)
+    module_choice.wire_modules(view.modules, studio.inspector, of_model, whole, view.outputs, change)
+    preset_keeper.wire_presets(view.keeper, workspace, view.preset, widgets, view.outputs, forms.read, renamed)
     plan_card.wire(view.card, [view.preset, *widgets], view.outputs, change, QUIET)
     view.card.fetch.click(fetch, [view.reported, *widgets], view.outputs, trigger_mode="once", api_visibility="private")
     # A dropdown's `input` also fires when it is left without a choice; `select` only when an option is chosen.
     view.preset.select(use_preset, whole, view.outputs, **QUIET)
     view.upload.upload(open_file, [view.upload, *whole], view.outputs, **QUIET)
-    form_changes.wire_changes(view.changes, workspace, view.preset, widgets, view.outputs, show, QUIET)
+    form_changes.wire_changes(view.changes, workspace, view.preset, widgets, view.outputs, show)
     _take_over(view, shared, workspace, show)
 
 
-def _take_over(view: TrainView, shared: Shared, workspace: Workspace, show: Callable[..., dict[Any, Any]]) -> None:
+def _take_over(view: TrainView, shared: Shared, workspace: Workspace, show: Callable[..., Updates]) -> None:
     """What other tabs hand over: settings on top of the form, or a whole config. The notice of changes is in sight."""
 
-    def use_data(handover: Handover, preset: str | None, *raws: Any) -> dict[Any, Any]:
+    def use_data(handover: Handover, preset: str | None, *raws: Any) -> Updates:
         _, settings, origin = handover
         filled = forms.overlay(raws, settings)
         without_preset = left_preset(workspace, preset, filled, settings)
@@ -253,7 +250,7 @@ def _take_over(view: TrainView, shared: Shared, workspace: Workspace, show: Call
         after = (preset, filled) if without_preset is None else (None, without_preset)
         return show(*after, origin, (preset, raws)) | {view.start: gr.Button(interactive=True)}
 
-    def use_config(handover: Handover, preset: str | None, *raws: Any) -> dict[Any, Any]:
+    def use_config(handover: Handover, preset: str | None, *raws: Any) -> Updates:
         _, settings, origin = handover
         return show(None, forms.overlay(forms.shown(Config()), settings), origin, (preset, raws))
 
@@ -270,7 +267,7 @@ def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
     """Start checks first what would make the run fail; a run whose memory will hardly do asks once more."""
     starter = Starter(studio.supervisor)
 
-    def start(reported: ReportedProblems, *raws: Any) -> Iterator[dict[Any, Any]]:
+    def start(reported: ReportedProblems, *raws: Any) -> Iterator[Updates]:
         yield {view.checks: gr.HTML(html.progress("Checking data, model, memory and disk"), visible=True)}
         form = _read(raws, studio.workspace)
         try:
@@ -287,16 +284,16 @@ def _start(view: TrainView, shared: Shared, studio: Studio) -> None:
             return
         yield begin(reported, form)
 
-    def start_anyway(reported: ReportedProblems, *raws: Any) -> dict[Any, Any]:
+    def start_anyway(reported: ReportedProblems, *raws: Any) -> Updates:
         return begin(reported, _read(raws, studio.workspace))
 
-    def refused(error: StudioError, reported: ReportedProblems, form: Config | ConfigError) -> dict[Any, Any]:
+    def refused(error: StudioError, reported: ReportedProblems, form: Config | ConfigError) -> Updates:
         if isinstance(error, ConfigError):
             reported.paths, reported.general = tuple(item.path for item in error.problems), ()
             return _look(view, studio, form, reported)
         return {view.summary: gr.HTML(html.problem(error), visible=True), view.checks: gr.HTML(visible=False)}
 
-    def begin(reported: ReportedProblems, form: Config | ConfigError) -> dict[Any, Any]:
+    def begin(reported: ReportedProblems, form: Config | ConfigError) -> Updates:
         try:
             if isinstance(form, ConfigError):
                 raise form
@@ -330,7 +327,7 @@ def beside(studio: Studio) -> str:
 
 def _show(
     view: TrainView, studio: Studio, preset: str | None, raws: Sequence[Any], reported: ReportedProblems | None = None
-) -> dict[Any, Any]:
+) -> Updates:
     """The whole form filled anew, with the files that are there now."""
     workspace = studio.workspace
     available, files = presets(workspace), data_choices(workspace)
@@ -347,7 +344,7 @@ def _show(
     }
 
 
-def _kept(view: TrainView, workspace: Workspace, preset: str | None, raws: Sequence[Any]) -> dict[Any, Any]:
+def _kept(view: TrainView, workspace: Workspace, preset: str | None, raws: Sequence[Any]) -> Updates:
     """Keeps the form as it is; where that is not possible, says so, and the form goes on."""
     try:
         save_draft(workspace, preset, raws)
@@ -356,9 +353,7 @@ def _kept(view: TrainView, workspace: Workspace, preset: str | None, raws: Seque
     return {}
 
 
-def _recorded(
-    view: TrainView, workspace: Workspace, origin: str, before: FormState, after: FormState
-) -> dict[Any, Any]:
+def _recorded(view: TrainView, workspace: Workspace, origin: str, before: FormState, after: FormState) -> Updates:
     """Keeps a form that the page filled, and shows what changed; where it can't be kept, says so."""
     try:
         save_draft(workspace, *after)
@@ -386,7 +381,7 @@ def _planned(studio: Studio, form: Config | ConfigError) -> Plan | None:
         return None
 
 
-def _look(view: TrainView, studio: Studio, form: Config | ConfigError, reported: ReportedProblems) -> dict[Any, Any]:
+def _look(view: TrainView, studio: Studio, form: Config | ConfigError, reported: ReportedProblems) -> Updates:
     """What the form comes to, and of its problems those that were told and are still there."""
     if isinstance(form, ConfigError):
         problems, yaml, noted = form.problems, "# Some settings are not right yet.", {}
