@@ -1,16 +1,14 @@
-"""What every tab is given: the services behind it, and the few components that tabs share.
-
-What the runs tab is put together from: sections, and the painting of those that have something new to show.
+"""What every tab gets: services, shared components, the types of the page's values, and the sections of the runs tab.
 
 A section is three functions:
 
-- `build(studio, shared)` draws its components where it stands, wires their events (the chosen run's id is
-  `shared.run`), and returns by name those that are painted again while the page is open;
-- `stamp(view)` is what its view depends on, and is cheap: `view.mark` for what follows from the run's events;
-- `view(view)` says what each of these components shows: a value, True or False to show or hide it, None to hide it, or
-  a `gr.update(...)`. It is called when the stamp changed, draws nothing and is tested without a page.
+- `build(studio, shared)` draws its components, wires their events (the selected run's id is `shared.run`), and returns
+  by name the components that are updated while the page is open;
+- `stamp(view)` is a cheap value on which the section depends: `view.mark` for everything that follows from events;
+- `view(view)` returns what each of these components shows: a value, True or False for its visibility, None to hide it,
+  or a `gr.update(...)`. It is called when the stamp changes, draws nothing and is tested without a page.
 
-To add one, write them in a module of `ui/runs` and name it in `ui.runs.tab.SECTIONS` in the place where it stands.
+To add one, write the functions in a module of `ui/runs` and name them in `ui.runs.tab.SECTIONS` at their place.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -109,7 +107,7 @@ QUIET: EventOptions = {"show_progress": "hidden", "api_visibility": "private"}
 
 @dataclass(frozen=True)
 class RunView:
-    """The run that is looked at, at one moment."""
+    """The selected run at one moment."""
 
     studio: Studio
     run: RunState
@@ -129,7 +127,7 @@ class RunView:
 
 @dataclass(frozen=True)
 class PageSection:
-    """The three functions of a section: see the module's own words."""
+    """The three functions of a section; see the module's docstring."""
 
     build: Callable[[Studio, Shared], Components]
     stamp: Callable[[RunView], Hashable]
@@ -137,7 +135,7 @@ class PageSection:
 
 
 def refresh_view(sections: Mapping[str, PageSection], view: RunView, before: ViewState) -> ViewState:
-    """What every section shows now, by its name; the view of a section whose stamp is the same is kept."""
+    """What every section shows now, by its name; a section with an unchanged stamp keeps its values."""
     now: ViewState = {}
     for name, section in sections.items():
         stamp = section.stamp(view)
