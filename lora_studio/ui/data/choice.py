@@ -220,8 +220,7 @@ def request_of(values: SettingValues, workspace: Workspace) -> Inspect:
     """
     settings = {path.removeprefix("data."): value for path, value in values.items() if path.startswith("data.")}
     return Inspect(
-        **settings | {"bad_rows": "skip"},
-        **_rows_a_step(workspace),
+        **settings | {"bad_rows": "skip", **_rows_a_step(workspace)},
         model=values["model.name"],
         cache_folder=str(workspace.cache_folder),
         show_examples=1,
