@@ -177,7 +177,7 @@ EVERYDAY = frozenset(
 )
 """Everyday words that say nothing of a value: a result, a message, arguments, a selection have names of their own."""
 MAX_EVERYDAY_PER_1000 = 8.0
-MAX_UNTYPED = 155
+MAX_UNTYPED = 15
 """`dict[str, Any]` in the package. The number may only become smaller."""
 
 
