@@ -5,10 +5,10 @@ BIN := .venv/bin
 # and stay together, in the order of tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run demo test check docker-check format screenshots matrix clean
+.PHONY: run demo test check docs docker-check format screenshots tour matrix clean
 
 run: .venv/installed  ## the page on http://127.0.0.1:7860
-	$(BIN)/python app.py
+	@$(BIN)/python app.py
 
 demo: .venv/installed  ## the main job without a browser: train a persona, compare base and adapter
 	$(BIN)/python -m lora_studio.demo
@@ -55,8 +55,15 @@ format: .venv/installed-dev  ## formats and mends what ruff can mend
 matrix: .venv/installed-dev  ## every architecture beside plain transformers and peft, into docs/architectures.md; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.matrix --table docs/architectures.md
 
-screenshots: .venv/installed-dev chromium  ## every tab at two widths, into screenshots/
+docs: .venv/installed-dev  ## the documentation as a site, into site/; its generated parts are written first
+	$(BIN)/python -m tests.readme
+	$(BIN)/mkdocs build --strict
+
+screenshots: .venv/installed-dev chromium tour  ## every tab at two widths, into screenshots/, and the pictures of docs/
 	$(BIN)/python -m tests.screenshots
+
+tour: .venv/installed-dev chromium  ## the moving picture and one picture of each tab, into docs/images/; minutes
+	$(BIN)/python -m tools.tour
 
 chromium: .venv/installed-dev
 	@command -v chromium >/dev/null || ( [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
@@ -64,17 +71,18 @@ chromium: .venv/installed-dev
 .PHONY: chromium
 
 .venv/python:
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "LoRA Studio needs Python 3.11 or newer"'
-	$(PYTHON) -m venv .venv
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("LoRA Studio needs Python 3.11 or newer: PYTHON=python3.12 make run")'
+	@echo "Making the environment .venv"
+	@$(PYTHON) -m venv .venv
+	@touch $@
 
 .venv/installed: .venv/python requirements.txt
-	$(BIN)/pip install -q -r requirements.txt
-	touch $@
+	@$(BIN)/python tools/install.py requirements.txt
+	@touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
-	$(BIN)/pip install -q -r requirements-dev.txt
-	touch $@
+	@$(BIN)/python tools/install.py requirements-dev.txt
+	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache screenshots
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache screenshots site

@@ -125,6 +125,17 @@ def address_words(serving: Serving) -> str:
     return f"{here}\nIt listens on {who}: other machines that reach it use that machine's name and port {port}."
 
 
+def where_words(workspace: Path, *, container: bool = False) -> str:
+    """Where everything is kept and how to end the server, for the terminal that it was started in. A container ends
+    with all that runs in it."""
+    rest = (
+        "a training run saves a checkpoint, and continues at the next start."
+        if container
+        else "a training run goes on without the page, and the next start finds it."
+    )
+    return f"Runs, uploads and adapters are kept in {workspace}\nStop with Ctrl-C: {rest}"
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of a server, shared by all entry points. The caller adds `--workspace`."""
     parser.add_argument("--host", help=f"address to listen on (else {HOST}, else 127.0.0.1: this machine only)")

@@ -8,7 +8,6 @@ import webbrowser
 
 from lora_studio.access.accounts import reachable
 from lora_studio.access.serving import Serving, from_flags
-from lora_studio.cli.output import say
 from lora_studio.workspace import Workspace
 
 _OPEN_WITHIN_SECONDS = 30.0
@@ -21,7 +20,6 @@ def serve(workspace: Workspace, args: argparse.Namespace) -> int:
 
     if args.open:
         threading.Thread(target=_open_when_up, args=(how,), daemon=True).start()
-    say(f"Workspace: {workspace.root}")
     launch(workspace, how)
     return 0
 

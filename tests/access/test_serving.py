@@ -31,6 +31,14 @@ def test_the_address_that_is_told_can_be_opened_and_says_who_reaches_it() -> Non
     assert told("::1", 80) == "LoRA Studio is on http://[::1]:80"
 
 
+def test_the_terminal_is_told_where_things_are_kept_and_how_to_stop(tmp_path: Path) -> None:
+    where, stop = serving.where_words(tmp_path).splitlines()
+    assert where.endswith(str(tmp_path))
+    assert stop.startswith("Stop with Ctrl-C: ")
+    assert "goes on" in stop
+    assert "saves a checkpoint" in serving.where_words(tmp_path, container=True)
+
+
 def test_a_token_is_made_or_given_and_stands_in_the_address_alone() -> None:
     made = flags("--token")
     assert made.accounts is not None
