@@ -22,6 +22,7 @@ RUN pip install --index-url "$TORCH_INDEX" "$(grep -o '^torch==[0-9.]*' requirem
 COPY app.py container.sh LICENSE ./
 COPY lora_studio lora_studio
 COPY presets presets
+COPY docs docs
 RUN python -m compileall -q lora_studio
 
 # The program's own files belong to root: the studio writes below its home and /data, and nowhere else.

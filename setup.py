@@ -1,7 +1,7 @@
-"""What pyproject.toml can't say: `presets/`, at the top of the repository, travels inside the package."""
+"""What pyproject.toml can't say: `presets/` and `docs/`, at the top of the repository, travel inside the package."""
 
 from setuptools import find_packages, setup
 
-PRESETS = "lora_studio.shipped_presets"
+SHIPPED = {"lora_studio.shipped_presets": "presets", "lora_studio.shipped_docs": "docs"}
 
-setup(packages=[*find_packages(include=["lora_studio", "lora_studio.*"]), PRESETS], package_dir={PRESETS: "presets"})
+setup(packages=[*find_packages(include=["lora_studio", "lora_studio.*"]), *SHIPPED], package_dir=SHIPPED)

@@ -32,7 +32,7 @@ WIDE: dict[str, int] = {
     "lora_studio.engine.export.script": 17,
     "lora_studio.engine.export.worker": 16,
     "lora_studio.engine.train.program": 26,
-    "lora_studio.ui.app": 23,
+    "lora_studio.ui.app": 24,
     "lora_studio.ui.runs.details": 22,
     "lora_studio.ui.train.tab": 19,
 }

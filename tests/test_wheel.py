@@ -17,7 +17,7 @@ from tests.serving import Server
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
-SOURCE = ("pyproject.toml", "setup.py", "requirements.txt", "LICENSE", "lora_studio", "presets")
+SOURCE = ("pyproject.toml", "setup.py", "requirements.txt", "LICENSE", "lora_studio", "presets", "docs")
 BEGIN_SMALL = ("--training.max_steps", "2", "--data.max_samples", "16", "--evaluation.gen_eval_samples", "0")
 OFFLINE = ("--no-deps", "--no-index", "--disable-pip-version-check", "--quiet")
 
@@ -56,14 +56,16 @@ def run(folder: Path, *command: str | Path) -> str:
     return done.stdout
 
 
-def test_the_wheel_holds_the_whole_package_and_the_presets_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_the_whole_package_the_presets_and_the_documentation_and_nothing_else(wheel: Path) -> None:
     files = {path for path in (ROOT / "lora_studio").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    presets = {f"lora_studio/shipped_presets/{path.name}" for path in (ROOT / "presets").iterdir()}
+    shipped = {f"lora_studio/shipped_presets/{path.name}" for path in (ROOT / "presets").iterdir()}
+    pages = (path for path in (ROOT / "docs").rglob("*") if path.is_file())
+    shipped |= {f"lora_studio/shipped_docs/{path.relative_to(ROOT / 'docs').as_posix()}" for path in pages}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         (about,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
         metadata = archive.read(about).decode()
-    assert names == {path.relative_to(ROOT).as_posix() for path in files} | presets
+    assert names == {path.relative_to(ROOT).as_posix() for path in files} | shipped
     requirements = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     needed = [
         line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist")
@@ -94,5 +96,7 @@ def test_the_command_serves_the_page_from_an_empty_folder(programs: Path, tmp_pa
             page = answer.read().decode()
         assert "LoRA Studio" in page
         assert "Pirate persona" in page  # a shipped data set
+        with urllib.request.urlopen(f"{server.url}/docs/tutorials/own-csv", timeout=60) as answer:
+            assert "Your own CSV in ten minutes" in answer.read().decode()
     finally:
         server.end()

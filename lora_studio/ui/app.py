@@ -28,13 +28,13 @@ from lora_studio.access.middleware import PROGRAM_OF, USER, AuthMiddleware, Orig
 from lora_studio.access.policy import Users
 from lora_studio.access.requests import CLEARED_SECONDS, Pages, VisitorFiles, remove_abandoned
 from lora_studio.access.services import session, users_of
-from lora_studio.access.serving import Serving, address_words, check_exposure, readable_by
+from lora_studio.access.serving import Serving, address_words, check_exposure, readable_by, where_words
 from lora_studio.api import endpoints, openai
 from lora_studio.errors import StudioError
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models import hardware
 from lora_studio.models.hardware import Device
-from lora_studio.ui import gradio_patches, html, theme
+from lora_studio.ui import docs, gradio_patches, html, theme
 from lora_studio.ui.chat import tab as chat_tab
 from lora_studio.ui.data import tab as data_tab
 from lora_studio.ui.evaluate import tab as evaluate_tab
@@ -110,6 +110,7 @@ def page(studio: Studio) -> gr.Blocks:
             built = {}
             for name, label, build in TABS:
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}") as tab:
+                    gr.HTML(docs.help_link(name, label), elem_classes="ls-help-place")
                     build(studio, shared)
                 built[name] = tab
         _tell_tab_in_sight(demo, built)
@@ -296,7 +297,7 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             auth_dependency=_visitor if serving.accounts or serving.guests else None,
             app_kwargs={
                 "middleware": _middleware(studio, demo),
-                "routes": openai.routes(studio),
+                "routes": [*openai.routes(studio), *docs.routes()],
                 "lifespan": _gated(serving),
                 "openapi_url": None,  # a list of all addresses, which neither people nor programs ask for
             },
@@ -322,7 +323,9 @@ def _serve(demo: gr.Blocks, studio: Studio) -> None:
             f"Choose another: `LORA_STUDIO_PORT={port + 1} make run`, or --port {port + 1}.",
         ) from error
     connections.bound(demo.server, serving.proxies)
-    print(address_words(serving), flush=True)
+    print(
+        address_words(serving), where_words(studio.workspace.root, container=os.getpid() == FIRST), sep="\n", flush=True
+    )
     demo.block_thread()
 
 
