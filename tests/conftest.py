@@ -59,5 +59,5 @@ def browser() -> Iterator["Browser"]:
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """The folder of real tokenizers and data sets (see the README's section on tests)."""
+    """The folder of real tokenizers and data sets (see CONTRIBUTING, Tests)."""
     return Path(os.environ["LORA_STUDIO_REAL"])

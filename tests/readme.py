@@ -1,23 +1,29 @@
-"""Makes the parts of the README that describe the code: tree, commands, settings. `python -m tests.readme` writes them.
+"""Writes the parts of the documentation that describe the code, such as settings: `python -m tests.readme`.
 
-A test compares what this prints with what README.md holds.
+A test compares what this prints with what the pages hold.
 """
 
+import argparse
 import ast
 import re
 import sys
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 from lora_studio.cli import make_parser
 from lora_studio.config.presets import presets
-from lora_studio.config.settings import settings
+from lora_studio.config.settings import Setting, settings
+from lora_studio.export.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 OTHER_FILES = {
     "app.py": None,
     "presets/": "settings to begin with, each line with its reason",
+    "docs/": "these pages; the wheel carries them, and the page serves them",
     "benchmarks/": "each prints what it measured side by side in one run, as JSON last",
-    "tools/": "the generator of the built-in model and its data sets",
+    "tools/": "the generator of the built-in model and its data sets, the moving picture, the installation's progress",
     "tests/": "mirrors the package; small worlds, no network, no GPU",
 }
 
@@ -34,7 +40,7 @@ def tree() -> str:
     for path in sorted(package.rglob("__init__.py"))[1:]:
         depth = len(path.relative_to(package).parts) - 1
         lines.append(f"{'  ' * depth + path.parent.name + '/':<28}{first_sentence(path)}")
-    return "```\n" + "\n".join(lines) + "\n```"
+    return "```text\n" + "\n".join(lines) + "\n```"
 
 
 def first_sentence(path: Path) -> str:
@@ -43,62 +49,135 @@ def first_sentence(path: Path) -> str:
     return re.split(r"\.\s|\.$|\n\n", " ".join(docstring.split("\n\n")[0].split()))[0]
 
 
-def commands() -> str:
-    """Each command of the terminal with what it is for and its own flags."""
+SETTING_FLAGS = {f"--{setting.path}" for setting in settings()}
+GLOBAL_FLAGS = ("--help", "--workspace", "--json")
+
+
+def _commands() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
+    """Name, purpose and parser of each command."""
     parser = make_parser()
     subcommands = next(action for action in parser._actions if isinstance(action.choices, dict))
-    about = {action.dest: action.help for action in subcommands._choices_actions}
-    rows = []
+    about = {action.dest: str(action.help) for action in subcommands._choices_actions}
     for name, command in subcommands.choices.items():
-        if name not in about:
-            continue
-        named = [str(action.metavar or action.dest).upper() for action in command._get_positional_actions()]
-        flags = []
-        for action in command._get_optional_actions():
-            option = action.option_strings[-1]
-            if option not in ("--help", "--workspace", "--json") and option[2:] not in SETTING_FLAGS:
-                flags.append(option)
-        rows.append(f"| `{name}` | {about[name]} | {' '.join(f'`{item}`' for item in [*named, *flags])} |")
-    return "\n".join(["| command | what it does | arguments |", "|---|---|---|", *rows])
+        if name in about:
+            yield name, about[name], command
 
 
-SETTING_FLAGS = {setting.path for setting in settings()}
+def command_table() -> str:
+    """Each command of the terminal with what it is for."""
+    rows = [f"| [`{name}`](#{name}) | {about} |" for name, about, _ in _commands()]
+    return "\n".join(["| command | what it does |", "|---|---|", *rows])
 
 
-def settings_table() -> str:
-    """Every setting with its default and what it does."""
-    rows = [
-        f"| `{setting.path}` | {_value(setting.default)} | {setting.description.replace('|', chr(92) + '|')} |"
-        for setting in settings()
+def command_flags() -> str:
+    """The arguments and flags of each command, but those that every command or every setting has."""
+    parts = []
+    for name, about, command in _commands():
+        rows = [f"| {_call(action)} | {_cell(action.help or '')} |" for action in _own_actions(command)]
+        table = ["| argument | what it does |", "|---|---|", *rows] if rows else []
+        more = " Takes every setting as a flag." if SETTING_FLAGS & command._option_string_actions.keys() else ""
+        parts.append("\n".join([f"### {name}", "", f"{about[0].upper()}{about[1:]}.{more}", "", *table]).rstrip())
+    return "\n\n".join(parts)
+
+
+def _own_actions(command: argparse.ArgumentParser) -> list[argparse.Action]:
+    return [
+        action
+        for action in [*command._get_positional_actions(), *command._get_optional_actions()]
+        if not {*GLOBAL_FLAGS, *SETTING_FLAGS} & {*action.option_strings}
     ]
-    return "\n".join(["| setting | default | what it does |", "|---|---|---|", *rows])
 
 
-def _value(value: object) -> str:
-    return "" if value in (None, "") else f"`{value}`"
+def _call(action: argparse.Action) -> str:
+    """An argument as it is typed."""
+    metavar = str(action.metavar or ("" if action.choices else action.dest.upper()))
+    choices = [str(choice) for choice in action.choices or ()] or (metavar.split("|") if "|" in metavar else [])
+    name = action.option_strings[-1] if action.option_strings else metavar or action.dest.upper()
+    value = f" {metavar}" if action.option_strings and action.nargs != 0 and metavar and not choices else ""
+    return f"`{name}{value}`" + (f" {', '.join(f'`{choice}`' for choice in choices)}" if choices else "")
 
 
-def preset_list() -> str:
+def setting_tables() -> str:
+    """A table of settings for each section of a config."""
+    parts = []
+    for section, group in groupby(settings(), key=lambda setting: setting.section):
+        rows = [
+            f"| `{setting.path}` | {_cell(setting.title)} | {_default(setting)} | {_values(setting)} "
+            f"| {_cell(setting.description)} |"
+            for setting in group
+        ]
+        head = ["| setting | on the page | default | values | what it does |", "|---|---|---|---|---|"]
+        parts.append("\n".join([f"## {section or 'run'}", "", *head, *rows]))
+    return "\n\n".join(parts)
+
+
+def _default(setting: Setting) -> str:
+    return "" if setting.default in (None, "") else f"`{setting.default}`"
+
+
+def _values(setting: Setting) -> str:
+    """The choices or bounds of a setting."""
+    if setting.choices:
+        return ", ".join(
+            f"`{str(choice).lower() if isinstance(choice, bool) else choice}`" for choice in setting.choices
+        )
+    if setting.kind == "bool":
+        return "`true`, `false`"
+    low, high = setting.minimum, setting.maximum
+    if low is not None and high is not None:
+        return f"{low:,} to {high:,}"
+    return f"from {low:,}" if low is not None else {"str": "text", "mapping": "JSON"}.get(setting.kind, "")
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("%%", "%").replace("<", "\\<")
+
+
+def preset_table() -> str:
     """The presets that come with the studio."""
-    return "\n".join(f"- `{preset.name}`: {preset.about}" for preset in presets().values())
+    rows = [f"| `{preset.name}` | {_cell(preset.about)} |" for preset in presets().values()]
+    return "\n".join(["| preset | what it is for |", "|---|---|", *rows])
 
 
-PARTS = {"tree": tree, "commands": commands, "settings": settings_table, "presets": preset_list}
+def target_table() -> str:
+    """The forms of an export."""
+    rows = [f"| {target.title} | `{target.name}` | {_cell(target.description)} |" for target in TARGETS.values()]
+    return "\n".join(["| on the page | `--to` | what it is for |", "|---|---|---|", *rows])
 
 
-def fill(text: str) -> str:
-    """README's text with every marked part made anew."""
-    for name, make in PARTS.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, found, rest = text.partition(begin)
-        _, closed, after = rest.partition(end)
-        assert found, f"README.md lacks the mark {begin}"
-        assert closed, f"README.md lacks the mark {end}"
-        text = f"{before}{begin}\n{make()}\n{end}{after}"
-    return text
+PARTS = {
+    "tree": ("architecture.md", tree),
+    "commands": ("cli.md", command_table),
+    "flags": ("cli.md", command_flags),
+    "settings": ("settings.md", setting_tables),
+    "presets": ("training.md", preset_table),
+    "targets": ("export.md", target_table),
+}
+"""The generated parts by name: the page that holds each, and what makes it."""
+
+
+def part_of(text: str, name: str) -> str:
+    """What stands between a part's marks."""
+    return _cut(text, name)[1]
+
+
+def _cut(text: str, name: str) -> tuple[str, str, str]:
+    """A page's text up to a part with its mark, the part, and the rest from its closing mark on."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    assert text.count(begin) == text.count(end) == 1, f"the page needs the marks {begin} and {end} once"
+    before, _, rest = text.partition(begin)
+    part, _, after = rest.partition(end)
+    return before + begin, part, end + after
+
+
+def write_all() -> None:
+    """Writes every generated part into its page."""
+    for name, (page, make) in PARTS.items():
+        path = DOCS / page
+        before, _, after = _cut(path.read_text(encoding="utf-8"), name)
+        path.write_text(f"{before}\n{make()}\n{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(fill(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    print("README.md is as the code is.", file=sys.stderr)
+    write_all()
+    print("The generated parts of docs/ match the code.", file=sys.stderr)
