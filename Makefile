@@ -57,7 +57,7 @@ matrix: .venv/installed-dev  ## every architecture beside plain transformers and
 
 docs: .venv/installed-dev  ## the documentation as a site, into site/; its generated parts are written first
 	$(BIN)/python -m tests.readme
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 screenshots: .venv/installed-dev chromium tour  ## every tab at two widths, into screenshots/, and the pictures of docs/
 	$(BIN)/python -m tests.screenshots

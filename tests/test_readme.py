@@ -65,12 +65,15 @@ def test_every_link_leads_to_a_file_and_a_heading_that_exist(path: Path) -> None
     assert not broken
 
 
+_CALL = re.compile(r"(?:\w+=\S* )*(?:\S*python3? -m lora_studio|lora-studio) ([a-z].*)")
+
+
 def commands_in(text: str) -> list[list[str]]:
-    """The words of every `lora-studio` or `python -m lora_studio` command in fenced code, without its comment."""
-    blocks = re.findall(r"```(?:bash|sh|shell|console)?\n(.*?)```", text, re.DOTALL)
-    lines = (line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines())
-    calls = (re.match(r"(?:\S*=\S* )*(?:\S*python3? -m lora_studio|lora-studio) (.+)", line) for line in lines)
-    return [shlex.split(call[1], comments=True) for call in calls if call]
+    """The words of every `lora-studio` or `python -m lora_studio` command, in fenced code or in a sentence."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE))
+    return [shlex.split(call[1], comments=True) for line in lines if (call := _CALL.match(line))]
 
 
 @every_document
@@ -104,7 +107,7 @@ def test_every_file_and_test_that_is_named_exists(path: Path) -> None:
     assert not [file for file in files if not (readme.ROOT / file).exists()]
     for file, test in re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", text):
         assert f"def {test}(" in (readme.ROOT / file).read_text(encoding="utf-8"), test
-    for module in re.findall(r"python -m (benchmarks\.\w+|tools\.\w+|tests\.\w+)", text):
+    for module in re.findall(r"python -m ((?:benchmarks|tools|tests)\.[\w.]*\w)", text):
         assert (readme.ROOT / f"{module.replace('.', '/')}.py").exists(), module
 
 

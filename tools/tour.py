@@ -6,6 +6,7 @@ Drives the page in headless Chromium with the built-in model, which takes about 
 """
 
 import io
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -71,6 +72,7 @@ def served() -> Iterator[tuple[Server, Browser]]:
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images"
     folder.mkdir(parents=True, exist_ok=True)
+    expect.set_options(timeout=PATIENCE)
     with served() as (server, browser):
         page = browser.new_page(viewport={"width": VIEW["width"], "height": VIEW["height"]})
         page.set_default_timeout(PATIENCE)
@@ -107,7 +109,7 @@ def analyze(page: Page, film: Film, folder: Path) -> None:
 
 def train(page: Page, film: Film, folder: Path) -> None:
     """The Train tab as the data were handed over, and the run until its end."""
-    page.get_by_role("button", name="Use for training").first.click()
+    page.get_by_role("button", name=re.compile("Use for training|Train on this")).first.click()
     start = page.locator("#start")
     expect(start).to_be_enabled()
     page.wait_for_timeout(3000)
