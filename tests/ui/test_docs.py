@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from lora_studio.access.accounts import Attempts, Sessions, read_accounts
-from lora_studio.access.middleware import Door, Gate
+from lora_studio.access.middleware import AuthMiddleware, OriginMiddleware
 from lora_studio.access.serving import Serving
 from lora_studio.ui import docs
 from lora_studio.ui.app import TABS
@@ -101,7 +101,7 @@ def test_a_page_may_load_nothing_but_its_own_pictures(client: TestClient) -> Non
 
 def test_the_documentation_stands_behind_the_login() -> None:
     serving = Serving(accounts=read_accounts(None, {"LORA_STUDIO_PASSWORD": "of the test"}))
-    app = Gate(Door(Starlette(routes=docs.routes()), serving, Sessions(), Attempts()), serving)
+    app = OriginMiddleware(AuthMiddleware(Starlette(routes=docs.routes()), serving, Sessions(), Attempts()), serving)
     outside = TestClient(app, base_url="http://127.0.0.1")
     assert outside.get("/docs/index").status_code == 401
     outside.post("/login", data={"username": "a", "password": "of the test"})
