@@ -8,6 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 .PHONY: run demo test check docs docker-check format screenshots tour matrix clean
 
 run: .venv/installed  ## the page on http://127.0.0.1:7860
+	@echo "Starting LoRA Studio..."
 	@$(BIN)/python app.py
 
 demo: .venv/installed  ## the main job without a browser: train a persona, compare base and adapter

@@ -8,6 +8,7 @@ import webbrowser
 
 from lora_studio.access.accounts import reachable
 from lora_studio.access.serving import Serving, from_flags
+from lora_studio.cli.output import say
 from lora_studio.workspace import Workspace
 
 _OPEN_WITHIN_SECONDS = 30.0
@@ -16,6 +17,7 @@ _OPEN_WITHIN_SECONDS = 30.0
 def serve(workspace: Workspace, args: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C."""
     how = from_flags(args)
+    say("Starting LoRA Studio…")  # importing the page's libraries takes seconds
     from lora_studio.ui.app import launch
 
     if args.open:
