@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
-from lora_studio.files import bytes_in
+from lora_studio.files import bytes_in, numbered
 from lora_studio.jobs.events import RunState
 from lora_studio.models.adapter_files import PICKLES, WEIGHTS_FILE
-from lora_studio.models.adapters import read_header
+from lora_studio.models.adapters import changed, read_card, read_header
 from lora_studio.workspace import RunFolder, Workspace, step_of, write_atomically
 
 MANIFEST = "manifest.json"
@@ -51,6 +52,35 @@ def damage(checkpoint: Path) -> str:
         if _checksum(path) != checksum:
             return f"{name} is not what was saved"
     return ""
+
+
+def base_changed(config: Config, checkpoint: Path | None) -> str:
+    """A note if the base of the checkpoint, or of the adapter that a run continues from, changed since; else ""."""
+    adapter = config.model.adapter_name_or_path
+    start = checkpoint or (Path(adapter) if adapter else None)
+    return changed(read_card(start), config.model.name, config.model.revision) if start else ""
+
+
+def last_whole_checkpoint(run: RunFolder) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint, and notes on the others.
+
+    Unfinished checkpoints of a crash are removed; damaged ones are moved aside.
+    """
+    whole: list[Path] = []
+    notes: list[str] = []
+    for folder in sorted(run.checkpoints.glob("checkpoint-*"), key=lambda path: path.name):
+        if not (folder / MANIFEST).is_file() and not (folder / STATE).is_file():
+            shutil.rmtree(folder)
+        elif words := damage(folder):
+            aside = next(path for path in numbered(folder.with_name(f"damaged-{folder.name}")) if not path.exists())
+            folder.rename(aside)
+            notes.append(f"{folder.name} is damaged: {words}. It is kept as {aside.name}.")
+        else:
+            whole.append(folder)
+    last = max(whole, key=lambda folder: step_of(folder.name), default=None)
+    if last is None:
+        notes.append("No whole checkpoint was found: the run starts from the beginning.")
+    return last, notes
 
 
 def _checksum(path: Path) -> str:

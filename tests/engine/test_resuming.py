@@ -25,9 +25,10 @@ from lora_studio.engine import runtime
 from lora_studio.engine.chat.session import Call, SessionWorker
 from lora_studio.engine.evaluate import worker
 from lora_studio.engine.runtime import EventLog
-from lora_studio.engine.train.callbacks import ReportCallback
-from lora_studio.engine.train.resume import last_whole_checkpoint, other_rows
-from lora_studio.engine.train.schedule import RandomNumbers, follow_schedule, lengthen
+from lora_studio.engine.train.callbacks import RandomNumbers, ReportCallback
+from lora_studio.engine.train.rows import other_rows
+from lora_studio.engine.train.settings import lengthen
+from lora_studio.engine.train.trainers import follow_schedule
 from lora_studio.jobs.events import (
     CheckpointSaved,
     DataPrepared,
@@ -44,7 +45,7 @@ from lora_studio.jobs.events import (
 )
 from lora_studio.jobs.protocol import Load
 from lora_studio.models.adapters import read_card
-from lora_studio.runs.checkpoints import MANIFEST
+from lora_studio.runs.checkpoints import MANIFEST, last_whole_checkpoint
 from lora_studio.workspace import RunFolder
 from tests.engine.conftest import MakeRun, events, run_worker
 from tests.engine.exporting import take_away

@@ -19,8 +19,7 @@ from lora_studio.engine.models.adapter import add_adapter, linear_modules
 from lora_studio.engine.models.load import load_model
 from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.engine.train.lora_init import token_batches
-from lora_studio.engine.train.program import trainer_settings
-from lora_studio.engine.train.schedule import scheduler_settings
+from lora_studio.engine.train.settings import scheduler_settings, trainer_settings
 from lora_studio.engine.train.trainers import StudioTrainer, as_dataset
 from lora_studio.jobs.events import Evaluated, ModelLoaded, StepLogged, Warned
 from lora_studio.workspace import RunFolder, Workspace

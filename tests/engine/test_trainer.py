@@ -11,8 +11,8 @@ from lora_studio.data.dataset import prepare
 from lora_studio.data.encode import IGNORED
 from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.engine.runtime import EventLog, Stopped, StopSignal
-from lora_studio.engine.train.callbacks import logging_interval
-from lora_studio.engine.train.program import mean_loss, trainer_settings
+from lora_studio.engine.train.report import mean_loss
+from lora_studio.engine.train.settings import logging_interval, trainer_settings
 from lora_studio.engine.train.trainers import StudioTrainer, as_dataset
 from lora_studio.engine.train_script import EpochOrder, length_grouped
 from lora_studio.jobs.events import StepLogged, Warned

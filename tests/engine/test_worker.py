@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from lora_studio.engine.runtime import EventLog
-from lora_studio.engine.train import program
 from lora_studio.jobs.events import (
     CheckpointSaved,
     DataPrepared,
@@ -256,7 +255,7 @@ def test_running_out_of_memory_says_what_helps(
     def too_much(*args: object, **kwargs: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr(program, "load_model", too_much)
+    monkeypatch.setattr("lora_studio.engine.train.model.load_model", too_much)
     run = make_run()
     assert train(run) == 1
     last = events(run)[-1]

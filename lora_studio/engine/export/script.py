@@ -26,9 +26,14 @@ from lora_studio.engine.export.context import ExportContext, ExportResult, base_
 from lora_studio.engine.models.load import without_weights
 from lora_studio.engine.models.tokenizer import load_tokenizer
 from lora_studio.engine.runtime import data_progress
-from lora_studio.engine.train.callbacks import logging_interval
-from lora_studio.engine.train.program import packing_values, trainer_values
-from lora_studio.engine.train.schedule import SCHEDULE, TrainerArguments, scheduler_settings
+from lora_studio.engine.train.settings import (
+    SCHEDULE,
+    TrainerArguments,
+    logging_interval,
+    packing_values,
+    scheduler_settings,
+    trainer_values,
+)
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.models.adapter_files import CARD_FILE, SETTINGS_FILE, WEIGHTS_FILE, carried

@@ -38,6 +38,12 @@ def device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"CPU, {count(torch.get_num_threads(), 'thread')}"
+
+
 def choose_dtype(name: str) -> torch.dtype:
     """The dtype of a `model.dtype` setting; auto is bf16 if the GPU supports it, else fp16, and fp32 on the CPU."""
     if name != "auto":

@@ -16,29 +16,24 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared
-from lora_studio.data.preview import Question, questions
-from lora_studio.data.report import reading
+from lora_studio.data.preview import Question
 from lora_studio.engine.chat.generate import Column, generate, greedy
 from lora_studio.engine.evaluate.tasks import is_exact
 from lora_studio.engine.models.multi_adapter import LoadedModel
 from lora_studio.engine.runtime import EventLog, StopSignal
-from lora_studio.engine.train.labels import LabelMeter, labelled_rows
-from lora_studio.engine.train.memory import read_memory
-from lora_studio.engine.train.schedule import RandomNumbers
-from lora_studio.errors import StudioError
+from lora_studio.engine.train.memory import gpu_id, read_memory
+from lora_studio.engine.train.rows import check_rows_to_measure
+from lora_studio.engine.train.settings import RISING
 from lora_studio.jobs.events import (
     CheckpointSaved,
-    DataPrepared,
     Evaluated,
     QuestionsAnswered,
     QuestionsAsked,
     StepLogged,
-    Warned,
 )
 from lora_studio.models.hardware import Sensors
 from lora_studio.units import GIB
 
-RISING = ("accuracy", "f1", "reward_accuracy", "reward_margin")
 WORDS = {
     "loss": "the validation loss has not fallen",
     "accuracy": "accuracy has not risen",
@@ -191,23 +186,6 @@ def shorten(text: str) -> str:
     return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
 
 
-def label_meter(config: Config, prepared: Prepared, tokenizer: Any, log: EventLog) -> LabelMeter | None:
-    """Measures accuracy and F1 if labels are configured. Raises `StudioError` if no validation row has one."""
-    labels, rows = config.evaluation.label_names, prepared.validation.answers
-    if not labels:
-        return None
-    check_rows_to_measure(prepared, "accuracy and F1 of evaluation.labels")
-
-    def decode(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=True))
-
-    labelled = labelled_rows(rows, labels, decode)
-    if labelled < len(rows):
-        words = f"{len(rows) - labelled:,} of {len(rows):,} validation rows have an answer that is none of the labels"
-        log.emit(Warned(time.time(), f"{words} {', '.join(labels)}: accuracy and F1 leave them out."))
-    return LabelMeter(labels, decode)
-
-
 def early_stopping(config: Config, prepared: Prepared, before: Sequence[Evaluated]) -> EarlyStopping | None:
     """The early-stopping callback, if configured. `before`: evaluations of earlier starts."""
     evaluation = config.evaluation
@@ -217,22 +195,6 @@ def early_stopping(config: Config, prepared: Prepared, before: Sequence[Evaluate
     check_rows_to_measure(prepared, "a gain (evaluation.early_stopping_patience)")
     values = [value_of(measured, metric) for measured in before]
     return EarlyStopping(metric, patience, evaluation.early_stopping_threshold, values)
-
-
-def questions_to_ask(config: Config, prepared: Prepared) -> list[Question]:
-    """The validation questions for sample generations; empty if none are configured."""
-    count = config.evaluation.gen_eval_samples
-    if not count:
-        return []
-    check_rows_to_measure(prepared, "answers (evaluation.gen_eval_samples)")
-    return questions(prepared, count, seed=config.data.split_seed, longest=config.data.max_length)
-
-
-def check_rows_to_measure(prepared: Prepared, noun: str) -> None:
-    if not prepared.validation:
-        raise StudioError(
-            f"No row is left to measure {noun} on.", "Raise data.validation_fraction, or name a data.validation_file."
-        )
 
 
 class DivergedError(ArithmeticError):
@@ -281,7 +243,6 @@ def explain(error: DivergedError, config: Config, dtype: str) -> Explanation:
     }
 
 
-MIN_POINTS = 20
 # What learning by comparison measures: the trainer's name, and ours. A reward is beta times how much likelier an answer
 # is than to the base.
 COMPARED = {
@@ -308,14 +269,17 @@ def put_trackers_last(trainer: Trainer) -> None:
     trainer.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, trackers))
 
 
-def logging_interval(setting: int, total_steps: int) -> int:
-    """Steps between log points: the setting, reduced so that a run logs at least 20 points.
+class RandomNumbers:
+    """A snapshot of torch's random state on the CPU and the GPUs."""
 
-    0 means automatic: at least 50 points if the run has that many steps, and a point at least every 10 steps.
-    """
-    if setting == 0:
-        return max(1, min(10, total_steps // 50))
-    return max(1, min(setting, total_steps // MIN_POINTS))
+    def __init__(self) -> None:
+        self._cpu = torch.get_rng_state()
+        self._gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._cpu)
+        if self._gpus:
+            torch.cuda.set_rng_state_all(self._gpus)
 
 
 class ReportCallback(TrainerCallback):
@@ -466,18 +430,7 @@ def for_trackers(point: StepLogged) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if value is not None}
 
 
-def data_event(prepared: Prepared, rows_digest: str = "") -> DataPrepared:
-    """The event on the prepared data. `rows_digest` is that of `resume.rows_digest`."""
-    return DataPrepared(
-        time=time.time(),
-        train_rows=len(prepared.train),
-        validation_rows=len(prepared.validation),
-        bad_rows=len(prepared.bad_rows),
-        dropped_rows=len(prepared.dropped),
-        tokens=int(prepared.train.length.sum()),
-        trained_tokens=int(prepared.train.trained.sum()),
-        fingerprint=prepared.fingerprint,
-        prompt_style=prepared.template.name,
-        reading=reading(prepared),
-        rows_digest=rows_digest,
-    )
+def report_callback(log: EventLog, stop: StopSignal) -> ReportCallback:
+    """The callback with this device's sensors; a resumed run continues its count of tokens."""
+    steps = log.state().steps
+    return ReportCallback(log, stop, steps[-1].tokens if steps else 0, Sensors(gpu_id()))

@@ -1,22 +1,22 @@
-"""report.md: the base, data and settings of a finished run, and its results compared with the base."""
+"""The result of a finished run, and report.md: its base, data and settings, and its results compared with the base."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import flatten
 from lora_studio.data.dataset import Prepared
 from lora_studio.data.report import reading
 from lora_studio.files import JsonObject, bytes_in
-from lora_studio.jobs.events import RunState
+from lora_studio.jobs.events import Evaluated, RunState, StepLogged
 from lora_studio.runs.health import diagnose, in_words
 from lora_studio.runs.summary import code, metric, number, plain, prose, share, table
 from lora_studio.units import GIB, size
-from lora_studio.workspace import RunFolder, write_atomically
+from lora_studio.workspace import RunFolder, step_of, write_atomically
 
 HYPERPARAMETERS = (
     ("epochs", "training.num_train_epochs"),
@@ -253,3 +253,34 @@ def _memory(result: TrainResult) -> str:
     measured, foreseen = result["peak_memory_bytes"], result.get("estimated_memory_bytes")
     before = f"estimated {foreseen / GIB:.2f} GiB, " if foreseen else ""
     return f"{before}measured {measured / GIB:.2f} GiB"
+
+
+def final_evaluation(trainer: Trainer, state: RunState) -> Evaluated:
+    """The evaluation of the final adapter. It is made only if there is none; `state` follows the events."""
+    best = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint
+    step = step_of(str(best)) if best else trainer.state.global_step
+    by_step = {evaluation.step: evaluation for evaluation in state.evaluations}
+    if step not in by_step:
+        trainer.evaluate()
+        return state.evaluations[-1]
+    return by_step[step]
+
+
+def training_speed(points: list[StepLogged]) -> float:
+    """Real tokens per second over all points, without evaluation and saving; 0 if there are no points."""
+    seconds = sum(tokens / point.tokens_per_second for tokens, point in _tokens_of(points) if point.tokens_per_second)
+    return sum(tokens for tokens, _ in _tokens_of(points)) / seconds if seconds else 0.0
+
+
+def _tokens_of(points: list[StepLogged]) -> Iterator[tuple[int, StepLogged]]:
+    """Each point with its tokens since the previous point."""
+    before = 0
+    for point in points:
+        yield point.tokens - before, point
+        before = point.tokens
+
+
+def mean_loss(points: list[StepLogged]) -> float:
+    """The mean over all steps, including earlier starts of a resumed run; each point stands for the steps before it."""
+    first = [0, *(point.step for point in points)]
+    return sum(point.loss * (point.step - before) for point, before in zip(points, first, strict=False)) / first[-1]

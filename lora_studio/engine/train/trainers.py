@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from datasets.table import InMemoryTable
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
@@ -25,10 +26,9 @@ from trl import DPOTrainer, SFTTrainer
 
 from lora_studio.data.encode import IGNORED
 from lora_studio.data.examples import Examples, Pairs
-from lora_studio.engine.train.callbacks import COMPARED, check_weights
+from lora_studio.engine.train.callbacks import COMPARED, ReportCallback, check_weights
 from lora_studio.engine.train.labels import Batch, LabelMeter
 from lora_studio.engine.train.lora_init import save_as_difference
-from lora_studio.engine.train.schedule import follow_schedule
 from lora_studio.engine.train_script import EpochOrder, WithoutRouterLoss, loraplus_optimizer
 from lora_studio.models.adapter_files import CARD_FILE
 from lora_studio.runs.checkpoints import write_manifest
@@ -273,3 +273,26 @@ def starts_as_base(model: Any) -> bool:
     """Whether a model with its new adapter equals the base: LoRA's B matrix is zero everywhere."""
     second = [weight for name, weight in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
     return not any(bool(weight.any()) for weight in second)
+
+
+def follow_schedule(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    """Sets the next step's learning rate to that of the schedule.
+
+    A checkpoint restores the old schedule's rate, which is the same only for a run of the same length.
+    """
+    if isinstance(scheduler, LambdaLR):
+        rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        scheduler._last_lr = [base * share(scheduler.last_epoch) for base, share in rates]
+        for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["lr"] = rate
+
+
+def save_where_stopped(trainer: TrainerMixin, report: ReportCallback) -> None:
+    """Saves a checkpoint of the last finished step, unless there is one."""
+    step = trainer.state.global_step
+    if step > 0 and report.saved_step != step:
+        if report.after_step is not None:
+            report.after_step.restore()  # as a save between two steps would have found them
+        model: Any = trainer.model
+        trainer._save_checkpoint(model, trial=None)
+        report.on_save(trainer.args, trainer.state, trainer.control)

@@ -1,0 +1,155 @@
+"""What trl's trainers take: a run's settings by their names, and the learning-rate schedule in whole steps.
+
+A run that is lengthened follows the schedule of a run that had that length from the start.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+from trl import DPOConfig, SFTConfig
+
+from lora_studio.config.sections import Config
+from lora_studio.engine.models.load import device, dtype_name
+from lora_studio.workspace import RunFolder
+
+PROJECT = "lora-studio"
+RISING = ("accuracy", "f1", "reward_accuracy", "reward_margin")
+MIN_POINTS = 20
+SAME_NAME = {
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "neftune_noise_alpha",
+    "label_smoothing_factor",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "seed",
+    "train_sampling_strategy",
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+}
+"""Settings that the trainers take under the same name."""
+SCHEDULE = {"lr_scheduler_type", "warmup_ratio", "warmup_steps", "num_cycles", "decay_ratio", "min_lr_rate"}
+"""The training settings that `scheduler_settings` takes."""
+
+
+TrainerArguments = dict[str, Any]
+"""Arguments of the trainers' configs by transformers' and trl's names."""
+
+
+def scheduler_settings(
+    total_steps: int,
+    *,
+    lr_scheduler_type: str,
+    warmup_ratio: float,
+    warmup_steps: int | None,
+    num_cycles: int,
+    decay_ratio: float,
+    min_lr_rate: float,
+) -> tuple[int, TrainerArguments]:
+    """The warm-up steps, and the scheduler's own arguments (`lr_scheduler_kwargs`).
+
+    Warm-up steps take precedence over the ratio, which leaves at least the last step at full rate. The first step of a
+    warm-up has a rate of 0, so a run of one step has none.
+    """
+    rising = min(math.ceil(warmup_ratio * total_steps), total_steps - 1) if warmup_steps is None else warmup_steps
+    rising = rising if total_steps > 1 else 0
+    falling = min(math.ceil(decay_ratio * total_steps), max(total_steps - rising, 0))
+    own: dict[str, TrainerArguments] = {
+        "cosine_with_restarts": {"num_cycles": num_cycles},
+        "cosine_with_min_lr": {"min_lr_rate": min_lr_rate},
+        "warmup_stable_decay": {"num_decay_steps": falling, "decay_type": "linear"},
+    }
+    return rising, own.get(lr_scheduler_type, {})
+
+
+def lengthen(args: TrainingArguments, extra_epochs: float, steps_an_epoch: int) -> None:
+    """Adds epochs to a trainer's plan, or their number of steps if it counts steps."""
+    if args.max_steps > 0:
+        args.max_steps += math.ceil(extra_epochs * steps_an_epoch)
+    else:
+        args.num_train_epochs += extra_epochs
+
+
+def planned_steps(trainer: Trainer, extra_epochs: float) -> int:
+    """The total number of steps, including extra epochs."""
+    loader = trainer.get_train_dataloader()
+    steps_an_epoch = trainer.set_initial_training_values(trainer.args, loader)[1]
+    lengthen(trainer.args, extra_epochs, steps_an_epoch)
+    return trainer.set_initial_training_values(trainer.args, loader)[-1]
+
+
+def trainer_settings(
+    config: Config, run: RunFolder, dtype: torch.dtype, *, measured: bool, checkpointing: bool
+) -> SFTConfig | DPOConfig:
+    """The config as trl's arguments. Truncation and labels are done already, so trl only packs."""
+    dpo = partial(DPOConfig, **config.preference.model_dump(), max_length=None, remove_unused_columns=False)
+    sft = partial(SFTConfig, **packing_values(config))
+    method: Callable[..., SFTConfig | DPOConfig] = dpo if config.training.method == "dpo" else sft
+    on_cpu = device().type == "cpu"
+    values = trainer_values(config, dtype_name(dtype), on_cpu=on_cpu, measured=measured, checkpointing=checkpointing)
+    return method(
+        output_dir=str(run.checkpoints),
+        report_to=list(dict.fromkeys(["tensorboard", config.tracking.report_to])),
+        run_name=config.title or run.id,
+        project=PROJECT,
+        **values,
+    )
+
+
+def packing_values(config: Config) -> TrainerArguments:
+    """Arguments of SFTConfig alone."""
+    packing = config.training.packing
+    return {
+        "packing": packing,
+        "eval_packing": False,
+        "max_length": config.data.max_length if packing else None,
+        "dataset_kwargs": None if packing else {"skip_prepare_dataset": True},
+    }
+
+
+def trainer_values(
+    config: Config, dtype: str, *, on_cpu: bool, measured: bool, checkpointing: bool
+) -> TrainerArguments:
+    """Arguments shared by both methods, as plain values; an exported training script uses the same."""
+    training, evaluation = config.training, config.evaluation
+    return {
+        **training.model_dump(include=SAME_NAME),
+        "data_seed": training.seed,
+        "gradient_checkpointing": checkpointing,
+        "per_device_eval_batch_size": evaluation.per_device_eval_batch_size,
+        "eval_strategy": evaluation.eval_strategy if measured else "no",
+        "eval_steps": evaluation.eval_steps,
+        "load_best_model_at_end": evaluation.load_best_model_at_end and measured,
+        "metric_for_best_model": f"eval_{evaluation.metric_for_best_model}",
+        "greater_is_better": evaluation.metric_for_best_model in RISING,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a loss that is not a number has to be seen
+        "disable_tqdm": True,
+        "use_cpu": on_cpu,
+        "bf16": dtype == "bfloat16" and not on_cpu,
+        "fp16": dtype == "float16",
+        "dataloader_pin_memory": not on_cpu,
+    }
+
+
+def logging_interval(setting: int, total_steps: int) -> int:
+    """Steps between log points: the setting, reduced so that a run logs at least 20 points.
+
+    0 means automatic: at least 50 points if the run has that many steps, and a point at least every 10 steps.
+    """
+    if setting == 0:
+        return max(1, min(10, total_steps // 50))
+    return max(1, min(setting, total_steps // MIN_POINTS))
