@@ -28,8 +28,6 @@ VAGUE = {"utils", "util", "common", "helpers", "misc", "core", "base", "shared"}
 MAX_MODULE_LINES, MIN_MODULE_LINES, MAX_FUNCTION_LINES, MAX_IMPORTS = 600, 40, 60, 15
 ENTRIES = {"__init__.py", "__main__.py", "errors.py"}
 WIDE: dict[str, int] = {
-    "lora_studio.engine.evaluate.worker": 18,
-    "lora_studio.engine.export.worker": 16,
     "lora_studio.ui.app": 24,
     "lora_studio.ui.runs.details": 22,
     "lora_studio.ui.train.tab": 19,

@@ -247,6 +247,16 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
+MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out. torch's error is known by its name, because torch is not imported here; the CPU's
+    allocator and cuBLAS raise a RuntimeError that only its text tells apart."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return not kinds.isdisjoint(("MemoryError", "OutOfMemoryError")) or any(sign in str(error) for sign in MEMORY_SIGNS)
+
+
 NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WORDS = (
     "No space left on device",

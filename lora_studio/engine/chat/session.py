@@ -258,7 +258,7 @@ def serve(session: SessionWorker, call: Call[Any]) -> bool:
         return fit
     except Exception as error:  # a failed request must not cost the loaded model
         traceback.print_exc()
-        from lora_studio.engine.train.memory import is_out_of_memory
+        from lora_studio.engine.runtime import is_out_of_memory
 
         memory = is_out_of_memory(error)
         message = "The memory is not enough for this." if memory else f"{type(error).__name__}: {error}"

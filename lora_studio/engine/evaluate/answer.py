@@ -23,6 +23,8 @@ from lora_studio.engine.chat.generate import Answer, Column, generate, generatio
 from lora_studio.engine.chat.logprobs import loglikelihoods
 from lora_studio.engine.evaluate.tasks import READING, AnswerVerdict, Task, judge
 from lora_studio.engine.models.multi_adapter import LoadedModel
+from lora_studio.engine.models.tokenizer import adapter_tokenizer
+from lora_studio.engine.models.weights import known_tokens
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.models.adapters import read_card
@@ -50,6 +52,19 @@ class Voice:
         """How an adapter is prompted, according to the files beside its weights."""
         card = read_card(folder)
         return cls(card.template or None, card.values.get("system_prompt"), card.enable_thinking, tokenizer)
+
+
+def voices_of(columns: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, Voice]:
+    """How each column is prompted, by its adapter's folder ("" for the base): the base like the first adapter, with its
+    own tokenizer."""
+    adapters = {}
+    for name, folder in columns.items():
+        if folder:
+            card = read_card(Path(folder))
+            own, _ = adapter_tokenizer(Path(folder), tokenizer, known_tokens(Path(folder), card.base, card.revision))
+            adapters[name] = Voice.of(Path(folder), None if own is tokenizer else own)
+    first = replace(next(iter(adapters.values())), tokenizer=None)
+    return {name: adapters.get(name, first) for name in columns}
 
 
 @dataclass(frozen=True, slots=True)

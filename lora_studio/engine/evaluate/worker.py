@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from lora_studio.engine.runtime import (
     data_progress,
     emit_finished,
     ending_of,
+    is_out_of_memory,
     leave,
     unexpected,
 )
@@ -31,7 +32,6 @@ from lora_studio.evaluate.request import OF_RUN, EvaluationRequest, request_of
 from lora_studio.files import JsonObject, finite
 from lora_studio.jobs.events import Reason, RowsRead, RunStarted, RunState, Warned
 from lora_studio.jobs.kinds import EvaluationFolder
-from lora_studio.models.adapter_files import virtual_tokens
 from lora_studio.models.adapters import AdapterCard, changed, read_card, together
 from lora_studio.workspace import write_atomically
 
@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def evaluate(folder: EvaluationFolder, log: EventLog, stop: StopSignal) -> None:
     """The program: read, load, answer, measure."""
+    from lora_studio.engine.evaluate.answer import voices_of
     from lora_studio.engine.evaluate.metrics import warnings_of
     from lora_studio.engine.evaluate.tasks import READING, choose_task
     from lora_studio.engine.models import load, multi_adapter  # seconds: the libraries
@@ -81,7 +82,7 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: StopSignal) -> None:
     log.emit(RunStarted(time.time(), os.getpid(), device, dtype, len(done_rows), device))
     log.phase("data")
     tokenizer = load_tokenizer(card.base, card.revision)
-    voices = _voices(request, tokenizer)
+    voices = voices_of({column.name: column.folder for column in request.columns}, tokenizer)
     mapping, lacking = _reading(request)
     file = _read(folder, request, card, tokenizer, voices, mapping, log)
     _check_same_rows(log, file.prepared.fingerprint, resumed=bool(done_rows))
@@ -108,22 +109,6 @@ def evaluate(folder: EvaluationFolder, log: EventLog, stop: StopSignal) -> None:
     stop.check()
     log.phase("measure")
     write_summary(folder, request, "done", log)
-
-
-def _voices(request: EvaluationRequest, tokenizer: "PreTrainedTokenizerBase") -> "dict[str, Voice]":
-    """How each column is prompted; the base like the first adapter, with its own tokenizer."""
-    from lora_studio.engine.evaluate.answer import Voice
-    from lora_studio.engine.models.tokenizer import adapter_tokenizer
-    from lora_studio.engine.models.weights import known_tokens
-
-    adapters = {}
-    for column in request.adapters:
-        folder = Path(column.folder)
-        card = read_card(folder)
-        own, _ = adapter_tokenizer(folder, tokenizer, known_tokens(folder, card.base, card.revision))
-        adapters[column.name] = Voice.of(folder, None if own is tokenizer else own)
-    first = replace(next(iter(adapters.values())), tokenizer=None)
-    return {column.name: adapters.get(column.name, first) for column in request.columns}
 
 
 def _reading(request: EvaluationRequest) -> tuple[JsonObject | None, list[str]]:
@@ -154,10 +139,9 @@ def _read(
     log: EventLog,
 ) -> "AskedFile":
     from lora_studio.engine.evaluate.answer import read_asked_file
-    from lora_studio.engine.models.load import read_config
+    from lora_studio.engine.models.weights import longest_text
 
-    longest = read_config(card.base, card.revision).get_text_config().to_dict().get("max_position_embeddings")
-    virtual = max(virtual_tokens(Path(column.folder)) for column in request.adapters)
+    folders = [Path(column.folder) for column in request.adapters]
     return read_asked_file(
         request.data,
         tokenizer,
@@ -165,7 +149,7 @@ def _read(
         mapping=mapping,
         encoding=request.encoding,
         most=request.measuring.max_samples,
-        longest=longest - virtual if longest else None,
+        longest=longest_text(card.base, card.revision, folders),
         cache_folder=folder.cache,
         on_progress=data_progress(log),
     )
@@ -301,8 +285,6 @@ def _warn(log: EventLog, messages: Sequence[str]) -> None:
 
 
 def _explain(error: Exception) -> Explained:
-    from lora_studio.engine.train.memory import is_out_of_memory  # torch: it is loaded, or the error was another
-
     if is_out_of_memory(error):
         message = "The memory is not enough for this many answers at once."
         return Explained(Reason.OUT_OF_MEMORY, message, "Take fewer rows at once; then resume.")

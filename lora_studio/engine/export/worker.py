@@ -148,15 +148,13 @@ def put_in_place(folder: ExportFolder) -> None:
 
 
 def _explain(folder: ExportFolder, error: Exception) -> Explained:
-    from lora_studio.engine.train.memory import is_out_of_memory  # torch: it is loaded, or the error was another
-
     if runtime.is_full(error, folder.unfinished.parent):
         message = f"The disk that holds {folder.unfinished.parent} is full."
         return Explained(Reason.DISK_FULL, message, "Make room, then start it again.")
     if not (Path(request_of(folder).folder) / SETTINGS_FILE).is_file():
         message = "The adapter was deleted while it was exported."
         return Explained(Reason.ADAPTER_GONE, message, "Choose another one.")
-    if is_out_of_memory(error):
+    if runtime.is_out_of_memory(error):
         message = "The memory is not enough for this model."
         return Explained(Reason.OUT_OF_MEMORY, message, "Close other programs, or take a smaller precision.")
     return unexpected("The export", error, "Its log has the details.")

@@ -58,7 +58,6 @@ def gpu_id() -> str | None:
     return f"GPU-{torch.cuda.get_device_properties(0).uuid}" if torch.cuda.is_available() else None
 
 
-MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 ASKED = re.compile(r"(?:Tried to allocate|you tried to allocate) ([\d.]+) ?(bytes|KiB|MiB|GiB)?", re.IGNORECASE)
 UNITS = {"": 1, "bytes": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 
@@ -107,11 +106,6 @@ def _reason(config: Config, expected: Estimate, available: int) -> str:
     if device_kind() == "cpu":
         return "Gradient checkpointing is off: on the CPU it costs time and the memory is there."
     return f"Gradient checkpointing is off: the run fits without it, at about {expected.total / GIB:.1f} {room}."
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out. The CPU allocator and cuBLAS raise a RuntimeError that only its text identifies."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in MEMORY_SIGNS)
 
 
 class Retry(TypedDict):

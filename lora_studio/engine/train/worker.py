@@ -71,7 +71,7 @@ def _explain(error: Exception, run: RunFolder, log: EventLog) -> tuple[Explained
     if isinstance(error, callbacks.DivergedError):
         explanation = callbacks.explain(error, parse(read_yaml(run.config)), log.state().dtype)
         return Explained(Reason.DIVERGED, explanation["message"], explanation["hint"]), {**explanation}
-    if memory.is_out_of_memory(error):
+    if runtime.is_out_of_memory(error):
         numbers = memory.explain(error, parse(read_yaml(run.config)), log.state())
         return Explained(Reason.OUT_OF_MEMORY, numbers["message"], numbers["hint"]), {**numbers}
     return unexpected("Training", error, "The run's log has the details."), {}
