@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_studio.config.parsing import read_yaml
+from lora_studio.config.fields import read_yaml
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import request
 from lora_studio.files import bytes_in

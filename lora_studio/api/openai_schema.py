@@ -13,7 +13,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_studio.chat.choices import Choice, ModelSelection
-from lora_studio.config.parsing import ConfigError, parse, plain_words
+from lora_studio.config.fields import plain_words
+from lora_studio.config.parsing import ConfigError, parse
 from lora_studio.config.sections import Config
 from lora_studio.errors import ApiError, StudioError
 from lora_studio.files import JsonObject

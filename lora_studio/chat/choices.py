@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lora_studio.chat.conversation import BASE, ChatState
-from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.parsing import load_config
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
@@ -46,7 +46,7 @@ class Choice:
 
     def config(self) -> Config | None:
         """What its run was trained with."""
-        return parse(read_yaml(self.run.config)) if self.run else None
+        return load_config(self.run.config) if self.run else None
 
 
 def base_of(columns: Sequence[Choice]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_studio.cli.output import age, print_json, say, table
 from lora_studio.cli.train import step_line
-from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.parsing import load_config
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject, bytes_in
 from lora_studio.jobs.ending_words import ending_words
@@ -155,7 +155,7 @@ def _compare(workspace: Workspace, supervisor: Supervisor, names: Sequence[str],
     if len({run.id for run in runs}) < 2:
         raise StudioError("Two runs at least are compared.", "Name them: `python -m lora_studio runs compare RUN RUN`.")
     overviews = [(overview(run, state), state) for run in runs for state in [supervisor.state(run.id)]]
-    settings, outcome = differences([parse(read_yaml(run.config)) for run in runs]), results(overviews)
+    settings, outcome = differences([load_config(run.config) for run in runs]), results(overviews)
     if as_json:
         changed_settings = [{"path": item.path, "title": item.title, "values": item.values} for item in settings]
         print_json(

@@ -1,13 +1,16 @@
-"""The building blocks of the schema (`setting`, `Section`), and YAML reading within limits.
+"""The building blocks of the schema (`setting`, `Section`), pydantic's errors in plain words, and YAML within limits.
 
 A few lines of YAML whose aliases refer to each other can expand to billions of values, so their number is limited.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
+
+from lora_studio.errors import StudioError
 
 SettingValues = dict[str, Any]
 """Values of settings: by path ("lora.r"), or nested by section."""
@@ -54,6 +57,36 @@ class Section(BaseModel):
     )
 
 
+_PLAIN = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length:,} characters",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "value_error": "{error}",
+    "dict_type": "must be a mapping of names to columns",
+    "model_type": "must be a section: names with values below it",
+    "model_attributes_type": "must be a section: names with values below it",
+}
+"""What pydantic's kinds of error say to a person; kinds that are not here keep pydantic's words."""
+
+
+def plain_words(item: Any) -> str:
+    """What pydantic found wrong with a value, as a person would say it."""
+    return _PLAIN.get(item["type"], str(item["msg"])).format(**item.get("ctx", {}))
+
+
 MAX_VALUES = 100_000
 MAX_CHARACTERS = 1_000_000
 
@@ -80,3 +113,23 @@ def _check_size(values: Any) -> None:
         if remaining < 0:
             raise yaml.YAMLError(f"it stands for more than {MAX_VALUES:,} values")
         waiting.extend(inner)
+
+
+def read_yaml(path: Path) -> SettingValues:
+    """The mapping in a YAML file. Raises `StudioError` for a missing file, broken YAML or anything but a mapping."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            values = load(file.read(MAX_CHARACTERS + 1))
+    except FileNotFoundError:
+        raise StudioError(f"There is no file {path}.", "Give the path of a YAML config.") from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise StudioError(f"{path} is not a text file.", "Give the path of a YAML config.") from None
+    except yaml.YAMLError as error:
+        raise StudioError(f"{path} is not valid YAML: {error}", "Check indentation and colons.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise StudioError(
+            f"{path} holds a {type(values).__name__}, not settings.", "A config is `section:` and names below."
+        )
+    return values

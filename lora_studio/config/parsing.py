@@ -1,15 +1,19 @@
-"""From a mapping or a YAML file to a checked config, and back. Every problem is reported at once."""
+"""From a mapping or a YAML file to a checked config, and back. Every problem is reported at once.
 
+A name that LLaMA-Factory, axolotl, Unsloth, trl or a typo has for a setting is answered with its name here.
+"""
+
+import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from lora_studio.config import fields
 from lora_studio.config.conflicts import Problem, contradictions
-from lora_studio.config.other_names import meant, plain_value
+from lora_studio.config.fields import SettingValues, plain_words, read_yaml
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import settings
 from lora_studio.errors import StudioError
@@ -23,31 +27,6 @@ class ConfigError(StudioError):
         lines = "\n".join(f"  {problem}" for problem in problems)
         super().__init__(f"{len(problems)} {noun} not right:\n{lines}", "Mend these and try again.")
         self.problems = problems
-
-
-_PLAIN = {
-    "int_parsing": "must be a whole number",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_parsing": "must be a number",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "bool_parsing": "must be true or false",
-    "bool_type": "must be true or false",
-    "string_type": "must be text",
-    "string_too_short": "must not be empty",
-    "string_too_long": "must have at most {max_length:,} characters",
-    "literal_error": "must be {expected}",
-    "greater_than": "must be above {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be below {lt}",
-    "less_than_equal": "must be at most {le}",
-    "value_error": "{error}",
-    "dict_type": "must be a mapping of names to columns",
-    "model_type": "must be a section: names with values below it",
-    "model_attributes_type": "must be a section: names with values below it",
-}
-"""What pydantic's kinds of error say to a person; kinds that are not here keep pydantic's words."""
 
 
 def parse(values: Mapping[str, Any]) -> Config:
@@ -82,12 +61,7 @@ def _explain(item: Any) -> Problem:
     return Problem(path, plain_words(item), item["input"])
 
 
-def plain_words(item: Any) -> str:
-    """What pydantic found wrong with a value, as a person would say it."""
-    return _PLAIN.get(item["type"], str(item["msg"])).format(**item.get("ctx", {}))
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> fields.SettingValues:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> SettingValues:
     """`base` with the values of `over` on top, section by section."""
     merged = dict(base)
     for name, value in over.items():
@@ -96,35 +70,296 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> fields.SettingVal
     return merged
 
 
-def nest(flat: Mapping[str, Any]) -> fields.SettingValues:
+def nest(flat: Mapping[str, Any]) -> SettingValues:
     """{"lora.r": 8} as {"lora": {"r": 8}}."""
-    nested: fields.SettingValues = {}
+    nested: SettingValues = {}
     for path, value in flat.items():
         section, _, leaf = path.rpartition(".")
         nested = merge(nested, {section: {leaf: value}} if section else {leaf: value})
     return nested
 
 
-def read_yaml(path: Path) -> fields.SettingValues:
-    """The mapping in a YAML file. Raises `StudioError` for a missing file, broken YAML or anything but a mapping."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            values = fields.load(file.read(fields.MAX_CHARACTERS + 1))
-    except FileNotFoundError:
-        raise StudioError(f"There is no file {path}.", "Give the path of a YAML config.") from None
-    except (IsADirectoryError, UnicodeDecodeError):
-        raise StudioError(f"{path} is not a text file.", "Give the path of a YAML config.") from None
-    except yaml.YAMLError as error:
-        raise StudioError(f"{path} is not valid YAML: {error}", "Check indentation and colons.") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise StudioError(
-            f"{path} holds a {type(values).__name__}, not settings.", "A config is `section:` and names below."
-        )
-    return values
+def load_config(path: Path) -> Config:
+    """The checked config of a YAML file. Raises `StudioError` for what can't be read, and for every problem."""
+    return parse(read_yaml(path))
 
 
 def to_yaml(config: Config) -> str:
     """The whole config, defaults included, as YAML that `parse` reads back to the same."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True, width=120)
+
+
+_CLOSE = 0.75
+"""Likeness (difflib's ratio) from which a name is taken for a slip of another."""
+
+OTHER_NAMES: dict[str, str] = {
+    # the base
+    "model_name_or_path": "model.name",
+    "model_name": "model.name",
+    "base_model": "model.name",
+    "base_model_name_or_path": "model.name",
+    "pretrained_model_name_or_path": "model.name",
+    "model_id": "model.name",
+    "model_revision": "model.revision",
+    "torch_dtype": "model.dtype",
+    "quant_type": "model.bnb_4bit_quant_type",
+    "double_quantization": "model.bnb_4bit_use_double_quant",
+    "use_bnb_nested_quant": "model.bnb_4bit_use_double_quant",
+    "attn": "model.attn_implementation",
+    "lora_model_dir": "model.adapter_name_or_path",
+    "adapter_path": "model.adapter_name_or_path",
+    "peft_model_id": "model.adapter_name_or_path",
+    # the data
+    "dataset": "data.train_file",
+    "datasets": "data.train_file",
+    "dataset_name": "data.train_file",
+    "dataset_path": "data.train_file",
+    "data_path": "data.train_file",
+    "train_data": "data.train_file",
+    "training_file": "data.train_file",
+    "data.name": "data.train_file",
+    "data.path": "data.train_file",
+    "data.file": "data.train_file",
+    "eval_dataset": "data.validation_file",
+    "test_datasets": "data.validation_file",
+    "eval_file": "data.validation_file",
+    "validation_data": "data.validation_file",
+    "val_size": "data.validation_fraction",
+    "val_set_size": "data.validation_fraction",
+    "test_size": "data.validation_fraction",
+    "validation_split": "data.validation_fraction",
+    "cutoff_len": "data.max_length",
+    "sequence_len": "data.max_length",
+    "sequence_length": "data.max_length",
+    "seq_length": "data.max_length",
+    "seq_len": "data.max_length",
+    "max_seq_length": "data.max_length",
+    "max_seq_len": "data.max_length",
+    "model_max_length": "data.max_length",
+    "template": "data.prompt_style",
+    "chat_template": "data.prompt_style",
+    "prompt_template": "data.prompt_style",
+    "conversation_template": "data.prompt_style",
+    "default_system": "data.system_prompt",
+    "default_system_message": "data.system_prompt",
+    "max_train_samples": "data.max_samples",
+    "columns": "data.mapping",
+    "dataset_text_field": "data.mapping",
+    "formatting": "data.mapping",
+    "field_messages": "data.mapping",
+    # the adapter
+    "lora_rank": "lora.r",
+    "lora_r": "lora.r",
+    "lora_dim": "lora.r",
+    "rank": "lora.r",
+    "alpha": "lora.lora_alpha",
+    "dropout": "lora.lora_dropout",
+    "lora_target": "lora.target_modules",
+    "lora_target_modules": "lora.target_modules",
+    "lora.target": "lora.target_modules",
+    "lora.modules": "lora.target_modules",
+    "additional_target": "lora.modules_to_save",
+    "lora_modules_to_save": "lora.modules_to_save",
+    "peft_use_dora": "lora.use_dora",
+    "peft_use_rslora": "lora.use_rslora",
+    "rslora": "lora.use_rslora",
+    "dora": "lora.use_dora",
+    "loraplus_ratio": "lora.loraplus_lr_ratio",
+    "peft_init_lora_weights": "lora.init_lora_weights",
+    # the schedule
+    "num_epochs": "training.num_train_epochs",
+    "epochs": "training.num_train_epochs",
+    "train_epochs": "training.num_train_epochs",
+    "lr": "training.learning_rate",
+    "micro_batch_size": "training.per_device_train_batch_size",
+    "batch_size": "training.per_device_train_batch_size",
+    "train_batch_size": "training.per_device_train_batch_size",
+    "gradient_accumulation": "training.gradient_accumulation_steps",
+    "grad_accum": "training.gradient_accumulation_steps",
+    "accumulation": "training.gradient_accumulation_steps",
+    "lr_scheduler": "training.lr_scheduler_type",
+    "scheduler": "training.lr_scheduler_type",
+    "schedule": "training.lr_scheduler_type",
+    "warmup": "training.warmup_ratio",
+    "optimizer": "training.optim",
+    "optimiser": "training.optim",
+    "random_state": "training.seed",
+    "random_seed": "training.seed",
+    "sample_packing": "training.packing",
+    "neat_packing": "training.packing",
+    "pack_dataset": "training.packing",
+    "use_gradient_checkpointing": "training.gradient_checkpointing",
+    "gradient_clipping": "training.max_grad_norm",
+    "noisy_embedding_alpha": "training.neftune_noise_alpha",
+    "rl": "training.method",
+    "stage": "training.method",
+    "dpo_beta": "preference.beta",
+    "pref_beta": "preference.beta",
+    "rl_beta": "preference.beta",
+    "pref_loss": "preference.loss_type",
+    "dpo_loss_type": "preference.loss_type",
+    "dpo_label_smoothing": "preference.label_smoothing",
+    # measuring, and what is written down
+    "evaluation_strategy": "evaluation.eval_strategy",
+    "evaluation.strategy": "evaluation.eval_strategy",
+    "evaluation.steps": "evaluation.eval_steps",
+    "evaluation.batch_size": "evaluation.per_device_eval_batch_size",
+    "eval_batch_size": "evaluation.per_device_eval_batch_size",
+    "micro_eval_batch_size": "evaluation.per_device_eval_batch_size",
+    "patience": "evaluation.early_stopping_patience",
+    "log_every": "tracking.logging_steps",
+    "max_tokens": "generation.max_new_tokens",
+    "generation.max_length": "generation.max_new_tokens",
+    "run_name": "title",
+    "wandb_name": "title",
+    "wandb_run_id": "title",
+}
+"""The names of other programs, the last one or the whole path, and the path here."""
+
+AS_VALUES: dict[str, tuple[str, str]] = {
+    "load_in_4bit": ("model.quantization", "4bit"),
+    "load_in_8bit": ("model.quantization", "8bit"),
+    "bf16": ("model.dtype", "bfloat16"),
+    "fp16": ("model.dtype", "float16"),
+    "pure_bf16": ("model.dtype", "bfloat16"),
+    "flash_attention": ("model.attn_implementation", "flash_attention_2"),
+    "flash_attn": ("model.attn_implementation", "flash_attention_2"),
+    "use_flash_attention_2": ("model.attn_implementation", "flash_attention_2"),
+    "sdp_attention": ("model.attn_implementation", "sdpa"),
+    "eager_attention": ("model.attn_implementation", "eager"),
+    "lora_target_linear": ("lora.target_modules", "all-linear"),
+    "group_by_length": ("training.train_sampling_strategy", "group_by_length"),
+    "mask_history": ("data.train_on", "last_turn"),
+    "train_on_inputs": ("data.train_on", "all"),
+    "train_on_prompt": ("data.train_on", "all"),
+    "assistant_only_loss": ("data.train_on", "assistant"),
+    "completion_only_loss": ("data.train_on", "assistant"),
+    "saves_per_epoch": ("training.save_strategy", "epoch"),
+    "evals_per_epoch": ("evaluation.eval_strategy", "epoch"),
+    "wandb_project": ("tracking.report_to", "wandb"),
+    "use_wandb": ("tracking.report_to", "wandb"),
+    "enable_wandb": ("tracking.report_to", "wandb"),
+    "pissa_init": ("lora.init_lora_weights", "pissa"),
+}
+"""Switches of other programs that are one value of a setting here."""
+
+BY_VALUE: dict[str, dict[str, tuple[str, str]]] = {
+    "adapter": {"qlora": ("model.quantization", "4bit")},
+    "quantization_bit": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
+    "quantization": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
+    "bits": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
+}
+"""Settings of other programs that mean one thing or another by their value."""
+
+_RUNS = "each run has a folder of its own in the workspace (--workspace)"
+_PEFT = "what is trained is always a LoRA adapter"
+_OWN = "it is decided here"
+NOT_HERE: dict[str, str] = {
+    "output_dir": _RUNS,
+    "overwrite_output_dir": _RUNS,
+    "logging_dir": _RUNS,
+    "dataset_prepared_path": "prepared data are kept in the workspace",
+    "dataset_dir": "give the whole path as data.train_file",
+    "overwrite_cache": "data that changed are prepared again",
+    "finetuning_type": _PEFT,
+    "use_peft": _PEFT,
+    "adapter": _PEFT,
+    "task_type": _PEFT,
+    "peft_type": _PEFT,
+    "do_train": "a run always trains",
+    "do_eval": "evaluation.eval_strategy says when is measured",
+    "resume_from_checkpoint": "`train --resume RUN` goes on with a run",
+    "auto_resume_from_checkpoints": "`train --resume RUN` goes on with a run",
+    "trust_remote_code": "code that comes with a model is not run unless this machine's owner allows it",
+    "preprocessing_num_workers": _OWN,
+    "dataloader_num_workers": _OWN,
+    "dataset_num_proc": _OWN,
+    "ddp_timeout": _OWN,
+    "plot_loss": "losses are always drawn",
+    "model_type": "the model's own files say so",
+    "tokenizer_type": "the model's own files say so",
+    "special_tokens": "the tokenizer's own are taken",
+    "strict": "a base that lacks weights is never trained on",
+    "save_only_model": "checkpoints can always be resumed",
+    "save_safetensors": "weights are always saved as safetensors",
+    "tf32": _OWN,
+    "deepspeed": "a run has one device",
+    "fsdp": "a run has one device",
+    "fsdp_config": "a run has one device",
+    "pad_to_sequence_len": "rows are padded to the longest of their batch",
+}
+"""Settings of other programs that have no counterpart, and why none is needed."""
+
+SECTIONS = {
+    "peft": "lora",
+    "peft_config": "lora",
+    "lora_config": "lora",
+    "train": "training",
+    "trainer": "training",
+    "training_args": "training",
+    "training_arguments": "training",
+    "dataset": "data",
+    "datasets": "data",
+    "eval": "evaluation",
+    "logging": "tracking",
+    "inference": "generation",
+}
+"""Sections of other programs' files, and the section here."""
+
+FOR_A_SECTION = {"model": (str, "model.name"), "data": (str, "data.train_file"), "lora": (int, "lora.r")}
+"""What is meant by a plain value where a section belongs, by the value's kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """A setting's path ("" for none), the value to give it where that follows, and why none is needed."""
+
+    path: str = ""
+    value: str | None = None
+    why: str = ""
+
+    @property
+    def words(self) -> str:
+        """The end of the sentence that says that a name is none of ours."""
+        if self.why:
+            return f"; leave it out: {self.why}"
+        if not self.path:
+            return ""
+        return f"; did you mean `{self.path}`{f' with the value {self.value}' if self.value else ''}?"
+
+
+def meant(path: str, value: Any = None) -> Meant:
+    """What is meant by the path of a setting that is not one of ours, as it was written."""
+    path = path.lower().replace("-", "_")
+    section, _, leaf = path.rpartition(".")
+    if isinstance(value, Mapping) and not section and leaf not in NOT_HERE:
+        names = [name for name in Config.model_fields if name != "title"]
+        return Meant(SECTIONS.get(leaf) or next(iter(difflib.get_close_matches(leaf, names, 1, _CLOSE)), ""))
+    if leaf in BY_VALUE and str(value) in BY_VALUE[leaf]:
+        return Meant(*BY_VALUE[leaf][str(value)])
+    if leaf in AS_VALUES:
+        off = value is None or str(value).lower() in ("false", "no", "off", "disabled", "none")
+        return Meant(why="it is off") if off else Meant(*AS_VALUES[leaf])
+    if other_name := OTHER_NAMES.get(path) or OTHER_NAMES.get(leaf):
+        return Meant(other_name)
+    if leaf in NOT_HERE:
+        return Meant(why=NOT_HERE[leaf])
+    return Meant(_nearest(path, section, leaf))
+
+
+def _nearest(path: str, section: str, leaf: str) -> str:
+    """The setting with that last name in another section, else the one whose name is most like it; "" for none."""
+    paths = [setting.path for setting in settings()]
+    leaves = [name.rpartition(".")[2] for name in paths]
+    near = [leaf] if leaf in leaves else difflib.get_close_matches(leaf, leaves, 1, _CLOSE)
+    if leaf not in leaves and (whole := difflib.get_close_matches(path, paths, 1, _CLOSE)):
+        return whole[0]
+    same_leaf = [name for name in paths if near and name.rpartition(".")[2] == near[0]]
+    inside = [name for name in same_leaf if section and name.startswith(f"{section}.")]
+    return next(iter([*inside, *same_leaf]), "")
+
+
+def plain_value(section: str, value: Any) -> str:
+    """The setting that is meant by a plain value in the place of a whole section; "" where none is known."""
+    kind, path = FOR_A_SECTION.get(section, (type(None), ""))
+    return path if isinstance(value, kind) and not isinstance(value, bool) else ""

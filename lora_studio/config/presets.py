@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from lora_studio.config.fields import SettingValues
-from lora_studio.config.parsing import ConfigError, merge, nest, parse, read_yaml
+from lora_studio.config.fields import SettingValues, read_yaml
+from lora_studio.config.parsing import ConfigError, merge, nest, parse
 from lora_studio.config.sections import Config
 from lora_studio.errors import LINE, StudioError, check_length
 from lora_studio.workspace import DEMO_MODEL, Workspace, safe_name, write_atomically

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.config.fields import Section, setting
-from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.parsing import load_config, parse
 from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
@@ -180,7 +180,7 @@ def _column(workspace: Workspace, name: str, number: int) -> EvaluatedColumn:
 
 def _config_of(workspace: Workspace, column: EvaluatedColumn) -> Config:
     """The settings of an adapter's run; the defaults for one from elsewhere."""
-    return parse(read_yaml(RunFolder(workspace.runs_folder / column.run).config)) if column.run else Config()
+    return load_config(RunFolder(workspace.runs_folder / column.run).config) if column.run else Config()
 
 
 def folders(workspace: Workspace) -> JobFolders[EvaluationFolder]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.parsing import load_config
 from lora_studio.config.sections import Config
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import Evaluated, RunState, StepLogged, read_state
@@ -75,7 +75,7 @@ def _known(adapter: Path, run: RunFolder | None) -> _Known:
     settings, card = read_adapter_settings(adapter / SETTINGS_FILE), read_studio_card(adapter)
     if run is None or not run.config.is_file():
         return _Known(settings, card)
-    config = parse(read_yaml(run.config))
+    config = load_config(run.config)
     step = step_of(adapter.name) if adapter.parent == run.checkpoints else None
     state = read_state(run.events)
     return _Known(settings, card, config, state, run.read_result() if step is None else {}, run.read_facts(), step)

@@ -10,8 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lora_studio.config.fields import Section
-from lora_studio.config.parsing import plain_words
+from lora_studio.config.fields import Section, plain_words
 from lora_studio.errors import StudioError
 from lora_studio.export.targets import TARGETS, Sizes, Target, sizes_of
 from lora_studio.files import JsonObject

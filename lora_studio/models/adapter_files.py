@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lora_studio.config.parsing import plain_words
+from lora_studio.config.fields import plain_words
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
 from lora_studio.models.module_patterns import check_settings

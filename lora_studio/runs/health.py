@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.config.fields import SettingValues
-from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.parsing import load_config
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState, StepLogged
@@ -65,7 +65,7 @@ def diagnose(run: RunState, config: Config, now: float, measured: Mapping[str, A
 def of_folder(run: RunState, config: Path, now: float, measured: Mapping[str, Any] | None = None) -> list[Diagnosis]:
     """The same for a run whose settings are in a file; nothing is said where an older version wrote them otherwise."""
     try:
-        return diagnose(run, parse(read_yaml(config)), now, measured)
+        return diagnose(run, load_config(config), now, measured)
     except StudioError:
         return []
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_studio.config.parsing import merge, nest, parse, read_yaml
+from lora_studio.config.parsing import load_config, merge, nest, parse
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import flatten, settings
 from lora_studio.errors import StudioError
@@ -124,7 +124,7 @@ def pace_of(state: RunState, before: int = 0) -> Pace | None:
 
 def settings_of(folder: RunFolder, run: RunState) -> Config:
     """The config that would train a new run as long as this one was in the end."""
-    config = parse(read_yaml(folder.config))
+    config = load_config(folder.config)
     if not run.extra_epochs:
         return config
     longer: dict[str, int | float]

@@ -5,17 +5,19 @@ from typing import Any
 import pytest
 import yaml
 
-from lora_studio.config.other_names import (
+from lora_studio.config.parsing import (
     AS_VALUES,
     BY_VALUE,
     FOR_A_SECTION,
     NOT_HERE,
     OTHER_NAMES,
     SECTIONS,
+    ConfigError,
     Meant,
     meant,
+    nest,
+    parse,
 )
-from lora_studio.config.parsing import ConfigError, nest, parse
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import settings
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
-from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.parsing import load_config
 from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared, prepare, resolve_source
 from lora_studio.data.quality import group_of
@@ -439,7 +439,7 @@ def _trainings(runs: Path, name: str) -> Iterator[tuple[Config, RunFolder]]:
     visited: set[str] = set()
     while name and name not in visited and (run := RunFolder(runs / name)).config.is_file():
         visited.add(name)
-        config = parse(read_yaml(run.config))
+        config = load_config(run.config)
         yield config, run
         before = Path(config.model.adapter_name_or_path or "")
         name = next((part.name for part in before.parents if part.parent == runs), "")

@@ -9,7 +9,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from lora_studio.config.parsing import merge, nest, parse, read_yaml, to_yaml
+from lora_studio.config.fields import read_yaml
+from lora_studio.config.parsing import load_config, merge, nest, parse, to_yaml
 from lora_studio.config.sections import Config
 from lora_studio.engine.export.context import (
     ExportContext,
@@ -129,7 +130,7 @@ def export_config(work: ExportContext, *, base_name: str) -> ExportResult:
         config = parse(merge(config.model_dump(), nest({"model.name": base_name.strip()})))
     target = work.out / f"{work.name}.yaml"
     target.write_text(to_yaml(config), encoding="utf-8")
-    if parse(read_yaml(target)) != config:
+    if load_config(target) != config:
         raise StudioError("The file does not read back as it was written.", "This is a defect: please report it.")
     words = "Another LoRA Studio trains it, from a terminal or, saved as a preset, from its page."
     command = f"python -m lora_studio train {target.name}"

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from safetensors.torch import load_file, save_file
 
-from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.parsing import load_config
 from lora_studio.config.sections import Generation
 from lora_studio.data.prompt_styles import adds_bos, choose_template
 from lora_studio.engine.export import merged as export_merged
@@ -389,7 +389,7 @@ def write_adapter(work: ExportContext) -> str:
 def _modelfile(work: ExportContext, tokenizer: Any, template: GoTemplate, weights: Weights) -> str:
     generation = Generation()
     if work.run is not None and work.run.config.is_file():
-        generation = parse(read_yaml(work.run.config)).generation
+        generation = load_config(work.run.config).generation
     system = str(work.card.get("system_prompt") or "") if template.system else ""
     stops = stop_texts(
         template.after_answer, tokenizer.eos_token or "", tokenizer.get_added_vocab(), generation.stop_texts

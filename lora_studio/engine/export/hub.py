@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx, validate_repo_id
 
-from lora_studio.config.parsing import read_yaml
+from lora_studio.config.fields import read_yaml
 from lora_studio.data.readers.hub import PREFIX, is_hub_name, parse_name
 from lora_studio.engine.export import merged as export_merged
 from lora_studio.engine.export.archive import rewritten

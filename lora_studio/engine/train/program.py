@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from lora_studio.config.conflicts import machine_conflicts
-from lora_studio.config.parsing import ConfigError, parse, read_yaml
+from lora_studio.config.parsing import ConfigError, load_config
 from lora_studio.config.sections import Config
 from lora_studio.engine.chat.logprobs import against_base
 from lora_studio.engine.models.load import choose_dtype, device, device_name, dtype_name
@@ -91,7 +91,7 @@ def train(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> T
 
 def begin(run: RunFolder, *, resume: bool, log: EventLog, stop: StopSignal) -> Context:
     """Reads the config, and finds where to start from."""
-    config = parse(read_yaml(run.config))
+    config = load_config(run.config)
     if problems := list(machine_conflicts(config, cuda=torch.cuda.is_available())):
         raise ConfigError(problems)
     dtype = choose_dtype(config.model.dtype)

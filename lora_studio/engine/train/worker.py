@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.parsing import load_config
 from lora_studio.engine import runtime
 from lora_studio.engine.runtime import (
     WRONG_INPUT,
@@ -69,10 +69,10 @@ def _explain(error: Exception, run: RunFolder, log: EventLog) -> tuple[Explained
     from lora_studio.engine.train import callbacks, memory  # torch: an error before it was loaded is none of these
 
     if isinstance(error, callbacks.DivergedError):
-        explanation = callbacks.explain(error, parse(read_yaml(run.config)), log.state().dtype)
+        explanation = callbacks.explain(error, load_config(run.config), log.state().dtype)
         return Explained(Reason.DIVERGED, explanation["message"], explanation["hint"]), {**explanation}
     if runtime.is_out_of_memory(error):
-        numbers = memory.explain(error, parse(read_yaml(run.config)), log.state())
+        numbers = memory.explain(error, load_config(run.config), log.state())
         return Explained(Reason.OUT_OF_MEMORY, numbers["message"], numbers["hint"]), {**numbers}
     return unexpected("Training", error, "The run's log has the details."), {}
 

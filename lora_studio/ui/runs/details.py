@@ -10,7 +10,7 @@ import gradio as gr
 from markdown_it import MarkdownIt
 
 from lora_studio import units
-from lora_studio.config.parsing import merge, nest, parse, read_yaml
+from lora_studio.config.parsing import load_config, merge, nest, parse
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
@@ -141,7 +141,7 @@ def memory_words(run: RunState, peak_bytes: float | None) -> str:
 
 
 def config_of(folder: RunFolder) -> Config:
-    return parse(read_yaml(folder.config))
+    return load_config(folder.config)
 
 
 def retry_of(folder: RunFolder, run: RunState) -> Change | None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import gradio as gr
 
-from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.parsing import load_config
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.jobs.ending_words import ending_words
@@ -61,7 +61,7 @@ def is_collapsed(view: RunView) -> bool:
 
 def _method(folder: RunFolder) -> str:
     try:
-        return parse(read_yaml(folder.config)).training.method
+        return load_config(folder.config).training.method
     except StudioError:  # settings of an older version
         return "sft"
 
@@ -231,7 +231,7 @@ def checked(epochs: float | None) -> float:
 def continuation(studio: Studio, run_id: str) -> Handover:
     """The train form's values for a new run that begins with this run's adapter."""
     run = studio.workspace.run(run_id)
-    values = flatten(parse(read_yaml(run.config)))
+    values = flatten(load_config(run.config))
     title = f"{studio.supervisor.state(run.id).title or 'run'}, continued"
     values |= {"title": title[:120], "model.adapter_name_or_path": run.id}
     return Handover(time.time(), values, f"Continued from {run_id}")

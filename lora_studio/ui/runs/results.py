@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.config.parsing import parse, read_yaml
+from lora_studio.config.parsing import load_config
 from lora_studio.config.settings import flatten
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.request import of_run
@@ -254,7 +254,7 @@ def edit(studio: Studio, run_id: str) -> Handover:
         raise StudioError(
             "Only a run that was never started can be edited.", "Take it out, or continue from its adapter."
         )
-    values = flatten(parse(read_yaml(run.config)))
+    values = flatten(load_config(run.config))
     studio.supervisor.delete(run.id)
     return Handover(time.time(), values, f"Edited run {run.id}")
 
