@@ -15,9 +15,8 @@ from typing import Any
 
 from lora_studio.config.fields import read_yaml
 from lora_studio.errors import StudioError
-from lora_studio.evaluate import request
 from lora_studio.files import bytes_in
-from lora_studio.jobs.kinds import EvaluationFolder, made_by
+from lora_studio.jobs.kinds import EVALUATE, TRAIN, EvaluationFolder, JobIndex, made_by
 from lora_studio.models.hub import NO_TOKEN
 from lora_studio.workspace import DEMO_MODEL, JobFolder, Policy, RunFolder, Workspace, demo_folder, shipped_data
 
@@ -68,17 +67,19 @@ def delete_upload(workspace: Workspace, name: str) -> None:
         hidden.unlink()
 
 
-def _unfinished_jobs(workspace: Workspace) -> Iterator[tuple[RunFolder | EvaluationFolder, str]]:
+def _unfinished_jobs(workspace: Workspace) -> Iterator[tuple[JobFolder, str]]:
     """All unfinished runs and evaluations of all users, with their titles."""
-    runs: tuple[RunFolder | EvaluationFolder, ...] = tuple(workspace.unrestricted.runs())
-    for job in (*runs, *request.folders(workspace.unrestricted).list_all()):
+    index = JobIndex(workspace.unrestricted)
+    for job in (*index.of(TRAIN), *index.of(EVALUATE)):
         if not job.complete.exists():
             yield job, str(job.read_facts().get("title", job.id))
 
 
-def _reads(job: RunFolder | EvaluationFolder) -> list[Path]:
+def _reads(job: JobFolder) -> list[Path]:
     if isinstance(job, EvaluationFolder):
-        return [Path(request.request_of(job).data)]
+        return [job.data]
+    if not isinstance(job, RunFolder):
+        return []
     data = read_yaml(job.config)["data"]
     return [Path(str(data[name])).expanduser() for name in ("train_file", "validation_file") if data.get(name)]
 

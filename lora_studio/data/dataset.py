@@ -23,10 +23,10 @@ from lora_studio.data.messages import BadRow
 from lora_studio.data.pipeline import Conversations, EncodedSource, Preparation, tokenizer_key
 from lora_studio.data.prompt_styles import Template, choose_template
 from lora_studio.data.quality import sample_rows, split
-from lora_studio.data.readers.hub import is_hub_name
 from lora_studio.data.sources import Source, open_source
 from lora_studio.data.store import BadRows, Progress
 from lora_studio.errors import StudioError
+from lora_studio.models.hub import is_dataset_name
 from lora_studio.workspace import shipped_data
 
 _CODE_VERSION = 2
@@ -113,7 +113,7 @@ def resolve_source(name_or_path: str) -> Path:
 
 def open_data(name: str, encoding: str | None = None) -> Source:
     """Opens a shipped data set, a path, or a data set of the Hub."""
-    return open_source(name if is_hub_name(name) else resolve_source(name), encoding)
+    return open_source(name if is_dataset_name(name) else resolve_source(name), encoding)
 
 
 @limited()

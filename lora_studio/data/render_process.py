@@ -19,7 +19,6 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-import lora_studio
 from lora_studio.data.messages import Conversation, RowError
 from lora_studio.data.render import Rendered, Rules
 from lora_studio.data.render_worker import LENGTH, Answer
@@ -30,7 +29,7 @@ MAX_TEXT_SECONDS = 4.0  # a text alone takes milliseconds, and others wait for i
 MAX_SILENCE = 300.0  # seconds on the clock, for a machine so busy that a process hardly runs
 _PIECE = 1 << 16
 _HINT = "Mend the chat template. The prompt styles chatml, alpaca and plain do without it, for training."
-_PLACE_OF_PACKAGE = Path(lora_studio.__file__).resolve().parents[1]
+_PLACE_OF_PACKAGE = Path(__file__).resolve().parents[2]
 
 
 class LimitedRenderer:

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from lora_studio.data.messages import BadRow, JsonObject, Reading, Record, Tally, shorten
 from lora_studio.data.readers.arrow import read_arrow, read_parquet
-from lora_studio.data.readers.hub import is_hub_name, read_hub
+from lora_studio.data.readers.hub import read_hub
 from lora_studio.data.readers.json import BROKEN_LINE, BROKEN_REST, holds_json, read_json
 from lora_studio.data.readers.tables import holds_tabs, read_csv
 from lora_studio.data.readers.text import read_text
@@ -28,6 +28,7 @@ from lora_studio.data.readers.text_encoding import (
 )
 from lora_studio.data.turns import is_turn, without_filled
 from lora_studio.errors import StudioError
+from lora_studio.models.hub import is_dataset_name
 
 _MAX_FILES = 1000
 _MAX_WALKED = 20_000
@@ -209,7 +210,7 @@ def open_source(name: str | Path | Sequence[str | Path], encoding: str | None = 
     names = [name] if isinstance(name, str | Path) else list(name)
     if not names:
         raise StudioError("No data file is given.", "Give the path of a data file.")
-    if len(names) == 1 and is_hub_name(str(names[0])):
+    if len(names) == 1 and is_dataset_name(str(names[0])):
         reading, resolved = read_hub(str(names[0]))
         return Source(resolved, [], "hub", [reading])
     files, assumptions = data_files([Path(item).expanduser() for item in names], ENDINGS)

@@ -260,23 +260,6 @@ def _common_end(text: str, other: str) -> str:
     return next((text[at:] for at in range(len(text)) if other.endswith(text[at:])), "")
 
 
-READ_BY_OLLAMA = frozenset(
-    (
-        "LlamaForCausalLM",
-        "MixtralForCausalLM",
-        "GemmaForCausalLM",
-        "Gemma2ForCausalLM",
-        "Gemma3ForCausalLM",
-        "Phi3ForCausalLM",
-        "Qwen2ForCausalLM",
-        "Olmo3ForCausalLM",
-        "CohereForCausalLM",
-        "GptOssForCausalLM",
-        "DeepseekV3ForCausalLM",
-        "Lfm2ForCausalLM",
-    )
-)
-"""Architectures whose safetensors Ollama turns into its own form by itself; all others come to it as GGUF."""
 ADAPTED_BY_OLLAMA = frozenset(
     ("LlamaForCausalLM", "MistralForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", "MixtralForCausalLM")
 )

@@ -19,7 +19,6 @@ from pydantic import field_validator
 from pydantic_core import PydanticCustomError
 
 from lora_studio.config.fields import Section, setting
-from lora_studio.export.ollama import READ_BY_OLLAMA
 from lora_studio.files import bytes_in
 from lora_studio.jobs.events import DataPrepared, from_line, read_lines
 from lora_studio.models.adapter_files import carried
@@ -321,6 +320,25 @@ def _gguf_room(sizes: Sizes, settings: Any) -> int | None:
     kind = QUANTIZATIONS[settings.quantization]
     whole = BYTES_A_WEIGHT["bfloat16"]
     return _whole(sizes, whole * (1 if kind.direct else 2) + kind.bits / 8) if sizes.llama_cpp else _whole(sizes, whole)
+
+
+READ_BY_OLLAMA = frozenset(
+    (
+        "LlamaForCausalLM",
+        "MixtralForCausalLM",
+        "GemmaForCausalLM",
+        "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM",
+        "Phi3ForCausalLM",
+        "Qwen2ForCausalLM",
+        "Olmo3ForCausalLM",
+        "CohereForCausalLM",
+        "GptOssForCausalLM",
+        "DeepseekV3ForCausalLM",
+        "Lfm2ForCausalLM",
+    )
+)
+"""Architectures whose safetensors Ollama turns into its own form by itself; all others come to it as GGUF."""
 
 
 def _ollama_size(sizes: Sizes, settings: Any) -> int | None:

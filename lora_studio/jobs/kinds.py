@@ -25,6 +25,14 @@ class EvaluationFolder(JobFolder):
     """The files of one evaluation."""
 
     @property
+    def data(self) -> Path:
+        """The test file. Raises `StudioError` for a damaged request."""
+        data = self.read_facts().get("data")
+        if not isinstance(data, str):
+            raise damaged_request(self)
+        return Path(data)
+
+    @property
     def predictions(self) -> Path:
         """One line a row, appended as answers come."""
         return self.path / "predictions.jsonl"

@@ -19,9 +19,8 @@ from types import TracebackType
 from typing import Any
 
 from lora_studio.errors import EngineError, StudioError
-from lora_studio.jobs.launchers.conversation import ProcessPipes
 from lora_studio.jobs.launchers.interface import last_lines
-from lora_studio.jobs.launchers.local import child_environment, python_module
+from lora_studio.jobs.launchers.local import ProcessPipes, child_environment, python_module
 from lora_studio.jobs.protocol import (
     Failure,
     JsonObject,

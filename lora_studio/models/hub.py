@@ -1,13 +1,19 @@
-"""The Hugging Face Hub as the environment describes it: token, models that may run their own code, and the Space.
+"""The Hugging Face Hub: names of data sets, and as the environment describes it, token, trusted models and the Space.
 
 A token reaches a child through its environment only, never as an argument or in a file, an event or a log. Models with
 code of their own run only if they were named at the start, never because a config or an adapter asks for it.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from lora_studio.errors import StudioError
+from lora_studio.units import shorten
 
 VARIABLE = "HF_TOKEN"
 PASSWORD, USERS = "LORA_STUDIO_PASSWORD", "LORA_STUDIO_USERS"
@@ -45,6 +51,33 @@ def without_implicit_token(withhold: bool) -> Iterator[None]:
 def hub_secrets(token: str) -> dict[str, str]:
     """What a child gets of a token that a person typed; nothing where nothing was typed."""
     return {VARIABLE: token.strip()} if token.strip() else {}
+
+
+DATASET_PREFIX = "hub:"
+_DATASET = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_DATASET_OPTIONS = ("config", "split", "revision")
+
+
+def is_dataset_name(name: str) -> bool:
+    """Whether a name is a data set of the Hub: it has the prefix, or looks like owner/name and is no path."""
+    if name.startswith(DATASET_PREFIX):
+        return True
+    path = Path(name)
+    return bool(_DATASET.fullmatch(name)) and not path.suffix and not os.path.exists(path.parent)
+
+
+def parse_dataset_name(name: str) -> tuple[str, dict[str, str]]:
+    """The data set's id, and its config, split and revision where given."""
+    plain, _, query = name.removeprefix(DATASET_PREFIX).partition("?")
+    options = {key: values[-1] for key, values in parse_qs(query).items()}
+    unknown = [key for key in options if key not in _DATASET_OPTIONS]
+    if not _DATASET.fullmatch(plain) or unknown:
+        detail = f"unknown option {unknown[0]!r}" if unknown else f"found {plain!r}"
+        raise StudioError(
+            f"{shorten(name, 120)} is no name of a Hub data set: {detail}.",
+            f"Write it as {DATASET_PREFIX}owner/name?config=C&split=S&revision=R; the options may be left out.",
+        )
+    return plain, options
 
 
 TRUSTED = "LORA_STUDIO_TRUST_REMOTE_CODE"

@@ -22,6 +22,7 @@ from lora_studio.data.readers import text_encoding as opening
 from lora_studio.data.readers.arrow import most_unpacked
 from lora_studio.data.sources import BadRow, Record, open_source, read_records
 from lora_studio.errors import StudioError
+from lora_studio.models.hub import is_dataset_name
 
 ROWS = [{"prompt": f"ask {number}", "completion": "tell"} for number in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -337,6 +338,6 @@ def test_media_of_the_hub_are_not_decoded_but_refused(tmp_path):
 def test_a_path_is_never_taken_for_a_name_of_the_hub(tmp_path, monkeypatch):
     (tmp_path / "own").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert not hub.is_hub_name("own/set")
-    assert not hub.is_hub_name("other/set.jsonl")
-    assert hub.is_hub_name("other/set")
+    assert not is_dataset_name("own/set")
+    assert not is_dataset_name("other/set.jsonl")
+    assert is_dataset_name("other/set")

@@ -12,7 +12,7 @@ from lora_studio.engine.chat.generate import Column, generate, greedy
 from lora_studio.engine.evaluate.answer import Voice, read_asked_file
 from lora_studio.engine.evaluate.tasks import label_of, label_scores
 from lora_studio.engine.models.multi_adapter import add_adapters, load_base
-from lora_studio.engine.train.labels import answer_spans, given_label, labelled_rows, thinking_tokens
+from lora_studio.engine.train.rows import answer_spans, given_label, labelled_rows, thinking_tokens
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Evaluated, Finished, Warned, fold
 from lora_studio.workspace import RunFolder

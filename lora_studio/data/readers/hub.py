@@ -1,19 +1,14 @@
 """Data sets of the Hugging Face Hub to rows, streamed; offline, what the local cache holds of them."""
 
-import os
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, urlencode
+from urllib.parse import quote, urlencode
 
 from lora_studio.data.messages import BadRow, Reading, Record, Tally, shorten
 from lora_studio.data.readers.arrow import CellReader
 from lora_studio.errors import StudioError
+from lora_studio.models.hub import DATASET_PREFIX, parse_dataset_name
 
-PREFIX = "hub:"
-_BARE = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_OPTIONS = ("config", "split", "revision")
 _WAY_OUT = (
     "Check the name, config, split and revision, and that this machine reaches the Hub (a private or gated set needs "
     "HF_TOKEN in the environment). Without a network, download the set's files and give their folder."
@@ -22,31 +17,9 @@ _PATIENCE = 10.0  # seconds
 _BATCH_ROWS = 1000
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether a name is a data set of the Hub: it has the prefix, or looks like owner/name and is no path."""
-    if name.startswith(PREFIX):
-        return True
-    path = Path(name)
-    return bool(_BARE.fullmatch(name)) and not path.suffix and not os.path.exists(path.parent)
-
-
-def parse_name(name: str) -> tuple[str, dict[str, str]]:
-    """The data set's id, and its config, split and revision where given."""
-    plain, _, query = name.removeprefix(PREFIX).partition("?")
-    options = {key: values[-1] for key, values in parse_qs(query).items()}
-    unknown = [key for key in options if key not in _OPTIONS]
-    if not _BARE.fullmatch(plain) or unknown:
-        detail = f"unknown option {unknown[0]!r}" if unknown else f"found {plain!r}"
-        raise StudioError(
-            f"{shorten(name, 120)} is no name of a Hub data set: {detail}.",
-            f"Write it as {PREFIX}owner/name?config=C&split=S&revision=R; the options may be left out.",
-        )
-    return plain, options
-
-
 def read_hub(name: str) -> tuple[Reading, str]:
     """How to read a data set of the Hub, and its name with the revision that is read."""
-    plain, options = parse_name(name)
+    plain, options = parse_dataset_name(name)
     offline = _is_offline()
     revision = options.get("revision")
     if not offline:
@@ -56,7 +29,8 @@ def read_hub(name: str) -> tuple[Reading, str]:
         f" at revision {revision}." if revision else "."
     )
     query = {"config": options.get("config"), "split": split, "revision": revision}
-    resolved = f"{PREFIX}{plain}?{urlencode({key: value for key, value in query.items() if value}, quote_via=quote)}"
+    named = urlencode({key: value for key, value in query.items() if value}, quote_via=quote)
+    resolved = f"{DATASET_PREFIX}{plain}?{named}"
 
     def load() -> Any:
         return _load(plain, options.get("config"), split, revision, streaming=not offline)

@@ -19,7 +19,6 @@ from lora_studio.config.parsing import load_config
 from lora_studio.config.sections import Config
 from lora_studio.data.dataset import Prepared, prepare, resolve_source
 from lora_studio.data.quality import group_of
-from lora_studio.data.readers.hub import is_hub_name
 from lora_studio.engine.evaluate import tasks as text_scores
 from lora_studio.engine.evaluate.tasks import READING, Task, is_exact, json_of, label_of
 from lora_studio.errors import StudioError
@@ -27,6 +26,7 @@ from lora_studio.evaluate.request import EvaluationRequest
 from lora_studio.files import JsonObject
 from lora_studio.jobs.events import read_state
 from lora_studio.jobs.kinds import EvaluationFolder
+from lora_studio.models.hub import is_dataset_name
 from lora_studio.workspace import RunFolder, Workspace
 
 if TYPE_CHECKING:
@@ -449,7 +449,7 @@ def _trained_on(config: Config, run: RunFolder) -> np.ndarray | None:
     """Hashes of a run's training rows; None if they are not cached or have changed since."""
     from lora_studio.engine.models.tokenizer import load_tokenizer
 
-    if is_hub_name(config.data.train_file):
+    if is_dataset_name(config.data.train_file):
         return None
     try:
         prepared = prepare(
@@ -476,7 +476,7 @@ def _give_up(first: Prepared) -> None:
 
 
 def _same_file(trained: str, tested: str) -> bool:
-    if is_hub_name(trained) or is_hub_name(tested):
+    if is_dataset_name(trained) or is_dataset_name(tested):
         return trained == tested
     try:
         return os.path.samefile(resolve_source(trained), tested)

@@ -33,7 +33,6 @@ from lora_studio.engine.runtime import EventLog
 from lora_studio.errors import StudioError
 from lora_studio.export.ollama import (
     ADAPTED_BY_OLLAMA,
-    READ_BY_OLLAMA,
     GoTemplate,
     carried_by_quotes,
     modelfile,
@@ -44,6 +43,7 @@ from lora_studio.export.targets import (
     FOLDER_VARIABLE,
     MAGIC,
     QUANTIZATIONS,
+    READ_BY_OLLAMA,
     LlamaCpp,
     commands,
     find_llama_cpp,

@@ -22,7 +22,6 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx, validate_repo_id
 
 from lora_studio.config.fields import read_yaml
-from lora_studio.data.readers.hub import PREFIX, is_hub_name, parse_name
 from lora_studio.engine.export import merged as export_merged
 from lora_studio.engine.export.archive import rewritten
 from lora_studio.engine.export.context import ExportContext, ExportResult, base_to_name, copy_files, try_adapter
@@ -30,6 +29,7 @@ from lora_studio.engine.runtime import Stopped
 from lora_studio.errors import StudioError
 from lora_studio.export.card import CARD_NAME, Subject, model_card
 from lora_studio.models.adapter_files import carried
+from lora_studio.models.hub import DATASET_PREFIX, is_dataset_name, parse_dataset_name
 
 SETTINGS_PAGE = "https://huggingface.co/settings/tokens"
 _ALONE = re.compile(r"[\w.-]+")
@@ -275,6 +275,6 @@ def hub_data(work: ExportContext) -> str:
     if work.run is None or not work.run.config.is_file():
         return ""
     name = str(read_yaml(work.run.config).get("data", {}).get("train_file", ""))
-    if not is_hub_name(name) or Path(name).exists():
+    if not is_dataset_name(name) or Path(name).exists():
         return ""
-    return parse_name(name)[0] if name.startswith(PREFIX) else name
+    return parse_dataset_name(name)[0] if name.startswith(DATASET_PREFIX) else name

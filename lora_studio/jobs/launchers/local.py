@@ -1,9 +1,11 @@
 """Workers on this machine: how each is started, recognised, asked to stop and killed.
 
 A worker is a process of its own session that writes to files, never to pipes, so it outlives the page and the server.
-The system's count of processes killed for memory says why one died.
+The system's count of processes killed for memory says why one died. A session child is
+talked to over pipes instead, and ends with whoever started it.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +18,6 @@ from pathlib import Path
 
 import psutil
 
-import lora_studio
 from lora_studio.files import is_time, read_object
 from lora_studio.jobs.launchers.interface import Exit, Worker, last_lines
 from lora_studio.models.hub import SECRETS
@@ -56,9 +57,48 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     The passwords of the page's visitors are not for children.
     """
     own = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    package_parent = str(Path(lora_studio.__file__).resolve().parents[1])
+    package_parent = str(Path(__file__).resolve().parents[3])
     paths = [package_parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**own, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONUNBUFFERED": "1", **(extra or {})}
+
+
+class ProcessPipes:
+    """A child with lines of text in both directions. It has a session of its own: Ctrl-C is the parent's to handle."""
+
+    def __init__(self, command: Sequence[str], log_path: Path, env: Mapping[str, str] | None = None) -> None:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                env=child_environment(env),
+                start_new_session=True,
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.input, self.output = self._process.stdin, self._process.stdout
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended (negative: by that signal); None while it lives."""
+        return self._process.poll()
+
+    def kill(self) -> None:
+        """Ends the child, and what it started, by force."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits until the child is gone; False where it still is there after so many seconds."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from typing import Any
 from lora_studio.config.fields import SettingValues
 from lora_studio.config.settings import settings
 from lora_studio.data.cache import code_version
-from lora_studio.data.readers.hub import is_hub_name
 from lora_studio.errors import StudioError
 from lora_studio.jobs.protocol import Inspect
+from lora_studio.models.hub import is_dataset_name
 from lora_studio.ui import form as forms
 from lora_studio.ui.form import read_draft
 from lora_studio.workspace import Workspace, shipped_data
@@ -137,7 +137,7 @@ def is_there(name: str, workspace: Workspace) -> bool:
         workspace.policy.check_path(name)
     except StudioError:
         return False
-    if name in shipped_data() or is_hub_name(name):
+    if name in shipped_data() or is_dataset_name(name):
         return True
     path = Path(name).expanduser()
     try:
