@@ -1,10 +1,11 @@
-"""From a mapping or a YAML file to a checked config, and back. Every problem is reported at once.
+"""From a mapping or a YAML file to a checked config, and back.
 
-A name that LLaMA-Factory, axolotl, Unsloth, trl or a typo has for a setting is answered with its name here.
+Settings that are valid alone and wrong together, or wrong on this machine, are found here; the schema checks single
+values. Every problem is reported at once, before anything slow, with what to choose instead.
 """
 
-import difflib
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,32 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from lora_studio.config.conflicts import Problem, contradictions
 from lora_studio.config.fields import SettingValues, plain_words, read_yaml
 from lora_studio.config.sections import Config
-from lora_studio.config.settings import settings
+from lora_studio.config.settings import meant, plain_value, settings
 from lora_studio.errors import StudioError
+from lora_studio.models.module_patterns import PatternError, check, is_regular_expression
+
+NEED_FULL_WEIGHTS = ("pissa", "pissa_niter_16", "olora")
+"""First weights of an adapter that are taken out of the base's own weights."""
+
+NOT_ON_EXPERTS = (*NEED_FULL_WEIGHTS, "orthogonal", "eva")
+"""First weights that stacked experts can't begin with: peft looks for one matrix a module there."""
+SHOWN = 200  # characters of what was found
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a config: where, what, and what was found there."""
+
+    path: str
+    message: str
+    value: Any = None
+
+    def __str__(self) -> str:
+        text = repr(self.value)
+        text = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+        return f"{self.path}: {self.message}" + ("" if self.value is None else f" (found {text})")
 
 
 class ConfigError(StudioError):
@@ -89,277 +111,148 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True, width=120)
 
 
-_CLOSE = 0.75
-"""Likeness (difflib's ratio) from which a name is taken for a slip of another."""
-
-OTHER_NAMES: dict[str, str] = {
-    # the base
-    "model_name_or_path": "model.name",
-    "model_name": "model.name",
-    "base_model": "model.name",
-    "base_model_name_or_path": "model.name",
-    "pretrained_model_name_or_path": "model.name",
-    "model_id": "model.name",
-    "model_revision": "model.revision",
-    "torch_dtype": "model.dtype",
-    "quant_type": "model.bnb_4bit_quant_type",
-    "double_quantization": "model.bnb_4bit_use_double_quant",
-    "use_bnb_nested_quant": "model.bnb_4bit_use_double_quant",
-    "attn": "model.attn_implementation",
-    "lora_model_dir": "model.adapter_name_or_path",
-    "adapter_path": "model.adapter_name_or_path",
-    "peft_model_id": "model.adapter_name_or_path",
-    # the data
-    "dataset": "data.train_file",
-    "datasets": "data.train_file",
-    "dataset_name": "data.train_file",
-    "dataset_path": "data.train_file",
-    "data_path": "data.train_file",
-    "train_data": "data.train_file",
-    "training_file": "data.train_file",
-    "data.name": "data.train_file",
-    "data.path": "data.train_file",
-    "data.file": "data.train_file",
-    "eval_dataset": "data.validation_file",
-    "test_datasets": "data.validation_file",
-    "eval_file": "data.validation_file",
-    "validation_data": "data.validation_file",
-    "val_size": "data.validation_fraction",
-    "val_set_size": "data.validation_fraction",
-    "test_size": "data.validation_fraction",
-    "validation_split": "data.validation_fraction",
-    "cutoff_len": "data.max_length",
-    "sequence_len": "data.max_length",
-    "sequence_length": "data.max_length",
-    "seq_length": "data.max_length",
-    "seq_len": "data.max_length",
-    "max_seq_length": "data.max_length",
-    "max_seq_len": "data.max_length",
-    "model_max_length": "data.max_length",
-    "template": "data.prompt_style",
-    "chat_template": "data.prompt_style",
-    "prompt_template": "data.prompt_style",
-    "conversation_template": "data.prompt_style",
-    "default_system": "data.system_prompt",
-    "default_system_message": "data.system_prompt",
-    "max_train_samples": "data.max_samples",
-    "columns": "data.mapping",
-    "dataset_text_field": "data.mapping",
-    "formatting": "data.mapping",
-    "field_messages": "data.mapping",
-    # the adapter
-    "lora_rank": "lora.r",
-    "lora_r": "lora.r",
-    "lora_dim": "lora.r",
-    "rank": "lora.r",
-    "alpha": "lora.lora_alpha",
-    "dropout": "lora.lora_dropout",
-    "lora_target": "lora.target_modules",
-    "lora_target_modules": "lora.target_modules",
-    "lora.target": "lora.target_modules",
-    "lora.modules": "lora.target_modules",
-    "additional_target": "lora.modules_to_save",
-    "lora_modules_to_save": "lora.modules_to_save",
-    "peft_use_dora": "lora.use_dora",
-    "peft_use_rslora": "lora.use_rslora",
-    "rslora": "lora.use_rslora",
-    "dora": "lora.use_dora",
-    "loraplus_ratio": "lora.loraplus_lr_ratio",
-    "peft_init_lora_weights": "lora.init_lora_weights",
-    # the schedule
-    "num_epochs": "training.num_train_epochs",
-    "epochs": "training.num_train_epochs",
-    "train_epochs": "training.num_train_epochs",
-    "lr": "training.learning_rate",
-    "micro_batch_size": "training.per_device_train_batch_size",
-    "batch_size": "training.per_device_train_batch_size",
-    "train_batch_size": "training.per_device_train_batch_size",
-    "gradient_accumulation": "training.gradient_accumulation_steps",
-    "grad_accum": "training.gradient_accumulation_steps",
-    "accumulation": "training.gradient_accumulation_steps",
-    "lr_scheduler": "training.lr_scheduler_type",
-    "scheduler": "training.lr_scheduler_type",
-    "schedule": "training.lr_scheduler_type",
-    "warmup": "training.warmup_ratio",
-    "optimizer": "training.optim",
-    "optimiser": "training.optim",
-    "random_state": "training.seed",
-    "random_seed": "training.seed",
-    "sample_packing": "training.packing",
-    "neat_packing": "training.packing",
-    "pack_dataset": "training.packing",
-    "use_gradient_checkpointing": "training.gradient_checkpointing",
-    "gradient_clipping": "training.max_grad_norm",
-    "noisy_embedding_alpha": "training.neftune_noise_alpha",
-    "rl": "training.method",
-    "stage": "training.method",
-    "dpo_beta": "preference.beta",
-    "pref_beta": "preference.beta",
-    "rl_beta": "preference.beta",
-    "pref_loss": "preference.loss_type",
-    "dpo_loss_type": "preference.loss_type",
-    "dpo_label_smoothing": "preference.label_smoothing",
-    # measuring, and what is written down
-    "evaluation_strategy": "evaluation.eval_strategy",
-    "evaluation.strategy": "evaluation.eval_strategy",
-    "evaluation.steps": "evaluation.eval_steps",
-    "evaluation.batch_size": "evaluation.per_device_eval_batch_size",
-    "eval_batch_size": "evaluation.per_device_eval_batch_size",
-    "micro_eval_batch_size": "evaluation.per_device_eval_batch_size",
-    "patience": "evaluation.early_stopping_patience",
-    "log_every": "tracking.logging_steps",
-    "max_tokens": "generation.max_new_tokens",
-    "generation.max_length": "generation.max_new_tokens",
-    "run_name": "title",
-    "wandb_name": "title",
-    "wandb_run_id": "title",
-}
-"""The names of other programs, the last one or the whole path, and the path here."""
-
-AS_VALUES: dict[str, tuple[str, str]] = {
-    "load_in_4bit": ("model.quantization", "4bit"),
-    "load_in_8bit": ("model.quantization", "8bit"),
-    "bf16": ("model.dtype", "bfloat16"),
-    "fp16": ("model.dtype", "float16"),
-    "pure_bf16": ("model.dtype", "bfloat16"),
-    "flash_attention": ("model.attn_implementation", "flash_attention_2"),
-    "flash_attn": ("model.attn_implementation", "flash_attention_2"),
-    "use_flash_attention_2": ("model.attn_implementation", "flash_attention_2"),
-    "sdp_attention": ("model.attn_implementation", "sdpa"),
-    "eager_attention": ("model.attn_implementation", "eager"),
-    "lora_target_linear": ("lora.target_modules", "all-linear"),
-    "group_by_length": ("training.train_sampling_strategy", "group_by_length"),
-    "mask_history": ("data.train_on", "last_turn"),
-    "train_on_inputs": ("data.train_on", "all"),
-    "train_on_prompt": ("data.train_on", "all"),
-    "assistant_only_loss": ("data.train_on", "assistant"),
-    "completion_only_loss": ("data.train_on", "assistant"),
-    "saves_per_epoch": ("training.save_strategy", "epoch"),
-    "evals_per_epoch": ("evaluation.eval_strategy", "epoch"),
-    "wandb_project": ("tracking.report_to", "wandb"),
-    "use_wandb": ("tracking.report_to", "wandb"),
-    "enable_wandb": ("tracking.report_to", "wandb"),
-    "pissa_init": ("lora.init_lora_weights", "pissa"),
-}
-"""Switches of other programs that are one value of a setting here."""
-
-BY_VALUE: dict[str, dict[str, tuple[str, str]]] = {
-    "adapter": {"qlora": ("model.quantization", "4bit")},
-    "quantization_bit": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
-    "quantization": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
-    "bits": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
-}
-"""Settings of other programs that mean one thing or another by their value."""
-
-_RUNS = "each run has a folder of its own in the workspace (--workspace)"
-_PEFT = "what is trained is always a LoRA adapter"
-_OWN = "it is decided here"
-NOT_HERE: dict[str, str] = {
-    "output_dir": _RUNS,
-    "overwrite_output_dir": _RUNS,
-    "logging_dir": _RUNS,
-    "dataset_prepared_path": "prepared data are kept in the workspace",
-    "dataset_dir": "give the whole path as data.train_file",
-    "overwrite_cache": "data that changed are prepared again",
-    "finetuning_type": _PEFT,
-    "use_peft": _PEFT,
-    "adapter": _PEFT,
-    "task_type": _PEFT,
-    "peft_type": _PEFT,
-    "do_train": "a run always trains",
-    "do_eval": "evaluation.eval_strategy says when is measured",
-    "resume_from_checkpoint": "`train --resume RUN` goes on with a run",
-    "auto_resume_from_checkpoints": "`train --resume RUN` goes on with a run",
-    "trust_remote_code": "code that comes with a model is not run unless this machine's owner allows it",
-    "preprocessing_num_workers": _OWN,
-    "dataloader_num_workers": _OWN,
-    "dataset_num_proc": _OWN,
-    "ddp_timeout": _OWN,
-    "plot_loss": "losses are always drawn",
-    "model_type": "the model's own files say so",
-    "tokenizer_type": "the model's own files say so",
-    "special_tokens": "the tokenizer's own are taken",
-    "strict": "a base that lacks weights is never trained on",
-    "save_only_model": "checkpoints can always be resumed",
-    "save_safetensors": "weights are always saved as safetensors",
-    "tf32": _OWN,
-    "deepspeed": "a run has one device",
-    "fsdp": "a run has one device",
-    "fsdp_config": "a run has one device",
-    "pad_to_sequence_len": "rows are padded to the longest of their batch",
-}
-"""Settings of other programs that have no counterpart, and why none is needed."""
-
-SECTIONS = {
-    "peft": "lora",
-    "peft_config": "lora",
-    "lora_config": "lora",
-    "train": "training",
-    "trainer": "training",
-    "training_args": "training",
-    "training_arguments": "training",
-    "dataset": "data",
-    "datasets": "data",
-    "eval": "evaluation",
-    "logging": "tracking",
-    "inference": "generation",
-}
-"""Sections of other programs' files, and the section here."""
-
-FOR_A_SECTION = {"model": (str, "model.name"), "data": (str, "data.train_file"), "lora": (int, "lora.r")}
-"""What is meant by a plain value where a section belongs, by the value's kind."""
+def contradictions(config: Config) -> Iterator[Problem]:
+    """What can't work together on any machine."""
+    yield from _adapter(config)
+    yield from _schedule(config)
+    yield from _best(config)
+    yield from _unmeasured(config)
+    yield from _preference(config)
 
 
-@dataclass(frozen=True, slots=True)
-class Meant:
-    """A setting's path ("" for none), the value to give it where that follows, and why none is needed."""
-
-    path: str = ""
-    value: str | None = None
-    why: str = ""
-
-    @property
-    def words(self) -> str:
-        """The end of the sentence that says that a name is none of ours."""
-        if self.why:
-            return f"; leave it out: {self.why}"
-        if not self.path:
-            return ""
-        return f"; did you mean `{self.path}`{f' with the value {self.value}' if self.value else ''}?"
-
-
-def meant(path: str, value: Any = None) -> Meant:
-    """What is meant by the path of a setting that is not one of ours, as it was written."""
-    path = path.lower().replace("-", "_")
-    section, _, leaf = path.rpartition(".")
-    if isinstance(value, Mapping) and not section and leaf not in NOT_HERE:
-        names = [name for name in Config.model_fields if name != "title"]
-        return Meant(SECTIONS.get(leaf) or next(iter(difflib.get_close_matches(leaf, names, 1, _CLOSE)), ""))
-    if leaf in BY_VALUE and str(value) in BY_VALUE[leaf]:
-        return Meant(*BY_VALUE[leaf][str(value)])
-    if leaf in AS_VALUES:
-        off = value is None or str(value).lower() in ("false", "no", "off", "disabled", "none")
-        return Meant(why="it is off") if off else Meant(*AS_VALUES[leaf])
-    if other_name := OTHER_NAMES.get(path) or OTHER_NAMES.get(leaf):
-        return Meant(other_name)
-    if leaf in NOT_HERE:
-        return Meant(why=NOT_HERE[leaf])
-    return Meant(_nearest(path, section, leaf))
+def machine_conflicts(config: Config, *, cuda: bool) -> Iterator[Problem]:
+    """What can't work here: `cuda` says whether this machine has an NVIDIA GPU."""
+    optim = config.training.optim
+    if optim.startswith("paged") and not cuda:
+        instead = optim.removeprefix("paged_").replace("adamw_32bit", "adamw_torch")
+        yield Problem(
+            "training.optim", f"{optim} moves its state out of a CUDA GPU, and this machine shows none; take {instead}"
+        )
+    if config.model.dtype == "float16" and not cuda:
+        yield Problem("model.dtype", "float16 needs a CUDA GPU, and this machine shows none; take auto or float32")
+    if config.model.attn_implementation == "flash_attention_2" and not (cuda and _installed("flash_attn")):
+        lacks = "the package flash-attn is not installed" if cuda else "this machine shows no CUDA GPU"
+        yield Problem("model.attn_implementation", f"flash_attention_2 can't run here: {lacks}; take auto or sdpa")
+    tracker = config.tracking.report_to
+    if tracker != "tensorboard" and not _installed(tracker):
+        yield Problem(
+            "tracking.report_to",
+            f"the package {tracker} is not installed; `pip install {tracker}`, or take tensorboard",
+        )
 
 
-def _nearest(path: str, section: str, leaf: str) -> str:
-    """The setting with that last name in another section, else the one whose name is most like it; "" for none."""
-    paths = [setting.path for setting in settings()]
-    leaves = [name.rpartition(".")[2] for name in paths]
-    near = [leaf] if leaf in leaves else difflib.get_close_matches(leaf, leaves, 1, _CLOSE)
-    if leaf not in leaves and (whole := difflib.get_close_matches(path, paths, 1, _CLOSE)):
-        return whole[0]
-    same_leaf = [name for name in paths if near and name.rpartition(".")[2] == near[0]]
-    inside = [name for name in same_leaf if section and name.startswith(f"{section}.")]
-    return next(iter([*inside, *same_leaf]), "")
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
-def plain_value(section: str, value: Any) -> str:
-    """The setting that is meant by a plain value in the place of a whole section; "" where none is known."""
-    kind, path = FOR_A_SECTION.get(section, (type(None), ""))
-    return path if isinstance(value, kind) and not isinstance(value, bool) else ""
+def _adapter(config: Config) -> Iterator[Problem]:
+    lora, quantization = config.lora, config.model.quantization
+    start = lora.init_lora_weights
+    if start in NEED_FULL_WEIGHTS and quantization != "none":
+        yield Problem(
+            "lora.init_lora_weights",
+            f"{start} takes the base's weights apart, which {quantization} has already rounded;"
+            " set model.quantization to none, or take loftq with 4bit",
+        )
+    if start == "loftq" and quantization != "4bit":
+        yield Problem(
+            "lora.init_lora_weights",
+            "loftq makes up for what 4bit loses; set model.quantization to 4bit, or take pissa",
+        )
+    if start == "loftq" and lora.use_dora:
+        yield Problem("lora.use_dora", "DoRA measures the base before loftq changes it; choose one of the two")
+    if start == "orthogonal" and lora.r % 2:
+        yield Problem("lora.r", "orthogonal first weights come in pairs; take an even rank", lora.r)
+    if is_regular_expression(lora.target_modules):
+        try:
+            check([lora.target_modules])
+        except PatternError as error:
+            yield Problem("lora.target_modules", str(error), lora.target_modules)
+    if lora.modules_to_save and is_regular_expression(lora.modules_to_save):
+        yield Problem("lora.modules_to_save", "takes names of modules, such as lm_head, and no expression")
+
+
+def _schedule(config: Config) -> Iterator[Problem]:
+    training = config.training
+    if training.max_steps == 0:
+        yield Problem("training.max_steps", "must be -1 (no limit) or at least 1", 0)
+    if training.warmup_steps and 0 < training.max_steps <= training.warmup_steps:
+        yield Problem(
+            "training.warmup_steps",
+            f"the run ends after {training.max_steps} steps, before the warm-up does",
+            training.warmup_steps,
+        )
+    if training.lr_scheduler_type == "warmup_stable_decay" and training.warmup_steps is None:
+        both = training.warmup_ratio + training.decay_ratio
+        if both > 1:
+            yield Problem("training.decay_ratio", f"warm-up and decay are {both:g} of the steps together; at most 1 is")
+
+
+def _best(config: Config) -> Iterator[Problem]:
+    training, evaluation, data = config.training, config.evaluation, config.data
+    measured = data.validation_file is not None or data.validation_fraction > 0
+    if not evaluation.load_best_model_at_end:
+        return
+    if evaluation.eval_strategy == "no" or not measured:
+        yield Problem("evaluation.load_best_model_at_end", "needs evaluation and validation rows to know the best")
+    elif evaluation.eval_strategy != training.save_strategy:
+        yield Problem(
+            "evaluation.load_best_model_at_end",
+            f"needs saving and evaluating at the same moments, but training.save_strategy is {training.save_strategy}"
+            f" and evaluation.eval_strategy is {evaluation.eval_strategy}",
+        )
+    elif training.save_strategy == "steps" and training.save_steps % evaluation.eval_steps:
+        yield Problem(
+            "training.save_steps",
+            f"must be a multiple of evaluation.eval_steps ({evaluation.eval_steps})",
+            training.save_steps,
+        )
+
+
+def _unmeasured(config: Config) -> Iterator[Problem]:
+    """What is asked of measures that are not taken."""
+    evaluation, data = config.evaluation, config.data
+    measured = evaluation.eval_strategy != "no" and (data.validation_file is not None or data.validation_fraction > 0)
+    if evaluation.early_stopping_patience and not measured:
+        yield Problem("evaluation.early_stopping_patience", "needs evaluation and validation rows to see a gain")
+    if evaluation.labels and not measured:
+        yield Problem("evaluation.labels", "needs evaluation and validation rows to measure accuracy and F1 on")
+    if evaluation.gen_eval_samples and not measured:
+        yield Problem("evaluation.gen_eval_samples", "needs evaluation and validation rows to take the questions from")
+    if evaluation.labels and config.data.train_on == "all":
+        yield Problem("evaluation.labels", "needs data.train_on assistant or last_turn, to tell the answer's place")
+    if evaluation.metric_for_best_model in ("accuracy", "f1") and not evaluation.labels:
+        yield Problem(
+            "evaluation.metric_for_best_model",
+            f"can't be {evaluation.metric_for_best_model} while evaluation.labels names no labels",
+        )
+
+
+def _preference(config: Config) -> Iterator[Problem]:
+    """What does not go with learning by comparison, and what goes with nothing else."""
+    training, preference, best = config.training, config.preference, config.evaluation.metric_for_best_model
+    if preference.label_smoothing and preference.loss_type != "robust":
+        yield Problem("preference.label_smoothing", "is used by preference.loss_type robust alone")
+    if training.method != "dpo":
+        if best.startswith("reward_"):
+            yield Problem("evaluation.metric_for_best_model", f"can't be {best}: only training.method dpo measures it")
+        return
+    if training.packing:
+        yield Problem("training.packing", "can't be on with training.method dpo: pairs are not packed")
+    if training.label_smoothing_factor:
+        yield Problem(
+            "training.label_smoothing_factor", "is for training.method sft; dpo has preference.label_smoothing"
+        )
+    if training.neftune_noise_alpha:
+        yield Problem("training.neftune_noise_alpha", "is for training.method sft: noise would blur the comparison")
+    if config.data.train_on == "all":
+        yield Problem("data.train_on", "can't be all with training.method dpo: answers are compared with each other")
+    if config.lora.init_lora_weights in NEED_FULL_WEIGHTS:
+        yield Problem(
+            "lora.init_lora_weights",
+            f"can't be {config.lora.init_lora_weights} with training.method dpo, which compares with the whole base",
+        )
+    if config.lora.bias != "none":
+        yield Problem("lora.bias", "must be none with training.method dpo, which compares with the base's own biases")
+    if config.evaluation.labels:
+        yield Problem("evaluation.labels", "goes with training.method sft; dpo measures which answer is preferred")

@@ -1,5 +1,9 @@
-"""The settings of the schema one by one, as form, flags and documentation need them."""
+"""The settings of the schema one by one, as form, flags and documentation need them, and what others call them.
 
+A name that LLaMA-Factory, axolotl, Unsloth, trl or a typo has for a setting is answered with its name here.
+"""
+
+import difflib
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -100,3 +104,279 @@ def flatten(config: Config) -> SettingValues:
         else values[setting.path]
         for setting in settings()
     }
+
+
+_CLOSE = 0.75
+"""Likeness (difflib's ratio) from which a name is taken for a slip of another."""
+
+OTHER_NAMES: dict[str, str] = {
+    # the base
+    "model_name_or_path": "model.name",
+    "model_name": "model.name",
+    "base_model": "model.name",
+    "base_model_name_or_path": "model.name",
+    "pretrained_model_name_or_path": "model.name",
+    "model_id": "model.name",
+    "model_revision": "model.revision",
+    "torch_dtype": "model.dtype",
+    "quant_type": "model.bnb_4bit_quant_type",
+    "double_quantization": "model.bnb_4bit_use_double_quant",
+    "use_bnb_nested_quant": "model.bnb_4bit_use_double_quant",
+    "attn": "model.attn_implementation",
+    "lora_model_dir": "model.adapter_name_or_path",
+    "adapter_path": "model.adapter_name_or_path",
+    "peft_model_id": "model.adapter_name_or_path",
+    # the data
+    "dataset": "data.train_file",
+    "datasets": "data.train_file",
+    "dataset_name": "data.train_file",
+    "dataset_path": "data.train_file",
+    "data_path": "data.train_file",
+    "train_data": "data.train_file",
+    "training_file": "data.train_file",
+    "data.name": "data.train_file",
+    "data.path": "data.train_file",
+    "data.file": "data.train_file",
+    "eval_dataset": "data.validation_file",
+    "test_datasets": "data.validation_file",
+    "eval_file": "data.validation_file",
+    "validation_data": "data.validation_file",
+    "val_size": "data.validation_fraction",
+    "val_set_size": "data.validation_fraction",
+    "test_size": "data.validation_fraction",
+    "validation_split": "data.validation_fraction",
+    "cutoff_len": "data.max_length",
+    "sequence_len": "data.max_length",
+    "sequence_length": "data.max_length",
+    "seq_length": "data.max_length",
+    "seq_len": "data.max_length",
+    "max_seq_length": "data.max_length",
+    "max_seq_len": "data.max_length",
+    "model_max_length": "data.max_length",
+    "template": "data.prompt_style",
+    "chat_template": "data.prompt_style",
+    "prompt_template": "data.prompt_style",
+    "conversation_template": "data.prompt_style",
+    "default_system": "data.system_prompt",
+    "default_system_message": "data.system_prompt",
+    "max_train_samples": "data.max_samples",
+    "columns": "data.mapping",
+    "dataset_text_field": "data.mapping",
+    "formatting": "data.mapping",
+    "field_messages": "data.mapping",
+    # the adapter
+    "lora_rank": "lora.r",
+    "lora_r": "lora.r",
+    "lora_dim": "lora.r",
+    "rank": "lora.r",
+    "alpha": "lora.lora_alpha",
+    "dropout": "lora.lora_dropout",
+    "lora_target": "lora.target_modules",
+    "lora_target_modules": "lora.target_modules",
+    "lora.target": "lora.target_modules",
+    "lora.modules": "lora.target_modules",
+    "additional_target": "lora.modules_to_save",
+    "lora_modules_to_save": "lora.modules_to_save",
+    "peft_use_dora": "lora.use_dora",
+    "peft_use_rslora": "lora.use_rslora",
+    "rslora": "lora.use_rslora",
+    "dora": "lora.use_dora",
+    "loraplus_ratio": "lora.loraplus_lr_ratio",
+    "peft_init_lora_weights": "lora.init_lora_weights",
+    # the schedule
+    "num_epochs": "training.num_train_epochs",
+    "epochs": "training.num_train_epochs",
+    "train_epochs": "training.num_train_epochs",
+    "lr": "training.learning_rate",
+    "micro_batch_size": "training.per_device_train_batch_size",
+    "batch_size": "training.per_device_train_batch_size",
+    "train_batch_size": "training.per_device_train_batch_size",
+    "gradient_accumulation": "training.gradient_accumulation_steps",
+    "grad_accum": "training.gradient_accumulation_steps",
+    "accumulation": "training.gradient_accumulation_steps",
+    "lr_scheduler": "training.lr_scheduler_type",
+    "scheduler": "training.lr_scheduler_type",
+    "schedule": "training.lr_scheduler_type",
+    "warmup": "training.warmup_ratio",
+    "optimizer": "training.optim",
+    "optimiser": "training.optim",
+    "random_state": "training.seed",
+    "random_seed": "training.seed",
+    "sample_packing": "training.packing",
+    "neat_packing": "training.packing",
+    "pack_dataset": "training.packing",
+    "use_gradient_checkpointing": "training.gradient_checkpointing",
+    "gradient_clipping": "training.max_grad_norm",
+    "noisy_embedding_alpha": "training.neftune_noise_alpha",
+    "rl": "training.method",
+    "stage": "training.method",
+    "dpo_beta": "preference.beta",
+    "pref_beta": "preference.beta",
+    "rl_beta": "preference.beta",
+    "pref_loss": "preference.loss_type",
+    "dpo_loss_type": "preference.loss_type",
+    "dpo_label_smoothing": "preference.label_smoothing",
+    # measuring, and what is written down
+    "evaluation_strategy": "evaluation.eval_strategy",
+    "evaluation.strategy": "evaluation.eval_strategy",
+    "evaluation.steps": "evaluation.eval_steps",
+    "evaluation.batch_size": "evaluation.per_device_eval_batch_size",
+    "eval_batch_size": "evaluation.per_device_eval_batch_size",
+    "micro_eval_batch_size": "evaluation.per_device_eval_batch_size",
+    "patience": "evaluation.early_stopping_patience",
+    "log_every": "tracking.logging_steps",
+    "max_tokens": "generation.max_new_tokens",
+    "generation.max_length": "generation.max_new_tokens",
+    "run_name": "title",
+    "wandb_name": "title",
+    "wandb_run_id": "title",
+}
+"""The names of other programs, the last one or the whole path, and the path here."""
+
+AS_VALUES: dict[str, tuple[str, str]] = {
+    "load_in_4bit": ("model.quantization", "4bit"),
+    "load_in_8bit": ("model.quantization", "8bit"),
+    "bf16": ("model.dtype", "bfloat16"),
+    "fp16": ("model.dtype", "float16"),
+    "pure_bf16": ("model.dtype", "bfloat16"),
+    "flash_attention": ("model.attn_implementation", "flash_attention_2"),
+    "flash_attn": ("model.attn_implementation", "flash_attention_2"),
+    "use_flash_attention_2": ("model.attn_implementation", "flash_attention_2"),
+    "sdp_attention": ("model.attn_implementation", "sdpa"),
+    "eager_attention": ("model.attn_implementation", "eager"),
+    "lora_target_linear": ("lora.target_modules", "all-linear"),
+    "group_by_length": ("training.train_sampling_strategy", "group_by_length"),
+    "mask_history": ("data.train_on", "last_turn"),
+    "train_on_inputs": ("data.train_on", "all"),
+    "train_on_prompt": ("data.train_on", "all"),
+    "assistant_only_loss": ("data.train_on", "assistant"),
+    "completion_only_loss": ("data.train_on", "assistant"),
+    "saves_per_epoch": ("training.save_strategy", "epoch"),
+    "evals_per_epoch": ("evaluation.eval_strategy", "epoch"),
+    "wandb_project": ("tracking.report_to", "wandb"),
+    "use_wandb": ("tracking.report_to", "wandb"),
+    "enable_wandb": ("tracking.report_to", "wandb"),
+    "pissa_init": ("lora.init_lora_weights", "pissa"),
+}
+"""Switches of other programs that are one value of a setting here."""
+
+BY_VALUE: dict[str, dict[str, tuple[str, str]]] = {
+    "adapter": {"qlora": ("model.quantization", "4bit")},
+    "quantization_bit": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
+    "quantization": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
+    "bits": {"4": ("model.quantization", "4bit"), "8": ("model.quantization", "8bit")},
+}
+"""Settings of other programs that mean one thing or another by their value."""
+
+_RUNS = "each run has a folder of its own in the workspace (--workspace)"
+_PEFT = "what is trained is always a LoRA adapter"
+_OWN = "it is decided here"
+NOT_HERE: dict[str, str] = {
+    "output_dir": _RUNS,
+    "overwrite_output_dir": _RUNS,
+    "logging_dir": _RUNS,
+    "dataset_prepared_path": "prepared data are kept in the workspace",
+    "dataset_dir": "give the whole path as data.train_file",
+    "overwrite_cache": "data that changed are prepared again",
+    "finetuning_type": _PEFT,
+    "use_peft": _PEFT,
+    "adapter": _PEFT,
+    "task_type": _PEFT,
+    "peft_type": _PEFT,
+    "do_train": "a run always trains",
+    "do_eval": "evaluation.eval_strategy says when is measured",
+    "resume_from_checkpoint": "`train --resume RUN` goes on with a run",
+    "auto_resume_from_checkpoints": "`train --resume RUN` goes on with a run",
+    "trust_remote_code": "code that comes with a model is not run unless this machine's owner allows it",
+    "preprocessing_num_workers": _OWN,
+    "dataloader_num_workers": _OWN,
+    "dataset_num_proc": _OWN,
+    "ddp_timeout": _OWN,
+    "plot_loss": "losses are always drawn",
+    "model_type": "the model's own files say so",
+    "tokenizer_type": "the model's own files say so",
+    "special_tokens": "the tokenizer's own are taken",
+    "strict": "a base that lacks weights is never trained on",
+    "save_only_model": "checkpoints can always be resumed",
+    "save_safetensors": "weights are always saved as safetensors",
+    "tf32": _OWN,
+    "deepspeed": "a run has one device",
+    "fsdp": "a run has one device",
+    "fsdp_config": "a run has one device",
+    "pad_to_sequence_len": "rows are padded to the longest of their batch",
+}
+"""Settings of other programs that have no counterpart, and why none is needed."""
+
+SECTIONS = {
+    "peft": "lora",
+    "peft_config": "lora",
+    "lora_config": "lora",
+    "train": "training",
+    "trainer": "training",
+    "training_args": "training",
+    "training_arguments": "training",
+    "dataset": "data",
+    "datasets": "data",
+    "eval": "evaluation",
+    "logging": "tracking",
+    "inference": "generation",
+}
+"""Sections of other programs' files, and the section here."""
+
+FOR_A_SECTION = {"model": (str, "model.name"), "data": (str, "data.train_file"), "lora": (int, "lora.r")}
+"""What is meant by a plain value where a section belongs, by the value's kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """A setting's path ("" for none), the value to give it where that follows, and why none is needed."""
+
+    path: str = ""
+    value: str | None = None
+    why: str = ""
+
+    @property
+    def words(self) -> str:
+        """The end of the sentence that says that a name is none of ours."""
+        if self.why:
+            return f"; leave it out: {self.why}"
+        if not self.path:
+            return ""
+        return f"; did you mean `{self.path}`{f' with the value {self.value}' if self.value else ''}?"
+
+
+def meant(path: str, value: Any = None) -> Meant:
+    """What is meant by the path of a setting that is not one of ours, as it was written."""
+    path = path.lower().replace("-", "_")
+    section, _, leaf = path.rpartition(".")
+    if isinstance(value, Mapping) and not section and leaf not in NOT_HERE:
+        names = [name for name in Config.model_fields if name != "title"]
+        return Meant(SECTIONS.get(leaf) or next(iter(difflib.get_close_matches(leaf, names, 1, _CLOSE)), ""))
+    if leaf in BY_VALUE and str(value) in BY_VALUE[leaf]:
+        return Meant(*BY_VALUE[leaf][str(value)])
+    if leaf in AS_VALUES:
+        off = value is None or str(value).lower() in ("false", "no", "off", "disabled", "none")
+        return Meant(why="it is off") if off else Meant(*AS_VALUES[leaf])
+    if other_name := OTHER_NAMES.get(path) or OTHER_NAMES.get(leaf):
+        return Meant(other_name)
+    if leaf in NOT_HERE:
+        return Meant(why=NOT_HERE[leaf])
+    return Meant(_nearest(path, section, leaf))
+
+
+def _nearest(path: str, section: str, leaf: str) -> str:
+    """The setting with that last name in another section, else the one whose name is most like it; "" for none."""
+    paths = [setting.path for setting in settings()]
+    leaves = [name.rpartition(".")[2] for name in paths]
+    near = [leaf] if leaf in leaves else difflib.get_close_matches(leaf, leaves, 1, _CLOSE)
+    if leaf not in leaves and (whole := difflib.get_close_matches(path, paths, 1, _CLOSE)):
+        return whole[0]
+    same_leaf = [name for name in paths if near and name.rpartition(".")[2] == near[0]]
+    inside = [name for name in same_leaf if section and name.startswith(f"{section}.")]
+    return next(iter([*inside, *same_leaf]), "")
+
+
+def plain_value(section: str, value: Any) -> str:
+    """The setting that is meant by a plain value in the place of a whole section; "" where none is known."""
+    kind, path = FOR_A_SECTION.get(section, (type(None), ""))
+    return path if isinstance(value, kind) and not isinstance(value, bool) else ""

@@ -15,8 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from lora_studio import __version__
-from lora_studio.config.conflicts import machine_conflicts
-from lora_studio.config.parsing import ConfigError, to_yaml
+from lora_studio.config.parsing import ConfigError, machine_conflicts, to_yaml
 from lora_studio.config.sections import Config, files_of
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import Event, Extended, Finished, OtherRowsAccepted, Reason, RunState, to_line

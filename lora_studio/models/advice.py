@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_studio.config.conflicts import contradictions
 from lora_studio.config.fields import SettingValues
+from lora_studio.config.parsing import contradictions
 from lora_studio.config.sections import Config
 from lora_studio.models.memory import Estimate, estimate, settled, with_settings
 from lora_studio.models.shape import Architecture, architecture, read_config

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config.conflicts import machine_conflicts
-from lora_studio.config.parsing import ConfigError, nest, parse
+from lora_studio.config.parsing import ConfigError, machine_conflicts, nest, parse
 from lora_studio.models.module_patterns import is_regular_expression
 
 

@@ -5,21 +5,19 @@ from typing import Any
 import pytest
 import yaml
 
-from lora_studio.config.parsing import (
+from lora_studio.config.parsing import ConfigError, nest, parse
+from lora_studio.config.sections import Config
+from lora_studio.config.settings import (
     AS_VALUES,
     BY_VALUE,
     FOR_A_SECTION,
     NOT_HERE,
     OTHER_NAMES,
     SECTIONS,
-    ConfigError,
     Meant,
     meant,
-    nest,
-    parse,
+    settings,
 )
-from lora_studio.config.sections import Config
-from lora_studio.config.settings import settings
 
 PATHS = {setting.path for setting in settings()}
 LEAVES = {path.rpartition(".")[2] for path in PATHS}

@@ -16,7 +16,7 @@ from peft.tuners.lora import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_studio.config.conflicts import NOT_ON_EXPERTS
+from lora_studio.config.parsing import NOT_ON_EXPERTS
 from lora_studio.engine.models.load import check_tensors, read_config, without_weights
 from lora_studio.engine.models.multi_adapter import fitting
 from lora_studio.engine.models.tokenizer import adapter_tokenizer, checked_source

@@ -23,8 +23,8 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lora_studio.config.conflicts import NEED_FULL_WEIGHTS
 from lora_studio.config.fields import SettingValues
+from lora_studio.config.parsing import NEED_FULL_WEIGHTS
 from lora_studio.data.encode import Example
 from lora_studio.engine.models.multi_adapter import Biases, with_biases
 from lora_studio.engine.models.tokenizer import checked_source

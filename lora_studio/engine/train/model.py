@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
-from lora_studio.config.conflicts import NEED_FULL_WEIGHTS
+from lora_studio.config.parsing import NEED_FULL_WEIGHTS
 from lora_studio.config.sections import Config
 from lora_studio.data.examples import largest_id
 from lora_studio.engine.models.adapter import add_adapter, continue_adapter, learned_positions, other_text, take_layout

@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from lora_studio.config.conflicts import machine_conflicts
-from lora_studio.config.parsing import ConfigError, load_config
+from lora_studio.config.parsing import ConfigError, load_config, machine_conflicts
 from lora_studio.config.sections import Config
 from lora_studio.engine.chat.logprobs import against_base
 from lora_studio.engine.models.load import choose_dtype, device, device_name, dtype_name

@@ -14,9 +14,8 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.config.conflicts import machine_conflicts
 from lora_studio.config.fields import read_yaml
-from lora_studio.config.parsing import ConfigError, Problem, parse, to_yaml
+from lora_studio.config.parsing import ConfigError, Problem, machine_conflicts, parse, to_yaml
 from lora_studio.config.presets import Preset, is_for_model, presets
 from lora_studio.config.sections import Config
 from lora_studio.config.settings import flatten
