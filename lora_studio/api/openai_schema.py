@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lora_studio.chat.choices import Choice, ModelSelection
+from lora_studio.chat.choices import Choice
 from lora_studio.config.fields import plain_words
 from lora_studio.config.parsing import ConfigError, parse
 from lora_studio.config.sections import Config
 from lora_studio.errors import ApiError, StudioError
 from lora_studio.files import JsonObject
-from lora_studio.jobs.protocol import ColumnAnswer
+from lora_studio.jobs.protocol import ColumnAnswer, ModelSelection
 from lora_studio.workspace import DEMO_MODEL
 
 FINISH = {"length": "length"}  # every other end of ours is a "stop"

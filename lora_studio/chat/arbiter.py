@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_studio.chat.choices import ModelSelection
 from lora_studio.config.fields import SettingValues
 from lora_studio.data.messages import ChatMessage
 from lora_studio.errors import StudioError
@@ -19,6 +18,7 @@ from lora_studio.jobs.protocol import (
     Generate,
     Generated,
     Loaded,
+    ModelSelection,
     Piece,
     Progress,
     Request,

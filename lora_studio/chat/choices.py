@@ -14,7 +14,7 @@ from lora_studio.config.parsing import load_config
 from lora_studio.config.sections import Config
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.protocol import Load
+from lora_studio.jobs.protocol import ModelSelection
 from lora_studio.models import imports
 from lora_studio.models.adapters import AdapterCard, read_card, together
 from lora_studio.workspace import RunFolder, Workspace, step_of
@@ -177,30 +177,6 @@ class Columns:
         """What stands above each column."""
         base = f"Base: {base_of(self.shown)}" if self.shown else "Base"
         return {choice.value: choice.name for choice in self.shown} | {BASE: base}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSelection:
-    """What the engine is to hold: a base, and on it the folders of adapters by the names that columns call them."""
-
-    base: str
-    revision: str | None = None
-    quantization: str = "none"
-    adapters: tuple[tuple[str, Path], ...] = ()
-
-    @property
-    def of_base(self) -> tuple[str, str | None, str]:
-        """What two of them share that need no other base."""
-        return self.base, self.revision, self.quantization
-
-    def request(self) -> Load:
-        """The request that brings it into memory."""
-        return Load(
-            base=self.base or None,
-            revision=self.revision,
-            quantization=self.quantization,
-            adapters={name: str(folder) for name, folder in self.adapters},
-        )
 
 
 def select_models(selected: Sequence[Choice]) -> ModelSelection:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Generic
+from typing import Generic, TypeVar
 
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import (
@@ -30,8 +30,9 @@ from lora_studio.jobs.events import (
     fold_lines,
     to_line,
 )
-from lora_studio.jobs.kinds import Folder
-from lora_studio.workspace import RunFolder
+from lora_studio.workspace import JobFolder, RunFolder
+
+Folder = TypeVar("Folder", bound=JobFolder)
 
 # A stop waits so long for the end of a step; after that the batches added up for it so far are given away.
 STEP_SECONDS = 3.0

@@ -19,9 +19,16 @@ from lora_studio.config.parsing import load_config, parse
 from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
-from lora_studio.jobs.kinds import BENCHMARK, EVALUATE, BenchmarkFolder, EvaluationFolder, JobFolders, damaged_request
+from lora_studio.jobs.kinds import (
+    BENCHMARK,
+    EVALUATE,
+    BenchmarkFolder,
+    EvaluationFolder,
+    JobFolders,
+    JobStarter,
+    damaged_request,
+)
 from lora_studio.jobs.queue import MemoryVerdict, verdict
-from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapters import named_adapter, read_card
 from lora_studio.workspace import RunFolder, Workspace, model_source, shipped_data
 
@@ -219,7 +226,7 @@ PROMPT_TOKENS = 512
 """Tokens of a test file's row that are reckoned with before its answer."""
 
 
-def start(supervisor: Supervisor, request: EvaluationRequest, *, at_once: bool = False) -> str:
+def start(supervisor: JobStarter, request: EvaluationRequest, *, at_once: bool = False) -> str:
     """Makes the evaluation's folder and starts its worker, or queues it while another job holds the device; its id.
 
     With `at_once` it begins at once: whoever asks for that has looked whether the memory will do (`memory_for`).
@@ -278,7 +285,7 @@ def in_a_shell(words: Sequence[str]) -> str:
     return shlex.join(words)
 
 
-def start_benchmark(supervisor: Supervisor, title: str, words: Sequence[str]) -> str:
+def start_benchmark(supervisor: JobStarter, title: str, words: Sequence[str]) -> str:
     """Makes a benchmark's folder and starts it, or queues it while another job holds the device; its id.
 
     `words` are those of `command`. Raises `StudioError` where it can't be run.

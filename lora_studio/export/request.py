@@ -14,9 +14,8 @@ from lora_studio.config.fields import Section, plain_words
 from lora_studio.errors import StudioError
 from lora_studio.export.targets import TARGETS, Sizes, Target, sizes_of
 from lora_studio.files import JsonObject
-from lora_studio.jobs.kinds import EXPORT, ExportFolder, JobFolders, damaged_request
+from lora_studio.jobs.kinds import EXPORT, ExportFolder, JobFolders, JobStarter, damaged_request
 from lora_studio.jobs.queue import MemoryVerdict, verdict
-from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.models.adapter_files import read_lora
 from lora_studio.models.adapters import named_adapter, read_card
 from lora_studio.models.hardware import devices
@@ -202,7 +201,7 @@ def exports(workspace: Workspace) -> list[ExportFolder]:
 
 
 def start(
-    supervisor: Supervisor, request: ExportRequest, secrets: Mapping[str, str] | None = None, *, at_once: bool = False
+    supervisor: JobStarter, request: ExportRequest, secrets: Mapping[str, str] | None = None, *, at_once: bool = False
 ) -> str:
     """Makes the export's folder and starts its worker; its id. One that loads the whole model waits for the device.
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
@@ -210,6 +210,23 @@ BENCHMARK = Kind(
 )
 KINDS = {kind.name: kind for kind in (TRAIN, EVALUATE, EXPORT, BENCHMARK)}
 """By name, in the order in which lists show them."""
+
+
+class JobStarter(Protocol):
+    """The supervisor, as it is seen by whoever only asks for a job."""
+
+    @property
+    def workspace(self) -> Workspace: ...
+
+    def submit(
+        self,
+        kind: Kind,
+        make: Callable[[], JobFolder],
+        *,
+        at_once: bool = False,
+        secrets: Mapping[str, str] | None = None,
+    ) -> str:
+        """Makes a job's folder and starts its worker, or queues it; gives its id."""
 
 
 class JobIndex:

@@ -4,6 +4,8 @@ On the pipes each is one JSON object a line, {"id", "method", "params"} there an
 was not set is not on the line: the child's own default applies.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -371,6 +373,30 @@ class Load(Request[Loaded]):
     quantization: str | None = None
     dtype: str | None = None
     adapters: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSelection:
+    """What a session is to hold: a base, and on it the folders of adapters by the names that columns call them."""
+
+    base: str
+    revision: str | None = None
+    quantization: str = "none"
+    adapters: tuple[tuple[str, Path], ...] = ()
+
+    @property
+    def of_base(self) -> tuple[str, str | None, str]:
+        """What two of them share that need no other base."""
+        return self.base, self.revision, self.quantization
+
+    def request(self) -> Load:
+        """The request that brings it into memory."""
+        return Load(
+            base=self.base or None,
+            revision=self.revision,
+            quantization=self.quantization,
+            adapters={name: str(folder) for name, folder in self.adapters},
+        )
 
 
 class ColumnPrompt(Message):

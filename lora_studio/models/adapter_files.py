@@ -164,6 +164,11 @@ def read_studio_card(folder: Path) -> JsonObject:
     return card
 
 
+def brings_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer's vocabulary, or at least its settings, stand beside the adapter's weights."""
+    return (folder / TOKENIZER_SETTINGS).is_file() or any((folder / name).is_file() for name in VOCABULARIES)
+
+
 def read_template(folder: Path) -> str:
     """The chat template beside an adapter's weights, where transformers looks for it: a file of its own, else in the
     tokenizer's settings, where several may stand by name; "" where there is none.

@@ -23,8 +23,6 @@ from lora_studio.models.adapter_files import (
     LORA,
     PROMPT_LEARNING,
     SETTINGS_FILE,
-    TOKENIZER_SETTINGS,
-    VOCABULARIES,
     WEIGHTS_FILE,
     check_small_files,
     first_names,
@@ -89,11 +87,6 @@ def read_card(folder: Path) -> AdapterCard:
         r=int(settings.get("r") or 0),
         values=values,
     )
-
-
-def brings_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer's vocabulary, or at least its settings, stand beside the adapter's weights."""
-    return (folder / TOKENIZER_SETTINGS).is_file() or any((folder / name).is_file() for name in VOCABULARIES)
 
 
 SAMPLE_BYTES = 4096

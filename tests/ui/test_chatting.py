@@ -14,11 +14,10 @@ from lora_studio.access.policy import Users
 from lora_studio.chat import choices, conversation
 from lora_studio.chat import prompts as chat_prompts
 from lora_studio.chat.arbiter import BusyError, Engine, asker
-from lora_studio.chat.choices import ModelSelection
 from lora_studio.chat.conversation import BASE, SAMPLING, ChatState
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
-from lora_studio.jobs.protocol import ColumnPrompt, Generated, Piece
+from lora_studio.jobs.protocol import ColumnPrompt, Generated, ModelSelection, Piece
 from lora_studio.models.hardware import Device
 from lora_studio.ui.chat import tab
 from lora_studio.ui.chat.handlers import Chat, Updates

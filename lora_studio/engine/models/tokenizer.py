@@ -13,8 +13,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
-from lora_studio.models.adapter_files import SETTINGS_FILE, TOKENIZER_SETTINGS, read_object
-from lora_studio.models.adapters import VOCABULARIES, brings_tokenizer
+from lora_studio.models.adapter_files import (
+    SETTINGS_FILE,
+    TOKENIZER_SETTINGS,
+    VOCABULARIES,
+    brings_tokenizer,
+    read_object,
+)
 from lora_studio.models.hub import may_run_code_of, way_to_allow
 from lora_studio.workspace import model_source
 
