@@ -54,10 +54,9 @@ def test_the_list_is_true_for_the_version_that_is_pinned_and_installed(library: 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_we_use_inside_a_library_is_still_there(name: str) -> None:
     owner, last = _owner(name)
-    in_source = inspect.isclass(owner) and any(
-        re.search(rf"self\.{last}\b", inspect.getsource(kind)) for kind in owner.__mro__ if kind is not object
-    )
-    assert hasattr(owner, last) or in_source
+    holders = [kind for kind in owner.__mro__ if kind is not object] if inspect.isclass(owner) else [owner]
+    set_on_an_object = rf"\.{last}\b"
+    assert hasattr(owner, last) or any(re.search(set_on_an_object, inspect.getsource(holder)) for holder in holders)
 
 
 @pytest.mark.parametrize("trainer", [StudioTrainer, PreferenceTrainer, train_script.Trainer])

@@ -139,7 +139,7 @@ def _read(
     log: EventLog,
 ) -> "AskedFile":
     from lora_studio.engine.evaluate.answer import read_asked_file
-    from lora_studio.engine.models.weights import longest_text
+    from lora_studio.engine.models.multi_adapter import longest_text
 
     folders = [Path(column.folder) for column in request.adapters]
     return read_asked_file(

@@ -16,12 +16,12 @@ from peft import PeftModel, PeftType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_studio.data.encode import choose_template
-from lora_studio.engine.models.load import load_model, make_full, rounding_of
+from lora_studio.engine.models.load import load_model, make_full, read_config, rounding_of
 from lora_studio.engine.models.tokenizer import adapter_tokenizer, first_line, load_tokenizer
 from lora_studio.engine.models.weights import AdapterWeights, own_embeddings, put_on, read_weights
 from lora_studio.errors import StudioError
 from lora_studio.files import JsonObject
-from lora_studio.models.adapter_files import KINDS, NEED_FULL_BASE, read_settings
+from lora_studio.models.adapter_files import KINDS, NEED_FULL_BASE, read_settings, virtual_tokens
 from lora_studio.models.adapters import read_card
 
 Biases = list[tuple[torch.nn.Parameter, torch.Tensor]]
@@ -246,6 +246,12 @@ class LoadedModel:
 def _rows_of(model: Any) -> int:
     parts = model.get_input_embeddings().modules()
     return max(len(module.weight) for module in parts if getattr(module, "weight", None) is not None)
+
+
+def longest_text(base: str, revision: str | None, adapters: Sequence[Path]) -> int | None:
+    """Tokens that the base can read beside the virtual tokens of any of the adapters; None if it has no limit."""
+    longest = read_config(base, revision).get_text_config().to_dict().get("max_position_embeddings")
+    return longest - max(map(virtual_tokens, adapters)) if longest else None
 
 
 def load_base(

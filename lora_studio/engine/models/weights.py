@@ -32,7 +32,6 @@ from lora_studio.models.adapter_files import (
     ranks_held,
     read_settings,
     renamed,
-    virtual_tokens,
 )
 from lora_studio.models.adapters import read_header
 from lora_studio.models.module_patterns import check_settings
@@ -162,12 +161,6 @@ def known_tokens(folder: Path, base: str, revision: str | None) -> int:
         if plain_name(name) in EMBEDDINGS:
             return int(tensor["shape"][0])
     return int(read_config(base, revision).get_text_config().vocab_size)
-
-
-def longest_text(base: str, revision: str | None, adapters: Sequence[Path]) -> int | None:
-    """Tokens that the base can read beside the virtual tokens of any of the adapters; None if it has no limit."""
-    longest = read_config(base, revision).get_text_config().to_dict().get("max_position_embeddings")
-    return longest - max(map(virtual_tokens, adapters)) if longest else None
 
 
 def _place_lora(weights: AdapterWeights, base: PreTrainedModel, name: str) -> None:
