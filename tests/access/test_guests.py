@@ -109,7 +109,10 @@ def test_what_is_beyond_the_limits_is_refused_to_guests_and_left_to_the_owner(
         ({"data.max_length": 1024, "training.max_steps": 600}, "4,915,200 tokens; guests have 4,000,000"),
         ({"training.per_device_train_batch_size": 256, "training.max_steps": 1}, "256 rows at once"),
         ({"evaluation.per_device_eval_batch_size": 4096}, "4,096 rows at once"),
-        ({"evaluation.eval_strategy": "steps", "evaluation.eval_steps": 1}, "Its evaluations go through"),
+        (
+            {"evaluation.eval_strategy": "steps", "evaluation.eval_steps": 1, "training.num_train_epochs": 8},
+            "Its evaluations",
+        ),
         ({"evaluation.gen_eval_samples": 256, "generation.max_new_tokens": 131_072}, "Answers of 131,072 tokens"),
     ],
 )
