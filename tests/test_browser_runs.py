@@ -91,6 +91,13 @@ def choose(page: Page, run: RunFolder, title: str) -> None:
     expect(page.locator("#run-headline h2")).to_have_text(title, timeout=PATIENCE)
 
 
+def choose_more(page: Page, action: str) -> None:
+    """A choice of the run's menu."""
+    page.locator("#run-more").click()
+    page.locator(f"#run-{action}").click()
+    expect(page.locator("#run-menu")).to_be_hidden()
+
+
 def waiting(page: Page, workspace: Workspace, number: int) -> list[QueueEntry]:
     """The queue once so many runs wait in it, on the page beside the one that works, and on the disk."""
     expect(page.locator("#run-queue li")).to_have_count(number + 1, timeout=PATIENCE)
@@ -111,7 +118,7 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
 
     # Out of memory: the button starts the same run, smaller.
     choose(page, short, "short")
-    page.get_by_role("button", name="Start it again so: 2 rows at once", exact=True).click()
+    page.get_by_role("button", name="Start again with 2 rows at once", exact=True).click()
     (retry,) = waiting(page, workspace, 1)
     changed = parse(read_yaml(workspace.run(retry.job).config))
     assert changed.training.per_device_train_batch_size == 2
@@ -119,7 +126,8 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
 
     # Health: its change stands in the form, with the run's own settings.
     choose(page, heart, "heart")
-    page.locator('#run-health [data-value="overfitting"]').click()
+    expect(page.locator("#run-verdict")).to_contain_text("Overfitting")
+    page.locator('#run-verdict [data-value="overfitting"]').click()
     epochs = page.locator("#set-training-num_train_epochs input")
     expect(epochs).to_have_value("1", timeout=PATIENCE)
     expect(page.locator("#set-lora-r input")).to_have_value("8")
@@ -128,7 +136,7 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
 
     # Duplicate and edit: all of the run's settings, and nothing of what stood in the form.
     choose(page, heart, "heart")
-    page.locator("#run-again").click()
+    choose_more(page, "again")
     expect(epochs).to_have_value("3", timeout=PATIENCE)
     expect(page.locator("#set-title input")).to_have_value("heart")
     page.locator("#set-training-per_device_train_batch_size input").fill("8")
@@ -136,7 +144,7 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
 
     # Further: more epochs of the same run, or a new run from its adapter.
     choose(page, heart, "heart")
-    page.get_by_role("button", name="Train it further").click()
+    choose_more(page, "further")
     page.locator("#run-continue").click()
     expect(page.locator("#set-title input")).to_have_value("heart, continued", timeout=PATIENCE)
     assert workspace.read_draft(DRAFT)["values"]["model.adapter_name_or_path"] == heart.id
@@ -144,7 +152,7 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
     page.locator("#run-epochs input").fill("2")
     page.locator("#run-extend").click()
     assert waiting(page, workspace, 2) == [retry, QueueEntry(heart.id, resume=True, extra_epochs=2.0)]
-    expect(page.locator("#run-queue li").last).to_contain_text("goes on for 2 more epochs")
+    expect(page.locator("#run-queue li").last).to_contain_text("2 more epochs")
 
     # The queue: up, down, out.
     page.locator(f'#run-queue [data-act="up"][data-value="{heart.id}"]').click()
@@ -162,10 +170,38 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
     # Two runs beside each other.
     for run in (short, heart):
         page.locator(f'#run-list [data-act="tick"][data-value="{run.id}"]').click()
-    page.get_by_role("button", name="Compare 2 runs", exact=True).click()
     expect(page.locator("#compare-words")).to_contain_text("2 runs compared", timeout=PATIENCE)
     expect(page.locator("#compare-settings")).to_contain_text("LoRA rank")
     expect(page.locator("#compare-results")).to_contain_text("Lowest validation loss")
+
+    # A link to a run: the address names the run that is open, opens it, and is there after a reload.
+    choose(page, heart, "heart")
+    assert page.url == f"{server.url}/#runs/{heart.id}"
+    page.evaluate(f"location.hash = '#runs/{short.id}'")
+    expect(page.locator("#run-headline h2")).to_have_text("short", timeout=PATIENCE)
+    page.reload()
+    expect(page.locator("#run-headline h2")).to_have_text("short", timeout=PATIENCE)
+    assert page.url == f"{server.url}/#runs/{short.id}"
+
+    # Arrow keys move between the tabs of the page and of the run.
+    page.get_by_role("tab", name="Samples").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("tab", name="Checkpoints")).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("End")
+    expect(page.get_by_role("tab", name="Report")).to_be_focused()
+    page.get_by_role("tab", name="Runs", exact=True).focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("tab", name="Train", exact=True)).to_have_attribute("aria-selected", "true")
+
+    # On a phone the list is behind the run.
+    open_tab(page, "Runs")
+    page.set_viewport_size({"width": 390, "height": 844})
+    expect(page.locator("#run-list")).to_be_hidden()
+    page.get_by_role("button", name="All runs").click()
+    page.locator(f'#run-list [data-act="open"][data-value="{heart.id}"]').click()
+    expect(page.locator("#run-headline h2")).to_have_text("heart", timeout=PATIENCE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size({"width": 1440, "height": 900})
 
     # By now the child that looks at data is there, without anyone having asked for anything.
     children = [" ".join(child.cmdline()) for child in psutil.Process(server.process.pid).children()]
@@ -175,9 +211,9 @@ def press_every_button(page: Page, server: Server, workspace: Workspace, short: 
 def cancel_what_goes_on(page: Page, holder: RunFolder) -> None:
     """Last, for then the device is free: a run that goes on ends at once, without a step more."""
     choose(page, holder, "holder")
-    page.locator("#run-cancel").click()
+    choose_more(page, "cancel")
     expect(page.locator("#run-headline")).to_contain_text("Stopped", timeout=PATIENCE)
     expect(page.get_by_text("Cancelled: it was ended at once")).to_be_visible(timeout=PATIENCE)
-    expect(page.locator("#run-cancel")).to_be_hidden()
-    expect(page.get_by_role("button", name="Resume", exact=True)).to_be_visible()
+    expect(page.locator("#run-stop")).to_be_hidden()
+    expect(page.locator("#run-verdict").get_by_role("button", name="Resume", exact=True)).to_be_visible()
     assert find(holder) is None

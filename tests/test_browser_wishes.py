@@ -44,12 +44,12 @@ def test_a_click_opens_chat_export_and_evaluation_of_the_run_that_it_was_on(
         titles(page, ["Base: demo", "Older"])
 
         choose(page, older)
-        page.get_by_role("button", name="Checkpoints").click()
+        page.get_by_role("tab", name="Checkpoints").click()
         page.locator(f'#run-checkpoints [data-act="chat"][data-value="{older}/checkpoint-2"]').click()
         titles(page, ["Base: demo", "Older, step 2"])
 
         choose(page, older)
-        page.get_by_role("button", name="Evaluations").click()
+        page.get_by_role("tab", name="Evaluations").click()
         page.get_by_role("button", name="Evaluate this run…").click()
         evaluated = page.locator("#evaluate-adapters")
         expect(evaluated).to_contain_text("Older (finished", timeout=PATIENCE)

@@ -23,7 +23,8 @@ from lora_studio.runs.summary import overview
 from lora_studio.ui.evaluate import results as evaluate_board
 from lora_studio.ui.export import results as export_board
 from lora_studio.ui.runs.results import listing
-from lora_studio.ui.runs.table import RunBoard, TableChoice, table
+from lora_studio.ui.runs.table import RunBoard, TableChoice
+from lora_studio.ui.runs.table import listing as list_runs
 from lora_studio.workspace import RunFolder, Workspace
 from tests.adapters import files, write
 from tests.conftest import Say
@@ -110,7 +111,7 @@ class World:
         assert supervisor.state(self.good.id).state == "done"
         assert supervisor.queue() == [self.waiting.id]
         assert [overview(workspace.run(state.id), state).row()["run"] for state in states]
-        shown = [table(RunBoard(workspace).rows(states), 3, TableChoice(), "", now)]
+        shown = [list_runs(RunBoard(workspace).rows(states), 3, TableChoice(whole=True), "", now)]
         summary.speed(workspace, model="demo", quantization="none", device="cpu", data="pirate")
         for kind in (EVALUATE, EXPORT):
             assert len(supervisor.jobs(kind)) == 1

@@ -51,7 +51,8 @@ def diagnose(run: RunState, config: Config, now: float, measured: Mapping[str, A
     Of two that advise different values for one setting, the one that stands first in `CHECKS` counts: the other
     is a consequence of the same cause.
     """
-    results = [worse_than_base(run, config, measured), *(check(run, config) for check in CHECKS), stalled(run, now)]
+    compared = [worse_than_base(run, config, measured), no_effect(run, config, measured)]
+    results = [*compared, *(check(run, config) for check in CHECKS), stalled(run, now)]
     ordered = sorted((item for item in results if item is not None), key=lambda item: SEVERITIES.index(item.severity))
     advised: SettingValues = {}
     consistent = []
@@ -101,6 +102,26 @@ def worse_than_base(run: RunState, config: Config, measured: Mapping[str, Any] |
         "The learning rate is too high, so that the adapter collapsed, or the rows contradict each other.",
         f"A learning rate of {rate:g}.",
         {"training.learning_rate": rate},
+    )
+
+
+def no_effect(run: RunState, config: Config, measured: Mapping[str, Any] | None) -> Diagnosis | None:
+    """The adapter of a finished run answers as its base does: less than 1 % of the top-1 tokens differ."""
+    if not measured or measured.get("moves") or is_worse(measured, config.training.method):
+        return None
+    method, now = config.training.method, config.training.learning_rate
+    rate = _rounded(min(MAX_RATE[method], max(USUAL_RATE[method], 3 * now)))
+    share = measured.get("changed_tokens")
+    finding = "The adapter answers as the base does."
+    if share is not None:
+        finding = f"The adapter answers as the base does: {100 * share:.1f} % of the top-1 tokens differ."
+    return Diagnosis(
+        "no-effect",
+        "warning",
+        finding,
+        "The learning rate is too low, or the steps were too few.",
+        f"A learning rate of {rate:g}." if rate > now else "More epochs.",
+        {"training.learning_rate": rate} if rate > now else {},
     )
 
 

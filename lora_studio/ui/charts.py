@@ -14,7 +14,7 @@ import gradio as gr
 
 from lora_studio.errors import StudioError
 from lora_studio.ui import html, theme, words
-from lora_studio.ui.curves import AXES, Style
+from lora_studio.ui.curves import AXES, SCALES, Style
 from lora_studio.ui.data import report
 from lora_studio.ui.studio import QUIET, Components, RunView, Shared, Studio, ViewValues
 from lora_studio.workspace import Workspace
@@ -26,18 +26,19 @@ class Controls:
 
     axis: gr.Radio
     smoothing: gr.Slider
-    logarithmic: gr.Checkbox
+    scale: gr.Radio
     everything: gr.Checkbox
 
     @property
     def widgets(self) -> list[Any]:
         """In the order that `style` takes their values."""
-        return [self.axis, self.smoothing, self.logarithmic, self.everything]
+        return [self.axis, self.smoothing, self.scale, self.everything]
 
 
-def style(axis: str, smoothing: float, logarithmic: bool, everything: bool) -> Style:
-    """How a person wants the curves drawn, from the values of the controls."""
-    return Style(axis, min(max(float(smoothing), 0.0), 0.99), logarithmic, everything)
+def style(axis: str, smoothing: float, scale: str | bool, everything: bool) -> Style:
+    """How a person wants the curves drawn, from the values of the controls; a box for the scale was ticked earlier."""
+    named = "log" if scale is True else scale if scale in SCALES else "auto"
+    return Style(axis, min(max(float(smoothing), 0.0), 0.99), str(named), everything)
 
 
 def draw_controls(start: Style | None = None) -> Controls:
@@ -45,12 +46,13 @@ def draw_controls(start: Style | None = None) -> Controls:
     start = start or Style()
     with gr.Row(elem_classes="chart-controls"):
         across = [(name.capitalize(), name) for name in AXES]
-        axis = gr.Radio(across, value=start.axis, label="Horizontal axis", min_width=220)
+        axis = gr.Radio(across, value=start.axis, label="X axis", min_width=220)
         smoothing = gr.Slider(0, 0.99, value=start.smoothing, step=0.01, label="Smoothing", min_width=200)
-        with gr.Column(min_width=180):
-            logarithmic = gr.Checkbox(value=start.logarithmic, label="Logarithmic loss")
-            everything = gr.Checkbox(value=start.everything, label="More curves")
-    return Controls(axis, smoothing, logarithmic, everything)
+        scale = gr.Radio(
+            [(name.capitalize(), name) for name in SCALES], value=start.scale, label="Scale", min_width=200
+        )
+        everything = gr.Checkbox(value=start.everything, label="Show more curves", min_width=160)
+    return Controls(axis, smoothing, scale, everything)
 
 
 def plotly_script() -> str:
@@ -148,10 +150,10 @@ STYLE = "chart-style"
 
 
 def build_chart(studio: Studio, shared: Shared) -> Components:
-    """Controls and chart. A change of the controls is drawn at once."""
-    with gr.Column(visible=False) as row:
-        controls = draw_controls(kept_style(studio.workspace))
+    """Chart, and its controls in a fold. A change of the controls is drawn at once."""
     chart = curves_chart()
+    with gr.Accordion("Chart options", open=False, visible=False, elem_id="chart-options") as fold:
+        controls = draw_controls(kept_style(studio.workspace))
 
     def draw(run_id: str, *wishes: Any) -> Any:
         studio.workspace.write_draft(STYLE, list(wishes))
@@ -163,7 +165,7 @@ def build_chart(studio: Studio, shared: Shared) -> Components:
 
     changes = [widget.input for widget in controls.widgets]
     gr.on(changes, draw, [shared.run, *controls.widgets], chart, trigger_mode="always_last", **QUIET)
-    return {"controls": row, "chart": chart}
+    return {"controls": fold, "chart": chart}
 
 
 def kept_style(workspace: Workspace) -> Style:

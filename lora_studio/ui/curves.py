@@ -132,15 +132,18 @@ FEWEST_A_LINE = 12
 RUNS_KEPT = 12
 LOSS = "Loss"
 AXES = ("step", "epoch", "time")
+SCALES = ("auto", "linear", "log")
+MAX_LINEAR_RATIO = 100
+"""Over a larger ratio of the largest to the smallest loss a linear axis shows a corner and a flat line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How curves are to be drawn: the horizontal axis (one of `AXES`), smoothing, logarithmic values, more curves."""
+    """How curves are drawn: the horizontal axis (one of `AXES`), smoothing, scale (one of `SCALES`), more curves."""
 
     axis: str = "step"
     smoothing: float = 0.6
-    logarithmic: bool = False
+    scale: str = "auto"
     everything: bool = False
 
 
@@ -161,12 +164,16 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Lines that share an axis; `logarithmic` says whether a logarithmic one makes sense, `main` is the large panel."""
+    """Lines that share an axis; `logarithmic` says whether a logarithmic one makes sense, `main` is the large panel.
+
+    `unit` stands beside the title; a panel in "%" holds shares from 0 to 1.
+    """
 
     title: str
     lines: Sequence[Line]
     logarithmic: bool = False
     main: bool = False
+    unit: str = ""
 
 
 class LineDrawing(TypedDict):
@@ -184,6 +191,7 @@ class PanelDrawing(TypedDict):
     """A `Panel` as JSON; `log` says whether its axis is logarithmic."""
 
     title: str
+    unit: str
     log: bool
     main: bool
     lines: list[LineDrawing]
@@ -200,13 +208,15 @@ class Drawing(TypedDict):
 def drawing(key: str, panels: Sequence[Panel], style: Style | None = None, across: str = "step") -> Drawing:
     """What the chart on the page takes. Zoom is kept as long as `key` stays; `across` is written under the axis."""
     style = style or Style()
+    scales = [_is_log(panel, style) for panel in panels]
     return {
-        "key": f"{key} {across} {style.logarithmic}",
+        "key": f"{key} {across} {scales[:1]}",
         "across": across,
         "panels": [
             {
                 "title": panel.title,
-                "log": style.logarithmic and panel.logarithmic,
+                "unit": panel.unit,
+                "log": log,
                 "main": panel.main,
                 "lines": [
                     {
@@ -220,28 +230,49 @@ def drawing(key: str, panels: Sequence[Panel], style: Style | None = None, acros
                     for line in panel.lines
                 ],
             }
-            for panel in panels
+            for panel, log in zip(panels, scales, strict=True)
         ],
     }
 
 
+def _is_log(panel: Panel, style: Style) -> bool:
+    """Whether a panel's axis is logarithmic: as chosen, else where its values span two decades.
+
+    A learning rate spans many by its schedule, which a logarithmic axis would hide.
+    """
+    if not panel.logarithmic or style.scale == "linear":
+        return False
+    if style.scale == "log":
+        return True
+    values = [y for line in panel.lines for y in line.y if y is not None]
+    return panel.title in _AUTO and spans_decades(values)
+
+
+def spans_decades(values: Sequence[float]) -> bool:
+    """Whether the largest of positive values is over a hundred times the smallest."""
+    return bool(values) and min(values) > 0 and max(values) > MAX_LINEAR_RATIO * min(values)
+
+
 Value = Callable[[StepLogged], float | None]
+ENTROPY, SPEED, MEMORY, ACCURACY, RATE = "Entropy", "Speed", "Memory", "Token accuracy", "Learning rate"
 # What a logged step tells, as (panel, whether a logarithmic axis makes sense, whether it is in sight at first, value).
 _OF_A_STEP: tuple[tuple[str, bool, bool, Value], ...] = (
     (LOSS, True, True, lambda point: point.loss),
-    ("Token accuracy", False, True, lambda point: point.token_accuracy),
-    ("Learning rate", True, True, lambda point: point.learning_rate),
+    (ACCURACY, False, True, lambda point: point.token_accuracy),
+    (RATE, True, True, lambda point: point.learning_rate),
     ("Gradient norm", True, True, lambda point: point.grad_norm),
-    ("Entropy, nats a token", False, False, lambda point: point.entropy),
-    ("Tokens a second", False, False, lambda point: point.tokens_per_second or None),
-    ("Memory, GiB", False, False, lambda point: point.memory_bytes / GIB or None),
+    (ENTROPY, False, False, lambda point: point.entropy),
+    (SPEED, False, False, lambda point: point.tokens_per_second or None),
+    (MEMORY, False, False, lambda point: point.memory_bytes / GIB or None),
 )
 _LOGARITHMIC = {title for title, logarithmic, _, _ in _OF_A_STEP if logarithmic}
+_AUTO = (LOSS, "Gradient norm")
 _FOLDED = {title for title, _, first, _ in _OF_A_STEP if not first}
+_UNITS = {ENTROPY: "nats/token", SPEED: "tokens/s", MEMORY: "GiB", ACCURACY: "%", "Gradient norm": "L2"}
 _EACH_POINT = ", each point"
 _SMOOTHED_LENGTH = 128  # points for which the weight of the moving average is what the control says
-_UNSMOOTHED = ("Learning rate", "Memory, GiB")
-_OF_A_METRIC = {"token_accuracy": "Token accuracy", "entropy": "Entropy, nats a token", "f1": "F1"}
+_UNSMOOTHED = (RATE, MEMORY)
+_OF_A_METRIC = {"token_accuracy": ACCURACY, "entropy": ENTROPY, "f1": "F1"}
 
 
 def title_of(metric: str) -> str:
@@ -379,7 +410,11 @@ class Curves:
                 lines.setdefault(draft.panel, []).append(draft.line(most[draft.share], style.axis, divisor))
             for number, (name, run) in enumerate(runs.items(), start=1):
                 lines[LOSS] += _best(run, "" if alone else name, 2 if alone else number, style.axis, divisor)
-        panels = [Panel(title, of, title in _LOGARITHMIC, title == LOSS) for title, of in lines.items()]
+        pairs = any("reward_margin" in run.steps[-1].metrics for run in runs.values() if run.steps)
+        units = {**_UNITS, LOSS: "per pair" if pairs else "nats/token"}
+        panels = [
+            Panel(title, of, title in _LOGARITHMIC, title == LOSS, units.get(title, "")) for title, of in lines.items()
+        ]
         return drawing(" ".join(run.id for run in runs.values()), panels, style, across)
 
     def _follow(self, run: RunState) -> _RunCurves:

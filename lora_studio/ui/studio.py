@@ -13,6 +13,7 @@ To add one, write the functions in a module of `ui/runs` and name them in `ui.ru
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -20,8 +21,13 @@ from gradio.blocks import Block
 
 from lora_studio.access.services import Services
 from lora_studio.config.fields import SettingValues
+from lora_studio.config.parsing import load_config
+from lora_studio.config.sections import Config
+from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.jobs.kinds import EVALUATE, EXPORT, TRAIN
+from lora_studio.runs.health import Diagnosis, diagnose
+from lora_studio.runs.verdict import Verdict, verdict
 from lora_studio.ui import words
 from lora_studio.ui.curves import Curves, Drawing
 from lora_studio.ui.data.choice import DataLooks
@@ -47,10 +53,14 @@ class Studio(Services):
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a click asks another tab to show as it opens: an adapter (a run's id stands for its first), or a job."""
+    """What a click asks another tab to show as it opens: adapters (a run's id stands for its first), or a job.
+
+    `others` are adapters beside the first.
+    """
 
     adapter: str = ""
     job: str = ""
+    others: tuple[str, ...] = ()
 
 
 def opening(tab: str, *, adapter: str = "", job: str = "") -> tuple[Wish, gr.Tabs]:
@@ -119,7 +129,25 @@ class RunView:
         """Changes with every event of the run, and with its state."""
         return (self.run.id, self.run.events, self.run.state)
 
-    @property
+    @cached_property
+    def config(self) -> Config | None:
+        """The run's settings; None if an earlier version wrote them otherwise."""
+        try:
+            return load_config(self.folder.config)
+        except StudioError:
+            return None
+
+    @cached_property
+    def diagnoses(self) -> list[Diagnosis]:
+        """What is wrong with the run, the worst first."""
+        return diagnose(self.run, self.config, self.now, self.comparison) if self.config else []
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What became of the run, in one line."""
+        return verdict(self.run, self.diagnoses, self.comparison)
+
+    @cached_property
     def comparison(self) -> Mapping[str, Any] | None:
         """The comparison of a finished run's adapter with its base; None if it was not measured."""
         return self.folder.read_result().get("difference") if self.run.final else None

@@ -177,9 +177,3 @@ def status_line(
 def progress(run: RunState, tone: str = "") -> tuple[str, float]:
     """A bar of how far the run is: its colour, which is that of the state or `tone`, and the share in percent."""
     return tone or run.state, 100 * share_done(run)
-
-
-def headline(run: RunState, worse: bool = False) -> str:
-    """Name, state and progress of the run that is looked at; `worse`: its adapter is worse than the base."""
-    tone, doing = ("worse", f"{now_doing(run)} Its adapter is worse than the base.") if worse else ("", now_doing(run))
-    return render("runs.headline", *progress(run, tone), name_of(run), doing, run.id)

@@ -89,11 +89,13 @@ def test_what_a_method_measures_beyond_the_loss_has_a_panel_of_its_own() -> None
 def test_what_was_never_measured_has_no_panel() -> None:
     titles = [panel["title"] for panel in Curves().draw({"run": run_of(STEPS)}, Style(everything=True))["panels"]]
     assert "Token accuracy" not in titles
-    assert "Memory, GiB" not in titles
+    assert "Memory" not in titles
 
 
 def test_a_run_without_steps_has_an_empty_main_panel() -> None:
-    assert Curves().draw({"run": run_of([])})["panels"] == [{"title": "Loss", "log": False, "main": True, "lines": []}]
+    assert Curves().draw({"run": run_of([])})["panels"] == [
+        {"title": "Loss", "unit": "nats/token", "log": False, "main": True, "lines": []}
+    ]
 
 
 def test_smoothing_leaves_the_raw_line_pale_behind_and_the_learning_rate_alone() -> None:
@@ -108,13 +110,31 @@ def test_smoothing_leaves_the_raw_line_pale_behind_and_the_learning_rate_alone()
 
 
 def test_only_panels_where_it_makes_sense_become_logarithmic() -> None:
-    drawn = Curves().draw({"run": long_run(50)}, Style(logarithmic=True))
+    drawn = Curves().draw({"run": long_run(50)}, Style(scale="log"))
     assert {panel["title"]: panel["log"] for panel in drawn["panels"]} == {
         "Loss": True,
         "Token accuracy": False,
         "Learning rate": True,
         "Gradient norm": True,
     }
+
+
+def test_a_loss_that_falls_by_two_decades_is_logarithmic_by_itself() -> None:
+    def log_of(losses: list[float], scale: str = "auto") -> bool:
+        steps: list[Event] = [StepLogged(float(at), at, 9, 0.1, loss, 1e-3) for at, loss in enumerate(losses, 1)]
+        return Curves().draw({"run": run_of(steps)}, Style(scale=scale))["panels"][0]["log"]
+
+    assert log_of([5.0, 1.0, 0.049])
+    assert not log_of([5.0, 1.0, 0.051])
+    assert not log_of([5.0, 1.0, 0.0])  # a logarithmic axis has no place for it
+    assert not log_of([5.0, 0.01], "linear")
+
+
+def test_panels_name_their_units() -> None:
+    drawn = Curves().draw({"run": long_run(50)}, Style(everything=True))
+    units = {panel["title"]: panel["unit"] for panel in drawn["panels"]}
+    assert (units["Loss"], units["Speed"], units["Memory"]) == ("nats/token", "tokens/s", "GiB")
+    assert units["Token accuracy"] == "%"
 
 
 def test_the_axis_is_steps_epochs_or_time_in_a_unit_that_suits() -> None:

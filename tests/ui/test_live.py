@@ -37,7 +37,10 @@ TRAINING: list[Event] = [
 
 
 def tiles(events: list[Event], now: float = 130.0) -> dict[str, tuple[str, str]]:
-    return {label: (value, remark.strip()) for value, label, remark in header.numbers(fold(events), now)}
+    run = fold(events)
+    return {
+        label: (value, remark.strip()) for value, label, remark in header.numbers(run, now) + header.more_numbers(run)
+    }
 
 
 def test_the_numbers_of_a_run_hold_steps_losses_speed_and_times() -> None:
@@ -47,18 +50,26 @@ def test_the_numbers_of_a_run_hold_steps_losses_speed_and_times() -> None:
         Evaluated(120.0, 30, 0.75, loss=1.125),
     ]
     found = tiles([*TRAINING, *more])
-    assert found["Step"] == ("30", "of 120")
-    assert found["Epoch"][0] == "0.75"
-    assert found["Training loss"] == ("1.25", "nats a token")
+    assert found["Step"] == ("30", "of 120, epoch 0.75")
+    assert found["Training loss"] == ("1.25", "nats/token")
     assert found["Validation loss"] == ("1.125", "best 1.125 at step 30")
-    assert found["Right tokens"][0] == "51.2 %"
-    assert found["Tokens a second"][0] == "1,000"
+    assert found["Token accuracy"][0] == "51.2 %"
+    assert found["Speed"] == ("1,000", "tokens/s")
     assert found["Memory"] == ("2.00 GiB", "at most 3.00 of 8.0 GiB")
-    assert found["Load"] == ("57 %", "61 °C")
-    assert found["Elapsed"][0] == "30 s"
-    assert found["Left"][0] == "1 min 30 s"
-    assert found["Trained parameters"] == ("300,000", "10.00 % of the model")
-    assert found["Training rows"] == ("225", "25 to measure on")
+    assert found["CPU utilization"] == ("57 %", "61 °C")
+    assert found["ETA"] == ("1 min 30 s", "30 s elapsed")
+    assert found["Trainable parameters"] == ("300,000", "10.00 % of the model")
+    assert found["Training rows"] == ("225", "25 validation rows")
+
+
+def test_a_gpu_is_named_and_an_ended_run_shows_its_time() -> None:
+    on_gpu: list[Event] = [RunStarted(100.0, 1, "NVIDIA H200", "bfloat16", device_kind="cuda"), *TRAINING[1:]]
+    assert "GPU utilization" in tiles(on_gpu)
+    assert tiles([*on_gpu, Finished(200.0, "done", 120)])["Time"][0] == "1 min 40 s"
+
+
+def test_six_numbers_are_seen_first() -> None:
+    assert len(header.numbers(fold(TRAINING), 130.0)) == 6
 
 
 def test_every_number_has_its_place_before_the_first_step() -> None:

@@ -10,8 +10,8 @@ def answered(step: int) -> QuestionsAnswered:
     return QuestionsAnswered(0.0, step, step / 10, ["Ahab", f"no {step}"], [True, False])
 
 
-def test_a_run_that_asks_nothing_shows_nothing() -> None:
-    assert tables(RunState()) == ""
+def test_a_run_that_asks_nothing_says_which_setting_asks() -> None:
+    assert "Sample generations" in tables(RunState())
 
 
 def test_before_the_first_evaluation_the_bases_answers_are_shown() -> None:

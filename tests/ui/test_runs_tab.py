@@ -26,7 +26,7 @@ from lora_studio.jobs.session import Session
 from lora_studio.jobs.supervisor import Supervisor
 from lora_studio.runs.summary import Tags, read_tags, settings_of, write_tags
 from lora_studio.ui import job_views
-from lora_studio.ui.runs import details, header, tab
+from lora_studio.ui.runs import header, report, tab
 from lora_studio.ui.runs import table as runs_list
 from lora_studio.ui.runs.details import saved
 from lora_studio.ui.runs.tab import Shown
@@ -154,8 +154,7 @@ def test_a_failed_run_says_why_and_offers_to_resume(studio: Studio) -> None:
     run = finished(studio.workspace, "bad", Finished(time.time(), "failed", 2, "Out of memory.", "Use 4bit."))
     shown = shown_of(studio, run.id)
     assert shown["resume"]
-    assert "Out of memory." in shown["ending"]
-    assert "Use 4bit." in shown["ending"]
+    assert "Out of memory. Use 4bit." in shown["line"]
 
 
 def test_a_warning_is_told_once(studio: Studio) -> None:
@@ -228,14 +227,33 @@ def test_one_ticked_run_is_no_comparison(studio: Studio) -> None:
 
 def test_what_the_adapter_does_stands_at_the_top(studio: Studio) -> None:
     run = finished(studio.workspace, "idle")
-    assert shown_of(studio, run.id)["outcome"] is None
-    words = {"sentence": "The adapter does nothing.", "rows_sentence": "All 3 <rows>.", "moves": False}
-    words |= {"base_loss": 2.0, "adapter_loss": 2.0}
-    run.complete.write_text(json.dumps({"state": "done", "difference": words}))
-    notice = shown_of(studio, run.id)["outcome"]
-    assert "The adapter does nothing." in notice
-    assert "ls-warning" in notice
-    assert "&lt;rows&gt;" in notice
+    assert "<b>Learned</b> Training loss 2 → 1." in shown_of(studio, run.id)["line"]
+    numbers = {"base_loss": 2.0, "adapter_loss": 2.0, "moves": False, "changed_tokens": 0.003, "divergence": 1e-5}
+    run.complete.write_text(json.dumps({"state": "done", "difference": numbers}))
+    line = shown_of(studio, run.id)["line"]
+    assert "<b>Flat</b> The adapter answers as the base does: 0.3 % of the top-1 tokens differ." in line
+    moved = numbers | {"adapter_loss": 1.25, "moves": True, "changed_tokens": 0.21, "divergence": 3.3, "rows": 25}
+    run.complete.write_text(json.dumps({"state": "done", "difference": moved}))
+    line = shown_of(studio, run.id)["line"]
+    assert "<b>Learned</b> Loss 2 → 1.25 on 25 rows (base → adapter)." in line
+    assert "21 % of top-1 tokens differ from the base (KL 3.3 nats/token)." in line
+
+
+def test_a_link_opens_its_run_and_one_to_a_run_that_is_gone_says_so(studio: Studio) -> None:
+    older, newer = finished(studio.workspace, "older"), finished(studio.workspace, "newer")
+    assert runs_list.opening_run(studio, older.id) == older.id
+    assert runs_list.opening_run(studio, "gone") == newer.id
+    assert runs_list.missing_run(studio, older.id) is None
+    assert "There is no run <code>gone</code>" in str(runs_list.missing_run(studio, "gone"))
+
+
+def test_the_table_of_all_runs_takes_the_place_of_the_list_and_the_run(studio: Studio) -> None:
+    run = finished(studio.workspace, "one")
+    assert look(studio, run.id).places == (True, True, False)
+    whole = look(studio, run.id, choice=TableChoice(whole=True))
+    assert whole.places[0] is False
+    assert "<table" in whole.listed["list"]
+    assert look(studio, "", choice=TableChoice()).places == (False, False, False)
 
 
 def test_tags_and_note_are_those_of_the_run_and_a_damaged_file_is_told(studio: Studio) -> None:
@@ -277,7 +295,7 @@ HOSTILE = """# <script>hit()</script> ${1+1}
 
 
 def test_a_report_is_shown_as_markdown_in_which_nothing_runs_and_nothing_is_fetched() -> None:
-    shown = details.rendered(HOSTILE)
+    shown = report.rendered(HOSTILE)
     assert "<h1>" in shown
     assert "<table>" in shown
     assert "<strong>bold</strong>" in shown

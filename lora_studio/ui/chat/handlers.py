@@ -109,15 +109,16 @@ class Chat:
 
     # -- painting
 
-    def arrive(self, who: str, adapter: str = "") -> Updates:
-        """The page or the tab is opened: what there is now, and the adapter that another tab `asked` for."""
+    def arrive(self, who: str, adapter: str = "", others: Sequence[str] = ()) -> Updates:
+        """The page or the tab is opened: what there is now, and the adapters that another tab asks for."""
         talk, _, updates = self.followed(who)
         choices = self.choices(talk)
         available = {choice.value for choice in choices}
         adapters = [value for value in talk.adapters if value in available]
         if adapter or not adapters:
-            preferred = chat_choices.preferred(choices, adapter)
-            adapters = adapters if preferred and preferred.value in adapters else [preferred.value] if preferred else []
+            wished = [chat_choices.preferred(choices, value) for value in (adapter, *others)]
+            values = list(dict.fromkeys(choice.value for choice in wished if choice))[: chat_choices.MAX_ADAPTERS]
+            adapters = adapters if set(values) <= set(adapters) else values
         if adapters != talk.adapters:
             talk.adapters, talk.system = adapters, None
             self.keep(who, talk)

@@ -193,7 +193,7 @@ def _wire(act: Chat, who: gr.State, wish: gr.State, place: gr.HTML) -> None:
         return {who: browser} | act.arrive(browser)
 
     def take_up(person: str, request: Wish) -> Updates:
-        return {wish: Wish()} | act.arrive(person, request.adapter)
+        return {wish: Wish()} | act.arrive(person, request.adapter, request.others)
 
     name = gr.Textbox(visible=False)
     gr.on(fn=open_page, inputs=name, outputs=[who, *everything], js=theme.call("chatName"), **QUIET)

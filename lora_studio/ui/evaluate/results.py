@@ -401,13 +401,13 @@ def data_choices(workspace: Workspace) -> list[tuple[str, str]]:
     return shipped + [(path.name, str(path)) for path in workspace.uploads()]
 
 
-def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], adapter: str = "") -> JsonObject:
-    """What was asked for last, as far as it is still there; the adapter `asked` for now is chosen alone."""
+def remembered(workspace: Workspace, adapters: Sequence[tuple[str, str]], requested: Sequence[str] = ()) -> JsonObject:
+    """The form of the last evaluation, as far as it is still there; adapters that are requested now replace its own."""
     draft = workspace.read_draft(FORM)
     saved: Mapping[str, Any] = draft if isinstance(draft, dict) else {}
     available = [value for _, value in adapters]
-    requested = [adapter] if adapter in available else saved.get("adapters", [])
-    selected = [value for value in requested if value in available]
+    wished = [value for value in requested if value in available] or saved.get("adapters", [])
+    selected = [value for value in wished if value in available]
     data = str(saved.get("data") or "pirate")
     names = [value for _, value in data_choices(workspace)]
     return {

@@ -158,7 +158,7 @@ def build(studio: Studio, shared: Shared) -> None:
 
     def opening(request: Wish) -> list[Any]:
         view = _look_at(studio, request.job) if request.job else EvaluationView(watching.opening())
-        return [*fill(studio, request.adapter), view]
+        return [*fill(studio, *filter(None, (request.adapter, *request.others))), view]
 
     start.click(begin, [view, warned, *form], [view, warned, message], **QUIET)
     job_views.wire(
@@ -226,11 +226,11 @@ def _draw_form() -> tuple[list[Any], gr.Button]:
     return [adapters, data, base, *numbers, longest, labels, reading, encoding, at_once], start
 
 
-def fill(studio: Studio, adapter: str = "") -> list[Any]:
-    """The form as it was sent last; the newest adapter at first, or the one that is `asked` for, which is kept."""
+def fill(studio: Studio, *requested: str) -> list[Any]:
+    """The form as it was sent last; the newest adapter at first, or those that are requested, which are kept."""
     adapters = adapter_choices(studio.workspace, studio.supervisor.runs())
-    saved = board.remembered(studio.workspace, adapters, adapter)
-    if adapter:
+    saved = board.remembered(studio.workspace, adapters, requested)
+    if requested:
         with contextlib.suppress(StudioError):  # a full disk: it is shown all the same
             studio.workspace.write_draft(board.FORM, saved)
     first = [

@@ -1,10 +1,11 @@
-"""The runs tab: the table of runs, and the sections of the selected run or a comparison of several.
+"""The Runs tab: the list of runs at the left, and beside it the selected run, or several runs compared.
 
 A timer looks for news once a second; what did not change is not sent.
 """
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
@@ -12,9 +13,7 @@ import gradio as gr
 from lora_studio.errors import StudioError
 from lora_studio.jobs.events import RunState
 from lora_studio.ui import charts, html, theme
-from lora_studio.ui.runs import details, header, results, table
-from lora_studio.ui.runs import results as queue
-from lora_studio.ui.runs import table as run_compare
+from lora_studio.ui.runs import compare, details, header, health, queue, report, results, table
 from lora_studio.ui.runs.table import RunBoard, TableChoice
 from lora_studio.ui.studio import (
     QUIET,
@@ -28,29 +27,46 @@ from lora_studio.ui.studio import (
     updates,
 )
 
-SECTIONS: dict[str, PageSection] = {
-    "queue": PageSection(queue.build_queue, queue.stamp_queue, queue.view_queue),
+TOP: dict[str, PageSection] = {
     "head": PageSection(header.build_head, header.stamp_head, header.view_head),
-    "outcome": PageSection(header.build_outcome, header.stamp_outcome, header.view_outcome),
-    "life": PageSection(header.build_life, header.stamp_life, header.view_life),
-    "progress": PageSection(header.build_progress, header.stamp_progress, header.view_progress),
-    "memory": PageSection(details.build_memory, details.stamp_memory, details.view_memory),
-    "health": PageSection(details.build_health, details.stamp_health, details.view_health),
+    "verdict": PageSection(health.build_verdict, health.stamp_health, health.view_verdict),
+    "numbers": PageSection(header.build_numbers, header.stamp_numbers, header.view_numbers),
     "chart": PageSection(charts.build_chart, charts.stamp_chart, charts.view_chart),
-    "answers": PageSection(results.build_answers, results.stamp_answers, results.view_answers),
-    "labels": PageSection(details.build_labels, details.stamp_labels, details.view_labels),
-    "checkpoints": PageSection(results.build_checkpoints, results.stamp_checkpoints, results.view_checkpoints),
-    "evaluations": PageSection(results.build_evaluations, results.stamp_evaluations, results.view_evaluations),
-    "report": PageSection(details.build_report, details.stamp_report, details.view_report),
-    "files": PageSection(details.build_files, details.stamp_files, details.view_files),
 }
+DETAILS: dict[str, PageSection] = {
+    "details": PageSection(header.build_details, header.stamp_numbers, header.view_details),
+    "health": PageSection(health.build_health, health.stamp_health, health.view_health),
+    "labels": PageSection(details.build_labels, details.stamp_labels, details.view_labels),
+}
+TABS: dict[str, PageSection] = {
+    "Samples": PageSection(results.build_answers, results.stamp_answers, results.view_answers),
+    "Checkpoints": PageSection(results.build_checkpoints, results.stamp_checkpoints, results.view_checkpoints),
+    "Evaluations": PageSection(results.build_evaluations, results.stamp_evaluations, results.view_evaluations),
+    "Settings": PageSection(details.build_settings, details.stamp_settings, details.view_settings),
+    "Log": PageSection(details.build_log, details.stamp_log, details.view_log),
+    "Report": PageSection(report.build_report, report.stamp_report, report.view_report),
+}
+SECTIONS = {**TOP, **DETAILS, **TABS}
+Parts = dict[tuple[str, str], Any]
+"""Components by (section, name)."""
 
 
-def build_sections(studio: Studio, shared: Shared) -> dict[tuple[str, str], Any]:
-    """Draws every section; its components by (section, name)."""
+def build_sections(studio: Studio, shared: Shared) -> Parts:
+    """Draws the page of a run: what is seen first, a fold with the rest, and tabs."""
+    parts = _drawn(TOP, studio, shared)
+    with gr.Accordion("Details", open=False, elem_id="run-details"):
+        parts |= _drawn(DETAILS, studio, shared)
+    with gr.Tabs(elem_id="run-tabs", overflow_behavior="wrap"):
+        for label, section in TABS.items():
+            with gr.Tab(label, id=f"run-{label.lower()}", elem_id=f"run-tab-{label.lower()}"):
+                parts |= _drawn({label: section}, studio, shared)
+    return parts
+
+
+def _drawn(sections: Mapping[str, PageSection], studio: Studio, shared: Shared) -> Parts:
     return {
         (name, part): component
-        for name, section in SECTIONS.items()
+        for name, section in sections.items()
         for part, component in section.build(studio, shared).items()
     }
 
@@ -62,31 +78,37 @@ def view_sections(view: RunView, before: ViewState) -> ViewState:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page shows: the table's parts by name, the run that is looked at with its sections, or several runs;
-    and the line at the top of the page, which must not say otherwise."""
+    """What the page shows: the list's parts by name, the selected run with its sections, or several runs; and the line
+    at the top of the page, which must agree with them. `whole` shows the table of all runs alone."""
 
     run: str = ""
     status: str = ""
     listed: ViewValues = field(default_factory=dict)
     detail: ViewState = field(default_factory=dict)
     compare: ViewState = field(default_factory=dict)
+    whole: bool = False
 
     @property
-    def places(self) -> tuple[bool, bool]:
-        """Whether one run, and whether several are in sight."""
-        return bool(self.run), bool(self.compare)
+    def places(self) -> tuple[bool, bool, bool]:
+        """Whether the page beside the list is in sight, on it one run, and on it several."""
+        return bool(self.run or self.compare) and not self.whole, bool(self.run), bool(self.compare)
 
 
 def build(studio: Studio, shared: Shared) -> None:
     """Draws the tab and wires it."""
     board = RunBoard(studio.workspace)
-    listed, choice = table.build(studio, shared)
-    with gr.Column(visible=False, elem_classes="runs-compared") as several:
-        compared = run_compare.build_compare(studio)
-    with gr.Column(visible=False, elem_classes="run-looked-at") as single:
-        parts = build_sections(studio, shared)
+    with gr.Row(elem_classes="runs-layout"):
+        with gr.Column(elem_classes="runs-rail", scale=0, min_width=0):
+            listed, choice = table.build(studio, shared)
+        with gr.Column(visible=False, elem_classes="run-page", min_width=0) as page:
+            gr.HTML(html.render("runs.back"), js_on_load=theme.on_load("runBack"), elem_id="runs-back")
+            with gr.Column(visible=False, elem_classes="runs-compared") as several:
+                compared = compare.build_compare(studio, shared, choice)
+            with gr.Column(visible=False, elem_classes="run-looked-at") as single:
+                parts = build_sections(studio, shared)
+    linked = gr.Textbox(visible=False)
     state = gr.State(Shown())
-    outputs = [*listed.values(), *parts.values(), *compared.values(), single, several, shared.status, state]
+    outputs = [*listed.values(), *parts.values(), *compared.values(), page, single, several, shared.status, state]
 
     def paint(run_id: str, choice: TableChoice, before: Shown) -> list[Any]:
         now = look(studio, board, run_id, choice, before)
@@ -102,21 +124,23 @@ def build(studio: Studio, shared: Shared) -> None:
         status = now.status if now.status != before.status else gr.skip()
         return [*top, *updates(list(parts), now.detail, detail), *comparison, *places, status, now]
 
-    def begin() -> tuple[str, TableChoice]:
-        return table.opening_run(studio), table.opening_choice(studio)
+    def begin(address: str) -> tuple[str, TableChoice]:
+        return table.opening_run(studio, address), table.opening_choice(studio)
 
     def open_run(run_id: str, choice: TableChoice, before: Shown) -> list[Any]:
-        """Another run is looked at; in the place of one that is gone, the newest."""
+        """Another run is selected, and shown at once; in the place of one that is gone, the newest."""
         other = run_id or table.opening_run(studio)
-        return [gr.skip() if other == run_id else other, *paint(other, choice, before)]
+        if run_id and run_id != before.run and (choice.comparing or choice.whole):
+            choice = replace(choice, comparing=False, whole=False)
+        return [gr.skip() if other == run_id else other, choice, *paint(other, choice, before)]
 
     def repaint(run_id: str, choice: TableChoice) -> list[Any]:
         return paint(run_id, choice, Shown())
 
     anew = [shared.run, choice]
-    gr.on(None, begin, None, anew, **QUIET).then(repaint, anew, outputs, **QUIET)
+    gr.on(None, begin, linked, anew, js="() => studio.askedRun", **QUIET).then(repaint, anew, outputs, **QUIET)
     shared.run.change(None, js=theme.call("hideRun"), api_visibility="private")
-    opened = shared.run.change(open_run, [*anew, state], [shared.run, *outputs], **QUIET)
+    opened = shared.run.change(open_run, [*anew, state], [*anew, *outputs], **QUIET)
     opened.then(None, js=theme.call("showRun"), api_visibility="private")
     choice.change(paint, [*anew, state], outputs, **QUIET)
     # Not oftener: for each answer Gradio's page looks at every component, which takes a slow browser half a second.
@@ -124,32 +148,33 @@ def build(studio: Studio, shared: Shared) -> None:
 
 
 def look(studio: Studio, board: RunBoard, run_id: str, choice: TableChoice, before: Shown) -> Shown:
-    """What every part of the tab shows now. Costly parts are taken from `before` where nothing happened."""
+    """What every part of the tab shows now. Costly parts are taken from `before` if nothing happened."""
     now, status = time.time(), studio.status_line()
     runs = studio.supervisor.runs()
-    several = run_compare.chosen(runs, choice.ticked) if choice.comparing else []
+    several = compare.chosen(runs, choice.ticked) if choice.comparing else []
     owner = studio.serving.owner if studio.serving.several and studio.workspace.policy.is_admin else ""
-    listed = table.view(board, runs, choice, "" if len(several) > 1 else run_id, now, owner)
+    listed = table.view(board, runs, choice, "" if len(several) > 1 else run_id, now, owner) | queue.view_queue(studio)
     if unread := studio.supervisor.unread:
         reading = html.progress(f"Reading {html.count(unread, 'older run')}")
         listed["list"] = f"{listed['list']}{reading}" if runs else reading
+    shown = Shown("", status, listed, whole=choice.whole)
     try:
         if len(several) > 1:
             whole = [studio.supervisor.state(run.id) for run in several]
-            return Shown("", status, listed, {}, _compared(studio, whole, choice, before))
+            return replace(shown, compare=_compared(studio, whole, choice, before))
         if not run_id:
-            return Shown("", status, listed)
+            return shown
         run = studio.supervisor.state(run_id)
     except StudioError:  # deleted meanwhile
-        return Shown("", status, listed)
+        return shown
     view = RunView(studio, run, studio.workspace.run(run.id), now)
-    return Shown(run.id, status, listed, view_sections(view, before.detail if before.run == run.id else {}))
+    return replace(shown, run=run.id, detail=view_sections(view, before.detail if before.run == run.id else {}))
 
 
-def _compared(studio: Studio, runs: list[RunState], choice: TableChoice, before: Shown) -> ViewState:
+def _compared(studio: Studio, runs: Sequence[RunState], choice: TableChoice, before: Shown) -> ViewState:
     style = charts.kept_style(studio.workspace)
     stamp = (style, *((run.id, run.events, run.state) for run in runs))
     cached = before.compare.get("compare")
     if cached is not None and cached[0] == stamp:
         return before.compare
-    return {"compare": (stamp, run_compare.view_compare(studio, runs, len(choice.ticked), style))}
+    return {"compare": (stamp, compare.view_compare(studio, runs, len(choice.ticked), style))}

@@ -1,7 +1,4 @@
-"""The table of runs: search, order, selection, and the deletion of several runs.
-
-Two or more runs beside each other on the runs tab: their settings where they differ, and what came out of each.
-"""
+"""The list of runs at the left of the Runs tab and the table of all runs: search, order, selection, deletion."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,25 +7,17 @@ from typing import Any
 
 import gradio as gr
 
+from lora_studio.config.parsing import load_config
 from lora_studio.errors import StudioError
 from lora_studio.files import bytes_in
 from lora_studio.jobs.events import RunState
 from lora_studio.runs.checkpoints import Deletion, deletions
-from lora_studio.runs.summary import (
-    Overview,
-    RunResult,
-    SettingDifference,
-    differences,
-    matching,
-    overview,
-    results,
-    settings_of,
-)
-from lora_studio.ui import charts, html, theme, words
+from lora_studio.runs.summary import Overview, matching, overview
+from lora_studio.ui import html, theme
 from lora_studio.ui import words as run_words
-from lora_studio.ui.curves import Style
 from lora_studio.ui.form import in_words
 from lora_studio.ui.html import Html, count, empty, pager, progress, render, shorten, size
+from lora_studio.ui.runs import queue
 from lora_studio.ui.studio import QUIET, Components, EventOptions, Shared, Studio, ViewValues
 from lora_studio.workspace import RunFolder, Workspace
 
@@ -38,7 +27,10 @@ NEWEST = "created"
 
 @dataclass(frozen=True)
 class TableChoice:
-    """What a person chose in the table; `ticked` are ids of runs, `comparing` shows them beside each other."""
+    """What a person chose in the list; `ticked` are ids of runs, `comparing` shows them beside each other.
+
+    `whole` shows the table of all runs, with every column, in the place of the list and the run beside it.
+    """
 
     query: str = ""
     sort: str = NEWEST
@@ -46,17 +38,24 @@ class TableChoice:
     page: int = 0
     ticked: tuple[str, ...] = ()
     comparing: bool = False
+    whole: bool = False
 
     def act(self, action: str, value: str, listed: Sequence[str]) -> "TableChoice":
-        """The choice after a click in the table: sort, page, tick, or all (of the rows in sight)."""
+        """The choice after a click: open a run, sort, page, tick, or all (of the rows in sight).
+
+        Two ticked runs in the list are compared at once; in the table they may be ticked for something else.
+        """
         match action:
+            case "open":
+                return replace(self, comparing=False, whole=False)
             case "sort":
                 return replace(self, sort=value, down=not self.down if value == self.sort else value in DOWN, page=0)
             case "page":
                 return replace(self, page=max(0, self.page + int(value)))
             case "tick":
                 ticked = tuple(run for run in self.ticked if run != value)
-                return replace(self, ticked=ticked if value in self.ticked else (*self.ticked, value))
+                ticked = ticked if value in self.ticked else (*self.ticked, value)
+                return replace(self, ticked=ticked, comparing=len(ticked) > 1 and not self.whole)
             case "all":
                 elsewhere = tuple(run for run in self.ticked if run not in listed)
                 return replace(self, ticked=elsewhere if set(listed) <= set(self.ticked) else (*elsewhere, *listed))
@@ -66,12 +65,16 @@ class TableChoice:
 
 @dataclass(frozen=True)
 class Row:
-    """A run in the table, with what only its state and its folder know; `by` says whose it is, to who sees others'."""
+    """A run in the list, with what only its state and its folder hold: its size and its learning rate.
+
+    `by` names the owner, for those who see the runs of others.
+    """
 
     run: Overview
     state: RunState
     bytes: int | None = None
     by: str = ""
+    rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,8 @@ COLUMNS = (
     ),
     TableColumn("best_loss", "Best", lambda row: row.run.best_loss, _best),
     TableColumn("seconds", "Time", lambda row: row.run.seconds, _seconds),
-    TableColumn(
-        "bytes", "On disk", lambda row: row.bytes, lambda row, now: "–" if row.bytes is None else size(row.bytes)
-    ),
-    TableColumn(NEWEST, "Made", lambda row: row.run.created, lambda row, now: run_words.ago(row.run.created, now)),
+    TableColumn("bytes", "Size", lambda row: row.bytes, lambda row, now: "–" if row.bytes is None else size(row.bytes)),
+    TableColumn(NEWEST, "Created", lambda row: row.run.created, lambda row, now: run_words.ago(row.run.created, now)),
 )
 TITLE = TableColumn("title", "Run", lambda row: row.run.title.casefold(), lambda row, now: _name(row), wide=False)
 SORTED = {column.key: column for column in (TITLE, *COLUMNS)}
@@ -139,23 +140,53 @@ def page_of(rows: Sequence[Row], choice: TableChoice) -> tuple[list[Row], int]:
     return list(rows[page * ROWS : (page + 1) * ROWS]), page
 
 
-def table(matches: Sequence[Row], total: int, choice: TableChoice, looked_at: str, now: float) -> str:
-    """The page of the table that is asked for; `of` is how many runs there are."""
+def listing(matches: Sequence[Row], total: int, choice: TableChoice, shown: str, now: float) -> Html:
+    """The page of the list or of the table that is asked for; `total` counts all runs, `shown` is the open one."""
     if not total:
-        return empty(
-            "No run yet",
-            "Press “Start training” on the Train tab: its settings already fit the built-in model and data.",
-        )
-    if not matches:
-        return empty(
-            "No run is found", f"None of {count(total, 'run')} has all these words. Empty the search to see them."
-        )
-    rows, page = page_of(matches, choice)
+        hint = "Press “Start training” on the Train tab: its settings already fit the built-in model and data."
+        content = empty("No run yet", hint)
+    elif not matches:
+        content = empty("No match", f"None of {count(total, 'run')} matches. Empty the search to see them.")
+    else:
+        rows, _ = page_of(matches, choice)
+        listed = table(rows, choice, shown, now) if choice.whole else rail(rows, choice, shown, now)
+        content = Html(listed + pager(len(matches), total, page_of(matches, choice)[1], ROWS, "run"))
+    return render("runs.list", shown, content)
+
+
+def rail(rows: Sequence[Row], choice: TableChoice, shown: str, now: float) -> Html:
+    """Runs as items of two lines: state and name, then learning rate, loss and how long ago."""
+    items = [(row, row.run.id == shown, row.run.id in choice.ticked, *_second_line(row, now)) for row in rows]
+    return render("runs.rail", [(ICONS[row.run.state], _state_words(row), row.run, *rest) for row, *rest in items])
+
+
+ICONS = {"queued": "◷", "running": "▶", "stopping": "▶", "done": "✓", "stopped": "■", "failed": "✕"}
+
+
+def _second_line(row: Row, now: float) -> tuple[str, str]:
+    """Learning rate, loss and progress; and when the run was created."""
+    run = row.run
+    loss = run_words.figure(run.eval_loss if run.eval_loss is not None else run.loss)
+    parts = [
+        row.by,
+        f"lr {in_words(RATE, row.rate)}" if row.rate is not None else "",
+        f"{'val loss' if run.eval_loss is not None else 'loss'} {loss}" if loss != "–" else "",
+        _state_words(row) if run.state != "done" else "",
+        "damaged" if run.damaged else "",
+    ]
+    return " · ".join(filter(None, parts)), run_words.ago(run.created, now)
+
+
+RATE = "training.learning_rate"
+
+
+def table(rows: Sequence[Row], choice: TableChoice, shown: str, now: float) -> Html:
+    """The rows with every column, whose heads sort."""
     heads = [(column.key, column.title, *_order(column, choice), _kind(column)) for column in (TITLE, *COLUMNS)]
     cells = [
         (
             row.run,
-            row.run.id == looked_at,
+            row.run.id == shown,
             row.run.id in choice.ticked,
             _name(row),
             [(_kind(column), column.text(row, now)) for column in COLUMNS],
@@ -163,7 +194,7 @@ def table(matches: Sequence[Row], total: int, choice: TableChoice, looked_at: st
         for row in rows
     ]
     all_ticked = all(row.run.id in choice.ticked for row in rows)
-    return render("runs.table", all_ticked, heads, cells) + pager(len(matches), total, page, ROWS, "run")
+    return render("runs.table", all_ticked, heads, cells)
 
 
 def _order(column: TableColumn, choice: TableChoice) -> tuple[str, str]:
@@ -208,6 +239,7 @@ class RunBoard:
         self._workspace = workspace
         self._rows: dict[str, tuple[int, Row]] = {}
         self._sizes: dict[str, tuple[tuple[object, ...], int]] = {}
+        self._rates: dict[str, float | None] = {}
 
     def rows(self, states: list[RunState]) -> list[Row]:
         """A row for each run, without its size."""
@@ -223,6 +255,7 @@ class RunBoard:
         # Visitors see different runs: rows of others are kept, until they are very many.
         self._rows = {**cached, **current} if len(cached) < MOST_KEPT else current
         self._sizes = {run_id: size for run_id, size in self._sizes.items() if run_id in self._rows}
+        self._rates = {run_id: rate for run_id, rate in self._rates.items() if run_id in self._rows}
         return [row for _, row in current.values()]
 
     def size(self, state: RunState) -> int:
@@ -233,6 +266,16 @@ class RunBoard:
         if cached is None or cached[0] != mark:
             cached = self._sizes[state.id] = (mark, bytes_in(run.path))
         return cached[1]
+
+    def rate(self, state: RunState) -> float | None:
+        """The learning rate of the run's settings; None for settings of another version."""
+        if state.id not in self._rates:
+            run = RunFolder(self._workspace.runs_folder / state.id)
+            try:
+                self._rates[state.id] = load_config(run.config).training.learning_rate
+            except StudioError:
+                self._rates[state.id] = None
+        return self._rates[state.id]
 
 
 def _touched(path: str) -> int:
@@ -282,37 +325,64 @@ IN_TURN: EventOptions = {"trigger_mode": "multiple", "concurrency_id": "runs-lis
 
 
 def build(studio: Studio, shared: Shared) -> tuple[Components, gr.State]:
-    """Search, table and what is done with ticked runs; what was chosen is the state."""
+    """Search, the queue, the list and what is done with ticked runs; what was chosen is the state."""
     choice = gr.State(TableChoice())
     with gr.Row(elem_classes="runs-top"):
         search = gr.Textbox(
             label="Search runs",
-            placeholder="name, model, data, tag or note",
+            placeholder="Name, model, data, tag or note",
             elem_id="run-search",
-            scale=3,
-            min_width=220,
+            min_width=120,
             max_lines=1,
         )
-        compare = gr.Button(
-            "Compare", visible=False, variant="primary", elem_id="runs-compare", scale=0, min_width=150, size="md"
-        )
-        delete = gr.Button("Delete…", visible=False, elem_id="runs-delete", size="md", scale=0, min_width=130)
-        clear = gr.Button("Choose none", visible=False, elem_id="runs-clear", size="md", scale=0, min_width=120)
+        whole = gr.Button("All runs", elem_id="runs-all", size="md", scale=0, min_width=0, visible=False)
+    with gr.Row(elem_classes="runs-ticked"):
+        compare = gr.Button("Compare", visible=False, elem_id="runs-compare", scale=0, min_width=0, size="sm")
+        delete = gr.Button("Delete…", visible=False, elem_id="runs-delete", size="sm", scale=0, min_width=0)
+        clear = gr.Button("Clear selection", visible=False, elem_id="runs-clear", size="sm", scale=0, min_width=0)
     with gr.Row(visible=False, elem_classes="confirm") as confirm:
-        question = gr.HTML(min_width=260)
-        yes = gr.Button("Delete for good", variant="stop", elem_id="runs-delete-yes", size="md", scale=0, min_width=150)
-        no = gr.Button("Keep them", elem_id="runs-delete-no", size="md", scale=0, min_width=110)
+        question = gr.HTML(min_width=200)
+        yes = gr.Button("Delete for good", variant="stop", elem_id="runs-delete-yes", size="md", scale=0, min_width=0)
+        no = gr.Button("Keep runs", elem_id="runs-delete-no", size="md", scale=0, min_width=0)
     error_box = gr.HTML(visible=False)
-    listed = gr.HTML(progress("Reading the runs"), js_on_load=theme.on_load("runTable"), elem_id="run-list")
+    waiting = queue.build_queue(studio, shared)
+    listed = gr.HTML(progress("Reading the runs"), js_on_load=theme.on_load("runList"), elem_id="run-list")
 
-    def act(event: gr.EventData, before: TableChoice) -> tuple[Any, Any]:
+    _wire_list(studio, shared, choice, listed, error_box)
+    whole.click(lambda before: replace(before, whole=not before.whole, page=0), choice, choice, **QUIET)
+    search.input(
+        lambda query, before: replace(before, query=query, page=0),
+        [search, choice],
+        choice,
+        trigger_mode="always_last",
+        **QUIET,
+    )
+    compare.click(lambda before: replace(before, comparing=not before.comparing, whole=False), choice, choice, **QUIET)
+    clear.click(lambda before: replace(before, ticked=(), comparing=False), choice, choice, **QUIET)
+    _wire_deletion(studio, shared, choice, [delete, confirm, question, yes, no], error_box)
+    return {"list": listed, "all": whole, "compare": compare, "delete": delete, "clear": clear, **waiting}, choice
+
+
+def _wire_list(studio: Studio, shared: Shared, choice: gr.State, listed: gr.HTML, error_box: gr.HTML) -> None:
+    """Clicks in the list or the table."""
+
+    def act(event: gr.EventData, before: TableChoice) -> tuple[Any, Any, Any]:
         now = before.act(str(event.act), str(event.value), [str(run) for run in event.listed])
         if event.act == "open":
+            if missing := missing_run(studio, str(event.value)):  # a link, or a run deleted elsewhere
+                return gr.skip(), gr.skip(), gr.HTML(missing, visible=True)
             studio.workspace.write_draft(SELECTION, event.value)
-            return event.value, replace(now, comparing=False)
+            return event.value, now, gr.HTML(visible=False)
         if event.act == "sort":
             studio.workspace.write_draft(ORDER, [now.sort, now.down])
-        return gr.skip(), now
+        return gr.skip(), now, gr.HTML(visible=False)
+
+    listed.click(act, choice, [shared.run, choice, error_box], **IN_TURN, **QUIET)
+
+
+def _wire_deletion(studio: Studio, shared: Shared, choice: gr.State, asking: list[Any], error_box: gr.HTML) -> None:
+    """The question before ticked runs are deleted; `asking` are the button, the row, its text and the two answers."""
+    delete, confirm, question, yes, no = asking
 
     def remove(before: TableChoice, looked_at: str) -> tuple[Any, ...]:
         problems = delete_runs(studio, before.ticked)
@@ -322,16 +392,6 @@ def build(studio: Studio, shared: Shared) -> tuple[Components, gr.State]:
         now = replace(before, ticked=ticked, comparing=False)
         return now, looked_at if looked_at in remaining else "", gr.Row(visible=False), errors
 
-    listed.click(act, choice, [shared.run, choice], **IN_TURN, **QUIET)
-    search.input(
-        lambda query, before: replace(before, query=query, page=0),
-        [search, choice],
-        choice,
-        trigger_mode="always_last",
-        **QUIET,
-    )
-    compare.click(lambda before: replace(before, comparing=not before.comparing), choice, choice, **QUIET)
-    clear.click(lambda before: replace(before, ticked=(), comparing=False), choice, choice, **QUIET)
     delete.click(
         lambda before: (gr.Row(visible=True), deletion_question(studio, before.ticked)),
         choice,
@@ -341,7 +401,13 @@ def build(studio: Studio, shared: Shared) -> tuple[Components, gr.State]:
     no.click(lambda: gr.Row(visible=False), None, confirm, **QUIET)
     yes.click(remove, [choice, shared.run], [choice, shared.run, confirm, error_box], **QUIET)
     choice.change(lambda: gr.Row(visible=False), None, confirm, **QUIET)
-    return {"list": listed, "compare": compare, "delete": delete, "clear": clear}, choice
+
+
+def missing_run(studio: Studio, run_id: str) -> Html | None:
+    """A notice for the id of a run that is not there, or that the caller may not see."""
+    if any(run.id == run_id for run in studio.supervisor.runs()):
+        return None
+    return html.notice(f"There is no run `{shorten(run_id, 60)}`.", "It may have been deleted.", "warning")
 
 
 def opening_choice(studio: Studio) -> TableChoice:
@@ -353,22 +419,29 @@ def opening_choice(studio: Studio) -> TableChoice:
 
 
 def view(
-    board: RunBoard, runs: list[RunState], choice: TableChoice, looked_at: str, now: float, owner: str = ""
+    board: RunBoard, runs: list[RunState], choice: TableChoice, shown: str, now: float, owner: str = ""
 ) -> ViewValues:
-    """What list and buttons show; `owner` is the name of who looks, where runs of others are among them."""
+    """What list and buttons show; `owner` is the name of the viewer if runs of others are among them."""
     rows = board.rows(runs)
     if choice.sort == "bytes":
         rows = [replace(row, bytes=board.size(row.state)) for row in rows]
     matches = chosen_rows(rows, choice)
-    sized = {
-        row.run.id: replace(row, bytes=board.size(row.state), by=_whose(row.run.maker, owner))
+    in_sight = {
+        row.run.id: replace(
+            row,
+            bytes=board.size(row.state) if choice.whole else None,
+            by=_whose(row.run.maker, owner),
+            rate=board.rate(row.state),
+        )
         for row in page_of(matches, choice)[0]
     }
     ticked = len(set(choice.ticked) & {run.id for run in runs})
-    words = "Back to one run" if choice.comparing else f"Compare {count(ticked, 'run')}"
     return {
-        "list": table([sized.get(row.run.id, row) for row in matches], len(runs), choice, looked_at, now),
-        "compare": gr.update(value=words, visible=ticked > 1),
+        "list": listing([in_sight.get(row.run.id, row) for row in matches], len(runs), choice, shown, now),
+        "all": gr.update(value="Close table" if choice.whole else "All runs", visible=bool(runs)),
+        "compare": gr.update(
+            value="Close comparison" if choice.comparing else f"Compare {count(ticked, 'run')}", visible=ticked > 1
+        ),
         "delete": gr.update(value=f"Delete {count(ticked, 'run')}…", visible=ticked > 0),
         "clear": ticked > 0,
     }
@@ -380,94 +453,12 @@ def _whose(maker: str, owner: str) -> str:
     return "yours" if maker in ("", owner) else f"by {maker}"
 
 
-def opening_run(studio: Studio) -> str:
-    """The run to look at when the page opens: the one that runs, else the one last looked at, else the newest."""
+def opening_run(studio: Studio, linked: str = "") -> str:
+    """The run that is open when the page opens: the linked one, else the active, the last selected or the newest."""
     runs = studio.supervisor.runs()
+    if any(run.id == linked for run in runs):
+        return linked
     active = next((run.id for run in runs if run.state in ("running", "stopping")), None)
     last = studio.workspace.read_draft(SELECTION)
     ids = {run.id for run in studio.workspace.runs()}
     return active or (last if last in ids else None) or (runs[0].id if runs else "")
-
-
-MOST = 8
-
-
-def build_compare(studio: Studio) -> Components:
-    """Words, curves over each other, two tables."""
-    return {
-        "words": gr.HTML(elem_id="compare-words"),
-        "chart": charts.curves_chart("compare-chart", "Curves of the compared runs over each other"),
-        "results": gr.HTML(elem_id="compare-results"),
-        "settings": gr.HTML(elem_id="compare-settings"),
-    }
-
-
-def chosen(runs: Sequence[RunState], ticked: Sequence[str]) -> list[RunState]:
-    """The ticked runs that are still there, in the order of ticking; not more than fit beside each other."""
-    by_id = {run.id: run for run in runs}
-    return [by_id[run_id] for run_id in ticked if run_id in by_id][:MOST]
-
-
-def view_compare(studio: Studio, runs: Sequence[RunState], ticked: int, style: Style) -> ViewValues:
-    """What the comparison shows; curves in the style that a single run's are drawn in."""
-    folders = [studio.workspace.run(run.id) for run in runs]
-    names = named(runs)
-    left_out = f" The first {MOST} of {ticked} are shown." if ticked > MOST else ""
-    outcomes = results([(overview(folder, run), run) for folder, run in zip(folders, runs, strict=True)])
-    try:
-        trained = [settings_of(folder, run) for folder, run in zip(folders, runs, strict=True)]
-        settings = settings_table(differences(trained), names)
-    except StudioError as error:
-        settings = html.problem(error)
-    return {
-        "words": f'<div class="run-head"><h2>{html.count(len(runs), "run")} compared</h2>{left_out}</div>',
-        "chart": studio.curves.draw(dict(zip(names, runs, strict=True)), style),
-        "results": results_table(outcomes, names),
-        "settings": settings,
-    }
-
-
-def named(runs: Sequence[RunState]) -> list[str]:
-    """The runs' names; those that share one are told apart by the end of their id."""
-    titles = [words.name_of(run) for run in runs]
-    return [
-        f"{title} ({run.id[-4:]})" if titles.count(title) > 1 else title
-        for title, run in zip(titles, runs, strict=True)
-    ]
-
-
-def settings_table(differing: Sequence[SettingDifference], names: Sequence[str]) -> str:
-    """Only the settings that differ, each by its title and its name in a config."""
-    if not differing:
-        return html.notice(
-            "These runs have the same settings.", "Only their names, data files' contents or machines can differ."
-        )
-    rows = [(item.title, item.path, [in_words(item.path, value) for value in item.values]) for item in differing]
-    return html.render("runs.beside", "Settings that differ", names, rows)
-
-
-def results_table(outcomes: Sequence[RunResult], names: Sequence[str]) -> str:
-    rows = [
-        (words.sentence_case(item.name)[:-1], "", [shown(value, item.unit) for value in item.values])
-        for item in outcomes
-    ]
-    return html.render("runs.beside", "Results", names, rows)
-
-
-def shown(value: Any, unit: str) -> str:
-    """A result with its unit."""
-    if value is None:
-        return "–"
-    match unit:
-        case "share":
-            return html.percent(value, 1)
-        case "count":
-            return f"{value:,.0f}"
-        case "bytes":
-            return html.size(value)
-        case "seconds":
-            return words.clock(value)
-        case "words":
-            return words.SHORT_STATES.get(value, value)
-        case _:
-            return words.figure(value)

@@ -5,7 +5,7 @@ studio.charts = (() => {
   const INKS = 8; // colours of curves, --curve-1 to --curve-8
   const MAIN = 250; // heights in pixels
   const SMALL = 104;
-  const GAP = 58;
+  const GAP = 68;
   const BOTTOM = 40;
   const OPTIONS = {responsive: false, displaylogo: false, displayModeBar: false, doubleClick: 'reset+autosize'};
   const PLAIN = {paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)'};
@@ -45,7 +45,7 @@ studio.charts = (() => {
       showlegend: legend && part.kind !== 'pale',
       legendgroup: part.group,
       line: {color, width: 2},
-      hovertemplate: '%{y:.4~g}',
+      hovertemplate: part.percent ? '%{y:.1%}' : '%{y:.4~g}',
     };
     const kinds = {
       pale: {opacity: 0.32, line: {color, width: 1.2}},
@@ -109,6 +109,7 @@ studio.charts = (() => {
         const suffix = number ? String(number + 1) : '';
         const {above, below, left, right} = place(panel.main ? -1 : small++);
         const title = {text: data.across, font: {size: 12}, standoff: 4};
+        const percent = panel.unit === '%';
         const negative = panel.lines.some((part) => part.y.some((y) => y < 0));
         layout['xaxis' + suffix] = axis(tone, {
           domain: [left, right],
@@ -116,7 +117,7 @@ studio.charts = (() => {
           rangemode: 'tozero',
           nticks: panel.main ? 10 : 5,
           ...(number ? {matches: 'x'} : {}),
-          ...(panel.main ? {title} : {}),
+          title,
         });
         layout['yaxis' + suffix] = axis(tone, {
           domain: [Math.max(0, below), above],
@@ -124,13 +125,14 @@ studio.charts = (() => {
           type: panel.log ? 'log' : 'linear',
           nticks: panel.main ? 7 : 4,
           exponentformat: 'e',
+          ...(percent ? {tickformat: '.0%'} : {}),
           ...(panel.log ? {} : {rangemode: negative ? 'normal' : 'tozero'}),
         });
-        annotations.push(caption(panel.title, left, above));
-        for (const part of panel.lines) traces.push(trace(tone, part, suffix, panel.main));
+        annotations.push(caption(panel.unit ? `${panel.title} (${panel.unit})` : panel.title, left, above));
+        for (const part of panel.lines) traces.push(trace(tone, {...part, percent}, suffix, panel.main));
         if (panel.main && !panel.lines.length) {
           traces.push({x: [], y: [], xaxis: 'x', yaxis: 'y', showlegend: false});
-          annotations.push(caption('The curves begin with the first step.', 0.5, 1 - MAIN / 2 / inner, 'center'));
+          annotations.push(caption('Curves appear with the first step.', 0.5, 1 - MAIN / 2 / inner, 'center'));
         }
       });
       box.style.height = height + 'px';

@@ -27,11 +27,33 @@ studio.refocus = ({element, watch}) => {
   };
 };
 
+// Copies a text, also where the browser keeps its clipboard from pages without https; and says so for a moment.
+studio.copy = async (text) => {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const field = document.createElement('textarea');
+    field.value = text;
+    document.body.append(field);
+    field.select();
+    document.execCommand('copy');
+    field.remove();
+  }
+  const message = document.createElement('div');
+  message.className = 'copied';
+  message.setAttribute('role', 'status');
+  message.textContent = 'Copied';
+  document.body.append(message);
+  setTimeout(() => message.remove(), 2000);
+};
+studio.copySummary = () => studio.copy(document.querySelector('.run-head[data-summary]').dataset.summary);
+
 // A link to a file that was made for a download is followed by itself.
 studio.download = ({element, watch}) => watch('value', () => element.querySelector('a[download]')?.click());
 
-// The table of runs keeps its focus and how far it is scrolled; a click on a row opens its run.
-studio.runTable = ({element, trigger, watch}) => {
+// The list of runs, or the table of them, keeps its focus and how far it is scrolled; a click on a row opens its run.
+// The address names the run that is shown; one that it named before the list was there is opened now.
+studio.runList = ({element, trigger, watch}) => {
   const named = (node) => `[data-act="${node.dataset.act}"][data-value="${CSS.escape(node.dataset.value)}"]`;
   const listed = () => [...element.querySelectorAll('[data-act="tick"]')].map((box) => box.dataset.value);
   let focused = '';
@@ -60,12 +82,23 @@ studio.runTable = ({element, trigger, watch}) => {
     if (!row || target.closest('[data-act], .tick')) return;
     trigger('click', {act: 'open', value: row.dataset.open, listed: listed()});
   });
+  const note = () => studio.runShown(element.querySelector('[data-shown]')?.dataset.shown ?? '');
   watch('value', () => {
-    const scroller = element.querySelector('.run-table');
+    const scroller = element.querySelector('.run-table, .run-rail');
     if (scroller) scroller.scrollTop = top;
     if (focused) element.querySelector(focused)?.focus({preventScroll: true});
+    note();
+  });
+  note();
+  studio.openListed = (run) => trigger('click', {act: 'open', value: run, listed: listed()});
+  element.addEventListener('click', ({target}) => {
+    if (target.closest('[data-open]') && !target.closest('.tick, [data-act="tick"]')) studio.listRuns(false);
   });
 };
+
+// On a phone the list is behind the run: a button leads back to it.
+studio.listRuns = (listing) => document.querySelector('.runs-layout')?.classList.toggle('listing', listing);
+studio.runBack = ({element}) => element.addEventListener('click', () => studio.listRuns(true));
 
 // The columns of the chat keep how far they are scrolled; a question is changed in its bubble.
 studio.chatBoard = ({element, trigger, watch}) => {

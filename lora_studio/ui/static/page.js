@@ -1,13 +1,76 @@
-// The page as a whole: the tab that the address names, and what is brought into sight.
+// The page as a whole: the tab and the run that the address names, keys, menus, and what is brought into sight.
 window.studio ??= {};
 
-studio.askedTab = location.hash.slice(1); // read before the first tab writes its own name there
+// The address is #TAB, or #runs/RUN.
+const addressParts = () => location.hash.slice(1).split('/');
+const openTab = () => document.querySelector('#tabs [role=tab][aria-selected=true]')?.dataset.tabId;
+[studio.askedTab, studio.askedRun = ''] = addressParts(); // read before the first tab writes its own name there
 
-// a bookmark chosen while the page is open
+// a bookmark or a link chosen while the page is open
 addEventListener('hashchange', () => {
+  const [name, run] = addressParts();
   const tabs = [...document.querySelectorAll('#tabs [role=tab]')];
-  tabs.find((tab) => '#' + tab.dataset.tabId === location.hash)?.click();
+  tabs.find((tab) => tab.dataset.tabId === name)?.click();
+  if (name === 'runs' && run && run !== studio.shownRun) studio.openListed?.(run);
 });
+
+const writeAddress = (tab = openTab()) => {
+  const run = tab === 'runs' && studio.shownRun ? '/' + studio.shownRun : '';
+  history.replaceState(null, '', location.pathname + location.search + '#' + tab + run);
+};
+
+// The run that the Runs tab shows now; empty for none or several.
+studio.runShown = (run) => {
+  if (run === studio.shownRun) return;
+  studio.shownRun = run;
+  if (openTab() === 'runs') writeAddress();
+};
+
+// Gradio's tabs take no arrow keys: to the left and right, to the first and the last.
+addEventListener('keydown', (event) => {
+  const list = event.target.closest?.('[role=tablist]');
+  if (!list || event.target.role !== 'tab' || event.ctrlKey || event.altKey || event.metaKey) return;
+  const tabs = [...list.querySelectorAll('[role=tab]:not([disabled])')];
+  const at = tabs.indexOf(event.target);
+  const last = tabs.length - 1;
+  const places = {ArrowRight: at < last ? at + 1 : 0, ArrowLeft: at ? at - 1 : last, Home: 0, End: last};
+  const next = tabs[places[event.key]];
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
+  next.click();
+});
+
+// A menu hangs below the button before it: a choice, Escape or a click elsewhere closes it.
+{
+  const openerOf = (menu) => menu.parentElement.querySelector('.opens-menu');
+  const show = (menu, open) => {
+    menu.classList.toggle('open', open);
+    openerOf(menu).setAttribute('aria-expanded', String(open));
+  };
+  const choices = (menu) => [...menu.querySelectorAll('button')].filter((button) => button.offsetParent);
+  addEventListener('click', ({target}) => {
+    const opener = target.closest?.('.opens-menu');
+    for (const menu of document.querySelectorAll('.menu')) {
+      const open = openerOf(menu) === opener && !menu.classList.contains('open');
+      if (open || menu.classList.contains('open')) show(menu, open);
+      if (open) choices(menu)[0]?.focus();
+    }
+  });
+  addEventListener('keydown', (event) => {
+    const menu = document.querySelector('.menu.open');
+    if (!menu) return;
+    if (event.key === 'Escape') {
+      show(menu, false);
+      openerOf(menu).focus();
+    }
+    const step = {ArrowDown: 1, ArrowUp: -1}[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const buttons = choices(menu);
+    buttons.at((buttons.indexOf(document.activeElement) + step) % buttons.length).focus();
+  });
+}
 
 // Light or dark, as the person chose last in this browser; without a choice, as the system does.
 {
@@ -41,8 +104,8 @@ addEventListener('hashchange', () => {
 
 // Writes the tab in sight into the address; of the timers, each named by its tab, those of that tab tick.
 studio.timersInSight = (places) => {
-  const open = document.querySelector('#tabs [role=tab][aria-selected=true]').dataset.tabId;
-  history.replaceState(null, '', location.pathname + location.search + '#' + open);
+  const open = openTab();
+  writeAddress(open);
   return places.map((tab) => ({__type__: 'update', active: tab === open}));
 };
 

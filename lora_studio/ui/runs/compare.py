@@ -1,0 +1,138 @@
+"""Several runs beside each other: the settings that differ, one chart of all, their results, and the winner."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.errors import StudioError
+from lora_studio.jobs.events import RunState
+from lora_studio.runs.summary import RunResult, SettingDifference, differences, overview, results, settings_of
+from lora_studio.runs.verdict import Winner, winner
+from lora_studio.ui import charts, html, words
+from lora_studio.ui.curves import Style
+from lora_studio.ui.form import in_words
+from lora_studio.ui.runs.table import TableChoice
+from lora_studio.ui.studio import QUIET, Components, Shared, Studio, ViewValues, Wish
+
+MAX_COMPARED = 8
+
+
+def build_compare(studio: Studio, shared: Shared, choice: gr.State) -> Components:
+    """Head with two buttons, settings that differ, curves in one chart, results."""
+    with gr.Row(elem_classes="run-top"):
+        head = gr.HTML(elem_id="compare-words", min_width=200)
+        with gr.Row(elem_classes="actions", scale=0):
+            evaluate = gr.Button("Evaluate these", size="md", scale=0, min_width=0, elem_id="compare-evaluate")
+            chat = gr.Button(
+                "Chat with these", variant="primary", size="md", scale=0, min_width=0, elem_id="compare-chat"
+            )
+    settings = gr.HTML(elem_id="compare-settings")
+    chart = charts.curves_chart("compare-chart", "Curves of the compared runs in one chart")
+    outcomes = gr.HTML(elem_id="compare-results")
+    for tab, button in (("chat", chat), ("evaluate", evaluate)):
+        button.click(partial(open_ticked, tab), choice, [shared.wish, shared.tabs], **QUIET)
+    parts: Components = {"words": head, "settings": settings, "chart": chart, "results": outcomes}
+    return parts
+
+
+def open_ticked(tab: str, choice: TableChoice) -> tuple[Wish, gr.Tabs]:
+    """Opens a tab with the adapters of the ticked runs."""
+    first, *others = choice.ticked[:MAX_COMPARED] or ("",)
+    return Wish(first, others=tuple(others)), gr.Tabs(selected=tab)
+
+
+def chosen(runs: Sequence[RunState], ticked: Sequence[str]) -> list[RunState]:
+    """The ticked runs that still exist, in the order of ticking; not more than fit beside each other."""
+    by_id = {run.id: run for run in runs}
+    return [by_id[run_id] for run_id in ticked if run_id in by_id][:MAX_COMPARED]
+
+
+def view_compare(studio: Studio, runs: Sequence[RunState], ticked: int, style: Style) -> ViewValues:
+    """What the comparison shows; curves in the style that a single run's are drawn in."""
+    folders = [studio.workspace.run(run.id) for run in runs]
+    names = named(runs)
+    overviews = [(overview(folder, run), run) for folder, run in zip(folders, runs, strict=True)]
+    try:
+        configs = [settings_of(folder, run) for folder, run in zip(folders, runs, strict=True)]
+        best = winner(overviews, configs)
+        settings = settings_table(differences(configs), names, best.place)
+    except StudioError as error:
+        best, settings = Winner(None, ""), html.problem(error)
+    omitted = f" The first {MAX_COMPARED} of {ticked} are shown." if ticked > MAX_COMPARED else ""
+    return {
+        "words": html.render(
+            "runs.compared", html.count(len(runs), "run"), best.place is not None, best.reason + omitted
+        ),
+        "chart": studio.curves.draw(dict(zip(names, runs, strict=True)), style),
+        "results": results_table(results(overviews), names, best.place),
+        "settings": settings,
+    }
+
+
+def named(runs: Sequence[RunState]) -> list[str]:
+    """The runs' names; those that share a name are told apart by the end of their id."""
+    titles = [words.name_of(run) for run in runs]
+    return [
+        f"{title} ({run.id[-4:]})" if titles.count(title) > 1 else title
+        for title, run in zip(titles, runs, strict=True)
+    ]
+
+
+def settings_table(differing: Sequence[SettingDifference], names: Sequence[str], best: int | None = None) -> str:
+    """Only the settings that differ, each by its title and its name in a config."""
+    if not differing:
+        return html.notice(
+            "These runs have the same settings.", "Only the contents of files or the machine can differ."
+        )
+    rows = [
+        (item.title, item.path, [(in_words(item.path, value), False) for value in item.values]) for item in differing
+    ]
+    return html.render("runs.beside", "Settings that differ", _heads(names, best), rows)
+
+
+def results_table(outcomes: Sequence[RunResult], names: Sequence[str], best: int | None = None) -> str:
+    """What came out of each run; the lowest of each loss is marked."""
+    rows = [
+        (
+            words.sentence_case(item.name)[:-1],
+            "",
+            [(shown(value, item.unit), lowest) for value, lowest in _marked(item)],
+        )
+        for item in outcomes
+    ]
+    return html.render("runs.beside", "Results", _heads(names, best), rows)
+
+
+def _heads(names: Sequence[str], best: int | None) -> list[tuple[str, bool]]:
+    return [(name, place == best) for place, name in enumerate(names)]
+
+
+LOSSES = ("training loss at the end", "validation loss at the end", "lowest validation loss")
+
+
+def _marked(item: RunResult) -> list[tuple[Any, bool]]:
+    """The values of a result, each with whether it is the lowest loss of several."""
+    numbers = [value for value in item.values if value is not None and value == value]
+    lowest = min(numbers) if item.name in LOSSES and len(set(numbers)) > 1 else None
+    return [(value, lowest is not None and value == lowest) for value in item.values]
+
+
+def shown(value: Any, unit: str) -> str:
+    """A result with its unit."""
+    if value is None:
+        return "–"
+    match unit:
+        case "share":
+            return html.percent(value, 1)
+        case "count":
+            return f"{value:,.0f}"
+        case "bytes":
+            return html.size(value)
+        case "seconds":
+            return words.clock(value)
+        case "words":
+            return words.SHORT_STATES.get(value, value)
+        case _:
+            return words.figure(value)
