@@ -105,6 +105,20 @@ def test_a_phone_scrolls_no_tab_sideways_and_reads_twelve_inputs_at_most(browser
     visit.context.close()
 
 
+def test_the_question_mark_opens_the_documentation_of_the_tab_in_sight(browser: Browser, server: Server) -> None:
+    visit = Visit(browser, server.url)
+    for tab, page in (("Runs", "charts"), ("Data", "data-formats")):
+        open_tab(visit.page, tab)
+        expect(visit.page).to_have_url(re.compile(f"#{tab.lower()}$"))
+        with visit.context.expect_page() as opened:
+            visit.page.get_by_role("link", name="Help for this tab").click()
+        expect(opened.value).to_have_url(f"{server.url}/docs/{page}")
+        expect(opened.value.get_by_role("heading", level=1)).to_be_visible()
+        opened.value.close()
+    assert not [request for request in visit.requests if not request.startswith(server.url)]
+    visit.context.close()
+
+
 def test_leaving_the_list_of_presets_changes_nothing_and_a_choice_can_be_undone(
     browser: Browser, server: Server
 ) -> None:

@@ -110,7 +110,6 @@ def page(studio: Studio) -> gr.Blocks:
             built = {}
             for name, label, build in TABS:
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}") as tab:
-                    gr.HTML(docs.help_link(name, label), elem_classes="ls-help-place")
                     build(studio, shared)
                 built[name] = tab
         _tell_tab_in_sight(demo, built)

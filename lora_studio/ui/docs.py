@@ -26,7 +26,7 @@ PAGE_OF_TAB = {
     "evaluate": "evaluation",
     "export": "export",
 }
-"""The page of the documentation that each tab's help link opens."""
+"""The page of the documentation that the header's question mark opens from each tab."""
 IMAGES = (".webp", ".png", ".gif")
 HEADERS = {
     "content-security-policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; "
@@ -48,17 +48,18 @@ def docs_url(tab: str = "") -> str:
     return f"docs/{PAGE_OF_TAB.get(tab, 'index')}"
 
 
-def help_link(tab: str, label: str) -> Html:
-    """The `?` that opens a tab's documentation beside the page."""
-    return html.render("text.help_link", docs_url(tab), label)
-
-
 def routes() -> list[Route]:
-    """`/docs/PAGE` for the pages and `/docs/images/NAME` for their pictures."""
+    """`/docs/PAGE` for the pages, `/docs/images/NAME` for their pictures, and `/docs/tab/NAME` to a tab's page."""
     return [
         Route("/docs", lambda request: RedirectResponse("docs/index"), methods=["GET"]),
+        Route("/docs/tab/{name}", lambda request: RedirectResponse(_of_tab(request)), methods=["GET"]),
         Route("/docs/{path:path}", _serve, methods=["GET"]),
     ]
+
+
+def _of_tab(request: Request) -> str:
+    """The way from a tab's own address to its page."""
+    return f"../../{docs_url(request.path_params['name'])}"
 
 
 def _serve(request: Request) -> Response:

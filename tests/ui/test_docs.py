@@ -40,10 +40,12 @@ def links_of(html: str) -> Links:
     return reader
 
 
-def test_every_tab_has_a_link_to_a_page_that_is_there(client: TestClient) -> None:
-    for name, label, _ in TABS:
-        assert f'href="{docs.docs_url(name)}"' in docs.help_link(name, label)
-        assert client.get(f"/{docs.docs_url(name)}").status_code == 200
+def test_the_address_of_a_tab_leads_to_a_page_that_is_there(client: TestClient) -> None:
+    for name, _, _ in TABS:
+        answer = client.get(f"/docs/tab/{name}")
+        assert answer.status_code == 200
+        assert answer.url.path == f"/{docs.docs_url(name)}" != "/docs/index"
+    assert client.get("/docs/tab/nothing").url.path == "/docs/index"
 
 
 def test_every_link_of_every_page_is_answered(client: TestClient) -> None:

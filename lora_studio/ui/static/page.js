@@ -109,6 +109,14 @@ studio.timersInSight = (places) => {
   return places.map((tab) => ({__type__: 'update', active: tab === open}));
 };
 
+// The question mark leads to the documentation of the tab in sight, whose name the address holds.
+for (const kind of ['click', 'auxclick']) {
+  addEventListener(kind, ({target}) => {
+    const help = target.closest?.('a.help');
+    if (help) help.href = 'docs/tab/' + location.hash.slice(1);
+  }, true);
+}
+
 // On a phone, what is said of a file stands below all that can be chosen.
 studio.showAnalysis = () => {
   const look = document.querySelector('#data-look');
