@@ -109,6 +109,8 @@ def rendered(text: str, up: str = "") -> str:
     for token, following in zip(tokens, [*tokens[1:], None], strict=True):
         if token.type == "heading_open" and following is not None:
             token.attrSet("id", anchor(following.content))
+        if token.type in ("fence", "code_block", "table_open"):
+            token.attrSet("tabindex", "0")  # they scroll sideways, by keyboard too
     for token in _inline(tokens):
         if token.type == "link_open":
             token.attrSet("href", _served(str(token.attrGet("href")), up))
