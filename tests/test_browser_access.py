@@ -1,0 +1,70 @@
+"""What axe-core finds on every tab, with every fold open, in both themes and at both sizes: nothing serious."""
+
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from lora_studio.ui.app import TABS
+from tests.serving import Server, chromium, open_tab
+
+SIZES = ({"width": 1440, "height": 900}, {"width": 390, "height": 844})
+EARLIER = Path(__file__).parent / "earlier" / "workspace.zip"
+PATIENCE = 60_000
+OPEN_FOLDS = """() => {
+  for (const fold of document.querySelectorAll('.tabitem .label-wrap:not(.open)')) if (fold.offsetParent) fold.click();
+  for (const fold of document.querySelectorAll('.tabitem details:not([open])')) if (fold.offsetParent) fold.open = true;
+}"""
+SERIOUS = {"serious", "critical"}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """The page on a workspace with finished and stopped runs, an evaluation and an export."""
+    root = tmp_path_factory.mktemp("access") / "workspace"
+    with zipfile.ZipFile(EARLIER) as archive:
+        archive.extractall(root)
+    server = Server(root)
+    try:
+        with chromium() as browser:
+            visit = browser.new_page(viewport=SIZES[0])
+            visit.set_default_timeout(PATIENCE)
+            visit.goto(server.url)
+            expect(visit.get_by_role("tab", name="Train", exact=True)).to_be_visible()
+            yield visit
+    finally:
+        server.end()
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("tab", [label for _, label, _ in TABS])
+def test_axe_finds_nothing_serious(page: Page, tab: str) -> None:
+    page.set_viewport_size(SIZES[0])
+    open_tab(page, tab)
+    if tab == "Data":  # what stands there of a file that was read
+        page.locator("#data-look").click()
+        expect(page.locator(".ls-tok.ls-t").first).to_be_visible()
+    if tab == "Runs":
+        expect(page.locator("#run-headline h2")).to_be_visible()
+    page.evaluate(OPEN_FOLDS)
+    page.wait_for_timeout(800)  # folds open by an animation
+    findings = []
+    for size in SIZES:
+        page.set_viewport_size(size)
+        for dark in (False, True):
+            page.evaluate("(dark) => document.body.classList.toggle('dark', dark)", dark)
+            page.wait_for_timeout(250)  # colours fade
+            found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+            findings += [
+                f"{violation['id']} at {size['width']}{' dark' if dark else ''}: {node['target']} {node['html'][:120]}"
+                for violation in found
+                if violation["impact"] in SERIOUS
+                for node in violation["nodes"]
+            ]
+    assert findings == []
