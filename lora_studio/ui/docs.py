@@ -33,7 +33,7 @@ HEADERS = {
     "form-action 'none'; frame-ancestors 'self'"
 }
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
-_STYLE = Path(__file__).parent / "static" / "docs.css"
+STYLE = Path(__file__).parent / "static" / "docs.css"
 
 
 def docs_folder() -> Path:
@@ -87,7 +87,7 @@ def _document(name: str, text: str) -> str:
     """A whole page of HTML; `name` is its path without the ending, from which its links are relative."""
     title = next((line[2:] for line in text.splitlines() if line.startswith("# ")), "LoRA Studio")
     up = _up(name)
-    style = Html(_STYLE.read_text(encoding="utf-8"))
+    style = Html(STYLE.read_text(encoding="utf-8"))
     return html.render("docs.page", title, Html(rendered(text)), Html(_contents(up)), up, style)
 
 
@@ -131,5 +131,5 @@ def _served(link: str, up: str) -> str:
 
 def anchor(heading: str) -> str:
     """The id of a heading, as GitHub and mkdocs make it."""
-    words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+    words = re.sub(r"\[([^\[\]]*)\]\([^()]*\)", r"\1", heading)
     return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", words.lower()).strip())

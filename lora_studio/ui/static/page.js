@@ -4,7 +4,9 @@ window.studio ??= {};
 // The address is #TAB, or #runs/RUN.
 const addressParts = () => location.hash.slice(1).split('/');
 const openTab = () => document.querySelector('#tabs [role=tab][aria-selected=true]')?.dataset.tabId;
-[studio.askedTab, studio.askedRun = ''] = addressParts(); // read before the first tab writes its own name there
+const [askedTab, askedRun = ''] = addressParts(); // read before the first tab writes its own name there
+studio.askedTab = askedTab;
+studio.askedRun = askedRun;
 
 // a bookmark or a link chosen while the page is open
 addEventListener('hashchange', () => {
@@ -72,35 +74,26 @@ addEventListener('keydown', (event) => {
   });
 }
 
-// Light or dark, as the person chose last in this browser; without a choice, as the system does.
-{
-  const KEY = 'lora-studio-theme';
-  const asked = new URLSearchParams(location.search).get('__theme');
-  const store = (value) => {
-    try {
-      if (value) localStorage.setItem(KEY, value);
-      return localStorage.getItem(KEY);
-    } catch {
-      return null; // a browser that keeps nothing follows the system
-    }
-  };
-  const chosen = asked ?? store();
-  if (chosen === 'dark' || chosen === 'light') {
-    // Gradio sets its class by the system's theme as it starts, and when that changes.
-    const hold = () => document.body.classList.toggle('dark', (store() ?? chosen) === 'dark');
-    if (!asked) addEventListener('DOMContentLoaded', () => new MutationObserver(hold).observe(document.body, {attributeFilter: ['class']}));
+// Light or dark, as the person chose last in this browser; without a choice, as the system or the address says.
+const theme = (value) => {
+  try {
+    if (value) localStorage.setItem('lora-studio-theme', value);
+    return localStorage.getItem('lora-studio-theme');
+  } catch {
+    return null; // a browser that keeps nothing follows the system
   }
-  studio.header = ({element}) =>
-    studio.clicks({element}, {
-      here: {
-        theme: () => {
-          const dark = !document.body.classList.contains('dark');
-          store(dark ? 'dark' : 'light');
-          document.body.classList.toggle('dark', dark);
-        },
-      },
-    });
-}
+};
+addEventListener('DOMContentLoaded', () => {
+  if (new URLSearchParams(location.search).has('__theme')) return;
+  const hold = () => theme() && document.body.classList.toggle('dark', theme() === 'dark');
+  // Gradio sets its class by the system's theme as it starts, and when that changes.
+  new MutationObserver(hold).observe(document.body, {attributeFilter: ['class']});
+});
+const switchTheme = () => {
+  const dark = document.body.classList.toggle('dark', !document.body.classList.contains('dark'));
+  theme(dark ? 'dark' : 'light');
+};
+studio.header = ({element}) => studio.clicks({element}, {here: {theme: switchTheme}});
 
 // Writes the tab in sight into the address; of the timers, each named by its tab, those of that tab tick.
 studio.timersInSight = (places) => {
